@@ -1,0 +1,59 @@
+"""smalti: learn discrete image tokens from pictures, and paint new pictures with them.
+
+    tokenizer = smalti.VQGAN.from_pretrained("runs/photos/tokenizer")
+    codes = tokenizer.encode(images).codes                       # (B, h, w)
+    images = tokenizer.decode_codes(codes)                       # (B, C, H, W) in [-1, 1]
+    pipeline = smalti.Pipeline.from_pretrained("runs/photos")
+    images = pipeline.sample(4, label="dusk", size=(256, 512), seed=0)
+
+The names below are the public ones. They are loaded at first use, so that the command line answers at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from smalti.errors import SmaltiError
+from smalti.version import __version__
+
+if TYPE_CHECKING:
+    from smalti.images import read_image, save_png, to_array, to_tensor
+    from smalti.pipeline import Pipeline
+    from smalti.prior import Sampler, Transformer, TransformerSettings
+    from smalti.tokenizer.quantizers import VQSettings
+    from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
+
+_HOMES = {
+    "Pipeline": "smalti.pipeline",
+    "Sampler": "smalti.prior",
+    "Transformer": "smalti.prior",
+    "TransformerSettings": "smalti.prior",
+    "VQGAN": "smalti.tokenizer.vqgan",
+    "VQGANSettings": "smalti.tokenizer.vqgan",
+    "VQSettings": "smalti.tokenizer.quantizers",
+    "read_image": "smalti.images",
+    "save_png": "smalti.images",
+    "to_array": "smalti.images",
+    "to_tensor": "smalti.images",
+}
+
+__all__ = [
+    "VQGAN",
+    "Pipeline",
+    "Sampler",
+    "SmaltiError",
+    "Transformer",
+    "TransformerSettings",
+    "VQGANSettings",
+    "VQSettings",
+    "__version__",
+    "read_image",
+    "save_png",
+    "to_array",
+    "to_tensor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'smalti' has no attribute {name!r}")

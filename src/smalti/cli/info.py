@@ -1,0 +1,135 @@
+"""`smalti info`: what is this? and `smalti recipes`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from smalti.cli.console import CONSOLE
+
+
+def info(path: Annotated[Path, typer.Argument(help="A model, run, pipeline, code shard or picture folder, or a picture.")]) -> None:
+    """Say what a checkpoint, run, code folder, picture folder or picture is."""
+    for key, value in _described(path).items():
+        CONSOLE.print(f"{key}: {value}", markup=False, soft_wrap=True)
+
+
+def recipes() -> None:
+    """List the recipes for `smalti train`."""
+    from smalti.training.config import recipes as listed
+
+    for name, about in listed().items():
+        CONSOLE.print(f"{name}: {about}", markup=False, soft_wrap=True)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    from smalti.errors import SmaltiError
+    from smalti.files import read_json
+
+    if not path.exists():
+        raise SmaltiError(f"there is nothing at {path}")
+    if path.is_file() and path.suffix.lower() not in (".txt", ".zip"):
+        return _picture(path)
+    if (path / "codes.json").is_file():
+        return _codes(path)
+    if (path / "tokenizer").is_dir() and (path / "prior").is_dir():
+        return {"pipeline": path, **_prefixed("tokenizer", path / "tokenizer"), **_prefixed("prior", path / "prior")}
+    if (path / "config.yaml").is_file():
+        return _run(path)
+    if (path / "config.json").is_file():
+        return _model(path, read_json(path / "config.json"))
+    return _pictures(path)
+
+
+def _prefixed(name: str, path: Path) -> dict[str, Any]:
+    return {f"{name} {key}": value for key, value in _described(path).items()}
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    from smalti.images import read_image, read_settings
+
+    height, width, _ = read_image(path, channels=3, name=str(path)).shape
+    made = read_settings(path) if path.suffix.lower() == ".png" else None
+    return {"picture": path, "size": f"{height}x{width} (height x width)", **(made or {"made by": "not smalti"})}
+
+
+def _codes(path: Path) -> dict[str, Any]:
+    from smalti.data.codes import entropy, open_codes
+
+    shards = open_codes(path)
+    meta = shards.meta
+    return {
+        "codes": path,
+        "training pictures": f"{len(shards.training)} x {meta.training.copies} copies, {meta.training.damaged} left out as damaged",
+        "validation pictures": f"{len(shards.validation)}, {meta.validation.damaged} left out as damaged",
+        "grid": f"{meta.grid[0]}x{meta.grid[1]} codes of {meta.factor}x{meta.factor} pixels",
+        "codebook": meta.size,
+        "entropy": f"{entropy(shards.training, meta.size):.3f} nats a code",
+        "labels": ", ".join(meta.labels) or "none",
+        "tokenizer": meta.fingerprint,
+    }
+
+
+def _run(path: Path) -> dict[str, Any]:
+    import yaml
+
+    from smalti.errors import SmaltiError
+    from smalti.files import read_json
+    from smalti.training.folder import read_metrics
+
+    config = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
+    if not isinstance(config, dict) or "smalti" not in config:
+        raise SmaltiError(f"{path} holds the run of another program")
+    metrics = read_metrics(path)
+    length = config["run"]["length"]
+    last: dict[str, Any] = {}
+    for line in metrics:
+        last[line["part"]] = {key: value for key, value in line.items() if key not in ("part", "time")}
+    seen = max((line["seen"] for line in metrics), default=0)
+    model = path / "model" / "config.json"
+    return {
+        "run": f"{path}, {config['stage']}, smalti {config['smalti']}",
+        "data": config.get("data", config.get("codes")),
+        "seen": f"{seen:,} of {length:,}",
+        **{f"last {part}": ", ".join(f"{k} {v:.4g}" for k, v in values.items()) for part, values in last.items()},
+        **(_model(path / "model", read_json(model)) if model.is_file() else {"model": "none written yet"}),
+    }
+
+
+def _model(path: Path, config: Any) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    from smalti.errors import SmaltiError
+
+    if not isinstance(config, dict) or "smalti" not in config:
+        raise SmaltiError(f"{path} holds a model of another program")
+    weights = path / "model.safetensors"
+    if not weights.is_file():
+        raise SmaltiError(f"{path} has no model.safetensors")
+    try:
+        with safe_open(weights, "pt") as file:
+            slices = (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118, not a dict
+            count = sum(_product(shape) for shape in slices)
+    except SafetensorError as error:
+        raise SmaltiError(f"{weights} is damaged or truncated ({error})") from error
+    flat = {f"{config['kind']} {key}": value for key, value in config["settings"].items()}
+    return {"model": f"{config['kind']}, {count:,} numbers", **flat, **config.get("about", {})}
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for side in shape:
+        product *= side
+    return product
+
+
+def _pictures(path: Path) -> dict[str, Any]:
+    from smalti.data.sources import open_source
+
+    source = open_source(path)
+    labels = Counter(picture.label for picture in source.pictures)
+    counted = ", ".join(f"{label} ({labels[label]})" for label in source.labels)
+    return {"pictures": path, "count": len(source.pictures), "labels": counted or "none"}

@@ -1,0 +1,58 @@
+"""The `smalti` command: what it is made of, and how it ends. Status 0 success, 1 a failure told in one sentence, 2 wrong usage."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from smalti.cli import data, demo, info, sample, train
+from smalti.cli.console import ERRORS
+from smalti.errors import SmaltiError
+from smalti.version import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Learn discrete image tokens from your pictures, and paint new pictures with them.",
+)
+app.command("demo")(demo.demo)
+app.command("scenes")(data.scenes)
+app.add_typer(train.app, name="train")
+app.command("encode")(data.encode)
+app.command("sample")(sample.sample)
+app.command("complete")(sample.complete)
+app.command("reconstruct")(sample.reconstruct)
+app.command("info")(info.info)
+app.command("recipes")(info.recipes)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"smalti {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; this never returns."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("smalti").addHandler(handler)
+    try:
+        app()
+    except SmaltiError as error:
+        ERRORS.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        ERRORS.print("interrupted", style="red")
+        sys.exit(1)

@@ -1,0 +1,165 @@
+"""`smalti sample`, `smalti complete` and `smalti reconstruct`: pictures out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smalti.cli.console import CONSOLE, ERRORS, counting, size_option
+from smalti.errors import SmaltiError
+
+Model = Annotated[Path, typer.Argument(help="A folder with `tokenizer` and `prior` in it.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the pictures.")]
+Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many pictures.")]
+Label = Annotated[str | None, typer.Option(help="Class label; left out, the model chooses.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count up.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Below 1 safer, above 1 wilder; 0 takes the likeliest code.")]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Choose among the k likeliest codes; 0 among all.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Choose among the likeliest codes that sum to p.")]
+Guidance = Annotated[float, typer.Option(min=0.0, help="How strongly the label is followed; 1 is as trained.")]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures at once; does not change them.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Size = Annotated[str | None, typer.Option(help="Pixels: 64, or height x width as 64x256; as trained by default.")]
+
+
+def sample(
+    model: Model,
+    out: Out,
+    count: Count = 4,
+    label: Label = None,
+    size: Size = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    guidance: Guidance = 1.0,
+    seed: Seed = 0,
+    batch: Batch = 16,
+    device: Device = "auto",
+) -> None:
+    """Paint new pictures, of any size."""
+    from smalti.devices import pick_device
+    from smalti.images import save_png
+    from smalti.pipeline import Pipeline
+    from smalti.prior import Sampler, unknown
+    from smalti.settings import as_mapping
+
+    pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
+    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    height_width = size_option(size) or pipeline.default_size
+    grid = pipeline.grid(height_width)
+    said = {"model": model.resolve().name, "label": label, "size": list(height_width), **as_mapping(sampler)}
+    with counting("laying", "rows") as progress:
+        for first in range(0, count, batch):
+            here = min(batch, count - first)
+            codes = unknown(here, grid)
+            prefix, seeds = pipeline.prefix([label] * here), pipeline.seeds(seed + first, here)
+            for row, codes in enumerate(pipeline.lay(prefix, codes, sampler=sampler, seeds=seeds), 1):
+                progress(first // batch * grid[0] + row, -(-count // batch) * grid[0])
+            for place, image in enumerate(pipeline.decode(codes)):
+                number = seed + first + place
+                name = f"{label or 'sample'}-{number:06d}.png".replace("/", "-")
+                save_png(out / name, image, settings={"command": "sample", "seed": number, **said})
+    CONSOLE.print(f"{count} pictures of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
+
+
+def complete(
+    model: Model,
+    image: Annotated[Path, typer.Argument(help="The picture to complete.")],
+    out: Out,
+    mask: Annotated[Path | None, typer.Option(help="A picture of the same size: white is kept, black is laid anew.")] = None,
+    keep: Annotated[str | None, typer.Option(help="top-half, left-half, right-half, bottom-half or centre.")] = None,
+    count: Count = 4,
+    label: Label = None,
+    size: Size = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    guidance: Guidance = 1.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Keep a part of a picture and lay the rest anew. The picture is scaled and cropped to `--size`."""
+    from smalti.devices import pick_device
+    from smalti.images import center_crop, read_image, resize_to_cover, save_png, to_tensor
+    from smalti.masks import kept_by_mask, kept_part
+    from smalti.pipeline import Pipeline
+    from smalti.prior import Sampler
+    from smalti.settings import as_mapping
+
+    if (mask is None) == (keep is None):
+        raise typer.BadParameter("give either --mask or --keep")
+    pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
+    height_width = size_option(size) or pipeline.default_size
+    pipeline.grid(height_width)
+    whole = read_image(image, channels=pipeline.tokenizer.settings.pyramid.channels, name=str(image))
+    given = to_tensor(center_crop(resize_to_cover(whole, height_width), height_width)).unsqueeze(0)
+    if mask is None:
+        assert keep is not None
+        known = kept_part(keep, height_width)
+    else:
+        known = kept_by_mask(mask, picture=(whole.shape[0], whole.shape[1]), size=height_width)
+    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    said = {"model": model.resolve().name, "image": image.name, "keep": keep, "label": label, **as_mapping(sampler)}
+    images = given.expand(count, -1, -1, -1)
+    completed = pipeline.complete(images, known, labels=[label] * count, sampler=sampler, seed=seed)
+    for place, picture in enumerate(completed):
+        settings = {"command": "complete", "seed": seed + place, **said}
+        save_png(out / f"{image.stem}-{seed + place:06d}.png", picture, settings=settings)
+    CONSOLE.print(f"{count} completions of {image} in {out}", soft_wrap=True)
+
+
+def reconstruct(
+    tokenizer: Annotated[Path, typer.Argument(help="A tokenizer: model folder, run folder or Hub id.")],
+    images: Annotated[Path, typer.Argument(help="A picture, a folder, a .txt list of paths, or a .zip file.")],
+    out: Out,
+    size: Annotated[str | None, typer.Option(help="Scale and crop to this; by default each keeps its size, cut to whole tiles.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Send pictures through the codebook and back, and say how much survives."""
+    import torch
+
+    from smalti.data.sources import Picture, open_source
+    from smalti.devices import pick_device
+    from smalti.evaluation.metrics import CodeUse, psnr
+    from smalti.images import DamagedImage, center_crop, read_image, resize_to_cover, save_png, to_tensor
+    from smalti.tokenizer.vqgan import VQGAN
+
+    model = VQGAN.from_pretrained(tokenizer).to(pick_device(device))
+    channels, f, wanted = model.settings.pyramid.channels, model.factor, size_option(size)
+    place = next(model.parameters()).device
+    single = images.is_file() and images.suffix.lower() not in (".txt", ".zip")
+    source = None if single else open_source(images)
+    pictures = source.pictures if source else [Picture(images.name, None)]
+    use, ratios = CodeUse(model.size), []
+    with counting("reconstructing", "pictures") as progress:
+        for done, picture in enumerate(pictures, 1):
+            try:
+                array = source.read(picture, channels) if source else read_image(images, channels=channels, name=str(images))
+                if wanted:
+                    array = resize_to_cover(array, wanted)
+                height, width = wanted or (array.shape[0] // f * f, array.shape[1] // f * f)
+                if not height or not width:
+                    raise DamagedImage(picture.key, f"is {array.shape[0]}x{array.shape[1]} pixels, smaller than one tile of {f}")
+            except DamagedImage as error:
+                if single:
+                    raise
+                ERRORS.print(f"left out: {error}", markup=False, highlight=False, soft_wrap=True)
+                continue
+            given = to_tensor(center_crop(array, (height, width))).unsqueeze(0).to(place)
+            with torch.no_grad():
+                back, quantized = model(given)
+            use.add(quantized.codes)
+            ratios.append(float(psnr(given, back)))
+            said = {"command": "reconstruct", "tokenizer": tokenizer.resolve().name, "psnr": round(ratios[-1], 3)}
+            save_png((out / picture.key).with_suffix(".png"), back[0].cpu(), settings=said)
+            progress(done, len(pictures))
+    if not ratios:
+        raise SmaltiError(f"none of the {len(pictures)} pictures in {images} could be read")
+    left_out = f", {len(pictures) - len(ratios)} left out" if len(ratios) < len(pictures) else ""
+    CONSOLE.print(
+        f"{len(ratios)} pictures{left_out}: PSNR {sum(ratios) / len(ratios):.2f} dB, "
+        f"{use.in_use:.1%} of {model.size} codes in use, perplexity {use.perplexity:.0f}; in {out}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,56 @@
+"""`smalti train tokenizer` and `smalti train prior`. The same command again goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smalti.cli.console import CONSOLE, counting
+
+app = typer.Typer(no_args_is_help=True, help="Train stage 1 (tokenizer) or stage 2 (prior). The same command again resumes.")
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command again goes on with it.")]
+Recipe = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see `smalti recipes`) or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Lay a.b=value over the recipe; may be repeated.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
+
+
+@app.command("tokenizer")
+def tokenizer(
+    data: Annotated[Path, typer.Argument(help="Pictures: a folder, a .txt list of paths, or a .zip file.")],
+    out: Out,
+    recipe: Recipe = "small",
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Learn a codebook from pictures (stage 1)."""
+    from smalti.training.config import TokenizerTraining, resolve
+    from smalti.training.runs import show_settings, train_tokenizer
+
+    settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=overrides or [])
+    show_settings(settings, CONSOLE)
+    if not dry_run:
+        train_tokenizer(data, out, settings=settings, console=CONSOLE)
+
+
+@app.command("prior")
+def prior(
+    data: Annotated[Path, typer.Argument(help="Codes made by `smalti encode`, or pictures, which are then encoded into the run.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="The tokenizer that made the codes, or is to make them.")],
+    out: Out,
+    recipe: Recipe = "small",
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Learn how codes follow one another (stage 2)."""
+    from smalti.training.config import PriorTraining, resolve
+    from smalti.training.runs import codes_of, show_settings, train_prior
+
+    settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=overrides or [])
+    show_settings(settings, CONSOLE)
+    if not dry_run:
+        with counting("encoding", "images") as progress:
+            shards = codes_of(data, tokenizer, out / "codes", settings=settings, progress=progress)
+        train_prior(shards, tokenizer, out, settings=settings, console=CONSOLE)

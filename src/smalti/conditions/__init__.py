@@ -1,0 +1,1 @@
+"""What a picture is asked to be: one file a kind of condition, all with the signature of `base.Condition`."""

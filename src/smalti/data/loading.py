@@ -1,0 +1,408 @@
+"""From pictures to the batches that training reads.
+
+A batch is a pure function of the data set, the seed and the position in the stream: not of the number of worker
+processes, of ranks, of caching or of how often training was stopped and resumed. Every random choice hangs on a
+counter, `draw`, the number of the example in the stream.
+
+B batch, C channels, H W pixels, N pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import math
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from smalti.data.sources import Picture, Source
+from smalti.errors import SmaltiError
+from smalti.images import Array, DamagedImage, center_crop, crop, resize_to_cover, to_tensor
+
+logger = logging.getLogger("smalti")
+
+_GOOD, _DAMAGED = 1, 2  # states of a picture; 0: not looked at yet
+
+
+class Example(NamedTuple):
+    """One picture: `image` (C, H, W) float32 in [-1, 1]; `label` () int64, the place in the source's labels, -1 for
+    none.
+    """
+
+    image: Tensor
+    label: Tensor
+
+
+class Batch(NamedTuple):
+    """Several pictures: `images` (B, C, H, W) float32 in [-1, 1]; `labels` (B,) int64, -1 for none."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def chances(seed: int, draw: int) -> tuple[float, float, float, float]:
+    """(seed, draw) -> four independent numbers, uniform in [0, 1), the same on every machine and for ever."""
+    digest = hashlib.sha256(f"{seed} {draw}".encode()).digest()
+    a, b, c, d = (int.from_bytes(digest[i : i + 8], "big") >> 11 for i in (0, 8, 16, 24))
+    return a / 2**53, b / 2**53, c / 2**53, d / 2**53
+
+
+class Crop(ABC):
+    """How a window of the asked size is cut out of a picture."""
+
+    @property
+    @abstractmethod
+    def margin(self) -> float:
+        """How many times larger than the window the picture is handed over."""
+
+    @abstractmethod
+    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int) -> Array:
+        """(H', W', C), which covers margin * size -> (H, W, C) for the size (H, W)."""
+
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """The settings, as plain values."""
+
+
+@final
+class CentreCrop(Crop):
+    """The window in the middle, always: for validation."""
+
+    @property
+    def margin(self) -> float:
+        return 1.0
+
+    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int) -> Array:
+        return center_crop(array, size)
+
+    def described(self) -> dict[str, Any]:
+        return {"crop": "centre"}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RandomCrop(Crop):
+    """A window anywhere, every other one mirrored if `flip`: for training.
+
+    The picture is first scaled so that it covers `size` times a factor drawn evenly from `zoom`; (1, 1) means that
+    it just fits. Raises `SmaltiError` unless 1 <= zoom[0] <= zoom[1].
+    """
+
+    zoom: tuple[float, float] = (1.0, 1.0)
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.zoom[0] <= self.zoom[1]:
+            raise SmaltiError(
+                f"zoom goes from a factor of at least 1 to a larger one, not {self.zoom[0]} to {self.zoom[1]}"
+            )
+
+    @property
+    def margin(self) -> float:
+        return self.zoom[1]
+
+    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int) -> Array:
+        nearness, down, right, mirror = chances(seed, draw)
+        factor = self.zoom[0] + nearness * (self.zoom[1] - self.zoom[0])
+        if factor < self.margin:
+            array = resize_to_cover(array, (round(size[0] * factor), round(size[1] * factor)))
+        top = int(down * (array.shape[0] - size[0] + 1))
+        left = int(right * (array.shape[1] - size[1] + 1))
+        window = crop(array, top=top, left=left, height=size[0], width=size[1])
+        return window[:, ::-1] if self.flip and mirror < 0.5 else window
+
+    def described(self) -> dict[str, Any]:
+        return {"crop": "random", "zoom": list(self.zoom), "flip": self.flip}
+
+
+@final
+class Crops:
+    """Pictures of a source -> examples of one size: `crops[index, draw]` is picture `index`, cut as draw number
+    `draw` says.
+
+    `size` is (H, W) in pixels. Pictures are scaled to cover it, enlarged at most twice: smaller ones count as
+    damaged. A damaged picture is named once through the logger "smalti", and the next good one takes its place.
+    When at least 3 pictures and more than a tenth of those looked at are damaged (judged when 100 or all have been
+    looked at), or all are, reading raises `SmaltiError`.
+
+    Scaled pictures are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:
+    never); worker processes share that allowance. What is read does not depend on it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        pictures: Sequence[Picture],
+        *,
+        size: tuple[int, int],
+        channels: int,
+        crop: Crop,
+        seed: int,
+        cache_mib: int = 1024,
+    ) -> None:
+        self.source = source
+        self.pictures = tuple(pictures)
+        self.size = size
+        self._channels = channels
+        self._crop = crop
+        self._seed = seed
+        self._kept_size = (math.ceil(size[0] * crop.margin), math.ceil(size[1] * crop.margin))
+        self._places = {label: place for place, label in enumerate(source.labels)}
+        # Until they are read their aspects are unknown; photos are often 4:3.
+        expected = len(self.pictures) * channels * math.prod(self._kept_size) * 4 / 3
+        self._allowance = cache_mib * 2**20 if expected <= cache_mib * 2**20 else 0
+        self._cached: dict[int, Array] = {}
+        self._cached_bytes = 0
+        self._latest: tuple[int, Array] | None = None  # several draws of one picture in a row read it once
+        self._reasons: dict[int, str] = {}
+        self._states = torch.zeros(len(self.pictures), dtype=torch.uint8)  # one record for all worker processes
+        self._states.share_memory_()  # type: ignore[no-untyped-call]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: tuple[int, int], /) -> Example:
+        index, draw = key
+        for step in range(len(self)):
+            try:
+                return self.example((index + step) % len(self), draw)
+            except DamagedImage:
+                continue
+        raise self._too_many_damaged()
+
+    def example(self, index: int, draw: int) -> Example:
+        """The example of picture `index` itself. Raises `DamagedImage` where `crops[index, draw]` would step to the
+        next one.
+        """
+        array = self._crop.cut(self._scaled(index), self.size, seed=self._seed, draw=draw)
+        label = self.pictures[index].label
+        place = self._places[label] if label is not None else -1
+        return Example(to_tensor(array), torch.tensor(place))
+
+    def batch_of(self, *stacked: Tensor) -> Batch:
+        """The fields of examples, stacked -> a batch."""
+        return Batch(*stacked)
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """The keys of the pictures found damaged so far -> the reason, as the rest of a sentence that begins with
+        the key.
+        """
+        for index in np.flatnonzero(self._states.numpy() == _DAMAGED).tolist():
+            if index not in self._reasons:  # a worker process found it, and only that it is damaged is shared
+                with suppress(DamagedImage):
+                    self._scaled(index)
+        return {self.pictures[index].key: reason for index, reason in sorted(self._reasons.items())}
+
+    def described(self) -> dict[str, Any]:
+        """What decides the examples, as plain values: two data sets described alike read the same, if no file has
+        changed.
+        """
+        keys = hashlib.sha256("\0".join(picture.key for picture in self.pictures).encode("utf-8", "surrogateescape"))
+        return {
+            "source": str(self.source.path.absolute()),
+            "pictures": len(self.pictures),
+            "keys": keys.hexdigest()[:16],
+            "size": list(self.size),
+            "channels": self._channels,
+            "seed": self._seed,
+            **self._crop.described(),
+        }
+
+    def _scaled(self, index: int) -> Array:
+        if index in self._cached:
+            return self._cached[index]
+        if self._latest is not None and self._latest[0] == index:
+            return self._latest[1]
+        if index in self._reasons:
+            raise DamagedImage(self.pictures[index].key, self._reasons[index])
+        try:
+            array = self.source.read(self.pictures[index], self._channels)
+            self._check_size(index, array)
+        except DamagedImage as error:
+            self._reasons[index] = error.reason
+            self._note(index, _DAMAGED)
+            raise
+        array = resize_to_cover(array, self._kept_size)
+        self._note(index, _GOOD)
+        self._latest = (index, array)
+        self._keep(index, array)
+        return array
+
+    def _check_size(self, index: int, array: Array) -> None:
+        (height, width), (h, w) = self.size, array.shape[:2]
+        if max(height / h, width / w) > 2:
+            raise DamagedImage(
+                self.pictures[index].key,
+                f"is {h}x{w} pixels, too small for size {height}x{width}; "
+                f"use pictures of at least {-(-height // 2)}x{-(-width // 2)} pixels or a smaller size",
+            )
+
+    def _keep(self, index: int, array: Array) -> None:
+        worker = get_worker_info()
+        if self._cached_bytes + array.nbytes <= self._allowance // (worker.num_workers if worker else 1):
+            self._cached[index] = array
+            self._cached_bytes += array.nbytes
+
+    def _note(self, index: int, state: int) -> None:
+        """Record for all processes what was found of a picture; name it if damaged; judge the whole."""
+        states = self._states.numpy()
+        if states[index] in (state, _DAMAGED):
+            return
+        states[index] = state
+        if state == _DAMAGED:
+            logger.warning("damaged picture left out: %s %s", self.pictures[index].key, self._reasons[index])
+        if not self._reasons:
+            return
+        looked, damaged = np.count_nonzero(states), np.count_nonzero(states == _DAMAGED)
+        enough = looked >= min(len(states), 100)
+        if damaged == len(states) or (enough and damaged >= 3 and damaged > looked / 10):
+            raise self._too_many_damaged()
+
+    def _too_many_damaged(self) -> SmaltiError:
+        looked = np.count_nonzero(self._states.numpy())
+        damaged = [f"{key} {reason}" for key, reason in self.damaged.items()]
+        return SmaltiError(
+            f"{len(damaged)} of the {looked} pictures looked at in {self.source.path} are damaged: "
+            f"{'; '.join(damaged[:3])}{'; ...' if len(damaged) > 3 else ''}; mend or remove them"
+        )
+
+
+B_co = TypeVar("B_co", covariant=True)
+Fields = tuple[Tensor, ...]
+
+
+class Examples(Protocol[B_co]):
+    """What can be streamed: examples that are tuples of tensors, whose stacked fields make a batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int], /) -> Fields:
+        """(index, draw) -> one example; `draw` decides all that is random about it."""
+
+    def batch_of(self, *stacked: Tensor) -> B_co:
+        """Each field of the examples, stacked -> a batch."""
+
+
+def batches(
+    dataset: Examples[B_co], *, batch: int, seed: int, start: int, rank: int = 0, world: int = 1, workers: int = 0
+) -> Iterator[B_co]:
+    """A data set of N examples -> an endless stream of batches, in a new order every epoch.
+
+    Example number n of the stream, counted over all ranks, is `dataset[order[n % N], n]` with the order of epoch n
+    // N, which (seed, epoch) decide. The stream begins at number `start`. `batch` is the number of examples that
+    all `world` ranks take at once; this `rank` gets every world-th of them, beginning at its own number. `workers`
+    processes read ahead (0: none).
+
+    Raises `SmaltiError` when the data set is empty, when `batch` cannot be shared out evenly, and for what the data
+    set raises.
+    """
+    if len(dataset) == 0:
+        raise SmaltiError("there are no examples to make batches of; give more data")
+    if batch < 1 or batch % world:
+        raise SmaltiError(
+            f"a batch of {batch} cannot be shared out evenly to {world} devices; use a multiple of {world}"
+        )
+    keys = _endless_keys(len(dataset), batch=batch, seed=seed, start=start, rank=rank, world=world)
+    return _batches(dataset, keys, workers)
+
+
+def in_order(dataset: Examples[B_co], *, batch: int, workers: int = 0) -> Iterator[B_co]:
+    """A data set of N examples -> batches of all of them, once, in order; the last batch may be smaller. Draw i
+    goes with i.
+    """
+    keys = ([(n, n) for n in range(first, min(first + batch, len(dataset)))] for first in range(0, len(dataset), batch))
+    return _batches(dataset, keys, workers)
+
+
+def _batches(dataset: Examples[B_co], keys: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[B_co]:
+    for fields in stacks(dataset.__getitem__, keys, workers=workers):
+        assert fields is not None, "damaged pictures are replaced, not left out"
+        yield dataset.batch_of(*fields)
+
+
+def stacks(
+    get: Callable[[tuple[int, int]], Fields], keys: Iterable[list[tuple[int, int]]], *, workers: int
+) -> Iterator[Fields | None]:
+    """For each sequence of keys: `get` of each, stacked field by field, without those that raise `DamagedImage`.
+
+    None where nothing is left. Other errors are raised here, in the process of the caller.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Gotten(get),
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_stack,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        generator=torch.Generator(),  # else the loader would take a number from the global generator
+    )
+    for fields in loader:
+        if isinstance(fields, SmaltiError):
+            raise fields
+        yield fields
+
+
+def _endless_keys(
+    N: int, *, batch: int, seed: int, start: int, rank: int, world: int
+) -> Iterator[list[tuple[int, int]]]:
+    order, epoch = _order(N, seed, start // N), start // N
+    for first in itertools.count(start, batch):
+        keys = []
+        for n in range(first + rank, first + batch, world):
+            if n // N != epoch:
+                epoch = n // N
+                order = _order(N, seed, epoch)
+            keys.append((int(order[n % N]), n))
+        yield keys
+
+
+def _order(N: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """A permutation of 0..N-1. RandomState, because numpy promises never to change what it draws."""
+    words = np.frombuffer(hashlib.sha256(f"order {seed} {epoch}".encode()).digest(), dtype="<u4")
+    return np.random.RandomState(words).permutation(N)
+
+
+@final
+class _Gotten(Dataset[Any]):
+    """A function of keys as PyTorch's data set. Errors are returned: raised ones would reach the caller as a long
+    traceback.
+    """
+
+    def __init__(self, get: Callable[[tuple[int, int]], Fields]) -> None:
+        self._get = get
+
+    def __getitem__(self, key: tuple[int, int]) -> Fields | SmaltiError:
+        try:
+            return self._get(key)
+        except SmaltiError as error:
+            return error
+
+
+def _stack(items: Sequence[Fields | SmaltiError]) -> Fields | SmaltiError | None:
+    good: list[Fields] = []
+    for item in items:
+        if isinstance(item, DamagedImage):
+            continue
+        if isinstance(item, SmaltiError):
+            return item
+        good.append(item)
+    return tuple(torch.stack(field) for field in zip(*good, strict=True)) if good else None
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """On Ctrl-C the terminal, at a time limit Slurm, signals every process; the main one still needs its workers to
+    end well.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

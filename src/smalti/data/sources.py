@@ -1,0 +1,244 @@
+"""Where pictures come from: a folder, a `.txt` list of paths or a `.zip` file -> named, labelled pictures.
+
+The label of a picture is the name of the first folder below the root. The root of a folder is that folder. Lists
+and zip files have no root of their own (most zip files hold one folder that holds all else), so theirs is the
+deepest folder that holds all their pictures: if all lie in one folder, there are no labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+import zipfile
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple, final
+
+from smalti.errors import SmaltiError
+from smalti.images import IMAGE_SUFFIXES, Array, DamagedImage, read_image
+
+
+class Picture(NamedTuple):
+    """A picture's name within its source (with forward slashes) and its label, if it has one."""
+
+    key: str
+    label: str | None
+
+
+class Source(ABC):
+    """The pictures that `path` holds. An instance can be handed to other processes."""
+
+    def __init__(self, path: Path, pictures: Sequence[Picture]) -> None:
+        self.path = path
+        self.pictures = tuple(pictures)
+        self.labels = tuple(sorted({picture.label for picture in pictures if picture.label is not None}))
+
+    @abstractmethod
+    def stream(self, picture: Picture) -> Path | BinaryIO:
+        """Where the bytes of one picture are. Raises `DamagedImage` when they cannot be had."""
+
+    @final
+    def read(self, picture: Picture, channels: int) -> Array:
+        """One picture -> (H, W, channels); see `smalti.images.read_image`. Raises `DamagedImage`."""
+        return read_image(self.stream(picture), channels=channels, name=picture.key)
+
+
+@final
+class FolderSource(Source):
+    """All pictures in and below a folder, sorted by name. Hidden files and folders are skipped; links are followed."""
+
+    def __init__(self, path: Path) -> None:
+        keys: list[str] = []
+        others: list[str] = []
+        for name in _files_below(path):
+            (keys if _is_picture(name) else others).append(name)
+        if not keys:
+            raise _no_pictures(path, others)
+        super().__init__(path, [Picture(key, _label(key, root=())) for key in sorted(keys)])
+
+    def stream(self, picture: Picture) -> Path:
+        return self.path / picture.key
+
+
+@final
+class ListSource(Source):
+    """The pictures whose paths stand in a UTF-8 text file, one a line, absolute or relative to the folder of the list.
+
+    Their order is kept; a picture that is named twice counts once; blank lines are skipped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SmaltiError(f"cannot read {path} as a list of paths: {error}") from error
+        keys: dict[str, None] = {}
+        missing: list[str] = []
+        for number, line in enumerate(lines, start=1):
+            name = line.strip()
+            if not name:
+                continue
+            if (path.parent / name).is_file():
+                keys[_below(path.parent, name)] = None
+            else:
+                missing.append(f"{name} (line {number})")
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise SmaltiError(
+                f"{path} names files that do not exist: {', '.join(missing[:3])}{more}; "
+                f"paths are absolute or relative to {path.parent}"
+            )
+        if not keys:
+            raise SmaltiError(f"{path} names no pictures; it should hold one path a line")
+        super().__init__(path, _labelled(keys))
+
+    def stream(self, picture: Picture) -> Path:
+        return self.path.parent / picture.key
+
+
+@final
+class ZipSource(Source):
+    """The pictures in a zip file, sorted by name, read without unpacking it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = [
+                    member for member in archive.infolist() if not member.is_dir() and _is_visible(member.filename)
+                ]
+        except (OSError, zipfile.BadZipFile) as error:
+            raise SmaltiError(f"cannot read {path} as a zip file: {error}") from error
+        pictures = [member for member in members if _is_picture(member.filename)]
+        if not pictures:
+            raise _no_pictures(path, [member.filename for member in members])
+        if any(member.flag_bits & 1 for member in pictures):
+            raise SmaltiError(f"{path} is locked with a password; unpack it and give the folder")
+        super().__init__(path, _labelled(sorted({member.filename for member in pictures})))
+        self._archive: zipfile.ZipFile | None = None
+        self._process = 0
+
+    def stream(self, picture: Picture) -> BinaryIO:
+        try:
+            if self._archive is None or self._process != os.getpid():
+                # Each process opens the file for itself: a forked one would share the reading position with its parent.
+                self._archive, self._process = zipfile.ZipFile(self.path), os.getpid()
+            return BytesIO(self._archive.read(picture.key))
+        except Exception as error:  # a bad checksum, a cut or unknown compression: zipfile has an exception for each
+            raise DamagedImage(picture.key, f"cannot be read from {self.path} ({error})") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_archive": None}
+
+
+def open_source(path: Path) -> Source:
+    """A folder, a `.txt` list of paths or a `.zip` file -> its pictures.
+
+    Raises `SmaltiError` when there is no such path, when it is of another kind, or when it holds no pictures.
+    """
+    if path.is_dir():
+        return FolderSource(path)
+    if not path.exists():
+        raise SmaltiError(f"there is no {path}; pictures come from a folder, a .txt list of paths or a .zip file")
+    suffix = path.suffix.lower()
+    if suffix == ".txt":
+        return ListSource(path)
+    if suffix == ".zip":
+        return ZipSource(path)
+    raise SmaltiError(f"{path} is neither a folder, a .txt list of paths nor a .zip file; give the folder it lies in")
+
+
+def split(pictures: Iterable[Picture], *, validation: float) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
+    """Pictures -> (those to train on, those to validate on), about the fraction `validation` of them in the latter.
+
+    A picture's side depends on the hash of its key alone, so adding pictures moves none that are there already. The
+    one exception: of two or more pictures each side gets at least one, so in a tiny set the picture with the lowest
+    (highest) hash stands in for an otherwise empty validation (training) side until others come. A single picture
+    is for training.
+
+    Raises `SmaltiError` unless 0 < validation < 1.
+    """
+    if not 0 < validation < 1:
+        raise SmaltiError(f"the fraction for validation must be above 0 and below 1, not {validation}")
+    given = tuple(pictures)
+    ranked = sorted((_place(picture.key), picture.key) for picture in given)
+    chosen = {key for place, key in ranked if place < validation}
+    if len(ranked) > 1:
+        chosen.add(ranked[0][1])
+        chosen.discard(ranked[-1][1])
+    else:
+        chosen.clear()
+    return (
+        tuple(picture for picture in given if picture.key not in chosen),
+        tuple(picture for picture in given if picture.key in chosen),
+    )
+
+
+def _place(key: str) -> float:
+    """A key -> a number in [0, 1). File systems differ in how they spell accents, so the key is normalised first."""
+    digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _files_below(root: Path) -> list[str]:
+    """The visible files below `root`, as paths relative to it. A linked folder is entered once, so circles end."""
+
+    def refuse(error: OSError) -> None:
+        raise SmaltiError(f"cannot look into {error.filename}: {error.strerror}") from error
+
+    found: list[str] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = Path(folder).relative_to(root)
+        found.extend((below / name).as_posix() for name in names if not name.startswith("."))
+    return found
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_visible(name: str) -> bool:
+    """Whether a zip member is neither hidden nor the shadow of a file that macOS adds."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _below(folder: Path, name: str) -> str:
+    """A path as it stands in a list -> the key: relative to the list's folder where that is possible."""
+    normal = Path(os.path.normpath(name))
+    if normal.is_absolute() and normal.is_relative_to(folder.absolute()):
+        normal = normal.relative_to(folder.absolute())
+    return normal.as_posix()
+
+
+def _labelled(keys: Iterable[str]) -> list[Picture]:
+    """Keys -> pictures, labelled by the first folder below the deepest folder that holds them all."""
+    keys = list(keys)
+    first, *others = (PurePosixPath(key).parent.parts for key in keys)
+    shared = len(first)
+    for parts in others:
+        shared = next((i for i in range(min(shared, len(parts))) if parts[i] != first[i]), min(shared, len(parts)))
+    return [Picture(key, _label(key, root=first[:shared])) for key in keys]
+
+
+def _label(key: str, root: tuple[str, ...]) -> str | None:
+    below = PurePosixPath(key).parent.parts[len(root) :]
+    return unicodedata.normalize("NFC", below[0]) if below else None
+
+
+def _no_pictures(path: Path, others: Sequence[str]) -> SmaltiError:
+    kinds = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in others)
+    listed = ", ".join(sorted(kinds, key=lambda kind: (-kinds[kind], kind))[:5])
+    holds = f"{len(others)} file{'s' * (len(others) != 1)} of the kind{'s' * (len(kinds) != 1)} {listed}"
+    return SmaltiError(
+        f"no pictures in {path}; it holds {holds if others else 'no files'}; pictures are {', '.join(IMAGE_SUFFIXES)}"
+    )

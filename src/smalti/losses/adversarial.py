@@ -1,0 +1,143 @@
+"""The adversarial game in small pure functions: logits -> losses, gradients -> the weight between them, and the ramp.
+
+Letters: B batch, C channels, H W pixels. `real` and `fake` are a discriminator's logits, of any shape, on pictures of
+the data and on pictures of the generator. Every loss is a mean over all logits, so pictures of any size weigh alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Logits -> (): half of mean relu(1 - real) + mean relu(1 + fake). The default of VQGAN.
+
+    Lim and Ye 2017, "Geometric GAN". It is 1 where the discriminator knows nothing (all logits 0) and 0 where every
+    logit is beyond the margin.
+    """
+    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+
+
+def linear_generator(fake: Tensor) -> Tensor:
+    """Logits -> (): -mean fake, unbounded. The original uses it with both of its discriminator losses."""
+    return -fake.mean()
+
+
+def logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Logits -> (): half of mean softplus(-real) + mean softplus(fake), the cross entropy of Goodfellow et al. 2014."""
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+def nonsaturating_generator(fake: Tensor) -> Tensor:
+    """Logits -> (): mean softplus(-fake), whose gradient fades once the fakes pass (Goodfellow et al. 2014)."""
+    return F.softplus(-fake).mean()
+
+
+hinge_generator = linear_generator
+
+
+class Adversarial(NamedTuple):
+    """The two sides of one game: (real, fake) -> () for the discriminator, (fake) -> () for the generator."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+
+
+ADVERSARIAL: dict[str, Adversarial] = {
+    "hinge": Adversarial(discriminator=hinge_discriminator, generator=hinge_generator),
+    "vanilla": Adversarial(
+        discriminator=logistic_discriminator, generator=linear_generator
+    ),  # the original's "vanilla"
+    "nonsaturating": Adversarial(discriminator=logistic_discriminator, generator=nonsaturating_generator),
+}
+
+
+def _precise(values: Tensor) -> Tensor:
+    """The values without gradient, in float32 at least: a norm or a slow mean in half precision would be wrong."""
+    return values.detach().to(torch.promote_types(values.dtype, torch.float32))
+
+
+def adaptive_weight(
+    reconstruction_gradient: Tensor, adversarial_gradient: Tensor, *, limit: float = 1e4, epsilon: float = 1e-4
+) -> Tensor:
+    """Two gradients of the decoder's last weights -> (): clamp(|reconstruction| / (|adversarial| + epsilon), 0, limit).
+
+    Esser et al. 2021, equation 7: the adversarial term, multiplied by this, moves those weights as strongly as the
+    reconstruction does. The paper writes epsilon 1e-6, its code 1e-4; the code is followed. The norms are taken in
+    float32 at least, and the result carries no gradient. Where a gradient is not finite, the weight is not either.
+    """
+    reconstruction = torch.linalg.vector_norm(_precise(reconstruction_gradient))
+    adversarial = torch.linalg.vector_norm(_precise(adversarial_gradient))
+    weight: Tensor = reconstruction / (adversarial + epsilon)
+    return weight.clamp(0.0, limit)
+
+
+def lecam(real: Tensor, fake: Tensor, ema_real: Tensor, ema_fake: Tensor) -> Tensor:
+    """Logits and the two anchors () -> (): mean relu(real - ema_fake)^2 + mean relu(ema_real - fake)^2.
+
+    Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data", equation 3: the discriminator
+    is held back from driving its logits on the two kinds of picture apart. The relu is in the authors' code and not in
+    their equation: a logit on the far side of the other kind's anchor costs nothing. Add it, with a small weight
+    (0.001 to 0.05), to the discriminator's loss.
+    """
+    return F.relu(real - ema_fake).square().mean() + F.relu(ema_real - fake).square().mean()
+
+
+class LeCam(NamedTuple):
+    """The anchors of `lecam`: running means () of the discriminator's logits, as a value that is carried along.
+
+    `updates` counts, as a tensor (), what the means have seen, so that nothing waits for a GPU.
+    """
+
+    real: Tensor
+    fake: Tensor
+    updates: Tensor
+
+    @classmethod
+    def start(cls, device: torch.device | str = "cpu") -> LeCam:
+        """Anchors that have seen nothing: update them before the first use."""
+        zero = torch.zeros((), device=device)
+        return cls(real=zero, fake=zero, updates=zero)
+
+    def update(self, real: Tensor, fake: Tensor, *, decay: float = 0.999) -> LeCam:
+        """This step's logits, of any shape -> new anchors; the old ones stay as they were. Float32, without gradient.
+
+        The first 1 / (1 - decay) updates make a plain mean of all seen, since an exponential mean that begins at 0
+        would pull the logits there.
+        """
+        weight = (1.0 / (self.updates + 1.0)).clamp(min=1.0 - decay)
+        return LeCam(
+            real=torch.lerp(self.real, _precise(real).mean(), weight),
+            fake=torch.lerp(self.fake, _precise(fake).mean(), weight),
+            updates=self.updates + 1.0,
+        )
+
+
+def ramp(seen: float, *, start: float, length: float) -> float:
+    """How much was seen -> a factor in [0, 1]: 0 up to `start`, then rising evenly, 1 from `start + length` on.
+
+    All three in one unit, such as pictures or steps. With length 0 it is the original's switch: 1 once `seen >= start`.
+    """
+    if length <= 0:
+        return 1.0 if seen >= start else 0.0
+    return min(max((seen - start) / length, 0.0), 1.0)
+
+
+def l1(images: Tensor, others: Tensor) -> Tensor:
+    """Images (B,C,H,W) twice -> (B,): the mean absolute difference of each; the pixel loss of the original's code."""
+    return F.l1_loss(others, images, reduction="none").mean((1, 2, 3))
+
+
+def l2(images: Tensor, others: Tensor) -> Tensor:
+    """Images (B,C,H,W) twice -> (B,): the mean squared difference of each; the pixel loss of the paper's text."""
+    return F.mse_loss(others, images, reduction="none").mean((1, 2, 3))
+
+
+# One number for each picture, as the perceptual distance has: mean(pixel + weight * perceptual) is the original's
+# `nll_loss`.
+PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "l2": l2}

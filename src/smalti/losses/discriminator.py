@@ -1,0 +1,145 @@
+"""Discriminators: a picture -> a grid of logits, one for each overlapping patch, high where the patch looks real.
+
+Letters: B batch, C channels, H W pixels, s stem (the factor of space-to-depth), h w grid of patch logits.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from smalti.errors import SmaltiError
+from smalti.settings import settings
+
+
+class Norm(NamedTuple):
+    """How to make a normalisation layer for so many channels, and whether the convolution before it keeps its bias."""
+
+    build: Callable[[int], nn.Module]
+    bias: bool
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+# BatchNorm subtracts the mean of every channel, so a bias before it would have no effect; GroupNorm subtracts only the
+# mean of a group of channels.
+NORMS: dict[str, Norm] = {
+    "batch": Norm(build=nn.BatchNorm2d, bias=False),
+    "group": Norm(build=_group_norm, bias=True),
+}
+
+
+class Discriminator(nn.Module, abc.ABC):
+    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), unbounded, high for "real"."""
+
+    @abc.abstractmethod
+    def forward(self, images: Tensor) -> Tensor: ...
+
+
+@settings
+class PatchSettings:
+    """The settings of `PatchDiscriminator`.
+
+    - `channels`: of the pictures.
+    - `width`: channels after the first convolution; doubled by each later one, at most eightfold.
+    - `layers`: how many convolutions halve the resolution. 3 looks at patches of 70 x 70 pixels, 2 at 34 x 34 (the
+      paper's ImageNet model with 16384 codes has 2).
+    - `norm`: "batch" is the reference: its statistics, and so every logit, depend on the rest of the batch, and are not
+      shared between devices. "group" scores each picture by itself, alike in training and evaluation.
+    - `stem`: squares of stem x stem pixels are first folded into channels, without loss, so that every convolution
+      works on 1/stem of the resolution and sees a patch stem times as wide. 1 is the reference; 2 suits small machines.
+    """
+
+    name: Literal["patch"] = "patch"
+    channels: Annotated[int, Field(ge=1)] = 3
+    width: Annotated[int, Field(ge=1)] = 64
+    layers: Annotated[int, Field(ge=1, le=6)] = 3
+    norm: Literal["batch", "group"] = "group"
+    stem: Annotated[int, Field(ge=1, le=8)] = 1
+
+
+@final
+class PatchDiscriminator(Discriminator):
+    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (stem * 2**layers)) - 2, and w alike.
+
+    PatchGAN (Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2), as
+    used by VQGAN (Esser et al. 2021). Convolution weights begin as N(0, 0.02), the scales of the norms as N(1, 0.02).
+
+    Raises `SmaltiError` for pictures of other channels, too small for one logit, or not divisible by the stem.
+    """
+
+    def __init__(self, settings: PatchSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        norm = NORMS[settings.norm]
+        width = settings.width
+        layers: list[nn.Module] = [
+            nn.Conv2d(settings.channels * settings.stem**2, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+        for depth in range(1, settings.layers + 1):
+            wider = settings.width * min(2**depth, 8)
+            stride = 2 if depth < settings.layers else 1
+            layers += [
+                nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=norm.bias),
+                norm.build(wider),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+            width = wider
+        layers.append(nn.Conv2d(width, 1, 4, stride=1, padding=1))
+        self.main = nn.Sequential(*layers)  # indices as in the original, so that its checkpoints need no key table
+        self.main.apply(_initialise)
+
+    @property
+    def smallest(self) -> int:
+        """The smallest height and width, in pixels, that give a logit."""
+        return 3 * self.settings.stem << self.settings.layers
+
+    def forward(self, images: Tensor) -> Tensor:
+        self._check(images)
+        folded = F.pixel_unshuffle(images, self.settings.stem)  # (B,C*s*s,H/s,W/s)
+        logits: Tensor = self.main(folded)  # (B,1,h,w)
+        return logits
+
+    def _check(self, images: Tensor) -> None:
+        channels, height, width = images.shape[1:]
+        s = self.settings
+        if channels != s.channels:
+            raise SmaltiError(
+                f"the discriminator was made for pictures of {s.channels} channels, these have {channels}; "
+                f"set its channels to {channels}"
+            )
+        if height % s.stem or width % s.stem:
+            raise SmaltiError(
+                f"the discriminator's stem {s.stem} does not divide pictures of {height}x{width}; "
+                f"use stem 1 or pictures of another size"
+            )
+        if min(height, width) < self.smallest:
+            raise SmaltiError(
+                f"pictures of {height}x{width} are too small for a discriminator with {s.layers} layers and stem "
+                f"{s.stem}, which needs {self.smallest} pixels each way; use fewer layers, less stem or larger ones"
+            )
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module) -> None:
+    """DCGAN's initialisation (Radford et al. 2016), as in the original; convolution biases keep PyTorch's default."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+DiscriminatorSettings = PatchSettings  # with a second discriminator: a union told apart by `name`
+
+DISCRIMINATORS: dict[str, Callable[[PatchSettings], Discriminator]] = {"patch": PatchDiscriminator}

@@ -1,0 +1,105 @@
+"""Models on disk: a folder with `config.json` (what it is, its settings) and `model.safetensors` (its weights).
+
+Nothing in such a folder is ever executed. A name that is no folder here is looked for on the Hugging Face Hub.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from smalti.errors import SmaltiError
+from smalti.files import read_json, write_atomically, write_json
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Saved(NamedTuple):
+    """What a model folder holds."""
+
+    folder: Path
+    kind: str
+    """"tokenizer" or "prior"."""
+    settings: dict[str, Any]
+    """Plain values from which the model is built."""
+    about: dict[str, Any]
+    """What else is worth knowing: the version that wrote it, the data, the tokenizer's fingerprint."""
+
+
+def save_model(
+    folder: Path, *, kind: str, settings: Mapping[str, Any], about: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> None:
+    """Write a model folder; each file whole or not at all, the weights first, so that a new folder is complete once it has a config."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    config = {"smalti": FORMAT, "kind": kind, "settings": dict(settings), "about": dict(about)}
+    write_json(folder / CONFIG, config)
+
+
+def find_model(name: str | Path, *, kind: str) -> Saved:
+    """A folder (of a model, or of a run with a `model` folder inside) or a Hub id -> what it says of itself.
+
+    Raises `SmaltiError` when there is nothing, when it is another program's folder, or a model of another kind.
+    """
+    folder = locate(name)
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or "smalti" not in config or "kind" not in config:
+        raise SmaltiError(f"{folder / CONFIG} was not written by smalti")
+    if config["smalti"] > FORMAT:
+        raise SmaltiError(f"{folder} was written by a newer smalti (format {config['smalti']}); update smalti to read it")
+    if config["kind"] != kind:
+        raise SmaltiError(f"{folder} holds a {config['kind']}, a {kind} is needed here")
+    return Saved(folder, config["kind"], config["settings"], config.get("about", {}))
+
+
+def locate(name: str | Path) -> Path:
+    """A model folder, a run folder or a Hub id -> the folder on this machine that holds `config.json`."""
+    path = Path(name).expanduser()
+    for folder in (path, path / "model"):
+        if (folder / CONFIG).is_file():
+            return folder
+    if path.is_dir():
+        hint = "its training has not written a model yet" if (path / "config.yaml").is_file() else f"it has no {CONFIG}"
+        raise SmaltiError(f"{path} is not a model: {hint}")
+    if path.exists() or not _HUB_ID.fullmatch(str(name)):
+        raise SmaltiError(f"there is no model folder {path}")
+    return _from_hub(str(name))
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and only needed here
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["**/" + CONFIG, "**/" + WEIGHTS, CONFIG, WEIGHTS]))
+    except Exception as error:  # the hub's client raises many kinds: offline, unknown, forbidden
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SmaltiError(f"there is no folder {name}, and the Hub did not give a model of that name ({first})") from error
+
+
+def load_weights_into(module: nn.Module, saved: Saved) -> None:
+    """Fill `module` from the folder's weights, which must match name for name and shape for shape.
+
+    Raises `SmaltiError` for a missing or damaged file and for weights that do not fit, with the first names.
+    """
+    path = saved.folder / WEIGHTS
+    if not path.is_file():
+        raise SmaltiError(f"{saved.folder} has no {WEIGHTS}")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SmaltiError(f"{path} is damaged or truncated ({error}); copy it again or export the model again") from error
+    expected = module.state_dict()
+    wrong = sorted(expected.keys() ^ weights.keys()) or sorted(
+        name for name in expected if expected[name].shape != weights[name].shape
+    )
+    if wrong:
+        raise SmaltiError(f"{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}")
+    module.load_state_dict(weights)

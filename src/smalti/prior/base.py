@@ -1,0 +1,158 @@
+"""What a prior is: a causal network over prefix codes and image codes in raster order; and what follows from that.
+
+Shapes: B batch, P prefix codes, h w grid, n image codes so far, T codes of one call, D width, K size of the codebook.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Cache(abc.ABC):
+    """What a prior is told about the codes that came before its input.
+
+    `columns` is the width of the grid that the image codes fill row by row, and `length` counts the codes, prefix
+    included, that came before.
+    """
+
+    columns: int
+    length: int
+
+    @abc.abstractmethod
+    def extended(self, name: str, new: Tensor) -> Tensor:
+        """What layer `name` made of the input (B, ..., T, D) -> the same of all so far (B, ..., length + T, D)."""
+
+    @abc.abstractmethod
+    def advance(self, count: int) -> None:
+        """Note that `count` codes have passed through all layers. A prior's `features` does this at its end."""
+
+
+@final
+class NoCache(Cache):
+    """Nothing came before the input, and nothing is kept: the input is the whole sequence."""
+
+    def __init__(self, *, columns: int) -> None:
+        self.columns, self.length = columns, 0
+
+    def extended(self, name: str, new: Tensor) -> Tensor:
+        return new
+
+    def advance(self, count: int) -> None:
+        pass
+
+
+@final
+@dataclass(kw_only=True)
+class StaticCache(Cache):
+    """Keeps what each layer made of the codes so far, in memory that is taken once, for `capacity` codes.
+
+    The memory of a layer is taken when it first comes by, because only then its type is known (autocast) and its
+    device. It carries no gradients.
+    """
+
+    columns: int
+    capacity: int
+    length: int = 0
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def extended(self, name: str, new: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled(), "a cache carries no gradients: call the prior under torch.no_grad()"
+        end = self.length + new.shape[-2]
+        assert end <= self.capacity, f"{end} codes in a cache for {self.capacity}"
+        if name not in self.kept:
+            self.kept[name] = new.new_empty(*new.shape[:-2], self.capacity, new.shape[-1])
+        memory = self.kept[name]
+        memory[..., self.length : end, :] = new
+        return memory[..., :end, :]
+
+    def advance(self, count: int) -> None:
+        self.length += count
+
+
+class Prior(nn.Module, abc.ABC):
+    """Prefix codes and image codes -> scores of the code that comes next, each from the codes before it alone.
+
+    The sequence is the prefix (B, P), which carries the condition or stands for "nothing", and then the image codes in
+    raster order. A prior knows its window `grid` = (h, w); a grid that is smaller in some direction is a narrower
+    window, and the cache's `columns` tells its width.
+    """
+
+    size: int
+    prefix: int
+    grid: tuple[int, int]
+    head: nn.Module
+
+    @abc.abstractmethod
+    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
+        """Prefix codes (B, P) and image codes (B, n) -> the sequence (B, P + n) that `forward` reads."""
+
+    @abc.abstractmethod
+    def null_prefix(self, batch: int) -> Tensor:
+        """The prefix (batch, P) that says nothing: start of an unconditional prior, empty condition of the guidance."""
+
+    @abc.abstractmethod
+    def features(self, codes: Tensor, cache: Cache) -> Tensor:
+        """A sequence (B, T), or its continuation where `cache` holds the beginning -> what `head` reads (B, T, D).
+
+        Advances the cache by T.
+        """
+
+    def forward(self, codes: Tensor, *, cache: Cache | None = None) -> Tensor:
+        """A joined sequence (B, T) int64 -> logits (B, T, K): those at index t are of the code at index t + 1.
+
+        Without a cache the sequence is whole and its image codes fill rows of the prior's own width. With one, `codes`
+        continue what it holds, and it is advanced by T.
+        """
+        context = NoCache(columns=self.grid[1]) if cache is None else cache
+        logits: Tensor = self.head(self.features(codes, context))
+        return logits
+
+    @final
+    def next_logits(self, codes: Tensor, *, cache: Cache) -> Tensor:
+        """As `forward`, for the last code alone: (B, T) -> (B, K). The head reads one position."""
+        logits: Tensor = self.head(self.features(codes, cache)[:, -1])
+        return logits
+
+    @final
+    def empty_cache(self, *, window: tuple[int, int] | None = None) -> StaticCache:
+        """A window (h, w), or the prior's own where none is given -> an empty cache for a prefix and its codes."""
+        rows, columns = self.grid if window is None else window
+        return StaticCache(columns=columns, capacity=self.prefix + rows * columns)
+
+
+def nats(prior: Prior, prefix: Tensor, codes: Tensor) -> Tensor:
+    """Prefix codes (B, P) and image codes (B, h, w) -> negative log-likelihood of each, in nats: (B, h, w) float32.
+
+    In raster order each code is told the prefix and all codes before it: equation 9 of Esser et al., arXiv 2012.09841.
+    The grid may be the prior's window or a smaller one. The mean is the training loss.
+    """
+    sequence = prior.join(prefix, codes.flatten(1)[:, :-1])
+    logits = prior(sequence, cache=NoCache(columns=codes.shape[2]))[:, prefix.shape[1] - 1 :]
+    losses = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
+    return losses.view_as(codes)
+
+
+def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """A network -> the two groups of parameters an optimiser such as AdamW takes: with `weight_decay`, and without.
+
+    Weights of linear maps and convolutions decay. Gains, biases and embeddings, which are looked up and not multiplied,
+    do not. Parameters that do not require a gradient are in neither group.
+    """
+    looked_up = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decayed = {id(parameter) for parameter in trained if parameter.ndim >= 2 and id(parameter) not in looked_up}
+
+    def group(chosen: Iterable[nn.Parameter], decay: float) -> dict[str, Any]:
+        return {"params": list(chosen), "weight_decay": decay}
+
+    return [
+        group((parameter for parameter in trained if id(parameter) in decayed), weight_decay),
+        group((parameter for parameter in trained if id(parameter) not in decayed), 0.0),
+    ]

@@ -1,0 +1,207 @@
+"""The modern prior: a decoder-only transformer with 2-D rotary positions and condition codes in a range of their own.
+
+Shapes: B batch, T codes of one call, S codes so far (cache and call), P prefix codes, h w grid, D width, N heads,
+d = D / N, K image codes, C condition codes.
+
+It differs from the GPT of the paper (arXiv 2012.09841, section 3.2, a GPT-2) in what the field has learned since:
+RMSNorm (1910.07467), SwiGLU (2002.05202), rotary positions (2104.09864) along two axes (2403.13298), normalised queries
+and keys (2010.04245), and no biases.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, final
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor, nn
+
+from smalti.prior.base import Cache, Prior
+from smalti.settings import settings
+
+# Grids are tens of codes wide, not thousands: RoPE for pictures takes 100 where language takes 10000
+# (2403.13298).
+_ROTARY_BASE = 100.0
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@settings
+class TransformerSettings:
+    """The sizes of a transformer.
+
+    `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes P, at least the start
+    code. `grid`: the window (h, w), in codes. `dropout`: a probability, of embeddings, attention and residual branches.
+    """
+
+    name: Literal["transformer"] = "transformer"
+    size: Positive
+    condition_size: Annotated[int, Field(ge=0)] = 0
+    prefix: Positive = 1
+    grid: tuple[Positive, Positive] = (16, 16)
+    layers: Positive = 12
+    width: Positive = 512
+    heads: Positive = 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @field_validator("heads")
+    @classmethod
+    def _heads_divide_width(cls, heads: int, info: ValidationInfo) -> int:
+        width = info.data.get("width", 4 * heads)
+        if width % (4 * heads):
+            raise ValueError(
+                f"the width {width} must be a multiple of 4 x heads, for each head is rotated along two axes"
+            )
+        return heads
+
+
+@final
+class Transformer(Prior):
+    """Sequences of prefix and image codes -> logits of the next image code: (B, T) int64 -> (B, T, K).
+
+    Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing".
+    An image code is placed by the row and the column of its window, by rotating queries and keys. A prefix code is not
+    rotated; it has a learned position, which also tells it from the image code at (0, 0).
+    """
+
+    def __init__(self, settings: TransformerSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.size, self.prefix, self.grid = settings.size, settings.prefix, settings.grid
+        self.embedding = nn.Embedding(settings.size + settings.condition_size + 1, settings.width)
+        self.prefix_positions = nn.Embedding(settings.prefix, settings.width)
+        self.dropout = nn.Dropout(settings.dropout)
+        blocks = [_Block(settings, name=str(index)) for index in range(settings.layers)]
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = _Norm(settings.width)
+        self.head = nn.Linear(settings.width, settings.size, bias=False)
+        for weight in self.parameters():
+            if weight.ndim == 2:
+                nn.init.normal_(weight, std=0.02)
+        # What ends a residual branch starts smaller, by the root of the number of branches, so that their sum does not
+        # grow with depth (GPT-2, section 2.3). It does not start at zero: the layers before it then learn from the
+        # first step.
+        for block in blocks:
+            for last in (block.attention.out, block.down):
+                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * settings.layers))
+
+    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
+        return torch.cat((prefix + self.size, codes), dim=1)
+
+    def null_prefix(self, batch: int) -> Tensor:
+        device = self.embedding.weight.device
+        return torch.full((batch, self.prefix), self.settings.condition_size, device=device)
+
+    def features(self, codes: Tensor, cache: Cache) -> Tensor:
+        start, end = cache.length, cache.length + codes.shape[1]
+        assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
+        assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
+        x = self.embedding(codes)  # (B, T, D)
+        if start < self.prefix:
+            positions = self.prefix_positions.weight[start:end]  # (p, D)
+            x = x + F.pad(positions, (0, 0, 0, x.shape[1] - len(positions)))  # (B, T, D)
+        x = self.dropout(x)
+        rotation = self.rotation(start, end, cache.columns)  # 2 x (T, d)
+        for block in self.blocks:
+            x = block(x, rotation, cache)  # (B, T, D)
+        cache.advance(codes.shape[1])
+        features: Tensor = self.norm(x)  # (B, T, D)
+        return features
+
+    def rotation(self, start: int, end: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines (T, d) of places `start` to `end` of the sequence, in float32 whatever the weights.
+
+        Number i of a head's first half turns with number i of its second half. Half of these pairs are turned by the
+        row, the other half by the column.
+        """
+        axis = self.settings.width // self.settings.heads // 4  # pairs an axis
+        device = self.embedding.weight.device
+        frequencies = _ROTARY_BASE ** -(torch.arange(axis, device=device, dtype=torch.float32) / axis)
+        index = torch.arange(start - self.prefix, end - self.prefix, device=device)
+        rows, places = index // columns, index % columns
+        where = torch.stack((rows, places), dim=1).where(index[:, None] >= 0, 0)
+        angles = (where[:, :, None] * frequencies).flatten(1)  # (T, d / 2)
+        cosines, sines = angles.cos(), angles.sin()
+        return torch.cat((cosines, cosines), dim=1), torch.cat((-sines, sines), dim=1)
+
+
+@final
+class _Norm(nn.Module):
+    """RMSNorm: (..., D) -> (..., D), the root mean square of the last axis brought to one and each number given a gain.
+
+    The gain takes the type of what it multiplies. With `nn.RMSNorm` autocast mixes the two types, for which there is no
+    fused kernel, and warns.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
+
+
+@final
+class _Block(nn.Module):
+    """Attention and a gated perceptron, each added to what it reads: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, settings: TransformerSettings, *, name: str) -> None:
+        super().__init__()
+        self.attention_norm = _Norm(settings.width)
+        self.attention = _Attention(settings, name=name)
+        self.perceptron_norm = _Norm(settings.width)
+        # Three matrices where a GPT has two: 8/3 of the width instead of 4 keeps the number of weights (2002.05202,
+        # section 2).
+        hidden = 16 * math.ceil(settings.width * 8 / 3 / 16)
+        self.up = nn.Linear(settings.width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, settings.width, bias=False)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cache))  # (B, T, D)
+        gate, value = self.up(self.perceptron_norm(x)).chunk(2, dim=-1)  # 2 x (B, T, hidden)
+        change: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, T, D)
+        return x + change
+
+
+@final
+class _Attention(nn.Module):
+    """Causal self-attention over the codes so far: (B, T, D) -> (B, T, D). `name` is its name in the cache."""
+
+    def __init__(self, settings: TransformerSettings, *, name: str) -> None:
+        super().__init__()
+        self.name, self.heads, self.dropout = name, settings.heads, settings.dropout
+        self.project = nn.Linear(settings.width, 3 * settings.width, bias=False)
+        self.query_norm = _Norm(settings.width // settings.heads)
+        self.key_norm = _Norm(settings.width // settings.heads)
+        self.out = nn.Linear(settings.width, settings.width, bias=False)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
+        together = self.project(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, N, d)
+        queries, keys, values = together.permute(2, 0, 3, 1, 4)  # 3 x (B, N, T, d)
+        queries = rotated(self.query_norm(queries), rotation).type_as(values)  # (B, N, T, d)
+        keys = rotated(self.key_norm(keys), rotation).type_as(values)  # (B, N, T, d)
+        keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
+        values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
+        seen = _attended(queries, keys, values, self.dropout if self.training else 0.0)  # (B, N, T, d)
+        mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, T, D)
+        return mixed
+
+
+def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys (..., T, d), cosines and signed sines (T, d) -> each turned by the angles of its place."""
+    cosines, signed_sines = rotation
+    return x * cosines + x.roll(x.shape[-1] // 2, dims=-1) * signed_sines  # (B, N, T, d)
+
+
+def _attended(queries: Tensor, keys: Tensor, values: Tensor, dropout: float) -> Tensor:
+    """Queries of the last T of S codes, keys and values of all -> what each sees of itself and those before it."""
+    new, all_codes = queries.shape[2], keys.shape[2]
+    if new == all_codes:  # nothing came before; said as a word, because kernels then skip the masked half
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
+    if new == 1:  # the last code sees everything
+        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+    visible = torch.ones(new, all_codes, dtype=torch.bool, device=queries.device).tril(all_codes - new)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, dropout_p=dropout)

@@ -1,0 +1,72 @@
+"""What a setting is here: a field of a small frozen dataclass, checked when it is read, shown before it is used.
+
+A class's settings stand right above the class. From YAML or JSON they come through `parse`, which refuses unknown keys and
+names the nearest one; `as_mapping` is its inverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import pydantic
+from typing_extensions import dataclass_transform
+
+from smalti.errors import SmaltiError, suggestion
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only dataclass whose values are checked and whose unknown keys are errors."""
+    strict = pydantic.ConfigDict(extra="forbid")
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=strict)(cls)
+    return made  # type: ignore[no-any-return]
+
+
+def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """A mapping of plain values -> an instance of the settings class `cls`.
+
+    Raises `SmaltiError` with `where` (a file, a recipe, an option), the dotted key, the value, and for a misspelt key the
+    nearest one there is.
+    """
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(dict(values))
+    except pydantic.ValidationError as error:
+        raise SmaltiError("; ".join(_sentence(cls, item, where) for item in error.errors())) from error
+
+
+def as_mapping(value: Any) -> dict[str, Any]:
+    """An instance of a settings class -> nested plain values (dict, list, str, number, bool, None)."""
+    plain = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _sentence(cls: type[Any], item: Any, where: str) -> str:
+    path = [str(part) for part in item["loc"]]
+    key = ".".join(path)
+    if item["type"] == "unexpected_keyword_argument":
+        return f"{where}: unknown key {key!r}; {suggestion(path[-1], _keys(cls, path[:-1]))}"
+    if item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{where}: the key {key!r} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {key} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys(cls: Any, path: list[str]) -> list[str]:
+    """The field names of the settings class found by following `path` from `cls`; unions are tried member by member."""
+    candidates = [cls]
+    for part in path:
+        found: list[Any] = []
+        for candidate in candidates:
+            if getattr(candidate, "name", None) == part:  # a tag of a union stands in the path too
+                found.append(candidate)
+            fields = getattr(candidate, "__pydantic_fields__", {})
+            if part in fields:
+                annotation = fields[part].annotation
+                found.extend(getattr(annotation, "__args__", ()) or (annotation,))
+        candidates = found or candidates
+    return sorted({field.name for c in candidates if dataclasses.is_dataclass(c) for field in dataclasses.fields(c)})

@@ -1,0 +1,1 @@
+"""Stage 1, the tokenizer: pictures <-> codes. Read `vqgan`, then `encoder`, `quantizers`, `decoder`, `blocks`."""

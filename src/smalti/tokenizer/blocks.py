@@ -1,0 +1,124 @@
+"""The convolutional blocks that encoder and decoder are made of.
+
+Letters: B batch, C channels, H W height and width of the feature map.
+Source: Esser, Rombach, Ommer, "Taming Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841), appendix A, table 7.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm as in the paper's code: 32 groups (fewer where 32 does not divide `channels`), epsilon 1e-6."""
+    return nn.GroupNorm(math.gcd(channels, 32), channels, eps=1e-6)
+
+
+@final
+class ResidualBlock(nn.Module):
+    """(B,C,H,W) -> (B,C',H,W): two 3x3 convolutions behind GroupNorm and swish, around a shortcut."""
+
+    def __init__(self, channels: int, out_channels: int, *, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels)
+        self.convolution1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.convolution2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.convolution1(F.silu(self.norm1(x)))  # (B,C',H,W)
+        h = self.convolution2(self.dropout(F.silu(self.norm2(h))))  # (B,C',H,W)
+        return self.shortcut(x) + h  # type: ignore[no-any-return]
+
+
+@final
+class AttentionBlock(nn.Module):
+    """(B,C,H,W) -> (B,C,H,W): single-head self-attention over all H x W positions, added to its input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)  # (B,C,H,W)
+        query, key, value = (
+            projection(h).flatten(2).transpose(1, 2).unsqueeze(1)  # (B,1,HW,C)
+            for projection in (self.query, self.key, self.value)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)  # (B,1,HW,C)
+        attended = attended.squeeze(1).transpose(1, 2).reshape(x.shape)  # (B,C,H,W)
+        return x + self.out(attended)  # type: ignore[no-any-return]
+
+
+@final
+class Downsample(nn.Module):
+    """(B,C,H,W) -> (B,C,H/2,W/2): a strided 3x3 convolution (padded right and below only, as the paper's code), or a 2x2 mean."""
+
+    def __init__(self, channels: int, *, convolution: bool) -> None:
+        super().__init__()
+        self.resample = (
+            nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
+            if convolution
+            else nn.AvgPool2d(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resample(x)  # type: ignore[no-any-return]
+
+
+@final
+class Upsample(nn.Module):
+    """(B,C,H,W) -> (B,C,2H,2W): each value repeated 2x2, then (with `convolution`) a 3x3 convolution."""
+
+    def __init__(self, channels: int, *, convolution: bool) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1) if convolution else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
+
+
+def middle(channels: int, *, dropout: float) -> nn.Sequential:
+    """The blocks at the lowest resolution: residual, attention, residual."""
+    return nn.Sequential(
+        ResidualBlock(channels, channels, dropout=dropout),
+        AttentionBlock(channels),
+        ResidualBlock(channels, channels, dropout=dropout),
+    )
+
+
+@final
+class Stage(nn.Module):
+    """(B,C,H,W) -> (B,C',H,W): the residual blocks of one resolution, each followed by attention where it is asked for."""
+
+    def __init__(self, channels: int, out_channels: int, *, blocks: int, attention: bool, dropout: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResidualBlock(channels if i == 0 else out_channels, out_channels, dropout=dropout) for i in range(blocks)
+        )
+        self.attentions = nn.ModuleList(
+            AttentionBlock(out_channels) if attention else nn.Identity() for _ in range(blocks)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x = attention(block(x))  # (B,C',H,W)
+        return x
+
+
+def as_channels_last(module: nn.Module) -> None:
+    """Lay the convolution weights of `module` out channels last, in place: on CPU this halves a training step."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,87 @@
+"""The encoder E: pictures -> features on the code grid; and the settings of the pyramid it shares with the decoder.
+
+Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
+Source: arXiv 2012.09841, appendix A, table 7.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, final
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smalti.settings import settings
+from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle
+
+
+@settings
+class PyramidSettings:
+    """The convolutional pyramid of encoder and decoder; the factor f is `stem` times 2 for each multiplier after the first."""
+
+    channels: Annotated[int, Field(ge=1)] = 3
+    """Channels of a picture: 3 colour, 1 grayscale or depth, n one-hot labels."""
+    stem: Annotated[int, Field(ge=1)] = 1
+    """Space-to-depth before the first convolution: 2 does all work at half resolution (about 4 times less of it)."""
+    width: Annotated[int, Field(ge=8)] = 64
+    """Channels at the highest resolution."""
+    multipliers: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 2)
+    """Width of each resolution, from the highest to the lowest, as a multiple of `width`."""
+    blocks: Annotated[int, Field(ge=1)] = 2
+    """Residual blocks a resolution in the encoder; the decoder has one more, as in the paper."""
+    attention: tuple[int, ...] = ()
+    """Levels (0 is the highest resolution) with attention after each block; the lowest always has one in its middle."""
+    latent_channels: Annotated[int, Field(ge=1)] = 64
+    """Channels Z of the features at the code grid."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    convolutional_resampling: bool = True
+    """False: average pooling down and plain repetition up, without convolutions."""
+
+    @property
+    def factor(self) -> int:
+        """f = H/h."""
+        return self.stem << (len(self.multipliers) - 1)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.width * multiplier for multiplier in self.multipliers)
+
+
+@final
+class Encoder(nn.Module):
+    """(B,C,H,W) in [-1,1] -> (B,Z,h,w) features; H and W are multiples of f."""
+
+    def __init__(self, pyramid: PyramidSettings) -> None:
+        super().__init__()
+        widths, last = pyramid.widths, len(pyramid.widths) - 1
+        self.stem = pyramid.stem
+        self.conv_in = nn.Conv2d(pyramid.channels * pyramid.stem**2, widths[0], 3, padding=1)
+        self.stages = nn.ModuleList(
+            Stage(
+                widths[max(level - 1, 0)],
+                widths[level],
+                blocks=pyramid.blocks,
+                attention=level in pyramid.attention,
+                dropout=pyramid.dropout,
+            )
+            for level in range(len(widths))
+        )
+        self.downsamples = nn.ModuleList(
+            Downsample(widths[level], convolution=pyramid.convolutional_resampling)
+            if level < last
+            else nn.Identity()
+            for level in range(len(widths))
+        )
+        self.middle = middle(widths[-1], dropout=pyramid.dropout)
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], pyramid.latent_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(images, self.stem)  # (B, C s^2, H/s, W/s)
+        x = self.conv_in(x)  # (B, width, H/s, W/s)
+        for stage, downsample in zip(self.stages, self.downsamples, strict=True):
+            x = downsample(stage(x))  # (B, width m, .., ..)
+        x = self.middle(x)  # (B, width m, h, w)
+        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]  # (B, Z, h, w)

@@ -1,0 +1,182 @@
+"""The codebook Z: features -> nearest codes, and codes -> latents.
+
+Letters: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
+Sources: arXiv 2012.09841, Eq. 2 and 4; van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN: l2-normalised codes of
+low dimension); Dhariwal et al. 2020 (Jukebox: restart of dead codes).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, Literal, NamedTuple, final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smalti.settings import settings
+
+SEARCH_ELEMENTS = 2**22
+"""Largest piece of the N x K distance matrix held at a time, in numbers (16 MiB of float32)."""
+
+
+class Quantized(NamedTuple):
+    """What a quantizer makes of features."""
+
+    latents: Tensor
+    """(B,D,h,w): the chosen codes' vectors; gradients pass straight through to the features."""
+    codes: Tensor
+    """(B,h,w) int64 in [0,K)."""
+    loss: Tensor
+    """(): codebook and commitment terms, to be added to the objective."""
+
+
+class Quantizer(nn.Module, ABC):
+    """Features (B,D,h,w) -> `Quantized`. Training also asks it to `start` from data and to `observe` what was used."""
+
+    size: int
+    """K: codes are integers in [0,K)."""
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Quantized:
+        """(B,D,h,w) -> latents (B,D,h,w), codes (B,h,w), loss ()."""
+
+    @abstractmethod
+    def lookup(self, codes: Tensor) -> Tensor:
+        """(B,h,w) int64 in [0,K) -> latents (B,D,h,w)."""
+
+    @abstractmethod
+    def start(self, features: Tensor, *, generator: torch.Generator) -> None:
+        """Place the codes where features (B,D,h,w) of the first pictures are, before the first step."""
+
+    @abstractmethod
+    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+        """Note, after a step, which codes (B,h,w) the features (B,D,h,w) took, and mend the codebook; returns how many codes moved."""
+
+
+@settings
+class VQSettings:
+    """Nearest-code quantization with straight-through gradients."""
+
+    name: Literal["vq"] = "vq"
+    size: Annotated[int, Field(ge=2)] = 1024
+    """K."""
+    dimension: Annotated[int, Field(ge=1)] = 8
+    """D; 8 to 16 with normalised codes keeps nearly all codes in use, 256 is the paper's."""
+    normalised: bool = True
+    """Compare directions only: features and codes are scaled to length 1."""
+    commitment: Annotated[float, Field(ge=0)] = 0.25
+    """Weight beta of the second term of Eq. 4."""
+    beta_on: Literal["commitment", "codebook"] = "commitment"
+    """"commitment" is the paper; "codebook" is what its code does (beta on the term that moves the codes)."""
+    kmeans: Annotated[int, Field(ge=0)] = 10
+    """k-means rounds that place the codes on the first pictures' features; 0 starts from uniform noise as the paper's code."""
+    restart_below: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """A code used less than this share of the mean use is dead and restarts on a feature of the batch; 0 never."""
+    use_memory: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """How much of the running use of a code remains after a step."""
+
+
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """vectors (N,D), codebook (K,D) -> index (N,) of the closest row in squared distance, the first on ties.
+
+    |z - e|^2 = |z|^2 + |e|^2 - 2 z e, of which |z|^2 does not change the choice. Always float32; the N x K matrix is made in
+    pieces of `SEARCH_ELEMENTS` and never held whole.
+    """
+    with torch.autocast(vectors.device.type, enabled=False), torch.no_grad():
+        codebook = codebook.float()
+        squares = codebook.square().sum(1)  # (K,)
+        rows = max(1, SEARCH_ELEMENTS // len(codebook))
+        return torch.cat(
+            [torch.addmm(squares, piece.float(), codebook.T, alpha=-2).argmin(1) for piece in torch.split(vectors, rows)]
+        )
+
+
+def kmeans(vectors: Tensor, size: int, *, rounds: int, normalised: bool, generator: torch.Generator) -> Tensor:
+    """vectors (N,D) -> (size,D) centres after `rounds` of Lloyd's algorithm from random members; an empty centre moves to a random vector."""
+    centres = vectors[_draw(len(vectors), size, generator)]
+    for _ in range(rounds):
+        assigned = nearest(vectors, centres)
+        counts = torch.bincount(assigned, minlength=size)
+        sums = torch.zeros_like(centres).index_add_(0, assigned, vectors)
+        means = sums / counts.clamp(min=1).unsqueeze(1)
+        fresh = vectors[_draw(len(vectors), size, generator)]
+        centres = torch.where(counts.unsqueeze(1) > 0, means, fresh)
+        if normalised:
+            centres = F.normalize(centres, dim=1)
+    return centres
+
+
+def _draw(among: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` indices below `among`, without repetition while there are enough."""
+    orders = [torch.randperm(among, generator=generator) for _ in range(-(-count // among))]
+    return torch.cat(orders)[:count]
+
+
+@final
+class VQ(Quantizer):
+    """The paper's quantizer (Eq. 2), with the options that keep a codebook alive."""
+
+    use: Tensor
+
+    def __init__(self, settings: VQSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.size = settings.size
+        bound = 1 / settings.size  # the initialisation of the paper's code
+        self.codebook = nn.Parameter(torch.empty(settings.size, settings.dimension).uniform_(-bound, bound))
+        self.register_buffer("use", torch.ones(settings.size))  # running count of uses, 1 = the mean
+
+    def vectors(self) -> Tensor:
+        """The codes' vectors (K,D), of length 1 where codes are normalised."""
+        return F.normalize(self.codebook, dim=1) if self.settings.normalised else self.codebook
+
+    def forward(self, features: Tensor) -> Quantized:
+        with torch.autocast(features.device.type, enabled=False):
+            flat = self._flat(features)  # (N,D)
+            vectors = self.vectors()  # (K,D)
+            codes = nearest(flat.detach(), vectors.detach())  # (N,)
+            chosen = F.embedding(codes, vectors)  # (N,D)
+            commitment = F.mse_loss(flat, chosen.detach())
+            codebook = F.mse_loss(chosen, flat.detach())
+            beta = self.settings.commitment  # Eq. 4: |sg[E(x)] - z_q|^2 + beta |sg[z_q] - E(x)|^2
+            loss = codebook + beta * commitment if self.settings.beta_on == "commitment" else beta * codebook + commitment
+            latents = flat + (chosen - flat).detach()  # straight-through, section 3.1
+            B, D, h, w = features.shape
+            latents = latents.view(B, h, w, D).permute(0, 3, 1, 2)
+            return Quantized(latents, codes.view(B, h, w), loss)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def start(self, features: Tensor, *, generator: torch.Generator) -> None:
+        if self.settings.kmeans:
+            flat = self._flat(features)
+            rounds, normalised = self.settings.kmeans, self.settings.normalised
+            self.codebook.copy_(kmeans(flat, self.size, rounds=rounds, normalised=normalised, generator=generator))
+
+    @torch.no_grad()
+    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+        counts = torch.bincount(codes.flatten(), minlength=self.size).float()
+        self.use.lerp_(counts * (self.size / codes.numel()), 1 - self.settings.use_memory)
+        dead = (self.use < self.settings.restart_below).nonzero().squeeze(1)
+        if len(dead):
+            # No more than a quarter of the batch's vectors, so that restarted codes do not all sit on the same few pictures.
+            dead = dead[: max(1, codes.numel() // 4)]
+            flat = self._flat(features)
+            self.codebook[dead] = flat[_draw(len(flat), len(dead), generator).to(flat.device)]
+            self.use[dead] = 1.0
+        return len(dead)
+
+    def _flat(self, features: Tensor) -> Tensor:
+        """(B,D,h,w) -> (N,D) float32 in raster order, of length 1 where codes are normalised."""
+        flat = features.float().permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+        return F.normalize(flat, dim=1) if self.settings.normalised else flat
+
+
+QuantizerSettings = VQSettings
+"""The settings of every quantizer there is; a union when there are several."""
+
+QUANTIZERS: dict[str, type[VQ]] = {"vq": VQ}

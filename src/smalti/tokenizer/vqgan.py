@@ -1,0 +1,118 @@
+"""The tokenizer: pictures <-> codes. Encoder, codebook and decoder, joined.
+
+Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels, D dimension of a code, K size of the codebook.
+Source: arXiv 2012.09841, section 3.1 and figure 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from smalti.errors import SmaltiError
+from smalti.pretrained import find_model, load_weights_into, save_model
+from smalti.settings import as_mapping, parse, settings
+from smalti.tokenizer.decoder import Decoder
+from smalti.tokenizer.encoder import Encoder, PyramidSettings
+from smalti.tokenizer.quantizers import QUANTIZERS, Quantized, Quantizer, QuantizerSettings, VQSettings
+
+
+@settings
+class VQGANSettings:
+    """All that is needed to build a tokenizer."""
+
+    pyramid: PyramidSettings = PyramidSettings()
+    quantizer: QuantizerSettings = VQSettings()
+
+
+@final
+class VQGAN(nn.Module):
+    """Pictures (B,C,H,W) in [-1,1] <-> codes (B,h,w) int64 in [0,K), with h = H/f and w = W/f."""
+
+    def __init__(self, settings: VQGANSettings) -> None:
+        super().__init__()
+        pyramid, dimension = settings.pyramid, settings.quantizer.dimension
+        self.settings = settings
+        self.encoder = Encoder(pyramid)
+        self.to_codes = nn.Conv2d(pyramid.latent_channels, dimension, 1)
+        self.quantizer: Quantizer = QUANTIZERS[settings.quantizer.name](settings.quantizer)
+        self.from_codes = nn.Conv2d(dimension, pyramid.latent_channels, 1)
+        self.decoder = Decoder(pyramid)
+
+    @property
+    def factor(self) -> int:
+        """f = H/h."""
+        return self.settings.pyramid.factor
+
+    @property
+    def size(self) -> int:
+        """K, the number of codes."""
+        return self.quantizer.size
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pictures (B,C,H,W) -> features (B,D,h,w) before quantization.
+
+        Raises `SmaltiError` when the pictures have another number of channels than the tokenizer, or sides that f does not divide.
+        """
+        channels, factor = self.settings.pyramid.channels, self.factor
+        if images.dim() != 4 or images.shape[1] != channels:
+            raise SmaltiError(
+                f"the tokenizer takes pictures of shape (B, {channels}, H, W), got {tuple(images.shape)}"
+            )
+        height, width = images.shape[2:]
+        if height % factor or width % factor or not height or not width:
+            raise SmaltiError(
+                f"a picture of {width} x {height} pixels cannot be cut into tiles of {factor} pixels; "
+                f"crop it to {max(width // factor, 1) * factor} x {max(height // factor, 1) * factor}"
+            )
+        return self.to_codes(self.encoder(images))  # type: ignore[no-any-return]
+
+    def encode(self, images: Tensor) -> Quantized:
+        """Pictures (B,C,H,W) in [-1,1] -> latents (B,D,h,w), codes (B,h,w), loss (). Errors as `features`."""
+        return self.quantizer(self.features(images))  # type: ignore[no-any-return]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B,D,h,w) -> pictures (B,C,H,W), about [-1,1] but not clamped."""
+        return self.decoder(self.from_codes(latents))  # type: ignore[no-any-return]
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Codes (B,h,w) int64 in [0,K) -> pictures (B,C,H,W). Raises `SmaltiError` for a code outside the codebook."""
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.size):
+            worst = int(codes.min()) if int(codes.min()) < 0 else int(codes.max())
+            raise SmaltiError(f"code {worst} is outside the codebook, whose codes are 0 to {self.size - 1}")
+        return self.decode(self.quantizer.lookup(codes))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
+        """Pictures (B,C,H,W) -> their reconstructions (B,C,H,W) and what the quantizer made of them."""
+        quantized = self.encode(images)
+        return self.decode(quantized.latents), quantized
+
+    def fingerprint(self) -> str:
+        """A short hash of the settings and of all weights that codes depend on: codes of two tokenizers mix only if it is equal."""
+        digest = hashlib.sha256(json.dumps(as_mapping(self.settings), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if name != "quantizer.use":  # a statistic of training
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> VQGAN:
+        """A model folder, a run folder or a Hub id -> the tokenizer, in evaluation mode, on the CPU.
+
+        Raises `SmaltiError` when there is none, it is another kind of model, or its files are damaged.
+        """
+        saved = find_model(name, kind="tokenizer")
+        tokenizer = cls(parse(VQGANSettings, saved.settings, where=str(saved.folder)))
+        load_weights_into(tokenizer, saved)
+        return tokenizer.eval().requires_grad_(False)
+
+    def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any]) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`; `about` is kept beside the settings."""
+        settings, weights = as_mapping(self.settings), self.state_dict()
+        save_model(Path(folder), kind="tokenizer", settings=settings, about=about, weights=weights)

@@ -1,0 +1,202 @@
+"""The settings of a training run: a recipe (a YAML file), then `a.b=c` overrides, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field
+
+from smalti.errors import SmaltiError, suggestion
+from smalti.losses.objective import ObjectiveSettings
+from smalti.settings import as_mapping, parse, settings
+from smalti.tokenizer.vqgan import VQGANSettings
+
+T = TypeVar("T")
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+@settings
+class OptimiserSettings:
+    """AdamW with warm-up, cosine decay and gradient clipping."""
+
+    rate: Rate = 2e-4
+    """Largest learning rate."""
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warm_up: Share = 0.02
+    """Share of the training over which the rate rises from 0."""
+    final: Share = 0.1
+    """Share of the largest rate that the cosine ends at."""
+    clip: Rate = 1.0
+    """Gradients whose norm is larger are scaled down to it."""
+
+
+@settings
+class RunSettings:
+    """How long, how often, and on what. "Seen" is counted in images by the tokenizer and in codes by the prior."""
+
+    length: Positive
+    """How much is seen in all."""
+    batch: Positive = 16
+    """Pictures a step, all devices together."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    average: Rate = 0.05
+    """Half-life of the running average of the weights, as a share of what has been seen; the average is what is exported."""
+    report_every: Positive
+    validate_every: Positive
+    picture_every: Positive
+    checkpoint_every: Positive
+    accelerator: str = "auto"
+    devices: Positive = 1
+    strategy: str = "auto"
+    """"auto", "ddp", "fsdp": as Lightning Fabric names them."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read pictures; 0 reads them in the training process."""
+    tensorboard: bool = True
+
+
+@settings
+class PictureSettings:
+    """What is cut out of each picture."""
+
+    size: tuple[Positive, Positive] = (64, 64)
+    """(H, W) in pixels."""
+    zoom: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = (1.0, 1.25)
+    """The shorter side is first resized to `size` times a factor drawn from this range."""
+    flip: bool = True
+    """Mirror every second training picture."""
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the pictures that is held out, chosen by a hash of the path."""
+    validation_pictures: Positive = 256
+    """How many of those are looked at each time."""
+    cache_mib: Annotated[int, Field(ge=0)] = 1024
+    """Pictures are kept decoded in memory if they all fit into this many MiB."""
+
+
+@settings
+class TokenizerTraining:
+    """Stage 1."""
+
+    run: RunSettings
+    model: VQGANSettings = VQGANSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    optimiser: OptimiserSettings = OptimiserSettings()
+    discriminator_optimiser: OptimiserSettings = OptimiserSettings(betas=(0.5, 0.99))
+    pictures: PictureSettings = PictureSettings()
+
+
+@settings
+class NetworkSettings:
+    """The transformer, but for what the codes decide: codebook size, grid, condition."""
+
+    layers: Positive = 6
+    width: Positive = 256
+    heads: Positive = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+@settings
+class CopiesSettings:
+    """How pictures become code shards, where the prior is given pictures."""
+
+    copies: Positive = 8
+    """Codes of so many random crops and flips of each training picture."""
+    pictures: PictureSettings = PictureSettings()
+
+
+@settings
+class PriorTraining:
+    """Stage 2."""
+
+    run: RunSettings
+    network: NetworkSettings = NetworkSettings()
+    condition: Literal["auto", "labels", "nothing"] = "auto"
+    """"auto": class labels where the pictures lie in sub-folders, else nothing."""
+    drop_condition: Share = 0.1
+    """Share of the training pictures whose condition is hidden, which classifier-free guidance needs."""
+    optimiser: OptimiserSettings = OptimiserSettings(rate=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    encode: CopiesSettings = CopiesSettings()
+
+
+STAGES: dict[str, type[TokenizerTraining] | type[PriorTraining]] = {
+    "tokenizer": TokenizerTraining,
+    "prior": PriorTraining,
+}
+
+
+def recipes() -> dict[str, str]:
+    """The recipes that come with smalti: name -> what it is for."""
+    folder = resources.files("smalti") / "recipes"
+    found = {Path(entry.name).stem: entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    return {name: str(yaml.safe_load(found[name].read_text("utf-8"))["about"]) for name in sorted(found)}
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The name of a recipe, or a path to a YAML file -> its plain values.
+
+    Raises `SmaltiError` for an unknown name (listing those there are) and for a file that is not such YAML.
+    """
+    known = recipes()
+    if recipe in known:
+        text = (resources.files("smalti") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
+    elif Path(recipe).is_file():
+        text = Path(recipe).read_text("utf-8", errors="replace")
+    else:
+        raise SmaltiError(f"there is no recipe {recipe!r} and no such file; {suggestion(recipe, known)}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SmaltiError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SmaltiError(f"recipe {recipe} must hold the sections 'about', 'tokenizer' and 'prior'")
+    unknown = sorted(set(values) - {"about", *STAGES})
+    if unknown:
+        raise SmaltiError(f"recipe {recipe}: unknown section {unknown[0]!r}; {suggestion(unknown[0], ['about', *STAGES])}")
+    return values
+
+
+def resolve(cls: type[T], *, stage: str, recipe: str, overrides: Sequence[str]) -> T:
+    """Settings of `stage` ("tokenizer" or "prior") from a recipe, with `a.b=c` overrides laid over it."""
+    values = read_recipe(recipe).get(stage)
+    if not isinstance(values, dict):
+        raise SmaltiError(f"recipe {recipe} has no section {stage!r}")
+    for override in overrides:
+        _lay_over(values, override)
+    return parse(cls, values, where=f"recipe {recipe}" + (" with --set" if overrides else ""))
+
+
+def _lay_over(values: dict[str, Any], override: str) -> None:
+    """Write one `a.b=c` into nested `values`, in place; c is read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise SmaltiError(f"--set {override!r} is not of the form a.b=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SmaltiError(f"--set {override!r}: the value is not YAML") from error
+    if isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as text; the person who typed it meant a number.
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    *path, last = key.split(".")
+    for part in path:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise SmaltiError(f"--set {override!r}: {part!r} is a single value, not a section")
+        values = inner
+    values[last] = value
+
+
+def as_yaml(value: Any) -> str:
+    """Settings, or plain values -> YAML text."""
+    plain = value if isinstance(value, Mapping) else as_mapping(value)
+    return yaml.safe_dump(dict(plain), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)

@@ -1,0 +1,166 @@
+"""A run folder: what was asked for, what was measured, the model to use, and the state to go on from.
+
+    config.yaml  metrics.jsonl  tensorboard/  images/  model/ (config.json, model.safetensors)  state/<seen>/state.ckpt
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+from lightning_fabric import Fabric
+
+from smalti.errors import SmaltiError
+from smalti.files import folder_written_atomically, refusals_explained, write_text
+from smalti.training.config import as_yaml
+
+log = logging.getLogger("smalti")
+
+KEPT_STATES = 2
+"""The newest state, and the one before it in case the newest is damaged."""
+
+FREE_TO_CHANGE = (
+    "run.length",
+    "run.report_every",
+    "run.validate_every",
+    "run.picture_every",
+    "run.checkpoint_every",
+    "run.accelerator",
+    "run.devices",
+    "run.strategy",
+    "run.workers",
+    "run.tensorboard",
+    "pictures.cache_mib",
+)
+"""What may differ when a run goes on: none of it changes what the pictures seen so far taught."""
+
+
+@final
+class RunFolder:
+    """The folder of one run. Creating it checks that the same run, or none, is in there."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        """`config`: the resolved settings as plain values.
+
+        Raises `SmaltiError` when the folder holds something else, or a run with other settings (naming those that differ).
+        """
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.images = path / "images"
+        self.tensorboard = path / "tensorboard"
+        self.model = path / "model"
+        self._states = path / "state"
+        written = path / "config.yaml"
+        if path.exists() and not path.is_dir():
+            raise SmaltiError(f"{path} is a file; name a folder for the run with --out")
+        if written.is_file():
+            self._same_run(written, config)
+        elif path.is_dir() and any(path.iterdir()):
+            raise SmaltiError(f"{path} is not empty and holds no run of smalti (no config.yaml); choose another --out")
+        with refusals_explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+            for leftover in (*path.glob(".*.tmp"), *self._states.glob(".*.tmp"), *self.model.glob(".*.tmp")):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        write_text(written, as_yaml(config))
+
+    def _same_run(self, written: Path, config: Mapping[str, Any]) -> None:
+        try:
+            before = yaml.safe_load(written.read_text("utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SmaltiError(f"{written} is not YAML; choose another --out") from error
+        if not isinstance(before, dict) or "smalti" not in before:
+            raise SmaltiError(f"{self.path} holds the run of another program; choose another --out")
+        old, new = dict(_flat(before)), dict(_flat(config))
+        differ = [
+            f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE and key != "smalti"
+        ]
+        if differ:
+            raise SmaltiError(
+                f"{self.path} holds a run with other settings ({'; '.join(differ[:4])}); "
+                "repeat its settings to go on with it, or choose another --out"
+            )
+
+    def append_metrics(self, values: Mapping[str, Any]) -> None:
+        """Add one JSON line."""
+        with refusals_explained(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def cut_metrics(self, seen: int) -> None:
+        """Drop what was measured after `seen`: it will be measured again. A half-written last line goes too."""
+        if self.metrics.is_file():
+            kept = [line for line in _whole_lines(self.metrics) if line["seen"] <= seen]
+            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def save_state(self, fabric: Fabric, state: dict[str, Any], *, seen: int) -> None:
+        """Write a new state under a temporary name, sync it, rename it, and only then drop the oldest."""
+        target = self._states / f"{seen:014d}"
+        with ExitStack() as stack:
+            temporary = None
+            if fabric.is_global_zero and not target.exists():
+                temporary = stack.enter_context(folder_written_atomically(target))
+            temporary = fabric.broadcast(temporary)
+            if temporary is None:
+                return
+            fabric.save(temporary / "state.ckpt", state)
+            fabric.barrier()
+        if fabric.is_global_zero:
+            for old in self.states()[:-KEPT_STATES]:
+                shutil.rmtree(old)
+
+    def states(self) -> list[Path]:
+        """The states there are, oldest first."""
+        return sorted(entry for entry in self._states.glob("*") if entry.name.isdigit())
+
+    def load_state(self, fabric: Fabric, state: dict[str, Any]) -> int:
+        """Fill `state` in place from the newest state that can be read; returns how much had been seen, 0 without one.
+
+        Raises `SmaltiError` when there are states and none can be read.
+        """
+        states = self.states()
+        reasons = []
+        for entry in reversed(states):
+            try:
+                fabric.load(entry / "state.ckpt", state, weights_only=True)
+            except Exception as error:  # a damaged archive shows itself as any of many exceptions
+                reasons.append(f"{entry.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                log.warning("state %s cannot be read and is passed over (%s)", entry, reasons[-1])
+            else:
+                return int(entry.name)
+        if states:
+            raise SmaltiError(
+                f"no state in {self._states} can be read ({'; '.join(reasons)}); "
+                "remove that folder to train from the beginning"
+            )
+        return 0
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and "seen" in value:
+            yield value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """A run folder -> all lines of its `metrics.jsonl`, oldest first."""
+    metrics = path / "metrics.jsonl"
+    return list(_whole_lines(metrics)) if metrics.is_file() else []
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,157 @@
+"""One step of stage 2: the prior on code shards.
+
+Letters: B batch, P prefix codes, h w code grid, K size of the codebook.
+Source: arXiv 2012.09841, section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from smalti.conditions.base import Condition
+from smalti.data.codes import CodeBatch, CodeShards, entropy
+from smalti.data.loading import batches, in_order
+from smalti.images import grid
+from smalti.pipeline import save_prior
+from smalti.prior import Prior, Sampler, Transformer, TransformerSettings, nats, parameter_groups, sample, unknown
+from smalti.tokenizer.vqgan import VQGAN
+from smalti.training.config import PriorTraining
+from smalti.training.loop import Stage
+from smalti.training.optimiser import Average, build_optimiser, rate_at, set_rate
+
+SHOWN = 16
+"""Pictures in the grid that is sampled on the way."""
+VALIDATION_PICTURES = 2048
+"""Most held-out pictures whose likelihood is measured each time."""
+
+
+@final
+class _Joined(nn.Module):
+    """prefix (B,P), codes (B,h,w) -> nats of each code (B,h,w), in one `forward`, so that data-parallel wrappers see it."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, prefix: Tensor, codes: Tensor) -> Tensor:
+        return nats(self.prior, prefix, codes)
+
+
+@final
+class PriorStage(Stage):
+    """Trains a prior. The running average of its weights is validated, shown and exported."""
+
+    unit = "codes"
+
+    def __init__(
+        self,
+        settings: PriorTraining,
+        shards: CodeShards,
+        condition: Condition,
+        tokenizer: VQGAN,
+        *,
+        fabric: Fabric,
+        about: Mapping[str, Any],
+    ) -> None:
+        torch.manual_seed(settings.run.seed)
+        self.settings, self.shards, self.condition, self.fabric = settings, shards, condition, fabric
+        network, codes = settings.network, shards.meta
+        self.per_example = codes.grid[0] * codes.grid[1]
+        self.entropy = entropy(shards.training, codes.size)
+        self.about = {**about, "code_entropy_nats": self.entropy}
+        prior = Transformer(
+            TransformerSettings(
+                size=codes.size,
+                condition_size=condition.size,
+                prefix=condition.length,
+                grid=codes.grid,
+                layers=network.layers,
+                width=network.width,
+                heads=network.heads,
+                dropout=network.dropout,
+            )
+        )
+        self.average = Average(prior, half_life=settings.run.average)
+        self.average.module.to(fabric.device)
+        self.tokenizer = tokenizer.to(fabric.device)
+        groups = parameter_groups(prior, weight_decay=settings.optimiser.weight_decay)
+        self.prior = prior
+        self.likelihood: Any
+        self.optimiser: Any
+        self.likelihood, self.optimiser = fabric.setup(_Joined(prior), build_optimiser(groups, settings.optimiser))
+
+    def batches(self, examples: int) -> Iterator[CodeBatch]:
+        run, fabric = self.settings.run, self.fabric
+        return batches(
+            self.shards.training,
+            batch=run.batch,
+            seed=run.seed,
+            start=examples,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+            workers=run.workers,
+        )
+
+    def step(self, batch: CodeBatch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        prefix, codes = self._prefix(batch), self.fabric.to_device(batch.codes)  # (B,P), (B,h,w)
+        hidden = torch.rand(len(prefix), 1, device=prefix.device) < self.settings.drop_condition
+        prefix = torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
+        loss = self.likelihood(prefix, codes).mean()
+        self.fabric.backward(loss)
+        settings = self.settings.optimiser
+        rate = rate_at(seen, length=self.settings.run.length, settings=settings)
+        set_rate(self.optimiser, rate)
+        norm: Any = self.fabric.clip_gradients(self.likelihood, self.optimiser, max_norm=settings.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.average.update(self.prior, seen=seen, step=count)
+        return {"nats": loss.detach(), "gradient_norm": norm, "rate": torch.tensor(rate)}
+
+    def _prefix(self, batch: CodeBatch) -> Tensor:
+        """Labels as the shards hold them (places in the list of labels) -> prefix codes (B,P)."""
+        if self.condition.size == 0:
+            return self.prior.null_prefix(len(batch.labels))
+        prefix: Tensor = self.fabric.to_device(batch.labels).reshape(-1, 1)
+        return prefix
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Nats a code on held-out pictures with their conditions, beside the entropy of single codes."""
+        total, count = 0.0, 0
+        for batch in in_order(self.shards.validation, batch=self.settings.run.batch):
+            losses = nats(self.average.module, self._prefix(batch), self.fabric.to_device(batch.codes))
+            total, count = total + float(losses.sum()), count + losses.numel()
+            if count >= VALIDATION_PICTURES * self.per_example:
+                break
+        return {"nats": total / count, "code_entropy_nats": self.entropy, "below_entropy": 1 - total / count / self.entropy}
+
+    @torch.no_grad()
+    def picture(self) -> Tensor:
+        """Samples of the averaged prior, one seed each, the conditions in turn."""
+        prior = self.average.module
+        if self.condition.size:
+            prefix = (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
+        else:
+            prefix = prior.null_prefix(SHOWN)
+        laid = unknown(SHOWN, prior.grid)
+        for laid in sample(
+            prior, prefix, prior.grid, sampler=Sampler(), seeds=torch.arange(SHOWN), known=unknown(SHOWN, prior.grid)
+        ):
+            pass
+        return grid(self.tokenizer.decode_codes(laid).cpu().contiguous(), columns=8, gap=2)
+
+    def state(self) -> dict[str, Any]:
+        return {"model": self.likelihood, "optimiser": self.optimiser, "average": self.average.module}
+
+    def restored(self, state: Mapping[str, Any]) -> None:
+        """Nothing but modules and the optimiser, which were restored in place."""
+
+    def export(self, folder: Path, *, seen: int) -> None:
+        about = {**self.about, "codes_seen": seen}
+        save_prior(self.average.module, self.condition, folder, fingerprint=self.shards.meta.fingerprint, about=about)

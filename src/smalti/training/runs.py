@@ -1,0 +1,146 @@
+"""From settings and paths to a trained model: what the command line, the demo and the studies all call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from smalti.conditions.base import Condition
+from smalti.conditions.labels import Labels, Nothing
+from smalti.data.codes import CodeShards, open_codes, write_codes
+from smalti.data.sources import open_source
+from smalti.devices import pick_device
+from smalti.errors import SmaltiError
+from smalti.settings import as_mapping
+from smalti.tokenizer.vqgan import VQGAN
+from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
+from smalti.training.folder import RunFolder
+from smalti.training.loop import Stage, fit, launch
+from smalti.training.prior import PriorStage
+from smalti.training.tokenizer import TokenizerStage, crops
+from smalti.training.watching import Watch
+from smalti.version import __version__
+
+ENCODE_BATCH = 64
+"""Pictures that are encoded at once."""
+
+
+def show_settings(settings: TokenizerTraining | PriorTraining, console: Console) -> None:
+    """Print the settings as they were resolved, before they are used."""
+    console.print(as_yaml(settings), markup=False, highlight=False, soft_wrap=True)
+
+
+def train_tokenizer(data: Path, out: Path, *, settings: TokenizerTraining, console: Console) -> None:
+    """Pictures -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
+
+    Raises `SmaltiError` for data without pictures, for a folder that holds something else, and when it is asked to stop.
+    """
+    source = open_source(data)
+    config = {"smalti": __version__, "stage": "tokenizer", "data": str(data.resolve()), **as_mapping(settings)}
+    folder = RunFolder(out, config)
+    fabric = launch(settings.run)
+    about = {
+        "smalti": __version__,
+        "data": data.name,
+        "pictures": len(source.pictures),
+        "size": list(settings.pictures.size),
+    }
+    stage = TokenizerStage(settings, source, fabric=fabric, about=about)
+    _run(stage, folder, "tokenizer", run=settings.run, fabric=fabric, console=console)
+
+
+def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: PriorTraining, console: Console) -> None:
+    """Code shards and their tokenizer -> a run folder with a prior in `out/model`. Goes on with the run if there is one.
+
+    Raises `SmaltiError` for codes of another tokenizer, for a folder that holds something else, and when it is asked to stop.
+    """
+    model = VQGAN.from_pretrained(tokenizer)
+    shards.check_fingerprint(model.fingerprint())
+    condition = condition_of(shards, settings.condition)
+    meta = shards.meta
+    codes = {"fingerprint": meta.fingerprint, "size": meta.size, "grid": list(meta.grid), "labels": list(meta.labels)}
+    config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
+    folder = RunFolder(out, config)
+    fabric = launch(settings.run)
+    about = {"smalti": __version__, "pictures": len(shards.training)}
+    stage = PriorStage(settings, shards, condition, model, fabric=fabric, about=about)
+    _run(stage, folder, "prior", run=settings.run, fabric=fabric, console=console)
+
+
+def _run(stage: Stage, folder: RunFolder, title: str, *, run: RunSettings, fabric: Any, console: Console) -> None:
+    tensorboard = folder.tensorboard if run.tensorboard else None
+    watch = Watch(console, title=title, tensorboard=tensorboard, quiet=not fabric.is_global_zero)
+    fit(stage, folder, run=run, fabric=fabric, watch=watch)
+
+
+def condition_of(shards: CodeShards, name: str) -> Condition:
+    """The condition that a prior on these codes learns. Raises `SmaltiError` where labels are asked for and there are none."""
+    labels = shards.meta.labels
+    if name == "labels" and not labels:
+        raise SmaltiError(f"the pictures of {shards.path} have no labels (no sub-folders); set condition=nothing")
+    if name == "nothing" or not labels:
+        return Nothing()
+    if (shards.training.labels < 0).any():
+        raise SmaltiError(
+            f"some pictures of {shards.path} lie in sub-folders and some do not, so that some have no label; "
+            "move them, or set condition=nothing"
+        )
+    return Labels(labels)
+
+
+def codes_of(
+    data: Path, tokenizer: Path, out: Path, *, settings: PriorTraining, progress: Callable[[int, int], object]
+) -> CodeShards:
+    """Codes, or pictures that are encoded into `out` first -> codes."""
+    if (data / "codes.json").is_file():
+        return open_codes(data)
+    encode_pictures(tokenizer, data, out, settings=settings.encode, seed=settings.run.seed, progress=progress)
+    return open_codes(out)
+
+
+def encode_pictures(
+    tokenizer: Path,
+    data: Path,
+    out: Path,
+    *,
+    settings: CopiesSettings,
+    seed: int,
+    progress: Callable[[int, int], object],
+    device: str = "auto",
+    workers: int = 0,
+) -> bool:
+    """Pictures -> code shards in `out`; False when they are there already, made by the same settings.
+
+    Raises `SmaltiError` for data without pictures, a tokenizer that is none, and a folder that holds other things.
+    """
+    model = VQGAN.from_pretrained(tokenizer).to(pick_device(device))
+    source = open_source(data)
+    channels = model.settings.pyramid.channels
+    training, validation = crops(source, settings.pictures, channels=channels, seed=seed)
+    place = next(model.parameters()).device
+
+    @torch.no_grad()
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        return model.encode(images.to(place, memory_format=torch.channels_last)).codes
+
+    return write_codes(
+        out,
+        training=training,
+        validation=validation,
+        encode=encode,
+        fingerprint=model.fingerprint(),
+        size=model.size,
+        factor=model.factor,
+        labels=source.labels,
+        copies=settings.copies,
+        seed=seed,
+        batch=ENCODE_BATCH,
+        progress=progress,
+        workers=workers,
+    )
+
+

@@ -1,0 +1,266 @@
+"""One step of stage 1: the tokenizer against the pictures and a discriminator.
+
+Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
+Source: arXiv 2012.09841, section 3.1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from smalti.data.loading import Batch, CentreCrop, Crops, RandomCrop, batches, in_order
+from smalti.data.sources import Source, split
+from smalti.errors import SmaltiError
+from smalti.evaluation.metrics import CodeUse, psnr
+from smalti.images import grid
+from smalti.losses.adversarial import ADVERSARIAL, LeCam, lecam, ramp
+from smalti.losses.discriminator import DISCRIMINATORS
+from smalti.losses.objective import ReconstructionLoss, balanced_gradient
+from smalti.tokenizer.blocks import as_channels_last
+from smalti.tokenizer.quantizers import Quantized
+from smalti.tokenizer.vqgan import VQGAN
+from smalti.training.config import PictureSettings, TokenizerTraining
+from smalti.training.loop import Stage
+from smalti.training.optimiser import Average, build_optimiser, rate_at, set_rate
+
+VECTORS_A_CODE = 4
+"""Features gathered for each code before k-means places the codebook."""
+SHOWN = 8
+"""Pictures in the grid that is saved on the way."""
+
+
+@final
+class _Joined(nn.Module):
+    """All of one generator pass in one `forward`, so that data-parallel wrappers see it: images -> features, codes, reconstructions."""
+
+    def __init__(self, tokenizer: VQGAN) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantized, Tensor]:
+        features = self.tokenizer.features(images)  # (B,D,h,w)
+        quantized: Quantized = self.tokenizer.quantizer(features)
+        return features, quantized, self.tokenizer.decode(quantized.latents)  # .., .., (B,C,H,W)
+
+
+def crops(
+    source: Source, pictures: PictureSettings, *, channels: int, seed: int, most: int | None = None
+) -> tuple[Crops, Crops]:
+    """A source -> its training pictures (random crops and flips) and its held-out ones (centre crops).
+
+    `most`: how many of the held-out ones to take, evenly spread; all by default. Raises `SmaltiError` for a single picture.
+    """
+    training, validation = split(source.pictures, validation=pictures.validation)
+    if not validation:
+        raise SmaltiError(f"{source.path} holds a single picture; training needs at least two, one of them to validate on")
+    if most is not None:
+        validation = validation[:: -(-len(validation) // most)]
+    random = RandomCrop(zoom=pictures.zoom, flip=pictures.flip)
+    size, cache = pictures.size, pictures.cache_mib
+    return (
+        Crops(source, training, size=size, channels=channels, crop=random, seed=seed, cache_mib=cache),
+        Crops(source, validation, size=size, channels=channels, crop=CentreCrop(), seed=seed, cache_mib=cache),
+    )
+
+
+@final
+class TokenizerStage(Stage):
+    """Trains a VQGAN. The running average of its weights is validated, shown and exported."""
+
+    unit = "images"
+    per_example = 1
+
+    def __init__(
+        self, settings: TokenizerTraining, source: Source, *, fabric: Fabric, about: Mapping[str, Any]
+    ) -> None:
+        torch.manual_seed(settings.run.seed)
+        self.settings, self.fabric, self.about = settings, fabric, dict(about)
+        channels = settings.model.pyramid.channels
+        pictures, seed = settings.pictures, settings.run.seed
+        self.training, self.held_out = crops(
+            source, pictures, channels=channels, seed=seed, most=pictures.validation_pictures
+        )
+        self.tokenizer = VQGAN(settings.model)
+        self.judge = DISCRIMINATORS[settings.objective.adversarial.discriminator.name](
+            settings.objective.adversarial.discriminator
+        )
+        for module in (self.tokenizer, self.judge):
+            as_channels_last(module)
+        self.average = Average(self.tokenizer, half_life=settings.run.average)
+        self.average.module.to(fabric.device)
+        self.score = ReconstructionLoss(settings.objective).to(fabric.device)
+        self.lecam = LeCam.start(fabric.device)
+        decay = settings.optimiser.weight_decay
+        self.optimiser: Any = build_optimiser(
+            [{"params": list(self.tokenizer.parameters()), "weight_decay": decay}], settings.optimiser
+        )
+        self.judge_optimiser: Any = build_optimiser(
+            [{"params": list(self.judge.parameters()), "weight_decay": decay}], settings.discriminator_optimiser
+        )
+        self.generate: Any
+        self.generate, self.optimiser = fabric.setup(_Joined(self.tokenizer), self.optimiser)
+        self.judged: Any
+        self.judged, self.judge_optimiser = fabric.setup(self.judge, self.judge_optimiser)
+        self.used = CodeUse(self.tokenizer.size)
+
+    def batches(self, examples: int) -> Iterator[Batch]:
+        run, fabric = self.settings.run, self.fabric
+        return batches(
+            self.training,
+            batch=run.batch,
+            seed=run.seed,
+            start=examples,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+            workers=run.workers,
+        )
+
+    def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if seen == 0:
+            self._start_codebook(generator)
+        images = self._on_device(batch)  # (B,C,H,W)
+        features, quantized, reconstructions = self.generate(images)  # (B,D,h,w), .., (B,C,H,W)
+        pictures = reconstructions.detach().float().requires_grad_()  # (B,C,H,W), a leaf
+        distance = self.score(images, pictures)
+        values = {"reconstruction": distance.total, "pixel": distance.pixel, "codebook": quantized.loss}
+        if self.settings.objective.perceptual_weight and self.settings.objective.perceptual != "none":
+            values["perceptual"] = distance.perceptual
+        if self.settings.objective.adversarial.weight:
+            gradient, more = self._play(images, reconstructions, pictures, distance.total, seen)
+            values |= more
+        else:
+            (gradient,) = torch.autograd.grad(distance.total, pictures)
+        # One backward pass: the gradient at the picture goes through the decoder, with the codebook's terms.
+        surrogate = (reconstructions.float() * gradient).sum()
+        self.fabric.backward(surrogate + self.settings.objective.codebook_weight * quantized.loss)
+        set_rate(self.optimiser, rate_at(seen, length=self.settings.run.length, settings=self.settings.optimiser))
+        clip = self.settings.optimiser.clip
+        values["gradient_norm"] = self.fabric.clip_gradients(self.generate, self.optimiser, max_norm=clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        values |= self._mend_codebook(features.detach(), quantized.codes, generator)
+        self.average.update(self.tokenizer, seen=seen, step=count)
+        return {name: value.detach() for name, value in values.items()}
+
+    def _play(
+        self, images: Tensor, reconstructions: Tensor, pictures: Tensor, distance: Tensor, seen: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's step, and the gradient at the picture that both terms give together."""
+        settings = self.settings.objective.adversarial
+        length = self.settings.run.length
+        strength = ramp(seen, start=settings.start * length, length=settings.ramp * length)
+        fake, real = self.judged(pictures), self.judged(images)  # (B,1,..), (B,1,..)
+        balanced = balanced_gradient(
+            reconstructions,
+            pictures,
+            distance=distance,
+            fake=fake,
+            last_layer=self.tokenizer.decoder.last_layer,
+            settings=settings,
+            strength=strength,
+        )
+        loss = ADVERSARIAL[settings.loss].discriminator(real, fake)
+        self.lecam = self.lecam.update(real, fake)
+        held = lecam(real, fake, self.lecam.real, self.lecam.fake)
+        self.fabric.backward(loss + settings.lecam * held)
+        options = self.settings.discriminator_optimiser
+        set_rate(self.judge_optimiser, rate_at(seen, length=length, settings=options))
+        norm = self.fabric.clip_gradients(self.judged, self.judge_optimiser, max_norm=options.clip)
+        self.judge_optimiser.step()
+        self.judge_optimiser.zero_grad(set_to_none=True)
+        return balanced.gradient, {
+            "discriminator": loss,
+            "generator": balanced.generator,
+            "adaptive_weight": balanced.weight,
+            "real_logits": real.mean(),
+            "fake_logits": fake.mean(),
+            "lecam": held,
+            "discriminator_gradient_norm": norm,
+        }
+
+    def _start_codebook(self, generator: torch.Generator) -> None:
+        gathered: list[Tensor] = []
+        for batch in itertools.islice(self.batches(0), 256):
+            with torch.no_grad():
+                gathered.append(self._everyones(self.tokenizer.features(self._on_device(batch))))
+            if sum(each.numel() // each.shape[1] for each in gathered) >= VECTORS_A_CODE * self.tokenizer.size:
+                break
+        self.tokenizer.quantizer.start(torch.cat(gathered), generator=generator)
+
+    def _mend_codebook(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        features, codes = self._everyones(features), self._everyones(codes)
+        moved = self.tokenizer.quantizer.observe(features, codes, generator=generator)
+        self.used.add(codes)
+        if int(self.used.counts.sum()) < 64 * self.tokenizer.size:  # too few codes to say how many are in use
+            return {"restarted_codes": torch.tensor(float(moved))}
+        values = {
+            "restarted_codes": torch.tensor(float(moved)),
+            "codes_in_use": torch.tensor(self.used.in_use),
+            "perplexity": torch.tensor(self.used.perplexity),
+        }
+        self.used = CodeUse(self.tokenizer.size)
+        return values
+
+    def _everyones(self, tensor: Tensor) -> Tensor:
+        """(B,..) of this process -> (world B,..) of all, in the order of ranks."""
+        if self.fabric.world_size == 1:
+            return tensor
+        gathered = self.fabric.all_gather(tensor)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten(0, 1)
+
+    def _on_device(self, batch: Batch) -> Tensor:
+        images: Tensor = self.fabric.to_device(batch.images)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """PSNR, the reconstruction loss, and the codes in use over the held-out pictures."""
+        ratios, totals, used = [], [], CodeUse(self.tokenizer.size)
+        for batch in in_order(self.held_out, batch=self.settings.run.batch):
+            images = self._on_device(batch)
+            reconstructions, quantized = self.average.module(images)
+            ratios.append(psnr(images, reconstructions))
+            totals.append(self.score(images, reconstructions).total * len(images))
+            used.add(quantized.codes)
+        count = len(self.held_out)
+        return {
+            "psnr": float(torch.cat(ratios).mean()),
+            "reconstruction": float(torch.stack(totals).sum() / count),
+            "codes_in_use": used.in_use,
+            "perplexity": used.perplexity,
+            "pictures": float(count),
+        }
+
+    @torch.no_grad()
+    def picture(self) -> Tensor:
+        """Held-out pictures above, their reconstructions below."""
+        images = self._on_device(next(in_order(self.held_out, batch=SHOWN)))
+        reconstructions, _ = self.average.module(images)
+        return grid(torch.cat([images, reconstructions]).cpu().contiguous(), columns=len(images), gap=2)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.generate,
+            "discriminator": self.judged,
+            "optimiser": self.optimiser,
+            "discriminator_optimiser": self.judge_optimiser,
+            "average": self.average.module,
+            "lecam": self.lecam._asdict(),
+            "used": self.used.counts,
+        }
+
+    def restored(self, state: Mapping[str, Any]) -> None:
+        self.lecam = LeCam(**{name: value.to(self.fabric.device) for name, value in state["lecam"].items()})
+        self.used.counts = state["used"].cpu()
+
+    def export(self, folder: Path, *, seen: int) -> None:
+        about = {**self.about, "images_seen": seen, "fingerprint": self.average.module.fingerprint()}
+        self.average.module.save_pretrained(folder, about=about)

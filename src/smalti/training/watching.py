@@ -1,0 +1,87 @@
+"""What a person sees of a run: a progress bar with rate and time left on a terminal, plain lines elsewhere, TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SHOWN = 6
+"""How many of the numbers of a report stand on one line; all are in `metrics.jsonl`."""
+
+
+@final
+class Watch:
+    """Follows one run. A context manager: the bar is drawn inside the block."""
+
+    def __init__(self, console: Console, *, title: str, tensorboard: Path | None, quiet: bool) -> None:
+        """`tensorboard`: the folder for its event files, None writes none. `quiet`: the processes that are not the first."""
+        self._console = console
+        self._title = title
+        self._quiet = quiet
+        self._folder = None if quiet else tensorboard
+        self._writer: Any = None
+        self._began, self._first, self._seen, self._length, self._unit = 0.0, 0, 0, 0, ""
+        self._task: TaskID | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+
+    def begin(self, *, seen: int, length: int, unit: str) -> None:
+        """Say where the run stands before its first step."""
+        self._began, self._first, self._seen, self._length, self._unit = time.monotonic(), seen, seen, length, unit
+        self._task = self._progress.add_task(self._title, total=length, completed=seen, unit=unit, rate="")
+        if seen and not self._quiet:
+            self._console.print(f"{self._title}: going on from {seen:,} of {length:,} {unit}")
+        if self._folder is not None:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=seen)
+
+    def __enter__(self) -> Watch:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+        if self._writer is not None:
+            self._writer.close()
+
+    def advance(self, seen: int) -> None:
+        """A step has been done."""
+        self._seen = seen
+        if self._task is not None:
+            self._progress.update(self._task, completed=seen, rate=f"{self._rate():,.1f} {self._unit}/s")
+
+    def report(self, part: str, seen: int, values: Mapping[str, float]) -> None:
+        """Numbers have been measured."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{part}/{name}", value, seen)
+        if self._quiet:
+            return
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:SHOWN])
+        left = (self._length - seen) / self._rate() if self._rate() else 0.0
+        rate = f"{self._rate():,.1f} {self._unit}/s, {_duration(left)} left"
+        self._console.print(f"{self._title} {part} {seen:,}/{self._length:,}  {shown}  ({rate})", soft_wrap=True)
+
+    def _rate(self) -> float:
+        return (self._seen - self._first) / max(time.monotonic() - self._began, 1e-9)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
