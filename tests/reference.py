@@ -87,3 +87,18 @@ def sampled(prior: Prior, prefix: Tensor, known: Tensor, *, sampler: Sampler, se
             scores = (logits + noise).tolist()
             codes[i, j] = max(kept, key=scores.__getitem__)
     return codes
+
+
+def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """vectors (N, D), codebook (K, D) -> index (N,) of the closest row, from the whole matrix of squared distances."""
+    return (vectors[:, None] - codebook[None]).square().sum(2).argmin(1)
+
+
+def balanced(
+    nll: Tensor, generator: Tensor, parameters: Sequence[Tensor], *, last_layer: Tensor, weight: float, limit: float
+) -> tuple[Tensor, ...]:
+    """Gradients of Eq. 6 with the lambda of Eq. 7, as the original takes them: three times backward from the losses."""
+    (toward_data,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
+    (toward_real,) = torch.autograd.grad(generator, last_layer, retain_graph=True)
+    adaptive = (toward_data.norm() / (toward_real.norm() + 1e-4)).clamp(0.0, limit)
+    return torch.autograd.grad(nll + weight * adaptive * generator, parameters)

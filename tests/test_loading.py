@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sources import fill, picture, zipped
 from torch import Tensor
 
 from smalti.data.loading import (
@@ -29,6 +31,7 @@ from smalti.data.loading import (
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
 from smalti.images import DamagedImage, center_crop, to_tensor
+from test_sources import fill, picture, zipped
 
 
 def made(
@@ -129,7 +132,7 @@ def test_pictures_are_decoded_once_when_they_fit_in_memory(tmp_path: Path) -> No
             crops[index, index]
     for file in (tmp_path / "p").iterdir():
         file.unlink()
-    assert cached[1, 9].image.shape == (3, 16, 16)
+    assert cached.example(1, 9).image.shape == (3, 16, 16)
     with pytest.raises(DamagedImage, match=r"001\.png is missing"):
         uncached.example(1, 9)
     assert list(uncached.damaged) == ["001.png"]  # though it was good before
@@ -294,6 +297,25 @@ def test_worker_processes_change_nothing(tmp_path: Path) -> None:
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
     assert list(with_workers.damaged) == ["04.png"]  # though another process found it
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who sent a signal")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_worker_processes_outlive_foreign_signals_but_end_when_the_main_process_asks(tmp_path: Path) -> None:
+    """A terminal or Slurm signals all processes at once; a dead worker would break the saving that the main one does.
+
+    A worker that ignored every signal made the program wait for it for ever at its end.
+    """
+    stream = batches(made(tmp_path / "p", 4), batch=2, seed=0, start=0, workers=1)
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    for name in ("INT", "TERM"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    for _ in range(8):  # more than is read ahead
+        assert next(stream).images.shape == (2, 3, 16, 16)
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

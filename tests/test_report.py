@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,8 @@ from smalti.evaluation.report import (
     Target,
     Text,
 )
+
+FloatArray = npt.NDArray[np.float64]
 
 _VOID = {"meta", "link", "img", "br"}
 _EVIL = "<script>alert('1')</script> \" onload=\"x & </style> `<script>`"
@@ -177,7 +180,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("pixels", [_PIXELS, _PIXELS[:, :, 0], _PIXELS[::-1, ::2]])
-def test_a_picture_carries_its_pixels_exactly(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+def test_a_picture_carries_its_pixels_exactly(pixels: npt.NDArray[np.uint8]) -> None:
     image = Page(Pictures([Picture(pixels, "seven tiles")], scaling="pixelated").render()).named("img")[0]
     source = image["src"]
     assert source is not None
@@ -201,7 +204,7 @@ def test_enlarging_is_smooth_unless_asked_otherwise() -> None:
     "pixels", [np.zeros((4, 4, 3)), np.zeros((3, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)]
 )
 def test_pixels_of_another_kind_are_refused_with_their_shape(
-    pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
+    pixels: npt.NDArray[np.uint8],
 ) -> None:
     with pytest.raises(SmaltiError, match=re.escape(f"{pixels.dtype} of shape {pixels.shape}")):
         Picture(pixels, "nothing")
@@ -220,7 +223,10 @@ def test_rows_that_do_not_fit_are_refused() -> None:
 
 
 def test_columns_of_numbers_stand_to_the_right() -> None:
-    rows = [["ours", 1234567, 23.456, "812 images/s", "small"], ["−", 2, math.nan, "12.3 ± 0.4", "16 codes nearest"]]  # noqa: RUF001
+    rows: list[list[str | int | float]] = [
+        ["ours", 1234567, 23.456, "812 images/s", "small"],
+        ["theirs", 2, math.nan, "12.3 ± 0.4", "16 codes nearest"],
+    ]
     page = Page(Table(["model", "parameters", "rFID", "speed", "note"], rows).render())
     assert [head.get("class") for head in page.named("th")] == [None, "number", "number", "number", None]
     assert "1\u202f234\u202f56723.46812 images/s" in page.words
@@ -302,7 +308,7 @@ def test_long_lines_are_thinned_without_losing_their_peaks() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(), st.floats()), max_size=30),
+    st.lists(st.tuples(st.floats(), st.floats() | st.floats(-5, 5) | st.floats(1, 1.001)), max_size=30),
     st.sampled_from([Linear(), Logarithmic()]),
     st.integers(1, 9),
 )
@@ -325,7 +331,7 @@ def test_any_values_have_a_histogram_and_bars(values: list[float], bins: int) ->
     assert all(float(bar["height"] or "-1") >= 0 and float(bar["width"] or "0") > 0 for bar in page.named("rect"))
     bars = Page(Bars("times", [("stage", value) for value in values]).render())
     assert len(bars.named("rect")) == 2 * len(values)
-    assert all(0 <= float(bar["x"] or "-1") and float(bar["width"] or "-1") >= 0 for bar in bars.named("rect"))
+    assert all(float(bar["x"] or "-1") >= 0 and float(bar["width"] or "-1") >= 0 for bar in bars.named("rect"))
 
 
 def test_a_histogram_counts_its_values() -> None:
@@ -376,24 +382,50 @@ def test_logarithmic_ticks_are_decades_or_halves_of_them() -> None:
     assert Logarithmic().bounds(1.2, 18) == (1, 20)
 
 
-def test_colours_contrast_with_the_page_in_both_schemes() -> None:
-    """WCAG 2.2: 4.5 to 1 for text, 3 to 1 for the lines of a chart."""
+def schemes() -> list[dict[str, str]]:
+    """The colours of a page by name, light and dark."""
     style = "".join(re.findall("<style>(.*)</style>", Report("a", "b").render(), re.DOTALL))
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
-
     found = re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", style)
     assert len(found) == 38
-    light, dark = dict(found[:13] + found[26:32]), dict(found[13:26] + found[32:])
-    for scheme in (light, dark):
-        for name in ("ink", "muted", "accent", "good", "bad", "c0", "c1", "c2", "c3", "c4", "c5"):
-            for ground in ("page", "surface"):
-                pale, deep = sorted((luminance(scheme[name]), luminance(scheme[ground])), reverse=True)
-                assert (pale + 0.05) / (deep + 0.05) >= (3 if re.fullmatch("c[0-5]", name) else 4.5), (name, ground)
+    return [dict(found[:13] + found[26:32]), dict(found[13:26] + found[32:])]
+
+
+def linear_light(colour: str) -> FloatArray:
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("scheme", schemes(), ids=["light", "dark"])
+def test_colours_contrast_with_the_page(scheme: dict[str, str]) -> None:
+    """WCAG 2.2: 4.5 to 1 for text, 3 to 1 for the lines of a chart."""
+    luminance = {name: float(linear_light(colour) @ [0.2126, 0.7152, 0.0722]) for name, colour in scheme.items()}
+    for name in ("ink", "muted", "accent", "good", "bad", "c0", "c1", "c2", "c3", "c4", "c5"):
+        for ground in ("page", "surface"):
+            deep, pale = sorted((luminance[name], luminance[ground]))
+            assert (pale + 0.05) / (deep + 0.05) >= (3 if re.fullmatch("c[0-5]", name) else 4.5), (name, ground)
+
+
+# Machado, Oliveira, Fernandes 2009 (doi 10.1109/TVCG.2009.113), table 1 at full severity: on linear RGB.
+@pytest.mark.parametrize(
+    "seen",
+    [
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+        [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+        [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+        [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+    ],
+    ids=["all cones", "no long", "no middle", "no short"],
+)
+@pytest.mark.parametrize("scheme", schemes(), ids=["light", "dark"])
+def test_lines_stay_apart_for_readers_who_see_fewer_colours(scheme: dict[str, str], seen: list[list[float]]) -> None:
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    places = []
+    for number in range(6):
+        xyz = to_xyz @ np.clip(np.array(seen) @ linear_light(scheme[f"c{number}"]), 0, 1) / [0.9505, 1, 1.089]
+        x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        places.append(np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)]))  # CIELAB
+    assert min(np.linalg.norm(places[i] - places[j]) for i in range(6) for j in range(i)) > 20
 
 
 def test_escaping_leaves_ordinary_text_alone() -> None:
-    assert escaped("8 × 8 tiles,\nnaïve") == "8 × 8 tiles,\nnaïve"
+    assert escaped("8 by 8 tiles,\nnaïve") == "8 by 8 tiles,\nnaïve"

@@ -134,6 +134,17 @@ def test_a_zip_file_is_read_without_unpacking(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["photos.zip"]
 
 
+def test_every_process_opens_a_zip_file_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that share an open file share its reading position, and read each other's bytes."""
+    source = open_source(zipped(tmp_path / "a.zip", {"a.png": picture(1)}))
+    source.read(source.pictures[0], 3)
+    (tmp_path / "a.zip").unlink()
+    assert source.read(source.pictures[0], 3)[0, 0, 0] == 1  # it is open already
+    monkeypatch.setattr("smalti.data.sources.os.getpid", lambda: -1)  # as in a forked process
+    with pytest.raises(DamagedImage, match=r"a\.png cannot be read from"):
+        source.read(source.pictures[0], 3)
+
+
 def test_a_zip_file_without_pictures_or_with_a_password_is_told(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"no pictures in .*; it holds 1 file of the kind \.md"):
         open_source(zipped(tmp_path / "empty.zip", {"a.md": b"x"}))

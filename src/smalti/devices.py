@@ -8,7 +8,7 @@ from smalti.errors import SmaltiError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """"auto" -> the first GPU (CUDA, then Apple's), else the CPU; any other name as PyTorch reads it.
+    """ "auto" -> the first GPU (CUDA, then Apple's), else the CPU; any other name as PyTorch reads it.
 
     Raises `SmaltiError` for a device that this machine or build does not have.
     """
@@ -18,8 +18,8 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
+        torch.empty(1, device=device).item()  # "meta" has no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:
+        first = str(error).splitlines()[0].split(". ")[0]
         raise SmaltiError(f"device {name!r} cannot be used here ({first}); try --device cpu") from error
     return device

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from smalti.conditions.base import Condition
 from smalti.conditions.labels import build_condition
-from smalti.errors import SmaltiError
+from smalti.errors import SmaltiError, suggestion
 from smalti.pretrained import find_model, load_weights_into, save_model
-from smalti.prior import Prior, Sampler, Transformer, TransformerSettings, sample, unknown
+from smalti.prior import Prior, Sampler, Transformer, TransformerSettings, finished, sample, unknown
 from smalti.settings import as_mapping, parse
 from smalti.tokenizer.vqgan import VQGAN
 
@@ -57,11 +57,15 @@ class Pipeline:
             raise SmaltiError(f"there is no folder {root}; it should hold the folders tokenizer and prior")
         for part in ("tokenizer", "prior"):
             if not (root / part).is_dir():
-                raise SmaltiError(
-                    f"{root} is not a pipeline: it has no folder {part}; train one with: smalti train {part} ... --out {root / part}"
-                )
+                train = f"smalti train {part} ... --out {root / part}"
+                raise SmaltiError(f"{root} is not a pipeline: it has no folder {part}; train one with: {train}")
         tokenizer = VQGAN.from_pretrained(root / "tokenizer")
         saved = find_model(root / "prior", kind="prior")
+        for key in ("tokenizer_fingerprint", "network", "condition"):
+            if key not in saved.settings:
+                raise SmaltiError(
+                    f"the config of {saved.folder} holds no {key}; copy it again or train the prior again"
+                )
         wanted, fingerprint = saved.settings["tokenizer_fingerprint"], tokenizer.fingerprint()
         if wanted != fingerprint:
             raise SmaltiError(
@@ -69,7 +73,10 @@ class Pipeline:
                 "train the prior again, or bring back its tokenizer"
             )
         network = saved.settings["network"]
-        build, options = PRIORS[network["name"]]
+        kind = network.get("name")
+        if kind not in PRIORS:
+            raise SmaltiError(f"{saved.folder} holds an unknown prior {kind!r}; {suggestion(str(kind), PRIORS)}")
+        build, options = PRIORS[kind]
         prior = build(parse(options, network, where=str(saved.folder)))
         load_weights_into(prior, saved)
         return cls(tokenizer, prior.requires_grad_(False), build_condition(saved.settings["condition"]))
@@ -109,11 +116,10 @@ class Pipeline:
         Sizes above the trained one are laid by the sliding window. Raises `SmaltiError` for an unknown label (listing those
         there are) and for sizes that are no multiple of f.
         """
-        codes = unknown(count, self.grid(size))
-        sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
-        for codes in self.lay(self.prefix([label] * count), codes, sampler=sampler, seeds=self.seeds(seed, count)):
-            pass
-        return self.decode(codes)
+        known, prefix = unknown(count, self.grid(size)), self.prefix([label] * count)
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        sampler = parse(Sampler, options, where="sampling")
+        return self.decode(finished(self.lay(prefix, known, sampler=sampler, seeds=self.seeds(seed, count))))
 
     def stream(
         self,
@@ -127,9 +133,10 @@ class Pipeline:
         guidance: float = 1.0,
     ) -> Iterator[Tensor]:
         """As `sample`, one picture, yielded (C,H,W) after each row of codes; what is not laid yet is mid-grey."""
-        codes = unknown(1, self.grid(size))
-        sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
-        for codes in self.lay(self.prefix([label]), codes, sampler=sampler, seeds=self.seeds(seed, 1)):
+        known = unknown(1, self.grid(size))
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        sampler = parse(Sampler, options, where="sampling")
+        for codes in self.lay(self.prefix([label]), known, sampler=sampler, seeds=self.seeds(seed, 1)):
             yield self.partial(codes)[0]
 
     def complete(
@@ -148,21 +155,22 @@ class Pipeline:
         """As `complete`, the codes (B,h,w)."""
         if known.shape != images.shape[2:]:
             raise SmaltiError(
-                f"the mask is {known.shape[1]} x {known.shape[0]} pixels, the picture {images.shape[3]} x {images.shape[2]}; "
+                f"the mask has the shape {tuple(known.shape)}, the picture (height, width) {tuple(images.shape[2:])}; "
                 "give a mask of the picture's size"
             )
         f = self.tokenizer.factor
         codes = self.encode(images)
         whole = known.unfold(0, f, f).unfold(1, f, f).all(-1).all(-1)  # (h,w)
         codes = torch.where(whole.to(codes.device), codes, -1)
-        for codes in self.lay(self.prefix(labels), codes, sampler=sampler, seeds=self.seeds(seed, len(images))):
-            pass
-        return codes
+        seeds = self.seeds(seed, len(images))
+        return finished(self.lay(self.prefix(labels), codes, sampler=sampler, seeds=seeds))
 
     @torch.no_grad()
     def lay(self, prefix: Tensor, known: Tensor, *, sampler: Sampler, seeds: Tensor) -> Iterator[Tensor]:
         """prefix (B,P) and codes (B,h,w) with -1 where one is to be laid -> the codes after each row, the last complete."""
-        yield from sample(self.prior, prefix, (known.shape[1], known.shape[2]), sampler=sampler, seeds=seeds, known=known)
+        yield from sample(
+            self.prior, prefix, (known.shape[1], known.shape[2]), sampler=sampler, seeds=seeds, known=known
+        )
 
     def prefix(self, values: Sequence[Any]) -> Tensor:
         """Values of the condition, None for "nothing" -> prefix codes (B,P)."""
@@ -174,7 +182,11 @@ class Pipeline:
         return empty
 
     def seeds(self, seed: int, count: int) -> Tensor:
-        """seed, seed + 1, ... (count,) int64."""
+        """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63)."""
+        if seed < 0 or seed + count >= 2**63:
+            raise SmaltiError(
+                f"the seed {seed} is not from 0 to {2**63 - 1 - count}; choose a smaller one, not negative"
+            )
         return torch.arange(seed, seed + count)
 
     @torch.no_grad()

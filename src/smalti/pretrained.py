@@ -37,7 +37,7 @@ class Saved(NamedTuple):
 def save_model(
     folder: Path, *, kind: str, settings: Mapping[str, Any], about: Mapping[str, Any], weights: Mapping[str, Tensor]
 ) -> None:
-    """Write a model folder; each file whole or not at all, the weights first, so that a new folder is complete once it has a config."""
+    """Write a model folder; each file whole or not at all, the weights first: with a config the folder is complete."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
     config = {"smalti": FORMAT, "kind": kind, "settings": dict(settings), "about": dict(about)}
@@ -51,12 +51,16 @@ def find_model(name: str | Path, *, kind: str) -> Saved:
     """
     folder = locate(name)
     config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or "smalti" not in config or "kind" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("smalti"), int) or "kind" not in config:
         raise SmaltiError(f"{folder / CONFIG} was not written by smalti")
     if config["smalti"] > FORMAT:
-        raise SmaltiError(f"{folder} was written by a newer smalti (format {config['smalti']}); update smalti to read it")
+        raise SmaltiError(
+            f"{folder} was written by a newer smalti (format {config['smalti']}); update smalti to read it"
+        )
     if config["kind"] != kind:
         raise SmaltiError(f"{folder} holds a {config['kind']}, a {kind} is needed here")
+    if not isinstance(config.get("settings"), dict):
+        raise SmaltiError(f"{folder / CONFIG} holds no settings; copy it again or export the model again")
     return Saved(folder, config["kind"], config["settings"], config.get("about", {}))
 
 
@@ -81,7 +85,9 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["**/" + CONFIG, "**/" + WEIGHTS, CONFIG, WEIGHTS]))
     except Exception as error:  # the hub's client raises many kinds: offline, unknown, forbidden
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SmaltiError(f"there is no folder {name}, and the Hub did not give a model of that name ({first})") from error
+        raise SmaltiError(
+            f"there is no folder {name}, and the Hub did not give a model of that name ({first})"
+        ) from error
 
 
 def load_weights_into(module: nn.Module, saved: Saved) -> None:
@@ -95,11 +101,15 @@ def load_weights_into(module: nn.Module, saved: Saved) -> None:
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise SmaltiError(f"{path} is damaged or truncated ({error}); copy it again or export the model again") from error
+        raise SmaltiError(
+            f"{path} is damaged or truncated ({error}); copy it again or export the model again"
+        ) from error
     expected = module.state_dict()
     wrong = sorted(expected.keys() ^ weights.keys()) or sorted(
         name for name in expected if expected[name].shape != weights[name].shape
     )
     if wrong:
-        raise SmaltiError(f"{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}")
+        raise SmaltiError(
+            f"{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}"
+        )
     module.load_state_dict(weights)

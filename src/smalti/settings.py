@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import pydantic
+import pydantic_core
 from typing_extensions import dataclass_transform
 
 from smalti.errors import SmaltiError, suggestion
@@ -53,6 +54,10 @@ def _sentence(cls: type[Any], item: Any, where: str) -> str:
     if item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{where}: the key {key!r} is missing"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error" and isinstance(
+        item["input"], Mapping | pydantic_core.ArgsKwargs
+    ):  # of several keys at once
+        return f"{where}: {f'{key}: ' if key else ''}{message}"
     return f"{where}: {key} = {item['input']!r}: {message[0].lower()}{message[1:]}"
 
 

@@ -133,10 +133,8 @@ def load_weights(name: str, *, progress: Progress = unwatched) -> dict[str, Tens
     """
     path = find_weights(name, progress=progress)
     try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        pickled = path.suffix != ".safetensors"
+        tensors = torch.load(path, map_location="cpu", weights_only=True) if pickled else load_file(path)
         return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     except Exception as error:  # a damaged pickle can raise anything; nothing but reading happens above
         reason = str(error).strip().split("\n")[0] or type(error).__name__

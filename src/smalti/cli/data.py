@@ -34,7 +34,9 @@ def encode(
     data: Annotated[Path, typer.Argument(help="Pictures: a folder, a .txt list of paths, or a .zip file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the code shards.")],
     copies: Annotated[int, typer.Option(min=1, help="Random crops and flips of each training picture.")] = 8,
-    size: Annotated[str | None, typer.Option(help="Pixels: 64, or height x width; what the tokenizer was trained on by default.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Pixels: 64, or height x width; what the tokenizer was trained on by default.")
+    ] = None,
     zoom: Annotated[float, typer.Option(min=1.0, help="Crops are cut after enlarging by 1 to this.")] = 1.25,
     flip: Annotated[bool, typer.Option(help="Mirror every second copy.")] = True,
     validation: Annotated[float, typer.Option(help="Share of the pictures that is held out.")] = 0.05,

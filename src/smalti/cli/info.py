@@ -11,7 +11,9 @@ import typer
 from smalti.cli.console import CONSOLE
 
 
-def info(path: Annotated[Path, typer.Argument(help="A model, run, pipeline, code shard or picture folder, or a picture.")]) -> None:
+def info(
+    path: Annotated[Path, typer.Argument(help="A model, run, pipeline, code shard or picture folder, or a picture.")],
+) -> None:
     """Say what a checkpoint, run, code folder, picture folder or picture is."""
     for key, value in _described(path).items():
         CONSOLE.print(f"{key}: {value}", markup=False, soft_wrap=True)

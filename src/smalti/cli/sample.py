@@ -17,7 +17,9 @@ Label = Annotated[str | None, typer.Option(help="Class label; left out, the mode
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count up.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="Below 1 safer, above 1 wilder; 0 takes the likeliest code.")]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Choose among the k likeliest codes; 0 among all.")]
-TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Choose among the likeliest codes that sum to p.")]
+TopP = Annotated[
+    float, typer.Option("--top-p", min=0.0, max=1.0, help="Choose among the likeliest codes that sum to p.")
+]
 Guidance = Annotated[float, typer.Option(min=0.0, help="How strongly the label is followed; 1 is as trained.")]
 Batch = Annotated[int, typer.Option(min=1, help="Pictures at once; does not change them.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -53,9 +55,11 @@ def sample(
     with counting("laying", "rows") as progress:
         for first in range(0, count, batch):
             here = min(batch, count - first)
-            codes = unknown(here, grid)
+            known = unknown(here, grid)
             prefix, seeds = pipeline.prefix([label] * here), pipeline.seeds(seed + first, here)
-            for row, codes in enumerate(pipeline.lay(prefix, codes, sampler=sampler, seeds=seeds), 1):
+            laying = pipeline.lay(prefix, known, sampler=sampler, seeds=seeds)
+            for row in range(1, grid[0] + 1):
+                codes = next(laying)
                 progress(first // batch * grid[0] + row, -(-count // batch) * grid[0])
             for place, image in enumerate(pipeline.decode(codes)):
                 number = seed + first + place
@@ -68,7 +72,9 @@ def complete(
     model: Model,
     image: Annotated[Path, typer.Argument(help="The picture to complete.")],
     out: Out,
-    mask: Annotated[Path | None, typer.Option(help="A picture of the same size: white is kept, black is laid anew.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="A picture of the same size: white is kept, black is laid anew.")
+    ] = None,
     keep: Annotated[str | None, typer.Option(help="top-half, left-half, right-half, bottom-half or centre.")] = None,
     count: Count = 4,
     label: Label = None,
@@ -114,7 +120,9 @@ def reconstruct(
     tokenizer: Annotated[Path, typer.Argument(help="A tokenizer: model folder, run folder or Hub id.")],
     images: Annotated[Path, typer.Argument(help="A picture, a folder, a .txt list of paths, or a .zip file.")],
     out: Out,
-    size: Annotated[str | None, typer.Option(help="Scale and crop to this; by default each keeps its size, cut to whole tiles.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Scale and crop to this; by default each keeps its size, cut to whole tiles.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Send pictures through the codebook and back, and say how much survives."""
@@ -136,12 +144,18 @@ def reconstruct(
     with counting("reconstructing", "pictures") as progress:
         for done, picture in enumerate(pictures, 1):
             try:
-                array = source.read(picture, channels) if source else read_image(images, channels=channels, name=str(images))
+                array = (
+                    source.read(picture, channels)
+                    if source
+                    else read_image(images, channels=channels, name=str(images))
+                )
                 if wanted:
                     array = resize_to_cover(array, wanted)
                 height, width = wanted or (array.shape[0] // f * f, array.shape[1] // f * f)
                 if not height or not width:
-                    raise DamagedImage(picture.key, f"is {array.shape[0]}x{array.shape[1]} pixels, smaller than one tile of {f}")
+                    raise DamagedImage(
+                        picture.key, f"is {array.shape[0]}x{array.shape[1]} pixels, smaller than one tile of {f}"
+                    )
             except DamagedImage as error:
                 if single:
                     raise

@@ -9,7 +9,9 @@ import typer
 
 from smalti.cli.console import CONSOLE, counting
 
-app = typer.Typer(no_args_is_help=True, help="Train stage 1 (tokenizer) or stage 2 (prior). The same command again resumes.")
+app = typer.Typer(
+    no_args_is_help=True, help="Train stage 1 (tokenizer) or stage 2 (prior). The same command again resumes."
+)
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command again goes on with it.")]
 Recipe = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see `smalti recipes`) or a YAML file.")]
@@ -37,8 +39,12 @@ def tokenizer(
 
 @app.command("prior")
 def prior(
-    data: Annotated[Path, typer.Argument(help="Codes made by `smalti encode`, or pictures, which are then encoded into the run.")],
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="The tokenizer that made the codes, or is to make them.")],
+    data: Annotated[
+        Path, typer.Argument(help="Codes made by `smalti encode`, or pictures, which are then encoded into the run.")
+    ],
+    tokenizer: Annotated[
+        Path, typer.Option("--tokenizer", help="The tokenizer that made the codes, or is to make them.")
+    ],
     out: Out,
     recipe: Recipe = "small",
     overrides: Overrides = None,

@@ -81,7 +81,8 @@ class Tree(NamedTuple):
     kind: str
     variant: int
     stretch: float
-    leaves: tuple[Floats, Floats]  # (3,2) each: two colourings (shade, light) that mix crown by crown
+    leaves: tuple[palettes.Leaf, palettes.Leaf]  # two colourings that mix tuft by tuft
+    shift: palettes.Colour  # added to both
     snow: float
 
 
@@ -155,7 +156,7 @@ def _sky(generator: np.random.Generator, season: str, time: str, horizon: float)
 def _ranges(generator: np.random.Generator, season: str, horizon: float) -> tuple[Range, ...]:
     count = int(generator.choice([1, 2, 3], p=[0.3, 0.45, 0.25]))
     tallest = float(generator.uniform(0.14, 0.34)) * horizon / 0.5
-    distances = (5200.0, 3500.0, 2300.0)[3 - count :]
+    distances = (4900.0, 3500.0, 2300.0)[3 - count :]
     found = []
     for i, distance in enumerate(distances):
         height = tallest * (1.0, 0.68, 0.42)[i] * float(generator.uniform(0.85, 1.1))
@@ -185,9 +186,11 @@ def _bands(generator: np.random.Generator, season: str, horizon: float, shore: f
         wood = np.asarray(palettes.SEASON[season].forest, dtype=np.float32)
         meadow = (pair[0] + (wood - pair[0]) * np.float32(forest), pair[1] + (wood - pair[1]) * np.float32(forest))
         offset = generator.uniform(0, 1, 2).astype(np.float32)
-        return Band(horizon + below, rise, tilt, max(below, 0.006), frequency, lattice(generator, 6), meadow, woods, offset)
+        return Band(
+            horizon + below, rise, tilt, max(below, 0.006), frequency, lattice(generator, 6), meadow, woods, offset
+        )
 
-    draw = generator.uniform(0, 1, 12)
+    draw = generator.uniform(0, 1, 12).tolist()
     sign = 1.0 if draw[11] < 0.5 else -1.0
     far = band(0.004, 0.02 + 0.055 * draw[0], 0.0, 1.6, 0.3 + 0.7 * draw[1], forest=0.75)
     if shore:
@@ -197,37 +200,56 @@ def _bands(generator: np.random.Generator, season: str, horizon: float, shore: f
         return far, middle, band(near, 0.05 + 0.05 * draw[5], sign * (0.05 + 0.3 * draw[6]), 1.1, 0.0, forest=0.0)
     middle = band(0.025 + 0.02 * draw[2], 0.02 + 0.03 * draw[3], 0.0, 1.3, 0.8 * draw[7] - 0.2, forest=0.2)
     third = band(0.09 + 0.04 * draw[4], 0.03 + 0.03 * draw[5], sign * 0.12 * draw[8], 1.2, 0.0, forest=0.05)
-    return far, middle, third, band(0.25 + 0.08 * draw[6], 0.04 + 0.03 * draw[9], -sign * 0.2 * draw[10], 1.0, 0.0, forest=0.0)
+    return (
+        far,
+        middle,
+        third,
+        band(0.25 + 0.08 * draw[6], 0.04 + 0.03 * draw[9], -sign * 0.2 * draw[10], 1.0, 0.0, forest=0.0),
+    )
 
 
 def inhabitants(plan: Composition, generator: np.random.Generator, cell: int) -> list[Tree | Home]:
     """The trees and houses of the stretch of land `cell` (0 is in the middle of the picture)."""
     left = (cell - 0.5) * _CELL
-    near, middle = len(plan.bands) - 1, 1
-    homes = [_home(plan, generator, left) for _ in range(3)][: plan.homes]
-    trees = []
-    # band, how many at most, how far down the band they may stand
-    stands = [(middle, 12, 0.85), (near, 4, 0.45)]
+    near = len(plan.bands) - 1
+    homes: list[Home] = []
+    for home in [_home(plan, generator, left) for _ in range(3)][: plan.homes]:
+        if not any(home.band == other.band and abs(home.u - other.u) < 0.3 for other in homes):
+            homes.append(home)
+    stands = [_Stand(1, 12, 0.85, False), _Stand(near, 4, 0.4, False), _Stand(near, 6, 0.75, True)]
     if not plan.lake:
-        stands.append((2, 7, 0.8))
-    for band, most, reach in stands:
-        count = round(most * plan.groves * float(generator.uniform(0.35, 1.0)))
-        groves = generator.uniform(0.05, 0.95, 3)
-        if band == near:  # large trees frame the picture rather than stand in its middle
-            groves = np.array([0.08, 0.92, generator.uniform(0.0, 1.0)])
-        drawn = [_tree(plan, generator, left, band, groves, reach) for _ in range(most)][:count]
+        stands += [_Stand(2, 8, 0.8, False), _Stand(2, 4, 0.8, True)]
+    trees = []
+    for stand in stands:
+        count = round(stand.most * plan.groves * float(generator.uniform(0.35, 1.0)))
+        groves = generator.uniform(0.05, 0.95, 3).tolist()
+        draws = generator.uniform(0, 1, (stand.most, 16))[:count].tolist()
+        if stand.band == near and not stand.bushes:  # large trees frame the picture rather than stand in its middle
+            groves[:2] = [0.08, 0.92]
+        drawn = [_tree(plan, draw, left, stand, groves) for draw in draws]
         trees += [tree for tree in drawn if not any(_hides(tree, home) for home in homes)]
     return [*homes, *trees]
+
+
+class _Stand(NamedTuple):
+    """Up to `most` trees or bushes in a band, down to `reach` of the way from its crest."""
+
+    band: int
+    most: int
+    reach: float
+    bushes: bool
 
 
 def _hides(tree: Tree, home: Home) -> bool:
     near = 0.35 if tree.band != home.band else 0.14
     reach = near * (0.5 if home.band == 1 and tree.band == 1 else 1.0)
-    return tree.band >= home.band and abs(tree.u - home.u) < reach and (tree.band, tree.along) >= (home.band, home.along)
+    return (
+        tree.band >= home.band and abs(tree.u - home.u) < reach and (tree.band, tree.along) >= (home.band, home.along)
+    )
 
 
 def _home(plan: Composition, generator: np.random.Generator, left: float) -> Home:
-    draw = generator.uniform(0, 1, 16)
+    draw = generator.uniform(0, 1, 16).tolist()
     # by a lake mostly on the far shore, where it mirrors itself; else on the third fold
     last = len(plan.bands) - 1
     band = (1 if draw[0] < 0.7 else last) if plan.lake else (2 if draw[0] < 0.75 else 1)
@@ -255,35 +277,30 @@ def _home(plan: Composition, generator: np.random.Generator, left: float) -> Hom
     return Home(left + 0.12 + 0.76 * float(draw[15]), band, float(along), float(metres), house, smoke)
 
 
-def _tree(
-    plan: Composition, generator: np.random.Generator, left: float, band: int, groves: Floats, reach: float
-) -> Tree:
+def _tree(plan: Composition, draw: list[float], left: float, stand: _Stand, groves: list[float]) -> Tree:
+    """A tree from 16 numbers in [0, 1)."""
     season = palettes.SEASON[plan.season]
-    draw = generator.uniform(0, 1, 10)
-    u = left + float(groves[int(draw[0] * len(groves))]) + 0.09 * float(generator.standard_normal())
-    fir = draw[1] < 0.42
-    kind = "fir" if fir else "bare" if draw[2] < season.bare else "poplar" if draw[3] < 0.22 else "leafy"
-    metres = {"fir": 8.0, "bare": 7.0, "poplar": 9.5, "leafy": 7.0}[kind] * (0.65 + 0.55 * draw[4])
-    if band == 1:
+    scatter = 0.42 if stand.bushes else 0.2
+    u = left + groves[int(draw[0] * len(groves))] + scatter * (draw[1] + draw[2] - 1)
+    fir = draw[3] < 0.42
+    kind = "fir" if fir else "bare" if draw[4] < season.bare else "poplar" if draw[5] < 0.22 else "leafy"
+    if stand.bushes:
+        fir, kind = False, "bush"
+    metres = _METRES[kind] * (0.65 + 0.55 * draw[6])
+    if stand.band == 1:  # like the far houses
         metres *= 1.35
-    if band == len(plan.bands) - 1:
-        metres *= 0.8
-    choices = season.leaves
-    first = choices[int(draw[5] * len(choices))]
-    second = first if draw[6] < 0.7 else choices[int(draw[7] * len(choices))]
+    if stand.band == len(plan.bands) - 1:
+        metres *= 0.85
+    choices = season.bushes if stand.bushes else season.leaves
+    first = choices[int(draw[7] * len(choices))]
+    second = first if draw[8] < 0.7 else choices[int(draw[9] * len(choices))]
     if fir:
         first = second = season.fir
-    shift = generator.normal(0, 0.03, (3, 1))
-    leaves = tuple(np.clip(np.asarray(pair).T + shift, 0, 1).astype(np.float32) for pair in (first, second))
-    snow = (0.5 + 0.5 * float(draw[8])) if plan.season == "winter" else 0.0
-    return Tree(
-        u,
-        band,
-        float(draw[9]) * reach,
-        float(metres),
-        kind,
-        int(generator.integers(VARIANTS)),
-        float(generator.uniform(0.85, 1.2)),
-        (leaves[0], leaves[1]),
-        snow,
-    )
+    snow = 0.5 + 0.5 * draw[10] if plan.season == "winter" else 0.0
+    shift = (0.09 * draw[11] - 0.045, 0.09 * draw[12] - 0.045, 0.06 * draw[13] - 0.03)
+    variant, stretch = int(draw[14] * VARIANTS), 0.85 + 0.35 * draw[15]
+    along = draw[1] if stand.bushes else (draw[1] + draw[6]) % 1.0
+    return Tree(u, stand.band, along * stand.reach, metres, kind, variant, stretch, (first, second), shift, snow)
+
+
+_METRES = {"fir": 8.0, "bare": 7.0, "poplar": 9.5, "leafy": 7.4, "bush": 1.7}

@@ -11,9 +11,10 @@ import math
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-KINDS = ("leafy", "poplar", "fir", "bare")
+KINDS = ("leafy", "poplar", "fir", "bare", "bush")
 VARIANTS = 8
 
 _HEIGHT = 352  # pixels a tree is drawn high
@@ -23,7 +24,7 @@ _WIDTH = 352
 @cache
 def tree(kind: str, variant: int) -> tuple[Image.Image, ...]:
     """The tree's picture (RGBA, cut to what is covered) and copies of it, each half as high as the one before."""
-    draw = {"leafy": _leafy, "poplar": _poplar, "fir": _fir, "bare": _bare}[kind]
+    draw = {"leafy": _leafy, "poplar": _poplar, "fir": _fir, "bare": _bare, "bush": _bush}[kind]
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([KINDS.index(kind), variant])))
     image = Image.new("RGBA", (_WIDTH, _HEIGHT), (90, 0, 0, 0))
     draw(ImageDraw.Draw(image), generator)
@@ -78,13 +79,23 @@ def _draw_branches(draw: ImageDraw.ImageDraw, branches: list[tuple[float, float,
             outline = [(x0 - nx * flare, y0 - ny * flare), (x1 - nx * 0.7, y1 - ny * 0.7)]
             outline += [(x1 + nx * 0.7, y1 + ny * 0.7), (x0 + nx * flare, y0 + ny * flare)]
             draw.polygon(outline, fill=(80, 255, 0, 255))
-            draw.line([(x0 + nx * 0.6, y0 + ny * 0.6), (x1 + nx * 0.4, y1 + ny * 0.4)], fill=(165, 255, 0, 255), width=max(thick // 3, 1))
+            draw.line(
+                [(x0 + nx * 0.6, y0 + ny * 0.6), (x1 + nx * 0.4, y1 + ny * 0.4)],
+                fill=(165, 255, 0, 255),
+                width=max(thick // 3, 1),
+            )
         else:
             draw.line([(x0, y0), (x1, y1)], fill=(95, 255, 0, 255), width=thick)
 
 
 def _tufts(
-    draw: ImageDraw.ImageDraw, generator: np.random.Generator, centres: np.ndarray, radii: np.ndarray, *, dabs: int, leaf: float
+    draw: ImageDraw.ImageDraw,
+    generator: np.random.Generator,
+    centres: npt.NDArray[np.float64],
+    radii: npt.NDArray[np.float64],
+    *,
+    dabs: int,
+    leaf: float,
 ) -> None:
     """Cover round tufts of leaves with dabs, dark ones first, so that the light ones lie on top."""
     count = len(centres)
@@ -106,24 +117,38 @@ def _tufts(
 
 
 def _leafy(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> None:
-    branches = _branches(generator, levels=4, spread=0.62, length=_HEIGHT * float(generator.uniform(0.24, 0.3)), upward=0.75)
+    branches = _branches(
+        generator, levels=4, spread=0.62, length=_HEIGHT * float(generator.uniform(0.22, 0.27)), upward=0.8
+    )
     _draw_branches(draw, branches)
     tips = np.array([(x1, y1) for _, _, x1, y1, _, level in branches if level >= 2])
-    keep = tips[generator.permutation(len(tips))[:54]]
-    _tufts(draw, generator, keep, generator.uniform(15, 30, len(keep)), dabs=26, leaf=4.6)
+    keep = tips[generator.permutation(len(tips))[:60]]
+    _tufts(draw, generator, keep, generator.uniform(22, 36, len(keep)), dabs=36, leaf=4.6)
 
 
 def _poplar(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> None:
     middle = _WIDTH / 2
-    draw.polygon([(middle - 8, _HEIGHT), (middle - 3, 60), (middle + 3, 60), (middle + 8, _HEIGHT)], fill=(100, 255, 0, 255))
+    draw.polygon(
+        [(middle - 8, _HEIGHT), (middle - 3, 60), (middle + 3, 60), (middle + 8, _HEIGHT)], fill=(100, 255, 0, 255)
+    )
     up = np.sort(generator.uniform(0, 1, 46))
     half = 46 * np.sin(np.pi * np.clip(up, 0.03, 1) ** 0.75) + 6
     centres = np.stack([middle + generator.uniform(-1, 1, 46) * half, 22 + up * 0.78 * _HEIGHT], axis=1)
     _tufts(draw, generator, centres, generator.uniform(12, 20, 46), dabs=26, leaf=4.0)
 
 
+def _bush(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> None:
+    count = 22
+    angle, reach = generator.uniform(0, np.pi, count), np.sqrt(generator.uniform(0, 1, count))
+    across, up = 118 * np.cos(angle) * reach, 120 * np.sin(angle) * reach * generator.uniform(0.6, 1.1)
+    centres = np.stack([_WIDTH / 2 + across, _HEIGHT - 36 - up], axis=1)
+    _tufts(draw, generator, centres, generator.uniform(24, 42, count), dabs=34, leaf=7.0)
+
+
 def _bare(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> None:
-    branches = _branches(generator, levels=6, spread=0.5, length=_HEIGHT * float(generator.uniform(0.2, 0.25)), upward=0.82)
+    branches = _branches(
+        generator, levels=6, spread=0.5, length=_HEIGHT * float(generator.uniform(0.2, 0.25)), upward=0.82
+    )
     _draw_branches(draw, branches)
     for x0, y0, x1, y1, width, level in branches:  # snow on what does not stand too steep
         if level and abs(x1 - x0) > 0.45 * abs(y1 - y0):
@@ -133,7 +158,9 @@ def _bare(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> None:
 
 def _fir(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> None:
     middle, slender = _WIDTH / 2, float(generator.uniform(0.2, 0.3))
-    draw.polygon([(middle - 9, _HEIGHT), (middle - 2, 20), (middle + 2, 20), (middle + 9, _HEIGHT)], fill=(90, 255, 0, 255))
+    draw.polygon(
+        [(middle - 9, _HEIGHT), (middle - 2, 20), (middle + 2, 20), (middle + 9, _HEIGHT)], fill=(90, 255, 0, 255)
+    )
     levels = int(generator.integers(11, 16))
     for step in reversed(range(levels)):  # from the ground up: an upper branch lies over the one below
         share = (step + 1) / levels
@@ -142,7 +169,12 @@ def _fir(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> None:
         drop = 0.9 * _HEIGHT / levels
         teeth = max(int(7 + 9 * share), 6)
         along = np.linspace(-1, 1, teeth * 2 + 1)
-        hang = y + drop * (0.55 - 0.3 * along**2 + np.where(np.arange(len(along)) % 2, -0.3, 0.3) + generator.normal(0, 0.1, len(along)))
+        hang = y + drop * (
+            0.55
+            - 0.3 * along**2
+            + np.where(np.arange(len(along)) % 2, -0.3, 0.3)
+            + generator.normal(0, 0.1, len(along))
+        )
         hang += drop * 0.45 * np.abs(along)
         outline = [(middle + half * float(a), float(b)) for a, b in zip(along, hang, strict=True)]
         draw.polygon([(middle, y - drop * 1.5), *outline], fill=(52, 0, 40, 255))

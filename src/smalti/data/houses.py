@@ -55,8 +55,9 @@ def keypoints(house: House) -> tuple[Point, ...]:
 
 
 def _shade(colour: tuple[float, float, float], factor: float) -> tuple[int, int, int]:
-    red, green, blue = (int(np.clip(255 * channel * factor, 0, 255)) for channel in colour)
-    return red, green, blue
+    red, green, blue = colour
+    strength = 255 * factor
+    return min(int(red * strength), 255), min(int(green * strength), 255), min(int(blue * strength), 255)
 
 
 class _Pen:
@@ -113,7 +114,9 @@ def _long_wall(pen: _Pen, house: House, light: float, *, detailed: bool) -> None
     pen.shape(corners, _shade(house.wall, light))
     if detailed:
         _courses(pen, house, light, [_back(house, 0, y) for y in _COURSES], [_back(house, 1, y) for y in _COURSES])
-    pen.shape([_back(house, x, y) for x, y in ((0, 0), (1, 0), (1, 0.08), (0, 0.08))], _shade((0.45, 0.43, 0.42), light))
+    pen.shape(
+        [_back(house, x, y) for x, y in ((0, 0), (1, 0), (1, 0.08), (0, 0.08))], _shade((0.45, 0.43, 0.42), light)
+    )
     for i in range(house.windows):
         x0 = (i + 0.5) / house.windows - 0.12
         pane = [_back(house, x, y) for x, y in ((x0, 0.35), (x0 + 0.24, 0.35), (x0 + 0.24, 0.74), (x0, 0.74))]
@@ -178,7 +181,10 @@ def _roof(pen: _Pen, house: House, light: float, *, detailed: bool) -> None:
         x, top = house.back * 0.62, -1.13
         brick = (0.52, 0.32, 0.27)
         pen.shape([(x - 0.05, top), (x + 0.05, top), (x + 0.05, -0.8), (x - 0.05, -0.8)], _shade(brick, light))
-        pen.shape([(x - 0.065, top - 0.02), (x + 0.065, top - 0.02), (x + 0.065, top + 0.02), (x - 0.065, top + 0.02)], _shade(roof if house.snow else brick, 1.1))
+        pen.shape(
+            [(x - 0.065, top - 0.02), (x + 0.065, top - 0.02), (x + 0.065, top + 0.02), (x - 0.065, top + 0.02)],
+            _shade(roof if house.snow else brick, 1.1),
+        )
     pen.shape([near_apex, far_apex, far_eave, near_eave], _shade(roof, light))
     if detailed:
         for share in np.linspace(0.12, 0.94, 8):

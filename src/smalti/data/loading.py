@@ -13,7 +13,10 @@ import hashlib
 import itertools
 import logging
 import math
+import os
 import signal
+import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -401,8 +404,17 @@ def _stack(items: Sequence[Fields | SmaltiError]) -> Fields | SmaltiError | None
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """On Ctrl-C the terminal, at a time limit Slurm, signals every process; the main one still needs its workers to
-    end well.
+    """On Ctrl-C the terminal, at a time limit Slurm signals every process; the main one needs its workers to end well.
+
+    Ctrl-C is ignored, and of the requests to terminate only that of the main process is followed.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere the sender of a signal cannot be known, and workers end when asked to
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_asks, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_the_parent_asks(parent: int) -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+            os._exit(0)

@@ -10,15 +10,18 @@ from smalti.data.textures import Floats
 
 Colour = tuple[float, float, float]
 
+Leaf = tuple[Colour, Colour]  # in shade, in light
+
 SEASONS = ("spring", "summer", "autumn", "winter")
 TIMES = ("day", "dusk", "night")
 
 
 class Season(NamedTuple):
-    """What the season colours. Leaves are pairs (in shade, in light)."""
+    """What the season colours."""
 
-    leaves: tuple[tuple[Colour, Colour], ...]
-    fir: tuple[Colour, Colour]
+    leaves: tuple[Leaf, ...]
+    bushes: tuple[Leaf, ...]
+    fir: Leaf
     meadows: tuple[tuple[Colour, Colour], ...]  # two colours that mix in one meadow
     forest: Colour  # hills and mountainsides seen from afar
     flowers: tuple[Colour, ...]
@@ -46,6 +49,11 @@ SEASON: dict[str, Season] = {
             ((0.26, 0.46, 0.14), (0.74, 0.90, 0.40)),
             ((0.66, 0.60, 0.56), (1.0, 0.99, 0.95)),
         ),
+        bushes=(
+            ((0.24, 0.46, 0.14), (0.62, 0.84, 0.34)),
+            ((0.70, 0.56, 0.10), (1.0, 0.92, 0.40)),
+            ((0.30, 0.50, 0.16), (0.70, 0.86, 0.40)),
+        ),
         fir=((0.06, 0.20, 0.13), (0.34, 0.56, 0.30)),
         meadows=(((0.44, 0.72, 0.24), (0.62, 0.84, 0.34)), ((0.40, 0.68, 0.26), (0.72, 0.86, 0.36))),
         forest=(0.34, 0.52, 0.26),
@@ -59,6 +67,7 @@ SEASON: dict[str, Season] = {
             ((0.09, 0.26, 0.08), (0.44, 0.64, 0.20)),
             ((0.10, 0.24, 0.05), (0.48, 0.60, 0.16)),
         ),
+        bushes=(((0.09, 0.26, 0.08), (0.42, 0.62, 0.20)), ((0.12, 0.30, 0.08), (0.52, 0.66, 0.24))),
         fir=((0.04, 0.16, 0.10), (0.24, 0.44, 0.22)),
         meadows=(((0.30, 0.52, 0.14), (0.50, 0.62, 0.20)), ((0.34, 0.54, 0.16), (0.80, 0.70, 0.30))),
         forest=(0.16, 0.34, 0.16),
@@ -73,6 +82,11 @@ SEASON: dict[str, Season] = {
             ((0.52, 0.32, 0.05), (1.0, 0.82, 0.24)),
             ((0.36, 0.20, 0.06), (0.80, 0.50, 0.18)),
         ),
+        bushes=(
+            ((0.46, 0.14, 0.06), (0.88, 0.36, 0.16)),
+            ((0.44, 0.34, 0.08), (0.86, 0.68, 0.26)),
+            ((0.24, 0.28, 0.08), (0.54, 0.54, 0.22)),
+        ),
         fir=((0.06, 0.17, 0.11), (0.28, 0.42, 0.22)),
         meadows=(((0.62, 0.50, 0.22), (0.76, 0.58, 0.26)), ((0.52, 0.48, 0.22), (0.74, 0.46, 0.20))),
         forest=(0.56, 0.32, 0.14),
@@ -82,6 +96,7 @@ SEASON: dict[str, Season] = {
     ),
     "winter": Season(
         leaves=(((0.30, 0.24, 0.22), (0.52, 0.44, 0.40)),),
+        bushes=(((0.34, 0.27, 0.24), (0.60, 0.52, 0.47)), ((0.26, 0.28, 0.22), (0.50, 0.50, 0.42))),
         fir=((0.05, 0.14, 0.13), (0.26, 0.38, 0.30)),
         meadows=(((0.80, 0.86, 0.95), (0.97, 0.98, 1.0)), ((0.84, 0.88, 0.95), (0.95, 0.97, 1.0))),
         forest=(0.42, 0.50, 0.56),
@@ -116,8 +131,8 @@ TIME: dict[str, Time] = {
         skies=(),
         ambient=(0.44, 0.49, 0.57),
         direct=(0.66, 0.61, 0.50),
-        disc=(1.0, 0.98, 0.86),
-        glow=(0.34, 0.30, 0.16),
+        disc=(1.06, 1.05, 0.97),
+        glow=(0.36, 0.33, 0.22),
         cloud=((0.74, 0.79, 0.87), (1.0, 1.0, 0.99)),
         reach=6500.0,
     ),
@@ -131,7 +146,7 @@ TIME: dict[str, Time] = {
         ambient=(0.34, 0.25, 0.36),
         direct=(0.62, 0.33, 0.15),
         disc=(1.0, 0.86, 0.52),
-        glow=(0.62, 0.34, 0.10),
+        glow=(0.36, 0.27, 0.10),
         cloud=((0.50, 0.30, 0.46), (1.0, 0.62, 0.40)),
         reach=5500.0,
     ),
@@ -141,8 +156,8 @@ TIME: dict[str, Time] = {
             ((0.03, 0.03, 0.14), (0.08, 0.09, 0.26), (0.20, 0.22, 0.42)),
             ((0.01, 0.05, 0.12), (0.04, 0.12, 0.22), (0.12, 0.27, 0.36)),
         ),
-        ambient=(0.10, 0.14, 0.25),
-        direct=(0.15, 0.19, 0.28),
+        ambient=(0.12, 0.17, 0.28),
+        direct=(0.20, 0.24, 0.33),
         disc=(0.98, 0.97, 0.88),
         glow=(0.15, 0.18, 0.26),
         cloud=((0.08, 0.11, 0.22), (0.28, 0.33, 0.46)),
@@ -167,3 +182,8 @@ def skies(season: str, time: str) -> tuple[tuple[Colour, Colour, Colour], ...]:
 def plane(colour: Colour | Floats) -> Floats:
     """A colour as an array (3,1,1), to be painted with."""
     return np.asarray(colour, dtype=np.float32).reshape(3, 1, 1)
+
+
+def column(colour: Colour) -> Floats:
+    """A colour as an array (3,1), for tables of colours (3, n)."""
+    return np.asarray(colour, dtype=np.float32).reshape(3, 1)

@@ -285,8 +285,8 @@ class LinePlot(Plot):
         for number, of_line in enumerate(smoothed):  # after all the raw lines, so that none of them covers one of these
             parts += [_path(run, x, y, _look(number)) for run in of_line]
         ends = [of_line[-1][-1][1] if of_line else math.nan for of_line in smoothed]
-        told = "; ".join(f"{line.label} ends at {short(end)}" for line, end in zip(self.lines, ends, strict=True))
-        told = f"{self.y_label} against {self.x_label}: {told}."
+        texts = [f"{line.label} ends at {short(end)}" for line, end in zip(self.lines, ends, strict=True)]
+        told = f"{self.y_label} against {self.x_label}: {'; '.join(texts)}."
         return _figure(self.title, "".join(parts), told, legend=self._legend(ends), note=self._note())
 
     def _legend(self, ends: Sequence[float]) -> str:
@@ -429,9 +429,9 @@ class Bars(Plot):
 
 # Six hues that stay apart in the common forms of colour blindness, at 3:1 or more against the page in both schemes.
 STYLE = """
-:root { --c0: #0067a5; --c1: #c44f00; --c2: #00805c; --c3: #a8467f; --c4: #8a6a00; --c5: #4f5b66; }
+:root { --c0: #083d9f; --c1: #d1790a; --c2: #0d826a; --c3: #c572b8; --c4: #8e9054; --c5: #22252e; }
 @media screen and (prefers-color-scheme: dark) {
-  :root { --c0: #5cb3f0; --c1: #ff8a4c; --c2: #35c795; --c3: #e591c0; --c4: #e3bd3d; --c5: #b4c0cb; }
+  :root { --c0: #4370d1; --c1: #bb5d3c; --c2: #73f7b0; --c3: #82657d; --c4: #eec94c; --c5: #c7d2f7; }
 }
 .plot svg { display: block; width: 100%; height: auto; overflow: visible; }
 .plot svg text { font: 12px var(--sans); fill: var(--muted); font-variant-numeric: tabular-nums; }
@@ -440,7 +440,7 @@ STYLE = """
 .plot .grid { stroke: var(--rule); } .plot .base, .plot .mark { stroke: var(--muted); }
 .plot .reference { stroke: var(--ink); stroke-dasharray: 2 3; } .plot .groove { fill: var(--rule); opacity: .55; }
 .plot polyline { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-.plot .raw { opacity: .35; } .plot polyline.raw { stroke-width: 1; stroke-dasharray: none; }
+.plot .raw { opacity: .45; } .plot polyline.raw { stroke-width: 1; stroke-dasharray: none; }
 .plot .key { display: inline-block; width: 26px; height: 8px; margin-right: .4em; stroke-width: 2; }
 .plot .d1 { stroke-dasharray: 7 4; } .plot .d2 { stroke-dasharray: 1.5 4; } .plot .d3 { stroke-dasharray: 9 3 2 3; }
 """ + "".join(

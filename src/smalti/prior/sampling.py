@@ -8,6 +8,7 @@ that its cache lasts for the whole picture; completion is the case that some cod
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
@@ -97,6 +98,11 @@ def sample(
     _check(prior, prefix, grid, seeds=seeds, known=known)
     seeds, known = seeds.to(prefix.device), known.to(prefix.device)
     return sample_windows(prior, lambda window: prefix, sampler=sampler, seeds=seeds, known=known)
+
+
+def finished(laying: Iterator[Tensor]) -> Tensor:
+    """What `sample` yields -> the last of it, the complete codes (B, h, w)."""
+    return deque(laying, maxlen=1).pop()
 
 
 class _Stand(NamedTuple):

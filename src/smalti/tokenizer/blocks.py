@@ -52,12 +52,14 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)  # (B,C,H,W)
+        B, C, H, W = h.shape
+        # With channels last, both changes of shape are views.
         query, key, value = (
-            projection(h).flatten(2).transpose(1, 2).unsqueeze(1)  # (B,1,HW,C)
+            projection(h).permute(0, 2, 3, 1).reshape(B, 1, H * W, C)  # (B,1,HW,C)
             for projection in (self.query, self.key, self.value)
         )
         attended = F.scaled_dot_product_attention(query, key, value)  # (B,1,HW,C)
-        attended = attended.squeeze(1).transpose(1, 2).reshape(x.shape)  # (B,C,H,W)
+        attended = attended.reshape(B, H, W, C).permute(0, 3, 1, 2)  # (B,C,H,W)
         return x + self.out(attended)  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, final
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +26,7 @@ class PyramidSettings:
     """Space-to-depth before the first convolution: 2 does all work at half resolution (about 4 times less of it)."""
     width: Annotated[int, Field(ge=8)] = 64
     """Channels at the highest resolution."""
-    multipliers: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 2)
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 2)
     """Width of each resolution, from the highest to the lowest, as a multiple of `width`."""
     blocks: Annotated[int, Field(ge=1)] = 2
     """Residual blocks a resolution in the encoder; the decoder has one more, as in the paper."""
@@ -37,6 +37,14 @@ class PyramidSettings:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     convolutional_resampling: bool = True
     """False: average pooling down and plain repetition up, without convolutions."""
+
+    @field_validator("attention")
+    @classmethod
+    def _attention_has_a_place(cls, attention: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        levels = len(info.data.get("multipliers", ()))
+        if levels and not all(0 <= level < levels for level in attention):
+            raise ValueError(f"there are the levels 0 to {levels - 1}, one for each multiplier")
+        return attention
 
     @property
     def factor(self) -> int:
@@ -69,9 +77,7 @@ class Encoder(nn.Module):
             for level in range(len(widths))
         )
         self.downsamples = nn.ModuleList(
-            Downsample(widths[level], convolution=pyramid.convolutional_resampling)
-            if level < last
-            else nn.Identity()
+            Downsample(widths[level], convolution=pyramid.convolutional_resampling) if level < last else nn.Identity()
             for level in range(len(widths))
         )
         self.middle = middle(widths[-1], dropout=pyramid.dropout)

@@ -52,7 +52,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Note, after a step, which codes (B,h,w) the features (B,D,h,w) took, and mend the codebook; returns how many codes moved."""
+        """After a step: note the codes (B,h,w) that features (B,D,h,w) took, and mend the codebook. Returns how many moved."""
 
 
 @settings
@@ -89,12 +89,18 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
         squares = codebook.square().sum(1)  # (K,)
         rows = max(1, SEARCH_ELEMENTS // len(codebook))
         return torch.cat(
-            [torch.addmm(squares, piece.float(), codebook.T, alpha=-2).argmin(1) for piece in torch.split(vectors, rows)]
+            [
+                torch.addmm(squares, piece.float(), codebook.T, alpha=-2).argmin(1)
+                for piece in torch.split(vectors, rows)
+            ]
         )
 
 
 def kmeans(vectors: Tensor, size: int, *, rounds: int, normalised: bool, generator: torch.Generator) -> Tensor:
-    """vectors (N,D) -> (size,D) centres after `rounds` of Lloyd's algorithm from random members; an empty centre moves to a random vector."""
+    """vectors (N,D) -> (size,D) centres, by `rounds` of Lloyd's algorithm from random members.
+
+    A centre that no vector is nearest to moves to a random vector.
+    """
     centres = vectors[_draw(len(vectors), size, generator)]
     for _ in range(rounds):
         assigned = nearest(vectors, centres)
@@ -141,7 +147,9 @@ class VQ(Quantizer):
             commitment = F.mse_loss(flat, chosen.detach())
             codebook = F.mse_loss(chosen, flat.detach())
             beta = self.settings.commitment  # Eq. 4: |sg[E(x)] - z_q|^2 + beta |sg[z_q] - E(x)|^2
-            loss = codebook + beta * commitment if self.settings.beta_on == "commitment" else beta * codebook + commitment
+            loss = (
+                codebook + beta * commitment if self.settings.beta_on == "commitment" else beta * codebook + commitment
+            )
             latents = flat + (chosen - flat).detach()  # straight-through, section 3.1
             B, D, h, w = features.shape
             latents = latents.view(B, h, w, D).permute(0, 3, 1, 2)

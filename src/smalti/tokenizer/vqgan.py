@@ -61,9 +61,7 @@ class VQGAN(nn.Module):
         """
         channels, factor = self.settings.pyramid.channels, self.factor
         if images.dim() != 4 or images.shape[1] != channels:
-            raise SmaltiError(
-                f"the tokenizer takes pictures of shape (B, {channels}, H, W), got {tuple(images.shape)}"
-            )
+            raise SmaltiError(f"the tokenizer takes pictures of shape (B, {channels}, H, W), got {tuple(images.shape)}")
         height, width = images.shape[2:]
         if height % factor or width % factor or not height or not width:
             raise SmaltiError(

@@ -1,1 +1,1 @@
-"""Training of both stages: `config` says with what, `tokenizer` and `prior` what one step is, `loop` runs them, `folder` keeps the results."""
+"""Training of both stages: `config` says with what, `tokenizer` and `prior` what a step is, `loop` runs, `folder` keeps."""

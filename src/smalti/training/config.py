@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from smalti.errors import SmaltiError, suggestion
 from smalti.losses.objective import ObjectiveSettings
@@ -91,6 +92,15 @@ class TokenizerTraining:
     discriminator_optimiser: OptimiserSettings = OptimiserSettings(betas=(0.5, 0.99))
     pictures: PictureSettings = PictureSettings()
 
+    @model_validator(mode="after")
+    def _whole_tiles(self) -> TokenizerTraining:
+        (height, width), f = self.pictures.size, self.model.pyramid.factor
+        if height % f or width % f:
+            raise ValueError(
+                f"pictures.size = {height} x {width} is not made of tiles of {f} pixels, the model's factor"
+            )
+        return self
+
 
 @settings
 class NetworkSettings:
@@ -158,7 +168,9 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         raise SmaltiError(f"recipe {recipe} must hold the sections 'about', 'tokenizer' and 'prior'")
     unknown = sorted(set(values) - {"about", *STAGES})
     if unknown:
-        raise SmaltiError(f"recipe {recipe}: unknown section {unknown[0]!r}; {suggestion(unknown[0], ['about', *STAGES])}")
+        raise SmaltiError(
+            f"recipe {recipe}: unknown section {unknown[0]!r}; {suggestion(unknown[0], ['about', *STAGES])}"
+        )
     return values
 
 
@@ -183,10 +195,8 @@ def _lay_over(values: dict[str, Any], override: str) -> None:
         raise SmaltiError(f"--set {override!r}: the value is not YAML") from error
     if isinstance(value, str):
         # YAML 1.1 reads 1e-3 as text; the person who typed it meant a number.
-        try:
+        with suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     *path, last = key.split(".")
     for part in path:
         inner = values.setdefault(part, {})

@@ -1,6 +1,6 @@
 """A run folder: what was asked for, what was measured, the model to use, and the state to go on from.
 
-    config.yaml  metrics.jsonl  tensorboard/  images/  model/ (config.json, model.safetensors)  state/<seen>/state.ckpt
+config.yaml  metrics.jsonl  tensorboard/  images/  model/ (config.json, model.safetensors)  state/<seen>/state.ckpt
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise SmaltiError(f"{path} is a file; name a folder for the run with --out")
         if written.is_file():
-            self._same_run(written, config)
+            begun = self.metrics.is_file() or self.states()
+            self._same_run(written, config, begun=bool(begun))
         elif path.is_dir() and any(path.iterdir()):
             raise SmaltiError(f"{path} is not empty and holds no run of smalti (no config.yaml); choose another --out")
         with refusals_explained(path):
@@ -69,7 +70,7 @@ class RunFolder:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write_text(written, as_yaml(config))
 
-    def _same_run(self, written: Path, config: Mapping[str, Any]) -> None:
+    def _same_run(self, written: Path, config: Mapping[str, Any], *, begun: bool) -> None:
         try:
             before = yaml.safe_load(written.read_text("utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -82,7 +83,7 @@ class RunFolder:
             for key in sorted(old.keys() | new.keys())
             if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE and key != "smalti"
         ]
-        if differ:
+        if differ and begun:
             raise SmaltiError(
                 f"{self.path} holds a run with other settings ({'; '.join(differ[:4])}); "
                 "repeat its settings to go on with it, or choose another --out"

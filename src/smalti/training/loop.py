@@ -103,7 +103,9 @@ def launch(run: RunSettings) -> Fabric:
         )
         fabric.launch()
     except (ValueError, RuntimeError) as error:  # Fabric's words for a device or strategy this machine does not have
-        raise SmaltiError(f"cannot run on {run.devices} x {run.accelerator!r} with {run.strategy!r}: {error}") from error
+        raise SmaltiError(
+            f"cannot run on {run.devices} x {run.accelerator!r} with {run.strategy!r}: {error}"
+        ) from error
     return fabric
 
 
@@ -125,7 +127,12 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, wa
     if fabric.is_global_zero:
         folder.cut_metrics(seen)
     watch.begin(seen=seen, length=run.length, unit=stage.unit)
+    if seen >= run.length:  # nothing is left to do, but the last export may have been cut short
+        if fabric.is_global_zero:
+            stage.export(folder.model, seen=seen)
+        return
     batches = stage.batches(seen // stage.per_example)
+    began = seen
     gathered: list[dict[str, Tensor]] = []
     with StopRequest().listening() as stop, watch:
         while True:
@@ -133,11 +140,12 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, wa
             if gathered and (done or _due(seen, count, run.report_every)):
                 _report(folder, watch, fabric, "train", seen, _means(gathered))
                 gathered = []
-            if fabric.is_global_zero and (done or _due(seen, count, run.picture_every)):
+            moved = seen > began  # what was due at the state that was read was done before it was written
+            if moved and fabric.is_global_zero and (done or _due(seen, count, run.picture_every)):
                 save_png(folder.images / f"{seen:010d}.png", stage.picture(), settings={"seen": seen})
-            if seen and (done or _due(seen, count, run.validate_every)):
+            if moved and (done or _due(seen, count, run.validate_every)):
                 _report(folder, watch, fabric, "validation", seen, stage.validate())
-            if seen and (done or stop.name or _due(seen, count, run.checkpoint_every)):
+            if moved and (done or stop.name or _due(seen, count, run.checkpoint_every)):
                 folder.save_state(fabric, stage.state(), seen=seen)
                 if fabric.is_global_zero:
                     stage.export(folder.model, seen=seen)
@@ -176,9 +184,7 @@ def _means(gathered: list[dict[str, Tensor]]) -> dict[str, float]:
     return means
 
 
-def _report(
-    folder: RunFolder, watch: Watch, fabric: Fabric, part: str, seen: int, values: Mapping[str, float]
-) -> None:
+def _report(folder: RunFolder, watch: Watch, fabric: Fabric, part: str, seen: int, values: Mapping[str, float]) -> None:
     if fabric.is_global_zero:
         folder.append_metrics({"seen": seen, "part": part, "time": round(time.time(), 1), **values})
         watch.report(part, seen, values)

@@ -19,7 +19,17 @@ from smalti.data.codes import CodeBatch, CodeShards, entropy
 from smalti.data.loading import batches, in_order
 from smalti.images import grid
 from smalti.pipeline import save_prior
-from smalti.prior import Prior, Sampler, Transformer, TransformerSettings, nats, parameter_groups, sample, unknown
+from smalti.prior import (
+    Prior,
+    Sampler,
+    Transformer,
+    TransformerSettings,
+    finished,
+    nats,
+    parameter_groups,
+    sample,
+    unknown,
+)
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import PriorTraining
 from smalti.training.loop import Stage
@@ -129,7 +139,11 @@ class PriorStage(Stage):
             total, count = total + float(losses.sum()), count + losses.numel()
             if count >= VALIDATION_PICTURES * self.per_example:
                 break
-        return {"nats": total / count, "code_entropy_nats": self.entropy, "below_entropy": 1 - total / count / self.entropy}
+        return {
+            "nats": total / count,
+            "code_entropy_nats": self.entropy,
+            "below_entropy": 1 - total / count / self.entropy,
+        }
 
     @torch.no_grad()
     def picture(self) -> Tensor:
@@ -139,11 +153,8 @@ class PriorStage(Stage):
             prefix = (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
         else:
             prefix = prior.null_prefix(SHOWN)
-        laid = unknown(SHOWN, prior.grid)
-        for laid in sample(
-            prior, prefix, prior.grid, sampler=Sampler(), seeds=torch.arange(SHOWN), known=unknown(SHOWN, prior.grid)
-        ):
-            pass
+        known, seeds = unknown(SHOWN, prior.grid), torch.arange(SHOWN)
+        laid = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
         return grid(self.tokenizer.decode_codes(laid).cpu().contiguous(), columns=8, gap=2)
 
     def state(self) -> dict[str, Any]:

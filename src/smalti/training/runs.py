@@ -142,5 +142,3 @@ def encode_pictures(
         progress=progress,
         workers=workers,
     )
-
-

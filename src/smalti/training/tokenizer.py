@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -38,7 +39,7 @@ SHOWN = 8
 
 @final
 class _Joined(nn.Module):
-    """All of one generator pass in one `forward`, so that data-parallel wrappers see it: images -> features, codes, reconstructions."""
+    """images -> features, codes, reconstructions: one `forward`, so that data-parallel wrappers see the whole pass."""
 
     def __init__(self, tokenizer: VQGAN) -> None:
         super().__init__()
@@ -59,7 +60,9 @@ def crops(
     """
     training, validation = split(source.pictures, validation=pictures.validation)
     if not validation:
-        raise SmaltiError(f"{source.path} holds a single picture; training needs at least two, one of them to validate on")
+        raise SmaltiError(
+            f"{source.path} holds a single picture; training needs at least two, one of them to validate on"
+        )
     if most is not None:
         validation = validation[:: -(-len(validation) // most)]
     random = RandomCrop(zoom=pictures.zoom, flip=pictures.flip)
@@ -88,9 +91,8 @@ class TokenizerStage(Stage):
             source, pictures, channels=channels, seed=seed, most=pictures.validation_pictures
         )
         self.tokenizer = VQGAN(settings.model)
-        self.judge = DISCRIMINATORS[settings.objective.adversarial.discriminator.name](
-            settings.objective.adversarial.discriminator
-        )
+        judge = replace(settings.objective.adversarial.discriminator, channels=channels)
+        self.judge = DISCRIMINATORS[judge.name](judge)
         for module in (self.tokenizer, self.judge):
             as_channels_last(module)
         self.average = Average(self.tokenizer, half_life=settings.run.average)

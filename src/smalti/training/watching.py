@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
+SECONDS_A_LINE = 10.0
+"""Without a terminal, counting prints a line at most this often."""
 SHOWN = 6
 """How many of the numbers of a report stand on one line; all are in `metrics.jsonl`."""
 
@@ -79,6 +90,33 @@ class Watch:
 
     def _rate(self) -> float:
         return (self._seen - self._first) / max(time.monotonic() - self._began, 1e-9)
+
+
+@contextmanager
+def counting(console: Console, *, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function (done, total) that shows how far `title` has come: a bar on a terminal, else plain lines."""
+    began = last = time.monotonic()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+
+        def show(done: int, total: int) -> None:
+            nonlocal last
+            bar.update(task, completed=done, total=total)
+            now = time.monotonic()
+            if not console.is_terminal and (done == total or now - last > SECONDS_A_LINE):
+                last = now
+                rate = done / max(now - began, 1e-9)
+                left = _duration((total - done) / rate) if rate else "?"
+                console.print(f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s, {left} left)")
+
+        yield show
 
 
 def _duration(seconds: float) -> str:

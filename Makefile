@@ -1,0 +1,34 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each makes the environment in .venv once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check check-slow lint clean
+
+demo: $(READY)
+	$(BIN)/smalti demo --out runs/demo
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -m "not slow"
+
+check: test check-slow
+
+check-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
+
+# Only a changed list of packages makes the environment anew.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)

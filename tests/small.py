@@ -1,0 +1,70 @@
+"""Data and settings small enough to train on within a second, for the tests of training and of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+SIDE = 16
+LABELS = ("light", "dark")
+
+RECIPE: dict[str, Any] = {
+    "about": "Small enough for tests.",
+    "tokenizer": {
+        "run": {
+            "length": 48,
+            "batch": 4,
+            "report_every": 8,
+            "validate_every": 16,
+            "picture_every": 16,
+            "checkpoint_every": 16,
+            "tensorboard": False,
+            "accelerator": "cpu",
+        },
+        "model": {
+            "pyramid": {"stem": 2, "width": 8, "multipliers": [1, 1], "blocks": 1, "latent_channels": 8},
+            "quantizer": {"size": 16, "dimension": 4},
+        },
+        "objective": {
+            "perceptual": "none",
+            "adversarial": {"start": 0.3, "ramp": 0.2, "discriminator": {"width": 8, "layers": 1}},
+        },
+        "pictures": {"size": [SIDE, SIDE], "validation": 0.2, "zoom": [1.0, 1.5]},
+    },
+    "prior": {
+        "run": {
+            "length": 960,
+            "batch": 4,
+            "report_every": 64,
+            "validate_every": 320,
+            "picture_every": 320,
+            "checkpoint_every": 320,
+            "tensorboard": False,
+            "accelerator": "cpu",
+        },
+        "network": {"layers": 1, "width": 16, "heads": 2, "dropout": 0.1},
+        "encode": {"copies": 2, "pictures": {"size": [SIDE, SIDE], "validation": 0.2}},
+    },
+}
+
+
+def write_pictures(folder: Path, *, count: int = 10) -> Path:
+    """Light and dark gradients with some noise, one sub-folder each."""
+    chance = np.random.RandomState(0)
+    for place, label in enumerate(LABELS):
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            ramp = np.linspace(0, 60 + 6 * number, SIDE + 4)[:, None, None] + np.zeros((1, SIDE + 4, 3))
+            pixels = np.clip(200 * (1 - place) + ramp * (2 * place - 1) + chance.normal(0, 6, ramp.shape), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / label / f"{number:02d}.png")
+    return folder
+
+
+def write_recipe(path: Path) -> Path:
+    """The small recipe as a YAML file."""
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path

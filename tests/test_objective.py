@@ -1,0 +1,185 @@
+"""The objective of stage 1: one backward pass through the decoder against the three of the original."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reference
+from smalti.errors import SmaltiError
+from smalti.losses import objective
+from smalti.losses.adversarial import ADVERSARIAL, PIXEL_LOSSES
+from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
+from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, ReconstructionLoss, balanced_gradient
+from smalti.settings import parse
+
+LOSSES: list[Literal["hinge", "vanilla", "nonsaturating"]] = ["hinge", "vanilla", "nonsaturating"]
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Uniform in [-1, 1]."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+class Scene:
+    """A small decoder of three convolutions, a discriminator, and the losses of one step, in double precision."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 3, 3)
+        ).double()
+        last = self.decoder[-1]
+        assert isinstance(last, nn.Conv2d)
+        self.last_layer = last.weight
+        self.discriminator = PatchDiscriminator(PatchSettings(width=8, layers=1)).double()
+        with torch.no_grad():
+            for parameter in self.discriminator.parameters():
+                parameter.mul_(5.0)  # large enough that the generator's gradient is of the size of the other
+        self.images = noise(2, 3, 10, 10, seed=1).double()
+        self.latents = noise(2, 4, 12, 12, seed=2).double()
+        self.score = ReconstructionLoss(ObjectiveSettings(perceptual="none"))
+
+    def distance(self, reconstructions: Tensor) -> Tensor:
+        total: Tensor = self.score(self.images, reconstructions).total
+        return total
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.decoder.parameters())
+
+    def surrogate(self, settings: AdversarialSettings, *, strength: float) -> tuple[tuple[Tensor, ...], Any]:
+        """The decoder's gradients by one backward pass with the balanced gradient, and the balance."""
+        reconstructions = self.decoder(self.latents)
+        pictures = reconstructions.detach().requires_grad_()
+        balanced = balanced_gradient(
+            reconstructions,
+            pictures,
+            distance=self.distance(pictures),
+            fake=self.discriminator(pictures),
+            last_layer=self.last_layer,
+            settings=settings,
+            strength=strength,
+        )
+        return torch.autograd.grad(reconstructions, self.parameters(), balanced.gradient), balanced
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("strength", "limit"), [(1.0, 1e4), (0.3, 1e4), (1.0, 0.5)])
+def test_one_backward_pass_gives_what_three_give(loss: str, strength: float, limit: float) -> None:
+    scene = Scene()
+    settings = parse(AdversarialSettings, {"loss": loss, "weight": 0.8, "limit": limit}, where="test")
+    found, balanced = scene.surrogate(settings, strength=strength)
+
+    reconstructions = scene.decoder(scene.latents)
+    generator = ADVERSARIAL[loss].generator(scene.discriminator(reconstructions))
+    nll, weight = scene.distance(reconstructions), 0.8 * strength
+    expected = reference.balanced(
+        nll, generator, scene.parameters(), last_layer=scene.last_layer, weight=weight, limit=limit
+    )
+    plain = torch.autograd.grad(scene.distance(scene.decoder(scene.latents)), scene.parameters())
+    for a, b, without in zip(found, expected, plain, strict=True):
+        torch.testing.assert_close(a, b)
+        assert not torch.allclose(a, without, rtol=1e-2)
+    torch.testing.assert_close(balanced.generator, generator.detach())
+    assert not balanced.generator.requires_grad
+    assert not balanced.weight.requires_grad
+
+
+def test_adaptive_terms_pull_the_last_layer_equally() -> None:
+    """Equation 7 in words: with weight 1, both terms have the same norm at the decoder's last weights."""
+    scene = Scene()
+    (_, balanced) = scene.surrogate(AdversarialSettings(weight=1.0), strength=1.0)
+    reconstructions = scene.decoder(scene.latents)
+    generator = ADVERSARIAL["hinge"].generator(scene.discriminator(reconstructions))
+    terms = (scene.distance(reconstructions), balanced.weight * generator)
+    norms = [torch.autograd.grad(term, scene.last_layer, retain_graph=True)[0].norm() for term in terms]
+    torch.testing.assert_close(norms[0], norms[1], rtol=1e-2, atol=0.0)
+
+
+def test_at_strength_0_the_discriminator_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+
+    def asked(*arguments: object) -> Tensor:
+        raise AssertionError("the generator's loss was asked for")
+
+    monkeypatch.setitem(ADVERSARIAL, "hinge", ADVERSARIAL["hinge"]._replace(generator=asked))
+    monkeypatch.setitem(objective._BALANCES, "adaptive", asked)
+    found, balanced = scene.surrogate(AdversarialSettings(), strength=0.0)
+    expected = torch.autograd.grad(scene.distance(scene.decoder(scene.latents)), scene.parameters())
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert (balanced.generator.item(), balanced.weight.item()) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("strength", [0.25, 1.0])
+def test_a_fixed_balance_is_the_weight_alone(strength: float) -> None:
+    scene = Scene()
+    found, balanced = scene.surrogate(AdversarialSettings(balance="fixed", weight=0.6), strength=strength)
+    reconstructions = scene.decoder(scene.latents)
+    generator = ADVERSARIAL["hinge"].generator(scene.discriminator(reconstructions))
+    total = scene.distance(reconstructions) + 0.6 * strength * generator
+    assert balanced.weight.item() == pytest.approx(0.6 * strength)
+    for a, b in zip(found, torch.autograd.grad(total, scene.parameters()), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_discriminator_can_learn_from_the_same_logits() -> None:
+    """The graph behind `fake` is still there afterwards, for the discriminator's own loss."""
+    scene = Scene()
+    reconstructions = scene.decoder(scene.latents)
+    pictures = reconstructions.detach().requires_grad_()
+    fake = scene.discriminator(pictures)
+    distance, last_layer = scene.distance(pictures), scene.last_layer
+    settings = AdversarialSettings()
+    balanced_gradient(
+        reconstructions,
+        pictures,
+        distance=distance,
+        fake=fake,
+        last_layer=last_layer,
+        settings=settings,
+        strength=1.0,
+    )
+    ADVERSARIAL["hinge"].discriminator(scene.discriminator(scene.images), fake).backward()
+    assert all(parameter.grad is not None for parameter in scene.discriminator.parameters())
+
+
+@pytest.mark.parametrize(("pixel", "expected"), [("l1", (0.5 + 0.25) / 2), ("l2", (0.25 + 0.0625) / 2)])
+def test_the_reconstruction_loss_is_a_mean_over_pictures(pixel: str, expected: float) -> None:
+    score = ReconstructionLoss(parse(ObjectiveSettings, {"pixel": pixel, "perceptual": "none"}, where="test"))
+    images = torch.zeros(2, 3, 4, 4)
+    reconstructions = torch.stack((torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), -0.25))).requires_grad_()
+    result = score(images, reconstructions)
+    assert result.total.item() == pytest.approx(expected)
+    assert result.pixel.item() == pytest.approx(expected)
+    assert result.perceptual.item() == 0.0
+    (gradient,) = torch.autograd.grad(result.total, reconstructions)
+    assert (gradient[0] > 0).all()
+    assert (gradient[1] < 0).all()
+
+
+def test_the_perceptual_term_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(nn.Module):
+        def forward(self, images: Tensor, others: Tensor) -> Tensor:
+            return others.new_tensor([1.0, 3.0])
+
+    built: Any = Two
+    monkeypatch.setitem(objective.PERCEPTUAL, "squeezenet", built)
+    result = ReconstructionLoss(ObjectiveSettings(perceptual_weight=0.25))(
+        torch.zeros(2, 3, 2, 2), torch.ones(2, 3, 2, 2)
+    )
+    assert (result.pixel.item(), result.perceptual.item(), result.total.item()) == (1.0, 2.0, 1.5)
+
+
+def test_every_choice_of_the_settings_is_in_its_table() -> None:
+    for key, table in (("pixel", PIXEL_LOSSES), ("perceptual", objective.PERCEPTUAL)):
+        with pytest.raises(SmaltiError, match=rf"here: {key} = 'l7'") as raised:
+            parse(ObjectiveSettings, {key: "l7"}, where="here")
+        assert all(f"'{name}'" in str(raised.value) for name in table)
+    for key, names in (("loss", ADVERSARIAL), ("balance", objective._BALANCES)):
+        with pytest.raises(SmaltiError, match=rf"here: adversarial\.{key} = 'l7'") as raised:
+            parse(ObjectiveSettings, {"adversarial": {key: "l7"}}, where="here")
+        assert all(f"'{name}'" in str(raised.value) for name in names)
