@@ -224,7 +224,9 @@ def test_masks_and_pictures_that_do_not_fit_are_told() -> None:
         sentence = re.escape(f"the mask has the shape {shape}, the picture (height, width) (12, 16); give a mask")
         with pytest.raises(SmaltiError, match=sentence):
             pipe.complete(noise(1, 3, 12, 16), torch.ones(shape) > 0, labels=[None], sampler=Sampler())
-    with pytest.raises(SmaltiError, match="14 x 12 pixels cannot be cut into tiles of 4 pixels; crop it to 12 x 12"):
+    with pytest.raises(
+        SmaltiError, match=r"12 x 14 \(height x width\) cannot be cut into tiles of 4 pixels; crop it to 12 x 12"
+    ):
         pipe.complete(noise(1, 3, 12, 14), torch.ones(12, 14) > 0, labels=[None], sampler=Sampler())
     with pytest.raises(SmaltiError, match=r"takes pictures of shape \(B, 3, H, W\)"):
         pipe.reconstruct(noise(1, 1, 12, 16))

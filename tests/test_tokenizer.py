@@ -166,8 +166,8 @@ def test_codes_say_all_that_the_decoder_reads(normalised: bool) -> None:
     [
         ((1, 4, 8, 8), r"takes pictures of shape \(B, 3, H, W\), got \(1, 4, 8, 8\)"),
         ((3, 8, 8), r"takes pictures of shape \(B, 3, H, W\), got \(3, 8, 8\)"),
-        ((1, 3, 9, 14), r"14 x 9 pixels cannot be cut into tiles of 4 pixels; crop it to 12 x 8"),
-        ((1, 3, 0, 8), r"8 x 0 pixels cannot be cut"),
+        ((1, 3, 9, 14), r"9 x 14 \(height x width\) cannot be cut into tiles of 4 pixels; crop it to 8 x 12"),
+        ((1, 3, 0, 8), r"0 x 8 \(height x width\) cannot be cut"),
     ],
 )
 def test_pictures_that_do_not_fit_are_told(shape: tuple[int, ...], sentence: str) -> None:

@@ -159,6 +159,8 @@ class Pipeline:
                 "give a mask of the picture's size"
             )
         f = self.tokenizer.factor
+        # The whole picture is encoded, as in the paper's code: grey in place of what is laid anew would shift the statistics of
+        # every GroupNorm, and with them the kept codes.
         codes = self.encode(images)
         whole = known.unfold(0, f, f).unfold(1, f, f).all(-1).all(-1)  # (h,w)
         codes = torch.where(whole.to(codes.device), codes, -1)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass whose values are checked and whose unknown keys are errors."""
-    strict = pydantic.ConfigDict(extra="forbid")
+    strict = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
     made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=strict)(cls)
     return made  # type: ignore[no-any-return]
 

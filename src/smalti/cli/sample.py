@@ -45,10 +45,11 @@ def sample(
     from smalti.images import save_png
     from smalti.pipeline import Pipeline
     from smalti.prior import Sampler, unknown
-    from smalti.settings import as_mapping
+    from smalti.settings import as_mapping, parse
 
     pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    sampler = parse(Sampler, chosen, where="sampling")
     height_width = size_option(size) or pipeline.default_size
     grid = pipeline.grid(height_width)
     said = {"model": model.resolve().name, "label": label, "size": list(height_width), **as_mapping(sampler)}
@@ -92,7 +93,7 @@ def complete(
     from smalti.masks import kept_by_mask, kept_part
     from smalti.pipeline import Pipeline
     from smalti.prior import Sampler
-    from smalti.settings import as_mapping
+    from smalti.settings import as_mapping, parse
 
     if (mask is None) == (keep is None):
         raise typer.BadParameter("give either --mask or --keep")
@@ -106,7 +107,8 @@ def complete(
         known = kept_part(keep, height_width)
     else:
         known = kept_by_mask(mask, picture=(whole.shape[0], whole.shape[1]), size=height_width)
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    sampler = parse(Sampler, chosen, where="sampling")
     said = {"model": model.resolve().name, "image": image.name, "keep": keep, "label": label, **as_mapping(sampler)}
     images = given.expand(count, -1, -1, -1)
     completed = pipeline.complete(images, known, labels=[label] * count, sampler=sampler, seed=seed)

@@ -405,8 +405,8 @@ figcaption, .note, .nothing { font-size: .88rem; line-height: 1.5; color: var(--
   gap: 14px 10px; } .pictures figure { margin: 0; }
 .pictures img, .comparison img { display: block; width: 100%; height: auto; border-radius: 2px; }
 .pictures figure figcaption { font-size: .82rem; line-height: 1.4; margin-top: .4rem; }
-.pixelated img { image-rendering: pixelated; } .scroll { overflow-x: auto; }
-.comparison table { border-collapse: separate; border-spacing: 4px; width: 100%; table-layout: fixed; margin: -4px; }
+.pixelated img { image-rendering: pixelated; } .scroll { overflow: auto hidden; }
+.comparison table { border-collapse: separate; border-spacing: 4px; width: 100%; table-layout: fixed; }
 .comparison th { width: 8.2rem; padding-right: .8rem; text-align: left; font-weight: 500; font-size: .9rem;
   line-height: 1.35; } .comparison td { min-width: 76px; padding: 0; vertical-align: top; }
 .comparison small:not(:empty) { display: block; color: var(--muted); line-height: 1.35; margin: .2rem 0 .5rem; }

@@ -88,8 +88,8 @@ def sample(
 
     They are yielded after every row, -1 where a code is not laid yet; the last is complete.
 
-    `seeds` is (B,) int64, not negative, and a picture depends on its own alone: not on its batch, nor on which of its
-    codes were already known. `known` is (B, h, w): codes to keep, and -1 where one is to be laid; `unknown` makes one
+    `seeds` is (B,) int64, not negative. A picture's chance hangs on its own seed and the place of each code alone, not on
+    the batch it is in; laid on from some of its own codes, it becomes the same picture. `known` is (B, h, w): codes to keep, and -1 where one is to be laid; `unknown` makes one
     without any. Where the grid is larger than the prior's window, the window slides (arXiv 2012.09841, section 3.2).
 
     Raises `SmaltiError` for a grid without codes, for shapes that do not belong together, for a negative seed, for

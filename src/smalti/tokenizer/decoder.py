@@ -11,7 +11,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle
+from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle, start_as_shortcuts
 from smalti.tokenizer.encoder import PyramidSettings
 
 
@@ -42,6 +42,8 @@ class Decoder(nn.Module):
         )
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], pyramid.channels * pyramid.stem**2, 3, padding=1)
+        if pyramid.zero_residuals:
+            start_as_shortcuts(self)
 
     @property
     def last_layer(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.settings import settings
-from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle
+from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, start_as_shortcuts
 
 
 @settings
@@ -35,6 +35,8 @@ class PyramidSettings:
     latent_channels: Annotated[int, Field(ge=1)] = 64
     """Channels Z of the features at the code grid."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    zero_residuals: bool = True
+    """Residual blocks begin as their shortcuts; False begins as the original does."""
     convolutional_resampling: bool = True
     """False: average pooling down and plain repetition up, without convolutions."""
 
@@ -83,6 +85,8 @@ class Encoder(nn.Module):
         self.middle = middle(widths[-1], dropout=pyramid.dropout)
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], pyramid.latent_channels, 3, padding=1)
+        if pyramid.zero_residuals:
+            start_as_shortcuts(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.pixel_unshuffle(images, self.stem)  # (B, C s^2, H/s, W/s)

@@ -43,12 +43,16 @@ class Quantizer(nn.Module, ABC):
         """(B,D,h,w) -> latents (B,D,h,w), codes (B,h,w), loss ()."""
 
     @abstractmethod
+    def relaxed(self, features: Tensor) -> Quantized:
+        """As `forward`, with the latents that an endless codebook would give, and no loss: before the codes are placed."""
+
+    @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
         """(B,h,w) int64 in [0,K) -> latents (B,D,h,w)."""
 
     @abstractmethod
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """Place the codes where features (B,D,h,w) of the first pictures are, before the first step."""
+        """Place the codes where features (B,D,h,w) of some pictures are, before they are first used."""
 
     @abstractmethod
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
@@ -154,6 +158,13 @@ class VQ(Quantizer):
             B, D, h, w = features.shape
             latents = latents.view(B, h, w, D).permute(0, 3, 1, 2)
             return Quantized(latents, codes.view(B, h, w), loss)
+
+    def relaxed(self, features: Tensor) -> Quantized:
+        B, D, h, w = features.shape
+        flat = self._flat(features)  # (N,D)
+        codes = nearest(flat.detach(), self.vectors().detach())  # (N,)
+        nothing = 0.0 * self.codebook.sum()  # in the graph, so that every parameter has a gradient on all devices
+        return Quantized(flat.view(B, h, w, D).permute(0, 3, 1, 2), codes.view(B, h, w), nothing)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)

@@ -65,8 +65,8 @@ class VQGAN(nn.Module):
         height, width = images.shape[2:]
         if height % factor or width % factor or not height or not width:
             raise SmaltiError(
-                f"a picture of {width} x {height} pixels cannot be cut into tiles of {factor} pixels; "
-                f"crop it to {max(width // factor, 1) * factor} x {max(height // factor, 1) * factor}"
+                f"a picture of {height} x {width} (height x width) cannot be cut into tiles of {factor} pixels; "
+                f"crop it to {max(height // factor, 1) * factor} x {max(width // factor, 1) * factor}"
             )
         return self.to_codes(self.encoder(images))  # type: ignore[no-any-return]
 

@@ -91,6 +91,8 @@ class TokenizerTraining:
     optimiser: OptimiserSettings = OptimiserSettings()
     discriminator_optimiser: OptimiserSettings = OptimiserSettings(betas=(0.5, 0.99))
     pictures: PictureSettings = PictureSettings()
+    codes_from: Share = 0.05
+    """Share of the training after which the codes are placed and used; until then the decoder sees unquantized features."""
 
     @model_validator(mode="after")
     def _whole_tiles(self) -> TokenizerTraining:

@@ -7,7 +7,7 @@ Source: arXiv 2012.09841, section 3.1.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -45,9 +45,9 @@ class _Joined(nn.Module):
         super().__init__()
         self.tokenizer = tokenizer
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Quantized, Tensor]:
+    def forward(self, images: Tensor, quantize: Callable[[Tensor], Quantized]) -> tuple[Tensor, Quantized, Tensor]:
         features = self.tokenizer.features(images)  # (B,D,h,w)
-        quantized: Quantized = self.tokenizer.quantizer(features)
+        quantized = quantize(features)
         return features, quantized, self.tokenizer.decode(quantized.latents)  # .., .., (B,C,H,W)
 
 
@@ -63,8 +63,8 @@ def crops(
         raise SmaltiError(
             f"{source.path} holds a single picture; training needs at least two, one of them to validate on"
         )
-    if most is not None:
-        validation = validation[:: -(-len(validation) // most)]
+    if most is not None and most < len(validation):
+        validation = tuple(validation[place * len(validation) // most] for place in range(most))
     random = RandomCrop(zoom=pictures.zoom, flip=pictures.flip)
     size, cache = pictures.size, pictures.cache_mib
     return (
@@ -125,10 +125,13 @@ class TokenizerStage(Stage):
         )
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if seen == 0:
-            self._start_codebook(generator)
+        quantizer, first = self.tokenizer.quantizer, self.settings.codes_from * self.settings.run.length
+        placed = seen >= first
+        if placed and seen - count < first:
+            self._place_codes(seen, generator)
         images = self._on_device(batch)  # (B,C,H,W)
-        features, quantized, reconstructions = self.generate(images)  # (B,D,h,w), .., (B,C,H,W)
+        quantize = quantizer if placed else quantizer.relaxed
+        features, quantized, reconstructions = self.generate(images, quantize)  # (B,D,h,w), .., (B,C,H,W)
         pictures = reconstructions.detach().float().requires_grad_()  # (B,C,H,W), a leaf
         distance = self.score(images, pictures)
         values = {"reconstruction": distance.total, "pixel": distance.pixel, "codebook": quantized.loss}
@@ -147,7 +150,8 @@ class TokenizerStage(Stage):
         values["gradient_norm"] = self.fabric.clip_gradients(self.generate, self.optimiser, max_norm=clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        values |= self._mend_codebook(features.detach(), quantized.codes, generator)
+        if placed:
+            values |= self._mend_codebook(features.detach(), quantized.codes, generator)
         self.average.update(self.tokenizer, seen=seen, step=count)
         return {name: value.detach() for name, value in values.items()}
 
@@ -177,9 +181,10 @@ class TokenizerStage(Stage):
         norm = self.fabric.clip_gradients(self.judged, self.judge_optimiser, max_norm=options.clip)
         self.judge_optimiser.step()
         self.judge_optimiser.zero_grad(set_to_none=True)
+        asked = {"generator": balanced.generator} if strength else {}  # before, the loss was not computed
         return balanced.gradient, {
             "discriminator": loss,
-            "generator": balanced.generator,
+            **asked,
             "adaptive_weight": balanced.weight,
             "real_logits": real.mean(),
             "fake_logits": fake.mean(),
@@ -187,9 +192,9 @@ class TokenizerStage(Stage):
             "discriminator_gradient_norm": norm,
         }
 
-    def _start_codebook(self, generator: torch.Generator) -> None:
+    def _place_codes(self, seen: int, generator: torch.Generator) -> None:
         gathered: list[Tensor] = []
-        for batch in itertools.islice(self.batches(0), 256):
+        for batch in itertools.islice(self.batches(seen), 256):
             with torch.no_grad():
                 gathered.append(self._everyones(self.tokenizer.features(self._on_device(batch))))
             if sum(each.numel() // each.shape[1] for each in gathered) >= VECTORS_A_CODE * self.tokenizer.size:

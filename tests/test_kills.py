@@ -1,0 +1,62 @@
+"""The long form of the promise in `test_training.py`: `kill -9` at ten moments that nobody chose."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from small import write_pictures, write_recipe
+from torch import equal
+
+KILLS = 10
+COMMANDS = {
+    "tokenizer": ["pictures", "--set", "run.length=4800"],
+    "prior": ["codes", "--tokenizer", "tokenizer", "--set", "run.length=144000"],
+}
+
+
+def start(folder: Path, stage: str, out: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "smalti", "train", stage, *COMMANDS[stage], "--recipe", "small.yaml", "--out", out]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kills")
+    write_pictures(path / "pictures")
+    write_recipe(path / "small.yaml")
+    assert start(path, "tokenizer", "tokenizer").wait() == 0
+    encode = ["encode", "tokenizer", "pictures", "--out", "codes", "--size", "16", "--validation", "0.2"]
+    subprocess.run([sys.executable, "-m", "smalti", *encode], cwd=path, check=True, stdout=subprocess.DEVNULL)
+    assert start(path, "prior", "prior").wait() == 0
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", sorted(COMMANDS))
+def test_ten_kills_change_nothing(folder: Path, stage: str) -> None:
+    chance, kills = random.Random(), 0
+    began = time.monotonic()
+    whole = start(folder, stage, f"{stage}-timed")
+    assert whole.wait() == 0
+    longest = time.monotonic() - began
+    while kills < KILLS:
+        run = start(folder, stage, f"{stage}-killed")
+        try:
+            run.wait(chance.uniform(0.2, 1.0) * longest)
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGKILL)
+            run.wait()
+            kills += 1
+        else:
+            break  # it came to its end between two kills
+    assert kills >= 3, "the run is too short to be killed often"
+    assert start(folder, stage, f"{stage}-killed").wait() == 0
+    one, other = (load_file(folder / name / "model" / "model.safetensors") for name in (stage, f"{stage}-killed"))
+    assert all(equal(one[name], other[name]) for name in one)
