@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from small import LABELS, write_pictures, write_recipe
 
+from small import LABELS, write_pictures, write_recipe
 from smalti.cli.main import main
 from smalti.images import read_settings
 

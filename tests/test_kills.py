@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from small import write_pictures, write_recipe
 from torch import equal
+
+from small import write_pictures, write_recipe
 
 KILLS = 10
 COMMANDS = {

@@ -13,8 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from small import write_pictures, write_recipe
 
+from small import write_pictures, write_recipe
 from smalti.errors import SmaltiError
 from smalti.settings import as_mapping
 from smalti.training.config import STAGES, PriorTraining, TokenizerTraining, read_recipe, recipes, resolve

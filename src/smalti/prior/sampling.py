@@ -89,8 +89,9 @@ def sample(
     They are yielded after every row, -1 where a code is not laid yet; the last is complete.
 
     `seeds` is (B,) int64, not negative. A picture's chance hangs on its own seed and the place of each code alone, not on
-    the batch it is in; laid on from some of its own codes, it becomes the same picture. `known` is (B, h, w): codes to keep, and -1 where one is to be laid; `unknown` makes one
-    without any. Where the grid is larger than the prior's window, the window slides (arXiv 2012.09841, section 3.2).
+    the batch it is in; laid on from some of its own codes, it becomes the same picture. `known` is (B, h, w): codes to
+    keep, and -1 where one is to be laid; `unknown` makes one without any. Where the grid is larger than the prior's
+    window, the window slides (arXiv 2012.09841, section 3.2).
 
     Raises `SmaltiError` for a grid without codes, for shapes that do not belong together, for a negative seed, for
     known codes that the prior does not have, and for a prior in training mode.
