@@ -275,3 +275,17 @@ def test_restarted_codes_have_length_1_where_codes_are_normalised() -> None:
     made = quantizer(use_memory=0.0, normalised=True)
     made.observe(9 * noise(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64), generator=seeded(0))
     torch.testing.assert_close(made.codebook[1:].norm(dim=1), torch.ones(4))
+
+
+def test_relaxed_latents_are_the_features_themselves() -> None:
+    """Before the codes are placed: unquantized, of length 1, without a loss, and with a gradient for every parameter."""
+    quantizer = VQ(VQSettings(size=8, dimension=4))
+    features = noise(2, 4, 3, 5).requires_grad_()
+    relaxed = quantizer.relaxed(features)
+    assert torch.equal(relaxed.latents, torch.nn.functional.normalize(features, dim=1))
+    assert torch.equal(relaxed.codes, quantizer(features).codes)
+    assert float(relaxed.loss.detach()) == 0
+    (relaxed.latents.sum() + relaxed.loss).backward()  # type: ignore[no-untyped-call]
+    assert features.grad is not None
+    assert quantizer.codebook.grad is not None
+    assert not quantizer.codebook.grad.any()

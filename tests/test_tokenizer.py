@@ -19,8 +19,9 @@ from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 def small(quantizer: dict[str, Any] | None = None, **pyramid: Any) -> VQGAN:
     """A small random tokenizer, f = 4, 16 codes, whose codes are spread over its random features."""
+    fixed = {"width": 8, "multipliers": [1, 2], "stem": 2, "blocks": 1, "latent_channels": 6, "zero_residuals": False}
     plain = {
-        "pyramid": {"width": 8, "multipliers": [1, 2], "stem": 2, "blocks": 1, "latent_channels": 6, **pyramid},
+        "pyramid": {**fixed, **pyramid},
         "quantizer": {"size": 16, "dimension": 4, **(quantizer or {})},
     }
     torch.manual_seed(0)
@@ -117,6 +118,16 @@ def test_resampling_is_padded_right_and_below() -> None:
 def test_norms_have_as_many_groups_as_fit() -> None:
     assert [group_norm(channels).num_groups for channels in (8, 12, 32, 48, 128)] == [8, 4, 32, 16, 32]
     assert group_norm(8).eps == 1e-6
+
+
+def test_blocks_begin_as_their_shortcuts_where_asked() -> None:
+    """Then dropout, which acts inside the blocks, changes nothing before the first step; and every block still learns."""
+    tokenizer, images = small(dropout=0.5, zero_residuals=True).train(), noise(1, 3, 8, 8)
+    assert torch.equal(tokenizer.features(images), tokenizer.features(images))
+    tokenizer.features(images).sum().backward()  # type: ignore[no-untyped-call]
+    last = [weight for name, weight in tokenizer.encoder.named_parameters() if name.endswith("convolution2.weight")]
+    assert last
+    assert all(not weight.any() and weight.grad is not None and weight.grad.any() for weight in last)
 
 
 def test_dropout_belongs_to_training() -> None:

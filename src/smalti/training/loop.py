@@ -14,17 +14,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from smalti.data.loading import Examples, batches
 from smalti.errors import SmaltiError
 from smalti.images import save_png
 from smalti.training.config import RunSettings
 from smalti.training.folder import RunFolder
 from smalti.training.watching import Watch
+
+B = TypeVar("B")
 
 SEED_STRIDE = 2**31 - 1
 """Seeds of two steps are apart by an odd number, so that streams of different runs do not meet soon."""
@@ -107,6 +110,12 @@ def launch(run: RunSettings) -> Fabric:
             f"cannot run on {run.devices} x {run.accelerator!r} with {run.strategy!r}: {error}"
         ) from error
     return fabric
+
+
+def stream(dataset: Examples[B], *, start: int, run: RunSettings, fabric: Fabric) -> Iterator[B]:
+    """The endless batches of a data set that this process takes, from `start` examples on; see `loading.batches`."""
+    rank, world = fabric.global_rank, fabric.world_size
+    return batches(dataset, batch=run.batch, seed=run.seed, start=start, rank=rank, world=world, workers=run.workers)
 
 
 def seed_step(seed: int, seen: int, rank: int) -> torch.Generator:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from smalti.conditions.base import Condition
 from smalti.data.codes import CodeBatch, CodeShards, entropy
-from smalti.data.loading import batches, in_order
+from smalti.data.loading import in_order
 from smalti.images import grid
 from smalti.pipeline import save_prior
 from smalti.prior import (
@@ -32,7 +32,7 @@ from smalti.prior import (
 )
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import PriorTraining
-from smalti.training.loop import Stage
+from smalti.training.loop import Stage, stream
 from smalti.training.optimiser import Average, build_optimiser, rate_at, set_rate
 
 SHOWN = 16
@@ -97,16 +97,7 @@ class PriorStage(Stage):
         self.likelihood, self.optimiser = fabric.setup(_Joined(prior), build_optimiser(groups, settings.optimiser))
 
     def batches(self, examples: int) -> Iterator[CodeBatch]:
-        run, fabric = self.settings.run, self.fabric
-        return batches(
-            self.shards.training,
-            batch=run.batch,
-            seed=run.seed,
-            start=examples,
-            rank=fabric.global_rank,
-            world=fabric.world_size,
-            workers=run.workers,
-        )
+        return stream(self.shards.training, start=examples, run=self.settings.run, fabric=self.fabric)
 
     def step(self, batch: CodeBatch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         prefix, codes = self._prefix(batch), self.fabric.to_device(batch.codes)  # (B,P), (B,h,w)

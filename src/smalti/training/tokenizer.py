@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.data.loading import Batch, CentreCrop, Crops, RandomCrop, batches, in_order
+from smalti.data.loading import Batch, CentreCrop, Crops, RandomCrop, in_order
 from smalti.data.sources import Source, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.metrics import CodeUse, psnr
@@ -28,7 +28,7 @@ from smalti.tokenizer.blocks import as_channels_last
 from smalti.tokenizer.quantizers import Quantized
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import PictureSettings, TokenizerTraining
-from smalti.training.loop import Stage
+from smalti.training.loop import Stage, stream
 from smalti.training.optimiser import Average, build_optimiser, rate_at, set_rate
 
 VECTORS_A_CODE = 4
@@ -113,16 +113,7 @@ class TokenizerStage(Stage):
         self.used = CodeUse(self.tokenizer.size)
 
     def batches(self, examples: int) -> Iterator[Batch]:
-        run, fabric = self.settings.run, self.fabric
-        return batches(
-            self.training,
-            batch=run.batch,
-            seed=run.seed,
-            start=examples,
-            rank=fabric.global_rank,
-            world=fabric.world_size,
-            workers=run.workers,
-        )
+        return stream(self.training, start=examples, run=self.settings.run, fabric=self.fabric)
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         quantizer, first = self.tokenizer.quantizer, self.settings.codes_from * self.settings.run.length
