@@ -13,7 +13,7 @@ from smalti.cli.console import CONSOLE
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path("runs/demo"),
     recipe: Annotated[str, typer.Option("--recipe", help="Name of a recipe or a YAML file.")] = "demo",
-    count: Annotated[int, typer.Option(min=120, help="How many scenes to paint.")] = 2400,
+    count: Annotated[int, typer.Option(min=120, help="How many scenes to paint.")] = 2000,
 ) -> None:
     """Scenes, tokenizer, codes, prior, samples, panorama, completion, report. The same command again goes on."""
     from smalti.studies.demo import run_demo

@@ -117,8 +117,7 @@ def _model(path: Path, config: Any) -> dict[str, Any]:
             count = sum(_product(shape) for shape in slices)
     except SafetensorError as error:
         raise SmaltiError(f"{weights} is damaged or truncated ({error})") from error
-    flat = {f"{config['kind']} {key}": value for key, value in config["settings"].items()}
-    return {"model": f"{config['kind']}, {count:,} numbers", **flat, **config.get("about", {})}
+    return {"model": f"{config['kind']}, {count:,} numbers", **config["settings"], **config.get("about", {})}
 
 
 def _product(shape: list[int]) -> int:

@@ -34,8 +34,8 @@ from smalti.training.runs import encode_pictures, train_prior, train_tokenizer
 from smalti.training.tokenizer import crops
 from smalti.training.watching import counting
 
-SAMPLES_A_CLASS = 12
-CLASSIFIER_STEPS = 240
+SAMPLES_A_CLASS = 10
+CLASSIFIER_STEPS = 200
 TOP_P, GUIDANCE = 0.97, 1.5
 PANORAMAS = ("spring-day", "summer-dusk", "autumn-day", "winter-night")
 COMPLETED = 8
@@ -148,7 +148,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
         ),
     )
     for label, images in samples.items():
-        save_png(out / "pictures" / f"{label}.png", grid(images, columns=6, gap=2), settings={"label": label})
+        save_png(out / "pictures" / f"{label}.png", grid(images, columns=5, gap=2), settings={"label": label})
     for label, image in results.panoramas.items():
         save_png(out / "pictures" / f"panorama-{label}.png", image, settings={"label": label, "seed": 1})
     return results

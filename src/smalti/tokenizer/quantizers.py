@@ -38,6 +38,11 @@ class Quantizer(nn.Module, ABC):
     size: int
     """K: codes are integers in [0,K)."""
 
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What besides the weights decides which code a feature takes; a part of the tokenizer's fingerprint, for ever."""
+
     @abstractmethod
     def forward(self, features: Tensor) -> Quantized:
         """(B,D,h,w) -> latents (B,D,h,w), codes (B,h,w), loss ()."""
@@ -137,6 +142,10 @@ class VQ(Quantizer):
         bound = 1 / settings.size  # the initialisation of the paper's code
         self.codebook = nn.Parameter(torch.empty(settings.size, settings.dimension).uniform_(-bound, bound))
         self.register_buffer("use", torch.ones(settings.size))  # running count of uses, 1 = the mean
+
+    @property
+    def identity(self) -> str:
+        return "vq normalised" if self.settings.normalised else "vq"
 
     def vectors(self) -> Tensor:
         """The codes' vectors (K,D), of length 1 where codes are normalised."""

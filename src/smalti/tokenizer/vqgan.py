@@ -7,7 +7,6 @@ Source: arXiv 2012.09841, section 3.1 and figure 2.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -91,8 +90,11 @@ class VQGAN(nn.Module):
         return self.decode(quantized.latents), quantized
 
     def fingerprint(self) -> str:
-        """A short hash of the settings and of all weights that codes depend on: codes of two tokenizers mix only if it is equal."""
-        digest = hashlib.sha256(json.dumps(as_mapping(self.settings), sort_keys=True).encode())
+        """A short hash of all that codes depend on: codes of two tokenizers mix only if it is equal.
+
+        It is made of the weights, their names, and the quantizer's `identity`; not of the settings, which may gain fields.
+        """
+        digest = hashlib.sha256(self.quantizer.identity.encode())
         for name, tensor in sorted(self.state_dict().items()):
             if name != "quantizer.use":  # a statistic of training
                 digest.update(name.encode())
