@@ -27,6 +27,7 @@ from smalti.data.loading import (
     batches,
     chances,
     in_order,
+    spread,
 )
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
@@ -326,3 +327,9 @@ def test_errors_of_worker_processes_stay_sentences(tmp_path: Path) -> None:
     assert type(caught.value) is SmaltiError
     assert "Traceback" not in str(caught.value)
     assert "2 of the 2 pictures looked at" in str(caught.value)
+
+
+def test_spread_takes_examples_from_all_over(tmp_path: Path) -> None:
+    crops = made(tmp_path / "p", 9, crop=CentreCrop())
+    assert torch.equal(spread(crops, 3).images, torch.stack([crops[n, n].image for n in (0, 3, 6)]))
+    assert torch.equal(spread(crops, 20).images, next(in_order(crops, batch=9)).images)

@@ -329,6 +329,12 @@ def in_order(dataset: Examples[B_co], *, batch: int, workers: int = 0) -> Iterat
     return _batches(dataset, keys, workers)
 
 
+def spread(dataset: Examples[B_co], count: int) -> B_co:
+    """A data set of N examples -> one batch of `count` of them (N if there are fewer), evenly spread; draw i goes with i."""
+    places = [place * len(dataset) // count for place in range(count)] if count < len(dataset) else range(len(dataset))
+    return dataset.batch_of(*(torch.stack(field) for field in zip(*(dataset[n, n] for n in places), strict=True)))
+
+
 def _batches(dataset: Examples[B_co], keys: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[B_co]:
     for fields in stacks(dataset.__getitem__, keys, workers=workers):
         assert fields is not None, "damaged pictures are replaced, not left out"

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from smalti.data.codes import open_codes
-from smalti.data.loading import Batch, Crops, batches, in_order
+from smalti.data.loading import Batch, Crops, batches, in_order, spread
 from smalti.data.scene_files import write_scenes
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
@@ -118,8 +118,8 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
         single.add(torch.from_numpy(pieces.astype("int64")))
     samples = {label: _samples(pipeline, label) for label in source.labels}
     right = _named_right(judge, samples, source.labels)
-    shown = next(in_order(held_out, batch=COMPLETED)).images
-    names = [picture.label for picture in held_out.pictures[:COMPLETED]]
+    shown, labels = spread(held_out, COMPLETED)
+    names = [source.labels[int(label)] for label in labels]
     known = kept_part("top-half", settings.pictures.size)
     H, W = settings.pictures.size
     results = Results(

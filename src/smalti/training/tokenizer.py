@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.data.loading import Batch, CentreCrop, Crops, RandomCrop, in_order
+from smalti.data.loading import Batch, CentreCrop, Crops, RandomCrop, in_order, spread
 from smalti.data.sources import Source, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.metrics import CodeUse, psnr
@@ -240,7 +240,7 @@ class TokenizerStage(Stage):
     @torch.no_grad()
     def picture(self) -> Tensor:
         """Held-out pictures above, their reconstructions below."""
-        images = self._on_device(next(in_order(self.held_out, batch=SHOWN)))
+        images = self._on_device(spread(self.held_out, SHOWN))
         reconstructions, _ = self.average.module(images)
         return grid(torch.cat([images, reconstructions]).cpu().contiguous(), columns=len(images), gap=2)
 
