@@ -246,3 +246,11 @@ def test_damaged_tokenizers_are_told(tmp_path: Path) -> None:
         VQGAN.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(weights)
     VQGAN.from_pretrained(tmp_path)
+
+
+def test_pictures_begin_without_a_checkerboard() -> None:
+    """The pixels of one square of the stem begin equal: each starts from the same weights."""
+    tokenizer = small(stem=4, multipliers=[1, 1])
+    image = tokenizer.decode_codes(torch.arange(4).view(1, 2, 2))
+    squares = image.unflatten(3, (-1, 4)).unflatten(2, (-1, 4))  # (1,3,4,4,4,4): rows, places in a row, columns, places
+    assert torch.equal(squares, squares[:, :, :, :1, :, :1].expand_as(squares))

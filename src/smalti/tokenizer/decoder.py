@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,6 +43,7 @@ class Decoder(nn.Module):
         )
         self.norm_out = group_norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], pyramid.channels * pyramid.stem**2, 3, padding=1)
+        _start_even(self.conv_out, pyramid.stem)
         if pyramid.zero_residuals:
             start_as_shortcuts(self)
 
@@ -56,3 +58,16 @@ class Decoder(nn.Module):
             x = upsample(stage(x))  # (B, width m, .., ..)
         x = self.conv_out(F.silu(self.norm_out(x)))  # (B, C s^2, H/s, W/s)
         return F.pixel_shuffle(x, self.stem)  # (B, C, H, W)
+
+
+@torch.no_grad()
+def _start_even(last: nn.Conv2d, stem: int) -> None:
+    """Give the stem x stem pixels of one square the same weights, in place.
+
+    The picture then begins smooth; independent weights for each pixel of a square would begin as a checkerboard that training
+    is slow to remove (Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution"). With stem 1 nothing changes.
+    """
+    for parameter in (last.weight, last.bias):
+        assert parameter is not None
+        squares = parameter.unflatten(0, (-1, stem**2))  # (C, s^2, ...)
+        squares.copy_(squares[:, :1].clone().expand_as(squares))
