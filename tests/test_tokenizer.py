@@ -252,5 +252,5 @@ def test_pictures_begin_without_a_checkerboard() -> None:
     """The pixels of one square of the stem begin equal: each starts from the same weights."""
     tokenizer = small(stem=4, multipliers=[1, 1])
     image = tokenizer.decode_codes(torch.arange(4).view(1, 2, 2))
-    squares = image.unflatten(3, (-1, 4)).unflatten(2, (-1, 4))  # (1,3,4,4,4,4): rows, places in a row, columns, places
+    squares = image.view(1, 3, 4, 4, 4, 4)  # rows of squares, rows in one, columns of squares, columns in one
     assert torch.equal(squares, squares[:, :, :, :1, :, :1].expand_as(squares))

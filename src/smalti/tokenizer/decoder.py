@@ -69,5 +69,5 @@ def _start_even(last: nn.Conv2d, stem: int) -> None:
     """
     for parameter in (last.weight, last.bias):
         assert parameter is not None
-        squares = parameter.unflatten(0, (-1, stem**2))  # (C, s^2, ...)
+        squares = parameter.view(-1, stem**2, *parameter.shape[1:])  # (C, s^2, ...)
         squares.copy_(squares[:, :1].clone().expand_as(squares))
