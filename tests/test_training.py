@@ -78,9 +78,7 @@ def killed(folder: Path, train: str, out: str, *, module: str, name: str, at: in
     script = KILLED.format(
         tests=str(Path(__file__).parent), module=module, name=name, at=at, train=train, folder=str(folder), out=out
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
