@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -317,3 +318,15 @@ def test_priors_that_cannot_be_built_are_told(tmp_path: Path, change: dict[str, 
     write_json(path, {**config, "settings": settings})
     with pytest.raises(SmaltiError, match=sentence):
         Pipeline.from_pretrained(tmp_path)
+
+
+def test_the_five_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand there, but for the model, its label and its size."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    lines = readme.split("```python\n")[1].split("```")[0]
+    height, width = written(tmp_path / "runs" / "demo").default_size
+    lines = lines.replace("winter-dusk", "dusk").replace("(64, 256)", f"({height}, {2 * width})")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.py").write_text(lines)
+    runpy.run_path("lines.py")
+    assert (tmp_path / "wide.png").is_file()

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, TypeAlias, final
 
 import numpy as np
@@ -45,6 +46,7 @@ IMAGE_SUFFIXES = (
     ".webp",
 )
 
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 SETTINGS_KEY = "smalti"  # the keyword of the PNG text chunk that holds the settings of a picture we made
 
 
@@ -221,7 +223,7 @@ def grid(images: Tensor, *, columns: int, gap: int) -> Tensor:
     return sheet
 
 
-def save_png(path: Path, image: Tensor | Array, *, settings: Mapping[str, Any]) -> None:
+def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, Any] = NO_SETTINGS) -> None:
     """Write a (C, H, W) tensor in [-1, 1] or an (H, W, C) array as a PNG file, with the settings (plain values) it
     was made by.
 
@@ -233,7 +235,7 @@ def save_png(path: Path, image: Tensor | Array, *, settings: Mapping[str, Any]) 
     text = PngInfo()
     text.add_text(SETTINGS_KEY, json.dumps(dict(settings)))
     picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
-    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=text))
+    write_atomically(Path(path), lambda temporary: picture.save(temporary, format="PNG", pnginfo=text))
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
