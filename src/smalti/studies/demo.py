@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from smalti.data.codes import open_codes
+from smalti.data.codes import entropy, open_codes
 from smalti.data.loading import Batch, Crops, batches, in_order, spread
 from smalti.data.scene_files import write_scenes
 from smalti.data.sources import open_source
@@ -113,9 +113,6 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
             nats(pipeline.prior, batch.labels.unsqueeze(1), batch.codes)
             for batch in in_order(shards.validation, batch=BATCH)
         ]
-    single = CodeUse(pipeline.tokenizer.size)
-    for pieces in shards.training.chunks():
-        single.add(torch.from_numpy(pieces.astype("int64")))
     samples = {label: _samples(pipeline, label) for label in source.labels}
     right = _named_right(judge, samples, source.labels)
     shown, labels = spread(held_out, COMPLETED)
@@ -127,7 +124,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
             "psnr": float(torch.cat(ratios).mean()),
             "codes_in_use": use.in_use,
             "prior_nats": float(torch.cat(losses).mean()),
-            "code_entropy_nats": single.entropy,
+            "code_entropy_nats": entropy(shards.training, pipeline.tokenizer.size),
             "class_accuracy": right,
             "class_chance": 1 / len(source.labels),
             "class_accuracy_of_real": accuracy(judge, in_order(held_out, batch=BATCH)),

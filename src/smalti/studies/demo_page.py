@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from smalti.data.scenes import COLOURS, LABELS, paint
@@ -138,8 +139,6 @@ def _scenes(settings: TokenizerTraining) -> Section:
 
 
 def _coloured(segmentation: Any) -> Any:
-    import numpy as np
-
     return np.asarray(COLOURS, dtype=np.uint8)[segmentation]
 
 
