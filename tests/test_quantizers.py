@@ -1,10 +1,7 @@
-"""Quantizers: the nearest code, the loss and its gradients against plain forms, start and restart of codes."""
+"""Quantizers: the nearest code, the loss and its gradients against plain forms, start and restart, and what all have in common."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 import reference
-from smalti.settings import parse
-from smalti.tokenizer import quantizers
-from smalti.tokenizer.quantizers import QUANTIZERS, VQ, VQSettings, kmeans, nearest
-
-GOLDEN = Path(os.environ.get("SMALTI_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
+from smalti.errors import SmaltiError
+from smalti.settings import as_mapping, parse
+from smalti.tokenizer.quantizers import QUANTIZERS, VQ, Quantizer, VQSettings, kmeans, nearest, vq
+from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -53,14 +48,14 @@ def test_nearest_is_the_whole_matrix(data: st.DataObject, dimension: int, size: 
     table = torch.tensor(numbers, dtype=torch.float32).view(-1, dimension)
     codebook, vectors = table[:size], table[size:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantizers, "SEARCH_ELEMENTS", data.draw(st.integers(1, 60)))
+        patch.setattr(vq, "SEARCH_ELEMENTS", data.draw(st.integers(1, 60)))
         found = nearest(vectors, codebook)
     assert found.tolist() == (reference.nearest(vectors, codebook).tolist() if count else [])
 
 
 @pytest.mark.parametrize("pieces", [1, 700, 2**22])
 def test_nearest_of_ordinary_vectors(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
-    monkeypatch.setattr(quantizers, "SEARCH_ELEMENTS", pieces)
+    monkeypatch.setattr(vq, "SEARCH_ELEMENTS", pieces)
     vectors, codebook = noise(50, 6), noise(33, 6, seed=1)
     assert torch.equal(nearest(vectors, codebook), reference.nearest(vectors, codebook))
 
@@ -94,13 +89,28 @@ def test_quantizing_is_done_in_float32_under_autocast(normalised: bool) -> None:
 # --- the quantizer -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_latents_are_those_of_their_codes(name: str) -> None:
-    made = QUANTIZERS[name](parse(VQSettings, {"name": name, "size": 7, "dimension": 3}, where="test"))
-    quantized = made(noise(2, 3, 4, 5))
-    assert (quantized.codes >= 0).all()
-    assert (quantized.codes < made.size).all()
-    torch.testing.assert_close(quantized.latents, made.lookup(quantized.codes))
+def test_float64_stays_float64() -> None:
+    """Once everything was cut to float32, in which these two codes are one."""
+    codebook = torch.tensor([[1.0, 1.0], [1.0 + 5e-8, 1.0]], dtype=torch.float64)
+    vectors = torch.tensor([[1.0 + 1e-7, 1.0], [0.9, 1.0]], dtype=torch.float64)
+    assert nearest(vectors, codebook).tolist() == [1, 0]
+    for pair in ((vectors.float(), codebook.float()), (vectors, codebook.float())):
+        assert nearest(*pair).tolist() == [0, 0]
+
+    made, features = quantizer().double(), noise(2, 3, 4, 4).double()
+    quantized = made(features)
+    chosen = made.codebook.detach()[quantized.codes].permute(0, 3, 1, 2)
+    torch.testing.assert_close(quantized.latents.detach(), chosen, rtol=0, atol=1e-15)
+    expected = 1.25 * (features - chosen).square().mean()
+    torch.testing.assert_close(quantized.loss.detach(), expected, rtol=1e-14, atol=0)
+    made.observe(features, quantized.codes, generator=seeded(0))
+    assert made.use.dtype == torch.float64
+
+
+def test_nearest_codes_are_the_same_early_and_late() -> None:
+    made = quantizer()
+    assert made.at(0, length=10) is made
+    assert made.at(10, length=10) is made
 
 
 def test_gradients_pass_straight_through() -> None:
@@ -147,35 +157,6 @@ def test_the_loss_is_equation_4(beta_on: str) -> None:
     for code in range(made.size):
         expected = -to_codes * 2 * difference[codes == code].sum(0) / difference.numel()
         torch.testing.assert_close(of_codes[code], expected)
-
-
-@pytest.mark.parametrize(("variant", "beta_on"), [("v2_fixed", "commitment"), ("v2_legacy", "codebook")])
-def test_the_original_gives_the_same_numbers(variant: str, beta_on: str) -> None:
-    folder = GOLDEN / "01c_quantizer_only"
-    if not folder.is_dir():
-        pytest.skip("the golden numbers 01c_quantizer_only are not on this machine")
-    tensors, about = load_file(folder / "data.safetensors"), json.loads((folder / "data.json").read_text("utf-8"))
-    numbers = about["params"]
-    plain = {"size": numbers["n_e"], "dimension": numbers["e_dim"], "commitment": numbers["beta"], "beta_on": beta_on}
-    made = quantizer(**plain)
-    with torch.no_grad():
-        made.codebook.copy_(tensors["embedding.weight"])
-    features = tensors["in.z"].float().requires_grad_()
-    quantized = made(features)
-    (quantized.loss + (quantized.latents * tensors["in.wq"].float()).sum()).backward()
-    assert made.codebook.grad is not None
-    assert features.grad is not None
-    assert torch.equal(quantized.codes.flatten(), tensors[f"out.{variant}.indices"].flatten().long())
-    found = {
-        "quant": quantized.latents,
-        "loss": quantized.loss,
-        "grad_z": features.grad,
-        "grad_embedding": made.codebook.grad,
-    }
-    for name, value in found.items():
-        bound = max(20 * about["noise_fp32_vs_fp64"][f"out.{variant}.{name}"], 2e-6)
-        expected = tensors[f"out.{variant}.{name}"].float().view_as(value)
-        assert torch.allclose(value.detach(), expected, atol=bound, rtol=1e-4), name
 
 
 # --- start and restart ---------------------------------------------------------------------------------------------
@@ -289,3 +270,128 @@ def test_relaxed_latents_are_the_features_themselves() -> None:
     assert features.grad is not None
     assert quantizer.codebook.grad is not None
     assert not quantizer.codebook.grad.any()
+
+
+# --- what all have in common ----------------------------------------------------------------------------------------
+
+TABLES: list[dict[str, Any]] = [
+    {},
+    {"remap": {"used": 8}},
+    {"remap": {"used": 6}},
+    {"remap": {"used": 6, "unknown": "extra"}},
+    {"remap": {"used": 6, "unknown": 1}},
+]
+EACH = [pytest.param({"name": name, **table}, id=f"{name} {table}") for name in QUANTIZERS for table in TABLES]
+
+
+def settings_of(plain: dict[str, Any]) -> VQGANSettings:
+    """8 codes of 3 numbers."""
+    pyramid = {"width": 8, "multipliers": [1, 1], "blocks": 1, "latent_channels": 6}
+    return parse(VQGANSettings, {"pyramid": pyramid, "quantizer": {"size": 8, "dimension": 3, **plain}}, where="here")
+
+
+def any_quantizer(plain: dict[str, Any]) -> Quantizer:
+    """Where there is a table, it is not in the order of the codes."""
+    torch.manual_seed(0)
+    settings = settings_of(plain).quantizer
+    made = QUANTIZERS[settings.name](settings)
+    if settings.remap.used:
+        made.get_buffer("table.used").copy_(torch.tensor([7, 2, 0, 5, 1, 4, 3, 6])[: settings.remap.used])
+    return made
+
+
+@pytest.mark.parametrize("plain", EACH)
+def test_codes_are_below_the_size(plain: dict[str, Any]) -> None:
+    made = any_quantizer(plain)
+    for features in (noise(2, 3, 4, 5), noise(1, 3, 1, 1)):
+        quantized = made(features)
+        assert quantized.codes.shape == (len(features), *features.shape[2:])
+        assert quantized.codes.dtype == torch.int64
+        assert quantized.loss.shape == ()
+        assert (quantized.codes >= 0).all()
+        assert (quantized.codes < made.size).all()
+        assert made.lookup(quantized.codes).shape == quantized.latents.shape == features.shape
+
+
+@pytest.mark.parametrize("table", TABLES[:2])
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_latents_are_those_of_their_codes(name: str, table: dict[str, Any]) -> None:
+    made = any_quantizer({"name": name, **table})
+    quantized = made(noise(2, 3, 4, 5))
+    assert len(torch.unique(quantized.codes)) > 2
+    torch.testing.assert_close(quantized.latents, made.lookup(quantized.codes))
+
+
+@pytest.mark.parametrize("plain", EACH)
+def test_everything_learns(plain: dict[str, Any]) -> None:
+    """The features and every parameter have gradients: before the codes are placed and after, early and late."""
+    made, features = any_quantizer(plain), noise(2, 3, 4, 5).requires_grad_()
+    for quantize in (made.relaxed, made.at(0, length=100), made.at(100, length=100)):
+        made.zero_grad()
+        quantized = quantize(features)
+        assert (quantized.codes < made.size).all()
+        total = (quantized.latents * noise(2, 3, 4, 5, seed=1)).sum() + quantized.loss
+        (gradient,) = torch.autograd.grad(total, features, retain_graph=True)
+        assert gradient.any()
+        total.backward()  # type: ignore[no-untyped-call]
+        assert all(parameter.grad is not None for parameter in made.parameters())
+
+
+@pytest.mark.parametrize("plain", EACH)
+def test_start_and_observe_leave_a_working_quantizer(plain: dict[str, Any]) -> None:
+    made, features = any_quantizer(plain), noise(2, 3, 4, 5)
+    made.start(features, generator=seeded(0))
+    assert 0 <= made.observe(features, made(features).codes, generator=seeded(0)) <= 8
+    assert all(torch.isfinite(value).all() for value in made.state_dict().values())
+    assert torch.isfinite(made(features).latents).all()
+
+
+@pytest.mark.parametrize("plain", EACH)
+def test_every_quantizer_serves_a_tokenizer(plain: dict[str, Any]) -> None:
+    settings = settings_of(plain)
+    tokenizer = VQGAN(settings).eval()
+    remap = settings.quantizer.remap
+    assert tokenizer.size == (remap.used or 8) + (remap.unknown == "extra")
+    reconstructions, quantized = tokenizer(noise(1, 3, 8, 6))
+    assert reconstructions.shape == tokenizer.decode_codes(quantized.codes).shape == (1, 3, 8, 6)
+    assert parse(VQGANSettings, as_mapping(settings), where="here") == settings
+    if remap.used:
+        before = tokenizer.fingerprint()
+        tokenizer.get_buffer("quantizer.table.used")[0] += 1
+        assert tokenizer.fingerprint() != before
+
+
+def test_identities_stay_what_they_are() -> None:
+    """They are part of the fingerprints of all models there are."""
+    assert any_quantizer({}).identity == "vq normalised"
+    assert any_quantizer({"normalised": False}).identity == "vq"
+    assert any_quantizer({"remap": {"used": 6}}).identity == "vq normalised remapped unknown random"
+    assert any_quantizer({"normalised": False, **TABLES[3]}).identity == "vq remapped unknown extra"
+    assert any_quantizer({"name": "gumbel", **TABLES[4]}).identity == "gumbel remapped unknown 1"
+    for noisy in (False, True):
+        assert any_quantizer({"name": "gumbel", "noisy": noisy}).identity == "gumbel"
+
+
+@pytest.mark.parametrize(
+    ("plain", "sentence"),
+    [
+        ({"sizes": 1}, r"here: unknown key 'quantizer\.(vq\.)?sizes'; did you mean 'size'\?"),
+        ({"name": "vq", "kl_weight": 1}, r"unknown key 'quantizer\.(vq\.)?kl_weight'"),
+        ({"name": "gumbel", "kl_wieght": 1}, r"'quantizer\.(gumbel\.)?kl_wieght'; did you mean 'kl_weight'\?"),
+        ({"name": "gumbel", "temperature": {"pek": 1}}, r"temperature\.pek'; did you mean 'peak'\?"),
+        ({"name": "gumbel", "temperature": {"end": 0}}, r"temperature\.end = 0: input should be greater than 0"),
+        ({"name": "gumble"}, r"here: quantizer = .*'gumble'.*'vq', 'gumbel'"),
+        ({"remap": {"usde": 3}}, r"remap\.usde'; did you mean 'used'\?"),
+        (
+            {"remap": {"used": 3, "unknown": "none"}},
+            r"unknown = 'none': it is \"random\", \"extra\" or one of the .* 3$",
+        ),
+        ({"remap": {"used": 3, "unknown": 3}}, r"unknown = 3: .* of which there are 3"),
+        ({"remap": {"used": 3, "unknown": -1}}, r"unknown = -1: .* of which there are 3"),
+        ({"remap": {"used": 9}}, r"remap\.used = 9, but the codebook has 8 codes"),
+        ({"name": "gumbel", "remap": {"used": 9}}, r"remap\.used = 9, but the codebook has 8 codes"),
+    ],
+)
+def test_wrong_settings_are_told(plain: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SmaltiError, match=sentence):
+        settings_of(plain)

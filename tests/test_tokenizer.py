@@ -90,6 +90,12 @@ def test_attention_stands_where_it_is_asked_for() -> None:
     ]
 
 
+def test_the_middle_may_have_no_attention() -> None:
+    tokenizer = small(middle_attention=False)
+    assert not any(isinstance(module, AttentionBlock) for module in tokenizer.modules())
+    assert tokenizer(noise(1, 3, 8, 8))[0].shape == (1, 3, 8, 8)
+
+
 def test_attention_is_the_formula() -> None:
     torch.manual_seed(0)
     block, x = AttentionBlock(8), noise(2, 8, 3, 5)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import pydantic_core
+from pydantic import Field
 from typing_extensions import dataclass_transform
 
 from smalti.errors import SmaltiError, suggestion
 
 T = TypeVar("T")
+
+Amount = Annotated[float, Field(ge=0)]
+"""How much of a training: a number up to 1 is a share of it, a larger one a number of pictures (or of codes in stage 2)."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -25,6 +29,11 @@ def settings(cls: type[T]) -> type[T]:
     strict = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
     made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=strict)(cls)
     return made  # type: ignore[no-any-return]
+
+
+def amount(value: float, *, length: float) -> float:
+    """An `Amount` of a training of `length` -> pictures (or codes)."""
+    return value * length if value <= 1 else value
 
 
 def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
@@ -48,7 +57,7 @@ def as_mapping(value: Any) -> dict[str, Any]:
 
 def _sentence(cls: type[Any], item: Any, where: str) -> str:
     path = [str(part) for part in item["loc"]]
-    key = ".".join(path)
+    key = ".".join(_follow(cls, path)[1])
     if item["type"] == "unexpected_keyword_argument":
         return f"{where}: unknown key {key!r}; {suggestion(path[-1], _keys(cls, path[:-1]))}"
     if item["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
@@ -63,15 +72,22 @@ def _sentence(cls: type[Any], item: Any, where: str) -> str:
 
 def _keys(cls: Any, path: list[str]) -> list[str]:
     """The field names of the settings class found by following `path` from `cls`; unions are tried member by member."""
-    candidates = [cls]
+    candidates, _ = _follow(cls, path)
+    return sorted({field.name for c in candidates if dataclasses.is_dataclass(c) for field in dataclasses.fields(c)})
+
+
+def _follow(cls: Any, path: list[str]) -> tuple[list[Any], list[str]]:
+    """The classes that a value at `path` may have, and the path as one types it: without the tags of unions."""
+    candidates, typed = [cls], []
     for part in path:
         found: list[Any] = []
         for candidate in candidates:
-            if getattr(candidate, "name", None) == part:  # a tag of a union stands in the path too
-                found.append(candidate)
             fields = getattr(candidate, "__pydantic_fields__", {})
             if part in fields:
                 annotation = fields[part].annotation
                 found.extend(getattr(annotation, "__args__", ()) or (annotation,))
-        candidates = found or candidates
-    return sorted({field.name for c in candidates if dataclasses.is_dataclass(c) for field in dataclasses.fields(c)})
+        tagged = [candidate for candidate in candidates if getattr(candidate, "name", None) == part]
+        if found or not tagged:
+            typed.append(part)
+        candidates = found or tagged or candidates
+    return candidates, typed

@@ -105,11 +105,11 @@ def start_as_shortcuts(module: nn.Module) -> None:
             nn.init.zeros_(last.bias)
 
 
-def middle(channels: int, *, dropout: float) -> nn.Sequential:
-    """The blocks at the lowest resolution: residual, attention, residual."""
+def middle(channels: int, *, attention: bool, dropout: float) -> nn.Sequential:
+    """The blocks at the lowest resolution: residual, attention (nothing in its place where it is not asked for), residual."""
     return nn.Sequential(
         ResidualBlock(channels, channels, dropout=dropout),
-        AttentionBlock(channels),
+        AttentionBlock(channels) if attention else nn.Identity(),
         ResidualBlock(channels, channels, dropout=dropout),
     )
 

@@ -25,7 +25,7 @@ class Decoder(nn.Module):
         widths, last = pyramid.widths, len(pyramid.widths) - 1
         self.stem = pyramid.stem
         self.conv_in = nn.Conv2d(pyramid.latent_channels, widths[-1], 3, padding=1)
-        self.middle = middle(widths[-1], dropout=pyramid.dropout)
+        self.middle = middle(widths[-1], attention=pyramid.middle_attention, dropout=pyramid.dropout)
         # Level 0 is the highest resolution here as in the encoder; they run from the last to the first.
         self.stages = nn.ModuleList(
             Stage(

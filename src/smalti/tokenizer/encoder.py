@@ -31,7 +31,9 @@ class PyramidSettings:
     blocks: Annotated[int, Field(ge=1)] = 2
     """Residual blocks a resolution in the encoder; the decoder has one more, as in the paper."""
     attention: tuple[int, ...] = ()
-    """Levels (0 is the highest resolution) with attention after each block; the lowest always has one in its middle."""
+    """Levels (0 is the highest resolution) with attention after each block."""
+    middle_attention: bool = True
+    """Attention between the last two blocks of the lowest resolution; latent-diffusion's f4-noattn models have none."""
     latent_channels: Annotated[int, Field(ge=1)] = 64
     """Channels Z of the features at the code grid."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -82,7 +84,7 @@ class Encoder(nn.Module):
             Downsample(widths[level], convolution=pyramid.convolutional_resampling) if level < last else nn.Identity()
             for level in range(len(widths))
         )
-        self.middle = middle(widths[-1], dropout=pyramid.dropout)
+        self.middle = middle(widths[-1], attention=pyramid.middle_attention, dropout=pyramid.dropout)
         self.norm_out = group_norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], pyramid.latent_channels, 3, padding=1)
         if pyramid.zero_residuals:

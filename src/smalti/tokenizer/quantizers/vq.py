@@ -7,61 +7,20 @@ low dimension); Dhariwal et al. 2020 (Jukebox: restart of dead codes).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Annotated, Literal, NamedTuple, final
+from collections.abc import Callable
+from typing import Annotated, Literal, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.settings import settings
+from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision
+from smalti.tokenizer.quantizers.table import RemapSettings, check_table_fits, code_table
 
 SEARCH_ELEMENTS = 2**22
 """Largest piece of the N x K distance matrix held at a time, in numbers (16 MiB of float32)."""
-
-
-class Quantized(NamedTuple):
-    """What a quantizer makes of features."""
-
-    latents: Tensor
-    """(B,D,h,w): the chosen codes' vectors; gradients pass straight through to the features."""
-    codes: Tensor
-    """(B,h,w) int64 in [0,K)."""
-    loss: Tensor
-    """(): codebook and commitment terms, to be added to the objective."""
-
-
-class Quantizer(nn.Module, ABC):
-    """Features (B,D,h,w) -> `Quantized`. Training also asks it to `start` from data and to `observe` what was used."""
-
-    size: int
-    """K: codes are integers in [0,K)."""
-
-    @property
-    @abstractmethod
-    def identity(self) -> str:
-        """What besides the weights decides which code a feature takes; a part of the tokenizer's fingerprint, for ever."""
-
-    @abstractmethod
-    def forward(self, features: Tensor) -> Quantized:
-        """(B,D,h,w) -> latents (B,D,h,w), codes (B,h,w), loss ()."""
-
-    @abstractmethod
-    def relaxed(self, features: Tensor) -> Quantized:
-        """As `forward`, with the latents that an endless codebook would give, and no loss: before the codes are placed."""
-
-    @abstractmethod
-    def lookup(self, codes: Tensor) -> Tensor:
-        """(B,h,w) int64 in [0,K) -> latents (B,D,h,w)."""
-
-    @abstractmethod
-    def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """Place the codes where features (B,D,h,w) of some pictures are, before they are first used."""
-
-    @abstractmethod
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """After a step: note the codes (B,h,w) that features (B,D,h,w) took, and mend the codebook. Returns how many moved."""
 
 
 @settings
@@ -85,21 +44,29 @@ class VQSettings:
     """A code used less than this share of the mean use is dead and restarts on a feature of the batch; 0 never."""
     use_memory: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """How much of the running use of a code remains after a step."""
+    remap: RemapSettings = RemapSettings()
+    """A table of the codes that are shown outside."""
+
+    @model_validator(mode="after")
+    def _table_fits(self) -> VQSettings:
+        check_table_fits(self.remap, self.size)
+        return self
 
 
 def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
     """vectors (N,D), codebook (K,D) -> index (N,) of the closest row in squared distance, the first on ties.
 
-    |z - e|^2 = |z|^2 + |e|^2 - 2 z e, of which |z|^2 does not change the choice. Always float32; the N x K matrix is made in
-    pieces of `SEARCH_ELEMENTS` and never held whole.
+    |z - e|^2 = |z|^2 + |e|^2 - 2 z e, of which |z|^2 does not change the choice. Always in float32 at least; the N x K matrix
+    is made in pieces of `SEARCH_ELEMENTS` and never held whole.
     """
     with torch.autocast(vectors.device.type, enabled=False), torch.no_grad():
-        codebook = codebook.float()
+        dtype = precision(vectors, codebook)
+        codebook = codebook.to(dtype)
         squares = codebook.square().sum(1)  # (K,)
         rows = max(1, SEARCH_ELEMENTS // len(codebook))
         return torch.cat(
             [
-                torch.addmm(squares, piece.float(), codebook.T, alpha=-2).argmin(1)
+                torch.addmm(squares, piece.to(dtype), codebook.T, alpha=-2).argmin(1)
                 for piece in torch.split(vectors, rows)
             ]
         )
@@ -138,14 +105,15 @@ class VQ(Quantizer):
     def __init__(self, settings: VQSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size = settings.size
         bound = 1 / settings.size  # the initialisation of the paper's code
         self.codebook = nn.Parameter(torch.empty(settings.size, settings.dimension).uniform_(-bound, bound))
         self.register_buffer("use", torch.ones(settings.size))  # running count of uses, 1 = the mean
+        self.table = code_table(settings.remap, codebook_size=settings.size)
+        self.size = self.table.size
 
     @property
     def identity(self) -> str:
-        return "vq normalised" if self.settings.normalised else "vq"
+        return ("vq normalised" if self.settings.normalised else "vq") + self.table.identity
 
     def vectors(self) -> Tensor:
         """The codes' vectors (K,D), of length 1 where codes are normalised."""
@@ -166,45 +134,46 @@ class VQ(Quantizer):
             latents = flat + (chosen - flat).detach()  # straight-through, section 3.1
             B, D, h, w = features.shape
             latents = latents.view(B, h, w, D).permute(0, 3, 1, 2)
-            return Quantized(latents, codes.view(B, h, w), loss)
+            return Quantized(latents, self.table.outside(codes).view(B, h, w), loss)
+
+    def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
+        """The quantizer itself: it is the same in training and evaluation, early and late."""
+        return self
 
     def relaxed(self, features: Tensor) -> Quantized:
         B, D, h, w = features.shape
         flat = self._flat(features)  # (N,D)
-        codes = nearest(flat.detach(), self.vectors().detach())  # (N,)
+        codes = self.table.outside(nearest(flat.detach(), self.vectors().detach()))  # (N,)
         nothing = 0.0 * self.codebook.sum()  # in the graph, so that every parameter has a gradient on all devices
         return Quantized(flat.view(B, h, w, D).permute(0, 3, 1, 2), codes.view(B, h, w), nothing)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)
+        return F.embedding(self.table.inside(codes), self.vectors()).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
         if self.settings.kmeans:
-            flat = self._flat(features)
+            flat, size = self._flat(features), self.settings.size
             rounds, normalised = self.settings.kmeans, self.settings.normalised
-            self.codebook.copy_(kmeans(flat, self.size, rounds=rounds, normalised=normalised, generator=generator))
+            self.codebook.copy_(kmeans(flat, size, rounds=rounds, normalised=normalised, generator=generator))
 
     @torch.no_grad()
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        counts = torch.bincount(codes.flatten(), minlength=self.size).float()
-        self.use.lerp_(counts * (self.size / codes.numel()), 1 - self.settings.use_memory)
-        dead = (self.use < self.settings.restart_below).nonzero().squeeze(1)
+        """As `Quantizer.observe`. Where there is a code table only its codes are counted, and only they restart."""
+        known = self.table.kept(torch.arange(self.settings.size, device=codes.device), dim=0)
+        counts = torch.bincount(self.table.inside(codes.flatten()), minlength=self.settings.size)
+        self.use.lerp_(counts.to(self.use.dtype) * (len(known) / codes.numel()), 1 - self.settings.use_memory)
+        dead = known[self.use[known] < self.settings.restart_below]
         if len(dead):
             # No more than a quarter of the batch's vectors, so that restarted codes do not all sit on the same few pictures.
             dead = dead[: max(1, codes.numel() // 4)]
             flat = self._flat(features)
-            self.codebook[dead] = flat[_draw(len(flat), len(dead), generator).to(flat.device)]
+            fresh = flat[_draw(len(flat), len(dead), generator).to(flat.device)]
+            self.codebook[dead] = fresh.to(self.codebook.dtype)
             self.use[dead] = 1.0
         return len(dead)
 
     def _flat(self, features: Tensor) -> Tensor:
-        """(B,D,h,w) -> (N,D) float32 in raster order, of length 1 where codes are normalised."""
-        flat = features.float().permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+        """(B,D,h,w) -> (N,D) in raster order, in float32 at least, of length 1 where codes are normalised."""
+        flat = features.to(precision(features, self.codebook)).permute(0, 2, 3, 1).reshape(-1, features.shape[1])
         return F.normalize(flat, dim=1) if self.settings.normalised else flat
-
-
-QuantizerSettings = VQSettings
-"""The settings of every quantizer there is; a union when there are several."""
-
-QUANTIZERS: dict[str, type[VQ]] = {"vq": VQ}
