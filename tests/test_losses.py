@@ -1,13 +1,11 @@
-"""The losses: hand values, the paper's parameter counts, structure with random weights, and the original's numbers."""
+"""The losses: hand values, structure with random weights, and the published values of LPIPS."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,129 +13,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from pydantic import ValidationError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from smalti.errors import SmaltiError
-from smalti.losses.adversarial import ADVERSARIAL, PIXEL_LOSSES, LeCam, adaptive_weight, lecam, ramp
-from smalti.losses.discriminator import DISCRIMINATORS, NORMS, PatchDiscriminator, PatchSettings
-from smalti.losses.perceptual import BACKBONES, Perceptual, perceptual
+from smalti.losses.adversarial import ADVERSARIAL, LeCam, adaptive_weight, lecam, ramp
+from smalti.losses.perceptual import BACKBONES, SCALE, SHIFT, Backbone, Perceptual, perceptual
+from smalti.losses.pixel import LABEL_LOSSES, PIXEL_LOSSES, cross_entropy
 from smalti.weights import WEIGHTS
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
-GOLDEN = SHARED / "golden"
-NORM_NAMES: list[Literal["batch", "group"]] = ["batch", "group"]
-
-
-def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    folder = GOLDEN / name
-    if not folder.is_dir():
-        pytest.skip(f"the golden numbers {name} are not on this machine")
-    return load_file(folder / "data.safetensors"), json.loads((folder / "data.json").read_text())
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     """Pictures of uniform noise in [-1, 1]."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-# --- the discriminator ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("layers", "count", "side"), [(3, 2_765_633, 30), (2, 663_361, 62)])
-def test_the_papers_discriminators_have_their_size(layers: int, count: int, side: int) -> None:
-    discriminator = PatchDiscriminator(PatchSettings(layers=layers, norm="batch"))
-    assert sum(parameter.numel() for parameter in discriminator.parameters()) == count
-    with torch.device("meta"):
-        assert PatchDiscriminator(PatchSettings(layers=layers))(torch.empty(1, 3, 256, 256)).shape == (1, 1, side, side)
-
-
-@pytest.mark.parametrize("name", DISCRIMINATORS)
-@pytest.mark.parametrize("norm", NORM_NAMES)
-@pytest.mark.parametrize(("channels", "layers", "stem"), [(1, 1, 1), (3, 2, 2), (4, 3, 1), (3, 1, 4)])
-def test_logits_have_the_documented_grid(
-    name: str, norm: Literal["batch", "group"], channels: int, layers: int, stem: int
-) -> None:
-    settings = PatchSettings(channels=channels, width=8, layers=layers, norm=norm, stem=stem)
-    logits = DISCRIMINATORS[name](settings)(noise(2, channels, 48, 64))
-    factor = stem * 2**layers
-    assert logits.shape == (2, 1, 48 // factor - 2, 64 // factor - 2)
-    assert logits.isfinite().all()
-
-
-def test_every_norm_of_the_table_is_tested() -> None:
-    assert list(NORMS) == NORM_NAMES
-
-
-def test_initial_weights_are_the_originals() -> None:
-    torch.manual_seed(0)
-    discriminator = PatchDiscriminator(PatchSettings(norm="batch"))
-    state = discriminator.state_dict()
-    assert math.isclose(state["main.5.weight"].std().item(), 0.02, rel_tol=0.02)
-    assert abs(state["main.5.weight"].mean().item()) < 1e-3
-    assert math.isclose(state["main.9.weight"].std().item(), 0.02, rel_tol=0.2)
-    assert math.isclose(state["main.9.weight"].mean().item(), 1.0, rel_tol=0.01)
-    assert state["main.9.bias"].eq(0).all()
-
-
-def test_with_group_norm_a_logit_depends_on_its_picture_alone() -> None:
-    pictures = noise(3, 3, 32, 32)
-    for norm, alone in (("group", True), ("batch", False)):
-        discriminator = PatchDiscriminator(PatchSettings(width=8, layers=2, norm=norm))  # type: ignore[arg-type]
-        same = torch.allclose(discriminator(pictures)[:1], discriminator(pictures[:1]), atol=1e-6)
-        assert same is alone
-
-
-def test_the_smallest_picture_gives_one_logit_and_a_smaller_one_a_sentence() -> None:
-    discriminator = PatchDiscriminator(PatchSettings(width=8, layers=2, stem=2))
-    assert discriminator.smallest == 24
-    assert discriminator(noise(1, 3, 24, 24)).shape == (1, 1, 1, 1)
-    with pytest.raises(SmaltiError, match=r"24x22 are too small.*2 layers and stem 2.*24 pixels"):
-        discriminator(noise(1, 3, 24, 22))
-
-
-def test_other_pictures_than_those_it_was_made_for_are_told() -> None:
-    discriminator = PatchDiscriminator(PatchSettings(width=8, layers=2, stem=2))
-    with pytest.raises(SmaltiError, match=r"3 channels, these have 4.*set its channels to 4"):
-        discriminator(noise(1, 4, 32, 32))
-    with pytest.raises(SmaltiError, match="stem 2 does not divide pictures of 33x32"):
-        discriminator(noise(1, 3, 33, 32))
-
-
-@pytest.mark.parametrize("wrong", [{"layers": 0}, {"width": 0}, {"stem": 0}, {"channels": 0}, {"norm": "layer"}])
-def test_settings_that_make_no_discriminator_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        PatchSettings(**wrong)
-
-
-@pytest.mark.parametrize("name", ["bn3", "bn2"])
-def test_discriminator_equals_the_originals(name: str) -> None:
-    data, facts = golden(f"05_disc_{name}")
-    params = facts["params"]
-    settings = PatchSettings(channels=params["input_nc"], width=params["ndf"], layers=params["n_layers"], norm="batch")
-    discriminator = PatchDiscriminator(settings)
-    discriminator.load_state_dict({key: value for key, value in data.items() if key.startswith("main.")})
-
-    def close(value: Tensor, key: str) -> None:
-        tolerance = max(20 * facts["noise_fp32_vs_fp64"][key], 2e-6)
-        torch.testing.assert_close(value, data[key], rtol=1e-4, atol=tolerance)
-
-    x = data["in.x"].requires_grad_()
-    close(discriminator.eval()(x), "out.eval")
-    logits = discriminator.train()(x)
-    close(logits, "out.train")
-    logits.square().mean().backward()
-    assert x.grad is not None
-    close(x.grad, "out.train.grad_x")
-    for key, parameter in discriminator.named_parameters():
-        assert parameter.grad is not None
-        close(parameter.grad, f"out.train.grad.{key}")
-    close(discriminator(data["in.x2"]), "out.train2")
-    state = discriminator.state_dict()
-    for key in (key for key in data if key.startswith("out.state_after_train2.")):
-        close(state[key.removeprefix("out.state_after_train2.")].to(data[key].dtype), key)
-    close(discriminator.eval()(x), "out.eval_after")
 
 
 # --- the adversarial game ------------------------------------------------------------------------------------------
@@ -227,12 +116,94 @@ def test_the_ramp_stays_in_bounds_and_never_falls(a: float, b: float, start: flo
     assert 0.0 <= low <= high <= 1.0
 
 
+@pytest.mark.parametrize(("first", "other"), [(torch.float64, torch.float64), (torch.float32, torch.float64)])
+def test_in_double_precision_the_game_is_exact(first: torch.dtype, other: torch.dtype) -> None:
+    """A trajectory can only be repeated to 1e-9 where nothing on the way is rounded to single precision."""
+    third = torch.tensor([1 / 3], dtype=first).double().item()
+    weight = adaptive_weight(torch.tensor([1 / 3], dtype=first), torch.tensor([0.1, 0.7], dtype=other))
+    assert weight.dtype == torch.float64
+    assert math.isclose(weight.item(), third / (math.hypot(0.1, 0.7) + 1e-4), rel_tol=1e-14)
+
+    real, fake = torch.tensor([0.1, 0.7], dtype=other), torch.tensor([-0.3], dtype=other)
+    anchors = (
+        LeCam.start()
+        ._replace(real=torch.tensor(0.0, dtype=first))
+        .update(real, fake)
+        .update(real / 2, fake)
+        .update(real / 3, fake)
+    )
+    assert (anchors.real.dtype, anchors.fake.dtype) == (torch.float64, torch.float64)
+    assert math.isclose(anchors.real.item(), 0.4 * 11 / 18, rel_tol=1e-14)
+    assert math.isclose(lecam(real, fake, anchors.real, anchors.fake).item(), lecam_by_hand(), rel_tol=1e-14)
+    for game in ADVERSARIAL.values():
+        assert game.discriminator(real, fake).dtype == game.generator(fake).dtype == torch.float64
+
+
+def lecam_by_hand() -> float:
+    real, fake = 0.4 * 11 / 18, -0.3
+    return ((0.1 - fake) ** 2 + (0.7 - fake) ** 2) / 2 + (real + 0.3) ** 2
+
+
+# --- pixels and labels ---------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("name", "expected"), [("l1", [0.75, 0.0]), ("l2", [1.25, 0.0])])
 def test_pixel_losses_are_means_of_each_picture(name: str, expected: list[float]) -> None:
     images = torch.zeros(2, 1, 2, 2)
     others = images.clone()
     others[0] = torch.tensor([[[1.0, -2.0], [0.0, 0.0]]])
     assert PIXEL_LOSSES[name](images, others).tolist() == expected
+
+
+def labels(*shape: int, seed: int = 0) -> Tensor:
+    """One-hot maps of random labels, (B,C,H,W)."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    return torch.nn.functional.one_hot(drawn, shape[1]).movedim(-1, 1).float()
+
+
+def test_label_losses_have_their_hand_values() -> None:
+    """A picture of two pixels and two labels: the first pixel has label 0, the second label 1."""
+    images = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+    logits = torch.tensor([[[[2.0, 1.0]], [[-1.0, 3.0]]]])
+    asked = softplus(-2) + softplus(1) + softplus(-1) + softplus(-3)
+    assert math.isclose(PIXEL_LOSSES["bce"](images, logits).item(), asked / 4, rel_tol=1e-6)
+    assert math.isclose(
+        PIXEL_LOSSES["cross_entropy"](images, logits).item(), (softplus(-3) + softplus(-2)) / 2, rel_tol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", PIXEL_LOSSES)
+def test_pixel_losses_score_each_picture_by_itself(name: str) -> None:
+    images, others = labels(3, 4, 5, 6), noise(3, 4, 5, 6, seed=1).requires_grad_()
+    values = PIXEL_LOSSES[name](images, others)
+    assert values.shape == (3,)
+    torch.testing.assert_close(values[1:2], PIXEL_LOSSES[name](images[1:2], others[1:2]))
+    (gradient,) = torch.autograd.grad(values[1], others)
+    assert gradient[1].abs().max() > 0
+    assert gradient[[0, 2]].eq(0).all()
+    assert PIXEL_LOSSES[name](images.double(), others.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", LABEL_LOSSES)
+def test_label_losses_pull_each_label_up_where_it_is(name: str) -> None:
+    images, logits = labels(2, 4, 5, 6), noise(2, 4, 5, 6, seed=1).requires_grad_()
+    (gradient,) = torch.autograd.grad(LABEL_LOSSES[name](images, logits).sum(), logits)
+    assert (gradient[images == 1] < 0).all()
+    assert (gradient[images == 0] > 0).all()
+    sure = LABEL_LOSSES[name](images, 40 * images - 20)
+    assert (sure < 1e-6).all()
+
+
+def test_a_pixel_without_a_label_costs_no_cross_entropy() -> None:
+    images, logits = labels(1, 3, 1, 4), noise(1, 3, 1, 4, seed=1)
+    images[..., 2:] = 0.0
+    torch.testing.assert_close(cross_entropy(images, logits), cross_entropy(images[..., :2], logits[..., :2]) / 2)
+
+
+def test_cross_entropy_of_a_single_label_is_told() -> None:
+    with pytest.raises(SmaltiError, match=r"have 1 channel; use the pixel loss bce"):
+        cross_entropy(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
 
 
 # --- the perceptual distance ---------------------------------------------------------------------------------------
@@ -313,6 +284,72 @@ def test_pictures_it_cannot_compare_are_told(random: Perceptual) -> None:
         perceptual("vgg19")
 
 
+def test_in_double_precision_the_distance_is_exact(random: Perceptual) -> None:
+    """Against the definition, written out; the backbone and its constants follow `.double()`."""
+    distance = copy.deepcopy(random).double()
+    distance.linear.load_state_dict(
+        {key: torch.rand_like(value) for key, value in distance.linear.state_dict().items()}
+    )
+    x, y = noise(2, 3, 24, 40).double(), noise(2, 3, 24, 40, seed=1).double()
+    shift, scale = (torch.tensor(values).double().view(3, 1, 1) for values in (SHIFT, SCALE))
+    expected = torch.zeros(2, dtype=torch.float64)
+    for a, b, weight in zip(
+        distance.backbone((x - shift) / scale), distance.backbone((y - shift) / scale), distance.linear, strict=True
+    ):
+        a, b = (each / ((each**2).sum(1, keepdim=True).sqrt() + 1e-10) for each in (a, b))
+        expected += ((a - b) ** 2 * weight).sum(1).mean((1, 2))
+    assert distance(x, y).dtype == torch.float64
+    torch.testing.assert_close(distance(x, y), expected, rtol=1e-12, atol=0.0)
+
+
+# --- the original's dropout ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noisy(random: Perceptual) -> Perceptual:
+    distance = Perceptual(random.backbone, dropout=0.5)
+    for weight in distance.linear:
+        weight.uniform_(0.0, 1.0)
+    return distance
+
+
+def test_dropout_makes_training_noisy_around_the_same_mean(noisy: Perceptual) -> None:
+    x, y = noise(1, 3, 24, 24), noise(1, 3, 24, 24, seed=1)
+    target, features = noisy.target(x), noisy.features(y)
+    exact = noisy.eval().distance(target, features)
+    assert noisy(x, y).equal(exact)
+    torch.manual_seed(0)
+    draws = torch.stack([noisy.train().distance(target, features) for _ in range(200)])
+    assert len(set(draws.flatten().tolist())) > 100
+    assert abs(draws.mean() - exact.mean()) < 4 * draws.std() / math.sqrt(200)
+
+
+@pytest.mark.parametrize("probability", [0.25, 0.5])
+def test_each_squared_difference_is_struck_out_by_itself(probability: float) -> None:
+    """One feature map of equal differences: what is left is a count, whose moments are the binomial's."""
+    backbone = Backbone(torch.nn.Sequential(torch.nn.Identity()), taps=(0,), widths=(8,), smallest=1)
+    distance = Perceptual(backbone, dropout=probability).train()
+    ones, zeros = [torch.ones(1, 8, 20, 20)], [torch.zeros(1, 8, 20, 20)]
+    torch.manual_seed(0)
+    left = (
+        torch.cat([distance.distance(ones, zeros) for _ in range(400)]) / 8
+    )  # share that is left, scaled up to mean 1
+    deviation = math.sqrt(probability / (1 - probability) / (8 * 20 * 20))
+    assert abs(left.mean().item() - 1) < 4 * deviation / 20
+    assert left.std().item() == pytest.approx(deviation, rel=0.15)
+    counts = left * (1 - probability) * 8 * 20 * 20
+    torch.testing.assert_close(counts, counts.round(), rtol=0.0, atol=2e-2)
+
+
+def test_without_dropout_training_and_evaluation_are_alike(random: Perceptual) -> None:
+    """And no random number is drawn, so that what else is random in training stays as it was."""
+    x, y = noise(1, 3, 24, 24), noise(1, 3, 24, 24, seed=1)
+    before = torch.get_rng_state()
+    assert random.train()(x, y).equal(random.eval()(x, y))
+    assert torch.get_rng_state().equal(before)
+    random.train()
+
+
 def test_under_autocast_only_the_backbone_is_in_half_precision(random: Perceptual) -> None:
     x, y = noise(1, 3, 24, 24), noise(1, 3, 24, 24, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -342,6 +379,8 @@ def test_files_in_the_publishers_layout_are_loaded(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path))
     loaded = perceptual("squeezenet")
     assert all(loaded.linear[k].equal(linear[f"lin{k}.model.1.weight"]) for k in range(7))
+    assert perceptual("squeezenet", dropout=0.25).dropout == 0.25
+    assert loaded.dropout == 0.0
     assert all(value.equal(trunk[key]) for key, value in loaded.backbone.state_dict().items())
 
     del linear["lin6.model.1.weight"]
@@ -381,42 +420,3 @@ def test_lpips_of_the_papers_example_pictures(published: Perceptual) -> None:
     expected = torch.tensor([0.7112, 0.1479])
     others = torch.cat((picture("ex_p0"), picture("ex_p1")))
     torch.testing.assert_close(published(reference.expand(2, -1, -1, -1), others), expected, rtol=0.0, atol=1e-3)
-
-
-def _trunk_by_rule(distance: Perceptual) -> None:
-    """Fill VGG16 with the golden numbers' random weights: the rule and the hashes are in their `vgg_rule.json`."""
-    rule = json.loads((GOLDEN / "06_lpips" / "vgg_rule.json").read_text())
-    state = {}
-    for number, layer in enumerate(rule["layers"]):
-        outputs, inputs = layer["shape"][:2]
-        weight = np.random.default_rng(rule["seed"] + number).standard_normal(layer["shape"])
-        bias = np.random.default_rng(rule["seed"] + 100 + number).standard_normal((outputs,))
-        values = {
-            "weight": (weight * np.sqrt(2 / (inputs * 9))).astype(np.float32),
-            "bias": (bias * 0.05).astype(np.float32),
-        }
-        for kind, value in values.items():
-            assert hashlib.sha256(value.tobytes()).hexdigest() == layer[f"{kind}_sha256"]
-            state[f"features.{layer['features_index']}.{kind}"] = torch.from_numpy(value)
-    distance.backbone.load_state_dict(state)
-
-
-@pytest.mark.parametrize("pair", ["a", "b"])
-def test_lpips_over_vgg16_equals_the_originals(pair: str) -> None:
-    data, facts = golden("06_lpips")
-    distance = Perceptual(BACKBONES["vgg16"].build())
-    _trunk_by_rule(distance)
-    distance.linear.load_state_dict({str(k): data[f"lin{k}.model.1.weight"] for k in range(5)})
-
-    def close(value: Tensor, key: str) -> None:
-        tolerance = max(20 * facts["noise_fp32_vs_fp64"][key], 1e-7)
-        torch.testing.assert_close(value, data[key], rtol=1e-4, atol=tolerance)
-
-    x, y = data[f"in.x_{pair}"], data[f"in.y_{pair}"].requires_grad_()
-    value = distance(x, y)
-    close(value.view(-1, 1, 1, 1), f"out.{pair}.lpips")
-    (gradient,) = torch.autograd.grad(value.sum(), y)
-    close(gradient, f"out.{pair}.grad_y")
-    for k, (a, b) in enumerate(zip(distance.features(x), distance.features(y), strict=True)):
-        layer = ((a - b).square() * distance.linear[k]).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-        close(layer, f"out.{pair}.layer{k}")

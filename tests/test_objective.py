@@ -11,9 +11,11 @@ from torch import Tensor, nn
 import reference
 from smalti.errors import SmaltiError
 from smalti.losses import objective
-from smalti.losses.adversarial import ADVERSARIAL, PIXEL_LOSSES
+from smalti.losses.adversarial import ADVERSARIAL
 from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
 from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, ReconstructionLoss, balanced_gradient
+from smalti.losses.perceptual import Backbone, Perceptual
+from smalti.losses.pixel import LABEL_LOSSES, PIXEL_LOSSES
 from smalti.settings import parse
 
 LOSSES: list[Literal["hinge", "vanilla", "nonsaturating"]] = ["hinge", "vanilla", "nonsaturating"]
@@ -162,17 +164,101 @@ def test_the_reconstruction_loss_is_a_mean_over_pictures(pixel: str, expected: f
     assert (gradient[1] < 0).all()
 
 
-def test_the_perceptual_term_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Two(nn.Module):
-        def forward(self, images: Tensor, others: Tensor) -> Tensor:
-            return others.new_tensor([1.0, 3.0])
+class Two(nn.Module):
+    """Two pictures -> the distances 1 and 3."""
 
-    built: Any = Two
-    monkeypatch.setitem(objective.PERCEPTUAL, "squeezenet", built)
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        return others.new_tensor([1.0, 3.0])
+
+
+def two(dropout: float) -> Any:
+    return Two()
+
+
+def test_the_perceptual_term_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(objective.PERCEPTUAL, "squeezenet", two)
     result = ReconstructionLoss(ObjectiveSettings(perceptual_weight=0.25))(
         torch.zeros(2, 3, 2, 2), torch.ones(2, 3, 2, 2)
     )
     assert (result.pixel.item(), result.perceptual.item(), result.total.item()) == (1.0, 2.0, 1.5)
+
+
+def test_a_perceptual_term_of_weight_0_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error for pictures of two channels says so: "set its weight to 0"."""
+
+    def loaded(dropout: float) -> Perceptual:
+        raise AssertionError("the network was loaded")
+
+    monkeypatch.setitem(objective.PERCEPTUAL, "squeezenet", loaded)
+    result = ReconstructionLoss(ObjectiveSettings(perceptual_weight=0.0))(
+        torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, 2)
+    )
+    assert (result.pixel.item(), result.perceptual.item(), result.total.item()) == (1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", [name for name in objective.PERCEPTUAL if name != "none"])
+def test_the_dropout_reaches_the_perceptual_term(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is active while the loss is in training mode and not when it validates."""
+    asked = []
+
+    def build(backbone: str, *, dropout: float) -> Perceptual:
+        asked.append(backbone)
+        return Perceptual(
+            Backbone(nn.Sequential(nn.Conv2d(3, 8, 3)), taps=(0,), widths=(8,), smallest=3), dropout=dropout
+        )
+
+    monkeypatch.setattr(objective, "perceptual", build)
+    settings: dict[str, Any] = {"perceptual": name, "perceptual_dropout": 0.5}
+    score = ReconstructionLoss(parse(ObjectiveSettings, settings, where="test"))
+    assert asked == [name]
+    images, others = noise(2, 3, 8, 8), noise(2, 3, 8, 8, seed=1)
+    torch.manual_seed(0)
+    noisy = [score(images, others).perceptual.item() for _ in range(3)]
+    assert len(set(noisy)) == 3
+    score.eval()
+    assert score(images, others).perceptual.item() == score(images, others).perceptual.item()
+
+
+def test_the_objective_in_double_precision_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(objective.PERCEPTUAL, "squeezenet", two)
+    score = ReconstructionLoss(ObjectiveSettings(perceptual_weight=0.1)).double()
+    images, others = torch.zeros(2, 1, 1, 3).double(), torch.full((2, 1, 1, 3), 0.1).double() / 3
+    result = score(images, others)
+    assert {value.dtype for value in result} == {torch.float64}
+    assert result.total.item() == pytest.approx(others[0, 0, 0, 0].item() + 0.1 * 2.0, rel=1e-15)
+
+    scene = Scene()
+    found, balanced = scene.surrogate(AdversarialSettings(weight=0.8), strength=0.7)
+    reconstructions = scene.decoder(scene.latents)
+    generator = ADVERSARIAL["hinge"].generator(scene.discriminator(reconstructions))
+    expected = reference.balanced(
+        scene.distance(reconstructions),
+        generator,
+        scene.parameters(),
+        last_layer=scene.last_layer,
+        weight=0.56,
+        limit=1e4,
+    )
+    assert {balanced.weight.dtype, balanced.generator.dtype, balanced.gradient.dtype} == {torch.float64}
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("pixel", LABEL_LOSSES)
+def test_label_maps_are_learned_without_perceptual_term_and_discriminator(pixel: str) -> None:
+    alone = {"pixel": pixel, "perceptual": "none", "adversarial": {"weight": 0}}
+    score = ReconstructionLoss(parse(ObjectiveSettings, alone, where="here"))
+    images = torch.eye(4).view(1, 4, 2, 2)
+    logits = noise(1, 4, 2, 2, seed=1).requires_grad_()
+    result = score(images, logits)
+    assert result.total.item() == LABEL_LOSSES[pixel](images, logits).mean().item()
+    assert result.perceptual.item() == 0.0
+    for wrong in ({"perceptual": "vgg16"}, {"adversarial": {"weight": 0.4}}):
+        with pytest.raises(
+            SmaltiError, match=rf"here: pixel = '{pixel}' .*set perceptual to none and adversarial.weight to 0"
+        ):
+            parse(ObjectiveSettings, {**alone, **wrong}, where="here")
+    parse(ObjectiveSettings, {"pixel": "l2", "perceptual": "vgg16"}, where="here")
 
 
 def test_every_choice_of_the_settings_is_in_its_table() -> None:

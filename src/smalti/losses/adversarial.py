@@ -105,15 +105,16 @@ class LeCam(NamedTuple):
         return cls(real=zero, fake=zero, updates=zero)
 
     def update(self, real: Tensor, fake: Tensor, *, decay: float = 0.999) -> LeCam:
-        """This step's logits, of any shape -> new anchors; the old ones stay as they were. Float32, without gradient.
+        """This step's logits, of any shape -> new anchors; the old ones stay as they were. Float32 at least, without gradient.
 
         The first 1 / (1 - decay) updates make a plain mean of all seen, since an exponential mean that begins at 0
         would pull the logits there.
         """
-        weight = (1.0 / (self.updates + 1.0)).clamp(min=1.0 - decay)
+        now_real, now_fake = _precise(real).mean(), _precise(fake).mean()
+        weight = (1.0 / (self.updates.to(now_real.dtype) + 1.0)).clamp(min=1.0 - decay)
         return LeCam(
-            real=torch.lerp(self.real, _precise(real).mean(), weight),
-            fake=torch.lerp(self.fake, _precise(fake).mean(), weight),
+            real=self.real + weight * (now_real - self.real),
+            fake=self.fake + weight * (now_fake - self.fake),
             updates=self.updates + 1.0,
         )
 
@@ -126,18 +127,3 @@ def ramp(seen: float, *, start: float, length: float) -> float:
     if length <= 0:
         return 1.0 if seen >= start else 0.0
     return min(max((seen - start) / length, 0.0), 1.0)
-
-
-def l1(images: Tensor, others: Tensor) -> Tensor:
-    """Images (B,C,H,W) twice -> (B,): the mean absolute difference of each; the pixel loss of the original's code."""
-    return F.l1_loss(others, images, reduction="none").mean((1, 2, 3))
-
-
-def l2(images: Tensor, others: Tensor) -> Tensor:
-    """Images (B,C,H,W) twice -> (B,): the mean squared difference of each; the pixel loss of the paper's text."""
-    return F.mse_loss(others, images, reduction="none").mean((1, 2, 3))
-
-
-# One number for each picture, as the perceptual distance has: mean(pixel + weight * perceptual) is the original's
-# `nll_loss`.
-PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "l2": l2}

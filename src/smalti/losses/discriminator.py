@@ -11,12 +11,49 @@ from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple, final
 
 import torch
+import torch.distributed as distributed
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.errors import SmaltiError
 from smalti.settings import settings
+
+
+@final
+class ActNorm(nn.Module):
+    """(B,C,h,w) -> scale * (x + loc), with a `loc` and a `scale` for each channel, which no batch moves after the first.
+
+    Kingma and Dhariwal 2018, "Glow", section 3.1. The first forward in training mode sets both so that its own result has
+    mean 0 and deviation 1 in every channel; from then on they are learned like any weight, and a logit depends on its
+    picture alone. In evaluation before that, they are used as they are. `initialized`, uint8 (), is kept with the weights.
+
+    Several processes start from the batch of the first one, so that their copies stay alike.
+    """
+
+    initialized: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.initialized:
+            self._start(x)
+        return self.scale * (x + self.loc)  # (B,C,h,w)
+
+    @torch.no_grad()
+    def _start(self, x: Tensor) -> None:
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        deviation, mean = torch.std_mean(precise, (0, 2, 3), correction=1, keepdim=True)  # (1,C,1,1)
+        self.loc.copy_(-mean)
+        self.scale.copy_(1.0 / (deviation + 1e-6))  # the original's constant
+        if distributed.is_available() and distributed.is_initialized():
+            for parameter in (self.loc, self.scale):
+                distributed.broadcast(parameter, src=0)
+        self.initialized.fill_(1)
 
 
 class Norm(NamedTuple):
@@ -31,10 +68,11 @@ def _group_norm(channels: int) -> nn.Module:
 
 
 # BatchNorm subtracts the mean of every channel, so a bias before it would have no effect; GroupNorm subtracts only the
-# mean of a group of channels.
+# mean of a group of channels. Before ActNorm the original keeps the bias, although `loc` could do its work.
 NORMS: dict[str, Norm] = {
     "batch": Norm(build=nn.BatchNorm2d, bias=False),
     "group": Norm(build=_group_norm, bias=True),
+    "act": Norm(build=ActNorm, bias=True),
 }
 
 
@@ -49,12 +87,14 @@ class Discriminator(nn.Module, abc.ABC):
 class PatchSettings:
     """The settings of `PatchDiscriminator`.
 
-    - `channels`: of the pictures.
+    - `channels`: of the pictures. A conditional discriminator has the condition's channels too: it is given both, joined along
+      the channels.
     - `width`: channels after the first convolution; doubled by each later one, at most eightfold.
     - `layers`: how many convolutions halve the resolution. 3 looks at patches of 70 x 70 pixels, 2 at 34 x 34 (the
       paper's ImageNet model with 16384 codes has 2).
     - `norm`: "batch" is the reference: its statistics, and so every logit, depend on the rest of the batch, and are not
-      shared between devices. "group" scores each picture by itself, alike in training and evaluation.
+      shared between devices. "group" scores each picture by itself, alike in training and evaluation. "act" too, once the
+      first training batch has set its scales; it is an option of the original.
     - `stem`: squares of stem x stem pixels are first folded into channels, without loss, so that every convolution
       works on 1/stem of the resolution and sees a patch stem times as wide. 1 is the reference; 2 suits small machines.
     """
@@ -63,7 +103,7 @@ class PatchSettings:
     channels: Annotated[int, Field(ge=1)] = 3
     width: Annotated[int, Field(ge=1)] = 64
     layers: Annotated[int, Field(ge=1, le=6)] = 3
-    norm: Literal["batch", "group"] = "group"
+    norm: Literal["batch", "group", "act"] = "group"
     stem: Annotated[int, Field(ge=1, le=8)] = 1
 
 

@@ -11,19 +11,18 @@ Source: arXiv 2012.09841, equations 5 to 7.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Literal, NamedTuple, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.losses.adversarial import ADVERSARIAL, PIXEL_LOSSES, adaptive_weight
+from smalti.losses.adversarial import ADVERSARIAL, adaptive_weight
 from smalti.losses.discriminator import DiscriminatorSettings, PatchSettings
 from smalti.losses.perceptual import Perceptual, perceptual
-from smalti.settings import settings
+from smalti.losses.pixel import LABEL_LOSSES, PIXEL_LOSSES
+from smalti.settings import Amount, settings
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -38,10 +37,16 @@ class AdversarialSettings:
     """"adaptive" multiplies `weight` with equation 7; "fixed" does not."""
     limit: Weight = 1e4
     """Largest adaptive weight."""
-    start: Share = 0.3
-    """Share of the training after which the generator begins to listen. The discriminator learns from the first step."""
-    ramp: Share = 0.2
-    """Share of the training over which the generator's term then rises to its full weight."""
+    start: Amount = 0.3
+    """When the generator begins to listen, as a share of the training or in pictures."""
+    ramp: Amount = 0.2
+    """Over how much of the training its term then rises to its full weight, likewise; 0 switches it on at once."""
+    early: bool = True
+    """The discriminator learns from the first step. False: its loss is multiplied by 0 before `start`, as the original's, whose
+    optimiser steps all the same."""
+    play: Literal["joint", "alternating"] = "joint"
+    """"joint": both learn from one pass of each. "alternating": the original's two turns on each batch, the discriminator's on
+    reconstructions by the generator just updated."""
     lecam: Weight = 0.01
     """Weight of the LeCam regulariser of the discriminator."""
     discriminator: DiscriminatorSettings = PatchSettings()
@@ -51,12 +56,27 @@ class AdversarialSettings:
 class ObjectiveSettings:
     """Weights of all terms of stage 1."""
 
-    pixel: Literal["l1", "l2"] = "l1"
+    pixel: Literal["l1", "l2", "bce", "cross_entropy"] = "l1"
+    """"l1" and "l2" are for pictures in [-1, 1]; "bce" and "cross_entropy" for one-hot label maps in [0, 1], whose
+    reconstructions are logits, and which have neither a perceptual term nor a discriminator."""
     perceptual: Literal["none", "squeezenet", "vgg16"] = "squeezenet"
     """The network of the LPIPS term; its published weights are looked for in $SMALTI_WEIGHTS, the cache, and then downloaded."""
     perceptual_weight: Weight = 1.0
+    """With 0 the network is not even loaded."""
+    perceptual_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout in the perceptual term while training. The original's accident is 0.5; 0 makes a steadier loss of the same mean."""
     codebook_weight: Weight = 1.0
     adversarial: AdversarialSettings = AdversarialSettings()
+
+    @model_validator(mode="after")
+    def _labels_are_not_pictures(self) -> ObjectiveSettings:
+        if self.pixel in LABEL_LOSSES and (self.perceptual != "none" or self.adversarial.weight):
+            raise ValueError(
+                f"pixel = {self.pixel!r} compares label maps with logits, which neither a perceptual network nor a discriminator "
+                f"can look at (here perceptual = {self.perceptual!r}, adversarial.weight = {self.adversarial.weight:g}); "
+                f"set perceptual to none and adversarial.weight to 0, or pixel to l1 or l2 for pictures"
+            )
+        return self
 
 
 class Reconstruction(NamedTuple):
@@ -78,27 +98,46 @@ class NoPerceptual(nn.Module):
         return others.new_zeros(len(others))
 
 
-PERCEPTUAL: dict[str, Callable[[], Perceptual | NoPerceptual]] = {
-    "none": NoPerceptual,
-    "squeezenet": partial(perceptual, "squeezenet"),
-    "vgg16": partial(perceptual, "vgg16"),
+PERCEPTUAL: dict[str, Callable[[float], Perceptual | NoPerceptual]] = {  # of the dropout
+    "none": lambda dropout: NoPerceptual(),
+    "squeezenet": lambda dropout: perceptual("squeezenet", dropout=dropout),
+    "vgg16": lambda dropout: perceptual("vgg16", dropout=dropout),
 }
 
 
 @final
 class ReconstructionLoss(nn.Module):
-    """images (B,C,H,W), reconstructions (B,C,H,W) in [-1,1] -> `Reconstruction`. The perceptual network is frozen."""
+    """images (B,C,H,W), reconstructions (B,C,H,W) -> `Reconstruction`. The perceptual network is frozen.
+
+    Both are in [-1, 1] for "l1" and "l2"; for the losses of label maps images are one-hot maps in [0, 1], and reconstructions
+    logits. With a perceptual dropout the result is noisy while the module is in training mode: put it into evaluation mode
+    (`eval()`) to validate.
+    """
 
     def __init__(self, settings: ObjectiveSettings) -> None:
         super().__init__()
         self.pixel = PIXEL_LOSSES[settings.pixel]
-        self.perceptual = PERCEPTUAL[settings.perceptual]()
+        network = settings.perceptual if settings.perceptual_weight else "none"
+        self.perceptual = PERCEPTUAL[network](settings.perceptual_dropout)
         self.weight = settings.perceptual_weight
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Reconstruction:
         pixel = self.pixel(images, reconstructions).mean()
         perceptual = self.perceptual(images, reconstructions).mean()
         return Reconstruction(pixel + self.weight * perceptual, pixel, perceptual)
+
+
+class Pulls(NamedTuple):
+    """What both terms ask of the reconstructions (B,C,H,W), and the weight between them."""
+
+    toward_data: Tensor
+    """(B,C,H,W): the gradient of the distance."""
+    toward_real: Tensor
+    """(B,C,H,W): the gradient of the generator's adversarial loss, unweighted."""
+    generator: Tensor
+    """(): that loss."""
+    weight: Tensor
+    """(): what it is multiplied with at full strength."""
 
 
 class Balanced(NamedTuple):
@@ -130,15 +169,30 @@ def balanced_gradient(
       gradient costs one convolution's weight gradient each, not a pass through a loss network.
     - strength in [0,1]: how far the ramp has come. At 0 the discriminator is not asked.
     """
-    (toward_data,) = torch.autograd.grad(distance, pictures)
     if strength == 0.0:
+        (toward_data,) = torch.autograd.grad(distance, pictures)
         zero = distance.new_zeros(())
         return Balanced(toward_data, zero, zero)
+    pull = pulls(reconstructions, pictures, distance=distance, fake=fake, last_layer=last_layer, settings=settings)
+    weight = pull.weight * strength
+    return Balanced(pull.toward_data + weight * pull.toward_real, pull.generator, weight)
+
+
+def pulls(
+    reconstructions: Tensor,
+    pictures: Tensor,
+    *,
+    distance: Tensor,
+    fake: Tensor,
+    last_layer: Tensor,
+    settings: AdversarialSettings,
+) -> Pulls:
+    """The gradients at the picture of both terms, and the weight between them (Eq. 7). Arguments as of `balanced_gradient`."""
+    (toward_data,) = torch.autograd.grad(distance, pictures)
     generator = ADVERSARIAL[settings.loss].generator(fake)
     (toward_real,) = torch.autograd.grad(generator, pictures, retain_graph=True)
     weight = _BALANCES[settings.balance](reconstructions, toward_data, toward_real, last_layer, settings)
-    weight = weight * settings.weight * strength
-    return Balanced(toward_data + weight * toward_real, generator.detach(), weight)
+    return Pulls(toward_data, toward_real, generator.detach(), weight * settings.weight)
 
 
 def _adaptive(

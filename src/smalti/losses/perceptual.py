@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.errors import SmaltiError, suggestion
@@ -135,9 +136,9 @@ class Perceptual(nn.Module):
     back-propagated through as well, in 1.6 times the time (64 pixels, batch 16, one CPU core). Convolutions are in the
     channels_last layout, which there takes 0.7 of the time of the contiguous one.
 
-    One difference from the original code: it trains VQGAN with dropout (0.5) before the linear weights, by accident of
-    `train()`, which makes its training loss noisy with the same mean. There is no dropout here, so `train` and `eval`
-    are alike.
+    `dropout`, in [0, 1), strikes out that share of the squared differences before the linear weights, and scales up the
+    rest, while the module is in training mode. The original trains VQGAN with 0.5, by accident of `train()`: its training
+    loss is noisy with the same mean. With 0, the default, `train` and `eval` are alike.
 
     `linear` begins as ones, the paper's unweighted distance; `perceptual` loads the learned weights.
 
@@ -147,9 +148,10 @@ class Perceptual(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.backbone = backbone
+        self.dropout = dropout
         self.linear = nn.ParameterList(nn.Parameter(torch.ones(1, width, 1, 1)) for width in backbone.widths)
         self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1), persistent=False)
@@ -182,8 +184,8 @@ class Perceptual(nn.Module):
         """Two results of `features` or `target` -> the distances (B,)."""
         total = features[0].new_zeros(features[0].shape[0])  # (B,)
         for a, b, weight in zip(features, others, self.linear, strict=True):
-            weighted = (a - b).square() * weight  # (B,D,h,w)
-            total = total + weighted.sum(1).mean((1, 2))
+            differences = F.dropout((a - b).square(), self.dropout, self.training)  # (B,D,h,w)
+            total = total + (differences * weight).sum(1).mean((1, 2))
         return total
 
     def _check(self, images: Tensor) -> None:
@@ -200,15 +202,15 @@ class Perceptual(nn.Module):
             )
 
 
-def perceptual(name: str) -> Perceptual:
-    """A name in `BACKBONES` -> LPIPS with its published weights, on the CPU.
+def perceptual(name: str, *, dropout: float = 0.0) -> Perceptual:
+    """A name in `BACKBONES` -> LPIPS with its published weights, on the CPU; `dropout` as in `Perceptual`.
 
     Raises `SmaltiError` for an unknown name, or when the weights are nowhere and cannot be downloaded.
     """
     if name not in BACKBONES:
         raise SmaltiError(f"unknown perceptual backbone {name!r}; {suggestion(name, BACKBONES)}")
     source = BACKBONES[name]
-    distance = Perceptual(source.build())
+    distance = Perceptual(source.build(), dropout=dropout)
     trunk = {key: value for key, value in load_weights(source.weights).items() if key.startswith("features.")}
     load_strictly(distance.backbone, trunk, name=source.weights)
     linear = load_weights(source.linear)  # lin{k}.model.1.weight: in the original, dropout is model.0
