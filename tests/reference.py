@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from smalti.noise import gumbel
-from smalti.prior import NoCache, Prior, Sampler
+from smalti.prior import ORDERS, NoCache, Prior, Sampler, Window
 
 
 def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
@@ -55,37 +55,40 @@ def surviving(logits: Sequence[float], *, top_k: int, top_p: float) -> set[int]:
 
 
 @torch.no_grad()
-def sampled(prior: Prior, prefix: Tensor, known: Tensor, *, sampler: Sampler, seed: int) -> Tensor:
-    """One picture, prefix (P,) and known (h, w) -> codes (h, w), without cache, batch or truncation.
+def sampled(
+    prior: Prior, prefix: Tensor | Callable[[Window], Tensor], known: Tensor, *, sampler: Sampler, seed: int
+) -> Tensor:
+    """One picture, prefix (P,) or one for each window, and known (h, w) -> codes (h, w), without cache or batch.
 
     For every code the whole window goes through the prior, with filler where nothing is laid yet.
     """
     codes, (height, width) = known.clone(), known.shape
     rows, columns = min(height, prior.grid[0]), min(width, prior.grid[1])
-    for i in range(height):
-        for j in range(width):
-            if known[i, j] >= 0:
-                continue
-            local_i, local_j = placement(i, height, rows), placement(j, width, columns)
-            top, left = i - local_i, j - local_j
-            window = codes[top : top + rows, left : left + columns].clamp(min=0)
+    order = ORDERS[prior.order](rows, columns).tolist()
+    for i, j in (divmod(place, width) for place in ORDERS[prior.order](height, width).tolist()):
+        if known[i, j] >= 0:
+            continue
+        local_i, local_j = placement(i, height, rows), placement(j, width, columns)
+        window = Window(i - local_i, j - local_j, rows, columns)
+        inside = codes[window.top : window.top + rows, window.left : window.left + columns].clamp(min=0).reshape(1, -1)
+        turn = order.index(local_i * columns + local_j)
 
-            def logits_with(start: Tensor, window: Tensor = window, place: int = local_i * columns + local_j) -> Tensor:
-                sequence = prior.join(start[None], window.reshape(1, -1))[:, :-1]
-                logits: Tensor = prior(sequence, cache=NoCache(columns=columns))
-                return logits[0, prior.prefix - 1 :].view(rows * columns, -1)[place]
+        def logits_with(start: Tensor, inside: Tensor = inside, turn: int = turn) -> Tensor:
+            sequence = prior.join(start[None], inside[:, order])[:, :-1]
+            logits: Tensor = prior(sequence, cache=NoCache(columns=columns))
+            return logits[0, prior.prefix - 1 + turn, : prior.size]
 
-            logits = sampler.guidance * logits_with(prefix)
-            if sampler.guidance != 1:
-                logits = logits + (1 - sampler.guidance) * logits_with(prior.null_prefix(1)[0])
-            if sampler.temperature == 0:
-                codes[i, j] = logits.argmax()
-                continue
-            logits = logits / sampler.temperature
-            kept = surviving(logits.tolist(), top_k=sampler.top_k, top_p=sampler.top_p)
-            noise = gumbel(torch.tensor([seed]), prior.size, rows=torch.tensor([i]), columns=torch.tensor([j]))[0]
-            scores = (logits + noise).tolist()
-            codes[i, j] = max(kept, key=scores.__getitem__)
+        logits = sampler.guidance * logits_with(prefix if isinstance(prefix, Tensor) else prefix(window))
+        if sampler.guidance != 1:
+            logits = logits + (1 - sampler.guidance) * logits_with(prior.null_prefix(1)[0])
+        if sampler.temperature == 0:
+            codes[i, j] = logits.argmax()
+            continue
+        logits = logits / sampler.temperature
+        kept = surviving(logits.tolist(), top_k=sampler.top_k, top_p=sampler.top_p)
+        noise = gumbel(torch.tensor([seed]), prior.size, rows=torch.tensor([i]), columns=torch.tensor([j]))[0]
+        scores = (logits + noise).tolist()
+        codes[i, j] = max(kept, key=scores.__getitem__)
     return codes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,10 +15,15 @@ from torch import Tensor
 import reference
 from smalti.errors import SmaltiError
 from smalti.prior import (
+    GPT,
+    ORDERS,
+    GPTSettings,
+    Prior,
     Sampler,
     Transformer,
     TransformerSettings,
     Window,
+    finished,
     placement,
     sample,
     sample_windows,
@@ -46,7 +52,27 @@ def small(**changes: Any) -> Transformer:
     return prior.eval()
 
 
-def laid(prior: Transformer, known: Tensor, *, sampler: Sampler = SAMPLERS["plain"], first: int = 0) -> Tensor:
+def small_gpt(**changes: Any) -> GPT:
+    """The same of a GPT, of which three codes can never be image codes."""
+    torch.manual_seed(0)
+    plain = {
+        "vocabulary": 12,
+        "size": 9,
+        "prefix": 1,
+        "grid": (4, 4),
+        "layers": 2,
+        "width": 32,
+        "heads": 2,
+        "start": 11,
+    }
+    prior = GPT(parse(GPTSettings, {**plain, **changes}, where="test"))
+    with torch.no_grad():
+        for weight in prior.parameters():
+            weight.normal_(0, 0.3) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
+    return prior.eval()
+
+
+def laid(prior: Prior, known: Tensor, *, sampler: Sampler = SAMPLERS["plain"], first: int = 0) -> Tensor:
     """The finished codes of pictures with labels 0, 1, 2, 0, ... and seeds from `first` on."""
     batch, height, width = known.shape
     prefix = (torch.arange(first, first + batch) % 3)[:, None].expand(-1, prior.prefix)
@@ -139,6 +165,60 @@ def test_pictures_are_those_of_the_slow_loop(name: str, grid: tuple[int, int]) -
         assert torch.equal(codes[item], truth)
 
 
+@pytest.mark.parametrize("name", ["plain", "guided"])
+@pytest.mark.parametrize("grid", [(4, 4), (3, 2), (5, 6)])
+def test_a_gpt_lays_what_the_slow_loop_lays(name: str, grid: tuple[int, int]) -> None:
+    prior, known = small_gpt(unmasked=2, prefix=2), unknown(2, grid)
+    codes = laid(prior, known, sampler=SAMPLERS[name])
+    for item in range(2):
+        truth = reference.sampled(prior, torch.tensor([item, item]), known[item], sampler=SAMPLERS[name], seed=item)
+        assert torch.equal(codes[item], truth)
+
+
+@pytest.mark.parametrize("build", [small, small_gpt])
+@pytest.mark.parametrize("order", ORDERS)
+@examples(deadline=None, max_examples=2)
+@given(number=st.integers(0, 2**31))
+def test_every_order_is_laid_as_the_slow_loop_does(build: Callable[..., Prior], order: str, number: int) -> None:
+    prior, generator = build(order=order, grid=(3, 4)), torch.Generator().manual_seed(number)
+    known = torch.randint(9, (2, 3, 4), generator=generator)
+    known[torch.rand(known.shape, generator=generator) < 0.7] = -1
+    codes = laid(prior, known, sampler=SAMPLERS["guided"])
+    for item in range(2):
+        truth = reference.sampled(prior, torch.tensor([item]), known[item], sampler=SAMPLERS["guided"], seed=item)
+        assert torch.equal(codes[item], truth)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_codes_come_in_the_order_as_they_are_laid(order: str) -> None:
+    prior, seeds = small(order=order, grid=(3, 4)), torch.arange(2)
+    prefix, known = torch.zeros(2, 1).long(), unknown(2, (3, 4))
+    steps = list(sample(prior, prefix, (3, 4), sampler=Sampler(), seeds=seeds, known=known))
+    visited = ORDERS[prior.order](3, 4)
+    assert len(steps) == 3
+    for row, codes in enumerate(steps):
+        filled = visited[: 4 * row + 4]
+        assert torch.equal((codes >= 0).flatten(1).sum(1), torch.tensor([len(filled)] * 2))
+        assert torch.equal(codes.flatten(1)[:, filled], steps[-1].flatten(1)[:, filled])
+
+
+def test_chance_belongs_to_the_place_in_every_order() -> None:
+    """A prior that scores all codes alike takes what the noise of each place says, whenever the place is laid."""
+    pictures = []
+    for order in ORDERS:
+        prior = small(order=order)
+        prior.state_dict()["head.weight"].zero_()
+        pictures.append(laid(prior, unknown(2, (4, 4))))
+    assert all(torch.equal(picture, pictures[0]) for picture in pictures)
+    assert len(set(pictures[0].flatten().tolist())) > 4
+
+
+@pytest.mark.parametrize("grid", [(4, 3), (8, 8)])
+def test_an_order_other_than_raster_takes_its_own_grid_alone(grid: tuple[int, int]) -> None:
+    with pytest.raises(SmaltiError, match=f"in the order 'spiral_in', .* 4 x 4 codes alone, not for {grid[0]} x"):
+        laid(small(order="spiral_in"), unknown(1, grid))
+
+
 @pytest.mark.parametrize("window", [(3, 5), (5, 3), (1, 1), (3, 4)])
 def test_odd_windows_slide_as_the_slow_loop_does(window: tuple[int, int]) -> None:
     prior, known = small(grid=window, prefix=2), unknown(1, (5, 6))
@@ -228,6 +308,35 @@ def test_a_prefix_can_follow_the_window() -> None:
     assert not torch.equal(codes, laid(prior, known))
 
 
+@examples(deadline=None, max_examples=6)
+@given(
+    st.sampled_from([small, small_gpt]),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.integers(0, 2**31),
+)
+def test_a_prefix_for_each_window_is_laid_as_the_slow_loop_does(
+    build: Callable[..., Prior], grid: tuple[int, int], window: tuple[int, int], number: int
+) -> None:
+    prior, generator = build(grid=window, prefix=2), torch.Generator().manual_seed(number)
+    known = torch.randint(9, (2, *grid), generator=generator)
+    known[torch.rand(known.shape, generator=generator) < 0.6] = -1
+
+    def prefix_at(place: Window) -> Tensor:
+        return torch.tensor([[place.top % 3, place.left % 3], [place.left % 3, place.top % 3]])
+
+    seeds = torch.tensor([number, 7])
+    laying = sample_windows(prior, prefix_at, sampler=SAMPLERS["guided"], seeds=seeds, known=known)
+    codes = finished(laying)
+    for item in range(2):
+
+        def prefix_of(place: Window, item: int = item) -> Tensor:
+            return prefix_at(place)[item]
+
+        truth = reference.sampled(prior, prefix_of, known[item], sampler=SAMPLERS["guided"], seed=int(seeds[item]))
+        assert torch.equal(codes[item], truth)
+
+
 def test_pictures_can_be_used_for_training_afterwards() -> None:
     """Codes laid under inference mode cannot be saved for a backward pass."""
     prior = small()
@@ -256,6 +365,21 @@ def test_what_does_not_belong_together_is_told(changes: dict[str, Any], message:
     values = {**right, "seeds": torch.arange(2), **changes}
     with pytest.raises(SmaltiError, match=message):
         sample(small(), values.pop("prefix"), values.pop("grid"), sampler=Sampler(), **values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"known": unknown(2, (4, 0))}, "grid of 4 x 0 codes"),
+        ({"seeds": torch.arange(3)}, r"for 2 pictures seeds must have the shape \(2,\); they have \(3,\)"),
+        ({"seeds": torch.tensor([0, -4])}, "seed -4 is negative"),
+        ({"known": unknown(2, (4, 4)) + 10}, "known code 9 is none of this prior's 9"),
+    ],
+)
+def test_a_prefix_for_each_window_does_not_hide_mistakes(changes: dict[str, Any], message: str) -> None:
+    right: dict[str, Any] = {"seeds": torch.arange(2), "known": unknown(2, (4, 4))}
+    with pytest.raises(SmaltiError, match=message):
+        sample_windows(small(), lambda window: torch.zeros(2, 1).long(), sampler=Sampler(), **{**right, **changes})
 
 
 def test_a_prior_in_training_is_refused() -> None:

@@ -1,19 +1,28 @@
 """Stage 2: priors, which learn how likely codes are to follow one another, and the laying of new codes with them."""
 
 from smalti.prior.base import Cache, NoCache, Prior, StaticCache, nats, parameter_groups
+from smalti.prior.gpt import GPT, GPTSettings
+from smalti.prior.order import ORDERS, Order
 from smalti.prior.sampling import Sampler, finished, sample, sample_windows, unknown
 from smalti.prior.transformer import Transformer, TransformerSettings
-from smalti.prior.window import Window, placement
+from smalti.prior.window import Middle, Window, after_middle, before_middle, placement
 
 __all__ = [
+    "GPT",
+    "ORDERS",
     "Cache",
+    "GPTSettings",
+    "Middle",
     "NoCache",
+    "Order",
     "Prior",
     "Sampler",
     "StaticCache",
     "Transformer",
     "TransformerSettings",
     "Window",
+    "after_middle",
+    "before_middle",
     "finished",
     "nats",
     "parameter_groups",

@@ -1,6 +1,7 @@
-"""What a prior is: a causal network over prefix codes and image codes in raster order; and what follows from that.
+"""What a prior is: a causal network over prefix codes and image codes, in raster or another order; and what follows.
 
-Shapes: B batch, P prefix codes, h w grid, n image codes so far, T codes of one call, D width, K size of the codebook.
+Shapes: B batch, P prefix codes, h w grid, n image codes so far, T codes of one call, D width, K size of the codebook,
+V codes that the head scores.
 """
 
 from __future__ import annotations
@@ -8,18 +9,22 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smalti.errors import SmaltiError
+from smalti.prior.order import ORDERS, Order
+
 
 class Cache(abc.ABC):
     """What a prior is told about the codes that came before its input.
 
-    `columns` is the width of the grid that the image codes fill row by row, and `length` counts the codes, prefix
-    included, that came before.
+    `columns` is the width of the grid that the image codes fill, and `length` counts the codes, prefix included, that
+    came before.
     """
 
     columns: int
@@ -80,13 +85,15 @@ class Prior(nn.Module, abc.ABC):
     """Prefix codes and image codes -> scores of the code that comes next, each from the codes before it alone.
 
     The sequence is the prefix (B, P), which carries the condition or stands for "nothing", and then the image codes in
-    raster order. A prior knows its window `grid` = (h, w); a grid that is smaller in some direction is a narrower
-    window, and the cache's `columns` tells its width.
+    the prior's `order`, a name in `smalti.prior.order.ORDERS`. A prior knows its window `grid` = (h, w); for one that
+    reads in raster order, a grid that is smaller in some direction is a narrower window, and the cache's `columns`
+    tells its width.
     """
 
     size: int
     prefix: int
     grid: tuple[int, int]
+    order: Order
     head: nn.Module
 
     @abc.abstractmethod
@@ -95,7 +102,10 @@ class Prior(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def null_prefix(self, batch: int) -> Tensor:
-        """The prefix (batch, P) that says nothing: start of an unconditional prior, empty condition of the guidance."""
+        """The prefix (batch, P) that says nothing: start of an unconditional prior, empty condition of the guidance.
+
+        Raises `SmaltiError` where a prior never learned one.
+        """
 
     @abc.abstractmethod
     def features(self, codes: Tensor, cache: Cache) -> Tensor:
@@ -105,10 +115,10 @@ class Prior(nn.Module, abc.ABC):
         """
 
     def forward(self, codes: Tensor, *, cache: Cache | None = None) -> Tensor:
-        """A joined sequence (B, T) int64 -> logits (B, T, K): those at index t are of the code at index t + 1.
+        """A joined sequence (B, T) int64 -> logits (B, T, V): those at index t are of the code at index t + 1.
 
-        Without a cache the sequence is whole and its image codes fill rows of the prior's own width. With one, `codes`
-        continue what it holds, and it is advanced by T.
+        The first K of the V are of image codes. Without a cache the sequence is whole and its image codes fill rows of
+        the prior's own width. With one, `codes` continue what it holds, and it is advanced by T.
         """
         context = NoCache(columns=self.grid[1]) if cache is None else cache
         logits: Tensor = self.head(self.features(codes, context))
@@ -116,9 +126,25 @@ class Prior(nn.Module, abc.ABC):
 
     @final
     def next_logits(self, codes: Tensor, *, cache: Cache) -> Tensor:
-        """As `forward`, for the last code alone: (B, T) -> (B, K). The head reads one position."""
+        """As `forward`, for the last code alone, of image codes only: (B, T) -> (B, K). The head reads one position."""
         logits: Tensor = self.head(self.features(codes, cache)[:, -1])
-        return logits
+        return logits[:, : self.size]
+
+    @final
+    def places(self, grid: tuple[int, int], *, device: torch.device) -> Tensor:
+        """A grid (h, w) -> the raster places of its codes as they follow one another in the sequence: (h w,) int64.
+
+        Raises `SmaltiError` for another grid than the prior's window where the order is not raster: of such an order
+        a prior has learned the steps, and not where it would begin and end in another grid.
+        """
+        if self.order == "raster":
+            return torch.arange(grid[0] * grid[1], device=device)
+        if tuple(grid) != tuple(self.grid):
+            raise SmaltiError(
+                f"this prior reads codes in the order {self.order!r}, which it has learned for grids of {self.grid[0]} x "
+                f"{self.grid[1]} codes alone, not for {grid[0]} x {grid[1]}; only a prior in raster order takes any size"
+            )
+        return torch.tensor(_ordered(self.order, *self.grid), device=device)
 
     @final
     def empty_cache(self, *, window: tuple[int, int] | None = None) -> StaticCache:
@@ -127,27 +153,43 @@ class Prior(nn.Module, abc.ABC):
         return StaticCache(columns=columns, capacity=self.prefix + rows * columns)
 
 
-def nats(prior: Prior, prefix: Tensor, codes: Tensor) -> Tensor:
-    """Prefix codes (B, P) and image codes (B, h, w) -> negative log-likelihood of each, in nats: (B, h, w) float32.
+@lru_cache(maxsize=16)
+def _ordered(order: Order, rows: int, columns: int) -> tuple[int, ...]:
+    """The raster places of an order, made once. Numbers, because a kept tensor would belong to one device and mode."""
+    return tuple(ORDERS[order](rows, columns).tolist())
 
-    In raster order each code is told the prefix and all codes before it: equation 9 of Esser et al., arXiv 2012.09841.
-    The grid may be the prior's window or a smaller one. The mean is the training loss.
+
+def nats(prior: Prior, prefix: Tensor, codes: Tensor, *, told: Tensor | None = None) -> Tensor:
+    """Prefix codes (B, P) and image codes (B, h, w) -> negative log-likelihood of each, in nats: (B, h, w).
+
+    In the prior's order each code is told the prefix and all codes before it: equation 9 of Esser et al., arXiv
+    2012.09841. With `told` (B, h, w) it is told those in place of the codes before it, and is itself still what is asked
+    for: the original's corruption of a share of the codes in training. The grid may be the prior's window or, in raster
+    order, a smaller one. The mean is the training loss. It is float32, or float64 where the prior is.
+
+    Raises `SmaltiError` for another grid than the prior's window where its order is not raster.
     """
-    sequence = prior.join(prefix, codes.flatten(1)[:, :-1])
+    places = prior.places((codes.shape[1], codes.shape[2]), device=codes.device)
+    targets = codes.flatten(1)[:, places]
+    heard = targets if told is None else told.flatten(1)[:, places]
+    sequence = prior.join(prefix, heard[:, :-1])
     logits = prior(sequence, cache=NoCache(columns=codes.shape[2]))[:, prefix.shape[1] - 1 :]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
-    return losses.view_as(codes)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+    return losses[:, places.argsort()].view_as(codes)
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
     """A network -> the two groups of parameters an optimiser such as AdamW takes: with `weight_decay`, and without.
 
-    Weights of linear maps and convolutions decay. Gains, biases and embeddings, which are looked up and not multiplied,
-    do not. Parameters that do not require a gradient are in neither group.
+    Weights of linear maps and convolutions decay. Biases, gains, embeddings and positions do not: they are added or
+    looked up, or multiply single numbers. Each group is sorted by the names of its parameters. Parameters that do not
+    require a gradient are in neither group.
     """
-    looked_up = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Embedding)}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decayed = {id(parameter) for parameter in trained if parameter.ndim >= 2 and id(parameter) not in looked_up}
+    multiplied = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    decayed = {id(layer.weight) for layer in module.modules() if isinstance(layer, multiplied)}
+    named = sorted(module.named_parameters(), key=lambda pair: pair[0])
+    trained = [parameter for _, parameter in named if parameter.requires_grad]
 
     def group(chosen: Iterable[nn.Parameter], decay: float) -> dict[str, Any]:
         return {"params": list(chosen), "weight_decay": decay}

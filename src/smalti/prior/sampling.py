@@ -19,7 +19,7 @@ from torch import Tensor
 from smalti.errors import SmaltiError
 from smalti.noise import gumbel
 from smalti.prior.base import Cache, Prior
-from smalti.prior.window import Window, window_over
+from smalti.prior.window import Middle, Window, after_middle, window_over
 from smalti.settings import settings
 
 
@@ -86,19 +86,29 @@ def sample(
 ) -> Iterator[Tensor]:
     """Prefix codes (B, P) -> image codes (B, h, w) of a `grid` (h, w) of any size.
 
-    They are yielded after every row, -1 where a code is not laid yet; the last is complete.
+    They are laid in the prior's order and yielded after every w codes, which in raster order are a row, with -1 where a
+    code is not laid yet; the last is complete.
 
     `seeds` is (B,) int64, not negative. A picture's chance hangs on its own seed and the place of each code alone, not on
     the batch it is in; laid on from some of its own codes, it becomes the same picture. `known` is (B, h, w): codes to
     keep, and -1 where one is to be laid; `unknown` makes one without any. Where the grid is larger than the prior's
     window, the window slides (arXiv 2012.09841, section 3.2).
 
-    Raises `SmaltiError` for a grid without codes, for shapes that do not belong together, for a negative seed, for
-    known codes that the prior does not have, and for a prior in training mode.
+    Raises `SmaltiError` for a grid without codes, for another grid than the prior's window where its order is not
+    raster, for shapes that do not belong together, for a negative seed, for known codes that the prior does not have,
+    for guidance where the prior has no empty condition, and for a prior in training mode.
     """
-    _check(prior, prefix, grid, seeds=seeds, known=known)
-    seeds, known = seeds.to(prefix.device), known.to(prefix.device)
-    return sample_windows(prior, lambda window: prefix, sampler=sampler, seeds=seeds, known=known)
+    batch = len(prefix)
+    if prefix.shape != (batch, prior.prefix):
+        raise SmaltiError(
+            f"the prefix has the shape {tuple(prefix.shape)}, and this prior reads (batch, {prior.prefix})"
+        )
+    if seeds.shape != (batch,) or known.shape != (batch, *grid):
+        raise SmaltiError(
+            f"for {batch} prefixes and a grid of {grid[0]} x {grid[1]} codes, seeds must have the shape ({batch},) and "
+            f"known ({batch}, {grid[0]}, {grid[1]}); they have {tuple(seeds.shape)} and {tuple(known.shape)}"
+        )
+    return sample_windows(prior, lambda window: prefix, sampler=sampler, seeds=seeds, known=known.to(prefix.device))
 
 
 def finished(laying: Iterator[Tensor]) -> Tensor:
@@ -114,38 +124,67 @@ class _Stand(NamedTuple):
     cache: Cache
 
 
-@torch.no_grad()
 def sample_windows(
-    prior: Prior, prefix_at: Callable[[Window], Tensor], *, sampler: Sampler, seeds: Tensor, known: Tensor
+    prior: Prior,
+    prefix_at: Callable[[Window], Tensor],
+    *,
+    sampler: Sampler,
+    seeds: Tensor,
+    known: Tensor,
+    middle: Middle = after_middle,
 ) -> Iterator[Tensor]:
     """As `sample`, with a prefix (B, P) for each place of the window, for a condition that has places itself.
 
-    The caller sees to it that shapes and devices agree and that the prior is in evaluation mode.
+    `middle` says where in a window that stands freely the code is that is laid. The prefixes are on the device of `known`,
+    and the caller sees to it that their shape is right. Raises `SmaltiError` as `sample` does.
     """
+    _check(prior, seeds=seeds, known=known)
+    batch, height, width = known.shape
+    order = prior.places((height, width), device=known.device)
+    empty = prior.null_prefix(batch) if sampler.guidance != 1 else known.new_empty(0, prior.prefix)
+    return _lay(
+        prior, prefix_at, empty, sampler=sampler, seeds=seeds.to(known.device), known=known, order=order, middle=middle
+    )
+
+
+@torch.no_grad()
+def _lay(
+    prior: Prior,
+    prefix_at: Callable[[Window], Tensor],
+    empty: Tensor,
+    *,
+    sampler: Sampler,
+    seeds: Tensor,
+    known: Tensor,
+    order: Tensor,
+    middle: Middle,
+) -> Iterator[Tensor]:
+    """`sample_windows`, given the prefix that says nothing, of B or of no pictures, and the grid's places in order (n,)."""
     batch, height, width = known.shape
     shape = (min(prior.grid[0], height), min(prior.grid[1], width))
-    guided = sampler.guidance != 1
+    inside = prior.places(shape, device=known.device)  # the window's own places, in order
+    turns = inside.argsort().tolist()
     codes, stand = known.clone(), None
-    for row in range(height):
-        columns = (known[:, row] < 0).any(dim=0).nonzero().flatten().tolist()
-        for column, noise in zip(columns, _noise(seeds, row, columns, size=prior.size), strict=True):
-            window = window_over(row, column, grid=(height, width), window=shape)
+    for stretch in order.view(height, width):
+        missing = (known.flatten(1)[:, stretch] < 0).any(dim=0)
+        places = [divmod(place, width) for place in stretch[missing].tolist()]
+        for (row, column), noise in zip(places, _noise(seeds, places, size=prior.size), strict=True):
+            window = window_over(row, column, grid=(height, width), window=shape, middle=middle)
             if stand is None or stand.window != window:
-                prefix = prefix_at(window)
-                prefix = torch.cat((prefix, prior.null_prefix(batch))) if guided else prefix
-                stand = _Stand(window, prefix, prior.empty_cache(window=shape))
-            logits = _next(prior, stand, _before(codes, row, column, window))
-            logits = guide(logits[:batch], logits[batch:], scale=sampler.guidance) if guided else logits
+                stand = _Stand(window, torch.cat((prefix_at(window), empty)), prior.empty_cache(window=shape))
+            turn = turns[(row - window.top) * window.columns + column - window.left]
+            logits = _next(prior, stand, _within(codes, window)[:, inside[:turn]])
+            if len(empty):
+                logits = guide(logits[:batch], logits[batch:], scale=sampler.guidance)
             logits = filter_logits(logits, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p)
             codes[:, row, column] = known[:, row, column].where(known[:, row, column] >= 0, choose(logits, noise))
         yield codes.clone()
 
 
-def _before(codes: Tensor, row: int, column: int, window: Window) -> Tensor:
-    """Codes (B, h, w) -> those of the window that come before its place (row, column) in raster order, (B, n)."""
+def _within(codes: Tensor, window: Window) -> Tensor:
+    """Codes (B, h, w) -> those of the window in raster order (B, n)."""
     top, left, rows, columns = window
-    inside = codes[:, top : top + rows, left : left + columns].flatten(1)
-    return inside[:, : (row - top) * columns + column - left]
+    return codes[:, top : top + rows, left : left + columns].flatten(1)
 
 
 def _next(prior: Prior, stand: _Stand, before: Tensor) -> Tensor:
@@ -158,32 +197,25 @@ def _next(prior: Prior, stand: _Stand, before: Tensor) -> Tensor:
     return prior.next_logits(sequence[:, stand.cache.length :], cache=stand.cache).float()
 
 
-def _noise(seeds: Tensor, row: int, columns: Sequence[int], *, size: int) -> Iterator[Tensor]:
-    """The `columns` of a row -> the noise (B, size) of each. Sixteen are made at once, for small tensors are slow."""
-    for first in range(0, len(columns), 16):
-        stretch = torch.tensor(columns[first : first + 16], device=seeds.device)
-        places = stretch.repeat_interleave(len(seeds))
-        noise = gumbel(seeds.repeat(len(stretch)), size, rows=torch.full_like(places, row), columns=places)
+def _noise(seeds: Tensor, places: Sequence[tuple[int, int]], *, size: int) -> Iterator[Tensor]:
+    """Rows and columns of `places` -> the noise (B, size) of each. Sixteen are made at once, for small tensors are slow."""
+    for first in range(0, len(places), 16):
+        stretch = torch.tensor(places[first : first + 16], device=seeds.device)
+        rows, columns = stretch.repeat_interleave(len(seeds), dim=0).unbind(1)
+        noise = gumbel(seeds.repeat(len(stretch)), size, rows=rows, columns=columns)
         yield from noise.view(len(stretch), len(seeds), size)
 
 
-def _check(prior: Prior, prefix: Tensor, grid: tuple[int, int], *, seeds: Tensor, known: Tensor) -> None:
-    batch = len(prefix)
+def _check(prior: Prior, *, seeds: Tensor, known: Tensor) -> None:
+    batch, height, width = known.shape
     if prior.training:
         raise SmaltiError(
             "the prior is in training mode, and its dropout would disturb the sampling; call prior.eval() first"
         )
-    if min(grid) < 1:
-        raise SmaltiError(f"a grid of {grid[0]} x {grid[1]} codes has no place for a code; ask for at least 1 x 1")
-    if prefix.shape != (batch, prior.prefix):
-        raise SmaltiError(
-            f"the prefix has the shape {tuple(prefix.shape)}, and this prior reads (batch, {prior.prefix})"
-        )
-    if seeds.shape != (batch,) or known.shape != (batch, *grid):
-        raise SmaltiError(
-            f"for {batch} prefixes and a grid of {grid[0]} x {grid[1]} codes, seeds must have the shape ({batch},) and "
-            f"known ({batch}, {grid[0]}, {grid[1]}); they have {tuple(seeds.shape)} and {tuple(known.shape)}"
-        )
+    if min(height, width) < 1:
+        raise SmaltiError(f"a grid of {height} x {width} codes has no place for a code; ask for at least 1 x 1")
+    if seeds.shape != (batch,):
+        raise SmaltiError(f"for {batch} pictures seeds must have the shape ({batch},); they have {tuple(seeds.shape)}")
     if seeds.numel() and seeds.min() < 0:
         raise SmaltiError(f"the seed {int(seeds.min())} is negative; seeds are whole numbers from 0 on")
     if known.numel() and (known.min() < -1 or known.max() >= prior.size):

@@ -5,7 +5,7 @@ d = D / N, K image codes, C condition codes.
 
 It differs from the GPT of the paper (arXiv 2012.09841, section 3.2, a GPT-2) in what the field has learned since:
 RMSNorm (1910.07467), SwiGLU (2002.05202), rotary positions (2104.09864) along two axes (2403.13298), normalised queries
-and keys (2010.04245), and no biases.
+and keys (2010.04245), and no biases. With other settings it is the class-conditional GPT of LlamaGen (2406.06525).
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from smalti.prior.attention import attended
 from smalti.prior.base import Cache, Prior
+from smalti.prior.order import Order
 from smalti.settings import settings
-
-# Grids are tens of codes wide, not thousands: RoPE for pictures takes 100 where language takes 10000
-# (2403.13298).
-_ROTARY_BASE = 100.0
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -33,7 +31,8 @@ class TransformerSettings:
     """The sizes of a transformer.
 
     `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes P, at least the start
-    code. `grid`: the window (h, w), in codes. `dropout`: a probability, of embeddings, attention and residual branches.
+    code. `grid`: the window (h, w), in codes. `order`: how the image codes follow one another. `hidden`: width of the
+    gated perceptron, 0 for 8/3 of the width. `dropout`: a probability, of embeddings, attention and residual branches.
     """
 
     name: Literal["transformer"] = "transformer"
@@ -44,7 +43,19 @@ class TransformerSettings:
     layers: Positive = 12
     width: Positive = 512
     heads: Positive = 8
+    hidden: Annotated[int, Field(ge=0)] = 0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    order: Order = "raster"
+    query_key_norm: bool = True
+    """Whether the queries and keys of each head are normalised."""
+    rotary_base: Annotated[float, Field(gt=0)] = 100.0
+    """Rotations fall from 1 radian a code towards 1 / this. Grids are tens of codes wide, not thousands: RoPE for pictures
+    takes 100 (2403.13298) where language, and LlamaGen, take 10000."""
+    prefix_rotation: Literal["still", "erased"] = "still"
+    """Queries and keys of prefix codes stay as they are, or become zeros, so that all codes see the prefix alike: LlamaGen
+    multiplies them with an empty row of its table of rotations."""
+    norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    """What is added to the mean square of a vector before it is normalised."""
 
     @field_validator("heads")
     @classmethod
@@ -62,20 +73,20 @@ class Transformer(Prior):
     """Sequences of prefix and image codes -> logits of the next image code: (B, T) int64 -> (B, T, K).
 
     Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing".
-    An image code is placed by the row and the column of its window, by rotating queries and keys. A prefix code is not
+    An image code is placed by its row and column in the window, by rotating queries and keys. A prefix code is not
     rotated; it has a learned position, which also tells it from the image code at (0, 0).
     """
 
     def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size, self.prefix, self.grid = settings.size, settings.prefix, settings.grid
+        self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, settings.order
         self.embedding = nn.Embedding(settings.size + settings.condition_size + 1, settings.width)
         self.prefix_positions = nn.Embedding(settings.prefix, settings.width)
         self.dropout = nn.Dropout(settings.dropout)
         blocks = [_Block(settings, name=str(index)) for index in range(settings.layers)]
         self.blocks = nn.ModuleList(blocks)
-        self.norm = _Norm(settings.width)
+        self.norm = _Norm(settings.width, epsilon=settings.norm_epsilon)
         self.head = nn.Linear(settings.width, settings.size, bias=False)
         for weight in self.parameters():
             if weight.ndim == 2:
@@ -118,12 +129,15 @@ class Transformer(Prior):
         """
         axis = self.settings.width // self.settings.heads // 4  # pairs an axis
         device = self.embedding.weight.device
-        frequencies = _ROTARY_BASE ** -(torch.arange(axis, device=device, dtype=torch.float32) / axis)
-        index = torch.arange(start - self.prefix, end - self.prefix, device=device)
-        rows, places = index // columns, index % columns
-        where = torch.stack((rows, places), dim=1).where(index[:, None] >= 0, 0)
+        frequencies = self.settings.rotary_base ** -(torch.arange(axis, device=device, dtype=torch.float32) / axis)
+        index = torch.arange(start - self.prefix, end - self.prefix, device=device)  # (T,)
+        image = index[:, None] >= 0  # (T, 1)
+        places = self.places((self.grid[0], columns), device=device)[index.clamp(min=0)]  # (T,)
+        where = torch.stack((places // columns, places % columns), dim=1).where(image, 0)  # (T, 2)
         angles = (where[:, :, None] * frequencies).flatten(1)  # (T, d / 2)
         cosines, sines = angles.cos(), angles.sin()
+        if self.settings.prefix_rotation == "erased":
+            cosines = cosines.where(image, 0)
         return torch.cat((cosines, cosines), dim=1), torch.cat((-sines, sines), dim=1)
 
 
@@ -135,12 +149,13 @@ class _Norm(nn.Module):
     fused kernel, and warns.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, epsilon: float) -> None:
         super().__init__()
+        self.epsilon = epsilon
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=self.epsilon)
 
 
 @final
@@ -149,12 +164,12 @@ class _Block(nn.Module):
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
-        self.attention_norm = _Norm(settings.width)
+        self.attention_norm = _Norm(settings.width, epsilon=settings.norm_epsilon)
         self.attention = _Attention(settings, name=name)
-        self.perceptron_norm = _Norm(settings.width)
+        self.perceptron_norm = _Norm(settings.width, epsilon=settings.norm_epsilon)
         # Three matrices where a GPT has two: 8/3 of the width instead of 4 keeps the number of weights (2002.05202,
         # section 2).
-        hidden = 16 * math.ceil(settings.width * 8 / 3 / 16)
+        hidden = settings.hidden or 16 * math.ceil(settings.width * 8 / 3 / 16)
         self.up = nn.Linear(settings.width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, settings.width, bias=False)
         self.dropout = nn.Dropout(settings.dropout)
@@ -174,8 +189,10 @@ class _Attention(nn.Module):
         super().__init__()
         self.name, self.heads, self.dropout = name, settings.heads, settings.dropout
         self.project = nn.Linear(settings.width, 3 * settings.width, bias=False)
-        self.query_norm = _Norm(settings.width // settings.heads)
-        self.key_norm = _Norm(settings.width // settings.heads)
+        width = settings.width // settings.heads
+        self.query_norm, self.key_norm = (
+            _Norm(width, epsilon=settings.norm_epsilon) if settings.query_key_norm else nn.Identity() for _ in range(2)
+        )
         self.out = nn.Linear(settings.width, settings.width, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
@@ -185,7 +202,8 @@ class _Attention(nn.Module):
         keys = rotated(self.key_norm(keys), rotation).type_as(values)  # (B, N, T, d)
         keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
         values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
-        seen = _attended(queries, keys, values, self.dropout if self.training else 0.0)  # (B, N, T, d)
+        dropout = self.dropout if self.training else 0.0
+        seen = attended(queries, keys, values, dropout=dropout)  # (B, N, T, d)
         mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, T, D)
         return mixed
 
@@ -194,14 +212,3 @@ def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Queries or keys (..., T, d), cosines and signed sines (T, d) -> each turned by the angles of its place."""
     cosines, signed_sines = rotation
     return x * cosines + x.roll(x.shape[-1] // 2, dims=-1) * signed_sines  # (B, N, T, d)
-
-
-def _attended(queries: Tensor, keys: Tensor, values: Tensor, dropout: float) -> Tensor:
-    """Queries of the last T of S codes, keys and values of all -> what each sees of itself and those before it."""
-    new, all_codes = queries.shape[2], keys.shape[2]
-    if new == all_codes:  # nothing came before; said as a word, because kernels then skip the masked half
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
-    if new == 1:  # the last code sees everything
-        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
-    visible = torch.ones(new, all_codes, dtype=torch.bool, device=queries.device).tril(all_codes - new)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, dropout_p=dropout)

@@ -6,7 +6,8 @@ its centre, as far as the grid reaches.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 
 class Window(NamedTuple):
@@ -18,20 +19,34 @@ class Window(NamedTuple):
     columns: int
 
 
-def placement(index: int, length: int, window: int) -> int:
+Middle: TypeAlias = Callable[[int], int]
+"""The number n of codes along a window -> the index in it of the code that is laid, where the window may stand freely."""
+
+
+def after_middle(window: int) -> int:
+    """n -> n // 2: the rule of the original's sampling with a spatial condition."""
+    return window // 2
+
+
+def before_middle(window: int) -> int:
+    """n -> n // 2 - 1, 0 at least: the rule of the original's sampling of scene layouts."""
+    return max(window // 2 - 1, 0)
+
+
+def placement(index: int, length: int, window: int, *, middle: Middle = after_middle) -> int:
     """Index i of a code along one axis of `length` codes -> its index in the `window` that stands over it.
 
-    The code is at the window's middle, n // 2, except near the two ends, where the window stops at the border. For even
-    n it is the rule of the original code: i where i <= n/2, n - (N - i) where N - i < n/2, and n/2 elsewhere.
+    The code is at the window's middle, except near the two ends, where the window stops at the border. With `after_middle`
+    and even n it is the rule of the original code: i where i <= n/2, n - (N - i) where N - i < n/2, and n/2 elsewhere.
     """
     assert 0 <= index < length
     assert window <= length
-    start = min(max(index - window // 2, 0), length - window)
+    start = min(max(index - middle(window), 0), length - window)
     return index - start
 
 
-def window_over(row: int, column: int, *, grid: tuple[int, int], window: tuple[int, int]) -> Window:
+def window_over(row: int, column: int, *, grid: tuple[int, int], window: tuple[int, int], middle: Middle) -> Window:
     """A place in a grid (H, W) -> the part of it under a window (h, w), no larger, while that place is laid."""
-    top = row - placement(row, grid[0], window[0])
-    left = column - placement(column, grid[1], window[1])
+    top = row - placement(row, grid[0], window[0], middle=middle)
+    left = column - placement(column, grid[1], window[1], middle=middle)
     return Window(top, left, window[0], window[1])

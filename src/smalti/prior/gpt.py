@@ -1,0 +1,185 @@
+"""The prior of the paper: a GPT-2 with learned positions and one vocabulary for the codes of condition and picture.
+
+Shapes: B batch, T codes of one call, S codes so far (cache and call), P prefix codes, h w grid, D width, N heads,
+d = D / N, K image codes, V codes of condition and picture.
+
+Esser et al., arXiv 2012.09841, section 3.2, after GPT-2 (Radford et al., 2019) as minGPT has it. Unlike GPT-2, it does
+not draw the weights at the end of residual branches smaller, and its head is a matrix of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, final
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from smalti.errors import SmaltiError
+from smalti.prior.attention import attended
+from smalti.prior.base import Cache, Prior
+from smalti.prior.order import Order
+from smalti.settings import settings
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Chance = Annotated[float, Field(ge=0, lt=1)]
+
+
+@settings
+class GPTSettings:
+    """The sizes of a GPT, and what its codes are.
+
+    `vocabulary`: V, codes of condition and picture, which share their numbers; the first `size`, K, can be image codes.
+    `prefix`: prefix codes P. `grid`: the window (h, w), in codes. `block`: learned positions. `unmasked`: how many of
+    the prefix codes, from the first on, see one another and not only those before them. `start`: the code that stands
+    for "nothing" in the prefix; None where a condition always stands there. `order`: how the image codes follow one
+    another. Dropouts are probabilities.
+    """
+
+    name: Literal["gpt"] = "gpt"
+    vocabulary: Positive
+    size: Positive
+    prefix: Positive = 1
+    grid: tuple[Positive, Positive] = (16, 16)
+    block: Positive = 256
+    layers: Positive = 12
+    width: Positive = 256
+    heads: Positive = 8
+    embedding_dropout: Chance = 0.0
+    attention_dropout: Chance = 0.0
+    residual_dropout: Chance = 0.0
+    unmasked: Natural = 0
+    start: Natural | None = None
+    order: Order = "raster"
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> GPTSettings:
+        read = self.prefix + self.grid[0] * self.grid[1] - 1  # the last code is never read
+        if self.size > self.vocabulary:
+            raise ValueError(f"size = {self.size} image codes are more than the vocabulary = {self.vocabulary} has")
+        if self.block < read:
+            raise ValueError(
+                f"block = {self.block} positions are too few for prefix = {self.prefix} and a grid of {self.grid[0]} x "
+                f"{self.grid[1]} codes, of which {read} are read; make it {read} or more"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"width = {self.width} is not a multiple of heads = {self.heads}")
+        if self.unmasked > self.prefix:
+            raise ValueError(
+                f"unmasked = {self.unmasked} reaches beyond the prefix = {self.prefix}: image codes would be told what "
+                "comes after them"
+            )
+        if self.start is not None and self.start >= self.vocabulary:
+            raise ValueError(f"start = {self.start} is none of the vocabulary, 0 to {self.vocabulary - 1}")
+        return self
+
+
+@final
+class GPT(Prior):
+    """Sequences of prefix and image codes -> logits of the next code: (B, T) int64 -> (B, T, V).
+
+    A prefix code and an image code of the same number are the same code; only their positions tell them apart. In
+    raster order an image code in row i and column j of its window has the position P + i w + j, in a narrower window too
+    (there, the original takes the place in the sequence, and so reads the codes as if they stood elsewhere). In any
+    other order positions count along the sequence.
+    """
+
+    def __init__(self, settings: GPTSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, settings.order
+        self.embedding = nn.Embedding(settings.vocabulary, settings.width)
+        self.positions = nn.Embedding(settings.block, settings.width)
+        self.dropout = nn.Dropout(settings.embedding_dropout)
+        self.blocks = nn.ModuleList(_Block(settings, name=str(index)) for index in range(settings.layers))
+        self.norm = nn.LayerNorm(settings.width)
+        self.head = nn.Linear(settings.width, settings.vocabulary, bias=False)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 2:
+                nn.init.normal_(weight, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
+        nn.init.zeros_(self.positions.weight)
+
+    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
+        return torch.cat((prefix, codes), dim=1)
+
+    def null_prefix(self, batch: int) -> Tensor:
+        if self.settings.start is None:
+            raise SmaltiError(
+                "this prior never learned to do without its condition; give one to every picture, and leave guidance at 1"
+            )
+        device = self.embedding.weight.device
+        return torch.full((batch, self.prefix), self.settings.start, device=device)
+
+    def features(self, codes: Tensor, cache: Cache) -> Tensor:
+        return self.read(self.embedding(codes), cache)
+
+    def read(self, vectors: Tensor, cache: Cache) -> Tensor:
+        """As `features`, with vectors in place of codes (B, T, D) -> (B, T, D): not all that is told need be codes."""
+        end = cache.length + vectors.shape[1]
+        assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
+        assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
+        x = self.dropout(vectors + self._positions(cache.length, end, cache.columns))  # (B, T, D)
+        for block in self.blocks:
+            x = block(x, cache)  # (B, T, D)
+        cache.advance(vectors.shape[1])
+        features: Tensor = self.norm(x)  # (B, T, D)
+        return features
+
+    def _positions(self, start: int, end: int, columns: int) -> Tensor:
+        """Learned positions of what stands at `start` to `end` of the sequence: (T, D)."""
+        learned = self.positions.weight  # (block, D)
+        if columns == self.grid[1] or self.order != "raster":
+            assert end <= len(learned), f"{end} codes and {len(learned)} positions"
+            return learned[start:end]
+        index = torch.arange(start, end, device=learned.device)
+        rows = (index - self.prefix).clamp(min=0) // columns
+        # A narrow row leaves out the positions at the right of the window.
+        return learned[index + rows * (self.grid[1] - columns)]
+
+
+@final
+class _Block(nn.Module):
+    """Attention and a perceptron, each added to what it reads: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, settings: GPTSettings, *, name: str) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(settings.width)
+        self.attention = _Attention(settings, name=name)
+        self.perceptron_norm = nn.LayerNorm(settings.width)
+        self.up = nn.Linear(settings.width, 4 * settings.width)
+        self.down = nn.Linear(4 * settings.width, settings.width)
+        self.dropout = nn.Dropout(settings.residual_dropout)
+
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache))  # (B, T, D)
+        hidden = F.gelu(self.up(self.perceptron_norm(x)))  # (B, T, 4 D)
+        change: Tensor = self.dropout(self.down(hidden))  # (B, T, D)
+        return x + change
+
+
+@final
+class _Attention(nn.Module):
+    """Self-attention over the codes so far: (B, T, D) -> (B, T, D). `name` is its name in the cache."""
+
+    def __init__(self, settings: GPTSettings, *, name: str) -> None:
+        super().__init__()
+        self.name, self.heads = name, settings.heads
+        self.unmasked, self.dropout = settings.unmasked, settings.attention_dropout
+        self.query = nn.Linear(settings.width, settings.width)
+        self.key = nn.Linear(settings.width, settings.width)
+        self.value = nn.Linear(settings.width, settings.width)
+        self.out = nn.Linear(settings.width, settings.width)
+
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        projected = (self.query(x), self.key(x), self.value(x))  # 3 x (B, T, D)
+        queries, keys, values = (one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in projected)
+        keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
+        values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
+        dropout = self.dropout if self.training else 0.0
+        seen = attended(queries, keys, values, dropout=dropout, unmasked=self.unmasked)  # (B, N, T, d)
+        mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, T, D)
+        return mixed
