@@ -1,31 +1,215 @@
-"""Conditions and masks: what a person names or paints, as codes and as kept pixels."""
+"""Conditions and masks: what a person names or paints, as codes and as kept pixels. Coordinates, maps and layouts have
+files of their own."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from smalti.conditions.base import as_prefix
-from smalti.conditions.labels import CONDITIONS, Labels, Nothing, build_condition
+from smalti.conditions.base import Condition, as_prefix, check_grid, crops, everywhere
+from smalti.conditions.build import CONDITIONS, build_condition
+from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within
+from smalti.conditions.drawing import palette
+from smalti.conditions.given import Given, GivenSettings
+from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.layout_codes import Annotation, Box, LayoutSettings
+from smalti.conditions.layouts import Layout
+from smalti.conditions.maps import Maps, MapsSettings
 from smalti.errors import SmaltiError
 from smalti.images import DamagedImage
 from smalti.masks import PARTS, kept_by_mask, kept_part
+from smalti.prior import Sampler, Transformer, TransformerSettings, finished, sample_windows, unknown
+from smalti.prior.window import Window
+from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.quantizers import VQSettings
+from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
-EXAMPLES = {"labels": Labels(["dawn", "dusk", "night"]), "nothing": Nothing()}
+LABELS = Labels(["dawn", "dusk", "night"])
+GIVEN = Given(GivenSettings(key="words", size=9, length=4))
+COORDINATES = Coordinates(CoordinatesSettings(levels=63, size=64, factor=2, grid=(4, 4)))
+LAYOUT = Layout(LayoutSettings(classes=("tree", "house"), most=2, size=64))
+TREES = [Annotation(0, Box(0.1, 0.5, 0.3, 0.4)), Annotation(1, Box(0.6, 0.2, 0.3, 0.6))]
+
+
+def depths() -> Maps:
+    torch.manual_seed(0)
+    pyramid = PyramidSettings(channels=1, stem=2, width=8, multipliers=(1,), blocks=1, latent_channels=8)
+    tokenizer = VQGAN(VQGANSettings(pyramid=pyramid, quantizer=VQSettings(size=16, dimension=4)))
+    return Maps(MapsSettings(kind="depth", key="depth", grid=(4, 4)), tokenizer)
+
+
+EXAMPLES: dict[str, Condition] = {
+    "labels": LABELS,
+    "nothing": Nothing(),
+    "coordinates": COORDINATES,
+    "maps": depths(),
+    "layout": LAYOUT,
+    "given": GIVEN,
+}
+
+
+def values_of(name: str, grid: tuple[int, int]) -> list[Any]:
+    """Two values of the example of that name, for pictures of `grid` codes."""
+    height, width = 2 * grid[0], 2 * grid[1]
+    slope = torch.linspace(-1, 1, height * width).view(1, height, width)
+    values: dict[str, list[Any]] = {
+        "labels": ["night", "dawn"],
+        "nothing": [None, None],
+        "coordinates": [None, Within(2, 4, of=(40, 60))],
+        "maps": [slope, -slope],
+        "layout": [TREES, []],
+        "given": [[8, 0, 3, 3], (1, 2, 3, 4)],
+    }
+    return values[name]
+
+
+# --- what holds for each of them -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_values_become_prefixes(name: str) -> None:
+    condition = EXAMPLES[name]
+    codes = condition.encode(values_of(name, (4, 4)))
+    assert codes.shape == (2, condition.length)
+    assert codes.dtype == torch.int64
+    assert codes.min() >= 0
+    assert codes.max() < max(condition.size, 1)
+    assert condition.encode([]).shape == (0, condition.length)
+    assert condition.encode([]).dtype == torch.int64
+    alone = torch.cat([condition.encode([value]) for value in values_of(name, (4, 4))])
+    assert torch.equal(alone, codes)
+    assert name == "nothing" or not torch.equal(codes[0], codes[1])
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_window_that_is_the_picture_reads_what_is_encoded(name: str) -> None:
+    condition, values = EXAMPLES[name], values_of(name, (4, 4))
+    at = condition.laid(values, grid=(4, 4))
+    assert torch.equal(at(Window(0, 0, 4, 4)), condition.encode(values))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [(name, name in ("coordinates", "maps", "layout")) for name in CONDITIONS]
+)
+def test_under_a_window_stands_what_is_true_there(name: str, changes: bool) -> None:
+    condition = EXAMPLES[name]
+    at = condition.laid(values_of(name, (6, 9)), grid=(6, 9))
+    prefixes = [at(Window(top, left, 4, 4)) for top in range(3) for left in range(6)]
+    for prefix in prefixes:
+        assert prefix.shape == (2, condition.length)
+        assert prefix.max() < max(condition.size, 1)
+    assert any(not torch.equal(prefix, prefixes[0]) for prefix in prefixes) == changes
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_prior_lays_a_picture_that_is_larger_than_its_window(name: str) -> None:
+    condition = EXAMPLES[name]
+    torch.manual_seed(0)
+    sizes = TransformerSettings(
+        size=8, condition_size=condition.size, prefix=condition.length, grid=(4, 4), layers=1, width=16, heads=2
+    )
+    at = condition.laid(values_of(name, (5, 6)), grid=(5, 6))
+    laying = sample_windows(
+        Transformer(sizes).eval(), at, sampler=Sampler(), seeds=torch.arange(2), known=unknown(2, (5, 6))
+    )
+    codes = finished(laying)
+    assert codes.shape == (2, 5, 6)
+    assert codes.min() >= 0
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions_come_back_from_what_they_saved(name: str, tmp_path: Path) -> None:
+    condition, values = EXAMPLES[name], values_of(name, (4, 4))
+    plain = json.loads(json.dumps(condition.save(tmp_path)))
+    assert plain["name"] == name
+    again = build_condition(plain, tmp_path)
+    assert type(again) is type(condition)
+    assert (again.key, again.size, again.length) == (condition.key, condition.size, condition.length)
+    assert again.takes_none == condition.takes_none
+    assert torch.equal(again.encode(values), condition.encode(values))
+    assert again.save(tmp_path) == condition.save(tmp_path)
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_damaged_settings_are_told_by_name(name: str, tmp_path: Path) -> None:
+    plain = EXAMPLES[name].save(tmp_path)
+    with pytest.raises(SmaltiError, match=r"the condition in .*: unknown key 'colour'"):
+        build_condition({**plain, "colour": 3}, tmp_path)
+    for key in ("labels", "levels", "kind", "classes", "length"):
+        if key in plain:
+            left = {other: value for other, value in plain.items() if other != key}
+            with pytest.raises(SmaltiError, match=rf"the condition in .*: the key '{key}' is missing"):
+                build_condition(left, tmp_path)
+
+
+def test_labels_saved_by_earlier_versions_are_read(tmp_path: Path) -> None:
+    again = build_condition({"name": "labels", "labels": ["dawn", "dusk"]}, tmp_path)
+    assert again.encode(["dusk"]).tolist() == [[1]]
+    assert build_condition({"name": "nothing"}, tmp_path).size == 0
+
+
+@pytest.mark.parametrize("name", ["lables", None])
+def test_an_unknown_condition_is_told(name: str | None, tmp_path: Path) -> None:
+    with pytest.raises(
+        SmaltiError, match=rf"unknown condition {name!r}; .*here are: coordinates, given, labels, layout, m"
+    ):
+        build_condition({"name": name}, tmp_path)
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_previews_are_pictures_that_differ(name: str) -> None:
+    condition = EXAMPLES[name]
+    pictures = [condition.preview(row) for row in condition.encode(values_of(name, (4, 4)))]
+    for picture in pictures:
+        assert picture.dtype == np.uint8
+        assert picture.ndim == 3
+        assert picture.shape[2] == 3
+        assert picture.min() < picture.max()
+    assert name == "nothing" or pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def test_only_coordinates_need_no_value() -> None:
+    assert [name for name, condition in EXAMPLES.items() if condition.takes_none] == ["coordinates"]
+
+
+def test_only_maps_have_a_network_to_move() -> None:
+    assert [name for name, condition in EXAMPLES.items() if condition.networks] == ["maps"]
+
+
+def test_prefixes_have_one_column() -> None:
+    assert as_prefix([4, 2]).tolist() == [[4], [2]]
+    assert as_prefix([]).shape == (0, 1)
+
+
+def test_codes_under_a_window_by_eye() -> None:
+    codes = torch.arange(30).view(1, 5, 6)
+    assert crops(codes)(Window(1, 2, 2, 3)).tolist() == [[8, 9, 10, 14, 15, 16]]
+    assert everywhere(codes[0])(Window(1, 2, 2, 3)) is not None
+    assert torch.equal(everywhere(codes[0])(Window(0, 0, 1, 1)), codes[0])
+
+
+@pytest.mark.parametrize("name", ["coordinates", "maps"])
+@pytest.mark.parametrize(("grid", "least"), [((3, 8), "4 x 8"), ((4, 3), "4 x 4")])
+def test_pictures_smaller_than_the_window_are_told(name: str, grid: tuple[int, int], least: str) -> None:
+    sentence = rf"lays 4 x 4 codes .* or more, {grid[0]} x {grid[1]} were asked for; ask for at least {least}"
+    with pytest.raises(SmaltiError, match=sentence):
+        EXAMPLES[name].laid(values_of(name, grid), grid=grid)
+    check_grid((4, 4), window=(4, 4), key="depth")
+
+
+# --- labels and nothing --------------------------------------------------------------------------------------------
 
 
 def test_a_label_becomes_its_place() -> None:
-    labels = EXAMPLES["labels"]
-    assert (labels.key, labels.size, labels.length) == ("label", 3, 1)
-    codes = labels.encode(["night", "dawn", "night"])
-    assert codes.tolist() == [[2], [0], [2]]
-    assert codes.dtype == torch.int64
-    assert labels.encode([]).shape == (0, 1)
+    assert (LABELS.key, LABELS.size, LABELS.length) == ("label", 3, 1)
+    assert LABELS.encode(["night", "dawn", "night"]).tolist() == [[2], [0], [2]]
+    assert LABELS.encode([LABELS.read("dusk")]).tolist() == [[1]]
 
 
 @pytest.mark.parametrize(
@@ -35,11 +219,12 @@ def test_a_label_becomes_its_place() -> None:
         ("winter", r"there is no label 'winter'; there are: dawn, dusk, night"),
         (1, r"there is no label 1; there are: dawn, dusk, night"),
         (None, r"there is no label None; "),
+        (["dawn"], r"there is no label \['dawn'\]; "),
     ],
 )
 def test_an_unknown_label_lists_those_there_are(value: object, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        EXAMPLES["labels"].encode(["dawn", value])
+        LABELS.encode(["dawn", value])
 
 
 def test_no_condition_takes_no_value() -> None:
@@ -48,41 +233,63 @@ def test_no_condition_takes_no_value() -> None:
     assert nothing.encode([None, None]).tolist() == [[0], [0]]
     with pytest.raises(SmaltiError, match="this model takes no condition, 'dusk' was given; leave it out"):
         nothing.encode([None, "dusk"])
+    with pytest.raises(SmaltiError, match="this model takes no condition, 'dusk' was given; leave it out"):
+        nothing.read("dusk")
 
 
-@pytest.mark.parametrize("name", CONDITIONS)
-def test_conditions_come_back_from_their_settings(name: str) -> None:
-    condition = EXAMPLES[name]
-    plain = json.loads(json.dumps(condition.settings()))
-    again = build_condition(plain)
-    assert plain["name"] == name
-    assert type(again) is type(condition)
-    assert again.settings() == condition.settings()
-    assert (again.key, again.size, again.length) == (condition.key, condition.size, condition.length)
+def test_written_labels_have_ink_and_a_margin() -> None:
+    for code in range(LABELS.size):
+        picture = LABELS.preview(torch.tensor([code]))
+        assert picture.min() < 100
+        assert (picture[[0, -1]] == 255).all()
 
 
-@pytest.mark.parametrize("name", CONDITIONS)
-def test_previews_are_pictures_that_differ(name: str) -> None:
-    condition = EXAMPLES[name]
-    pictures = [condition.preview(torch.tensor([code])) for code in range(max(condition.size, 1))]
-    for picture in pictures:
-        assert picture.dtype == np.uint8
-        assert picture.ndim == 3
-        assert picture.shape[2] == 3
-        assert picture.min() < 100  # ink
-        assert (picture[[0, -1]] == 255).all()  # and a margin
-    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+# --- codes as they are given ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lables", None])
-def test_an_unknown_condition_is_told(name: str | None) -> None:
-    with pytest.raises(SmaltiError, match=rf"unknown condition {name!r}; .*here are: labels, nothing"):
-        build_condition({"name": name})
+def test_given_codes_stay_as_they_are() -> None:
+    assert (GIVEN.key, GIVEN.size, GIVEN.length) == ("words", 9, 4)
+    rows: list[Any] = [[8, 0, 3, 3], torch.tensor([1, 2, 3, 4], dtype=torch.int32), np.array([0, 0, 0, 8])]
+    assert GIVEN.encode(rows).tolist() == [[8, 0, 3, 3], [1, 2, 3, 4], [0, 0, 0, 8]]
+    assert GIVEN.read("8, 0 3,3") == (8, 0, 3, 3)
 
 
-def test_prefixes_have_one_column() -> None:
-    assert as_prefix([4, 2]).tolist() == [[4], [2]]
-    assert as_prefix([]).shape == (0, 1)
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ([0, 1, 2, 9], "there is no condition code 9; the codes are 0 to 8"),
+        ([0, -1, 2, 3], "there is no condition code -1; the codes are 0 to 8"),
+        ([0, 1, 2], r"'words' has 4 codes a picture, and a row of the shape \(3,\) was given; give \(4,\)"),
+        ([[0, 1, 2, 3]], r"a row of the shape \(1, 4\) was given"),
+        ([], r"a row of the shape \(0,\) was given"),
+        ([0.0, 1.0, 2.0, 3.0], r"condition codes are whole numbers, \[0.0, 1.0, 2.0, 3.0\] holds torch.float32; round"),
+        ([True, False, True, True], "holds torch.bool"),
+        ("abcd", "'abcd' is not a row of codes; give 4 whole numbers"),
+        (None, "None is not a row of codes; give 4 whole numbers"),
+    ],
+)
+def test_codes_that_cannot_be_are_told(value: object, sentence: str) -> None:
+    with pytest.raises(SmaltiError, match=sentence):
+        GIVEN.encode([[0, 1, 2, 3], value])
+
+
+def test_typed_codes_that_are_none_are_told() -> None:
+    with pytest.raises(SmaltiError, match="'1,two' is not a list of codes; give 4 whole numbers: 4,0,7"):
+        GIVEN.read("1,two")
+
+
+# --- colours -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 183, 400])
+def test_classes_have_colours_of_their_own(count: int) -> None:
+    colours = palette(count)
+    assert colours.shape == (count, 3)
+    assert colours.dtype == np.uint8
+    assert len({tuple(colour) for colour in colours.tolist()}) == count
+    assert np.array_equal(palette(count + 5)[:count], colours)
+    near = np.abs(np.diff(colours.astype(int), axis=0)).max(axis=1)
+    assert (near > 60).all()
 
 
 # --- masks ---------------------------------------------------------------------------------------------------------

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, final
 
-import numpy as np
-from PIL import Image, ImageDraw
 from torch import Tensor
 
-from smalti.conditions.base import Condition, as_prefix
+from smalti.conditions.base import Condition, Grid, Laid, as_prefix, everywhere
+from smalti.conditions.drawing import written
 from smalti.errors import SmaltiError, suggestion
 from smalti.images import Array
+from smalti.settings import as_mapping, settings
+
+
+@settings
+class LabelsSettings:
+    """The names of the labels; a label's code is its place among them."""
+
+    name: Literal["labels"] = "labels"
+    labels: tuple[str, ...]
 
 
 @final
@@ -26,26 +35,45 @@ class Labels(Condition):
         self.size = len(self.names)
         self._codes = {name: code for code, name in enumerate(self.names)}
 
+    def read(self, text: str) -> str:
+        return text
+
     def encode(self, values: Sequence[Any]) -> Tensor:
         for value in values:
-            if value not in self._codes:
+            if not isinstance(value, str) or value not in self._codes:
                 raise SmaltiError(f"there is no label {value!r}; {suggestion(str(value), self.names)}")
         return as_prefix([self._codes[value] for value in values])
 
-    def preview(self, codes: Tensor) -> Array:
-        return _written(self.names[int(codes[0])])
+    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+        return everywhere(self.encode(values))
 
-    def settings(self) -> dict[str, Any]:
-        return {"name": "labels", "labels": list(self.names)}
+    def preview(self, codes: Tensor) -> Array:
+        return written(self.names[int(codes[0])])
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        return as_mapping(LabelsSettings(labels=self.names))
+
+
+@settings
+class NothingSettings:
+    """Nothing needs to be said of nothing."""
+
+    name: Literal["nothing"] = "nothing"
 
 
 @final
 class Nothing(Condition):
-    """No condition: every value becomes the code "nothing", with which the prior starts."""
+    """No condition: every value becomes the code "nothing", with which the prior starts.
+
+    A prior that starts with a code of its own says so in its `null_prefix`, which is what sampling uses.
+    """
 
     key = ""
     size = 0
     length = 1
+
+    def read(self, text: str) -> Any:
+        raise SmaltiError(f"this model takes no condition, {text!r} was given; leave it out")
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         for value in values:
@@ -53,30 +81,11 @@ class Nothing(Condition):
                 raise SmaltiError(f"this model takes no condition, {value!r} was given; leave it out")
         return as_prefix([0] * len(values))
 
+    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+        return everywhere(self.encode(values))
+
     def preview(self, codes: Tensor) -> Array:
-        return _written("no condition")
+        return written("no condition")
 
-    def settings(self) -> dict[str, Any]:
-        return {"name": "nothing"}
-
-
-CONDITIONS: dict[str, Callable[[Mapping[str, Any]], Condition]] = {
-    "labels": lambda settings: Labels(settings["labels"]),
-    "nothing": lambda settings: Nothing(),
-}
-
-
-def build_condition(settings: Mapping[str, Any]) -> Condition:
-    """The plain values of `Condition.settings` -> the condition."""
-    name = settings.get("name")
-    if name not in CONDITIONS:
-        raise SmaltiError(f"unknown condition {name!r}; {suggestion(str(name), CONDITIONS)}")
-    return CONDITIONS[name](settings)
-
-
-def _written(text: str) -> Array:
-    """A line of text in black on white."""
-    left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text)
-    picture = Image.new("RGB", (int(right - left) + 8, int(bottom - top) + 8), "white")
-    ImageDraw.Draw(picture).text((4 - left, 4 - top), text, fill="black")
-    return np.asarray(picture)
+    def save(self, folder: Path) -> dict[str, Any]:
+        return as_mapping(NothingSettings())

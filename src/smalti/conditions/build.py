@@ -1,0 +1,69 @@
+"""The table of all conditions: the plain values that one was saved as -> the condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from smalti.conditions.base import Condition
+from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
+from smalti.conditions.given import Given, GivenSettings
+from smalti.conditions.labels import Labels, LabelsSettings, Nothing, NothingSettings
+from smalti.conditions.layout_codes import LayoutSettings
+from smalti.conditions.layouts import Layout
+from smalti.conditions.maps import FOLDER, Maps, MapsSettings
+from smalti.errors import SmaltiError, suggestion
+from smalti.settings import parse
+from smalti.tokenizer.vqgan import VQGAN
+
+
+def _labels(plain: Mapping[str, Any], folder: Path) -> Condition:
+    return Labels(parse(LabelsSettings, plain, where=_where(folder)).labels)
+
+
+def _nothing(plain: Mapping[str, Any], folder: Path) -> Condition:
+    parse(NothingSettings, plain, where=_where(folder))
+    return Nothing()
+
+
+def _coordinates(plain: Mapping[str, Any], folder: Path) -> Condition:
+    return Coordinates(parse(CoordinatesSettings, plain, where=_where(folder)))
+
+
+def _maps(plain: Mapping[str, Any], folder: Path) -> Condition:
+    settings = parse(MapsSettings, plain, where=_where(folder))
+    return Maps(settings, VQGAN.from_pretrained(folder / FOLDER))
+
+
+def _layout(plain: Mapping[str, Any], folder: Path) -> Condition:
+    return Layout(parse(LayoutSettings, plain, where=_where(folder)))
+
+
+def _given(plain: Mapping[str, Any], folder: Path) -> Condition:
+    return Given(parse(GivenSettings, plain, where=_where(folder)))
+
+
+def _where(folder: Path) -> str:
+    return f"the condition in {folder}"
+
+
+CONDITIONS: dict[str, Callable[[Mapping[str, Any], Path], Condition]] = {
+    "labels": _labels,
+    "nothing": _nothing,
+    "coordinates": _coordinates,
+    "maps": _maps,
+    "layout": _layout,
+    "given": _given,
+}
+
+
+def build_condition(settings: Mapping[str, Any], folder: Path) -> Condition:
+    """The plain values of `Condition.save`, and the folder it wrote into -> the condition.
+
+    Raises `SmaltiError` for a name that is not in `CONDITIONS`, and for settings or files that are damaged.
+    """
+    name = settings.get("name")
+    if name not in CONDITIONS:
+        raise SmaltiError(f"unknown condition {name!r}; {suggestion(str(name), CONDITIONS)}")
+    return CONDITIONS[name](settings, folder)

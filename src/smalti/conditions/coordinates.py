@@ -1,0 +1,149 @@
+"""Where in its picture a code lies, as its condition: the paper's way to lay faces and other things that have one place.
+
+Letters: B batch, H W pixels, h w grid of codes, f = H/h, L levels.
+Source: arXiv 2012.09841, section 3.2, "generating high-resolution images".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from smalti.conditions.base import Condition, Grid, Laid, check_grid, crops
+from smalti.errors import SmaltiError
+from smalti.images import Array, to_array
+from smalti.settings import as_mapping, settings
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@settings
+class CoordinatesSettings:
+    """`levels` L: the codes between the first and the last pixel of a picture. `size`: how many codes there are.
+
+    Coordinates are rounded to the nearest level, so that their codes are 0 to L, and L itself is reached near the lower
+    right corner of large pictures alone. With a `size` of L, what would be L becomes L - 1; with L + 1 nothing is changed.
+    `factor`: pixels a code, along one side. `grid`: the window (h, w) of the prior, in codes.
+    """
+
+    name: Literal["coordinates"] = "coordinates"
+    levels: Positive
+    size: Positive
+    factor: Positive
+    grid: tuple[Positive, Positive]
+
+
+class Within(NamedTuple):
+    """A picture that is a part of a larger one: its first row and column there, and the size (H, W) of the larger one."""
+
+    top: int
+    left: int
+    of: tuple[int, int]
+
+
+def coordinate_picture(size: tuple[int, int]) -> Tensor:
+    """A size (H, W) -> the share of the pixels that come before each one, row by row: (1, H, W) float32 in [0, 1)."""
+    height, width = size
+    # In double precision first, as the original has it: the nearest float32 of the exact share.
+    before = torch.arange(height * width, dtype=torch.float64) / (height * width)
+    return before.view(1, height, width).float()
+
+
+@final
+class Coordinates(Condition):
+    """None or a place `Within` a larger picture -> (B, h w): at each code the share of the picture that lies before it.
+
+    None stands for a picture that is all there is. What is before means above, or in the same row to the left.
+    """
+
+    key = "coordinates"
+    takes_none = True
+
+    def __init__(self, settings: CoordinatesSettings) -> None:
+        if not settings.levels <= settings.size <= settings.levels + 1:
+            raise SmaltiError(
+                f"coordinates of {settings.levels} levels have {settings.levels} or {settings.levels + 1} codes, "
+                f"not {settings.size}"
+            )
+        self.settings = settings
+        self.size, self.length = settings.size, settings.grid[0] * settings.grid[1]
+
+    def read(self, text: str) -> Within:
+        """Where the picture begins in the larger one, and that one's size: "TOP,LEFT,HEIGHTxWIDTH" in pixels."""
+        found = re.fullmatch(r"(\d+),(\d+),(\d+)x(\d+)", text.replace(" ", ""))
+        if found is None:
+            raise SmaltiError(f"{text!r} is no place in a larger picture; write TOP,LEFT,HEIGHTxWIDTH: 0,128,512x512")
+        top, left, height, width = (int(number) for number in found.groups())
+        return Within(top, left, (height, width))
+
+    def encode(self, values: Sequence[Any]) -> Tensor:
+        return self._codes(values, self.settings.grid).flatten(1)
+
+    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+        check_grid(grid, window=self.settings.grid, key=self.key)
+        return crops(self._codes(values, grid))
+
+    def _codes(self, values: Sequence[Any], grid: Grid) -> Tensor:
+        """B values -> (B,h,w) codes of pictures of `grid` codes."""
+        size = (grid[0] * self.settings.factor, grid[1] * self.settings.factor)
+        pictures = [_picture(value, size) for value in values]
+        return self.codes(torch.stack(pictures) if pictures else torch.empty(0, 1, *size))
+
+    def codes(self, coordinates: Tensor) -> Tensor:
+        """Coordinate pictures (B,1,H,W) in [0,1] -> codes (B,h,w) int64 in [0,size): their mean over f x f pixels, rounded.
+
+        Halves are rounded to even. Raises `SmaltiError` for values outside [0,1], and for sides that f does not divide.
+        """
+        factor = self.settings.factor
+        height, width = coordinates.shape[2:]
+        if height % factor or width % factor:
+            raise SmaltiError(
+                f"coordinates of {height} x {width} pixels (height x width) are not made of tiles of {factor}; crop them "
+                f"to {height // factor * factor} x {width // factor * factor}"
+            )
+        if coordinates.numel() and not (coordinates.min() >= 0 and coordinates.max() <= 1):
+            raise SmaltiError(
+                f"coordinates are shares of a picture, from 0 to 1, and these are from {float(coordinates.min()):g} to "
+                f"{float(coordinates.max()):g}"
+            )
+        means = F.adaptive_avg_pool2d(coordinates.cpu(), (height // factor, width // factor))  # (B,1,h,w)
+        levels = (means.clamp(0, 1) * self.settings.levels).round().squeeze(1).to(torch.int64)  # (B,h,w)
+        return levels.clamp(max=self.size - 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B,h,w) -> coordinate pictures (B,1,H,W) float32 in [0,1], each code f x f pixels of one value."""
+        means = (codes.float() / self.settings.levels).unsqueeze(1)  # (B,1,h,w)
+        return means.repeat_interleave(self.settings.factor, 2).repeat_interleave(self.settings.factor, 3)  # (B,1,H,W)
+
+    def preview(self, codes: Tensor) -> Array:
+        grey = self.decode(codes.reshape(1, *self.settings.grid))[0] * 2 - 1  # (1,H,W)
+        return np.repeat(to_array(grey), 3, axis=2)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        return as_mapping(self.settings)
+
+
+def _picture(value: Any, size: tuple[int, int]) -> Tensor:
+    """A value, and the size (H, W) of the picture it is for -> its coordinates (1,H,W)."""
+    if value is None:
+        return coordinate_picture(size)
+    if not isinstance(value, Within):
+        raise SmaltiError(
+            f"{value!r} is no place in a larger picture; leave it out, or give Within(top, left, of=(H, W))"
+        )
+    bottom, right = value.top + size[0], value.left + size[1]
+    if value.top < 0 or value.left < 0 or bottom > value.of[0] or right > value.of[1]:
+        raise SmaltiError(
+            f"a picture of {size[0]} x {size[1]} pixels (height x width) at ({value.top}, {value.left}) reaches beyond the "
+            f"larger one of {value.of[0]} x {value.of[1]}; begin between (0, 0) and "
+            f"({max(value.of[0] - size[0], 0)}, {max(value.of[1] - size[1], 0)})"
+        )
+    return coordinate_picture(value.of)[:, value.top : bottom, value.left : right]

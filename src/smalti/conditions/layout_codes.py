@@ -1,0 +1,293 @@
+"""Scene layouts as codes: objects with a class and a box, each written as two or three codes, and a crop as two more.
+
+The format is that of the original's scene models. A place is one code: the picture is divided into n x n points, n the root
+of the number of codes, and the code of a point is its number row by row. An object is the code of what it is, followed by
+the places of its box's two corners, or by that of its middle; a list is filled up with the last code, which says "none".
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple, final
+
+from pydantic import Field, field_validator
+
+from smalti.errors import SmaltiError
+from smalti.settings import settings
+
+Positive = Annotated[int, Field(ge=1)]
+Codes = tuple[int, ...]
+
+_FARTHEST = 2.0  # a box may reach beyond its picture, but not that far: then its numbers are pixels
+_ROUNDING = 1e-6
+
+
+class Box(NamedTuple):
+    """A part of a picture, in shares of its width and height from the left top: 0 to 1, and beyond where it is cut."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+"""The box of all of a picture."""
+
+
+@final
+@dataclass(frozen=True)
+class Annotation:
+    """An object in a picture: the number of its class, its box, and what else is known.
+
+    `group`: the box holds several. `occluded`: something hides a part. `depiction`: it is a picture of the thing.
+    `inside`: it is seen from within. Raises `SmaltiError` for a class or a box that cannot be.
+    """
+
+    category: int
+    box: Box
+    group: bool = False
+    occluded: bool = False
+    depiction: bool = False
+    inside: bool = False
+
+    def __post_init__(self) -> None:
+        if self.category < 0:
+            raise SmaltiError(f"the class {self.category} of an object is negative; classes are counted from 0")
+        if len(self.box) != 4 or not all(abs(number) <= _FARTHEST for number in self.box):  # NaN fails too
+            raise SmaltiError(
+                f"{tuple(self.box)} is not a box: give left, top, width, height as shares of the picture, from 0 to 1, "
+                "not in pixels"
+            )
+        if self.box[2] < 0 or self.box[3] < 0:
+            raise SmaltiError(
+                f"the box {tuple(self.box)} has a negative width or height; give left, top, width, height"
+            )
+
+
+@settings
+class LayoutSettings:
+    """How layouts are written as codes.
+
+    `classes`: the names of the object classes, in the order of their numbers. `most`: objects a layout has room for.
+    `size`: how many codes there are. `places`: an object's `boxes` (two codes) or `centres` (one). `encode_crop`: boxes are
+    those in the whole picture, and the part of it that is seen is two codes more; else boxes are those in the part.
+    `group` and `flags`: whether an object's code tells of groups, and of the three other properties of `Annotation`.
+    """
+
+    name: Literal["layout"] = "layout"
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    most: Positive = 30
+    size: Annotated[int, Field(ge=4)]
+    places: Literal["boxes", "centres"] = "boxes"
+    encode_crop: bool = True
+    group: bool = False
+    flags: bool = False
+
+    @field_validator("classes")
+    @classmethod
+    def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [name for place, name in enumerate(names) if name in names[:place]]
+        if twice:
+            raise ValueError(f"the class {twice[0]!r} is named twice")
+        return names
+
+    @property
+    def none(self) -> int:
+        """The code that fills up a layout with fewer objects than there is room for."""
+        return self.size - 1
+
+    @property
+    def sections(self) -> int:
+        """n: points along one side of a picture."""
+        return math.isqrt(self.size)
+
+    @property
+    def codes_an_object(self) -> int:
+        """What it is, and where."""
+        return 1 + _PLACES[self.places]
+
+    @property
+    def length(self) -> int:
+        """Codes a layout."""
+        return self.most * self.codes_an_object + 2 * self.encode_crop
+
+
+_PLACES = {"boxes": 2, "centres": 1}
+_BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
+"""Property of an object -> its part of a number that is multiplied with the number of classes and added to the class."""
+
+
+def shortened(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
+    """The first objects, as many as there is room for. Warns when others are left out."""
+    if len(annotations) > settings.most:
+        warnings.warn(
+            f"a layout of {len(annotations)} objects; there is room for {settings.most}, and the last ones are left out",
+            stacklevel=2,
+        )
+    return list(annotations[: settings.most])
+
+
+def shuffled(annotations: Sequence[Annotation], chance: random.Random) -> list[Annotation]:
+    """The objects in another order, drawn from `chance`; what was given keeps its own.
+
+    Their order says nothing, and a prior in training is shown many of them. Shorten first.
+    """
+    order = list(annotations)
+    chance.shuffle(order)
+    return order
+
+
+def layout_codes(
+    annotations: Sequence[Annotation], settings: LayoutSettings, *, crop: Box = WHOLE, flip: bool = False
+) -> Codes:
+    """Objects in a picture -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
+
+    What lies outside the crop is left out, after the list was shortened to what there is room for. `flip` mirrors the
+    picture left to right. Raises `SmaltiError` for a crop that is no part of the picture, and for an object whose class or
+    properties have no code.
+    """
+    _check_crop(crop)
+    seen = [one for one in shortened(annotations, settings) if _overlap(one.box, crop) > 0]
+    view = WHOLE if settings.encode_crop else crop
+    codes: list[int] = []
+    for one in seen:
+        box = _within(one.box, view)
+        codes += (_object_code(one, settings), *_place_codes(_flipped(box) if flip else box, settings))
+    codes += [settings.none] * (settings.most - len(seen)) * settings.codes_an_object
+    if settings.encode_crop:
+        codes += _corners(_flipped(crop) if flip else crop, settings)
+    assert len(codes) == settings.length
+    return tuple(codes)
+
+
+def _check_crop(crop: Box) -> None:
+    left, top, width, height = crop
+    inside = (
+        left >= -_ROUNDING and top >= -_ROUNDING and left + width <= 1 + _ROUNDING and top + height <= 1 + _ROUNDING
+    )
+    if not (inside and width > 0 and height > 0):
+        raise SmaltiError(
+            f"the crop {tuple(crop)} is no part of a picture; give left, top, width, height as shares of it, within 0 to 1"
+        )
+
+
+def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
+    count = len(settings.classes)
+    if annotation.category >= count:
+        raise SmaltiError(f"there is no object class {annotation.category}; classes are 0 to {count - 1}")
+    bits = sum(
+        bit
+        for (name, bit), wanted in zip(_BITS.items(), _told(settings), strict=True)
+        if wanted and getattr(annotation, name)
+    )
+    code = annotation.category + count * bits
+    if code >= settings.none:
+        raise SmaltiError(
+            f"an object of the class {annotation.category} of {count} with the properties {bits} has the code {code}, and "
+            f"codes of objects are 0 to {settings.none - 1}; raise size to {code + 2}, or turn flags or group off"
+        )
+    return code
+
+
+def _told(settings: LayoutSettings) -> tuple[bool, bool, bool, bool]:
+    """Which properties, in the order of `_BITS`, an object's code tells of."""
+    return settings.group, settings.flags, settings.flags, settings.flags
+
+
+def _place_codes(box: Box, settings: LayoutSettings) -> Codes:
+    if settings.places == "boxes":
+        return _corners(box, settings)
+    return (_point(box.left + box.width / 2, box.top + box.height / 2, settings),)
+
+
+def _corners(box: Box, settings: LayoutSettings) -> Codes:
+    """A box -> the codes of its left top and of its right bottom."""
+    return (
+        _point(box.left, box.top, settings),
+        _point(box.left + box.width, box.top + box.height, settings),
+    )
+
+
+def _point(x: float, y: float, settings: LayoutSettings) -> int:
+    """A place in [0,1] x [0,1] -> the code of the nearest of n x n points; halves are rounded to even."""
+    n = settings.sections
+    return round(y * (n - 1)) * n + round(x * (n - 1))
+
+
+def _overlap(one: Box, other: Box) -> float:
+    """The area that two boxes share."""
+    width = min(one.left + one.width, other.left + other.width) - max(one.left, other.left)
+    height = min(one.top + one.height, other.top + other.height) - max(one.top, other.top)
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def _within(box: Box, view: Box) -> Box:
+    """A box in a picture -> in a part of it, moved and scaled.
+
+    A box that begins outside the part is moved to its border and keeps its width or height: so it was done where the
+    original's models were trained. What reaches beyond the part on the other side is cut off.
+    """
+    left = min(max((box.left - view.left) / view.width, 0.0), 1.0)
+    top = min(max((box.top - view.top) / view.height, 0.0), 1.0)
+    return Box(left, top, min(box.width / view.width, 1 - left), min(box.height / view.height, 1 - top))
+
+
+def _flipped(box: Box) -> Box:
+    return box._replace(left=1 - (box.left + box.width))
+
+
+class Described(NamedTuple):
+    """An object as its codes tell of it. `place` is (left, top, width, height), or (x, y) where only centres are written."""
+
+    code: int
+    category: int
+    group: bool
+    occluded: bool
+    depiction: bool
+    inside: bool
+    place: tuple[float, ...]
+
+
+class Reading(NamedTuple):
+    """A layout as its codes tell of it. Where the crop is not among them, it is the whole of what is seen."""
+
+    objects: tuple[Described, ...]
+    crop: Box
+
+
+def read_codes(codes: Sequence[int], settings: LayoutSettings) -> Reading:
+    """The codes of a layout -> what they say: the inverse of `layout_codes`, as far as rounding lets it be.
+
+    Raises `SmaltiError` for another number of codes than `settings.length`.
+    """
+    if len(codes) != settings.length:
+        raise SmaltiError(f"a layout of this kind has {settings.length} codes, and {len(codes)} were given")
+    step = settings.codes_an_object
+    objects = [codes[start : start + step] for start in range(0, settings.most * step, step)]
+    told = tuple(_described(one, settings) for one in objects if one[0] != settings.none)
+    return Reading(told, _box_at(codes[-2], codes[-1], settings) if settings.encode_crop else WHOLE)
+
+
+def _described(codes: Sequence[int], settings: LayoutSettings) -> Described:
+    bits, category = divmod(codes[0], len(settings.classes))
+    told = {
+        name: bool(bits & bit) and wanted for (name, bit), wanted in zip(_BITS.items(), _told(settings), strict=True)
+    }
+    place = _box_at(codes[1], codes[2], settings) if settings.places == "boxes" else _point_at(codes[1], settings)
+    return Described(codes[0], category, **told, place=tuple(place))
+
+
+def _point_at(code: int, settings: LayoutSettings) -> tuple[float, float]:
+    row, column = divmod(code, settings.sections)
+    return column / (settings.sections - 1), row / (settings.sections - 1)
+
+
+def _box_at(first: int, second: int, settings: LayoutSettings) -> Box:
+    left, top = _point_at(first, settings)
+    right, bottom = _point_at(second, settings)
+    return Box(left, top, right - left, bottom - top)

@@ -1,0 +1,215 @@
+"""Pictures of another kind as a condition, through a tokenizer of their own: segmentations, depth, edges, other pictures.
+
+Letters: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes.
+Source: arXiv 2012.09841, section 3.2, "conditioned synthesis": the condition gets a VQGAN of its own, and its codes stand
+before those of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from smalti.conditions.base import Condition, Grid, Laid, check_grid, crops
+from smalti.conditions.drawing import palette
+from smalti.conditions.map_files import read_depth, read_segmentation
+from smalti.errors import SmaltiError
+from smalti.images import Array, read_image, to_array, to_tensor
+from smalti.settings import as_mapping, settings
+from smalti.tokenizer.vqgan import VQGAN
+
+FOLDER = "condition"
+"""Where in a prior's folder the tokenizer of its condition is."""
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@settings
+class MapsSettings:
+    """`kind`: what a value is. `key`: the option's name. `grid`: the window (h, w) of the prior, in codes."""
+
+    name: Literal["maps"] = "maps"
+    kind: Literal["segmentation", "depth", "picture"]
+    key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    grid: tuple[Positive, Positive]
+
+
+@final
+class Maps(Condition):
+    """B maps (H,W) or (C,H,W) -> (B, h w): the codes that the map's own tokenizer gives them.
+
+    A map is a tensor or an array: a segmentation (H,W) of whole numbers in [0,n), a depth (1,H,W) or a picture (3,H,W) of
+    floats in [-1,1]. It has f times as many pixels as the picture that is to be laid has codes, f being the factor of the
+    map's tokenizer.
+    """
+
+    def __init__(self, settings: MapsSettings, tokenizer: VQGAN) -> None:
+        kind, channels = _KINDS[settings.kind], tokenizer.settings.pyramid.channels
+        if kind.channels not in (0, channels):
+            raise SmaltiError(
+                f"the tokenizer of the condition {settings.key!r} is for {channels} channels, and a {settings.kind} "
+                f"has {kind.channels}; take another tokenizer or another kind"
+            )
+        self.settings, self.tokenizer, self.networks = settings, tokenizer.eval().requires_grad_(False), (tokenizer,)
+        self.key, self.size = settings.key, tokenizer.size
+        self.length = settings.grid[0] * settings.grid[1]
+
+    @property
+    def channels(self) -> int:
+        """C of the pictures that the tokenizer is given; n for segmentations."""
+        return self.tokenizer.settings.pyramid.channels
+
+    def read(self, text: str) -> Tensor:
+        """The path of a picture file -> the map in it, at its own size. Raises `DamagedImage`."""
+        return _KINDS[self.settings.kind].read(Path(text))
+
+    def fit(self, value: Tensor, *, grid: Grid | None) -> tuple[Tensor, Grid]:
+        """A map of any size, and the grid (h,w) it is for, None for its own -> the map at the right size, and the grid.
+
+        Without a grid the map is cut to whole tiles. With one it is scaled until it covers the picture, labels to the nearest
+        one, and its middle is cut out. Raises `SmaltiError` for maps smaller than the window.
+        """
+        factor, channels = self.tokenizer.factor, value if value.dim() == 3 else value.unsqueeze(0)  # (C,H,W)
+        height, width = channels.shape[1:]
+        asked = grid is not None
+        grid = (height // factor, width // factor) if grid is None else grid
+        check_grid(grid, window=self.settings.grid, key=self.key)
+        rows, columns = grid[0] * factor, grid[1] * factor
+        if asked:
+            scale = max(rows / height, columns / width)
+            size = (max(round(height * scale), rows), max(round(width * scale), columns))
+            smooth = {"mode": "bilinear", "antialias": True} if value.is_floating_point() else {"mode": "nearest-exact"}
+            scaled = F.interpolate(channels.unsqueeze(0).float(), size=size, **smooth)[0]  # (C,H,W)
+            # Weights that do not quite add up to 1 would lead out of [-1,1].
+            channels = (scaled.clamp(-1, 1) if value.is_floating_point() else scaled).to(value.dtype)
+        top, left = (channels.shape[1] - rows) // 2, (channels.shape[2] - columns) // 2
+        fitted = channels[:, top : top + rows, left : left + columns]
+        return (fitted if value.dim() == 3 else fitted[0]), grid
+
+    def encode(self, values: Sequence[Any]) -> Tensor:
+        return self.codes(values, grid=self.settings.grid).flatten(1)
+
+    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+        check_grid(grid, window=self.settings.grid, key=self.key)
+        return crops(self.codes(values, grid=grid))
+
+    @torch.no_grad()
+    def codes(self, values: Sequence[Any], *, grid: Grid) -> Tensor:
+        """B maps of pictures of `grid` (h,w) codes -> their own codes (B,h,w), each map encoded whole.
+
+        Raises `SmaltiError` for maps of other sizes or numbers of channels, and for labels that there are not.
+        """
+        if not values:
+            return torch.empty(0, *grid, dtype=torch.int64)
+        maps = torch.stack([self._checked(value, grid) for value in values])  # (B,C,H,W)
+        device = next(self.tokenizer.parameters()).device
+        codes: Tensor = self.tokenizer.encode(maps.to(device)).codes.cpu()  # (B,h,w)
+        assert codes.shape[1:] == grid, f"{tuple(codes.shape)} codes for a grid of {grid}"
+        return codes
+
+    def _checked(self, value: Any, grid: Grid) -> Tensor:
+        """One map -> what the tokenizer takes, (C,H,W) float32."""
+        if not isinstance(value, Tensor | np.ndarray):
+            raise SmaltiError(f"a {self.key} is a tensor or an array, not {value!r}")
+        picture = _KINDS[self.settings.kind].picture(torch.as_tensor(value), self.channels, self.key)
+        factor = self.tokenizer.factor
+        wanted, found = (grid[0] * factor, grid[1] * factor), tuple(picture.shape[1:])
+        if found != wanted:
+            raise SmaltiError(
+                f"the {self.key} is {found[0]} x {found[1]} pixels (height x width), and a picture of {grid[0]} x {grid[1]} "
+                f"codes takes one of {wanted[0]} x {wanted[1]}: {factor} pixels a code; crop or scale it, or ask for "
+                f"another size"
+            )
+        return picture
+
+    def preview(self, codes: Tensor) -> Array:
+        picture: Array = self.shown(codes.reshape(1, *self.settings.grid))[0]
+        return picture
+
+    @torch.no_grad()
+    def shown(self, codes: Tensor) -> Array:
+        """Codes (B,h,w) -> what the tokenizer keeps of the maps, as pictures (B,H,W,3) uint8: labels in colours, depth in grey."""
+        device = next(self.tokenizer.parameters()).device
+        return _KINDS[self.settings.kind].shown(self.tokenizer.decode_codes(codes.to(device)).cpu())
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        self.tokenizer.save_pretrained(folder / FOLDER, about={"condition": self.key})
+        return as_mapping(self.settings)
+
+
+def labels_as_channels(labels: Tensor, *, count: int, key: str) -> Tensor:
+    """Labels (H,W), whole numbers in [0,count) -> (count,H,W) float32, 1 in the label's channel and 0 in the others.
+
+    Raises `SmaltiError` for other shapes, for numbers that are not whole, and for labels that there are not.
+    """
+    if labels.dim() != 2:
+        raise SmaltiError(f"a {key} has the shape (height, width), not {tuple(labels.shape)}; give one label a pixel")
+    if labels.is_floating_point() or labels.is_complex():
+        raise SmaltiError(f"a {key} holds whole numbers, not {labels.dtype}; round it first")
+    labels = labels.long()
+    if labels.numel() and (labels.min() < 0 or labels.max() >= count):
+        worst = int(labels.min()) if labels.min() < 0 else int(labels.max())
+        raise SmaltiError(
+            f"the {key} holds the label {worst}, and there are the labels 0 to {count - 1}; give what is unknown one of them"
+        )
+    return F.one_hot(labels, count).movedim(-1, 0).float()
+
+
+def colourised(maps: Tensor, colorize: Tensor) -> Tensor:
+    """Maps (B,n,H,W) and weights (3,n,1,1) -> colours (B,3,H,W), spread over [-1,1] by the least and the most of the batch.
+
+    So the original shows segmentations, by weights that were drawn at random once and are kept in its checkpoints. Where all
+    colours are one, there is nothing to spread, and all are -1 (the original divides by 0).
+    """
+    colours = F.conv2d(maps, colorize.to(maps))
+    least, most = colours.min(), colours.max()
+    return 2 * (colours - least) / (most - least).clamp(min=torch.finfo(colours.dtype).tiny) - 1
+
+
+def _channels(value: Tensor, channels: int, key: str) -> Tensor:
+    """A map (C,H,W) in [-1,1] -> itself, float32."""
+    if value.dim() != 3 or value.shape[0] != channels:
+        raise SmaltiError(f"a {key} has the shape ({channels}, height, width), not {tuple(value.shape)}")
+    if not value.is_floating_point():
+        raise SmaltiError(f"a {key} holds floats from -1 to 1, not {value.dtype}; scale it first")
+    if value.numel() and not (value.min() >= -1 and value.max() <= 1):
+        raise SmaltiError(
+            f"a {key} holds floats from -1 to 1, and this one is from {float(value.min()):g} to {float(value.max()):g}; "
+            "scale it first"
+        )
+    return value.float()
+
+
+def _label_colours(decoded: Tensor) -> Array:
+    """Scores (B,n,H,W) -> the colours of the most likely labels (B,H,W,3)."""
+    colours: Array = palette(decoded.shape[1])[decoded.argmax(dim=1).numpy()]
+    return colours
+
+
+def _grey(decoded: Tensor) -> Array:
+    return np.repeat(to_array(decoded), 3, axis=-1)
+
+
+class _Kind(NamedTuple):
+    """What is different between the kinds of maps; `channels` 0 is any number."""
+
+    channels: int
+    picture: Callable[[Tensor, int, str], Tensor]
+    shown: Callable[[Tensor], Array]
+    read: Callable[[Path], Tensor]
+
+
+_KINDS: dict[str, _Kind] = {
+    "segmentation": _Kind(
+        0, lambda value, count, key: labels_as_channels(value, count=count, key=key), _label_colours, read_segmentation
+    ),
+    "depth": _Kind(1, _channels, _grey, read_depth),
+    "picture": _Kind(3, _channels, to_array, lambda path: to_tensor(read_image(path, channels=3, name=str(path)))),
+}
