@@ -20,7 +20,7 @@ from smalti.conditions.labels import Labels, Nothing
 from smalti.errors import SmaltiError
 from smalti.files import write_json
 from smalti.pipeline import Pipeline, save_prior
-from smalti.prior import Sampler, Transformer, TransformerSettings, finished, unknown
+from smalti.prior import Sampler, Transformer, TransformerSettings, Window, finished, unknown
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
@@ -67,7 +67,7 @@ def laid(
 ) -> Tensor:
     """The codes behind `Pipeline.sample`."""
     known, seeds = unknown(len(labels), pipe.grid(size)), pipe.seeds(seed, len(labels))
-    return finished(pipe.lay(pipe.prefix(labels), known, sampler=sampler or Sampler(), seeds=seeds))
+    return finished(pipe.lay(labels, known, sampler=sampler or Sampler(), seeds=seeds))
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -136,8 +136,9 @@ def test_guidance_0_forgets_the_label() -> None:
 
 def test_labels_may_be_left_open_one_by_one() -> None:
     pipe = pipeline()
-    assert pipe.prefix([None, "night", None, "dawn"]).tolist() == [[3], [2], [3], [0]]
-    assert pipe.prefix([None, None]).tolist() == [[3], [3]]
+    window = Window(0, 0, 3, 4)
+    assert pipe.prefixes([None, "night", None, "dawn"], grid=(3, 4))(window).tolist() == [[3], [2], [3], [0]]
+    assert pipe.prefixes([None, None], grid=(3, 4))(window).tolist() == [[3], [3]]
     mixed = laid(pipe, labels=[None, "night"], seed=4)
     assert torch.equal(mixed[0], laid(pipe, seed=4)[0])
     assert torch.equal(mixed[1], laid(pipe, labels=["night"], seed=5)[0])
@@ -146,7 +147,7 @@ def test_labels_may_be_left_open_one_by_one() -> None:
 def test_unknown_labels_list_those_there_are() -> None:
     with pytest.raises(SmaltiError, match=r"no label 'dawm'; did you mean 'dawn'\? There are: dawn, dusk, night"):
         pipeline().sample(label="dawm")
-    with pytest.raises(SmaltiError, match="this model takes no condition, 'dusk' was given; leave it out"):
+    with pytest.raises(SmaltiError, match="this model takes no condition, label = 'dusk' was given; leave it out"):
         pipeline(Nothing()).sample(label="dusk")
     assert pipeline(Nothing()).sample().shape == (1, 3, 12, 16)
 
@@ -198,7 +199,7 @@ def test_completion_keeps_known_codes_and_lays_the_others() -> None:
     known[11, 15] = False  # a tile with one pixel missing is laid anew
     whole = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=torch.bool)
     given = pipe.encode(images)
-    codes = pipe.complete_codes(images, known, labels=["dusk", None], sampler=Sampler(), seed=2)
+    codes = pipe.complete_codes(images, known, values=["dusk", None], sampler=Sampler(), seed=2)
     assert torch.equal(codes[:, whole], given[:, whole])
     for place, prefix in enumerate((1, 3)):
         start = torch.where(whole, given[place], -1)
@@ -206,16 +207,16 @@ def test_completion_keeps_known_codes_and_lays_the_others() -> None:
         assert torch.equal(
             codes[place], reference.sampled(pipe.prior, prefixes, start, sampler=Sampler(), seed=2 + place)
         )
-    pictures = pipe.complete(images, known, labels=["dusk", None], sampler=Sampler(), seed=2)
+    pictures = pipe.complete(images, known, values=["dusk", None], sampler=Sampler(), seed=2)
     assert torch.equal(pictures, pipe.decode(codes))
 
 
 def test_completion_of_everything_and_of_nothing() -> None:
     pipe, images = pipeline(), noise(1, 3, 12, 16)
     everything = torch.ones(12, 16, dtype=torch.bool)
-    kept = pipe.complete(images, everything, labels=[None], sampler=Sampler(), seed=2)
+    kept = pipe.complete(images, everything, values=[None], sampler=Sampler(), seed=2)
     assert torch.equal(kept, pipe.reconstruct(images))
-    laid_anew = pipe.complete(images, ~everything, labels=["dawn"], sampler=Sampler(), seed=2)
+    laid_anew = pipe.complete(images, ~everything, values=["dawn"], sampler=Sampler(), seed=2)
     assert torch.equal(laid_anew, pipe.sample(label="dawn", seed=2))
 
 
@@ -224,11 +225,11 @@ def test_masks_and_pictures_that_do_not_fit_are_told() -> None:
     for shape in ((12, 12), (12,), (1, 12, 16)):
         sentence = re.escape(f"the mask has the shape {shape}, the picture (height, width) (12, 16); give a mask")
         with pytest.raises(SmaltiError, match=sentence):
-            pipe.complete(noise(1, 3, 12, 16), torch.ones(shape) > 0, labels=[None], sampler=Sampler())
+            pipe.complete(noise(1, 3, 12, 16), torch.ones(shape) > 0, values=[None], sampler=Sampler())
     with pytest.raises(
         SmaltiError, match=r"12 x 14 \(height x width\) cannot be cut into tiles of 4 pixels; crop it to 12 x 12"
     ):
-        pipe.complete(noise(1, 3, 12, 14), torch.ones(12, 14) > 0, labels=[None], sampler=Sampler())
+        pipe.complete(noise(1, 3, 12, 14), torch.ones(12, 14) > 0, values=[None], sampler=Sampler())
     with pytest.raises(SmaltiError, match=r"takes pictures of shape \(B, 3, H, W\)"):
         pipe.reconstruct(noise(1, 1, 12, 16))
 
@@ -257,7 +258,7 @@ def test_a_pipeline_comes_back(tmp_path: Path, condition: Condition) -> None:
     labels = [None] if isinstance(condition, Nothing) else ["dusk"]
     assert torch.equal(laid(after, labels=labels, seed=9), laid(before, labels=labels, seed=9))
     assert torch.equal(after.sample(2, size=(12, 32)), before.sample(2, size=(12, 32)))
-    assert after.condition.settings() == condition.settings()
+    assert after.condition.save(tmp_path) == condition.save(tmp_path)
     assert not after.prior.training
     assert not any(parameter.requires_grad for parameter in after.prior.parameters())
     assert after.to("cpu") is after
@@ -305,9 +306,9 @@ def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
         ({"tokenizer_fingerprint": None}, "holds no tokenizer_fingerprint"),
         ({"network": None}, "holds no network"),
         ({"condition": None}, "holds no condition"),
-        ({"network": {"name": "pixelsnail"}}, r"unknown prior 'pixelsnail'; there are: transformer"),
+        ({"network": {"name": "pixelsnail"}}, r"unknown prior 'pixelsnail'; there are: gpt, transformer"),
         ({"network": {"name": "transformer", "siez": 3}}, r"unknown key 'siez'; did you mean 'size'\?"),
-        ({"condition": {"name": "depth"}}, r"unknown condition 'depth'; there are: labels, nothing"),
+        ({"condition": {"name": "depth"}}, r"unknown condition 'depth'; there are: coordinates, given, labels, "),
     ],
 )
 def test_priors_that_cannot_be_built_are_told(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:

@@ -5,36 +5,57 @@ Letters: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from smalti.conditions.base import Condition
-from smalti.conditions.labels import build_condition
+from smalti.checkpoints.base import Imported
+from smalti.checkpoints.formats import find_foreign, read_foreign
+from smalti.conditions.base import Condition, everywhere
+from smalti.conditions.build import build_condition
+from smalti.conditions.maps import Maps
 from smalti.errors import SmaltiError, suggestion
-from smalti.pretrained import find_model, load_weights_into, save_model
-from smalti.prior import Prior, Sampler, Transformer, TransformerSettings, finished, sample, unknown
+from smalti.files import folder_written_atomically
+from smalti.pretrained import Saved, find_model, is_ours, load_weights_into, save_model
+from smalti.prior import Prior, Sampler, Transformer, TransformerSettings, Window, finished, sample_windows, unknown
+from smalti.prior.gpt import GPT, GPTSettings
 from smalti.settings import as_mapping, parse
 from smalti.tokenizer.vqgan import VQGAN
 
-PRIORS: dict[str, tuple[type[Transformer], type[TransformerSettings]]] = {
-    "transformer": (Transformer, TransformerSettings)
+PRIORS: dict[str, tuple[Callable[[Any], Transformer | GPT], type[TransformerSettings] | type[GPTSettings]]] = {
+    "transformer": (Transformer, TransformerSettings),
+    "gpt": (GPT, GPTSettings),
 }
 
 
 def save_prior(
-    prior: Transformer, condition: Condition, folder: Path, *, fingerprint: str, about: Mapping[str, Any]
+    prior: Transformer | GPT, condition: Condition, folder: Path, *, fingerprint: str, about: Mapping[str, Any]
 ) -> None:
     """Write a prior's model folder: its network, its condition, and the fingerprint of the tokenizer whose codes it knows."""
     settings = {
         "network": as_mapping(prior.settings),
-        "condition": condition.settings(),
+        "condition": condition.save(folder),
         "tokenizer_fingerprint": fingerprint,
     }
     save_model(folder, kind="prior", settings=settings, about=about, weights=prior.state_dict())
+
+
+def load_prior(saved: Saved) -> tuple[Transformer | GPT, Condition]:
+    """A prior's model folder -> its network, in evaluation mode on the CPU, and its condition. Raises `SmaltiError` for damage."""
+    for key in ("tokenizer_fingerprint", "network", "condition"):
+        if key not in saved.settings:
+            raise SmaltiError(f"the config of {saved.folder} holds no {key}; copy it again or train the prior again")
+    network = saved.settings["network"]
+    kind = network.get("name")
+    if kind not in PRIORS:
+        raise SmaltiError(f"{saved.folder} holds an unknown prior {kind!r}; {suggestion(str(kind), PRIORS)}")
+    build, options = PRIORS[kind]
+    prior = build(parse(options, network, where=str(saved.folder)))
+    load_weights_into(prior, saved)
+    return prior.eval().requires_grad_(False), build_condition(saved.settings["condition"], saved.folder)
 
 
 @final
@@ -48,43 +69,48 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Pipeline:
-        """A folder with `tokenizer` and `prior` in it (models or run folders) -> the pipeline, on the CPU.
+        """A folder with `tokenizer` and `prior` in it (models or run folders), or a run folder of the original or another
+        foreign format that holds both stages -> the pipeline, on the CPU.
 
         Raises `SmaltiError` when one of the two is missing or damaged, or when the prior belongs to another tokenizer.
         """
         root = Path(name).expanduser()
-        if not root.is_dir():
-            raise SmaltiError(f"there is no folder {root}; it should hold the folders tokenizer and prior")
-        for part in ("tokenizer", "prior"):
-            if not (root / part).is_dir():
-                train = f"smalti train {part} ... --out {root / part}"
-                raise SmaltiError(f"{root} is not a pipeline: it has no folder {part}; train one with: {train}")
+        parts = [part for part in ("tokenizer", "prior") if (root / part).is_dir()]
+        if len(parts) == 2:
+            return cls._native(root)
+        imported = None if parts or not root.exists() else find_foreign(root)
+        if imported is None:
+            raise SmaltiError(_not_a_pipeline(root, parts))
+        if imported.tokenizer is None or imported.prior is None or imported.condition is None:
+            there, missing = ("tokenizer", "prior") if imported.prior is None else ("prior", "tokenizer")
+            raise SmaltiError(f"{root} holds a {there} alone ({imported.format}); to sample, a {missing} is needed too")
+        return cls(imported.tokenizer, imported.prior, imported.condition)
+
+    @classmethod
+    def _native(cls, root: Path) -> Pipeline:
         tokenizer = VQGAN.from_pretrained(root / "tokenizer")
         saved = find_model(root / "prior", kind="prior")
-        for key in ("tokenizer_fingerprint", "network", "condition"):
-            if key not in saved.settings:
-                raise SmaltiError(
-                    f"the config of {saved.folder} holds no {key}; copy it again or train the prior again"
-                )
+        prior, condition = load_prior(saved)
         wanted, fingerprint = saved.settings["tokenizer_fingerprint"], tokenizer.fingerprint()
         if wanted != fingerprint:
             raise SmaltiError(
                 f"the prior in {root} was trained on codes of the tokenizer {wanted}, but {root / 'tokenizer'} is {fingerprint}; "
                 "train the prior again, or bring back its tokenizer"
             )
-        network = saved.settings["network"]
-        kind = network.get("name")
-        if kind not in PRIORS:
-            raise SmaltiError(f"{saved.folder} holds an unknown prior {kind!r}; {suggestion(str(kind), PRIORS)}")
-        build, options = PRIORS[kind]
-        prior = build(parse(options, network, where=str(saved.folder)))
-        load_weights_into(prior, saved)
-        return cls(tokenizer, prior.requires_grad_(False), build_condition(saved.settings["condition"]))
+        return cls(tokenizer, prior, condition)
+
+    def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any]) -> None:
+        """Write the folders `tokenizer` and `prior` into `folder`, which must not exist yet; `about` is kept in both."""
+        assert isinstance(self.prior, Transformer | GPT), "a prior of a kind that is in PRIORS"
+        with folder_written_atomically(Path(folder)) as temporary:
+            fingerprint = self.tokenizer.fingerprint()
+            self.tokenizer.save_pretrained(temporary / "tokenizer", about={**about, "fingerprint": fingerprint})
+            save_prior(self.prior, self.condition, temporary / "prior", fingerprint=fingerprint, about=about)
 
     def to(self, device: torch.device | str) -> Pipeline:
-        """Move both networks; returns the pipeline itself."""
-        self.tokenizer.to(device)
-        self.prior.to(device)
+        """Move all networks; returns the pipeline itself."""
+        for network in (self.tokenizer, self.prior, *self.condition.networks):
+            network.to(device)
         return self
 
     @property
@@ -102,55 +128,56 @@ class Pipeline:
         self,
         count: int = 1,
         *,
-        label: str | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         guidance: float = 1.0,
+        **given: Any,
     ) -> Tensor:
         """-> `count` pictures (B,C,H,W) in [-1,1] of `size` (H,W), with the seeds seed, seed + 1, ...
 
-        A picture depends on its own seed alone, not on the others it is sampled with. `label` None leaves the condition open.
-        Sizes above the trained one are laid by the sliding window. Raises `SmaltiError` for an unknown label (listing those
-        there are) and for sizes that are no multiple of f.
+        A picture depends on its own seed alone, not on the others it is sampled with. `given` is the condition by its key, such
+        as `label="dusk"` or `segmentation=labels`; without it the condition is left open. Sizes above the trained one are laid by
+        the sliding window. Raises `SmaltiError` for an unknown key or label (listing those there are) and for sizes that are no
+        multiple of f.
         """
-        known, prefix = unknown(count, self.grid(size)), self.prefix([label] * count)
+        known, values = unknown(count, self.grid(size)), [self.value(given)] * count
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         sampler = parse(Sampler, options, where="sampling")
-        return self.decode(finished(self.lay(prefix, known, sampler=sampler, seeds=self.seeds(seed, count))))
+        return self.decode(finished(self.lay(values, known, sampler=sampler, seeds=self.seeds(seed, count))))
 
     def stream(
         self,
         *,
-        label: str | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         guidance: float = 1.0,
+        **given: Any,
     ) -> Iterator[Tensor]:
         """As `sample`, one picture, yielded (C,H,W) after each row of codes; what is not laid yet is mid-grey."""
         known = unknown(1, self.grid(size))
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         sampler = parse(Sampler, options, where="sampling")
-        for codes in self.lay(self.prefix([label]), known, sampler=sampler, seeds=self.seeds(seed, 1)):
+        for codes in self.lay([self.value(given)], known, sampler=sampler, seeds=self.seeds(seed, 1)):
             yield self.partial(codes)[0]
 
     def complete(
-        self, images: Tensor, known: Tensor, *, labels: Sequence[str | None], sampler: Sampler, seed: int = 0
+        self, images: Tensor, known: Tensor, *, values: Sequence[Any], sampler: Sampler, seed: int = 0
     ) -> Tensor:
         """Pictures (B,C,H,W) and a mask (H,W) bool, True where a pixel is kept -> completed pictures (B,C,H,W).
 
         A code is kept when its whole tile is. The code order is raster: what lies above and to the left of a code guides it;
         kept codes below and to the right stay, but do not guide what comes before them.
         """
-        return self.decode(self.complete_codes(images, known, labels=labels, sampler=sampler, seed=seed))
+        return self.decode(self.complete_codes(images, known, values=values, sampler=sampler, seed=seed))
 
     def complete_codes(
-        self, images: Tensor, known: Tensor, *, labels: Sequence[str | None], sampler: Sampler, seed: int = 0
+        self, images: Tensor, known: Tensor, *, values: Sequence[Any], sampler: Sampler, seed: int = 0
     ) -> Tensor:
         """As `complete`, the codes (B,h,w)."""
         if known.shape != images.shape[2:]:
@@ -165,23 +192,52 @@ class Pipeline:
         whole = known.unfold(0, f, f).unfold(1, f, f).all(-1).all(-1)  # (h,w)
         codes = torch.where(whole.to(codes.device), codes, -1)
         seeds = self.seeds(seed, len(images))
-        return finished(self.lay(self.prefix(labels), codes, sampler=sampler, seeds=seeds))
+        return finished(self.lay(values, codes, sampler=sampler, seeds=seeds))
 
-    @torch.no_grad()
-    def lay(self, prefix: Tensor, known: Tensor, *, sampler: Sampler, seeds: Tensor) -> Iterator[Tensor]:
-        """prefix (B,P) and codes (B,h,w) with -1 where one is to be laid -> the codes after each row, the last complete."""
-        yield from sample(
-            self.prior, prefix, (known.shape[1], known.shape[2]), sampler=sampler, seeds=seeds, known=known
-        )
+    def lay(self, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor) -> Iterator[Tensor]:
+        """Values of the condition, None for "nothing", and codes (B,h,w) with -1 where one is to be laid -> the codes after each
+        row, the last complete. Raises `SmaltiError` for values that the condition does not know and codes that are none."""
+        grid = (known.shape[1], known.shape[2])
+        prefixes, middle = self.prefixes(values, grid=grid), self.condition.middle
+        known = known.to(self.device)
+        return sample_windows(self.prior, prefixes, sampler=sampler, seeds=seeds, known=known, middle=middle)
 
-    def prefix(self, values: Sequence[Any]) -> Tensor:
-        """Values of the condition, None for "nothing" -> prefix codes (B,P)."""
+    def fitted(self, text: str, *, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int]]:
+        """What a person typed for the condition, a name or the path of a file -> its value, and the grid (h,w) of the picture.
+
+        A map without a `size` (H,W) makes a picture as large as it is itself, cut to whole tiles; with one it is scaled and cut.
+        Raises `SmaltiError` for files that cannot be read and for sizes that are no multiple of f.
+        """
+        value = self.condition.read(text)
+        if isinstance(self.condition, Maps):
+            return self.condition.fit(value, grid=None if size is None else self.grid(size))
+        return value, self.grid(size)
+
+    def value(self, given: Mapping[str, Any]) -> Any:
+        """What was given by name -> the condition's value, None for "nothing". Raises `SmaltiError` for another name."""
+        named = {key: value for key, value in given.items() if value is not None}
+        for key in named:
+            if key != self.condition.key:
+                takes = f"takes {self.condition.key!r}" if self.condition.key else "takes no condition"
+                raise SmaltiError(f"this model {takes}, {key} = {named[key]!r:.40} was given; leave it out")
+        return named.get(self.condition.key)
+
+    def prefixes(self, values: Sequence[Any], *, grid: tuple[int, int]) -> Callable[[Window], Tensor]:
+        """Values of the condition, None for "nothing", on a grid (h,w) of codes -> the prefix (B,P) at each place of the window."""
+        said = [place for place, value in enumerate(values) if value is not None or self.condition.takes_none]
+        if not said:
+            return everywhere(self.prior.null_prefix(len(values)))
+        laid = self.condition.laid([values[place] for place in said], grid=grid)
+        if len(said) == len(values):
+            return lambda window: laid(window).to(self.device)
         empty = self.prior.null_prefix(len(values))
-        given = [value for value in values if value is not None]
-        encoded = self.condition.encode(given)
-        places = [place for place, value in enumerate(values) if value is not None]
-        empty[places] = encoded.to(empty.device)
-        return empty
+
+        def mixed(window: Window) -> Tensor:
+            prefix = empty.clone()
+            prefix[said] = laid(window).to(prefix)
+            return prefix
+
+        return mixed
 
     def seeds(self, seed: int, count: int) -> Tensor:
         """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63)."""
@@ -221,3 +277,41 @@ class Pipeline:
                 f"try {max(round(height / f), 1) * f}x{max(round(width / f), 1) * f}"
             )
         return height // f, width // f
+
+
+def read_models(path: Path) -> Imported:
+    """A model, run or pipeline folder of ours, or a checkpoint of a foreign format -> all models in it, on the CPU.
+
+    Raises `SmaltiError` when there is none, and for damage.
+    """
+    if (path / "tokenizer").is_dir() and (path / "prior").is_dir():
+        whole = Pipeline.from_pretrained(path)
+        about = find_model(path / "tokenizer", kind="tokenizer").about
+        return Imported("smalti", whole.tokenizer, whole.prior, whole.condition, about)
+    if not is_ours(path):
+        return read_foreign(path)
+    tokenizer = VQGAN.from_pretrained(path)
+    return Imported("smalti", tokenizer, None, None, find_model(path, kind="tokenizer").about)
+
+
+def save_models(models: Imported, folder: Path) -> None:
+    """Models -> a folder of ours that does not exist yet: a pipeline, or a tokenizer alone.
+
+    Raises `SmaltiError` for a prior alone, whose codes would mean nothing.
+    """
+    if models.tokenizer is None:
+        raise SmaltiError("there is a prior alone; put its tokenizer into the same folder, and convert the folder")
+    if models.prior is not None and models.condition is not None:
+        Pipeline(models.tokenizer, models.prior, models.condition).save_pretrained(folder, about=models.about)
+        return
+    about = {**models.about, "fingerprint": models.tokenizer.fingerprint()}
+    with folder_written_atomically(folder) as temporary:
+        models.tokenizer.save_pretrained(temporary, about=about)
+
+
+def _not_a_pipeline(root: Path, parts: Sequence[str]) -> str:
+    if not root.exists():
+        return f"there is no folder {root}; it should hold the folders tokenizer and prior"
+    part = "tokenizer" if "tokenizer" not in parts else "prior"
+    train = f"smalti train {part} ... --out {root / part}"
+    return f"{root} is not a pipeline: it has no folder {part}; train one with: {train}"

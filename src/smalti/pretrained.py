@@ -19,6 +19,7 @@ from smalti.files import read_json, write_atomically, write_json
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_CONVERT = "Another program's checkpoint is taken over by: smalti convert SOURCE DESTINATION"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -52,7 +53,7 @@ def find_model(name: str | Path, *, kind: str) -> Saved:
     folder = locate(name)
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("smalti"), int) or "kind" not in config:
-        raise SmaltiError(f"{folder / CONFIG} was not written by smalti")
+        raise SmaltiError(f"{folder / CONFIG} was not written by smalti. {_CONVERT}")
     if config["smalti"] > FORMAT:
         raise SmaltiError(
             f"{folder} was written by a newer smalti (format {config['smalti']}); update smalti to read it"
@@ -72,9 +73,10 @@ def locate(name: str | Path) -> Path:
             return folder
     if path.is_dir():
         hint = "its training has not written a model yet" if (path / "config.yaml").is_file() else f"it has no {CONFIG}"
-        raise SmaltiError(f"{path} is not a model: {hint}")
+        raise SmaltiError(f"{path} is not a model: {hint}. {_CONVERT}")
     if path.exists() or not _HUB_ID.fullmatch(str(name)):
-        raise SmaltiError(f"there is no model folder {path}")
+        convert = f": it is a file. {_CONVERT}" if path.is_file() else ""
+        raise SmaltiError(f"there is no model folder {path}{convert}")
     return _from_hub(str(name))
 
 
@@ -88,6 +90,15 @@ def _from_hub(name: str) -> Path:
         raise SmaltiError(
             f"there is no folder {name}, and the Hub did not give a model of that name ({first})"
         ) from error
+
+
+def is_ours(path: Path) -> bool:
+    """Whether there is a model folder of ours at `path`, or a run folder of ours, with a model in it or none yet."""
+    for config in (path / CONFIG, path / "model" / CONFIG):
+        if config.is_file():
+            values = read_json(config)
+            return isinstance(values, dict) and "smalti" in values
+    return (path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file()
 
 
 def load_weights_into(module: nn.Module, saved: Saved) -> None:

@@ -33,6 +33,8 @@ def _described(path: Path) -> dict[str, Any]:
 
     if not path.exists():
         raise SmaltiError(f"there is nothing at {path}")
+    if _is_foreign(path):
+        return _foreign(path)
     if path.is_file() and path.suffix.lower() not in (".txt", ".zip"):
         return _picture(path)
     if (path / "codes.json").is_file():
@@ -118,6 +120,39 @@ def _model(path: Path, config: Any) -> dict[str, Any]:
     except SafetensorError as error:
         raise SmaltiError(f"{weights} is damaged or truncated ({error})") from error
     return {"model": f"{config['kind']}, {count:,} numbers", **config["settings"], **config.get("about", {})}
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether the path looks like another program's checkpoint, seen from its names alone."""
+    if path.is_file():
+        return path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+    if not path.is_dir() or (path / "tokenizer").is_dir() or (path / "config.yaml").is_file():
+        return False
+    if (path / "config.json").is_file():
+        from smalti.pretrained import is_ours
+
+        return not is_ours(path)
+    return (path / "configs").is_dir() or any(_is_foreign(inside) for inside in path.iterdir() if inside.is_file())
+
+
+def _foreign(path: Path) -> dict[str, Any]:
+    from smalti.checkpoints.formats import read_foreign
+    from smalti.settings import as_mapping
+
+    models = read_foreign(path)
+    parts: dict[str, Any] = {"checkpoint": path, "format": models.format}
+    if models.tokenizer is not None:
+        count = sum(parameter.numel() for parameter in models.tokenizer.parameters())
+        tiles = f"f = {models.tokenizer.factor}, {models.tokenizer.size} codes"
+        parts["tokenizer"] = f"{count:,} numbers, {tiles}"
+        parts |= {f"tokenizer {key}": value for key, value in as_mapping(models.tokenizer.settings).items()}
+    if models.prior is not None and models.condition is not None:
+        count = sum(parameter.numel() for parameter in models.prior.parameters())
+        rows, columns = models.prior.grid
+        parts["prior"] = f"{count:,} numbers, a window of {rows}x{columns} codes"
+        told = f"{models.condition.length} codes of {models.condition.size}"
+        parts["condition"] = f"{models.condition.key}, {told}" if models.condition.key else "none"
+    return {**parts, "about": models.about}
 
 
 def _product(shape: list[int]) -> int:

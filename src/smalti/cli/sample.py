@@ -14,6 +14,12 @@ Model = Annotated[Path, typer.Argument(help="A folder with `tokenizer` and `prio
 Out = Annotated[Path, typer.Option("--out", help="Folder for the pictures.")]
 Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many pictures.")]
 Label = Annotated[str | None, typer.Option(help="Class label; left out, the model chooses.")]
+Segmentation = Annotated[str | None, typer.Option(help="A label map: a picture file with one number a pixel.")]
+Depth = Annotated[str | None, typer.Option(help="A depth map: a picture file.")]
+Layout = Annotated[str | None, typer.Option(help="Objects and their boxes: a JSON file.")]
+Told = Annotated[
+    str | None, typer.Option("--condition", help="What any other model is told; its name is in `smalti info`.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count up.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="Below 1 safer, above 1 wilder; 0 takes the likeliest code.")]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Choose among the k likeliest codes; 0 among all.")]
@@ -31,6 +37,10 @@ def sample(
     out: Out,
     count: Count = 4,
     label: Label = None,
+    segmentation: Segmentation = None,
+    depth: Depth = None,
+    layout: Layout = None,
+    condition: Told = None,
     size: Size = None,
     temperature: Temperature = 1.0,
     top_k: TopK = 0,
@@ -50,15 +60,20 @@ def sample(
     pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
     chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     sampler = parse(Sampler, chosen, where="sampling")
-    height_width = size_option(size) or pipeline.default_size
-    grid = pipeline.grid(height_width)
-    said = {"model": model.resolve().name, "label": label, "size": list(height_width), **as_mapping(sampler)}
+    told = _told(
+        pipeline.condition.key, label=label, segmentation=segmentation, depth=depth, layout=layout, any=condition
+    )
+    wanted = size_option(size)
+    value, grid = (None, pipeline.grid(wanted)) if told is None else pipeline.fitted(told, size=wanted)
+    height_width = grid[0] * pipeline.tokenizer.factor, grid[1] * pipeline.tokenizer.factor
+    made = {"model": model.resolve().name, "size": list(height_width), **as_mapping(sampler)}
+    said = made if told is None else {**made, pipeline.condition.key: told}
     with counting("laying", "rows") as progress:
         for first in range(0, count, batch):
             here = min(batch, count - first)
             known = unknown(here, grid)
-            prefix, seeds = pipeline.prefix([label] * here), pipeline.seeds(seed + first, here)
-            laying = pipeline.lay(prefix, known, sampler=sampler, seeds=seeds)
+            seeds = pipeline.seeds(seed + first, here)
+            laying = pipeline.lay([value] * here, known, sampler=sampler, seeds=seeds)
             for row in range(1, grid[0] + 1):
                 codes = next(laying)
                 progress(first // batch * grid[0] + row, -(-count // batch) * grid[0])
@@ -67,6 +82,16 @@ def sample(
                 name = f"{label or 'sample'}-{number:06d}.png".replace("/", "-")
                 save_png(out / name, image, settings={"command": "sample", "seed": number, **said})
     CONSOLE.print(f"{count} pictures of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
+
+
+def _told(key: str, *, any: str | None, **options: str | None) -> str | None:
+    """The options of the conditions as they were typed -> the one the model knows. Raises `SmaltiError` for another."""
+    given = {name: text for name, text in options.items() if text is not None}
+    for name in given:
+        if name != key:
+            takes = f"--{key}" if key in options else f"--condition, which is its {key}" if key else "no condition"
+            raise SmaltiError(f"this model takes {takes}, not --{name}")
+    return given.get(key, any)
 
 
 def complete(
@@ -79,6 +104,7 @@ def complete(
     keep: Annotated[str | None, typer.Option(help="top-half, left-half, right-half, bottom-half or centre.")] = None,
     count: Count = 4,
     label: Label = None,
+    condition: Told = None,
     size: Size = None,
     temperature: Temperature = 1.0,
     top_k: TopK = 0,
@@ -111,7 +137,9 @@ def complete(
     sampler = parse(Sampler, chosen, where="sampling")
     said = {"model": model.resolve().name, "image": image.name, "keep": keep, "label": label, **as_mapping(sampler)}
     images = given.expand(count, -1, -1, -1)
-    completed = pipeline.complete(images, known, labels=[label] * count, sampler=sampler, seed=seed)
+    told = _told(pipeline.condition.key, label=label, any=condition)
+    value = None if told is None else pipeline.fitted(told, size=height_width)[0]
+    completed = pipeline.complete(images, known, values=[value] * count, sampler=sampler, seed=seed)
     for place, picture in enumerate(completed):
         settings = {"command": "complete", "seed": seed + place, **said}
         save_png(out / f"{image.stem}-{seed + place:06d}.png", picture, settings=settings)

@@ -141,7 +141,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
         laid=_while_laid(pipeline, PANORAMAS[1]),
         kept=torch.where(known, shown, 0.0),
         completions=pipeline.complete(
-            shown, known, labels=names, sampler=Sampler(top_p=TOP_P, guidance=GUIDANCE), seed=0
+            shown, known, values=names, sampler=Sampler(top_p=TOP_P, guidance=GUIDANCE), seed=0
         ),
     )
     for label, images in samples.items():
@@ -168,7 +168,6 @@ def _named_right(judge: Classifier, samples: dict[str, Tensor], labels: tuple[st
 def _while_laid(pipeline: Pipeline, label: str) -> list[Tensor]:
     """One picture after every second row of codes."""
     codes = unknown(1, pipeline.prior.grid)
-    laying = pipeline.lay(
-        pipeline.prefix([label]), codes, sampler=Sampler(top_p=TOP_P, guidance=GUIDANCE), seeds=pipeline.seeds(3, 1)
-    )
+    sampler = Sampler(top_p=TOP_P, guidance=GUIDANCE)
+    laying = pipeline.lay([label], codes, sampler=sampler, seeds=pipeline.seeds(3, 1))
     return [pipeline.partial(codes)[0] for codes in itertools.islice(laying, 1, None, 2)]

@@ -1,0 +1,75 @@
+"""The foreign formats there are, and a path of any of them -> our models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from smalti.checkpoints import diffusers, llamagen, taming, taming_writing
+from smalti.checkpoints.base import Imported
+from smalti.conditions.base import Condition
+from smalti.errors import SmaltiError
+from smalti.prior import Prior
+from smalti.tokenizer.vqgan import VQGAN
+
+
+class Write(Protocol):
+    """Our models -> a folder of the format. Raises `SmaltiError` for what the format cannot hold, naming the setting."""
+
+    def __call__(
+        self,
+        tokenizer: VQGAN | None,
+        prior: Prior | None,
+        condition: Condition | None,
+        folder: Path,
+        *,
+        about: Mapping[str, Any],
+    ) -> None: ...
+
+
+class Format(NamedTuple):
+    """One program's way to keep models."""
+
+    about: str
+    read: Callable[[Path], Imported | None]
+    """A path -> its models, or None where it is of another format."""
+    write: Write
+
+
+FORMATS: dict[str, Format] = {
+    "diffusers": Format("diffusers' VQModel: a folder with config.json", diffusers.read, diffusers.write),
+    "taming": Format(
+        "CompVis/taming-transformers and the VQ first stages of latent-diffusion: run folders, .ckpt with a YAML",
+        taming.read,
+        taming_writing.write,
+    ),
+    "llamagen": Format("LlamaGen's tokenizers and class-conditional GPTs: .pt", llamagen.read, llamagen.write),
+}
+
+
+def find_foreign(path: Path) -> Imported | None:
+    """A folder or file -> the models of the first foreign format that knows it, in evaluation mode on the CPU; None if none does.
+
+    Raises `SmaltiError` for what a format refuses, and for a checkpoint without the settings that belong to it.
+    """
+    for form in FORMATS.values():
+        imported = form.read(path)
+        if imported is not None:
+            return imported
+    if path.is_file() and path.suffix in taming.SUFFIXES:
+        raise SmaltiError(
+            f"{path} has no YAML beside it that says what it holds; put the run's *-project.yaml next to it"
+        )
+    return None
+
+
+def read_foreign(path: Path) -> Imported:
+    """As `find_foreign`; raises `SmaltiError` also where there is nothing, and where no format knows what there is."""
+    if not path.exists():
+        raise SmaltiError(f"there is nothing at {path}")
+    imported = find_foreign(path)
+    if imported is None:
+        known = "; ".join(f"{name}: {form.about}" for name, form in FORMATS.items())
+        raise SmaltiError(f"{path} is of no format that is read ({known})")
+    return imported

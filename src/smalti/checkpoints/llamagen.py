@@ -1,0 +1,439 @@
+"""LlamaGen's tokenizers and class-conditional GPTs <-> our models: `.pt` files of weights that say nothing of themselves.
+
+Settings follow from the shapes of the weights. What shapes do not show (the heads, the grid) comes from the published table of
+sizes and from the name of the file, such as `c2i_L_384.pt`.
+Source: Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (arXiv 2406.06525).
+
+Letters: D width, N heads, d = D / N, K image codes, C classes, h w grid of codes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from smalti.checkpoints.base import Imported
+from smalti.checkpoints.pickles import read_pickle, read_tensors
+from smalti.checkpoints.renaming import Renaming, Rule
+from smalti.conditions.base import Condition
+from smalti.conditions.labels import Labels
+from smalti.errors import SmaltiError
+from smalti.files import folder_written_atomically
+from smalti.prior import Prior, Transformer, TransformerSettings
+from smalti.settings import as_mapping, parse, settings
+from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.quantizers import VQSettings
+from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
+
+SUFFIXES = (".pt", ".pth", ".safetensors")
+SECTIONS = ("ema", "model", "module", "state_dict")
+"""Where their programs keep weights in a file; averaged ones first. Some files are the weights themselves."""
+
+SIZES: dict[str, tuple[int, int, int]] = {
+    "B": (12, 12, 768),
+    "L": (24, 16, 1024),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+    "XXXL": (48, 40, 2560),
+    "1B": (22, 32, 2048),
+    "3B": (24, 32, 3200),
+    "7B": (32, 32, 4096),
+}
+"""Their models: layers, heads, width."""
+
+GRID, FACTOR = 16, 16
+"""Where nothing tells the side of the grid, and without a tokenizer the pixels of a tile: those of most of their models."""
+
+IGNORED = r"freqs_cis|causal_mask|quantize\.codebook_used|layers\.\d+\.attention\.kv_cache\.[kv]_cache"
+"""What stands among their weights and is made anew here, or is a statistic of training."""
+
+REFERENCE_GPT: dict[str, Any] = {
+    "prefix": 1,
+    "order": "raster",
+    "query_key_norm": False,
+    "rotary_base": 10000.0,
+    "prefix_rotation": "erased",
+    "norm_epsilon": 1e-5,
+}
+"""What their GPT is, in the settings of our transformer."""
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@settings
+class Notes:
+    """What the weights of a GPT do not show. We write it beside them, under `smalti`, where their programs do not look."""
+
+    heads: Positive
+    grid: tuple[Positive, Positive]
+    labels: Annotated[tuple[str, ...], Field(min_length=1)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class _File(NamedTuple):
+    """One file of theirs."""
+
+    path: Path
+    kind: str
+    """"tokenizer" or "GPT"."""
+    weights: dict[str, Tensor]
+    notes: Mapping[str, Any] | None
+    """Those that we wrote."""
+
+    def shape(self, name: str, *, axes: int) -> tuple[int, ...]:
+        """A weight's name -> its shape. Raises `SmaltiError` where it is missing or has another number of axes."""
+        if name not in self.weights:
+            raise self.unfit(f"{name} is missing")
+        shape = tuple(self.weights[name].shape)
+        if len(shape) != axes or 0 in shape:
+            raise self.unfit(f"{name} has the shape {shape}")
+        return shape
+
+    def count(self, pattern: str) -> int:
+        """A regular expression with a number in its names -> one more than the largest."""
+        return 1 + max((int(m[1]) for name in self.weights if (m := re.fullmatch(pattern, name))), default=-1)
+
+    def unfit(self, problem: str) -> SmaltiError:
+        """What to raise for weights that make no model of theirs."""
+        return SmaltiError(f"the weights of {self.path} do not fit: {problem}")
+
+
+def read(path: Path) -> Imported | None:
+    """A file of theirs, or a folder with a tokenizer, a GPT or one of each -> our models; None where there is none of theirs.
+
+    Raises `SmaltiError` for damaged files, for weights that do not fit (with their names), for a folder with several models of
+    one kind, for a tokenizer and a GPT of other numbers of codes, and for text-conditional GPTs.
+    """
+    files = _files(path)
+    if not files:
+        return None
+    tokenizer = _read_tokenizer(files["tokenizer"]) if "tokenizer" in files else None
+    about: dict[str, Any] = {"imported_from": "LlamaGen"}
+    if "GPT" not in files:
+        return Imported("llamagen", tokenizer, None, None, about)
+    factor = tokenizer.factor if tokenizer is not None else FACTOR
+    prior, condition, sources = _read_gpt(files["GPT"], factor=factor)
+    if tokenizer is not None and tokenizer.size != prior.size:
+        raise SmaltiError(
+            f"{files['GPT'].path} is of {prior.size} codes and {files['tokenizer'].path} has {tokenizer.size}; "
+            "they do not belong together"
+        )
+    about |= {
+        "size": [side * factor for side in prior.grid],
+        "prior": {"imported_from": "LlamaGen", **sources},
+    }
+    return Imported("llamagen", tokenizer, prior, condition, about)
+
+
+def write(
+    tokenizer: VQGAN | None, prior: Prior | None, condition: Condition | None, folder: Path, *, about: Mapping[str, Any]
+) -> None:
+    """A tokenizer, a prior told by labels, or both -> a folder of `.pt` files, which must not exist yet.
+
+    Their programs load them where they have a model of that size: widths and depths that they do not offer are written too.
+    `about` holds nothing that such a file has a place for. Raises `SmaltiError` for what their networks cannot be, naming the
+    setting.
+    """
+    contents: dict[str, dict[str, Any]] = {}
+    if tokenizer is not None:
+        _check_tokenizer(tokenizer)
+        weights = _tokenizer_names(tokenizer).written_from(tokenizer)
+        # A record of the codes that training used last; their loader insists on it.
+        weights["quantize.codebook_used"] = torch.zeros(65536)
+        contents[f"vq_ds{tokenizer.factor}_c2i.pt"] = {"model": weights}
+    if prior is not None:
+        gpt, labels = _checked_gpt(prior, condition)
+        known = gpt.settings
+        notes = Notes(heads=known.heads, grid=known.grid, labels=labels.names, dropout=known.dropout)
+        published = (known.layers, known.heads, known.width)
+        name = next((name for name, size in SIZES.items() if size == published), f"{known.layers}x{known.width}")
+        side = known.grid[0] * (tokenizer.factor if tokenizer is not None else FACTOR)
+        contents[f"c2i_{name}_{side}.pt"] = {"model": _gpt_weights(gpt), "smalti": as_mapping(notes)}
+    with folder_written_atomically(folder) as temporary:
+        for name, content in contents.items():
+            torch.save(content, temporary / name)
+
+
+def _files(path: Path) -> dict[str, _File]:
+    """A file or folder -> what of theirs is in it, by kind."""
+    candidates = sorted(path.iterdir()) if path.is_dir() else [path]
+    found: dict[str, _File] = {}
+    for candidate in candidates:
+        file = _open(candidate) if candidate.is_file() and candidate.suffix in SUFFIXES else None
+        if file is None:
+            continue
+        if file.kind in found:
+            both = f"{found[file.kind].path.name} and {candidate.name}"
+            raise SmaltiError(
+                f"{path} holds more than one {file.kind} of LlamaGen ({both}); name the file, or move one away"
+            )
+        found[file.kind] = file
+    return found
+
+
+def _open(path: Path) -> _File | None:
+    """A file -> its weights if they are a model of theirs. Raises `SmaltiError` where it is damaged."""
+    content: Any = read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    if not isinstance(content, Mapping):
+        return None
+    section = next((content[key] for key in SECTIONS if isinstance(content.get(key), Mapping)), content)
+    weights = {str(name): value for name, value in section.items() if isinstance(value, Tensor)}
+    notes, kind = content.get("smalti"), _kind(weights)
+    return None if kind is None else _File(path, kind, weights, notes if isinstance(notes, Mapping) else None)
+
+
+def _kind(names: Collection[str]) -> str | None:
+    """Names of weights -> "tokenizer" or "GPT" of theirs, None for other programs' models."""
+    if any(name.startswith(("encoder.conv_blocks.", "decoder.conv_blocks.")) for name in names):
+        return "tokenizer"
+    signs = ("tok_embeddings.weight", "cls_embedding.embedding_table.weight", "layers.0.attention.wqkv.weight")
+    return "GPT" if sum(name in names for name in signs) > 1 else None
+
+
+def _read_tokenizer(file: _File) -> VQGAN:
+    tokenizer = VQGAN(_tokenizer_settings(file))
+    _tokenizer_names(tokenizer).read_into(tokenizer, file.weights, where=str(file.path), ignored=IGNORED)
+    return tokenizer.eval().requires_grad_(False)
+
+
+def _tokenizer_settings(file: _File) -> VQGANSettings:
+    """Shapes -> settings. Attention stands at the lowest resolution alone."""
+    width, channels = file.shape("encoder.conv_in.weight", axes=4)[:2]
+    levels = file.count(r"(?:encoder|decoder)\.conv_blocks\.(\d+)\..*")
+    widths = [file.shape(f"encoder.conv_blocks.{level}.res.0.conv2.weight", axes=4)[0] for level in range(levels)]
+    if any(channels % width or channels % 32 for channels in widths):
+        raise file.unfit(
+            f"their widths are multiples of the first and of 32, these are {width} and {', '.join(map(str, widths))}"
+        )
+    size, dimension = file.shape("quantize.embedding.weight", axes=2)
+    pyramid = {
+        "channels": channels,
+        "width": width,
+        "multipliers": tuple(channels // width for channels in widths),
+        "blocks": file.count(r"encoder\.conv_blocks\.\d+\.res\.(\d+)\..*"),
+        "attention": (levels - 1,),
+        "latent_channels": file.shape("encoder.conv_out.weight", axes=4)[0],
+        "zero_residuals": False,
+    }
+    quantizer = {"size": size, "dimension": dimension, "normalised": True, "kmeans": 0, "restart_below": 0.0}
+    where = str(file.path)
+    return VQGANSettings(
+        pyramid=parse(PyramidSettings, pyramid, where=where), quantizer=parse(VQSettings, quantizer, where=where)
+    )
+
+
+def _check_tokenizer(tokenizer: VQGAN) -> None:
+    """Raises `SmaltiError` for what their tokenizer cannot be."""
+    pyramid, quantizer = tokenizer.settings.pyramid, tokenizer.settings.quantizer
+    widths, lowest = pyramid.widths, len(pyramid.widths) - 1
+    refused = {
+        f"model.quantizer.name = {quantizer.name!r}": not isinstance(quantizer, VQSettings),
+        "model.quantizer.normalised = false": isinstance(quantizer, VQSettings) and not quantizer.normalised,
+        f"model.quantizer.remap.used = {quantizer.remap.used}": quantizer.remap.used > 0,
+        f"model.pyramid.stem = {pyramid.stem}": pyramid.stem != 1,
+        "model.pyramid.convolutional_resampling = false": not pyramid.convolutional_resampling,
+        "model.pyramid.middle_attention = false": not pyramid.middle_attention,
+        f"model.pyramid.attention = {list(pyramid.attention)}, where theirs is [{lowest}], the lowest resolution": (
+            set(pyramid.attention) != {lowest}
+        ),
+        f"the widths {', '.join(map(str, widths))} (model.pyramid.width and multipliers), where theirs are multiples of the "
+        "first and of 32": any(width % widths[0] or width % 32 for width in widths),
+    }
+    for what, there in refused.items():
+        if there:
+            raise SmaltiError(
+                f"LlamaGen's tokenizer has no place for {what}; this one cannot be written as one of theirs"
+            )
+
+
+_BLOCK = {name: name for name in ("norm1", "norm2", "norm")}
+_BLOCK |= {"convolution1": "conv1", "convolution2": "conv2", "shortcut": "nin_shortcut"}
+_BLOCK |= {"query": "q", "key": "k", "value": "v", "out": "proj_out"}
+
+
+def _tokenizer_names(tokenizer: VQGAN) -> Renaming:
+    """A tokenizer -> the table of its names there. Their decoder's levels begin at the lowest resolution."""
+    last = len(tokenizer.settings.pyramid.widths) - 1
+
+    def level(m: re.Match[str]) -> str:
+        return f"{m['half']}.conv_blocks.{m['level'] if m['half'] == 'encoder' else last - int(m['level'])}"
+
+    half = r"(?P<half>encoder|decoder)"
+    rules = (
+        Rule(
+            rf"{half}\.stages\.(?P<level>\d+)\.(?P<what>block|attention)s\.(?P<place>\d+)\.(?P<part>\w+)\.(?P<kind>\w+)",
+            lambda m: (
+                f"{level(m)}.{'res' if m['what'] == 'block' else 'attn'}.{m['place']}.{_BLOCK[m['part']]}.{m['kind']}"
+            ),
+        ),
+        Rule(
+            rf"{half}\.downsamples\.(?P<level>\d+)\.resample\.1\.(\w+)", lambda m: f"{level(m)}.downsample.conv.{m[3]}"
+        ),
+        Rule(rf"{half}\.upsamples\.(?P<level>\d+)\.convolution\.(\w+)", lambda m: f"{level(m)}.upsample.conv.{m[3]}"),
+        Rule(rf"{half}\.middle\.(\d)\.(\w+)\.(\w+)", lambda m: f"{m['half']}.mid.{m[2]}.{_BLOCK[m[3]]}.{m[4]}"),
+        Rule(r"(encoder|decoder)\.(conv_in|conv_out|norm_out)\.(\w+)", r"\1.\2.\3"),
+        Rule(r"to_codes\.(\w+)", r"quant_conv.\1"),
+        Rule(r"from_codes\.(\w+)", r"post_quant_conv.\1"),
+        Rule(r"quantizer\.codebook", "quantize.embedding.weight"),
+        Rule(r"quantizer\.use", None),
+    )
+    return Renaming.of(tokenizer, rules)
+
+
+def _read_gpt(file: _File, *, factor: int) -> tuple[Transformer, Labels, dict[str, str]]:
+    """A file -> the prior, its classes, and where its heads and grid are known from."""
+    if "cls_embedding.cap_proj.fc1.weight" in file.weights:
+        raise SmaltiError(
+            f"{file.path} is LlamaGen's GPT for texts, which needs T5's features; those for classes are read"
+        )
+    size, width = file.shape("tok_embeddings.weight", axes=2)
+    classes = file.shape("cls_embedding.embedding_table.weight", axes=2)[0] - 1  # the last says "nothing"
+    layers = file.count(r"layers\.(\d+)\..*")
+    for layer in range(layers):
+        rows = file.shape(f"layers.{layer}.attention.wqkv.weight", axes=2)[0]
+        if rows != 3 * width:
+            shared = "; keys shared by several heads (n_kv_head) are not supported" if rows < 3 * width else ""
+            raise file.unfit(f"layers.{layer}.attention.wqkv.weight has {rows} rows and not 3 x {width}{shared}")
+    notes, sources = _notes(file, width=width, classes=classes, factor=factor)
+    values = {
+        **REFERENCE_GPT,
+        "size": size,
+        "condition_size": classes,
+        "grid": notes.grid,
+        "layers": layers,
+        "width": width,
+        "heads": notes.heads,
+        "hidden": file.shape("layers.0.feed_forward.w1.weight", axes=2)[0],
+        "dropout": notes.dropout,
+    }
+    prior = Transformer(parse(TransformerSettings, values, where=str(file.path)))
+    weights = _joined(file)
+    _gpt_names(prior).read_into(prior, weights, where=str(file.path), ignored=IGNORED)
+    nn.init.zeros_(prior.prefix_positions.weight)  # their classes have no position
+    return prior.eval().requires_grad_(False), Labels(notes.labels), sources
+
+
+def _notes(file: _File, *, width: int, classes: int, factor: int) -> tuple[Notes, dict[str, str]]:
+    """What the shapes do not show, and where heads and grid are known from."""
+    if file.notes is not None:
+        notes = parse(Notes, file.notes, where=f"{file.path}, 'smalti'")
+        if len(notes.labels) != classes:
+            raise file.unfit(f"there are {len(notes.labels)} labels and {classes} classes")
+        return notes, {"heads_from": "the file", "grid_from": "the file"}
+    table = {width: heads for _, heads, width in SIZES.values()}
+    heads, heads_from = table.get(width, 0), "the published sizes"
+    if not heads and width % 64 == 0:  # as in most of those
+        heads, heads_from = width // 64, "nothing; 64 numbers a head were taken"
+    side, grid_from = GRID, f"nothing; {GRID}x{GRID} was taken"
+    named = re.search(r"_(256|384|512)", file.path.stem)
+    if named is not None and int(named[1]) % factor == 0:
+        side, grid_from = int(named[1]) // factor, "the file's name"
+    if "freqs_cis" in file.weights:  # one row for the class and one for each code, of d / 2 cosines and sines
+        rows, pairs, _ = file.shape("freqs_cis", axes=3)
+        heads, side, heads_from = width // (2 * pairs), math.isqrt(rows - 1), "its table of rotations"
+        grid_from = heads_from
+    if not heads:
+        raise file.unfit(f"how many heads a GPT of width {width} has is not known here")
+    labels = tuple(str(label) for label in range(classes))
+    # Their dropout is 0.1 everywhere but in attention, where ours has the same as elsewhere.
+    values = {"heads": heads, "grid": (side, side), "labels": labels, "dropout": 0.1}
+    return parse(Notes, values, where=str(file.path)), {"heads_from": heads_from, "grid_from": grid_from}
+
+
+def _checked_gpt(prior: Prior, condition: Condition | None) -> tuple[Transformer, Labels]:
+    """A prior and its condition, if they are what LlamaGen has. Raises `SmaltiError` for others, naming the setting."""
+    if not isinstance(prior, Transformer):
+        raise SmaltiError("LlamaGen's GPT is the prior 'transformer'; this one is of another kind")
+    if not isinstance(condition, Labels):
+        raise SmaltiError("LlamaGen's GPT is told one of its classes; this prior is not told a label")
+    plain = as_mapping(prior.settings)
+    for key, value in REFERENCE_GPT.items():
+        if plain[key] != value:
+            raise SmaltiError(f"LlamaGen's GPT has network.{key} = {value}, this prior has {plain[key]}")
+    rows, columns = prior.grid
+    if rows != columns:
+        raise SmaltiError(f"LlamaGen's grids are squares, this prior's has {rows}x{columns} codes (network.grid)")
+    return prior, condition
+
+
+_FIRST_AND_SECOND = (
+    (r"tok_embeddings\.weight", r"cls_embedding.embedding_table.weight"),
+    (r"(layers\.\d+\.feed_forward)\.w1\.weight", r"\1.w3.weight"),
+)
+"""Weights of theirs that lie one behind the other in one of ours, which has the name of the first in the table of names."""
+
+
+def _second(name: str) -> str | None:
+    matches = ((re.fullmatch(first, name), second) for first, second in _FIRST_AND_SECOND)
+    return next((match.expand(second) for match, second in matches if match), None)
+
+
+def _joined(file: _File) -> dict[str, Tensor]:
+    """Their weights -> the same with each second one behind its first."""
+    weights = dict(file.weights)
+    for name in file.weights:
+        second = _second(name)
+        if second is not None:
+            first = file.shape(name, axes=2)
+            if file.shape(second, axes=2)[1] != first[1]:
+                raise file.unfit(f"{second} has the shape {tuple(weights[second].shape)} and {name} has {first}")
+            weights[name] = torch.cat((weights[name], weights.pop(second)))
+    return weights
+
+
+def _gpt_weights(prior: Transformer) -> dict[str, Tensor]:
+    """A prior -> their weights. A position that its prefix has learned is added to the classes, which stand nowhere else."""
+    weights = _gpt_names(prior).written_from(prior)
+    for name in list(weights):
+        second = _second(name)
+        if second is not None:
+            rows = prior.size if name == "tok_embeddings.weight" else len(weights[name]) // 2
+            # Copies, for a part of a tensor would take the whole of it along to the file.
+            weights[second], weights[name] = weights[name][rows:].clone(), weights[name][:rows].clone()
+    weights["cls_embedding.embedding_table.weight"] += prior.prefix_positions.weight.detach()
+    return weights
+
+
+def _turned(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A change to the rows of queries or keys -> the same for both in the rows of queries, keys and values together (3D,D)."""
+
+    def both(rows: Tensor) -> Tensor:
+        queries, keys, values = rows.chunk(3)
+        return torch.cat((change(queries), change(keys), values))
+
+    return both
+
+
+def _gpt_names(prior: Transformer) -> Renaming:
+    """A prior -> the table of its names there.
+
+    Their rotation turns each row of a head's d with its neighbour, ours turns it with the one d / 2 further on. The order of the
+    pairs is the same: first those that the row of the grid turns, then those of the column.
+    """
+    heads = prior.settings.heads
+    project = Rule(
+        r"blocks\.(\d+)\.attention\.project\.weight",
+        r"layers.\1.attention.wqkv.weight",
+        _turned(lambda rows: rows.reshape(heads, -1, 2, rows.shape[1]).transpose(1, 2).flatten(0, 2)),
+        _turned(lambda rows: rows.reshape(heads, 2, -1, rows.shape[1]).transpose(1, 2).flatten(0, 2)),
+    )
+    rules = (
+        project,
+        Rule(r"blocks\.(\d+)\.attention\.out\.weight", r"layers.\1.attention.wo.weight"),
+        Rule(r"blocks\.(\d+)\.up\.weight", r"layers.\1.feed_forward.w1.weight"),
+        Rule(r"blocks\.(\d+)\.down\.weight", r"layers.\1.feed_forward.w2.weight"),
+        Rule(r"blocks\.(\d+)\.attention_norm\.weight", r"layers.\1.attention_norm.weight"),
+        Rule(r"blocks\.(\d+)\.perceptron_norm\.weight", r"layers.\1.ffn_norm.weight"),
+        Rule(r"embedding\.weight", "tok_embeddings.weight"),
+        Rule(r"prefix_positions\.weight", None),
+        Rule(r"norm\.weight", "norm.weight"),
+        Rule(r"head\.weight", "output.weight"),
+    )
+    return Renaming.of(prior, rules)

@@ -1,0 +1,161 @@
+"""Other people's checkpoint files -> their tensors and plain values; nothing in them is ever run.
+
+Checkpoints of PyTorch Lightning hold, beside the weights, objects of classes that need not be installed here (callbacks, settings).
+Those become dead stand-ins. What would call a function is refused.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from smalti.errors import SmaltiError
+
+OBJECTS = (
+    *(
+        "pytorch_lightning",
+        "lightning",
+        "lightning_fabric",
+        "lightning_utilities",
+        "torchmetrics",
+        "omegaconf",
+        "taming",
+        "ldm",
+        "main",
+    ),
+    *("numpy", "pathlib", "datetime", "argparse", "typing", "enum", "_codecs", "antlr4"),
+)
+"""Packages whose objects stand in such files though they are no weights; replaced even where they are called."""
+
+
+class _Dead(type):
+    """The class of stand-in classes. To call one is to call what it stands for: only objects of known packages may be made so."""
+
+    home: str
+
+    def __call__(cls, *arguments: Any, **options: Any) -> Any:
+        if cls.home.partition(".")[0] not in OBJECTS:
+            _refuse(f"{cls.home}.{cls.__name__}")
+        return _empty(cls)
+
+
+def _empty(cls: Any) -> Any:
+    """An instance of a stand-in class, without any content."""
+    return object.__new__(cls)
+
+
+def _refuse(name: str) -> NoReturn:
+    raise SmaltiError(f"it asks to call {name}, which no weights need; nothing was run. Do not use this file")
+
+
+def _stand_in(home: str, name: str) -> _Dead:
+    def swallow(self: object, *arguments: Any) -> None:
+        """Take whatever the pickle gives: state, items, arguments."""
+
+    body = {
+        "home": home,
+        "__new__": lambda cls, *arguments, **options: _empty(cls),
+        "__setstate__": swallow,
+        "__setitem__": swallow,
+        "append": swallow,
+        "extend": swallow,
+        "add": swallow,
+        "__hash__": object.__hash__,
+    }
+    return _Dead(name, (), body)
+
+
+def _reconstructor(cls: type, base: type, state: object) -> Any:
+    """`copyreg._reconstructor`, for stand-ins alone."""
+    if not isinstance(cls, _Dead):
+        _refuse(f"copyreg._reconstructor of {cls!r}")
+    return _empty(cls)
+
+
+SAFE: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "defaultdict"): collections.defaultdict,
+    ("builtins", "set"): set,
+    ("builtins", "dict"): dict,
+    ("builtins", "list"): list,
+    ("builtins", "int"): int,
+    ("builtins", "object"): object,
+    ("copyreg", "_reconstructor"): _reconstructor,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+    **{("torch", str(kind).removeprefix("torch.")): kind for kind in (torch.float32, torch.float16, torch.bfloat16)},
+    **{("torch", str(kind).removeprefix("torch.")): kind for kind in (torch.float64, torch.int64, torch.int32)},
+    **{
+        ("torch", str(kind).removeprefix("torch.")): kind for kind in (torch.uint8, torch.int8, torch.int16, torch.bool)
+    },
+}
+"""What a file may name and get: builders of tensors and containers, none of which does anything else."""
+
+_NAMES_NOW = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+"""Modules as older pickles name them."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows `SAFE`; everything else becomes a stand-in."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = _NAMES_NOW.get(module, module)
+        return SAFE[(module, name)] if (module, name) in SAFE else _stand_in(module, name)
+
+
+def _load(file: Any, **options: Any) -> Any:
+    return _Unpickler(file, **options).load()
+
+
+_PICKLE: Any = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__="smalti")
+
+
+def read_pickle(path: Path) -> Any:
+    """A file that `torch.save` wrote -> its contents, tensors on the CPU, objects of foreign classes as stand-ins.
+
+    Raises `SmaltiError` for a missing, damaged or truncated file, and for one that would run code.
+    """
+    if not path.is_file():
+        raise SmaltiError(f"there is no file {path}")
+    try:
+        # Not mapped into memory: a file that changes under a mapping ends the process.
+        return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False)
+    except SmaltiError as error:
+        raise SmaltiError(f"{path} was refused: {error}") from error
+    except Exception as error:  # a damaged pickle can raise anything; nothing but reading happens above
+        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
+        raise SmaltiError(f"{path} is damaged, truncated or no checkpoint ({reason}); copy it again") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A checkpoint (.ckpt, .pt, .pth, .bin or .safetensors) -> its weights by name.
+
+    They are looked for under `state_dict` (Lightning), `model` and `ema` (LlamaGen), and at the top. Raises as `read_pickle`.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise SmaltiError(f"{path} is damaged, truncated or missing ({error}); copy it again") from error
+    content = read_pickle(path)
+    for key in ("state_dict", "model", "ema"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    named = content.items() if isinstance(content, Mapping) else ()
+    tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
+    if not tensors:
+        raise SmaltiError(f"{path} holds no weights by name; it is no checkpoint of a model")
+    return tensors

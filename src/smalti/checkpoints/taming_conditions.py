@@ -1,0 +1,207 @@
+"""What the original's transformers are told: its condition stages <-> our conditions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from smalti.checkpoints.taming_parts import (
+    SEGMENTATION,
+    TOKENIZERS,
+    Part,
+    read_tokenizer,
+    section_weights,
+    tokenizer_section,
+)
+from smalti.conditions.base import Condition
+from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
+from smalti.conditions.given import Given, GivenSettings
+from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.layout_codes import LayoutSettings
+from smalti.conditions.layouts import Layout
+from smalti.conditions.maps import Maps, MapsSettings
+from smalti.errors import SmaltiError
+from smalti.settings import parse
+from smalti.tokenizer.vqgan import VQGAN
+
+UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"
+SOS, LABELS = "taming.modules.util.SOSProvider", "taming.modules.util.Labelator"
+COORDINATES, DUMMY = "taming.modules.misc.coord.CoordStage", "taming.models.dummy_cond_stage.DummyCondStage"
+PREFIX = "cond_stage_model."
+
+CLASSES: dict[str, int] = {
+    "taming.data.annotated_objects_coco.AnnotatedObjectsCoco": 171,
+    "taming.data.annotated_objects_open_images.AnnotatedObjectsOpenImages": 340,
+}
+"""Their data sets of scene layouts -> how many object classes they tell apart. The names are in their annotation files."""
+
+PLACES = {"objects_bbox": "boxes", "objects_center_points": "centres"}
+
+
+class Surroundings(NamedTuple):
+    """What a condition stage is read from."""
+
+    params: Mapping[str, Any]
+    """Of the whole model."""
+    data: Mapping[str, Any]
+    """The `data` section of the YAML."""
+    weights: Mapping[str, Tensor]
+    """Of the whole model."""
+    tokenizer: VQGAN
+    """The first stage."""
+    block: int
+    """Positions of the transformer."""
+    side: int
+    """Codes along a side of the pictures that the first stage was made for."""
+    where: str
+
+
+class Built(NamedTuple):
+    """A condition, and what follows from it for the transformer."""
+
+    condition: Condition
+    grid: tuple[int, int]
+    """The window (h,w): as large as the pictures of the first stage, or as the transformer's positions allow."""
+    start: int | None
+    """The code of its prefix that stands for "nothing"."""
+
+
+def condition_of(around: Surroundings) -> Built:
+    """A model of theirs -> what its transformer is told. Raises `SmaltiError` for stages and settings that are not known."""
+    config = around.params.get("cond_stage_config", UNCONDITIONAL)
+    if around.params.get("unconditional") or config == UNCONDITIONAL:
+        return _unconditional(around, int(around.params.get("sos_token", 0)))
+    if config == FIRST_STAGE:
+        return _maps(around, around.tokenizer, kind="picture", key=_key(around))
+    part = Part.of(config, where=around.where, known={**_STAGES, **TOKENIZERS})
+    read = _STAGES.get(part.target, _own_tokenizer)
+    return read(around, part)
+
+
+def _key(around: Surroundings) -> str:
+    """The name of the option, made of their key for the batch."""
+    key = "".join(
+        letter if letter.isalnum() else "_" for letter in str(around.params.get("cond_stage_key", "depth")).lower()
+    )
+    return key if key[:1].isalpha() else f"condition_{key}"
+
+
+def _fitting(around: Surroundings, *, prefix: int) -> tuple[int, int]:
+    side = min(around.side, math.isqrt(max(around.block + 1 - prefix, 1)))
+    return side, side
+
+
+def _fitting_twice(around: Surroundings) -> tuple[int, int]:
+    """As `_fitting`, where the condition has as many codes as the picture."""
+    side = min(around.side, math.isqrt(max((around.block + 1) // 2, 1)))
+    return side, side
+
+
+def _unconditional(around: Surroundings, start: int) -> Built:
+    return Built(Nothing(), _fitting(around, prefix=1), start)
+
+
+def _sos(around: Surroundings, part: Part) -> Built:
+    return _unconditional(around, int(part.params.get("sos_token", 0)))
+
+
+def _labels(around: Surroundings, part: Part) -> Built:
+    # Their labels have no names here; their classes are numbered in the order of the ImageNet synsets.
+    count = int(part.params.get("n_classes", 1000))
+    return Built(Labels([str(number) for number in range(count)]), _fitting(around, prefix=1), None)
+
+
+def _coordinates(around: Surroundings, part: Part) -> Built:
+    grid = _fitting_twice(around)
+    levels = int(part.params["n_embed"])
+    vocabulary = int((around.params["transformer_config"].get("params") or {}).get("vocab_size", levels + 1))
+    settings = {
+        "levels": levels,
+        # A coordinate of 1 would have the code `levels`; a vocabulary that ends before it never met one.
+        "size": min(levels + 1, max(vocabulary, levels)),
+        "factor": part.params["down_factor"],
+        "grid": grid,
+    }
+    return Built(Coordinates(parse(CoordinatesSettings, settings, where=around.where)), grid, None)
+
+
+def _own_tokenizer(around: Surroundings, part: Part) -> Built:
+    tokenizer = read_tokenizer(part, around.weights, prefix=PREFIX, where=around.where)
+    kinds = {1: "depth", 3: "picture"}
+    kind = "segmentation" if part.target == SEGMENTATION else kinds.get(tokenizer.settings.pyramid.channels)
+    if kind is None:
+        raise SmaltiError(f"{around.where}: a condition of {tokenizer.settings.pyramid.channels} channels is not known")
+    return _maps(around, tokenizer, kind=kind, key=_key(around))
+
+
+def _maps(around: Surroundings, tokenizer: VQGAN, *, kind: str, key: str) -> Built:
+    grid = _fitting_twice(around)
+    settings = parse(MapsSettings, {"kind": kind, "key": key, "grid": grid}, where=around.where)
+    return Built(Maps(settings, tokenizer), grid, None)
+
+
+def _codes(around: Surroundings, part: Part) -> Built:
+    """Layouts where the data set is known that they were written for, else codes as they are given."""
+    grid = (around.side, around.side)
+    length = around.block - around.side**2
+    if length < 1:
+        raise SmaltiError(
+            f"{around.where}: {around.block} positions have no room for a condition beside {around.side}x{around.side} codes"
+        )
+    vocabulary = int((around.params["transformer_config"].get("params") or {}).get("vocab_size", 0))
+    key = str(part.params.get("conditional_key", around.params.get("cond_stage_key", "codes")))
+    source = (around.data.get("params") or {}).get("train") or {}
+    if key in PLACES and source.get("target") in CLASSES:
+        options = source.get("params") or {}
+        layout = {
+            "classes": tuple(f"class {number}" for number in range(CLASSES[source["target"]])),
+            "most": int(options.get("max_objects_per_image", 30)),
+            "size": int(options.get("no_tokens", vocabulary)),
+            "places": PLACES[key],
+            "encode_crop": bool(options.get("encode_crop", True)),
+            "group": bool(options.get("use_group_parameter", False)),
+            "flags": bool(options.get("use_additional_parameters", False)),
+        }
+        return Built(Layout(parse(LayoutSettings, layout, where=around.where)), grid, None)
+    given = {"key": _key(around), "size": vocabulary, "length": length}
+    return Built(Given(parse(GivenSettings, given, where=around.where)), grid, None)
+
+
+_STAGES: dict[str, Callable[[Surroundings, Part], Built]] = {
+    SOS: _sos,
+    LABELS: _labels,
+    COORDINATES: _coordinates,
+    DUMMY: _codes,
+}
+
+
+def section_of(condition: Condition, *, start: int | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A condition of ours -> its keys in the params of the original's transformer, and the weights of its stage.
+
+    Raises `SmaltiError` for a condition that the original has no stage for.
+    """
+    if isinstance(condition, Nothing):
+        params: dict[str, Any] = {"cond_stage_config": UNCONDITIONAL, "sos_token": start or 0}
+        return {**params, "first_stage_key": "image", "cond_stage_key": "image"}, {}
+    weights: dict[str, Tensor] = {}
+    stage: dict[str, Any]
+    if isinstance(condition, Labels):
+        stage, key = {"target": LABELS, "params": {"n_classes": condition.size}}, "class_label"
+    elif isinstance(condition, Coordinates):
+        options = {"n_embed": condition.settings.levels, "down_factor": condition.settings.factor}
+        stage, key = {"target": COORDINATES, "params": options}, "coord"
+    elif isinstance(condition, Maps):
+        labels = {"imported_from": SEGMENTATION} if condition.settings.kind == "segmentation" else {}
+        stage, key = tokenizer_section(condition.tokenizer, about=labels), condition.key
+        stage["params"]["sane_index_shape"] = True  # without it the original's forward pass fails
+        weights = section_weights(condition.tokenizer, stage)
+    elif isinstance(condition, Layout | Given):
+        centres = isinstance(condition, Layout) and condition.settings.places == "centres"
+        key = condition.key if isinstance(condition, Given) else "objects_center_points" if centres else "objects_bbox"
+        stage = {"target": DUMMY, "params": {"conditional_key": key}}
+    else:
+        raise SmaltiError(f"the original has no stage for the condition {condition.key!r}")
+    return {"cond_stage_config": stage, "first_stage_key": "image", "cond_stage_key": key}, weights

@@ -1,0 +1,34 @@
+"""`smalti convert`: other programs' checkpoints to ours, and ours to theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smalti.cli.console import CONSOLE
+from smalti.errors import SmaltiError, suggestion
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A checkpoint or run folder of another program, or a model of ours.")],
+    destination: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
+    to: Annotated[str, typer.Option("--to", help="smalti, taming, llamagen or diffusers.")] = "smalti",
+) -> None:
+    """Turn a checkpoint of another program into ours, or one of ours into another's."""
+    from smalti.checkpoints.formats import FORMATS
+    from smalti.pipeline import read_models, save_models
+
+    known = ("smalti", *FORMATS)
+    if to not in known:
+        raise SmaltiError(f"unknown format {to!r}; {suggestion(to, known)}")
+    if destination.exists():
+        raise SmaltiError(f"{destination} exists already; name a new folder, nothing is written over")
+    models = read_models(source)
+    if to == "smalti":
+        save_models(models, destination)
+    else:
+        FORMATS[to].write(models.tokenizer, models.prior, models.condition, destination, about=models.about)
+    parts = [name for name, part in (("tokenizer", models.tokenizer), ("prior", models.prior)) if part is not None]
+    CONSOLE.print(f"{' and '.join(parts)} from {source} ({models.format}) to {destination} ({to})", soft_wrap=True)
