@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from smalti.errors import SmaltiError, suggestion
 from smalti.losses.objective import ObjectiveSettings
 from smalti.settings import as_mapping, parse, settings
 from smalti.tokenizer.vqgan import VQGANSettings
+from smalti.training.networks import NetworkSettings, TransformerNetwork
 
 T = TypeVar("T")
 Positive = Annotated[int, Field(ge=1)]
@@ -24,7 +26,10 @@ Rate = Annotated[float, Field(gt=0)]
 
 @settings
 class OptimiserSettings:
-    """AdamW with warm-up, cosine decay and gradient clipping."""
+    """AdamW with warm-up, cosine decay and gradient clipping.
+
+    With `weight_decay` 0 it is Adam, with `warm_up` 0 and `final` 1 at a constant rate.
+    """
 
     rate: Rate = 2e-4
     """Largest learning rate."""
@@ -34,8 +39,8 @@ class OptimiserSettings:
     """Share of the training over which the rate rises from 0."""
     final: Share = 0.1
     """Share of the largest rate that the cosine ends at."""
-    clip: Rate = 1.0
-    """Gradients whose norm is larger are scaled down to it."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients whose norm is larger are scaled down to it; 0 leaves all as they are."""
 
 
 @settings
@@ -47,8 +52,9 @@ class RunSettings:
     batch: Positive = 16
     """Pictures a step, all devices together."""
     seed: Annotated[int, Field(ge=0)] = 0
-    average: Rate = 0.05
-    """Half-life of the running average of the weights, as a share of what has been seen; the average is what is exported."""
+    average: Annotated[float, Field(ge=0)] = 0.05
+    """Half-life of the running average of the weights, as a share of what has been seen; the average is what is exported.
+    0 keeps none, and exports the weights themselves."""
     report_every: Positive
     validate_every: Positive
     picture_every: Positive
@@ -69,10 +75,12 @@ class PictureSettings:
 
     size: tuple[Positive, Positive] = (64, 64)
     """(H, W) in pixels."""
+    crop: Literal["random", "centre"] = "random"
+    """Where a training picture is cut. The held-out ones are cut in the middle."""
     zoom: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = (1.0, 1.25)
-    """The shorter side is first resized to `size` times a factor drawn from this range."""
+    """For random crops the shorter side is first resized to `size` times a factor drawn from this range."""
     flip: bool = True
-    """Mirror every second training picture."""
+    """Mirror every second of the random crops."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the pictures that is held out, chosen by a hash of the path."""
     validation_pictures: Positive = 256
@@ -105,16 +113,6 @@ class TokenizerTraining:
 
 
 @settings
-class NetworkSettings:
-    """The transformer, but for what the codes decide: codebook size, grid, condition."""
-
-    layers: Positive = 6
-    width: Positive = 256
-    heads: Positive = 4
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-
-@settings
 class CopiesSettings:
     """How pictures become code shards, where the prior is given pictures."""
 
@@ -128,9 +126,12 @@ class PriorTraining:
     """Stage 2."""
 
     run: RunSettings
-    network: NetworkSettings = NetworkSettings()
-    condition: Literal["auto", "labels", "nothing"] = "auto"
+    network: NetworkSettings = TransformerNetwork()
+    condition: Literal["auto", "labels", "nothing", "coordinates", "segmentation", "depth", "layout"] = "auto"
     """"auto": class labels where the pictures lie in sub-folders, else nothing."""
+    keep: Share = 1.0
+    """Share of the codes that the prior is told as they are while it trains; it is told codes by chance in place of the others,
+    and asked for the true ones all the same. The original's guard against learning by heart."""
     drop_condition: Share = 0.1
     """Share of the training pictures whose condition is hidden, which classifier-free guidance needs."""
     optimiser: OptimiserSettings = OptimiserSettings(rate=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
@@ -145,19 +146,25 @@ STAGES: dict[str, type[TokenizerTraining] | type[PriorTraining]] = {
 
 def recipes() -> dict[str, str]:
     """The recipes that come with smalti: name -> what it is for."""
+    return {name: str(yaml.safe_load(text())["about"]) for name, text in _texts().items()}
+
+
+def _texts() -> dict[str, Callable[[], str]]:
+    """The recipes that come with smalti: name -> how to read its text."""
     folder = resources.files("smalti") / "recipes"
-    found = {Path(entry.name).stem: entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
-    return {name: str(yaml.safe_load(found[name].read_text("utf-8"))["about"]) for name in sorted(found)}
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".yaml")), key=lambda entry: entry.name)
+    return {Path(entry.name).stem: partial(entry.read_text, "utf-8") for entry in files}
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
     """The name of a recipe, or a path to a YAML file -> its plain values.
 
+    A recipe may be `like` one of those that come with smalti: it then says only what differs.
     Raises `SmaltiError` for an unknown name (listing those there are) and for a file that is not such YAML.
     """
-    known = recipes()
+    known = _texts()
     if recipe in known:
-        text = (resources.files("smalti") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
+        text = known[recipe]()
     elif Path(recipe).is_file():
         text = Path(recipe).read_text("utf-8", errors="replace")
     else:
@@ -168,19 +175,36 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         raise SmaltiError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SmaltiError(f"recipe {recipe} must hold the sections 'about', 'tokenizer' and 'prior'")
-    unknown = sorted(set(values) - {"about", *STAGES})
+    sections = ["about", "like", *STAGES]
+    unknown = sorted(set(values) - set(sections), key=str)
     if unknown:
+        raise SmaltiError(f"recipe {recipe}: unknown section {unknown[0]!r}; {suggestion(str(unknown[0]), sections)}")
+    like = values.pop("like", None)
+    if like is None:
+        return values
+    if like not in known:
         raise SmaltiError(
-            f"recipe {recipe}: unknown section {unknown[0]!r}; {suggestion(unknown[0], ['about', *STAGES])}"
+            f"recipe {recipe} is like {like!r}, which is none of smalti's; {suggestion(str(like), known)}"
         )
-    return values
+    whole = read_recipe(like)
+    return {**whole, **{key: _changed(whole.get(key), change) for key, change in values.items()}}
+
+
+def _changed(values: Any, changes: Any) -> Any:
+    """Nested values with `changes` laid over them; where the kind of a part changes (its `name`), the whole part does."""
+    if not (isinstance(values, dict) and isinstance(changes, dict)):
+        return changes
+    if "name" in changes and changes["name"] != values.get("name"):
+        return changes
+    return {**values, **{key: _changed(values.get(key), change) for key, change in changes.items()}}
 
 
 def resolve(cls: type[T], *, stage: str, recipe: str, overrides: Sequence[str]) -> T:
     """Settings of `stage` ("tokenizer" or "prior") from a recipe, with `a.b=c` overrides laid over it."""
     values = read_recipe(recipe).get(stage)
     if not isinstance(values, dict):
-        raise SmaltiError(f"recipe {recipe} has no section {stage!r}")
+        having = ", ".join(name for name in _texts() if stage in read_recipe(name))
+        raise SmaltiError(f"recipe {recipe} has no section {stage!r}; those that have one are {having}")
     for override in overrides:
         _lay_over(values, override)
     return parse(cls, values, where=f"recipe {recipe}" + (" with --set" if overrides else ""))

@@ -62,7 +62,7 @@ class RunFolder:
         if written.is_file():
             begun = self.metrics.is_file() or self.states()
             self._same_run(written, config, begun=bool(begun))
-        elif path.is_dir() and any(path.iterdir()):
+        elif path.is_dir() and any(not _is_of_codes(entry) for entry in path.iterdir()):
             raise SmaltiError(f"{path} is not empty and holds no run of smalti (no config.yaml); choose another --out")
         with refusals_explained(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -141,6 +141,11 @@ class RunFolder:
                 "remove that folder to train from the beginning"
             )
         return 0
+
+
+def _is_of_codes(entry: Path) -> bool:
+    """Whether it is what pictures were encoded into before their run began, whole or not."""
+    return (entry / "codes.json").is_file() or (entry.name.startswith(".codes") and entry.suffix == ".tmp")
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

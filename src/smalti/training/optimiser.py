@@ -1,25 +1,33 @@
-"""The optimiser's schedule, and the running average of the weights that is exported."""
+"""The optimiser's schedule and its step, and what is exported: the weights, or their running average."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, TypeVar, final
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from smalti.errors import SmaltiError
 from smalti.training.config import OptimiserSettings
 
 
 def build_optimiser(groups: Iterable[dict[str, Any]], settings: OptimiserSettings) -> torch.optim.AdamW:
-    """Parameter groups -> AdamW, fused."""
-    return torch.optim.AdamW(list(groups), lr=settings.rate, betas=settings.betas, fused=True)
+    """Parameter groups -> AdamW, fused; groups that say no weight decay have that of the settings. Where it is 0 this is Adam."""
+    options: dict[str, Any] = {"lr": settings.rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    return torch.optim.AdamW(list(groups), fused=True, **options)
 
 
 def rate_at(seen: int, *, length: int, settings: OptimiserSettings) -> float:
-    """How much was seen -> the learning rate: linear warm-up, then a cosine down to `final` times `rate`."""
+    """How much was seen -> the learning rate: linear warm-up, then a cosine down to `final` times `rate`.
+
+    With `warm_up` 0 and `final` 1 the rate is constant.
+    """
     progress = min(seen / length, 1.0)
     if progress < settings.warm_up:
         return settings.rate * progress / settings.warm_up
@@ -33,17 +41,46 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The l2 norm () of all gradients together."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+def move(fabric: Fabric, module: Any, optimiser: Any, *, rate: float, clip: float) -> Tensor:
+    """Step along the gradients that `module` has, and forget them -> their norm () before they were clipped.
+
+    `module` and `optimiser` are those that `fabric.setup` gave back. `clip` is the largest norm, 0 for none.
+    Raises `SmaltiError` where the norm is not a finite number; the weights are then as they were.
+    """
+    set_rate(optimiser, rate)
+    try:
+        norm: Any = fabric.clip_gradients(module, optimiser, max_norm=clip or math.inf)
+    except RuntimeError as error:
+        if "non-finite" not in str(error):  # PyTorch's word
+            raise
+        raise SmaltiError(
+            f"training has failed: the gradients are no longer finite numbers ({str(error).splitlines()[0]}); the last saved "
+            "state is intact. Try a smaller learning rate (--set optimiser.rate=...), or precision 32-true"
+        ) from error
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return torch.as_tensor(norm)
 
 
 M = TypeVar("M", bound=nn.Module)
 
 
+class Exported(ABC, Generic[M]):
+    """The weights that are validated, shown and exported: `module` follows the one that is trained."""
+
+    module: M
+
+    @abstractmethod
+    def update(self, module: M, *, seen: int, step: int) -> None:
+        """After a step that brought the count from `seen` to `seen + step`."""
+
+    @abstractmethod
+    def shown(self) -> AbstractContextManager[M]:
+        """The module, in evaluation mode while the block runs."""
+
+
 @final
-class Average(Generic[M]):
+class Average(Exported[M]):
     """A running average of a module's weights, whose half-life is a share of what has been seen.
 
     Karras et al. 2024 (EDM2, section 3): early weights are forgotten at the pace at which training goes on, so that one setting
@@ -56,10 +93,39 @@ class Average(Generic[M]):
 
     @torch.no_grad()
     def update(self, module: M, *, seen: int, step: int) -> None:
-        """After a step that brought the count from `seen` to `seen + step`: move toward the module's weights."""
+        """Move toward the module's weights."""
         weight = 1 - 0.5 ** (step / (self.half_life * (seen + step)))
         mine: list[Tensor] = [parameter.data for parameter in self.module.parameters()]
         theirs: list[Tensor] = [parameter.data for parameter in module.parameters()]
         torch._foreach_lerp_(mine, theirs, weight)
         for buffer, source in zip(self.module.buffers(), module.buffers(), strict=True):
             buffer.copy_(source)
+
+    @contextmanager
+    def shown(self) -> Iterator[M]:
+        yield self.module
+
+
+@final
+class Latest(Exported[M]):
+    """The trained module itself, without a copy: what the original exports."""
+
+    def __init__(self, module: M) -> None:
+        self.module = module
+
+    def update(self, module: M, *, seen: int, step: int) -> None:
+        """Nothing is to be done."""
+        assert module is self.module, "what is exported is what is trained"
+
+    @contextmanager
+    def shown(self) -> Iterator[M]:
+        self.module.eval()
+        try:
+            yield self.module
+        finally:
+            self.module.train()
+
+
+def exported(module: M, *, half_life: float) -> Average[M] | Latest[M]:
+    """A module that will be trained -> what of it is exported: its running average, or with half-life 0 the module itself."""
+    return Average(module, half_life=half_life) if half_life else Latest(module)

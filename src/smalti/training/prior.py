@@ -19,21 +19,12 @@ from smalti.data.codes import CodeBatch, CodeShards, entropy
 from smalti.data.loading import in_order
 from smalti.images import grid
 from smalti.pipeline import save_prior
-from smalti.prior import (
-    Prior,
-    Sampler,
-    Transformer,
-    TransformerSettings,
-    finished,
-    nats,
-    parameter_groups,
-    sample,
-    unknown,
-)
+from smalti.prior import Prior, Sampler, finished, nats, parameter_groups, sample, unknown
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import PriorTraining
 from smalti.training.loop import Stage, stream
-from smalti.training.optimiser import Average, build_optimiser, rate_at, set_rate
+from smalti.training.networks import Codes, build_network
+from smalti.training.optimiser import build_optimiser, exported, move, rate_at
 
 SHOWN = 16
 """Pictures in the grid that is sampled on the way."""
@@ -43,19 +34,33 @@ VALIDATION_PICTURES = 2048
 
 @final
 class _Joined(nn.Module):
-    """prefix (B,P), codes (B,h,w) -> nats of each code (B,h,w), in one `forward`, so that data-parallel wrappers see it."""
+    """prefix (B,P), codes (B,h,w), what is told of them (B,h,w) -> nats of each code (B,h,w).
+
+    In one `forward`, so that data-parallel wrappers see it.
+    """
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior = prior
 
-    def forward(self, prefix: Tensor, codes: Tensor) -> Tensor:
-        return nats(self.prior, prefix, codes)
+    def forward(self, prefix: Tensor, codes: Tensor, told: Tensor) -> Tensor:
+        return nats(self.prior, prefix, codes, told=told)
+
+
+def corrupted(codes: Tensor, *, keep: float, vocabulary: int) -> Tensor:
+    """Codes (B,h,w) -> a share `keep` of them, and in place of each of the others any code below `vocabulary`, (B,h,w).
+
+    The original's `pkeep`. Draws from torch's default generator, unless all are kept.
+    """
+    if keep == 1.0:
+        return codes
+    kept = torch.rand(codes.shape, device=codes.device) < keep
+    return torch.where(kept, codes, torch.randint_like(codes, vocabulary))
 
 
 @final
 class PriorStage(Stage):
-    """Trains a prior. The running average of its weights is validated, shown and exported."""
+    """Trains a prior. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
 
     unit = "codes"
 
@@ -71,24 +76,14 @@ class PriorStage(Stage):
     ) -> None:
         torch.manual_seed(settings.run.seed)
         self.settings, self.shards, self.condition, self.fabric = settings, shards, condition, fabric
-        network, codes = settings.network, shards.meta
+        codes = shards.meta
         self.per_example = codes.grid[0] * codes.grid[1]
         self.entropy = entropy(shards.training, codes.size)
         self.about = {**about, "code_entropy_nats": self.entropy}
-        prior = Transformer(
-            TransformerSettings(
-                size=codes.size,
-                condition_size=condition.size,
-                prefix=condition.length,
-                grid=codes.grid,
-                layers=network.layers,
-                width=network.width,
-                heads=network.heads,
-                dropout=network.dropout,
-            )
-        )
-        self.average = Average(prior, half_life=settings.run.average)
-        self.average.module.to(fabric.device)
+        codes_read = Codes(size=codes.size, grid=codes.grid, condition_size=condition.size, prefix=condition.length)
+        prior, self.vocabulary = build_network(settings.network, codes_read)
+        self.exported = exported(prior, half_life=settings.run.average)
+        self.exported.module.to(fabric.device)
         self.tokenizer = tokenizer.to(fabric.device)
         groups = parameter_groups(prior, weight_decay=settings.optimiser.weight_decay)
         self.prior = prior
@@ -101,17 +96,16 @@ class PriorStage(Stage):
 
     def step(self, batch: CodeBatch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         prefix, codes = self._prefix(batch), self.fabric.to_device(batch.codes)  # (B,P), (B,h,w)
-        hidden = torch.rand(len(prefix), 1, device=prefix.device) < self.settings.drop_condition
-        prefix = torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
-        loss = self.likelihood(prefix, codes).mean()
+        if self.settings.drop_condition:
+            hidden = torch.rand(len(prefix), 1, device=prefix.device) < self.settings.drop_condition
+            prefix = torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
+        told = corrupted(codes, keep=self.settings.keep, vocabulary=self.vocabulary)
+        loss = self.likelihood(prefix, codes, told).mean()
         self.fabric.backward(loss)
         settings = self.settings.optimiser
         rate = rate_at(seen, length=self.settings.run.length, settings=settings)
-        set_rate(self.optimiser, rate)
-        norm: Any = self.fabric.clip_gradients(self.likelihood, self.optimiser, max_norm=settings.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.average.update(self.prior, seen=seen, step=count)
+        norm = move(self.fabric, self.likelihood, self.optimiser, rate=rate, clip=settings.clip)
+        self.exported.update(self.prior, seen=seen, step=count)
         return {"nats": loss.detach(), "gradient_norm": norm, "rate": torch.tensor(rate)}
 
     def _prefix(self, batch: CodeBatch) -> Tensor:
@@ -125,11 +119,12 @@ class PriorStage(Stage):
     def validate(self) -> dict[str, float]:
         """Nats a code on held-out pictures with their conditions, beside the entropy of single codes."""
         total, count = 0.0, 0
-        for batch in in_order(self.shards.validation, batch=self.settings.run.batch):
-            losses = nats(self.average.module, self._prefix(batch), self.fabric.to_device(batch.codes))
-            total, count = total + float(losses.sum()), count + losses.numel()
-            if count >= VALIDATION_PICTURES * self.per_example:
-                break
+        with self.exported.shown() as prior:
+            for batch in in_order(self.shards.validation, batch=self.settings.run.batch):
+                losses = nats(prior, self._prefix(batch), self.fabric.to_device(batch.codes))
+                total, count = total + float(losses.sum()), count + losses.numel()
+                if count >= VALIDATION_PICTURES * self.per_example:
+                    break
         return {
             "nats": total / count,
             "code_entropy_nats": self.entropy,
@@ -138,22 +133,22 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        """Samples of the averaged prior, one seed each, the conditions in turn."""
-        prior = self.average.module
-        if self.condition.size:
-            prefix = (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
-        else:
-            prefix = prior.null_prefix(SHOWN)
-        known, seeds = unknown(SHOWN, prior.grid), torch.arange(SHOWN)
-        laid = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
+        """Samples of the exported prior, one seed each, the conditions in turn."""
+        with self.exported.shown() as prior:
+            if self.condition.size:
+                prefix = (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
+            else:
+                prefix = prior.null_prefix(SHOWN)
+            known, seeds = unknown(SHOWN, prior.grid), torch.arange(SHOWN)
+            laid = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
         return grid(self.tokenizer.decode_codes(laid).cpu().contiguous(), columns=8, gap=2)
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.likelihood, "optimiser": self.optimiser, "average": self.average.module}
+        return {"model": self.likelihood, "optimiser": self.optimiser, "average": self.exported.module}
 
     def restored(self, state: Mapping[str, Any]) -> None:
         """Nothing but modules and the optimiser, which were restored in place."""
 
     def export(self, folder: Path, *, seen: int) -> None:
         about = {**self.about, "codes_seen": seen}
-        save_prior(self.average.module, self.condition, folder, fingerprint=self.shards.meta.fingerprint, about=about)
+        save_prior(self.exported.module, self.condition, folder, fingerprint=self.shards.meta.fingerprint, about=about)

@@ -15,6 +15,7 @@ from smalti.data.codes import CodeShards, open_codes, write_codes
 from smalti.data.sources import open_source
 from smalti.devices import pick_device
 from smalti.errors import SmaltiError
+from smalti.losses.pixel import LABEL_LOSSES
 from smalti.settings import as_mapping
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
@@ -37,8 +38,14 @@ def show_settings(settings: TokenizerTraining | PriorTraining, console: Console)
 def train_tokenizer(data: Path, out: Path, *, settings: TokenizerTraining, console: Console) -> None:
     """Pictures -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
 
-    Raises `SmaltiError` for data without pictures, for a folder that holds something else, and when it is asked to stop.
+    Raises `SmaltiError` for data without pictures, for an objective on label maps, for a folder that holds something else, and
+    when it is asked to stop.
     """
+    if settings.objective.pixel in LABEL_LOSSES:
+        raise SmaltiError(
+            f"objective.pixel = {settings.objective.pixel} compares label maps, and data of label maps cannot be read yet; "
+            "set it to l1 or l2 for pictures, or take over a tokenizer of label maps from the original with smalti convert"
+        )
     source = open_source(data)
     config = {"smalti": __version__, "stage": "tokenizer", "data": str(data.resolve()), **as_mapping(settings)}
     folder = RunFolder(out, config)
@@ -56,11 +63,18 @@ def train_tokenizer(data: Path, out: Path, *, settings: TokenizerTraining, conso
 def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: PriorTraining, console: Console) -> None:
     """Code shards and their tokenizer -> a run folder with a prior in `out/model`. Goes on with the run if there is one.
 
-    Raises `SmaltiError` for codes of another tokenizer, for a folder that holds something else, and when it is asked to stop.
+    Raises `SmaltiError` for codes of another tokenizer, for conditions that they do not hold, for a folder that holds something
+    else, and when it is asked to stop.
     """
+    _check_condition(settings)
     model = VQGAN.from_pretrained(tokenizer)
     shards.check_fingerprint(model.fingerprint())
     condition = condition_of(shards, settings.condition)
+    if settings.drop_condition and condition.size and settings.network.name == "gpt":
+        raise SmaltiError(
+            f"drop_condition = {settings.drop_condition:g}, but a GPT has no code for an empty condition; set drop_condition=0, "
+            "or network.name=transformer"
+        )
     meta = shards.meta
     codes = {"fingerprint": meta.fingerprint, "size": meta.size, "grid": list(meta.grid), "labels": list(meta.labels)}
     config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
@@ -75,6 +89,16 @@ def _run(stage: Stage, folder: RunFolder, title: str, *, run: RunSettings, fabri
     tensorboard = folder.tensorboard if run.tensorboard else None
     watch = Watch(console, title=title, tensorboard=tensorboard, quiet=not fabric.is_global_zero)
     fit(stage, folder, run=run, fabric=fabric, watch=watch)
+
+
+def _check_condition(settings: PriorTraining) -> None:
+    """Refuse, before anything is done, the conditions that code shards cannot hold yet."""
+    if settings.condition not in ("auto", "labels", "nothing"):
+        raise SmaltiError(
+            f"condition = {settings.condition}: codes are kept with class labels alone, so that a prior cannot be trained with "
+            "this condition yet; set condition=labels or condition=nothing, or take over a trained prior of the original with "
+            "smalti convert"
+        )
 
 
 def condition_of(shards: CodeShards, name: str) -> Condition:
@@ -95,7 +119,8 @@ def condition_of(shards: CodeShards, name: str) -> Condition:
 def codes_of(
     data: Path, tokenizer: Path, out: Path, *, settings: PriorTraining, progress: Callable[[int, int], object]
 ) -> CodeShards:
-    """Codes, or pictures that are encoded into `out` first -> codes."""
+    """Codes, or pictures that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_pictures`."""
+    _check_condition(settings)
     if (data / "codes.json").is_file():
         return open_codes(data)
     encode_pictures(tokenizer, data, out, settings=settings.encode, seed=settings.run.seed, progress=progress)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -16,25 +17,34 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.data.loading import Batch, CentreCrop, Crops, RandomCrop, in_order, spread
+from smalti.data.loading import Batch, CentreCrop, Crop, Crops, RandomCrop, in_order, spread
 from smalti.data.sources import Source, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.images import grid
-from smalti.losses.adversarial import ADVERSARIAL, LeCam, lecam, ramp
+from smalti.losses.adversarial import LeCam, ramp
 from smalti.losses.discriminator import DISCRIMINATORS
-from smalti.losses.objective import ReconstructionLoss, balanced_gradient
+from smalti.losses.objective import AdversarialSettings, ReconstructionLoss
+from smalti.settings import amount
 from smalti.tokenizer.blocks import as_channels_last
-from smalti.tokenizer.quantizers import Quantized
+from smalti.tokenizer.quantizers import Quantized, VQSettings
 from smalti.tokenizer.vqgan import VQGAN
-from smalti.training.config import PictureSettings, TokenizerTraining
+from smalti.training.config import OptimiserSettings, PictureSettings, TokenizerTraining
 from smalti.training.loop import Stage, stream
-from smalti.training.optimiser import Average, build_optimiser, rate_at, set_rate
+from smalti.training.optimiser import build_optimiser, exported, move, rate_at
+from smalti.training.playing import Players, Strength, play_of
 
 VECTORS_A_CODE = 4
 """Features gathered for each code before k-means places the codebook."""
 SHOWN = 8
 """Pictures in the grid that is saved on the way."""
+
+
+CROPS: dict[str, Callable[[PictureSettings], Crop]] = {
+    "random": lambda pictures: RandomCrop(zoom=pictures.zoom, flip=pictures.flip),
+    "centre": lambda pictures: CentreCrop(),
+}
+"""How training pictures are cut, by the name in the settings."""
 
 
 @final
@@ -65,17 +75,26 @@ def crops(
         )
     if most is not None and most < len(validation):
         validation = tuple(validation[place * len(validation) // most] for place in range(most))
-    random = RandomCrop(zoom=pictures.zoom, flip=pictures.flip)
+    cut = CROPS[pictures.crop](pictures)
     size, cache = pictures.size, pictures.cache_mib
     return (
-        Crops(source, training, size=size, channels=channels, crop=random, seed=seed, cache_mib=cache),
+        Crops(source, training, size=size, channels=channels, crop=cut, seed=seed, cache_mib=cache),
         Crops(source, validation, size=size, channels=channels, crop=CentreCrop(), seed=seed, cache_mib=cache),
+    )
+
+
+def strength_at(seen: int, *, length: int, settings: AdversarialSettings) -> Strength:
+    """How far the game has come after `seen` of `length` pictures."""
+    start = amount(settings.start, length=length)
+    return Strength(
+        generator=ramp(seen, start=start, length=amount(settings.ramp, length=length)),
+        discriminator=1.0 if settings.early or seen >= start else 0.0,
     )
 
 
 @final
 class TokenizerStage(Stage):
-    """Trains a VQGAN. The running average of its weights is validated, shown and exported."""
+    """Trains a VQGAN. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
 
     unit = "images"
     per_example = 1
@@ -95,16 +114,14 @@ class TokenizerStage(Stage):
         self.judge = DISCRIMINATORS[judge.name](judge)
         for module in (self.tokenizer, self.judge):
             as_channels_last(module)
-        self.average = Average(self.tokenizer, half_life=settings.run.average)
-        self.average.module.to(fabric.device)
+        self.exported = exported(self.tokenizer, half_life=settings.run.average)
+        self.exported.module.to(fabric.device)
         self.score = ReconstructionLoss(settings.objective).to(fabric.device)
+        self.play = play_of(settings.objective)
         self.lecam = LeCam.start(fabric.device)
-        decay = settings.optimiser.weight_decay
-        self.optimiser: Any = build_optimiser(
-            [{"params": list(self.tokenizer.parameters()), "weight_decay": decay}], settings.optimiser
-        )
+        self.optimiser: Any = build_optimiser([{"params": list(self.tokenizer.parameters())}], settings.optimiser)
         self.judge_optimiser: Any = build_optimiser(
-            [{"params": list(self.judge.parameters()), "weight_decay": decay}], settings.discriminator_optimiser
+            [{"params": list(self.judge.parameters())}], settings.discriminator_optimiser
         )
         self.generate: Any
         self.generate, self.optimiser = fabric.setup(_Joined(self.tokenizer), self.optimiser)
@@ -116,74 +133,43 @@ class TokenizerStage(Stage):
         return stream(self.training, start=examples, run=self.settings.run, fabric=self.fabric)
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        quantizer, first = self.tokenizer.quantizer, self.settings.codes_from * self.settings.run.length
+        quantizer, length = self.tokenizer.quantizer, self.settings.run.length
+        first = self.settings.codes_from * length
         placed = seen >= first
         if placed and seen - count < first:
             self._place_codes(seen, generator)
+        quantize = quantizer.at(seen, length=length) if placed else quantizer.relaxed
         images = self._on_device(batch)  # (B,C,H,W)
-        quantize = quantizer if placed else quantizer.relaxed
-        features, quantized, reconstructions = self.generate(images, quantize)  # (B,D,h,w), .., (B,C,H,W)
-        pictures = reconstructions.detach().float().requires_grad_()  # (B,C,H,W), a leaf
-        distance = self.score(images, pictures)
-        values = {"reconstruction": distance.total, "pixel": distance.pixel, "codebook": quantized.loss}
-        if self.settings.objective.perceptual_weight and self.settings.objective.perceptual != "none":
-            values["perceptual"] = distance.perceptual
-        if self.settings.objective.adversarial.weight:
-            gradient, more = self._play(images, reconstructions, pictures, distance.total, seen)
-            values |= more
-        else:
-            (gradient,) = torch.autograd.grad(distance.total, pictures)
-        # One backward pass: the gradient at the picture goes through the decoder, with the codebook's terms.
-        surrogate = (reconstructions.float() * gradient).sum()
-        self.fabric.backward(surrogate + self.settings.objective.codebook_weight * quantized.loss)
-        set_rate(self.optimiser, rate_at(seen, length=self.settings.run.length, settings=self.settings.optimiser))
-        clip = self.settings.optimiser.clip
-        values["gradient_norm"] = self.fabric.clip_gradients(self.generate, self.optimiser, max_norm=clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        if placed:
-            values |= self._mend_codebook(features.detach(), quantized.codes, generator)
-        self.average.update(self.tokenizer, seen=seen, step=count)
-        return {name: value.detach() for name, value in values.items()}
+        strength = strength_at(seen, length=length, settings=self.settings.objective.adversarial)
+        played = self.play(self._players(seen), images, quantize=quantize, strength=strength, anchors=self.lecam)
+        self.lecam = played.anchors
+        mended = self._mend_codebook(played.features, played.codes, generator) if placed else {}
+        self.exported.update(self.tokenizer, seen=seen, step=count)
+        return {**played.values, **mended}
 
-    def _play(
-        self, images: Tensor, reconstructions: Tensor, pictures: Tensor, distance: Tensor, seen: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's step, and the gradient at the picture that both terms give together."""
-        settings = self.settings.objective.adversarial
-        length = self.settings.run.length
-        strength = ramp(seen, start=settings.start * length, length=settings.ramp * length)
-        fake, real = self.judged(pictures), self.judged(images)  # (B,1,..), (B,1,..)
-        balanced = balanced_gradient(
-            reconstructions,
-            pictures,
-            distance=distance,
-            fake=fake,
+    def _players(self, seen: int) -> Players:
+        """Both networks as they step after `seen` pictures."""
+
+        def mover(module: Any, optimiser: Any, settings: OptimiserSettings) -> Callable[[], Tensor]:
+            rate = rate_at(seen, length=self.settings.run.length, settings=settings)
+            return partial(move, self.fabric, module, optimiser, rate=rate, clip=settings.clip)
+
+        return Players(
+            generate=self.generate,
+            judge=self.judged,
+            score=self.score,
             last_layer=self.tokenizer.decoder.last_layer,
-            settings=settings,
-            strength=strength,
+            settings=self.settings.objective,
+            backward=self.fabric.backward,
+            move_generator=mover(self.generate, self.optimiser, self.settings.optimiser),
+            move_judge=mover(self.judged, self.judge_optimiser, self.settings.discriminator_optimiser),
         )
-        loss = ADVERSARIAL[settings.loss].discriminator(real, fake)
-        self.lecam = self.lecam.update(real, fake)
-        held = lecam(real, fake, self.lecam.real, self.lecam.fake)
-        self.fabric.backward(loss + settings.lecam * held)
-        options = self.settings.discriminator_optimiser
-        set_rate(self.judge_optimiser, rate_at(seen, length=length, settings=options))
-        norm = self.fabric.clip_gradients(self.judged, self.judge_optimiser, max_norm=options.clip)
-        self.judge_optimiser.step()
-        self.judge_optimiser.zero_grad(set_to_none=True)
-        asked = {"generator": balanced.generator} if strength else {}  # before, the loss was not computed
-        return balanced.gradient, {
-            "discriminator": loss,
-            **asked,
-            "adaptive_weight": balanced.weight,
-            "real_logits": real.mean(),
-            "fake_logits": fake.mean(),
-            "lecam": held,
-            "discriminator_gradient_norm": norm,
-        }
 
     def _place_codes(self, seen: int, generator: torch.Generator) -> None:
+        """Let k-means place the codebook on features of the next pictures, where that is asked for."""
+        quantizer = self.settings.model.quantizer
+        if not (isinstance(quantizer, VQSettings) and quantizer.kmeans):
+            return
         gathered: list[Tensor] = []
         for batch in itertools.islice(self.batches(seen), 256):
             with torch.no_grad():
@@ -222,12 +208,15 @@ class TokenizerStage(Stage):
     def validate(self) -> dict[str, float]:
         """PSNR, the reconstruction loss, and the codes in use over the held-out pictures."""
         ratios, totals, used = [], [], CodeUse(self.tokenizer.size)
-        for batch in in_order(self.held_out, batch=self.settings.run.batch):
-            images = self._on_device(batch)
-            reconstructions, quantized = self.average.module(images)
-            ratios.append(psnr(images, reconstructions))
-            totals.append(self.score(images, reconstructions).total * len(images))
-            used.add(quantized.codes)
+        self.score.eval()
+        with self.exported.shown() as tokenizer:
+            for batch in in_order(self.held_out, batch=self.settings.run.batch):
+                images = self._on_device(batch)
+                reconstructions, quantized = tokenizer(images)
+                ratios.append(psnr(images, reconstructions))
+                totals.append(self.score(images, reconstructions).total * len(images))
+                used.add(quantized.codes)
+        self.score.train()
         count = len(self.held_out)
         return {
             "psnr": float(torch.cat(ratios).mean()),
@@ -241,7 +230,8 @@ class TokenizerStage(Stage):
     def picture(self) -> Tensor:
         """Held-out pictures above, their reconstructions below."""
         images = self._on_device(spread(self.held_out, SHOWN))
-        reconstructions, _ = self.average.module(images)
+        with self.exported.shown() as tokenizer:
+            reconstructions, _ = tokenizer(images)
         return grid(torch.cat([images, reconstructions]).cpu().contiguous(), columns=len(images), gap=2)
 
     def state(self) -> dict[str, Any]:
@@ -250,7 +240,7 @@ class TokenizerStage(Stage):
             "discriminator": self.judged,
             "optimiser": self.optimiser,
             "discriminator_optimiser": self.judge_optimiser,
-            "average": self.average.module,
+            "average": self.exported.module,
             "lecam": self.lecam._asdict(),
             "used": self.used.counts,
         }
@@ -260,5 +250,5 @@ class TokenizerStage(Stage):
         self.used.counts = state["used"].cpu()
 
     def export(self, folder: Path, *, seen: int) -> None:
-        about = {**self.about, "images_seen": seen, "fingerprint": self.average.module.fingerprint()}
-        self.average.module.save_pretrained(folder, about=about)
+        about = {**self.about, "images_seen": seen, "fingerprint": self.exported.module.fingerprint()}
+        self.exported.module.save_pretrained(folder, about=about)

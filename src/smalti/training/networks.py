@@ -1,0 +1,120 @@
+"""The priors that can be trained: the settings of each, but for what the codes decide, and how it is built for some codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field
+
+from smalti.errors import SmaltiError
+from smalti.prior import GPT, GPTSettings, Order, Transformer, TransformerSettings
+from smalti.settings import as_mapping, parse, settings
+
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Chance = Annotated[float, Field(ge=0, lt=1)]
+
+
+@settings
+class TransformerNetwork:
+    """The modern transformer."""
+
+    name: Literal["transformer"] = "transformer"
+    layers: Positive = 6
+    width: Positive = 256
+    heads: Positive = 4
+    dropout: Chance = 0.1
+    order: Order = "raster"
+    """How the codes of a picture follow one another."""
+
+
+@settings
+class GPTNetwork:
+    """The paper's GPT, whose condition codes and image codes have one vocabulary."""
+
+    name: Literal["gpt"] = "gpt"
+    vocabulary: Natural = 0
+    """How many codes it knows; 0: as many as the tokenizer or the condition has, whichever has more."""
+    block: Natural = 0
+    """Learned positions; 0: as many as prefix and picture need."""
+    layers: Positive = 24
+    width: Positive = 1024
+    heads: Positive = 16
+    embedding_dropout: Chance = 0.0
+    attention_dropout: Chance = 0.0
+    residual_dropout: Chance = 0.0
+    unmasked: Natural = 0
+    """How many of the first condition codes see one another, and not only those before them."""
+    start: Natural = 0
+    """The code that a prior without a condition begins with."""
+    order: Order = "raster"
+    """How the codes of a picture follow one another."""
+
+
+def _named(values: Any) -> Any:
+    """Plain values without a name are those of the default, the transformer."""
+    return {"name": "transformer", **values} if isinstance(values, Mapping) else values
+
+
+NetworkSettings = Annotated[TransformerNetwork | GPTNetwork, Field(discriminator="name"), BeforeValidator(_named)]
+"""The settings of any prior; their `name` tells which."""
+
+
+class Codes(NamedTuple):
+    """What a prior reads."""
+
+    size: int
+    """Image codes K."""
+    grid: tuple[int, int]
+    """(h, w)."""
+    condition_size: int
+    """Condition codes, 0 for none."""
+    prefix: int
+    """Condition codes that stand before a picture, P; 1 without a condition."""
+
+
+class Network(NamedTuple):
+    """A prior that has learned nothing yet."""
+
+    prior: Transformer | GPT
+    vocabulary: int
+    """Codes below it can stand in place of an image code."""
+
+
+def _transformer(network: TransformerNetwork, codes: Codes) -> Network:
+    read = {"size": codes.size, "condition_size": codes.condition_size, "prefix": codes.prefix, "grid": codes.grid}
+    sizes = parse(TransformerSettings, {**as_mapping(network), **read}, where="network")
+    return Network(Transformer(sizes), codes.size)
+
+
+def _gpt(network: GPTNetwork, codes: Codes) -> Network:
+    return Network(GPT(gpt_settings(network, codes)), gpt_settings(network, codes).vocabulary)
+
+
+def gpt_settings(network: GPTNetwork, codes: Codes) -> GPTSettings:
+    """The sizes of a GPT that reads these codes. Raises `SmaltiError` where its vocabulary or its positions are too few."""
+    most = max(codes.size, codes.condition_size)
+    if network.vocabulary and network.vocabulary < most:
+        raise SmaltiError(
+            f"network.vocabulary = {network.vocabulary}, but the tokenizer has {codes.size} codes and the condition "
+            f"{codes.condition_size}; make it {most} or more, or 0 for as many as are needed"
+        )
+    values = {
+        **as_mapping(network),
+        "vocabulary": network.vocabulary or most,
+        "block": network.block or codes.prefix + codes.grid[0] * codes.grid[1] - 1,  # the last code is not read
+        "size": codes.size,
+        "prefix": codes.prefix,
+        "grid": codes.grid,
+        "start": None if codes.condition_size else network.start,
+    }
+    return parse(GPTSettings, values, where="network")
+
+
+NETWORKS: dict[str, Callable[[Any, Codes], Network]] = {"transformer": _transformer, "gpt": _gpt}
+
+
+def build_network(network: TransformerNetwork | GPTNetwork, codes: Codes) -> Network:
+    """Settings and what is to be read -> a prior. Raises `SmaltiError` where they do not go together."""
+    return NETWORKS[network.name](network, codes)

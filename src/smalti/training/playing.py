@@ -1,0 +1,231 @@
+"""The game of one step of stage 1: how generator (the tokenizer) and discriminator take their turns.
+
+Every play has one signature. The plays know no logger, no device and no schedule: how far the game has come is told them in two
+numbers, `Strength`, and how a network is moved along its gradients in two functions of `Players`.
+
+Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
+Source: arXiv 2012.09841, equations 5 to 7, and its published code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, final
+
+import torch
+from torch import Tensor
+
+from smalti.losses.adversarial import ADVERSARIAL, LeCam, lecam
+from smalti.losses.objective import ObjectiveSettings, Reconstruction, ReconstructionLoss, balanced_gradient, pulls
+from smalti.tokenizer.quantizers import Quantized
+
+Quantize = Callable[[Tensor], Quantized]
+Values = dict[str, Tensor]
+
+
+class Strength(NamedTuple):
+    """How far the game has come."""
+
+    generator: float
+    """Factor in [0,1] of the adversarial term in the generator's loss: how much it listens."""
+    discriminator: float
+    """Factor in [0,1] of the discriminator's loss."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Players:
+    """Both networks, and what they play by. They are in training mode, and so is `score`."""
+
+    generate: Callable[[Tensor, Quantize], tuple[Tensor, Quantized, Tensor]]
+    """Pictures (B,C,H,W) -> features (B,D,h,w), codes, reconstructions (B,C,H,W)."""
+    judge: Callable[[Tensor], Tensor]
+    """Pictures (B,C,H,W) -> logits."""
+    score: ReconstructionLoss
+    last_layer: Tensor
+    """The decoder's last weight, for equation 7."""
+    settings: ObjectiveSettings
+    backward: Callable[[Tensor], object]
+    """A loss () -> gradients in all that it depends on."""
+    move_generator: Callable[[], Tensor]
+    """Step along the tokenizer's gradients and forget them -> their norm ()."""
+    move_judge: Callable[[], Tensor]
+    """Likewise for the discriminator."""
+
+
+class Played(NamedTuple):
+    """What a step leaves behind."""
+
+    features: Tensor
+    """(B,D,h,w), without gradient."""
+    codes: Tensor
+    """(B,h,w), that the features took."""
+    anchors: LeCam
+    values: Values
+    """What is worth recording, each () and without gradient."""
+
+
+class Play(Protocol):
+    """Pictures (B,C,H,W) in [-1,1] -> a step of both networks."""
+
+    def __call__(
+        self, players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam
+    ) -> Played: ...
+
+
+class _Pass(NamedTuple):
+    """A pass through the tokenizer and the distance of what came out. Losses are taken at `pictures`, a copy without history:
+    the gradient there is then sent through the decoder once, whatever it is made of."""
+
+    features: Tensor  # (B,D,h,w)
+    quantized: Quantized
+    reconstructions: Tensor  # (B,C,H,W), with history
+    pictures: Tensor  # (B,C,H,W), a leaf
+    distance: Reconstruction
+
+
+def alone(players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam) -> Played:
+    """The tokenizer without a discriminator: VQ-VAE, or with the perceptual term the VQGAN before its game."""
+    taken = _pass(players, images, quantize)
+    (gradient,) = torch.autograd.grad(taken.distance.total, taken.pictures)
+    values = {**_values(players, taken), "gradient_norm": _learn(players, taken, gradient)}
+    return Played(taken.features.detach(), taken.quantized.codes, anchors, values)
+
+
+def joint(players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam) -> Played:
+    """Both learn from one pass of each: the discriminator sees the reconstructions from before the generator's step.
+
+    Until the generator listens (strength 0) the discriminator is not asked what it thinks of a reconstruction.
+    """
+    settings = players.settings.adversarial
+    taken = _pass(players, images, quantize)
+    fake, real = players.judge(taken.pictures), players.judge(images)
+    balanced = balanced_gradient(
+        taken.reconstructions,
+        taken.pictures,
+        distance=taken.distance.total,
+        fake=fake,
+        last_layer=players.last_layer,
+        settings=settings,
+        strength=strength.generator,
+    )
+    learned, anchors = _judge_learns(players, real, fake, strength, anchors)
+    asked = {"generator": balanced.generator} if strength.generator else {}
+    values = {
+        **_values(players, taken),
+        **asked,
+        "adaptive_weight": balanced.weight,
+        **learned,
+        "gradient_norm": _learn(players, taken, balanced.gradient),
+    }
+    return Played(taken.features.detach(), taken.quantized.codes, anchors, values)
+
+
+def alternating(players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam) -> Played:
+    """The original's two turns on each batch: the generator steps, and then the discriminator on new reconstructions."""
+    features, quantized, values = generators_turn(players, images, quantize=quantize, strength=strength)
+    learned, anchors = judges_turn(players, images, quantize=quantize, strength=strength, anchors=anchors)
+    return Played(features, quantized.codes, anchors, values | learned)
+
+
+def generators_turn(
+    players: Players, images: Tensor, *, quantize: Quantize, strength: Strength
+) -> tuple[Tensor, Quantized, Values]:
+    """The first turn of `alternating` -> features (B,D,h,w), codes, and what is recorded.
+
+    The discriminator is asked from the first step on, also while its word does not count (as in the original: the running
+    statistics of a BatchNorm move with it). `full_weight` is what the adversarial term is multiplied with at full strength,
+    `total` the whole loss.
+    """
+    taken = _pass(players, images, quantize)
+    pull = pulls(
+        taken.reconstructions,
+        taken.pictures,
+        distance=taken.distance.total,
+        fake=players.judge(taken.pictures),
+        last_layer=players.last_layer,
+        settings=players.settings.adversarial,
+    )
+    weight = strength.generator * pull.weight
+    # Where nothing is listened to, a gradient that is not finite does no harm either.
+    gradient = pull.toward_data + weight * pull.toward_real if strength.generator else pull.toward_data
+    codebook = players.settings.codebook_weight * taken.quantized.loss.detach()
+    total = taken.distance.total.detach() + weight * pull.generator + codebook
+    values = {
+        **_values(players, taken),
+        "generator": pull.generator,
+        "adaptive_weight": weight,
+        "full_weight": pull.weight,
+        "total": total,
+        "gradient_norm": _learn(players, taken, gradient),
+    }
+    return taken.features.detach(), taken.quantized, values
+
+
+def judges_turn(
+    players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam
+) -> tuple[Values, LeCam]:
+    """The second turn of `alternating`, a new pass through the tokenizer as it is now -> what is recorded, and the anchors.
+
+    At strength 0 the discriminator's gradients are zeros and its optimiser steps all the same, as in the original: its weights
+    stay, the count in Adam's bias correction goes on.
+    """
+    with torch.no_grad():
+        _, _, reconstructions = players.generate(images, quantize)
+    real, fake = players.judge(images), players.judge(_precise(reconstructions))
+    return _judge_learns(players, real, fake, strength, anchors)
+
+
+PLAYS: dict[str, Play] = {"joint": joint, "alternating": alternating}
+
+
+def play_of(settings: ObjectiveSettings) -> Play:
+    """The play that the settings ask for."""
+    return PLAYS[settings.adversarial.play] if settings.adversarial.weight else alone
+
+
+def _precise(images: Tensor) -> Tensor:
+    """Reconstructions, which autocast may have left in half precision, in float32 at least."""
+    return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
+def _pass(players: Players, images: Tensor, quantize: Quantize) -> _Pass:
+    features, quantized, reconstructions = players.generate(images, quantize)
+    pictures = _precise(reconstructions.detach()).requires_grad_()
+    return _Pass(features, quantized, reconstructions, pictures, players.score(images, pictures))
+
+
+def _values(players: Players, taken: _Pass) -> Values:
+    distance, settings = taken.distance, players.settings
+    values = {"reconstruction": distance.total, "pixel": distance.pixel, "codebook": taken.quantized.loss}
+    if settings.perceptual_weight and settings.perceptual != "none":
+        values["perceptual"] = distance.perceptual
+    return _detached(values)
+
+
+def _detached(values: Values) -> Values:
+    return {name: value.detach() for name, value in values.items()}
+
+
+def _learn(players: Players, taken: _Pass, gradient: Tensor) -> Tensor:
+    """The tokenizer's step: the gradient at the pictures goes through the decoder, with the codebook's terms, in one pass.
+
+    Returns the norm () of all gradients.
+    """
+    surrogate = (_precise(taken.reconstructions) * gradient).sum()
+    players.backward(surrogate + players.settings.codebook_weight * taken.quantized.loss)
+    return players.move_generator()
+
+
+def _judge_learns(
+    players: Players, real: Tensor, fake: Tensor, strength: Strength, anchors: LeCam
+) -> tuple[Values, LeCam]:
+    """Logits of pictures and of reconstructions -> the discriminator's step. What is recorded is the loss it stepped along."""
+    settings = players.settings.adversarial
+    anchors = anchors.update(real, fake)
+    loss = strength.discriminator * ADVERSARIAL[settings.loss].discriminator(real, fake)
+    held = strength.discriminator * lecam(real, fake, anchors.real, anchors.fake)
+    players.backward(loss + settings.lecam * held)
+    values = {"discriminator": loss, "real_logits": real.mean(), "fake_logits": fake.mean(), "lecam": held}
+    return {**_detached(values), "discriminator_gradient_norm": players.move_judge()}, anchors
