@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check check-slow lint clean
+.PHONY: demo test check check-golden check-slow lint clean
 
 demo: $(READY)
 	$(BIN)/smalti demo --out runs/demo
@@ -13,7 +13,11 @@ demo: $(READY)
 test: $(READY) lint
 	$(BIN)/python -m pytest -m "not slow"
 
-check: test check-slow
+check: test check-golden check-slow
+
+# The original's numbers, in the folder that SMALTI_GOLDEN names (default ../shared/golden): none may be missing.
+check-golden: $(READY)
+	$(BIN)/python -m pytest -m golden -rs --golden-required
 
 check-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

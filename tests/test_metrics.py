@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from smalti.evaluation.metrics import CodeUse, psnr
+from smalti.evaluation.metrics import CodeUse, levels, psnr
 
 LEVEL = 2 / 255
 """One of 256 levels, in [-1, 1]."""
@@ -71,3 +71,25 @@ def test_even_use_has_the_perplexity_of_the_size(size: int) -> None:
     use.add(torch.arange(size).repeat(3))
     assert use.in_use == 1.0
     assert use.perplexity == pytest.approx(size, rel=1e-5)
+
+
+def test_counts_of_processes_add_up() -> None:
+    codes = torch.arange(40).reshape(2, 20) ** 2 % 8
+    alone, parts = CodeUse(8), [CodeUse(8), CodeUse(8)]
+    alone.add(codes)
+    for part, own in zip(parts, codes, strict=True):
+        part.add(own)
+    gathered = CodeUse(8)
+    gathered.merge_gathered({"counts": torch.stack([part.state()["counts"] for part in parts])})
+    assert gathered.counts.tolist() == alone.counts.tolist()
+    before = parts[1].state()
+    parts[0].merge(parts[1])
+    assert parts[0].counts.tolist() == alone.counts.tolist()
+    parts[1].add(codes)
+    assert before["counts"].tolist() != parts[1].counts.tolist()  # a state is a copy
+
+
+def test_levels_are_those_of_a_saved_file() -> None:
+    given = torch.tensor([-1.0, 1.0, 0.0, 3.0, -3.0, float("nan"), float("inf"), 0.4 * LEVEL - 1, 0.6 * LEVEL - 1])
+    assert levels(given).tolist() == [0, 255, 128, 255, 0, 0, 255, 0, 1]
+    assert levels(given.bfloat16()).dtype == torch.float32

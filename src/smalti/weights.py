@@ -51,6 +51,7 @@ class Weights(NamedTuple):
 
 _TORCHVISION = "https://download.pytorch.org/models"
 _LPIPS = "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/082bb24f84c091ea94de2867d34c4544f68e0963"
+_FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 
 WEIGHTS: dict[str, Weights] = {
     "squeezenet1_1": Weights(
@@ -87,6 +88,13 @@ WEIGHTS: dict[str, Weights] = {
         sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
         about="the linear weights of LPIPS 0.1 for AlexNet (6 KB)",
         licence="BSD-2-Clause (richzhang/PerceptualSimilarity)",
+    ),
+    "inception-fid": Weights(
+        files=("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"),
+        url=f"{_FIDELITY}/weights-inception-2015-12-05-6726825d.pth",
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        about="TensorFlow's InceptionV3 of 2015-12-05, with which FID is computed (96 MB)",
+        licence="Apache-2.0 (TensorFlow; converted by mseitzer/pytorch-fid and toshas/torch-fidelity)",
     ),
 }
 

@@ -1,14 +1,21 @@
-"""Numbers that say how good pictures and codes are.
+"""Numbers that say how good pictures and codes are, and what every count over many of them has in common.
 
 Letters: B batch, C channels, H W pixels, K size of the codebook.
 """
 
 from __future__ import annotations
 
+import abc
+from collections.abc import Mapping
 from typing import final
 
 import torch
 from torch import Tensor
+
+
+def levels(images: Tensor) -> Tensor:
+    """Pictures in [-1,1], of any float type -> their 8-bit levels 0 to 255, float32, as a saved file has them; NaN is black."""
+    return ((images.float().nan_to_num(nan=-1.0).clamp(-1, 1) + 1) * 127.5).round()
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
@@ -16,13 +23,39 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
     Equal pictures give 100 dB, the value for an error of 0.0025 of one level.
     """
-    a, b = (((each.clamp(-1, 1) + 1) * 127.5).round() for each in (images, others))
-    error = (a - b).square().mean((1, 2, 3))
+    error = (levels(images) - levels(others)).square().mean((1, 2, 3))
     return 10 * torch.log10(255**2 / error.clamp(min=255**2 * 1e-10))
 
 
+class Accumulator(abc.ABC):
+    """What is counted over pictures as they come by, in batches of any size, in any order, on any number of processes.
+
+    Each picture is counted once: a sampler that repeats pictures, to make all processes' shares equal, changes the result.
+    """
+
+    @abc.abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """All that was counted so far; the shapes depend on the settings alone, so that the tensors can be all-gathered."""
+
+    @abc.abstractmethod
+    def merge_state(self, state: Mapping[str, Tensor]) -> None:
+        """Count also what another one of the same settings has counted; `state` is the other's."""
+
+    def merge(self, other: Accumulator) -> None:
+        """Count also what `other`, of the same kind and settings, has counted."""
+        self.merge_state(other.state())
+
+    def merge_gathered(self, states: Mapping[str, Tensor]) -> None:
+        """Count also what many have counted: their states stacked along a new first dimension, as all-gather gives them.
+
+        The states include this process's own, so this is called on a fresh accumulator.
+        """
+        for process in range(len(next(iter(states.values())))):
+            self.merge_state({name: tensor[process] for name, tensor in states.items()})
+
+
 @final
-class CodeUse:
+class CodeUse(Accumulator):
     """Counts codes as they come by, and says how much of the codebook they use."""
 
     def __init__(self, size: int) -> None:
@@ -31,6 +64,12 @@ class CodeUse:
     def add(self, codes: Tensor) -> None:
         """Codes of any shape, int64 in [0,K)."""
         self.counts += torch.bincount(codes.detach().flatten().cpu(), minlength=len(self.counts))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"counts": self.counts.clone()}
+
+    def merge_state(self, state: Mapping[str, Tensor]) -> None:
+        self.counts += state["counts"].cpu()
 
     @property
     def in_use(self) -> float:

@@ -1,0 +1,20 @@
+"""Options of the test run."""
+
+from __future__ import annotations
+
+import pytest
+
+import golden
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-required", action="store_true", help="fail where the original's numbers are not on this machine"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--golden-required") and not golden.COMPLETE:
+        raise pytest.UsageError(
+            f"the original's numbers are not in {golden.NAMED}; set SMALTI_GOLDEN to the folder that holds them"
+        )

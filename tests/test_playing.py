@@ -1,0 +1,196 @@
+"""The plays of stage 1: the original's two turns against a slow copy of them, and what all plays have in common."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smalti.losses.adversarial import LeCam
+from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
+from smalti.losses.objective import ObjectiveSettings, ReconstructionLoss
+from smalti.settings import parse
+from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
+from smalti.training.config import OptimiserSettings
+from smalti.training.optimiser import build_optimiser
+from smalti.training.playing import PLAYS, Played, Players, Strength, alone, alternating, joint, play_of
+
+SIDE = 16
+QUANTIZER = {"size": 16, "dimension": 8, "normalised": False, "beta_on": "codebook", "kmeans": 0, "restart_below": 0.0}
+
+
+class Game:
+    """A tokenizer, a discriminator with BatchNorm and their optimisers, in double precision, from one seed."""
+
+    def __init__(self, **adversarial: Any) -> None:
+        torch.manual_seed(0)
+        # 24 channels have 8 groups of norms: were a channel a group of its own, biases before it would move by rounding alone.
+        pyramid = {"width": 24, "multipliers": [1, 1], "blocks": 1, "latent_channels": 8, "zero_residuals": False}
+        model = parse(VQGANSettings, {"pyramid": pyramid, "quantizer": QUANTIZER}, where="test")
+        self.settings = parse(
+            ObjectiveSettings,
+            {"perceptual": "none", "codebook_weight": 0.7, "adversarial": {"weight": 0.8, "lecam": 0.0, **adversarial}},
+            where="test",
+        )
+        self.tokenizer = VQGAN(model).double()
+        self.judge = PatchDiscriminator(PatchSettings(width=8, layers=1, norm="batch")).double()
+        self.score = ReconstructionLoss(self.settings)
+        options = OptimiserSettings(rate=1e-3, betas=(0.5, 0.9))
+        self.optimisers = [
+            build_optimiser([{"params": list(module.parameters())}], options) for module in (self.tokenizer, self.judge)
+        ]
+        self.images = torch.rand(2, 3, SIDE, SIDE, dtype=torch.float64) * 2 - 1
+        self.moved: list[str] = []
+
+    def players(self) -> Players:
+        def mover(place: int) -> Callable[[], Tensor]:
+            def step() -> Tensor:
+                self.moved.append(("generator", "judge")[place])
+                self.optimisers[place].step()
+                self.optimisers[place].zero_grad()
+                return torch.zeros(())
+
+            return step
+
+        return Players(
+            generate=self.generate,
+            judge=self.judge,
+            score=self.score,
+            last_layer=self.tokenizer.decoder.last_layer,
+            settings=self.settings,
+            backward=torch.autograd.backward,
+            move_generator=mover(0),
+            move_judge=mover(1),
+        )
+
+    def generate(self, images: Tensor, quantize: Callable[[Tensor], Any]) -> Any:
+        features = self.tokenizer.features(images)
+        quantized = quantize(features)
+        return features, quantized, self.tokenizer.decode(quantized.latents)
+
+    def play(self, strength: Strength) -> Played:
+        quantize = self.tokenizer.quantizer.at(0, length=1)
+        return play_of(self.settings)(
+            self.players(), self.images, quantize=quantize, strength=strength, anchors=LeCam.start()
+        )
+
+    def slowly(self, factor: float) -> dict[str, float]:
+        """One batch of the original, in its own order: three backward passes, two forward passes (spec 3.1 and 3.5)."""
+        reconstructions, quantized = self.tokenizer(self.images)
+        nll = (self.images - reconstructions).abs().mean()
+        generator = -self.judge(reconstructions).mean()
+        last = self.tokenizer.decoder.last_layer
+        toward_data, toward_real = (
+            torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (nll, generator)
+        )
+        weight = (toward_data / (toward_real + 1e-4)).clamp(0, 1e4).detach() * 0.8
+        total = nll + weight * factor * generator + 0.7 * quantized.loss
+        self.judge.requires_grad_(False)
+        torch.autograd.backward(total)
+        self.judge.requires_grad_(True)
+        self.optimisers[0].step()
+        self.optimisers[0].zero_grad()
+        with torch.no_grad():
+            reconstructions, _ = self.tokenizer(self.images)
+        real, fake = self.judge(self.images), self.judge(reconstructions)
+        judged = factor * 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        torch.autograd.backward(judged)
+        self.optimisers[1].step()
+        self.optimisers[1].zero_grad()
+        logged = {"total": total, "full_weight": weight, "generator": generator, "discriminator": judged}
+        return {name: value.item() for name, value in logged.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        both = nn.ModuleDict({"tokenizer": self.tokenizer, "judge": self.judge}).state_dict()
+        return {name: value.clone() for name, value in both.items() if not name.endswith("quantizer.use")}
+
+
+def test_the_alternating_play_is_the_original_step_for_step() -> None:
+    """Four batches, the first two before the discriminator counts."""
+    ours, slow = Game(play="alternating"), Game()
+    for factor in (0.0, 0.0, 1.0, 1.0):
+        played = ours.play(Strength(factor, factor))
+        expected = slow.slowly(factor)
+        found = {name: float(played.values[name]) for name in expected}
+        assert found == pytest.approx(expected, rel=1e-10, abs=1e-14)
+        assert float(played.values["adaptive_weight"]) == pytest.approx(factor * expected["full_weight"], rel=1e-10)
+    assert ours.moved == ["generator", "judge"] * 4
+    a, b = ours.state(), slow.state()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_before_the_start_the_weights_stay_and_the_count_of_steps_does_not() -> None:
+    game = Game(play="alternating")
+    before = copy.deepcopy(game.judge.state_dict())
+    game.play(Strength(0.0, 0.0))
+    for name, value in game.judge.state_dict().items():
+        assert value.equal(before[name]) == ("running" not in name and "num_batches" not in name), name
+    (state,) = {int(each["step"]) for each in game.optimisers[1].state.values()}
+    assert state == 1
+    (counted,) = [int(value) for name, value in game.judge.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert counted == 3  # the generator's fakes, then pictures and fakes
+
+
+@pytest.mark.parametrize("play", sorted(PLAYS))
+def test_every_play_has_one_signature_and_records_the_same(play: str) -> None:
+    game = Game(play=play)
+    played = game.play(Strength(0.5, 1.0))
+    terms = {"reconstruction", "pixel", "codebook", "generator", "adaptive_weight", "discriminator", "real_logits"}
+    assert terms | {"fake_logits", "lecam", "gradient_norm", "discriminator_gradient_norm"} <= played.values.keys()
+    assert played.features.shape == (2, 8, SIDE // 2, SIDE // 2)
+    assert not played.features.requires_grad
+    assert played.codes.shape == (2, SIDE // 2, SIDE // 2)
+    assert played.anchors.updates == 1
+    assert sorted(game.moved) == ["generator", "judge"]
+    assert all(value.dtype in (torch.float64, torch.float32) and value.ndim == 0 for value in played.values.values())
+    assert played.values["reconstruction"].dtype == torch.float64
+    assert not any(value.requires_grad for value in played.values.values())
+
+
+def test_the_joint_play_judges_what_was_made_before_the_step() -> None:
+    """The discriminator's loss is that of the logits that the generator heard."""
+    found = Game(play="joint").play(Strength(1.0, 1.0)).values
+    assert float(found["fake_logits"]) == pytest.approx(-float(found["generator"]), rel=1e-12)
+    later = Game(play="alternating").play(Strength(1.0, 1.0)).values
+    assert float(later["fake_logits"]) != pytest.approx(-float(later["generator"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("play", sorted(PLAYS))
+def test_a_late_discriminator_does_not_move(play: str) -> None:
+    game = Game(play=play)
+    before = [weight.clone() for weight in game.judge.parameters()]
+    values = game.play(Strength(0.0, 0.0)).values
+    assert all(weight.equal(old) for weight, old in zip(game.judge.parameters(), before, strict=True))
+    assert float(values["discriminator"]) == 0.0
+    game.play(Strength(0.0, 1.0))
+    assert not all(weight.equal(old) for weight, old in zip(game.judge.parameters(), before, strict=True))
+
+
+def test_a_judge_without_a_finite_word_does_no_harm_before_it_counts() -> None:
+    """In the original 0 times infinity would end the training."""
+    game = Game(play="alternating")
+    with torch.no_grad():
+        next(game.judge.parameters()).fill_(torch.inf)
+    game.play(Strength(0.0, 0.0))
+    assert all(weight.isfinite().all() for weight in game.tokenizer.parameters())
+
+
+def test_no_weight_no_game() -> None:
+    game = Game(weight=0.0)
+    assert play_of(game.settings) is alone
+    assert set(game.play(Strength(1.0, 1.0)).values) == {"reconstruction", "pixel", "codebook", "gradient_norm"}
+    assert game.moved == ["generator"]
+    assert play_of(Game(play="joint").settings) is joint
+    assert play_of(Game(play="alternating").settings) is alternating
+
+
+def test_nothing_narrows_double_precision() -> None:
+    game = Game(play="alternating", lecam=0.1)
+    values = game.play(Strength(1.0, 1.0)).values
+    assert {values[name].dtype for name in ("total", "generator", "discriminator", "lecam")} == {torch.float64}
