@@ -132,13 +132,16 @@ def test_likelihoods_can_be_learned_after_inference_mode(name: Order) -> None:
     nats(trained, prefix, codes).mean().backward()  # type: ignore[no-untyped-call]
 
 
-def test_rotations_follow_the_order() -> None:
-    raster, curved = prior("transformer"), prior("transformer", order="z_curve")
+@pytest.mark.parametrize("name", ["z_curve", "spiral_out"])
+@pytest.mark.parametrize("prefix", [1, 20])
+def test_rotations_follow_the_order(name: Order, prefix: int) -> None:
+    raster, other = prior("transformer", prefix=prefix), prior("transformer", prefix=prefix, order=name)
     assert isinstance(raster, Transformer)
-    assert isinstance(curved, Transformer)
-    for straight, turned in zip(raster.rotation(0, 17, 4), curved.rotation(0, 17, 4), strict=True):
-        assert torch.equal(straight[:1], turned[:1])
-        assert torch.equal(straight[1:][VISITS["z_curve"]], turned[1:])
+    assert isinstance(other, Transformer)
+    for straight, turned in zip(raster.rotation(0, prefix + 16, 4), other.rotation(0, prefix + 16, 4), strict=True):
+        assert torch.equal(straight[:prefix], straight[prefix].expand(prefix, -1)), "a prefix code is turned"
+        assert torch.equal(turned[:prefix], straight[:prefix])
+        assert torch.equal(turned[prefix:], straight[prefix:][VISITS[name]])
 
 
 @examples(max_examples=10)

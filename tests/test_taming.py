@@ -23,7 +23,7 @@ from smalti.conditions.given import Given, GivenSettings
 from smalti.conditions.labels import Labels, Nothing
 from smalti.conditions.maps import Maps, MapsSettings
 from smalti.errors import SmaltiError
-from smalti.pipeline import Pipeline, read_models, save_models
+from smalti.pipeline import Pipeline, load_tokenizer, read_models, save_models
 from smalti.prior import Sampler, Transformer, TransformerSettings, finished, unknown
 from smalti.prior.gpt import GPT, GPTSettings
 from smalti.settings import parse
@@ -417,3 +417,14 @@ def test_sampling_a_run_folder_of_theirs(tmp_path: Path) -> None:
         pipe.sample(1)
     with pytest.raises(SmaltiError, match=r"this model takes 'label', segmentation = tensor.* was given; leave it out"):
         pipe.sample(1, segmentation=torch.zeros(8, 8))
+
+
+def test_their_tokenizers_serve_our_commands(tmp_path: Path) -> None:
+    """What takes a tokenizer takes a checkpoint of theirs as it is."""
+    made = tokenizer()
+    run = written(tmp_path / "run", made)
+    made.save_pretrained(tmp_path / "ours", about={})
+    for path in (run, run / "checkpoints" / "last.ckpt", tmp_path / "ours"):
+        assert load_tokenizer(path).fingerprint() == made.fingerprint()
+    with pytest.raises(SmaltiError, match="there is no model folder"):
+        load_tokenizer(tmp_path / "nowhere")

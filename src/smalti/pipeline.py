@@ -100,12 +100,17 @@ class Pipeline:
         return cls(tokenizer, prior, condition)
 
     def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any]) -> None:
-        """Write the folders `tokenizer` and `prior` into `folder`, which must not exist yet; `about` is kept in both."""
+        """Write the folders `tokenizer` and `prior` into `folder`, which must not exist yet.
+
+        `about` is kept beside the tokenizer's settings, what it holds under the key "prior" beside the prior's.
+        """
         assert isinstance(self.prior, Transformer | GPT), "a prior of a kind that is in PRIORS"
         with folder_written_atomically(Path(folder)) as temporary:
             fingerprint = self.tokenizer.fingerprint()
-            self.tokenizer.save_pretrained(temporary / "tokenizer", about={**about, "fingerprint": fingerprint})
-            save_prior(self.prior, self.condition, temporary / "prior", fingerprint=fingerprint, about=about)
+            facts = {key: value for key, value in about.items() if key != "prior"}
+            self.tokenizer.save_pretrained(temporary / "tokenizer", about={**facts, "fingerprint": fingerprint})
+            facts = about.get("prior", {})
+            save_prior(self.prior, self.condition, temporary / "prior", fingerprint=fingerprint, about=facts)
 
     def to(self, device: torch.device | str) -> Pipeline:
         """Move all networks; returns the pipeline itself."""
@@ -286,12 +291,29 @@ def read_models(path: Path) -> Imported:
     """
     if (path / "tokenizer").is_dir() and (path / "prior").is_dir():
         whole = Pipeline.from_pretrained(path)
-        about = find_model(path / "tokenizer", kind="tokenizer").about
+        about = {
+            **find_model(path / "tokenizer", kind="tokenizer").about,
+            "prior": find_model(path / "prior", kind="prior").about,
+        }
         return Imported("smalti", whole.tokenizer, whole.prior, whole.condition, about)
     if not is_ours(path):
         return read_foreign(path)
     tokenizer = VQGAN.from_pretrained(path)
     return Imported("smalti", tokenizer, None, None, find_model(path, kind="tokenizer").about)
+
+
+def load_tokenizer(name: str | Path) -> VQGAN:
+    """A model or run folder of ours, a Hub id, or a checkpoint of a foreign format -> its tokenizer, on the CPU.
+
+    Raises `SmaltiError` when there is none, and for damage.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() or is_ours(path):
+        return VQGAN.from_pretrained(name)
+    tokenizer = read_models(path).tokenizer
+    if tokenizer is None:
+        raise SmaltiError(f"{path} holds a prior alone; a tokenizer is needed here")
+    return tokenizer
 
 
 def save_models(models: Imported, folder: Path) -> None:

@@ -147,7 +147,9 @@ def complete(
 
 
 def reconstruct(
-    tokenizer: Annotated[Path, typer.Argument(help="A tokenizer: model folder, run folder or Hub id.")],
+    tokenizer: Annotated[
+        Path, typer.Argument(help="A tokenizer: model folder, run folder, Hub id, or a checkpoint of another program.")
+    ],
     images: Annotated[Path, typer.Argument(help="A picture, a folder, a .txt list of paths, or a .zip file.")],
     out: Out,
     size: Annotated[
@@ -162,9 +164,9 @@ def reconstruct(
     from smalti.devices import pick_device
     from smalti.evaluation.metrics import CodeUse, psnr
     from smalti.images import DamagedImage, center_crop, read_image, resize_to_cover, save_png, to_tensor
-    from smalti.tokenizer.vqgan import VQGAN
+    from smalti.pipeline import load_tokenizer
 
-    model = VQGAN.from_pretrained(tokenizer).to(pick_device(device))
+    model = load_tokenizer(tokenizer).to(pick_device(device))
     channels, f, wanted = model.settings.pyramid.channels, model.factor, size_option(size)
     place = next(model.parameters()).device
     single = images.is_file() and images.suffix.lower() not in (".txt", ".zip")

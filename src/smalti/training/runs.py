@@ -16,8 +16,8 @@ from smalti.data.sources import open_source
 from smalti.devices import pick_device
 from smalti.errors import SmaltiError
 from smalti.losses.pixel import LABEL_LOSSES
+from smalti.pipeline import load_tokenizer
 from smalti.settings import as_mapping
-from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
 from smalti.training.folder import RunFolder
 from smalti.training.loop import Stage, fit, launch
@@ -67,7 +67,7 @@ def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: Pri
     else, and when it is asked to stop.
     """
     _check_condition(settings)
-    model = VQGAN.from_pretrained(tokenizer)
+    model = load_tokenizer(tokenizer)
     shards.check_fingerprint(model.fingerprint())
     condition = condition_of(shards, settings.condition)
     if settings.drop_condition and condition.size and settings.network.name == "gpt":
@@ -142,7 +142,7 @@ def encode_pictures(
 
     Raises `SmaltiError` for data without pictures, a tokenizer that is none, and a folder that holds other things.
     """
-    model = VQGAN.from_pretrained(tokenizer).to(pick_device(device))
+    model = load_tokenizer(tokenizer).to(pick_device(device))
     source = open_source(data)
     channels = model.settings.pyramid.channels
     training, validation = crops(source, settings.pictures, channels=channels, seed=seed)
