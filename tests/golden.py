@@ -19,6 +19,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from smalti.conditions.coordinates import Coordinates
+from smalti.conditions.given import Given
+from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.maps import Maps
+from smalti.pipeline import Pipeline
+
 _HERE = Path(__file__).resolve().parent
 NAMED = Path(os.environ.get("SMALTI_GOLDEN", _HERE.parents[1] / "shared" / "golden"))
 COMPLETE = NAMED.is_dir()
@@ -105,3 +111,19 @@ def random_vgg(seed: int) -> dict[str, Tensor]:
         tensors[f"features.{place}.weight"] = torch.from_numpy(weight.astype(np.float32))
         tensors[f"features.{place}.bias"] = torch.from_numpy(bias.astype(np.float32))
     return tensors
+
+
+def prefix_of(pipeline: Pipeline, given: Tensor, count: int) -> Tensor:
+    """What the original was given -> prefix codes, through what a user of ours would give."""
+    condition = pipeline.condition
+    if isinstance(condition, Nothing):
+        return pipeline.prior.null_prefix(count)
+    if isinstance(condition, Labels):
+        return condition.encode([str(int(label)) for label in given])
+    if isinstance(condition, Coordinates):
+        return condition.codes(given.float()).flatten(1)
+    if isinstance(condition, Maps):
+        segmentation = condition.settings.kind == "segmentation"
+        return condition.encode(list(given.argmax(1)) if segmentation else list(given.float()))
+    assert isinstance(condition, Given)
+    return condition.encode(list(given))

@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from golden import Golden, fixtures
+from golden import Golden, fixtures, prefix_of
 from smalti.checkpoints.taming import read_net2net
 from smalti.checkpoints.taming_parts import ORDERS, Part
 from smalti.conditions.base import crops
 from smalti.conditions.coordinates import Coordinates
-from smalti.conditions.given import Given
-from smalti.conditions.labels import Labels, Nothing
 from smalti.conditions.layout_codes import Annotation, Box, LayoutSettings
 from smalti.conditions.layouts import Layout
 from smalti.conditions.maps import Maps
@@ -34,22 +31,6 @@ def pipeline_of(golden: Golden, **changed: Any) -> Pipeline:
     assert imported.prior is not None
     assert imported.condition is not None
     return Pipeline(imported.tokenizer, imported.prior, imported.condition)
-
-
-def prefix_of(pipeline: Pipeline, given: Tensor, count: int) -> Tensor:
-    """What the original was given -> prefix codes, through what a user of ours would give."""
-    condition = pipeline.condition
-    if isinstance(condition, Nothing):
-        return pipeline.prior.null_prefix(count)
-    if isinstance(condition, Labels):
-        return condition.encode([str(int(label)) for label in given])
-    if isinstance(condition, Coordinates):
-        return condition.codes(given.float()).flatten(1)
-    if isinstance(condition, Maps):
-        segmentation = condition.settings.kind == "segmentation"
-        return condition.encode(list(given.argmax(1)) if segmentation else list(given.float()))
-    assert isinstance(condition, Given)
-    return condition.encode(list(given))
 
 
 @pytest.mark.parametrize(
@@ -120,12 +101,14 @@ def test_cached_greedy_samples(path: Path) -> None:
     golden.check("out.swp.decoded", pipeline.tokenizer.decode_codes(laid))
 
 
-def _windowed(pipeline: Pipeline, window: int) -> Pipeline:
-    """The pipeline with a prior whose window is another than the first stage's pictures."""
-    prior = pipeline.prior
-    assert isinstance(prior, GPT)
-    assert prior.grid == (window, window), "the window follows from the transformer's positions"
-    return pipeline
+def _made_for(golden: Golden) -> dict[str, Any]:
+    """The first stage as if it had been made for pictures of the window's size, which its settings need not tell."""
+    first = golden.facts["params"]["first_stage_config"]
+    ddconfig = dict(first["params"]["ddconfig"])
+    side = golden.facts["window"] * 2 ** (len(ddconfig["ch_mult"]) - 1)
+    attention = [nominal * side // ddconfig["resolution"] for nominal in ddconfig["attn_resolutions"]]
+    ddconfig |= {"resolution": side, "attn_resolutions": attention}
+    return {**first, "params": {**first["params"], "ddconfig": ddconfig}}
 
 
 @pytest.mark.parametrize("path", fixtures("11_sliding"))
@@ -133,7 +116,8 @@ def test_sliding_windows_with_the_whole_model(path: Path) -> None:
     golden = Golden.read(path)
     if "out.image" not in golden:
         pytest.skip("this case keeps the transformer's weights alone; see test_golden_prior.py")
-    pipeline = _windowed(pipeline_of(golden), golden.facts["window"])
+    pipeline = pipeline_of(golden, first_stage_config=_made_for(golden))
+    assert pipeline.prior.grid == (golden.facts["window"],) * 2
     images, given = golden["in.x"].float(), golden["in.c"].float()
     golden.check("in.z_indices", pipeline.encode(images).flatten(1))
     condition = pipeline.condition
@@ -161,7 +145,7 @@ def test_sliding_windows_with_the_whole_model(path: Path) -> None:
 def test_layouts_larger_than_the_window(path: Path) -> None:
     golden = Golden.read(path)
     facts = golden.facts
-    builder, window = facts["builder_config"], facts["window"]
+    builder = facts["builder_config"]
     settings = LayoutSettings(
         classes=tuple(f"class {number}" for number in range(builder["no_object_classes"])),
         most=builder["no_max_objects"],
@@ -171,14 +155,7 @@ def test_layouts_larger_than_the_window(path: Path) -> None:
         group=builder["use_group_parameter"],
         flags=builder["use_additional_parameters"],
     )
-    # The first stage was made for other pictures than the window, which the checkpoint's settings do not tell.
-    first = facts["params"]["first_stage_config"]
-    factor = 2 ** (len(first["params"]["ddconfig"]["ch_mult"]) - 1)
-    ddconfig = dict(first["params"]["ddconfig"])
-    attention = [side * window * factor // ddconfig["resolution"] for side in ddconfig["attn_resolutions"]]
-    ddconfig |= {"resolution": window * factor, "attn_resolutions": attention}
-    stage = {**first, "params": {**first["params"], "ddconfig": ddconfig}}
-    pipeline = pipeline_of(golden, first_stage_config=stage)
+    pipeline = pipeline_of(golden, first_stage_config=_made_for(golden))
     assert pipeline.condition.length == settings.length
     layout = [Annotation(one["category_no"], Box(*one["bbox"])) for one in facts["annotations"]]
     scene = Pipeline(pipeline.tokenizer, pipeline.prior, Layout(settings))

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from golden import FOLDER, Golden
+from golden import FOLDER, Golden, prefix_of
 from smalti.checkpoints.formats import FORMATS, read_foreign
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.taming import find
 from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
 from smalti.pipeline import Pipeline
-from smalti.prior import Sampler, finished, nats, unknown
+from smalti.prior import Sampler, finished, nats, sample, unknown
 from smalti.tokenizer.quantizers import Gumbel
 
 pytestmark = pytest.mark.golden
@@ -82,14 +82,12 @@ def test_pipelines_on_run_folders(name: str) -> None:
     golden, run = of(name)
     pipeline = Pipeline.from_pretrained(run)
     assert list(pipeline.prior.grid) == golden.facts["latent_grid"]
-    images, given = golden["in.x"].float(), golden["in.c"]
+    images = golden["in.x"].float()
     codes = pipeline.encode(images)
     golden.check("out.z_indices", codes.flatten(1))
     golden.check("out.quant_z", pipeline.tokenizer.encode(images).latents)
     golden.check("out.decoded", pipeline.tokenizer.decode_codes(codes))
-    # What a user gives: a label's name, or labels of pixels where the original takes one-hot maps.
-    values = [str(int(one)) for one in given] if given.dim() == 1 else list(given.argmax(1))
-    prefix = pipeline.condition.encode(values)
+    prefix = prefix_of(pipeline, golden.tensors.get("in.c", images), len(images))
     golden.check("out.c_indices", prefix)
     prior = pipeline.prior.requires_grad_(True)
     logits = prior(prior.join(prefix, codes.flatten(1)[:, :-1]))[:, prefix.shape[1] - 1 :]
@@ -101,8 +99,8 @@ def test_pipelines_on_run_folders(name: str) -> None:
         gradient = prior.get_parameter(place).grad
         assert gradient is not None
         golden.check(f"out.grad.transformer.{key}", gradient)
-    known, seeds = unknown(len(values), pipeline.prior.grid), torch.arange(len(values))
-    laid = finished(pipeline.lay(values, known, sampler=Sampler(temperature=0.0), seeds=seeds))
+    grid, known, seeds = prior.grid, unknown(len(images), prior.grid), torch.arange(len(images))
+    laid = finished(sample(prior, prefix, grid, sampler=Sampler(temperature=0.0), seeds=seeds, known=known))
     golden.check("out.sample_full_greedy", laid.flatten(1))
 
 

@@ -127,22 +127,19 @@ class Turn:
         self.gradients: dict[str, Tensor] = {}
         self.images = golden["in.x"].to(dtype)
         self.score = ReconstructionLoss(settings).to(dtype)
+        named = dict(self.tokenizer.named_parameters())
+        pairs = tokenizer_names(self.tokenizer).pairs
+        generated = {theirs: named[ours] for ours, (theirs, _) in pairs.items() if ours in named}
+        judged = {f"loss.discriminator.{name}": weight for name, weight in self.judge.named_parameters()}
         self.players = Players(
             generate=self.generate,
             judge=self.judge,
             score=self.score,
             last_layer=self.tokenizer.decoder.last_layer,
             settings=settings,
-            backward=Tensor.backward,
-            move_generator=lambda: self.moved(
-                {
-                    theirs: dict(self.tokenizer.named_parameters())[ours]
-                    for ours, (theirs, _) in tokenizer_names(self.tokenizer).pairs.items()
-                }
-            ),
-            move_judge=lambda: self.moved(
-                {f"loss.discriminator.{name}": weight for name, weight in self.judge.named_parameters()}
-            ),
+            backward=torch.autograd.backward,
+            move_generator=lambda: self.moved(generated),
+            move_judge=lambda: self.moved(judged),
         )
 
     def generate(self, images: Tensor, quantize: Callable[[Tensor], Any]) -> Any:

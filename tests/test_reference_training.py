@@ -276,6 +276,17 @@ def test_the_quantizer_is_told_how_far_the_training_is(folder: Path, monkeypatch
     assert told == [(8, 24)]
 
 
+def test_each_network_has_its_own_optimiser(folder: Path) -> None:
+    judged = ["discriminator_optimiser.rate=0.02", "discriminator_optimiser.weight_decay=0.3"]
+    stage = stage_of(folder, "optimiser.rate=0.01", *judged)
+    step(stage, 0)
+    groups = [optimiser.param_groups[0] for optimiser in (stage.optimiser, stage.judge_optimiser)]
+    assert [(group["lr"], group["betas"], group["weight_decay"]) for group in groups] == [
+        (0.01, (0.9, 0.99), 0.0),
+        (0.02, (0.5, 0.9), 0.3),  # the discriminator's decay once was the tokenizer's
+    ]
+
+
 def test_validation_is_without_the_noise_of_training(folder: Path) -> None:
     """A perceptual term with dropout is still while validating, and noisy again afterwards; so is what is trained."""
     stage = stage_of(folder)

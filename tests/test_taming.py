@@ -16,7 +16,7 @@ from smalti.checkpoints import taming, taming_writing
 from smalti.checkpoints.base import Imported
 from smalti.checkpoints.formats import FORMATS, read_foreign
 from smalti.checkpoints.pickles import read_tensors
-from smalti.checkpoints.taming_parts import ORDERS, TOKENIZERS
+from smalti.checkpoints.taming_parts import ORDERS, TOKENIZERS, tokenizer_names
 from smalti.conditions.base import Condition
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
 from smalti.conditions.given import Given, GivenSettings
@@ -428,3 +428,16 @@ def test_their_tokenizers_serve_our_commands(tmp_path: Path) -> None:
         assert load_tokenizer(path).fingerprint() == made.fingerprint()
     with pytest.raises(SmaltiError, match="there is no model folder"):
         load_tokenizer(tmp_path / "nowhere")
+
+
+def test_the_papers_tokenizer_has_the_originals_names() -> None:
+    """29,298,176 and 42,449,795 weights in the two halves, and 343 names."""
+    paper = {"width": 128, "multipliers": [1, 1, 2, 2, 4], "blocks": 2, "attention": [4], "latent_channels": 256}
+    plain = {"pyramid": {**paper, "zero_residuals": False}, "quantizer": {"size": 1024, "dimension": 256, **REFERENCE}}
+    with torch.device("meta"):
+        made = VQGAN(parse(VQGANSettings, plain, where="test"))
+    halves = [sum(weight.numel() for weight in half.parameters()) for half in (made.encoder, made.decoder)]
+    assert halves == [29_298_176, 42_449_795]
+    names = [theirs for theirs, _ in tokenizer_names(made).pairs.values()]
+    assert len(names) == 343
+    assert {"encoder.down.2.block.0.nin_shortcut.weight", "decoder.up.4.attn.2.proj_out.bias"} < set(names)

@@ -1,1 +1,2 @@
-"""Training of both stages: `config` says with what, `tokenizer` and `prior` what a step is, `loop` runs, `folder` keeps."""
+"""Training of both stages: `config` says with what, `tokenizer` and `prior` what a step is, `playing` and `networks` of what
+kinds, `loop` runs, `folder` keeps."""
