@@ -95,7 +95,7 @@ def test_a_code_has_the_position_of_its_row_and_column_in_the_whole_window(grid:
     torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
-@examples(deadline=None, max_examples=40)
+@examples(max_examples=40)
 @given(st.integers(0, 5), st.integers(1, 5), st.integers(0, 7))
 def test_attention_is_the_plain_formula(before: int, new: int, unmasked: int) -> None:
     """Softmax of scores over the root of d, with the mask written out (arXiv 1706.03762, equation 1)."""

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
@@ -163,7 +162,6 @@ def test_the_loss_lies_between_0_and_the_logarithm_of_the_size() -> None:
 # --- the temperature over a training --------------------------------------------------------------------------------
 
 
-@examples(deadline=None)
 @given(
     start=st.floats(0.01, 2),
     peak=st.floats(0.01, 2),

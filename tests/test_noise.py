@@ -31,14 +31,14 @@ def test_the_published_numbers(counter: str, key: str, answer: str) -> None:
     assert reference.philox(words(counter), words(key)) == words(answer)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(WORD, WORD, WORD, WORD, WORD, WORD), min_size=1, max_size=5))
 def test_a_tensor_of_counters_is_each_counter_alone(cases: list[tuple[int, ...]]) -> None:
     table = torch.tensor(cases).T
     assert philox(table[:4], table[4:]).T.tolist() == [reference.philox(case[:4], case[4:]) for case in cases]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 9))
 def test_noise_is_the_slow_truth(seed: int, row: int, column: int, size: int) -> None:
     noise = gumbel(torch.tensor([seed]), size, rows=torch.tensor([row]), columns=torch.tensor([column]))

@@ -96,7 +96,6 @@ def test_ties_at_the_threshold_of_top_k_are_kept() -> None:
     assert kept.tolist() == [[True, False, True, True, False]]
 
 
-@examples(deadline=None)
 @given(
     st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=12, unique=True),
     st.integers(0, 14),
@@ -177,7 +176,7 @@ def test_a_gpt_lays_what_the_slow_loop_lays(name: str, grid: tuple[int, int]) ->
 
 @pytest.mark.parametrize("build", [small, small_gpt])
 @pytest.mark.parametrize("order", ORDERS)
-@examples(deadline=None, max_examples=2)
+@examples(max_examples=2)
 @given(number=st.integers(0, 2**31))
 def test_every_order_is_laid_as_the_slow_loop_does(build: Callable[..., Prior], order: str, number: int) -> None:
     prior, generator = build(order=order, grid=(3, 4)), torch.Generator().manual_seed(number)
@@ -246,7 +245,7 @@ def test_laying_goes_on_as_if_it_had_not_stopped(grid: tuple[int, int], places: 
     assert torch.equal(laid(prior, known), whole)
 
 
-@examples(deadline=None, max_examples=5)
+@examples(max_examples=5)
 @given(st.integers(0, 2**31), st.sampled_from([(4, 4), (5, 5)]))
 def test_known_codes_stay_and_are_heeded(number: int, grid: tuple[int, int]) -> None:
     prior, generator = small(), torch.Generator().manual_seed(number)
@@ -308,7 +307,7 @@ def test_a_prefix_can_follow_the_window() -> None:
     assert not torch.equal(codes, laid(prior, known))
 
 
-@examples(deadline=None, max_examples=6)
+@examples(max_examples=6)
 @given(
     st.sampled_from([small, small_gpt]),
     st.tuples(st.integers(1, 5), st.integers(1, 5)),
