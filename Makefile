@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Several processes of one thread each; a file's tests stay together, for they share what they have trained.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test check check-golden check-slow lint clean
 
@@ -11,16 +13,16 @@ demo: $(READY)
 	$(BIN)/smalti demo --out runs/demo
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: test check-golden check-slow
 
 # The original's numbers, in the folder that SMALTI_GOLDEN names (default ../shared/golden): none may be missing.
 check-golden: $(READY)
-	$(BIN)/python -m pytest -m golden -rs --golden-required
+	$(PYTEST) -m golden -rs --golden-required
 
 check-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow  # one after the other: kills and packages that take all cores
 
 lint: $(READY)
 	$(BIN)/ruff format --check src tests
