@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import final
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from smalti.evaluation.features import (
     SCORES,
     FeatureNetwork,
     InceptionFeatures,
+    Seen,
     SqueezeNetFeatures,
     feature_network,
 )
@@ -190,8 +192,8 @@ def test_squeezenet_sees_the_means_and_places_of_its_last_map(small: SqueezeNetF
 
 
 def test_squeezenet_antialiases() -> None:
-    """Stripes of single pixels, four times too fine for the network, are gray to it; TensorFlow's resize skips them."""
-    stripes = torch.tensor([0, 0, 255, 255], dtype=torch.uint8).repeat(224).expand(1, 3, 224, -1)
+    """Stripes of two pixels, where the network sees one in four, are gray to it; without antialiasing all would be black."""
+    stripes = torch.tensor([255, 0, 0, 255], dtype=torch.uint8).repeat(224).expand(1, 3, 224, -1)
     network = SqueezeNetFeatures()
     shake(network)
     gray = torch.full((1, 3, 224, 224), 128, dtype=torch.uint8)
@@ -210,19 +212,44 @@ def test_all_forms_of_a_picture_are_seen_alike(small: SqueezeNetFeatures) -> Non
     assert not small(255 - levels).features.allclose(expected)
 
 
-def test_autocast_and_the_callers_precision_change_nothing(small: SqueezeNetFeatures) -> None:
-    images = noise(1, 3, 24, 24)
-    expected = small(images).features
-    before = torch.get_float32_matmul_precision()
+@final
+class Probe(FeatureNetwork):
+    """Sees nothing, and notes the precision that it would compute in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[object] = []
+
+    def see(self, images: Tensor) -> Seen:
+        self.notes += [
+            torch.backends.cudnn.allow_tf32,
+            torch.get_float32_matmul_precision(),
+            torch.is_autocast_enabled("cpu"),
+        ]
+        return Seen(images, images, images)
+
+
+def test_the_callers_precision_is_not_that_of_scores() -> None:
+    probe = Probe()
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = True
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            found = small(images).features
+            probe(noise(1, 3, 4, 4))
+        assert torch.backends.cudnn.allow_tf32
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
-        torch.set_float32_matmul_precision(before)
-    assert found.equal(expected)
-    assert torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+    assert probe.notes == [False, "highest", False]
+
+
+def test_autocast_changes_nothing(small: SqueezeNetFeatures) -> None:
+    images = noise(1, 3, 24, 24)
+    expected = small(images).features
+    with torch.autocast("cpu", torch.bfloat16):
+        assert small(images).features.equal(expected)
 
 
 def test_precision_is_the_callers_again_after_an_error(small: SqueezeNetFeatures) -> None:

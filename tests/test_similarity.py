@@ -83,6 +83,15 @@ def test_a_negative_is_the_contrary() -> None:
     assert ms_ssim(a, -a).item() == 0.0
 
 
+def test_one_inverted_scale_is_enough() -> None:
+    """Fine stripes are inverted, the wave under them, which alone is left at the coarsest scale, is not."""
+    x = torch.arange(200.0)[None, None, None].expand(1, 1, 170, 200)
+    wave, stripes = 0.5 * torch.sin(x / 30), 0.4 * torch.cos(3 * x)
+    assert ssim(wave + stripes, wave - stripes).item() < 0
+    assert ms_ssim(wave + stripes, wave - stripes).item() == 0.0
+    assert ms_ssim(wave + stripes, wave + 0.9 * stripes).item() > 0.9
+
+
 def test_even_pictures_differ_in_luminance_alone() -> None:
     """Equation 6 of the paper, by hand; the coarsest scale alone looks at luminance."""
     a, b = 60.0, 100.0

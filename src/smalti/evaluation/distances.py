@@ -150,12 +150,12 @@ class _Root(NamedTuple):
         width, rank = self.scaled.shape
         if gaussian.pictures is not None and gaussian.pictures < width:
             yield (
-                f"the {self.name} are {gaussian.pictures} pictures, fewer than the {width} features: their covariance is "
+                f"{self.name}: {gaussian.pictures} pictures are fewer than the {width} features, so their covariance is "
                 f"singular (rank {rank}) and the distance too large; compare it only with values of as many pictures"
             )
         elif rank < width:
             yield (
-                f"the covariance of the {self.name} is singular (rank {rank} of {width} features); "
+                f"{self.name}: the covariance is singular (rank {rank} of {width} features); "
                 "where it has no variance, that of the other set counts whole"
             )
 
@@ -193,7 +193,7 @@ class InceptionScore(Accumulator):
     def update(self, logits: Tensor, places: Tensor) -> None:
         """Logits (B,C) of the pictures whose places in the set are (B,) int64, in [0,N)."""
         log = logits.detach().to(self.shares.device).double().log_softmax(1)  # (B,C)
-        places = places.to(self.shares.device)
+        places = places.to(self.shares.device).contiguous()
         assert bool(((places >= 0) & (places < self.pictures)).all()), f"places outside of 0..{self.pictures - 1}"
         part = torch.searchsorted(self._ends, places, right=True)  # (B,)
         share = log.exp()
