@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli import convert, data, demo, info, sample, train
+from smalti.cli import convert, data, demo, evaluate, experiment, info, sample, train
 from smalti.cli.console import ERRORS
 from smalti.errors import SmaltiError
 from smalti.version import __version__
@@ -26,6 +26,8 @@ app.command("encode")(data.encode)
 app.command("sample")(sample.sample)
 app.command("complete")(sample.complete)
 app.command("reconstruct")(sample.reconstruct)
+app.add_typer(evaluate.app, name="evaluate")
+app.command("experiment")(experiment.experiment)
 app.command("convert")(convert.convert)
 app.command("info")(info.info)
 app.command("recipes")(info.recipes)

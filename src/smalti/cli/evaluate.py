@@ -1,0 +1,283 @@
+"""`smalti evaluate`: scores with their protocol, as a table, a JSON file and a page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from smalti.cli.console import CONSOLE, counting, size_option
+
+if TYPE_CHECKING:
+    from smalti.evaluation.measure import Measured
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure a tokenizer, a prior, or one set of pictures against another; scores carry their protocol.",
+)
+
+Data = Annotated[
+    Path, typer.Argument(help="Pictures: a folder, a .txt list of paths, a .zip file or an .npz of samples.")
+]
+Protocol = Annotated[
+    str | None, typer.Option("--protocol", help="A named protocol; `smalti evaluate protocols` lists them.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Lay a.b=value over the protocol; may be repeated. It is kept in the result."),
+]
+Size = Annotated[str | None, typer.Option(help="Scale and crop to these pixels: 64, or height x width as 64x128.")]
+HeldOut = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=0.99,
+        help="Measure the share of DATA that a training with the same share holds out; 0 measures all. By default that "
+        "of the training, where MODEL is a run that was trained on DATA.",
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for result.json, report.html and pictures.csv.")]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures at once; does not change the scores.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+
+
+@app.command("tokenizer")
+def tokenizer(
+    model: Annotated[
+        Path, typer.Argument(help="A tokenizer: model, run or pipeline folder, Hub id, or foreign checkpoint.")
+    ],
+    data: Data,
+    protocol: Protocol = None,
+    overrides: Overrides = None,
+    size: Size = None,
+    held_out: HeldOut = None,
+    out: Out = None,
+    batch: Batch = 16,
+    device: Device = "auto",
+) -> None:
+    """Reconstruct pictures, and say how much survives and how the codes are used."""
+    from smalti.devices import pick_device
+    from smalti.errors import SmaltiError
+    from smalti.evaluation.measure import measure_tokenizer
+    from smalti.evaluation.pictures import open_pictures
+    from smalti.evaluation.protocols import TOKENIZER_PROTOCOLS, choose
+
+    laid = [*_sized(size, "pictures"), *_held_out(held_out, model, data), *(overrides or [])]
+    chosen = choose(TOKENIZER_PROTOCOLS, protocol or next(iter(TOKENIZER_PROTOCOLS)), overrides=laid)
+    place, source = pick_device(device), open_pictures(data)
+    models = _read(model)
+    if models.tokenizer is None:
+        raise SmaltiError(f"{model} holds no tokenizer")
+    trained = models.about.get("size")
+    if chosen.pictures.size is None and trained is not None and not any("pictures.size" in each for each in laid):
+        chosen = choose(
+            TOKENIZER_PROTOCOLS,
+            protocol or next(iter(TOKENIZER_PROTOCOLS)),
+            overrides=[f"pictures.size={list(trained)}", *laid],
+        )
+    with counting("measuring", "pictures") as progress:
+        measured = measure_tokenizer(
+            models.tokenizer, source, protocol=chosen, device=place, progress=progress, batch=batch
+        )
+    seen = _seen_in_training(models.about, data, len(source.pictures), held_out=chosen.pictures.held_out)
+    _finish(measured, out, model={"name": _name(model), "about": models.about}, notes=seen)
+
+
+@app.command("prior")
+def prior(
+    model: Annotated[
+        Path, typer.Argument(help="A pipeline (folder with tokenizer and prior) or a foreign checkpoint of both.")
+    ],
+    data: Annotated[
+        Path, typer.Argument(help="Codes made by `smalti encode` (the held-out ones are measured), or pictures.")
+    ],
+    protocol: Protocol = None,
+    overrides: Overrides = None,
+    held_out: HeldOut = None,
+    out: Out = None,
+    batch: Batch = 16,
+    device: Device = "auto",
+) -> None:
+    """Say how likely a prior finds pictures it has not seen; with a protocol that samples, compare its own with them."""
+    from smalti.data.codes import CodeShards, open_codes
+    from smalti.devices import pick_device
+    from smalti.errors import SmaltiError
+    from smalti.evaluation.measure import measure_prior
+    from smalti.evaluation.pictures import open_pictures
+    from smalti.evaluation.protocols import PRIOR_PROTOCOLS, choose
+    from smalti.pipeline import Pipeline
+
+    codes = (data / "codes.json").is_file()
+    laid = [*([] if codes else _held_out(held_out, model / "tokenizer", data)), *(overrides or [])]
+    chosen = choose(PRIOR_PROTOCOLS, protocol or next(iter(PRIOR_PROTOCOLS)), overrides=laid)
+    place, given = pick_device(device), open_codes(data) if codes else open_pictures(data)
+    models = _read(model)
+    if models.tokenizer is None or models.prior is None or models.condition is None:
+        raise SmaltiError(
+            f"{model} holds no prior with its tokenizer; both are needed to measure the likelihood of pictures"
+        )
+    pipeline = Pipeline(models.tokenizer, models.prior, models.condition)
+    with counting("measuring", "pictures") as progress:
+        measured = measure_prior(pipeline, given, protocol=chosen, device=place, progress=progress, batch=batch)
+    count = 0 if isinstance(given, CodeShards) else len(given.pictures)
+    seen = _seen_in_training(models.about, data, count, held_out=chosen.pictures.held_out)
+    _finish(measured, out, model={"name": _name(model), "about": models.about}, notes=seen)
+
+
+@app.command("folders")
+def folders(
+    samples: Annotated[
+        Path, typer.Argument(help="The samples: a folder, a .txt list, a .zip file or an .npz of samples.")
+    ],
+    reference: Annotated[
+        Path, typer.Argument(help="What they are compared with: pictures as well, or an .npz file of statistics.")
+    ],
+    protocol: Protocol = None,
+    overrides: Overrides = None,
+    size: Size = None,
+    statistics: Annotated[
+        Path | None,
+        typer.Option(help="Keep the reference's statistics in this .npz file, and read them from it next time."),
+    ] = None,
+    out: Out = None,
+    batch: Batch = 32,
+    device: Device = "auto",
+) -> None:
+    """Compare two sets of pictures: FID, KID, precision and recall, and what else the protocol asks for."""
+    from smalti.devices import pick_device
+    from smalti.errors import SmaltiError
+    from smalti.evaluation.measure import measure_sets
+    from smalti.evaluation.pictures import open_pictures
+    from smalti.evaluation.protocols import SET_PROTOCOLS, choose
+    from smalti.evaluation.statistics import holds_statistics, read_statistics
+
+    laid = [*_sized(size, "samples"), *_sized(size, "reference"), *(overrides or [])]
+    chosen = choose(SET_PROTOCOLS, protocol or next(iter(SET_PROTOCOLS)), overrides=laid)
+    known = holds_statistics(reference)
+    if known and statistics is not None:
+        raise SmaltiError(f"{reference} holds statistics already; leave out --statistics")
+    given = read_statistics(reference) if known else open_pictures(reference)
+    place, source = pick_device(device), open_pictures(samples)
+    with counting("measuring", "pictures") as progress:
+        measured = measure_sets(
+            source, given, protocol=chosen, device=place, progress=progress, batch=batch, statistics=statistics
+        )
+    _finish(measured, out, model={}, notes=())
+
+
+@app.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(help="A result.json, or the folder it is in.")],
+    second: Annotated[Path, typer.Argument(help="Another.")],
+) -> None:
+    """Put two results side by side; refused, with the difference named, where they were not measured alike."""
+    from smalti.evaluation.results import compare as compared
+    from smalti.evaluation.results import in_words, read_result
+
+    for score, a, b in compared(read_result(first), read_result(second)):
+        CONSOLE.print(f"{score}: {in_words(score, a)} | {in_words(score, b)}  ({b - a:+.4g})", soft_wrap=True)
+
+
+@app.command("protocols")
+def protocols() -> None:
+    """List the protocols of each command."""
+    from smalti.evaluation.protocols import PRIOR_PROTOCOLS, SET_PROTOCOLS, TOKENIZER_PROTOCOLS
+
+    about = {
+        "tokenizer": {name: each.about for name, each in TOKENIZER_PROTOCOLS.items()},
+        "prior": {name: each.about for name, each in PRIOR_PROTOCOLS.items()},
+        "folders": {name: each.about for name, each in SET_PROTOCOLS.items()},
+    }
+    for command, table in about.items():
+        for name, words in table.items():
+            CONSOLE.print(f"{command} --protocol {name}: {words}", markup=False, soft_wrap=True)
+
+
+def _read(model: Path) -> Any:
+    """A path or Hub id -> all models in it, as `pipeline.read_models`."""
+    from smalti.checkpoints.base import Imported
+    from smalti.pipeline import read_models
+    from smalti.pretrained import find_model
+    from smalti.tokenizer.vqgan import VQGAN
+
+    if model.exists():
+        return read_models(model)
+    about = find_model(model, kind="tokenizer").about  # a Hub id, or the error that says there is no such folder
+    return Imported("smalti", VQGAN.from_pretrained(model), None, None, about)
+
+
+def _name(model: Path) -> str:
+    """The last two parts of a path: `photos/tokenizer`. Whole paths belong to a machine."""
+    return "/".join(model.resolve().parts[-2:]) if model.exists() else str(model)
+
+
+def _sized(size: str | None, part: str) -> list[str]:
+    height_width = size_option(size)
+    return [] if height_width is None else [f"{part}.size={list(height_width)}"]
+
+
+def _held_out(given: float | None, model: Path, data: Path) -> list[str]:
+    """The share to measure: as given, or that of the training where `model` is a run on `data`, which is then said."""
+    import yaml
+
+    if given is not None:
+        return [f"pictures.held_out={given}"]
+    config = next(
+        (path for path in (model / "config.yaml", model / "tokenizer" / "config.yaml") if path.is_file()), None
+    )
+    try:
+        run = yaml.safe_load(config.read_text("utf-8")) if config else None
+    except yaml.YAMLError:  # another program's, perhaps: it does not matter here
+        run = None
+    if not isinstance(run, dict) or run.get("data") != str(data.resolve()) or "pictures" not in run:
+        return []
+    share = run["pictures"]["validation"]
+    CONSOLE.print(f"{model} was trained on {data}: measuring the {share:.0%} held out there", soft_wrap=True)
+    return [f"pictures.held_out={share}"]
+
+
+def _seen_in_training(about: dict[str, Any], data: Path, pictures: int, *, held_out: float) -> tuple[str, ...]:
+    """A note where the pictures look like those of the training."""
+    if held_out or about.get("data") != data.name or about.get("pictures") != pictures:
+        return ()
+    return (
+        f"the model was trained on a {data.name} of as many pictures, and all of them were measured: these scores are not of "
+        "held-out pictures; use --held-out with the share of the training",
+    )
+
+
+def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], notes: tuple[str, ...]) -> None:
+    """Print the scores, what they mean and what to beware of; write the result and its page."""
+    from dataclasses import replace
+
+    from rich.table import Table
+
+    from smalti.evaluation.pages import page
+    from smalti.evaluation.results import FEATURES, as_plain, in_words, write_result
+
+    measured = replace(measured, notes=(*notes, *measured.notes))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    networks: dict[str, None] = {}
+    for name, value in measured.scores.items():
+        shown = in_words(name, value, deviation=measured.deviations.get(name))
+        words, features, network = measured.definitions.get(name, "").partition(FEATURES)
+        table.add_row(name, shown, words)
+        if features:
+            networks.setdefault(network)
+    CONSOLE.print(table)
+    for network in networks:
+        CONSOLE.print(f"features: {network}", markup=False, soft_wrap=True)
+    pictures = measured.data.get("pictures")
+    CONSOLE.print(
+        f"measured on {pictures if pictures is not None else '?'} pictures of {measured.data['name']}", soft_wrap=True
+    )
+    for note in measured.notes:
+        CONSOLE.print(f"note: {note}", markup=False, soft_wrap=True)
+    if out is not None:
+        command = " ".join(["smalti", *sys.argv[1:]])
+        plain = as_plain(measured, command=command, model=model)
+        write_result(out, plain, measured)
+        page(measured, plain).write(out / "report.html")
+        CONSOLE.print(f"open {out / 'report.html'}", soft_wrap=True)

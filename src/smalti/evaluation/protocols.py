@@ -1,0 +1,233 @@
+"""Protocols: everything that decides a score, as named and frozen settings in a literal table.
+
+A score without its protocol cannot be reproduced: the same pictures give another FID with another number of them,
+another resize, another rounding or another network. What is changed with overrides is kept in the result, and two
+results are compared only where their settings agree (`smalti.evaluation.results.compare`).
+
+H W pixels, N M pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+import yaml
+from pydantic import Field
+
+from smalti.errors import SmaltiError, suggestion
+from smalti.prior import Sampler
+from smalti.settings import as_mapping, parse, settings
+
+Count = Annotated[int, Field(ge=1)]
+Filter: TypeAlias = Literal["lanczos", "bicubic", "bilinear", "halving"]
+"""How pictures are scaled, each with antialiasing: Pillow's filters, or by ADM's rule: halved by box as long as they are
+twice too large, then bicubic."""
+Score: TypeAlias = Literal[
+    "frechet", "spatial_frechet", "kernel", "score", "precision", "recall", "density", "coverage"
+]
+ALL_SCORES: tuple[Score, ...] = (
+    "frechet",
+    "spatial_frechet",
+    "kernel",
+    "score",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+)
+
+
+@settings
+class PictureProtocol:
+    """Which pictures of a source are taken, and how they are made alike.
+
+    - `count`: how many, evenly spread over the source in its order; None takes all.
+    - `held_out`: with a share above 0, only those that `smalti.data.sources.split` holds out at that share: a training
+      on the same folder with the same share has not seen them.
+    - `size`: (H,W) in pixels. The shorter side is scaled until the picture covers it, and the middle is cut out. None
+      takes each as it is.
+    - `filter`: how they are scaled.
+    """
+
+    count: Count | None = None
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    size: tuple[Count, Count] | None = None
+    filter: Filter = "lanczos"
+
+
+@settings
+class FeatureProtocol:
+    """A feature network, and what is computed of two sets in its features.
+
+    - `network`: a name in `smalti.evaluation.features.NETWORKS`; each network gives the scores names of its own.
+    - `kept`, `kept_seed`: the kernel distance and the measures of neighbours compare at most this many pictures of a
+      set, chosen with this seed. All other scores are streams over all pictures.
+    - `subsets`, `subset_size`, `subset_seed`: of the kernel distance.
+    - `splits`: parts of the Inception Score.
+    - `neighbours`: k of precision and recall; `density_neighbours`: k of density and coverage.
+    """
+
+    network: Literal["inception", "squeezenet"] = "inception"
+    scores: tuple[Score, ...] = ALL_SCORES
+    kept: Count = 10_000
+    kept_seed: Annotated[int, Field(ge=0)] = 0
+    subsets: Count = 100
+    subset_size: Annotated[int, Field(ge=2)] = 1000
+    subset_seed: Annotated[int, Field(ge=0)] = 2020
+    splits: Count = 10
+    neighbours: Count = 3
+    density_neighbours: Count = 5
+
+
+@settings
+class SetProtocol:
+    """Two sets of pictures: how the samples are taken, how the reference, and what is compared."""
+
+    about: str
+    samples: PictureProtocol = PictureProtocol()
+    reference: PictureProtocol = PictureProtocol()
+    features: FeatureProtocol = FeatureProtocol()
+
+
+@settings
+class TokenizerProtocol:
+    """Pictures and what a tokenizer makes of them.
+
+    - `rounding`: how reconstructions become 8 bits before anything is measured: "nearest", or "down" as the original's
+      image writer did.
+    - `similarity`: measures that need no weights. `lpips`: backbones of the perceptual distance.
+    - `features`: scores of the set of reconstructions against the set of originals, or None.
+    - `missing`: where weights cannot be had, "refuse" ends with the error that says how to get them; "leave_out" goes
+      on without that score, and the result says so.
+    - `examples`: how many of the worst, of the median and of the best pictures are kept to be shown.
+    """
+
+    about: str
+    pictures: PictureProtocol = PictureProtocol()
+    rounding: Literal["nearest", "down"] = "nearest"
+    similarity: tuple[Literal["psnr", "ssim", "ms_ssim"], ...] = ("psnr", "ssim", "ms_ssim")
+    lpips: tuple[Literal["squeezenet", "vgg16"], ...] = ("squeezenet",)
+    features: FeatureProtocol | None = None
+    missing: Literal["refuse", "leave_out"] = "refuse"
+    examples: Count = 4
+
+
+@settings
+class PriorProtocol:
+    """Pictures or codes, and how likely a prior finds them; and, with `samples`, pictures that it lays itself.
+
+    - `pictures`: its `size` None is the prior's window, the only size it is measured at.
+    - `samples`: how many pictures are laid, with the seeds `seed`, `seed` + 1, ... and labels spread as in the data, to be
+      compared with the data in `features`; 0 lays none. `sampler`, `rounding`: how they are laid and become 8 bits.
+    - `missing`, `examples`: as in `TokenizerProtocol`; the examples are the least, the median and the most likely pictures.
+    """
+
+    about: str
+    pictures: PictureProtocol = PictureProtocol()
+    samples: Annotated[int, Field(ge=0)] = 0
+    sampler: Sampler = Sampler()
+    seed: Annotated[int, Field(ge=0)] = 0
+    rounding: Literal["nearest", "down"] = "nearest"
+    features: FeatureProtocol | None = None
+    missing: Literal["refuse", "leave_out"] = "refuse"
+    examples: Count = 4
+
+
+Protocol: TypeAlias = TokenizerProtocol | PriorProtocol | SetProtocol
+P = TypeVar("P", TokenizerProtocol, PriorProtocol, SetProtocol)
+
+_STREAMED: tuple[Score, ...] = ("frechet", "spatial_frechet", "score")
+_VALIDATION = PictureProtocol(count=50_000, size=(256, 256), filter="halving")
+
+SET_PROTOCOLS: dict[str, SetProtocol] = {
+    "folder-vs-folder": SetProtocol(
+        about="All pictures of both sets as they are; the network scales each to its own size.",
+    ),
+    "folder-vs-folder-squeezenet": SetProtocol(
+        about="As folder-vs-folder, in SqueezeNet's features: to be compared with each other only, never with FID.",
+        features=FeatureProtocol(network="squeezenet"),
+    ),
+    "imagenet-val-50k-center256": SetProtocol(
+        about="50,000 pictures of 256x256, reconstructions or samples, against the 50,000 of ImageNet's validation set, "
+        "scaled and centre-cropped as by ADM.",
+        samples=_VALIDATION,
+        reference=_VALIDATION,
+    ),
+    "adm-train-stats": SetProtocol(
+        about="50,000 samples against an ADM reference file: FID and sFID against the training set's statistics in it, "
+        "precision and recall against the pictures in it.",
+        samples=PictureProtocol(count=50_000),
+        features=FeatureProtocol(scores=(*_STREAMED, "precision", "recall")),
+    ),
+}
+"""For `smalti evaluate folders`; the first is the default."""
+
+TOKENIZER_PROTOCOLS: dict[str, TokenizerProtocol] = {
+    "tokenizer": TokenizerProtocol(
+        about="All pictures, at the size the tokenizer was trained on; LPIPS and the Frechet distance in SqueezeNet's "
+        "features, which are small, and are left out where their weights cannot be had.",
+        features=FeatureProtocol(network="squeezenet", scores=("frechet",)),
+        missing="leave_out",
+    ),
+    "tokenizer-rfid": TokenizerProtocol(
+        about="All pictures, at the size the tokenizer was trained on; LPIPS with VGG16 and rFID.",
+        lpips=("vgg16",),
+        features=FeatureProtocol(scores=_STREAMED),
+    ),
+    "imagenet-val-50k-center256": TokenizerProtocol(
+        about="ImageNet's validation set, scaled and centre-cropped to 256x256 as by ADM; rFID against the same pictures.",
+        pictures=_VALIDATION,
+        lpips=("vgg16",),
+        features=FeatureProtocol(scores=_STREAMED),
+    ),
+}
+"""For `smalti evaluate tokenizer`; the first is the default."""
+
+PRIOR_PROTOCOLS: dict[str, PriorProtocol] = {
+    "prior": PriorProtocol(about="The likelihood of all pictures or codes; nothing is sampled."),
+    "prior-samples": PriorProtocol(
+        about="The likelihood of all pictures, and 5,000 samples compared with them.",
+        samples=5000,
+        features=FeatureProtocol(),
+    ),
+    "prior-samples-squeezenet": PriorProtocol(
+        about="As prior-samples, in SqueezeNet's features: to be compared with each other only, never with FID.",
+        samples=5000,
+        features=FeatureProtocol(network="squeezenet"),
+    ),
+}
+"""For `smalti evaluate prior`; the first is the default."""
+
+
+def choose(protocols: Mapping[str, P], name: str, *, overrides: Sequence[str] = ()) -> P:
+    """A name in one of the tables, and changes `a.b=value` -> the protocol with them.
+
+    Raises `SmaltiError` for an unknown name (listing those there are), and for changes that are no `a.b=value`, name no
+    setting or do not fit it.
+    """
+    if name not in protocols:
+        raise SmaltiError(f"there is no protocol {name!r}; {suggestion(name, protocols)}")
+    values = as_mapping(protocols[name])
+    for override in overrides:
+        _lay_over(values, override)
+    return parse(type(protocols[name]), values, where=f"protocol {name}" + (" with changes" if overrides else ""))
+
+
+def _lay_over(values: dict[str, Any], override: str) -> None:
+    """Write one `a.b=value` into nested `values`, in place; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    *path, last = key.split(".")
+    if not equals or not all((*path, last)):
+        raise SmaltiError(f"{override!r} is not of the form a.b=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SmaltiError(f"{override!r}: the value is not YAML") from error
+    for part in path:
+        # A part that is None so far becomes its defaults with this change.
+        values[part] = values.get(part) or {}
+        if not isinstance(values[part], dict):
+            raise SmaltiError(f"{override!r}: {part!r} is a single value, not a section")
+        values = values[part]
+    values[last] = value

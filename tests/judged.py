@@ -1,0 +1,82 @@
+"""A feature network small enough for tests, and pictures for it: what the tests of evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, final
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from smalti.evaluation import features
+from smalti.evaluation.features import SCORES, FeatureNetwork, InceptionFeatures, Seen
+from smalti.weights import Progress, unwatched
+
+
+@final
+class Means(FeatureNetwork):
+    """Mean colours of a 2x2 grid as features, of a 3x3 grid as spatial ones; logits of 5 classes."""
+
+    weights = "means"
+    about = "the mean colours of four quarters"
+    names: ClassVar[Mapping[str, str]] = {score: f"{score}_squeezenet" for score in SCORES}
+    width, spatial_width, classes = 12, 27, 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(1 / 255))
+
+    def see(self, images: Tensor) -> Seen:
+        x = images.float() * self.get_buffer("scale")
+        quarters = F.adaptive_avg_pool2d(x, 2).flatten(1)
+        return Seen(quarters, F.adaptive_avg_pool2d(x, 3).flatten(1), 8 * quarters[:, :5])
+
+
+@final
+class NamedAsInception(FeatureNetwork):
+    """The same, whose scores have the names of Inception's."""
+
+    weights = "means-as-inception"
+    about = "the mean colours of four quarters"
+    names: ClassVar[Mapping[str, str]] = InceptionFeatures.names
+    width, spatial_width, classes = 12, 27, 5
+
+    def see(self, images: Tensor) -> Seen:
+        return Means().see(images)
+
+
+def use_means(patch: pytest.MonkeyPatch) -> None:
+    """Put the small networks in the places of the published ones."""
+
+    def squeezenet(*, progress: Progress = unwatched) -> FeatureNetwork:
+        return Means()
+
+    def inception(*, progress: Progress = unwatched) -> FeatureNetwork:
+        return NamedAsInception()
+
+    patch.setitem(features.NETWORKS, "squeezenet", squeezenet)
+    patch.setitem(features.NETWORKS, "inception", inception)
+
+
+def forbid_downloads(patch: pytest.MonkeyPatch, empty: Path) -> None:
+    """No weights of others can be had."""
+    empty.mkdir(exist_ok=True)
+    patch.setenv("SMALTI_OFFLINE", "1")
+    patch.setenv("SMALTI_WEIGHTS", str(empty))
+    patch.setenv("SMALTI_CACHE", str(empty))
+
+
+def write_noise(folder: Path, *, count: int, size: tuple[int, int] = (16, 16), seed: int = 0) -> Path:
+    """Coloured noise around a colour of each picture's own, as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chance = np.random.RandomState(seed)
+    for number in range(count):
+        colour = chance.uniform(40, 215, 3)
+        pixels = np.clip(chance.normal(colour, 25, (*size, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+    return folder
