@@ -221,7 +221,7 @@ def random(request: pytest.FixtureRequest) -> Perceptual:
 
 
 def test_a_distance_is_symmetric_and_zero_only_for_equal_pictures(random: Perceptual) -> None:
-    x, y = noise(2, 3, 24, 40), noise(2, 3, 24, 40, seed=1)
+    x, y = noise(2, 3, 32, 40), noise(2, 3, 32, 40, seed=1)
     there = random(x, y)
     assert there.shape == (2,)
     assert (there > 0.01).all()
@@ -230,12 +230,12 @@ def test_a_distance_is_symmetric_and_zero_only_for_equal_pictures(random: Percep
 
 
 def test_a_distance_does_not_depend_on_the_batch(random: Perceptual) -> None:
-    x, y = noise(3, 3, 24, 24), noise(3, 3, 24, 24, seed=1)
+    x, y = noise(3, 3, 32, 32), noise(3, 3, 32, 32, seed=1)
     torch.testing.assert_close(random(x, y)[1:2], random(x[1:2], y[1:2]), rtol=1e-4, atol=1e-6)
 
 
 def test_only_the_second_picture_gets_a_gradient(random: Perceptual) -> None:
-    x, y = noise(1, 3, 24, 24).requires_grad_(), noise(1, 3, 24, 24, seed=1).requires_grad_()
+    x, y = noise(1, 3, 32, 32).requires_grad_(), noise(1, 3, 32, 32, seed=1).requires_grad_()
     random(x, y).sum().backward()
     assert x.grad is None
     assert y.grad is not None
@@ -244,14 +244,14 @@ def test_only_the_second_picture_gets_a_gradient(random: Perceptual) -> None:
 
 
 def test_a_kept_target_gives_the_same_distance(random: Perceptual) -> None:
-    x, y = noise(2, 3, 24, 24), noise(2, 3, 24, 24, seed=1)
+    x, y = noise(2, 3, 32, 32), noise(2, 3, 32, 32, seed=1)
     kept = random.target(x)
     assert [each.shape[1] for each in kept] == list(random.backbone.widths)
     torch.testing.assert_close(random.distance(kept, random.features(y)), random(x, y))
 
 
 def test_a_grey_picture_is_its_three_equal_channels(random: Perceptual) -> None:
-    x, y = noise(1, 1, 24, 24), noise(1, 1, 24, 24, seed=1)
+    x, y = noise(1, 1, 32, 32), noise(1, 1, 32, 32, seed=1)
     torch.testing.assert_close(random(x, y), random(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)))
 
 
@@ -259,8 +259,8 @@ def test_where_nothing_is_felt_distance_and_gradient_are_zero() -> None:
     distance = Perceptual(BACKBONES["squeezenet"].build())
     for key, parameter in distance.backbone.named_parameters():
         parameter.fill_(-1.0 if key.endswith("bias") else 0.0)
-    y = noise(1, 3, 24, 24).requires_grad_()
-    value = distance(noise(1, 3, 24, 24, seed=1), y)
+    y = noise(1, 3, 32, 32).requires_grad_()
+    value = distance(noise(1, 3, 32, 32, seed=1), y)
     (gradient,) = torch.autograd.grad(value.sum(), y)
     assert value.item() == 0.0
     assert gradient.eq(0).all()
@@ -277,9 +277,9 @@ def test_the_smallest_picture_reaches_every_map_and_a_smaller_one_is_told(random
 
 def test_pictures_it_cannot_compare_are_told(random: Perceptual) -> None:
     with pytest.raises(SmaltiError, match="1 or 3 channels, these have 4"):
-        random(noise(1, 4, 24, 24), noise(1, 4, 24, 24))
-    with pytest.raises(SmaltiError, match=r"of one shape.*\(1, 3, 24, 24\).*\(1, 3, 24, 25\)"):
-        random(noise(1, 3, 24, 24), noise(1, 3, 24, 25))
+        random(noise(1, 4, 32, 32), noise(1, 4, 32, 32))
+    with pytest.raises(SmaltiError, match=r"of one shape.*\(1, 3, 32, 32\).*\(1, 3, 24, 25\)"):
+        random(noise(1, 3, 32, 32), noise(1, 3, 24, 25))
     with pytest.raises(SmaltiError, match="did you mean 'vgg16'"):
         perceptual("vgg19")
 
@@ -290,7 +290,7 @@ def test_in_double_precision_the_distance_is_exact(random: Perceptual) -> None:
     distance.linear.load_state_dict(
         {key: torch.rand_like(value) for key, value in distance.linear.state_dict().items()}
     )
-    x, y = noise(2, 3, 24, 40).double(), noise(2, 3, 24, 40, seed=1).double()
+    x, y = noise(2, 3, 32, 40).double(), noise(2, 3, 32, 40, seed=1).double()
     shift, scale = (torch.tensor(values).double().view(3, 1, 1) for values in (SHIFT, SCALE))
     expected = torch.zeros(2, dtype=torch.float64)
     for a, b, weight in zip(
@@ -314,7 +314,7 @@ def noisy(random: Perceptual) -> Perceptual:
 
 
 def test_dropout_makes_training_noisy_around_the_same_mean(noisy: Perceptual) -> None:
-    x, y = noise(1, 3, 24, 24), noise(1, 3, 24, 24, seed=1)
+    x, y = noise(1, 3, 32, 32), noise(1, 3, 32, 32, seed=1)
     target, features = noisy.target(x), noisy.features(y)
     exact = noisy.eval().distance(target, features)
     assert noisy(x, y).equal(exact)
@@ -343,7 +343,7 @@ def test_each_squared_difference_is_struck_out_by_itself(probability: float) -> 
 
 def test_without_dropout_training_and_evaluation_are_alike(random: Perceptual) -> None:
     """And no random number is drawn, so that what else is random in training stays as it was."""
-    x, y = noise(1, 3, 24, 24), noise(1, 3, 24, 24, seed=1)
+    x, y = noise(1, 3, 32, 32), noise(1, 3, 32, 32, seed=1)
     before = torch.get_rng_state()
     assert random.train()(x, y).equal(random.eval()(x, y))
     assert torch.get_rng_state().equal(before)
@@ -351,7 +351,7 @@ def test_without_dropout_training_and_evaluation_are_alike(random: Perceptual) -
 
 
 def test_under_autocast_only_the_backbone_is_in_half_precision(random: Perceptual) -> None:
-    x, y = noise(1, 3, 24, 24), noise(1, 3, 24, 24, seed=1)
+    x, y = noise(1, 3, 32, 32), noise(1, 3, 32, 32, seed=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = random(x, y)
     assert half.dtype == torch.float32
@@ -362,7 +362,11 @@ def test_under_autocast_only_the_backbone_is_in_half_precision(random: Perceptua
 def test_the_published_linear_weights_fit(name: str) -> None:
     """The LPIPS files are small enough to state their shapes here; the trunks are checked when they are loaded."""
     assert {BACKBONES[name].weights, BACKBONES[name].linear} <= set(WEIGHTS)
-    widths = {"squeezenet": (64, 128, 256, 384, 384, 512, 512), "vgg16": (64, 128, 256, 512, 512)}
+    widths = {
+        "squeezenet": (64, 128, 256, 384, 384, 512, 512),
+        "vgg16": (64, 128, 256, 512, 512),
+        "alexnet": (64, 192, 384, 256, 256),
+    }
     assert [tuple(each.shape) for each in Perceptual(BACKBONES[name].build()).linear] == [
         (1, width, 1, 1) for width in widths[name]
     ]

@@ -168,7 +168,14 @@ def test_pages_of_the_other_kinds() -> None:
         examples=(Shown("best", "a", {}, PIXELS, PIXELS), Shown("sample", "seed 0", {}, PIXELS, PIXELS)),
     )
     html = page(prior, as_plain(prior)).render()
-    for words in ("The most likely pictures", "black 1.00, white 3.50", "seed 0", "The prior <code>cafe</code>"):
+    assert "difference</th>" not in html, "of codes there is no original"
+    for words in (
+        "The most likely pictures",
+        "from its codes",
+        "black 1.00, white 3.50",
+        "seed 0",
+        "The prior <code>cafe</code>",
+    ):
         assert words in html, words
     sets = measured(
         kind="folders",

@@ -68,6 +68,13 @@ WEIGHTS: dict[str, Weights] = {
         about="torchvision's VGG16, trained on ImageNet (553 MB)",
         licence="BSD-3-Clause (torchvision)",
     ),
+    "alexnet": Weights(
+        files=("alexnet-owt-7be5be79.pth",),
+        url=f"{_TORCHVISION}/alexnet-owt-7be5be79.pth",
+        sha256="7be5be79",
+        about="torchvision's AlexNet, trained on ImageNet (244 MB)",
+        licence="BSD-3-Clause (torchvision)",
+    ),
     "lpips-squeeze": Weights(
         files=("lpips_v0.1_squeeze.pth", "lpips_v0.1_squeeze_lin.safetensors"),
         url=f"{_LPIPS}/lpips/weights/v0.1/squeeze.pth",

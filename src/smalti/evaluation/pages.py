@@ -6,6 +6,7 @@ H W pixels, K size of the codebook, h w code grid.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ NAMES = {
     "ms_ssim": "MS-SSIM",
     "lpips_squeezenet": "LPIPS (SqueezeNet)",
     "lpips_vgg16": "LPIPS (VGG16)",
+    "lpips_alexnet": "LPIPS (AlexNet)",
     "codes_in_use": "Codes in use",
     "perplexity": "Perplexity of codes",
     "nats_a_code": "Likelihood",
@@ -198,6 +200,13 @@ def _comparison(some: Sequence[Shown], caption: str) -> Comparison:
         _picture(_difference(shown), f"the difference between {shown.name} and its reconstruction") for shown in some
     ]
     rows = [("original", originals), ("reconstruction", back), ("difference", gaps)]
+    if all(shown.reconstruction is shown.original for shown in some):
+        rows = [
+            (
+                "from its codes",
+                [replace(picture, caption=_values(shown)) for picture, shown in zip(originals, some, strict=True)],
+            )
+        ]
     small = min(shown.original.shape[0] for shown in some) < 128
     return Comparison(rows, caption=caption, scaling="pixelated" if small else "auto")
 
@@ -256,7 +265,10 @@ def _codes(counts: Tensor) -> Section:
         references=[Reference(total / size, "if all were equally frequent")],
     )
     shares = [
-        (f"the {count:,} most frequent", 100 * float(ordered[:count].sum()) / total)
+        (
+            "the most frequent code" if count == 1 else f"the {count:,} most frequent",
+            100 * float(ordered[:count].sum()) / total,
+        )
         for count in dict.fromkeys((1, max(1, size // 100), max(1, size // 10), max(1, size // 2)))
     ]
     words = (

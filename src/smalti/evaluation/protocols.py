@@ -107,7 +107,7 @@ class TokenizerProtocol:
     pictures: PictureProtocol = PictureProtocol()
     rounding: Literal["nearest", "down"] = "nearest"
     similarity: tuple[Literal["psnr", "ssim", "ms_ssim"], ...] = ("psnr", "ssim", "ms_ssim")
-    lpips: tuple[Literal["squeezenet", "vgg16"], ...] = ("squeezenet",)
+    lpips: tuple[Literal["squeezenet", "vgg16", "alexnet"], ...] = ("squeezenet",)
     features: FeatureProtocol | None = None
     missing: Literal["refuse", "leave_out"] = "refuse"
     examples: Count = 4

@@ -31,6 +31,7 @@ DEFINITIONS: dict[str, str] = {
     "ms_ssim": "structural similarity over five scales; mean over pictures",
     "lpips_squeezenet": "perceptual distance LPIPS 0.1 over SqueezeNet 1.1; mean over pictures",
     "lpips_vgg16": "perceptual distance LPIPS 0.1 over VGG16; mean over pictures",
+    "lpips_alexnet": "perceptual distance LPIPS 0.1 over AlexNet; mean over pictures",
     "codes_in_use": "share of the codebook's codes that occur at least once in all pictures together",
     "perplexity": "exp(entropy in nats) of single codes over all pictures together, not a mean over batches: the number "
     "of equally frequent codes that would be as hard to guess",
@@ -58,7 +59,7 @@ FEATURES = ", in the features of "
 
 
 class Shown(NamedTuple):
-    """A picture to look at, (H,W,C) uint8, and what became of it (or itself, where nothing did)."""
+    """A picture to look at, (H,W,C) uint8, and what became of it; the same array where nothing did."""
 
     rank: str
     """"worst", "median" or "best"; "sample" or "reference" for members of sets."""

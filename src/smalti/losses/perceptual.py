@@ -106,6 +106,19 @@ def squeezenet() -> Backbone:
     return Backbone(layers, taps=(1, 4, 7, 9, 10, 11, 12), widths=widths, smallest=17)
 
 
+def alexnet() -> Backbone:
+    """AlexNet (Krizhevsky 2014, "One weird trick", as in torchvision) up to relu5, with PyTorch's initial weights."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 64, 11, stride=4, padding=2),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2),
+    ]
+    layers += [nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2)]
+    for channels, width in ((192, 384), (384, 256), (256, 256)):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
+    return Backbone(nn.Sequential(*layers), taps=(1, 4, 7, 9, 11), widths=(64, 192, 384, 256, 256), smallest=31)
+
+
 class Source(NamedTuple):
     """How to build a backbone, and the names of its weights and of LPIPS's weights for it in `smalti.weights`."""
 
@@ -117,6 +130,7 @@ class Source(NamedTuple):
 BACKBONES: dict[str, Source] = {
     "squeezenet": Source(build=squeezenet, weights="squeezenet1_1", linear="lpips-squeeze"),
     "vgg16": Source(build=vgg16, weights="vgg16", linear="lpips-vgg"),
+    "alexnet": Source(build=alexnet, weights="alexnet", linear="lpips-alex"),
 }
 
 
