@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from smalti.settings import as_mapping
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
 from smalti.training.folder import RunFolder
 from smalti.training.loop import Stage, fit, launch
+from smalti.training.page import write_page
 from smalti.training.prior import PriorStage
 from smalti.training.tokenizer import TokenizerStage, crops
 from smalti.training.watching import Watch
@@ -57,7 +58,7 @@ def train_tokenizer(data: Path, out: Path, *, settings: TokenizerTraining, conso
         "size": list(settings.pictures.size),
     }
     stage = TokenizerStage(settings, source, fabric=fabric, about=about)
-    _run(stage, folder, "tokenizer", run=settings.run, fabric=fabric, console=console)
+    _run(stage, folder, config, run=settings.run, fabric=fabric, console=console)
 
 
 def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: PriorTraining, console: Console) -> None:
@@ -82,13 +83,18 @@ def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: Pri
     fabric = launch(settings.run)
     about = {"smalti": __version__, "pictures": len(shards.training)}
     stage = PriorStage(settings, shards, condition, model, fabric=fabric, about=about)
-    _run(stage, folder, "prior", run=settings.run, fabric=fabric, console=console)
+    _run(stage, folder, config, run=settings.run, fabric=fabric, console=console)
 
 
-def _run(stage: Stage, folder: RunFolder, title: str, *, run: RunSettings, fabric: Any, console: Console) -> None:
+def _run(
+    stage: Stage, folder: RunFolder, config: Mapping[str, Any], *, run: RunSettings, fabric: Any, console: Console
+) -> None:
+    """Train to the end, and write the run's page."""
     tensorboard = folder.tensorboard if run.tensorboard else None
-    watch = Watch(console, title=title, tensorboard=tensorboard, quiet=not fabric.is_global_zero)
+    watch = Watch(console, title=config["stage"], tensorboard=tensorboard, quiet=not fabric.is_global_zero)
     fit(stage, folder, run=run, fabric=fabric, watch=watch)
+    if fabric.is_global_zero:
+        write_page(folder.path, config, unit=stage.unit)
 
 
 def _check_condition(settings: PriorTraining) -> None:
