@@ -129,6 +129,18 @@ def settings_classes() -> list[type]:
 NEEDED: dict[str, dict[str, Any]] = {
     "TransformerSettings": {"size": 16},
     "GPTSettings": {"vocabulary": 20, "size": 16},
+    "TokenizerProtocol": {"about": "a"},
+    "PriorProtocol": {"about": "a"},
+    "SetProtocol": {"about": "a"},
+    "Variation": {"name": "f4"},
+    "ReconstructionSettings": {
+        "recipe": "demo",
+        "tokenizers": ({"name": "f4"},),
+        "size": (64, 64),
+        "held_out": 0.1,
+        "pictures": 10,
+        "shown": 4,
+    },
     "Notes": {"heads": 2, "grid": (2, 3), "labels": ("a", "b"), "dropout": 0.1},
     "CoordinatesSettings": {"levels": 7, "size": 8, "factor": 4, "grid": (2, 3)},
     "GivenSettings": {"size": 16, "length": 3},
