@@ -7,6 +7,7 @@ comes from the folder's own `data.json`, so that any folder of that layout will 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from smalti.conditions.coordinates import Coordinates
 from smalti.conditions.given import Given
 from smalti.conditions.labels import Labels, Nothing
 from smalti.conditions.maps import Maps
+from smalti.losses.perceptual import BACKBONES, Backbone, Perceptual
 from smalti.pipeline import Pipeline
 
 _HERE = Path(__file__).resolve().parent
@@ -127,3 +129,33 @@ def prefix_of(pipeline: Pipeline, given: Tensor, count: int) -> Tensor:
         return condition.encode(list(given.argmax(1)) if segmentation else list(given.float()))
     assert isinstance(condition, Given)
     return condition.encode(list(given))
+
+
+def known_codes(golden: Golden) -> Tensor:
+    """A sliding-window fixture -> the codes (1,h,w) that are kept of its input picture, -1 where one is to be laid."""
+    height, width = golden.facts["latent_grid"]
+    given = golden.facts["tokens_from_input"]
+    known = torch.full((1, height, width), -1)
+    known.flatten(1)[:, :given] = golden["in.z_indices"].view(1, -1)[:, :given]
+    if (
+        given
+    ):  # the original begins every row at the column where it begins the first, and leaves the others as they are
+        known[:, :, : given % width] = golden["out.grid"][:, :, : given % width]
+    assert (known < 0).sum() == golden.facts["sampled_tokens"]
+    return known
+
+
+@functools.cache
+def _trunk(seed: int, dtype: torch.dtype) -> Backbone:
+    made = BACKBONES["vgg16"].build()
+    made.load_state_dict(random_vgg(seed))
+    return made.to(dtype)
+
+
+def random_lpips(golden: Golden, prefix: str, *, dtype: torch.dtype, dropout: float = 0.0) -> Perceptual:
+    """LPIPS over the random VGG16 of a fixture, its linear weights under `prefix`; where it holds none, the published ones of
+    number 06."""
+    stored = golden.weights(prefix) or Golden.read(number_of("06_")).weights()
+    distance = Perceptual(_trunk(golden.facts["vgg_seed"], dtype), dropout=dropout)
+    distance.linear.load_state_dict({str(k): stored[f"lin{k}.model.1.weight"] for k in range(5)})
+    return distance.to(dtype)

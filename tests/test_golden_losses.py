@@ -6,7 +6,6 @@ training makes of all of it, is compared with the tokenizer's tests.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
@@ -19,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from golden import Golden, fixtures, number_of, random_vgg
+from golden import Golden, fixtures, number_of, random_lpips, random_vgg
 from smalti.losses import objective
 from smalti.losses.adversarial import ADVERSARIAL, adaptive_weight, ramp
 from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
 from smalti.losses.objective import ObjectiveSettings, ReconstructionLoss, balanced_gradient
-from smalti.losses.perceptual import BACKBONES, Backbone, Perceptual
 from smalti.settings import parse
 
 pytestmark = pytest.mark.golden
@@ -51,26 +49,6 @@ class Checks:
     def left(self, pattern: str = "") -> set[str]:
         """The outputs not compared so far whose names match."""
         return {key for key in self.golden.tensors if key.startswith("out.") and re.search(pattern, key)} - self.done
-
-
-@functools.cache
-def trunk(seed: int) -> dict[str, Tensor]:
-    return random_vgg(seed)
-
-
-@functools.cache
-def backbone(seed: int, dtype: torch.dtype) -> Backbone:
-    made = BACKBONES["vgg16"].build()
-    made.load_state_dict(trunk(seed))
-    return made.to(dtype)
-
-
-def perceptual(check: Checks, prefix: str, *, dtype: torch.dtype, dropout: float = 0.0) -> Perceptual:
-    """LPIPS over the random VGG16 of these numbers; where they hold no linear weights, the published ones of number 06."""
-    stored = check.golden.weights(prefix) or Golden.read(number_of("06_")).weights()
-    distance = Perceptual(backbone(check.golden.facts["vgg_seed"], dtype), dropout=dropout)
-    distance.linear.load_state_dict({str(k): stored[f"lin{k}.model.1.weight"] for k in range(5)})
-    return distance.to(dtype)
 
 
 def discriminator(
@@ -159,7 +137,7 @@ def test_discriminators(path: Path, dtype: torch.dtype) -> None:
 
 def test_the_random_trunk_is_the_one_meant() -> None:
     rule = json.loads((number_of("06_") / "vgg_rule.json").read_text("utf-8"))
-    tensors = trunk(rule["seed"])
+    tensors = random_vgg(rule["seed"])
     hashes = {
         f"features.{layer['features_index']}.{kind}": layer[f"{kind}_sha256"]
         for layer in rule["layers"]
@@ -172,7 +150,7 @@ def test_the_random_trunk_is_the_one_meant() -> None:
 @pytest.mark.parametrize("path", fixtures("06_"))
 def test_lpips(path: Path, dtype: torch.dtype) -> None:
     check = Checks(path)
-    distance = perceptual(check, "", dtype=dtype)
+    distance = random_lpips(check.golden, "", dtype=dtype)
     pairs = {match[1] for key in check.golden.tensors if (match := re.match(r"in\.x_(\w+)$", key))}
     assert pairs
     for pair in sorted(pairs):
@@ -202,7 +180,7 @@ class Case:
         self.settings = settings_of(self.params)
         self.weights = check.golden.weights("loss.discriminator.")
         self.images, self.reconstructions = (check.golden[key].to(dtype) for key in ("in.x", "out.xrec"))
-        network = perceptual(check, "loss.perceptual_loss.", dtype=dtype)
+        network = random_lpips(check.golden, "loss.perceptual_loss.", dtype=dtype)
         monkeypatch.setitem(objective.PERCEPTUAL, "vgg16", lambda dropout: network)
         with torch.no_grad():
             self.found = ReconstructionLoss(self.settings)(self.images, self.reconstructions)
@@ -330,7 +308,7 @@ def test_dropout_has_the_statistics_of_the_original(path: Path) -> None:
     """30 draws of the original against 100 of ours; with whole channels struck out the deviation would be many times it."""
     check = Checks(path)
     note = check.golden.facts["dropout_note"]
-    distance = perceptual(check, "loss.perceptual_loss.", dtype=torch.float32, dropout=0.5)
+    distance = random_lpips(check.golden, "loss.perceptual_loss.", dtype=torch.float32, dropout=0.5)
     target = distance.target(check.golden["in.x"])
     with torch.no_grad():
         features = distance.features(check.golden["out.xrec"])
@@ -350,7 +328,7 @@ def test_a_conditional_loss(path: Path, dtype: torch.dtype, monkeypatch: pytest.
     check = Checks(path)
     params = check.golden.facts["params"]
     settings, strength = settings_of(params), factor(params, params["disc_start"])
-    network = perceptual(check, "perceptual_loss.", dtype=dtype)
+    network = random_lpips(check.golden, "perceptual_loss.", dtype=dtype)
     monkeypatch.setitem(objective.PERCEPTUAL, "vgg16", lambda dropout: network)
     score = ReconstructionLoss(settings)
     judge = discriminator(of_loss(params), check.golden.weights("discriminator."), dtype=dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from golden import Golden, fixtures, prefix_of
+from golden import Golden, fixtures, known_codes, prefix_of
 from smalti.checkpoints.taming import read_net2net
 from smalti.checkpoints.taming_parts import ORDERS, Part
 from smalti.conditions.base import crops
@@ -129,10 +129,7 @@ def test_sliding_windows_with_the_whole_model(path: Path) -> None:
         segmentation = condition.settings.kind == "segmentation"
         codes = condition.codes(list(given.argmax(1)) if segmentation else list(given), grid=(rows, columns))
     golden.check("in.c_indices", codes.flatten(1))
-    kept = int(golden.facts["tokens_from_input"])
-    known = golden["in.z_indices"].long().clone()
-    known[:, kept:] = -1
-    known = known.view(1, rows, columns)
+    known = known_codes(golden)
     seeds = torch.zeros(1, dtype=torch.int64)
     laid = finished(
         sample_windows(pipeline.prior, crops(codes), sampler=Sampler(temperature=0.0), seeds=seeds, known=known)

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from golden import Golden, fixtures, number_of
+from golden import Golden, fixtures, known_codes, number_of
+from smalti.checkpoints.taming_parts import GPTS, MASKS, Part, gpt_names, gpt_settings
+from smalti.checkpoints.taming_parts import ORDERS as ORDERS_THERE
 from smalti.prior import (
     GPT,
     ORDERS,
-    GPTSettings,
     NoCache,
     Order,
     Sampler,
@@ -32,65 +33,28 @@ from smalti.prior.sampling import filter_logits
 pytestmark = pytest.mark.golden
 
 GREEDY = Sampler(temperature=0)
-PERMUTERS: dict[str, Order] = {
-    "Identity": "raster",
-    "Subsample": "subsample",
-    "ZCurve": "z_curve",
-    "SpiralOut": "spiral_out",
-    "SpiralIn": "spiral_in",
-    "Random": "random",
-    "AlternateParsing": "alternate",
-}
-NAMES = {
-    "ln1": "attention_norm",
-    "ln2": "perceptron_norm",
-    "attn": "attention",
-    "attn.proj": "attention.out",
-    "mlp.0": "up",
-    "mlp.2": "down",
-}
 
 
-def ours(name: str) -> str:
-    """The original's name of a weight -> ours."""
-    whole = {"pos_emb": "positions.weight", "tok_emb.weight": "embedding.weight", "head.weight": "head.weight"}
-    if name in whole:
-        return whole[name]
-    if name.startswith("ln_f."):
-        return name.replace("ln_f", "norm")
-    block, part = re.fullmatch(r"(blocks\.\d+)\.(.+)", name).groups()  # type: ignore[union-attr]
-    theirs = next(theirs for theirs in sorted(NAMES, key=len, reverse=True) if part.startswith(f"{theirs}."))
-    return f"{block}.{NAMES[theirs]}{part.removeprefix(theirs)}"
+def order_of(permuter: str) -> Order:
+    return ORDERS_THERE[f"taming.modules.transformer.permuter.{permuter}"]
 
 
-def load(prior: GPT, weights: dict[str, Tensor]) -> GPT:
-    """A GPT with the original's weights, in evaluation mode."""
-    named = {ours(name): weight for name, weight in weights.items() if not name.endswith(".attn.mask")}
-    named["positions.weight"] = named["positions.weight"][0]
-    prior.load_state_dict(named)
+def gpt(
+    params: dict[str, Any], weights: dict[str, Tensor], *, prefix: int, grid: tuple[int, int], **others: Any
+) -> GPT:
+    """A GPT with the original's sizes and weights, in evaluation mode. What the sizes do not say is in `others`."""
+    known = {"codes": params["vocab_size"], "start": None, "order": "raster", **others}
+    settings = gpt_settings(Part(GPTS[0], params), prefix=prefix, grid=grid, where="the golden numbers", **known)
+    prior = GPT(settings)
+    gpt_names(prior).read_into(prior, weights, where="the golden numbers", ignored=MASKS)
     return prior.eval()
-
-
-def gpt(params: dict[str, Any], *, prefix: int, grid: tuple[int, int], **others: Any) -> GPT:
-    """A GPT with the original's sizes."""
-    names = {
-        "vocab_size": "vocabulary",
-        "block_size": "block",
-        "n_layer": "layers",
-        "n_head": "heads",
-        "n_embd": "width",
-    }
-    names |= {"embd_pdrop": "embedding_dropout", "attn_pdrop": "attention_dropout", "resid_pdrop": "residual_dropout"}
-    sizes = {names[key]: value for key, value in params.items() if key in names}
-    others = {"size": params["vocab_size"], "unmasked": params.get("n_unmasked", 0), **others}
-    return GPT(GPTSettings(**sizes, prefix=prefix, grid=grid, **others))
 
 
 def alone(golden: Golden) -> GPT:
     """The GPT of a fixture that is nothing but a GPT. Its sequences have no grid: one row takes the whole block."""
     params = golden.facts["params"]
     prefix = max(1, params.get("n_unmasked", 0))
-    return load(gpt(params, prefix=prefix, grid=(1, params["block_size"] - prefix + 1)), golden.weights())
+    return gpt(params, golden.weights(), prefix=prefix, grid=(1, params["block_size"] - prefix + 1))
 
 
 def conditional(golden: Golden, *, prefix: int, grid: tuple[int, int], order: Order = "raster") -> GPT:
@@ -98,20 +62,18 @@ def conditional(golden: Golden, *, prefix: int, grid: tuple[int, int], order: Or
     params = golden.facts["params"]
     sizes = params["transformer_config"]["params"]
     size = min(params["first_stage_config"]["params"]["n_embed"], sizes["vocab_size"])
-    prior = gpt(sizes, prefix=prefix, grid=grid, size=size, order=order)
-    return load(prior, golden.weights("transformer."))
+    return gpt(sizes, golden.weights("transformer."), prefix=prefix, grid=grid, codes=size, order=order)
 
 
 def by_their_name(prior: GPT, golden: Golden, start: str) -> dict[str, Tensor]:
     """The gradients of the weights whose names come after `start` among the fixture's keys, by key, in their layout."""
-    named = dict(prior.named_parameters())
     found = {}
-    for key in golden.tensors:
-        if key.startswith(start):
-            gradient = named[ours(key.removeprefix(start))].grad
+    for ours, (theirs, rule) in gpt_names(prior).pairs.items():
+        if f"{start}{theirs}" in golden:
+            gradient = prior.get_parameter(ours).grad
             assert gradient is not None
-            found[key] = gradient[None] if key.endswith("pos_emb") else gradient
-    assert found
+            found[f"{start}{theirs}"] = rule.write(gradient)
+    assert len(found) == sum(key.startswith(start) for key in golden.tensors) > 0
     return found
 
 
@@ -207,7 +169,7 @@ def test_a_prior_reads_in_its_order(path: Path) -> None:
     names = [key.split(".")[2] for key in golden.tensors if re.fullmatch(r"out\.perm\.\w+\.logits", key)]
     assert names
     for name in names:
-        prior = conditional(golden, prefix=prefix.shape[1], grid=grid, order=PERMUTERS[name])
+        prior = conditional(golden, prefix=prefix.shape[1], grid=grid, order=order_of(name))
         target = codes.flatten(1)[:, prior.places(grid, device=codes.device)]
         logits = prior(prior.join(prefix, target[:, :-1]))[:, prior.prefix - 1 :]
         golden.check(f"out.perm.{name}.target", target)
@@ -257,7 +219,7 @@ def test_orders(path: Path) -> None:
     for case in golden.facts["supported"]:
         name, shape = case.split(".")
         rows, columns = (int(side) for side in shape.split("x"))
-        order = ORDERS[PERMUTERS[name]](rows, columns)
+        order = ORDERS[order_of(name)](rows, columns)
         for key, expected in (
             (f"{case}.applied_forward", order),
             (f"{case}.applied_reverse", order.argsort()),
@@ -289,15 +251,8 @@ def test_filters(path: Path) -> None:
 def test_sliding_windows(path: Path) -> None:
     golden = Golden.read(path)
     height, width = golden.facts["latent_grid"]
-    window, given = golden.facts["window"], golden.facts["tokens_from_input"]
+    window, known = golden.facts["window"], known_codes(golden)
     condition = golden["in.c_indices"].view(1, height, width)
-    known = unknown(1, (height, width))
-    known.flatten(1)[:, :given] = golden["in.z_indices"].view(1, -1)[:, :given]
-    if (
-        given
-    ):  # the original begins every row at the column where it begins the first, and leaves the others as they are
-        known[:, :, : given % width] = golden["out.grid"][:, :, : given % width]
-    assert (known < 0).sum() == golden.facts["sampled_tokens"]
 
     def prefix_at(place: Window) -> Tensor:
         return condition[:, place.top : place.top + place.rows, place.left : place.left + place.columns].flatten(1)
@@ -316,8 +271,8 @@ def test_groups_and_trajectory_of_the_optimiser(path: Path) -> None:
     begin = Golden.read(number_of(golden.facts["weights_from"].split("_")[0]))
     prefix, codes, grid = codes_of(begin)
     prior = conditional(begin, prefix=prefix.shape[1], grid=grid).double()
-    theirs = {ours(name): name for group in golden.facts["groups"] for name in group["names"]}
-    names = {id(weight): theirs[name] for name, weight in prior.named_parameters()}
+    pairs = gpt_names(prior).pairs
+    names = {id(weight): pairs[name][0] for name, weight in prior.named_parameters()}
     decay = golden.facts["groups"][0]["weight_decay"]
     groups = parameter_groups(prior, weight_decay=decay)
     for group, expected in zip(groups, golden.facts["groups"], strict=True):
@@ -333,9 +288,9 @@ def test_groups_and_trajectory_of_the_optimiser(path: Path) -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses == pytest.approx(golden.facts["losses_float64"], rel=1e-9)
-    weights = dict(prior.named_parameters())
+    weights = gpt_names(prior).written_from(prior)
     checked = [key for key in golden.tensors if key.startswith("final64.transformer.")]
     assert checked
     for key in checked:
-        weight = weights[ours(key.removeprefix("final64.transformer."))].detach()
+        weight = weights[key.removeprefix("final64.transformer.")]
         torch.testing.assert_close(weight.view_as(golden[key]), golden[key], rtol=1e-9, atol=1e-9, msg=key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from golden import Golden, fixtures, number_of, random_vgg
+from golden import Golden, fixtures, random_lpips
 from small import write_pictures
 from smalti.checkpoints.taming_parts import Part, read_tokenizer, tokenizer_names
 from smalti.data.loading import Batch
@@ -22,7 +21,6 @@ from smalti.losses import objective
 from smalti.losses.adversarial import ADVERSARIAL, LeCam
 from smalti.losses.discriminator import DISCRIMINATORS, Discriminator
 from smalti.losses.objective import ObjectiveSettings, ReconstructionLoss
-from smalti.losses.perceptual import BACKBONES, Backbone, Perceptual
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training import tokenizer as stage_one
@@ -47,21 +45,6 @@ GENERATOR = {
 }
 JUDGE = {"disc_loss": "discriminator", "logits_real": "real_logits", "logits_fake": "fake_logits"}
 """What the original logs -> what we record."""
-
-
-@functools.cache
-def trunk(seed: int, dtype: torch.dtype) -> Backbone:
-    made = BACKBONES["vgg16"].build()
-    made.load_state_dict(random_vgg(seed))
-    return made.to(dtype)
-
-
-def distance(golden: Golden, dtype: torch.dtype) -> Perceptual:
-    """LPIPS over the random VGG16 of these numbers; where they hold no linear weights, the published ones of number 06."""
-    stored = golden.weights("loss.perceptual_loss.") or Golden.read(number_of("06_")).weights()
-    made = Perceptual(trunk(golden.facts["vgg_seed"], dtype)).to(dtype)
-    made.linear.load_state_dict({str(k): stored[f"lin{k}.model.1.weight"] for k in range(5)})
-    return made
 
 
 def loss_params(golden: Golden, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,7 +150,11 @@ class Compared:
     def __init__(self, path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
         self.golden = Golden.read(path)
         self.left = {key for key in self.golden.tensors if key.startswith("out.")}
-        monkeypatch.setitem(objective.PERCEPTUAL, "vgg16", lambda dropout: distance(self.golden, dtype))
+        monkeypatch.setitem(
+            objective.PERCEPTUAL,
+            "vgg16",
+            lambda dropout: random_lpips(self.golden, "loss.perceptual_loss.", dtype=dtype),
+        )
 
     def __call__(self, key: str, actual: Tensor) -> None:
         expected = self.golden[key]
@@ -310,7 +297,9 @@ def as_there(golden: Golden, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
         return Strength(generator * share, discriminator * share)
 
     monkeypatch.setattr(stage_one, "strength_at", scaled)
-    monkeypatch.setitem(objective.PERCEPTUAL, "vgg16", lambda dropout: distance(golden, dtype))
+    monkeypatch.setitem(
+        objective.PERCEPTUAL, "vgg16", lambda dropout: random_lpips(golden, "loss.perceptual_loss.", dtype=dtype)
+    )
     return Fabric(accelerator="cpu", precision="64-true" if dtype == torch.float64 else "32-true")
 
 

@@ -75,9 +75,9 @@ class Pipeline:
         Raises `SmaltiError` when one of the two is missing or damaged, or when the prior belongs to another tokenizer.
         """
         root = Path(name).expanduser()
-        parts = [part for part in ("tokenizer", "prior") if (root / part).is_dir()]
-        if len(parts) == 2:
+        if _is_pipeline(root):
             return cls._native(root)
+        parts = [part for part in ("tokenizer", "prior") if (root / part).is_dir()]
         imported = None if parts or not root.exists() else find_foreign(root)
         if imported is None:
             raise SmaltiError(_not_a_pipeline(root, parts))
@@ -284,35 +284,27 @@ class Pipeline:
         return height // f, width // f
 
 
-def read_models(path: Path) -> Imported:
-    """A model, run or pipeline folder of ours, or a checkpoint of a foreign format -> all models in it, on the CPU.
-
-    Raises `SmaltiError` when there is none, and for damage.
-    """
-    if (path / "tokenizer").is_dir() and (path / "prior").is_dir():
-        whole = Pipeline.from_pretrained(path)
-        about = {
-            **find_model(path / "tokenizer", kind="tokenizer").about,
-            "prior": find_model(path / "prior", kind="prior").about,
-        }
-        return Imported("smalti", whole.tokenizer, whole.prior, whole.condition, about)
-    if not is_ours(path):
-        return read_foreign(path)
-    tokenizer = VQGAN.from_pretrained(path)
-    return Imported("smalti", tokenizer, None, None, find_model(path, kind="tokenizer").about)
-
-
-def load_tokenizer(name: str | Path) -> VQGAN:
-    """A model or run folder of ours, a Hub id, or a checkpoint of a foreign format -> its tokenizer, on the CPU.
+def read_models(name: str | Path) -> Imported:
+    """A model, run or pipeline folder of ours, a Hub id, or a checkpoint of a foreign format -> all models in it, on the CPU.
 
     Raises `SmaltiError` when there is none, and for damage.
     """
     path = Path(name).expanduser()
-    if not path.exists() or is_ours(path):
-        return VQGAN.from_pretrained(name)
-    tokenizer = read_models(path).tokenizer
+    if _is_pipeline(path):
+        whole = Pipeline.from_pretrained(path)
+        about = find_model(path / "tokenizer", kind="tokenizer").about
+        about = {**about, "prior": find_model(path / "prior", kind="prior").about}
+        return Imported("smalti", whole.tokenizer, whole.prior, whole.condition, about)
+    if path.exists() and not is_ours(path):
+        return read_foreign(path)
+    return Imported("smalti", VQGAN.from_pretrained(name), None, None, find_model(name, kind="tokenizer").about)
+
+
+def load_tokenizer(name: str | Path) -> VQGAN:
+    """As `read_models`, the tokenizer alone. Raises `SmaltiError` also where there is a prior alone."""
+    tokenizer = read_models(name).tokenizer
     if tokenizer is None:
-        raise SmaltiError(f"{path} holds a prior alone; a tokenizer is needed here")
+        raise SmaltiError(f"{name} holds a prior alone; a tokenizer is needed here")
     return tokenizer
 
 
@@ -329,6 +321,10 @@ def save_models(models: Imported, folder: Path) -> None:
     about = {**models.about, "fingerprint": models.tokenizer.fingerprint()}
     with folder_written_atomically(folder) as temporary:
         models.tokenizer.save_pretrained(temporary, about=about)
+
+
+def _is_pipeline(root: Path) -> bool:
+    return (root / "tokenizer").is_dir() and (root / "prior").is_dir()
 
 
 def _not_a_pipeline(root: Path, parts: Sequence[str]) -> str:

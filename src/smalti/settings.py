@@ -7,11 +7,12 @@ names the nearest one; `as_mapping` is its inverse.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 import pydantic
 import pydantic_core
+import yaml
 from pydantic import Field
 from typing_extensions import dataclass_transform
 
@@ -46,6 +47,29 @@ def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         return pydantic.TypeAdapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
         raise SmaltiError("; ".join(_sentence(cls, item, where) for item in error.errors())) from error
+
+
+def assignment(override: str, *, form: str = "a.b=value") -> tuple[str, Any]:
+    """What follows `--set`, such as `a.b=[1, 2]` -> the dotted key and the value, which is read as YAML.
+
+    Raises `SmaltiError` for another form, which is called `form`, and for values that are not YAML.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise SmaltiError(f"--set {override!r} is not of the form {form}")
+    try:
+        return key, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SmaltiError(f"--set {override!r}: the value is not YAML") from error
+
+
+def flattened(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested plain values -> the dotted key and the value of each that is no section."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, prefix=f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def as_mapping(value: Any) -> dict[str, Any]:

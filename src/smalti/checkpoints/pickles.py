@@ -81,6 +81,11 @@ def _reconstructor(cls: type, base: type, state: object) -> Any:
     return _empty(cls)
 
 
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+
 SAFE: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): collections.defaultdict,
@@ -95,11 +100,7 @@ SAFE: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    **{("torch", str(kind).removeprefix("torch.")): kind for kind in (torch.float32, torch.float16, torch.bfloat16)},
-    **{("torch", str(kind).removeprefix("torch.")): kind for kind in (torch.float64, torch.int64, torch.int32)},
-    **{
-        ("torch", str(kind).removeprefix("torch.")): kind for kind in (torch.uint8, torch.int8, torch.int16, torch.bool)
-    },
+    **{("torch", str(kind).removeprefix("torch.")): kind for kind in _DTYPES},
 }
 """What a file may name and get: builders of tensors and containers, none of which does anything else."""
 

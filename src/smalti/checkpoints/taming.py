@@ -29,6 +29,7 @@ from smalti.checkpoints.taming_parts import (
     gpt_settings,
     read_tokenizer,
     resolution,
+    take,
 )
 from smalti.errors import SmaltiError
 from smalti.prior import ORDERS as ORDERS_HERE
@@ -73,8 +74,8 @@ def find(path: Path) -> Found | None:
         raise SmaltiError(
             f"{path} has settings of the original but no checkpoint; put last.ckpt into {path / 'checkpoints'}"
         )
-    last = [file for file in files if file.stem in ("last", "model")]
-    return Found(_merged(configs), (last or files)[-1 if not last else 0])
+    named = (file for file in files if file.stem in ("last", "model"))
+    return Found(_merged(configs), next(named, files[-1]))
 
 
 def _configs(folder: Path) -> list[Path]:
@@ -131,9 +132,15 @@ def read_net2net(part: Part, weights: Mapping[str, Tensor], *, data: Mapping[str
     first = Part.of(params.get("first_stage_config"), where=where, known=TOKENIZERS)
     tokenizer = read_tokenizer(first, weights, prefix="first_stage_model.", where=where)
     gpt = Part.of(params.get("transformer_config"), where=where, known=GPTS)
-    block, side = int(gpt.params.get("block_size", 0)), resolution(first, where=where) // tokenizer.factor
     surroundings = Surroundings(
-        params=params, data=data, weights=weights, tokenizer=tokenizer, block=block, side=side, where=where
+        params=params,
+        data=data,
+        weights=weights,
+        tokenizer=tokenizer,
+        block=int(take(gpt.params, "block_size", where=where)),
+        vocabulary=int(take(gpt.params, "vocab_size", where=where)),
+        side=resolution(first, where=where) // tokenizer.factor,
+        where=where,
     )
     built = condition_of(surroundings)
     order = _order(params, weights, built.grid, where=where)

@@ -14,6 +14,7 @@ from smalti.checkpoints.taming_parts import (
     Part,
     read_tokenizer,
     section_weights,
+    take,
     tokenizer_section,
 )
 from smalti.conditions.base import Condition
@@ -54,6 +55,8 @@ class Surroundings(NamedTuple):
     """The first stage."""
     block: int
     """Positions of the transformer."""
+    vocabulary: int
+    """Codes that the transformer knows."""
     side: int
     """Codes along a side of the pictures that the first stage was made for."""
     where: str
@@ -116,13 +119,12 @@ def _labels(around: Surroundings, part: Part) -> Built:
 
 def _coordinates(around: Surroundings, part: Part) -> Built:
     grid = _fitting_twice(around)
-    levels = int(part.params["n_embed"])
-    vocabulary = int((around.params["transformer_config"].get("params") or {}).get("vocab_size", levels + 1))
+    levels = int(take(part.params, "n_embed", where=around.where))
     settings = {
         "levels": levels,
         # A coordinate of 1 would have the code `levels`; a vocabulary that ends before it never met one.
-        "size": min(levels + 1, max(vocabulary, levels)),
-        "factor": part.params["down_factor"],
+        "size": min(levels + 1, max(around.vocabulary, levels)),
+        "factor": take(part.params, "down_factor", where=around.where),
         "grid": grid,
     }
     return Built(Coordinates(parse(CoordinatesSettings, settings, where=around.where)), grid, None)
@@ -151,7 +153,6 @@ def _codes(around: Surroundings, part: Part) -> Built:
         raise SmaltiError(
             f"{around.where}: {around.block} positions have no room for a condition beside {around.side}x{around.side} codes"
         )
-    vocabulary = int((around.params["transformer_config"].get("params") or {}).get("vocab_size", 0))
     key = str(part.params.get("conditional_key", around.params.get("cond_stage_key", "codes")))
     source = (around.data.get("params") or {}).get("train") or {}
     if key in PLACES and source.get("target") in CLASSES:
@@ -159,14 +160,14 @@ def _codes(around: Surroundings, part: Part) -> Built:
         layout = {
             "classes": tuple(f"class {number}" for number in range(CLASSES[source["target"]])),
             "most": int(options.get("max_objects_per_image", 30)),
-            "size": int(options.get("no_tokens", vocabulary)),
+            "size": int(options.get("no_tokens", around.vocabulary)),
             "places": PLACES[key],
             "encode_crop": bool(options.get("encode_crop", True)),
             "group": bool(options.get("use_group_parameter", False)),
             "flags": bool(options.get("use_additional_parameters", False)),
         }
         return Built(Layout(parse(LayoutSettings, layout, where=around.where)), grid, None)
-    given = {"key": _key(around), "size": vocabulary, "length": length}
+    given = {"key": _key(around), "size": around.vocabulary, "length": length}
     return Built(Given(parse(GivenSettings, given, where=around.where)), grid, None)
 
 

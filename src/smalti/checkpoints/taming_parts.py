@@ -99,7 +99,8 @@ class Part(NamedTuple):
         return cls(target, dict(params))
 
 
-def _take(values: Mapping[str, Any], key: str, *, where: str) -> Any:
+def take(values: Mapping[str, Any], key: str, *, where: str) -> Any:
+    """What stands under a key that must be there. Raises `SmaltiError` where it is missing."""
     if key not in values:
         raise SmaltiError(f"{where}: the key {key!r} is missing")
     return values[key]
@@ -107,21 +108,21 @@ def _take(values: Mapping[str, Any], key: str, *, where: str) -> Any:
 
 def resolution(part: Part, *, where: str) -> int:
     """A first stage's section -> the side of the pictures it was made for, in pixels."""
-    return int(_take(_take(part.params, "ddconfig", where=where), "resolution", where=where))
+    return int(take(take(part.params, "ddconfig", where=where), "resolution", where=where))
 
 
 def _pyramid(ddconfig: Mapping[str, Any], *, where: str) -> PyramidSettings:
     where = f"{where}, ddconfig"
     multipliers = tuple(ddconfig.get("ch_mult", (1, 2, 4, 8)))
-    side = int(_take(ddconfig, "resolution", where=where))
-    channels, out = _take(ddconfig, "in_channels", where=where), _take(ddconfig, "out_ch", where=where)
+    side = int(take(ddconfig, "resolution", where=where))
+    channels, out = take(ddconfig, "in_channels", where=where), take(ddconfig, "out_ch", where=where)
     kind = ddconfig.get("attn_type", "vanilla")
     refused = {
         "double_z = true (a variational model)": ddconfig.get("double_z", True),
         f"in_channels {channels} but out_ch {out}": channels != out,
         "tanh_out = true": ddconfig.get("tanh_out", False),
         f"attn_type = {kind}": kind not in ("vanilla", "vanilla-xformers", "none"),
-        f"ch = {ddconfig.get('ch')}, no multiple of 32,": int(_take(ddconfig, "ch", where=where)) % 32,
+        f"ch = {ddconfig.get('ch')}, no multiple of 32,": int(take(ddconfig, "ch", where=where)) % 32,
     }
     for what, there in refused.items():
         if there:
@@ -143,15 +144,15 @@ def _pyramid(ddconfig: Mapping[str, Any], *, where: str) -> PyramidSettings:
         if key not in known | _DDCONFIG_IGNORED:
             raise SmaltiError(f"{where}: unknown key {key!r}; {suggestion(key, known)}")
     # Attention stands where the *nominal* side of a level is listed, whatever the size of a picture.
-    wanted = set(_take(ddconfig, "attn_resolutions", where=where)) if kind != "none" else set()
+    wanted = set(take(ddconfig, "attn_resolutions", where=where)) if kind != "none" else set()
     values = {
         "channels": channels,
         "width": ddconfig["ch"],
         "multipliers": multipliers,
-        "blocks": _take(ddconfig, "num_res_blocks", where=where),
+        "blocks": take(ddconfig, "num_res_blocks", where=where),
         "attention": tuple(level for level in range(len(multipliers)) if side // 2**level in wanted),
         "middle_attention": kind != "none",
-        "latent_channels": _take(ddconfig, "z_channels", where=where),
+        "latent_channels": take(ddconfig, "z_channels", where=where),
         "dropout": ddconfig.get("dropout", 0.0),
         "zero_residuals": False,
         "convolutional_resampling": ddconfig.get("resamp_with_conv", True),
@@ -165,11 +166,11 @@ def tokenizer_settings(part: Part, *, used: int, where: str) -> VQGANSettings:
     for key in params:
         if key not in _READ_ELSEWHERE | {"ddconfig", "n_embed", "embed_dim", "remap", "unknown_index"}:
             raise SmaltiError(f"{where}: unknown key {key!r} of {part.target}")
-    ddconfig = _take(params, "ddconfig", where=where)
+    ddconfig = take(params, "ddconfig", where=where)
     remap = {"used": used, "unknown": params.get("unknown_index", "random")} if used else {}
     common = {
-        "size": _take(params, "n_embed", where=where),
-        "dimension": _take(params, "embed_dim", where=where),
+        "size": take(params, "n_embed", where=where),
+        "dimension": take(params, "embed_dim", where=where),
         "remap": parse(RemapSettings, remap, where=where),
     }
     quantizer: VQSettings | GumbelSettings
@@ -358,11 +359,11 @@ def gpt_settings(
     """A transformer's section of their YAML, and what surrounds it -> our settings."""
     params = part.params
     values = {
-        "vocabulary": _take(params, "vocab_size", where=where),
+        "vocabulary": take(params, "vocab_size", where=where),
         "size": codes,
         "prefix": prefix,
         "grid": grid,
-        "block": _take(params, "block_size", where=where),
+        "block": take(params, "block_size", where=where),
         "layers": params.get("n_layer", 12),
         "heads": params.get("n_head", 8),
         "width": params.get("n_embd", 256),

@@ -63,20 +63,17 @@ def tokenizer(
     from smalti.evaluation.measure import measure_tokenizer
     from smalti.evaluation.pictures import open_pictures
     from smalti.evaluation.protocols import TOKENIZER_PROTOCOLS, choose
+    from smalti.pipeline import read_models
 
     laid = [*_sized(size, "pictures"), *_held_out(held_out, model, data), *(overrides or [])]
-    chosen = choose(TOKENIZER_PROTOCOLS, protocol or next(iter(TOKENIZER_PROTOCOLS)), overrides=laid)
+    chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=laid)
     place, source = pick_device(device), open_pictures(data)
-    models = _read(model)
+    models = read_models(model)
     if models.tokenizer is None:
         raise SmaltiError(f"{model} holds no tokenizer")
     trained = models.about.get("size")
     if chosen.pictures.size is None and trained is not None and not any("pictures.size" in each for each in laid):
-        chosen = choose(
-            TOKENIZER_PROTOCOLS,
-            protocol or next(iter(TOKENIZER_PROTOCOLS)),
-            overrides=[f"pictures.size={list(trained)}", *laid],
-        )
+        chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=[f"pictures.size={list(trained)}", *laid])
     with counting("measuring", "pictures") as progress:
         measured = measure_tokenizer(
             models.tokenizer, source, protocol=chosen, device=place, progress=progress, batch=batch
@@ -107,13 +104,13 @@ def prior(
     from smalti.evaluation.measure import measure_prior
     from smalti.evaluation.pictures import open_pictures
     from smalti.evaluation.protocols import PRIOR_PROTOCOLS, choose
-    from smalti.pipeline import Pipeline
+    from smalti.pipeline import Pipeline, read_models
 
     codes = (data / "codes.json").is_file()
     laid = [*([] if codes else _held_out(held_out, model / "tokenizer", data)), *(overrides or [])]
-    chosen = choose(PRIOR_PROTOCOLS, protocol or next(iter(PRIOR_PROTOCOLS)), overrides=laid)
+    chosen = choose(PRIOR_PROTOCOLS, protocol, overrides=laid)
     place, given = pick_device(device), open_codes(data) if codes else open_pictures(data)
-    models = _read(model)
+    models = read_models(model)
     if models.tokenizer is None or models.prior is None or models.condition is None:
         raise SmaltiError(
             f"{model} holds no prior with its tokenizer; both are needed to measure the likelihood of pictures"
@@ -154,7 +151,7 @@ def folders(
     from smalti.evaluation.statistics import holds_statistics, read_statistics
 
     laid = [*_sized(size, "samples"), *_sized(size, "reference"), *(overrides or [])]
-    chosen = choose(SET_PROTOCOLS, protocol or next(iter(SET_PROTOCOLS)), overrides=laid)
+    chosen = choose(SET_PROTOCOLS, protocol, overrides=laid)
     known = holds_statistics(reference)
     if known and statistics is not None:
         raise SmaltiError(f"{reference} holds statistics already; leave out --statistics")
@@ -193,19 +190,6 @@ def protocols() -> None:
     for command, table in about.items():
         for name, words in table.items():
             CONSOLE.print(f"{command} --protocol {name}: {words}", markup=False, soft_wrap=True)
-
-
-def _read(model: Path) -> Any:
-    """A path or Hub id -> all models in it, as `pipeline.read_models`."""
-    from smalti.checkpoints.base import Imported
-    from smalti.pipeline import read_models
-    from smalti.pretrained import find_model
-    from smalti.tokenizer.vqgan import VQGAN
-
-    if model.exists():
-        return read_models(model)
-    about = find_model(model, kind="tokenizer").about  # a Hub id, or the error that says there is no such folder
-    return Imported("smalti", VQGAN.from_pretrained(model), None, None, about)
 
 
 def _name(model: Path) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from smalti.cli.console import CONSOLE
+
+if TYPE_CHECKING:
+    from smalti.checkpoints.base import Imported
 
 
 def info(
@@ -28,23 +31,26 @@ def recipes() -> None:
 
 
 def _described(path: Path) -> dict[str, Any]:
+    from smalti.checkpoints.formats import find_foreign
     from smalti.errors import SmaltiError
     from smalti.files import read_json
+    from smalti.pretrained import is_ours
 
     if not path.exists():
         raise SmaltiError(f"there is nothing at {path}")
-    if _is_foreign(path):
-        return _foreign(path)
-    if path.is_file() and path.suffix.lower() not in (".txt", ".zip"):
-        return _picture(path)
     if (path / "codes.json").is_file():
         return _codes(path)
     if (path / "tokenizer").is_dir() and (path / "prior").is_dir():
         return {"pipeline": path, **_prefixed("tokenizer", path / "tokenizer"), **_prefixed("prior", path / "prior")}
     if (path / "config.yaml").is_file():
         return _run(path)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() and is_ours(path):
         return _model(path, read_json(path / "config.json"))
+    foreign = find_foreign(path)
+    if foreign is not None:
+        return _foreign(path, foreign)
+    if path.is_file() and path.suffix.lower() not in (".txt", ".zip"):
+        return _picture(path)
     return _pictures(path)
 
 
@@ -122,24 +128,9 @@ def _model(path: Path, config: Any) -> dict[str, Any]:
     return {"model": f"{config['kind']}, {count:,} numbers", **config["settings"], **config.get("about", {})}
 
 
-def _is_foreign(path: Path) -> bool:
-    """Whether the path looks like another program's checkpoint, seen from its names alone."""
-    if path.is_file():
-        return path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-    if not path.is_dir() or (path / "tokenizer").is_dir() or (path / "config.yaml").is_file():
-        return False
-    if (path / "config.json").is_file():
-        from smalti.pretrained import is_ours
-
-        return not is_ours(path)
-    return (path / "configs").is_dir() or any(_is_foreign(inside) for inside in path.iterdir() if inside.is_file())
-
-
-def _foreign(path: Path) -> dict[str, Any]:
-    from smalti.checkpoints.formats import read_foreign
+def _foreign(path: Path, models: Imported) -> dict[str, Any]:
     from smalti.settings import as_mapping
 
-    models = read_foreign(path)
     parts: dict[str, Any] = {"checkpoint": path, "format": models.format}
     if models.tokenizer is not None:
         count = sum(parameter.numel() for parameter in models.tokenizer.parameters())

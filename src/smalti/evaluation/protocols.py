@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-import yaml
 from pydantic import Field
 
 from smalti.errors import SmaltiError, suggestion
 from smalti.prior import Sampler
-from smalti.settings import as_mapping, parse, settings
+from smalti.settings import as_mapping, assignment, parse, settings
 
 Count = Annotated[int, Field(ge=1)]
 Filter: TypeAlias = Literal["lanczos", "bicubic", "bilinear", "halving"]
@@ -200,12 +199,13 @@ PRIOR_PROTOCOLS: dict[str, PriorProtocol] = {
 """For `smalti evaluate prior`; the first is the default."""
 
 
-def choose(protocols: Mapping[str, P], name: str, *, overrides: Sequence[str] = ()) -> P:
-    """A name in one of the tables, and changes `a.b=value` -> the protocol with them.
+def choose(protocols: Mapping[str, P], name: str | None, *, overrides: Sequence[str] = ()) -> P:
+    """A name in one of the tables (None: its first, the default), and changes `a.b=value` -> the protocol with them.
 
     Raises `SmaltiError` for an unknown name (listing those there are), and for changes that are no `a.b=value`, name no
     setting or do not fit it.
     """
+    name = next(iter(protocols)) if name is None else name
     if name not in protocols:
         raise SmaltiError(f"there is no protocol {name!r}; {suggestion(name, protocols)}")
     values = as_mapping(protocols[name])
@@ -216,18 +216,12 @@ def choose(protocols: Mapping[str, P], name: str, *, overrides: Sequence[str] = 
 
 def _lay_over(values: dict[str, Any], override: str) -> None:
     """Write one `a.b=value` into nested `values`, in place; the value is read as YAML."""
-    key, equals, text = override.partition("=")
+    key, value = assignment(override)
     *path, last = key.split(".")
-    if not equals or not all((*path, last)):
-        raise SmaltiError(f"{override!r} is not of the form a.b=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SmaltiError(f"{override!r}: the value is not YAML") from error
     for part in path:
         # A part that is None so far becomes its defaults with this change.
         values[part] = values.get(part) or {}
         if not isinstance(values[part], dict):
-            raise SmaltiError(f"{override!r}: {part!r} is a single value, not a section")
+            raise SmaltiError(f"--set {override!r}: {part!r} is a single value, not a section")
         values = values[part]
     values[last] = value

@@ -95,7 +95,7 @@ def measure_tokenizer(
         use.add(codes)
         for name, found in _similarities(images, back, protocol, who.lpips).items():
             values.put(name, places, found)
-        for gatherer, pictures in zip(sets, (back, images), strict=False):
+        for gatherer, pictures in zip(sets, (back, images)[: len(sets)], strict=True):
             gatherer.update(pictures, places)
         counter.add(len(places))
     counter.add(len(taken.left_out))

@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, final
 
-import yaml
 from rich.console import Console
 
 from smalti.errors import SmaltiError, suggestion
 from smalti.evaluation.report import Report
 from smalti.files import read_json, refusals_explained, write_json
-from smalti.settings import as_mapping, parse
+from smalti.settings import as_mapping, assignment, flattened, parse
 from smalti.version import __version__
 
 S = TypeVar("S")
@@ -137,19 +136,8 @@ class Study(Generic[S]):
                 f"the scale {asked.scale} is made for {scale.data}; give the pictures with --data, or take another --scale"
             )
         own = [each for each in asked.overrides if each.partition(".")[0] not in TRAININGS]
-        values = {**scale.settings, **dict(map(_key_and_value, own))}
+        values = {**scale.settings, **dict(assignment(each, form="key=value") for each in own)}
         return parse(self.settings, values, where=f"scale {asked.scale}" + (" with --set" if own else ""))
-
-
-def _key_and_value(override: str) -> tuple[str, Any]:
-    """`key=value` -> both, the value read as YAML."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise SmaltiError(f"--set {override!r} is not of the form key=value")
-    try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SmaltiError(f"--set {override!r}: the value is not YAML") from error
 
 
 def run_study(name: str, study: Study[S], out: Path, *, asked: Asked, console: Console) -> Path:
@@ -235,18 +223,10 @@ def _changes(step: Step, home: Path) -> Iterator[str]:
     others = sorted(home.glob("*.json"), key=lambda path: path.stat().st_mtime)
     if not others:
         return
-    then, now = dict(_flat(read_json(others[-1])["settings"])), dict(_flat(step.settings))
+    then, now = dict(flattened(read_json(others[-1])["settings"])), dict(flattened(step.settings))
     differ = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     what = [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in differ[:3]]
     yield f": {'; '.join(what) or 'an earlier step has changed'}; it is done anew, what was made before stays"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _result(name: str, settings: Any, asked: Asked, done: Mapping[str, Done], out: Path) -> dict[str, Any]:

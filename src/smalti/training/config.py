@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from smalti.errors import SmaltiError, suggestion
 from smalti.losses.objective import ObjectiveSettings
-from smalti.settings import as_mapping, parse, settings
+from smalti.settings import as_mapping, assignment, parse, settings
 from smalti.tokenizer.vqgan import VQGANSettings
 from smalti.training.networks import NetworkSettings, TransformerNetwork
 
@@ -212,13 +212,7 @@ def resolve(cls: type[T], *, stage: str, recipe: str, overrides: Sequence[str]) 
 
 def _lay_over(values: dict[str, Any], override: str) -> None:
     """Write one `a.b=c` into nested `values`, in place; c is read as YAML."""
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise SmaltiError(f"--set {override!r} is not of the form a.b=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SmaltiError(f"--set {override!r}: the value is not YAML") from error
+    key, value = assignment(override)
     if isinstance(value, str):
         # YAML 1.1 reads 1e-3 as text; the person who typed it meant a number.
         with suppress(ValueError):

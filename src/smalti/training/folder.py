@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 
 from smalti.errors import SmaltiError
 from smalti.files import folder_written_atomically, refusals_explained, write_text
+from smalti.settings import flattened
 from smalti.training.config import as_yaml
 
 log = logging.getLogger("smalti")
@@ -77,7 +78,7 @@ class RunFolder:
             raise SmaltiError(f"{written} is not YAML; choose another --out") from error
         if not isinstance(before, dict) or "smalti" not in before:
             raise SmaltiError(f"{self.path} holds the run of another program; choose another --out")
-        old, new = dict(_flat(before)), dict(_flat(config))
+        old, new = dict(flattened(before)), dict(flattened(config))
         differ = [
             f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
             for key in sorted(old.keys() | new.keys())
@@ -162,11 +163,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """A run folder -> all lines of its `metrics.jsonl`, oldest first."""
     metrics = path / "metrics.jsonl"
     return list(_whole_lines(metrics)) if metrics.is_file() else []
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
