@@ -100,7 +100,7 @@ def test_the_names_beside_the_paper_are_in_their_files(what: str, file: str, nam
 def test_a_wrong_name_would_be_seen() -> None:
     assert len(TABLE) >= 15
     file = "[vq](../src/smalti/tokenizer/quantizers/vq.py)"
-    names = "`nearest`, `VQ.forward`, `VQSettings.beta_on`, `forward`, `VQ.backward`, `Module`"
+    names = "`kmeans`, `VQ.forward`, `VQSettings.beta_on`, `forward`, `VQ.backward`, `Module`"
     assert missing_names(file, names, PIPELINE.parent) == ["Module", "VQ.backward", "forward"]
 
 

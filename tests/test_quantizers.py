@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import reference
 from smalti.errors import SmaltiError
 from smalti.settings import as_mapping, parse
-from smalti.tokenizer.quantizers import QUANTIZERS, VQ, Quantizer, VQSettings, kmeans, nearest, vq
+from smalti.tokenizer.quantizers import QUANTIZERS, VQ, Quantizer, VQSettings, kmeans, nearest, search
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 
@@ -48,14 +48,14 @@ def test_nearest_is_the_whole_matrix(data: st.DataObject, dimension: int, size: 
     table = torch.tensor(numbers, dtype=torch.float32).view(-1, dimension)
     codebook, vectors = table[:size], table[size:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vq, "SEARCH_ELEMENTS", data.draw(st.integers(1, 60)))
+        patch.setattr(search, "SEARCH_ELEMENTS", data.draw(st.integers(1, 60)))
         found = nearest(vectors, codebook)
     assert found.tolist() == (reference.nearest(vectors, codebook).tolist() if count else [])
 
 
 @pytest.mark.parametrize("pieces", [1, 700, 2**22])
 def test_nearest_of_ordinary_vectors(monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
-    monkeypatch.setattr(vq, "SEARCH_ELEMENTS", pieces)
+    monkeypatch.setattr(search, "SEARCH_ELEMENTS", pieces)
     vectors, codebook = noise(50, 6), noise(33, 6, seed=1)
     assert torch.equal(nearest(vectors, codebook), reference.nearest(vectors, codebook))
 
@@ -205,13 +205,15 @@ def test_kmeans_of_fewer_vectors_than_centres() -> None:
 def test_start_places_codes_on_features() -> None:
     _, vectors = clusters(normalised=False)
     features = vectors.view(2, 8, 10, 4).permute(0, 3, 1, 2)
-    for rounds in (0, 10):
-        made = quantizer(size=16, dimension=4, kmeans=rounds)
-        before = made.codebook.clone()
-        made.start(features, generator=seeded(0))
-        assert torch.equal(made.codebook, before) == (rounds == 0)
+    made = quantizer(size=16, dimension=4, kmeans=10)
+    assert made.start_features == 64
+    made.start(features, generator=seeded(0))
     assert float(made(features).loss.detach()) < 0.01
     assert made.codebook.requires_grad
+
+
+def test_without_kmeans_nothing_is_asked_for() -> None:
+    assert quantizer(size=16, dimension=4, kmeans=0).start_features == 0
 
 
 def test_dead_codes_restart_and_only_they() -> None:

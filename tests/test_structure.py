@@ -23,7 +23,9 @@ TREES = {path: ast.parse(path.read_text("utf-8")) for path in FILES}
 LONGEST = 450
 
 FLOORS = {
-    **dict.fromkeys(("errors", "files", "settings", "devices", "weights", "noise", "pretrained", "version"), 0),
+    **dict.fromkeys(
+        ("errors", "files", "settings", "devices", "weights", "noise", "pretrained", "processes", "version"), 0
+    ),
     **dict.fromkeys(("images", "masks", "tokenizer", "losses", "prior"), 1),
     **dict.fromkeys(("conditions", "data"), 2),
     "checkpoints": 3,

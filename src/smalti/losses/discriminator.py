@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple, final
 
 import torch
-import torch.distributed as distributed
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.errors import SmaltiError
+from smalti.processes import first_ones
 from smalti.settings import settings
 
 
@@ -50,9 +50,8 @@ class ActNorm(nn.Module):
         deviation, mean = torch.std_mean(precise, (0, 2, 3), correction=1, keepdim=True)  # (1,C,1,1)
         self.loc.copy_(-mean)
         self.scale.copy_(1.0 / (deviation + 1e-6))  # the original's constant
-        if distributed.is_available() and distributed.is_initialized():
-            for parameter in (self.loc, self.scale):
-                distributed.broadcast(parameter, src=0)
+        for parameter in (self.loc, self.scale):
+            first_ones(parameter)
         self.initialized.fill_(1)
 
 

@@ -25,17 +25,16 @@ from smalti.images import grid
 from smalti.losses.adversarial import LeCam, ramp
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.losses.objective import AdversarialSettings, ReconstructionLoss
+from smalti.processes import everyones
 from smalti.settings import amount
 from smalti.tokenizer.blocks import as_channels_last
-from smalti.tokenizer.quantizers import Quantized, VQSettings
+from smalti.tokenizer.quantizers import Quantized
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import OptimiserSettings, PictureSettings, TokenizerTraining
 from smalti.training.loop import Stage, stream
 from smalti.training.optimiser import build_optimiser, exported, move, rate_at
 from smalti.training.playing import Players, Strength, play_of
 
-VECTORS_A_CODE = 4
-"""Features gathered for each code before k-means places the codebook."""
 SHOWN = 8
 """Pictures in the grid that is saved on the way."""
 
@@ -166,20 +165,20 @@ class TokenizerStage(Stage):
         )
 
     def _place_codes(self, seen: int, generator: torch.Generator) -> None:
-        """Let k-means place the codebook on features of the next pictures, where that is asked for."""
-        quantizer = self.settings.model.quantizer
-        if not (isinstance(quantizer, VQSettings) and quantizer.kmeans):
+        """Let the quantizer place its codes on features of the next pictures, where it wants any."""
+        wanted = self.tokenizer.quantizer.start_features
+        if not wanted:
             return
         gathered: list[Tensor] = []
         for batch in itertools.islice(self.batches(seen), 256):
             with torch.no_grad():
-                gathered.append(self._everyones(self.tokenizer.features(self._on_device(batch))))
-            if sum(each.numel() // each.shape[1] for each in gathered) >= VECTORS_A_CODE * self.tokenizer.size:
+                gathered.append(everyones(self.tokenizer.features(self._on_device(batch))))
+            if sum(each.numel() // each.shape[1] for each in gathered) >= wanted:
                 break
         self.tokenizer.quantizer.start(torch.cat(gathered), generator=generator)
 
     def _mend_codebook(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        features, codes = self._everyones(features), self._everyones(codes)
+        features, codes = everyones(features), everyones(codes)
         moved = self.tokenizer.quantizer.observe(features, codes, generator=generator)
         self.used.add(codes)
         if int(self.used.counts.sum()) < 64 * self.tokenizer.size:  # too few codes to say how many are in use
@@ -191,14 +190,6 @@ class TokenizerStage(Stage):
         }
         self.used = CodeUse(self.tokenizer.size)
         return values
-
-    def _everyones(self, tensor: Tensor) -> Tensor:
-        """(B,..) of this process -> (world B,..) of all, in the order of ranks."""
-        if self.fabric.world_size == 1:
-            return tensor
-        gathered = self.fabric.all_gather(tensor)
-        assert isinstance(gathered, Tensor)
-        return gathered.flatten(0, 1)
 
     def _on_device(self, batch: Batch) -> Tensor:
         images: Tensor = self.fabric.to_device(batch.images)

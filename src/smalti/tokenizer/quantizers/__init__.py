@@ -9,8 +9,9 @@ from pydantic import BeforeValidator, Field
 
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer
 from smalti.tokenizer.quantizers.gumbel import Gumbel, GumbelSettings, TemperatureSettings
+from smalti.tokenizer.quantizers.search import SEARCH_ELEMENTS, nearest
 from smalti.tokenizer.quantizers.table import RemapSettings
-from smalti.tokenizer.quantizers.vq import SEARCH_ELEMENTS, VQ, VQSettings, kmeans, nearest
+from smalti.tokenizer.quantizers.vq import VQ, VQSettings, kmeans
 
 
 def _named(values: Any) -> Any:

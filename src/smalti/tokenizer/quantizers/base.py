@@ -57,13 +57,21 @@ class Quantizer(nn.Module, ABC):
     def lookup(self, codes: Tensor) -> Tensor:
         """(B,h,w) int64 in [0,size) -> latents (B,D,h,w)."""
 
+    @property
+    @abstractmethod
+    def start_features(self) -> int:
+        """How many feature vectors `start` wants to see, of all processes together; 0: it is not called."""
+
     @abstractmethod
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """Place the codes where features (B,D,h,w) of some pictures are, before they are first used."""
+        """Place the codes where features (B,D,h,w) of some pictures, everyone's, are, before they are first used."""
 
     @abstractmethod
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """After a step: note the codes (B,h,w) that features (B,D,h,w) took, and mend the codebook. Returns how many moved."""
+        """After a step: note the codes (B,h,w) that features (B,D,h,w) took, everyone's, and mend the codebook.
+
+        `generator` is the same in all processes, so that all mend alike. Returns how many codes moved.
+        """
 
 
 def precision(*tensors: Tensor) -> torch.dtype:

@@ -147,6 +147,10 @@ class Gumbel(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(self.table.inside(codes), self.codebook).permute(0, 3, 1, 2)
 
+    @property
+    def start_features(self) -> int:
+        return 0
+
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
         """Nothing: a code is not a place among the features but the largest of their logits, and these begin spread out."""
 

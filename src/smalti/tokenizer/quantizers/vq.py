@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from smalti.settings import settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision
+from smalti.tokenizer.quantizers.search import nearest
 from smalti.tokenizer.quantizers.table import RemapSettings, check_table_fits, code_table
 
-SEARCH_ELEMENTS = 2**22
-"""Largest piece of the N x K distance matrix held at a time, in numbers (16 MiB of float32)."""
+VECTORS_A_CODE = 4
+"""Features for each code on which k-means places the codebook."""
 
 
 @settings
@@ -51,25 +52,6 @@ class VQSettings:
     def _table_fits(self) -> VQSettings:
         check_table_fits(self.remap, self.size)
         return self
-
-
-def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """vectors (N,D), codebook (K,D) -> index (N,) of the closest row in squared distance, the first on ties.
-
-    |z - e|^2 = |z|^2 + |e|^2 - 2 z e, of which |z|^2 does not change the choice. Always in float32 at least; the N x K matrix
-    is made in pieces of `SEARCH_ELEMENTS` and never held whole.
-    """
-    with torch.autocast(vectors.device.type, enabled=False), torch.no_grad():
-        dtype = precision(vectors, codebook)
-        codebook = codebook.to(dtype)
-        squares = codebook.square().sum(1)  # (K,)
-        rows = max(1, SEARCH_ELEMENTS // len(codebook))
-        return torch.cat(
-            [
-                torch.addmm(squares, piece.to(dtype), codebook.T, alpha=-2).argmin(1)
-                for piece in torch.split(vectors, rows)
-            ]
-        )
 
 
 def kmeans(vectors: Tensor, size: int, *, rounds: int, normalised: bool, generator: torch.Generator) -> Tensor:
@@ -150,12 +132,15 @@ class VQ(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(self.table.inside(codes), self.vectors()).permute(0, 3, 1, 2)
 
+    @property
+    def start_features(self) -> int:
+        return VECTORS_A_CODE * self.settings.size if self.settings.kmeans else 0
+
     @torch.no_grad()
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        if self.settings.kmeans:
-            flat, size = self._flat(features), self.settings.size
-            rounds, normalised = self.settings.kmeans, self.settings.normalised
-            self.codebook.copy_(kmeans(flat, size, rounds=rounds, normalised=normalised, generator=generator))
+        flat, size = self._flat(features), self.settings.size
+        rounds, normalised = self.settings.kmeans, self.settings.normalised
+        self.codebook.copy_(kmeans(flat, size, rounds=rounds, normalised=normalised, generator=generator))
 
     @torch.no_grad()
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:

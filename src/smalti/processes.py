@@ -1,0 +1,43 @@
+"""What several processes that train together know of one another: a value of each <-> a value of all.
+
+Every function is the identity where there is one process. All processes must call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed
+
+
+def world() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def everyones(tensor: Tensor) -> Tensor:
+    """(B,..) of this process -> (world B,..) of all, in the order of ranks, without gradient."""
+    if world() == 1:
+        return tensor
+    mine = tensor.detach().contiguous()
+    gathered = [torch.empty_like(mine) for _ in range(world())]
+    distributed.all_gather(gathered, mine)
+    return torch.cat(gathered)
+
+
+def mean_of_all(tensor: Tensor) -> Tensor:
+    """The mean of this tensor over all processes, with the gradient of this process's part.
+
+    Where the mean enters a loss, each process so has the gradient of its own examples, scaled as if they were all: exactly what
+    data-parallel training then averages.
+    """
+    if world() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    distributed.all_reduce(total)
+    return tensor + (total / world() - tensor.detach())
+
+
+def first_ones(tensor: Tensor) -> None:
+    """Make `tensor` that of the first process, in place."""
+    if world() > 1:
+        distributed.broadcast(tensor, src=0)
