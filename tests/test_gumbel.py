@@ -213,7 +213,8 @@ def test_training_follows_its_plan(plan: dict[str, float], seen: int, expected: 
 
 
 def test_before_codes_are_used_they_are_drawn_without_a_loss() -> None:
-    made = quantizer(straight_through=False, temperature={"start": 0.3, "warm_up": 0.5})
+    """Where they are not placed."""
+    made = quantizer(kmeans=0, straight_through=False, temperature={"start": 0.3, "warm_up": 0.5})
     features, results = noise(2, 3, 4, 5), []
     for quantize in (made.relaxed, made.at(0, length=10)):
         torch.manual_seed(0)
@@ -224,8 +225,38 @@ def test_before_codes_are_used_they_are_drawn_without_a_loss() -> None:
     assert relaxed.loss.item() == 0
 
 
+def test_before_codes_are_placed_features_are_left_alone() -> None:
+    made, features = quantizer(), noise(2, 3, 4, 5).requires_grad_()
+    relaxed = made.relaxed(features)
+    assert torch.equal(relaxed.latents, features)
+    assert torch.equal(relaxed.codes, made(features).codes)
+    assert relaxed.loss.item() == 0
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_placed_codes_are_drawn_by_their_distance(used: bool) -> None:
+    """exp(-|feature - code|^2 / 2 s^2), where s^2 is the mean squared distance of features from their codes."""
+    made, features = quantizer(used=used), noise(2, 3, 6, 5)
+    assert made.start_features == 24
+    made.start(features, generator=torch.Generator().manual_seed(0))
+    flat = features.permute(0, 2, 3, 1).reshape(-1, 3)
+    squares = (flat[:, None] - made.codebook.detach()).square().sum(2)  # (N,K)
+    assert len(torch.unique(squares.argmin(1))) == 6
+    expected = (-squares / (2 * squares.min(1).values.mean()))[:, USED if used else range(6)].log_softmax(1)
+    found = made.logits(features).detach().movedim(1, -1).reshape(-1, expected.shape[1]).log_softmax(1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert all(parameter.requires_grad for parameter in made.parameters())
+
+
+def test_fewer_features_than_codes_can_be_started_from() -> None:
+    made = quantizer()
+    made.start(noise(1, 3, 1, 2), generator=torch.Generator().manual_seed(0))
+    assert all(torch.isfinite(parameter).all() for parameter in made.parameters())
+
+
 def test_nothing_is_placed_and_nothing_mended() -> None:
-    made, features = quantizer(), noise(2, 3, 4, 5)
+    made, features = quantizer(kmeans=0), noise(2, 3, 4, 5)
+    assert made.start_features == 0
     before = {name: value.clone() for name, value in made.state_dict().items()}
     made.start(features, generator=torch.Generator())
     assert made.observe(features, torch.zeros(2, 4, 5, dtype=torch.int64), generator=torch.Generator()) == 0

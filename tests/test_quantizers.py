@@ -1,4 +1,4 @@
-"""Quantizers: the nearest code, the loss and its gradients against plain forms, start and restart, and what all have in common."""
+"""Nearest codes (VQ): the search, the loss and its gradients against plain forms, start and restart."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import reference
-from smalti.errors import SmaltiError
-from smalti.settings import as_mapping, parse
-from smalti.tokenizer.quantizers import QUANTIZERS, VQ, Quantizer, VQSettings, kmeans, nearest, search
-from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
+from smalti.settings import parse
+from smalti.tokenizer.quantizers import VQ, VQSettings, kmeans, nearest, search
+from smalti.tokenizer.quantizers.vq import counted, forgotten
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -49,6 +48,7 @@ def test_nearest_is_the_whole_matrix(data: st.DataObject, dimension: int, size: 
     codebook, vectors = table[:size], table[size:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "SEARCH_ELEMENTS", data.draw(st.integers(1, 60)))
+        patch.setattr(search, "SEARCH_CODES", data.draw(st.integers(1, 13)))
         found = nearest(vectors, codebook)
     assert found.tolist() == (reference.nearest(vectors, codebook).tolist() if count else [])
 
@@ -250,8 +250,35 @@ def test_use_is_remembered() -> None:
 
 
 def test_no_more_codes_restart_than_a_quarter_of_the_vectors() -> None:
-    made = quantizer(use_memory=0.0)
+    """Those that are used least."""
+    made = quantizer(use_memory=0.0, restart_below=0.9)
+    made.use[1:] = torch.tensor([0.5, 0.3, 0.6, 0.2])
+    before = made.codebook.detach().clone()
     assert made.observe(noise(1, 3, 2, 4), torch.zeros(1, 2, 4, dtype=torch.int64), generator=seeded(0)) == 2
+    assert (made.codebook != before).any(1).tolist() == [False, False, True, False, True]
+
+
+def test_use_is_remembered_until_each_code_has_had_its_turns() -> None:
+    assert forgotten(0.95, vectors=4096, size=1024) == pytest.approx(0.05)
+    assert forgotten(0.95, vectors=1024, size=16384) == 1 / 64
+    assert forgotten(0.5, vectors=10**6, size=2) == 0.5
+
+
+def test_codes_that_are_all_used_alike_are_not_called_dead_by_chance() -> None:
+    """256 codes, 16 vectors a step. With a memory of 20 steps, 1.25 uses a code, hundreds of codes restarted."""
+    made, generator = quantizer(size=256), seeded(0)
+    features = noise(1, 3, 4, 4)
+    moved = [
+        made.observe(features, torch.randint(0, 256, (1, 4, 4), generator=generator), generator=generator)
+        for _ in range(400)
+    ]
+    assert sum(moved) < 5
+    assert made.use.mean() == pytest.approx(1, abs=0.2)
+
+
+def test_counts_are_those_of_bincount() -> None:
+    codes = torch.randint(0, 7, (2, 5, 6), generator=seeded(0))
+    assert torch.equal(counted(codes, 9), torch.bincount(codes.flatten(), minlength=9).float())
 
 
 def test_restarted_codes_have_length_1_where_codes_are_normalised() -> None:
@@ -272,128 +299,3 @@ def test_relaxed_latents_are_the_features_themselves() -> None:
     assert features.grad is not None
     assert quantizer.codebook.grad is not None
     assert not quantizer.codebook.grad.any()
-
-
-# --- what all have in common ----------------------------------------------------------------------------------------
-
-TABLES: list[dict[str, Any]] = [
-    {},
-    {"remap": {"used": 8}},
-    {"remap": {"used": 6}},
-    {"remap": {"used": 6, "unknown": "extra"}},
-    {"remap": {"used": 6, "unknown": 1}},
-]
-EACH = [pytest.param({"name": name, **table}, id=f"{name} {table}") for name in QUANTIZERS for table in TABLES]
-
-
-def settings_of(plain: dict[str, Any]) -> VQGANSettings:
-    """8 codes of 3 numbers."""
-    pyramid = {"width": 8, "multipliers": [1, 1], "blocks": 1, "latent_channels": 6}
-    return parse(VQGANSettings, {"pyramid": pyramid, "quantizer": {"size": 8, "dimension": 3, **plain}}, where="here")
-
-
-def any_quantizer(plain: dict[str, Any]) -> Quantizer:
-    """Where there is a table, it is not in the order of the codes."""
-    torch.manual_seed(0)
-    settings = settings_of(plain).quantizer
-    made = QUANTIZERS[settings.name](settings)
-    if settings.remap.used:
-        made.get_buffer("table.used").copy_(torch.tensor([7, 2, 0, 5, 1, 4, 3, 6])[: settings.remap.used])
-    return made
-
-
-@pytest.mark.parametrize("plain", EACH)
-def test_codes_are_below_the_size(plain: dict[str, Any]) -> None:
-    made = any_quantizer(plain)
-    for features in (noise(2, 3, 4, 5), noise(1, 3, 1, 1)):
-        quantized = made(features)
-        assert quantized.codes.shape == (len(features), *features.shape[2:])
-        assert quantized.codes.dtype == torch.int64
-        assert quantized.loss.shape == ()
-        assert (quantized.codes >= 0).all()
-        assert (quantized.codes < made.size).all()
-        assert made.lookup(quantized.codes).shape == quantized.latents.shape == features.shape
-
-
-@pytest.mark.parametrize("table", TABLES[:2])
-@pytest.mark.parametrize("name", QUANTIZERS)
-def test_latents_are_those_of_their_codes(name: str, table: dict[str, Any]) -> None:
-    made = any_quantizer({"name": name, **table})
-    quantized = made(noise(2, 3, 4, 5))
-    assert len(torch.unique(quantized.codes)) > 2
-    torch.testing.assert_close(quantized.latents, made.lookup(quantized.codes))
-
-
-@pytest.mark.parametrize("plain", EACH)
-def test_everything_learns(plain: dict[str, Any]) -> None:
-    """The features and every parameter have gradients: before the codes are placed and after, early and late."""
-    made, features = any_quantizer(plain), noise(2, 3, 4, 5).requires_grad_()
-    for quantize in (made.relaxed, made.at(0, length=100), made.at(100, length=100)):
-        made.zero_grad()
-        quantized = quantize(features)
-        assert (quantized.codes < made.size).all()
-        total = (quantized.latents * noise(2, 3, 4, 5, seed=1)).sum() + quantized.loss
-        (gradient,) = torch.autograd.grad(total, features, retain_graph=True)
-        assert gradient.any()
-        total.backward()  # type: ignore[no-untyped-call]
-        assert all(parameter.grad is not None for parameter in made.parameters())
-
-
-@pytest.mark.parametrize("plain", EACH)
-def test_start_and_observe_leave_a_working_quantizer(plain: dict[str, Any]) -> None:
-    made, features = any_quantizer(plain), noise(2, 3, 4, 5)
-    made.start(features, generator=seeded(0))
-    assert 0 <= made.observe(features, made(features).codes, generator=seeded(0)) <= 8
-    assert all(torch.isfinite(value).all() for value in made.state_dict().values())
-    assert torch.isfinite(made(features).latents).all()
-
-
-@pytest.mark.parametrize("plain", EACH)
-def test_every_quantizer_serves_a_tokenizer(plain: dict[str, Any]) -> None:
-    settings = settings_of(plain)
-    tokenizer = VQGAN(settings).eval()
-    remap = settings.quantizer.remap
-    assert tokenizer.size == (remap.used or 8) + (remap.unknown == "extra")
-    reconstructions, quantized = tokenizer(noise(1, 3, 8, 6))
-    assert reconstructions.shape == tokenizer.decode_codes(quantized.codes).shape == (1, 3, 8, 6)
-    assert parse(VQGANSettings, as_mapping(settings), where="here") == settings
-    if remap.used:
-        before = tokenizer.fingerprint()
-        tokenizer.get_buffer("quantizer.table.used")[0] += 1
-        assert tokenizer.fingerprint() != before
-
-
-def test_identities_stay_what_they_are() -> None:
-    """They are part of the fingerprints of all models there are."""
-    assert any_quantizer({}).identity == "vq normalised"
-    assert any_quantizer({"normalised": False}).identity == "vq"
-    assert any_quantizer({"remap": {"used": 6}}).identity == "vq normalised remapped unknown random"
-    assert any_quantizer({"normalised": False, **TABLES[3]}).identity == "vq remapped unknown extra"
-    assert any_quantizer({"name": "gumbel", **TABLES[4]}).identity == "gumbel remapped unknown 1"
-    for noisy in (False, True):
-        assert any_quantizer({"name": "gumbel", "noisy": noisy}).identity == "gumbel"
-
-
-@pytest.mark.parametrize(
-    ("plain", "sentence"),
-    [
-        ({"sizes": 1}, r"here: unknown key 'quantizer\.(vq\.)?sizes'; did you mean 'size'\?"),
-        ({"name": "vq", "kl_weight": 1}, r"unknown key 'quantizer\.(vq\.)?kl_weight'"),
-        ({"name": "gumbel", "kl_wieght": 1}, r"'quantizer\.(gumbel\.)?kl_wieght'; did you mean 'kl_weight'\?"),
-        ({"name": "gumbel", "temperature": {"pek": 1}}, r"temperature\.pek'; did you mean 'peak'\?"),
-        ({"name": "gumbel", "temperature": {"end": 0}}, r"temperature\.end = 0: input should be greater than 0"),
-        ({"name": "gumble"}, r"here: quantizer = .*'gumble'.*'vq', 'gumbel'"),
-        ({"remap": {"usde": 3}}, r"remap\.usde'; did you mean 'used'\?"),
-        (
-            {"remap": {"used": 3, "unknown": "none"}},
-            r"unknown = 'none': it is \"random\", \"extra\" or one of the .* 3$",
-        ),
-        ({"remap": {"used": 3, "unknown": 3}}, r"unknown = 3: .* of which there are 3"),
-        ({"remap": {"used": 3, "unknown": -1}}, r"unknown = -1: .* of which there are 3"),
-        ({"remap": {"used": 9}}, r"remap\.used = 9, but the codebook has 8 codes"),
-        ({"name": "gumbel", "remap": {"used": 9}}, r"remap\.used = 9, but the codebook has 8 codes"),
-    ],
-)
-def test_wrong_settings_are_told(plain: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(SmaltiError, match=sentence):
-        settings_of(plain)

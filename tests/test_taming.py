@@ -98,7 +98,9 @@ TOKENIZERS_HERE: dict[str, dict[str, Any]] = {
     "no attention": {"middle_attention": False},
     "depth": {"channels": 1},
     "labels": {"channels": 7},
-    "gumbel": {"quantizer": {"name": "gumbel", "size": 24, "dimension": 6, "kl_weight": 1e-8, "noisy": True}},
+    "gumbel": {
+        "quantizer": {"name": "gumbel", "size": 24, "dimension": 6, "kl_weight": 1e-8, "noisy": True, "kmeans": 0}
+    },
     "used codes": {"quantizer": {"size": 24, "dimension": 6, "remap": {"used": 9, "unknown": "extra"}, **REFERENCE}},
 }
 

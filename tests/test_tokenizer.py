@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import reference
 from smalti.errors import SmaltiError
 from smalti.files import write_json
 from smalti.settings import parse
-from smalti.tokenizer.blocks import AttentionBlock, Downsample, Upsample, as_channels_last, group_norm
+from smalti.tokenizer.blocks import AttentionBlock, Downsample, Upsample, as_channels_last, group_norm, swish
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 
@@ -74,6 +75,36 @@ def test_shapes_of_every_pyramid(pyramid: dict[str, Any], size: tuple[int, int],
     (reconstructions.square().mean() + quantized.loss).backward()
     without = [name for name, parameter in tokenizer.named_parameters() if parameter.grad is None]
     assert not without
+
+
+@pytest.mark.parametrize(("channels", "size"), [(8, (3, 5)), (16, (1, 1)), (8, (4, 2))])
+def test_upsampling_in_one_step_is_upsampling_and_then_convolving(channels: int, size: tuple[int, int]) -> None:
+    """Values and gradients, at the borders too."""
+    torch.manual_seed(0)
+    upsample = Upsample(channels, convolution=True).double()
+    assert isinstance(upsample.convolution, torch.nn.Conv2d)
+    weight, bias = upsample.convolution.weight, upsample.convolution.bias
+    assert bias is not None
+    inputs = [noise(2, channels, *size, seed=seed).double().requires_grad_() for seed in (1, 1)]
+    asked = noise(2, channels, 2 * size[0], 2 * size[1], seed=2).double()
+    both = []
+    for x, made in zip(
+        inputs, (upsample(inputs[0]), reference.upsampled(inputs[1], weight) + bias.view(-1, 1, 1)), strict=True
+    ):
+        both.append((made, *torch.autograd.grad((made * asked).sum(), (x, weight, bias))))
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_swish_writes_over_its_input_only_where_no_gradient_asks_for_it() -> None:
+    kept = noise(4, seed=3).requires_grad_()
+    before = kept.detach().clone()
+    made = swish(kept)
+    assert torch.equal(kept, before)
+    spent = before.clone()
+    assert swish(spent) is spent
+    assert torch.equal(spent, made)
+    torch.testing.assert_close(made, before * before.sigmoid())
 
 
 def test_attention_stands_where_it_is_asked_for() -> None:

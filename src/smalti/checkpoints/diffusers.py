@@ -224,10 +224,11 @@ def _config(ours: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
     """Our settings -> theirs. Raises `SmaltiError` for what they cannot say."""
     pyramid, quantizer = ours.pyramid, ours.quantizer
     groups = math.gcd(pyramid.widths[0], 32)
+    used = quantizer.remap.used if isinstance(quantizer, VQSettings) else 0
     refused = {
         f"model.quantizer.name = {quantizer.name!r}": not isinstance(quantizer, VQSettings),
         "model.quantizer.normalised = true": isinstance(quantizer, VQSettings) and quantizer.normalised,
-        f"model.quantizer.remap.used = {quantizer.remap.used}": quantizer.remap.used > 0,
+        f"model.quantizer.remap.used = {used}": used > 0,
         f"model.pyramid.stem = {pyramid.stem}": pyramid.stem != 1,
         "model.pyramid.convolutional_resampling = false": not pyramid.convolutional_resampling,
         f"the widths {', '.join(map(str, pyramid.widths))} (model.pyramid.width and multipliers), whose GroupNorms differ in "

@@ -233,10 +233,11 @@ def _check_tokenizer(tokenizer: VQGAN) -> None:
     """Raises `SmaltiError` for what their tokenizer cannot be."""
     pyramid, quantizer = tokenizer.settings.pyramid, tokenizer.settings.quantizer
     widths, lowest = pyramid.widths, len(pyramid.widths) - 1
+    used = quantizer.remap.used if isinstance(quantizer, VQSettings) else 0
     refused = {
         f"model.quantizer.name = {quantizer.name!r}": not isinstance(quantizer, VQSettings),
         "model.quantizer.normalised = false": isinstance(quantizer, VQSettings) and not quantizer.normalised,
-        f"model.quantizer.remap.used = {quantizer.remap.used}": quantizer.remap.used > 0,
+        f"model.quantizer.remap.used = {used}": used > 0,
         f"model.pyramid.stem = {pyramid.stem}": pyramid.stem != 1,
         "model.pyramid.convolutional_resampling = false": not pyramid.convolutional_resampling,
         "model.pyramid.middle_attention = false": not pyramid.middle_attention,

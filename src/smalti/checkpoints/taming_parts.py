@@ -175,7 +175,7 @@ def tokenizer_settings(part: Part, *, used: int, where: str) -> VQGANSettings:
     }
     quantizer: VQSettings | GumbelSettings
     if TOKENIZERS[part.target] == "gumbel":
-        options = {**common, "kl_weight": params.get("kl_weight", 1e-8), "noisy": True}
+        options = {**common, "kl_weight": params.get("kl_weight", 1e-8), "noisy": True, "kmeans": 0}
         quantizer = parse(GumbelSettings, options, where=where)
     else:
         # The class never exposes the switch between the two places of beta, so every model of it was trained like this.
@@ -244,6 +244,11 @@ def tokenizer_names(tokenizer: VQGAN) -> Renaming:
 def tokenizer_section(tokenizer: VQGAN, *, about: Mapping[str, Any]) -> dict[str, Any]:
     """A tokenizer -> `target` and `params` of the original's YAML."""
     pyramid, quantizer = tokenizer.settings.pyramid, tokenizer.settings.quantizer
+    if not isinstance(quantizer, VQSettings | GumbelSettings):
+        raise SmaltiError(
+            f"the original has no place for model.quantizer.name = {quantizer.name!r}; this tokenizer cannot be written as one of "
+            "its own, which are 'vq' and 'gumbel'"
+        )
     if isinstance(quantizer, VQSettings) and quantizer.normalised:
         raise SmaltiError(
             "the original compares codes by distance, this tokenizer by direction (model.quantizer.normalised = true)"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle, start_as_shortcuts
+from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle, start_as_shortcuts, swish
 from smalti.tokenizer.encoder import PyramidSettings
 
 
@@ -56,7 +56,7 @@ class Decoder(nn.Module):
         x = self.middle(self.conv_in(latents))  # (B, width m, h, w)
         for stage, upsample in zip(reversed(self.stages), reversed(self.upsamples), strict=True):
             x = upsample(stage(x))  # (B, width m, .., ..)
-        x = self.conv_out(F.silu(self.norm_out(x)))  # (B, C s^2, H/s, W/s)
+        x = self.conv_out(swish(self.norm_out(x)))  # (B, C s^2, H/s, W/s)
         return F.pixel_shuffle(x, self.stem)  # (B, C, H, W)
 
 

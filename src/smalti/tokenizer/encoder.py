@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.settings import settings
-from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, start_as_shortcuts
+from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, start_as_shortcuts, swish
 
 
 @settings
@@ -96,4 +96,4 @@ class Encoder(nn.Module):
         for stage, downsample in zip(self.stages, self.downsamples, strict=True):
             x = downsample(stage(x))  # (B, width m, .., ..)
         x = self.middle(x)  # (B, width m, h, w)
-        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]  # (B, Z, h, w)
+        return self.conv_out(swish(self.norm_out(x)))  # type: ignore[no-any-return]  # (B, Z, h, w)

@@ -77,3 +77,14 @@ class Quantizer(nn.Module, ABC):
 def precision(*tensors: Tensor) -> torch.dtype:
     """The type in which a quantizer computes with `tensors`: the widest of theirs, and float32 at least."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
+def rows_of(features: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """(B,D,h,w) -> (N,D) of the given type: one vector for each position, in raster order."""
+    return features.to(dtype).permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+
+
+def grid_of(rows: Tensor, features: Tensor) -> Tensor:
+    """(N,D) in the order of `rows_of` -> (B,D,h,w), the shape of `features`."""
+    B, D, h, w = features.shape
+    return rows.view(B, h, w, D).permute(0, 3, 1, 2)

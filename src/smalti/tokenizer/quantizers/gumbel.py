@@ -18,9 +18,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smalti.processes import first_ones
 from smalti.settings import Amount, amount, settings
-from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision
+from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision, rows_of
+from smalti.tokenizer.quantizers.search import nearest
 from smalti.tokenizer.quantizers.table import RemapSettings, check_table_fits, code_table
+from smalti.tokenizer.quantizers.vq import VECTORS_A_CODE, kmeans
 
 Temperature = Annotated[float, Field(gt=0)]
 """The logits and their noise are divided by it before the softmax: near 0 a draw is one code, at 1 a mixture of several."""
@@ -60,8 +63,11 @@ class GumbelSettings:
     name: Literal["gumbel"] = "gumbel"
     size: Annotated[int, Field(ge=2)] = 1024
     """K."""
-    dimension: Annotated[int, Field(ge=1)] = 64
+    dimension: Annotated[int, Field(ge=1)] = 8
     """D, of the features that the logits are made of, and of the codes' vectors; 256 is the original's."""
+    kmeans: Annotated[int, Field(ge=0)] = 10
+    """k-means rounds that place the codes on the first pictures' features, where the nearest code is then the likeliest; 0 starts
+    logits and codes by chance, as the original does, and leaves most codes unused for long."""
     kl_weight: Annotated[float, Field(ge=0)] = 5e-4
     """Weight of the distance (in nats a position) of each position's distribution from the uniform one."""
     straight_through: bool = True
@@ -136,23 +142,49 @@ class Gumbel(Quantizer):
         return partial(self._drawn, temperature=value)
 
     def relaxed(self, features: Tensor) -> Quantized:
-        """(B,D,h,w) -> as training at its first temperature, without the loss: there are no codes to be placed and waited for.
+        """(B,D,h,w) -> the features themselves, where they will place the codes; else as training at its first temperature.
 
-        Not the mean of the codes without noise: an encoder that has learned to speak in mixtures has to unlearn it (1.2 dB
-        less after 300 steps on the embedded scenes, one run each).
+        Without a loss. Where codes are not placed it is not the mean of the codes without noise: an encoder that has learned to
+        speak in mixtures has to unlearn it (1.2 dB less after 300 steps on the embedded scenes, one run each).
         """
-        drawn = self._drawn(features, temperature=self.settings.temperature.start)
-        return drawn._replace(loss=torch.zeros_like(drawn.loss))
+        if not self.settings.kmeans:
+            drawn = self._drawn(features, temperature=self.settings.temperature.start)
+            return drawn._replace(loss=torch.zeros_like(drawn.loss))
+        codes = self.logits(features.detach()).argmax(1)  # (B,h,w)
+        latents = features.to(precision(features, self.codebook))
+        nothing = 0.0 * sum(
+            parameter.sum() for parameter in self.parameters()
+        )  # so that all have a gradient on all devices
+        return Quantized(latents, codes, torch.as_tensor(nothing))
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(self.table.inside(codes), self.codebook).permute(0, 3, 1, 2)
 
     @property
     def start_features(self) -> int:
-        return 0
+        return VECTORS_A_CODE * self.settings.size if self.settings.kmeans else 0
 
+    @torch.no_grad()
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """Nothing: a code is not a place among the features but the largest of their logits, and these begin spread out."""
+        """As `Quantizer.start`. The logits become -|feature - code|^2 / 2 s^2 (plus a number that all codes share).
+
+        s^2 is the mean squared distance of a feature from its code, so that a draw is of a code nearby. Left to chance, logits
+        are even at first and every code is drawn for everything, until a few codes that began to mean something take all.
+        """
+        if not self.settings.kmeans:
+            return
+        flat = rows_of(features, dtype=precision(features, self.codebook))
+        size, rounds = self.settings.size, self.settings.kmeans
+        codes = kmeans(flat, size, rounds=rounds, normalised=False, generator=generator)
+        squared = (flat - codes[nearest(flat, codes)]).square().sum(1).mean()
+        least = 1e-4 * flat.var(0, correction=0).sum() + torch.finfo(flat.dtype).tiny  # with fewer features than codes
+        sharpness = 1 / torch.maximum(squared, least)
+        assert self.projection.bias is not None
+        self.codebook.copy_(codes)
+        self.projection.weight.copy_((sharpness * codes)[:, :, None, None])
+        self.projection.bias.copy_(-0.5 * sharpness * codes.square().sum(1))
+        for parameter in self.parameters():
+            first_ones(parameter)
 
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """Nothing to mend: the noise and the term for the uniform distribution keep codes in use. Returns 0."""

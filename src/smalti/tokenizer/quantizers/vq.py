@@ -3,6 +3,8 @@
 Letters: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
 Sources: arXiv 2012.09841, Eq. 2 and 4; van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN: l2-normalised codes of
 low dimension); Dhariwal et al. 2020 (Jukebox: restart of dead codes).
+
+What keeps a codebook alive (`kmeans`, `counted`, `forgotten`, `restarted`) is here for the other quantizers with such a one too.
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smalti.processes import first_ones
 from smalti.settings import settings
-from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision
+from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
+from smalti.tokenizer.quantizers.gradients import GRADIENTS, GradientName
 from smalti.tokenizer.quantizers.search import nearest
 from smalti.tokenizer.quantizers.table import RemapSettings, check_table_fits, code_table
 
 VECTORS_A_CODE = 4
 """Features for each code on which k-means places the codebook."""
 
+CHANCES = 4
+"""How often a code must have had its turn, at the mean use, within the time over which its use is remembered."""
+
 
 @settings
 class VQSettings:
-    """Nearest-code quantization with straight-through gradients."""
+    """Nearest-code quantization."""
 
     name: Literal["vq"] = "vq"
     size: Annotated[int, Field(ge=2)] = 1024
@@ -39,12 +46,14 @@ class VQSettings:
     """Weight beta of the second term of Eq. 4."""
     beta_on: Literal["commitment", "codebook"] = "commitment"
     """"commitment" is the paper; "codebook" is what its code does (beta on the term that moves the codes)."""
+    gradient: GradientName = "straight-through"
+    """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
     kmeans: Annotated[int, Field(ge=0)] = 10
     """k-means rounds that place the codes on the first pictures' features; 0 starts from uniform noise as the paper's code."""
     restart_below: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """A code used less than this share of the mean use is dead and restarts on a feature of the batch; 0 never."""
     use_memory: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """How much of the running use of a code remains after a step."""
+    """How much of the running use of a code remains after a step; more, where a step has few features for so many codes."""
     remap: RemapSettings = RemapSettings()
     """A table of the codes that are shown outside."""
 
@@ -55,21 +64,57 @@ class VQSettings:
 
 
 def kmeans(vectors: Tensor, size: int, *, rounds: int, normalised: bool, generator: torch.Generator) -> Tensor:
-    """vectors (N,D) -> (size,D) centres, by `rounds` of Lloyd's algorithm from random members.
+    """vectors (N,D), everyone's -> (size,D) centres, by `rounds` of Lloyd's algorithm from random members.
 
-    A centre that no vector is nearest to moves to a random vector.
+    A centre that no vector is nearest to moves to a random vector. All processes get the centres of the first: a GPU adds in any
+    order, and a difference in the last bit of one sum can end in other centres.
     """
-    centres = vectors[_draw(len(vectors), size, generator)]
+    centres = vectors[_draw(len(vectors), size, generator).to(vectors.device)]
     for _ in range(rounds):
         assigned = nearest(vectors, centres)
-        counts = torch.bincount(assigned, minlength=size)
+        counts = counted(assigned, size)
         sums = torch.zeros_like(centres).index_add_(0, assigned, vectors)
         means = sums / counts.clamp(min=1).unsqueeze(1)
-        fresh = vectors[_draw(len(vectors), size, generator)]
+        fresh = vectors[_draw(len(vectors), size, generator).to(vectors.device)]
         centres = torch.where(counts.unsqueeze(1) > 0, means, fresh)
         if normalised:
             centres = F.normalize(centres, dim=1)
+    first_ones(centres)
     return centres
+
+
+def counted(codes: Tensor, size: int) -> Tensor:
+    """Codes (..) -> how often each of `size` codes is among them, (size,) float32, exact below 2^24."""
+    codes = codes.flatten()
+    # Unlike bincount this asks the device nothing, and so does not wait for it.
+    return torch.zeros(size, device=codes.device).index_add_(0, codes, torch.ones(len(codes), device=codes.device))
+
+
+def forgotten(memory: float, *, vectors: int, size: int) -> float:
+    """How much of the running use of `size` codes a step with so many vectors replaces: 1 - `memory`, or less.
+
+    A code of mean use is taken vectors / size times a step. Where that is little (16384 codes, 1024 vectors) hardly a code is
+    taken within the time that 0.95 remembers, and most would be called dead by chance. So the time is stretched until each
+    has had `CHANCES` turns.
+    """
+    return min(1 - memory, vectors / (CHANCES * size))
+
+
+def restarted(
+    use: Tensor, known: Tensor, *, below: float, among: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Running use (K,) with the mean 1 -> the codes that are to restart, and for each on which of `among` vectors.
+
+    They are those of `known` whose use is less than `below`, but no more than a quarter of the vectors, so that restarted codes
+    do not all sit on the same few pictures; the least used first. Their use becomes 1, in place, so that they have time to be
+    found. The vectors are drawn evenly, and so most of them lie where most features are, which is where codes are wanting.
+    """
+    dead = known[use[known] < below]
+    limit = max(1, among // 4)
+    if len(dead) > limit:
+        dead = dead[use[dead].argsort(stable=True)[:limit]]
+    use[dead] = 1.0
+    return dead, _draw(among, len(dead), generator).to(use.device) if len(dead) else dead
 
 
 def _draw(among: int, count: int, generator: torch.Generator) -> Tensor:
@@ -102,6 +147,7 @@ class VQ(Quantizer):
         return F.normalize(self.codebook, dim=1) if self.settings.normalised else self.codebook
 
     def forward(self, features: Tensor) -> Quantized:
+        B, _, h, w = features.shape
         with torch.autocast(features.device.type, enabled=False):
             flat = self._flat(features)  # (N,D)
             vectors = self.vectors()  # (K,D)
@@ -113,21 +159,19 @@ class VQ(Quantizer):
             loss = (
                 codebook + beta * commitment if self.settings.beta_on == "commitment" else beta * codebook + commitment
             )
-            latents = flat + (chosen - flat).detach()  # straight-through, section 3.1
-            B, D, h, w = features.shape
-            latents = latents.view(B, h, w, D).permute(0, 3, 1, 2)
-            return Quantized(latents, self.table.outside(codes).view(B, h, w), loss)
+            latents = GRADIENTS[self.settings.gradient](flat, chosen)  # (N,D); straight-through in section 3.1
+            return Quantized(grid_of(latents, features), self.table.outside(codes).view(B, h, w), loss)
 
     def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
         """The quantizer itself: it is the same in training and evaluation, early and late."""
         return self
 
     def relaxed(self, features: Tensor) -> Quantized:
-        B, D, h, w = features.shape
+        B, _, h, w = features.shape
         flat = self._flat(features)  # (N,D)
         codes = self.table.outside(nearest(flat.detach(), self.vectors().detach()))  # (N,)
         nothing = 0.0 * self.codebook.sum()  # in the graph, so that every parameter has a gradient on all devices
-        return Quantized(flat.view(B, h, w, D).permute(0, 3, 1, 2), codes.view(B, h, w), nothing)
+        return Quantized(grid_of(flat, features), codes.view(B, h, w), nothing)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(self.table.inside(codes), self.vectors()).permute(0, 3, 1, 2)
@@ -145,20 +189,18 @@ class VQ(Quantizer):
     @torch.no_grad()
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """As `Quantizer.observe`. Where there is a code table only its codes are counted, and only they restart."""
-        known = self.table.kept(torch.arange(self.settings.size, device=codes.device), dim=0)
-        counts = torch.bincount(self.table.inside(codes.flatten()), minlength=self.settings.size)
-        self.use.lerp_(counts.to(self.use.dtype) * (len(known) / codes.numel()), 1 - self.settings.use_memory)
-        dead = known[self.use[known] < self.settings.restart_below]
+        size, settings, vectors = self.settings.size, self.settings, codes.numel()
+        known = self.table.kept(torch.arange(size, device=codes.device), dim=0)
+        counts = counted(self.table.inside(codes), size).to(self.use.dtype)
+        share = forgotten(settings.use_memory, vectors=vectors, size=len(known))
+        self.use.lerp_(counts * (len(known) / vectors), share)
+        below = settings.restart_below
+        dead, places = restarted(self.use, known, below=below, among=vectors, generator=generator)
         if len(dead):
-            # No more than a quarter of the batch's vectors, so that restarted codes do not all sit on the same few pictures.
-            dead = dead[: max(1, codes.numel() // 4)]
-            flat = self._flat(features)
-            fresh = flat[_draw(len(flat), len(dead), generator).to(flat.device)]
-            self.codebook[dead] = fresh.to(self.codebook.dtype)
-            self.use[dead] = 1.0
+            self.codebook[dead] = self._flat(features)[places].to(self.codebook.dtype)
         return len(dead)
 
     def _flat(self, features: Tensor) -> Tensor:
         """(B,D,h,w) -> (N,D) in raster order, in float32 at least, of length 1 where codes are normalised."""
-        flat = features.to(precision(features, self.codebook)).permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+        flat = rows_of(features, dtype=precision(features, self.codebook))
         return F.normalize(flat, dim=1) if self.settings.normalised else flat
