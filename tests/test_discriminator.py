@@ -1,11 +1,12 @@
-"""The patch discriminator: the paper's parameter counts, its grid of logits, its norms, and what it refuses."""
+"""The discriminators: the paper's parameter counts, their grids of logits, their norms, and what they refuse."""
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -15,8 +16,19 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from smalti.errors import SmaltiError
-from smalti.losses.discriminator import DISCRIMINATORS, NORMS, ActNorm, PatchDiscriminator, PatchSettings
-from smalti.settings import parse
+from smalti.losses.discriminator import (
+    DISCRIMINATORS,
+    NORMS,
+    ActNorm,
+    BlurDiscriminator,
+    BlurPool,
+    BlurSettings,
+    Discriminator,
+    PatchDiscriminator,
+    PatchSettings,
+)
+from smalti.losses.objective import AdversarialSettings
+from smalti.settings import as_mapping, parse
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -32,21 +44,52 @@ def test_the_papers_discriminators_have_their_size(layers: int, count: int, side
         assert PatchDiscriminator(PatchSettings(layers=layers))(torch.empty(1, 3, 256, 256)).shape == (1, 1, side, side)
 
 
-@pytest.mark.parametrize("name", DISCRIMINATORS)
-@pytest.mark.parametrize("norm", NORMS)
+SETTINGS: dict[str, Any] = {"patch": PatchSettings, "blur": BlurSettings}
+KINDS = [
+    (name, norm, spectral)
+    for name, cls in SETTINGS.items()
+    for norm in get_args(get_type_hints(cls)["norm"])
+    for spectral in (False, True)
+]
+"""Every discriminator with every norm it has."""
+
+
+def made(name: str, **values: Any) -> Discriminator:
+    """A small discriminator."""
+    settings: Any = SETTINGS[name](**{"width": 8, "layers": 2, "stem": 1, **values})
+    return DISCRIMINATORS[name](settings)
+
+
+@pytest.mark.parametrize(("name", "norm", "spectral"), KINDS)
 @pytest.mark.parametrize(("channels", "layers", "stem"), [(1, 1, 1), (3, 2, 2), (4, 3, 1), (3, 1, 4)])
-def test_logits_have_the_documented_grid(name: str, norm: Any, channels: int, layers: int, stem: int) -> None:
-    settings = PatchSettings(channels=channels, width=8, layers=layers, norm=norm, stem=stem)
-    logits = DISCRIMINATORS[name](settings)(noise(2, channels, 48, 64))
-    factor = stem * 2**layers
-    assert logits.shape == (2, 1, 48 // factor - 2, 64 // factor - 2)
+def test_logits_have_the_documented_grid(
+    name: str, norm: str, spectral: bool, channels: int, layers: int, stem: int
+) -> None:
+    judge = made(name, channels=channels, layers=layers, norm=norm, stem=stem, spectral=spectral)
+    logits = judge(noise(2, channels, 48, 64))
+    factor, lost = stem * 2**layers, {"patch": 2, "blur": 0}[name]
+    assert logits.shape == (2, 1, 48 // factor - lost, 64 // factor - lost)
     assert logits.isfinite().all()
 
 
 def test_the_settings_know_every_norm_of_the_table() -> None:
+    assert {name for name, _, _ in KINDS} == set(DISCRIMINATORS)
     with pytest.raises(SmaltiError, match=r"here: norm = 'layer'") as raised:
         parse(PatchSettings, {"norm": "layer"}, where="here")
     assert re.findall(r"'(\w+)'", str(raised.value))[1:] == list(NORMS)
+
+
+def test_settings_without_a_name_are_those_of_the_reference() -> None:
+    """As in all recipes and run folders that are older than the second discriminator."""
+    found = parse(AdversarialSettings, {"discriminator": {"width": 8}}, where="here").discriminator
+    assert found == PatchSettings(width=8)
+    other = parse(AdversarialSettings, {"discriminator": {"name": "blur", "width": 8}}, where="here")
+    assert other.discriminator == BlurSettings(width=8)
+    assert parse(AdversarialSettings, as_mapping(other), where="here") == other
+    with pytest.raises(SmaltiError, match=r"unknown key 'discriminator\.widht'; did you mean 'width'"):
+        parse(AdversarialSettings, {"discriminator": {"name": "blur", "widht": 8}}, where="here")
+    with pytest.raises(SmaltiError, match=r"discriminator = .*'style'.*'patch', 'blur'"):
+        parse(AdversarialSettings, {"discriminator": {"name": "style"}}, where="here")
 
 
 def test_initial_weights_are_the_originals() -> None:
@@ -60,12 +103,13 @@ def test_initial_weights_are_the_originals() -> None:
     assert state["main.9.bias"].eq(0).all()
 
 
-@pytest.mark.parametrize(("norm", "alone"), [("group", True), ("act", True), ("batch", False)])
-def test_a_logit_depends_on_its_picture_alone_but_with_batch_norm(norm: Any, alone: bool) -> None:
+@pytest.mark.parametrize(("name", "norm", "spectral"), [kind for kind in KINDS if not kind[2]])
+def test_a_logit_depends_on_its_picture_alone_but_with_batch_norm(name: str, norm: str, spectral: bool) -> None:
     pictures = noise(3, 3, 32, 32)
-    discriminator = PatchDiscriminator(PatchSettings(width=8, layers=2, norm=norm))
+    discriminator = made(name, norm=norm)
     discriminator(noise(4, 3, 32, 32, seed=1))  # ActNorm sets its scales by the first batch
-    assert torch.allclose(discriminator(pictures)[:1], discriminator(pictures[:1]), atol=1e-6) is alone
+    alone = torch.allclose(discriminator(pictures)[:1], discriminator(pictures[:1]), atol=1e-6)
+    assert alone is (norm != "batch")
 
 
 def test_the_smallest_picture_gives_one_logit_and_a_smaller_one_a_sentence() -> None:
@@ -88,6 +132,101 @@ def test_other_pictures_than_those_it_was_made_for_are_told() -> None:
 def test_settings_that_make_no_discriminator_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PatchSettings(**wrong)
+
+
+# --- blurred subsampling -------------------------------------------------------------------------------------------
+
+
+def test_blurring_is_what_it_says_and_needs_no_weights() -> None:
+    pool = BlurPool()
+    assert not list(pool.parameters())
+    assert not pool.state_dict()
+    line = torch.zeros(1, 1, 1, 8)
+    line[..., 3] = 64.0
+    assert pool(line.expand(1, 2, 8, 8).clone())[0, 1, 1].tolist() == [0.0, 24.0, 8.0, 0.0]
+    inside = pool(torch.ones(1, 3, 8, 8))[:, :, 1:-1, 1:-1]
+    torch.testing.assert_close(inside, torch.ones_like(inside))
+    assert pool(noise(1, 3, 9, 7)).shape == (1, 3, 4, 3)
+
+
+def test_what_is_too_fine_for_the_grid_is_gone() -> None:
+    """A plain stride reads a fine chequerboard as a flat picture of one of its two colours."""
+    fine = (torch.arange(16).view(-1, 1) + torch.arange(16)).remainder(2).mul(2.0).sub(1).expand(1, 1, -1, -1)
+    inside = BlurPool()(fine)[:, :, 1:-1, 1:-1]
+    torch.testing.assert_close(inside, torch.zeros_like(inside))
+    assert fine[..., ::2, ::2].abs().min() == 1.0
+
+
+def test_a_logit_of_the_blurred_one_sees_a_patch_of_the_documented_size() -> None:
+    torch.manual_seed(0)
+    settings = BlurSettings(width=8, norm="none")
+    judge = BlurDiscriminator(settings)
+    images = noise(1, 3, 160, 160).requires_grad_()
+    (gradient,) = torch.autograd.grad(judge(images)[0, 0, 10, 10], images)
+    touched = gradient.abs().sum((0, 1, 2)).nonzero().flatten()
+    assert int(touched.max() - touched.min()) + 1 == 64 == (9 * 2**settings.layers - 4) * settings.stem
+
+
+def test_the_blurred_ones_smallest_picture_gives_four_logits() -> None:
+    """With a single position a group of one channel would have nothing to be normalised by."""
+    judge = BlurDiscriminator(BlurSettings(width=8))
+    assert judge.smallest == 16
+    assert judge(noise(1, 3, 16, 16)).shape == (1, 1, 2, 2)
+    with pytest.raises(SmaltiError, match=r"16x14 are too small.*2 layers and stem 2.*16 pixels"):
+        judge(noise(1, 3, 16, 14))
+
+
+# --- spectral normalisation ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_every_convolution_has_the_largest_singular_value_1(name: str) -> None:
+    torch.manual_seed(0)
+    judge = made(name, spectral=True, norm="none")
+    for _ in range(200):
+        judge(noise(1, 3, 32, 32))
+    judge.eval()
+    convolutions = [layer for layer in judge.modules() if isinstance(layer, nn.Conv2d)]
+    assert len(convolutions) == 4
+    for layer in convolutions:
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1.0, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_normalised_weights_survive_copies_and_evaluation(name: str) -> None:
+    torch.manual_seed(0)
+    judge = made(name, spectral=True)
+    judge(noise(2, 3, 32, 32))
+    other, twin = made(name, spectral=True), copy.deepcopy(judge).eval()
+    other.load_state_dict(judge.state_dict())
+    pictures = noise(2, 3, 32, 32, seed=1)
+    logits = judge.eval()(pictures)
+    torch.testing.assert_close(other.eval()(pictures), logits)
+    torch.testing.assert_close(twin(pictures), logits)
+    assert judge(pictures).equal(logits)  # the singular value stands still
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_two_passes_wait_for_one_backward(name: str) -> None:
+    """The iteration of the second pass must not spoil what the first one keeps. The gradient is that of what was computed."""
+    torch.manual_seed(0)
+    judge = made(name, spectral=True)
+    fake, real = judge(noise(2, 3, 32, 32)), judge(noise(2, 3, 32, 32, seed=1))
+    gradients = torch.autograd.grad((fake - real).square().mean(), list(judge.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_in_half_precision_the_normalised_weights_are_nearly_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    judge = made(name, spectral=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(20):
+            half = judge(noise(2, 3, 32, 32))
+    exact = judge.eval()(noise(2, 3, 32, 32))
+    assert all(buffer.dtype == torch.float32 for buffer in judge.buffers() if buffer.is_floating_point())
+    assert (half - exact).abs().max() < 0.1 * exact.std() + 0.02
 
 
 # --- ActNorm -------------------------------------------------------------------------------------------------------
@@ -212,20 +351,24 @@ def test_a_discriminator_in_double_precision_stays_there(norm: Any) -> None:
 
 
 def _first_batch(rank: int, folder: str) -> None:
-    """One of two processes: its own first batch, and where the scales stand after it."""
+    """One of two processes: its share of the first batch, and where the scales stand after it."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     norm = ActNorm(2)
-    norm(noise(2, 2, 4, 4, seed=rank) * (rank + 1))
+    norm(first_batch()[2 * rank : 2 * rank + 2])
     torch.save(norm.state_dict(), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
+def first_batch() -> Tensor:
+    return torch.cat([noise(2, 2, 4, 4, seed=seed) * (seed + 1) + seed for seed in (0, 1)])
+
+
 @pytest.mark.slow
-def test_several_processes_start_from_the_batch_of_the_first(tmp_path: Path) -> None:
+def test_several_processes_start_from_the_batches_of_all(tmp_path: Path) -> None:
     """Data-parallel copies are made equal once, before the first forward: scales set by each one's own batch would stay apart."""
     spawn(_first_batch, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     alone = ActNorm(2)
-    alone(noise(2, 2, 4, 4))
+    alone(first_batch())
     for rank in (0, 1):
         state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert all(state[key].equal(value) for key, value in alone.state_dict().items())

@@ -11,21 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.losses.adversarial import LeCam
-from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
-from smalti.losses.objective import ObjectiveSettings, ReconstructionLoss
+import reference
+from smalti.errors import SmaltiError
+from smalti.losses.adversarial import ADVERSARIAL, LeCam
+from smalti.losses.discriminator import DISCRIMINATORS, Discriminator
+from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, ReconstructionLoss
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from smalti.training.config import OptimiserSettings
 from smalti.training.optimiser import build_optimiser
-from smalti.training.playing import PLAYS, Played, Players, Strength, alone, alternating, joint, play_of
+from smalti.training.playing import PLAYS, Played, Players, Strength, alone, alternating, joint, penalty_at, play_of
 
 SIDE = 16
 QUANTIZER = {"size": 16, "dimension": 8, "normalised": False, "beta_on": "codebook", "kmeans": 0, "restart_below": 0.0}
 
 
 class Game:
-    """A tokenizer, a discriminator with BatchNorm and their optimisers, in double precision, from one seed."""
+    """A tokenizer, a discriminator (by default with BatchNorm) and their optimisers, in double precision, from one seed."""
 
     def __init__(self, **adversarial: Any) -> None:
         torch.manual_seed(0)
@@ -34,11 +36,21 @@ class Game:
         model = parse(VQGANSettings, {"pyramid": pyramid, "quantizer": QUANTIZER}, where="test")
         self.settings = parse(
             ObjectiveSettings,
-            {"perceptual": "none", "codebook_weight": 0.7, "adversarial": {"weight": 0.8, "lecam": 0.0, **adversarial}},
+            {
+                "perceptual": "none",
+                "codebook_weight": 0.7,
+                "adversarial": {
+                    "weight": 0.8,
+                    "lecam": 0.0,
+                    "discriminator": {"width": 8, "layers": 1, "norm": "batch"},
+                    **adversarial,
+                },
+            },
             where="test",
         )
         self.tokenizer = VQGAN(model).double()
-        self.judge = PatchDiscriminator(PatchSettings(width=8, layers=1, norm="batch")).double()
+        judge = self.settings.adversarial.discriminator
+        self.judge: Discriminator = DISCRIMINATORS[judge.name](judge).double()
         self.score = ReconstructionLoss(self.settings)
         options = OptimiserSettings(rate=1e-3, betas=(0.5, 0.9))
         self.optimisers = [
@@ -47,10 +59,12 @@ class Game:
         self.images = torch.rand(2, 3, SIDE, SIDE, dtype=torch.float64) * 2 - 1
         self.moved: list[str] = []
 
-    def players(self) -> Players:
+    def players(self, *, penalty: float = 1.0) -> Players:
         def mover(place: int) -> Callable[[], Tensor]:
             def step() -> Tensor:
                 self.moved.append(("generator", "judge")[place])
+                if place == 1:
+                    self.gradients = [weight.grad for weight in self.judge.parameters() if weight.grad is not None]
                 self.optimisers[place].step()
                 self.optimisers[place].zero_grad()
                 return torch.zeros(())
@@ -66,6 +80,7 @@ class Game:
             backward=torch.autograd.backward,
             move_generator=mover(0),
             move_judge=mover(1),
+            penalty=penalty,
         )
 
     def generate(self, images: Tensor, quantize: Callable[[Tensor], Any]) -> Any:
@@ -73,10 +88,10 @@ class Game:
         quantized = quantize(features)
         return features, quantized, self.tokenizer.decode(quantized.latents)
 
-    def play(self, strength: Strength) -> Played:
+    def play(self, strength: Strength, *, penalty: float = 1.0) -> Played:
         quantize = self.tokenizer.quantizer.at(0, length=1)
         return play_of(self.settings)(
-            self.players(), self.images, quantize=quantize, strength=strength, anchors=LeCam.start()
+            self.players(penalty=penalty), self.images, quantize=quantize, strength=strength, anchors=LeCam.start()
         )
 
     def slowly(self, factor: float) -> dict[str, float]:
@@ -194,3 +209,138 @@ def test_nothing_narrows_double_precision() -> None:
     game = Game(play="alternating", lecam=0.1)
     values = game.play(Strength(1.0, 1.0)).values
     assert {values[name].dtype for name in ("total", "generator", "discriminator", "lecam")} == {torch.float64}
+
+
+# --- R1 --------------------------------------------------------------------------------------------------------------
+
+R1 = {"r1": 5.0, "discriminator": {"name": "blur", "width": 8, "stem": 1, "spectral": True}}
+
+
+@pytest.mark.parametrize("judge", [{"name": name, "width": 8, "layers": 1, "stem": 1} for name in DISCRIMINATORS])
+@pytest.mark.parametrize("play", sorted(PLAYS))
+def test_the_penalty_is_that_of_each_picture_by_itself(play: str, judge: dict[str, Any]) -> None:
+    game = Game(play=play, r1=5.0, discriminator=judge)
+    expected = reference.gradient_penalty(game.judge, game.images)
+    values = game.play(Strength(0.0, 1.0)).values
+    assert float(values["r1"]) == pytest.approx(expected, rel=1e-10)
+    assert not values["r1"].requires_grad
+
+
+@pytest.mark.parametrize("play", sorted(PLAYS))
+@pytest.mark.parametrize(("penalty", "strength"), [(1.0, 1.0), (4.0, 1.0), (1.0, 0.5)])
+def test_the_discriminator_steps_along_loss_and_penalty(play: str, penalty: float, strength: float) -> None:
+    """Against the gradient of the whole loss by its definition, with half of gamma = 5."""
+    judge = {"name": "blur", "width": 8, "layers": 1, "stem": 1}
+    game, slow = (Game(play=play, r1=5.0, discriminator=judge) for _ in range(2))
+    game.play(Strength(0.0, strength), penalty=penalty)
+    if play == "alternating":  # the discriminator sees what the generator makes after its step
+        slow.tokenizer.load_state_dict(game.tokenizer.state_dict())
+    with torch.no_grad():
+        reconstructions, _ = slow.tokenizer(slow.images)
+    images = slow.images.clone().requires_grad_()
+    real, fake = slow.judge(images), slow.judge(reconstructions)
+    (at_images,) = torch.autograd.grad(real.sum(), images, create_graph=True)
+    loss = ADVERSARIAL["hinge"].discriminator(real, fake) + penalty * 2.5 * at_images.square().sum() / real.numel()
+    expected = torch.autograd.grad(strength * loss, list(slow.judge.parameters()))
+    for found, each in zip(game.gradients, expected, strict=True):
+        torch.testing.assert_close(found, each, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("play", sorted(PLAYS))
+def test_a_step_without_penalty_is_the_plain_one(play: str) -> None:
+    lazy, plain = Game(play=play, **R1), Game(play=play, **{**R1, "r1": 0.0})
+    values = [game.play(Strength(1.0, 1.0), penalty=0.0).values for game in (lazy, plain)]
+    assert values[0].keys() == values[1].keys()
+    assert "r1" not in values[0]
+    a, b = lazy.state(), plain.state()
+    assert all(a[name].equal(b[name]) for name in a)
+
+
+def test_the_penalty_holds_the_slope_at_real_pictures_down() -> None:
+    slopes = {}
+    for gamma in (0.0, 100.0):
+        game = Game(r1=gamma, discriminator={"width": 8, "layers": 1})
+        for _ in range(20):
+            game.play(Strength(0.0, 1.0))
+        slopes[gamma] = reference.gradient_penalty(game.judge, game.images)
+    assert slopes[100.0] < 0.5 * slopes[0.0]
+
+
+def test_a_lazy_penalty_is_as_strong_in_the_mean() -> None:
+    for every in (1, 3):
+        settings = parse(AdversarialSettings, {"r1": 1.0, "r1_every": every}, where="test")
+        factors = [penalty_at(step, settings=settings) for step in range(6)]
+        assert sum(factors) == 6
+        assert [step for step, factor in enumerate(factors) if factor] == list(range(0, 6, every))
+
+
+def test_a_penalty_needs_logits_of_single_pictures() -> None:
+    with pytest.raises(SmaltiError, match=r"r1 = 5 .*norm = 'batch'.*set discriminator.norm to group, or r1 to 0"):
+        Game(r1=5.0)
+
+
+def test_under_autocast_the_penalty_is_finite_and_learned_along() -> None:
+    game = Game(**R1)
+    game.judge.float()
+    game.tokenizer.float()
+    game.images = game.images.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = game.play(Strength(1.0, 1.0)).values
+    assert values["r1"].dtype == torch.float32
+    assert values["r1"] > 0
+    assert all(gradient.isfinite().all() for gradient in game.gradients)
+
+
+# --- label maps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pixel", ["cross_entropy", "bce"])
+def test_label_maps_are_learned_alone(pixel: str) -> None:
+    """Reconstructions are logits, also where autocast leaves them in half precision; there is nothing to judge them."""
+    torch.manual_seed(0)
+    pyramid = {"channels": 5, "width": 24, "multipliers": [1, 1], "blocks": 1, "latent_channels": 8}
+    tokenizer = VQGAN(parse(VQGANSettings, {"pyramid": pyramid, "quantizer": QUANTIZER}, where="test"))
+    values = {"pixel": pixel, "perceptual": "none", "adversarial": {"weight": 0}}
+    settings = parse(ObjectiveSettings, values, where="test")
+    optimiser = build_optimiser([{"params": list(tokenizer.parameters())}], OptimiserSettings(rate=3e-3))
+    labels = torch.arange(SIDE).div(4, rounding_mode="floor").expand(2, SIDE, SIDE)
+    images = F.one_hot(labels, 5).movedim(-1, 1).float()
+
+    def step() -> Tensor:
+        optimiser.step()
+        optimiser.zero_grad()
+        return torch.zeros(())
+
+    def generate(images: Tensor, quantize: Callable[[Tensor], Any]) -> Any:
+        features = tokenizer.features(images)
+        quantized = quantize(features)
+        return features, quantized, tokenizer.decode(quantized.latents)
+
+    def refused(images: Tensor) -> Tensor:
+        raise AssertionError("a discriminator was asked")
+
+    players = Players(
+        generate=generate,
+        judge=refused,
+        score=ReconstructionLoss(settings),
+        last_layer=tokenizer.decoder.last_layer,
+        settings=settings,
+        backward=torch.autograd.backward,
+        move_generator=step,
+        move_judge=step,
+    )
+    assert play_of(settings) is alone
+    losses = []
+    for count in range(25):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=count == 0):
+            played = play_of(settings)(
+                players,
+                images,
+                quantize=tokenizer.quantizer.relaxed,
+                strength=Strength(1.0, 1.0),
+                anchors=LeCam.start(),
+            )
+        losses.append(float(played.values["pixel"]))
+    assert losses[-1] < 0.5 * losses[0]
+    _, _, logits = generate(images, tokenizer.quantizer.relaxed)
+    assert (logits.argmax(1) == labels).float().mean() > 0.9

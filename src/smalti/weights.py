@@ -75,6 +75,20 @@ WEIGHTS: dict[str, Weights] = {
         about="torchvision's AlexNet, trained on ImageNet (244 MB)",
         licence="BSD-3-Clause (torchvision)",
     ),
+    "resnet50": Weights(
+        files=("resnet50-0676ba61.pth",),
+        url=f"{_TORCHVISION}/resnet50-0676ba61.pth",
+        sha256="0676ba61",
+        about="torchvision's ResNet-50, IMAGENET1K_V1: trained on ImageNet as in the paper (98 MB)",
+        licence="BSD-3-Clause (torchvision)",
+    ),
+    "resnet50-v2": Weights(
+        files=("resnet50-11ad3fa6.pth",),
+        url=f"{_TORCHVISION}/resnet50-11ad3fa6.pth",
+        sha256="11ad3fa6",
+        about="torchvision's ResNet-50, IMAGENET1K_V2: trained on ImageNet by a later recipe (98 MB)",
+        licence="BSD-3-Clause (torchvision)",
+    ),
     "lpips-squeeze": Weights(
         files=("lpips_v0.1_squeeze.pth", "lpips_v0.1_squeeze_lin.safetensors"),
         url=f"{_LPIPS}/lpips/weights/v0.1/squeeze.pth",

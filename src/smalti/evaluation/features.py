@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from smalti.errors import SmaltiError, suggestion
 from smalti.evaluation.inception import CLASSES, SIDE, SPATIAL_CHANNELS, InceptionV3
 from smalti.evaluation.metrics import levels
-from smalti.losses.perceptual import squeezenet
+from smalti.losses.logits import IMAGENET_DEVIATION, IMAGENET_MEAN
+from smalti.losses.logits import SIDE as SQUEEZENET_SIDE
+from smalti.losses.perceptual import squeezenet, squeezenet_classifier
 from smalti.weights import Progress, load_strictly, load_weights, unwatched
-
-SQUEEZENET_SIDE = 224  # pixels each way that it was trained on
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of each colour in [0, 1], in torchvision's training
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 SCORES = ("frechet", "spatial_frechet", "kernel", "score", "precision", "recall", "density", "coverage")
 """What is computed from a network's features: see `smalti.evaluation.distances` and `.neighbours`."""
@@ -161,8 +159,7 @@ class SqueezeNetFeatures(FeatureNetwork):
     def __init__(self) -> None:
         super().__init__()
         self.features = squeezenet().features
-        # In torchvision's numbers, where dropout is 0.
-        self.classifier = nn.Sequential(nn.Identity(), nn.Conv2d(self.width, self.classes, 1), nn.ReLU())
+        self.classifier = squeezenet_classifier()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)

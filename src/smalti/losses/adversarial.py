@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smalti.processes import mean_of_all
+
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """Logits -> (): half of mean relu(1 - real) + mean relu(1 + fake). The default of VQGAN.
@@ -88,10 +90,26 @@ def lecam(real: Tensor, fake: Tensor, ema_real: Tensor, ema_fake: Tensor) -> Ten
     return F.relu(real - ema_fake).square().mean() + F.relu(ema_real - fake).square().mean()
 
 
+def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
+    """Logits (B,..), and the pictures (B,C,H,W) they were computed from -> (): R1, with a graph to learn along.
+
+    Mescheder, Geiger and Nowozin 2018, "Which Training Methods for GANs do actually Converge?", equation 9: the mean over
+    pictures of |grad D|^2, of which the discriminator's loss gets gamma / 2. There D gives a picture one logit. Here the
+    gradient is that of the sum of a picture's logits, and its square is divided by their number: were the patches apart, the
+    mean over patches of their own penalties. So pictures of any size weigh alike.
+
+    `images` must ask for gradients, and each picture's logits must depend on that picture alone (no BatchNorm).
+    """
+    (gradient,) = torch.autograd.grad(real.sum(), images, create_graph=True)
+    precise = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    return precise.square().sum() / real.numel()
+
+
 class LeCam(NamedTuple):
     """The anchors of `lecam`: running means () of the discriminator's logits, as a value that is carried along.
 
-    `updates` counts, as a tensor (), what the means have seen, so that nothing waits for a GPU.
+    `updates` counts, as a tensor (), what the means have seen, so that nothing waits for a GPU. Several processes have the
+    same anchors: means of the logits of all.
     """
 
     real: Tensor
@@ -110,7 +128,7 @@ class LeCam(NamedTuple):
         The first 1 / (1 - decay) updates make a plain mean of all seen, since an exponential mean that begins at 0
         would pull the logits there.
         """
-        now_real, now_fake = _precise(real).mean(), _precise(fake).mean()
+        now_real, now_fake = mean_of_all(torch.stack((_precise(real).mean(), _precise(fake).mean())))
         weight = (1.0 / (self.updates.to(now_real.dtype) + 1.0)).clamp(min=1.0 - decay)
         return LeCam(
             real=self.real + weight * (now_real - self.real),

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple, final
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, final
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from smalti.errors import SmaltiError
-from smalti.processes import first_ones
+from smalti.processes import everyones, first_ones
 from smalti.settings import settings
 
 
@@ -28,7 +29,7 @@ class ActNorm(nn.Module):
     mean 0 and deviation 1 in every channel; from then on they are learned like any weight, and a logit depends on its
     picture alone. In evaluation before that, they are used as they are. `initialized`, uint8 (), is kept with the weights.
 
-    Several processes start from the batch of the first one, so that their copies stay alike.
+    Several processes start from the batches of all, as one process would, so that their copies stay alike.
     """
 
     initialized: Tensor
@@ -46,12 +47,12 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def _start(self, x: Tensor) -> None:
-        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        precise = everyones(x.to(torch.promote_types(x.dtype, torch.float32)))
         deviation, mean = torch.std_mean(precise, (0, 2, 3), correction=1, keepdim=True)  # (1,C,1,1)
         self.loc.copy_(-mean)
         self.scale.copy_(1.0 / (deviation + 1e-6))  # the original's constant
         for parameter in (self.loc, self.scale):
-            first_ones(parameter)
+            first_ones(parameter)  # machines that differ may have rounded differently
         self.initialized.fill_(1)
 
 
@@ -72,6 +73,7 @@ NORMS: dict[str, Norm] = {
     "batch": Norm(build=nn.BatchNorm2d, bias=False),
     "group": Norm(build=_group_norm, bias=True),
     "act": Norm(build=ActNorm, bias=True),
+    "none": Norm(build=lambda channels: nn.Identity(), bias=True),
 }
 
 
@@ -93,7 +95,8 @@ class PatchSettings:
       paper's ImageNet model with 16384 codes has 2).
     - `norm`: "batch" is the reference: its statistics, and so every logit, depend on the rest of the batch, and are not
       shared between devices. "group" scores each picture by itself, alike in training and evaluation. "act" too, once the
-      first training batch has set its scales; it is an option of the original.
+      first training batch has set its scales; it is an option of the original. "none" goes with `spectral` or with R1.
+    - `spectral`: every convolution's weight is divided by its largest singular value, see `spectrally_normalised`.
     - `stem`: squares of stem x stem pixels are first folded into channels, without loss, so that every convolution
       works on 1/stem of the resolution and sees a patch stem times as wide. 1 is the reference; 2 suits small machines.
     """
@@ -102,7 +105,8 @@ class PatchSettings:
     channels: Annotated[int, Field(ge=1)] = 3
     width: Annotated[int, Field(ge=1)] = 64
     layers: Annotated[int, Field(ge=1, le=6)] = 3
-    norm: Literal["batch", "group", "act"] = "group"
+    norm: Literal["batch", "group", "act", "none"] = "group"
+    spectral: bool = False
     stem: Annotated[int, Field(ge=1, le=8)] = 1
 
 
@@ -137,6 +141,8 @@ class PatchDiscriminator(Discriminator):
         layers.append(nn.Conv2d(width, 1, 4, stride=1, padding=1))
         self.main = nn.Sequential(*layers)  # indices as in the original, so that its checkpoints need no key table
         self.main.apply(_initialise)
+        if settings.spectral:
+            spectrally_normalised(self.main)
 
     @property
     def smallest(self) -> int:
@@ -144,29 +150,125 @@ class PatchDiscriminator(Discriminator):
         return 3 * self.settings.stem << self.settings.layers
 
     def forward(self, images: Tensor) -> Tensor:
-        self._check(images)
+        _check(images, self.settings, smallest=self.smallest)
         folded = F.pixel_unshuffle(images, self.settings.stem)  # (B,C*s*s,H/s,W/s)
         logits: Tensor = self.main(folded)  # (B,1,h,w)
         return logits
 
-    def _check(self, images: Tensor) -> None:
-        channels, height, width = images.shape[1:]
-        s = self.settings
-        if channels != s.channels:
-            raise SmaltiError(
-                f"the discriminator was made for pictures of {s.channels} channels, these have {channels}; "
-                f"set its channels to {channels}"
-            )
-        if height % s.stem or width % s.stem:
-            raise SmaltiError(
-                f"the discriminator's stem {s.stem} does not divide pictures of {height}x{width}; "
-                f"use stem 1 or pictures of another size"
-            )
-        if min(height, width) < self.smallest:
-            raise SmaltiError(
-                f"pictures of {height}x{width} are too small for a discriminator with {s.layers} layers and stem "
-                f"{s.stem}, which needs {self.smallest} pixels each way; use fewer layers, less stem or larger ones"
-            )
+
+@final
+class BlurPool(nn.Module):
+    """(B,C,H,W) -> (B,C,H/2,W/2), rounded down: blurred by (1,3,3,1) each way, then every second pixel.
+
+    Zhang 2019, "Making Convolutional Networks Shift-Invariant Again": what a plain stride throws away folds back as false
+    patterns, and a discriminator that sees them teaches them. As in StyleGAN2, pictures are continued with zeros.
+    """
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        line = torch.tensor((1.0, 3.0, 3.0, 1.0)) / 8
+        self.register_buffer("kernel", torch.outer(line, line).view(1, 1, 4, 4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        kernels = self.kernel.expand(channels, -1, -1, -1)
+        return F.conv2d(x, kernels, stride=2, padding=1, groups=channels)  # (B,C,H/2,W/2)
+
+
+@settings
+class BlurSettings:
+    """The settings of `BlurDiscriminator`.
+
+    - `channels`, `width`, `spectral` and `stem`: as in `PatchSettings`.
+    - `layers`: how many times the resolution is halved after the stem. It looks at patches of 9 * 2**layers - 4 pixels, times the
+      stem: 64 x 64 for 2 and stem 2, which has an eighth of the resolution in all, as the reference with 3 layers.
+    - `norm`: "group" or "none"; there is none whose logits depend on other pictures.
+    """
+
+    name: Literal["blur"] = "blur"
+    channels: Annotated[int, Field(ge=1)] = 3
+    width: Annotated[int, Field(ge=1)] = 128
+    layers: Annotated[int, Field(ge=1, le=6)] = 2
+    norm: Literal["group", "none"] = "group"
+    spectral: bool = False
+    stem: Annotated[int, Field(ge=1, le=8)] = 2
+
+
+@final
+class BlurDiscriminator(Discriminator):
+    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (stem * 2**layers)), and w alike.
+
+    After MaskBit's (Weber et al. 2024, arXiv 2409.16211, section 3): 3x3 convolutions, GroupNorm, blurred subsampling. The
+    convolution that widens comes after the subsampling and not before it, which costs a quarter of the products, and the
+    logits are not pooled to a fixed grid. Convolution weights keep PyTorch's initial values; each adds its bias.
+
+    Raises `SmaltiError` for pictures of other channels, too small for 2 x 2 logits, or not divisible by the stem.
+    """
+
+    def __init__(self, settings: BlurSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        width = settings.width
+        layers: list[nn.Module] = [
+            nn.Conv2d(settings.channels * settings.stem**2, width, 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+        for depth in range(1, settings.layers + 1):
+            wider = settings.width * min(2**depth, 8)
+            layers += [
+                BlurPool(),
+                nn.Conv2d(width, wider, 3, padding=1),
+                NORMS[settings.norm].build(wider),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+            width = wider
+        layers.append(nn.Conv2d(width, 1, 3, padding=1))
+        self.main = nn.Sequential(*layers)
+        if settings.spectral:
+            spectrally_normalised(self.main)
+
+    @property
+    def smallest(self) -> int:
+        """The smallest height and width, in pixels: 2 x 2 logits, since a single position cannot be normalised."""
+        return 2 * self.settings.stem << self.settings.layers
+
+    def forward(self, images: Tensor) -> Tensor:
+        _check(images, self.settings, smallest=self.smallest)
+        folded = F.pixel_unshuffle(images, self.settings.stem)  # (B,C*s*s,H/s,W/s)
+        logits: Tensor = self.main(folded)  # (B,1,h,w)
+        return logits
+
+
+def spectrally_normalised(module: nn.Module) -> None:
+    """Divide the weight of every convolution in `module` by its largest singular value, from now on, in place.
+
+    Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", section 2.1: no convolution can then
+    steepen the logits without bound. The singular value is followed by one power iteration at each forward in training mode,
+    and stands still in evaluation. The learned weight moves to the key `parametrizations.weight.original`.
+    """
+    for layer in [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]:
+        spectral_norm(layer)
+
+
+def _check(images: Tensor, settings: PatchSettings | BlurSettings, *, smallest: int) -> None:
+    channels, height, width = images.shape[1:]
+    if channels != settings.channels:
+        raise SmaltiError(
+            f"the discriminator was made for pictures of {settings.channels} channels, these have {channels}; "
+            f"set its channels to {channels}"
+        )
+    if height % settings.stem or width % settings.stem:
+        raise SmaltiError(
+            f"the discriminator's stem {settings.stem} does not divide pictures of {height}x{width}; "
+            f"use stem 1 or pictures of another size"
+        )
+    if min(height, width) < smallest:
+        raise SmaltiError(
+            f"pictures of {height}x{width} are too small for a discriminator with {settings.layers} layers and stem "
+            f"{settings.stem}, which needs {smallest} pixels each way; use fewer layers, less stem or larger ones"
+        )
 
 
 @torch.no_grad()
@@ -179,6 +281,12 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-DiscriminatorSettings = PatchSettings  # with a second discriminator: a union told apart by `name`
+def _named(values: Any) -> Any:
+    """Plain values without a name are those of the default, the reference's."""
+    return {"name": "patch", **values} if isinstance(values, Mapping) else values
 
-DISCRIMINATORS: dict[str, Callable[[PatchSettings], Discriminator]] = {"patch": PatchDiscriminator}
+
+DiscriminatorSettings = Annotated[PatchSettings | BlurSettings, Field(discriminator="name"), BeforeValidator(_named)]
+"""The settings of any discriminator; their `name` tells which."""
+
+DISCRIMINATORS: dict[str, Callable[[Any], Discriminator]] = {"patch": PatchDiscriminator, "blur": BlurDiscriminator}

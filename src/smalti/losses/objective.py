@@ -1,8 +1,11 @@
-"""What the tokenizer is trained for: pixel and perceptual terms, and the discriminator's, balanced at the picture.
+"""What the tokenizer is trained for: pixel, perceptual and logit terms, and the discriminator's, balanced at the picture.
 
 The original back-propagates three times through the decoder's neighbourhood: for the reconstruction, for the adversarial term,
 and for their weighted sum. All three gradients pass through the picture, so here both are taken *there* once, weighed with
 equation 7, and their sum goes through the decoder in a single backward pass.
+
+Several processes have a share of the batch each. All losses are means over a share, whose gradients data-parallel training
+averages; the one quantity that is no mean, equation 7, is taken of gradients averaged here. So the step is that of one process.
 
 Letters: B batch, C channels, H W pixels.
 Source: arXiv 2012.09841, equations 5 to 7.
@@ -19,8 +22,10 @@ from torch import Tensor, nn
 
 from smalti.losses.adversarial import ADVERSARIAL, adaptive_weight
 from smalti.losses.discriminator import DiscriminatorSettings, PatchSettings
+from smalti.losses.logits import LogitDistance, logit_distance
 from smalti.losses.perceptual import Perceptual, perceptual
 from smalti.losses.pixel import LABEL_LOSSES, PIXEL_LOSSES
+from smalti.processes import mean_of_all
 from smalti.settings import Amount, settings
 
 Weight = Annotated[float, Field(ge=0)]
@@ -49,7 +54,21 @@ class AdversarialSettings:
     reconstructions by the generator just updated."""
     lecam: Weight = 0.01
     """Weight of the LeCam regulariser of the discriminator."""
+    r1: Weight = 0.0
+    """Weight (the paper's gamma) of the penalty on the discriminator's gradients at real pictures. 0 computes none; it needs a
+    discriminator that scores each picture by itself, so not one with norm "batch"."""
+    r1_every: Annotated[int, Field(ge=1)] = 1
+    """The penalty is taken in every so-manieth step only, and so many times as strong: 16 in StyleGAN2, which makes it cheap."""
     discriminator: DiscriminatorSettings = PatchSettings()
+
+    @model_validator(mode="after")
+    def _each_by_itself(self) -> AdversarialSettings:
+        if self.r1 and self.discriminator.norm == "batch":
+            raise ValueError(
+                f"r1 = {self.r1:g} penalises how a picture's logits change with that picture, but with discriminator.norm = "
+                f"'batch' they change with all others too; set discriminator.norm to group, or r1 to 0"
+            )
+        return self
 
 
 @settings
@@ -59,22 +78,27 @@ class ObjectiveSettings:
     pixel: Literal["l1", "l2", "bce", "cross_entropy"] = "l1"
     """"l1" and "l2" are for pictures in [-1, 1]; "bce" and "cross_entropy" for one-hot label maps in [0, 1], whose
     reconstructions are logits, and which have neither a perceptual term nor a discriminator."""
-    perceptual: Literal["none", "squeezenet", "vgg16"] = "squeezenet"
+    perceptual: Literal["none", "squeezenet", "vgg16", "alexnet"] = "squeezenet"
     """The network of the LPIPS term; its published weights are looked for in $SMALTI_WEIGHTS, the cache, and then downloaded."""
     perceptual_weight: Weight = 1.0
     """With 0 the network is not even loaded."""
     perceptual_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout in the perceptual term while training. The original's accident is 0.5; 0 makes a steadier loss of the same mean."""
+    logits: Literal["none", "squeezenet", "resnet50", "resnet50-v2"] = "none"
+    """The classifier of ImageNet whose logits are compared, beside the LPIPS term or in its place; weights are found likewise."""
+    logits_weight: Weight = 0.1
+    """With 0 the classifier is not even loaded."""
     codebook_weight: Weight = 1.0
     adversarial: AdversarialSettings = AdversarialSettings()
 
     @model_validator(mode="after")
     def _labels_are_not_pictures(self) -> ObjectiveSettings:
-        if self.pixel in LABEL_LOSSES and (self.perceptual != "none" or self.adversarial.weight):
+        judged = {"perceptual": self.perceptual, "logits": self.logits, "adversarial.weight": self.adversarial.weight}
+        if self.pixel in LABEL_LOSSES and any(value not in ("none", 0.0) for value in judged.values()):
             raise ValueError(
-                f"pixel = {self.pixel!r} compares label maps with logits, which neither a perceptual network nor a discriminator "
-                f"can look at (here perceptual = {self.perceptual!r}, adversarial.weight = {self.adversarial.weight:g}); "
-                f"set perceptual to none and adversarial.weight to 0, or pixel to l1 or l2 for pictures"
+                f"pixel = {self.pixel!r} compares label maps with logits, which no network made for pictures can look at "
+                f"(here {', '.join(f'{name} = {value!r}' for name, value in judged.items())}); "
+                f"set perceptual and logits to none and adversarial.weight to 0, or pixel to l1 or l2 for pictures"
             )
         return self
 
@@ -83,31 +107,41 @@ class Reconstruction(NamedTuple):
     """How far reconstructions are from their pictures."""
 
     total: Tensor
-    """(): mean over the batch of pixel + weight * perceptual distance (the original's `nll_loss`)."""
+    """(): mean over the batch of pixel + weight * perceptual distance (the original's `nll_loss`) + weight * distance of logits."""
     pixel: Tensor
     """()."""
     perceptual: Tensor
     """(), unweighted."""
+    logits: Tensor
+    """(), unweighted."""
 
 
 @final
-class NoPerceptual(nn.Module):
+class NoDistance(nn.Module):
     """Two batches of pictures (B,C,H,W) -> zeros (B,): the VQ-VAE's objective, and what needs no weights from elsewhere."""
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         return others.new_zeros(len(others))
 
 
-PERCEPTUAL: dict[str, Callable[[float], Perceptual | NoPerceptual]] = {  # of the dropout
-    "none": lambda dropout: NoPerceptual(),
+PERCEPTUAL: dict[str, Callable[[float], Perceptual | NoDistance]] = {  # of the dropout
+    "none": lambda dropout: NoDistance(),
     "squeezenet": lambda dropout: perceptual("squeezenet", dropout=dropout),
     "vgg16": lambda dropout: perceptual("vgg16", dropout=dropout),
+    "alexnet": lambda dropout: perceptual("alexnet", dropout=dropout),
+}
+
+LOGITS: dict[str, Callable[[], LogitDistance | NoDistance]] = {
+    "none": NoDistance,
+    "squeezenet": lambda: logit_distance("squeezenet"),
+    "resnet50": lambda: logit_distance("resnet50"),
+    "resnet50-v2": lambda: logit_distance("resnet50-v2"),
 }
 
 
 @final
 class ReconstructionLoss(nn.Module):
-    """images (B,C,H,W), reconstructions (B,C,H,W) -> `Reconstruction`. The perceptual network is frozen.
+    """images (B,C,H,W), reconstructions (B,C,H,W) -> `Reconstruction`. The networks of its terms are frozen.
 
     Both are in [-1, 1] for "l1" and "l2"; for the losses of label maps images are one-hot maps in [0, 1], and reconstructions
     logits. With a perceptual dropout the result is noisy while the module is in training mode: put it into evaluation mode
@@ -119,12 +153,16 @@ class ReconstructionLoss(nn.Module):
         self.pixel = PIXEL_LOSSES[settings.pixel]
         network = settings.perceptual if settings.perceptual_weight else "none"
         self.perceptual = PERCEPTUAL[network](settings.perceptual_dropout)
+        self.logits = LOGITS[settings.logits if settings.logits_weight else "none"]()
         self.weight = settings.perceptual_weight
+        self.logits_weight = settings.logits_weight
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Reconstruction:
         pixel = self.pixel(images, reconstructions).mean()
         perceptual = self.perceptual(images, reconstructions).mean()
-        return Reconstruction(pixel + self.weight * perceptual, pixel, perceptual)
+        logits = self.logits(images, reconstructions).mean()
+        total = pixel + self.weight * perceptual + self.logits_weight * logits
+        return Reconstruction(total, pixel, perceptual, logits)
 
 
 class Pulls(NamedTuple):
@@ -198,11 +236,13 @@ def pulls(
 def _adaptive(
     reconstructions: Tensor, toward_data: Tensor, toward_real: Tensor, last_layer: Tensor, settings: AdversarialSettings
 ) -> Tensor:
-    at_last_layer = (
+    at_last_layer = [
         torch.autograd.grad(reconstructions, last_layer, gradient, retain_graph=True)[0]
         for gradient in (toward_data, toward_real)
-    )
-    return adaptive_weight(*at_last_layer, limit=settings.limit)
+    ]
+    # Norms are no means: they are taken of the whole batch's gradients, not of those of this process's share.
+    data, real = mean_of_all(torch.stack(at_last_layer))
+    return adaptive_weight(data, real, limit=settings.limit)
 
 
 def _fixed(

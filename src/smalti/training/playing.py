@@ -16,8 +16,15 @@ from typing import NamedTuple, Protocol, final
 import torch
 from torch import Tensor
 
-from smalti.losses.adversarial import ADVERSARIAL, LeCam, lecam
-from smalti.losses.objective import ObjectiveSettings, Reconstruction, ReconstructionLoss, balanced_gradient, pulls
+from smalti.losses.adversarial import ADVERSARIAL, LeCam, gradient_penalty, lecam
+from smalti.losses.objective import (
+    AdversarialSettings,
+    ObjectiveSettings,
+    Reconstruction,
+    ReconstructionLoss,
+    balanced_gradient,
+    pulls,
+)
 from smalti.tokenizer.quantizers import Quantized
 
 Quantize = Callable[[Tensor], Quantized]
@@ -52,6 +59,17 @@ class Players:
     """Step along the tokenizer's gradients and forget them -> their norm ()."""
     move_judge: Callable[[], Tensor]
     """Likewise for the discriminator."""
+    penalty: float = 1.0
+    """Factor of R1 in this step; see `penalty_at`."""
+
+
+def penalty_at(step: int, *, settings: AdversarialSettings) -> float:
+    """Which step of the training this is, from 0 -> the factor of R1 in it: `r1_every` in every so-manieth step, else 0.
+
+    Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", section 3.1 (lazy regularisation): over the
+    training the penalty is as strong, at a fraction of its cost.
+    """
+    return float(settings.r1_every) if step % settings.r1_every == 0 else 0.0
 
 
 class Played(NamedTuple):
@@ -100,7 +118,8 @@ def joint(players: Players, images: Tensor, *, quantize: Quantize, strength: Str
     """
     settings = players.settings.adversarial
     taken = _pass(players, images, quantize)
-    fake, real = players.judge(taken.pictures), players.judge(images)
+    asked_of = _asked_of(players, images, strength)
+    fake, real = players.judge(taken.pictures), players.judge(asked_of)
     balanced = balanced_gradient(
         taken.reconstructions,
         taken.pictures,
@@ -110,7 +129,7 @@ def joint(players: Players, images: Tensor, *, quantize: Quantize, strength: Str
         settings=settings,
         strength=strength.generator,
     )
-    learned, anchors = _judge_learns(players, real, fake, strength, anchors)
+    learned, anchors = _judge_learns(players, asked_of, real, fake, strength=strength, anchors=anchors)
     asked = {"generator": balanced.generator} if strength.generator else {}
     values = {
         **_values(players, taken),
@@ -173,8 +192,9 @@ def judges_turn(
     """
     with torch.no_grad():
         _, _, reconstructions = players.generate(images, quantize)
-    real, fake = players.judge(images), players.judge(_precise(reconstructions))
-    return _judge_learns(players, real, fake, strength, anchors)
+    asked_of = _asked_of(players, images, strength)
+    real, fake = players.judge(asked_of), players.judge(_precise(reconstructions))
+    return _judge_learns(players, asked_of, real, fake, strength=strength, anchors=anchors)
 
 
 PLAYS: dict[str, Play] = {"joint": joint, "alternating": alternating}
@@ -201,6 +221,8 @@ def _values(players: Players, taken: _Pass) -> Values:
     values = {"reconstruction": distance.total, "pixel": distance.pixel, "codebook": taken.quantized.loss}
     if settings.perceptual_weight and settings.perceptual != "none":
         values["perceptual"] = distance.perceptual
+    if settings.logits_weight and settings.logits != "none":
+        values["logits"] = distance.logits
     return _detached(values)
 
 
@@ -218,14 +240,32 @@ def _learn(players: Players, taken: _Pass, gradient: Tensor) -> Tensor:
     return players.move_generator()
 
 
+def _r1(players: Players, strength: Strength) -> float:
+    """What R1 is multiplied with in this step, without its half."""
+    return players.settings.adversarial.r1 * players.penalty * strength.discriminator
+
+
+def _asked_of(players: Players, images: Tensor, strength: Strength) -> Tensor:
+    """The pictures that the discriminator is shown, as a leaf of the graph where its gradients at them are penalised."""
+    return images.detach().requires_grad_() if _r1(players, strength) else images
+
+
 def _judge_learns(
-    players: Players, real: Tensor, fake: Tensor, strength: Strength, anchors: LeCam
+    players: Players, images: Tensor, real: Tensor, fake: Tensor, *, strength: Strength, anchors: LeCam
 ) -> tuple[Values, LeCam]:
-    """Logits of pictures and of reconstructions -> the discriminator's step. What is recorded is the loss it stepped along."""
+    """Logits of pictures and of reconstructions -> the discriminator's step. What is recorded is the loss it stepped along.
+
+    R1 is taken of the logits that are there already, which came through the discriminator as it is wrapped: a data-parallel
+    wrapper sees one backward pass, with every weight's gradient in it once, and autocast is as it was.
+    """
     settings = players.settings.adversarial
     anchors = anchors.update(real, fake)
     loss = strength.discriminator * ADVERSARIAL[settings.loss].discriminator(real, fake)
     held = strength.discriminator * lecam(real, fake, anchors.real, anchors.fake)
-    players.backward(loss + settings.lecam * held)
+    total = loss + settings.lecam * held
     values = {"discriminator": loss, "real_logits": real.mean(), "fake_logits": fake.mean(), "lecam": held}
+    if weight := _r1(players, strength):
+        values["r1"] = gradient_penalty(real, images)
+        total = total + 0.5 * weight * values["r1"]
+    players.backward(total)
     return {**_detached(values), "discriminator_gradient_norm": players.move_judge()}, anchors

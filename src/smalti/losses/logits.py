@@ -1,0 +1,121 @@
+"""The distance of logits: two pictures -> how differently a classifier of ImageNet names them.
+
+Weber et al. 2024, "MaskBit: Embedding-free Image Generation via Bit Tokens" (arXiv 2409.16211), section 3: the mean squared
+difference of the logits of a ResNet-50. It asks for what a picture shows and leaves textures to the other terms.
+
+Letters: B batch, C channels of the picture (1 or 3), H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smalti.errors import SmaltiError, suggestion
+from smalti.losses.perceptual import squeezenet, squeezenet_classifier
+from smalti.losses.resnet import ResNet50
+from smalti.weights import load_strictly, load_weights
+
+SIDE = 224  # pixels each way that the classifiers were trained on
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of each colour in [0, 1], in torchvision's training
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+@final
+class SqueezeNet(nn.Module):
+    """Scaled colour pictures (B,3,H,W) -> logits (B,K) of SqueezeNet 1.1, with PyTorch's initial weights.
+
+    They are means over positions of what is left by a ReLU, as in torchvision, so none is negative.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = squeezenet().features
+        self.classifier = squeezenet_classifier()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.classifier(self.features(images))  # (B,K,h,w)
+        return maps.mean((2, 3))  # type: ignore[no-any-return]  # (B,K)
+
+
+class Classifier(NamedTuple):
+    """How to build a classifier of scaled colour pictures, and the name of its weights in `smalti.weights`."""
+
+    build: Callable[[], nn.Module]
+    weights: str
+
+
+CLASSIFIERS: dict[str, Classifier] = {
+    "squeezenet": Classifier(build=SqueezeNet, weights="squeezenet1_1"),
+    "resnet50": Classifier(build=ResNet50, weights="resnet50"),
+    "resnet50-v2": Classifier(build=ResNet50, weights="resnet50-v2"),
+}
+
+
+@final
+class LogitDistance(nn.Module):
+    """Pictures (B,C,H,W) and others alike, in [-1, 1], C 1 or 3, of any size -> their distances (B,), 0 for equal ones.
+
+    Both are resized to 224 x 224 (bilinear, antialiased, half-pixel centres; the shape is not kept) and scaled by ImageNet's
+    mean and deviation of each colour. The distance is the mean over the K logits of their squared differences. A picture of
+    one channel is seen as grey.
+
+    As in `smalti.losses.perceptual`: only the second argument (the reconstruction) gets a gradient, all parameters are frozen,
+    the network runs under the caller's autocast, the rest in float32 or better.
+
+    Raises `SmaltiError` for pictures of another channel count or of unequal shapes.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        self.register_buffer("scale", 0.5 / deviation, persistent=False)
+        self.register_buffer("shift", (0.5 - mean) / deviation, persistent=False)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        if images.shape != others.shape:
+            raise SmaltiError(
+                f"the distance of logits compares pictures of one shape, these are {tuple(images.shape)} "
+                f"and {tuple(others.shape)}"
+            )
+        with torch.no_grad():
+            target = self.logits(images)
+        return (self.logits(others) - target).square().mean(1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Pictures (B,C,H,W) in [-1, 1] -> logits (B,K), float32 at least."""
+        if images.shape[1] not in (1, 3):
+            raise SmaltiError(
+                f"the distance of logits knows pictures of 1 or 3 channels, these have {images.shape[1]}; set logits to none"
+            )
+        resized = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)  # (B,C,224,224)
+        scaled = torch.addcmul(self.shift, resized, self.scale)  # (B,3,224,224), a single channel is broadcast
+        logits: Tensor = self.network(scaled.contiguous(memory_format=torch.channels_last))  # (B,K)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def logit_distance(name: str) -> LogitDistance:
+    """A name in `CLASSIFIERS` -> the distance of its logits, with published weights, on the CPU.
+
+    Raises `SmaltiError` for an unknown name, or when the weights are nowhere and cannot be downloaded.
+    """
+    if name not in CLASSIFIERS:
+        raise SmaltiError(f"unknown classifier {name!r}; {suggestion(name, CLASSIFIERS)}")
+    source = CLASSIFIERS[name]
+    network = source.build()
+    # torchvision's files may count the batches that a norm has seen, which nothing here asks for.
+    kept = {
+        key: tensor for key, tensor in load_weights(source.weights).items() if not key.endswith("num_batches_tracked")
+    }
+    load_strictly(network, kept, name=source.weights)
+    return LogitDistance(network)
