@@ -27,6 +27,7 @@ from smalti.images import (
     center_crop,
     crop,
     grid,
+    read_covering,
     read_image,
     read_settings,
     resize_shorter,
@@ -251,8 +252,12 @@ def test_warnings_of_pillow_do_not_leak() -> None:
 
 
 def test_other_numbers_of_channels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SmaltiError, match=r"1 channel \(grayscale\) or 3 \(colour\), not 4"):
-        read(tmp_path / "any.png", 4)
+    with pytest.raises(
+        SmaltiError, match=r"gives 1 channel .*, 3 .* or 4 .*, not 12; label maps, .* pictures\.kind=labels"
+    ):
+        read(tmp_path / "any.png", 12)
+    with pytest.raises(SmaltiError, match="not 2;"):
+        read_covering(tmp_path / "any.png", (4, 4), channels=2, name="any.png")
 
 
 def test_damage_survives_the_way_between_processes() -> None:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from smalti.conditions.build import build_condition
 from smalti.conditions.drawing import palette
-from smalti.conditions.map_files import read_depth, read_segmentation, spread
+from smalti.conditions.map_files import read_depth, read_segmentation
 from smalti.conditions.maps import Maps, MapsSettings, colourised, labels_as_channels
 from smalti.errors import SmaltiError
 from smalti.images import DamagedImage, save_png, to_array
+from smalti.numbers import spread
 from smalti.prior.window import Window
 from smalti.tokenizer.encoder import PyramidSettings
 from smalti.tokenizer.quantizers import VQSettings

@@ -87,7 +87,9 @@ def test_paths_that_are_no_source_are_told(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"there is no .*gone"):
         open_source(tmp_path / "gone")
     fill(tmp_path, {"a.png": picture(1), "no.zip": b"not a zip file", "cut.zip": b"PK\x03\x04"})
-    with pytest.raises(SmaltiError, match=r"a\.png is neither a folder, a \.txt list of paths nor a \.zip file"):
+    with pytest.raises(
+        SmaltiError, match=r"a\.png is neither a folder, a \.txt list of paths, a \.zip file nor a \.tar shard"
+    ):
         open_source(tmp_path / "a.png")
     for name in ("no.zip", "cut.zip"):
         with pytest.raises(SmaltiError, match=rf"cannot read .*{name} as a zip file"):

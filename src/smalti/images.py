@@ -1,8 +1,8 @@
 """What an image is here.
 
-A tensor is float in [-1, 1], shaped (C, H, W) or (B, C, H, W); C is 1 (grayscale, depth) or 3 (colour) when it
-comes from a file. An array is (H, W, C), uint8, or uint16 where a file with 16 bits is read as one channel. Heights
-come before widths.
+A tensor is float in [-1, 1], shaped (C, H, W) or (B, C, H, W); C is 1 (grayscale), 3 (colour) or 4 (colour and
+opacity) when it comes from a picture file. An array is (H, W, C), uint8, or uint16 where a file has 16 bits. Heights
+come before widths. Files whose pixels are numbers and not colours are read by `smalti.numbers`.
 
 B batch, C channels, H W pixels.
 """
@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, Literal, TypeAlias, final
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
 
@@ -29,6 +30,8 @@ from smalti.errors import SmaltiError
 from smalti.files import write_atomically
 
 Array: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Wide: TypeAlias = npt.NDArray[np.uint16]
+Filter: TypeAlias = Literal["lanczos", "nearest"]
 
 IMAGE_SUFFIXES = (
     ".avif",
@@ -47,6 +50,8 @@ IMAGE_SUFFIXES = (
 )
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+SPARE = 2.0  # what a JPEG decoder gives stays so many times larger than what is asked for
+_WHITE = 65535  # of 16 bits
 SETTINGS_KEY = "smalti"  # the keyword of the PNG text chunk that holds the settings of a picture we made
 
 
@@ -63,31 +68,14 @@ class DamagedImage(SmaltiError):  # noqa: N818 - named after what is wrong
         return f"{self.name} {self.reason}"
 
 
-def read_image(source: Path | BinaryIO, *, channels: int, name: str) -> Array:
-    """A picture file -> its pixels (H, W, C), upright.
-
-    The EXIF orientation is applied. Transparent pixels are laid over white, as on a page. Palettes, CMYK and
-    one-bit files are converted; colour profiles are not applied. Of an animation the first frame is taken.
-    Grayscale files with 16 bits stay uint16 when one channel is asked for, and are scaled (not clipped) to 8 bits
-    for three; all else is uint8.
-
-    Raises `DamagedImage` with `name` and the reason for whatever is not a whole picture of a kind in
-    `IMAGE_SUFFIXES`, or has more pixels than Pillow holds to be safe; and `SmaltiError` when `channels` is neither
-    1 nor 3.
-    """
-    if channels not in (1, 3):
-        raise SmaltiError(f"a picture file gives 1 channel (grayscale) or 3 (colour), not {channels}")
+@contextmanager
+def damage_told(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes `DamagedImage` with `name` and the reason; a `SmaltiError` stays what it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd but readable metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
-                if stream.seek(0, os.SEEK_END) == 0:
-                    raise DamagedImage(name, "is empty (0 bytes)")
-                stream.seek(0)
-                with Image.open(stream, formats=_formats()) as image:
-                    image.load()
-                    return _pixels(_upright(image), channels)
+            yield
         except SmaltiError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -101,6 +89,75 @@ def read_image(source: Path | BinaryIO, *, channels: int, name: str) -> Array:
             raise DamagedImage(name, f"cannot be read ({_lower(str(error)) or type(error).__name__})") from error
 
 
+@contextmanager
+def opened(source: Path | BinaryIO, *, name: str) -> Iterator[BinaryIO]:
+    """A file, or what one holds -> its stream, at the beginning. Damage of every kind, also damage found inside the `with`, is
+    told as by `damage_told`, and so is an empty file.
+    """
+    with damage_told(name), source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+        if stream.seek(0, os.SEEK_END) == 0:
+            raise DamagedImage(name, "is empty (0 bytes)")
+        stream.seek(0)
+        yield stream
+
+
+def read_image(source: Path | BinaryIO, *, channels: int, name: str, bits: Literal[8, 16] = 8) -> Array:
+    """A picture file -> its pixels (H, W, C), upright, for C `channels`: 1 (grayscale), 3 (colour), 4 (colour and opacity).
+
+    The EXIF orientation is applied. Gray becomes colour, and colour gray. For 1 and 3 channels transparent pixels are
+    laid over white, as on a page; for 4 a file without opacity is opaque. Palettes, CMYK and one-bit files are
+    converted; colour profiles are not applied. Of an animation the first frame is taken.
+
+    All is uint8, but for files with 16 bits: gray for one channel stays uint16, and so does everything where `bits` is
+    16 (gray and colour from PNG and TIFF; of gray with opacity Pillow gives the upper 8). Else they are scaled to 8.
+
+    Raises `DamagedImage` with `name` and the reason for whatever is not a whole picture of a kind in
+    `IMAGE_SUFFIXES`, or has more pixels than Pillow holds to be safe; and `SmaltiError` for other `channels`.
+    """
+    _check_channels(channels)
+    with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
+        return _loaded(image, stream, channels, bits)
+
+
+class Covering(NamedTuple):
+    """A picture scaled until it covers a size; `full` is the (height, width) that its file has."""
+
+    pixels: Array
+    full: tuple[int, int]
+
+
+def read_covering(source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Covering:
+    """A picture file -> the smallest picture of the same aspect that covers `size` (height, width), with up to 16 bits.
+
+    As `read_image` and then `resize_to_cover`, but that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8 first (it
+    leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is asked for. That
+    depends on the size of the file's picture and on `size` alone. Raises as `read_image`.
+    """
+    _check_channels(channels)
+    with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
+        if image.format in ("JPEG", "MPO"):
+            lies = _orientation(image) > 4  # of 8; the upper four are turned by a quarter
+            width, height = reversed(image.size) if lies else image.size
+            rows, columns = _covering_size((height, width), size)
+            spare = min(height / rows, width / columns) / SPARE
+            step = next((step for step in (8, 4, 2) if step <= spare), 1)
+            if step > 1 and (drafted := image.draft(None, (image.width // step, image.height // step))):
+                # The last column and row may stand for fewer pixels than the others: the box says where the picture ends.
+                shape = (rows, columns) if lies else (columns, rows)
+                small = image.resize(shape, Image.Resampling.LANCZOS, box=drafted[1])
+                return Covering(_pixels(_upright(small), channels, 8), (height, width))
+        array = _loaded(image, stream, channels, 16)
+        return Covering(resize_to_cover(array, size), (array.shape[0], array.shape[1]))
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3, 4):
+        raise SmaltiError(
+            f"a picture file gives 1 channel (grayscale), 3 (colour) or 4 (colour and opacity), not {channels}; "
+            "label maps, which have a channel for each label, are read with pictures.kind=labels"
+        )
+
+
 def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
@@ -111,20 +168,89 @@ def _formats() -> list[str]:
     return sorted({known[suffix] for suffix in IMAGE_SUFFIXES if suffix in known})
 
 
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    if _orientation(image) == 1:  # most are, and are not copied
+        return image
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
+    except Exception:  # as above
         return image
 
 
-def _pixels(image: Image.Image, channels: int) -> Array:
+def read_numbers(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
+    """A picture file -> its numbers as they are stored, upright, (H, W) or (H, W, C).
+
+    Those of a palette are its places; opacity beside a single channel is left out. Raises `DamagedImage`.
+    """
+    with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
+        image.load()
+        upright = _upright(image)
+        return np.array(upright.getchannel(0) if upright.mode in ("LA", "PA") else upright)
+
+
+def _loaded(image: Image.Image, stream: BinaryIO, channels: int, bits: Literal[8, 16]) -> Array:
+    tiles = _other_bytes(image) if bits == 16 else None
+    image.load()
+    if tiles is None:
+        return _pixels(_upright(image), channels, bits)
+    stream.seek(0)
+    with Image.open(stream, formats=_formats()) as other:
+        assert isinstance(other, ImageFile.ImageFile)
+        other.tile = tiles
+        other.load()
+        levels = np.array(_upright(image)).astype(np.uint16) << 8 | np.array(_upright(other))  # (H, W, 3 or 4)
+    transparent = image.info.get("transparency")
+    opacity = levels[:, :, 3:] if levels.shape[2] == 4 else None
+    if isinstance(transparent, tuple):
+        opacity = np.where((levels == transparent).all(2, keepdims=True), 0, _WHITE).astype(np.uint16)
+    return _wide_channels(levels[:, :, :3], opacity, channels)
+
+
+def _other_bytes(image: Image.Image) -> list[ImageFile._Tile] | None:
+    """How to read the lower bytes of colours with 16 bits, of which Pillow gives the upper ones; None for other files.
+
+    Pillow's unpacker takes one of two bytes as it is told their order. Told the wrong order, it takes the other one.
+    """
+    others = []
+    for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
+        mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
+        if mode not in _WRONG_ORDER:
+            return None
+        args = _WRONG_ORDER[mode] if isinstance(tile.args, str) else (_WRONG_ORDER[mode], *rest)
+        others.append(tile._replace(args=args))
+    return others or None
+
+
+_NATIVE_WRONG = {"little": "B", "big": "L"}[sys.byteorder]
+_WRONG_ORDER = {
+    f"{colours};16{order}": f"{colours};16{wrong}"
+    for colours in ("RGB", "RGBA")
+    for order, wrong in (("B", "L"), ("L", "B"), ("N", _NATIVE_WRONG))
+}
+
+
+def _pixels(image: Image.Image, channels: int, bits: Literal[8, 16]) -> Array:
     if image.mode == "F":
-        raise ValueError("its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits")
+        raise ValueError(
+            "its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits, "
+            "or read depths with pictures.kind=depth"
+        )
     if image.mode.startswith(
         "I"
     ):  # 16 bits: "I;16" and its byte orders; "I" from older versions of Pillow and from PGM
-        return _wide_pixels(image, channels)
+        wide = _wide_pixels(image, channels)
+        return wide if channels == 1 or bits == 16 else _narrow(wide)
+    if channels == 4:
+        # Not every mode has a direct way.
+        image = image if image.has_transparency_data else image.convert("RGB")
+        return np.array(image.convert("RGBA"), dtype=np.uint8)
     if image.has_transparency_data:
         coloured = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
@@ -135,18 +261,31 @@ def _pixels(image: Image.Image, channels: int) -> Array:
     return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
 
 
-def _wide_pixels(image: Image.Image, channels: int) -> Array:
+def _wide_pixels(image: Image.Image, channels: int) -> Wide:
     wide = np.array(image)
-    if wide.min() < 0 or wide.max() > 65535:
+    if wide.min() < 0 or wide.max() > _WHITE:
         raise ValueError("its numbers have 32 bits, which have no agreed range; save it with 8 or 16 bits")
-    values: npt.NDArray[np.uint16] = wide.astype(np.uint16)
+    values = wide.astype(np.uint16)[:, :, None]
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        values[values == transparent] = 65535
-    if channels == 1:
-        return values[:, :, None]
-    narrow = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255, rounded to nearest
-    return np.repeat(narrow[:, :, None], 3, axis=2)
+    opacity = np.where(values == transparent, 0, _WHITE).astype(np.uint16) if isinstance(transparent, int) else None
+    return _wide_channels(values, opacity, channels)
+
+
+def _wide_channels(colours: Wide, opacity: Wide | None, channels: int) -> Wide:
+    """Colours (H, W, 1 or 3) and their opacity (H, W, 1), if there is any -> (H, W, channels), as `read_image` says."""
+    values = colours.astype(np.int64)
+    if channels == 4:
+        three = np.broadcast_to(colours, (*colours.shape[:2], 3))
+        return np.concatenate([three, np.full_like(colours[:, :, :1], _WHITE) if opacity is None else opacity], axis=2)
+    if opacity is not None:
+        values = (values * opacity + _WHITE * (_WHITE - opacity.astype(np.int64)) + _WHITE // 2) // _WHITE
+    if channels == 1 and values.shape[2] == 3:
+        values = (values @ np.array([[299], [587], [114]]) + 500) // 1000  # ITU-R 601, as Pillow has it
+    return np.broadcast_to(values, (*values.shape[:2], channels)).astype(np.uint16)
+
+
+def _narrow(wide: Wide) -> npt.NDArray[np.uint8]:
+    return ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255, rounded to nearest
 
 
 def resize_shorter(array: Array, size: int) -> Array:
@@ -154,13 +293,27 @@ def resize_shorter(array: Array, size: int) -> Array:
     return resize_to_cover(array, (size, size))
 
 
-def resize_to_cover(array: Array, size: tuple[int, int]) -> Array:
+def resize_to_cover(array: Array, size: tuple[int, int], *, filter: Filter = "lanczos") -> Array:
     """(H, W, C) -> the smallest picture of the same aspect that covers `size` (height, width); one side fits
     exactly.
+
+    "lanczos" antialiases, and weighs colours by their opacity where there are 4 channels; "nearest" takes each pixel
+    from the nearest one, which labels need.
     """
-    height, width = array.shape[:2]
-    scale = max(size[0] / height, size[1] / width)
-    return _resize(array, max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    height, width = _covering_size((array.shape[0], array.shape[1]), size)
+    return _resize(array, height, width) if filter == "lanczos" else _nearest(array, height, width)
+
+
+def _covering_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    scale = max(size[0] / full[0], size[1] / full[1])
+    return max(size[0], round(full[0] * scale)), max(size[1], round(full[1] * scale))
+
+
+def _nearest(array: Array, height: int, width: int) -> Array:
+    rows = ((np.arange(height) + 0.5) * (array.shape[0] / height)).astype(np.intp)
+    columns = ((np.arange(width) + 0.5) * (array.shape[1] / width)).astype(np.intp)
+    chosen: Array = array[rows[:, None], columns]
+    return chosen
 
 
 def _resize(array: Array, height: int, width: int) -> Array:
@@ -170,12 +323,17 @@ def _resize(array: Array, height: int, width: int) -> Array:
     def lanczos(picture: Image.Image) -> npt.NDArray[Any]:
         return np.array(picture.resize((width, height), Image.Resampling.LANCZOS))
 
-    if array.dtype == np.uint8 and array.shape[2] == 3:
+    if array.dtype == np.uint8 and array.shape[2] in (3, 4):
         colours: Array = lanczos(Image.fromarray(array))
         return colours
     limit = np.iinfo(array.dtype).max  # Lanczos overshoots at edges
-    planes = [lanczos(Image.fromarray(array[:, :, c].astype(np.float32))) for c in range(array.shape[2])]
-    resized: Array = np.stack(planes, axis=2).round().clip(0, limit).astype(array.dtype)
+    values = array.astype(np.float32)
+    if array.shape[2] == 4:
+        values[:, :, :3] *= values[:, :, 3:] / limit
+    planes = np.stack([lanczos(Image.fromarray(values[:, :, c])) for c in range(array.shape[2])], axis=2)
+    if array.shape[2] == 4:
+        planes[:, :, :3] /= np.maximum(planes[:, :, 3:], 0.5) / limit
+    resized: Array = planes.round().clip(0, limit).astype(array.dtype)
     return resized
 
 
@@ -195,8 +353,8 @@ def center_crop(array: Array, size: tuple[int, int]) -> Array:
 def to_tensor(array: Array) -> Tensor:
     """(H, W, C) uint8 or uint16, or a batch of them -> (C, H, W) float32 in [-1, 1]; black is -1, white is 1."""
     half = np.iinfo(array.dtype).max / 2
-    values = array.astype(np.float32) / np.float32(half) - np.float32(1)
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, -3)))
+    planes = np.ascontiguousarray(np.moveaxis(array, -1, -3))  # first, while there is the least to move
+    return torch.from_numpy(planes.astype(np.float32)).div_(half).sub_(1)
 
 
 def to_array(images: Tensor, *, rounding: Literal["nearest", "down"] = "nearest") -> npt.NDArray[np.uint8]:
@@ -233,7 +391,7 @@ def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, 
     Raises `SmaltiError` when the disk refuses.
     """
     array = to_array(image) if isinstance(image, Tensor) else image
-    assert array.shape[2] in (1, 3), f"a picture file holds 1 or 3 channels, not {array.shape[2]}"
+    assert array.shape[2] in (1, 3, 4), f"a picture file holds 1, 3 or 4 channels, not {array.shape[2]}"
     text = PngInfo()
     text.add_text(SETTINGS_KEY, json.dumps(dict(settings)))
     picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))

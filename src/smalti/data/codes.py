@@ -103,7 +103,8 @@ def write_codes(
 ) -> bool:
     """Two sets of pictures -> a folder of codes at `out`, which appears when it is whole. True if it was written.
 
-    `encode` maps images (B, C, H, W) in [-1, 1] to codes (B, h, w) int64 below `size`, B at most `batch`;
+    `encode` maps images as examples hold them, (B, C, H, W) in [-1, 1] or maps (B, H, W) of labels, to codes (B, h, w)
+    int64 below `size`, B at most `batch`;
     `fingerprint` names the tokenizer. Each training picture is encoded `copies` times: copy c of picture i is draw
     i * copies + c. Damaged pictures are left out. `progress` is told the number of images done and their total.
 

@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from smalti.data.kinds import COLOUR
 from smalti.data.sources import Picture, Source
 from smalti.errors import SmaltiError
-from smalti.images import Array, DamagedImage, center_crop, crop, resize_to_cover, to_tensor
+from smalti.images import Array, DamagedImage, Filter, center_crop, crop, resize_to_cover
 
 logger = logging.getLogger("smalti")
 
@@ -39,8 +40,8 @@ _GOOD, _DAMAGED = 1, 2  # states of a picture; 0: not looked at yet
 
 
 class Example(NamedTuple):
-    """One picture: `image` (C, H, W) float32 in [-1, 1]; `label` () int64, the place in the source's labels, -1 for
-    none.
+    """One picture: `image` (C, H, W) float32 in [-1, 1], or, of a label map, (H, W) whole numbers; `label` () int64, the
+    place in the source's labels, -1 for none.
     """
 
     image: Tensor
@@ -48,7 +49,9 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Several pictures: `images` (B, C, H, W) float32 in [-1, 1]; `labels` (B,) int64, -1 for none."""
+    """Several pictures: `images` (B, C, H, W) float32 in [-1, 1], or (B, H, W) whole numbers; `labels` (B,) int64, -1 for
+    none.
+    """
 
     images: Tensor
     labels: Tensor
@@ -70,8 +73,8 @@ class Crop(ABC):
         """How many times larger than the window the picture is handed over."""
 
     @abstractmethod
-    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int) -> Array:
-        """(H', W', C), which covers margin * size -> (H, W, C) for the size (H, W)."""
+    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int, filter: Filter) -> Array:
+        """(H', W', C), which covers margin * size -> (H, W, C) for the size (H, W); `filter` is how it is scaled, if it is."""
 
     @abstractmethod
     def described(self) -> dict[str, Any]:
@@ -86,7 +89,7 @@ class CentreCrop(Crop):
     def margin(self) -> float:
         return 1.0
 
-    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int) -> Array:
+    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int, filter: Filter) -> Array:
         return center_crop(array, size)
 
     def described(self) -> dict[str, Any]:
@@ -115,11 +118,11 @@ class RandomCrop(Crop):
     def margin(self) -> float:
         return self.zoom[1]
 
-    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int) -> Array:
+    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int, filter: Filter) -> Array:
         nearness, down, right, mirror = chances(seed, draw)
         factor = self.zoom[0] + nearness * (self.zoom[1] - self.zoom[0])
         if factor < self.margin:
-            array = resize_to_cover(array, (round(size[0] * factor), round(size[1] * factor)))
+            array = resize_to_cover(array, (round(size[0] * factor), round(size[1] * factor)), filter=filter)
         top = int(down * (array.shape[0] - size[0] + 1))
         left = int(right * (array.shape[1] - size[1] + 1))
         window = crop(array, top=top, left=left, height=size[0], width=size[1])
@@ -141,6 +144,9 @@ class Crops:
 
     Scaled pictures are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:
     never); worker processes share that allowance. What is read does not depend on it.
+
+    `channels` are those of the tokenizer; `images` makes what it is given of the images of a batch. Raises `SmaltiError`
+    where the kind of the source does not go with them.
     """
 
     def __init__(
@@ -154,6 +160,7 @@ class Crops:
         seed: int,
         cache_mib: int = 1024,
     ) -> None:
+        source.kind.check(channels)
         self.source = source
         self.pictures = tuple(pictures)
         self.size = size
@@ -163,7 +170,7 @@ class Crops:
         self._kept_size = (math.ceil(size[0] * crop.margin), math.ceil(size[1] * crop.margin))
         self._places = {label: place for place, label in enumerate(source.labels)}
         # Until they are read their aspects are unknown; photos are often 4:3.
-        expected = len(self.pictures) * channels * math.prod(self._kept_size) * 4 / 3
+        expected = len(self.pictures) * source.kind.width(channels) * math.prod(self._kept_size) * 4 / 3
         self._allowance = cache_mib * 2**20 if expected <= cache_mib * 2**20 else 0
         self._cached: dict[int, Array] = {}
         self._cached_bytes = 0
@@ -188,10 +195,15 @@ class Crops:
         """The example of picture `index` itself. Raises `DamagedImage` where `crops[index, draw]` would step to the
         next one.
         """
-        array = self._crop.cut(self._scaled(index), self.size, seed=self._seed, draw=draw)
+        kind = self.source.kind
+        array = self._crop.cut(self._scaled(index), self.size, seed=self._seed, draw=draw, filter=kind.filter)
         label = self.pictures[index].label
         place = self._places[label] if label is not None else -1
-        return Example(to_tensor(array), torch.tensor(place))
+        return Example(kind.held(array, self._channels), torch.tensor(place))
+
+    def images(self, held: Tensor) -> Tensor:
+        """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32 for the tokenizer."""
+        return self.source.kind.images(held, self._channels)
 
     def batch_of(self, *stacked: Tensor) -> Batch:
         """The fields of examples, stacked -> a batch."""
@@ -221,6 +233,7 @@ class Crops:
             "channels": self._channels,
             "seed": self._seed,
             **self._crop.described(),
+            **(self.source.kind.described() if self.source.kind != COLOUR else {}),  # as before there were other kinds
         }
 
     def _scaled(self, index: int) -> Array:
@@ -231,20 +244,19 @@ class Crops:
         if index in self._reasons:
             raise DamagedImage(self.pictures[index].key, self._reasons[index])
         try:
-            array = self.source.read(self.pictures[index], self._channels)
-            self._check_size(index, array)
+            array, full = self.source.covering(self.pictures[index], self._kept_size, channels=self._channels)
+            self._check_size(index, full)
         except DamagedImage as error:
             self._reasons[index] = error.reason
             self._note(index, _DAMAGED)
             raise
-        array = resize_to_cover(array, self._kept_size)
         self._note(index, _GOOD)
         self._latest = (index, array)
         self._keep(index, array)
         return array
 
-    def _check_size(self, index: int, array: Array) -> None:
-        (height, width), (h, w) = self.size, array.shape[:2]
+    def _check_size(self, index: int, full: tuple[int, int]) -> None:
+        (height, width), (h, w) = self.size, full
         if max(height / h, width / w) > 2:
             raise DamagedImage(
                 self.pictures[index].key,

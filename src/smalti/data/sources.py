@@ -1,8 +1,9 @@
-"""Where pictures come from: a folder, a `.txt` list of paths or a `.zip` file -> named, labelled pictures.
+"""Where pictures come from: a folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> named, labelled pictures.
 
-The label of a picture is the name of the first folder below the root. The root of a folder is that folder. Lists
-and zip files have no root of their own (most zip files hold one folder that holds all else), so theirs is the
-deepest folder that holds all their pictures: if all lie in one folder, there are no labels.
+The label of a picture is the name of the first folder below the root. The root of a folder is that folder. Lists,
+zip files and shards have no root of their own (most zip files hold one folder that holds all else), so theirs is the
+deepest folder that holds all their pictures: if all lie in one folder, there are no labels. In shards a label may
+also stand beside the picture.
 """
 
 from __future__ import annotations
@@ -18,8 +19,14 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, final
 
+from smalti.data.kinds import COLOUR, Kind
+from smalti.data.shards import Extent, Shards, expanded, read_index
 from smalti.errors import SmaltiError
-from smalti.images import IMAGE_SUFFIXES, Array, DamagedImage, read_image
+from smalti.images import Array, Covering, DamagedImage
+
+ARCHIVES = (".txt", ".zip", ".tar")
+"""Suffixes of files that hold or name many pictures."""
+TAKEN = "a folder, a .txt list of paths, a .zip file, or .tar shards (one, a folder of them, or shards-{000..009}.tar)"
 
 
 class Picture(NamedTuple):
@@ -30,10 +37,10 @@ class Picture(NamedTuple):
 
 
 class Source(ABC):
-    """The pictures that `path` holds. An instance can be handed to other processes."""
+    """The pictures that `path` holds, and their kind. An instance can be handed to other processes."""
 
-    def __init__(self, path: Path, pictures: Sequence[Picture]) -> None:
-        self.path = path
+    def __init__(self, path: Path, pictures: Sequence[Picture], kind: Kind = COLOUR) -> None:
+        self.path, self.kind = path, kind
         self.pictures = tuple(pictures)
         self.labels = tuple(sorted({picture.label for picture in pictures if picture.label is not None}))
 
@@ -43,22 +50,24 @@ class Source(ABC):
 
     @final
     def read(self, picture: Picture, channels: int) -> Array:
-        """One picture -> (H, W, channels); see `smalti.images.read_image`. Raises `DamagedImage`."""
-        return read_image(self.stream(picture), channels=channels, name=picture.key)
+        """One picture -> (H, W, C), as its kind is read for a tokenizer of so many channels. Raises `DamagedImage`."""
+        return self.kind.read(self.stream(picture), channels=channels, name=picture.key)
+
+    @final
+    def covering(self, picture: Picture, size: tuple[int, int], *, channels: int) -> Covering:
+        """One picture -> scaled until it covers `size` (height, width). Raises `DamagedImage`."""
+        return self.kind.covering(self.stream(picture), size, channels=channels, name=picture.key)
 
 
 @final
 class FolderSource(Source):
-    """All pictures in and below a folder, sorted by name. Hidden files and folders are skipped; links are followed."""
+    """Those of the `files` in and below a folder that are pictures, sorted by name."""
 
-    def __init__(self, path: Path) -> None:
-        keys: list[str] = []
-        others: list[str] = []
-        for name in _files_below(path):
-            (keys if _is_picture(name) else others).append(name)
+    def __init__(self, path: Path, files: Sequence[str], kind: Kind) -> None:
+        keys = sorted(name for name in files if _is_picture(name, kind))
         if not keys:
-            raise _no_pictures(path, others)
-        super().__init__(path, [Picture(key, _label(key, root=())) for key in sorted(keys)])
+            raise _no_pictures(path, files, kind)
+        super().__init__(path, [Picture(key, _label(key, root=())) for key in keys], kind)
 
     def stream(self, picture: Picture) -> Path:
         return self.path / picture.key
@@ -71,7 +80,7 @@ class ListSource(Source):
     Their order is kept; a picture that is named twice counts once; blank lines are skipped.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: Kind) -> None:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -94,7 +103,7 @@ class ListSource(Source):
             )
         if not keys:
             raise SmaltiError(f"{path} names no pictures; it should hold one path a line")
-        super().__init__(path, _labelled(keys))
+        super().__init__(path, _labelled(keys), kind)
 
     def stream(self, picture: Picture) -> Path:
         return self.path.parent / picture.key
@@ -104,7 +113,7 @@ class ListSource(Source):
 class ZipSource(Source):
     """The pictures in a zip file, sorted by name, read without unpacking it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: Kind) -> None:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = [
@@ -112,12 +121,12 @@ class ZipSource(Source):
                 ]
         except (OSError, zipfile.BadZipFile) as error:
             raise SmaltiError(f"cannot read {path} as a zip file: {error}") from error
-        pictures = [member for member in members if _is_picture(member.filename)]
+        pictures = [member for member in members if _is_picture(member.filename, kind)]
         if not pictures:
-            raise _no_pictures(path, [member.filename for member in members])
+            raise _no_pictures(path, [member.filename for member in members], kind)
         if any(member.flag_bits & 1 for member in pictures):
             raise SmaltiError(f"{path} is locked with a password; unpack it and give the folder")
-        super().__init__(path, _labelled(sorted({member.filename for member in pictures})))
+        super().__init__(path, _labelled(sorted({member.filename for member in pictures})), kind)
         self._archive: zipfile.ZipFile | None = None
         self._process = 0
 
@@ -134,21 +143,101 @@ class ZipSource(Source):
         return {**self.__dict__, "_archive": None}
 
 
-def open_source(path: Path) -> Source:
-    """A folder, a `.txt` list of paths or a `.zip` file -> its pictures.
+@final
+class ShardSource(Source):
+    """The pictures of tar files, in their order; see `smalti.data.shards` for what is a sample, and what its label.
+
+    The key of a picture is the name of its shard (below `path`, where that is a folder), without `.tar`, then its path there.
+    """
+
+    def __init__(self, path: Path, shards: Sequence[Path], kind: Kind) -> None:
+        self._shards = Shards(shards)
+        self._extents: dict[str, Extent] = {}
+        keys: list[str] = []
+        paths: list[str] = []
+        labels: list[str | None] = []
+        others: list[str] = []
+        names = _different(path, shards)
+        for number, shard in enumerate(shards):
+            index = read_index(shard, number, kind.suffixes)
+            others += index.others
+            for sample in index.samples:
+                keys.append(f"{names[number]}/{sample.path}")
+                paths.append(sample.path)
+                labels.append(sample.label)
+                self._extents[keys[-1]] = sample.extent
+        if not keys:
+            raise _no_pictures(path, others, kind)
+        found = _labelled(paths)
+        pictures = [
+            Picture(key, said if said is not None else by_folder.label)
+            for key, said, by_folder in zip(keys, labels, found, strict=True)
+        ]
+        super().__init__(path, pictures, kind)
+
+    def stream(self, picture: Picture) -> BinaryIO:
+        extent = self._extents[picture.key]
+        try:
+            return BytesIO(self._shards.read(extent))
+        except (OSError, EOFError) as error:
+            raise DamagedImage(
+                picture.key, f"cannot be read from {self._shards.paths[extent.shard]} ({error})"
+            ) from error
+
+
+def _different(path: Path, shards: Sequence[Path]) -> list[str]:
+    """The names of shards, below `path` or, where that is no folder, below the deepest folder that holds all of them."""
+    root = path if path.is_dir() else Path(os.path.commonpath([shard.parent for shard in shards]))
+    return [shard.relative_to(root).with_suffix("").as_posix() for shard in shards]
+
+
+def open_source(path: Path, *, kind: Kind = COLOUR) -> Source:
+    """A folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> the pictures, or other files, of a `kind`.
+
+    All that lies in and below a folder counts, but hidden files and folders; links are followed. A folder without pictures,
+    but with `.tar` files, is one of shards. Shards may also be named as `shards-{000..009}.tar`.
 
     Raises `SmaltiError` when there is no such path, when it is of another kind, or when it holds no pictures.
     """
     if path.is_dir():
-        return FolderSource(path)
+        files = _files_below(path)
+        tars = sorted(name for name in files if name.lower().endswith(".tar"))
+        if tars and not any(_is_picture(name, kind) for name in files):
+            return ShardSource(path, [path / name for name in tars], kind)
+        return FolderSource(path, files, kind)
     if not path.exists():
-        raise SmaltiError(f"there is no {path}; pictures come from a folder, a .txt list of paths or a .zip file")
+        if is_pattern(path):
+            return ShardSource(path, _named(path), kind)
+        raise SmaltiError(f"there is no {path}; pictures come from {TAKEN}")
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        return ListSource(path)
+        return ListSource(path, kind)
     if suffix == ".zip":
-        return ZipSource(path)
-    raise SmaltiError(f"{path} is neither a folder, a .txt list of paths nor a .zip file; give the folder it lies in")
+        return ZipSource(path, kind)
+    if suffix == ".tar" or path.name.lower().endswith((".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")):
+        return ShardSource(path, [path], kind)
+    raise SmaltiError(
+        f"{path} is neither a folder, a .txt list of paths, a .zip file nor a .tar shard; give the folder it lies in"
+    )
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path that does not exist names shards, as `shards-{000..009}.tar` does."""
+    return "{" in str(path) and path.suffix.lower() == ".tar" and not path.exists()
+
+
+def holds_many(path: Path) -> bool:
+    """Whether a path stands for many pictures, as `open_source` takes them, and not for a single one."""
+    return path.is_dir() or path.suffix.lower() in ARCHIVES
+
+
+def _named(pattern: Path) -> list[Path]:
+    shards = [Path(name) for name in expanded(str(pattern))]
+    missing = [str(shard) for shard in shards if not shard.is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise SmaltiError(f"{pattern} names {len(shards)} shards, and there is no {', '.join(missing[:3])}{more}")
+    return shards
 
 
 def split(pictures: Iterable[Picture], *, validation: float) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
@@ -203,8 +292,8 @@ def _files_below(root: Path) -> list[str]:
     return found
 
 
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
+def _is_picture(name: str, kind: Kind) -> bool:
+    return name.lower().endswith(kind.suffixes)
 
 
 def _is_visible(name: str) -> bool:
@@ -235,10 +324,11 @@ def _label(key: str, root: tuple[str, ...]) -> str | None:
     return unicodedata.normalize("NFC", below[0]) if below else None
 
 
-def _no_pictures(path: Path, others: Sequence[str]) -> SmaltiError:
+def _no_pictures(path: Path, others: Sequence[str], kind: Kind) -> SmaltiError:
     kinds = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in others)
     listed = ", ".join(sorted(kinds, key=lambda kind: (-kinds[kind], kind))[:5])
     holds = f"{len(others)} file{'s' * (len(others) != 1)} of the kind{'s' * (len(kinds) != 1)} {listed}"
     return SmaltiError(
-        f"no pictures in {path}; it holds {holds if others else 'no files'}; pictures are {', '.join(IMAGE_SUFFIXES)}"
+        f"no {kind.files} in {path}; it holds {holds if others else 'no files'}; "
+        f"{kind.files} are {', '.join(kind.suffixes)}"
     )
