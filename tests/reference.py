@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from smalti.noise import gumbel
 from smalti.prior import ORDERS, NoCache, Prior, Sampler, Window
@@ -105,3 +107,115 @@ def balanced(
     (toward_real,) = torch.autograd.grad(generator, last_layer, retain_graph=True)
     adaptive = (toward_data.norm() / (toward_real.norm() + 1e-4)).clamp(0.0, limit)
     return torch.autograd.grad(nll + weight * adaptive * generator, parameters)
+
+
+def turned(feature: Tensor, code: Tensor, gradient: Tensor) -> Tensor:
+    """The rotation trick for one vector (D,): lambda R^T gradient, with R put together in the plane of feature and code."""
+    e, q = feature / feature.norm(), code / code.norm()
+    cosine = e @ q
+    aside = (q - cosine * e) / (q - cosine * e).norm()  # with e an orthonormal base of the plane
+    sine = aside @ q
+    plane = torch.stack([e, aside], 1)
+    turn = torch.stack([torch.stack([cosine, -sine]), torch.stack([sine, cosine])])
+    R = torch.eye(len(e)) - plane @ plane.T + plane @ turn @ plane.T
+    turned_back: Tensor = (code.norm() / feature.norm()) * R.T @ gradient
+    return turned_back
+
+
+def moving_average(
+    codebook: Tensor, steps: Sequence[tuple[Tensor, Tensor]], *, memory: float, smoothing: float
+) -> Tensor:
+    """Appendix A.1 of VQ-VAE: steps of vectors (N, D) and their codes (N,) -> the codebook (K, D), from running sums and counts.
+
+    The first counts are those of a step in which each code is taken equally often; `smoothing` is a share of them.
+    """
+    K = len(codebook)
+    start = len(steps[0][1]) / K
+    sums, counts = [start * code for code in codebook], [start] * K
+    for vectors, codes in steps:
+        for k in range(K):
+            mine = vectors[codes == k]
+            counts[k] = memory * counts[k] + (1 - memory) * len(mine)
+            sums[k] = memory * sums[k] + (1 - memory) * mine.sum(0)
+    total = sum(counts)
+    smooth = [(count + smoothing * start) / (total + K * smoothing * start) * total for count in counts]
+    return torch.stack([m / n for m, n in zip(sums, smooth, strict=True)])
+
+
+def code_probabilities(features: Tensor, corners: Tensor, *, temperature: float) -> Tensor:
+    """features (N, D), all K codes' vectors (K, D) -> (N, K): softmax(-|feature - code|^2 / temperature)."""
+    return (-(features[:, None] - corners[None]).square().sum(2) / temperature).softmax(1)
+
+
+def convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """x (B,C,H,W), weight (K,C,3,3) -> (B,K,H,W): stride 1, one pixel of zeros around, one product of shifted pictures each."""
+    B, C, H, W = x.shape
+    padded = x.new_zeros(B, C, H + 2, W + 2)
+    padded[:, :, 1:-1, 1:-1] = x
+    out = x.new_zeros(B, len(weight), H, W)
+    for i in range(3):
+        for j in range(3):
+            out += torch.einsum("bchw,kc->bkhw", padded[:, :, i : i + H, j : j + W], weight[:, :, i, j])
+    return out
+
+
+def perceptual_of_map(target: Tensor, features: Tensor, weight: Tensor) -> Tensor:
+    """One feature map of LPIPS (its Eq. 1), raw on both sides: (B,D,h,w) twice, weight (D,) -> (B,)."""
+    a, b = (each / (each.square().sum(1, keepdim=True).sqrt() + 1e-10) for each in (target, features))
+    return ((a - b).square() * weight.view(-1, 1, 1)).sum(1).mean((1, 2))
+
+
+def gradient_penalty(judge: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """R1 of each picture by itself: |gradient of the sum of its logits|^2 / their number, and the mean over pictures."""
+    penalties = []
+    for image in images:
+        alone = image[None].detach().requires_grad_()
+        logits = judge(alone)
+        (gradient,) = torch.autograd.grad(logits.sum(), alone)
+        penalties.append(float(gradient.square().sum()) / logits.numel())
+    return sum(penalties) / len(penalties)
+
+
+def first_reached(
+    points: Sequence[dict[str, float]], score: str, *, target: float, lower_is_better: bool
+) -> float | None:
+    """Points of a curve -> the second at which it first is as good as the target: looked for in steps of a thousandth."""
+
+    def good(value: float) -> bool:
+        return value <= target + 1e-9 if lower_is_better else value >= target - 1e-9
+
+    if good(points[0][score]):
+        return points[0]["seconds"]
+    for before, after in pairwise(points):
+        for step in range(3001):
+            share = step / 3000
+            if good(before[score] + share * (after[score] - before[score])):
+                return before["seconds"] + share * (after["seconds"] - before["seconds"])
+    return None
+
+
+def nearest_colours(images: Tensor, colours: Tensor) -> Tensor:
+    """Pictures (B,3,H,W), colours (K,3) -> for each pixel the colour that is nearest: (B,H,W)."""
+    B, _, H, W = images.shape
+    codes = torch.zeros(B, H, W, dtype=torch.int64)
+    for b in range(B):
+        for i in range(H):
+            for j in range(W):
+                codes[b, i, j] = (colours - images[b, :, i, j]).square().sum(1).argmin()
+    return codes
+
+
+def upsampled(x: Tensor, weight: Tensor) -> Tensor:
+    """(B,C,H,W), kernel (O,C,3,3) -> (B,O,2H,2W): repeated 2x2, then convolved, as it is written."""
+    return F.conv2d(x.repeat_interleave(2, 2).repeat_interleave(2, 3), weight, padding=1)
+
+
+def one_hot(labels: Tensor, channels: int) -> Tensor:
+    """Labels (B,H,W) -> (B,channels,H,W): 1 where the label is the channel's number, else 0."""
+    B, H, W = labels.shape
+    maps = torch.zeros(B, channels, H, W)
+    for b in range(B):
+        for i in range(H):
+            for j in range(W):
+                maps[b, int(labels[b, i, j]), i, j] = 1
+    return maps

@@ -23,8 +23,8 @@ from smalti.data.sources import open_source, split
 from smalti.evaluation.metrics import psnr
 from smalti.images import read_image, resize_to_cover, save_png, to_tensor
 from smalti.pipeline import load_tokenizer
-from smalti.studies.reconstruction_page import detail
-from smalti.studies.reconstruction_words import difference
+from smalti.studies.compared import difference
+from smalti.studies.showing import detail
 from smalti.studies.table import STUDIES
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import TokenizerTraining, resolve

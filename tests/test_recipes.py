@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from small import SIDE, write_pictures
@@ -314,6 +315,8 @@ SMALL_PRIOR: dict[str, Any] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipes")
     write_pictures(path / "pictures")
+    for picture in write_pictures(path / "depths").rglob("*.png"):
+        Image.open(picture).convert("L").save(picture)
     return path
 
 
@@ -333,9 +336,9 @@ RUNNING = [
 
 @pytest.mark.parametrize("recipe", [*RUNNING, "reference-imagenet-depth"])
 def test_reference_tokenizers_train(recipe: str, folder: Path) -> None:
-    out = folder / recipe
+    out, data = folder / recipe, folder / ("depths" if recipe.endswith("depth") else "pictures")
     more = {"model.quantizer.temperature.decay": 24} if recipe == "reference-gumbel" else {}
-    smalti("train", "tokenizer", folder / "pictures", "--out", out, "--recipe", recipe, *overridden({**SMALL, **more}))
+    smalti("train", "tokenizer", data, "--out", out, "--recipe", recipe, *overridden({**SMALL, **more}))
     lines = [line for line in read_metrics(out) if line["part"] == "train"]
     assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
     assert [line["seen"] for line in lines] == [8, 16, 24]
@@ -391,9 +394,11 @@ def test_priors_without_data_end_at_once(recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["reference-coco-segmentation", "reference-sflckr-segmentation"])
-def test_tokenizers_of_label_maps_end_at_once(recipe: str, tmp_path: Path) -> None:
+def test_tokenizers_of_label_maps_are_for_label_maps(recipe: str, tmp_path: Path) -> None:
     command = ["train", "tokenizer", "nowhere", "--out", str(tmp_path / "run"), "--recipe", recipe]
     assert CliRunner().invoke(app, [*command, "--dry-run"]).exit_code == 0
-    with pytest.raises(SmaltiError, match=r"objective.pixel = bce compares label maps.* cannot be read yet"):
+    with pytest.raises(SmaltiError, match=r"there is no nowhere; pictures come from"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+    with pytest.raises(SmaltiError, match=r"objective\.pixel = bce is for label maps, and pictures\.kind = colour"):
+        CliRunner().invoke(app, [*command, "--set", "pictures.kind=colour"], catch_exceptions=False)
     assert not (tmp_path / "run").exists()

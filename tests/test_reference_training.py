@@ -24,10 +24,11 @@ from smalti.tokenizer.quantizers import VQ, VQSettings
 from smalti.training import tokenizer as stage_one
 from smalti.training.config import OptimiserSettings, PriorTraining, TokenizerTraining, resolve
 from smalti.training.networks import Codes, GPTNetwork, TransformerNetwork, build_network
-from smalti.training.optimiser import Average, Latest, exported, move, rate_at
+from smalti.training.optimiser import Average, Latest, exported, rate_at
 from smalti.training.playing import Strength
 from smalti.training.prior import corrupted
 from smalti.training.runs import codes_of, train_prior, train_tokenizer
+from smalti.training.stepping import Mover, Moves
 from smalti.training.tokenizer import TokenizerStage, strength_at
 
 QUIET = Console(quiet=True)
@@ -71,28 +72,37 @@ def fabric_of(module: nn.Module) -> tuple[Fabric, Any, Any]:
     return (fabric, *fabric.setup(module, optimiser))
 
 
+def mover(module: nn.Module, *, clip: float) -> tuple[Fabric, Any, Mover]:
+    fabric, wrapped, optimiser = fabric_of(module)
+    options = OptimiserSettings(rate=0.5, **{**CONSTANT, "clip": clip})
+    return fabric, wrapped, Mover(fabric, wrapped, optimiser, settings=options, length=100)
+
+
 @pytest.mark.parametrize(("clip", "moved"), [(0.0, 3.0), (5.0, 3.0), (1.0, 1.0)])
 def test_clipping_and_none(clip: float, moved: float) -> None:
     """The norm before clipping is returned; one weight with the gradient 3 moves by the rate times what is left of it."""
     module = nn.Linear(1, 1, bias=False)
-    fabric, wrapped, optimiser = fabric_of(module)
+    fabric, wrapped, moving = mover(module, clip=clip)
     before = module.weight.item()
     fabric.backward(3 * wrapped(torch.ones(1, 1)).sum())
-    norm = move(fabric, wrapped, optimiser, rate=0.5, clip=clip)
-    assert float(norm) == pytest.approx(3.0)
+    assert float(moving.clipped()) == pytest.approx(3.0)
+    moving.move(0)
     assert before - module.weight.item() == pytest.approx(0.5 * moved, rel=1e-5)
     assert module.weight.grad is None
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_gradients_that_are_not_finite_stop_the_run_before_they_do_harm(clip: float) -> None:
+def test_gradients_that_are_not_finite_move_nothing(clip: float, at_once: bool) -> None:
     module = nn.Linear(1, 1, bias=False)
-    fabric, wrapped, optimiser = fabric_of(module)
+    fabric, wrapped, moving = mover(module, clip=clip)
     before = module.weight.detach().clone()
     fabric.backward(wrapped(torch.full((1, 1), torch.inf)).sum())
-    with pytest.raises(SmaltiError, match=r"the gradients are no longer finite numbers.*last saved state is intact"):
-        move(fabric, wrapped, optimiser, rate=0.5, clip=clip)
+    moves = Moves(seen=0, at_once=at_once)
+    assert moves.finish({"gradient_norm": moves.of(moving)()}) == ["gradient_norm"]
+    assert moves.moved == []
     assert module.weight.equal(before)
+    assert module.weight.grad is None
 
 
 # --- what is exported -----------------------------------------------------------------------------------------------

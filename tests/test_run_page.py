@@ -24,7 +24,7 @@ def test_a_training_ends_in_a_page(tmp_path: Path) -> None:
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     for name in metrics[0].keys() | metrics[-1].keys():
-        assert name in ("seen", "part", "time") or name.replace("_", " ") in page, name
+        assert name in ("seen", "part", "time", "elapsed", "skipped") or name.replace("_", " ") in page, name
     assert "after 48 images" in page
     assert "zero_residuals" in page, "the settings"
     assert page.count("<img") == len(list((tmp_path / "run" / "images").glob("*.png"))) == 3

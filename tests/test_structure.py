@@ -24,9 +24,10 @@ LONGEST = 450
 
 FLOORS = {
     **dict.fromkeys(
-        ("errors", "files", "settings", "devices", "weights", "noise", "pretrained", "processes", "version"), 0
+        ("errors", "files", "settings", "devices", "weights", "memory", "noise", "pretrained", "processes", "version"),
+        0,
     ),
-    **dict.fromkeys(("images", "masks", "tokenizer", "losses", "prior"), 1),
+    **dict.fromkeys(("images", "masks", "numbers", "tokenizer", "losses", "prior"), 1),
     **dict.fromkeys(("conditions", "data"), 2),
     "checkpoints": 3,
     "pipeline": 4,
@@ -39,7 +40,7 @@ FLOORS = {
 """Room -> floor. A room imports from lower floors and from itself; the ground floor is one room."""
 
 GROUND = {room for room, floor in FLOORS.items() if floor == 0}
-NEIGHBOURS = [GROUND, {"images", "masks"}]
+NEIGHBOURS = [GROUND, {"images", "masks", "numbers"}]
 """Modules beside one another that make up one room."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -11,19 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from small import write_pictures, write_recipe
+from small import RECIPE, write_pictures, write_recipe
 from smalti.errors import SmaltiError
-from smalti.training import optimiser
+from smalti.training import stepping
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.folder import read_metrics
 from smalti.training.loop import seed_step
 from smalti.training.optimiser import Average, rate_at
 from smalti.training.playing import PLAYS, Played, Players, joint
 from smalti.training.runs import codes_of, train_prior, train_tokenizer
+from smalti.training.watching import Watch
 
 QUIET = Console(quiet=True)
 
@@ -50,6 +53,10 @@ def small_tokenizer(folder: Path, out: str, *overrides: str) -> Path:
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(folder / "small.yaml"), overrides=overrides)
     train_tokenizer(folder / "pictures", folder / out, settings=settings, console=QUIET)
     return folder / out
+
+
+def small_tokenizer_in_twelves(folder: Path, out: str) -> Path:
+    return small_tokenizer(folder, out, "run.report_every=12", "run.length=48")
 
 
 def small_prior(folder: Path, out: str, *overrides: str) -> Path:
@@ -91,7 +98,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def test_a_killed_tokenizer_run_ends_with_the_same_weights(folder: Path) -> None:
     """Killed in the middle of a step, and then inside the writing of a state, between its bytes and its name."""
-    killed(folder, "small_tokenizer", "killed", module="smalti.training.optimiser", name="set_rate", at=13)
+    killed(folder, "small_tokenizer", "killed", module="smalti.training.stepping", name="set_rate", at=13)
     killed(folder, "small_tokenizer", "killed", module="smalti.files", name="_sync", at=7)
     assert list((folder / "killed" / "state").glob(".*.tmp"))  # what the second kill left behind
     assert same_weights(small_tokenizer(folder, "killed"), folder / "tokenizer")
@@ -100,8 +107,48 @@ def test_a_killed_tokenizer_run_ends_with_the_same_weights(folder: Path) -> None
     assert [line["seen"] for line in lines if line["part"] == "validation"] == [16, 32, 48]
 
 
+def test_a_report_covers_the_steps_before_a_stop_too(folder: Path) -> None:
+    """Reports after 12, 24, 36 pictures and states after 16, 32: the third report is of steps on both sides of the cut."""
+    given = ("run.report_every=12", "run.length=48")
+    small_tokenizer(folder, "uncut", *given)
+    killed(folder, "small_tokenizer_in_twelves", "cut", module="smalti.training.stepping", name="set_rate", at=17)
+    small_tokenizer(folder, "cut", *given)
+    whole, cut = (
+        [
+            {key: value for key, value in line.items() if key not in ("time", "elapsed")}
+            for line in read_metrics(folder / run)
+        ]
+        for run in ("uncut", "cut")
+    )
+    assert cut == whole
+
+
+def test_time_left_is_never_negative() -> None:
+    """The last step may go beyond the length."""
+    console = Console(record=True, width=200, file=io.StringIO())
+    watch = Watch(console, title="tokenizer", tensorboard=None, quiet=False)
+    watch.begin(seen=0, length=10, unit="images")
+    watch.advance(12)
+    watch.report("train", 12, {"pixel": 0.1})
+    assert "0:00 left" in console.export_text()
+
+
+def test_a_run_of_an_older_smalti_goes_on(folder: Path) -> None:
+    """Its config lacks the settings that are new, and its states the notes."""
+    for run in ("older", "newer"):
+        small_tokenizer(folder, run, "run.length=16")
+    config = folder / "older" / "config.yaml"
+    values = yaml.safe_load(config.read_text("utf-8"))
+    values["run"] = {key: value for key, value in values["run"].items() if key in RECIPE["tokenizer"]["run"]}
+    del values["pictures"]["kind"], values["model"]["quantizer"]["normalised"]
+    config.write_text(yaml.safe_dump(values))
+    for notes in (folder / "older" / "state").glob("0*/notes.json"):
+        notes.unlink()
+    assert same_weights(small_tokenizer(folder, "older"), small_tokenizer(folder, "newer"))
+
+
 def test_a_killed_prior_run_ends_with_the_same_weights(folder: Path) -> None:
-    killed(folder, "small_prior", "killed-prior", module="smalti.training.optimiser", name="set_rate", at=11)
+    killed(folder, "small_prior", "killed-prior", module="smalti.training.stepping", name="set_rate", at=11)
     assert same_weights(small_prior(folder, "killed-prior"), folder / "prior")
 
 
@@ -116,7 +163,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, monkeypatch: p
         for group in moved.param_groups:
             group["lr"] = rate
 
-    monkeypatch.setattr(optimiser, "set_rate", counted)
+    monkeypatch.setattr(stepping, "set_rate", counted)
     with pytest.raises(SmaltiError, match=r"stopped by SIGTERM after 20 of 48 images.*same command"):
         small_tokenizer(folder, "stopped")
     monkeypatch.undo()
@@ -211,7 +258,7 @@ def test_not_a_number_stops_the_run_and_names_the_term(folder: Path, monkeypatch
         return played._replace(values={"generator": torch.tensor(torch.nan)})
 
     monkeypatch.setitem(PLAYS, "joint", broken)
-    with pytest.raises(SmaltiError, match="generator is no longer a finite number"):
+    with pytest.raises(SmaltiError, match=r"10 steps in a row had to be skipped, for generator is no longer a finite"):
         small_tokenizer(folder, "broken")
 
 

@@ -1,6 +1,8 @@
-"""Where tensors live, chosen by name, and the memory layout that is fast there."""
+"""Where tensors live, chosen by name, and how many devices of a kind this machine has."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -23,3 +25,23 @@ def pick_device(name: str = "auto") -> torch.device:
         first = str(error).splitlines()[0].split(". ")[0]
         raise SmaltiError(f"device {name!r} cannot be used here ({first}); try --device cpu") from error
     return device
+
+
+def check_count(accelerator: str, count: int) -> None:
+    """Raise `SmaltiError` when this machine has fewer than `count` devices of the kind that a run is to use.
+
+    `accelerator` as Lightning Fabric names it: "auto", "gpu", "cuda", "mps", "cpu". On CPUs a process wants a core of its own.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        found, kind = torch.cuda.device_count(), "GPU"
+    elif accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        found, kind = 1, "GPU"
+    elif accelerator in ("auto", "cpu"):
+        found, kind = os.cpu_count() or 1, "CPU core"
+    else:
+        return  # a kind that is not here at all is for the one who starts the processes to refuse
+    if count > found:
+        plural = "" if found == 1 else "s"
+        raise SmaltiError(
+            f"run.devices = {count}, but this machine has {found} {kind}{plural}; set run.devices={found} or less"
+        )

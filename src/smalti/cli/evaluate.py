@@ -58,6 +58,7 @@ def tokenizer(
     device: Device = "auto",
 ) -> None:
     """Reconstruct pictures, and say how much survives and how the codes are used."""
+    from smalti.data.kinds import kind_of
     from smalti.devices import pick_device
     from smalti.errors import SmaltiError
     from smalti.evaluation.measure import measure_tokenizer
@@ -71,6 +72,11 @@ def tokenizer(
     models = read_models(model)
     if models.tokenizer is None:
         raise SmaltiError(f"{model} holds no tokenizer")
+    kind = kind_of(models.about, channels=models.tokenizer.settings.pyramid.channels)
+    if kind.name != "colour":
+        raise SmaltiError(
+            f"{model} is for {kind.files}, and these scores compare pictures; smalti reconstruct tells how much of them survives"
+        )
     trained = models.about.get("size")
     if chosen.pictures.size is None and trained is not None and not any("pictures.size" in each for each in laid):
         chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=[f"pictures.size={list(trained)}", *laid])

@@ -12,6 +12,7 @@ from smalti.cli.console import CONSOLE
 
 if TYPE_CHECKING:
     from smalti.checkpoints.base import Imported
+    from smalti.data.sources import Source
 
 
 def info(
@@ -32,10 +33,13 @@ def recipes() -> None:
 
 def _described(path: Path) -> dict[str, Any]:
     from smalti.checkpoints.formats import find_foreign
+    from smalti.data.sources import holds_many, is_pattern
     from smalti.errors import SmaltiError
     from smalti.files import read_json
     from smalti.pretrained import is_ours
 
+    if is_pattern(path):
+        return _pictures(path)
     if not path.exists():
         raise SmaltiError(f"there is nothing at {path}")
     if (path / "codes.json").is_file():
@@ -49,7 +53,7 @@ def _described(path: Path) -> dict[str, Any]:
     foreign = find_foreign(path)
     if foreign is not None:
         return _foreign(path, foreign)
-    if path.is_file() and path.suffix.lower() not in (".txt", ".zip"):
+    if not holds_many(path):
         return _picture(path)
     return _pictures(path)
 
@@ -154,9 +158,27 @@ def _product(shape: list[int]) -> int:
 
 
 def _pictures(path: Path) -> dict[str, Any]:
+    from smalti.data.kinds import Depth
     from smalti.data.sources import open_source
 
-    source = open_source(path)
+    source = open_source(path, kind=Depth())  # of all kinds the one that most files may be
     labels = Counter(picture.label for picture in source.pictures)
     counted = ", ".join(f"{label} ({labels[label]})" for label in source.labels)
-    return {"pictures": path, "count": len(source.pictures), "labels": counted or "none"}
+    return {"pictures": path, "count": len(source.pictures), "first": _first(source), "labels": counted or "none"}
+
+
+def _first(source: Source) -> str:
+    """What the first of many files holds, in words: nobody can tell a gray picture from a label map or a depth."""
+    from smalti.images import DamagedImage
+    from smalti.numbers import read_any
+
+    picture = source.pictures[0]
+    try:
+        numbers = read_any(source.stream(picture), name=picture.key)
+    except DamagedImage as error:
+        return str(error)
+    height, width, channels = (*numbers.shape, 1)[:3]
+    what = f"{numbers.dtype.itemsize * 8}-bit {'floats' if numbers.dtype.kind == 'f' else 'numbers'}"
+    return (
+        f"{picture.key}, {height}x{width} (height x width), {channels} x {what}, {numbers.min():g} to {numbers.max():g}"
+    )

@@ -11,6 +11,7 @@ import typer
 from smalti.cli import convert, data, demo, evaluate, experiment, info, sample, train
 from smalti.cli.console import ERRORS
 from smalti.errors import SmaltiError
+from smalti.memory import keep_memory
 from smalti.version import __version__
 
 app = typer.Typer(
@@ -53,6 +54,7 @@ def main() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("smalti").handlers = [handler]
+    keep_memory()
     try:
         app()
     except SmaltiError as error:

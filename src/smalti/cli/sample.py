@@ -160,52 +160,59 @@ def reconstruct(
     """Send pictures through the codebook and back, and say how much survives."""
     import torch
 
-    from smalti.data.sources import Picture, open_source
+    from smalti.conditions.map_files import label_colours, right_labels
+    from smalti.data.kinds import kind_of
+    from smalti.data.sources import Picture, holds_many, open_source
     from smalti.devices import pick_device
     from smalti.evaluation.metrics import CodeUse, psnr
-    from smalti.images import DamagedImage, center_crop, read_image, resize_to_cover, save_png, to_tensor
-    from smalti.pipeline import load_tokenizer
+    from smalti.images import DamagedImage, center_crop, resize_to_cover, save_png
+    from smalti.pipeline import load_tokenizer, read_models
 
-    model = load_tokenizer(tokenizer).to(pick_device(device))
+    models = read_models(tokenizer)
+    model = (models.tokenizer or load_tokenizer(tokenizer)).to(pick_device(device))  # which tells that there is none
     channels, f, wanted = model.settings.pyramid.channels, model.factor, size_option(size)
+    kind = kind_of(models.about, channels=channels)
     place = next(model.parameters()).device
-    single = images.is_file() and images.suffix.lower() not in (".txt", ".zip")
-    source = None if single else open_source(images)
+    source = open_source(images, kind=kind) if holds_many(images) or not images.exists() else None
     pictures = source.pictures if source else [Picture(images.name, None)]
-    use, ratios = CodeUse(model.size), []
+    labels = kind.name == "labels"
+    name, like = ("right labels", right_labels) if labels else ("PSNR", psnr)
+    use, likenesses = CodeUse(model.size), []
     with counting("reconstructing", "pictures") as progress:
         for done, picture in enumerate(pictures, 1):
             try:
                 array = (
-                    source.read(picture, channels)
-                    if source
-                    else read_image(images, channels=channels, name=str(images))
+                    source.read(picture, channels) if source else kind.read(images, channels=channels, name=str(images))
                 )
                 if wanted:
-                    array = resize_to_cover(array, wanted)
+                    array = resize_to_cover(array, wanted, filter=kind.filter)
                 height, width = wanted or (array.shape[0] // f * f, array.shape[1] // f * f)
                 if not height or not width:
                     raise DamagedImage(
                         picture.key, f"is {array.shape[0]}x{array.shape[1]} pixels, smaller than one tile of {f}"
                     )
+                held = kind.held(center_crop(array, (height, width)), channels)
             except DamagedImage as error:
-                if single:
+                if source is None:
                     raise
                 ERRORS.print(f"left out: {error}", markup=False, highlight=False, soft_wrap=True)
                 continue
-            given = to_tensor(center_crop(array, (height, width))).unsqueeze(0).to(place)
+            given = kind.images(held.unsqueeze(0).to(place), channels)
             with torch.no_grad():
                 back, quantized = model(given)
             use.add(quantized.codes)
-            ratios.append(float(psnr(given, back)))
-            said = {"command": "reconstruct", "tokenizer": tokenizer.resolve().name, "psnr": round(ratios[-1], 3)}
-            save_png((out / picture.key).with_suffix(".png"), back[0].cpu(), settings=said)
+            likenesses.append(float(like(given, back)))
+            measured = {"right_labels" if labels else "psnr": round(likenesses[-1], 3)}
+            said = {"command": "reconstruct", "tokenizer": tokenizer.resolve().name, **measured}
+            shown = label_colours(back) if labels else back
+            save_png((out / picture.key).with_suffix(".png"), shown[0].cpu(), settings=said)
             progress(done, len(pictures))
-    if not ratios:
+    if not likenesses:
         raise SmaltiError(f"none of the {len(pictures)} pictures in {images} could be read")
-    left_out = f", {len(pictures) - len(ratios)} left out" if len(ratios) < len(pictures) else ""
+    left_out = f", {len(pictures) - len(likenesses)} left out" if len(likenesses) < len(pictures) else ""
+    mean = sum(likenesses) / len(likenesses)
     CONSOLE.print(
-        f"{len(ratios)} pictures{left_out}: PSNR {sum(ratios) / len(ratios):.2f} dB, "
+        f"{len(likenesses)} pictures{left_out}: {name} {f'{mean:.1%}' if labels else f'{mean:.2f} dB'}, "
         f"{use.in_use:.1%} of {model.size} codes in use, perplexity {use.perplexity:.0f}; in {out}",
         soft_wrap=True,
     )

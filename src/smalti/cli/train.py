@@ -16,6 +16,12 @@ app = typer.Typer(
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command again goes on with it.")]
 Recipe = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see `smalti recipes`) or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Lay a.b=value over the recipe; may be repeated.")]
+From = Annotated[
+    str,
+    typer.Option(
+        "--from", help="Begin with this tokenizer: a model or run folder, a Hub id, or another program's checkpoint."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 
 
@@ -25,16 +31,26 @@ def tokenizer(
     out: Out,
     recipe: Recipe = "small",
     overrides: Overrides = None,
+    source: From = "",
     dry_run: DryRun = False,
 ) -> None:
     """Learn a codebook from pictures (stage 1)."""
     from smalti.training.config import TokenizerTraining, resolve
+    from smalti.training.finetuning import resolve_from, start_from
+    from smalti.training.launching import is_first, told_once
     from smalti.training.runs import show_settings, train_tokenizer
 
-    settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=overrides or [])
-    show_settings(settings, CONSOLE)
-    if not dry_run:
-        train_tokenizer(data, out, settings=settings, console=CONSOLE)
+    with told_once():
+        asked = overrides or []
+        start = start_from(source) if source else None
+        if start is None:
+            settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=asked)
+        else:
+            settings = resolve_from(start, recipe=recipe, overrides=asked)
+        if is_first():
+            show_settings(settings, CONSOLE)
+        if not dry_run:
+            train_tokenizer(data, out, settings=settings, console=CONSOLE, start=start)
 
 
 @app.command("prior")
@@ -52,11 +68,14 @@ def prior(
 ) -> None:
     """Learn how codes follow one another (stage 2)."""
     from smalti.training.config import PriorTraining, resolve
+    from smalti.training.launching import is_first, told_once
     from smalti.training.runs import codes_of, show_settings, train_prior
 
-    settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=overrides or [])
-    show_settings(settings, CONSOLE)
-    if not dry_run:
-        with counting("encoding", "images") as progress:
-            shards = codes_of(data, tokenizer, out / "codes", settings=settings, progress=progress)
-        train_prior(shards, tokenizer, out, settings=settings, console=CONSOLE)
+    with told_once():
+        settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=overrides or [])
+        if is_first():
+            show_settings(settings, CONSOLE)
+        if not dry_run:
+            with counting("encoding", "images") as progress:
+                shards = codes_of(data, tokenizer, out / "codes", settings=settings, progress=progress)
+            train_prior(shards, tokenizer, out, settings=settings, console=CONSOLE)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -60,19 +61,45 @@ class RunSettings:
     picture_every: Positive
     checkpoint_every: Positive
     accelerator: str = "auto"
-    devices: Positive = 1
+    """"auto", "cpu", "gpu": as Lightning Fabric names them."""
+    devices: Annotated[int, Field(ge=0)] = 0
+    """Processes on each machine, one a GPU. 0: as many as torchrun or Slurm started, and one without them."""
+    nodes: Annotated[int, Field(ge=0)] = 0
+    """Machines; 0 likewise."""
     strategy: str = "auto"
-    """"auto", "ddp", "fsdp": as Lightning Fabric names them."""
+    """"auto" and "ddp": every process has the whole model, and gradients are averaged."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """"bf16-mixed" computes convolutions and matrix products in half the memory; weights, distances and losses stay float32."""
+    accumulate: Positive = 1
+    """Parts of a process's share of the batch that are computed one after another before the weights move, where memory is short.
+    The losses are those of the whole batch, but the adaptive weight of the discriminator is that of each part."""
+    recompute: bool = False
+    """Compute the insides of each block again in the backward pass in place of keeping them: less memory, about a third slower."""
+    compile: bool = False
+    """Compile the blocks with torch.compile: the first steps take minutes, the later ones less than before."""
+    most_skipped: Positive = 10
+    """A step whose numbers are not finite is skipped. So many in a row, and training stops."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read pictures; 0 reads them in the training process."""
     tensorboard: bool = True
 
+    @model_validator(mode="after")
+    def _equal_parts(self) -> RunSettings:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch = {self.batch} cannot be cut into accumulate = {self.accumulate} equal parts")
+        return self
+
 
 @settings
 class PictureSettings:
-    """What is cut out of each picture."""
+    """What the files are, and what is cut out of each."""
 
+    kind: Literal["colour", "labels", "depth"] = "colour"
+    """"colour": pictures, of 1, 3 or 4 channels, as the model has. "labels": maps with one number a pixel, each of which has a
+    channel of the model. "depth": maps of one channel, each spread from its nearest to its farthest. A tokenizer that says of
+    itself what it reads is given that when pictures are encoded."""
+    unlabelled: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """For labels: the number in the files that stands for no label, say 255. The model's last channel is for it."""
     size: tuple[Positive, Positive] = (64, 64)
     """(H, W) in pixels."""
     crop: Literal["random", "centre"] = "random"
@@ -108,6 +135,16 @@ class TokenizerTraining:
         if height % f or width % f:
             raise ValueError(
                 f"pictures.size = {height} x {width} is not made of tiles of {f} pixels, the model's factor"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _turns_are_whole(self) -> TokenizerTraining:
+        game, parts = self.objective.adversarial, self.run.accumulate
+        if game.weight and game.play == "alternating" and parts > 1:
+            raise ValueError(
+                f"run.accumulate = {parts} and objective.adversarial.play = alternating: the generator would move before the "
+                "discriminator has seen all parts of the batch; set play to joint, or accumulate to 1"
             )
         return self
 
@@ -199,18 +236,24 @@ def _changed(values: Any, changes: Any) -> Any:
     return {**values, **{key: _changed(values.get(key), change) for key, change in changes.items()}}
 
 
-def resolve(cls: type[T], *, stage: str, recipe: str, overrides: Sequence[str]) -> T:
-    """Settings of `stage` ("tokenizer" or "prior") from a recipe, with `a.b=c` overrides laid over it."""
+def resolve(
+    cls: type[T], *, stage: str, recipe: str, overrides: Sequence[str], fixed: Mapping[str, Any] = MappingProxyType({})
+) -> T:
+    """Settings of `stage` ("tokenizer" or "prior") from a recipe, with `a.b=c` overrides laid over it.
+
+    `fixed`: sections that stand in place of the recipe's.
+    """
     values = read_recipe(recipe).get(stage)
     if not isinstance(values, dict):
         having = ", ".join(name for name in _texts() if stage in read_recipe(name))
         raise SmaltiError(f"recipe {recipe} has no section {stage!r}; those that have one are {having}")
+    values = {**values, **fixed}
     for override in overrides:
-        _lay_over(values, override)
+        lay_over(values, override)
     return parse(cls, values, where=f"recipe {recipe}" + (" with --set" if overrides else ""))
 
 
-def _lay_over(values: dict[str, Any], override: str) -> None:
+def lay_over(values: dict[str, Any], override: str) -> None:
     """Write one `a.b=c` into nested `values`, in place; c is read as YAML."""
     key, value = assignment(override)
     if isinstance(value, str):

@@ -11,18 +11,21 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import yaml
 from lightning_fabric import Fabric
 
 from smalti.errors import SmaltiError
-from smalti.files import folder_written_atomically, refusals_explained, write_text
-from smalti.settings import flattened
-from smalti.training.config import as_yaml
+from smalti.files import folder_written_atomically, read_json, refusals_explained, write_json, write_text
+from smalti.settings import as_mapping, flattened, parse
+from smalti.training.config import STAGES, as_yaml
 
 log = logging.getLogger("smalti")
 
+NOTES = "notes.json"
+ALARM = "alarm"
+"""The part of the lines in `metrics.jsonl` that say that an alarm began or is over; the other parts are measured."""
 KEPT_STATES = 2
 """The newest state, and the one before it in case the newest is damaged."""
 
@@ -34,7 +37,12 @@ FREE_TO_CHANGE = (
     "run.checkpoint_every",
     "run.accelerator",
     "run.devices",
+    "run.nodes",
     "run.strategy",
+    "run.accumulate",
+    "run.recompute",
+    "run.compile",
+    "run.most_skipped",
     "run.workers",
     "run.tensorboard",
     "pictures.cache_mib",
@@ -42,9 +50,18 @@ FREE_TO_CHANGE = (
 """What may differ when a run goes on: none of it changes what the pictures seen so far taught."""
 
 
+class Restored(NamedTuple):
+    """What a state says besides the values that it fills."""
+
+    seen: int
+    """How much had been seen, 0 without a state."""
+    notes: dict[str, Any]
+    """What the loop noted: numbers of the steps since the last report, alarms, seconds. Empty without a state, and for old ones."""
+
+
 @final
 class RunFolder:
-    """The folder of one run. Creating it checks that the same run, or none, is in there."""
+    """The folder of one run. Creating it checks that the same run, or none, is in there; the first process does that for all."""
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         """`config`: the resolved settings as plain values.
@@ -78,7 +95,7 @@ class RunFolder:
             raise SmaltiError(f"{written} is not YAML; choose another --out") from error
         if not isinstance(before, dict) or "smalti" not in before:
             raise SmaltiError(f"{self.path} holds the run of another program; choose another --out")
-        old, new = dict(flattened(before)), dict(flattened(config))
+        old, new = dict(flattened(_with_defaults(before))), dict(flattened(config))
         differ = [
             f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
             for key in sorted(old.keys() | new.keys())
@@ -101,7 +118,7 @@ class RunFolder:
             kept = [line for line in _whole_lines(self.metrics) if line["seen"] <= seen]
             write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def save_state(self, fabric: Fabric, state: dict[str, Any], *, seen: int) -> None:
+    def save_state(self, fabric: Fabric, state: dict[str, Any], *, seen: int, notes: Mapping[str, Any]) -> None:
         """Write a new state under a temporary name, sync it, rename it, and only then drop the oldest."""
         target = self._states / f"{seen:014d}"
         with ExitStack() as stack:
@@ -112,6 +129,8 @@ class RunFolder:
             if temporary is None:
                 return
             fabric.save(temporary / "state.ckpt", state)
+            if fabric.is_global_zero:
+                write_json(temporary / NOTES, dict(notes))
             fabric.barrier()
         if fabric.is_global_zero:
             for old in self.states()[:-KEPT_STATES]:
@@ -121,8 +140,8 @@ class RunFolder:
         """The states there are, oldest first."""
         return sorted(entry for entry in self._states.glob("*") if entry.name.isdigit())
 
-    def load_state(self, fabric: Fabric, state: dict[str, Any]) -> int:
-        """Fill `state` in place from the newest state that can be read; returns how much had been seen, 0 without one.
+    def load_state(self, fabric: Fabric, state: dict[str, Any]) -> Restored:
+        """Fill `state` in place from the newest state that can be read.
 
         Raises `SmaltiError` when there are states and none can be read.
         """
@@ -130,18 +149,30 @@ class RunFolder:
         reasons = []
         for entry in reversed(states):
             try:
+                notes = read_json(entry / NOTES) if (entry / NOTES).is_file() else {}
                 fabric.load(entry / "state.ckpt", state, weights_only=True)
             except Exception as error:  # a damaged archive shows itself as any of many exceptions
                 reasons.append(f"{entry.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 log.warning("state %s cannot be read and is passed over (%s)", entry, reasons[-1])
             else:
-                return int(entry.name)
+                return Restored(int(entry.name), notes)
         if states:
             raise SmaltiError(
                 f"no state in {self._states} can be read ({'; '.join(reasons)}); "
                 "remove that folder to train from the beginning"
             )
-        return 0
+        return Restored(0, {})
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A written config, perhaps of an older smalti -> the same with the defaults of settings that it does not know yet."""
+    cls = STAGES.get(config.get("stage", ""))
+    names = cls.__dataclass_fields__ if cls else {}
+    try:
+        known = parse(cls, {name: config[name] for name in names if name in config}, where="") if cls else None
+    except SmaltiError:  # settings that are gone: they differ, and are told as they stand there
+        return dict(config)
+    return {**config, **as_mapping(known)}
 
 
 def _is_of_codes(entry: Path) -> bool:
@@ -160,6 +191,15 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """A run folder -> all lines of its `metrics.jsonl`, oldest first."""
+    """A run folder -> what was measured: the lines of its `metrics.jsonl`, oldest first, without the alarms."""
+    return [line for line in _lines(path) if line.get("part") != ALARM]
+
+
+def read_alarms(path: Path) -> list[dict[str, Any]]:
+    """A run folder -> the alarms that began and ended: lines of its `metrics.jsonl`, oldest first."""
+    return [line for line in _lines(path) if line.get("part") == ALARM]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
     metrics = path / "metrics.jsonl"
     return list(_whole_lines(metrics)) if metrics.is_file() else []

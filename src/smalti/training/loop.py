@@ -5,12 +5,11 @@ It knows no model and no loss: a `Stage` does one step at a time, and says how m
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,8 +22,11 @@ from torch import Tensor
 from smalti.data.loading import Examples, batches
 from smalti.errors import SmaltiError
 from smalti.images import save_png
+from smalti.training.alarms import Alarms, Judged, judge_skips
 from smalti.training.config import RunSettings
-from smalti.training.folder import RunFolder
+from smalti.training.folder import ALARM, RunFolder
+from smalti.training.record import Record
+from smalti.training.stepping import NotFiniteError, sum_of_processes
 from smalti.training.watching import Watch
 
 B = TypeVar("B")
@@ -47,11 +49,19 @@ class Stage(ABC):
 
     @abstractmethod
     def step(self, batch: Any, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """One optimisation step on a batch that brings the count from `seen` to `seen + count` -> named numbers ()."""
+        """One optimisation step on a batch that brings the count from `seen` to `seen + count` -> named numbers (), of all
+        processes.
+
+        Raises `NotFiniteError`, with everything as it was before, where one of them is not finite.
+        """
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
         """Named numbers of the averaged model on held-out data."""
+
+    @abstractmethod
+    def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
+        """The means of a report -> what they say of each alarm that can be judged by them, see `alarms`."""
 
     @abstractmethod
     def picture(self) -> Tensor:
@@ -98,20 +108,6 @@ class StopRequest:
         self.name = signal.Signals(number).name
 
 
-def launch(run: RunSettings) -> Fabric:
-    """The processes and devices of a run; under `torchrun` and Slurm this joins the others."""
-    try:
-        fabric = Fabric(
-            accelerator=run.accelerator, devices=run.devices, strategy=run.strategy, precision=run.precision
-        )
-        fabric.launch()
-    except (ValueError, RuntimeError) as error:  # Fabric's words for a device or strategy this machine does not have
-        raise SmaltiError(
-            f"cannot run on {run.devices} x {run.accelerator!r} with {run.strategy!r}: {error}"
-        ) from error
-    return fabric
-
-
 def stream(dataset: Examples[B], *, start: int, run: RunSettings, fabric: Fabric) -> Iterator[B]:
     """The endless batches of a data set that this process takes, from `start` examples on; see `loading.batches`."""
     rank, world = fabric.global_rank, fabric.world_size
@@ -127,10 +123,10 @@ def seed_step(seed: int, seen: int, rank: int) -> torch.Generator:
 def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, watch: Watch) -> None:
     """Train `stage` until `run.length` has been seen, from where `folder` says it stopped.
 
-    Raises `SmaltiError` when it was asked to stop (everything is saved), and when the losses are no longer numbers.
+    Raises `SmaltiError` when it was asked to stop (everything is saved), and when too many steps in a row had to be skipped.
     """
     state = stage.state()
-    seen = folder.load_state(fabric, state)
+    seen, notes = folder.load_state(fabric, state)
     stage.restored(state)
     count = run.batch * stage.per_example
     if fabric.is_global_zero:
@@ -141,35 +137,55 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, wa
             stage.export(folder.model, seen=seen)
         return
     batches = stage.batches(seen // stage.per_example)
-    began = seen
-    gathered: list[dict[str, Tensor]] = []
+    began, stopping = seen, ""
+    book = Book(folder, watch, fabric, notes)
     with StopRequest().listening() as stop, watch:
         while True:
             done = seen >= run.length
-            if gathered and (done or _due(seen, count, run.report_every)):
-                _report(folder, watch, fabric, "train", seen, _means(gathered))
-                gathered = []
+            if book.record.steps and (done or _due(seen, count, run.report_every)):
+                book.report(stage, seen)
             moved = seen > began  # what was due at the state that was read was done before it was written
             if moved and fabric.is_global_zero and (done or _due(seen, count, run.picture_every)):
                 save_png(folder.images / f"{seen:010d}.png", stage.picture(), settings={"seen": seen})
             if moved and (done or _due(seen, count, run.validate_every)):
-                _report(folder, watch, fabric, "validation", seen, stage.validate())
-            if moved and (done or stop.name or _due(seen, count, run.checkpoint_every)):
-                folder.save_state(fabric, stage.state(), seen=seen)
+                book.write("validation", seen, stage.validate())
+            if moved and (done or stopping or _due(seen, count, run.checkpoint_every)):
+                folder.save_state(fabric, stage.state(), seen=seen, notes=book.notes())
                 if fabric.is_global_zero:
                     stage.export(folder.model, seen=seen)
             if done:
                 break
-            if stop.name:
+            if stopping:
                 raise SmaltiError(
-                    f"stopped by {stop.name} after {seen:,} of {run.length:,} {stage.unit}; "
+                    f"stopped by {stopping} after {seen:,} of {run.length:,} {stage.unit}; "
                     "all is saved, and the same command goes on from there"
                 )
             generator = seed_step(run.seed, seen, fabric.global_rank)
-            values = stage.step(next(batches), seen=seen, count=count, generator=generator)
+            batch = next(batches)
+            asked = everyones_request(stop, fabric)
+            try:
+                values = stage.step(batch, seen=seen, count=count, generator=generator)
+            except NotFiniteError as error:
+                book.record.skip(error.names)
+                if book.record.in_a_row >= run.most_skipped:
+                    raise SmaltiError(_failed(book.record)) from error
+            else:
+                book.record.add(values)
             seen += count
-            gathered.append(values)
             watch.advance(seen)
+            stopping = asked()
+
+
+def everyones_request(stop: StopRequest, fabric: Fabric) -> Callable[[], str]:
+    """-> a function that says, after the next step, the signal that asked any process to stop, "" for none.
+
+    A signal reaches the processes at different moments, but all must stop after the same step. What is exchanged here is there
+    when the step, which waits for the device anyway, is over.
+    """
+    if fabric.world_size == 1:
+        return lambda: stop.name
+    flag = sum_of_processes(fabric, torch.tensor(float(bool(stop.name))))
+    return lambda: (stop.name or "a signal to another process") if flag.item() else ""
 
 
 def _due(seen: int, count: int, every: int) -> bool:
@@ -177,23 +193,44 @@ def _due(seen: int, count: int, every: int) -> bool:
     return seen // every > (seen - count) // every
 
 
-def _means(gathered: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The mean of each name over the steps that have it. Raises `SmaltiError` when one is not a number."""
-    names = dict.fromkeys(name for values in gathered for name in values)
-    means = {
-        name: float(torch.stack([values[name].float() for values in gathered if name in values]).mean())
-        for name in names
-    }
-    broken = [name for name, mean in means.items() if not math.isfinite(mean)]
-    if broken:
-        raise SmaltiError(
-            f"training has failed: {', '.join(broken)} is no longer a finite number; the last saved state is intact. "
-            "Try a smaller learning rate (--set optimiser.rate=...), or precision 32-true"
-        )
-    return means
+def _failed(record: Record) -> str:
+    names = ", ".join(record.broken)
+    return (
+        f"training has failed: {record.in_a_row} steps in a row had to be skipped, for {names} is no longer a finite number; the "
+        "last saved state is intact. Try a smaller learning rate (--set optimiser.rate=...), or precision 32-true"
+    )
 
 
-def _report(folder: RunFolder, watch: Watch, fabric: Fabric, part: str, seen: int, values: Mapping[str, float]) -> None:
-    if fabric.is_global_zero:
-        folder.append_metrics({"seen": seen, "part": part, "time": round(time.time(), 1), **values})
-        watch.report(part, seen, values)
+@final
+class Book:
+    """What is written down of a run and shown: the first process does both."""
+
+    def __init__(self, folder: RunFolder, watch: Watch, fabric: Fabric, notes: Mapping[str, Any]) -> None:
+        """`notes`: what `notes()` gave when the state was saved, empty at the beginning."""
+        self._folder, self._watch, self._first = folder, watch, fabric.is_global_zero
+        self.record = Record(notes.get("record", {}))
+        self.alarms = Alarms(notes.get("alarms", {}))
+
+    def report(self, stage: Stage, seen: int) -> None:
+        """Write the means of the steps since the last report, and what they give reason to tell."""
+        skips = judge_skips(self.record.skipped, self.record.steps, names=self.record.broken)
+        means = self.record.report()
+        self.write("train", seen, means)
+        for change in self.alarms.changes({**stage.alarms(means, seen=seen), **skips}):
+            self._line(ALARM, seen, {"alarm": change.name, "state": change.state, "message": change.message})
+            self._watch.say(change.told())
+
+    def write(self, part: str, seen: int, values: Mapping[str, float]) -> None:
+        """Write measured numbers, and show them."""
+        self._line(part, seen, values)
+        if self._first:
+            self._watch.report(part, seen, values)
+
+    def notes(self) -> dict[str, Any]:
+        """All that the next report depends on, as plain values."""
+        return {"record": self.record.notes(), "alarms": self.alarms.active}
+
+    def _line(self, part: str, seen: int, values: Mapping[str, Any]) -> None:
+        if self._first:
+            clock = {"time": round(time.time(), 1), "elapsed": round(self.record.elapsed, 1)}
+            self._folder.append_metrics({"seen": seen, "part": part, **clock, **values})

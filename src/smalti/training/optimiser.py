@@ -1,4 +1,4 @@
-"""The optimiser's schedule and its step, and what is exported: the weights, or their running average."""
+"""The optimiser and its schedule, and what is exported: the weights, or their running average."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, TypeVar, final
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError
 from smalti.training.config import OptimiserSettings
 
 
@@ -39,27 +37,6 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group."""
     for group in optimiser.param_groups:
         group["lr"] = rate
-
-
-def move(fabric: Fabric, module: Any, optimiser: Any, *, rate: float, clip: float) -> Tensor:
-    """Step along the gradients that `module` has, and forget them -> their norm () before they were clipped.
-
-    `module` and `optimiser` are those that `fabric.setup` gave back. `clip` is the largest norm, 0 for none.
-    Raises `SmaltiError` where the norm is not a finite number; the weights are then as they were.
-    """
-    set_rate(optimiser, rate)
-    try:
-        norm: Any = fabric.clip_gradients(module, optimiser, max_norm=clip or math.inf)
-    except RuntimeError as error:
-        if "non-finite" not in str(error):  # PyTorch's word
-            raise
-        raise SmaltiError(
-            f"training has failed: the gradients are no longer finite numbers ({str(error).splitlines()[0]}); the last saved "
-            "state is intact. Try a smaller learning rate (--set optimiser.rate=...), or precision 32-true"
-        ) from error
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    return torch.as_tensor(norm)
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -1,4 +1,4 @@
-"""The page of a training run: what was reached, its curves, its pictures on the way, its settings."""
+"""The page of a training run: what was reached, its alarms, its curves, its pictures on the way, its settings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import numpy as np
 from smalti.evaluation.plots import Line, LinePlot, short
 from smalti.evaluation.report import Card, Cards, Listing, Picture, Pictures, Plots, Report, Section, Text
 from smalti.images import read_image
+from smalti.training.alarms import told_alarms
 from smalti.training.config import as_yaml
-from smalti.training.folder import read_metrics
+from smalti.training.folder import read_alarms, read_metrics
 from smalti.version import __version__
 
 PAGE = "report.html"
 SHOWN = 6
 """Pictures from the way, evenly spread, the last one among them."""
-_NO_CURVES = ("seen", "part", "time")
+_NO_CURVES = ("seen", "part", "time", "elapsed")
 
 
 def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
@@ -32,11 +33,13 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
     last = {key: value for key, value in (validation[-1] if validation else {}).items() if key not in _NO_CURVES}
     pictures = _pictures(folder / "images", unit)
     stage = config["stage"]
+    alarms = told_alarms(read_alarms(folder), unit=unit)
     Report(
         title=f"Training of a {stage}",
         lead=f"{folder.resolve().name}, after {seen:,} {unit}. Validation is on held-out data.",
         blocks=[Cards([Card(name.replace("_", " "), short(value)) for name, value in last.items()])],
         sections=[
+            *([Section("Alarms", [Text("\n\n".join(alarms))])] if alarms else []),
             Section("Curves", [Plots(_plots(metrics, unit))]),
             Section("On the way", [Text(_ABOUT[stage]), Pictures(pictures, width=420)]),
             Section("Settings", [Listing(as_yaml(config))]),
@@ -59,9 +62,10 @@ def _plots(metrics: Sequence[Mapping[str, Any]], unit: str) -> list[LinePlot]:
         lines = []
         for part in ("train", "validation"):
             points = [(line["seen"], line[name]) for line in metrics if line["part"] == part and name in line]
-            if points:
+            if points and (name != "skipped" or any(value for _, value in points)):
                 lines.append(Line({"train": "training"}.get(part, part), points))
-        plots.append(LinePlot(name.replace("_", " "), lines, x_label=unit, y_label=name.replace("_", " ")))
+        if lines:
+            plots.append(LinePlot(name.replace("_", " "), lines, x_label=unit, y_label=name.replace("_", " ")))
     return plots
 
 

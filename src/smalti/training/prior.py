@@ -6,6 +6,7 @@ Source: arXiv 2012.09841, section 3.2.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -21,10 +22,13 @@ from smalti.images import grid
 from smalti.pipeline import save_prior
 from smalti.prior import Prior, Sampler, finished, nats, parameter_groups, sample, unknown
 from smalti.tokenizer.vqgan import VQGAN
+from smalti.training.alarms import Judged
+from smalti.training.blockwise import compiled, recompute
 from smalti.training.config import PriorTraining
 from smalti.training.loop import Stage, stream
 from smalti.training.networks import Codes, build_network
-from smalti.training.optimiser import build_optimiser, exported, move, rate_at
+from smalti.training.optimiser import build_optimiser, exported, rate_at
+from smalti.training.stepping import Mover, Moves, NotFiniteError, gathering, mean_of_processes, quotient_of_processes
 
 SHOWN = 16
 """Pictures in the grid that is sampled on the way."""
@@ -85,11 +89,17 @@ class PriorStage(Stage):
         self.exported = exported(prior, half_life=settings.run.average)
         self.exported.module.to(fabric.device)
         self.tokenizer = tokenizer.to(fabric.device)
+        if settings.run.recompute:
+            recompute(prior.blocks)
+        if settings.run.compile:
+            compiled(prior.blocks, device=fabric.device)
         groups = parameter_groups(prior, weight_decay=settings.optimiser.weight_decay)
         self.prior = prior
         self.likelihood: Any
         self.optimiser: Any
         self.likelihood, self.optimiser = fabric.setup(_Joined(prior), build_optimiser(groups, settings.optimiser))
+        length = settings.run.length
+        self.mover = Mover(fabric, self.likelihood, self.optimiser, settings=settings.optimiser, length=length)
 
     def batches(self, examples: int) -> Iterator[CodeBatch]:
         return stream(self.shards.training, start=examples, run=self.settings.run, fabric=self.fabric)
@@ -100,13 +110,26 @@ class PriorStage(Stage):
             hidden = torch.rand(len(prefix), 1, device=prefix.device) < self.settings.drop_condition
             prefix = torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
         told = corrupted(codes, keep=self.settings.keep, vocabulary=self.vocabulary)
-        loss = self.likelihood(prefix, codes, told).mean()
-        self.fabric.backward(loss)
-        settings = self.settings.optimiser
-        rate = rate_at(seen, length=self.settings.run.length, settings=settings)
-        norm = move(self.fabric, self.likelihood, self.optimiser, rate=rate, clip=settings.clip)
+        parts = self.settings.run.accumulate
+        losses = []
+        moves = Moves(seen=seen, at_once=False)
+        for number, part in enumerate(zip(*(each.chunk(parts) for each in (prefix, codes, told)), strict=True), 1):
+            moves.whole = number == parts
+            with gathering(self.fabric, (self.likelihood,), last=moves.whole):
+                losses.append(self.likelihood(*part).mean())
+                self.fabric.backward(losses[-1] / parts)
+        mine = {"nats": torch.stack([loss.detach() for loss in losses]).mean(), "gradient_norm": moves.of(self.mover)()}
+        values = mean_of_processes(self.fabric, mine)
+        broken = moves.finish(values)
+        if broken:
+            raise NotFiniteError(broken)
         self.exported.update(self.prior, seen=seen, step=count)
-        return {"nats": loss.detach(), "gradient_norm": norm, "rate": torch.tensor(rate)}
+        rate = rate_at(seen, length=self.settings.run.length, settings=self.settings.optimiser)
+        return {**values, "rate": torch.tensor(rate)}
+
+    def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
+        """A prior has none of its own."""
+        return {}
 
     def _prefix(self, batch: CodeBatch) -> Tensor:
         """Labels as the shards hold them (places in the list of labels) -> prefix codes (B,P)."""
@@ -117,19 +140,16 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Nats a code on held-out pictures with their conditions, beside the entropy of single codes."""
+        """Nats a code on held-out pictures with their conditions, beside the entropy of single codes; each process a share."""
         total, count = 0.0, 0
+        most = -(-VALIDATION_PICTURES // self.settings.run.batch)
+        every = itertools.islice(in_order(self.shards.validation, batch=self.settings.run.batch), most)
         with self.exported.shown() as prior:
-            for batch in in_order(self.shards.validation, batch=self.settings.run.batch):
+            for batch in itertools.islice(every, self.fabric.global_rank, None, self.fabric.world_size):
                 losses = nats(prior, self._prefix(batch), self.fabric.to_device(batch.codes))
                 total, count = total + float(losses.sum()), count + losses.numel()
-                if count >= VALIDATION_PICTURES * self.per_example:
-                    break
-        return {
-            "nats": total / count,
-            "code_entropy_nats": self.entropy,
-            "below_entropy": 1 - total / count / self.entropy,
-        }
+        mean = quotient_of_processes(self.fabric, total, count)
+        return {"nats": mean, "code_entropy_nats": self.entropy, "below_entropy": 1 - mean / self.entropy}
 
     @torch.no_grad()
     def picture(self) -> Tensor:

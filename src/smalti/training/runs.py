@@ -12,15 +12,18 @@ from rich.console import Console
 from smalti.conditions.base import Condition
 from smalti.conditions.labels import Labels, Nothing
 from smalti.data.codes import CodeShards, open_codes, write_codes
+from smalti.data.kinds import KINDS, Kind, kind_of
 from smalti.data.sources import open_source
 from smalti.devices import pick_device
 from smalti.errors import SmaltiError
 from smalti.losses.pixel import LABEL_LOSSES
-from smalti.pipeline import load_tokenizer
+from smalti.pipeline import load_tokenizer, read_models
 from smalti.settings import as_mapping
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
+from smalti.training.finetuning import Start
 from smalti.training.folder import RunFolder
-from smalti.training.loop import Stage, fit, launch
+from smalti.training.launching import first_alone, is_started_with_others, launch
+from smalti.training.loop import Stage, fit
 from smalti.training.page import write_page
 from smalti.training.prior import PriorStage
 from smalti.training.tokenizer import TokenizerStage, crops
@@ -36,29 +39,53 @@ def show_settings(settings: TokenizerTraining | PriorTraining, console: Console)
     console.print(as_yaml(settings), markup=False, highlight=False, soft_wrap=True)
 
 
-def train_tokenizer(data: Path, out: Path, *, settings: TokenizerTraining, console: Console) -> None:
+def train_tokenizer(
+    data: Path, out: Path, *, settings: TokenizerTraining, console: Console, start: Start | None = None
+) -> None:
     """Pictures -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
 
-    Raises `SmaltiError` for data without pictures, for an objective on label maps, for a folder that holds something else, and
-    when it is asked to stop.
+    `start`: the tokenizer that training begins with, to which `settings` belong; without one it begins anew.
+
+    Raises `SmaltiError` for data without pictures, for an objective that is not for their kind, for a folder that holds
+    something else, and when it is asked to stop.
     """
-    if settings.objective.pixel in LABEL_LOSSES:
-        raise SmaltiError(
-            f"objective.pixel = {settings.objective.pixel} compares label maps, and data of label maps cannot be read yet; "
-            "set it to l1 or l2 for pictures, or take over a tokenizer of label maps from the original with smalti convert"
-        )
-    source = open_source(data)
-    config = {"smalti": __version__, "stage": "tokenizer", "data": str(data.resolve()), **as_mapping(settings)}
-    folder = RunFolder(out, config)
+    kind = _kind_to_learn(settings)
+    source = open_source(data, kind=kind)
+    begun = {} if start is None else {"from": start.described()}
+    config = {"smalti": __version__, "stage": "tokenizer", "data": str(data.resolve()), **begun, **as_mapping(settings)}
     fabric = launch(settings.run)
+    folder = first_alone(fabric, lambda: RunFolder(out, config))
     about = {
         "smalti": __version__,
         "data": data.name,
         "pictures": len(source.pictures),
         "size": list(settings.pictures.size),
+        **kind.described(),
+        **begun,
     }
-    stage = TokenizerStage(settings, source, fabric=fabric, about=about)
+    weights = {} if start is None else start.weights
+    stage = TokenizerStage(settings, source, fabric=fabric, about=about, weights=weights)
     _run(stage, folder, config, run=settings.run, fabric=fabric, console=console)
+
+
+def _kind_to_learn(settings: TokenizerTraining) -> Kind:
+    """What a tokenizer is to be trained on. Raises `SmaltiError` where its channels or its objective are for something else."""
+    pictures, objective, channels = settings.pictures, settings.objective, settings.model.pyramid.channels
+    if (pictures.kind == "labels") != (objective.pixel in LABEL_LOSSES):
+        losses = f"{' or '.join(LABEL_LOSSES)}, objective.perceptual=none and objective.adversarial.weight=0"
+        raise SmaltiError(
+            f"objective.pixel = {objective.pixel} is {'not ' * (pictures.kind == 'labels')}for label maps, and pictures.kind = "
+            f"{pictures.kind}; for label maps set pictures.kind=labels, objective.pixel={losses}, for pictures pictures.kind="
+            "colour and objective.pixel=l1"
+        )
+    kind = KINDS[pictures.kind](pictures.unlabelled)
+    kind.check(channels)
+    if channels == 4 and objective.perceptual != "none" and objective.perceptual_weight:
+        raise SmaltiError(
+            f"objective.perceptual = {objective.perceptual} knows pictures of 1 or 3 channels, and the model has 4; set "
+            "objective.perceptual=none, or model.pyramid.channels=3, which lays pictures over white"
+        )
+    return kind
 
 
 def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: PriorTraining, console: Console) -> None:
@@ -79,8 +106,8 @@ def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: Pri
     meta = shards.meta
     codes = {"fingerprint": meta.fingerprint, "size": meta.size, "grid": list(meta.grid), "labels": list(meta.labels)}
     config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
-    folder = RunFolder(out, config)
     fabric = launch(settings.run)
+    folder = first_alone(fabric, lambda: RunFolder(out, config))
     about = {"smalti": __version__, "pictures": len(shards.training)}
     stage = PriorStage(settings, shards, condition, model, fabric=fabric, about=about)
     _run(stage, folder, config, run=settings.run, fabric=fabric, console=console)
@@ -125,10 +152,16 @@ def condition_of(shards: CodeShards, name: str) -> Condition:
 def codes_of(
     data: Path, tokenizer: Path, out: Path, *, settings: PriorTraining, progress: Callable[[int, int], object]
 ) -> CodeShards:
-    """Codes, or pictures that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_pictures`."""
+    """Codes, or pictures that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_pictures`, and where
+    several processes that were started together would all encode."""
     _check_condition(settings)
     if (data / "codes.json").is_file():
         return open_codes(data)
+    if is_started_with_others() and not (out / "codes.json").is_file():
+        raise SmaltiError(
+            f"{data} holds pictures, which one process is to encode for all: first smalti encode {tokenizer} {data} --out {out}, "
+            f"then train on {out}"
+        )
     encode_pictures(tokenizer, data, out, settings=settings.encode, seed=settings.run.seed, progress=progress)
     return open_codes(out)
 
@@ -146,17 +179,22 @@ def encode_pictures(
 ) -> bool:
     """Pictures -> code shards in `out`; False when they are there already, made by the same settings.
 
+    What kind of files they are the tokenizer says, where it was trained by smalti; else `settings.pictures` say it.
+
     Raises `SmaltiError` for data without pictures, a tokenizer that is none, and a folder that holds other things.
     """
-    model = load_tokenizer(tokenizer).to(pick_device(device))
-    source = open_source(data)
-    channels = model.settings.pyramid.channels
+    models = read_models(tokenizer)
+    model = (models.tokenizer or load_tokenizer(tokenizer)).to(pick_device(device))  # which tells that there is none
+    channels, pictures = model.settings.pyramid.channels, settings.pictures
+    said = {} if pictures.kind == "colour" else {"kind": pictures.kind, "unlabelled": pictures.unlabelled}
+    source = open_source(data, kind=kind_of({**said, **models.about}, channels=channels))
     training, validation = crops(source, settings.pictures, channels=channels, seed=seed)
     place = next(model.parameters()).device
 
     @torch.no_grad()
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        return model.encode(images.to(place, memory_format=torch.channels_last)).codes
+    def encode(held: torch.Tensor) -> torch.Tensor:
+        images = training.images(held.to(place))
+        return model.encode(images.contiguous(memory_format=torch.channels_last)).codes
 
     return write_codes(
         out,

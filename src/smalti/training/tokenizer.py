@@ -9,15 +9,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.data.loading import Batch, CentreCrop, Crop, Crops, RandomCrop, in_order, spread
+from smalti.conditions.map_files import label_colours, right_labels
+from smalti.data.loading import Batch, CentreCrop, Crop, Crops, Example, RandomCrop, in_order, spread
 from smalti.data.sources import Source, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.metrics import CodeUse, psnr
@@ -30,10 +31,23 @@ from smalti.settings import amount
 from smalti.tokenizer.blocks import as_channels_last
 from smalti.tokenizer.quantizers import Quantized
 from smalti.tokenizer.vqgan import VQGAN
-from smalti.training.config import OptimiserSettings, PictureSettings, TokenizerTraining
+from smalti.training.alarms import Judged, judge_codes, judge_game
+from smalti.training.blockwise import compiled, recompute, tokenizer_blocks, tokenizer_stages
+from smalti.training.config import PictureSettings, TokenizerTraining
+from smalti.training.launching import synchronised
 from smalti.training.loop import Stage, stream
-from smalti.training.optimiser import build_optimiser, exported, move, rate_at
-from smalti.training.playing import Players, Strength, play_of
+from smalti.training.optimiser import build_optimiser, exported
+from smalti.training.playing import Played, Players, Quantize, Strength, penalty_at, play_of
+from smalti.training.stepping import (
+    Mover,
+    Moves,
+    NotFiniteError,
+    gathering,
+    kept_buffers,
+    mean_of_parts,
+    mean_of_processes,
+    sum_of_processes,
+)
 
 SHOWN = 8
 """Pictures in the grid that is saved on the way."""
@@ -65,7 +79,8 @@ def crops(
 ) -> tuple[Crops, Crops]:
     """A source -> its training pictures (random crops and flips) and its held-out ones (centre crops).
 
-    `most`: how many of the held-out ones to take, evenly spread; all by default. Raises `SmaltiError` for a single picture.
+    Their kind is that of the source. `most`: how many of the held-out ones to take, evenly spread; all by default. Raises
+    `SmaltiError` for a single picture, and for a kind that does not go with the channels.
     """
     training, validation = split(source.pictures, validation=pictures.validation)
     if not validation:
@@ -80,6 +95,35 @@ def crops(
         Crops(source, training, size=size, channels=channels, crop=cut, seed=seed, cache_mib=cache),
         Crops(source, validation, size=size, channels=channels, crop=CentreCrop(), seed=seed, cache_mib=cache),
     )
+
+
+@final
+class Share:
+    """Every so-manieth example of a data set: `rank`, `rank + world`, ..., so that `world` processes have each of them once."""
+
+    def __init__(self, whole: Crops, *, rank: int, world: int) -> None:
+        self._whole, self._places = whole, range(rank, len(whole), world)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, key: tuple[int, int], /) -> Example:
+        place = self._places[key[0]]
+        return self._whole[place, place]
+
+    def batch_of(self, *stacked: Tensor) -> Batch:
+        """The fields of examples, stacked -> a batch."""
+        return self._whole.batch_of(*stacked)
+
+
+def in_stream_order(mine: Tensor) -> Tensor:
+    """(B,..) of this process -> (world B,..) of all, in the order in which one process would have read the examples.
+
+    Each process reads every world-th example of the stream (see `loading.batches`).
+    """
+    gathered = everyones(mine)
+    processes = len(gathered) // len(mine)
+    return gathered.view(processes, *mine.shape).transpose(0, 1).flatten(0, 1) if processes > 1 else gathered
 
 
 def strength_at(seen: int, *, length: int, settings: AdversarialSettings) -> Strength:
@@ -99,25 +143,41 @@ class TokenizerStage(Stage):
     per_example = 1
 
     def __init__(
-        self, settings: TokenizerTraining, source: Source, *, fabric: Fabric, about: Mapping[str, Any]
+        self,
+        settings: TokenizerTraining,
+        source: Source,
+        *,
+        fabric: Fabric,
+        about: Mapping[str, Any],
+        weights: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
+        """`weights`: of the tokenizer that training begins with, whose codes stay where they are; none begins anew."""
         torch.manual_seed(settings.run.seed)
         self.settings, self.fabric, self.about = settings, fabric, dict(about)
+        run, game = settings.run, settings.objective.adversarial
         channels = settings.model.pyramid.channels
-        pictures, seed = settings.pictures, settings.run.seed
+        pictures = settings.pictures
         self.training, self.held_out = crops(
-            source, pictures, channels=channels, seed=seed, most=pictures.validation_pictures
+            source, pictures, channels=channels, seed=run.seed, most=pictures.validation_pictures
         )
         self.tokenizer = VQGAN(settings.model)
-        judge = replace(settings.objective.adversarial.discriminator, channels=channels)
-        self.judge = DISCRIMINATORS[judge.name](judge)
+        if weights:
+            self.tokenizer.load_state_dict(weights)
+        self.begun_elsewhere = bool(weights)
+        judge = replace(game.discriminator, channels=channels)
+        self.judge = synchronised(DISCRIMINATORS[judge.name](judge), fabric=fabric)
         for module in (self.tokenizer, self.judge):
             as_channels_last(module)
-        self.exported = exported(self.tokenizer, half_life=settings.run.average)
+        self.exported = exported(self.tokenizer, half_life=run.average)
         self.exported.module.to(fabric.device)
         self.score = ReconstructionLoss(settings.objective).to(fabric.device)
         self.play = play_of(settings.objective)
+        self.alternating = bool(game.weight) and game.play == "alternating"
         self.lecam = LeCam.start(fabric.device)
+        if run.recompute:
+            recompute(tokenizer_blocks(self.tokenizer))
+        if run.compile:
+            compiled(tokenizer_stages(self.tokenizer), device=fabric.device)
         self.optimiser: Any = build_optimiser([{"params": list(self.tokenizer.parameters())}], settings.optimiser)
         self.judge_optimiser: Any = build_optimiser(
             [{"params": list(self.judge.parameters())}], settings.discriminator_optimiser
@@ -126,6 +186,10 @@ class TokenizerStage(Stage):
         self.generate, self.optimiser = fabric.setup(_Joined(self.tokenizer), self.optimiser)
         self.judged: Any
         self.judged, self.judge_optimiser = fabric.setup(self.judge, self.judge_optimiser)
+        self.mover = Mover(fabric, self.generate, self.optimiser, settings=settings.optimiser, length=run.length)
+        self.judge_mover = Mover(
+            fabric, self.judged, self.judge_optimiser, settings=settings.discriminator_optimiser, length=run.length
+        )
         self.used = CodeUse(self.tokenizer.size)
 
     def batches(self, examples: int) -> Iterator[Batch]:
@@ -135,33 +199,60 @@ class TokenizerStage(Stage):
         quantizer, length = self.tokenizer.quantizer, self.settings.run.length
         first = self.settings.codes_from * length
         placed = seen >= first
-        if placed and seen - count < first:
+        if placed and seen - count < first and not self.begun_elsewhere:
             self._place_codes(seen, generator)
         quantize = quantizer.at(seen, length=length) if placed else quantizer.relaxed
         images = self._on_device(batch)  # (B,C,H,W)
-        strength = strength_at(seen, length=length, settings=self.settings.objective.adversarial)
-        played = self.play(self._players(seen), images, quantize=quantize, strength=strength, anchors=self.lecam)
+        moves = Moves(seen=seen, at_once=self.alternating)
+        bring_back = kept_buffers(self.judge)
+        played = self._played(moves, images, seen=seen, quantize=quantize)
+        values = mean_of_processes(self.fabric, played.values)
+        broken = moves.finish(values)
+        mended: dict[str, Tensor] = {}
+        if self.mover in moves.moved:
+            mended = self._mend_codebook(played.features, played.codes, generator) if placed else {}
+            self.exported.update(self.tokenizer, seen=seen, step=count)
+        if broken:
+            bring_back()
+            raise NotFiniteError(broken)
         self.lecam = played.anchors
-        mended = self._mend_codebook(played.features, played.codes, generator) if placed else {}
-        self.exported.update(self.tokenizer, seen=seen, step=count)
-        return {**played.values, **mended}
+        return {**values, **mended}
 
-    def _players(self, seen: int) -> Players:
-        """Both networks as they step after `seen` pictures."""
+    def _played(self, moves: Moves, images: Tensor, *, seen: int, quantize: Quantize) -> Played:
+        """The game on each part of the batch (B,C,H,W) -> what it leaves behind, of the whole batch."""
+        strength = strength_at(seen, length=self.settings.run.length, settings=self.settings.objective.adversarial)
+        parts = images.chunk(self.settings.run.accumulate)
+        played = []
+        for number, part in enumerate(parts, 1):
+            moves.whole = number == len(parts)
+            players = self._players(moves, seen=seen, parts=len(parts))
+            with gathering(self.fabric, (self.generate, self.judged), last=moves.whole):
+                played.append(self.play(players, part, quantize=quantize, strength=strength, anchors=self.lecam))
+        if len(played) == 1:
+            return played[0]
+        anchors = (torch.stack(numbers).mean(0) for numbers in zip(*(each.anchors for each in played), strict=True))
+        return Played(
+            features=torch.cat([each.features for each in played]),
+            codes=torch.cat([each.codes for each in played]),
+            anchors=LeCam(
+                *anchors
+            ),  # each part has moved the same old ones: the mean is what the whole batch moves them to
+            values=mean_of_parts([each.values for each in played]),
+        )
 
-        def mover(module: Any, optimiser: Any, settings: OptimiserSettings) -> Callable[[], Tensor]:
-            rate = rate_at(seen, length=self.settings.run.length, settings=settings)
-            return partial(move, self.fabric, module, optimiser, rate=rate, clip=settings.clip)
-
+    def _players(self, moves: Moves, *, seen: int, parts: int) -> Players:
+        """Both networks as they step after `seen` pictures, on one of several parts of the batch."""
+        backward = self.fabric.backward
         return Players(
             generate=self.generate,
             judge=self.judged,
             score=self.score,
             last_layer=self.tokenizer.decoder.last_layer,
             settings=self.settings.objective,
-            backward=self.fabric.backward,
-            move_generator=mover(self.generate, self.optimiser, self.settings.optimiser),
-            move_judge=mover(self.judged, self.judge_optimiser, self.settings.discriminator_optimiser),
+            backward=backward if parts == 1 else lambda loss: backward(loss / parts),
+            move_generator=moves.of(self.mover),
+            move_judge=moves.of(self.judge_mover),
+            penalty=penalty_at(seen // self.settings.run.batch, settings=self.settings.objective.adversarial),
         )
 
     def _place_codes(self, seen: int, generator: torch.Generator) -> None:
@@ -172,13 +263,13 @@ class TokenizerStage(Stage):
         gathered: list[Tensor] = []
         for batch in itertools.islice(self.batches(seen), 256):
             with torch.no_grad():
-                gathered.append(everyones(self.tokenizer.features(self._on_device(batch))))
+                gathered.append(in_stream_order(self.tokenizer.features(self._on_device(batch))))
             if sum(each.numel() // each.shape[1] for each in gathered) >= wanted:
                 break
         self.tokenizer.quantizer.start(torch.cat(gathered), generator=generator)
 
     def _mend_codebook(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        features, codes = everyones(features), everyones(codes)
+        features, codes = in_stream_order(features), in_stream_order(codes)
         moved = self.tokenizer.quantizer.observe(features, codes, generator=generator)
         self.used.add(codes)
         if int(self.used.counts.sum()) < 64 * self.tokenizer.size:  # too few codes to say how many are in use
@@ -191,39 +282,63 @@ class TokenizerStage(Stage):
         self.used = CodeUse(self.tokenizer.size)
         return values
 
+    def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
+        length, game = self.settings.run.length, self.settings.objective.adversarial
+        learns_from = 0.0 if game.early else amount(game.start, length=length)
+        strength = strength_at(seen, length=length, settings=game).generator
+        trained = (seen - learns_from) / length
+        return {
+            **judge_codes(means, size=self.tokenizer.size),
+            **judge_game(means, settings=game, trained=trained, strength=strength),
+        }
+
     def _on_device(self, batch: Batch) -> Tensor:
-        images: Tensor = self.fabric.to_device(batch.images)
+        images = self.training.images(self.fabric.to_device(batch.images))
         return images.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """PSNR, the reconstruction loss, and the codes in use over the held-out pictures."""
-        ratios, totals, used = [], [], CodeUse(self.tokenizer.size)
+        """PSNR (of label maps the share of right labels), the reconstruction loss and its terms, and the codes in use over the
+        held-out pictures, each process a share.
+        """
+        used, scores = CodeUse(self.tokenizer.size), []
+        share = Share(self.held_out, rank=self.fabric.global_rank, world=self.fabric.world_size)
         self.score.eval()
+        likeness, like = ("accuracy", right_labels) if self.settings.pictures.kind == "labels" else ("psnr", psnr)
         with self.exported.shown() as tokenizer:
-            for batch in in_order(self.held_out, batch=self.settings.run.batch):
+            for batch in in_order(share, batch=max(self.settings.run.batch // self.fabric.world_size, 1)):
                 images = self._on_device(batch)
                 reconstructions, quantized = tokenizer(images)
-                ratios.append(psnr(images, reconstructions))
-                totals.append(self.score(images, reconstructions).total * len(images))
+                terms = self.score(images, reconstructions)._asdict()
+                means = [like(images, reconstructions).mean(), *(terms[name] for name in self._terms().values())]
+                scores.append(torch.stack(means) * len(images))
                 used.add(quantized.codes)
         self.score.train()
-        count = len(self.held_out)
-        return {
-            "psnr": float(torch.cat(ratios).mean()),
-            "reconstruction": float(torch.stack(totals).sum() / count),
-            "codes_in_use": used.in_use,
-            "perplexity": used.perplexity,
-            "pictures": float(count),
-        }
+        count, names = len(self.held_out), (likeness, *self._terms())
+        totals = torch.stack(scores).sum(0) if scores else torch.zeros(len(names), device=self.fabric.device)
+        used.counts = sum_of_processes(self.fabric, used.counts).cpu()
+        means_of_all = dict(zip(names, (sum_of_processes(self.fabric, totals) / count).tolist(), strict=True))
+        return {**means_of_all, "codes_in_use": used.in_use, "perplexity": used.perplexity, "pictures": float(count)}
+
+    def _terms(self) -> dict[str, str]:
+        """What is recorded of the reconstruction loss -> its name in `Reconstruction`; only what is computed."""
+        objective = self.settings.objective
+        terms = {"reconstruction": "total", "pixel": "pixel"}
+        if objective.perceptual_weight and objective.perceptual != "none":
+            terms["perceptual"] = "perceptual"
+        if objective.logits_weight and objective.logits != "none":
+            terms["logits"] = "logits"
+        return terms
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        """Held-out pictures above, their reconstructions below."""
+        """Held-out pictures above, their reconstructions below; label maps in colours."""
         images = self._on_device(spread(self.held_out, SHOWN))
         with self.exported.shown() as tokenizer:
             reconstructions, _ = tokenizer(images)
-        return grid(torch.cat([images, reconstructions]).cpu().contiguous(), columns=len(images), gap=2)
+        both = torch.cat([images, reconstructions]).cpu().contiguous()
+        shown = label_colours(both) if self.settings.pictures.kind == "labels" else both
+        return grid(shown.contiguous(), columns=len(images), gap=2)
 
     def state(self) -> dict[str, Any]:
         return {

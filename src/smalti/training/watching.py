@@ -84,9 +84,16 @@ class Watch:
         if self._quiet:
             return
         shown = "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:SHOWN])
-        left = (self._length - seen) / self._rate() if self._rate() else 0.0
+        left = (
+            max(self._length - seen, 0) / self._rate() if self._rate() else 0.0
+        )  # the last step may go beyond the length
         rate = f"{self._rate():,.1f} {self._unit}/s, {_duration(left)} left"
         self._console.print(f"{self._title} {part} {seen:,}/{self._length:,}  {shown}  ({rate})", soft_wrap=True)
+
+    def say(self, sentence: str) -> None:
+        """Something else a person should know now."""
+        if not self._quiet:
+            self._console.print(f"{self._title} {sentence}", soft_wrap=True, markup=False, highlight=False)
 
     def _rate(self) -> float:
         return (self._seen - self._first) / max(time.monotonic() - self._began, 1e-9)

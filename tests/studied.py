@@ -1,0 +1,70 @@
+"""What the tests of single studies share: small pictures and recipes, no weights from elsewhere, the text of a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from smalti.studies import timed
+from smalti.studies.base import Asked, run_study
+from smalti.studies.table import STUDIES
+
+QUIET = Console(quiet=True)
+
+
+@contextmanager
+def no_weights(empty: Path) -> Iterator[None]:
+    """Published weights cannot be had while the block runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALTI_OFFLINE", "1")
+        patch.setenv("SMALTI_CACHE", str(empty))
+        patch.delenv("SMALTI_WEIGHTS", raising=False)
+        yield
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Paces are taken in few steps, and trainings look at held-out pictures a few times, while the block runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("PLACES", 2), ("FEWEST", 1), ("POINTS", 3), ("SAVED", 1)):
+            patch.setattr(timed, name, value)
+        yield
+
+
+def asked(data: Path, chosen: Mapping[str, Any], *overrides: str) -> Asked:
+    """A study on pictures, with settings in place of those of the scale tiny."""
+    return Asked(data=data, overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *overrides))
+
+
+def studied(name: str, out: Path, what: Asked) -> dict[str, Any]:
+    """Run a study in `out` -> the content of its `result.json`."""
+    run_study(name, STUDIES[name], out, asked=what, console=QUIET)
+    values: dict[str, Any] = json.loads((out / "result.json").read_text())
+    return values
+
+
+class _Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.pictures = 0
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.pictures += tag == "img"
+
+
+def page(out: Path) -> tuple[str, int]:
+    """The page of a study -> its words, and how many pictures it holds."""
+    reader = _Reader()
+    reader.feed((out / "report.html").read_text())
+    return " ".join(" ".join(reader.words).split()), reader.pictures
