@@ -10,54 +10,27 @@ from __future__ import annotations
 
 import math
 import re
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import torch
 from pydantic import Field
 
-from smalti.data.sources import open_source
-from smalti.devices import pick_device
 from smalti.errors import SmaltiError
-from smalti.evaluation.measure import measure_tokenizer
-from smalti.evaluation.pictures import Taken
-from smalti.evaluation.protocols import FeatureProtocol, PictureProtocol, TokenizerProtocol
-from smalti.evaluation.results import as_plain, write_result
-from smalti.images import DamagedImage, save_png, to_tensor
 from smalti.pipeline import load_tokenizer
 from smalti.pretrained import find_model, is_ours
-from smalti.settings import as_mapping, settings
+from smalti.settings import settings
 from smalti.studies import steps
-from smalti.studies.base import Asked, Place, Scale, Step, Study
-from smalti.studies.reconstruction_page import TIMED, page
-from smalti.studies.reconstruction_words import FEATURES, LPIPS
-from smalti.studies.steps import Pictures
-from smalti.tokenizer.vqgan import VQGAN
+from smalti.studies.base import Asked, Scale, Step, Study
+from smalti.studies.measuring import Measuring
+from smalti.studies.reconstruction_page import page
+from smalti.studies.steps import Pictures, Variation, refuse_idle, refuse_twins
 from smalti.training.config import TokenizerTraining
-from smalti.training.watching import counting
-from smalti.weights import find_weights
 
 Positive = Annotated[int, Field(ge=1)]
 
-JUDGES = {LPIPS: ("squeezenet1_1", "lpips-squeeze"), FEATURES: ("squeezenet1_1",)}
-"""Scores that need published weights, and which."""
-REPEATS = 5
-OUTCOME = 1
-"""Raised when measuring leaves other values behind, so that those of before are not taken for them."""
 IMPORTED = (256, 256)
 """(H,W) that tokenizers of other programs were trained on, all those that are read."""
-
-
-@settings
-class Variation:
-    """One of the tokenizers that the study trains."""
-
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    changes: tuple[str, ...] = ()
-    """`a.b=c` over that: what varies."""
 
 
 @settings
@@ -103,15 +76,15 @@ def plan(chosen: ReconstructionSettings, asked: Asked) -> list[Step]:
     pictures = Pictures.of(asked.data)
     compared = _given(asked) if asked.models else _trained(asked, chosen)
     size = _size(chosen, compared)
-    judges, missing = _judges()
-    protocol = _protocol(size, judges, count=chosen.pictures, held_out=0.0 if asked.models else chosen.held_out)
+    held_out = 0.0 if asked.models else chosen.held_out
+    how = Measuring.of("reconstruction", size=size, count=chosen.pictures, held_out=held_out, shown=chosen.shown)
     found: list[Step] = []
     if asked.data is None:
         found.append(steps.scenes(count=chosen.scenes, size=chosen.size))
     for each in compared:
         if each.training is not None:
             found.append(steps.tokenizer(f"tokenizer-{each.name}", pictures=pictures, training=each.training))
-    return found + [_measuring(each, pictures, protocol, missing, shown=chosen.shown) for each in compared]
+    return found + [_measuring(each, pictures, how) for each in compared]
 
 
 _OF_TRAININGS = ("tokenizer", "recipe", "training", "tokenizers", "held_out")
@@ -119,14 +92,11 @@ _OF_TRAININGS = ("tokenizer", "recipe", "training", "tokenizers", "held_out")
 
 def _refuse_idle(asked: Asked) -> None:
     """Raise `SmaltiError` for what was set and would change nothing."""
+    refuse_idle(asked, trains=("tokenizer",))
     for override in asked.overrides:
         key = override.partition("=")[0].partition(".")[0]
-        if key == "prior":
-            raise SmaltiError(f"--set {override}: no prior is trained in this study; leave it out")
         if asked.models and key in _OF_TRAININGS:
             raise SmaltiError(f"--set {override}: models are given and none is trained; leave it out")
-        if asked.data and key == "scenes":
-            raise SmaltiError(f"--set {override}: pictures are given and no scenes are painted; leave it out")
         if asked.models and asked.data and key == "size":
             raise SmaltiError(
                 f"--set {override}: nothing is trained or painted; set measured_at for the size to measure at"
@@ -152,10 +122,7 @@ def _size(chosen: ReconstructionSettings, compared: Sequence[_Compared]) -> tupl
 
 def _trained(asked: Asked, chosen: ReconstructionSettings) -> list[_Compared]:
     """The tokenizers that the study trains, with what a person set for all of them."""
-    names = [each.name for each in chosen.tokenizers]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SmaltiError(f"two tokenizers are called {twice!r}; name each differently")
+    refuse_twins([each.name for each in chosen.tokenizers], what="tokenizers")
     fixed = [f"pictures.size={list(chosen.size)}", f"pictures.validation={chosen.held_out}"]
     found = []
     for each in chosen.tokenizers:
@@ -208,130 +175,16 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def _judges() -> tuple[list[str], dict[str, str]]:
-    """The scores whose published weights can be had -> their names; and of the others, why not."""
-    found: list[str] = []
-    missing: dict[str, str] = {}
-    for score, weights in JUDGES.items():
-        try:
-            for name in weights:
-                find_weights(name)
-            found.append(score)
-        except SmaltiError as error:
-            missing[score] = str(error)
-    return found, missing
-
-
-def _protocol(size: tuple[int, int], judges: Sequence[str], *, count: int, held_out: float) -> TokenizerProtocol:
-    return TokenizerProtocol(
-        about="The study `reconstruction`: pictures of one size, evenly spread over those there are.",
-        pictures=PictureProtocol(held_out=held_out, size=size, count=count),
-        similarity=("psnr", "ssim"),
-        lpips=("squeezenet",) if LPIPS in judges else (),
-        features=FeatureProtocol(network="squeezenet", scores=("frechet",)) if FEATURES in judges else None,
-    )
-
-
-def _measuring(
-    compared: _Compared, pictures: Pictures, protocol: TokenizerProtocol, missing: Mapping[str, str], *, shown: int
-) -> Step:
-    """The step that measures one tokenizer. Its folder holds `result.json`, `pictures.csv`, and in `shown` some pictures."""
-
-    def work(place: Place) -> dict[str, Any]:
-        path = compared.given or place.before[f"tokenizer-{compared.name}"].folder
-        return _measured(load_tokenizer(path), compared.name, pictures, protocol, missing, place, shown=shown)
-
-    described = {**pictures.described, **compared.described}
+def _measuring(compared: _Compared, pictures: Pictures, how: Measuring) -> Step:
+    """The step that measures one tokenizer, given or trained by the step before it."""
     trained = () if compared.training is None else (f"tokenizer-{compared.name}",)
-    return Step(
-        name=f"measure-{compared.name}",
-        settings={**described, "protocol": as_mapping(protocol), "shown": shown, "outcome": OUTCOME},
-        work=work,
-        after=(*pictures.after, *trained),
+    return how.step(
+        compared.name,
+        pictures=pictures,
+        described=compared.described,
+        after=trained,
+        load=lambda place: load_tokenizer(compared.given or place.before[f"tokenizer-{compared.name}"].folder),
     )
-
-
-def _measured(
-    tokenizer: VQGAN,
-    name: str,
-    pictures: Pictures,
-    protocol: TokenizerProtocol,
-    missing: Mapping[str, str],
-    place: Place,
-    *,
-    shown: int,
-) -> dict[str, Any]:
-    """A tokenizer -> its scores; its values on each picture, and some pictures, are set down in the step's folder."""
-    source, device = open_source(pictures.path(place)), pick_device("auto")
-    protocol = _at_most(protocol, len(Taken(source, _uncounted(protocol.pictures), channels=3)))
-    with counting(place.console, title=f"measuring {name}", unit="pictures") as progress:
-        measured = measure_tokenizer(tokenizer, source, protocol=protocol, device=device, progress=progress)
-    plain = as_plain(measured)
-    write_result(place.folder, plain, measured)
-    taken = Taken(source, protocol.pictures, channels=tokenizer.settings.pyramid.channels)
-    height, width = protocol.pictures.size or (0, 0)
-    f, K = tokenizer.factor, tokenizer.size
-    return {
-        "factor": f,
-        "codes": K,
-        "channels": tokenizer.settings.pyramid.channels,
-        "bits_a_picture": height // f * (width // f) * math.log2(K),
-        "bits_a_pixel": math.log2(K) / f**2,
-        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
-        "shown": _set_down(tokenizer, taken, place.folder / "shown", count=shown),
-        **_timed(tokenizer, (height, width), device),
-        "missing": dict(missing),
-        "result": plain,
-    }
-
-
-def _uncounted(pictures: PictureProtocol) -> PictureProtocol:
-    return PictureProtocol(held_out=pictures.held_out, size=pictures.size)
-
-
-def _at_most(protocol: TokenizerProtocol, available: int) -> TokenizerProtocol:
-    """The protocol with no more pictures than there are."""
-    pictures = protocol.pictures
-    count = min(pictures.count or available, available)
-    fewer = PictureProtocol(held_out=pictures.held_out, size=pictures.size, count=count)
-    return TokenizerProtocol(
-        about=protocol.about,
-        pictures=fewer,
-        similarity=protocol.similarity,
-        lpips=protocol.lpips,
-        features=protocol.features,
-    )
-
-
-@torch.no_grad()
-def _set_down(tokenizer: VQGAN, taken: Taken, folder: Path, *, count: int) -> list[dict[str, Any]]:
-    """Write `count` of the pictures, evenly spread, and what the tokenizer makes of them, as PNG files -> their names."""
-    device = next(tokenizer.parameters()).device
-    count = min(count, len(taken))
-    found: list[dict[str, Any]] = []
-    for number in range(count):
-        at = number * len(taken) // count
-        try:
-            original = to_tensor(taken.read(at))
-        except DamagedImage:
-            continue  # measuring has told of it
-        back = tokenizer(original.unsqueeze(0).to(device))[0][0].clamp(-1, 1).cpu()
-        save_png(folder / f"{number:03d}-original.png", original)
-        save_png(folder / f"{number:03d}.png", back)
-        found.append({"number": number, "place": at, "name": taken.pictures[at].key})
-    return found
-
-
-@torch.no_grad()
-def _timed(tokenizer: VQGAN, size: tuple[int, int], device: torch.device) -> dict[str, Any]:
-    """Seconds a picture of `size` takes, to codes and back, in a batch of `TIMED`: the median of some repeats after one."""
-    images = torch.zeros(TIMED, tokenizer.settings.pyramid.channels, *size, device=device)
-    took = []
-    for _ in range(REPEATS + 1):
-        began = time.perf_counter()
-        float(tokenizer(images)[0].sum())  # reading a number waits for the device
-        took.append((time.perf_counter() - began) / TIMED)
-    return {"seconds_a_picture": statistics.median(took[1:]), "device": str(device)}
 
 
 def _grid(factors: Mapping[int, Sequence[str]], sizes: Sequence[int]) -> list[dict[str, Any]]:

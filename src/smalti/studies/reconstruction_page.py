@@ -3,58 +3,22 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
+from typing import Any
 
 from smalti.evaluation.plots import Bars, Line, LinePlot, Plot
-from smalti.evaluation.report import (
-    Block,
-    Card,
-    Cards,
-    Commands,
-    Comparison,
-    Listing,
-    Picture,
-    Plots,
-    Report,
-    Section,
-    Table,
-    Text,
-)
-from smalti.settings import as_mapping
+from smalti.evaluation.report import Block, Card, Cards, Plots, Report, Section, Table, Text
 from smalti.studies.base import Asked, Done
-from smalti.studies.reconstruction_words import (
-    FEATURES,
-    HEADS,
-    LPIPS,
-    Compared,
-    difference,
-    hides,
-    measured_on,
-    shows,
-    spread,
-)
-from smalti.training.config import as_yaml
+from smalti.studies.compared import FEATURES, HEADS, LPIPS, Compared, difference, measured_on, spread
+from smalti.studies.measuring import TIMED
+from smalti.studies.reconstruction_words import hides, shows
+from smalti.studies.showing import counted, hero, made, minutes, remarks, side_by_side
 from smalti.training.folder import read_metrics
 from smalti.version import __version__
 
-Pixels = npt.NDArray[np.uint8]
-
-DETAIL = 4
-"""A detail is this part of a side."""
 F_AND_K = {"model.pyramid.stem", "model.pyramid.multipliers", "model.pyramid.attention", "model.quantizer.size"}
 """Tokenizers that differ in these settings alone differ in f and K alone."""
-LONGEST = 12
-"""Letters of a name below a picture."""
-TIMED = 8
-"""Pictures in the batch that is timed."""
 
 
 def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
@@ -69,32 +33,40 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
     changes = [change.partition("=")[0] for each in settings.tokenizers for change in each.changes]
     grid = trained and set(changes) <= F_AND_K
     lead = (
-        f"{_counted(len(compared), 'tokenizer')}, the same {_counted(measured_on(best), 'picture')}: each picture is turned into "
+        f"{counted(len(compared), 'tokenizer')}, the same {counted(measured_on(best), 'picture')}: each picture is turned into "
         "codes and back, and what returns is set beside what was sent."
     )
-    shown = _read_shown(compared)
+    best_first = list(reversed(compared))
+    rows = [(one.name if trained else f"{one.name}: {one.kind}", one) for one in best_first]
     return Report(
         title="What is kept of a picture",
         lead=lead,
         blocks=[_cards(compared, best, done)],
-        hero=[Picture(pixels, f"{name}, from codes of {best.name}") for name, pixels in _hero(best)],
+        hero=hero(best),
         sections=[
             Section(
                 "What this shows, and what it does not",
                 [Text(shows(compared, best, grid=grid)), Text(hides(best, trained=trained))],
             ),
-            Section("Side by side", _side_by_side(compared, shown, trained=trained)),
+            Section("Side by side", [Text("The most bits stand above."), *side_by_side(rows)]),
             Section("Bits and distortion", _distortion(compared, grid=grid)),
             Section("The table", _tables(compared)),
             *([_training(compared, done)] if trained else []),
-            _made(settings, asked, compared),
+            made(
+                "reconstruction",
+                settings,
+                asked,
+                protocol=compared[0].outcome["result"]["protocol"],
+                others=[
+                    (
+                        "smalti experiment reconstruction MODEL MODEL --data PICTURES --out OUT",
+                        "Tokenizers of your own.",
+                    )
+                ],
+            ),
         ],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
     )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _cards(compared: Sequence[Compared], best: Compared, done: Mapping[str, Done]) -> Cards:
@@ -105,91 +77,9 @@ def _cards(compared: Sequence[Compared], best: Compared, done: Mapping[str, Done
             Card(f"Most is kept by {best.name}", f"{best.scores['psnr']:.2f}", unit="dB PSNR"),
             Card(f"The fewest bits: {least.name}", f"{least.outcome['bits_a_picture']:,.0f}", unit="bits a picture"),
             Card("What those keep", f"{least.scores['psnr']:.2f}", unit="dB PSNR"),
-            Card("Whole study", f"{seconds / 60:.1f}", unit="minutes of work"),
+            Card("Whole study", minutes(seconds), unit="minutes of work"),
         ]
     )
-
-
-def _hero(best: Compared) -> list[tuple[str, Pixels]]:
-    return [
-        (shown["name"], _pixels(best.folder / "shown" / f"{shown['number']:03d}.png"))
-        for shown in best.outcome["shown"]
-    ]
-
-
-def _pixels(path: Path) -> Pixels:
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-class Shown(NamedTuple):
-    """One picture, as it was and as each tokenizer gives it back."""
-
-    name: str
-    place: int
-    original: Pixels
-    backs: dict[str, Pixels]
-
-
-def _read_shown(compared: Sequence[Compared]) -> list[Shown]:
-    """The pictures that all measuring steps have set down."""
-    found = []
-    for shown in compared[0].outcome["shown"]:
-        number = f"{shown['number']:03d}"
-        backs = {one.name: _pixels(one.folder / "shown" / f"{number}.png") for one in compared}
-        original = _pixels(compared[0].folder / "shown" / f"{number}-original.png")
-        found.append(Shown(shown["name"], shown["place"], original, backs))
-    return found
-
-
-def _side_by_side(compared: Sequence[Compared], shown: Sequence[Shown], *, trained: bool) -> list[Block]:
-    best_first = list(reversed(compared))
-    rows = [
-        ("original", [Picture(each.original, f"{each.name}, original", caption=_short(each.name)) for each in shown])
-    ]
-    for one in best_first:
-        values = one.columns["psnr"]
-        pictures = [
-            Picture(each.backs[one.name], f"{each.name}, by {one.name}", caption=f"{values[each.place]:.1f} dB")
-            for each in shown
-        ]
-        rows.append((one.name if trained else f"{one.name}: {one.kind}", pictures))
-    windows = [detail(each.original) for each in shown]
-    close = [("original", [_cut(each.original, w, each.name) for each, w in zip(shown, windows, strict=True)])]
-    for one in best_first:
-        cuts = [_cut(each.backs[one.name], w, each.name) for each, w in zip(shown, windows, strict=True)]
-        close.append((one.name, cuts))
-    return [
-        Comparison(
-            rows, caption="Evenly spread over the pictures that were measured, not chosen. The most bits stand above."
-        ),
-        Comparison(
-            close,
-            caption="The part of each picture in which most happens, a quarter of a side; each pixel is a square.",
-            scaling="pixelated",
-        ),
-    ]
-
-
-def _short(key: str) -> str:
-    """The name of a picture -> what fits below it; the whole stands in its description."""
-    stem = PurePosixPath(key).stem
-    return stem if len(stem) <= LONGEST else f"{stem[: LONGEST - 1]}…"
-
-
-def detail(pixels: Pixels) -> tuple[slice, slice]:
-    """A picture (H,W) or (H,W,3) -> the rows and columns of the part, a quarter of each side, with most edges in it."""
-    grey = pixels.astype(np.float64).reshape(*pixels.shape[:2], -1).mean(2)
-    edges = np.abs(np.diff(grey, axis=0, prepend=grey[:1])) + np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
-    h, w = (max(side // DETAIL, 1) for side in grey.shape)
-    sums = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    within = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
-    top, left = np.unravel_index(int(within.argmax()), within.shape)
-    return slice(int(top), int(top) + h), slice(int(left), int(left) + w)
-
-
-def _cut(pixels: Pixels, window: tuple[slice, slice], name: str) -> Picture:
-    return Picture(np.ascontiguousarray(pixels[window]), f"a detail of {name}")
 
 
 def _distortion(compared: Sequence[Compared], *, grid: bool) -> list[Block]:
@@ -224,10 +114,6 @@ def _tables(compared: Sequence[Compared]) -> list[Block]:
         bits = [round(one.outcome["bits_a_picture"]), one.outcome["bits_a_pixel"]]
         rows.append([one.name, one.outcome["factor"], one.outcome["codes"], *bits, *values, *rest])
     device = compared[0].outcome["device"]
-    remarks: dict[str, list[str]] = {}
-    for one in compared:
-        for note in one.outcome["result"]["notes"]:
-            remarks.setdefault(note, []).append(one.name)
     blocks: list[Block] = [
         Table(
             head,
@@ -239,9 +125,7 @@ def _tables(compared: Sequence[Compared]) -> list[Block]:
     ]
     if len(compared) > 1:
         blocks.append(_pairs(compared))
-    if remarks:
-        said = [[note, "all" if len(names) == len(compared) else ", ".join(names)] for note, names in remarks.items()]
-        blocks.append(Table(["remark of the measuring", "on"], said))
+    blocks += remarks(compared)
     return blocks
 
 
@@ -275,36 +159,4 @@ def _training(compared: Sequence[Compared], done: Mapping[str, Done]) -> Section
     ]
     return Section(
         "How they were trained", [Plots(plots, caption="Lines that still rise say that more training would help.")]
-    )
-
-
-def _made(settings: Any, asked: Asked, compared: Sequence[Compared]) -> Section:
-    words = ["smalti", "experiment", "reconstruction", *map(str, asked.models), "--scale", asked.scale]
-    words += ["--data", str(asked.data)] if asked.data else []
-    words += [word for override in asked.overrides for word in ("--set", override)]
-    again = shlex.join([*words, "--out", "OUT"])
-    return Section(
-        "How this was made",
-        [
-            Commands(
-                [
-                    (again, "The same again; in the same folder, what is finished is not done again."),
-                    (
-                        "smalti experiment reconstruction MODEL MODEL --data PICTURES --out OUT",
-                        "Tokenizers of your own.",
-                    ),
-                ]
-            ),
-            Listing(as_yaml(as_mapping(settings)), caption="The settings of the study."),
-            Listing(
-                as_yaml(
-                    {
-                        name: value
-                        for name, value in compared[0].outcome["result"]["protocol"].items()
-                        if value is not None
-                    }
-                ),
-                caption="The protocol by which each tokenizer was measured.",
-            ),
-        ],
     )

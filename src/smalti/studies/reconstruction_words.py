@@ -2,73 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import math
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, NamedTuple, final
 
-LPIPS = "lpips_squeezenet"
-FEATURES = "reconstruction_frechet_squeezenet"
-HEADS = {"psnr": "PSNR", "ssim": "SSIM", LPIPS: "LPIPS", FEATURES: "Frechet"}
-"""Scores of the table, in order."""
-
-
-@final
-@dataclass(frozen=True)
-class Compared:
-    """One tokenizer, measured."""
-
-    name: str
-    folder: Path
-    outcome: Mapping[str, Any]
-
-    @property
-    def scores(self) -> Mapping[str, float]:
-        """The means over all pictures, and the scores of the set."""
-        scores: Mapping[str, float] = self.outcome["result"]["scores"]
-        return scores
-
-    @property
-    def kind(self) -> str:
-        """Its f and K, in words."""
-        return f"f{self.outcome['factor']}, K {self.outcome['codes']:,}"
-
-    @cached_property
-    def columns(self) -> dict[str, list[float]]:
-        """Its values on each picture, by score; NaN where there is none."""
-        with (self.folder / "pictures.csv").open(encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-        scores = [name for name in lines[0] if name != "picture"]
-        return {name: [float(line[name] or "nan") for line in lines] for name in scores}
-
-
-def measured_on(one: Compared) -> int:
-    """How many pictures it was measured on; the same ones for all."""
-    count: int = one.outcome["result"]["data"]["pictures"]
-    return count
-
-
-class Difference(NamedTuple):
-    """How much better one tokenizer is than another on the same pictures."""
-
-    mean: float
-    error: float
-    """Standard error of the mean, over pictures."""
-    above: int
-    """On how many pictures the value is larger."""
-    pictures: int
-
-
-def difference(values: Sequence[float], others: Sequence[float]) -> Difference:
-    """Values of two tokenizers on the same pictures -> the first's less the other's. NaN pairs are left out."""
-    gains = [a - b for a, b in zip(values, others, strict=True) if not (math.isnan(a) or math.isnan(b))]
-    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
-    return Difference(statistics.fmean(gains), error, sum(gain > 0 for gain in gains), len(gains))
+from smalti.studies.compared import LPIPS, Compared, difference, measured_on, spread
+from smalti.studies.showing import not_measured
 
 
 def shows(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
@@ -104,12 +42,6 @@ def shows(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
             f"LPIPS, which follows what people see more closely than PSNR, {agrees} ({nearest.scores[LPIPS]:.3f})."
         )
     return " ".join(said) + (f"\n\n{_steps_up(compared)}" if grid else "")
-
-
-def spread(gain: Difference) -> str:
-    """A difference in dB with its standard error, where there is one."""
-    mean = f"{gain.mean:.2f}".replace("-", "\u2212")
-    return mean if math.isnan(gain.error) else f"{mean} ± {gain.error:.2f}"
 
 
 def _steps_up(compared: Sequence[Compared]) -> str:
@@ -157,6 +89,4 @@ def hides(best: Compared, *, trained: bool) -> str:
         )
     if count < 2048:
         said.append(f"A Frechet distance over {count:,} pictures is biased and noisy; it ranks, at best.")
-    for score, reason in best.outcome["missing"].items():
-        said.append(f"{HEADS[score]} was not measured: {reason}.")
-    return " ".join(said)
+    return " ".join([*said, *not_measured(best)])

@@ -4,21 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from smalti.data.scene_files import write_scenes
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
 from smalti.evaluation.pictures import identity
-from smalti.settings import as_mapping
-from smalti.studies.base import Place, Step
-from smalti.training.config import TokenizerTraining, resolve
+from smalti.settings import as_mapping, settings
+from smalti.studies.base import TRAININGS, Asked, Place, Step
+from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.folder import FREE_TO_CHANGE
 from smalti.training.runs import train_tokenizer
 from smalti.training.watching import counting
 
 SCENES = "scenes"
 """Name of the step that paints."""
+
+
+@settings
+class Variation:
+    """One of the trainings that a study compares."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    changes: tuple[str, ...] = ()
+    """`a.b=c` over what the others are trained by: what varies."""
+
+
+def refuse_twins(names: Sequence[str], *, what: str) -> None:
+    """Raise `SmaltiError` where two have one name. `what` they are, such as "tokenizers"."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SmaltiError(f"two {what} are called {twice!r}; name each differently")
+
+
+def refuse_idle(asked: Asked, *, trains: Sequence[str]) -> None:
+    """Raise `SmaltiError` for what was set and would change nothing: trainings that the study has none of, scenes that are not
+    painted. `trains`: those of `TRAININGS` that it has."""
+    for override in asked.overrides:
+        key = override.partition("=")[0].partition(".")[0]
+        if key in TRAININGS and key not in trains:
+            raise SmaltiError(f"--set {override}: no {key} is trained in this study; leave it out")
+        if asked.data and key == "scenes":
+            raise SmaltiError(f"--set {override}: pictures are given and no scenes are painted; leave it out")
 
 
 class Pictures(NamedTuple):
@@ -70,16 +99,28 @@ def varied(
 
     Raises `SmaltiError` where a person sets what the study varies: it would change nothing.
     """
+    _refuse_decided("tokenizer", overrides, changes)
+    return resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=[*shared, *overrides, *changes])
+
+
+def varied_prior(
+    recipe: str, *, shared: Sequence[str], overrides: Sequence[str], changes: Sequence[str]
+) -> PriorTraining:
+    """As `varied`, a prior's training."""
+    _refuse_decided("prior", overrides, changes)
+    return resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[*shared, *overrides, *changes])
+
+
+def _refuse_decided(stage: str, overrides: Sequence[str], changes: Sequence[str]) -> None:
+    """Raise `SmaltiError` for an override of what a study decides, of a part of it, or of a section that it is a part of."""
     varies = {change.partition("=")[0] for change in changes}
     for override in overrides:
         key = override.partition("=")[0]
-        if key in varies:
+        if any(f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for each in varies):
             raise SmaltiError(
-                f"--set tokenizer.{override}: the study decides {key} itself, by settings of its own; set those "
+                f"--set {stage}.{override}: the study decides {key} itself, by settings of its own; set those "
                 "(its page lists them, and docs/studies.md explains)"
             )
-    laid = [*shared, *overrides, *changes]
-    return resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=laid)
 
 
 def tokenizer(name: str, *, pictures: Pictures, training: TokenizerTraining) -> Step:
@@ -89,16 +130,16 @@ def tokenizer(name: str, *, pictures: Pictures, training: TokenizerTraining) -> 
         train_tokenizer(pictures.path(place), place.folder, settings=training, console=place.console)
         return {}
 
-    settings = {**pictures.described, "training": _decisive(as_mapping(training))}
+    settings = {**pictures.described, "training": decisive(as_mapping(training))}
     return Step(name=name, settings=settings, work=work, after=pictures.after)
 
 
-def _decisive(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def decisive(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings of a training without those that change nothing of what it learns: the run goes on with others of them."""
     kept: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            kept[key] = _decisive(value, f"{prefix}{key}.")
+            kept[key] = decisive(value, f"{prefix}{key}.")
         elif prefix + key == "run.length" or prefix + key not in FREE_TO_CHANGE:
             kept[key] = value
     return kept

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from smalti.studies.base import Study
+from smalti.studies.f_sweep import F_SWEEP
+from smalti.studies.modern import MODERN_VS_REFERENCE
+from smalti.studies.quantizers import QUANTIZERS_COMPARED
 from smalti.studies.reconstruction import RECONSTRUCTION
 
 STUDIES: dict[str, Study[Any]] = {
     "reconstruction": RECONSTRUCTION,
+    "modern-vs-reference": MODERN_VS_REFERENCE,
+    "quantizers": QUANTIZERS_COMPARED,
+    "f-sweep": F_SWEEP,
 }

@@ -1,0 +1,145 @@
+"""How benchmarks measure: an item in a process of its own, ours and theirs in turn, ratios pair by pair.
+
+The floor of an item is the time its operations would take at the rate at which this machine multiplies matrices, measured in the
+same process just before. Machines share their cores with others: rates differ by a third from minute to minute, so only ratios of
+neighbouring runs mean anything, and medians of those are what is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Work(NamedTuple):
+    """What is timed."""
+
+    run: Callable[[], object]
+    gflop: float
+    """Operations of one run in billions, a multiplication and an addition counted as two."""
+
+
+Item = Callable[[], Work]
+
+
+def matrix_rate() -> float:
+    """Billions of operations a second: the best of 15 float32 products of two 1024 x 1024 matrices."""
+    import torch
+
+    a = torch.randn(1024, 1024)
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        a @ a
+        return time.perf_counter() - began
+
+    return 2 * 1024**3 / min(seconds() for _ in range(15)) / 1e9
+
+
+def measure(name: str, item: Item, *, repeat: int) -> dict[str, Any]:
+    """Run an item once to warm up, then `repeat` times -> its line."""
+    import torch
+
+    rate = matrix_rate()
+    work = item()
+    work.run()
+    seconds = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        work.run()
+        seconds.append(time.perf_counter() - began)
+    middle = statistics.median(seconds)
+    return {
+        "item": name,
+        "seconds": middle,
+        "best": min(seconds),
+        "gflop": work.gflop,
+        "gflops": rate,
+        "floor_share": work.gflop / rate / middle,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _line(command: list[str], name: str) -> dict[str, Any]:
+    """Run a command for one item -> the line it printed."""
+    done = subprocess.run([*command, "--items", name], capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        sys.exit(f"{shlex.join(command)} --items {name} failed:\n{done.stderr[-2000:]}")
+    line: dict[str, Any] = json.loads(lines[-1])
+    return line
+
+
+def _pairs(name: str, ours: list[str], theirs: list[str], *, pairs: int) -> dict[str, Any]:
+    mine, others = [], []
+    for _ in range(pairs):
+        mine.append(_line(ours, name))
+        others.append(_line(theirs, name))
+        ratio = others[-1]["seconds"] / mine[-1]["seconds"]
+        print(
+            f"{name}: {mine[-1]['seconds']:.4f} s, theirs {others[-1]['seconds']:.4f} s, ratio {ratio:.2f}", flush=True
+        )
+
+    def middle(lines: list[dict[str, Any]], key: str) -> float:
+        return round(statistics.median(line[key] for line in lines), 4)
+
+    ratios = [other["seconds"] / line["seconds"] for line, other in zip(mine, others, strict=True)]
+    return {
+        "item": name,
+        "ratio": round(statistics.median(ratios), 3),
+        "seconds": middle(mine, "seconds"),
+        "peer_seconds": middle(others, "seconds"),
+        "floor_share": middle(mine, "floor_share"),
+        "peak_mib": middle(mine, "peak_mib"),
+        "peer_peak_mib": middle(others, "peak_mib"),
+        "gflop": mine[0]["gflop"],
+        "gflops": middle(mine, "gflops"),
+        "pairs": pairs,
+    }
+
+
+def main(doc: str, paths: Mapping[str, Mapping[str, Item]]) -> None:
+    """The command line of a benchmark: `paths` are "ours" and "reference", each with its items by name."""
+    from smalti.memory import keep_memory
+
+    names = list(paths["ours"])
+    arguments = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--items", default=",".join(names), help="which, with commas between; default: all")
+    arguments.add_argument(
+        "--peer", help="a command that prints such lines for --items ITEM; default: our reference path"
+    )
+    arguments.add_argument("--pairs", type=int, default=5, help="how often ours and theirs run in turn")
+    arguments.add_argument("--repeat", type=int, default=5, help="timed runs within one process of ours")
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument(
+        "--path", choices=list(paths), help="measure this path in this process, with nothing beside it"
+    )
+    asked = arguments.parse_args()
+    items = asked.items.split(",")
+    unknown = [name for name in items if name not in names]
+    if unknown:
+        arguments.error(f"there is no item {unknown[0]!r}; there are {', '.join(names)}")
+    if asked.path:
+        import torch
+
+        torch.set_num_threads(asked.threads)
+        if asked.path == "ours":
+            keep_memory()  # as smalti's commands do
+        for name in items:
+            print(json.dumps(measure(name, paths[asked.path][name], repeat=asked.repeat)), flush=True)
+        return
+    own = [sys.executable, sys.argv[0], "--threads", str(asked.threads), "--repeat", str(asked.repeat), "--path"]
+    theirs = shlex.split(asked.peer) if asked.peer else [*own, "reference"]
+    results = [_pairs(name, [*own, "ours"], theirs, pairs=asked.pairs) for name in items]
+    for result in results:
+        print(json.dumps(result), flush=True)

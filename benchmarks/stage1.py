@@ -1,0 +1,218 @@
+"""Speed of stage 1 on this machine's CPU, as ratios to a peer in the same run. Prints one JSON line an item, last.
+
+    python benchmarks/stage1.py [--items encode,decode,stage1,nearest] [--peer "python bench_original.py --taming CHECKOUT"]
+
+items
+  encode, decode    width 64, multipliers 1 1 2 2 4, 2 blocks, attention at 16 x 16, 1024 codes of 256; one 256 x 256 picture
+  stage1            the same at 128 x 128 with attention at 8 x 8, batch 2: a step of generator and discriminator, LPIPS on VGG16
+                    (random weights: the work is the same), adaptive weight, Adam
+  nearest           65,536 vectors of 256 against 16,384 codes
+
+Without --peer our own reference path stands in: contiguous layout, upsampling before its convolution, the whole matrix of
+distances, and for stage1 the original's steps: a forward pass of the generator for each of the two losses, and three backward
+passes through the networks of the losses.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pairs import Work, main
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from smalti.losses.adversarial import LeCam, adaptive_weight, hinge_discriminator, hinge_generator
+from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
+from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, ReconstructionLoss
+from smalti.losses.perceptual import Perceptual, vgg16
+from smalti.tokenizer.blocks import Upsample, as_channels_last
+from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.quantizers import VQSettings, nearest
+from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
+from smalti.training.playing import Players, Strength, joint
+
+PYRAMID = PyramidSettings(
+    width=64, multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), latent_channels=256, zero_residuals=False
+)
+QUANTIZER = VQSettings(size=1024, dimension=256, normalised=False, beta_on="codebook", kmeans=0, restart_below=0.0)
+OBJECTIVE = ObjectiveSettings(
+    perceptual="none",  # the network is put in below, with random weights
+    adversarial=AdversarialSettings(
+        weight=0.8, start=0.0, ramp=0.0, lecam=0.0, discriminator=PatchSettings(norm="batch")
+    ),
+)
+RATE = 4.5e-6
+
+
+def counted(run: object) -> float:
+    """Billions of operations of one run."""
+    with FlopCounterMode(display=False) as counter:
+        run()  # type: ignore[operator]
+    return counter.get_total_flops() / 1e9
+
+
+def tokenizer() -> VQGAN:
+    torch.manual_seed(0)
+    return VQGAN(VQGANSettings(pyramid=PYRAMID, quantizer=QUANTIZER))
+
+
+def pictures(batch: int, side: int) -> Tensor:
+    return torch.rand(batch, 3, side, side) * 2 - 1
+
+
+def encode() -> Work:
+    model = tokenizer().eval()
+    as_channels_last(model)
+    images = pictures(1, 256).contiguous(memory_format=torch.channels_last)
+    run = torch.no_grad()(lambda: model.encode(images))
+    return Work(run, counted(run))
+
+
+def decode() -> Work:
+    model = tokenizer().eval()
+    as_channels_last(model)
+    latents = torch.randn(1, 256, 16, 16)
+    run = torch.no_grad()(lambda: model.decode(latents))
+    return Work(run, counted(run))
+
+
+def adam(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(module.parameters(), lr=2 * RATE, betas=(0.5, 0.9), fused=True)
+
+
+def score() -> ReconstructionLoss:
+    made = ReconstructionLoss(OBJECTIVE)
+    made.perceptual = Perceptual(vgg16())
+    return made
+
+
+def stage1() -> Work:
+    model, judge, distance = tokenizer(), PatchDiscriminator(OBJECTIVE.adversarial.discriminator), score()
+    for module in (model, judge):
+        as_channels_last(module)
+    images = pictures(2, 128).contiguous(memory_format=torch.channels_last)
+
+    def generate(images: Tensor, quantize: object) -> tuple[Tensor, object, Tensor]:
+        features = model.features(images)
+        quantized = model.quantizer(features)
+        return features, quantized, model.decode(quantized.latents)
+
+    def mover(module: nn.Module) -> object:
+        optimiser = adam(module)
+
+        def move() -> Tensor:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            return torch.zeros(())
+
+        return move
+
+    players = Players(
+        generate=generate,
+        judge=judge,
+        score=distance,
+        last_layer=model.decoder.last_layer,
+        settings=OBJECTIVE,
+        backward=lambda loss: loss.backward(),
+        move_generator=mover(model),
+        move_judge=mover(judge),
+    )
+    strength = Strength(generator=1.0, discriminator=1.0)
+
+    def run() -> None:
+        joint(players, images, quantize=model.quantizer, strength=strength, anchors=LeCam.start())
+
+    return Work(run, counted(run))
+
+
+def nearest_codes() -> Work:
+    torch.manual_seed(0)
+    vectors, codebook = torch.randn(65536, 256), torch.rand(16384, 256) / 16384
+    return Work(lambda: nearest(vectors, codebook), 2 * 65536 * 16384 * 256 / 1e9)
+
+
+class PlainUpsample(nn.Module):
+    """Each value repeated 2x2, then a 3x3 convolution, as it is written in the paper."""
+
+    def __init__(self, upsample: Upsample) -> None:
+        super().__init__()
+        self.convolution = upsample.convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def plain(model: VQGAN) -> VQGAN:
+    upsamples = model.decoder.upsamples
+    for level, upsample in enumerate(upsamples):
+        if isinstance(upsample, Upsample):
+            upsamples[level] = PlainUpsample(upsample)
+    return model
+
+
+def plain_encode() -> Work:
+    model, images = tokenizer().eval(), pictures(1, 256)
+    run = torch.no_grad()(lambda: model.encode(images))
+    return Work(run, counted(run))
+
+
+def plain_decode() -> Work:
+    model, latents = plain(tokenizer()).eval(), torch.randn(1, 256, 16, 16)
+    run = torch.no_grad()(lambda: model.decode(latents))
+    return Work(run, counted(run))
+
+
+def plain_stage1() -> Work:
+    """Two turns: every loss from a forward pass of its own, the adaptive weight from two backward passes more."""
+    model, judge, distance = plain(tokenizer()), PatchDiscriminator(OBJECTIVE.adversarial.discriminator), score()
+    optimisers = adam(model), adam(judge)
+    images, last = pictures(2, 128), model.decoder.last_layer
+
+    def generator_turn() -> None:
+        reconstructions, quantized = model(images)
+        total = distance(images, reconstructions).total
+        adversarial = hinge_generator(judge(reconstructions))
+        gradients = (torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (total, adversarial))
+        weight = 0.8 * adaptive_weight(*gradients)
+        optimisers[0].zero_grad(set_to_none=True)
+        (total + weight * adversarial + quantized.loss).backward()
+        optimisers[0].step()
+
+    def judge_turn() -> None:
+        reconstructions, _ = model(images)  # with a graph that nothing asks for, as in the original
+        loss = hinge_discriminator(judge(images), judge(reconstructions.detach()))
+        optimisers[1].zero_grad(set_to_none=True)
+        loss.backward()
+        optimisers[1].step()
+
+    def run() -> None:
+        generator_turn()
+        judge_turn()
+
+    return Work(run, counted(run))
+
+
+def plain_nearest() -> Work:
+    torch.manual_seed(0)
+    vectors, codebook = torch.randn(65536, 256), torch.rand(16384, 256) / 16384
+
+    def run() -> Tensor:
+        squares = vectors.square().sum(1, keepdim=True) + codebook.square().sum(1)
+        return torch.argmin(squares - 2 * (vectors @ codebook.T), 1)
+
+    return Work(run, 2 * 65536 * 16384 * 256 / 1e9)
+
+
+if __name__ == "__main__":
+    main(
+        __doc__,
+        {
+            "ours": {"encode": encode, "decode": decode, "stage1": stage1, "nearest": nearest_codes},
+            "reference": {
+                "encode": plain_encode,
+                "decode": plain_decode,
+                "stage1": plain_stage1,
+                "nearest": plain_nearest,
+            },
+        },
+    )

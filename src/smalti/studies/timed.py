@@ -1,0 +1,194 @@
+"""Trainings that last equally long on the clock: how fast each is, how many pictures that makes, and what it then learned.
+
+A schedule has to know where it ends, so a training cannot simply be stopped when its time is over. Its pace is taken first, and
+its length in pictures follows; how long it really took stands in its outcome. Steps run one after the other, never two at once.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+
+from smalti.data.sources import Source, open_source
+from smalti.errors import SmaltiError
+from smalti.losses.discriminator import DISCRIMINATORS
+from smalti.settings import as_mapping
+from smalti.studies.base import Place, Step
+from smalti.studies.compared import LPIPS
+from smalti.studies.steps import Pictures, decisive
+from smalti.tokenizer.vqgan import VQGAN
+from smalti.training.config import TokenizerTraining
+from smalti.training.folder import read_metrics
+from smalti.training.launching import launch
+from smalti.training.loop import seed_step
+from smalti.training.runs import train_tokenizer
+from smalti.training.tokenizer import TokenizerStage
+
+NOMINAL = 10**9
+"""Pictures of the training whose pace is taken: so many that no step of it falls onto the border of two of its phases."""
+PLACES = 6
+"""At so many places of a training, evenly spread, its pace is taken: the discriminator comes in on the way."""
+FEWEST = 3
+"""Timed steps at each place, at least; one more goes before them."""
+POINTS = 12
+"""How often a training looks at held-out pictures ..."""
+LOOKED_AT = 64
+"""... and at how many of them, at most."""
+SAVED = 3
+"""How often it saves its state."""
+
+
+class Weights(NamedTuple):
+    """How many numbers a training learns."""
+
+    tokenizer: int
+    discriminator: int
+
+
+def weights(training: TokenizerTraining) -> Weights:
+    """A training -> the parameters of its networks, without making them; no discriminator where it is not played against."""
+    judge = replace(training.objective.adversarial.discriminator, channels=training.model.pyramid.channels)
+    with torch.device("meta"):
+        networks = VQGAN(training.model), DISCRIMINATORS[judge.name](judge)
+    tokenizer, discriminator = (sum(each.numel() for each in network.parameters()) for network in networks)
+    return Weights(tokenizer, discriminator if training.objective.adversarial.weight else 0)
+
+
+def refuse_unequal(found: Mapping[str, Weights], *, like: str, within: float) -> None:
+    """Raise `SmaltiError` where a tokenizer has more or fewer parameters than that called `like`, beyond a share of them."""
+    wanted = found[like].tokenizer
+    for name, each in found.items():
+        if abs(each.tokenizer / wanted - 1) > within:
+            raise SmaltiError(
+                f"{name} has {each.tokenizer:,} parameters and {like} {wanted:,}: {each.tokenizer / wanted - 1:+.0%}, where "
+                f"{within:.0%} is allowed; change the width of one of them (model.pyramid.width), or set parameters_within"
+            )
+
+
+def nominal(training: TokenizerTraining) -> TokenizerTraining:
+    """A training as all of its kind are, whatever their length: what decides its pace, and stands in the keys of steps."""
+    return _of_length(training, NOMINAL)
+
+
+def lasting(training: TokenizerTraining, *, minutes: float, seconds_a_picture: float) -> TokenizerTraining:
+    """A training -> the same with as many pictures, in whole batches, as go into `minutes`."""
+    batches = max(math.floor(60 * minutes / seconds_a_picture / training.run.batch), 1)
+    return _of_length(training, batches * training.run.batch)
+
+
+def _of_length(training: TokenizerTraining, length: int) -> TokenizerTraining:
+    every = math.ceil(length / POINTS)
+    run = replace(
+        training.run,
+        length=length,
+        report_every=every,
+        validate_every=every,
+        checkpoint_every=math.ceil(length / SAVED),
+        picture_every=length,
+        tensorboard=False,
+    )
+    looked_at = min(training.pictures.validation_pictures, LOOKED_AT)
+    return replace(training, run=run, pictures=replace(training.pictures, validation_pictures=looked_at))
+
+
+def pace(name: str, *, pictures: Pictures, training: TokenizerTraining, seconds: float) -> Step:
+    """The step that takes the pace of a training, by `seconds` of steps. `training` is `nominal`."""
+
+    def work(place: Place) -> dict[str, Any]:
+        place.console.print(f"taking the pace of {name}", markup=False)
+        return {
+            **taken(training, open_source(pictures.path(place)), seconds=seconds)._asdict(),
+            **weights(training)._asdict(),
+            "threads": torch.get_num_threads(),
+        }
+
+    settings = {**pictures.described, "training": decisive(as_mapping(training)), "seconds": seconds}
+    return Step(name=f"pace-{name}", settings=settings, work=work, after=pictures.after)
+
+
+class Pace(NamedTuple):
+    """What a training costs on this machine."""
+
+    seconds_a_picture: float
+    """The mean over `PLACES` of the medians of the steps there, with the reading of their pictures."""
+    seconds_a_look: float
+    """Of looking at held-out pictures once, which is no part of that."""
+
+
+def taken(training: TokenizerTraining, source: Source, *, seconds: float) -> Pace:
+    """A training that is `nominal` -> its pace, by about `seconds` of its own steps. What they teach is thrown away."""
+    fabric = launch(training.run)
+    stage = TokenizerStage(training, source, fabric=fabric, about={})
+    batches = stage.batches(0)
+    found = []
+    for number in range(PLACES):
+        seen = (2 * number + 1) * NOMINAL // (2 * PLACES)
+        took: list[float] = []
+        while len(took) <= FEWEST or sum(took) < seconds / PLACES:
+            began = time.perf_counter()
+            _step(stage, next(batches), seen, fabric)
+            took.append(time.perf_counter() - began)
+        found.append(statistics.median(took[1:]) / training.run.batch)
+    began = time.perf_counter()
+    stage.validate()
+    return Pace(statistics.fmean(found), time.perf_counter() - began)
+
+
+def _step(stage: TokenizerStage, batch: Any, seen: int, fabric: Fabric) -> None:
+    run = stage.settings.run
+    generator = seed_step(run.seed, seen, fabric.global_rank)
+    values = stage.step(batch, seen=seen, count=run.batch, generator=generator)
+    float(values["reconstruction"])  # reading a number waits for the device
+
+
+def timed(name: str, *, pictures: Pictures, training: TokenizerTraining, minutes: float) -> Step:
+    """The step that trains a tokenizer for `minutes`, by the pace of the step before it; its folder is a run folder.
+
+    `training` is `nominal`.
+    """
+
+    def work(place: Place) -> dict[str, Any]:
+        planned = place.before[f"pace-{name}"].outcome
+        run = lasting(training, minutes=minutes, seconds_a_picture=planned["seconds_a_picture"])
+        train_tokenizer(pictures.path(place), place.folder, settings=run, console=place.console)
+        points = curve(read_metrics(place.folder), seconds_a_look=planned["seconds_a_look"])
+        return {"pictures": run.run.length, "seconds": points[-1]["seconds"], "curve": points}
+
+    settings = {**pictures.described, "training": decisive(as_mapping(training)), "minutes": minutes}
+    return Step(name=f"tokenizer-{name}", settings=settings, work=work, after=(*pictures.after, f"pace-{name}"))
+
+
+def curve(lines: Sequence[Mapping[str, Any]], *, seconds_a_look: float) -> list[dict[str, float]]:
+    """Lines of a run's metrics -> what it reached on held-out pictures, after how many seconds of training.
+
+    The clock of a run goes on while it looks at held-out pictures; that time is taken off again.
+    """
+    looks = (line for line in lines if line["part"] == "validation")
+    found = []
+    for number, line in enumerate(looks, 1):
+        scores = {"psnr": line["psnr"], **({LPIPS: line["perceptual"]} if "perceptual" in line else {})}
+        seconds = max(line["elapsed"] - number * seconds_a_look, 0.0)
+        found.append({"seconds": seconds, "pictures": line["seen"], **scores})
+    return found
+
+
+def reached(points: Sequence[Mapping[str, float]], score: str, *, target: float) -> float | None:
+    """A curve -> the second at which its score first was as good as `target`, straight between its points; None: never."""
+    sign = -1 if score == LPIPS else 1
+    before: Mapping[str, float] | None = None
+    for point in points:
+        gap = sign * (target - point[score])
+        if gap <= 0:
+            if before is None:
+                return point["seconds"]
+            share = sign * (target - before[score]) / (sign * (point[score] - before[score]))
+            return before["seconds"] + share * (point["seconds"] - before["seconds"])
+        before = point
+    return None
