@@ -25,8 +25,8 @@ check-slow: $(READY)
 	$(BIN)/python -m pytest -m slow  # one after the other: kills and packages that take all cores
 
 lint: $(READY)
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
 clean:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pairs import Work, main
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pairs import Work, main
 from smalti.losses.adversarial import LeCam, adaptive_weight, hinge_discriminator, hinge_generator
 from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
 from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, ReconstructionLoss

@@ -277,3 +277,11 @@ def test_the_pace_is_the_mean_over_all_phases_of_the_step_that_is_neither_fast_n
     assert found.seconds_a_picture == pytest.approx(2.0 / 4), "a mean step takes 2 seconds and has 4 pictures"
     assert len(set(seen_at)) == PLACES
     assert POINTS > SAVED
+
+
+def test_pictures_need_not_be_given_where_every_set_names_its_own() -> None:
+    sets = "sets=[{name: a, data: stones, size: [64, 64]}, {name: b, data: %s, size: [64, 64]}]"
+    asked = Asked(scale="small", overrides=(sets % "leaves",))
+    assert [each.data for each in STUDIES["modern-vs-reference"].resolved(asked).sets] == ["stones", "leaves"]
+    with pytest.raises(SmaltiError, match="give the pictures with --data"):
+        STUDIES["modern-vs-reference"].resolved(Asked(scale="small", overrides=(sets % "null",)))

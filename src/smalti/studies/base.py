@@ -120,6 +120,8 @@ class Study(Generic[S]):
     """Settings -> the steps, each after those it uses. Raises `SmaltiError` for what cannot be done, before any work."""
     page: Callable[[S, Asked, Mapping[str, Done]], Report]
     """The finished steps -> the page."""
+    brings_pictures: Callable[[S], bool] = lambda settings: False
+    """Whether settings name all the pictures that they need themselves."""
 
     def resolved(self, asked: Asked) -> S:
         """The settings of a scale with overrides laid over them.
@@ -131,13 +133,14 @@ class Study(Generic[S]):
         scale = self.scales[asked.scale]
         if asked.models and not self.takes_models:
             raise SmaltiError(f"this study trains its own models, {asked.models[0]} was given; leave it out")
-        if asked.data is None and not scale.paints:
+        own = [each for each in asked.overrides if each.partition(".")[0] not in TRAININGS]
+        values = {**scale.settings, **dict(assignment(each, form="key=value") for each in own)}
+        settings = parse(self.settings, values, where=f"scale {asked.scale}" + (" with --set" if own else ""))
+        if asked.data is None and not scale.paints and not self.brings_pictures(settings):
             raise SmaltiError(
                 f"the scale {asked.scale} is made for {scale.data}; give the pictures with --data, or take another --scale"
             )
-        own = [each for each in asked.overrides if each.partition(".")[0] not in TRAININGS]
-        values = {**scale.settings, **dict(assignment(each, form="key=value") for each in own)}
-        return parse(self.settings, values, where=f"scale {asked.scale}" + (" with --set" if own else ""))
+        return settings
 
 
 def run_study(name: str, study: Study[S], out: Path, *, asked: Asked, console: Console) -> Path:

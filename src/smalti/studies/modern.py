@@ -231,4 +231,5 @@ MODERN_VS_REFERENCE = Study(
     scales=SCALES,
     plan=plan,
     page=page,
+    brings_pictures=lambda chosen: all(each.data is not None for each in chosen.sets),
 )
