@@ -240,11 +240,13 @@ def test_looking_at_held_out_pictures_is_no_training() -> None:
         {"part": "train", "seen": 4, "elapsed": 2.0},
         {"part": "validation", "seen": 4, "elapsed": 5.0, "psnr": 9.0, "perceptual": 0.5},
         {"part": "train", "seen": 8, "elapsed": 7.0},
-        {"part": "validation", "seen": 8, "elapsed": 10.0, "psnr": 11.0, "perceptual": 0.4},
+        {"part": "validation", "seen": 8, "elapsed": 8.0, "psnr": 11.0, "perceptual": 0.4},
+        {"part": "train", "seen": 12, "elapsed": 12.0},
+        {"part": "validation", "seen": 12, "elapsed": 19.0, "psnr": 12.0, "perceptual": 0.3},
     ]
-    found = curve(lines, seconds_a_look=3.0)
-    assert [point["seconds"] for point in found] == [2.0, 4.0]
-    assert [point[LPIPS] for point in found] == [0.5, 0.4]
+    found = curve(lines)
+    assert [point["seconds"] for point in found] == [2.0, 4.0, 8.0]
+    assert [point[LPIPS] for point in found] == [0.5, 0.4, 0.3]
 
 
 values = st.lists(st.integers(0, 20), min_size=1, max_size=8)
@@ -274,7 +276,7 @@ def test_the_pace_is_the_mean_over_all_phases_of_the_step_that_is_neither_fast_n
     monkeypatch.setattr(timed, "_step", step)
     monkeypatch.setattr(timed, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     found = timed.taken(nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0)
-    assert found.seconds_a_picture == pytest.approx(2.0 / 4), "a mean step takes 2 seconds and has 4 pictures"
+    assert found == pytest.approx(2.0 / 4), "a mean step takes 2 seconds and has 4 pictures"
     assert len(set(seen_at)) == PLACES
     assert POINTS > SAVED
 

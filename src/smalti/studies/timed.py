@@ -104,7 +104,7 @@ def pace(name: str, *, pictures: Pictures, training: TokenizerTraining, seconds:
     def work(place: Place) -> dict[str, Any]:
         place.console.print(f"taking the pace of {name}", markup=False)
         return {
-            **taken(training, open_source(pictures.path(place)), seconds=seconds)._asdict(),
+            "seconds_a_picture": taken(training, open_source(pictures.path(place)), seconds=seconds),
             **weights(training)._asdict(),
             "threads": torch.get_num_threads(),
         }
@@ -113,17 +113,11 @@ def pace(name: str, *, pictures: Pictures, training: TokenizerTraining, seconds:
     return Step(name=f"pace-{name}", settings=settings, work=work, after=pictures.after)
 
 
-class Pace(NamedTuple):
-    """What a training costs on this machine."""
+def taken(training: TokenizerTraining, source: Source, *, seconds: float) -> float:
+    """A training that is `nominal` -> the seconds that a picture takes it on this machine, with its reading.
 
-    seconds_a_picture: float
-    """The mean over `PLACES` of the medians of the steps there, with the reading of their pictures."""
-    seconds_a_look: float
-    """Of looking at held-out pictures once, which is no part of that."""
-
-
-def taken(training: TokenizerTraining, source: Source, *, seconds: float) -> Pace:
-    """A training that is `nominal` -> its pace, by about `seconds` of its own steps. What they teach is thrown away."""
+    The mean over `PLACES` of the medians of the steps there, about `seconds` of them. What they teach is thrown away.
+    """
     fabric = launch(training.run)
     stage = TokenizerStage(training, source, fabric=fabric, about={})
     batches = stage.batches(0)
@@ -136,9 +130,7 @@ def taken(training: TokenizerTraining, source: Source, *, seconds: float) -> Pac
             _step(stage, next(batches), seen, fabric)
             took.append(time.perf_counter() - began)
         found.append(statistics.median(took[1:]) / training.run.batch)
-    began = time.perf_counter()
-    stage.validate()
-    return Pace(statistics.fmean(found), time.perf_counter() - began)
+    return statistics.fmean(found)
 
 
 def _step(stage: TokenizerStage, batch: Any, seen: int, fabric: Fabric) -> None:
@@ -158,24 +150,26 @@ def timed(name: str, *, pictures: Pictures, training: TokenizerTraining, minutes
         planned = place.before[f"pace-{name}"].outcome
         run = lasting(training, minutes=minutes, seconds_a_picture=planned["seconds_a_picture"])
         train_tokenizer(pictures.path(place), place.folder, settings=run, console=place.console)
-        points = curve(read_metrics(place.folder), seconds_a_look=planned["seconds_a_look"])
+        points = curve(read_metrics(place.folder))
         return {"pictures": run.run.length, "seconds": points[-1]["seconds"], "curve": points}
 
     settings = {**pictures.described, "training": decisive(as_mapping(training)), "minutes": minutes}
     return Step(name=f"tokenizer-{name}", settings=settings, work=work, after=(*pictures.after, f"pace-{name}"))
 
 
-def curve(lines: Sequence[Mapping[str, Any]], *, seconds_a_look: float) -> list[dict[str, float]]:
+def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Lines of a run's metrics -> what it reached on held-out pictures, after how many seconds of training.
 
-    The clock of a run goes on while it looks at held-out pictures; that time is taken off again.
+    The clock of a run goes on while it looks at held-out pictures; that time is taken off again. It lies between the line of a
+    report and the validation after it.
     """
-    looks = (line for line in lines if line["part"] == "validation")
-    found = []
-    for number, line in enumerate(looks, 1):
-        scores = {"psnr": line["psnr"], **({LPIPS: line["perceptual"]} if "perceptual" in line else {})}
-        seconds = max(line["elapsed"] - number * seconds_a_look, 0.0)
-        found.append({"seconds": seconds, "pictures": line["seen"], **scores})
+    found, reported, looking = [], 0.0, 0.0
+    for line in lines:
+        if line["part"] == "validation":
+            scores = {"psnr": line["psnr"], **({LPIPS: line["perceptual"]} if "perceptual" in line else {})}
+            found.append({"seconds": round(reported - looking, 3), "pictures": line["seen"], **scores})
+            looking += line["elapsed"] - reported
+        reported = line["elapsed"]
     return found
 
 
