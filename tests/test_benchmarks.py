@@ -39,7 +39,7 @@ def test_a_peer_runs_beside_ours_and_the_last_line_has_the_ratio(tmp_path: Path)
     assert line["item"] == "wait"
     assert line["ratio"] > 1000
     assert line["peer_peak_mib"] == 7.0 < line["peak_mib"]
-    assert 0 < line["floor_share"]
+    assert line["floor_share"] > 0
 
 
 def test_an_unknown_item_is_told(tmp_path: Path) -> None:
