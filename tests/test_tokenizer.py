@@ -14,7 +14,7 @@ import reference
 from smalti.errors import SmaltiError
 from smalti.files import write_json
 from smalti.settings import parse
-from smalti.tokenizer.blocks import AttentionBlock, Downsample, Upsample, as_channels_last, group_norm, swish
+from smalti.tokenizer.blocks import AttentionBlock, Downsample, Upsample, as_channels_last, group_norm, plus, swish
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 
@@ -105,6 +105,16 @@ def test_swish_writes_over_its_input_only_where_no_gradient_asks_for_it() -> Non
     assert swish(spent) is spent
     assert torch.equal(spent, made)
     torch.testing.assert_close(made, before * before.sigmoid())
+
+
+@pytest.mark.parametrize("asking", [(True, False), (False, True), (False, False)])
+def test_a_sum_writes_over_its_branch_only_where_no_gradient_asks_for_it(asking: tuple[bool, bool]) -> None:
+    branch, shortcut = (noise(4, seed=3 + number).requires_grad_(asks) for number, asks in enumerate(asking))
+    before = branch.detach().clone()
+    made = plus(branch, shortcut)
+    assert torch.equal(made, before + shortcut)
+    assert (made is branch) == (not any(asking))
+    assert torch.equal(branch, before) == any(asking)
 
 
 def test_attention_stands_where_it_is_asked_for() -> None:

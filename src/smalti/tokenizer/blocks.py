@@ -19,6 +19,13 @@ def swish(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not x.requires_grad)
 
 
+def plus(branch: Tensor, shortcut: Tensor) -> Tensor:
+    """The sum of two maps, in the memory of `branch` where no gradient will ask for it: `branch` must be the caller's own."""
+    # Under autocast one of them may be in half precision, and the sum then is in the other's.
+    asked_for = branch.requires_grad or shortcut.requires_grad or branch.dtype != shortcut.dtype
+    return branch + shortcut if asked_for else branch.add_(shortcut)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm as in the paper's code: 32 groups (fewer where 32 does not divide `channels`), epsilon 1e-6."""
     return nn.GroupNorm(math.gcd(channels, 32), channels, eps=1e-6)
@@ -40,7 +47,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.convolution1(swish(self.norm1(x)))  # (B,C',H,W)
         h = self.convolution2(self.dropout(swish(self.norm2(h))))  # (B,C',H,W)
-        return self.shortcut(x) + h  # type: ignore[no-any-return]
+        return plus(h, self.shortcut(x))
 
 
 @final
@@ -65,7 +72,7 @@ class AttentionBlock(nn.Module):
         )
         attended = F.scaled_dot_product_attention(query, key, value)  # (B,1,HW,C)
         attended = attended.reshape(B, H, W, C).permute(0, 3, 1, 2)  # (B,C,H,W)
-        return x + self.out(attended)  # type: ignore[no-any-return]
+        return plus(self.out(attended), x)
 
 
 @final
