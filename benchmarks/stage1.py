@@ -45,7 +45,7 @@ RATE = 4.5e-6
 
 
 def counted(run: object) -> float:
-    """Billions of operations of one run."""
+    """Billions of operations of one run, which may not ask for gradients in its midst (the counter cannot follow that)."""
     with FlopCounterMode(display=False) as counter:
         run()  # type: ignore[operator]
     return counter.get_total_flops() / 1e9
@@ -122,7 +122,16 @@ def stage1() -> Work:
     def run() -> None:
         joint(players, images, quantize=model.quantizer, strength=strength, anchors=LeCam.start())
 
-    return Work(run, counted(run))
+    return Work(run, step_floor(model, judge, distance, images))
+
+
+def step_floor(model: VQGAN, judge: nn.Module, distance: ReconstructionLoss, images: Tensor) -> float:
+    """Operations that no step can do without, a backward pass through a network counted as one forward pass for the gradient of its
+    input and one for that of its weights: the tokenizer 3; the frozen perceptual network 3 (target, reconstructions, and back to
+    them); the discriminator 7 (two batches, back to the reconstructions, and twice 2 for its own loss)."""
+    with torch.no_grad():
+        passes = {3: [lambda: model(images), lambda: distance.perceptual.target(images)], 7: [lambda: judge(images)]}
+        return sum(times * counted(run) for times, runs in passes.items() for run in runs)
 
 
 def nearest_codes() -> Work:
@@ -189,7 +198,7 @@ def plain_stage1() -> Work:
         generator_turn()
         judge_turn()
 
-    return Work(run, counted(run))
+    return Work(run, step_floor(model, judge, distance, images))
 
 
 def plain_nearest() -> Work:
