@@ -15,6 +15,8 @@ passes through the networks of the losses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,10 +46,10 @@ OBJECTIVE = ObjectiveSettings(
 RATE = 4.5e-6
 
 
-def counted(run: object) -> float:
+def counted(run: Callable[[], object]) -> float:
     """Billions of operations of one run, which may not ask for gradients in its midst (the counter cannot follow that)."""
     with FlopCounterMode(display=False) as counter:
-        run()  # type: ignore[operator]
+        run()
     return counter.get_total_flops() / 1e9
 
 

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+from rich.console import Console
+
+from smalti.training.config import PriorTraining, resolve
+from smalti.training.runs import codes_of, train_prior
 
 SIDE = 16
 LABELS = ("light", "dark")
@@ -68,3 +72,17 @@ def write_recipe(path: Path) -> Path:
     """The small recipe as a YAML file."""
     path.write_text(yaml.safe_dump(RECIPE))
     return path
+
+
+def small_prior(folder: Path, out: str, *overrides: str) -> Path:
+    """`pictures`, `tokenizer` and `small.yaml` in a folder -> a run of a prior in `out` there, on the codes in `codes`."""
+    settings = resolve(PriorTraining, stage="prior", recipe=str(folder / "small.yaml"), overrides=overrides)
+    shards = codes_of(
+        folder / "pictures",
+        folder / "tokenizer",
+        folder / "codes",
+        settings=settings,
+        progress=lambda done, total: None,
+    )
+    train_prior(shards, folder / "tokenizer", folder / out, settings=settings, console=Console(quiet=True))
+    return folder / out

@@ -13,15 +13,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from small import write_pictures, write_recipe
+from small import small_prior, write_pictures, write_recipe
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
 from smalti.prior import GPT, GPTSettings, Prior, Transformer, TransformerSettings, nats
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from smalti.training.blockwise import check_compiler, recompute, tokenizer_blocks, tokenizer_stages
-from smalti.training.config import PriorTraining, TokenizerTraining, resolve
-from smalti.training.runs import codes_of, train_prior, train_tokenizer
+from smalti.training.config import TokenizerTraining, resolve
+from smalti.training.runs import train_tokenizer
 from smalti.training.stepping import mean_of_parts
 from smalti.training.tokenizer import TokenizerStage
 
@@ -103,19 +103,11 @@ def test_parts_that_cannot_be(overrides: list[str], sentence: str, folder: Path)
 
 
 def prior_run(folder: Path, out: str, *overrides: str) -> dict[str, Tensor]:
-    settings = resolve(PriorTraining, stage="prior", recipe=str(folder / "small.yaml"), overrides=overrides)
     if not (folder / "tokenizer").is_dir():
         train_tokenizer(
             folder / "pictures", folder / "tokenizer", settings=settings_of(folder, "run.length=16"), console=QUIET
         )
-    shards = codes_of(
-        folder / "pictures",
-        folder / "tokenizer",
-        folder / "codes",
-        settings=settings,
-        progress=lambda done, total: None,
-    )
-    train_prior(shards, folder / "tokenizer", folder / out, settings=settings, console=QUIET)
+    small_prior(folder, out, *overrides)
     return load_file(folder / out / "model" / "model.safetensors")
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from small import RECIPE, write_pictures, write_recipe
+from small import RECIPE, small_prior, write_pictures, write_recipe
 from smalti.errors import SmaltiError
 from smalti.training import stepping
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
@@ -57,19 +57,6 @@ def small_tokenizer(folder: Path, out: str, *overrides: str) -> Path:
 
 def small_tokenizer_in_twelves(folder: Path, out: str) -> Path:
     return small_tokenizer(folder, out, "run.report_every=12", "run.length=48")
-
-
-def small_prior(folder: Path, out: str, *overrides: str) -> Path:
-    settings = resolve(PriorTraining, stage="prior", recipe=str(folder / "small.yaml"), overrides=overrides)
-    shards = codes_of(
-        folder / "pictures",
-        folder / "tokenizer",
-        folder / "codes",
-        settings=settings,
-        progress=lambda done, total: None,
-    )
-    train_prior(shards, folder / "tokenizer", folder / out, settings=settings, console=QUIET)
-    return folder / out
 
 
 @pytest.fixture(scope="module")

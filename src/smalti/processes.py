@@ -24,6 +24,15 @@ def everyones(tensor: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
+def sum_of_all(tensor: Tensor) -> Tensor:
+    """The sum of this tensor over all processes, without gradient where there are several."""
+    if world() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    distributed.all_reduce(total)
+    return total
+
+
 def mean_of_all(tensor: Tensor) -> Tensor:
     """The mean of this tensor over all processes, with the gradient of this process's part.
 
@@ -32,9 +41,7 @@ def mean_of_all(tensor: Tensor) -> Tensor:
     """
     if world() == 1:
         return tensor
-    total = tensor.detach().clone()
-    distributed.all_reduce(total)
-    return tensor + (total / world() - tensor.detach())
+    return tensor + (sum_of_all(tensor) / world() - tensor.detach())
 
 
 def first_ones(tensor: Tensor) -> None:

@@ -91,6 +91,15 @@ class ObjectiveSettings:
     codebook_weight: Weight = 1.0
     adversarial: AdversarialSettings = AdversarialSettings()
 
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The terms beside that of pixels which are computed, by their names in `Reconstruction`."""
+        chosen = {
+            "perceptual": (self.perceptual, self.perceptual_weight),
+            "logits": (self.logits, self.logits_weight),
+        }
+        return tuple(name for name, (network, weight) in chosen.items() if network != "none" and weight)
+
     @model_validator(mode="after")
     def _labels_are_not_pictures(self) -> ObjectiveSettings:
         judged = {"perceptual": self.perceptual, "logits": self.logits, "adversarial.weight": self.adversarial.weight}

@@ -28,15 +28,11 @@ from smalti.images import save_png
 from smalti.pipeline import Pipeline, load_prior
 from smalti.pretrained import find_model
 from smalti.prior import Sampler, unknown
-from smalti.settings import as_mapping
 from smalti.studies.base import Place
 from smalti.training.config import PriorTraining
-from smalti.training.folder import RunFolder, read_metrics
-from smalti.training.launching import launch
-from smalti.training.loop import fit
-from smalti.training.prior import PriorStage
-from smalti.training.watching import Watch, counting
-from smalti.version import __version__
+from smalti.training.folder import read_metrics
+from smalti.training.runs import train_prior_on
+from smalti.training.watching import counting
 
 ENCODED = 64
 """Crops that are encoded at once."""
@@ -94,19 +90,10 @@ def codes_of_crops(
 
 
 def trained_prior(tokenizer: Any, codes: Path, place: Place, *, settings: PriorTraining) -> dict[str, Any]:
-    """Codes -> a prior that is told nothing else, trained in the step's folder, and how likely it finds held-out codes.
-
-    As `smalti.training.runs.train_prior`, for any tokenizer.
-    """
+    """Codes -> a prior that is told nothing else, trained in the step's folder, and how likely it finds held-out codes."""
     shards = open_codes(codes)
     shards.check_fingerprint(tokenizer.fingerprint())
-    read = {"fingerprint": shards.meta.fingerprint, "size": shards.meta.size, "grid": list(shards.meta.grid)}
-    config = {"smalti": __version__, "stage": "prior", "codes": read, **as_mapping(settings)}
-    folder, fabric = RunFolder(place.folder, config), launch(settings.run)
-    about = {"smalti": __version__, "pictures": len(shards.training)}
-    stage = PriorStage(settings, shards, Nothing(), tokenizer, fabric=fabric, about=about)
-    watch = Watch(place.console, title="prior", tensorboard=None, quiet=not fabric.is_global_zero)
-    fit(stage, folder, run=settings.run, fabric=fabric, watch=watch)
+    train_prior_on(shards, tokenizer, Nothing(), place.folder, settings=settings, console=place.console)
     lines = [line for line in read_metrics(place.folder) if line["part"] == "validation"]
     return {
         "nats_a_code": lines[-1]["nats"],

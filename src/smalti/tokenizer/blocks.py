@@ -95,31 +95,39 @@ UPSAMPLED_TAPS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
 """Row u says which of the three taps of a kernel, along one side, are summed into tap u of its upsampled kernel."""
 
 
-def upsampled_kernel(weight: Tensor) -> Tensor:
+def upsampling_sums() -> Tensor:
+    """(16,9): which taps of a kernel are summed into which of its upsampled kernel, both in raster order."""
+    taps = torch.tensor(UPSAMPLED_TAPS, dtype=torch.get_default_dtype())  # (4,3)
+    return torch.kron(taps, taps)
+
+
+def upsampled_kernel(weight: Tensor, sums: Tensor) -> Tensor:
     """A 3x3 kernel (O,I,3,3) -> the 4x4 kernel (I,O,4,4) with which a transposed convolution of stride 2 and padding 1 does what
-    repeating each value 2x2 and then convolving with the 3x3 kernel does.
+    repeating each value 2x2 and then convolving with the 3x3 kernel does. `sums` are those of `upsampling_sums`.
 
     The nine taps of an output pixel fall on only 2 x 2 different values of the smaller map, so 4 products replace 9. The sums of
     taps are rounded in another order; nothing else differs.
     """
     O, I = weight.shape[:2]  # noqa: E741
-    taps = weight.new_tensor(UPSAMPLED_TAPS)  # (4,3)
-    both = torch.kron(taps, taps)  # (16,9)
-    return (weight.reshape(O, I, 9) @ both.T).view(O, I, 4, 4).transpose(0, 1)
+    return (weight.reshape(O, I, 9) @ sums.T).view(O, I, 4, 4).transpose(0, 1)
 
 
 @final
 class Upsample(nn.Module):
     """(B,C,H,W) -> (B,C,2H,2W): each value repeated 2x2, then (with `convolution`) a 3x3 convolution, in one step."""
 
+    sums: Tensor
+
     def __init__(self, channels: int, *, convolution: bool) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(channels, channels, 3, padding=1) if convolution else nn.Identity()
+        # On the device from the start, so that no step waits for it; no weight.
+        self.register_buffer("sums", upsampling_sums(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.convolution, nn.Identity):
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
-        kernel = upsampled_kernel(self.convolution.weight)
+        kernel = upsampled_kernel(self.convolution.weight, self.sums)
         return F.conv_transpose2d(x, kernel, self.convolution.bias, stride=2, padding=1)
 
 

@@ -217,13 +217,9 @@ def _pass(players: Players, images: Tensor, quantize: Quantize) -> _Pass:
 
 
 def _values(players: Players, taken: _Pass) -> Values:
-    distance, settings = taken.distance, players.settings
+    distance = taken.distance
     values = {"reconstruction": distance.total, "pixel": distance.pixel, "codebook": taken.quantized.loss}
-    if settings.perceptual_weight and settings.perceptual != "none":
-        values["perceptual"] = distance.perceptual
-    if settings.logits_weight and settings.logits != "none":
-        values["logits"] = distance.logits
-    return _detached(values)
+    return _detached({**values, **{name: getattr(distance, name) for name in players.settings.terms}})
 
 
 def _detached(values: Values) -> Values:

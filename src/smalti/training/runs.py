@@ -80,7 +80,7 @@ def _kind_to_learn(settings: TokenizerTraining) -> Kind:
         )
     kind = KINDS[pictures.kind](pictures.unlabelled)
     kind.check(channels)
-    if channels == 4 and objective.perceptual != "none" and objective.perceptual_weight:
+    if channels == 4 and "perceptual" in objective.terms:
         raise SmaltiError(
             f"objective.perceptual = {objective.perceptual} knows pictures of 1 or 3 channels, and the model has 4; set "
             "objective.perceptual=none, or model.pyramid.channels=3, which lays pictures over white"
@@ -103,13 +103,20 @@ def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: Pri
             f"drop_condition = {settings.drop_condition:g}, but a GPT has no code for an empty condition; set drop_condition=0, "
             "or network.name=transformer"
         )
+    train_prior_on(shards, model, condition, out, settings=settings, console=console)
+
+
+def train_prior_on(
+    shards: CodeShards, tokenizer: Any, condition: Condition, out: Path, *, settings: PriorTraining, console: Console
+) -> None:
+    """As `train_prior`, with the codes' tokenizer, or what has its methods, and a condition that they hold."""
     meta = shards.meta
     codes = {"fingerprint": meta.fingerprint, "size": meta.size, "grid": list(meta.grid), "labels": list(meta.labels)}
     config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
     fabric = launch(settings.run)
     folder = first_alone(fabric, lambda: RunFolder(out, config))
     about = {"smalti": __version__, "pictures": len(shards.training)}
-    stage = PriorStage(settings, shards, condition, model, fabric=fabric, about=about)
+    stage = PriorStage(settings, shards, condition, tokenizer, fabric=fabric, about=about)
     _run(stage, folder, config, run=settings.run, fabric=fabric, console=console)
 
 

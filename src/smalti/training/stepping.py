@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from smalti.processes import sum_of_all
 from smalti.training.config import OptimiserSettings
 from smalti.training.optimiser import rate_at, set_rate
 
@@ -159,9 +160,7 @@ def mean_of_processes(fabric: Fabric, values: Mapping[str, Tensor]) -> dict[str,
 
 def sum_of_processes(fabric: Fabric, tensor: Tensor) -> Tensor:
     """A tensor of any shape, on any device -> the sum over all processes, on the run's device."""
-    reduced: Any = fabric.all_reduce(tensor.to(fabric.device), reduce_op="sum") if fabric.world_size > 1 else tensor
-    total: Tensor = reduced
-    return total
+    return sum_of_all(tensor.to(fabric.device)) if fabric.world_size > 1 else tensor
 
 
 def quotient_of_processes(fabric: Fabric, total: float, count: float) -> float:

@@ -322,13 +322,7 @@ class TokenizerStage(Stage):
 
     def _terms(self) -> dict[str, str]:
         """What is recorded of the reconstruction loss -> its name in `Reconstruction`; only what is computed."""
-        objective = self.settings.objective
-        terms = {"reconstruction": "total", "pixel": "pixel"}
-        if objective.perceptual_weight and objective.perceptual != "none":
-            terms["perceptual"] = "perceptual"
-        if objective.logits_weight and objective.logits != "none":
-            terms["logits"] = "logits"
-        return terms
+        return {"reconstruction": "total", "pixel": "pixel", **{name: name for name in self.settings.objective.terms}}
 
     @torch.no_grad()
     def picture(self) -> Tensor:
