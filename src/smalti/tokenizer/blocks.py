@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smalti.tokenizer.convolutions import Convolution, Geometry, convolve
+
 
 def swish(x: Tensor) -> Tensor:
     """x * sigmoid(x), in the memory of `x` where no gradient will ask for it: `x` must be the caller's own."""
@@ -38,10 +40,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, *, dropout: float) -> None:
         super().__init__()
         self.norm1 = group_norm(channels)
-        self.convolution1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.convolution1 = Convolution(channels, out_channels, 3, padding=1)
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.convolution2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.convolution2 = Convolution(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ class Downsample(nn.Module):
     def __init__(self, channels: int, *, convolution: bool) -> None:
         super().__init__()
         self.resample = (
-            nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
+            nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), Convolution(channels, channels, 3, stride=2))
             if convolution
             else nn.AvgPool2d(2)
         )
@@ -128,7 +130,7 @@ class Upsample(nn.Module):
         if isinstance(self.convolution, nn.Identity):
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
         kernel = upsampled_kernel(self.convolution.weight, self.sums)
-        return F.conv_transpose2d(x, kernel, self.convolution.bias, stride=2, padding=1)
+        return convolve(x, kernel, self.convolution.bias, Geometry(stride=2, padding=1, transposed=True))
 
 
 def start_as_shortcuts(module: nn.Module) -> None:

@@ -1,0 +1,90 @@
+"""Convolutions that learn, with a gradient of their weights that is faster on a CPU than PyTorch's own.
+
+Images lie channels last, since most of PyTorch's CPU library is fastest so. Its gradient of a weight is the exception: for 64
+channels at 128 x 128 it takes up to three times as long as in the contiguous layout, copying both images there included.
+
+Letters: B batch, C channels of the image, K channels of the result, H W pixels of the result, k side of the kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEAST = 16
+"""Channels, of the image and of the result, below which there is nothing to be gained."""
+
+
+class Geometry(NamedTuple):
+    """How a kernel moves over an image."""
+
+    stride: int
+    padding: int
+    transposed: bool = False
+
+
+@final
+class Convolution(nn.Conv2d):
+    """(B,C,.,.) -> (B,K,H,W): PyTorch's, with the faster gradient where it applies; kernel, stride and padding are square.
+
+    Where only the gradient of its image is asked for, as of a discriminator, that of its weight is computed all the same.
+    """
+
+    def __init__(self, channels: int, out_channels: int, side: int, *, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(channels, out_channels, side, stride, padding)
+        self.geometry = Geometry(stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self.weight, self.bias, self.geometry)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """x (B,C,.,.) and a weight (K,C,k,k), or (C,K,k,k) of a transposed convolution -> (B,K,H,W), the same as PyTorch's."""
+    if not _suits(x, weight):
+        return _plain(x, weight, bias, geometry)
+    result: Tensor = _Convolution.apply(x, weight, bias, geometry)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    learns = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
+    plain = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x.dtype == weight.dtype
+    return learns and plain and min(weight.shape[:2]) >= LEAST
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    function = F.conv_transpose2d if geometry.transposed else F.conv2d
+    return function(x, weight, bias, stride=geometry.stride, padding=geometry.padding)
+
+
+@final
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = geometry
+        return _plain(x, weight, bias, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        # Written in operations that have gradients themselves.
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        given_x = _gradients(gradient, x, weight, ctx.geometry, (True, False))[0] if of_x else None
+        contiguous = gradient.contiguous(), x.contiguous(), weight.contiguous()
+        given_weight = _gradients(*contiguous, ctx.geometry, (False, True))[1] if of_weight else None
+        return given_x, given_weight, gradient.sum((0, 2, 3)) if of_bias else None, None
+
+
+def _gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of `x` and of the weight, where wanted, by PyTorch."""
+    stride, padding = [geometry.stride] * 2, [geometry.padding] * 2
+    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, stride, padding, [1, 1], geometry.transposed, [0, 0], 1, [*wanted, False]
+    )
+    return of_x, of_weight
