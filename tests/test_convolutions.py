@@ -60,7 +60,7 @@ def test_gradients_have_gradients(case: tuple[int, int, int, tuple[int, int], Ge
 
 
 def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[bool, bool]] = []
+    asked: list[tuple[bool, bool, bool]] = []
     plain = convolutions._gradients
 
     def watched(*given: object) -> object:
@@ -70,7 +70,7 @@ def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(convolutions, "_gradients", watched)
     layer = Convolution(16, 16, 3, padding=1)
     layer(torch.randn(1, 16, 4, 4)).sum().backward()  # a picture needs no gradient
-    assert asked == [(False, True)]
+    assert asked == [(False, True, True)]
 
 
 def test_the_plain_way_where_the_fast_one_has_nothing_to_gain() -> None:

@@ -73,18 +73,19 @@ class _Convolution(torch.autograd.Function):
         # Written in operations that have gradients themselves.
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        given_x = _gradients(gradient, x, weight, ctx.geometry, (True, False))[0] if of_x else None
+        given_x = _gradients(gradient, x, weight, ctx.geometry, (of_x, False, False))[0] if of_x else None
         contiguous = gradient.contiguous(), x.contiguous(), weight.contiguous()
-        given_weight = _gradients(*contiguous, ctx.geometry, (False, True))[1] if of_weight else None
-        return given_x, given_weight, gradient.sum((0, 2, 3)) if of_bias else None, None
+        _, given_weight, given_bias = _gradients(*contiguous, ctx.geometry, (False, of_weight, of_bias))
+        return given_x, given_weight, given_bias, None
 
 
 def _gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Those of `x` and of the weight, where wanted, by PyTorch."""
+    gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of `x`, the weight and the bias, where wanted, by PyTorch."""
+    biases = [weight.shape[1] if geometry.transposed else weight.shape[0]]
     stride, padding = [geometry.stride] * 2, [geometry.padding] * 2
-    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, stride, padding, [1, 1], geometry.transposed, [0, 0], 1, [*wanted, False]
+    given: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
+        gradient, x, weight, biases, stride, padding, [1, 1], geometry.transposed, [0, 0], 1, list(wanted)
     )
-    return of_x, of_weight
+    return given
