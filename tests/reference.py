@@ -41,8 +41,8 @@ def placement(i: int, N: int, n: int) -> int:
     return half
 
 
-def surviving(logits: Sequence[float], *, top_k: int, top_p: float) -> set[int]:
-    """Codes left by top-k and then top-p, one after the other."""
+def surviving(logits: Sequence[float], *, top_k: int, top_p: float, min_p: float = 0.0) -> set[int]:
+    """Codes left by top-k, then top-p, then min-p, one after the other."""
     order = sorted(range(len(logits)), key=lambda code: -logits[code])
     if top_k:
         order = [code for code in order if logits[code] >= logits[order[min(top_k, len(order)) - 1]]]
@@ -53,7 +53,7 @@ def surviving(logits: Sequence[float], *, top_k: int, top_p: float) -> set[int]:
         mass += weight / sum(weights)
         if top_p < 1 and mass > top_p:
             break
-    return kept
+    return {code for code in kept if math.exp(logits[code] - logits[order[0]]) >= min_p}
 
 
 @torch.no_grad()
@@ -67,7 +67,11 @@ def sampled(
     codes, (height, width) = known.clone(), known.shape
     rows, columns = min(height, prior.grid[0]), min(width, prior.grid[1])
     order = ORDERS[prior.order](rows, columns).tolist()
-    for i, j in (divmod(place, width) for place in ORDERS[prior.order](height, width).tolist()):
+    for step, place in enumerate(ORDERS[prior.order](height, width).tolist()):
+        i, j = divmod(place, width)
+        done = step / (height * width - 1) if step else 0.0  # 0 at the first code, 1 at the last
+        shares = {"constant": 1.0, "linear": done, "cosine": 0.5 - 0.5 * math.cos(math.pi * done)}
+        scale = 1 + (sampler.guidance - 1) * shares[sampler.guidance_schedule]
         if known[i, j] >= 0:
             continue
         local_i, local_j = placement(i, height, rows), placement(j, width, columns)
@@ -80,14 +84,14 @@ def sampled(
             logits: Tensor = prior(sequence, cache=NoCache(columns=columns))
             return logits[0, prior.prefix - 1 + turn, : prior.size]
 
-        logits = sampler.guidance * logits_with(prefix if isinstance(prefix, Tensor) else prefix(window))
+        logits = scale * logits_with(prefix if isinstance(prefix, Tensor) else prefix(window))
         if sampler.guidance != 1:
-            logits = logits + (1 - sampler.guidance) * logits_with(prior.null_prefix(1)[0])
+            logits = logits + (1 - scale) * logits_with(prior.null_prefix(1)[0])
         if sampler.temperature == 0:
             codes[i, j] = logits.argmax()
             continue
         logits = logits / sampler.temperature
-        kept = surviving(logits.tolist(), top_k=sampler.top_k, top_p=sampler.top_p)
+        kept = surviving(logits.tolist(), top_k=sampler.top_k, top_p=sampler.top_p, min_p=sampler.min_p)
         noise = gumbel(torch.tensor([seed]), prior.size, rows=torch.tensor([i]), columns=torch.tensor([j]))[0]
         scores = (logits + noise).tolist()
         codes[i, j] = max(kept, key=scores.__getitem__)

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from small import small_prior, write_pictures, write_recipe
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
-from smalti.prior import GPT, GPTSettings, Prior, Transformer, TransformerSettings, nats
+from smalti.prior import (
+    GPT,
+    GPTSettings,
+    PixelSNAIL,
+    PixelSNAILSettings,
+    Prior,
+    Transformer,
+    TransformerSettings,
+    nats,
+)
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from smalti.training.blockwise import check_compiler, recompute, tokenizer_blocks, tokenizer_stages
@@ -187,6 +196,7 @@ def test_names_copies_and_fingerprints_stay() -> None:
 PRIORS: dict[str, Prior] = {
     "transformer": Transformer(TransformerSettings(size=16, prefix=1, grid=(4, 4), layers=2, width=16, heads=2)),
     "gpt": GPT(GPTSettings(size=16, vocabulary=20, prefix=1, grid=(4, 4), layers=2, width=16, heads=2)),
+    "pixelsnail": PixelSNAIL(PixelSNAILSettings(size=16, prefix=1, grid=(4, 4), layers=2, width=16, heads=2)),
 }
 
 

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smalti.data import codes as codes_module
-from smalti.data.codes import CodeSet, CodeShards, entropy, histogram, open_codes, write_codes
+from smalti.data import encoding as codes_module
+from smalti.data.codes import CodeSet, CodeShards, entropy, histogram, open_codes
+from smalti.data.encoding import write_codes
 from smalti.data.loading import CentreCrop, Crops, RandomCrop, batches, in_order
 from smalti.data.sources import Source, open_source
 from smalti.errors import SmaltiError
@@ -85,8 +86,9 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, shards: CodeShards) -> 
             assert np.array_equal(stored[row, copy], expected)
         assert shards.training[row, 0].label.item() == label
     for index in range(2):
-        codes, label_tensor = shards.validation[index, 5]
-        assert codes.dtype == label_tensor.dtype == torch.int64
+        codes, label_tensor, prefix = shards.validation[index, 5]
+        assert codes.dtype == label_tensor.dtype == prefix.dtype == torch.int64
+        assert prefix.shape == (0,)
         assert torch.equal(codes, encode(validation.example(index, 0).image[None])[0])
     assert shards.training.labels.tolist() == [0, 0, 0, 1]
 

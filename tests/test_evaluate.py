@@ -145,7 +145,8 @@ def test_a_prior_on_codes_and_on_pictures(evaluate: Runner, models: Path, tmp_pa
     )  # fmt: skip
     assert "frechet_squeezenet" in said
     result = read_result(tmp_path / "pictures")
-    assert result["protocol"]["sampler"] == {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0}
+    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "guidance": 1.0}
+    assert result["protocol"]["sampler"] == {**plain, "guidance_schedule": "constant"}
     assert result["protocol"]["seed"] == 0
     html = (tmp_path / "pictures" / "report.html").read_text("utf-8")
     for words in ("The least likely pictures", "Where codes are hard to guess", "Samples", "seed 0"):

@@ -129,6 +129,7 @@ def settings_classes() -> list[type]:
 NEEDED: dict[str, dict[str, Any]] = {
     "TransformerSettings": {"size": 16},
     "GPTSettings": {"vocabulary": 20, "size": 16},
+    "PixelSNAILSettings": {"size": 16},
     "TokenizerProtocol": {"about": "a"},
     "PriorProtocol": {"about": "a"},
     "SetProtocol": {"about": "a"},
@@ -173,6 +174,14 @@ NEEDED: dict[str, dict[str, Any]] = {
         "pictures": 10,
         "shown": 4,
     },
+    "PixelSNAILStudySettings": {
+        "recipe": "demo",
+        "transformer": ("network={name: transformer}",),
+        "pixelsnail": ("network={name: pixelsnail}",),
+        "size": (64, 64),
+        "copies": 2,
+        "held_out": 0.1,
+    },
     "Notes": {"heads": 2, "grid": (2, 3), "labels": ("a", "b"), "dropout": 0.1},
     "CoordinatesSettings": {"levels": 7, "size": 8, "factor": 4, "grid": (2, 3)},
     "GivenSettings": {"size": 16, "length": 3},
@@ -186,6 +195,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         "picture_every": 3,
         "checkpoint_every": 4,
     },
+    "PrefixSettings": {"size": 16, "length": 6, "fingerprint": "0123", "condition": {"name": "maps"}},
     "PartSettings": {"shards": (2, 1), "copies": 8, "damaged": 0, "data": {"path": "a"}},
     "CodesSettings": {
         "format": 1,

@@ -34,7 +34,7 @@ from smalti.training.config import TokenizerTraining
 from smalti.training.folder import read_metrics
 from smalti.training.runs import train_tokenizer
 
-CHANNELS = {"colour": 3, "labels": 5, "depth": 1}
+CHANNELS = {"colour": 3, "labels": 5, "depth": 1, "edges": 1}
 
 
 def kind(name: str) -> Kind:
@@ -92,9 +92,24 @@ def test_a_whole_file_is_given_as_it_is(name: str, tmp_path: Path) -> None:
         expected = (np.arange(5)[:, None, None] == stored).astype(np.float64)
     elif name == "depth":
         expected = ((stored - stored.min()) / (stored.max() - stored.min()) * 2 - 1)[None]
+    elif name == "edges":
+        expected = sobel(stored.mean(-1) / 255)[None] * 2 - 1
     else:
         expected = stored.transpose(2, 0, 1) / 127.5 - 1
-    np.testing.assert_allclose(image.numpy(), expected, atol=2e-5)
+    np.testing.assert_allclose(image.numpy(), expected, atol=2e-5 if name != "edges" else 1 / 255)
+
+
+def sobel(grey: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Brightness (H,W) in [0,1] -> its steepness, 1 from half of the steepest on."""
+    padded, (height, width) = np.pad(grey, 1, mode="edge"), grey.shape
+    down, right = np.zeros_like(grey), np.zeros_like(grey)
+    for i in range(3):
+        for j in range(3):
+            shifted = padded[i : i + height, j : j + width]
+            down += (1 - i) * (2 - abs(1 - j)) / 4 * shifted
+            right += (1 - j) * (2 - abs(1 - i)) / 4 * shifted
+    found: npt.NDArray[np.float64] = np.minimum(2 * np.hypot(down, right), 1)
+    return found
 
 
 @pytest.mark.parametrize("name", ["colour", "depth"])

@@ -16,7 +16,8 @@ from judged import forbid_downloads, use_means, write_noise
 from small import write_pictures
 from smalti.conditions.given import Given, GivenSettings
 from smalti.conditions.labels import Labels, Nothing
-from smalti.data.codes import open_codes, write_codes
+from smalti.data.codes import open_codes
+from smalti.data.encoding import write_codes
 from smalti.data.loading import CentreCrop, Crops
 from smalti.data.sources import open_source, split
 from smalti.errors import SmaltiError

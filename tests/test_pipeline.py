@@ -306,7 +306,7 @@ def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
         ({"tokenizer_fingerprint": None}, "holds no tokenizer_fingerprint"),
         ({"network": None}, "holds no network"),
         ({"condition": None}, "holds no condition"),
-        ({"network": {"name": "pixelsnail"}}, r"unknown prior 'pixelsnail'; there are: gpt, transformer"),
+        ({"network": {"name": "lstm"}}, r"unknown prior 'lstm'; there are: gpt, pixelsnail, transformer"),
         ({"network": {"name": "transformer", "siez": 3}}, r"unknown key 'siez'; did you mean 'size'\?"),
         ({"condition": {"name": "depth"}}, r"unknown condition 'depth'; there are: coordinates, given, labels, "),
     ],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -22,17 +22,23 @@ from smalti.files import folder_written_atomically
 from smalti.pretrained import Saved, find_model, is_ours, load_weights_into, save_model
 from smalti.prior import Prior, Sampler, Transformer, TransformerSettings, Window, finished, sample_windows, unknown
 from smalti.prior.gpt import GPT, GPTSettings
+from smalti.prior.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from smalti.settings import as_mapping, parse
 from smalti.tokenizer.vqgan import VQGAN
 
-PRIORS: dict[str, tuple[Callable[[Any], Transformer | GPT], type[TransformerSettings] | type[GPTSettings]]] = {
+Network: TypeAlias = Transformer | GPT | PixelSNAIL
+"""A prior of a kind that can be saved."""
+Sizes: TypeAlias = type[TransformerSettings] | type[GPTSettings] | type[PixelSNAILSettings]
+
+PRIORS: dict[str, tuple[Callable[[Any], Network], Sizes]] = {
     "transformer": (Transformer, TransformerSettings),
     "gpt": (GPT, GPTSettings),
+    "pixelsnail": (PixelSNAIL, PixelSNAILSettings),
 }
 
 
 def save_prior(
-    prior: Transformer | GPT, condition: Condition, folder: Path, *, fingerprint: str, about: Mapping[str, Any]
+    prior: Network, condition: Condition, folder: Path, *, fingerprint: str, about: Mapping[str, Any]
 ) -> None:
     """Write a prior's model folder: its network, its condition, and the fingerprint of the tokenizer whose codes it knows."""
     settings = {
@@ -43,7 +49,7 @@ def save_prior(
     save_model(folder, kind="prior", settings=settings, about=about, weights=prior.state_dict())
 
 
-def load_prior(saved: Saved) -> tuple[Transformer | GPT, Condition]:
+def load_prior(saved: Saved) -> tuple[Network, Condition]:
     """A prior's model folder -> its network, in evaluation mode on the CPU, and its condition. Raises `SmaltiError` for damage."""
     for key in ("tokenizer_fingerprint", "network", "condition"):
         if key not in saved.settings:
@@ -104,7 +110,7 @@ class Pipeline:
 
         `about` is kept beside the tokenizer's settings, what it holds under the key "prior" beside the prior's.
         """
-        assert isinstance(self.prior, Transformer | GPT), "a prior of a kind that is in PRIORS"
+        assert isinstance(self.prior, Network), "a prior of a kind that is in PRIORS"
         with folder_written_atomically(Path(folder)) as temporary:
             fingerprint = self.tokenizer.fingerprint()
             facts = {key: value for key, value in about.items() if key != "prior"}
@@ -138,7 +144,9 @@ class Pipeline:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         guidance: float = 1.0,
+        guidance_schedule: str = "constant",
         **given: Any,
     ) -> Tensor:
         """-> `count` pictures (B,C,H,W) in [-1,1] of `size` (H,W), with the seeds seed, seed + 1, ...
@@ -149,7 +157,8 @@ class Pipeline:
         multiple of f.
         """
         known, values = unknown(count, self.grid(size)), [self.value(given)] * count
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        guided = {"guidance": guidance, "guidance_schedule": guidance_schedule}
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, **guided}
         sampler = parse(Sampler, options, where="sampling")
         return self.decode(finished(self.lay(values, known, sampler=sampler, seeds=self.seeds(seed, count))))
 
@@ -161,12 +170,15 @@ class Pipeline:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         guidance: float = 1.0,
+        guidance_schedule: str = "constant",
         **given: Any,
     ) -> Iterator[Tensor]:
         """As `sample`, one picture, yielded (C,H,W) after each row of codes; what is not laid yet is mid-grey."""
         known = unknown(1, self.grid(size))
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        guided = {"guidance": guidance, "guidance_schedule": guidance_schedule}
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, **guided}
         sampler = parse(Sampler, options, where="sampling")
         for codes in self.lay([self.value(given)], known, sampler=sampler, seeds=self.seeds(seed, 1)):
             yield self.partial(codes)[0]

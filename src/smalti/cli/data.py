@@ -43,20 +43,45 @@ def encode(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    condition: Annotated[
+        str, typer.Option(help="Name of what pictures are told, with codes of its own: segmentation, depth, edges ...")
+    ] = "",
+    condition_tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer of the condition.")] = None,
+    condition_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where it lies, named as the pictures are; else it is made of them: edges, or smaller copies."
+        ),
+    ] = None,
 ) -> None:
     """Turn pictures into code shards, from which a prior is trained without pictures."""
     from smalti.data.codes import open_codes
+    from smalti.errors import SmaltiError
     from smalti.pretrained import find_model
     from smalti.settings import parse
     from smalti.training.config import CopiesSettings
     from smalti.training.runs import encode_pictures
+    from smalti.training.telling import Told
 
+    if bool(condition) != (condition_tokenizer is not None) or (condition_data is not None and not condition):
+        raise SmaltiError(
+            "a condition takes a name and a tokenizer of its own: give --condition and --condition-tokenizer"
+        )
+    told = None if condition_tokenizer is None else Told(condition, condition_tokenizer, condition_data)
     trained = find_model(tokenizer, kind="tokenizer").about.get("size", [256, 256])
     pictures = {"size": size_option(size) or trained, "zoom": (1.0, zoom), "flip": flip, "validation": validation}
     settings = parse(CopiesSettings, {"copies": copies, "pictures": pictures}, where="smalti encode")
     with counting("encoding", "images") as progress:
         made = encode_pictures(
-            tokenizer, data, out, settings=settings, seed=seed, progress=progress, device=device, workers=workers
+            tokenizer,
+            data,
+            out,
+            settings=settings,
+            seed=seed,
+            progress=progress,
+            device=device,
+            workers=workers,
+            told=told,
         )
     meta = open_codes(out).meta
     pictures_in = sum(meta.training.shards)

@@ -83,6 +83,11 @@ def _codes(path: Path) -> dict[str, Any]:
         "codebook": meta.size,
         "entropy": f"{entropy(shards.training, meta.size):.3f} nats a code",
         "labels": ", ".join(meta.labels) or "none",
+        **(
+            {}
+            if meta.prefix is None
+            else {"told": f"{meta.prefix.condition['key']}, {meta.prefix.length} of {meta.prefix.size} codes"}
+        ),
         "tokenizer": meta.fingerprint,
     }
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from smalti.cli.console import CONSOLE, ERRORS, counting, size_option
 from smalti.errors import SmaltiError
+
+if TYPE_CHECKING:
+    from smalti.prior import Sampler
 
 Model = Annotated[Path, typer.Argument(help="A folder with `tokenizer` and `prior` in it.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the pictures.")]
@@ -26,7 +29,16 @@ TopK = Annotated[int, typer.Option("--top-k", min=0, help="Choose among the k li
 TopP = Annotated[
     float, typer.Option("--top-p", min=0.0, max=1.0, help="Choose among the likeliest codes that sum to p.")
 ]
+MinP = Annotated[
+    float,
+    typer.Option(
+        "--min-p", min=0.0, max=1.0, help="Choose among codes at least this share as likely as the likeliest."
+    ),
+]
 Guidance = Annotated[float, typer.Option(min=0.0, help="How strongly the label is followed; 1 is as trained.")]
+Scheduled = Annotated[
+    str, typer.Option("--guidance-schedule", help="How guidance is reached over a picture: constant, linear or cosine.")
+]
 Batch = Annotated[int, typer.Option(min=1, help="Pictures at once; does not change them.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Size = Annotated[str | None, typer.Option(help="Pixels: 64, or height x width as 64x256; as trained by default.")]
@@ -45,7 +57,9 @@ def sample(
     temperature: Temperature = 1.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
     guidance: Guidance = 1.0,
+    guidance_schedule: Scheduled = "constant",
     seed: Seed = 0,
     batch: Batch = 16,
     device: Device = "auto",
@@ -54,12 +68,18 @@ def sample(
     from smalti.devices import pick_device
     from smalti.images import save_png
     from smalti.pipeline import Pipeline
-    from smalti.prior import Sampler, unknown
-    from smalti.settings import as_mapping, parse
+    from smalti.prior import unknown
+    from smalti.settings import as_mapping
 
     pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
-    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
-    sampler = parse(Sampler, chosen, where="sampling")
+    sampler = _sampler(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        guidance=guidance,
+        guidance_schedule=guidance_schedule,
+    )
     told = _told(
         pipeline.condition.key, label=label, segmentation=segmentation, depth=depth, layout=layout, any=condition
     )
@@ -82,6 +102,14 @@ def sample(
                 name = f"{label or 'sample'}-{number:06d}.png".replace("/", "-")
                 save_png(out / name, image, settings={"command": "sample", "seed": number, **said})
     CONSOLE.print(f"{count} pictures of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
+
+
+def _sampler(**chosen: float | str) -> Sampler:
+    """The options of sampling as they were typed -> the sampler. Raises `SmaltiError` for a value that it does not take."""
+    from smalti.prior import Sampler
+    from smalti.settings import parse
+
+    return parse(Sampler, chosen, where="sampling")
 
 
 def _told(key: str, *, any: str | None, **options: str | None) -> str | None:
@@ -109,7 +137,9 @@ def complete(
     temperature: Temperature = 1.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
     guidance: Guidance = 1.0,
+    guidance_schedule: Scheduled = "constant",
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -118,8 +148,7 @@ def complete(
     from smalti.images import center_crop, read_image, resize_to_cover, save_png, to_tensor
     from smalti.masks import kept_by_mask, kept_part
     from smalti.pipeline import Pipeline
-    from smalti.prior import Sampler
-    from smalti.settings import as_mapping, parse
+    from smalti.settings import as_mapping
 
     if (mask is None) == (keep is None):
         raise typer.BadParameter("give either --mask or --keep")
@@ -133,8 +162,14 @@ def complete(
         known = kept_part(keep, height_width)
     else:
         known = kept_by_mask(mask, picture=(whole.shape[0], whole.shape[1]), size=height_width)
-    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
-    sampler = parse(Sampler, chosen, where="sampling")
+    sampler = _sampler(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        guidance=guidance,
+        guidance_schedule=guidance_schedule,
+    )
     said = {"model": model.resolve().name, "image": image.name, "keep": keep, "label": label, **as_mapping(sampler)}
     images = given.expand(count, -1, -1, -1)
     told = _told(pipeline.condition.key, label=label, any=condition)

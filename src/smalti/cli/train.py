@@ -22,6 +22,12 @@ From = Annotated[
         "--from", help="Begin with this tokenizer: a model or run folder, a Hub id, or another program's checkpoint."
     ),
 ]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        "--patience", min=0, help="Stop after so many validations without a better one; 0 never. Sets run.patience."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
 
 
@@ -64,6 +70,7 @@ def prior(
     out: Out,
     recipe: Recipe = "small",
     overrides: Overrides = None,
+    patience: Patience = None,
     dry_run: DryRun = False,
 ) -> None:
     """Learn how codes follow one another (stage 2)."""
@@ -72,7 +79,8 @@ def prior(
     from smalti.training.runs import codes_of, show_settings, train_prior
 
     with told_once():
-        settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=overrides or [])
+        asked = [*(overrides or []), *([] if patience is None else [f"run.patience={patience}"])]
+        settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=asked)
         if is_first():
             show_settings(settings, CONSOLE)
         if not dry_run:

@@ -2,32 +2,32 @@
 
 A folder holds `codes.json` (what the codes are) and, for each of the two parts, shards: `training-00000.npy`,
 shaped (pictures, copies, h, w) uint16 (uint32 for codebooks above 65536), and `training-00000.labels.npy`,
-(pictures,) int32, -1 for none; likewise `validation-...` with one copy. Shards are mapped into memory, not read
-whole.
+(pictures,) int32, -1 for none; likewise `validation-...` with one copy. Where the codes of a condition stand before
+those of each picture, `training-00000.prefix.npy` has them, (pictures, copies, P). Shards are mapped into memory, not read
+whole. `smalti.data.encoding` writes them.
 
-B batch, C channels, H W pixels, h w grid, N pictures, K codebook size.
+B batch, P prefix codes, h w grid, N pictures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smalti.data.loading import Example, chances, stacks
+from smalti.data.loading import chances
 from smalti.errors import SmaltiError
-from smalti.files import folder_written_atomically, read_json, write_json
-from smalti.settings import as_mapping, parse, settings
+from smalti.files import read_json
+from smalti.settings import parse, settings
 
 FORMAT = 1
-SHARD_BYTES = 2**28  # a shard is gathered in memory before it is written
 
 
 @settings
@@ -38,6 +38,19 @@ class PartSettings:
     copies: int
     damaged: int  # pictures left out
     data: dict[str, Any]
+
+
+@settings
+class PrefixSettings:
+    """The codes of a condition before those of each picture: how many there are to choose from, and how many a picture has.
+
+    `condition`: the plain values that its `save` gave, which wrote the rest into the folder. `fingerprint` names what made them.
+    """
+
+    size: int
+    length: int
+    fingerprint: str
+    condition: dict[str, Any]
 
 
 @settings
@@ -53,193 +66,30 @@ class CodesSettings:
     seed: int
     training: PartSettings
     validation: PartSettings
-
-
-class Encodable(Protocol):
-    """Pictures that can be encoded, such as `smalti.data.loading.Crops`."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of all examples."""
-
-    def __len__(self) -> int: ...
-
-    def example(self, index: int, draw: int) -> Example:
-        """One example. Raises `DamagedImage`."""
-
-    def described(self) -> dict[str, Any]:
-        """What decides the examples, as plain values."""
+    prefix: PrefixSettings | None = None
 
 
 class CodeExample(NamedTuple):
-    """One picture: `codes` (h, w) int64; `label` () int64, the place in the labels, -1 for none."""
+    """One picture: `codes` (h, w) int64; `label` () int64, the place in the labels, -1 for none; `prefix` (P,) int64."""
 
     codes: Tensor
     label: Tensor
+    prefix: Tensor
 
 
 class CodeBatch(NamedTuple):
-    """Several pictures: `codes` (B, h, w) int64; `labels` (B,) int64, -1 for none."""
+    """Several pictures: `codes` (B, h, w) int64; `labels` (B,) int64, -1 for none; `prefix` (B, P) int64, P 0 where none is
+    kept.
+    """
 
     codes: Tensor
     labels: Tensor
+    prefix: Tensor
 
 
-def write_codes(
-    out: Path,
-    *,
-    training: Encodable,
-    validation: Encodable,
-    encode: Callable[[Tensor], Tensor],
-    fingerprint: str,
-    size: int,
-    factor: int,
-    labels: Sequence[str],
-    copies: int,
-    seed: int,
-    batch: int,
-    progress: Callable[[int, int], object],
-    workers: int = 0,
-) -> bool:
-    """Two sets of pictures -> a folder of codes at `out`, which appears when it is whole. True if it was written.
-
-    `encode` maps images as examples hold them, (B, C, H, W) in [-1, 1] or maps (B, H, W) of labels, to codes (B, h, w)
-    int64 below `size`, B at most `batch`;
-    `fingerprint` names the tokenizer. Each training picture is encoded `copies` times: copy c of picture i is draw
-    i * copies + c. Damaged pictures are left out. `progress` is told the number of images done and their total.
-
-    False if the folder is there already and was made by the same tokenizer from the same pictures with the same
-    settings; if not by the same, `SmaltiError` names what differs. It is also raised when the size of the pictures
-    is no multiple of `factor`, when too many pictures are damaged, and when the disk refuses.
-    """
-    if copies < 1:
-        raise SmaltiError(f"each picture is encoded at least once, not {copies} times")
-    grid = _grid(training.size, factor)
-    if out.exists():
-        parts = {"training": training.described(), "validation": validation.described()}
-        wanted = {"fingerprint": fingerprint, "size": size, "factor": factor, "labels": list(labels), "seed": seed}
-        _refuse_others(out, {**wanted, "copies": copies, **parts})
-        return False
-    images = len(training) * copies
-
-    def report(done: int) -> None:
-        progress(done, images + len(validation))
-
-    with folder_written_atomically(out) as folder:
-        writer = _ShardWriter(folder, "training", size=size, grid=grid, copies=copies)
-        first = writer.write(training, encode=encode, batch=batch, workers=workers, report=report)
-        writer = _ShardWriter(folder, "validation", size=size, grid=grid, copies=1)
-        second = writer.write(
-            validation, encode=encode, batch=batch, workers=workers, report=lambda done: report(images + done)
-        )
-        meta = CodesSettings(
-            format=FORMAT, fingerprint=fingerprint, size=size, grid=grid, factor=factor, labels=tuple(labels),
-            seed=seed, training=first, validation=second,
-        )  # fmt: skip
-        write_json(folder / "codes.json", as_mapping(meta))
-    return True
-
-
-def _grid(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
-    height, width = image_size
-    if height % factor or width % factor:
-        raise SmaltiError(f"pictures of {height}x{width} pixels do not divide into codes of {factor}x{factor} pixels")
-    return height // factor, width // factor
-
-
-def _refuse_others(out: Path, wanted: Mapping[str, Any]) -> None:
-    """Raise `SmaltiError` unless `out` holds codes made with the wanted settings."""
-    if not (out / "codes.json").exists():
-        raise SmaltiError(f"{out} exists and holds no codes; give a new folder")
-    meta = as_mapping(_read_meta(out))
-    parts = {name: meta[name]["data"] for name in ("training", "validation")}
-    present = _flat({**meta, "copies": meta["training"]["copies"], **parts})
-    for key, value in _flat(wanted).items():
-        if present.get(key) != value:
-            raise SmaltiError(
-                f"{out} holds other codes already: {key} is {present.get(key)!r} there, {value!r} now; "
-                f"give a new folder, or remove this one"
-            )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
-    return flat
-
-
-@final
-class _ShardWriter:
-    """Writes the shards of one part of a data set into `folder`."""
-
-    def __init__(self, folder: Path, name: str, *, size: int, grid: tuple[int, int], copies: int) -> None:
-        self._folder, self._name, self._size = folder, name, size
-        self._shape = (copies, *grid)
-        self._dtype = np.uint16 if size <= 2**16 else np.uint32
-        self._rows = max(1, SHARD_BYTES // (math.prod(self._shape) * np.dtype(self._dtype).itemsize))
-        self._codes: list[npt.NDArray[Any]] = []
-        self._labels: list[int] = []
-        self._shards: list[int] = []
-
-    def write(
-        self,
-        dataset: Encodable,
-        *,
-        encode: Callable[[Tensor], Tensor],
-        batch: int,
-        workers: int,
-        report: Callable[[int], object],
-    ) -> PartSettings:
-        """All pictures that are not damaged -> shards; `report` is told the number of images done."""
-        copies = self._shape[0]
-        pictures = max(1, batch // copies)  # at once
-        starts = range(0, len(dataset), pictures)
-        keys = ([(i, 0) for i in range(start, min(start + pictures, len(dataset)))] for start in starts)
-        for start, fields in zip(starts, stacks(_Copies(dataset, copies), keys, workers=workers), strict=True):
-            if fields is not None:
-                images, labels = fields  # (P, copies, C, H, W), (P,)
-                codes = torch.cat([self._checked(encode(some)) for some in torch.split(images.flatten(0, 1), batch)])
-                self._add(codes.numpy().reshape(-1, *self._shape), labels.tolist())
-            report(min(start + pictures, len(dataset)) * copies)
-        self._flush()
-        damaged = len(dataset) - sum(self._shards)
-        return PartSettings(shards=tuple(self._shards), copies=copies, damaged=damaged, data=dataset.described())
-
-    def _checked(self, codes: Tensor) -> Tensor:
-        codes = codes.detach().cpu()
-        assert codes.shape[1:] == self._shape[1:], f"encode gave codes {tuple(codes.shape)}, not (B, {self._shape[1:]})"
-        low, high = int(codes.min()), int(codes.max())
-        assert 0 <= low <= high < self._size, f"encode gave codes {low}..{high} for a codebook of {self._size}"
-        return codes
-
-    def _add(self, codes: npt.NDArray[Any], labels: Sequence[int]) -> None:
-        self._codes.extend(codes.astype(self._dtype))
-        self._labels.extend(labels)
-        while len(self._labels) >= self._rows:
-            self._flush()
-
-    def _flush(self) -> None:
-        rows = min(self._rows, len(self._labels))
-        if rows:
-            stem = f"{self._name}-{len(self._shards):05d}"
-            np.save(self._folder / f"{stem}.npy", np.stack(self._codes[:rows]))
-            np.save(self._folder / f"{stem}.labels.npy", np.array(self._labels[:rows], dtype=np.int32))
-            self._shards.append(rows)
-            del self._codes[:rows], self._labels[:rows]
-
-
-@final
-class _Copies:
-    """Picture index -> all its copies (copies, C, H, W) and its label: kept or left out together."""
-
-    def __init__(self, dataset: Encodable, copies: int) -> None:
-        self._dataset, self._copies = dataset, copies
-
-    def __call__(self, key: tuple[int, int]) -> Example:
-        index = key[0]
-        examples = [self._dataset.example(index, index * self._copies + copy) for copy in range(self._copies)]
-        return Example(torch.stack([example.image for example in examples]), examples[0].label)
+def dtype_of(size: int) -> np.dtype[Any]:
+    """How codes below `size` are kept."""
+    return np.dtype(np.uint16 if size <= 2**16 else np.uint32)
 
 
 @final
@@ -250,16 +100,28 @@ class CodeSet:
     `SmaltiError` for a missing or damaged shard.
     """
 
-    def __init__(self, folder: Path, name: str, part: PartSettings, *, grid: tuple[int, int], size: int) -> None:
-        self._arguments = (folder, name, part, grid, size)
-        self._copies, self._size = part.copies, size
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        part: PartSettings,
+        *,
+        grid: tuple[int, int],
+        size: int,
+        prefix: PrefixSettings | None = None,
+    ) -> None:
+        self._arguments = (folder, name, part, grid, size, prefix)
+        self._copies, self._size, self._prefix = part.copies, size, prefix
         self._shards: list[npt.NDArray[Any]] = []
+        self._prefixes: list[npt.NDArray[Any]] = []
         found: list[npt.NDArray[np.int32]] = [np.zeros(0, dtype=np.int32)]
-        dtype = np.dtype(np.uint16 if size <= 2**16 else np.uint32)
         for number, rows in enumerate(part.shards):
             stem = folder / f"{name}-{number:05d}"
-            shape = (rows, part.copies, *grid)
-            self._shards.append(_load(stem.with_suffix(".npy"), shape=shape, dtype=dtype, mapped=True))
+            own = (rows, part.copies, *grid)
+            self._shards.append(_load(stem.with_suffix(".npy"), shape=own, dtype=dtype_of(size), mapped=True))
+            if prefix is not None:
+                before, file = (rows, part.copies, prefix.length), stem.with_suffix(".prefix.npy")
+                self._prefixes.append(_load(file, shape=before, dtype=dtype_of(prefix.size), mapped=True))
             found.append(_load(stem.with_suffix(".labels.npy"), shape=(rows,), dtype=np.dtype(np.int32), mapped=False))
         self.labels = np.concatenate(found)
         self._ends = np.cumsum(part.shards, dtype=np.int64)
@@ -274,7 +136,11 @@ class CodeSet:
         copy = int(chances(0, draw)[0] * self._copies)
         codes = self._shards[shard][row, copy].astype(np.int64)
         self.check(int(codes.max()))
-        return CodeExample(torch.from_numpy(codes), torch.tensor(int(self.labels[index])))
+        prefix = np.zeros(0, dtype=np.int64)
+        if self._prefix is not None:
+            prefix = self._prefixes[shard][row, copy].astype(np.int64)
+            self._check(int(prefix.max()), self._prefix.size, "condition")
+        return CodeExample(torch.from_numpy(codes), torch.tensor(int(self.labels[index])), torch.from_numpy(prefix))
 
     def batch_of(self, *stacked: Tensor) -> CodeBatch:
         """The fields of examples, stacked -> a batch."""
@@ -289,18 +155,23 @@ class CodeSet:
 
     def check(self, largest: int) -> None:
         """Raise `SmaltiError` when a code that was read is no code of the codebook."""
-        if largest >= self._size:
+        self._check(largest, self._size, str(self._arguments[1]))
+
+    def _check(self, largest: int, size: int, what: str) -> None:
+        if largest >= size:
             raise SmaltiError(
-                f"the {self._arguments[1]} codes in {self._arguments[0]} are damaged: there is a code {largest}, "
-                f"but the codebook has {self._size}; remove the folder and encode again"
+                f"the {what} codes in {self._arguments[0]} are damaged: there is a code {largest}, "
+                f"but the codebook has {size}; remove the folder and encode again"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, self._arguments  # another process maps the files itself; pickling would copy them
 
 
-def _reopened(folder: Path, name: str, part: PartSettings, grid: tuple[int, int], size: int) -> CodeSet:
-    return CodeSet(folder, name, part, grid=grid, size=size)
+def _reopened(
+    folder: Path, name: str, part: PartSettings, grid: tuple[int, int], size: int, prefix: PrefixSettings | None
+) -> CodeSet:
+    return CodeSet(folder, name, part, grid=grid, size=size, prefix=prefix)
 
 
 def _load(path: Path, *, shape: tuple[int, ...], dtype: np.dtype[Any], mapped: bool) -> npt.NDArray[Any]:
@@ -341,13 +212,14 @@ def open_codes(path: Path) -> CodeShards:
     """A folder that `write_codes` made -> its codes. Raises `SmaltiError` when it is missing, damaged or of a later
     format.
     """
-    meta = _read_meta(path)
-    training = CodeSet(path, "training", meta.training, grid=meta.grid, size=meta.size)
-    validation = CodeSet(path, "validation", meta.validation, grid=meta.grid, size=meta.size)
+    meta = read_meta(path)
+    training = CodeSet(path, "training", meta.training, grid=meta.grid, size=meta.size, prefix=meta.prefix)
+    validation = CodeSet(path, "validation", meta.validation, grid=meta.grid, size=meta.size, prefix=meta.prefix)
     return CodeShards(path=path, meta=meta, training=training, validation=validation)
 
 
-def _read_meta(path: Path) -> CodesSettings:
+def read_meta(path: Path) -> CodesSettings:
+    """What a folder of codes says of itself. Raises `SmaltiError` as `open_codes`."""
     file = path / "codes.json"
     if not file.exists():
         raise SmaltiError(f"there are no codes in {path} (no codes.json); make them with: smalti encode")

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, final
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.errors import SmaltiError, suggestion
@@ -209,12 +210,62 @@ class Depth(Kind):
         return {"kind": self.name}
 
 
+@final
+@dataclass(frozen=True)
+class Edges(Kind):
+    """Pictures -> their edges, found as they are read: arrays (H,W,1) uint8, and (1,H,W) float32 in [-1,1]."""
+
+    name = "edges"
+    files = "pictures"
+    suffixes = IMAGE_SUFFIXES
+    filter = "lanczos"
+
+    def check(self, channels: int) -> None:
+        if channels != 1:
+            raise SmaltiError(f"edges have 1 channel, and the tokenizer takes {channels}; set model.pyramid.channels=1")
+
+    def width(self, channels: int) -> int:
+        return 1
+
+    def read(self, source: Path | BinaryIO, *, channels: int, name: str) -> Array:
+        return edges(read_image(source, channels=3, name=name))
+
+    def covering(self, source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Covering:
+        """The edges of the picture when it is scaled: how fine they are, its size decides."""
+        scaled = read_covering(source, size, channels=3, name=name)
+        return Covering(edges(scaled.pixels), scaled.full)
+
+    def held(self, array: Array, channels: int) -> Tensor:
+        return to_tensor(array)
+
+    def images(self, held: Tensor, channels: int) -> Tensor:
+        return held
+
+    def described(self) -> dict[str, Any]:
+        return {"kind": self.name}
+
+
+def edges(picture: Array) -> Array:
+    """A picture (H,W,3) uint8 or uint16 -> how steep its brightness is at each pixel (H,W,1) uint8.
+
+    By Sobel's filter; 255 from half the slope on that the step from black to white has.
+    """
+    grey = torch.from_numpy(picture.astype(np.float32)).mean(-1)[None, None]  # (1,1,H,W)
+    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]) / 4
+    both = torch.stack([across, across.T]).unsqueeze(1) / np.iinfo(picture.dtype).max  # (2,1,3,3)
+    slopes = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), both)  # (1,2,H,W)
+    steepness = slopes.norm(dim=1)[0, :, :, None]  # (H,W,1)
+    found: Array = (steepness * 2).clamp(max=1).mul(255).round().to(torch.uint8).numpy()
+    return found
+
+
 COLOUR = Colour()
 
 KINDS: dict[str, Callable[[int | None], Kind]] = {  # of the number that stands for no label
     "colour": lambda unlabelled: COLOUR,
     "labels": Labels,
     "depth": lambda unlabelled: Depth(),
+    "edges": lambda unlabelled: Edges(),
 }
 
 

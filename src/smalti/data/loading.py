@@ -165,8 +165,8 @@ class Crops:
         self.pictures = tuple(pictures)
         self.size = size
         self._channels = channels
-        self._crop = crop
-        self._seed = seed
+        self.crop = crop
+        self.seed = seed
         self._kept_size = (math.ceil(size[0] * crop.margin), math.ceil(size[1] * crop.margin))
         self._places = {label: place for place, label in enumerate(source.labels)}
         # Until they are read their aspects are unknown; photos are often 4:3.
@@ -175,6 +175,7 @@ class Crops:
         self._cached: dict[int, Array] = {}
         self._cached_bytes = 0
         self._latest: tuple[int, Array] | None = None  # several draws of one picture in a row read it once
+        self._full: dict[int, tuple[int, int]] = {}
         self._reasons: dict[int, str] = {}
         self._states = torch.zeros(len(self.pictures), dtype=torch.uint8)  # one record for all worker processes
         self._states.share_memory_()  # type: ignore[no-untyped-call]
@@ -196,10 +197,16 @@ class Crops:
         next one.
         """
         kind = self.source.kind
-        array = self._crop.cut(self._scaled(index), self.size, seed=self._seed, draw=draw, filter=kind.filter)
+        array = self.crop.cut(self._scaled(index), self.size, seed=self.seed, draw=draw, filter=kind.filter)
         label = self.pictures[index].label
         place = self._places[label] if label is not None else -1
         return Example(kind.held(array, self._channels), torch.tensor(place))
+
+    def full_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of picture `index` in its file. Raises `DamagedImage`."""
+        if index not in self._full:
+            self._scaled(index)
+        return self._full[index]
 
     def images(self, held: Tensor) -> Tensor:
         """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32 for the tokenizer."""
@@ -231,8 +238,8 @@ class Crops:
             "keys": keys.hexdigest()[:16],
             "size": list(self.size),
             "channels": self._channels,
-            "seed": self._seed,
-            **self._crop.described(),
+            "seed": self.seed,
+            **self.crop.described(),
             **(self.source.kind.described() if self.source.kind != COLOUR else {}),  # as before there were other kinds
         }
 
@@ -246,6 +253,7 @@ class Crops:
         try:
             array, full = self.source.covering(self.pictures[index], self._kept_size, channels=self._channels)
             self._check_size(index, full)
+            self._full[index] = full
         except DamagedImage as error:
             self._reasons[index] = error.reason
             self._note(index, _DAMAGED)

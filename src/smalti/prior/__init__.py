@@ -3,6 +3,7 @@
 from smalti.prior.base import Cache, NoCache, Prior, StaticCache, nats, parameter_groups
 from smalti.prior.gpt import GPT, GPTSettings
 from smalti.prior.order import ORDERS, Order
+from smalti.prior.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from smalti.prior.sampling import Sampler, finished, sample, sample_windows, unknown
 from smalti.prior.transformer import Transformer, TransformerSettings
 from smalti.prior.window import Middle, Window, after_middle, before_middle, placement
@@ -15,6 +16,8 @@ __all__ = [
     "Middle",
     "NoCache",
     "Order",
+    "PixelSNAIL",
+    "PixelSNAILSettings",
     "Prior",
     "Sampler",
     "StaticCache",

@@ -8,9 +8,10 @@ that its cache lasts for the whole picture; completion is the case that some cod
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -22,28 +23,48 @@ from smalti.prior.base import Cache, Prior
 from smalti.prior.window import Middle, Window, after_middle, window_over
 from smalti.settings import settings
 
+Schedule = Literal["constant", "linear", "cosine"]
+
+SCHEDULES: dict[Schedule, Callable[[float], float]] = {
+    "constant": lambda place: 1.0,
+    "linear": lambda place: place,  # Muse (Chang et al., arXiv 2301.00704, section 2.7)
+    "cosine": lambda place: (1 - math.cos(math.pi * place)) / 2,  # MDT (Gao et al., arXiv 2303.14389), with power 1
+}
+"""Place in the sequence, 0 for the first code to 1 for the last -> the share of the guidance that is in force there. With little
+guidance at the beginning pictures are more various, with much at the end they follow the condition."""
+
+
+def guidance_at(turn: int, *, count: int, sampler: Sampler) -> float:
+    """The scale of the guidance for code `turn` of `count`, 0 the first: from 1, none, on to the sampler's."""
+    return 1 + (sampler.guidance - 1) * SCHEDULES[sampler.guidance_schedule](turn / max(count - 1, 1))
+
 
 @settings
 class Sampler:
     """How the next code is chosen from its logits.
 
     `temperature` divides the logits, 0 takes the likeliest code. `top_k` keeps the k likeliest codes, 0 all. `top_p`
-    keeps the smallest set of likeliest codes whose probabilities exceed p, 1 all. `guidance` is the scale of
-    classifier-free guidance, 1 for none.
+    keeps the smallest set of likeliest codes whose probabilities exceed p, 1 all. `min_p` keeps the codes that are at least
+    this share as likely as the likeliest, 0 all. `guidance` is the scale of classifier-free guidance, 1 for none, and
+    `guidance_schedule` how it is reached from the first code to the last: a name in `SCHEDULES`.
     """
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    guidance_schedule: Schedule = "constant"
 
 
-def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Logits (B, K) -> logits (B, K) to draw from: divided by `temperature`, then top-k, then top-p; out is -inf.
+def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float = 0.0) -> Tensor:
+    """Logits (B, K) -> logits (B, K) to draw from: divided by `temperature`, then top-k, top-p, min-p; out is -inf.
 
     Codes tied with the k-th likeliest are kept. Top-p (nucleus sampling, Holtzman et al., arXiv 1904.09751) keeps the
     smallest set of the likeliest codes left by top-k whose probabilities sum to more than p, and always one code.
-    `top_k` 0, or K and more, and `top_p` 1 are off. Temperature 0 keeps the likeliest code alone, the first of equals.
+    Min-p (Nguyen et al., arXiv 2407.01082) keeps the codes whose probability is at least `min_p` times the largest: few
+    where one code is clear, many where many are possible. `top_k` 0, or K and more, `top_p` 1 and `min_p` 0 are off.
+    Temperature 0 keeps the likeliest code alone, the first of equals.
     """
     if temperature == 0:
         best = logits.argmax(dim=1, keepdim=True)
@@ -59,6 +80,8 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
         # "More than p", as the original's sampler has it, where Holtzman et al. say "at least p".
         dropped[:, 1:] = through[:, :-1] > top_p
         logits = logits.masked_fill(torch.zeros_like(dropped).scatter(1, order, dropped), -torch.inf)
+    if min_p > 0:  # a share of probabilities is a difference of logits, whatever the filters before have left
+        logits = logits.where(logits >= logits.amax(dim=1, keepdim=True) + math.log(min_p), -torch.inf)
     return logits
 
 
@@ -164,6 +187,7 @@ def _lay(
     shape = (min(prior.grid[0], height), min(prior.grid[1], width))
     inside = prior.places(shape, device=known.device)  # the window's own places, in order
     turns = inside.argsort().tolist()
+    whole_turns = order.argsort().tolist()
     codes, stand = known.clone(), None
     for stretch in order.view(height, width):
         missing = (known.flatten(1)[:, stretch] < 0).any(dim=0)
@@ -175,8 +199,15 @@ def _lay(
             turn = turns[(row - window.top) * window.columns + column - window.left]
             logits = _next(prior, stand, _within(codes, window)[:, inside[:turn]])
             if len(empty):
-                logits = guide(logits[:batch], logits[batch:], scale=sampler.guidance)
-            logits = filter_logits(logits, temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p)
+                scale = guidance_at(whole_turns[row * width + column], count=len(order), sampler=sampler)
+                logits = guide(logits[:batch], logits[batch:], scale=scale)
+            logits = filter_logits(
+                logits,
+                temperature=sampler.temperature,
+                top_k=sampler.top_k,
+                top_p=sampler.top_p,
+                min_p=sampler.min_p,
+            )
             codes[:, row, column] = known[:, row, column].where(known[:, row, column] >= 0, choose(logits, noise))
         yield codes.clone()
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from smalti.conditions.labels import Nothing
-from smalti.data.codes import open_codes, write_codes
+from smalti.data.codes import open_codes
+from smalti.data.encoding import write_codes
 from smalti.data.loading import Crops, RandomCrop
 from smalti.data.sources import open_source, split
 from smalti.devices import pick_device

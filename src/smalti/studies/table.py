@@ -7,6 +7,7 @@ from typing import Any
 from smalti.studies.base import Study
 from smalti.studies.f_sweep import F_SWEEP
 from smalti.studies.modern import MODERN_VS_REFERENCE
+from smalti.studies.pixelsnail import TRANSFORMER_VS_PIXELSNAIL
 from smalti.studies.quantizers import QUANTIZERS_COMPARED
 from smalti.studies.reconstruction import RECONSTRUCTION
 
@@ -15,4 +16,5 @@ STUDIES: dict[str, Study[Any]] = {
     "modern-vs-reference": MODERN_VS_REFERENCE,
     "quantizers": QUANTIZERS_COMPARED,
     "f-sweep": F_SWEEP,
+    "transformer-vs-pixelsnail": TRANSFORMER_VS_PIXELSNAIL,
 }

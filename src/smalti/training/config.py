@@ -79,6 +79,9 @@ class RunSettings:
     """Compile the blocks with torch.compile: the first steps take minutes, the later ones less than before."""
     most_skipped: Positive = 10
     """A step whose numbers are not finite is skipped. So many in a row, and training stops."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """For a prior: training stops when its likelihood of held-out data was no better at so many validations in a row; 0: never.
+    The best model is the one that is kept either way."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read pictures; 0 reads them in the training process."""
     tensorboard: bool = True
@@ -94,9 +97,10 @@ class RunSettings:
 class PictureSettings:
     """What the files are, and what is cut out of each."""
 
-    kind: Literal["colour", "labels", "depth"] = "colour"
+    kind: Literal["colour", "labels", "depth", "edges"] = "colour"
     """"colour": pictures, of 1, 3 or 4 channels, as the model has. "labels": maps with one number a pixel, each of which has a
-    channel of the model. "depth": maps of one channel, each spread from its nearest to its farthest. A tokenizer that says of
+    channel of the model. "depth": maps of one channel, each spread from its nearest to its farthest. "edges": of
+    pictures, one channel, found as they are read. A tokenizer that says of
     itself what it reads is given that when pictures are encoded."""
     unlabelled: Annotated[int, Field(ge=0, le=65535)] | None = None
     """For labels: the number in the files that stands for no label, say 255. The model's last channel is for it."""
@@ -164,8 +168,9 @@ class PriorTraining:
 
     run: RunSettings
     network: NetworkSettings = TransformerNetwork()
-    condition: Literal["auto", "labels", "nothing", "coordinates", "segmentation", "depth", "layout"] = "auto"
-    """"auto": class labels where the pictures lie in sub-folders, else nothing."""
+    condition: str = "auto"
+    """What a picture is told: "labels", of the sub-folders that the pictures lie in; "nothing"; or the name of the condition that
+    was encoded with the pictures, such as "segmentation". "auto": that condition, else labels, else nothing."""
     keep: Share = 1.0
     """Share of the codes that the prior is told as they are while it trains; it is told codes by chance in place of the others,
     and asked for the true ones all the same. The original's guard against learning by heart."""

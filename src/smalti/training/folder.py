@@ -1,6 +1,7 @@
 """A run folder: what was asked for, what was measured, the model to use, and the state to go on from.
 
 config.yaml  metrics.jsonl  tensorboard/  images/  model/ (config.json, model.safetensors)  state/<seen>/state.ckpt
+Where the best model is kept, state/best/<seen>/ is that model, for each of the states.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -17,7 +19,14 @@ import yaml
 from lightning_fabric import Fabric
 
 from smalti.errors import SmaltiError
-from smalti.files import folder_written_atomically, read_json, refusals_explained, write_json, write_text
+from smalti.files import (
+    folder_written_atomically,
+    read_json,
+    refusals_explained,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from smalti.settings import as_mapping, flattened, parse
 from smalti.training.config import STAGES, as_yaml
 
@@ -26,6 +35,8 @@ log = logging.getLogger("smalti")
 NOTES = "notes.json"
 ALARM = "alarm"
 """The part of the lines in `metrics.jsonl` that say that an alarm began or is over; the other parts are measured."""
+BEST = "best"
+"""The folder in `state` for models that are the best so far."""
 KEPT_STATES = 2
 """The newest state, and the one before it in case the newest is damaged."""
 
@@ -43,6 +54,7 @@ FREE_TO_CHANGE = (
     "run.recompute",
     "run.compile",
     "run.most_skipped",
+    "run.patience",
     "run.workers",
     "run.tensorboard",
     "pictures.cache_mib",
@@ -84,8 +96,9 @@ class RunFolder:
             raise SmaltiError(f"{path} is not empty and holds no run of smalti (no config.yaml); choose another --out")
         with refusals_explained(path):
             path.mkdir(parents=True, exist_ok=True)
-            for leftover in (*path.glob(".*.tmp"), *self._states.glob(".*.tmp"), *self.model.glob(".*.tmp")):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            for place in (path, self._states, *(self._states / BEST).glob("*"), self.model):
+                for leftover in place.glob(".*.tmp"):
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         write_text(written, as_yaml(config))
 
     def _same_run(self, written: Path, config: Mapping[str, Any], *, begun: bool) -> None:
@@ -135,6 +148,25 @@ class RunFolder:
         if fabric.is_global_zero:
             for old in self.states()[:-KEPT_STATES]:
                 shutil.rmtree(old)
+            self._drop_models()
+
+    def _drop_models(self) -> None:
+        """Remove the models that were the best once and are not for any state there is."""
+        needed = set()
+        for entry in self.states():
+            with suppress(SmaltiError):  # a damaged one needs nothing
+                needed.add(self.best(_best_of(_noted(entry))))
+        for kept in set((self._states / BEST).glob("*")) - needed:
+            shutil.rmtree(kept)
+
+    def best(self, seen: int) -> Path:
+        """Where the model is kept that was the best when so much had been seen."""
+        return self._states / BEST / f"{seen:014d}"
+
+    def publish(self, kept: Path) -> None:
+        """Copy the files of a kept model over those in `model`; its config, which says that a model is whole, comes last."""
+        for file in sorted((path for path in kept.rglob("*") if path.is_file()), reverse=True):
+            write_atomically(self.model / file.relative_to(kept), partial(shutil.copyfile, file))
 
     def states(self) -> list[Path]:
         """The states there are, oldest first."""
@@ -149,7 +181,10 @@ class RunFolder:
         reasons = []
         for entry in reversed(states):
             try:
-                notes = read_json(entry / NOTES) if (entry / NOTES).is_file() else {}
+                notes = _noted(entry)
+                best = _best_of(notes)
+                if best and not self.best(best).is_dir():
+                    raise SmaltiError(f"its best model is not in {self.best(best)}")
                 fabric.load(entry / "state.ckpt", state, weights_only=True)
             except Exception as error:  # a damaged archive shows itself as any of many exceptions
                 reasons.append(f"{entry.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
@@ -162,6 +197,18 @@ class RunFolder:
                 "remove that folder to train from the beginning"
             )
         return Restored(0, {})
+
+
+def _noted(state: Path) -> dict[str, Any]:
+    """What the loop noted beside a state; nothing in those of smalti 0.1."""
+    notes: dict[str, Any] = read_json(state / NOTES) if (state / NOTES).is_file() else {}
+    return notes
+
+
+def _best_of(notes: Mapping[str, Any]) -> int:
+    """What the loop noted -> how much had been seen at the best validation, 0 without one; see `best.Best`."""
+    seen: int = notes.get("best", {}).get("seen", 0)
+    return seen
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

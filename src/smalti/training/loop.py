@@ -23,6 +23,7 @@ from smalti.data.loading import Examples, batches
 from smalti.errors import SmaltiError
 from smalti.images import save_png
 from smalti.training.alarms import Alarms, Judged, judge_skips
+from smalti.training.best import Best
 from smalti.training.config import RunSettings
 from smalti.training.folder import ALARM, RunFolder
 from smalti.training.record import Record
@@ -42,6 +43,8 @@ class Stage(ABC):
     """What is counted: "images" or "codes"."""
     per_example: int
     """How many of them one picture is."""
+    judged_by: str
+    """The validated number whose smallest value makes the best model, which is then kept; "" keeps the last one."""
 
     @abstractmethod
     def batches(self, examples: int) -> Iterator[Any]:
@@ -123,22 +126,29 @@ def seed_step(seed: int, seen: int, rank: int) -> torch.Generator:
 def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, watch: Watch) -> None:
     """Train `stage` until `run.length` has been seen, from where `folder` says it stopped.
 
-    Raises `SmaltiError` when it was asked to stop (everything is saved), and when too many steps in a row had to be skipped.
+    It ends before where `run.patience` says so. What `folder` holds as the model is then the best one, where the stage is judged
+    by a number, else the last one. Raises `SmaltiError` when it was asked to stop (everything is saved), when too many steps in a
+    row had to be skipped, and for patience with a stage that no number judges.
     """
+    if run.patience and not stage.judged_by:
+        raise SmaltiError(
+            f"run.patience = {run.patience}: patience waits for better {stage.unit} by one number, which only a prior has (its "
+            "likelihood); set run.patience=0"
+        )
     state = stage.state()
     seen, notes = folder.load_state(fabric, state)
     stage.restored(state)
     count = run.batch * stage.per_example
     if fabric.is_global_zero:
         folder.cut_metrics(seen)
-    watch.begin(seen=seen, length=run.length, unit=stage.unit)
-    if seen >= run.length:  # nothing is left to do, but the last export may have been cut short
-        if fabric.is_global_zero:
-            stage.export(folder.model, seen=seen)
+    book = Book(folder, watch, fabric, notes, judged_by=stage.judged_by)
+    if seen >= run.length or book.best.exhausted(run.patience):
+        book.export(stage, seen)  # nothing is left to do, but the last export may have been cut short
+        book.ended(seen, run=run, unit=stage.unit, before=True)
         return
+    watch.begin(seen=seen, length=run.length, unit=stage.unit)
     batches = stage.batches(seen // stage.per_example)
     began, stopping = seen, ""
-    book = Book(folder, watch, fabric, notes)
     with StopRequest().listening() as stop, watch:
         while True:
             done = seen >= run.length
@@ -148,12 +158,12 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, wa
             if moved and fabric.is_global_zero and (done or _due(seen, count, run.picture_every)):
                 save_png(folder.images / f"{seen:010d}.png", stage.picture(), settings={"seen": seen})
             if moved and (done or _due(seen, count, run.validate_every)):
-                book.write("validation", seen, stage.validate())
-            if moved and (done or stopping or _due(seen, count, run.checkpoint_every)):
+                book.validation(stage, seen)
+            hopeless = book.best.exhausted(run.patience)
+            if moved and (done or hopeless or stopping or _due(seen, count, run.checkpoint_every)):
                 folder.save_state(fabric, stage.state(), seen=seen, notes=book.notes())
-                if fabric.is_global_zero:
-                    stage.export(folder.model, seen=seen)
-            if done:
+                book.export(stage, seen)
+            if done or hopeless:
                 break
             if stopping:
                 raise SmaltiError(
@@ -174,6 +184,7 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, wa
             seen += count
             watch.advance(seen)
             stopping = asked()
+    book.ended(seen, run=run, unit=stage.unit, before=False)
 
 
 def everyones_request(stop: StopRequest, fabric: Fabric) -> Callable[[], str]:
@@ -203,32 +214,69 @@ def _failed(record: Record) -> str:
 
 @final
 class Book:
-    """What is written down of a run and shown: the first process does both."""
+    """What is written down of a run and shown, and the models that it gives: the first process does all of that."""
 
-    def __init__(self, folder: RunFolder, watch: Watch, fabric: Fabric, notes: Mapping[str, Any]) -> None:
-        """`notes`: what `notes()` gave when the state was saved, empty at the beginning."""
+    def __init__(
+        self, folder: RunFolder, watch: Watch, fabric: Fabric, notes: Mapping[str, Any], *, judged_by: str
+    ) -> None:
+        """`notes`: what `notes()` gave when the state was saved, empty at the beginning. `judged_by`: see `Stage`."""
         self._folder, self._watch, self._first = folder, watch, fabric.is_global_zero
         self.record = Record(notes.get("record", {}))
         self.alarms = Alarms(notes.get("alarms", {}))
+        self.best = Best(judged_by, notes.get("best", {}))
 
     def report(self, stage: Stage, seen: int) -> None:
         """Write the means of the steps since the last report, and what they give reason to tell."""
         skips = judge_skips(self.record.skipped, self.record.steps, names=self.record.broken)
         means = self.record.report()
-        self.write("train", seen, means)
-        for change in self.alarms.changes({**stage.alarms(means, seen=seen), **skips}):
-            self._line(ALARM, seen, {"alarm": change.name, "state": change.state, "message": change.message})
-            self._watch.say(change.told())
+        self._write("train", seen, means)
+        self._tell({**stage.alarms(means, seen=seen), **skips}, seen)
 
-    def write(self, part: str, seen: int, values: Mapping[str, float]) -> None:
+    def validation(self, stage: Stage, seen: int) -> None:
+        """Validate, write the numbers with the best so far, and keep the model if it is that."""
+        values = stage.validate()
+        if self.best.take(values, seen=seen) and self._first:
+            stage.export(self._folder.best(seen), seen=seen)
+        self._write("validation", seen, {**values, **self.best.described()})
+        self._tell(self.best.judged(values), seen)
+
+    def export(self, stage: Stage, seen: int) -> None:
+        """Make the best model that of the run, or the present one where none was judged."""
+        if self._first and self.best.seen:
+            self._folder.publish(self._folder.best(self.best.seen))
+        elif self._first:
+            stage.export(self._folder.model, seen=seen)
+
+    def ended(self, seen: int, *, run: RunSettings, unit: str, before: bool) -> None:
+        """Say why training is over, where it is before its length, and which model was kept, where it is not the last.
+
+        `before`: it was over before this command began.
+        """
+        best = self.best
+        kept = f"the model of {best.seen:,} {unit} is kept ({best.name} {best.value:.4g})"
+        if seen < run.length:
+            self._watch.say(
+                f"{'had ' * before}stopped after {seen:,} of {run.length:,} {unit}: {best.name} have not fallen for {best.since} "
+                f"validations; {kept}. A larger run.patience goes on from there"
+            )
+        elif best.since:
+            self._watch.say(f"ended after {seen:,} {unit}, {best.since} validations after the best; {kept}")
+
+    def notes(self) -> dict[str, Any]:
+        """All that the next report depends on, as plain values."""
+        return {"record": self.record.notes(), "alarms": self.alarms.active, "best": self.best.notes()}
+
+    def _write(self, part: str, seen: int, values: Mapping[str, float]) -> None:
         """Write measured numbers, and show them."""
         self._line(part, seen, values)
         if self._first:
             self._watch.report(part, seen, values)
 
-    def notes(self) -> dict[str, Any]:
-        """All that the next report depends on, as plain values."""
-        return {"record": self.record.notes(), "alarms": self.alarms.active}
+    def _tell(self, judged: Judged, seen: int) -> None:
+        """Write and say which alarms begin and which are over."""
+        for change in self.alarms.changes(judged):
+            self._line(ALARM, seen, {"alarm": change.name, "state": change.state, "message": change.message})
+            self._watch.say(change.told())
 
     def _line(self, part: str, seen: int, values: Mapping[str, Any]) -> None:
         if self._first:

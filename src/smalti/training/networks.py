@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
 from smalti.errors import SmaltiError
-from smalti.prior import GPT, GPTSettings, Order, Transformer, TransformerSettings
+from smalti.prior import GPT, GPTSettings, Order, PixelSNAIL, PixelSNAILSettings, Transformer, TransformerSettings
 from smalti.settings import as_mapping, parse, settings
 
 Positive = Annotated[int, Field(ge=1)]
@@ -52,12 +52,31 @@ class GPTNetwork:
     """How the codes of a picture follow one another."""
 
 
+@settings
+class PixelSNAILNetwork:
+    """Causal convolutions with attention between them: the prior that the paper compares its own with."""
+
+    name: Literal["pixelsnail"] = "pixelsnail"
+    layers: Positive = 4
+    """Blocks that end in attention."""
+    residuals: Positive = 2
+    """Gated residual blocks of convolutions in each."""
+    width: Positive = 128
+    heads: Positive = 4
+    kernel: Annotated[int, Field(ge=2)] = 2
+    dropout: Chance = 0.1
+    order: Order = "raster"
+    """Raster, and no other."""
+
+
 def _named(values: Any) -> Any:
     """Plain values without a name are those of the default, the transformer."""
     return {"name": "transformer", **values} if isinstance(values, Mapping) else values
 
 
-NetworkSettings = Annotated[TransformerNetwork | GPTNetwork, Field(discriminator="name"), BeforeValidator(_named)]
+AnyNetwork: TypeAlias = TransformerNetwork | GPTNetwork | PixelSNAILNetwork
+
+NetworkSettings = Annotated[AnyNetwork, Field(discriminator="name"), BeforeValidator(_named)]
 """The settings of any prior; their `name` tells which."""
 
 
@@ -77,7 +96,7 @@ class Codes(NamedTuple):
 class Network(NamedTuple):
     """A prior that has learned nothing yet."""
 
-    prior: Transformer | GPT
+    prior: Transformer | GPT | PixelSNAIL
     vocabulary: int
     """Codes below it can stand in place of an image code."""
 
@@ -86,6 +105,12 @@ def _transformer(network: TransformerNetwork, codes: Codes) -> Network:
     read = {"size": codes.size, "condition_size": codes.condition_size, "prefix": codes.prefix, "grid": codes.grid}
     sizes = parse(TransformerSettings, {**as_mapping(network), **read}, where="network")
     return Network(Transformer(sizes), codes.size)
+
+
+def _pixelsnail(network: PixelSNAILNetwork, codes: Codes) -> Network:
+    read = {"size": codes.size, "condition_size": codes.condition_size, "prefix": codes.prefix, "grid": codes.grid}
+    sizes = parse(PixelSNAILSettings, {**as_mapping(network), **read}, where="network")
+    return Network(PixelSNAIL(sizes), codes.size)
 
 
 def _gpt(network: GPTNetwork, codes: Codes) -> Network:
@@ -112,9 +137,13 @@ def gpt_settings(network: GPTNetwork, codes: Codes) -> GPTSettings:
     return parse(GPTSettings, values, where="network")
 
 
-NETWORKS: dict[str, Callable[[Any, Codes], Network]] = {"transformer": _transformer, "gpt": _gpt}
+NETWORKS: dict[str, Callable[[Any, Codes], Network]] = {
+    "transformer": _transformer,
+    "gpt": _gpt,
+    "pixelsnail": _pixelsnail,
+}
 
 
-def build_network(network: TransformerNetwork | GPTNetwork, codes: Codes) -> Network:
+def build_network(network: AnyNetwork, codes: Codes) -> Network:
     """Settings and what is to be read -> a prior. Raises `SmaltiError` where they do not go together."""
     return NETWORKS[network.name](network, codes)

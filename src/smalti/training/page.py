@@ -19,7 +19,7 @@ from smalti.version import __version__
 PAGE = "report.html"
 SHOWN = 6
 """Pictures from the way, evenly spread, the last one among them."""
-_NO_CURVES = ("seen", "part", "time", "elapsed")
+_NO_CURVES = ("seen", "part", "time", "elapsed", "best_nats", "best_seen")
 
 
 def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
@@ -33,12 +33,14 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
     last = {key: value for key, value in (validation[-1] if validation else {}).items() if key not in _NO_CURVES}
     pictures = _pictures(folder / "images", unit)
     stage = config["stage"]
+    best = _told_best(validation, unit)
     alarms = told_alarms(read_alarms(folder), unit=unit)
     Report(
         title=f"Training of a {stage}",
         lead=f"{folder.resolve().name}, after {seen:,} {unit}. Validation is on held-out data.",
         blocks=[Cards([Card(name.replace("_", " "), short(value)) for name, value in last.items()])],
         sections=[
+            *([Section("The model that is kept", [Text(best)])] if best else []),
             *([Section("Alarms", [Text("\n\n".join(alarms))])] if alarms else []),
             Section("Curves", [Plots(_plots(metrics, unit))]),
             Section("On the way", [Text(_ABOUT[stage]), Pictures(pictures, width=420)]),
@@ -46,6 +48,18 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
         ],
         colophon=f"Made by smalti {__version__}. The figures stand in metrics.jsonl beside this page.",
     ).write(folder / PAGE)
+
+
+def _told_best(validation: Sequence[Mapping[str, Any]], unit: str) -> str:
+    """Validated lines -> which model is kept and what came after it, "" where none was judged to be the best."""
+    if not validation or "best_seen" not in validation[-1]:
+        return ""
+    last = validation[-1]
+    best, now = last["best_seen"], last["seen"]
+    value, then = short(last["best_nats"]), short(last["nats"])
+    told = f"It is that of {best:,} {unit}, whose nats a code on held-out data are the lowest: {value}."
+    later = sum(line["seen"] > best for line in validation)
+    return told if now == best else f"{told} In {later} validations after it they were higher; at the end, {then}."
 
 
 _ABOUT = {

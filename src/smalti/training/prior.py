@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from smalti.conditions.base import Condition
+from smalti.conditions.labels import Labels
 from smalti.data.codes import CodeBatch, CodeShards, entropy
-from smalti.data.loading import in_order
-from smalti.images import grid
+from smalti.data.loading import in_order, spread
+from smalti.images import grid, to_tensor
 from smalti.pipeline import save_prior
 from smalti.prior import Prior, Sampler, finished, nats, parameter_groups, sample, unknown
 from smalti.tokenizer.vqgan import VQGAN
@@ -67,6 +69,7 @@ class PriorStage(Stage):
     """Trains a prior. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
 
     unit = "codes"
+    judged_by = "nats"
 
     def __init__(
         self,
@@ -132,10 +135,11 @@ class PriorStage(Stage):
         return {}
 
     def _prefix(self, batch: CodeBatch) -> Tensor:
-        """Labels as the shards hold them (places in the list of labels) -> prefix codes (B,P)."""
+        """The condition's codes as the shards hold them, or labels, places in the list of labels -> prefix codes (B,P)."""
         if self.condition.size == 0:
             return self.prior.null_prefix(len(batch.labels))
-        prefix: Tensor = self.fabric.to_device(batch.labels).reshape(-1, 1)
+        kept = batch.labels.reshape(-1, 1) if isinstance(self.condition, Labels) else batch.prefix
+        prefix: Tensor = self.fabric.to_device(kept)
         return prefix
 
     @torch.no_grad()
@@ -153,15 +157,26 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def picture(self) -> Tensor:
-        """Samples of the exported prior, one seed each, the conditions in turn."""
+        """Samples of the exported prior, one seed each: the labels in turn, or what held-out pictures are told, shown before."""
         with self.exported.shown() as prior:
-            if self.condition.size:
-                prefix = (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
-            else:
-                prefix = prior.null_prefix(SHOWN)
-            known, seeds = unknown(SHOWN, prior.grid), torch.arange(SHOWN)
+            prefix = self._shown(prior)
+            known, seeds = unknown(len(prefix), prior.grid), torch.arange(len(prefix))
             laid = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
-        return grid(self.tokenizer.decode_codes(laid).cpu().contiguous(), columns=8, gap=2)
+        pictures = self.tokenizer.decode_codes(laid).cpu().contiguous()  # (B,C,H,W)
+        if self.condition.size and not isinstance(self.condition, Labels):
+            told = torch.stack([to_tensor(self.condition.preview(codes)) for codes in prefix.cpu()])  # (B,3,H',W')
+            told = F.interpolate(told, size=pictures.shape[2:], mode="nearest-exact")
+            pictures = torch.stack((told, pictures.expand_as(told)), dim=1).flatten(0, 1)  # (2B,3,H,W)
+        return grid(pictures, columns=8, gap=2)
+
+    def _shown(self, prior: Prior) -> Tensor:
+        """What the samples are told, (B,P)."""
+        if isinstance(self.condition, Labels):
+            return (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
+        if self.condition.size:
+            told: Tensor = self.fabric.to_device(spread(self.shards.validation, SHOWN).prefix)
+            return told
+        return prior.null_prefix(SHOWN)
 
     def state(self) -> dict[str, Any]:
         return {"model": self.likelihood, "optimiser": self.optimiser, "average": self.exported.module}

@@ -10,8 +10,10 @@ import torch
 from rich.console import Console
 
 from smalti.conditions.base import Condition
+from smalti.conditions.build import build_condition
 from smalti.conditions.labels import Labels, Nothing
-from smalti.data.codes import CodeShards, open_codes, write_codes
+from smalti.data.codes import CodeShards, open_codes
+from smalti.data.encoding import write_codes
 from smalti.data.kinds import KINDS, Kind, kind_of
 from smalti.data.sources import open_source
 from smalti.devices import pick_device
@@ -26,12 +28,19 @@ from smalti.training.launching import first_alone, is_started_with_others, launc
 from smalti.training.loop import Stage, fit
 from smalti.training.page import write_page
 from smalti.training.prior import PriorStage
+from smalti.training.telling import Told, beside_pictures
 from smalti.training.tokenizer import TokenizerStage, crops
 from smalti.training.watching import Watch
 from smalti.version import __version__
 
 ENCODE_BATCH = 64
 """Pictures that are encoded at once."""
+
+UNTRAINED = ("coordinates", "layout")
+"""Conditions that priors of the original know, and that `smalti encode` does not make."""
+
+OWN = ("auto", "labels", "nothing")
+"""What can be said of a prior's condition without codes of one."""
 
 
 def show_settings(settings: TokenizerTraining | PriorTraining, console: Console) -> None:
@@ -94,7 +103,6 @@ def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: Pri
     Raises `SmaltiError` for codes of another tokenizer, for conditions that they do not hold, for a folder that holds something
     else, and when it is asked to stop.
     """
-    _check_condition(settings)
     model = load_tokenizer(tokenizer)
     shards.check_fingerprint(model.fingerprint())
     condition = condition_of(shards, settings.condition)
@@ -112,6 +120,8 @@ def train_prior_on(
     """As `train_prior`, with the codes' tokenizer, or what has its methods, and a condition that they hold."""
     meta = shards.meta
     codes = {"fingerprint": meta.fingerprint, "size": meta.size, "grid": list(meta.grid), "labels": list(meta.labels)}
+    if meta.prefix is not None:
+        codes["told_by"] = meta.prefix.fingerprint
     config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
     fabric = launch(settings.run)
     folder = first_alone(fabric, lambda: RunFolder(out, config))
@@ -131,19 +141,11 @@ def _run(
         write_page(folder.path, config, unit=stage.unit)
 
 
-def _check_condition(settings: PriorTraining) -> None:
-    """Refuse, before anything is done, the conditions that code shards cannot hold yet."""
-    if settings.condition not in ("auto", "labels", "nothing"):
-        raise SmaltiError(
-            f"condition = {settings.condition}: codes are kept with class labels alone, so that a prior cannot be trained with "
-            "this condition yet; set condition=labels or condition=nothing, or take over a trained prior of the original with "
-            "smalti convert"
-        )
-
-
 def condition_of(shards: CodeShards, name: str) -> Condition:
-    """The condition that a prior on these codes learns. Raises `SmaltiError` where labels are asked for and there are none."""
-    labels = shards.meta.labels
+    """The condition that a prior on these codes learns. Raises `SmaltiError` where another is asked for than they hold."""
+    labels, kept = shards.meta.labels, shards.meta.prefix
+    if name not in OWN or (name == "auto" and kept is not None):
+        return _kept_condition(shards, name)
     if name == "labels" and not labels:
         raise SmaltiError(f"the pictures of {shards.path} have no labels (no sub-folders); set condition=nothing")
     if name == "nothing" or not labels:
@@ -156,14 +158,39 @@ def condition_of(shards: CodeShards, name: str) -> Condition:
     return Labels(labels)
 
 
+def _kept_condition(shards: CodeShards, name: str) -> Condition:
+    kept = shards.meta.prefix
+    if kept is None:
+        raise SmaltiError(
+            f"condition = {name}, and the codes in {shards.path} were made without one; make them with: smalti encode ... "
+            f"--condition {name}, or set condition=auto"
+        )
+    condition = build_condition(kept.condition, shards.path)
+    if name not in ("auto", condition.key):
+        raise SmaltiError(
+            f"condition = {name}, and the codes in {shards.path} were made with {condition.key}; set condition={condition.key}"
+        )
+    return condition
+
+
 def codes_of(
     data: Path, tokenizer: Path, out: Path, *, settings: PriorTraining, progress: Callable[[int, int], object]
 ) -> CodeShards:
     """Codes, or pictures that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_pictures`, and where
     several processes that were started together would all encode."""
-    _check_condition(settings)
+    if settings.condition in UNTRAINED:
+        raise SmaltiError(
+            f"condition = {settings.condition}: nothing is encoded for it yet, so that a prior cannot be trained with it; set "
+            "condition=labels or condition=nothing, or take over a trained prior of the original with smalti convert"
+        )
     if (data / "codes.json").is_file():
         return open_codes(data)
+    if settings.condition not in OWN:
+        raise SmaltiError(
+            f"condition = {settings.condition} has codes of its own, which are made together with those of the pictures: first "
+            f"smalti encode {tokenizer} {data} --condition {settings.condition} --condition-tokenizer ... --out CODES, then train on "
+            "CODES"
+        )
     if is_started_with_others() and not (out / "codes.json").is_file():
         raise SmaltiError(
             f"{data} holds pictures, which one process is to encode for all: first smalti encode {tokenizer} {data} --out {out}, "
@@ -183,10 +210,12 @@ def encode_pictures(
     progress: Callable[[int, int], object],
     device: str = "auto",
     workers: int = 0,
+    told: Told | None = None,
 ) -> bool:
     """Pictures -> code shards in `out`; False when they are there already, made by the same settings.
 
-    What kind of files they are the tokenizer says, where it was trained by smalti; else `settings.pictures` say it.
+    What kind of files they are the tokenizer says, where it was trained by smalti; else `settings.pictures` say it. `told`: the
+    condition whose codes stand before theirs.
 
     Raises `SmaltiError` for data without pictures, a tokenizer that is none, and a folder that holds other things.
     """
@@ -197,6 +226,7 @@ def encode_pictures(
     source = open_source(data, kind=kind_of({**said, **models.about}, channels=channels))
     training, validation = crops(source, settings.pictures, channels=channels, seed=seed)
     place = next(model.parameters()).device
+    beside = None if told is None else beside_pictures(told, (training, validation), factor=model.factor, device=place)
 
     @torch.no_grad()
     def encode(held: torch.Tensor) -> torch.Tensor:
@@ -205,8 +235,8 @@ def encode_pictures(
 
     return write_codes(
         out,
-        training=training,
-        validation=validation,
+        training=training if beside is None else beside.training,
+        validation=validation if beside is None else beside.validation,
         encode=encode,
         fingerprint=model.fingerprint(),
         size=model.size,
@@ -217,4 +247,5 @@ def encode_pictures(
         batch=ENCODE_BATCH,
         progress=progress,
         workers=workers,
+        prefix=None if beside is None else beside.prefix,
     )

@@ -140,6 +140,7 @@ class TokenizerStage(Stage):
     """Trains a VQGAN. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
 
     unit = "images"
+    judged_by = ""  # sharper pictures have more pixel error: no single number of them says which model is the best
     per_example = 1
 
     def __init__(

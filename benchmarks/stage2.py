@@ -1,0 +1,148 @@
+"""Speed of stage 2 on this machine's CPU, as ratios to a peer in the same run. Prints one JSON line an item, last.
+
+    python benchmarks/stage2.py [--items stage2,shards] [--peer "python bench_original.py --taming CHECKOUT"]
+
+items
+  stage2    GPT, vocabulary 1024, 8 layers, 8 heads, width 512, block 256, batch 4: forward, backward, AdamW
+  shards    a step of that GPT on codes that are there, as training on code shards makes it, against the same with its pictures
+            encoded in the loop: 4 of 256 x 256 by the tokenizer of the recipe f16 (width 128). Reading of files is in neither.
+            It has no peer: run it without --peer
+
+Without --peer our own reference path stands in for stage2: attention written out with a mask, and AdamW one parameter after the
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pairs import Item, Work, main
+from smalti.prior import GPT, GPTSettings, nats, parameter_groups
+from smalti.tokenizer.blocks import as_channels_last
+from smalti.tokenizer.vqgan import VQGAN
+from smalti.training.config import OptimiserSettings, TokenizerTraining, resolve
+from smalti.training.optimiser import build_optimiser
+from stage1 import counted
+
+BATCH, SIDE = 4, 256
+SIZES = GPTSettings(vocabulary=1024, size=1024, grid=(16, 16), block=256, layers=8, width=512, heads=8, start=0)
+OPTIMISER = OptimiserSettings(rate=4.5e-6, betas=(0.9, 0.95), weight_decay=0.01)
+
+
+def network() -> GPT:
+    torch.manual_seed(0)
+    return GPT(SIZES)
+
+
+def some_codes() -> Tensor:
+    return torch.randint(0, SIZES.size, (BATCH, *SIZES.grid))
+
+
+def trained(prior: GPT) -> Callable[[Tensor], None]:
+    """A prior -> one step of its training on codes (B,h,w)."""
+    optimiser = build_optimiser(parameter_groups(prior, weight_decay=OPTIMISER.weight_decay), OPTIMISER)
+    prefix = prior.null_prefix(BATCH)
+
+    def step(codes: Tensor) -> None:
+        nats(prior, prefix, codes).mean().backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return step
+
+
+def step_floor() -> float:
+    """Operations that no step can do without: a forward pass, as many for the gradient of each input, and of each weight."""
+    plain, told = PlainGPT(network()), some_codes().flatten(1)
+    return 3 * counted(torch.no_grad()(lambda: plain(told)))
+
+
+def stage2() -> Work:
+    step, codes = trained(network()), some_codes()
+    return Work(lambda: step(codes), step_floor())
+
+
+def tokenizer() -> VQGAN:
+    torch.manual_seed(0)
+    made = VQGAN(resolve(TokenizerTraining, stage="tokenizer", recipe="f16", overrides=[]).model).eval()
+    as_channels_last(made)
+    return made.requires_grad_(False)
+
+
+def shards() -> Work:
+    return stage2()
+
+
+def pictures_in_the_loop() -> Work:
+    """The step on codes of pictures; a code beyond the vocabulary stands for one within, which costs the same."""
+    step, model = trained(network()), tokenizer()
+    images = (torch.rand(BATCH, 3, SIDE, SIDE) * 2 - 1).contiguous(memory_format=torch.channels_last)
+
+    def encode() -> Tensor:
+        with torch.no_grad():
+            return model.encode(images).codes
+
+    assert encode().shape[1:] == SIZES.grid, "the tokenizer's codes fill the prior's window"
+    return Work(lambda: step(encode() % SIZES.size), step_floor() + counted(encode))
+
+
+class PlainGPT(nn.Module):
+    """The GPT's own weights, with the attention written out: codes (B,T) -> logits (B,T,V)."""
+
+    def __init__(self, prior: GPT) -> None:
+        super().__init__()
+        self.prior = prior
+        self.register_buffer("mask", torch.ones(SIZES.block, SIZES.block).tril())
+
+    def forward(self, codes: Tensor) -> Tensor:
+        prior, length = self.prior, codes.shape[1]
+        x = prior.embedding(codes) + prior.positions.weight[:length]
+        for block in prior.blocks:
+            x = x + self.attended(block.attention, block.attention_norm(x))
+            x = x + block.down(F.gelu(block.up(block.perceptron_norm(x))))
+        return prior.head(prior.norm(x))
+
+    def attended(self, attention: nn.Module, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        heads = (batch, length, attention.heads, width // attention.heads)
+        queries, keys, values = (
+            layer(x).view(heads).transpose(1, 2) for layer in (attention.query, attention.key, attention.value)
+        )
+        scores = (queries @ keys.transpose(-2, -1)) * heads[-1] ** -0.5
+        scores = scores.masked_fill(self.mask[:length, :length] == 0, -torch.inf)
+        seen = F.softmax(scores, dim=-1) @ values
+        return attention.out(seen.transpose(1, 2).contiguous().view(batch, length, width))
+
+
+def plain_stage2() -> Work:
+    model, codes = PlainGPT(network()), some_codes().flatten(1)
+    optimiser = torch.optim.AdamW(
+        parameter_groups(model.prior, weight_decay=OPTIMISER.weight_decay),
+        lr=OPTIMISER.rate,
+        betas=OPTIMISER.betas,
+        foreach=False,
+    )
+    told = F.pad(codes[:, :-1], (1, 0))
+
+    def run() -> None:
+        loss = F.cross_entropy(model(told).view(-1, SIZES.vocabulary), codes.view(-1))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return Work(run, step_floor())
+
+
+def run() -> None:
+    """The command line."""
+    ours: dict[str, Item] = {"stage2": stage2, "shards": shards}
+    reference: dict[str, Item] = {"stage2": plain_stage2, "shards": pictures_in_the_loop}
+    main(__doc__ or "", {"ours": ours, "reference": reference})
+
+
+if __name__ == "__main__":
+    run()

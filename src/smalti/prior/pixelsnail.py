@@ -1,0 +1,160 @@
+"""PixelSNAIL as a prior: causal convolutions on the grid of codes, between them attention over all codes so far.
+
+Shapes: B batch, P prefix codes, T codes of one call, n places of one call, s places so far (cache and call), h w grid,
+D width, A attended numbers, K image codes, C condition codes.
+
+Chen et al. 2017, arXiv 1712.09763, section 2, as VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.2) puts it on
+codes: they are embedded, and the head scores codes. It is the prior that Esser et al. (arXiv 2012.09841, table 1) compare
+their transformer with.
+
+Differences: ELU as it is (the authors' code joins that of x and of -x, for twice the weights); no weight normalisation,
+with which their code goes together with an initialisation by data; a place reads the code before it, and so may attend to
+itself, where theirs hides it and gives the first place nothing; attention has several heads, as VQ-VAE-2's, and what it
+finds is added to the features, where theirs enters within the block that follows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, final
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor, nn
+
+from smalti.prior.base import Cache, Prior
+from smalti.prior.order import Order
+from smalti.prior.pixelsnail_layers import Causal, Places, SnailBlock
+from smalti.settings import settings
+
+Positive = Annotated[int, Field(ge=1)]
+
+FIRST = ((1, 1), (1, 0), (1, -1), (0, 1))
+"""What the first layer sees: three codes of the row above and the one at the left. The paper's 1 x 3 convolution, shifted down,
+and its 2 x 1 convolution, shifted right, see these together."""
+
+
+@settings
+class PixelSNAILSettings:
+    """The sizes of a PixelSNAIL.
+
+    `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes P, at least the start
+    code. `grid`: the window (h, w), in codes. `order`: "raster"; no other. `layers`: blocks, each of which ends in
+    attention. `residuals`: gated residual blocks in each. `kernel`: side of their convolutions, which see so many rows
+    and columns up to their own place; the paper has 2. `heads`: of the attention, which has half the width. `dropout`: a
+    probability, within gated residual blocks and of attention.
+    """
+
+    name: Literal["pixelsnail"] = "pixelsnail"
+    size: Positive
+    condition_size: Annotated[int, Field(ge=0)] = 0
+    prefix: Positive = 1
+    grid: tuple[Positive, Positive] = (16, 16)
+    layers: Positive = 6
+    residuals: Positive = 2
+    width: Positive = 256
+    heads: Positive = 8
+    kernel: Annotated[int, Field(ge=2)] = 2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    order: Order = "raster"
+
+    @field_validator("heads")
+    @classmethod
+    def _heads_divide_width(cls, heads: int, info: ValidationInfo) -> int:
+        width = info.data.get("width", 2 * heads)
+        if width % (2 * heads):
+            raise ValueError(f"the width {width} must be a multiple of 2 x heads, for attention has half the width")
+        return heads
+
+    @field_validator("order")
+    @classmethod
+    def _reads_rows(cls, order: Order) -> Order:
+        if order != "raster":
+            raise ValueError(
+                f"the convolutions of PixelSNAIL see what lies above and at the left, and so take the order raster alone, not "
+                f"{order}; take another network for it, such as the transformer"
+            )
+        return order
+
+
+@final
+class PixelSNAIL(Prior):
+    """Sequences of prefix and image codes -> logits of the next image code: (B, T) int64 -> (B, T, K).
+
+    Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing".
+
+    Image codes alone have a place in the grid. What the prefix says is added to what all places start from. Where it has
+    as many codes as the grid (P = h w) it is a map of it, and each place is told the code at that place; the convolutions
+    and attention carry it on to later places, never to earlier ones. Otherwise all places are told the mean of its
+    codes, each weighted number by number by what is learned for its position; that suits a label or a coordinate, and is
+    little for a long list such as a layout. Logits before the last prefix code would be of prefix codes, which nobody asks
+    for; there the head reads zeros.
+
+    A cache holds the codes so far and, of each place, what convolutions read and attention made, so that a code that
+    follows costs the work of one place. Attention is told the rows and columns of the window, in a narrower one as in the
+    whole.
+    """
+
+    def __init__(self, settings: PixelSNAILSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, settings.order
+        width = settings.width
+        self.embedding = nn.Embedding(settings.size + settings.condition_size + 1, width)
+        # Not all ones, so that two prefix codes that change places are told apart from the first step.
+        self.prefix_gains = nn.Parameter(torch.empty(settings.prefix, width).normal_(mean=1.0, std=0.02))
+        self.first = Causal(width, width, offsets=FIRST, behind=1, name="first")
+        self.blocks = nn.ModuleList(
+            SnailBlock(
+                width,
+                residuals=settings.residuals,
+                kernel=settings.kernel,
+                heads=settings.heads,
+                dropout=settings.dropout,
+                name=str(index),
+            )
+            for index in range(settings.layers)
+        )
+        self.head = nn.Linear(width, settings.size)
+        # A fresh prior finds all codes about equally likely.
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
+        return torch.cat((prefix + self.size, codes), dim=1)
+
+    def null_prefix(self, batch: int) -> Tensor:
+        device = self.embedding.weight.device
+        return torch.full((batch, self.prefix), self.settings.condition_size, device=device)
+
+    def features(self, codes: Tensor, cache: Cache) -> Tensor:
+        new = codes.shape[1]
+        end = cache.length + new
+        assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
+        assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
+        # The last prefix code stands where the first image code is scored: that is place 0.
+        placeless = min(max(self.prefix - 1 - cache.length, 0), new)
+        so_far = cache.extended("codes", codes[:, :, None])[:, -end:, 0]  # (B, end)
+        cache.advance(placeless)
+        x = self._seen(so_far, new - placeless, cache)  # (B, n, D)
+        cache.advance(new - placeless)
+        return F.pad(x, (0, 0, placeless, 0))  # (B, T, D)
+
+    def _seen(self, codes: Tensor, count: int, cache: Cache) -> Tensor:
+        """All codes so far -> what the head reads at the last `count` places: (B, end) -> (B, n, D)."""
+        if count == 0:
+            return self.embedding.weight.new_empty(len(codes), 0, self.settings.width)
+        places = Places.of(codes.shape[1] - self.prefix + 1 - count, count, grid=self.grid, cache=cache, like=codes)
+        start = (places.numbers == 0)[:, None]  # (n, 1): before this place there is the prefix, and no image code
+        before = self.embedding(codes[:, -count:]).masked_fill(start, 0)  # (B, n, D)
+        x: Tensor = self.first(before, places) + self._told(codes[:, : self.prefix], places)  # (B, n, D)
+        for block in self.blocks:
+            x = block(x, before, places)  # (B, n, D)
+        return F.elu(x)
+
+    def _told(self, prefix: Tensor, places: Places) -> Tensor:
+        """Prefix codes (B, P) -> what the condition tells each place: (B, n, D), or all places alike: (B, 1, D)."""
+        said: Tensor = self.embedding(prefix) * self.prefix_gains  # (B, P, D)
+        if self.prefix == self.grid[0] * self.grid[1]:
+            return said[:, places.rows * self.grid[1] + places.columns]
+        return said.mean(dim=1, keepdim=True)
