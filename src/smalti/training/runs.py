@@ -188,8 +188,8 @@ def codes_of(
     if settings.condition not in OWN:
         raise SmaltiError(
             f"condition = {settings.condition} has codes of its own, which are made together with those of the pictures: first "
-            f"smalti encode {tokenizer} {data} --condition {settings.condition} --condition-tokenizer ... --out CODES, then train on "
-            "CODES"
+            f"smalti encode {tokenizer} {data} --condition {settings.condition} --condition-tokenizer ... --out CODES; then "
+            "train on CODES"
         )
     if is_started_with_others() and not (out / "codes.json").is_file():
         raise SmaltiError(
