@@ -196,6 +196,25 @@ def test_edges_are_made_of_the_pictures_themselves(home: Path) -> None:
     assert "cannot be made of pictures" in str(labels.exception)
 
 
+def test_smaller_copies_are_made_of_the_pictures_themselves(home: Path) -> None:
+    overrides = (
+        "run.length=8",
+        "pictures.size=[8,8]",
+        "model.pyramid.multipliers=[1]",
+        "objective.adversarial.weight=0",
+    )
+    settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
+    train_tokenizer(home / "images", home / "small-tokenizer", settings=settings, console=QUIET)
+    words = ["encode", home / "tokenizer", home / "images", "--out", home / "with-small", "--copies", 1, "--size", SIDE]
+    told = ["--condition", "lowres", "--condition-tokenizer", home / "small-tokenizer"]
+    ran = CliRunner().invoke(app, [str(word) for word in (*words, *told)])
+    assert ran.exit_code == 0, ran.output
+    condition = condition_of(open_codes(home / "with-small"), "auto")
+    assert isinstance(condition, Maps)
+    assert (condition.key, condition.settings.kind, condition.tokenizer.factor) == ("lowres", "picture", 2)
+    assert condition.encode([torch.zeros(3, 8, 8)]).shape == (1, condition.length)
+
+
 def test_what_edges_are() -> None:
     step = np.zeros((6, 8, 3), dtype=np.uint8)
     step[:, 4:] = 100
