@@ -91,14 +91,14 @@ def codes_of_crops(
 
 
 def trained_prior(tokenizer: Any, codes: Path, place: Place, *, settings: PriorTraining) -> dict[str, Any]:
-    """Codes -> a prior that is told nothing else, trained in the step's folder, and how likely it finds held-out codes."""
+    """Codes -> a prior that is told nothing else, trained in the step's folder; how likely the kept one finds held-out codes."""
     shards = open_codes(codes)
     shards.check_fingerprint(tokenizer.fingerprint())
     train_prior_on(shards, tokenizer, Nothing(), place.folder, settings=settings, console=place.console)
     lines = [line for line in read_metrics(place.folder) if line["part"] == "validation"]
     return {
-        "nats_a_code": lines[-1]["nats"],
-        "nats_a_pixel": lines[-1]["nats"] / shards.meta.factor**2,
+        "nats_a_code": lines[-1]["best_nats"],
+        "nats_a_pixel": lines[-1]["best_nats"] / shards.meta.factor**2,
         "code_entropy_nats": lines[-1]["code_entropy_nats"],
         "curve": [{"codes": line["seen"], "nats": line["nats"]} for line in lines],
     }
