@@ -388,7 +388,9 @@ def test_priors_without_data_end_at_once(recipe: str, tmp_path: Path) -> None:
     assert shown.exit_code == 0
     assert "vocabulary: " in shown.output
     condition = prior(recipe).condition
-    with pytest.raises(SmaltiError, match=rf"condition = {condition}:? (nothing is encoded for it yet|has codes of its own)"):
+    with pytest.raises(
+        SmaltiError, match=rf"condition = {condition}:? (nothing is encoded for it yet|has codes of its own)"
+    ):
         CliRunner().invoke(app, command, catch_exceptions=False)
     assert not (tmp_path / "run").exists()
 
