@@ -19,8 +19,9 @@ from torch import Tensor
 
 from smalti.data import encoding as codes_module
 from smalti.data.codes import CodeSet, CodeShards, entropy, histogram, open_codes
+from smalti.data.crops import CentreCrop, RandomCrop
 from smalti.data.encoding import write_codes
-from smalti.data.loading import CentreCrop, Crops, RandomCrop, batches, in_order
+from smalti.data.loading import Crops, batches, in_order
 from smalti.data.sources import Source, open_source
 from smalti.errors import SmaltiError
 

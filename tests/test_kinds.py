@@ -22,8 +22,9 @@ from smalti.conditions.drawing import palette
 from smalti.conditions.map_files import label_colours, read_depth, right_labels
 from smalti.conditions.maps import labels_as_channels
 from smalti.data.codes import open_codes
+from smalti.data.crops import CentreCrop, RandomCrop
 from smalti.data.kinds import COLOUR, KINDS, Colour, Depth, Kind, Labels, kind_of
-from smalti.data.loading import CentreCrop, Crops, RandomCrop, batches, in_order
+from smalti.data.loading import Crops, batches, in_order
 from smalti.data.sources import open_source, split
 from smalti.errors import SmaltiError
 from smalti.images import DamagedImage, read_image, to_array

@@ -17,15 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smalti.data.crops import CentreCrop, Crop, RandomCrop, chances
 from smalti.data.loading import (
     Batch,
-    CentreCrop,
-    Crop,
     Crops,
     Example,
-    RandomCrop,
     batches,
-    chances,
     in_order,
     spread,
 )

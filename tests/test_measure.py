@@ -17,8 +17,9 @@ from small import write_pictures
 from smalti.conditions.given import Given, GivenSettings
 from smalti.conditions.labels import Labels, Nothing
 from smalti.data.codes import open_codes
+from smalti.data.crops import CentreCrop
 from smalti.data.encoding import write_codes
-from smalti.data.loading import CentreCrop, Crops
+from smalti.data.loading import Crops
 from smalti.data.sources import open_source, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.measure import measure_prior, measure_tokenizer

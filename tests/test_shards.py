@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 
 from smalti.cli.main import app
 from smalti.data import shards
+from smalti.data.crops import RandomCrop
 from smalti.data.kinds import Depth, Labels
-from smalti.data.loading import Crops, RandomCrop, batches
+from smalti.data.loading import Crops, batches
 from smalti.data.shards import expanded
 from smalti.data.sources import Picture, Source, holds_many, is_pattern, open_source
 from smalti.errors import SmaltiError

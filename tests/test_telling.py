@@ -15,8 +15,9 @@ from small import write_recipe
 from smalti.cli.main import app
 from smalti.conditions.maps import Maps
 from smalti.data.codes import open_codes
+from smalti.data.crops import RandomCrop
 from smalti.data.kinds import COLOUR, KINDS
-from smalti.data.loading import Crops, RandomCrop
+from smalti.data.loading import Crops
 from smalti.data.paired import Paired, beside
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
@@ -129,7 +130,7 @@ def test_codes_of_the_condition_stand_beside_those_of_the_pictures(home: Path) -
     expected = paired(home)
     names = {picture.key: index for index, picture in enumerate(expected.pictures.pictures)}
     # The held-out pictures are cut in the middle, and so can be made again here.
-    from smalti.data.loading import CentreCrop
+    from smalti.data.crops import CentreCrop
     from smalti.data.sources import split
 
     held_out = split(open_source(home / "images").pictures, validation=0.2)[1]

@@ -138,7 +138,7 @@ def read_covering(source: Path | BinaryIO, size: tuple[int, int], *, channels: i
         if image.format in ("JPEG", "MPO"):
             lies = _orientation(image) > 4  # of 8; the upper four are turned by a quarter
             width, height = reversed(image.size) if lies else image.size
-            rows, columns = _covering_size((height, width), size)
+            rows, columns = covering_size((height, width), size)
             spare = min(height / rows, width / columns) / SPARE
             step = next((step for step in (8, 4, 2) if step <= spare), 1)
             if step > 1 and (drafted := image.draft(None, (image.width // step, image.height // step))):
@@ -300,11 +300,16 @@ def resize_to_cover(array: Array, size: tuple[int, int], *, filter: Filter = "la
     "lanczos" antialiases, and weighs colours by their opacity where there are 4 channels; "nearest" takes each pixel
     from the nearest one, which labels need.
     """
-    height, width = _covering_size((array.shape[0], array.shape[1]), size)
-    return _resize(array, height, width) if filter == "lanczos" else _nearest(array, height, width)
+    return resize(array, covering_size((array.shape[0], array.shape[1]), size), filter=filter)
 
 
-def _covering_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def resize(array: Array, size: tuple[int, int], *, filter: Filter) -> Array:
+    """(H, W, C) -> (height, width, C); the filters are those of `resize_to_cover`."""
+    return _resize(array, *size) if filter == "lanczos" else _nearest(array, *size)
+
+
+def covering_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The size of a picture and one that is to be covered, both (height, width) -> the picture's size when it just covers it."""
     scale = max(size[0] / full[0], size[1] / full[1])
     return max(size[0], round(full[0] * scale)), max(size[1], round(full[1] * scale))
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smalti.data.loading import chances
+from smalti.data.crops import chances
 from smalti.errors import SmaltiError
 from smalti.files import read_json
 from smalti.settings import parse, settings

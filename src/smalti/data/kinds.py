@@ -74,9 +74,22 @@ class Kind(ABC):
         """What a model folder and a code folder say of it, as plain values; `kind_of` reads them back."""
 
 
+class Levels(Kind):
+    """Kinds whose arrays are levels of brightness: examples hold what the tokenizer is given, and nothing more is to be said."""
+
+    def held(self, array: Array, channels: int) -> Tensor:
+        return to_tensor(array)
+
+    def images(self, held: Tensor, channels: int) -> Tensor:
+        return held
+
+    def described(self) -> dict[str, Any]:
+        return {"kind": self.name}
+
+
 @final
 @dataclass(frozen=True)
-class Colour(Kind):
+class Colour(Levels):
     """Pictures of 1, 3 or 4 channels -> arrays (H,W,C) uint8 or uint16, and (C,H,W) float32 in [-1,1]."""
 
     name = "colour"
@@ -99,15 +112,6 @@ class Colour(Kind):
 
     def covering(self, source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Covering:
         return read_covering(source, size, channels=channels, name=name)
-
-    def held(self, array: Array, channels: int) -> Tensor:
-        return to_tensor(array)
-
-    def images(self, held: Tensor, channels: int) -> Tensor:
-        return held
-
-    def described(self) -> dict[str, Any]:
-        return {"kind": self.name}
 
 
 @final
@@ -177,7 +181,7 @@ class Labels(Kind):
 
 @final
 @dataclass(frozen=True)
-class Depth(Kind):
+class Depth(Levels):
     """Depth maps -> arrays (H,W,1) uint16, each from its least depth to its greatest, and (1,H,W) float32 in [-1,1]."""
 
     name = "depth"
@@ -200,19 +204,10 @@ class Depth(Kind):
     def covering(self, source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Covering:
         return _covered(self.read(source, channels=channels, name=name), size, self.filter)
 
-    def held(self, array: Array, channels: int) -> Tensor:
-        return to_tensor(array)
-
-    def images(self, held: Tensor, channels: int) -> Tensor:
-        return held
-
-    def described(self) -> dict[str, Any]:
-        return {"kind": self.name}
-
 
 @final
 @dataclass(frozen=True)
-class Edges(Kind):
+class Edges(Levels):
     """Pictures -> their edges, found as they are read: arrays (H,W,1) uint8, and (1,H,W) float32 in [-1,1]."""
 
     name = "edges"
@@ -234,15 +229,6 @@ class Edges(Kind):
         """The edges of the picture when it is scaled: how fine they are, its size decides."""
         scaled = read_covering(source, size, channels=3, name=name)
         return Covering(edges(scaled.pixels), scaled.full)
-
-    def held(self, array: Array, channels: int) -> Tensor:
-        return to_tensor(array)
-
-    def images(self, held: Tensor, channels: int) -> Tensor:
-        return held
-
-    def described(self) -> dict[str, Any]:
-        return {"kind": self.name}
 
 
 def edges(picture: Array) -> Array:

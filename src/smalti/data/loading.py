@@ -17,10 +17,8 @@ import os
 import signal
 import sys
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
@@ -29,10 +27,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from smalti.data.crops import Crop, View, cut
 from smalti.data.kinds import COLOUR
 from smalti.data.sources import Picture, Source
 from smalti.errors import SmaltiError
-from smalti.images import Array, DamagedImage, Filter, center_crop, crop, resize_to_cover
+from smalti.images import Array, DamagedImage
 
 logger = logging.getLogger("smalti")
 
@@ -55,81 +54,6 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
-
-
-def chances(seed: int, draw: int) -> tuple[float, float, float, float]:
-    """(seed, draw) -> four independent numbers, uniform in [0, 1), the same on every machine and for ever."""
-    digest = hashlib.sha256(f"{seed} {draw}".encode()).digest()
-    a, b, c, d = (int.from_bytes(digest[i : i + 8], "big") >> 11 for i in (0, 8, 16, 24))
-    return a / 2**53, b / 2**53, c / 2**53, d / 2**53
-
-
-class Crop(ABC):
-    """How a window of the asked size is cut out of a picture."""
-
-    @property
-    @abstractmethod
-    def margin(self) -> float:
-        """How many times larger than the window the picture is handed over."""
-
-    @abstractmethod
-    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int, filter: Filter) -> Array:
-        """(H', W', C), which covers margin * size -> (H, W, C) for the size (H, W); `filter` is how it is scaled, if it is."""
-
-    @abstractmethod
-    def described(self) -> dict[str, Any]:
-        """The settings, as plain values."""
-
-
-@final
-class CentreCrop(Crop):
-    """The window in the middle, always: for validation."""
-
-    @property
-    def margin(self) -> float:
-        return 1.0
-
-    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int, filter: Filter) -> Array:
-        return center_crop(array, size)
-
-    def described(self) -> dict[str, Any]:
-        return {"crop": "centre"}
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class RandomCrop(Crop):
-    """A window anywhere, every other one mirrored if `flip`: for training.
-
-    The picture is first scaled so that it covers `size` times a factor drawn evenly from `zoom`; (1, 1) means that
-    it just fits. Raises `SmaltiError` unless 1 <= zoom[0] <= zoom[1].
-    """
-
-    zoom: tuple[float, float] = (1.0, 1.0)
-    flip: bool = True
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.zoom[0] <= self.zoom[1]:
-            raise SmaltiError(
-                f"zoom goes from a factor of at least 1 to a larger one, not {self.zoom[0]} to {self.zoom[1]}"
-            )
-
-    @property
-    def margin(self) -> float:
-        return self.zoom[1]
-
-    def cut(self, array: Array, size: tuple[int, int], *, seed: int, draw: int, filter: Filter) -> Array:
-        nearness, down, right, mirror = chances(seed, draw)
-        factor = self.zoom[0] + nearness * (self.zoom[1] - self.zoom[0])
-        if factor < self.margin:
-            array = resize_to_cover(array, (round(size[0] * factor), round(size[1] * factor)), filter=filter)
-        top = int(down * (array.shape[0] - size[0] + 1))
-        left = int(right * (array.shape[1] - size[1] + 1))
-        window = crop(array, top=top, left=left, height=size[0], width=size[1])
-        return window[:, ::-1] if self.flip and mirror < 0.5 else window
-
-    def described(self) -> dict[str, Any]:
-        return {"crop": "random", "zoom": list(self.zoom), "flip": self.flip}
 
 
 @final
@@ -197,10 +121,15 @@ class Crops:
         next one.
         """
         kind = self.source.kind
-        array = self.crop.cut(self._scaled(index), self.size, seed=self.seed, draw=draw, filter=kind.filter)
+        array = cut(self._scaled(index), self.view(index, draw), filter=kind.filter)
         label = self.pictures[index].label
         place = self._places[label] if label is not None else -1
         return Example(kind.held(array, self._channels), torch.tensor(place))
+
+    def view(self, index: int, draw: int) -> View:
+        """Which part of picture `index` its example of this draw shows. Raises `DamagedImage`."""
+        array = self._scaled(index)
+        return self.crop.view((array.shape[0], array.shape[1]), self.size, seed=self.seed, draw=draw)
 
     def full_size(self, index: int) -> tuple[int, int]:
         """(H, W) of picture `index` in its file. Raises `DamagedImage`."""

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from smalti.data.loading import CentreCrop, Crops, in_order
+from smalti.data.crops import CentreCrop
+from smalti.data.loading import Crops, in_order
 from smalti.data.sources import open_source, split
 from smalti.errors import SmaltiError
 from smalti.pipeline import load_tokenizer

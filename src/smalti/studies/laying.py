@@ -18,8 +18,9 @@ from torch import Tensor
 
 from smalti.conditions.labels import Nothing
 from smalti.data.codes import open_codes
+from smalti.data.crops import RandomCrop
 from smalti.data.encoding import write_codes
-from smalti.data.loading import Crops, RandomCrop
+from smalti.data.loading import Crops
 from smalti.data.sources import open_source, split
 from smalti.devices import pick_device
 from smalti.evaluation.protocols import FeatureProtocol, PictureProtocol, SetProtocol

@@ -101,15 +101,18 @@ class Network(NamedTuple):
     """Codes below it can stand in place of an image code."""
 
 
+def _read(codes: Codes) -> dict[str, Any]:
+    """As the settings of the transformer and of PixelSNAIL call it."""
+    return {"size": codes.size, "condition_size": codes.condition_size, "prefix": codes.prefix, "grid": codes.grid}
+
+
 def _transformer(network: TransformerNetwork, codes: Codes) -> Network:
-    read = {"size": codes.size, "condition_size": codes.condition_size, "prefix": codes.prefix, "grid": codes.grid}
-    sizes = parse(TransformerSettings, {**as_mapping(network), **read}, where="network")
+    sizes = parse(TransformerSettings, {**as_mapping(network), **_read(codes)}, where="network")
     return Network(Transformer(sizes), codes.size)
 
 
 def _pixelsnail(network: PixelSNAILNetwork, codes: Codes) -> Network:
-    read = {"size": codes.size, "condition_size": codes.condition_size, "prefix": codes.prefix, "grid": codes.grid}
-    sizes = parse(PixelSNAILSettings, {**as_mapping(network), **read}, where="network")
+    sizes = parse(PixelSNAILSettings, {**as_mapping(network), **_read(codes)}, where="network")
     return Network(PixelSNAIL(sizes), codes.size)
 
 

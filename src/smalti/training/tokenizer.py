@@ -18,7 +18,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from smalti.conditions.map_files import label_colours, right_labels
-from smalti.data.loading import Batch, CentreCrop, Crop, Crops, Example, RandomCrop, in_order, spread
+from smalti.data.crops import CentreCrop, Crop, RandomCrop
+from smalti.data.loading import Batch, Crops, Example, in_order, spread
 from smalti.data.sources import Source, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.metrics import CodeUse, psnr
