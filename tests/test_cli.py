@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from small import LABELS, write_pictures, write_recipe
 from smalti.cli.main import main
-from smalti.images import read_settings
+from smalti.evaluation.choosing import best_of, by_likelihood
+from smalti.images import center_crop, read_image, read_settings, resize_to_cover, to_array, to_tensor
+from smalti.pipeline import Pipeline
+from smalti.prior import Sampler
 
 
 def pixels(path: Path) -> npt.NDArray[np.uint8]:
@@ -114,6 +118,52 @@ def test_completion_by_part_and_by_mask(smalti: Runner, models: Path, tmp_path: 
         done = smalti("complete", models / "model", picture, *choice, "--out", tmp_path / "done", "-n", 2)
         assert done.status == 0, done.err
     assert len(list((tmp_path / "done").glob("03-*.png"))) == 2
+
+
+def test_of_several_tries_the_likeliest_is_kept(smalti: Runner, models: Path, tmp_path: Path) -> None:
+    command = ("sample", models / "model", "--label", "light", "--size", "16x24")
+    best = (*command, "--tries", 4, "--out", tmp_path / "best")
+    assert smalti(*best, "-n", 3, "--batch", 2, "--seed", 8).status == 0
+    tried = []
+    for path in sorted((tmp_path / "best").iterdir()):
+        told = read_settings(path)
+        assert told is not None
+        assert (told["tries"], told["chosen_by"]) == (4, "likelihood")
+        tried.append(told["laid_with_seed"] != told["seed"])
+        assert smalti(*command, "-n", 1, "--seed", told["laid_with_seed"], "--out", tmp_path / "again").status == 0
+        assert (pixels(tmp_path / "again" / f"light-{told['laid_with_seed']:06d}.png") == pixels(path)).all()
+    assert len(tried) == 3
+    assert any(tried)
+    assert smalti(*command, "--tries", 1, "-n", 1, "--out", tmp_path / "one").status == 0
+    assert smalti(*command, "-n", 1, "--out", tmp_path / "plain").status == 0
+    one, plain = (tmp_path / name / "light-000000.png" for name in ("one", "plain"))
+    assert one.read_bytes() == plain.read_bytes(), "also in what they say of themselves"
+
+
+def test_a_canvas_around_a_picture(smalti: Runner, models: Path, tmp_path: Path) -> None:
+    pipe, picture = Pipeline.from_pretrained(models / "model"), models / "pictures" / "dark" / "03.png"
+    command = ("complete", models / "model", picture, "--label", "dark", "-n", 2)
+    assert smalti(*command, "--canvas", "20x32", "--tries", 2, "--out", tmp_path / "wide").status == 0
+    given = to_tensor(center_crop(resize_to_cover(read_image(picture, channels=3, name=""), (16, 16)), (16, 16)))
+    known = torch.full((2, 5, 8), -1)
+    known[:, :4, 2:6] = pipe.encode(given[None])  # 5 rows of 4, and 8 columns of 4, in the middle
+    score = by_likelihood(pipe, ["dark"] * 2, known=known)
+    chosen = best_of(pipe, ["dark"] * 2, known, sampler=Sampler(), seeds=pipe.seeds(0, 2), tries=2, score=score)
+    for place, expected in enumerate(pipe.decode(chosen.codes)):
+        path = tmp_path / "wide" / f"03-{place:06d}.png"
+        assert np.abs(pixels(path).astype(int) - to_array(expected)).max() <= 1
+        told = read_settings(path)
+        assert told is not None
+        assert (told["canvas"], told["laid_with_seed"]) == ("20x32", int(chosen.seeds[place]))
+    both = smalti(*command, "--canvas", 24, "--keep", "left-half", "--size", "8x16", "--out", tmp_path / "both")
+    assert both.status == 0, both.err
+    assert pixels(tmp_path / "both" / "03-000001.png").shape == (24, 24, 3)
+    out = ("--out", tmp_path / "o")
+    smalti.fails(
+        *command, *out, "--canvas", 12, sentence="a picture of 4 x 4 codes .* on a canvas of 3 x 3; make the canvas"
+    )
+    smalti.fails(*command, *out, "--canvas", 18, sentence="18 x 18 .* is not made of tiles of 4 pixels")
+    assert not (tmp_path / "o").exists()
 
 
 def test_reconstruction_names_what_it_leaves_out(smalti: Runner, models: Path, tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from smalti.conditions.build import CONDITIONS, build_condition
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within
 from smalti.conditions.drawing import palette
 from smalti.conditions.given import Given, GivenSettings
+from smalti.conditions.keypoints import Keypoints, KeypointsSettings
 from smalti.conditions.labels import Labels, Nothing
 from smalti.conditions.layout_codes import Annotation, Box, LayoutSettings
 from smalti.conditions.layouts import Layout
 from smalti.conditions.maps import Maps, MapsSettings
+from smalti.conditions.several import Several
 from smalti.errors import SmaltiError
 from smalti.images import DamagedImage
 from smalti.masks import PARTS, kept_by_mask, kept_part
@@ -51,6 +53,8 @@ EXAMPLES: dict[str, Condition] = {
     "maps": depths(),
     "layout": LAYOUT,
     "given": GIVEN,
+    "keypoints": Keypoints(KeypointsSettings(points=("left hand", "right hand"), most=2, size=65)),
+    "several": Several([LABELS, LAYOUT]),
 }
 
 
@@ -65,6 +69,8 @@ def values_of(name: str, grid: tuple[int, int]) -> list[Any]:
         "maps": [slope, -slope],
         "layout": [TREES, []],
         "given": [[8, 0, 3, 3], (1, 2, 3, 4)],
+        "keypoints": [[[(0.2, 0.4), (0.8, 0.5)]], []],
+        "several": [{"label": "dusk", "layout": TREES}, {"label": "dawn"}],
     }
     return values[name]
 
@@ -95,7 +101,8 @@ def test_a_window_that_is_the_picture_reads_what_is_encoded(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [(name, name in ("coordinates", "maps", "layout")) for name in CONDITIONS]
+    ("name", "changes"),
+    [(name, name in ("coordinates", "maps", "layout", "keypoints", "several")) for name in CONDITIONS],
 )
 def test_under_a_window_stands_what_is_true_there(name: str, changes: bool) -> None:
     condition = EXAMPLES[name]
@@ -141,7 +148,7 @@ def test_damaged_settings_are_told_by_name(name: str, tmp_path: Path) -> None:
     plain = EXAMPLES[name].save(tmp_path)
     with pytest.raises(SmaltiError, match=r"the condition in .*: unknown key 'colour'"):
         build_condition({**plain, "colour": 3}, tmp_path)
-    for key in ("labels", "levels", "kind", "classes", "length"):
+    for key in ("labels", "levels", "kind", "classes", "length", "points", "parts"):
         if key in plain:
             left = {other: value for other, value in plain.items() if other != key}
             with pytest.raises(SmaltiError, match=rf"the condition in .*: the key '{key}' is missing"):
@@ -157,7 +164,7 @@ def test_labels_saved_by_earlier_versions_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["lables", None])
 def test_an_unknown_condition_is_told(name: str | None, tmp_path: Path) -> None:
     with pytest.raises(
-        SmaltiError, match=rf"unknown condition {name!r}; .*here are: coordinates, given, labels, layout, m"
+        SmaltiError, match=rf"unknown condition {name!r}; .*here are: coordinates, given, keypoints, labels, layout, m"
     ):
         build_condition({"name": name}, tmp_path)
 

@@ -130,6 +130,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "TransformerSettings": {"size": 16},
     "GPTSettings": {"vocabulary": 20, "size": 16},
     "PixelSNAILSettings": {"size": 16},
+    "KeypointsSettings": {"points": ("left hand", "right hand")},
+    "SeveralSettings": {"parts": ({"name": "nothing"},)},
     "TokenizerProtocol": {"about": "a"},
     "PriorProtocol": {"about": "a"},
     "SetProtocol": {"about": "a"},

@@ -19,7 +19,7 @@ from smalti.conditions.base import Condition
 from smalti.conditions.labels import Labels, Nothing
 from smalti.errors import SmaltiError
 from smalti.files import write_json
-from smalti.pipeline import Pipeline, save_prior
+from smalti.pipeline import Pipeline, amid, save_prior
 from smalti.prior import Sampler, Transformer, TransformerSettings, Window, finished, unknown
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
@@ -211,6 +211,15 @@ def test_completion_keeps_known_codes_and_lays_the_others() -> None:
     assert torch.equal(pictures, pipe.decode(codes))
 
 
+def test_a_picture_amid_a_larger_grid() -> None:
+    codes = torch.arange(6).view(1, 2, 3)
+    assert amid(codes, (2, 3)).tolist() == codes.tolist()
+    assert amid(codes, (3, 6)).tolist() == [[[-1, 0, 1, 2, -1, -1], [-1, 3, 4, 5, -1, -1], [-1] * 6]]
+    assert amid(codes, (4, 5))[0, 1:3, 1:4].tolist() == codes[0].tolist()
+    with pytest.raises(SmaltiError, match=r"2 x 3 codes \(height x width\) has no place on a canvas of 4 x 2"):
+        amid(codes, (4, 2))
+
+
 def test_completion_of_everything_and_of_nothing() -> None:
     pipe, images = pipeline(), noise(1, 3, 12, 16)
     everything = torch.ones(12, 16, dtype=torch.bool)
@@ -308,7 +317,7 @@ def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
         ({"condition": None}, "holds no condition"),
         ({"network": {"name": "lstm"}}, r"unknown prior 'lstm'; there are: gpt, pixelsnail, transformer"),
         ({"network": {"name": "transformer", "siez": 3}}, r"unknown key 'siez'; did you mean 'size'\?"),
-        ({"condition": {"name": "depth"}}, r"unknown condition 'depth'; there are: coordinates, given, labels, "),
+        ({"condition": {"name": "depth"}}, r"unknown condition 'depth'; there are: coordinates, given, keypoints, labels, "),
     ],
 )
 def test_priors_that_cannot_be_built_are_told(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:

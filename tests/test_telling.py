@@ -18,7 +18,7 @@ from smalti.data.codes import open_codes
 from smalti.data.crops import RandomCrop
 from smalti.data.kinds import COLOUR, KINDS
 from smalti.data.loading import Crops
-from smalti.data.paired import Paired, beside
+from smalti.data.paired import CutAlike, Paired, beside
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
 from smalti.pipeline import Pipeline, load_tokenizer
@@ -49,7 +49,8 @@ def paired(folder: Path, *, crop: RandomCrop | None = None) -> Paired:
     cut = crop or RandomCrop(zoom=(1.0, 1.5))
     crops = Crops(pictures, pictures.pictures, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
     found = beside(pictures.pictures, maps)
-    return Paired(crops, Crops(maps, found, size=(SIDE, SIDE), channels=3, crop=cut, seed=3))
+    files = Crops(maps, found, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
+    return Paired(crops, [CutAlike(crops, files)])
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_codes_of_the_condition_stand_beside_those_of_the_pictures(home: Path) -
     middle = paired(home, crop=CentreCrop())  # type: ignore[arg-type]
     assert len(held_out) == len(shards.validation) > 0
     for place, picture in enumerate(held_out):
-        labels = middle.example(names[picture.key], 0).beside
+        labels = middle.example(names[picture.key], 0)[2]
         assert torch.equal(shards.validation[place, 0].prefix, condition.encode([labels])[0])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smalti.checkpoints.base import Imported
 from smalti.checkpoints.formats import find_foreign, read_foreign
-from smalti.conditions.base import Condition, everywhere
+from smalti.conditions.base import Condition, everywhere, keys, value_of
 from smalti.conditions.build import build_condition
 from smalti.conditions.maps import Maps
 from smalti.errors import SmaltiError, suggestion
@@ -22,7 +22,9 @@ from smalti.files import folder_written_atomically
 from smalti.pretrained import Saved, find_model, is_ours, load_weights_into, save_model
 from smalti.prior import Prior, Sampler, Transformer, TransformerSettings, Window, finished, sample_windows, unknown
 from smalti.prior.gpt import GPT, GPTSettings
+from smalti.prior.likelihood import window_nats
 from smalti.prior.pixelsnail import PixelSNAIL, PixelSNAILSettings
+from smalti.prior.sampling import sampler_of
 from smalti.settings import as_mapping, parse
 from smalti.tokenizer.vqgan import VQGAN
 
@@ -157,9 +159,14 @@ class Pipeline:
         multiple of f.
         """
         known, values = unknown(count, self.grid(size)), [self.value(given)] * count
-        guided = {"guidance": guidance, "guidance_schedule": guidance_schedule}
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, **guided}
-        sampler = parse(Sampler, options, where="sampling")
+        sampler = sampler_of(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            guidance=guidance,
+            guidance_schedule=guidance_schedule,
+        )
         return self.decode(finished(self.lay(values, known, sampler=sampler, seeds=self.seeds(seed, count))))
 
     def stream(
@@ -177,9 +184,14 @@ class Pipeline:
     ) -> Iterator[Tensor]:
         """As `sample`, one picture, yielded (C,H,W) after each row of codes; what is not laid yet is mid-grey."""
         known = unknown(1, self.grid(size))
-        guided = {"guidance": guidance, "guidance_schedule": guidance_schedule}
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, **guided}
-        sampler = parse(Sampler, options, where="sampling")
+        sampler = sampler_of(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            guidance=guidance,
+            guidance_schedule=guidance_schedule,
+        )
         for codes in self.lay([self.value(given)], known, sampler=sampler, seeds=self.seeds(seed, 1)):
             yield self.partial(codes)[0]
 
@@ -197,19 +209,25 @@ class Pipeline:
         self, images: Tensor, known: Tensor, *, values: Sequence[Any], sampler: Sampler, seed: int = 0
     ) -> Tensor:
         """As `complete`, the codes (B,h,w)."""
+        seeds = self.seeds(seed, len(images))
+        return finished(self.lay(values, self.kept(images, known), sampler=sampler, seeds=seeds))
+
+    def kept(self, images: Tensor, known: Tensor) -> Tensor:
+        """Pictures (B,C,H,W) and a mask (H,W) bool, True where a pixel is kept -> codes (B,h,w), -1 where one is to be laid.
+
+        A code is kept when its whole tile is. Raises `SmaltiError` for a mask of another size.
+        """
         if known.shape != images.shape[2:]:
             raise SmaltiError(
                 f"the mask has the shape {tuple(known.shape)}, the picture (height, width) {tuple(images.shape[2:])}; "
                 "give a mask of the picture's size"
             )
-        f = self.tokenizer.factor
         # The whole picture is encoded, as in the paper's code: grey in place of what is laid anew would shift the statistics of
         # every GroupNorm, and with them the kept codes.
         codes = self.encode(images)
+        f = self.tokenizer.factor
         whole = known.unfold(0, f, f).unfold(1, f, f).all(-1).all(-1)  # (h,w)
-        codes = torch.where(whole.to(codes.device), codes, -1)
-        seeds = self.seeds(seed, len(images))
-        return finished(self.lay(values, codes, sampler=sampler, seeds=seeds))
+        return torch.where(whole.to(codes.device), codes, -1)
 
     def lay(self, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor) -> Iterator[Tensor]:
         """Values of the condition, None for "nothing", and codes (B,h,w) with -1 where one is to be laid -> the codes after each
@@ -219,25 +237,29 @@ class Pipeline:
         known = known.to(self.device)
         return sample_windows(self.prior, prefixes, sampler=sampler, seeds=seeds, known=known, middle=middle)
 
-    def fitted(self, text: str, *, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int]]:
-        """What a person typed for the condition, a name or the path of a file -> its value, and the grid (h,w) of the picture.
+    def fitted(self, texts: Mapping[str, str], *, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int]]:
+        """What a person typed for the condition by its keys, names or paths of files -> its value, and the picture's grid (h,w).
 
         A map without a `size` (H,W) makes a picture as large as it is itself, cut to whole tiles; with one it is scaled and cut.
-        Raises `SmaltiError` for files that cannot be read and for sizes that are no multiple of f.
+        Raises `SmaltiError` for other keys, for files that cannot be read and for sizes that are no multiple of f.
         """
-        value = self.condition.read(text)
-        if isinstance(self.condition, Maps):
-            return self.condition.fit(value, grid=None if size is None else self.grid(size))
-        return value, self.grid(size)
+        self.value(texts)  # which refuses other keys
+        grid, values = None if size is None else self.grid(size), {}
+        for part in self.condition.parts or (self.condition,):
+            if part.key in texts:
+                values[part.key] = part.read(texts[part.key])
+                if isinstance(part, Maps):
+                    values[part.key], grid = part.fit(values[part.key], grid=grid)
+        return self.value(values), self.grid(size) if grid is None else grid
 
     def value(self, given: Mapping[str, Any]) -> Any:
         """What was given by name -> the condition's value, None for "nothing". Raises `SmaltiError` for another name."""
-        named = {key: value for key, value in given.items() if value is not None}
+        named, known = {key: value for key, value in given.items() if value is not None}, keys(self.condition)
         for key in named:
-            if key != self.condition.key:
-                takes = f"takes {self.condition.key!r}" if self.condition.key else "takes no condition"
+            if key not in known:
+                takes = f"takes {' and '.join(map(repr, known))}" if known else "takes no condition"
                 raise SmaltiError(f"this model {takes}, {key} = {named[key]!r:.40} was given; leave it out")
-        return named.get(self.condition.key)
+        return value_of(self.condition, named)
 
     def prefixes(self, values: Sequence[Any], *, grid: tuple[int, int]) -> Callable[[Window], Tensor]:
         """Values of the condition, None for "nothing", on a grid (h,w) of codes -> the prefix (B,P) at each place of the window."""
@@ -255,6 +277,16 @@ class Pipeline:
             return prefix
 
         return mixed
+
+    @torch.no_grad()
+    def nats(self, codes: Tensor, *, values: Sequence[Any]) -> Tensor:
+        """Codes (B,h,w) of pictures of any size and what each is told, None for "nothing" -> nats of each code (B,h,w).
+
+        That is how unlikely the prior itself finds a code after those before it, without temperature, filters or guidance. Raises
+        `SmaltiError` for values that the condition does not know.
+        """
+        prefixes = self.prefixes(values, grid=(codes.shape[1], codes.shape[2]))
+        return window_nats(self.prior, prefixes, codes.to(self.device), middle=self.condition.middle)
 
     def seeds(self, seed: int, count: int) -> Tensor:
         """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63)."""
@@ -296,6 +328,24 @@ class Pipeline:
         return height // f, width // f
 
 
+def amid(codes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Codes (B,h,w) -> the same in the middle of a larger `grid`, -1 around them, where codes are to be laid.
+
+    Where the middle is between two places, there is one row or column more below or to the right. Raises `SmaltiError` for a
+    smaller grid.
+    """
+    height, width = codes.shape[1:]
+    if grid[0] < height or grid[1] < width:
+        raise SmaltiError(
+            f"a picture of {height} x {width} codes (height x width) has no place on a canvas of {grid[0]} x {grid[1]}; make the "
+            "canvas larger or the picture smaller"
+        )
+    top, left = (grid[0] - height) // 2, (grid[1] - width) // 2
+    canvas = codes.new_full((len(codes), *grid), -1)
+    canvas[:, top : top + height, left : left + width] = codes
+    return canvas
+
+
 def read_models(name: str | Path) -> Imported:
     """A model, run or pipeline folder of ours, a Hub id, or a checkpoint of a foreign format -> all models in it, on the CPU.
 
@@ -312,12 +362,17 @@ def read_models(name: str | Path) -> Imported:
     return Imported("smalti", VQGAN.from_pretrained(name), None, None, find_model(name, kind="tokenizer").about)
 
 
-def load_tokenizer(name: str | Path) -> VQGAN:
-    """As `read_models`, the tokenizer alone. Raises `SmaltiError` also where there is a prior alone."""
-    tokenizer = read_models(name).tokenizer
-    if tokenizer is None:
+def read_tokenizer(name: str | Path) -> tuple[VQGAN, Mapping[str, Any]]:
+    """As `read_models`, the tokenizer and what its folder says of it. Raises `SmaltiError` also where there is a prior alone."""
+    models = read_models(name)
+    if models.tokenizer is None:
         raise SmaltiError(f"{name} holds a prior alone; a tokenizer is needed here")
-    return tokenizer
+    return models.tokenizer, models.about
+
+
+def load_tokenizer(name: str | Path) -> VQGAN:
+    """As `read_tokenizer`, the tokenizer alone."""
+    return read_tokenizer(name)[0]
 
 
 def save_models(models: Imported, folder: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import typer
 from rich.console import Console
 
+from smalti.errors import SmaltiError
 from smalti.training import watching
 
 CONSOLE = Console(highlight=False)
@@ -18,6 +19,25 @@ ERRORS = Console(stderr=True)
 def counting(title: str, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
     """As `watching.counting`, on the console of the commands."""
     return watching.counting(CONSOLE, title=title, unit=unit)
+
+
+def by_name(given: Sequence[str], names: Sequence[str], *, option: str) -> dict[str, str]:
+    """What an option was given, `NAME=TEXT` for each of some names, or `TEXT` alone where there is one name -> texts by name.
+
+    Raises `SmaltiError` for another name, for none where there are several, and for a name that is given twice.
+    """
+    texts: dict[str, str] = {}
+    for text in given:
+        name, equals, rest = text.partition("=")
+        if not (equals and name in names):
+            if len(names) != 1:
+                known = " or ".join(f"{option} {name}=..." for name in names)
+                raise SmaltiError(f"{option} {text!r}: say whose it is; {known or 'it is not taken here'}")
+            name, rest = names[0], text
+        if name in texts:
+            raise SmaltiError(f"{option} is given twice for {name}: {texts[name]!r} and {rest!r}")
+        texts[name] = rest
+    return texts
 
 
 def size_option(text: str | None) -> tuple[int, int] | None:

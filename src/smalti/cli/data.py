@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from smalti.cli.console import CONSOLE, counting, size_option
+from smalti.cli.console import CONSOLE, by_name, counting, size_option
 
 
 def scenes(
@@ -44,14 +44,24 @@ def encode(
     workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     condition: Annotated[
-        str, typer.Option(help="Name of what pictures are told, with codes of its own: segmentation, depth, edges ...")
-    ] = "",
-    condition_tokenizer: Annotated[Path | None, typer.Option(help="The tokenizer of the condition.")] = None,
-    condition_data: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            help="Where it lies, named as the pictures are; else it is made of them: edges, or smaller copies."
+            help="What pictures are told: labels, coordinates, layout, keypoints, or a name of your own for what has a "
+            "tokenizer of its own: segmentation, depth, edges ... Several may be given."
         ),
+    ] = None,
+    condition_tokenizer: Annotated[
+        list[str] | None, typer.Option(help="Its tokenizer; NAME=TOKENIZER where there are several conditions.")
+    ] = None,
+    condition_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where it lies, named as the pictures are, or a file of annotations; without it, it is made of the pictures: "
+            "edges, or smaller copies. NAME=PATH where there are several conditions."
+        ),
+    ] = None,
+    condition_set: Annotated[
+        list[str] | None, typer.Option(help="A setting of a condition: layout.most=10; may be repeated.")
     ] = None,
 ) -> None:
     """Turn pictures into code shards, from which a prior is trained without pictures."""
@@ -59,15 +69,28 @@ def encode(
     from smalti.errors import SmaltiError
     from smalti.pretrained import find_model
     from smalti.settings import parse
-    from smalti.training.config import CopiesSettings
+    from smalti.training.config import CopiesSettings, lay_over
     from smalti.training.runs import encode_pictures
     from smalti.training.telling import Told
 
-    if bool(condition) != (condition_tokenizer is not None) or (condition_data is not None and not condition):
-        raise SmaltiError(
-            "a condition takes a name and a tokenizer of its own: give --condition and --condition-tokenizer"
+    names = condition or []
+    tokenizers = by_name(condition_tokenizer or [], names, option="--condition-tokenizer")
+    paths = by_name(condition_data or [], names, option="--condition-data")
+    options: dict[str, Any] = {}
+    for setting in condition_set or []:
+        lay_over(options, setting)
+    for name in options:
+        if name not in names:
+            raise SmaltiError(f"--condition-set {name}. ...: there is no --condition {name}")
+    told = [
+        Told(
+            name,
+            Path(tokenizers[name]) if name in tokenizers else None,
+            Path(paths[name]) if name in paths else None,
+            options.get(name, {}),
         )
-    told = None if condition_tokenizer is None else Told(condition, condition_tokenizer, condition_data)
+        for name in names
+    ]
     trained = find_model(tokenizer, kind="tokenizer").about.get("size", [256, 256])
     pictures = {"size": size_option(size) or trained, "zoom": (1.0, zoom), "flip": flip, "validation": validation}
     settings = parse(CopiesSettings, {"copies": copies, "pictures": pictures}, where="smalti encode")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smalti.cli.console import CONSOLE, ERRORS, counting, size_option
+from smalti.cli.console import CONSOLE, ERRORS, by_name, counting, size_option
 from smalti.errors import SmaltiError
 
 if TYPE_CHECKING:
-    from smalti.prior import Sampler
+    from torch import Tensor
+
+    from smalti.evaluation.choosing import Chosen, Score
+    from smalti.pipeline import Pipeline
 
 Model = Annotated[Path, typer.Argument(help="A folder with `tokenizer` and `prior` in it.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the pictures.")]
@@ -21,7 +26,10 @@ Segmentation = Annotated[str | None, typer.Option(help="A label map: a picture f
 Depth = Annotated[str | None, typer.Option(help="A depth map: a picture file.")]
 Layout = Annotated[str | None, typer.Option(help="Objects and their boxes: a JSON file.")]
 Told = Annotated[
-    str | None, typer.Option("--condition", help="What any other model is told; its name is in `smalti info`.")
+    list[str] | None,
+    typer.Option(
+        "--condition", help="What any other model is told: NAME=TEXT, names are in `smalti info`; may be repeated."
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count up.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="Below 1 safer, above 1 wilder; 0 takes the likeliest code.")]
@@ -38,6 +46,10 @@ MinP = Annotated[
 Guidance = Annotated[float, typer.Option(min=0.0, help="How strongly the label is followed; 1 is as trained.")]
 Scheduled = Annotated[
     str, typer.Option("--guidance-schedule", help="How guidance is reached over a picture: constant, linear or cosine.")
+]
+Tries = Annotated[
+    int | None,
+    typer.Option(min=1, help="Lay each picture so many times and keep the best; by default 1, with --classifier 8."),
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Pictures at once; does not change them.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -61,18 +73,29 @@ def sample(
     guidance: Guidance = 1.0,
     guidance_schedule: Scheduled = "constant",
     seed: Seed = 0,
+    tries: Tries = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the try that shows the --label most surely: the file of a ResNet-50 of ImageNet, or a name such as "
+            "resnet50. Without it the likeliest is kept."
+        ),
+    ] = None,
     batch: Batch = 16,
     device: Device = "auto",
 ) -> None:
     """Paint new pictures, of any size."""
+    from smalti.conditions.base import keys
     from smalti.devices import pick_device
+    from smalti.evaluation.choosing import best_of
     from smalti.images import save_png
     from smalti.pipeline import Pipeline
     from smalti.prior import unknown
+    from smalti.prior.sampling import sampler_of
     from smalti.settings import as_mapping
 
     pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
-    sampler = _sampler(
+    sampler = sampler_of(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -81,45 +104,92 @@ def sample(
         guidance_schedule=guidance_schedule,
     )
     told = _told(
-        pipeline.condition.key, label=label, segmentation=segmentation, depth=depth, layout=layout, any=condition
+        keys(pipeline.condition),
+        label=label,
+        segmentation=segmentation,
+        depth=depth,
+        layout=layout,
+        any=condition or [],
     )
     wanted = size_option(size)
-    value, grid = (None, pipeline.grid(wanted)) if told is None else pipeline.fitted(told, size=wanted)
+    value, grid = pipeline.fitted(told, size=wanted)
     height_width = grid[0] * pipeline.tokenizer.factor, grid[1] * pipeline.tokenizer.factor
     made = {"model": model.resolve().name, "size": list(height_width), **as_mapping(sampler)}
-    said = made if told is None else {**made, pipeline.condition.key: told}
+    said = {**made, **told}
+    tries = tries or (8 if classifier else 1)
+    judging = _judging(pipeline, classifier, label=label, tries=tries)
+    judge = "likelihood" if classifier is None else Path(classifier).name
     with counting("laying", "rows") as progress:
-        for first in range(0, count, batch):
+        rows, batches = tries * grid[0], -(-count // batch)
+        for number, first in enumerate(range(0, count, batch)):
             here = min(batch, count - first)
-            known = unknown(here, grid)
-            seeds = pipeline.seeds(seed + first, here)
-            laying = pipeline.lay([value] * here, known, sampler=sampler, seeds=seeds)
-            for row in range(1, grid[0] + 1):
-                codes = next(laying)
-                progress(first // batch * grid[0] + row, -(-count // batch) * grid[0])
-            for place, image in enumerate(pipeline.decode(codes)):
-                number = seed + first + place
-                name = f"{label or 'sample'}-{number:06d}.png".replace("/", "-")
-                save_png(out / name, image, settings={"command": "sample", "seed": number, **said})
+            values, known = [value] * here, unknown(here, grid)
+            chosen = best_of(
+                pipeline,
+                values,
+                known,
+                sampler=sampler,
+                seeds=pipeline.seeds(seed + first, here),
+                tries=tries,
+                score=judging(values, known),
+                progress=partial(_further, progress, before=number * rows, total=batches * rows),
+            )
+            for place, image in enumerate(pipeline.decode(chosen.codes)):
+                own = seed + first + place
+                name = f"{label or 'sample'}-{own:06d}.png".replace("/", "-")
+                how = _how(chosen, place, judge=judge)
+                save_png(out / name, image, settings={"command": "sample", "seed": own, **said, **how})
     CONSOLE.print(f"{count} pictures of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
 
 
-def _sampler(**chosen: float | str) -> Sampler:
-    """The options of sampling as they were typed -> the sampler. Raises `SmaltiError` for a value that it does not take."""
-    from smalti.prior import Sampler
-    from smalti.settings import parse
+def _judging(
+    pipeline: Pipeline, classifier: str | None, *, label: str | None, tries: int
+) -> Callable[[Sequence[Any], Tensor], Score]:
+    """How tries are compared: what some pictures are told, and their known codes -> the score of their candidates.
 
-    return parse(Sampler, chosen, where="sampling")
+    Raises `SmaltiError` for a classifier that is none, and where it is not known which class was asked for.
+    """
+    from smalti.conditions.labels import Labels
+    from smalti.evaluation.choosing import by_likelihood, by_pictures, indifferent
+    from smalti.evaluation.classifier import by_class, imagenet_classes, read_classifier
+
+    if classifier is None:
+        return lambda values, known: by_likelihood(pipeline, values, known=known) if tries > 1 else indifferent
+    if tries == 1:
+        raise typer.BadParameter("--classifier chooses among several tries; ask for --tries 2 or more")
+    told = [part for part in pipeline.condition.parts or (pipeline.condition,) if isinstance(part, Labels)]
+    if not told:
+        raise SmaltiError("a classifier looks for the class of a label, and this model takes none; leave it out")
+    if label is None:
+        raise SmaltiError("a classifier looks for a class; say which: --label")
+    told[0].encode([label])  # which tells of labels that there are not
+    number, network = imagenet_classes(told[0].names)[label], read_classifier(classifier).to(pipeline.device)
+    return lambda values, known: by_pictures(pipeline, by_class(network, [number] * len(values)))
 
 
-def _told(key: str, *, any: str | None, **options: str | None) -> str | None:
-    """The options of the conditions as they were typed -> the one the model knows. Raises `SmaltiError` for another."""
+def _further(progress: Callable[[int, int], object], done: int, _: int, *, before: int, total: int) -> None:
+    """Tell the progress of one of several batches as that of all."""
+    progress(before + done, total)
+
+
+def _how(chosen: Chosen, place: int, *, judge: str) -> dict[str, Any]:
+    """What a picture that was chosen among several says of it; nothing where there was one alone."""
+    tries = chosen.scores.shape[1]
+    if tries == 1:
+        return {}
+    best = int(chosen.candidates[place])
+    score = float(chosen.scores[place, best])
+    return {"tries": tries, "chosen_by": judge, "laid_with_seed": int(chosen.seeds[place]), "score": round(score, 4)}
+
+
+def _told(known: Sequence[str], *, any: Sequence[str], **options: str | None) -> dict[str, str]:
+    """The options of the conditions as they were typed -> texts by the keys that the model knows. `SmaltiError` for others."""
     given = {name: text for name, text in options.items() if text is not None}
     for name in given:
-        if name != key:
-            takes = f"--{key}" if key in options else f"--condition, which is its {key}" if key else "no condition"
-            raise SmaltiError(f"this model takes {takes}, not --{name}")
-    return given.get(key, any)
+        if name not in known:
+            takes = " and ".join(f"--{key}" if key in options else f"--condition {key}=..." for key in known)
+            raise SmaltiError(f"this model takes {takes or 'no condition'}, not --{name}")
+    return {**by_name(any, known, option="--condition"), **given}
 
 
 def complete(
@@ -130,6 +200,10 @@ def complete(
         Path | None, typer.Option(help="A picture of the same size: white is kept, black is laid anew.")
     ] = None,
     keep: Annotated[str | None, typer.Option(help="top-half, left-half, right-half, bottom-half or centre.")] = None,
+    canvas: Annotated[
+        str | None,
+        typer.Option(help="Lay a picture of these pixels, 128 or height x width, around the given one, in its middle."),
+    ] = None,
     count: Count = 4,
     label: Label = None,
     condition: Told = None,
@@ -141,28 +215,35 @@ def complete(
     guidance: Guidance = 1.0,
     guidance_schedule: Scheduled = "constant",
     seed: Seed = 0,
+    tries: Annotated[int, typer.Option(min=1, help="Lay each picture so many times and keep the likeliest.")] = 1,
     device: Device = "auto",
 ) -> None:
     """Keep a part of a picture and lay the rest anew. The picture is scaled and cropped to `--size`."""
+    import torch
+
+    from smalti.conditions.base import keys
     from smalti.devices import pick_device
+    from smalti.evaluation.choosing import best_of
     from smalti.images import center_crop, read_image, resize_to_cover, save_png, to_tensor
     from smalti.masks import kept_by_mask, kept_part
-    from smalti.pipeline import Pipeline
+    from smalti.pipeline import Pipeline, amid
+    from smalti.prior.sampling import sampler_of
     from smalti.settings import as_mapping
 
-    if (mask is None) == (keep is None):
-        raise typer.BadParameter("give either --mask or --keep")
+    if (mask is not None and keep is not None) or not any((mask, keep, canvas)):
+        raise typer.BadParameter("give either --mask or --keep, or a --canvas around all of the picture")
     pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
     height_width = size_option(size) or pipeline.default_size
     pipeline.grid(height_width)
     whole = read_image(image, channels=pipeline.tokenizer.settings.pyramid.channels, name=str(image))
     given = to_tensor(center_crop(resize_to_cover(whole, height_width), height_width)).unsqueeze(0)
-    if mask is None:
-        assert keep is not None
+    if mask is not None:
+        known = kept_by_mask(mask, picture=(whole.shape[0], whole.shape[1]), size=height_width)
+    elif keep is not None:
         known = kept_part(keep, height_width)
     else:
-        known = kept_by_mask(mask, picture=(whole.shape[0], whole.shape[1]), size=height_width)
-    sampler = _sampler(
+        known = torch.ones(height_width, dtype=torch.bool)
+    sampler = sampler_of(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -170,13 +251,25 @@ def complete(
         guidance=guidance,
         guidance_schedule=guidance_schedule,
     )
-    said = {"model": model.resolve().name, "image": image.name, "keep": keep, "label": label, **as_mapping(sampler)}
-    images = given.expand(count, -1, -1, -1)
-    told = _told(pipeline.condition.key, label=label, any=condition)
-    value = None if told is None else pipeline.fitted(told, size=height_width)[0]
-    completed = pipeline.complete(images, known, values=[value] * count, sampler=sampler, seed=seed)
-    for place, picture in enumerate(completed):
-        settings = {"command": "complete", "seed": seed + place, **said}
+    said = {"model": model.resolve().name, "image": image.name, "keep": keep, "canvas": canvas, "label": label}
+    said |= as_mapping(sampler)
+    told = _told(keys(pipeline.condition), label=label, any=condition or [])
+    wide = size_option(canvas) or height_width
+    value, grid = pipeline.fitted(told, size=wide)
+    codes = amid(pipeline.kept(given, known), grid).repeat(count, 1, 1)
+    with counting("laying", "rows") as progress:
+        chosen = best_of(
+            pipeline,
+            [value] * count,
+            codes,
+            sampler=sampler,
+            seeds=pipeline.seeds(seed, count),
+            tries=tries,
+            score=_judging(pipeline, None, label=label, tries=tries)([value] * count, codes),
+            progress=progress,
+        )
+    for place, picture in enumerate(pipeline.decode(chosen.codes)):
+        settings = {"command": "complete", "seed": seed + place, **said, **_how(chosen, place, judge="likelihood")}
         save_png(out / f"{image.stem}-{seed + place:06d}.png", picture, settings=settings)
     CONSOLE.print(f"{count} completions of {image} in {out}", soft_wrap=True)
 
@@ -201,12 +294,12 @@ def reconstruct(
     from smalti.devices import pick_device
     from smalti.evaluation.metrics import CodeUse, psnr
     from smalti.images import DamagedImage, center_crop, resize_to_cover, save_png
-    from smalti.pipeline import load_tokenizer, read_models
+    from smalti.pipeline import read_tokenizer
 
-    models = read_models(tokenizer)
-    model = (models.tokenizer or load_tokenizer(tokenizer)).to(pick_device(device))  # which tells that there is none
+    model, about = read_tokenizer(tokenizer)
+    model.to(pick_device(device))
     channels, f, wanted = model.settings.pyramid.channels, model.factor, size_option(size)
-    kind = kind_of(models.about, channels=channels)
+    kind = kind_of(about, channels=channels)
     place = next(model.parameters()).device
     source = open_source(images, kind=kind) if holds_many(images) or not images.exists() else None
     pictures = source.pictures if source else [Picture(images.name, None)]

@@ -6,7 +6,7 @@ Letters: B batch, P prefix codes, C number of condition codes, h w grid of codes
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,6 +34,10 @@ class Condition(ABC):
     """P."""
     takes_none: bool = False
     """Whether None is a value like others: that of a picture of which nothing needs to be said."""
+    maps: tuple[int, ...] = ()
+    """Where in the prefix a map begins that has a code for each code of the window, row by row."""
+    parts: tuple[Condition, ...] = ()
+    """The conditions that it is made of, each with a key of its own; its values are then mappings of those keys."""
     middle: Middle = staticmethod(after_middle)
     """Where in the prior's window the code is that is laid, while the window may stand freely."""
     networks: tuple[nn.Module, ...] = ()
@@ -71,6 +75,18 @@ class Condition(ABC):
 
         `conditions.build.build_condition` is the inverse.
         """
+
+
+def keys(condition: Condition) -> tuple[str, ...]:
+    """The options that a condition is given by; none for one that takes no value."""
+    return tuple(part.key for part in condition.parts or (condition,) if part.key)
+
+
+def value_of(condition: Condition, named: Mapping[str, Any]) -> Any:
+    """Values by their keys, all of them keys of the condition -> its value, None for "nothing"."""
+    if condition.parts:
+        return dict(named) or None
+    return named.get(condition.key)
 
 
 def as_prefix(codes: Sequence[int]) -> Tensor:

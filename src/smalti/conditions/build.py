@@ -9,10 +9,12 @@ from typing import Any
 from smalti.conditions.base import Condition
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
 from smalti.conditions.given import Given, GivenSettings
+from smalti.conditions.keypoints import Keypoints, KeypointsSettings
 from smalti.conditions.labels import Labels, LabelsSettings, Nothing, NothingSettings
 from smalti.conditions.layout_codes import LayoutSettings
 from smalti.conditions.layouts import Layout
 from smalti.conditions.maps import FOLDER, Maps, MapsSettings
+from smalti.conditions.several import Several, SeveralSettings, part_folder
 from smalti.errors import SmaltiError, suggestion
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN
@@ -40,8 +42,17 @@ def _layout(plain: Mapping[str, Any], folder: Path) -> Condition:
     return Layout(parse(LayoutSettings, plain, where=_where(folder)))
 
 
+def _keypoints(plain: Mapping[str, Any], folder: Path) -> Condition:
+    return Keypoints(parse(KeypointsSettings, plain, where=_where(folder)))
+
+
 def _given(plain: Mapping[str, Any], folder: Path) -> Condition:
     return Given(parse(GivenSettings, plain, where=_where(folder)))
+
+
+def _several(plain: Mapping[str, Any], folder: Path) -> Condition:
+    parts = parse(SeveralSettings, plain, where=_where(folder)).parts
+    return Several([build_condition(part, part_folder(folder, place)) for place, part in enumerate(parts)])
 
 
 def _where(folder: Path) -> str:
@@ -54,7 +65,9 @@ CONDITIONS: dict[str, Callable[[Mapping[str, Any], Path], Condition]] = {
     "coordinates": _coordinates,
     "maps": _maps,
     "layout": _layout,
+    "keypoints": _keypoints,
     "given": _given,
+    "several": _several,
 }
 
 

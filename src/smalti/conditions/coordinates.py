@@ -74,7 +74,7 @@ class Coordinates(Condition):
                 f"not {settings.size}"
             )
         self.settings = settings
-        self.size, self.length = settings.size, settings.grid[0] * settings.grid[1]
+        self.size, self.length, self.maps = settings.size, settings.grid[0] * settings.grid[1], (0,)
 
     def read(self, text: str) -> Within:
         """Where the picture begins in the larger one, and that one's size: "TOP,LEFT,HEIGHTxWIDTH" in pixels."""

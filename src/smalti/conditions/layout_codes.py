@@ -1,8 +1,8 @@
 """Scene layouts as codes: objects with a class and a box, each written as two or three codes, and a crop as two more.
 
-The format is that of the original's scene models. A place is one code: the picture is divided into n x n points, n the root
-of the number of codes, and the code of a point is its number row by row. An object is the code of what it is, followed by
-the places of its box's two corners, or by that of its middle; a list is filled up with the last code, which says "none".
+The format is that of the original's scene models. A place is one code (see `places`), n the root of the number of codes. An
+object is the code of what it is, followed by the places of its box's two corners, or by that of its middle; a list is filled
+up with the last code, which says "none". `Box` and `WHOLE` are named here too.
 """
 
 from __future__ import annotations
@@ -12,31 +12,21 @@ import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, final
+from typing import Annotated, Literal, NamedTuple, TypeVar, final
 
 from pydantic import Field, field_validator
 
+from smalti.conditions.places import WHOLE as WHOLE
+from smalti.conditions.places import Box as Box
+from smalti.conditions.places import box_at, check_crop, corners, flipped, point, point_at
 from smalti.errors import SmaltiError
 from smalti.settings import settings
 
 Positive = Annotated[int, Field(ge=1)]
 Codes = tuple[int, ...]
+T = TypeVar("T")
 
 _FARTHEST = 2.0  # a box may reach beyond its picture, but not that far: then its numbers are pixels
-_ROUNDING = 1e-6
-
-
-class Box(NamedTuple):
-    """A part of a picture, in shares of its width and height from the left top: 0 to 1, and beyond where it is cut."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-
-
-WHOLE = Box(0.0, 0.0, 1.0, 1.0)
-"""The box of all of a picture."""
 
 
 @final
@@ -132,7 +122,7 @@ def shortened(annotations: Sequence[Annotation], settings: LayoutSettings) -> li
     return list(annotations[: settings.most])
 
 
-def shuffled(annotations: Sequence[Annotation], chance: random.Random) -> list[Annotation]:
+def shuffled(annotations: Sequence[T], chance: random.Random) -> list[T]:
     """The objects in another order, drawn from `chance`; what was given keeps its own.
 
     Their order says nothing, and a prior in training is shown many of them. Shorten first.
@@ -151,29 +141,18 @@ def layout_codes(
     picture left to right. Raises `SmaltiError` for a crop that is no part of the picture, and for an object whose class or
     properties have no code.
     """
-    _check_crop(crop)
+    check_crop(crop)
     seen = [one for one in shortened(annotations, settings) if _overlap(one.box, crop) > 0]
     view = WHOLE if settings.encode_crop else crop
     codes: list[int] = []
     for one in seen:
         box = _within(one.box, view)
-        codes += (_object_code(one, settings), *_place_codes(_flipped(box) if flip else box, settings))
+        codes += (_object_code(one, settings), *_place_codes(flipped(box) if flip else box, settings))
     codes += [settings.none] * (settings.most - len(seen)) * settings.codes_an_object
     if settings.encode_crop:
-        codes += _corners(_flipped(crop) if flip else crop, settings)
+        codes += corners(flipped(crop) if flip else crop, sections=settings.sections)
     assert len(codes) == settings.length
     return tuple(codes)
-
-
-def _check_crop(crop: Box) -> None:
-    left, top, width, height = crop
-    inside = (
-        left >= -_ROUNDING and top >= -_ROUNDING and left + width <= 1 + _ROUNDING and top + height <= 1 + _ROUNDING
-    )
-    if not (inside and width > 0 and height > 0):
-        raise SmaltiError(
-            f"the crop {tuple(crop)} is no part of a picture; give left, top, width, height as shares of it, within 0 to 1"
-        )
 
 
 def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
@@ -201,22 +180,8 @@ def _told(settings: LayoutSettings) -> tuple[bool, bool, bool, bool]:
 
 def _place_codes(box: Box, settings: LayoutSettings) -> Codes:
     if settings.places == "boxes":
-        return _corners(box, settings)
-    return (_point(box.left + box.width / 2, box.top + box.height / 2, settings),)
-
-
-def _corners(box: Box, settings: LayoutSettings) -> Codes:
-    """A box -> the codes of its left top and of its right bottom."""
-    return (
-        _point(box.left, box.top, settings),
-        _point(box.left + box.width, box.top + box.height, settings),
-    )
-
-
-def _point(x: float, y: float, settings: LayoutSettings) -> int:
-    """A place in [0,1] x [0,1] -> the code of the nearest of n x n points; halves are rounded to even."""
-    n = settings.sections
-    return round(y * (n - 1)) * n + round(x * (n - 1))
+        return corners(box, sections=settings.sections)
+    return (point(box.left + box.width / 2, box.top + box.height / 2, sections=settings.sections),)
 
 
 def _overlap(one: Box, other: Box) -> float:
@@ -235,10 +200,6 @@ def _within(box: Box, view: Box) -> Box:
     left = min(max((box.left - view.left) / view.width, 0.0), 1.0)
     top = min(max((box.top - view.top) / view.height, 0.0), 1.0)
     return Box(left, top, min(box.width / view.width, 1 - left), min(box.height / view.height, 1 - top))
-
-
-def _flipped(box: Box) -> Box:
-    return box._replace(left=1 - (box.left + box.width))
 
 
 class Described(NamedTuple):
@@ -270,7 +231,7 @@ def read_codes(codes: Sequence[int], settings: LayoutSettings) -> Reading:
     step = settings.codes_an_object
     objects = [codes[start : start + step] for start in range(0, settings.most * step, step)]
     told = tuple(_described(one, settings) for one in objects if one[0] != settings.none)
-    return Reading(told, _box_at(codes[-2], codes[-1], settings) if settings.encode_crop else WHOLE)
+    return Reading(told, box_at(codes[-2], codes[-1], sections=settings.sections) if settings.encode_crop else WHOLE)
 
 
 def _described(codes: Sequence[int], settings: LayoutSettings) -> Described:
@@ -278,16 +239,7 @@ def _described(codes: Sequence[int], settings: LayoutSettings) -> Described:
     told = {
         name: bool(bits & bit) and wanted for (name, bit), wanted in zip(_BITS.items(), _told(settings), strict=True)
     }
-    place = _box_at(codes[1], codes[2], settings) if settings.places == "boxes" else _point_at(codes[1], settings)
+    n = settings.sections
+    boxed = settings.places == "boxes"
+    place = box_at(codes[1], codes[2], sections=n) if boxed else point_at(codes[1], sections=n)
     return Described(codes[0], category, **told, place=tuple(place))
-
-
-def _point_at(code: int, settings: LayoutSettings) -> tuple[float, float]:
-    row, column = divmod(code, settings.sections)
-    return column / (settings.sections - 1), row / (settings.sections - 1)
-
-
-def _box_at(first: int, second: int, settings: LayoutSettings) -> Box:
-    left, top = _point_at(first, settings)
-    right, bottom = _point_at(second, settings)
-    return Box(left, top, right - left, bottom - top)

@@ -19,15 +19,14 @@ from torch import Tensor
 from smalti.conditions.base import Condition, Grid, Laid
 from smalti.conditions.drawing import palette
 from smalti.conditions.layout_codes import (
-    WHOLE,
     Annotation,
-    Box,
     Described,
     LayoutSettings,
     layout_codes,
     read_codes,
     shortened,
 )
+from smalti.conditions.places import WHOLE, Box, outline, under
 from smalti.errors import SmaltiError, suggestion
 from smalti.files import read_json
 from smalti.images import Array
@@ -101,9 +100,7 @@ class Layout(Condition):
         layouts = [shortened(self.annotations(value), self.settings) for value in values]
 
         def prefix_at(window: Window) -> Tensor:
-            top, left, rows, columns = window
-            height, width = grid
-            return self._codes(layouts, Box(left / width, top / height, columns / width, rows / height))
+            return self._codes(layouts, under(window, grid=grid))
 
         return prefix_at
 
@@ -117,7 +114,7 @@ class Layout(Condition):
         picture = Image.new("RGB", (_SIDE, _SIDE), "white")
         draw = ImageDraw.Draw(picture)
         if self.settings.encode_crop:
-            draw.rectangle(_pixels(read.crop), outline=(160, 160, 160), width=3)
+            draw.rectangle(outline(read.crop, side=_SIDE), outline=(160, 160, 160), width=3)
         colours = palette(len(self.settings.classes)).tolist()
         for one in read.objects:
             self._draw(draw, one, tuple(colours[one.category]))
@@ -125,7 +122,7 @@ class Layout(Condition):
 
     def _draw(self, draw: ImageDraw.ImageDraw, one: Described, colour: tuple[int, ...]) -> None:
         if len(one.place) == 4:
-            corners = _pixels(Box(*one.place))
+            corners = outline(Box(*one.place), side=_SIDE)
             draw.rectangle(corners, outline=colour, width=2)
         else:
             x, y = (number * (_SIDE - 1) for number in one.place)
@@ -135,10 +132,3 @@ class Layout(Condition):
 
     def save(self, folder: Path) -> dict[str, Any]:
         return as_mapping(self.settings)
-
-
-def _pixels(box: Box) -> tuple[float, float, float, float]:
-    """A box -> the corners of a rectangle of a preview; one with its corners exchanged is put right."""
-    x = sorted((box.left * (_SIDE - 1), (box.left + box.width) * (_SIDE - 1)))
-    y = sorted((box.top * (_SIDE - 1), (box.top + box.height) * (_SIDE - 1)))
-    return x[0], y[0], x[1], y[1]

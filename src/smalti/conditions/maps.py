@@ -59,7 +59,7 @@ class Maps(Condition):
             )
         self.settings, self.tokenizer, self.networks = settings, tokenizer.eval().requires_grad_(False), (tokenizer,)
         self.key, self.size = settings.key, tokenizer.size
-        self.length = settings.grid[0] * settings.grid[1]
+        self.length, self.maps = settings.grid[0] * settings.grid[1], (0,)
 
     @property
     def channels(self) -> int:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from smalti.data.codes import FORMAT, CodesSettings, PartSettings, PrefixSettings, dtype_of, read_meta
-from smalti.data.loading import Example, stacks
-from smalti.data.paired import PairedExample
+from smalti.data.loading import stacks
 from smalti.errors import SmaltiError
 from smalti.files import folder_written_atomically, write_json
 from smalti.settings import as_mapping
@@ -34,8 +33,8 @@ class Encodable(Protocol):
 
     def __len__(self) -> int: ...
 
-    def example(self, index: int, draw: int) -> Example | PairedExample:
-        """One example. Raises `DamagedImage`."""
+    def example(self, index: int, draw: int) -> tuple[Tensor, ...]:
+        """One example: its image, its label, and what lies beside it, if there is a prefix. Raises `DamagedImage`."""
 
     def described(self) -> dict[str, Any]:
         """What decides the examples, as plain values."""
@@ -56,8 +55,8 @@ class Prefix(NamedTuple):
 
     told: Told
     fingerprint: str
-    encode: Callable[[Tensor], Tensor]
-    """What examples hold beside pictures, at most `batch` of them -> codes (B, P) int64."""
+    encode: Callable[..., Tensor]
+    """What examples hold beside pictures, a tensor for each thing, at most `batch` of them -> codes (B, P) int64."""
 
 
 def write_codes(
@@ -81,9 +80,9 @@ def write_codes(
 
     `encode` maps images as examples hold them, (B, C, H, W) in [-1, 1] or maps (B, H, W) of labels, to codes (B, h, w)
     int64 below `size`, B at most `batch`;
-    `fingerprint` names the tokenizer. With a `prefix` examples are `PairedExample`s, and what lies beside the pictures becomes
-    codes too. Each training picture is encoded `copies` times: copy c of picture i is draw
-    i * copies + c. Damaged pictures are left out. `progress` is told the number of images done and their total.
+    `fingerprint` names the tokenizer. With a `prefix` what lies beside the pictures becomes codes too. Each training picture is
+    encoded `copies` times: copy c of picture i is draw i * copies + c. Damaged pictures are left out. `progress` is told the
+    number of images done and their total.
 
     False if the folder is there already and was made by the same tokenizer from the same pictures with the same
     settings; if not by the same, `SmaltiError` names what differs. It is also raised when the size of the pictures
@@ -91,7 +90,7 @@ def write_codes(
     """
     if copies < 1:
         raise SmaltiError(f"each picture is encoded at least once, not {copies} times")
-    grid = _grid(training.size, factor)
+    grid = code_grid(training.size, factor)
     if out.exists():
         parts = {"training": training.described(), "validation": validation.described()}
         wanted = {"fingerprint": fingerprint, "size": size, "factor": factor, "labels": list(labels), "seed": seed}
@@ -127,7 +126,8 @@ def _saved(prefix: Prefix | None, folder: Path) -> PrefixSettings | None:
     )
 
 
-def _grid(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
+def code_grid(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
+    """The size (H, W) of a picture -> (h, w) of its codes. Raises `SmaltiError` for sizes that `factor` does not divide."""
     height, width = image_size
     if height % factor or width % factor:
         raise SmaltiError(f"pictures of {height}x{width} pixels do not divide into codes of {factor}x{factor} pixels")
@@ -188,11 +188,11 @@ class _ShardWriter:
         for start, fields in zip(starts, stacks(_Copies(dataset, copies), keys, workers=workers), strict=True):
             if fields is not None:
                 images, labels, *beside = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
-                self._codes.extend(self._encoded(images, encode, shape=self._shape[1:], size=self._size, batch=batch))
+                self._codes.extend(self._encoded([images], encode, shape=self._shape[1:], size=self._size, batch=batch))
                 if self._prefix is not None:
                     told, length = self._prefix.told, (self._prefix.told.length,)
                     self._prefixes.extend(
-                        self._encoded(beside[0], self._prefix.encode, shape=length, size=told.size, batch=batch)
+                        self._encoded(beside, self._prefix.encode, shape=length, size=told.size, batch=batch)
                     )
                 self._labels.extend(labels.tolist())
                 while len(self._labels) >= self._rows:
@@ -203,10 +203,11 @@ class _ShardWriter:
         return PartSettings(shards=tuple(self._shards), copies=copies, damaged=damaged, data=dataset.described())
 
     def _encoded(
-        self, held: Tensor, encode: Callable[[Tensor], Tensor], *, shape: tuple[int, ...], size: int, batch: int
+        self, held: Sequence[Tensor], encode: Callable[..., Tensor], *, shape: tuple[int, ...], size: int, batch: int
     ) -> npt.NDArray[Any]:
-        """What examples hold (N, copies, ...) -> codes (N, copies, *shape) below `size`."""
-        codes = torch.cat([encode(some).detach().cpu() for some in torch.split(held.flatten(0, 1), batch)])
+        """What examples hold, (N, copies, ...) each -> codes (N, copies, *shape) below `size`."""
+        some = zip(*(torch.split(each.flatten(0, 1), batch) for each in held), strict=True)
+        codes = torch.cat([encode(*each).detach().cpu() for each in some])
         assert codes.shape[1:] == shape, f"encode gave codes {tuple(codes.shape)}, not (B, {shape})"
         low, high = int(codes.min()), int(codes.max())
         assert 0 <= low <= high < size, f"encode gave codes {low}..{high} for a codebook of {size}"

@@ -1,40 +1,95 @@
-"""Pictures, each with something beside it that is cut in the same way: a label map, a depth, another or a smaller picture.
+"""Pictures, each with something beside it: a file that is cut in the same way (a label map, a depth, a smaller picture), or what
+is said of the part of the picture that is seen.
 
 C channels, H W pixels.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple, final
+from typing import Any, Protocol, final
 
 from torch import Tensor
 
+from smalti.data.crops import View
 from smalti.data.loading import Crops
 from smalti.data.sources import Picture, Source
 from smalti.errors import SmaltiError
 
 
-class PairedExample(NamedTuple):
-    """As `smalti.data.loading.Example`, and what lies `beside` the picture: what an example of its kind holds, of its own size."""
+class Beside(ABC):
+    """One thing beside each picture of a set."""
 
-    image: Tensor
-    label: Tensor
-    beside: Tensor
+    @abstractmethod
+    def example(self, index: int, draw: int) -> Tensor:
+        """What belongs to the example of picture `index` by draw number `draw`. Raises `DamagedImage`."""
+
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """What decides the examples, as plain values."""
+
+
+@final
+class CutAlike(Beside):
+    """Crops of files that show what the pictures show: both are cut by the same chances, in shares of their sizes.
+
+    Both sets of crops have the same seed. Reading raises `SmaltiError` for a file of another size than its picture.
+    """
+
+    def __init__(self, pictures: Crops, files: Crops) -> None:
+        assert len(pictures) == len(files), f"{len(pictures)} pictures and {len(files)} beside them"
+        self.pictures, self.files = pictures, files
+
+    def example(self, index: int, draw: int) -> Tensor:
+        held = self.files.example(index, draw).image
+        (height, width), (h, w) = self.pictures.full_size(index), self.files.full_size(index)
+        if (height, width) != (h, w):
+            other = self.files.source.path / self.files.pictures[index].key
+            raise SmaltiError(
+                f"{other} is {h}x{w} pixels (height x width), and its picture {self.pictures.pictures[index].key} is "
+                f"{height}x{width}; scale one of them, so that both show the same at the same place"
+            )
+        return held
+
+    def described(self) -> dict[str, Any]:
+        return self.files.described()
+
+
+class Saying(Protocol):
+    """What is said of a part of a picture. It can be handed to other processes."""
+
+    def __call__(self, index: int, view: View, draw: int) -> Tensor:
+        """Picture `index`, seen in a `view`; `draw` for what hangs on chance."""
+
+    def described(self) -> dict[str, Any]:
+        """What decides it, as plain values."""
+
+
+@final
+class Said(Beside):
+    """What is said of the part that each example shows, such as where in its picture it lies."""
+
+    def __init__(self, pictures: Crops, saying: Saying) -> None:
+        self.pictures, self.saying = pictures, saying
+
+    def example(self, index: int, draw: int) -> Tensor:
+        return self.saying(index, self.pictures.view(index, draw), draw)
+
+    def described(self) -> dict[str, Any]:
+        return self.saying.described()
 
 
 @final
 class Paired:
-    """Crops of pictures, and crops of what lies beside them, picture for picture with the same seed -> examples of both.
+    """Crops of pictures, and what lies beside them -> examples of all: image, label, and a tensor of each thing beside it.
 
-    Both are cut by the same chances, in shares of their sizes, so that they show the same part. A pair is damaged where one of
-    the two is. Reading raises `SmaltiError` for a pair of different sizes.
+    An example is damaged where one of its parts is.
     """
 
-    def __init__(self, pictures: Crops, beside: Crops) -> None:
-        assert len(pictures) == len(beside), f"{len(pictures)} pictures and {len(beside)} beside them"
-        self.pictures, self.beside = pictures, beside
+    def __init__(self, pictures: Crops, beside: Sequence[Beside]) -> None:
+        self.pictures, self.beside = pictures, tuple(beside)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -44,22 +99,14 @@ class Paired:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def example(self, index: int, draw: int) -> PairedExample:
-        """One pair. Raises `DamagedImage`."""
-        image, label = self.pictures.example(index, draw)
-        beside = self.beside.example(index, draw).image
-        (height, width), (h, w) = self.pictures.full_size(index), self.beside.full_size(index)
-        if (height, width) != (h, w):
-            other = self.beside.source.path / self.beside.pictures[index].key
-            raise SmaltiError(
-                f"{other} is {h}x{w} pixels (height x width), and its picture {self.pictures.pictures[index].key} is "
-                f"{height}x{width}; scale one of them, so that both show the same at the same place"
-            )
-        return PairedExample(image, label, beside)
+    def example(self, index: int, draw: int) -> tuple[Tensor, ...]:
+        """One of them. Raises `DamagedImage`."""
+        return (*self.pictures.example(index, draw), *(each.example(index, draw) for each in self.beside))
 
     def described(self) -> dict[str, Any]:
         """What decides the examples, as plain values."""
-        return {**self.pictures.described(), "beside": self.beside.described()}
+        beside = {str(place): each.described() for place, each in enumerate(self.beside)}
+        return {**self.pictures.described(), "beside": beside}
 
 
 def beside(pictures: Sequence[Picture], source: Source) -> tuple[Picture, ...]:

@@ -1,18 +1,23 @@
 """How likely a prior finds pictures, and how its own pictures compare with them.
 
-B batch, H W pixels, h w code grid, K size of the codebook, N pictures.
+B batch, H W pixels, h w code grid, P prefix codes, K size of the codebook, N pictures.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from smalti.conditions.base import Condition, keys, value_of
+from smalti.conditions.build import build_condition
+from smalti.conditions.labels import Labels
 from smalti.data.codes import CodeShards
 from smalti.data.sources import Source
 from smalti.errors import SmaltiError
@@ -36,7 +41,7 @@ from smalti.evaluation.scoring import Scores, score_sets
 from smalti.evaluation.statistics import Gatherer
 from smalti.images import to_array, to_tensor
 from smalti.pipeline import Pipeline
-from smalti.prior import Window, finished, nats, unknown
+from smalti.prior import finished, nats, unknown
 from smalti.settings import as_mapping
 
 SHOWN_SAMPLES = 12
@@ -51,6 +56,8 @@ class _Coded(NamedTuple):
     codes: Tensor
     """(B,h,w)"""
     labels: list[str | None]
+    prefix: Tensor
+    """(B,P), the codes of the condition before them; P 0 where none are kept"""
     images: Tensor | None
     """(B,C,H,W) in [-1,1], where there are pictures"""
 
@@ -69,6 +76,7 @@ class _Data:
 
     def _open_codes(self, shards: CodeShards, protocol: PriorProtocol) -> None:
         shards.check_fingerprint(self._pipeline.tokenizer.fingerprint())
+        _check_prefix(self._pipeline.condition, shards)
         if tuple(shards.meta.grid) != tuple(self._pipeline.prior.grid):
             raise SmaltiError(
                 f"the codes in {shards.path} are grids of {shards.meta.grid[0]}x{shards.meta.grid[1]}, the prior's window is "
@@ -112,14 +120,18 @@ class _Data:
             for places, pixels in self.taken.portions(self._batch):
                 images = to_tensor(pixels).to(self._pipeline.device)
                 labels = [self.label(place) for place in places.tolist()]
-                yield _Coded(places, self._pipeline.encode(images), labels, images)
+                none = torch.empty(len(places), 0, dtype=torch.int64)
+                yield _Coded(places, self._pipeline.encode(images), labels, none, images)
             return
         assert isinstance(self._data, CodeShards)
         for first in range(0, len(self._rows), self._batch):
             places = torch.arange(first, min(first + self._batch, len(self._rows)))
-            codes = torch.stack([self._data.validation[self._rows[place], 0].codes for place in places.tolist()])
+            codes, _, prefix = map(
+                torch.stack,
+                zip(*(self._data.validation[self._rows[place], 0] for place in places.tolist()), strict=True),
+            )
             labels = [self.label(place) for place in places.tolist()]
-            yield _Coded(places, codes.to(self._pipeline.device), labels, None)
+            yield _Coded(places, codes.to(self._pipeline.device), labels, prefix, None)
 
     def codes(self, place: int) -> Tensor:
         """Those of one picture: (1,h,w)."""
@@ -146,13 +158,13 @@ def measure_prior(
     progress: Progress = unwatched,
     batch: int = 16,
 ) -> Measured:
-    """A pipeline, which is moved to `device`, and pictures or codes -> how likely its prior finds them, given their labels.
+    """A pipeline, which is moved to `device`, and pictures or codes -> how likely its prior finds them, given what they are told.
 
-    Of a folder of codes the held-out ones are measured. With `protocol.samples` it also lays pictures and compares them
-    with the data.
+    Pictures are told their labels, codes also what stands before them. Of a folder of codes the held-out ones are measured. With
+    `protocol.samples` it also lays pictures and compares them with the data.
 
-    Raises `SmaltiError` for priors that are told more than labels, labels they do not know, codes of another tokenizer or
-    grid, samples without pictures or features to compare them by, and weights that cannot be had.
+    Raises `SmaltiError` for pictures where the prior is told more than labels, labels it does not know, codes of another
+    tokenizer, condition or grid, samples without pictures or features to compare them by, and weights that cannot be had.
     """
     pipeline = pipeline.to(device)
     _check(pipeline, data, protocol)
@@ -162,16 +174,18 @@ def measure_prior(
     use, values = CodeUse(pipeline.tokenizer.size), Values(len(given))
     total = torch.zeros(pipeline.prior.grid, dtype=torch.float64)
     reference = _gatherer(who, protocol, len(given), score=False, device=device)
-    for places, codes, labels, images in given.portions():
-        found = _nats(pipeline, codes, labels)  # (B,h,w)
+    for coded in given.portions():
+        places, codes = coded.places, coded.codes
+        found = _nats(pipeline, coded)  # (B,h,w)
         use.add(codes)
         total += found.double().sum(0).cpu()
         values.put("nats_a_code", places, found.mean((1, 2)))
-        if reference is not None and images is not None:
-            reference.update(images, places)
+        if reference is not None and coded.images is not None:
+            reference.update(coded.images, places)
         counter.add(len(places))
     counter.add(0 if given.taken is None else len(given.taken.left_out))
     measured = int((~values.columns["nats_a_code"].isnan()).sum())
+    values.columns["bits_a_pixel"] = _bits_a_pixel(pipeline, values.columns["nats_a_code"])
     scored, shown = _sampled(pipeline, given, reference, who, protocol, counter, batch=batch)
     scores = {**_likelihood(pipeline, total / measured, use), **scored.values}
     return Measured(
@@ -194,10 +208,11 @@ def measure_prior(
 
 def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol) -> None:
     condition = pipeline.condition
-    if condition.key != "label" and condition.size and not condition.takes_none:
+    if not isinstance(data, CodeShards) and _stands_before(condition) and not condition.takes_none:
+        told = " and a ".join(keys(condition))
         raise SmaltiError(
-            f"this prior is told a {condition.key}, which pictures and codes do not say of themselves; only priors of labels, "
-            "or of none, are measured"
+            f"this prior is told a {told}, which pictures do not say of themselves; encode them with what they are told, "
+            "smalti encode --condition, and give the codes"
         )
     if not protocol.samples:
         return
@@ -208,21 +223,56 @@ def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtoco
 
 
 @torch.no_grad()
-def _nats(pipeline: Pipeline, codes: Tensor, labels: list[str | None]) -> Tensor:
-    """Codes (B,h,w) and labels -> nats of each code (B,h,w)."""
-    h, w = pipeline.prior.grid
-    told = labels if pipeline.condition.key == "label" else [None] * len(labels)
-    prefix = pipeline.prefixes(told, grid=(h, w))(Window(0, 0, h, w))
-    return nats(pipeline.prior, prefix.to(codes.device), codes)
+def _nats(pipeline: Pipeline, coded: _Coded) -> Tensor:
+    """Pictures as codes -> nats of each code (B,h,w)."""
+    if coded.prefix.shape[1] and _stands_before(pipeline.condition):
+        return nats(pipeline.prior, coded.prefix.to(coded.codes.device), coded.codes)
+    return pipeline.nats(coded.codes, values=_told(pipeline.condition, coded.labels))
+
+
+def _told(condition: Condition, labels: Sequence[str | None]) -> list[Any]:
+    """The labels of pictures -> what they tell the prior, a value each; None for "nothing"."""
+    names = keys(condition)
+    return [value_of(condition, {"label": label} if label is not None and "label" in names else {}) for label in labels]
+
+
+def _stands_before(condition: Condition) -> bool:
+    """Whether folders of codes hold the condition's codes before those of a picture: its label stands beside them, not before."""
+    return condition.size > 0 and not isinstance(condition, Labels)
+
+
+def _check_prefix(condition: Condition, shards: CodeShards) -> None:
+    """Refuse codes before which the codes of another condition stand, or none though the prior reads some."""
+    kept = shards.meta.prefix
+    if not _stands_before(condition) or (kept is None and condition.takes_none):
+        return
+    told = " and a ".join(keys(condition))
+    again = f"encode the pictures with what this prior is told, a {told}: smalti encode --condition"
+    if kept is None:
+        raise SmaltiError(
+            f"before the codes in {shards.path} nothing stands of what this prior is told, a {told}; {again}"
+        )
+    with TemporaryDirectory() as folder:
+        same = condition.save(Path(folder)) == kept.condition
+    if same:
+        theirs = build_condition(kept.condition, shards.path).networks
+        same = [weights_fingerprint(each) for each in theirs] == [weights_fingerprint(x) for x in condition.networks]
+    if not same:
+        raise SmaltiError(f"before the codes in {shards.path} stand those of another condition; {again}")
+
+
+def _bits_a_pixel(pipeline: Pipeline, nats_a_code: Tensor) -> Tensor:
+    """Nats a code, of any shape -> bits of the code grid for each pixel of the picture, of the same shape."""
+    (h, w), (H, W) = pipeline.prior.grid, pipeline.default_size
+    return nats_a_code / math.log(2) * (h * w / (H * W))
 
 
 def _likelihood(pipeline: Pipeline, places: Tensor, use: CodeUse) -> dict[str, float]:
     """Mean nats at each place (h,w) -> the scores of the likelihood."""
-    (h, w), (H, W) = pipeline.prior.grid, pipeline.default_size
     mean, entropy = float(places.mean()), use.entropy
     return {
         "nats_a_code": mean,
-        "bits_a_pixel": mean / math.log(2) * h * w / (H * W),
+        "bits_a_pixel": float(_bits_a_pixel(pipeline, places.mean())),
         "entropy_nats_a_code": entropy,
         "below_entropy": 1 - mean / entropy if entropy else math.nan,
         "codes_in_use": use.in_use,
@@ -254,7 +304,7 @@ def _sampled(
     if gatherer is None or reference is None or protocol.features is None:
         return Scores({}, {}, {}, []), ()
     labels = [data.label(place * len(data) // count) for place in range(count)]
-    told: list[str | None] = labels if pipeline.condition.key == "label" else [None] * count
+    told = _told(pipeline.condition, labels)
     for first in range(0, count, batch):
         some = told[first : first + batch]
         known, seeds = unknown(len(some), pipeline.prior.grid), pipeline.seeds(protocol.seed + first, len(some))
@@ -264,7 +314,7 @@ def _sampled(
         gatherer.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), places)
         for place, each in zip(places.tolist(), pixels, strict=True):
             if len(shown) < SHOWN_SAMPLES:
-                name = f"seed {protocol.seed + place}" + (f", {told[place]}" if told[place] is not None else "")
+                name = f"seed {protocol.seed + place}" + (f", {labels[place]}" if told[place] is not None else "")
                 shown.append(Shown("sample", name, {}, each, each))
         counter.add(len(some))
     ours, theirs = gatherer.statistics(), reference.statistics()

@@ -21,7 +21,7 @@ from smalti.errors import SmaltiError
 from smalti.noise import gumbel
 from smalti.prior.base import Cache, Prior
 from smalti.prior.window import Middle, Window, after_middle, window_over
-from smalti.settings import settings
+from smalti.settings import parse, settings
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -55,6 +55,11 @@ class Sampler:
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     guidance_schedule: Schedule = "constant"
+
+
+def sampler_of(**options: float | str) -> Sampler:
+    """Options by name, those left out as by default -> the sampler. Raises `SmaltiError` for a name or a value that is none."""
+    return parse(Sampler, options, where="sampling")
 
 
 def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float = 0.0) -> Tensor:

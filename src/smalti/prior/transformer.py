@@ -15,7 +15,7 @@ from typing import Annotated, Literal, final
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from smalti.prior.attention import attended
@@ -39,6 +39,8 @@ class TransformerSettings:
     size: Positive
     condition_size: Annotated[int, Field(ge=0)] = 0
     prefix: Positive = 1
+    maps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Where in the prefix a map of the window begins, with a code for each of its places, row by row."""
     grid: tuple[Positive, Positive] = (16, 16)
     layers: Positive = 12
     width: Positive = 512
@@ -67,6 +69,16 @@ class TransformerSettings:
             )
         return heads
 
+    @model_validator(mode="after")
+    def _maps_fit_the_prefix(self) -> TransformerSettings:
+        places = self.grid[0] * self.grid[1]
+        for begin in self.maps:
+            if begin + places > self.prefix:
+                raise ValueError(
+                    f"a map of {places} codes from {begin} on does not fit into {self.prefix} prefix codes"
+                )
+        return self
+
 
 @final
 class Transformer(Prior):
@@ -75,6 +87,10 @@ class Transformer(Prior):
     Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing".
     An image code is placed by its row and column in the window, by rotating queries and keys. A prefix code is not
     rotated; it has a learned position, which also tells it from the image code at (0, 0).
+
+    The codes of a map are rotated as the image codes of their places are, and what stands in the map at the place of the next
+    image code is added to what is read of the last one: so a map is followed from the first steps of training on
+    (docs/log.md). The paper's GPT has to find out by attention which code of the map belongs to which place.
     """
 
     def __init__(self, settings: TransformerSettings) -> None:
@@ -83,6 +99,7 @@ class Transformer(Prior):
         self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, settings.order
         self.embedding = nn.Embedding(settings.size + settings.condition_size + 1, settings.width)
         self.prefix_positions = nn.Embedding(settings.prefix, settings.width)
+        self.hints = nn.ModuleList(nn.Linear(settings.width, settings.width, bias=False) for _ in settings.maps)
         self.dropout = nn.Dropout(settings.dropout)
         blocks = [_Block(settings, name=str(index)) for index in range(settings.layers)]
         self.blocks = nn.ModuleList(blocks)
@@ -109,10 +126,12 @@ class Transformer(Prior):
         start, end = cache.length, cache.length + codes.shape[1]
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
         assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
-        x = self.embedding(codes)  # (B, T, D)
+        x = embedded = self.embedding(codes)  # (B, T, D)
         if start < self.prefix:
             positions = self.prefix_positions.weight[start:end]  # (p, D)
             x = x + F.pad(positions, (0, 0, 0, x.shape[1] - len(positions)))  # (B, T, D)
+        if self.settings.maps:
+            x = x + self._hinted(embedded, cache)  # (B, T, D)
         x = self.dropout(x)
         rotation = self.rotation(start, end, cache.columns)  # 2 x (T, d)
         for block in self.blocks:
@@ -120,6 +139,20 @@ class Transformer(Prior):
         cache.advance(codes.shape[1])
         features: Tensor = self.norm(x)  # (B, T, D)
         return features
+
+    def _hinted(self, embedded: Tensor, cache: Cache) -> Tensor:
+        """What codes are (B, T, D) -> what the maps say of the place of the image code after each, (B, T, D)."""
+        start, end = cache.length, cache.length + embedded.shape[1]
+        so_far = cache.extended("embedded", embedded)  # (B, S, D)
+        if end < self.prefix:  # no image code is asked for yet
+            return torch.zeros_like(embedded)
+        turns = torch.arange(start, end, device=embedded.device) - (self.prefix - 1)  # (T,)
+        places = self.places((self.grid[0], cache.columns), device=embedded.device)
+        place = places[turns.clamp(0, len(places) - 1)]  # (T,)
+        # A window that is narrower than the prior's own has maps that say nothing, the same everywhere.
+        place = place // cache.columns * self.grid[1] + place % cache.columns
+        told = [hint(so_far[:, begin + place]) for hint, begin in zip(self.hints, self.settings.maps, strict=True)]
+        return torch.stack(told).sum(0) * (turns >= 0)[:, None]
 
     def rotation(self, start: int, end: int, columns: int) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines (T, d) of places `start` to `end` of the sequence, in float32 whatever the weights.
@@ -134,6 +167,10 @@ class Transformer(Prior):
         image = index[:, None] >= 0  # (T, 1)
         places = self.places((self.grid[0], columns), device=device)[index.clamp(min=0)]  # (T,)
         where = torch.stack((places // columns, places % columns), dim=1).where(image, 0)  # (T, 2)
+        for begin in self.settings.maps:
+            at = index + self.prefix - begin  # (T,), the place in the map
+            inside = (at >= 0) & (at < self.grid[0] * self.grid[1])
+            where = torch.where(inside[:, None], torch.stack((at // self.grid[1], at % self.grid[1]), dim=1), where)
         angles = (where[:, :, None] * frequencies).flatten(1)  # (T, d / 2)
         cosines, sines = angles.cos(), angles.sin()
         if self.settings.prefix_rotation == "erased":

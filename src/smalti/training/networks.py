@@ -91,6 +91,8 @@ class Codes(NamedTuple):
     """Condition codes, 0 for none."""
     prefix: int
     """Condition codes that stand before a picture, P; 1 without a condition."""
+    maps: tuple[int, ...] = ()
+    """Where among them a map of the window begins, a code for each of its codes."""
 
 
 class Network(NamedTuple):
@@ -107,7 +109,7 @@ def _read(codes: Codes) -> dict[str, Any]:
 
 
 def _transformer(network: TransformerNetwork, codes: Codes) -> Network:
-    sizes = parse(TransformerSettings, {**as_mapping(network), **_read(codes)}, where="network")
+    sizes = parse(TransformerSettings, {**as_mapping(network), **_read(codes), "maps": codes.maps}, where="network")
     return Network(Transformer(sizes), codes.size)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from smalti.conditions.base import Condition
 from smalti.conditions.labels import Labels
+from smalti.conditions.several import Several
 from smalti.data.codes import CodeBatch, CodeShards, entropy
 from smalti.data.loading import in_order, spread
 from smalti.images import grid, to_tensor
@@ -87,7 +88,7 @@ class PriorStage(Stage):
         self.per_example = codes.grid[0] * codes.grid[1]
         self.entropy = entropy(shards.training, codes.size)
         self.about = {**about, "code_entropy_nats": self.entropy}
-        codes_read = Codes(size=codes.size, grid=codes.grid, condition_size=condition.size, prefix=condition.length)
+        codes_read = Codes(codes.size, codes.grid, condition.size, condition.length, condition.maps)
         prior, self.vocabulary = build_network(settings.network, codes_read)
         self.exported = exported(prior, half_life=settings.run.average)
         self.exported.module.to(fabric.device)
@@ -109,9 +110,7 @@ class PriorStage(Stage):
 
     def step(self, batch: CodeBatch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         prefix, codes = self._prefix(batch), self.fabric.to_device(batch.codes)  # (B,P), (B,h,w)
-        if self.settings.drop_condition:
-            hidden = torch.rand(len(prefix), 1, device=prefix.device) < self.settings.drop_condition
-            prefix = torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
+        prefix = self._partly_hidden(prefix)
         told = corrupted(codes, keep=self.settings.keep, vocabulary=self.vocabulary)
         parts = self.settings.run.accumulate
         losses = []
@@ -129,6 +128,17 @@ class PriorStage(Stage):
         self.exported.update(self.prior, seen=seen, step=count)
         rate = rate_at(seen, length=self.settings.run.length, settings=self.settings.optimiser)
         return {**values, "rate": torch.tensor(rate)}
+
+    def _partly_hidden(self, prefix: Tensor) -> Tensor:
+        """The codes (B,P) of conditions -> the same, with nothing said in place of some: of parts alone, and of all."""
+        chance = self.settings.drop_condition
+        if not chance:
+            return prefix
+        if isinstance(self.condition, Several):
+            parts = torch.rand(len(prefix), len(self.condition.parts), device=prefix.device) < chance
+            prefix = self.condition.partly_hidden(prefix, parts)
+        hidden = torch.rand(len(prefix), 1, device=prefix.device) < chance
+        return torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
 
     def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
         """A prior has none of its own."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from smalti.conditions.base import Condition
@@ -19,7 +18,7 @@ from smalti.data.sources import open_source
 from smalti.devices import pick_device
 from smalti.errors import SmaltiError
 from smalti.losses.pixel import LABEL_LOSSES
-from smalti.pipeline import load_tokenizer, read_models
+from smalti.pipeline import load_tokenizer, read_tokenizer
 from smalti.settings import as_mapping
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
 from smalti.training.finetuning import Start
@@ -28,7 +27,8 @@ from smalti.training.launching import first_alone, is_started_with_others, launc
 from smalti.training.loop import Stage, fit
 from smalti.training.page import write_page
 from smalti.training.prior import PriorStage
-from smalti.training.telling import Told, beside_pictures
+from smalti.training.sayings import SAYINGS
+from smalti.training.telling import Told, beside_pictures, encoder
 from smalti.training.tokenizer import TokenizerStage, crops
 from smalti.training.watching import Watch
 from smalti.version import __version__
@@ -36,11 +36,11 @@ from smalti.version import __version__
 ENCODE_BATCH = 64
 """Pictures that are encoded at once."""
 
-UNTRAINED = ("coordinates", "layout")
-"""Conditions that priors of the original know, and that `smalti encode` does not make."""
-
 OWN = ("auto", "labels", "nothing")
 """What can be said of a prior's condition without codes of one."""
+
+ALONE = ("coordinates",)
+"""Conditions whose codes are made of the pictures, with nothing else given."""
 
 
 def show_settings(settings: TokenizerTraining | PriorTraining, console: Console) -> None:
@@ -178,25 +178,24 @@ def codes_of(
 ) -> CodeShards:
     """Codes, or pictures that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_pictures`, and where
     several processes that were started together would all encode."""
-    if settings.condition in UNTRAINED:
-        raise SmaltiError(
-            f"condition = {settings.condition}: nothing is encoded for it yet, so that a prior cannot be trained with it; set "
-            "condition=labels or condition=nothing, or take over a trained prior of the original with smalti convert"
-        )
     if (data / "codes.json").is_file():
         return open_codes(data)
-    if settings.condition not in OWN:
+    if settings.condition not in (*OWN, *ALONE):
         raise SmaltiError(
             f"condition = {settings.condition} has codes of its own, which are made together with those of the pictures: first "
-            f"smalti encode {tokenizer} {data} --condition {settings.condition} --condition-tokenizer ... --out CODES; then "
-            "train on CODES"
+            f"smalti encode {tokenizer} {data} --condition {settings.condition} "
+            f"{'--condition-data' if settings.condition in SAYINGS else '--condition-tokenizer'} ... --out CODES; then train on "
+            "CODES"
         )
+    told = [Told(settings.condition)] if settings.condition in ALONE else []
     if is_started_with_others() and not (out / "codes.json").is_file():
         raise SmaltiError(
             f"{data} holds pictures, which one process is to encode for all: first smalti encode {tokenizer} {data} --out {out}, "
             f"then train on {out}"
         )
-    encode_pictures(tokenizer, data, out, settings=settings.encode, seed=settings.run.seed, progress=progress)
+    encode_pictures(
+        tokenizer, data, out, settings=settings.encode, seed=settings.run.seed, progress=progress, told=told
+    )
     return open_codes(out)
 
 
@@ -210,34 +209,29 @@ def encode_pictures(
     progress: Callable[[int, int], object],
     device: str = "auto",
     workers: int = 0,
-    told: Told | None = None,
+    told: Sequence[Told] = (),
 ) -> bool:
     """Pictures -> code shards in `out`; False when they are there already, made by the same settings.
 
     What kind of files they are the tokenizer says, where it was trained by smalti; else `settings.pictures` say it. `told`: the
-    condition whose codes stand before theirs.
+    conditions whose codes stand before theirs.
 
     Raises `SmaltiError` for data without pictures, a tokenizer that is none, and a folder that holds other things.
     """
-    models = read_models(tokenizer)
-    model = (models.tokenizer or load_tokenizer(tokenizer)).to(pick_device(device))  # which tells that there is none
+    model, about = read_tokenizer(tokenizer)
+    model.to(pick_device(device))
     channels, pictures = model.settings.pyramid.channels, settings.pictures
     said = {} if pictures.kind == "colour" else {"kind": pictures.kind, "unlabelled": pictures.unlabelled}
-    source = open_source(data, kind=kind_of({**said, **models.about}, channels=channels))
-    training, validation = crops(source, settings.pictures, channels=channels, seed=seed)
+    source = open_source(data, kind=kind_of({**said, **about}, channels=channels))
+    parts = crops(source, settings.pictures, channels=channels, seed=seed)
     place = next(model.parameters()).device
-    beside = None if told is None else beside_pictures(told, (training, validation), factor=model.factor, device=place)
-
-    @torch.no_grad()
-    def encode(held: torch.Tensor) -> torch.Tensor:
-        images = training.images(held.to(place))
-        return model.encode(images.contiguous(memory_format=torch.channels_last)).codes
-
+    pairs = beside_pictures(told, parts, factor=model.factor, device=place) if told else None
+    training, validation = parts if pairs is None else (pairs.training, pairs.validation)
     return write_codes(
         out,
-        training=training if beside is None else beside.training,
-        validation=validation if beside is None else beside.validation,
-        encode=encode,
+        training=training,
+        validation=validation,
+        encode=encoder(model, parts[0].images),
         fingerprint=model.fingerprint(),
         size=model.size,
         factor=model.factor,
@@ -247,5 +241,5 @@ def encode_pictures(
         batch=ENCODE_BATCH,
         progress=progress,
         workers=workers,
-        prefix=None if beside is None else beside.prefix,
+        prefix=None if pairs is None else pairs.prefix,
     )

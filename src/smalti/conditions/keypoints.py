@@ -1,0 +1,277 @@
+"""Points of figures as a condition: the pose of a person, the corners of a house.
+
+Letters: B batch, P prefix codes, h w grid of codes, n x n points of a picture (see `places`).
+The paper (Esser et al., arXiv 2012.09841, section 4.2) makes persons of poses that are drawn as pictures; here the points
+themselves are the codes, one each, so that no tokenizer of its own is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, final
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from smalti.conditions.base import Condition, Grid, Laid
+from smalti.conditions.drawing import palette
+from smalti.conditions.places import (
+    ROUNDING,
+    WHOLE,
+    Box,
+    box_at,
+    check_crop,
+    corners,
+    flipped,
+    outline,
+    point,
+    point_at,
+    under,
+)
+from smalti.errors import SmaltiError, suggestion
+from smalti.files import read_json
+from smalti.images import Array
+from smalti.prior.window import Window, before_middle
+from smalti.settings import as_mapping, settings
+
+Point: TypeAlias = tuple[float, float]
+"""x and y in shares of the picture's width and height, from the left top."""
+Figure: TypeAlias = tuple[Point | None, ...]
+"""A place for each of the settings' points, None where it is not seen."""
+
+_FARTHEST = 10.0  # a figure may be cut by the border, but no point of it is so far outside: then its numbers are pixels
+_SIDE = 256  # pixels of a preview
+_GREY = (160, 160, 160)
+
+
+@settings
+class KeypointsSettings:
+    """How figures are written as codes.
+
+    `points`: the names of a figure's points, in the order of their codes. `most`: figures a picture has room for. `size`: how
+    many codes there are, n x n places and one more for "none". `encode_crop`: places are those in the whole picture, and the
+    part of it that is seen is two codes more; else places are those in the part.
+    """
+
+    name: Literal["keypoints"] = "keypoints"
+    points: Annotated[tuple[str, ...], Field(min_length=1)]
+    most: Annotated[int, Field(ge=1)] = 4
+    size: Annotated[int, Field(ge=5)] = 1025
+    encode_crop: bool = True
+
+    @field_validator("points")
+    @classmethod
+    def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [name for place, name in enumerate(names) if name in names[:place]]
+        if twice:
+            raise ValueError(f"the point {twice[0]!r} is named twice")
+        return names
+
+    @property
+    def none(self) -> int:
+        """The code of a point that is not seen."""
+        return self.size - 1
+
+    @property
+    def sections(self) -> int:
+        """n: places along one side of a picture."""
+        return math.isqrt(self.size - 1)
+
+    @property
+    def length(self) -> int:
+        """Codes a picture."""
+        return self.most * len(self.points) + 2 * self.encode_crop
+
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """For each point the number of the one that stands in its place in a mirror: a left hand is a right one there."""
+        number = {name: place for place, name in enumerate(self.points)}
+        return tuple(number.get(_other_side(name), place) for place, name in enumerate(self.points))
+
+
+def _other_side(name: str) -> str:
+    """A name -> the same with left for right and right for left."""
+    return re.sub("left|right|Left|Right|LEFT|RIGHT", lambda found: _SIDES[found[0]], name)
+
+
+_SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "LEFT": "RIGHT", "RIGHT": "LEFT"}
+
+
+class Figures(NamedTuple):
+    """The figures of a picture as their codes tell of them. Where the crop is not among the codes, it is all that is seen."""
+
+    figures: tuple[Figure, ...]
+    crop: Box
+
+
+def keypoint_codes(
+    figures: Sequence[Figure], settings: KeypointsSettings, *, crop: Box = WHOLE, flip: bool = False
+) -> tuple[int, ...]:
+    """Figures in a picture -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
+
+    Points outside the crop are not seen, and a figure of which no point is seen is left out, after the list was shortened to
+    what there is room for. `flip` mirrors the picture left to right, and exchanges points that are called left and right.
+    Raises `SmaltiError` for a crop that is no part of the picture.
+    """
+    check_crop(crop)
+    view = WHOLE if settings.encode_crop else crop
+    order = settings.mirrored if flip else range(len(settings.points))
+    codes: list[int] = []
+    for figure in shortened(figures, settings):
+        assert len(figure) == len(settings.points), f"{len(figure)} points instead of {len(settings.points)}"
+        seen = [_within(figure[number], crop, view) for number in order]
+        if flip:
+            seen = [_flipped(place) for place in seen]
+        if any(seen):
+            codes += [settings.none if place is None else point(*place, sections=settings.sections) for place in seen]
+    codes += [settings.none] * (settings.most * len(settings.points) - len(codes))
+    if settings.encode_crop:
+        codes += corners(flipped(crop) if flip else crop, sections=settings.sections)
+    assert len(codes) == settings.length
+    return tuple(codes)
+
+
+def shortened(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Figure]:
+    """The first figures, as many as there is room for. Warns when others are left out."""
+    if len(figures) > settings.most:
+        warnings.warn(
+            f"{len(figures)} figures with keypoints; there is room for {settings.most}, and the last ones are left out",
+            stacklevel=2,
+        )
+    return list(figures[: settings.most])
+
+
+def _within(place: Point | None, crop: Box, view: Box) -> Point | None:
+    """A place in a picture -> in its part `view`; None where it is not in the crop."""
+    if place is None:
+        return None
+    x, y = place[0] - crop.left, place[1] - crop.top
+    if not (-ROUNDING <= x <= crop.width + ROUNDING and -ROUNDING <= y <= crop.height + ROUNDING):
+        return None
+    across, down = (place[0] - view.left) / view.width, (place[1] - view.top) / view.height
+    return min(max(across, 0.0), 1.0), min(max(down, 0.0), 1.0)
+
+
+def _flipped(place: Point | None) -> Point | None:
+    return None if place is None else (1 - place[0], place[1])
+
+
+def read_figures(codes: Sequence[int], settings: KeypointsSettings) -> Figures:
+    """The codes of keypoints -> what they say: the inverse of `keypoint_codes`, as far as rounding lets it be.
+
+    Raises `SmaltiError` for another number of codes than `settings.length`.
+    """
+    if len(codes) != settings.length:
+        raise SmaltiError(f"keypoints of this kind have {settings.length} codes, and {len(codes)} were given")
+    places, step = settings.sections**2, len(settings.points)
+    points = [point_at(code, sections=settings.sections) if code < places else None for code in codes]
+    figures = [tuple(points[start : start + step]) for start in range(0, settings.most * step, step)]
+    crop = box_at(codes[-2], codes[-1], sections=settings.sections) if settings.encode_crop else WHOLE
+    return Figures(tuple(figure for figure in figures if any(figure)), crop)
+
+
+@final
+class Keypoints(Condition):
+    """Lists of figures -> (B,P): where each of their points is, and which part of the picture is seen.
+
+    A figure is a list with (x, y), in shares of the picture, for each of `settings.points`, or None (null in JSON) where it is
+    not seen; or a mapping of their names to places, with those left out that are not seen. Points outside the picture are not
+    seen either. The figures keep their order.
+    """
+
+    key = "keypoints"
+    middle = staticmethod(before_middle)
+
+    def __init__(self, settings: KeypointsSettings) -> None:
+        self.settings = settings
+        self.size, self.length = settings.size, settings.length
+
+    def read(self, text: str) -> tuple[Figure, ...]:
+        """The path of a JSON file, a list of figures."""
+        found = read_json(Path(text))
+        if not isinstance(found, list):
+            raise SmaltiError(f"{text} holds no list of figures; write [{self._example}, ...]")
+        return self.figures(found)
+
+    @property
+    def _example(self) -> str:
+        return f'{{"{self.settings.points[0]}": [x, y], ...}}'
+
+    def figures(self, value: Any) -> tuple[Figure, ...]:
+        """A list of figures of either kind -> figures. Raises `SmaltiError` for one that is neither."""
+        if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+            raise SmaltiError(f"keypoints are a list of figures, not {value!r}")
+        return tuple(self._figure(one, number) for number, one in enumerate(value, start=1))
+
+    def _figure(self, one: Any, number: int) -> Figure:
+        names = self.settings.points
+        if isinstance(one, Mapping):
+            for name in one:
+                if name not in names:
+                    known = suggestion(str(name), names)
+                    raise SmaltiError(f"figure {number} of the keypoints: there is no point {name!r}; {known}")
+            places = [one.get(name) for name in names]
+        elif isinstance(one, Sequence) and not isinstance(one, str):
+            places = list(one)
+        else:
+            raise SmaltiError(f"figure {number} of the keypoints is {one!r}; write {self._example}")
+        if len(places) != len(names):
+            raise SmaltiError(
+                f"figure {number} of the keypoints has {len(places)} points, and {len(names)} have names "
+                f"({', '.join(names)}); give null for those that are not seen"
+            )
+        return tuple(_place(place, name, number) for place, name in zip(places, names, strict=True))
+
+    def encode(self, values: Sequence[Any]) -> Tensor:
+        return self._codes([self.figures(value) for value in values], WHOLE)
+
+    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+        """As the base says: under a window the figures are those of the picture, with the window as the part that is seen."""
+        pictures = [shortened(self.figures(value), self.settings) for value in values]
+
+        def prefix_at(window: Window) -> Tensor:
+            return self._codes(pictures, under(window, grid=grid))
+
+        return prefix_at
+
+    def _codes(self, pictures: Sequence[Sequence[Figure]], crop: Box) -> Tensor:
+        rows = [keypoint_codes(figures, self.settings, crop=crop) for figures in pictures]
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
+
+    def preview(self, codes: Tensor) -> Array:
+        """Codes (P,) -> a dot for each point, in a colour of its own, lines between points that follow, and the crop in grey."""
+        read = read_figures(codes.tolist(), self.settings)
+        picture = Image.new("RGB", (_SIDE, _SIDE), "white")
+        draw = ImageDraw.Draw(picture)
+        if self.settings.encode_crop:
+            draw.rectangle(outline(read.crop, side=_SIDE), outline=_GREY, width=3)
+        colours = palette(len(self.settings.points)).tolist()
+        for figure in read.figures:
+            seen = [(place[0] * (_SIDE - 1), place[1] * (_SIDE - 1)) for place in figure if place is not None]
+            draw.line(seen, fill=_GREY)
+            marked = [tuple(colour) for colour, place in zip(colours, figure, strict=True) if place is not None]
+            for (x, y), colour in zip(seen, marked, strict=True):
+                draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+        return np.asarray(picture)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        return as_mapping(self.settings)
+
+
+def _place(place: Any, name: str, number: int) -> Point | None:
+    if place is None:
+        return None
+    pair = isinstance(place, Sequence) and len(place) == 2
+    if not pair or not all(isinstance(share, int | float) and abs(share) <= _FARTHEST for share in place):
+        raise SmaltiError(
+            f"figure {number} of the keypoints: {name} is at {place!r}; give x and y as shares of the picture, from 0 to 1, "
+            "not in pixels, or null where it is not seen"
+        )
+    return float(place[0]), float(place[1])

@@ -1,0 +1,90 @@
+"""What is known of the objects in pictures: their classes, boxes and keypoints, and which picture they belong to.
+
+The files that hold it are read by `smalti.data.annotation_files`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypeAlias, final
+
+from smalti.data.sources import Picture
+from smalti.errors import SmaltiError
+
+Place: TypeAlias = tuple[float, float]
+"""x and y in shares of a picture's width and height, from the left top."""
+
+
+class Thing(NamedTuple):
+    """One object of a picture.
+
+    `name` is that of its class, `box` its left, top, width and height in shares of the picture, within 0 to 1. `group`: the box
+    holds several. `occluded`: something hides a part. `depiction`: it is a picture of the thing. `inside`: it is seen from
+    within. `keypoints`: the places of `Annotated.keypoints`, which may lie outside the picture, None where one is not seen;
+    empty for a class that has none.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    group: bool = False
+    occluded: bool = False
+    depiction: bool = False
+    inside: bool = False
+    keypoints: tuple[Place | None, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Annotated:
+    """All that a file or folder says of pictures.
+
+    `classes`: their names, in the order of their numbers. `keypoints`: the names of the points, none where there are none.
+    `pictures`: the objects of each by its name, the path below the folder of the pictures without suffix: `street/04`.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    keypoints: tuple[str, ...]
+    pictures: Mapping[str, tuple[Thing, ...]]
+
+
+def stem(key: str) -> str:
+    """The key of a picture in its source -> its name here: `street/04.jpg` -> `street/04`."""
+    return PurePosixPath(key).with_suffix("").as_posix()
+
+
+def beside(pictures: Sequence[Picture], annotated: Annotated) -> tuple[tuple[Thing, ...], ...]:
+    """For each picture its objects, in the order of the pictures.
+
+    Where no name in the file has a folder (COCO, Open Images), pictures are looked for by the last part of theirs also, as long
+    as it is that of one picture. Raises `SmaltiError` for pictures of which the file says nothing; a picture without any
+    object has an entry without any.
+    """
+    names = _names(pictures, annotated)
+    missing = [picture.key for picture, name in zip(pictures, names, strict=True) if name not in annotated.pictures]
+    if missing:
+        more = f", nor of {len(missing) - 1} more" if len(missing) > 1 else ""
+        example = next(iter(annotated.pictures), "street/04")
+        raise SmaltiError(
+            f"{annotated.path} says nothing of the picture {missing[0]}{more}; it names pictures by their paths below the folder "
+            f"of all, without suffix, such as {example}: add an entry without objects for a picture that has none"
+        )
+    return tuple(annotated.pictures[name] for name in names)
+
+
+def _names(pictures: Sequence[Picture], annotated: Annotated) -> list[str]:
+    """What the pictures are called in the file."""
+    names = [stem(picture.key) for picture in pictures]
+    if any("/" in name for name in annotated.pictures):
+        return names
+    whole: dict[str, str] = {}
+    for name in names:
+        last = name.rpartition("/")[2]
+        if whole.setdefault(last, name) != name and last in annotated.pictures:
+            raise SmaltiError(
+                f"the pictures {whole[last]} and {name} have the same entry {last} in {annotated.path}; give the folder of "
+                "one of them"
+            )
+    return [name.rpartition("/")[2] for name in names]

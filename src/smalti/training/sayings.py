@@ -1,0 +1,241 @@
+"""What can be said of a picture, or of the part of it that is seen, without a tokenizer: its label, where the part lies, which
+objects and figures are in it.
+
+Letters: P prefix codes, h w grid of codes, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from smalti.conditions.base import Condition
+from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within
+from smalti.conditions.keypoints import Figure, Keypoints, KeypointsSettings, keypoint_codes
+from smalti.conditions.labels import Labels
+from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, shuffled
+from smalti.conditions.layouts import Layout
+from smalti.conditions.places import Box
+from smalti.data.annotation_files import read_annotations
+from smalti.data.annotations import Annotated, Thing, beside
+from smalti.data.crops import View, chances
+from smalti.data.loading import Crops
+from smalti.data.paired import Saying
+from smalti.errors import SmaltiError
+from smalti.settings import as_mapping, parse
+
+Grid: TypeAlias = tuple[int, int]
+
+LEVELS = 1024
+"""Codes between the first and the last pixel of a picture, as in the original's coordinates."""
+MOST_OBJECTS, MOST_FIGURES = 30, 4
+"""What a layout, and a picture of figures, have room for at most, where nothing else is asked for."""
+PLACES = 1025
+"""Codes of a condition with places: 32 x 32 of them, and one for none."""
+
+
+def digest(values: Any) -> str:
+    """Plain values -> a short name for them."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Sayer(ABC):
+    """A condition, and how it is said of the pictures of a set."""
+
+    condition: Condition
+    fingerprint: str
+    """Of all that decides what a code means."""
+
+    @abstractmethod
+    def of(self, part: Crops) -> Saying:
+        """The crops of some pictures -> what is said of them. Raises `SmaltiError` where nothing is known of one."""
+
+
+def view_box(view: View) -> Box:
+    """A view -> the part of the picture that it shows, in shares."""
+    (height, width), (h, w) = view.whole, view.size
+    return Box(view.left / width, view.top / height, w / width, h / height)
+
+
+@final
+@dataclass(frozen=True)
+class _Labelled:
+    """The code of each picture's label."""
+
+    codes: tuple[int, ...]
+
+    def __call__(self, index: int, view: View, draw: int) -> Tensor:
+        return torch.tensor([self.codes[index]])
+
+    def described(self) -> dict[str, Any]:
+        return {"labels": digest(self.codes)}
+
+
+@final
+class _Labels(Sayer):
+    """The sub-folder that a picture lies in."""
+
+    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+        _nothing_given("labels", data, options)
+        names = pictures.source.labels
+        if not names:
+            raise SmaltiError(f"the pictures of {pictures.source.path} have no labels (no sub-folders)")
+        self.condition, self.fingerprint = Labels(names), digest(names)
+        self._places = {name: place for place, name in enumerate(names)}
+
+    def of(self, part: Crops) -> Saying:
+        missing = [picture.key for picture in part.pictures if picture.label is None]
+        if missing:
+            raise SmaltiError(
+                f"{missing[0]} lies in no sub-folder and has no label, as {len(missing) - 1} more; move them into sub-folders"
+            )
+        return _Labelled(tuple(self._places[str(picture.label)] for picture in part.pictures))
+
+
+@final
+@dataclass(frozen=True)
+class _Where:
+    """Where the part that is seen lies in its picture. A mirrored part lies in a mirrored picture."""
+
+    condition: Coordinates
+
+    def __call__(self, index: int, view: View, draw: int) -> Tensor:
+        return self.condition.encode([Within(view.top, view.left_when_mirrored, view.whole)])[0]
+
+    def described(self) -> dict[str, Any]:
+        return as_mapping(self.condition.settings)
+
+
+@final
+class _Coordinates(Sayer):
+    """Where the part that is seen lies in its picture; settings: levels."""
+
+    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+        _nothing_given("coordinates", data, {})
+        values = {"levels": LEVELS, "size": options.get("levels", LEVELS), **options, "factor": factor, "grid": grid}
+        settings = parse(CoordinatesSettings, values, where="the condition coordinates")
+        self.condition, self.fingerprint = Coordinates(settings), digest(as_mapping(settings))
+
+    def of(self, part: Crops) -> Saying:
+        assert isinstance(self.condition, Coordinates)
+        return _Where(self.condition)
+
+
+@final
+@dataclass(frozen=True)
+class _Layouts:
+    """The codes of the objects of each picture, in the part of it that is seen."""
+
+    objects: tuple[tuple[Annotation, ...], ...]
+    settings: LayoutSettings
+    seed: int
+
+    def __call__(self, index: int, view: View, draw: int) -> Tensor:
+        order = shuffled(self.objects[index], _chance(self.seed, draw))
+        return torch.tensor(layout_codes(order, self.settings, crop=view_box(view), flip=view.mirrored))
+
+    def described(self) -> dict[str, Any]:
+        return {"objects": digest(repr(self.objects)), **as_mapping(self.settings)}
+
+
+@final
+@dataclass(frozen=True)
+class _Poses:
+    """The codes of the figures of each picture, in the part of it that is seen."""
+
+    figures: tuple[tuple[Figure, ...], ...]
+    settings: KeypointsSettings
+    seed: int
+
+    def __call__(self, index: int, view: View, draw: int) -> Tensor:
+        order = shuffled(self.figures[index], _chance(self.seed, draw))
+        return torch.tensor(keypoint_codes(order, self.settings, crop=view_box(view), flip=view.mirrored))
+
+    def described(self) -> dict[str, Any]:
+        return {"figures": digest(repr(self.figures)), **as_mapping(self.settings)}
+
+
+def _chance(seed: int, draw: int) -> random.Random:
+    """The order of objects and figures says nothing, and a prior is shown many of them."""
+    return random.Random(chances(seed, draw)[0])
+
+
+@final
+class _Objects(Sayer):
+    """The objects of a picture and their boxes; settings: those of `LayoutSettings` but for the classes."""
+
+    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+        self.annotated = _annotations("layout", data)
+        most = min(max((len(things) for things in self.annotated.pictures.values()), default=1), MOST_OBJECTS)
+        sure = {"most": max(most, 1), "size": max(PLACES, 16 * len(self.annotated.classes) + 2), **options}
+        settings = parse(LayoutSettings, {**sure, "classes": self.annotated.classes}, where="the condition layout")
+        self.settings, self.condition, self.fingerprint = settings, Layout(settings), digest(as_mapping(settings))
+        self._numbers = {name: number for number, name in enumerate(self.annotated.classes)}
+
+    def of(self, part: Crops) -> Saying:
+        found = beside(part.pictures, self.annotated)
+        lists = tuple(tuple(map(self._annotation, _largest(things, self.settings.most))) for things in found)
+        return _Layouts(lists, self.settings, part.seed)
+
+    def _annotation(self, thing: Thing) -> Annotation:
+        properties = thing.group, thing.occluded, thing.depiction, thing.inside
+        return Annotation(self._numbers[thing.name], Box(*thing.box), *properties)
+
+
+@final
+class _Figures(Sayer):
+    """The keypoints of a picture's figures; settings: those of `KeypointsSettings` but for the names of the points."""
+
+    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+        self.annotated = _annotations("keypoints", data)
+        if not self.annotated.keypoints:
+            raise SmaltiError(f"{self.annotated.path} tells of no keypoints; give annotations that do")
+        figures = (sum(bool(thing.keypoints) for thing in things) for things in self.annotated.pictures.values())
+        most = min(max(figures, default=1), MOST_FIGURES)
+        values = {"most": max(most, 1), "size": PLACES, **options, "points": self.annotated.keypoints}
+        settings = parse(KeypointsSettings, values, where="the condition keypoints")
+        self.settings, self.condition, self.fingerprint = settings, Keypoints(settings), digest(as_mapping(settings))
+
+    def of(self, part: Crops) -> Saying:
+        lists = []
+        for things in beside(part.pictures, self.annotated):
+            figures = [thing for thing in things if thing.keypoints]
+            lists.append(tuple(thing.keypoints for thing in _largest(figures, self.settings.most)))
+        return _Poses(tuple(lists), self.settings, part.seed)
+
+
+def _largest(things: Sequence[Thing], most: int) -> Sequence[Thing]:
+    """The things with the largest boxes, as many as there is room for, as they followed one another."""
+    by_size = sorted(range(len(things)), key=lambda place: -things[place].box[2] * things[place].box[3])
+    return [things[place] for place in sorted(by_size[:most])]
+
+
+def _annotations(key: str, data: Path | None) -> Annotated:
+    if data is None:
+        raise SmaltiError(f"the condition {key} stands in a file of annotations; give it: --condition-data {key}=FILE")
+    return read_annotations(data)
+
+
+def _nothing_given(key: str, data: Path | None, options: Mapping[str, Any]) -> None:
+    if data is not None:
+        raise SmaltiError(f"the condition {key} needs no data of its own, {data} was given; leave it out")
+    if options:
+        raise SmaltiError(f"the condition {key} has no settings, {dict(options)} were given; leave them out")
+
+
+SAYINGS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int], Sayer]] = {
+    "labels": _Labels,
+    "coordinates": _Coordinates,
+    "layout": _Objects,
+    "keypoints": _Figures,
+}
+"""Name -> its condition, from where its data lies, its settings, the pictures, their grid (h,w) and the pixels a code."""
