@@ -20,7 +20,7 @@ from smalti.images import center_crop, read_image, read_settings, resize_to_cove
 from smalti.losses.logits import LogitDistance
 from smalti.losses.resnet import ResNet50
 from smalti.pipeline import Pipeline
-from smalti.prior import Sampler, Window, finished, placement, unknown
+from smalti.prior import Middle, Sampler, Window, after_middle, before_middle, finished, placement, unknown
 from test_cli import Runner, pixels, smalti  # noqa: F401, the last is a fixture
 from test_pipeline import LABELS, noise, pipeline
 from test_sampling import small
@@ -159,7 +159,7 @@ def test_anything_that_looks_at_pictures_can_choose() -> None:
 # --- likelihood ----------------------------------------------------------------------------------------------------
 
 
-def slow_nats(pipe: Pipeline, codes: Tensor, label: str | None) -> Tensor:
+def slow_nats(pipe: Pipeline, codes: Tensor, label: str | None, *, middle: Middle = after_middle) -> Tensor:
     """One picture's codes (h,w) -> nats of each, a pass for each code over those that its window would see."""
     height, width = codes.shape
     shape = (min(pipe.prior.grid[0], height), min(pipe.prior.grid[1], width))
@@ -167,7 +167,8 @@ def slow_nats(pipe: Pipeline, codes: Tensor, label: str | None) -> Tensor:
     found = torch.zeros(height, width)
     for row in range(height):
         for column in range(width):
-            down, right = placement(row, height, shape[0]), placement(column, width, shape[1])
+            down = placement(row, height, shape[0], middle=middle)
+            right = placement(column, width, shape[1], middle=middle)
             top, left = row - down, column - right
             within = codes[top : top + shape[0], left : left + shape[1]].flatten()[: down * shape[1] + right]
             logits = pipe.prior.next_logits(
@@ -185,6 +186,17 @@ def test_likelihood_is_that_under_the_window_that_would_lay_the_code(grid: tuple
     with torch.no_grad():
         for place, label in enumerate(("dusk", None)):
             torch.testing.assert_close(found[place], slow_nats(pipe, codes[place], label), rtol=1e-4, atol=1e-5)
+
+
+def test_windows_of_layouts_stand_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, codes = pipeline(), torch.randint(16, (1, 6, 7), generator=torch.Generator().manual_seed(3))
+    plain = pipe.nats(codes, values=["dusk"])
+    monkeypatch.setattr(pipe.condition, "middle", before_middle)
+    found = pipe.nats(codes, values=["dusk"])
+    with torch.no_grad():
+        expected = slow_nats(pipe, codes[0], "dusk", middle=before_middle)
+    torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, plain, atol=1e-3)
 
 
 def test_what_candidates_are_judged_by() -> None:

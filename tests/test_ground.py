@@ -184,6 +184,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         "copies": 2,
         "held_out": 0.1,
     },
+    "OrdersSettings": {"recipe": "demo", "size": (64, 64), "copies": 2, "held_out": 0.1},
     "Notes": {"heads": 2, "grid": (2, 3), "labels": ("a", "b"), "dropout": 0.1},
     "CoordinatesSettings": {"levels": 7, "size": 8, "factor": 4, "grid": (2, 3)},
     "GivenSettings": {"size": 16, "length": 3},

@@ -317,7 +317,10 @@ def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
         ({"condition": None}, "holds no condition"),
         ({"network": {"name": "lstm"}}, r"unknown prior 'lstm'; there are: gpt, pixelsnail, transformer"),
         ({"network": {"name": "transformer", "siez": 3}}, r"unknown key 'siez'; did you mean 'size'\?"),
-        ({"condition": {"name": "depth"}}, r"unknown condition 'depth'; there are: coordinates, given, keypoints, labels, "),
+        (
+            {"condition": {"name": "depth"}},
+            r"unknown condition 'depth'; there are: coordinates, given, keypoints, labels, ",
+        ),
     ],
 )
 def test_priors_that_cannot_be_built_are_told(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:

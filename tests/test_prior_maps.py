@@ -45,8 +45,8 @@ def test_the_map_is_told_where_the_next_code_is_laid() -> None:
     """With attention and perceptrons silenced, nothing but the hint is left: each code hears its own place of the map alone."""
     prior = built(maps=(1,), prefix=13)
     for block in prior.blocks:
-        block.attention.out.weight.zero_()  # type: ignore[union-attr]
-        block.down.weight.zero_()  # type: ignore[union-attr]
+        block.attention.out.weight.zero_()  # type: ignore[union-attr,operator]
+        block.down.weight.zero_()  # type: ignore[union-attr,operator]
     told, codes = drawn(13, batch=1)
     before = nats(prior, told, codes.view(1, *GRID))
     for place in range(12):
@@ -95,8 +95,8 @@ def test_orders_other_than_raster_are_told_their_own_places() -> None:
         order="spiral_in",
     )
     prior = Transformer(settings).eval()
-    prior.blocks[0].attention.out.weight.data.zero_()  # type: ignore[union-attr]
-    prior.blocks[0].down.weight.data.zero_()  # type: ignore[union-attr]
+    prior.blocks[0].attention.out.weight.data.zero_()  # type: ignore[union-attr,operator]
+    prior.blocks[0].down.weight.data.zero_()  # type: ignore[union-attr,operator]
     told, codes = drawn(12, batch=1)
     with torch.no_grad():
         before = nats(prior, told, codes.view(1, *GRID))

@@ -274,5 +274,5 @@ def test_what_cannot_be_encoded(home: Path, words: tuple[str, ...], message: str
     ran = encode(home, "none", *words)
     assert ran.exit_code == 1
     with pytest.raises(SmaltiError, match=message):
-        raise ran.exception  # type: ignore[misc]
+        raise ran.exception
     assert not (home / "none").exists()

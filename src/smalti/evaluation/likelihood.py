@@ -185,6 +185,7 @@ def measure_prior(
         counter.add(len(places))
     counter.add(0 if given.taken is None else len(given.taken.left_out))
     measured = int((~values.columns["nats_a_code"].isnan()).sum())
+    examples = _examples(pipeline, given, values, protocol)
     values.columns["bits_a_pixel"] = _bits_a_pixel(pipeline, values.columns["nats_a_code"])
     scored, shown = _sampled(pipeline, given, reference, who, protocol, counter, batch=batch)
     scores = {**_likelihood(pipeline, total / measured, use), **scored.values}
@@ -201,7 +202,7 @@ def measure_prior(
         names=tuple(given.name(place) for place in range(len(given))),
         values=values.columns,
         counts=use.counts,
-        examples=(*_examples(pipeline, given, values, protocol), *shown),
+        examples=(*examples, *shown),
         places=(total / measured).float(),
     )
 

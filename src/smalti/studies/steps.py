@@ -74,7 +74,7 @@ class Pictures(NamedTuple):
         return self.given or place.before[SCENES].folder / "images"
 
 
-def scenes(*, count: int, size: tuple[int, int], seed: int = 0) -> Step:
+def scenes(*, count: int, size: tuple[int, int], seed: int = 0, name: str = SCENES) -> Step:
     """The step that paints `count` embedded scenes of `size` (H,W)."""
 
     def work(place: Place) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def scenes(*, count: int, size: tuple[int, int], seed: int = 0) -> Step:
             )
         return {"pictures": count}
 
-    return Step(name=SCENES, settings={"count": count, "size": list(size), "seed": seed}, work=work)
+    return Step(name=name, settings={"count": count, "size": list(size), "seed": seed}, work=work)
 
 
 def varied(

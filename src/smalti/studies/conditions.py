@@ -1,0 +1,366 @@
+"""The study `conditions`: do pictures show what they are told? Each condition of the paper, and more, on the embedded scenes.
+
+One tokenizer of pictures, one of each kind of maps, and for each condition a prior. Held-out scenes say what is asked for; a
+network that has learned from real scenes says what is seen in the samples.
+
+H W pixels, f = H/h, h w grid of codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from smalti.conditions.base import Condition, everywhere
+from smalti.conditions.labels import Labels
+from smalti.data.annotation_files import read_annotations
+from smalti.data.annotations import beside
+from smalti.data.codes import CodeExample, open_codes
+from smalti.data.kinds import KINDS
+from smalti.data.loading import Crops
+from smalti.data.painting import CLASSES, LABELS
+from smalti.data.paired import CutAlike
+from smalti.data.paired import beside as files_beside
+from smalti.data.sources import open_source
+from smalti.errors import SmaltiError
+from smalti.files import write_atomically
+from smalti.images import save_png
+from smalti.pipeline import Pipeline, load_prior, load_tokenizer
+from smalti.pretrained import find_model
+from smalti.prior import Sampler, sample_windows, unknown
+from smalti.prior.sampling import sampler_of
+from smalti.settings import as_mapping, settings
+from smalti.studies import obedience, steps
+from smalti.studies.base import Asked, Place, Step, Study
+from smalti.studies.conditions_page import page
+from smalti.studies.conditions_scales import SCALES
+from smalti.studies.judge import Judge, Known, train_judge
+from smalti.studies.obedience import Measure
+from smalti.studies.steps import SCENES, refuse_idle
+from smalti.training.config import CopiesSettings, PictureSettings, PriorTraining, TokenizerTraining
+from smalti.training.runs import encode_pictures, train_prior, train_tokenizer
+from smalti.training.sayings import SAYINGS
+from smalti.training.telling import Told
+from smalti.training.tokenizer import crops
+from smalti.training.watching import counting
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Literal[
+    "label", "segmentation", "depth", "edges", "lowres", "layout", "keypoints", "coordinates", "label+segmentation"
+]
+
+LARGE = "scenes-large"
+"""Name of the step that paints scenes twice as high and wide, of which a window sees a part."""
+
+
+class Map(NamedTuple):
+    """A condition that has a tokenizer of its own: where its files lie among the scenes ("images": it is made of them), and what
+    its training changes."""
+
+    folder: str
+    changes: tuple[str, ...]
+
+
+MAPS: dict[str, Map] = {
+    "segmentation": Map(
+        "segmentations",
+        ("pictures.kind=labels", f"model.pyramid.channels={len(LABELS)}", "objective.pixel=cross_entropy"),
+    ),
+    "depth": Map("depths", ("pictures.kind=depth", "model.pyramid.channels=1")),
+    "edges": Map("images", ("pictures.kind=edges", "model.pyramid.channels=1")),
+    # Its pictures have a quarter of the sides, and its codes a quarter of the pixels.
+    "lowres": Map("images", ()),
+}
+SMALLER = 4
+"""How many times higher and wider the pictures are than those that `lowres` is told."""
+
+TOLD: dict[Name, tuple[str, ...]] = {
+    "label": ("labels",),
+    "segmentation": ("segmentation",),
+    "depth": ("depth",),
+    "edges": ("edges",),
+    "lowres": ("lowres",),
+    "layout": ("layout",),
+    "keypoints": ("keypoints",),
+    "coordinates": ("coordinates",),
+    "label+segmentation": ("labels", "segmentation"),
+}
+"""What pictures are told in each trial."""
+
+
+@settings
+class ConditionsSettings:
+    """What is told, and how it is trained."""
+
+    recipe: str
+    """Of the tokenizers and of the priors."""
+    tokenizer: tuple[str, ...] = ()
+    """`a.b=c` over the recipe, for all tokenizers."""
+    maps: tuple[str, ...] = ()
+    """... for those of conditions alone."""
+    prior: tuple[str, ...] = ()
+    """... for the priors."""
+    told: tuple[Name, ...] = tuple(TOLD)
+    size: tuple[Positive, Positive] = (64, 64)
+    """(H,W) of all pictures, sides divisible by 16."""
+    scenes: Positive
+    held_out: Share = 0.1
+    """Share of the scenes that trainings do not see, and that say what is asked for."""
+    copies: Positive = 3
+    """Crops of each training picture that priors learn from."""
+    judge_steps: Positive = 400
+    samples: Positive = 64
+    """Pictures of each condition, as far as there are held-out scenes."""
+    shown: Positive = 8
+    """Of them on the page."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    guidance: Annotated[float, Field(ge=0)] = 2.0
+
+
+def plan(chosen: ConditionsSettings, asked: Asked) -> list[Step]:
+    """Scenes; a judge; tokenizers of pictures and of maps; and for each condition its codes, its prior, and its samples."""
+    refuse_idle(asked, trains=("tokenizer", "prior"))
+    if asked.data is not None:
+        raise SmaltiError("this study needs scenes, of which everything is known; leave --data out")
+    if any(side % 16 for side in chosen.size):
+        raise SmaltiError(f"size = {chosen.size[0]}x{chosen.size[1]}: sides are multiples of 16 here")
+    training = steps.varied(
+        chosen.recipe,
+        shared=chosen.tokenizer,
+        overrides=asked.of("tokenizer"),
+        changes=[f"pictures.size={list(chosen.size)}", f"pictures.validation={chosen.held_out}"],
+    )
+    prior = steps.varied_prior(
+        chosen.recipe, shared=chosen.prior, overrides=asked.of("prior"), changes=["condition=auto", "encode={}"]
+    )
+    large = chosen.size[0] * 2, chosen.size[1] * 2
+    found = [steps.scenes(count=chosen.scenes, size=chosen.size)]
+    if "coordinates" in chosen.told:
+        found.append(steps.scenes(count=chosen.scenes, size=large, name=LARGE))
+    found += [_judge(chosen), _tokenizer("tokenizer", "images", training)]
+    needed = [name for name in MAPS if any(name in TOLD[each] for each in chosen.told)]
+    found += [_map_tokenizer(name, chosen, asked) for name in needed]
+    for name in chosen.told:
+        found += [_codes(name, chosen), _prior(name, prior), _obeyed(name, chosen)]
+    return found
+
+
+def _tokenizer(name: str, folder: str, training: TokenizerTraining) -> Step:
+    def work(place: Place) -> dict[str, Any]:
+        train_tokenizer(place.before[SCENES].folder / folder, place.folder, settings=training, console=place.console)
+        return {}
+
+    said = {"folder": folder, "training": steps.decisive(as_mapping(training))}
+    return Step(name=name, settings=said, work=work, after=(SCENES,))
+
+
+def _map_tokenizer(name: str, chosen: ConditionsSettings, asked: Asked) -> Step:
+    smaller = [side // SMALLER for side in chosen.size]
+    shape = (
+        [f"pictures.size={smaller}", "model.pyramid.stem=2", "model.pyramid.multipliers=[1]"]
+        if name == "lowres"
+        else [f"pictures.size={list(chosen.size)}"]
+    )
+    fixed = ["objective.adversarial.weight=0", "objective.perceptual=none", f"pictures.validation={chosen.held_out}"]
+    changes = [*MAPS[name].changes, *shape, *fixed]
+    training = steps.varied(
+        chosen.recipe, shared=[*chosen.tokenizer, *chosen.maps], overrides=asked.of("tokenizer"), changes=changes
+    )
+    return _tokenizer(f"tokenizer-{name}", MAPS[name].folder, training)
+
+
+def _pictures(name: Name, chosen: ConditionsSettings) -> PictureSettings:
+    """How pictures are cut that are told this. Coordinates are told of windows in larger scenes."""
+    zoom, flip = ((2.0, 2.0), False) if name == "coordinates" else ((1.0, 1.25), True)
+    return PictureSettings(size=chosen.size, zoom=zoom, flip=flip, validation=chosen.held_out)
+
+
+def _codes(name: Name, chosen: ConditionsSettings) -> Step:
+    scenes = LARGE if name == "coordinates" else SCENES
+    after = ("tokenizer", *(f"tokenizer-{each}" for each in TOLD[name] if each in MAPS))
+    copies = CopiesSettings(copies=chosen.copies, pictures=_pictures(name, chosen))
+
+    def told(each: str, place: Place) -> Told:
+        folder = place.before[scenes].folder
+        if each in SAYINGS:
+            return Told(each, data=folder if each in ("layout", "keypoints") else None)
+        data = None if MAPS[each].folder == "images" else folder / MAPS[each].folder
+        return Told(each, place.before[f"tokenizer-{each}"].folder, data)
+
+    def work(place: Place) -> dict[str, Any]:
+        with counting(place.console, title="encoding", unit="images") as progress:
+            encode_pictures(
+                place.before["tokenizer"].folder,
+                place.before[scenes].folder / "images",
+                place.folder / "codes",
+                settings=copies,
+                seed=0,
+                progress=progress,
+                told=[told(each, place) for each in TOLD[name]],
+            )
+        return {"held_out": len(open_codes(place.folder / "codes").validation)}
+
+    return Step(name=f"codes-{name}", settings=as_mapping(copies), work=work, after=(scenes, *after))
+
+
+def _prior(name: Name, training: PriorTraining) -> Step:
+    def work(place: Place) -> dict[str, Any]:
+        shards, tokenizer = open_codes(place.before[f"codes-{name}"].folder / "codes"), place.before["tokenizer"].folder
+        train_prior(shards, tokenizer, place.folder, settings=training, console=place.console)
+        return {}
+
+    said = {"training": steps.decisive(as_mapping(training))}
+    return Step(name=f"prior-{name}", settings=said, work=work, after=("tokenizer", f"codes-{name}"))
+
+
+def _judge(chosen: ConditionsSettings) -> Step:
+    """The step that trains the judge, and says how right it is on held-out scenes."""
+
+    def work(place: Place) -> dict[str, Any]:
+        training, held_out = crops(
+            open_source(place.before[SCENES].folder / "images"), _pictures("label", chosen), channels=3, seed=0
+        )
+        with counting(place.console, title="reading", unit="scenes") as progress:
+            known = known_of(training, place.before[SCENES].folder, progress=progress)
+        with counting(place.console, title="the judge learns", unit="steps") as progress:
+            judge = train_judge(
+                known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.judge_steps, progress=progress
+            )
+        write_atomically(place.folder / "judge.safetensors", partial(save_file, judge.state_dict()))
+        real = known_of(held_out, place.before[SCENES].folder)
+        whole = obedience.Pictures(real.images, real.images, real.images, real, [], judge)
+        return {
+            "labels": obedience.labels(whole).real,
+            "depths": obedience.depths(whole).real,
+            "classes": obedience.classes(whole).real,
+        }
+
+    said = {"steps": chosen.judge_steps, "size": list(chosen.size), "held_out": chosen.held_out}
+    return Step(name="judge", settings=said, work=work, after=(SCENES,))
+
+
+def known_of(pictures: Crops, scenes: Path, *, progress: Any = lambda done, total: None) -> Known:
+    """Crops of the pictures of a folder of scenes -> the first crop of each, with all that is known of it."""
+    beside_them = []
+    for folder, kind in (("segmentations", KINDS["labels"](None)), ("depths", KINDS["depth"](None))):
+        source = open_source(scenes / folder, kind=kind)
+        chosen, channels = files_beside(pictures.pictures, source), len(LABELS) if folder == "segmentations" else 1
+        files = Crops(source, chosen, size=pictures.size, channels=channels, crop=pictures.crop, seed=pictures.seed)
+        beside_them.append(CutAlike(pictures, files))
+    rows = []
+    for place in range(len(pictures)):
+        rows.append((*pictures.example(place, place), *(each.example(place, place) for each in beside_them)))
+        progress(place + 1, len(pictures))
+    images, classes, labels, depths = (torch.stack(each) for each in zip(*rows, strict=True))
+    return Known(images, classes, labels.long(), depths)
+
+
+def _measures(size: tuple[int, int]) -> dict[Name, Measure]:
+    return {
+        "label": obedience.classes,
+        "segmentation": obedience.labels,
+        "depth": obedience.depths,
+        "edges": obedience.edge_maps,
+        "lowres": partial(obedience.smaller, side=size[0] // SMALLER),
+        "layout": partial(obedience.boxes, names=LABELS, only=lambda thing: True),
+        "keypoints": partial(obedience.boxes, names=LABELS, only=lambda thing: bool(thing.keypoints)),
+        "coordinates": obedience.heights,
+        "label+segmentation": obedience.labels,
+    }
+
+
+def _obeyed(name: Name, chosen: ConditionsSettings) -> Step:
+    """The step that lays pictures of held-out conditions, and of none, and measures."""
+    scenes = LARGE if name == "coordinates" else SCENES
+    large = name == "coordinates"
+    size = (chosen.size[0] * 2, chosen.size[1] * 2) if large else chosen.size
+    sampler = sampler_of(top_p=chosen.top_p, guidance=chosen.guidance)
+
+    def work(place: Place) -> dict[str, Any]:
+        folder = place.before[scenes].folder
+        tokenizer = load_tokenizer(place.before["tokenizer"].folder)
+        network, condition = load_prior(find_model(place.before[f"prior-{name}"].folder, kind="prior"))
+        pipeline = Pipeline(tokenizer, network, condition)
+        cut = PictureSettings(size=size, zoom=(1.0, 1.0), validation=chosen.held_out)
+        _, held_out = crops(open_source(folder / "images"), cut, channels=3, seed=0, most=chosen.samples)
+        known = known_of(held_out, folder)
+        things = beside(held_out.pictures, read_annotations(folder))
+        shards = open_codes(place.before[f"codes-{name}"].folder / "codes")
+        names = _places(held_out, folder, cut)
+        prefix = torch.stack([_prefix(shards.validation[place, 0], condition) for place in names])
+        grid = (size[0] // tokenizer.factor, size[1] // tokenizer.factor)
+        told = _laid(pipeline, None if large else prefix, grid, sampler=sampler, count=len(known.images), place=place)
+        left_open = _laid(
+            pipeline, network.null_prefix(len(known.images)), grid, sampler=Sampler(top_p=chosen.top_p),
+            count=len(known.images), place=place,
+        )  # fmt: skip
+        judge = Judge(len(LABELS), len(CLASSES))
+        judge.load_state_dict(load_file(place.before["judge"].folder / "judge.safetensors"))
+        pictures = obedience.Pictures(
+            told, left_open, pipeline.reconstruct(known.images), known, things, judge.eval().requires_grad_(False)
+        )
+        _save(place.folder, pictures, [] if large else [condition.preview(codes) for codes in prefix], chosen.shown)
+        return {**_measures(chosen.size)[name](pictures)._asdict(), "pictures": len(told)}
+
+    settings = {"samples": chosen.samples, "shown": chosen.shown, "top_p": chosen.top_p, "guidance": chosen.guidance}
+    after = (scenes, "judge", "tokenizer", f"codes-{name}", f"prior-{name}")
+    return Step(name=f"obeyed-{name}", settings=settings, work=work, after=after)
+
+
+def _places(chosen: Crops, scenes: Path, cut: PictureSettings) -> list[int]:
+    """Some held-out pictures -> their places among all of them, which are those in shards of codes."""
+    _, every = crops(open_source(scenes / "images"), cut, channels=3, seed=0)
+    places = {picture.key: place for place, picture in enumerate(every.pictures)}
+    return [places[picture.key] for picture in chosen.pictures]
+
+
+def _prefix(example: CodeExample, condition: Condition) -> Tensor:
+    """What a held-out picture is told, (P,)."""
+    return example.label.reshape(1) if isinstance(condition, Labels) else example.prefix
+
+
+def _laid(
+    pipeline: Pipeline, prefix: Tensor | None, grid: tuple[int, int], *, sampler: Sampler, count: int, place: Place
+) -> Tensor:
+    """Prefixes (B,P), or None for a condition that takes none -> pictures of a grid (h,w) of codes, with the seeds 0, 1, ..."""
+    laid_at = pipeline.prefixes([None] * count, grid=grid) if prefix is None else everywhere(prefix)
+    seeds, known = torch.arange(count), unknown(count, grid)
+    codes = known
+    with counting(place.console, title="laying", unit="rows") as progress:
+        laying = sample_windows(pipeline.prior, laid_at, sampler=sampler, seeds=seeds, known=known)
+        for row in range(1, grid[0] + 1):
+            codes = next(laying)
+            progress(row, grid[0])
+    return pipeline.decode(codes)
+
+
+def _save(folder: Path, pictures: obedience.Pictures, asked: Sequence[Any], shown: int) -> None:
+    """Set down what the page shows: what was asked for, and the pictures."""
+    for number in range(min(shown, len(pictures.told))):
+        for name in ("told", "real", "left_open"):
+            image = getattr(pictures, name)[number]
+            save_png(folder / "shown" / f"{number:03d}-{name}.png", image, settings={"seed": number})
+        if asked:
+            write_atomically(
+                folder / "shown" / f"{number:03d}-asked.png",
+                partial(Image.fromarray(asked[number]).save, format="PNG"),
+            )
+
+
+CONDITIONS_OBEYED = Study(
+    about="do pictures show what they are told? Every condition, on scenes of which everything is known",
+    takes_models=False,
+    settings=ConditionsSettings,
+    scales=SCALES,
+    plan=plan,
+    page=page,
+)
