@@ -130,6 +130,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "TransformerSettings": {"size": 16},
     "GPTSettings": {"vocabulary": 20, "size": 16},
     "PixelSNAILSettings": {"size": 16},
+    "ConditionsSettings": {"recipe": "demo", "scenes": 40},
     "KeypointsSettings": {"points": ("left hand", "right hand")},
     "SeveralSettings": {"parts": ({"name": "nothing"},)},
     "TokenizerProtocol": {"about": "a"},

@@ -107,7 +107,12 @@ def _on(given: PictureSetSettings, chosen: ModernSettings, asked: Asked) -> list
     )
     trainings = _trainings(given, chosen, asked, without_perceptual=LPIPS in how.missing)
     sizes = {name: weights(training) for name, training in trainings.items()}
-    refuse_unequal(sizes, like=MODERN, within=chosen.parameters_within)
+    refuse_unequal(
+        {name: each.tokenizer for name, each in sizes.items()},
+        like=MODERN,
+        within=chosen.parameters_within,
+        change="change the width of one of them (model.pyramid.width)",
+    )
     found: list[Step] = []
     for name, training in trainings.items():
         called = f"{given.name}-{name}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smalti.evaluation.plots import Bars, Line, LinePlot, Reference
+from smalti.evaluation.plots import Bars
 from smalti.evaluation.report import Card, Cards, Picture, Pictures, Plots, Report, Section, Table, Text
 from smalti.studies.base import Asked, Done
-from smalti.studies.showing import counted, made, minutes, pixels
+from smalti.studies.showing import counted, learning, made, minutes, pixels, signed
 from smalti.version import __version__
 
 PIXELSNAIL, SAME_STEPS, SAME_TIME = "pixelsnail", "transformer-steps", "transformer-time"
@@ -113,7 +113,7 @@ def _table(outcome: Mapping[str, Any]) -> Table:
             row["codes"],
             minutes(row["seconds"]),
             row["nats"],
-            _spread(row),
+            signed(row["over_pixelsnail"], row["error"]),
             f"{row['nats'] / max(outcome['code_entropy_nats'], 1e-9):.1%}",
             row["last_nats"],
         ]
@@ -137,25 +137,11 @@ def _table(outcome: Mapping[str, Any]) -> Table:
     )
 
 
-def _spread(row: Mapping[str, Any]) -> str:
-    error = "" if row["error"] is None else f" ± {row['error']:.3f}"
-    return f"{row['over_pixelsnail']:+.3f}{error}".replace("-", "\u2212")
-
-
 def _curves(outcome: Mapping[str, Any], done: Mapping[str, Done]) -> Plots:
-    entropy = [Reference(outcome["code_entropy_nats"], "entropy of single codes")]
-    plots = []
-    for title, unit, key in (("codes", "codes seen", "codes"), ("time", "seconds of training", "seconds")):
-        lines = [
-            Line(CALLED[name], [(point[key], point["nats"]) for point in done[f"prior-{name}"].outcome["curve"]])
-            for name in CONTENDERS
-        ]
-        plots.append(
-            LinePlot(f"Held-out codes over {title}", lines, x_label=unit, y_label="nats a code", references=entropy)
-        )
-    return Plots(
-        plots,
-        caption="Lines that still fall say that more training would help; lines that rise, that codes are learned by heart.",
+    return learning(
+        {CALLED[name]: done[f"prior-{name}"].outcome["curve"] for name in CONTENDERS},
+        entropy=outcome["code_entropy_nats"],
+        over={"codes": "Held-out codes over codes", "seconds": "Held-out codes over time"},
     )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from smalti.evaluation.report import Block, Commands, Comparison, Listing, Picture, Section, Table
+from smalti.evaluation.plots import Line, LinePlot, Reference
+from smalti.evaluation.report import Block, Commands, Comparison, Listing, Picture, Plots, Section, Table
 from smalti.settings import as_mapping
 from smalti.studies.base import Asked
 from smalti.studies.compared import HEADS, Compared
@@ -33,6 +34,32 @@ def counted(number: int, noun: str) -> str:
 def minutes(seconds: float) -> str:
     """90 -> "1.5"."""
     return f"{seconds / 60:.1f}"
+
+
+def signed(mean: float, error: float | None) -> str:
+    """A difference and its standard error, where there is one -> "+0.012 ± 0.003"."""
+    spread = "" if error is None else f" ± {error:.3f}"
+    return f"{mean:+.3f}{spread}".replace("-", "\u2212")
+
+
+def learning(lines: Mapping[str, Sequence[Mapping[str, float]]], *, entropy: float, over: Mapping[str, str]) -> Plots:
+    """What priors are called and their curves -> charts of the nats a code, over "codes" or "seconds" as `over` names and titles
+    them."""
+    units = {"codes": "codes seen", "seconds": "seconds of training"}
+    plots = [
+        LinePlot(
+            title,
+            [Line(called, [(point[key], point["nats"]) for point in points]) for called, points in lines.items()],
+            x_label=units[key],
+            y_label="nats a code",
+            references=[Reference(entropy, "entropy of single codes")],
+        )
+        for key, title in over.items()
+    ]
+    return Plots(
+        plots,
+        caption="Lines that still fall say that more training would help; lines that rise, that codes are learned by heart.",
+    )
 
 
 def hero(one: Compared) -> list[Picture]:
@@ -142,17 +169,18 @@ def made(
     protocol: Mapping[str, Any],
     others: Sequence[tuple[str, str]] = (),
 ) -> Section:
-    """How a study was made: the command, its settings, and the protocol of its measuring. `others`: commands beside it."""
+    """How a study was made: the command, its settings, and the protocol of its measuring, if any. `others`: commands beside it."""
     words = ["smalti", "experiment", study, *map(str, asked.models), "--scale", asked.scale]
     words += ["--data", str(asked.data)] if asked.data else []
     words += [word for override in asked.overrides for word in ("--set", override)]
     again = shlex.join([*words, "--out", "OUT"])
     known = {name: value for name, value in protocol.items() if value is not None}
+    measured = [Listing(as_yaml(known), caption="The protocol by which each tokenizer was measured.")] if known else []
     return Section(
         "How this was made",
         [
             Commands([(again, "The same again; in the same folder, what is finished is not done again."), *others]),
             Listing(as_yaml(as_mapping(settings)), caption="The settings of the study."),
-            Listing(as_yaml(known), caption="The protocol by which each tokenizer was measured."),
+            *measured,
         ],
     )

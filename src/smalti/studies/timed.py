@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from smalti.studies.base import Place, Step
 from smalti.studies.compared import LPIPS
 from smalti.studies.steps import Pictures, decisive
 from smalti.tokenizer.vqgan import VQGAN
-from smalti.training.config import TokenizerTraining
+from smalti.training.config import RunSettings, TokenizerTraining
 from smalti.training.folder import read_metrics
 from smalti.training.launching import launch
 from smalti.training.loop import seed_step
@@ -61,14 +61,15 @@ def weights(training: TokenizerTraining) -> Weights:
     return Weights(tokenizer, discriminator if training.objective.adversarial.weight else 0)
 
 
-def refuse_unequal(found: Mapping[str, Weights], *, like: str, within: float) -> None:
-    """Raise `SmaltiError` where a tokenizer has more or fewer parameters than that called `like`, beyond a share of them."""
-    wanted = found[like].tokenizer
-    for name, each in found.items():
-        if abs(each.tokenizer / wanted - 1) > within:
+def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change: str) -> None:
+    """Raise `SmaltiError` where one has more or fewer parameters than that called `like`, beyond a share of them. `change`: what a
+    person can do about it, besides setting `parameters_within`."""
+    wanted = found[like]
+    for name, count in found.items():
+        if abs(count / wanted - 1) > within:
             raise SmaltiError(
-                f"{name} has {each.tokenizer:,} parameters and {like} {wanted:,}: {each.tokenizer / wanted - 1:+.0%}, where "
-                f"{within:.0%} is allowed; change the width of one of them (model.pyramid.width), or set parameters_within"
+                f"{name} has {count:,} parameters and {like} {wanted:,}: {count / wanted - 1:+.0%}, where {within:.0%} is "
+                f"allowed; {change}, or set parameters_within"
             )
 
 
@@ -84,9 +85,16 @@ def lasting(training: TokenizerTraining, *, minutes: float, seconds_a_picture: f
 
 
 def _of_length(training: TokenizerTraining, length: int) -> TokenizerTraining:
+    looked_at = min(training.pictures.validation_pictures, LOOKED_AT)
+    pictures = replace(training.pictures, validation_pictures=looked_at)
+    return replace(training, run=of_length(training.run, length), pictures=pictures)
+
+
+def of_length(run: RunSettings, length: int) -> RunSettings:
+    """A run -> the same over `length`: it looks at held-out data right after each report, which is when the clock is read."""
     every = math.ceil(length / POINTS)
-    run = replace(
-        training.run,
+    return replace(
+        run,
         length=length,
         report_every=every,
         validate_every=every,
@@ -94,8 +102,6 @@ def _of_length(training: TokenizerTraining, length: int) -> TokenizerTraining:
         picture_every=length,
         tensorboard=False,
     )
-    looked_at = min(training.pictures.validation_pictures, LOOKED_AT)
-    return replace(training, run=run, pictures=replace(training.pictures, validation_pictures=looked_at))
 
 
 def pace(name: str, *, pictures: Pictures, training: TokenizerTraining, seconds: float) -> Step:
@@ -158,19 +164,26 @@ def timed(name: str, *, pictures: Pictures, training: TokenizerTraining, minutes
 
 
 def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Lines of a run's metrics -> what it reached on held-out pictures, after how many seconds of training.
+    """Lines of a tokenizer's metrics -> what it reached on held-out pictures, after how many seconds of training."""
+    found = []
+    for seconds, line in validations(lines):
+        scores = {"psnr": line["psnr"], **({LPIPS: line["perceptual"]} if "perceptual" in line else {})}
+        found.append({"seconds": seconds, "pictures": line["seen"], **scores})
+    return found
 
-    The clock of a run goes on while it looks at held-out pictures; that time is taken off again. It lies between the line of a
+
+def validations(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, Mapping[str, Any]]]:
+    """Lines of a run's metrics -> those of its validations, each after the seconds of training before it.
+
+    The clock of a run goes on while it looks at held-out data; that time is taken off again. It lies between the line of a
     report and the validation after it.
     """
-    found, reported, looking = [], 0.0, 0.0
+    reported, looking = 0.0, 0.0
     for line in lines:
         if line["part"] == "validation":
-            scores = {"psnr": line["psnr"], **({LPIPS: line["perceptual"]} if "perceptual" in line else {})}
-            found.append({"seconds": round(reported - looking, 3), "pictures": line["seen"], **scores})
+            yield round(reported - looking, 3), line
             looking += line["elapsed"] - reported
         reported = line["elapsed"]
-    return found
 
 
 def reached(points: Sequence[Mapping[str, float]], score: str, *, target: float) -> float | None:
