@@ -8,7 +8,7 @@ H W pixels, f = H/h, h w grid of codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -22,8 +22,8 @@ from torch import Tensor
 from smalti.conditions.base import Condition, everywhere
 from smalti.conditions.labels import Labels
 from smalti.data.annotation_files import read_annotations
-from smalti.data.annotations import beside
-from smalti.data.codes import CodeExample, open_codes
+from smalti.data.annotations import Thing, beside
+from smalti.data.codes import open_codes
 from smalti.data.kinds import KINDS
 from smalti.data.loading import Crops
 from smalti.data.painting import CLASSES, LABELS
@@ -37,6 +37,7 @@ from smalti.pipeline import Pipeline, load_prior, load_tokenizer
 from smalti.pretrained import find_model
 from smalti.prior import Sampler, sample_windows, unknown
 from smalti.prior.sampling import sampler_of
+from smalti.prior.window import Window
 from smalti.settings import as_mapping, settings
 from smalti.studies import obedience, steps
 from smalti.studies.base import Asked, Place, Step, Study
@@ -55,7 +56,7 @@ from smalti.training.watching import counting
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Literal[
-    "label", "segmentation", "depth", "edges", "lowres", "layout", "keypoints", "coordinates", "label+segmentation"
+    "label", "segmentation", "depth", "edges", "lowres", "layout", "keypoints", "coordinates", "label-segmentation"
 ]
 
 LARGE = "scenes-large"
@@ -83,18 +84,31 @@ MAPS: dict[str, Map] = {
 SMALLER = 4
 """How many times higher and wider the pictures are than those that `lowres` is told."""
 
-TOLD: dict[Name, tuple[str, ...]] = {
-    "label": ("labels",),
-    "segmentation": ("segmentation",),
-    "depth": ("depth",),
-    "edges": ("edges",),
-    "lowres": ("lowres",),
-    "layout": ("layout",),
-    "keypoints": ("keypoints",),
-    "coordinates": ("coordinates",),
-    "label+segmentation": ("labels", "segmentation"),
+
+class Trial(NamedTuple):
+    """What pictures are told, and how it is seen whether they show it."""
+
+    told: tuple[str, ...]
+    measure: Measure
+    large: bool = False
+    """Whether it is told of windows in larger scenes, and larger pictures are laid."""
+
+
+def _is_figure(thing: Thing) -> bool:
+    return bool(thing.keypoints)
+
+
+TRIALS: dict[Name, Trial] = {
+    "label": Trial(("labels",), obedience.classes),
+    "segmentation": Trial(("segmentation",), obedience.labels),
+    "depth": Trial(("depth",), obedience.depths),
+    "edges": Trial(("edges",), obedience.edge_maps),
+    "lowres": Trial(("lowres",), partial(obedience.smaller, times=SMALLER)),
+    "layout": Trial(("layout",), partial(obedience.boxes, names=LABELS, only=lambda thing: True)),
+    "keypoints": Trial(("keypoints",), partial(obedience.boxes, names=LABELS, only=_is_figure)),
+    "coordinates": Trial(("coordinates",), obedience.heights, large=True),
+    "label-segmentation": Trial(("labels", "segmentation"), obedience.labels),
 }
-"""What pictures are told in each trial."""
 
 
 @settings
@@ -109,7 +123,7 @@ class ConditionsSettings:
     """... for those of conditions alone."""
     prior: tuple[str, ...] = ()
     """... for the priors."""
-    told: tuple[Name, ...] = tuple(TOLD)
+    told: tuple[Name, ...] = tuple(TRIALS)
     size: tuple[Positive, Positive] = (64, 64)
     """(H,W) of all pictures, sides divisible by 16."""
     scenes: Positive
@@ -118,12 +132,14 @@ class ConditionsSettings:
     copies: Positive = 3
     """Crops of each training picture that priors learn from."""
     judge_steps: Positive = 400
+    """Batches that the judge learns from."""
     samples: Positive = 64
     """Pictures of each condition, as far as there are held-out scenes."""
     shown: Positive = 8
     """Of them on the page."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     guidance: Annotated[float, Field(ge=0)] = 2.0
+    """Of what is told; the pictures that are told nothing have none."""
 
 
 def plan(chosen: ConditionsSettings, asked: Asked) -> list[Step]:
@@ -144,11 +160,11 @@ def plan(chosen: ConditionsSettings, asked: Asked) -> list[Step]:
     )
     large = chosen.size[0] * 2, chosen.size[1] * 2
     found = [steps.scenes(count=chosen.scenes, size=chosen.size)]
-    if "coordinates" in chosen.told:
+    if any(TRIALS[name].large for name in chosen.told):
         found.append(steps.scenes(count=chosen.scenes, size=large, name=LARGE))
     found += [_judge(chosen), _tokenizer("tokenizer", "images", training)]
-    needed = [name for name in MAPS if any(name in TOLD[each] for each in chosen.told)]
-    found += [_map_tokenizer(name, chosen, asked) for name in needed]
+    needed = [name for name in MAPS if any(name in TRIALS[each].told for each in chosen.told)]
+    found += [_map_tokenizer(name, chosen, asked, factor=training.model.pyramid.factor) for name in needed]
     for name in chosen.told:
         found += [_codes(name, chosen), _prior(name, prior), _obeyed(name, chosen)]
     return found
@@ -163,13 +179,16 @@ def _tokenizer(name: str, folder: str, training: TokenizerTraining) -> Step:
     return Step(name=name, settings=said, work=work, after=(SCENES,))
 
 
-def _map_tokenizer(name: str, chosen: ConditionsSettings, asked: Asked) -> Step:
-    smaller = [side // SMALLER for side in chosen.size]
-    shape = (
-        [f"pictures.size={smaller}", "model.pyramid.stem=2", "model.pyramid.multipliers=[1]"]
-        if name == "lowres"
-        else [f"pictures.size={list(chosen.size)}"]
-    )
+def _map_tokenizer(name: str, chosen: ConditionsSettings, asked: Asked, *, factor: int) -> Step:
+    """`factor`: pixels a code of the pictures' tokenizer. Raises `SmaltiError` where there is none for smaller copies."""
+    shape = [f"pictures.size={list(chosen.size)}"]
+    if name == "lowres":
+        if factor % SMALLER:
+            raise SmaltiError(
+                f"lowres takes a tokenizer of {SMALLER} or a multiple of it as factor, and it has {factor}"
+            )
+        smaller = [side // SMALLER for side in chosen.size]
+        shape = [f"pictures.size={smaller}", f"model.pyramid.stem={factor // SMALLER}", "model.pyramid.multipliers=[1]"]
     fixed = ["objective.adversarial.weight=0", "objective.perceptual=none", f"pictures.validation={chosen.held_out}"]
     changes = [*MAPS[name].changes, *shape, *fixed]
     training = steps.varied(
@@ -179,14 +198,15 @@ def _map_tokenizer(name: str, chosen: ConditionsSettings, asked: Asked) -> Step:
 
 
 def _pictures(name: Name, chosen: ConditionsSettings) -> PictureSettings:
-    """How pictures are cut that are told this. Coordinates are told of windows in larger scenes."""
-    zoom, flip = ((2.0, 2.0), False) if name == "coordinates" else ((1.0, 1.25), True)
+    """How pictures are cut that are told this."""
+    zoom, flip = ((2.0, 2.0), False) if TRIALS[name].large else ((1.0, 1.25), True)
     return PictureSettings(size=chosen.size, zoom=zoom, flip=flip, validation=chosen.held_out)
 
 
 def _codes(name: Name, chosen: ConditionsSettings) -> Step:
-    scenes = LARGE if name == "coordinates" else SCENES
-    after = ("tokenizer", *(f"tokenizer-{each}" for each in TOLD[name] if each in MAPS))
+    trial = TRIALS[name]
+    scenes = LARGE if trial.large else SCENES
+    after = ("tokenizer", *(f"tokenizer-{each}" for each in trial.told if each in MAPS))
     copies = CopiesSettings(copies=chosen.copies, pictures=_pictures(name, chosen))
 
     def told(each: str, place: Place) -> Told:
@@ -205,7 +225,7 @@ def _codes(name: Name, chosen: ConditionsSettings) -> Step:
                 settings=copies,
                 seed=0,
                 progress=progress,
-                told=[told(each, place) for each in TOLD[name]],
+                told=[told(each, place) for each in trial.told],
             )
         return {"held_out": len(open_codes(place.folder / "codes").validation)}
 
@@ -264,79 +284,77 @@ def known_of(pictures: Crops, scenes: Path, *, progress: Any = lambda done, tota
     return Known(images, classes, labels.long(), depths)
 
 
-def _measures(size: tuple[int, int]) -> dict[Name, Measure]:
-    return {
-        "label": obedience.classes,
-        "segmentation": obedience.labels,
-        "depth": obedience.depths,
-        "edges": obedience.edge_maps,
-        "lowres": partial(obedience.smaller, side=size[0] // SMALLER),
-        "layout": partial(obedience.boxes, names=LABELS, only=lambda thing: True),
-        "keypoints": partial(obedience.boxes, names=LABELS, only=lambda thing: bool(thing.keypoints)),
-        "coordinates": obedience.heights,
-        "label+segmentation": obedience.labels,
-    }
-
-
 def _obeyed(name: Name, chosen: ConditionsSettings) -> Step:
     """The step that lays pictures of held-out conditions, and of none, and measures."""
-    scenes = LARGE if name == "coordinates" else SCENES
-    large = name == "coordinates"
-    size = (chosen.size[0] * 2, chosen.size[1] * 2) if large else chosen.size
-    sampler = sampler_of(top_p=chosen.top_p, guidance=chosen.guidance)
+    trial = TRIALS[name]
+    scenes, times = (LARGE, 2) if trial.large else (SCENES, 1)
+    cut = PictureSettings(
+        size=(chosen.size[0] * times, chosen.size[1] * times), zoom=(1.0, 1.0), validation=chosen.held_out
+    )
 
     def work(place: Place) -> dict[str, Any]:
         folder = place.before[scenes].folder
-        tokenizer = load_tokenizer(place.before["tokenizer"].folder)
-        network, condition = load_prior(find_model(place.before[f"prior-{name}"].folder, kind="prior"))
-        pipeline = Pipeline(tokenizer, network, condition)
-        cut = PictureSettings(size=size, zoom=(1.0, 1.0), validation=chosen.held_out)
         _, held_out = crops(open_source(folder / "images"), cut, channels=3, seed=0, most=chosen.samples)
         known = known_of(held_out, folder)
-        things = beside(held_out.pictures, read_annotations(folder))
-        shards = open_codes(place.before[f"codes-{name}"].folder / "codes")
-        names = _places(held_out, folder, cut)
-        prefix = torch.stack([_prefix(shards.validation[place, 0], condition) for place in names])
-        grid = (size[0] // tokenizer.factor, size[1] // tokenizer.factor)
-        told = _laid(pipeline, None if large else prefix, grid, sampler=sampler, count=len(known.images), place=place)
-        left_open = _laid(
-            pipeline, network.null_prefix(len(known.images)), grid, sampler=Sampler(top_p=chosen.top_p),
-            count=len(known.images), place=place,
-        )  # fmt: skip
-        judge = Judge(len(LABELS), len(CLASSES))
-        judge.load_state_dict(load_file(place.before["judge"].folder / "judge.safetensors"))
+        tokenizer = load_tokenizer(place.before["tokenizer"].folder)
+        pipeline = Pipeline(tokenizer, *load_prior(find_model(place.before[f"prior-{name}"].folder, kind="prior")))
+        asked = _asked(place.before[f"codes-{name}"].folder / "codes", held_out, cut, pipeline.condition)
+        grid, nothing = pipeline.grid(cut.size), pipeline.prior.null_prefix(len(asked))
+        # What is told of windows in a larger picture follows from the picture's size.
+        laid_at = pipeline.prefixes([None] * len(asked), grid=grid) if trial.large else everywhere(asked)
+        guided = sampler_of(top_p=chosen.top_p, guidance=chosen.guidance)
         pictures = obedience.Pictures(
-            told, left_open, pipeline.reconstruct(known.images), known, things, judge.eval().requires_grad_(False)
+            told=_laid(pipeline, laid_at, grid, sampler=guided, count=len(asked), place=place),
+            left_open=_laid(
+                pipeline,
+                everywhere(nothing),
+                grid,
+                sampler=sampler_of(top_p=chosen.top_p),
+                count=len(asked),
+                place=place,
+            ),
+            real=pipeline.reconstruct(known.images),
+            known=known,
+            things=beside(held_out.pictures, read_annotations(folder)),
+            judge=_read_judge(place.before["judge"].folder),
         )
-        _save(place.folder, pictures, [] if large else [condition.preview(codes) for codes in prefix], chosen.shown)
-        return {**_measures(chosen.size)[name](pictures)._asdict(), "pictures": len(told)}
+        _save(place.folder, pictures, [] if trial.large else list(map(pipeline.condition.preview, asked)), chosen.shown)
+        return {**trial.measure(pictures)._asdict(), "pictures": len(asked)}
 
     settings = {"samples": chosen.samples, "shown": chosen.shown, "top_p": chosen.top_p, "guidance": chosen.guidance}
     after = (scenes, "judge", "tokenizer", f"codes-{name}", f"prior-{name}")
     return Step(name=f"obeyed-{name}", settings=settings, work=work, after=after)
 
 
-def _places(chosen: Crops, scenes: Path, cut: PictureSettings) -> list[int]:
-    """Some held-out pictures -> their places among all of them, which are those in shards of codes."""
-    _, every = crops(open_source(scenes / "images"), cut, channels=3, seed=0)
+def _read_judge(folder: Path) -> Judge:
+    judge = Judge(len(LABELS), len(CLASSES))
+    judge.load_state_dict(load_file(folder / "judge.safetensors"))
+    return judge.eval().requires_grad_(False)
+
+
+def _asked(codes: Path, chosen: Crops, cut: PictureSettings, condition: Condition) -> Tensor:
+    """What some held-out pictures are told, as shards hold it of all of them, (B,P)."""
+    _, every = crops(chosen.source, cut, channels=3, seed=0)
     places = {picture.key: place for place, picture in enumerate(every.pictures)}
-    return [places[picture.key] for picture in chosen.pictures]
-
-
-def _prefix(example: CodeExample, condition: Condition) -> Tensor:
-    """What a held-out picture is told, (P,)."""
-    return example.label.reshape(1) if isinstance(condition, Labels) else example.prefix
+    shards = open_codes(codes)
+    examples = [shards.validation[places[picture.key], 0] for picture in chosen.pictures]
+    own = [each.label.reshape(1) if isinstance(condition, Labels) else each.prefix for each in examples]
+    return torch.stack(own)
 
 
 def _laid(
-    pipeline: Pipeline, prefix: Tensor | None, grid: tuple[int, int], *, sampler: Sampler, count: int, place: Place
+    pipeline: Pipeline,
+    laid_at: Callable[[Window], Tensor],
+    grid: tuple[int, int],
+    *,
+    sampler: Sampler,
+    count: int,
+    place: Place,
 ) -> Tensor:
-    """Prefixes (B,P), or None for a condition that takes none -> pictures of a grid (h,w) of codes, with the seeds 0, 1, ..."""
-    laid_at = pipeline.prefixes([None] * count, grid=grid) if prefix is None else everywhere(prefix)
-    seeds, known = torch.arange(count), unknown(count, grid)
-    codes = known
+    """Prefixes (B,P) at each place of the window -> pictures of a grid (h,w) of codes, with the seeds 0, 1, ..."""
+    seeds, codes = torch.arange(count), unknown(count, grid)
+    laying = sample_windows(pipeline.prior, laid_at, sampler=sampler, seeds=seeds, known=codes)
     with counting(place.console, title="laying", unit="rows") as progress:
-        laying = sample_windows(pipeline.prior, laid_at, sampler=sampler, seeds=seeds, known=known)
         for row in range(1, grid[0] + 1):
             codes = next(laying)
             progress(row, grid[0])

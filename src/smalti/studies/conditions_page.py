@@ -42,7 +42,7 @@ WORDS: dict[str, Words] = {
     "layout": Words("boxes that show their class", "times as often as other boxes"),
     "keypoints": Words("houses seen where their keypoints are", "times as often as elsewhere"),
     "coordinates": Words("sky above and ground below, in pictures twice as high", "of what real pictures have"),
-    "label+segmentation": Words("mean IoU of the labels seen", "of the IoU of real pictures"),
+    "label-segmentation": Words("mean IoU of the labels seen", "of the IoU of real pictures"),
 }
 
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS = (32, 48, 64, 96)
-BATCH = 32
+WIDTHS = (24, 48, 64, 96)
+BATCH = 16
 
 
 class Known(NamedTuple):
@@ -59,7 +59,7 @@ class Judge(nn.Module):
         self.whole = nn.Linear(WIDTHS[-1], classes)
 
     def forward(self, images: Tensor) -> Verdict:
-        levels = [self.first(images)]  # (B,32,H,W)
+        levels = [self.first(images)]  # (B,24,H,W)
         for block in self.down:
             levels.append(block(F.avg_pool2d(levels[-1], 2)))  # (B, .., H/2, W/2)
         x = levels[-1]

@@ -98,12 +98,12 @@ def classes(pictures: Pictures) -> Obeyed:
     return Obeyed(told, real, left_open, score=told, goal=0.5)
 
 
-def smaller(pictures: Pictures, *, side: int) -> Obeyed:
-    """PSNR in dB of the pictures made smaller, against the scenes made smaller."""
-    wanted = F.adaptive_avg_pool2d(pictures.known.images, side)
+def smaller(pictures: Pictures, *, times: int) -> Obeyed:
+    """PSNR in dB of the pictures made so many times smaller, against the scenes made smaller."""
+    wanted = F.avg_pool2d(pictures.known.images, times)
 
     def of(images: Tensor) -> float:
-        errors = (F.adaptive_avg_pool2d(images.clamp(-1, 1), side) - wanted).square().mean((1, 2, 3)) / 4
+        errors = (F.avg_pool2d(images.clamp(-1, 1), times) - wanted).square().mean((1, 2, 3)) / 4
         return float((-10 * errors.log10()).mean())
 
     told, real, left_open = _each(of, pictures)
