@@ -22,7 +22,7 @@ from smalti.conditions.layout_codes import LayoutSettings, read_codes
 from smalti.conditions.layouts import Layout
 from smalti.conditions.several import Several
 from smalti.data.codes import open_codes
-from smalti.data.crops import RandomCrop
+from smalti.data.crops import RandomCrop, View
 from smalti.data.loading import Crops
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
@@ -182,6 +182,45 @@ def test_objects_are_said_as_they_are_seen(home: Path) -> None:
     assert len(orders) > 1  # the order of the objects says nothing, and changes
 
 
+def objects_of(home: Path, **options: object) -> tuple[LayoutSettings, list[str]]:
+    """The settings of a layout of half the objects, and the classes that the whole picture 0 is said to show."""
+    sayer = SAYINGS["layout"](home / "objects.json", options, crops_of(home), (2, 2), 8)
+    settings = sayer.condition.settings  # type: ignore[attr-defined]
+    whole = View(0, 0, (SIDE, SIDE), (SIDE, SIDE), mirrored=False)
+    seen = read_codes(sayer.of(crops_of(home))(0, whole, 0).tolist(), settings)
+    return settings, sorted(settings.classes[one.category] for one in seen.objects)
+
+
+def test_some_objects_are_kept(home: Path) -> None:
+    """A tree of 0.12 of the picture and a house of 0.12, the latter 0.4 x 0.3."""
+    settings, seen = objects_of(home)
+    assert (settings.classes, settings.most, seen) == (("house", "tree"), 2, ["house", "tree"])
+    settings, seen = objects_of(home, classes=["tree"])
+    assert (settings.classes, settings.most, seen) == (("tree",), 1, ["tree"])
+    settings, seen = objects_of(home, classes=["tree", "house"], smallest=0.1, most=3)
+    assert (settings.classes, settings.most, seen) == (("house", "tree"), 3, ["house", "tree"])  # as in the file
+
+
+def test_small_objects_are_left_out(home: Path, tmp_path: Path) -> None:
+    read = json.loads((home / "objects.json").read_text("utf-8"))
+    for place, picture in enumerate(read["pictures"]):
+        picture["objects"][0]["box"] = [0.1, 0.2, 0.01, 0.02]
+        if place:  # the first picture has a small tree alone
+            continue
+        del picture["objects"][1]
+    (tmp_path / "objects.json").write_text(json.dumps(read), "utf-8")
+    assert objects_of(tmp_path_of(home, tmp_path), smallest=0.0002)[1] == ["tree"]
+    settings, seen = objects_of(tmp_path_of(home, tmp_path), smallest=0.00021)
+    assert (settings.most, seen) == (1, [])  # it stays, as a picture without any
+
+
+def tmp_path_of(home: Path, folder: Path) -> Path:
+    """A folder with other objects of the same pictures."""
+    if not (folder / "images").exists():
+        (folder / "images").symlink_to(home / "images")
+    return folder
+
+
 def test_figures_are_said_as_they_are_seen(home: Path) -> None:
     crops = crops_of(home)
     sayer = SAYINGS["keypoints"](home / "objects.json", {}, crops, (2, 2), 8)
@@ -205,6 +244,11 @@ def test_figures_are_said_as_they_are_seen(home: Path) -> None:
         ("labels", "objects.json", {}, "labels needs no data of its own"),
         ("labels", None, {"levels": 3}, "labels has no settings"),
         ("coordinates", None, {"levles": 3}, "levles"),
+        ("layout", "objects.json", {"classes": ["tee"]}, r"objects\.json has no class 'tee'; did you mean 'tree'"),
+        ("layout", "objects.json", {"classes": "tree"}, "classes = 'tree': input should be a valid tuple"),
+        ("layout", "objects.json", {"smallest": 0.13}, r"no object in .* is left: none of the 2 classes .* 0\.13 of its"),
+        ("layout", "objects.json", {"smallest": 5}, "smallest = 5"),
+        ("layout", "objects.json", {"classes": []}, "none of the 0 classes"),
     ],
 )
 def test_what_cannot_be_said(home: Path, name: str, data: str | None, options: dict[str, int], message: str) -> None:
@@ -217,16 +261,21 @@ def test_from_files_to_samples(home: Path) -> None:
         home, "codes", "--condition", "labels", "--condition", "segmentation", "--condition", "layout",
         "--condition-tokenizer", f"segmentation={home / 'maps-tokenizer'}", "--condition-data",
         f"segmentation={home / 'maps'}", "--condition-data", f"layout={home / 'objects.json'}", "--condition-set",
-        "layout.most=1",
+        "layout.most=1", "--condition-set", "layout.classes=[tree]",
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
     shards = open_codes(home / "codes")
     condition = condition_of(shards, "auto")
     assert isinstance(condition, Several)
+    told = CliRunner().invoke(app, ["info", str(home / "codes")])
+    assert "told: label, segmentation, layout, 22 codes of 1039" in told.output
+    with pytest.raises(SmaltiError, match="were made with label and segmentation and layout; set condition=auto"):
+        condition_of(shards, "segmentation")
     assert keys(condition) == ("label", "segmentation", "layout")
     label, _, layout = condition.split(shards.training[0, 0].prefix)
     assert label.tolist() == [int(shards.training.labels[0])]
     assert layout.shape == (5,)
+    assert condition.parts[2].settings.classes == ("tree",)  # type: ignore[attr-defined]
     overrides = ("run.length=640", "drop_condition=0.5")
     settings = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)
     train_prior(shards, home / "tokenizer", home / "told", settings=settings, console=QUIET)

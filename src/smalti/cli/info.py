@@ -12,6 +12,7 @@ from smalti.cli.console import CONSOLE
 
 if TYPE_CHECKING:
     from smalti.checkpoints.base import Imported
+    from smalti.conditions.base import Condition
     from smalti.data.sources import Source
 
 
@@ -71,6 +72,7 @@ def _picture(path: Path) -> dict[str, Any]:
 
 
 def _codes(path: Path) -> dict[str, Any]:
+    from smalti.conditions.build import build_condition
     from smalti.data.codes import entropy, open_codes
 
     shards = open_codes(path)
@@ -83,11 +85,7 @@ def _codes(path: Path) -> dict[str, Any]:
         "codebook": meta.size,
         "entropy": f"{entropy(shards.training, meta.size):.3f} nats a code",
         "labels": ", ".join(meta.labels) or "none",
-        **(
-            {}
-            if meta.prefix is None
-            else {"told": f"{meta.prefix.condition['key']}, {meta.prefix.length} of {meta.prefix.size} codes"}
-        ),
+        "told": "nothing else" if meta.prefix is None else _told(build_condition(meta.prefix.condition, path)),
         "tokenizer": meta.fingerprint,
     }
 
@@ -137,6 +135,14 @@ def _model(path: Path, config: Any) -> dict[str, Any]:
     return {"model": f"{config['kind']}, {count:,} numbers", **config["settings"], **config.get("about", {})}
 
 
+def _told(condition: Condition) -> str:
+    """What a condition is given by, and how many codes it has."""
+    from smalti.conditions.base import keys
+
+    names = ", ".join(keys(condition))
+    return f"{names}, {condition.length} codes of {condition.size}" if names else "none"
+
+
 def _foreign(path: Path, models: Imported) -> dict[str, Any]:
     from smalti.settings import as_mapping
 
@@ -150,8 +156,7 @@ def _foreign(path: Path, models: Imported) -> dict[str, Any]:
         count = sum(parameter.numel() for parameter in models.prior.parameters())
         rows, columns = models.prior.grid
         parts["prior"] = f"{count:,} numbers, a window of {rows}x{columns} codes"
-        told = f"{models.condition.length} codes of {models.condition.size}"
-        parts["condition"] = f"{models.condition.key}, {told}" if models.condition.key else "none"
+        parts["condition"] = _told(models.condition)
     return {**parts, "about": models.about}
 
 

@@ -48,6 +48,8 @@ class TransformerSettings:
     hidden: Annotated[int, Field(ge=0)] = 0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     order: Order = "raster"
+    tied: bool = False
+    """Whether the head scores codes by their embeddings (arXiv 1608.05859) instead of having weights of its own."""
     query_key_norm: bool = True
     """Whether the queries and keys of each head are normalised."""
     rotary_base: Annotated[float, Field(gt=0)] = 100.0
@@ -104,7 +106,8 @@ class Transformer(Prior):
         blocks = [_Block(settings, name=str(index)) for index in range(settings.layers)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = _Norm(settings.width, epsilon=settings.norm_epsilon)
-        self.head = nn.Linear(settings.width, settings.size, bias=False)
+        own = nn.Linear(settings.width, settings.size, bias=False)
+        self.head = _TiedHead(self.embedding, settings.size) if settings.tied else own
         for weight in self.parameters():
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=0.02)
@@ -176,6 +179,19 @@ class Transformer(Prior):
         if self.settings.prefix_rotation == "erased":
             cosines = cosines.where(image, 0)
         return torch.cat((cosines, cosines), dim=1), torch.cat((-sines, sines), dim=1)
+
+
+@final
+class _TiedHead(nn.Module):
+    """(..., D) -> (..., K): products with the embeddings of the first K codes, which stay the embedding's own."""
+
+    def __init__(self, embedding: nn.Embedding, size: int) -> None:
+        super().__init__()
+        self._embedding = (embedding,)  # in a tuple, so that its weight is not counted and saved twice
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._embedding[0].weight[: self.size])
 
 
 @final

@@ -37,7 +37,7 @@ SCALES = {
             "recipe": "demo",
             "tokenizer": ["run.length=3600", *_QUIET],
             "maps": ["run.length=3000", "model.quantizer.size=256"],
-            "prior": ["run.length=307200", "run.picture_every=614400", "optimiser.rate=0.001", "run.tensorboard=false"],
+            "prior": ["run.length=204800", "run.picture_every=614400", "optimiser.rate=0.001", "run.tensorboard=false"],
             "scenes": 1600,
         },
     ),

@@ -25,6 +25,8 @@ class TransformerNetwork:
     width: Positive = 256
     heads: Positive = 4
     dropout: Chance = 0.1
+    tied: bool = False
+    """Whether the head scores codes by their embeddings."""
     order: Order = "raster"
     """How the codes of a picture follow one another."""
 

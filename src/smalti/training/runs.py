@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from smalti.conditions.base import Condition
+from smalti.conditions.base import Condition, keys
 from smalti.conditions.build import build_condition
 from smalti.conditions.labels import Labels, Nothing
 from smalti.data.codes import CodeShards, open_codes
@@ -166,9 +166,11 @@ def _kept_condition(shards: CodeShards, name: str) -> Condition:
             f"--condition {name}, or set condition=auto"
         )
     condition = build_condition(kept.condition, shards.path)
-    if name not in ("auto", condition.key):
+    made = keys(condition)
+    if name != "auto" and made != (name,):
         raise SmaltiError(
-            f"condition = {name}, and the codes in {shards.path} were made with {condition.key}; set condition={condition.key}"
+            f"condition = {name}, and the codes in {shards.path} were made with {' and '.join(made)}; set "
+            f"condition={made[0] if len(made) == 1 else 'auto'}"
         )
     return condition
 
