@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, final
@@ -69,7 +70,7 @@ class KeypointsSettings:
     @field_validator("points")
     @classmethod
     def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        twice = [name for place, name in enumerate(names) if name in names[:place]]
+        twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise ValueError(f"the point {twice[0]!r} is named twice")
         return names

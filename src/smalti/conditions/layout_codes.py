@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, TypeVar, final
@@ -81,7 +82,7 @@ class LayoutSettings:
     @field_validator("classes")
     @classmethod
     def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        twice = [name for place, name in enumerate(names) if name in names[:place]]
+        twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
             raise ValueError(f"the class {twice[0]!r} is named twice")
         return names
