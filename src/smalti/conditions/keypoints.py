@@ -30,10 +30,12 @@ from smalti.conditions.places import (
     box_at,
     check_crop,
     corners,
+    drawn,
     flipped,
     outline,
     point,
     point_at,
+    seen_in,
     under,
 )
 from smalti.errors import SmaltiError, suggestion
@@ -58,7 +60,8 @@ class KeypointsSettings:
 
     `points`: the names of a figure's points, in the order of their codes. `most`: figures a picture has room for. `size`: how
     many codes there are, n x n places and one more for "none". `encode_crop`: places are those in the whole picture, and the
-    part of it that is seen is two codes more; else places are those in the part.
+    part of it that is seen is two codes more; else places are those in the part. `drawn`: rows and columns of a map behind all
+    that, in which each place has the number of a point that lies there, in what is seen; (0, 0) for none.
     """
 
     name: Literal["keypoints"] = "keypoints"
@@ -66,6 +69,7 @@ class KeypointsSettings:
     most: Annotated[int, Field(ge=1)] = 4
     size: Annotated[int, Field(ge=5)] = 1025
     encode_crop: bool = True
+    drawn: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
 
     @field_validator("points")
     @classmethod
@@ -86,9 +90,14 @@ class KeypointsSettings:
         return math.isqrt(self.size - 1)
 
     @property
+    def listed(self) -> int:
+        """Codes of the list of figures and of the crop."""
+        return self.most * len(self.points) + 2 * self.encode_crop
+
+    @property
     def length(self) -> int:
         """Codes a picture."""
-        return self.most * len(self.points) + 2 * self.encode_crop
+        return self.listed + self.drawn[0] * self.drawn[1]
 
     @property
     def mirrored(self) -> tuple[int, ...]:
@@ -135,6 +144,13 @@ def keypoint_codes(
     codes += [settings.none] * (settings.most * len(settings.points) - len(codes))
     if settings.encode_crop:
         codes += corners(flipped(crop) if flip else crop, sections=settings.sections)
+    points = [
+        (seen_in(crop, Box(*place, 0.0, 0.0), flip=flip), number)
+        for figure in shortened(figures, settings)
+        for number, place in enumerate(figure[source] for source in order)
+        if place is not None and _within(place, crop, crop) is not None
+    ]
+    codes += drawn(points, settings.drawn, none=settings.none)
     assert len(codes) == settings.length
     return tuple(codes)
 
@@ -174,7 +190,8 @@ def read_figures(codes: Sequence[int], settings: KeypointsSettings) -> Figures:
     places, step = settings.sections**2, len(settings.points)
     points = [point_at(code, sections=settings.sections) if code < places else None for code in codes]
     figures = [tuple(points[start : start + step]) for start in range(0, settings.most * step, step)]
-    crop = box_at(codes[-2], codes[-1], sections=settings.sections) if settings.encode_crop else WHOLE
+    seen = codes[settings.listed - 2 : settings.listed]
+    crop = box_at(*seen, sections=settings.sections) if settings.encode_crop else WHOLE
     return Figures(tuple(figure for figure in figures if any(figure)), crop)
 
 
@@ -193,6 +210,7 @@ class Keypoints(Condition):
     def __init__(self, settings: KeypointsSettings) -> None:
         self.settings = settings
         self.size, self.length = settings.size, settings.length
+        self.maps = (settings.listed,) if math.prod(settings.drawn) else ()
 
     def read(self, text: str) -> tuple[Figure, ...]:
         """The path of a JSON file, a list of figures."""

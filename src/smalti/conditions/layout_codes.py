@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from smalti.conditions.places import WHOLE as WHOLE
 from smalti.conditions.places import Box as Box
-from smalti.conditions.places import box_at, check_crop, corners, flipped, point, point_at
+from smalti.conditions.places import box_at, check_crop, corners, drawn, flipped, point, point_at, seen_in
 from smalti.errors import SmaltiError
 from smalti.settings import settings
 
@@ -68,6 +68,8 @@ class LayoutSettings:
     `size`: how many codes there are. `places`: an object's `boxes` (two codes) or `centres` (one). `encode_crop`: boxes are
     those in the whole picture, and the part of it that is seen is two codes more; else boxes are those in the part.
     `group` and `flags`: whether an object's code tells of groups, and of the three other properties of `Annotation`.
+    `drawn`: rows and columns of a map behind all that, in which each place has the code of the smallest object whose box holds
+    it, as in what is seen; (0, 0) for none. The original has none: its prior finds out from numbers which places they mean.
     """
 
     name: Literal["layout"] = "layout"
@@ -78,6 +80,7 @@ class LayoutSettings:
     encode_crop: bool = True
     group: bool = False
     flags: bool = False
+    drawn: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
 
     @field_validator("classes")
     @classmethod
@@ -103,9 +106,14 @@ class LayoutSettings:
         return 1 + _PLACES[self.places]
 
     @property
+    def listed(self) -> int:
+        """Codes of the list of objects and of the crop."""
+        return self.most * self.codes_an_object + 2 * self.encode_crop
+
+    @property
     def length(self) -> int:
         """Codes a layout."""
-        return self.most * self.codes_an_object + 2 * self.encode_crop
+        return self.listed + self.drawn[0] * self.drawn[1]
 
 
 _PLACES = {"boxes": 2, "centres": 1}
@@ -152,6 +160,8 @@ def layout_codes(
     codes += [settings.none] * (settings.most - len(seen)) * settings.codes_an_object
     if settings.encode_crop:
         codes += corners(flipped(crop) if flip else crop, sections=settings.sections)
+    shapes = [(seen_in(crop, one.box, flip=flip), _object_code(one, settings)) for one in seen]
+    codes += drawn(shapes, settings.drawn, none=settings.none)
     assert len(codes) == settings.length
     return tuple(codes)
 
@@ -229,10 +239,10 @@ def read_codes(codes: Sequence[int], settings: LayoutSettings) -> Reading:
     """
     if len(codes) != settings.length:
         raise SmaltiError(f"a layout of this kind has {settings.length} codes, and {len(codes)} were given")
-    step = settings.codes_an_object
+    step, crop = settings.codes_an_object, codes[settings.listed - 2 : settings.listed]
     objects = [codes[start : start + step] for start in range(0, settings.most * step, step)]
     told = tuple(_described(one, settings) for one in objects if one[0] != settings.none)
-    return Reading(told, box_at(codes[-2], codes[-1], sections=settings.sections) if settings.encode_crop else WHOLE)
+    return Reading(told, box_at(*crop, sections=settings.sections) if settings.encode_crop else WHOLE)
 
 
 def _described(codes: Sequence[int], settings: LayoutSettings) -> Described:

@@ -7,6 +7,7 @@ written in `layout_codes`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -53,6 +54,7 @@ class Layout(Condition):
     def __init__(self, settings: LayoutSettings) -> None:
         self.settings = settings
         self.size, self.length = settings.size, settings.length
+        self.maps = (settings.listed,) if math.prod(settings.drawn) else ()
         self._categories = {name: number for number, name in enumerate(settings.classes)}
 
     def read(self, text: str) -> tuple[Annotation, ...]:

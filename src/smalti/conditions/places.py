@@ -6,6 +6,8 @@ row. Layouts and keypoints are written so.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from smalti.errors import SmaltiError
@@ -74,6 +76,39 @@ def box_at(first: int, second: int, *, sections: int) -> Box:
     left, top = point_at(first, sections=sections)
     right, bottom = point_at(second, sections=sections)
     return Box(left, top, right - left, bottom - top)
+
+
+def seen_in(crop: Box, box: Box, *, flip: bool) -> Box:
+    """A box in a picture -> the same in the part of it that is seen, which it may leave; `flip` mirrors that part."""
+    left, top = (box.left - crop.left) / crop.width, (box.top - crop.top) / crop.height
+    within = Box(left, top, box.width / crop.width, box.height / crop.height)
+    return flipped(within) if flip else within
+
+
+def drawn(shapes: Sequence[tuple[Box, int]], grid: tuple[int, int], *, none: int) -> list[int]:
+    """Boxes in what is seen, each with a code, and a grid (h,w) over it -> the code at each place, row by row.
+
+    A box has the places whose middles it holds, and that of its own middle. Small ones lie on large ones; `none` is where there is
+    no box.
+    """
+    h, w = grid
+    codes = [none] * (h * w)
+    for box, code in sorted(shapes, key=lambda shape: -shape[0].width * shape[0].height):
+        rows = _covered(box.top, box.height, h)
+        columns = _covered(box.left, box.width, w)
+        for place in (row * w + column for row in rows for column in columns):
+            codes[place] = code
+    return codes
+
+
+def _covered(begin: float, length: float, count: int) -> range:
+    """A stretch of [0,1], which it may leave -> which of `count` equal parts it covers; the one with its middle at least."""
+    first, end = math.ceil(begin * count - 0.5), math.ceil((begin + length) * count - 0.5)
+    middle = begin + length / 2
+    if first >= end and 0 <= middle <= 1:
+        first = min(math.floor(middle * count), count - 1)
+        end = first + 1
+    return range(max(first, 0), min(end, count))
 
 
 def outline(box: Box, *, side: int) -> tuple[float, float, float, float]:
