@@ -76,7 +76,7 @@ def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path: Path) -> None:
     [
         ("like: smal\n", r"is like 'smal', which is none of smalti's; did you mean 'small'\?"),
         ("tokeniser: {}\n", r"unknown section 'tokeniser'; did you mean 'tokenizer'\?"),
-        ("about: nothing\n", r"has no section 'tokenizer'; those that have one are demo, .*reference-imagenet"),
+        ("about: nothing\n", r"has no section 'tokenizer'; those that have one are class, .*demo, .*reference-imagenet"),
         ("- 1\n", "must hold the sections"),
     ],
 )
@@ -95,7 +95,7 @@ def test_all_of_them_are_there() -> None:
         f"reference-{name}"
         for name in (
             *("imagenet", "imagenet-16384", "faceshq", "imagenet-depth", "custom", "gumbel"),
-            *("coco-segmentation", "sflckr-segmentation"),
+            *("coco-segmentation", "sflckr-segmentation", "ade20k-segmentation"),
         )
     }
     assert set(PRIORS) == {
@@ -159,7 +159,9 @@ def test_tokenizers_with_a_game(
     assert settings.run.length > game.start
 
 
-@pytest.mark.parametrize(("recipe", "labels", "zoom"), [("coco", 183, 296 / 256), ("sflckr", 182, 1.0)])
+@pytest.mark.parametrize(
+    ("recipe", "labels", "zoom"), [("coco", 183, 296 / 256), ("sflckr", 182, 1.0), ("ade20k", 151, 296 / 256)]
+)
 def test_tokenizers_of_label_maps(recipe: str, labels: int, zoom: float) -> None:
     settings = tokenizer(f"reference-{recipe}-segmentation")
     assert (settings.run.batch, settings.model.pyramid.channels, settings.model.quantizer.size) == (12, labels, 1024)
@@ -404,7 +406,7 @@ def test_priors_without_data_end_at_once(recipe: str, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("recipe", ["reference-coco-segmentation", "reference-sflckr-segmentation"])
+@pytest.mark.parametrize("recipe", [name for name in TOKENIZERS if name.endswith("-segmentation")])
 def test_tokenizers_of_label_maps_are_for_label_maps(recipe: str, tmp_path: Path) -> None:
     command = ["train", "tokenizer", "nowhere", "--out", str(tmp_path / "run"), "--recipe", recipe]
     assert CliRunner().invoke(app, [*command, "--dry-run"]).exit_code == 0

@@ -246,9 +246,14 @@ def test_figures_are_said_as_they_are_seen(home: Path) -> None:
         ("coordinates", None, {"levles": 3}, "levles"),
         ("layout", "objects.json", {"classes": ["tee"]}, r"objects\.json has no class 'tee'; did you mean 'tree'"),
         ("layout", "objects.json", {"classes": "tree"}, "classes = 'tree': input should be a valid tuple"),
-        ("layout", "objects.json", {"smallest": 0.13}, r"no object in .* is left: none of the 2 classes .* 0\.13 of its"),
+        (
+            "layout",
+            "objects.json",
+            {"smallest": 0.13},
+            r"no object in .* is left: none of the 2 classes .* 0\.13 of its",
+        ),
         ("layout", "objects.json", {"smallest": 5}, "smallest = 5"),
-        ("layout", "objects.json", {"classes": []}, "none of the 0 classes"),
+        ("layout", "objects.json", {"smalest": 0.1}, "layout: unknown key 'smalest'; did you mean 'smallest'"),
     ],
 )
 def test_what_cannot_be_said(home: Path, name: str, data: str | None, options: dict[str, int], message: str) -> None:
@@ -268,13 +273,13 @@ def test_from_files_to_samples(home: Path) -> None:
     condition = condition_of(shards, "auto")
     assert isinstance(condition, Several)
     told = CliRunner().invoke(app, ["info", str(home / "codes")])
-    assert "told: label, segmentation, layout, 22 codes of 1039" in told.output
+    assert "told: label, segmentation, layout, 38 codes of 1039" in told.output
     with pytest.raises(SmaltiError, match="were made with label and segmentation and layout; set condition=auto"):
         condition_of(shards, "segmentation")
     assert keys(condition) == ("label", "segmentation", "layout")
     label, _, layout = condition.split(shards.training[0, 0].prefix)
     assert label.tolist() == [int(shards.training.labels[0])]
-    assert layout.shape == (5,)
+    assert layout.shape == (5 + 16,)
     assert condition.parts[2].settings.classes == ("tree",)  # type: ignore[attr-defined]
     overrides = ("run.length=640", "drop_condition=0.5")
     settings = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)
@@ -283,7 +288,7 @@ def test_from_files_to_samples(home: Path) -> None:
     for part, run in (("tokenizer", "tokenizer"), ("prior", "told")):
         (home / "whole" / part).symlink_to(home / run)
     pipeline = Pipeline.from_pretrained(home / "whole")
-    assert pipeline.prior.settings.maps == (1,)  # type: ignore[union-attr]
+    assert pipeline.prior.settings.maps == (1, 22)  # type: ignore[union-attr]
     labels = torch.zeros(SIDE, SIDE, dtype=torch.int64)
     assert pipeline.sample(1, segmentation=labels, label="a").shape == (1, 3, SIDE, SIDE)
     assert pipeline.sample(1, label="b", size=(24, 32)).shape == (1, 3, 24, 32)

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from smalti.data.kinds import KINDS
+from smalti.data.scenes import write_scenes
 from smalti.data.sources import Picture, Source, open_source, split
 from smalti.errors import SmaltiError
 from smalti.images import DamagedImage
@@ -60,6 +62,17 @@ def test_a_folder_gives_sorted_labelled_visible_pictures(tmp_path: Path) -> None
     ]
     assert source.labels == ("cat", "dog")
     assert source.read(source.pictures[0], 3).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("colour", "images"), ("edges", "images"), ("labels", "segmentations"), ("depth", "depths")]
+)
+def test_the_folder_of_scenes_is_not_that_of_their_pictures(kind: str, folder: str, tmp_path: Path) -> None:
+    """It was read with label maps, depths and edges as pictures, whose labels were `images`, `depths` ..., without a word."""
+    write_scenes(tmp_path / "scenes", count=2, size=(16, 16))
+    with pytest.raises(SmaltiError, match=rf"holds scenes, .* give .*scenes/{folder}$"):
+        open_source(tmp_path / "scenes", kind=KINDS[kind](None))
+    assert len(open_source(tmp_path / "scenes" / folder, kind=KINDS[kind](None)).pictures) == 2
 
 
 def test_labels_do_not_depend_on_how_accents_are_spelt(tmp_path: Path) -> None:

@@ -174,6 +174,32 @@ def test_the_condition_reaches_the_prior(home: Path, tmp_path: Path, monkeypatch
     assert {tuple(row) for row in seen[0].tolist()} <= kept
 
 
+def test_what_has_no_label_is_known_again_when_pictures_are_laid(home: Path, tmp_path: Path) -> None:
+    """A tokenizer of maps with 255 for none made codes of them, and the prior on those codes refused the same maps."""
+    for path in (home / "maps").rglob("*.png"):
+        drawn = np.array(Image.open(path))
+        copy = tmp_path / "maps" / path.relative_to(home / "maps")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.where(drawn == 2, 255, drawn).astype(np.uint8)).save(copy)
+    overrides = (
+        "run.length=8", "pictures.kind=labels", "pictures.unlabelled=255", "objective.pixel=cross_entropy",
+        "objective.adversarial.weight=0",
+    )  # fmt: skip
+    settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
+    train_tokenizer(tmp_path / "maps", tmp_path / "tokenizer", settings=settings, console=QUIET)
+    words = ["encode", home / "tokenizer", home / "images", "--out", tmp_path / "codes", "--copies", 1, "--size", SIDE]
+    told = ["--condition", "segmentation", "--condition-tokenizer", tmp_path / "tokenizer"]
+    ran = CliRunner().invoke(app, [str(word) for word in (*words, *told, "--condition-data", tmp_path / "maps")])
+    assert ran.exit_code == 0, ran.output
+    condition = condition_of(open_codes(tmp_path / "codes"), "segmentation")
+    labels = torch.randint(3, (SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    without = labels.masked_fill(labels == 2, 255)
+    for given in (without, without.numpy().astype(np.uint8), without.numpy().astype(np.uint16)):
+        assert torch.equal(condition.encode([given]), condition.encode([labels]))
+    with pytest.raises(SmaltiError, match="holds the label 254"):
+        condition.encode([without - (without == 255).long()])
+
+
 def test_the_same_command_again_makes_nothing_anew(home: Path) -> None:
     again = encode(home, "codes")
     assert again.exit_code == 0

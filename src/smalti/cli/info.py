@@ -56,6 +56,8 @@ def _described(path: Path) -> dict[str, Any]:
         return _foreign(path, foreign)
     if not holds_many(path):
         return _picture(path)
+    if (path / "scenes.json").is_file():
+        return {"scenes": path, **_pictures(path / "images")}
     return _pictures(path)
 
 

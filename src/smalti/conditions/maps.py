@@ -33,12 +33,16 @@ Positive = Annotated[int, Field(ge=1)]
 
 @settings
 class MapsSettings:
-    """`kind`: what a value is. `key`: the option's name. `grid`: the window (h, w) of the prior, in codes."""
+    """`kind`: what a value is. `key`: the option's name. `grid`: the window (h, w) of the prior, in codes.
+
+    `unlabelled`: the number in segmentations that stands for no label, for which the tokenizer has its last one; None for none.
+    """
 
     name: Literal["maps"] = "maps"
     kind: Literal["segmentation", "depth", "picture"]
     key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     grid: tuple[Positive, Positive]
+    unlabelled: Annotated[int, Field(ge=0, le=65535)] | None = None
 
 
 @final
@@ -118,7 +122,7 @@ class Maps(Condition):
         """One map -> what the tokenizer takes, (C,H,W) float32."""
         if not isinstance(value, Tensor | np.ndarray):
             raise SmaltiError(f"a {self.key} is a tensor or an array, not {value!r}")
-        picture = _KINDS[self.settings.kind].picture(torch.as_tensor(value), self.channels, self.key)
+        picture = _KINDS[self.settings.kind].picture(self._labelled(torch.as_tensor(value)), self.channels, self.key)
         factor = self.tokenizer.factor
         wanted, found = (grid[0] * factor, grid[1] * factor), tuple(picture.shape[1:])
         if found != wanted:
@@ -128,6 +132,13 @@ class Maps(Condition):
                 f"another size"
             )
         return picture
+
+    def _labelled(self, value: Tensor) -> Tensor:
+        """A map -> the same with the last label where it has none, as the tokenizer was trained."""
+        if self.settings.unlabelled is None or value.is_floating_point():
+            return value
+        labels = value.long()
+        return labels.masked_fill(labels == self.settings.unlabelled, self.channels - 1)
 
     def preview(self, codes: Tensor) -> Array:
         picture: Array = self.shown(codes.reshape(1, *self.settings.grid))[0]

@@ -6,12 +6,12 @@ The files that hold it are read by `smalti.data.annotation_files`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeAlias, final
 
 from smalti.data.sources import Picture
-from smalti.errors import SmaltiError
+from smalti.errors import SmaltiError, suggestion
 
 Place: TypeAlias = tuple[float, float]
 """x and y in shares of a picture's width and height, from the left top."""
@@ -51,7 +51,7 @@ class Annotated:
 
 
 def stem(key: str) -> str:
-    """The key of a picture in its source -> its name here: `street/04.jpg` -> `street/04`."""
+    """The key of a picture in its source -> its name for what lies beside it: `street/04.jpg` -> `street/04`."""
     return PurePosixPath(key).with_suffix("").as_posix()
 
 
@@ -88,3 +88,29 @@ def _names(pictures: Sequence[Picture], annotated: Annotated) -> list[str]:
                 "one of them"
             )
     return [name.rpartition("/")[2] for name in names]
+
+
+def only(annotated: Annotated, *, classes: Sequence[str], smallest: float) -> Annotated:
+    """Annotations -> the same of some classes, and of objects whose boxes take at least a share `smallest` of their picture.
+
+    A picture without any of them stays. Raises `SmaltiError` for a class that there is not, and where no object is left.
+    """
+    for name in classes:
+        if name not in annotated.classes:
+            raise SmaltiError(f"{annotated.path} has no class {name!r}; {suggestion(name, annotated.classes)}")
+    wanted = frozenset(classes)
+    pictures = {
+        picture: tuple(thing for thing in things if thing.name in wanted and area(thing) >= smallest)
+        for picture, things in annotated.pictures.items()
+    }
+    if any(annotated.pictures.values()) and not any(pictures.values()):
+        raise SmaltiError(
+            f"no object in {annotated.path} is left: none of the {len(wanted)} classes to keep takes {smallest:g} of its picture "
+            "or more; keep more classes, or smaller objects"
+        )
+    return replace(annotated, classes=tuple(name for name in annotated.classes if name in wanted), pictures=pictures)
+
+
+def area(thing: Thing) -> float:
+    """The share of its picture that a thing's box takes."""
+    return thing.box[2] * thing.box[3]

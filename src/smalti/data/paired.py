@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 from typing import Any, Protocol, final
 
 from torch import Tensor
 
+from smalti.data.annotations import stem
 from smalti.data.crops import View
 from smalti.data.loading import Crops
 from smalti.data.sources import Picture, Source
@@ -117,22 +117,18 @@ def beside(pictures: Sequence[Picture], source: Source) -> tuple[Picture, ...]:
     """
     named: dict[str, list[Picture]] = {}
     for picture in source.pictures:
-        named.setdefault(_stem(picture.key), []).append(picture)
-    missing = [picture.key for picture in pictures if _stem(picture.key) not in named]
+        named.setdefault(stem(picture.key), []).append(picture)
+    missing = [picture.key for picture in pictures if stem(picture.key) not in named]
     if missing:
         more = f", and {len(missing) - 1} more have none" if len(missing) > 1 else ""
         raise SmaltiError(
-            f"there is no {_stem(missing[0])}.* in {source.path} for the picture {missing[0]}{more}; what belongs to a picture "
+            f"there is no {stem(missing[0])}.* in {source.path} for the picture {missing[0]}{more}; what belongs to a picture "
             "has its name, in a folder laid out as that of the pictures"
         )
-    found = [named[_stem(picture.key)] for picture in pictures]
+    found = [named[stem(picture.key)] for picture in pictures]
     for several in found:
         if len(several) > 1:
             raise SmaltiError(
                 f"{several[0].key} and {several[1].key} in {source.path} belong to one picture; remove one of them"
             )
     return tuple(several[0] for several in found)
-
-
-def _stem(key: str) -> str:
-    return PurePosixPath(key).with_suffix("").as_posix()

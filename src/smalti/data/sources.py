@@ -26,6 +26,8 @@ from smalti.images import Array, Covering, DamagedImage
 
 ARCHIVES = (".txt", ".zip", ".tar")
 """Suffixes of files that hold or name many pictures."""
+OF_SCENES = {"labels": "segmentations", "depth": "depths"}
+"""Kind -> where its files lie in a folder that `smalti scenes` wrote; those of all others lie in `images`."""
 TAKEN = "a folder, a .txt list of paths, a .zip file, or .tar shards (one, a folder of them, or shards-{000..009}.tar)"
 
 
@@ -197,9 +199,15 @@ def open_source(path: Path, *, kind: Kind = COLOUR) -> Source:
     All that lies in and below a folder counts, but hidden files and folders; links are followed. A folder without pictures,
     but with `.tar` files, is one of shards. Shards may also be named as `shards-{000..009}.tar`.
 
-    Raises `SmaltiError` when there is no such path, when it is of another kind, or when it holds no pictures.
+    Raises `SmaltiError` when there is no such path, when it is of another kind, when it holds no pictures, and for the folder of
+    scenes, in which label maps and depths lie beside the pictures.
     """
     if path.is_dir():
+        if (path / "scenes.json").is_file():
+            raise SmaltiError(
+                f"{path} holds scenes, whose label maps, depths and edges are no pictures; for their {kind.files} give "
+                f"{path / OF_SCENES.get(kind.name, 'images')}"
+            )
         files = _files_below(path)
         tars = sorted(name for name in files if name.lower().endswith(".tar"))
         if tars and not any(_is_picture(name, kind) for name in files):

@@ -6,6 +6,7 @@ Letters: P prefix codes, h w grid of codes, H W pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -13,27 +14,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, Generic, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from smalti.conditions.base import Condition
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within
-from smalti.conditions.keypoints import Figure, Keypoints, KeypointsSettings, keypoint_codes
+from smalti.conditions.keypoints import Keypoints, KeypointsSettings, keypoint_codes
 from smalti.conditions.labels import Labels
 from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, shuffled
 from smalti.conditions.layouts import Layout
 from smalti.conditions.places import Box
 from smalti.data.annotation_files import read_annotations
-from smalti.data.annotations import Annotated, Thing, beside
+from smalti.data.annotations import Annotated, Thing, area, beside, only
 from smalti.data.crops import View, chances
 from smalti.data.loading import Crops
 from smalti.data.paired import Saying
-from smalti.errors import SmaltiError
-from smalti.settings import as_mapping, parse
+from smalti.errors import SmaltiError, suggestion
+from smalti.settings import as_mapping, parse, settings
+from smalti.training.config import Share
 
 Grid: TypeAlias = tuple[int, int]
+T = TypeVar("T")
 
 LEVELS = 1024
 """Codes between the first and the last pixel of a picture, as in the original's coordinates."""
@@ -132,59 +135,65 @@ class _Coordinates(Sayer):
 
 @final
 @dataclass(frozen=True)
-class _Layouts:
-    """The codes of the objects of each picture, in the part of it that is seen."""
+class _Listed(Generic[T]):
+    """The codes of the objects or figures of each picture, in the part of it that is seen.
 
-    objects: tuple[tuple[Annotation, ...], ...]
-    settings: LayoutSettings
+    Their order says nothing, and a prior is shown many of them.
+    """
+
+    things: tuple[tuple[T, ...], ...]
+    settings: LayoutSettings | KeypointsSettings
+    codes: Callable[..., tuple[int, ...]]
+    """`layout_codes` or `keypoint_codes`."""
     seed: int
 
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
-        order = shuffled(self.objects[index], _chance(self.seed, draw))
-        return torch.tensor(layout_codes(order, self.settings, crop=view_box(view), flip=view.mirrored))
+        order = shuffled(self.things[index], random.Random(chances(self.seed, draw)[0]))
+        return torch.tensor(self.codes(order, self.settings, crop=view_box(view), flip=view.mirrored))
 
     def described(self) -> dict[str, Any]:
-        return {"objects": digest(repr(self.objects)), **as_mapping(self.settings)}
+        return {"things": digest(repr(self.things)), **as_mapping(self.settings)}
 
 
-@final
-@dataclass(frozen=True)
-class _Poses:
-    """The codes of the figures of each picture, in the part of it that is seen."""
+@settings
+class _Kept:
+    """Which objects a layout tells of."""
 
-    figures: tuple[tuple[Figure, ...], ...]
-    settings: KeypointsSettings
-    seed: int
-
-    def __call__(self, index: int, view: View, draw: int) -> Tensor:
-        order = shuffled(self.figures[index], _chance(self.seed, draw))
-        return torch.tensor(keypoint_codes(order, self.settings, crop=view_box(view), flip=view.mirrored))
-
-    def described(self) -> dict[str, Any]:
-        return {"figures": digest(repr(self.figures)), **as_mapping(self.settings)}
-
-
-def _chance(seed: int, draw: int) -> random.Random:
-    """The order of objects and figures says nothing, and a prior is shown many of them."""
-    return random.Random(chances(seed, draw)[0])
+    classes: tuple[str, ...] = ()
+    """Their names; without any, all that the annotations have."""
+    smallest: Share = 0.0
+    """The least share of its picture that the box of an object takes, as in the original; smaller ones are left out."""
 
 
 @final
 class _Objects(Sayer):
-    """The objects of a picture and their boxes; settings: those of `LayoutSettings` but for the classes."""
+    """The objects of a picture and their boxes; settings: those of `LayoutSettings`, and `smallest`.
+
+    `classes` keeps some of those that the annotations have, and `smallest` objects of some size; all others are left out.
+    """
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
-        self.annotated = _annotations("layout", data)
+        annotated = _annotations("layout", data)
+        chosen = {name: options[name] for name in ("classes", "smallest") if name in options}
+        kept = parse(_Kept, chosen, where="the condition layout")
+        known = {field.name for field in dataclasses.fields(LayoutSettings)} | {"smallest"}
+        for name in options:
+            if name not in known:
+                raise SmaltiError(f"the condition layout: unknown key {name!r}; {suggestion(name, known)}")
+        self.annotated = only(annotated, classes=kept.classes or annotated.classes, smallest=kept.smallest)
+        classes = self.annotated.classes
         most = min(max((len(things) for things in self.annotated.pictures.values()), default=1), MOST_OBJECTS)
-        sure = {"most": max(most, 1), "size": max(PLACES, 16 * len(self.annotated.classes) + 2), **options}
-        settings = parse(LayoutSettings, {**sure, "classes": self.annotated.classes}, where="the condition layout")
+        sure = {"most": max(most, 1), "size": max(PLACES, 16 * len(classes) + 2), "drawn": grid}
+        others = {name: value for name, value in options.items() if name not in chosen}
+        settings = parse(LayoutSettings, {**sure, **others, "classes": classes}, where="the condition layout")
+        _check_drawn("layout", settings.drawn, grid)
         self.settings, self.condition, self.fingerprint = settings, Layout(settings), digest(as_mapping(settings))
-        self._numbers = {name: number for number, name in enumerate(self.annotated.classes)}
+        self._numbers = {name: number for number, name in enumerate(classes)}
 
     def of(self, part: Crops) -> Saying:
         found = beside(part.pictures, self.annotated)
         lists = tuple(tuple(map(self._annotation, _largest(things, self.settings.most))) for things in found)
-        return _Layouts(lists, self.settings, part.seed)
+        return _Listed(lists, self.settings, layout_codes, part.seed)
 
     def _annotation(self, thing: Thing) -> Annotation:
         properties = thing.group, thing.occluded, thing.depiction, thing.inside
@@ -201,8 +210,9 @@ class _Figures(Sayer):
             raise SmaltiError(f"{self.annotated.path} tells of no keypoints; give annotations that do")
         figures = (sum(bool(thing.keypoints) for thing in things) for things in self.annotated.pictures.values())
         most = min(max(figures, default=1), MOST_FIGURES)
-        values = {"most": max(most, 1), "size": PLACES, **options, "points": self.annotated.keypoints}
+        values = {"most": max(most, 1), "size": PLACES, "drawn": grid, **options, "points": self.annotated.keypoints}
         settings = parse(KeypointsSettings, values, where="the condition keypoints")
+        _check_drawn("keypoints", settings.drawn, grid)
         self.settings, self.condition, self.fingerprint = settings, Keypoints(settings), digest(as_mapping(settings))
 
     def of(self, part: Crops) -> Saying:
@@ -210,12 +220,21 @@ class _Figures(Sayer):
         for things in beside(part.pictures, self.annotated):
             figures = [thing for thing in things if thing.keypoints]
             lists.append(tuple(thing.keypoints for thing in _largest(figures, self.settings.most)))
-        return _Poses(tuple(lists), self.settings, part.seed)
+        return _Listed(tuple(lists), self.settings, keypoint_codes, part.seed)
+
+
+def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
+    """Raise `SmaltiError` for a map that has not a place for each code."""
+    if drawn not in ((0, 0), grid):
+        raise SmaltiError(
+            f"the condition {key}: drawn = {drawn[0]} x {drawn[1]}, and pictures have {grid[0]} x {grid[1]} codes; leave it "
+            "out, or give [0, 0] for no map"
+        )
 
 
 def _largest(things: Sequence[Thing], most: int) -> Sequence[Thing]:
     """The things with the largest boxes, as many as there is room for, as they followed one another."""
-    by_size = sorted(range(len(things)), key=lambda place: -things[place].box[2] * things[place].box[3])
+    by_size = sorted(range(len(things)), key=lambda place: -area(things[place]))
     return [things[place] for place in sorted(by_size[:most])]
 
 

@@ -131,7 +131,8 @@ def _map(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], devic
             f"{told.tokenizer} is for {kind.files}, which cannot be made of pictures; say where they lie: --condition-data"
         )
     source = open_source(told.data or parts[0].source.path, kind=kind)
-    values = {"kind": VALUES[kind.name], "key": told.key, "grid": grid}
+    without = kind.described().get("unlabelled")
+    values = {"kind": VALUES[kind.name], "key": told.key, "grid": grid, "unlabelled": without}
     condition = Maps(parse(MapsSettings, values, where="the condition"), model)
     size = grid[0] * model.factor, grid[1] * model.factor
     training, validation = (_cut_alike(part, source, size=size, channels=channels) for part in parts)
