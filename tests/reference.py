@@ -31,14 +31,34 @@ def gumbel_number(seed: int, row: int, column: int, code: int) -> float:
     return -math.log(-math.log(1 - (word + 0.5) / 2**32))
 
 
-def placement(i: int, N: int, n: int) -> int:
-    """The original's rule as its scripts write it (n is 16 there); an odd window has its larger part after the code."""
-    half = n // 2
+def placement(i: int, N: int, n: int, *, half: int | None = None) -> int:
+    """The original's rule as its scripts write it (n is 16 there); an odd window has its larger part after the code.
+
+    `half` is n // 2 where it is not given, the place of the code in a window that stands freely.
+    """
+    half = n // 2 if half is None else half
     if i <= half:
         return i
     if N - i < n - half:
         return n - (N - i)
     return half
+
+
+def earliest(missing: Tensor, window: tuple[int, int], *, middle: Callable[[int], int]) -> list[list[int]]:
+    """Where codes are asked for (H, W) -> the first step in which each can be laid, 0 where none is asked for.
+
+    Every code that the window shows before the code, row by row, must be laid in a step before.
+    """
+    (H, W), (h, w) = missing.shape, window
+    steps = [[0] * W for _ in range(H)]
+    for i in range(H):
+        for j in range(W):
+            top = i - placement(i, H, h, half=middle(h))
+            left = j - placement(j, W, w, half=middle(w))
+            shown = [(a, b) for a in range(top, top + h) for b in range(left, left + w) if (a, b) < (i, j)]
+            if missing[i, j]:
+                steps[i][j] = 1 + max((steps[a][b] for a, b in shown), default=0)
+    return steps
 
 
 def surviving(logits: Sequence[float], *, top_k: int, top_p: float, min_p: float = 0.0) -> set[int]:
@@ -58,7 +78,13 @@ def surviving(logits: Sequence[float], *, top_k: int, top_p: float, min_p: float
 
 @torch.no_grad()
 def sampled(
-    prior: Prior, prefix: Tensor | Callable[[Window], Tensor], known: Tensor, *, sampler: Sampler, seed: int
+    prior: Prior,
+    prefix: Tensor | Callable[[Window], Tensor],
+    known: Tensor,
+    *,
+    sampler: Sampler,
+    seed: int,
+    middle: Callable[[int], int] = lambda n: n // 2,
 ) -> Tensor:
     """One picture, prefix (P,) or one for each window, and known (h, w) -> codes (h, w), without cache or batch.
 
@@ -74,7 +100,8 @@ def sampled(
         scale = 1 + (sampler.guidance - 1) * shares[sampler.guidance_schedule]
         if known[i, j] >= 0:
             continue
-        local_i, local_j = placement(i, height, rows), placement(j, width, columns)
+        local_i = placement(i, height, rows, half=middle(rows))
+        local_j = placement(j, width, columns, half=middle(columns))
         window = Window(i - local_i, j - local_j, rows, columns)
         inside = codes[window.top : window.top + rows, window.left : window.left + columns].clamp(min=0).reshape(1, -1)
         turn = order.index(local_i * columns + local_j)

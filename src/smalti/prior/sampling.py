@@ -1,9 +1,10 @@
-"""Laying codes: from a prior's logits to grids of any size, one code after the other.
+"""Laying codes: from a prior's logits to grids of any size, wave by wave.
 
-Shapes: B batch, K image codes, P prefix codes, h w grid.
+Shapes: B batch, K image codes, P prefix codes, h w grid, m places laid in one call of the prior, T codes before the last of them.
 
-`sample` has one program for all cases. A grid that fits the prior's window is the case of a window that never moves, so
-that its cache lasts for the whole picture; completion is the case that some codes are known already.
+`sample` has one program for all cases. Codes that do not need one another are a wave (`prior.wavefront`) and are laid at once. A
+grid that fits the prior's window is the case of waves of one code and a window that never moves, so that its cache lasts for
+the whole picture; completion is the case that some codes are known already.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, zip_longest
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -19,9 +21,14 @@ from torch import Tensor
 
 from smalti.errors import SmaltiError
 from smalti.noise import gumbel
-from smalti.prior.base import Cache, Prior
-from smalti.prior.window import Middle, Window, after_middle, window_over
+from smalti.prior.base import Cache, NoCache, Prior
+from smalti.prior.wavefront import Place, calls, rows_complete, waves
+from smalti.prior.window import Middle, Window, after_middle
 from smalti.settings import parse, settings
+
+MOST = 2**14
+"""Codes that one call of the prior reads at most, where it reads sequences of several places: enough to keep a device busy. A
+wave over a very wide picture takes several calls, so that the memory of a call does not grow with the picture."""
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -115,7 +122,8 @@ def sample(
     """Prefix codes (B, P) -> image codes (B, h, w) of a `grid` (h, w) of any size.
 
     They are laid in the prior's order and yielded after every w codes, which in raster order are a row, with -1 where a
-    code is not laid yet; the last is complete.
+    code is not laid yet; the last is complete. Where the grid is wider than the prior's window, rows are laid side by side: when
+    a row is complete, the rows below it already show what they have so far.
 
     `seeds` is (B,) int64, not negative. A picture's chance hangs on its own seed and the place of each code alone, not on
     the batch it is in; laid on from some of its own codes, it becomes the same picture. `known` is (B, h, w): codes to
@@ -145,9 +153,8 @@ def finished(laying: Iterator[Tensor]) -> Tensor:
 
 
 class _Stand(NamedTuple):
-    """A window while it stands still: its prefix, guided with the empty one below, and what the prior keeps of it."""
+    """One window, or several side by side: their prefixes, guided with the empty ones below, and what the prior keeps of them."""
 
-    window: Window
     prefix: Tensor
     cache: Cache
 
@@ -191,30 +198,54 @@ def _lay(
     batch, height, width = known.shape
     shape = (min(prior.grid[0], height), min(prior.grid[1], width))
     inside = prior.places(shape, device=known.device)  # the window's own places, in order
-    turns = inside.argsort().tolist()
     whole_turns = order.argsort().tolist()
-    codes, stand = known.clone(), None
-    for stretch in order.view(height, width):
-        missing = (known.flatten(1)[:, stretch] < 0).any(dim=0)
-        places = [divmod(place, width) for place in stretch[missing].tolist()]
-        for (row, column), noise in zip(places, _noise(seeds, places, size=prior.size), strict=True):
-            window = window_over(row, column, grid=(height, width), window=shape, middle=middle)
-            if stand is None or stand.window != window:
-                stand = _Stand(window, torch.cat((prefix_at(window), empty)), prior.empty_cache(window=shape))
-            turn = turns[(row - window.top) * window.columns + column - window.left]
-            logits = _next(prior, stand, _within(codes, window)[:, inside[:turn]])
-            if len(empty):
-                scale = guidance_at(whole_turns[row * width + column], count=len(order), sampler=sampler)
-                logits = guide(logits[:batch], logits[batch:], scale=scale)
-            logits = filter_logits(
-                logits,
-                temperature=sampler.temperature,
-                top_k=sampler.top_k,
-                top_p=sampler.top_p,
-                min_p=sampler.min_p,
-            )
-            codes[:, row, column] = known[:, row, column].where(known[:, row, column] >= 0, choose(logits, noise))
-        yield codes.clone()
+    schedule = _schedule(prior, (known < 0).any(dim=0).cpu(), order.tolist(), window=shape, middle=middle)
+    ends = rows_complete(schedule, order, grid=(height, width))
+    noise = _noise(seeds, [place[:2] for wave in schedule for place in wave], size=prior.size)
+    copies, few = batch + len(empty), _wants_few_calls(known.device)
+    codes, stands = known.clone(), dict[Window, _Stand]()
+    yield from (codes.clone() for _ in range(ends.count(0)))
+    for count, (wave, following) in enumerate(zip_longest(schedule, schedule[1:], fillvalue=list[Place]()), start=1):
+        noise_of = dict(zip(wave, islice(noise, len(wave)), strict=True))
+        # A window that stands over a code of the next wave too stands still. For others a cache would be filled and thrown away.
+        ahead = {place.window for place in following}
+        for places in calls(
+            wave, standing=ahead | stands.keys(), prefix=prior.prefix, copies=copies, most=MOST, few=few
+        ):
+            window, alone = places[0].window, len(places) == 1
+            stand = stands.get(window) if alone else None
+            if stand is None:
+                prefixes = [prefix_at(place.window) for place in places]
+                cache = prior.empty_cache(window=shape) if alone and window in ahead else NoCache(columns=shape[1])
+                stand = _Stand(torch.cat((*prefixes, empty.repeat(len(places), 1))), cache)
+            logits = _next(prior, stand, codes, places, inside=inside)
+            scales = [
+                guidance_at(whole_turns[place.row * width + place.column], count=len(order), sampler=sampler)
+                for place in places
+            ]
+            drawn = _drawn(logits, torch.stack([noise_of[place] for place in places]), scales, sampler=sampler)
+            for place, new in zip(places, drawn, strict=True):
+                own = known[:, place.row, place.column]
+                codes[:, place.row, place.column] = own.where(own >= 0, new)
+            if alone and window in ahead:
+                stands[window] = stand
+        stands = {window: stand for window, stand in stands.items() if window in ahead}
+        yield from (codes.clone() for _ in range(ends.count(count)))
+
+
+def _schedule(
+    prior: Prior, missing: Tensor, order: Sequence[int], *, window: tuple[int, int], middle: Middle
+) -> list[list[Place]]:
+    """Where codes are to be laid, (H, W) bool, and the grid's places in the prior's order -> the places of each wave."""
+    if prior.order == "raster":
+        return waves(missing, window=window, middle=middle)
+    asked, whole = missing.flatten().tolist(), Window(0, 0, *window)
+    return [[Place(*divmod(place, window[1]), whole, turn)] for turn, place in enumerate(order) if asked[place]]
+
+
+def _wants_few_calls(device: torch.device) -> bool:
+    """Whether a call that reads a few hundred codes takes about as long as one that reads a single code: not on a CPU."""
+    return device.type != "cpu"
 
 
 def _within(codes: Tensor, window: Window) -> Tensor:
@@ -223,14 +254,36 @@ def _within(codes: Tensor, window: Window) -> Tensor:
     return codes[:, top : top + rows, left : left + columns].flatten(1)
 
 
-def _next(prior: Prior, stand: _Stand, before: Tensor) -> Tensor:
-    """The codes (B, n) before a place of a standing window -> logits of its code, float32: (B, K), guided (2 B, K).
+def _next(prior: Prior, stand: _Stand, codes: Tensor, places: Sequence[Place], *, inside: Tensor) -> Tensor:
+    """Codes so far (B, h, w) and m places -> logits of their codes, float32: (1, m, B, K), guided (2, m, B, K).
 
-    What the cache holds already is not read again. Codes that were known, and so never asked for, are read now.
+    What the cache holds already is not read again. Codes that were known, and so never asked for, are read now. Places that
+    have fewer codes before them than others are followed by codes that come later or by filler, which a causal prior does not see.
     """
+    longest, start = max(place.turn for place in places), stand.cache.length
+    before = torch.cat([_within(codes, place.window)[:, inside[:longest]] for place in places]).clamp(min=0)  # (m B, T)
     before = before.repeat(len(stand.prefix) // len(before), 1)
-    sequence = prior.join(stand.prefix, before)
-    return prior.next_logits(sequence[:, stand.cache.length :], cache=stand.cache).float()
+    features = prior.features(prior.join(stand.prefix, before)[:, start:], stand.cache)
+    features = features.reshape(-1, len(places), len(codes), *features.shape[1:])  # (1 or 2, m, B, T, D)
+    asked = [features[:, item, :, prior.prefix - 1 + place.turn - start] for item, place in enumerate(places)]
+    logits: Tensor = prior.head(torch.stack(asked, dim=1))[..., : prior.size]
+    return logits.float()
+
+
+def _drawn(logits: Tensor, noise: Tensor, scales: Sequence[float], *, sampler: Sampler) -> Tensor:
+    """Logits (1 or 2, m, B, K), noise (m, B, K), the guidance of each of m places -> codes (m, B)."""
+    if len(logits) == 1:
+        guided = logits[0]
+    else:
+        guided = torch.stack([guide(*own, scale=scale) for own, scale in zip(logits.unbind(1), scales, strict=True)])
+    filtered = filter_logits(
+        guided.flatten(0, 1),
+        temperature=sampler.temperature,
+        top_k=sampler.top_k,
+        top_p=sampler.top_p,
+        min_p=sampler.min_p,
+    )
+    return choose(filtered, noise.flatten(0, 1)).view(noise.shape[:2])
 
 
 def _noise(seeds: Tensor, places: Sequence[tuple[int, int]], *, size: int) -> Iterator[Tensor]:

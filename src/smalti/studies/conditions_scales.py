@@ -30,14 +30,14 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="nine conditions for some minutes each: three quarters of an hour on two CPU cores",
+        about="nine conditions for ten minutes each: two hours on two CPU cores",
         data="the embedded scenes at 64 pixels",
         paints=True,
         settings={
             "recipe": "demo",
             "tokenizer": ["run.length=3600", *_QUIET],
             "maps": ["run.length=1500", "model.quantizer.size=256"],
-            "prior": ["run.length=122880", "run.picture_every=614400", "optimiser.rate=0.001", "run.tensorboard=false"],
+            "prior": ["run.length=409600", "run.picture_every=614400", "optimiser.rate=0.001", "run.tensorboard=false"],
             "scenes": 1600,
             "samples": 48,
         },
