@@ -76,7 +76,10 @@ def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path: Path) -> None:
     [
         ("like: smal\n", r"is like 'smal', which is none of smalti's; did you mean 'small'\?"),
         ("tokeniser: {}\n", r"unknown section 'tokeniser'; did you mean 'tokenizer'\?"),
-        ("about: nothing\n", r"has no section 'tokenizer'; those that have one are class, .*demo, .*reference-imagenet"),
+        (
+            "about: nothing\n",
+            r"has no section 'tokenizer'; those that have one are class, .*demo, .*reference-imagenet",
+        ),
         ("- 1\n", "must hold the sections"),
     ],
 )

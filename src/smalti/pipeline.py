@@ -182,7 +182,7 @@ class Pipeline:
         guidance_schedule: str = "constant",
         **given: Any,
     ) -> Iterator[Tensor]:
-        """As `sample`, one picture, yielded (C,H,W) after each row of codes; what is not laid yet is mid-grey."""
+        """As `sample`, one picture, yielded (C,H,W) whenever a row of codes is complete; what is not laid yet is mid-grey."""
         known = unknown(1, self.grid(size))
         sampler = sampler_of(
             temperature=temperature,
