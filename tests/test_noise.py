@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import reference
@@ -40,11 +40,15 @@ def test_a_tensor_of_counters_is_each_counter_alone(cases: list[tuple[int, ...]]
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 9))
+@example(3288, 0, 435, 8)  # a number within 2e-5 of one
 def test_noise_is_the_slow_truth(seed: int, row: int, column: int, size: int) -> None:
     noise = gumbel(torch.tensor([seed]), size, rows=torch.tensor([row]), columns=torch.tensor([column]))
     truth = torch.tensor([[reference.gumbel_number(seed, row, column, code) for code in range(size)]])
     assert noise.dtype == torch.float32
-    torch.testing.assert_close(noise, truth, atol=2e-6, rtol=2e-6)
+    # Where the uniform number comes near one, floats are coarse, and two logarithms magnify what they leave out.
+    unlikely = (-truth).exp()
+    allowed = 2e-6 * (1 + truth.abs()) + 2**-24 * unlikely.exp() / unlikely
+    assert ((noise - truth).abs() <= allowed).all()
 
 
 def test_noise_depends_on_nothing_but_seed_and_place() -> None:
