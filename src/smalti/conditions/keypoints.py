@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, final
@@ -30,6 +29,7 @@ from smalti.conditions.places import (
     box_at,
     check_crop,
     corners,
+    differing,
     drawn,
     flipped,
     outline,
@@ -74,10 +74,7 @@ class KeypointsSettings:
     @field_validator("points")
     @classmethod
     def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise ValueError(f"the point {twice[0]!r} is named twice")
-        return names
+        return differing(names, what="point")
 
     @property
     def none(self) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, TypeVar, final
@@ -19,7 +18,7 @@ from pydantic import Field, field_validator
 
 from smalti.conditions.places import WHOLE as WHOLE
 from smalti.conditions.places import Box as Box
-from smalti.conditions.places import box_at, check_crop, corners, drawn, flipped, point, point_at, seen_in
+from smalti.conditions.places import box_at, check_crop, corners, differing, drawn, flipped, point, point_at, seen_in
 from smalti.errors import SmaltiError
 from smalti.settings import settings
 
@@ -85,10 +84,7 @@ class LayoutSettings:
     @field_validator("classes")
     @classmethod
     def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise ValueError(f"the class {twice[0]!r} is named twice")
-        return names
+        return differing(names, what="class")
 
     @property
     def none(self) -> int:

@@ -7,6 +7,7 @@ row. Layouts and keypoints are written so.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,14 @@ class Box(NamedTuple):
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 """The box of all of a picture."""
+
+
+def differing(names: tuple[str, ...], *, what: str) -> tuple[str, ...]:
+    """Names of classes or points -> the same. Raises `ValueError`, for settings, where one stands twice."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"the {what} {twice[0]!r} is named twice")
+    return names
 
 
 def check_crop(crop: Box) -> None:

@@ -106,8 +106,11 @@ class Transformer(Prior):
         blocks = [_Block(settings, name=str(index)) for index in range(settings.layers)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = _Norm(settings.width, epsilon=settings.norm_epsilon)
-        own = nn.Linear(settings.width, settings.size, bias=False)
-        self.head = _TiedHead(self.embedding, settings.size) if settings.tied else own
+        self.head = (
+            _TiedHead(self.embedding, settings.size)
+            if settings.tied
+            else nn.Linear(settings.width, settings.size, bias=False)
+        )
         for weight in self.parameters():
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=0.02)
