@@ -19,9 +19,10 @@ from smalti.conditions.drawing import palette
 from smalti.conditions.given import Given, GivenSettings
 from smalti.conditions.keypoints import Keypoints, KeypointsSettings
 from smalti.conditions.labels import Labels, Nothing
-from smalti.conditions.layout_codes import Annotation, Box, LayoutSettings
+from smalti.conditions.layout_codes import Annotation, LayoutSettings
 from smalti.conditions.layouts import Layout
 from smalti.conditions.maps import Maps, MapsSettings
+from smalti.conditions.places import Box
 from smalti.conditions.several import Several
 from smalti.errors import SmaltiError
 from smalti.images import DamagedImage

@@ -15,18 +15,10 @@ from golden import FOLDER, Golden, fixtures
 from smalti.checkpoints.taming_parts import MASKS, Part, gpt_names, gpt_settings, read_tokenizer
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
 from smalti.conditions.given import Given, GivenSettings
-from smalti.conditions.layout_codes import (
-    WHOLE,
-    Annotation,
-    Box,
-    LayoutSettings,
-    layout_codes,
-    read_codes,
-    shortened,
-    shuffled,
-)
+from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, read_codes, shortened, shuffled
 from smalti.conditions.layouts import Layout
 from smalti.conditions.maps import Maps, MapsSettings, colourised, labels_as_channels
+from smalti.conditions.places import WHOLE, Box
 from smalti.errors import SmaltiError
 from smalti.prior import Sampler, finished, sample_windows, unknown
 from smalti.prior.gpt import GPT

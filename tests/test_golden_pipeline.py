@@ -13,9 +13,10 @@ from smalti.checkpoints.taming import read_net2net
 from smalti.checkpoints.taming_parts import ORDERS, Part
 from smalti.conditions.base import crops
 from smalti.conditions.coordinates import Coordinates
-from smalti.conditions.layout_codes import Annotation, Box, LayoutSettings
+from smalti.conditions.layout_codes import Annotation, LayoutSettings
 from smalti.conditions.layouts import Layout
 from smalti.conditions.maps import Maps
+from smalti.conditions.places import Box
 from smalti.pipeline import Pipeline
 from smalti.prior import ORDERS as ORDERS_HERE
 from smalti.prior import Sampler, finished, nats, sample_windows, unknown

@@ -16,17 +16,9 @@ from hypothesis import settings as checked
 from hypothesis import strategies as st
 
 from smalti.conditions.build import build_condition
-from smalti.conditions.layout_codes import (
-    WHOLE,
-    Annotation,
-    Box,
-    LayoutSettings,
-    layout_codes,
-    read_codes,
-    shortened,
-    shuffled,
-)
+from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, read_codes, shortened, shuffled
 from smalti.conditions.layouts import Layout
+from smalti.conditions.places import WHOLE, Box
 from smalti.errors import SmaltiError
 from smalti.prior.window import Window
 

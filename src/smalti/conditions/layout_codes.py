@@ -16,9 +16,19 @@ from typing import Annotated, Literal, NamedTuple, TypeVar, final
 
 from pydantic import Field, field_validator
 
-from smalti.conditions.places import WHOLE as WHOLE
-from smalti.conditions.places import Box as Box
-from smalti.conditions.places import box_at, check_crop, corners, differing, drawn, flipped, point, point_at, seen_in
+from smalti.conditions.places import (
+    WHOLE,
+    Box,
+    box_at,
+    check_crop,
+    corners,
+    differing,
+    drawn,
+    flipped,
+    point,
+    point_at,
+    seen_in,
+)
 from smalti.errors import SmaltiError
 from smalti.settings import settings
 
