@@ -280,5 +280,5 @@ class Book:
 
     def _line(self, part: str, seen: int, values: Mapping[str, Any]) -> None:
         if self._first:
-            clock = {"time": round(time.time(), 1), "elapsed": round(self.record.elapsed, 1)}
+            clock = {"time": round(time.time(), 1), "elapsed": round(self.record.elapsed, 3)}
             self._folder.append_metrics({"seen": seen, "part": part, **clock, **values})
