@@ -14,6 +14,7 @@ from torch import Tensor
 
 from golden import Golden, fixtures, random_lpips
 from small import write_pictures
+from smalti import winograd
 from smalti.checkpoints.taming_parts import Part, read_tokenizer, tokenizer_names
 from smalti.data.loading import Batch
 from smalti.data.sources import open_source
@@ -168,6 +169,12 @@ class Compared:
     def under(self, prefix: str) -> list[str]:
         """The names that follow a prefix."""
         return sorted(key.removeprefix(prefix) for key in self.left if key.startswith(prefix))
+
+
+@pytest.fixture(autouse=True)
+def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original's convolutions, as `SMALTI_DIRECT` has them: in single precision, steps of Adam show each rounding."""
+    monkeypatch.setattr(winograd, "suits", lambda x, weight, *, least=0: False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

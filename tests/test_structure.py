@@ -24,11 +24,11 @@ LONGEST = 450
 
 FLOORS = {
     **dict.fromkeys(
-        ("errors", "files", "settings", "devices", "weights", "memory", "noise", "pretrained", "processes", "version"),
+        ("errors", "files", "settings", "devices", "weights", "memory", "noise", "pretrained", "processes", "version", "winograd"),
         0,
     ),
-    **dict.fromkeys(("images", "masks", "numbers", "tokenizer", "losses", "prior"), 1),
-    **dict.fromkeys(("conditions", "data"), 2),
+    **dict.fromkeys(("images", "masks", "numbers", "png", "tokenizer", "losses", "prior"), 1),
+    **dict.fromkeys(("conditions", "data", "keeping"), 2),
     "checkpoints": 3,
     "pipeline": 4,
     **dict.fromkeys(("evaluation", "web"), 5),
@@ -40,7 +40,7 @@ FLOORS = {
 """Room -> floor. A room imports from lower floors and from itself; the ground floor is one room."""
 
 GROUND = {room for room, floor in FLOORS.items() if floor == 0}
-NEIGHBOURS = [GROUND, {"images", "masks", "numbers"}]
+NEIGHBOURS = [GROUND, {"images", "masks", "numbers", "png"}]
 """Modules beside one another that make up one room."""
 
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.errors import SmaltiError, suggestion
-from smalti.losses.winograd import FrozenConvolution
 from smalti.weights import load_strictly, load_weights
+from smalti.winograd import FrozenConvolution
 
 # LPIPS's own constants: ImageNet's mean and deviation of each colour, carried over from [0, 1] to [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
