@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from smalti.data.codes import open_codes
 from smalti.data.crops import RandomCrop
 from smalti.data.kinds import COLOUR, KINDS
 from smalti.data.loading import Crops
+from smalti.data.painting import LABELS
 from smalti.data.paired import CutAlike, Paired, beside
+from smalti.data.scene_files import scene_labels, write_scenes
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
 from smalti.pipeline import Pipeline, load_tokenizer
@@ -198,6 +201,28 @@ def test_what_has_no_label_is_known_again_when_pictures_are_laid(home: Path, tmp
         assert torch.equal(condition.encode([given]), condition.encode([labels]))
     with pytest.raises(SmaltiError, match="holds the label 254"):
         condition.encode([without - (without == 255).long()])
+
+
+def test_labels_have_the_names_that_they_are_given(home: Path) -> None:
+    ran = encode(home, "named", "--condition-set", "segmentation.names=[sky, lake, hill]")
+    assert ran.exit_code == 0, ran.output
+    condition = condition_of(open_codes(home / "named"), "segmentation")
+    assert isinstance(condition, Maps)
+    assert condition.settings.names == ("sky", "lake", "hill")
+    for said, answer in (
+        ("names=[sky, lake]", "2 names were given .* 3 labels"),
+        ("name=sky", "no settings but names"),
+    ):
+        refused = encode(home, "other", "--condition-set", f"segmentation.{said}")
+        assert refused.exit_code == 1
+        assert re.search(answer, str(refused.exception))
+
+
+def test_the_labels_of_scenes_have_names(tmp_path: Path) -> None:
+    write_scenes(tmp_path, count=1, size=(32, 32), seed=0)
+    assert scene_labels(tmp_path / "segmentations")[:2] == LABELS[:2]
+    assert len(scene_labels(tmp_path / "segmentations")) == len(LABELS)
+    assert scene_labels(tmp_path / "images") == scene_labels(tmp_path) == ()
 
 
 def test_the_same_command_again_makes_nothing_anew(home: Path) -> None:

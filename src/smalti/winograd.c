@@ -6,7 +6,8 @@
    product of matrices. Images lie channels last. A few squares go the whole way at once, so that what is between the maps stays
    in the cache of a core.
 
-   Letters: B pictures, H W pixels, C channels in, K channels out, T squares taken at once, P channels of a panel. */
+   Letters: B pictures, H W pixels, C channels in, K channels out, both divisible by LANES, T squares taken at once, P channels of a
+   panel. */
 
 #include <stdlib.h>
 
@@ -21,6 +22,7 @@ typedef struct { long B, H, W, C, K; } Shape;
 static inline lane load(const float *from) { return *(const lane *)from; }
 static inline void store(float *to, lane value) { *(lane *)to = value; }
 static inline long least(long a, long b) { return a < b ? a : b; }
+static inline long panels(long K) { return (K + P - 1) / P; } /* the last may be half a panel, filled up with zeros */
 
 /* How many squares go at once: no more than keep all threads at work. */
 static long together(long squares, long threads) {
@@ -93,9 +95,9 @@ static void values(const float *x, Shape s, long n, long count, long T, float *v
     }
 }
 
-/* Some squares of the gradient of the results (B,H,W,K), from number n on -> m (36,T,K). */
+/* Some squares of the gradient of the results (B,H,W,K), from number n on -> m (36,T,panels(K) P). */
 static void slopes(const float *y, Shape s, long n, long count, long T, float *m) {
-    long h = (s.H + 3) / 4, w = (s.W + 3) / 4;
+    long h = (s.H + 3) / 4, w = (s.W + 3) / 4, K = panels(s.K) * P;
     for (long t = 0; t < count; t++) {
         Square at = square(n + t, h, w);
         for (long k = 0; k < s.K; k += LANES) {
@@ -103,19 +105,19 @@ static void slopes(const float *y, Shape s, long n, long count, long T, float *m
             look(y + at.b * s.H * s.W * s.K + k, s.H, s.W, s.K, 4 * at.i, 4 * at.j, 4, d);
             for (int j = 0; j < 4; j++) after_back(d + j, 4, 4, e + j);
             for (int i = 0; i < 6; i++) after_back(e + 4 * i, 1, 1, f + 6 * i);
-            for (int i = 0; i < 36; i++) store(m + (i * T + t) * s.K + k, f[i]);
+            for (int i = 0; i < 36; i++) store(m + (i * T + t) * K + k, f[i]);
         }
     }
 }
 
-/* P channels of some squares, m (36,T,P), back into y (B,H,W,K). */
-static void results(const float *m, const float *bias, Shape s, long n, long count, long T, float *y) {
+/* A panel of some squares, m (36,T,P), back into `width` channels of y (B,H,W,K). */
+static void results(const float *m, const float *bias, Shape s, long n, long count, long T, long width, float *y) {
     long h = (s.H + 3) / 4, w = (s.W + 3) / 4;
     for (long t = 0; t < count; t++) {
         Square at = square(n + t, h, w);
         long rows = least(4, s.H - 4 * at.i), columns = least(4, s.W - 4 * at.j);
         float *to = y + ((at.b * s.H + 4 * at.i) * s.W + 4 * at.j) * s.K;
-        for (long k = 0; k < P; k += LANES) {
+        for (long k = 0; k < width; k += LANES) {
             lane d[36], e[24], f[16], plus = bias ? load(bias + k) : (lane){0};
             for (int i = 0; i < 36; i++) d[i] = load(m + (i * T + t) * P + k);
             for (int j = 0; j < 6; j++) after(d + j, 6, e + j);
@@ -172,7 +174,7 @@ static void outer(const float *v, const float *m, long T, long C, long K, float 
 
 /* --- what is called ------------------------------------------------------------------------------------------------------- */
 
-/* A weight, K x C x 3 x 3 numbers that lie `strides` apart -> u (36,K/P,C,P). */
+/* A weight, K x C x 3 x 3 numbers that lie `strides` apart -> u (36,panels(K),C,P), of which zeros are left as they are. */
 void map_weight(const float *weight, const long *strides, long C, long K, int threads, float *u) {
 #pragma omp parallel for num_threads(threads)
     for (long k = 0; k < K; k += LANES)
@@ -186,7 +188,7 @@ void map_weight(const float *weight, const long *strides, long C, long K, int th
             for (int n = 0; n < 36; n++) {
                 const lane *row = half + n / 6 * 3;
                 lane value = G[n % 6][0] * row[0] + G[n % 6][1] * row[1] + G[n % 6][2] * row[2];
-                store(u + (n * K + k / P * P) * C + c * P + k % P, value);
+                store(u + ((n * panels(K) + k / P) * C + c) * P + k % P, value);
             }
         }
 }
@@ -205,8 +207,8 @@ int convolve(const float *x, const float *u, const float *bias, Shape s, int thr
             values(x, s, n, count, T, v);
             for (long k = 0; k < s.K; k += P) {
                 for (int i = 0; i < 36; i++)
-                    product(v + i * T * s.C, u + (i * s.K + k) * s.C, rows, s.C, m + i * T * P);
-                results(m, bias ? bias + k : NULL, s, n, count, T, y + k);
+                    product(v + i * T * s.C, u + (i * panels(s.K) + k / P) * s.C * P, rows, s.C, m + i * T * P);
+                results(m, bias ? bias + k : NULL, s, n, count, T, least(P, s.K - k), y + k);
             }
         }
         free(v);
@@ -217,12 +219,12 @@ int convolve(const float *x, const float *u, const float *bias, Shape s, int thr
 /* x (B,H,W,C) and the gradient of the results (B,H,W,K) -> that of the weight, as `map_weight` takes one. */
 int weight_gradient(const float *x, const float *y, Shape s, const long *strides, int threads, float *weight) {
     long squares = s.B * ((s.H + 3) / 4) * ((s.W + 3) / 4), parts = least(threads, squares / (MOST / 2) + 1);
-    long T = together(squares, parts), blocks = (squares + T - 1) / T, size = 36 * s.C * s.K, failed = 0;
+    long T = together(squares, parts), blocks = (squares + T - 1) / T, K = panels(s.K) * P, size = 36 * s.C * K, failed = 0;
     float *u = calloc(parts * size, sizeof(float)); /* each part its own: their sum does not depend on who is first */
     if (u == NULL) return 1;
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : failed)
     for (long part = 0; part < parts; part++) {
-        float *v = malloc(36 * T * (s.C + s.K) * sizeof(float)), *m = v + 36 * T * s.C;
+        float *v = calloc(36 * T * (s.C + K), sizeof(float)), *m = v + 36 * T * s.C;
         if (v == NULL) {
             failed = 1;
             continue;
@@ -232,7 +234,7 @@ int weight_gradient(const float *x, const float *y, Shape s, const long *strides
             values(x, s, block * T, count, T, v);
             slopes(y, s, block * T, count, T, m);
             for (int i = 0; i < 36; i++)
-                outer(v + i * T * s.C, m + i * T * s.K, count, s.C, s.K, u + part * size + i * s.C * s.K);
+                outer(v + i * T * s.C, m + i * T * K, count, s.C, K, u + part * size + i * s.C * K);
         }
         free(v);
     }
@@ -244,7 +246,7 @@ int weight_gradient(const float *x, const float *y, Shape s, const long *strides
                 half[n] = (lane){0};
                 for (int i = 0; i < 6; i++)
                     for (long part = 0; part < parts; part++)
-                        half[n] += G[i][n / 6] * load(u + part * size + ((6 * i + n % 6) * s.C + c) * s.K + k);
+                        half[n] += G[i][n / 6] * load(u + part * size + ((6 * i + n % 6) * s.C + c) * K + k);
             }
             for (int n = 0; n < 9; n++) {
                 sum = (lane){0};

@@ -29,8 +29,8 @@ from smalti.errors import SmaltiError
 from smalti.files import write_atomically
 from smalti.weights import cache_folder
 
-PANEL = 16
-"""P, as in the C file: C and K are divisible by it."""
+LANES, PANEL = 8, 16
+"""As in the C file: C and K are divisible by the first, and the second is P."""
 
 LEAST = 64
 """Squares of 4 x 4 pixels in a batch, below which mapping the weight costs what is gained (measured on two AVX2 cores)."""
@@ -57,11 +57,11 @@ def suits(x: Tensor, weight: Tensor, *, least: int = LEAST) -> bool:
         return False
     (K, C), (B, _, H, W) = weight.shape[:2], x.shape
     squares = B * -(-H // 4) * -(-W // 4)
-    return squares >= least and C % PANEL == 0 and K % PANEL == 0 and _library() is not None
+    return squares >= least and C % LANES == 0 and K % LANES == 0 and _library() is not None
 
 
 def mapped(weight: Tensor, *, back: bool = False) -> Tensor:
-    """weight (K,C,3,3) -> what the products take, (36,K/P,C,P), four times as many numbers.
+    """weight (K,C,3,3) -> what the products take, (36,K/P,C,P), K/P rounded up, four times as many numbers.
 
     With `back` it is that of the convolution which takes a gradient of the results to that of the image: (36,C/P,K,P).
     """
@@ -70,7 +70,7 @@ def mapped(weight: Tensor, *, back: bool = False) -> Tensor:
     if back:  # channels exchanged, the kernel turned by half a turn: read from its last corner backwards
         K, C, corner = C, K, corner + 4 * 2 * (strides[2] + strides[3])
         strides = strides[1], strides[0], -strides[2], -strides[3]
-    made = torch.empty(36, K // PANEL, C, PANEL)
+    made = torch.zeros(36, -(-K // PANEL), C, PANEL)
     _loaded().map_weight(corner, _Four(*strides), C, K, torch.get_num_threads(), made.data_ptr())
     return made
 
@@ -120,7 +120,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, map_weight: Map) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.map_weight = map_weight
-        return _convolved(x, map_weight(weight), bias)
+        return _convolved(x, map_weight(weight), bias, weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
@@ -132,15 +132,14 @@ class _Convolution(torch.autograd.Function):
                 gradient, x, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, wanted
             )
             return *given, None
-        given_x = _convolved(gradient, ctx.map_weight(weight, back=True), None) if of_x else None
+        given_x = _convolved(gradient, ctx.map_weight(weight, back=True), None, weight.shape[1]) if of_x else None
         given_weight = _weight_gradient(x, gradient, weight) if of_weight else None
         return given_x, given_weight, gradient.sum((0, 2, 3)) if of_bias else None, None
 
 
-def _convolved(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+def _convolved(x: Tensor, weights: Tensor, bias: Tensor | None, K: int) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     B, C, H, W = x.shape
-    K = weights.shape[1] * PANEL
     result = torch.empty((B, K, H, W), memory_format=torch.channels_last)
     begun = None if bias is None else bias.contiguous().data_ptr()
     shape, threads = _Shape(B, H, W, C, K), torch.get_num_threads()

@@ -36,6 +36,7 @@ class MapsSettings:
     """`kind`: what a value is. `key`: the option's name. `grid`: the window (h, w) of the prior, in codes.
 
     `unlabelled`: the number in segmentations that stands for no label, for which the tokenizer has its last one; None for none.
+    `names`: what the labels of segmentations are called, in order; empty where nobody said it.
     """
 
     name: Literal["maps"] = "maps"
@@ -43,6 +44,7 @@ class MapsSettings:
     key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     grid: tuple[Positive, Positive]
     unlabelled: Annotated[int, Field(ge=0, le=65535)] | None = None
+    names: tuple[str, ...] = ()
 
 
 @final
@@ -60,6 +62,12 @@ class Maps(Condition):
             raise SmaltiError(
                 f"the tokenizer of the condition {settings.key!r} is for {channels} channels, and a {settings.kind} "
                 f"has {kind.channels}; take another tokenizer or another kind"
+            )
+        labels = channels - (settings.unlabelled is not None)
+        if settings.names and (settings.kind != "segmentation" or len(settings.names) != labels):
+            raise SmaltiError(
+                f"{len(settings.names)} names were given for the condition {settings.key!r}, which has "
+                f"{f'{labels} labels' if settings.kind == 'segmentation' else 'no labels'}; give as many, or none"
             )
         self.settings, self.tokenizer, self.networks = settings, tokenizer.eval().requires_grad_(False), (tokenizer,)
         self.key, self.size = settings.key, tokenizer.size

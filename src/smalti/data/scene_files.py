@@ -87,6 +87,14 @@ def _description(count: int, size: tuple[int, int], seed: int) -> dict[str, Any]
     }
 
 
+def scene_labels(segmentations: Path) -> tuple[str, ...]:
+    """The folder of the segmentations of scenes -> what their labels are called, in order; of any other folder nothing is known."""
+    said = segmentations.parent / "scenes.json"
+    known = read_json(said) if segmentations.name == "segmentations" and said.is_file() else {}
+    labels = known.get("labels", []) if isinstance(known, dict) else []
+    return tuple(str(label["name"]) for label in labels)
+
+
 def _claim(out: Path, description: dict[str, Any]) -> None:
     """Make `out` the folder of these scenes, or see that it is."""
     if out.exists() and not out.is_dir():

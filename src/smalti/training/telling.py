@@ -21,6 +21,7 @@ from smalti.data.encoding import Prefix, code_grid
 from smalti.data.kinds import kind_of
 from smalti.data.loading import Crops
 from smalti.data.paired import Beside, CutAlike, Paired, Said, beside
+from smalti.data.scene_files import scene_labels
 from smalti.data.sources import Source, open_source
 from smalti.errors import SmaltiError
 from smalti.pipeline import read_tokenizer
@@ -120,8 +121,8 @@ def _map(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], devic
             f"the condition {told.key} takes a tokenizer of its own: --condition-tokenizer {told.key}=RUN; those that take none "
             f"are {', '.join(SAYINGS)}"
         )
-    if told.options:
-        raise SmaltiError(f"the condition {told.key} has no settings, {dict(told.options)} were given; leave them out")
+    if beyond := {key: value for key, value in told.options.items() if key != "names"}:
+        raise SmaltiError(f"the condition {told.key} has no settings but names, {beyond} were given; leave them out")
     model, about = read_tokenizer(told.tokenizer)
     model.to(device)
     channels = model.settings.pyramid.channels
@@ -131,8 +132,10 @@ def _map(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], devic
             f"{told.tokenizer} is for {kind.files}, which cannot be made of pictures; say where they lie: --condition-data"
         )
     source = open_source(told.data or parts[0].source.path, kind=kind)
-    without = kind.described().get("unlabelled")
-    values = {"kind": VALUES[kind.name], "key": told.key, "grid": grid, "unlabelled": without}
+    values = {"kind": VALUES[kind.name], "key": told.key, "grid": grid, **told.options}
+    values["unlabelled"] = kind.described().get("unlabelled")
+    if kind.name == "labels" and "names" not in values:
+        values["names"] = scene_labels(source.path)
     condition = Maps(parse(MapsSettings, values, where="the condition"), model)
     size = grid[0] * model.factor, grid[1] * model.factor
     training, validation = (_cut_alike(part, source, size=size, channels=channels) for part in parts)
