@@ -100,6 +100,7 @@ def test_plain_values_become_settings_and_come_back() -> None:
         ({"shape": [3]}, r"here: shape = \[3\]: "),
         ({"fired": "perhaps"}, r"here: fired = 'perhaps': input should be a valid boolean"),
         ({"place": [1]}, r"here: the key 'place\.1' is missing"),
+        ({"place": 1}, r"here: place = 1: a list is wanted, such as place=\[1\]"),
         ({"place": [1, "x"]}, r"here: place\.1 = 'x': input should be a valid integer"),
         ({"label": None}, r"here: label = None: input should be a valid string"),
     ],

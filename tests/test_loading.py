@@ -150,6 +150,7 @@ def test_a_damaged_picture_is_named_once_and_the_next_good_one_takes_its_place(
         "damaged picture left out: 003.png",
         "damaged picture left out: 004.png",
     ]
+    assert all(record.getMessage().endswith(f"(in {tmp_path / 'p'})") for record in caplog.records)
     assert list(crops.damaged) == ["003.png", "004.png"]
     assert crops.damaged["003.png"].startswith("is not a picture")
     with pytest.raises(DamagedImage, match=r"003\.png is not a picture"):

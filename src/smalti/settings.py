@@ -91,6 +91,8 @@ def _sentence(cls: type[Any], item: Any, where: str) -> str:
         item["input"], Mapping | pydantic_core.ArgsKwargs
     ):  # of several keys at once
         return f"{where}: {f'{key}: ' if key else ''}{message}"
+    if item["type"] in ("tuple_type", "list_type"):
+        message = f"a list is wanted, such as {key}=[{item['input']}]"
     return f"{where}: {key} = {item['input']!r}: {message[0].lower()}{message[1:]}"
 
 

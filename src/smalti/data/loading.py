@@ -214,7 +214,8 @@ class Crops:
             return
         states[index] = state
         if state == _DAMAGED:
-            logger.warning("damaged picture left out: %s %s", self.pictures[index].key, self._reasons[index])
+            key, reason, path = self.pictures[index].key, self._reasons[index], self.source.path
+            logger.warning("damaged picture left out: %s %s (in %s)", key, reason, path)
         if not self._reasons:
             return
         looked, damaged = np.count_nonzero(states), np.count_nonzero(states == _DAMAGED)

@@ -9,6 +9,7 @@ H W pixels, f = H/h, h w grid of codes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -92,6 +93,8 @@ class Trial(NamedTuple):
     measure: Measure
     large: bool = False
     """Whether it is told of windows in larger scenes, and larger pictures are laid."""
+    times: int = 1
+    """How many times as long as the others its prior is trained: things in boxes are a small part of the picture, learned late."""
 
 
 def _is_figure(thing: Thing) -> bool:
@@ -104,8 +107,8 @@ TRIALS: dict[Name, Trial] = {
     "depth": Trial(("depth",), obedience.depths),
     "edges": Trial(("edges",), obedience.edge_maps),
     "lowres": Trial(("lowres",), partial(obedience.smaller, times=SMALLER)),
-    "layout": Trial(("layout",), partial(obedience.boxes, names=LABELS, only=lambda thing: True)),
-    "keypoints": Trial(("keypoints",), partial(obedience.boxes, names=LABELS, only=_is_figure)),
+    "layout": Trial(("layout",), partial(obedience.boxes, names=LABELS, only=lambda thing: True), times=3),
+    "keypoints": Trial(("keypoints",), partial(obedience.boxes, names=LABELS, only=_is_figure), times=3),
     "coordinates": Trial(("coordinates",), obedience.heights, large=True),
     "label-segmentation": Trial(("labels", "segmentation"), obedience.labels),
 }
@@ -233,6 +236,8 @@ def _codes(name: Name, chosen: ConditionsSettings) -> Step:
 
 
 def _prior(name: Name, training: PriorTraining) -> Step:
+    training = replace(training, run=replace(training.run, length=training.run.length * TRIALS[name].times))
+
     def work(place: Place) -> dict[str, Any]:
         shards, tokenizer = open_codes(place.before[f"codes-{name}"].folder / "codes"), place.before["tokenizer"].folder
         train_prior(shards, tokenizer, place.folder, settings=training, console=place.console)

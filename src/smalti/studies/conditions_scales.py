@@ -30,7 +30,7 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="nine conditions for ten minutes each: two hours on two CPU cores",
+        about="nine conditions for ten minutes each, boxes and keypoints for half an hour: three hours on two CPU cores",
         data="the embedded scenes at 64 pixels",
         paints=True,
         settings={
