@@ -271,6 +271,20 @@ def test_wrong_wishes(
     smalti.fails("sample", models / "model", "--out", tmp_path / "o", *arguments, status=status, sentence=sentence)
 
 
+def test_half_precision_is_half_the_size_and_the_same_model_again(smalti: Runner, models: Path, tmp_path: Path) -> None:
+    done = smalti("convert", models / "model", tmp_path / "half", "--half")
+    assert done.status == 0, done.err
+    for part in ("tokenizer", "prior"):
+        before, after = models / "model" / part / "model", tmp_path / "half" / part
+        sizes = [(folder / "model.safetensors").stat().st_size for folder in (before, after)]
+        assert sizes[1] < 0.6 * sizes[0]
+    whole, half = (Pipeline.from_pretrained(folder) for folder in (models / "model", tmp_path / "half"))
+    torch.testing.assert_close(half.tokenizer.state_dict(), whole.tokenizer.state_dict(), rtol=1e-3, atol=1e-6)
+    assert {weight.dtype for weight in half.prior.parameters()} == {torch.float32}
+    assert half.sample(1, label="dark", seed=0).shape == whole.sample(1, label="dark", seed=0).shape
+    smalti.fails("convert", models / "model", tmp_path / "other", "--half", "--to", "taming", sentence="--half is for")
+
+
 def test_wrong_masks_and_parts(smalti: Runner, models: Path, tmp_path: Path) -> None:
     picture = models / "pictures" / "dark" / "03.png"
     Image.new("L", (3, 3)).save(tmp_path / "mask.png")

@@ -15,19 +15,31 @@ def convert(
     source: Annotated[Path, typer.Argument(help="A checkpoint or run folder of another program, or a model of ours.")],
     destination: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
     to: Annotated[str, typer.Option("--to", help="smalti, taming, llamagen or diffusers.")] = "smalti",
+    half: Annotated[
+        bool, typer.Option("--half", help="Keep weights in half precision: half the size; smalti's format alone.")
+    ] = False,
 ) -> None:
     """Turn a checkpoint of another program into ours, or one of ours into another's."""
     from smalti.checkpoints.formats import FORMATS
     from smalti.pipeline import read_models, save_models
+    from smalti.pretrained import halve, halved
 
     known = ("smalti", *FORMATS)
     if to not in known:
         raise SmaltiError(f"unknown format {to!r}; {suggestion(to, known)}")
     if destination.exists():
         raise SmaltiError(f"{destination} exists already; name a new folder, nothing is written over")
+    if half and to != "smalti":
+        raise SmaltiError(f"--half is for smalti's own format, and --to says {to}; leave one of them out")
     models = read_models(source)
+    if half:
+        for network in (models.tokenizer, models.prior, *(models.condition.networks if models.condition else ())):
+            if network is not None:
+                halved(network)
     if to == "smalti":
         save_models(models, destination)
+        if half:
+            halve(destination)
     else:
         FORMATS[to].write(models.tokenizer, models.prior, models.condition, destination, about=models.about)
     parts = [name for name, part in (("tokenizer", models.tokenizer), ("prior", models.prior)) if part is not None]
