@@ -21,6 +21,7 @@ from smalti.tokenizer import strips
 from smalti.tokenizer.blocks import Downsample, Upsample, group_norm
 from smalti.tokenizer.strips import _Walk, decode_in_strips, encode_in_strips, features_in_strips
 from smalti.tokenizer.strips_maps import Room, gathered, joined, moments_of
+from smalti.tokenizer.strips_work import Work
 from smalti.tokenizer.vqgan import VQGAN
 from test_tokenizer import noise, small
 
@@ -250,7 +251,10 @@ def test_strips_are_small_on_both_sides_of_a_layer(
         heights.append(last - first)
         return x[:, :, first:last]
 
-    made = list(_Walk(4, Room(kept=ALL, folder=tmp_path)).strips(layer, read, 20))
+    told: list[tuple[int, int]] = []
+    work = Work(1000, rows=10, progress=lambda done, total: told.append((done, total)))
+    made = list(_Walk(4, Room(kept=ALL, folder=tmp_path), work).strips(layer, read, 20))
+    assert len(told) == len(made)
     assert (max(heights), max(strip.shape[2] for strip in made)) == (asked, gives)
     assert away(torch.cat(made, 2), layer(x)) < 1e-6
 
@@ -312,7 +316,7 @@ def test_wrong_sizes_are_told() -> None:
             encode_in_strips(model, reader(images), height, rows=4)
     with pytest.raises(SmaltiError, match="6 pixels wide cannot be cut into tiles of 4"):
         encode_in_strips(model, reader(images[..., :6]), 8, rows=4)
-    with pytest.raises(SmaltiError, match=r"\(B, 3, 8, W\) was asked for, and got \(1, 1, 8, 8\)"):
+    with pytest.raises(SmaltiError, match=r"\(B, 3, 2, W\) was asked for, and got \(1, 1, 2, 8\)"):
         encode_in_strips(model, reader(images[:, :1]), 8, rows=8)
     with pytest.raises(SmaltiError, match=r"\(B, 3, 8, W\) was asked for, and got \(1, 3, 6, 8\)"):
         encode_in_strips(model, reader(images[:, :, :6]), 8, rows=8)

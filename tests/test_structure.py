@@ -24,7 +24,19 @@ LONGEST = 450
 
 FLOORS = {
     **dict.fromkeys(
-        ("errors", "files", "settings", "devices", "weights", "memory", "noise", "pretrained", "processes", "version", "winograd"),
+        (
+            "errors",
+            "files",
+            "settings",
+            "devices",
+            "weights",
+            "memory",
+            "noise",
+            "pretrained",
+            "processes",
+            "version",
+            "winograd",
+        ),
         0,
     ),
     **dict.fromkeys(("images", "masks", "numbers", "png", "tokenizer", "losses", "prior"), 1),

@@ -5,7 +5,10 @@ Letters: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
@@ -19,6 +22,9 @@ from smalti.conditions.build import build_condition
 from smalti.conditions.maps import Maps
 from smalti.errors import SmaltiError, suggestion
 from smalti.files import folder_written_atomically
+from smalti.images import NO_SETTINGS, to_array
+from smalti.keeping import Keeper, fingerprint
+from smalti.png import write_png
 from smalti.pretrained import Saved, find_model, is_ours, load_weights_into, save_model
 from smalti.prior import Prior, Sampler, Transformer, TransformerSettings, Window, finished, sample_windows, unknown
 from smalti.prior.gpt import GPT, GPTSettings
@@ -26,6 +32,8 @@ from smalti.prior.likelihood import window_nats
 from smalti.prior.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from smalti.prior.sampling import sampler_of
 from smalti.settings import as_mapping, parse
+from smalti.tokenizer.strips_any import decode_of_any_size, encode_of_any_size, strips_of
+from smalti.tokenizer.strips_work import Progress, unwatched
 from smalti.tokenizer.vqgan import VQGAN
 
 Network: TypeAlias = Transformer | GPT | PixelSNAIL
@@ -180,10 +188,17 @@ class Pipeline:
         min_p: float = 0.0,
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
+        every: float = 0.0,
+        keep: str | Path | None = None,
         **given: Any,
     ) -> Iterator[Tensor]:
-        """As `sample`, one picture, yielded (C,H,W) whenever a row of codes is complete; what is not laid yet is mid-grey."""
-        known = unknown(1, self.grid(size))
+        """As `sample`, one picture, yielded (C,H,W) whenever a row of codes is complete; what is not laid yet is mid-grey.
+
+        At most one is yielded in `every` seconds, and the last in any case: each time all of it is decoded. With `keep` a loop that
+        is left early, by Ctrl-C too, keeps what is laid in that file; the same call goes on, and ends in the same picture.
+        Raises `SmaltiError` as `sample`, and where the file keeps another laying.
+        """
+        known, values, seeds = unknown(1, self.grid(size)), [self.value(given)], self.seeds(seed, 1)
         sampler = sampler_of(
             temperature=temperature,
             top_k=top_k,
@@ -192,8 +207,16 @@ class Pipeline:
             guidance=guidance,
             guidance_schedule=guidance_schedule,
         )
-        for codes in self.lay([self.value(given)], known, sampler=sampler, seeds=self.seeds(seed, 1)):
-            yield self.partial(codes)[0]
+        said = {"seed": seed, "size": size, **as_mapping(sampler), **given}
+        keeper = self.keeper(Path(keep), values, known, sampler=sampler, seeds=seeds, said=said) if keep else None
+        shown = -every
+        with keeper or nullcontext():
+            for codes in self.lay(values, keeper.codes if keeper else known, sampler=sampler, seeds=seeds):
+                if keeper:
+                    keeper.laid(codes)
+                if time.monotonic() - shown >= every or codes.min() >= 0:
+                    yield self.partial(codes)[0]
+                    shown = time.monotonic()
 
     def complete(
         self, images: Tensor, known: Tensor, *, values: Sequence[Any], sampler: Sampler, seed: int = 0
@@ -236,6 +259,14 @@ class Pipeline:
         prefixes, middle = self.prefixes(values, grid=grid), self.condition.middle
         known = known.to(self.device)
         return sample_windows(self.prior, prefixes, sampler=sampler, seeds=seeds, known=known, middle=middle)
+
+    def keeper(
+        self, path: Path, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor, said: dict[str, Any]
+    ) -> Keeper:
+        """A file, what `lay` is given, and what is to be said of it -> what keeps the laying there. Raises as `Keeper`."""
+        prefixes = partial(self.prefixes, values, grid=(known.shape[1], known.shape[2]))
+        told = partial(fingerprint, self.prior, prefixes, known, sampler=sampler, seeds=seeds)
+        return Keeper(path, known, hangs_on=told, settings=said)
 
     def fitted(self, texts: Mapping[str, str], *, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int]]:
         """What a person typed for the condition by its keys, names or paths of files -> its value, and the picture's grid (h,w).
@@ -296,15 +327,28 @@ class Pipeline:
             )
         return torch.arange(seed, seed + count)
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B,C,H,W) in [-1,1] -> codes (B,h,w)."""
-        return self.tokenizer.encode(images.to(self.device)).codes
+    def encode(self, images: Tensor, *, progress: Progress = unwatched) -> Tensor:
+        """Pictures (B,C,H,W) in [-1,1] -> codes (B,h,w), large pictures in bounded memory; `progress` is told rows of pixels."""
+        return encode_of_any_size(self.tokenizer, images, progress=progress).codes
 
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes (B,h,w) -> pictures (B,C,H,W) in [-1,1] on the CPU, clamped."""
-        return self.tokenizer.decode_codes(codes.to(self.device)).clamp(-1, 1).cpu().contiguous()
+    def decode(self, codes: Tensor, *, progress: Progress = unwatched) -> Tensor:
+        """Codes (B,h,w) -> pictures (B,C,H,W) in [-1,1] on the CPU, clamped; what is large and `progress` as in `encode`."""
+        latents = self.tokenizer.latents_of(codes.to(self.device))
+        return decode_of_any_size(self.tokenizer, latents, progress=progress).clamp_(-1, 1).contiguous()
+
+    def save(
+        self,
+        path: str | Path,
+        codes: Tensor,
+        *,
+        settings: Mapping[str, Any] = NO_SETTINGS,
+        progress: Progress = unwatched,
+    ) -> None:
+        """Codes (h,w) -> a PNG file of their picture, of any size, written as it is decoded. Settings, errors as `write_png`."""
+        height, width = (side * self.tokenizer.factor for side in codes.shape)
+        latents = self.tokenizer.latents_of(codes[None].to(self.device))
+        strips = (to_array(strip[0]) for strip in strips_of(self.tokenizer, latents, progress=progress))
+        write_png(Path(path), strips, size=(height, width), settings=settings)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Pictures (B,C,H,W) -> what the tokenizer keeps of them (B,C,H,W)."""

@@ -37,12 +37,15 @@ def _described(path: Path) -> dict[str, Any]:
     from smalti.data.sources import holds_many, is_pattern
     from smalti.errors import SmaltiError
     from smalti.files import read_json
+    from smalti.keeping import SUFFIX
     from smalti.pretrained import is_ours
 
     if is_pattern(path):
         return _pictures(path)
     if not path.exists():
         raise SmaltiError(f"there is nothing at {path}")
+    if path.suffix == SUFFIX:
+        return _laying(path)
     if (path / "codes.json").is_file():
         return _codes(path)
     if (path / "tokenizer").is_dir() and (path / "prior").is_dir():
@@ -66,11 +69,30 @@ def _prefixed(name: str, path: Path) -> dict[str, Any]:
 
 
 def _picture(path: Path) -> dict[str, Any]:
-    from smalti.images import read_image, read_settings
+    from PIL import Image
 
+    from smalti.images import read_image, read_settings
+    from smalti.png import read_head
+
+    head = read_head(path)
+    if head and head.settings and head.size[0] * head.size[1] > (Image.MAX_IMAGE_PIXELS or 0):  # ours, and never whole
+        return {"picture": path, "size": f"{head.size[0]}x{head.size[1]} (height x width)", **head.settings}
     height, width, _ = read_image(path, channels=3, name=str(path)).shape
     made = read_settings(path) if path.suffix.lower() == ".png" else None
     return {"picture": path, "size": f"{height}x{width} (height x width)", **(made or {"made by": "not smalti"})}
+
+
+def _laying(path: Path) -> dict[str, Any]:
+    from smalti.keeping import read_kept
+
+    kept = read_kept(path)
+    count, rows, columns = kept.codes.shape
+    laid = int((kept.codes >= 0).sum())
+    return {
+        "laying": f"{path}, stopped; the same command with --resume goes on",
+        "laid": f"{laid:,} of {kept.codes.numel():,} codes, {count} x {rows} x {columns} (pictures x rows x columns)",
+        **kept.settings,
+    }
 
 
 def _codes(path: Path) -> dict[str, Any]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from smalti.cli.console import CONSOLE, ERRORS, by_name, counting, size_option
+from smalti.cli.laying import Choice, File, Preview, Resume, Way, lay_and_save
 from smalti.errors import SmaltiError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from smalti.evaluation.choosing import Chosen, Score
     from smalti.pipeline import Pipeline
 
 Model = Annotated[Path, typer.Argument(help="A folder with `tokenizer` and `prior` in it.")]
@@ -82,13 +79,13 @@ def sample(
         ),
     ] = None,
     batch: Batch = 16,
+    resume: Resume = False,
+    preview: Preview = 30.0,
     device: Device = "auto",
 ) -> None:
-    """Paint new pictures, of any size."""
+    """Paint new pictures, of any size. Ctrl-C keeps what is laid."""
     from smalti.conditions.base import keys
     from smalti.devices import pick_device
-    from smalti.evaluation.choosing import best_of
-    from smalti.images import save_png
     from smalti.pipeline import Pipeline
     from smalti.prior import unknown
     from smalti.prior.sampling import sampler_of
@@ -114,47 +111,34 @@ def sample(
     wanted = size_option(size)
     value, grid = pipeline.fitted(told, size=wanted)
     height_width = grid[0] * pipeline.tokenizer.factor, grid[1] * pipeline.tokenizer.factor
-    made = {"model": model.resolve().name, "size": list(height_width), **as_mapping(sampler)}
-    said = {**made, **told}
     tries = tries or (8 if classifier else 1)
-    judging = _judging(pipeline, classifier, label=label, tries=tries)
-    judge = "likelihood" if classifier is None else Path(classifier).name
-    with counting("laying", "rows") as progress:
-        rows, batches = tries * grid[0], -(-count // batch)
-        for number, first in enumerate(range(0, count, batch)):
-            here = min(batch, count - first)
-            values, known = [value] * here, unknown(here, grid)
-            chosen = best_of(
-                pipeline,
-                values,
-                known,
-                sampler=sampler,
-                seeds=pipeline.seeds(seed + first, here),
-                tries=tries,
-                score=judging(values, known),
-                progress=partial(_further, progress, before=number * rows, total=batches * rows),
+    choice = _choice(pipeline, classifier, label=label, tries=tries)
+    said = {"model": model.resolve().name, "size": list(height_width), **as_mapping(sampler), **told, **_tries(choice)}
+    way = Way(sampler, choice, resume, preview)
+    for first in range(0, count, batch):
+        seeds = pipeline.seeds(seed, count)[first : first + batch]
+        files = [
+            File(
+                out / f"{label or 'sample'}-{own:06d}.png".replace("/", "-"),
+                {"command": "sample", "seed": own, **said},
             )
-            for place, image in enumerate(pipeline.decode(chosen.codes)):
-                own = seed + first + place
-                name = f"{label or 'sample'}-{own:06d}.png".replace("/", "-")
-                how = _how(chosen, place, judge=judge)
-                save_png(out / name, image, settings={"command": "sample", "seed": own, **said, **how})
+            for own in seeds.tolist()
+        ]
+        title = f" {first + 1} to {first + len(seeds)} of {count}" if count > batch else ""
+        values, known = [value] * len(seeds), unknown(len(seeds), grid)
+        lay_and_save(pipeline, values, known, seeds=seeds, files=files, way=way, title=title)
     CONSOLE.print(f"{count} pictures of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
 
 
-def _judging(
-    pipeline: Pipeline, classifier: str | None, *, label: str | None, tries: int
-) -> Callable[[Sequence[Any], Tensor], Score]:
-    """How tries are compared: what some pictures are told, and their known codes -> the score of their candidates.
-
-    Raises `SmaltiError` for a classifier that is none, and where it is not known which class was asked for.
-    """
+def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tries: int) -> Choice:
+    """How tries are compared. Raises `SmaltiError` for a classifier that is none, and where it is not known which class was asked
+    for."""
     from smalti.conditions.labels import Labels
-    from smalti.evaluation.choosing import by_likelihood, by_pictures, indifferent
+    from smalti.evaluation.choosing import by_likelihood, by_pictures
     from smalti.evaluation.classifier import by_class, imagenet_classes, read_classifier
 
     if classifier is None:
-        return lambda values, known: by_likelihood(pipeline, values, known=known) if tries > 1 else indifferent
+        return Choice(tries, "likelihood", lambda values, known: by_likelihood(pipeline, values, known=known))
     if tries == 1:
         raise typer.BadParameter("--classifier chooses among several tries; ask for --tries 2 or more")
     told = [part for part in pipeline.condition.parts or (pipeline.condition,) if isinstance(part, Labels)]
@@ -164,22 +148,13 @@ def _judging(
         raise SmaltiError("a classifier looks for a class; say which: --label")
     told[0].encode([label])  # which tells of labels that there are not
     number, network = imagenet_classes(told[0].names)[label], read_classifier(classifier).to(pipeline.device)
-    return lambda values, known: by_pictures(pipeline, by_class(network, [number] * len(values)))
+    judge = Path(classifier).name
+    return Choice(tries, judge, lambda values, known: by_pictures(pipeline, by_class(network, [number] * len(values))))
 
 
-def _further(progress: Callable[[int, int], object], done: int, _: int, *, before: int, total: int) -> None:
-    """Tell the progress of one of several batches as that of all."""
-    progress(before + done, total)
-
-
-def _how(chosen: Chosen, place: int, *, judge: str) -> dict[str, Any]:
-    """What a picture that was chosen among several says of it; nothing where there was one alone."""
-    tries = chosen.scores.shape[1]
-    if tries == 1:
-        return {}
-    best = int(chosen.candidates[place])
-    score = float(chosen.scores[place, best])
-    return {"tries": tries, "chosen_by": judge, "laid_with_seed": int(chosen.seeds[place]), "score": round(score, 4)}
+def _tries(choice: Choice) -> dict[str, int]:
+    """What a picture that was chosen among several says of it from the beginning; nothing where there was one alone."""
+    return {"tries": choice.tries} if choice.tries > 1 else {}
 
 
 def _told(known: Sequence[str], *, any: Sequence[str], **options: str | None) -> dict[str, str]:
@@ -216,6 +191,8 @@ def complete(
     guidance_schedule: Scheduled = "constant",
     seed: Seed = 0,
     tries: Annotated[int, typer.Option(min=1, help="Lay each picture so many times and keep the likeliest.")] = 1,
+    resume: Resume = False,
+    preview: Preview = 30.0,
     device: Device = "auto",
 ) -> None:
     """Keep a part of a picture and lay the rest anew. The picture is scaled and cropped to `--size`."""
@@ -223,8 +200,7 @@ def complete(
 
     from smalti.conditions.base import keys
     from smalti.devices import pick_device
-    from smalti.evaluation.choosing import best_of
-    from smalti.images import center_crop, read_image, resize_to_cover, save_png, to_tensor
+    from smalti.images import center_crop, read_image, resize_to_cover, to_tensor
     from smalti.masks import kept_by_mask, kept_part
     from smalti.pipeline import Pipeline, amid
     from smalti.prior.sampling import sampler_of
@@ -257,20 +233,14 @@ def complete(
     wide = size_option(canvas) or height_width
     value, grid = pipeline.fitted(told, size=wide)
     codes = amid(pipeline.kept(given, known), grid).repeat(count, 1, 1)
-    with counting("laying", "rows") as progress:
-        chosen = best_of(
-            pipeline,
-            [value] * count,
-            codes,
-            sampler=sampler,
-            seeds=pipeline.seeds(seed, count),
-            tries=tries,
-            score=_judging(pipeline, None, label=label, tries=tries)([value] * count, codes),
-            progress=progress,
-        )
-    for place, picture in enumerate(pipeline.decode(chosen.codes)):
-        settings = {"command": "complete", "seed": seed + place, **said, **_how(chosen, place, judge="likelihood")}
-        save_png(out / f"{image.stem}-{seed + place:06d}.png", picture, settings=settings)
+    choice = _choice(pipeline, None, label=label, tries=tries)
+    seeds = pipeline.seeds(seed, count)
+    files = [
+        File(out / f"{image.stem}-{own:06d}.png", {"command": "complete", "seed": own, **said, **_tries(choice)})
+        for own in seeds.tolist()
+    ]
+    way = Way(sampler, choice, resume, preview)
+    lay_and_save(pipeline, [value] * count, codes, seeds=seeds, files=files, way=way)
     CONSOLE.print(f"{count} completions of {image} in {out}", soft_wrap=True)
 
 
@@ -286,8 +256,6 @@ def reconstruct(
     device: Device = "auto",
 ) -> None:
     """Send pictures through the codebook and back, and say how much survives."""
-    import torch
-
     from smalti.conditions.map_files import label_colours, right_labels
     from smalti.data.kinds import kind_of
     from smalti.data.sources import Picture, holds_many, open_source
@@ -295,12 +263,12 @@ def reconstruct(
     from smalti.evaluation.metrics import CodeUse, psnr
     from smalti.images import DamagedImage, center_crop, resize_to_cover, save_png
     from smalti.pipeline import read_tokenizer
+    from smalti.tokenizer.strips_any import decode_of_any_size, encode_of_any_size
 
     model, about = read_tokenizer(tokenizer)
     model.to(pick_device(device))
     channels, f, wanted = model.settings.pyramid.channels, model.factor, size_option(size)
     kind = kind_of(about, channels=channels)
-    place = next(model.parameters()).device
     source = open_source(images, kind=kind) if holds_many(images) or not images.exists() else None
     pictures = source.pictures if source else [Picture(images.name, None)]
     labels = kind.name == "labels"
@@ -325,15 +293,15 @@ def reconstruct(
                     raise
                 ERRORS.print(f"left out: {error}", markup=False, highlight=False, soft_wrap=True)
                 continue
-            given = kind.images(held.unsqueeze(0).to(place), channels)
-            with torch.no_grad():
-                back, quantized = model(given)
+            given = kind.images(held.unsqueeze(0), channels)
+            quantized = encode_of_any_size(model, given)
+            back = decode_of_any_size(model, quantized.latents)
             use.add(quantized.codes)
             likenesses.append(float(like(given, back)))
             measured = {"right_labels" if labels else "psnr": round(likenesses[-1], 3)}
             said = {"command": "reconstruct", "tokenizer": tokenizer.resolve().name, **measured}
             shown = label_colours(back) if labels else back
-            save_png((out / picture.key).with_suffix(".png"), shown[0].cpu(), settings=said)
+            save_png((out / picture.key).with_suffix(".png"), shown[0], settings=said)
             progress(done, len(pictures))
     if not likenesses:
         raise SmaltiError(f"none of the {len(pictures)} pictures in {images} could be read")

@@ -36,6 +36,7 @@ from smalti.errors import SmaltiError
 from smalti.tokenizer.blocks import AttentionBlock, Downsample, ResidualBlock, Stage, Upsample, plus, swish
 from smalti.tokenizer.quantizers import Quantized
 from smalti.tokenizer.strips_maps import Map, Room, Rows, gathered
+from smalti.tokenizer.strips_work import Progress, Work, decoder_work, encoder_work, unwatched
 from smalti.tokenizer.vqgan import VQGAN
 
 KEPT = 2**26
@@ -45,17 +46,26 @@ SCORES = 2**25
 
 
 def decode_in_strips(
-    model: VQGAN, latents: Tensor, *, rows: int, kept: int = KEPT, folder: Path | None = None
+    model: VQGAN,
+    latents: Tensor,
+    *,
+    rows: int,
+    kept: int = KEPT,
+    folder: Path | None = None,
+    progress: Progress = unwatched,
 ) -> Iterator[Tensor]:
     """Latents (B,D,h,w) -> what `model.decode` makes of them, in strips (B,C,r,W) from top to bottom.
 
     Each strip has `rows` rows (a multiple of the stem: the next smaller, but at least the stem), the last what remains. The first
-    comes late: all maps but the last are computed before it. Without gradients. `model` is in evaluation mode: dropout would be
-    drawn anew for each strip. Temporary files lie in `folder`, or in the system's folder for them.
+    comes late: all maps but the last are computed before it, and `progress` is told how far they are. Without gradients. `model` is
+    in evaluation mode: dropout would be drawn anew for each strip. Temporary files lie in `folder`, or in the system's folder for
+    them.
 
     Raises `SmaltiError` for fewer than 1 row, and where there is no room for a file.
     """
-    return _decoded(model, latents, _Walk.of(model, rows, kept, folder))
+    h, w = latents.shape[2:]
+    work = Work(decoder_work(model.decoder, h * w), rows=h * model.factor, progress=progress)
+    return _decoded(model, latents, _Walk.of(model, rows, kept, folder, work))
 
 
 @torch.no_grad()
@@ -70,30 +80,49 @@ def _decoded(model: VQGAN, latents: Tensor, walk: _Walk) -> Iterator[Tensor]:
 
 
 def encode_in_strips(
-    model: VQGAN, read: Rows, height: int, *, rows: int, kept: int = KEPT, folder: Path | None = None
+    model: VQGAN,
+    read: Rows,
+    height: int,
+    *,
+    rows: int,
+    kept: int = KEPT,
+    folder: Path | None = None,
+    progress: Progress = unwatched,
 ) -> Quantized:
     """Pictures of `height` rows in [-1,1] -> what `model.encode` makes of them: latents (B,D,h,w), codes (B,h,w), loss ().
 
     `read(first, last)` gives rows first to last - 1 of the pictures, (B,C,last-first,W): about `rows` at a time, from top to
-    bottom, each time with a row or two (of the stem's squares) of the time before. What lies on the code grid is held whole. The
-    rest as in `decode_in_strips`.
+    bottom, each time with a row or two (of the stem's squares) of the time before, and the first row once more before all, to see
+    how wide it is. What lies on the code grid is held whole. The rest as in `decode_in_strips`.
 
     Raises `SmaltiError` for fewer than 1 row, pictures that f does not divide, strips of another shape than was asked for, and
     where there is no room for a file.
     """
-    features = features_in_strips(model, read, height, rows=rows, kept=kept, folder=folder)
+    features = features_in_strips(model, read, height, rows=rows, kept=kept, folder=folder, progress=progress)
     with torch.no_grad():
         return model.quantizer(features)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def features_in_strips(
-    model: VQGAN, read: Rows, height: int, *, rows: int, kept: int = KEPT, folder: Path | None = None
+    model: VQGAN,
+    read: Rows,
+    height: int,
+    *,
+    rows: int,
+    kept: int = KEPT,
+    folder: Path | None = None,
+    progress: Progress = unwatched,
 ) -> Tensor:
     """Pictures as in `encode_in_strips` -> what `model.features` makes of them: (B,D,h,w) before quantization. Errors as there."""
     if height < 1 or height % model.factor:
         raise SmaltiError(f"a picture of {height} rows cannot be cut into tiles of {model.factor}; crop or pad it")
-    walk, encoder = _Walk.of(model, rows, kept, folder), model.encoder
+    encoder = model.encoder
+    first_row = read(0, encoder.stem)
+    _check_strip(model, first_row, encoder.stem)
+    positions = height // encoder.stem * (first_row.shape[3] // encoder.stem)
+    work = Work(encoder_work(encoder, positions), rows=height, progress=progress)
+    walk = _Walk.of(model, rows, kept, folder, work)
 
     def squares(first: int, last: int) -> Tensor:
         images = read(first * encoder.stem, last * encoder.stem)
@@ -160,19 +189,20 @@ def _reach(layer: nn.Module) -> _Reach:
 
 @final
 class _Walk:
-    """Layers of a network over maps in strips of at most `rows` rows, what lies between them in `room`."""
+    """Layers of a network over maps in strips of at most `rows` rows, what lies between them in `room`, counted as `work`."""
 
-    def __init__(self, rows: int, room: Room) -> None:
+    def __init__(self, rows: int, room: Room, work: Work) -> None:
         self._rows = rows
         self._room = room
+        self._work = work
 
     @classmethod
-    def of(cls, model: VQGAN, rows: int, kept: int, folder: Path | None) -> _Walk:
+    def of(cls, model: VQGAN, rows: int, kept: int, folder: Path | None, work: Work) -> _Walk:
         if rows < 1:
             raise SmaltiError(f"strips of {rows} rows hold nothing; ask for 1 or more")
         # A row of the highest map is a row of squares of stem x stem pixels.
         within = max(1, rows // model.settings.pyramid.stem)
-        return cls(within, Room(kept=kept, folder=Path(tempfile.gettempdir()) if folder is None else folder))
+        return cls(within, Room(kept=kept, folder=Path(tempfile.gettempdir()) if folder is None else folder), work)
 
     def bounds(self, height: int, reach: _Reach) -> Iterator[tuple[int, int]]:
         """(first, last) of each strip of what a layer makes, `height` rows; neither it nor its input has more than `rows`."""
@@ -190,6 +220,7 @@ class _Walk:
             # The layer pads at all borders; what it made of the padding is right at the borders of the map alone.
             dropped = (begin - top) * gives // takes
             yield strip[:, :, dropped : dropped + last - first]
+            self._work.add(layer, (last - first) * strip.shape[3], keys=0)
 
     def through(self, layer: nn.Module, read: Rows, height: int) -> Map:
         """The map that one layer makes of another map's rows."""
@@ -224,6 +255,7 @@ class _Walk:
             )  # (B,C',r,W)
             for (first, last), strip in zip(self.bounds(x.height, _Reach()), strips, strict=True):
                 yield plus(strip, block.shortcut(x.read(first, last)))
+                self._work.add(block.shortcut, (last - first) * strip.shape[3], keys=0)
 
         if isinstance(block.shortcut, nn.Identity):
             return x.overwritten(sums())
@@ -246,6 +278,7 @@ class _Walk:
                 )  # (B,1,rW,C)
                 B, C, r, W = strip.shape
                 yield plus(block.out(attended.reshape(B, r, W, C).permute(0, 3, 1, 2)), strip)
+                self._work.add(block, r * W, keys=key.shape[2])
 
         return x.overwritten(sums())
 

@@ -78,12 +78,19 @@ class VQGAN(nn.Module):
         """Latents (B,D,h,w) -> pictures (B,C,H,W), about [-1,1] but not clamped."""
         return self.decoder(self.from_codes(latents))  # type: ignore[no-any-return]
 
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes (B,h,w) int64 in [0,K) -> pictures (B,C,H,W). Raises `SmaltiError` for a code outside the codebook."""
+    def latents_of(self, codes: Tensor) -> Tensor:
+        """Codes (B,h,w) int64 in [0,K) -> latents (B,D,h,w). Raises `SmaltiError` for a code outside the codebook."""
         if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.size):
             worst = int(codes.min()) if int(codes.min()) < 0 else int(codes.max())
             raise SmaltiError(f"code {worst} is outside the codebook, whose codes are 0 to {self.size - 1}")
-        return self.decode(self.quantizer.lookup(codes))
+        return self.quantizer.lookup(codes)
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Codes (B,h,w) int64 in [0,K) -> pictures (B,C,H,W). Raises `SmaltiError` for a code outside the codebook.
+
+        At once, with gradients; `strips.decode_of_any_size` takes bounded memory.
+        """
+        return self.decode(self.latents_of(codes))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """Pictures (B,C,H,W) -> their reconstructions (B,C,H,W) and what the quantizer made of them."""
