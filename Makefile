@@ -3,17 +3,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WEB := $(VENV)/web
 READY := $(VENV)/.ready
 # Several processes of one thread each; a file's tests stay together, for they share what they have trained.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test check check-golden check-slow lint clean
+.PHONY: demo test check check-golden check-slow check-web lint clean
 
 demo: $(READY)
 	$(BIN)/smalti demo --out runs/demo
 
 test: $(READY) lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not web"
 
 check: test check-golden check-slow
 
@@ -23,6 +24,12 @@ check-golden: $(READY)
 
 check-slow: $(READY)
 	$(BIN)/python -m pytest -m slow  # one after the other: kills and packages that take all cores
+
+# The studio in a browser without a window: Chromium of this machine, or the one SMALTI_CHROMIUM names. Pictures: runs/studio.
+check-web: $(WEB)/.ready
+	mkdir -p runs/studio
+	OMP_NUM_THREADS=1 SMALTI_SCREENSHOTS=runs/studio $(WEB)/bin/python -m pytest -m web \
+		-W default  # those of gradio and what it stands on are not ours
 
 lint: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks
@@ -38,3 +45,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
+
+# An environment of its own: gradio wants an older Pillow than the one that all else is tested with.
+$(WEB)/.ready: $(READY)
+	$(PYTHON) -m venv $(WEB)
+	sed 's/^pillow==.*/pillow==12.3.0/' constraints.txt > $(WEB)/constraints.txt
+	$(WEB)/bin/python -m pip install --quiet --constraint $(WEB)/constraints.txt torch
+	$(WEB)/bin/python -m pip install --quiet --constraint $(WEB)/constraints.txt --editable ".[dev,web,check-web]"
+	touch $(WEB)/.ready

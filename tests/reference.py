@@ -250,3 +250,24 @@ def one_hot(labels: Tensor, channels: int) -> Tensor:
             for j in range(W):
                 maps[b, int(labels[b, i, j]), i, j] = 1
     return maps
+
+
+@torch.no_grad()
+def sampled_whole(prior: Prior, prefix: Tensor, empty: Tensor, known: Tensor, *, sampler: Sampler, seed: int) -> Tensor:
+    """One picture of a prior that reads grids of any size whole: prefixes (P,), known (h, w) -> codes (h, w).
+
+    For every code the whole grid goes through the prior, with filler where nothing is laid yet.
+    """
+    codes, (height, width) = known.clone(), known.shape
+    for place in range(height * width):
+        i, j = divmod(place, width)
+        if known[i, j] >= 0:
+            continue
+        both = []
+        for start in (prefix, empty):
+            sequence = prior.join(start[None], codes.clamp(min=0).reshape(1, -1))[:, :-1]
+            both.append(prior(sequence, cache=NoCache(columns=width))[0, len(start) - 1 + place])
+        logits = both[1] + sampler.guidance * (both[0] - both[1])
+        noise = gumbel(torch.tensor([seed]), prior.size, rows=torch.tensor([i]), columns=torch.tensor([j]))[0]
+        codes[i, j] = (logits / sampler.temperature + noise).argmax()
+    return codes

@@ -130,6 +130,8 @@ def settings_classes() -> list[type]:
 NEEDED: dict[str, dict[str, Any]] = {
     "TransformerSettings": {"size": 16},
     "GPTSettings": {"vocabulary": 20, "size": 16},
+    "NeighbourhoodSettings": {"size": 16},
+    "Asked": {"height": 64, "width": 128},
     "PixelSNAILSettings": {"size": 16},
     "ConditionsSettings": {"recipe": "demo", "scenes": 40},
     "KeypointsSettings": {"points": ("left hand", "right hand")},

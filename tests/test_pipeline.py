@@ -19,8 +19,9 @@ from smalti.conditions.base import Condition
 from smalti.conditions.labels import Labels, Nothing
 from smalti.errors import SmaltiError
 from smalti.files import write_json
-from smalti.pipeline import Pipeline, amid, save_prior
+from smalti.pipeline import Pipeline, amid
 from smalti.prior import Sampler, Transformer, TransformerSettings, Window, finished, unknown
+from smalti.priors import save_prior
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
@@ -316,7 +317,7 @@ def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
         ({"tokenizer_fingerprint": None}, "holds no tokenizer_fingerprint"),
         ({"network": None}, "holds no network"),
         ({"condition": None}, "holds no condition"),
-        ({"network": {"name": "lstm"}}, r"unknown prior 'lstm'; there are: gpt, pixelsnail, transformer"),
+        ({"network": {"name": "lstm"}}, r"unknown prior 'lstm'; there are: gpt, neighbourhood, pixelsnail, transformer"),
         ({"network": {"name": "transformer", "siez": 3}}, r"unknown key 'siez'; did you mean 'size'\?"),
         (
             {"condition": {"name": "depth"}},

@@ -18,7 +18,7 @@ import reference
 from small import small_prior, write_pictures, write_recipe
 from smalti.conditions.labels import Labels
 from smalti.errors import SmaltiError
-from smalti.pipeline import Pipeline, load_prior, load_tokenizer
+from smalti.pipeline import Pipeline, load_tokenizer
 from smalti.pretrained import find_model
 from smalti.prior import (
     NoCache,
@@ -32,6 +32,7 @@ from smalti.prior import (
     unknown,
 )
 from smalti.prior.pixelsnail_layers import Causal, Gated, Places, Pointwise, earlier, square
+from smalti.priors import load_prior
 from smalti.settings import as_mapping, parse
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.networks import Codes, PixelSNAILNetwork, build_network

@@ -41,7 +41,7 @@ FLOORS = {
     ),
     **dict.fromkeys(("images", "masks", "numbers", "png", "tokenizer", "losses", "prior"), 1),
     **dict.fromkeys(("conditions", "data", "keeping"), 2),
-    "checkpoints": 3,
+    **dict.fromkeys(("checkpoints", "priors"), 3),
     "pipeline": 4,
     **dict.fromkeys(("evaluation", "web"), 5),
     "training": 6,

@@ -14,8 +14,8 @@ from smalti.data.codes import open_codes
 from smalti.data.painting import LABELS
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
-from smalti.pipeline import load_prior
 from smalti.pretrained import find_model
+from smalti.priors import load_prior
 from smalti.studies.base import Asked
 from smalti.studies.conditions import MAPS, TRIALS, known_of
 from smalti.studies.conditions_page import WORDS

@@ -16,9 +16,10 @@ from small import SIDE, write_pictures, write_recipe
 from smalti.data.codes import open_codes
 from smalti.errors import SmaltiError
 from smalti.images import read_image, to_tensor
-from smalti.pipeline import Pipeline, load_prior, load_tokenizer
+from smalti.pipeline import Pipeline, load_tokenizer
 from smalti.pretrained import find_model
 from smalti.prior import Sampler, finished, sample, unknown
+from smalti.priors import load_prior
 from smalti.studies import laying
 from smalti.studies.base import Asked, Place
 from smalti.studies.palette import Palette, fitted_palette, load_palette

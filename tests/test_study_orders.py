@@ -15,10 +15,11 @@ from small import SIDE, write_pictures, write_recipe
 from smalti.data.codes import open_codes
 from smalti.errors import SmaltiError
 from smalti.images import to_array
-from smalti.pipeline import Pipeline, load_prior, load_tokenizer
+from smalti.pipeline import Pipeline, load_tokenizer
 from smalti.pretrained import find_model
 from smalti.prior import Sampler, finished, nats, sample, unknown
 from smalti.prior.order import ORDERS, Order
+from smalti.priors import load_prior
 from smalti.studies import orders as study
 from smalti.studies import priors, timed
 from smalti.studies.base import Asked

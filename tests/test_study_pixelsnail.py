@@ -13,9 +13,9 @@ import torch
 from small import SIDE, write_pictures, write_recipe
 from smalti.data.codes import open_codes
 from smalti.errors import SmaltiError
-from smalti.pipeline import load_prior
 from smalti.pretrained import find_model
 from smalti.prior import PixelSNAIL, Transformer, nats
+from smalti.priors import load_prior
 from smalti.studies import priors, timed
 from smalti.studies.base import Asked
 from smalti.studies.pixelsnail_page import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME

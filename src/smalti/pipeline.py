@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -18,60 +18,21 @@ from torch import Tensor
 from smalti.checkpoints.base import Imported
 from smalti.checkpoints.formats import find_foreign, read_foreign
 from smalti.conditions.base import Condition, everywhere, keys, value_of
-from smalti.conditions.build import build_condition
 from smalti.conditions.maps import Maps
-from smalti.errors import SmaltiError, suggestion
+from smalti.errors import SmaltiError
 from smalti.files import folder_written_atomically
 from smalti.images import NO_SETTINGS, to_array
 from smalti.keeping import Keeper, fingerprint
 from smalti.png import write_png
-from smalti.pretrained import Saved, find_model, is_ours, load_weights_into, save_model
-from smalti.prior import Prior, Sampler, Transformer, TransformerSettings, Window, finished, sample_windows, unknown
-from smalti.prior.gpt import GPT, GPTSettings
+from smalti.pretrained import find_model, is_ours
+from smalti.prior import Prior, Sampler, Window, finished, sample_windows, unknown
 from smalti.prior.likelihood import window_nats
-from smalti.prior.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from smalti.prior.sampling import sampler_of
-from smalti.settings import as_mapping, parse
+from smalti.priors import Network, load_prior, save_prior
+from smalti.settings import as_mapping
 from smalti.tokenizer.strips_any import decode_of_any_size, encode_of_any_size, strips_of
 from smalti.tokenizer.strips_work import Progress, unwatched
 from smalti.tokenizer.vqgan import VQGAN
-
-Network: TypeAlias = Transformer | GPT | PixelSNAIL
-"""A prior of a kind that can be saved."""
-Sizes: TypeAlias = type[TransformerSettings] | type[GPTSettings] | type[PixelSNAILSettings]
-
-PRIORS: dict[str, tuple[Callable[[Any], Network], Sizes]] = {
-    "transformer": (Transformer, TransformerSettings),
-    "gpt": (GPT, GPTSettings),
-    "pixelsnail": (PixelSNAIL, PixelSNAILSettings),
-}
-
-
-def save_prior(
-    prior: Network, condition: Condition, folder: Path, *, fingerprint: str, about: Mapping[str, Any]
-) -> None:
-    """Write a prior's model folder: its network, its condition, and the fingerprint of the tokenizer whose codes it knows."""
-    settings = {
-        "network": as_mapping(prior.settings),
-        "condition": condition.save(folder),
-        "tokenizer_fingerprint": fingerprint,
-    }
-    save_model(folder, kind="prior", settings=settings, about=about, weights=prior.state_dict())
-
-
-def load_prior(saved: Saved) -> tuple[Network, Condition]:
-    """A prior's model folder -> its network, in evaluation mode on the CPU, and its condition. Raises `SmaltiError` for damage."""
-    for key in ("tokenizer_fingerprint", "network", "condition"):
-        if key not in saved.settings:
-            raise SmaltiError(f"the config of {saved.folder} holds no {key}; copy it again or train the prior again")
-    network = saved.settings["network"]
-    kind = network.get("name")
-    if kind not in PRIORS:
-        raise SmaltiError(f"{saved.folder} holds an unknown prior {kind!r}; {suggestion(str(kind), PRIORS)}")
-    build, options = PRIORS[kind]
-    prior = build(parse(options, network, where=str(saved.folder)))
-    load_weights_into(prior, saved)
-    return prior.eval().requires_grad_(False), build_condition(saved.settings["condition"], saved.folder)
 
 
 @final

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from smalti.checkpoints import diffusers, llamagen, taming, taming_writing
+from smalti.checkpoints import diffusers, exports, llamagen, taming, taming_writing, transformers
 from smalti.checkpoints.base import Imported
 from smalti.conditions.base import Condition
 from smalti.errors import SmaltiError
@@ -44,8 +44,14 @@ FORMATS: dict[str, Format] = {
         taming.read,
         taming_writing.write,
     ),
+    "transformers": Format(
+        "transformers' GPT-2, of the paper's prior: a folder that smalti wrote", transformers.read, transformers.write
+    ),
     "llamagen": Format("LlamaGen's tokenizers and class-conditional GPTs: .pt", llamagen.read, llamagen.write),
 }
+
+EXPORTS: dict[str, Write] = {"onnx": exports.write_onnx, "export": exports.write_programs}
+"""What is written to be run by other programs, and not read again."""
 
 
 def find_foreign(path: Path) -> Imported | None:

@@ -2,6 +2,7 @@
 
 from smalti.prior.base import Cache, NoCache, Prior, StaticCache, nats, parameter_groups
 from smalti.prior.gpt import GPT, GPTSettings
+from smalti.prior.neighbourhood import Neighbourhood, NeighbourhoodSettings
 from smalti.prior.order import ORDERS, Order
 from smalti.prior.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from smalti.prior.sampling import Sampler, finished, sample, sample_windows, unknown
@@ -14,6 +15,8 @@ __all__ = [
     "Cache",
     "GPTSettings",
     "Middle",
+    "Neighbourhood",
+    "NeighbourhoodSettings",
     "NoCache",
     "Order",
     "PixelSNAIL",

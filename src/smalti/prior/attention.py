@@ -5,6 +5,9 @@ Shapes: B batch, N heads, T codes of one call, S codes so far (cache and call), 
 
 from __future__ import annotations
 
+import abc
+from typing import final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,3 +29,45 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, u
     if first:
         visible[:unmasked, :unmasked] = True
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, dropout_p=dropout)
+
+
+class Asked(abc.ABC):
+    """Which of the T codes of a call the last block is asked for; of the others only keys and values are needed there."""
+
+    @abc.abstractmethod
+    def of(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, t, D), those asked for."""
+
+    @abc.abstractmethod
+    def attended(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
+        """As the function, with queries (B, N, t, d) of those asked for -> (B, N, t, d)."""
+
+
+@final
+class Every(Asked):
+    """All codes of the call."""
+
+    def of(self, x: Tensor) -> Tensor:
+        return x
+
+    def attended(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
+        return attended(queries, keys, values, dropout=dropout, unmasked=unmasked)
+
+
+EVERY = Every()
+
+
+@final
+class One(Asked):
+    """One code of each sequence of a call of `new` codes: number `index` (B,) int64. None before the last of the `unmasked`."""
+
+    def __init__(self, index: Tensor, *, new: int) -> None:
+        self.index, self.new = index, new
+
+    def of(self, x: Tensor) -> Tensor:
+        return x[torch.arange(len(x), device=x.device), self.index][:, None]
+
+    def attended(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
+        count = keys.shape[2]
+        before = torch.arange(count, device=keys.device) <= (count - self.new + self.index)[:, None]  # (B, S)
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=before[:, None, None], dropout_p=dropout)

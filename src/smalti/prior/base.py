@@ -93,6 +93,8 @@ class Prior(nn.Module, abc.ABC):
     size: int
     prefix: int
     grid: tuple[int, int]
+    limit: tuple[int, int]
+    """The largest grid that is read as one: the window, or for a prior that never looks far any there is."""
     order: Order
     head: nn.Module
 
@@ -114,6 +116,13 @@ class Prior(nn.Module, abc.ABC):
         Advances the cache by T.
         """
 
+    @abc.abstractmethod
+    def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
+        """As `features`, of one code of each sequence: its `index` (B,) int64 among the T -> (B, D).
+
+        It is the last prefix code or an image code. Its last block is spared what nobody asks for.
+        """
+
     def forward(self, codes: Tensor, *, cache: Cache | None = None) -> Tensor:
         """A joined sequence (B, T) int64 -> logits (B, T, V): those at index t are of the code at index t + 1.
 
@@ -127,7 +136,8 @@ class Prior(nn.Module, abc.ABC):
     @final
     def next_logits(self, codes: Tensor, *, cache: Cache) -> Tensor:
         """As `forward`, for the last code alone, of image codes only: (B, T) -> (B, K). The head reads one position."""
-        logits: Tensor = self.head(self.features(codes, cache)[:, -1])
+        last = torch.full((len(codes),), codes.shape[1] - 1, device=codes.device)
+        logits: Tensor = self.head(self.features_at(codes, cache, last))
         return logits[:, : self.size]
 
     @final

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from smalti.errors import SmaltiError
-from smalti.prior.attention import attended
+from smalti.prior.attention import EVERY, Asked, One
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
 from smalti.settings import settings
@@ -90,6 +90,7 @@ class GPT(Prior):
         super().__init__()
         self.settings = settings
         self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, settings.order
+        self.limit = settings.grid
         self.embedding = nn.Embedding(settings.vocabulary, settings.width)
         self.positions = nn.Embedding(settings.block, settings.width)
         self.dropout = nn.Dropout(settings.embedding_dropout)
@@ -117,16 +118,19 @@ class GPT(Prior):
     def features(self, codes: Tensor, cache: Cache) -> Tensor:
         return self.read(self.embedding(codes), cache)
 
-    def read(self, vectors: Tensor, cache: Cache) -> Tensor:
-        """As `features`, with vectors in place of codes (B, T, D) -> (B, T, D): not all that is told need be codes."""
+    def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
+        return self.read(self.embedding(codes), cache, One(index, new=codes.shape[1]))[:, 0]
+
+    def read(self, vectors: Tensor, cache: Cache, asked: Asked = EVERY) -> Tensor:
+        """As `features`, with vectors in place of codes (B, T, D) -> (B, t, D): not all that is told need be codes."""
         end = cache.length + vectors.shape[1]
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
         assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
         x = self.dropout(vectors + self._positions(cache.length, end, cache.columns))  # (B, T, D)
         for block in self.blocks:
-            x = block(x, cache)  # (B, T, D)
+            x = block(x, cache, asked if block is self.blocks[-1] else EVERY)  # (B, T, D), the last (B, t, D)
         cache.advance(vectors.shape[1])
-        features: Tensor = self.norm(x)  # (B, T, D)
+        features: Tensor = self.norm(x)  # (B, t, D)
         return features
 
     def _positions(self, start: int, end: int, columns: int) -> Tensor:
@@ -143,7 +147,7 @@ class GPT(Prior):
 
 @final
 class _Block(nn.Module):
-    """Attention and a perceptron, each added to what it reads: (B, T, D) -> (B, T, D)."""
+    """Attention and a perceptron, each added to what it reads: (B, T, D) -> (B, t, D), those asked for."""
 
     def __init__(self, settings: GPTSettings, *, name: str) -> None:
         super().__init__()
@@ -154,16 +158,16 @@ class _Block(nn.Module):
         self.down = nn.Linear(4 * settings.width, settings.width)
         self.dropout = nn.Dropout(settings.residual_dropout)
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache))  # (B, T, D)
-        hidden = F.gelu(self.up(self.perceptron_norm(x)))  # (B, T, 4 D)
-        change: Tensor = self.dropout(self.down(hidden))  # (B, T, D)
+    def forward(self, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
+        x = asked.of(x) + self.dropout(self.attention(self.attention_norm(x), cache, asked))  # (B, t, D)
+        hidden = F.gelu(self.up(self.perceptron_norm(x)))  # (B, t, 4 D)
+        change: Tensor = self.dropout(self.down(hidden))  # (B, t, D)
         return x + change
 
 
 @final
 class _Attention(nn.Module):
-    """Self-attention over the codes so far: (B, T, D) -> (B, T, D). `name` is its name in the cache."""
+    """Self-attention over the codes so far: (B, T, D) -> (B, t, D), those asked for. `name` is its name in the cache."""
 
     def __init__(self, settings: GPTSettings, *, name: str) -> None:
         super().__init__()
@@ -174,12 +178,12 @@ class _Attention(nn.Module):
         self.value = nn.Linear(settings.width, settings.width)
         self.out = nn.Linear(settings.width, settings.width)
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
-        projected = (self.query(x), self.key(x), self.value(x))  # 3 x (B, T, D)
+    def forward(self, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
+        projected = (self.query(asked.of(x)), self.key(x), self.value(x))  # (B, t, D), 2 x (B, T, D)
         queries, keys, values = (one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in projected)
         keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
         values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
         dropout = self.dropout if self.training else 0.0
-        seen = attended(queries, keys, values, dropout=dropout, unmasked=self.unmasked)  # (B, N, T, d)
-        mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, T, D)
+        seen = asked.attended(queries, keys, values, dropout=dropout, unmasked=self.unmasked)  # (B, N, t, d)
+        mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, t, D)
         return mixed

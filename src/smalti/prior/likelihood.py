@@ -26,7 +26,7 @@ def window_nats(
     """
     _, height, width = codes.shape
     prior.places((height, width), device=codes.device)  # the check
-    shape = (min(prior.grid[0], height), min(prior.grid[1], width))
+    shape = (min(prior.limit[0], height), min(prior.limit[1], width))
     standing: dict[Window, list[tuple[int, int]]] = {}
     for row in range(height):
         for column in range(width):

@@ -99,6 +99,7 @@ class PixelSNAIL(Prior):
         super().__init__()
         self.settings = settings
         self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, settings.order
+        self.limit = settings.grid
         width = settings.width
         self.embedding = nn.Embedding(settings.size + settings.condition_size + 1, width)
         # Not all ones, so that two prefix codes that change places are told apart from the first step.
@@ -139,6 +140,10 @@ class PixelSNAIL(Prior):
         x = self._seen(so_far, new - placeless, cache)  # (B, n, D)
         cache.advance(new - placeless)
         return F.pad(x, (0, 0, placeless, 0))  # (B, T, D)
+
+    def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
+        features = self.features(codes, cache)
+        return features[torch.arange(len(features), device=features.device), index]
 
     def _seen(self, codes: Tensor, count: int, cache: Cache) -> Tensor:
         """All codes so far -> what the head reads at the last `count` places: (B, end) -> (B, n, D)."""

@@ -1,10 +1,10 @@
 """Laying codes: from a prior's logits to grids of any size, wave by wave.
 
-Shapes: B batch, K image codes, P prefix codes, h w grid, m places laid in one call of the prior, T codes before the last of them.
+Shapes: B batch, K image codes, P prefix codes, h w grid, m places laid in one call of the prior.
 
-`sample` has one program for all cases. Codes that do not need one another are a wave (`prior.wavefront`) and are laid at once. A
-grid that fits the prior's window is the case of waves of one code and a window that never moves, so that its cache lasts for
-the whole picture; completion is the case that some codes are known already.
+`sample` has one program for all cases. Codes that do not need one another are a wave (`prior.wavefront`) and are laid at once; how
+the prior is asked for them is `prior.laying`'s. A grid that fits the prior's window is the case of waves of one code and a window
+that never moves, so that its cache lasts for the whole picture; completion is the case that some codes are known already.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, zip_longest
-from typing import Annotated, Literal, NamedTuple
+from itertools import islice
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -21,14 +21,14 @@ from torch import Tensor
 
 from smalti.errors import SmaltiError
 from smalti.noise import gumbel
-from smalti.prior.base import Cache, NoCache, Prior
-from smalti.prior.wavefront import Place, calls, rows_complete, waves
+from smalti.prior.base import Prior
+from smalti.prior.laying import Laying, UnderWindows
+from smalti.prior.neighbourhood import Neighbourhood
+from smalti.prior.neighbours import AmongNeighbours
+from smalti.prior.packed import packed
+from smalti.prior.wavefront import rows_complete
 from smalti.prior.window import Middle, Window, after_middle
 from smalti.settings import parse, settings
-
-MOST = 2**14
-"""Codes that one call of the prior reads at most, where it reads sequences of several places: enough to keep a device busy. A
-wave over a very wide picture takes several calls, so that the memory of a call does not grow with the picture."""
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -128,7 +128,7 @@ def sample(
     `seeds` is (B,) int64, not negative. A picture's chance hangs on its own seed and the place of each code alone, not on
     the batch it is in; laid on from some of its own codes, it becomes the same picture. `known` is (B, h, w): codes to
     keep, and -1 where one is to be laid; `unknown` makes one without any. Where the grid is larger than the prior's
-    window, the window slides (arXiv 2012.09841, section 3.2).
+    window, the window slides (arXiv 2012.09841, section 3.2); a neighbourhood transformer needs none.
 
     Raises `SmaltiError` for a grid without codes, for another grid than the prior's window where its order is not
     raster, for shapes that do not belong together, for a negative seed, for known codes that the prior does not have,
@@ -152,13 +152,6 @@ def finished(laying: Iterator[Tensor]) -> Tensor:
     return deque(laying, maxlen=1).pop()
 
 
-class _Stand(NamedTuple):
-    """One window, or several side by side: their prefixes, guided with the empty ones below, and what the prior keeps of them."""
-
-    prefix: Tensor
-    cache: Cache
-
-
 def sample_windows(
     prior: Prior,
     prefix_at: Callable[[Window], Tensor],
@@ -171,103 +164,50 @@ def sample_windows(
     """As `sample`, with a prefix (B, P) for each place of the window, for a condition that has places itself.
 
     `middle` says where in a window that stands freely the code is that is laid. The prefixes are on the device of `known`,
-    and the caller sees to it that their shape is right. Raises `SmaltiError` as `sample` does.
+    and the caller sees to it that their shape is right. A neighbourhood transformer has one window, the picture, of whatever size,
+    and its prefix is that of the picture. Raises `SmaltiError` as `sample` does.
     """
     _check(prior, seeds=seeds, known=known)
     batch, height, width = known.shape
     order = prior.places((height, width), device=known.device)
     empty = prior.null_prefix(batch) if sampler.guidance != 1 else known.new_empty(0, prior.prefix)
-    return _lay(
-        prior, prefix_at, empty, sampler=sampler, seeds=seeds.to(known.device), known=known, order=order, middle=middle
-    )
+    laying = laid_by(prior, prefix_at, empty, known=known, middle=middle)
+    return _lay(laying, sampler=sampler, seeds=seeds.to(known.device), known=known, order=order, size=prior.size)
+
+
+def laid_by(
+    prior: Prior, prefix_at: Callable[[Window], Tensor], empty: Tensor, *, known: Tensor, middle: Middle
+) -> Laying:
+    """A prior, what it is told and codes (B, h, w), -1 where one is to be laid -> how it is asked for them."""
+    missing = (known < 0).any(dim=0).cpu()
+    if isinstance(prior, Neighbourhood):
+        return AmongNeighbours(packed(prior), prefix_at, empty, missing=missing)
+    return UnderWindows(packed(prior), prefix_at, empty, missing=missing, middle=middle, device=known.device)
 
 
 @torch.no_grad()
 def _lay(
-    prior: Prior,
-    prefix_at: Callable[[Window], Tensor],
-    empty: Tensor,
-    *,
-    sampler: Sampler,
-    seeds: Tensor,
-    known: Tensor,
-    order: Tensor,
-    middle: Middle,
+    laying: Laying, *, sampler: Sampler, seeds: Tensor, known: Tensor, order: Tensor, size: int
 ) -> Iterator[Tensor]:
-    """`sample_windows`, given the prefix that says nothing, of B or of no pictures, and the grid's places in order (n,)."""
-    batch, height, width = known.shape
-    shape = (min(prior.grid[0], height), min(prior.grid[1], width))
-    inside = prior.places(shape, device=known.device)  # the window's own places, in order
-    whole_turns = order.argsort().tolist()
-    schedule = _schedule(prior, (known < 0).any(dim=0).cpu(), order.tolist(), window=shape, middle=middle)
-    ends = rows_complete(schedule, order, grid=(height, width))
-    noise = _noise(seeds, [place[:2] for wave in schedule for place in wave], size=prior.size)
-    copies, few = batch + len(empty), _wants_few_calls(known.device)
-    codes, stands = known.clone(), dict[Window, _Stand]()
+    """`sample_windows`, given how the prior is asked, the grid's places in order (n,), and how many codes K there are."""
+    height, width = known.shape[1:]
+    turns = order.argsort().tolist()
+    ends = rows_complete(laying.schedule, order, grid=(height, width))
+    noise = _noise(seeds, [place[:2] for wave in laying.schedule for place in wave], size=size)
+    codes = known.clone()
     yield from (codes.clone() for _ in range(ends.count(0)))
-    for count, (wave, following) in enumerate(zip_longest(schedule, schedule[1:], fillvalue=list[Place]()), start=1):
+    for count, wave in enumerate(laying.schedule):
         noise_of = dict(zip(wave, islice(noise, len(wave)), strict=True))
-        # A window that stands over a code of the next wave too stands still. For others a cache would be filled and thrown away.
-        ahead = {place.window for place in following}
-        for places in calls(
-            wave, standing=ahead | stands.keys(), prefix=prior.prefix, copies=copies, most=MOST, few=few
-        ):
-            window, alone = places[0].window, len(places) == 1
-            stand = stands.get(window) if alone else None
-            if stand is None:
-                prefixes = [prefix_at(place.window) for place in places]
-                cache = prior.empty_cache(window=shape) if alone and window in ahead else NoCache(columns=shape[1])
-                stand = _Stand(torch.cat((*prefixes, empty.repeat(len(places), 1))), cache)
-            logits = _next(prior, stand, codes, places, inside=inside)
+        for places, logits in laying.logits(codes, count):
             scales = [
-                guidance_at(whole_turns[place.row * width + place.column], count=len(order), sampler=sampler)
+                guidance_at(turns[place.row * width + place.column], count=len(order), sampler=sampler)
                 for place in places
             ]
             drawn = _drawn(logits, torch.stack([noise_of[place] for place in places]), scales, sampler=sampler)
             for place, new in zip(places, drawn, strict=True):
                 own = known[:, place.row, place.column]
                 codes[:, place.row, place.column] = own.where(own >= 0, new)
-            if alone and window in ahead:
-                stands[window] = stand
-        stands = {window: stand for window, stand in stands.items() if window in ahead}
-        yield from (codes.clone() for _ in range(ends.count(count)))
-
-
-def _schedule(
-    prior: Prior, missing: Tensor, order: Sequence[int], *, window: tuple[int, int], middle: Middle
-) -> list[list[Place]]:
-    """Where codes are to be laid, (H, W) bool, and the grid's places in the prior's order -> the places of each wave."""
-    if prior.order == "raster":
-        return waves(missing, window=window, middle=middle)
-    asked, whole = missing.flatten().tolist(), Window(0, 0, *window)
-    return [[Place(*divmod(place, window[1]), whole, turn)] for turn, place in enumerate(order) if asked[place]]
-
-
-def _wants_few_calls(device: torch.device) -> bool:
-    """Whether a call that reads a few hundred codes takes about as long as one that reads a single code: not on a CPU."""
-    return device.type != "cpu"
-
-
-def _within(codes: Tensor, window: Window) -> Tensor:
-    """Codes (B, h, w) -> those of the window in raster order (B, n)."""
-    top, left, rows, columns = window
-    return codes[:, top : top + rows, left : left + columns].flatten(1)
-
-
-def _next(prior: Prior, stand: _Stand, codes: Tensor, places: Sequence[Place], *, inside: Tensor) -> Tensor:
-    """Codes so far (B, h, w) and m places -> logits of their codes, float32: (1, m, B, K), guided (2, m, B, K).
-
-    What the cache holds already is not read again. Codes that were known, and so never asked for, are read now. Places that
-    have fewer codes before them than others are followed by codes that come later or by filler, which a causal prior does not see.
-    """
-    longest, start = max(place.turn for place in places), stand.cache.length
-    before = torch.cat([_within(codes, place.window)[:, inside[:longest]] for place in places]).clamp(min=0)  # (m B, T)
-    before = before.repeat(len(stand.prefix) // len(before), 1)
-    features = prior.features(prior.join(stand.prefix, before)[:, start:], stand.cache)
-    features = features.reshape(-1, len(places), len(codes), *features.shape[1:])  # (1 or 2, m, B, T, D)
-    asked = [features[:, item, :, prior.prefix - 1 + place.turn - start] for item, place in enumerate(places)]
-    logits: Tensor = prior.head(torch.stack(asked, dim=1))[..., : prior.size]
-    return logits.float()
+        yield from (codes.clone() for _ in range(ends.count(count + 1)))
 
 
 def _drawn(logits: Tensor, noise: Tensor, scales: Sequence[float], *, sampler: Sampler) -> Tensor:

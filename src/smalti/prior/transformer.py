@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
-from smalti.prior.attention import attended
+from smalti.prior.attention import EVERY, Asked, One
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
 from smalti.settings import settings
@@ -99,13 +99,14 @@ class Transformer(Prior):
         super().__init__()
         self.settings = settings
         self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, settings.order
+        self.limit = settings.grid
         self.embedding = nn.Embedding(settings.size + settings.condition_size + 1, settings.width)
         self.prefix_positions = nn.Embedding(settings.prefix, settings.width)
         self.hints = nn.ModuleList(nn.Linear(settings.width, settings.width, bias=False) for _ in settings.maps)
         self.dropout = nn.Dropout(settings.dropout)
         blocks = [_Block(settings, name=str(index)) for index in range(settings.layers)]
         self.blocks = nn.ModuleList(blocks)
-        self.norm = _Norm(settings.width, epsilon=settings.norm_epsilon)
+        self.norm = Norm(settings.width, epsilon=settings.norm_epsilon)
         self.head = (
             _TiedHead(self.embedding, settings.size)
             if settings.tied
@@ -129,6 +130,12 @@ class Transformer(Prior):
         return torch.full((batch, self.prefix), self.settings.condition_size, device=device)
 
     def features(self, codes: Tensor, cache: Cache) -> Tensor:
+        return self._read(codes, cache, EVERY)
+
+    def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
+        return self._read(codes, cache, One(index, new=codes.shape[1]))[:, 0]
+
+    def _read(self, codes: Tensor, cache: Cache, asked: Asked) -> Tensor:
         start, end = cache.length, cache.length + codes.shape[1]
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
         assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
@@ -141,9 +148,9 @@ class Transformer(Prior):
         x = self.dropout(x)
         rotation = self.rotation(start, end, cache.columns)  # 2 x (T, d)
         for block in self.blocks:
-            x = block(x, rotation, cache)  # (B, T, D)
+            x = block(x, rotation, cache, asked if block is self.blocks[-1] else EVERY)  # (B, T, D), the last (B, t, D)
         cache.advance(codes.shape[1])
-        features: Tensor = self.norm(x)  # (B, T, D)
+        features: Tensor = self.norm(x)  # (B, t, D)
         return features
 
     def _hinted(self, embedded: Tensor, cache: Cache) -> Tensor:
@@ -198,7 +205,7 @@ class _TiedHead(nn.Module):
 
 
 @final
-class _Norm(nn.Module):
+class Norm(nn.Module):
     """RMSNorm: (..., D) -> (..., D), the root mean square of the last axis brought to one and each number given a gain.
 
     The gain takes the type of what it multiplies. With `nn.RMSNorm` autocast mixes the two types, for which there is no
@@ -216,13 +223,13 @@ class _Norm(nn.Module):
 
 @final
 class _Block(nn.Module):
-    """Attention and a gated perceptron, each added to what it reads: (B, T, D) -> (B, T, D)."""
+    """Attention and a gated perceptron, each added to what it reads: (B, T, D) -> (B, t, D), those asked for."""
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
-        self.attention_norm = _Norm(settings.width, epsilon=settings.norm_epsilon)
+        self.attention_norm = Norm(settings.width, epsilon=settings.norm_epsilon)
         self.attention = _Attention(settings, name=name)
-        self.perceptron_norm = _Norm(settings.width, epsilon=settings.norm_epsilon)
+        self.perceptron_norm = Norm(settings.width, epsilon=settings.norm_epsilon)
         # Three matrices where a GPT has two: 8/3 of the width instead of 4 keeps the number of weights (2002.05202,
         # section 2).
         hidden = settings.hidden or 16 * math.ceil(settings.width * 8 / 3 / 16)
@@ -230,16 +237,16 @@ class _Block(nn.Module):
         self.down = nn.Linear(hidden, settings.width, bias=False)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, cache))  # (B, T, D)
-        gate, value = self.up(self.perceptron_norm(x)).chunk(2, dim=-1)  # 2 x (B, T, hidden)
-        change: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, T, D)
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked) -> Tensor:
+        x = asked.of(x) + self.dropout(self.attention(self.attention_norm(x), rotation, cache, asked))  # (B, t, D)
+        gate, value = self.up(self.perceptron_norm(x)).chunk(2, dim=-1)  # 2 x (B, t, hidden)
+        change: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, t, D)
         return x + change
 
 
 @final
 class _Attention(nn.Module):
-    """Causal self-attention over the codes so far: (B, T, D) -> (B, T, D). `name` is its name in the cache."""
+    """Causal self-attention over the codes so far: (B, T, D) -> (B, t, D), those asked for. `name` is its name in the cache."""
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
@@ -247,11 +254,11 @@ class _Attention(nn.Module):
         self.project = nn.Linear(settings.width, 3 * settings.width, bias=False)
         width = settings.width // settings.heads
         self.query_norm, self.key_norm = (
-            _Norm(width, epsilon=settings.norm_epsilon) if settings.query_key_norm else nn.Identity() for _ in range(2)
+            Norm(width, epsilon=settings.norm_epsilon) if settings.query_key_norm else nn.Identity() for _ in range(2)
         )
         self.out = nn.Linear(settings.width, settings.width, bias=False)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked) -> Tensor:
         together = self.project(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, N, d)
         queries, keys, values = together.permute(2, 0, 3, 1, 4)  # 3 x (B, N, T, d)
         queries = rotated(self.query_norm(queries), rotation).type_as(values)  # (B, N, T, d)
@@ -259,8 +266,9 @@ class _Attention(nn.Module):
         keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
         values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
         dropout = self.dropout if self.training else 0.0
-        seen = attended(queries, keys, values, dropout=dropout)  # (B, N, T, d)
-        mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, T, D)
+        queries = asked.of(queries.transpose(1, 2)).transpose(1, 2)  # (B, N, t, d)
+        seen = asked.attended(queries, keys, values, dropout=dropout)  # (B, N, t, d)
+        mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, t, D)
         return mixed
 
 

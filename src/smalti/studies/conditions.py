@@ -34,11 +34,12 @@ from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
 from smalti.files import write_atomically
 from smalti.images import save_png
-from smalti.pipeline import Pipeline, load_prior, load_tokenizer
+from smalti.pipeline import Pipeline, load_tokenizer
 from smalti.pretrained import find_model
 from smalti.prior import Sampler, sample_windows, unknown
 from smalti.prior.sampling import sampler_of
 from smalti.prior.window import Window
+from smalti.priors import load_prior
 from smalti.settings import as_mapping, settings
 from smalti.studies import obedience, steps
 from smalti.studies.base import Asked, Place, Step, Study

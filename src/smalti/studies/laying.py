@@ -27,9 +27,10 @@ from smalti.evaluation.protocols import FeatureProtocol, PictureProtocol, SetPro
 from smalti.evaluation.sets import measure_sets
 from smalti.files import write_atomically
 from smalti.images import save_png
-from smalti.pipeline import Pipeline, load_prior
+from smalti.pipeline import Pipeline
 from smalti.pretrained import find_model
 from smalti.prior import Sampler, unknown
+from smalti.priors import load_prior
 from smalti.studies.base import Place
 from smalti.training.config import PriorTraining
 from smalti.training.folder import read_metrics

@@ -17,9 +17,10 @@ from smalti.conditions.labels import Nothing
 from smalti.data.codes import open_codes
 from smalti.data.loading import in_order
 from smalti.devices import pick_device
-from smalti.pipeline import load_prior, load_tokenizer
+from smalti.pipeline import load_tokenizer
 from smalti.pretrained import find_model
 from smalti.prior import nats
+from smalti.priors import load_prior
 from smalti.settings import as_mapping
 from smalti.studies import steps
 from smalti.studies.base import Asked, Place, Step

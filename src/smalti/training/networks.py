@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from smalti.errors import SmaltiError
-from smalti.prior import GPT, GPTSettings, Order, PixelSNAIL, PixelSNAILSettings, Transformer, TransformerSettings
+from smalti.prior import (
+    GPT,
+    GPTSettings,
+    Neighbourhood,
+    NeighbourhoodSettings,
+    Order,
+    PixelSNAIL,
+    PixelSNAILSettings,
+    Transformer,
+    TransformerSettings,
+)
 from smalti.settings import as_mapping, parse, settings
 
 Positive = Annotated[int, Field(ge=1)]
@@ -71,12 +81,25 @@ class PixelSNAILNetwork:
     """Raster, and no other."""
 
 
+@settings
+class NeighbourhoodNetwork:
+    """A transformer that sees the codes near a code alone, for pictures of any size."""
+
+    name: Literal["neighbourhood"] = "neighbourhood"
+    reach: Positive = 4
+    """Rows above a code, and columns to both sides of it, that a layer sees."""
+    layers: Positive = 6
+    width: Positive = 256
+    heads: Positive = 4
+    dropout: Chance = 0.1
+
+
 def _named(values: Any) -> Any:
     """Plain values without a name are those of the default, the transformer."""
     return {"name": "transformer", **values} if isinstance(values, Mapping) else values
 
 
-AnyNetwork: TypeAlias = TransformerNetwork | GPTNetwork | PixelSNAILNetwork
+AnyNetwork: TypeAlias = TransformerNetwork | GPTNetwork | PixelSNAILNetwork | NeighbourhoodNetwork
 
 NetworkSettings = Annotated[AnyNetwork, Field(discriminator="name"), BeforeValidator(_named)]
 """The settings of any prior; their `name` tells which."""
@@ -100,7 +123,7 @@ class Codes(NamedTuple):
 class Network(NamedTuple):
     """A prior that has learned nothing yet."""
 
-    prior: Transformer | GPT | PixelSNAIL
+    prior: Transformer | GPT | PixelSNAIL | Neighbourhood
     vocabulary: int
     """Codes below it can stand in place of an image code."""
 
@@ -118,6 +141,11 @@ def _transformer(network: TransformerNetwork, codes: Codes) -> Network:
 def _pixelsnail(network: PixelSNAILNetwork, codes: Codes) -> Network:
     sizes = parse(PixelSNAILSettings, {**as_mapping(network), **_read(codes)}, where="network")
     return Network(PixelSNAIL(sizes), codes.size)
+
+
+def _neighbourhood(network: NeighbourhoodNetwork, codes: Codes) -> Network:
+    sizes = parse(NeighbourhoodSettings, {**as_mapping(network), **_read(codes), "maps": codes.maps}, where="network")
+    return Network(Neighbourhood(sizes), codes.size)
 
 
 def _gpt(network: GPTNetwork, codes: Codes) -> Network:
@@ -148,6 +176,7 @@ NETWORKS: dict[str, Callable[[Any, Codes], Network]] = {
     "transformer": _transformer,
     "gpt": _gpt,
     "pixelsnail": _pixelsnail,
+    "neighbourhood": _neighbourhood,
 }
 
 

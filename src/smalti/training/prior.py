@@ -22,8 +22,8 @@ from smalti.conditions.several import Several
 from smalti.data.codes import CodeBatch, CodeShards, entropy
 from smalti.data.loading import in_order, spread
 from smalti.images import grid, to_tensor
-from smalti.pipeline import save_prior
 from smalti.prior import Prior, Sampler, finished, nats, parameter_groups, sample, unknown
+from smalti.priors import save_prior
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.alarms import Judged
 from smalti.training.blockwise import compiled, recompute

@@ -26,7 +26,9 @@ def nearest(vectors: Tensor, codebook: Tensor) -> Tensor:
         codebook = codebook.to(dtype)
         squares = codebook.square().sum(1)  # (K,)
         rows = max(1, SEARCH_ELEMENTS // min(len(codebook), SEARCH_CODES))
-        return torch.cat([_nearest(piece.to(dtype), codebook, squares) for piece in torch.split(vectors, rows)])
+        # A graph of any number of vectors has no loop over pieces: how often it runs would be fixed.
+        pieces = (vectors,) if torch.compiler.is_compiling() else torch.split(vectors, rows)
+        return torch.cat([_nearest(piece.to(dtype), codebook, squares) for piece in pieces])
 
 
 def _nearest(vectors: Tensor, codebook: Tensor, squares: Tensor) -> Tensor:

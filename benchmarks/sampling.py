@@ -1,0 +1,260 @@
+"""Speed of sampling on this machine's CPU, as ratios to a peer in the same run. Prints one JSON line an item, last.
+
+    python benchmarks/sampling.py [--items cached,window-32,window-64,neighbourhood-64] [--peer "COMMAND"]
+
+COMMAND is another program that prints such lines: "python bench_original.py --taming CHECKOUT".
+
+items
+  cached            256 codes under one window of 16 x 16, batch 4
+  window-32         a grid of 32 x 32 under a window of 16 x 16 with a spatial condition (511 positions), batch 1
+  window-64         a grid of 64 x 64 under a window of 16 x 16, told nothing, batch 1
+  neighbourhood-64  a grid of 64 x 64 by a neighbourhood transformer of as many weights, batch 1
+
+Vocabulary 1024, 8 layers, 8 heads, width 512, top-k 100; random weights, for the work is the same. A whole picture is laid, in
+`steps` waves. `ratio` is of codes a second. The peer of `cached` is its own item `cached`, and of `window-32` and of
+`neighbourhood-64` one code of its sliding window, `window`. For `window-64`, and for all without --peer, our own plain loop stands
+in: the whole window through the network for each code.
+
+The floor of a call is the longer of two times: that in which its weights can be read, at the rate at which this machine sums a
+long row of numbers, and that of its products with weights, at the rate of a 1024 x 1024 product (attention is left out).
+`floor_share` is the sum over all calls as a share of the time taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pairs import _line, matrix_rate
+from smalti.memory import keep_memory
+from smalti.prior import (
+    GPT,
+    GPTSettings,
+    Neighbourhood,
+    NeighbourhoodSettings,
+    Prior,
+    Sampler,
+    Window,
+    after_middle,
+    finished,
+    sample_windows,
+    unknown,
+)
+from smalti.prior.sampling import laid_by
+
+SIZES = GPTSettings(vocabulary=1024, size=1024, grid=(16, 16), block=256, layers=8, width=512, heads=8, start=0)
+NEAR = NeighbourhoodSettings(size=1024, grid=(16, 16), reach=4, layers=8, width=512, heads=8)
+SAMPLER = Sampler(top_k=100)
+PLAIN = 3
+"""Codes that the plain loop lays: each costs the same."""
+
+
+class Work(NamedTuple):
+    """A picture to be laid."""
+
+    prior: Callable[[], Prior]
+    batch: int
+    grid: tuple[int, int]
+    peer: str
+    """Its name in the peer, "" where there is none."""
+
+
+def told_nothing() -> Prior:
+    return GPT(SIZES)
+
+
+def told_a_map() -> Prior:
+    places = SIZES.grid[0] * SIZES.grid[1]
+    return GPT(replace(SIZES, prefix=places, block=2 * places))
+
+
+def neighbourhood() -> Prior:
+    return Neighbourhood(NEAR)
+
+
+ITEMS = {
+    "cached": Work(told_nothing, 4, (16, 16), "cached"),
+    "window-32": Work(told_a_map, 1, (32, 32), "window"),
+    "window-64": Work(told_nothing, 1, (64, 64), ""),
+    "neighbourhood-64": Work(neighbourhood, 1, (64, 64), "window"),
+}
+
+
+def read_rate() -> float:
+    """Billions of bytes a second: the best of 10 sums of 200 MB."""
+    numbers = torch.ones(50_000_000)
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        numbers.sum()
+        return time.perf_counter() - began
+
+    return numbers.nbytes / min(seconds() for _ in range(10)) / 1e9
+
+
+class Calls:
+    """What a prior was asked for: the codes that each call reads, and those of them that the head scores."""
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior, self.read, self.scored = prior, list[int](), list[int]()
+        prior.get_submodule("blocks.0").register_forward_pre_hook(lambda block, given: self.note(self.read, given[0]))
+        prior.get_submodule("norm").register_forward_pre_hook(lambda norm, given: self.note(self.scored, given[0]))
+
+    def note(self, counts: list[int], x: Tensor) -> None:
+        counts.append(x.shape[:-1].numel())
+
+    def floor(self, *, gigabytes: float, gflops: float) -> tuple[float, float]:
+        """The machine's rates -> the least seconds, and billions of operations."""
+        blocks = [weights(block) for block in self.prior.get_submodule("blocks").children()]
+        head, keys = weights(self.prior.head), 2 * SIZES.width**2  # the last block makes keys and values of all codes
+        seconds = total = 0.0
+        for read, scored in zip(self.read, self.scored, strict=True):
+            products = read * (sum(blocks[:-1]) + keys) + scored * (blocks[-1] - keys + head)
+            seconds += max(4 * (sum(blocks) + head) / 1e9 / gigabytes, 2 * products / 1e9 / gflops)
+            total += 2 * products / 1e9
+        return seconds, total
+
+
+def weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
+
+
+def lay(prior: Prior, work: Work) -> Tensor:
+    prefix = prior.null_prefix(work.batch)
+    return finished(
+        sample_windows(
+            prior,
+            lambda window: prefix,
+            sampler=SAMPLER,
+            seeds=torch.arange(work.batch),
+            known=unknown(work.batch, work.grid),
+        )
+    )
+
+
+def ours(name: str) -> dict[str, Any]:
+    """An item, laid once after a warm-up of a few codes -> its line."""
+    torch.manual_seed(0)
+    work, gflops, gigabytes = ITEMS[name], matrix_rate(), read_rate()
+    prior = work.prior().eval()
+    lay(prior, work._replace(grid=(1, 2)))
+    count = steps(prior, work)
+    calls = Calls(prior)
+    began, worked = time.perf_counter(), time.process_time()
+    codes = lay(prior, work)
+    seconds, processor = time.perf_counter() - began, time.process_time() - worked
+    floor, gflop = calls.floor(gigabytes=gigabytes, gflops=gflops)
+    return {
+        "item": name,
+        "seconds": seconds,
+        "processor_seconds": processor,
+        "codes_per_second": codes.numel() / seconds,
+        "steps": count,
+        "calls": len(calls.read),
+        "codes_read": sum(calls.read),
+        "floor_share": floor / seconds,
+        "gflop": gflop,
+        "gflops": gflops,
+        "read_gb": gigabytes,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def steps(prior: Prior, work: Work) -> int:
+    """Waves in which the picture is laid, one after the other."""
+    prefix, known = prior.null_prefix(work.batch), unknown(work.batch, work.grid)
+    return len(laid_by(prior, lambda window: prefix, prefix[:0], known=known, middle=after_middle).schedule)
+
+
+@torch.no_grad()
+def plain(name: str) -> dict[str, Any]:
+    """An item by the plain loop: the whole window through the network for each code, without cache or schedule."""
+    torch.manual_seed(0)
+    work = ITEMS[name]
+    prior = (told_nothing if name == "neighbourhood-64" else work.prior)().eval()
+    window, prefix = Window(0, 0, *SIZES.grid), prior.null_prefix(work.batch)
+    codes = torch.randint(SIZES.size, (work.batch, window.rows * window.columns))
+
+    def code() -> Tensor:
+        scored = prior(prior.join(prefix, codes)[:, :-1])[:, prefix.shape[1] - 1 + codes.shape[1] // 2]
+        kept = scored.where(scored >= scored.topk(SAMPLER.top_k).values[:, -1:], -torch.inf)
+        return torch.multinomial(kept.softmax(1), 1)
+
+    code()
+    began = time.perf_counter()
+    for _ in range(PLAIN):
+        code()
+    per_code = (time.perf_counter() - began) / PLAIN / work.batch
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"item": name, "per_code": per_code, "peak_mib": peak}
+
+
+def beside(name: str, own: list[str], peer: str | None, *, pairs: int) -> dict[str, Any]:
+    """An item of ours and of the peer in turn -> its line."""
+    theirs, called = (shlex.split(peer), ITEMS[name].peer) if peer and ITEMS[name].peer else ([*own, "plain"], name)
+    mine, others = [], []
+    for _ in range(pairs):
+        mine.append(_line([*own, "ours"], name))
+        others.append(_line(theirs, called))
+        print(json.dumps(mine[-1]), json.dumps(others[-1]), sep="\n", flush=True)
+
+    def middle(lines: list[dict[str, Any]], key: str) -> float:
+        return round(statistics.median(line[key] for line in lines), 4)
+
+    ratios = [line["codes_per_second"] * other["per_code"] for line, other in zip(mine, others, strict=True)]
+    timed = ("codes_per_second", "seconds", "processor_seconds", "floor_share", "gflops", "read_gb", "peak_mib")
+    return {
+        "item": name,
+        "ratio": round(statistics.median(ratios), 3),
+        "steps": mine[0]["steps"],
+        **{key: middle(mine, key) for key in timed},
+        "peer_codes_per_second": round(1 / middle(others, "per_code"), 4),
+        "peer_peak_mib": middle(others, "peak_mib"),
+        "peer": "the plain loop" if called == name and theirs[-1] == "plain" else called,
+        "calls": mine[0]["calls"],
+        "codes_read": mine[0]["codes_read"],
+        "gflop": mine[0]["gflop"],
+        "pairs": pairs,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--items", default=",".join(ITEMS), help="which, with commas between; default: all")
+    arguments.add_argument("--peer", help="a command that prints such lines for --items ITEM; default: our plain loop")
+    arguments.add_argument("--pairs", type=int, default=3, help="how often ours and theirs run in turn")
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--path", choices=["ours", "plain"], help="measure this path here, with nothing beside it")
+    asked = arguments.parse_args()
+    items = asked.items.split(",")
+    unknown_items = [name for name in items if name not in ITEMS]
+    if unknown_items:
+        arguments.error(f"there is no item {unknown_items[0]!r}; there are {', '.join(ITEMS)}")
+    if asked.path:
+        torch.set_num_threads(asked.threads)
+        keep_memory()  # as smalti's commands do
+        for name in items:
+            print(json.dumps(ours(name) if asked.path == "ours" else plain(name)), flush=True)
+        return
+    own = [sys.executable, sys.argv[0], "--threads", str(asked.threads), "--path"]
+    results = [beside(name, own, asked.peer, pairs=asked.pairs) for name in items]
+    for result in results:
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

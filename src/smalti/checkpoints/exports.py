@@ -1,0 +1,161 @@
+"""A tokenizer -> graphs that run without smalti: ONNX, and PyTorch's own `.pt2`. They are written, never read.
+
+Two files, `encoder` (pictures -> codes) and `decoder` (codes -> pictures), for any number of pictures of any size from two codes
+each way on. Beside them `tokenizer.json` says what they take. A picture is computed whole: there are no strips in a graph.
+
+Letters: B batch, C channels, H W pixels, h w code grid, f = H/h.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from smalti.conditions.base import Condition
+from smalti.errors import SmaltiError
+from smalti.files import folder_written_atomically
+from smalti.prior import Prior
+from smalti.tokenizer.vqgan import VQGAN
+
+ABOUT = "tokenizer.json"
+SAMPLE = (2, 5, 7)
+"""B, h, w of what is traced; all three may be others afterwards."""
+MOST = 2**15
+"""The largest B, h and w of a graph; PyTorch wants one named."""
+
+
+@final
+class Encoding(nn.Module):
+    """Pictures (B,C,H,W) in [-1,1] -> codes (B,h,w) int64."""
+
+    def __init__(self, tokenizer: VQGAN) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokenizer.encode(images).codes
+
+
+@final
+class Decoding(nn.Module):
+    """Codes (B,h,w) int64 -> pictures (B,C,H,W), about [-1,1]. Nothing checks that the codes are of the codebook."""
+
+    def __init__(self, tokenizer: VQGAN) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.tokenizer.decode(self.tokenizer.quantizer.lookup(codes))
+
+
+def write_onnx(
+    tokenizer: VQGAN | None, prior: Prior | None, condition: Condition | None, folder: Path, *, about: Mapping[str, Any]
+) -> None:
+    """A tokenizer -> a folder with `encoder.onnx` and `decoder.onnx`, which must not exist yet.
+
+    Raises `SmaltiError` for a prior, and without the packages of the extra `onnx`.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - PyTorch needs it
+    except ImportError as error:
+        raise SmaltiError(
+            f"ONNX needs packages of its own ({error}); install them with: pip install 'smalti[onnx]'"
+        ) from error
+
+    def save(program: ExportedProgram, path: Path, names: tuple[str, str]) -> None:
+        with _quiet():
+            graph = torch.onnx.export(
+                program, dynamo=True, input_names=[names[0]], output_names=[names[1]], verbose=False
+            )
+        assert graph is not None
+        onnx.save(graph.model_proto, path)
+
+    _write(tokenizer, prior, folder, save=save, suffix=".onnx", about=about)
+
+
+def write_programs(
+    tokenizer: VQGAN | None, prior: Prior | None, condition: Condition | None, folder: Path, *, about: Mapping[str, Any]
+) -> None:
+    """A tokenizer -> a folder with `encoder.pt2` and `decoder.pt2` for `torch.export.load`, which must not exist yet.
+
+    Raises `SmaltiError` for a prior.
+    """
+
+    def save(program: ExportedProgram, path: Path, names: tuple[str, str]) -> None:
+        with _quiet():
+            torch.export.save(program, path)
+
+    _write(tokenizer, prior, folder, save=save, suffix=".pt2", about=about)
+
+
+def _write(
+    tokenizer: VQGAN | None,
+    prior: Prior | None,
+    folder: Path,
+    *,
+    save: Callable[[ExportedProgram, Path, tuple[str, str]], None],
+    suffix: str,
+    about: Mapping[str, Any],
+) -> None:
+    if tokenizer is None or prior is not None:
+        raise SmaltiError("graphs are made of tokenizers alone; convert the folder of the tokenizer, not of the prior")
+    with folder_written_atomically(folder) as temporary:
+        save(encoder_of(tokenizer), temporary / f"encoder{suffix}", ("images", "codes"))
+        save(decoder_of(tokenizer), temporary / f"decoder{suffix}", ("codes", "images"))
+        facts = {
+            "channels": tokenizer.settings.pyramid.channels,
+            "range": [-1, 1],
+            "factor": tokenizer.factor,
+            "codes": tokenizer.size,
+            "fingerprint": tokenizer.fingerprint(),
+            "about": dict(about),
+        }
+        (temporary / ABOUT).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+
+
+def encoder_of(tokenizer: VQGAN) -> ExportedProgram:
+    """A tokenizer -> its graph from pictures (B,C,H,W) in [-1,1] to codes (B,h,w)."""
+    (B, h, w), f = SAMPLE, tokenizer.factor
+    images = torch.zeros(B, tokenizer.settings.pyramid.channels, h * f, w * f)
+    batch, rows, columns = _any_size()
+    return _traced(Encoding(tokenizer), images, {0: batch, 2: f * rows, 3: f * columns})
+
+
+def decoder_of(tokenizer: VQGAN) -> ExportedProgram:
+    """A tokenizer -> its graph from codes (B,h,w) to pictures (B,C,H,W)."""
+    batch, rows, columns = _any_size()
+    return _traced(Decoding(tokenizer), torch.zeros(SAMPLE, dtype=torch.int64), {0: batch, 1: rows, 2: columns})
+
+
+def _any_size() -> tuple[Any, Any, Any]:
+    """The sides that may change. A grid of one row or column would lie in memory in another way, and be another graph."""
+    return Dim("batch", min=1, max=MOST), Dim("rows", min=2, max=MOST), Dim("columns", min=2, max=MOST)
+
+
+def _traced(module: nn.Module, sample: Tensor, sides: Mapping[int, Any]) -> ExportedProgram:
+    with torch.no_grad(), _quiet():
+        return torch.export.export(module.eval(), (sample,), dynamic_shapes=(dict(sides),))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch tells users of its exporters about its own insides and about packages that are not needed here."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
