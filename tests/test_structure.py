@@ -25,8 +25,10 @@ LONGEST = 450
 FLOORS = {
     **dict.fromkeys(
         (
+            "cards",
             "errors",
             "files",
+            "hub",
             "settings",
             "devices",
             "weights",

@@ -5,6 +5,7 @@ Letters: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from smalti.cards import Sources, publish
 from smalti.checkpoints.base import Imported
 from smalti.checkpoints.formats import find_foreign, read_foreign
 from smalti.conditions.base import Condition, everywhere, keys, value_of
@@ -24,7 +26,7 @@ from smalti.files import folder_written_atomically
 from smalti.images import NO_SETTINGS, to_array
 from smalti.keeping import Keeper, fingerprint
 from smalti.png import write_png
-from smalti.pretrained import find_model, is_ours
+from smalti.pretrained import find_model, here, is_ours
 from smalti.prior import Prior, Sampler, Window, finished, sample_windows, unknown
 from smalti.prior.likelihood import window_nats
 from smalti.prior.sampling import sampler_of
@@ -46,12 +48,12 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Pipeline:
-        """A folder with `tokenizer` and `prior` in it (models or run folders), or a run folder of the original or another
-        foreign format that holds both stages -> the pipeline, on the CPU.
+        """A folder with `tokenizer` and `prior` in it (models or run folders), the Hub id of one, or a run folder of the original
+        or another foreign format that holds both stages -> the pipeline, on the CPU.
 
         Raises `SmaltiError` when one of the two is missing or damaged, or when the prior belongs to another tokenizer.
         """
-        root = Path(name).expanduser()
+        root = here(name)
         if _is_pipeline(root):
             return cls._native(root)
         parts = [part for part in ("tokenizer", "prior") if (root / part).is_dir()]
@@ -88,6 +90,15 @@ class Pipeline:
             self.tokenizer.save_pretrained(temporary / "tokenizer", about={**facts, "fingerprint": fingerprint})
             facts = about.get("prior", {})
             save_prior(self.prior, self.condition, temporary / "prior", fingerprint=fingerprint, about=facts)
+
+    def push_to_hub(
+        self, name: str, *, licence: str, about: Mapping[str, Any], private: bool = False, results: Sequence[Path] = ()
+    ) -> str:
+        """As `VQGAN.push_to_hub`, both stages; `about` as in `save_pretrained`."""
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "pipeline"
+            self.save_pretrained(folder, about=about)
+            return publish(folder, name, Sources(licence, results=results), private=private)
 
     def to(self, device: torch.device | str) -> Pipeline:
         """Move all networks; returns the pipeline itself."""
@@ -356,7 +367,7 @@ def read_models(name: str | Path) -> Imported:
 
     Raises `SmaltiError` when there is none, and for damage.
     """
-    path = Path(name).expanduser()
+    path = here(name)
     if _is_pipeline(path):
         whole = Pipeline.from_pretrained(path)
         about = find_model(path / "tokenizer", kind="tokenizer").about
@@ -364,7 +375,7 @@ def read_models(name: str | Path) -> Imported:
         return Imported("smalti", whole.tokenizer, whole.prior, whole.condition, about)
     if path.exists() and not is_ours(path):
         return read_foreign(path)
-    return Imported("smalti", VQGAN.from_pretrained(name), None, None, find_model(name, kind="tokenizer").about)
+    return Imported("smalti", VQGAN.from_pretrained(path), None, None, find_model(path, kind="tokenizer").about)
 
 
 def read_tokenizer(name: str | Path) -> tuple[VQGAN, Mapping[str, Any]]:

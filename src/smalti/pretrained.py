@@ -5,7 +5,6 @@ Nothing in such a folder is ever executed. A name that is no folder here is look
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from smalti import hub
 from smalti.errors import SmaltiError
 from smalti.files import read_json, write_atomically, write_json
 
 FORMAT = 1
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS = hub.PARTS
 _CONVERT = "Another program's checkpoint is taken over by: smalti convert SOURCE DESTINATION"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Saved(NamedTuple):
@@ -84,29 +83,24 @@ def find_model(name: str | Path, *, kind: str) -> Saved:
 
 def locate(name: str | Path) -> Path:
     """A model folder, a run folder or a Hub id -> the folder on this machine that holds `config.json`."""
-    path = Path(name).expanduser()
+    path = here(name)
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file():
             return folder
     if path.is_dir():
         hint = "its training has not written a model yet" if (path / "config.yaml").is_file() else f"it has no {CONFIG}"
         raise SmaltiError(f"{path} is not a model: {hint}. {_CONVERT}")
-    if path.exists() or not _HUB_ID.fullmatch(str(name)):
-        convert = f": it is a file. {_CONVERT}" if path.is_file() else ""
-        raise SmaltiError(f"there is no model folder {path}{convert}")
-    return _from_hub(str(name))
+    convert = f": it is a file. {_CONVERT}" if path.is_file() else ""
+    raise SmaltiError(f"there is no model folder {path}{convert}")
 
 
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download  # slow to import, and only needed here
+def here(name: str | Path) -> Path:
+    """A path, or a Hub id for which there is nothing at that path -> the path, or the folder of the Hub's repository.
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=["**/" + CONFIG, "**/" + WEIGHTS, CONFIG, WEIGHTS]))
-    except Exception as error:  # the hub's client raises many kinds: offline, unknown, forbidden
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SmaltiError(
-            f"there is no folder {name}, and the Hub did not give a model of that name ({first})"
-        ) from error
+    Raises `SmaltiError` when the Hub is asked and does not give one.
+    """
+    path = Path(name).expanduser()
+    return hub.fetched(str(name)) if not path.exists() and hub.is_name(str(name)) else path
 
 
 def is_ours(path: Path) -> bool:

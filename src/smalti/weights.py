@@ -144,15 +144,23 @@ def find_weights(name: str, *, progress: Progress = unwatched) -> Path:
     if name not in WEIGHTS:
         raise SmaltiError(f"unknown weights {name!r}; {suggestion(name, WEIGHTS)}")
     entry = WEIGHTS[name]
-    for folder in _folders():
-        for file in entry.files:
-            if (folder / file).is_file():
-                return folder / file
+    there = found_weights(name)
+    if there is not None:
+        return there
     for variable in ("SMALTI_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "on"):
             raise _missing(entry, f"{variable} forbids the download")
     _download(entry, cache_folder() / entry.files[0], progress)
     return cache_folder() / entry.files[0]
+
+
+def found_weights(name: str) -> Path | None:
+    """A name in `WEIGHTS` -> its file in one of the folders, None where it would have to be downloaded.
+
+    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is no folder.
+    """
+    paths = (folder / file for folder in _folders() for file in WEIGHTS[name].files)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def load_weights(name: str, *, progress: Progress = unwatched) -> dict[str, Tensor]:

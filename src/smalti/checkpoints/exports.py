@@ -14,17 +14,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from smalti.conditions.base import Condition
 from smalti.errors import SmaltiError
 from smalti.files import folder_written_atomically
 from smalti.prior import Prior
+from smalti.tokenizer.quantizers import Gumbel
 from smalti.tokenizer.vqgan import VQGAN
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 ABOUT = "tokenizer.json"
 SAMPLE = (2, 5, 7)
@@ -42,7 +45,11 @@ class Encoding(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.tokenizer.encode(images).codes
+        features, quantizer = self.tokenizer.features(images), self.tokenizer.quantizer
+        if isinstance(quantizer, Gumbel):  # the likeliest code, where `encode` may draw one
+            return quantizer.logits(features).argmax(1)
+        # The codes of `encode` without its loss, which some quantizers compute in pieces: their number would be fixed.
+        return quantizer.relaxed(features).codes
 
 
 @final
@@ -72,11 +79,18 @@ def write_onnx(
             f"ONNX needs packages of its own ({error}); install them with: pip install 'smalti[onnx]'"
         ) from error
 
+    kind = None if tokenizer is None else tokenizer.settings.quantizer.name
+
     def save(program: ExportedProgram, path: Path, names: tuple[str, str]) -> None:
-        with _quiet():
-            graph = torch.onnx.export(
-                program, dynamo=True, input_names=[names[0]], output_names=[names[1]], verbose=False
-            )
+        try:
+            with _quiet():
+                graph = torch.onnx.export(
+                    program, dynamo=True, input_names=[names[0]], output_names=[names[1]], verbose=False
+                )
+        except torch.onnx.OnnxExporterError as error:
+            raise SmaltiError(
+                f"ONNX has no operations for this {path.stem} (model.quantizer.name = {kind!r}); --to export writes it for PyTorch"
+            ) from error
         assert graph is not None
         onnx.save(graph.model_proto, path)
 
@@ -139,12 +153,16 @@ def decoder_of(tokenizer: VQGAN) -> ExportedProgram:
 
 def _any_size() -> tuple[Any, Any, Any]:
     """The sides that may change. A grid of one row or column would lie in memory in another way, and be another graph."""
+    from torch.export import Dim  # slow to import, and only needed here
+
     return Dim("batch", min=1, max=MOST), Dim("rows", min=2, max=MOST), Dim("columns", min=2, max=MOST)
 
 
 def _traced(module: nn.Module, sample: Tensor, sides: Mapping[int, Any]) -> ExportedProgram:
+    from torch.export import export  # as above
+
     with torch.no_grad(), _quiet():
-        return torch.export.export(module.eval(), (sample,), dynamic_shapes=(dict(sides),))
+        return export(module.eval(), (sample,), dynamic_shapes=(dict(sides),))
 
 
 @contextmanager

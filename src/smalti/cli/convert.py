@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from smalti.cli.completion import FORMATS, formats
 from smalti.cli.console import CONSOLE
 from smalti.errors import SmaltiError, suggestion
 
@@ -14,19 +15,18 @@ from smalti.errors import SmaltiError, suggestion
 def convert(
     source: Annotated[Path, typer.Argument(help="A checkpoint or run folder of another program, or a model of ours.")],
     destination: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
-    to: Annotated[str, typer.Option("--to", help="smalti, taming, llamagen or diffusers.")] = "smalti",
+    to: Annotated[str, typer.Option("--to", help=f"{', '.join(FORMATS)}.", autocompletion=formats)] = "smalti",
     half: Annotated[
         bool, typer.Option("--half", help="Keep weights in half precision: half the size; smalti's format alone.")
     ] = False,
 ) -> None:
     """Turn a checkpoint of another program into ours, or one of ours into another's."""
-    from smalti.checkpoints.formats import FORMATS
+    from smalti.checkpoints import formats as foreign
     from smalti.pipeline import read_models, save_models
     from smalti.pretrained import halve, halved
 
-    known = ("smalti", *FORMATS)
-    if to not in known:
-        raise SmaltiError(f"unknown format {to!r}; {suggestion(to, known)}")
+    if to not in FORMATS:
+        raise SmaltiError(f"unknown format {to!r}; {suggestion(to, FORMATS)}")
     if destination.exists():
         raise SmaltiError(f"{destination} exists already; name a new folder, nothing is written over")
     if half and to != "smalti":
@@ -41,6 +41,7 @@ def convert(
         if half:
             halve(destination)
     else:
-        FORMATS[to].write(models.tokenizer, models.prior, models.condition, destination, about=models.about)
+        write = foreign.EXPORTS[to] if to in foreign.EXPORTS else foreign.FORMATS[to].write
+        write(models.tokenizer, models.prior, models.condition, destination, about=models.about)
     parts = [name for name, part in (("tokenizer", models.tokenizer), ("prior", models.prior)) if part is not None]
     CONSOLE.print(f"{' and '.join(parts)} from {source} ({models.format}) to {destination} ({to})", soft_wrap=True)

@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from smalti.cli.completion import studies
 from smalti.cli.console import CONSOLE
 
 
 def experiment(
-    name: Annotated[str | None, typer.Argument(help="A study; without one, all are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A study; without one, all are listed.", autocompletion=studies)
+    ] = None,
     models: Annotated[
         list[Path] | None, typer.Argument(help="Models to compare, where a study takes given ones.", show_default=False)
     ] = None,

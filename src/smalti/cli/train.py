@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from smalti.cli.completion import recipes
 from smalti.cli.console import CONSOLE, counting
 
 app = typer.Typer(
@@ -14,7 +15,10 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command again goes on with it.")]
-Recipe = Annotated[str, typer.Option("--recipe", help="Name of a recipe (see `smalti recipes`) or a YAML file.")]
+Recipe = Annotated[
+    str,
+    typer.Option("--recipe", help="Name of a recipe (see `smalti recipes`) or a YAML file.", autocompletion=recipes),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Lay a.b=value over the recipe; may be repeated.")]
 From = Annotated[
     str,

@@ -48,9 +48,17 @@ class Palette(nn.Module):
         quantized: Quantized = self.quantizer(images)
         return quantized
 
+    def latents_of(self, codes: Tensor) -> Tensor:
+        """Codes (B,H,W) -> colours (B,3,H,W)."""
+        return self.quantizer.lookup(codes)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Colours (B,3,H,W) -> pictures (B,3,H,W): colours are pixels."""
+        return latents
+
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Codes (B,H,W) -> pictures (B,3,H,W)."""
-        return self.quantizer.lookup(codes)
+        return self.decode(self.latents_of(codes))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
         """Pictures (B,3,H,W) -> what their codes keep of them (B,3,H,W), and the codes."""

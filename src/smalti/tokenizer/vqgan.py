@@ -8,12 +8,14 @@ Source: arXiv 2012.09841, section 3.1 and figure 2.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor, nn
 
+from smalti.cards import Sources, publish
 from smalti.errors import SmaltiError
 from smalti.pretrained import find_model, load_weights_into, save_model
 from smalti.settings import as_mapping, parse, settings
@@ -124,3 +126,15 @@ class VQGAN(nn.Module):
         """Write `config.json` and `model.safetensors` into `folder`; `about` is kept beside the settings."""
         settings, weights = as_mapping(self.settings), self.state_dict()
         save_model(Path(folder), kind="tokenizer", settings=settings, about=about, weights=weights)
+
+    def push_to_hub(
+        self, name: str, *, licence: str, about: Mapping[str, Any], private: bool = False, results: Sequence[Path] = ()
+    ) -> str:
+        """Send the tokenizer and a model card to the Hub's repository `name`, owner/name -> its address.
+
+        `licence` as the Hub names it ("mit", "other"), `about` as in `save_pretrained`; `results` are files `result.json` for the
+        card. Raises `SmaltiError` when the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, about={**about, "fingerprint": self.fingerprint()})
+            return publish(Path(folder), name, Sources(licence, results=results), private=private)
