@@ -26,17 +26,19 @@ FLOORS = {
     **dict.fromkeys(
         (
             "cards",
+            "devices",
             "errors",
             "files",
             "hub",
-            "settings",
-            "devices",
-            "weights",
             "memory",
+            "native",
             "noise",
+            "norms",
             "pretrained",
             "processes",
+            "settings",
             "version",
+            "weights",
             "winograd",
         ),
         0,
@@ -223,6 +225,14 @@ def test_every_public_module_says_what_it_is(path: Path) -> None:
 
 def test_every_folder_of_modules_is_a_package() -> None:
     assert not [in_words(path.parent) for path in FILES if not (path.parent / "__init__.py").is_file()]
+
+
+def test_all_that_is_no_python_comes_along_when_smalti_is_installed() -> None:
+    listed = re.search(r"^smalti = (\[.*\])$", (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    assert listed is not None
+    packed = {path for pattern in ast.literal_eval(listed[1]) for path in SOURCE.glob(pattern)}
+    others = {path for path in SOURCE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert not [in_words(path) for path in others - packed]
 
 
 def test_no_file_knows_a_machine() -> None:

@@ -29,6 +29,7 @@ from smalti.conditions.several import Several
 from smalti.errors import SmaltiError
 from smalti.files import write_json
 from smalti.pipeline import Pipeline
+from smalti.pretrained import BUNDLED
 from smalti.prior import Transformer, TransformerSettings
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
@@ -344,7 +345,13 @@ def test_a_missing_gradio_is_told_with_its_install_line(monkeypatch: pytest.Monk
         serve("anything")
 
 
-def test_a_missing_model_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = CliRunner().invoke(app, ["web"])
-    assert isinstance(result.exception, SmaltiError)
-    assert "name a model: smalti web MODEL" in str(result.exception)
+def test_without_a_name_the_model_that_comes_along_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[Path] = []
+
+    def serve(name: Path, **given: object) -> object:
+        named.append(name)
+        raise SmaltiError("enough")
+
+    monkeypatch.setattr("smalti.web.serving.serve", serve)
+    assert str(CliRunner().invoke(app, ["web"]).exception) == "enough"
+    assert named == [BUNDLED]

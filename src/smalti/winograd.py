@@ -1,9 +1,8 @@
 """3x3 convolutions on a CPU by a quarter of the products: Winograd's F(4x4, 3x3), forward and backward.
 
 Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.3. PyTorch's GPU libraries do the like by
-themselves, its CPU library does not. The loops are C (`winograd.c`), made once for each machine by the compiler found there, in
-about two seconds, and kept in the cache folder. Where there is no compiler, or where `SMALTI_DIRECT` is set in the environment,
-nothing `suits` and PyTorch computes all. Results are within about 1e-5 of the largest one, ten times as far as the direct way's.
+themselves, its CPU library does not. The loops are C (`winograd.c`). Results are within about 1e-5 of the largest one, ten times as
+far as the direct way's.
 
 Letters: B batch, C channels in, K channels out, H W pixels, P channels of a panel.
 """
@@ -11,11 +10,6 @@ Letters: B batch, C channels in, K channels out, H W pixels, P channels of a pan
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,20 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError
-from smalti.files import write_atomically
-from smalti.weights import cache_folder
+from smalti.native import compiled, reaches
 
 LANES, PANEL = 8, 16
 """As in the C file: C and K are divisible by the first, and the second is P."""
 
 LEAST = 64
 """Squares of 4 x 4 pixels in a batch, below which mapping the weight costs what is gained (measured on two AVX2 cores)."""
-
-SOURCE = Path(__file__).with_name("winograd.c")
-OPTIONS = ("-O3", "-fopenmp", "-shared", "-fPIC")
-INSTRUCTIONS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx2", "-mfma")}
-"""Options for each kind of x86 processor that PyTorch tells apart; for an older one the direct way is as fast."""
 
 
 def available() -> bool:
@@ -47,13 +34,8 @@ def available() -> bool:
 
 
 def suits(x: Tensor, weight: Tensor, *, least: int = LEAST) -> bool:
-    """Whether `convolve` takes x (B,C,H,W) and weight (K,C,3,3) and gains by it: in float32 on a CPU, from `least` squares on.
-
-    Nothing that only watches the operations, as a compiler, an export or autocast does, would see what is computed here.
-    """
-    watched = torch.compiler.is_compiling() or torch._C._is_tracing() or torch.is_autocast_enabled("cpu")
-    plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter) and not watched
-    if not plain or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+    """Whether `convolve` takes x (B,C,H,W) and weight (K,C,3,3) and gains by it: in float32 on a CPU, from `least` squares on."""
+    if not reaches(x, weight):
         return False
     (K, C), (B, _, H, W) = weight.shape[:2], x.shape
     squares = B * -(-H // 4) * -(-W // 4)
@@ -177,34 +159,8 @@ def _loaded() -> ctypes.CDLL:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The C file, compiled for this machine by whoever needs it first."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    options = _instructions()
-    if compiler is None or options is None or os.environ.get("SMALTI_DIRECT"):
-        return None
-    made_of = SOURCE.read_text("utf-8") + " ".join((platform.machine(), *OPTIONS, *options))
-    path = cache_folder() / f"winograd-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda to: _compile([compiler, *OPTIONS, *options, "-o", str(to), str(SOURCE)]))
-        return _declared(ctypes.CDLL(str(path)))
-    except (
-        OSError,
-        SmaltiError,
-        subprocess.SubprocessError,
-    ):  # no OpenMP, no room, a folder that nothing may be written to
-        return None
-
-
-def _instructions() -> tuple[str, ...] | None:
-    if platform.machine() in ("x86_64", "AMD64"):
-        return INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
-    return ()
-
-
-def _compile(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    library = compiled(Path(__file__).with_name("winograd.c"))
+    return None if library is None else _declared(library)
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:

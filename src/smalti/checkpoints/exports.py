@@ -107,7 +107,10 @@ def write_programs(
 
     def save(program: ExportedProgram, path: Path, names: tuple[str, str]) -> None:
         with _quiet():
-            torch.export.save(program, path)
+            plain = program.run_decompositions(
+                {}
+            )  # without regions of autocast, which PyTorch writes but does not read
+            torch.export.save(plain, path)
 
     _write(tokenizer, prior, folder, save=save, suffix=".pt2", about=about)
 
@@ -168,12 +171,14 @@ def _traced(module: nn.Module, sample: Tensor, sides: Mapping[int, Any]) -> Expo
 @contextmanager
 def _quiet() -> Iterator[None]:
     """PyTorch tells users of its exporters about its own insides and about packages that are not needed here."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

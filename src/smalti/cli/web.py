@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from smalti.cli.console import CONSOLE
-from smalti.errors import SmaltiError
 
 
 def web(
-    model: Annotated[Path | None, typer.Argument(help="A folder with `tokenizer` and `prior` in it.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="A folder with `tokenizer` and `prior` in it; left out, the model that comes with smalti."),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Where the page is to be seen from: 127.0.0.1 this machine, 0.0.0.0 all.")
     ] = "127.0.0.1",
@@ -32,14 +34,13 @@ def web(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Open the studio: a page to lay pictures, erase in them and extend them. Ctrl-C ends it."""
-    if model is None:
-        raise SmaltiError("name a model: smalti web MODEL; `smalti demo` trains one in minutes, in runs/demo")
+    from smalti.pretrained import BUNDLED
     from smalti.web.asking import Limits
     from smalti.web.serving import serve
 
     limits = Limits(side=most_side, codes=most_codes, count=most_count, upload=most_upload, waiting=most_waiting)
     served = serve(
-        model,
+        model or BUNDLED,
         host=host,
         port=port or None,
         password=password,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smalti.norms import GroupNorm
 from smalti.tokenizer.convolutions import Convolution, Geometry, convolve
 
 
@@ -30,7 +31,7 @@ def plus(branch: Tensor, shortcut: Tensor) -> Tensor:
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm as in the paper's code: 32 groups (fewer where 32 does not divide `channels`), epsilon 1e-6."""
-    return nn.GroupNorm(math.gcd(channels, 32), channels, eps=1e-6)
+    return GroupNorm(math.gcd(channels, 32), channels, eps=1e-6)
 
 
 @final

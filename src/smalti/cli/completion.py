@@ -1,0 +1,33 @@
+"""What the shell offers after Tab: names of recipes, studies and formats, without loading what they name."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+FORMATS = ("smalti", "taming", "llamagen", "diffusers", "transformers", "onnx", "export")
+STUDIES = (
+    "reconstruction",
+    "modern-vs-reference",
+    "quantizers",
+    "f-sweep",
+    "transformer-vs-pixelsnail",
+    "orders",
+    "conditions",
+)
+"""Written down here, since their tables load PyTorch; a test holds them against those."""
+
+
+def formats() -> list[str]:
+    """What `smalti convert --to` takes."""
+    return list(FORMATS)
+
+
+def studies() -> list[str]:
+    """What `smalti experiment` takes."""
+    return list(STUDIES)
+
+
+def recipes() -> list[str]:
+    """What `smalti train --recipe` takes besides files."""
+    entries = (resources.files("smalti") / "recipes").iterdir()
+    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))

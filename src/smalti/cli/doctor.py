@@ -1,0 +1,220 @@
+"""`smalti doctor`: what this machine can do, what of it is used, and with what to begin."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smalti.cli.console import CONSOLE
+
+if TYPE_CHECKING:
+    import torch
+
+    from smalti.training.config import TokenizerTraining
+
+GIB = 2**30
+EXTRAS = {"web": "gradio", "wandb": "wandb", "onnx": "onnxscript", "check-web": "playwright"}
+"""Extra -> a package that comes with it alone."""
+
+A_WEIGHT = 20
+"""Bytes: the weight, its gradient, two moments of Adam and the running average, in float32."""
+BESIDE = 2
+"""What a step keeps, as a multiple of what the tokenizer does: discriminator and perceptual network together come to as much."""
+SHARE = 0.8
+"""How much of the free memory a training may take."""
+PARTS = (1, 2, 4, 8)
+"""Parts of a batch, one after the other, that are advised; with more, another recipe is the better advice."""
+LITTLE = 1.0
+"""GiB of disk below which downloads and checkpoints will fail."""
+
+
+def doctor() -> None:
+    """Say what this machine can do, which weights and extras are there, and with what to begin."""
+    import torch
+
+    from smalti.devices import pick_device
+    from smalti.version import __version__
+
+    device = pick_device("auto")
+    memory = free_memory(device)
+    lines = {
+        "smalti": f"{__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}",
+        "device": _device(device),
+        "cores": f"{_cores()}, of which PyTorch uses {torch.get_num_threads()}",
+        "free memory": f"{memory / GIB:.1f} GiB",
+        "free disk": f"{_free_disk(Path.cwd()) / GIB:.1f} GiB here, {_free_disk(_cache()) / GIB:.1f} GiB for {_cache()}",
+        "precision": _precision(device),
+        "3x3 convolutions on the CPU": _convolutions(),
+        **dict(_weights()),
+        "extras": ", ".join(f"{extra} {'yes' if find_spec(package) else 'no'}" for extra, package in EXTRAS.items()),
+        "to begin": suggested(device, memory),
+    }
+    for key, value in lines.items():
+        CONSOLE.print(f"{key}: {value}", markup=False, soft_wrap=True)
+    for warning in _warnings(memory):
+        CONSOLE.print(f"warning: {warning}", markup=False, soft_wrap=True)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free: of the GPU, else of the machine, as far as this process may take them."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    told = Path("/proc/meminfo")
+    if told.is_file():
+        lines = (line.split() for line in told.read_text("utf-8").splitlines())
+        free = next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), free)
+    limits = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current")]
+    if all(path.is_file() for path in limits):  # in a container
+        most, taken = (path.read_text("utf-8").strip() for path in limits)
+        free = free if most == "max" else min(free, int(most) - int(taken))
+    return max(free, 0)
+
+
+def _device(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        others = f", and {torch.cuda.device_count() - 1} more" if torch.cuda.device_count() > 1 else ""
+        return f"cuda, {properties.name} with {properties.total_memory / GIB:.0f} GiB{others}"
+    if device.type == "cpu":
+        return f"cpu, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}; no GPU that PyTorch can use"
+    return str(device)
+
+
+def _precision(device: torch.device) -> str:
+    import torch
+
+    if device.type != "cuda":
+        return "float32 (run.precision=32-true)"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16 (run.precision=bf16-mixed) or float32"
+    return "float32 (run.precision=32-true); this GPU has no bfloat16"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cache() -> Path:
+    from smalti.weights import cache_folder
+
+    return cache_folder()
+
+
+def _free_disk(folder: Path) -> int:
+    """Bytes that are free where `folder` is, or would be made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def _convolutions() -> str:
+    """Whether ours are used, else why not."""
+    import torch
+
+    from smalti import native, winograd
+
+    if winograd.available():
+        return "ours, a quarter of the products"
+    compiler = os.environ.get("CC", "cc")
+    if os.environ.get("SMALTI_DIRECT"):
+        why = "SMALTI_DIRECT is set"
+    elif shutil.which(compiler) is None:
+        why = f"there is no C compiler {compiler}; with one they are about twice as fast"
+    elif (
+        platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability() not in native.INSTRUCTIONS
+    ):
+        why = "this processor has no AVX2"
+    else:
+        why = f"{compiler} could not compile them (OpenMP is needed), or {_cache()} cannot be written to"
+    return f"PyTorch's: {why}"
+
+
+def _weights() -> Iterator[tuple[str, str]]:
+    """Each published file -> where it is."""
+    from smalti.errors import SmaltiError
+    from smalti.weights import WEIGHTS, found_weights
+
+    for name, entry in WEIGHTS.items():
+        try:
+            there = found_weights(name)
+        except SmaltiError as error:
+            yield "weights", str(error)
+            return
+        yield f"weights {name}", f"{there}" if there else f"not here, downloaded when needed: {entry.about}"
+
+
+def suggested(device: torch.device, memory: int) -> str:
+    """A device and its free bytes -> the command to begin with.
+
+    On a GPU that is the recipe f16 for photographs, where its batch fits into the memory, whole or in parts; else the recipe small.
+    """
+    from smalti.training.config import TokenizerTraining, resolve
+
+    for recipe in ("f16", "small") if device.type == "cuda" else ("small",):
+        settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=())
+        still, each = taken(settings)
+        batch = settings.run.batch
+        for parts in (parts for parts in PARTS if batch % parts == 0):
+            need = still + each * batch / parts
+            if need <= SHARE * memory:
+                accumulate = f" --set run.accumulate={parts}" if parts > 1 else ""
+                command = f"smalti train tokenizer PICTURES --out RUN --recipe {recipe}{accumulate}"
+                return f"{command} (batches of {batch}, {batch // parts} at once, about {need / GIB:.1f} GiB)"
+    return "there is too little free memory even for the recipe small; free some, or take another machine"
+
+
+def taken(settings: TokenizerTraining) -> tuple[float, float]:
+    """A training of stage 1 -> bytes that it takes, about: whatever the batch, and for each picture that is computed at once.
+
+    What the gradients need is counted, not guessed: a tokenizer of any weights says what it keeps of a few tiles, and what of twice
+    as many. The difference grows with the picture.
+    """
+    import torch
+
+    from smalti.tokenizer.vqgan import VQGAN
+
+    with torch.device("meta"):  # nobody asks what the weights are
+        tokenizer = VQGAN(settings.model)
+    tokenizer.to_empty(device="cpu")
+    channels, side = settings.model.pyramid.channels, 2 * tokenizer.factor
+
+    def kept(tiles: int) -> int:
+        sizes: list[int] = []
+
+        def noted(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
+            tokenizer.decode(tokenizer.features(torch.zeros(1, channels, side, side * tiles)))
+        return sum(sizes)
+
+    picture = (kept(2) - kept(1)) * math.prod(settings.pictures.size) / side**2
+    half = 0.5 if settings.run.precision.startswith(("bf16", "16")) else 1.0
+    count = sum(parameter.numel() for parameter in tokenizer.parameters())
+    return A_WEIGHT * count, BESIDE * half * picture
+
+
+def _warnings(memory: int) -> Iterator[str]:
+    import torch
+
+    if os.environ.get("SMALTI_DIRECT"):
+        yield "SMALTI_DIRECT is set: training on a CPU is slower than it need be; unset it"
+    if _cores() > 1 and torch.get_num_threads() == 1:
+        yield f"PyTorch uses one thread of {_cores()} cores; unset OMP_NUM_THREADS, or set it to {_cores()}"
+    if _free_disk(_cache()) < LITTLE * GIB:
+        yield f"there is little room for downloads in {_cache()}; free some, or name another folder in SMALTI_CACHE"
+    if _free_disk(Path.cwd()) < LITTLE * GIB:
+        yield "there is little room in this folder, and a run keeps two checkpoints; free some, or give --out elsewhere"
+    if memory < GIB:
+        yield f"only {memory / GIB:.1f} GiB of memory are free"
