@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from huggingface_hub.utils import filter_repo_objects
 
 from small import write_pictures, write_recipe
 from smalti import hub
@@ -58,9 +59,9 @@ class Fake:
         self, *, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: list[str]
     ) -> None:
         there = self.folder / repo_id
-        for path in sorted(there.rglob("*")):
-            if path.is_file() and any(path.relative_to(there).match(pattern) for pattern in delete_patterns):
-                path.unlink()
+        files = [path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()]
+        for path in filter_repo_objects(files, allow_patterns=delete_patterns):
+            (there / path).unlink()
         shutil.copytree(folder_path, there, dirs_exist_ok=True)
 
     def snapshot_download(self, name: str, *, allow_patterns: list[str]) -> str:
@@ -90,8 +91,15 @@ def test_a_pipeline_goes_there_and_comes_back(fake: Fake) -> None:
     assert models.about["data"] == "photos"
     pipe.tokenizer.push_to_hub("me/mosaic", licence="mit", about=ABOUT)
     there = fake.folder / "me" / "mosaic"
-    assert {path.name for path in there.rglob("*") if path.is_file()} == {"README.md", *hub.PARTS}
+    files = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+    assert files == {"README.md", *hub.PARTS}
     assert VQGAN.from_pretrained("me/mosaic").fingerprint() == pipe.tokenizer.fingerprint()
+
+
+def test_a_folder_here_goes_before_the_hub(fake: Fake) -> None:
+    pipeline().tokenizer.push_to_hub("me/mosaic", licence="mit", about=ABOUT)
+    pipeline().save_pretrained("me/mosaic", about={"data": "here"})
+    assert read_models("me/mosaic").about["data"] == "here"
 
 
 def test_a_hub_that_has_none_or_takes_none_is_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from typer.testing import CliRunner
 
-from smalti.cli.main import app
 from smalti.conditions.base import Condition
 from smalti.conditions.given import Given, GivenSettings
 from smalti.conditions.labels import Labels, Nothing
@@ -29,7 +27,6 @@ from smalti.conditions.several import Several
 from smalti.errors import SmaltiError
 from smalti.files import write_json
 from smalti.pipeline import Pipeline
-from smalti.pretrained import BUNDLED
 from smalti.prior import Transformer, TransformerSettings
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
@@ -343,15 +340,3 @@ def test_a_missing_gradio_is_told_with_its_install_line(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SmaltiError, match=r"pip install 'smalti\[web\]'"):
         serve("anything")
-
-
-def test_without_a_name_the_model_that_comes_along_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    named: list[Path] = []
-
-    def serve(name: Path, **given: object) -> object:
-        named.append(name)
-        raise SmaltiError("enough")
-
-    monkeypatch.setattr("smalti.web.serving.serve", serve)
-    assert str(CliRunner().invoke(app, ["web"]).exception) == "enough"
-    assert named == [BUNDLED]

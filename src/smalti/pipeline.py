@@ -26,7 +26,7 @@ from smalti.files import folder_written_atomically
 from smalti.images import NO_SETTINGS, to_array
 from smalti.keeping import Keeper, fingerprint
 from smalti.png import write_png
-from smalti.pretrained import BUNDLED, find_model, here, is_ours
+from smalti.pretrained import find_model, here, is_ours
 from smalti.prior import Prior, Sampler, Window, finished, sample_windows, unknown
 from smalti.prior.likelihood import window_nats
 from smalti.prior.sampling import sampler_of
@@ -47,9 +47,9 @@ class Pipeline:
         self.condition = condition
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = BUNDLED) -> Pipeline:
+    def from_pretrained(cls, name: str | Path) -> Pipeline:
         """A folder with `tokenizer` and `prior` in it (models or run folders), the Hub id of one, or a run folder of the original
-        or another foreign format that holds both stages -> the pipeline, on the CPU. Without a name: the model that comes along.
+        or another foreign format that holds both stages -> the pipeline, on the CPU.
 
         Raises `SmaltiError` when one of the two is missing or damaged, or when the prior belongs to another tokenizer.
         """

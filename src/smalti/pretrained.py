@@ -21,8 +21,6 @@ from smalti.files import read_json, write_atomically, write_json
 
 FORMAT = 1
 CONFIG, WEIGHTS = hub.PARTS
-BUNDLED = Path(__file__).parent / "models" / "scenes"
-"""The model that comes with smalti, a pipeline: landscapes told their class and their segmentation (docs/scenes-model.md)."""
 _CONVERT = "Another program's checkpoint is taken over by: smalti convert SOURCE DESTINATION"
 
 

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from smalti.pipeline import Pipeline
 
 Model = Annotated[Path, typer.Argument(help="A folder with `tokenizer` and `prior` in it.")]
-ModelOrOurs = Annotated[
-    Path | None,
-    typer.Argument(help="A folder with `tokenizer` and `prior` in it; left out, the model that comes with smalti."),
-]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the pictures.")]
 Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many pictures.")]
 Label = Annotated[str | None, typer.Option(help="Class label; left out, the model chooses.")]
@@ -58,8 +54,8 @@ Size = Annotated[str | None, typer.Option(help="Pixels: 64, or height x width as
 
 
 def sample(
+    model: Model,
     out: Out,
-    model: ModelOrOurs = None,
     count: Count = 4,
     label: Label = None,
     segmentation: Segmentation = None,
@@ -91,12 +87,10 @@ def sample(
     from smalti.conditions.base import keys
     from smalti.devices import pick_device
     from smalti.pipeline import Pipeline
-    from smalti.pretrained import BUNDLED
     from smalti.prior import unknown
     from smalti.prior.sampling import sampler_of
     from smalti.settings import as_mapping
 
-    model = model or BUNDLED
     pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
     sampler = sampler_of(
         temperature=temperature,

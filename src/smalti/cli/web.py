@@ -11,10 +11,7 @@ from smalti.cli.console import CONSOLE
 
 
 def web(
-    model: Annotated[
-        Path | None,
-        typer.Argument(help="A folder with `tokenizer` and `prior` in it; left out, the model that comes with smalti."),
-    ] = None,
+    model: Annotated[Path, typer.Argument(help="A folder with `tokenizer` and `prior` in it.")],
     host: Annotated[
         str, typer.Option(help="Where the page is to be seen from: 127.0.0.1 this machine, 0.0.0.0 all.")
     ] = "127.0.0.1",
@@ -34,13 +31,12 @@ def web(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Open the studio: a page to lay pictures, erase in them and extend them. Ctrl-C ends it."""
-    from smalti.pretrained import BUNDLED
     from smalti.web.asking import Limits
     from smalti.web.serving import serve
 
     limits = Limits(side=most_side, codes=most_codes, count=most_count, upload=most_upload, waiting=most_waiting)
     served = serve(
-        model or BUNDLED,
+        model,
         host=host,
         port=port or None,
         password=password,
