@@ -317,7 +317,10 @@ def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
         ({"tokenizer_fingerprint": None}, "holds no tokenizer_fingerprint"),
         ({"network": None}, "holds no network"),
         ({"condition": None}, "holds no condition"),
-        ({"network": {"name": "lstm"}}, r"unknown prior 'lstm'; there are: gpt, neighbourhood, pixelsnail, transformer"),
+        (
+            {"network": {"name": "lstm"}},
+            r"unknown prior 'lstm'; there are: gpt, neighbourhood, pixelsnail, transformer",
+        ),
         ({"network": {"name": "transformer", "siez": 3}}, r"unknown key 'siez'; did you mean 'size'\?"),
         (
             {"condition": {"name": "depth"}},

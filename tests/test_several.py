@@ -245,7 +245,12 @@ def test_figures_are_said_as_they_are_seen(home: Path) -> None:
         ("labels", None, {"levels": 3}, "labels has no settings"),
         ("coordinates", None, {"levles": 3}, "levles"),
         ("layout", "objects.json", {"classes": ["tee"]}, r"objects\.json has no class 'tee'; did you mean 'tree'"),
-        ("layout", "objects.json", {"classes": "tree"}, "classes = 'tree': a list is wanted, such as classes=\\[tree\\]"),
+        (
+            "layout",
+            "objects.json",
+            {"classes": "tree"},
+            "classes = 'tree': a list is wanted, such as classes=\\[tree\\]",
+        ),
         (
             "layout",
             "objects.json",

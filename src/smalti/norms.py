@@ -64,7 +64,8 @@ class _GroupNorm(torch.autograd.Function):
             made = F.group_norm(x, ctx.groups, weight, bias, ctx.epsilon)
             some = [each for each, asked in zip((x, weight, bias), wanted, strict=True) if asked]
             found = iter(torch.autograd.grad(made, some, gradient, create_graph=True))
-            return *(next(found) if asked else None for asked in wanted), None, None
+            of_x, of_weight, of_bias = (next(found) if asked else None for asked in wanted)
+            return of_x, of_weight, of_bias, None, None
         B, C, H, W = x.shape
         given: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.native_group_norm_backward(
             gradient.contiguous(memory_format=torch.channels_last),
