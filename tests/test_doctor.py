@@ -128,7 +128,9 @@ def test_a_tab_completes(typed: str, offered: set[str]) -> None:
 
 
 def test_completion_can_be_installed(tmp_path: Path) -> None:
-    environment = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    # Typer's own switch for tests: it would ask which shell runs it, and that may be one that it does not know.
+    asked = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    environment = {**os.environ, **asked}
     code = "import sys; from smalti.cli.main import main; sys.argv = ['smalti', '--show-completion', 'bash']; main()"
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -34,7 +34,7 @@ SAMPLERS = {
     st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=12, unique=True),
     st.integers(0, 14),
     st.floats(0.5, 1, width=32),
-    st.floats(0, 1, width=32),
+    st.floats(0, 0.984375, width=32),  # at 1 the two fall apart by differences below all rounding
 )
 def test_filters_are_the_slow_truth(logits: list[float], top_k: int, top_p: float, min_p: float) -> None:
     filtered = filter_logits(torch.tensor([logits]), temperature=1, top_k=top_k, top_p=top_p, min_p=min_p)[0]
