@@ -56,21 +56,21 @@ def measure(name: str, item: Item, *, repeat: int) -> dict[str, Any]:
         began = time.perf_counter()
         work.run()
         seconds.append(time.perf_counter() - began)
-    middle = statistics.median(seconds)
+    typical = statistics.median(seconds)
     return {
         "item": name,
-        "seconds": middle,
+        "seconds": typical,
         "best": min(seconds),
         "gflop": work.gflop,
         "gflops": rate,
-        "floor_share": work.gflop / rate / middle,
+        "floor_share": work.gflop / rate / typical,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
 
 
-def _line(command: list[str], name: str) -> dict[str, Any]:
+def line_of(command: list[str], name: str) -> dict[str, Any]:
     """Run a command for one item -> the line it printed."""
     done = subprocess.run([*command, "--items", name], capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -80,18 +80,20 @@ def _line(command: list[str], name: str) -> dict[str, Any]:
     return line
 
 
+def middle(lines: list[dict[str, Any]], key: str) -> float:
+    """Lines of the same item -> the median of what they say under `key`."""
+    return round(statistics.median(line[key] for line in lines), 4)
+
+
 def _pairs(name: str, ours: list[str], theirs: list[str], *, pairs: int) -> dict[str, Any]:
     mine, others = [], []
     for _ in range(pairs):
-        mine.append(_line(ours, name))
-        others.append(_line(theirs, name))
+        mine.append(line_of(ours, name))
+        others.append(line_of(theirs, name))
         ratio = others[-1]["seconds"] / mine[-1]["seconds"]
         print(
             f"{name}: {mine[-1]['seconds']:.4f} s, theirs {others[-1]['seconds']:.4f} s, ratio {ratio:.2f}", flush=True
         )
-
-    def middle(lines: list[dict[str, Any]], key: str) -> float:
-        return round(statistics.median(line[key] for line in lines), 4)
 
     ratios = [other["seconds"] / line["seconds"] for line, other in zip(mine, others, strict=True)]
     return {

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pairs import _line, matrix_rate
+from pairs import line_of, matrix_rate, middle
 from smalti.memory import keep_memory
 from smalti.prior import (
     GPT,
@@ -207,12 +207,9 @@ def beside(name: str, own: list[str], peer: str | None, *, pairs: int) -> dict[s
     theirs, called = (shlex.split(peer), ITEMS[name].peer) if peer and ITEMS[name].peer else ([*own, "plain"], name)
     mine, others = [], []
     for _ in range(pairs):
-        mine.append(_line([*own, "ours"], name))
-        others.append(_line(theirs, called))
+        mine.append(line_of([*own, "ours"], name))
+        others.append(line_of(theirs, called))
         print(json.dumps(mine[-1]), json.dumps(others[-1]), sep="\n", flush=True)
-
-    def middle(lines: list[dict[str, Any]], key: str) -> float:
-        return round(statistics.median(line[key] for line in lines), 4)
 
     ratios = [line["codes_per_second"] * other["per_code"] for line, other in zip(mine, others, strict=True)]
     timed = ("codes_per_second", "seconds", "processor_seconds", "floor_share", "gflops", "read_gb", "peak_mib")

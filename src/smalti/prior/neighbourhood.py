@@ -17,11 +17,11 @@ from typing import Annotated, Literal, final
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from smalti.prior.base import Cache, Prior
-from smalti.prior.transformer import Norm, rotated
+from smalti.prior.transformer import Norm, heads_for_rotation, rotated
 from smalti.settings import settings
 
 Positive = Annotated[int, Field(ge=1)]
@@ -57,15 +57,7 @@ class NeighbourhoodSettings:
     rotary_base: Annotated[float, Field(gt=0)] = 100.0
     """Rotations fall from 1 radian a code towards 1 / this."""
 
-    @field_validator("heads")
-    @classmethod
-    def _heads_divide_width(cls, heads: int, info: ValidationInfo) -> int:
-        width = info.data.get("width", 4 * heads)
-        if width % (4 * heads):
-            raise ValueError(
-                f"the width {width} must be a multiple of 4 x heads, for each head is rotated along two axes"
-            )
-        return heads
+    _heads_divide_width = field_validator("heads")(heads_for_rotation)
 
     @model_validator(mode="after")
     def _maps_fit_the_prefix(self) -> NeighbourhoodSettings:

@@ -26,6 +26,14 @@ from smalti.settings import settings
 Positive = Annotated[int, Field(ge=1)]
 
 
+def heads_for_rotation(heads: int, info: ValidationInfo) -> int:
+    """A check of settings that have a `width` before their `heads`. Raises ValueError where heads cannot be rotated."""
+    width = info.data.get("width", 4 * heads)
+    if width % (4 * heads):
+        raise ValueError(f"the width {width} must be a multiple of 4 x heads, for each head is rotated along two axes")
+    return heads
+
+
 @settings
 class TransformerSettings:
     """The sizes of a transformer.
@@ -61,15 +69,7 @@ class TransformerSettings:
     norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
     """What is added to the mean square of a vector before it is normalised."""
 
-    @field_validator("heads")
-    @classmethod
-    def _heads_divide_width(cls, heads: int, info: ValidationInfo) -> int:
-        width = info.data.get("width", 4 * heads)
-        if width % (4 * heads):
-            raise ValueError(
-                f"the width {width} must be a multiple of 4 x heads, for each head is rotated along two axes"
-            )
-        return heads
+    _heads_divide_width = field_validator("heads")(heads_for_rotation)
 
     @model_validator(mode="after")
     def _maps_fit_the_prefix(self) -> TransformerSettings:

@@ -14,8 +14,7 @@ strips of r rows:
     in memory    up to three maps of `kept` bytes, about ten strips, and keys and values of one attention: two maps of its level
 
 Nearly all the time of a large picture goes by before the decoder gives its first strip, since each GroupNorm waits for the whole
-of its map. In float32 on a CPU the whole picture may be further from the truth than its strips: PyTorch's GroupNorm of a map that
-lies channels last sums in float32 (measured with 2.13: one map of 1024 x 1024 is up to 2e-3 off; contiguous, 1e-6).
+of its map.
 
 Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, s stem, r rows of a strip, D dimension of a code, T positions.
 """
