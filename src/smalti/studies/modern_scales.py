@@ -21,8 +21,11 @@ def rates(batch: int) -> list[str]:
 
 
 def without(batch: int = 4) -> dict[str, list[str]]:
-    """Name -> the change away from the recipe small, back to the original's choice as the recipe small-reference has it."""
-    return {
+    """Name -> the change away from the recipe small, back to the original's choice as the recipe small-reference has it.
+
+    "reference-our-rate" is all of them but the rate and its course, for the original's rate is made for days.
+    """
+    changes = {
         "codes-not-normalised": ["model.quantizer.normalised=false"],
         "codes-wide": ["model.quantizer.dimension=64"],
         "no-kmeans": ["model.quantizer.kmeans=0"],
@@ -54,6 +57,8 @@ def without(batch: int = 4) -> dict[str, list[str]]:
         "usual-residuals": ["model.pyramid.zero_residuals=false"],
         "reference-pyramid": [f"model.pyramid.{key}={value}" for key, value in PYRAMID.items()],
     }
+    everything_else = {name: each for name, each in changes.items() if name not in ("reference-rate", "constant-rate")}
+    return {**changes, "reference-our-rate": [change for each in everything_else.values() for change in each]}
 
 
 def _variations(*names: str, batch: int = 4) -> list[dict[str, Any]]:
