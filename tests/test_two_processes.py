@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+import processes
+from processes import finished
 from small import write_pictures, write_recipe
 from smalti.errors import SmaltiError
 from smalti.training.config import RunSettings, TokenizerTraining, resolve
@@ -42,37 +42,8 @@ def command(out: str, *overrides: str) -> list[str]:
     return ["-m", "smalti", "train", "tokenizer", "pictures", "--recipe", "small.yaml", "--out", out, *given]
 
 
-def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port: int = place.getsockname()[1]
-        return port
-
-
-def started(folder: Path, out: str, *overrides: str, world: int = 2) -> list[subprocess.Popen[str]]:
-    """The processes of one run, in the environment that torchrun makes, without the seconds that torchrun itself takes."""
-    port = str(free_port())
-    shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = []
-    for rank in range(world):
-        mine = {"RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1"}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *command(out, *overrides)],
-                cwd=folder,
-                env={**os.environ, **shared, **mine},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    return processes
-
-
-def finished(processes: list[subprocess.Popen[str]]) -> list[str]:
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
-    return outputs
+def started(folder: Path, out: str, *overrides: str) -> list[subprocess.Popen[str]]:
+    return processes.started(folder, command(out, *overrides))
 
 
 def alone(folder: Path, out: str, *overrides: str) -> Path:
@@ -113,9 +84,9 @@ def check_same(one: Path, two: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(folder: Path) -> None:
     """k-means start, restarts, adaptive weight, LeCam, clipping and validation included."""
-    processes = started(folder, "two-joint", *VARIANTS["joint"])
+    both = started(folder, "two-joint", *VARIANTS["joint"])
     one = alone(folder, "one-joint", *VARIANTS["joint"])
-    outputs = finished(processes)
+    outputs = finished(both)
     check_same(one, folder / "two-joint")
     assert "tokenizer validation" in outputs[0]
     assert "tokenizer" not in outputs[1]  # what is told is told once, the settings too
@@ -125,22 +96,22 @@ def test_two_processes_train_what_one_trains(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"joint"}))
 def test_every_kind_of_training_is_the_same_in_two(variant: str, folder: Path) -> None:
-    processes = started(folder, f"two-{variant}", *VARIANTS[variant])
+    both = started(folder, f"two-{variant}", *VARIANTS[variant])
     one = alone(folder, f"one-{variant}", *VARIANTS[variant])
-    finished(processes)
+    finished(both)
     check_same(one, folder / f"two-{variant}")
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_two_are_still_one(folder: Path) -> None:
     one = alone(folder, "one-killed")
-    processes = started(folder, "two-killed")
+    both = started(folder, "two-killed")
     while not list((folder / "two-killed" / "state").glob("0*/state.ckpt")):
-        assert all(process.poll() is None for process in processes)
+        assert all(process.poll() is None for process in both)
         time.sleep(0.02)
-    for process in processes:
+    for process in both:
         process.send_signal(signal.SIGKILL)
-    for process in processes:
+    for process in both:
         process.communicate()
     outputs = finished(started(folder, "two-killed"))
     assert "going on from" in outputs[0]
@@ -149,12 +120,12 @@ def test_killed_and_resumed_two_are_still_one(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_request_to_one_process_stops_all_after_the_same_step(folder: Path) -> None:
-    processes = started(folder, "stopped", "run.length=400000")
+    both = started(folder, "stopped", "run.length=400000")
     while not (folder / "stopped" / "metrics.jsonl").is_file():
         time.sleep(0.02)
-    processes[1].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1]
+    both[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=100)[0] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
     assert "stopped by a signal to another process after" in outputs[0]
     assert "error" not in outputs[1]
     assert list((folder / "stopped" / "state").glob("0*/notes.json"))
@@ -180,16 +151,16 @@ def test_torchrun(folder: Path) -> None:
 @pytest.mark.slow
 def test_what_goes_wrong_in_both_is_told_once(folder: Path) -> None:
     """A batch norm on CPUs, for which there are no shared statistics, and a folder of somebody else, which one process sees."""
-    processes = started(folder, "refused", "objective.adversarial.discriminator.norm=batch")
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1]
+    both = started(folder, "refused", "objective.adversarial.discriminator.norm=batch")
+    outputs = [process.communicate(timeout=100)[0] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
     assert "norm = batch on 2 CPU processes" in outputs[0]
     assert "error" not in outputs[1]
     (folder / "theirs").mkdir()
     (folder / "theirs" / "notes.txt").write_text("mine")
-    processes = started(folder, "theirs")
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1]
+    both = started(folder, "theirs")
+    outputs = [process.communicate(timeout=100)[0] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
     assert "not empty and holds no run" in outputs[0]
 
 
@@ -245,8 +216,8 @@ def test_slurm_decides(nowhere: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"strategy": "fsdp"}, r"run.strategy = 'fsdp' is none of auto and ddp: it would shard .*run.recompute=true"),
-        ({"strategy": "dp"}, r"run.strategy = 'dp' is none of auto and ddp: set run.strategy=ddp"),
+        ({"strategy": "fsdp"}, r"run.strategy = 'fsdp' is for priors: .*run.recompute=true"),
+        ({"strategy": "dp"}, r"run.strategy = 'dp' is none of auto, ddp, fsdp; did you mean 'ddp'"),
         ({"accelerator": "abacus"}, r"cannot run on 1 x 'abacus'"),
     ],
 )

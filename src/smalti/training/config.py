@@ -67,7 +67,7 @@ class RunSettings:
     nodes: Annotated[int, Field(ge=0)] = 0
     """Machines; 0 likewise."""
     strategy: str = "auto"
-    """"auto" and "ddp": every process has the whole model, and gradients are averaged."""
+    """"auto" and "ddp": every process has the whole model, and gradients are averaged. "fsdp", of priors: each has a part of it."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """"bf16-mixed" computes convolutions and matrix products in half the memory; weights, distances and losses stay float32."""
     accumulate: Positive = 1

@@ -29,6 +29,7 @@ from smalti.files import (
 )
 from smalti.settings import as_mapping, flattened, parse
 from smalti.training.config import STAGES, as_yaml
+from smalti.training.sharding import load, save
 
 log = logging.getLogger("smalti")
 
@@ -141,7 +142,7 @@ class RunFolder:
             temporary = fabric.broadcast(temporary)
             if temporary is None:
                 return
-            fabric.save(temporary / "state.ckpt", state)
+            save(fabric, temporary / "state.ckpt", state)
             if fabric.is_global_zero:
                 write_json(temporary / NOTES, dict(notes))
             fabric.barrier()
@@ -185,7 +186,7 @@ class RunFolder:
                 best = _best_of(notes)
                 if best and not self.best(best).is_dir():
                     raise SmaltiError(f"its best model is not in {self.best(best)}")
-                fabric.load(entry / "state.ckpt", state, weights_only=True)
+                load(fabric, entry / "state.ckpt", state)
             except Exception as error:  # a damaged archive shows itself as any of many exceptions
                 reasons.append(f"{entry.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
                 log.warning("state %s cannot be read and is passed over (%s)", entry, reasons[-1])

@@ -24,26 +24,29 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smalti.devices import check_count, pick_device
-from smalti.errors import SmaltiError
+from smalti.errors import SmaltiError, suggestion
 from smalti.training.config import RunSettings
+from smalti.training.sharding import sharding
 
 T = TypeVar("T")
 
 
-def launch(run: RunSettings) -> Fabric:
+def launch(run: RunSettings, *, blocks: Callable[[Any], nn.ModuleList] | None = None) -> Fabric:
     """The processes and devices of a run; under `torchrun` and Slurm this joins the others.
+
+    `blocks`: where a model can be sharded, how what is trained is divided; see `sharding`.
 
     Raises `SmaltiError` for devices that the machine does not have, for a number of processes that is not what the launcher
     started, and for a strategy or an accelerator that cannot be.
     """
-    _check_strategy(run.strategy)
+    _check_strategy(run, blocks)
     devices, nodes = arranged(run)
     try:
         fabric = Fabric(
             accelerator=run.accelerator,
             devices=devices,
             num_nodes=nodes,
-            strategy=_strategy(devices * nodes),
+            strategy=_strategy(devices * nodes, blocks if run.strategy == "fsdp" else None),
             **_PRECISIONS[run.precision](run.accelerator),
         )
         fabric.launch()
@@ -126,26 +129,31 @@ def arranged(run: RunSettings) -> tuple[int, int]:
     return devices, nodes
 
 
-def _check_strategy(strategy: str) -> None:
-    if strategy in ("auto", "ddp"):
-        return
-    reason = (
-        "it would shard weights that the adaptive weight of the discriminator (equation 7), the running average and the "
-        "exported model need whole; "
-        if strategy.startswith("fsdp")
-        else ""
-    )
-    raise SmaltiError(
-        f"run.strategy = {strategy!r} is none of auto and ddp: {reason}set run.strategy=ddp, and where memory is short "
-        "run.recompute=true, run.accumulate=2 or more, or run.precision=bf16-mixed"
-    )
+def _check_strategy(run: RunSettings, blocks: Callable[[Any], nn.ModuleList] | None) -> None:
+    known = ("auto", "ddp", "fsdp")
+    if run.strategy not in known:
+        raise SmaltiError(
+            f"run.strategy = {run.strategy!r} is none of {', '.join(known)}; {suggestion(run.strategy, known)}"
+        )
+    if run.strategy == "fsdp" and blocks is None:
+        raise SmaltiError(
+            "run.strategy = 'fsdp' is for priors: a tokenizer's memory is in what it computes, not in its weights; set "
+            "run.strategy=ddp, and where memory is short run.recompute=true, run.accumulate=2 or more, or run.precision=bf16-mixed"
+        )
+    if run.strategy == "fsdp" and not run.average:
+        raise SmaltiError(
+            "run.strategy = 'fsdp' needs a running average, which is whole, to validate and to export; set run.average above 0, "
+            "or run.strategy=ddp"
+        )
 
 
-def _strategy(processes: int) -> Any:
+def _strategy(processes: int, blocks: Callable[[Any], nn.ModuleList] | None) -> Any:
     """Buffers are not sent around before each pass: they are alike everywhere, for everything that moves them is computed from
     what all processes saw (`everyones`, SyncBatchNorm)."""
     if processes == 1:
         return "auto"
+    if blocks is not None:
+        return sharding(processes, blocks)
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before PyTorch 2.12
     options: dict[str, Any] = {name: False}

@@ -54,6 +54,11 @@ class _Joined(nn.Module):
         return nats(self.prior, prefix, codes, told=told)
 
 
+def blocks(joined: Any) -> nn.ModuleList:
+    """What is trained -> the blocks of its prior."""
+    return joined.prior.blocks  # type: ignore[no-any-return]
+
+
 def corrupted(codes: Tensor, *, keep: float, vocabulary: int) -> Tensor:
     """Codes (B,h,w) -> a share `keep` of them, and in place of each of the others any code below `vocabulary`, (B,h,w).
 
@@ -97,11 +102,10 @@ class PriorStage(Stage):
             recompute(prior.blocks)
         if settings.run.compile:
             compiled(prior.blocks, device=fabric.device)
-        groups = parameter_groups(prior, weight_decay=settings.optimiser.weight_decay)
         self.prior = prior
-        self.likelihood: Any
-        self.optimiser: Any
-        self.likelihood, self.optimiser = fabric.setup(_Joined(prior), build_optimiser(groups, settings.optimiser))
+        self.likelihood: Any = fabric.setup_module(_Joined(prior))
+        groups = parameter_groups(prior, weight_decay=settings.optimiser.weight_decay)  # of the weights as they lie now
+        self.optimiser: Any = fabric.setup_optimizers(build_optimiser(groups, settings.optimiser))
         length = settings.run.length
         self.mover = Mover(fabric, self.likelihood, self.optimiser, settings=settings.optimiser, length=length)
 

@@ -26,7 +26,7 @@ from smalti.training.folder import RunFolder
 from smalti.training.launching import first_alone, is_started_with_others, launch
 from smalti.training.loop import Stage, fit
 from smalti.training.page import write_page
-from smalti.training.prior import PriorStage
+from smalti.training.prior import PriorStage, blocks
 from smalti.training.sayings import SAYINGS
 from smalti.training.telling import Told, beside_pictures, encoder
 from smalti.training.tokenizer import TokenizerStage, crops
@@ -123,7 +123,7 @@ def train_prior_on(
     if meta.prefix is not None:
         codes["told_by"] = meta.prefix.fingerprint
     config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
-    fabric = launch(settings.run)
+    fabric = launch(settings.run, blocks=blocks)
     folder = first_alone(fabric, lambda: RunFolder(out, config))
     about = {"smalti": __version__, "pictures": len(shards.training)}
     stage = PriorStage(settings, shards, condition, tokenizer, fabric=fabric, about=about)

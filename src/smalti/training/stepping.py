@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from smalti.processes import sum_of_all
 from smalti.training.config import OptimiserSettings
 from smalti.training.optimiser import rate_at, set_rate
+from smalti.training.sharding import whole
 
 NORMS = ("gradient_norm", "discriminator_gradient_norm")
 """Numbers of a whole step: they are known with its last part."""
@@ -43,7 +44,7 @@ class Mover:
         """Scale the gradients down to the largest norm allowed -> their norm () before. It may be other than finite."""
         limit = self._settings.clip or math.inf
         norm = self._fabric.clip_gradients(self._module, self._optimiser, max_norm=limit, error_if_nonfinite=False)
-        return torch.as_tensor(norm)
+        return whole(torch.as_tensor(norm))
 
     def move(self, seen: int) -> None:
         """Step along the gradients, and forget them."""
