@@ -108,11 +108,12 @@ class Calls:
 
     def __init__(self, prior: Prior) -> None:
         self.prior, self.read, self.scored = prior, list[int](), list[int]()
-        prior.get_submodule("blocks.0").register_forward_pre_hook(lambda block, given: self.note(self.read, given[0]))
-        prior.get_submodule("norm").register_forward_pre_hook(lambda norm, given: self.note(self.scored, given[0]))
-
-    def note(self, counts: list[int], x: Tensor) -> None:
-        counts.append(x.shape[:-1].numel())
+        for name, child in prior.named_children():
+            if name in ("embedding", "left", "prefix_codes"):  # once a call: what a place starts from
+                child.register_forward_pre_hook(lambda embedding, given: self.read.append(given[0].numel()))
+        prior.get_submodule("norm").register_forward_pre_hook(
+            lambda norm, given: self.scored.append(given[0].shape[:-1].numel())
+        )
 
     def floor(self, *, gigabytes: float, gflops: float) -> tuple[float, float]:
         """The machine's rates -> the least seconds, and billions of operations."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from smalti.prior import Sampler, finished, sample, unknown
 from smalti.prior import sampling as laying
-from smalti.prior.packed import FEW, packed
+from smalti.prior.packed import packed
+from smalti.prior.rows import FEW
 from test_neighbourhood import small as small_neighbourhood
 from test_pixelsnail import small as small_pixelsnail
 from test_sampling import small, small_gpt

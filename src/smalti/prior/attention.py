@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smalti.prior import rows
+
 
 def attended(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
     """Queries of the last T of S codes (B, N, T, d), keys and values of all (B, N, S, d) -> what each sees (B, N, T, d).
@@ -24,6 +26,8 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, u
     if first and unmasked < 2:  # said as a word, because kernels then skip the masked half
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
     if new == 1:  # the last code sees everything
+        if dropout == 0 and rows.attends(queries, keys, values):
+            return rows.attended(queries, keys, values)
         return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
     visible = torch.ones(new, all_codes, dtype=torch.bool, device=queries.device).tril(all_codes - new)
     if first:
@@ -69,5 +73,7 @@ class One(Asked):
 
     def attended(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
         count = keys.shape[2]
+        if self.new == 1:  # there is no other to be asked for
+            return attended(queries, keys, values, dropout=dropout, unmasked=unmasked)
         before = torch.arange(count, device=keys.device) <= (count - self.new + self.index)[:, None]  # (B, S)
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=before[:, None, None], dropout_p=dropout)

@@ -20,6 +20,8 @@ from smalti.errors import SmaltiError
 from smalti.prior.attention import EVERY, Asked, One
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
+from smalti.prior.packed import Block
+from smalti.prior.rows import Normed, Step, panels
 from smalti.settings import settings
 
 Positive = Annotated[int, Field(ge=1)]
@@ -146,7 +148,7 @@ class GPT(Prior):
 
 
 @final
-class _Block(nn.Module):
+class _Block(Block):
     """Attention and a perceptron, each added to what it reads: (B, T, D) -> (B, t, D), those asked for."""
 
     def __init__(self, settings: GPTSettings, *, name: str) -> None:
@@ -163,6 +165,38 @@ class _Block(nn.Module):
         hidden = F.gelu(self.up(self.perceptron_norm(x)))  # (B, t, 4 D)
         change: Tensor = self.dropout(self.down(hidden))  # (B, t, D)
         return x + change
+
+    def quick(self) -> nn.Module:
+        return _QuickBlock(self)
+
+
+@final
+class _QuickBlock(nn.Module):
+    """As the block it is made of, by our C file where few codes are read and all of them asked for: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, block: _Block) -> None:
+        super().__init__()
+        self.block, attention = block, block.attention
+        norms = (block.attention_norm, block.perceptron_norm)
+        first, second = (Normed(norm.weight, norm.bias, norm.eps) for norm in norms)
+        self.step = Step(
+            heads=attention.heads,
+            attention=first,
+            project=[panels(one) for one in (attention.query, attention.key, attention.value)],
+            turned=(),
+            out=panels(attention.out),
+            perceptron=second,
+            up=panels(block.up),
+            down=panels(block.down),
+        )
+
+    def forward(self, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
+        if not (asked is EVERY or x.shape[1] == 1) or not self.step.takes(x):
+            whole: Tensor = self.block(x, cache, asked)
+            return whole
+        queries, keys, values = self.step.project(x)  # 3 x (B, N, T, d)
+        seen = self.block.attention.seen(queries, keys, values, cache, asked)  # (B, N, T, d)
+        return self.step.finish(x, seen)
 
 
 @final
@@ -181,9 +215,13 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
         projected = (self.query(asked.of(x)), self.key(x), self.value(x))  # (B, t, D), 2 x (B, T, D)
         queries, keys, values = (one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in projected)
+        seen = self.seen(queries, keys, values, cache, asked)  # (B, N, t, d)
+        mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, t, D)
+        return mixed
+
+    def seen(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, asked: Asked) -> Tensor:
+        """Queries (B, N, t, d), keys and values (B, N, T, d) -> what is seen of all codes so far (B, N, t, d)."""
         keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
         values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
         dropout = self.dropout if self.training else 0.0
-        seen = asked.attended(queries, keys, values, dropout=dropout, unmasked=self.unmasked)  # (B, N, t, d)
-        mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, t, D)
-        return mixed
+        return asked.attended(queries, keys, values, dropout=dropout, unmasked=self.unmasked)

@@ -21,6 +21,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from smalti.prior.base import Cache, Prior
+from smalti.prior.packed import Block
+from smalti.prior.rows import Step, panels
 from smalti.prior.transformer import Norm, heads_for_rotation, rotated
 from smalti.settings import settings
 
@@ -253,7 +255,7 @@ class Neighbourhood(Prior):
 
 
 @final
-class _Block(nn.Module):
+class _Block(Block):
     """Attention and a gated perceptron, each added to what it reads: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, settings: NeighbourhoodSettings, *, name: str) -> None:
@@ -278,3 +280,31 @@ class _Block(nn.Module):
         gate, value = self.up(self.perceptron_norm(x)).chunk(2, dim=-1)  # 2 x (B, T, hidden)
         change: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, T, D)
         return x + change
+
+    def quick(self) -> nn.Module:
+        return _QuickBlock(self)
+
+
+@final
+class _QuickBlock(nn.Module):
+    """As the block it is made of, by our C file where few places are read: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, block: _Block) -> None:
+        super().__init__()
+        self.block = block
+        self.step = Step(
+            heads=block.heads,
+            attention=block.attention_norm.said(),
+            project=[panels(block.project)],
+            turned=(block.query_norm.said(), block.key_norm.said()),
+            out=panels(block.out),
+            perceptron=block.perceptron_norm.said(),
+            up=panels(block.up),
+            down=panels(block.down),
+        )
+
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        if not self.step.takes(x):
+            whole: Tensor = self.block(x, sight)
+            return whole
+        return self.step.finish(x, sight.seen(self.block.name, *self.step.project(x)))

@@ -5,6 +5,7 @@ Letters: R rows, D numbers read, E numbers made.
 
 from __future__ import annotations
 
+import abc
 import copy
 from typing import TypeVar, final
 
@@ -12,17 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Module = TypeVar("Module", bound=nn.Module)
+from smalti.native import reaches
+from smalti.prior import rows
+from smalti.prior.rows import FEW, Panels
 
-FEW = 32
-"""Rows up to which packed weights are sooner; with more, products are what costs, and plain ones are as fast."""
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def packed(module: Module) -> Module:
     """A module -> one that computes the same up to rounding, sooner for few rows, and carries no gradients.
 
-    Its linear maps hold their weights a second time, as oneDNN orders them. All else is the module's own. Where oneDNN has
-    nothing to offer (other devices, other types than float32) it is the module itself.
+    Its linear maps hold their weights a second time, ordered for our C file, or where that cannot be compiled for oneDNN; and
+    where it can, blocks are `quick`. All else is the module's own. Where neither has anything to offer (other devices, other
+    types than float32) it is the module itself.
     """
     children = {name: _packed(child) for name, child in module.named_children()}
     if all(child is module.get_submodule(name) for name, child in children.items()):
@@ -32,17 +35,29 @@ def packed(module: Module) -> Module:
     return twin
 
 
+class Block(nn.Module, abc.ABC):
+    """A block of a prior of which our C file does more than the linear maps."""
+
+    @abc.abstractmethod
+    def quick(self) -> nn.Module:
+        """The same up to rounding, sooner for few rows. All linear maps of this block are `Panels` already."""
+
+
 def _packed(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.Linear):
-        suits = module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
-        offered: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return _PackedLinear(module) if suits and offered else module
-    return packed(module)
+    if not isinstance(module, nn.Linear):
+        twin = packed(module)
+        return twin.quick() if isinstance(twin, Block) and rows.available() and reaches(*twin.parameters()) else twin
+    if module.weight.device.type != "cpu" or module.weight.dtype != torch.float32:
+        return module
+    if rows.available():
+        return Panels(module)
+    offered: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return _OneDNN(module) if offered else module
 
 
 @final
-class _PackedLinear(nn.Module):
-    """(..., D) -> (..., E), as the `nn.Linear` it is made of."""
+class _OneDNN(nn.Module):
+    """(..., D) -> (..., E), as the `nn.Linear` it is made of, by oneDNN."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

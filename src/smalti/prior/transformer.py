@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from smalti.prior.attention import EVERY, Asked, One
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
+from smalti.prior.packed import Block
+from smalti.prior.rows import Normed, Step, panels
 from smalti.settings import settings
 
 Positive = Annotated[int, Field(ge=1)]
@@ -220,9 +222,13 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=self.epsilon)
 
+    def said(self) -> Normed:
+        """As our C file is told of it."""
+        return Normed(self.weight, None, self.epsilon)
+
 
 @final
-class _Block(nn.Module):
+class _Block(Block):
     """Attention and a gated perceptron, each added to what it reads: (B, T, D) -> (B, t, D), those asked for."""
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
@@ -242,6 +248,37 @@ class _Block(nn.Module):
         gate, value = self.up(self.perceptron_norm(x)).chunk(2, dim=-1)  # 2 x (B, t, hidden)
         change: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, t, D)
         return x + change
+
+    def quick(self) -> nn.Module:
+        return _QuickBlock(self)
+
+
+@final
+class _QuickBlock(nn.Module):
+    """As the block it is made of, by our C file where few codes are read and all of them asked for: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, block: _Block) -> None:
+        super().__init__()
+        self.block, attention = block, block.attention
+        heads = [norm for norm in (attention.query_norm, attention.key_norm) if isinstance(norm, Norm)]
+        self.step = Step(
+            heads=attention.heads,
+            attention=block.attention_norm.said(),
+            project=[panels(attention.project)],
+            turned=[norm.said() for norm in heads],
+            out=panels(attention.out),
+            perceptron=block.perceptron_norm.said(),
+            up=panels(block.up),
+            down=panels(block.down),
+        )
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked) -> Tensor:
+        if not (asked is EVERY or x.shape[1] == 1) or not self.step.takes(x):
+            whole: Tensor = self.block(x, rotation, cache, asked)
+            return whole
+        queries, keys, values = self.step.project(x, rotation)  # 3 x (B, N, T, d)
+        seen = self.block.attention.seen(queries, keys, values, cache, asked)  # (B, N, T, d)
+        return self.step.finish(x, seen)
 
 
 @final
@@ -263,13 +300,16 @@ class _Attention(nn.Module):
         queries, keys, values = together.permute(2, 0, 3, 1, 4)  # 3 x (B, N, T, d)
         queries = rotated(self.query_norm(queries), rotation).type_as(values)  # (B, N, T, d)
         keys = rotated(self.key_norm(keys), rotation).type_as(values)  # (B, N, T, d)
-        keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
-        values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
-        dropout = self.dropout if self.training else 0.0
         queries = asked.of(queries.transpose(1, 2)).transpose(1, 2)  # (B, N, t, d)
-        seen = asked.attended(queries, keys, values, dropout=dropout)  # (B, N, t, d)
+        seen = self.seen(queries, keys, values, cache, asked)  # (B, N, t, d)
         mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, t, D)
         return mixed
+
+    def seen(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, asked: Asked) -> Tensor:
+        """Queries (B, N, t, d), keys and values (B, N, T, d) -> what is seen of all codes so far (B, N, t, d)."""
+        keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
+        values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
+        return asked.attended(queries, keys, values, dropout=self.dropout if self.training else 0.0)
 
 
 def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,0 +1,241 @@
+/* What a prior does for each code it lays, in C: all of a block but what it keeps of earlier codes.
+
+   All of it reads much and computes little: weights, or keys and values, pass once through the processor. A number that is made
+   depends on its own row alone, and not on how many rows or threads there are.
+
+   Letters: R rows, D width, E numbers made, H width within the perceptron, B sequences, N heads, S codes so far, d width of a
+   head. D and d are divisible by LANES, H by PANEL. */
+
+#include <math.h>
+#include <omp.h>
+
+#define LANES 8 /* floats of a register of AVX2; where one holds fewer, the compiler takes several */
+#define PANEL (2 * LANES)
+#define ROWS 6 /* at once; times two registers of sums: as many as there are, but for what is multiplied */
+#define MANY 8 /* registers of one sum of values */
+#define AHEAD 256 /* floats: how far before its use a weight is asked for */
+
+typedef float lane __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef int whole __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef struct { const float *panels, *bias; long E; } Map; /* a weight (E/PANEL,D,PANEL), E/PANEL rounded up; bias may be null */
+typedef struct { const float *gain, *shift; float epsilon; } Norm; /* LayerNorm; where shift is null, RMSNorm */
+typedef struct {
+    Norm attention, query, key, perceptron; /* without a gain, queries and keys stay as they are */
+    Map project[3], out, up, down; /* queries, keys and values by one map, and the others make nothing, or by three */
+    long D, N, H; /* where `up` makes 2 H numbers, the perceptron is gated */
+} Block;
+typedef struct { long B, N, S, d, sequence, head; } Kept; /* the last two: how far apart sequences and heads lie, in floats */
+
+static inline lane load(const float *from) { return *(const lane *)from; }
+static inline void store(float *to, lane value) { *(lane *)to = value; }
+static inline long least(long a, long b) { return a < b ? a : b; }
+static inline lane choose(whole which, lane one, lane other) { return (lane)((which & (whole)one) | (~which & (whole)other)); }
+static inline lane alike(float value) { return value - (lane){0}; }
+
+static inline float total(lane v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+/* --- of numbers ------------------------------------------------------------------------------------------------------------ */
+
+/* exp x, as 2^n exp r with |r| <= log(2) / 2: within 2e-7 of itself. Cephes, expf. */
+static inline lane exponential(lane x) {
+    const float shift = 12582912; /* 1.5 * 2^23: what is added to it is rounded, and stands in the last bits */
+    x = choose(x < -87, alike(-87), choose(x > 88, alike(88), x));
+    lane n = x * 1.44269504f + shift;
+    whole power = (whole)n << 23;
+    n -= shift;
+    lane r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    lane sum = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    sum = sum * r + 8.3334519073e-3f;
+    sum = sum * r + 4.1665795894e-2f;
+    sum = sum * r + 1.6666665459e-1f;
+    sum = sum * r + 5.0000001201e-1f;
+    return (lane)((whole)(sum * r * r + r + 1) + power);
+}
+
+static inline lane silu(lane x) { return x / (1 + exponential(-x)); }
+
+/* x times the normal distribution up to x. Abramowitz and Stegun 7.1.26: within 2e-7, times x. */
+static inline lane gelu(lane x) {
+    lane far = choose(x < 0, -x, x) * 0.70710678f, t = 1 / (1 + 0.3275911f * far);
+    lane sum = 1.061405429f * t - 1.453152027f;
+    sum = sum * t + 1.421413741f;
+    sum = sum * t - 0.284496736f;
+    sum = sum * t + 0.254829592f;
+    lane tail = 0.5f * sum * t * exponential(-far * far);
+    return x * choose(x < 0, tail, 1 - tail);
+}
+
+/* --- of rows --------------------------------------------------------------------------------------------------------------- */
+
+static void normalise(const float *x, Norm norm, long D, float *y) {
+    lane sum = {0}, squares = {0};
+    for (long d = 0; norm.shift && d < D; d += LANES) sum += load(x + d);
+    float mean = total(sum) / D;
+    for (long d = 0; d < D; d += LANES) squares += (load(x + d) - mean) * (load(x + d) - mean);
+    float scale = 1 / sqrtf(total(squares) / D + norm.epsilon);
+    for (long d = 0; d < D; d += LANES) {
+        lane made = (load(x + d) - mean) * scale * load(norm.gain + d);
+        store(y + d, norm.shift ? made + load(norm.shift + d) : made);
+    }
+}
+
+/* `count` rows of x, known to the compiler, times a panel (D,PANEL), and bias (PANEL) or null -> y (count,PANEL) */
+static inline __attribute__((always_inline)) void product(
+    const float *x, const float *panel, const float *bias, long D, const int count, float *y) {
+    lane sums[ROWS][2];
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < 2; i++) sums[r][i] = bias ? load(bias + i * LANES) : (lane){0};
+    for (long d = 0; d < D; d++) {
+        lane left = load(panel + d * PANEL), right = load(panel + d * PANEL + LANES);
+        __builtin_prefetch(panel + d * PANEL + AHEAD);
+#pragma GCC unroll 8
+        for (int r = 0; r < count; r++) {
+            float value = x[r * D + d];
+            sums[r][0] += value * left;
+            sums[r][1] += value * right;
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < 2; i++) store(y + r * PANEL + i * LANES, sums[r][i]);
+}
+
+static void products(const float *x, const float *panel, const float *bias, long D, long count, float *y) {
+    switch (count) {
+        case 1: product(x, panel, bias, D, 1, y); break;
+        case 2: product(x, panel, bias, D, 2, y); break;
+        case 3: product(x, panel, bias, D, 3, y); break;
+        case 4: product(x, panel, bias, D, 4, y); break;
+        case 5: product(x, panel, bias, D, 5, y); break;
+        default: product(x, panel, bias, D, ROWS, y);
+    }
+}
+
+/* x (R,D) -> y (R,E), rows `stride` apart, added to `plus` if there is one, which lies as y. Shared by the threads that come by;
+   they do not wait for one another. */
+static void mapped(const float *x, Map map, const float *plus, long R, long D, float *y, long stride) {
+#pragma omp for schedule(static) nowait
+    for (long e = 0; e < map.E; e += PANEL) {
+        float made[ROWS * PANEL], bias[PANEL] = {0};
+        long width = least(PANEL, map.E - e);
+        for (long i = 0; map.bias && i < width; i++) bias[i] = map.bias[e + i];
+        for (long first = 0; first < R; first += ROWS) {
+            long count = least(ROWS, R - first);
+            products(x + first * D, map.panels + e * D, bias, D, count, made);
+            for (long r = 0; r < count; r++)
+                for (long i = 0; i < width; i++) {
+                    long at = (first + r) * stride + e + i;
+                    y[at] = made[r * PANEL + i] + (plus ? plus[at] : 0);
+                }
+        }
+    }
+}
+
+/* x (R,D) -> y (R,H), H divisible by PANEL, through GELU; or where the map makes 2 H numbers, the second half by SiLU of the first. */
+static void bent(const float *x, Map map, long R, long D, long H, float *y) {
+#pragma omp for schedule(static) nowait
+    for (long h = 0; h < H; h += PANEL)
+        for (long first = 0; first < R; first += ROWS) {
+            float made[ROWS * PANEL], other[ROWS * PANEL];
+            long count = least(ROWS, R - first), gated = map.E > H;
+            products(x + first * D, map.panels + h * D, map.bias ? map.bias + h : 0, D, count, made);
+            if (gated) products(x + first * D, map.panels + (H + h) * D, map.bias ? map.bias + H + h : 0, D, count, other);
+            for (long n = 0; n < count * PANEL; n += LANES) {
+                lane value = load(made + n);
+                store(y + (first + n / PANEL) * H + h + n % PANEL, gated ? silu(value) * load(other + n) : gelu(value));
+            }
+        }
+}
+
+/* A query or key x (d): normalised, and turned by cosines and signed sines (d) if there are any. */
+static void turn(float *x, Norm norm, const float *cosines, const float *sines, long d) {
+    float own[d];
+    if (norm.gain) normalise(x, norm, d, x);
+    if (!cosines) return;
+    for (long i = 0; i < d; i++) own[i] = x[i];
+    for (long i = 0; i < d; i++) x[i] = own[i] * cosines[i] + own[(i + d / 2) % d] * sines[i];
+}
+
+/* Weights p (S), values (S,d) from some number on -> `count` registers of their sum, known to the compiler, times `share`. */
+static inline __attribute__((always_inline)) void mix(
+    const float *p, const float *values, long S, long d, const int count, float share, float *y) {
+    lane sums[MANY] = {{0}};
+    for (long s = 0; s < S; s++)
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i++) sums[i] += p[s] * load(values + s * d + i * LANES);
+    for (int i = 0; i < count; i++) store(y + i * LANES, sums[i] * share);
+}
+
+/* --- what is called ------------------------------------------------------------------------------------------------------- */
+
+/* x (R,D) -> y (R,E) */
+void linear(const float *x, Map map, long R, long D, int threads, float *y) {
+#pragma omp parallel num_threads(threads)
+    mapped(x, map, 0, R, D, y, map.E);
+}
+
+/* x (R,D) -> queries, keys and values (R,3,N,d). Row r turns by number r % T of the cosines and signed sines (T,d), which may be
+   null. `work` (threads,R,D) is room: each thread normalises all rows, which is sooner than waiting for others. */
+void project(const Block *block, const float *x, const float *cosines, const float *sines, long R, long T, int threads,
+             float *work, float *y) {
+    long D = block->D, N = block->N, d = D / N;
+#pragma omp parallel num_threads(threads)
+    {
+        float *rows = work + omp_get_thread_num() * R * D;
+        for (long r = 0; r < R; r++) normalise(x + r * D, block->attention, D, rows + r * D);
+        for (long m = 0; m < 3; m++) mapped(rows, block->project[m], 0, R, D, y + m * D, 3 * D);
+        if (block->query.gain || cosines) {
+#pragma omp barrier
+#pragma omp for
+            for (long n = 0; n < 2 * R * N; n++) {
+                long r = n / (2 * N), at = r % T * d, is_key = n / N % 2;
+                Norm norm = is_key ? block->key : block->query;
+                turn(y + r * 3 * D + n % (2 * N) * d, norm, cosines ? cosines + at : 0, sines ? sines + at : 0, d);
+            }
+        }
+    }
+}
+
+/* A query (B,N,d), keys and values (B,N,S,d) -> what it sees (B,N,d). `scores` (B,N,S rounded up to LANES) is room. */
+void attend(const float *query, const float *keys, const float *values, Kept kept, int threads, float *scores, float *seen) {
+    long d = kept.d, S = kept.S, room = (S + LANES - 1) / LANES * LANES;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long n = 0; n < kept.B * kept.N; n++) {
+        long from = n / kept.N * kept.sequence + n % kept.N * kept.head;
+        const float *q = query + n * d, *k = keys + from, *v = values + from;
+        float *p = scores + n * room, most = -INFINITY, scale = 1 / sqrtf(d);
+        lane sum = {0};
+        for (long s = 0; s < S; s++) {
+            lane along = {0};
+            for (long i = 0; i < d; i += LANES) along += load(q + i) * load(k + s * d + i);
+            p[s] = total(along) * scale;
+            if (p[s] > most) most = p[s];
+        }
+        for (long s = S; s < room; s++) p[s] = -INFINITY;
+        for (long s = 0; s < room; s += LANES) {
+            lane weight = exponential(load(p + s) - most);
+            store(p + s, weight);
+            sum += weight;
+        }
+        float share = 1 / total(sum);
+        long i = 0;
+        for (; i + MANY * LANES <= d; i += MANY * LANES) mix(p, v + i, S, d, MANY, share, seen + n * d + i);
+        for (; i < d; i += LANES) mix(p, v + i, S, d, 1, share, seen + n * d + i);
+    }
+}
+
+/* x and what its codes see (R,D) -> y (R,D), both branches added. `work` (threads,R,D) and `hidden` (R,H) are room. */
+void finish(const Block *block, const float *x, const float *seen, long R, int threads, float *work, float *hidden, float *y) {
+    long D = block->D, H = block->H;
+#pragma omp parallel num_threads(threads)
+    {
+        float *rows = work + omp_get_thread_num() * R * D;
+        mapped(seen, block->out, x, R, D, y, D);
+#pragma omp barrier
+        for (long r = 0; r < R; r++) normalise(y + r * D, block->perceptron, D, rows + r * D);
+        bent(rows, block->up, R, D, H, hidden);
+#pragma omp barrier
+        mapped(hidden, block->down, y, R, H, y, D);
+    }
+}
