@@ -71,6 +71,14 @@ def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path: Path) -> None:
     assert "like" not in changed
 
 
+def test_what_a_recipe_costs_is_not_what_another_like_it_costs(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("like: small\nmeasured: An hour.\n")
+    assert "measured" not in read_recipe(str(mine))
+    assert "measured" not in read_recipe("small")
+    assert read_recipe("small")["about"] in recipes()["small"]
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

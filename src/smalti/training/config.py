@@ -187,8 +187,9 @@ STAGES: dict[str, type[TokenizerTraining] | type[PriorTraining]] = {
 
 
 def recipes() -> dict[str, str]:
-    """The recipes that come with smalti: name -> what it is for."""
-    return {name: str(yaml.safe_load(text())["about"]) for name, text in _texts().items()}
+    """The recipes that come with smalti: name -> what it is for, and what it costs where that was measured."""
+    read = {name: yaml.safe_load(text()) for name, text in _texts().items()}
+    return {name: " ".join(filter(None, (each["about"], each.get("measured")))) for name, each in read.items()}
 
 
 def _texts() -> dict[str, Callable[[], str]]:
@@ -217,11 +218,11 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         raise SmaltiError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise SmaltiError(f"recipe {recipe} must hold the sections 'about', 'tokenizer' and 'prior'")
-    sections = ["about", "like", *STAGES]
+    sections = ["about", "measured", "like", *STAGES]
     unknown = sorted(set(values) - set(sections), key=str)
     if unknown:
         raise SmaltiError(f"recipe {recipe}: unknown section {unknown[0]!r}; {suggestion(str(unknown[0]), sections)}")
-    like = values.pop("like", None)
+    like, _ = values.pop("like", None), values.pop("measured", None)  # what another one like it costs is another thing
     if like is None:
         return values
     if like not in known:
