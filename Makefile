@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 WEB := $(VENV)/web
 READY := $(VENV)/.ready
+CODE := src tests benchmarks docs/make_api.py docs/site.py docs/quickstart.ipynb
 # Several processes of one thread each; a file's tests stay together, for they share what they have trained.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test check check-golden check-slow check-web lint clean
+.PHONY: demo test check check-golden check-slow check-web lint api notebook clean
 
 demo: $(READY)
 	$(BIN)/smalti demo --out runs/demo
@@ -32,9 +33,17 @@ check-web: $(WEB)/.ready
 		-W default  # those of gradio and what it stands on are not ours
 
 lint: $(READY)
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
+
+# docs/api, from the docstrings.
+api: $(READY)
+	$(BIN)/python docs/make_api.py
+
+# Runs docs/quickstart.ipynb with the model that comes with smalti, and keeps what it shows.
+notebook: $(VENV)/.notebook
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False docs/quickstart.ipynb
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
@@ -45,6 +54,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
+
+$(VENV)/.notebook: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[notebook]"
+	touch $(VENV)/.notebook
 
 # An environment of its own: gradio wants an older Pillow than the one that all else is tested with.
 $(WEB)/.ready: $(READY)

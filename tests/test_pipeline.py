@@ -343,7 +343,8 @@ def test_the_five_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Mo
     readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
     lines = readme.split("```python\n")[1].split("```")[0]
     height, width = written(tmp_path / "runs" / "demo").default_size
-    lines = lines.replace("winter-dusk", "dusk").replace("(64, 256)", f"({height}, {2 * width})")
+    lines = lines.replace("from_pretrained()", 'from_pretrained("runs/demo")').replace("winter-dusk", "dusk")
+    lines = lines.replace("(64, 128)", f"({height}, {2 * width})")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lines.py").write_text(lines)
     runpy.run_path("lines.py")

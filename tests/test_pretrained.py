@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from smalti import hub
 from smalti.errors import SmaltiError
 from smalti.files import write_json
-from smalti.pretrained import CONFIG, FORMAT, WEIGHTS, Saved, find_model, load_weights_into, locate, save_model
+from smalti.pretrained import CONFIG, FORMAT, WEIGHTS, Saved, find_model, here, load_weights_into, locate, save_model
 
 
 def written(folder: Path, *, kind: str = "tokenizer") -> nn.Linear:
@@ -142,3 +143,31 @@ def test_a_hub_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
     with pytest.raises(SmaltiError, match=r"no folder some/body, and the Hub did not .* \(no network\)$"):
         locate("some/body")
+
+
+def test_a_mistyped_folder_is_told_before_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def fetched(name: str) -> Path:
+        asked.append(name)
+        return tmp_path
+
+    monkeypatch.setattr(hub, "fetched", fetched)
+    written(Path("runs/demo"))
+    Path("runs/dmep").touch()  # a file is no model
+    with pytest.raises(SmaltiError, match=r"^there is no folder runs/dmeo; did you mean 'runs/demo'\?$"):
+        here("runs/dmeo")
+    with pytest.raises(SmaltiError, match=r"^there is no folder runs/photos; runs is one, so the Hub was not asked$"):
+        here("runs/photos")
+    assert not asked
+    assert here("runs/demo") == Path("runs/demo")
+    assert here("me/demo") == tmp_path
+    assert asked == ["me/demo"]
+
+
+def test_a_folder_of_several_models_stands_for_the_one_that_is_needed(tmp_path: Path) -> None:
+    written(tmp_path / "tokenizer" / "model")
+    written(tmp_path / "prior", kind="prior")
+    assert find_model(tmp_path, kind="tokenizer").folder == tmp_path / "tokenizer" / "model"
+    assert find_model(tmp_path, kind="prior").folder == tmp_path / "prior"

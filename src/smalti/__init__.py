@@ -3,7 +3,7 @@
     tokenizer = smalti.VQGAN.from_pretrained("runs/photos/tokenizer")
     codes = tokenizer.encode(images).codes                       # (B, h, w)
     images = tokenizer.decode_codes(codes)                       # (B, C, H, W) in [-1, 1]
-    pipeline = smalti.Pipeline.from_pretrained("runs/photos")
+    pipeline = smalti.Pipeline.from_pretrained("runs/photos")    # without a name: the model that comes with smalti
     images = pipeline.sample(4, label="dusk", size=(256, 512), seed=0)
 
 The names below are the public ones. They are loaded at first use, so that the command line answers at once.
@@ -16,6 +16,7 @@ from smalti.errors import SmaltiError
 from smalti.version import __version__
 
 if TYPE_CHECKING:
+    from smalti.evaluation.choosing import best_of
     from smalti.images import read_image, save_png, to_array, to_tensor
     from smalti.pipeline import Pipeline
     from smalti.prior import Sampler, Transformer, TransformerSettings
@@ -30,6 +31,7 @@ _HOMES = {
     "VQGAN": "smalti.tokenizer.vqgan",
     "VQGANSettings": "smalti.tokenizer.vqgan",
     "VQSettings": "smalti.tokenizer.quantizers",
+    "best_of": "smalti.evaluation.choosing",
     "read_image": "smalti.images",
     "save_png": "smalti.images",
     "to_array": "smalti.images",
@@ -46,6 +48,7 @@ __all__ = [
     "VQGANSettings",
     "VQSettings",
     "__version__",
+    "best_of",
     "read_image",
     "save_png",
     "to_array",

@@ -16,6 +16,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from smalti.bundled import SCENES
 from smalti.cards import Sources, publish
 from smalti.checkpoints.base import Imported
 from smalti.checkpoints.formats import find_foreign, read_foreign
@@ -47,9 +48,11 @@ class Pipeline:
         self.condition = condition
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> Pipeline:
+    def from_pretrained(cls, name: str | Path = SCENES) -> Pipeline:
         """A folder with `tokenizer` and `prior` in it (models or run folders), the Hub id of one, or a run folder of the original
         or another foreign format that holds both stages -> the pipeline, on the CPU.
+
+        Without a name, and by the name "scenes" where there is no such folder, it is the model that comes with smalti.
 
         Raises `SmaltiError` when one of the two is missing or damaged, or when the prior belongs to another tokenizer.
         """

@@ -1,10 +1,12 @@
 """Models on disk: a folder with `config.json` (what it is, its settings) and `model.safetensors` (its weights).
 
-Nothing in such a folder is ever executed. A name that is no folder here is looked for on the Hugging Face Hub.
+Nothing in such a folder is ever executed. A name that is no folder here is that of a model that comes with smalti, or is looked
+for on the Hugging Face Hub.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from smalti import hub
+from smalti.bundled import named
 from smalti.errors import SmaltiError
 from smalti.files import read_json, write_atomically, write_json
 
@@ -62,11 +65,13 @@ def halve(folder: Path) -> None:
 
 
 def find_model(name: str | Path, *, kind: str) -> Saved:
-    """A folder (of a model, or of a run with a `model` folder inside) or a Hub id -> what it says of itself.
+    """A folder (of a model, a run with a `model` folder inside, or a pipeline with a folder `kind`), or a Hub id -> what the model
+    of that kind says of itself.
 
     Raises `SmaltiError` when there is nothing, when it is another program's folder, or a model of another kind.
     """
-    folder = locate(name)
+    path = here(name)
+    folder = locate(path / kind if (path / kind).is_dir() and not (path / CONFIG).is_file() else path)
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("smalti"), int) or "kind" not in config:
         raise SmaltiError(f"{folder / CONFIG} was not written by smalti. {_CONVERT}")
@@ -95,12 +100,19 @@ def locate(name: str | Path) -> Path:
 
 
 def here(name: str | Path) -> Path:
-    """A path, or a Hub id for which there is nothing at that path -> the path, or the folder of the Hub's repository.
+    """A path, or where there is nothing at it the name of a bundled model or a Hub id -> the path, or the folder of that model.
 
-    Raises `SmaltiError` when the Hub is asked and does not give one.
+    Where there is a folder of a Hub id's first part, the second is a mistyped name in it: the Hub is not asked. Raises
+    `SmaltiError` for such a name, and when the Hub is asked and does not give a model.
     """
-    path = Path(name).expanduser()
-    return hub.fetched(str(name)) if not path.exists() and hub.is_name(str(name)) else path
+    path = named(name)
+    if path.exists() or not hub.is_name(str(name)):
+        return path
+    if path.parent.is_dir():
+        near = difflib.get_close_matches(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()], n=1)
+        hint = f"did you mean '{path.parent / near[0]}'?" if near else f"{path.parent} is one, so the Hub was not asked"
+        raise SmaltiError(f"there is no folder {path}; {hint}")
+    return hub.fetched(str(name))
 
 
 def is_ours(path: Path) -> bool:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from smalti.bundled import SCENES, named
 from smalti.cli.console import CONSOLE
+from smalti.cli.models import tell_default
 
 if TYPE_CHECKING:
     from smalti.checkpoints.base import Imported
@@ -17,10 +19,17 @@ if TYPE_CHECKING:
 
 
 def info(
-    path: Annotated[Path, typer.Argument(help="A model, run, pipeline, code shard or picture folder, or a picture.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A model, run, pipeline, code shard or picture folder, or a picture; by default the model that comes with smalti.",
+            show_default=False,
+        ),
+    ] = SCENES,
 ) -> None:
     """Say what a checkpoint, run, code folder, picture folder or picture is."""
-    for key, value in _described(path).items():
+    tell_default(path)
+    for key, value in _described(named(path)).items():
         CONSOLE.print(f"{key}: {value}", markup=False, soft_wrap=True)
 
 

@@ -147,40 +147,46 @@ class Way(NamedTuple):
     """Seconds between partial pictures, 0 for none."""
 
 
-def lay_and_save(
-    pipeline: Pipeline,
-    values: Sequence[Any],
-    known: Tensor,
-    *,
-    seeds: Tensor,
-    files: Sequence[File],
-    way: Way,
-    title: str = "",
-) -> None:
-    """What `Pipeline.lay` is given for B pictures -> their files. Of several tries nothing is kept when they are stopped.
+class Laying(NamedTuple):
+    """B pictures that are laid together."""
+
+    pipeline: Pipeline
+    values: Sequence[Any]
+    """What each is told, as in `Pipeline.lay`."""
+    known: Tensor
+    """(B,h,w): codes, -1 where one is to be laid."""
+    seeds: Tensor
+    """(B,)"""
+    files: Sequence[File]
+    way: Way
+    title: str = ""
+    """Which of all pictures they are, for the progress."""
+
+    @property
+    def kept(self) -> Path:
+        """The file that keeps them when they are stopped."""
+        from smalti.keeping import SUFFIX
+
+        return self.files[0].path.with_suffix(SUFFIX)
+
+
+def lay_and_save(laying: Laying) -> None:
+    """Lay pictures, and write their files. Of several tries nothing is kept when they are stopped.
 
     Raises `SmaltiError` when it was stopped, and where something is kept and `way.resume` was not asked for.
     """
-    if way.resume and all(file.finished for file in files):
-        _kept_beside(files).unlink(missing_ok=True)
-    elif way.choice.tries == 1:
-        _lay_and_keep(pipeline, values, known, seeds=seeds, files=files, way=way, title=title)
+    if laying.way.resume and all(file.finished for file in laying.files):
+        laying.kept.unlink(missing_ok=True)
+    elif laying.way.choice.tries == 1:
+        _lay_and_keep(laying)
     else:
-        _lay_and_choose(pipeline, values, known, seeds=seeds, files=files, way=way, title=title)
+        _lay_and_choose(laying)
 
 
-def _lay_and_choose(
-    pipeline: Pipeline,
-    values: Sequence[Any],
-    known: Tensor,
-    *,
-    seeds: Tensor,
-    files: Sequence[File],
-    way: Way,
-    title: str,
-) -> None:
+def _lay_and_choose(laying: Laying) -> None:
     from smalti.evaluation.choosing import best_of
 
+    pipeline, values, known, seeds, files, way, title = laying
     tries, judge, scoring = way.choice
     score = scoring(values, known)
     with counting(f"laying{title}", "rows") as progress:
@@ -192,20 +198,12 @@ def _lay_and_choose(
         points = float(chosen.scores[place, chosen.candidates[place]])
         how = (judge, int(chosen.seeds[place]), round(points, 4))
         told.append(File(path, {**settings, **dict(zip(CHOSEN, how, strict=True))}))
-    _save(pipeline, chosen.codes, told, title=title)
+    _save(laying._replace(files=told), chosen.codes)
 
 
-def _lay_and_keep(
-    pipeline: Pipeline,
-    values: Sequence[Any],
-    known: Tensor,
-    *,
-    seeds: Tensor,
-    files: Sequence[File],
-    way: Way,
-    title: str,
-) -> None:
-    path, first, total = _kept_beside(files), files[0], known.numel()
+def _lay_and_keep(laying: Laying) -> None:
+    pipeline, values, known, seeds, files, way, title = laying
+    path, first, total = laying.kept, files[0], known.numel()
     if path.exists() and not way.resume:
         raise SmaltiError(
             f"{path} keeps what a stopped command has laid; go on with --resume, or delete it to begin anew"
@@ -223,16 +221,10 @@ def _lay_and_keep(
                     keeper.laid(codes)
                     progress(keeper.count - keeper.begun, total - keeper.begun)
                     partial.laid(codes[0])
-            _save(pipeline, keeper.codes, files, title=title)
+            _save(laying, keeper.codes)
             partial.remove()
     except KeyboardInterrupt as error:
         raise SmaltiError(_stopped(keeper, total)) from error
-
-
-def _kept_beside(files: Sequence[File]) -> Path:
-    from smalti.keeping import SUFFIX
-
-    return files[0].path.with_suffix(SUFFIX)
 
 
 def _stopped(keeper: Keeper, total: int) -> str:
@@ -244,17 +236,19 @@ def _stopped(keeper: Keeper, total: int) -> str:
     )
 
 
-def _save(pipeline: Pipeline, codes: Tensor, files: Sequence[File], *, title: str) -> None:
+def _save(laying: Laying, codes: Tensor) -> None:
     """Codes (B,h,w) -> the files of their pictures, each written while it is decoded; large ones show how far they are."""
     from smalti.tokenizer.strips_any import is_large
     from smalti.tokenizer.strips_work import further, unwatched
+
+    pipeline, files = laying.pipeline, laying.files
 
     def write(progress: Callable[[int, int], object]) -> None:
         for number, (file, own) in enumerate(zip(files, codes, strict=True)):
             pipeline.save(file.path, own, settings=file.settings, progress=further(progress, number, len(files)))
 
     if is_large(pipeline.tokenizer, codes):
-        with counting(f"decoding{title}", "rows") as progress:
+        with counting(f"decoding{laying.title}", "rows") as progress:
             write(progress)
     else:
         write(unwatched)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli import convert, data, demo, doctor, evaluate, experiment, hub, info, sample, train, web
+from smalti.cli import bench, convert, data, demo, doctor, evaluate, experiment, hub, info, sample, train, web
 from smalti.cli.console import ERRORS
 from smalti.errors import SmaltiError
 from smalti.memory import keep_memory
@@ -30,6 +30,7 @@ app.command("reconstruct")(sample.reconstruct)
 app.add_typer(evaluate.app, name="evaluate")
 app.command("experiment")(experiment.experiment)
 app.command("convert")(convert.convert)
+app.command("bench")(bench.bench)
 app.command("web")(web.web)
 app.command("push")(hub.push)
 app.command("doctor")(doctor.doctor)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smalti.bundled import SCENES
 from smalti.cli.console import CONSOLE, ERRORS, by_name, counting, size_option
-from smalti.cli.laying import Choice, File, Preview, Resume, Way, lay_and_save
+from smalti.cli.laying import Choice, File, Laying, Preview, Resume, Way, lay_and_save
+from smalti.cli.models import Model, tell_default
 from smalti.errors import SmaltiError
 
 if TYPE_CHECKING:
     from smalti.pipeline import Pipeline
 
-Model = Annotated[Path, typer.Argument(help="A folder with `tokenizer` and `prior` in it.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the pictures.")]
 Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many pictures.")]
 Label = Annotated[str | None, typer.Option(help="Class label; left out, the model chooses.")]
@@ -54,8 +55,8 @@ Size = Annotated[str | None, typer.Option(help="Pixels: 64, or height x width as
 
 
 def sample(
-    model: Model,
     out: Out,
+    model: Model = SCENES,
     count: Count = 4,
     label: Label = None,
     segmentation: Segmentation = None,
@@ -91,6 +92,7 @@ def sample(
     from smalti.prior.sampling import sampler_of
     from smalti.settings import as_mapping
 
+    tell_default(model)
     pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
     sampler = sampler_of(
         temperature=temperature,
@@ -126,7 +128,7 @@ def sample(
         ]
         title = f" {first + 1} to {first + len(seeds)} of {count}" if count > batch else ""
         values, known = [value] * len(seeds), unknown(len(seeds), grid)
-        lay_and_save(pipeline, values, known, seeds=seeds, files=files, way=way, title=title)
+        lay_and_save(Laying(pipeline, values, known, seeds, files, way, title))
     CONSOLE.print(f"{count} pictures of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
 
 
@@ -168,7 +170,7 @@ def _told(known: Sequence[str], *, any: Sequence[str], **options: str | None) ->
 
 
 def complete(
-    model: Model,
+    model: Annotated[Path, typer.Argument(help="As for `smalti sample`; `scenes` comes with smalti.")],
     image: Annotated[Path, typer.Argument(help="The picture to complete.")],
     out: Out,
     mask: Annotated[
@@ -240,13 +242,16 @@ def complete(
         for own in seeds.tolist()
     ]
     way = Way(sampler, choice, resume, preview)
-    lay_and_save(pipeline, [value] * count, codes, seeds=seeds, files=files, way=way)
+    lay_and_save(Laying(pipeline, [value] * count, codes, seeds, files, way))
     CONSOLE.print(f"{count} completions of {image} in {out}", soft_wrap=True)
 
 
 def reconstruct(
     tokenizer: Annotated[
-        Path, typer.Argument(help="A tokenizer: model folder, run folder, Hub id, or a checkpoint of another program.")
+        Path,
+        typer.Argument(
+            help="A tokenizer: model folder, run folder, Hub id, or a checkpoint of another program; `scenes` comes with smalti."
+        ),
     ],
     images: Annotated[Path, typer.Argument(help="A picture, a folder, a .txt list of paths, or a .zip file.")],
     out: Out,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from smalti.bundled import SCENES
 from smalti.cli.console import CONSOLE
+from smalti.cli.models import Model, tell_default
 
 
 def web(
-    model: Annotated[Path, typer.Argument(help="A folder with `tokenizer` and `prior` in it.")],
+    model: Model = SCENES,
     host: Annotated[
         str, typer.Option(help="Where the page is to be seen from: 127.0.0.1 this machine, 0.0.0.0 all.")
     ] = "127.0.0.1",
@@ -34,6 +35,7 @@ def web(
     from smalti.web.asking import Limits
     from smalti.web.serving import serve
 
+    tell_default(model)
     limits = Limits(side=most_side, codes=most_codes, count=most_count, upload=most_upload, waiting=most_waiting)
     served = serve(
         model,

@@ -1,0 +1,105 @@
+"""`make api`: the docstrings of the package -> docs/api/*.md, one page a room. Nothing is imported: the source is read.
+
+Without a leading underscore a name is public. Methods without a docstring are left out: they do what their abstract class says.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parent / "src" / "smalti"
+PAGES: dict[str, tuple[str, ...]] = {
+    "pipeline": ("pipeline", "images", "masks", "errors"),
+    "tokenizer": ("vqgan", "encoder", "decoder", "quantizers", "strips", "strips_any"),
+    "prior": ("base", "transformer", "gpt", "neighbourhood", "pixelsnail", "order", "sampling", "window", "likelihood"),
+    "conditions": ("base", "labels", "coordinates", "maps", "layouts", "layout_codes", "keypoints", "several", "build"),
+    "data": ("sources", "kinds", "crops", "loading", "paired", "annotations", "codes", "painting", "scene_files"),
+    "losses": ("pixel", "perceptual", "logits", "discriminator", "adversarial", "objective"),
+    "evaluation": ("metrics", "similarity", "distances", "neighbours", "protocols", "measure", "results", "choosing"),
+    "training": ("config", "runs", "folder", "finetuning", "loop"),
+}
+"""Page, which is a folder of `SOURCE` or the files beside them -> what it tells of: the doors of the room, in this order."""
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """The name of each file and what is to stand in it, README.md first."""
+    lines = ["# The Python interface", "", "From the docstrings, by `make api`.", ""]
+    yield "README.md", "\n".join([*lines, *(f"- [{name}]({name}.md)" for name in PAGES)]) + "\n"
+    for name, modules in PAGES.items():
+        room = SOURCE / name if (SOURCE / name).is_dir() else SOURCE
+        files = [room / "__init__.py"] if room != SOURCE else []
+        for module in modules:
+            files += sorted((room / module).glob("*.py")) if (room / module).is_dir() else [room / f"{module}.py"]
+        yield f"{name}.md", "\n\n".join([f"# {name}", *(text for file in files for text in _module(file))]) + "\n"
+
+
+def _public(name: str) -> bool:
+    return not name.startswith("_")
+
+
+def _module(file: Path) -> Iterator[str]:
+    tree, path = ast.parse(file.read_text("utf-8")), file.relative_to(SOURCE.parent)
+    parts = path.with_suffix("").parts
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    yield f"## `{name}`\n\n[source](../../src/{path.as_posix()})"
+    yield from _said(tree)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and _public(node.name):
+            yield from _class(node)
+        elif isinstance(node, ast.FunctionDef) and _public(node.name):
+            yield f"### `{_signature(node)}`"
+            yield from _said(node)
+
+
+def _class(node: ast.ClassDef) -> Iterator[str]:
+    """What it is built from and its docstring; its fields and methods as a list."""
+    built = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
+    yield f"### class `{node.name}{_signature(built).removeprefix('__init__').removesuffix(' -> None') if built else ''}`"
+    yield from _said(node)
+    for each, after in zip(node.body, [*node.body[1:], None], strict=True):
+        if isinstance(each, ast.AnnAssign) and _public(ast.unparse(each.target)):
+            told = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            yield _item(ast.unparse(each), str(told))
+        elif isinstance(each, ast.FunctionDef) and _public(each.name) and (said := ast.get_docstring(each)):
+            value = "property" in [ast.unparse(decorator) for decorator in each.decorator_list] and each.returns
+            yield _item(f"{each.name}: {ast.unparse(value)}" if value else _signature(each), said)
+
+
+def _signature(node: ast.FunctionDef) -> str:
+    """`name(arguments) -> result`, without `self` and `cls`."""
+    arguments = ast.unparse(node.args)
+    for first in ("self", "cls"):
+        arguments = arguments.removeprefix(f"{first}, ") if arguments != first else ""
+    return f"{node.name}({arguments})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
+
+
+def _said(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
+    told = ast.get_docstring(node)
+    return [_text(told)] if told else []
+
+
+def _item(code: str, told: str) -> str:
+    """A line of a list, with its docstring below."""
+    below = "".join(f"\n  {line}".rstrip(" ") for line in _text(inspect.cleandoc(told)).splitlines())
+    return f"- `{code}`{below}"
+
+
+def _text(told: str) -> str:
+    """A docstring as Markdown: outside of code a [ begins no link, and < no tag."""
+    return "\n".join(line if line.startswith("    ") else _prose(line) for line in told.splitlines())
+
+
+def _prose(line: str) -> str:
+    parts = line.split("`")
+    parts[::2] = [part.replace("[", r"\[").replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
+
+
+if __name__ == "__main__":
+    (HERE / "api").mkdir(exist_ok=True)
+    for name, text in pages():
+        (HERE / "api" / name).write_text(text, "utf-8")

@@ -1,0 +1,25 @@
+"""How commands take a pipeline: the folder or name that was typed, else the model that comes with smalti."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smalti.bundled import SCENES
+from smalti.cli.console import CONSOLE
+
+Model = Annotated[
+    Path,
+    typer.Argument(
+        help="A folder with `tokenizer` and `prior` in it, or a model's name; by default scenes, which comes with smalti.",
+        show_default=False,
+    ),
+]
+
+
+def tell_default(model: Path) -> None:
+    """Say so where no model was named."""
+    if model == SCENES:
+        CONSOLE.print(f"no model was named; taking the one that comes with smalti: {model.name}", soft_wrap=True)
