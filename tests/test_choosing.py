@@ -101,7 +101,7 @@ def test_a_picture_hangs_on_its_seed_alone() -> None:
         assert torch.equal(of(20 + place, 1)[0], together[place])
 
 
-def test_of_equals_the_first_is_kept_and_rows_are_told() -> None:
+def test_of_equals_the_first_is_kept_and_codes_are_told() -> None:
     pipe, told = pipeline(), []
     chosen = best_of(
         pipe,
@@ -114,7 +114,7 @@ def test_of_equals_the_first_is_kept_and_rows_are_told() -> None:
         progress=lambda done, total: told.append((done, total)),
     )
     assert chosen.candidates.tolist() == [0, 0]
-    assert told == [(row, 9) for row in range(1, 10)]
+    assert told == [(8 * row, 72) for row in range(1, 10)]  # two pictures, four codes a row
 
 
 @pytest.mark.parametrize(

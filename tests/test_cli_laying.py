@@ -109,7 +109,7 @@ def test_a_stop_before_the_first_row_keeps_nothing(
     stop_after(monkeypatch, 0)
     (tmp_path / "out").mkdir()
     command = ("sample", model, "--out", tmp_path / "out", *SIZE)
-    smalti.fails(*command, sentence="stopped before a row of codes was laid; nothing is kept")
+    smalti.fails(*command, sentence="stopped before as many codes as a row has were laid; nothing is kept")
     assert names(tmp_path / "out") == []
 
 

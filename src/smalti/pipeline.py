@@ -167,7 +167,7 @@ class Pipeline:
         keep: str | Path | None = None,
         **given: Any,
     ) -> Iterator[Tensor]:
-        """As `sample`, one picture, yielded (C,H,W) whenever a row of codes is complete; what is not laid yet is mid-grey.
+        """As `sample`, one picture, yielded (C,H,W) whenever another row's worth of codes is laid; what is not yet is mid-grey.
 
         At most one is yielded in `every` seconds, and the last in any case: each time all of it is decoded. With `keep` a loop that
         is left early, by Ctrl-C too, keeps what is laid in that file; the same call goes on, and ends in the same picture.

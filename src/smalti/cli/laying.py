@@ -189,7 +189,7 @@ def _lay_and_choose(laying: Laying) -> None:
     pipeline, values, known, seeds, files, way, title = laying
     tries, judge, scoring = way.choice
     score = scoring(values, known)
-    with counting(f"laying{title}", "rows") as progress:
+    with counting(f"laying{title}", "codes") as progress:
         chosen = best_of(
             pipeline, values, known, sampler=way.sampler, seeds=seeds, tries=tries, score=score, progress=progress
         )
@@ -229,7 +229,7 @@ def _lay_and_keep(laying: Laying) -> None:
 
 def _stopped(keeper: Keeper, total: int) -> str:
     if not keeper.path.exists():
-        return "stopped before a row of codes was laid; nothing is kept"
+        return "stopped before as many codes as a row has were laid; nothing is kept"
     count = keeper.count
     return (
         f"stopped with {count:,} of {total:,} codes laid, kept in {keeper.path}; the same command with --resume goes on"

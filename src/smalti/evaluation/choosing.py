@@ -68,17 +68,17 @@ def best_of(
 ) -> Chosen:
     """As `Pipeline.lay`, each picture laid `tries` times -> the candidate of each with the highest score, the first of equals.
 
-    With one try it is what `Pipeline.lay` lays. `progress` is told the rows of codes that are laid, and of how many.
+    With one try it is what `Pipeline.lay` lays. `progress` is told how many codes are laid, and of how many.
 
     Raises `SmaltiError` as `Pipeline.lay`, for fewer tries than one, and for a score that is not one number for each picture.
     """
     if tries < 1:
         raise SmaltiError(f"{tries} tries give no picture to choose; ask for 1 or more")
     codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(tries)]
-    rows = known.shape[1]
+    missing = int((known < 0).sum())
     for candidate, some in enumerate(every):
         laying = pipeline.lay(values, known, sampler=sampler, seeds=some)
-        codes.append(finished(_counted(laying, progress, first=candidate * rows, total=tries * rows)))
+        codes.append(finished(_counted(laying, progress, until=(candidate + 1) * missing, total=tries * missing)))
         scores.append(_checked(score(codes[-1]), count=len(seeds)))
     scored = torch.stack(scores, dim=1)  # (B,N)
     best = scored.argmax(1)
@@ -87,9 +87,9 @@ def best_of(
     return Chosen(laid[place, best.to(laid.device)], torch.stack(every, dim=1)[place, best], best, scored)
 
 
-def _counted(laying: Iterator[Tensor], progress: Progress, *, first: int, total: int) -> Iterator[Tensor]:
-    for row, codes in enumerate(laying, start=1):
-        progress(first + row, total)
+def _counted(laying: Iterator[Tensor], progress: Progress, *, until: int, total: int) -> Iterator[Tensor]:
+    for codes in laying:
+        progress(until - int((codes < 0).sum()), total)
         yield codes
 
 

@@ -26,7 +26,7 @@ from smalti.prior.laying import Laying, UnderWindows
 from smalti.prior.neighbourhood import Neighbourhood
 from smalti.prior.neighbours import AmongNeighbours
 from smalti.prior.packed import packed
-from smalti.prior.wavefront import rows_complete
+from smalti.prior.wavefront import stretches
 from smalti.prior.window import Middle, Window, after_middle
 from smalti.settings import parse, settings
 
@@ -121,9 +121,9 @@ def sample(
 ) -> Iterator[Tensor]:
     """Prefix codes (B, P) -> image codes (B, h, w) of a `grid` (h, w) of any size.
 
-    They are laid in the prior's order and yielded after every w codes, which in raster order are a row, with -1 where a
-    code is not laid yet; the last is complete. Where the grid is wider than the prior's window, rows are laid side by side: when
-    a row is complete, the rows below it already show what they have so far.
+    They are laid in the prior's order and yielded whenever w codes more are laid, with -1 where one is not yet; the last is
+    complete. In raster order w codes are a row, but where the grid is wider than the prior's window: there several rows are laid
+    side by side, each a little behind the one above it.
 
     `seeds` is (B,) int64, not negative. A picture's chance hangs on its own seed and the place of each code alone, not on
     the batch it is in; laid on from some of its own codes, it becomes the same picture. `known` is (B, h, w): codes to
@@ -190,9 +190,9 @@ def _lay(
     laying: Laying, *, sampler: Sampler, seeds: Tensor, known: Tensor, order: Tensor, size: int
 ) -> Iterator[Tensor]:
     """`sample_windows`, given how the prior is asked, the grid's places in order (n,), and how many codes K there are."""
-    height, width = known.shape[1:]
+    width = known.shape[2]
     turns = order.argsort().tolist()
-    ends = rows_complete(laying.schedule, order, grid=(height, width))
+    ends = stretches(laying.schedule, width=width)
     noise = _noise(seeds, [place[:2] for wave in laying.schedule for place in wave], size=size)
     codes = known.clone()
     yield from (codes.clone() for _ in range(ends.count(0)))

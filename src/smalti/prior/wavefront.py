@@ -9,7 +9,9 @@ Letters: H W grid, h w window, P prefix codes, B sequences of one place.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence, Set
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -91,12 +93,7 @@ def together(places: Iterable[Place], *, prefix: int, copies: int, most: int, sh
     return found
 
 
-def rows_complete(laid: Sequence[Sequence[Place]], order: Tensor, *, grid: tuple[int, int]) -> list[int]:
-    """Waves and the grid's raster places in order (H W,) -> after how many waves each W codes and all before are laid: (H,)."""
-    number = torch.zeros(grid, dtype=torch.int64)
-    for count, wave in enumerate(laid, start=1):
-        for place in wave:
-            number[place.row, place.column] = count
-    last = number.flatten()[order.cpu()].view(grid).amax(dim=1)
-    ended: list[int] = last.cummax(dim=0).values.tolist()
-    return ended
+def stretches(laid: Sequence[Sequence[Place]], *, width: int) -> list[int]:
+    """Waves -> after how many of them `width` codes are laid, twice as many, and so on; last, after how many all are."""
+    count = list(accumulate((len(wave) for wave in laid), initial=0))
+    return [*(bisect_left(count, some) for some in range(width, count[-1], width)), len(laid)]
