@@ -15,14 +15,24 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from smalti.errors import SmaltiError
 
 Joined = TypeVar("Joined", bound=nn.Module)
 
 
 def sharding(processes: int, blocks: Callable[[Any], nn.ModuleList]) -> ModelParallelStrategy:
-    """The strategy that shards what `fabric.setup_module` is given; `blocks`: its parts, which are gathered one at a time."""
+    """The strategy that shards what `fabric.setup_module` is given; `blocks`: its parts, which are gathered one at a time.
+
+    Raises `SmaltiError` where PyTorch is older than 2.6.
+    """
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError as error:
+        raise SmaltiError(
+            f"run.strategy = 'fsdp' needs PyTorch 2.6 or later, not {torch.__version__}; install it, or set run.strategy=ddp"
+        ) from error
 
     def shard(module: Joined, mesh: DeviceMesh) -> Joined:
         for block in blocks(module):
