@@ -200,9 +200,21 @@ def test_scaling_does_not_lead_out_of_the_range(edge: float) -> None:
     maps("depth").codes([fitted], grid=grid)
 
 
-def test_a_map_smaller_than_the_window_is_told() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("size", "grid"), [((8, 11), (2, 3)), ((4, 6), (2, 3)), ((2, 12), (2, 12)), ((40, 6), (20, 3)), ((1, 1), (3, 3))]
+)
+def test_a_map_smaller_than_the_window_is_scaled_to_cover_it(
+    kind: str, size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    fitted, found = maps(kind).fit(value(kind, *size), grid=None)
+    assert found == grid
+    assert maps(kind).codes([fitted], grid=grid).shape == (1, *grid)
+
+
+def test_a_picture_smaller_than_the_window_is_told() -> None:
     with pytest.raises(SmaltiError, match=r"'depth' lays 2 x 3 codes .* or more, 2 x 2 were asked for"):
-        maps("depth").fit(value("depth", 8, 11), grid=None)
+        maps("depth").fit(value("depth", 8, 11), grid=(2, 2))
 
 
 # --- how maps look -------------------------------------------------------------------------------------------------

@@ -85,13 +85,18 @@ class Maps(Condition):
     def fit(self, value: Tensor, *, grid: Grid | None) -> tuple[Tensor, Grid]:
         """A map of any size, and the grid (h,w) it is for, None for its own -> the map at the right size, and the grid.
 
-        Without a grid the map is cut to whole tiles. With one it is scaled until it covers the picture, labels to the nearest
-        one, and its middle is cut out. Raises `SmaltiError` for maps smaller than the window.
+        Without a grid the map is cut to whole tiles; one smaller than the window is for the smallest grid of its shape that
+        covers it. With a grid it is scaled until it covers the picture, labels to the nearest one, and its middle is cut out.
+        Raises `SmaltiError` for grids smaller than the window.
         """
         factor, channels = self.tokenizer.factor, value if value.dim() == 3 else value.unsqueeze(0)  # (C,H,W)
         height, width = channels.shape[1:]
-        asked = grid is not None
-        grid = (height // factor, width // factor) if grid is None else grid
+        larger = max(
+            1.0, *(least * factor / side for least, side in zip(self.settings.grid, (height, width), strict=True))
+        )
+        asked = grid is not None or larger > 1
+        if grid is None:  # what rounding has taken from a side that just fits is given back
+            grid = (int(height * larger / factor + 1e-6), int(width * larger / factor + 1e-6))
         check_grid(grid, window=self.settings.grid, key=self.key)
         rows, columns = grid[0] * factor, grid[1] * factor
         if asked:

@@ -12,6 +12,7 @@ from smalti.studies.orders import ORDERS_COMPARED
 from smalti.studies.pixelsnail import TRANSFORMER_VS_PIXELSNAIL
 from smalti.studies.quantizers import QUANTIZERS_COMPARED
 from smalti.studies.reconstruction import RECONSTRUCTION
+from smalti.studies.window import WINDOWS_COMPARED
 
 STUDIES: dict[str, Study[Any]] = {
     "reconstruction": RECONSTRUCTION,
@@ -21,4 +22,5 @@ STUDIES: dict[str, Study[Any]] = {
     "transformer-vs-pixelsnail": TRANSFORMER_VS_PIXELSNAIL,
     "orders": ORDERS_COMPARED,
     "conditions": CONDITIONS_OBEYED,
+    "window": WINDOWS_COMPARED,
 }
