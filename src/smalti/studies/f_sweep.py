@@ -114,7 +114,7 @@ def plan(chosen: FSweepSettings, asked: Asked) -> list[Step]:
 
 
 def _training(each: Variation, chosen: FSweepSettings, asked: Asked) -> TokenizerTraining:
-    zoom = max(chosen.size[0] / chosen.crop[0], chosen.size[1] / chosen.crop[1])
+    zoom = min(chosen.size[0] / chosen.crop[0], chosen.size[1] / chosen.crop[1])
     fixed = [
         f"pictures.size={list(chosen.crop)}",
         f"pictures.zoom=[{zoom}, {zoom}]",

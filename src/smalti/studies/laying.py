@@ -65,7 +65,7 @@ def codes_of_crops(
     tokenizer = tokenizer.to(device)
     training, validation = split(source.pictures, validation=held_out)
     side = window[0] * f, window[1] * f
-    zoom = max(size[0] / side[0], size[1] / side[1])
+    zoom = min(size[0] / side[0], size[1] / side[1])
     crops = partial(Crops, source, size=side, channels=3)
 
     @torch.no_grad()
