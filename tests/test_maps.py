@@ -94,10 +94,10 @@ def test_a_condition_has_its_tokenizer_in_its_folder(tmp_path: Path) -> None:
         (
             "segmentation",
             value("segmentation", 8, 13),
-            "the segmentation is 8 x 13 pixels .* takes one of 8 x 12: 4 pixels a",
+            "the segmentation is 8 x 13 pixels .* takes one of the shape of 8 x 12",
         ),
-        ("segmentation", value("segmentation", 12, 8), "a picture of 2 x 3 codes takes one of 8 x 12"),
-        ("depth", value("depth", 8, 8), "the depth is 8 x 8 pixels .* takes one of 8 x 12"),
+        ("segmentation", value("segmentation", 12, 8), "a picture of 2 x 3 codes takes one of the shape of 8 x 12"),
+        ("depth", value("depth", 8, 8), "the depth is 8 x 8 pixels .* takes one of the shape of 8 x 12"),
         (
             "segmentation",
             torch.full((8, 12), LABELS),
@@ -133,7 +133,7 @@ def test_maps_that_cannot_be_are_told(kind: str, given: Any, sentence: str) -> N
 
 def test_a_map_must_belong_to_the_grid_that_is_laid() -> None:
     with pytest.raises(
-        SmaltiError, match=r"the depth is 8 x 12 pixels .* a picture of 4 x 5 codes takes one of 16 x 20"
+        SmaltiError, match=r"the depth is 8 x 12 pixels .* a picture of 4 x 5 codes takes one of the shape of 16 x 20"
     ):
         maps("depth").laid([value("depth", 8, 12)], grid=(4, 5))
 

@@ -121,7 +121,8 @@ class Maps(Condition):
     def codes(self, values: Sequence[Any], *, grid: Grid) -> Tensor:
         """B maps of pictures of `grid` (h,w) codes -> their own codes (B,h,w), each map encoded whole.
 
-        Raises `SmaltiError` for maps of other sizes or numbers of channels, and for labels that there are not.
+        A map of the picture's shape in another size is scaled, labels to the nearest one. Raises `SmaltiError` for maps of other
+        shapes or numbers of channels, and for labels that there are not.
         """
         if not values:
             return torch.empty(0, *grid, dtype=torch.int64)
@@ -135,16 +136,19 @@ class Maps(Condition):
         """One map -> what the tokenizer takes, (C,H,W) float32."""
         if not isinstance(value, Tensor | np.ndarray):
             raise SmaltiError(f"a {self.key} is a tensor or an array, not {value!r}")
-        picture = _KINDS[self.settings.kind].picture(self._labelled(torch.as_tensor(value)), self.channels, self.key)
-        factor = self.tokenizer.factor
+        given, factor = torch.as_tensor(value), self.tokenizer.factor
+        picture = self._picture(given)
         wanted, found = (grid[0] * factor, grid[1] * factor), tuple(picture.shape[1:])
-        if found != wanted:
+        if found[0] * wanted[1] != found[1] * wanted[0]:
             raise SmaltiError(
                 f"the {self.key} is {found[0]} x {found[1]} pixels (height x width), and a picture of {grid[0]} x {grid[1]} "
-                f"codes takes one of {wanted[0]} x {wanted[1]}: {factor} pixels a code; crop or scale it, or ask for "
-                f"another size"
+                f"codes takes one of the shape of {wanted[0]} x {wanted[1]}; crop it, or ask for another size"
             )
-        return picture
+        return picture if found == wanted else self._picture(self.fit(given, grid=grid)[0])
+
+    def _picture(self, value: Tensor) -> Tensor:
+        """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one a label."""
+        return _KINDS[self.settings.kind].picture(self._labelled(value), self.channels, self.key)
 
     def _labelled(self, value: Tensor) -> Tensor:
         """A map -> the same with the last label where it has none, as the tokenizer was trained."""
