@@ -286,7 +286,7 @@ def test_every_study_can_be_planned_at_every_scale(name: str, tmp_path: Path, mo
     assert study.scales["tiny"].paints
     assert "\n" not in study.about
     for scale in study.scales:
-        asked = Asked(scale=scale, data=None if name == "conditions" else data)
+        asked = Asked(scale=scale, data=None if name in ("conditions", "window") else data)
         planned = study.plan(study.resolved(asked), asked)
         names = [step.name for step in planned]
         assert len(set(names)) == len(names)

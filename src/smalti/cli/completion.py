@@ -13,6 +13,7 @@ STUDIES = (
     "transformer-vs-pixelsnail",
     "orders",
     "conditions",
+    "window",
 )
 """Written down here, since their tables load PyTorch; a test holds them against those."""
 

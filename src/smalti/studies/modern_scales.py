@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from smalti.studies.base import Scale
@@ -58,7 +59,7 @@ def without(batch: int = 4) -> dict[str, list[str]]:
         "reference-pyramid": [f"model.pyramid.{key}={value}" for key, value in PYRAMID.items()],
     }
     everything_else = {name: each for name, each in changes.items() if name not in ("reference-rate", "constant-rate")}
-    return {**changes, "reference-our-rate": [change for each in everything_else.values() for change in each]}
+    return {**changes, "reference-our-rate": list(dict.fromkeys(chain(*everything_else.values())))}
 
 
 def _variations(*names: str, batch: int = 4) -> list[dict[str, Any]]:
