@@ -42,6 +42,12 @@ def compiled(source: Path) -> ctypes.CDLL | None:
         return None  # no OpenMP, no room, or a folder that nothing may be written to
 
 
+def needed(library: ctypes.CDLL | None) -> ctypes.CDLL:
+    """What `compiled` gave, where something was found to suit it."""
+    assert library is not None, "nothing suits without it"
+    return library
+
+
 def reaches(*tensors: Tensor) -> bool:
     """Whether C may read these: float32 of the CPU, and nothing that only watches operations, as a compiler or an export does."""
     watched = torch.compiler.is_compiling() or torch._C._is_tracing() or torch.is_autocast_enabled("cpu")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.native import compiled, reaches
+from smalti.native import compiled, needed, reaches
 
 LANES = 8
 """As in the C file: C is divisible by it."""
@@ -46,8 +46,7 @@ class _GroupNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, epsilon: float) -> Tensor:
         B, C, H, W = x.shape
         mean, scale, made = x.new_empty(B, groups), x.new_empty(B, groups), torch.empty_like(x)
-        library, threads = _library(), torch.get_num_threads()
-        assert library is not None, "nothing suits without it"
+        library, threads = needed(_library()), torch.get_num_threads()
         parts, ends = [x, weight.contiguous(), bias.contiguous()], [mean, scale, made]
         sizes = B, H * W, C, groups, epsilon, threads
         if library.group_norm(*(each.data_ptr() for each in parts), *sizes, *(each.data_ptr() for each in ends)):

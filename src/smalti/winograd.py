@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.native import compiled, reaches
+from smalti.native import compiled, needed, reaches
 
 LANES, PANEL = 8, 16
 """As in the C file: C and K are divisible by the first, and the second is P."""
@@ -53,7 +53,7 @@ def mapped(weight: Tensor, *, back: bool = False) -> Tensor:
         K, C, corner = C, K, corner + 4 * 2 * (strides[2] + strides[3])
         strides = strides[1], strides[0], -strides[2], -strides[3]
     made = torch.zeros(36, -(-K // PANEL), C, PANEL)
-    _loaded().map_weight(corner, _Four(*strides), C, K, torch.get_num_threads(), made.data_ptr())
+    needed(_library()).map_weight(corner, _Four(*strides), C, K, torch.get_num_threads(), made.data_ptr())
     return made
 
 
@@ -125,7 +125,7 @@ def _convolved(x: Tensor, weights: Tensor, bias: Tensor | None, K: int) -> Tenso
     result = torch.empty((B, K, H, W), memory_format=torch.channels_last)
     begun = None if bias is None else bias.contiguous().data_ptr()
     shape, threads = _Shape(B, H, W, C, K), torch.get_num_threads()
-    if _loaded().convolve(x.data_ptr(), weights.data_ptr(), begun, shape, threads, result.data_ptr()):
+    if needed(_library()).convolve(x.data_ptr(), weights.data_ptr(), begun, shape, threads, result.data_ptr()):
         raise MemoryError(f"There is no memory for a convolution of {C} channels.")
     return result
 
@@ -136,7 +136,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     made = torch.empty_like(weight)
     shape, strides = _Shape(B, H, W, C, len(weight)), _Four(*made.stride())
     threads = torch.get_num_threads()
-    if _loaded().weight_gradient(x.data_ptr(), gradient.data_ptr(), shape, strides, threads, made.data_ptr()):
+    if needed(_library()).weight_gradient(x.data_ptr(), gradient.data_ptr(), shape, strides, threads, made.data_ptr()):
         raise MemoryError(f"There is no memory for the gradient of a weight of {C} x {len(weight)} channels.")
     return made
 
@@ -149,12 +149,6 @@ _Four = ctypes.c_long * 4
 @final
 class _Shape(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("B", "H", "W", "C", "K")]
-
-
-def _loaded() -> ctypes.CDLL:
-    library = _library()
-    assert library is not None, "nothing suits without it"
-    return library
 
 
 @cache

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.native import compiled, reaches
+from smalti.native import compiled, needed, reaches
 
 LANES, PANEL = 8, 16
 """As in the C file: widths are divisible by the first, and the second is P."""
@@ -50,7 +50,9 @@ class Panels(nn.Module):
             return F.linear(x, self.weight, self.bias)
         x = x.contiguous()
         made = x.new_empty(*x.shape[:-1], self.map.E)
-        _loaded().linear(x.data_ptr(), self.map, x.numel() // read, read, torch.get_num_threads(), made.data_ptr())
+        needed(_library()).linear(
+            x.data_ptr(), self.map, x.numel() // read, read, torch.get_num_threads(), made.data_ptr()
+        )
         return made
 
 
@@ -114,7 +116,9 @@ class Step:
         work, made = x.new_empty(threads, *x.shape), x.new_empty(B, T, 3, self.heads, D // self.heads)
         turning = (None, None) if rotation is None else [each.contiguous() for each in rotation]
         sizes = B * T, T, threads
-        _loaded().project(self.block, x.data_ptr(), *map(_address, turning), *sizes, work.data_ptr(), made.data_ptr())
+        needed(_library()).project(
+            self.block, x.data_ptr(), *map(_address, turning), *sizes, work.data_ptr(), made.data_ptr()
+        )
         queries, keys, values = made.permute(2, 0, 3, 1, 4).unbind(0)
         return queries, keys, values
 
@@ -124,7 +128,7 @@ class Step:
         threads = torch.get_num_threads()
         work, hidden, made = x.new_empty(threads, *x.shape), x.new_empty(rows, self.hidden), torch.empty_like(x)
         ends = (each.data_ptr() for each in (work, hidden, made))
-        _loaded().finish(self.block, x.data_ptr(), seen.data_ptr(), rows, threads, *ends)
+        needed(_library()).finish(self.block, x.data_ptr(), seen.data_ptr(), rows, threads, *ends)
         return made
 
 
@@ -142,7 +146,7 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     seen, scores = torch.empty_like(asked), asked.new_empty(B, N, S + LANES - 1)
     kept, threads = _Kept(B, N, S, d, *keys.stride()[:2]), torch.get_num_threads()
     parts = (each.data_ptr() for each in (asked, keys, values))
-    _loaded().attend(*parts, kept, threads, scores.data_ptr(), seen.data_ptr())
+    needed(_library()).attend(*parts, kept, threads, scores.data_ptr(), seen.data_ptr())
     return seen
 
 
@@ -177,12 +181,6 @@ class _Kept(ctypes.Structure):
 def _address(tensor: Tensor | None) -> int | None:
     """Where it lies; that of a tensor without numbers is none."""
     return None if tensor is None else tensor.data_ptr() or None
-
-
-def _loaded() -> ctypes.CDLL:
-    library = _library()
-    assert library is not None, "nothing suits without it"
-    return library
 
 
 @cache

@@ -27,7 +27,7 @@ from smalti.studies.base import Asked, Place, Step, Study
 from smalti.studies.compared import FEATURES
 from smalti.studies.f_sweep_page import page
 from smalti.studies.f_sweep_scales import SCALES
-from smalti.studies.laying import Laid, codes_of_crops, laid_pictures, trained_prior
+from smalti.studies.laying import Laid, codes_of_crops, laid_pictures, trained_prior, zoom_of
 from smalti.studies.measuring import Measuring
 from smalti.studies.palette import fitted_palette, load_palette
 from smalti.studies.steps import Pictures, Variation, refuse_idle, refuse_twins
@@ -114,7 +114,7 @@ def plan(chosen: FSweepSettings, asked: Asked) -> list[Step]:
 
 
 def _training(each: Variation, chosen: FSweepSettings, asked: Asked) -> TokenizerTraining:
-    zoom = min(chosen.size[0] / chosen.crop[0], chosen.size[1] / chosen.crop[1])
+    zoom = zoom_of(chosen.crop, chosen.size)
     fixed = [
         f"pictures.size={list(chosen.crop)}",
         f"pictures.zoom=[{zoom}, {zoom}]",

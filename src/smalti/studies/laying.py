@@ -47,6 +47,11 @@ FEWEST = 64
 """Samples below which no Frechet distance is computed: it would tell of their number."""
 
 
+def zoom_of(side: tuple[int, int], size: tuple[int, int]) -> float:
+    """Crops of `side` and pictures of `size` (H,W) -> how many times a crop the picture covers, just as large as it is."""
+    return min(size[0] / side[0], size[1] / side[1])
+
+
 def codes_of_crops(
     tokenizer: Any,
     pictures: Path,
@@ -65,7 +70,7 @@ def codes_of_crops(
     tokenizer = tokenizer.to(device)
     training, validation = split(source.pictures, validation=held_out)
     side = window[0] * f, window[1] * f
-    zoom = min(size[0] / side[0], size[1] / side[1])
+    zoom = zoom_of(side, size)
     crops = partial(Crops, source, size=side, channels=3)
 
     @torch.no_grad()
@@ -152,9 +157,9 @@ def _laid(pipeline: Pipeline, seeds: Tensor, grid: tuple[int, int], place: Place
     missing = max(int((known < 0).sum()), 1)
     codes, began = known, time.monotonic()
     saved = began
-    with counting(place.console, title="laying", unit="rows") as progress:
-        for row, codes in enumerate(pipeline.lay([None] * len(seeds), known, sampler=Sampler(), seeds=seeds), 1):
-            progress(row, grid[0])
+    with counting(place.console, title="laying", unit="codes") as progress:
+        for codes in pipeline.lay([None] * len(seeds), known, sampler=Sampler(), seeds=seeds):
+            progress(int((codes >= 0).sum()), codes.numel())
             if time.monotonic() - saved > KEPT_EVERY:
                 _keep(kept, codes)
                 saved = time.monotonic()

@@ -39,7 +39,7 @@ from smalti.studies import obedience, priors, steps
 from smalti.studies.base import Asked, Place, Step, Study
 from smalti.studies.conditions import known_of
 from smalti.studies.judge import train_judge
-from smalti.studies.laying import ENCODED, Laid, laid_pictures
+from smalti.studies.laying import ENCODED, Laid, laid_pictures, zoom_of
 from smalti.studies.steps import SCENES, Pictures, refuse_idle
 from smalti.studies.timed import refuse_unequal
 from smalti.studies.window_measures import fitting, images_in, joined, likelihood, nats_of, sequential
@@ -137,18 +137,13 @@ def plan(chosen: WindowSettings, asked: Asked) -> list[Step]:
 
 
 def _tokenizer(chosen: WindowSettings, asked: Asked) -> TokenizerTraining:
-    zoom = _zoom(chosen.crop, chosen.size)
+    zoom = zoom_of(chosen.crop, chosen.size)
     fixed = [
         f"pictures.size={list(chosen.crop)}",
         f"pictures.zoom=[{zoom}, {zoom}]",
         f"pictures.validation={chosen.held_out}",
     ]
     return steps.varied(chosen.recipe, shared=chosen.tokenizer, overrides=asked.of("tokenizer"), changes=fixed)
-
-
-def _zoom(side: tuple[int, int], size: tuple[int, int]) -> float:
-    """Crops of `side` and scenes of `size` (H,W) -> how many times a crop the scene covers, just as large as it is."""
-    return min(size[0] / side[0], size[1] / side[1])
 
 
 def _trainings(chosen: WindowSettings, asked: Asked) -> dict[str, tuple[PriorTraining, tuple[int, int]]]:
@@ -225,7 +220,7 @@ def _codes(grid: tuple[int, int], scenes: Pictures, chosen: WindowSettings) -> S
         tokenizer = load_tokenizer(place.before["tokenizer"].folder).to(pick_device("auto"))
         source, f = open_source(scenes.path(place)), tokenizer.factor
         side = grid[0] * f, grid[1] * f
-        zoom = (_zoom(side, chosen.size),) * 2
+        zoom = (zoom_of(side, chosen.size),) * 2
         training, others = split(source.pictures, validation=chosen.held_out)
         count = min(chosen.pictures, len(others))
         held_out = [others[number * len(others) // count] for number in range(count)]

@@ -54,7 +54,7 @@ def save(fabric: Fabric, path: Path, state: Mapping[str, Any]) -> None:
         fabric.save(path, dict(state))
         return
     plain = {name: each.state_dict() if hasattr(each, "state_dict") else each for name, each in state.items()}
-    gathered = _mapped(plain, whole)
+    gathered = _gathered(plain)
     if fabric.is_global_zero:
         torch.save(gathered, path)
     fabric.barrier()
@@ -96,10 +96,10 @@ def _like(value: Tensor, pattern: Tensor | None) -> Tensor:
     return distribute_tensor(value.to(pattern.device), pattern.device_mesh, pattern.placements)
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Nested mappings and lists -> the same with each tensor changed, and on the CPU."""
+def _gathered(value: Any) -> Any:
+    """Nested mappings and lists -> the same with each tensor whole, and on the CPU."""
     if isinstance(value, Tensor):
-        return change(value.detach()).cpu()
+        return whole(value.detach()).cpu()
     if isinstance(value, Mapping):
-        return {key: _mapped(each, change) for key, each in value.items()}
-    return [_mapped(each, change) for each in value] if isinstance(value, list) else value
+        return {key: _gathered(each) for key, each in value.items()}
+    return [_gathered(each) for each in value] if isinstance(value, list) else value
