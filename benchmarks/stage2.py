@@ -1,15 +1,11 @@
 """Speed of stage 2 on this machine's CPU, as ratios to a peer in the same run. Prints one JSON line an item, last.
 
-    python benchmarks/stage2.py [--items stage2,shards] [--peer "python bench_original.py --taming CHECKOUT"]
+    python benchmarks/stage2.py [--peer "python bench_original.py --taming CHECKOUT"]
 
 items
   stage2    GPT, vocabulary 1024, 8 layers, 8 heads, width 512, block 256, batch 4: forward, backward, AdamW
-  shards    a step of that GPT on codes that are there, as training on code shards makes it, against the same with its pictures
-            encoded in the loop: 4 of 256 x 256 by the tokenizer of the recipe f16 (width 128). Reading of files is in neither.
-            It has no peer: run it without --peer
 
-Without --peer our own reference path stands in for stage2: attention written out with a mask, and AdamW one parameter after the
-other.
+Without --peer our own reference path stands in: attention written out with a mask, and AdamW one parameter after the other.
 """
 
 from __future__ import annotations
@@ -22,13 +18,11 @@ from torch import Tensor, nn
 
 from pairs import Item, Work, main
 from smalti.prior import GPT, GPTSettings, nats, parameter_groups
-from smalti.tokenizer.blocks import as_channels_last
-from smalti.tokenizer.vqgan import VQGAN
-from smalti.training.config import OptimiserSettings, TokenizerTraining, resolve
+from smalti.training.config import OptimiserSettings
 from smalti.training.optimiser import build_optimiser
 from stage1 import counted
 
-BATCH, SIDE = 4, 256
+BATCH = 4
 SIZES = GPTSettings(vocabulary=1024, size=1024, grid=(16, 16), block=256, layers=8, width=512, heads=8, start=0)
 OPTIMISER = OptimiserSettings(rate=4.5e-6, betas=(0.9, 0.95), weight_decay=0.01)
 
@@ -64,30 +58,6 @@ def step_floor() -> float:
 def stage2() -> Work:
     step, codes = trained(network()), some_codes()
     return Work(lambda: step(codes), step_floor())
-
-
-def tokenizer() -> VQGAN:
-    torch.manual_seed(0)
-    made = VQGAN(resolve(TokenizerTraining, stage="tokenizer", recipe="f16", overrides=[]).model).eval()
-    as_channels_last(made)
-    return made.requires_grad_(False)
-
-
-def shards() -> Work:
-    return stage2()
-
-
-def pictures_in_the_loop() -> Work:
-    """The step on codes of pictures; a code beyond the vocabulary stands for one within, which costs the same."""
-    step, model = trained(network()), tokenizer()
-    images = (torch.rand(BATCH, 3, SIDE, SIDE) * 2 - 1).contiguous(memory_format=torch.channels_last)
-
-    def encode() -> Tensor:
-        with torch.no_grad():
-            return model.encode(images).codes
-
-    assert encode().shape[1:] == SIZES.grid, "the tokenizer's codes fill the prior's window"
-    return Work(lambda: step(encode() % SIZES.size), step_floor() + counted(encode))
 
 
 class PlainGPT(nn.Module):
@@ -139,8 +109,8 @@ def plain_stage2() -> Work:
 
 def run() -> None:
     """The command line."""
-    ours: dict[str, Item] = {"stage2": stage2, "shards": shards}
-    reference: dict[str, Item] = {"stage2": plain_stage2, "shards": pictures_in_the_loop}
+    ours: dict[str, Item] = {"stage2": stage2}
+    reference: dict[str, Item] = {"stage2": plain_stage2}
     main(__doc__ or "", {"ours": ours, "reference": reference})
 
 

@@ -15,8 +15,12 @@ from smalti.conditions.build import build_condition
 from smalti.conditions.drawing import palette
 from smalti.conditions.map_files import read_depth, read_segmentation
 from smalti.conditions.maps import Maps, MapsSettings, colourised, labels_as_channels
+from smalti.data import kinds as data_kinds
+from smalti.data.crops import CentreCrop
+from smalti.data.loading import Crops
+from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
-from smalti.images import DamagedImage, save_png, to_array
+from smalti.images import DamagedImage, edges, save_png, to_array, to_tensor
 from smalti.numbers import spread
 from smalti.prior.window import Window
 from smalti.tokenizer.encoder import PyramidSettings
@@ -24,7 +28,7 @@ from smalti.tokenizer.quantizers import VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 LABELS = 5
-KINDS = {"segmentation": LABELS, "depth": 1, "picture": 3}
+KINDS = {"segmentation": LABELS, "depth": 1, "edges": 1, "picture": 3}
 
 
 def tokenizer(channels: int) -> VQGAN:
@@ -123,6 +127,8 @@ def test_a_condition_has_its_tokenizer_in_its_folder(tmp_path: Path) -> None:
         ),
         ("depth", torch.full((1, 8, 12), -1.5), "this one is from -1.5 to -1.5"),
         ("depth", torch.full((1, 8, 12), torch.nan), "this one is from nan to nan"),
+        ("edges", value("picture", 8, 12)[:2], r"a map of edges has the shape \(1, height, width\), not \(2, 8, 12\)"),
+        ("edges", value("picture", 8, 12) * 255, "a photograph holds floats from -1 to 1, and this one is from"),
         ("depth", "depth.png", r"a depth is a tensor or an array, not 'depth\.png'"),
     ],
 )
@@ -215,6 +221,45 @@ def test_a_map_smaller_than_the_window_is_scaled_to_cover_it(
 def test_a_picture_smaller_than_the_window_is_told() -> None:
     with pytest.raises(SmaltiError, match=r"'depth' lays 2 x 3 codes .* or more, 2 x 2 were asked for"):
         maps("depth").fit(value("depth", 8, 11), grid=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("segmentation", "labels"), ("depth", "depth"), ("edges", "edges"), ("picture", "colour")]
+)
+@pytest.mark.parametrize("size", [(8, 12), (53, 40), (24, 37)])
+def test_a_file_tells_what_it_told_in_training(name: str, kind: str, size: tuple[int, int], tmp_path: Path) -> None:
+    """Edges were refused of photographs, depths and small copies scaled by another filter."""
+    chance = np.random.RandomState(0)
+    if name in ("segmentation", "depth"):
+        picture = chance.randint(LABELS if name == "segmentation" else 256, size=size).astype(np.uint8)
+    else:
+        picture = chance.randint(256, size=(*size, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "file.png")
+    source = open_source(tmp_path, kind=data_kinds.KINDS[kind](None))
+    in_training = Crops(source, source.pictures, size=(8, 12), channels=KINDS[name], crop=CentreCrop(), seed=0)
+    wanted = in_training.images(in_training[0, 0].image)
+    condition = maps(name)
+    fitted, _ = condition.fit(condition.read(str(tmp_path / "file.png")), grid=(2, 3))
+    found = labels_as_channels(fitted, count=LABELS, key=name) if name == "segmentation" else fitted
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() <= 2 * 2 / 255  # colours are scaled with 8 bits there
+    assert len(set(fitted.flatten().tolist())) > 3
+
+
+def test_a_photograph_stands_for_its_edges(tmp_path: Path) -> None:
+    condition, photograph = maps("edges"), value("picture", 8, 12)
+    drawn = to_tensor(edges(to_array(photograph)))
+    assert torch.equal(condition.encode([photograph]), condition.encode([drawn]))
+    save_png(tmp_path / "photograph.png", photograph)
+    assert torch.equal(condition.encode([condition.read(str(tmp_path / "photograph.png"))]), condition.encode([drawn]))
+    lines = torch.full((1, 8, 12), -1.0)
+    lines[0, :, 4] = 0.6
+    for channels in (1, 3):  # a drawing that was saved with three channels is one all the same
+        save_png(tmp_path / "lines.png", lines.repeat(channels, 1, 1))
+        torch.testing.assert_close(condition.read(str(tmp_path / "lines.png")), lines, atol=1 / 255, rtol=0)
+    save_png(tmp_path / "dark-on-light.png", -lines)
+    with pytest.raises(DamagedImage, match=r"dark-on-light\.png has no colours and is not dark enough for edges"):
+        condition.read(str(tmp_path / "dark-on-light.png"))
 
 
 # --- how maps look -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
+from processes import finished, started
 from small import small_prior, write_pictures, write_recipe
 from smalti.cli.main import app
 from smalti.errors import SmaltiError
@@ -224,3 +225,24 @@ def test_what_is_best() -> None:
     unjudged = Best("", {})
     assert not unjudged.take({"psnr": 20.0}, seen=1)
     assert (unjudged.judged({"psnr": 20.0}), unjudged.exhausted(1)) == ({}, False)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_where_one_stops(folder: Path) -> None:
+    """Each measures a share of the held-out pictures, and both must see the same best and stop together."""
+    # Without the chance that each process draws for itself. Rounding grows; in the two validations that decide, likelihoods are
+    # 5 to 10 % above the best.
+    same_chance = (*OVERFIT, "drop_condition=0", "run.patience=2")
+    one = small_prior(folder, "one", *same_chance)
+    command = ["-m", "smalti", "train", "prior", "codes", "--tokenizer", "tokenizer", "--recipe", "small.yaml"]
+    given = [part for override in (*same_chance, "run.strategy=ddp") for part in ("--set", override)]
+    outputs = finished(started(folder, [*command, "--out", "two", *given]))
+    expected, found = validated(one), validated(folder / "two")
+    assert expected[-1]["seen"] < 6400, "this run is not stopped, so it shows nothing"
+    for name in ("seen", "best_seen"):
+        assert [line[name] for line in found] == [line[name] for line in expected]
+    for mine, other in zip(expected, found, strict=True):
+        assert other["nats"] == pytest.approx(mine["nats"], rel=1e-2)
+    assert find_model(folder / "two", kind="prior").about["codes_seen"] == expected[-1]["best_seen"]
+    assert "nats have not fallen for 2 validations" in outputs[0]
+    assert "stopped" not in outputs[1]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from small import SIDE, write_recipe
 from smalti.conditions.base import keys
 from smalti.data.codes import open_codes
+from smalti.data.crops import CentreCrop
 from smalti.data.painting import LABELS
 from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
@@ -18,7 +21,7 @@ from smalti.pretrained import find_model
 from smalti.priors import load_prior
 from smalti.studies.base import Asked
 from smalti.studies.conditions import MAPS, TRIALS, known_of
-from smalti.studies.conditions_page import WORDS
+from smalti.studies.conditions_page import WORDS, goals_reached
 from smalti.studies.showing import pixels
 from smalti.studies.table import STUDIES
 from smalti.training.config import PictureSettings
@@ -69,7 +72,8 @@ def test_every_trial_has_words() -> None:
 @pytest.mark.parametrize("name", TRIALS)
 def test_each_is_told_laid_and_measured(home: Path, name: str) -> None:
     outcome = json.loads((home / "out" / "result.json").read_text())["steps"][f"obeyed-{name}"]["outcome"]
-    assert set(outcome) == {"told", "real", "left_open", "score", "goal", "pictures"}
+    assert set(outcome) == {"told", "real", "left_open", "score", "goal", "also", "pictures"}
+    assert list(outcome["also"]) == (["label"] if name == "label-segmentation" else [])
     assert outcome["pictures"] == 3
     shards = open_codes(folder_of(home, f"codes-{name}") / "codes")
     _, condition = load_prior(find_model(folder_of(home, f"prior-{name}"), kind="prior"))
@@ -85,6 +89,36 @@ def test_each_is_told_laid_and_measured(home: Path, name: str) -> None:
         pixels(folder_of(home, f"obeyed-{name}") / "shown" / f"000-{kind}.png") for kind in kinds[-1:] + kinds[-3:-2]
     )
     assert told.shape == left_open.shape == (side, side, 3)
+
+
+def test_class_and_segmentation_are_both_measured(home: Path) -> None:
+    outcome = json.loads((home / "out" / "result.json").read_text())["steps"]["obeyed-label-segmentation"]["outcome"]
+    assert (outcome["goal"], outcome["also"]["label"]["goal"]) == (0.5, 0.5)
+    shown = page(home / "out")[0]
+    assert f"{outcome['also']['label']['score']:.3g} of pictures (0.5 asked for)" in shown
+    good, bad = {"score": 0.6, "goal": 0.5}, {"score": 0.4, "goal": 0.5}
+    for own, other, reached in ((good, good, 1), (good, bad, 0), (bad, good, 0)):
+        step = SimpleNamespace(outcome={**own, "also": {"label": other}})
+        assert goals_reached(["label-segmentation"], {"obeyed-label-segmentation": step}) == reached  # type: ignore[dict-item]
+
+
+def test_held_out_pictures_are_as_near_as_those_of_training(home: Path) -> None:
+    """Those of coordinates, where training sees windows of larger scenes, were whole scenes made small."""
+    for name, zoom in (("coordinates", 2.0), ("label", 1.0)):
+        meta = open_codes(folder_of(home, f"codes-{name}") / "codes").meta
+        assert meta.training.data["zoom"][0] == meta.validation.data.get("zoom", 1.0) == zoom
+    # The middle of the larger scene is the middle of what it shows, pixel by pixel.
+    scenes = open_source(folder_of(home, "scenes-large") / "images")
+    near, far = (
+        crops(scenes, PictureSettings(size=(side, side), zoom=zoom, validation=0.2), channels=3, seed=0)[1]
+        for side, zoom in ((SIDE, (2.0, 3.0)), (2 * SIDE, (1.0, 1.0)))
+    )
+    quarter = SIDE // 2
+    for place in range(len(near)):
+        middle = far[place, 0].image[:, quarter : quarter + SIDE, quarter : quarter + SIDE]
+        assert torch.equal(near[place, 0].image, middle)
+    with pytest.raises(SmaltiError, match=r"zoom is a factor of at least 1, not 0\.5"):
+        CentreCrop(zoom=0.5)
 
 
 def test_what_is_known_belongs_to_the_pictures(home: Path) -> None:

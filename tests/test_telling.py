@@ -22,8 +22,9 @@ from smalti.data.loading import Crops
 from smalti.data.painting import LABELS
 from smalti.data.paired import CutAlike, Paired, beside
 from smalti.data.scene_files import scene_labels, write_scenes
-from smalti.data.sources import open_source
+from smalti.data.sources import open_source, split
 from smalti.errors import SmaltiError
+from smalti.images import edges, read_image, to_tensor
 from smalti.pipeline import Pipeline, load_tokenizer
 from smalti.prior import nats
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
@@ -240,10 +241,21 @@ def test_edges_are_made_of_the_pictures_themselves(home: Path) -> None:
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
     train_tokenizer(home / "images", home / "edges-tokenizer", settings=settings, console=QUIET)
     words = ["encode", home / "tokenizer", home / "images", "--out", home / "with-edges", "--copies", 1, "--size", SIDE]
-    told = ["--condition", "edges", "--condition-tokenizer", home / "edges-tokenizer"]
+    told = ["--validation", 0.2, "--condition", "edges", "--condition-tokenizer", home / "edges-tokenizer"]
     ran = CliRunner().invoke(app, [str(word) for word in (*words, *told)])
     assert ran.exit_code == 0, ran.output
-    assert condition_of(open_codes(home / "with-edges"), "edges").key == "edges"
+    shards = open_codes(home / "with-edges")
+    condition = condition_of(shards, "edges")
+    assert isinstance(condition, Maps)
+    assert (condition.key, condition.settings.kind) == ("edges", "edges")
+    # A photograph tells when pictures are laid what it told in training.
+    _, held_out = split(open_source(home / "images").pictures, validation=0.2)
+    files = (home / "images" / picture.key for picture in held_out)
+    photographs = [to_tensor(read_image(file, channels=3, name=file.name)) for file in files]
+    encoded = condition.encode([condition.fit(each, grid=condition.settings.grid)[0] for each in photographs])
+    kept = torch.stack([shards.validation[place, 0].prefix for place in range(len(held_out))])
+    assert torch.equal(encoded, kept)
+    assert len(set(kept.flatten().tolist())) > 1
     labels = encode(home, "of-pictures", data="")
     assert labels.exit_code == 1
     assert "cannot be made of pictures" in str(labels.exception)
@@ -272,8 +284,6 @@ def test_what_edges_are() -> None:
     step = np.zeros((6, 8, 3), dtype=np.uint8)
     step[:, 4:] = 100
     found = KINDS["edges"](None)
-    from smalti.data.kinds import edges
-
     assert edges(step)[:, :, 0].tolist() == [[0, 0, 0, 200, 200, 0, 0, 0]] * 6
     assert (edges(step.astype(np.uint16) * 257) == edges(step)).all()
     assert (edges(np.full((4, 4, 3), 255, dtype=np.uint8)) == 0).all()

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
@@ -353,6 +354,20 @@ def center_crop(array: Array, size: tuple[int, int]) -> Array:
     """(H, W, C) -> the (height, width, C) window in the middle; of two middles the upper and left one."""
     top, left = (array.shape[0] - size[0]) // 2, (array.shape[1] - size[1]) // 2
     return crop(array, top=top, left=left, height=size[0], width=size[1])
+
+
+def edges(picture: Array) -> Array:
+    """A picture (H,W,3) uint8 or uint16 -> how steep its brightness is at each pixel (H,W,1) uint8.
+
+    By Sobel's filter; 255 from half the slope on that the step from black to white has.
+    """
+    grey = torch.from_numpy(picture.astype(np.float32)).mean(-1)[None, None]  # (1,1,H,W)
+    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]) / 4
+    both = torch.stack([across, across.T]).unsqueeze(1) / np.iinfo(picture.dtype).max  # (2,1,3,3)
+    slopes = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), both)  # (1,2,H,W)
+    steepness = slopes.norm(dim=1)[0, :, :, None]  # (H,W,1)
+    found: Array = (steepness * 2).clamp(max=1).mul(255).round().to(torch.uint8).numpy()
+    return found
 
 
 def to_tensor(array: Array) -> Tensor:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from smalti.conditions.base import Condition, Grid, Laid, check_grid, crops
 from smalti.conditions.drawing import palette
-from smalti.conditions.map_files import read_depth, read_segmentation
+from smalti.conditions.map_files import read_depth, read_edges, read_segmentation
 from smalti.errors import SmaltiError
-from smalti.images import Array, read_image, to_array, to_tensor
+from smalti.images import Array, covering_size, edges, read_image, resize, to_array, to_tensor
 from smalti.settings import as_mapping, settings
 from smalti.tokenizer.vqgan import VQGAN
 
@@ -40,7 +40,7 @@ class MapsSettings:
     """
 
     name: Literal["maps"] = "maps"
-    kind: Literal["segmentation", "depth", "picture"]
+    kind: Literal["segmentation", "depth", "edges", "picture"]
     key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     grid: tuple[Positive, Positive]
     unlabelled: Annotated[int, Field(ge=0, le=65535)] | None = None
@@ -52,8 +52,8 @@ class Maps(Condition):
     """B maps (H,W) or (C,H,W) -> (B, h w): the codes that the map's own tokenizer gives them.
 
     A map is a tensor or an array: a segmentation (H,W) of whole numbers in [0,n), a depth (1,H,W) or a picture (3,H,W) of
-    floats in [-1,1]. It has f times as many pixels as the picture that is to be laid has codes, f being the factor of the
-    map's tokenizer.
+    floats in [-1,1]. Edges are (1,H,W), or a picture (3,H,W) that they are made of. A map has f times as many pixels as the
+    picture that is to be laid has codes, f being the factor of the map's tokenizer.
     """
 
     def __init__(self, settings: MapsSettings, tokenizer: VQGAN) -> None:
@@ -86,11 +86,12 @@ class Maps(Condition):
         """A map of any size, and the grid (h,w) it is for, None for its own -> the map at the right size, and the grid.
 
         Without a grid the map is cut to whole tiles; one smaller than the window is for the smallest grid of its shape that
-        covers it. With a grid it is scaled until it covers the picture, labels to the nearest one, and its middle is cut out.
+        covers it. With a grid it is scaled until it covers the picture, as files are for training, and its middle is cut out.
+        Edges are made of pictures when they have their size, before they are cut, as in training.
         Raises `SmaltiError` for grids smaller than the window.
         """
-        factor, channels = self.tokenizer.factor, value if value.dim() == 3 else value.unsqueeze(0)  # (C,H,W)
-        height, width = channels.shape[1:]
+        factor, whole = self.tokenizer.factor, value if value.dim() == 3 else value.unsqueeze(0)  # (C,H,W)
+        height, width = whole.shape[1:]
         larger = max(
             1.0, *(least * factor / side for least, side in zip(self.settings.grid, (height, width), strict=True))
         )
@@ -100,14 +101,10 @@ class Maps(Condition):
         check_grid(grid, window=self.settings.grid, key=self.key)
         rows, columns = grid[0] * factor, grid[1] * factor
         if asked:
-            scale = max(rows / height, columns / width)
-            size = (max(round(height * scale), rows), max(round(width * scale), columns))
-            smooth = {"mode": "bilinear", "antialias": True} if value.is_floating_point() else {"mode": "nearest-exact"}
-            scaled = F.interpolate(channels.unsqueeze(0).float(), size=size, **smooth)[0]  # (C,H,W)
-            # Weights that do not quite add up to 1 would lead out of [-1,1].
-            channels = (scaled.clamp(-1, 1) if value.is_floating_point() else scaled).to(value.dtype)
-        top, left = (channels.shape[1] - rows) // 2, (channels.shape[2] - columns) // 2
-        fitted = channels[:, top : top + rows, left : left + columns]
+            whole = _scaled(whole, covering_size((height, width), (rows, columns)))
+        whole = _KINDS[self.settings.kind].made(whole)
+        top, left = (whole.shape[1] - rows) // 2, (whole.shape[2] - columns) // 2
+        fitted = whole[:, top : top + rows, left : left + columns]
         return (fitted if value.dim() == 3 else fitted[0]), grid
 
     def encode(self, values: Sequence[Any]) -> Tensor:
@@ -148,7 +145,8 @@ class Maps(Condition):
 
     def _picture(self, value: Tensor) -> Tensor:
         """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one a label."""
-        return _KINDS[self.settings.kind].picture(self._labelled(value), self.channels, self.key)
+        kind = _KINDS[self.settings.kind]
+        return kind.picture(kind.made(self._labelled(value)), self.channels, self.key)
 
     def _labelled(self, value: Tensor) -> Tensor:
         """A map -> the same with the last label where it has none, as the tokenizer was trained."""
@@ -215,6 +213,25 @@ def _channels(value: Tensor, channels: int, key: str) -> Tensor:
     return value.float()
 
 
+def _scaled(value: Tensor, size: Grid) -> Tensor:
+    """A map (C,H,W), labels or floats in [-1,1] -> the same of another size, as files are scaled for training: labels to the
+    nearest one, floats by Lanczos, which leaves 16 bits of them."""
+    if value.shape[1:] == size:
+        return value
+    if not value.is_floating_point():
+        nearest: Tensor = F.interpolate(value.unsqueeze(0).double(), size=size, mode="nearest-exact")[0]
+        return nearest.to(value.dtype)
+    levels = ((value.double().clamp(-1, 1) + 1) * 32767.5).round().cpu().numpy().astype(np.uint16)  # (C,H,W)
+    return to_tensor(resize(np.moveaxis(levels, 0, -1), size, filter="lanczos")).to(value.dtype)
+
+
+def _edges(value: Tensor) -> Tensor:
+    """A photograph (3,H,W) in [-1,1] -> its edges (1,H,W), as the tokenizer was trained on; anything else -> itself."""
+    if value.dim() != 3 or value.shape[0] != 3:
+        return value
+    return to_tensor(edges(to_array(_channels(value, 3, "photograph"))))
+
+
 def _label_colours(decoded: Tensor) -> Array:
     """Scores (B,n,H,W) -> the colours of the most likely labels (B,H,W,3)."""
     colours: Array = palette(decoded.shape[1])[decoded.argmax(dim=1).numpy()]
@@ -226,12 +243,13 @@ def _grey(decoded: Tensor) -> Array:
 
 
 class _Kind(NamedTuple):
-    """What is different between the kinds of maps; `channels` 0 is any number."""
+    """What is different between the kinds of maps; `channels` 0 is any number, `made` what becomes of a value that has its size."""
 
     channels: int
     picture: Callable[[Tensor, int, str], Tensor]
     shown: Callable[[Tensor], Array]
     read: Callable[[Path], Tensor]
+    made: Callable[[Tensor], Tensor] = lambda value: value
 
 
 _KINDS: dict[str, _Kind] = {
@@ -239,5 +257,6 @@ _KINDS: dict[str, _Kind] = {
         0, lambda value, count, key: labels_as_channels(value, count=count, key=key), _label_colours, read_segmentation
     ),
     "depth": _Kind(1, _channels, _grey, read_depth),
+    "edges": _Kind(1, lambda value, count, key: _channels(value, count, f"map of {key}"), _grey, read_edges, _edges),
     "picture": _Kind(3, _channels, to_array, lambda path: to_tensor(read_image(path, channels=3, name=str(path)))),
 }

@@ -65,18 +65,28 @@ def cut(array: Array, view: View, *, filter: Filter) -> Array:
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class CentreCrop(Crop):
-    """The window in the middle, always, of two middles the upper and left one: for validation."""
+    """The window in the middle, always, of two middles the upper and left one: for validation.
+
+    The picture is first scaled so that it covers `size` times `zoom`. Raises `SmaltiError` for a zoom below 1.
+    """
+
+    zoom: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.zoom < 1:
+            raise SmaltiError(f"zoom is a factor of at least 1, not {self.zoom}")
 
     @property
     def margin(self) -> float:
-        return 1.0
+        return self.zoom
 
     def view(self, whole: tuple[int, int], size: tuple[int, int], *, seed: int, draw: int) -> View:
         return View((whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2, size, whole, mirrored=False)
 
     def described(self) -> dict[str, Any]:
-        return {"crop": "centre"}
+        return {"crop": "centre", **({"zoom": self.zoom} if self.zoom > 1 else {})}  # as before there was a zoom
 
 
 @final

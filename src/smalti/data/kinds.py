@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.errors import SmaltiError, suggestion
@@ -26,6 +25,7 @@ from smalti.images import (
     Covering,
     DamagedImage,
     Filter,
+    edges,
     read_covering,
     read_image,
     resize_to_cover,
@@ -229,20 +229,6 @@ class Edges(Levels):
         """The edges of the picture when it is scaled: how fine they are, its size decides."""
         scaled = read_covering(source, size, channels=3, name=name)
         return Covering(edges(scaled.pixels), scaled.full)
-
-
-def edges(picture: Array) -> Array:
-    """A picture (H,W,3) uint8 or uint16 -> how steep its brightness is at each pixel (H,W,1) uint8.
-
-    By Sobel's filter; 255 from half the slope on that the step from black to white has.
-    """
-    grey = torch.from_numpy(picture.astype(np.float32)).mean(-1)[None, None]  # (1,1,H,W)
-    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]) / 4
-    both = torch.stack([across, across.T]).unsqueeze(1) / np.iinfo(picture.dtype).max  # (2,1,3,3)
-    slopes = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), both)  # (1,2,H,W)
-    steepness = slopes.norm(dim=1)[0, :, :, None]  # (H,W,1)
-    found: Array = (steepness * 2).clamp(max=1).mul(255).round().to(torch.uint8).numpy()
-    return found
 
 
 COLOUR = Colour()

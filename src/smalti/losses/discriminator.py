@@ -200,7 +200,7 @@ class BlurSettings:
 class BlurDiscriminator(Discriminator):
     """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (stem * 2**layers)), and w alike.
 
-    After MaskBit's (Weber et al. 2024, arXiv 2409.16211, section 3): 3x3 convolutions, GroupNorm, blurred subsampling. The
+    After MaskBit's (Weber et al. 2024, arXiv 2409.16211): 3x3 convolutions, GroupNorm, blurred subsampling. The
     convolution that widens comes after the subsampling and not before it, which costs a quarter of the products, and the
     logits are not pooled to a fixed grid. Convolution weights keep PyTorch's initial values; each adds its bias.
 

@@ -1,6 +1,6 @@
 """The distance of logits: two pictures -> how differently a classifier of ImageNet names them.
 
-Weber et al. 2024, "MaskBit: Embedding-free Image Generation via Bit Tokens" (arXiv 2409.16211), section 3: the mean squared
+Weber et al. 2024, "MaskBit: Embedding-free Image Generation via Bit Tokens" (arXiv 2409.16211): the mean squared
 difference of the logits of a ResNet-50. It asks for what a picture shows and leaves textures to the other terms.
 
 Letters: B batch, C channels of the picture (1 or 3), H W pixels, K classes.

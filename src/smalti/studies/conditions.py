@@ -96,6 +96,8 @@ class Trial(NamedTuple):
     """Whether it is told of windows in larger scenes, and larger pictures are laid."""
     times: int = 1
     """How many times as long as the others its prior is trained: things in boxes are a small part of the picture, learned late."""
+    also: tuple[Name, ...] = ()
+    """Other trials by whose measures it is judged too."""
 
 
 def _is_figure(thing: Thing) -> bool:
@@ -111,7 +113,7 @@ TRIALS: dict[Name, Trial] = {
     "layout": Trial(("layout",), partial(obedience.boxes, names=LABELS, only=lambda thing: True), times=3),
     "keypoints": Trial(("keypoints",), partial(obedience.boxes, names=LABELS, only=_is_figure), times=3),
     "coordinates": Trial(("coordinates",), obedience.heights, large=True),
-    "label-segmentation": Trial(("labels", "segmentation"), obedience.labels),
+    "label-segmentation": Trial(("labels", "segmentation"), obedience.labels, also=("label",)),
 }
 
 
@@ -325,9 +327,16 @@ def _obeyed(name: Name, chosen: ConditionsSettings) -> Step:
             judge=_read_judge(place.before["judge"].folder),
         )
         _save(place.folder, pictures, [] if trial.large else list(map(pipeline.condition.preview, asked)), chosen.shown)
-        return {**trial.measure(pictures)._asdict(), "pictures": len(asked)}
+        also = {each: TRIALS[each].measure(pictures)._asdict() for each in trial.also}
+        return {**trial.measure(pictures)._asdict(), "also": also, "pictures": len(asked)}
 
-    settings = {"samples": chosen.samples, "shown": chosen.shown, "top_p": chosen.top_p, "guidance": chosen.guidance}
+    settings = {
+        "samples": chosen.samples,
+        "shown": chosen.shown,
+        "top_p": chosen.top_p,
+        "guidance": chosen.guidance,
+        **({"also": list(trial.also)} if trial.also else {}),
+    }
     after = (scenes, "judge", "tokenizer", f"codes-{name}", f"prior-{name}")
     return Step(name=f"obeyed-{name}", settings=settings, work=work, after=after)
 

@@ -49,12 +49,11 @@ WORDS: dict[str, Words] = {
 def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
     """The finished steps of the study -> its page."""
     names = list(settings.told)
-    reached = sum(_reached(done, name) for name in names)
     return Report(
         title="Told, and shown",
         lead=f"{counted(len(names), 'condition')} on the embedded scenes, a prior for each; what is asked for comes from scenes "
         "that no training saw, and a network that has learned from real scenes says what the pictures show. "
-        f"{reached} of {len(names)} goals are reached.",
+        f"{goals_reached(names, done)} of {len(names)} goals are reached.",
         blocks=[_cards(names, done)],
         sections=[
             Section("What this shows, and what it does not", [Text(_hides(done))]),
@@ -67,17 +66,28 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
     )
 
 
-def _reached(done: Mapping[str, Done], name: str) -> bool:
+def goals_reached(names: list[str], done: Mapping[str, Done]) -> int:
+    """How many conditions are obeyed as far as they should be, by all that they are measured by."""
+    return sum(all(map(_reached, _measured(done, name).values())) for name in names)
+
+
+def _measured(done: Mapping[str, Done], name: str) -> dict[str, Mapping[str, Any]]:
+    """What a condition was measured by, as `WORDS` call it -> what was found; its own measure first."""
     outcome = done[f"obeyed-{name}"].outcome
-    return bool(outcome["score"] >= outcome["goal"])
+    return {name: outcome, **outcome.get("also", {})}
+
+
+def _reached(found: Mapping[str, Any]) -> bool:
+    return bool(found["score"] >= found["goal"])
 
 
 def _cards(names: list[str], done: Mapping[str, Done]) -> Cards:
     cards = []
     for name in names:
-        outcome = done[f"obeyed-{name}"].outcome
-        target = Target(f"{outcome['goal']:g} or more", reached=_reached(done, name))
-        cards.append(Card(name, f"{outcome['score']:.3g}", unit=WORDS[name].score, target=target))
+        for measure, found in _measured(done, name).items():
+            target = Target(f"{found['goal']:g} or more", reached=_reached(found))
+            title = name if measure == name else f"{name}, {measure}"
+            cards.append(Card(title, f"{found['score']:.3g}", unit=WORDS[measure].score, target=target))
     return Cards(
         [*cards, Card("Whole study", minutes(sum(each.seconds for each in done.values())), unit="minutes of work")]
     )
@@ -96,9 +106,9 @@ def _hides(done: Mapping[str, Done]) -> str:
 def _table(names: list[str], done: Mapping[str, Done]) -> Table:
     rows: list[list[str | int | float]] = []
     for name in names:
-        outcome = done[f"obeyed-{name}"].outcome
-        score = f"{outcome['score']:.3g} {WORDS[name].score} ({outcome['goal']:g} asked for)"
-        rows.append([name, WORDS[name].measure, outcome["told"], outcome["left_open"], outcome["real"], score])
+        for measure, found in _measured(done, name).items():
+            score = f"{found['score']:.3g} {WORDS[measure].score} ({found['goal']:g} asked for)"
+            rows.append([name, WORDS[measure].measure, found["told"], found["left_open"], found["real"], score])
     return Table(
         ["told", "measured", "told", "told nothing", "real, through the codes", "goal"],
         rows,

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.data.annotations import Thing
-from smalti.data.kinds import edges
-from smalti.images import to_array
+from smalti.images import edges, to_array
 from smalti.studies.judge import Judge, Known, judged
 
 STEEP = 48

@@ -109,7 +109,8 @@ class PictureSettings:
     crop: Literal["random", "centre"] = "random"
     """Where a training picture is cut. The held-out ones are cut in the middle."""
     zoom: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = (1.0, 1.25)
-    """For random crops the shorter side is first resized to `size` times a factor drawn from this range."""
+    """For random crops the shorter side is first resized to `size` times a factor drawn from this range, for crops in the middle by
+    the least of it."""
     flip: bool = True
     """Mirror every second of the random crops."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05

@@ -29,13 +29,13 @@ from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.sayings import SAYINGS, digest
 
-VALUES: dict[str, Literal["segmentation", "depth", "picture"]] = {
+VALUES: dict[str, Literal["segmentation", "depth", "edges", "picture"]] = {
     "colour": "picture",
     "labels": "segmentation",
     "depth": "depth",
-    "edges": "depth",
+    "edges": "edges",
 }
-"""The kind of files that a tokenizer is for -> what a value of its condition is. Edges have one channel, as depths have."""
+"""The kind of files that a tokenizer is for -> what a value of its condition is."""
 
 
 class Told(NamedTuple):

@@ -56,7 +56,7 @@ SHOWN = 8
 
 CROPS: dict[str, Callable[[PictureSettings], Crop]] = {
     "random": lambda pictures: RandomCrop(zoom=pictures.zoom, flip=pictures.flip),
-    "centre": lambda pictures: CentreCrop(),
+    "centre": lambda pictures: CentreCrop(zoom=pictures.zoom[0]),
 }
 """How training pictures are cut, by the name in the settings."""
 
@@ -78,7 +78,7 @@ class _Joined(nn.Module):
 def crops(
     source: Source, pictures: PictureSettings, *, channels: int, seed: int, most: int | None = None
 ) -> tuple[Crops, Crops]:
-    """A source -> its training pictures (random crops and flips) and its held-out ones (centre crops).
+    """A source -> its training pictures (random crops and flips) and its held-out ones (centre crops, at the least zoom).
 
     Their kind is that of the source. `most`: how many of the held-out ones to take, evenly spread; all by default. Raises
     `SmaltiError` for a single picture, and for a kind that does not go with the channels.
@@ -90,11 +90,11 @@ def crops(
         )
     if most is not None and most < len(validation):
         validation = tuple(validation[place * len(validation) // most] for place in range(most))
-    cut = CROPS[pictures.crop](pictures)
+    cut, middle = CROPS[pictures.crop](pictures), CROPS["centre"](pictures)
     size, cache = pictures.size, pictures.cache_mib
     return (
         Crops(source, training, size=size, channels=channels, crop=cut, seed=seed, cache_mib=cache),
-        Crops(source, validation, size=size, channels=channels, crop=CentreCrop(), seed=seed, cache_mib=cache),
+        Crops(source, validation, size=size, channels=channels, crop=middle, seed=seed, cache_mib=cache),
     )
 
 

@@ -1,7 +1,7 @@
 """Codes without a codebook: the signs of the features, one bit for each number.
 
 Letters: B batch, D bits, h w code grid, K = 2^D codes, N = B h w vectors, G bits of a group.
-Sources: Yu et al. 2023 (MAGVIT-v2, arXiv 2310.05737), section 3.1; Zhao et al. 2024 (BSQ, arXiv 2406.07548), section 3.2.
+Sources: Yu et al. 2023 (MAGVIT-v2, arXiv 2310.05737), section 3.1; Zhao et al. 2024 (BSQ, arXiv 2406.07548).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def entropy_of_all(logits: Tensor, *, group: int, mean: Callable[[Tensor], Tenso
     """(N,D) as `entropy_of_bits` -> (): the entropy of the mean distribution of codes in nats.
 
     `mean` takes this process's mean over vectors to that over everyone's. Exact where `group` bits are all there are. Otherwise
-    each group's entropy is exact and their sum stands for the whole, as in BSQ (section 3.2 there), where a group is one bit: it
+    each group's entropy is exact and their sum stands for the whole, as in BSQ, where a group is one bit: it
     is never less, and equal where the groups are independent of one another.
     """
     total = logits.new_zeros(())

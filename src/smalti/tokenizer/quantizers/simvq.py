@@ -2,7 +2,7 @@
 
 Letters: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
 Source: Zhu et al. 2024, "Addressing representation collapse in vector quantized models with one linear layer" (SimVQ,
-arXiv 2411.02038), section 4.
+arXiv 2411.02038).
 """
 
 from __future__ import annotations
