@@ -271,3 +271,41 @@ def sampled_whole(prior: Prior, prefix: Tensor, empty: Tensor, known: Tensor, *,
         noise = gumbel(torch.tensor([seed]), prior.size, rows=torch.tensor([i]), columns=torch.tensor([j]))[0]
         codes[i, j] = (logits / sampler.temperature + noise).argmax()
     return codes
+
+
+def guessed_ahead(
+    prior: Prior,
+    prefix: Callable[[Window], Tensor],
+    grid: tuple[int, int],
+    *,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    count: int,
+) -> tuple[Tensor, int]:
+    """Prefixes (B, P), as many seeds -> codes (B, h, w) in raster order, `count` guessed at once, and how many calls it took.
+
+    A call answers for the place after each code it is told. Answers count up to the first guess that is wrong in any picture,
+    and those after it are guesses of the next call; the other guesses repeat the code before.
+    """
+    total, calls = grid[0] * grid[1], 0
+    laid: list[list[int]] = [[] for _ in seeds]
+    answers: list[list[int]] = [[] for _ in seeds]
+
+    def answered(item: int, told: list[int]) -> int:
+        codes = torch.tensor(told + [-1] + [0] * (total - len(told) - 1)).view(grid)
+        alone = sampled(prior, lambda window: prefix(window)[item], codes, sampler=sampler, seed=seeds[item])
+        return int(alone.flatten()[len(told)])
+
+    while (done := len(laid[0])) < total:
+        ahead = min(count, total - done - 1) if calls else 0
+        right, calls = ahead, calls + 1
+        for item, guesses in enumerate(answers):
+            while len(guesses) < ahead:
+                guesses.append((laid[item] + guesses)[-1])
+            told = laid[item] + guesses
+            answers[item] = [answered(item, told[:place]) for place in range(done, done + ahead + 1)]
+            right = min([right, *(place for place in range(ahead) if answers[item][place] != guesses[place])])
+        for item, given in enumerate(answers):
+            laid[item] += given[: right + 1]
+            answers[item] = given[right + 1 :]
+    return torch.tensor(laid).view(len(seeds), *grid), calls

@@ -86,9 +86,9 @@ def test_pictures_that_are_there_stay(
     laid = []
     lay = Pipeline.lay
 
-    def counted(self: Pipeline, values: Any, known: Tensor, *, sampler: Sampler, seeds: Tensor) -> Iterator[Tensor]:
+    def counted(self: Pipeline, values: Any, known: Tensor, *, seeds: Tensor, **options: Any) -> Iterator[Tensor]:
         laid.extend(seeds.tolist())
-        return lay(self, values, known, sampler=sampler, seeds=seeds)
+        return lay(self, values, known, seeds=seeds, **options)
 
     monkeypatch.setattr(Pipeline, "lay", counted)
     assert smalti(*command, "-n", 3, "--resume").status == 0

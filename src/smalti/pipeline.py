@@ -132,14 +132,16 @@ class Pipeline:
         min_p: float = 0.0,
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
+        speculate: int = 0,
         **given: Any,
     ) -> Tensor:
         """-> `count` pictures (B,C,H,W) in [-1,1] of `size` (H,W), with the seeds seed, seed + 1, ...
 
         A picture depends on its own seed alone, not on the others it is sampled with. `given` is the condition by its key, such
         as `label="dusk"` or `segmentation=labels`; without it the condition is left open. Sizes above the trained one are laid by
-        the sliding window. Raises `SmaltiError` for an unknown key or label (listing those there are) and for sizes that are no
-        multiple of f.
+        the sliding window. `speculate` codes are guessed at once: the picture is the same, in fewer calls of the prior. Raises
+        `SmaltiError` for an unknown key or label (listing those there are), for sizes that are no multiple of f, and for guesses
+        above the trained size.
         """
         known, values = unknown(count, self.grid(size)), [self.value(given)] * count
         sampler = sampler_of(
@@ -150,7 +152,8 @@ class Pipeline:
             guidance=guidance,
             guidance_schedule=guidance_schedule,
         )
-        return self.decode(finished(self.lay(values, known, sampler=sampler, seeds=self.seeds(seed, count))))
+        seeds = self.seeds(seed, count)
+        return self.decode(finished(self.lay(values, known, sampler=sampler, seeds=seeds, speculate=speculate)))
 
     def stream(
         self,
@@ -163,6 +166,7 @@ class Pipeline:
         min_p: float = 0.0,
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
+        speculate: int = 0,
         every: float = 0.0,
         keep: str | Path | None = None,
         **given: Any,
@@ -186,7 +190,8 @@ class Pipeline:
         keeper = self.keeper(Path(keep), values, known, sampler=sampler, seeds=seeds, said=said) if keep else None
         shown = -every
         with keeper or nullcontext():
-            for codes in self.lay(values, keeper.codes if keeper else known, sampler=sampler, seeds=seeds):
+            known = keeper.codes if keeper else known
+            for codes in self.lay(values, known, sampler=sampler, seeds=seeds, speculate=speculate):
                 if keeper:
                     keeper.laid(codes)
                 if time.monotonic() - shown >= every or codes.min() >= 0:
@@ -194,21 +199,37 @@ class Pipeline:
                     shown = time.monotonic()
 
     def complete(
-        self, images: Tensor, known: Tensor, *, values: Sequence[Any], sampler: Sampler, seed: int = 0
+        self,
+        images: Tensor,
+        known: Tensor,
+        *,
+        values: Sequence[Any],
+        sampler: Sampler,
+        seed: int = 0,
+        speculate: int = 0,
     ) -> Tensor:
         """Pictures (B,C,H,W) and a mask (H,W) bool, True where a pixel is kept -> completed pictures (B,C,H,W).
 
         A code is kept when its whole tile is. The code order is raster: what lies above and to the left of a code guides it;
-        kept codes below and to the right stay, but do not guide what comes before them.
+        kept codes below and to the right stay, but do not guide what comes before them. `speculate` and errors as in `sample`.
         """
-        return self.decode(self.complete_codes(images, known, values=values, sampler=sampler, seed=seed))
+        codes = self.complete_codes(images, known, values=values, sampler=sampler, seed=seed, speculate=speculate)
+        return self.decode(codes)
 
     def complete_codes(
-        self, images: Tensor, known: Tensor, *, values: Sequence[Any], sampler: Sampler, seed: int = 0
+        self,
+        images: Tensor,
+        known: Tensor,
+        *,
+        values: Sequence[Any],
+        sampler: Sampler,
+        seed: int = 0,
+        speculate: int = 0,
     ) -> Tensor:
         """As `complete`, the codes (B,h,w)."""
         seeds = self.seeds(seed, len(images))
-        return finished(self.lay(values, self.kept(images, known), sampler=sampler, seeds=seeds))
+        kept = self.kept(images, known)
+        return finished(self.lay(values, kept, sampler=sampler, seeds=seeds, speculate=speculate))
 
     def kept(self, images: Tensor, known: Tensor) -> Tensor:
         """Pictures (B,C,H,W) and a mask (H,W) bool, True where a pixel is kept -> codes (B,h,w), -1 where one is to be laid.
@@ -227,13 +248,18 @@ class Pipeline:
         whole = known.unfold(0, f, f).unfold(1, f, f).all(-1).all(-1)  # (h,w)
         return torch.where(whole.to(codes.device), codes, -1)
 
-    def lay(self, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor) -> Iterator[Tensor]:
+    def lay(
+        self, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor, speculate: int = 0
+    ) -> Iterator[Tensor]:
         """Values of the condition, None for "nothing", and codes (B,h,w) with -1 where one is to be laid -> the codes after each
-        row, the last complete. Raises `SmaltiError` for values that the condition does not know and codes that are none."""
+        row, the last complete. Raises `SmaltiError` for values that the condition does not know and codes that are none, and for
+        guesses (`speculate`, as in `sample`) on a grid above the trained one."""
         grid = (known.shape[1], known.shape[2])
         prefixes, middle = self.prefixes(values, grid=grid), self.condition.middle
         known = known.to(self.device)
-        return sample_windows(self.prior, prefixes, sampler=sampler, seeds=seeds, known=known, middle=middle)
+        return sample_windows(
+            self.prior, prefixes, sampler=sampler, seeds=seeds, known=known, middle=middle, speculate=speculate
+        )
 
     def keeper(
         self, path: Path, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor, said: dict[str, Any]

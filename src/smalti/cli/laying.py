@@ -38,6 +38,14 @@ Preview = Annotated[
     typer.Option(min=0.0, help="While it lays: seconds between partial pictures, NAME-partial.png; 0 for none."),
 ]
 
+Speculate = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Guess so many codes at once: the same pictures in fewer steps, of the trained size at most; 0 for none.",
+    ),
+]
+
 SIDE = 1024
 """Pixels of the longer side of a partial picture at most, but one for each code."""
 ABOVE = 4
@@ -145,6 +153,8 @@ class Way(NamedTuple):
     resume: bool
     preview: float
     """Seconds between partial pictures, 0 for none."""
+    speculate: int
+    """Codes that are guessed at once, 0 for none."""
 
 
 class Laying(NamedTuple):
@@ -191,7 +201,15 @@ def _lay_and_choose(laying: Laying) -> None:
     score = scoring(values, known)
     with counting(f"laying{title}", "codes") as progress:
         chosen = best_of(
-            pipeline, values, known, sampler=way.sampler, seeds=seeds, tries=tries, score=score, progress=progress
+            pipeline,
+            values,
+            known,
+            sampler=way.sampler,
+            seeds=seeds,
+            tries=tries,
+            score=score,
+            speculate=way.speculate,
+            progress=progress,
         )
     told = []
     for place, (path, settings) in enumerate(files):
@@ -217,7 +235,9 @@ def _lay_and_keep(laying: Laying) -> None:
     try:
         with stopped_by_sigterm(), keeper:
             with counting(f"laying{title}", "codes") as progress:
-                for codes in pipeline.lay(values, keeper.codes, sampler=way.sampler, seeds=seeds):
+                for codes in pipeline.lay(
+                    values, keeper.codes, sampler=way.sampler, seeds=seeds, speculate=way.speculate
+                ):
                     keeper.laid(codes)
                     progress(keeper.count - keeper.begun, total - keeper.begun)
                     partial.laid(codes[0])

@@ -10,7 +10,7 @@ import typer
 
 from smalti.bundled import SCENES
 from smalti.cli.console import CONSOLE, ERRORS, by_name, counting, size_option
-from smalti.cli.laying import Choice, File, Laying, Preview, Resume, Way, lay_and_save
+from smalti.cli.laying import Choice, File, Laying, Preview, Resume, Speculate, Way, lay_and_save
 from smalti.cli.models import Model, tell_default
 from smalti.errors import SmaltiError
 
@@ -82,6 +82,7 @@ def sample(
     batch: Batch = 16,
     resume: Resume = False,
     preview: Preview = 30.0,
+    speculate: Speculate = 0,
     device: Device = "auto",
 ) -> None:
     """Paint new pictures, of any size. Ctrl-C keeps what is laid."""
@@ -116,7 +117,7 @@ def sample(
     tries = tries or (8 if classifier else 1)
     choice = _choice(pipeline, classifier, label=label, tries=tries)
     said = {"model": model.resolve().name, "size": list(height_width), **as_mapping(sampler), **told, **_tries(choice)}
-    way = Way(sampler, choice, resume, preview)
+    way = Way(sampler, choice, resume, preview, speculate)
     for first in range(0, count, batch):
         seeds = pipeline.seeds(seed, count)[first : first + batch]
         files = [
@@ -195,6 +196,7 @@ def complete(
     tries: Annotated[int, typer.Option(min=1, help="Lay each picture so many times and keep the likeliest.")] = 1,
     resume: Resume = False,
     preview: Preview = 30.0,
+    speculate: Speculate = 0,
     device: Device = "auto",
 ) -> None:
     """Keep a part of a picture and lay the rest anew. The picture is scaled and cropped to `--size`."""
@@ -241,7 +243,7 @@ def complete(
         File(out / f"{image.stem}-{own:06d}.png", {"command": "complete", "seed": own, **said, **_tries(choice)})
         for own in seeds.tolist()
     ]
-    way = Way(sampler, choice, resume, preview)
+    way = Way(sampler, choice, resume, preview, speculate)
     lay_and_save(Laying(pipeline, [value] * count, codes, seeds, files, way))
     CONSOLE.print(f"{count} completions of {image} in {out}", soft_wrap=True)
 

@@ -64,11 +64,13 @@ def best_of(
     seeds: Tensor,
     tries: int,
     score: Score,
+    speculate: int = 0,
     progress: Progress = unwatched,
 ) -> Chosen:
     """As `Pipeline.lay`, each picture laid `tries` times -> the candidate of each with the highest score, the first of equals.
 
-    With one try it is what `Pipeline.lay` lays. `progress` is told how many codes are laid, and of how many.
+    With one try it is what `Pipeline.lay` lays. `speculate` is as there. `progress` is told how many codes are laid,
+    and of how many.
 
     Raises `SmaltiError` as `Pipeline.lay`, for fewer tries than one, and for a score that is not one number for each picture.
     """
@@ -77,7 +79,7 @@ def best_of(
     codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(tries)]
     missing = int((known < 0).sum())
     for candidate, some in enumerate(every):
-        laying = pipeline.lay(values, known, sampler=sampler, seeds=some)
+        laying = pipeline.lay(values, known, sampler=sampler, seeds=some, speculate=speculate)
         codes.append(finished(_counted(laying, progress, until=(candidate + 1) * missing, total=tries * missing)))
         scores.append(_checked(score(codes[-1]), count=len(seeds)))
     scored = torch.stack(scores, dim=1)  # (B,N)

@@ -9,6 +9,7 @@ not draw the weights at the end of residual branches smaller, and its head is a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, final
 
 import torch
@@ -129,9 +130,25 @@ class GPT(Prior):
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
         assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
         x = self.dropout(vectors + self._positions(cache.length, end, cache.columns))  # (B, T, D)
-        for block in self.blocks:
-            x = block(x, cache, asked if block is self.blocks[-1] else EVERY)  # (B, T, D), the last (B, t, D)
+        features = self._through(x, cache, EVERY, asked)  # (B, t, D)
         cache.advance(vectors.shape[1])
+        return features
+
+    def tables(self, count: int, *, columns: int) -> tuple[Tensor, ...]:
+        """What each of the first `count` codes of a sequence is told by its place: learned positions (count, D)."""
+        return (self._positions(0, count, columns),)
+
+    def step(self, codes: Tensor, told: Sequence[Tensor], cache: Cache, asked: Asked) -> Tensor:
+        """As `features`, of one image code each (B, 1), with the rows (1, ...) of `tables` for its place -> (B, 1, D).
+
+        It does the same whatever numbers its tensors hold, and leaves it to others to advance the cache.
+        """
+        return self._through(self.dropout(self.embedding(codes) + told[0]), cache, asked, asked)
+
+    def _through(self, x: Tensor, cache: Cache, asked: Asked, last: Asked) -> Tensor:
+        """Codes that know their places (B, T, D) -> what the head reads of those that the `last` block is asked for (B, t, D)."""
+        for block in self.blocks:
+            x = block(x, cache, last if block is self.blocks[-1] else asked)  # (B, T, D), the last (B, t, D)
         features: Tensor = self.norm(x)  # (B, t, D)
         return features
 
@@ -166,37 +183,27 @@ class _Block(Block):
         change: Tensor = self.dropout(self.down(hidden))  # (B, t, D)
         return x + change
 
-    def quick(self) -> nn.Module:
-        return _QuickBlock(self)
-
-
-@final
-class _QuickBlock(nn.Module):
-    """As the block it is made of, by our C file where few codes are read and all of them asked for: (B, T, D) -> (B, T, D)."""
-
-    def __init__(self, block: _Block) -> None:
-        super().__init__()
-        self.block, attention = block, block.attention
-        norms = (block.attention_norm, block.perceptron_norm)
-        first, second = (Normed(norm.weight, norm.bias, norm.eps) for norm in norms)
-        self.step = Step(
+    def step(self) -> Step:
+        attention = self.attention
+        first, second = (
+            Normed(norm.weight, norm.bias, norm.eps) for norm in (self.attention_norm, self.perceptron_norm)
+        )
+        return Step(
             heads=attention.heads,
             attention=first,
             project=[panels(one) for one in (attention.query, attention.key, attention.value)],
             turned=(),
             out=panels(attention.out),
             perceptron=second,
-            up=panels(block.up),
-            down=panels(block.down),
+            up=panels(self.up),
+            down=panels(self.down),
         )
 
-    def forward(self, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
-        if not (asked is EVERY or x.shape[1] == 1) or not self.step.takes(x):
-            whole: Tensor = self.block(x, cache, asked)
-            return whole
-        queries, keys, values = self.step.project(x)  # 3 x (B, N, T, d)
-        seen = self.block.attention.seen(queries, keys, values, cache, asked)  # (B, N, T, d)
-        return self.step.finish(x, seen)
+    def stepped(self, step: Step, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
+        if x.shape[1] > 1 and asked is not EVERY:
+            some: Tensor = self(x, cache, asked)
+            return some
+        return step.finish(x, self.attention.seen(*step.project(x), cache, asked))
 
 
 @final

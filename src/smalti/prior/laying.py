@@ -6,6 +6,7 @@ Letters: B batch, K image codes, P prefix codes, h w grid, m places laid in one 
 from __future__ import annotations
 
 import abc
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, final
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from smalti.prior.base import NoCache, Prior, StaticCache
+from smalti.prior.gpt import GPT
+from smalti.prior.graphed import NextCode
+from smalti.prior.transformer import Transformer
 from smalti.prior.wavefront import Place, calls, waves
 from smalti.prior.window import Middle, Window
 
@@ -70,10 +74,12 @@ class UnderWindows(Laying):
         self.prior, self.prefix_at, self.empty = prior, prefix_at, empty
         self.window = (min(prior.limit[0], height), min(prior.limit[1], width))
         self.inside = prior.places(self.window, device=device)  # the window's own places, in order
-        self.few = _wants_few_calls(device)
+        self.few, stays = _wants_few_calls(device), self.window == (height, width)
+        self.steady = prior if graphs(device) and stays and isinstance(prior, GPT | Transformer) else None
         self.schedule = self._schedule(missing, middle)
         self.uses = Counter(place.window for wave in self.schedule for place in wave)
         self.stands: dict[Window, _Stand] = {}
+        self.next_code: NextCode | None = None
 
     def _schedule(self, missing: Tensor, middle: Middle) -> list[list[Place]]:
         if self.prior.order == "raster":
@@ -123,6 +129,10 @@ class UnderWindows(Laying):
         before = [_within(codes, place.window)[:, self.inside[:longest]] for place in places]
         heard = torch.cat(before).clamp(min=0)  # (m B, T)
         heard = heard.repeat(len(stand.prefix) // len(heard), 1)
+        goes_on = start == prior.prefix + longest - 1 >= prior.prefix  # by one image code
+        if self.steady is not None and isinstance(stand.cache, StaticCache) and goes_on:
+            self.next_code = self.next_code or NextCode(self.steady, stand.cache)
+            return self.next_code.logits(heard[:, -1]).view(-1, len(places), len(codes), prior.size)
         turns = torch.tensor([place.turn for place in places], device=codes.device).repeat_interleave(len(codes))
         asked = (prior.prefix - 1 - start + turns).repeat(len(heard) // len(turns))
         features = prior.features_at(prior.join(stand.prefix, heard)[:, start:], stand.cache, asked)
@@ -133,6 +143,11 @@ class UnderWindows(Laying):
 def _wants_few_calls(device: torch.device) -> bool:
     """Whether a call that reads a few hundred codes takes about as long as one that reads a single code: not on a CPU."""
     return device.type != "cpu"
+
+
+def graphs(device: torch.device) -> bool:
+    """Whether codes under one window are laid by a CUDA graph (`prior.graphed`): on a GPU, with `SMALTI_GRAPHS` set."""
+    return device.type == "cuda" and bool(os.environ.get("SMALTI_GRAPHS"))
 
 
 def _bytes(cache: NoCache | StaticCache) -> int:

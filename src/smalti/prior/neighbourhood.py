@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from smalti.prior import flex
 from smalti.prior.base import Cache, Prior
 from smalti.prior.packed import Block
 from smalti.prior.rows import Step, panels
@@ -130,6 +131,19 @@ class WholeGrid(Sight):
         return self.told.added(name, queries, torch.cat(rows, dim=2).flatten(2, 3))
 
 
+@final
+class FlexGrid(Sight):
+    """As `WholeGrid`, by FlexAttention: not in tiles, but by one kernel that passes over blocks of places out of reach."""
+
+    def __init__(self, grid: tuple[int, int], *, told: Told, reach: int, rotation: tuple[Tensor, Tensor]) -> None:
+        self.told, self.rotation = told, rotation
+        self.mask = flex.near(grid, reach, rotation[0].device)
+
+    def seen(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, k = (rotated(one, self.rotation).type_as(values) for one in (queries, keys))  # 2 x (B, N, T, d)
+        return self.told.added(name, queries, flex.seen(q, k, values, self.mask))
+
+
 def visible(asked: tuple[int, ...], around: tuple[int, ...], reach: int, device: torch.device) -> Tensor:
     """Two parts of a grid (top, bottom, left, right) -> which places of the second each of the first sees, (t, s) bool.
 
@@ -203,10 +217,19 @@ class Neighbourhood(Prior):
         above = F.pad(image[:, :-1], (0, 0, 1, 0), value=self.size).flatten(1)  # (B, h w)
         places = torch.arange(count, device=codes.device)
         rotation = self.rotation(places // grid[1], places % grid[1])
-        sight = WholeGrid(grid, told=self.told(free), reach=self.reach, rotation=rotation)
+        sight = self.whole(codes.device)(grid, told=self.told(free), reach=self.reach, rotation=rotation)
         x = self.dropout(self.start(left, above, maps))  # (B, h w, D)
         # Nothing is asked for before the last prefix code: there the head reads zeros.
         return F.pad(self.through(x, sight), (0, 0, prefix.shape[1] - 1, 0))  # (B, T, D)
+
+    def whole(self, device: torch.device) -> type[WholeGrid] | type[FlexGrid]:
+        """How all places of a grid see one another: in tiles, but by FlexAttention where blocks are compiled for a GPU.
+
+        Only compiled it is one kernel, and only there it has gradients. (Not run on a GPU.)
+        """
+        compiled = self.blocks[0]._compiled_call_impl is not None  # what `nn.Module.compile` leaves
+        head = self.settings.width // self.settings.heads
+        return FlexGrid if compiled and device.type == "cuda" and head >= flex.NARROWEST else WholeGrid
 
     def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
         features = self.features(codes, cache)
@@ -281,30 +304,17 @@ class _Block(Block):
         change: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, T, D)
         return x + change
 
-    def quick(self) -> nn.Module:
-        return _QuickBlock(self)
-
-
-@final
-class _QuickBlock(nn.Module):
-    """As the block it is made of, by our C file where few places are read: (B, T, D) -> (B, T, D)."""
-
-    def __init__(self, block: _Block) -> None:
-        super().__init__()
-        self.block = block
-        self.step = Step(
-            heads=block.heads,
-            attention=block.attention_norm.said(),
-            project=[panels(block.project)],
-            turned=(block.query_norm.said(), block.key_norm.said()),
-            out=panels(block.out),
-            perceptron=block.perceptron_norm.said(),
-            up=panels(block.up),
-            down=panels(block.down),
+    def step(self) -> Step:
+        return Step(
+            heads=self.heads,
+            attention=self.attention_norm.said(),
+            project=[panels(self.project)],
+            turned=(self.query_norm.said(), self.key_norm.said()),
+            out=panels(self.out),
+            perceptron=self.perceptron_norm.said(),
+            up=panels(self.up),
+            down=panels(self.down),
         )
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
-        if not self.step.takes(x):
-            whole: Tensor = self.block(x, sight)
-            return whole
-        return self.step.finish(x, sight.seen(self.block.name, *self.step.project(x)))
+    def stepped(self, step: Step, x: Tensor, sight: Sight) -> Tensor:
+        return step.finish(x, sight.seen(self.name, *step.project(x)))

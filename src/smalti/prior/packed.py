@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import copy
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from smalti.native import reaches
 from smalti.prior import rows
-from smalti.prior.rows import FEW, Panels
+from smalti.prior.rows import FEW, Panels, Step
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -24,7 +24,7 @@ def packed(module: Module) -> Module:
     """A module -> one that computes the same up to rounding, sooner for few rows, and carries no gradients.
 
     Its linear maps hold their weights a second time, ordered for our C file, or where that cannot be compiled for oneDNN; and
-    where it can, blocks are `quick`. All else is the module's own. Where neither has anything to offer (other devices, other
+    where it can, blocks go by their `step`. All else is the module's own. Where neither has anything to offer (other devices, other
     types than float32) it is the module itself.
     """
     children = {name: _packed(child) for name, child in module.named_children()}
@@ -36,17 +36,34 @@ def packed(module: Module) -> Module:
 
 
 class Block(nn.Module, abc.ABC):
-    """A block of a prior of which our C file does more than the linear maps."""
+    """A block of a prior of which our C file does all but the attention."""
 
     @abc.abstractmethod
-    def quick(self) -> nn.Module:
-        """The same up to rounding, sooner for few rows. All linear maps of this block are `Panels` already."""
+    def step(self) -> Step:
+        """What the C file does of it. All linear maps of this block are `Panels` already."""
+
+    @abc.abstractmethod
+    def stepped(self, step: Step, x: Tensor, *given: Any, **named: Any) -> Tensor:
+        """As `forward` up to rounding, by its `step`, which takes x."""
+
+
+@final
+class _Quick(nn.Module):
+    """As the block it is made of, by our C file where few codes are read: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block, self.step = block, block.step()
+
+    def forward(self, x: Tensor, *given: Any) -> Tensor:
+        made: Tensor = self.block.stepped(self.step, x, *given) if self.step.takes(x) else self.block(x, *given)
+        return made
 
 
 def _packed(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Linear):
         twin = packed(module)
-        return twin.quick() if isinstance(twin, Block) and rows.available() and reaches(*twin.parameters()) else twin
+        return _Quick(twin) if isinstance(twin, Block) and rows.available() and reaches(*twin.parameters()) else twin
     if module.weight.device.type != "cpu" or module.weight.dtype != torch.float32:
         return module
     if rows.available():

@@ -12,8 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Literal, final
 
 import torch
 from pydantic import Field
@@ -26,7 +25,8 @@ from smalti.prior.laying import Laying, UnderWindows
 from smalti.prior.neighbourhood import Neighbourhood
 from smalti.prior.neighbours import AmongNeighbours
 from smalti.prior.packed import packed
-from smalti.prior.wavefront import stretches
+from smalti.prior.speculation import guessing
+from smalti.prior.wavefront import Place, stretches
 from smalti.prior.window import Middle, Window, after_middle
 from smalti.settings import parse, settings
 
@@ -160,19 +160,23 @@ def sample_windows(
     seeds: Tensor,
     known: Tensor,
     middle: Middle = after_middle,
+    speculate: int = 0,
 ) -> Iterator[Tensor]:
     """As `sample`, with a prefix (B, P) for each place of the window, for a condition that has places itself.
 
     `middle` says where in a window that stands freely the code is that is laid. The prefixes are on the device of `known`,
     and the caller sees to it that their shape is right. A neighbourhood transformer has one window, the picture, of whatever size,
-    and its prefix is that of the picture. Raises `SmaltiError` as `sample` does.
+    and its prefix is that of the picture. `speculate` codes are guessed at once (`prior.speculation`): the codes that are laid are
+    the same, in fewer calls of the prior. Raises `SmaltiError` as `sample` does, for fewer guesses than none, and for guesses
+    where the grid is larger than the window or there is no window.
     """
     _check(prior, seeds=seeds, known=known)
     batch, height, width = known.shape
     order = prior.places((height, width), device=known.device)
     empty = prior.null_prefix(batch) if sampler.guidance != 1 else known.new_empty(0, prior.prefix)
     laying = laid_by(prior, prefix_at, empty, known=known, middle=middle)
-    return _lay(laying, sampler=sampler, seeds=seeds.to(known.device), known=known, order=order, size=prior.size)
+    drawing = Drawing(laying, sampler=sampler, seeds=seeds.to(known.device), known=known, order=order, size=prior.size)
+    return _lay(guessing(laying, drawing.drawn, grid=(height, width), count=speculate), drawing, known)
 
 
 def laid_by(
@@ -186,28 +190,48 @@ def laid_by(
 
 
 @torch.no_grad()
-def _lay(
-    laying: Laying, *, sampler: Sampler, seeds: Tensor, known: Tensor, order: Tensor, size: int
-) -> Iterator[Tensor]:
-    """`sample_windows`, given how the prior is asked, the grid's places in order (n,), and how many codes K there are."""
-    width = known.shape[2]
-    turns = order.argsort().tolist()
-    ends = stretches(laying.schedule, width=width)
-    noise = _noise(seeds, [place[:2] for wave in laying.schedule for place in wave], size=size)
+def _lay(laying: Laying, drawing: Drawing, known: Tensor) -> Iterator[Tensor]:
+    """`sample_windows`, given how the prior is asked and how codes are drawn."""
+    ends = stretches(laying.schedule, width=known.shape[2])
     codes = known.clone()
     yield from (codes.clone() for _ in range(ends.count(0)))
     for count, wave in enumerate(laying.schedule):
-        noise_of = dict(zip(wave, islice(noise, len(wave)), strict=True))
         for places, logits in laying.logits(codes, count):
-            scales = [
-                guidance_at(turns[place.row * width + place.column], count=len(order), sampler=sampler)
-                for place in places
-            ]
-            drawn = _drawn(logits, torch.stack([noise_of[place] for place in places]), scales, sampler=sampler)
-            for place, new in zip(places, drawn, strict=True):
-                own = known[:, place.row, place.column]
-                codes[:, place.row, place.column] = own.where(own >= 0, new)
+            for place, new in zip(places, drawing.drawn(places, logits), strict=True):
+                codes[:, place.row, place.column] = new
+        drawing.forget(wave)
         yield from (codes.clone() for _ in range(ends.count(count + 1)))
+
+
+@final
+class Drawing:
+    """Logits -> codes: what is laid at a place is a function of its logits, for its chance, and what is known, are its own."""
+
+    def __init__(
+        self, laying: Laying, *, sampler: Sampler, seeds: Tensor, known: Tensor, order: Tensor, size: int
+    ) -> None:
+        """Known codes (B, h, w), the grid's places in order (h w,), and how many codes K there are."""
+        places = [place for wave in laying.schedule for place in wave]
+        self.sampler, self.known, self.turns = sampler, known, order.argsort().tolist()
+        self.upcoming = zip(places, _noise(seeds, [place[:2] for place in places], size=size), strict=True)
+        self.noise: dict[Place, Tensor] = {}  # (B, K) each
+
+    def drawn(self, places: Sequence[Place], logits: Tensor) -> Tensor:
+        """m places and their logits, (1, m, B, K) or guided (2, m, B, K) -> their codes (m, B)."""
+        for place in places:
+            while place not in self.noise:
+                self.noise.update([next(self.upcoming)])
+        noise = torch.stack([self.noise[place] for place in places])  # (m, B, K)
+        width, count = self.known.shape[2], len(self.turns)
+        turns = [self.turns[place.row * width + place.column] for place in places]
+        scales = [guidance_at(turn, count=count, sampler=self.sampler) for turn in turns]
+        own = torch.stack([self.known[:, place.row, place.column] for place in places])  # (m, B)
+        return own.where(own >= 0, _drawn(logits, noise, scales, sampler=self.sampler))
+
+    def forget(self, places: Sequence[Place]) -> None:
+        """Let go of the noise of places that are laid."""
+        for place in places:
+            del self.noise[place]
 
 
 def _drawn(logits: Tensor, noise: Tensor, scales: Sequence[float], *, sampler: Sampler) -> Tensor:

@@ -11,6 +11,7 @@ and keys (2010.04245), and no biases. With other settings it is the class-condit
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, final
 
 import torch
@@ -146,28 +147,55 @@ class Transformer(Prior):
             positions = self.prefix_positions.weight[start:end]  # (p, D)
             x = x + F.pad(positions, (0, 0, 0, x.shape[1] - len(positions)))  # (B, T, D)
         if self.settings.maps:
-            x = x + self._hinted(embedded, cache)  # (B, T, D)
-        x = self.dropout(x)
+            so_far = cache.extended("embedded", embedded)  # (B, S, D)
+            if end >= self.prefix:  # an image code is asked for
+                asking = torch.arange(start, end, device=codes.device) >= self.prefix - 1  # (T,)
+                followed = self._followed(start, end, cache.columns)  # (T,)
+                x = x + self._hinted(so_far, followed) * asking[:, None]  # (B, T, D)
         rotation = self.rotation(start, end, cache.columns)  # 2 x (T, d)
-        for block in self.blocks:
-            x = block(x, rotation, cache, asked if block is self.blocks[-1] else EVERY)  # (B, T, D), the last (B, t, D)
+        features = self._through(self.dropout(x), rotation, cache, EVERY, asked)  # (B, t, D)
         cache.advance(codes.shape[1])
+        return features
+
+    def tables(self, count: int, *, columns: int) -> tuple[Tensor, ...]:
+        """What each of the first `count` codes of a sequence is told by its place: cosines and signed sines (count, d), and which
+        place of the maps follows (count,)."""
+        return (*self.rotation(0, count, columns), self._followed(0, count, columns))
+
+    def step(self, codes: Tensor, told: Sequence[Tensor], cache: Cache, asked: Asked) -> Tensor:
+        """As `features`, of one image code each (B, 1), with the rows (1, ...) of `tables` for its place -> (B, 1, D).
+
+        It does the same whatever numbers its tensors hold, and leaves it to others to advance the cache.
+        """
+        cosines, sines, followed = told
+        x = embedded = self.embedding(codes)  # (B, 1, D)
+        if self.settings.maps:
+            x = x + self._hinted(cache.extended("embedded", embedded), followed)
+        return self._through(self.dropout(x), (cosines, sines), cache, asked, asked)
+
+    def _through(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked, last: Asked) -> Tensor:
+        """Codes (B, T, D) -> what the head reads of those that the `last` block is asked for (B, t, D)."""
+        for block in self.blocks:
+            x = block(x, rotation, cache, last if block is self.blocks[-1] else asked)  # (B, T, D), the last (B, t, D)
         features: Tensor = self.norm(x)  # (B, t, D)
         return features
 
-    def _hinted(self, embedded: Tensor, cache: Cache) -> Tensor:
-        """What codes are (B, T, D) -> what the maps say of the place of the image code after each, (B, T, D)."""
-        start, end = cache.length, cache.length + embedded.shape[1]
-        so_far = cache.extended("embedded", embedded)  # (B, S, D)
-        if end < self.prefix:  # no image code is asked for yet
-            return torch.zeros_like(embedded)
-        turns = torch.arange(start, end, device=embedded.device) - (self.prefix - 1)  # (T,)
-        places = self.places((self.grid[0], cache.columns), device=embedded.device)
-        place = places[turns.clamp(0, len(places) - 1)]  # (T,)
-        # A window that is narrower than the prior's own has maps that say nothing, the same everywhere.
-        place = place // cache.columns * self.grid[1] + place % cache.columns
+    def _hinted(self, so_far: Tensor, place: Tensor) -> Tensor:
+        """What all codes so far are (B, S, D) -> what the maps say, added up, at some places of the window (T,): (B, T, D)."""
         told = [hint(so_far[:, begin + place]) for hint, begin in zip(self.hints, self.settings.maps, strict=True)]
-        return torch.stack(told).sum(0) * (turns >= 0)[:, None]
+        return torch.stack(told).sum(0)
+
+    def _followed(self, start: int, end: int, columns: int) -> Tensor:
+        """The place in the window of the image code after each of what stands at `start` to `end` of the sequence: (T,).
+
+        The first where that is a prefix code, and the last after the last.
+        """
+        device = self.embedding.weight.device
+        places = self.places((self.grid[0], columns), device=device)
+        turns = torch.arange(start, end, device=device) - (self.prefix - 1)
+        place = places[turns.clamp(0, len(places) - 1)]
+        # A window that is narrower than the prior's own has maps that say nothing, the same everywhere.
+        return place // columns * self.grid[1] + place % columns
 
     def rotation(self, start: int, end: int, columns: int) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines (T, d) of places `start` to `end` of the sequence, in float32 whatever the weights.
@@ -249,36 +277,25 @@ class _Block(Block):
         change: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, t, D)
         return x + change
 
-    def quick(self) -> nn.Module:
-        return _QuickBlock(self)
-
-
-@final
-class _QuickBlock(nn.Module):
-    """As the block it is made of, by our C file where few codes are read and all of them asked for: (B, T, D) -> (B, T, D)."""
-
-    def __init__(self, block: _Block) -> None:
-        super().__init__()
-        self.block, attention = block, block.attention
+    def step(self) -> Step:
+        attention = self.attention
         heads = [norm for norm in (attention.query_norm, attention.key_norm) if isinstance(norm, Norm)]
-        self.step = Step(
+        return Step(
             heads=attention.heads,
-            attention=block.attention_norm.said(),
+            attention=self.attention_norm.said(),
             project=[panels(attention.project)],
             turned=[norm.said() for norm in heads],
             out=panels(attention.out),
-            perceptron=block.perceptron_norm.said(),
-            up=panels(block.up),
-            down=panels(block.down),
+            perceptron=self.perceptron_norm.said(),
+            up=panels(self.up),
+            down=panels(self.down),
         )
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked) -> Tensor:
-        if not (asked is EVERY or x.shape[1] == 1) or not self.step.takes(x):
-            whole: Tensor = self.block(x, rotation, cache, asked)
-            return whole
-        queries, keys, values = self.step.project(x, rotation)  # 3 x (B, N, T, d)
-        seen = self.block.attention.seen(queries, keys, values, cache, asked)  # (B, N, T, d)
-        return self.step.finish(x, seen)
+    def stepped(self, step: Step, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked) -> Tensor:
+        if x.shape[1] > 1 and asked is not EVERY:
+            some: Tensor = self(x, rotation, cache, asked)
+            return some
+        return step.finish(x, self.attention.seen(*step.project(x, rotation), cache, asked))
 
 
 @final
