@@ -55,7 +55,7 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="f 1 to 16 with 512 codes, windows of 8 x 8 codes: an hour on two CPU cores",
+        about="f 1 to 16 with 512 codes, windows of 8 x 8 codes: less than an hour on two CPU cores",
         data="a folder of some thousand photographs of one kind, seen at 128 pixels",
         paints=False,
         settings={
