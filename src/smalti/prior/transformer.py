@@ -43,7 +43,7 @@ class TransformerSettings:
 
     `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes P, at least the start
     code. `grid`: the window (h, w), in codes. `order`: how the image codes follow one another. `hidden`: width of the
-    gated perceptron, 0 for 8/3 of the width. `dropout`: a probability, of embeddings, attention and residual branches.
+    gated perceptron, 0 for 8/3 of the width. `dropout`: a probability, of embeddings and residual branches.
     """
 
     name: Literal["transformer"] = "transformer"
@@ -304,7 +304,7 @@ class _Attention(nn.Module):
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
-        self.name, self.heads, self.dropout = name, settings.heads, settings.dropout
+        self.name, self.heads = name, settings.heads
         self.project = nn.Linear(settings.width, 3 * settings.width, bias=False)
         width = settings.width // settings.heads
         self.query_norm, self.key_norm = (
@@ -326,7 +326,7 @@ class _Attention(nn.Module):
         """Queries (B, N, t, d), keys and values (B, N, T, d) -> what is seen of all codes so far (B, N, t, d)."""
         keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
         values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
-        return asked.attended(queries, keys, values, dropout=self.dropout if self.training else 0.0)
+        return asked.attended(queries, keys, values, dropout=0.0)
 
 
 def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
