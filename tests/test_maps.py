@@ -22,7 +22,10 @@ from smalti.data.sources import open_source
 from smalti.errors import SmaltiError
 from smalti.images import DamagedImage, edges, save_png, to_array, to_tensor
 from smalti.numbers import spread
+from smalti.pipeline import Pipeline
+from smalti.prior import Neighbourhood, NeighbourhoodSettings, Sampler, finished, unknown
 from smalti.prior.window import Window
+from smalti.settings import parse
 from smalti.tokenizer.encoder import PyramidSettings
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
@@ -382,3 +385,17 @@ def test_a_picture_is_read_as_pictures_are(tmp_path: Path) -> None:
     drawn = value("picture", 4, 6)
     save_png(tmp_path / "drawn.png", drawn)
     assert np.array_equal(to_array(maps("picture").read(str(tmp_path / "drawn.png"))), to_array(drawn))
+
+
+def test_of_pictures_beyond_the_trained_grid_some_may_be_told_a_map_and_some_nothing() -> None:
+    condition = maps("depth")
+    plain = {"size": 16, "condition_size": 16, "grid": (2, 3), "prefix": 6, "maps": (0,), "reach": 1, "layers": 1}
+    torch.manual_seed(0)
+    prior = Neighbourhood(parse(NeighbourhoodSettings, {**plain, "width": 16, "heads": 2}, where="test"))
+    pipe = Pipeline(tokenizer(3), prior, condition)
+    told, window = value("depth", 16, 24), Window(0, 0, 4, 6)
+    mixed = pipe.prefixes([None, told], grid=(4, 6))(window)
+    assert (mixed[0] == 16).all()  # nothing, at every place
+    assert torch.equal(mixed[1:], pipe.prefixes([told], grid=(4, 6))(window))
+    known, seeds = unknown(2, (4, 6)), pipe.seeds(0, 2)
+    assert finished(pipe.lay([None, told], known, sampler=Sampler(), seeds=seeds)).min() >= 0

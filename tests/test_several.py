@@ -55,6 +55,14 @@ def test_each_part_has_its_own_codes() -> None:
     assert [part.tolist() for part in both.split(codes[1])] == [[2], (alone - 4).tolist()]
 
 
+def test_a_prior_that_sees_the_whole_picture_is_told_all_of_it() -> None:
+    """A map of the picture's size, larger than the trained grid; also beside one of which nothing is said at all."""
+    both, whole = several(), Window(0, 0, 4, 3)
+    alone = Coordinates(PLACES).laid([None, None], grid=(4, 3))(whole) + 4
+    told = both.laid([{"label": "dusk"}, {}], grid=(4, 3))(whole)
+    assert torch.equal(told, torch.cat((torch.tensor([[1], [3]]), alone), dim=1))
+
+
 def test_a_window_is_told_its_part() -> None:
     both = several()
     laid = both.laid([{"label": "day"}, {}], grid=(4, 3))

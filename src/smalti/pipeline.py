@@ -304,8 +304,9 @@ class Pipeline:
         empty = self.prior.null_prefix(len(values))
 
         def mixed(window: Window) -> Tensor:
-            prefix = empty.clone()
-            prefix[said] = laid(window).to(prefix)
+            told = laid(window).to(empty)
+            prefix = empty.clone() if len(told[0]) == len(empty[0]) else empty[:, :1].repeat(1, len(told[0]))
+            prefix[said] = told
             return prefix
 
         return mixed

@@ -107,9 +107,12 @@ class Several(Condition):
         return value
 
     def _placed(self, place: int, rows: Sequence[int], codes: Tensor, *, count: int) -> Tensor:
-        """A part's codes (b,p) of some rows of the batch -> in the part's range, its code for nothing elsewhere: (B,p)."""
+        """A part's codes (b,p) of some rows of the batch -> in the part's range, its code for nothing elsewhere: (B,p).
+
+        There are as many as it has, and where a prior sees more than its trained grid, as many as it has there.
+        """
         part, start = self.parts[place], self.starts[place]
-        whole = torch.full((count, part.length), start + part.size)
+        whole = torch.full((count, codes.shape[1]), start + part.size)
         whole[list(rows)] = codes + start
         return whole
 
