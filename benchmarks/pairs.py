@@ -85,11 +85,11 @@ def middle(lines: list[dict[str, Any]], key: str) -> float:
     return round(statistics.median(line[key] for line in lines), 4)
 
 
-def _pairs(name: str, ours: list[str], theirs: list[str], *, pairs: int) -> dict[str, Any]:
+def _pairs(name: str, ours: list[str], theirs: list[str], *, beside: str, pairs: int) -> dict[str, Any]:
     mine, others = [], []
     for _ in range(pairs):
         mine.append(line_of(ours, name))
-        others.append(line_of(theirs, name))
+        others.append(line_of(theirs, beside))
         ratio = others[-1]["seconds"] / mine[-1]["seconds"]
         print(
             f"{name}: {mine[-1]['seconds']:.4f} s, theirs {others[-1]['seconds']:.4f} s, ratio {ratio:.2f}", flush=True
@@ -110,8 +110,11 @@ def _pairs(name: str, ours: list[str], theirs: list[str], *, pairs: int) -> dict
     }
 
 
-def main(doc: str, paths: Mapping[str, Mapping[str, Item]]) -> None:
-    """The command line of a benchmark: `paths` are "ours" and "reference", each with its items by name."""
+def main(doc: str, paths: Mapping[str, Mapping[str, Item]], *, beside: Mapping[str, str] | None = None) -> None:
+    """The command line of a benchmark: `paths` are "ours" and "reference", each with its items by name.
+
+    `beside`: items of ours that run beside another of theirs than that of their own name.
+    """
     from smalti.memory import keep_memory
 
     names = list(paths["ours"])
@@ -142,6 +145,8 @@ def main(doc: str, paths: Mapping[str, Mapping[str, Item]]) -> None:
         return
     own = [sys.executable, sys.argv[0], "--threads", str(asked.threads), "--repeat", str(asked.repeat), "--path"]
     theirs = shlex.split(asked.peer) if asked.peer else [*own, "reference"]
-    results = [_pairs(name, [*own, "ours"], theirs, pairs=asked.pairs) for name in items]
+    results = [
+        _pairs(name, [*own, "ours"], theirs, beside=(beside or {}).get(name, name), pairs=asked.pairs) for name in items
+    ]
     for result in results:
         print(json.dumps(result), flush=True)

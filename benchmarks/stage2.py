@@ -3,7 +3,8 @@
     python benchmarks/stage2.py [--peer "python bench_original.py --taming CHECKOUT"]
 
 items
-  stage2    GPT, vocabulary 1024, 8 layers, 8 heads, width 512, block 256, batch 4: forward, backward, AdamW
+  stage2        GPT, vocabulary 1024, 8 layers, 8 heads, width 512, block 256, batch 4: forward, backward, AdamW
+  stage2-bf16   the same by run.precision=bf16-mixed, beside theirs in float32, all that the original has; with the floor of float32
 
 Without --peer our own reference path stands in: attention written out with a mask, and AdamW one parameter after the other.
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from pairs import Item, Work, main
 from smalti.prior import GPT, GPTSettings, nats, parameter_groups
 from smalti.training.config import OptimiserSettings
+from smalti.training.launching import BFloat16
 from smalti.training.optimiser import build_optimiser
 from stage1 import counted
 
@@ -47,6 +49,16 @@ def trained(prior: GPT) -> Callable[[Tensor], None]:
         optimiser.zero_grad(set_to_none=True)
 
     return step
+
+
+def stage2_bf16() -> Work:
+    step, codes = trained(network()), some_codes()
+
+    def run() -> None:
+        with BFloat16("cpu").forward_context():
+            step(codes)
+
+    return Work(run, step_floor())
 
 
 def step_floor() -> float:
@@ -109,9 +121,9 @@ def plain_stage2() -> Work:
 
 def run() -> None:
     """The command line."""
-    ours: dict[str, Item] = {"stage2": stage2}
+    ours: dict[str, Item] = {"stage2": stage2, "stage2-bf16": stage2_bf16}
     reference: dict[str, Item] = {"stage2": plain_stage2}
-    main(__doc__ or "", {"ours": ours, "reference": reference})
+    main(__doc__ or "", {"ours": ours, "reference": reference}, beside={"stage2-bf16": "stage2"})
 
 
 if __name__ == "__main__":

@@ -80,6 +80,14 @@ def test_it_warns_of_what_makes_training_slow(
     assert "there is no C compiler no-such-compiler" in lines["3x3 convolutions on the CPU"]
 
 
+@pytest.mark.parametrize(
+    ("has", "said"), [(True, "bfloat16, which this processor multiplies"), (False, "float32 (run.")]
+)
+def test_bfloat16_is_named_where_the_processor_has_it(has: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has})
+    assert doctor._precision(CPU).startswith(said)
+
+
 def test_the_suggestion_fits_the_memory() -> None:
     assert "--recipe small (batches of 4, 4 at once" in doctor.suggested(CPU, 4 * GIB)
     assert "--recipe f16 (batches of 32, 32 at once" in doctor.suggested(GPU, 80 * GIB)

@@ -305,7 +305,7 @@ class Pipeline:
 
         def mixed(window: Window) -> Tensor:
             told = laid(window).to(empty)
-            prefix = empty.clone() if len(told[0]) == len(empty[0]) else empty[:, :1].repeat(1, len(told[0]))
+            prefix = empty[:, :1].repeat(1, told.shape[1])  # as long as the picture's, where the prior sees all of it
             prefix[said] = told
             return prefix
 

@@ -94,6 +94,8 @@ def _device(device: torch.device) -> str:
 def _precision(device: torch.device) -> str:
     import torch
 
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16"):
+        return "bfloat16, which this processor multiplies by itself (run.precision=bf16-mixed), or float32"
     if device.type != "cuda":
         return "float32 (run.precision=32-true)"
     if torch.cuda.is_bf16_supported(including_emulation=False):

@@ -106,6 +106,8 @@ class Prior(nn.Module, abc.ABC):
     def null_prefix(self, batch: int) -> Tensor:
         """The prefix (batch, P) that says nothing: start of an unconditional prior, empty condition of the guidance.
 
+        All its codes are the same, so that a longer one says nothing as well.
+
         Raises `SmaltiError` where a prior never learned one.
         """
 
