@@ -22,7 +22,8 @@ from smalti.files import write_atomically
 from smalti.weights import cache_folder
 
 OPTIONS = ("-O3", "-fopenmp", "-shared", "-fPIC")
-INSTRUCTIONS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx2", "-mfma")}
+_WIDE = ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
+INSTRUCTIONS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx2", "-mfma", *_WIDE)}
 """Options for each kind of x86 processor that PyTorch tells apart; for an older one PyTorch is as fast."""
 
 

@@ -13,10 +13,18 @@
 
 #define LANES 8 /* floats of a register of AVX2; where one holds fewer, the compiler takes several */
 #define P (2 * LANES)
-#define ROWS 6  /* times two registers of sums: as many as there are, but for what is multiplied */
+#ifdef __AVX512F__
+#define WIDE P /* floats of a register in the products */
+#define ROWS 12
+#else
+#define WIDE LANES
+#define ROWS 6 /* times P / WIDE registers of sums: as many as there are, but for what is multiplied */
+#endif
+#define COLUMNS (P / WIDE == 1 ? 8 : 4) /* ... in the products of gradients */
 #define MOST 36 /* squares at once at most, a multiple of ROWS */
 
 typedef float lane __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float wide __attribute__((vector_size(4 * WIDE), aligned(4)));
 typedef struct { long B, H, W, C, K; } Shape;
 
 static inline lane load(const float *from) { return *(const lane *)from; }
@@ -133,42 +141,30 @@ static void results(const float *m, const float *bias, Shape s, long n, long cou
 /* v (T,C), T a multiple of ROWS, and one panel u (C,P) -> m (T,P). */
 static void product(const float *v, const float *u, long T, long C, float *m) {
     for (long t = 0; t < T; t += ROWS) {
-        lane sums[ROWS][2] = {{{0}}};
-        for (long c = 0; c < C; c++) {
-            lane left = load(u + c * P), right = load(u + c * P + LANES);
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++) {
-                float value = v[(t + r) * C + c];
-                sums[r][0] += value * left;
-                sums[r][1] += value * right;
-            }
-        }
-        for (int r = 0; r < ROWS; r++) {
-            store(m + (t + r) * P, sums[r][0]);
-            store(m + (t + r) * P + LANES, sums[r][1]);
-        }
+        wide sums[ROWS][P / WIDE] = {{{0}}};
+        for (long c = 0; c < C; c++)
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+                for (int i = 0; i < P / WIDE; i++) sums[r][i] += v[(t + r) * C + c] * ((const wide *)(u + c * P))[i];
+        for (int r = 0; r < ROWS; r++)
+            for (int i = 0; i < P / WIDE; i++) ((wide *)(m + (t + r) * P))[i] = sums[r][i];
     }
 }
 
 /* v (T,C) transposed times m (T,K), added to u (C,K). */
 static void outer(const float *v, const float *m, long T, long C, long K, float *u) {
     for (long k = 0; k < K; k += P)
-        for (long c = 0; c < C; c += 4) {
-            lane sums[4][2] = {{{0}}};
-            for (long t = 0; t < T; t++) {
-                lane left = load(m + t * K + k), right = load(m + t * K + k + LANES);
+        for (long c = 0; c < C; c += COLUMNS) {
+            wide sums[COLUMNS][P / WIDE] = {{{0}}};
+            for (long t = 0; t < T; t++)
 #pragma GCC unroll 8
-                for (int r = 0; r < 4; r++) {
-                    float value = v[t * C + c + r];
-                    sums[r][0] += value * left;
-                    sums[r][1] += value * right;
-                }
-            }
-            for (int r = 0; r < 4; r++) {
-                float *to = u + (c + r) * K + k;
-                store(to, load(to) + sums[r][0]);
-                store(to + LANES, load(to + LANES) + sums[r][1]);
-            }
+                for (int r = 0; r < COLUMNS; r++)
+#pragma GCC unroll 2
+                    for (int i = 0; i < P / WIDE; i++)
+                        sums[r][i] += v[t * C + c + r] * ((const wide *)(m + t * K + k))[i];
+            for (int r = 0; r < COLUMNS; r++)
+                for (int i = 0; i < P / WIDE; i++) ((wide *)(u + (c + r) * K + k))[i] += sums[r][i];
         }
 }
 
