@@ -14,7 +14,7 @@ from torch import Tensor
 
 from golden import Golden, fixtures, random_lpips
 from small import write_pictures
-from smalti import winograd
+from smalti import norms, winograd
 from smalti.checkpoints.taming_parts import Part, read_tokenizer, tokenizer_names
 from smalti.data.loading import Batch
 from smalti.data.sources import open_source
@@ -173,8 +173,9 @@ class Compared:
 
 @pytest.fixture(autouse=True)
 def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The original's convolutions, as `SMALTI_DIRECT` has them: in single precision, steps of Adam show each rounding."""
+    """The original's convolutions and norms, as `SMALTI_DIRECT` has them: in single precision, steps of Adam show each rounding."""
     monkeypatch.setattr(winograd, "suits", lambda x, weight, *, least=0: False)
+    monkeypatch.setattr(norms, "suits", lambda x: False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

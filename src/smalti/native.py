@@ -32,7 +32,8 @@ def compiled(source: Path) -> ctypes.CDLL | None:
     compiler, options = shutil.which(os.environ.get("CC", "cc")), _instructions()
     if compiler is None or options is None or os.environ.get("SMALTI_DIRECT"):
         return None
-    made_of = source.read_text("utf-8") + " ".join((platform.machine(), *OPTIONS, *options))
+    files = (source, *sorted(Path(__file__).parent.glob("*.h")))
+    made_of = "".join(file.read_text("utf-8") for file in files) + " ".join((platform.machine(), *OPTIONS, *options))
     path = cache_folder() / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     try:
         if not path.exists():

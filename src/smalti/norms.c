@@ -5,16 +5,11 @@
 
    Letters: B pictures, N pixels of each, C channels, divisible by LANES, G groups. */
 
-#include <math.h>
 #include <stdlib.h>
 
-#define LANES 8
+#include "lanes.h"
+
 #define BLOCK 256 /* pixels */
-
-typedef float lane __attribute__((vector_size(4 * LANES), aligned(4)));
-
-static inline lane load(const float *from) { return *(const lane *)from; }
-static inline void store(float *to, lane value) { *(lane *)to = value; }
 
 /* Some pixels, and the values that are subtracted -> sums of C differences and of their squares. */
 static void summed(const float *x, const float *from, long count, long C, double *sums) {

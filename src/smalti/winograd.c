@@ -11,25 +11,15 @@
 
 #include <stdlib.h>
 
-#define LANES 8 /* floats of a register of AVX2; where one holds fewer, the compiler takes several */
-#define P (2 * LANES)
-#ifdef __AVX512F__
-#define WIDE P /* floats of a register in the products */
-#define ROWS 12
-#else
-#define WIDE LANES
-#define ROWS 6 /* times P / WIDE registers of sums: as many as there are, but for what is multiplied */
-#endif
-#define COLUMNS (P / WIDE == 1 ? 8 : 4) /* ... in the products of gradients */
+#include "lanes.h"
+
+#define P PANEL
+#define ROWS (WIDE == P ? 12 : 6) /* times P / WIDE registers of sums: as many as there are, but for what is multiplied */
+#define COLUMNS (WIDE == P ? 8 : 4) /* ... in the products of gradients */
 #define MOST 36 /* squares at once at most, a multiple of ROWS */
 
-typedef float lane __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef float wide __attribute__((vector_size(4 * WIDE), aligned(4)));
 typedef struct { long B, H, W, C, K; } Shape;
 
-static inline lane load(const float *from) { return *(const lane *)from; }
-static inline void store(float *to, lane value) { *(lane *)to = value; }
-static inline long least(long a, long b) { return a < b ? a : b; }
 static inline long panels(long K) { return (K + P - 1) / P; } /* the last may be half a panel, filled up with zeros */
 
 /* How many squares go at once: no more than keep all threads at work. */

@@ -377,15 +377,17 @@ def _laid(
 
 
 def _save(folder: Path, pictures: obedience.Pictures, asked: Sequence[Any], shown: int) -> None:
-    """Set down what the page shows: what was asked for, and the pictures."""
-    for number in range(min(shown, len(pictures.told))):
+    """Set down what the page shows: what was asked for, and the pictures, evenly spread over all of them."""
+    count = len(pictures.told)
+    for number in range(min(shown, count)):
+        seed = number * count // min(shown, count)
         for name in ("told", "real", "left_open"):
-            image = getattr(pictures, name)[number]
-            save_png(folder / "shown" / f"{number:03d}-{name}.png", image, settings={"seed": number})
+            image = getattr(pictures, name)[seed]
+            save_png(folder / "shown" / f"{number:03d}-{name}.png", image, settings={"seed": seed})
         if asked:
             write_atomically(
                 folder / "shown" / f"{number:03d}-asked.png",
-                partial(Image.fromarray(asked[number]).save, format="PNG"),
+                partial(Image.fromarray(asked[seed]).save, format="PNG"),
             )
 
 

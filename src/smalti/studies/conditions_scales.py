@@ -30,7 +30,7 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="nine conditions for ten minutes each, boxes and keypoints for half an hour: three hours on two CPU cores",
+        about="nine conditions for three to ten minutes each, boxes and keypoints for three times that: one to three hours on a CPU",
         data="the embedded scenes at 64 pixels",
         paints=True,
         settings={
@@ -39,7 +39,8 @@ SCALES = {
             "maps": ["run.length=1500", "model.quantizer.size=256"],
             "prior": ["run.length=409600", "run.picture_every=614400", "optimiser.rate=0.001", "run.tensorboard=false"],
             "scenes": 1600,
-            "samples": 48,
+            "samples": 144,
+            "shown": 9,
         },
     ),
     "full": Scale(
