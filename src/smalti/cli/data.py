@@ -37,7 +37,8 @@ def encode(
     size: Annotated[
         str | None, typer.Option(help="Pixels: 64, or height x width; what the tokenizer was trained on by default.")
     ] = None,
-    zoom: Annotated[float, typer.Option(min=1.0, help="Crops are cut after enlarging by 1 to this.")] = 1.25,
+    zoom: Annotated[float, typer.Option(min=1.0, help="Crops are cut after enlarging by --least-zoom to this.")] = 1.25,
+    least_zoom: Annotated[float, typer.Option(min=1.0, help="As --zoom: parts of pictures, all at one scale.")] = 1.0,
     flip: Annotated[bool, typer.Option(help="Mirror every second copy.")] = True,
     validation: Annotated[float, typer.Option(help="Share of the pictures that is held out.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -92,7 +93,12 @@ def encode(
         for name in names
     ]
     trained = find_model(tokenizer, kind="tokenizer").about.get("size", [256, 256])
-    pictures = {"size": size_option(size) or trained, "zoom": (1.0, zoom), "flip": flip, "validation": validation}
+    pictures = {
+        "size": size_option(size) or trained,
+        "zoom": (least_zoom, zoom),
+        "flip": flip,
+        "validation": validation,
+    }
     settings = parse(CopiesSettings, {"copies": copies, "pictures": pictures}, where="smalti encode")
     with counting("encoding", "images") as progress:
         made = encode_pictures(
