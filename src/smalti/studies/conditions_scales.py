@@ -30,7 +30,7 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="nine conditions for three to ten minutes each, boxes and keypoints for three times that: one to three hours on a CPU",
+        about="nine conditions, three to ten minutes each, boxes and keypoints three times that: one to three hours on a CPU",
         data="the embedded scenes at 64 pixels",
         paints=True,
         settings={
