@@ -40,7 +40,7 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="1,024 codes, 8 x 8 a picture, seven priors of 3.0 million parameters: some hours on two CPU cores; not run yet",
+        about="1,024 codes, 8 x 8 a picture, seven priors of 3.0 million parameters: an hour and a half and more on a CPU",
         data="a folder of some thousand photographs, seen at 64 pixels",
         paints=False,
         settings={

@@ -45,7 +45,7 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="1,024 codes, 8 x 8 a picture, priors of 3.3 million parameters: about two hours on two CPU cores; not run yet",
+        about="1,024 codes, 8 x 8 a picture, priors of 3.5 million parameters: an hour and a half and more on a CPU",
         data="a folder of some thousand photographs, seen at 64 pixels",
         paints=False,
         settings={
