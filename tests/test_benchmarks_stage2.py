@@ -48,11 +48,13 @@ def test_the_slow_path_computes_the_same() -> None:
 
 
 def test_both_paths_run() -> None:
-    for path in ("ours", "reference"):
-        done = run(SMALL + "stage2.run()", "--path", path, "--repeat", "1", "--threads", "1")
+    for path, items in {"ours": ["stage2", "stage2-bf16"], "reference": ["stage2"]}.items():
+        done = run(
+            SMALL + "stage2.run()", "--path", path, "--items", ",".join(items), "--repeat", "1", "--threads", "1"
+        )
         assert done.returncode == 0, done.stderr
         lines = [json.loads(line) for line in done.stdout.splitlines()]
-        assert [line["item"] for line in lines] == ["stage2"]
+        assert [line["item"] for line in lines] == items
         assert all(line["seconds"] > 0 and line["gflop"] > 0 for line in lines)
 
 
