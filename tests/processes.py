@@ -1,4 +1,4 @@
-"""Real processes that train together, exchanging by gloo on CPUs."""
+"""Real processes that train together, exchanging by gloo on CPUs; threads of this one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 
 def free_port() -> int:
@@ -41,3 +44,13 @@ def finished(processes: list[subprocess.Popen[str]]) -> list[str]:
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
     return outputs
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

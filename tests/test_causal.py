@@ -12,9 +12,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
+from processes import threads
 from smalti.prior import Prior, causal, nats
 from smalti.prior.attention import attended
-from test_prior_rows import threads
 from test_sampling import small, small_gpt
 
 here = pytest.mark.skipif(causal._library() is None, reason="no C compiler with OpenMP on this machine")

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from processes import threads
 from smalti import norms
 from smalti.norms import GroupNorm, suits
 
@@ -76,15 +77,12 @@ def test_gradients_have_gradients() -> None:
 
 
 @here
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_changes_nothing(threads: int) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_number_of_threads_changes_nothing(count: int) -> None:
     norm, x = made(4, 16), maps(2, 16, 40, 40)
-    expected, before = norm(x), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    expected = norm(x)
+    with threads(count):
         assert torch.equal(norm(x), expected)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from processes import threads
 from smalti.prior import GPT, Neighbourhood, Prior, Sampler, Transformer, finished, sample, unknown
 from smalti.prior import sampling as laying
 from smalti.prior.packed import packed
@@ -32,16 +32,6 @@ BUILDERS: dict[str, Callable[..., Prior]] = {
 
 def numbers(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def close_to_exact(found: Tensor, exact: Tensor, *, far: float = 1e-5) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
+from processes import threads
 from smalti import winograd
 from smalti.losses.perceptual import Perceptual, vgg16
 from smalti.tokenizer.convolutions import Convolution
@@ -60,20 +61,16 @@ def both_ways(x: Tensor, weight: Tensor, bias: Tensor, upstream: Tensor) -> Iter
     st.integers(1, 3),
 )
 def test_it_is_the_convolution_and_its_gradients(
-    B: int, C: int, K: int, H: int, W: int, last: bool, threads: int
+    B: int, C: int, K: int, H: int, W: int, last: bool, count: int
 ) -> None:
     layout = torch.channels_last if last else torch.contiguous_format
     given_parts = [
         each.contiguous(memory_format=layout)
         for each in (noise(B, C, H, W), noise(K, C, 3, 3, seed=1), noise(B, K, H, W, seed=3))
     ]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(count):
         for found, exact in both_ways(given_parts[0], given_parts[1], noise(K, seed=2), given_parts[2]):
             assert_near(found, exact)
-    finally:
-        torch.set_num_threads(before)
 
 
 @here
@@ -86,9 +83,8 @@ def test_many_squares_go_through_in_parts() -> None:
 @here
 def test_the_gradient_of_a_weight_is_the_same_each_time() -> None:
     x, weight, upstream = noise(4, 32, 64, 64), noise(32, 32, 3, 3, seed=1).requires_grad_(), noise(4, 32, 64, 64)
-    torch.set_num_threads(4)
-    first, *others = (torch.autograd.grad(convolve(x, weight, None), weight, upstream)[0] for _ in range(4))
-    torch.set_num_threads(1)
+    with threads(4):
+        first, *others = (torch.autograd.grad(convolve(x, weight, None), weight, upstream)[0] for _ in range(4))
     assert all(torch.equal(first, other) for other in others)
 
 
