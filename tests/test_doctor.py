@@ -81,7 +81,8 @@ def test_it_warns_of_what_makes_training_slow(
 
 
 @pytest.mark.parametrize(
-    ("has", "said"), [(True, "bfloat16, which this processor multiplies"), (False, "float32 (run.")]
+    ("has", "said"),
+    [(True, "bfloat16 (run.precision=bf16-mixed)"), (False, "float32 (run.precision=32-true); this processor")],
 )
 def test_bfloat16_is_named_where_the_processor_has_it(has: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has})

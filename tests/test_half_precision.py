@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 
 import test_pixelsnail
 import test_prior
+from small import write_pictures, write_recipe
 from smalti.prior import Prior
+from smalti.training import runs
+from smalti.training.config import TokenizerTraining, resolve
 
 PRIORS: dict[str, Callable[[], Prior]] = {
     "pixelsnail": test_pixelsnail.small,
     **{kind: lambda kind=kind: test_prior.some(kind) for kind in test_prior.PRIORS},  # type: ignore[misc]
 }
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_machine_without_bfloat16_is_told(tmp_path: Path, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path / "pictures")
+    write_recipe(tmp_path / "small.yaml")
+    monkeypatch.setattr(runs, "multiplies_bfloat16", lambda device: has)
+    overrides = ("run.length=4", "run.precision=bf16-mixed", "run.accelerator=cpu")
+    settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(tmp_path / "small.yaml"), overrides=overrides)
+    said = io.StringIO()
+    runs.train_tokenizer(tmp_path / "pictures", tmp_path / "run", settings=settings, console=Console(file=said))
+    assert ("set run.precision=32-true" in " ".join(said.getvalue().split())) != has
 
 
 @pytest.mark.parametrize("kind", PRIORS)

@@ -27,6 +27,19 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 by itself.
+
+    A CPU that does not takes twenty times as long as in float32 (docs/log.md).
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        has: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions do not say
+        return any(has.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return True
+
+
 def check_count(accelerator: str, count: int) -> None:
     """Raise `SmaltiError` when this machine has fewer than `count` devices of the kind that a run is to use.
 

@@ -92,15 +92,11 @@ def _device(device: torch.device) -> str:
 
 
 def _precision(device: torch.device) -> str:
-    import torch
+    from smalti.devices import multiplies_bfloat16
 
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("amx_bf16"):
-        return "bfloat16, which this processor multiplies by itself (run.precision=bf16-mixed), or float32"
-    if device.type != "cuda":
-        return "float32 (run.precision=32-true)"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
+    if multiplies_bfloat16(device):
         return "bfloat16 (run.precision=bf16-mixed) or float32"
-    return "float32 (run.precision=32-true); this GPU has no bfloat16"
+    return f"float32 (run.precision=32-true); this {'GPU' if device.type == 'cuda' else 'processor'} has no bfloat16"
 
 
 def _cores() -> int:

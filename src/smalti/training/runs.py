@@ -15,7 +15,7 @@ from smalti.data.codes import CodeShards, open_codes
 from smalti.data.encoding import write_codes
 from smalti.data.kinds import KINDS, Kind, kind_of
 from smalti.data.sources import open_source
-from smalti.devices import pick_device
+from smalti.devices import multiplies_bfloat16, pick_device
 from smalti.errors import SmaltiError
 from smalti.losses.pixel import LABEL_LOSSES
 from smalti.pipeline import load_tokenizer, read_tokenizer
@@ -38,6 +38,11 @@ ENCODE_BATCH = 64
 
 OWN = ("auto", "labels", "nothing")
 """What can be said of a prior's condition without codes of one."""
+
+_SLOW = (
+    "warning: run.precision = bf16-mixed, which this machine cannot multiply by itself: a step may take twenty times as long; "
+    "set run.precision=32-true"
+)
 
 ALONE = ("coordinates",)
 """Conditions whose codes are made of the pictures, with nothing else given."""
@@ -136,6 +141,8 @@ def _run(
     """Train to the end, and write the run's page."""
     tensorboard = folder.tensorboard if run.tensorboard else None
     watch = Watch(console, title=config["stage"], tensorboard=tensorboard, quiet=not fabric.is_global_zero)
+    if fabric.is_global_zero and run.precision == "bf16-mixed" and not multiplies_bfloat16(fabric.device):
+        console.print(_SLOW, soft_wrap=True, markup=False)
     fit(stage, folder, run=run, fabric=fabric, watch=watch)
     if fabric.is_global_zero:
         write_page(folder.path, config, unit=stage.unit)
