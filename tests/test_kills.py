@@ -58,7 +58,7 @@ def test_ten_kills_change_nothing(folder: Path, stage: str) -> None:
             kills += 1
         else:  # it came to its end between two kills: once more from the beginning
             assert same_weights(folder / stage, folder / f"{stage}-killed-{attempt}")
-            attempt += 1
+            attempt, longest = attempt + 1, 0.9 * longest  # the machine may have been busier when this was timed
     assert start(folder, stage, f"{stage}-killed-{attempt}").wait() == 0
     assert same_weights(folder / stage, folder / f"{stage}-killed-{attempt}")
 
