@@ -28,7 +28,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 by itself.
+    """Whether a device is known to multiply bfloat16 by itself.
 
     A CPU that does not takes twenty times as long as in float32 (docs/log.md).
     """
@@ -37,7 +37,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         has: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions do not say
         return any(has.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-    return True
+    return False
 
 
 def check_count(accelerator: str, count: int) -> None:

@@ -21,6 +21,9 @@ from smalti.errors import SmaltiError
 from smalti.files import write_atomically
 from smalti.weights import cache_folder
 
+LANES, PANEL = 8, 16
+"""As in lanes.h: floats of a register, by which channels and widths are divisible, and P, numbers of a panel."""
+
 OPTIONS = ("-O3", "-fopenmp", "-shared", "-fPIC")
 _WIDE = ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
 INSTRUCTIONS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx2", "-mfma", *_WIDE)}

@@ -17,10 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.native import compiled, needed, reaches
-
-LANES = 8
-"""As in the C file: C is divisible by it."""
+from smalti.native import LANES, compiled, needed, reaches
 
 
 @final

@@ -19,10 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.native import compiled, needed, reaches
-
-LANES, PANEL = 8, 16
-"""As in the C file: C and K are divisible by the first, and the second is P."""
+from smalti.native import LANES, PANEL, compiled, needed, reaches
 
 LEAST = 64
 """Squares of 4 x 4 pixels in a batch, below which mapping the weight costs what is gained (measured on two AVX2 cores)."""

@@ -96,7 +96,8 @@ def _precision(device: torch.device) -> str:
 
     if multiplies_bfloat16(device):
         return "bfloat16 (run.precision=bf16-mixed) or float32"
-    return f"float32 (run.precision=32-true); this {'GPU' if device.type == 'cuda' else 'processor'} has no bfloat16"
+    kind = "processor" if device.type == "cpu" else "GPU"
+    return f"float32 (run.precision=32-true); this {kind} is not known to multiply bfloat16 by itself"
 
 
 def _cores() -> int:

@@ -23,9 +23,10 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, u
     """
     new, all_codes = queries.shape[2], keys.shape[2]
     first = new == all_codes
-    if first and unmasked < 2 and dropout == 0 and causal.suits(queries, keys, values):
-        return causal.attended(queries, keys, values)
-    if first and unmasked < 2:  # said as a word, because kernels then skip the masked half
+    if first and unmasked < 2:
+        if dropout == 0 and causal.suits(queries, keys, values):
+            return causal.attended(queries, keys, values)
+        # said as a word, because kernels then skip the masked half
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
     if new == 1:  # the last code sees everything
         if dropout == 0 and rows.attends(queries, keys, values):

@@ -43,16 +43,23 @@ static float *zeros(long count) {
     return made ? memset(made, 0, bytes) : NULL;
 }
 
+/* Rounded up to whole panels. */
+static inline long filled(long count) { return (count + PANEL - 1) / PANEL * PANEL; }
+
+static inline float *place(const Part *part, long b, long n, long t) {
+    return part->at + b * part->sequence + n * part->head + t * part->code;
+}
+
 /* Codes (count,d) of a head -> (.,D), and where asked for a panel of them transposed (D,PANEL). What is there beyond them stays. */
 static void copied(const Part *from, long b, long n, long t, long count, long d, long D, float *to, float *turned) {
-    const float *x = from->at + b * from->sequence + n * from->head + t * from->code;
+    const float *x = place(from, b, n, t);
     for (long r = 0; r < count; r++, x += from->code) memcpy(to + r * D, x, d * sizeof(float));
     for (long i = 0; turned && i < d; i++)
         for (long r = 0; r < PANEL; r++) turned[i * PANEL + r] = to[r * D + i];
 }
 
 static void written(const float *x, long count, long d, long D, float factor, const Part *to, long b, long n, long t) {
-    float *y = to->at + b * to->sequence + n * to->head + t * to->code;
+    float *y = place(to, b, n, t);
     for (long r = 0; r < count; r++, y += to->code)
         for (long i = 0; i < d; i++) y[i] = x[r * D + i] * factor;
 }
@@ -88,7 +95,7 @@ static void weighted(float *scores, long seen, float scale, float *sums, float *
 /* q, k, v -> o (B,N,T,d) and the logarithms of the sums (B,N,T). Not 0 where there is no memory. */
 int attend_causally(const Part *parts, long B, long N, long T, long d, int threads, float *logs) {
     const Part *query = parts, *key = parts + 1, *value = parts + 2, *out = parts + 3;
-    long S = (T + PANEL - 1) / PANEL * PANEL, D = (d + PANEL - 1) / PANEL * PANEL, failed = 0;
+    long S = filled(T), D = filled(d), failed = 0;
     float scale = 1 / sqrtf(d);
 #pragma omp parallel num_threads(threads) reduction(+ : failed)
     {
@@ -124,7 +131,7 @@ int attend_causally(const Part *parts, long B, long N, long T, long d, int threa
 /* q, k, v, o, the gradient of o, and the logarithms -> the gradients of q, k, v (B,N,T,d). Not 0 where there is no memory. */
 int attend_back(const Part *parts, long B, long N, long T, long d, int threads, const float *logs) {
     const Part *query = parts, *key = parts + 1, *value = parts + 2, *out = parts + 3, *given = parts + 4, *of = parts + 5;
-    long S = (T + PANEL - 1) / PANEL * PANEL, D = (d + PANEL - 1) / PANEL * PANEL, failed = 0;
+    long S = filled(T), D = filled(d), failed = 0;
     float scale = 1 / sqrtf(d);
 #pragma omp parallel num_threads(threads) reduction(+ : failed)
     {

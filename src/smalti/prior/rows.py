@@ -16,10 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.native import compiled, needed, reaches
-
-LANES, PANEL = 8, 16
-"""As in the C file: widths are divisible by the first, and the second is P."""
+from smalti.native import LANES, PANEL, compiled, needed, reaches
 
 FEW = 64
 """Rows up to which weights in panels are sooner; with more, products are what costs, and plain ones are as fast."""

@@ -39,13 +39,13 @@ ENCODE_BATCH = 64
 OWN = ("auto", "labels", "nothing")
 """What can be said of a prior's condition without codes of one."""
 
-_SLOW = (
-    "warning: run.precision = bf16-mixed, which this machine cannot multiply by itself: a step may take twenty times as long; "
-    "set run.precision=32-true"
-)
-
 ALONE = ("coordinates",)
 """Conditions whose codes are made of the pictures, with nothing else given."""
+
+_SLOW = (
+    "warning: run.precision = bf16-mixed, which this machine is not known to multiply by itself: a step may take twenty times as "
+    "long; set run.precision=32-true"
+)
 
 
 def show_settings(settings: TokenizerTraining | PriorTraining, console: Console) -> None:
