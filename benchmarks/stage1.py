@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pairs import Work, main
 from smalti import winograd
 from smalti.losses.adversarial import LeCam, adaptive_weight, hinge_discriminator, hinge_generator
-from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
 from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, ReconstructionLoss
+from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
 from smalti.losses.perceptual import Perceptual, vgg16
 from smalti.tokenizer.blocks import Upsample, as_channels_last
 from smalti.tokenizer.encoder import PyramidSettings
@@ -118,7 +118,8 @@ def stage1() -> Work:
         score=distance,
         last_layer=model.decoder.last_layer,
         settings=OBJECTIVE,
-        backward=lambda loss: loss.backward(),
+        backward=torch.autograd.backward,
+        judge_weights=list(judge.parameters()),
         move_generator=mover(model),
         move_judge=mover(judge),
     )

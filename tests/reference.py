@@ -309,3 +309,18 @@ def guessed_ahead(
             laid[item] += given[: right + 1]
             answers[item] = given[right + 1 :]
     return torch.tensor(laid).view(len(seeds), *grid), calls
+
+
+def feature_distance(targets: list[Tensor], features: list[Tensor]) -> Tensor:
+    """The distance on EfficientNet's maps by its definition, position by position -> (B,)."""
+    total = torch.zeros(len(targets[0]))
+    for a, b in zip(targets, features, strict=True):
+        for image in range(len(a)):
+            differences = []
+            for row in range(a.shape[2]):
+                for column in range(a.shape[3]):
+                    u, v = (each[image, :, row, column] for each in (a, b))
+                    u, v = (each / (each.square().mean() + 1e-6).sqrt() for each in (u, v))
+                    differences.append((u - v).abs().mean())
+            total[image] += torch.stack(differences).mean() / len(targets)
+    return total

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from smalti.errors import SmaltiError
-from smalti.losses.discriminator import (
-    DISCRIMINATORS,
+from smalti.losses.discriminator import DISCRIMINATORS
+from smalti.losses.discriminator_base import Discriminator
+from smalti.losses.objective import AdversarialSettings
+from smalti.losses.patch_discriminator import (
     NORMS,
     ActNorm,
     BlurDiscriminator,
     BlurPool,
     BlurSettings,
-    Discriminator,
     PatchDiscriminator,
     PatchSettings,
 )
-from smalti.losses.objective import AdversarialSettings
 from smalti.settings import as_mapping, parse
 
 
@@ -73,7 +73,7 @@ def test_logits_have_the_documented_grid(
 
 
 def test_the_settings_know_every_norm_of_the_table() -> None:
-    assert {name for name, _, _ in KINDS} == set(DISCRIMINATORS)
+    assert {name for name, _, _ in KINDS} | {"projected"} == set(DISCRIMINATORS)
     with pytest.raises(SmaltiError, match=r"here: norm = 'layer'") as raised:
         parse(PatchSettings, {"norm": "layer"}, where="here")
     assert re.findall(r"'(\w+)'", str(raised.value))[1:] == list(NORMS)
@@ -88,7 +88,7 @@ def test_settings_without_a_name_are_those_of_the_reference() -> None:
     assert parse(AdversarialSettings, as_mapping(other), where="here") == other
     with pytest.raises(SmaltiError, match=r"unknown key 'discriminator\.widht'; did you mean 'width'"):
         parse(AdversarialSettings, {"discriminator": {"name": "blur", "widht": 8}}, where="here")
-    with pytest.raises(SmaltiError, match=r"discriminator = .*'style'.*'patch', 'blur'"):
+    with pytest.raises(SmaltiError, match=r"discriminator = .*'style'.*'patch', 'blur', 'projected'"):
         parse(AdversarialSettings, {"discriminator": {"name": "style"}}, where="here")
 
 
@@ -179,7 +179,7 @@ def test_the_blurred_ones_smallest_picture_gives_four_logits() -> None:
 # --- spectral normalisation ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DISCRIMINATORS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_every_convolution_has_the_largest_singular_value_1(name: str) -> None:
     torch.manual_seed(0)
     judge = made(name, spectral=True, norm="none")
@@ -192,7 +192,7 @@ def test_every_convolution_has_the_largest_singular_value_1(name: str) -> None:
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1.0, rel=1e-2)
 
 
-@pytest.mark.parametrize("name", DISCRIMINATORS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_normalised_weights_survive_copies_and_evaluation(name: str) -> None:
     torch.manual_seed(0)
     judge = made(name, spectral=True)
@@ -206,7 +206,7 @@ def test_normalised_weights_survive_copies_and_evaluation(name: str) -> None:
     assert judge(pictures).equal(logits)  # the singular value stands still
 
 
-@pytest.mark.parametrize("name", DISCRIMINATORS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_two_passes_wait_for_one_backward(name: str) -> None:
     """The iteration of the second pass must not spoil what the first one keeps. The gradient is that of what was computed."""
     torch.manual_seed(0)
@@ -217,7 +217,7 @@ def test_two_passes_wait_for_one_backward(name: str) -> None:
     assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", DISCRIMINATORS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_in_half_precision_the_normalised_weights_are_nearly_the_same(name: str) -> None:
     torch.manual_seed(0)
     judge = made(name, spectral=True)

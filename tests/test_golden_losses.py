@@ -21,8 +21,8 @@ from torch import Tensor
 from golden import Golden, fixtures, number_of, random_lpips, random_vgg
 from smalti.losses import objective
 from smalti.losses.adversarial import ADVERSARIAL, adaptive_weight, ramp
-from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
 from smalti.losses.objective import ObjectiveSettings, ReconstructionLoss, balanced_gradient
+from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
 from smalti.settings import parse
 
 pytestmark = pytest.mark.golden

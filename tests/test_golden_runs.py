@@ -13,7 +13,7 @@ from golden import FOLDER, Golden, prefix_of
 from smalti.checkpoints.formats import FORMATS, read_foreign
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.taming import find
-from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
+from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
 from smalti.pipeline import Pipeline
 from smalti.prior import Sampler, finished, nats, sample, unknown
 from smalti.tokenizer.quantizers import Gumbel

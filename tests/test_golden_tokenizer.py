@@ -15,7 +15,7 @@ from golden import FOLDER, Golden, fixtures
 from smalti.checkpoints.taming_parts import Part, gpt_names, read_tokenizer, tokenizer_names
 from smalti.conditions.maps import colourised
 from smalti.images import to_array
-from smalti.losses.discriminator import PatchDiscriminator, PatchSettings
+from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
 from smalti.losses.pixel import PIXEL_LOSSES
 from smalti.prior.gpt import GPT, GPTSettings
 from smalti.settings import parse

@@ -20,7 +20,8 @@ from smalti.data.loading import Batch
 from smalti.data.sources import open_source
 from smalti.losses import objective
 from smalti.losses.adversarial import ADVERSARIAL, LeCam
-from smalti.losses.discriminator import DISCRIMINATORS, Discriminator
+from smalti.losses.discriminator import DISCRIMINATORS
+from smalti.losses.discriminator_base import Discriminator
 from smalti.losses.objective import ObjectiveSettings, ReconstructionLoss
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN
@@ -122,6 +123,7 @@ class Turn:
             last_layer=self.tokenizer.decoder.last_layer,
             settings=settings,
             backward=torch.autograd.backward,
+            judge_weights=list(self.judge.parameters()),
             move_generator=lambda: self.moved(generated),
             move_judge=lambda: self.moved(judged),
         )
@@ -141,7 +143,9 @@ class Turn:
         quantize = self.tokenizer.quantizer.at(0, length=LENGTH)
         both = Strength(generator=strength, discriminator=strength)
         if turn == 0:
-            return generators_turn(self.players, self.images, quantize=quantize, strength=both)[2]
+            return generators_turn(self.players, self.images, quantize=quantize, strength=both, anchors=LeCam.start())[
+                2
+            ]
         return judges_turn(self.players, self.images, quantize=quantize, strength=both, anchors=LeCam.start())[0]
 
 

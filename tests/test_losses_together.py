@@ -83,6 +83,7 @@ def played(name: str, play: str, *, rank: int, world: int) -> dict[str, Any]:
         last_layer=networks[0].last.weight,
         settings=settings,
         backward=torch.autograd.backward,
+        judge_weights=list(wrapped[1].parameters()),
         move_generator=mover(0),
         move_judge=mover(1),
     )

@@ -15,6 +15,7 @@ from smalti.conditions.labels import Labels, Nothing
 from smalti.data.codes import CodeShards, open_codes
 from smalti.data.painting import LABELS
 from smalti.errors import SmaltiError
+from smalti.losses.patch_discriminator import PatchSettings
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.training.folder import read_metrics
 from smalti.training.runs import OWN, condition_of
@@ -39,6 +40,7 @@ def test_photographs_are_the_originals_networks_trained_the_modern_way(recipe: s
     assert quantizer.name == "vq"
     assert quantizer == VQSettings(size=16384)  # all else is the modern default
     game = settings.objective.adversarial
+    assert isinstance(game.discriminator, PatchSettings)
     assert (game.play, game.early, game.discriminator.norm) == ("joint", True, "group")
     assert (settings.run.average, settings.run.precision, settings.optimiser.clip) == (0.05, "bf16-mixed", 1)
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import reference
 from smalti.errors import SmaltiError
 from smalti.losses.adversarial import ADVERSARIAL, LeCam
-from smalti.losses.discriminator import DISCRIMINATORS, Discriminator
+from smalti.losses.discriminator import DISCRIMINATORS
+from smalti.losses.discriminator_base import Discriminator
 from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, ReconstructionLoss
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
@@ -78,6 +79,7 @@ class Game:
             last_layer=self.tokenizer.decoder.last_layer,
             settings=self.settings,
             backward=torch.autograd.backward,
+            judge_weights=[weight for weight in self.judge.parameters() if weight.requires_grad],
             move_generator=mover(0),
             move_judge=mover(1),
             penalty=penalty,
@@ -216,7 +218,8 @@ def test_nothing_narrows_double_precision() -> None:
 R1 = {"r1": 5.0, "discriminator": {"name": "blur", "width": 8, "stem": 1, "spectral": True}}
 
 
-@pytest.mark.parametrize("judge", [{"name": name, "width": 8, "layers": 1, "stem": 1} for name in DISCRIMINATORS])
+# The projected one is always spectrally normalized, so that every forward moves its weights a little.
+@pytest.mark.parametrize("judge", [{"name": name, "width": 8, "layers": 1, "stem": 1} for name in ("patch", "blur")])
 @pytest.mark.parametrize("play", sorted(PLAYS))
 def test_the_penalty_is_that_of_each_picture_by_itself(play: str, judge: dict[str, Any]) -> None:
     game = Game(play=play, r1=5.0, discriminator=judge)
@@ -326,6 +329,7 @@ def test_label_maps_are_learned_alone(pixel: str) -> None:
         last_layer=tokenizer.decoder.last_layer,
         settings=settings,
         backward=torch.autograd.backward,
+        judge_weights=(),
         move_generator=step,
         move_judge=step,
     )

@@ -35,6 +35,7 @@ def test_a_protocol_is_its_plain_values(name: str, protocol: Any) -> None:
     assert (features is not None and features.network == "squeezenet") <= (
         "squeezenet" in name or name == "tokenizer"
     ), "a protocol in SqueezeNet's features says so in its name; the tokenizer's says it in the name of the score"
+    assert (features is not None and features.network == "efficientnet") <= ("efficientnet" in name)
 
 
 def test_the_scores_and_networks_are_those_there_are() -> None:

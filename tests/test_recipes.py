@@ -16,6 +16,7 @@ from small import SIDE, write_pictures
 from smalti.cli.main import app
 from smalti.errors import SmaltiError
 from smalti.losses.discriminator import DISCRIMINATORS
+from smalti.losses.patch_discriminator import PatchSettings
 from smalti.pipeline import Pipeline
 from smalti.pretrained import find_model
 from smalti.settings import as_mapping, parse
@@ -136,6 +137,7 @@ def test_what_all_tokenizers_share(recipe: str) -> None:
         assert (game.loss, game.balance, game.play, game.early) == ("hinge", "adaptive", "alternating", False)
         assert (game.ramp, game.lecam, game.limit) == (0, 0, 1e4)
         judge = game.discriminator
+        assert isinstance(judge, PatchSettings)
         assert (judge.norm, judge.width, judge.stem) == ("batch", 64, 1)
 
 
@@ -160,6 +162,7 @@ def test_tokenizers_with_a_game(
     pyramid, game = settings.model.pyramid, settings.objective.adversarial
     found = (settings.model.quantizer.size, list(pyramid.multipliers), pyramid.attention, pyramid.channels)
     assert found == model
+    assert isinstance(game.discriminator, PatchSettings)
     assert (settings.run.batch, game.start, game.weight, game.discriminator.layers) == (
         batch,
         disc_start * batch,

@@ -151,7 +151,7 @@ def folders(
     """Compare two sets of pictures: FID, KID, precision and recall, and what else the protocol asks for."""
     from smalti.devices import pick_device
     from smalti.errors import SmaltiError
-    from smalti.evaluation.measure import measure_sets
+    from smalti.evaluation.measure import measure_sets, with_available_network
     from smalti.evaluation.pictures import open_pictures
     from smalti.evaluation.protocols import SET_PROTOCOLS, choose
     from smalti.evaluation.statistics import holds_statistics, read_statistics
@@ -159,6 +159,11 @@ def folders(
     laid = [*_sized(size, "samples"), *_sized(size, "reference"), *(overrides or [])]
     chosen = choose(SET_PROTOCOLS, protocol, overrides=laid)
     known = holds_statistics(reference)
+    note = ""
+    if protocol is None and not known and not any(each.startswith("features.network=") for each in laid):
+        chosen, note = with_available_network(chosen)
+        if note:
+            CONSOLE.print(note, markup=False, soft_wrap=True)
     if known and statistics is not None:
         raise SmaltiError(f"{reference} holds statistics already; leave out --statistics")
     given = read_statistics(reference) if known else open_pictures(reference)
@@ -167,7 +172,7 @@ def folders(
         measured = measure_sets(
             source, given, protocol=chosen, device=place, progress=progress, batch=batch, statistics=statistics
         )
-    _finish(measured, out, model={}, notes=())
+    _finish(measured, out, model={}, notes=(note,) if note else ())
 
 
 @app.command("compare")

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from smalti.errors import SmaltiError, suggestion
 from smalti.evaluation.inception import CLASSES, SIDE, SPATIAL_CHANNELS, InceptionV3
 from smalti.evaluation.metrics import levels
+from smalti.losses.efficientnet import HEAD_WIDTH, EfficientNetClassifier, efficientnet_classifier
+from smalti.losses.efficientnet import SIDE as EFFICIENTNET_SIDE
 from smalti.losses.logits import IMAGENET_DEVIATION, IMAGENET_MEAN
 from smalti.losses.logits import SIDE as SQUEEZENET_SIDE
 from smalti.losses.perceptual import squeezenet, squeezenet_classifier
@@ -45,7 +47,7 @@ class FeatureNetwork(nn.Module, abc.ABC):
     """Pictures -> `Seen`. All parameters are frozen, and there is no training mode."""
 
     weights: str
-    """The name of its published weights in `smalti.weights`."""
+    """The name of its published weights, in `smalti.weights` unless they come with the installation."""
     about: str
     """What it is and how it resizes, as the end of "in the features of ..."."""
     names: ClassVar[Mapping[str, str]]
@@ -181,9 +183,42 @@ class SqueezeNetFeatures(FeatureNetwork):
         return made
 
 
+@final
+class EfficientNetFeatures(FeatureNetwork):
+    """EfficientNet-Lite0, whose weights come with the installation: D 1280, S 343, K 1000.
+
+    Its features are the means of the last map over positions, its spatial features 7 channels of that 7x7 map, its logits those
+    of ImageNet's classes. With PyTorch's initial weights.
+    """
+
+    weights = "efficientnet-lite0"
+    about = f"EfficientNet-Lite0; images resized to {EFFICIENTNET_SIDE}x{EFFICIENTNET_SIDE} (bilinear, antialiased)"
+    names: ClassVar[Mapping[str, str]] = {score: f"{score}_efficientnet" for score in SCORES}
+    width = HEAD_WIDTH
+    spatial_width = SPATIAL_CHANNELS * 7 * 7
+    classes = 1000
+
+    def __init__(self, network: EfficientNetClassifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def see(self, images: Tensor) -> Seen:
+        size = (EFFICIENTNET_SIDE, EFFICIENTNET_SIDE)
+        x = F.interpolate(images.float(), size, mode="bilinear", antialias=True) / 127.5 - 1  # (B,3,224,224)
+        maps, logits = self.network(x.contiguous(memory_format=torch.channels_last))  # (B,1280,7,7), (B,1000)
+        spatial = maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B,343)
+        return Seen(maps.mean((2, 3)), spatial, logits)
+
+    @classmethod
+    def published(cls, *, progress: Progress = unwatched) -> EfficientNetFeatures:
+        """With the installed weights, on the CPU; nothing is downloaded. Raises `SmaltiError` where the package is missing."""
+        return cls(efficientnet_classifier())
+
+
 NETWORKS: dict[str, Callable[..., FeatureNetwork]] = {
     "inception": InceptionFeatures.published,
     "squeezenet": SqueezeNetFeatures.published,
+    "efficientnet": EfficientNetFeatures.published,
 }
 
 

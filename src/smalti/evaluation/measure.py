@@ -7,6 +7,6 @@ the features that a protocol keeps.
 from smalti.evaluation.likelihood import measure_prior
 from smalti.evaluation.reconstructions import measure_tokenizer
 from smalti.evaluation.results import Measured
-from smalti.evaluation.sets import measure_sets
+from smalti.evaluation.sets import measure_sets, with_available_network
 
-__all__ = ["Measured", "measure_prior", "measure_sets", "measure_tokenizer"]
+__all__ = ["Measured", "measure_prior", "measure_sets", "measure_tokenizer", "with_available_network"]

@@ -67,7 +67,7 @@ class FeatureProtocol:
     - `neighbours`: k of precision and recall; `density_neighbours`: k of density and coverage.
     """
 
-    network: Literal["inception", "squeezenet"] = "inception"
+    network: Literal["inception", "squeezenet", "efficientnet"] = "inception"
     scores: tuple[Score, ...] = ALL_SCORES
     kept: Count = 10_000
     kept_seed: Annotated[int, Field(ge=0)] = 0
@@ -147,6 +147,11 @@ SET_PROTOCOLS: dict[str, SetProtocol] = {
         about="As folder-vs-folder, in SqueezeNet's features: to be compared with each other only, never with FID.",
         features=FeatureProtocol(network="squeezenet"),
     ),
+    "folder-vs-folder-efficientnet": SetProtocol(
+        about="As folder-vs-folder, in EfficientNet-Lite0's features, whose weights are installed with smalti: to be compared with "
+        "each other only, never with FID.",
+        features=FeatureProtocol(network="efficientnet"),
+    ),
     "imagenet-val-50k-center256": SetProtocol(
         about="50,000 pictures of 256x256, reconstructions or samples, against the 50,000 of ImageNet's validation set, "
         "scaled and centre-cropped as by ADM.",
@@ -194,6 +199,11 @@ PRIOR_PROTOCOLS: dict[str, PriorProtocol] = {
         about="As prior-samples, in SqueezeNet's features: to be compared with each other only, never with FID.",
         samples=5000,
         features=FeatureProtocol(network="squeezenet"),
+    ),
+    "prior-samples-efficientnet": PriorProtocol(
+        about="As prior-samples, in EfficientNet-Lite0's features: to be compared with each other only, never with FID.",
+        samples=5000,
+        features=FeatureProtocol(network="efficientnet"),
     ),
 }
 """For `smalti evaluate prior`; the first is the default."""

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -30,6 +30,29 @@ SAMPLERS_READ = 16
 
 SHOWN, SHOWN_SIDE = 8, 160
 """Pictures of each set that are kept to be shown, and the most pixels of their shorter sides."""
+
+
+class Available(NamedTuple):
+    """A protocol whose network can be had here."""
+
+    protocol: SetProtocol
+    note: str
+    """What was put in the place of what, or ""."""
+
+
+def with_available_network(protocol: SetProtocol) -> Available:
+    """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of EfficientNet."""
+    wanted = protocol.features.network
+    try:
+        feature_network(wanted)
+    except SmaltiError:
+        features = replace(protocol.features, network="efficientnet")
+        note = (
+            f"measured in EfficientNet-Lite0's features, for the weights of {wanted} are not on this machine: compare these scores "
+            "with each other only, never with FID (smalti doctor says which file is missing, and where it goes)"
+        )
+        return Available(replace(protocol, features=features), note)
+    return Available(protocol, "")
 
 
 def measure_sets(

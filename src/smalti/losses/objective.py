@@ -21,8 +21,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from smalti.losses.adversarial import ADVERSARIAL, adaptive_weight
-from smalti.losses.discriminator import DiscriminatorSettings, PatchSettings
+from smalti.losses.diff_augment import Policy
+from smalti.losses.discriminator import DiscriminatorSettings
+from smalti.losses.feature_distance import FeatureDistance, efficientnet_distance
 from smalti.losses.logits import LogitDistance, logit_distance
+from smalti.losses.patch_discriminator import PatchSettings
 from smalti.losses.perceptual import Perceptual, perceptual
 from smalti.losses.pixel import LABEL_LOSSES, PIXEL_LOSSES
 from smalti.processes import mean_of_all
@@ -59,11 +62,17 @@ class AdversarialSettings:
     discriminator that scores each picture by itself, so not one with norm "batch"."""
     r1_every: Annotated[int, Field(ge=1)] = 1
     """The penalty is taken in every so-manieth step only, and so many times as strong: 16 in StyleGAN2, which makes it cheap."""
+    augment: tuple[Policy, ...] = ()
+    """DiffAugment: random changes of real and generated images before the discriminator, the same for both: "color",
+    "translation", "cutout". They keep a discriminator from learning a small data set by heart."""
+    margin: Weight = 0.0
+    """The generator listens only while the discriminator is ahead: while the running means of its logits of real and of generated
+    images are more than this apart. 0 always listens."""
     discriminator: DiscriminatorSettings = PatchSettings()
 
     @model_validator(mode="after")
     def _each_by_itself(self) -> AdversarialSettings:
-        if self.r1 and self.discriminator.norm == "batch":
+        if self.r1 and self.discriminator.mixes_batch:
             raise ValueError(
                 f"r1 = {self.r1:g} penalises how a picture's logits change with that picture, but with discriminator.norm = "
                 f"'batch' they change with all others too; set discriminator.norm to group, or r1 to 0"
@@ -78,12 +87,17 @@ class ObjectiveSettings:
     pixel: Literal["l1", "l2", "bce", "cross_entropy"] = "l1"
     """"l1" and "l2" are for pictures in [-1, 1]; "bce" and "cross_entropy" for one-hot label maps in [0, 1], whose
     reconstructions are logits, and which have neither a perceptual term nor a discriminator."""
-    perceptual: Literal["none", "squeezenet", "vgg16", "alexnet"] = "squeezenet"
-    """The network of the LPIPS term; its published weights are looked for in $SMALTI_WEIGHTS, the cache, and then downloaded."""
+    perceptual: Literal["none", "efficientnet", "squeezenet", "vgg16", "alexnet"] = "squeezenet"
+    """The network of the perceptual term. "efficientnet": a distance of its features, whose weights come with the installation.
+    The others: LPIPS, whose published weights are looked for in $SMALTI_WEIGHTS, the cache, and then downloaded."""
     perceptual_weight: Weight = 1.0
     """With 0 the network is not even loaded."""
     perceptual_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout in the perceptual term while training. The original's accident is 0.5; 0 makes a steadier loss of the same mean."""
+    perceptual_shift: Annotated[int, Field(ge=0)] = 0
+    """In training, image and reconstruction are shifted by up to this many pixels down and right before the perceptual network,
+    both alike, drawn anew each step. A network that subsamples prefers patterns with the period of its strides; where its grid
+    never moves against the decoder's, the decoder learns to paint them."""
     logits: Literal["none", "squeezenet", "resnet50", "resnet50-v2"] = "none"
     """The classifier of ImageNet whose logits are compared, beside the LPIPS term or in its place; weights are found likewise."""
     logits_weight: Weight = 0.1
@@ -99,6 +113,15 @@ class ObjectiveSettings:
             "logits": (self.logits, self.logits_weight),
         }
         return tuple(name for name, (network, weight) in chosen.items() if network != "none" and weight)
+
+    @model_validator(mode="after")
+    def _dropout_is_of_lpips(self) -> ObjectiveSettings:
+        if self.perceptual == "efficientnet" and self.perceptual_dropout:
+            raise ValueError(
+                f"perceptual_dropout = {self.perceptual_dropout:g} is a dropout of LPIPS's weights, and the distance of "
+                f"efficientnet has none; set it to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_are_not_pictures(self) -> ObjectiveSettings:
@@ -133,8 +156,9 @@ class NoDistance(nn.Module):
         return others.new_zeros(len(others))
 
 
-PERCEPTUAL: dict[str, Callable[[float], Perceptual | NoDistance]] = {  # of the dropout
+PERCEPTUAL: dict[str, Callable[[float], Perceptual | FeatureDistance | NoDistance]] = {  # of the dropout
     "none": lambda dropout: NoDistance(),
+    "efficientnet": lambda dropout: efficientnet_distance(),
     "squeezenet": lambda dropout: perceptual("squeezenet", dropout=dropout),
     "vgg16": lambda dropout: perceptual("vgg16", dropout=dropout),
     "alexnet": lambda dropout: perceptual("alexnet", dropout=dropout),
@@ -166,9 +190,11 @@ class ReconstructionLoss(nn.Module):
         self.weight = settings.perceptual_weight
         self.logits_weight = settings.logits_weight
 
-    def forward(self, images: Tensor, reconstructions: Tensor) -> Reconstruction:
+    def forward(self, images: Tensor, reconstructions: Tensor, shift: tuple[int, int] = (0, 0)) -> Reconstruction:
+        """`shift`: pixels (down, right) by which the perceptual network's grid is moved over both, see `perceptual_shift`."""
         pixel = self.pixel(images, reconstructions).mean()
-        perceptual = self.perceptual(images, reconstructions).mean()
+        down, right = shift
+        perceptual = self.perceptual(images[..., down:, right:], reconstructions[..., down:, right:]).mean()
         logits = self.logits(images, reconstructions).mean()
         total = pixel + self.weight * perceptual + self.logits_weight * logits
         return Reconstruction(total, pixel, perceptual, logits)

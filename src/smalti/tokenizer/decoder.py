@@ -13,7 +13,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle, start_as_shortcuts, swish
+from smalti.tokenizer.convolutions import Convolution
 from smalti.tokenizer.encoder import PyramidSettings
+
+
+@final
+class Finish(nn.Module):
+    """(B,C',H,W) -> (B,C,H,W) at full resolution: swish and a 3x3 convolution, whose weights are the same for every pixel.
+
+    Pixels that weights of their own have made out of one square of the stem differ by their place in it, as a hatch; this
+    convolution looks across squares and can even them out.
+    """
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(swish(x))  # type: ignore[no-any-return]
 
 
 @final
@@ -24,7 +41,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths, last = pyramid.widths, len(pyramid.widths) - 1
         self.stem = pyramid.stem
-        self.conv_in = nn.Conv2d(pyramid.latent_channels, widths[-1], 3, padding=1)
+        self.conv_in = Convolution(pyramid.latent_channels, widths[-1], 3, padding=1)
         self.middle = middle(widths[-1], attention=pyramid.middle_attention, dropout=pyramid.dropout)
         # Level 0 is the highest resolution here as in the encoder; they run from the last to the first.
         self.stages = nn.ModuleList(
@@ -42,22 +59,24 @@ class Decoder(nn.Module):
             for level in range(len(widths))
         )
         self.norm_out = group_norm(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], pyramid.channels * pyramid.stem**2, 3, padding=1)
+        unfolded = pyramid.output_channels or pyramid.channels
+        self.conv_out = Convolution(widths[0], unfolded * pyramid.stem**2, 3, padding=1)
         _start_even(self.conv_out, pyramid.stem)
+        self.finish = Finish(unfolded, pyramid.channels) if pyramid.output_channels else nn.Identity()
         if pyramid.zero_residuals:
             start_as_shortcuts(self)
 
     @property
     def last_layer(self) -> Tensor:
         """The weight whose gradients balance reconstruction against the discriminator (Eq. 7)."""
-        return self.conv_out.weight
+        return self.finish.convolution.weight if isinstance(self.finish, Finish) else self.conv_out.weight
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.middle(self.conv_in(latents))  # (B, width m, h, w)
         for stage, upsample in zip(reversed(self.stages), reversed(self.upsamples), strict=True):
             x = upsample(stage(x))  # (B, width m, .., ..)
         x = self.conv_out(swish(self.norm_out(x)))  # (B, C s^2, H/s, W/s)
-        return F.pixel_shuffle(x, self.stem)  # (B, C, H, W)
+        return self.finish(F.pixel_shuffle(x, self.stem))  # type: ignore[no-any-return]  # (B, C, H, W)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from smalti.settings import settings
 from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, start_as_shortcuts, swish
+from smalti.tokenizer.convolutions import Convolution
 
 
 @settings
@@ -24,6 +25,10 @@ class PyramidSettings:
     """Channels of a picture: 3 colour, 1 grayscale or depth, n one-hot labels."""
     stem: Annotated[int, Field(ge=1)] = 1
     """Space-to-depth before the first convolution: 2 does all work at half resolution (about 4 times less of it)."""
+    output_channels: Annotated[int, Field(ge=0)] = 0
+    """Channels that the decoder unfolds to full resolution, where a last 3x3 convolution makes the image of them. 0: the last
+    convolution works at 1/stem of the resolution and makes each pixel of a square by weights of its own, which shows as a hatch
+    with the period of the stem. With a stem of 1 there is nothing to unfold, and it is 0."""
     width: Annotated[int, Field(ge=8)] = 64
     """Channels at the highest resolution."""
     multipliers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 2)
@@ -50,6 +55,13 @@ class PyramidSettings:
             raise ValueError(f"there are the levels 0 to {levels - 1}, one for each multiplier")
         return attention
 
+    @field_validator("output_channels")
+    @classmethod
+    def _there_is_something_to_unfold(cls, output_channels: int, info: ValidationInfo) -> int:
+        if output_channels and info.data.get("stem") == 1:
+            raise ValueError("with a stem of 1 the last convolution works at full resolution already; set it to 0")
+        return output_channels
+
     @property
     def factor(self) -> int:
         """f = H/h."""
@@ -69,7 +81,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths, last = pyramid.widths, len(pyramid.widths) - 1
         self.stem = pyramid.stem
-        self.conv_in = nn.Conv2d(pyramid.channels * pyramid.stem**2, widths[0], 3, padding=1)
+        self.conv_in = Convolution(pyramid.channels * pyramid.stem**2, widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
             Stage(
                 widths[max(level - 1, 0)],
@@ -86,7 +98,7 @@ class Encoder(nn.Module):
         )
         self.middle = middle(widths[-1], attention=pyramid.middle_attention, dropout=pyramid.dropout)
         self.norm_out = group_norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], pyramid.latent_channels, 3, padding=1)
+        self.conv_out = Convolution(widths[-1], pyramid.latent_channels, 3, padding=1)
         if pyramid.zero_residuals:
             start_as_shortcuts(self)
 

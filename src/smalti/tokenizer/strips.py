@@ -33,6 +33,7 @@ from torch.nn import functional as F
 
 from smalti.errors import SmaltiError
 from smalti.tokenizer.blocks import AttentionBlock, Downsample, ResidualBlock, Stage, Upsample, plus, swish
+from smalti.tokenizer.decoder import Finish
 from smalti.tokenizer.quantizers import Quantized
 from smalti.tokenizer.strips_maps import Map, Room, Rows, gathered
 from smalti.tokenizer.strips_work import Progress, Work, decoder_work, encoder_work, unwatched
@@ -74,7 +75,12 @@ def _decoded(model: VQGAN, latents: Tensor, walk: _Walk) -> Iterator[Tensor]:
     x = walk.along(decoder.middle, x)  # (B, width m, h, w)
     for stage, upsample in zip(reversed(decoder.stages), reversed(decoder.upsamples), strict=True):
         x = walk.along(upsample, walk.along(stage, x))  # (B, width m, .., ..)
-    for strip in walk.strips(decoder.conv_out, activated(decoder.norm_out, x), x.height):  # (B, C s^2, r/s, W/s)
+    last = activated(decoder.norm_out, x)
+    if isinstance(decoder.finish, Finish):
+        folded, stem = walk.through(decoder.conv_out, last, x.height), decoder.stem  # (B, C' s^2, H/s, W/s)
+        yield from walk.finer(stem).strips(decoder.finish, unfolded(folded, stem), folded.height * stem)  # (B, C, r, W)
+        return
+    for strip in walk.strips(decoder.conv_out, last, x.height):  # (B, C s^2, r/s, W/s)
         yield F.pixel_shuffle(strip, decoder.stem)  # (B, C, r, W)
 
 
@@ -163,6 +169,17 @@ def activated(norm: nn.GroupNorm, x: Map) -> Rows:
     return lambda first, last: swish(read(first, last))
 
 
+def unfolded(x: Map, stem: int) -> Rows:
+    """Rows of the map's squares unfolded to pixels, (B,C s^2,H/s,W/s) -> (B,C,r,W), the caller's own."""
+
+    def read(first: int, last: int) -> Tensor:
+        squares = x.read(first // stem, -(-last // stem))
+        begin = first % stem
+        return F.pixel_shuffle(squares, stem)[:, :, begin : begin + last - first].clone()
+
+    return read
+
+
 class _Reach(NamedTuple):
     """Which rows a layer makes of which."""
 
@@ -181,6 +198,8 @@ def _reach(layer: nn.Module) -> _Reach:
         return _Reach(gives=2, above=1, below=1)
     if isinstance(layer, Downsample):
         return _Reach(takes=2, below=1)
+    if isinstance(layer, Finish):
+        layer = layer.convolution
     assert isinstance(layer, nn.Conv2d)
     assert (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
     return _Reach(above=1, below=1)
@@ -202,6 +221,10 @@ class _Walk:
         # A row of the highest map is a row of squares of stem x stem pixels.
         within = max(1, rows // model.settings.pyramid.stem)
         return cls(within, Room(kept=kept, folder=Path(tempfile.gettempdir()) if folder is None else folder), work)
+
+    def finer(self, times: int) -> _Walk:
+        """The same over maps of so many times the rows."""
+        return _Walk(self._rows * times, self._room, self._work)
 
     def bounds(self, height: int, reach: _Reach) -> Iterator[tuple[int, int]]:
         """(first, last) of each strip of what a layer makes, `height` rows; neither it nor its input has more than `rows`."""

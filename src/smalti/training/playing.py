@@ -9,7 +9,7 @@ Source: arXiv 2012.09841, equations 5 to 7, and its published code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, final
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from smalti.losses.adversarial import ADVERSARIAL, LeCam, gradient_penalty, lecam
+from smalti.losses.diff_augment import Augmentation, draw_augmentation
 from smalti.losses.objective import (
     AdversarialSettings,
     ObjectiveSettings,
@@ -40,6 +41,26 @@ class Strength(NamedTuple):
     """Factor in [0,1] of the discriminator's loss."""
 
 
+class Draws(NamedTuple):
+    """What chance decides in one step."""
+
+    shift: tuple[int, int]
+    """Pixels (down, right) by which the perceptual network's grid is moved over the images."""
+    augmentation: Augmentation
+    """Of the images that the discriminator sees."""
+
+
+UNCHANGED = Draws((0, 0), Augmentation(None, None, None))
+"""Nothing is shifted or changed."""
+
+
+def draws_of(settings: ObjectiveSettings, batch: int, *, generator: torch.Generator) -> Draws:
+    """Settings, and how many images there are -> the draws of one step. Nothing is drawn that no setting asks for."""
+    largest = settings.perceptual_shift
+    down, right = torch.randint(largest + 1, (2,), generator=generator).tolist() if largest else (0, 0)
+    return Draws((down, right), draw_augmentation(settings.adversarial.augment, batch, generator=generator))
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Players:
@@ -53,12 +74,15 @@ class Players:
     last_layer: Tensor
     """The decoder's last weight, for equation 7."""
     settings: ObjectiveSettings
-    backward: Callable[[Tensor], object]
-    """A loss () -> gradients in all that it depends on."""
+    backward: Callable[..., object]
+    """A loss () -> gradients in all that it depends on, or in `inputs=` alone."""
+    judge_weights: Sequence[Tensor]
+    """What the discriminator learns, so that its loss is sent no further."""
     move_generator: Callable[[], Tensor]
     """Step along the tokenizer's gradients and forget them -> their norm ()."""
     move_judge: Callable[[], Tensor]
     """Likewise for the discriminator."""
+    draws: Draws = UNCHANGED
     penalty: float = 1.0
     """Factor of R1 in this step; see `penalty_at`."""
 
@@ -119,7 +143,9 @@ def joint(players: Players, images: Tensor, *, quantize: Quantize, strength: Str
     settings = players.settings.adversarial
     taken = _pass(players, images, quantize)
     asked_of = _asked_of(players, images, strength)
-    fake, real = players.judge(taken.pictures), players.judge(asked_of)
+    augment = players.draws.augmentation
+    listening = strength.generator * _is_ahead(settings, anchors)
+    fake, real = players.judge(augment(taken.pictures)), players.judge(augment(asked_of))
     balanced = balanced_gradient(
         taken.reconstructions,
         taken.pictures,
@@ -127,10 +153,10 @@ def joint(players: Players, images: Tensor, *, quantize: Quantize, strength: Str
         fake=fake,
         last_layer=players.last_layer,
         settings=settings,
-        strength=strength.generator,
+        strength=listening,
     )
     learned, anchors = _judge_learns(players, asked_of, real, fake, strength=strength, anchors=anchors)
-    asked = {"generator": balanced.generator} if strength.generator else {}
+    asked = {"generator": balanced.generator} if listening else {}
     values = {
         **_values(players, taken),
         **asked,
@@ -143,13 +169,15 @@ def joint(players: Players, images: Tensor, *, quantize: Quantize, strength: Str
 
 def alternating(players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam) -> Played:
     """The original's two turns on each batch: the generator steps, and then the discriminator on new reconstructions."""
-    features, quantized, values = generators_turn(players, images, quantize=quantize, strength=strength)
+    features, quantized, values = generators_turn(
+        players, images, quantize=quantize, strength=strength, anchors=anchors
+    )
     learned, anchors = judges_turn(players, images, quantize=quantize, strength=strength, anchors=anchors)
     return Played(features, quantized.codes, anchors, values | learned)
 
 
 def generators_turn(
-    players: Players, images: Tensor, *, quantize: Quantize, strength: Strength
+    players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam
 ) -> tuple[Tensor, Quantized, Values]:
     """The first turn of `alternating` -> features (B,D,h,w), codes, and what is recorded.
 
@@ -162,13 +190,14 @@ def generators_turn(
         taken.reconstructions,
         taken.pictures,
         distance=taken.distance.total,
-        fake=players.judge(taken.pictures),
+        fake=players.judge(players.draws.augmentation(taken.pictures)),
         last_layer=players.last_layer,
         settings=players.settings.adversarial,
     )
-    weight = strength.generator * pull.weight
+    listening = strength.generator * _is_ahead(players.settings.adversarial, anchors)
+    weight = listening * pull.weight
     # Where nothing is listened to, a gradient that is not finite does no harm either.
-    gradient = pull.toward_data + weight * pull.toward_real if strength.generator else pull.toward_data
+    gradient = pull.toward_data + weight * pull.toward_real if listening else pull.toward_data
     codebook = players.settings.codebook_weight * taken.quantized.loss.detach()
     total = taken.distance.total.detach() + weight * pull.generator + codebook
     values = {
@@ -193,7 +222,8 @@ def judges_turn(
     with torch.no_grad():
         _, _, reconstructions = players.generate(images, quantize)
     asked_of = _asked_of(players, images, strength)
-    real, fake = players.judge(asked_of), players.judge(_precise(reconstructions))
+    augment = players.draws.augmentation
+    real, fake = players.judge(augment(asked_of)), players.judge(augment(_precise(reconstructions)))
     return _judge_learns(players, asked_of, real, fake, strength=strength, anchors=anchors)
 
 
@@ -213,7 +243,8 @@ def _precise(images: Tensor) -> Tensor:
 def _pass(players: Players, images: Tensor, quantize: Quantize) -> _Pass:
     features, quantized, reconstructions = players.generate(images, quantize)
     pictures = _precise(reconstructions.detach()).requires_grad_()
-    return _Pass(features, quantized, reconstructions, pictures, players.score(images, pictures))
+    distance = players.score(images, pictures, players.draws.shift)
+    return _Pass(features, quantized, reconstructions, pictures, distance)
 
 
 def _values(players: Players, taken: _Pass) -> Values:
@@ -234,6 +265,11 @@ def _learn(players: Players, taken: _Pass, gradient: Tensor) -> Tensor:
     surrogate = (_precise(taken.reconstructions) * gradient).sum()
     players.backward(surrogate + players.settings.codebook_weight * taken.quantized.loss)
     return players.move_generator()
+
+
+def _is_ahead(settings: AdversarialSettings, anchors: LeCam) -> bool:
+    """Whether the discriminator knows real from generated images by the margin; without a margin it is always believed."""
+    return not settings.margin or bool(anchors.real - anchors.fake > settings.margin)
 
 
 def _r1(players: Players, strength: Strength) -> float:
@@ -263,5 +299,5 @@ def _judge_learns(
     if weight := _r1(players, strength):
         values["r1"] = gradient_penalty(real, images)
         total = total + 0.5 * weight * values["r1"]
-    players.backward(total)
+    players.backward(total, inputs=players.judge_weights)
     return {**_detached(values), "discriminator_gradient_norm": players.move_judge()}, anchors

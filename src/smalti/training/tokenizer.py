@@ -27,7 +27,7 @@ from smalti.images import grid
 from smalti.losses.adversarial import LeCam, ramp
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.losses.objective import AdversarialSettings, ReconstructionLoss
-from smalti.processes import everyones
+from smalti.processes import everyones, world
 from smalti.settings import amount
 from smalti.tokenizer.blocks import as_channels_last
 from smalti.tokenizer.quantizers import Quantized
@@ -38,7 +38,7 @@ from smalti.training.config import PictureSettings, TokenizerTraining
 from smalti.training.launching import synchronised
 from smalti.training.loop import Stage, stream
 from smalti.training.optimiser import build_optimiser, exported
-from smalti.training.playing import Played, Players, Quantize, Strength, penalty_at, play_of
+from smalti.training.playing import Draws, Played, Players, Quantize, Strength, draws_of, penalty_at, play_of
 from smalti.training.stepping import (
     Mover,
     Moves,
@@ -181,9 +181,8 @@ class TokenizerStage(Stage):
         if run.compile:
             compiled(tokenizer_stages(self.tokenizer), device=fabric.device)
         self.optimiser: Any = build_optimiser([{"params": list(self.tokenizer.parameters())}], settings.optimiser)
-        self.judge_optimiser: Any = build_optimiser(
-            [{"params": list(self.judge.parameters())}], settings.discriminator_optimiser
-        )
+        self.judge_weights = [weight for weight in self.judge.parameters() if weight.requires_grad]
+        self.judge_optimiser: Any = build_optimiser([{"params": self.judge_weights}], settings.discriminator_optimiser)
         self.generate: Any
         self.generate, self.optimiser = fabric.setup(_Joined(self.tokenizer), self.optimiser)
         self.judged: Any
@@ -207,7 +206,8 @@ class TokenizerStage(Stage):
         images = self._on_device(batch)  # (B,C,H,W)
         moves = Moves(seen=seen, at_once=self.alternating)
         bring_back = kept_buffers(self.judge)
-        played = self._played(moves, images, seen=seen, quantize=quantize)
+        draws = self._draws(len(images), generator)
+        played = self._played(moves, images, seen=seen, quantize=quantize, draws=draws)
         values = mean_of_processes(self.fabric, played.values)
         broken = moves.finish(values)
         mended: dict[str, Tensor] = {}
@@ -220,14 +220,23 @@ class TokenizerStage(Stage):
         self.lecam = played.anchors
         return {**values, **mended}
 
-    def _played(self, moves: Moves, images: Tensor, *, seen: int, quantize: Quantize) -> Played:
+    def _draws(self, batch: int, generator: torch.Generator) -> Draws:
+        """What chance decides for the images of this process: its share of what one process would draw for all of them."""
+        draws = draws_of(self.settings.objective, batch * world(), generator=generator)
+        mine = slice(self.fabric.global_rank, None, world())
+        return draws._replace(augmentation=draws.augmentation.part(mine))
+
+    def _played(self, moves: Moves, images: Tensor, *, seen: int, quantize: Quantize, draws: Draws) -> Played:
         """The game on each part of the batch (B,C,H,W) -> what it leaves behind, of the whole batch."""
         strength = strength_at(seen, length=self.settings.run.length, settings=self.settings.objective.adversarial)
         parts = images.chunk(self.settings.run.accumulate)
         played = []
+        first = 0
         for number, part in enumerate(parts, 1):
             moves.whole = number == len(parts)
-            players = self._players(moves, seen=seen, parts=len(parts))
+            its = draws._replace(augmentation=draws.augmentation.part(slice(first, first + len(part))))
+            first += len(part)
+            players = self._players(moves, seen=seen, parts=len(parts), draws=its)
             with gathering(self.fabric, (self.generate, self.judged), last=moves.whole):
                 played.append(self.play(players, part, quantize=quantize, strength=strength, anchors=self.lecam))
         if len(played) == 1:
@@ -242,7 +251,7 @@ class TokenizerStage(Stage):
             values=mean_of_parts([each.values for each in played]),
         )
 
-    def _players(self, moves: Moves, *, seen: int, parts: int) -> Players:
+    def _players(self, moves: Moves, *, seen: int, parts: int, draws: Draws) -> Players:
         """Both networks as they step after `seen` pictures, on one of several parts of the batch."""
         backward = self.fabric.backward
         return Players(
@@ -251,7 +260,9 @@ class TokenizerStage(Stage):
             score=self.score,
             last_layer=self.tokenizer.decoder.last_layer,
             settings=self.settings.objective,
-            backward=backward if parts == 1 else lambda loss: backward(loss / parts),
+            backward=backward if parts == 1 else lambda loss, **kwargs: backward(loss / parts, **kwargs),
+            judge_weights=self.judge_weights,
+            draws=draws,
             move_generator=moves.of(self.mover),
             move_judge=moves.of(self.judge_mover),
             penalty=penalty_at(seen // self.settings.run.batch, settings=self.settings.objective.adversarial),

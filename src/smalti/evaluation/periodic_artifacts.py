@@ -1,0 +1,77 @@
+"""How strongly a hatch lies over images: the energy at the frequencies of a period, relative to that of the frequencies around.
+
+A decoder that makes squares of pixels by weights of their own leaves a pattern that repeats with the square. In the spectrum it
+is a lattice of peaks over what real images have there, which falls off smoothly.
+
+Letters: B batch, C channels, H W pixels, p period.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from smalti.errors import SmaltiError
+
+PEAK = 1.5
+"""Frequencies up to this far (in steps of the spectrum) belong to a peak: its own, and those that the window smears it over."""
+RING = (3.0, 7.0)
+"""Frequencies this far belong to its surroundings."""
+
+
+def mean_spectrum(batches: Iterable[Tensor]) -> Tensor:
+    """Batches of images (B,C,H,W), all of one size -> the mean power (H,W) of their gray values at each frequency, float64.
+
+    Each image is multiplied by a Hann window, without which its borders would lay a cross over the spectrum. Raises `SmaltiError`
+    where there is no image.
+    """
+    total, count = torch.zeros(()), 0
+    for images in batches:
+        gray = images.double().mean(1)  # (B,H,W)
+        height, width = gray.shape[1:]
+        rows, columns = (torch.hann_window(side, periodic=False, dtype=torch.float64) for side in (height, width))
+        windowed = (gray - gray.mean((1, 2), keepdim=True)) * torch.outer(rows, columns).to(gray.device)
+        total = total + torch.fft.fft2(windowed).abs().square().sum(0).cpu()
+        count += len(images)
+    if not count:
+        raise SmaltiError("there are no images to measure a hatch in; name a folder that holds some")
+    return total / count
+
+
+def hatch(spectrum: Tensor, *, period: int) -> float:
+    """A spectrum (H,W) of `mean_spectrum` -> the energy at the lattice of a period over that around, 1 where nothing repeats.
+
+    It is the geometric mean over all peaks of the lattice of mean power near the peak / mean power in a ring around it. Raises
+    `SmaltiError` for a period below 2, and for images so small that rings of neighboring peaks overlap.
+    """
+    height, width = spectrum.shape
+    if period < 2 or min(height, width) < period * 2 * RING[1]:
+        raise SmaltiError(
+            f"a hatch of period {period} cannot be measured in images of {height}x{width}; a period is 2 or more, and the images "
+            f"need {period * 2 * RING[1]:.0f} pixels each way"
+        )
+    ratios = [
+        math.log(float(spectrum[near].mean()) / float(spectrum[around].mean()))
+        for near, around in _peaks(height, width, period)
+    ]
+    return math.exp(sum(ratios) / len(ratios))
+
+
+def _peaks(height: int, width: int, period: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each peak of the lattice but the mean: masks (H,W) of what is near it and of the ring around it."""
+    rows = torch.arange(height, dtype=torch.float64)[:, None]
+    columns = torch.arange(width, dtype=torch.float64)[None]
+    for down in range(period):
+        for right in range(period):
+            if (down, right) == (0, 0):
+                continue
+            # Frequencies wrap around: the distance is the shorter way.
+            vertical = (rows - down * height / period).remainder(height)
+            horizontal = (columns - right * width / period).remainder(width)
+            distance = torch.hypot(
+                torch.minimum(vertical, height - vertical), torch.minimum(horizontal, width - horizontal)
+            )
+            yield distance <= PEAK, (distance >= RING[0]) & (distance <= RING[1])

@@ -1,0 +1,272 @@
+"""Patch discriminators: an image -> a grid of logits, one for each overlapping patch, high where the patch looks real.
+
+Letters: B batch, C channels, H W pixels, s stem (the factor of space-to-depth), h w grid of patch logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from smalti.errors import SmaltiError
+from smalti.losses.discriminator_base import Discriminator, spectrally_normalised
+from smalti.processes import everyones, first_ones
+from smalti.settings import settings
+
+
+@final
+class ActNorm(nn.Module):
+    """(B,C,h,w) -> scale * (x + loc), with a `loc` and a `scale` for each channel, which no batch moves after the first.
+
+    Kingma and Dhariwal 2018, "Glow", section 3.1. The first forward in training mode sets both so that its own result has
+    mean 0 and deviation 1 in every channel; from then on they are learned like any weight, and a logit depends on its
+    picture alone. In evaluation before that, they are used as they are. `initialized`, uint8 (), is kept with the weights.
+
+    Several processes start from the batches of all, as one process would, so that their copies stay alike.
+    """
+
+    initialized: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.scale = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.uint8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.initialized:
+            self._start(x)
+        return self.scale * (x + self.loc)  # (B,C,h,w)
+
+    @torch.no_grad()
+    def _start(self, x: Tensor) -> None:
+        precise = everyones(x.to(torch.promote_types(x.dtype, torch.float32)))
+        deviation, mean = torch.std_mean(precise, (0, 2, 3), correction=1, keepdim=True)  # (1,C,1,1)
+        self.loc.copy_(-mean)
+        self.scale.copy_(1.0 / (deviation + 1e-6))  # the original's constant
+        for parameter in (self.loc, self.scale):
+            first_ones(parameter)  # machines that differ may have rounded differently
+        self.initialized.fill_(1)
+
+
+class Norm(NamedTuple):
+    """How to make a normalisation layer for so many channels, and whether the convolution before it keeps its bias."""
+
+    build: Callable[[int], nn.Module]
+    bias: bool
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+# BatchNorm subtracts the mean of every channel, so a bias before it would have no effect; GroupNorm subtracts only the
+# mean of a group of channels. Before ActNorm the original keeps the bias, although `loc` could do its work.
+NORMS: dict[str, Norm] = {
+    "batch": Norm(build=nn.BatchNorm2d, bias=False),
+    "group": Norm(build=_group_norm, bias=True),
+    "act": Norm(build=ActNorm, bias=True),
+    "none": Norm(build=lambda channels: nn.Identity(), bias=True),
+}
+
+
+@settings
+class PatchSettings:
+    """The settings of `PatchDiscriminator`.
+
+    - `channels`: of the pictures. A conditional discriminator has the condition's channels too: it is given both, joined along
+      the channels.
+    - `width`: channels after the first convolution; doubled by each later one, at most eightfold.
+    - `layers`: how many convolutions halve the resolution. 3 looks at patches of 70 x 70 pixels, 2 at 34 x 34 (the
+      paper's ImageNet model with 16384 codes has 2).
+    - `norm`: "batch" is the reference: its statistics, and so every logit, depend on the rest of the batch, and are not
+      shared between devices. "group" scores each picture by itself, alike in training and evaluation. "act" too, once the
+      first training batch has set its scales; it is an option of the original. "none" goes with `spectral` or with R1.
+    - `spectral`: every convolution's weight is divided by its largest singular value, see `spectrally_normalised`.
+    - `stem`: squares of stem x stem pixels are first folded into channels, without loss, so that every convolution
+      works on 1/stem of the resolution and sees a patch stem times as wide. 1 is the reference; 2 suits small machines.
+    """
+
+    name: Literal["patch"] = "patch"
+    channels: Annotated[int, Field(ge=1)] = 3
+    width: Annotated[int, Field(ge=1)] = 64
+    layers: Annotated[int, Field(ge=1, le=6)] = 3
+    norm: Literal["batch", "group", "act", "none"] = "group"
+    spectral: bool = False
+    stem: Annotated[int, Field(ge=1, le=8)] = 1
+
+    @property
+    def mixes_batch(self) -> bool:
+        """Whether the logits of an image depend on the rest of the batch."""
+        return self.norm == "batch"
+
+
+@final
+class PatchDiscriminator(Discriminator):
+    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (stem * 2**layers)) - 2, and w alike.
+
+    PatchGAN (Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2), as
+    used by VQGAN (Esser et al. 2021). Convolution weights begin as N(0, 0.02), the scales of the norms as N(1, 0.02).
+
+    Raises `SmaltiError` for pictures of other channels, too small for one logit, or not divisible by the stem.
+    """
+
+    def __init__(self, settings: PatchSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        norm = NORMS[settings.norm]
+        width = settings.width
+        layers: list[nn.Module] = [
+            nn.Conv2d(settings.channels * settings.stem**2, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+        for depth in range(1, settings.layers + 1):
+            wider = settings.width * min(2**depth, 8)
+            stride = 2 if depth < settings.layers else 1
+            layers += [
+                nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=norm.bias),
+                norm.build(wider),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+            width = wider
+        layers.append(nn.Conv2d(width, 1, 4, stride=1, padding=1))
+        self.main = nn.Sequential(*layers)  # indices as in the original, so that its checkpoints need no key table
+        self.main.apply(_initialise)
+        if settings.spectral:
+            spectrally_normalised(self.main)
+
+    @property
+    def smallest(self) -> int:
+        """The smallest height and width, in pixels, that give a logit."""
+        return 3 * self.settings.stem << self.settings.layers
+
+    def forward(self, images: Tensor) -> Tensor:
+        _check(images, self.settings, smallest=self.smallest)
+        folded = F.pixel_unshuffle(images, self.settings.stem)  # (B,C*s*s,H/s,W/s)
+        logits: Tensor = self.main(folded)  # (B,1,h,w)
+        return logits
+
+
+@final
+class BlurPool(nn.Module):
+    """(B,C,H,W) -> (B,C,H/2,W/2), rounded down: blurred by (1,3,3,1) each way, then every second pixel.
+
+    Zhang 2019, "Making Convolutional Networks Shift-Invariant Again": what a plain stride throws away folds back as false
+    patterns, and a discriminator that sees them teaches them. As in StyleGAN2, pictures are continued with zeros.
+    """
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        line = torch.tensor((1.0, 3.0, 3.0, 1.0)) / 8
+        self.register_buffer("kernel", torch.outer(line, line).view(1, 1, 4, 4), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        kernels = self.kernel.expand(channels, -1, -1, -1)
+        return F.conv2d(x, kernels, stride=2, padding=1, groups=channels)  # (B,C,H/2,W/2)
+
+
+@settings
+class BlurSettings:
+    """The settings of `BlurDiscriminator`.
+
+    - `channels`, `width`, `spectral` and `stem`: as in `PatchSettings`.
+    - `layers`: how many times the resolution is halved after the stem. It looks at patches of 9 * 2**layers - 4 pixels, times the
+      stem: 64 x 64 for 2 and stem 2, which has an eighth of the resolution in all, as the reference with 3 layers.
+    - `norm`: "group" or "none"; there is none whose logits depend on other pictures.
+    """
+
+    name: Literal["blur"] = "blur"
+    channels: Annotated[int, Field(ge=1)] = 3
+    width: Annotated[int, Field(ge=1)] = 128
+    layers: Annotated[int, Field(ge=1, le=6)] = 2
+    norm: Literal["group", "none"] = "group"
+    spectral: bool = False
+    stem: Annotated[int, Field(ge=1, le=8)] = 2
+
+    @property
+    def mixes_batch(self) -> bool:
+        """Whether the logits of an image depend on the rest of the batch."""
+        return False
+
+
+@final
+class BlurDiscriminator(Discriminator):
+    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (stem * 2**layers)), and w alike.
+
+    After MaskBit's (Weber et al. 2024, arXiv 2409.16211): 3x3 convolutions, GroupNorm, blurred subsampling. The
+    convolution that widens comes after the subsampling and not before it, which costs a quarter of the products, and the
+    logits are not pooled to a fixed grid. Convolution weights keep PyTorch's initial values; each adds its bias.
+
+    Raises `SmaltiError` for pictures of other channels, too small for 2 x 2 logits, or not divisible by the stem.
+    """
+
+    def __init__(self, settings: BlurSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        width = settings.width
+        layers: list[nn.Module] = [
+            nn.Conv2d(settings.channels * settings.stem**2, width, 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
+        for depth in range(1, settings.layers + 1):
+            wider = settings.width * min(2**depth, 8)
+            layers += [
+                BlurPool(),
+                nn.Conv2d(width, wider, 3, padding=1),
+                NORMS[settings.norm].build(wider),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+            width = wider
+        layers.append(nn.Conv2d(width, 1, 3, padding=1))
+        self.main = nn.Sequential(*layers)
+        if settings.spectral:
+            spectrally_normalised(self.main)
+
+    @property
+    def smallest(self) -> int:
+        """The smallest height and width, in pixels: 2 x 2 logits, since a single position cannot be normalised."""
+        return 2 * self.settings.stem << self.settings.layers
+
+    def forward(self, images: Tensor) -> Tensor:
+        _check(images, self.settings, smallest=self.smallest)
+        folded = F.pixel_unshuffle(images, self.settings.stem)  # (B,C*s*s,H/s,W/s)
+        logits: Tensor = self.main(folded)  # (B,1,h,w)
+        return logits
+
+
+def _check(images: Tensor, settings: PatchSettings | BlurSettings, *, smallest: int) -> None:
+    channels, height, width = images.shape[1:]
+    if channels != settings.channels:
+        raise SmaltiError(
+            f"the discriminator was made for pictures of {settings.channels} channels, these have {channels}; "
+            f"set its channels to {channels}"
+        )
+    if height % settings.stem or width % settings.stem:
+        raise SmaltiError(
+            f"the discriminator's stem {settings.stem} does not divide pictures of {height}x{width}; "
+            f"use stem 1 or pictures of another size"
+        )
+    if min(height, width) < smallest:
+        raise SmaltiError(
+            f"pictures of {height}x{width} are too small for a discriminator with {settings.layers} layers and stem "
+            f"{settings.stem}, which needs {smallest} pixels each way; use fewer layers, less stem or larger ones"
+        )
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module) -> None:
+    """DCGAN's initialisation (Radford et al. 2016), as in the original; convolution biases keep PyTorch's default."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
