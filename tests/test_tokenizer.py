@@ -15,6 +15,8 @@ from smalti.errors import SmaltiError
 from smalti.files import write_json
 from smalti.settings import parse
 from smalti.tokenizer.blocks import AttentionBlock, Downsample, Upsample, as_channels_last, group_norm, plus, swish
+from smalti.tokenizer.decoder import Decoder, SmoothOutput
+from smalti.tokenizer.encoder import PyramidSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 
@@ -301,3 +303,48 @@ def test_pictures_begin_without_a_checkerboard() -> None:
     image = tokenizer.decode_codes(torch.arange(4).view(1, 2, 2))
     squares = image.view(1, 3, 4, 4, 4, 4)  # rows of squares, rows in one, columns of squares, columns in one
     assert torch.equal(squares, squares[:, :, :, :1, :, :1].expand_as(squares))
+
+
+# --- smooth output ---------------------------------------------------------------------------------------------------
+
+
+def smooth_output(stem: int) -> PyramidSettings:
+    values = {"stem": stem, "width": 16, "multipliers": [1, 1], "blocks": 1, "output_channels": 8, "latent_channels": 8}
+    return parse(PyramidSettings, values, where="test")
+
+
+@pytest.mark.parametrize("stem", [2, 4, 8])
+def test_a_smooth_output_begins_without_a_hatch(stem: int) -> None:
+    """An even map becomes an even image: away from the borders no pixel knows its place in a square of the stem."""
+    torch.manual_seed(0)
+    decoder = Decoder(smooth_output(stem))
+    grid = 2 * (SmoothOutput.REACH + 2)
+    image = decoder.conv_out(torch.ones(1, 16, grid, grid))
+    assert image.shape == (1, 3, grid * stem, grid * stem)
+    border = (SmoothOutput.REACH + 1) * stem
+    inside = image[..., border:-border, border:-border]
+    torch.testing.assert_close(inside, inside[..., :1, :1].expand_as(inside), rtol=1e-5, atol=1e-6)
+
+
+def test_a_smooth_output_sees_no_further_than_it_says() -> None:
+    decoder = Decoder(smooth_output(8))
+    for side in (12, 13):
+        x = torch.zeros(1, 16, side, side, requires_grad=True)
+        row = side // 2
+        torch.autograd.backward(decoder.conv_out(x)[0, :, row * 8 : row * 8 + 8].sum())
+        assert x.grad is not None
+        seen = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+        assert int(seen.min()) >= row - SmoothOutput.REACH
+        assert int(seen.max()) <= row + SmoothOutput.REACH
+
+
+def test_the_last_layer_of_a_smooth_output_makes_the_channels() -> None:
+    decoder = Decoder(smooth_output(4))
+    assert decoder.last_layer.shape == (3, 8, 3, 3)
+    assert decoder(torch.zeros(1, 8, 2, 3)).shape == (1, 3, 16, 24)
+
+
+@pytest.mark.parametrize("stem", [1, 3, 6])
+def test_smooth_doublings_lead_to_powers_of_two(stem: int) -> None:
+    with pytest.raises(SmaltiError, match=f"the stem is {stem}"):
+        parse(PyramidSettings, {"stem": stem, "output_channels": 8}, where="test")

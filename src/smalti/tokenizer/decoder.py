@@ -12,25 +12,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle, start_as_shortcuts, swish
+from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle, plus, start_as_shortcuts, swish
 from smalti.tokenizer.convolutions import Convolution
 from smalti.tokenizer.encoder import PyramidSettings
 
 
 @final
-class Finish(nn.Module):
-    """(B,C',H,W) -> (B,C,H,W) at full resolution: swish and a 3x3 convolution, whose weights are the same for every pixel.
+class SmoothOutput(nn.Module):
+    """(B,D,H/s,W/s) -> (B,C,H,W): a 3x3 convolution before each doubling, another after it, and a last one at full resolution.
 
-    Pixels that weights of their own have made out of one square of the stem differ by their place in it, as a hatch; this
-    convolution looks across squares and can even them out.
+    Maps are doubled by bilinear interpolation, whose weights vanish at the frequencies of the coarser grid. Where each pixel of a
+    square of the stem has weights of its own instead, the pixels differ by their place in it: a hatch with the period of the stem.
     """
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    REACH = 4
+    """Rows of the input above and below a row that have a part in it, for a stem of 2 or more."""
+
+    def __init__(self, channels: int, output_channels: int, image_channels: int, *, stem: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(channels, out_channels, 3, padding=1)
+        widths = [output_channels << level for level in reversed(range(stem.bit_length() - 1))]  # from coarse to fine
+        self.narrowing = nn.ModuleList(
+            Convolution(before, after, 3, padding=1) for before, after in zip([channels, *widths], widths, strict=False)
+        )
+        self.refining = nn.ModuleList(Convolution(width, width, 3, padding=1) for width in widths)
+        self.last = nn.Conv2d(output_channels, image_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(swish(x))  # type: ignore[no-any-return]
+        for narrow, refine in zip(self.narrowing, self.refining, strict=True):
+            x = F.interpolate(narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = plus(refine(F.silu(x)), x)  # twice the height and width, half the channels
+        return self.last(F.silu(x))  # type: ignore[no-any-return]
 
 
 @final
@@ -59,24 +70,31 @@ class Decoder(nn.Module):
             for level in range(len(widths))
         )
         self.norm_out = group_norm(widths[0])
-        unfolded = pyramid.output_channels or pyramid.channels
-        self.conv_out = Convolution(widths[0], unfolded * pyramid.stem**2, 3, padding=1)
-        _start_even(self.conv_out, pyramid.stem)
-        self.finish = Finish(unfolded, pyramid.channels) if pyramid.output_channels else nn.Identity()
+        self.conv_out: nn.Module
+        if pyramid.output_channels:
+            self.folded = 1
+            self.conv_out = SmoothOutput(widths[0], pyramid.output_channels, pyramid.channels, stem=pyramid.stem)
+        else:
+            self.folded = pyramid.stem
+            squares = Convolution(widths[0], pyramid.channels * pyramid.stem**2, 3, padding=1)
+            _start_even(squares, pyramid.stem)
+            self.conv_out = squares
         if pyramid.zero_residuals:
             start_as_shortcuts(self)
 
     @property
     def last_layer(self) -> Tensor:
         """The weight whose gradients balance reconstruction against the discriminator (Eq. 7)."""
-        return self.finish.convolution.weight if isinstance(self.finish, Finish) else self.conv_out.weight
+        last = self.conv_out.last if isinstance(self.conv_out, SmoothOutput) else self.conv_out
+        assert isinstance(last, nn.Conv2d)
+        return last.weight
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.middle(self.conv_in(latents))  # (B, width m, h, w)
         for stage, upsample in zip(reversed(self.stages), reversed(self.upsamples), strict=True):
             x = upsample(stage(x))  # (B, width m, .., ..)
-        x = self.conv_out(swish(self.norm_out(x)))  # (B, C s^2, H/s, W/s)
-        return self.finish(F.pixel_shuffle(x, self.stem))  # type: ignore[no-any-return]  # (B, C, H, W)
+        x = self.conv_out(swish(self.norm_out(x)))  # (B, C t^2, H/t, W/t), t = `folded`
+        return F.pixel_shuffle(x, self.folded)  # (B, C, H, W)
 
 
 @torch.no_grad()

@@ -26,9 +26,9 @@ class PyramidSettings:
     stem: Annotated[int, Field(ge=1)] = 1
     """Space-to-depth before the first convolution: 2 does all work at half resolution (about 4 times less of it)."""
     output_channels: Annotated[int, Field(ge=0)] = 0
-    """Channels that the decoder unfolds to full resolution, where a last 3x3 convolution makes the image of them. 0: the last
-    convolution works at 1/stem of the resolution and makes each pixel of a square by weights of its own, which shows as a hatch
-    with the period of the stem. With a stem of 1 there is nothing to unfold, and it is 0."""
+    """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each; for a stem of 2, 4
+    or 8. 0: the last convolution works at 1/stem of the resolution and makes each pixel of a square by weights of its own, which
+    costs less and shows as a hatch with the period of the stem."""
     width: Annotated[int, Field(ge=8)] = 64
     """Channels at the highest resolution."""
     multipliers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 2)
@@ -57,9 +57,10 @@ class PyramidSettings:
 
     @field_validator("output_channels")
     @classmethod
-    def _there_is_something_to_unfold(cls, output_channels: int, info: ValidationInfo) -> int:
-        if output_channels and info.data.get("stem") == 1:
-            raise ValueError("with a stem of 1 the last convolution works at full resolution already; set it to 0")
+    def _the_stem_is_made_of_doublings(cls, output_channels: int, info: ValidationInfo) -> int:
+        stem = info.data.get("stem", 2)
+        if output_channels and (stem < 2 or stem & (stem - 1)):
+            raise ValueError(f"the stem is {stem}, and smooth doublings lead to stems of 2, 4, 8; set it to 0")
         return output_channels
 
     @property

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from smalti.errors import SmaltiError
 from smalti.tokenizer.blocks import AttentionBlock, Downsample, ResidualBlock, Stage, Upsample, plus, swish
-from smalti.tokenizer.decoder import Finish
+from smalti.tokenizer.decoder import SmoothOutput
 from smalti.tokenizer.quantizers import Quantized
 from smalti.tokenizer.strips_maps import Map, Room, Rows, gathered
 from smalti.tokenizer.strips_work import Progress, Work, decoder_work, encoder_work, unwatched
@@ -75,13 +75,9 @@ def _decoded(model: VQGAN, latents: Tensor, walk: _Walk) -> Iterator[Tensor]:
     x = walk.along(decoder.middle, x)  # (B, width m, h, w)
     for stage, upsample in zip(reversed(decoder.stages), reversed(decoder.upsamples), strict=True):
         x = walk.along(upsample, walk.along(stage, x))  # (B, width m, .., ..)
-    last = activated(decoder.norm_out, x)
-    if isinstance(decoder.finish, Finish):
-        folded, stem = walk.through(decoder.conv_out, last, x.height), decoder.stem  # (B, C' s^2, H/s, W/s)
-        yield from walk.finer(stem).strips(decoder.finish, unfolded(folded, stem), folded.height * stem)  # (B, C, r, W)
-        return
-    for strip in walk.strips(decoder.conv_out, last, x.height):  # (B, C s^2, r/s, W/s)
-        yield F.pixel_shuffle(strip, decoder.stem)  # (B, C, r, W)
+    last = walk.finer(decoder.stem // decoder.folded)
+    for strip in last.strips(decoder.conv_out, activated(decoder.norm_out, x), x.height):  # (B, C t^2, r/t, W/t)
+        yield F.pixel_shuffle(strip, decoder.folded)  # (B, C, r, W)
 
 
 def encode_in_strips(
@@ -169,17 +165,6 @@ def activated(norm: nn.GroupNorm, x: Map) -> Rows:
     return lambda first, last: swish(read(first, last))
 
 
-def unfolded(x: Map, stem: int) -> Rows:
-    """Rows of the map's squares unfolded to pixels, (B,C s^2,H/s,W/s) -> (B,C,r,W), the caller's own."""
-
-    def read(first: int, last: int) -> Tensor:
-        squares = x.read(first // stem, -(-last // stem))
-        begin = first % stem
-        return F.pixel_shuffle(squares, stem)[:, :, begin : begin + last - first].clone()
-
-    return read
-
-
 class _Reach(NamedTuple):
     """Which rows a layer makes of which."""
 
@@ -198,8 +183,8 @@ def _reach(layer: nn.Module) -> _Reach:
         return _Reach(gives=2, above=1, below=1)
     if isinstance(layer, Downsample):
         return _Reach(takes=2, below=1)
-    if isinstance(layer, Finish):
-        layer = layer.convolution
+    if isinstance(layer, SmoothOutput):
+        return _Reach(gives=2 ** len(layer.narrowing), above=layer.REACH, below=layer.REACH)
     assert isinstance(layer, nn.Conv2d)
     assert (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
     return _Reach(above=1, below=1)

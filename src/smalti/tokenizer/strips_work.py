@@ -47,8 +47,8 @@ def decoder_work(decoder: Decoder, codes: int) -> int:
         if not isinstance(upsample, nn.Identity):
             positions *= 4
         count += multiplications(upsample, positions, keys=positions)
-    count += multiplications(decoder.conv_out, positions, keys=positions)
-    return count + multiplications(decoder.finish, positions * decoder.stem**2, keys=positions)
+    positions *= (decoder.stem // decoder.folded) ** 2
+    return count + multiplications(decoder.conv_out, positions, keys=positions)
 
 
 def encoder_work(encoder: Encoder, squares: int) -> int:
