@@ -137,12 +137,22 @@ def test_frozen_parts_get_no_gradients_and_no_graph(folder: Path, monkeypatch: p
     steps(stage, 0, 24)
     asked: list[bool] = []
     features = VQGAN.features
-    monkeypatch.setattr(
-        VQGAN, "features", lambda self, images: asked.append((made := features(self, images)).requires_grad) or made
-    )
+
+    def watched(tokenizer: VQGAN, images: Tensor) -> Tensor:
+        made = features(tokenizer, images)
+        asked.append(made.requires_grad)
+        return made
+
+    monkeypatch.setattr(VQGAN, "features", watched)
     with_gradients: set[str] = set()
-    for name, weight in stage.tokenizer.named_parameters():
-        weight.register_hook(lambda gradient, name=name: with_gradients.add(name)) if weight.requires_grad else None
+    clipped = stepping.Mover.clipped
+
+    def noted(mover: stepping.Mover) -> Tensor:
+        named = stage.tokenizer.named_parameters()
+        with_gradients.update(name for name, weight in named if weight.grad is not None)
+        return clipped(mover)
+
+    monkeypatch.setattr(stepping.Mover, "clipped", noted)
     steps(stage, 24, 32)
     assert asked == [False, False]
     assert with_gradients == {
@@ -157,7 +167,12 @@ def test_the_decoder_sees_replaced_codes_and_the_statistics_true_ones(
     steps(stage, 0, 28)
     seen: list[Tensor] = []
     decode = VQGAN.decode
-    monkeypatch.setattr(VQGAN, "decode", lambda self, latents: seen.append(latents) or decode(self, latents))
+
+    def watched(tokenizer: VQGAN, latents: Tensor) -> Tensor:
+        seen.append(latents)
+        return decode(tokenizer, latents)
+
+    monkeypatch.setattr(VQGAN, "decode", watched)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     quantize = stage.codebook.quantize(28, generator=torch.Generator())
     _, quantized, _ = stage.generate(images, quantize)
@@ -214,12 +229,8 @@ def test_label_maps_have_a_share_of_right_labels_instead(folder: Path, tmp_path:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("average", ["run.average=0.05", "run.average=0"])
-@pytest.mark.parametrize("move", [12, 13, 19])
-def test_a_stopped_run_ends_with_the_same_weights(
-    average: str, move: int, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped where the phase is to begin, after its first step, and later; each step moves two networks."""
+def stopped(folder: Path, out: str, *overrides: str, move: int) -> None:
+    """A run that is asked to stop at a move of a network, of which each step has two."""
     calls = 0
 
     def counted(moved: torch.optim.Optimizer, rate: float) -> None:
@@ -229,24 +240,46 @@ def test_a_stopped_run_ends_with_the_same_weights(
             os.kill(os.getpid(), signal.SIGTERM)
         set_rate(moved, rate)
 
-    name = f"stopped-{average[-4:]}-{move}"
-    monkeypatch.setattr(stepping, "set_rate", counted)
-    with pytest.raises(SmaltiError, match=f"stopped by SIGTERM after {2 * move + 2 * (move % 2)} of 48"):
-        trained(folder, name, average)
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stepping, "set_rate", counted)
+        with pytest.raises(SmaltiError, match=f"stopped by SIGTERM after {2 * move + 2 * (move % 2)} of"):
+            trained(folder, out, *overrides)
+
+
+@pytest.mark.parametrize("average", ["run.average=0.05", "run.average=0"])
+@pytest.mark.parametrize("move", [12, 13, 19])
+def test_a_stopped_run_ends_with_the_same_weights(average: str, move: int, folder: Path) -> None:
+    """Stopped where the phase is to begin, after its first step, and later."""
+    name = f"stopped{average[-4:]}-{move}"
+    stopped(folder, name, average, move=move)
     whole = folder / "whole" if average == "run.average=0.05" else trained(folder, f"whole{average[-4:]}", average)
     assert same_weights(trained(folder, name, average), whole)
 
 
+def exported(run: Path) -> VQGAN:
+    return VQGAN.from_pretrained(run)
+
+
 def test_a_longer_run_learns_everything_again_until_its_own_phase(folder: Path) -> None:
-    """And one that is made shorter begins its phase at once, from what was exported."""
-    trained(folder, "longer", "run.length=32")
-    before = VQGAN.from_pretrained(folder / "longer")
-    trained(folder, "longer", "run.length=80")
-    assert not equal(copied(VQGAN.from_pretrained(folder / "longer").encoder), copied(before.encoder))
-    trained(folder, "shorter", "run.length=32", "decoder_phase.start=1", "run.batch=8")
-    with pytest.raises(SmaltiError, match=r"decoder_phase.start is 1.0 there and 0.5 here"):
-        trained(folder, "shorter", "run.length=48", "run.batch=8")
+    frozen = copied(*encoding_parts(exported(trained(folder, "longer", "run.length=32"))))
+    assert not equal(copied(*encoding_parts(exported(trained(folder, "longer", "run.length=48")))), frozen)
+
+
+def test_a_run_that_is_made_shorter_begins_its_phase_at_once(folder: Path) -> None:
+    """Half of 80 images are 40, half of 48 are 24, and it was stopped between them."""
+    stopped(folder, "shorter", "run.length=80", move=18)
+    frozen = copied(*encoding_parts(exported(folder / "shorter")))
+    assert equal(copied(*encoding_parts(exported(trained(folder, "shorter", "run.length=48")))), frozen)
+
+
+def test_a_phase_may_begin_after_a_number_of_images(folder: Path) -> None:
+    """Which does not depend on the length; while that is less there is no phase."""
+    start = ("decoder_phase.start=40",)
+    run = trained(folder, "in-images", *start, "run.length=40")
+    assert not any("psnr_replaced" in line for line in read_metrics(run))
+    frozen = copied(*encoding_parts(exported(run)))
+    assert equal(copied(*encoding_parts(exported(trained(folder, "in-images", *start, "run.length=48")))), frozen)
+    assert "psnr_replaced" in read_metrics(run)[-1]
 
 
 def test_only_the_decoder_of_a_trained_tokenizer_learns_where_the_phase_is_all(folder: Path) -> None:

@@ -146,4 +146,4 @@ def validation_chances(codes: tuple[int, int, int], *, seed: int, share: Process
 
     They are the same at every validation, so that its numbers can be compared.
     """
-    return iter(share.of(draw_chances(codes, generator=torch.Generator().manual_seed(seed))).split(batch))
+    return iter(torch.split(share.of(draw_chances(codes, generator=torch.Generator().manual_seed(seed))), batch))
