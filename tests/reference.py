@@ -324,3 +324,23 @@ def feature_distance(targets: list[Tensor], features: list[Tensor]) -> Tensor:
                     differences.append((u - v).abs().mean())
             total[image] += torch.stack(differences).mean() / len(targets)
     return total
+
+
+def neighbor_codes(latents: Tensor, count: int) -> list[list[int]]:
+    """Latents (K,D) of all codes -> for each code the `count` nearest others, of equally far ones the smaller first."""
+    found = []
+    for code in range(len(latents)):
+        distances = [(float((latents[code] - latents[other]).norm()), other) for other in range(len(latents))]
+        found.append([other for _, other in sorted(distances) if other != code][:count])
+    return found
+
+
+def replace_codes(codes: Tensor, neighbors: list[list[int]], chances: Tensor, *, probability: float) -> Tensor:
+    """Codes (B,h,w) and two chances for each (B,h,w,2): whether it is replaced, and by which of its neighbors."""
+    replaced = codes.clone()
+    for place in torch.cartesian_prod(*(torch.arange(side) for side in codes.shape)).tolist():
+        whether, which = chances[tuple(place)].tolist()
+        near = neighbors[int(codes[tuple(place)])]
+        if whether < probability:
+            replaced[tuple(place)] = near[math.floor(which * len(near))]
+    return replaced

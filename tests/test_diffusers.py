@@ -374,6 +374,10 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
         "convolutional_resampling = false",
     ),
     "groups": ({"width": 8, "multipliers": (1, 2)}, VQSettings(size=16, normalised=False), "the widths 8, 16"),
+    **{
+        name: ({name: 16}, VQSettings(size=16, normalised=False), f"{name} = 16")
+        for name in ("decoder_width", "decoder_blocks")
+    },
 }
 
 

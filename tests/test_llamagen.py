@@ -409,6 +409,7 @@ VQ_REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "middle": ({"middle_attention": False}, VQSettings(size=8), "middle_attention = false"),
     "attention": ({"attention": (0,)}, VQSettings(size=8), r"attention = \[0\], where theirs is \[1\]"),
     "widths": ({"multipliers": (2, 1)}, VQSettings(size=8), "the widths 64, 32"),
+    **{name: ({name: 16}, VQSettings(size=8), f"{name} = 16") for name in ("decoder_width", "decoder_blocks")},
 }
 
 

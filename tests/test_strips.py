@@ -32,6 +32,7 @@ PYRAMIDS: list[tuple[dict[str, Any], tuple[int, int]]] = [
     ({"stem": 2, "multipliers": [1, 2], "channels": 1, "middle_attention": False}, (1, 4)),
     ({"stem": 2, "multipliers": [1, 2, 1], "width": 12, "convolutional_resampling": False}, (5, 3)),
     ({"stem": 3, "multipliers": [1], "channels": 3}, (9, 2)),
+    ({"stem": 2, "multipliers": [1, 2], "decoder_width": 24, "decoder_blocks": 1, "attention": [1]}, (4, 3)),
 ]
 """Settings, and a code grid (h, w)."""
 NOTHING, ALL = 0, 2**40

@@ -124,6 +124,8 @@ def test_rows_of_a_strip(width: int, rows: int) -> None:
     pyramid: dict[str, Any] = {"stem": 1, "width": 64, "multipliers": [1, 2], "middle_attention": False}
     assert strip_rows(small(**pyramid), width) == rows
     assert strip_rows(small(**{**pyramid, "stem": 2}), 2 * width) == 2 * rows
+    assert strip_rows(small(**{**pyramid, "width": 8, "decoder_width": 64}), width) == rows
+    assert strip_rows(small(**{**pyramid, "decoder_width": 8}), width) == rows
 
 
 @pytest.mark.parametrize(("pyramid", "grid"), PYRAMIDS)

@@ -375,6 +375,8 @@ def test_what_the_original_cannot_hold_is_refused(tmp_path: Path) -> None:
 
     refused("model.pyramid.stem = 2", tokenizer(stem=2))
     refused("do not divide model.pyramid.width = 40", tokenizer(width=40))
+    refused("this tokenizer has model.pyramid.decoder_width = 64", tokenizer(decoder_width=64))
+    refused("this tokenizer has model.pyramid.decoder_blocks = 3", tokenizer(decoder_blocks=3))
     refused("model.quantizer.normalised = true", tokenizer(quantizer={"size": 24, "dimension": 6}))
     modern = Transformer(TransformerSettings(size=24, grid=(4, 4), layers=1, width=16, heads=2))
     refused("the prior 'gpt'", tokenizer(), modern, Nothing())

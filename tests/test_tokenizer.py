@@ -60,6 +60,8 @@ def seeded(seed: int) -> torch.Generator:
         ({"stem": 2, "multipliers": [1, 1], "attention": [1], "blocks": 2, "dropout": 0.5}, (4, 4), 4),
         ({"stem": 1, "multipliers": [1, 2], "convolutional_resampling": False}, (6, 10), 2),
         ({"stem": 2, "multipliers": [1, 1, 2], "latent_channels": 1, "width": 12}, (8, 24), 8),
+        ({"stem": 2, "multipliers": [1, 2], "decoder_width": 16, "decoder_blocks": 3, "attention": [0]}, (8, 4), 4),
+        ({"stem": 1, "multipliers": [2, 1], "decoder_width": 8, "width": 16, "decoder_blocks": 1}, (4, 6), 2),
     ],
 )
 def test_shapes_of_every_pyramid(pyramid: dict[str, Any], size: tuple[int, int], factor: int) -> None:
@@ -77,6 +79,23 @@ def test_shapes_of_every_pyramid(pyramid: dict[str, Any], size: tuple[int, int],
     (reconstructions.square().mean() + quantized.loss).backward()
     without = [name for name, parameter in tokenizer.named_parameters() if parameter.grad is None]
     assert not without
+
+
+def test_the_decoder_has_a_width_and_a_depth_of_its_own() -> None:
+    """By default those of the paper; said in numbers they are the same network, weight for weight."""
+    default, said = small(), small(decoder_width=8, decoder_blocks=2)
+    assert default.settings.pyramid.decoder_width == default.settings.pyramid.decoder_blocks == 0
+    assert {name: weight.shape for name, weight in said.state_dict().items()} == {
+        name: weight.shape for name, weight in default.state_dict().items()
+    }
+    assert said.fingerprint() == default.fingerprint()
+    other = small(decoder_width=24, decoder_blocks=4)
+    ours, theirs = default.encoder.state_dict(), other.encoder.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    last = {name: len(weight) for name, weight in other.decoder.state_dict().items() if name.endswith("3.norm2.weight")}
+    assert last == {"stages.0.blocks.3.norm2.weight": 24, "stages.1.blocks.3.norm2.weight": 48}
+    assert not [name for name in other.decoder.state_dict() if ".blocks.4." in name]
 
 
 @pytest.mark.parametrize(("channels", "size"), [(8, (3, 5)), (16, (1, 1)), (8, (4, 2))])
@@ -202,6 +221,8 @@ def test_the_memory_layout_changes_no_value() -> None:
         ({"attention": [2]}, r"pyramid\.attention = \[2\]: there are the levels 0 to 1"),
         ({"attention": [-1]}, r"pyramid\.attention = \[-1\]: there are the levels 0 to 1"),
         ({"width": 4}, r"pyramid\.width = 4: input should be greater than or equal to 8"),
+        ({"decoder_width": 4}, r"pyramid\.decoder_width = 4: a width is 8 channels or more; 0 takes the encoder's"),
+        ({"decoder_blocks": -1}, r"pyramid\.decoder_blocks = -1: input should be greater than or equal to 0"),
     ],
 )
 def test_pyramids_that_cannot_be_built_are_told(change: dict[str, Any], sentence: str) -> None:
@@ -243,7 +264,7 @@ def test_codes_outside_the_codebook_are_told(code: int) -> None:
 
 @pytest.mark.parametrize("stem", [1, 2])
 def test_a_tokenizer_comes_back_bit_for_bit(tmp_path: Path, stem: int) -> None:
-    tokenizer, images = small(stem=stem, attention=[0]), noise(2, 3, 8, 8)
+    tokenizer, images = small(stem=stem, attention=[0], decoder_width=16, decoder_blocks=1), noise(2, 3, 8, 8)
     as_channels_last(tokenizer)
     tokenizer.save_pretrained(tmp_path, about={})
     again = VQGAN.from_pretrained(str(tmp_path))
@@ -256,6 +277,16 @@ def test_a_tokenizer_comes_back_bit_for_bit(tmp_path: Path, stem: int) -> None:
     assert again.fingerprint() == tokenizer.fingerprint()
     as_channels_last(again)
     assert torch.equal(again(images)[0], tokenizer(images)[0])
+
+
+def test_a_model_from_before_a_setting_was_there_comes_back(tmp_path: Path) -> None:
+    """Its config.json lacks the settings that are new, whose defaults are the networks of that time."""
+    small().save_pretrained(tmp_path, about={})
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("decoder_width", "decoder_blocks"):
+        del config["settings"]["pyramid"][name]
+    write_json(tmp_path / "config.json", config)
+    assert VQGAN.from_pretrained(tmp_path).fingerprint() == small().fingerprint()
 
 
 def test_the_fingerprint_is_of_what_codes_depend_on() -> None:

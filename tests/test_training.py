@@ -59,6 +59,10 @@ def small_tokenizer_in_twelves(folder: Path, out: str) -> Path:
     return small_tokenizer(folder, out, "run.report_every=12", "run.length=48")
 
 
+def small_tokenizer_with_decoder_phase(folder: Path, out: str) -> Path:
+    return small_tokenizer(folder, out, "decoder_phase.start=0.5", "decoder_phase.neighbors=3")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, a recipe, and an uninterrupted run of both stages."""
@@ -92,6 +96,14 @@ def test_a_killed_tokenizer_run_ends_with_the_same_weights(folder: Path) -> None
     assert not list((folder / "killed" / "state").glob(".*.tmp"))
     lines = read_metrics(folder / "killed")
     assert [line["seen"] for line in lines if line["part"] == "validation"] == [16, 32, 48]
+
+
+def test_a_run_killed_while_its_decoder_learns_alone_ends_with_the_same_weights(folder: Path) -> None:
+    """After 36 of 48 images; the codebook is frozen from 24 on, and the last state is of 32."""
+    train, name = "small_tokenizer_with_decoder_phase", "set_rate"
+    killed(folder, train, "killed-phase", module="smalti.training.stepping", name=name, at=19)
+    whole = small_tokenizer_with_decoder_phase(folder, "whole-phase")
+    assert same_weights(small_tokenizer_with_decoder_phase(folder, "killed-phase"), whole)
 
 
 def test_a_report_covers_the_steps_before_a_stop_too(folder: Path) -> None:

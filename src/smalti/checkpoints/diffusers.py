@@ -233,6 +233,7 @@ def _config(ours: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
         "model.pyramid.convolutional_resampling = false": not pyramid.convolutional_resampling,
         f"the widths {', '.join(map(str, pyramid.widths))} (model.pyramid.width and multipliers), whose GroupNorms differ in "
         "their number of groups,": any(math.gcd(width, 32) != groups for width in pyramid.widths),
+        **pyramid.decoder_differences,
     }
     for what, there in refused.items():
         if there:

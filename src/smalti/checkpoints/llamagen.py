@@ -246,6 +246,7 @@ def _check_tokenizer(tokenizer: VQGAN) -> None:
         ),
         f"the widths {', '.join(map(str, widths))} (model.pyramid.width and multipliers), where theirs are multiples of the "
         "first and of 32": any(width % widths[0] or width % 32 for width in widths),
+        **pyramid.decoder_differences,
     }
     for what, there in refused.items():
         if there:

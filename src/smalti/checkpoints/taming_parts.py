@@ -291,6 +291,11 @@ def _ddconfig(pyramid: PyramidSettings, *, side: int) -> dict[str, Any]:
         raise SmaltiError(
             f"the original's GroupNorm has 32 groups, which do not divide model.pyramid.width = {pyramid.width}"
         )
+    for what, there in pyramid.decoder_differences.items():
+        if there:
+            raise SmaltiError(
+                f"the original's decoder has the encoder's widths and one residual block more, this tokenizer has {what}"
+            )
     return {
         "double_z": False,
         "z_channels": pyramid.latent_channels,

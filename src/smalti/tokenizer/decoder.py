@@ -50,7 +50,7 @@ class Decoder(nn.Module):
 
     def __init__(self, pyramid: PyramidSettings) -> None:
         super().__init__()
-        widths, last = pyramid.widths, len(pyramid.widths) - 1
+        widths, last = pyramid.decoder_widths, len(pyramid.multipliers) - 1
         self.stem = pyramid.stem
         self.conv_in = Convolution(pyramid.latent_channels, widths[-1], 3, padding=1)
         self.middle = middle(widths[-1], attention=pyramid.middle_attention, dropout=pyramid.dropout)
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
             Stage(
                 widths[min(level + 1, last)],
                 widths[level],
-                blocks=pyramid.blocks + 1,
+                blocks=pyramid.decoder_blocks_per_level,
                 attention=level in pyramid.attention,
                 dropout=pyramid.dropout,
             )

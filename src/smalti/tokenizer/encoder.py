@@ -16,6 +16,9 @@ from smalti.settings import settings
 from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, start_as_shortcuts, swish
 from smalti.tokenizer.convolutions import Convolution
 
+LEAST_WIDTH = 8
+"""Channels at the highest resolution, at least."""
+
 
 @settings
 class PyramidSettings:
@@ -29,12 +32,16 @@ class PyramidSettings:
     """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each; for a stem of 2, 4
     or 8. 0: the last convolution works at 1/stem of the resolution and makes each pixel of a square by weights of its own, which
     costs less and shows as a hatch with the period of the stem."""
-    width: Annotated[int, Field(ge=8)] = 64
+    width: Annotated[int, Field(ge=LEAST_WIDTH)] = 64
     """Channels at the highest resolution."""
     multipliers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 2)
     """Width of each resolution, from the highest to the lowest, as a multiple of `width`."""
     blocks: Annotated[int, Field(ge=1)] = 2
     """Residual blocks a resolution in the encoder; the decoder has one more, as in the paper."""
+    decoder_width: Annotated[int, Field(ge=0)] = 0
+    """Channels of the decoder at the highest resolution, which `multipliers` multiply too; 0: `width`, as in the encoder."""
+    decoder_blocks: Annotated[int, Field(ge=0)] = 0
+    """Residual blocks per resolution in the decoder; 0: one more than `blocks`."""
     attention: tuple[int, ...] = ()
     """Levels (0 is the highest resolution) with attention after each block."""
     middle_attention: bool = True
@@ -46,6 +53,13 @@ class PyramidSettings:
     """Residual blocks begin as their shortcuts; False begins as the original does."""
     convolutional_resampling: bool = True
     """False: average pooling down and plain repetition up, without convolutions."""
+
+    @field_validator("decoder_width")
+    @classmethod
+    def _wide_enough(cls, width: int) -> int:
+        if 0 < width < LEAST_WIDTH:
+            raise ValueError(f"a width is {LEAST_WIDTH} channels or more; 0 takes the encoder's")
+        return width
 
     @field_validator("attention")
     @classmethod
@@ -70,8 +84,26 @@ class PyramidSettings:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each level."""
+        """Channels of each level of the encoder."""
         return tuple(self.width * multiplier for multiplier in self.multipliers)
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of each level of the decoder."""
+        return tuple((self.decoder_width or self.width) * multiplier for multiplier in self.multipliers)
+
+    @property
+    def decoder_blocks_per_level(self) -> int:
+        """Residual blocks of each level of the decoder."""
+        return self.decoder_blocks or self.blocks + 1
+
+    @property
+    def decoder_differences(self) -> dict[str, bool]:
+        """What formats with one width and depth for both networks cannot express: setting and value -> whether it is there."""
+        return {
+            f"model.pyramid.decoder_width = {self.decoder_width}": self.decoder_widths != self.widths,
+            f"model.pyramid.decoder_blocks = {self.decoder_blocks}": self.decoder_blocks_per_level != self.blocks + 1,
+        }
 
 
 @final

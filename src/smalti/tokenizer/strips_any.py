@@ -25,7 +25,8 @@ STRIP = 2**26
 def strip_rows(model: VQGAN, width: int) -> int:
     """Pixels of a row of a picture -> how many rows make a strip of about `STRIP` bytes; 8 of the highest map at least."""
     pyramid = model.settings.pyramid
-    widest = max(pyramid.widths[:2])  # the first block of the highest level has the width of the level below
+    # The first block of the decoder's highest level has the width of the level below.
+    widest = max(*pyramid.widths[:2], *pyramid.decoder_widths[:2])
     return max(STRIP // (4 * widest * (width // pyramid.stem)), 8) * pyramid.stem
 
 

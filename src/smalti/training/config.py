@@ -15,7 +15,9 @@ from pydantic import Field, model_validator
 
 from smalti.errors import SmaltiError, suggestion
 from smalti.losses.objective import ObjectiveSettings
-from smalti.settings import as_mapping, assignment, parse, settings
+from smalti.settings import Amount, amount, as_mapping, assignment, parse, settings
+from smalti.tokenizer.code_replacement import LARGEST_TABLE
+from smalti.tokenizer.quantizers import code_count
 from smalti.tokenizer.vqgan import VQGANSettings
 from smalti.training.networks import NetworkSettings, TransformerNetwork
 
@@ -122,6 +124,22 @@ class PictureSettings:
 
 
 @settings
+class DecoderPhaseSettings:
+    """A last phase in which encoder and codebook are frozen, and the decoder learns from codes of which some are replaced."""
+
+    start: Amount = 1.0
+    """When it begins, as a share of the training or in images; 1.0: there is no such phase."""
+    replaced: Share = 0.1
+    """Probability with which each code is replaced by one near it."""
+    neighbors: Positive = 16
+    """How many of the nearest codes, by distance of latents, it is drawn from."""
+
+    def begins(self, length: int) -> float:
+        """When it begins in a training of `length` images, in images."""
+        return amount(self.start, length=length)
+
+
+@settings
 class TokenizerTraining:
     """Stage 1."""
 
@@ -133,6 +151,12 @@ class TokenizerTraining:
     pictures: PictureSettings = PictureSettings()
     codes_from: Share = 0.05
     """Share of the training after which the codes are placed and used; until then the decoder sees unquantized features."""
+    decoder_phase: DecoderPhaseSettings = DecoderPhaseSettings()
+
+    @property
+    def has_decoder_phase(self) -> bool:
+        """Whether the decoder learns alone at the end."""
+        return self.decoder_phase.begins(self.run.length) < self.run.length
 
     @model_validator(mode="after")
     def _whole_tiles(self) -> TokenizerTraining:
@@ -150,6 +174,28 @@ class TokenizerTraining:
             raise ValueError(
                 f"run.accumulate = {parts} and objective.adversarial.play = alternating: the generator would move before the "
                 "discriminator has seen all parts of the batch; set play to joint, or accumulate to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_has_codes(self) -> TokenizerTraining:
+        if not self.has_decoder_phase:
+            return self
+        phase, codes = self.decoder_phase, code_count(self.model.quantizer)
+        if self.codes_from and phase.begins(self.run.length) <= self.codes_from * self.run.length:
+            raise ValueError(
+                f"decoder_phase.start = {phase.start:g} is not after codes_from = {self.codes_from:g}, when the codes are "
+                "placed that the decoder learns from; start later"
+            )
+        if phase.neighbors >= codes:
+            raise ValueError(
+                f"decoder_phase.neighbors = {phase.neighbors}, but each of the {codes} codes has only {codes - 1} others; "
+                f"set it to {codes - 1} or less"
+            )
+        if (table := codes * phase.neighbors) > LARGEST_TABLE:
+            raise ValueError(
+                f"decoder_phase.neighbors = {phase.neighbors} of each of {codes:,} codes are a table of {table:,}, and "
+                f"{LARGEST_TABLE:,} may be held; use fewer neighbors or fewer codes, or set decoder_phase.start=1"
             )
         return self
 

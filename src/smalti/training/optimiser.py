@@ -97,11 +97,13 @@ class Latest(Exported[M]):
 
     @contextmanager
     def shown(self) -> Iterator[M]:
+        modes = [(each, each.training) for each in self.module.modules()]
         self.module.eval()
         try:
             yield self.module
         finally:
-            self.module.train()
+            for each, training in modes:  # parts of it may be frozen, and in evaluation mode
+                each.training = training
 
 
 def exported(module: M, *, half_life: float) -> Average[M] | Latest[M]:

@@ -34,6 +34,13 @@ from smalti.tokenizer.quantizers import Quantized
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.alarms import Judged, judge_codes, judge_game
 from smalti.training.blockwise import compiled, recompute, tokenizer_blocks, tokenizer_stages
+from smalti.training.codebook_training import (
+    CodebookTraining,
+    FrozenCodebook,
+    LearningCodebook,
+    ProcessShare,
+    validation_chances,
+)
 from smalti.training.config import PictureSettings, TokenizerTraining
 from smalti.training.launching import synchronised
 from smalti.training.loop import Stage, stream
@@ -166,6 +173,12 @@ class TokenizerStage(Stage):
         if weights:
             self.tokenizer.load_state_dict(weights)
         self.begun_elsewhere = bool(weights)
+        self.share = ProcessShare(fabric.global_rank, fabric.world_size)
+        if settings.has_decoder_phase and not settings.decoder_phase.start and not weights:
+            raise SmaltiError(
+                "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer (--from), or "
+                "set decoder_phase.start above 0"
+            )
         judge = replace(game.discriminator, channels=channels)
         self.judge = synchronised(DISCRIMINATORS[judge.name](judge), fabric=fabric)
         for module in (self.tokenizer, self.judge):
@@ -187,22 +200,31 @@ class TokenizerStage(Stage):
         self.generate, self.optimiser = fabric.setup(_Joined(self.tokenizer), self.optimiser)
         self.judged: Any
         self.judged, self.judge_optimiser = fabric.setup(self.judge, self.judge_optimiser)
-        self.mover = Mover(fabric, self.generate, self.optimiser, settings=settings.optimiser, length=run.length)
+        self.mover = self._mover()
         self.judge_mover = Mover(
             fabric, self.judged, self.judge_optimiser, settings=settings.discriminator_optimiser, length=run.length
         )
         self.used = CodeUse(self.tokenizer.size)
+        self.codebook: CodebookTraining = LearningCodebook(self.tokenizer.quantizer, settings)
+
+    def _mover(self) -> Mover:
+        settings = self.settings
+        return Mover(
+            self.fabric, self.generate, self.optimiser, settings=settings.optimiser, length=settings.run.length
+        )
 
     def batches(self, examples: int) -> Iterator[Batch]:
         return stream(self.training, start=examples, run=self.settings.run, fabric=self.fabric)
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        quantizer, length = self.tokenizer.quantizer, self.settings.run.length
+        length = self.settings.run.length
         first = self.settings.codes_from * length
         placed = seen >= first
         if placed and seen - count < first and not self.begun_elsewhere:
             self._place_codes(seen, generator)
-        quantize = quantizer.at(seen, length=length) if placed else quantizer.relaxed
+        if seen >= self.settings.decoder_phase.begins(length) and not self.codebook.frozen:
+            self._freeze_codebook()
+        quantize = self.codebook.quantize(seen, generator=generator)
         images = self._on_device(batch)  # (B,C,H,W)
         moves = Moves(seen=seen, at_once=self.alternating)
         bring_back = kept_buffers(self.judge)
@@ -281,9 +303,17 @@ class TokenizerStage(Stage):
                 break
         self.tokenizer.quantizer.start(torch.cat(gathered), generator=generator)
 
+    def _freeze_codebook(self) -> None:
+        """Begin the decoder phase, or go on with it after a resume."""
+        settings, exported = self.settings.decoder_phase, self.exported.module
+        self.codebook = FrozenCodebook(self.tokenizer, exported, settings=settings, share=self.share)
+        # A data-parallel wrapper waits for the gradients of all that learned when it was made.
+        self.generate = self.fabric.setup_module(_Joined(self.tokenizer))
+        self.mover = self._mover()
+
     def _mend_codebook(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         features, codes = in_stream_order(features), in_stream_order(codes)
-        moved = self.tokenizer.quantizer.observe(features, codes, generator=generator)
+        moved = self.codebook.observe(features, codes, generator=generator)
         self.used.add(codes)
         if int(self.used.counts.sum()) < 64 * self.tokenizer.size:  # too few codes to say how many are in use
             return {"restarted_codes": torch.tensor(float(moved))}
@@ -312,26 +342,43 @@ class TokenizerStage(Stage):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """PSNR (of label maps the share of right labels), the reconstruction loss and its terms, and the codes in use over the
-        held-out pictures, each process a share.
+        held-out pictures, each process a share. With a decoder phase also that PSNR or share where some codes are replaced.
         """
         used, scores = CodeUse(self.tokenizer.size), []
         share = Share(self.held_out, rank=self.fabric.global_rank, world=self.fabric.world_size)
         self.score.eval()
         likeness, like = ("accuracy", right_labels) if self.settings.pictures.kind == "labels" else ("psnr", psnr)
+        several = max(self.settings.run.batch // self.fabric.world_size, 1)
         with self.exported.shown() as tokenizer:
-            for batch in in_order(share, batch=max(self.settings.run.batch // self.fabric.world_size, 1)):
+            others = self._other_reconstructions(tokenizer, batch=several)
+            for batch in in_order(share, batch=several):
                 images = self._on_device(batch)
                 reconstructions, quantized = tokenizer(images)
                 terms = self.score(images, reconstructions)._asdict()
-                means = [like(images, reconstructions).mean(), *(terms[name] for name in self._terms().values())]
+                likenesses = [
+                    like(images, reconstructions),
+                    *(like(images, of(quantized.codes)) for of in others.values()),
+                ]
+                means = [*(each.mean() for each in likenesses), *(terms[name] for name in self._terms().values())]
                 scores.append(torch.stack(means) * len(images))
                 used.add(quantized.codes)
         self.score.train()
-        count, names = len(self.held_out), (likeness, *self._terms())
+        count = len(self.held_out)
+        names = (likeness, *(f"{likeness}_{name}" for name in others), *self._terms())
         totals = torch.stack(scores).sum(0) if scores else torch.zeros(len(names), device=self.fabric.device)
         used.counts = sum_of_processes(self.fabric, used.counts).cpu()
         means_of_all = dict(zip(names, (sum_of_processes(self.fabric, totals) / count).tolist(), strict=True))
         return {**means_of_all, "codes_in_use": used.in_use, "perplexity": used.perplexity, "pictures": float(count)}
+
+    def _other_reconstructions(self, tokenizer: VQGAN, *, batch: int) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What else the held-out images are compared with: name -> a function of the codes (B,h,w) of each batch in turn."""
+        if not self.settings.has_decoder_phase:
+            return {}
+        (height, width), f = self.settings.pictures.size, tokenizer.factor
+        codes, seed = (len(self.held_out), height // f, width // f), self.settings.run.seed
+        chances = validation_chances(codes, seed=seed, share=self.share, batch=batch)
+        noise = self.codebook.noise(tokenizer)
+        return {"replaced": lambda codes: tokenizer.decode(noise.latents(codes, next(chances)))}
 
     def _terms(self) -> dict[str, str]:
         """What is recorded of the reconstruction loss -> its name in `Reconstruction`; only what is computed."""

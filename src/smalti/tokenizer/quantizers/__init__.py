@@ -43,6 +43,14 @@ QUANTIZERS: dict[str, Callable[[Any], Quantizer]] = {
     "lfq": LFQ,
 }
 
+
+def code_count(settings: VQSettings | EMASettings | SimVQSettings | GumbelSettings | FSQSettings | LFQSettings) -> int:
+    """The `size` of the quantizer that these settings make: how many codes it has outside."""
+    if isinstance(settings, VQSettings | GumbelSettings):
+        return settings.remap.outside(settings.size)
+    return settings.size
+
+
 __all__ = [
     "EMA",
     "FSQ",
@@ -63,6 +71,7 @@ __all__ = [
     "SimVQSettings",
     "TemperatureSettings",
     "VQSettings",
+    "code_count",
     "kmeans",
     "nearest",
 ]

@@ -34,6 +34,10 @@ class RemapSettings:
             return unknown
         raise ValueError(f'it is "random", "extra" or one of the codes of the table, of which there are {used}')
 
+    def outside(self, size: int) -> int:
+        """Codes of the codebook -> how many codes there are outside."""
+        return self.used + (self.unknown == "extra") if self.used else size
+
 
 def check_table_fits(remap: RemapSettings, size: int) -> None:
     """Raise `ValueError` for a table with more codes than the codebook has."""
@@ -99,7 +103,7 @@ class UsedCodes(CodeTable):
         super().__init__()
         self.settings = settings
         self.codebook_size = codebook_size
-        self.size = settings.used + (settings.unknown == "extra")
+        self.size = settings.outside(codebook_size)
         self.register_buffer("used", torch.arange(settings.used))
 
     @property
