@@ -271,3 +271,26 @@ def test_every_choice_of_the_settings_is_in_its_table() -> None:
         with pytest.raises(SmaltiError, match=rf"here: adversarial\.{key} = 'l7'") as raised:
             parse(ObjectiveSettings, {"adversarial": {key: "l7"}}, where="here")
         assert all(f"'{name}'" in str(raised.value) for name in names)
+
+
+def test_a_shift_moves_the_perceptual_networks_grid_over_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Watched(nn.Module):
+        def forward(self, images: Tensor, others: Tensor) -> Tensor:
+            seen.append((images, others))
+            return others.new_zeros(len(others))
+
+    monkeypatch.setitem(objective.PERCEPTUAL, "squeezenet", lambda dropout: Watched())
+    score = ReconstructionLoss(ObjectiveSettings(perceptual_shift=3))
+    images, others = noise(2, 3, 8, 8), noise(2, 3, 8, 8, seed=1)
+    shifted, plain = score(images, others, (2, 3)), score(images, others)
+    assert seen[0][0].equal(images[..., 2:, 3:])
+    assert seen[0][1].equal(others[..., 2:, 3:])
+    assert seen[1][0].equal(images)
+    assert shifted.pixel == plain.pixel
+
+
+def test_efficientnets_distance_has_no_dropout() -> None:
+    with pytest.raises(SmaltiError, match=r"perceptual_dropout = 0\.5 is a dropout of LPIPS's weights"):
+        parse(ObjectiveSettings, {"perceptual": "efficientnet", "perceptual_dropout": 0.5}, where="test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,18 @@ from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from smalti.training.config import OptimiserSettings
 from smalti.training.optimiser import build_optimiser
-from smalti.training.playing import PLAYS, Played, Players, Strength, alone, alternating, joint, penalty_at, play_of
+from smalti.training.playing import (
+    PLAYS,
+    Played,
+    Players,
+    Strength,
+    alone,
+    alternating,
+    draws_of,
+    joint,
+    penalty_at,
+    play_of,
+)
 
 SIDE = 16
 QUANTIZER = {"size": 16, "dimension": 8, "normalised": False, "beta_on": "codebook", "kmeans": 0, "restart_below": 0.0}
@@ -348,3 +360,57 @@ def test_label_maps_are_learned_alone(pixel: str) -> None:
     assert losses[-1] < 0.5 * losses[0]
     _, _, logits = generate(images, tokenizer.quantizer.relaxed)
     assert (logits.argmax(1) == labels).float().mean() > 0.9
+
+
+# --- chance, and a margin ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("play", sorted(PLAYS))
+def test_real_and_generated_images_are_changed_alike_before_the_discriminator(play: str) -> None:
+    game = Game(play=play, augment=["color", "translation", "cutout"])
+    draws = draws_of(game.settings, len(game.images), generator=torch.Generator().manual_seed(3))
+    seen: list[Tensor] = []
+
+    def watched(images: Tensor) -> Tensor:
+        seen.append(images.detach())
+        return game.judge(images)  # type: ignore[no-any-return]
+
+    players = dataclasses.replace(game.players(), judge=watched, draws=draws)
+    quantize = game.tokenizer.quantizer.at(0, length=1)
+    with torch.no_grad():
+        before, _ = game.tokenizer(game.images)
+    play_of(game.settings)(players, game.images, quantize=quantize, strength=Strength(1.0, 1.0), anchors=LeCam.start())
+    augment = draws.augmentation
+    assert any(each.equal(augment(game.images)) for each in seen)
+    torch.testing.assert_close(seen[0], augment(before))
+    assert not any(each.equal(game.images) for each in seen)
+
+
+def test_draws_are_those_of_their_generator_and_settings() -> None:
+    settings = Game(augment=["color"]).settings
+    shifted = dataclasses.replace(settings, perceptual_shift=5)
+    first, again = (draws_of(shifted, 3, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert first.shift == again.shift
+    assert first.augmentation.color is not None
+    assert again.augmentation.color is not None
+    assert first.augmentation.color.equal(again.augmentation.color)
+    assert first.augmentation.cutout is None
+    shifts = {draws_of(shifted, 1, generator=torch.Generator().manual_seed(seed)).shift for seed in range(200)}
+    assert shifts == {(down, right) for down in range(6) for right in range(6)}
+    assert draws_of(settings, 3, generator=torch.Generator().manual_seed(1)).shift == (0, 0)
+
+
+@pytest.mark.parametrize("play", sorted(PLAYS))
+@pytest.mark.parametrize(("ahead", "listens"), [(0.4, False), (0.6, True)])
+def test_the_generator_listens_only_while_the_discriminator_is_ahead(play: str, ahead: float, listens: bool) -> None:
+    game, plain = Game(play=play, margin=0.5), Game(play=play)
+    anchors = LeCam(real=torch.tensor(ahead), fake=torch.tensor(0.0), updates=torch.tensor(9.0))
+    quantize = game.tokenizer.quantizer.at(0, length=1)
+    values = play_of(game.settings)(
+        game.players(), game.images, quantize=quantize, strength=Strength(1.0, 1.0), anchors=anchors
+    ).values
+    assert bool(values["adaptive_weight"]) == listens
+    plain.play(Strength(1.0 if listens else 0.0, 1.0))
+    a, b = game.state(), plain.state()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=1e-12, msg=name)

@@ -94,8 +94,8 @@ class CentreCrop(Crop):
 class RandomCrop(Crop):
     """A window anywhere, every other one mirrored if `flip`: for training.
 
-    The picture is first scaled so that it covers `size` times a factor drawn evenly from `zoom`; (1, 1) means that
-    it just fits. Raises `SmaltiError` unless 1 <= zoom[0] <= zoom[1].
+    The picture is first scaled so that it covers `size` times a factor from `zoom`, drawn so that each doubling is as likely as
+    another; (1, 1) means that it just fits. Raises `SmaltiError` unless 1 <= zoom[0] <= zoom[1].
     """
 
     zoom: tuple[float, float] = (1.0, 1.0)
@@ -113,7 +113,7 @@ class RandomCrop(Crop):
 
     def view(self, whole: tuple[int, int], size: tuple[int, int], *, seed: int, draw: int) -> View:
         nearness, down, right, mirror = chances(seed, draw)
-        factor = self.zoom[0] + nearness * (self.zoom[1] - self.zoom[0])
+        factor = self.zoom[0] * (self.zoom[1] / self.zoom[0]) ** nearness
         if factor < self.margin:
             whole = covering_size(whole, (round(size[0] * factor), round(size[1] * factor)))
         top, left = int(down * (whole[0] - size[0] + 1)), int(right * (whole[1] - size[1] + 1))
