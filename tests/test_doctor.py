@@ -100,13 +100,13 @@ def test_the_suggestion_fits_the_memory() -> None:
 @pytest.mark.parametrize("change", ["pictures.size=[128,128]", "run.precision=bf16-mixed"])
 def test_what_a_picture_takes_follows_from_its_size_and_precision(change: str) -> None:
     def of(*overrides: str) -> tuple[float, float]:
-        return doctor.taken(resolve(TokenizerTraining, stage="tokenizer", recipe="small", overrides=overrides))
+        return doctor.taken(resolve(TokenizerTraining, stage="tokenizer", recipe="small-64", overrides=overrides))
 
     still, each = of()
     factor = 4 if "size" in change else 0.5
     assert of(change)[0] == still
     assert of(change)[1] == pytest.approx(factor * each)
-    settings = resolve(TokenizerTraining, stage="tokenizer", recipe="small", overrides=())
+    settings = resolve(TokenizerTraining, stage="tokenizer", recipe="small-64", overrides=())
     first = settings.model.pyramid.width * 16 * 16 * 4  # bytes of one map of the first level, stem 4
     assert each > doctor.BESIDE * 12 * first  # two blocks of encoder and decoder each keep several
 
@@ -120,7 +120,7 @@ def test_what_the_shell_offers_is_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("train tokenizer DATA --recipe sma", {"small", "small-reference"}),
+        ("train tokenizer DATA --recipe sma", {"small", "small-64", "small-reference"}),
         ("convert A B --to dif", {"diffusers"}),
         ("experiment qu", {"quantizers"}),
         ("pu", {"push"}),

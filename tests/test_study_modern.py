@@ -168,8 +168,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", sorted(without()))
 def test_each_single_change_is_away_from_modern_to_what_the_reference_has(name: str) -> None:
-    modern, original = flat(as_mapping(training("small"))), flat(as_mapping(training("small-reference")))
-    changed = flat(as_mapping(training("small", *without()[name])))
+    modern, original = flat(as_mapping(training("small-64"))), flat(as_mapping(training("small-reference")))
+    changed = flat(as_mapping(training("small-64", *without()[name])))
     moved = {key for key in changed if changed[key] != modern[key]}
     assert moved, "a change that changes nothing"
     assert len(moved) >= len(without()[name]) - 1, "each part of it changes something"
@@ -177,7 +177,7 @@ def test_each_single_change_is_away_from_modern_to_what_the_reference_has(name: 
 
 
 def test_all_that_tells_the_two_apart_is_among_the_single_changes() -> None:
-    modern, original = flat(as_mapping(training("small"))), flat(as_mapping(training("small-reference")))
+    modern, original = flat(as_mapping(training("small-64"))), flat(as_mapping(training("small-reference")))
     apart = {key for key in modern if modern[key] != original[key] and not key.startswith(("run.", "pictures."))}
     changed = {change.partition("=")[0] for changes in without().values() for change in changes}
     assert apart - changed == set()
@@ -195,11 +195,11 @@ def test_all_trainings_of_a_scale_have_about_as_many_parameters(scale: str) -> N
 
 
 def test_parameters_are_those_of_the_networks() -> None:
-    small = training("small", "model.pyramid.width=16", "objective.adversarial.discriminator.width=8")
+    small = training("small-64", "model.pyramid.width=16", "objective.adversarial.discriminator.width=8")
     judge = DISCRIMINATORS["patch"](small.objective.adversarial.discriminator)
     counts = [sum(each.numel() for each in network.parameters()) for network in (VQGAN(small.model), judge)]
     assert list(weights(small)) == counts
-    assert weights(training("small", "objective.adversarial.weight=0")).discriminator == 0
+    assert weights(training("small-64", "objective.adversarial.weight=0")).discriminator == 0
 
 
 def test_parameters_may_differ_by_a_share() -> None:
@@ -215,7 +215,7 @@ def test_parameters_may_differ_by_a_share() -> None:
 
 
 def test_a_training_is_as_long_as_the_minutes_allow() -> None:
-    small = training("small")
+    small = training("small-64")
     run = lasting(small, minutes=2.0, seconds_a_picture=0.7).run
     assert run.length == 168, "120 seconds are 171.4 pictures, in batches of 4"
     assert (run.validate_every, run.checkpoint_every) == (14, 56)
@@ -224,7 +224,7 @@ def test_a_training_is_as_long_as_the_minutes_allow() -> None:
 
 def test_the_pace_is_taken_away_from_the_borders_between_phases() -> None:
     """A step on the border would place the codes, which is done once in a training and not in each step."""
-    small = nominal(training("small"))
+    small = nominal(training("small-64"))
     assert small.run.length == NOMINAL
     game = small.objective.adversarial
     borders = [0.0, small.codes_from, game.start, game.start + game.ramp, 1.0]

@@ -59,7 +59,7 @@ SCALES = {
         data="a folder of some thousand photographs of one kind, seen at 128 pixels",
         paints=False,
         settings={
-            "recipe": "small",
+            "recipe": "small-64",
             "tokenizer": [
                 *_ALIKE,
                 "run.length=2400",
@@ -91,7 +91,7 @@ SCALES = {
         data="FFHQ or CelebA-HQ, seen at 256 pixels",
         paints=False,
         settings={
-            "recipe": "small",
+            "recipe": "small-64",
             "tokenizer": [
                 *_ALIKE,
                 "run.length=1000000",

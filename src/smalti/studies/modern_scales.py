@@ -22,7 +22,7 @@ def rates(batch: int) -> list[str]:
 
 
 def without(batch: int = 4) -> dict[str, list[str]]:
-    """Name -> the change away from the recipe small, back to the original's choice as the recipe small-reference has it.
+    """Name -> the change away from the recipe small-64, back to the original's choice as the recipe small-reference has it.
 
     "reference-our-rate" is all of them but the rate and its course, for the original's rate is made for days.
     """
@@ -74,7 +74,7 @@ SCALES = {
         paints=True,
         settings={
             "reference": {"recipe": "small-reference"},
-            "modern": {"recipe": "small"},
+            "modern": {"recipe": "small-64"},
             "without": _variations("reference-codebook", "reference-pyramid"),
             "sets": [{"name": "scenes-64", "size": [64, 64]}],
             "minutes": 1.0,
@@ -91,7 +91,7 @@ SCALES = {
         paints=False,
         settings={
             "reference": {"recipe": "small-reference"},
-            "modern": {"recipe": "small"},
+            "modern": {"recipe": "small-64"},
             "without": _variations(
                 "reference-codebook",
                 "reference-pyramid",
@@ -117,7 +117,7 @@ SCALES = {
                 "recipe": "small-reference",
                 "changes": [f"run.batch={LARGE_BATCH}", *rates(LARGE_BATCH)],
             },
-            "modern": {"recipe": "small", "changes": [f"run.batch={LARGE_BATCH}"]},
+            "modern": {"recipe": "small-64", "changes": [f"run.batch={LARGE_BATCH}"]},
             "without": _variations(batch=LARGE_BATCH),
             "sets": [{"name": "pictures-64", "size": [64, 64]}, {"name": "pictures-128", "size": [128, 128]}],
             "minutes": 90.0,

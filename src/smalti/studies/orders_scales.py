@@ -44,7 +44,7 @@ SCALES = {
         data="a folder of some thousand photographs, seen at 64 pixels",
         paints=False,
         settings={
-            "recipe": "small",
+            "recipe": "small-64",
             "tokenizer": ["run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
             "prior": ["run.length=2000000", *_gpt(5, 208, 4)],
             "size": [64, 64],
@@ -57,7 +57,7 @@ SCALES = {
         data="ImageNet or another hundred thousand photographs, seen at 256 pixels",
         paints=False,
         settings={
-            "recipe": "small",
+            "recipe": "small-64",
             "tokenizer": [
                 "run.length=1000000",
                 "run.batch=16",

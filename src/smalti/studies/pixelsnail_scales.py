@@ -49,7 +49,7 @@ SCALES = {
         data="a folder of some thousand photographs, seen at 64 pixels",
         paints=False,
         settings={
-            "recipe": "small",
+            "recipe": "small-64",
             "tokenizer": ["run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
             "prior": ["run.length=3000000"],
             "transformer": _transformer(5, 224, 4),
@@ -64,7 +64,7 @@ SCALES = {
         data="ImageNet's animals (RIN of the paper) or another hundred thousand photographs, seen at 256 pixels",
         paints=False,
         settings={
-            "recipe": "small",
+            "recipe": "small-64",
             "tokenizer": [
                 "run.length=1000000",
                 "run.batch=16",

@@ -131,7 +131,7 @@ QUANTIZERS_COMPARED = Study(
             data="a folder of some thousand photographs, seen at 64 pixels",
             paints=False,
             settings={
-                "recipe": "small",
+                "recipe": "small-64",
                 "training": ["run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
                 "quantizers": _all(size=1024, levels=(8, 5, 5, 5)),
                 "size": [64, 64],
@@ -145,7 +145,7 @@ QUANTIZERS_COMPARED = Study(
             data="ImageNet's training pictures (ILSVRC 2012), seen at 128 pixels",
             paints=False,
             settings={
-                "recipe": "small",
+                "recipe": "small-64",
                 "training": [
                     "run.length=1000000",
                     "run.batch=32",

@@ -231,11 +231,11 @@ RECONSTRUCTION = Study(
             },
         ),
         "small": Scale(
-            about="six tokenizers (f 4, 8 and 16, K 256 and 1,024) by the recipe small: hours on a CPU, an hour on a GPU",
+            about="six tokenizers (f 4, 8 and 16, K 256 and 1,024) by the recipe small-64: hours on a CPU, an hour on a GPU",
             data="a folder of some thousand photographs, seen at 64 pixels",
             paints=False,
             settings={
-                "recipe": "small",
+                "recipe": "small-64",
                 "tokenizers": _grid(_SMALL, (256, 1024)),
                 "size": [64, 64],
                 "held_out": 0.1,
