@@ -208,7 +208,18 @@ def test_missing_weights(evaluate: Runner, models: Path, tmp_path: Path, monkeyp
     forbid_downloads(monkeypatch, tmp_path / "weights")
     said = evaluate.works("tokenizer", models / "runs" / "tokenizer", models / "pictures")
     assert "lpips_squeezenet is left out: squeezenet1_1" in " ".join(said.split())
-    evaluate.fails("folders", models / "pictures", models / "pictures", sentence="InceptionV3 .* was not found")
+    folders = ("folders", models / "pictures", models / "pictures")
+    out = tmp_path / "out"
+    said = evaluate.works(*folders, "--out", out)
+    assert said.startswith(
+        "measured in EfficientNet-Lite0's features, for the weights of inception are not on this machine"
+    )
+    assert "frechet_efficientnet" in said
+    result = read_json(out / "result.json")
+    assert result["protocol"]["features"]["network"] == "efficientnet"
+    assert any(note.startswith("measured in EfficientNet-Lite0's features") for note in result["notes"])
+    for named in (("--protocol", "folder-vs-folder"), ("--set", "features.network=inception")):
+        evaluate.fails(*folders, *named, sentence="InceptionV3 .* was not found")
 
 
 def test_a_result_of_another_hand(evaluate: Runner, models: Path, tmp_path: Path) -> None:

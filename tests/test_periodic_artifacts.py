@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from smalti.errors import SmaltiError
-from smalti.evaluation.periodic_artifacts import hatch, mean_spectrum
+from smalti.evaluation.periodic_artifacts import Spectrum, hatch, is_measurable
 
 
 def smooth(count: int = 64, side: int = 128) -> Tensor:
@@ -27,7 +27,14 @@ def tiles(strength: float, period: int, side: int = 128) -> Tensor:
 
 
 def measured(images: Tensor, period: int) -> float:
-    return hatch(mean_spectrum(torch.split(images, 16)), period=period)
+    return hatch(spectrum_of(images), period=period)
+
+
+def spectrum_of(images: Tensor) -> Tensor:
+    spectrum = Spectrum()
+    for batch in torch.split(images, 16):
+        spectrum.update(batch)
+    return spectrum.mean()
 
 
 @pytest.mark.parametrize("period", [2, 4, 8])
@@ -45,7 +52,16 @@ def test_a_pattern_is_seen_at_its_period_and_grows_with_its_strength(period: int
 
 def test_what_cannot_be_measured_is_a_sentence() -> None:
     with pytest.raises(SmaltiError, match="no images"):
-        mean_spectrum([])
+        Spectrum().mean()
     for size, period in ((40, 4), (128, 1)):
+        assert not is_measurable((size, size), period=period)
         with pytest.raises(SmaltiError, match=f"period {period} cannot be measured in images of {size}x{size}"):
             hatch(torch.ones(size, size), period=period)
+
+
+def test_images_of_other_sizes_are_left_out() -> None:
+    images, spectrum = smooth(4), Spectrum()
+    spectrum.update(images)
+    spectrum.update(images[..., :64])
+    assert spectrum.count == 4
+    assert spectrum.mean().equal(spectrum_of(images))

@@ -3,13 +3,16 @@
 A decoder that makes squares of pixels by weights of their own leaves a pattern that repeats with the square. In the spectrum it
 is a lattice of peaks over what real images have there, which falls off smoothly.
 
+The measure of reconstructions is `hatch` of theirs divided by that of their originals.
+
 Letters: B batch, C channels, H W pixels, p period.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import final
 
 import torch
 from torch import Tensor
@@ -22,33 +25,47 @@ RING = (3.0, 7.0)
 """Frequencies this far belong to its surroundings."""
 
 
-def mean_spectrum(batches: Iterable[Tensor]) -> Tensor:
-    """Batches of images (B,C,H,W), all of one size -> the mean power (H,W) of their gray values at each frequency, float64.
+@final
+class Spectrum:
+    """Batches of images of one size -> the mean power of their gray values at each frequency.
 
-    Each image is multiplied by a Hann window, without which its borders would lay a cross over the spectrum. Raises `SmaltiError`
-    where there is no image.
+    Each image is multiplied by a Hann window, without which its borders would lay a cross over the spectrum.
     """
-    total, count = torch.zeros(()), 0
-    for images in batches:
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._total = torch.zeros(())
+
+    def update(self, images: Tensor) -> None:
+        """Images (B,C,H,W) that were not counted yet; those of another size than the first are left out."""
+        if self.count and images.shape[2:] != self._total.shape:
+            return
         gray = images.double().mean(1)  # (B,H,W)
-        height, width = gray.shape[1:]
-        rows, columns = (torch.hann_window(side, periodic=False, dtype=torch.float64) for side in (height, width))
+        rows, columns = (torch.hann_window(side, periodic=False, dtype=torch.float64) for side in gray.shape[1:])
         windowed = (gray - gray.mean((1, 2), keepdim=True)) * torch.outer(rows, columns).to(gray.device)
-        total = total + torch.fft.fft2(windowed).abs().square().sum(0).cpu()
-        count += len(images)
-    if not count:
-        raise SmaltiError("there are no images to measure a hatch in; name a folder that holds some")
-    return total / count
+        self._total = self._total + torch.fft.fft2(windowed).abs().square().sum(0).cpu()
+        self.count += len(images)
+
+    def mean(self) -> Tensor:
+        """(H,W) float64. Raises `SmaltiError` where there was no image."""
+        if not self.count:
+            raise SmaltiError("there are no images to measure a hatch in; name a folder that holds some")
+        return self._total / self.count
+
+
+def is_measurable(size: tuple[int, int], *, period: int) -> bool:
+    """Whether images of this size (H,W) are large enough that rings of neighboring peaks do not overlap."""
+    return period > 1 and min(size) >= period * 2 * RING[1]
 
 
 def hatch(spectrum: Tensor, *, period: int) -> float:
-    """A spectrum (H,W) of `mean_spectrum` -> the energy at the lattice of a period over that around, 1 where nothing repeats.
+    """A spectrum (H,W) of `Spectrum` -> the energy at the lattice of a period over that around, 1 where nothing repeats.
 
     It is the geometric mean over all peaks of the lattice of mean power near the peak / mean power in a ring around it. Raises
     `SmaltiError` for a period below 2, and for images so small that rings of neighboring peaks overlap.
     """
     height, width = spectrum.shape
-    if period < 2 or min(height, width) < period * 2 * RING[1]:
+    if not is_measurable((height, width), period=period):
         raise SmaltiError(
             f"a hatch of period {period} cannot be measured in images of {height}x{width}; a period is 2 or more, and the images "
             f"need {period * 2 * RING[1]:.0f} pixels each way"

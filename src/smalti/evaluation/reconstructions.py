@@ -26,6 +26,7 @@ from smalti.evaluation.judging import (
     unwatched,
 )
 from smalti.evaluation.metrics import CodeUse, psnr
+from smalti.evaluation.periodic_artifacts import Spectrum, hatch, is_measurable
 from smalti.evaluation.pictures import Taken
 from smalti.evaluation.protocols import TokenizerProtocol
 from smalti.evaluation.results import DEFINITIONS, Measured, Shown
@@ -87,12 +88,15 @@ def measure_tokenizer(
     tokenizer = tokenizer.to(device).eval()
     counter, use, values = Counter(progress, len(taken)), CodeUse(tokenizer.size), Values(len(taken))
     sets: list[Gatherer] = []
+    spectra = Spectrum(), Spectrum()
     if who.network is not None and protocol.features is not None:
         network, features = who.network, protocol.features
         sets = [Gatherer(network, features, total=len(taken), score=score, device=device) for score in (True, False)]
     for places, pixels in taken.portions(batch):
         images, back, codes = _there_and_back(tokenizer, pixels, protocol)
         use.add(codes)
+        for spectrum, pictures in zip(spectra, (back, images), strict=True):
+            spectrum.update(pictures)
         for name, found in _similarities(images, back, protocol, who.lpips).items():
             values.put(name, places, found)
         for gatherer, pictures in zip(sets, (back, images)[: len(sets)], strict=True):
@@ -100,7 +104,13 @@ def measure_tokenizer(
         counter.add(len(places))
     counter.add(len(taken.left_out))
     scored = _score_sets(sets, protocol)
-    scores = {**values.means(), "codes_in_use": use.in_use, "perplexity": use.perplexity, **scored.values}
+    scores = {
+        **values.means(),
+        **_hatch(*spectra, tokenizer),
+        "codes_in_use": use.in_use,
+        "perplexity": use.perplexity,
+        **scored.values,
+    }
     return Measured(
         kind="tokenizer",
         scores=scores,
@@ -133,6 +143,21 @@ def _similarities(
             with torch.no_grad():
                 found[f"lpips_{backbone}"] = judge(images, back)
     return found
+
+
+def _hatch(back: Spectrum, images: Spectrum, tokenizer: VQGAN) -> dict[str, float]:
+    """Spectra of reconstructions and originals -> the score, where they are large enough for one.
+
+    The period is the side of the squares that the decoder unfolds, or f where it doubles its maps.
+    """
+    pyramid = tokenizer.settings.pyramid
+    period = pyramid.stem if pyramid.stem > 1 else pyramid.factor
+    if not images.count:
+        return {}
+    height, width = images.mean().shape
+    if not is_measurable((height, width), period=period):
+        return {}
+    return {"hatch": hatch(back.mean(), period=period) / hatch(images.mean(), period=period)}
 
 
 def _gaps(values: Values, taken: Taken, protocol: TokenizerProtocol, who: Judges) -> list[str]:

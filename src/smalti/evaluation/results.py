@@ -32,6 +32,7 @@ DEFINITIONS: dict[str, str] = {
     "lpips_squeezenet": "perceptual distance LPIPS 0.1 over SqueezeNet 1.1; mean over pictures",
     "lpips_vgg16": "perceptual distance LPIPS 0.1 over VGG16; mean over pictures",
     "lpips_alexnet": "perceptual distance LPIPS 0.1 over AlexNet; mean over pictures",
+    "hatch": "energy at the period of the decoder's squares over that around it, divided by that of the originals; 1 is none",
     "codes_in_use": "share of the codebook's codes that occur at least once in all pictures together",
     "perplexity": "exp(entropy in nats) of single codes over all pictures together, not a mean over batches: the number "
     "of equally frequent codes that would be as hard to guess",
