@@ -262,7 +262,7 @@ def exported(run: Path) -> VQGAN:
 
 def test_a_longer_run_learns_everything_again_until_its_own_phase(folder: Path) -> None:
     frozen = copied(*encoding_parts(exported(trained(folder, "longer", "run.length=32"))))
-    assert not equal(copied(*encoding_parts(exported(trained(folder, "longer", "run.length=48")))), frozen)
+    assert not equal(copied(*encoding_parts(exported(trained(folder, "longer", "run.length=80")))), frozen)
 
 
 def test_a_run_that_is_made_shorter_begins_its_phase_at_once(folder: Path) -> None:
