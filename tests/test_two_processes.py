@@ -33,6 +33,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "ema": ("model.quantizer.name=ema",),
     "alternating": ("objective.adversarial.play=alternating", "run.average=0"),
     "parts": ("run.batch=8", "run.accumulate=2", "objective.adversarial.balance=fixed"),
+    "augmented parts": ("run.batch=8", "run.accumulate=2", "objective.adversarial.augment=[color,translation,cutout]"),
     "decoder phase": ("decoder_phase.start=0.4", "decoder_phase.replaced=0.5", "decoder_phase.neighbors=3"),
     "alone": ("objective.adversarial.weight=0", "objective.pixel=l2"),
 }
