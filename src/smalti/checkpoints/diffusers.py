@@ -20,7 +20,7 @@ from torch import Tensor
 from smalti.checkpoints.base import Imported
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.renaming import Renaming, Rule
-from smalti.conditions.base import Condition
+from smalti.conditions.base import Condition, Grid
 from smalti.errors import SmaltiError, suggestion
 from smalti.files import folder_written_atomically, read_json
 from smalti.prior import Prior
@@ -75,7 +75,7 @@ def _kept(config: Config) -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> Imported | None:
+def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A folder of a `VQModel` or of a pipeline with one, or a file in it -> our tokenizer; None where `path` is none of theirs.
 
     Raises `SmaltiError` for their other models, for settings that our tokenizer does not have, for damaged files, and for

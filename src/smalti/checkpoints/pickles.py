@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import collections
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -141,22 +142,43 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A checkpoint (.ckpt, .pt, .pth, .bin or .safetensors) -> its weights by name.
+    """A checkpoint (.ckpt, .pt, .pth, .bin or .safetensors) -> its weights by name, as `tensors_in` has them.
 
-    They are looked for under `state_dict` (Lightning), `model` and `ema` (LlamaGen), and at the top. Raises as `read_pickle`.
+    Raises as `read_pickle`, and where there are none.
     """
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return unwrapped(load_file(path))
         except (SafetensorError, OSError) as error:
             raise SmaltiError(f"{path} is damaged, truncated or missing ({error}); copy it again") from error
     content = read_pickle(path)
-    for key in ("state_dict", "model", "ema"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    named = content.items() if isinstance(content, Mapping) else ()
-    tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
+    tensors = tensors_in(content, sections=SECTIONS) if isinstance(content, Mapping) else {}
     if not tensors:
         raise SmaltiError(f"{path} holds no weights by name; it is no checkpoint of a model")
     return tensors
+
+
+SECTIONS = ("state_dict", "model", "ema", "module")
+"""Where programs keep weights in a file: Lightning, others, LlamaGen, DeepSpeed."""
+
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What PyTorch adds to the names of weights: DistributedDataParallel, `torch.compile`, FSDP, activation checkpointing."""
+
+
+def tensors_in(content: Mapping[Any, Any], *, sections: Sequence[str]) -> dict[str, Tensor]:
+    """What a file holds -> the tensors by name in the first of the `sections` that there is, else at the top, `unwrapped`."""
+    section = next((content[key] for key in sections if isinstance(content.get(key), Mapping)), content)
+    return unwrapped({str(name): value for name, value in section.items() if isinstance(value, Tensor)})
+
+
+def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by name -> the same without the `WRAPPERS` in their names.
+
+    >>> list(unwrapped({"module._orig_mod.encoder.bias": torch.zeros(1)}))
+    ['encoder.bias']
+    """
+    wrapper = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(WRAPPERS)})\.")
+    bare = {name: wrapper.sub("", name) for name in weights}
+    if len(set(bare.values())) < len(bare):  # then they tell weights apart, and are no wrappers
+        return dict(weights)
+    return {bare[name]: tensor for name, tensor in weights.items()}
