@@ -110,7 +110,7 @@ def test_pictures_of_such_a_grid(tmp_path: Path, kind: str) -> None:
     assert pipeline.default_size == (6, 14)
     spatial = kind in ("coordinates", "segmentation")  # their prefix needs the whole window
     for size in ((6, 14), (10, 18), *([] if spatial else [(6, 6)])):
-        said = {
+        said: dict[str, dict[str, Any]] = {
             "labels": {"label": "1"},
             "segmentation": {"segmentation": torch.arange(size[0] * size[1]).view(size) % 5},
         }

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from smalti.errors import SmaltiError
+from smalti.files import read_json
 
 OBJECTS = (
     *(
@@ -144,8 +145,12 @@ def read_pickle(path: Path) -> Any:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A checkpoint (.ckpt, .pt, .pth, .bin or .safetensors) -> its weights by name, as `tensors_in` has them.
 
-    Raises as `read_pickle`, and where there are none.
+    One that was cut into shards is read through its index (.index.json), which may be named itself. Raises as `read_pickle`, and
+    where there are none.
     """
+    index = path if path.suffix == ".json" else path.with_name(f"{path.name}.index.json")
+    if index.is_file() and (index == path or not path.is_file()):
+        return {name: tensor for shard in _shards(index) for name, tensor in read_tensors(shard).items()}
     if path.suffix == ".safetensors":
         try:
             return unwrapped(load_file(path))
@@ -156,6 +161,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise SmaltiError(f"{path} holds no weights by name; it is no checkpoint of a model")
     return tensors
+
+
+def _shards(index: Path) -> list[Path]:
+    """The index of a checkpoint in shards -> these files, all in the index's folder."""
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, Mapping) else None
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, Mapping) else []
+    if not names or any(Path(name).name != name or Path(name).suffix == ".json" for name in names):
+        raise SmaltiError(f"{index} names no shards in its folder (weight_map); copy it again")
+    missing = [name for name in names if not index.with_name(name).is_file()]
+    if missing:
+        raise SmaltiError(
+            f"{index} names {len(names)} shards, of which {len(missing)} are missing, first {missing[0]}; put them beside it"
+        )
+    return [index.with_name(name) for name in names]
 
 
 SECTIONS = ("state_dict", "model", "ema", "module")

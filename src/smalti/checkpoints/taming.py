@@ -122,24 +122,25 @@ def _places(file: Path, *, home: Path) -> list[Path]:
     return [place for place in places if place.is_relative_to(home)]
 
 
-def _owners(config: Path) -> list[Path]:
-    """The checkpoints that a YAML file belongs to by its name."""
+def _owners(config: Path, *, near: Path) -> list[Path]:
+    """The checkpoints that a YAML file belongs to by its name: beside it, else in its run, or where `near` is."""
     home = config.parent.parent if config.parent.name == "configs" else config.parent
-    folders = dict.fromkeys((config.parent, home, home / "checkpoints"))
+    folders = dict.fromkeys((config.parent, home, home / "checkpoints", near.parent))
     named = [folder / f"{config.stem}{suffix}" for folder in folders for suffix in SUFFIXES]
-    return [file for file in named if file.is_file()]
+    found = [file for file in named if file.is_file()]
+    return [file for file in found if file.parent == config.parent] or found
 
 
 def _own(file: Path, *, home: Path) -> Path | None:
     """The YAML file that has the name of a checkpoint, or None."""
     named = (config for place in _places(file, home=home) for config in _model_yamls(place))
-    return next((config for config in named if config.stem == file.stem and file in _owners(config)), None)
+    return next((config for config in named if config.stem == file.stem and file in _owners(config, near=file)), None)
 
 
 def _shared(file: Path, *, home: Path) -> list[Path]:
     """The YAML files near a checkpoint that are no other checkpoint's; several are those of one run that was resumed."""
     for place in _places(file, home=home):
-        free = [config for config in _model_yamls(place) if not _owners(config)]
+        free = [config for config in _model_yamls(place) if not _owners(config, near=file)]
         if place.name == "configs" and (of_runs := [config for config in free if config.stem.endswith("project")]):
             return of_runs
         if len(free) > 1:
