@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import typer
-from rich.console import Console
 
 from smalti.errors import SmaltiError
 from smalti.training import watching
 
-CONSOLE = Console(highlight=False)
-ERRORS = Console(stderr=True)
+CONSOLE = watching.plain_console()
+ERRORS = watching.plain_console(stderr=True)
 
 
 def counting(title: str, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:

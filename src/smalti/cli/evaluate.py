@@ -197,7 +197,7 @@ def protocols() -> None:
     }
     for command, table in about.items():
         for name, words in table.items():
-            CONSOLE.print(f"{command} --protocol {name}: {words}", markup=False, soft_wrap=True)
+            CONSOLE.print(f"{command} --protocol {name}: {words}", soft_wrap=True)
 
 
 def _name(model: Path) -> str:
@@ -260,13 +260,13 @@ def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], note
             networks.setdefault(network)
     CONSOLE.print(table)
     for network in networks:
-        CONSOLE.print(f"features: {network}", markup=False, soft_wrap=True)
+        CONSOLE.print(f"features: {network}", soft_wrap=True)
     pictures = measured.data.get("pictures")
     CONSOLE.print(
         f"measured on {pictures if pictures is not None else '?'} pictures of {measured.data['name']}", soft_wrap=True
     )
     for note in measured.notes:
-        CONSOLE.print(f"note: {note}", markup=False, soft_wrap=True)
+        CONSOLE.print(f"note: {note}", soft_wrap=True)
     if out is not None:
         command = " ".join(["smalti", *sys.argv[1:]])
         plain = as_plain(measured, command=command, model=model)

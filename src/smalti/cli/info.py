@@ -35,7 +35,7 @@ def info(
     if grid is not None and "checkpoint" not in described:
         raise SmaltiError(f"{path} is no checkpoint of another program, and --grid is for those; leave it out")
     for key, value in described.items():
-        CONSOLE.print(f"{key}: {value}", markup=False, soft_wrap=True)
+        CONSOLE.print(f"{key}: {value}", soft_wrap=True)
 
 
 def recipes() -> None:
@@ -43,7 +43,7 @@ def recipes() -> None:
     from smalti.training.config import recipes as listed
 
     for name, about in listed().items():
-        CONSOLE.print(f"{name}: {about}", markup=False, soft_wrap=True)
+        CONSOLE.print(f"{name}: {about}", soft_wrap=True)
 
 
 def _described(path: Path, *, grid: tuple[int, int] | None = None) -> dict[str, Any]:

@@ -300,7 +300,7 @@ def reconstruct(
             except DamagedImage as error:
                 if source is None:
                     raise
-                ERRORS.print(f"left out: {error}", markup=False, highlight=False, soft_wrap=True)
+                ERRORS.print(f"left out: {error}", soft_wrap=True)
                 continue
             given = kind.images(held.unsqueeze(0), channels)
             quantized = encode_of_any_size(model, given)
