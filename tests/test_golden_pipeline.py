@@ -25,9 +25,11 @@ from smalti.prior.gpt import GPT
 pytestmark = pytest.mark.golden
 
 
-def pipeline_of(golden: Golden, **changed: Any) -> Pipeline:
+def pipeline_of(golden: Golden, *, grid: tuple[int, int] | None = None, **changed: Any) -> Pipeline:
+    """The models of a fixture with some of its settings changed; `grid`: the window, where it is not all of the picture."""
     part = Part("taming.models.cond_transformer.Net2NetTransformer", {**golden.facts["params"], **changed})
-    imported = read_net2net(part, golden.weights(), data={}, where=golden.path.name)
+    rows, columns = grid or golden.facts["latent_grid"]
+    imported = read_net2net(part, golden.weights(), data={}, where=golden.path.name, grid=(rows, columns))
     assert imported.tokenizer is not None
     assert imported.prior is not None
     assert imported.condition is not None
@@ -102,22 +104,12 @@ def test_cached_greedy_samples(path: Path) -> None:
     golden.check("out.swp.decoded", pipeline.tokenizer.decode_codes(laid))
 
 
-def _made_for(golden: Golden) -> dict[str, Any]:
-    """The first stage as if it had been made for pictures of the window's size, which its settings need not tell."""
-    first = golden.facts["params"]["first_stage_config"]
-    ddconfig = dict(first["params"]["ddconfig"])
-    side = golden.facts["window"] * 2 ** (len(ddconfig["ch_mult"]) - 1)
-    attention = [nominal * side // ddconfig["resolution"] for nominal in ddconfig["attn_resolutions"]]
-    ddconfig |= {"resolution": side, "attn_resolutions": attention}
-    return {**first, "params": {**first["params"], "ddconfig": ddconfig}}
-
-
 @pytest.mark.parametrize("path", fixtures("11_sliding"))
 def test_sliding_windows_with_the_whole_model(path: Path) -> None:
     golden = Golden.read(path)
     if "out.image" not in golden:
         pytest.skip("this case keeps the transformer's weights alone; see test_golden_prior.py")
-    pipeline = pipeline_of(golden, first_stage_config=_made_for(golden))
+    pipeline = pipeline_of(golden, grid=(golden.facts["window"],) * 2)
     assert pipeline.prior.grid == (golden.facts["window"],) * 2
     images, given = golden["in.x"].float(), golden["in.c"].float()
     golden.check("in.z_indices", pipeline.encode(images).flatten(1))
@@ -153,7 +145,7 @@ def test_layouts_larger_than_the_window(path: Path) -> None:
         group=builder["use_group_parameter"],
         flags=builder["use_additional_parameters"],
     )
-    pipeline = pipeline_of(golden, first_stage_config=_made_for(golden))
+    pipeline = pipeline_of(golden, grid=(golden.facts["window"],) * 2)
     assert pipeline.condition.length == settings.length
     layout = [Annotation(one["category_no"], Box(*one["bbox"])) for one in facts["annotations"]]
     scene = Pipeline(pipeline.tokenizer, pipeline.prior, Layout(settings))

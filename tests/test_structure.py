@@ -196,6 +196,50 @@ def test_what_is_forbidden_would_be_seen(line: str) -> None:
     assert list(forbidden(ast.parse(line)))
 
 
+def marked_up(tree: ast.AST) -> Iterator[str]:
+    """Where a file prints through rich on its own account, and names could be taken for markup."""
+    made = {"Console", "TextColumn", "SpinnerColumn", "Prompt", "Confirm", "Status"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called.split(".")[-1] in made:
+                yield f"line {node.lineno}: {called}, which watching.plain_console and plain_column make"
+            if called.endswith(".print") and called not in ("CONSOLE.print", "ERRORS.print"):
+                yield f"line {node.lineno}: {called}, which watching.say does"
+            if called.split(".")[-1] in ("from_markup", "render_markup", "rprint"):
+                yield f"line {node.lineno}: {called}"
+            if {"markup", "emoji"} & {word.arg for word in node.keywords}:
+                yield f"line {node.lineno}: {called} with markup or emoji"
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module == "rich"
+            and {a.name for a in node.names} & {"print", "print_json"}
+        ):
+            yield f"line {node.lineno}: print of rich"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name != "watching.py"], ids=in_words)
+def test_nothing_is_printed_as_markup(path: Path) -> None:
+    assert list(marked_up(TREES[path])) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "CONSOLE = Console(highlight=False)",
+        "rich.console.Console()",
+        "Progress(TextColumn('{task.description}'))",
+        "console.print(name)",
+        "self._console.print(name)",
+        "CONSOLE.print(name, markup=True)",
+        "Text.from_markup(name)",
+        "from rich import print",
+    ],
+)
+def test_what_is_printed_as_markup_would_be_seen(line: str) -> None:
+    assert list(marked_up(ast.parse(line)))
+
+
 def test_the_only_table_of_modules_is_that_of_the_public_names() -> None:
     holders = [path for path in FILES if "import_module" in path.read_text("utf-8")]
     assert holders == [SOURCE / "__init__.py"]

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from smalti.bundled import SCENES
 from smalti.cards import Sources, publish
-from smalti.checkpoints.base import Imported
+from smalti.checkpoints.base import Imported, check_window
 from smalti.checkpoints.formats import find_foreign, read_foreign
-from smalti.conditions.base import Condition, everywhere, keys, value_of
+from smalti.conditions.base import Condition, Grid, everywhere, keys, value_of
 from smalti.conditions.maps import Maps
 from smalti.errors import SmaltiError
 from smalti.files import folder_written_atomically
@@ -48,19 +48,19 @@ class Pipeline:
         self.condition = condition
 
     @classmethod
-    def from_pretrained(cls, name: str | Path = SCENES) -> Pipeline:
+    def from_pretrained(cls, name: str | Path = SCENES, *, grid: Grid | None = None) -> Pipeline:
         """A folder with `tokenizer` and `prior` in it (models or run folders), the Hub id of one, or a run folder of the original
         or another foreign format that holds both stages -> the pipeline, on the CPU.
 
-        Without a name, and by the name "scenes" where there is no such folder, it is the model that comes with smalti.
-
-        Raises `SmaltiError` when one of the two is missing or damaged, or when the prior belongs to another tokenizer.
+        Without a name, and by the name "scenes" where there is no such folder, it is the model that comes with smalti. `grid`
+        (h,w): the window in codes, where a foreign checkpoint does not hold it. Raises `SmaltiError` when one of the two is missing
+        or damaged, or when the prior belongs to another tokenizer or has another grid.
         """
         root = here(name)
         if _is_pipeline(root):
-            return cls._native(root)
+            return cls._native(root, grid=grid)
         parts = [part for part in ("tokenizer", "prior") if (root / part).is_dir()]
-        imported = None if parts or not root.exists() else find_foreign(root)
+        imported = None if parts or not root.exists() else find_foreign(root, grid=grid)
         if imported is None:
             raise SmaltiError(_not_a_pipeline(root, parts))
         if imported.tokenizer is None or imported.prior is None or imported.condition is None:
@@ -69,10 +69,11 @@ class Pipeline:
         return cls(imported.tokenizer, imported.prior, imported.condition)
 
     @classmethod
-    def _native(cls, root: Path) -> Pipeline:
+    def _native(cls, root: Path, *, grid: Grid | None) -> Pipeline:
         tokenizer = VQGAN.from_pretrained(root / "tokenizer")
         saved = find_model(root / "prior", kind="prior")
         prior, condition = load_prior(saved)
+        check_window(prior, grid, where=root)
         wanted, fingerprint = saved.settings["tokenizer_fingerprint"], tokenizer.fingerprint()
         if wanted != fingerprint:
             raise SmaltiError(
@@ -392,25 +393,26 @@ def amid(codes: Tensor, grid: tuple[int, int]) -> Tensor:
     return canvas
 
 
-def read_models(name: str | Path) -> Imported:
+def read_models(name: str | Path, *, grid: Grid | None = None, prior: bool = True) -> Imported:
     """A model, run or pipeline folder of ours, a Hub id, or a checkpoint of a foreign format -> all models in it, on the CPU.
 
-    Raises `SmaltiError` when there is none, and for damage.
+    `grid` as in `Pipeline.from_pretrained`; without `prior` the tokenizer of a foreign one alone. Raises `SmaltiError` as there.
     """
     path = here(name)
     if _is_pipeline(path):
-        whole = Pipeline.from_pretrained(path)
+        whole = Pipeline.from_pretrained(path, grid=grid)
         about = find_model(path / "tokenizer", kind="tokenizer").about
         about = {**about, "prior": find_model(path / "prior", kind="prior").about}
         return Imported("smalti", whole.tokenizer, whole.prior, whole.condition, about)
     if path.exists() and not is_ours(path):
-        return read_foreign(path)
+        return read_foreign(path, grid=grid, prior=prior)
+    check_window(None, grid, where=path)
     return Imported("smalti", VQGAN.from_pretrained(path), None, None, find_model(path, kind="tokenizer").about)
 
 
 def read_tokenizer(name: str | Path) -> tuple[VQGAN, Mapping[str, Any]]:
     """As `read_models`, the tokenizer and what its folder says of it. Raises `SmaltiError` also where there is a prior alone."""
-    models = read_models(name)
+    models = read_models(name, prior=False)
     if models.tokenizer is None:
         raise SmaltiError(f"{name} holds a prior alone; a tokenizer is needed here")
     return models.tokenizer, models.about

@@ -20,7 +20,7 @@ from torch import Tensor
 from smalti.checkpoints.base import Imported
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.renaming import Renaming, Rule
-from smalti.conditions.base import Condition
+from smalti.conditions.base import Condition, Grid
 from smalti.errors import SmaltiError, suggestion
 from smalti.files import folder_written_atomically, read_json
 from smalti.prior import Prior
@@ -31,6 +31,9 @@ from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_STEM = "diffusion_pytorch_model"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
+"""In the name of a file that holds a part of the weights."""
 INDEX = "model_index.json"
 SUBFOLDERS = ("vqvae", "vae", "movq")
 """Where pipelines of theirs keep a tokenizer."""
@@ -75,7 +78,7 @@ def _kept(config: Config) -> dict[str, Any]:
     }
 
 
-def read(path: Path) -> Imported | None:
+def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A folder of a `VQModel` or of a pipeline with one, or a file in it -> our tokenizer; None where `path` is none of theirs.
 
     Raises `SmaltiError` for their other models, for settings that our tokenizer does not have, for damaged files, and for
@@ -84,10 +87,11 @@ def read(path: Path) -> Imported | None:
     folder = _folder(path)
     if folder is None:
         return None
+    named = path if path.is_file() and path.name != CONFIG and not _SHARD.search(path.name) else None
     where = str(folder / CONFIG)
     plain = {key: value for key, value in read_json(folder / CONFIG).items() if not key.startswith("_")}
     config = parse(Config, plain, where=where)
-    weights = read_tensors(_weights_in(folder))
+    weights = read_tensors(named or _weights_in(folder))
     tokenizer = VQGAN(_settings(config, where=where))
     _names(tokenizer).read_into(tokenizer, _with_new_names(weights), where=str(folder))
     about: dict[str, Any] = {"imported_from": "diffusers VQModel", "diffusers": _kept(config)}
@@ -118,7 +122,7 @@ def write(
 def _folder(path: Path) -> Path | None:
     """A path -> the folder of the tokenizer in it, or None. Raises `SmaltiError` where there is only another model of theirs."""
     if path.is_file():
-        path = path.parent if path.name in (CONFIG, *WEIGHTS) else path
+        path = path.parent if path.name == CONFIG or path.name.startswith(_STEM) else path
     name = _class_name(path)
     if name is not None and name != "VQModel":
         raise SmaltiError(f"{path} holds the class {name} of diffusers; of its classes VQModel is read")
@@ -126,6 +130,8 @@ def _folder(path: Path) -> Path | None:
         return path
     inside = {folder: _class_name(path / folder) for folder in SUBFOLDERS}
     found = [path / folder for folder, name in inside.items() if name == "VQModel"]
+    if len(found) > 1:
+        raise SmaltiError(f"{path} holds {len(found)} VQModels of diffusers; name one of {', '.join(map(str, found))}")
     if not found and (path / INDEX).is_file():
         there = (
             ", ".join(f"{folder}: {name}" for folder, name in inside.items() if name)
@@ -145,13 +151,29 @@ def _class_name(folder: Path) -> str | None:
 
 
 def _weights_in(folder: Path) -> Path:
+    """The file of weights in a folder, or the index of its shards; a variant, such as `fp16`, where there is nothing else."""
     for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    stem = Path(WEIGHTS[0]).stem
-    variants = sorted(file for file in folder.glob(f"{stem}.*") if file.suffix in (".safetensors", ".bin"))
-    if variants:  # such as diffusion_pytorch_model.fp16.safetensors
-        return variants[0]
+        for file in (folder / name, folder / f"{name}.index.json"):
+            if file.is_file():
+                return file
+    ours = [file for file in sorted(folder.glob(f"{_STEM}*")) if not _SHARD.search(file.name)]
+    variants: dict[str, list[Path]] = {}
+    for file in ours:
+        parts = file.name.removeprefix(_STEM).split(".")
+        if parts[-1] in ("safetensors", "bin") or (parts[-1] == "json" and "index" in parts):
+            name = ".".join(part for part in parts if part not in ("", "safetensors", "bin", "index", "json"))
+            variants.setdefault(name, []).append(file)
+    if len(variants) > 1:
+        names = ", ".join(files[-1].name for files in variants.values())
+        raise SmaltiError(f"{folder} holds several variants of its weights ({names}); name one of these files")
+    for files in variants.values():
+        return files[-1]  # .safetensors comes behind .bin
+    shards = [file.name for file in folder.glob(f"{_STEM}*") if _SHARD.search(file.name)]
+    if shards:
+        index = f"{WEIGHTS[0] if shards[0].endswith('.safetensors') else WEIGHTS[1]}.index.json"
+        raise SmaltiError(
+            f"{folder} holds {len(shards)} shards of weights without their index; put {index} beside them"
+        )
     raise SmaltiError(f"{folder} has the settings of a VQModel but no weights; put {WEIGHTS[0]} beside its {CONFIG}")
 
 

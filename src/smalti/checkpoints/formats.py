@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from smalti.checkpoints import diffusers, exports, llamagen, taming, taming_writing, transformers
-from smalti.checkpoints.base import Imported
-from smalti.conditions.base import Condition
+from smalti.checkpoints.base import Imported, Read, check_window
+from smalti.conditions.base import Condition, Grid
 from smalti.errors import SmaltiError
 from smalti.prior import Prior
 from smalti.tokenizer.vqgan import VQGAN
@@ -32,8 +32,7 @@ class Format(NamedTuple):
     """One program's way to keep models."""
 
     about: str
-    read: Callable[[Path], Imported | None]
-    """A path -> its models, or None where it is of another format."""
+    read: Read
     write: Write
 
 
@@ -54,14 +53,16 @@ EXPORTS: dict[str, Write] = {"onnx": exports.write_onnx, "export": exports.write
 """What is written to be run by other programs, and not read again."""
 
 
-def find_foreign(path: Path) -> Imported | None:
+def find_foreign(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A folder or file -> the models of the first foreign format that knows it, in evaluation mode on the CPU; None if none does.
 
-    Raises `SmaltiError` for what a format refuses, and for a checkpoint without the settings that belong to it.
+    `grid` and `prior` as in `Read`. Raises `SmaltiError` for what a format refuses, for a checkpoint without the settings that
+    belong to it, and for a `grid` that contradicts the checkpoint.
     """
     for form in FORMATS.values():
-        imported = form.read(path)
+        imported = form.read(path, grid=grid, prior=prior)
         if imported is not None:
+            check_window(imported.prior if prior else None, grid, where=path)
             return imported
     if path.is_file() and path.suffix in taming.SUFFIXES:
         raise SmaltiError(
@@ -70,11 +71,11 @@ def find_foreign(path: Path) -> Imported | None:
     return None
 
 
-def read_foreign(path: Path) -> Imported:
+def read_foreign(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported:
     """As `find_foreign`; raises `SmaltiError` also where there is nothing, and where no format knows what there is."""
     if not path.exists():
         raise SmaltiError(f"there is nothing at {path}")
-    imported = find_foreign(path)
+    imported = find_foreign(path, grid=grid, prior=prior)
     if imported is None:
         known = "; ".join(f"{name}: {form.about}" for name, form in FORMATS.items())
         raise SmaltiError(f"{path} is of no format that is read ({known})")

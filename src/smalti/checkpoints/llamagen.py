@@ -19,10 +19,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from smalti.checkpoints.base import Imported
-from smalti.checkpoints.pickles import read_pickle, read_tensors
+from smalti.checkpoints.base import Imported, in_text
+from smalti.checkpoints.pickles import read_pickle, read_tensors, tensors_in
 from smalti.checkpoints.renaming import Renaming, Rule
-from smalti.conditions.base import Condition
+from smalti.conditions.base import Condition, Grid
 from smalti.conditions.labels import Labels
 from smalti.errors import SmaltiError
 from smalti.files import folder_written_atomically
@@ -105,31 +105,32 @@ class _File(NamedTuple):
         return SmaltiError(f"the weights of {self.path} do not fit: {problem}")
 
 
-def read(path: Path) -> Imported | None:
+def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A file of theirs, or a folder with a tokenizer, a GPT or one of each -> our models; None where there is none of theirs.
 
-    Raises `SmaltiError` for damaged files, for weights that do not fit (with their names), for a folder with several models of
-    one kind, for a tokenizer and a GPT of other numbers of codes, and for text-conditional GPTs.
+    `grid` and `prior` as in `Read`: their files do not say the grid. Raises `SmaltiError` for damaged files, for weights that do
+    not fit (with their names), for a folder with several models of one kind, for a tokenizer and a GPT of other numbers of codes,
+    and for text-conditional GPTs.
     """
     files = _files(path)
     if not files:
         return None
     tokenizer = _read_tokenizer(files["tokenizer"]) if "tokenizer" in files else None
     about: dict[str, Any] = {"imported_from": "LlamaGen"}
-    if "GPT" not in files:
+    if "GPT" not in files or not prior:
         return Imported("llamagen", tokenizer, None, None, about)
     factor = tokenizer.factor if tokenizer is not None else FACTOR
-    prior, condition, sources = _read_gpt(files["GPT"], factor=factor)
-    if tokenizer is not None and tokenizer.size != prior.size:
+    gpt, condition, sources = _read_gpt(files["GPT"], factor=factor, grid=grid)
+    if tokenizer is not None and tokenizer.size != gpt.size:
         raise SmaltiError(
-            f"{files['GPT'].path} is of {prior.size} codes and {files['tokenizer'].path} has {tokenizer.size}; "
+            f"{files['GPT'].path} is of {gpt.size} codes and {files['tokenizer'].path} has {tokenizer.size}; "
             "they do not belong together"
         )
     about |= {
-        "size": [side * factor for side in prior.grid],
+        "size": [side * factor for side in gpt.grid],
         "prior": {"imported_from": "LlamaGen", **sources},
     }
-    return Imported("llamagen", tokenizer, prior, condition, about)
+    return Imported("llamagen", tokenizer, gpt, condition, about)
 
 
 def write(
@@ -178,18 +179,22 @@ def _files(path: Path) -> dict[str, _File]:
     return found
 
 
+def knows(path: Path) -> bool:
+    """Whether a file holds a model of theirs. Raises `SmaltiError` where it is damaged."""
+    return path.suffix in SUFFIXES and _open(path) is not None
+
+
 def _open(path: Path) -> _File | None:
     """A file -> its weights if they are a model of theirs. Raises `SmaltiError` where it is damaged."""
     content: Any = read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     if not isinstance(content, Mapping):
         return None
-    section = next((content[key] for key in SECTIONS if isinstance(content.get(key), Mapping)), content)
-    weights = {str(name): value for name, value in section.items() if isinstance(value, Tensor)}
-    notes, kind = content.get("smalti"), _kind(weights)
+    weights = tensors_in(content, sections=SECTIONS)
+    notes, kind = content.get("smalti"), kind_of(weights)
     return None if kind is None else _File(path, kind, weights, notes if isinstance(notes, Mapping) else None)
 
 
-def _kind(names: Collection[str]) -> str | None:
+def kind_of(names: Collection[str]) -> str | None:
     """Names of weights -> "tokenizer" or "GPT" of theirs, None for other programs' models."""
     if any(name.startswith(("encoder.conv_blocks.", "decoder.conv_blocks.")) for name in names):
         return "tokenizer"
@@ -289,7 +294,7 @@ def _tokenizer_names(tokenizer: VQGAN) -> Renaming:
     return Renaming.of(tokenizer, rules)
 
 
-def _read_gpt(file: _File, *, factor: int) -> tuple[Transformer, Labels, dict[str, str]]:
+def _read_gpt(file: _File, *, factor: int, grid: Grid | None) -> tuple[Transformer, Labels, dict[str, str]]:
     """A file -> the prior, its classes, and where its heads and grid are known from."""
     if "cls_embedding.cap_proj.fc1.weight" in file.weights:
         raise SmaltiError(
@@ -303,7 +308,7 @@ def _read_gpt(file: _File, *, factor: int) -> tuple[Transformer, Labels, dict[st
         if rows != 3 * width:
             shared = "; keys shared by several heads (n_kv_head) are not supported" if rows < 3 * width else ""
             raise file.unfit(f"layers.{layer}.attention.wqkv.weight has {rows} rows and not 3 x {width}{shared}")
-    notes, sources = _notes(file, width=width, classes=classes, factor=factor)
+    notes, sources = _notes(file, width=width, classes=classes, factor=factor, grid=grid)
     values = {
         **REFERENCE_GPT,
         "size": size,
@@ -322,7 +327,7 @@ def _read_gpt(file: _File, *, factor: int) -> tuple[Transformer, Labels, dict[st
     return prior.eval().requires_grad_(False), Labels(notes.labels), sources
 
 
-def _notes(file: _File, *, width: int, classes: int, factor: int) -> tuple[Notes, dict[str, str]]:
+def _notes(file: _File, *, width: int, classes: int, factor: int, grid: Grid | None) -> tuple[Notes, dict[str, str]]:
     """What the shapes do not show, and where heads and grid are known from."""
     if file.notes is not None:
         notes = parse(Notes, file.notes, where=f"{file.path}, 'smalti'")
@@ -341,11 +346,15 @@ def _notes(file: _File, *, width: int, classes: int, factor: int) -> tuple[Notes
         rows, pairs, _ = file.shape("freqs_cis", axes=3)
         heads, side, heads_from = width // (2 * pairs), math.isqrt(rows - 1), "its table of rotations"
         grid_from = heads_from
+        if grid is not None and grid[0] * grid[1] != rows - 1:
+            raise file.unfit(f"its table of rotations is of {rows - 1} codes, the grid given of {in_text(grid)}")
+    if grid is not None:
+        grid_from = "the grid given"
     if not heads:
         raise file.unfit(f"how many heads a GPT of width {width} has is not known here")
     labels = tuple(str(label) for label in range(classes))
     # Their dropout is 0.1 everywhere but in attention, where ours has the same as elsewhere.
-    values = {"heads": heads, "grid": (side, side), "labels": labels, "dropout": 0.1}
+    values = {"heads": heads, "grid": grid or (side, side), "labels": labels, "dropout": 0.1}
     return parse(Notes, values, where=str(file.path)), {"heads_from": heads_from, "grid_from": grid_from}
 
 

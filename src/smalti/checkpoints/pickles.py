@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import collections
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from smalti.errors import SmaltiError
+from smalti.files import read_json
 
 OBJECTS = (
     *(
@@ -141,22 +143,62 @@ def read_pickle(path: Path) -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A checkpoint (.ckpt, .pt, .pth, .bin or .safetensors) -> its weights by name.
+    """A checkpoint (.ckpt, .pt, .pth, .bin or .safetensors) -> its weights by name, as `tensors_in` has them.
 
-    They are looked for under `state_dict` (Lightning), `model` and `ema` (LlamaGen), and at the top. Raises as `read_pickle`.
+    One that was cut into shards is read through its index (.index.json), which may be named itself. Raises as `read_pickle`, and
+    where there are none.
     """
+    index = path if path.suffix == ".json" else path.with_name(f"{path.name}.index.json")
+    if index.is_file() and (index == path or not path.is_file()):
+        return {name: tensor for shard in _shards(index) for name, tensor in read_tensors(shard).items()}
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return unwrapped(load_file(path))
         except (SafetensorError, OSError) as error:
             raise SmaltiError(f"{path} is damaged, truncated or missing ({error}); copy it again") from error
     content = read_pickle(path)
-    for key in ("state_dict", "model", "ema"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    named = content.items() if isinstance(content, Mapping) else ()
-    tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
+    tensors = tensors_in(content, sections=SECTIONS) if isinstance(content, Mapping) else {}
     if not tensors:
         raise SmaltiError(f"{path} holds no weights by name; it is no checkpoint of a model")
     return tensors
+
+
+def _shards(index: Path) -> list[Path]:
+    """The index of a checkpoint in shards -> these files, all in the index's folder."""
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, Mapping) else None
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, Mapping) else []
+    if not names or any(Path(name).name != name or Path(name).suffix == ".json" for name in names):
+        raise SmaltiError(f"{index} names no shards in its folder (weight_map); copy it again")
+    missing = [name for name in names if not index.with_name(name).is_file()]
+    if missing:
+        raise SmaltiError(
+            f"{index} names {len(names)} shards, of which {len(missing)} are missing, first {missing[0]}; put them beside it"
+        )
+    return [index.with_name(name) for name in names]
+
+
+SECTIONS = ("state_dict", "model", "ema", "module")
+"""Where programs keep weights in a file: Lightning, others, LlamaGen, DeepSpeed."""
+
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What PyTorch adds to the names of weights: DistributedDataParallel, `torch.compile`, FSDP, activation checkpointing."""
+
+
+def tensors_in(content: Mapping[Any, Any], *, sections: Sequence[str]) -> dict[str, Tensor]:
+    """What a file holds -> the tensors by name in the first of the `sections` that there is, else at the top, `unwrapped`."""
+    section = next((content[key] for key in sections if isinstance(content.get(key), Mapping)), content)
+    return unwrapped({str(name): value for name, value in section.items() if isinstance(value, Tensor)})
+
+
+def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by name -> the same without the `WRAPPERS` in their names.
+
+    >>> list(unwrapped({"module._orig_mod.encoder.bias": torch.zeros(1)}))
+    ['encoder.bias']
+    """
+    wrapper = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(WRAPPERS)})\.")
+    bare = {name: wrapper.sub("", name) for name in weights}
+    if len(set(bare.values())) < len(bare):  # then they tell weights apart, and are no wrappers
+        return dict(weights)
+    return {bare[name]: tensor for name, tensor in weights.items()}

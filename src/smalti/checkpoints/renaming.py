@@ -7,7 +7,8 @@ goes through it backwards, writing forwards. Names that are left over on either 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,7 +77,8 @@ class Renaming(NamedTuple):
         ]
         if problems:
             more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
-            raise SmaltiError(f"the weights of {where} do not fit: {'; '.join(problems[:4])}{more}")
+            told = _prefixed({theirs for theirs, _ in self.pairs.values()}, weights)
+            raise SmaltiError(f"the weights of {where} do not fit{told}: {'; '.join(problems[:4])}{more}")
         with torch.no_grad():
             for name, tensor in mine.items():
                 state[name].copy_(tensor)
@@ -85,3 +87,19 @@ class Renaming(NamedTuple):
         """Our model -> its weights in their names and layout."""
         state = module.state_dict()
         return {theirs: rule.write(state[name]).contiguous() for name, (theirs, rule) in self.pairs.items()}
+
+
+def _prefixed(known: Collection[str], names: Iterable[str]) -> str:
+    """What to say where half of the `known` names or more are there behind one and the same prefix; else nothing."""
+    found = Counter(
+        name[: place + 1]
+        for name in names
+        for place, letter in enumerate(name)
+        if letter == "." and name[place + 1 :] in known
+    )
+    prefix, count = max(found.items(), key=lambda item: item[1], default=("", 0))
+    return (
+        f" ({count} of its names begin with {prefix!r}, which no name here does; take it off)"
+        if 2 * count > len(known)
+        else ""
+    )

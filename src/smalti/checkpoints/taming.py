@@ -1,11 +1,13 @@
 """The original's run folders and checkpoints <-> our models (CompVis/taming-transformers; latent-diffusion's VQ first stages).
 
 A run folder holds `configs/*-project.yaml` (merged in the order of their names) and `checkpoints/last.ckpt`; a published model is
-a `.ckpt` with a YAML beside it. All weights of both stages are in one checkpoint, so paths inside the YAML are not followed.
+a `.ckpt` with a YAML of the same name beside it. All weights of both stages are in one checkpoint, so paths inside the YAML are
+not followed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +16,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from smalti.checkpoints.base import Imported
+from smalti.checkpoints import llamagen
+from smalti.checkpoints.base import Imported, in_text
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.taming_conditions import Surroundings, condition_of
 from smalti.checkpoints.taming_parts import (
@@ -31,12 +34,15 @@ from smalti.checkpoints.taming_parts import (
     resolution,
     take,
 )
+from smalti.conditions.base import Grid
 from smalti.errors import SmaltiError
 from smalti.prior import ORDERS as ORDERS_HERE
 from smalti.prior.gpt import GPT
 from smalti.prior.order import Order
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
+NOTES = "smalti"
+"""The section of a YAML in which our writer keeps what the original has no place for."""
 
 
 class Found(NamedTuple):
@@ -46,6 +52,8 @@ class Found(NamedTuple):
     """The YAML, merged."""
     weights: Path
     """The file."""
+    own: bool
+    """Whether the YAML has the name of the checkpoint; else it lies near it, and is nobody else's."""
 
     @property
     def model(self) -> Part:
@@ -53,39 +61,96 @@ class Found(NamedTuple):
         known = {**TOKENIZERS, **dict.fromkeys(TRANSFORMERS)}
         return Part.of(self.config.get("model"), where=str(self.weights), known=known)
 
+    @property
+    def grid(self) -> Grid | None:
+        """The window that our own writer noted in the YAML, where the original has no place for it."""
+        notes = self.config.get(NOTES)
+        grid = notes.get("grid") if isinstance(notes, Mapping) else None
+        return (int(grid[0]), int(grid[1])) if isinstance(grid, list) and len(grid) == 2 else None
+
 
 def find(path: Path) -> Found | None:
     """A run folder, a folder with a YAML and a checkpoint, or a checkpoint with its YAML beside it -> both; None for others.
 
-    Raises `SmaltiError` where there is one half only, and for YAML that is none.
+    Raises `SmaltiError` where there is one half only, where a folder holds several models, where it is not known which of several
+    YAML files belongs to a checkpoint, and for YAML that is none.
     """
     if path.is_file() and path.suffix in SUFFIXES:
-        configs = _configs(path.parent) or _configs(path.parent.parent)
-        return Found(_merged(configs), path) if configs else None
+        return _found(path, home=path.parent.parent)
     if not path.is_dir():
         return None
-    configs = _configs(path)
-    files = [
-        file for folder in (path / "checkpoints", path) for file in sorted(folder.glob("*")) if file.suffix in SUFFIXES
-    ]
-    if not configs or (not files and not (path / "configs").is_dir()):
-        return None
+    files = [file for folder in (path / "checkpoints", path) for file in _checkpoints(folder)]
     if not files:
-        raise SmaltiError(
-            f"{path} has settings of the original but no checkpoint; put last.ckpt into {path / 'checkpoints'}"
-        )
-    named = (file for file in files if file.stem in ("last", "model"))
-    return Found(_merged(configs), next(named, files[-1]))
+        if _model_yamls(path / "configs"):
+            raise SmaltiError(
+                f"{path} has settings of the original but no checkpoint; put last.ckpt into {path / 'checkpoints'}"
+            )
+        return None
+    pairs = [file for file in files if _own(file, home=path)]
+    if len(pairs) > 1:
+        names = ", ".join(file.name for file in pairs)
+        raise SmaltiError(f"{path} holds {len(pairs)} models of the original ({names}); name one of these files")
+    if not pairs:  # a run: its checkpoints share its settings, and the last one counts
+        pairs = [*(file for file in files if file.stem in ("last", "model")), files[-1]]
+    return _found(pairs[0], home=path)
 
 
-def _configs(folder: Path) -> list[Path]:
-    inside = folder / "configs"
-    found = sorted(inside.glob("*project.yaml")) or sorted(inside.glob("*.yaml"))
-    return found or sorted(file for file in folder.glob("*.yaml") if _names_a_model(file))
+def _found(file: Path, *, home: Path) -> Found | None:
+    own = _own(file, home=home)
+    configs = [own] if own else _shared(file, home=home)
+    return Found(_merged(configs), file, bool(own)) if configs else None
 
 
-def _names_a_model(path: Path) -> bool:
-    return "target:" in path.read_text("utf-8", errors="replace")
+def _checkpoints(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.glob("*")) if file.suffix in SUFFIXES and file.is_file()]
+
+
+def _model_yamls(folder: Path) -> list[Path]:
+    """The YAML files in `folder` that describe a model of theirs, in the order of their names."""
+    files = sorted(file for file in folder.glob("*") if file.suffix in (".yaml", ".yml") and file.is_file())
+    return [file for file in files if _describes_a_model(file.read_text("utf-8", errors="replace"))]
+
+
+def _describes_a_model(text: str) -> bool:
+    return re.search(r"(?m)(^|\{)\s*[\"']?model[\"']?\s*:", text) is not None
+
+
+def _places(file: Path, *, home: Path) -> list[Path]:
+    """The folders inside `home` where the settings of a checkpoint may lie, the nearest first."""
+    beside, above = file.parent, file.parent.parent
+    places = (beside, beside / "configs", above / "configs", *([above] if beside.name == "checkpoints" else []))
+    return [place for place in places if place.is_relative_to(home)]
+
+
+def _owners(config: Path, *, near: Path) -> list[Path]:
+    """The checkpoints that a YAML file belongs to by its name: beside it, else in its run, or where `near` is."""
+    home = config.parent.parent if config.parent.name == "configs" else config.parent
+    folders = dict.fromkeys((config.parent, home, home / "checkpoints", near.parent))
+    named = [folder / f"{config.stem}{suffix}" for folder in folders for suffix in SUFFIXES]
+    found = [file for file in named if file.is_file()]
+    return [file for file in found if file.parent == config.parent] or found
+
+
+def _own(file: Path, *, home: Path) -> Path | None:
+    """The YAML file that has the name of a checkpoint, or None."""
+    named = (config for place in _places(file, home=home) for config in _model_yamls(place))
+    return next((config for config in named if config.stem == file.stem and file in _owners(config, near=file)), None)
+
+
+def _shared(file: Path, *, home: Path) -> list[Path]:
+    """The YAML files near a checkpoint that are no other checkpoint's; several are those of one run that was resumed."""
+    for place in _places(file, home=home):
+        free = [config for config in _model_yamls(place) if not _owners(config, near=file)]
+        if place.name == "configs" and (of_runs := [config for config in free if config.stem.endswith("project")]):
+            return of_runs
+        if len(free) > 1:
+            names = ", ".join(config.name for config in free)
+            raise SmaltiError(
+                f"which of {names} in {place} describes {file} is not known; give that one the name {file.stem}.yaml"
+            )
+        if free:
+            return free
+    return []
 
 
 def _merged(paths: list[Path]) -> dict[str, Any]:
@@ -109,28 +174,61 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
             below[key] = value
 
 
-def read(path: Path) -> Imported | None:
+def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A checkpoint of theirs -> our models, in evaluation mode on the CPU; None where `path` is none of theirs.
 
-    Raises `SmaltiError` for damaged files, unknown targets and settings, and weights that do not fit them, with names.
+    `grid` and `prior` as in `Read`. Raises `SmaltiError` for damaged files, unknown targets and settings, weights that do not fit
+    them, with names, and for a transformer over a grid that is not known.
     """
+    if path.is_file() and not _own(path, home=path.parent.parent) and llamagen.knows(path):
+        return None  # what its weights say counts more than a YAML nearby
     found = find(path)
     if found is None:
         return None
-    model, where = found.model, str(found.weights)
     weights = read_tensors(found.weights)
+    if not found.own and llamagen.kind_of(weights):
+        return None
+    model, where = found.model, str(found.weights)
     if model.target in TOKENIZERS:
         tokenizer = read_tokenizer(model, weights, prefix="", where=where)
         return Imported("taming", tokenizer, None, None, about(model, where=where))
-    return read_net2net(model, weights, data=found.config.get("data") or {}, where=where)
+    if not prior:
+        first = _first_stage(model, where=where)
+        tokenizer = read_tokenizer(first, weights, prefix=FIRST, where=where)
+        return Imported("taming", tokenizer, None, None, about(first, where=where))
+    data = found.config.get("data") or {}
+    return read_net2net(model, weights, data=data, where=where, grid=_agreed(grid, found.grid, where=where))
 
 
-def read_net2net(part: Part, weights: Mapping[str, Tensor], *, data: Mapping[str, Any], where: str) -> Imported:
-    """A transformer with both its stages -> tokenizer, prior and condition."""
+def _agreed(given: Grid | None, noted: Grid | None, *, where: str) -> Grid | None:
+    """The one of two grids that is known. Raises `SmaltiError` where they differ."""
+    if given is not None and noted is not None and given != noted:
+        raise SmaltiError(
+            f"{where} is of a window of {in_text(noted)} codes, the grid given is {in_text(given)}; leave it out"
+        )
+    return noted if given is None else given
+
+
+FIRST = "first_stage_model."
+"""What the names of the weights of a transformer's first stage begin with."""
+
+
+def _first_stage(part: Part, *, where: str) -> Part:
+    return Part.of(part.params.get("first_stage_config"), where=where, known=TOKENIZERS)
+
+
+def read_net2net(
+    part: Part, weights: Mapping[str, Tensor], *, data: Mapping[str, Any], where: str, grid: Grid | None = None
+) -> Imported:
+    """A transformer with both its stages -> tokenizer, prior and condition.
+
+    The window is that of its permuter; where it has none, `grid` (h,w) in codes; where that is None too, the square that its
+    positions make. Raises `SmaltiError` where they contradict one another, and where the positions make no square.
+    """
     params = dict(part.params)
     _check_keys(params, where=where)
-    first = Part.of(params.get("first_stage_config"), where=where, known=TOKENIZERS)
-    tokenizer = read_tokenizer(first, weights, prefix="first_stage_model.", where=where)
+    first = _first_stage(part, where=where)
+    tokenizer = read_tokenizer(first, weights, prefix=FIRST, where=where)
     gpt = Part.of(params.get("transformer_config"), where=where, known=GPTS)
     surroundings = Surroundings(
         params=params,
@@ -139,6 +237,7 @@ def read_net2net(part: Part, weights: Mapping[str, Tensor], *, data: Mapping[str
         tokenizer=tokenizer,
         block=int(take(gpt.params, "block_size", where=where)),
         vocabulary=int(take(gpt.params, "vocab_size", where=where)),
+        grid=_window(params, grid, where=where),
         side=resolution(first, where=where) // tokenizer.factor,
         where=where,
     )
@@ -184,21 +283,33 @@ def _check_rest(weights: Mapping[str, Tensor], *, where: str) -> None:
         raise SmaltiError(f"the weights of {where} do not fit: {len(rest)} are not known, first {', '.join(rest[:3])}")
 
 
-def _order(params: Mapping[str, Any], weights: Mapping[str, Tensor], grid: tuple[int, int], *, where: str) -> Order:
-    """Their permuter -> the name of the order, checked against the indices that the checkpoint holds."""
+def _permuter(params: Mapping[str, Any], *, where: str) -> Part | None:
     config = params.get("permuter_config")
-    if not config:
-        return "raster"
-    part = Part.of(config, where=where, known=ORDERS)
-    shape = (int(part.params.get("H", grid[0])), int(part.params.get("W", grid[1])))
-    if part.target.endswith("Identity"):
-        return "raster"
-    if shape != grid:
+    return Part.of(config, where=where, known=ORDERS) if config else None
+
+
+def _window(params: Mapping[str, Any], given: Grid | None, *, where: str) -> Grid | None:
+    """The grid of codes that the permuter is for, else the one given. Raises `SmaltiError` where they differ."""
+    permuter = _permuter(params, where=where)
+    if permuter is None or not {"H", "W"} <= permuter.params.keys():
+        return given
+    shape = (int(permuter.params["H"]), int(permuter.params["W"]))
+    if given is not None and given != shape:
         raise SmaltiError(
-            f"{where}: the permuter is for {shape[0]} x {shape[1]} codes, the window has {grid[0]} x {grid[1]}"
+            f"{where}: the permuter is for {shape[0]} x {shape[1]} codes, the grid given is {given[0]} x {given[1]}; leave it out"
         )
-    order = ORDERS[part.target]
+    return shape
+
+
+def _order(params: Mapping[str, Any], weights: Mapping[str, Tensor], grid: Grid, *, where: str) -> Order:
+    """Their permuter -> the name of the order, checked against the indices that the checkpoint holds."""
+    permuter = _permuter(params, where=where)
+    if permuter is None:
+        return "raster"
+    order = ORDERS[permuter.target]
     kept = weights.get("permuter.forward_shuffle_idx")
     if kept is not None and not torch.equal(kept.flatten(), ORDERS_HERE[order](*grid)):
-        raise SmaltiError(f"{where}: the indices of its permuter are not those of {part.target}")
+        raise SmaltiError(
+            f"{where}: the indices of its permuter are not those of {permuter.target} over {in_text(grid)} codes"
+        )
     return order

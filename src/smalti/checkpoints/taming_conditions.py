@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from smalti.checkpoints.base import in_text
 from smalti.checkpoints.taming_parts import (
     SEGMENTATION,
     TOKENIZERS,
@@ -17,7 +18,7 @@ from smalti.checkpoints.taming_parts import (
     take,
     tokenizer_section,
 )
-from smalti.conditions.base import Condition
+from smalti.conditions.base import Condition, Grid
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
 from smalti.conditions.given import Given, GivenSettings
 from smalti.conditions.labels import Labels, Nothing
@@ -57,8 +58,10 @@ class Surroundings(NamedTuple):
     """Positions of the transformer."""
     vocabulary: int
     """Codes that the transformer knows."""
+    grid: Grid | None
+    """The window (h,w), where the checkpoint or its user says it."""
     side: int
-    """Codes along a side of the pictures that the first stage was made for."""
+    """Codes along a side of the pictures that the first stage was made for, which the window need not be."""
     where: str
 
 
@@ -66,8 +69,8 @@ class Built(NamedTuple):
     """A condition, and what follows from it for the transformer."""
 
     condition: Condition
-    grid: tuple[int, int]
-    """The window (h,w): as large as the pictures of the first stage, or as the transformer's positions allow."""
+    grid: Grid
+    """The window (h,w)."""
     start: int | None
     """The code of its prefix that stands for "nothing"."""
 
@@ -92,19 +95,36 @@ def _key(around: Surroundings) -> str:
     return key if key[:1].isalpha() else f"condition_{key}"
 
 
-def _fitting(around: Surroundings, *, prefix: int) -> tuple[int, int]:
-    side = min(around.side, math.isqrt(max(around.block + 1 - prefix, 1)))
-    return side, side
+def _window(around: Surroundings, *, prefix: int) -> Grid:
+    """The window after `prefix` codes: as it was said, else the square that the remaining positions make."""
+    # The last code is never read, so that it needs no position; some give it one nevertheless.
+    return around.grid or _square(around, around.block + 1 - prefix)
 
 
-def _fitting_twice(around: Surroundings) -> tuple[int, int]:
-    """As `_fitting`, where the condition has as many codes as the picture."""
-    side = min(around.side, math.isqrt(max((around.block + 1) // 2, 1)))
-    return side, side
+def _window_of_half(around: Surroundings) -> Grid:
+    """As `_window`, where the condition has as many codes as the picture."""
+    return around.grid or _square(around, (around.block + 1) // 2)
+
+
+def _square(around: Surroundings, count: int) -> Grid:
+    """So many codes -> their square. Raises `SmaltiError` where they make none, asking for the grid."""
+    nominal = around.side**2
+    side = math.isqrt(max(count, 0))
+    if count == nominal + 1:
+        return around.side, around.side
+    if side and side * side == count:
+        return side, side
+    shapes = [(rows, count // rows) for rows in range(2, side + 1) if count % rows == 0]
+    fitting = [(around.side, around.side)] if 0 < nominal <= count else []
+    tried = ", ".join(in_text(shape) for shape in (*shapes[::-1][:3], *fitting))
+    raise SmaltiError(
+        f"{around.where}: its transformer is over {count} codes, which make no square, and nothing in it says their shape; "
+        f"give the grid, height x width: --grid HxW, in Python grid=(h, w){f' (such as {tried})' if tried else ''}"
+    )
 
 
 def _unconditional(around: Surroundings, start: int) -> Built:
-    return Built(Nothing(), _fitting(around, prefix=1), start)
+    return Built(Nothing(), _window(around, prefix=1), start)
 
 
 def _sos(around: Surroundings, part: Part) -> Built:
@@ -114,11 +134,11 @@ def _sos(around: Surroundings, part: Part) -> Built:
 def _labels(around: Surroundings, part: Part) -> Built:
     # Their labels have no names here; their classes are numbered in the order of the ImageNet synsets.
     count = int(part.params.get("n_classes", 1000))
-    return Built(Labels([str(number) for number in range(count)]), _fitting(around, prefix=1), None)
+    return Built(Labels([str(number) for number in range(count)]), _window(around, prefix=1), None)
 
 
 def _coordinates(around: Surroundings, part: Part) -> Built:
-    grid = _fitting_twice(around)
+    grid = _window_of_half(around)
     levels = int(take(part.params, "n_embed", where=around.where))
     settings = {
         "levels": levels,
@@ -140,19 +160,13 @@ def _own_tokenizer(around: Surroundings, part: Part) -> Built:
 
 
 def _maps(around: Surroundings, tokenizer: VQGAN, *, kind: str, key: str) -> Built:
-    grid = _fitting_twice(around)
+    grid = _window_of_half(around)
     settings = parse(MapsSettings, {"kind": kind, "key": key, "grid": grid}, where=around.where)
     return Built(Maps(settings, tokenizer), grid, None)
 
 
 def _codes(around: Surroundings, part: Part) -> Built:
     """Layouts where the data set is known that they were written for, else codes as they are given."""
-    grid = (around.side, around.side)
-    length = around.block - around.side**2
-    if length < 1:
-        raise SmaltiError(
-            f"{around.where}: {around.block} positions have no room for a condition beside {around.side}x{around.side} codes"
-        )
     key = str(part.params.get("conditional_key", around.params.get("cond_stage_key", "codes")))
     source = (around.data.get("params") or {}).get("train") or {}
     if key in PLACES and source.get("target") in CLASSES:
@@ -166,7 +180,16 @@ def _codes(around: Surroundings, part: Part) -> Built:
             "group": bool(options.get("use_group_parameter", False)),
             "flags": bool(options.get("use_additional_parameters", False)),
         }
-        return Built(Layout(parse(LayoutSettings, layout, where=around.where)), grid, None)
+        condition = Layout(parse(LayoutSettings, layout, where=around.where))
+        return Built(condition, _window(around, prefix=condition.length), None)
+    # How many codes are given stands nowhere: as many as the window leaves positions for.
+    grid = around.grid or (around.side, around.side)
+    length = around.block - grid[0] * grid[1]
+    if length < 1:
+        raise SmaltiError(
+            f"{around.where}: {around.block} positions have no room for a condition beside {in_text(grid)} codes; give the grid "
+            "that it is of, height x width: --grid HxW, in Python grid=(h, w)"
+        )
     given = {"key": _key(around), "size": around.vocabulary, "length": length}
     return Built(Given(parse(GivenSettings, given, where=around.where)), grid, None)
 

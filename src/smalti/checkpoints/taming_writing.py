@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from smalti.checkpoints.taming import NOTES
 from smalti.checkpoints.taming_conditions import section_of
 from smalti.checkpoints.taming_parts import ORDERS, gpt_names, mask, section_weights, tokenizer_section
 from smalti.conditions.base import Condition
@@ -38,7 +39,10 @@ def write(
     with folder_written_atomically(folder) as temporary:
         (temporary / "configs").mkdir()
         (temporary / "checkpoints").mkdir()
-        text = yaml.safe_dump({"model": {"base_learning_rate": 4.5e-06, **model}}, sort_keys=False)
+        whole: dict[str, Any] = {"model": {"base_learning_rate": 4.5e-06, **model}}
+        if isinstance(prior, GPT):  # what the original takes from its pictures, and its programs do not read
+            whole[NOTES] = {"grid": list(prior.settings.grid)}
+        text = yaml.safe_dump(whole, sort_keys=False)
         (temporary / "configs" / "smalti-project.yaml").write_text(text, "utf-8")
         state = {"epoch": 0, "global_step": 0, "state_dict": weights}
         torch.save(state, temporary / "checkpoints" / "last.ckpt")

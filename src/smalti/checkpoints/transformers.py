@@ -22,7 +22,7 @@ from torch import Tensor
 from smalti.checkpoints.base import Imported
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.renaming import Renaming, Rule
-from smalti.conditions.base import Condition
+from smalti.conditions.base import Condition, Grid
 from smalti.conditions.build import build_condition
 from smalti.errors import SmaltiError
 from smalti.files import folder_written_atomically, read_json
@@ -37,10 +37,11 @@ NOTES = "smalti_prior"
 TOKENIZER = "vqgan"
 
 
-def read(path: Path) -> Imported | None:
-    """A folder that `write` made -> our models; None where `path` is none.
+def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
+    """A folder that `write` made -> our models; None where `path` is none. Without `prior` its tokenizer alone.
 
-    Raises `SmaltiError` for damaged files and for weights that do not fit, with names.
+    The window stands in the file; `grid` says nothing new. Raises `SmaltiError` for damaged files and for weights that do not
+    fit, with names.
     """
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
     if not isinstance(config, dict) or not isinstance(config.get(NOTES), dict):
@@ -49,16 +50,18 @@ def read(path: Path) -> Imported | None:
     for key in ("network", "condition"):
         if not isinstance(notes.get(key), dict):
             raise SmaltiError(f"{where}: {NOTES} holds no {key}; convert the prior again")
-    prior = GPT(parse(GPTSettings, notes["network"], where=where))
-    weights = _apart(read_tensors(path / WEIGHTS), where=str(path))
-    _names(prior).read_into(prior, weights, where=str(path))
     about: dict[str, Any] = {"prior": notes.get("about", {})}
     tokenizer = None
     if (path / TOKENIZER).is_dir():
         tokenizer = VQGAN.from_pretrained(path / TOKENIZER)
         about = {**find_model(path / TOKENIZER, kind="tokenizer").about, **about}
+    if not prior:
+        return Imported("transformers", tokenizer, None, None, about)
+    gpt = GPT(parse(GPTSettings, notes["network"], where=where))
+    weights = _apart(read_tensors(path / WEIGHTS), where=str(path))
+    _names(gpt).read_into(gpt, weights, where=str(path))
     condition = build_condition(notes["condition"], path)
-    return Imported("transformers", tokenizer, prior.eval().requires_grad_(False), condition, about)
+    return Imported("transformers", tokenizer, gpt.eval().requires_grad_(False), condition, about)
 
 
 def write(

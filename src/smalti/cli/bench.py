@@ -12,7 +12,7 @@ import typer
 
 from smalti.bundled import SCENES
 from smalti.cli.console import CONSOLE, size_option
-from smalti.cli.models import Model, tell_default
+from smalti.cli.models import Grid, Model, grid_option, tell_default
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,7 @@ def bench(
     model: Model = SCENES,
     size: Annotated[str | None, typer.Option(help="Pixels: 64, or height x width; as trained by default.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once, beside one alone.")] = 16,
+    grid: Grid = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Measure what this machine does with a tokenizer or a pipeline: pictures and codes a second, and memory."""
@@ -47,7 +48,7 @@ def bench(
     from smalti.pipeline import read_models
 
     tell_default(model)
-    place, models = pick_device(device), read_models(model)
+    place, models = pick_device(device), read_models(model, grid=grid_option(grid))
     height_width = size_option(size) or _trained_size(models)
     works = _works(models, height_width, batch, place)
     table = Table("what", "at once", "a second", "memory", box=None, pad_edge=False)

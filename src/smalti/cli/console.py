@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import typer
-from rich.console import Console
 
 from smalti.errors import SmaltiError
 from smalti.training import watching
 
-CONSOLE = Console(highlight=False)
-ERRORS = Console(stderr=True)
+CONSOLE = watching.plain_console()
+ERRORS = watching.plain_console(stderr=True)
 
 
 def counting(title: str, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
@@ -40,11 +39,11 @@ def by_name(given: Sequence[str], names: Sequence[str], *, option: str) -> dict[
     return texts
 
 
-def size_option(text: str | None) -> tuple[int, int] | None:
+def size_option(text: str | None, *, of: str = "a size", unit: str = "pixels") -> tuple[int, int] | None:
     """`64` or `HxW` (height first) -> (H,W); None stays None. Anything else is wrong usage."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text.strip())
     if match is None or int(match[1]) == 0 or (match[2] is not None and int(match[2]) == 0):
-        raise typer.BadParameter(f"{text!r} is not a size; write pixels as 64, or height x width as 64x128")
+        raise typer.BadParameter(f"{text!r} is not {of}; write {unit} as 64, or height x width as 64x128")
     return int(match[1]), int(match[2] or match[1])

@@ -9,6 +9,7 @@ import typer
 
 from smalti.cli.completion import FORMATS, formats
 from smalti.cli.console import CONSOLE
+from smalti.cli.models import Grid, grid_option
 from smalti.errors import SmaltiError, suggestion
 
 
@@ -19,6 +20,7 @@ def convert(
     half: Annotated[
         bool, typer.Option("--half", help="Keep weights in half precision: half the size; smalti's format alone.")
     ] = False,
+    grid: Grid = None,
 ) -> None:
     """Turn a checkpoint of another program into ours, or one of ours into another's."""
     from smalti.checkpoints import formats as foreign
@@ -31,7 +33,7 @@ def convert(
         raise SmaltiError(f"{destination} exists already; name a new folder, nothing is written over")
     if half and to != "smalti":
         raise SmaltiError(f"--half is for smalti's own format, and --to says {to}; leave one of them out")
-    models = read_models(source)
+    models = read_models(source, grid=grid_option(grid))
     if half:
         for network in (models.tokenizer, models.prior, *(models.condition.networks if models.condition else ())):
             if network is not None:

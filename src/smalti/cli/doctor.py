@@ -56,9 +56,9 @@ def doctor() -> None:
         "to begin": suggested(device, memory),
     }
     for key, value in lines.items():
-        CONSOLE.print(f"{key}: {value}", markup=False, soft_wrap=True)
+        CONSOLE.print(f"{key}: {value}", soft_wrap=True)
     for warning in _warnings(memory):
-        CONSOLE.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        CONSOLE.print(f"warning: {warning}", soft_wrap=True)
 
 
 def free_memory(device: torch.device) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smalti.cli.console import CONSOLE, counting, size_option
+from smalti.cli.models import Grid, grid_option
 
 if TYPE_CHECKING:
     from smalti.evaluation.measure import Measured
@@ -69,7 +70,7 @@ def tokenizer(
     laid = [*_sized(size, "pictures"), *_held_out(held_out, model, data), *(overrides or [])]
     chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=laid)
     place, source = pick_device(device), open_pictures(data)
-    models = read_models(model)
+    models = read_models(model, prior=False)
     if models.tokenizer is None:
         raise SmaltiError(f"{model} holds no tokenizer")
     kind = kind_of(models.about, channels=models.tokenizer.settings.pyramid.channels)
@@ -101,6 +102,7 @@ def prior(
     held_out: HeldOut = None,
     out: Out = None,
     batch: Batch = 16,
+    grid: Grid = None,
     device: Device = "auto",
 ) -> None:
     """Say how likely a prior finds pictures it has not seen; with a protocol that samples, compare its own with them."""
@@ -116,7 +118,7 @@ def prior(
     laid = [*([] if codes else _held_out(held_out, model / "tokenizer", data)), *(overrides or [])]
     chosen = choose(PRIOR_PROTOCOLS, protocol, overrides=laid)
     place, given = pick_device(device), open_codes(data) if codes else open_pictures(data)
-    models = read_models(model)
+    models = read_models(model, grid=grid_option(grid))
     if models.tokenizer is None or models.prior is None or models.condition is None:
         raise SmaltiError(
             f"{model} holds no prior with its tokenizer; both are needed to measure the likelihood of pictures"
@@ -200,7 +202,7 @@ def protocols() -> None:
     }
     for command, table in about.items():
         for name, words in table.items():
-            CONSOLE.print(f"{command} --protocol {name}: {words}", markup=False, soft_wrap=True)
+            CONSOLE.print(f"{command} --protocol {name}: {words}", soft_wrap=True)
 
 
 def _name(model: Path) -> str:
@@ -263,13 +265,13 @@ def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], note
             networks.setdefault(network)
     CONSOLE.print(table)
     for network in networks:
-        CONSOLE.print(f"features: {network}", markup=False, soft_wrap=True)
+        CONSOLE.print(f"features: {network}", soft_wrap=True)
     pictures = measured.data.get("pictures")
     CONSOLE.print(
         f"measured on {pictures if pictures is not None else '?'} pictures of {measured.data['name']}", soft_wrap=True
     )
     for note in measured.notes:
-        CONSOLE.print(f"note: {note}", markup=False, soft_wrap=True)
+        CONSOLE.print(f"note: {note}", soft_wrap=True)
     if out is not None:
         command = " ".join(["smalti", *sys.argv[1:]])
         plain = as_plain(measured, command=command, model=model)

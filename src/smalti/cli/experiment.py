@@ -38,13 +38,13 @@ def experiment(
 
     if name is None:
         for known, study in STUDIES.items():
-            CONSOLE.print(f"{known}: {study.about}", markup=False, soft_wrap=True)
+            CONSOLE.print(f"{known}: {study.about}", soft_wrap=True)
             for size, each in study.scales.items():
-                CONSOLE.print(f"    --scale {size}: {each.about}; {each.data}", markup=False, soft_wrap=True)
+                CONSOLE.print(f"    --scale {size}: {each.about}; {each.data}", soft_wrap=True)
         return
     if name not in STUDIES:
         raise SmaltiError(f"there is no study {name!r}; {suggestion(name, STUDIES)}")
     asked = Asked(scale=scale, models=tuple(models or ()), data=data, overrides=tuple(overrides or ()))
     folder = out or Path("runs") / "experiments" / f"{name}-{scale}"
     page = run_study(name, STUDIES[name], folder, asked=asked, console=CONSOLE)
-    CONSOLE.print(f"open {page}", markup=False, soft_wrap=True)
+    CONSOLE.print(f"open {page}", soft_wrap=True)

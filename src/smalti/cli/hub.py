@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smalti.cli.console import CONSOLE
+from smalti.cli.models import Grid, grid_option
 from smalti.errors import SmaltiError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def push(
     card_only: Annotated[
         Path | None, typer.Option("--card-only", help="Write the folder that would be sent here, and send nothing.")
     ] = None,
+    grid: Grid = None,
 ) -> None:
     """Send a model and a card written from its run to the Hugging Face Hub."""
     from smalti import hub
@@ -51,7 +53,7 @@ def push(
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        save_models(read_models(model), folder)
+        save_models(read_models(model, grid=grid_option(grid)), folder)
         write_card(folder, name, sources)
         if card_only is None:
             CONSOLE.print(f"{model} is at {hub.pushed(folder, name, private=private)}", soft_wrap=True)

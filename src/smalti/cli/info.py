@@ -10,7 +10,8 @@ import typer
 
 from smalti.bundled import SCENES, named
 from smalti.cli.console import CONSOLE
-from smalti.cli.models import tell_default
+from smalti.cli.models import Grid, grid_option, tell_default
+from smalti.errors import SmaltiError
 
 if TYPE_CHECKING:
     from smalti.checkpoints.base import Imported
@@ -26,11 +27,15 @@ def info(
             show_default=False,
         ),
     ] = SCENES,
+    grid: Grid = None,
 ) -> None:
     """Say what a checkpoint, run, code folder, picture folder or picture is."""
     tell_default(path)
-    for key, value in _described(named(path)).items():
-        CONSOLE.print(f"{key}: {value}", markup=False, soft_wrap=True)
+    described = _described(named(path), grid=grid_option(grid))
+    if grid is not None and "checkpoint" not in described:
+        raise SmaltiError(f"{path} is no checkpoint of another program, and --grid is for those; leave it out")
+    for key, value in described.items():
+        CONSOLE.print(f"{key}: {value}", soft_wrap=True)
 
 
 def recipes() -> None:
@@ -38,13 +43,12 @@ def recipes() -> None:
     from smalti.training.config import recipes as listed
 
     for name, about in listed().items():
-        CONSOLE.print(f"{name}: {about}", markup=False, soft_wrap=True)
+        CONSOLE.print(f"{name}: {about}", soft_wrap=True)
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _described(path: Path, *, grid: tuple[int, int] | None = None) -> dict[str, Any]:
     from smalti.checkpoints.formats import find_foreign
     from smalti.data.sources import holds_many, is_pattern
-    from smalti.errors import SmaltiError
     from smalti.files import read_json
     from smalti.keeping import SUFFIX
     from smalti.pretrained import is_ours
@@ -63,7 +67,7 @@ def _described(path: Path) -> dict[str, Any]:
         return _run(path)
     if (path / "config.json").is_file() and is_ours(path):
         return _model(path, read_json(path / "config.json"))
-    foreign = find_foreign(path)
+    foreign = find_foreign(path, grid=grid)
     if foreign is not None:
         return _foreign(path, foreign)
     if not holds_many(path):
@@ -126,7 +130,6 @@ def _codes(path: Path) -> dict[str, Any]:
 def _run(path: Path) -> dict[str, Any]:
     import yaml
 
-    from smalti.errors import SmaltiError
     from smalti.files import read_json
     from smalti.training.folder import read_metrics
 
@@ -151,8 +154,6 @@ def _run(path: Path) -> dict[str, Any]:
 
 def _model(path: Path, config: Any) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
-
-    from smalti.errors import SmaltiError
 
     if not isinstance(config, dict) or "smalti" not in config:
         raise SmaltiError(f"{path} holds a model of another program")

@@ -62,7 +62,7 @@ def main() -> None:
     try:
         app()
     except SmaltiError as error:
-        ERRORS.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        ERRORS.print(f"error: {error}", style="red", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         ERRORS.print("interrupted", style="red")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from smalti.bundled import SCENES
-from smalti.cli.console import CONSOLE
+from smalti.cli.console import CONSOLE, size_option
 
 Model = Annotated[
     Path,
@@ -17,6 +17,21 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        "--grid",
+        metavar="HxW",
+        help="The prior's window in codes, height x width: for another program's checkpoint that does not say it, as the "
+        "original's do where it is no square.",
+    ),
+]
+
+
+def grid_option(text: str | None) -> tuple[int, int] | None:
+    """`HxW` in codes -> (h,w); None stays None. Anything else is wrong usage."""
+    return size_option(text, of="a grid", unit="codes")
 
 
 def tell_default(model: Path) -> None:

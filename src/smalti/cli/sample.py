@@ -11,7 +11,7 @@ import typer
 from smalti.bundled import SCENES
 from smalti.cli.console import CONSOLE, ERRORS, by_name, counting, size_option
 from smalti.cli.laying import Choice, File, Laying, Preview, Resume, Speculate, Way, lay_and_save
-from smalti.cli.models import Model, tell_default
+from smalti.cli.models import Grid, Model, grid_option, tell_default
 from smalti.errors import SmaltiError
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def sample(
     resume: Resume = False,
     preview: Preview = 30.0,
     speculate: Speculate = 0,
+    window: Grid = None,
     device: Device = "auto",
 ) -> None:
     """Paint new pictures, of any size. Ctrl-C keeps what is laid."""
@@ -94,7 +95,7 @@ def sample(
     from smalti.settings import as_mapping
 
     tell_default(model)
-    pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
+    pipeline = Pipeline.from_pretrained(model, grid=grid_option(window)).to(pick_device(device))
     sampler = sampler_of(
         temperature=temperature,
         top_k=top_k,
@@ -197,6 +198,7 @@ def complete(
     resume: Resume = False,
     preview: Preview = 30.0,
     speculate: Speculate = 0,
+    window: Grid = None,
     device: Device = "auto",
 ) -> None:
     """Keep a part of a picture and lay the rest anew. The picture is scaled and cropped to `--size`."""
@@ -212,7 +214,7 @@ def complete(
 
     if (mask is not None and keep is not None) or not any((mask, keep, canvas)):
         raise typer.BadParameter("give either --mask or --keep, or a --canvas around all of the picture")
-    pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
+    pipeline = Pipeline.from_pretrained(model, grid=grid_option(window)).to(pick_device(device))
     height_width = size_option(size) or pipeline.default_size
     pipeline.grid(height_width)
     whole = read_image(image, channels=pipeline.tokenizer.settings.pyramid.channels, name=str(image))
@@ -298,7 +300,7 @@ def reconstruct(
             except DamagedImage as error:
                 if source is None:
                     raise
-                ERRORS.print(f"left out: {error}", markup=False, highlight=False, soft_wrap=True)
+                ERRORS.print(f"left out: {error}", soft_wrap=True)
                 continue
             given = kind.images(held.unsqueeze(0), channels)
             quantized = encode_of_any_size(model, given)

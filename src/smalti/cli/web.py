@@ -8,7 +8,7 @@ import typer
 
 from smalti.bundled import SCENES
 from smalti.cli.console import CONSOLE
-from smalti.cli.models import Model, tell_default
+from smalti.cli.models import Grid, Model, grid_option, tell_default
 
 
 def web(
@@ -29,6 +29,7 @@ def web(
     most_count: Annotated[int, typer.Option(min=1, help="Pictures of a request.")] = 8,
     most_upload: Annotated[int, typer.Option(min=1, help="MiB of a file that is loaded.")] = 20,
     most_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait for their turn.")] = 32,
+    grid: Grid = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Open the studio: a page to lay pictures, erase in them and extend them. Ctrl-C ends it."""
@@ -44,6 +45,7 @@ def web(
         password=password,
         limits=limits,
         names=tuple(name.strip() for name in names.split(",")) if names else (),
+        grid=grid_option(grid),
         device=device,
     )
     CONSOLE.print(f"the studio is open at {served.address} (Ctrl-C ends it)", soft_wrap=True)

@@ -29,6 +29,7 @@ from smalti.errors import SmaltiError, suggestion
 from smalti.evaluation.report import Report
 from smalti.files import read_json, refusals_explained, write_json
 from smalti.settings import as_mapping, assignment, flattened, parse
+from smalti.training.watching import say
 from smalti.version import __version__
 
 S = TypeVar("S")
@@ -196,10 +197,10 @@ def _do(step: Step, key: str, before: Mapping[str, Done], *, root: Path, title: 
     folder, marker = home / key, home / f"{key}.json"
     begun = read_json(marker) if marker.is_file() else {}
     if begun.get("finished"):
-        console.print(f"{title}: done before", markup=False, soft_wrap=True)
+        say(console, f"{title}: done before")
         return Done(folder, begun["outcome"], begun["seconds"])
     said = ", going on" if begun else "".join(_changes(step, home))
-    console.print(f"{title}{said}", markup=False, soft_wrap=True)
+    say(console, f"{title}{said}")
     note = {"settings": dict(step.settings), "after": list(step.after)}
     spent = float(begun.get("seconds", 0.0))
     write_json(marker, {**note, "finished": False, "seconds": spent})

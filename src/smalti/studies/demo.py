@@ -32,7 +32,7 @@ from smalti.studies.demo_page import Results, write_page
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.runs import encode_pictures, train_prior, train_tokenizer
 from smalti.training.tokenizer import crops
-from smalti.training.watching import counting
+from smalti.training.watching import counting, say
 
 SAMPLES_A_CLASS = 10
 CLASSIFIER_STEPS = 200
@@ -86,14 +86,14 @@ def run_demo(out: Path, *, recipe: str, count: int, console: Console) -> None:
     with timings.measured("prior"):
         train_prior(open_codes(codes), out / "tokenizer", out / "prior", settings=prior, console=console)
     with timings.measured("results"):
-        console.print("measuring on held-out scenes, sampling")
+        say(console, "measuring on held-out scenes, sampling")
         results = measure(out, tokenizer)
     figures = {**results.figures, "seconds": round(sum(timings.seconds.values()), 1)}
     write_json(out / "report.json", figures)
     write_page(out, results._replace(figures=figures), seconds=timings.seconds, settings=(tokenizer, prior))
     for name, value in figures.items():
-        console.print(f"{name}: {value:.4g}")
-    console.print(f"open {out / 'report.html'}", soft_wrap=True)
+        say(console, f"{name}: {value:.4g}")
+    say(console, f"open {out / 'report.html'}")
 
 
 def measure(out: Path, settings: TokenizerTraining) -> Results:

@@ -30,6 +30,7 @@ from smalti.training.launching import launch
 from smalti.training.loop import seed_step
 from smalti.training.runs import train_tokenizer
 from smalti.training.tokenizer import TokenizerStage
+from smalti.training.watching import say
 
 NOMINAL = 10**9
 """Pictures of the training whose pace is taken: so many that no step of it falls onto the border of two of its phases."""
@@ -108,7 +109,7 @@ def pace(name: str, *, pictures: Pictures, training: TokenizerTraining, seconds:
     """The step that takes the pace of a training, by `seconds` of steps. `training` is `nominal`."""
 
     def work(place: Place) -> dict[str, Any]:
-        place.console.print(f"taking the pace of {name}", markup=False)
+        say(place.console, f"taking the pace of {name}")
         return {
             "seconds_a_picture": taken(training, open_source(pictures.path(place)), seconds=seconds),
             **weights(training)._asdict(),

@@ -30,7 +30,7 @@ from smalti.training.prior import PriorStage, blocks
 from smalti.training.sayings import SAYINGS
 from smalti.training.telling import Told, beside_pictures, encoder
 from smalti.training.tokenizer import TokenizerStage, crops
-from smalti.training.watching import Watch
+from smalti.training.watching import Watch, say
 from smalti.version import __version__
 
 ENCODE_BATCH = 64
@@ -50,7 +50,7 @@ _SLOW = (
 
 def show_settings(settings: TokenizerTraining | PriorTraining, console: Console) -> None:
     """Print the settings as they were resolved, before they are used."""
-    console.print(as_yaml(settings), markup=False, highlight=False, soft_wrap=True)
+    say(console, as_yaml(settings))
 
 
 def train_tokenizer(
@@ -142,7 +142,7 @@ def _run(
     tensorboard = folder.tensorboard if run.tensorboard else None
     watch = Watch(console, title=config["stage"], tensorboard=tensorboard, quiet=not fabric.is_global_zero)
     if fabric.is_global_zero and run.precision == "bf16-mixed" and not multiplies_bfloat16(fabric.device):
-        console.print(_SLOW, soft_wrap=True, markup=False)
+        say(console, _SLOW)
     fit(stage, folder, run=run, fabric=fabric, watch=watch)
     if fabric.is_global_zero:
         write_page(folder.path, config, unit=stage.unit)

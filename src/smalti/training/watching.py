@@ -26,6 +26,25 @@ SHOWN = 6
 """How many of the numbers of a report stand on one line; all are in `metrics.jsonl`."""
 
 
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console that prints what it is given, letter for letter: names of files and labels are no markup and no emoji.
+
+    The commands print through consoles made here, so that none has to think of it: the path `[v2]` would vanish, `[/red]` end in
+    a traceback, and `:car:` become a picture of one.
+    """
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def say(console: Console, sentence: str) -> None:
+    """Print a sentence on one line, letter for letter, whatever console a caller of ours made."""
+    console.print(sentence, soft_wrap=True, markup=False, emoji=False, highlight=False)
+
+
+def plain_column(template: str) -> TextColumn:
+    """A column of a progress bar, as plain as the consoles."""
+    return TextColumn(template, markup=False)
+
+
 @final
 class Watch:
     """Follows one run. A context manager: the bar is drawn inside the block."""
@@ -40,10 +59,10 @@ class Watch:
         self._began, self._first, self._seen, self._length, self._unit = 0.0, 0, 0, 0, ""
         self._task: TaskID | None = None
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            plain_column("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-            TextColumn("{task.fields[rate]}"),
+            plain_column("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+            plain_column("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -55,7 +74,7 @@ class Watch:
         self._began, self._first, self._seen, self._length, self._unit = time.monotonic(), seen, seen, length, unit
         self._task = self._progress.add_task(self._title, total=length, completed=seen, unit=unit, rate="")
         if seen and not self._quiet:
-            self._console.print(f"{self._title}: going on from {seen:,} of {length:,} {unit}")
+            say(self._console, f"{self._title}: going on from {seen:,} of {length:,} {unit}")
         if self._folder is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
@@ -88,12 +107,12 @@ class Watch:
             max(self._length - seen, 0) / self._rate() if self._rate() else 0.0
         )  # the last step may go beyond the length
         rate = f"{self._rate():,.1f} {self._unit}/s, {_duration(left)} left"
-        self._console.print(f"{self._title} {part} {seen:,}/{self._length:,}  {shown}  ({rate})", soft_wrap=True)
+        say(self._console, f"{self._title} {part} {seen:,}/{self._length:,}  {shown}  ({rate})")
 
     def say(self, sentence: str) -> None:
         """Something else a person should know now."""
         if not self._quiet:
-            self._console.print(f"{self._title} {sentence}", soft_wrap=True, markup=False, highlight=False)
+            say(self._console, f"{self._title} {sentence}")
 
     def _rate(self) -> float:
         return (self._seen - self._first) / max(time.monotonic() - self._began, 1e-9)
@@ -104,14 +123,14 @@ def counting(console: Console, *, title: str, unit: str) -> Iterator[Callable[[i
     """Yield a function (done, total) that shows how far `title` has come: a bar on a terminal, else plain lines."""
     began = last = time.monotonic()
     columns = (
-        TextColumn("{task.description}"),
+        plain_column("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        plain_column("{task.fields[unit]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(title, total=None, unit=unit)
 
         def show(done: int, total: int) -> None:
             nonlocal last
@@ -121,7 +140,7 @@ def counting(console: Console, *, title: str, unit: str) -> Iterator[Callable[[i
                 last = now
                 rate = done / max(now - began, 1e-9)
                 left = _duration((total - done) / rate) if rate else "?"
-                console.print(f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s, {left} left)")
+                say(console, f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s, {left} left)")
 
         yield show
 

@@ -82,13 +82,14 @@ def serve(
     password: str | None = None,
     limits: Limits | None = None,
     names: tuple[str, ...] = (),
+    grid: tuple[int, int] | None = None,
     device: str = "auto",
 ) -> Served:
     """Serve the page of a pipeline's folder; it is there when this returns, and as long as the `Served` is not closed.
 
     `host` and `port` None are gradio's: those of the environment, 127.0.0.1 and the first free port from 7860 on. With a `password`
-    one logs in as the user "smalti". `names` are those of a segmentation's labels. Raises `SmaltiError` where gradio is not
-    installed, for a model that is none, and for a port that is taken.
+    one logs in as the user "smalti". `names` are those of a segmentation's labels, `grid` as in `Pipeline.from_pretrained`. Raises
+    `SmaltiError` where gradio is not installed, for a model that is none, and for a port that is taken.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio when it is imported, too
     try:
@@ -100,7 +101,7 @@ def serve(
     from smalti.web.page import Page
 
     chosen = limits or Limits()
-    pipeline = Pipeline.from_pretrained(model).to(pick_device(device))
+    pipeline = Pipeline.from_pretrained(model, grid=grid).to(pick_device(device))
     visitors = Visitors(chosen)
     page = Page(Actions(Studio(pipeline, chosen, name=Path(model).resolve().name, names=names), visitors)).blocks
     page.queue(max_size=chosen.waiting, default_concurrency_limit=4)
