@@ -165,7 +165,7 @@ def folders(
     if protocol is None and not known and not any(each.startswith("features.network=") for each in laid):
         chosen, note = with_available_network(chosen)
         if note:
-            CONSOLE.print(note, markup=False, soft_wrap=True)
+            CONSOLE.print(note, soft_wrap=True)
     if known and statistics is not None:
         raise SmaltiError(f"{reference} holds statistics already; leave out --statistics")
     given = read_statistics(reference) if known else open_pictures(reference)
