@@ -238,6 +238,7 @@ def test_segmentations_carry_the_palette(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scene_files, "_CHUNK", 4)
+    monkeypatch.setattr(scene_files, "_CHUNKS", 2)
     write_scenes(tmp_path / "whole", count=10, size=(16, 16))
 
     def stop(done: int) -> None:
@@ -267,8 +268,40 @@ def test_a_finished_folder_is_left_alone_and_a_damaged_one_mended(tmp_path: Path
     assert files(out) == before
 
 
-def test_the_number_of_workers_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scene_files, "_CHUNK", 2)
+def test_a_run_that_was_interrupted_with_other_chunks_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How pictures are put together for the processes is no promise: what another version noted is painted again."""
+
+    def stop(done: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    write_scenes(tmp_path / "whole", count=5, size=(16, 16))
+    with monkeypatch.context() as patched:
+        patched.setattr(scene_files, "_CHUNKS", 1)
+        patched.setattr(scene_files, "_CHUNK", 3)
+        with pytest.raises(KeyboardInterrupt):
+            write_scenes(tmp_path / "broken", count=5, size=(16, 16), progress=stop)
+    write_scenes(tmp_path / "broken", count=5, size=(16, 16))
+    assert files(tmp_path / "whole") == files(tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "largest"),
+    [
+        (5000, (64, 64), 48),  # small pictures
+        (3000, (512, 512), 12),  # a few seconds of painting
+        (60, (512, 512), 1),  # few pictures: two processes have as many to paint, within one
+        (200, (4096, 4096), 1),
+        (1, (16, 16), 1),
+    ],
+)
+def test_chunks_are_small_where_pictures_are_large_or_few(count: int, size: tuple[int, int], largest: int) -> None:
+    chunks = scene_files._chunks(count, size)
+    assert [index for start, stop in chunks for index in range(start, stop)] == list(range(count))
+    assert max(stop - start for start, stop in chunks) == largest
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     write_scenes(tmp_path / "one", count=4, size=(16, 16), workers=1)
     write_scenes(tmp_path / "two", count=4, size=(16, 16), workers=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")
