@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -344,3 +346,34 @@ def replace_codes(codes: Tensor, neighbors: list[list[int]], chances: Tensor, *,
         if whether < probability:
             replaced[tuple(place)] = near[math.floor(which * len(near))]
     return replaced
+
+
+def second_nearest(
+    identities: npt.NDArray[np.int16], depths: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
+    """Whose each point of a painted grid (2 H, 2 W) is, and how far it is -> the same of each pixel (H, W).
+
+    Things are numbered from far to near; of a pixel's four points that with the second largest number counts, and of equal
+    ones that which comes later in rows.
+    """
+    height, width = (side // 2 for side in identities.shape)
+    identity, depth = np.empty((height, width), identities.dtype), np.empty((height, width), depths.dtype)
+    for y in range(height):
+        for x in range(width):
+            four = [(2 * y + down, 2 * x + across) for down in (0, 1) for across in (0, 1)]
+            place = sorted(four, key=lambda point: identities[point])[2]
+            identity[y, x], depth[y, x] = identities[place], depths[place]
+    return identity, depth
+
+
+def between_four(tile: npt.NDArray[np.float32], row: float, column: float) -> float:
+    """A periodic tile (side, side) and a place on it, in tiles -> its value there, between the four points around."""
+    side = len(tile)
+    y, x = row * side - 0.5, column * side - 0.5
+    top, left = math.floor(y), math.floor(x)
+    down, across = y - top, x - left
+    rows = [
+        (1 - across) * float(tile[i % side, left % side]) + across * float(tile[i % side, (left + 1) % side])
+        for i in (top, top + 1)
+    ]
+    return (1 - down) * rows[0] + down * rows[1]

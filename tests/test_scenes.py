@@ -78,6 +78,34 @@ def test_shapes_and_types(scenes: list[Scene]) -> None:
         assert scene.label in CLASSES
 
 
+PROMISED = [
+    # seed, index, size, means and deviations of the quarters' brightness, pixels of each label
+    (0, 0, (64, 64), [161.9, 195.62, 91.81, 83.8], [40.34, 45.49, 37.8, 35.78],
+     [1226, 6, 0, 353, 415, 960, 570, 566, 0]),
+    (0, 3, (64, 64), [142.65, 132.05, 89.37, 88.96], [44.82, 42.13, 42.67, 35.38],
+     [1324, 30, 0, 745, 213, 484, 564, 736, 0]),
+    (0, 7, (64, 64), [43.42, 64.36, 35.26, 42.7], [28.8, 39.76, 16.04, 23.17],
+     [978, 0, 30, 284, 100, 1564, 682, 264, 194]),
+    (1, 4, (48, 160), [46.92, 51.04, 40.26, 56.7], [26.88, 29.11, 17.51, 35.45],
+     [1231, 0, 5, 992, 660, 1804, 830, 1445, 713]),
+    (2, 9, (160, 160), [131.98, 141.17, 64.4, 78.17], [47.59, 52.88, 24.49, 34.72],
+     [5086, 0, 0, 3690, 3101, 7240, 4888, 1082, 513]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seed", "index", "size", "means", "deviations", "counts"), PROMISED)
+def test_pictures_stay_as_they_are(
+    seed: int, index: int, size: tuple[int, int], means: list[float], deviations: list[float], counts: list[int]
+) -> None:
+    """Scores are compared on them. Another processor may round a few points otherwise, by 1/255: no more is left free."""
+    height, width = size
+    scene = paint(seed, index, size=size)
+    quarters = scene.image.reshape(2, height // 2, 2, width // 2, 3).astype(np.float64)
+    assert quarters.mean(axis=(1, 3, 4)).ravel() == pytest.approx(means, abs=0.02)
+    assert quarters.std(axis=(1, 3, 4)).ravel() == pytest.approx(deviations, abs=0.02)
+    assert np.abs(np.bincount(scene.segmentation.ravel(), minlength=len(LABELS)) - counts).max() <= 2
+
+
 def test_a_picture_is_a_function_of_seed_index_and_size(scenes: list[Scene]) -> None:
     again = paint(5, 7, size=(64, 64))
     for first, second in zip(scenes[7][:4], again[:4], strict=True):
@@ -238,6 +266,7 @@ def test_segmentations_carry_the_palette(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scene_files, "_CHUNK", 4)
+    monkeypatch.setattr(scene_files, "_CHUNKS", 2)
     write_scenes(tmp_path / "whole", count=10, size=(16, 16))
 
     def stop(done: int) -> None:
@@ -267,8 +296,40 @@ def test_a_finished_folder_is_left_alone_and_a_damaged_one_mended(tmp_path: Path
     assert files(out) == before
 
 
-def test_the_number_of_workers_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scene_files, "_CHUNK", 2)
+def test_a_run_that_was_interrupted_with_other_chunks_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How pictures are put together for the processes is no promise: what another version noted is painted again."""
+
+    def stop(done: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    write_scenes(tmp_path / "whole", count=5, size=(16, 16))
+    with monkeypatch.context() as patched:
+        patched.setattr(scene_files, "_CHUNKS", 1)
+        patched.setattr(scene_files, "_CHUNK", 3)
+        with pytest.raises(KeyboardInterrupt):
+            write_scenes(tmp_path / "broken", count=5, size=(16, 16), progress=stop)
+    write_scenes(tmp_path / "broken", count=5, size=(16, 16))
+    assert files(tmp_path / "whole") == files(tmp_path / "broken")
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "largest"),
+    [
+        (5000, (64, 64), 48),  # small pictures
+        (3000, (512, 512), 12),  # a few seconds of painting
+        (60, (512, 512), 1),  # few pictures: two processes have as many to paint, within one
+        (200, (4096, 4096), 1),
+        (1, (16, 16), 1),
+    ],
+)
+def test_chunks_are_small_where_pictures_are_large_or_few(count: int, size: tuple[int, int], largest: int) -> None:
+    chunks = scene_files._chunks(count, size)
+    assert [index for start, stop in chunks for index in range(start, stop)] == list(range(count))
+    assert max(stop - start for start, stop in chunks) == largest
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:
     write_scenes(tmp_path / "one", count=4, size=(16, 16), workers=1)
     write_scenes(tmp_path / "two", count=4, size=(16, 16), workers=2)
     assert files(tmp_path / "one") == files(tmp_path / "two")

@@ -54,7 +54,7 @@ class Canvas:
     def lay(self, rows: slice, columns: slice, cover: Floats, colour: Floats, depth: Floats | float, label: int) -> int:
         """Paint `colour` where `cover` says; where it covers half or more, the point is the new thing's. Returns its identity."""
         under = self.colour[:, rows, columns]
-        under += cover * (colour - under)
+        under += _multiplied(colour - under, cover)
         mine = cover >= 0.5
         self.labels.append(label)
         identity = len(self.labels) - 1
@@ -65,7 +65,17 @@ class Canvas:
 
 def mixed(first: Floats, second: Floats, share: Floats | float) -> Floats:
     """From `first` (share 0) to `second` (share 1)."""
-    return np.asarray(first + (second - first) * share, dtype=np.float32)
+    step = _multiplied(np.asarray(second - first, dtype=np.float32), share)
+    step += first
+    return step
+
+
+def _multiplied(values: Floats, factor: Floats | float) -> Floats:
+    """The product, in the memory of `values` where it has their shape: new memory costs as much as the multiplication."""
+    if np.broadcast(values, factor).shape == values.shape:
+        values *= factor
+        return values
+    return np.asarray(values * factor, dtype=np.float32)
 
 
 class Air(NamedTuple):
@@ -79,9 +89,12 @@ class Air(NamedTuple):
 
     def lit(self, colour: Floats, shade: Floats | float) -> Floats:
         """A surface's own colour, and how far it faces the light, 0 to 1 -> what is seen of it."""
-        return np.asarray(colour * (self.ambient + self.direct * shade), dtype=np.float32)
+        light = np.asarray(self.direct * shade, dtype=np.float32)
+        light += self.ambient
+        return _multiplied(light, colour)
 
     def veiled(self, colour: Floats, distance: Floats | float) -> Floats:
         """Aerial perspective: what is far is paler, towards the colour of the sky above the horizon."""
-        share = 1 - np.exp(-np.asarray(distance, dtype=np.float32) / self.reach)
-        return mixed(colour, self.haze, share * 0.92)
+        share = np.asarray(1 - np.exp(-np.asarray(distance, dtype=np.float32) / self.reach))
+        share *= 0.92
+        return mixed(colour, self.haze, share)

@@ -49,7 +49,9 @@ def _sky(canvas: Canvas, plan: Composition) -> None:
     for spread, strength in ((0.30, 0.55), (0.09, 0.85)):
         wide = spread * (1.6 if plan.time == "dusk" else 1.0)
         halo = np.exp(-((down / spread) ** 2))[:, None] * np.exp(-((across / wide) ** 2))[None, :]
-        canvas.colour += plane(time.glow) * (halo * strength).astype(np.float32)
+        halo = (halo * strength).astype(np.float32)
+        for channel in range(3):
+            canvas.colour[channel] += np.float32(time.glow[channel]) * halo
     if plan.time == "night":
         _stars(canvas, plan)
     _disc(canvas, plan, across, down, radius)

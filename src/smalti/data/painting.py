@@ -111,15 +111,24 @@ def _developed(canvas: Canvas, label: str) -> Scene:
     colour = canvas.colour
     summed = colour[:, ::2, ::2] + colour[:, 1::2, ::2] + colour[:, ::2, 1::2] + colour[:, 1::2, 1::2]
     image = np.clip(summed * np.float32(255 / 4) + np.float32(0.5), 0, 255).astype(np.uint8).transpose(1, 2, 0)
-    four = np.stack([canvas.identity[y::2, x::2] for y in (0, 1) for x in (0, 1)])
-    # The second nearest of the four is the thing that three of them show, and the nearer one of two against two.
-    chosen = np.argsort(four, axis=0, kind="stable")[2:3]
-    identity = np.take_along_axis(four, chosen, axis=0)[0]
-    depths = np.stack([canvas.depth[y::2, x::2] for y in (0, 1) for x in (0, 1)])
-    depth = np.take_along_axis(depths, chosen, axis=0)[0]
+    identity, depth = _majority(canvas)
     segmentation = np.asarray(canvas.labels, dtype=np.uint8)[identity]
     edges = _edges(identity, image)
     return Scene(np.ascontiguousarray(image), segmentation, depth, edges, _objects(canvas, identity), label)
+
+
+def _majority(canvas: Canvas) -> tuple[npt.NDArray[np.int16], Floats]:
+    """Whose each pixel is, and how far that is: of its four points the second nearest decides, which is of the thing that
+    three of them show, and of the nearer one where it is two against two."""
+    four = [(canvas.identity[y::2, x::2], canvas.depth[y::2, x::2]) for y in (0, 1) for x in (0, 1)]
+    # Few pixels lie on a border; for all others this is the third of four equal ones.
+    identity, depth = four[2][0].copy(), four[2][1].copy()
+    border = np.nonzero((four[0][0] != identity) | (four[1][0] != identity) | (four[3][0] != identity))
+    identities, depths = (np.stack([point[i][border] for point in four]) for i in (0, 1))
+    chosen = np.argsort(identities, axis=0, kind="stable")[2:3]
+    identity[border] = np.take_along_axis(identities, chosen, axis=0)[0]
+    depth[border] = np.take_along_axis(depths, chosen, axis=0)[0]
+    return identity, depth
 
 
 def _edges(identity: npt.NDArray[np.int16], image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -114,13 +114,13 @@ def _tree(canvas: Canvas, plan: Composition, tree: Tree, foot: Foot, air: Air, s
     rows, columns, own_rows, own_columns = box
     whole = np.asarray(image)
     tone, wood, crown, cover = whole[own_rows, own_columns].transpose(2, 0, 1)
-    crowned = crown * np.float32(1 / 255)
-    colour = _leaf(tree.leaves[0], tree.shift, shades)[:, tone]
+    tone, crowned = tone.astype(np.intp), crown * np.float32(1 / 255)
+    colour = _leaf(tree.leaves[0], tree.shift, shades).take(tone, axis=1)
     if tree.leaves[0] is not tree.leaves[1]:
-        colour += (_leaf(tree.leaves[1], tree.shift, shades)[:, tone] - colour) * crowned
-    colour += (shades.bark[:, tone] - colour) * (wood * np.float32(1 / 255))
+        colour = mixed(colour, _leaf(tree.leaves[1], tree.shift, shades).take(tone, axis=1), crowned)
+    colour = mixed(colour, shades.bark.take(tone, axis=1), wood * np.float32(1 / 255))
     if tree.snow:
-        colour += (shades.snow[:, tone] - colour) * (clamp((crowned - 0.3) * 2, 0, 1) * tree.snow)
+        colour = mixed(colour, shades.snow.take(tone, axis=1), clamp((crowned - 0.3) * 2, 0, 1) * tree.snow)
     colour = air.veiled(colour, foot.distance)
     identity = canvas.lay(rows, columns, cover * np.float32(1 / 255), colour, foot.distance, TREE)
     canvas.standing.append(Standing(identity, TREE, int((whole[..., 3] >= 128).sum()), foot.distance, ()))
