@@ -177,7 +177,7 @@ def test_labels_stand_beside_a_picture_or_are_its_folder(tmp_path: Path) -> None
     assert alone.labels == ()
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.json", b"{"), ("a.cls", b"\xff\xfe"), ("a.json", b"\xff")])
+@pytest.mark.parametrize(("name", "content"), [("a.json", b"{"), ("a.cls", b"\xff"), ("a.json", b"\xff")])
 def test_a_label_that_cannot_be_read_is_told(name: str, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=rf"{name} in .*a\.tar cannot be read as a label"):
         open_source(tarred(tmp_path / "a.tar", {"a.png": picture(1), name: content}))
