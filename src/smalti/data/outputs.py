@@ -8,10 +8,32 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from smalti.data.sources import Picture
+from smalti.data.sources import Picture, Source
 from smalti.errors import SmaltiError
 from smalti.files import normalized
 from smalti.png import read_head
+
+
+def without_results(source: Source, out: Path, *, command: str) -> tuple[Picture, ...]:
+    """The images of a source without those that the same command wrote into `out` before, where that lies among them."""
+    root = os.path.realpath(source.path)
+    if not source.path.is_dir() or not Path(os.path.realpath(out)).is_relative_to(root):
+        return source.pictures
+    results = Path(os.path.realpath(out)).relative_to(root)
+    return tuple(
+        picture
+        for picture in source.pictures
+        if not (
+            PurePosixPath(picture.key).is_relative_to(results.as_posix())
+            and _command(source.path / picture.key) == command
+        )
+    )
+
+
+def _command(path: Path) -> str:
+    """The command that generated an image, "" for other files."""
+    head = read_head(path)
+    return "" if head is None or head.settings is None else str(head.settings.get("command", ""))
 
 
 def output_paths(pictures: Sequence[Picture], out: Path) -> tuple[Path, ...]:
@@ -32,7 +54,9 @@ def output_paths(pictures: Sequence[Picture], out: Path) -> tuple[Path, ...]:
 
 
 def _inside(key: str) -> PurePosixPath:
-    parts = [re.sub(r"^([A-Za-z]):$", r"\1", part) for part in PurePosixPath(key).parts if part not in ("/", "//", "..")]
+    parts = [
+        re.sub(r"^([A-Za-z]):$", r"\1", part) for part in PurePosixPath(key).parts if part not in ("/", "//", "..")
+    ]
     return PurePosixPath(*parts) if parts else PurePosixPath("image")
 
 

@@ -60,6 +60,10 @@ class Source(ABC):
     def length(self, picture: Picture) -> int:
         """How many bytes one picture has in its file or archive, -1 where it is missing."""
 
+    @abstractmethod
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        """The files on disk that some of its pictures are in."""
+
     @final
     def read(self, picture: Picture, channels: int) -> Array:
         """One picture -> (H, W, C), as its kind is read for a tokenizer of so many channels. Raises `DamagedImage`."""
@@ -86,6 +90,9 @@ class FolderSource(Source):
 
     def length(self, picture: Picture) -> int:
         return _file_length(self.stream(picture))
+
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        return [self.stream(picture) for picture in pictures]
 
 
 @final
@@ -132,6 +139,9 @@ class ListSource(Source):
     def length(self, picture: Picture) -> int:
         return _file_length(self.stream(picture))
 
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        return [self.stream(picture) for picture in pictures]
+
 
 @final
 class ZipSource(Source):
@@ -161,6 +171,9 @@ class ZipSource(Source):
 
     def length(self, picture: Picture) -> int:
         return self._members[picture.key].file_size
+
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        return [self.path]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_archive": None}
@@ -209,6 +222,9 @@ class ShardSource(Source):
 
     def length(self, picture: Picture) -> int:
         return self._extents[picture.key].size
+
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        return self._shards.paths
 
 
 def _different(path: Path, shards: Sequence[Path]) -> list[str]:
@@ -290,17 +306,22 @@ def split(pictures: Iterable[Picture], *, validation: float) -> tuple[tuple[Pict
     if not 0 < validation < 1:
         raise SmaltiError(f"the fraction for validation must be above 0 and below 1, not {validation}")
     given = tuple(pictures)
-    ranked = sorted((_place(picture.key), picture.key) for picture in given)
-    chosen = {key for place, key in ranked if place < validation}
-    if len(ranked) > 1:
-        chosen.add(ranked[0][1])
-        chosen.discard(ranked[-1][1])
+    chosen = {picture.key for picture in given if _place(picture.key) < validation}
+    if len(given) > 1:
+        first, *_, last = held_out_order(given)
+        chosen.add(given[first].key)
+        chosen.discard(given[last].key)
     else:
         chosen.clear()
     return (
         tuple(picture for picture in given if picture.key not in chosen),
         tuple(picture for picture in given if picture.key in chosen),
     )
+
+
+def held_out_order(pictures: Sequence[Picture]) -> list[int]:
+    """The numbers of pictures in the order in which `split` would hold them out, were the fraction to grow from 0."""
+    return sorted(range(len(pictures)), key=lambda number: (_place(pictures[number].key), pictures[number].key))
 
 
 def _place(key: str) -> float:

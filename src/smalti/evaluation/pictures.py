@@ -13,7 +13,7 @@ import math
 import os
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -268,6 +268,9 @@ class ArraySource(Source):
 
     def length(self, picture: Picture) -> int:
         return int(self._array[0].nbytes)
+
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        return [self.path]
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
