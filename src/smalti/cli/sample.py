@@ -140,6 +140,7 @@ def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tr
     from smalti.conditions.labels import Labels
     from smalti.evaluation.choosing import by_likelihood, by_pictures
     from smalti.evaluation.classifier import by_class, imagenet_classes, read_classifier
+    from smalti.files import normalized
 
     if classifier is None:
         return Choice(tries, "likelihood", lambda values, known: by_likelihood(pipeline, values, known=known))
@@ -151,7 +152,10 @@ def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tr
     if label is None:
         raise SmaltiError("a classifier looks for a class; say which: --label")
     told[0].encode([label])  # which tells of labels that there are not
-    number, network = imagenet_classes(told[0].names)[label], read_classifier(classifier).to(pipeline.device)
+    number, network = (
+        imagenet_classes(told[0].names)[normalized(label)],
+        read_classifier(classifier).to(pipeline.device),
+    )
     judge = Path(classifier).name
     return Choice(tries, judge, lambda values, known: by_pictures(pipeline, by_class(network, [number] * len(values))))
 

@@ -31,6 +31,7 @@ from smalti.data.crops import Crop, View, cut
 from smalti.data.kinds import COLOUR
 from smalti.data.sources import Picture, Source, identity, too_many_damaged
 from smalti.errors import SmaltiError
+from smalti.files import normalized
 from smalti.images import Array, DamagedImage
 
 logger = logging.getLogger("smalti")
@@ -212,7 +213,8 @@ class Crops:
         """What decides the examples, as plain values: two data sets described alike read the same, if no file has
         changed.
         """
-        keys = hashlib.sha256("\0".join(picture.key for picture in self.pictures).encode("utf-8", "surrogateescape"))
+        names = "\0".join(normalized(picture.key) for picture in self.pictures)
+        keys = hashlib.sha256(names.encode("utf-8", "surrogateescape"))
         return {
             "source": str(self.source.path.absolute()),
             "pictures": len(self.pictures),

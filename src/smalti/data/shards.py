@@ -101,9 +101,7 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
         for name, extent in _files(path, file, shard):
             folder, slash, last = name.removeprefix("./").rpartition("/")
             stem, dot, ending = last.partition(".")
-            if not (stem and dot and ending) or any(
-                part[:1] == "." or part == "__MACOSX" for part in folder.split("/") if part
-            ):
+            if not (stem and dot and ending) or any(map(is_hidden, folder.split("/"))):
                 others.append(name)
                 continue
             files = found.setdefault(f"{folder}{slash}{stem}", {})
@@ -118,6 +116,11 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
             else:
                 others.extend(f"{stem}.{ending}" for ending in files)
         return Index(samples, others)
+
+
+def is_hidden(part: str) -> bool:
+    """Whether a part of a path in an archive is that of a hidden file, or of the folder of shadows that macOS adds."""
+    return (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
 
 
 class _Special(NamedTuple):

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, final
 
 from smalti.data.folders import PathFinder, files_below, warn_of_generated, written_here
 from smalti.data.kinds import COLOUR, Kind
-from smalti.data.shards import Extent, Shards, expanded, read_index
+from smalti.data.shards import Extent, Shards, expanded, is_hidden, read_index
 from smalti.data.zip_files import read_members
 from smalti.errors import SmaltiError
 from smalti.files import check_file, normalized, read_text
@@ -337,7 +337,7 @@ def identity(source: Source, pictures: Sequence[Picture] | None = None) -> str:
     """
     digest = hashlib.sha256()
     for picture in source.pictures if pictures is None else pictures:
-        digest.update(picture.key.encode("utf-8", "surrogateescape"))
+        digest.update(normalized(picture.key).encode("utf-8", "surrogateescape"))
         digest.update(f"\0{source.length(picture)}\0".encode())
     return digest.hexdigest()[:16]
 
@@ -360,7 +360,7 @@ def _is_picture(name: str, kind: Kind) -> bool:
 
 def _is_visible(name: str) -> bool:
     """Whether a zip member is neither hidden nor the shadow of a file that macOS adds."""
-    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    return not any(is_hidden(part) for part in PurePosixPath(name).parts)
 
 
 def _below(folder: Path, name: str) -> str:
