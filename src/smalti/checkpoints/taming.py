@@ -65,9 +65,7 @@ def find(path: Path) -> Found | None:
     if not path.is_dir():
         return None
     configs = _configs(path)
-    files = [
-        file for folder in (path / "checkpoints", path) for file in sorted(folder.glob("*")) if file.suffix in SUFFIXES
-    ]
+    files = [file for folder in (path / "checkpoints", path) for file in _files(folder, "*") if file.suffix in SUFFIXES]
     if not configs or (not files and not (path / "configs").is_dir()):
         return None
     if not files:
@@ -80,8 +78,13 @@ def find(path: Path) -> Found | None:
 
 def _configs(folder: Path) -> list[Path]:
     inside = folder / "configs"
-    found = sorted(inside.glob("*project.yaml")) or sorted(inside.glob("*.yaml"))
-    return found or sorted(file for file in folder.glob("*.yaml") if _names_a_model(file))
+    found = _files(inside, "*project.yaml") or _files(inside, "*.yaml")
+    return found or [file for file in _files(folder, "*.yaml") if _names_a_model(file)]
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder, sorted; pipes and devices, which may block, are none."""
+    return sorted(file for file in folder.glob(pattern) if file.is_file())
 
 
 def _names_a_model(path: Path) -> bool:
