@@ -263,7 +263,14 @@ def test_all_windows_of_a_grid_are_crops() -> None:
         ([{**PLAIN[0], "box": [0, 0, 1]}], r"object 1 of the layout: the box \[0, 0, 1\] is not four numbers"),
         ([{**PLAIN[0], "box": ["a", 0, 1, 1]}], "is not four numbers"),
         ([{**PLAIN[0], "box": 3}], "the box 3 is not four numbers"),
-        ([{**PLAIN[0], "box": [0, 0, 64, 64]}], r"\(0, 0, 64, 64\) is not a box"),
+        (
+            [{**PLAIN[0], "box": [0, 0, 64, 64]}],
+            r"the box \[0, 0, 64, 64\] reaches beyond the picture; .* not in pixels",
+        ),
+        ([{**PLAIN[0], "box": [0.5, 0.5, 0.6, 0.5]}], "object 1 of the layout: the box .* reaches beyond the picture"),
+        ([{**PLAIN[0], "box": [1.2, 0.5, 0.2, 0.2]}], "object 1 of the layout: the box .* reaches beyond the picture"),
+        ([{**PLAIN[0], "box": [0, 0, 1, True]}], "is not four numbers"),
+        ([{**PLAIN[0], "box": [0, 0, 1, float("nan")]}], "is not four numbers"),
         ([{**PLAIN[0], "group": 1}], "object 1 of the layout: group is true or false, not 1"),
     ],
 )

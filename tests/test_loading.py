@@ -21,14 +21,19 @@ from smalti.data.crops import CentreCrop, Crop, RandomCrop, chances
 from smalti.data.loading import (
     Batch,
     Crops,
+    DamageRecord,
     Example,
     batches,
+    first_readable,
+    holding_out,
     in_order,
     spread,
 )
-from smalti.data.sources import open_source
+from smalti.data.sources import held_out_order, open_source, split
 from smalti.errors import SmaltiError
 from smalti.images import DamagedImage, center_crop, to_tensor
+from smalti.training.config import PictureSettings
+from smalti.training.tokenizer import crops as parts_to_train
 from test_sources import fill, picture, zipped
 
 
@@ -185,6 +190,63 @@ def test_more_than_a_tenth_damaged_ends_reading(tmp_path: Path) -> None:
 def test_a_bad_beginning_is_not_yet_a_verdict(tmp_path: Path) -> None:
     fill(tmp_path / "p", {f"{n:03d}.png": b"damaged" if n < 5 else picture(n) for n in range(120)})
     assert red(made(tmp_path / "p", 0)[0, 0]) == 5
+
+
+def parts_of(folder: Path, held_out: Sequence[int], *, good: int, bad: Sequence[int]) -> tuple[Crops, Crops]:
+    """Two parts of one data set, with one record of damage."""
+    whole = made(folder, good, bad=bad, crop=CentreCrop())
+    pictures = whole.pictures
+    some = [picture for number, picture in enumerate(pictures) if number not in held_out]
+    record = DamageRecord(whole.source, [len(some), len(held_out)])
+    return whole.of(some, record=(record, 0)), whole.of([pictures[n] for n in held_out], record=(record, 1))
+
+
+def test_parts_of_one_source_are_judged_together(tmp_path: Path) -> None:
+    """The only held-out picture was damaged, one of fourteen: all of its part were, and training ended."""
+    training, held_out = parts_of(tmp_path / "p", [4], good=13, bad=(4,))
+    with pytest.raises(DamagedImage, match=r"004\.png is not a picture"):
+        held_out.example(0, 0)
+    assert first_readable(held_out) is None
+    assert sum(len(batch.labels) for batch in in_order(training, batch=4)) == 13
+    assert list(held_out.damaged) == ["004.png"]
+    assert not training.damaged
+    few, more = parts_of(tmp_path / "q", [0, 1, 2], good=27, bad=(0, 1, 2))  # a tenth of all
+    assert [first_readable(part) for part in (few, more)] == [0, None]
+    assert sum(len(batch.labels) for batch in in_order(few, batch=4)) == 27
+
+
+def test_damage_in_both_parts_adds_up(tmp_path: Path) -> None:
+    training, held_out = parts_of(tmp_path / "p", [0, 1], good=8, bad=(0, 1, 5))
+    assert first_readable(held_out) is None
+    with pytest.raises(
+        SmaltiError, match=r"3 of the 11 pictures looked at in .* are damaged: 005\.png .*; \.\.\.; mend"
+    ):
+        list(in_order(training, batch=4))
+
+
+def test_a_training_picture_can_be_held_out_too(tmp_path: Path) -> None:
+    training, held_out = holding_out(parts_of(tmp_path / "p", [4], good=4, bad=(4,)), 2)
+    assert [each.key for each in training.pictures] == ["000.png", "001.png", "003.png"]
+    assert [each.key for each in held_out.pictures] == ["004.png", "002.png"]
+    assert first_readable(held_out) == 1
+    assert [red(example) for example in (held_out[0, 0], held_out[1, 1])] == [2, 2]
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_some_held_out_picture_can_be_read(bad: int, tmp_path: Path) -> None:
+    names = [f"{n:03d}.png" for n in range(14)]
+    fill(tmp_path / "p", {name: picture(n) for n, name in enumerate(names)})
+    source = open_source(tmp_path / "p")
+    order = [source.pictures[number].key for number in held_out_order(source.pictures)]
+    for name in order[:bad]:
+        (tmp_path / "p" / name).write_bytes(b"")
+    settings = PictureSettings(size=(16, 16), validation=bad / 14)
+    _, before = split(source.pictures, validation=bad / 14)
+    training, held_out = parts_to_train(source, settings, channels=3, seed=0)
+    extra = [] if len(before) > bad else [order[bad]]
+    assert [each.key for each in held_out.pictures] == [*(each.key for each in before), *extra]
+    assert len(training) + len(held_out) == 14
+    assert first_readable(held_out) is not None
 
 
 def test_pictures_far_too_small_count_as_damaged(tmp_path: Path) -> None:

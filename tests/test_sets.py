@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 from judged import Means, forbid_downloads, use_means, write_noise
-from smalti.data.sources import Source, open_source
+from smalti.data.sources import Source, identity, open_source
 from smalti.errors import SmaltiError
 from smalti.evaluation.distances import frechet
 from smalti.evaluation.features import Seen
 from smalti.evaluation.measure import Measured, measure_sets
 from smalti.evaluation.neighbours import manifold
-from smalti.evaluation.pictures import FILTERS, Taken, fitted, identity, open_pictures
+from smalti.evaluation.pictures import FILTERS, Taken, fitted, open_pictures
 from smalti.evaluation.protocols import SET_PROTOCOLS, PictureProtocol, SetProtocol, choose
 from smalti.evaluation.statistics import (
     Gatherer,

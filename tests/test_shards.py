@@ -177,7 +177,32 @@ def test_labels_stand_beside_a_picture_or_are_its_folder(tmp_path: Path) -> None
     assert alone.labels == ()
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.json", b"{"), ("a.cls", b"\xff\xfe"), ("a.json", b"\xff")])
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        ("1.0", "1"),
+        ("-2.0", "-2"),
+        ("0.5", "0.5"),
+        ("7", "7"),
+        ('"cafe\\u0301"', "caf\u00e9"),
+        ("null", "dog"),
+        ('""', "dog"),
+    ],
+)
+def test_labels_in_json_may_be_numbers_of_any_kind(value: str, label: str, tmp_path: Path) -> None:
+    """A table whose column has gaps writes 1.0 for 1, and such labels were lost without a word."""
+    files = {"dog/0.json": f'{{"label": {value}}}'.encode("utf-16"), "dog/0.png": picture(0), "1.png": picture(1)}
+    assert open_source(tarred(tmp_path / "a.tar", files)).pictures[0].label == label
+
+
+@pytest.mark.parametrize("value", ["[1, 2]", "{}", "NaN", "Infinity"])
+def test_labels_that_are_none_are_told(value: str, tmp_path: Path) -> None:
+    files = {"0.json": f'{{"label": {value}}}'.encode(), "0.png": picture(0)}
+    with pytest.raises(SmaltiError, match=r"0\.json in .*a\.tar has the label .*; a label is a text or a number"):
+        open_source(tarred(tmp_path / "a.tar", files))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", b"{"), ("a.cls", b"\xff"), ("a.json", b"\xff")])
 def test_a_label_that_cannot_be_read_is_told(name: str, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=rf"{name} in .*a\.tar cannot be read as a label"):
         open_source(tarred(tmp_path / "a.tar", {"a.png": picture(1), name: content}))
@@ -320,3 +345,69 @@ def test_webdataset_sees_the_same(tmp_path: Path) -> None:
         stream = source.stream(mine)
         assert not isinstance(stream, Path)
         assert stream.read() == sample["png"]
+
+
+# ----------------------------------------------------------------------------------------------- other systems, other programs
+
+
+def special(path: Path, files: dict[str, bytes], members: dict[str, tuple[bytes, str]]) -> Path:
+    """A tar file with members that have no bytes: their kind, and where they lead."""
+    tarred(path, files)
+    with tarfile.open(path, "a") as archive:
+        for name, (kind, target) in members.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    return path
+
+
+def test_links_in_a_shard_lead_to_their_files(tmp_path: Path) -> None:
+    """tar writes a file with two names once, and the other name as a link: that image was lost without a word."""
+    members = {
+        "b/1.png": (tarfile.LNKTYPE, "a/0.png"),
+        "b/2.png": (tarfile.SYMTYPE, "../a/0.png"),
+        "b/3.png": (tarfile.SYMTYPE, "2.png"),
+        "b/0.cls": (tarfile.LNKTYPE, "a/0.cls"),
+    }
+    source = open_source(
+        special(tmp_path / "x.tar", {"./a/0.png": picture(7), "a/0.cls": b"cat", "b/0.png": picture(8)}, members)
+    )
+    assert keys_and_labels(source) == [
+        ("x/a/0.png", "cat"), ("x/b/0.png", "cat"), ("x/b/1.png", "b"), ("x/b/2.png", "b"), ("x/b/3.png", "b"),
+    ]  # fmt: skip
+    assert [red(source, place) for place in range(5)] == [7, 8, 7, 7, 7]
+
+
+def test_what_a_shard_cannot_give_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = {
+        "1.png": (tarfile.SYMTYPE, "nothing.png"),
+        "2.png": (tarfile.SYMTYPE, "2.png"),
+        "3.png": (tarfile.FIFOTYPE, ""),
+        "4.png": (tarfile.CHRTYPE, ""),
+    }
+    source = open_source(special(tmp_path / "x.tar", {"0.png": picture(0)}, members))
+    assert [each.key for each in source.pictures] == ["x/0.png"]
+    assert [record.getMessage().partition("x.tar: ")[2] for record in caplog.records] == [
+        "1.png is a link to nothing.png, which is not in it",
+        "2.png is a link that leads in a circle",
+        "3.png is a pipe or a device, and no file",
+        "4.png is a pipe or a device, and no file",
+    ]
+
+
+def test_shards_in_a_row_are_one(tmp_path: Path) -> None:
+    """`cat a.tar b.tar` makes one file of two, of which only the first was read."""
+    parts = [tarred(tmp_path / name, {f"{name}/{n}.png": picture(n)}).read_bytes() for n, name in enumerate("abc")]
+    (tmp_path / "x.tar").write_bytes(b"".join(parts))
+    source = open_source(tmp_path / "x.tar")
+    assert keys_and_labels(source) == [("x/a/0.png", "a"), ("x/b/1.png", "b"), ("x/c/2.png", "c")]
+    assert [red(source, place) for place in range(3)] == [0, 1, 2]
+    for cut in (len(parts[0]) + 700, len(parts[0]) + 10):
+        (tmp_path / "x.tar").write_bytes(b"".join(parts)[:cut])
+        with pytest.raises(SmaltiError, match=r"x\.tar is no whole tar file"):
+            open_source(tmp_path / "x.tar")
+
+
+def test_hidden_is_what_begins_with_a_dot_and_has_a_name(tmp_path: Path) -> None:
+    files = {"../0.png": picture(0), "a\\1.png": picture(1), ".b/2.png": picture(2)}
+    assert [each.key for each in open_source(tarred(tmp_path / "x.tar", files)).pictures] == ["x/../0.png", "x/a/1.png"]

@@ -25,6 +25,7 @@ LONGEST = 450
 FLOORS = {
     **dict.fromkeys(
         (
+            "boxes",
             "bundled",
             "cards",
             "devices",

@@ -1,15 +1,21 @@
-"""Files are written so that a killed process, a full disk or a power cut never leaves half a file under the real name."""
+"""Files are written so that a killed process, a full disk or a power cut never leaves half a file under the real name.
+
+They are read so that a pipe in the place of a file does not block the program, and that text may come from any system.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shutil
+import stat
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from smalti.errors import SmaltiError
 
@@ -99,10 +105,58 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+_SPECIAL = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def normalized(name: str) -> str:
+    """A name -> the same in Unicode's form NFC. macOS writes the accents of file names as characters of their own (NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_file(path: Path) -> None:
+    """Raise `OSError` where there is no ordinary file: opening a pipe waits for a writer, and a device may never end."""
+    special = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
+    if special is not None:
+        raise OSError(f"it is {special}, not a file")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """An ordinary file, or a link to one -> its bytes. Raises `OSError` as `check_file`."""
+    check_file(path)
+    return path.open("rb")
+
+
+def decoded(content: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, as Windows writes it -> the text without the mark.
+
+    Raises `UnicodeDecodeError`.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8-sig")
+    return content.decode(encoding)
+
+
+def read_text(path: Path) -> str:
+    """A text file of any system -> its text, see `decoded`. Raises `OSError` and `UnicodeDecodeError`."""
+    with open_file(path) as file:
+        return decoded(file.read())
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or damaged one is a `SmaltiError` naming it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except FileNotFoundError as error:
         raise SmaltiError(f"there is no file {path}") from error
     except (OSError, ValueError) as error:

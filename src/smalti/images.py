@@ -28,7 +28,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
 
 from smalti.errors import SmaltiError
-from smalti.files import write_atomically
+from smalti.files import open_file, write_atomically
 
 Array: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Wide: TypeAlias = npt.NDArray[np.uint16]
@@ -95,7 +95,7 @@ def opened(source: Path | BinaryIO, *, name: str) -> Iterator[BinaryIO]:
     """A file, or what one holds -> its stream, at the beginning. Damage of every kind, also damage found inside the `with`, is
     told as by `damage_told`, and so is an empty file.
     """
-    with damage_told(name), source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
+    with damage_told(name), open_file(source) if isinstance(source, Path) else nullcontext(source) as stream:
         if stream.seek(0, os.SEEK_END) == 0:
             raise DamagedImage(name, "is empty (0 bytes)")
         stream.seek(0)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from smalti.files import write_atomically
+from smalti.files import open_file, write_atomically
 from smalti.images import NO_SETTINGS, SETTINGS_KEY
 
 Bytes = npt.NDArray[np.uint8]
@@ -97,7 +97,7 @@ class Head(NamedTuple):
 def read_head(path: Path) -> Head | None:
     """A file -> the head of a PNG file, None for others and where it cannot be read; no pixel is, so that it may have any size."""
     chunks: list[tuple[bytes, bytes]] = []
-    with suppress(OSError), path.open("rb") as file:
+    with suppress(OSError), open_file(path) as file:
         if file.read(len(SIGNATURE)) == SIGNATURE:
             chunks += _chunks(file)
     if not chunks or chunks[0][0] != b"IHDR" or len(chunks[0][1]) != 13:

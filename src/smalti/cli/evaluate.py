@@ -65,8 +65,11 @@ def tokenizer(
     from smalti.evaluation.measure import measure_tokenizer
     from smalti.evaluation.pictures import open_pictures
     from smalti.evaluation.protocols import TOKENIZER_PROTOCOLS, choose
+    from smalti.evaluation.results import check_folder
     from smalti.pipeline import read_models
 
+    if out is not None:
+        check_folder(out)
     laid = [*_sized(size, "pictures"), *_held_out(held_out, model, data), *(overrides or [])]
     chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=laid)
     place, source = pick_device(device), open_pictures(data)
@@ -112,8 +115,11 @@ def prior(
     from smalti.evaluation.measure import measure_prior
     from smalti.evaluation.pictures import open_pictures
     from smalti.evaluation.protocols import PRIOR_PROTOCOLS, choose
+    from smalti.evaluation.results import check_folder
     from smalti.pipeline import Pipeline, read_models
 
+    if out is not None:
+        check_folder(out)
     codes = (data / "codes.json").is_file()
     laid = [*([] if codes else _held_out(held_out, model / "tokenizer", data)), *(overrides or [])]
     chosen = choose(PRIOR_PROTOCOLS, protocol, overrides=laid)
@@ -156,8 +162,11 @@ def folders(
     from smalti.evaluation.measure import measure_sets, with_available_network
     from smalti.evaluation.pictures import open_pictures
     from smalti.evaluation.protocols import SET_PROTOCOLS, choose
+    from smalti.evaluation.results import check_folder
     from smalti.evaluation.statistics import holds_statistics, read_statistics
 
+    if out is not None:
+        check_folder(out)
     laid = [*_sized(size, "samples"), *_sized(size, "reference"), *(overrides or [])]
     chosen = choose(SET_PROTOCOLS, protocol, overrides=laid)
     known = holds_statistics(reference)
@@ -252,7 +261,7 @@ def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], note
     from rich.table import Table
 
     from smalti.evaluation.pages import page
-    from smalti.evaluation.results import FEATURES, as_plain, in_words, write_result
+    from smalti.evaluation.results import FEATURES, REPORT, as_plain, in_words, write_result
 
     measured = replace(measured, notes=(*notes, *measured.notes))
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -276,5 +285,5 @@ def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], note
         command = " ".join(["smalti", *sys.argv[1:]])
         plain = as_plain(measured, command=command, model=model)
         write_result(out, plain, measured)
-        page(measured, plain).write(out / "report.html")
-        CONSOLE.print(f"open {out / 'report.html'}", soft_wrap=True)
+        page(measured, plain).write(out / REPORT)
+        CONSOLE.print(f"open {out / REPORT}", soft_wrap=True)

@@ -204,8 +204,12 @@ def _product(shape: list[int]) -> int:
 def _pictures(path: Path) -> dict[str, Any]:
     from smalti.data.kinds import Depth
     from smalti.data.sources import open_source
+    from smalti.errors import SmaltiError
 
-    source = open_source(path, kind=Depth())  # of all kinds the one that most files may be
+    try:
+        source = open_source(path, kind=Depth())  # of all kinds the one that most files may be
+    except SmaltiError:
+        source = open_source(path)  # whose error speaks of images
     labels = Counter(picture.label for picture in source.pictures)
     counted = ", ".join(f"{label} ({labels[label]})" for label in source.labels)
     return {"pictures": path, "count": len(source.pictures), "first": _first(source), "labels": counted or "none"}

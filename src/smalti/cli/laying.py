@@ -169,6 +169,8 @@ class Laying(NamedTuple):
     """(B,)"""
     files: Sequence[File]
     way: Way
+    inputs: Sequence[Path]
+    """Files that the command was given, which it never replaces."""
     title: str = ""
     """Which of all pictures they are, for the progress."""
 
@@ -179,12 +181,23 @@ class Laying(NamedTuple):
 
         return self.files[0].path.with_suffix(SUFFIX)
 
+    @property
+    def partial(self) -> Path:
+        """The file of the partial picture."""
+        first = self.files[0].path
+        return first.with_name(f"{first.stem}-partial.png")
+
 
 def lay_and_save(laying: Laying) -> None:
     """Lay pictures, and write their files. Of several tries nothing is kept when they are stopped.
 
-    Raises `SmaltiError` when it was stopped, and where something is kept and `way.resume` was not asked for.
+    Raises `SmaltiError` when it was stopped, where something is kept and `way.resume` was not asked for, and where a result would
+    replace an input or a file that smalti did not write.
     """
+    from smalti.data.outputs import check_outputs
+
+    outputs = [*(file.path for file in laying.files), laying.partial]
+    check_outputs(outputs, laying.files[0].path.parent, inputs=laying.inputs)
     if laying.way.resume and all(file.finished for file in laying.files):
         laying.kept.unlink(missing_ok=True)
     elif laying.way.choice.tries == 1:
@@ -196,7 +209,7 @@ def lay_and_save(laying: Laying) -> None:
 def _lay_and_choose(laying: Laying) -> None:
     from smalti.evaluation.choosing import best_of
 
-    pipeline, values, known, seeds, files, way, title = laying
+    pipeline, values, known, seeds, files, way, _, title = laying
     tries, judge, scoring = way.choice
     score = scoring(values, known)
     with counting(f"laying{title}", "codes") as progress:
@@ -220,7 +233,7 @@ def _lay_and_choose(laying: Laying) -> None:
 
 
 def _lay_and_keep(laying: Laying) -> None:
-    pipeline, values, known, seeds, files, way, title = laying
+    pipeline, values, known, seeds, files, way, _, title = laying
     path, first, total = laying.kept, files[0], known.numel()
     if path.exists() and not way.resume:
         raise SmaltiError(
@@ -228,8 +241,7 @@ def _lay_and_keep(laying: Laying) -> None:
         )
     said = {**first.settings, "pictures": len(files)}
     keeper = pipeline.keeper(path, values, known, sampler=way.sampler, seeds=seeds, said=said)
-    beside = first.path.with_name(f"{first.path.stem}-partial.png")
-    partial = Partial(pipeline, beside, (known.shape[1], known.shape[2]), every=way.preview)
+    partial = Partial(pipeline, laying.partial, (known.shape[1], known.shape[2]), every=way.preview)
     if keeper.begun > (known >= 0).sum():
         CONSOLE.print(f"going on from {keeper.begun:,} of {total:,} codes", soft_wrap=True)
     try:

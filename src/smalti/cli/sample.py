@@ -119,6 +119,7 @@ def sample(
     choice = _choice(pipeline, classifier, label=label, tries=tries)
     said = {"model": model.resolve().name, "size": list(height_width), **as_mapping(sampler), **told, **_tries(choice)}
     way = Way(sampler, choice, resume, preview, speculate)
+    inputs = [Path(text) for text in (*told.values(), classifier) if text is not None]
     for first in range(0, count, batch):
         seeds = pipeline.seeds(seed, count)[first : first + batch]
         files = [
@@ -130,7 +131,7 @@ def sample(
         ]
         title = f" {first + 1} to {first + len(seeds)} of {count}" if count > batch else ""
         values, known = [value] * len(seeds), unknown(len(seeds), grid)
-        lay_and_save(Laying(pipeline, values, known, seeds, files, way, title))
+        lay_and_save(Laying(pipeline, values, known, seeds, files, way, inputs, title))
     CONSOLE.print(f"{count} pictures of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
 
 
@@ -140,6 +141,7 @@ def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tr
     from smalti.conditions.labels import Labels
     from smalti.evaluation.choosing import by_likelihood, by_pictures
     from smalti.evaluation.classifier import by_class, imagenet_classes, read_classifier
+    from smalti.files import normalized
 
     if classifier is None:
         return Choice(tries, "likelihood", lambda values, known: by_likelihood(pipeline, values, known=known))
@@ -151,7 +153,10 @@ def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tr
     if label is None:
         raise SmaltiError("a classifier looks for a class; say which: --label")
     told[0].encode([label])  # which tells of labels that there are not
-    number, network = imagenet_classes(told[0].names)[label], read_classifier(classifier).to(pipeline.device)
+    number, network = (
+        imagenet_classes(told[0].names)[normalized(label)],
+        read_classifier(classifier).to(pipeline.device),
+    )
     judge = Path(classifier).name
     return Choice(tries, judge, lambda values, known: by_pictures(pipeline, by_class(network, [number] * len(values))))
 
@@ -246,7 +251,8 @@ def complete(
         for own in seeds.tolist()
     ]
     way = Way(sampler, choice, resume, preview, speculate)
-    lay_and_save(Laying(pipeline, [value] * count, codes, seeds, files, way))
+    inputs = [image, *([] if mask is None else [mask]), *(Path(text) for text in told.values())]
+    lay_and_save(Laying(pipeline, [value] * count, codes, seeds, files, way, inputs))
     CONSOLE.print(f"{count} completions of {image} in {out}", soft_wrap=True)
 
 
@@ -267,6 +273,7 @@ def reconstruct(
     """Send pictures through the codebook and back, and say how much survives."""
     from smalti.conditions.map_files import label_colours, right_labels
     from smalti.data.kinds import kind_of
+    from smalti.data.outputs import check_outputs, output_paths, without_results
     from smalti.data.sources import Picture, holds_many, open_source
     from smalti.devices import pick_device
     from smalti.evaluation.metrics import CodeUse, psnr
@@ -279,12 +286,15 @@ def reconstruct(
     channels, f, wanted = model.settings.pyramid.channels, model.factor, size_option(size)
     kind = kind_of(about, channels=channels)
     source = open_source(images, kind=kind) if holds_many(images) or not images.exists() else None
-    pictures = source.pictures if source else [Picture(images.name, None)]
+    pictures = without_results(source, out, command="reconstruct") if source else (Picture(images.name, None),)
+    paths = output_paths(pictures, out)
+    streams = source.files(pictures) if source else ()
+    check_outputs(paths, out, inputs=(images, *streams))
     labels = kind.name == "labels"
     name, like = ("right labels", right_labels) if labels else ("PSNR", psnr)
     use, likenesses = CodeUse(model.size), []
     with counting("reconstructing", "pictures") as progress:
-        for done, picture in enumerate(pictures, 1):
+        for done, (picture, path) in enumerate(zip(pictures, paths, strict=True), 1):
             try:
                 array = (
                     source.read(picture, channels) if source else kind.read(images, channels=channels, name=str(images))
@@ -310,7 +320,7 @@ def reconstruct(
             measured = {"right_labels" if labels else "psnr": round(likenesses[-1], 3)}
             said = {"command": "reconstruct", "tokenizer": tokenizer.resolve().name, **measured}
             shown = label_colours(back) if labels else back
-            save_png((out / picture.key).with_suffix(".png"), shown[0], settings=said)
+            save_png(path, shown[0], settings=said)
             progress(done, len(pictures))
     if not likenesses:
         raise SmaltiError(f"none of the {len(pictures)} pictures in {images} could be read")

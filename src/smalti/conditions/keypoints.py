@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from smalti.boxes import is_number
 from smalti.conditions.base import Condition, Grid, Laid
 from smalti.conditions.drawing import palette
 from smalti.conditions.places import (
@@ -39,7 +40,7 @@ from smalti.conditions.places import (
     under,
 )
 from smalti.errors import SmaltiError, suggestion
-from smalti.files import read_json
+from smalti.files import normalized, read_json
 from smalti.images import Array
 from smalti.prior.window import Window, before_middle
 from smalti.settings import as_mapping, settings
@@ -229,11 +230,13 @@ class Keypoints(Condition):
     def _figure(self, one: Any, number: int) -> Figure:
         names = self.settings.points
         if isinstance(one, Mapping):
-            for name in one:
-                if name not in names:
-                    known = suggestion(str(name), names)
+            named = {normalized(str(name)): place for name, place in one.items()}
+            points = [normalized(name) for name in names]
+            for name in named:
+                if name not in points:
+                    known = suggestion(name, names)
                     raise SmaltiError(f"figure {number} of the keypoints: there is no point {name!r}; {known}")
-            places = [one.get(name) for name in names]
+            places = [named.get(name) for name in points]
         elif isinstance(one, Sequence) and not isinstance(one, str):
             places = list(one)
         else:
@@ -285,7 +288,7 @@ def _place(place: Any, name: str, number: int) -> Point | None:
     if place is None:
         return None
     pair = isinstance(place, Sequence) and len(place) == 2
-    if not pair or not all(isinstance(share, int | float) and abs(share) <= _FARTHEST for share in place):
+    if not pair or not all(is_number(share) and abs(share) <= _FARTHEST for share in place):
         raise SmaltiError(
             f"figure {number} of the keypoints: {name} is at {place!r}; give x and y as shares of the picture, from 0 to 1, "
             "not in pixels, or null where it is not seen"

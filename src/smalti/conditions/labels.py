@@ -11,6 +11,7 @@ from torch import Tensor
 from smalti.conditions.base import Condition, Grid, Laid, as_prefix, everywhere
 from smalti.conditions.drawing import written
 from smalti.errors import SmaltiError, suggestion
+from smalti.files import normalized
 from smalti.images import Array
 from smalti.settings import as_mapping, settings
 
@@ -33,16 +34,16 @@ class Labels(Condition):
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self.size = len(self.names)
-        self._codes = {name: code for code, name in enumerate(self.names)}
+        self._codes = {normalized(name): code for code, name in enumerate(self.names)}
 
     def read(self, text: str) -> str:
         return text
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         for value in values:
-            if not isinstance(value, str) or value not in self._codes:
+            if not isinstance(value, str) or normalized(value) not in self._codes:
                 raise SmaltiError(f"there is no label {value!r}; {suggestion(str(value), self.names)}")
-        return as_prefix([self._codes[value] for value in values])
+        return as_prefix([self._codes[normalized(value)] for value in values])
 
     def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
         return everywhere(self.encode(values))

@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from smalti.boxes import SHARES, box_within
 from smalti.conditions.base import Condition, Grid, Laid
 from smalti.conditions.drawing import palette
 from smalti.conditions.layout_codes import (
@@ -29,7 +30,7 @@ from smalti.conditions.layout_codes import (
 )
 from smalti.conditions.places import WHOLE, Box, outline, under
 from smalti.errors import SmaltiError, suggestion
-from smalti.files import read_json
+from smalti.files import normalized, read_json
 from smalti.images import Array
 from smalti.prior.window import Window, before_middle
 from smalti.settings import as_mapping
@@ -55,7 +56,7 @@ class Layout(Condition):
         self.settings = settings
         self.size, self.length = settings.size, settings.length
         self.maps = (settings.listed,) if math.prod(settings.drawn) else ()
-        self._categories = {name: number for number, name in enumerate(settings.classes)}
+        self._categories = {normalized(name): number for number, name in enumerate(settings.classes)}
 
     def read(self, text: str) -> tuple[Annotation, ...]:
         """The path of a JSON file, a list of objects."""
@@ -80,19 +81,18 @@ class Layout(Condition):
                 known = suggestion(str(key), ("class", "box", *_PROPERTIES))
                 raise SmaltiError(f"object {place} of the layout: unknown key {key!r}; {known}")
         name, box = one["class"], one["box"]
-        if not isinstance(name, str) or name not in self._categories:
+        if not isinstance(name, str) or normalized(name) not in self._categories:
             raise SmaltiError(
                 f"object {place} of the layout: there is no class {name!r}; {suggestion(str(name), self._categories)}"
             )
-        if not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(number, int | float) for number in box):
-            raise SmaltiError(
-                f"object {place} of the layout: the box {box!r} is not four numbers, left, top, width, height"
-            )
+        within = box_within(
+            box, SHARES, lambda said: SmaltiError(f"object {place} of the layout: {said}")
+        )  # as in training
         properties = {key: one.get(key, False) for key in _PROPERTIES}
         for key, value in properties.items():
             if not isinstance(value, bool):
                 raise SmaltiError(f"object {place} of the layout: {key} is true or false, not {value!r}")
-        return Annotation(self._categories[name], Box(*box), **properties)
+        return Annotation(self._categories[normalized(name)], Box(*within), **properties)
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         return self._codes([self.annotations(value) for value in values], WHOLE)

@@ -19,26 +19,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from smalti.boxes import SHARES, Size, box_within, place_of
 from smalti.data.annotation_checks import (
-    SHARES,
     At,
     Plain,
-    Size,
-    box_within,
     collected,
     different_names,
     items,
     occurring,
     other_number,
     picture_name,
-    place_of,
     size_of,
     twice,
+    whole_number,
 )
 from smalti.data.annotation_sets import is_coco, read_coco, read_coco_folder, read_open_images
 from smalti.data.annotations import Annotated, Thing
 from smalti.errors import SmaltiError, suggestion
-from smalti.files import read_json
+from smalti.files import normalized, read_json
 
 _STANDING = ("sun", "moon", "tree", "house")  # those labels of the embedded scenes that objects have
 _FLAGS = ("group", "occluded", "depiction", "inside")
@@ -137,9 +135,11 @@ def _our_thing(one: Plain, names: tuple[str, ...], at: At) -> Thing:
             raise at.error(
                 f"a keypoint is {place!r}; give [x, y] in shares of the picture, or null where it is not seen"
             )
-    seen = tuple(None if place is None else place_of(place[0], place[1], SHARES, at) for place in places)
+    seen = tuple(None if place is None else place_of(place[0], place[1], SHARES, at.error) for place in places)
     group, occluded, depiction, inside = flags
-    return Thing(name, box_within(one.get("box"), SHARES, at), group, occluded, depiction, inside, seen)
+    return Thing(
+        normalized(name), box_within(one.get("box"), SHARES, at.error), group, occluded, depiction, inside, seen
+    )
 
 
 # --- Visual Genome -------------------------------------------------------------------------------------------------
@@ -154,13 +154,13 @@ def _visual_genome(path: Path, content: Any) -> Annotated:
         )
     sizes: dict[str, Size] = {}
     for image in items(beside, read_json(beside), "the file"):
-        name = picture_name(str(image.get("image_id")), beside)
+        name = picture_name(str(whole_number(image.get("image_id"))), beside)
         if name in sizes:
             raise twice(beside, name)
         sizes[name] = size_of(image, beside, name)
     pictures: dict[str, list[Thing]] = {}
     for entry in items(path, content, "the file"):
-        name = picture_name(str(entry.get("image_id")), path)
+        name = picture_name(str(whole_number(entry.get("image_id"))), path)
         if name in pictures:
             raise twice(path, name)
         if name not in sizes:
@@ -176,7 +176,7 @@ def _genome_thing(one: Plain, size: Size, at: At) -> Thing:
     names = one.get("names", [one.get("name")])
     if not isinstance(names, list) or not names or not isinstance(names[0], str) or not names[0]:
         raise at.error(f"its name is {names!r}; give the name of its class")
-    return Thing(names[0], box_within([one.get(side) for side in "xywh"], size, at))
+    return Thing(normalized(names[0]), box_within([one.get(side) for side in "xywh"], size, at.error))
 
 
 # --- the tables of readers -----------------------------------------------------------------------------------------

@@ -6,30 +6,29 @@ COCO's boxes and keypoints are in pixels, with the pictures' sizes in the same f
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from smalti.boxes import SHARES, Size, box_within, place_of
 from smalti.data.annotation_checks import (
-    SHARES,
     At,
     Plain,
-    Size,
-    box_within,
     collected,
     different_names,
     items,
     other_number,
     picture_name,
-    place_of,
     size_of,
     twice,
+    whole_number,
 )
 from smalti.data.annotations import Annotated, Place, Thing
 from smalti.errors import SmaltiError
-from smalti.files import read_json
+from smalti.files import normalized, read_json, read_text
 
 _REST = {"supercategory": "other", "id": 183, "name": "other"}  # COCO-Stuff: whatever the things' own file tells of
 
@@ -102,9 +101,9 @@ def _coco_file(path: Path, content: Any) -> _Coco:
         name, size = images[image]
         at = At(path, name, "the annotation", str(one.get("id")))
         if category not in classes:
-            raise at.error(f"there is no class {category!r} among categories")
+            raise at.error(f"there is no class {one.get('category_id')!r} among categories")
         seen = _coco_points(one.get("keypoints"), points[category], size, at)
-        box = box_within(one.get("bbox"), size, at)
+        box = box_within(one.get("bbox"), size, at.error)
         things[image].append(Thing(classes[category], box, group=one.get("iscrowd") == 1, keypoints=seen))
     return _Coco(classes, keypoints, {name: things[number] for number, (name, _) in images.items()})
 
@@ -129,6 +128,7 @@ def _coco_images(path: Path, images: Sequence[Plain]) -> dict[Any, tuple[str, Si
 
 def _hashable(number: Any) -> Any:
     """What a picture or class is numbered by; a list or mapping in its place is like none."""
+    number = whole_number(number)
     return number if isinstance(number, int | str) else None
 
 
@@ -137,12 +137,12 @@ def _categories(path: Path, categories: Sequence[Plain]) -> tuple[dict[int, str]
     classes: dict[int, str] = {}
     points: dict[int, tuple[str, ...]] = {}
     for one in categories:
-        number, name = one.get("id"), one.get("name")
+        number, name = whole_number(one.get("id")), one.get("name")
         if not isinstance(number, int) or not isinstance(name, str) or number in classes:
             raise SmaltiError(
                 f"{path}: the category {number!r} with the name {name!r} has no number or name of its own"
             )
-        classes[number] = name
+        classes[number] = normalized(name)
         points[number] = different_names(path, one.get("keypoints", []), f"keypoints of {name}")
     several = {names for names in points.values() if names}
     if len(several) > 1:
@@ -168,7 +168,7 @@ def _coco_points(triples: Any, names: tuple[str, ...], size: Size, at: At) -> tu
         places = triples[::3] if isinstance(triples, list) else triples
         raise at.error(other_number(places, names))
     each = zip(triples[::3], triples[1::3], triples[2::3], strict=True)
-    return tuple(place_of(x, y, size, at) if visible else None for x, y, visible in each)
+    return tuple(place_of(x, y, size, at.error) if visible else None for x, y, visible in each)
 
 
 # --- Open Images ---------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def read_open_images(path: Path) -> Annotated:
     for table in tables:
         before = frozenset(pictures)
         for line, row in _rows(table, _COLUMNS):
-            name = row[0]
+            name = normalized(row[0])
             if name in before:
                 raise SmaltiError(f"{table} and another table of boxes in {folder} hold the picture {name}; remove one")
             at = At(table, name, "line", line)
@@ -209,8 +209,8 @@ def _open_images_thing(row: tuple[str, ...], names: Mapping[str, str], at: At) -
         left, right, top, bottom = map(float, edges)
     except ValueError as error:
         raise at.error(f"the box {edges!r} is not four numbers, XMin, XMax, YMin, YMax") from error
-    group, occluded, depiction, inside = (flag == "1" for flag in row[6:])
-    box = box_within((left, top, right - left, bottom - top), SHARES, at)
+    group, occluded, depiction, inside = (flag in ("1", "1.0") for flag in row[6:])
+    box = box_within((left, top, right - left, bottom - top), SHARES, at.error)
     return Thing(names[label], box, group, occluded, depiction, inside)
 
 
@@ -220,7 +220,8 @@ def _class_names(folder: Path) -> dict[str, str]:
     if len(found) != 1:
         raise SmaltiError(f"{folder} holds {len(found)} files {_CLASSES} with the names of classes; put one there")
     with _reading(found[0]) as lines:
-        rows = [row for row in csv.reader(lines) if row and row != ["LabelName", "DisplayName"]]
+        rows = [[normalized(cell) for cell in row] for row in csv.reader(lines) if row]
+    rows = [row for row in rows if row != ["LabelName", "DisplayName"]]
     if not rows or any(len(row) != 2 for row in rows):
         raise SmaltiError(f"{found[0]} is no table of classes; write a line such as /m/07j7r,Tree for each")
     counts = Counter(name for _, name in rows)
@@ -247,8 +248,7 @@ def _rows(file: Path, *choices: tuple[str, ...]) -> Iterator[tuple[int, tuple[st
 @contextmanager
 def _reading(file: Path) -> Iterator[TextIO]:
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            yield lines
+        yield io.StringIO(read_text(file), newline="")
     except FileNotFoundError as error:
         raise SmaltiError(f"there is no file {file}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias, final
 
 from smalti.data.sources import Picture
 from smalti.errors import SmaltiError, suggestion
+from smalti.files import normalized
 
 Place: TypeAlias = tuple[float, float]
 """x and y in shares of a picture's width and height, from the left top."""
@@ -51,8 +52,11 @@ class Annotated:
 
 
 def stem(key: str) -> str:
-    """The key of a picture in its source -> its name for what lies beside it: `street/04.jpg` -> `street/04`."""
-    return PurePosixPath(key).with_suffix("").as_posix()
+    """The key of a picture in its source -> its name for what lies beside it: `street/04.jpg` -> `street/04`.
+
+    It is in the form NFC, so that files belong together which macOS and Linux wrote.
+    """
+    return normalized(PurePosixPath(key).with_suffix("").as_posix())
 
 
 def beside(pictures: Sequence[Picture], annotated: Annotated) -> tuple[tuple[Thing, ...], ...]:
@@ -95,10 +99,10 @@ def only(annotated: Annotated, *, classes: Sequence[str], smallest: float) -> An
 
     A picture without any of them stays. Raises `SmaltiError` for a class that there is not, and where no object is left.
     """
-    for name in classes:
+    for name in map(normalized, classes):
         if name not in annotated.classes:
             raise SmaltiError(f"{annotated.path} has no class {name!r}; {suggestion(name, annotated.classes)}")
-    wanted = frozenset(classes)
+    wanted = frozenset(map(normalized, classes))
     pictures = {
         picture: tuple(thing for thing in things if thing.name in wanted and area(thing) >= smallest)
         for picture, things in annotated.pictures.items()

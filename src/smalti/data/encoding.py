@@ -140,9 +140,13 @@ def _refuse_others(out: Path, wanted: Mapping[str, Any]) -> None:
         raise SmaltiError(f"{out} exists and holds no codes; give a new folder")
     meta = as_mapping(read_meta(out))
     parts = {name: meta[name]["data"] for name in ("training", "validation")}
-    present = _flat({**meta, "copies": meta["training"]["copies"], **parts})
-    for key, value in _flat(wanted).items():
-        if present.get(key) != value:
+    present, now = _flat({**meta, "copies": meta["training"]["copies"], **parts}), _flat(wanted)
+    for key, value in now.items():
+        home, _, last = key.rpartition(".")
+        files = f"{home}.files"
+        unknown = last == "files" and key not in present  # it was made before the sizes of files were noted
+        moved = last == "source" and files in present and present[files] == now.get(files)
+        if present.get(key) != value and not (unknown or moved):
             raise SmaltiError(
                 f"{out} holds other codes already: {key} is {present.get(key)!r} there, {value!r} now; "
                 f"give a new folder, or remove this one"

@@ -29,8 +29,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from smalti.data.crops import Crop, View, cut
 from smalti.data.kinds import COLOUR
-from smalti.data.sources import Picture, Source
+from smalti.data.sources import Picture, Source, identity, too_many_damaged
 from smalti.errors import SmaltiError
+from smalti.files import normalized
 from smalti.images import Array, DamagedImage
 
 logger = logging.getLogger("smalti")
@@ -57,6 +58,44 @@ class Batch(NamedTuple):
 
 
 @final
+class DamageRecord:
+    """Which pictures of a source were found damaged, of all parts that it is split into and in all worker processes.
+
+    Each part reports what it finds, under its own numbers. The verdict is on all parts together: a held-out part may be a single
+    picture, and be damaged.
+    """
+
+    def __init__(self, source: Source, parts: Sequence[int]) -> None:
+        """`parts`: how many pictures each of them has."""
+        self.path = source.path
+        self._starts = tuple(itertools.accumulate(parts, initial=0))
+        self._states = torch.zeros(self._starts[-1], dtype=torch.uint8)
+        self._states.share_memory_()  # type: ignore[no-untyped-call]
+
+    def states(self, part: int) -> npt.NDArray[np.uint8]:
+        """The states of the pictures of a part, (N,), as a view."""
+        states: npt.NDArray[np.uint8] = self._states.numpy()[self._starts[part] : self._starts[part + 1]]
+        return states
+
+    @property
+    def looked_at(self) -> int:
+        """How many were read, or found damaged."""
+        return int(np.count_nonzero(self._states.numpy()))
+
+    @property
+    def damaged(self) -> int:
+        """How many were found damaged."""
+        return int(np.count_nonzero(self._states.numpy() == _DAMAGED))
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether too many are damaged, once 100 or all were looked at."""
+        looked = self.looked_at
+        enough = looked >= min(len(self._states), 100)
+        return enough and self.damaged > 0 and too_many_damaged(self.damaged, of=looked)
+
+
+@final
 class Crops:
     """Pictures of a source -> examples of one size: `crops[index, draw]` is picture `index`, cut as draw number
     `draw` says.
@@ -64,7 +103,7 @@ class Crops:
     `size` is (H, W) in pixels. Pictures are scaled to cover it, enlarged at most twice: smaller ones count as
     damaged. A damaged picture is named once through the logger "smalti", and the next good one takes its place.
     When at least 3 pictures and more than a tenth of those looked at are damaged (judged when 100 or all have been
-    looked at), or all are, reading raises `SmaltiError`.
+    looked at), or all are, reading raises `SmaltiError`. Parts of one source share a record of damage, and are judged together.
 
     Scaled pictures are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:
     never); worker processes share that allowance. What is read does not depend on it.
@@ -83,9 +122,11 @@ class Crops:
         crop: Crop,
         seed: int,
         cache_mib: int = 1024,
+        record: tuple[DamageRecord, int] | None = None,
     ) -> None:
+        """`record`: that of all parts of the source, and which part this is; by default it is all there is."""
         source.kind.check(channels)
-        self.source = source
+        self.source, self._cache_mib = source, cache_mib
         self.pictures = tuple(pictures)
         self.size = size
         self._channels = channels
@@ -101,8 +142,7 @@ class Crops:
         self._latest: tuple[int, Array] | None = None  # several draws of one picture in a row read it once
         self._full: dict[int, tuple[int, int]] = {}
         self._reasons: dict[int, str] = {}
-        self._states = torch.zeros(len(self.pictures), dtype=torch.uint8)  # one record for all worker processes
-        self._states.share_memory_()  # type: ignore[no-untyped-call]
+        self._record, self._part = record or (DamageRecord(source, [len(self.pictures)]), 0)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -125,6 +165,19 @@ class Crops:
         label = self.pictures[index].label
         place = self._places[label] if label is not None else -1
         return Example(kind.held(array, self._channels), torch.tensor(place))
+
+    def of(self, pictures: Sequence[Picture], *, record: tuple[DamageRecord, int]) -> Crops:
+        """The same crops of other pictures of the source."""
+        return Crops(
+            self.source,
+            pictures,
+            size=self.size,
+            channels=self._channels,
+            crop=self.crop,
+            seed=self.seed,
+            cache_mib=self._cache_mib,
+            record=record,
+        )
 
     def view(self, index: int, draw: int) -> View:
         """Which part of picture `index` its example of this draw shows. Raises `DamagedImage`."""
@@ -150,7 +203,7 @@ class Crops:
         """The keys of the pictures found damaged so far -> the reason, as the rest of a sentence that begins with
         the key.
         """
-        for index in np.flatnonzero(self._states.numpy() == _DAMAGED).tolist():
+        for index in np.flatnonzero(self._record.states(self._part) == _DAMAGED).tolist():
             if index not in self._reasons:  # a worker process found it, and only that it is damaged is shared
                 with suppress(DamagedImage):
                     self._scaled(index)
@@ -160,11 +213,13 @@ class Crops:
         """What decides the examples, as plain values: two data sets described alike read the same, if no file has
         changed.
         """
-        keys = hashlib.sha256("\0".join(picture.key for picture in self.pictures).encode("utf-8", "surrogateescape"))
+        names = "\0".join(normalized(picture.key) for picture in self.pictures)
+        keys = hashlib.sha256(names.encode("utf-8", "surrogateescape"))
         return {
             "source": str(self.source.path.absolute()),
             "pictures": len(self.pictures),
             "keys": keys.hexdigest()[:16],
+            "files": identity(self.source, self.pictures),
             "size": list(self.size),
             "channels": self._channels,
             "seed": self.seed,
@@ -209,27 +264,51 @@ class Crops:
 
     def _note(self, index: int, state: int) -> None:
         """Record for all processes what was found of a picture; name it if damaged; judge the whole."""
-        states = self._states.numpy()
+        states = self._record.states(self._part)
         if states[index] in (state, _DAMAGED):
             return
         states[index] = state
         if state == _DAMAGED:
             key, reason, path = self.pictures[index].key, self._reasons[index], self.source.path
             logger.warning("damaged picture left out: %s %s (in %s)", key, reason, path)
-        if not self._reasons:
-            return
-        looked, damaged = np.count_nonzero(states), np.count_nonzero(states == _DAMAGED)
-        enough = looked >= min(len(states), 100)
-        if damaged == len(states) or (enough and damaged >= 3 and damaged > looked / 10):
+        if self._reasons and self._record.hopeless:
             raise self._too_many_damaged()
 
     def _too_many_damaged(self) -> SmaltiError:
-        looked = np.count_nonzero(self._states.numpy())
         damaged = [f"{key} {reason}" for key, reason in self.damaged.items()]
+        count = self._record.damaged
         return SmaltiError(
-            f"{len(damaged)} of the {looked} pictures looked at in {self.source.path} are damaged: "
-            f"{'; '.join(damaged[:3])}{'; ...' if len(damaged) > 3 else ''}; mend or remove them"
+            f"{count} of the {self._record.looked_at} pictures looked at in {self.source.path} are damaged: "
+            f"{'; '.join(damaged[:3])}{'; ...' if count > min(len(damaged), 3) else ''}; mend or remove them"
         )
+
+
+class Readable(Protocol):
+    """Examples that may turn out to be damaged, as `Crops` and `smalti.data.paired.Paired`."""
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, draw: int) -> tuple[Tensor, ...]:
+        """Raises `DamagedImage`."""
+
+
+def first_readable(dataset: Readable, order: Iterable[int] | None = None) -> int | None:
+    """The number of the first example that is not damaged, in some order; None where all are."""
+    for index in range(len(dataset)) if order is None else order:
+        try:
+            dataset.example(index, index)
+        except DamagedImage:
+            continue
+        return index
+    return None
+
+
+def holding_out(parts: tuple[Crops, Crops], place: int) -> tuple[Crops, Crops]:
+    """Training and held-out pictures -> the same with the training picture number `place` among the held-out ones."""
+    training, held_out = (part.pictures for part in parts)
+    fewer, more = (*training[:place], *training[place + 1 :]), (*held_out, training[place])
+    record = DamageRecord(parts[0].source, [len(fewer), len(more)])
+    return parts[0].of(fewer, record=(record, 0)), parts[1].of(more, record=(record, 1))
 
 
 B_co = TypeVar("B_co", covariant=True)

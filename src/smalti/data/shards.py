@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+import math
 import os
+import posixpath
 import re
 import tarfile
 import threading
@@ -20,10 +23,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, final
 
 from smalti.errors import SmaltiError
+from smalti.files import decoded, normalized, open_file
+
+logger = logging.getLogger("smalti")
 
 OPEN = 64
 """Shards that a process keeps open at once."""
 _MOST = 100_000  # shards that a pattern may name
+_MOST_LINKS = 40  # links that lead to links; more are a circle
+_CHUNK = 2**16  # a multiple of the size of a block
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -86,16 +94,14 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
 
     Raises `SmaltiError` for a compressed, truncated or otherwise damaged file, and for samples with several pictures.
     """
-    with _damage_told(path), path.open("rb") as file:
+    with _damage_told(path), open_file(path) as file:
         _refuse_compressed(path, file)
         found: dict[str, dict[str, Extent]] = {}
         others: list[str] = []
-        for name, extent in _members(path, file, shard):
+        for name, extent in _files(path, file, shard):
             folder, slash, last = name.removeprefix("./").rpartition("/")
             stem, dot, ending = last.partition(".")
-            if not (stem and dot and ending) or any(
-                part[:1] == "." or part == "__MACOSX" for part in folder.split("/") if part
-            ):
+            if not (stem and dot and ending) or any(map(is_hidden, folder.split("/"))):
                 others.append(name)
                 continue
             files = found.setdefault(f"{folder}{slash}{stem}", {})
@@ -112,21 +118,85 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
         return Index(samples, others)
 
 
-def _members(path: Path, file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent]]:
-    """The ordinary files of a tar file, to its end: what the end is, is looked at, since a cut file may seem a shorter one."""
-    total = os.fstat(file.fileno()).st_size
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        last = ""
-        for member in tar:
-            last = member.name
-            if member.offset_data + member.size > total:
+def is_hidden(part: str) -> bool:
+    """Whether a part of a path in an archive is that of a hidden file, or of the folder of shadows that macOS adds."""
+    return (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
+
+
+class _Special(NamedTuple):
+    """A member that has no bytes of its own: the member that a link leads to, or what else it is."""
+
+    target: str
+    what: str = ""
+
+
+def _files(path: Path, file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent]]:
+    """The files of a tar file by name, with forward slashes, in their order; a link has the bytes of the file it leads to.
+
+    What has none (a pipe, a device, a link to nothing in the archive) is left out, with a warning.
+    """
+    members = list(_members(file, shard))
+    places = {_plain(name): member for name, member in members}
+    for name, member in members:
+        found: Extent | _Special = member
+        for _ in range(_MOST_LINKS):
+            if not isinstance(found, _Special) or found.what:
                 break
-            if member.isreg() and not member.issparse():
-                yield member.name, Extent(shard, member.offset_data, member.size)
-        file.seek(tar.offset)
-        rest = file.read(tarfile.BLOCKSIZE)
-    if tar.offset > total or rest.strip(b"\0") or len(rest) % tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"it ends within or after {last}, at {total:,} bytes")
+            found = places.get(found.target, _Special("", f"a link to {found.target}, which is not in it"))
+        if isinstance(found, Extent):
+            yield name.replace("\\", "/"), found
+        else:
+            what = found.what or "a link that leads in a circle"
+            logger.warning("left out of %s: %s is %s", path, name, what)
+
+
+def _members(file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent | _Special]]:
+    """All that a tar file holds but folders, to the end of the file: several tar files in a row are read one after another.
+
+    What the end is, is looked at, since a cut file may seem a shorter one.
+    """
+    total = os.fstat(file.fileno()).st_size
+    begin = 0
+    while True:
+        file.seek(begin)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            last = ""
+            for member in tar:
+                last = member.name
+                if member.offset_data + member.size > total:
+                    break
+                if not member.isdir():
+                    yield member.name, _place(member, shard)
+            file.seek(tar.offset)
+            rest = file.read(tarfile.BLOCKSIZE)
+        if tar.offset > total or rest.strip(b"\0") or len(rest) % tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"it ends within or after {last}, at {total:,} bytes")
+        begin = _after_zeros(file)
+        if begin == total:
+            return
+
+
+def _place(member: tarfile.TarInfo, shard: int) -> Extent | _Special:
+    if member.islnk():
+        return _Special(_plain(member.linkname))
+    if member.issym():
+        return _Special(_plain(posixpath.join(posixpath.dirname(member.name), member.linkname)))
+    if member.isreg() and not member.issparse():
+        return Extent(shard, member.offset_data, member.size)
+    return _Special("", "a sparse file" if member.issparse() else "a pipe or a device, and no file")
+
+
+def _plain(name: str) -> str:
+    return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
+
+
+def _after_zeros(file: BinaryIO) -> int:
+    """Where, from the present place on, the first block is that is not of zeros alone; the end of the file where none is."""
+    while block := file.read(_CHUNK):
+        zeros = len(block) - len(block.lstrip(b"\0"))
+        if zeros < len(block):
+            return file.tell() - len(block) + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+    return file.tell()
 
 
 @contextmanager
@@ -169,15 +239,36 @@ def _label(path: Path, file: BinaryIO, stem: str, files: dict[str, Extent]) -> s
         file.seek(files[ending].offset)
         content = file.read(files[ending].size)
         try:
-            value = json.loads(content) if ending == "json" else content.decode("utf-8-sig").strip()
+            value = json.loads(decoded(content)) if ending == "json" else decoded(content).strip()
         except ValueError as error:
             raise SmaltiError(
                 f"{stem}.{ending} in {path} cannot be read as a label ({error}); write it anew"
             ) from error
         if ending == "json":
             value = value.get("label") if isinstance(value, dict) else None
-        if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value).strip():
-            return str(value).strip()
+        label = _as_text(value)
+        if label is None:
+            raise SmaltiError(
+                f"{stem}.{ending} in {path} has the label {value!r}; a label is a text or a number: write it anew, or leave it out"
+            )
+        if label:
+            return label
+    return None
+
+
+def _as_text(value: Any) -> str | None:
+    """A label as it stands in JSON -> its text, "" where there is none, None for what is no label.
+
+    1.0 is 1: a table whose column has gaps writes whole numbers so. `true` and `false` say nothing of a class.
+    """
+    if value is None or isinstance(value, bool):
+        return ""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return str(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, str | int):
+        return normalized(str(value).strip())
     return None
 
 
@@ -200,7 +291,7 @@ class Shards:
         if self._process != os.getpid():  # forked: an open file would share its position with the parent's
             self._renew()
         with self._lock:  # several threads may read
-            file = self._open.pop(extent.shard, None) or self.paths[extent.shard].open("rb")
+            file = self._open.pop(extent.shard, None) or open_file(self.paths[extent.shard])
             self._open[extent.shard] = file
             if len(self._open) > OPEN:
                 self._open.popitem(last=False)[1].close()

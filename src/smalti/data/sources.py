@@ -9,8 +9,9 @@ also stand beside the picture.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import unicodedata
+import re
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -19,10 +20,15 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, final
 
+from smalti.data.folders import PathFinder, files_below, warn_of_generated, written_here
 from smalti.data.kinds import COLOUR, Kind
-from smalti.data.shards import Extent, Shards, expanded, read_index
+from smalti.data.shards import Extent, Shards, expanded, is_hidden, read_index
+from smalti.data.zip_files import read_members
 from smalti.errors import SmaltiError
+from smalti.files import check_file, normalized, read_text
 from smalti.images import Array, Covering, DamagedImage
+
+logger = logging.getLogger("smalti")
 
 ARCHIVES = (".txt", ".zip", ".tar")
 """Suffixes of files that hold or name many pictures."""
@@ -50,6 +56,14 @@ class Source(ABC):
     def stream(self, picture: Picture) -> Path | BinaryIO:
         """Where the bytes of one picture are. Raises `DamagedImage` when they cannot be had."""
 
+    @abstractmethod
+    def length(self, picture: Picture) -> int:
+        """How many bytes one picture has in its file or archive, -1 where it is missing."""
+
+    @abstractmethod
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        """The files on disk that some of its pictures are in."""
+
     @final
     def read(self, picture: Picture, channels: int) -> Array:
         """One picture -> (H, W, C), as its kind is read for a tokenizer of so many channels. Raises `DamagedImage`."""
@@ -74,35 +88,47 @@ class FolderSource(Source):
     def stream(self, picture: Picture) -> Path:
         return self.path / picture.key
 
+    def length(self, picture: Picture) -> int:
+        return _file_length(self.stream(picture))
+
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        return [self.stream(picture) for picture in pictures]
+
 
 @final
 class ListSource(Source):
-    """The pictures whose paths stand in a UTF-8 text file, one a line, absolute or relative to the folder of the list.
+    """The pictures whose paths stand in a text file, one a line, absolute or relative to the folder of the list.
 
-    Their order is kept; a picture that is named twice counts once; blank lines are skipped.
+    Their order is kept; a picture that is named twice counts once; blank lines are skipped. Lines that name nothing, up to a tenth
+    of all, are left out with a warning.
     """
 
     def __init__(self, path: Path, kind: Kind) -> None:
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = re.split(r"\r\n|\r|\n", read_text(path))
         except (OSError, UnicodeDecodeError) as error:
             raise SmaltiError(f"cannot read {path} as a list of paths: {error}") from error
         keys: dict[str, None] = {}
         missing: list[str] = []
+        finder = PathFinder(path.parent)
         for number, line in enumerate(lines, start=1):
             name = line.strip()
             if not name:
                 continue
-            if (path.parent / name).is_file():
-                keys[_below(path.parent, name)] = None
-            else:
+            found = finder.find(name)
+            if found is None:
                 missing.append(f"{name} (line {number})")
+            else:
+                keys[_below(path.parent, found)] = None
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise SmaltiError(
+            said = (
                 f"{path} names files that do not exist: {', '.join(missing[:3])}{more}; "
                 f"paths are absolute or relative to {path.parent}"
             )
+            if too_many_damaged(len(missing), of=len(missing) + len(keys)):
+                raise SmaltiError(said)
+            logger.warning("left out: %s", said)
         if not keys:
             raise SmaltiError(f"{path} names no pictures; it should hold one path a line")
         super().__init__(path, _labelled(keys), kind)
@@ -110,25 +136,26 @@ class ListSource(Source):
     def stream(self, picture: Picture) -> Path:
         return self.path.parent / picture.key
 
+    def length(self, picture: Picture) -> int:
+        return _file_length(self.stream(picture))
+
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        return [self.stream(picture) for picture in pictures]
+
 
 @final
 class ZipSource(Source):
     """The pictures in a zip file, sorted by name, read without unpacking it."""
 
     def __init__(self, path: Path, kind: Kind) -> None:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = [
-                    member for member in archive.infolist() if not member.is_dir() and _is_visible(member.filename)
-                ]
-        except (OSError, zipfile.BadZipFile) as error:
-            raise SmaltiError(f"cannot read {path} as a zip file: {error}") from error
-        pictures = [member for member in members if _is_picture(member.filename, kind)]
-        if not pictures:
-            raise _no_pictures(path, [member.filename for member in members], kind)
-        if any(member.flag_bits & 1 for member in pictures):
+        members = {name: member for name, member in read_members(path).items() if _is_visible(name)}
+        found = {name: member for name, member in members.items() if _is_picture(name, kind)}
+        if not found:
+            raise _no_pictures(path, list(members), kind)
+        if any(member.flag_bits & 1 for member in found.values()):
             raise SmaltiError(f"{path} is locked with a password; unpack it and give the folder")
-        super().__init__(path, _labelled(sorted({member.filename for member in pictures})), kind)
+        super().__init__(path, _labelled(sorted(found)), kind)
+        self._members = found
         self._archive: zipfile.ZipFile | None = None
         self._process = 0
 
@@ -136,10 +163,17 @@ class ZipSource(Source):
         try:
             if self._archive is None or self._process != os.getpid():
                 # Each process opens the file for itself: a forked one would share the reading position with its parent.
+                check_file(self.path)
                 self._archive, self._process = zipfile.ZipFile(self.path), os.getpid()
-            return BytesIO(self._archive.read(picture.key))
+            return BytesIO(self._archive.read(self._members[picture.key]))
         except Exception as error:  # a bad checksum, a cut or unknown compression: zipfile has an exception for each
             raise DamagedImage(picture.key, f"cannot be read from {self.path} ({error})") from error
+
+    def length(self, picture: Picture) -> int:
+        return self._members[picture.key].file_size
+
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        return [self.path]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_archive": None}
@@ -186,6 +220,12 @@ class ShardSource(Source):
                 picture.key, f"cannot be read from {self._shards.paths[extent.shard]} ({error})"
             ) from error
 
+    def length(self, picture: Picture) -> int:
+        return self._extents[picture.key].size
+
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        return self._shards.paths
+
 
 def _different(path: Path, shards: Sequence[Path]) -> list[str]:
     """The names of shards, below `path` or, where that is no folder, below the deepest folder that holds all of them."""
@@ -196,11 +236,11 @@ def _different(path: Path, shards: Sequence[Path]) -> list[str]:
 def open_source(path: Path, *, kind: Kind = COLOUR) -> Source:
     """A folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> the pictures, or other files, of a `kind`.
 
-    All that lies in and below a folder counts, but hidden files and folders; links are followed. A folder without pictures,
-    but with `.tar` files, is one of shards. Shards may also be named as `shards-{000..009}.tar`.
+    All that lies in and below a folder counts, but hidden files and folders, and what smalti wrote; links are followed. A folder
+    without pictures, but with `.tar` files, is one of shards. Shards may also be named as `shards-{000..009}.tar`.
 
-    Raises `SmaltiError` when there is no such path, when it is of another kind, when it holds no pictures, and for the folder of
-    scenes, in which label maps and depths lie beside the pictures.
+    Raises `SmaltiError` when there is no such path, when it is of another kind, when it holds no pictures, for the folder of
+    scenes, in which label maps and depths lie beside the pictures, and for runs, models and codes of smalti.
     """
     if path.is_dir():
         if (path / "scenes.json").is_file():
@@ -208,11 +248,16 @@ def open_source(path: Path, *, kind: Kind = COLOUR) -> Source:
                 f"{path} holds scenes, whose label maps, depths and edges are no pictures; for their {kind.files} give "
                 f"{path / OF_SCENES.get(kind.name, 'images')}"
             )
-        files = _files_below(path)
+        what = written_here(path)
+        if what:
+            raise SmaltiError(f"{path} is {what} of smalti, and no folder of {kind.files}; give the folder they lie in")
+        files = files_below(path, scenes=OF_SCENES.get(kind.name, "images"))
         tars = sorted(name for name in files if name.lower().endswith(".tar"))
         if tars and not any(_is_picture(name, kind) for name in files):
             return ShardSource(path, [path / name for name in tars], kind)
-        return FolderSource(path, files, kind)
+        source = FolderSource(path, files, kind)
+        warn_of_generated(path, [picture.key for picture in source.pictures])
+        return source
     if not path.exists():
         if is_pattern(path):
             return ShardSource(path, _named(path), kind)
@@ -261,11 +306,11 @@ def split(pictures: Iterable[Picture], *, validation: float) -> tuple[tuple[Pict
     if not 0 < validation < 1:
         raise SmaltiError(f"the fraction for validation must be above 0 and below 1, not {validation}")
     given = tuple(pictures)
-    ranked = sorted((_place(picture.key), picture.key) for picture in given)
-    chosen = {key for place, key in ranked if place < validation}
-    if len(ranked) > 1:
-        chosen.add(ranked[0][1])
-        chosen.discard(ranked[-1][1])
+    chosen = {picture.key for picture in given if _place(picture.key) < validation}
+    if len(given) > 1:
+        first, *_, last = held_out_order(given)
+        chosen.add(given[first].key)
+        chosen.discard(given[last].key)
     else:
         chosen.clear()
     return (
@@ -274,30 +319,39 @@ def split(pictures: Iterable[Picture], *, validation: float) -> tuple[tuple[Pict
     )
 
 
+def held_out_order(pictures: Sequence[Picture]) -> list[int]:
+    """The numbers of pictures in the order in which `split` would hold them out, were the fraction to grow from 0."""
+    return sorted(range(len(pictures)), key=lambda number: (_place(pictures[number].key), pictures[number].key))
+
+
 def _place(key: str) -> float:
     """A key -> a number in [0, 1). File systems differ in how they spell accents, so the key is normalised first."""
-    digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(normalized(key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _files_below(root: Path) -> list[str]:
-    """The visible files below `root`, as paths relative to it. A linked folder is entered once, so circles end."""
+def identity(source: Source, pictures: Sequence[Picture] | None = None) -> str:
+    """16 hexadecimal digits that stand for the names of pictures, all of a source by default, and for the sizes of their files.
 
-    def refuse(error: OSError) -> None:
-        raise SmaltiError(f"cannot look into {error.filename}: {error.strerror}") from error
+    Copies of a data set have the same; a picture that is changed without changing the length of its file is not noticed.
+    """
+    digest = hashlib.sha256()
+    for picture in source.pictures if pictures is None else pictures:
+        digest.update(normalized(picture.key).encode("utf-8", "surrogateescape"))
+        digest.update(f"\0{source.length(picture)}\0".encode())
+    return digest.hexdigest()[:16]
 
-    found: list[str] = []
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(folder).relative_to(root)
-        found.extend((below / name).as_posix() for name in names if not name.startswith("."))
-    return found
+
+def too_many_damaged(damaged: int, *, of: int) -> bool:
+    """Whether so many of the pictures looked at are damaged that something is wrong with all: all, or 3 and above a tenth."""
+    return damaged == of or (damaged >= 3 and damaged > of / 10)
+
+
+def _file_length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _is_picture(name: str, kind: Kind) -> bool:
@@ -306,7 +360,7 @@ def _is_picture(name: str, kind: Kind) -> bool:
 
 def _is_visible(name: str) -> bool:
     """Whether a zip member is neither hidden nor the shadow of a file that macOS adds."""
-    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    return not any(is_hidden(part) for part in PurePosixPath(name).parts)
 
 
 def _below(folder: Path, name: str) -> str:
@@ -329,7 +383,7 @@ def _labelled(keys: Iterable[str]) -> list[Picture]:
 
 def _label(key: str, root: tuple[str, ...]) -> str | None:
     below = PurePosixPath(key).parent.parts[len(root) :]
-    return unicodedata.normalize("NFC", below[0]) if below else None
+    return normalized(below[0]) if below else None
 
 
 def _no_pictures(path: Path, others: Sequence[str], kind: Kind) -> SmaltiError:

@@ -8,13 +8,12 @@ B batch, C channels, H W pixels, N pictures.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import os
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smalti.data.sources import Picture, Source, open_source, split
+from smalti.data.sources import Picture, Source, identity, open_source, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.protocols import Filter, PictureProtocol
 from smalti.images import Array, DamagedImage, center_crop, resize_to_cover
@@ -267,6 +266,12 @@ class ArraySource(Source):
         pixels = np.ascontiguousarray(self._array[int(picture.key)])
         return io.BytesIO(b"P6 %d %d 255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes())  # a PPM file
 
+    def length(self, picture: Picture) -> int:
+        return int(self._array[0].nbytes)
+
+    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+        return [self.path]
+
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
     """`arr_0` of an `.npz` file, mapped where it is stored uncompressed."""
@@ -298,27 +303,3 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
 def open_pictures(path: Path) -> Source:
     """A folder, a `.txt` list, a `.zip` file, or an `.npz` file of samples -> its pictures. Raises `SmaltiError`."""
     return ArraySource(path) if path.suffix.lower() == ".npz" and path.is_file() else open_source(path)
-
-
-def identity(source: Source) -> str:
-    """16 hexadecimal digits that stand for the names of a source's pictures and the sizes of their files.
-
-    Copies of a data set have the same; a picture that is changed without changing the length of its file is not noticed.
-    """
-    digest = hashlib.sha256()
-    for picture in source.pictures:
-        digest.update(picture.key.encode("utf-8", "surrogateescape"))
-        digest.update(f"\0{_bytes(source, picture)}\0".encode())
-    if source.path.is_file():
-        digest.update(str(source.path.stat().st_size).encode())
-    return digest.hexdigest()[:16]
-
-
-def _bytes(source: Source, picture: Picture) -> int:
-    if source.path.is_file() and source.path.suffix.lower() in (".zip", ".npz"):
-        return 0  # the size of the archive stands for all
-    try:
-        where = source.stream(picture)
-        return where.stat().st_size if isinstance(where, Path) else 0
-    except OSError:
-        return -1

@@ -25,6 +25,9 @@ from smalti.version import __version__
 
 FORMAT = 1
 
+RESULT, VALUES, REPORT = "result.json", "pictures.csv", "report.html"
+"""The files in the folder of a result: the scores, the values of single images, and the page."""
+
 DEFINITIONS: dict[str, str] = {
     "psnr": "peak signal-to-noise ratio in dB, of 8-bit levels; mean over pictures",
     "ssim": "structural similarity, 11x11 Gaussian window, each channel; mean over pictures",
@@ -124,9 +127,24 @@ def as_plain(measured: Measured, *, command: str = "", model: Mapping[str, Any] 
     }
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `SmaltiError` where results would replace files in `folder` that are no results of `smalti evaluate`."""
+    if (folder / RESULT).exists():
+        try:
+            read_result(folder)
+        except SmaltiError as error:
+            raise SmaltiError(f"{error}, and would be replaced by one; choose another --out") from error
+        return
+    for name in (VALUES, REPORT):
+        if (folder / name).exists():
+            raise SmaltiError(
+                f"{folder / name} is there, and no result of `smalti evaluate` beside it; choose another --out"
+            )
+
+
 def write_result(folder: Path, plain: Mapping[str, Any], measured: Measured) -> None:
     """Write `result.json` and, where there are values of single pictures, `pictures.csv` into `folder`."""
-    write_json(folder / "result.json", dict(plain))
+    write_json(folder / RESULT, dict(plain))
     if measured.values:
         held = io.StringIO()
         writer = csv.writer(held)
@@ -134,12 +152,12 @@ def write_result(folder: Path, plain: Mapping[str, Any], measured: Measured) -> 
         columns = [each.tolist() for each in measured.values.values()]
         for name, *row in zip(measured.names, *columns, strict=True):
             writer.writerow([name, *("" if math.isnan(value) else f"{value:.6g}" for value in row)])
-        write_text(folder / "pictures.csv", held.getvalue().encode("utf-8", "replace").decode())
+        write_text(folder / VALUES, held.getvalue().encode("utf-8", "replace").decode())
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """A `result.json`, or a folder that holds one -> its plain values. Raises `SmaltiError` where it is none."""
-    file = path / "result.json" if path.is_dir() else path
+    file = path / RESULT if path.is_dir() else path
     values = read_json(file)
     if not isinstance(values, dict) or not isinstance(values.get("smalti"), int) or "scores" not in values:
         raise SmaltiError(f"{file} is no result of `smalti evaluate`")

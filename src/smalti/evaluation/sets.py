@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from smalti.data.sources import Source
+from smalti.data.sources import Source, identity
 from smalti.errors import SmaltiError
 from smalti.evaluation.features import FeatureNetwork, feature_network
 from smalti.evaluation.judging import Counter, Progress, unwatched
-from smalti.evaluation.pictures import ArraySource, Taken, identity
+from smalti.evaluation.pictures import ArraySource, Taken
 from smalti.evaluation.protocols import SetProtocol
 from smalti.evaluation.results import Measured, Shown
 from smalti.evaluation.scoring import score_sets

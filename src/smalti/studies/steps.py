@@ -9,9 +9,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from smalti.data.scene_files import write_scenes
-from smalti.data.sources import open_source
+from smalti.data.sources import identity, open_source
 from smalti.errors import SmaltiError
-from smalti.evaluation.pictures import identity
 from smalti.settings import as_mapping, settings
 from smalti.studies.base import TRAININGS, Asked, Place, Step
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve

@@ -63,6 +63,10 @@ FREE_TO_CHANGE = (
 """What may differ when a run goes on: none of it changes what the pictures seen so far taught."""
 
 
+CONTENTS = ("contents.images", "contents.files")
+"""What says whether the data is what it was, wherever it lies: how many images there are, and their `identity`."""
+
+
 class Restored(NamedTuple):
     """What a state says besides the values that it fills."""
 
@@ -110,15 +114,28 @@ class RunFolder:
         if not isinstance(before, dict) or "smalti" not in before:
             raise SmaltiError(f"{self.path} holds the run of another program; choose another --out")
         old, new = dict(flattened(_with_defaults(before))), dict(flattened(config))
+        known = all(key in old and key in new for key in CONTENTS)
+        unchanged = known and all(old[key] == new[key] for key in CONTENTS)
+        free = {"smalti", *FREE_TO_CHANGE, *CONTENTS, *(["data"] if unchanged else [])}
         differ = [
             f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
             for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE and key != "smalti"
+            if old.get(key) != new.get(key) and key not in free
         ]
         if differ and begun:
             raise SmaltiError(
                 f"{self.path} holds a run with other settings ({'; '.join(differ[:4])}); "
                 "repeat its settings to go on with it, or choose another --out"
+            )
+        if begun and known and not unchanged:
+            count, now = old["contents.images"], new["contents.images"]
+            log.warning(
+                "the images in %s have changed since the run was last started: there were %s, and there are %s%s; training goes on "
+                "with those that are there now",
+                new["data"],
+                count,
+                now,
+                ", but not the same files" if count == now else "",
             )
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:

@@ -14,7 +14,8 @@ from smalti.conditions.labels import Labels, Nothing
 from smalti.data.codes import CodeShards, open_codes
 from smalti.data.encoding import write_codes
 from smalti.data.kinds import KINDS, Kind, kind_of
-from smalti.data.sources import open_source
+from smalti.data.loading import first_readable, holding_out
+from smalti.data.sources import held_out_order, identity, open_source
 from smalti.devices import multiplies_bfloat16, pick_device
 from smalti.errors import SmaltiError
 from smalti.losses.pixel import LABEL_LOSSES
@@ -66,7 +67,15 @@ def train_tokenizer(
     kind = _kind_to_learn(settings)
     source = open_source(data, kind=kind)
     begun = {} if start is None else {"from": start.described()}
-    config = {"smalti": __version__, "stage": "tokenizer", "data": str(data.resolve()), **begun, **as_mapping(settings)}
+    contents = {"images": len(source.pictures), "files": identity(source)}
+    config = {
+        "smalti": __version__,
+        "stage": "tokenizer",
+        "data": str(data.resolve()),
+        "contents": contents,
+        **begun,
+        **as_mapping(settings),
+    }
     fabric = launch(settings.run)
     folder = first_alone(fabric, lambda: RunFolder(out, config))
     about = {
@@ -235,6 +244,11 @@ def encode_pictures(
     parts = crops(source, settings.pictures, channels=channels, seed=seed)
     place = next(model.parameters()).device
     pairs = beside_pictures(told, parts, factor=model.factor, device=place) if told else None
+    if pairs is not None and len(parts[0]) > 1 and first_readable(pairs.validation) is None:
+        other = first_readable(pairs.training, held_out_order(parts[0].pictures))
+        if other is not None:  # one held-out picture whose condition can be read too
+            parts = holding_out(parts, other)
+            pairs = beside_pictures(told, parts, factor=model.factor, device=place)
     training, validation = parts if pairs is None else (pairs.training, pairs.validation)
     return write_codes(
         out,

@@ -19,7 +19,7 @@ from smalti.conditions.maps import Maps, MapsSettings
 from smalti.conditions.several import Several
 from smalti.data.encoding import Prefix, code_grid
 from smalti.data.kinds import kind_of
-from smalti.data.loading import Crops
+from smalti.data.loading import Crops, DamageRecord
 from smalti.data.paired import Beside, CutAlike, Paired, Said, beside
 from smalti.data.scene_files import scene_labels
 from smalti.data.sources import Source, open_source
@@ -138,13 +138,18 @@ def _map(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], devic
         values["names"] = scene_labels(source.path)
     condition = Maps(parse(MapsSettings, values, where="the condition"), model)
     size = grid[0] * model.factor, grid[1] * model.factor
-    training, validation = (_cut_alike(part, source, size=size, channels=channels) for part in parts)
+    record = DamageRecord(source, [len(part) for part in parts])
+    training, validation = (
+        _cut_alike(part, source, size=size, channels=channels, record=(record, number))
+        for number, part in enumerate(parts)
+    )
     encode = encoder(model, training.files.images)
     return _Part(condition, model.fingerprint(), training, validation, lambda held: encode(held).flatten(1))
 
 
-def _cut_alike(pictures: Crops, source: Source, *, size: tuple[int, int], channels: int) -> CutAlike:
+def _cut_alike(
+    pictures: Crops, source: Source, *, size: tuple[int, int], channels: int, record: tuple[DamageRecord, int]
+) -> CutAlike:
     chosen = beside(pictures.pictures, source)
-    return CutAlike(
-        pictures, Crops(source, chosen, size=size, channels=channels, crop=pictures.crop, seed=pictures.seed)
-    )
+    files = Crops(source, chosen, size=size, channels=channels, crop=pictures.crop, seed=pictures.seed, record=record)
+    return CutAlike(pictures, files)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from smalti.conditions.map_files import label_colours, right_labels
 from smalti.data.crops import CentreCrop, Crop, RandomCrop
-from smalti.data.loading import Batch, Crops, Example, in_order, spread
-from smalti.data.sources import Source, split
+from smalti.data.loading import Batch, Crops, DamageRecord, Example, first_readable, holding_out, in_order, spread
+from smalti.data.sources import Source, held_out_order, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.images import grid
@@ -87,8 +87,9 @@ def crops(
 ) -> tuple[Crops, Crops]:
     """A source -> its training pictures (random crops and flips) and its held-out ones (centre crops, at the least zoom).
 
-    Their kind is that of the source. `most`: how many of the held-out ones to take, evenly spread; all by default. Raises
-    `SmaltiError` for a single picture, and for a kind that does not go with the channels.
+    Their kind is that of the source. `most`: how many of the held-out ones to take, evenly spread; all by default.
+    Where all held-out ones are damaged, a training picture is held out too. Raises `SmaltiError` for a single picture,
+    for a kind that does not go with the channels, and for too many damaged pictures.
     """
     training, validation = split(source.pictures, validation=pictures.validation)
     if not validation:
@@ -99,10 +100,24 @@ def crops(
         validation = tuple(validation[place * len(validation) // most] for place in range(most))
     cut, middle = CROPS[pictures.crop](pictures), CROPS["centre"](pictures)
     size, cache = pictures.size, pictures.cache_mib
-    return (
-        Crops(source, training, size=size, channels=channels, crop=cut, seed=seed, cache_mib=cache),
-        Crops(source, validation, size=size, channels=channels, crop=middle, seed=seed, cache_mib=cache),
+    record = DamageRecord(source, [len(training), len(validation)])
+    parts = (
+        Crops(source, training, size=size, channels=channels, crop=cut, seed=seed, cache_mib=cache, record=(record, 0)),
+        Crops(
+            source,
+            validation,
+            size=size,
+            channels=channels,
+            crop=middle,
+            seed=seed,
+            cache_mib=cache,
+            record=(record, 1),
+        ),
     )
+    if len(training) == 1 or first_readable(parts[1]) is not None:
+        return parts
+    place = first_readable(parts[0], held_out_order(training))
+    return parts if place is None else holding_out(parts, place)
 
 
 @final

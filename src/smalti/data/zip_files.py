@@ -1,0 +1,76 @@
+"""The members of a zip file by the names that are meant, whichever system wrote it.
+
+Old .NET and PowerShell part folders by backslashes, macOS writes names in UTF-8 without saying so, and Unix keeps links.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import stat
+import zipfile
+from pathlib import Path
+from zipfile import ZipFile, ZipInfo
+
+from smalti.errors import SmaltiError
+from smalti.files import open_file
+
+_UTF8 = 0x800
+"""The flag of a member whose name is in UTF-8."""
+_UNIX = 3
+"""The number of systems that keep a file's type in the upper half of `external_attr`."""
+_MOST_LINKS = 40
+"""Links that lead to links; more are a circle."""
+
+
+def read_members(path: Path) -> dict[str, ZipInfo]:
+    """A zip file -> its files by name, with forward slashes. A link has the bytes of the file it leads to.
+
+    A link that leads to nothing in the archive keeps its own bytes. Raises `SmaltiError` for a file that is no zip file, and for
+    two members whose names differ only in their slashes.
+    """
+    try:
+        with open_file(path) as file, ZipFile(file) as archive:
+            members: dict[str, ZipInfo] = {}
+            for member in archive.infolist():
+                name = _name(member)
+                if name.endswith("/"):
+                    continue
+                other = members.get(name)
+                if other is not None and other.filename != member.filename:
+                    raise SmaltiError(
+                        f"{path} holds {name} twice, as {other.filename!r} and {member.filename!r}; remove one"
+                    )
+                members[name] = member  # of a member that was added again the last one counts
+            targets = {
+                name: archive.read(member).decode("utf-8", "replace")
+                for name, member in members.items()
+                if _is_link(member) and not member.flag_bits & 1
+            }
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise SmaltiError(f"cannot read {path} as a zip file: {error}") from error
+    return {name: _followed(name, members, targets) for name in members}
+
+
+def _name(member: ZipInfo) -> str:
+    name = member.filename
+    if not member.flag_bits & _UTF8 and not name.isascii():
+        try:
+            name = name.encode("cp437").decode("utf-8")
+        except UnicodeError:  # it is in the code page of old Windows, as it was read
+            pass
+    return name.replace("\\", "/")
+
+
+def _is_link(member: ZipInfo) -> bool:
+    return member.create_system == _UNIX and stat.S_ISLNK(member.external_attr >> 16)
+
+
+def _followed(name: str, members: dict[str, ZipInfo], targets: dict[str, str]) -> ZipInfo:
+    end = name
+    for _ in range(_MOST_LINKS):
+        if end not in targets:
+            return members[end]
+        end = posixpath.normpath(posixpath.join(posixpath.dirname(end), targets[end]))
+        if end not in members:
+            break
+    return members[name]
