@@ -38,6 +38,7 @@ FLOORS = {
             "pretrained",
             "processes",
             "settings",
+            "spectra",
             "version",
             "weights",
             "winograd",
