@@ -39,6 +39,7 @@ FLOORS = {
             "pretrained",
             "processes",
             "settings",
+            "spectra",
             "version",
             "weights",
             "winograd",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from smalti.errors import SmaltiError
 from smalti.evaluation.metrics import Accumulator
+from smalti.spectra import singular_values, spectrum
 
 CPU = torch.device("cpu")
 
@@ -78,7 +79,7 @@ class Moments(Accumulator):
         count = int(self.count)
         if count < 2:
             raise SmaltiError(f"a covariance needs at least 2 pictures, there {'is' if count == 1 else 'are'} {count}")
-        if not self.mean.isfinite().all():
+        if not (self.mean.isfinite().all() and self.scatter.isfinite().all()):
             raise SmaltiError(
                 f"the features of {count} pictures are not all finite numbers; look for a damaged weight file"
             )
@@ -113,7 +114,7 @@ def frechet(samples: Gaussian, reference: Gaussian) -> Frechet:
     first, second = _Root.of(samples, name="samples"), _Root.of(reference, name="reference")
     means = float((samples.mean - reference.mean.to(samples.mean.device)).square().sum())
     cross = first.scaled.T @ second.scaled.to(first.scaled.device)  # (rank1,rank2)
-    overlap = float(torch.linalg.svdvals(cross).sum())
+    overlap = float(singular_values(cross, what="the product of both covariances").sum())
     traces = float(samples.covariance.trace()) + float(reference.covariance.trace())
     notes = (*first.notes(samples), *second.notes(reference))
     return Frechet(max(0.0, means + traces - 2 * overlap), means, notes)
@@ -136,7 +137,7 @@ class _Root(NamedTuple):
             )
         if not (mean.isfinite().all() and covariance.isfinite().all()):
             raise SmaltiError(f"the statistics of the {name} hold values that are not finite; compute them again")
-        values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+        values, vectors = spectrum((covariance + covariance.T) / 2, what=f"the covariance of the {name}")
         largest = float(values[-1].clamp(min=0))
         if float(values[0]) < -1e-3 * largest or (largest == 0 and bool(values.any())):
             raise SmaltiError(
@@ -210,12 +211,16 @@ class InceptionScore(Accumulator):
         self.certainty += state["certainty"].to(self.counts.device)
 
     def score(self) -> Spread:
-        """The score so far, in [1, C]. Raises `SmaltiError` when one of the parts has no picture."""
+        """The score so far, in [1, C]. Raises `SmaltiError` when a part has no picture, and for logits that are not finite."""
         if not bool((self.counts > 0).all()):
             part = int((self.counts == 0).nonzero()[0]) + 1
             raise SmaltiError(
                 f"part {part} of {len(self.counts)} of the pictures is empty, so the Inception Score has no value; "
                 "ask for fewer parts"
+            )
+        if not bool(self.shares.isfinite().all() and self.certainty.isfinite().all()):
+            raise SmaltiError(
+                f"the logits of {int(self.counts.sum())} pictures are not all finite numbers; look for a damaged weight file"
             )
         mean = self.shares / self.counts[:, None]  # p(y)
         divergence = self.certainty / self.counts - torch.special.xlogy(mean, mean).sum(1)

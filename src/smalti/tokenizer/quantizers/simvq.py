@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from smalti.processes import first_ones
 from smalti.settings import settings
+from smalti.spectra import spectrum
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.gradients import GRADIENTS, GradientName
 from smalti.tokenizer.quantizers.search import nearest
@@ -100,7 +101,9 @@ class SimVQ(Quantizer):
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
         flat, D = self._flat(features), self.settings.dimension
         mean = flat.mean(0)
-        values, directions = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
+        values, directions = spectrum(
+            (flat - mean).T @ (flat - mean) / len(flat), what="the covariance of the features"
+        )
         # The symmetric root of the covariance; C has the covariance 1/D.
         root = directions * values.clamp(min=0).sqrt() @ directions.T * D**0.5
         self.linear.weight.copy_(root)
