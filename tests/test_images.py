@@ -393,12 +393,13 @@ def test_the_middle_of_a_thin_picture_is_what_scaling_all_of_it_gives(
     most = np.iinfo(dtype).max
     # Waves within black and white: where Lanczos overshoots, Pillow cuts it off between its two passes, in an order of its own.
     rows, columns, place = np.ogrid[: full[0], : full[1], :channels]
-    thin = ((0.5 + 0.3 * np.sin(0.7 * (rows + columns) + place)) * most).astype(dtype)
+    thin: npt.NDArray[Any] = ((0.5 + 0.3 * np.sin(0.7 * (rows + columns) + place)) * most).astype(dtype)
     expected = center_crop(resize_to_cover(thin, size, filter=filter), size).astype(int)
     monkeypatch.setattr(images, "MOST_COVERING", 1)
     assert images.is_excessive(full, size)
     found = covered_middle(thin, size, filter=filter)
-    assert (found.shape, found.dtype) == ((*size, channels), dtype)
+    assert found.shape == (*size, channels)
+    assert found.dtype == dtype
     assert np.abs(found.astype(int) - expected).max() <= (
         0 if filter == "nearest" else most // 20
     )  # as 8 bits of opacity round

@@ -57,7 +57,8 @@ def png(levels: npt.NDArray[Any], *, bits: int) -> bytes:
 
 def ramp(bits: int) -> npt.NDArray[np.int64]:
     """(2,8) levels from 0 to the most that so many bits hold."""
-    return (np.arange(16).reshape(2, 8) * (2**bits - 1) // 15).astype(np.int64)
+    levels: npt.NDArray[np.int64] = np.arange(16, dtype=np.int64).reshape(2, 8) * (2**bits - 1) // 15
+    return levels
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ LONGEST = 450
 FLOORS = {
     **dict.fromkeys(
         (
+            "arguments",
             "bundled",
+            "capacity",
             "cards",
             "devices",
             "errors",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -37,6 +38,23 @@ def kept_part(name: str, size: tuple[int, int]) -> Tensor:
     return kept
 
 
+def whole_tiles(kept: Tensor | npt.NDArray[np.bool_], *, factor: int, picture: tuple[int, int]) -> Tensor:
+    """A mask (H,W) bool, True where a pixel is kept, of a picture's (height, width) -> True where a whole tile is (h,w).
+
+    Raises `SmaltiError` for a mask of another size, and for one that is not of True and False.
+    """
+    mask = torch.as_tensor(kept) if isinstance(kept, np.ndarray) else kept
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise SmaltiError(f"a mask is True where a pixel is kept and False elsewhere, not {kind}; give mask > 0, say")
+    if mask.shape != picture:
+        raise SmaltiError(
+            f"the mask has the shape {tuple(mask.shape)}, the picture (height, width) {picture}; "
+            "give a mask of the picture's size"
+        )
+    return mask.unfold(0, factor, factor).unfold(1, factor, factor).all(-1).all(-1)
+
+
 def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
     """A picture file in black and white -> its brightness (H,W,1), uint8 or uint16. Numbers 0 and 1 become black and white.
 
@@ -59,7 +77,8 @@ def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
             f"is dark everywhere, and a mask is black and white: its brightest pixel is {brightest} of {most}; save it with "
             "white where it is to be white",
         )
-    return bright.astype(np.uint8) if pixels.dtype == np.uint8 else bright.astype(np.uint16)
+    mask: Array = bright.astype(pixels.dtype)
+    return mask
 
 
 def kept_by_mask(path: Path, *, picture: tuple[int, int], size: tuple[int, int]) -> Tensor:
