@@ -20,16 +20,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from smalti import images
 from smalti.errors import SmaltiError
 from smalti.images import (
     IMAGE_SUFFIXES,
     DamagedImage,
+    Filter,
     center_crop,
+    covered_middle,
     crop,
     grid,
     read_covering,
     read_image,
+    read_middle,
     read_settings,
+    read_size,
     resize_shorter,
     resize_to_cover,
     save_png,
@@ -367,3 +372,70 @@ def test_another_programs_text_is_not_taken_for_settings(tmp_path: Path) -> None
         info.add_text("smalti", text)
         Image.fromarray(ramp(4, 4)).save(tmp_path / f"{number}.png", pnginfo=info)
         assert read_settings(tmp_path / f"{number}.png") is None
+
+
+# ------------------------------------------------------------------------------------------------ long and thin pictures
+
+THIN = [((1, 6000), (24, 40)), ((6000, 1), (40, 24)), ((16000, 4), (8, 24)), ((3, 6001), (7, 9))]
+
+
+@pytest.mark.parametrize(("full", "size"), THIN)
+@pytest.mark.parametrize("filter", ["lanczos", "nearest"])
+@pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (3, np.uint8), (4, np.uint8), (3, np.uint16)])
+def test_the_middle_of_a_thin_picture_is_what_scaling_all_of_it_gives(
+    full: tuple[int, int],
+    size: tuple[int, int],
+    filter: Filter,
+    channels: int,
+    dtype: type,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    most = np.iinfo(dtype).max
+    # Waves within black and white: where Lanczos overshoots, Pillow cuts it off between its two passes, in an order of its own.
+    rows, columns, place = np.ogrid[: full[0], : full[1], :channels]
+    thin: npt.NDArray[Any] = ((0.5 + 0.3 * np.sin(0.7 * (rows + columns) + place)) * most).astype(dtype)
+    expected = center_crop(resize_to_cover(thin, size, filter=filter), size).astype(int)
+    monkeypatch.setattr(images, "MOST_COVERING", 1)
+    assert images.is_excessive(full, size)
+    found = covered_middle(thin, size, filter=filter)
+    assert found.shape == (*size, channels)
+    assert found.dtype == dtype
+    assert np.abs(found.astype(int) - expected).max() <= (
+        0 if filter == "nearest" else most // 20
+    )  # as 8 bits of opacity round
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+@pytest.mark.parametrize("full", [(1, 6000), (6000, 1), (16000, 4), (4, 16000)])
+def test_a_thin_picture_is_cut_and_never_scaled_as_a_whole(
+    full: tuple[int, int], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of 1 x 6000 pixels has a hundred bytes; scaled to cover 512 x 512 it would have 5 GiB."""
+    most = 0
+    resize = Image.Image.resize
+
+    def watched(picture: Image.Image, size: tuple[int, int], *rest: Any, **more: Any) -> Image.Image:
+        nonlocal most
+        most = max(most, size[0] * size[1])
+        return resize(picture, size, *rest, **more)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    path = tmp_path / name
+    Image.new("RGB", full[::-1], (9, 200, 9)).save(path)
+    assert read_middle(path, (512, 512), channels=3, name=name).shape == (512, 512, 3)
+    assert most == 512 * 512
+    with pytest.raises(DamagedImage, match=f"is {full[0]}x{full[1]} pixels, too thin for size 512x512.*crop it"):
+        read_covering(path, (512, 512), channels=3, name=name)
+    with pytest.raises(DamagedImage, match=f"is {full[0]}x{full[1]} pixels, too small for size 512x512"):
+        read_covering(path, (512, 512), channels=3, name=name, window=(512, 512))
+    assert most == 512 * 512
+    assert read_size(path, name=name) == full
+
+
+@given(st.integers(1, 5000), st.floats(1, 7.9), st.booleans(), st.integers(8, 4096))
+def test_pictures_up_to_eight_times_as_long_as_wide_are_never_too_thin(
+    short: int, times: float, lies: bool, side: int
+) -> None:
+    full, size = (short, int(short * times)), (side, side)
+    full = full[::-1] if lies else full
+    assert not images.is_excessive(full, size)

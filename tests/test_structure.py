@@ -25,8 +25,10 @@ LONGEST = 450
 FLOORS = {
     **dict.fromkeys(
         (
+            "arguments",
             "boxes",
             "bundled",
+            "capacity",
             "cards",
             "devices",
             "errors",
@@ -46,7 +48,7 @@ FLOORS = {
         ),
         0,
     ),
-    **dict.fromkeys(("images", "masks", "numbers", "png", "tokenizer", "losses", "prior"), 1),
+    **dict.fromkeys(("images", "masks", "numbers", "pixel_formats", "png", "tokenizer", "losses", "prior"), 1),
     **dict.fromkeys(("conditions", "data", "keeping"), 2),
     **dict.fromkeys(("checkpoints", "priors"), 3),
     "pipeline": 4,
@@ -59,7 +61,7 @@ FLOORS = {
 """Room -> floor. A room imports from lower floors and from itself; the ground floor is one room."""
 
 GROUND = {room for room, floor in FLOORS.items() if floor == 0}
-NEIGHBOURS = [GROUND, {"images", "masks", "numbers", "png"}]
+NEIGHBOURS = [GROUND, {"images", "masks", "numbers", "pixel_formats", "png"}]
 """Modules beside one another that make up one room."""
 
 

@@ -10,8 +10,8 @@ B batch, C channels, H W pixels.
 from __future__ import annotations
 
 import json
+import math
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,16 +23,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
 
 from smalti.errors import SmaltiError
 from smalti.files import open_file, write_atomically
+from smalti.pixel_formats import Levels, levels_of, orientation, pixels_of, stored_numbers, upright
 
-Array: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-Wide: TypeAlias = npt.NDArray[np.uint16]
+Array: TypeAlias = Levels
 Filter: TypeAlias = Literal["lanczos", "nearest"]
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a picture, in pixels."""
 
 IMAGE_SUFFIXES = (
     ".avif",
@@ -51,8 +53,9 @@ IMAGE_SUFFIXES = (
 )
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+MOST_COVERING = 2**24
+"""Pixels of a picture that covers a size, beyond which it is to be no larger than its file's picture or 8 times the size."""
 SPARE = 2.0  # what a JPEG decoder gives stays so many times larger than what is asked for
-_WHITE = 65535  # of 16 bits
 SETTINGS_KEY = "smalti"  # the keyword of the PNG text chunk that holds the settings of a picture we made
 
 
@@ -117,7 +120,13 @@ def read_image(source: Path | BinaryIO, *, channels: int, name: str, bits: Liter
     """
     _check_channels(channels)
     with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
-        return _loaded(image, stream, channels, bits)
+        return pixels_of(image, stream, channels=channels, bits=bits)
+
+
+def read_size(source: Path | BinaryIO, *, name: str) -> tuple[int, int]:
+    """A picture file -> its (height, width) upright. Raises `DamagedImage`."""
+    with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
+        return _full_size(image)
 
 
 class Covering(NamedTuple):
@@ -127,18 +136,21 @@ class Covering(NamedTuple):
     full: tuple[int, int]
 
 
-def read_covering(source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Covering:
+def read_covering(
+    source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str, window: tuple[int, int] = (1, 1)
+) -> Covering:
     """A picture file -> the smallest picture of the same aspect that covers `size` (height, width), with up to 16 bits.
 
     As `read_image` and then `resize_to_cover`, but that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8 first (it
     leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is asked for. That
-    depends on the size of the file's picture and on `size` alone. Raises as `read_image`.
+    depends on the size of the file's picture and on `size` alone. Raises as `read_image`, and as `check_covering`.
     """
     _check_channels(channels)
     with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
         if image.format in ("JPEG", "MPO"):
-            lies = _orientation(image) > 4  # of 8; the upper four are turned by a quarter
-            width, height = reversed(image.size) if lies else image.size
+            height, width = _full_size(image)
+            check_covering((height, width), size, window=window, name=name)
+            lies = orientation(image) > 4
             rows, columns = covering_size((height, width), size)
             spare = min(height / rows, width / columns) / SPARE
             step = next((step for step in (8, 4, 2) if step <= spare), 1)
@@ -146,9 +158,27 @@ def read_covering(source: Path | BinaryIO, size: tuple[int, int], *, channels: i
                 # The last column and row may stand for fewer pixels than the others: the box says where the picture ends.
                 shape = (rows, columns) if lies else (columns, rows)
                 small = image.resize(shape, Image.Resampling.LANCZOS, box=drafted[1])
-                return Covering(_pixels(_upright(small), channels, 8), (height, width))
-        array = _loaded(image, stream, channels, 16)
-        return Covering(resize_to_cover(array, size), (array.shape[0], array.shape[1]))
+                return Covering(levels_of(upright(small), channels=channels, bits=8), (height, width))
+        array = pixels_of(image, stream, channels=channels, bits=16)
+        full = (array.shape[0], array.shape[1])  # of other files known only now: in PNG the orientation may come last
+        check_covering(full, size, window=window, name=name)
+        return Covering(resize_to_cover(array, size), full)
+
+
+def read_middle(source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Array:
+    """A picture file -> (height, width, C) for `size`: scaled as by `read_covering`, and the middle cut out, however long and
+    thin the picture is. Raises as `read_image`.
+    """
+    full = read_size(source, name=name)
+    if is_excessive(full, size):
+        return covered_middle(read_image(source, channels=channels, name=name, bits=16), size)
+    return center_crop(read_covering(source, size, channels=channels, name=name).pixels, size)
+
+
+def _full_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an opened file as it is to be seen."""
+    width, height = image.size if orientation(image) <= 4 else reversed(image.size)
+    return height, width
 
 
 def _check_channels(channels: int) -> None:
@@ -169,124 +199,13 @@ def _formats() -> list[str]:
     return sorted({known[suffix] for suffix in IMAGE_SUFFIXES if suffix in known})
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:  # a damaged EXIF block says nothing about the pixels
-        return 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    if _orientation(image) == 1:  # most are, and are not copied
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # as above
-        return image
-
-
 def read_numbers(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
     """A picture file -> its numbers as they are stored, upright, (H, W) or (H, W, C).
 
     Those of a palette are its places; opacity beside a single channel is left out. Raises `DamagedImage`.
     """
     with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
-        image.load()
-        upright = _upright(image)
-        return np.array(upright.getchannel(0) if upright.mode in ("LA", "PA") else upright)
-
-
-def _loaded(image: Image.Image, stream: BinaryIO, channels: int, bits: Literal[8, 16]) -> Array:
-    tiles = _other_bytes(image) if bits == 16 else None
-    image.load()
-    if tiles is None:
-        return _pixels(_upright(image), channels, bits)
-    stream.seek(0)
-    with Image.open(stream, formats=_formats()) as other:
-        assert isinstance(other, ImageFile.ImageFile)
-        other.tile = tiles
-        other.load()
-        levels = np.array(_upright(image)).astype(np.uint16) << 8 | np.array(_upright(other))  # (H, W, 3 or 4)
-    transparent = image.info.get("transparency")
-    opacity = levels[:, :, 3:] if levels.shape[2] == 4 else None
-    if isinstance(transparent, tuple):
-        opacity = np.where((levels == transparent).all(2, keepdims=True), 0, _WHITE).astype(np.uint16)
-    return _wide_channels(levels[:, :, :3], opacity, channels)
-
-
-def _other_bytes(image: Image.Image) -> list[ImageFile._Tile] | None:
-    """How to read the lower bytes of colours with 16 bits, of which Pillow gives the upper ones; None for other files.
-
-    Pillow's unpacker takes one of two bytes as it is told their order. Told the wrong order, it takes the other one.
-    """
-    others = []
-    for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
-        mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
-        if mode not in _WRONG_ORDER:
-            return None
-        args = _WRONG_ORDER[mode] if isinstance(tile.args, str) else (_WRONG_ORDER[mode], *rest)
-        others.append(tile._replace(args=args))
-    return others or None
-
-
-_NATIVE_WRONG = {"little": "B", "big": "L"}[sys.byteorder]
-_WRONG_ORDER = {
-    f"{colours};16{order}": f"{colours};16{wrong}"
-    for colours in ("RGB", "RGBA")
-    for order, wrong in (("B", "L"), ("L", "B"), ("N", _NATIVE_WRONG))
-}
-
-
-def _pixels(image: Image.Image, channels: int, bits: Literal[8, 16]) -> Array:
-    if image.mode == "F":
-        raise ValueError(
-            "its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits, "
-            "or read depths with pictures.kind=depth"
-        )
-    if image.mode.startswith(
-        "I"
-    ):  # 16 bits: "I;16" and its byte orders; "I" from older versions of Pillow and from PGM
-        wide = _wide_pixels(image, channels)
-        return wide if channels == 1 or bits == 16 else _narrow(wide)
-    if channels == 4:
-        # Not every mode has a direct way.
-        image = image if image.has_transparency_data else image.convert("RGB")
-        return np.array(image.convert("RGBA"), dtype=np.uint8)
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
-    if channels == 3 or image.mode not in ("1", "L"):
-        image = image.convert("RGB")  # also on the way to grayscale: not every mode has a direct way
-    if channels == 1:
-        image = image.convert("L")
-    return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
-
-
-def _wide_pixels(image: Image.Image, channels: int) -> Wide:
-    wide = np.array(image)
-    if wide.min() < 0 or wide.max() > _WHITE:
-        raise ValueError("its numbers have 32 bits, which have no agreed range; save it with 8 or 16 bits")
-    values = wide.astype(np.uint16)[:, :, None]
-    transparent = image.info.get("transparency")
-    opacity = np.where(values == transparent, 0, _WHITE).astype(np.uint16) if isinstance(transparent, int) else None
-    return _wide_channels(values, opacity, channels)
-
-
-def _wide_channels(colours: Wide, opacity: Wide | None, channels: int) -> Wide:
-    """Colours (H, W, 1 or 3) and their opacity (H, W, 1), if there is any -> (H, W, channels), as `read_image` says."""
-    values = colours.astype(np.int64)
-    if channels == 4:
-        three = np.broadcast_to(colours, (*colours.shape[:2], 3))
-        return np.concatenate([three, np.full_like(colours[:, :, :1], _WHITE) if opacity is None else opacity], axis=2)
-    if opacity is not None:
-        values = (values * opacity + _WHITE * (_WHITE - opacity.astype(np.int64)) + _WHITE // 2) // _WHITE
-    if channels == 1 and values.shape[2] == 3:
-        values = (values @ np.array([[299], [587], [114]]) + 500) // 1000  # ITU-R 601, as Pillow has it
-    return np.broadcast_to(values, (*values.shape[:2], channels)).astype(np.uint16)
-
-
-def _narrow(wide: Wide) -> npt.NDArray[np.uint8]:
-    return ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255, rounded to nearest
+        return stored_numbers(image)
 
 
 def resize_shorter(array: Array, size: int) -> Array:
@@ -306,7 +225,11 @@ def resize_to_cover(array: Array, size: tuple[int, int], *, filter: Filter = "la
 
 def resize(array: Array, size: tuple[int, int], *, filter: Filter) -> Array:
     """(H, W, C) -> (height, width, C); the filters are those of `resize_to_cover`."""
-    return _resize(array, *size) if filter == "lanczos" else _nearest(array, *size)
+    height, width = array.shape[:2]
+    whole = (0.0, 0.0, float(width), float(height))
+    if filter == "nearest":
+        return _nearest(array, size, whole)
+    return array if (height, width) == size else _lanczos(array, size, whole)
 
 
 def covering_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
@@ -315,19 +238,69 @@ def covering_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, in
     return max(size[0], round(full[0] * scale)), max(size[1], round(full[1] * scale))
 
 
-def _nearest(array: Array, height: int, width: int) -> Array:
-    rows = ((np.arange(height) + 0.5) * (array.shape[0] / height)).astype(np.intp)
-    columns = ((np.arange(width) + 0.5) * (array.shape[1] / width)).astype(np.intp)
-    chosen: Array = array[rows[:, None], columns]
+def is_excessive(full: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a picture of size `full` is so long and thin that covering `size` takes a multiple of the memory of either.
+
+    A file of 1 x 6000 pixels has a hundred bytes, and covers 256 x 256 as 256 x 1,536,000.
+    """
+    covering = math.prod(covering_size(full, size))
+    return covering > max(math.prod(full), MOST_COVERING, 8 * math.prod(size))
+
+
+def check_covering(full: tuple[int, int], size: tuple[int, int], *, window: tuple[int, int], name: str) -> None:
+    """Sizes (height, width) of a picture, of what it is to cover, and of the window that is cut out of that -> nothing.
+
+    Raises `DamagedImage` for a picture that would be enlarged more than twice to cover the window, and for one that is too thin
+    (`is_excessive`). To be called before pixels are scaled.
+    """
+    (height, width), (h, w) = window, full
+    if max(height / h, width / w) > 2:
+        raise DamagedImage(
+            name,
+            f"is {h}x{w} pixels, too small for size {height}x{width}; "
+            f"use pictures of at least {-(-height // 2)}x{-(-width // 2)} pixels or a smaller size",
+        )
+    if is_excessive(full, size):
+        rows, columns = covering_size(full, size)
+        raise DamagedImage(
+            name, f"is {h}x{w} pixels, too thin for size {size[0]}x{size[1]}: it covers it as {rows}x{columns}; crop it"
+        )
+
+
+def covered_middle(array: Array, size: tuple[int, int], *, filter: Filter = "lanczos") -> Array:
+    """(H, W, C) -> (height, width, C): as `resize_to_cover` and then `center_crop`, in memory for the picture and the result."""
+    full = (array.shape[0], array.shape[1])
+    if not is_excessive(full, size):
+        return center_crop(resize_to_cover(array, size, filter=filter), size)
+    return (
+        _nearest(array, size, middle_box(full, size))
+        if filter == "nearest"
+        else _lanczos(array, size, middle_box(full, size))
+    )
+
+
+def middle_box(full: tuple[int, int], size: tuple[int, int]) -> Box:
+    """What `covered_middle` shows of a picture of size `full`, in its pixels."""
+    rows, columns = covering_size(full, size)
+    top, left = (rows - size[0]) // 2, (columns - size[1]) // 2
+    high, wide = full[0] / rows, full[1] / columns  # pixels of the picture that make one
+    return left * wide, top * high, (left + size[1]) * wide, (top + size[0]) * high
+
+
+def _nearest(array: Array, size: tuple[int, int], box: Box) -> Array:
+    (height, width), (left, top, right, bottom) = size, box
+    rows = (top + (np.arange(height) + 0.5) * ((bottom - top) / height)).astype(np.intp)
+    columns = (left + (np.arange(width) + 0.5) * ((right - left) / width)).astype(np.intp)
+    chosen: Array = array[rows.clip(max=array.shape[0] - 1)[:, None], columns.clip(max=array.shape[1] - 1)]
     return chosen
 
 
-def _resize(array: Array, height: int, width: int) -> Array:
-    if array.shape[:2] == (height, width):
-        return array
+def _lanczos(array: Array, size: tuple[int, int], box: Box) -> Array:
+    """The pixels around the box count as they do where all of the picture is scaled."""
+    height, width = size
 
     def lanczos(picture: Image.Image) -> npt.NDArray[Any]:
-        return np.array(picture.resize((width, height), Image.Resampling.LANCZOS))
+        return np.array(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))
 
     if array.dtype == np.uint8 and array.shape[2] in (3, 4):
         colours: Array = lanczos(Image.fromarray(array))

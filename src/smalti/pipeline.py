@@ -16,23 +16,26 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from smalti.arguments import tiles
 from smalti.bundled import SCENES
 from smalti.cards import Sources, publish
 from smalti.checkpoints.base import Imported, check_window
 from smalti.checkpoints.formats import find_foreign, read_foreign
-from smalti.conditions.base import Condition, Grid, everywhere, keys, value_of
+from smalti.conditions.base import Condition, Grid, check_count, everywhere, keys, value_of
 from smalti.conditions.maps import Maps
 from smalti.errors import SmaltiError
 from smalti.files import folder_written_atomically
 from smalti.images import NO_SETTINGS, to_array
 from smalti.keeping import Keeper, fingerprint
+from smalti.masks import whole_tiles
 from smalti.png import write_png
 from smalti.pretrained import find_model, here, is_ours
 from smalti.prior import Prior, Sampler, Window, finished, sample_windows, unknown
 from smalti.prior.likelihood import window_nats
-from smalti.prior.sampling import sampler_of
+from smalti.prior.sampling import check_room, sampler_of, seeds_from
 from smalti.priors import Network, load_prior, save_prior
 from smalti.settings import as_mapping
+from smalti.tokenizer.inputs import Codes, Images, code_batch
 from smalti.tokenizer.strips_any import decode_of_any_size, encode_of_any_size, strips_of
 from smalti.tokenizer.strips_work import Progress, unwatched
 from smalti.tokenizer.vqgan import VQGAN
@@ -52,9 +55,8 @@ class Pipeline:
         """A folder with `tokenizer` and `prior` in it (models or run folders), the Hub id of one, or a run folder of the original
         or another foreign format that holds both stages -> the pipeline, on the CPU.
 
-        Without a name, and by the name "scenes" where there is no such folder, it is the model that comes with smalti. `grid`
-        (h,w): the window in codes, where a foreign checkpoint does not hold it. Raises `SmaltiError` when one of the two is missing
-        or damaged, or when the prior belongs to another tokenizer or has another grid.
+        "scenes", the default, is the model that comes with smalti. `grid` (h,w): the window in codes, where a foreign checkpoint
+        does not hold it. Raises `SmaltiError` when one is missing or damaged, or the prior has another tokenizer or grid.
         """
         root = here(name)
         if _is_pipeline(root):
@@ -125,7 +127,7 @@ class Pipeline:
         self,
         count: int = 1,
         *,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, int] | int | None = None,
         seed: int = 0,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -159,7 +161,7 @@ class Pipeline:
     def stream(
         self,
         *,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, int] | int | None = None,
         seed: int = 0,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -201,7 +203,7 @@ class Pipeline:
 
     def complete(
         self,
-        images: Tensor,
+        images: Images,
         known: Tensor,
         *,
         values: Sequence[Any],
@@ -209,7 +211,7 @@ class Pipeline:
         seed: int = 0,
         speculate: int = 0,
     ) -> Tensor:
-        """Pictures (B,C,H,W) and a mask (H,W) bool, True where a pixel is kept -> completed pictures (B,C,H,W).
+        """Pictures, as `encode` takes them, and a mask (H,W) bool, True where a pixel is kept -> completed pictures (B,C,H,W).
 
         A code is kept when its whole tile is. The code order is raster: what lies above and to the left of a code guides it;
         kept codes below and to the right stay, but do not guide what comes before them. `speculate` and errors as in `sample`.
@@ -219,7 +221,7 @@ class Pipeline:
 
     def complete_codes(
         self,
-        images: Tensor,
+        images: Images,
         known: Tensor,
         *,
         values: Sequence[Any],
@@ -228,25 +230,21 @@ class Pipeline:
         speculate: int = 0,
     ) -> Tensor:
         """As `complete`, the codes (B,h,w)."""
-        seeds = self.seeds(seed, len(images))
         kept = self.kept(images, known)
+        seeds = self.seeds(seed, len(kept))
         return finished(self.lay(values, kept, sampler=sampler, seeds=seeds, speculate=speculate))
 
-    def kept(self, images: Tensor, known: Tensor) -> Tensor:
-        """Pictures (B,C,H,W) and a mask (H,W) bool, True where a pixel is kept -> codes (B,h,w), -1 where one is to be laid.
+    def kept(self, images: Images, known: Tensor) -> Tensor:
+        """Pictures and a mask (H,W) bool, True where a pixel is kept -> codes (B,h,w), -1 where one is to be laid.
 
-        A code is kept when its whole tile is. Raises `SmaltiError` for a mask of another size.
+        A code is kept when its whole tile is. Raises `SmaltiError` as `encode`, and as `masks.whole_tiles`.
         """
-        if known.shape != images.shape[2:]:
-            raise SmaltiError(
-                f"the mask has the shape {tuple(known.shape)}, the picture (height, width) {tuple(images.shape[2:])}; "
-                "give a mask of the picture's size"
-            )
+        images = self.tokenizer.batch(images)
+        picture = (images.shape[2], images.shape[3])
+        whole = whole_tiles(known, factor=self.tokenizer.factor, picture=picture)  # (h,w)
         # The whole picture is encoded, as in the paper's code: grey in place of what is laid anew would shift the statistics of
         # every GroupNorm, and with them the kept codes.
         codes = self.encode(images)
-        f = self.tokenizer.factor
-        whole = known.unfold(0, f, f).unfold(1, f, f).all(-1).all(-1)  # (h,w)
         return torch.where(whole.to(codes.device), codes, -1)
 
     def lay(
@@ -255,6 +253,7 @@ class Pipeline:
         """Values of the condition, None for "nothing", and codes (B,h,w) with -1 where one is to be laid -> the codes after each
         row, the last complete. Raises `SmaltiError` for values that the condition does not know and codes that are none, and for
         guesses (`speculate`, as in `sample`) on a grid above the trained one."""
+        check_count(values, known)
         grid = (known.shape[1], known.shape[2])
         prefixes, middle = self.prefixes(values, grid=grid), self.condition.middle
         known = known.to(self.device)
@@ -270,7 +269,7 @@ class Pipeline:
         told = partial(fingerprint, self.prior, prefixes, known, sampler=sampler, seeds=seeds)
         return Keeper(path, known, hangs_on=told, settings=said)
 
-    def fitted(self, texts: Mapping[str, str], *, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int]]:
+    def fitted(self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None) -> tuple[Any, tuple[int, int]]:
         """What a person typed for the condition by its keys, names or paths of files -> its value, and the picture's grid (h,w).
 
         A map without a `size` (H,W) makes a picture as large as it is itself, cut to whole tiles; with one it is scaled and cut.
@@ -283,7 +282,10 @@ class Pipeline:
                 values[part.key] = part.read(texts[part.key])
                 if isinstance(part, Maps):
                     values[part.key], grid = part.fit(values[part.key], grid=grid)
-        return self.value(values), self.grid(size) if grid is None else grid
+        if grid is None:
+            return self.value(values), self.grid(size)
+        check_room(1, grid)
+        return self.value(values), grid
 
     def value(self, given: Mapping[str, Any]) -> Any:
         """What was given by name -> the condition's value, None for "nothing". Raises `SmaltiError` for another name."""
@@ -313,30 +315,30 @@ class Pipeline:
         return mixed
 
     @torch.no_grad()
-    def nats(self, codes: Tensor, *, values: Sequence[Any]) -> Tensor:
+    def nats(self, codes: Codes, *, values: Sequence[Any]) -> Tensor:
         """Codes (B,h,w) of pictures of any size and what each is told, None for "nothing" -> nats of each code (B,h,w).
 
         That is how unlikely the prior itself finds a code after those before it, without temperature, filters or guidance. Raises
         `SmaltiError` for values that the condition does not know.
         """
+        codes = code_batch(codes, size=self.prior.size).to(self.device)
         prefixes = self.prefixes(values, grid=(codes.shape[1], codes.shape[2]))
-        return window_nats(self.prior, prefixes, codes.to(self.device), middle=self.condition.middle)
+        return window_nats(self.prior, prefixes, codes, middle=self.condition.middle)
 
     def seeds(self, seed: int, count: int) -> Tensor:
-        """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63)."""
-        if seed < 0 or seed + count >= 2**63:
-            raise SmaltiError(
-                f"the seed {seed} is not from 0 to {2**63 - 1 - count}; choose a smaller one, not negative"
-            )
-        return torch.arange(seed, seed + count)
+        """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""
+        return seeds_from(seed, count)
 
-    def encode(self, images: Tensor, *, progress: Progress = unwatched) -> Tensor:
-        """Pictures (B,C,H,W) in [-1,1] -> codes (B,h,w), large pictures in bounded memory; `progress` is told rows of pixels."""
+    def encode(self, images: Images, *, progress: Progress = unwatched) -> Tensor:
+        """Pictures, as `VQGAN.encode` takes them: (B,C,H,W), floats in [-1,1] or uint8, or Pillow's -> codes (B,h,w).
+
+        Large pictures in bounded memory; `progress` is told rows of pixels.
+        """
         return encode_of_any_size(self.tokenizer, images, progress=progress).codes
 
-    def decode(self, codes: Tensor, *, progress: Progress = unwatched) -> Tensor:
+    def decode(self, codes: Codes, *, progress: Progress = unwatched) -> Tensor:
         """Codes (B,h,w) -> pictures (B,C,H,W) in [-1,1] on the CPU, clamped; what is large and `progress` as in `encode`."""
-        latents = self.tokenizer.latents_of(codes.to(self.device))
+        latents = self.tokenizer.latents_of(codes)
         return decode_of_any_size(self.tokenizer, latents, progress=progress).clamp_(-1, 1).contiguous()
 
     def save(
@@ -348,13 +350,13 @@ class Pipeline:
         progress: Progress = unwatched,
     ) -> None:
         """Codes (h,w) -> a PNG file of their picture, of any size, written as it is decoded. Settings, errors as `write_png`."""
+        latents = self.tokenizer.latents_of(codes[None])
         height, width = (side * self.tokenizer.factor for side in codes.shape)
-        latents = self.tokenizer.latents_of(codes[None].to(self.device))
         strips = (to_array(strip[0]) for strip in strips_of(self.tokenizer, latents, progress=progress))
         write_png(Path(path), strips, size=(height, width), settings=settings)
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Pictures (B,C,H,W) -> what the tokenizer keeps of them (B,C,H,W)."""
+    def reconstruct(self, images: Images) -> Tensor:
+        """Pictures, as `encode` takes them -> what the tokenizer keeps of them (B,C,H,W)."""
         return self.decode(self.encode(images))
 
     def partial(self, codes: Tensor) -> Tensor:
@@ -363,16 +365,14 @@ class Pipeline:
         laid = (codes >= 0).repeat_interleave(f, 1).repeat_interleave(f, 2).unsqueeze(1).cpu()
         return torch.where(laid, self.decode(codes.clamp(min=0)), 0.0)
 
-    def grid(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        """(H,W) in pixels, None for the trained size -> (h,w). Raises `SmaltiError` when f does not divide them."""
-        height, width = self.default_size if size is None else size
-        f = self.tokenizer.factor
-        if height % f or width % f or height < f or width < f:
-            raise SmaltiError(
-                f"a picture of {height} x {width} (height x width) is not made of tiles of {f} pixels; "
-                f"try {max(round(height / f), 1) * f}x{max(round(width / f), 1) * f}"
-            )
-        return height // f, width // f
+    def grid(self, size: tuple[int, int] | int | None) -> tuple[int, int]:
+        """(H,W) in pixels, one number for both, None for the trained size -> (h,w).
+
+        Raises `SmaltiError` when f does not divide them, for what is no size, and for what is beyond this machine's memory.
+        """
+        grid = tiles(self.default_size if size is None else size, factor=self.tokenizer.factor)
+        check_room(1, grid)
+        return grid
 
 
 def amid(codes: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -211,7 +211,7 @@ def complete(
 
     from smalti.conditions.base import keys
     from smalti.devices import pick_device
-    from smalti.images import center_crop, read_image, resize_to_cover, to_tensor
+    from smalti.images import covered_middle, read_image, to_tensor
     from smalti.masks import kept_by_mask, kept_part
     from smalti.pipeline import Pipeline, amid
     from smalti.prior.sampling import sampler_of
@@ -223,7 +223,7 @@ def complete(
     height_width = size_option(size) or pipeline.default_size
     pipeline.grid(height_width)
     whole = read_image(image, channels=pipeline.tokenizer.settings.pyramid.channels, name=str(image))
-    given = to_tensor(center_crop(resize_to_cover(whole, height_width), height_width)).unsqueeze(0)
+    given = to_tensor(covered_middle(whole, height_width)).unsqueeze(0)
     if mask is not None:
         known = kept_by_mask(mask, picture=(whole.shape[0], whole.shape[1]), size=height_width)
     elif keep is not None:
@@ -243,7 +243,13 @@ def complete(
     told = _told(keys(pipeline.condition), label=label, any=condition or [])
     wide = size_option(canvas) or height_width
     value, grid = pipeline.fitted(told, size=wide)
-    codes = amid(pipeline.kept(given, known), grid).repeat(count, 1, 1)
+    kept = pipeline.kept(given, known)
+    if not (kept >= 0).any():
+        tile = pipeline.tokenizer.factor
+        raise SmaltiError(
+            f"no tile of {tile} x {tile} pixels is kept as a whole, and a part of one cannot be; keep more of {image}"
+        )
+    codes = amid(kept, grid).repeat(count, 1, 1)
     choice = _choice(pipeline, None, label=label, tries=tries)
     seeds = pipeline.seeds(seed, count)
     files = [
@@ -277,7 +283,7 @@ def reconstruct(
     from smalti.data.sources import Picture, holds_many, open_source
     from smalti.devices import pick_device
     from smalti.evaluation.metrics import CodeUse, psnr
-    from smalti.images import DamagedImage, center_crop, resize_to_cover, save_png
+    from smalti.images import DamagedImage, center_crop, covered_middle, save_png
     from smalti.pipeline import read_tokenizer
     from smalti.tokenizer.strips_any import decode_of_any_size, encode_of_any_size
 
@@ -300,7 +306,7 @@ def reconstruct(
                     source.read(picture, channels) if source else kind.read(images, channels=channels, name=str(images))
                 )
                 if wanted:
-                    array = resize_to_cover(array, wanted, filter=kind.filter)
+                    array = covered_middle(array, wanted, filter=kind.filter)
                 height, width = wanted or (array.shape[0] // f * f, array.shape[1] // f * f)
                 if not height or not width:
                     raise DamagedImage(

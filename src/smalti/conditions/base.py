@@ -89,6 +89,15 @@ def value_of(condition: Condition, named: Mapping[str, Any]) -> Any:
     return named.get(condition.key)
 
 
+def check_count(values: Sequence[Any], known: Tensor) -> None:
+    """Raise `SmaltiError` unless there is a value of the condition for each grid of known codes (B,h,w)."""
+    if known.dim() != 3 or len(values) != len(known):
+        raise SmaltiError(
+            f"{len(values)} values of the condition and codes of shape {tuple(known.shape)} were given; the shape is (B, h, w), "
+            "with as many values, None for nothing"
+        )
+
+
 def as_prefix(codes: Sequence[int]) -> Tensor:
     """B codes -> (B,1) int64."""
     return torch.tensor(list(codes), dtype=torch.int64).reshape(-1, 1)

@@ -21,7 +21,18 @@ from smalti.conditions.base import Condition, Grid, Laid, check_grid, crops
 from smalti.conditions.drawing import palette
 from smalti.conditions.map_files import read_depth, read_edges, read_segmentation
 from smalti.errors import SmaltiError
-from smalti.images import Array, covering_size, edges, read_image, resize, to_array, to_tensor
+from smalti.images import (
+    MOST_COVERING,
+    Array,
+    covered_middle,
+    covering_size,
+    edges,
+    is_excessive,
+    read_image,
+    resize,
+    to_array,
+    to_tensor,
+)
 from smalti.settings import as_mapping, settings
 from smalti.tokenizer.vqgan import VQGAN
 
@@ -98,9 +109,18 @@ class Maps(Condition):
         asked = grid is not None or larger > 1
         if grid is None:  # what rounding has taken from a side that just fits is given back
             grid = (int(height * larger / factor + 1e-6), int(width * larger / factor + 1e-6))
+            if larger > 1 and grid[0] * grid[1] * factor**2 > MOST_COVERING:
+                raise SmaltiError(
+                    f"the {self.key} is {height}x{width} pixels (height x width), and the smallest picture of its shape has "
+                    f"{grid[0]}x{grid[1]} codes; crop it, or ask for a size"
+                )
         check_grid(grid, window=self.settings.grid, key=self.key)
         rows, columns = grid[0] * factor, grid[1] * factor
-        if asked:
+        if asked and is_excessive((height, width), (rows, columns)):
+            whole = _scaled(
+                whole, (rows, columns), middle=True
+            )  # edges at its border are found without what is beyond it
+        elif asked:
             whole = _scaled(whole, covering_size((height, width), (rows, columns)))
         whole = _KINDS[self.settings.kind].made(whole)
         top, left = (whole.shape[1] - rows) // 2, (whole.shape[2] - columns) // 2
@@ -134,14 +154,15 @@ class Maps(Condition):
         if not isinstance(value, Tensor | np.ndarray):
             raise SmaltiError(f"a {self.key} is a tensor or an array, not {value!r}")
         given, factor = torch.as_tensor(value), self.tokenizer.factor
-        picture = self._picture(given)
-        wanted, found = (grid[0] * factor, grid[1] * factor), tuple(picture.shape[1:])
-        if found[0] * wanted[1] != found[1] * wanted[0]:
+        if given.dim() not in (2, 3) or given.is_floating_point():
+            self._picture(given)  # the check; that of labels, with a channel each, waits until they have their size
+        wanted, found = (grid[0] * factor, grid[1] * factor), tuple(given.shape[-2:])
+        if found[0] * wanted[1] != found[1] * wanted[0] or not given.numel():
             raise SmaltiError(
                 f"the {self.key} is {found[0]} x {found[1]} pixels (height x width), and a picture of {grid[0]} x {grid[1]} "
                 f"codes takes one of the shape of {wanted[0]} x {wanted[1]}; crop it, or ask for another size"
             )
-        return picture if found == wanted else self._picture(self.fit(given, grid=grid)[0])
+        return self._picture(given if found == wanted else self.fit(given, grid=grid)[0])
 
     def _picture(self, value: Tensor) -> Tensor:
         """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one a label."""
@@ -185,7 +206,7 @@ def labels_as_channels(labels: Tensor, *, count: int, key: str) -> Tensor:
         raise SmaltiError(
             f"the {key} holds the label {worst}, and there are the labels 0 to {count - 1}; give what is unknown one of them"
         )
-    return F.one_hot(labels, count).movedim(-1, 0).float()
+    return (labels == torch.arange(count, device=labels.device)[:, None, None]).float()
 
 
 def colourised(maps: Tensor, colorize: Tensor) -> Tensor:
@@ -213,16 +234,21 @@ def _channels(value: Tensor, channels: int, key: str) -> Tensor:
     return value.float()
 
 
-def _scaled(value: Tensor, size: Grid) -> Tensor:
+def _scaled(value: Tensor, size: Grid, *, middle: bool = False) -> Tensor:
     """A map (C,H,W), labels or floats in [-1,1] -> the same of another size, as files are scaled for training: labels to the
-    nearest one, floats by Lanczos, which leaves 16 bits of them."""
+    nearest one, floats by Lanczos, which leaves 16 bits of them. `middle`: the middle of what covers the size, as
+    `images.covered_middle`."""
     if value.shape[1:] == size:
         return value
     if not value.is_floating_point():
+        if middle:
+            kept = covered_middle(value.cpu().numpy().transpose(1, 2, 0), size, filter="nearest")
+            return torch.from_numpy(np.ascontiguousarray(kept.transpose(2, 0, 1)))
         nearest: Tensor = F.interpolate(value.unsqueeze(0).double(), size=size, mode="nearest-exact")[0]
         return nearest.to(value.dtype)
     levels = ((value.double().clamp(-1, 1) + 1) * 32767.5).round().cpu().numpy().astype(np.uint16)  # (C,H,W)
-    return to_tensor(resize(np.moveaxis(levels, 0, -1), size, filter="lanczos")).to(value.dtype)
+    pixels: Array = np.moveaxis(levels, 0, -1)
+    return to_tensor(covered_middle(pixels, size) if middle else resize(pixels, size, filter="lanczos")).to(value.dtype)
 
 
 def _edges(value: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from smalti.boxes import Size, is_number
@@ -15,6 +16,8 @@ from smalti.images import IMAGE_SUFFIXES
 
 Plain: TypeAlias = Mapping[str, Any]
 """A mapping as it stands in a JSON file."""
+
+NO_SIZES: Mapping[str, Size] = MappingProxyType({})
 
 
 class At(NamedTuple):
@@ -78,9 +81,18 @@ def size_of(one: Plain, path: Path, name: str) -> Size:
     return float(width), float(height)
 
 
-def collected(path: Path, classes: Sequence[str], keypoints: Sequence[str], pictures: Plain) -> Annotated:
-    """What a file says, with the lists that grew while it was read."""
-    return Annotated(path, tuple(classes), tuple(keypoints), {name: tuple(things) for name, things in pictures.items()})
+def collected(
+    path: Path,
+    classes: Sequence[str],
+    keypoints: Sequence[str],
+    pictures: Plain,
+    *,
+    sizes: Mapping[str, Size] = NO_SIZES,
+) -> Annotated:
+    """What a file says, with the lists that grew while it was read; `sizes` by the names of pictures."""
+    things = {name: tuple(listed) for name, listed in pictures.items()}
+    upright = {name: (height, width) for name, (width, height) in sizes.items()}
+    return Annotated(path, tuple(classes), tuple(keypoints), things, upright)
 
 
 def occurring(pictures: Mapping[str, Sequence[Thing]]) -> list[str]:

@@ -169,7 +169,7 @@ def _visual_genome(path: Path, content: Any) -> Annotated:
             )
         objects = enumerate(items(path, entry.get("objects"), f"objects of the picture {name}"), start=1)
         pictures[name] = [_genome_thing(one, sizes[name], At(path, name, "object", number)) for number, one in objects]
-    return collected(path, occurring(pictures), (), pictures)
+    return collected(path, occurring(pictures), (), pictures, sizes=sizes)
 
 
 def _genome_thing(one: Plain, size: Size, at: At) -> Thing:

@@ -37,11 +37,12 @@ _REST = {"supercategory": "other", "id": 183, "name": "other"}  # COCO-Stuff: wh
 
 
 class _Coco(NamedTuple):
-    """A file of COCO's: classes by their numbers, names of keypoints, things by pictures."""
+    """A file of COCO's: classes by their numbers, names of keypoints, things by pictures, and the pictures' sizes."""
 
     classes: dict[int, str]
     keypoints: tuple[str, ...]
     pictures: dict[str, list[Thing]]
+    sizes: dict[str, Size]
 
 
 def read_coco(path: Path, content: Any) -> Annotated:
@@ -60,6 +61,7 @@ def _joined(path: Path, groups: Sequence[Sequence[tuple[Path, _Coco]]]) -> Annot
     classes: dict[int, str] = {}
     keypoints: tuple[str, ...] = ()
     pictures: dict[str, list[Thing]] = {}
+    sizes: dict[str, Size] = {}
     for group in groups:
         seen: set[str] = set()
         for file, one in group:
@@ -71,9 +73,11 @@ def _joined(path: Path, groups: Sequence[Sequence[tuple[Path, _Coco]]]) -> Annot
                     raise twice(path, name)
                 seen.add(name)
                 pictures.setdefault(name, []).extend(things)
+                if sizes.setdefault(name, one.sizes[name]) != one.sizes[name]:
+                    raise SmaltiError(f"{file}: the picture {name} has another size here than elsewhere in {path}")
             keypoints = keypoints or one.keypoints
     ordered = [classes[number] for number in sorted(classes)]
-    return collected(path, different_names(path, ordered, "categories"), keypoints, pictures)
+    return collected(path, different_names(path, ordered, "categories"), keypoints, pictures, sizes=sizes)
 
 
 def is_coco(content: Any) -> bool:
@@ -105,7 +109,8 @@ def _coco_file(path: Path, content: Any) -> _Coco:
         seen = _coco_points(one.get("keypoints"), points[category], size, at)
         box = box_within(one.get("bbox"), size, at.error)
         things[image].append(Thing(classes[category], box, group=one.get("iscrowd") == 1, keypoints=seen))
-    return _Coco(classes, keypoints, {name: things[number] for number, (name, _) in images.items()})
+    listed = {name: things[number] for number, (name, _) in images.items()}
+    return _Coco(classes, keypoints, listed, dict(images.values()))
 
 
 def _coco_images(path: Path, images: Sequence[Plain]) -> dict[Any, tuple[str, Size]]:

@@ -6,7 +6,7 @@ The files that hold it are read by `smalti.data.annotation_files`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeAlias, final
 
@@ -42,13 +42,15 @@ class Annotated:
     """All that a file or folder says of pictures.
 
     `classes`: their names, in the order of their numbers. `keypoints`: the names of the points, none where there are none.
-    `pictures`: the objects of each by its name, the path below the folder of the pictures without suffix: `street/04`.
+    `pictures`: the objects of each by its name, the path below the folder of the pictures without suffix: `street/04`. `sizes`:
+    what the file says of the pictures' (height, width) in pixels, by name; empty where it counts in shares.
     """
 
     path: Path
     classes: tuple[str, ...]
     keypoints: tuple[str, ...]
     pictures: Mapping[str, tuple[Thing, ...]]
+    sizes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def stem(key: str) -> str:
@@ -76,6 +78,27 @@ def beside(pictures: Sequence[Picture], annotated: Annotated) -> tuple[tuple[Thi
             f"of all, without suffix, such as {example}: add an entry without objects for a picture that has none"
         )
     return tuple(annotated.pictures[name] for name in names)
+
+
+def sizes_beside(pictures: Sequence[Picture], annotated: Annotated) -> tuple[tuple[float, float] | None, ...]:
+    """For each picture the (height, width) that its annotations are for, None where the file says nothing of it."""
+    return tuple(annotated.sizes.get(name) for name in _names(pictures, annotated))
+
+
+def check_annotated_size(key: str, full: tuple[int, int], annotated: tuple[float, float], path: Path) -> None:
+    """A picture's (height, width) upright, and the one that its annotations are for -> nothing.
+
+    Raises `SmaltiError` unless one is the other, larger or smaller: boxes are then read as shares of the wrong sides, and lie
+    elsewhere in the picture. Sides of a copy may be rounded to whole pixels.
+    """
+    (height, width), (rows, columns) = full, annotated
+    turned = (height, width) == (columns, rows) != (rows, columns)
+    if turned or abs(height * columns - width * rows) > rows + columns:
+        hint = "; its EXIF orientation turns it by a quarter, and the file means it as it is stored" if turned else ""
+        raise SmaltiError(
+            f"{path} says that {key} is {rows:g}x{columns:g} pixels (height x width), and it is {height}x{width}{hint}; annotate "
+            "the picture as it is seen, or save it with the sides that the file says"
+        )
 
 
 def _names(pictures: Sequence[Picture], annotated: Annotated) -> list[str]:

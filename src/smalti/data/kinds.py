@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from typing import Any, BinaryIO, TypeAlias, final
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from smalti.images import (
     Covering,
     DamagedImage,
     Filter,
+    check_covering,
     edges,
     read_covering,
     read_image,
@@ -32,6 +33,9 @@ from smalti.images import (
     to_tensor,
 )
 from smalti.numbers import DEPTH_SUFFIXES, LABEL_SUFFIXES, depth_levels, read_depth, read_labels
+
+Size: TypeAlias = tuple[int, int]
+"""(height, width) in pixels."""
 
 
 class Kind(ABC):
@@ -58,8 +62,11 @@ class Kind(ABC):
         """A file -> its whole array. Raises `DamagedImage`."""
 
     @abstractmethod
-    def covering(self, source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Covering:
-        """A file -> its array, scaled until it covers `size` (height, width). Raises `DamagedImage`."""
+    def covering(
+        self, source: Path | BinaryIO, size: Size, *, channels: int, name: str, window: Size = (1, 1)
+    ) -> Covering:
+        """A file -> its array, scaled until it covers `size` (height, width). Raises `DamagedImage`, also as
+        `images.check_covering` for the `window` that is to be cut out of it."""
 
     @abstractmethod
     def held(self, array: Array, channels: int) -> Tensor:
@@ -110,8 +117,10 @@ class Colour(Levels):
     def read(self, source: Path | BinaryIO, *, channels: int, name: str) -> Array:
         return read_image(source, channels=channels, name=name)
 
-    def covering(self, source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Covering:
-        return read_covering(source, size, channels=channels, name=name)
+    def covering(
+        self, source: Path | BinaryIO, size: Size, *, channels: int, name: str, window: Size = (1, 1)
+    ) -> Covering:
+        return read_covering(source, size, channels=channels, name=name, window=window)
 
 
 @final
@@ -165,8 +174,11 @@ class Labels(Kind):
             f"{sentence}, or, if {worst} stands for no label, pictures.unlabelled={worst}, which takes the last channel"
         )
 
-    def covering(self, source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Covering:
-        return _covered(self.read(source, channels=channels, name=name), size, self.filter)
+    def covering(
+        self, source: Path | BinaryIO, size: Size, *, channels: int, name: str, window: Size = (1, 1)
+    ) -> Covering:
+        array = self.read(source, channels=channels, name=name)
+        return _covered(array, size, self.filter, window=window, name=name)
 
     def held(self, array: Array, channels: int) -> Tensor:
         return torch.from_numpy(array[:, :, 0].astype(np.uint8 if channels <= 256 else np.int32))
@@ -201,8 +213,11 @@ class Depth(Levels):
     def read(self, source: Path | BinaryIO, *, channels: int, name: str) -> Array:
         return depth_levels(read_depth(source, name=name))
 
-    def covering(self, source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Covering:
-        return _covered(self.read(source, channels=channels, name=name), size, self.filter)
+    def covering(
+        self, source: Path | BinaryIO, size: Size, *, channels: int, name: str, window: Size = (1, 1)
+    ) -> Covering:
+        array = self.read(source, channels=channels, name=name)
+        return _covered(array, size, self.filter, window=window, name=name)
 
 
 @final
@@ -225,9 +240,11 @@ class Edges(Levels):
     def read(self, source: Path | BinaryIO, *, channels: int, name: str) -> Array:
         return edges(read_image(source, channels=3, name=name))
 
-    def covering(self, source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Covering:
+    def covering(
+        self, source: Path | BinaryIO, size: Size, *, channels: int, name: str, window: Size = (1, 1)
+    ) -> Covering:
         """The edges of the picture when it is scaled: how fine they are, its size decides."""
-        scaled = read_covering(source, size, channels=3, name=name)
+        scaled = read_covering(source, size, channels=3, name=name, window=window)
         return Covering(edges(scaled.pixels), scaled.full)
 
 
@@ -253,5 +270,7 @@ def kind_of(described: Mapping[str, Any], *, channels: int) -> Kind:
     return KINDS[name](described.get("unlabelled"))
 
 
-def _covered(array: Array, size: tuple[int, int], filter: Filter) -> Covering:
-    return Covering(resize_to_cover(array, size, filter=filter), (array.shape[0], array.shape[1]))
+def _covered(array: Array, size: Size, filter: Filter, *, window: Size, name: str) -> Covering:
+    full = (array.shape[0], array.shape[1])
+    check_covering(full, size, window=window, name=name)
+    return Covering(resize_to_cover(array, size, filter=filter), full)

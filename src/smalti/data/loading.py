@@ -100,8 +100,9 @@ class Crops:
     """Pictures of a source -> examples of one size: `crops[index, draw]` is picture `index`, cut as draw number
     `draw` says.
 
-    `size` is (H, W) in pixels. Pictures are scaled to cover it, enlarged at most twice: smaller ones count as
-    damaged. A damaged picture is named once through the logger "smalti", and the next good one takes its place.
+    `size` is (H, W) in pixels. Pictures are scaled to cover it, enlarged at most twice: smaller ones, and those
+    that are too thin (`images.is_excessive`), count as damaged. A damaged picture is named once through the logger
+    "smalti", and the next good one takes its place.
     When at least 3 pictures and more than a tenth of those looked at are damaged (judged when 100 or all have been
     looked at), or all are, reading raises `SmaltiError`. Parts of one source share a record of damage, and are judged together.
 
@@ -235,9 +236,9 @@ class Crops:
         if index in self._reasons:
             raise DamagedImage(self.pictures[index].key, self._reasons[index])
         try:
-            array, full = self.source.covering(self.pictures[index], self._kept_size, channels=self._channels)
-            self._check_size(index, full)
-            self._full[index] = full
+            array, self._full[index] = self.source.covering(
+                self.pictures[index], self._kept_size, channels=self._channels, window=self.size
+            )
         except DamagedImage as error:
             self._reasons[index] = error.reason
             self._note(index, _DAMAGED)
@@ -246,15 +247,6 @@ class Crops:
         self._latest = (index, array)
         self._keep(index, array)
         return array
-
-    def _check_size(self, index: int, full: tuple[int, int]) -> None:
-        (height, width), (h, w) = self.size, full
-        if max(height / h, width / w) > 2:
-            raise DamagedImage(
-                self.pictures[index].key,
-                f"is {h}x{w} pixels, too small for size {height}x{width}; "
-                f"use pictures of at least {-(-height // 2)}x{-(-width // 2)} pixels or a smaller size",
-            )
 
     def _keep(self, index: int, array: Array) -> None:
         worker = get_worker_info()

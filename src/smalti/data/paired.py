@@ -63,6 +63,9 @@ class Saying(Protocol):
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
         """Picture `index`, seen in a `view`; `draw` for what hangs on chance."""
 
+    def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
+        """Raise `SmaltiError` where what is said is of picture `index`, called `key`, in another shape than its (height, width)."""
+
     def described(self) -> dict[str, Any]:
         """What decides it, as plain values."""
 
@@ -75,6 +78,7 @@ class Said(Beside):
         self.pictures, self.saying = pictures, saying
 
     def example(self, index: int, draw: int) -> Tensor:
+        self.saying.check_size(index, self.pictures.pictures[index].key, self.pictures.full_size(index))
         return self.saying(index, self.pictures.view(index, draw), draw)
 
     def described(self) -> dict[str, Any]:

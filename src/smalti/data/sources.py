@@ -70,9 +70,14 @@ class Source(ABC):
         return self.kind.read(self.stream(picture), channels=channels, name=picture.key)
 
     @final
-    def covering(self, picture: Picture, size: tuple[int, int], *, channels: int) -> Covering:
-        """One picture -> scaled until it covers `size` (height, width). Raises `DamagedImage`."""
-        return self.kind.covering(self.stream(picture), size, channels=channels, name=picture.key)
+    def covering(
+        self, picture: Picture, size: tuple[int, int], *, channels: int, window: tuple[int, int] = (1, 1)
+    ) -> Covering:
+        """One picture -> scaled until it covers `size` (height, width), for a `window` that is cut out of it.
+
+        Raises `DamagedImage`, also for a picture that is too small for the window or too thin.
+        """
+        return self.kind.covering(self.stream(picture), size, channels=channels, name=picture.key, window=window)
 
 
 @final

@@ -28,7 +28,16 @@ from torch import Tensor
 from smalti.data.sources import Picture, Source, identity, open_source, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.protocols import Filter, PictureProtocol
-from smalti.images import Array, DamagedImage, center_crop, resize_to_cover
+from smalti.images import (
+    Array,
+    Box,
+    DamagedImage,
+    center_crop,
+    covered_middle,
+    covering_size,
+    is_excessive,
+    middle_box,
+)
 
 READERS = min(4, os.cpu_count() or 1)
 """Threads that read ahead. Decoders let other threads run, and so does PyTorch."""
@@ -51,24 +60,25 @@ def fitted(array: Array, *, size: tuple[int, int], filter: Filter) -> Array:
     large, each 2x2 pixels become their mean; then bicubic.
     """
     if filter == "lanczos":
-        return center_crop(resize_to_cover(array, size), size)
+        return covered_middle(array, size)
     if filter == "halving":
         while min(array.shape[0] / size[0], array.shape[1] / size[1]) >= 2:
             array = _resized(array, array.shape[0] // 2, array.shape[1] // 2, Image.Resampling.BOX)
-    height, width = array.shape[:2]
-    scale = max(size[0] / height, size[1] / width)
-    covering = max(size[0], round(height * scale)), max(size[1], round(width * scale))
-    return center_crop(_resized(array, *covering, FILTERS[filter]), size)
+    full = (array.shape[0], array.shape[1])
+    if is_excessive(full, size):
+        return _resized(array, *size, FILTERS[filter], box=middle_box(full, size))
+    return center_crop(_resized(array, *covering_size(full, size), FILTERS[filter]), size)
 
 
-def _resized(array: Array, height: int, width: int, resampling: Image.Resampling) -> Array:
-    if array.shape[:2] == (height, width):
+def _resized(array: Array, height: int, width: int, resampling: Image.Resampling, *, box: Box | None = None) -> Array:
+    """A picture, or the `box` of it alone -> the same at another size."""
+    if box is None and array.shape[:2] == (height, width):
         return array
     if array.dtype == np.uint8:
         shaped = array if array.shape[2] == 3 else array[:, :, 0]
-        resized: Array = np.array(Image.fromarray(shaped).resize((width, height), resampling))
+        resized: Array = np.array(Image.fromarray(shaped).resize((width, height), resampling, box))
         return resized.reshape(height, width, -1)
-    plane = Image.fromarray(array[:, :, 0].astype(np.float32)).resize((width, height), resampling)
+    plane = Image.fromarray(array[:, :, 0].astype(np.float32)).resize((width, height), resampling, box)
     wide: Array = np.array(plane).round().clip(0, 65535).astype(np.uint16)
     return wide[:, :, None]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from smalti.arguments import check_finite
 from smalti.prior.base import Prior, nats
 from smalti.prior.window import Middle, Window, after_middle, window_over
 
@@ -22,7 +23,7 @@ def window_nats(
     Each code is told what `sampling.sample_windows` would tell it: the prefix and the codes before it within the window that
     stands over it. A grid that fits the window is `nats`; a larger one costs a pass for each place where the window stands.
 
-    Raises `SmaltiError` for another grid than the prior's window where its order is not raster.
+    Raises `SmaltiError` for another grid than the prior's window where its order is not raster, and where weights are not finite.
     """
     _, height, width = codes.shape
     prior.places((height, width), device=codes.device)  # the check
@@ -38,4 +39,5 @@ def window_nats(
         within = nats(prior, prefix_at(window), codes[:, top : top + rows, left : left + columns])  # (B, rows, columns)
         at = torch.tensor(places, device=codes.device)  # (n, 2)
         found[:, at[:, 0], at[:, 1]] = within[:, at[:, 0] - top, at[:, 1] - left].to(found)
+    check_finite(found, what="the likelihoods that the prior gives")
     return found

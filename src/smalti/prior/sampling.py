@@ -18,6 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from smalti.arguments import check_finite, whole_number
+from smalti.capacity import check_memory
 from smalti.errors import SmaltiError
 from smalti.noise import gumbel
 from smalti.prior.base import Prior
@@ -30,6 +32,9 @@ from smalti.prior.wavefront import Place, stretches
 from smalti.prior.window import Middle, Window, after_middle
 from smalti.settings import parse, settings
 
+_CODE_BYTES, _PLACE_BYTES = 4 * 8, 300
+"""Memory of a code: the known ones, those so far and copies of them, int64; and of its place in the schedule, for all pictures."""
+
 Schedule = Literal["constant", "linear", "cosine"]
 
 SCHEDULES: dict[Schedule, Callable[[float], float]] = {
@@ -41,6 +46,13 @@ SCHEDULES: dict[Schedule, Callable[[float], float]] = {
 guidance at the beginning pictures are more various, with much at the end they follow the condition."""
 
 
+GREEDY = 1e-30
+"""Temperatures below it are 0: logits divided by it may be too large for float32, and noise has long ceased to count."""
+
+MOST_GUIDANCE = 1e6
+"""Far beyond what changes a picture; much more would carry logits beyond float32."""
+
+
 def guidance_at(turn: int, *, count: int, sampler: Sampler) -> float:
     """The scale of the guidance for code `turn` of `count`, 0 the first: from 1, none, on to the sampler's."""
     return 1 + (sampler.guidance - 1) * SCHEDULES[sampler.guidance_schedule](turn / max(count - 1, 1))
@@ -50,17 +62,17 @@ def guidance_at(turn: int, *, count: int, sampler: Sampler) -> float:
 class Sampler:
     """How the next code is chosen from its logits.
 
-    `temperature` divides the logits, 0 takes the likeliest code. `top_k` keeps the k likeliest codes, 0 all. `top_p`
-    keeps the smallest set of likeliest codes whose probabilities exceed p, 1 all. `min_p` keeps the codes that are at least
-    this share as likely as the likeliest, 0 all. `guidance` is the scale of classifier-free guidance, 1 for none, and
-    `guidance_schedule` how it is reached from the first code to the last: a name in `SCHEDULES`.
+    `temperature` divides the logits, 0 (and what is below `GREEDY`) takes the likeliest code. `top_k` keeps the k likeliest
+    codes, 0 all. `top_p` keeps the smallest set of likeliest codes whose probabilities exceed p, 1 all. `min_p` keeps the codes
+    that are at least this share as likely as the likeliest, 0 all. `guidance` is the scale of classifier-free guidance, 1 for none,
+    and `guidance_schedule` how it is reached from the first code to the last: a name in `SCHEDULES`.
     """
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    guidance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    guidance: Annotated[float, Field(ge=0, le=MOST_GUIDANCE)] = 1.0
     guidance_schedule: Schedule = "constant"
 
 
@@ -76,9 +88,9 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
     smallest set of the likeliest codes left by top-k whose probabilities sum to more than p, and always one code.
     Min-p (Nguyen et al., arXiv 2407.01082) keeps the codes whose probability is at least `min_p` times the largest: few
     where one code is clear, many where many are possible. `top_k` 0, or K and more, `top_p` 1 and `min_p` 0 are off.
-    Temperature 0 keeps the likeliest code alone, the first of equals.
+    Temperature 0 keeps the likeliest code alone, the first of equals, and so does one below `GREEDY`.
     """
-    if temperature == 0:
+    if temperature < GREEDY:
         best = logits.argmax(dim=1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(1, best, logits.gather(1, best))
     logits = logits / temperature
@@ -112,8 +124,30 @@ def choose(logits: Tensor, noise: Tensor) -> Tensor:
 
 
 def unknown(batch: int, grid: tuple[int, int]) -> Tensor:
-    """The grid (h, w) of a `batch` of pictures of which nothing is known: (batch, h, w) int64, all -1."""
+    """The grid (h, w) of a `batch` of pictures of which nothing is known: (batch, h, w) int64, all -1.
+
+    Raises `SmaltiError` for fewer pictures than one, and for what is beyond the memory of this machine.
+    """
+    check_room(whole_number(batch, "the number of pictures", least=1), grid)
     return torch.full((batch, *grid), -1)
+
+
+def seeds_from(seed: int, count: int) -> Tensor:
+    """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""
+    seed, count = whole_number(seed, "seed", least=0), whole_number(count, "count", least=1)
+    if seed + count >= 2**63:
+        raise SmaltiError(f"the seed {seed} is not from 0 to {2**63 - 1 - count}; choose a smaller one, not negative")
+    check_memory(8 * count, f"seeds of {count:,} pictures")
+    return torch.arange(seed, seed + count)
+
+
+def check_room(batch: int, grid: tuple[int, int]) -> None:
+    """Raise `SmaltiError` where laying a `batch` of pictures of a grid (h, w) takes more memory than this machine has."""
+    codes = grid[0] * grid[1]
+    check_memory(
+        batch * codes * _CODE_BYTES + codes * _PLACE_BYTES,
+        f"laying {batch:,} picture{'s' * (batch != 1)} of {grid[0]:,} x {grid[1]:,} codes (height x width)",
+    )
 
 
 def sample(
@@ -195,12 +229,16 @@ def _lay(laying: Laying, drawing: Drawing, known: Tensor) -> Iterator[Tensor]:
     ends = stretches(laying.schedule, width=known.shape[2])
     codes = known.clone()
     yield from (codes.clone() for _ in range(ends.count(0)))
+    finite = torch.zeros((), device=known.device)
     for count, wave in enumerate(laying.schedule):
         for places, logits in laying.logits(codes, count):
+            finite = finite + logits.sum()  # NaN and infinity stay: one number to look at for many codes
             for place, new in zip(places, drawing.drawn(places, logits), strict=True):
                 codes[:, place.row, place.column] = new
         drawing.forget(wave)
-        yield from (codes.clone() for _ in range(ends.count(count + 1)))
+        if rows := ends.count(count + 1):
+            check_finite(finite, what="the logits that the prior gives")
+            yield from (codes.clone() for _ in range(rows))
 
 
 @final
@@ -260,7 +298,14 @@ def _noise(seeds: Tensor, places: Sequence[tuple[int, int]], *, size: int) -> It
 
 
 def _check(prior: Prior, *, seeds: Tensor, known: Tensor) -> None:
+    if known.dim() != 3 or known.is_floating_point() or known.dtype == torch.bool:
+        raise SmaltiError(
+            f"known codes are whole numbers of the shape (batch, height, width), -1 where one is to be laid, not {known.dtype} of "
+            f"shape {tuple(known.shape)}"
+        )
     batch, height, width = known.shape
+    if not batch:
+        raise SmaltiError("there is no picture to lay; ask for one or more")
     if prior.training:
         raise SmaltiError(
             "the prior is in training mode, and its dropout would disturb the sampling; call prior.eval() first"
@@ -269,6 +314,8 @@ def _check(prior: Prior, *, seeds: Tensor, known: Tensor) -> None:
         raise SmaltiError(f"a grid of {height} x {width} codes has no place for a code; ask for at least 1 x 1")
     if seeds.shape != (batch,):
         raise SmaltiError(f"for {batch} pictures seeds must have the shape ({batch},); they have {tuple(seeds.shape)}")
+    if seeds.is_floating_point() or seeds.dtype == torch.bool:
+        raise SmaltiError(f"seeds are whole numbers from 0 on, not {seeds.dtype}; give int64")
     if seeds.numel() and seeds.min() < 0:
         raise SmaltiError(f"the seed {int(seeds.min())} is negative; seeds are whole numbers from 0 on")
     if known.numel() and (known.min() < -1 or known.max() >= prior.size):

@@ -16,6 +16,7 @@ from typing import TypeAlias, final
 import torch
 from torch import Tensor
 
+from smalti.arguments import whole_number
 from smalti.errors import SmaltiError
 from smalti.prior.laying import Laying, UnderWindows
 from smalti.prior.wavefront import Place
@@ -81,7 +82,7 @@ def guessing(laying: Laying, drawn: Drawn, *, grid: tuple[int, int], count: int)
     """
     if count < 0:
         raise SmaltiError(f"speculate = {count} is no number of codes; give 0 for no guesses, or 1 and more")
-    if count == 0:
+    if whole_number(count, "speculate", least=0) == 0:
         return laying
     if not isinstance(laying, UnderWindows):
         raise SmaltiError(

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from smalti.arguments import check_finite
 from smalti.errors import SmaltiError
 from smalti.tokenizer.blocks import AttentionBlock, Downsample, ResidualBlock, Stage, Upsample, plus, swish
 from smalti.tokenizer.decoder import SmoothOutput
@@ -96,12 +97,15 @@ def encode_in_strips(
     bottom, each time with a row or two (of the stem's squares) of the time before, and the first row once more before all, to see
     how wide it is. What lies on the code grid is held whole. The rest as in `decode_in_strips`.
 
-    Raises `SmaltiError` for fewer than 1 row, pictures that f does not divide, strips of another shape than was asked for, and
-    where there is no room for a file.
+    Raises `SmaltiError` for fewer than 1 row, pictures that f does not divide, strips of another shape than was asked for, weights
+    that are not finite, and where there is no room for a file.
     """
     features = features_in_strips(model, read, height, rows=rows, kept=kept, folder=folder, progress=progress)
+    check_finite(features, what="the features that the encoder gives")
     with torch.no_grad():
-        return model.quantizer(features)  # type: ignore[no-any-return]
+        quantized: Quantized = model.quantizer(features)
+    check_finite(quantized.latents, what="the vectors of the codebook")
+    return quantized
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from smalti.arguments import check_finite
+from smalti.tokenizer.inputs import Images
 from smalti.tokenizer.quantizers import Quantized
 from smalti.tokenizer.strips import decode_in_strips, encode_in_strips
 from smalti.tokenizer.strips_work import Progress, further, unwatched
@@ -36,14 +38,14 @@ def is_large(model: VQGAN, grid: Tensor) -> bool:
 
 
 @torch.no_grad()
-def encode_of_any_size(model: VQGAN, images: Tensor, *, progress: Progress = unwatched) -> Quantized:
-    """Pictures (B,C,H,W) in [-1,1], on any device -> what `model.encode` makes of them, without gradients.
+def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = unwatched) -> Quantized:
+    """Pictures, on any device, as `model.encode` takes them -> what it makes of them, without gradients.
 
-    Pictures of more than `LARGE` pixels are encoded one by one. Errors as in `encode_in_strips`, and as in `VQGAN.features`.
+    Pictures of more than `LARGE` pixels are encoded one by one. Errors as in `encode_in_strips`, and as in `VQGAN.encode`.
     """
-    device = next(model.parameters()).device
-    if images.dim() != 4 or images.shape[2] * images.shape[3] <= LARGE:
-        return model.encode(images.to(device))
+    images, device = model.batch(images), next(model.parameters()).device
+    if images.shape[2] * images.shape[3] <= LARGE:
+        return model.encode(images)
     (height, width), each = images.shape[2:], []
     for number in range(len(images)):
 
@@ -73,11 +75,16 @@ def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = un
 def strips_of(model: VQGAN, latents: Tensor, *, progress: Progress = unwatched) -> Iterator[Tensor]:
     """Latents (B,D,h,w) -> their pictures in strips (B,C,r,W) from top to bottom, on the model's device.
 
-    Pictures of at most `LARGE` pixels are one strip. Raises `SmaltiError` where there is no room for a temporary file.
+    Pictures of at most `LARGE` pixels are one strip. Raises `SmaltiError` where there is no room for a temporary file, and where
+    weights are not finite.
     """
     height, width = latents.shape[2] * model.factor, latents.shape[3] * model.factor
     if is_large(model, latents):
-        yield from decode_in_strips(model, latents, rows=strip_rows(model, width), progress=progress)
+        for strip in decode_in_strips(model, latents, rows=strip_rows(model, width), progress=progress):
+            check_finite(strip, what="the pictures that the decoder gives")
+            yield strip
     else:
-        yield model.decode(latents)
+        images = model.decode(latents)
+        check_finite(images, what="the pictures that the decoder gives")
+        yield images
         progress(height, height)

@@ -15,12 +15,14 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from smalti.arguments import check_finite
 from smalti.cards import Sources, publish
 from smalti.errors import SmaltiError
 from smalti.pretrained import find_model, load_weights_into, save_model
 from smalti.settings import as_mapping, parse, settings
 from smalti.tokenizer.decoder import Decoder
 from smalti.tokenizer.encoder import Encoder, PyramidSettings
+from smalti.tokenizer.inputs import Codes, Images, code_batch, image_batch
 from smalti.tokenizer.quantizers import QUANTIZERS, Quantized, Quantizer, QuantizerSettings, VQSettings
 
 
@@ -72,30 +74,42 @@ class VQGAN(nn.Module):
             )
         return self.to_codes(self.encoder(images))  # type: ignore[no-any-return]
 
-    def encode(self, images: Tensor) -> Quantized:
-        """Pictures (B,C,H,W) in [-1,1] -> latents (B,D,h,w), codes (B,h,w), loss (). Errors as `features`."""
-        return self.quantizer(self.features(images))  # type: ignore[no-any-return]
+    def batch(self, images: Images) -> Tensor:
+        """Pictures in any form -> (B,C,H,W) floats in [-1,1] of the weights' type. Raises `SmaltiError` as `inputs.image_batch`."""
+        return image_batch(images, channels=self.settings.pyramid.channels, dtype=next(self.parameters()).dtype)
+
+    def encode(self, images: Images) -> Quantized:
+        """Pictures -> latents (B,D,h,w), codes (B,h,w), loss ().
+
+        Pictures are (B,C,H,W), floats in [-1,1] or uint8 from 0 to 255, or one or several of Pillow's, all of one size. Raises
+        `SmaltiError` as `features`, as `inputs.image_batch`, and where weights are not finite.
+        """
+        features = self.features(self.batch(images).to(next(self.parameters()).device))
+        check_finite(features, what="the features that the encoder gives")
+        quantized: Quantized = self.quantizer(features)
+        check_finite(quantized.latents, what="the vectors of the codebook")
+        return quantized
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B,D,h,w) -> pictures (B,C,H,W), about [-1,1] but not clamped."""
         return self.decoder(self.from_codes(latents))  # type: ignore[no-any-return]
 
-    def latents_of(self, codes: Tensor) -> Tensor:
-        """Codes (B,h,w) int64 in [0,K) -> latents (B,D,h,w). Raises `SmaltiError` for a code outside the codebook."""
-        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= self.size):
-            worst = int(codes.min()) if int(codes.min()) < 0 else int(codes.max())
-            raise SmaltiError(f"code {worst} is outside the codebook, whose codes are 0 to {self.size - 1}")
-        return self.quantizer.lookup(codes)
+    def latents_of(self, codes: Codes) -> Tensor:
+        """Codes (B,h,w), whole numbers in [0,K) -> latents (B,D,h,w). Raises `SmaltiError` as `inputs.code_batch`."""
+        return self.quantizer.lookup(code_batch(codes, size=self.size).to(next(self.parameters()).device))
 
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes (B,h,w) int64 in [0,K) -> pictures (B,C,H,W). Raises `SmaltiError` for a code outside the codebook.
+    def decode_codes(self, codes: Codes) -> Tensor:
+        """Codes (B,h,w), whole numbers in [0,K) -> pictures (B,C,H,W).
 
-        At once, with gradients; `strips.decode_of_any_size` takes bounded memory.
+        At once, with gradients; `strips.decode_of_any_size` takes bounded memory. Raises `SmaltiError` as `inputs.code_batch`, and
+        where weights are not finite.
         """
-        return self.decode(self.latents_of(codes))
+        images = self.decode(self.latents_of(codes))
+        check_finite(images, what="the pictures that the decoder gives")
+        return images
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """Pictures (B,C,H,W) -> their reconstructions (B,C,H,W) and what the quantizer made of them."""
+    def forward(self, images: Images) -> tuple[Tensor, Quantized]:
+        """Pictures, as `encode` takes them -> their reconstructions (B,C,H,W) and what the quantizer made of them."""
         quantized = self.encode(images)
         return self.decode(quantized.latents), quantized
 

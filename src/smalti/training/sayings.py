@@ -27,7 +27,7 @@ from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_co
 from smalti.conditions.layouts import Layout
 from smalti.conditions.places import Box
 from smalti.data.annotation_files import read_annotations
-from smalti.data.annotations import Annotated, Thing, area, beside, only
+from smalti.data.annotations import Annotated, Thing, area, beside, check_annotated_size, only, sizes_beside
 from smalti.data.crops import View, chances
 from smalti.data.loading import Crops
 from smalti.data.paired import Saying
@@ -79,6 +79,9 @@ class _Labelled:
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
         return torch.tensor([self.codes[index]])
 
+    def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
+        pass  # a label has no places
+
     def described(self) -> dict[str, Any]:
         return {"labels": digest(self.codes)}
 
@@ -114,6 +117,9 @@ class _Where:
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
         return self.condition.encode([Within(view.top, view.left_when_mirrored, view.whole)])[0]
 
+    def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
+        pass  # the view itself says where it lies
+
     def described(self) -> dict[str, Any]:
         return as_mapping(self.condition.settings)
 
@@ -146,10 +152,19 @@ class _Listed(Generic[T]):
     codes: Callable[..., tuple[int, ...]]
     """`layout_codes` or `keypoint_codes`."""
     seed: int
+    sizes: tuple[tuple[float, float] | None, ...]
+    """The (height, width) of each picture for which they were written down, None where nobody says it."""
+    path: Path
+    """Where they stand."""
 
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
         order = shuffled(self.things[index], random.Random(chances(self.seed, draw)[0]))
         return torch.tensor(self.codes(order, self.settings, crop=view_box(view), flip=view.mirrored))
+
+    def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
+        size = self.sizes[index]
+        if size is not None:
+            check_annotated_size(key, full, size, self.path)
 
     def described(self) -> dict[str, Any]:
         return {"things": digest(repr(self.things)), **as_mapping(self.settings)}
@@ -193,7 +208,8 @@ class _Objects(Sayer):
     def of(self, part: Crops) -> Saying:
         found = beside(part.pictures, self.annotated)
         lists = tuple(tuple(map(self._annotation, _largest(things, self.settings.most))) for things in found)
-        return _Listed(lists, self.settings, layout_codes, part.seed)
+        sizes = sizes_beside(part.pictures, self.annotated)
+        return _Listed(lists, self.settings, layout_codes, part.seed, sizes, self.annotated.path)
 
     def _annotation(self, thing: Thing) -> Annotation:
         properties = thing.group, thing.occluded, thing.depiction, thing.inside
@@ -220,7 +236,8 @@ class _Figures(Sayer):
         for things in beside(part.pictures, self.annotated):
             figures = [thing for thing in things if thing.keypoints]
             lists.append(tuple(thing.keypoints for thing in _largest(figures, self.settings.most)))
-        return _Listed(tuple(lists), self.settings, keypoint_codes, part.seed)
+        sizes = sizes_beside(part.pictures, self.annotated)
+        return _Listed(tuple(lists), self.settings, keypoint_codes, part.seed, sizes, self.annotated.path)
 
 
 def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:

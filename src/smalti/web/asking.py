@@ -20,7 +20,7 @@ from smalti.conditions.layouts import Layout
 from smalti.conditions.maps import Maps
 from smalti.errors import SmaltiError, suggestion
 from smalti.pipeline import Pipeline
-from smalti.prior.sampling import Sampler
+from smalti.prior.sampling import MOST_GUIDANCE, Sampler
 from smalti.settings import as_mapping, parse, settings
 
 Positive = Annotated[int, Field(ge=1)]
@@ -57,10 +57,10 @@ class Asked:
     width: Positive
     count: Positive = 1
     seed: Annotated[int, Field(ge=0, le=2**53)] = 0  # whole numbers that a browser does not round
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
-    guidance: Annotated[float, Field(ge=0)] = 1.0
+    guidance: Annotated[float, Field(ge=0, le=MOST_GUIDANCE)] = 1.0
 
     @property
     def sampler(self) -> Sampler:

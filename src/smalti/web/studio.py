@@ -20,7 +20,8 @@ from torch import Tensor
 from smalti.conditions.base import Condition
 from smalti.conditions.maps import Maps
 from smalti.errors import SmaltiError
-from smalti.images import DamagedImage, center_crop, read_covering, read_image, resize_to_cover, to_tensor
+from smalti.images import DamagedImage, covered_middle, read_middle, read_size, to_tensor
+from smalti.masks import read_mask
 from smalti.pipeline import Pipeline
 from smalti.prior import unknown
 from smalti.web.asking import Asked, Limits, Part, check_size, parts_of
@@ -158,22 +159,20 @@ class Studio:
     def picture(self, file: Path, size: tuple[int, int]) -> Tensor:
         """A picture file of a visitor -> (C,H,W), scaled until it covers the size (H,W) and cut. Raises `DamagedImage`."""
         self.check_file(file)
-        covering = read_covering(file, size, channels=self.channels, name=file.name)
-        return to_tensor(center_crop(covering.pixels, size))
+        return to_tensor(read_middle(file, size, channels=self.channels, name=file.name))
 
     def fitting(self, file: Path) -> Tensor:
         """A picture file of a visitor -> (C,H,W) of its own shape, scaled down to the longest side, cut to whole tiles."""
         self.check_file(file)
         f, most = self.pipeline.tokenizer.factor, self.limits.side // 2  # what is compared stands side by side
-        whole = read_covering(file, (most, most), channels=self.channels, name=file.name)
-        height, width = whole.full
+        height, width = read_size(file, name=file.name)
         scale = min(most / max(height, width), 1)
         size = (int(height * scale) // f * f, int(width * scale) // f * f)
         if not min(size):
             raise DamagedImage(
                 file.name, f"is {height}x{width} pixels (height x width), and less than a tile of {f} of them is left"
             )
-        return to_tensor(center_crop(resize_to_cover(whole.pixels, size), size))
+        return to_tensor(read_middle(file, size, channels=self.channels, name=file.name))
 
     def reconstruct(self, picture: Tensor) -> Reconstructed:
         """A picture (C,H,W) in [-1,1] -> what its codes keep of it."""
@@ -183,17 +182,17 @@ class Studio:
         return Reconstructed(picture, kept, codes[0].cpu(), -10 * math.log10(max(error, 1e-10)))
 
     def erased(self, painted: str | Path, size: tuple[int, int]) -> Tensor:
-        """What the canvas over a picture holds, "" for nothing, or a file that is not black there -> (H,W) bool, True where a
+        """What the canvas over a picture holds, "" for nothing, or a mask file that is white there -> (H,W) bool, True where a
         pixel is erased."""
         if not painted:
             return torch.zeros(size, dtype=torch.bool)
         if isinstance(painted, Path):
             self.check_file(painted)
-            mask = read_image(painted, channels=1, name=painted.name).astype(bool)
+            levels = read_mask(painted, name=painted.name)
+            mask = levels > np.iinfo(levels.dtype).max // 2
         else:
             mask = from_text(painted, most=4 * self.limits.side**2, name="mask").numpy().astype(bool)[:, :, None]
-        scaled = resize_to_cover(mask.astype(np.uint8), size, filter="nearest")
-        return torch.from_numpy(center_crop(scaled, size)[:, :, 0].copy()) > 0
+        return torch.from_numpy(covered_middle(mask.astype(np.uint8), size, filter="nearest")[:, :, 0].copy()) > 0
 
     def check_file(self, file: Path) -> None:
         """Raise `SmaltiError` for a file that is missing or larger than `limits.upload`."""

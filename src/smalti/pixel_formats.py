@@ -1,0 +1,192 @@
+"""How files hold pixels: bits, byte orders, opacity, orientation, white as zero; and what the pixels are worth.
+
+Pillow hides most of it, but not all: of 16 and 12 bits it tells neither the range nor whether zero is white, and levels of 2 and 4
+bits it spreads over 8, which makes other labels of them.
+
+H W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
+
+Levels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Wide: TypeAlias = npt.NDArray[np.uint16]
+
+_WHITE = 65535  # of 16 bits
+
+
+class Storage(NamedTuple):
+    """How a file holds single levels of gray."""
+
+    most: int = 0
+    """The largest level that can be stored; 0 where nothing is to be done about it."""
+    given: int = 0
+    """The number that Pillow gives for it."""
+    inverted: bool = False
+    """Whether Pillow turns levels around, because 0 is white in the file: it does so up to 8 bits."""
+    white_is_zero: bool = False
+    """Whether 0 is white in the file and Pillow does not turn it around, beyond 8 bits."""
+
+
+AS_GIVEN = Storage()
+"""Of a picture that comes from no file."""
+
+
+def storage(image: Image.Image) -> Storage:
+    """An opened file whose pixels are not read yet -> how it holds levels of gray."""
+    tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    args = () if tile is None else (tile.args,) if isinstance(tile.args, str) else tuple(tile.args or ())
+    wide = image.mode.startswith("I")
+    if image.format == "PPM" and len(args) > 1 and isinstance(args[1], int):  # the file names its largest level
+        return Storage(most=args[1], given=_WHITE if wide else 255)
+    mode, _, how = (args[0] if args and isinstance(args[0], str) else "").partition(";")
+    if mode in ("1", "L"):
+        most = {"2": 3, "4": 15}.get(how[:1], 255) if mode == "L" else 1
+        return Storage(most=most, given=255 if mode == "L" else 1, inverted="I" in how)
+    zero = isinstance(image, TiffImageFile) and wide and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+    most = 4095 if (mode, how) == ("I", "12") else 0
+    return Storage(most=most, given=most, white_is_zero=bool(zero))
+
+
+def stored_numbers(image: Image.Image) -> npt.NDArray[Any]:
+    """An opened file -> its numbers as they are stored, upright, (H,W) or (H,W,C): places in a palette, levels of 1 to 16 bits.
+
+    Of one bit, white is 1, as every program gives it. Opacity beside a single channel is left out.
+    """
+    kept = storage(image)
+    image.load()
+    image = upright(image)
+    numbers: npt.NDArray[Any] = np.array(image.getchannel(0) if image.mode in ("LA", "PA") else image)
+    if kept.most != kept.given:
+        numbers = ((numbers.astype(np.int64) * kept.most + kept.given // 2) // kept.given).astype(numbers.dtype)
+    if kept.inverted and numbers.dtype != bool:
+        numbers = kept.most - numbers
+    return numbers
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8: 1 is upright, and the upper four are turned by a quarter."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture -> the same as it is to be seen, by its EXIF orientation."""
+    if orientation(image) == 1:  # most are, and are not copied
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as above
+        return image
+
+
+def pixels_of(image: Image.Image, stream: BinaryIO, *, channels: int, bits: Literal[8, 16]) -> Levels:
+    """A file that was opened and its stream -> its pixels (H,W,C) upright, as `smalti.images.read_image` says.
+
+    Raises `ValueError` for numbers without an agreed range, and whatever decoders raise.
+    """
+    kept = storage(image)
+    tiles = _other_bytes(image) if bits == 16 else None
+    image.load()
+    if tiles is None:
+        return levels_of(upright(image), channels=channels, bits=bits, kept=kept)
+    stream.seek(0)
+    with Image.open(stream, formats=[str(image.format)]) as other:
+        assert isinstance(other, ImageFile.ImageFile)
+        other.tile = tiles
+        other.load()
+        levels = np.array(upright(image)).astype(np.uint16) << 8 | np.array(upright(other))  # (H, W, 3 or 4)
+    transparent = image.info.get("transparency")
+    opacity = levels[:, :, 3:] if levels.shape[2] == 4 else None
+    if isinstance(transparent, tuple):
+        opacity = np.where((levels == transparent).all(2, keepdims=True), 0, _WHITE).astype(np.uint16)
+    return _wide_channels(levels[:, :, :3], opacity, channels)
+
+
+def _other_bytes(image: Image.Image) -> list[ImageFile._Tile] | None:
+    """How to read the lower bytes of colours with 16 bits, of which Pillow gives the upper ones; None for other files.
+
+    Pillow's unpacker takes one of two bytes as it is told their order. Told the wrong order, it takes the other one.
+    """
+    others = []
+    for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
+        mode, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
+        if mode not in _WRONG_ORDER:
+            return None
+        args = _WRONG_ORDER[mode] if isinstance(tile.args, str) else (_WRONG_ORDER[mode], *rest)
+        others.append(tile._replace(args=args))
+    return others or None
+
+
+_NATIVE_WRONG = {"little": "B", "big": "L"}[sys.byteorder]
+_WRONG_ORDER = {
+    f"{colours};16{order}": f"{colours};16{wrong}"
+    for colours in ("RGB", "RGBA")
+    for order, wrong in (("B", "L"), ("L", "B"), ("N", _NATIVE_WRONG))
+}
+
+
+def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], kept: Storage = AS_GIVEN) -> Levels:
+    """A picture in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `kept`: how its file held them."""
+    if image.mode == "F":
+        raise ValueError(
+            "its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits, "
+            "or read depths with pictures.kind=depth"
+        )
+    if image.mode.startswith(
+        "I"
+    ):  # 16 bits: "I;16" and its byte orders; "I" from older versions of Pillow and from PGM
+        wide = _wide_pixels(image, channels, kept)
+        return wide if channels == 1 or bits == 16 else _narrow(wide)
+    if channels == 4:
+        # Not every mode has a direct way.
+        image = image if image.has_transparency_data else image.convert("RGB")
+        return np.array(image.convert("RGBA"), dtype=np.uint8)
+    if image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
+    if channels == 3 or image.mode not in ("1", "L"):
+        image = image.convert("RGB")  # also on the way to grayscale: not every mode has a direct way
+    if channels == 1:
+        image = image.convert("L")
+    return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+
+
+def _wide_pixels(image: Image.Image, channels: int, kept: Storage) -> Wide:
+    wide = np.array(image)
+    if wide.min() < 0 or wide.max() > _WHITE:
+        raise ValueError("its numbers have 32 bits, which have no agreed range; save it with 8 or 16 bits")
+    values = wide.astype(np.uint16)[:, :, None]
+    if kept.given not in (0, _WHITE):  # 12 bits
+        values = ((values.astype(np.uint32) * _WHITE + kept.given // 2) // kept.given).astype(np.uint16)
+    if kept.white_is_zero:
+        values = _WHITE - values
+    transparent = image.info.get("transparency")
+    opacity = np.where(values == transparent, 0, _WHITE).astype(np.uint16) if isinstance(transparent, int) else None
+    return _wide_channels(values, opacity, channels)
+
+
+def _wide_channels(colours: Wide, opacity: Wide | None, channels: int) -> Wide:
+    """Colours (H, W, 1 or 3) and their opacity (H, W, 1), if there is any -> (H, W, channels), as `read_image` says."""
+    values = colours.astype(np.int64)
+    if channels == 4:
+        three = np.broadcast_to(colours, (*colours.shape[:2], 3))
+        return np.concatenate([three, np.full_like(colours[:, :, :1], _WHITE) if opacity is None else opacity], axis=2)
+    if opacity is not None:
+        values = (values * opacity + _WHITE * (_WHITE - opacity.astype(np.int64)) + _WHITE // 2) // _WHITE
+    if channels == 1 and values.shape[2] == 3:
+        values = (values @ np.array([[299], [587], [114]]) + 500) // 1000  # ITU-R 601, as Pillow has it
+    return np.broadcast_to(values, (*values.shape[:2], channels)).astype(np.uint16)
+
+
+def _narrow(wide: Wide) -> npt.NDArray[np.uint8]:
+    return ((wide.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255, rounded to nearest
