@@ -353,8 +353,8 @@ def second_nearest(
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
     """Whose each point of a painted grid (2 H, 2 W) is, and how far it is -> the same of each pixel (H, W).
 
-    Things are numbered from far to near; of a pixel's four points that with the second largest number counts, and of equal
-    ones that which comes later in rows.
+    Things are numbered from far to near; of a pixel's four points that with the second largest number counts, and of
+    equal ones that which comes later in rows.
     """
     height, width = (side // 2 for side in identities.shape)
     identity, depth = np.empty((height, width), identities.dtype), np.empty((height, width), depths.dtype)

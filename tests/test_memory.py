@@ -49,7 +49,7 @@ def new_pages(which: str, folder: Path) -> int:
 def test_kept_memory_is_used_again(which: str, tmp_path: Path) -> None:
     """A block of 64 MiB is 16,384 pages, or 32 huge ones where the system makes such.
 
-    The processes that paint scenes are started afresh and had none of it from the main process: a third of their time went
-    into new pages.
+    The processes that paint scenes are started afresh and had none of it from the main process: a third of their time
+    went into new pages.
     """
     assert new_pages(which, tmp_path) * 5 < new_pages("gives back", tmp_path)

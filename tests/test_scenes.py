@@ -97,7 +97,7 @@ PROMISED = [
 def test_pictures_stay_as_they_are(
     seed: int, index: int, size: tuple[int, int], means: list[float], deviations: list[float], counts: list[int]
 ) -> None:
-    """Scores are compared on them. Another processor may round a few points otherwise, by 1/255: no more is left free."""
+    """Scores are compared on them. Another processor may round a few points otherwise, by 1/255, and no more."""
     height, width = size
     scene = paint(seed, index, size=size)
     quarters = scene.image.reshape(2, height // 2, 2, width // 2, 3).astype(np.float64)

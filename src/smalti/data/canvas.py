@@ -71,7 +71,7 @@ def mixed(first: Floats, second: Floats, share: Floats | float) -> Floats:
 
 
 def _multiplied(values: Floats, factor: Floats | float) -> Floats:
-    """The product, in the memory of `values` where it has their shape: new memory costs as much as the multiplication."""
+    """The product, in the memory of `values` where it has their shape: new memory costs as much as multiplying."""
     if np.broadcast(values, factor).shape == values.shape:
         values *= factor
         return values

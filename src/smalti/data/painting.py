@@ -118,8 +118,10 @@ def _developed(canvas: Canvas, label: str) -> Scene:
 
 
 def _majority(canvas: Canvas) -> tuple[npt.NDArray[np.int16], Floats]:
-    """Whose each pixel is, and how far that is: of its four points the second nearest decides, which is of the thing that
-    three of them show, and of the nearer one where it is two against two."""
+    """Canvas -> `identity` (H,W) and `depth` (H,W) of the pixels: those of the second nearest of each pixel's four points.
+
+    That is the thing that three of them show, and the nearer one of two against two.
+    """
     four = [(canvas.identity[y::2, x::2], canvas.depth[y::2, x::2]) for y in (0, 1) for x in (0, 1)]
     # Few pixels lie on a border; for all others this is the third of four equal ones.
     identity, depth = four[2][0].copy(), four[2][1].copy()
