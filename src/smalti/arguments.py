@@ -11,14 +11,15 @@ from torch import Tensor
 from smalti.errors import SmaltiError
 
 
-def whole_number(value: Any, name: str, *, least: int) -> int:
+def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
     """A whole number of Python's, NumPy's or PyTorch's -> int. Raises `SmaltiError` for others and for less than `least`."""
+    wanted = "a whole number" if least is None else f"a whole number from {least} on"
     try:
         number = operator.index(value)
     except TypeError as error:
-        raise SmaltiError(f"{name} = {value!r:.60} is no whole number; give one from {least} on") from error
-    if isinstance(value, bool) or number < least:
-        raise SmaltiError(f"{name} = {value!r:.60} is not a whole number from {least} on")
+        raise SmaltiError(f"{name} = {_in_short(value)} is not {wanted}; give one") from error
+    if isinstance(value, bool) or (least is not None and number < least):
+        raise SmaltiError(f"{name} = {_in_short(value)} is not {wanted}; give one")
     return number
 
 
@@ -35,7 +36,7 @@ def tiles(size: Any, *, factor: int) -> tuple[int, int]:
         or not all(map(_is_whole, sides))
     ):
         raise SmaltiError(
-            f"size = {size!r:.60} is no size in pixels; give (height, width), such as (64, 128), or 64 for both"
+            f"size = {_in_short(size)} is no size in pixels; give (height, width), such as (64, 128), or 64 for both"
         )
     height, width = (operator.index(side) for side in sides)
     if height % factor or width % factor or height < factor or width < factor:
@@ -44,6 +45,10 @@ def tiles(size: Any, *, factor: int) -> tuple[int, int]:
             f"try {max(round(height / factor), 1) * factor}x{max(round(width / factor), 1) * factor}"
         )
     return height // factor, width // factor
+
+
+def _in_short(value: Any) -> str:
+    return f"{value!r:.60}"
 
 
 def _is_whole(value: Any) -> bool:

@@ -27,6 +27,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 from torch import Tensor
 
+from smalti.capacity import check_memory
 from smalti.errors import SmaltiError
 from smalti.files import open_file, write_atomically
 from smalti.pixel_formats import Levels, levels_of, orientation, pixels_of, stored_numbers, upright
@@ -287,7 +288,15 @@ def middle_box(full: tuple[int, int], size: tuple[int, int]) -> Box:
     return left * wide, top * high, (left + size[1]) * wide, (top + size[0]) * high
 
 
+def _check_room(array: Array, size: tuple[int, int]) -> None:
+    """Raise `SmaltiError` for a size that a picture cannot be scaled to in this machine's memory."""
+    if math.prod(size) > MOST_COVERING:
+        needed = math.prod(size) * array.shape[2] * array.dtype.itemsize
+        check_memory(needed, f"a picture of {size[0]:,} x {size[1]:,} pixels (height x width)")
+
+
 def _nearest(array: Array, size: tuple[int, int], box: Box) -> Array:
+    _check_room(array, size)
     (height, width), (left, top, right, bottom) = size, box
     rows = (top + (np.arange(height) + 0.5) * ((bottom - top) / height)).astype(np.intp)
     columns = (left + (np.arange(width) + 0.5) * ((right - left) / width)).astype(np.intp)
@@ -297,6 +306,7 @@ def _nearest(array: Array, size: tuple[int, int], box: Box) -> Array:
 
 def _lanczos(array: Array, size: tuple[int, int], box: Box) -> Array:
     """The pixels around the box count as they do where all of the picture is scaled."""
+    _check_room(array, size)
     height, width = size
 
     def lanczos(picture: Image.Image) -> npt.NDArray[Any]:

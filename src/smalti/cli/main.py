@@ -53,6 +53,13 @@ def _options(
     pass
 
 
+def _is_shortage(error: Exception) -> bool:
+    """Whether memory was asked for that there is not, of the machine or of an accelerator."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("DefaultCPUAllocator", "out of memory")
+    )
+
+
 def main() -> None:
     """Run the command line; this never returns."""
     handler = logging.StreamHandler()
@@ -63,6 +70,12 @@ def main() -> None:
         app()
     except SmaltiError as error:
         ERRORS.print(f"error: {error}", style="red", soft_wrap=True)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_shortage(error):
+            raise
+        sentence = "there is not enough memory for this; ask for smaller or fewer pictures at once, or a smaller batch"
+        ERRORS.print(f"error: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         ERRORS.print("interrupted", style="red")

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from smalti.capacity import check_memory
 from smalti.data.canvas import FAR
 from smalti.data.painting import CLASSES, COLOURS, KEYPOINTS, LABELS, Scene, check, paint, scene_class
 from smalti.errors import SmaltiError
@@ -57,6 +58,7 @@ def write_scenes(
     that cannot be.
     """
     check(seed, size)
+    check_memory(16 * 8 * size[0] * size[1], f"painting a scene of {size[0]:,} x {size[1]:,} pixels (height x width)")
     if count < 1:
         raise SmaltiError(f"the count of scenes is 1 or more, not {count}")
     processes = (os.cpu_count() or 1) if workers is None else workers

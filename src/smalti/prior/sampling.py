@@ -134,8 +134,8 @@ def unknown(batch: int, grid: tuple[int, int]) -> Tensor:
 
 def seeds_from(seed: int, count: int) -> Tensor:
     """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""
-    seed, count = whole_number(seed, "seed", least=0), whole_number(count, "count", least=1)
-    if seed + count >= 2**63:
+    seed, count = whole_number(seed, "seed"), whole_number(count, "count", least=1)
+    if seed < 0 or seed + count >= 2**63:
         raise SmaltiError(f"the seed {seed} is not from 0 to {2**63 - 1 - count}; choose a smaller one, not negative")
     check_memory(8 * count, f"seeds of {count:,} pictures")
     return torch.arange(seed, seed + count)

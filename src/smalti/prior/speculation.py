@@ -80,9 +80,9 @@ def guessing(laying: Laying, drawn: Drawn, *, grid: tuple[int, int], count: int)
 
     Raises `SmaltiError` for fewer, and where there is no window that stands over the whole grid.
     """
-    if count < 0:
+    if whole_number(count, "speculate") < 0:
         raise SmaltiError(f"speculate = {count} is no number of codes; give 0 for no guesses, or 1 and more")
-    if whole_number(count, "speculate", least=0) == 0:
+    if count == 0:
         return laying
     if not isinstance(laying, UnderWindows):
         raise SmaltiError(
