@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
+from smalti.conditions.layout_codes import LayoutSettings
 from smalti.devices import pick_device
 from smalti.errors import SmaltiError, suggestion
 from smalti.files import folder_written_atomically, read_json, write_atomically, write_json, write_text
-from smalti.settings import as_mapping, parse, settings
+from smalti.settings import as_mapping, assignment, parse, settings
 
 # --- errors --------------------------------------------------------------------------------------------------------
 
@@ -30,6 +32,26 @@ def test_a_suggestion_names_the_nearest_and_all() -> None:
     assert suggestion("smal", ["small", "demo"]) == "did you mean 'small'? There are: demo, small"
     assert suggestion("zzz", ["small", "demo"]) == "there are: demo, small"
     assert suggestion("zzz", []) == "there are none"
+
+
+def test_of_very_many_the_nearest_few_are_named() -> None:
+    """An unknown label of ImageNet printed all of its names."""
+    names = [f"class {number}" for number in range(1500)] + ["Golden Retriever"]
+    assert suggestion("class 7b", names).startswith("did you mean 'class 7', ")
+    assert suggestion("golden retriever", names) == "did you mean 'Golden Retriever'? There are 1,501"
+    assert suggestion("trieve", names) == "did you mean 'Golden Retriever'? There are 1,501"
+    assert re.fullmatch(r"there are 1,501, such as 'Golden Retriever'(, 'class \d+'){4}", suggestion("zzz", names))
+    assert all(len(suggestion(word, names)) < 120 for word in ("", "c", "class", "zzz", "class 12"))
+    assert suggestion("x", map(str, range(40))).count(",") == 39
+
+
+@pytest.mark.parametrize("typed", ["[01, 1]", "[no, yes]", "[a, 2020-01-01]", "[1.5]"])
+def test_names_that_yaml_takes_for_something_else_are_to_be_quoted(typed: str) -> None:
+    key, value = assignment(f"classes={typed}")
+    with pytest.raises(SmaltiError, match=r"text is wanted, .*; put them in quotes, in a shell 'classes=\[") as error:
+        parse(LayoutSettings, {key: value, "size": 100}, where="layout")
+    assert "at least 1 item" not in str(error.value)
+    assert str(error.value).count("text is wanted") == 1
 
 
 # --- settings ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ names the nearest one; `as_mapping` is its inverse.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import datetime
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import pydantic
@@ -46,7 +48,7 @@ def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
-        raise SmaltiError("; ".join(_sentence(cls, item, where) for item in error.errors())) from error
+        raise SmaltiError("; ".join(_sentence(cls, item, where) for item in _telling(error.errors()))) from error
 
 
 def assignment(override: str, *, form: str = "a.b=value") -> tuple[str, Any]:
@@ -79,6 +81,18 @@ def as_mapping(value: Any) -> dict[str, Any]:
     return plain
 
 
+def _telling(items: Sequence[Any]) -> Iterator[Any]:
+    """The errors that say something: of the members of one list the first of each kind, and no list is too short for its errors."""
+    seen: set[tuple[Any, ...]] = set()
+    lists = {tuple(item["loc"][:-1]) for item in items if item["loc"]}
+    for item in items:
+        place = tuple(item["loc"])
+        kind = (place[:-1], item["type"]) if place and isinstance(place[-1], int) else (place, item["type"])
+        if kind not in seen and not (item["type"] == "too_short" and place in lists):
+            yield item
+        seen.add(kind)
+
+
 def _sentence(cls: type[Any], item: Any, where: str) -> str:
     path = [str(part) for part in item["loc"]]
     key = ".".join(_follow(cls, path)[1])
@@ -93,6 +107,13 @@ def _sentence(cls: type[Any], item: Any, where: str) -> str:
         return f"{where}: {f'{key}: ' if key else ''}{message}"
     if item["type"] in ("tuple_type", "list_type"):
         message = f"a list is wanted, such as {key}=[{item['input']}]"
+    if item["type"] == "string_type" and isinstance(item["input"], int | float | datetime.date):
+        name = re.sub(r"\.\d+$", "", key)
+        quoted = '["...", "..."]' if name != key else '"..."'
+        message = (
+            "text is wanted, and without quotes YAML reads some names as numbers, dates, yes or no; put them in quotes, in a shell "
+            f"'{name}={quoted}'"
+        )
     return f"{where}: {key} = {item['input']!r}: {message[0].lower()}{message[1:]}"
 
 
