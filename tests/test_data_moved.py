@@ -14,7 +14,7 @@ from small import write_pictures, write_recipe
 from smalti.data.codes import open_codes
 from smalti.data.sources import held_out_order, open_source
 from smalti.errors import SmaltiError
-from smalti.training.config import CopiesSettings, TokenizerTraining, resolve
+from smalti.training.config import CopiesSettings, PictureSettings, TokenizerTraining, resolve
 from smalti.training.folder import read_metrics
 from smalti.training.runs import encode_pictures, train_tokenizer
 from smalti.training.telling import Told
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def seen(run: Path) -> int:
-    return max(line["seen"] for line in read_metrics(run))
+    return max(int(line["seen"]) for line in read_metrics(run))
 
 
 def test_a_run_goes_on_where_its_data_was_moved(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -89,8 +89,7 @@ def test_a_run_does_not_go_on_with_other_data(folder: Path) -> None:
 
 
 def encoded(folder: Path, data: str, *, told: tuple[Told, ...] = (), validation: float = 0.2) -> bool:
-    values = {"size": [16, 16], "validation": validation}
-    settings = CopiesSettings(copies=1, pictures=type(CopiesSettings().pictures)(**values))
+    settings = CopiesSettings(copies=1, pictures=PictureSettings(size=(16, 16), validation=validation))
     return encode_pictures(
         folder / "run",
         folder / data,

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smalti.data.crops import CentreCrop, Crop, RandomCrop, chances
+from smalti.data.damage import DamageRecord
 from smalti.data.loading import (
     Batch,
     Crops,
-    DamageRecord,
     Example,
     batches,
     first_readable,

@@ -7,7 +7,7 @@ import json
 import unicodedata
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -15,20 +15,21 @@ from smalti.conditions.keypoints import Keypoints, KeypointsSettings
 from smalti.conditions.labels import Labels
 from smalti.conditions.layout_codes import LayoutSettings
 from smalti.conditions.layouts import Layout
-from smalti.data import annotations, paired
+from smalti.data import paired
 from smalti.data.annotation_files import read_annotations
-from smalti.data.annotations import only
+from smalti.data.annotations import beside, only
 from smalti.data.sources import identity, open_source
 from smalti.errors import SmaltiError
 from smalti.files import decoded, read_json
 from test_annotations import COCO, written
 from test_sources import fill, picture
 
+Form = Literal["NFC", "NFD"]
 COMPOSED, TAKEN_APART = "caf\u00e9", "cafe\u0301"
 SPELLINGS = [(COMPOSED, TAKEN_APART), (TAKEN_APART, COMPOSED)]
 
 
-def of_accents(value: Any, form: str) -> Any:
+def of_accents(value: Any, form: Form) -> Any:
     """Plain values with all texts in a form of Unicode."""
     return json.loads(unicodedata.normalize(form, json.dumps(value, ensure_ascii=False)))
 
@@ -51,13 +52,13 @@ def test_objects_are_found_however_accents_are_spelled(photo: str, other: str, t
     photos = open_source(fill(tmp_path / "p", {f"{photo}.png": picture(1)}))
     entry = {"key": f"{other}.png", "objects": [{"class": other, "box": [0, 0, 1, 1]}]}
     read = read_annotations(written(tmp_path / "a.json", {"pictures": [entry]}))
-    ((thing,),) = annotations.beside(photos.pictures, read)
+    ((thing,),) = beside(photos.pictures, read)
     assert thing.name == COMPOSED
     assert only(read, classes=[other], smallest=0.0).classes == only(read, classes=[photo], smallest=0.0).classes
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_published_annotations_are_read_in_either_form(form: str, tmp_path: Path) -> None:
+def test_published_annotations_are_read_in_either_form(form: Form, tmp_path: Path) -> None:
     coco = deepcopy(COCO)
     coco["images"][0]["file_name"], coco["categories"][0]["name"] = f"{COMPOSED}.jpg", COMPOSED
     read = read_annotations(written(tmp_path / "coco.json", of_accents(coco, form)))

@@ -52,7 +52,10 @@ def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, 
 
 
 def place_of(x: Any, y: Any, size: Size, refuse: Refuse) -> tuple[float, float]:
-    """x and y in pixels of an image of that size, or in shares -> in shares. Raises what `refuse` makes of what is no place."""
+    """x and y in pixels of an image of that size, or in shares -> in shares.
+
+    Raises what `refuse` makes of what is no place.
+    """
     if not (is_number(x) and is_number(y) and abs(x / size[0]) <= _FARTHEST and abs(y / size[1]) <= _FARTHEST):
         unit = "shares of the picture, from 0 to 1, not in pixels" if size == SHARES else "pixels of the picture"
         raise refuse(f"a keypoint is at {[x, y]!r}; give x and y in {unit}")

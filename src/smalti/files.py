@@ -121,12 +121,12 @@ _MARKS = {
 
 
 def normalized(name: str) -> str:
-    """A name -> the same in Unicode's form NFC. macOS writes the accents of file names as characters of their own (NFD)."""
+    """A name -> the same in Unicode's form NFC. macOS gives accents in file names characters of their own (NFD)."""
     return unicodedata.normalize("NFC", name)
 
 
 def check_file(path: Path) -> None:
-    """Raise `OSError` where there is no ordinary file: opening a pipe waits for a writer, and a device may never end."""
+    """Raise `OSError` for what is no ordinary file: opening a pipe waits for a writer, a device may never end."""
     special = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
     if special is not None:
         raise OSError(f"it is {special}, not a file")

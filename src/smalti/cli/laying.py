@@ -191,8 +191,8 @@ class Laying(NamedTuple):
 def lay_and_save(laying: Laying) -> None:
     """Lay pictures, and write their files. Of several tries nothing is kept when they are stopped.
 
-    Raises `SmaltiError` when it was stopped, where something is kept and `way.resume` was not asked for, and where a result would
-    replace an input or a file that smalti did not write.
+    Raises `SmaltiError` when it was stopped, where something is kept and `way.resume` was not asked for, and where a
+    result would replace an input or a file that smalti did not write.
     """
     from smalti.data.outputs import check_outputs
 

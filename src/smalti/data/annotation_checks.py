@@ -66,7 +66,10 @@ def different_names(path: Path, value: Any, what: str) -> tuple[str, ...]:
 
 
 def whole_number(value: Any) -> Any:
-    """A number that stands for an image or a class: 1.0 is 1, as programs write it whose columns have gaps; others as they are."""
+    """The number of an image or a class -> the same, where it is whole as an int; other values stay what they are.
+
+    Programs write 1.0 for 1 where a column of their table has gaps.
+    """
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -1,7 +1,7 @@
 """What lies below a folder of images, and where the paths of a list lead.
 
-Folders that smalti wrote (runs, models, codes, experiments) may lie below a folder of images. What is in them are results, and
-never inputs.
+Folders that smalti wrote (runs, models, codes, experiments) may lie below a folder of images. What is in them are
+results, and never inputs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _GENERATED = re.compile(r".*-\d{6}\.png")  # as `smalti sample` and `smalti comp
 def files_below(root: Path, *, scenes: str) -> list[str]:
     """The visible files below `root`, as paths relative to it with forward slashes.
 
-    Links are followed. Below each folder directly in `root`, whose name is a label, a folder is entered once, so circles end, and
-    a folder and a link to it are two labels. Folders of smalti's results are left out, with a warning; of scenes the sub-folder
-    called `scenes` is entered. Raises `SmaltiError` for a folder that cannot be read.
+    Links are followed. Below each folder directly in `root`, whose name is a label, a folder is entered once, so
+    circles end, and a folder and a link to it are two labels. Folders of smalti's results are left out, with a warning;
+    of scenes the sub-folder called `scenes` is entered. Raises `SmaltiError` for a folder that cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -112,7 +112,8 @@ def _is_generated(path: Path) -> bool:
 class PathFinder:
     """The paths in a list -> the files they name, also where another system wrote the list.
 
-    A name that is not there is looked for with its accents spelled another way, and with forward slashes for backslashes.
+    A name that is not there is looked for with its accents spelled another way, and with forward slashes for
+    backslashes.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -28,15 +28,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from smalti.data.crops import Crop, View, cut
+from smalti.data.damage import DAMAGED, GOOD, DamageRecord
 from smalti.data.kinds import COLOUR
-from smalti.data.sources import Picture, Source, identity, too_many_damaged
+from smalti.data.sources import Picture, Source, identity
 from smalti.errors import SmaltiError
 from smalti.files import normalized
 from smalti.images import Array, DamagedImage
 
 logger = logging.getLogger("smalti")
-
-_GOOD, _DAMAGED = 1, 2  # states of a picture; 0: not looked at yet
 
 
 class Example(NamedTuple):
@@ -58,53 +57,15 @@ class Batch(NamedTuple):
 
 
 @final
-class DamageRecord:
-    """Which pictures of a source were found damaged, of all parts that it is split into and in all worker processes.
-
-    Each part reports what it finds, under its own numbers. The verdict is on all parts together: a held-out part may be a single
-    picture, and be damaged.
-    """
-
-    def __init__(self, source: Source, parts: Sequence[int]) -> None:
-        """`parts`: how many pictures each of them has."""
-        self.path = source.path
-        self._starts = tuple(itertools.accumulate(parts, initial=0))
-        self._states = torch.zeros(self._starts[-1], dtype=torch.uint8)
-        self._states.share_memory_()  # type: ignore[no-untyped-call]
-
-    def states(self, part: int) -> npt.NDArray[np.uint8]:
-        """The states of the pictures of a part, (N,), as a view."""
-        states: npt.NDArray[np.uint8] = self._states.numpy()[self._starts[part] : self._starts[part + 1]]
-        return states
-
-    @property
-    def looked_at(self) -> int:
-        """How many were read, or found damaged."""
-        return int(np.count_nonzero(self._states.numpy()))
-
-    @property
-    def damaged(self) -> int:
-        """How many were found damaged."""
-        return int(np.count_nonzero(self._states.numpy() == _DAMAGED))
-
-    @property
-    def hopeless(self) -> bool:
-        """Whether too many are damaged, once 100 or all were looked at."""
-        looked = self.looked_at
-        enough = looked >= min(len(self._states), 100)
-        return enough and self.damaged > 0 and too_many_damaged(self.damaged, of=looked)
-
-
-@final
 class Crops:
     """Pictures of a source -> examples of one size: `crops[index, draw]` is picture `index`, cut as draw number
     `draw` says.
 
     `size` is (H, W) in pixels. Pictures are scaled to cover it, enlarged at most twice: smaller ones, and those
     that are too thin (`images.is_excessive`), count as damaged. A damaged picture is named once through the logger
-    "smalti", and the next good one takes its place.
-    When at least 3 pictures and more than a tenth of those looked at are damaged (judged when 100 or all have been
-    looked at), or all are, reading raises `SmaltiError`. Parts of one source share a record of damage, and are judged together.
+    "smalti", and the next good one takes its place. When at least 3 pictures and more than a tenth of those looked at
+    are damaged (judged when 100 or all have been looked at), or all are, reading raises `SmaltiError`. Parts of one
+    source share a record of damage, and are judged together.
 
     Scaled pictures are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:
     never); worker processes share that allowance. What is read does not depend on it.
@@ -204,7 +165,7 @@ class Crops:
         """The keys of the pictures found damaged so far -> the reason, as the rest of a sentence that begins with
         the key.
         """
-        for index in np.flatnonzero(self._record.states(self._part) == _DAMAGED).tolist():
+        for index in np.flatnonzero(self._record.states(self._part) == DAMAGED).tolist():
             if index not in self._reasons:  # a worker process found it, and only that it is damaged is shared
                 with suppress(DamagedImage):
                     self._scaled(index)
@@ -241,9 +202,9 @@ class Crops:
             )
         except DamagedImage as error:
             self._reasons[index] = error.reason
-            self._note(index, _DAMAGED)
+            self._note(index, DAMAGED)
             raise
-        self._note(index, _GOOD)
+        self._note(index, GOOD)
         self._latest = (index, array)
         self._keep(index, array)
         return array
@@ -257,10 +218,10 @@ class Crops:
     def _note(self, index: int, state: int) -> None:
         """Record for all processes what was found of a picture; name it if damaged; judge the whole."""
         states = self._record.states(self._part)
-        if states[index] in (state, _DAMAGED):
+        if states[index] in (state, DAMAGED):
             return
         states[index] = state
-        if state == _DAMAGED:
+        if state == DAMAGED:
             key, reason, path = self.pictures[index].key, self._reasons[index], self.source.path
             logger.warning("damaged picture left out: %s %s (in %s)", key, reason, path)
         if self._reasons and self._record.hopeless:

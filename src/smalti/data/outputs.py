@@ -1,4 +1,4 @@
-"""Where the results for images are written: below one folder, a file for each image, and never over a file of the user."""
+"""Where the results for images are written: below one folder, a file for each, and never over a file of the user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smalti.png import read_head
 
 
 def without_results(source: Source, out: Path, *, command: str) -> tuple[Picture, ...]:
-    """The images of a source without those that the same command wrote into `out` before, where that lies among them."""
+    """The images of a source without those that the same command wrote into `out` before, if it is among them."""
     root = os.path.realpath(source.path)
     if not source.path.is_dir() or not Path(os.path.realpath(out)).is_relative_to(root):
         return source.pictures
@@ -39,9 +39,9 @@ def _command(path: Path) -> str:
 def output_paths(pictures: Sequence[Picture], out: Path) -> tuple[Path, ...]:
     """Images of one source -> for each a PNG file of its own below `out`.
 
-    The path is that of the image, without what leads out of the folder: roots, drives, `..`. Images that differ only in their
-    suffix, in capitals or in how accents are spelled keep their suffix: `one.jpg.png`. Where even these names are taken, a number
-    follows.
+    The path is that of the image, without what leads out of the folder: roots, drives, `..`. Images that differ only in
+    their suffix, in capitals or in how accents are spelled keep their suffix: `one.jpg.png`. Where even these names are
+    taken, a number follows.
     """
     names = [_inside(picture.key) for picture in pictures]
     counts = Counter(_folded(name.with_suffix(".png")) for name in names)
@@ -76,8 +76,8 @@ def _folded(name: PurePosixPath) -> str:
 
 
 def check_outputs(outputs: Iterable[Path], out: Path, *, inputs: Iterable[Path]) -> None:
-    """Raise `SmaltiError` where an output would replace an input or another file that smalti did not write, or where a link
-    leads out of `out`."""
+    """Raise `SmaltiError` where an output would replace an input or another file that smalti did not write, or where a
+    link leads out of `out`."""
     given = {found for found in map(_identity, inputs) if found is not None}
     root = Path(os.path.realpath(out))
     for path in outputs:

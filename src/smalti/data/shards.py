@@ -131,7 +131,7 @@ class _Special(NamedTuple):
 
 
 def _files(path: Path, file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent]]:
-    """The files of a tar file by name, with forward slashes, in their order; a link has the bytes of the file it leads to.
+    """The files of a tar file by name, in their order; a link has the bytes of the file it leads to.
 
     What has none (a pipe, a device, a link to nothing in the archive) is left out, with a warning.
     """
@@ -151,7 +151,7 @@ def _files(path: Path, file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent
 
 
 def _members(file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent | _Special]]:
-    """All that a tar file holds but folders, to the end of the file: several tar files in a row are read one after another.
+    """All that a tar file holds but folders, to the end of the file, where several tar files may stand in a row.
 
     What the end is, is looked at, since a cut file may seem a shorter one.
     """
@@ -191,7 +191,7 @@ def _plain(name: str) -> str:
 
 
 def _after_zeros(file: BinaryIO) -> int:
-    """Where, from the present place on, the first block is that is not of zeros alone; the end of the file where none is."""
+    """Where the next block is that holds more than zeros, from the present place on; else the end of the file."""
     while block := file.read(_CHUNK):
         zeros = len(block) - len(block.lstrip(b"\0"))
         if zeros < len(block):

@@ -104,8 +104,8 @@ class FolderSource(Source):
 class ListSource(Source):
     """The pictures whose paths stand in a text file, one a line, absolute or relative to the folder of the list.
 
-    Their order is kept; a picture that is named twice counts once; blank lines are skipped. Lines that name nothing, up to a tenth
-    of all, are left out with a warning.
+    Their order is kept; a picture that is named twice counts once; blank lines are skipped. Lines that name nothing, up
+    to a tenth of all, are left out with a warning.
     """
 
     def __init__(self, path: Path, kind: Kind) -> None:
@@ -241,11 +241,12 @@ def _different(path: Path, shards: Sequence[Path]) -> list[str]:
 def open_source(path: Path, *, kind: Kind = COLOUR) -> Source:
     """A folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> the pictures, or other files, of a `kind`.
 
-    All that lies in and below a folder counts, but hidden files and folders, and what smalti wrote; links are followed. A folder
-    without pictures, but with `.tar` files, is one of shards. Shards may also be named as `shards-{000..009}.tar`.
+    All that lies in and below a folder counts, but hidden files and folders, and what smalti wrote; links are followed.
+    A folder without pictures, but with `.tar` files, is one of shards. Shards may also be named as
+    `shards-{000..009}.tar`.
 
-    Raises `SmaltiError` when there is no such path, when it is of another kind, when it holds no pictures, for the folder of
-    scenes, in which label maps and depths lie beside the pictures, and for runs, models and codes of smalti.
+    Raises `SmaltiError` when there is no such path, when it is of another kind, when it holds no pictures, for the
+    folder of scenes, in which label maps and depths lie beside the pictures, and for runs, models and codes of smalti.
     """
     if path.is_dir():
         if (path / "scenes.json").is_file():
@@ -336,9 +337,10 @@ def _place(key: str) -> float:
 
 
 def identity(source: Source, pictures: Sequence[Picture] | None = None) -> str:
-    """16 hexadecimal digits that stand for the names of pictures, all of a source by default, and for the sizes of their files.
+    """16 hexadecimal digits for the names of pictures, all of a source by default, and the sizes of their files.
 
-    Copies of a data set have the same; a picture that is changed without changing the length of its file is not noticed.
+    Copies of a data set have the same; a picture that is changed without changing the length of its file is not
+    noticed.
     """
     digest = hashlib.sha256()
     for picture in source.pictures if pictures is None else pictures:
@@ -348,7 +350,7 @@ def identity(source: Source, pictures: Sequence[Picture] | None = None) -> str:
 
 
 def too_many_damaged(damaged: int, *, of: int) -> bool:
-    """Whether so many of the pictures looked at are damaged that something is wrong with all: all, or 3 and above a tenth."""
+    """Whether so many pictures are damaged that something is wrong with the data: all, or 3 and above a tenth."""
     return damaged == of or (damaged >= 3 and damaged > of / 10)
 
 

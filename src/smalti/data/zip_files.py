@@ -1,6 +1,7 @@
 """The members of a zip file by the names that are meant, whichever system wrote it.
 
-Old .NET and PowerShell part folders by backslashes, macOS writes names in UTF-8 without saying so, and Unix keeps links.
+Old .NET and PowerShell part folders by backslashes, macOS writes names in UTF-8 without saying so, and Unix keeps
+links.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import stat
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
 
@@ -25,8 +27,8 @@ _MOST_LINKS = 40
 def read_members(path: Path) -> dict[str, ZipInfo]:
     """A zip file -> its files by name, with forward slashes. A link has the bytes of the file it leads to.
 
-    A link that leads to nothing in the archive keeps its own bytes. Raises `SmaltiError` for a file that is no zip file, and for
-    two members whose names differ only in their slashes.
+    A link that leads to nothing in the archive keeps its own bytes. Raises `SmaltiError` for a file that is no zip
+    file, and for two members whose names differ only in their slashes.
     """
     try:
         with open_file(path) as file, ZipFile(file) as archive:
@@ -54,10 +56,8 @@ def read_members(path: Path) -> dict[str, ZipInfo]:
 def _name(member: ZipInfo) -> str:
     name = member.filename
     if not member.flag_bits & _UTF8 and not name.isascii():
-        try:
+        with suppress(UnicodeError):  # then it is in the code page of old Windows, as it was read
             name = name.encode("cp437").decode("utf-8")
-        except UnicodeError:  # it is in the code page of old Windows, as it was read
-            pass
     return name.replace("\\", "/")
 
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from smalti.conditions.base import Condition
 from smalti.conditions.maps import Maps, MapsSettings
 from smalti.conditions.several import Several
+from smalti.data.damage import DamageRecord
 from smalti.data.encoding import Prefix, code_grid
 from smalti.data.kinds import kind_of
-from smalti.data.loading import Crops, DamageRecord
+from smalti.data.loading import Crops
 from smalti.data.paired import Beside, CutAlike, Paired, Said, beside
 from smalti.data.scene_files import scene_labels
 from smalti.data.sources import Source, open_source

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from smalti.conditions.map_files import label_colours, right_labels
 from smalti.data.crops import CentreCrop, Crop, RandomCrop
-from smalti.data.loading import Batch, Crops, DamageRecord, Example, first_readable, holding_out, in_order, spread
+from smalti.data.damage import DamageRecord
+from smalti.data.loading import Batch, Crops, Example, first_readable, holding_out, in_order, spread
 from smalti.data.sources import Source, held_out_order, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.metrics import CodeUse, psnr
