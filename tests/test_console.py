@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -106,6 +107,7 @@ def helps(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
 
 def test_no_help_is_markup() -> None:
     """Typer reads it as such."""
-    found = dict(helps(typer.main.get_command(app), "smalti"))
+    command: Any = typer.main.get_command(app)
+    found = dict(helps(command, "smalti"))
     assert len(found) > 100
     assert not [where for where, text in found.items() if Text.from_markup(text).plain != text]

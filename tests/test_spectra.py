@@ -15,7 +15,7 @@ from smalti.evaluation.distances import InceptionScore, Moments, frechet
 from smalti.evaluation.metrics import psnr
 from smalti.evaluation.neighbours import kernel_distance, manifold
 from smalti.evaluation.similarity import ms_ssim, ssim
-from smalti.spectra import singular_values, spectrum
+from smalti.spectra import NotConverged, singular_values, spectrum
 from smalti.tokenizer.quantizers.simvq import SimVQ, SimVQSettings
 from smalti.tokenizer.quantizers.vq import kmeans
 
@@ -69,7 +69,7 @@ class GivesUp:
         if self.times < 0:
             return self.routine(matrix, **options)
         if self.how == "raises":
-            raise torch.linalg.LinAlgError("linalg: the algorithm failed to converge")
+            raise NotConverged("linalg: the algorithm failed to converge")
         broken = math.nan if self.how == "not a number" else 0.0
         found = self.routine(matrix, **options)
         return found * broken if isinstance(found, Tensor) else [found[0] * broken, found[1]]

@@ -118,7 +118,7 @@ def test_imports_point_down(path: Path) -> None:
         ("errors", "from smalti.images import crop"),
         ("tokenizer", "from smalti.losses import objective"),
         ("prior", "import smalti.tokenizer.vqgan"),
-        ("losses", "from smalti import masks"),
+        ("images", "from smalti.losses import objective"),
         ("tokenizer", "from smalti import VQGAN"),
         ("data", "from smalti.conditions.base import Condition"),
         ("web", "from smalti.evaluation import report"),

@@ -9,7 +9,7 @@ Letters: D N sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +19,9 @@ from torch import Tensor
 from smalti.errors import SmaltiError
 
 T = TypeVar("T")
+
+NotConverged: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+"""What PyTorch raises where nothing converges."""
 
 
 class Spectrum(NamedTuple):
@@ -95,15 +98,16 @@ def _singular_values(matrix: Tensor) -> Iterator[Callable[[], Tensor]]:
     yield lambda: torch.linalg.svdvals(_turn(len(matrix), like=matrix).T @ matrix)
 
 
-def _pair(found: object, *, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    values, vectors = found  # type: ignore[misc]
+def _pair(found: Iterable[Tensor], *, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    values, vectors = found
     return (values, vectors) if like is None else (values.to(like), vectors.to(like))
 
 
 def _turn(side: int, *, like: Tensor) -> Tensor:
     """Some orthogonal matrix (D,D), always the same."""
     chance = torch.Generator().manual_seed(0)
-    return torch.linalg.qr(torch.randn(side, side, dtype=torch.float64, generator=chance))[0].to(like)
+    turned: Tensor = torch.linalg.qr(torch.randn(side, side, dtype=torch.float64, generator=chance))[0]
+    return turned.to(like)
 
 
 def _first(ways: Iterator[Callable[[], T]], is_right: Callable[[T], bool], *, what: str) -> T:
@@ -111,7 +115,7 @@ def _first(ways: Iterator[Callable[[], T]], is_right: Callable[[T], bool], *, wh
     for way in ways:
         try:
             found = way()
-        except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
+        except (NotConverged, np.linalg.LinAlgError):
             continue
         if is_right(found):
             return found

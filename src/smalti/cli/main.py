@@ -75,7 +75,7 @@ def main() -> None:
         if not _is_shortage(error):
             raise
         sentence = "there is not enough memory for this; ask for smaller or fewer pictures at once, or a smaller batch"
-        ERRORS.print(f"error: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+        ERRORS.print(f"error: {sentence}", style="red", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         ERRORS.print("interrupted", style="red")
