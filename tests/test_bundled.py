@@ -19,6 +19,7 @@ import smalti as package
 from smalti.bundled import BUNDLED, SCENES, named
 from smalti.data.scenes import CLASSES, LABELS, paint
 from smalti.errors import SmaltiError
+from smalti.evaluation.metrics import psnr
 from smalti.images import to_tensor
 from smalti.pipeline import Pipeline
 from smalti.prior import Sampler, finished, unknown
@@ -182,3 +183,16 @@ def test_it_is_in_the_wheel_and_in_the_source_archive(tmp_path: Path) -> None:
     with tarfile.open(archive) as sources:
         packed = {name.partition("/src/")[2] for name in sources.getnames()}
     assert wanted <= packed
+
+
+@pytest.mark.skipif(not BUNDLED["scenes-128"].is_dir(), reason="src/smalti/models/scenes-128 is not in this checkout")
+def test_the_tokenizer_of_large_scenes_keeps_what_it_has_not_seen() -> None:
+    """Painted with another seed; below 20 dB houses cannot be told from trees."""
+    folder = BUNDLED["scenes-128"]
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 12_000_000
+    tokenizer = VQGAN.from_pretrained("scenes-128")
+    assert (tokenizer.factor, tokenizer.size) == (8, 1024)
+    images = torch.stack([to_tensor(paint(99, index, size=(128, 128)).image) for index in range(4)])
+    reconstructions, quantized = tokenizer(images)
+    assert quantized.codes.shape == (4, 16, 16)
+    assert psnr(images, reconstructions.clamp(-1, 1)).mean() > 20
