@@ -369,13 +369,21 @@ def test_a_smooth_output_sees_no_further_than_it_says() -> None:
         assert int(seen.max()) <= row + SmoothOutput.REACH
 
 
+def test_a_stem_of_1_needs_no_doublings() -> None:
+    plain, smooth = (
+        Decoder(parse(PyramidSettings, {"stem": 1, "width": 16, "output_channels": channels}, where="test"))
+        for channels in (0, 8)
+    )
+    assert smooth.state_dict().keys() == plain.state_dict().keys()
+
+
 def test_the_last_layer_of_a_smooth_output_makes_the_channels() -> None:
     decoder = Decoder(smooth_output(4))
     assert decoder.last_layer.shape == (3, 8, 3, 3)
     assert decoder(torch.zeros(1, 8, 2, 3)).shape == (1, 3, 16, 24)
 
 
-@pytest.mark.parametrize("stem", [1, 3, 6])
+@pytest.mark.parametrize("stem", [3, 6])
 def test_smooth_doublings_lead_to_powers_of_two(stem: int) -> None:
     with pytest.raises(SmaltiError, match=f"the stem is {stem}"):
         parse(PyramidSettings, {"stem": stem, "output_channels": 8}, where="test")

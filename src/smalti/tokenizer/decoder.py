@@ -71,7 +71,7 @@ class Decoder(nn.Module):
         )
         self.norm_out = group_norm(widths[0])
         self.conv_out: nn.Module
-        if pyramid.output_channels:
+        if pyramid.output_channels and pyramid.stem > 1:
             self.folded = 1
             self.conv_out = SmoothOutput(widths[0], pyramid.output_channels, pyramid.channels, stem=pyramid.stem)
         else:

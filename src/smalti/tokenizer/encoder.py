@@ -30,7 +30,7 @@ class PyramidSettings:
     """Space-to-depth before the first convolution: 2 does all work at half resolution (about 4 times less of it)."""
     output_channels: Annotated[int, Field(ge=0)] = 0
     """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each; for a stem of 2, 4
-    or 8. 0: the last convolution works at 1/stem of the resolution and makes each pixel of a square by weights of its own, which
+    or 8, and 1, which needs none. 0: the last convolution works at 1/stem of the resolution and makes each pixel of a square by weights of its own, which
     costs less and shows as a hatch with the period of the stem."""
     width: Annotated[int, Field(ge=LEAST_WIDTH)] = 64
     """Channels at the highest resolution."""
@@ -73,8 +73,8 @@ class PyramidSettings:
     @classmethod
     def _the_stem_is_made_of_doublings(cls, output_channels: int, info: ValidationInfo) -> int:
         stem = info.data.get("stem", 2)
-        if output_channels and (stem < 2 or stem & (stem - 1)):
-            raise ValueError(f"the stem is {stem}, and smooth doublings lead to stems of 2, 4, 8; set it to 0")
+        if output_channels and stem & (stem - 1):
+            raise ValueError(f"the stem is {stem}, and smooth doublings lead to stems of 2, 4 and 8; set it to 0")
         return output_channels
 
     @property
