@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from smalti.errors import SmaltiError
+from smalti.losses.checks import check_same_shape
 from smalti.losses.efficientnet import EfficientNetLite0, efficientnet_lite0
 
 EPSILON = 1e-6
@@ -44,11 +45,7 @@ class FeatureDistance(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        if images.shape != reconstructions.shape:
-            raise SmaltiError(
-                f"the perceptual distance compares images of one shape, these are {tuple(images.shape)} "
-                f"and {tuple(reconstructions.shape)}"
-            )
+        check_same_shape(images, reconstructions, what="the perceptual distance")
         with torch.no_grad():
             targets = self.features(images)
         distances = [

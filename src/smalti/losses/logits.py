@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.errors import SmaltiError, suggestion
+from smalti.losses.checks import check_same_shape
 from smalti.losses.perceptual import squeezenet, squeezenet_classifier
 from smalti.losses.resnet import ResNet50
 from smalti.weights import load_strictly, load_weights
@@ -83,11 +84,7 @@ class LogitDistance(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        if images.shape != others.shape:
-            raise SmaltiError(
-                f"the distance of logits compares pictures of one shape, these are {tuple(images.shape)} "
-                f"and {tuple(others.shape)}"
-            )
+        check_same_shape(images, others, what="the distance of logits")
         with torch.no_grad():
             target = self.logits(images)
         return (self.logits(others) - target).square().mean(1)

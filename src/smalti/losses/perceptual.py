@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.errors import SmaltiError, suggestion
+from smalti.losses.checks import check_same_shape
 from smalti.weights import load_strictly, load_weights
 from smalti.winograd import FrozenConvolution
 
@@ -181,11 +182,7 @@ class Perceptual(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        if images.shape != others.shape:
-            raise SmaltiError(
-                f"the perceptual distance compares pictures of one shape, these are {tuple(images.shape)} "
-                f"and {tuple(others.shape)}"
-            )
+        check_same_shape(images, others, what="the perceptual distance")
         total = others.new_zeros(len(others), dtype=torch.promote_types(others.dtype, torch.float32))  # (B,)
         for a, b, weight in zip(self.target(images), self._maps(others), self.linear, strict=True):
             kept = F.dropout(torch.ones_like(b), self.dropout) * weight if self.dropout and self.training else weight

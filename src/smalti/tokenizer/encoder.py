@@ -29,9 +29,9 @@ class PyramidSettings:
     stem: Annotated[int, Field(ge=1)] = 1
     """Space-to-depth before the first convolution: 2 does all work at half resolution (about 4 times less of it)."""
     output_channels: Annotated[int, Field(ge=0)] = 0
-    """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each; for a stem of 2, 4
-    or 8, and 1, which needs none. 0: the last convolution works at 1/stem of the resolution and makes each pixel of a square by weights of its own, which
-    costs less and shows as a hatch with the period of the stem."""
+    """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each, for a stem of 2, 4
+    or 8; a stem of 1 needs none. 0: the last convolution works at 1/stem of the resolution and makes each pixel of a square by
+    weights of its own, which costs less and shows as a hatch with the period of the stem."""
     width: Annotated[int, Field(ge=LEAST_WIDTH)] = 64
     """Channels at the highest resolution."""
     multipliers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 2)
