@@ -82,7 +82,9 @@ class Golden:
         }
 
     def check(self, key: str, actual: Tensor) -> None:
-        """`actual` must be the tensor `key`: integers equal, floats within 20 times the original's own rounding noise."""
+        """`actual` must be the tensor `key`: integers equal, floats within 20 times the original's own rounding noise.
+
+        Gradients in single precision also within a ten-thousandth of the largest; in double precision nothing is let through."""
         expected = self.tensors[key]
         assert actual.shape == expected.shape, f"{key}: {tuple(actual.shape)}, not {tuple(expected.shape)}"
         if not expected.is_floating_point():
@@ -90,11 +92,17 @@ class Golden:
             return
         measured = self.facts.get("noise_fp32_vs_fp64", {})
         noise = float(measured.get(key, max([1e-6, *measured.values()])))  # not all were measured: then as the worst
+        # A sum rounds as its terms are large, whatever is left of them: a gradient near 0 is as inexact as the largest beside it.
+        terms = (
+            float(expected.abs().amax())
+            if "grad" in key and actual.dtype == torch.float32 and expected.numel()
+            else 0.0
+        )
         torch.testing.assert_close(
             actual.detach().to(expected.dtype),
             expected,
             rtol=1e-4,
-            atol=max(20 * noise, 2e-6),
+            atol=max(20 * noise, 2e-6, 1e-4 * terms),
             msg=lambda m: f"{key}: {m}",
         )
 
