@@ -38,6 +38,7 @@ FLOORS = {
             "native",
             "noise",
             "norms",
+            "pixel_formats",
             "pretrained",
             "processes",
             "settings",
@@ -48,21 +49,20 @@ FLOORS = {
         ),
         0,
     ),
-    **dict.fromkeys(("images", "masks", "numbers", "pixel_formats", "png"), 1),
-    **dict.fromkeys(("tokenizer", "losses", "prior"), 2),
-    **dict.fromkeys(("conditions", "data", "keeping"), 3),
-    **dict.fromkeys(("checkpoints", "priors"), 4),
-    "pipeline": 5,
-    **dict.fromkeys(("evaluation", "web"), 6),
-    "training": 7,
-    "studies": 8,
-    "cli": 9,
-    "__main__": 10,
+    **dict.fromkeys(("images", "masks", "numbers", "png", "tokenizer", "losses", "prior"), 1),
+    **dict.fromkeys(("conditions", "data", "keeping"), 2),
+    **dict.fromkeys(("checkpoints", "priors"), 3),
+    "pipeline": 4,
+    **dict.fromkeys(("evaluation", "web"), 5),
+    "training": 6,
+    "studies": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 """Room -> floor. A room imports from lower floors and from itself; the ground floor is one room."""
 
 GROUND = {room for room, floor in FLOORS.items() if floor == 0}
-NEIGHBOURS = [GROUND, {"images", "masks", "numbers", "pixel_formats", "png"}]
+NEIGHBOURS = [GROUND, {"images", "masks", "numbers", "png"}]
 """Modules beside one another that make up one room."""
 
 

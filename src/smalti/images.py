@@ -30,7 +30,7 @@ from torch import Tensor
 from smalti.capacity import check_memory
 from smalti.errors import SmaltiError
 from smalti.files import open_file, write_atomically
-from smalti.pixel_formats import Levels, levels_of, orientation, pixels_of, stored_numbers, upright
+from smalti.pixel_formats import Levels, as_floats, levels_of, orientation, pixels_of, stored_numbers, upright
 
 Array: TypeAlias = Levels
 Filter: TypeAlias = Literal["lanczos", "nearest"]
@@ -355,9 +355,7 @@ def edges(picture: Array) -> Array:
 
 def to_tensor(array: Array) -> Tensor:
     """(H, W, C) uint8 or uint16, or a batch of them -> (C, H, W) float32 in [-1, 1]; black is -1, white is 1."""
-    half = np.iinfo(array.dtype).max / 2
-    planes = np.ascontiguousarray(np.moveaxis(array, -1, -3))  # first, while there is the least to move
-    return torch.from_numpy(planes.astype(np.float32)).div_(half).sub_(1)
+    return as_floats(array)
 
 
 def to_array(images: Tensor, *, rounding: Literal["nearest", "down"] = "nearest") -> npt.NDArray[np.uint8]:

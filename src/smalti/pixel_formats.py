@@ -13,8 +13,10 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from torch import Tensor
 
 Levels: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 Wide: TypeAlias = npt.NDArray[np.uint16]
@@ -69,6 +71,13 @@ def stored_numbers(image: Image.Image) -> npt.NDArray[Any]:
     if kept.inverted and numbers.dtype != bool:
         numbers = kept.most - numbers
     return numbers
+
+
+def as_floats(levels: Levels) -> Tensor:
+    """(H,W,C) uint8 or uint16, or a batch of them -> (C,H,W) float32 in [-1,1]; black is -1, white is 1."""
+    half = np.iinfo(levels.dtype).max / 2
+    planes = np.ascontiguousarray(np.moveaxis(levels, -1, -3))  # first, while there is the least to move
+    return torch.from_numpy(planes.astype(np.float32)).div_(half).sub_(1)
 
 
 def orientation(image: Image.Image) -> int:

@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.errors import SmaltiError
-from smalti.images import damage_told, to_tensor
-from smalti.pixel_formats import levels_of, storage, upright
+from smalti.pixel_formats import as_floats, levels_of, storage, upright
 
 Images: TypeAlias = Tensor | Image.Image | Sequence[Image.Image]
 """Pictures (B,C,H,W): floats in [-1,1], or uint8 from 0 to 255; or one of Pillow's pictures, or several of one size."""
@@ -66,9 +65,11 @@ def _from_pillow(images: Sequence[Image.Image], channels: int) -> Tensor:
         )
     each = []
     for number, image in enumerate(images):
-        with damage_told(f"picture {number} of the batch"):
+        try:
             kept = storage(image)  # before its pixels are read
-            each.append(to_tensor(levels_of(upright(image), channels=channels, bits=16, kept=kept)))
+            each.append(as_floats(levels_of(upright(image), channels=channels, bits=16, kept=kept)))
+        except Exception as error:  # decoders answer damage with every kind of exception
+            raise SmaltiError(f"picture {number} of the batch cannot be read ({error})") from error
     sizes = {tuple(image.shape[1:]) for image in each}
     if len(sizes) > 1:
         raise SmaltiError(
