@@ -378,6 +378,23 @@ def test_links_in_a_shard_lead_to_their_files(tmp_path: Path) -> None:
     assert [red(source, place) for place in range(5)] == [7, 8, 7, 7, 7]
 
 
+def test_links_to_folders_in_a_shard_are_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A link to a folder was said to lead to what is not in the shard."""
+    members = {
+        "cats": (tarfile.SYMTYPE, "newest"),
+        "newest": (tarfile.SYMTYPE, ".v1"),
+        "dogs/2.png": (tarfile.SYMTYPE, "../cats/1.png"),
+        "dogs/self": (tarfile.SYMTYPE, "../dogs"),
+    }
+    source = open_source(special(tmp_path / "x.tar", {".v1/1.png": picture(1), "dogs/0.png": picture(0)}, members))
+    assert keys_and_labels(source) == [
+        ("x/dogs/0.png", "dogs"), ("x/cats/1.png", "cats"), ("x/newest/1.png", "newest"), ("x/dogs/2.png", "dogs"),
+    ]  # fmt: skip
+    assert [red(source, place) for place in range(4)] == [0, 1, 1, 1]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.endswith("x.tar: dogs/self is a link that leads in a circle")
+
+
 def test_what_a_shard_cannot_give_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     members = {
         "1.png": (tarfile.SYMTYPE, "nothing.png"),

@@ -83,6 +83,21 @@ def test_links_lead_to_their_files(tmp_path: Path) -> None:
             source.read(each, 3)
 
 
+def test_links_to_folders_are_folders(tmp_path: Path) -> None:
+    """Images behind a link to a folder were left out without a word, and those beside them were of other labels."""
+    files = {".store/v1/1.png": picture(1), ".store/v1/2.png": picture(2), "dogs/3.png": picture(3)}
+    links = {
+        "cats": ".store/newest", ".store/newest": "v1", "dogs/one.png": "../cats/1.png", ".store/v1/more": "../../dogs",
+        "dogs/self": ".", "dogs/none": "../nothing",
+    }  # fmt: skip
+    source = open_source(linked(tmp_path / "a.zip", files, links))
+    assert [(each.key, int(source.read(each, 3)[0, 0, 0])) for each in source.pictures] == [
+        ("cats/1.png", 1), ("cats/2.png", 2), ("cats/more/3.png", 3), ("cats/more/one.png", 1), ("dogs/3.png", 3),
+        ("dogs/one.png", 1),
+    ]  # fmt: skip
+    assert source.labels == ("cats", "dogs")
+
+
 def test_results_lead_nowhere_else(tmp_path: Path) -> None:
     """A name that begins with two dots was taken for a hidden file, and the image was gone without a word."""
     source = open_source(zipped(tmp_path / "a.zip", {"../1.png": picture(1), "./b/2.png": picture(2)}))

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import posixpath
 import re
 import tarfile
 import threading
@@ -22,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, final
 
+from smalti.data.archive_links import Links, plain, target_of
 from smalti.errors import SmaltiError
 from smalti.files import decoded, normalized, open_file
 
@@ -30,7 +30,6 @@ logger = logging.getLogger("smalti")
 OPEN = 64
 """Shards that a process keeps open at once."""
 _MOST = 100_000  # shards that a pattern may name
-_MOST_LINKS = 40  # links that lead to links; more are a circle
 _CHUNK = 2**16  # a multiple of the size of a block
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -131,22 +130,30 @@ class _Special(NamedTuple):
 
 
 def _files(path: Path, file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent]]:
-    """The files of a tar file by name, in their order; a link has the bytes of the file it leads to.
+    """The files of a tar file by name, in their order; a link has the bytes of the file it leads to, or all files of the folder.
 
     What has none (a pipe, a device, a link to nothing in the archive) is left out, with a warning.
     """
     members = list(_members(file, shard))
-    places = {_plain(name): member for name, member in members}
+    files = {plain(name): member for name, member in members if isinstance(member, Extent)}
+    targets = {plain(name): member.target for name, member in members if isinstance(member, _Special) and member.target}
+    links = Links(files, targets)
     for name, member in members:
-        found: Extent | _Special = member
-        for _ in range(_MOST_LINKS):
-            if not isinstance(found, _Special) or found.what:
-                break
-            found = places.get(found.target, _Special("", f"a link to {found.target}, which is not in it"))
-        if isinstance(found, Extent):
-            yield name.replace("\\", "/"), found
-        else:
-            what = found.what or "a link that leads in a circle"
+        if isinstance(member, Extent):
+            yield name.replace("\\", "/"), member
+            continue
+        what = member.what
+        if not what:
+            end, found = links.end(plain(name)), list(links.followed(plain(name)))
+            yield from (
+                (f"{name.rstrip('/')}{rest}".replace("\\", "/"), extent)
+                for rest, extent in found
+                if not rest or f"{plain(name)}{rest}" not in files
+            )
+            circle = end == "" or plain(name).startswith(f"{end}/")
+            what = "a link that leads in a circle" if circle else f"a link to {end}, which is not in it"
+            what = "" if found else what
+        if what:
             logger.warning("left out of %s: %s is %s", path, name, what)
 
 
@@ -178,16 +185,12 @@ def _members(file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent | _Specia
 
 def _place(member: tarfile.TarInfo, shard: int) -> Extent | _Special:
     if member.islnk():
-        return _Special(_plain(member.linkname))
+        return _Special(plain(member.linkname))
     if member.issym():
-        return _Special(_plain(posixpath.join(posixpath.dirname(member.name), member.linkname)))
+        return _Special(target_of(member.name, member.linkname))
     if member.isreg() and not member.issparse():
         return Extent(shard, member.offset_data, member.size)
     return _Special("", "a sparse file" if member.issparse() else "a pipe or a device, and no file")
-
-
-def _plain(name: str) -> str:
-    return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
 
 
 def _after_zeros(file: BinaryIO) -> int:

@@ -6,13 +6,13 @@ links.
 
 from __future__ import annotations
 
-import posixpath
 import stat
 import zipfile
 from contextlib import suppress
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
 
+from smalti.data.archive_links import Links, plain, target_of
 from smalti.errors import SmaltiError
 from smalti.files import open_file
 
@@ -20,12 +20,11 @@ _UTF8 = 0x800
 """The flag of a member whose name is in UTF-8."""
 _UNIX = 3
 """The number of systems that keep a file's type in the upper half of `external_attr`."""
-_MOST_LINKS = 40
-"""Links that lead to links; more are a circle."""
 
 
 def read_members(path: Path) -> dict[str, ZipInfo]:
-    """A zip file -> its files by name, with forward slashes. A link has the bytes of the file it leads to.
+    """A zip file -> its files by name, with forward slashes. A link has the bytes of the file it leads to; one to a folder is a
+    folder with the same files.
 
     A link that leads to nothing in the archive keeps its own bytes. Raises `SmaltiError` for a file that is no zip
     file, and for two members whose names differ only in their slashes.
@@ -50,7 +49,26 @@ def read_members(path: Path) -> dict[str, ZipInfo]:
             }
     except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise SmaltiError(f"cannot read {path} as a zip file: {error}") from error
-    return {name: _followed(name, members, targets) for name in members}
+    return _linked(members, targets)
+
+
+def _linked(members: dict[str, ZipInfo], targets: dict[str, str]) -> dict[str, ZipInfo]:
+    """Members by name, and the texts of those that are links -> the files by name, in place of links what they lead to."""
+    links = Links(
+        {plain(name): member for name, member in members.items() if name not in targets},
+        {plain(name): target_of(name, text) for name, text in targets.items()},
+    )
+    found: dict[str, ZipInfo] = {}
+    for name, member in members.items():
+        if name not in targets:
+            found[name] = member
+            continue
+        files = list(links.followed(plain(name)))
+        for rest, file in files:
+            found.setdefault(name + rest, file)
+        if not files:
+            found[name] = member
+    return found
 
 
 def _name(member: ZipInfo) -> str:
@@ -63,14 +81,3 @@ def _name(member: ZipInfo) -> str:
 
 def _is_link(member: ZipInfo) -> bool:
     return member.create_system == _UNIX and stat.S_ISLNK(member.external_attr >> 16)
-
-
-def _followed(name: str, members: dict[str, ZipInfo], targets: dict[str, str]) -> ZipInfo:
-    end = name
-    for _ in range(_MOST_LINKS):
-        if end not in targets:
-            return members[end]
-        end = posixpath.normpath(posixpath.join(posixpath.dirname(end), targets[end]))
-        if end not in members:
-            break
-    return members[name]
