@@ -183,7 +183,9 @@ def test_a_stop_is_told_again_and_is_no_failure(folder: Path, monkeypatch: pytes
     assert f"prior had {told}" in again.output
     assert (folder / "told" / "metrics.jsonl").read_text() == before
     ended = CliRunner().invoke(app, command)
-    assert f"ended after 6,400 codes, 15 validations after the best; the model of {BEST:,} codes is kept" in ended.output
+    assert (
+        f"ended after 6,400 codes, 15 validations after the best; the model of {BEST:,} codes is kept" in ended.output
+    )
 
 
 def test_overfitting_is_an_alarm(folder: Path) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import processes
-from processes import finished, threads
+from processes import direct, finished, threads
 from small import write_pictures, write_recipe
 from smalti.errors import SmaltiError
 from smalti.training.config import RunSettings, TokenizerTraining, resolve
@@ -45,13 +45,13 @@ def command(out: str, *overrides: str) -> list[str]:
 
 
 def started(folder: Path, out: str, *overrides: str) -> list[subprocess.Popen[str]]:
-    return processes.started(folder, command(out, *overrides))
+    return processes.started(folder, command(out, *overrides), environment=processes.DIRECT)
 
 
 def alone(folder: Path, out: str, *overrides: str) -> Path:
     overrides = tuple(each for each in (*LONG, *overrides) if "devices" not in each)
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(folder / "small.yaml"), overrides=overrides)
-    with threads(1):  # as each of two has; with more some processors round otherwise
+    with threads(1), direct():  # as each of two has; with more some processors round otherwise
         train_tokenizer(folder / "pictures", folder / out, settings=settings, console=Console(quiet=True))
     return folder / out
 
