@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from smalti.errors import SmaltiError
 
@@ -75,10 +76,10 @@ def _scale(matrix: Tensor) -> float:
 
 def _eigenpairs(matrix: Tensor) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
     """Ways to find the eigenvalues (D,) and eigenvectors (D,D), the usual one first."""
-    yield lambda: _pair(torch.linalg.eigh(matrix))
+    yield lambda: _pair(*torch.linalg.eigh(matrix), like=matrix)
     if matrix.device.type != "cpu":
-        yield lambda: _pair(torch.linalg.eigh(matrix.cpu()), like=matrix)
-    yield lambda: _pair(map(torch.from_numpy, np.linalg.eigh(matrix.cpu().numpy())), like=matrix)
+        yield lambda: _pair(*torch.linalg.eigh(matrix.cpu()), like=matrix)
+    yield lambda: _pair(*map(torch.from_numpy, np.linalg.eigh(matrix.cpu().numpy())), like=matrix)
     turned = _turn(len(matrix), like=matrix)
 
     def elsewhere() -> tuple[Tensor, Tensor]:
@@ -95,15 +96,16 @@ def _singular_values(matrix: Tensor) -> Iterator[Callable[[], Tensor]]:
     yield lambda: torch.linalg.svdvals(_turn(len(matrix), like=matrix).T @ matrix)
 
 
-def _pair(found: object, *, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    values, vectors = found  # type: ignore[misc]
-    return (values, vectors) if like is None else (values.to(like), vectors.to(like))
+def _pair(values: Tensor, vectors: Tensor, *, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the precision and on the device of the matrix that they are of."""
+    return values.to(like), vectors.to(like)
 
 
 def _turn(side: int, *, like: Tensor) -> Tensor:
     """Some orthogonal matrix (D,D), always the same."""
     chance = torch.Generator().manual_seed(0)
-    return torch.linalg.qr(torch.randn(side, side, dtype=torch.float64, generator=chance))[0].to(like)
+    turned: Tensor = torch.linalg.qr(torch.randn(side, side, dtype=torch.float64, generator=chance))[0]
+    return turned.to(like)
 
 
 def _first(ways: Iterator[Callable[[], T]], is_right: Callable[[T], bool], *, what: str) -> T:
@@ -111,7 +113,7 @@ def _first(ways: Iterator[Callable[[], T]], is_right: Callable[[T], bool], *, wh
     for way in ways:
         try:
             found = way()
-        except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
+        except (LinAlgError, np.linalg.LinAlgError):
             continue
         if is_right(found):
             return found
