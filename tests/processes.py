@@ -6,15 +6,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 
-import pytest
 import torch
-
-from smalti import norms, winograd
 
 
 def free_port() -> int:
@@ -24,9 +20,7 @@ def free_port() -> int:
         return port
 
 
-def started(
-    folder: Path, command: Sequence[str], *, world: int = 2, environment: Mapping[str, str] = MappingProxyType({})
-) -> list[subprocess.Popen[str]]:
+def started(folder: Path, command: Sequence[str], *, world: int = 2) -> list[subprocess.Popen[str]]:
     """Python with a command, once for each process of one run, in the environment that torchrun makes, without its seconds."""
     port = str(free_port())
     shared = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -37,7 +31,7 @@ def started(
             subprocess.Popen(
                 [sys.executable, *command],
                 cwd=folder,
-                env={**os.environ, **shared, **mine, **environment},
+                env={**os.environ, **shared, **mine},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -60,19 +54,3 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-DIRECT = {"SMALTI_DIRECT": "1"}
-"""The environment of processes whose convolutions and norms are PyTorch's."""
-
-
-@contextmanager
-def direct() -> Iterator[None]:
-    """Convolutions and norms of this process are PyTorch's, as under `DIRECT`.
-
-    Winograd's products are taken from some size of a batch on, and round otherwise: half a batch may have them and a whole one not.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (norms, winograd):
-            patch.setattr(module, "_library", lambda: None)
-        yield

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 from rich.console import Console
@@ -96,7 +95,7 @@ def test_commands_name_their_folders_as_they_are(name: str, tmp_path: Path, smal
     assert name in smalti(name).err
 
 
-def helps(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+def helps(command: Any, path: str) -> Iterator[tuple[str, str]]:
     """All that the help of a command and those below it says: (where, text)."""
     yield path, command.help or ""
     for parameter in command.params:

@@ -9,19 +9,17 @@ Letters: D N sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from smalti.errors import SmaltiError
 
 T = TypeVar("T")
-
-NotConverged: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
-"""What PyTorch raises where nothing converges."""
 
 
 class Spectrum(NamedTuple):
@@ -78,10 +76,10 @@ def _scale(matrix: Tensor) -> float:
 
 def _eigenpairs(matrix: Tensor) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
     """Ways to find the eigenvalues (D,) and eigenvectors (D,D), the usual one first."""
-    yield lambda: _pair(torch.linalg.eigh(matrix))
+    yield lambda: _pair(*torch.linalg.eigh(matrix), like=matrix)
     if matrix.device.type != "cpu":
-        yield lambda: _pair(torch.linalg.eigh(matrix.cpu()), like=matrix)
-    yield lambda: _pair(map(torch.from_numpy, np.linalg.eigh(matrix.cpu().numpy())), like=matrix)
+        yield lambda: _pair(*torch.linalg.eigh(matrix.cpu()), like=matrix)
+    yield lambda: _pair(*map(torch.from_numpy, np.linalg.eigh(matrix.cpu().numpy())), like=matrix)
     turned = _turn(len(matrix), like=matrix)
 
     def elsewhere() -> tuple[Tensor, Tensor]:
@@ -98,9 +96,9 @@ def _singular_values(matrix: Tensor) -> Iterator[Callable[[], Tensor]]:
     yield lambda: torch.linalg.svdvals(_turn(len(matrix), like=matrix).T @ matrix)
 
 
-def _pair(found: Iterable[Tensor], *, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    values, vectors = found
-    return (values, vectors) if like is None else (values.to(like), vectors.to(like))
+def _pair(values: Tensor, vectors: Tensor, *, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the precision and on the device of the matrix that they are of."""
+    return values.to(like), vectors.to(like)
 
 
 def _turn(side: int, *, like: Tensor) -> Tensor:
@@ -115,7 +113,7 @@ def _first(ways: Iterator[Callable[[], T]], is_right: Callable[[T], bool], *, wh
     for way in ways:
         try:
             found = way()
-        except (NotConverged, np.linalg.LinAlgError):
+        except (LinAlgError, np.linalg.LinAlgError):
             continue
         if is_right(found):
             return found
