@@ -12,7 +12,7 @@ from PIL import Image
 
 from smalti.errors import SmaltiError
 from smalti.images import DamagedImage
-from smalti.masks import kept_by_mask
+from smalti.masks import kept_by_mask, whole_tiles
 
 UPPER = np.zeros((32, 32), dtype=bool)
 UPPER[:16] = True
@@ -96,3 +96,14 @@ def test_masks_that_are_dark_everywhere_are_told(levels: npt.NDArray[Any], said:
 def test_masks_that_keep_nothing_are_told(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="is black wherever the picture is seen, and white is kept: nothing would be"):
         kept(tmp_path / "mask.png", Image.new("L", (32, 32)))
+
+
+def test_masks_that_keep_pixels_but_no_whole_tile_are_told() -> None:
+    """All of the picture was replaced without a word, from Python and from the page."""
+    mask = np.zeros((16, 16), dtype=bool)
+    assert not whole_tiles(mask, factor=4, picture=(16, 16)).any(), "who keeps nothing has all of it laid anew"
+    mask[1:7, 1:7] = True
+    with pytest.raises(SmaltiError, match=r"no tile of 4 x 4 pixels is kept as a whole, .* keep more of the picture"):
+        whole_tiles(mask, factor=4, picture=(16, 16))
+    mask[4:8, 4:8] = True
+    assert whole_tiles(mask, factor=4, picture=(16, 16)).sum() == 1

@@ -103,6 +103,16 @@ def test_a_result_replaces_nothing_but_results(tmp_path: Path) -> None:
         check_outputs([photo], tmp_path, inputs=[])
 
 
+def test_a_result_does_not_replace_an_input_that_was_given_by_a_link(tmp_path: Path) -> None:
+    own = generated(tmp_path / "own.png")
+    (tmp_path / "link.png").symlink_to(own)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    for given in (tmp_path / "link.png", tmp_path / "folder" / "own.png", tmp_path / "folder" / "link.png"):
+        with pytest.raises(SmaltiError, match=r"own\.png would replace an input; choose another --out"):
+            check_outputs([own], tmp_path, inputs=[given])
+    check_outputs([own], tmp_path, inputs=[Path("no file\0"), Path("dusk")])
+
+
 def test_no_link_leads_results_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()

@@ -377,5 +377,8 @@ def test_numbers_that_cannot_be(tmp_path: Path) -> None:
         paint(0, -2, size=(16, 16))
     with pytest.raises(SmaltiError, match="count of scenes"):
         write_scenes(tmp_path / "s", count=0, size=(16, 16))
+    with pytest.raises(SmaltiError, match=r"the list of 1,000,000,000,000 scenes would take .* ask for less"):
+        write_scenes(tmp_path / "s", count=10**12, size=(16, 16))
+    assert not (tmp_path / "s").exists()
     with pytest.raises(SmaltiError, match="number of workers"):
         write_scenes(tmp_path / "s", count=1, size=(16, 16), workers=0)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from judged import Means, forbid_downloads, use_means, write_noise
-from smalti.data.sources import Source, identity, open_source
+from smalti.data.sources import Source, held_out_order, identity, open_source
 from smalti.errors import SmaltiError
 from smalti.evaluation.distances import frechet
 from smalti.evaluation.features import Seen
@@ -366,6 +366,22 @@ def test_a_set_without_a_readable_picture(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(SmaltiError, match=r"none of the 2 pictures in .* can be read; the first: a\.png is empty"):
         list(taken(open_source(tmp_path)).portions(4))
+
+
+def test_another_picture_is_held_out_where_all_held_out_ones_are_damaged(tmp_path: Path) -> None:
+    """Training took the next one, and evaluation ended: none of the 1 pictures could be read."""
+    source = open_source(write_noise(tmp_path, count=10))
+    order = [source.pictures[place].key for place in held_out_order(source.pictures)]
+    for key in order[:2]:
+        (tmp_path / key).write_bytes(b"")
+    some = taken(source, held_out=0.001)
+    assert [len(places) for places, _ in some.portions(4)] == [1]
+    assert [each.key for each in some.pictures] == [order[0], order[2]]
+    assert list(some.left_out) == [order[0]]
+    for key in order[2:]:
+        (tmp_path / key).write_bytes(b"")
+    with pytest.raises(SmaltiError, match=r"none of the 1 pictures in .* can be read"):
+        list(taken(source, held_out=0.001).portions(4))
 
 
 def test_a_reader_that_is_left_early_stops(tmp_path: Path) -> None:

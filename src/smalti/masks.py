@@ -41,7 +41,8 @@ def kept_part(name: str, size: tuple[int, int]) -> Tensor:
 def whole_tiles(kept: Tensor | npt.NDArray[np.bool_], *, factor: int, picture: tuple[int, int]) -> Tensor:
     """A mask (H,W) bool, True where a pixel is kept, of a picture's (height, width) -> True where a whole tile is (h,w).
 
-    Raises `SmaltiError` for a mask of another size, and for one that is not of True and False.
+    Raises `SmaltiError` for a mask of another size, for one that is not of True and False, and for one that keeps pixels, but no
+    whole tile: nothing would be left of them.
     """
     mask = torch.as_tensor(kept) if isinstance(kept, np.ndarray) else kept
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -52,7 +53,12 @@ def whole_tiles(kept: Tensor | npt.NDArray[np.bool_], *, factor: int, picture: t
             f"the mask has the shape {tuple(mask.shape)}, the picture (height, width) {picture}; "
             "give a mask of the picture's size"
         )
-    return mask.unfold(0, factor, factor).unfold(1, factor, factor).all(-1).all(-1)
+    tiles = mask.unfold(0, factor, factor).unfold(1, factor, factor).all(-1).all(-1)
+    if mask.any() and not tiles.any():
+        raise SmaltiError(
+            f"no tile of {factor} x {factor} pixels is kept as a whole, and a part of one cannot be; keep more of the picture"
+        )
+    return tiles
 
 
 def read_mask(source: Path | BinaryIO, *, name: str) -> Array:

@@ -120,8 +120,9 @@ def sample(
     said = {"model": model.resolve().name, "size": list(height_width), **as_mapping(sampler), **told, **_tries(choice)}
     way = Way(sampler, choice, resume, preview, speculate)
     inputs = [Path(text) for text in (*told.values(), classifier) if text is not None]
+    all_seeds = pipeline.seeds(seed, count)
     for first in range(0, count, batch):
-        seeds = pipeline.seeds(seed, count)[first : first + batch]
+        seeds = all_seeds[first : first + batch]
         files = [
             File(
                 out / f"{label or 'sample'}-{own:06d}.png".replace("/", "-"),
@@ -214,7 +215,7 @@ def complete(
     from smalti.images import covered_middle, read_image, to_tensor
     from smalti.masks import kept_by_mask, kept_part
     from smalti.pipeline import Pipeline, amid
-    from smalti.prior.sampling import sampler_of
+    from smalti.prior.sampling import check_room, sampler_of
     from smalti.settings import as_mapping
 
     if (mask is not None and keep is not None) or not any((mask, keep, canvas)):
@@ -243,12 +244,8 @@ def complete(
     told = _told(keys(pipeline.condition), label=label, any=condition or [])
     wide = size_option(canvas) or height_width
     value, grid = pipeline.fitted(told, size=wide)
+    check_room(count, grid)
     kept = pipeline.kept(given, known)
-    if not (kept >= 0).any():
-        tile = pipeline.tokenizer.factor
-        raise SmaltiError(
-            f"no tile of {tile} x {tile} pixels is kept as a whole, and a part of one cannot be; keep more of {image}"
-        )
     codes = amid(kept, grid).repeat(count, 1, 1)
     choice = _choice(pipeline, None, label=label, tries=tries)
     seeds = pipeline.seeds(seed, count)

@@ -78,7 +78,7 @@ def _folded(name: PurePosixPath) -> str:
 def check_outputs(outputs: Iterable[Path], out: Path, *, inputs: Iterable[Path]) -> None:
     """Raise `SmaltiError` where an output would replace an input or another file that smalti did not write, or where a
     link leads out of `out`."""
-    given = {found for found in map(_identity, inputs) if found is not None}
+    given = {found for path in inputs for found in (_identity(path), _identity(_real(path))) if found is not None}
     root = Path(os.path.realpath(out))
     for path in outputs:
         if not Path(os.path.realpath(path.parent)).is_relative_to(root):
@@ -93,6 +93,14 @@ def check_outputs(outputs: Iterable[Path], out: Path, *, inputs: Iterable[Path])
             raise SmaltiError(
                 f"the result {path} would replace a file that smalti did not write; choose another --out, or remove the file"
             )
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads, through all links."""
+    try:
+        return Path(os.path.realpath(path))
+    except (OSError, ValueError):  # as in `_identity`
+        return path
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -33,6 +33,7 @@ _DEPTH_UNIT = 0.1  # metres a step of the 16-bit depth pictures
 _CHUNK = 48  # pictures at most whose objects are noted together; an interrupted run loses at most that many a process
 _CHUNK_PIXELS = _CHUNK * 256**2  # and pixels at most: a few seconds of painting
 _CHUNKS = 64  # but at least that many chunks where there are as many pictures, so that the processes end together
+_CHUNK_BYTES = 200  # memory that the list of chunks and their jobs takes for each, about
 _PARTS = ".objects"
 _KINDS = ("images", "segmentations", "depths", "edges")
 
@@ -61,6 +62,7 @@ def write_scenes(
     check_memory(16 * 8 * size[0] * size[1], f"painting a scene of {size[0]:,} x {size[1]:,} pixels (height x width)")
     if count < 1:
         raise SmaltiError(f"the count of scenes is 1 or more, not {count}")
+    check_memory(count // _most_in_chunk(count, size) * _CHUNK_BYTES, f"the list of {count:,} scenes")
     processes = (os.cpu_count() or 1) if workers is None else workers
     if processes < 1:
         raise SmaltiError(f"the number of workers is 1 or more, not {workers}")
@@ -147,8 +149,12 @@ def _chunks(count: int, size: tuple[int, int]) -> list[tuple[int, int]]:
 
     They depend on nothing else, so that a run goes on with any number of processes.
     """
-    pictures = max(min(_CHUNK, _CHUNK_PIXELS // (size[0] * size[1]), count // _CHUNKS), 1)
+    pictures = _most_in_chunk(count, size)
     return [(start, min(start + pictures, count)) for start in range(0, count, pictures)]
+
+
+def _most_in_chunk(count: int, size: tuple[int, int]) -> int:
+    return max(min(_CHUNK, _CHUNK_PIXELS // (size[0] * size[1]), count // _CHUNKS), 1)
 
 
 def _finished(out: Path, seed: int, start: int, stop: int) -> bool:

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smalti.data.sources import Picture, Source, identity, open_source, split
+from smalti.data.sources import Picture, Source, held_out_order, identity, open_source, split
 from smalti.errors import SmaltiError
 from smalti.evaluation.protocols import Filter, PictureProtocol
 from smalti.images import (
@@ -96,6 +96,8 @@ class Portion(NamedTuple):
 class Taken:
     """The pictures that a protocol takes of a source, made alike; and, once they were read, what was found.
 
+    Where all held-out ones are damaged, the next one is held out too, as in training.
+
     `channels` is 1 or 3. `tile`: pictures that keep their size are cut to whole multiples of it.
 
     Raises `SmaltiError` when the source has fewer pictures than the protocol counts.
@@ -107,6 +109,7 @@ class Taken:
             chosen = split(chosen, validation=protocol.held_out)[1]
             if not chosen:
                 raise SmaltiError(f"{source.path} holds a single picture, and none is held out; measure all of them")
+            chosen = _with_readable(source, chosen, channels)
         if protocol.count is not None:
             if len(chosen) < protocol.count:
                 raise SmaltiError(
@@ -217,6 +220,24 @@ class Taken:
             "left_out": dict(list(self.left_out.items())[:20]),
             "sizes": [list(size) for size in (sizes if len(sizes) <= 4 else (sizes[0], sizes[-1]))],
         }
+
+
+def _with_readable(source: Source, held_out: Sequence[Picture], channels: int) -> tuple[Picture, ...]:
+    """Held-out pictures -> the same, and where none can be read the first other one that can, in the order of `split`."""
+
+    def is_readable(picture: Picture) -> bool:
+        try:
+            source.read(picture, channels)
+        except DamagedImage:
+            return False
+        return True
+
+    if any(map(is_readable, held_out)):
+        return tuple(held_out)
+    known = {picture.key for picture in held_out}
+    others = (source.pictures[place] for place in held_out_order(source.pictures))
+    more = next((picture for picture in others if picture.key not in known and is_readable(picture)), None)
+    return tuple(held_out) if more is None else (*held_out, more)
 
 
 def _too_many(waiting: dict[tuple[Any, ...], list[tuple[int, Array]]], batch: int) -> bool:
