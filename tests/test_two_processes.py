@@ -31,7 +31,7 @@ PROGRAM = Path(__file__).with_name("in_double.py")
 CLOCKS = ("time", "elapsed", "part", "alarm", "state", "message")
 
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "joint": ("model.quantizer.restart_below=0.5",),
+    "joint": ("model.quantizer.restart_below=0.9",),
     "ema": ("model.quantizer.name=ema",),
     "alternating": ("objective.adversarial.play=alternating", "run.average=0"),
     "parts": ("run.batch=8", "run.accumulate=2", "objective.adversarial.balance=fixed"),
