@@ -22,6 +22,7 @@ from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
 from smalti.settings import parse
 from smalti.tokenizer.vqgan import VQGAN
+from smalti.weights import WEIGHTS
 
 
 class Ended(NamedTuple):
@@ -228,3 +229,13 @@ def test_a_result_of_another_hand(evaluate: Runner, models: Path, tmp_path: Path
     other["model"]["tokenizer"] = "another"
     write_json(tmp_path / "b.json", other)
     evaluate.fails("compare", tmp_path / "a", tmp_path / "b.json", sentence="tokenizer is '.*' in one and 'another'")
+
+
+def test_damaged_weights_are_not_taken_for_missing_ones(
+    evaluate: Runner, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    forbid_downloads(monkeypatch, tmp_path / "weights")
+    monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path))
+    (tmp_path / WEIGHTS["inception-fid"].files[0]).write_bytes(b"damaged")
+    evaluate.fails("folders", models / "pictures", models / "pictures", sentence="it is damaged or no file of tensors")

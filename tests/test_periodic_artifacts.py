@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from smalti.errors import SmaltiError
-from smalti.evaluation.periodic_artifacts import Spectrum, hatch, is_measurable
+from smalti.evaluation.periodic_artifacts import PowerSpectrum, hatch, is_measurable
 
 
 def smooth(count: int = 64, side: int = 128) -> Tensor:
@@ -31,7 +31,7 @@ def measured(images: Tensor, period: int) -> float:
 
 
 def spectrum_of(images: Tensor) -> Tensor:
-    spectrum = Spectrum()
+    spectrum = PowerSpectrum()
     for batch in torch.split(images, 16):
         spectrum.update(batch)
     return spectrum.mean()
@@ -52,7 +52,7 @@ def test_a_pattern_is_seen_at_its_period_and_grows_with_its_strength(period: int
 
 def test_what_cannot_be_measured_is_a_sentence() -> None:
     with pytest.raises(SmaltiError, match="no images"):
-        Spectrum().mean()
+        PowerSpectrum().mean()
     for size, period in ((40, 4), (128, 1)):
         assert not is_measurable((size, size), period=period)
         with pytest.raises(SmaltiError, match=f"period {period} cannot be measured in images of {size}x{size}"):
@@ -60,7 +60,7 @@ def test_what_cannot_be_measured_is_a_sentence() -> None:
 
 
 def test_images_of_other_sizes_are_left_out() -> None:
-    images, spectrum = smooth(4), Spectrum()
+    images, spectrum = smooth(4), PowerSpectrum()
     spectrum.update(images)
     spectrum.update(images[..., :64])
     assert spectrum.count == 4

@@ -222,6 +222,10 @@ NETWORKS: dict[str, Callable[..., FeatureNetwork]] = {
 }
 
 
+PUBLISHED = {"inception": InceptionFeatures.weights, "squeezenet": SqueezeNetFeatures.weights}
+"""Networks whose weights do not come with the installation -> their names in `smalti.weights`."""
+
+
 def feature_network(name: str, *, progress: Progress = unwatched) -> FeatureNetwork:
     """A name in `NETWORKS` -> the network with its published weights, on the CPU.
 

@@ -26,7 +26,7 @@ RING = (3.0, 7.0)
 
 
 @final
-class Spectrum:
+class PowerSpectrum:
     """Batches of images of one size -> the mean power of their gray values at each frequency.
 
     Each image is multiplied by a Hann window, without which its borders would lay a cross over the spectrum.
@@ -59,7 +59,7 @@ def is_measurable(size: tuple[int, int], *, period: int) -> bool:
 
 
 def hatch(spectrum: Tensor, *, period: int) -> float:
-    """A spectrum (H,W) of `Spectrum` -> the energy at the lattice of a period over that around, 1 where nothing repeats.
+    """A spectrum (H,W) of `PowerSpectrum` -> the energy at the lattice of a period over that around, 1 where nothing repeats.
 
     It is the geometric mean over all peaks of the lattice of mean power near the peak / mean power in a ring around it. Raises
     `SmaltiError` for a period below 2, and for images so small that rings of neighboring peaks overlap.

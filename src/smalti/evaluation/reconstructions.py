@@ -26,7 +26,7 @@ from smalti.evaluation.judging import (
     unwatched,
 )
 from smalti.evaluation.metrics import CodeUse, psnr
-from smalti.evaluation.periodic_artifacts import Spectrum, hatch, is_measurable
+from smalti.evaluation.periodic_artifacts import PowerSpectrum, hatch, is_measurable
 from smalti.evaluation.pictures import Taken
 from smalti.evaluation.protocols import TokenizerProtocol
 from smalti.evaluation.results import DEFINITIONS, Measured, Shown
@@ -88,15 +88,16 @@ def measure_tokenizer(
     tokenizer = tokenizer.to(device).eval()
     counter, use, values = Counter(progress, len(taken)), CodeUse(tokenizer.size), Values(len(taken))
     sets: list[Gatherer] = []
-    spectra = Spectrum(), Spectrum()
+    spectra, period = (PowerSpectrum(), PowerSpectrum()), _hatch_period(tokenizer)
     if who.network is not None and protocol.features is not None:
         network, features = who.network, protocol.features
         sets = [Gatherer(network, features, total=len(taken), score=score, device=device) for score in (True, False)]
     for places, pixels in taken.portions(batch):
         images, back, codes = _there_and_back(tokenizer, pixels, protocol)
         use.add(codes)
-        for spectrum, pictures in zip(spectra, (back, images), strict=True):
-            spectrum.update(pictures)
+        if is_measurable((images.shape[2], images.shape[3]), period=period):
+            for spectrum, pictures in zip(spectra, (back, images), strict=True):
+                spectrum.update(pictures)
         for name, found in _similarities(images, back, protocol, who.lpips).items():
             values.put(name, places, found)
         for gatherer, pictures in zip(sets, (back, images)[: len(sets)], strict=True):
@@ -106,7 +107,7 @@ def measure_tokenizer(
     scored = _score_sets(sets, protocol)
     scores = {
         **values.means(),
-        **_hatch(*spectra, tokenizer),
+        **_hatch(*spectra, period=period),
         "codes_in_use": use.in_use,
         "perplexity": use.perplexity,
         **scored.values,
@@ -145,17 +146,15 @@ def _similarities(
     return found
 
 
-def _hatch(back: Spectrum, images: Spectrum, tokenizer: VQGAN) -> dict[str, float]:
-    """Spectra of reconstructions and originals -> the score, where they are large enough for one.
-
-    The period is the side of the squares that the decoder unfolds, or f where it doubles its maps.
-    """
+def _hatch_period(tokenizer: VQGAN) -> int:
+    """The side of the squares that the decoder unfolds, or f where it doubles its maps."""
     pyramid = tokenizer.settings.pyramid
-    period = pyramid.stem if pyramid.stem > 1 else pyramid.factor
+    return pyramid.stem if pyramid.stem > 1 else pyramid.factor
+
+
+def _hatch(back: PowerSpectrum, images: PowerSpectrum, *, period: int) -> dict[str, float]:
+    """Spectra of reconstructions and originals -> the score, where any were large enough for one."""
     if not images.count:
-        return {}
-    height, width = images.mean().shape
-    if not is_measurable((height, width), period=period):
         return {}
     return {"hatch": hatch(back.mean(), period=period) / hatch(images.mean(), period=period)}
 

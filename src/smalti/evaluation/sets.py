@@ -15,7 +15,7 @@ import torch
 
 from smalti.data.sources import Source, identity
 from smalti.errors import SmaltiError
-from smalti.evaluation.features import FeatureNetwork, feature_network
+from smalti.evaluation.features import PUBLISHED, FeatureNetwork, feature_network
 from smalti.evaluation.judging import Counter, Progress, unwatched
 from smalti.evaluation.pictures import ArraySource, Taken
 from smalti.evaluation.protocols import SetProtocol
@@ -24,6 +24,7 @@ from smalti.evaluation.scoring import score_sets
 from smalti.evaluation.statistics import COMPARING, Gatherer, Statistics, read_statistics, write_statistics
 from smalti.images import DamagedImage, read_settings, resize_shorter, to_array, to_tensor
 from smalti.settings import as_mapping
+from smalti.weights import found_weights
 
 SAMPLERS_READ = 16
 """Files of the samples that are asked for the settings they were made by."""
@@ -41,11 +42,16 @@ class Available(NamedTuple):
 
 
 def with_available_network(protocol: SetProtocol) -> Available:
-    """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of EfficientNet."""
+    """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of EfficientNet.
+
+    Raises `SmaltiError` for weights that are there and damaged.
+    """
     wanted = protocol.features.network
     try:
         feature_network(wanted)
     except SmaltiError:
+        if wanted not in PUBLISHED or found_weights(PUBLISHED[wanted]) is not None:
+            raise
         features = replace(protocol.features, network="efficientnet")
         note = (
             f"measured in EfficientNet-Lite0's features, for the weights of {wanted} are not on this machine: compare these scores "

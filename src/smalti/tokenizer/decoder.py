@@ -6,6 +6,7 @@ Source: arXiv 2012.09841, appendix A, table 7.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -32,7 +33,7 @@ class SmoothOutput(nn.Module):
         super().__init__()
         widths = [output_channels << level for level in reversed(range(stem.bit_length() - 1))]  # from coarse to fine
         self.narrowing = nn.ModuleList(
-            Convolution(before, after, 3, padding=1) for before, after in zip([channels, *widths], widths, strict=False)
+            Convolution(before, after, 3, padding=1) for before, after in pairwise([channels, *widths])
         )
         self.refining = nn.ModuleList(Convolution(width, width, 3, padding=1) for width in widths)
         self.last = nn.Conv2d(output_channels, image_channels, 3, padding=1)

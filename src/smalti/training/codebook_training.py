@@ -30,9 +30,14 @@ class ProcessShare(NamedTuple):
     rank: int
     world: int
 
+    @property
+    def places(self) -> slice:
+        """Of the examples of all processes, those of this one."""
+        return slice(self.rank, None, self.world)
+
     def of(self, everyones: Tensor) -> Tensor:
         """(N,..) of all processes -> those of this one."""
-        return everyones[self.rank :: self.world]
+        return everyones[self.places]
 
 
 @final

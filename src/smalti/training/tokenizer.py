@@ -28,7 +28,7 @@ from smalti.images import grid
 from smalti.losses.adversarial import LeCam, ramp
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.losses.objective import AdversarialSettings, ReconstructionLoss
-from smalti.processes import everyones, world
+from smalti.processes import everyones
 from smalti.settings import amount
 from smalti.tokenizer.blocks import as_channels_last
 from smalti.tokenizer.quantizers import Quantized
@@ -260,9 +260,8 @@ class TokenizerStage(Stage):
 
     def _draws(self, batch: int, generator: torch.Generator) -> Draws:
         """What chance decides for the images of this process: its share of what one process would draw for all of them."""
-        draws = draws_of(self.settings.objective, batch * world(), generator=generator)
-        mine = slice(self.fabric.global_rank, None, world())
-        return draws._replace(augmentation=draws.augmentation.part(mine))
+        draws = draws_of(self.settings.objective, batch * self.share.world, generator=generator)
+        return draws._replace(augmentation=draws.augmentation.part(self.share.places))
 
     def _played(self, moves: Moves, images: Tensor, *, seen: int, quantize: Quantize, draws: Draws) -> Played:
         """The game on each part of the batch (B,C,H,W) -> what it leaves behind, of the whole batch."""
