@@ -115,7 +115,7 @@ def main(doc: str, paths: Mapping[str, Mapping[str, Item]], *, beside: Mapping[s
 
     `beside`: items of ours that run beside another of theirs than that of their own name.
     """
-    from smalti.memory import keep_memory
+    from smalti.core.allocator import keep_memory
 
     names = list(paths["ours"])
     arguments = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -37,21 +37,9 @@ import torch
 from torch import Tensor, nn
 
 from pairs import line_of, matrix_rate, middle
-from smalti.memory import keep_memory
-from smalti.prior import (
-    GPT,
-    GPTSettings,
-    Neighbourhood,
-    NeighbourhoodSettings,
-    Prior,
-    Sampler,
-    Window,
-    after_middle,
-    finished,
-    sample_windows,
-    unknown,
-)
-from smalti.prior.sampling import laid_by
+from smalti.core.allocator import keep_memory
+from smalti.generation.code_sampler import Sampler, finished, laid_by, sample_windows, unknown
+from smalti.prior import GPT, GPTSettings, Neighbourhood, NeighbourhoodSettings, Prior, Window, after_middle
 
 SIZES = GPTSettings(vocabulary=1024, size=1024, grid=(16, 16), block=256, layers=8, width=512, heads=8, start=0)
 NEAR = NeighbourhoodSettings(size=1024, grid=(16, 16), reach=4, layers=8, width=512, heads=8)

@@ -33,19 +33,19 @@ from PIL import Image
 from rich.console import Console
 
 from smalti.conditions.labels import Nothing
-from smalti.data.codes import CodeBatch, dtype_of, open_codes
+from smalti.core.allocator import keep_memory
+from smalti.core.progress import counting
+from smalti.data.code_shards import CodeBatch, dtype_of, open_codes
 from smalti.data.sources import open_source
-from smalti.memory import keep_memory
-from smalti.pipeline import load_tokenizer
+from smalti.encoding.condition_encoding import encoder
+from smalti.model_loading import load_tokenizer
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
-from smalti.training.launching import launch
+from smalti.training.launcher import launch
 from smalti.training.loop import stream
-from smalti.training.prior import PriorStage
 from smalti.training.runs import encode_pictures
-from smalti.training.telling import encoder
-from smalti.training.tokenizer import crops
-from smalti.training.watching import counting
+from smalti.training.stage1 import crops
+from smalti.training.stage2 import PriorStage
 
 PICTURES = 24
 

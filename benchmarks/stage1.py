@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pairs import Work, main
-from smalti import winograd
+from smalti.kernels import winograd
 from smalti.losses.adversarial import LeCam, adaptive_weight, hinge_discriminator, hinge_generator
 from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, ReconstructionLoss
 from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
@@ -33,7 +33,7 @@ from smalti.tokenizer.blocks import Upsample, as_channels_last
 from smalti.tokenizer.encoder import PyramidSettings
 from smalti.tokenizer.quantizers import VQSettings, nearest
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
-from smalti.training.playing import Players, Strength, joint
+from smalti.training.gan_step import Players, Strength, joint
 
 PYRAMID = PyramidSettings(
     width=64, multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), latent_channels=256, zero_residuals=False

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from pairs import Item, Work, main
 from smalti.prior import GPT, GPTSettings, nats, parameter_groups
 from smalti.training.config import OptimiserSettings
-from smalti.training.launching import BFloat16
-from smalti.training.optimiser import build_optimiser
+from smalti.training.launcher import BFloat16
+from smalti.training.optimizer import build_optimiser
 from stage1 import counted
 
 BATCH = 4

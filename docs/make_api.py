@@ -13,14 +13,36 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src" / "smalti"
 PAGES: dict[str, tuple[str, ...]] = {
-    "pipeline": ("pipeline", "images", "masks", "errors"),
-    "tokenizer": ("vqgan", "encoder", "decoder", "quantizers", "strips", "strips_any"),
-    "prior": ("base", "transformer", "gpt", "neighbourhood", "pixelsnail", "order", "sampling", "window", "likelihood"),
-    "conditions": ("base", "labels", "coordinates", "maps", "layouts", "layout_codes", "keypoints", "several", "build"),
-    "data": ("sources", "kinds", "crops", "loading", "paired", "annotations", "codes", "painting", "scene_files"),
+    "pipeline": ("pipeline", "model_loading", "core/errors"),
+    "images": ("io", "masks", "label_maps"),
+    "tokenizer": ("vqgan", "encoder", "decoder", "quantizers", "tiled"),
+    "prior": ("base", "transformer", "gpt", "neighborhood", "pixelsnail", "order", "window", "code_likelihood"),
+    "generation": ("code_sampler", "sliding_window", "speculative", "generation_checkpoint"),
+    "conditions": (
+        "base",
+        "labels",
+        "coordinates",
+        "spatial",
+        "layout",
+        "layout_codes",
+        "keypoints",
+        "composite",
+        "condition_registry",
+    ),
+    "data": ("config", "sources", "file_types", "crops", "loader", "paired", "annotations", "code_shards"),
+    "scenes": ("painter", "scene_files"),
     "losses": ("pixel", "perceptual", "logits", "discriminator", "adversarial", "objective"),
-    "evaluation": ("metrics", "similarity", "distances", "neighbours", "protocols", "measure", "results", "choosing"),
-    "training": ("config", "runs", "folder", "finetuning", "loop"),
+    "evaluation": (
+        "metrics",
+        "similarity",
+        "distances",
+        "nearest_neighbors",
+        "protocols",
+        "measures",
+        "results",
+        "rejection_sampling",
+    ),
+    "training": ("config", "runs", "run_folder", "initialization", "loop"),
 }
 """Page, which is a folder of `SOURCE` or the files beside them -> what it tells of: the doors of the room, in this order."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 
-import golden
+from tests import golden
 
 # No test measures time: on a busy machine an example may take a hundred times as long.
 settings.register_profile("untimed", deadline=None)

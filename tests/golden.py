@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from smalti.conditions.coordinates import Coordinates
-from smalti.conditions.given import Given
 from smalti.conditions.labels import Labels, Nothing
-from smalti.conditions.maps import Maps
+from smalti.conditions.precomputed import Given
+from smalti.conditions.spatial import Maps
 from smalti.losses.perceptual import BACKBONES, Backbone, Perceptual
 from smalti.pipeline import Pipeline
 

@@ -13,9 +13,9 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from smalti.cli.main import main
-from smalti.data.loading import Batch
-from smalti.training import launching
-from smalti.training.tokenizer import TokenizerStage
+from smalti.data.loader import Batch
+from smalti.training import launcher
+from smalti.training.stage1 import TokenizerStage
 
 PRECISION = {"precision": "64-true"}
 
@@ -28,7 +28,7 @@ def doubled(monkeypatch: pytest.MonkeyPatch) -> AbstractContextManager[object]:
         return single(stage, batch).double()
 
     monkeypatch.setattr(TokenizerStage, "_on_device", images)
-    monkeypatch.setitem(launching._PRECISIONS, "32-true", lambda accelerator: dict(PRECISION))
+    monkeypatch.setitem(launcher._PRECISIONS, "32-true", lambda accelerator: dict(PRECISION))
     return Fabric(accelerator="cpu", devices=1, **PRECISION).init_tensor()  # type: ignore[arg-type]
 
 

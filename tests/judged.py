@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from smalti.core.published_weights import Progress, unwatched
 from smalti.evaluation import features
 from smalti.evaluation.features import SCORES, FeatureNetwork, InceptionFeatures, Seen
-from smalti.weights import Progress, unwatched
 
 
 @final

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from smalti.noise import gumbel
-from smalti.prior import ORDERS, NoCache, Prior, Sampler, Window
+from smalti.core.rng import gumbel
+from smalti.generation.code_sampler import Sampler
+from smalti.prior import ORDERS, NoCache, Prior, Window
 
 
 def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:

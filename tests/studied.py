@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from smalti.studies import timed
-from smalti.studies.base import Asked, run_study
-from smalti.studies.table import STUDIES
+from smalti.experiments import equal_time
+from smalti.experiments.base import Asked, run_study
+from smalti.experiments.experiment_registry import STUDIES
 
 QUIET = Console(quiet=True)
 
@@ -34,7 +34,7 @@ def quick() -> Iterator[None]:
     """Paces are taken in few steps, and trainings look at held-out pictures a few times, while the block runs."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("PLACES", 2), ("FEWEST", 1), ("POINTS", 3), ("SAVED", 1)):
-            patch.setattr(timed, name, value)
+            patch.setattr(equal_time, name, value)
         yield
 
 

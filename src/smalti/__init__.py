@@ -12,30 +12,31 @@ The names below are the public ones. They are loaded at first use, so that the c
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from smalti.errors import SmaltiError
-from smalti.version import __version__
+from smalti.core.errors import SmaltiError
+from smalti.core.version import __version__
 
 if TYPE_CHECKING:
-    from smalti.evaluation.choosing import best_of
-    from smalti.images import read_image, save_png, to_array, to_tensor
+    from smalti.evaluation.rejection_sampling import best_of
+    from smalti.generation.code_sampler import Sampler
+    from smalti.images.io import read_image, save_png, to_array, to_tensor
     from smalti.pipeline import Pipeline
-    from smalti.prior import Sampler, Transformer, TransformerSettings
+    from smalti.prior import Transformer, TransformerSettings
     from smalti.tokenizer.quantizers import VQSettings
     from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 _HOMES = {
     "Pipeline": "smalti.pipeline",
-    "Sampler": "smalti.prior",
+    "Sampler": "smalti.generation.code_sampler",
     "Transformer": "smalti.prior",
     "TransformerSettings": "smalti.prior",
     "VQGAN": "smalti.tokenizer.vqgan",
     "VQGANSettings": "smalti.tokenizer.vqgan",
     "VQSettings": "smalti.tokenizer.quantizers",
-    "best_of": "smalti.evaluation.choosing",
-    "read_image": "smalti.images",
-    "save_png": "smalti.images",
-    "to_array": "smalti.images",
-    "to_tensor": "smalti.images",
+    "best_of": "smalti.evaluation.rejection_sampling",
+    "read_image": "smalti.images.io",
+    "save_png": "smalti.images.io",
+    "to_array": "smalti.images.io",
+    "to_tensor": "smalti.images.io",
 }
 
 __all__ = [

@@ -16,28 +16,36 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from smalti.arguments import tiles
-from smalti.bundled import SCENES
-from smalti.cards import Sources, publish
-from smalti.checkpoints.base import Imported, check_window
-from smalti.checkpoints.formats import find_foreign, read_foreign
+from smalti.checkpoints.base import check_window
+from smalti.checkpoints.formats import find_foreign
 from smalti.conditions.base import Condition, Grid, check_count, everywhere, keys, value_of
-from smalti.conditions.maps import Maps
-from smalti.errors import SmaltiError
-from smalti.files import folder_written_atomically
-from smalti.images import NO_SETTINGS, to_array
-from smalti.keeping import Keeper, fingerprint
-from smalti.masks import whole_tiles
-from smalti.png import write_png
-from smalti.pretrained import find_model, here, is_ours
-from smalti.prior import Prior, Sampler, Window, finished, sample_windows, unknown
-from smalti.prior.likelihood import window_nats
-from smalti.prior.sampling import check_room, sampler_of, seeds_from
-from smalti.priors import Network, load_prior, save_prior
-from smalti.settings import as_mapping
-from smalti.tokenizer.inputs import Codes, Images, code_batch
-from smalti.tokenizer.strips_any import decode_of_any_size, encode_of_any_size, strips_of
-from smalti.tokenizer.strips_work import Progress, unwatched
+from smalti.conditions.spatial import Maps
+from smalti.core.arguments import tiles
+from smalti.core.errors import SmaltiError
+from smalti.core.files import folder_written_atomically
+from smalti.core.settings import as_mapping
+from smalti.generation.code_sampler import (
+    Sampler,
+    check_room,
+    finished,
+    sample_windows,
+    sampler_of,
+    seeds_from,
+    unknown,
+)
+from smalti.generation.generation_checkpoint import Keeper, fingerprint
+from smalti.hub.bundled_models import SCENES
+from smalti.hub.model_cards import Sources, publish
+from smalti.hub.pretrained import find_model, here
+from smalti.images.io import NO_SETTINGS, to_array
+from smalti.images.masks import whole_tiles
+from smalti.images.png_stream import write_png
+from smalti.prior import Prior, Window
+from smalti.prior.code_likelihood import window_nats
+from smalti.prior_folder import Network, load_prior, save_prior
+from smalti.tokenizer.batches import Codes, Images, code_batch
+from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size, strips_of
+from smalti.tokenizer.tiled.work import Progress, unwatched
 from smalti.tokenizer.vqgan import VQGAN
 
 
@@ -59,7 +67,7 @@ class Pipeline:
         does not hold it. Raises `SmaltiError` when one is missing or damaged, or the prior has another tokenizer or grid.
         """
         root = here(name)
-        if _is_pipeline(root):
+        if is_pipeline(root):
             return cls._native(root, grid=grid)
         parts = [part for part in ("tokenizer", "prior") if (root / part).is_dir()]
         imported = None if parts or not root.exists() else find_foreign(root, grid=grid)
@@ -393,52 +401,7 @@ def amid(codes: Tensor, grid: tuple[int, int]) -> Tensor:
     return canvas
 
 
-def read_models(name: str | Path, *, grid: Grid | None = None, prior: bool = True) -> Imported:
-    """A model, run or pipeline folder of ours, a Hub id, or a checkpoint of a foreign format -> all models in it, on the CPU.
-
-    `grid` as in `Pipeline.from_pretrained`; without `prior` the tokenizer of a foreign one alone. Raises `SmaltiError` as there.
-    """
-    path = here(name)
-    if _is_pipeline(path):
-        whole = Pipeline.from_pretrained(path, grid=grid)
-        about = find_model(path / "tokenizer", kind="tokenizer").about
-        about = {**about, "prior": find_model(path / "prior", kind="prior").about}
-        return Imported("smalti", whole.tokenizer, whole.prior, whole.condition, about)
-    if path.exists() and not is_ours(path):
-        return read_foreign(path, grid=grid, prior=prior)
-    check_window(None, grid, where=path)
-    return Imported("smalti", VQGAN.from_pretrained(path), None, None, find_model(path, kind="tokenizer").about)
-
-
-def read_tokenizer(name: str | Path) -> tuple[VQGAN, Mapping[str, Any]]:
-    """As `read_models`, the tokenizer and what its folder says of it. Raises `SmaltiError` also where there is a prior alone."""
-    models = read_models(name, prior=False)
-    if models.tokenizer is None:
-        raise SmaltiError(f"{name} holds a prior alone; a tokenizer is needed here")
-    return models.tokenizer, models.about
-
-
-def load_tokenizer(name: str | Path) -> VQGAN:
-    """As `read_tokenizer`, the tokenizer alone."""
-    return read_tokenizer(name)[0]
-
-
-def save_models(models: Imported, folder: Path) -> None:
-    """Models -> a folder of ours that does not exist yet: a pipeline, or a tokenizer alone.
-
-    Raises `SmaltiError` for a prior alone, whose codes would mean nothing.
-    """
-    if models.tokenizer is None:
-        raise SmaltiError("there is a prior alone; put its tokenizer into the same folder, and convert the folder")
-    if models.prior is not None and models.condition is not None:
-        Pipeline(models.tokenizer, models.prior, models.condition).save_pretrained(folder, about=models.about)
-        return
-    about = {**models.about, "fingerprint": models.tokenizer.fingerprint()}
-    with folder_written_atomically(folder) as temporary:
-        models.tokenizer.save_pretrained(temporary, about=about)
-
-
-def _is_pipeline(root: Path) -> bool:
+def is_pipeline(root: Path) -> bool:
     return (root / "tokenizer").is_dir() and (root / "prior").is_dir()
 
 

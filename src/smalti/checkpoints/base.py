@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from smalti.conditions.base import Condition, Grid
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 from smalti.prior import Prior
 from smalti.tokenizer.vqgan import VQGAN
 

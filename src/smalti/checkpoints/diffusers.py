@@ -21,10 +21,10 @@ from smalti.checkpoints.base import Imported
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.renaming import Renaming, Rule
 from smalti.conditions.base import Condition, Grid
-from smalti.errors import SmaltiError, suggestion
-from smalti.files import folder_written_atomically, read_json
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.files import folder_written_atomically, read_json
+from smalti.core.settings import Positive, as_mapping, parse, settings
 from smalti.prior import Prior
-from smalti.settings import as_mapping, parse, settings
 from smalti.tokenizer.encoder import PyramidSettings
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
@@ -41,8 +41,6 @@ SUBFOLDERS = ("vqvae", "vae", "movq")
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 _UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
 """Their blocks of one resolution -> whether attention follows each residual block."""
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 @settings

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from smalti.conditions.base import Condition
-from smalti.errors import SmaltiError
-from smalti.files import folder_written_atomically
+from smalti.core.errors import SmaltiError
+from smalti.core.files import folder_written_atomically
 from smalti.prior import Prior
 from smalti.tokenizer.quantizers import Gumbel
 from smalti.tokenizer.vqgan import VQGAN

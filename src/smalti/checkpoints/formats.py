@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from smalti.checkpoints import diffusers, exports, llamagen, taming, taming_writing, transformers
 from smalti.checkpoints.base import Imported, Read, check_window
 from smalti.conditions.base import Condition, Grid
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 from smalti.prior import Prior
 from smalti.tokenizer.vqgan import VQGAN
 

@@ -24,10 +24,10 @@ from smalti.checkpoints.pickles import read_pickle, read_tensors, tensors_in
 from smalti.checkpoints.renaming import Renaming, Rule
 from smalti.conditions.base import Condition, Grid
 from smalti.conditions.labels import Labels
-from smalti.errors import SmaltiError
-from smalti.files import folder_written_atomically
+from smalti.core.errors import SmaltiError
+from smalti.core.files import folder_written_atomically
+from smalti.core.settings import Positive, as_mapping, parse, settings
 from smalti.prior import Prior, Transformer, TransformerSettings
-from smalti.settings import as_mapping, parse, settings
 from smalti.tokenizer.encoder import PyramidSettings
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
@@ -63,8 +63,6 @@ REFERENCE_GPT: dict[str, Any] = {
     "norm_epsilon": 1e-5,
 }
 """What their GPT is, in the settings of our transformer."""
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 @settings

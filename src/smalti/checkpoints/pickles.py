@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from smalti.errors import SmaltiError
-from smalti.files import read_json
+from smalti.core.errors import SmaltiError
+from smalti.core.files import read_json
 
 OBJECTS = (
     *(

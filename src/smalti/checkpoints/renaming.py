@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 
 
 def as_it_is(tensor: Tensor) -> Tensor:

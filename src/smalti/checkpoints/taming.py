@@ -35,7 +35,7 @@ from smalti.checkpoints.taming_parts import (
     take,
 )
 from smalti.conditions.base import Grid
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 from smalti.prior import ORDERS as ORDERS_HERE
 from smalti.prior.gpt import GPT
 from smalti.prior.order import Order

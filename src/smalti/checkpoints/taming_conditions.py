@@ -20,13 +20,13 @@ from smalti.checkpoints.taming_parts import (
 )
 from smalti.conditions.base import Condition, Grid
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
-from smalti.conditions.given import Given, GivenSettings
 from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import LayoutSettings
-from smalti.conditions.layouts import Layout
-from smalti.conditions.maps import Maps, MapsSettings
-from smalti.errors import SmaltiError
-from smalti.settings import parse
+from smalti.conditions.precomputed import Given, GivenSettings
+from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import parse
 from smalti.tokenizer.vqgan import VQGAN
 
 UNCONDITIONAL, FIRST_STAGE = "__is_unconditional__", "__is_first_stage__"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from smalti.checkpoints.renaming import Renaming, Rule
-from smalti.errors import SmaltiError, suggestion
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.settings import parse
 from smalti.prior.gpt import GPT, GPTSettings
 from smalti.prior.order import Order
-from smalti.settings import parse
 from smalti.tokenizer.encoder import PyramidSettings
 from smalti.tokenizer.quantizers import GumbelSettings, RemapSettings, VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings

@@ -14,8 +14,8 @@ from smalti.checkpoints.taming import NOTES
 from smalti.checkpoints.taming_conditions import section_of
 from smalti.checkpoints.taming_parts import ORDERS, gpt_names, mask, section_weights, tokenizer_section
 from smalti.conditions.base import Condition
-from smalti.errors import SmaltiError
-from smalti.files import folder_written_atomically
+from smalti.core.errors import SmaltiError
+from smalti.core.files import folder_written_atomically
 from smalti.prior import ORDERS as ORDERS_HERE
 from smalti.prior import Prior
 from smalti.prior.gpt import GPT

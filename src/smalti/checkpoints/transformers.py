@@ -23,12 +23,12 @@ from smalti.checkpoints.base import Imported
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.renaming import Renaming, Rule
 from smalti.conditions.base import Condition, Grid
-from smalti.conditions.build import build_condition
-from smalti.errors import SmaltiError
-from smalti.files import folder_written_atomically, read_json
-from smalti.pretrained import find_model
+from smalti.conditions.condition_registry import build_condition
+from smalti.core.errors import SmaltiError
+from smalti.core.files import folder_written_atomically, read_json
+from smalti.core.settings import as_mapping, parse
+from smalti.hub.pretrained import find_model
 from smalti.prior import GPT, GPTSettings, Prior, Transformer
-from smalti.settings import as_mapping, parse
 from smalti.tokenizer.vqgan import VQGAN
 
 CONFIG, GENERATION, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"

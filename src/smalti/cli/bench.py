@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from smalti.bundled import SCENES
 from smalti.cli.console import CONSOLE, size_option
-from smalti.cli.models import Grid, Model, grid_option, tell_default
+from smalti.cli.model_options import Grid, Model, grid_option, tell_default
+from smalti.hub.bundled_models import SCENES
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +44,8 @@ def bench(
     import torch
     from rich.table import Table
 
-    from smalti.devices import pick_device
-    from smalti.pipeline import read_models
+    from smalti.core.devices import pick_device
+    from smalti.model_loading import read_models
 
     tell_default(model)
     place, models = pick_device(device), read_models(model, grid=grid_option(grid))
@@ -76,10 +76,10 @@ def _works(models: Imported, size: tuple[int, int], batch: int, device: torch.de
     """Encoding noise and decoding its codes; where there is a prior, laying pictures of which nothing is said."""
     import torch
 
-    from smalti.errors import SmaltiError
+    from smalti.core.errors import SmaltiError
+    from smalti.generation.code_sampler import Sampler, finished, unknown
     from smalti.pipeline import Pipeline
-    from smalti.prior import Sampler, finished, unknown
-    from smalti.tokenizer.strips_any import decode_of_any_size, encode_of_any_size
+    from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size
 
     if models.tokenizer is None:
         raise SmaltiError("there is a prior alone, which makes no pictures; name a tokenizer or a pipeline")

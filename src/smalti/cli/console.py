@@ -8,16 +8,16 @@ from contextlib import AbstractContextManager
 
 import typer
 
-from smalti.errors import SmaltiError
-from smalti.training import watching
+from smalti.core import progress
+from smalti.core.errors import SmaltiError
 
-CONSOLE = watching.plain_console()
-ERRORS = watching.plain_console(stderr=True)
+CONSOLE = progress.plain_console()
+ERRORS = progress.plain_console(stderr=True)
 
 
 def counting(title: str, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
-    """As `watching.counting`, on the console of the commands."""
-    return watching.counting(CONSOLE, title=title, unit=unit)
+    """As `progress.counting`, on the console of the commands."""
+    return progress.counting(CONSOLE, title=title, unit=unit)
 
 
 def by_name(given: Sequence[str], names: Sequence[str], *, option: str) -> dict[str, str]:

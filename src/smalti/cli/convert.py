@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.completion import FORMATS, formats
 from smalti.cli.console import CONSOLE
-from smalti.cli.models import Grid, grid_option
-from smalti.errors import SmaltiError, suggestion
+from smalti.cli.model_options import Grid, grid_option
+from smalti.cli.shell_completion import FORMATS, formats
+from smalti.core.errors import SmaltiError, suggestion
 
 
 def convert(
@@ -24,8 +24,8 @@ def convert(
 ) -> None:
     """Turn a checkpoint of another program into ours, or one of ours into another's."""
     from smalti.checkpoints import formats as foreign
-    from smalti.pipeline import read_models, save_models
-    from smalti.pretrained import halve, halved
+    from smalti.hub.pretrained import halve, halved
+    from smalti.model_loading import read_models, save_models
 
     if to not in FORMATS:
         raise SmaltiError(f"unknown format {to!r}; {suggestion(to, FORMATS)}")

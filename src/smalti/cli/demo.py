@@ -16,6 +16,6 @@ def demo(
     count: Annotated[int, typer.Option(min=120, help="How many scenes to paint.")] = 2000,
 ) -> None:
     """Scenes, tokenizer, codes, prior, samples, panorama, completion, report. The same command again goes on."""
-    from smalti.studies.demo import run_demo
+    from smalti.experiments.demo.experiment import run_demo
 
     run_demo(out, recipe=recipe, count=count, console=CONSOLE)

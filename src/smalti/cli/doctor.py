@@ -38,8 +38,8 @@ def doctor() -> None:
     """Say what this machine can do, which weights and extras are there, and with what to begin."""
     import torch
 
-    from smalti.devices import pick_device
-    from smalti.version import __version__
+    from smalti.core.devices import pick_device
+    from smalti.core.version import __version__
 
     device = pick_device("auto")
     memory = free_memory(device)
@@ -92,7 +92,7 @@ def _device(device: torch.device) -> str:
 
 
 def _precision(device: torch.device) -> str:
-    from smalti.devices import multiplies_bfloat16
+    from smalti.core.devices import multiplies_bfloat16
 
     if multiplies_bfloat16(device):
         return "bfloat16 (run.precision=bf16-mixed) or float32"
@@ -105,7 +105,7 @@ def _cores() -> int:
 
 
 def _cache() -> Path:
-    from smalti.weights import cache_folder
+    from smalti.core.published_weights import cache_folder
 
     return cache_folder()
 
@@ -120,7 +120,7 @@ def _convolutions() -> str:
     """Whether ours are used, else why not."""
     import torch
 
-    from smalti import native, winograd
+    from smalti.kernels import native, winograd
 
     if winograd.available():
         return "ours, a quarter of the products"
@@ -140,8 +140,8 @@ def _convolutions() -> str:
 
 def _weights() -> Iterator[tuple[str, str]]:
     """Each published file -> where it is."""
-    from smalti.errors import SmaltiError
-    from smalti.weights import WEIGHTS, found_weights
+    from smalti.core.errors import SmaltiError
+    from smalti.core.published_weights import WEIGHTS, found_weights
 
     for name, entry in WEIGHTS.items():
         try:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smalti.cli.console import CONSOLE, counting, size_option
-from smalti.cli.models import Grid, grid_option
+from smalti.cli.model_options import Grid, grid_option
 
 if TYPE_CHECKING:
-    from smalti.evaluation.measure import Measured
+    from smalti.evaluation.measures import Measured
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,14 +59,14 @@ def tokenizer(
     device: Device = "auto",
 ) -> None:
     """Reconstruct pictures, and say how much survives and how the codes are used."""
-    from smalti.data.kinds import kind_of
-    from smalti.devices import pick_device
-    from smalti.errors import SmaltiError
-    from smalti.evaluation.measure import measure_tokenizer
-    from smalti.evaluation.pictures import open_pictures
+    from smalti.core.devices import pick_device
+    from smalti.core.errors import SmaltiError
+    from smalti.data.file_types import kind_of
+    from smalti.evaluation.measures import measure_tokenizer
+    from smalti.evaluation.prepared_images import open_pictures
     from smalti.evaluation.protocols import TOKENIZER_PROTOCOLS, choose
     from smalti.evaluation.results import check_folder
-    from smalti.pipeline import read_models
+    from smalti.model_loading import read_models
 
     if out is not None:
         check_folder(out)
@@ -109,14 +109,15 @@ def prior(
     device: Device = "auto",
 ) -> None:
     """Say how likely a prior finds pictures it has not seen; with a protocol that samples, compare its own with them."""
-    from smalti.data.codes import CodeShards, open_codes
-    from smalti.devices import pick_device
-    from smalti.errors import SmaltiError
-    from smalti.evaluation.measure import measure_prior
-    from smalti.evaluation.pictures import open_pictures
+    from smalti.core.devices import pick_device
+    from smalti.core.errors import SmaltiError
+    from smalti.data.code_shards import CodeShards, open_codes
+    from smalti.evaluation.measures import measure_prior
+    from smalti.evaluation.prepared_images import open_pictures
     from smalti.evaluation.protocols import PRIOR_PROTOCOLS, choose
     from smalti.evaluation.results import check_folder
-    from smalti.pipeline import Pipeline, read_models
+    from smalti.model_loading import read_models
+    from smalti.pipeline import Pipeline
 
     if out is not None:
         check_folder(out)
@@ -157,13 +158,13 @@ def folders(
     device: Device = "auto",
 ) -> None:
     """Compare two sets of pictures: FID, KID, precision and recall, and what else the protocol asks for."""
-    from smalti.devices import pick_device
-    from smalti.errors import SmaltiError
-    from smalti.evaluation.measure import measure_sets, with_available_network
-    from smalti.evaluation.pictures import open_pictures
+    from smalti.core.devices import pick_device
+    from smalti.core.errors import SmaltiError
+    from smalti.evaluation.feature_statistics import holds_statistics, read_statistics
+    from smalti.evaluation.measures import measure_sets, with_available_network
+    from smalti.evaluation.prepared_images import open_pictures
     from smalti.evaluation.protocols import SET_PROTOCOLS, choose
     from smalti.evaluation.results import check_folder
-    from smalti.evaluation.statistics import holds_statistics, read_statistics
 
     if out is not None:
         check_folder(out)
@@ -260,8 +261,8 @@ def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], note
 
     from rich.table import Table
 
-    from smalti.evaluation.pages import page
     from smalti.evaluation.results import FEATURES, REPORT, as_plain, in_words, write_result
+    from smalti.reports.evaluation_page import page
 
     measured = replace(measured, notes=(*notes, *measured.notes))
     table = Table(box=None, pad_edge=False, show_header=False)

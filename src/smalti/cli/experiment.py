@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.completion import studies
 from smalti.cli.console import CONSOLE
+from smalti.cli.shell_completion import studies
 
 
 def experiment(
@@ -32,9 +32,9 @@ def experiment(
     ] = None,
 ) -> None:
     """Run a study and write its page: what is compared is trained or given, measured, and shown."""
-    from smalti.errors import SmaltiError, suggestion
-    from smalti.studies.base import Asked, run_study
-    from smalti.studies.table import STUDIES
+    from smalti.core.errors import SmaltiError, suggestion
+    from smalti.experiments.base import Asked, run_study
+    from smalti.experiments.experiment_registry import STUDIES
 
     if name is None:
         for known, study in STUDIES.items():

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smalti.bundled import SCENES, named
 from smalti.cli.console import CONSOLE
-from smalti.cli.models import Grid, grid_option, tell_default
-from smalti.errors import SmaltiError
+from smalti.cli.model_options import Grid, grid_option, tell_default
+from smalti.core.errors import SmaltiError
+from smalti.hub.bundled_models import SCENES, named
 
 if TYPE_CHECKING:
     from smalti.checkpoints.base import Imported
@@ -48,10 +48,10 @@ def recipes() -> None:
 
 def _described(path: Path, *, grid: tuple[int, int] | None = None) -> dict[str, Any]:
     from smalti.checkpoints.formats import find_foreign
+    from smalti.core.files import read_json
     from smalti.data.sources import holds_many, is_pattern
-    from smalti.files import read_json
-    from smalti.keeping import SUFFIX
-    from smalti.pretrained import is_ours
+    from smalti.generation.generation_checkpoint import SUFFIX
+    from smalti.hub.pretrained import is_ours
 
     if is_pattern(path):
         return _pictures(path)
@@ -84,8 +84,8 @@ def _prefixed(name: str, path: Path) -> dict[str, Any]:
 def _picture(path: Path) -> dict[str, Any]:
     from PIL import Image
 
-    from smalti.images import read_image, read_settings
-    from smalti.png import read_head
+    from smalti.images.io import read_image, read_settings
+    from smalti.images.png_stream import read_head
 
     head = read_head(path)
     if head and head.settings and head.size[0] * head.size[1] > (Image.MAX_IMAGE_PIXELS or 0):  # ours, and never whole
@@ -96,7 +96,7 @@ def _picture(path: Path) -> dict[str, Any]:
 
 
 def _laying(path: Path) -> dict[str, Any]:
-    from smalti.keeping import read_kept
+    from smalti.generation.generation_checkpoint import read_kept
 
     kept = read_kept(path)
     count, rows, columns = kept.codes.shape
@@ -109,8 +109,8 @@ def _laying(path: Path) -> dict[str, Any]:
 
 
 def _codes(path: Path) -> dict[str, Any]:
-    from smalti.conditions.build import build_condition
-    from smalti.data.codes import entropy, open_codes
+    from smalti.conditions.condition_registry import build_condition
+    from smalti.data.code_shards import entropy, open_codes
 
     shards = open_codes(path)
     meta = shards.meta
@@ -130,8 +130,8 @@ def _codes(path: Path) -> dict[str, Any]:
 def _run(path: Path) -> dict[str, Any]:
     import yaml
 
-    from smalti.files import read_json
-    from smalti.training.folder import read_metrics
+    from smalti.core.files import read_json
+    from smalti.training.run_folder import read_metrics
 
     config = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
     if not isinstance(config, dict) or "smalti" not in config:
@@ -178,7 +178,7 @@ def _told(condition: Condition) -> str:
 
 
 def _foreign(path: Path, models: Imported) -> dict[str, Any]:
-    from smalti.settings import as_mapping
+    from smalti.core.settings import as_mapping
 
     parts: dict[str, Any] = {"checkpoint": path, "format": models.format}
     if models.tokenizer is not None:
@@ -202,9 +202,9 @@ def _product(shape: list[int]) -> int:
 
 
 def _pictures(path: Path) -> dict[str, Any]:
-    from smalti.data.kinds import Depth
+    from smalti.core.errors import SmaltiError
+    from smalti.data.file_types import Depth
     from smalti.data.sources import open_source
-    from smalti.errors import SmaltiError
 
     try:
         source = open_source(path, kind=Depth())  # of all kinds the one that most files may be
@@ -217,8 +217,8 @@ def _pictures(path: Path) -> dict[str, Any]:
 
 def _first(source: Source) -> str:
     """What the first of many files holds, in words: nobody can tell a gray picture from a label map or a depth."""
-    from smalti.images import DamagedImage
-    from smalti.numbers import read_any
+    from smalti.images.io import DamagedImage
+    from smalti.images.label_maps import read_any
 
     picture = source.pictures[0]
     try:

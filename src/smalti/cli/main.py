@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli import bench, convert, data, demo, doctor, evaluate, experiment, hub, info, sample, train, web
+from smalti.cli import bench, convert, datasets, demo, doctor, evaluate, experiment, info, push, sample, train, web
 from smalti.cli.console import ERRORS
-from smalti.errors import SmaltiError
-from smalti.memory import keep_memory
-from smalti.version import __version__
+from smalti.core.allocator import keep_memory
+from smalti.core.errors import SmaltiError
+from smalti.core.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,9 +21,9 @@ app = typer.Typer(
     help="Learn discrete image tokens from your pictures, and paint new pictures with them.",
 )
 app.command("demo")(demo.demo)
-app.command("scenes")(data.scenes)
+app.command("scenes")(datasets.scenes)
 app.add_typer(train.app, name="train")
-app.command("encode")(data.encode)
+app.command("encode")(datasets.encode)
 app.command("sample")(sample.sample)
 app.command("complete")(sample.complete)
 app.command("reconstruct")(sample.reconstruct)
@@ -32,7 +32,7 @@ app.command("experiment")(experiment.experiment)
 app.command("convert")(convert.convert)
 app.command("bench")(bench.bench)
 app.command("web")(web.web)
-app.command("push")(hub.push)
+app.command("push")(push.push)
 app.command("doctor")(doctor.doctor)
 app.command("info")(info.info)
 app.command("recipes")(info.recipes)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smalti.bundled import SCENES
 from smalti.cli.console import CONSOLE, ERRORS, by_name, counting, size_option
-from smalti.cli.laying import Choice, File, Laying, Preview, Resume, Speculate, Way, lay_and_save
-from smalti.cli.models import Grid, Model, grid_option, tell_default
-from smalti.errors import SmaltiError
+from smalti.cli.generation_output import Choice, File, Laying, Preview, Resume, Speculate, Way, lay_and_save
+from smalti.cli.model_options import Grid, Model, grid_option, tell_default
+from smalti.core.errors import SmaltiError
+from smalti.hub.bundled_models import SCENES
 
 if TYPE_CHECKING:
     from smalti.pipeline import Pipeline
@@ -88,11 +88,10 @@ def sample(
 ) -> None:
     """Paint new pictures, of any size. Ctrl-C keeps what is laid."""
     from smalti.conditions.base import keys
-    from smalti.devices import pick_device
+    from smalti.core.devices import pick_device
+    from smalti.core.settings import as_mapping
+    from smalti.generation.code_sampler import sampler_of, unknown
     from smalti.pipeline import Pipeline
-    from smalti.prior import unknown
-    from smalti.prior.sampling import sampler_of
-    from smalti.settings import as_mapping
 
     tell_default(model)
     pipeline = Pipeline.from_pretrained(model, grid=grid_option(window)).to(pick_device(device))
@@ -140,9 +139,9 @@ def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tr
     """How tries are compared. Raises `SmaltiError` for a classifier that is none, and where it is not known which class was asked
     for."""
     from smalti.conditions.labels import Labels
-    from smalti.evaluation.choosing import by_likelihood, by_pictures
-    from smalti.evaluation.classifier import by_class, imagenet_classes, read_classifier
-    from smalti.files import normalized
+    from smalti.core.files import normalized
+    from smalti.evaluation.imagenet_classifier import by_class, imagenet_classes, read_classifier
+    from smalti.evaluation.rejection_sampling import by_likelihood, by_pictures
 
     if classifier is None:
         return Choice(tries, "likelihood", lambda values, known: by_likelihood(pipeline, values, known=known))
@@ -211,12 +210,12 @@ def complete(
     import torch
 
     from smalti.conditions.base import keys
-    from smalti.devices import pick_device
-    from smalti.images import covered_middle, read_image, to_tensor
-    from smalti.masks import kept_by_mask, kept_part
+    from smalti.core.devices import pick_device
+    from smalti.core.settings import as_mapping
+    from smalti.generation.code_sampler import check_room, sampler_of
+    from smalti.images.io import covered_middle, read_image, to_tensor
+    from smalti.images.masks import kept_by_mask, kept_part
     from smalti.pipeline import Pipeline, amid
-    from smalti.prior.sampling import check_room, sampler_of
-    from smalti.settings import as_mapping
 
     if (mask is not None and keep is not None) or not any((mask, keep, canvas)):
         raise typer.BadParameter("give either --mask or --keep, or a --canvas around all of the picture")
@@ -275,14 +274,14 @@ def reconstruct(
 ) -> None:
     """Send pictures through the codebook and back, and say how much survives."""
     from smalti.conditions.map_files import label_colours, right_labels
-    from smalti.data.kinds import kind_of
+    from smalti.core.devices import pick_device
+    from smalti.data.file_types import kind_of
     from smalti.data.outputs import check_outputs, output_paths, without_results
     from smalti.data.sources import Picture, holds_many, open_source
-    from smalti.devices import pick_device
     from smalti.evaluation.metrics import CodeUse, psnr
-    from smalti.images import DamagedImage, center_crop, covered_middle, save_png
-    from smalti.pipeline import read_tokenizer
-    from smalti.tokenizer.strips_any import decode_of_any_size, encode_of_any_size
+    from smalti.images.io import DamagedImage, center_crop, covered_middle, save_png
+    from smalti.model_loading import read_tokenizer
+    from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size
 
     model, about = read_tokenizer(tokenizer)
     model.to(pick_device(device))

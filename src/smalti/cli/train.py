@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli.completion import recipes
 from smalti.cli.console import CONSOLE, counting
+from smalti.cli.shell_completion import recipes
 
 app = typer.Typer(
     no_args_is_help=True, help="Train stage 1 (tokenizer) or stage 2 (prior). The same command again resumes."
@@ -46,8 +46,8 @@ def tokenizer(
 ) -> None:
     """Learn a codebook from pictures (stage 1)."""
     from smalti.training.config import TokenizerTraining, resolve
-    from smalti.training.finetuning import resolve_from, start_from
-    from smalti.training.launching import is_first, told_once
+    from smalti.training.initialization import resolve_from, start_from
+    from smalti.training.launcher import is_first, told_once
     from smalti.training.runs import show_settings, train_tokenizer
 
     with told_once():
@@ -79,7 +79,7 @@ def prior(
 ) -> None:
     """Learn how codes follow one another (stage 2)."""
     from smalti.training.config import PriorTraining, resolve
-    from smalti.training.launching import is_first, told_once
+    from smalti.training.launcher import is_first, told_once
     from smalti.training.runs import codes_of, show_settings, train_prior
 
     with told_once():

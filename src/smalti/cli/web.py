@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from smalti.bundled import SCENES
 from smalti.cli.console import CONSOLE
-from smalti.cli.models import Grid, Model, grid_option, tell_default
+from smalti.cli.model_options import Grid, Model, grid_option, tell_default
+from smalti.hub.bundled_models import SCENES
 
 
 def web(
@@ -33,8 +33,8 @@ def web(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Open the studio: a page to lay pictures, erase in them and extend them. Ctrl-C ends it."""
-    from smalti.web.asking import Limits
-    from smalti.web.serving import serve
+    from smalti.web.requests import Limits
+    from smalti.web.server import serve
 
     tell_default(model)
     limits = Limits(side=most_side, codes=most_codes, count=most_count, upload=most_upload, waiting=most_waiting)

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError
-from smalti.images import Array
+from smalti.core.errors import SmaltiError
+from smalti.images.io import Array
 from smalti.prior.window import Middle, Window, after_middle
 
 Grid: TypeAlias = tuple[int, int]

@@ -9,20 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from smalti.conditions.base import Condition, Grid, Laid, check_grid, crops
-from smalti.errors import SmaltiError
-from smalti.images import Array, to_array
-from smalti.settings import as_mapping, settings
-
-Positive = Annotated[int, Field(ge=1)]
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import Positive, as_mapping, settings
+from smalti.images.io import Array, to_array
 
 
 @settings

@@ -20,10 +20,8 @@ from PIL import Image, ImageDraw
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from smalti.boxes import is_number
 from smalti.conditions.base import Condition, Grid, Laid
-from smalti.conditions.drawing import palette
-from smalti.conditions.places import (
+from smalti.conditions.location_codes import (
     ROUNDING,
     WHOLE,
     Box,
@@ -39,11 +37,13 @@ from smalti.conditions.places import (
     seen_in,
     under,
 )
-from smalti.errors import SmaltiError, suggestion
-from smalti.files import normalized, read_json
-from smalti.images import Array
+from smalti.conditions.previews import palette
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.files import normalized, read_json
+from smalti.core.settings import as_mapping, settings
+from smalti.images.boxes import is_number
+from smalti.images.io import Array
 from smalti.prior.window import Window, before_middle
-from smalti.settings import as_mapping, settings
 
 Point: TypeAlias = tuple[float, float]
 """x and y in shares of the picture's width and height, from the left top."""

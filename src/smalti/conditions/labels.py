@@ -9,11 +9,11 @@ from typing import Any, Literal, final
 from torch import Tensor
 
 from smalti.conditions.base import Condition, Grid, Laid, as_prefix, everywhere
-from smalti.conditions.drawing import written
-from smalti.errors import SmaltiError, suggestion
-from smalti.files import normalized
-from smalti.images import Array
-from smalti.settings import as_mapping, settings
+from smalti.conditions.previews import written
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.files import normalized
+from smalti.core.settings import as_mapping, settings
+from smalti.images.io import Array
 
 
 @settings

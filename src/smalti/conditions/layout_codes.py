@@ -16,7 +16,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar, final
 
 from pydantic import Field, field_validator
 
-from smalti.conditions.places import (
+from smalti.conditions.location_codes import (
     WHOLE,
     Box,
     box_at,
@@ -29,10 +29,9 @@ from smalti.conditions.places import (
     point_at,
     seen_in,
 )
-from smalti.errors import SmaltiError
-from smalti.settings import settings
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import Positive, settings
 
-Positive = Annotated[int, Field(ge=1)]
 Codes = tuple[int, ...]
 T = TypeVar("T")
 

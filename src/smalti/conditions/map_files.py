@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smalti import numbers
-from smalti.conditions.drawing import palette
-from smalti.images import DamagedImage, read_image, to_tensor
-from smalti.numbers import spread
+from smalti.conditions.previews import palette
+from smalti.images import label_maps
+from smalti.images.io import DamagedImage, read_image, to_tensor
+from smalti.images.label_maps import spread
 
 _DARK = 0.7
 """Of drawn edges such a share of the pixels is below half the brightness: in 60 photographs of houses it was 0.76 at least."""
@@ -25,14 +25,14 @@ def read_segmentation(path: Path) -> Tensor:
 
     Raises `DamagedImage` for colour pictures, and for what is no picture.
     """
-    return torch.from_numpy(numbers.read_labels(path, name=str(path))[:, :, 0].astype(np.int64))
+    return torch.from_numpy(label_maps.read_labels(path, name=str(path))[:, :, 0].astype(np.int64))
 
 
 def read_depth(path: Path) -> Tensor:
-    """A depth map, as `smalti.numbers.read_depth` knows it -> (1,H,W) float32, its least and its greatest depth spread to
+    """A depth map, as `smalti.images.label_maps.read_depth` knows it -> (1,H,W) float32, its least and its greatest depth spread to
     -1 and 1. Raises `DamagedImage`.
     """
-    return spread(torch.from_numpy(numbers.read_depth(path, name=str(path))))[None]
+    return spread(torch.from_numpy(label_maps.read_depth(path, name=str(path))))[None]
 
 
 def read_edges(path: Path) -> Tensor:

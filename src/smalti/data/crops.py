@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
-from smalti.errors import SmaltiError
-from smalti.images import Array, Filter, covering_size, crop, resize
+from smalti.core.errors import SmaltiError
+from smalti.images.io import Array, Filter, covering_size, crop, resize
 
 
 def chances(seed: int, draw: int) -> tuple[float, float, float, float]:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
-from smalti.errors import SmaltiError
-from smalti.files import normalized, read_json, read_text
-from smalti.png import read_head
+from smalti.core.errors import SmaltiError
+from smalti.core.files import normalized, read_json, read_text
+from smalti.images.png_stream import read_head
 
 logger = logging.getLogger("smalti")
 

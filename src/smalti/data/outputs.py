@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
+from smalti.core.errors import SmaltiError
+from smalti.core.files import normalized
 from smalti.data.sources import Picture, Source
-from smalti.errors import SmaltiError
-from smalti.files import normalized
-from smalti.png import read_head
+from smalti.images.png_stream import read_head
 
 
 def without_results(source: Source, out: Path, *, command: str) -> tuple[Picture, ...]:

@@ -12,11 +12,11 @@ from typing import Any, Protocol, final
 
 from torch import Tensor
 
-from smalti.data.annotations import stem
+from smalti.core.errors import SmaltiError
+from smalti.data.annotations.objects import stem
 from smalti.data.crops import View
-from smalti.data.loading import Crops
+from smalti.data.loader import Crops
 from smalti.data.sources import Picture, Source
-from smalti.errors import SmaltiError
 
 
 class Beside(ABC):

@@ -20,13 +20,13 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, final
 
+from smalti.core.errors import SmaltiError
+from smalti.core.files import check_file, normalized, read_text
+from smalti.data.file_types import COLOUR, Kind
 from smalti.data.folders import PathFinder, files_below, warn_of_generated, written_here
-from smalti.data.kinds import COLOUR, Kind
-from smalti.data.shards import Extent, Shards, expanded, is_hidden, read_index
+from smalti.data.tar_shards import Extent, Shards, expanded, is_hidden, read_index
 from smalti.data.zip_files import read_members
-from smalti.errors import SmaltiError
-from smalti.files import check_file, normalized, read_text
-from smalti.images import Array, Covering, DamagedImage
+from smalti.images.io import Array, Covering, DamagedImage
 
 logger = logging.getLogger("smalti")
 
@@ -186,7 +186,7 @@ class ZipSource(Source):
 
 @final
 class ShardSource(Source):
-    """The pictures of tar files, in their order; see `smalti.data.shards` for what is a sample, and what its label.
+    """The pictures of tar files, in their order; see `smalti.data.tar_shards` for what is a sample, and what its label.
 
     The key of a picture is the name of its shard (below `path`, where that is a folder), without `.tar`, then its path there.
     """

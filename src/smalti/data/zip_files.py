@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
 
+from smalti.core.errors import SmaltiError
+from smalti.core.files import open_file
 from smalti.data.archive_links import Links, plain, target_of
-from smalti.errors import SmaltiError
-from smalti.files import open_file
 
 _UTF8 = 0x800
 """The flag of a member whose name is in UTF-8."""

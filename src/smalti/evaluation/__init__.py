@@ -1,1 +1,1 @@
-"""Measuring what was learnt, and showing it: metrics, the networks they need, and reports to look at."""
+"""Measuring images, tokenizers and priors: metrics, feature networks, protocols, results."""

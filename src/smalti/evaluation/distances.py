@@ -15,9 +15,9 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
+from smalti.core.spectra import singular_values, spectrum
 from smalti.evaluation.metrics import Accumulator
-from smalti.spectra import singular_values, spectrum
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError, suggestion
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.published_weights import Progress, load_strictly, load_weights, unwatched
 from smalti.evaluation.inception import CLASSES, SIDE, SPATIAL_CHANNELS, InceptionV3
 from smalti.evaluation.metrics import levels
 from smalti.losses.efficientnet import HEAD_WIDTH, EfficientNetClassifier, efficientnet_classifier
@@ -26,7 +27,6 @@ from smalti.losses.efficientnet import SIDE as EFFICIENTNET_SIDE
 from smalti.losses.logits import IMAGENET_DEVIATION, IMAGENET_MEAN
 from smalti.losses.logits import SIDE as SQUEEZENET_SIDE
 from smalti.losses.perceptual import squeezenet, squeezenet_classifier
-from smalti.weights import Progress, load_strictly, load_weights, unwatched
 
 SCORES = ("frechet", "spatial_frechet", "kernel", "score", "precision", "recall", "density", "coverage")
 """What is computed from a network's features: see `smalti.evaluation.distances` and `.neighbours`."""
@@ -47,7 +47,7 @@ class FeatureNetwork(nn.Module, abc.ABC):
     """Pictures -> `Seen`. All parameters are frozen, and there is no training mode."""
 
     weights: str
-    """The name of its published weights, in `smalti.weights` unless they come with the installation."""
+    """The name of its published weights, in `smalti.core.published_weights` unless they come with the installation."""
     about: str
     """What it is and how it resizes, as the end of "in the features of ..."."""
     names: ClassVar[Mapping[str, str]]
@@ -223,7 +223,7 @@ NETWORKS: dict[str, Callable[..., FeatureNetwork]] = {
 
 
 PUBLISHED = {"inception": InceptionFeatures.weights, "squeezenet": SqueezeNetFeatures.weights}
-"""Networks whose weights do not come with the installation -> their names in `smalti.weights`."""
+"""Networks whose weights do not come with the installation -> their names in `smalti.core.published_weights`."""
 
 
 def feature_network(name: str, *, progress: Progress = unwatched) -> FeatureNetwork:

@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 
 PEAK = 1.5
 """Frequencies up to this far (in steps of the spectrum) belong to a peak: its own, and those that the window smears it over."""

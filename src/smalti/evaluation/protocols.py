@@ -14,11 +14,10 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field
 
-from smalti.errors import SmaltiError, suggestion
-from smalti.prior import Sampler
-from smalti.settings import as_mapping, assignment, parse, settings
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.settings import Positive, as_mapping, assignment, parse, settings
+from smalti.generation.code_sampler import Sampler
 
-Count = Annotated[int, Field(ge=1)]
 Filter: TypeAlias = Literal["lanczos", "bicubic", "bilinear", "halving"]
 """How pictures are scaled, each with antialiasing: Pillow's filters, or by ADM's rule: halved by box as long as they are
 twice too large, then bicubic."""
@@ -49,9 +48,9 @@ class PictureProtocol:
     - `filter`: how they are scaled.
     """
 
-    count: Count | None = None
+    count: Positive | None = None
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    size: tuple[Count, Count] | None = None
+    size: tuple[Positive, Positive] | None = None
     filter: Filter = "lanczos"
 
 
@@ -69,14 +68,14 @@ class FeatureProtocol:
 
     network: Literal["inception", "squeezenet", "efficientnet"] = "inception"
     scores: tuple[Score, ...] = ALL_SCORES
-    kept: Count = 10_000
+    kept: Positive = 10_000
     kept_seed: Annotated[int, Field(ge=0)] = 0
-    subsets: Count = 100
+    subsets: Positive = 100
     subset_size: Annotated[int, Field(ge=2)] = 1000
     subset_seed: Annotated[int, Field(ge=0)] = 2020
-    splits: Count = 10
-    neighbours: Count = 3
-    density_neighbours: Count = 5
+    splits: Positive = 10
+    neighbours: Positive = 3
+    density_neighbours: Positive = 5
 
 
 @settings
@@ -109,7 +108,7 @@ class TokenizerProtocol:
     lpips: tuple[Literal["squeezenet", "vgg16", "alexnet"], ...] = ("squeezenet",)
     features: FeatureProtocol | None = None
     missing: Literal["refuse", "leave_out"] = "refuse"
-    examples: Count = 4
+    examples: Positive = 4
 
 
 @settings
@@ -130,7 +129,7 @@ class PriorProtocol:
     rounding: Literal["nearest", "down"] = "nearest"
     features: FeatureProtocol | None = None
     missing: Literal["refuse", "leave_out"] = "refuse"
-    examples: Count = 4
+    examples: Positive = 4
 
 
 Protocol: TypeAlias = TokenizerProtocol | PriorProtocol | SetProtocol

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from smalti.errors import SmaltiError
-from smalti.files import read_json, write_json, write_text
-from smalti.version import __version__
+from smalti.core.errors import SmaltiError
+from smalti.core.files import read_json, write_json, write_text
+from smalti.core.version import __version__
 
 FORMAT = 1
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 from smalti.evaluation.metrics import levels
 
 WINDOW = 11  # pixels each way

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.processes import mean_of_all
+from smalti.core.distributed import mean_of_all
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:

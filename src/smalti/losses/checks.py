@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 
 
 def check_same_shape(images: Tensor, others: Tensor, *, what: str) -> None:

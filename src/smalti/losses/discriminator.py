@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from smalti.losses.discriminator_base import Discriminator
+from smalti.losses.base import Discriminator
 from smalti.losses.patch_discriminator import BlurDiscriminator, BlurSettings, PatchDiscriminator, PatchSettings
 from smalti.losses.projected_discriminator import ProjectedDiscriminator, ProjectedSettings
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 
 CLASSES = 1000
 SIDE = 224

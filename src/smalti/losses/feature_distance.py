@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 from smalti.losses.checks import check_same_shape
 from smalti.losses.efficientnet import EfficientNetLite0, efficientnet_lite0
 

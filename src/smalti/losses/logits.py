@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError, suggestion
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.published_weights import load_strictly, load_weights
 from smalti.losses.checks import check_same_shape
 from smalti.losses.perceptual import squeezenet, squeezenet_classifier
-from smalti.losses.resnet import ResNet50
-from smalti.weights import load_strictly, load_weights
+from smalti.losses.resnet50 import ResNet50
 
 SIDE = 224  # pixels each way that the classifiers were trained on
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of each colour in [0, 1], in torchvision's training
@@ -44,7 +44,7 @@ class SqueezeNet(nn.Module):
 
 
 class Classifier(NamedTuple):
-    """How to build a classifier of scaled colour pictures, and the name of its weights in `smalti.weights`."""
+    """How to build a classifier of scaled colour pictures, and the name of its weights in `smalti.core.published_weights`."""
 
     build: Callable[[], nn.Module]
     weights: str

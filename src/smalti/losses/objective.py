@@ -20,6 +20,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from smalti.core.distributed import mean_of_all
+from smalti.core.settings import Amount, settings
 from smalti.losses.adversarial import ADVERSARIAL, adaptive_weight
 from smalti.losses.diff_augment import Policy
 from smalti.losses.discriminator import DiscriminatorSettings
@@ -28,8 +30,6 @@ from smalti.losses.logits import LogitDistance, logit_distance
 from smalti.losses.patch_discriminator import PatchSettings
 from smalti.losses.perceptual import Perceptual, perceptual
 from smalti.losses.pixel import LABEL_LOSSES, PIXEL_LOSSES
-from smalti.processes import mean_of_all
-from smalti.settings import Amount, settings
 
 Weight = Annotated[float, Field(ge=0)]
 

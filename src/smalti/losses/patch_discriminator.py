@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError
-from smalti.losses.discriminator_base import Discriminator, spectrally_normalised
-from smalti.processes import everyones, first_ones
-from smalti.settings import settings
+from smalti.core.distributed import everyones, first_ones
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import settings
+from smalti.losses.base import Discriminator, spectrally_normalised
 
 
 @final

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError, suggestion
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.published_weights import load_strictly, load_weights
+from smalti.kernels.winograd import FrozenConvolution
 from smalti.losses.checks import check_same_shape
-from smalti.weights import load_strictly, load_weights
-from smalti.winograd import FrozenConvolution
 
 # LPIPS's own constants: ImageNet's mean and deviation of each colour, carried over from [0, 1] to [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
@@ -127,7 +127,7 @@ def alexnet() -> Backbone:
 
 
 class Source(NamedTuple):
-    """How to build a backbone, and the names of its weights and of LPIPS's weights for it in `smalti.weights`."""
+    """How to build a backbone, and the names of its weights and of LPIPS's weights for it in `smalti.core.published_weights`."""
 
     build: Callable[[], Backbone]
     weights: str

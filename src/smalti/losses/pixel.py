@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 
 
 def l1(images: Tensor, reconstructions: Tensor) -> Tensor:

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from smalti import winograd
-from smalti.errors import SmaltiError
-from smalti.losses.discriminator_base import Discriminator, spectrally_normalised
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import settings
+from smalti.kernels import winograd
+from smalti.kernels.winograd import FrozenConvolution
+from smalti.losses.base import Discriminator, spectrally_normalised
 from smalti.losses.efficientnet import TAP_WIDTHS, TAPS, efficientnet_lite0
 from smalti.losses.feature_distance import SMALLEST, unit_rms
-from smalti.settings import settings
-from smalti.winograd import FrozenConvolution
 
 
 @settings

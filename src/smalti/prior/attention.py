@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.prior import causal, rows
+from smalti.kernels import causal_attention, decode_block
 
 
 def attended(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
@@ -24,13 +24,13 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, u
     new, all_codes = queries.shape[2], keys.shape[2]
     first = new == all_codes
     if first and unmasked < 2:
-        if dropout == 0 and causal.suits(queries, keys, values):
-            return causal.attended(queries, keys, values)
+        if dropout == 0 and causal_attention.suits(queries, keys, values):
+            return causal_attention.attended(queries, keys, values)
         # said as a word, because kernels then skip the masked half
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
     if new == 1:  # the last code sees everything
-        if dropout == 0 and rows.attends(queries, keys, values):
-            return rows.attended(queries, keys, values)
+        if dropout == 0 and decode_block.attends(queries, keys, values):
+            return decode_block.attended(queries, keys, values)
         return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
     visible = torch.ones(new, all_codes, dtype=torch.bool, device=queries.device).tril(all_codes - new)
     if first:

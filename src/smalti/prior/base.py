@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
 from smalti.prior.order import ORDERS, Order
 
 

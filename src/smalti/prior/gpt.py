@@ -10,24 +10,20 @@ not draw the weights at the end of residual branches smaller, and its head is a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, final
+from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from smalti.errors import SmaltiError
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import Chance, Natural, Positive, settings
+from smalti.kernels.decode_block import Normed, Step, panels
+from smalti.kernels.prepacked import Block
 from smalti.prior.attention import EVERY, Asked, One
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
-from smalti.prior.packed import Block
-from smalti.prior.rows import Normed, Step, panels
-from smalti.settings import settings
-
-Positive = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Chance = Annotated[float, Field(ge=0, lt=1)]
 
 
 @settings

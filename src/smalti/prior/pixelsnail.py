@@ -22,12 +22,10 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
+from smalti.core.settings import Positive, settings
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
 from smalti.prior.pixelsnail_layers import Causal, Places, SnailBlock
-from smalti.settings import settings
-
-Positive = Annotated[int, Field(ge=1)]
 
 FIRST = ((1, 1), (1, 0), (1, -1), (0, 1))
 """What the first layer sees: three codes of the row above and the one at the left. The paper's 1 x 3 convolution, shifted down,

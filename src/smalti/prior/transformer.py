@@ -19,14 +19,12 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
+from smalti.core.settings import Positive, settings
+from smalti.kernels.decode_block import Normed, Step, panels
+from smalti.kernels.prepacked import Block
 from smalti.prior.attention import EVERY, Asked, One
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
-from smalti.prior.packed import Block
-from smalti.prior.rows import Normed, Step, panels
-from smalti.settings import settings
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 def heads_for_rotation(heads: int, info: ValidationInfo) -> int:

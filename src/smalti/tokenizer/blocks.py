@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.norms import GroupNorm
+from smalti.kernels.group_norm import GroupNorm
 from smalti.tokenizer.convolutions import Convolution, Geometry, convolve
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.settings import settings
+from smalti.core.settings import settings
 from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, start_as_shortcuts, swish
 from smalti.tokenizer.convolutions import Convolution
 

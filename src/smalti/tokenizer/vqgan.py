@@ -15,14 +15,14 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from smalti.arguments import check_finite
-from smalti.cards import Sources, publish
-from smalti.errors import SmaltiError
-from smalti.pretrained import find_model, load_weights_into, save_model
-from smalti.settings import as_mapping, parse, settings
+from smalti.core.arguments import check_finite
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import as_mapping, parse, settings
+from smalti.hub.model_cards import Sources, publish
+from smalti.hub.pretrained import find_model, load_weights_into, save_model
+from smalti.tokenizer.batches import Codes, Images, code_batch, image_batch
 from smalti.tokenizer.decoder import Decoder
 from smalti.tokenizer.encoder import Encoder, PyramidSettings
-from smalti.tokenizer.inputs import Codes, Images, code_batch, image_batch
 from smalti.tokenizer.quantizers import QUANTIZERS, Quantized, Quantizer, QuantizerSettings, VQSettings
 
 

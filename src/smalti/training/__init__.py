@@ -1,2 +1,1 @@
-"""Training of both stages: `config` says with what, `tokenizer` and `prior` what a step is, `playing` and `networks` of what
-kinds, `loop` runs, `folder` keeps."""
+"""Training of both stages: `config` has the settings, `stage1` and `stage2` a step of each, `loop` runs it, `run_folder` stores it."""

@@ -13,18 +13,16 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
-from smalti.errors import SmaltiError, suggestion
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.settings import Amount, Positive, Rate, Share, amount, as_mapping, assignment, parse, settings
+from smalti.data.config import PictureSettings
 from smalti.losses.objective import ObjectiveSettings
-from smalti.settings import Amount, amount, as_mapping, assignment, parse, settings
 from smalti.tokenizer.code_replacement import LARGEST_TABLE
 from smalti.tokenizer.quantizers import code_count
 from smalti.tokenizer.vqgan import VQGANSettings
-from smalti.training.networks import NetworkSettings, TransformerNetwork
+from smalti.training.prior_networks import NetworkSettings, TransformerNetwork
 
 T = TypeVar("T")
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
 
 
 @settings
@@ -93,34 +91,6 @@ class RunSettings:
         if self.batch % self.accumulate:
             raise ValueError(f"batch = {self.batch} cannot be cut into accumulate = {self.accumulate} equal parts")
         return self
-
-
-@settings
-class PictureSettings:
-    """What the files are, and what is cut out of each."""
-
-    kind: Literal["colour", "labels", "depth", "edges"] = "colour"
-    """"colour": pictures, of 1, 3 or 4 channels, as the model has. "labels": maps with one number a pixel, each of which has a
-    channel of the model. "depth": maps of one channel, each spread from its nearest to its farthest. "edges": of
-    pictures, one channel, found as they are read. A tokenizer that says of
-    itself what it reads is given that when pictures are encoded."""
-    unlabelled: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """For labels: the number in the files that stands for no label, say 255. The model's last channel is for it."""
-    size: tuple[Positive, Positive] = (64, 64)
-    """(H, W) in pixels."""
-    crop: Literal["random", "centre"] = "random"
-    """Where a training picture is cut. The held-out ones are cut in the middle."""
-    zoom: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = (1.0, 1.25)
-    """For random crops the shorter side is first resized to `size` times a factor drawn from this range, for crops in the middle by
-    the least of it."""
-    flip: bool = True
-    """Mirror every second of the random crops."""
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the pictures that is held out, chosen by a hash of the path."""
-    validation_pictures: Positive = 256
-    """How many of those are looked at each time."""
-    cache_mib: Annotated[int, Field(ge=0)] = 1024
-    """Pictures are kept decoded in memory if they all fit into this many MiB."""
 
 
 @settings

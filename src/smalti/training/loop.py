@@ -19,16 +19,16 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from smalti.data.loading import Examples, batches
-from smalti.errors import SmaltiError
-from smalti.images import save_png
-from smalti.training.alarms import Alarms, Judged, judge_skips
-from smalti.training.best import Best
+from smalti.core.errors import SmaltiError
+from smalti.core.progress import Watch
+from smalti.data.loader import Examples, batches
+from smalti.images.io import save_png
 from smalti.training.config import RunSettings
-from smalti.training.folder import ALARM, RunFolder
-from smalti.training.record import Record
-from smalti.training.stepping import NotFiniteError, sum_of_processes
-from smalti.training.watching import Watch
+from smalti.training.diagnostics import Alarms, Judged, judge_skips
+from smalti.training.early_stopping import Best
+from smalti.training.optimizer_step import NotFiniteError, sum_of_processes
+from smalti.training.run_folder import ALARM, RunFolder
+from smalti.training.running_metrics import Record
 
 B = TypeVar("B")
 

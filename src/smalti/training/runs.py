@@ -9,30 +9,30 @@ from typing import Any
 from rich.console import Console
 
 from smalti.conditions.base import Condition, keys
-from smalti.conditions.build import build_condition
+from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.labels import Labels, Nothing
-from smalti.data.codes import CodeShards, open_codes
-from smalti.data.encoding import write_codes
-from smalti.data.kinds import KINDS, Kind, kind_of
-from smalti.data.loading import first_readable, holding_out
+from smalti.core.devices import multiplies_bfloat16, pick_device
+from smalti.core.errors import SmaltiError
+from smalti.core.progress import Watch, say
+from smalti.core.settings import as_mapping
+from smalti.core.version import __version__
+from smalti.data.code_shards import CodeShards, open_codes
+from smalti.data.file_types import KINDS, Kind, kind_of
+from smalti.data.loader import first_readable, holding_out
 from smalti.data.sources import held_out_order, identity, open_source
-from smalti.devices import multiplies_bfloat16, pick_device
-from smalti.errors import SmaltiError
+from smalti.encoding.annotators import SAYINGS
+from smalti.encoding.code_writer import write_codes
+from smalti.encoding.condition_encoding import Told, beside_pictures, encoder
 from smalti.losses.pixel import LABEL_LOSSES
-from smalti.pipeline import load_tokenizer, read_tokenizer
-from smalti.settings import as_mapping
+from smalti.model_loading import load_tokenizer, read_tokenizer
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
-from smalti.training.finetuning import Start
-from smalti.training.folder import RunFolder
-from smalti.training.launching import first_alone, is_started_with_others, launch
+from smalti.training.initialization import Start
+from smalti.training.launcher import first_alone, is_started_with_others, launch
 from smalti.training.loop import Stage, fit
-from smalti.training.page import write_page
-from smalti.training.prior import PriorStage, blocks
-from smalti.training.sayings import SAYINGS
-from smalti.training.telling import Told, beside_pictures, encoder
-from smalti.training.tokenizer import TokenizerStage, crops
-from smalti.training.watching import Watch, say
-from smalti.version import __version__
+from smalti.training.run_folder import RunFolder
+from smalti.training.run_page import write_page
+from smalti.training.stage1 import TokenizerStage, crops
+from smalti.training.stage2 import PriorStage, blocks
 
 ENCODE_BATCH = 64
 """Pictures that are encoded at once."""

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, final
 
 import gradio as gr
 
-from smalti.errors import SmaltiError
-from smalti.settings import as_mapping
-from smalti.web import showing
-from smalti.web.asking import Asked, asked, check_size, smallest
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import as_mapping
+from smalti.web import rendering
+from smalti.web.requests import Asked, asked, check_size, smallest
+from smalti.web.sessions import Kept, Visitor, Visitors
 from smalti.web.studio import Moment, Reconstructed, Studio
-from smalti.web.visitors import Kept, Visitor, Visitors
 
 Given = Mapping[str, str | Path | None]
 SIDES = {
@@ -109,14 +109,14 @@ class Actions:
     ) -> Iterator[Seen]:
         """Moments -> what is seen at each; the pictures of the last are kept with their settings."""
         if visitor.stop.is_set():  # while it waited for its turn
-            yield Seen(showing.waiting("Cancelled before it began."), visitor.kept)
+            yield Seen(rendering.waiting("Cancelled before it began."), visitor.kept)
             return
         last = None
         for last in moments:
             if last.share < 1:
-                yield Seen(showing.moment(last), visitor.kept)
+                yield Seen(rendering.moment(last), visitor.kept)
         if last is None or last.share < 1:
-            yield Seen(showing.stopped(last), visitor.kept)
+            yield Seen(rendering.stopped(last), visitor.kept)
             return
         names = {
             key: text if isinstance(text, str) and len(text) < 100 else "a file or painted"
@@ -136,7 +136,7 @@ class Actions:
                 "seed": seed,
             }
             visitor.keep(picture, name=name, caption=name, settings=settings)
-        yield Seen(showing.moment(last), visitor.kept, len(last.pictures))
+        yield Seen(rendering.moment(last), visitor.kept, len(last.pictures))
 
     def codes(self, picture: Path | None) -> dict[str, Any]:
         """A picture file -> its codes (h,w) as lists, and how near they bring it back, in decibels."""
@@ -167,4 +167,4 @@ class Actions:
         """A picture file -> the page's comparison of it with what its codes keep."""
         with told():
             found = self._reconstructed(picture)
-            return showing.reconstruction(found, size=self.studio.pipeline.tokenizer.size)
+            return rendering.reconstruction(found, size=self.studio.pipeline.tokenizer.size)

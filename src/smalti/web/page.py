@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, final
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from smalti.errors import SmaltiError
-from smalti.settings import as_mapping
-from smalti.web import showing
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import as_mapping
+from smalti.web import rendering
 from smalti.web.actions import SIDES, Actions, Seen, told
-from smalti.web.asking import Part, from_link, link, smallest
-from smalti.web.canvas import Canvas
-from smalti.web.drawing import as_text, colours
+from smalti.web.code_images import as_text, colours
+from smalti.web.mask_editor import Canvas
+from smalti.web.requests import Part, from_link, link, smallest
 
 MODES = ("New", "Erase or extend", "A photo in codes")
 OPEN = "The model chooses"
@@ -141,7 +141,7 @@ class Page:
         }  # fmt: skip
 
     def _pictures(self) -> None:
-        self.stage = gr.HTML(showing.waiting(BEGIN), elem_id="stage", js_on_load=None)
+        self.stage = gr.HTML(rendering.waiting(BEGIN), elem_id="stage", js_on_load=None)
         self.gallery = gr.Gallery(
             label="Pictures of this visit", columns=6, height=180, object_fit="contain", fit_columns=False, format="png",
             buttons=["download"], interactive=False, elem_id="gallery", preview=False, visible=False,
@@ -210,7 +210,7 @@ class Page:
             address = gr.Textbox(link(self.actions.checked(plain), chosen), visible=True)
         except SmaltiError:  # which is told when it is to be laid
             address = gr.skip()
-        said = showing.waiting("Waiting for its turn ...")
+        said = rendering.waiting("Waiting for its turn ...")
         return said, gr.Button(interactive=False), gr.Button(interactive=True), address
 
     def _lay(self, data: dict[Any, Any], request: gr.Request) -> Iterator[tuple[str, Any]]:
@@ -220,7 +220,7 @@ class Page:
                 kept = [tuple(map(str, one)) for one in seen.kept]
                 yield seen.stage, gr.Gallery(kept, visible=True) if seen.new else gr.skip()
         except gr.Error as error:
-            yield showing.waiting(error.message), gr.skip()
+            yield rendering.waiting(error.message), gr.skip()
 
     def _seen(self, data: dict[Any, Any], request: gr.Request) -> Iterator[Seen]:
         number, values, given = _number(request), self._values(data), self._given(data)
@@ -249,7 +249,7 @@ class Page:
         try:
             return self.actions.reconstruct(Path(file) if file else None)
         except gr.Error as error:
-            return showing.waiting(error.message)
+            return rendering.waiting(error.message)
 
     def _ground(self, file: str | None, height: int, width: int) -> Any:
         """The picture to erase in, below its canvas."""
@@ -257,7 +257,7 @@ class Page:
         if file:
             with told():
                 pixels = colours(self.studio.picture(Path(file), (height, width)))
-            address = as_text(pixels, side=showing.WHOLE)
+            address = as_text(pixels, side=rendering.WHOLE)
         return self.ground.fitted((height, width), address)
 
     def _newest(self, request: gr.Request) -> str:
@@ -284,7 +284,7 @@ class Page:
         try:
             found, classes = from_link(self.studio.pipeline, query, self.studio.parts, self.studio.limits)
         except SmaltiError as error:
-            return [*left, showing.waiting(f"The link cannot be followed: {error}")]
+            return [*left, rendering.waiting(f"The link cannot be followed: {error}")]
         plain = as_mapping(found)
         return [*(plain[name] for name in self.settings), *(classes.get(part.key, "") for part in chosen), nothing]
 

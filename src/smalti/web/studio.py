@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.conditions.base import Condition
-from smalti.conditions.maps import Maps
-from smalti.errors import SmaltiError
-from smalti.images import DamagedImage, covered_middle, read_middle, read_size, to_tensor
-from smalti.masks import read_mask
+from smalti.conditions.spatial import Maps
+from smalti.core.errors import SmaltiError
+from smalti.generation.code_sampler import unknown
+from smalti.images.io import DamagedImage, covered_middle, read_middle, read_size, to_tensor
+from smalti.images.masks import read_mask
 from smalti.pipeline import Pipeline
-from smalti.prior import unknown
-from smalti.web.asking import Asked, Limits, Part, check_size, parts_of
-from smalti.web.drawing import as_text, from_text
+from smalti.web.code_images import as_text, from_text
+from smalti.web.requests import Asked, Limits, Part, check_size, parts_of
 
 SHOWING = 0.2  # share of the time that goes into pictures of what is laid so far
 

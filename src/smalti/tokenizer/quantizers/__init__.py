@@ -12,13 +12,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer
+from smalti.tokenizer.quantizers.code_table import RemapSettings
 from smalti.tokenizer.quantizers.ema import EMA, EMASettings
 from smalti.tokenizer.quantizers.fsq import FSQ, FSQSettings
 from smalti.tokenizer.quantizers.gumbel import Gumbel, GumbelSettings, TemperatureSettings
 from smalti.tokenizer.quantizers.lfq import LFQ, LFQSettings
 from smalti.tokenizer.quantizers.search import SEARCH_ELEMENTS, nearest
 from smalti.tokenizer.quantizers.simvq import SimVQ, SimVQSettings
-from smalti.tokenizer.quantizers.table import RemapSettings
 from smalti.tokenizer.quantizers.vq import VQ, VQSettings, kmeans
 
 

@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from smalti.processes import first_ones
-from smalti.settings import settings
+from smalti.core.distributed import first_ones
+from smalti.core.settings import settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
-from smalti.tokenizer.quantizers.gradients import GRADIENTS, GradientName
+from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
 from smalti.tokenizer.quantizers.search import nearest
 from smalti.tokenizer.quantizers.vq import VECTORS_A_CODE, counted, kmeans, restarted
 

@@ -14,9 +14,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from smalti.settings import settings
+from smalti.core.settings import settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision
-from smalti.tokenizer.quantizers.gradients import straight_through
+from smalti.tokenizer.quantizers.gradient_estimators import straight_through
 
 MARGIN = 1e-3
 """How much the bound stays below the outermost levels, as a share, so that nothing rounds beyond them (epsilon in A.1)."""

@@ -18,11 +18,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.processes import first_ones
-from smalti.settings import Amount, amount, settings
+from smalti.core.distributed import first_ones
+from smalti.core.settings import Amount, amount, settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision, rows_of
+from smalti.tokenizer.quantizers.code_table import RemapSettings, check_table_fits, code_table
 from smalti.tokenizer.quantizers.search import nearest
-from smalti.tokenizer.quantizers.table import RemapSettings, check_table_fits, code_table
 from smalti.tokenizer.quantizers.vq import VECTORS_A_CODE, kmeans
 
 Temperature = Annotated[float, Field(gt=0)]

@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from smalti.processes import mean_of_all
-from smalti.settings import settings
+from smalti.core.distributed import mean_of_all
+from smalti.core.settings import settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
-from smalti.tokenizer.quantizers.gradients import straight_through
+from smalti.tokenizer.quantizers.gradient_estimators import straight_through
 
 
 @settings

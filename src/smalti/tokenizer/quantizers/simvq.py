@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.processes import first_ones
-from smalti.settings import settings
-from smalti.spectra import spectrum
+from smalti.core.distributed import first_ones
+from smalti.core.settings import settings
+from smalti.core.spectra import spectrum
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
-from smalti.tokenizer.quantizers.gradients import GRADIENTS, GradientName
+from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
 from smalti.tokenizer.quantizers.search import nearest
 
 VECTORS_A_NUMBER = 256

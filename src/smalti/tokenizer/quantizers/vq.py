@@ -17,12 +17,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.processes import first_ones
-from smalti.settings import settings
+from smalti.core.distributed import first_ones
+from smalti.core.settings import settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
-from smalti.tokenizer.quantizers.gradients import GRADIENTS, GradientName
+from smalti.tokenizer.quantizers.code_table import RemapSettings, check_table_fits, code_table
+from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
 from smalti.tokenizer.quantizers.search import nearest
-from smalti.tokenizer.quantizers.table import RemapSettings, check_table_fits, code_table
 
 VECTORS_A_CODE = 4
 """Features for each code on which k-means places the codebook."""

@@ -1,0 +1,80 @@
+"""`smalti push`: a model, with its card, to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from smalti.cli.console import CONSOLE
+from smalti.cli.model_options import Grid, grid_option
+from smalti.core.errors import SmaltiError
+
+if TYPE_CHECKING:
+    from smalti.hub.model_cards import Run
+
+
+def push(
+    model: Annotated[Path, typer.Argument(help="A pipeline, model or run folder, or another program's checkpoint.")],
+    name: Annotated[str, typer.Argument(help="The repository, owner/name; it is made if there is none.")],
+    licence: Annotated[
+        str, typer.Option("--license", help="As the Hub names it: mit, apache-2.0, cc-by-4.0, other ...; asked for.")
+    ] = "",
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--result", help="A result.json of `smalti evaluate`, for the card; may be repeated."),
+    ] = None,
+    card_only: Annotated[
+        Path | None, typer.Option("--card-only", help="Write the folder that would be sent here, and send nothing.")
+    ] = None,
+    grid: Grid = None,
+) -> None:
+    """Send a model and a card written from its run to the Hugging Face Hub."""
+    from smalti.core.files import folder_written_atomically
+    from smalti.hub import hugging_face
+    from smalti.hub.model_cards import Sources, write_card
+    from smalti.model_loading import read_models, save_models
+
+    if not hugging_face.is_name(name):
+        raise SmaltiError(f"{name!r} is no name of a repository; write owner/name")
+    if card_only is not None and card_only.exists():
+        raise SmaltiError(f"{card_only} exists already; name a new folder, nothing is written over")
+    if not licence and not sys.stdin.isatty():
+        raise SmaltiError(
+            "say under which licence the model is given: --license mit, cc-by-4.0, other ...; there is no default"
+        )
+    sources = Sources(
+        licence or typer.prompt("licence (mit, apache-2.0, cc-by-4.0, other ...)"), _runs(model), results or ()
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        save_models(read_models(model, grid=grid_option(grid)), folder)
+        write_card(folder, name, sources)
+        if card_only is None:
+            CONSOLE.print(f"{model} is at {hugging_face.pushed(folder, name, private=private)}", soft_wrap=True)
+            return
+        with folder_written_atomically(card_only) as written:
+            shutil.copytree(folder, written, dirs_exist_ok=True)
+        CONSOLE.print(f"{card_only} holds what would be sent; nothing was", soft_wrap=True)
+
+
+def _runs(model: Path) -> dict[str, Run]:
+    """A run folder, or a folder of two -> what they left behind, by the kind of their model."""
+    import yaml
+
+    from smalti.hub.model_cards import Run
+    from smalti.hub.pretrained import is_ours
+    from smalti.training.run_folder import read_metrics
+
+    runs = {}
+    for kind, folder in (("tokenizer", model), ("tokenizer", model / "tokenizer"), ("prior", model / "prior")):
+        if (folder / "config.yaml").is_file() and is_ours(folder):
+            config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+            picture = max((folder / "images").glob("*.png"), default=None)
+            runs[kind] = Run(config, read_metrics(folder), picture)
+    return runs

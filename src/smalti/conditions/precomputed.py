@@ -1,0 +1,78 @@
+"""Condition codes that somebody made elsewhere, handed to the prior as they are.
+
+Letters: B batch, P prefix codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from smalti.conditions.base import Condition, Grid, Laid, everywhere
+from smalti.conditions.previews import written
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import as_mapping, settings
+from smalti.images.io import Array
+
+
+@settings
+class GivenSettings:
+    """`size`: how many codes there are to choose from; `length`: how many a picture has; `key`: the option's name."""
+
+    name: Literal["given"] = "given"
+    key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "codes"
+    size: Annotated[int, Field(ge=1)]
+    length: Annotated[int, Field(ge=1)]
+
+
+@final
+class Given(Condition):
+    """Rows of P codes -> (B,P), checked and not changed. They are the same for every place of the window."""
+
+    def __init__(self, settings: GivenSettings) -> None:
+        self.settings = settings
+        self.key, self.size, self.length = settings.key, settings.size, settings.length
+
+    def read(self, text: str) -> tuple[int, ...]:
+        try:
+            return tuple(int(word) for word in text.replace(",", " ").split())
+        except ValueError as error:
+            raise SmaltiError(
+                f"{text!r} is not a list of codes; give {self.length} whole numbers: 4,0,7 ..."
+            ) from error
+
+    def encode(self, values: Sequence[Any]) -> Tensor:
+        """B rows of P whole numbers -> (B,P). Raises `SmaltiError` for another length, and for codes outside [0,size)."""
+        rows = [self._row(value) for value in values]
+        return torch.stack(rows) if rows else torch.empty(0, self.length, dtype=torch.int64)
+
+    def _row(self, value: Any) -> Tensor:
+        try:
+            row = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SmaltiError(f"{value!r} is not a row of codes; give {self.length} whole numbers") from error
+        if row.shape != (self.length,):
+            raise SmaltiError(
+                f"the condition {self.key!r} has {self.length} codes a picture, and a row of the shape {tuple(row.shape)} "
+                f"was given; give ({self.length},)"
+            )
+        if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
+            raise SmaltiError(f"condition codes are whole numbers, {value!r} holds {row.dtype}; round them first")
+        wrong = row[(row < 0) | (row >= self.size)]
+        if len(wrong):
+            raise SmaltiError(f"there is no condition code {int(wrong[0])}; the codes are 0 to {self.size - 1}")
+        return row.to("cpu", torch.int64)
+
+    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+        return everywhere(self.encode(values))
+
+    def preview(self, codes: Tensor) -> Array:
+        return written(" ".join(str(code) for code in codes.tolist()))
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        return as_mapping(self.settings)

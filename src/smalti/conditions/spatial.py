@@ -1,0 +1,286 @@
+"""Pictures of another kind as a condition, through a tokenizer of their own: segmentations, depth, edges, other pictures.
+
+Letters: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes.
+Source: arXiv 2012.09841, section 3.2, "conditioned synthesis": the condition gets a VQGAN of its own, and its codes stand
+before those of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from smalti.conditions.base import Condition, Grid, Laid, check_grid, crops
+from smalti.conditions.map_files import read_depth, read_edges, read_segmentation
+from smalti.conditions.previews import palette
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import Positive, as_mapping, settings
+from smalti.images.io import (
+    MOST_COVERING,
+    Array,
+    covered_middle,
+    covering_size,
+    edges,
+    is_excessive,
+    read_image,
+    resize,
+    to_array,
+    to_tensor,
+)
+from smalti.tokenizer.vqgan import VQGAN
+
+FOLDER = "condition"
+"""Where in a prior's folder the tokenizer of its condition is."""
+
+
+@settings
+class MapsSettings:
+    """`kind`: what a value is. `key`: the option's name. `grid`: the window (h, w) of the prior, in codes.
+
+    `unlabelled`: the number in segmentations that stands for no label, for which the tokenizer has its last one; None for none.
+    `names`: what the labels of segmentations are called, in order; empty where nobody said it.
+    """
+
+    name: Literal["maps"] = "maps"
+    kind: Literal["segmentation", "depth", "edges", "picture"]
+    key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    grid: tuple[Positive, Positive]
+    unlabelled: Annotated[int, Field(ge=0, le=65535)] | None = None
+    names: tuple[str, ...] = ()
+
+
+@final
+class Maps(Condition):
+    """B maps (H,W) or (C,H,W) -> (B, h w): the codes that the map's own tokenizer gives them.
+
+    A map is a tensor or an array: a segmentation (H,W) of whole numbers in [0,n), a depth (1,H,W) or a picture (3,H,W) of
+    floats in [-1,1]. Edges are (1,H,W), or a picture (3,H,W) that they are made of. A map has f times as many pixels as the
+    picture that is to be laid has codes, f being the factor of the map's tokenizer.
+    """
+
+    def __init__(self, settings: MapsSettings, tokenizer: VQGAN) -> None:
+        kind, channels = _KINDS[settings.kind], tokenizer.settings.pyramid.channels
+        if kind.channels not in (0, channels):
+            raise SmaltiError(
+                f"the tokenizer of the condition {settings.key!r} is for {channels} channels, and a {settings.kind} "
+                f"has {kind.channels}; take another tokenizer or another kind"
+            )
+        labels = channels - (settings.unlabelled is not None)
+        if settings.names and (settings.kind != "segmentation" or len(settings.names) != labels):
+            raise SmaltiError(
+                f"{len(settings.names)} names were given for the condition {settings.key!r}, which has "
+                f"{f'{labels} labels' if settings.kind == 'segmentation' else 'no labels'}; give as many, or none"
+            )
+        self.settings, self.tokenizer, self.networks = settings, tokenizer.eval().requires_grad_(False), (tokenizer,)
+        self.key, self.size = settings.key, tokenizer.size
+        self.length, self.maps = settings.grid[0] * settings.grid[1], (0,)
+
+    @property
+    def channels(self) -> int:
+        """C of the pictures that the tokenizer is given; n for segmentations."""
+        return self.tokenizer.settings.pyramid.channels
+
+    def read(self, text: str) -> Tensor:
+        """The path of a picture file -> the map in it, at its own size. Raises `DamagedImage`."""
+        return _KINDS[self.settings.kind].read(Path(text))
+
+    def fit(self, value: Tensor, *, grid: Grid | None) -> tuple[Tensor, Grid]:
+        """A map of any size, and the grid (h,w) it is for, None for its own -> the map at the right size, and the grid.
+
+        Without a grid the map is cut to whole tiles; one smaller than the window is for the smallest grid of its shape that
+        covers it. With a grid it is scaled until it covers the picture, as files are for training, and its middle is cut out.
+        Edges are made of pictures when they have their size, before they are cut, as in training.
+        Raises `SmaltiError` for grids smaller than the window.
+        """
+        factor, whole = self.tokenizer.factor, value if value.dim() == 3 else value.unsqueeze(0)  # (C,H,W)
+        height, width = whole.shape[1:]
+        larger = max(
+            1.0, *(least * factor / side for least, side in zip(self.settings.grid, (height, width), strict=True))
+        )
+        asked = grid is not None or larger > 1
+        if grid is None:  # what rounding has taken from a side that just fits is given back
+            grid = (int(height * larger / factor + 1e-6), int(width * larger / factor + 1e-6))
+            if larger > 1 and grid[0] * grid[1] * factor**2 > MOST_COVERING:
+                raise SmaltiError(
+                    f"the {self.key} is {height}x{width} pixels (height x width), and the smallest picture of its shape has "
+                    f"{grid[0]}x{grid[1]} codes; crop it, or ask for a size"
+                )
+        check_grid(grid, window=self.settings.grid, key=self.key)
+        rows, columns = grid[0] * factor, grid[1] * factor
+        if asked and is_excessive((height, width), (rows, columns)):
+            whole = _scaled(
+                whole, (rows, columns), middle=True
+            )  # edges at its border are found without what is beyond it
+        elif asked:
+            whole = _scaled(whole, covering_size((height, width), (rows, columns)))
+        whole = _KINDS[self.settings.kind].made(whole)
+        top, left = (whole.shape[1] - rows) // 2, (whole.shape[2] - columns) // 2
+        fitted = whole[:, top : top + rows, left : left + columns]
+        return (fitted if value.dim() == 3 else fitted[0]), grid
+
+    def encode(self, values: Sequence[Any]) -> Tensor:
+        return self.codes(values, grid=self.settings.grid).flatten(1)
+
+    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+        check_grid(grid, window=self.settings.grid, key=self.key)
+        return crops(self.codes(values, grid=grid))
+
+    @torch.no_grad()
+    def codes(self, values: Sequence[Any], *, grid: Grid) -> Tensor:
+        """B maps of pictures of `grid` (h,w) codes -> their own codes (B,h,w), each map encoded whole.
+
+        A map of the picture's shape in another size is scaled, labels to the nearest one. Raises `SmaltiError` for maps of other
+        shapes or numbers of channels, and for labels that there are not.
+        """
+        if not values:
+            return torch.empty(0, *grid, dtype=torch.int64)
+        maps = torch.stack([self._checked(value, grid) for value in values])  # (B,C,H,W)
+        device = next(self.tokenizer.parameters()).device
+        codes: Tensor = self.tokenizer.encode(maps.to(device)).codes.cpu()  # (B,h,w)
+        assert codes.shape[1:] == grid, f"{tuple(codes.shape)} codes for a grid of {grid}"
+        return codes
+
+    def _checked(self, value: Any, grid: Grid) -> Tensor:
+        """One map -> what the tokenizer takes, (C,H,W) float32."""
+        if not isinstance(value, Tensor | np.ndarray):
+            raise SmaltiError(f"a {self.key} is a tensor or an array, not {value!r}")
+        given, factor = torch.as_tensor(value), self.tokenizer.factor
+        if given.dim() not in (2, 3) or given.is_floating_point():
+            self._picture(given)  # the check; that of labels, with a channel each, waits until they have their size
+        wanted, found = (grid[0] * factor, grid[1] * factor), tuple(given.shape[-2:])
+        if found[0] * wanted[1] != found[1] * wanted[0] or not given.numel():
+            raise SmaltiError(
+                f"the {self.key} is {found[0]} x {found[1]} pixels (height x width), and a picture of {grid[0]} x {grid[1]} "
+                f"codes takes one of the shape of {wanted[0]} x {wanted[1]}; crop it, or ask for another size"
+            )
+        return self._picture(given if found == wanted else self.fit(given, grid=grid)[0])
+
+    def _picture(self, value: Tensor) -> Tensor:
+        """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one a label."""
+        kind = _KINDS[self.settings.kind]
+        return kind.picture(kind.made(self._labelled(value)), self.channels, self.key)
+
+    def _labelled(self, value: Tensor) -> Tensor:
+        """A map -> the same with the last label where it has none, as the tokenizer was trained."""
+        if self.settings.unlabelled is None or value.is_floating_point():
+            return value
+        labels = value.long()
+        return labels.masked_fill(labels == self.settings.unlabelled, self.channels - 1)
+
+    def preview(self, codes: Tensor) -> Array:
+        picture: Array = self.shown(codes.reshape(1, *self.settings.grid))[0]
+        return picture
+
+    @torch.no_grad()
+    def shown(self, codes: Tensor) -> Array:
+        """Codes (B,h,w) -> what the tokenizer keeps of the maps, as pictures (B,H,W,3) uint8: labels in colours, depth in grey."""
+        device = next(self.tokenizer.parameters()).device
+        return _KINDS[self.settings.kind].shown(self.tokenizer.decode_codes(codes.to(device)).cpu())
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        self.tokenizer.save_pretrained(folder / FOLDER, about={"condition": self.key})
+        return as_mapping(self.settings)
+
+
+def labels_as_channels(labels: Tensor, *, count: int, key: str) -> Tensor:
+    """Labels (H,W), whole numbers in [0,count) -> (count,H,W) float32, 1 in the label's channel and 0 in the others.
+
+    Raises `SmaltiError` for other shapes, for numbers that are not whole, and for labels that there are not.
+    """
+    if labels.dim() != 2:
+        raise SmaltiError(f"a {key} has the shape (height, width), not {tuple(labels.shape)}; give one label a pixel")
+    if labels.is_floating_point() or labels.is_complex():
+        raise SmaltiError(f"a {key} holds whole numbers, not {labels.dtype}; round it first")
+    labels = labels.long()
+    if labels.numel() and (labels.min() < 0 or labels.max() >= count):
+        worst = int(labels.min()) if labels.min() < 0 else int(labels.max())
+        raise SmaltiError(
+            f"the {key} holds the label {worst}, and there are the labels 0 to {count - 1}; give what is unknown one of them"
+        )
+    return (labels == torch.arange(count, device=labels.device)[:, None, None]).float()
+
+
+def colourised(maps: Tensor, colorize: Tensor) -> Tensor:
+    """Maps (B,n,H,W) and weights (3,n,1,1) -> colours (B,3,H,W), spread over [-1,1] by the least and the most of the batch.
+
+    So the original shows segmentations, by weights that were drawn at random once and are kept in its checkpoints. Where all
+    colours are one, there is nothing to spread, and all are -1 (the original divides by 0).
+    """
+    colours = F.conv2d(maps, colorize.to(maps))
+    least, most = colours.min(), colours.max()
+    return 2 * (colours - least) / (most - least).clamp(min=torch.finfo(colours.dtype).tiny) - 1
+
+
+def _channels(value: Tensor, channels: int, key: str) -> Tensor:
+    """A map (C,H,W) in [-1,1] -> itself, float32."""
+    if value.dim() != 3 or value.shape[0] != channels:
+        raise SmaltiError(f"a {key} has the shape ({channels}, height, width), not {tuple(value.shape)}")
+    if not value.is_floating_point():
+        raise SmaltiError(f"a {key} holds floats from -1 to 1, not {value.dtype}; scale it first")
+    if value.numel() and not (value.min() >= -1 and value.max() <= 1):
+        raise SmaltiError(
+            f"a {key} holds floats from -1 to 1, and this one is from {float(value.min()):g} to {float(value.max()):g}; "
+            "scale it first"
+        )
+    return value.float()
+
+
+def _scaled(value: Tensor, size: Grid, *, middle: bool = False) -> Tensor:
+    """A map (C,H,W), labels or floats in [-1,1] -> the same of another size, as files are scaled for training: labels to the
+    nearest one, floats by Lanczos, which leaves 16 bits of them. `middle`: the middle of what covers the size, as
+    `images.covered_middle`."""
+    if value.shape[1:] == size:
+        return value
+    if not value.is_floating_point():
+        if middle:
+            kept = covered_middle(value.cpu().numpy().transpose(1, 2, 0), size, filter="nearest")
+            return torch.from_numpy(np.ascontiguousarray(kept.transpose(2, 0, 1)))
+        nearest: Tensor = F.interpolate(value.unsqueeze(0).double(), size=size, mode="nearest-exact")[0]
+        return nearest.to(value.dtype)
+    levels = ((value.double().clamp(-1, 1) + 1) * 32767.5).round().cpu().numpy().astype(np.uint16)  # (C,H,W)
+    pixels: Array = np.moveaxis(levels, 0, -1)
+    return to_tensor(covered_middle(pixels, size) if middle else resize(pixels, size, filter="lanczos")).to(value.dtype)
+
+
+def _edges(value: Tensor) -> Tensor:
+    """A photograph (3,H,W) in [-1,1] -> its edges (1,H,W), as the tokenizer was trained on; anything else -> itself."""
+    if value.dim() != 3 or value.shape[0] != 3:
+        return value
+    return to_tensor(edges(to_array(_channels(value, 3, "photograph"))))
+
+
+def _label_colours(decoded: Tensor) -> Array:
+    """Scores (B,n,H,W) -> the colours of the most likely labels (B,H,W,3)."""
+    colours: Array = palette(decoded.shape[1])[decoded.argmax(dim=1).numpy()]
+    return colours
+
+
+def _grey(decoded: Tensor) -> Array:
+    return np.repeat(to_array(decoded), 3, axis=-1)
+
+
+class _Kind(NamedTuple):
+    """What is different between the kinds of maps; `channels` 0 is any number, `made` what becomes of a value that has its size."""
+
+    channels: int
+    picture: Callable[[Tensor, int, str], Tensor]
+    shown: Callable[[Tensor], Array]
+    read: Callable[[Path], Tensor]
+    made: Callable[[Tensor], Tensor] = lambda value: value
+
+
+_KINDS: dict[str, _Kind] = {
+    "segmentation": _Kind(
+        0, lambda value, count, key: labels_as_channels(value, count=count, key=key), _label_colours, read_segmentation
+    ),
+    "depth": _Kind(1, _channels, _grey, read_depth),
+    "edges": _Kind(1, lambda value, count, key: _channels(value, count, f"map of {key}"), _grey, read_edges, _edges),
+    "picture": _Kind(3, _channels, to_array, lambda path: to_tensor(read_image(path, channels=3, name=str(path)))),
+}

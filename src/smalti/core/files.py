@@ -1,0 +1,163 @@
+"""Files are written so that a killed process, a full disk or a power cut never leaves half a file under the real name.
+
+They are read so that a pipe in the place of a file does not block the program, and that text may come from any system.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import shutil
+import stat
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from smalti.core.errors import SmaltiError
+
+
+def _sync(path: Path) -> None:
+    """Push a file's or a folder's bytes to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it, and only then give it the name `path`.
+
+    Raises `SmaltiError` when the disk refuses (full, read-only, no permission); what was at `path` before is untouched.
+    """
+    with refusals_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        with refusals_explained(path):
+            write(temporary)
+            _sync(temporary)
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; these are the user's ordinary ones
+            temporary.replace(path)
+            _sync(path.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+@contextmanager
+def folder_written_atomically(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on success it is synced and renamed to `path`, else removed.
+
+    `path` must not exist yet.
+    """
+    with refusals_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        with refusals_explained(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                _sync(file)
+            temporary.chmod(0o777 & ~_umask())
+            temporary.rename(path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def refusals_explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write (also when PyTorch or safetensors wraps it) into one sentence."""
+    try:
+        yield
+    except SmaltiError:
+        raise
+    except OSError as error:
+        raise SmaltiError(f"cannot write {path}: {error.strerror or error}; nothing written before is lost") from error
+    except Exception as error:  # torch.save and safetensors report a full disk as RuntimeError or SafetensorError
+        if "No space left" in str(error) or "PytorchStreamWriter" in str(error) or "I/O error" in str(error):
+            raise SmaltiError(
+                f"cannot write {path}: the disk refused ({error}); nothing written before is lost"
+            ) from error
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+_SPECIAL = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def normalized(name: str) -> str:
+    """A name -> the same in Unicode's form NFC. macOS gives accents in file names characters of their own (NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_file(path: Path) -> None:
+    """Raise `OSError` for what is no ordinary file: opening a pipe waits for a writer, a device may never end."""
+    special = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))
+    if special is not None:
+        raise OSError(f"it is {special}, not a file")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """An ordinary file, or a link to one -> its bytes. Raises `OSError` as `check_file`."""
+    check_file(path)
+    return path.open("rb")
+
+
+def decoded(content: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, as Windows writes it -> the text without the mark.
+
+    Raises `UnicodeDecodeError`.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8-sig")
+    return content.decode(encoding)
+
+
+def read_text(path: Path) -> str:
+    """A text file of any system -> its text, see `decoded`. Raises `OSError` and `UnicodeDecodeError`."""
+    with open_file(path) as file:
+        return decoded(file.read())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or damaged one is a `SmaltiError` naming it."""
+    try:
+        return json.loads(read_text(path))
+    except FileNotFoundError as error:
+        raise SmaltiError(f"there is no file {path}") from error
+    except (OSError, ValueError) as error:
+        raise SmaltiError(f"cannot read {path}: {error}") from error

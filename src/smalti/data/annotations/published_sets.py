@@ -1,0 +1,260 @@
+"""Files of published data sets with objects: COCO (instances, stuff, keypoints, panoptic) and Open Images.
+
+COCO's boxes and keypoints are in pixels, with the pictures' sizes in the same file; those of Open Images are in shares.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from smalti.core.errors import SmaltiError
+from smalti.core.files import normalized, read_json, read_text
+from smalti.data.annotations.annotation_checks import (
+    At,
+    Plain,
+    collected,
+    different_names,
+    items,
+    other_number,
+    picture_name,
+    size_of,
+    twice,
+    whole_number,
+)
+from smalti.data.annotations.objects import Annotated, Place, Thing
+from smalti.images.boxes import SHARES, Size, box_within, place_of
+
+_REST = {"supercategory": "other", "id": 183, "name": "other"}  # COCO-Stuff: whatever the things' own file tells of
+
+
+# --- COCO ----------------------------------------------------------------------------------------------------------
+
+
+class _Coco(NamedTuple):
+    """A file of COCO's: classes by their numbers, names of keypoints, things by pictures, and the pictures' sizes."""
+
+    classes: dict[int, str]
+    keypoints: tuple[str, ...]
+    pictures: dict[str, list[Thing]]
+    sizes: dict[str, Size]
+
+
+def read_coco(path: Path, content: Any) -> Annotated:
+    """The content of a file -> what it says. Raises `SmaltiError` as `read_annotations`, and so do the other readers."""
+    return _joined(path, [[(path, _coco_file(path, content))]])
+
+
+def read_coco_folder(path: Path) -> Annotated:
+    """All `instances_*.json` of a folder, and what `stuff_*.json` beside them add to the same pictures or to others."""
+    groups = [sorted(path.glob(f"{kind}_*.json")) for kind in ("instances", "stuff")]
+    return _joined(path, [[(file, _coco_file(file, read_json(file))) for file in group] for group in groups])
+
+
+def _joined(path: Path, groups: Sequence[Sequence[tuple[Path, _Coco]]]) -> Annotated:
+    """Files of different pictures within a group; another group tells more of the same."""
+    classes: dict[int, str] = {}
+    keypoints: tuple[str, ...] = ()
+    pictures: dict[str, list[Thing]] = {}
+    sizes: dict[str, Size] = {}
+    for group in groups:
+        seen: set[str] = set()
+        for file, one in group:
+            for number, name in one.classes.items():
+                if classes.setdefault(number, name) != name:
+                    raise SmaltiError(f"{file}: the class {number} is {name!r} here, and {classes[number]!r} in {path}")
+            for name, things in one.pictures.items():
+                if name in seen:
+                    raise twice(path, name)
+                seen.add(name)
+                pictures.setdefault(name, []).extend(things)
+                if sizes.setdefault(name, one.sizes[name]) != one.sizes[name]:
+                    raise SmaltiError(f"{file}: the picture {name} has another size here than elsewhere in {path}")
+            keypoints = keypoints or one.keypoints
+    ordered = [classes[number] for number in sorted(classes)]
+    return collected(path, different_names(path, ordered, "categories"), keypoints, pictures, sizes=sizes)
+
+
+def is_coco(content: Any) -> bool:
+    """Whether the content of a JSON file has what all of COCO's files with objects have."""
+    return isinstance(content, dict) and {"images", "annotations", "categories"} <= set(content)
+
+
+def _coco_file(path: Path, content: Any) -> _Coco:
+    if not is_coco(content):
+        raise SmaltiError(f"{path} is no COCO file with images, annotations and categories; remove it from its folder")
+    categories = items(path, content["categories"], "categories")
+    left_out = _REST["id"] if _REST in categories else None
+    classes, points = _categories(path, [one for one in categories if one != _REST])
+    keypoints = next((names for names in points.values() if names), ())
+    images = _coco_images(path, items(path, content["images"], "images"))
+    things: dict[Any, list[Thing]] = {number: [] for number in images}
+    for one in _segments(path, items(path, content["annotations"], "annotations")):
+        image, category = _hashable(one.get("image_id")), _hashable(one.get("category_id"))
+        if image not in images:
+            raise SmaltiError(
+                f"{path}: the annotation {one.get('id')} is of a picture {image!r} that is not among images"
+            )
+        if category is not None and category == left_out:
+            continue
+        name, size = images[image]
+        at = At(path, name, "the annotation", str(one.get("id")))
+        if category not in classes:
+            raise at.error(f"there is no class {one.get('category_id')!r} among categories")
+        seen = _coco_points(one.get("keypoints"), points[category], size, at)
+        box = box_within(one.get("bbox"), size, at.error)
+        things[image].append(Thing(classes[category], box, group=one.get("iscrowd") == 1, keypoints=seen))
+    listed = {name: things[number] for number, (name, _) in images.items()}
+    return _Coco(classes, keypoints, listed, dict(images.values()))
+
+
+def _coco_images(path: Path, images: Sequence[Plain]) -> dict[Any, tuple[str, Size]]:
+    """-> names and sizes of pictures by number."""
+    found: dict[Any, tuple[str, Size]] = {}
+    for image in images:
+        name, number = picture_name(image.get("file_name"), path), _hashable(image.get("id"))
+        if number is None:
+            raise SmaltiError(f"{path}: the picture {name} has the id {image.get('id')!r}; give it a number")
+        if number in found:
+            raise SmaltiError(
+                f"{path}: the pictures {found[number][0]} and {name} have the same id {number}; give each its own"
+            )
+        found[number] = name, size_of(image, path, name)
+    several = [name for name, count in Counter(name for name, _ in found.values()).items() if count > 1]
+    if several:
+        raise twice(path, several[0])
+    return found
+
+
+def _hashable(number: Any) -> Any:
+    """What a picture or class is numbered by; a list or mapping in its place is like none."""
+    number = whole_number(number)
+    return number if isinstance(number, int | str) else None
+
+
+def _categories(path: Path, categories: Sequence[Plain]) -> tuple[dict[int, str], dict[int, tuple[str, ...]]]:
+    """-> names of classes, and of their keypoints, by number."""
+    classes: dict[int, str] = {}
+    points: dict[int, tuple[str, ...]] = {}
+    for one in categories:
+        number, name = whole_number(one.get("id")), one.get("name")
+        if not isinstance(number, int) or not isinstance(name, str) or number in classes:
+            raise SmaltiError(
+                f"{path}: the category {number!r} with the name {name!r} has no number or name of its own"
+            )
+        classes[number] = normalized(name)
+        points[number] = different_names(path, one.get("keypoints", []), f"keypoints of {name}")
+    several = {names for names in points.values() if names}
+    if len(several) > 1:
+        raise SmaltiError(f"{path}: its classes have different keypoints; write a file for each of these classes")
+    return classes, points
+
+
+def _segments(path: Path, annotations: Sequence[Plain]) -> Iterator[Plain]:
+    """Annotations, those of the panoptic task taken apart: there one entry holds all of a picture's."""
+    for one in annotations:
+        if "segments_info" in one:
+            segments = items(path, one["segments_info"], "segments_info")
+            yield from ({**segment, "image_id": one.get("image_id")} for segment in segments)
+        else:
+            yield one
+
+
+def _coco_points(triples: Any, names: tuple[str, ...], size: Size, at: At) -> tuple[Place | None, ...]:
+    """x, y and how visible it is (0: not annotated), one after another -> places."""
+    if triples is None or not names:
+        return (None,) * len(names)
+    if not isinstance(triples, list) or len(triples) != 3 * len(names):
+        places = triples[::3] if isinstance(triples, list) else triples
+        raise at.error(other_number(places, names))
+    each = zip(triples[::3], triples[1::3], triples[2::3], strict=True)
+    return tuple(place_of(x, y, size, at.error) if visible else None for x, y, visible in each)
+
+
+# --- Open Images ---------------------------------------------------------------------------------------------------
+
+_FLAG_COLUMNS = ("IsGroupOf", "IsOccluded", "IsDepiction", "IsInside")  # in the order of `_FLAGS`
+_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", *_FLAG_COLUMNS)
+_CLASSES = "*class-descriptions-boxable.csv"
+# Lists of pictures that were looked at, also those without objects. (Most of all training pictures were not.)
+_LISTS = ("*images-boxable.csv", "validation-images*.csv", "test-images*.csv")
+
+
+def read_open_images(path: Path) -> Annotated:
+    """A folder of tables, or one of its tables of boxes. What is not known of an object (-1) is taken for false."""
+    folder = path if path.is_dir() else path.parent
+    tables = sorted(path.glob("*annotations-bbox.csv")) if path.is_dir() else [path]
+    names = _class_names(folder)
+    pictures: dict[str, list[Thing]] = {}
+    for table in tables:
+        before = frozenset(pictures)
+        for line, row in _rows(table, _COLUMNS):
+            name = normalized(row[0])
+            if name in before:
+                raise SmaltiError(f"{table} and another table of boxes in {folder} hold the picture {name}; remove one")
+            at = At(table, name, "line", line)
+            pictures.setdefault(name, []).append(_open_images_thing(row, names, at))
+    lists = sorted({file for pattern in _LISTS for file in path.glob(pattern)}) if path.is_dir() else []
+    for file in lists:
+        for _, (key,) in _rows(file, ("image_name",), ("ImageID",)):
+            pictures.setdefault(picture_name(key, file), [])
+    return collected(path, list(names.values()), (), pictures)
+
+
+def _open_images_thing(row: tuple[str, ...], names: Mapping[str, str], at: At) -> Thing:
+    _, label, *edges = row[:6]
+    if label not in names:
+        raise at.error(f"there is no class {label!r} in the table of class descriptions")
+    try:
+        left, right, top, bottom = map(float, edges)
+    except ValueError as error:
+        raise at.error(f"the box {edges!r} is not four numbers, XMin, XMax, YMin, YMax") from error
+    group, occluded, depiction, inside = (flag in ("1", "1.0") for flag in row[6:])
+    box = box_within((left, top, right - left, bottom - top), SHARES, at.error)
+    return Thing(names[label], box, group, occluded, depiction, inside)
+
+
+def _class_names(folder: Path) -> dict[str, str]:
+    """What a folder calls its classes -> their names; those of the same name have what they are called added."""
+    found = sorted(folder.glob(_CLASSES))
+    if len(found) != 1:
+        raise SmaltiError(f"{folder} holds {len(found)} files {_CLASSES} with the names of classes; put one there")
+    with _reading(found[0]) as lines:
+        rows = [[normalized(cell) for cell in row] for row in csv.reader(lines) if row]
+    rows = [row for row in rows if row != ["LabelName", "DisplayName"]]
+    if not rows or any(len(row) != 2 for row in rows):
+        raise SmaltiError(f"{found[0]} is no table of classes; write a line such as /m/07j7r,Tree for each")
+    counts = Counter(name for _, name in rows)
+    return {label: name if counts[name] == 1 else f"{name} ({label})" for label, name in rows}
+
+
+def _rows(file: Path, *choices: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """A table with a header -> the number of each line, and what stands in the first choice of columns that it has."""
+    with _reading(file) as lines:
+        table = csv.reader(lines)
+        header = next(table, [])
+        columns = next((names for names in choices if set(names) <= set(header)), None)
+        if columns is None:
+            missing = next(name for name in choices[0] if name not in header)
+            raise SmaltiError(f"{file} has no column {missing}; give the table as Open Images publishes it")
+        places = [header.index(name) for name in columns]
+        for row in table:
+            if row and len(row) != len(header):
+                raise SmaltiError(f"{file}: line {table.line_num} has {len(row)} columns, and the header {len(header)}")
+            if row:
+                yield table.line_num, tuple([row[place] for place in places])
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[TextIO]:
+    try:
+        yield io.StringIO(read_text(file), newline="")
+    except FileNotFoundError as error:
+        raise SmaltiError(f"there is no file {file}") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SmaltiError(f"cannot read {file}: {error}") from error

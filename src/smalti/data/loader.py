@@ -1,0 +1,408 @@
+"""From pictures to the batches that training reads.
+
+A batch is a pure function of the data set, the seed and the position in the stream: not of the number of worker
+processes, of ranks, of caching or of how often training was stopped and resumed. Every random choice hangs on a
+counter, `draw`, the number of the example in the stream.
+
+B batch, C channels, H W pixels, N pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol, TypeVar, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from smalti.core.errors import SmaltiError
+from smalti.core.files import normalized
+from smalti.data.crops import Crop, View, cut
+from smalti.data.damage import DAMAGED, GOOD, DamageRecord
+from smalti.data.file_types import COLOUR
+from smalti.data.sources import Picture, Source, identity
+from smalti.images.io import Array, DamagedImage
+
+logger = logging.getLogger("smalti")
+
+
+class Example(NamedTuple):
+    """One picture: `image` (C, H, W) float32 in [-1, 1], or, of a label map, (H, W) whole numbers; `label` () int64, the
+    place in the source's labels, -1 for none.
+    """
+
+    image: Tensor
+    label: Tensor
+
+
+class Batch(NamedTuple):
+    """Several pictures: `images` (B, C, H, W) float32 in [-1, 1], or (B, H, W) whole numbers; `labels` (B,) int64, -1 for
+    none.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@final
+class Crops:
+    """Pictures of a source -> examples of one size: `crops[index, draw]` is picture `index`, cut as draw number
+    `draw` says.
+
+    `size` is (H, W) in pixels. Pictures are scaled to cover it, enlarged at most twice: smaller ones, and those
+    that are too thin (`images.is_excessive`), count as damaged. A damaged picture is named once through the logger
+    "smalti", and the next good one takes its place. When at least 3 pictures and more than a tenth of those looked at
+    are damaged (judged when 100 or all have been looked at), or all are, reading raises `SmaltiError`. Parts of one
+    source share a record of damage, and are judged together.
+
+    Scaled pictures are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:
+    never); worker processes share that allowance. What is read does not depend on it.
+
+    `channels` are those of the tokenizer; `images` makes what it is given of the images of a batch. Raises `SmaltiError`
+    where the kind of the source does not go with them.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        pictures: Sequence[Picture],
+        *,
+        size: tuple[int, int],
+        channels: int,
+        crop: Crop,
+        seed: int,
+        cache_mib: int = 1024,
+        record: tuple[DamageRecord, int] | None = None,
+    ) -> None:
+        """`record`: that of all parts of the source, and which part this is; by default it is all there is."""
+        source.kind.check(channels)
+        self.source, self._cache_mib = source, cache_mib
+        self.pictures = tuple(pictures)
+        self.size = size
+        self._channels = channels
+        self.crop = crop
+        self.seed = seed
+        self._kept_size = (math.ceil(size[0] * crop.margin), math.ceil(size[1] * crop.margin))
+        self._places = {label: place for place, label in enumerate(source.labels)}
+        # Until they are read their aspects are unknown; photos are often 4:3.
+        expected = len(self.pictures) * source.kind.width(channels) * math.prod(self._kept_size) * 4 / 3
+        self._allowance = cache_mib * 2**20 if expected <= cache_mib * 2**20 else 0
+        self._cached: dict[int, Array] = {}
+        self._cached_bytes = 0
+        self._latest: tuple[int, Array] | None = None  # several draws of one picture in a row read it once
+        self._full: dict[int, tuple[int, int]] = {}
+        self._reasons: dict[int, str] = {}
+        self._record, self._part = record or (DamageRecord(source, [len(self.pictures)]), 0)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: tuple[int, int], /) -> Example:
+        index, draw = key
+        for step in range(len(self)):
+            try:
+                return self.example((index + step) % len(self), draw)
+            except DamagedImage:
+                continue
+        raise self._too_many_damaged()
+
+    def example(self, index: int, draw: int) -> Example:
+        """The example of picture `index` itself. Raises `DamagedImage` where `crops[index, draw]` would step to the
+        next one.
+        """
+        kind = self.source.kind
+        array = cut(self._scaled(index), self.view(index, draw), filter=kind.filter)
+        label = self.pictures[index].label
+        place = self._places[label] if label is not None else -1
+        return Example(kind.held(array, self._channels), torch.tensor(place))
+
+    def of(self, pictures: Sequence[Picture], *, record: tuple[DamageRecord, int]) -> Crops:
+        """The same crops of other pictures of the source."""
+        return Crops(
+            self.source,
+            pictures,
+            size=self.size,
+            channels=self._channels,
+            crop=self.crop,
+            seed=self.seed,
+            cache_mib=self._cache_mib,
+            record=record,
+        )
+
+    def view(self, index: int, draw: int) -> View:
+        """Which part of picture `index` its example of this draw shows. Raises `DamagedImage`."""
+        array = self._scaled(index)
+        return self.crop.view((array.shape[0], array.shape[1]), self.size, seed=self.seed, draw=draw)
+
+    def full_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of picture `index` in its file. Raises `DamagedImage`."""
+        if index not in self._full:
+            self._scaled(index)
+        return self._full[index]
+
+    def images(self, held: Tensor) -> Tensor:
+        """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32 for the tokenizer."""
+        return self.source.kind.images(held, self._channels)
+
+    def batch_of(self, *stacked: Tensor) -> Batch:
+        """The fields of examples, stacked -> a batch."""
+        return Batch(*stacked)
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """The keys of the pictures found damaged so far -> the reason, as the rest of a sentence that begins with
+        the key.
+        """
+        for index in np.flatnonzero(self._record.states(self._part) == DAMAGED).tolist():
+            if index not in self._reasons:  # a worker process found it, and only that it is damaged is shared
+                with suppress(DamagedImage):
+                    self._scaled(index)
+        return {self.pictures[index].key: reason for index, reason in sorted(self._reasons.items())}
+
+    def described(self) -> dict[str, Any]:
+        """What decides the examples, as plain values: two data sets described alike read the same, if no file has
+        changed.
+        """
+        names = "\0".join(normalized(picture.key) for picture in self.pictures)
+        keys = hashlib.sha256(names.encode("utf-8", "surrogateescape"))
+        return {
+            "source": str(self.source.path.absolute()),
+            "pictures": len(self.pictures),
+            "keys": keys.hexdigest()[:16],
+            "files": identity(self.source, self.pictures),
+            "size": list(self.size),
+            "channels": self._channels,
+            "seed": self.seed,
+            **self.crop.described(),
+            **(self.source.kind.described() if self.source.kind != COLOUR else {}),  # as before there were other kinds
+        }
+
+    def _scaled(self, index: int) -> Array:
+        if index in self._cached:
+            return self._cached[index]
+        if self._latest is not None and self._latest[0] == index:
+            return self._latest[1]
+        if index in self._reasons:
+            raise DamagedImage(self.pictures[index].key, self._reasons[index])
+        try:
+            array, self._full[index] = self.source.covering(
+                self.pictures[index], self._kept_size, channels=self._channels, window=self.size
+            )
+        except DamagedImage as error:
+            self._reasons[index] = error.reason
+            self._note(index, DAMAGED)
+            raise
+        self._note(index, GOOD)
+        self._latest = (index, array)
+        self._keep(index, array)
+        return array
+
+    def _keep(self, index: int, array: Array) -> None:
+        worker = get_worker_info()
+        if self._cached_bytes + array.nbytes <= self._allowance // (worker.num_workers if worker else 1):
+            self._cached[index] = array
+            self._cached_bytes += array.nbytes
+
+    def _note(self, index: int, state: int) -> None:
+        """Record for all processes what was found of a picture; name it if damaged; judge the whole."""
+        states = self._record.states(self._part)
+        if states[index] in (state, DAMAGED):
+            return
+        states[index] = state
+        if state == DAMAGED:
+            key, reason, path = self.pictures[index].key, self._reasons[index], self.source.path
+            logger.warning("damaged picture left out: %s %s (in %s)", key, reason, path)
+        if self._reasons and self._record.hopeless:
+            raise self._too_many_damaged()
+
+    def _too_many_damaged(self) -> SmaltiError:
+        damaged = [f"{key} {reason}" for key, reason in self.damaged.items()]
+        count = self._record.damaged
+        return SmaltiError(
+            f"{count} of the {self._record.looked_at} pictures looked at in {self.source.path} are damaged: "
+            f"{'; '.join(damaged[:3])}{'; ...' if count > min(len(damaged), 3) else ''}; mend or remove them"
+        )
+
+
+class Readable(Protocol):
+    """Examples that may turn out to be damaged, as `Crops` and `smalti.data.paired.Paired`."""
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, draw: int) -> tuple[Tensor, ...]:
+        """Raises `DamagedImage`."""
+
+
+def first_readable(dataset: Readable, order: Iterable[int] | None = None) -> int | None:
+    """The number of the first example that is not damaged, in some order; None where all are."""
+    for index in range(len(dataset)) if order is None else order:
+        try:
+            dataset.example(index, index)
+        except DamagedImage:
+            continue
+        return index
+    return None
+
+
+def holding_out(parts: tuple[Crops, Crops], place: int) -> tuple[Crops, Crops]:
+    """Training and held-out pictures -> the same with the training picture number `place` among the held-out ones."""
+    training, held_out = (part.pictures for part in parts)
+    fewer, more = (*training[:place], *training[place + 1 :]), (*held_out, training[place])
+    record = DamageRecord(parts[0].source, [len(fewer), len(more)])
+    return parts[0].of(fewer, record=(record, 0)), parts[1].of(more, record=(record, 1))
+
+
+B_co = TypeVar("B_co", covariant=True)
+Fields = tuple[Tensor, ...]
+
+
+class Examples(Protocol[B_co]):
+    """What can be streamed: examples that are tuples of tensors, whose stacked fields make a batch."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int], /) -> Fields:
+        """(index, draw) -> one example; `draw` decides all that is random about it."""
+
+    def batch_of(self, *stacked: Tensor) -> B_co:
+        """Each field of the examples, stacked -> a batch."""
+
+
+def batches(
+    dataset: Examples[B_co], *, batch: int, seed: int, start: int, rank: int = 0, world: int = 1, workers: int = 0
+) -> Iterator[B_co]:
+    """A data set of N examples -> an endless stream of batches, in a new order every epoch.
+
+    Example number n of the stream, counted over all ranks, is `dataset[order[n % N], n]` with the order of epoch n
+    // N, which (seed, epoch) decide. The stream begins at number `start`. `batch` is the number of examples that
+    all `world` ranks take at once; this `rank` gets every world-th of them, beginning at its own number. `workers`
+    processes read ahead (0: none).
+
+    Raises `SmaltiError` when the data set is empty, when `batch` cannot be shared out evenly, and for what the data
+    set raises.
+    """
+    if len(dataset) == 0:
+        raise SmaltiError("there are no examples to make batches of; give more data")
+    if batch < 1 or batch % world:
+        raise SmaltiError(
+            f"a batch of {batch} cannot be shared out evenly to {world} devices; use a multiple of {world}"
+        )
+    keys = _endless_keys(len(dataset), batch=batch, seed=seed, start=start, rank=rank, world=world)
+    return _batches(dataset, keys, workers)
+
+
+def in_order(dataset: Examples[B_co], *, batch: int, workers: int = 0) -> Iterator[B_co]:
+    """A data set of N examples -> batches of all of them, once, in order; the last batch may be smaller. Draw i
+    goes with i.
+    """
+    keys = ([(n, n) for n in range(first, min(first + batch, len(dataset)))] for first in range(0, len(dataset), batch))
+    return _batches(dataset, keys, workers)
+
+
+def spread(dataset: Examples[B_co], count: int) -> B_co:
+    """A data set of N examples -> one batch of `count` of them (N if there are fewer), evenly spread; draw i goes with i."""
+    places = [place * len(dataset) // count for place in range(count)] if count < len(dataset) else range(len(dataset))
+    return dataset.batch_of(*(torch.stack(field) for field in zip(*(dataset[n, n] for n in places), strict=True)))
+
+
+def _batches(dataset: Examples[B_co], keys: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[B_co]:
+    for fields in stacks(dataset.__getitem__, keys, workers=workers):
+        assert fields is not None, "damaged pictures are replaced, not left out"
+        yield dataset.batch_of(*fields)
+
+
+def stacks(
+    get: Callable[[tuple[int, int]], Fields], keys: Iterable[list[tuple[int, int]]], *, workers: int
+) -> Iterator[Fields | None]:
+    """For each sequence of keys: `get` of each, stacked field by field, without those that raise `DamagedImage`.
+
+    None where nothing is left. Other errors are raised here, in the process of the caller.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Gotten(get),
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_stack,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        generator=torch.Generator(),  # else the loader would take a number from the global generator
+    )
+    for fields in loader:
+        if isinstance(fields, SmaltiError):
+            raise fields
+        yield fields
+
+
+def _endless_keys(
+    N: int, *, batch: int, seed: int, start: int, rank: int, world: int
+) -> Iterator[list[tuple[int, int]]]:
+    order, epoch = _order(N, seed, start // N), start // N
+    for first in itertools.count(start, batch):
+        keys = []
+        for n in range(first + rank, first + batch, world):
+            if n // N != epoch:
+                epoch = n // N
+                order = _order(N, seed, epoch)
+            keys.append((int(order[n % N]), n))
+        yield keys
+
+
+def _order(N: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """A permutation of 0..N-1. RandomState, because numpy promises never to change what it draws."""
+    words = np.frombuffer(hashlib.sha256(f"order {seed} {epoch}".encode()).digest(), dtype="<u4")
+    return np.random.RandomState(words).permutation(N)
+
+
+@final
+class _Gotten(Dataset[Any]):
+    """A function of keys as PyTorch's data set. Errors are returned: raised ones would reach the caller as a long
+    traceback.
+    """
+
+    def __init__(self, get: Callable[[tuple[int, int]], Fields]) -> None:
+        self._get = get
+
+    def __getitem__(self, key: tuple[int, int]) -> Fields | SmaltiError:
+        try:
+            return self._get(key)
+        except SmaltiError as error:
+            return error
+
+
+def _stack(items: Sequence[Fields | SmaltiError]) -> Fields | SmaltiError | None:
+    good: list[Fields] = []
+    for item in items:
+        if isinstance(item, DamagedImage):
+            continue
+        if isinstance(item, SmaltiError):
+            return item
+        good.append(item)
+    return tuple(torch.stack(field) for field in zip(*good, strict=True)) if good else None
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """On Ctrl-C the terminal, at a time limit Slurm signals every process; the main one needs its workers to end well.
+
+    Ctrl-C is ignored, and of the requests to terminate only that of the main process is followed.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere the sender of a signal cannot be known, and workers end when asked to
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_asks, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_the_parent_asks(parent: int) -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+            os._exit(0)

@@ -1,0 +1,1 @@
+"""Images and their conditions -> code shards, from which a prior is trained."""

@@ -1,0 +1,276 @@
+"""What can be said of a picture, or of the part of it that is seen, without a tokenizer: its label, where the part lies, which
+objects and figures are in it.
+
+Letters: P prefix codes, h w grid of codes, H W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeAlias, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from smalti.conditions.base import Condition
+from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within
+from smalti.conditions.keypoints import Keypoints, KeypointsSettings, keypoint_codes
+from smalti.conditions.labels import Labels
+from smalti.conditions.layout import Layout
+from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, shuffled
+from smalti.conditions.location_codes import Box
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.settings import Share, as_mapping, parse, settings
+from smalti.data.annotations.annotation_files import read_annotations
+from smalti.data.annotations.objects import Annotated, Thing, area, beside, check_annotated_size, only, sizes_beside
+from smalti.data.crops import View, chances
+from smalti.data.loader import Crops
+from smalti.data.paired import Saying
+
+Grid: TypeAlias = tuple[int, int]
+T = TypeVar("T")
+
+LEVELS = 1024
+"""Codes between the first and the last pixel of a picture, as in the original's coordinates."""
+MOST_OBJECTS, MOST_FIGURES = 30, 4
+"""What a layout, and a picture of figures, have room for at most, where nothing else is asked for."""
+PLACES = 1025
+"""Codes of a condition with places: 32 x 32 of them, and one for none."""
+
+
+def digest(values: Any) -> str:
+    """Plain values -> a short name for them."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Sayer(ABC):
+    """A condition, and how it is said of the pictures of a set."""
+
+    condition: Condition
+    fingerprint: str
+    """Of all that decides what a code means."""
+
+    @abstractmethod
+    def of(self, part: Crops) -> Saying:
+        """The crops of some pictures -> what is said of them. Raises `SmaltiError` where nothing is known of one."""
+
+
+def view_box(view: View) -> Box:
+    """A view -> the part of the picture that it shows, in shares."""
+    (height, width), (h, w) = view.whole, view.size
+    return Box(view.left / width, view.top / height, w / width, h / height)
+
+
+@final
+@dataclass(frozen=True)
+class _Labelled:
+    """The code of each picture's label."""
+
+    codes: tuple[int, ...]
+
+    def __call__(self, index: int, view: View, draw: int) -> Tensor:
+        return torch.tensor([self.codes[index]])
+
+    def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
+        pass  # a label has no places
+
+    def described(self) -> dict[str, Any]:
+        return {"labels": digest(self.codes)}
+
+
+@final
+class _Labels(Sayer):
+    """The sub-folder that a picture lies in."""
+
+    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+        _nothing_given("labels", data, options)
+        names = pictures.source.labels
+        if not names:
+            raise SmaltiError(f"the pictures of {pictures.source.path} have no labels (no sub-folders)")
+        self.condition, self.fingerprint = Labels(names), digest(names)
+        self._places = {name: place for place, name in enumerate(names)}
+
+    def of(self, part: Crops) -> Saying:
+        missing = [picture.key for picture in part.pictures if picture.label is None]
+        if missing:
+            raise SmaltiError(
+                f"{missing[0]} lies in no sub-folder and has no label, as {len(missing) - 1} more; move them into sub-folders"
+            )
+        return _Labelled(tuple(self._places[str(picture.label)] for picture in part.pictures))
+
+
+@final
+@dataclass(frozen=True)
+class _Where:
+    """Where the part that is seen lies in its picture. A mirrored part lies in a mirrored picture."""
+
+    condition: Coordinates
+
+    def __call__(self, index: int, view: View, draw: int) -> Tensor:
+        return self.condition.encode([Within(view.top, view.left_when_mirrored, view.whole)])[0]
+
+    def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
+        pass  # the view itself says where it lies
+
+    def described(self) -> dict[str, Any]:
+        return as_mapping(self.condition.settings)
+
+
+@final
+class _Coordinates(Sayer):
+    """Where the part that is seen lies in its picture; settings: levels."""
+
+    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+        _nothing_given("coordinates", data, {})
+        values = {"levels": LEVELS, "size": options.get("levels", LEVELS), **options, "factor": factor, "grid": grid}
+        settings = parse(CoordinatesSettings, values, where="the condition coordinates")
+        self.condition, self.fingerprint = Coordinates(settings), digest(as_mapping(settings))
+
+    def of(self, part: Crops) -> Saying:
+        assert isinstance(self.condition, Coordinates)
+        return _Where(self.condition)
+
+
+@final
+@dataclass(frozen=True)
+class _Listed(Generic[T]):
+    """The codes of the objects or figures of each picture, in the part of it that is seen.
+
+    Their order says nothing, and a prior is shown many of them.
+    """
+
+    things: tuple[tuple[T, ...], ...]
+    settings: LayoutSettings | KeypointsSettings
+    codes: Callable[..., tuple[int, ...]]
+    """`layout_codes` or `keypoint_codes`."""
+    seed: int
+    sizes: tuple[tuple[float, float] | None, ...]
+    """The (height, width) of each picture for which they were written down, None where nobody says it."""
+    path: Path
+    """Where they stand."""
+
+    def __call__(self, index: int, view: View, draw: int) -> Tensor:
+        order = shuffled(self.things[index], random.Random(chances(self.seed, draw)[0]))
+        return torch.tensor(self.codes(order, self.settings, crop=view_box(view), flip=view.mirrored))
+
+    def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
+        size = self.sizes[index]
+        if size is not None:
+            check_annotated_size(key, full, size, self.path)
+
+    def described(self) -> dict[str, Any]:
+        return {"things": digest(repr(self.things)), **as_mapping(self.settings)}
+
+
+@settings
+class _Kept:
+    """Which objects a layout tells of."""
+
+    classes: tuple[str, ...] = ()
+    """Their names; without any, all that the annotations have."""
+    smallest: Share = 0.0
+    """The least share of its picture that the box of an object takes, as in the original; smaller ones are left out."""
+
+
+@final
+class _Objects(Sayer):
+    """The objects of a picture and their boxes; settings: those of `LayoutSettings`, and `smallest`.
+
+    `classes` keeps some of those that the annotations have, and `smallest` objects of some size; all others are left out.
+    """
+
+    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+        annotated = _annotations("layout", data)
+        chosen = {name: options[name] for name in ("classes", "smallest") if name in options}
+        kept = parse(_Kept, chosen, where="the condition layout")
+        known = {field.name for field in dataclasses.fields(LayoutSettings)} | {"smallest"}
+        for name in options:
+            if name not in known:
+                raise SmaltiError(f"the condition layout: unknown key {name!r}; {suggestion(name, known)}")
+        self.annotated = only(annotated, classes=kept.classes or annotated.classes, smallest=kept.smallest)
+        classes = self.annotated.classes
+        most = min(max((len(things) for things in self.annotated.pictures.values()), default=1), MOST_OBJECTS)
+        sure = {"most": max(most, 1), "size": max(PLACES, 16 * len(classes) + 2), "drawn": grid}
+        others = {name: value for name, value in options.items() if name not in chosen}
+        settings = parse(LayoutSettings, {**sure, **others, "classes": classes}, where="the condition layout")
+        _check_drawn("layout", settings.drawn, grid)
+        self.settings, self.condition, self.fingerprint = settings, Layout(settings), digest(as_mapping(settings))
+        self._numbers = {name: number for number, name in enumerate(classes)}
+
+    def of(self, part: Crops) -> Saying:
+        found = beside(part.pictures, self.annotated)
+        lists = tuple(tuple(map(self._annotation, _largest(things, self.settings.most))) for things in found)
+        sizes = sizes_beside(part.pictures, self.annotated)
+        return _Listed(lists, self.settings, layout_codes, part.seed, sizes, self.annotated.path)
+
+    def _annotation(self, thing: Thing) -> Annotation:
+        properties = thing.group, thing.occluded, thing.depiction, thing.inside
+        return Annotation(self._numbers[thing.name], Box(*thing.box), *properties)
+
+
+@final
+class _Figures(Sayer):
+    """The keypoints of a picture's figures; settings: those of `KeypointsSettings` but for the names of the points."""
+
+    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+        self.annotated = _annotations("keypoints", data)
+        if not self.annotated.keypoints:
+            raise SmaltiError(f"{self.annotated.path} tells of no keypoints; give annotations that do")
+        figures = (sum(bool(thing.keypoints) for thing in things) for things in self.annotated.pictures.values())
+        most = min(max(figures, default=1), MOST_FIGURES)
+        values = {"most": max(most, 1), "size": PLACES, "drawn": grid, **options, "points": self.annotated.keypoints}
+        settings = parse(KeypointsSettings, values, where="the condition keypoints")
+        _check_drawn("keypoints", settings.drawn, grid)
+        self.settings, self.condition, self.fingerprint = settings, Keypoints(settings), digest(as_mapping(settings))
+
+    def of(self, part: Crops) -> Saying:
+        lists = []
+        for things in beside(part.pictures, self.annotated):
+            figures = [thing for thing in things if thing.keypoints]
+            lists.append(tuple(thing.keypoints for thing in _largest(figures, self.settings.most)))
+        sizes = sizes_beside(part.pictures, self.annotated)
+        return _Listed(tuple(lists), self.settings, keypoint_codes, part.seed, sizes, self.annotated.path)
+
+
+def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
+    """Raise `SmaltiError` for a map that has not a place for each code."""
+    if drawn not in ((0, 0), grid):
+        raise SmaltiError(
+            f"the condition {key}: drawn = {drawn[0]} x {drawn[1]}, and pictures have {grid[0]} x {grid[1]} codes; leave it "
+            "out, or give [0, 0] for no map"
+        )
+
+
+def _largest(things: Sequence[Thing], most: int) -> Sequence[Thing]:
+    """The things with the largest boxes, as many as there is room for, as they followed one another."""
+    by_size = sorted(range(len(things)), key=lambda place: -area(things[place]))
+    return [things[place] for place in sorted(by_size[:most])]
+
+
+def _annotations(key: str, data: Path | None) -> Annotated:
+    if data is None:
+        raise SmaltiError(f"the condition {key} stands in a file of annotations; give it: --condition-data {key}=FILE")
+    return read_annotations(data)
+
+
+def _nothing_given(key: str, data: Path | None, options: Mapping[str, Any]) -> None:
+    if data is not None:
+        raise SmaltiError(f"the condition {key} needs no data of its own, {data} was given; leave it out")
+    if options:
+        raise SmaltiError(f"the condition {key} has no settings, {dict(options)} were given; leave them out")
+
+
+SAYINGS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int], Sayer]] = {
+    "labels": _Labels,
+    "coordinates": _Coordinates,
+    "layout": _Objects,
+    "keypoints": _Figures,
+}
+"""Name -> its condition, from where its data lies, its settings, the pictures, their grid (h,w) and the pixels a code."""

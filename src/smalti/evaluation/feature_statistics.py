@@ -1,0 +1,172 @@
+"""What is kept of a set of pictures to compare others with it: gathered from features, and kept as `.npz`.
+
+The usual layout of such files is the mean `mu` (D,) and the covariance `sigma` (D,D) of a network's features; ADM's
+files have also those of spatial features, `mu_s` and `sigma_s`, and may hold samples in `arr_0`. A file that smalti
+writes has all of these but `arr_0`, the `features` that were kept, and in `smalti` a JSON text of how it was made, by
+which it is refused where it does not belong. Other programs read it as well.
+
+B batch, D features, S spatial features, N pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from smalti.core.errors import SmaltiError
+from smalti.core.files import write_atomically
+from smalti.data.sources import Source
+from smalti.evaluation.distances import CPU, Gaussian, InceptionScore, Moments
+from smalti.evaluation.features import FeatureNetwork
+from smalti.evaluation.nearest_neighbors import Kept
+from smalti.evaluation.prepared_images import ArraySource
+from smalti.evaluation.protocols import FeatureProtocol
+
+COMPARING = {"kernel", "precision", "recall", "density", "coverage"}
+"""The scores that compare single features, of which some are kept."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What is known of a set: distributions of its features, and the features kept of single pictures (N,D)."""
+
+    pool: Gaussian
+    spatial: Gaussian | None = None
+    features: Tensor | None = None
+    made: Mapping[str, Any] | None = None
+    """How they were made, as `write_statistics` was told; None for a file of another program."""
+    notes: tuple[str, ...] = ()
+    pictures: Source | None = None
+    """Samples that lie in the same file."""
+
+
+@final
+class Gatherer:
+    """Pictures of one set, in any order and batch size -> their `Statistics`, and the Inception Score.
+
+    `total` is N, the number of places. Memory: D x D and S x S numbers and the features kept.
+    """
+
+    def __init__(
+        self, network: FeatureNetwork, protocol: FeatureProtocol, *, total: int, score: bool, device: torch.device
+    ) -> None:
+        place = CPU if device.type == "mps" else device  # Apple's GPUs have no double precision
+        wanted = set(protocol.scores)
+        self.network = network
+        self.pool = Moments(network.width, device=place)
+        self.spatial = Moments(network.spatial_width, device=place) if "spatial_frechet" in wanted else None
+        self.kept: Kept | None = None
+        if wanted & COMPARING:
+            self.kept = Kept(network.width, limit=protocol.kept, seed=protocol.kept_seed, device=place)
+        self.score: InceptionScore | None = None
+        if score and "score" in wanted and protocol.splits <= total:
+            self.score = InceptionScore(network.classes, pictures=total, splits=protocol.splits, device=place)
+
+    def update(self, images: Tensor, places: Tensor) -> None:
+        """Pictures (B,C,H,W) as `FeatureNetwork` takes them, on its device, and their places (B,)."""
+        seen = self.network(images)
+        self.pool.update(seen.features)
+        if self.spatial is not None:
+            self.spatial.update(seen.spatial)
+        if self.kept is not None:
+            self.kept.update(seen.features, places)
+        if self.score is not None:
+            self.score.update(seen.logits, places)
+
+    def statistics(self, *, made: Mapping[str, Any] | None = None) -> Statistics:
+        """What was gathered, on the CPU. Raises `SmaltiError` for fewer than two pictures."""
+        return Statistics(
+            pool=_on_cpu(self.pool.gaussian()),
+            spatial=None if self.spatial is None else _on_cpu(self.spatial.gaussian()),
+            features=None if self.kept is None else self.kept.features().cpu(),
+            made=made,
+            notes=() if self.kept is None else self.kept.notes(),
+        )
+
+
+def _on_cpu(gaussian: Gaussian) -> Gaussian:
+    return Gaussian(gaussian.mean.cpu(), gaussian.covariance.cpu(), gaussian.pictures)
+
+
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Write an `.npz` file in the usual layout, whole or not at all. Raises `SmaltiError` when the disk refuses."""
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "mu": statistics.pool.mean.numpy(),
+        "sigma": statistics.pool.covariance.numpy(),
+    }
+    if statistics.spatial is not None:
+        arrays |= {"mu_s": statistics.spatial.mean.numpy(), "sigma_s": statistics.spatial.covariance.numpy()}
+    if statistics.features is not None:
+        arrays["features"] = statistics.features.numpy()
+    known = {"made": dict(statistics.made or {}), "pictures": statistics.pool.pictures, "notes": statistics.notes}
+    arrays["smalti"] = np.array(json.dumps(known))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    write_atomically(path, write)
+
+
+def holds_statistics(path: Path) -> bool:
+    """Whether a path is an `.npz` file with statistics in it."""
+    if path.suffix.lower() != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "mu.npy" in archive.namelist()
+
+
+def read_statistics(path: Path) -> Statistics:
+    """An `.npz` file of ours, of ADM's tools or of any program that writes `mu` and `sigma` -> its statistics.
+
+    Nothing in it is executed. Raises `SmaltiError` for a file that is missing, damaged, or holds no statistics.
+    """
+    if not path.is_file():
+        raise SmaltiError(f"there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name != "arr_0"}
+            samples = "arr_0" in file.files
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise SmaltiError(f"{path} cannot be read as an .npz file ({error}); get it again") from error
+    if "mu" not in arrays or "sigma" not in arrays:
+        there = ", ".join([*arrays, *(["arr_0"] if samples else [])]) or "nothing"
+        raise SmaltiError(f"{path} holds no statistics: mu and sigma are needed, and there is {there}")
+    known = _known(path, arrays)
+    pictures = known.get("pictures")
+    features = arrays.get("features") if known else None
+    return Statistics(
+        pool=_gaussian(arrays["mu"], arrays["sigma"], pictures),
+        spatial=_gaussian(arrays["mu_s"], arrays["sigma_s"], pictures) if {"mu_s", "sigma_s"} <= set(arrays) else None,
+        features=None if features is None else torch.from_numpy(features),
+        made=known.get("made"),
+        notes=tuple(known.get("notes", ())),
+        pictures=ArraySource(path) if samples else None,
+    )
+
+
+def _known(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    if "smalti" not in arrays:
+        return {}
+    try:
+        known = json.loads(str(arrays["smalti"]))
+    except ValueError as error:
+        raise SmaltiError(f"{path} is damaged: what it says of itself is no JSON; remove it") from error
+    return known if isinstance(known, dict) else {}
+
+
+def _gaussian(mean: npt.NDArray[Any], covariance: npt.NDArray[Any], pictures: Any) -> Gaussian:
+    number = pictures if isinstance(pictures, int) else None
+    return Gaussian(
+        torch.from_numpy(np.asarray(mean, np.float64)), torch.from_numpy(np.asarray(covariance, np.float64)), number
+    )

@@ -1,0 +1,229 @@
+"""One set of pictures against another, or against statistics of one: FID and what is computed like it.
+
+N pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from smalti.core.errors import SmaltiError
+from smalti.core.published_weights import found_weights
+from smalti.core.settings import as_mapping
+from smalti.data.sources import Source, identity
+from smalti.evaluation.feature_statistics import COMPARING, Gatherer, Statistics, read_statistics, write_statistics
+from smalti.evaluation.features import PUBLISHED, FeatureNetwork, feature_network
+from smalti.evaluation.measurement import Counter, Progress, unwatched
+from smalti.evaluation.prepared_images import ArraySource, Taken
+from smalti.evaluation.protocols import SetProtocol
+from smalti.evaluation.results import Measured, Shown
+from smalti.evaluation.set_scores import score_sets
+from smalti.images.io import DamagedImage, read_settings, resize_shorter, to_array, to_tensor
+
+SAMPLERS_READ = 16
+"""Files of the samples that are asked for the settings they were made by."""
+
+SHOWN, SHOWN_SIDE = 8, 160
+"""Pictures of each set that are kept to be shown, and the most pixels of their shorter sides."""
+
+
+class Available(NamedTuple):
+    """A protocol whose network can be had here."""
+
+    protocol: SetProtocol
+    note: str
+    """What was put in the place of what, or ""."""
+
+
+def with_available_network(protocol: SetProtocol) -> Available:
+    """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of EfficientNet.
+
+    Raises `SmaltiError` for weights that are there and damaged.
+    """
+    wanted = protocol.features.network
+    try:
+        feature_network(wanted)
+    except SmaltiError:
+        if wanted not in PUBLISHED or found_weights(PUBLISHED[wanted]) is not None:
+            raise
+        features = replace(protocol.features, network="efficientnet")
+        note = (
+            f"measured in EfficientNet-Lite0's features, for the weights of {wanted} are not on this machine: compare these scores "
+            "with each other only, never with FID (smalti doctor says which file is missing, and where it goes)"
+        )
+        return Available(replace(protocol, features=features), note)
+    return Available(protocol, "")
+
+
+def measure_sets(
+    samples: Source,
+    reference: Source | Statistics,
+    *,
+    protocol: SetProtocol,
+    device: torch.device,
+    progress: Progress = unwatched,
+    batch: int = 32,
+    statistics: Path | None = None,
+) -> Measured:
+    """Samples and a reference -> the scores of the protocol.
+
+    The reference is pictures or statistics. Those of pictures are kept in the file `statistics`, where one is given, and
+    are read from it the next time instead of the pictures.
+
+    Raises `SmaltiError` for weights that cannot be had, sets of too few pictures, statistics of another network, and a
+    file that holds other statistics.
+    """
+    features = protocol.features
+    first = Taken(samples, protocol.samples, channels=3)
+    judge = feature_network(features.network).to(device)
+    known, second = _reference(reference, protocol, judge, statistics)
+    counter = Counter(progress, len(first) + (0 if second is None else len(second)))
+    gathered = Gatherer(judge, features, total=len(first), score=True, device=device)
+    _gather(first, gathered, batch=batch, device=device, counter=counter)
+    data = None if known is None else _described(known)
+    unlike: tuple[str, ...] = ()
+    if second is not None:
+        other = Gatherer(judge, features, total=len(second), score=False, device=device)
+        _gather(second, other, batch=batch, device=device, counter=counter)
+        fresh = other.statistics(made=_made(second, protocol, judge))
+        fresh = replace(fresh, notes=(*second.notes(), *fresh.notes))
+        known = fresh if known is None else replace(known, features=fresh.features, notes=fresh.notes)
+        data = data or second.described()
+        unlike = _unlike_sizes(first, second)
+        if statistics is not None and not isinstance(reference, Statistics):
+            write_statistics(statistics, fresh)
+    assert known is not None, "a reference is pictures, statistics or both"
+    ours = gathered.statistics()
+    ours = replace(ours, notes=(*first.notes(), *ours.notes))
+    scored = score_sets(ours, known, protocol=features, network=judge, score=gathered.score)
+    maker, differing = _maker(first)
+    return Measured(
+        kind="folders",
+        scores=scored.values,
+        deviations=scored.deviations,
+        definitions=scored.definitions,
+        protocol=as_mapping(protocol),
+        networks={features.network: judge.fingerprint()},
+        data=data or {},
+        samples={**first.described(), "made_by": maker},
+        notes=(*_unknown(reference), *unlike, *differing, *scored.notes),
+        examples=(*_shown(first, "sample"), *(() if second is None else _shown(second, "reference"))),
+    )
+
+
+def _reference(
+    given: Source | Statistics, protocol: SetProtocol, network: FeatureNetwork, cache: Path | None
+) -> tuple[Statistics | None, Taken | None]:
+    """What is known of the reference already, and the pictures that must still be looked at."""
+    if isinstance(given, Statistics):
+        if given.made is not None:
+            _refuse_other(given, _settings(protocol, network), where="the reference file")
+        if given.pictures is not None and given.features is None and COMPARING & set(protocol.features.scores):
+            return given, Taken(given.pictures, protocol.reference, channels=3)
+        return given, None
+    taken = Taken(given, protocol.reference, channels=3)
+    if cache is None or not cache.is_file():
+        return None, taken
+    kept = read_statistics(cache)
+    if kept.made is None:
+        raise SmaltiError(
+            f"{cache} was not written by smalti; give it as the reference itself, in place of the pictures"
+        )
+    _refuse_other(kept, _made(taken, protocol, network), where=str(cache))
+    return kept, None
+
+
+def _refuse_other(statistics: Statistics, wanted: Mapping[str, Any], *, where: str) -> None:
+    """Raise `SmaltiError` unless the statistics were made as is wanted."""
+    made = statistics.made or {}
+    for key, value in wanted.items():
+        if made.get(key) != value:
+            raise SmaltiError(
+                f"{where} holds other statistics: {key} is {made.get(key)!r} there and {value!r} here; "
+                "name another file, or remove it"
+            )
+
+
+def _made(taken: Taken, protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
+    """All that statistics of a reference depend on, as plain values."""
+    return {
+        "name": taken.source.path.name,
+        "identity": identity(taken.source),
+        **({"spatial": True} if "spatial_frechet" in protocol.features.scores else {}),
+        **_settings(protocol, network),
+    }
+
+
+def _settings(protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
+    """Of what statistics depend on, that part which does not depend on the pictures."""
+    features = protocol.features
+    comparing = {"kept": features.kept, "kept_seed": features.kept_seed} if COMPARING & set(features.scores) else {}
+    return {
+        "network": features.network,
+        "weights": network.fingerprint(),
+        "pictures": as_mapping(protocol.reference),
+        **comparing,
+    }
+
+
+def _gather(taken: Taken, gatherer: Gatherer, *, batch: int, device: torch.device, counter: Counter) -> None:
+    for places, pixels in taken.portions(batch):
+        gatherer.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device), places)
+        counter.add(len(places))
+    counter.add(len(taken.left_out))
+
+
+def _described(statistics: Statistics) -> dict[str, Any]:
+    """A reference that came as statistics, as it stands in a result."""
+    pictures = statistics.pool.pictures
+    if statistics.made is not None:
+        return {"name": statistics.made["name"], "identity": statistics.made["identity"], "pictures": pictures}
+    digest = hashlib.sha256(statistics.pool.mean.numpy().tobytes() + statistics.pool.covariance.numpy().tobytes())
+    return {"name": "statistics of another program", "identity": digest.hexdigest()[:16], "pictures": pictures}
+
+
+def _unknown(reference: Source | Statistics) -> tuple[str, ...]:
+    if not isinstance(reference, Statistics) or reference.made is not None:
+        return ()
+    return (
+        "the reference's statistics are of another program, which does not say of how many pictures, how resized, or with "
+        "which network they were made",
+    )
+
+
+def _shown(taken: Taken, rank: str) -> Iterator[Shown]:
+    for name, array in taken.spread(SHOWN):
+        small = array if min(array.shape[:2]) <= SHOWN_SIDE else resize_shorter(array, SHOWN_SIDE)
+        pixels = to_array(to_tensor(small))
+        yield Shown(rank, name, {}, pixels, pixels)
+
+
+def _unlike_sizes(first: Taken, second: Taken) -> tuple[str, ...]:
+    if len(first.sizes) != 1 or len(second.sizes) != 1 or first.sizes == second.sizes:
+        return ()
+    (a,), (b,) = first.sizes, second.sizes
+    return (
+        f"the samples are {a[0]}x{a[1]} and the reference {b[0]}x{b[1]} (height x width), and the network scales both "
+        "to its own size; set one size for both to make them alike",
+    )
+
+
+def _maker(taken: Taken) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the samples' files say of the model and the sampler that made them, and a note where they differ."""
+    said: list[dict[str, Any]] = []
+    for place in sorted({number * len(taken) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):
+        where = None if isinstance(taken.source, ArraySource) else taken.source.stream(taken.pictures[place])
+        try:
+            found = read_settings(where) if isinstance(where, Path) and where.suffix.lower() == ".png" else None
+        except DamagedImage:
+            continue
+        said.append({key: value for key, value in (found or {}).items() if key not in ("seed", "label")})
+    if any(each != said[0] for each in said):
+        return {}, ("the samples' files say that they were made with different settings",)
+    return (said[0] if said else {}), ()

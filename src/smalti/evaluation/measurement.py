@@ -1,0 +1,138 @@
+"""What the measurements share: counting, values of single pictures, the networks of others, and what is shown.
+
+B batch, N pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from smalti.core.errors import SmaltiError
+from smalti.evaluation.features import FeatureNetwork, feature_network
+from smalti.evaluation.metrics import CodeUse
+from smalti.evaluation.protocols import FeatureProtocol
+from smalti.losses.perceptual import Perceptual, perceptual
+
+T = TypeVar("T")
+
+Progress: TypeAlias = Callable[[int, int], object]
+"""Is told (done, of how many)."""
+
+
+def unwatched(done: int, total: int) -> None:
+    """The progress that nobody watches."""
+
+
+@final
+class Counter:
+    """Counts pictures for a `Progress`."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        if count:
+            self._done += count
+            self._progress(self._done, self._total)
+
+
+@final
+class Values:
+    """Numbers of single pictures, by name: (N,) float32 each, NaN where there is none."""
+
+    def __init__(self, pictures: int) -> None:
+        self.pictures = pictures
+        self.columns: dict[str, Tensor] = {}
+
+    def put(self, name: str, places: Tensor, values: Tensor) -> None:
+        """The values (B,) of the pictures at the places (B,)."""
+        column = self.columns.setdefault(name, torch.full((self.pictures,), torch.nan))
+        column[places] = values.detach().float().cpu()
+
+    def means(self) -> dict[str, float]:
+        """The mean of each over the pictures that have one."""
+        return {name: float(column.double().nanmean()) for name, column in self.columns.items()}
+
+    def at(self, place: int) -> dict[str, float]:
+        """The numbers of one picture."""
+        return {name: float(column[place]) for name, column in self.columns.items() if not column[place].isnan()}
+
+
+class Judges(NamedTuple):
+    """Networks of others that look at pictures; those left out are told in `notes`."""
+
+    lpips: dict[str, Perceptual]
+    network: FeatureNetwork | None
+    notes: tuple[str, ...]
+
+
+def judges(lpips: tuple[str, ...], features: FeatureProtocol | None, *, missing: str, device: torch.device) -> Judges:
+    """Names of LPIPS's backbones and a protocol -> the networks, on the device.
+
+    Raises `SmaltiError` for weights that cannot be had; with `missing` "leave_out" they are left out and told.
+    """
+    notes: list[str] = []
+
+    def found(make: Callable[[str], T], name: str, what: str) -> T | None:
+        try:
+            return make(name)
+        except SmaltiError as error:
+            if missing == "refuse":
+                raise
+            notes.append(f"{what} left out: {error}")
+            return None
+
+    distances = {name: found(perceptual, name, f"lpips_{name} is") for name in lpips}
+    kept = {name: judge.to(device).eval() for name, judge in distances.items() if judge is not None}
+    network = None
+    if features is not None:
+        network = found(feature_network, features.network, f"the scores in {features.network}'s features are")
+    return Judges(kept, None if network is None else network.to(device), tuple(notes))
+
+
+def fingerprints(who: Judges) -> dict[str, str]:
+    """The networks -> the fingerprints of their weights, by their names in a result."""
+    found = {f"lpips_{name}": weights_fingerprint(judge) for name, judge in who.lpips.items()}
+    if who.network is not None:
+        found[who.network.weights] = who.network.fingerprint()
+    return found
+
+
+def ranked(values: Tensor, *, count: int, lower_is_better: bool) -> list[tuple[str, int]]:
+    """Numbers (N,) of pictures, NaN where there is none -> ("worst" | "median" | "best", place), `count` of each or fewer.
+
+    No picture comes twice. Within a rank the worse come first.
+    """
+    known = (~values.isnan()).nonzero().flatten()
+    order = known[values[known].argsort(descending=lower_is_better, stable=True)].tolist()
+    count = max(1, min(count, len(order) // 3))
+    middle = (len(order) - count) // 2
+    ranks = {"worst": order[:count], "median": order[middle : middle + count], "best": order[-count:]}
+    chosen: dict[int, str] = {}
+    for rank, places in ranks.items():
+        for place in places:
+            chosen.setdefault(place, rank)
+    return [(rank, place) for place, rank in chosen.items()]
+
+
+def weights_fingerprint(module: torch.nn.Module) -> str:
+    """16 hexadecimal digits that stand for a network's weights and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def thin_use(use: CodeUse) -> tuple[str, ...]:
+    """A note where there were too few codes to show how much of the codebook is in use."""
+    seen, size = int(use.counts.sum()), len(use.counts)
+    if seen >= 10 * size:
+        return ()
+    return (f"{seen:,} codes were seen of a codebook of {size:,}: use, entropy and perplexity grow with more pictures",)

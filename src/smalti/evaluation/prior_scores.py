@@ -1,0 +1,334 @@
+"""How likely a prior finds pictures, and how its own pictures compare with them.
+
+B batch, H W pixels, h w code grid, P prefix codes, K size of the codebook, N pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from smalti.conditions.base import Condition, keys, value_of
+from smalti.conditions.condition_registry import build_condition
+from smalti.conditions.labels import Labels
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import as_mapping
+from smalti.data.code_shards import CodeShards
+from smalti.data.sources import Source
+from smalti.evaluation.feature_statistics import Gatherer
+from smalti.evaluation.measurement import (
+    Counter,
+    Judges,
+    Progress,
+    Values,
+    fingerprints,
+    judges,
+    ranked,
+    thin_use,
+    unwatched,
+    weights_fingerprint,
+)
+from smalti.evaluation.metrics import CodeUse
+from smalti.evaluation.prepared_images import Taken
+from smalti.evaluation.protocols import PriorProtocol
+from smalti.evaluation.results import DEFINITIONS, Measured, Shown
+from smalti.evaluation.set_scores import Scores, score_sets
+from smalti.generation.code_sampler import finished, unknown
+from smalti.images.io import to_array, to_tensor
+from smalti.pipeline import Pipeline
+from smalti.prior import nats
+
+SHOWN_SAMPLES = 12
+"""Samples that are kept to be shown."""
+
+
+class _Coded(NamedTuple):
+    """Some pictures as codes."""
+
+    places: Tensor
+    """(B,)"""
+    codes: Tensor
+    """(B,h,w)"""
+    labels: list[str | None]
+    prefix: Tensor
+    """(B,P), the codes of the condition before them; P 0 where none are kept"""
+    images: Tensor | None
+    """(B,C,H,W) in [-1,1], where there are pictures"""
+
+
+class _Data:
+    """Pictures that are encoded as they come, or the held-out codes of a folder of codes."""
+
+    def __init__(self, pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol, *, batch: int) -> None:
+        self._pipeline, self._data, self._batch = pipeline, data, batch
+        self.taken: Taken | None = None
+        self._rows: list[int] = []
+        if isinstance(data, CodeShards):
+            self._open_codes(data, protocol)
+        else:
+            self._open_pictures(data, protocol)
+
+    def _open_codes(self, shards: CodeShards, protocol: PriorProtocol) -> None:
+        shards.check_fingerprint(self._pipeline.tokenizer.fingerprint())
+        _check_prefix(self._pipeline.condition, shards)
+        if tuple(shards.meta.grid) != tuple(self._pipeline.prior.grid):
+            raise SmaltiError(
+                f"the codes in {shards.path} are grids of {shards.meta.grid[0]}x{shards.meta.grid[1]}, the prior's window is "
+                f"{self._pipeline.prior.grid[0]}x{self._pipeline.prior.grid[1]}; encode pictures of its size"
+            )
+        total = len(shards.validation)
+        count = total if protocol.pictures.count is None else protocol.pictures.count
+        if count > total or not total:
+            raise SmaltiError(f"the protocol takes {count or 'some'} held-out pictures and {shards.path} has {total}")
+        self._rows = [place * total // count for place in range(count)]
+
+    def _open_pictures(self, source: Source, protocol: PriorProtocol) -> None:
+        size, wanted = self._pipeline.default_size, protocol.pictures.size
+        if wanted is not None and tuple(wanted) != tuple(size):
+            raise SmaltiError(
+                f"the likelihood is measured in the prior's window, {size[0]}x{size[1]} pixels, not {wanted[0]}x{wanted[1]}; "
+                "leave the size out"
+            )
+        channels = self._pipeline.tokenizer.settings.pyramid.channels
+        if channels not in (1, 3):
+            raise SmaltiError(f"this tokenizer takes {channels} channels; pictures have 1 or 3; give its codes instead")
+        self.taken = Taken(source, replace(protocol.pictures, size=size), channels=channels)
+
+    def __len__(self) -> int:
+        return len(self._rows) if self.taken is None else len(self.taken)
+
+    def label(self, place: int) -> str | None:
+        """The label of a picture, where it has one."""
+        if self.taken is not None:
+            return self.taken.pictures[place].label
+        assert isinstance(self._data, CodeShards)
+        label = int(self._data.validation.labels[self._rows[place]])
+        return None if label < 0 else self._data.meta.labels[label]
+
+    def name(self, place: int) -> str:
+        return f"held-out picture {self._rows[place]}" if self.taken is None else self.taken.pictures[place].key
+
+    def portions(self) -> Iterator[_Coded]:
+        """All of them, encoded, on the pipeline's device."""
+        if self.taken is not None:
+            for places, pixels in self.taken.portions(self._batch):
+                images = to_tensor(pixels).to(self._pipeline.device)
+                labels = [self.label(place) for place in places.tolist()]
+                none = torch.empty(len(places), 0, dtype=torch.int64)
+                yield _Coded(places, self._pipeline.encode(images), labels, none, images)
+            return
+        assert isinstance(self._data, CodeShards)
+        for first in range(0, len(self._rows), self._batch):
+            places = torch.arange(first, min(first + self._batch, len(self._rows)))
+            codes, _, prefix = map(
+                torch.stack,
+                zip(*(self._data.validation[self._rows[place], 0] for place in places.tolist()), strict=True),
+            )
+            labels = [self.label(place) for place in places.tolist()]
+            yield _Coded(places, codes.to(self._pipeline.device), labels, prefix, None)
+
+    def codes(self, place: int) -> Tensor:
+        """Those of one picture: (1,h,w)."""
+        if self.taken is not None:
+            return self._pipeline.encode(to_tensor(self.taken.read(place)[None]))
+        assert isinstance(self._data, CodeShards)
+        return self._data.validation[self._rows[place], 0].codes[None]
+
+    def described(self) -> dict[str, Any]:
+        """As it stands in a result."""
+        if self.taken is not None:
+            return self.taken.described()
+        assert isinstance(self._data, CodeShards)
+        keys = self._data.meta.validation.data.get("keys")
+        return {"name": self._data.path.name, "identity": f"codes {keys}", "pictures": len(self)}
+
+
+def measure_prior(
+    pipeline: Pipeline,
+    data: Source | CodeShards,
+    *,
+    protocol: PriorProtocol,
+    device: torch.device,
+    progress: Progress = unwatched,
+    batch: int = 16,
+) -> Measured:
+    """A pipeline, which is moved to `device`, and pictures or codes -> how likely its prior finds them, given what they are told.
+
+    Pictures are told their labels, codes also what stands before them. Of a folder of codes the held-out ones are measured. With
+    `protocol.samples` it also lays pictures and compares them with the data.
+
+    Raises `SmaltiError` for pictures where the prior is told more than labels, labels it does not know, codes of another
+    tokenizer, condition or grid, samples without pictures or features to compare them by, and weights that cannot be had.
+    """
+    pipeline = pipeline.to(device)
+    _check(pipeline, data, protocol)
+    given = _Data(pipeline, data, protocol, batch=batch)
+    who = judges((), protocol.features if protocol.samples else None, missing=protocol.missing, device=device)
+    counter = Counter(progress, len(given) + protocol.samples)
+    use, values = CodeUse(pipeline.tokenizer.size), Values(len(given))
+    total = torch.zeros(pipeline.prior.grid, dtype=torch.float64)
+    reference = _gatherer(who, protocol, len(given), score=False, device=device)
+    for coded in given.portions():
+        places, codes = coded.places, coded.codes
+        found = _nats(pipeline, coded)  # (B,h,w)
+        use.add(codes)
+        total += found.double().sum(0).cpu()
+        values.put("nats_a_code", places, found.mean((1, 2)))
+        if reference is not None and coded.images is not None:
+            reference.update(coded.images, places)
+        counter.add(len(places))
+    counter.add(0 if given.taken is None else len(given.taken.left_out))
+    measured = int((~values.columns["nats_a_code"].isnan()).sum())
+    examples = _examples(pipeline, given, values, protocol)
+    values.columns["bits_a_pixel"] = _bits_a_pixel(pipeline, values.columns["nats_a_code"])
+    scored, shown = _sampled(pipeline, given, reference, who, protocol, counter, batch=batch)
+    scores = {**_likelihood(pipeline, total / measured, use), **scored.values}
+    return Measured(
+        kind="prior",
+        scores=scores,
+        deviations=scored.deviations,
+        definitions={**{name: DEFINITIONS[name] for name in scores if name in DEFINITIONS}, **scored.definitions},
+        protocol=as_mapping(protocol),
+        networks=fingerprints(who),
+        data=given.described(),
+        model={"tokenizer": pipeline.tokenizer.fingerprint(), "prior": weights_fingerprint(pipeline.prior)},
+        notes=(*who.notes, *(() if given.taken is None else given.taken.notes()), *thin_use(use), *scored.notes),
+        names=tuple(given.name(place) for place in range(len(given))),
+        values=values.columns,
+        counts=use.counts,
+        examples=(*examples, *shown),
+        places=(total / measured).float(),
+    )
+
+
+def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol) -> None:
+    condition = pipeline.condition
+    if not isinstance(data, CodeShards) and _stands_before(condition) and not condition.takes_none:
+        told = " and a ".join(keys(condition))
+        raise SmaltiError(
+            f"this prior is told a {told}, which pictures do not say of themselves; encode them with what they are told, "
+            "smalti encode --condition, and give the codes"
+        )
+    if not protocol.samples:
+        return
+    if protocol.features is None:
+        raise SmaltiError("samples are compared in the features of a network; set features.network, or samples=0")
+    if isinstance(data, CodeShards):
+        raise SmaltiError("samples are compared with pictures, and codes were given; give the pictures, or samples=0")
+
+
+@torch.no_grad()
+def _nats(pipeline: Pipeline, coded: _Coded) -> Tensor:
+    """Pictures as codes -> nats of each code (B,h,w)."""
+    if coded.prefix.shape[1] and _stands_before(pipeline.condition):
+        return nats(pipeline.prior, coded.prefix.to(coded.codes.device), coded.codes)
+    return pipeline.nats(coded.codes, values=_told(pipeline.condition, coded.labels))
+
+
+def _told(condition: Condition, labels: Sequence[str | None]) -> list[Any]:
+    """The labels of pictures -> what they tell the prior, a value each; None for "nothing"."""
+    names = keys(condition)
+    return [value_of(condition, {"label": label} if label is not None and "label" in names else {}) for label in labels]
+
+
+def _stands_before(condition: Condition) -> bool:
+    """Whether folders of codes hold the condition's codes before those of a picture: its label stands beside them, not before."""
+    return condition.size > 0 and not isinstance(condition, Labels)
+
+
+def _check_prefix(condition: Condition, shards: CodeShards) -> None:
+    """Refuse codes before which the codes of another condition stand, or none though the prior reads some."""
+    kept = shards.meta.prefix
+    if not _stands_before(condition) or (kept is None and condition.takes_none):
+        return
+    told = " and a ".join(keys(condition))
+    again = f"encode the pictures with what this prior is told, a {told}: smalti encode --condition"
+    if kept is None:
+        raise SmaltiError(
+            f"before the codes in {shards.path} nothing stands of what this prior is told, a {told}; {again}"
+        )
+    with TemporaryDirectory() as folder:
+        same = condition.save(Path(folder)) == kept.condition
+    if same:
+        theirs = build_condition(kept.condition, shards.path).networks
+        same = [weights_fingerprint(each) for each in theirs] == [weights_fingerprint(x) for x in condition.networks]
+    if not same:
+        raise SmaltiError(f"before the codes in {shards.path} stand those of another condition; {again}")
+
+
+def _bits_a_pixel(pipeline: Pipeline, nats_a_code: Tensor) -> Tensor:
+    """Nats a code, of any shape -> bits of the code grid for each pixel of the picture, of the same shape."""
+    (h, w), (H, W) = pipeline.prior.grid, pipeline.default_size
+    return nats_a_code / math.log(2) * (h * w / (H * W))
+
+
+def _likelihood(pipeline: Pipeline, places: Tensor, use: CodeUse) -> dict[str, float]:
+    """Mean nats at each place (h,w) -> the scores of the likelihood."""
+    mean, entropy = float(places.mean()), use.entropy
+    return {
+        "nats_a_code": mean,
+        "bits_a_pixel": float(_bits_a_pixel(pipeline, places.mean())),
+        "entropy_nats_a_code": entropy,
+        "below_entropy": 1 - mean / entropy if entropy else math.nan,
+        "codes_in_use": use.in_use,
+    }
+
+
+def _gatherer(
+    who: Judges, protocol: PriorProtocol, total: int, *, score: bool, device: torch.device
+) -> Gatherer | None:
+    if who.network is None or protocol.features is None:
+        return None
+    return Gatherer(who.network, protocol.features, total=total, score=score, device=device)
+
+
+def _sampled(
+    pipeline: Pipeline,
+    data: _Data,
+    reference: Gatherer | None,
+    who: Judges,
+    protocol: PriorProtocol,
+    counter: Counter,
+    *,
+    batch: int,
+) -> tuple[Scores, tuple[Shown, ...]]:
+    """Lay pictures with the labels of the data -> their scores against it, and the first of them."""
+    count = protocol.samples
+    shown: list[Shown] = []
+    gatherer = _gatherer(who, protocol, count, score=True, device=pipeline.device)
+    if gatherer is None or reference is None or protocol.features is None:
+        return Scores({}, {}, {}, []), ()
+    labels = [data.label(place * len(data) // count) for place in range(count)]
+    told = _told(pipeline.condition, labels)
+    for first in range(0, count, batch):
+        some = told[first : first + batch]
+        known, seeds = unknown(len(some), pipeline.prior.grid), pipeline.seeds(protocol.seed + first, len(some))
+        codes = finished(pipeline.lay(some, known, sampler=protocol.sampler, seeds=seeds))
+        pixels = to_array(pipeline.decode(codes), rounding=protocol.rounding)
+        places = torch.arange(first, first + len(some))
+        gatherer.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), places)
+        for place, each in zip(places.tolist(), pixels, strict=True):
+            if len(shown) < SHOWN_SAMPLES:
+                name = f"seed {protocol.seed + place}" + (f", {labels[place]}" if told[place] is not None else "")
+                shown.append(Shown("sample", name, {}, each, each))
+        counter.add(len(some))
+    ours, theirs = gatherer.statistics(), reference.statistics()
+    scored = score_sets(ours, theirs, protocol=protocol.features, network=gatherer.network, score=gatherer.score)
+    return scored, tuple(shown)
+
+
+def _examples(pipeline: Pipeline, data: _Data, values: Values, protocol: PriorProtocol) -> tuple[Shown, ...]:
+    """The least, the median and the most likely pictures, and their codes decoded."""
+    shown = []
+    for rank, place in ranked(values.columns["nats_a_code"], count=protocol.examples, lower_is_better=True):
+        back = to_array(pipeline.decode(data.codes(place))[0], rounding=protocol.rounding)
+        original = back if data.taken is None else to_array(to_tensor(data.taken.read(place)))
+        shown.append(Shown(rank, data.name(place), values.at(place), original, back))
+    return tuple(shown)

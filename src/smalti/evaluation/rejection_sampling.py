@@ -1,0 +1,143 @@
+"""Laying each picture several times and keeping the best: by how likely the prior finds it, or by anything that looks at pictures.
+
+Rejection sampling as in VQ-VAE-2 (Razavi et al., arXiv 1906.00446, section 3.3) and in table 4 of Esser et al.,
+arXiv 2012.09841, but for each picture on its own: of its N candidates one is kept, where they keep the best share of all samples
+of a class. So a picture stays a function of its seed.
+
+Letters: B batch, C channels, H W pixels, h w code grid, N candidates of a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from smalti.core.errors import SmaltiError
+from smalti.core.rng import philox
+from smalti.evaluation.measurement import Progress, unwatched
+from smalti.generation.code_sampler import Sampler, finished
+from smalti.pipeline import Pipeline
+from smalti.prior import Prior
+
+Score: TypeAlias = Callable[[Tensor], Tensor]
+"""Codes (B,h,w), one candidate for each of B pictures -> how good each is (B,), more is better."""
+
+_WORD = 0xFFFFFFFF
+_HIGH = 0x3FFFFFFF  # the upper word of a seed: seeds that count on from a candidate's stay below 2^63
+
+
+class Chosen(NamedTuple):
+    """The best candidate of each picture."""
+
+    codes: Tensor
+    """(B,h,w)"""
+    seeds: Tensor
+    """(B,) int64: laid with this seed alone, a picture is the same."""
+    candidates: Tensor
+    """(B,) int64: which of the N they are; 0 is the one of the picture's own seed."""
+    scores: Tensor
+    """(B,N) float64: those of all candidates."""
+
+
+def candidate_seeds(seeds: Tensor, candidate: int) -> Tensor:
+    """The seeds of pictures (B,) int64, and the number of a candidate -> the seed of that candidate of each (B,) int64.
+
+    Candidate 0 has the picture's own seed. The others have random ones, which hang on the picture's seed and their number alone.
+    """
+    if candidate == 0:
+        return seeds
+    counter = torch.zeros(4, len(seeds), dtype=torch.int64, device=seeds.device)
+    # The noise of codes leaves the last word at 0.
+    counter[0], counter[3] = candidate, 1
+    words = philox(counter, torch.stack((seeds & _WORD, seeds >> 32)))
+    return (words[0] & _HIGH) << 32 | words[1]
+
+
+def best_of(
+    pipeline: Pipeline,
+    values: Sequence[Any],
+    known: Tensor,
+    *,
+    sampler: Sampler,
+    seeds: Tensor,
+    tries: int,
+    score: Score,
+    speculate: int = 0,
+    progress: Progress = unwatched,
+) -> Chosen:
+    """As `Pipeline.lay`, each picture laid `tries` times -> the candidate of each with the highest score, the first of equals.
+
+    With one try it is what `Pipeline.lay` lays. `speculate` is as there. `progress` is told how many codes are laid,
+    and of how many.
+
+    Raises `SmaltiError` as `Pipeline.lay`, for fewer tries than one, and for a score that is not one number for each picture.
+    """
+    if tries < 1:
+        raise SmaltiError(f"{tries} tries give no picture to choose; ask for 1 or more")
+    codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(tries)]
+    missing = int((known < 0).sum())
+    for candidate, some in enumerate(every):
+        laying = pipeline.lay(values, known, sampler=sampler, seeds=some, speculate=speculate)
+        codes.append(finished(_counted(laying, progress, until=(candidate + 1) * missing, total=tries * missing)))
+        scores.append(_checked(score(codes[-1]), count=len(seeds)))
+    scored = torch.stack(scores, dim=1)  # (B,N)
+    best = scored.argmax(1)
+    place = torch.arange(len(best))
+    laid = torch.stack(codes, dim=1)  # (B,N,h,w)
+    return Chosen(laid[place, best.to(laid.device)], torch.stack(every, dim=1)[place, best], best, scored)
+
+
+def _counted(laying: Iterator[Tensor], progress: Progress, *, until: int, total: int) -> Iterator[Tensor]:
+    for codes in laying:
+        progress(until - int((codes < 0).sum()), total)
+        yield codes
+
+
+def _checked(scores: Tensor, *, count: int) -> Tensor:
+    if scores.shape != (count,) or scores.isnan().any():
+        raise SmaltiError(
+            f"a score gives one number for each of the {count} pictures, not {scores.tolist()!r:.60}; "
+            f"return a tensor of the shape ({count},) without NaN"
+        )
+    return scores.detach().double().cpu()
+
+
+def indifferent(codes: Tensor) -> Tensor:
+    """Codes (B,h,w) -> zeros (B,): the score where there is nothing to choose, as with one try."""
+    return torch.zeros(len(codes))
+
+
+def by_pictures(pipeline: Pipeline, judge: Callable[[Tensor], Tensor]) -> Score:
+    """What maps pictures (B,C,H,W) in [-1,1] on the CPU to numbers (B,) -> the score of the codes that become these pictures."""
+    return lambda codes: judge(pipeline.decode(codes))
+
+
+def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -> Score:
+    """What B pictures are told, and their known codes (B,h,w), -1 where one is laid -> the score minus nats a code (B,).
+
+    It is the mean over the `judged` codes. Temperature, filters and guidance do not count.
+    """
+    counted = judged(pipeline.prior, known)  # (B,h,w)
+
+    def score(codes: Tensor) -> Tensor:
+        nats = pipeline.nats(codes, values=values).cpu()
+        return -(nats * counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
+
+    return score
+
+
+def judged(prior: Prior, known: Tensor) -> Tensor:
+    """Known codes (B,h,w), -1 where one is laid -> those by whose likelihood candidates are compared: (B,h,w) bool on the CPU.
+
+    They are the known codes that come after the first laid one in the prior's order: they did not guide it, and tell whether it
+    fits. That is the weight of importance sampling: candidates are drawn as likely as the prior finds the laid codes, and what is
+    left of the likelihood of the whole is that of these. Where no known code comes later, they are the laid codes themselves.
+    """
+    known = known.cpu()
+    order = prior.places((known.shape[1], known.shape[2]), device=known.device)
+    begun = (known.flatten(1)[:, order] < 0).cumsum(1) > 0  # (B,n), in the prior's order
+    later = begun[:, order.argsort()].view_as(known) & (known >= 0)
+    return torch.where(later.any(2, keepdim=True).any(1, keepdim=True), later, known < 0)

@@ -1,0 +1,205 @@
+"""How well a tokenizer keeps pictures, and how it uses its codes.
+
+B batch, C channels, H W pixels, h w code grid, K size of the codebook, N pictures.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import as_mapping
+from smalti.data.sources import Source
+from smalti.evaluation.feature_statistics import Gatherer
+from smalti.evaluation.measurement import (
+    Counter,
+    Judges,
+    Progress,
+    Values,
+    fingerprints,
+    judges,
+    ranked,
+    thin_use,
+    unwatched,
+)
+from smalti.evaluation.metrics import CodeUse, psnr
+from smalti.evaluation.periodic_artifacts import PowerSpectrum, hatch, is_measurable
+from smalti.evaluation.prepared_images import Taken
+from smalti.evaluation.protocols import TokenizerProtocol
+from smalti.evaluation.results import DEFINITIONS, Measured, Shown
+from smalti.evaluation.set_scores import Scores, score_sets
+from smalti.evaluation.similarity import SMALLEST, WINDOW, ms_ssim, ssim
+from smalti.images.io import to_array, to_tensor
+from smalti.losses.perceptual import Perceptual
+from smalti.tokenizer.vqgan import VQGAN
+
+SIMILARITIES = {"psnr": (psnr, 1), "ssim": (ssim, WINDOW), "ms_ssim": (ms_ssim, SMALLEST)}
+"""Names in a protocol -> the measure, and the least height and width it is defined for."""
+
+
+class _Back(NamedTuple):
+    """A batch and what became of it."""
+
+    images: Tensor
+    """(B,C,H,W) in [-1,1], on 8-bit levels"""
+    back: Tensor
+    """(B,C,H,W) alike"""
+    codes: Tensor
+    """(B,h,w)"""
+
+
+@torch.no_grad()
+def _there_and_back(tokenizer: VQGAN, pixels: npt.NDArray[Any], protocol: TokenizerProtocol) -> _Back:
+    """Pictures (B,H,W,C) uint8 or uint16 -> through the codes and back, both as 8-bit files would hold them."""
+    device = next(tokenizer.parameters()).device
+    given = to_tensor(pixels)
+    back, quantized = tokenizer(given.to(device))
+    images = given if pixels.dtype == np.uint8 else to_tensor(to_array(given))
+    rounded = to_tensor(to_array(back, rounding=protocol.rounding))
+    return _Back(images.to(device), rounded.to(device), quantized.codes)
+
+
+def measure_tokenizer(
+    tokenizer: VQGAN,
+    source: Source,
+    *,
+    protocol: TokenizerProtocol,
+    device: torch.device,
+    progress: Progress = unwatched,
+    batch: int = 16,
+) -> Measured:
+    """A tokenizer, which is moved to `device`, and pictures -> how well it keeps them, and how it uses its codes.
+
+    Raises `SmaltiError` for sizes that are no multiple of f, tokenizers of other than 1 or 3 channels, and weights that
+    cannot be had where the protocol does not leave them out.
+    """
+    channels = tokenizer.settings.pyramid.channels
+    if channels not in (1, 3):
+        raise SmaltiError(
+            f"this tokenizer takes {channels} channels; only those of pictures, with 1 or 3, are measured"
+        )
+    taken = Taken(source, protocol.pictures, channels=channels, tile=tokenizer.factor)
+    who = judges(protocol.lpips, protocol.features, missing=protocol.missing, device=device)
+    tokenizer = tokenizer.to(device).eval()
+    counter, use, values = Counter(progress, len(taken)), CodeUse(tokenizer.size), Values(len(taken))
+    sets: list[Gatherer] = []
+    spectra, period = (PowerSpectrum(), PowerSpectrum()), _hatch_period(tokenizer)
+    if who.network is not None and protocol.features is not None:
+        network, features = who.network, protocol.features
+        sets = [Gatherer(network, features, total=len(taken), score=score, device=device) for score in (True, False)]
+    for places, pixels in taken.portions(batch):
+        images, back, codes = _there_and_back(tokenizer, pixels, protocol)
+        use.add(codes)
+        if is_measurable((images.shape[2], images.shape[3]), period=period):
+            for spectrum, pictures in zip(spectra, (back, images), strict=True):
+                spectrum.update(pictures)
+        for name, found in _similarities(images, back, protocol, who.lpips).items():
+            values.put(name, places, found)
+        for gatherer, pictures in zip(sets, (back, images)[: len(sets)], strict=True):
+            gatherer.update(pictures, places)
+        counter.add(len(places))
+    counter.add(len(taken.left_out))
+    scored = _score_sets(sets, protocol)
+    scores = {
+        **values.means(),
+        **_hatch(*spectra, period=period),
+        "codes_in_use": use.in_use,
+        "perplexity": use.perplexity,
+        **scored.values,
+    }
+    return Measured(
+        kind="tokenizer",
+        scores=scores,
+        deviations=scored.deviations,
+        definitions={**{name: DEFINITIONS[name] for name in scores if name in DEFINITIONS}, **scored.definitions},
+        protocol=as_mapping(protocol),
+        networks=fingerprints(who),
+        data=taken.described(),
+        model={"tokenizer": tokenizer.fingerprint(), "codes": tokenizer.size, "factor": tokenizer.factor},
+        notes=(*who.notes, *taken.notes(), *_gaps(values, taken, protocol, who), *thin_use(use), *scored.notes),
+        names=tuple(picture.key for picture in taken.pictures),
+        values=values.columns,
+        counts=use.counts,
+        examples=_examples(tokenizer, taken, values, protocol),
+    )
+
+
+def _similarities(
+    images: Tensor, back: Tensor, protocol: TokenizerProtocol, lpips: dict[str, Perceptual]
+) -> dict[str, Tensor]:
+    """A batch and its reconstructions -> the values (B,) of each measure that is defined for their size."""
+    least = min(images.shape[2:])
+    found: dict[str, Tensor] = {}
+    for name in protocol.similarity:
+        measure, smallest = SIMILARITIES[name]
+        if least >= smallest:
+            found[name] = measure(back, images)
+    for backbone, judge in lpips.items():
+        if least >= judge.backbone.smallest:
+            with torch.no_grad():
+                found[f"lpips_{backbone}"] = judge(images, back)
+    return found
+
+
+def _hatch_period(tokenizer: VQGAN) -> int:
+    """The side of the squares that the decoder unfolds, or f where it doubles its maps."""
+    pyramid = tokenizer.settings.pyramid
+    return pyramid.stem if pyramid.stem > 1 else pyramid.factor
+
+
+def _hatch(back: PowerSpectrum, images: PowerSpectrum, *, period: int) -> dict[str, float]:
+    """Spectra of reconstructions and originals -> the score, where any were large enough for one."""
+    if not images.count:
+        return {}
+    return {"hatch": hatch(back.mean(), period=period) / hatch(images.mean(), period=period)}
+
+
+def _gaps(values: Values, taken: Taken, protocol: TokenizerProtocol, who: Judges) -> list[str]:
+    """Notes on measures that are not defined for some or all of the pictures."""
+    asked = [*protocol.similarity, *(f"lpips_{name}" for name in who.lpips)]
+    found = []
+    for name in asked:
+        count = 0 if name not in values.columns else int((~values.columns[name].isnan()).sum())
+        smallest = (
+            SIMILARITIES[name][1] if name in SIMILARITIES else who.lpips[name.partition("_")[2]].backbone.smallest
+        )
+        if count < taken.measured and min(min(size) for size in taken.sizes) < smallest:
+            which = f"measured on {count} of {taken.measured} pictures" if count else "left out"
+            found.append(f"{name} is {which}: it needs {smallest} pixels each way")
+    return found
+
+
+def _score_sets(sets: list[Gatherer], protocol: TokenizerProtocol) -> Scores:
+    """The reconstructions against the originals of the same pictures, in names of their own: `rfid` is such an FID."""
+    if not sets or protocol.features is None:
+        return Scores({}, {}, {}, [])
+    ours, reference = sets
+    if int(ours.pool.count) < 2:
+        return Scores({}, {}, {}, ["the scores of sets are left out: a single picture is no set"])
+    return score_sets(
+        ours.statistics(),
+        reference.statistics(),
+        protocol=protocol.features,
+        network=ours.network,
+        score=ours.score,
+        named=lambda name: "rfid" if name == "fid" else f"reconstruction_{name}",
+    )
+
+
+def _examples(tokenizer: VQGAN, taken: Taken, values: Values, protocol: TokenizerProtocol) -> tuple[Shown, ...]:
+    """The worst, the median and the best, by LPIPS where it was measured, else by the first measure; reconstructed again."""
+    judged_by = next((name for name in values.columns if name.startswith("lpips")), next(iter(values.columns), None))
+    if judged_by is None:
+        return ()
+    column, lower = values.columns[judged_by], judged_by.startswith("lpips")
+    shown = []
+    for rank, place in ranked(column, count=protocol.examples, lower_is_better=lower):
+        images, back, _ = _there_and_back(tokenizer, taken.read(place)[None], protocol)
+        name = taken.pictures[place].key
+        shown.append(Shown(rank, name, values.at(place), to_array(images[0]), to_array(back[0])))
+    return tuple(shown)

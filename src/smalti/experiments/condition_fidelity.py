@@ -1,0 +1,199 @@
+"""How far pictures show what they were told: a measure for each condition.
+
+Letters: B pictures, H W pixels, n labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smalti.data.annotations.objects import Thing
+from smalti.experiments.scene_network import Judge, Known, judged
+from smalti.images.io import edges, to_array
+
+STEEP = 48
+"""Of 255: where edges are this steep they count as such."""
+FOUND = 0.3
+"""Share of a box that has to show a class for it to be found there."""
+PLACES = 8
+"""Other places that each box is looked for at."""
+SKY, GROUND = (0, 1, 2, 3), (5, 6, 7, 8)
+"""The labels of scenes that belong above, and those that belong below."""
+
+
+class Pictures(NamedTuple):
+    """Samples of held-out conditions, and what they are held against."""
+
+    told: Tensor
+    """(B,3,H,W) in [-1,1], each with the condition of the scene in its place"""
+    left_open: Tensor
+    """(B,3,H,W), of the same prior and seeds, told nothing"""
+    real: Tensor
+    """(B,3,H,W), the scenes as the tokenizer gives them back"""
+    known: Known
+    things: Sequence[Sequence[Thing]]
+    """What stands in each scene, in shares of it"""
+    judge: Judge
+
+
+class Obeyed(NamedTuple):
+    """A measure of told pictures, of real ones as the tokenizer gives them back, and of those that were told nothing."""
+
+    told: float
+    real: float
+    left_open: float
+    score: float
+    """What the goal is for."""
+    goal: float
+
+
+Measure = Callable[[Pictures], Obeyed]
+
+
+def _each(of: Callable[[Tensor], float], pictures: Pictures) -> tuple[float, float, float]:
+    return of(pictures.told), of(pictures.real), of(pictures.left_open)
+
+
+def labels(pictures: Pictures) -> Obeyed:
+    """Mean intersection over union of the labels that the judge sees and those of the maps; the score is a share of what real
+    pictures reach."""
+    told, real, left_open = _each(
+        lambda images: mean_iou(judged(pictures.judge, images).labels.argmax(1), pictures.known.labels), pictures
+    )
+    return Obeyed(told, real, left_open, score=told / max(real, 1e-9), goal=0.5)
+
+
+def depths(pictures: Pictures) -> Obeyed:
+    """Rank correlation of the depths that the judge sees and those of the maps, the mean over pictures."""
+
+    def of(images: Tensor) -> float:
+        seen = judged(pictures.judge, images).depths
+        pairs = zip(seen, pictures.known.depths, strict=True)
+        return float(torch.stack([rank_correlation(one, other) for one, other in pairs]).mean())
+
+    told, real, left_open = _each(of, pictures)
+    return Obeyed(told, real, left_open, score=told, goal=0.6)
+
+
+def edge_maps(pictures: Pictures) -> Obeyed:
+    """F-score of edges, a pixel off allowed; the score is how many times that of pictures that were told nothing."""
+    wanted = _steep(pictures.known.images)
+    told, real, left_open = _each(lambda images: f_score(_steep(images), wanted), pictures)
+    return Obeyed(told, real, left_open, score=told / max(left_open, 1e-9), goal=2.0)
+
+
+def classes(pictures: Pictures) -> Obeyed:
+    """Share of pictures whose class the judge names right."""
+
+    def of(images: Tensor) -> float:
+        return float((judged(pictures.judge, images).classes.argmax(1) == pictures.known.classes).float().mean())
+
+    told, real, left_open = _each(of, pictures)
+    return Obeyed(told, real, left_open, score=told, goal=0.5)
+
+
+def smaller(pictures: Pictures, *, times: int) -> Obeyed:
+    """PSNR in dB of the pictures made so many times smaller, against the scenes made smaller."""
+    wanted = F.avg_pool2d(pictures.known.images, times)
+
+    def of(images: Tensor) -> float:
+        errors = (F.avg_pool2d(images.clamp(-1, 1), times) - wanted).square().mean((1, 2, 3)) / 4
+        return float((-10 * errors.log10()).mean())
+
+    told, real, left_open = _each(of, pictures)
+    return Obeyed(told, real, left_open, score=told, goal=20.0)
+
+
+def boxes(pictures: Pictures, *, names: Sequence[str], only: Callable[[Thing], bool]) -> Obeyed:
+    """How often the judge sees the class of a thing in its box; the score is how many times as often as in boxes of the same size
+    at other places of the same pictures. `names`: of the labels, in order."""
+    chance = torch.Generator().manual_seed(0)
+
+    def of(images: Tensor) -> tuple[float, float]:
+        seen = judged(pictures.judge, images).labels.argmax(1)  # (B,H,W)
+        here, elsewhere = [], []
+        for labelled, things in zip(seen, pictures.things, strict=True):
+            for thing in filter(only, things):
+                shows = (labelled == names.index(thing.name)).float()
+                left, top, width, height = thing.box
+                here.append(_shown(shows, (left, top, width, height)) >= FOUND)
+                for across, down in torch.rand(PLACES, 2, generator=chance).tolist():
+                    box = (across * (1 - width), down * (1 - height), width, height)
+                    elsewhere.append(_shown(shows, box) >= FOUND)
+        return _share(here), _share(elsewhere)
+
+    (told, others), (real, _), (left_open, _) = of(pictures.told), of(pictures.real), of(pictures.left_open)
+    return Obeyed(told, real, left_open, score=told / max(others, 1e-9), goal=3.0)
+
+
+def heights(pictures: Pictures) -> Obeyed:
+    """Of tall pictures: the share of the sky's pixels in the upper third, and of the ground's in the lower, of both thirds."""
+
+    def of(images: Tensor) -> float:
+        seen = judged(pictures.judge, images).labels.argmax(1)  # (B,H,W)
+        third = seen.shape[1] // 3
+        above = torch.isin(seen[:, :third], torch.tensor(SKY)).float().mean()
+        below = torch.isin(seen[:, -third:], torch.tensor(GROUND)).float().mean()
+        return float(above + below) / 2
+
+    told, real, left_open = _each(of, pictures)
+    return Obeyed(told, real, left_open, score=told / max(real, 1e-9), goal=0.8)
+
+
+def mean_iou(seen: Tensor, wanted: Tensor) -> float:
+    """Labels (B,H,W) and those that should be -> the mean over the labels that should be of intersection over union."""
+    found = []
+    for label in torch.unique(wanted).tolist():
+        one, other = seen == label, wanted == label
+        found.append(float((one & other).sum() / (one | other).sum()))
+    return sum(found) / len(found)
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Two tensors of as many numbers -> the correlation of their ranks (Spearman's), equal numbers sharing their mean rank; 0 where
+    one of the two is all the same."""
+    ranks = torch.stack([_ranks(one.flatten()), _ranks(other.flatten())])
+    ranks -= ranks.mean(1, keepdim=True)
+    spread = ranks.norm(dim=1).prod()
+    return torch.where(spread > 0, (ranks[0] * ranks[1]).sum() / spread.clamp(min=1e-12), 0.0)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """(m,) -> (m,) float64 mean ranks."""
+    _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    means: Tensor = counts.cumsum(0).double() - (counts - 1) / 2
+    return means[group]
+
+
+def _steep(images: Tensor) -> Tensor:
+    """Pictures (B,3,H,W) -> where they have edges (B,H,W) bool."""
+    return torch.stack([torch.from_numpy(edges(picture)[:, :, 0] >= STEEP) for picture in to_array(images)])
+
+
+def f_score(seen: Tensor, wanted: Tensor) -> float:
+    """Edges (B,H,W) bool and those that should be -> 2 p r / (p + r), one pixel off counting as right."""
+    precision = float((seen & _wider(wanted)).sum() / seen.sum().clamp(min=1))
+    recall = float((wanted & _wider(seen)).sum() / wanted.sum().clamp(min=1))
+    return 2 * precision * recall / max(precision + recall, 1e-9)
+
+
+def _wider(found: Tensor) -> Tensor:
+    return F.max_pool2d(found.float().unsqueeze(1), 3, stride=1, padding=1)[:, 0] > 0
+
+
+def _shown(shows: Tensor, box: tuple[float, float, float, float]) -> float:
+    """Where a class is seen (H,W), and a box in shares -> the share of the box that shows it, of one pixel at least."""
+    (H, W), (left, top, width, height) = shows.shape, box
+    first_row, first_column = min(max(int(top * H), 0), H - 1), min(max(int(left * W), 0), W - 1)
+    last_row = max(round((top + height) * H), first_row + 1)
+    last_column = max(round((left + width) * W), first_column + 1)
+    return float(shows[first_row:last_row, first_column:last_column].mean())
+
+
+def _share(found: Sequence[bool]) -> float:
+    return sum(found) / max(len(found), 1)

@@ -1,0 +1,401 @@
+"""The study `conditions`: do pictures show what they are told? Each condition of the paper, and more, on the embedded scenes.
+
+One tokenizer of pictures, one of each kind of maps, and for each condition a prior. Held-out scenes say what is asked for; a
+network that has learned from real scenes says what is seen in the samples.
+
+H W pixels, f = H/h, h w grid of codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from smalti.conditions.base import Condition, everywhere
+from smalti.conditions.labels import Labels
+from smalti.core.errors import SmaltiError
+from smalti.core.files import write_atomically
+from smalti.core.progress import counting
+from smalti.core.settings import Positive, as_mapping, settings
+from smalti.data.annotations.annotation_files import read_annotations
+from smalti.data.annotations.objects import Thing, beside
+from smalti.data.code_shards import open_codes
+from smalti.data.config import PictureSettings
+from smalti.data.file_types import KINDS
+from smalti.data.loader import Crops
+from smalti.data.paired import CutAlike
+from smalti.data.paired import beside as files_beside
+from smalti.data.sources import open_source
+from smalti.encoding.annotators import SAYINGS
+from smalti.encoding.condition_encoding import Told
+from smalti.experiments import condition_fidelity, steps
+from smalti.experiments.base import Asked, Place, Step, Study
+from smalti.experiments.condition_fidelity import Measure
+from smalti.experiments.conditions.page import page
+from smalti.experiments.conditions.scales import SCALES
+from smalti.experiments.scene_network import Judge, Known, train_judge
+from smalti.experiments.steps import SCENES, refuse_idle
+from smalti.generation.code_sampler import Sampler, sample_windows, sampler_of, unknown
+from smalti.hub.pretrained import find_model
+from smalti.images.io import save_png
+from smalti.model_loading import load_tokenizer
+from smalti.pipeline import Pipeline
+from smalti.prior.window import Window
+from smalti.prior_folder import load_prior
+from smalti.scenes.painter import CLASSES, LABELS
+from smalti.training.config import CopiesSettings, PriorTraining, TokenizerTraining
+from smalti.training.runs import encode_pictures, train_prior, train_tokenizer
+from smalti.training.stage1 import crops
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Literal[
+    "label", "segmentation", "depth", "edges", "lowres", "layout", "keypoints", "coordinates", "label-segmentation"
+]
+
+LARGE = "scenes-large"
+"""Name of the step that paints scenes twice as high and wide, of which a window sees a part."""
+
+
+class Map(NamedTuple):
+    """A condition that has a tokenizer of its own: where its files lie among the scenes ("images": it is made of them), and what
+    its training changes."""
+
+    folder: str
+    changes: tuple[str, ...]
+
+
+MAPS: dict[str, Map] = {
+    "segmentation": Map(
+        "segmentations",
+        ("pictures.kind=labels", f"model.pyramid.channels={len(LABELS)}", "objective.pixel=cross_entropy"),
+    ),
+    "depth": Map("depths", ("pictures.kind=depth", "model.pyramid.channels=1")),
+    "edges": Map("images", ("pictures.kind=edges", "model.pyramid.channels=1")),
+    # Its pictures have a quarter of the sides, and its codes a quarter of the pixels.
+    "lowres": Map("images", ()),
+}
+SMALLER = 4
+"""How many times higher and wider the pictures are than those that `lowres` is told."""
+
+
+class Trial(NamedTuple):
+    """What pictures are told, and how it is seen whether they show it."""
+
+    told: tuple[str, ...]
+    measure: Measure
+    large: bool = False
+    """Whether it is told of windows in larger scenes, and larger pictures are laid."""
+    times: int = 1
+    """How many times as long as the others its prior is trained: things in boxes are a small part of the picture, learned late."""
+    also: tuple[Name, ...] = ()
+    """Other trials by whose measures it is judged too."""
+
+
+def _is_figure(thing: Thing) -> bool:
+    return bool(thing.keypoints)
+
+
+TRIALS: dict[Name, Trial] = {
+    "label": Trial(("labels",), condition_fidelity.classes),
+    "segmentation": Trial(("segmentation",), condition_fidelity.labels),
+    "depth": Trial(("depth",), condition_fidelity.depths),
+    "edges": Trial(("edges",), condition_fidelity.edge_maps),
+    "lowres": Trial(("lowres",), partial(condition_fidelity.smaller, times=SMALLER)),
+    "layout": Trial(("layout",), partial(condition_fidelity.boxes, names=LABELS, only=lambda thing: True), times=3),
+    "keypoints": Trial(("keypoints",), partial(condition_fidelity.boxes, names=LABELS, only=_is_figure), times=3),
+    "coordinates": Trial(("coordinates",), condition_fidelity.heights, large=True),
+    "label-segmentation": Trial(("labels", "segmentation"), condition_fidelity.labels, also=("label",)),
+}
+
+
+@settings
+class ConditionsSettings:
+    """What is told, and how it is trained."""
+
+    recipe: str
+    """Of the tokenizers and of the priors."""
+    tokenizer: tuple[str, ...] = ()
+    """`a.b=c` over the recipe, for all tokenizers."""
+    maps: tuple[str, ...] = ()
+    """... for those of conditions alone."""
+    prior: tuple[str, ...] = ()
+    """... for the priors."""
+    told: tuple[Name, ...] = tuple(TRIALS)
+    size: tuple[Positive, Positive] = (64, 64)
+    """(H,W) of all pictures, sides divisible by 16."""
+    scenes: Positive
+    held_out: Share = 0.1
+    """Share of the scenes that trainings do not see, and that say what is asked for."""
+    copies: Positive = 3
+    """Crops of each training picture that priors learn from."""
+    judge_steps: Positive = 400
+    """Batches that the judge learns from."""
+    samples: Positive = 64
+    """Pictures of each condition, as far as there are held-out scenes."""
+    shown: Positive = 8
+    """Of them on the page."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    guidance: Annotated[float, Field(ge=0)] = 2.0
+    """Of what is told; the pictures that are told nothing have none."""
+
+
+def plan(chosen: ConditionsSettings, asked: Asked) -> list[Step]:
+    """Scenes; a judge; tokenizers of pictures and of maps; and for each condition its codes, its prior, and its samples."""
+    refuse_idle(asked, trains=("tokenizer", "prior"))
+    if asked.data is not None:
+        raise SmaltiError("this study needs scenes, of which everything is known; leave --data out")
+    if any(side % 16 for side in chosen.size):
+        raise SmaltiError(f"size = {chosen.size[0]}x{chosen.size[1]}: sides are multiples of 16 here")
+    training = steps.varied(
+        chosen.recipe,
+        shared=chosen.tokenizer,
+        overrides=asked.of("tokenizer"),
+        changes=[f"pictures.size={list(chosen.size)}", f"pictures.validation={chosen.held_out}"],
+    )
+    prior = steps.varied_prior(
+        chosen.recipe, shared=chosen.prior, overrides=asked.of("prior"), changes=["condition=auto", "encode={}"]
+    )
+    large = chosen.size[0] * 2, chosen.size[1] * 2
+    found = [steps.scenes(count=chosen.scenes, size=chosen.size)]
+    if any(TRIALS[name].large for name in chosen.told):
+        found.append(steps.scenes(count=chosen.scenes, size=large, name=LARGE))
+    found += [_judge(chosen), _tokenizer("tokenizer", "images", training)]
+    needed = [name for name in MAPS if any(name in TRIALS[each].told for each in chosen.told)]
+    found += [_map_tokenizer(name, chosen, asked, factor=training.model.pyramid.factor) for name in needed]
+    for name in chosen.told:
+        found += [_codes(name, chosen), _prior(name, prior), _obeyed(name, chosen)]
+    return found
+
+
+def _tokenizer(name: str, folder: str, training: TokenizerTraining) -> Step:
+    def work(place: Place) -> dict[str, Any]:
+        train_tokenizer(place.before[SCENES].folder / folder, place.folder, settings=training, console=place.console)
+        return {}
+
+    said = {"folder": folder, "training": steps.decisive(as_mapping(training))}
+    return Step(name=name, settings=said, work=work, after=(SCENES,))
+
+
+def _map_tokenizer(name: str, chosen: ConditionsSettings, asked: Asked, *, factor: int) -> Step:
+    """`factor`: pixels a code of the pictures' tokenizer. Raises `SmaltiError` where there is none for smaller copies."""
+    shape = [f"pictures.size={list(chosen.size)}"]
+    if name == "lowres":
+        if factor % SMALLER:
+            raise SmaltiError(
+                f"lowres takes a tokenizer of {SMALLER} or a multiple of it as factor, and it has {factor}"
+            )
+        smaller = [side // SMALLER for side in chosen.size]
+        shape = [f"pictures.size={smaller}", f"model.pyramid.stem={factor // SMALLER}", "model.pyramid.multipliers=[1]"]
+    fixed = ["objective.adversarial.weight=0", "objective.perceptual=none", f"pictures.validation={chosen.held_out}"]
+    changes = [*MAPS[name].changes, *shape, *fixed]
+    training = steps.varied(
+        chosen.recipe, shared=[*chosen.tokenizer, *chosen.maps], overrides=asked.of("tokenizer"), changes=changes
+    )
+    return _tokenizer(f"tokenizer-{name}", MAPS[name].folder, training)
+
+
+def _pictures(name: Name, chosen: ConditionsSettings) -> PictureSettings:
+    """How pictures are cut that are told this."""
+    zoom, flip = ((2.0, 2.0), False) if TRIALS[name].large else ((1.0, 1.25), True)
+    return PictureSettings(size=chosen.size, zoom=zoom, flip=flip, validation=chosen.held_out)
+
+
+def _codes(name: Name, chosen: ConditionsSettings) -> Step:
+    trial = TRIALS[name]
+    scenes = LARGE if trial.large else SCENES
+    after = ("tokenizer", *(f"tokenizer-{each}" for each in trial.told if each in MAPS))
+    copies = CopiesSettings(copies=chosen.copies, pictures=_pictures(name, chosen))
+
+    def told(each: str, place: Place) -> Told:
+        folder = place.before[scenes].folder
+        if each in SAYINGS:
+            return Told(each, data=folder if each in ("layout", "keypoints") else None)
+        data = None if MAPS[each].folder == "images" else folder / MAPS[each].folder
+        return Told(each, place.before[f"tokenizer-{each}"].folder, data)
+
+    def work(place: Place) -> dict[str, Any]:
+        with counting(place.console, title="encoding", unit="images") as progress:
+            encode_pictures(
+                place.before["tokenizer"].folder,
+                place.before[scenes].folder / "images",
+                place.folder / "codes",
+                settings=copies,
+                seed=0,
+                progress=progress,
+                told=[told(each, place) for each in trial.told],
+            )
+        return {"held_out": len(open_codes(place.folder / "codes").validation)}
+
+    return Step(name=f"codes-{name}", settings=as_mapping(copies), work=work, after=(scenes, *after))
+
+
+def _prior(name: Name, training: PriorTraining) -> Step:
+    training = replace(training, run=replace(training.run, length=training.run.length * TRIALS[name].times))
+
+    def work(place: Place) -> dict[str, Any]:
+        shards, tokenizer = open_codes(place.before[f"codes-{name}"].folder / "codes"), place.before["tokenizer"].folder
+        train_prior(shards, tokenizer, place.folder, settings=training, console=place.console)
+        return {}
+
+    said = {"training": steps.decisive(as_mapping(training))}
+    return Step(name=f"prior-{name}", settings=said, work=work, after=("tokenizer", f"codes-{name}"))
+
+
+def _judge(chosen: ConditionsSettings) -> Step:
+    """The step that trains the judge, and says how right it is on held-out scenes."""
+
+    def work(place: Place) -> dict[str, Any]:
+        training, held_out = crops(
+            open_source(place.before[SCENES].folder / "images"), _pictures("label", chosen), channels=3, seed=0
+        )
+        with counting(place.console, title="reading", unit="scenes") as progress:
+            known = known_of(training, place.before[SCENES].folder, progress=progress)
+        with counting(place.console, title="the judge learns", unit="steps") as progress:
+            judge = train_judge(
+                known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.judge_steps, progress=progress
+            )
+        write_atomically(place.folder / "judge.safetensors", partial(save_file, judge.state_dict()))
+        real = known_of(held_out, place.before[SCENES].folder)
+        whole = condition_fidelity.Pictures(real.images, real.images, real.images, real, [], judge)
+        return {
+            "labels": condition_fidelity.labels(whole).real,
+            "depths": condition_fidelity.depths(whole).real,
+            "classes": condition_fidelity.classes(whole).real,
+        }
+
+    said = {"steps": chosen.judge_steps, "size": list(chosen.size), "held_out": chosen.held_out}
+    return Step(name="judge", settings=said, work=work, after=(SCENES,))
+
+
+def known_of(pictures: Crops, scenes: Path, *, progress: Any = lambda done, total: None) -> Known:
+    """Crops of the pictures of a folder of scenes -> the first crop of each, with all that is known of it."""
+    beside_them = []
+    for folder, kind in (("segmentations", KINDS["labels"](None)), ("depths", KINDS["depth"](None))):
+        source = open_source(scenes / folder, kind=kind)
+        chosen, channels = files_beside(pictures.pictures, source), len(LABELS) if folder == "segmentations" else 1
+        files = Crops(source, chosen, size=pictures.size, channels=channels, crop=pictures.crop, seed=pictures.seed)
+        beside_them.append(CutAlike(pictures, files))
+    rows = []
+    for place in range(len(pictures)):
+        rows.append((*pictures.example(place, place), *(each.example(place, place) for each in beside_them)))
+        progress(place + 1, len(pictures))
+    images, classes, labels, depths = (torch.stack(each) for each in zip(*rows, strict=True))
+    return Known(images, classes, labels.long(), depths)
+
+
+def _obeyed(name: Name, chosen: ConditionsSettings) -> Step:
+    """The step that lays pictures of held-out conditions, and of none, and measures."""
+    trial = TRIALS[name]
+    scenes, times = (LARGE, 2) if trial.large else (SCENES, 1)
+    cut = PictureSettings(
+        size=(chosen.size[0] * times, chosen.size[1] * times), zoom=(1.0, 1.0), validation=chosen.held_out
+    )
+
+    def work(place: Place) -> dict[str, Any]:
+        folder = place.before[scenes].folder
+        _, held_out = crops(open_source(folder / "images"), cut, channels=3, seed=0, most=chosen.samples)
+        known = known_of(held_out, folder)
+        tokenizer = load_tokenizer(place.before["tokenizer"].folder)
+        pipeline = Pipeline(tokenizer, *load_prior(find_model(place.before[f"prior-{name}"].folder, kind="prior")))
+        asked = _asked(place.before[f"codes-{name}"].folder / "codes", held_out, cut, pipeline.condition)
+        grid, nothing = pipeline.grid(cut.size), pipeline.prior.null_prefix(len(asked))
+        # What is told of windows in a larger picture follows from the picture's size.
+        laid_at = pipeline.prefixes([None] * len(asked), grid=grid) if trial.large else everywhere(asked)
+        guided = sampler_of(top_p=chosen.top_p, guidance=chosen.guidance)
+        pictures = condition_fidelity.Pictures(
+            told=_laid(pipeline, laid_at, grid, sampler=guided, count=len(asked), place=place),
+            left_open=_laid(
+                pipeline,
+                everywhere(nothing),
+                grid,
+                sampler=sampler_of(top_p=chosen.top_p),
+                count=len(asked),
+                place=place,
+            ),
+            real=pipeline.reconstruct(known.images),
+            known=known,
+            things=beside(held_out.pictures, read_annotations(folder)),
+            judge=_read_judge(place.before["judge"].folder),
+        )
+        _save(place.folder, pictures, [] if trial.large else list(map(pipeline.condition.preview, asked)), chosen.shown)
+        also = {each: TRIALS[each].measure(pictures)._asdict() for each in trial.also}
+        return {**trial.measure(pictures)._asdict(), "also": also, "pictures": len(asked)}
+
+    settings = {
+        "samples": chosen.samples,
+        "shown": chosen.shown,
+        "top_p": chosen.top_p,
+        "guidance": chosen.guidance,
+        **({"also": list(trial.also)} if trial.also else {}),
+    }
+    after = (scenes, "judge", "tokenizer", f"codes-{name}", f"prior-{name}")
+    return Step(name=f"obeyed-{name}", settings=settings, work=work, after=after)
+
+
+def _read_judge(folder: Path) -> Judge:
+    judge = Judge(len(LABELS), len(CLASSES))
+    judge.load_state_dict(load_file(folder / "judge.safetensors"))
+    return judge.eval().requires_grad_(False)
+
+
+def _asked(codes: Path, chosen: Crops, cut: PictureSettings, condition: Condition) -> Tensor:
+    """What some held-out pictures are told, as shards hold it of all of them, (B,P)."""
+    _, every = crops(chosen.source, cut, channels=3, seed=0)
+    places = {picture.key: place for place, picture in enumerate(every.pictures)}
+    shards = open_codes(codes)
+    examples = [shards.validation[places[picture.key], 0] for picture in chosen.pictures]
+    own = [each.label.reshape(1) if isinstance(condition, Labels) else each.prefix for each in examples]
+    return torch.stack(own)
+
+
+def _laid(
+    pipeline: Pipeline,
+    laid_at: Callable[[Window], Tensor],
+    grid: tuple[int, int],
+    *,
+    sampler: Sampler,
+    count: int,
+    place: Place,
+) -> Tensor:
+    """Prefixes (B,P) at each place of the window -> pictures of a grid (h,w) of codes, with the seeds 0, 1, ..."""
+    seeds, codes = torch.arange(count), unknown(count, grid)
+    laying = sample_windows(pipeline.prior, laid_at, sampler=sampler, seeds=seeds, known=codes)
+    with counting(place.console, title="laying", unit="rows") as progress:
+        for row in range(1, grid[0] + 1):
+            codes = next(laying)
+            progress(row, grid[0])
+    return pipeline.decode(codes)
+
+
+def _save(folder: Path, pictures: condition_fidelity.Pictures, asked: Sequence[Any], shown: int) -> None:
+    """Set down what the page shows: what was asked for, and the pictures, evenly spread over all of them."""
+    count = len(pictures.told)
+    for number in range(min(shown, count)):
+        seed = number * count // min(shown, count)
+        for name in ("told", "real", "left_open"):
+            image = getattr(pictures, name)[seed]
+            save_png(folder / "shown" / f"{number:03d}-{name}.png", image, settings={"seed": seed})
+        if asked:
+            write_atomically(
+                folder / "shown" / f"{number:03d}-asked.png",
+                partial(Image.fromarray(asked[seed]).save, format="PNG"),
+            )
+
+
+CONDITIONS_OBEYED = Study(
+    about="do pictures show what they are told? Every condition, on scenes of which everything is known",
+    takes_models=False,
+    settings=ConditionsSettings,
+    scales=SCALES,
+    plan=plan,
+    page=page,
+)

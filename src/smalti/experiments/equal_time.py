@@ -1,0 +1,202 @@
+"""Trainings that last equally long on the clock: how fast each is, how many pictures that makes, and what it then learned.
+
+A schedule has to know where it ends, so a training cannot simply be stopped when its time is over. Its pace is taken first, and
+its length in pictures follows; how long it really took stands in its outcome. Steps run one after the other, never two at once.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+
+from smalti.core.errors import SmaltiError
+from smalti.core.progress import say
+from smalti.core.settings import as_mapping
+from smalti.data.sources import Source, open_source
+from smalti.experiments.base import Place, Step
+from smalti.experiments.steps import Pictures, decisive
+from smalti.experiments.tokenizer_comparison import LPIPS
+from smalti.losses.discriminator import DISCRIMINATORS
+from smalti.tokenizer.vqgan import VQGAN
+from smalti.training.config import RunSettings, TokenizerTraining
+from smalti.training.launcher import launch
+from smalti.training.loop import seed_step
+from smalti.training.run_folder import read_metrics
+from smalti.training.runs import train_tokenizer
+from smalti.training.stage1 import TokenizerStage
+
+NOMINAL = 10**9
+"""Pictures of the training whose pace is taken: so many that no step of it falls onto the border of two of its phases."""
+PLACES = 6
+"""At so many places of a training, evenly spread, its pace is taken: the discriminator comes in on the way."""
+FEWEST = 3
+"""Timed steps at each place, at least; one more goes before them."""
+POINTS = 12
+"""How often a training looks at held-out pictures ..."""
+LOOKED_AT = 64
+"""... and at how many of them, at most."""
+SAVED = 3
+"""How often it saves its state."""
+
+
+class Weights(NamedTuple):
+    """How many numbers a training learns."""
+
+    tokenizer: int
+    discriminator: int
+
+
+def weights(training: TokenizerTraining) -> Weights:
+    """A training -> the parameters of its networks, without making them; no discriminator where it is not played against."""
+    judge = replace(training.objective.adversarial.discriminator, channels=training.model.pyramid.channels)
+    with torch.device("meta"):
+        networks = VQGAN(training.model), DISCRIMINATORS[judge.name](judge)
+    tokenizer, discriminator = (sum(each.numel() for each in network.parameters()) for network in networks)
+    return Weights(tokenizer, discriminator if training.objective.adversarial.weight else 0)
+
+
+def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change: str) -> None:
+    """Raise `SmaltiError` where one has more or fewer parameters than that called `like`, beyond a share of them. `change`: what a
+    person can do about it, besides setting `parameters_within`."""
+    wanted = found[like]
+    for name, count in found.items():
+        if abs(count / wanted - 1) > within:
+            raise SmaltiError(
+                f"{name} has {count:,} parameters and {like} {wanted:,}: {count / wanted - 1:+.0%}, where {within:.0%} is "
+                f"allowed; {change}, or set parameters_within"
+            )
+
+
+def nominal(training: TokenizerTraining) -> TokenizerTraining:
+    """A training as all of its kind are, whatever their length: what decides its pace, and stands in the keys of steps."""
+    return _of_length(training, NOMINAL)
+
+
+def lasting(training: TokenizerTraining, *, minutes: float, seconds_a_picture: float) -> TokenizerTraining:
+    """A training -> the same with as many pictures, in whole batches, as go into `minutes`."""
+    batches = max(math.floor(60 * minutes / seconds_a_picture / training.run.batch), 1)
+    return _of_length(training, batches * training.run.batch)
+
+
+def _of_length(training: TokenizerTraining, length: int) -> TokenizerTraining:
+    looked_at = min(training.pictures.validation_pictures, LOOKED_AT)
+    pictures = replace(training.pictures, validation_pictures=looked_at)
+    return replace(training, run=of_length(training.run, length), pictures=pictures)
+
+
+def of_length(run: RunSettings, length: int) -> RunSettings:
+    """A run -> the same over `length`: it looks at held-out data right after each report, which is when the clock is read."""
+    every = math.ceil(length / POINTS)
+    return replace(
+        run,
+        length=length,
+        report_every=every,
+        validate_every=every,
+        checkpoint_every=math.ceil(length / SAVED),
+        picture_every=length,
+        tensorboard=False,
+    )
+
+
+def pace(name: str, *, pictures: Pictures, training: TokenizerTraining, seconds: float) -> Step:
+    """The step that takes the pace of a training, by `seconds` of steps. `training` is `nominal`."""
+
+    def work(place: Place) -> dict[str, Any]:
+        say(place.console, f"taking the pace of {name}")
+        return {
+            "seconds_a_picture": taken(training, open_source(pictures.path(place)), seconds=seconds),
+            **weights(training)._asdict(),
+            "threads": torch.get_num_threads(),
+        }
+
+    settings = {**pictures.described, "training": decisive(as_mapping(training)), "seconds": seconds}
+    return Step(name=f"pace-{name}", settings=settings, work=work, after=pictures.after)
+
+
+def taken(training: TokenizerTraining, source: Source, *, seconds: float) -> float:
+    """A training that is `nominal` -> the seconds that a picture takes it on this machine, with its reading.
+
+    The mean over `PLACES` of the medians of the steps there, about `seconds` of them. What they teach is thrown away.
+    """
+    fabric = launch(training.run)
+    stage = TokenizerStage(training, source, fabric=fabric, about={})
+    batches = stage.batches(0)
+    found = []
+    for number in range(PLACES):
+        seen = (2 * number + 1) * NOMINAL // (2 * PLACES)
+        took: list[float] = []
+        while len(took) <= FEWEST or sum(took) < seconds / PLACES:
+            began = time.perf_counter()
+            _step(stage, next(batches), seen, fabric)
+            took.append(time.perf_counter() - began)
+        found.append(statistics.median(took[1:]) / training.run.batch)
+    return statistics.fmean(found)
+
+
+def _step(stage: TokenizerStage, batch: Any, seen: int, fabric: Fabric) -> None:
+    run = stage.settings.run
+    generator = seed_step(run.seed, seen, fabric.global_rank)
+    values = stage.step(batch, seen=seen, count=run.batch, generator=generator)
+    float(values["reconstruction"])  # reading a number waits for the device
+
+
+def timed(name: str, *, pictures: Pictures, training: TokenizerTraining, minutes: float) -> Step:
+    """The step that trains a tokenizer for `minutes`, by the pace of the step before it; its folder is a run folder.
+
+    `training` is `nominal`.
+    """
+
+    def work(place: Place) -> dict[str, Any]:
+        planned = place.before[f"pace-{name}"].outcome
+        run = lasting(training, minutes=minutes, seconds_a_picture=planned["seconds_a_picture"])
+        train_tokenizer(pictures.path(place), place.folder, settings=run, console=place.console)
+        points = curve(read_metrics(place.folder))
+        return {"pictures": run.run.length, "seconds": points[-1]["seconds"], "curve": points}
+
+    settings = {**pictures.described, "training": decisive(as_mapping(training)), "minutes": minutes}
+    return Step(name=f"tokenizer-{name}", settings=settings, work=work, after=(*pictures.after, f"pace-{name}"))
+
+
+def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Lines of a tokenizer's metrics -> what it reached on held-out pictures, after how many seconds of training."""
+    found = []
+    for seconds, line in validations(lines):
+        scores = {"psnr": line["psnr"], **({LPIPS: line["perceptual"]} if "perceptual" in line else {})}
+        found.append({"seconds": seconds, "pictures": line["seen"], **scores})
+    return found
+
+
+def validations(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, Mapping[str, Any]]]:
+    """Lines of a run's metrics -> those of its validations, each after the seconds of training before it.
+
+    The clock of a run goes on while it looks at held-out data; that time is taken off again. It lies between the line of a
+    report and the validation after it.
+    """
+    reported, looking = 0.0, 0.0
+    for line in lines:
+        if line["part"] == "validation":
+            yield round(reported - looking, 3), line
+            looking += line["elapsed"] - reported
+        reported = line["elapsed"]
+
+
+def reached(points: Sequence[Mapping[str, float]], score: str, *, target: float) -> float | None:
+    """A curve -> the second at which its score first was as good as `target`, straight between its points; None: never."""
+    sign = -1 if score == LPIPS else 1
+    before: Mapping[str, float] | None = None
+    for point in points:
+        gap = sign * (target - point[score])
+        if gap <= 0:
+            if before is None:
+                return point["seconds"]
+            share = sign * (target - before[score]) / (sign * (point[score] - before[score]))
+            return before["seconds"] + share * (point["seconds"] - before["seconds"])
+        before = point
+    return None

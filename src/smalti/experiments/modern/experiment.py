@@ -1,0 +1,238 @@
+"""The study `modern-vs-reference`: the original's way of training and ours, for the same time on the same machine.
+
+Both tokenizers have about as many parameters, and are judged on the same pictures, which neither has seen. Single changes away from
+ours, back to the original's choice, are trained as long, so that it is seen what each of our choices is worth.
+
+H W pixels, f = H/h, K size of the codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import Positive, settings
+from smalti.experiments import steps
+from smalti.experiments.base import Asked, Done, Place, Step, Study
+from smalti.experiments.equal_time import Weights, nominal, pace, reached, refuse_unequal, timed, weights
+from smalti.experiments.modern.page import MODERN, REFERENCE, page
+from smalti.experiments.modern.scales import SCALES
+from smalti.experiments.steps import Pictures, Variation, refuse_idle, refuse_twins
+from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, difference
+from smalti.experiments.tokenizer_measurement import Measuring
+from smalti.model_loading import load_tokenizer
+from smalti.training.config import TokenizerTraining
+
+
+@settings
+class ContenderSettings:
+    """A way of training."""
+
+    recipe: str
+    changes: tuple[str, ...] = ()
+    """`a.b=c` over the recipe."""
+
+
+@settings
+class PictureSetSettings:
+    """Pictures of one kind at one size, on which all are trained and compared."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    data: str | None = None
+    """A folder, a .txt list or a .zip file; None: what is given with --data, or else painted scenes."""
+    size: tuple[Positive, Positive]
+    """(H,W) that all are trained on and measured at."""
+    changes: tuple[str, ...] = ()
+    """`a.b=c` over all trainings on it, such as another batch at another size."""
+
+
+@settings
+class ModernSettings:
+    """What is compared, on what, and for how long."""
+
+    reference: ContenderSettings
+    modern: ContenderSettings
+    without: tuple[Variation, ...] = ()
+    """Single changes away from modern."""
+    sets: Annotated[tuple[PictureSetSettings, ...], Field(min_length=1)]
+    minutes: Annotated[float, Field(gt=0)]
+    """How long each is trained, by the clock, without looking at held-out pictures and saving."""
+    pace_seconds: Annotated[float, Field(gt=0)] = 10.0
+    """How long the pace of each is taken before."""
+    parameters_within: Annotated[float, Field(ge=0)] = 0.1
+    """How far the numbers of parameters may lie apart, as a share of modern's."""
+    missing_weights: Literal["leave_out", "refuse"] = "refuse"
+    """Where the published weights of a perceptual loss cannot be had, all train without one, or none does."""
+    held_out: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the pictures that trainings do not see, and on which their tokenizers are measured."""
+    pictures: Positive
+    """How many are measured at most, evenly spread."""
+    shown: Positive
+    """How many of those are set side by side."""
+    scenes: Positive = 480
+    """How many scenes are painted, where no pictures are given."""
+
+
+def plan(chosen: ModernSettings, asked: Asked) -> list[Step]:
+    """Scenes where they are wanted; then for each set of pictures the pace, the training and the measuring of each, one after
+    the other, and the comparison of all."""
+    refuse_idle(asked, trains=("tokenizer",))
+    refuse_twins([each.name for each in chosen.sets], what="sets of pictures")
+    refuse_twins([MODERN, REFERENCE, *(each.name for each in chosen.without)], what="trainings")
+    painted = [each.size for each in chosen.sets if each.data is None and asked.data is None]
+    found: list[Step] = []
+    if painted:
+        largest = max(height for height, _ in painted), max(width for _, width in painted)
+        found.append(steps.scenes(count=chosen.scenes, size=largest))
+    for each in chosen.sets:
+        found += _on(each, chosen, asked)
+    return found
+
+
+def _on(given: PictureSetSettings, chosen: ModernSettings, asked: Asked) -> list[Step]:
+    """All that is done on one set of pictures."""
+    pictures = Pictures.of(Path(given.data) if given.data else asked.data)
+    how = Measuring.of(
+        "modern-vs-reference",
+        size=given.size,
+        count=chosen.pictures,
+        held_out=chosen.held_out,
+        shown=chosen.shown,
+    )
+    trainings = _trainings(given, chosen, asked, without_perceptual=LPIPS in how.missing)
+    sizes = {name: weights(training) for name, training in trainings.items()}
+    refuse_unequal(
+        {name: each.tokenizer for name, each in sizes.items()},
+        like=MODERN,
+        within=chosen.parameters_within,
+        change="change the width of one of them (model.pyramid.width)",
+    )
+    found: list[Step] = []
+    for name, training in trainings.items():
+        called = f"{given.name}-{name}"
+        found += [
+            pace(called, pictures=pictures, training=training, seconds=chosen.pace_seconds),
+            timed(called, pictures=pictures, training=training, minutes=chosen.minutes),
+            how.step(
+                called,
+                pictures=pictures,
+                described={},
+                after=(f"tokenizer-{called}",),
+                load=_loading(f"tokenizer-{called}"),
+            ),
+        ]
+    return [*found, _comparing(given.name, sizes, pictures)]
+
+
+def _loading(step: str) -> Any:
+    return lambda place: load_tokenizer(place.before[step].folder)
+
+
+def _trainings(
+    given: PictureSetSettings, chosen: ModernSettings, asked: Asked, *, without_perceptual: bool
+) -> dict[str, TokenizerTraining]:
+    """All that are trained on a set, by name."""
+    fixed = [f"pictures.size={list(given.size)}", f"pictures.validation={chosen.held_out}"]
+    if without_perceptual and chosen.missing_weights == "leave_out":
+        fixed.append("objective.perceptual=none")
+    ours = chosen.modern
+    ways = {
+        REFERENCE: (chosen.reference, ()),
+        MODERN: (ours, ()),
+        **{each.name: (ours, each.changes) for each in chosen.without},
+    }
+    return {
+        name: nominal(
+            steps.varied(
+                way.recipe,
+                shared=[*way.changes, *given.changes],
+                overrides=_unpaced(asked.of("tokenizer")),
+                changes=[*changes, *fixed],
+            )
+        )
+        for name, (way, changes) in ways.items()
+    }
+
+
+def _unpaced(overrides: Sequence[str]) -> Sequence[str]:
+    """Raise `SmaltiError` for a length: the clock decides it."""
+    for override in overrides:
+        if override.partition("=")[0] == "run.length":
+            raise SmaltiError(f"--set tokenizer.{override}: each training lasts as long as the others; set minutes")
+    return overrides
+
+
+def _comparing(name: str, sizes: Mapping[str, Weights], pictures: Pictures) -> Step:
+    """The step that sets the figures of one set of pictures side by side: nothing is computed but from them."""
+
+    def work(place: Place) -> dict[str, Any]:
+        return compared_all(name, list(sizes), place.before)
+
+    after = [f"{part}-{name}-{each}" for each in sizes for part in ("pace", "tokenizer", "measure")]
+    return Step(name=f"compare-{name}", settings={}, work=work, after=(*pictures.after, *after))
+
+
+class _Trained(NamedTuple):
+    """What is known of one training."""
+
+    pace: Mapping[str, Any]
+    run: Mapping[str, Any]
+    measured: Compared
+
+
+def compared_all(name: str, names: Sequence[str], done: Mapping[str, Done]) -> dict[str, Any]:
+    """The steps of a set of pictures -> what stands in its tables, as plain values.
+
+    `judge` is the score whose curve is followed: LPIPS, or PSNR where its weights are missing. `reached` is the second at which a
+    training was as good as the reference at its end, `share` that as a share of the reference's time.
+    """
+    found = {
+        each: _Trained(
+            done[f"pace-{name}-{each}"].outcome,
+            done[f"tokenizer-{name}-{each}"].outcome,
+            Compared(each, done[f"measure-{name}-{each}"].folder, done[f"measure-{name}-{each}"].outcome),
+        )
+        for each in names
+    }
+    judge = LPIPS if all(LPIPS in point for each in found.values() for point in each.run["curve"]) else "psnr"
+    reference = found[REFERENCE].run
+    target = reference["curve"][-1][judge]
+    rows = {}
+    for each, one in found.items():
+        second = reached(one.run["curve"], judge, target=target)
+        rows[each] = {
+            "parameters": one.pace["tokenizer"],
+            "discriminator_parameters": one.pace["discriminator"],
+            "seconds": one.run["seconds"],
+            "pictures": one.run["pictures"],
+            **{score: one.measured.scores[score] for score in (*HEADS, "codes_in_use") if score in one.measured.scores},
+            "reached": second,
+            "share": None if second is None else second / reference["seconds"],
+            "over_modern": _differences(one.measured, found[MODERN].measured),
+        }
+    return {"judge": judge, "target": target, "threads": found[MODERN].pace["threads"], "rows": rows}
+
+
+def _differences(one: Compared, other: Compared) -> dict[str, list[float]]:
+    """Scores of single pictures -> mean difference and its standard error."""
+    shared = [score for score in HEADS if score != FEATURES and score in one.columns and score in other.columns]
+    return {
+        score: list(difference(one.columns[score], other.columns[score])[:2])
+        for score in shared
+        if len(one.columns[score]) > 1
+    }
+
+
+MODERN_VS_REFERENCE = Study(
+    about="is the modern way of training better than the original's in the same time, and which of its choices pay",
+    takes_models=False,
+    settings=ModernSettings,
+    scales=SCALES,
+    plan=plan,
+    page=page,
+    brings_pictures=lambda chosen: all(each.data is not None for each in chosen.sets),
+)

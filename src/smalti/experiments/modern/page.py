@@ -1,0 +1,206 @@
+"""The page of the study `modern-vs-reference`: pictures of both, their scores over time, and what each single change costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from smalti.core.version import __version__
+from smalti.experiments.base import Asked, Done
+from smalti.experiments.page_parts import counted, hero, made, minutes, not_measured, remarks, side_by_side
+from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, measured_on
+from smalti.reports.charts import Bars, Line, LinePlot, Plot, Reference
+from smalti.reports.report import Block, Card, Cards, Plots, Report, Section, Table, Text
+
+MODERN, REFERENCE = "modern", "reference"
+FAR = 0.15
+"""Trainings whose measured times are further from what was asked, as a share, are told."""
+
+
+def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
+    """The finished steps of the study -> its page."""
+    names = [REFERENCE, MODERN, *(each.name for each in settings.without)]
+    first = settings.sets[0].name
+    ours = _measured(done, first, MODERN)
+    lead = (
+        f"The original's way of training and the modern one, each for {settings.minutes:g} minutes on the same machine, with about "
+        f"as many parameters, judged on the same held-out pictures."
+    )
+    sections = [
+        Section("What this shows, and what it does not", [Text(_shows(settings, done)), Text(_hides(settings, done))])
+    ]
+    for each in settings.sets:
+        sections += _sections(each.name, names, done)
+    protocol = ours.outcome["result"]["protocol"]
+    return Report(
+        title="Modern against reference",
+        lead=lead,
+        blocks=[_cards(first, done)],
+        hero=hero(ours),
+        sections=[*sections, made("modern-vs-reference", settings, asked, protocol=protocol)],
+        colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
+    )
+
+
+def _measured(done: Mapping[str, Done], given: str, name: str) -> Compared:
+    step = done[f"measure-{given}-{name}"]
+    return Compared(name, step.folder, step.outcome)
+
+
+def _cards(given: str, done: Mapping[str, Done]) -> Cards:
+    outcome = done[f"compare-{given}"].outcome
+    rows, judge = outcome["rows"], outcome["judge"]
+    share = rows[MODERN]["share"]
+    seconds = sum(each.seconds for each in done.values())
+    return Cards(
+        [
+            Card(f"{HEADS[judge]}, reference", f"{rows[REFERENCE][judge]:.4g}"),
+            Card(f"{HEADS[judge]}, modern", f"{rows[MODERN][judge]:.4g}"),
+            Card(
+                f"Modern reaches the reference's last {HEADS[judge]} after",
+                "never" if share is None else f"{share:.0%}",
+                unit="" if share is None else "of its time",
+            ),
+            Card("Whole study", minutes(seconds), unit="minutes of work"),
+        ]
+    )
+
+
+def _shows(settings: Any, done: Mapping[str, Done]) -> str:
+    said = []
+    for each in settings.sets:
+        outcome = done[f"compare-{each.name}"].outcome
+        rows, judge = outcome["rows"], outcome["judge"]
+        better = "lower is better" if judge == LPIPS else "higher is better"
+        said.append(
+            f"On `{each.name}` the reference ends at {HEADS[judge]} {rows[REFERENCE][judge]:.4g} and the modern way at "
+            f"{rows[MODERN][judge]:.4g} ({better}), with {rows[REFERENCE]['codes_in_use']:.0%} and "
+            f"{rows[MODERN]['codes_in_use']:.0%} of their codes in use, after {rows[REFERENCE]['pictures']:,} and "
+            f"{rows[MODERN]['pictures']:,} pictures."
+        )
+        over = rows[REFERENCE]["over_modern"].get(judge)
+        if over is not None and abs(over[0]) < 2 * over[1]:
+            said.append("Picture by picture that is within two standard errors: the two cannot be told apart here.")
+    return " ".join(said)
+
+
+def _hides(settings: Any, done: Mapping[str, Done]) -> str:
+    said = [
+        "Each was trained once, with one seed. Another seed moves the scores, by how much is not measured here: standard errors "
+        "below are over pictures alone.",
+        "What is better after so many minutes need not be better after days: the reference's learning rate is made for long runs.",
+        "Equal are the time on this machine and the number of parameters, not the work a picture takes; on a GPU both paces "
+        "are others.",
+    ]
+    far = []
+    for each in settings.sets:
+        for name, row in done[f"compare-{each.name}"].outcome["rows"].items():
+            if abs(row["seconds"] / (60 * settings.minutes) - 1) > FAR:
+                far.append(f"{name} on `{each.name}` {minutes(row['seconds'])} minutes")
+    if far:
+        said.append(
+            f"The pace of some changed on the way, so that they did not last as long as asked: {', '.join(far)}."
+        )
+    first = _measured(done, settings.sets[0].name, MODERN)
+    if measured_on(first) < 2048:
+        said.append(
+            f"A Frechet distance over {counted(measured_on(first), 'picture')} is biased and noisy; it ranks, at best."
+        )
+    return " ".join([*said, *not_measured(first)])
+
+
+def _sections(given: str, names: Sequence[str], done: Mapping[str, Done]) -> list[Section]:
+    """All that is shown of one set of pictures."""
+    outcome = done[f"compare-{given}"].outcome
+    rows, judge = outcome["rows"], outcome["judge"]
+    both = [_measured(done, given, name) for name in (REFERENCE, MODERN)]
+    found = [
+        Section(f"Side by side: {given}", side_by_side([(one.name, one) for one in both])),
+        Section(f"Over time: {given}", [_curves(given, names, done, judge), _table(rows, measured_on(both[0]))]),
+    ]
+    if len(names) > 2:
+        found.append(Section(f"What single changes cost: {given}", _ablations(rows, judge)))
+    notes = remarks([_measured(done, given, name) for name in names])
+    return [*found, *([Section(f"Remarks: {given}", notes)] if notes else [])]
+
+
+def _curves(given: str, names: Sequence[str], done: Mapping[str, Done], judge: str) -> Plots:
+    plots: list[Plot] = []
+    for score in dict.fromkeys((judge, "psnr")):
+        for chosen, title in ((names[:2], ""), (names[1:], ", single changes")):
+            if len(chosen) < 2:
+                continue
+            lines = [Line(name, _points(done, given, name, score)) for name in chosen]
+            target = _points(done, given, REFERENCE, score)[-1][1]
+            plots.append(
+                LinePlot(
+                    f"{HEADS[score]} of held-out pictures{title}",
+                    lines,
+                    x_label="minutes of training",
+                    y_label=HEADS[score],
+                    references=[Reference(target, "the reference at its end")],
+                )
+            )
+    return Plots(
+        plots, caption="LPIPS: lower is better; PSNR: higher is better. Time is that of the steps of training alone."
+    )
+
+
+def _points(done: Mapping[str, Done], given: str, name: str, score: str) -> list[tuple[float, float]]:
+    curve = done[f"tokenizer-{given}-{name}"].outcome["curve"]
+    return [(point["seconds"] / 60, point[score]) for point in curve]
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]], pictures: int) -> Table:
+    scores = [score for score in HEADS if any(score in row for row in rows.values())]
+    head = ["training", "parameters", "discriminator", "minutes", "pictures", *(HEADS[score] for score in scores)]
+    body: list[list[str | int | float]] = [
+        [
+            name,
+            row["parameters"],
+            row["discriminator_parameters"],
+            minutes(row["seconds"]),
+            row["pictures"],
+            *(row.get(score, math.nan) for score in scores),
+            f"{row['codes_in_use']:.1%}",
+            "never" if row["share"] is None else f"{row['share']:.0%}",
+        ]
+        for name, row in rows.items()
+    ]
+    return Table(
+        [*head, "in use", "as good as the reference after"],
+        body,
+        caption=f"Means over {counted(pictures, 'held-out picture')}. Minutes of training, as measured, and the pictures seen in "
+        "them. Frechet: distance in SqueezeNet's features between the pictures and what returns. The last column is a share of the "
+        "reference's time.",
+    )
+
+
+def _ablations(rows: Mapping[str, Mapping[str, Any]], judge: str) -> list[Block]:
+    changed = {name: row for name, row in rows.items() if name != MODERN}
+    scores = [score for score in HEADS if score != FEATURES and score in rows[MODERN]]
+    body: list[list[str | int | float]] = [
+        [
+            name,
+            *(_spread(row["over_modern"].get(score)) for score in scores),
+            f"{100 * (row['codes_in_use'] - rows[MODERN]['codes_in_use']):+.1f} %".replace("-", "\u2212"),
+            f"{row['pictures'] / rows[MODERN]['pictures']:.2f} times",
+        ]
+        for name, row in changed.items()
+    ]
+    table = Table(
+        ["without", *(HEADS[score] for score in scores), "codes in use", "pictures seen"],
+        body,
+        caption="What is measured less what modern reaches in the same time: mean difference over the same pictures and its "
+        "standard error. Each row is modern with one change back to the original's choice; the first is the reference itself.",
+    )
+    bars = [(name, row[judge] - rows[MODERN][judge]) for name, row in changed.items()]
+    return [table, Plots([Bars(f"{HEADS[judge]}, less modern's", bars)])]
+
+
+def _spread(values: Sequence[float] | None) -> str:
+    """A mean and its standard error -> as a cell."""
+    if values is None:
+        return "\u2013"
+    return f"{values[0]:+.3f} ± {values[1]:.3f}".replace("-", "\u2212")

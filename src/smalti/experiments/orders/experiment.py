@@ -1,0 +1,148 @@
+"""The study `orders`: in which order should the codes of a picture follow one another? The paper's appendix on their ordering.
+
+One tokenizer, one set of codes, one network, one rate. A prior for each order sees the same batches; all are judged on the same
+held-out pictures, and lay pictures of the same seeds.
+
+H W pixels, f = H/h, h w grid of codes, n = h w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import Positive, settings
+from smalti.experiments import prior_steps, steps
+from smalti.experiments.base import Asked, Place, Step, Study
+from smalti.experiments.orders.page import RASTER, page
+from smalti.experiments.orders.scales import SCALES
+from smalti.experiments.sampling import Laid, laid_pictures
+from smalti.experiments.steps import Pictures, refuse_idle
+from smalti.model_loading import load_tokenizer
+from smalti.prior.order import ORDERS, Order
+
+
+@settings
+class OrdersSettings:
+    """What is compared, and on what."""
+
+    recipe: str
+    """Of the tokenizer and of the priors."""
+    tokenizer: tuple[str, ...] = ()
+    """`a.b=c` over the recipe, for the tokenizer."""
+    prior: tuple[str, ...] = ()
+    """`a.b=c` over the recipe, for all priors: their network, and `run.length`, how many codes each sees."""
+    orders: tuple[Order, ...] = tuple(ORDERS)
+    """Those that are compared; raster, which the others are set against, is always one of them."""
+    size: tuple[Positive, Positive]
+    """(H,W) of all pictures."""
+    copies: Positive
+    """Crops of each training picture that the priors are trained on the codes of. Of each held-out picture there is one."""
+    held_out: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the pictures that trainings do not see."""
+    samples: Positive = 8
+    """Pictures that each prior lays."""
+    scenes: Positive = 480
+    """How many scenes are painted, where no pictures are given."""
+
+
+def plan(chosen: OrdersSettings, asked: Asked) -> list[Step]:
+    """Scenes where no pictures are given; the tokenizer and its codes; for each order a prior and its samples; the comparison."""
+    refuse_idle(asked, trains=("tokenizer", "prior"))
+    _refuse_orders(chosen.orders)
+    pictures = Pictures.of(asked.data)
+    tokenizer = prior_steps.tokenizer_training(
+        chosen.recipe, chosen.tokenizer, asked, size=chosen.size, held_out=chosen.held_out
+    )
+    trainings = {
+        order: prior_steps.prior_training(chosen.recipe, chosen.prior, asked, changes=[f"network.order={order}"])
+        for order in chosen.orders
+    }
+    read = prior_steps.codes_of_pictures(tokenizer)
+    parameters = {order: prior_steps.parameters(training, read) for order, training in trainings.items()}
+    network = {"network": trainings[RASTER].network.name, "parameters": parameters[RASTER]}
+    found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
+    found += [
+        steps.tokenizer("tokenizer", pictures=pictures, training=tokenizer),
+        prior_steps.codes(
+            pictures, grid=read.grid, size=chosen.size, held_out=chosen.held_out, copies=(chosen.copies, 1)
+        ),
+    ]
+    for order, training in trainings.items():
+        found += [prior_steps.prior(order, training), _samples(order, pictures, chosen)]
+    return [*found, _comparing(chosen.orders, network)]
+
+
+def _refuse_orders(orders: Sequence[Order]) -> None:
+    """Raise `SmaltiError` where an order is named twice, or raster is not."""
+    twice = next((order for order in orders if orders.count(order) > 1), None)
+    if twice is not None:
+        raise SmaltiError(f"orders = {', '.join(orders)} has {twice} twice; name each once")
+    if RASTER not in orders:
+        raise SmaltiError(
+            f"orders = {', '.join(orders)} is without {RASTER}, which the others are compared with; add it"
+        )
+
+
+def _samples(order: Order, pictures: Pictures, chosen: OrdersSettings) -> Step:
+    """The step that lays pictures with the model that a training has kept, as `smalti sample` does."""
+
+    def work(place: Place) -> dict[str, Any]:
+        tokenizer = load_tokenizer(place.before["tokenizer"].folder)
+        wanted = Laid(number=chosen.samples, size=chosen.size, judged=False)
+        return laid_pictures(
+            tokenizer, place.before[f"prior-{order}"].folder, pictures.path(place), place, wanted=wanted
+        )
+
+    return Step(
+        name=f"samples-{order}",
+        settings={"count": chosen.samples, "size": list(chosen.size)},
+        work=work,
+        after=(*pictures.after, "tokenizer", f"prior-{order}"),
+    )
+
+
+def _comparing(orders: Sequence[Order], network: Mapping[str, Any]) -> Step:
+    """The step that asks all for the likelihood of each held-out picture, with the model that each training has kept.
+
+    `network`: what all are, for the page.
+    """
+
+    def work(place: Place) -> dict[str, Any]:
+        found = {order: torch.stack(list(prior_steps.judged(place, order))) for order in orders}  # (B,h,w)
+        values = {order: nats.mean((1, 2)).tolist() for order, nats in found.items()}
+        done = {order: place.before[f"prior-{order}"].outcome for order in orders}
+        return {
+            "pictures": len(values[RASTER]),
+            **network,
+            "code_entropy_nats": done[RASTER]["code_entropy_nats"],
+            "grid": list(found[RASTER].shape[1:]),
+            "rows": {
+                order: prior_steps.row(done[order], values[order], over=RASTER, others=values[RASTER])
+                for order in orders
+            },
+            "by_turn": {order: in_turn(nats.mean(0), order).tolist() for order, nats in found.items()},
+        }
+
+    after = ("codes", *(f"prior-{order}" for order in orders))
+    return Step(name="compare", settings={"orders": list(orders), **network}, work=work, after=after)
+
+
+def in_turn(values: torch.Tensor, order: Order) -> torch.Tensor:
+    """A number for each place (h,w) -> the same as the places follow one another, (n,)."""
+    h, w = values.shape
+    return values.flatten()[ORDERS[order](h, w)]
+
+
+ORDERS_COMPARED = Study(
+    about="in which order should the codes of a picture follow one another: the paper's appendix on their ordering",
+    takes_models=False,
+    settings=OrdersSettings,
+    scales=SCALES,
+    plan=plan,
+    page=page,
+)

@@ -1,0 +1,186 @@
+"""What the pages of studies share: pictures side by side and in details, curves, and how a study was made."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from smalti.core.settings import as_mapping
+from smalti.experiments.base import Asked
+from smalti.experiments.tokenizer_comparison import HEADS, Compared
+from smalti.reports.charts import Line, LinePlot, Reference
+from smalti.reports.report import Block, Commands, Comparison, Listing, Picture, Plots, Section, Table
+from smalti.training.config import as_yaml
+
+Pixels = npt.NDArray[np.uint8]
+
+DETAIL = 4
+"""A detail is this part of a side."""
+LONGEST = 12
+"""Letters of a name below a picture."""
+
+
+def counted(number: int, noun: str) -> str:
+    """2, "picture" -> "2 pictures"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def minutes(seconds: float) -> str:
+    """90 -> "1.5"."""
+    return f"{seconds / 60:.1f}"
+
+
+def signed(mean: float, error: float | None) -> str:
+    """A difference and its standard error, where there is one -> "+0.012 ± 0.003"."""
+    spread = "" if error is None else f" ± {error:.3f}"
+    return f"{mean:+.3f}{spread}".replace("-", "\u2212")
+
+
+def learning(lines: Mapping[str, Sequence[Mapping[str, float]]], *, entropy: float, over: Mapping[str, str]) -> Plots:
+    """What priors are called and their curves -> charts of the nats a code, over "codes" or "seconds" as `over` names and titles
+    them."""
+    units = {"codes": "codes seen", "seconds": "seconds of training"}
+    plots = [
+        LinePlot(
+            title,
+            [Line(called, [(point[key], point["nats"]) for point in points]) for called, points in lines.items()],
+            x_label=units[key],
+            y_label="nats a code",
+            references=[Reference(entropy, "entropy of single codes")],
+        )
+        for key, title in over.items()
+    ]
+    return Plots(
+        plots,
+        caption="Lines that still fall say that more training would help; lines that rise, that codes are learned by heart.",
+    )
+
+
+def hero(one: Compared) -> list[Picture]:
+    """What a tokenizer gives back, for the band above a page."""
+    return [
+        Picture(
+            pixels(one.folder / "shown" / f"{shown['number']:03d}.png"), f"{shown['name']}, from codes of {one.name}"
+        )
+        for shown in one.outcome["shown"]
+    ]
+
+
+def pixels(path: Path) -> Pixels:
+    """The pixels of a file that a step has set down."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+class Shown(NamedTuple):
+    """One picture, as it was and as each tokenizer gives it back."""
+
+    name: str
+    place: int
+    original: Pixels
+    backs: dict[str, Pixels]
+
+
+def read_shown(compared: Sequence[Compared]) -> list[Shown]:
+    """The pictures that all measuring steps have set down."""
+    found = []
+    for shown in compared[0].outcome["shown"]:
+        number = f"{shown['number']:03d}"
+        backs = {one.name: pixels(one.folder / "shown" / f"{number}.png") for one in compared}
+        original = pixels(compared[0].folder / "shown" / f"{number}-original.png")
+        found.append(Shown(shown["name"], shown["place"], original, backs))
+    return found
+
+
+def side_by_side(rows: Sequence[tuple[str, Compared]]) -> list[Block]:
+    """Tokenizers with what their rows are called -> originals above what each gives back, whole and in details."""
+    shown = read_shown([one for _, one in rows])
+    whole = [
+        ("original", [Picture(each.original, f"{each.name}, original", caption=_short(each.name)) for each in shown])
+    ]
+    windows = [detail(each.original) for each in shown]
+    close = [("original", [_cut(each.original, w, each.name) for each, w in zip(shown, windows, strict=True)])]
+    for called, one in rows:
+        values = one.columns["psnr"]
+        pictures = [
+            Picture(each.backs[one.name], f"{each.name}, by {one.name}", caption=f"{values[each.place]:.1f} dB")
+            for each in shown
+        ]
+        whole.append((called, pictures))
+        cuts = [_cut(each.backs[one.name], w, each.name) for each, w in zip(shown, windows, strict=True)]
+        close.append((one.name, cuts))
+    return [
+        Comparison(whole, caption="Evenly spread over the pictures that were measured, not chosen."),
+        Comparison(
+            close,
+            caption="The part of each picture in which most happens, a quarter of a side; each pixel is a square.",
+            scaling="pixelated",
+        ),
+    ]
+
+
+def _short(key: str) -> str:
+    """The name of a picture -> what fits below it; the whole stands in its description."""
+    stem = PurePosixPath(key).stem
+    return stem if len(stem) <= LONGEST else f"{stem[: LONGEST - 1]}…"
+
+
+def detail(pixels: Pixels) -> tuple[slice, slice]:
+    """A picture (H,W) or (H,W,3) -> the rows and columns of the part, a quarter of each side, with most edges in it."""
+    grey = pixels.astype(np.float64).reshape(*pixels.shape[:2], -1).mean(2)
+    edges = np.abs(np.diff(grey, axis=0, prepend=grey[:1])) + np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
+    h, w = (max(side // DETAIL, 1) for side in grey.shape)
+    sums = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    within = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+    top, left = np.unravel_index(int(within.argmax()), within.shape)
+    return slice(int(top), int(top) + h), slice(int(left), int(left) + w)
+
+
+def _cut(pixels: Pixels, window: tuple[slice, slice], name: str) -> Picture:
+    return Picture(np.ascontiguousarray(pixels[window]), f"a detail of {name}")
+
+
+def remarks(compared: Sequence[Compared]) -> list[Block]:
+    """What the measuring remarked, and on whom; nothing where it remarked nothing."""
+    found: dict[str, list[str]] = {}
+    for one in compared:
+        for note in one.outcome["result"]["notes"]:
+            found.setdefault(note, []).append(one.name)
+    said = [[note, "all" if len(names) == len(compared) else ", ".join(names)] for note, names in found.items()]
+    return [Table(["remark of the measuring", "on"], said)] if said else []
+
+
+def not_measured(one: Compared) -> list[str]:
+    """Sentences on the scores whose weights could not be had."""
+    return [f"{HEADS[score]} was not measured: {reason}." for score, reason in one.outcome["missing"].items()]
+
+
+def made(
+    study: str,
+    settings: Any,
+    asked: Asked,
+    *,
+    protocol: Mapping[str, Any],
+    others: Sequence[tuple[str, str]] = (),
+) -> Section:
+    """How a study was made: the command, its settings, and the protocol of its measuring, if any. `others`: commands beside it."""
+    words = ["smalti", "experiment", study, *map(str, asked.models), "--scale", asked.scale]
+    words += ["--data", str(asked.data)] if asked.data else []
+    words += [word for override in asked.overrides for word in ("--set", override)]
+    again = shlex.join([*words, "--out", "OUT"])
+    known = {name: value for name, value in protocol.items() if value is not None}
+    measured = [Listing(as_yaml(known), caption="The protocol by which each tokenizer was measured.")] if known else []
+    return Section(
+        "How this was made",
+        [
+            Commands([(again, "The same again; in the same folder, what is finished is not done again."), *others]),
+            Listing(as_yaml(as_mapping(settings)), caption="The settings of the study."),
+            *measured,
+        ],
+    )

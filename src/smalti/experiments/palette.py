@@ -1,0 +1,102 @@
+"""The tokenizer of f = 1: a palette of K colours. The code of a pixel is the colour nearest to it.
+
+It has the methods of a `VQGAN` and is none: there is nothing to its encoder and decoder. It is what section 4.4 of the paper
+compares with, transformers on pixels, as in Chen et al. 2020 (iGPT).
+
+Letters: B batch, H W pixels, K colours, n pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from smalti.core.settings import as_mapping, parse
+from smalti.hub.pretrained import find_model, load_weights_into, save_model
+from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.quantizers import VQ, Quantized, VQSettings
+from smalti.tokenizer.vqgan import VQGANSettings
+
+PIXELS_A_COLOUR = 64
+"""Pixels for each colour, drawn evenly from the pictures, on which k-means places it."""
+
+
+@final
+class Palette(nn.Module):
+    """Pictures (B,3,H,W) in [-1,1] <-> codes (B,H,W) int64 in [0,K)."""
+
+    factor = 1
+
+    def __init__(self, settings: VQSettings) -> None:
+        super().__init__()
+        self.quantizer = VQ(settings)
+        pyramid = PyramidSettings(stem=1, multipliers=(1,))
+        self.settings = VQGANSettings(pyramid=pyramid, quantizer=settings)  # of the sizes that others ask for
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return self.quantizer.size
+
+    def encode(self, images: Tensor) -> Quantized:
+        """Pictures (B,3,H,W) -> colours (B,3,H,W), codes (B,H,W), loss ()."""
+        quantized: Quantized = self.quantizer(images)
+        return quantized
+
+    def latents_of(self, codes: Tensor) -> Tensor:
+        """Codes (B,H,W) -> colours (B,3,H,W)."""
+        return self.quantizer.lookup(codes)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Colours (B,3,H,W) -> pictures (B,3,H,W): colours are pixels."""
+        return latents
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Codes (B,H,W) -> pictures (B,3,H,W)."""
+        return self.decode(self.latents_of(codes))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
+        """Pictures (B,3,H,W) -> what their codes keep of them (B,3,H,W), and the codes."""
+        quantized = self.encode(images)
+        return quantized.latents, quantized
+
+    def fingerprint(self) -> str:
+        """A short hash of the colours, as `VQGAN.fingerprint`."""
+        colours = self.quantizer.vectors().detach().float().cpu().contiguous()
+        return hashlib.sha256(b"palette" + colours.numpy().tobytes()).hexdigest()[:16]
+
+    def save(self, folder: Path, *, about: Mapping[str, Any]) -> None:
+        """Write a model folder."""
+        settings = as_mapping(self.quantizer.settings)
+        save_model(folder, kind="palette", settings=settings, about=about, weights=self.state_dict())
+
+
+def load_palette(folder: Path) -> Palette:
+    """What `Palette.save` wrote -> the palette. Raises `SmaltiError` for another model, and for damage."""
+    saved = find_model(folder, kind="palette")
+    palette = Palette(parse(VQSettings, saved.settings, where=str(saved.folder)))
+    load_weights_into(palette, saved)
+    return palette.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def fitted_palette(images: Iterable[Tensor], *, size: int, rounds: int, pictures: int, seed: int) -> Palette:
+    """Batches of pictures (B,3,H,W), of which so many `pictures` are looked at in all -> a palette of `size` colours, by
+    `rounds` of k-means on pixels of all of them."""
+    palette = Palette(
+        VQSettings(size=size, dimension=3, normalised=False, kmeans=rounds, restart_below=0.0, commitment=0.0)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    wanted = -(-PIXELS_A_COLOUR * size // pictures)  # of each
+    some = []
+    for batch in images:
+        for image in batch:
+            pixels = image.flatten(1)  # (3,n)
+            some.append(pixels[:, torch.randint(pixels.shape[1], (wanted,), generator=generator)])
+    palette.quantizer.start(torch.cat(some, 1)[None, :, :, None], generator=generator)
+    return palette.eval().requires_grad_(False)

@@ -1,0 +1,142 @@
+"""The study `transformer-vs-pixelsnail`: the paper's table 1. Which prior finds the same codes likelier?
+
+One tokenizer, one set of codes. PixelSNAIL and the transformer, with about as many parameters, are trained on as many codes; then
+the transformer once more, for as long by the clock as PixelSNAIL took. All are judged on the same held-out codes.
+
+H W pixels, f = H/h, h w grid of codes, K size of the codebook, B batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from smalti.core.settings import Positive, as_mapping, settings
+from smalti.data.code_shards import open_codes
+from smalti.experiments import prior_steps, steps
+from smalti.experiments.base import Asked, Place, Step, Study
+from smalti.experiments.equal_time import of_length, refuse_unequal
+from smalti.experiments.pixelsnail.page import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME, page
+from smalti.experiments.pixelsnail.scales import SCALES
+from smalti.experiments.steps import Pictures, refuse_idle
+from smalti.training.config import PriorTraining
+
+
+@settings
+class PixelSNAILStudySettings:
+    """What is compared, and on what."""
+
+    recipe: str
+    """Of the tokenizer and of the priors."""
+    tokenizer: tuple[str, ...] = ()
+    """`a.b=c` over the recipe, for the tokenizer."""
+    prior: tuple[str, ...] = ()
+    """`a.b=c` over the recipe, for both priors. `run.length` is how many codes PixelSNAIL sees, and the transformer at first."""
+    transformer: tuple[str, ...]
+    """`a.b=c` over that, for the transformer: its network, and what else it needs."""
+    pixelsnail: tuple[str, ...]
+    """Likewise for PixelSNAIL."""
+    parameters_within: Annotated[float, Field(ge=0)] = 0.05
+    """How far the numbers of parameters may lie apart, as a share of PixelSNAIL's."""
+    size: tuple[Positive, Positive]
+    """(H,W) of all pictures."""
+    copies: Positive
+    """Crops of each training picture that the priors are trained on the codes of."""
+    held_out_copies: Positive = 1
+    """Likewise of each held-out picture."""
+    held_out: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the pictures that trainings do not see."""
+    scenes: Positive = 480
+    """How many scenes are painted, where no pictures are given."""
+
+
+def plan(chosen: PixelSNAILStudySettings, asked: Asked) -> list[Step]:
+    """Scenes where no pictures are given; the tokenizer, its codes, the three trainings, and the comparison."""
+    refuse_idle(asked, trains=("tokenizer", "prior"))
+    pictures = Pictures.of(asked.data)
+    tokenizer = prior_steps.tokenizer_training(
+        chosen.recipe, chosen.tokenizer, asked, size=chosen.size, held_out=chosen.held_out
+    )
+    varied = {PIXELSNAIL: chosen.pixelsnail, SAME_STEPS: chosen.transformer, SAME_TIME: chosen.transformer}
+    trainings = {
+        name: prior_steps.prior_training(chosen.recipe, chosen.prior, asked, changes=changes)
+        for name, changes in varied.items()
+    }
+    read = prior_steps.codes_of_pictures(tokenizer)
+    sizes = {name: prior_steps.parameters(training, read) for name, training in trainings.items()}
+    refuse_unequal(
+        sizes,
+        like=PIXELSNAIL,
+        within=chosen.parameters_within,
+        change="change network.width or network.layers of one of them (settings transformer, pixelsnail)",
+    )
+    found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
+    return [
+        *found,
+        steps.tokenizer("tokenizer", pictures=pictures, training=tokenizer),
+        prior_steps.codes(
+            pictures,
+            grid=read.grid,
+            size=chosen.size,
+            held_out=chosen.held_out,
+            copies=(chosen.copies, chosen.held_out_copies),
+        ),
+        prior_steps.prior(PIXELSNAIL, trainings[PIXELSNAIL]),
+        prior_steps.prior(SAME_STEPS, trainings[SAME_STEPS]),
+        _timed_prior(SAME_TIME, trainings[SAME_TIME]),
+        _comparing(sizes),
+    ]
+
+
+def _timed_prior(name: str, training: PriorTraining) -> Step:
+    """The step that trains the transformer over as many codes as it would have seen in the time that PixelSNAIL took.
+
+    A schedule has to know where it ends, so that the pace must be known before: it is that of the training before.
+    """
+
+    def work(place: Place) -> dict[str, Any]:
+        shards = open_codes(place.before["codes"].folder / "codes")
+        batch = training.run.batch * math.prod(shards.meta.grid)
+        pace = place.before[f"prior-{SAME_STEPS}"].outcome
+        seen = pace["codes"] * place.before[f"prior-{PIXELSNAIL}"].outcome["seconds"] / pace["seconds"]
+        length = max(round(seen / batch), 1) * batch
+        return prior_steps.trained(place, replace(training, run=of_length(training.run, length)))
+
+    settings = {"training": steps.decisive(as_mapping(training))}
+    after = ("tokenizer", "codes", f"prior-{PIXELSNAIL}", f"prior-{SAME_STEPS}")
+    return Step(name=f"prior-{name}", settings=settings, work=work, after=after)
+
+
+def _comparing(sizes: Mapping[str, int]) -> Step:
+    """The step that asks all for the likelihood of each held-out picture, with the model that each training has kept."""
+
+    def work(place: Place) -> dict[str, Any]:
+        values = {name: [float(each.mean()) for each in prior_steps.judged(place, name)] for name in CONTENDERS}
+        rows = {
+            name: {
+                "parameters": sizes[name],
+                **prior_steps.row(
+                    place.before[f"prior-{name}"].outcome, values[name], over=PIXELSNAIL, others=values[PIXELSNAIL]
+                ),
+            }
+            for name in CONTENDERS
+        }
+        entropy = place.before[f"prior-{PIXELSNAIL}"].outcome["code_entropy_nats"]
+        return {"pictures": len(values[PIXELSNAIL]), "code_entropy_nats": entropy, "rows": rows}
+
+    after = ("codes", *(f"prior-{name}" for name in CONTENDERS))
+    return Step(name="compare", settings={"parameters": dict(sizes)}, work=work, after=after)
+
+
+TRANSFORMER_VS_PIXELSNAIL = Study(
+    about="which prior finds the same codes likelier at equal steps and in equal time: the paper's table 1",
+    takes_models=False,
+    settings=PixelSNAILStudySettings,
+    scales=SCALES,
+    plan=plan,
+    page=page,
+)

@@ -1,0 +1,150 @@
+"""What studies of priors share: the codes of whole pictures, a prior trained on them, and how likely it finds held-out ones.
+
+B batch, H W pixels, f = H/h, h w grid of codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smalti.conditions.labels import Nothing
+from smalti.core.devices import pick_device
+from smalti.core.settings import as_mapping
+from smalti.data.code_shards import open_codes
+from smalti.data.loader import in_order
+from smalti.experiments import steps
+from smalti.experiments.base import Asked, Place, Step
+from smalti.experiments.equal_time import of_length, validations
+from smalti.experiments.sampling import codes_of_crops, trained_prior
+from smalti.experiments.steps import Pictures
+from smalti.experiments.tokenizer_comparison import difference
+from smalti.hub.pretrained import find_model
+from smalti.model_loading import load_tokenizer
+from smalti.prior import nats
+from smalti.prior_folder import load_prior
+from smalti.training.config import PriorTraining, TokenizerTraining
+from smalti.training.prior_networks import Codes, build_network
+from smalti.training.run_folder import read_metrics
+
+FIXED = ("condition=nothing", "drop_condition=0", "encode={}", "run.patience=0")
+"""Of all priors of such a study: they are told nothing, and none stops before the others."""
+JUDGED = 64
+"""Pictures whose codes are judged at once."""
+
+
+def tokenizer_training(
+    recipe: str, changes: Sequence[str], asked: Asked, *, size: tuple[int, int], held_out: float
+) -> TokenizerTraining:
+    """A recipe, a study's changes of it, and what a person set -> the training of the one tokenizer, on whole pictures of `size`
+    (H,W)."""
+    fixed = [f"pictures.size={list(size)}", f"pictures.validation={held_out}"]
+    return steps.varied(recipe, shared=changes, overrides=asked.of("tokenizer"), changes=fixed)
+
+
+def prior_training(recipe: str, shared: Sequence[str], asked: Asked, *, changes: Sequence[str]) -> PriorTraining:
+    """A recipe, a study's changes for all priors, what a person set, and what is one prior's own -> its training."""
+    return steps.varied_prior(recipe, shared=shared, overrides=asked.of("prior"), changes=[*changes, *FIXED])
+
+
+def codes_of_pictures(tokenizer: TokenizerTraining) -> Codes:
+    """The training of a tokenizer -> what priors read of its pictures."""
+    f, (H, W) = tokenizer.model.pyramid.factor, tokenizer.pictures.size
+    nothing = Nothing()
+    return Codes(
+        size=tokenizer.model.quantizer.size, grid=(H // f, W // f), condition_size=nothing.size, prefix=nothing.length
+    )
+
+
+def parameters(training: PriorTraining, codes: Codes) -> int:
+    """A training and the codes that it reads -> how many numbers it learns, without making them.
+
+    Raises `SmaltiError` where its network does not read such codes.
+    """
+    with torch.device("meta"):
+        prior = build_network(training.network, codes).prior
+    return sum(each.numel() for each in prior.parameters())
+
+
+def codes(
+    pictures: Pictures,
+    *,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    held_out: float,
+    copies: tuple[int, int],
+) -> Step:
+    """The step that encodes whole pictures, and their mirror images. `copies`: of each training picture, of each held-out one."""
+
+    def work(place: Place) -> dict[str, Any]:
+        return codes_of_crops(
+            load_tokenizer(place.before["tokenizer"].folder),
+            pictures.path(place),
+            place,
+            window=grid,
+            size=size,
+            held_out=held_out,
+            copies=copies,
+        )
+
+    said = {"size": list(size), "held_out": held_out, "copies": list(copies)}
+    return Step(name="codes", settings={**pictures.described, **said}, work=work, after=(*pictures.after, "tokenizer"))
+
+
+def prior(name: str, training: PriorTraining) -> Step:
+    """The step that trains a prior over `run.length`; its folder is a run folder."""
+    training = replace(training, run=of_length(training.run, training.run.length))
+    return Step(
+        name=f"prior-{name}",
+        settings={"training": steps.decisive(as_mapping(training))},
+        work=lambda place: trained(place, training),
+        after=("tokenizer", "codes"),
+    )
+
+
+def trained(place: Place, training: PriorTraining) -> dict[str, Any]:
+    """Train a prior in the step's folder -> what is known of it then. `run` is `timed.of_length`."""
+    tokenizer = load_tokenizer(place.before["tokenizer"].folder)
+    outcome = trained_prior(tokenizer, place.before["codes"].folder / "codes", place, settings=training)
+    points = curve(read_metrics(place.folder))
+    return {**outcome, "codes": points[-1]["codes"], "seconds": points[-1]["seconds"], "curve": points}
+
+
+def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Lines of a prior's metrics -> the nats a code of held-out codes, after how many codes and seconds of training."""
+    return [{"seconds": seconds, "codes": line["seen"], "nats": line["nats"]} for seconds, line in validations(lines)]
+
+
+@torch.no_grad()
+def judged(place: Place, name: str) -> Iterator[Tensor]:
+    """The nats of the codes of each held-out picture, (h,w), by the model that the training of one prior has kept."""
+    device = pick_device("auto")
+    network, _ = load_prior(find_model(place.before[f"prior-{name}"].folder, kind="prior"))
+    network.to(device)
+    shards = open_codes(place.before["codes"].folder / "codes")
+    for batch in in_order(shards.validation, batch=JUDGED):
+        yield from nats(network, network.null_prefix(len(batch.codes)), batch.codes.to(device)).cpu()  # (B,h,w)
+
+
+def row(
+    outcome: Mapping[str, Any], values: Sequence[float], *, over: str, others: Sequence[float]
+) -> dict[str, float | None]:
+    """What is known of a prior, and its nats a code on each held-out picture -> what stands of it in a table.
+
+    `over_` and the name `over`: how much more than the `others`, on the same pictures, and `error` the standard error of that; None
+    where there is one picture.
+    """
+    gain = difference(values, others)
+    return {
+        "codes": outcome["codes"],
+        "seconds": outcome["seconds"],
+        "nats": math.fsum(values) / len(values),
+        "last_nats": outcome["curve"][-1]["nats"],
+        f"over_{over}": gain.mean,
+        "error": gain.error if len(values) > 1 else None,
+    }

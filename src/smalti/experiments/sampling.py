@@ -1,0 +1,176 @@
+"""Stage 2 for any tokenizer of a study: codes of crops, a prior on them, pictures laid by the sliding window.
+
+A tokenizer here is a `VQGAN` or what has its methods.
+
+H W pixels, f = H/h, h w the prior's window, N pictures.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smalti.conditions.labels import Nothing
+from smalti.core.devices import pick_device
+from smalti.core.files import write_atomically
+from smalti.core.progress import counting
+from smalti.data.code_shards import open_codes
+from smalti.data.crops import RandomCrop
+from smalti.data.loader import Crops
+from smalti.data.sources import open_source, split
+from smalti.encoding.code_writer import write_codes
+from smalti.evaluation.image_sets import measure_sets
+from smalti.evaluation.protocols import FeatureProtocol, PictureProtocol, SetProtocol
+from smalti.experiments.base import Place
+from smalti.generation.code_sampler import Sampler, unknown
+from smalti.hub.pretrained import find_model
+from smalti.images.io import save_png
+from smalti.pipeline import Pipeline
+from smalti.prior_folder import load_prior
+from smalti.training.config import PriorTraining
+from smalti.training.run_folder import read_metrics
+from smalti.training.runs import train_prior_on
+
+ENCODED = 64
+"""Crops that are encoded at once."""
+TOGETHER = 64
+"""Pictures that are laid at once."""
+KEPT_EVERY = 20.0
+"""Seconds after which what has been laid so far is kept."""
+FEWEST = 64
+"""Samples below which no Frechet distance is computed: it would tell of their number."""
+
+
+def zoom_of(side: tuple[int, int], size: tuple[int, int]) -> float:
+    """Crops of `side` and pictures of `size` (H,W) -> how many times a crop the picture covers, just as large as it is."""
+    return min(size[0] / side[0], size[1] / side[1])
+
+
+def codes_of_crops(
+    tokenizer: Any,
+    pictures: Path,
+    place: Place,
+    *,
+    window: tuple[int, int],
+    size: tuple[int, int],
+    held_out: float,
+    copies: tuple[int, int],
+) -> dict[str, Any]:
+    """Pictures, each scaled to cover `size` (H,W) -> codes of random crops of h f x w f pixels, in the step's folder.
+
+    `copies`: crops of each training picture and of each held-out one.
+    """
+    source, f, device = open_source(pictures), tokenizer.factor, pick_device("auto")
+    tokenizer = tokenizer.to(device)
+    training, validation = split(source.pictures, validation=held_out)
+    side = window[0] * f, window[1] * f
+    zoom = zoom_of(side, size)
+    crops = partial(Crops, source, size=side, channels=3)
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        codes: Tensor = tokenizer.encode(images.to(device)).codes
+        return codes
+
+    with counting(place.console, title="encoding", unit="crops") as progress:
+        write_codes(
+            place.folder / "codes",
+            training=crops(training, crop=RandomCrop(zoom=(zoom, zoom)), seed=0),
+            # Shards hold one crop of each held-out picture, so that a picture is named as often as crops are wanted.
+            validation=crops(validation * copies[1], crop=RandomCrop(zoom=(zoom, zoom), flip=False), seed=1),
+            encode=encode,
+            fingerprint=tokenizer.fingerprint(),
+            size=tokenizer.size,
+            factor=f,
+            labels=(),
+            copies=copies[0],
+            seed=0,
+            batch=ENCODED,
+            progress=progress,
+        )
+    return {"training": len(training) * copies[0], "held_out": len(validation) * copies[1]}
+
+
+def trained_prior(tokenizer: Any, codes: Path, place: Place, *, settings: PriorTraining) -> dict[str, Any]:
+    """Codes -> a prior that is told nothing else, trained in the step's folder; how likely the kept one finds held-out codes."""
+    shards = open_codes(codes)
+    shards.check_fingerprint(tokenizer.fingerprint())
+    train_prior_on(shards, tokenizer, Nothing(), place.folder, settings=settings, console=place.console)
+    lines = [line for line in read_metrics(place.folder) if line["part"] == "validation"]
+    return {
+        "nats_a_code": lines[-1]["best_nats"],
+        "nats_a_pixel": lines[-1]["best_nats"] / shards.meta.factor**2,
+        "code_entropy_nats": lines[-1]["code_entropy_nats"],
+        "curve": [{"codes": line["seen"], "nats": line["nats"]} for line in lines],
+    }
+
+
+class Laid(NamedTuple):
+    """The samples that are wanted."""
+
+    number: int
+    size: tuple[int, int]
+    """(H,W)"""
+    judged: bool
+    """Whether the weights of the feature network can be had."""
+
+
+def laid_pictures(tokenizer: Any, prior: Path, pictures: Path, place: Place, *, wanted: Laid) -> dict[str, Any]:
+    """A tokenizer and the run folder of its prior -> pictures with the seeds 0, 1, ... in `samples` of the step's folder, how
+    long a picture takes, and where they suffice their Frechet distance from all `pictures` in SqueezeNet's features."""
+    network, condition = load_prior(find_model(prior, kind="prior"))
+    pipeline = Pipeline(tokenizer, network, condition).to(pick_device("auto"))
+    (H, W), f = wanted.size, tokenizer.factor
+    took = []
+    for first in range(0, wanted.number, TOGETHER):
+        seeds = torch.arange(first, min(first + TOGETHER, wanted.number))
+        codes, seconds = _laid(pipeline, seeds, (H // f, W // f), place)
+        took.append(seconds)
+        for seed, image in zip(seeds.tolist(), pipeline.decode(codes), strict=True):
+            save_png(place.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
+    found: dict[str, Any] = {"codes": (H // f) * (W // f), "seconds_a_picture": sum(took) / len(took)}
+    if wanted.judged and wanted.number >= FEWEST:
+        protocol = SetProtocol(
+            about="Samples against all pictures of the study.",
+            reference=PictureProtocol(size=wanted.size),
+            features=FeatureProtocol(network="squeezenet", scores=("frechet",)),
+        )
+        samples, device = open_source(place.folder / "samples"), pick_device("auto")
+        scores = measure_sets(samples, open_source(pictures), protocol=protocol, device=device).scores
+        found["frechet"] = scores["frechet_squeezenet"]
+    return found
+
+
+def _laid(pipeline: Pipeline, seeds: Tensor, grid: tuple[int, int], place: Place) -> tuple[Tensor, float]:
+    """Seeds (B,) -> codes (B,h,w) of a `grid` of any size, and seconds a picture.
+
+    What has been laid is kept now and then, and is what a later call goes on from: a picture depends on its seed alone.
+    """
+    kept = place.folder / f"codes-{int(seeds[0]):04d}.npy"
+    known = torch.from_numpy(np.load(kept)) if kept.is_file() else unknown(len(seeds), grid)
+    missing = max(int((known < 0).sum()), 1)
+    codes, began = known, time.monotonic()
+    saved = began
+    with counting(place.console, title="laying", unit="codes") as progress:
+        for codes in pipeline.lay([None] * len(seeds), known, sampler=Sampler(), seeds=seeds):
+            progress(int((codes >= 0).sum()), codes.numel())
+            if time.monotonic() - saved > KEPT_EVERY:
+                _keep(kept, codes)
+                saved = time.monotonic()
+    seconds = (time.monotonic() - began) / missing * grid[0] * grid[1]  # of those that were laid now
+    _keep(kept, codes)
+    return codes, seconds
+
+
+def _keep(path: Path, codes: Tensor) -> None:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.save(file, codes.cpu().numpy())
+
+    write_atomically(path, write)

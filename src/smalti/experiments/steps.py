@@ -1,0 +1,144 @@
+"""Steps that studies share: painting scenes, training a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from smalti.core.errors import SmaltiError
+from smalti.core.progress import counting
+from smalti.core.settings import as_mapping, settings
+from smalti.data.sources import identity, open_source
+from smalti.experiments.base import TRAININGS, Asked, Place, Step
+from smalti.scenes.scene_files import write_scenes
+from smalti.training.config import PriorTraining, TokenizerTraining, resolve
+from smalti.training.run_folder import FREE_TO_CHANGE
+from smalti.training.runs import train_tokenizer
+
+SCENES = "scenes"
+"""Name of the step that paints."""
+
+
+@settings
+class Variation:
+    """One of the trainings that a study compares."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    changes: tuple[str, ...] = ()
+    """`a.b=c` over what the others are trained by: what varies."""
+
+
+def refuse_twins(names: Sequence[str], *, what: str) -> None:
+    """Raise `SmaltiError` where two have one name. `what` they are, such as "tokenizers"."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SmaltiError(f"two {what} are called {twice!r}; name each differently")
+
+
+def refuse_idle(asked: Asked, *, trains: Sequence[str]) -> None:
+    """Raise `SmaltiError` for what was set and would change nothing: trainings that the study has none of, scenes that are not
+    painted. `trains`: those of `TRAININGS` that it has."""
+    for override in asked.overrides:
+        key = override.partition("=")[0].partition(".")[0]
+        if key in TRAININGS and key not in trains:
+            raise SmaltiError(f"--set {override}: no {key} is trained in this study; leave it out")
+        if asked.data and key == "scenes":
+            raise SmaltiError(f"--set {override}: pictures are given and no scenes are painted; leave it out")
+
+
+class Pictures(NamedTuple):
+    """Where a study's pictures come from: a path that was given, or else the scenes that an earlier step has painted."""
+
+    given: Path | None
+    described: dict[str, Any]
+    """What the settings of a step that reads them hold, so that other pictures are other settings."""
+
+    @classmethod
+    def of(cls, given: Path | None) -> Pictures:
+        """A path, or None for scenes. Raises `SmaltiError` where the path holds no pictures."""
+        if given is None:
+            return cls(None, {"pictures": SCENES})
+        return cls(given, {"pictures": str(given.absolute()), "identity": identity(open_source(given))})
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """The steps that must be done before there are pictures."""
+        return () if self.given else (SCENES,)
+
+    def path(self, place: Place) -> Path:
+        """Where they are, for a step that comes `after`."""
+        return self.given or place.before[SCENES].folder / "images"
+
+
+def scenes(*, count: int, size: tuple[int, int], seed: int = 0, name: str = SCENES) -> Step:
+    """The step that paints `count` embedded scenes of `size` (H,W)."""
+
+    def work(place: Place) -> dict[str, Any]:
+        with counting(place.console, title="painting", unit="scenes") as progress:
+            write_scenes(
+                place.folder,
+                count=count,
+                size=size,
+                seed=seed,
+                workers=None,
+                progress=lambda done: progress(done, count),
+            )
+        return {"pictures": count}
+
+    return Step(name=name, settings={"count": count, "size": list(size), "seed": seed}, work=work)
+
+
+def varied(
+    recipe: str, *, shared: Sequence[str], overrides: Sequence[str], changes: Sequence[str]
+) -> TokenizerTraining:
+    """A recipe, then the study's changes for all, what a person set, and what the study varies -> a tokenizer's training.
+
+    Raises `SmaltiError` where a person sets what the study varies: it would change nothing.
+    """
+    _refuse_decided("tokenizer", overrides, changes)
+    return resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=[*shared, *overrides, *changes])
+
+
+def varied_prior(
+    recipe: str, *, shared: Sequence[str], overrides: Sequence[str], changes: Sequence[str]
+) -> PriorTraining:
+    """As `varied`, a prior's training."""
+    _refuse_decided("prior", overrides, changes)
+    return resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[*shared, *overrides, *changes])
+
+
+def _refuse_decided(stage: str, overrides: Sequence[str], changes: Sequence[str]) -> None:
+    """Raise `SmaltiError` for an override of what a study decides, of a part of it, or of a section that it is a part of."""
+    varies = {change.partition("=")[0] for change in changes}
+    for override in overrides:
+        key = override.partition("=")[0]
+        if any(f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for each in varies):
+            raise SmaltiError(
+                f"--set {stage}.{override}: the study decides {key} itself, by settings of its own; set those "
+                "(its page lists them, and docs/studies.md explains)"
+            )
+
+
+def tokenizer(name: str, *, pictures: Pictures, training: TokenizerTraining) -> Step:
+    """The step that trains a tokenizer; its folder is a run folder."""
+
+    def work(place: Place) -> dict[str, Any]:
+        train_tokenizer(pictures.path(place), place.folder, settings=training, console=place.console)
+        return {}
+
+    settings = {**pictures.described, "training": decisive(as_mapping(training))}
+    return Step(name=name, settings=settings, work=work, after=pictures.after)
+
+
+def decisive(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a training without those that change nothing of what it learns: the run goes on with others of them."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            kept[key] = decisive(value, f"{prefix}{key}.")
+        elif prefix + key == "run.length" or prefix + key not in FREE_TO_CHANGE:
+            kept[key] = value
+    return kept

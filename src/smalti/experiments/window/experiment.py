@@ -1,0 +1,403 @@
+"""The study `window`: how are pictures laid that are larger than what a prior learned from? Section 3.2 of the paper.
+
+One tokenizer, and priors of about as many parameters that see as many codes. Three learn from crops of one size and grow: the
+transformer under the paper's sliding window, the same told where each part lies, and the neighbourhood transformer. One learns
+whole pictures of each larger size: what could be had, by a prior that cannot grow. And one does not look around at all: tiles,
+each laid by itself, which show what a seam is.
+
+H W pixels, f = H/h, h w grid of codes, P prefix codes, B pictures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from smalti.core.devices import pick_device
+from smalti.core.errors import SmaltiError
+from smalti.core.progress import counting
+from smalti.core.settings import Positive, as_mapping, settings
+from smalti.data.code_shards import open_codes
+from smalti.data.config import PictureSettings
+from smalti.data.crops import RandomCrop
+from smalti.data.loader import Crops, in_order
+from smalti.data.sources import open_source, split
+from smalti.encoding.code_writer import write_codes
+from smalti.encoding.condition_encoding import Told, beside_pictures, encoder
+from smalti.experiments import condition_fidelity, prior_steps, steps
+from smalti.experiments.base import Asked, Place, Step, Study
+from smalti.experiments.conditions.experiment import known_of
+from smalti.experiments.equal_time import refuse_unequal
+from smalti.experiments.sampling import ENCODED, Laid, laid_pictures, zoom_of
+from smalti.experiments.scene_network import train_judge
+from smalti.experiments.steps import SCENES, Pictures, refuse_idle
+from smalti.experiments.window.metrics import fitting, images_in, joined, likelihood, nats_of, sequential
+from smalti.experiments.window.page import COORDINATES, NEIGHBOURHOOD, TILES, WHOLE, WINDOW, named, page
+from smalti.experiments.window.scales import SCALES
+from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.hub.pretrained import find_model
+from smalti.images.io import save_png
+from smalti.model_loading import load_tokenizer
+from smalti.pipeline import Pipeline
+from smalti.prior_folder import load_prior
+from smalti.scenes.painter import CLASSES, LABELS
+from smalti.training.config import PriorTraining, TokenizerTraining
+from smalti.training.prior_networks import Codes
+from smalti.training.run_folder import read_metrics
+from smalti.training.runs import train_prior
+from smalti.training.stage1 import crops
+
+Side = tuple[Positive, Positive]
+
+EIGHTHS = 8
+"""Sides of pictures that the judge takes are multiples of this."""
+
+
+@settings
+class WindowSettings:
+    """What is compared, and on what."""
+
+    recipe: str
+    """Of the tokenizer and of the priors."""
+    tokenizer: tuple[str, ...] = ()
+    """`a.b=c` over the recipe, for the tokenizer."""
+    prior: tuple[str, ...] = ()
+    """`a.b=c` over the recipe, for all priors. `run.length` says how many codes each sees, `run.batch` how many windows at once; of
+    whole pictures so many fewer that there are as many codes."""
+    transformer: tuple[str, ...] = ()
+    """... for those under a window and those of whole pictures: their network."""
+    neighbourhood: tuple[str, ...]
+    """... for the neighbourhood transformer: its network."""
+    parameters_within: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """The share by which the parameters of the others may differ from those of the transformer."""
+    levels: Positive = 64
+    """Codes between the first and the last pixel of a picture, for the prior that is told coordinates."""
+    window: Side
+    """(h,w) codes of the crops that priors learn from."""
+    sizes: Annotated[tuple[Side, ...], Field(min_length=1)]
+    """Larger grids (h,w) that are laid, of whole windows; the page goes through them in this order."""
+    whole: tuple[Side, ...] = ()
+    """Those of them on which a transformer learns whole pictures."""
+    size: Side
+    """(H,W) of the scenes, in pixels; crops are cut from them as they are."""
+    crop: Side
+    """(H,W) of the parts of them that the tokenizer is trained on."""
+    copies: Positive
+    """Crops of the window's size of each training scene; of larger ones so many fewer that there are about as many codes."""
+    held_out: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the scenes that trainings do not see."""
+    pictures: Positive
+    """Held-out scenes, evenly spread, of which a crop of each size is measured and kept from trainings, at most."""
+    samples: Positive
+    """Pictures laid in each way at each size."""
+    shown: Positive
+    """How many of those are shown, at most."""
+    judge_steps: Positive
+    """Batches that the judge of sky and ground learns from."""
+    scenes: Positive
+
+
+def plan(chosen: WindowSettings, asked: Asked) -> list[Step]:
+    """Scenes; the tokenizer; codes of crops of each size; the priors; pictures in each way and size; comparisons; the judge."""
+    refuse_idle(asked, trains=("tokenizer", "prior"))
+    if asked.data is not None:
+        raise SmaltiError("this study needs scenes, of which it is known where sky and ground are; leave --data out")
+    training = _tokenizer(chosen, asked)
+    f = training.model.pyramid.factor
+    _refuse_sizes(chosen, f)
+    scenes = Pictures.of(None)
+    trainings = _trainings(chosen, asked)
+    grids = (chosen.window, *chosen.sizes)
+    found = [
+        steps.scenes(count=chosen.scenes, size=chosen.size),
+        steps.tokenizer("tokenizer", pictures=scenes, training=training),
+    ]
+    found += [_codes(grid, scenes, chosen) for grid in grids]
+    counts = {}
+    for name, (prior, grid) in trainings.items():
+        counts[name] = prior_steps.parameters(prior, _read(prior, grid, training.model.quantizer.size, chosen))
+        found.append(_prior(name, prior, grid))
+    refuse_unequal(
+        counts,
+        like=WINDOW,
+        within=chosen.parameters_within,
+        change="set its network by transformer=[...] or neighbourhood=[...]",
+    )
+    for grid in grids:
+        found += [_laid(way, grid, f, chosen) for way in _ways(grid, chosen)]
+        found.append(_comparing(grid, f, counts, chosen))
+    return [*found, _structure(f, chosen)]
+
+
+def _tokenizer(chosen: WindowSettings, asked: Asked) -> TokenizerTraining:
+    zoom = zoom_of(chosen.crop, chosen.size)
+    fixed = [
+        f"pictures.size={list(chosen.crop)}",
+        f"pictures.zoom=[{zoom}, {zoom}]",
+        f"pictures.validation={chosen.held_out}",
+    ]
+    return steps.varied(chosen.recipe, shared=chosen.tokenizer, overrides=asked.of("tokenizer"), changes=fixed)
+
+
+def _trainings(chosen: WindowSettings, asked: Asked) -> dict[str, tuple[PriorTraining, tuple[int, int]]]:
+    """Each prior by its name -> its training, and the grid (h,w) of the crops it learns from."""
+
+    def varied(network: tuple[str, ...], condition: str) -> PriorTraining:
+        changes = [*network, f"condition={condition}", "drop_condition=0", "encode={}", "run.patience=0"]
+        return steps.varied_prior(chosen.recipe, shared=chosen.prior, overrides=asked.of("prior"), changes=changes)
+
+    transformer = varied(chosen.transformer, "nothing")
+    return {
+        WINDOW: (transformer, chosen.window),
+        COORDINATES: (varied(chosen.transformer, "coordinates"), chosen.window),
+        NEIGHBOURHOOD: (varied(chosen.neighbourhood, "nothing"), chosen.window),
+        **{f"{WHOLE}-{named(grid)}": (_fewer(transformer, grid, chosen.window), grid) for grid in chosen.whole},
+    }
+
+
+def _fewer(training: PriorTraining, grid: tuple[int, int], window: tuple[int, int]) -> PriorTraining:
+    """A training on crops of the window's size -> the same on larger grids (h,w), as far as can be with as many codes a step."""
+    run, times = training.run, grid[0] * grid[1] // (window[0] * window[1])
+    return replace(training, run=replace(run, batch=max(run.batch // times // run.accumulate, 1) * run.accumulate))
+
+
+def _read(training: PriorTraining, grid: tuple[int, int], size: int, chosen: WindowSettings) -> Codes:
+    """What a prior reads, on a grid (h,w) of codes of a codebook of `size`."""
+    if training.condition == "nothing":
+        return Codes(size=size, grid=grid, condition_size=0, prefix=1)
+    return Codes(size=size, grid=grid, condition_size=chosen.levels, prefix=grid[0] * grid[1], maps=(0,))
+
+
+def _ways(grid: tuple[int, int], chosen: WindowSettings) -> dict[str, str]:
+    """A grid (h,w) -> the ways in which it is laid, and the name of the prior of each."""
+    tiles = {TILES: WINDOW} if grid != chosen.window else {}
+    whole = {WHOLE: f"{WHOLE}-{named(grid)}"} if grid in chosen.whole else {}
+    return {**tiles, **{name: name for name in (WINDOW, COORDINATES, NEIGHBOURHOOD)}, **whole}
+
+
+def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
+    """Raise `SmaltiError` for grids that are not laid by windows or not cut from scenes, and where sky and ground are not seen."""
+    h, w = chosen.window
+    (H, W), grids = chosen.size, chosen.sizes
+    for grid in grids:
+        if grid[0] % h or grid[1] % w or grid == chosen.window or grids.count(grid) > 1:
+            raise SmaltiError(
+                f"sizes has {named(grid)}, and the window is {h}x{w} codes; give larger grids of whole windows, each once"
+            )
+        if grid[0] * f > H or grid[1] * f > W:
+            raise SmaltiError(
+                f"{named(grid)} codes are {grid[0] * f} x {grid[1] * f} pixels, more than the scenes of {H} x {W}; set a "
+                "smaller one in sizes, or a larger size"
+            )
+    for grid in chosen.whole:
+        if grid not in grids:
+            raise SmaltiError(f"whole has {named(grid)}, which is none of sizes; name it there too, or leave it out")
+    tall = _tall(chosen, f)
+    if not tall or any(side % EIGHTHS for side in (H, min(H, W), *(grid[1] * f for grid in tall))):
+        raise SmaltiError(
+            f"sky and ground are looked for in those of sizes that are as high as the scenes, {H} pixels, and the judge takes "
+            f"sides of multiples of {EIGHTHS}; set size and sizes so that there is one, and each of them is so"
+        )
+
+
+def _tall(chosen: WindowSettings, f: int) -> list[tuple[int, int]]:
+    """The grids (h,w) of pictures as high as the scenes."""
+    return [grid for grid in chosen.sizes if grid[0] * f == chosen.size[0]]
+
+
+def _codes(grid: tuple[int, int], scenes: Pictures, chosen: WindowSettings) -> Step:
+    """The step that encodes crops of a grid (h,w) of codes, with where each lies in its scene."""
+    copies = max(chosen.copies * chosen.window[0] * chosen.window[1] // (grid[0] * grid[1]), 1)
+
+    def work(place: Place) -> dict[str, Any]:
+        tokenizer = load_tokenizer(place.before["tokenizer"].folder).to(pick_device("auto"))
+        source, f = open_source(scenes.path(place)), tokenizer.factor
+        side = grid[0] * f, grid[1] * f
+        zoom = (zoom_of(side, chosen.size),) * 2
+        training, others = split(source.pictures, validation=chosen.held_out)
+        count = min(chosen.pictures, len(others))
+        held_out = [others[number * len(others) // count] for number in range(count)]
+        of = partial(Crops, source, size=side, channels=3)
+        parts = (
+            of(training, crop=RandomCrop(zoom=zoom), seed=0),
+            of(held_out, crop=RandomCrop(zoom=zoom, flip=False), seed=1),
+        )
+        told = [Told("coordinates", options={"levels": chosen.levels})]
+        pairs = beside_pictures(told, parts, factor=f, device=pick_device("auto"))
+        with counting(place.console, title="encoding", unit="crops") as progress:
+            write_codes(
+                place.folder / "codes",
+                training=pairs.training,
+                validation=pairs.validation,
+                encode=encoder(tokenizer, parts[0].images),
+                fingerprint=tokenizer.fingerprint(),
+                size=tokenizer.size,
+                factor=f,
+                labels=(),
+                copies=copies,
+                seed=0,
+                batch=ENCODED,
+                progress=progress,
+                prefix=pairs.prefix,
+            )
+        return {"training": len(training) * copies, "held_out": count}
+
+    shaped = {"grid": list(grid), "size": list(chosen.size), "levels": chosen.levels}
+    said = {**shaped, "copies": copies, "held_out": chosen.held_out, "pictures": chosen.pictures}
+    return Step(
+        name=f"codes-{named(grid)}", settings={**scenes.described, **said}, work=work, after=(SCENES, "tokenizer")
+    )
+
+
+def _prior(name: str, training: PriorTraining, grid: tuple[int, int]) -> Step:
+    """The step that trains a prior on crops of a grid (h,w) of codes; its folder is a run folder."""
+
+    def work(place: Place) -> dict[str, Any]:
+        shards = open_codes(place.before[f"codes-{named(grid)}"].folder / "codes")
+        tokenizer = place.before["tokenizer"].folder
+        train_prior(shards, tokenizer, place.folder, settings=training, console=place.console)
+        lines = read_metrics(place.folder)
+        entropies = [line["code_entropy_nats"] for line in lines if line["part"] == "validation"]
+        return {"curve": prior_steps.curve(lines), "code_entropy_nats": entropies[-1]}
+
+    said = {"training": steps.decisive(as_mapping(training))}
+    return Step(name=f"prior-{name}", settings=said, work=work, after=("tokenizer", f"codes-{named(grid)}"))
+
+
+def _pipeline(place: Place, prior: str) -> Pipeline:
+    tokenizer = load_tokenizer(place.before["tokenizer"].folder)
+    kept = find_model(place.before[f"prior-{prior}"].folder, kind="prior")
+    return Pipeline(tokenizer, *load_prior(kept)).to(pick_device("auto"))
+
+
+def _laid(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> Step:
+    """The step that lays pictures of a grid (h,w) in one way; where coordinates are told, as all there is of a picture."""
+    prior = _ways(grid, chosen)[way]
+
+    def work(place: Place) -> dict[str, Any]:
+        pipeline = _pipeline(place, prior)
+        if way == TILES:
+            return _tiles(pipeline, grid, chosen.samples, place)
+        wanted = Laid(number=chosen.samples, size=(grid[0] * f, grid[1] * f), judged=False)
+        folder, images = place.before[f"prior-{prior}"].folder, place.before[SCENES].folder / "images"
+        found = laid_pictures(pipeline.tokenizer, folder, images, place, wanted=wanted)
+        return {**found, "steps": sequential(pipeline.prior, grid)}
+
+    said = {"count": chosen.samples, "grid": list(grid), "way": way}
+    after = (SCENES, "tokenizer", f"prior-{prior}")
+    return Step(name=f"laid-{way}-{named(grid)}", settings=said, work=work, after=after)
+
+
+def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, place: Place) -> dict[str, Any]:
+    """Pictures of a grid (h,w) made of windows that know nothing of one another, all laid at once."""
+    prior, began = pipeline.prior, time.monotonic()
+    number = grid[0] * grid[1] // (prior.grid[0] * prior.grid[1])
+    known, seeds = unknown(count * number, prior.grid), torch.arange(count * number)
+    laid = finished(pipeline.lay([None] * len(known), known, sampler=Sampler(), seeds=seeds))
+    seconds = (time.monotonic() - began) / count
+    codes = joined(laid.view(count, number, *prior.grid), grid)  # (B,h,w)
+    for seed, image in enumerate(pipeline.decode(codes)):
+        save_png(place.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
+    return {
+        "codes": grid[0] * grid[1],
+        "seconds_a_picture": seconds,
+        "steps": sequential(prior, prior.grid),
+    }
+
+
+def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen: WindowSettings) -> Step:
+    """The step that asks each prior for the likelihood of held-out crops of one size, and looks at what each has laid."""
+    ways = _ways(grid, chosen)
+
+    def work(place: Place) -> dict[str, Any]:
+        codes, told = _held_out(place.before[f"codes-{named(grid)}"].folder / "codes")
+        for number, image in enumerate(_pipeline(place, WINDOW).decode(codes)):
+            save_png(place.folder / "real" / f"{number:04d}.png", image)
+        values = {
+            way: nats_of(_pipeline(place, prior).prior, way, codes, told, window=chosen.window).tolist()
+            for way, prior in ways.items()
+        }
+        done = {way: place.before[f"laid-{way}-{named(grid)}"] for way in ways}
+        rows = {
+            way: {
+                "parameters": counts[prior],
+                **likelihood(values[way], values[WINDOW]),
+                **fitting(done[way].folder / "samples", chosen.window[1], f),
+                "seconds": done[way].outcome["seconds_a_picture"],
+                "steps": done[way].outcome["steps"],
+            }
+            for way, prior in ways.items()
+        }
+        return {"pictures": len(codes), "rows": rows, "real": fitting(place.folder / "real", chosen.window[1], f)}
+
+    after = (
+        "tokenizer",
+        f"codes-{named(grid)}",
+        *dict.fromkeys(f"prior-{prior}" for prior in ways.values()),
+        *(f"laid-{way}-{named(grid)}" for way in ways),
+    )
+    said = {"grid": list(grid), "parameters": {way: counts[ways[way]] for way in ways}}
+    return Step(name=f"compare-{named(grid)}", settings=said, work=work, after=after)
+
+
+def _held_out(shards: Path) -> tuple[Tensor, Tensor]:
+    """Codes of held-out crops (B,h,w), and where each of their codes lies in its scene (B,h,w)."""
+    batches = list(in_order(open_codes(shards).validation, batch=ENCODED))
+    codes, told = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("codes", "prefix"))
+    return codes, told.view_as(codes)
+
+
+def _structure(f: int, chosen: WindowSettings) -> Step:
+    """The step that teaches a judge what is in scenes, and asks it where sky and ground are, in pictures as high as scenes."""
+    tall, (H, W) = _tall(chosen, f), chosen.size
+    square = PictureSettings(size=(H, min(H, W)), zoom=(1.0, 1.0), validation=chosen.held_out)
+
+    def work(place: Place) -> dict[str, Any]:
+        training, _ = crops(open_source(place.before[SCENES].folder / "images"), square, channels=3, seed=0)
+        with counting(place.console, title="reading", unit="scenes") as progress:
+            known = known_of(training, place.before[SCENES].folder, progress=progress)
+        with counting(place.console, title="the judge learns", unit="steps") as progress:
+            judge = train_judge(
+                known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.judge_steps, progress=progress
+            )
+
+        def share(folder: Path) -> float:
+            images = torch.stack(list(images_in(folder)))
+            return condition_fidelity.heights(
+                condition_fidelity.Pictures(images, images, images, known, [], judge)
+            ).told
+
+        return {
+            named(grid): {
+                "real": share(place.before[f"compare-{named(grid)}"].folder / "real"),
+                **{
+                    way: share(place.before[f"laid-{way}-{named(grid)}"].folder / "samples")
+                    for way in _ways(grid, chosen)
+                },
+            }
+            for grid in tall
+        }
+
+    after = [SCENES]
+    for grid in tall:
+        after += [f"compare-{named(grid)}", *(f"laid-{way}-{named(grid)}" for way in _ways(grid, chosen))]
+    said = {"steps": chosen.judge_steps, "size": list(square.size), "held_out": chosen.held_out}
+    return Step(name="structure", settings=said, work=work, after=tuple(after))
+
+
+WINDOWS_COMPARED = Study(
+    about="how are pictures laid that are larger than what a prior learned from: window, neighbourhood, whole grid",
+    takes_models=False,
+    settings=WindowSettings,
+    scales=SCALES,
+    plan=plan,
+    page=page,
+)

@@ -1,0 +1,149 @@
+"""Models on disk: a folder with `config.json` (what it is, its settings) and `model.safetensors` (its weights).
+
+Nothing in such a folder is ever executed. A name that is no folder here is that of a model that comes with smalti, or is looked
+for on the Hugging Face Hub.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from smalti.core.errors import SmaltiError
+from smalti.core.files import read_json, write_atomically, write_json
+from smalti.hub import hugging_face
+from smalti.hub.bundled_models import named
+
+FORMAT = 1
+CONFIG, WEIGHTS = hugging_face.PARTS
+_CONVERT = "Another program's checkpoint is taken over by: smalti convert SOURCE DESTINATION"
+
+
+class Saved(NamedTuple):
+    """What a model folder holds."""
+
+    folder: Path
+    kind: str
+    """"tokenizer" or "prior"."""
+    settings: dict[str, Any]
+    """Plain values from which the model is built."""
+    about: dict[str, Any]
+    """What else is worth knowing: the version that wrote it, the data, the tokenizer's fingerprint."""
+
+
+def save_model(
+    folder: Path, *, kind: str, settings: Mapping[str, Any], about: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> None:
+    """Write a model folder; each file whole or not at all, the weights first: with a config the folder is complete."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    config = {"smalti": FORMAT, "kind": kind, "settings": dict(settings), "about": dict(about)}
+    write_json(folder / CONFIG, config)
+
+
+def halved(module: nn.Module) -> None:
+    """Round the weights of `module`, in place, to what half precision holds: then `halve` loses nothing."""
+    for tensor in module.state_dict().values():
+        if tensor.dtype == torch.float32:
+            tensor.copy_(tensor.half())
+
+
+def halve(folder: Path) -> None:
+    """Keep the float32 weights of all models in `folder` in half precision: half the size; they are read as float32 again."""
+    for path in sorted(folder.rglob(WEIGHTS)):
+        weights = load_file(path)
+        small = {name: each.half() if each.dtype == torch.float32 else each for name, each in weights.items()}
+        write_atomically(path, partial(save_file, small))
+
+
+def find_model(name: str | Path, *, kind: str) -> Saved:
+    """A folder (of a model, a run with a `model` folder inside, or a pipeline with a folder `kind`), or a Hub id -> what the model
+    of that kind says of itself.
+
+    Raises `SmaltiError` when there is nothing, when it is another program's folder, or a model of another kind.
+    """
+    path = here(name)
+    folder = locate(path / kind if (path / kind).is_dir() and not (path / CONFIG).is_file() else path)
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict) or not isinstance(config.get("smalti"), int) or "kind" not in config:
+        raise SmaltiError(f"{folder / CONFIG} was not written by smalti. {_CONVERT}")
+    if config["smalti"] > FORMAT:
+        raise SmaltiError(
+            f"{folder} was written by a newer smalti (format {config['smalti']}); update smalti to read it"
+        )
+    if config["kind"] != kind:
+        raise SmaltiError(f"{folder} holds a {config['kind']}, a {kind} is needed here")
+    if not isinstance(config.get("settings"), dict):
+        raise SmaltiError(f"{folder / CONFIG} holds no settings; copy it again or export the model again")
+    return Saved(folder, config["kind"], config["settings"], config.get("about", {}))
+
+
+def locate(name: str | Path) -> Path:
+    """A model folder, a run folder or a Hub id -> the folder on this machine that holds `config.json`."""
+    path = here(name)
+    for folder in (path, path / "model"):
+        if (folder / CONFIG).is_file():
+            return folder
+    if path.is_dir():
+        hint = "its training has not written a model yet" if (path / "config.yaml").is_file() else f"it has no {CONFIG}"
+        raise SmaltiError(f"{path} is not a model: {hint}. {_CONVERT}")
+    convert = f": it is a file. {_CONVERT}" if path.is_file() else ""
+    raise SmaltiError(f"there is no model folder {path}{convert}")
+
+
+def here(name: str | Path) -> Path:
+    """A path, or where there is nothing at it the name of a bundled model or a Hub id -> the path, or the folder of that model.
+
+    Where there is a folder of a Hub id's first part, the second is a mistyped name in it: the Hub is not asked. Raises
+    `SmaltiError` for such a name, and when the Hub is asked and does not give a model.
+    """
+    path = named(name)
+    if path.exists() or not hugging_face.is_name(str(name)):
+        return path
+    if path.parent.is_dir():
+        near = difflib.get_close_matches(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()], n=1)
+        hint = f"did you mean '{path.parent / near[0]}'?" if near else f"{path.parent} is one, so the Hub was not asked"
+        raise SmaltiError(f"there is no folder {path}; {hint}")
+    return hugging_face.fetched(str(name))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether there is a model folder of ours at `path`, or a run folder of ours, with a model in it or none yet."""
+    for config in (path / CONFIG, path / "model" / CONFIG):
+        if config.is_file():
+            values = read_json(config)
+            return isinstance(values, dict) and "smalti" in values
+    return (path / "config.yaml").is_file() and (path / "metrics.jsonl").is_file()
+
+
+def load_weights_into(module: nn.Module, saved: Saved) -> None:
+    """Fill `module` from the folder's weights, which must match name for name and shape for shape.
+
+    Raises `SmaltiError` for a missing or damaged file and for weights that do not fit, with the first names.
+    """
+    path = saved.folder / WEIGHTS
+    if not path.is_file():
+        raise SmaltiError(f"{saved.folder} has no {WEIGHTS}")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SmaltiError(
+            f"{path} is damaged or truncated ({error}); copy it again or export the model again"
+        ) from error
+    expected = module.state_dict()
+    wrong = sorted(expected.keys() ^ weights.keys()) or sorted(
+        name for name in expected if expected[name].shape != weights[name].shape
+    )
+    if wrong:
+        raise SmaltiError(
+            f"{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}"
+        )
+    module.load_state_dict(weights)

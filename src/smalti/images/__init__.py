@@ -1,0 +1,1 @@
+"""What an image is here: reading and writing files (`io`, `png_stream`), label and depth maps, masks, pixel formats, boxes."""

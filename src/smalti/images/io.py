@@ -1,0 +1,415 @@
+"""What an image is here.
+
+A tensor is float in [-1, 1], shaped (C, H, W) or (B, C, H, W); C is 1 (grayscale), 3 (colour) or 4 (colour and
+opacity) when it comes from a picture file. An array is (H, W, C), uint8, or uint16 where a file has 16 bits. Heights
+come before widths. Files whose pixels are numbers and not colours are read by `smalti.images.label_maps`.
+
+B batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+from torch import Tensor
+
+from smalti.core.capacity import check_memory
+from smalti.core.errors import SmaltiError
+from smalti.core.files import open_file, write_atomically
+from smalti.images.pixel_formats import Levels, as_floats, levels_of, orientation, pixels_of, stored_numbers, upright
+
+Array: TypeAlias = Levels
+Filter: TypeAlias = Literal["lanczos", "nearest"]
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a picture, in pixels."""
+
+IMAGE_SUFFIXES = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+MOST_COVERING = 2**24
+"""Pixels of a picture that covers a size, beyond which it is to be no larger than its file's picture or 8 times the size."""
+SPARE = 2.0  # what a JPEG decoder gives stays so many times larger than what is asked for
+SETTINGS_KEY = "smalti"  # the keyword of the PNG text chunk that holds the settings of a picture we made
+
+
+@final
+class DamagedImage(SmaltiError):  # noqa: N818 - named after what is wrong
+    """A picture that cannot be used: `name`, and `reason` as the rest of a sentence that begins with the name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.reason}"
+
+
+@contextmanager
+def damage_told(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes `DamagedImage` with `name` and the reason; a `SmaltiError` stays what it is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd but readable metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        except SmaltiError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            most = f"{Image.MAX_IMAGE_PIXELS:,}"
+            raise DamagedImage(name, f"has more than {most} pixels, the most that is read; scale it down") from error
+        except UnidentifiedImageError as error:
+            raise DamagedImage(name, "is not a picture of any kind that is read") from error
+        except FileNotFoundError as error:
+            raise DamagedImage(name, "is missing") from error
+        except Exception as error:  # decoders answer damage with every kind of exception
+            raise DamagedImage(name, f"cannot be read ({_lower(str(error)) or type(error).__name__})") from error
+
+
+@contextmanager
+def opened(source: Path | BinaryIO, *, name: str) -> Iterator[BinaryIO]:
+    """A file, or what one holds -> its stream, at the beginning. Damage of every kind, also damage found inside the `with`, is
+    told as by `damage_told`, and so is an empty file.
+    """
+    with damage_told(name), open_file(source) if isinstance(source, Path) else nullcontext(source) as stream:
+        if stream.seek(0, os.SEEK_END) == 0:
+            raise DamagedImage(name, "is empty (0 bytes)")
+        stream.seek(0)
+        yield stream
+
+
+def read_image(source: Path | BinaryIO, *, channels: int, name: str, bits: Literal[8, 16] = 8) -> Array:
+    """A picture file -> its pixels (H, W, C), upright, for C `channels`: 1 (grayscale), 3 (colour), 4 (colour and opacity).
+
+    The EXIF orientation is applied. Gray becomes colour, and colour gray. For 1 and 3 channels transparent pixels are
+    laid over white, as on a page; for 4 a file without opacity is opaque. Palettes, CMYK and one-bit files are
+    converted; colour profiles are not applied. Of an animation the first frame is taken.
+
+    All is uint8, but for files with 16 bits: gray for one channel stays uint16, and so does everything where `bits` is
+    16 (gray and colour from PNG and TIFF; of gray with opacity Pillow gives the upper 8). Else they are scaled to 8.
+
+    Raises `DamagedImage` with `name` and the reason for whatever is not a whole picture of a kind in
+    `IMAGE_SUFFIXES`, or has more pixels than Pillow holds to be safe; and `SmaltiError` for other `channels`.
+    """
+    _check_channels(channels)
+    with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
+        return pixels_of(image, stream, channels=channels, bits=bits)
+
+
+def read_size(source: Path | BinaryIO, *, name: str) -> tuple[int, int]:
+    """A picture file -> its (height, width) upright. Raises `DamagedImage`."""
+    with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
+        return _full_size(image)
+
+
+class Covering(NamedTuple):
+    """A picture scaled until it covers a size; `full` is the (height, width) that its file has."""
+
+    pixels: Array
+    full: tuple[int, int]
+
+
+def read_covering(
+    source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str, window: tuple[int, int] = (1, 1)
+) -> Covering:
+    """A picture file -> the smallest picture of the same aspect that covers `size` (height, width), with up to 16 bits.
+
+    As `read_image` and then `resize_to_cover`, but that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8 first (it
+    leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is asked for. That
+    depends on the size of the file's picture and on `size` alone. Raises as `read_image`, and as `check_covering`.
+    """
+    _check_channels(channels)
+    with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
+        if image.format in ("JPEG", "MPO"):
+            height, width = _full_size(image)
+            check_covering((height, width), size, window=window, name=name)
+            lies = orientation(image) > 4
+            rows, columns = covering_size((height, width), size)
+            spare = min(height / rows, width / columns) / SPARE
+            step = next((step for step in (8, 4, 2) if step <= spare), 1)
+            if step > 1 and (drafted := image.draft(None, (image.width // step, image.height // step))):
+                # The last column and row may stand for fewer pixels than the others: the box says where the picture ends.
+                shape = (rows, columns) if lies else (columns, rows)
+                small = image.resize(shape, Image.Resampling.LANCZOS, box=drafted[1])
+                return Covering(levels_of(upright(small), channels=channels, bits=8), (height, width))
+        array = pixels_of(image, stream, channels=channels, bits=16)
+        full = (array.shape[0], array.shape[1])  # of other files known only now: in PNG the orientation may come last
+        check_covering(full, size, window=window, name=name)
+        return Covering(resize_to_cover(array, size), full)
+
+
+def read_middle(source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Array:
+    """A picture file -> (height, width, C) for `size`: scaled as by `read_covering`, and the middle cut out, however long and
+    thin the picture is. Raises as `read_image`.
+    """
+    full = read_size(source, name=name)
+    if is_excessive(full, size):
+        return covered_middle(read_image(source, channels=channels, name=name, bits=16), size)
+    return center_crop(read_covering(source, size, channels=channels, name=name).pixels, size)
+
+
+def _full_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an opened file as it is to be seen."""
+    width, height = image.size if orientation(image) <= 4 else reversed(image.size)
+    return height, width
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3, 4):
+        raise SmaltiError(
+            f"a picture file gives 1 channel (grayscale), 3 (colour) or 4 (colour and opacity), not {channels}; "
+            "label maps, which have a channel for each label, are read with pictures.kind=labels"
+        )
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _formats() -> list[str]:
+    """Only the kinds we name: Pillow would otherwise hand a file that claims to be PostScript to a foreign program."""
+    known = Image.registered_extensions()
+    return sorted({known[suffix] for suffix in IMAGE_SUFFIXES if suffix in known})
+
+
+def read_numbers(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
+    """A picture file -> its numbers as they are stored, upright, (H, W) or (H, W, C).
+
+    Those of a palette are its places; opacity beside a single channel is left out. Raises `DamagedImage`.
+    """
+    with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
+        return stored_numbers(image)
+
+
+def resize_shorter(array: Array, size: int) -> Array:
+    """(H, W, C) -> the same picture with its shorter side `size` pixels long, by Lanczos with antialiasing."""
+    return resize_to_cover(array, (size, size))
+
+
+def resize_to_cover(array: Array, size: tuple[int, int], *, filter: Filter = "lanczos") -> Array:
+    """(H, W, C) -> the smallest picture of the same aspect that covers `size` (height, width); one side fits
+    exactly.
+
+    "lanczos" antialiases, and weighs colours by their opacity where there are 4 channels; "nearest" takes each pixel
+    from the nearest one, which labels need.
+    """
+    return resize(array, covering_size((array.shape[0], array.shape[1]), size), filter=filter)
+
+
+def resize(array: Array, size: tuple[int, int], *, filter: Filter) -> Array:
+    """(H, W, C) -> (height, width, C); the filters are those of `resize_to_cover`."""
+    height, width = array.shape[:2]
+    whole = (0.0, 0.0, float(width), float(height))
+    if filter == "nearest":
+        return _nearest(array, size, whole)
+    return array if (height, width) == size else _lanczos(array, size, whole)
+
+
+def covering_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The size of a picture and one that is to be covered, both (height, width) -> the picture's size when it just covers it."""
+    scale = max(size[0] / full[0], size[1] / full[1])
+    return max(size[0], round(full[0] * scale)), max(size[1], round(full[1] * scale))
+
+
+def is_excessive(full: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a picture of size `full` is so long and thin that covering `size` takes a multiple of the memory of either.
+
+    A file of 1 x 6000 pixels has a hundred bytes, and covers 256 x 256 as 256 x 1,536,000.
+    """
+    covering = math.prod(covering_size(full, size))
+    return covering > max(math.prod(full), MOST_COVERING, 8 * math.prod(size))
+
+
+def check_covering(full: tuple[int, int], size: tuple[int, int], *, window: tuple[int, int], name: str) -> None:
+    """Sizes (height, width) of a picture, of what it is to cover, and of the window that is cut out of that -> nothing.
+
+    Raises `DamagedImage` for a picture that would be enlarged more than twice to cover the window, and for one that is too thin
+    (`is_excessive`). To be called before pixels are scaled.
+    """
+    (height, width), (h, w) = window, full
+    if max(height / h, width / w) > 2:
+        raise DamagedImage(
+            name,
+            f"is {h}x{w} pixels, too small for size {height}x{width}; "
+            f"use pictures of at least {-(-height // 2)}x{-(-width // 2)} pixels or a smaller size",
+        )
+    if is_excessive(full, size):
+        rows, columns = covering_size(full, size)
+        raise DamagedImage(
+            name, f"is {h}x{w} pixels, too thin for size {size[0]}x{size[1]}: it covers it as {rows}x{columns}; crop it"
+        )
+
+
+def covered_middle(array: Array, size: tuple[int, int], *, filter: Filter = "lanczos") -> Array:
+    """(H, W, C) -> (height, width, C): as `resize_to_cover` and then `center_crop`, in memory for the picture and the result."""
+    full = (array.shape[0], array.shape[1])
+    if not is_excessive(full, size):
+        return center_crop(resize_to_cover(array, size, filter=filter), size)
+    return (
+        _nearest(array, size, middle_box(full, size))
+        if filter == "nearest"
+        else _lanczos(array, size, middle_box(full, size))
+    )
+
+
+def middle_box(full: tuple[int, int], size: tuple[int, int]) -> Box:
+    """What `covered_middle` shows of a picture of size `full`, in its pixels."""
+    rows, columns = covering_size(full, size)
+    top, left = (rows - size[0]) // 2, (columns - size[1]) // 2
+    high, wide = full[0] / rows, full[1] / columns  # pixels of the picture that make one
+    return left * wide, top * high, (left + size[1]) * wide, (top + size[0]) * high
+
+
+def _check_room(array: Array, size: tuple[int, int]) -> None:
+    """Raise `SmaltiError` for a size that a picture cannot be scaled to in this machine's memory."""
+    if math.prod(size) > MOST_COVERING:
+        needed = math.prod(size) * array.shape[2] * array.dtype.itemsize
+        check_memory(needed, f"a picture of {size[0]:,} x {size[1]:,} pixels (height x width)")
+
+
+def _nearest(array: Array, size: tuple[int, int], box: Box) -> Array:
+    _check_room(array, size)
+    (height, width), (left, top, right, bottom) = size, box
+    rows = (top + (np.arange(height) + 0.5) * ((bottom - top) / height)).astype(np.intp)
+    columns = (left + (np.arange(width) + 0.5) * ((right - left) / width)).astype(np.intp)
+    chosen: Array = array[rows.clip(max=array.shape[0] - 1)[:, None], columns.clip(max=array.shape[1] - 1)]
+    return chosen
+
+
+def _lanczos(array: Array, size: tuple[int, int], box: Box) -> Array:
+    """The pixels around the box count as they do where all of the picture is scaled."""
+    _check_room(array, size)
+    height, width = size
+
+    def lanczos(picture: Image.Image) -> npt.NDArray[Any]:
+        return np.array(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))
+
+    if array.dtype == np.uint8 and array.shape[2] in (3, 4):
+        colours: Array = lanczos(Image.fromarray(array))
+        return colours
+    limit = np.iinfo(array.dtype).max  # Lanczos overshoots at edges
+    values = array.astype(np.float32)
+    if array.shape[2] == 4:
+        values[:, :, :3] *= values[:, :, 3:] / limit
+    planes = np.stack([lanczos(Image.fromarray(values[:, :, c])) for c in range(array.shape[2])], axis=2)
+    if array.shape[2] == 4:
+        planes[:, :, :3] /= np.maximum(planes[:, :, 3:], 0.5) / limit
+    resized: Array = planes.round().clip(0, limit).astype(array.dtype)
+    return resized
+
+
+def crop(array: Array, *, top: int, left: int, height: int, width: int) -> Array:
+    """(H, W, C) -> the (height, width, C) window whose upper left pixel is (top, left); a view, not a copy."""
+    assert 0 <= top <= array.shape[0] - height, f"rows {top}..{top + height} of {array.shape[0]}"
+    assert 0 <= left <= array.shape[1] - width, f"columns {left}..{left + width} of {array.shape[1]}"
+    return array[top : top + height, left : left + width]
+
+
+def center_crop(array: Array, size: tuple[int, int]) -> Array:
+    """(H, W, C) -> the (height, width, C) window in the middle; of two middles the upper and left one."""
+    top, left = (array.shape[0] - size[0]) // 2, (array.shape[1] - size[1]) // 2
+    return crop(array, top=top, left=left, height=size[0], width=size[1])
+
+
+def edges(picture: Array) -> Array:
+    """A picture (H,W,3) uint8 or uint16 -> how steep its brightness is at each pixel (H,W,1) uint8.
+
+    By Sobel's filter; 255 from half the slope on that the step from black to white has.
+    """
+    grey = torch.from_numpy(picture.astype(np.float32)).mean(-1)[None, None]  # (1,1,H,W)
+    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]) / 4
+    both = torch.stack([across, across.T]).unsqueeze(1) / np.iinfo(picture.dtype).max  # (2,1,3,3)
+    slopes = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), both)  # (1,2,H,W)
+    steepness = slopes.norm(dim=1)[0, :, :, None]  # (H,W,1)
+    found: Array = (steepness * 2).clamp(max=1).mul(255).round().to(torch.uint8).numpy()
+    return found
+
+
+def to_tensor(array: Array) -> Tensor:
+    """(H, W, C) uint8 or uint16, or a batch of them -> (C, H, W) float32 in [-1, 1]; black is -1, white is 1."""
+    return as_floats(array)
+
+
+def to_array(images: Tensor, *, rounding: Literal["nearest", "down"] = "nearest") -> npt.NDArray[np.uint8]:
+    """(C, H, W) or (B, C, H, W), of any float type and device -> (H, W, C) or (B, H, W, C) uint8.
+
+    Values are cut to [-1, 1] and rounded to the nearest level, so `to_array(to_tensor(a))` is `a`; NaN becomes black.
+    `rounding` "down" cuts fractions off, as the original's image writers do: half a level darker on average.
+    """
+    levels = (images.detach().float().nan_to_num(nan=-1.0).clamp(-1, 1) + 1) * 127.5
+    levels = levels.round() if rounding == "nearest" else levels.floor()
+    array: npt.NDArray[np.uint8] = levels.to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    return array
+
+
+def grid(images: Tensor, *, columns: int, gap: int) -> Tensor:
+    """(B, C, H, W) -> one picture (C, H', W') of the images in rows of `columns`, `gap` white pixels between
+    neighbours.
+    """
+    B, C, H, W = images.shape
+    columns = max(1, min(columns, B))
+    rows = -(-B // columns)
+    sheet = images.new_ones(C, rows * (H + gap) - gap, columns * (W + gap) - gap)
+    for b in range(B):
+        top, left = (b // columns) * (H + gap), (b % columns) * (W + gap)
+        sheet[:, top : top + H, left : left + W] = images[b]
+    return sheet
+
+
+def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, Any] = NO_SETTINGS) -> None:
+    """Write a (C, H, W) tensor in [-1, 1] or an (H, W, C) array as a PNG file, with the settings (plain values) it
+    was made by.
+
+    The settings stand as JSON in the PNG text under the keyword "smalti"; `read_settings` reads them back.
+    Raises `SmaltiError` when the disk refuses.
+    """
+    array = to_array(image) if isinstance(image, Tensor) else image
+    assert array.shape[2] in (1, 3, 4), f"a picture file holds 1, 3 or 4 channels, not {array.shape[2]}"
+    text = PngInfo()
+    text.add_text(SETTINGS_KEY, json.dumps(dict(settings)))
+    picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
+    write_atomically(Path(path), lambda temporary: picture.save(temporary, format="PNG", pnginfo=text))
+
+
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """A picture file -> the settings `save_png` wrote into it; None when it carries none. Raises `DamagedImage`."""
+    read_image(
+        path, channels=3, name=str(path)
+    )  # the text may stand behind the pixels, and damage is told in one place
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=_formats()) as image:
+            text = image.text.get(SETTINGS_KEY) if isinstance(image, PngImageFile) else None
+    try:
+        found = json.loads(text) if text is not None else None
+    except ValueError:  # another program's text under our keyword
+        return None
+    return found if isinstance(found, dict) else None

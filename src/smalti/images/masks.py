@@ -1,0 +1,107 @@
+"""Which pixels of a picture are kept when the rest is laid anew: a named part, or a mask that a person painted.
+
+H W pixels; True is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.images.io import Array, DamagedImage, covered_middle, read_image, to_tensor
+
+Slices = tuple[slice, slice]
+
+PARTS: dict[str, Callable[[int, int], Slices]] = {
+    "top-half": lambda H, W: (slice(0, H // 2), slice(None)),
+    "bottom-half": lambda H, W: (slice(H // 2, H), slice(None)),
+    "left-half": lambda H, W: (slice(None), slice(0, W // 2)),
+    "right-half": lambda H, W: (slice(None), slice(W // 2, W)),
+    "centre": lambda H, W: (slice(H // 4, H - H // 4), slice(W // 4, W - W // 4)),
+}
+"""Name -> (H, W) -> the rows and columns that are kept."""
+
+
+def kept_part(name: str, size: tuple[int, int]) -> Tensor:
+    """The name of a part -> (H,W) bool. Raises `SmaltiError` for an unknown name, listing those there are."""
+    if name not in PARTS:
+        raise SmaltiError(f"unknown part {name!r} to keep; {suggestion(name, PARTS)}")
+    kept = torch.zeros(size, dtype=torch.bool)
+    kept[PARTS[name](*size)] = True
+    return kept
+
+
+def whole_tiles(kept: Tensor | npt.NDArray[np.bool_], *, factor: int, picture: tuple[int, int]) -> Tensor:
+    """A mask (H,W) bool, True where a pixel is kept, of a picture's (height, width) -> True where a whole tile is (h,w).
+
+    Raises `SmaltiError` for a mask of another size, for one that is not of True and False, and for one that keeps pixels, but no
+    whole tile: nothing would be left of them.
+    """
+    mask = torch.as_tensor(kept) if isinstance(kept, np.ndarray) else kept
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise SmaltiError(f"a mask is True where a pixel is kept and False elsewhere, not {kind}; give mask > 0, say")
+    if mask.shape != picture:
+        raise SmaltiError(
+            f"the mask has the shape {tuple(mask.shape)}, the picture (height, width) {picture}; "
+            "give a mask of the picture's size"
+        )
+    tiles = mask.unfold(0, factor, factor).unfold(1, factor, factor).all(-1).all(-1)
+    if mask.any() and not tiles.any():
+        raise SmaltiError(
+            f"no tile of {factor} x {factor} pixels is kept as a whole, and a part of one cannot be; keep more of the picture"
+        )
+    return tiles
+
+
+def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
+    """A picture file in black and white -> its brightness (H,W,1), uint8 or uint16. Numbers 0 and 1 become black and white.
+
+    Raises `DamagedImage` for transparent pixels, which are neither, for masks that are dark everywhere without being black (their
+    white would be lost), and for what is no picture.
+    """
+    pixels = read_image(source, channels=4, name=name, bits=16)  # (H,W,4)
+    most = np.iinfo(pixels.dtype).max
+    if (pixels[:, :, 3] != most).any():
+        raise DamagedImage(name, "has transparent pixels, and a mask is black and white; save it without transparency")
+    bright = (
+        pixels[:, :, :3].astype(np.int64) @ np.array([[299], [587], [114]]) + 500
+    ) // 1000  # ITU-R 601, as `read_image`
+    brightest = int(bright.max())
+    if brightest == 1:
+        bright = bright * most
+    elif 0 < brightest <= most // 2:
+        raise DamagedImage(
+            name,
+            f"is dark everywhere, and a mask is black and white: its brightest pixel is {brightest} of {most}; save it with "
+            "white where it is to be white",
+        )
+    mask: Array = bright.astype(pixels.dtype)
+    return mask
+
+
+def kept_by_mask(path: Path, *, picture: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A mask file (white is kept) of the picture's own (height, width) -> (size) bool, scaled and cropped as the picture is.
+
+    Raises `SmaltiError` as `read_mask`, for a mask of another size than the picture, and for one that keeps nothing.
+    """
+    mask = read_mask(path, name=str(path))
+    if mask.shape[:2] != picture:
+        raise SmaltiError(
+            f"the mask {path} is {mask.shape[0]}x{mask.shape[1]} pixels, its picture {picture[0]}x{picture[1]}; "
+            "a mask has the size of its picture"
+        )
+    kept = to_tensor(covered_middle(mask, size))[0] >= 0
+    if not kept.any():
+        raise SmaltiError(
+            f"the mask {path} is black wherever the picture is seen, and white is kept: nothing would be kept; make it white "
+            "where the picture is to stay"
+        )
+    return kept

@@ -1,0 +1,72 @@
+"""C files of ours -> libraries, made once for each machine by the compiler found there, and kept in the cache folder.
+
+What is computed in C is what PyTorch computes, sooner or more exactly; where there is no compiler, PyTorch does. `SMALTI_DIRECT`
+in the environment leaves all to PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from smalti.core.errors import SmaltiError
+from smalti.core.files import write_atomically
+from smalti.core.published_weights import cache_folder
+
+LANES, PANEL = 8, 16
+"""As in lanes.h: floats of a register, by which channels and widths are divisible, and P, numbers of a panel."""
+
+OPTIONS = ("-O3", "-fopenmp", "-shared", "-fPIC")
+_WIDE = ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
+INSTRUCTIONS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx2", "-mfma", *_WIDE)}
+"""Options for each kind of x86 processor that PyTorch tells apart; for an older one PyTorch is as fast."""
+
+
+def compiled(source: Path) -> ctypes.CDLL | None:
+    """A C file -> its library, compiled if this was not done before, in about two seconds; None where that cannot be done."""
+    compiler, options = shutil.which(os.environ.get("CC", "cc")), _instructions()
+    if compiler is None or options is None or os.environ.get("SMALTI_DIRECT"):
+        return None
+    files = (source, *sorted(Path(__file__).parent.glob("*.h")))
+    made_of = "".join(file.read_text("utf-8") for file in files) + " ".join((platform.machine(), *OPTIONS, *options))
+    path = cache_folder() / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    try:
+        if not path.exists():
+            command = [compiler, *OPTIONS, *options, str(source), "-lm", "-o"]
+            write_atomically(path, lambda to: _run([*command, str(to)]))
+        return ctypes.CDLL(str(path))
+    except (OSError, SmaltiError, subprocess.SubprocessError):
+        return None  # no OpenMP, no room, or a folder that nothing may be written to
+
+
+def needed(library: ctypes.CDLL | None) -> ctypes.CDLL:
+    """What `compiled` gave, where something was found to suit it."""
+    assert library is not None, "nothing suits without it"
+    return library
+
+
+def reaches(*tensors: Tensor) -> bool:
+    """Whether C may read these: float32 of the CPU, and nothing that only watches operations, as a compiler or an export does."""
+    watched = torch.compiler.is_compiling() or torch._C._is_tracing() or torch.is_autocast_enabled("cpu")
+    return not watched and all(
+        type(each) in (Tensor, nn.Parameter) and each.device.type == "cpu" and each.dtype == torch.float32
+        for each in tensors
+    )
+
+
+def _instructions() -> tuple[str, ...] | None:
+    if platform.machine() in ("x86_64", "AMD64"):
+        return INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
+    return ()
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=120)

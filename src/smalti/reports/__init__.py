@@ -1,0 +1,1 @@
+"""Self-contained HTML reports: blocks, charts, and the page of an evaluation."""

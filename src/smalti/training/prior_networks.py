@@ -1,0 +1,181 @@
+"""The priors that can be trained: the settings of each, but for what the codes decide, and how it is built for some codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+
+from pydantic import BeforeValidator, Field
+
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import Chance, Natural, Positive, as_mapping, parse, settings
+from smalti.prior import (
+    GPT,
+    GPTSettings,
+    Neighbourhood,
+    NeighbourhoodSettings,
+    Order,
+    PixelSNAIL,
+    PixelSNAILSettings,
+    Transformer,
+    TransformerSettings,
+)
+
+
+@settings
+class TransformerNetwork:
+    """The modern transformer."""
+
+    name: Literal["transformer"] = "transformer"
+    layers: Positive = 6
+    width: Positive = 256
+    heads: Positive = 4
+    dropout: Chance = 0.1
+    tied: bool = False
+    """Whether the head scores codes by their embeddings."""
+    order: Order = "raster"
+    """How the codes of a picture follow one another."""
+
+
+@settings
+class GPTNetwork:
+    """The paper's GPT, whose condition codes and image codes have one vocabulary."""
+
+    name: Literal["gpt"] = "gpt"
+    vocabulary: Natural = 0
+    """How many codes it knows; 0: as many as the tokenizer or the condition has, whichever has more."""
+    block: Natural = 0
+    """Learned positions; 0: as many as prefix and picture need."""
+    layers: Positive = 24
+    width: Positive = 1024
+    heads: Positive = 16
+    embedding_dropout: Chance = 0.0
+    attention_dropout: Chance = 0.0
+    residual_dropout: Chance = 0.0
+    unmasked: Natural = 0
+    """How many of the first condition codes see one another, and not only those before them."""
+    start: Natural = 0
+    """The code that a prior without a condition begins with."""
+    order: Order = "raster"
+    """How the codes of a picture follow one another."""
+
+
+@settings
+class PixelSNAILNetwork:
+    """Causal convolutions with attention between them: the prior that the paper compares its own with."""
+
+    name: Literal["pixelsnail"] = "pixelsnail"
+    layers: Positive = 4
+    """Blocks that end in attention."""
+    residuals: Positive = 2
+    """Gated residual blocks of convolutions in each."""
+    width: Positive = 128
+    heads: Positive = 4
+    kernel: Annotated[int, Field(ge=2)] = 2
+    dropout: Chance = 0.1
+    order: Order = "raster"
+    """Raster, and no other."""
+
+
+@settings
+class NeighbourhoodNetwork:
+    """A transformer that sees the codes near a code alone, for pictures of any size."""
+
+    name: Literal["neighbourhood"] = "neighbourhood"
+    reach: Positive = 4
+    """Rows above a code, and columns to both sides of it, that a layer sees."""
+    layers: Positive = 6
+    width: Positive = 256
+    heads: Positive = 4
+    dropout: Chance = 0.1
+
+
+def _named(values: Any) -> Any:
+    """Plain values without a name are those of the default, the transformer."""
+    return {"name": "transformer", **values} if isinstance(values, Mapping) else values
+
+
+AnyNetwork: TypeAlias = TransformerNetwork | GPTNetwork | PixelSNAILNetwork | NeighbourhoodNetwork
+
+NetworkSettings = Annotated[AnyNetwork, Field(discriminator="name"), BeforeValidator(_named)]
+"""The settings of any prior; their `name` tells which."""
+
+
+class Codes(NamedTuple):
+    """What a prior reads."""
+
+    size: int
+    """Image codes K."""
+    grid: tuple[int, int]
+    """(h, w)."""
+    condition_size: int
+    """Condition codes, 0 for none."""
+    prefix: int
+    """Condition codes that stand before a picture, P; 1 without a condition."""
+    maps: tuple[int, ...] = ()
+    """Where among them a map of the window begins, a code for each of its codes."""
+
+
+class Network(NamedTuple):
+    """A prior that has learned nothing yet."""
+
+    prior: Transformer | GPT | PixelSNAIL | Neighbourhood
+    vocabulary: int
+    """Codes below it can stand in place of an image code."""
+
+
+def _read(codes: Codes) -> dict[str, Any]:
+    """As the settings of the transformer and of PixelSNAIL call it."""
+    return {"size": codes.size, "condition_size": codes.condition_size, "prefix": codes.prefix, "grid": codes.grid}
+
+
+def _transformer(network: TransformerNetwork, codes: Codes) -> Network:
+    sizes = parse(TransformerSettings, {**as_mapping(network), **_read(codes), "maps": codes.maps}, where="network")
+    return Network(Transformer(sizes), codes.size)
+
+
+def _pixelsnail(network: PixelSNAILNetwork, codes: Codes) -> Network:
+    sizes = parse(PixelSNAILSettings, {**as_mapping(network), **_read(codes)}, where="network")
+    return Network(PixelSNAIL(sizes), codes.size)
+
+
+def _neighbourhood(network: NeighbourhoodNetwork, codes: Codes) -> Network:
+    sizes = parse(NeighbourhoodSettings, {**as_mapping(network), **_read(codes), "maps": codes.maps}, where="network")
+    return Network(Neighbourhood(sizes), codes.size)
+
+
+def _gpt(network: GPTNetwork, codes: Codes) -> Network:
+    return Network(GPT(gpt_settings(network, codes)), gpt_settings(network, codes).vocabulary)
+
+
+def gpt_settings(network: GPTNetwork, codes: Codes) -> GPTSettings:
+    """The sizes of a GPT that reads these codes. Raises `SmaltiError` where its vocabulary or its positions are too few."""
+    most = max(codes.size, codes.condition_size)
+    if network.vocabulary and network.vocabulary < most:
+        raise SmaltiError(
+            f"network.vocabulary = {network.vocabulary}, but the tokenizer has {codes.size} codes and the condition "
+            f"{codes.condition_size}; make it {most} or more, or 0 for as many as are needed"
+        )
+    values = {
+        **as_mapping(network),
+        "vocabulary": network.vocabulary or most,
+        "block": network.block or codes.prefix + codes.grid[0] * codes.grid[1] - 1,  # the last code is not read
+        "size": codes.size,
+        "prefix": codes.prefix,
+        "grid": codes.grid,
+        "start": None if codes.condition_size else network.start,
+    }
+    return parse(GPTSettings, values, where="network")
+
+
+NETWORKS: dict[str, Callable[[Any, Codes], Network]] = {
+    "transformer": _transformer,
+    "gpt": _gpt,
+    "pixelsnail": _pixelsnail,
+    "neighbourhood": _neighbourhood,
+}
+
+
+def build_network(network: AnyNetwork, codes: Codes) -> Network:
+    """Settings and what is to be read -> a prior. Raises `SmaltiError` where they do not go together."""
+    return NETWORKS[network.name](network, codes)

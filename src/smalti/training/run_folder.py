@@ -1,0 +1,270 @@
+"""A run folder: what was asked for, what was measured, the model to use, and the state to go on from.
+
+config.yaml  metrics.jsonl  tensorboard/  images/  model/ (config.json, model.safetensors)  state/<seen>/state.ckpt
+Where the best model is kept, state/best/<seen>/ is that model, for each of the states.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import yaml
+from lightning_fabric import Fabric
+
+from smalti.core.errors import SmaltiError
+from smalti.core.files import (
+    folder_written_atomically,
+    read_json,
+    refusals_explained,
+    write_atomically,
+    write_json,
+    write_text,
+)
+from smalti.core.settings import as_mapping, flattened, parse
+from smalti.training.config import STAGES, as_yaml
+from smalti.training.fsdp import load, save
+
+log = logging.getLogger("smalti")
+
+NOTES = "notes.json"
+ALARM = "alarm"
+"""The part of the lines in `metrics.jsonl` that say that an alarm began or is over; the other parts are measured."""
+BEST = "best"
+"""The folder in `state` for models that are the best so far."""
+KEPT_STATES = 2
+"""The newest state, and the one before it in case the newest is damaged."""
+
+FREE_TO_CHANGE = (
+    "run.length",
+    "run.report_every",
+    "run.validate_every",
+    "run.picture_every",
+    "run.checkpoint_every",
+    "run.accelerator",
+    "run.devices",
+    "run.nodes",
+    "run.strategy",
+    "run.accumulate",
+    "run.recompute",
+    "run.compile",
+    "run.most_skipped",
+    "run.patience",
+    "run.workers",
+    "run.tensorboard",
+    "pictures.cache_mib",
+)
+"""What may differ when a run goes on: none of it changes what the pictures seen so far taught."""
+
+
+CONTENTS = ("contents.images", "contents.files")
+"""What says whether the data is what it was, wherever it lies: how many images there are, and their `identity`."""
+
+
+class Restored(NamedTuple):
+    """What a state says besides the values that it fills."""
+
+    seen: int
+    """How much had been seen, 0 without a state."""
+    notes: dict[str, Any]
+    """What the loop noted: numbers of the steps since the last report, alarms, seconds. Empty without a state, and for old ones."""
+
+
+@final
+class RunFolder:
+    """The folder of one run. Creating it checks that the same run, or none, is in there; the first process does that for all."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        """`config`: the resolved settings as plain values.
+
+        Raises `SmaltiError` when the folder holds something else, or a run with other settings (naming those that differ).
+        """
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.images = path / "images"
+        self.tensorboard = path / "tensorboard"
+        self.model = path / "model"
+        self._states = path / "state"
+        written = path / "config.yaml"
+        if path.exists() and not path.is_dir():
+            raise SmaltiError(f"{path} is a file; name a folder for the run with --out")
+        if written.is_file():
+            begun = self.metrics.is_file() or self.states()
+            self._same_run(written, config, begun=bool(begun))
+        elif path.is_dir() and any(not _is_of_codes(entry) for entry in path.iterdir()):
+            raise SmaltiError(f"{path} is not empty and holds no run of smalti (no config.yaml); choose another --out")
+        with refusals_explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+            for place in (path, self._states, *(self._states / BEST).glob("*"), self.model):
+                for leftover in place.glob(".*.tmp"):
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        write_text(written, as_yaml(config))
+
+    def _same_run(self, written: Path, config: Mapping[str, Any], *, begun: bool) -> None:
+        try:
+            before = yaml.safe_load(written.read_text("utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SmaltiError(f"{written} is not YAML; choose another --out") from error
+        if not isinstance(before, dict) or "smalti" not in before:
+            raise SmaltiError(f"{self.path} holds the run of another program; choose another --out")
+        old, new = dict(flattened(_with_defaults(before))), dict(flattened(config))
+        known = all(key in old and key in new for key in CONTENTS)
+        unchanged = known and all(old[key] == new[key] for key in CONTENTS)
+        free = {"smalti", *FREE_TO_CHANGE, *CONTENTS, *(["data"] if unchanged else [])}
+        differ = [
+            f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and key not in free
+        ]
+        if differ and begun:
+            raise SmaltiError(
+                f"{self.path} holds a run with other settings ({'; '.join(differ[:4])}); "
+                "repeat its settings to go on with it, or choose another --out"
+            )
+        if begun and known and not unchanged:
+            count, now = old["contents.images"], new["contents.images"]
+            log.warning(
+                "the images in %s have changed since the run was last started: there were %s, and there are %s%s; training goes on "
+                "with those that are there now",
+                new["data"],
+                count,
+                now,
+                ", but not the same files" if count == now else "",
+            )
+
+    def append_metrics(self, values: Mapping[str, Any]) -> None:
+        """Add one JSON line."""
+        with refusals_explained(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def cut_metrics(self, seen: int) -> None:
+        """Drop what was measured after `seen`: it will be measured again. A half-written last line goes too."""
+        if self.metrics.is_file():
+            kept = [line for line in _whole_lines(self.metrics) if line["seen"] <= seen]
+            write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def save_state(self, fabric: Fabric, state: dict[str, Any], *, seen: int, notes: Mapping[str, Any]) -> None:
+        """Write a new state under a temporary name, sync it, rename it, and only then drop the oldest."""
+        target = self._states / f"{seen:014d}"
+        with ExitStack() as stack:
+            temporary = None
+            if fabric.is_global_zero and not target.exists():
+                temporary = stack.enter_context(folder_written_atomically(target))
+            temporary = fabric.broadcast(temporary)
+            if temporary is None:
+                return
+            save(fabric, temporary / "state.ckpt", state)
+            if fabric.is_global_zero:
+                write_json(temporary / NOTES, dict(notes))
+            fabric.barrier()
+        if fabric.is_global_zero:
+            for old in self.states()[:-KEPT_STATES]:
+                shutil.rmtree(old)
+            self._drop_models()
+
+    def _drop_models(self) -> None:
+        """Remove the models that were the best once and are not for any state there is."""
+        needed = set()
+        for entry in self.states():
+            with suppress(SmaltiError):  # a damaged one needs nothing
+                needed.add(self.best(_best_of(_noted(entry))))
+        for kept in set((self._states / BEST).glob("*")) - needed:
+            shutil.rmtree(kept)
+
+    def best(self, seen: int) -> Path:
+        """Where the model is kept that was the best when so much had been seen."""
+        return self._states / BEST / f"{seen:014d}"
+
+    def publish(self, kept: Path) -> None:
+        """Copy the files of a kept model over those in `model`; its config, which says that a model is whole, comes last."""
+        for file in sorted((path for path in kept.rglob("*") if path.is_file()), reverse=True):
+            write_atomically(self.model / file.relative_to(kept), partial(shutil.copyfile, file))
+
+    def states(self) -> list[Path]:
+        """The states there are, oldest first."""
+        return sorted(entry for entry in self._states.glob("*") if entry.name.isdigit())
+
+    def load_state(self, fabric: Fabric, state: dict[str, Any]) -> Restored:
+        """Fill `state` in place from the newest state that can be read.
+
+        Raises `SmaltiError` when there are states and none can be read.
+        """
+        states = self.states()
+        reasons = []
+        for entry in reversed(states):
+            try:
+                notes = _noted(entry)
+                best = _best_of(notes)
+                if best and not self.best(best).is_dir():
+                    raise SmaltiError(f"its best model is not in {self.best(best)}")
+                load(fabric, entry / "state.ckpt", state)
+            except Exception as error:  # a damaged archive shows itself as any of many exceptions
+                reasons.append(f"{entry.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+                log.warning("state %s cannot be read and is passed over (%s)", entry, reasons[-1])
+            else:
+                return Restored(int(entry.name), notes)
+        if states:
+            raise SmaltiError(
+                f"no state in {self._states} can be read ({'; '.join(reasons)}); "
+                "remove that folder to train from the beginning"
+            )
+        return Restored(0, {})
+
+
+def _noted(state: Path) -> dict[str, Any]:
+    """What the loop noted beside a state; nothing in those of smalti 0.1."""
+    notes: dict[str, Any] = read_json(state / NOTES) if (state / NOTES).is_file() else {}
+    return notes
+
+
+def _best_of(notes: Mapping[str, Any]) -> int:
+    """What the loop noted -> how much had been seen at the best validation, 0 without one; see `best.Best`."""
+    seen: int = notes.get("best", {}).get("seen", 0)
+    return seen
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A written config, perhaps of an older smalti -> the same with the defaults of settings that it does not know yet."""
+    cls = STAGES.get(config.get("stage", ""))
+    names = cls.__dataclass_fields__ if cls else {}
+    try:
+        known = parse(cls, {name: config[name] for name in names if name in config}, where="") if cls else None
+    except SmaltiError:  # settings that are gone: they differ, and are told as they stand there
+        return dict(config)
+    return {**config, **as_mapping(known)}
+
+
+def _is_of_codes(entry: Path) -> bool:
+    """Whether it is what pictures were encoded into before their run began, whole or not."""
+    return (entry / "codes.json").is_file() or (entry.name.startswith(".codes") and entry.suffix == ".tmp")
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and "seen" in value:
+            yield value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """A run folder -> what was measured: the lines of its `metrics.jsonl`, oldest first, without the alarms."""
+    return [line for line in _lines(path) if line.get("part") != ALARM]
+
+
+def read_alarms(path: Path) -> list[dict[str, Any]]:
+    """A run folder -> the alarms that began and ended: lines of its `metrics.jsonl`, oldest first."""
+    return [line for line in _lines(path) if line.get("part") == ALARM]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    metrics = path / "metrics.jsonl"
+    return list(_whole_lines(metrics)) if metrics.is_file() else []

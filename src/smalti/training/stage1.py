@@ -1,0 +1,430 @@
+"""One step of stage 1: the tokenizer against the pictures and a discriminator.
+
+Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
+Source: arXiv 2012.09841, section 3.1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, final
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from smalti.conditions.map_files import label_colours, right_labels
+from smalti.core.distributed import everyones
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import amount
+from smalti.data.config import PictureSettings
+from smalti.data.crops import CentreCrop, Crop, RandomCrop
+from smalti.data.damage import DamageRecord
+from smalti.data.loader import Batch, Crops, Example, first_readable, holding_out, in_order, spread
+from smalti.data.sources import Source, held_out_order, split
+from smalti.evaluation.metrics import CodeUse, psnr
+from smalti.images.io import grid
+from smalti.losses.adversarial import LeCam, ramp
+from smalti.losses.discriminator import DISCRIMINATORS
+from smalti.losses.objective import AdversarialSettings, ReconstructionLoss
+from smalti.tokenizer.blocks import as_channels_last
+from smalti.tokenizer.quantizers import Quantized
+from smalti.tokenizer.vqgan import VQGAN
+from smalti.training.activation_checkpointing import compiled, recompute, tokenizer_blocks, tokenizer_stages
+from smalti.training.codebook_training import (
+    CodebookTraining,
+    FrozenCodebook,
+    LearningCodebook,
+    ProcessShare,
+    validation_chances,
+)
+from smalti.training.config import TokenizerTraining
+from smalti.training.diagnostics import Judged, judge_codes, judge_game
+from smalti.training.gan_step import Draws, Played, Players, Quantize, Strength, draws_of, penalty_at, play_of
+from smalti.training.launcher import synchronised
+from smalti.training.loop import Stage, stream
+from smalti.training.optimizer import build_optimiser, exported
+from smalti.training.optimizer_step import (
+    Mover,
+    Moves,
+    NotFiniteError,
+    gathering,
+    kept_buffers,
+    mean_of_parts,
+    mean_of_processes,
+    sum_of_processes,
+)
+
+SHOWN = 8
+"""Pictures in the grid that is saved on the way."""
+
+
+CROPS: dict[str, Callable[[PictureSettings], Crop]] = {
+    "random": lambda pictures: RandomCrop(zoom=pictures.zoom, flip=pictures.flip),
+    "centre": lambda pictures: CentreCrop(zoom=pictures.zoom[0]),
+}
+"""How training pictures are cut, by the name in the settings."""
+
+
+@final
+class _Joined(nn.Module):
+    """images -> features, codes, reconstructions: one `forward`, so that data-parallel wrappers see the whole pass."""
+
+    def __init__(self, tokenizer: VQGAN) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, images: Tensor, quantize: Callable[[Tensor], Quantized]) -> tuple[Tensor, Quantized, Tensor]:
+        features = self.tokenizer.features(images)  # (B,D,h,w)
+        quantized = quantize(features)
+        return features, quantized, self.tokenizer.decode(quantized.latents)  # .., .., (B,C,H,W)
+
+
+def crops(
+    source: Source, pictures: PictureSettings, *, channels: int, seed: int, most: int | None = None
+) -> tuple[Crops, Crops]:
+    """A source -> its training pictures (random crops and flips) and its held-out ones (centre crops, at the least zoom).
+
+    Their kind is that of the source. `most`: how many of the held-out ones to take, evenly spread; all by default.
+    Where all held-out ones are damaged, a training picture is held out too. Raises `SmaltiError` for a single picture,
+    for a kind that does not go with the channels, and for too many damaged pictures.
+    """
+    training, validation = split(source.pictures, validation=pictures.validation)
+    if not validation:
+        raise SmaltiError(
+            f"{source.path} holds a single picture; training needs at least two, one of them to validate on"
+        )
+    if most is not None and most < len(validation):
+        validation = tuple(validation[place * len(validation) // most] for place in range(most))
+    cut, middle = CROPS[pictures.crop](pictures), CROPS["centre"](pictures)
+    size, cache = pictures.size, pictures.cache_mib
+    record = DamageRecord(source, [len(training), len(validation)])
+    parts = (
+        Crops(source, training, size=size, channels=channels, crop=cut, seed=seed, cache_mib=cache, record=(record, 0)),
+        Crops(
+            source,
+            validation,
+            size=size,
+            channels=channels,
+            crop=middle,
+            seed=seed,
+            cache_mib=cache,
+            record=(record, 1),
+        ),
+    )
+    if len(training) == 1 or first_readable(parts[1]) is not None:
+        return parts
+    place = first_readable(parts[0], held_out_order(training))
+    return parts if place is None else holding_out(parts, place)
+
+
+@final
+class Share:
+    """Every so-manieth example of a data set: `rank`, `rank + world`, ..., so that `world` processes have each of them once."""
+
+    def __init__(self, whole: Crops, *, rank: int, world: int) -> None:
+        self._whole, self._places = whole, range(rank, len(whole), world)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, key: tuple[int, int], /) -> Example:
+        place = self._places[key[0]]
+        return self._whole[place, place]
+
+    def batch_of(self, *stacked: Tensor) -> Batch:
+        """The fields of examples, stacked -> a batch."""
+        return self._whole.batch_of(*stacked)
+
+
+def in_stream_order(mine: Tensor) -> Tensor:
+    """(B,..) of this process -> (world B,..) of all, in the order in which one process would have read the examples.
+
+    Each process reads every world-th example of the stream (see `loading.batches`).
+    """
+    gathered = everyones(mine)
+    processes = len(gathered) // len(mine)
+    return gathered.view(processes, *mine.shape).transpose(0, 1).flatten(0, 1) if processes > 1 else gathered
+
+
+def strength_at(seen: int, *, length: int, settings: AdversarialSettings) -> Strength:
+    """How far the game has come after `seen` of `length` pictures."""
+    start = amount(settings.start, length=length)
+    return Strength(
+        generator=ramp(seen, start=start, length=amount(settings.ramp, length=length)),
+        discriminator=1.0 if settings.early or seen >= start else 0.0,
+    )
+
+
+@final
+class TokenizerStage(Stage):
+    """Trains a VQGAN. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
+
+    unit = "images"
+    judged_by = ""  # sharper pictures have more pixel error: no single number of them says which model is the best
+    per_example = 1
+
+    def __init__(
+        self,
+        settings: TokenizerTraining,
+        source: Source,
+        *,
+        fabric: Fabric,
+        about: Mapping[str, Any],
+        weights: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """`weights`: of the tokenizer that training begins with, whose codes stay where they are; none begins anew."""
+        torch.manual_seed(settings.run.seed)
+        self.settings, self.fabric, self.about = settings, fabric, dict(about)
+        run, game = settings.run, settings.objective.adversarial
+        channels = settings.model.pyramid.channels
+        pictures = settings.pictures
+        self.training, self.held_out = crops(
+            source, pictures, channels=channels, seed=run.seed, most=pictures.validation_pictures
+        )
+        self.tokenizer = VQGAN(settings.model)
+        if weights:
+            self.tokenizer.load_state_dict(weights)
+        self.begun_elsewhere = bool(weights)
+        self.share = ProcessShare(fabric.global_rank, fabric.world_size)
+        if settings.has_decoder_phase and not settings.decoder_phase.start and not weights:
+            raise SmaltiError(
+                "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer (--from), or "
+                "set decoder_phase.start above 0"
+            )
+        judge = replace(game.discriminator, channels=channels)
+        self.judge = synchronised(DISCRIMINATORS[judge.name](judge), fabric=fabric)
+        for module in (self.tokenizer, self.judge):
+            as_channels_last(module)
+        self.exported = exported(self.tokenizer, half_life=run.average)
+        self.exported.module.to(fabric.device)
+        self.score = ReconstructionLoss(settings.objective).to(fabric.device)
+        self.play = play_of(settings.objective)
+        self.alternating = bool(game.weight) and game.play == "alternating"
+        self.lecam = LeCam.start(fabric.device)
+        if run.recompute:
+            recompute(tokenizer_blocks(self.tokenizer))
+        if run.compile:
+            compiled(tokenizer_stages(self.tokenizer), device=fabric.device)
+        self.optimiser: Any = build_optimiser([{"params": list(self.tokenizer.parameters())}], settings.optimiser)
+        self.judge_weights = [weight for weight in self.judge.parameters() if weight.requires_grad]
+        self.judge_optimiser: Any = build_optimiser([{"params": self.judge_weights}], settings.discriminator_optimiser)
+        self.generate: Any
+        self.generate, self.optimiser = fabric.setup(_Joined(self.tokenizer), self.optimiser)
+        self.judged: Any
+        self.judged, self.judge_optimiser = fabric.setup(self.judge, self.judge_optimiser)
+        self.mover = self._mover()
+        self.judge_mover = Mover(
+            fabric, self.judged, self.judge_optimiser, settings=settings.discriminator_optimiser, length=run.length
+        )
+        self.used = CodeUse(self.tokenizer.size)
+        self.codebook: CodebookTraining = LearningCodebook(self.tokenizer.quantizer, settings)
+
+    def _mover(self) -> Mover:
+        settings = self.settings
+        return Mover(
+            self.fabric, self.generate, self.optimiser, settings=settings.optimiser, length=settings.run.length
+        )
+
+    def batches(self, examples: int) -> Iterator[Batch]:
+        return stream(self.training, start=examples, run=self.settings.run, fabric=self.fabric)
+
+    def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        length = self.settings.run.length
+        first = self.settings.codes_from * length
+        placed = seen >= first
+        if placed and seen - count < first and not self.begun_elsewhere:
+            self._place_codes(seen, generator)
+        if seen >= self.settings.decoder_phase.begins(length) and not self.codebook.frozen:
+            self._freeze_codebook()
+        quantize = self.codebook.quantize(seen, generator=generator)
+        images = self._on_device(batch)  # (B,C,H,W)
+        moves = Moves(seen=seen, at_once=self.alternating)
+        bring_back = kept_buffers(self.judge)
+        draws = self._draws(len(images), generator)
+        played = self._played(moves, images, seen=seen, quantize=quantize, draws=draws)
+        values = mean_of_processes(self.fabric, played.values)
+        broken = moves.finish(values)
+        mended: dict[str, Tensor] = {}
+        if self.mover in moves.moved:
+            mended = self._mend_codebook(played.features, played.codes, generator) if placed else {}
+            self.exported.update(self.tokenizer, seen=seen, step=count)
+        if broken:
+            bring_back()
+            raise NotFiniteError(broken)
+        self.lecam = played.anchors
+        return {**values, **mended}
+
+    def _draws(self, batch: int, generator: torch.Generator) -> Draws:
+        """What chance decides for the images of this process: its share of what one process would draw for all of them."""
+        draws = draws_of(self.settings.objective, batch * self.share.world, generator=generator)
+        return draws._replace(augmentation=draws.augmentation.part(self.share.places))
+
+    def _played(self, moves: Moves, images: Tensor, *, seen: int, quantize: Quantize, draws: Draws) -> Played:
+        """The game on each part of the batch (B,C,H,W) -> what it leaves behind, of the whole batch."""
+        strength = strength_at(seen, length=self.settings.run.length, settings=self.settings.objective.adversarial)
+        parts = images.chunk(self.settings.run.accumulate)
+        played = []
+        first = 0
+        for number, part in enumerate(parts, 1):
+            moves.whole = number == len(parts)
+            its = draws._replace(augmentation=draws.augmentation.part(slice(first, first + len(part))))
+            first += len(part)
+            players = self._players(moves, seen=seen, parts=len(parts), draws=its)
+            with gathering(self.fabric, (self.generate, self.judged), last=moves.whole):
+                played.append(self.play(players, part, quantize=quantize, strength=strength, anchors=self.lecam))
+        if len(played) == 1:
+            return played[0]
+        anchors = (torch.stack(numbers).mean(0) for numbers in zip(*(each.anchors for each in played), strict=True))
+        return Played(
+            features=torch.cat([each.features for each in played]),
+            codes=torch.cat([each.codes for each in played]),
+            anchors=LeCam(
+                *anchors
+            ),  # each part has moved the same old ones: the mean is what the whole batch moves them to
+            values=mean_of_parts([each.values for each in played]),
+        )
+
+    def _players(self, moves: Moves, *, seen: int, parts: int, draws: Draws) -> Players:
+        """Both networks as they step after `seen` pictures, on one of several parts of the batch."""
+        backward = self.fabric.backward
+        return Players(
+            generate=self.generate,
+            judge=self.judged,
+            score=self.score,
+            last_layer=self.tokenizer.decoder.last_layer,
+            settings=self.settings.objective,
+            backward=backward if parts == 1 else lambda loss, **kwargs: backward(loss / parts, **kwargs),
+            judge_weights=self.judge_weights,
+            draws=draws,
+            move_generator=moves.of(self.mover),
+            move_judge=moves.of(self.judge_mover),
+            penalty=penalty_at(seen // self.settings.run.batch, settings=self.settings.objective.adversarial),
+        )
+
+    def _place_codes(self, seen: int, generator: torch.Generator) -> None:
+        """Let the quantizer place its codes on features of the next pictures, where it wants any."""
+        wanted = self.tokenizer.quantizer.start_features
+        if not wanted:
+            return
+        gathered: list[Tensor] = []
+        for batch in itertools.islice(self.batches(seen), 256):
+            with torch.no_grad():
+                gathered.append(in_stream_order(self.tokenizer.features(self._on_device(batch))))
+            if sum(each.numel() // each.shape[1] for each in gathered) >= wanted:
+                break
+        self.tokenizer.quantizer.start(torch.cat(gathered), generator=generator)
+
+    def _freeze_codebook(self) -> None:
+        """Begin the decoder phase, or go on with it after a resume."""
+        settings, exported = self.settings.decoder_phase, self.exported.module
+        self.codebook = FrozenCodebook(self.tokenizer, exported, settings=settings, share=self.share)
+        # A data-parallel wrapper waits for the gradients of all that learned when it was made.
+        self.generate = self.fabric.setup_module(_Joined(self.tokenizer))
+        self.mover = self._mover()
+
+    def _mend_codebook(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        features, codes = in_stream_order(features), in_stream_order(codes)
+        moved = self.codebook.observe(features, codes, generator=generator)
+        self.used.add(codes)
+        if int(self.used.counts.sum()) < 64 * self.tokenizer.size:  # too few codes to say how many are in use
+            return {"restarted_codes": torch.tensor(float(moved))}
+        values = {
+            "restarted_codes": torch.tensor(float(moved)),
+            "codes_in_use": torch.tensor(self.used.in_use),
+            "perplexity": torch.tensor(self.used.perplexity),
+        }
+        self.used = CodeUse(self.tokenizer.size)
+        return values
+
+    def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
+        length, game = self.settings.run.length, self.settings.objective.adversarial
+        learns_from = 0.0 if game.early else amount(game.start, length=length)
+        strength = strength_at(seen, length=length, settings=game).generator
+        trained = (seen - learns_from) / length
+        return {
+            **judge_codes(means, size=self.tokenizer.size),
+            **judge_game(means, settings=game, trained=trained, strength=strength),
+        }
+
+    def _on_device(self, batch: Batch) -> Tensor:
+        images = self.training.images(self.fabric.to_device(batch.images))
+        return images.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """PSNR (of label maps the share of right labels), the reconstruction loss and its terms, and the codes in use over the
+        held-out pictures, each process a share. With a decoder phase also that PSNR or share where some codes are replaced.
+        """
+        used, scores = CodeUse(self.tokenizer.size), []
+        share = Share(self.held_out, rank=self.fabric.global_rank, world=self.fabric.world_size)
+        self.score.eval()
+        likeness, like = ("accuracy", right_labels) if self.settings.pictures.kind == "labels" else ("psnr", psnr)
+        several = max(self.settings.run.batch // self.fabric.world_size, 1)
+        with self.exported.shown() as tokenizer:
+            others = self._other_reconstructions(tokenizer, batch=several)
+            for batch in in_order(share, batch=several):
+                images = self._on_device(batch)
+                reconstructions, quantized = tokenizer(images)
+                terms = self.score(images, reconstructions)._asdict()
+                likenesses = [
+                    like(images, reconstructions),
+                    *(like(images, of(quantized.codes)) for of in others.values()),
+                ]
+                means = [*(each.mean() for each in likenesses), *(terms[name] for name in self._terms().values())]
+                scores.append(torch.stack(means) * len(images))
+                used.add(quantized.codes)
+        self.score.train()
+        count = len(self.held_out)
+        names = (likeness, *(f"{likeness}_{name}" for name in others), *self._terms())
+        totals = torch.stack(scores).sum(0) if scores else torch.zeros(len(names), device=self.fabric.device)
+        used.counts = sum_of_processes(self.fabric, used.counts).cpu()
+        means_of_all = dict(zip(names, (sum_of_processes(self.fabric, totals) / count).tolist(), strict=True))
+        return {**means_of_all, "codes_in_use": used.in_use, "perplexity": used.perplexity, "pictures": float(count)}
+
+    def _other_reconstructions(self, tokenizer: VQGAN, *, batch: int) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What else the held-out images are compared with: name -> a function of the codes (B,h,w) of each batch in turn."""
+        if not self.settings.has_decoder_phase:
+            return {}
+        (height, width), f = self.settings.pictures.size, tokenizer.factor
+        codes, seed = (len(self.held_out), height // f, width // f), self.settings.run.seed
+        chances = validation_chances(codes, seed=seed, share=self.share, batch=batch)
+        noise = self.codebook.noise(tokenizer)
+        return {"replaced": lambda codes: tokenizer.decode(noise.latents(codes, next(chances)))}
+
+    def _terms(self) -> dict[str, str]:
+        """What is recorded of the reconstruction loss -> its name in `Reconstruction`; only what is computed."""
+        return {"reconstruction": "total", "pixel": "pixel", **{name: name for name in self.settings.objective.terms}}
+
+    @torch.no_grad()
+    def picture(self) -> Tensor:
+        """Held-out pictures above, their reconstructions below; label maps in colours."""
+        images = self._on_device(spread(self.held_out, SHOWN))
+        with self.exported.shown() as tokenizer:
+            reconstructions, _ = tokenizer(images)
+        both = torch.cat([images, reconstructions]).cpu().contiguous()
+        shown = label_colours(both) if self.settings.pictures.kind == "labels" else both
+        return grid(shown.contiguous(), columns=len(images), gap=2)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.generate,
+            "discriminator": self.judged,
+            "optimiser": self.optimiser,
+            "discriminator_optimiser": self.judge_optimiser,
+            "average": self.exported.module,
+            "lecam": self.lecam._asdict(),
+            "used": self.used.counts,
+        }
+
+    def restored(self, state: Mapping[str, Any]) -> None:
+        self.lecam = LeCam(**{name: value.to(self.fabric.device) for name, value in state["lecam"].items()})
+        self.used.counts = state["used"].cpu()
+
+    def export(self, folder: Path, *, seen: int) -> None:
+        about = {**self.about, "images_seen": seen, "fingerprint": self.exported.module.fingerprint()}
+        self.exported.module.save_pretrained(folder, about=about)

@@ -1,0 +1,211 @@
+"""One step of stage 2: the prior on code shards.
+
+Letters: B batch, P prefix codes, h w code grid, K size of the codebook.
+Source: arXiv 2012.09841, section 3.2.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from smalti.conditions.base import Condition
+from smalti.conditions.composite import Several
+from smalti.conditions.labels import Labels
+from smalti.data.code_shards import CodeBatch, CodeShards, entropy
+from smalti.data.loader import in_order, spread
+from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.images.io import grid, to_tensor
+from smalti.prior import Prior, nats, parameter_groups
+from smalti.prior_folder import save_prior
+from smalti.tokenizer.vqgan import VQGAN
+from smalti.training.activation_checkpointing import compiled, recompute
+from smalti.training.config import PriorTraining
+from smalti.training.diagnostics import Judged
+from smalti.training.loop import Stage, stream
+from smalti.training.optimizer import build_optimiser, exported, rate_at
+from smalti.training.optimizer_step import (
+    Mover,
+    Moves,
+    NotFiniteError,
+    gathering,
+    mean_of_processes,
+    quotient_of_processes,
+)
+from smalti.training.prior_networks import Codes, build_network
+
+SHOWN = 16
+"""Pictures in the grid that is sampled on the way."""
+VALIDATION_PICTURES = 2048
+"""Most held-out pictures whose likelihood is measured each time."""
+
+
+@final
+class _Joined(nn.Module):
+    """prefix (B,P), codes (B,h,w), what is told of them (B,h,w) -> nats of each code (B,h,w).
+
+    In one `forward`, so that data-parallel wrappers see it.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, prefix: Tensor, codes: Tensor, told: Tensor) -> Tensor:
+        return nats(self.prior, prefix, codes, told=told)
+
+
+def blocks(joined: Any) -> nn.ModuleList:
+    """What is trained -> the blocks of its prior."""
+    return joined.prior.blocks  # type: ignore[no-any-return]
+
+
+def corrupted(codes: Tensor, *, keep: float, vocabulary: int) -> Tensor:
+    """Codes (B,h,w) -> a share `keep` of them, and in place of each of the others any code below `vocabulary`, (B,h,w).
+
+    The original's `pkeep`. Draws from torch's default generator, unless all are kept.
+    """
+    if keep == 1.0:
+        return codes
+    kept = torch.rand(codes.shape, device=codes.device) < keep
+    return torch.where(kept, codes, torch.randint_like(codes, vocabulary))
+
+
+@final
+class PriorStage(Stage):
+    """Trains a prior. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
+
+    unit = "codes"
+    judged_by = "nats"
+
+    def __init__(
+        self,
+        settings: PriorTraining,
+        shards: CodeShards,
+        condition: Condition,
+        tokenizer: VQGAN,
+        *,
+        fabric: Fabric,
+        about: Mapping[str, Any],
+    ) -> None:
+        torch.manual_seed(settings.run.seed)
+        self.settings, self.shards, self.condition, self.fabric = settings, shards, condition, fabric
+        codes = shards.meta
+        self.per_example = codes.grid[0] * codes.grid[1]
+        self.entropy = entropy(shards.training, codes.size)
+        self.about = {**about, "code_entropy_nats": self.entropy}
+        codes_read = Codes(codes.size, codes.grid, condition.size, condition.length, condition.maps)
+        prior, self.vocabulary = build_network(settings.network, codes_read)
+        self.exported = exported(prior, half_life=settings.run.average)
+        self.exported.module.to(fabric.device)
+        self.tokenizer = tokenizer.to(fabric.device)
+        if settings.run.recompute:
+            recompute(prior.blocks)
+        if settings.run.compile:
+            compiled(prior.blocks, device=fabric.device)
+        self.prior = prior
+        self.likelihood: Any = fabric.setup_module(_Joined(prior))
+        groups = parameter_groups(prior, weight_decay=settings.optimiser.weight_decay)  # of the weights as they lie now
+        self.optimiser: Any = fabric.setup_optimizers(build_optimiser(groups, settings.optimiser))
+        length = settings.run.length
+        self.mover = Mover(fabric, self.likelihood, self.optimiser, settings=settings.optimiser, length=length)
+
+    def batches(self, examples: int) -> Iterator[CodeBatch]:
+        return stream(self.shards.training, start=examples, run=self.settings.run, fabric=self.fabric)
+
+    def step(self, batch: CodeBatch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        prefix, codes = self._prefix(batch), self.fabric.to_device(batch.codes)  # (B,P), (B,h,w)
+        prefix = self._partly_hidden(prefix)
+        told = corrupted(codes, keep=self.settings.keep, vocabulary=self.vocabulary)
+        parts = self.settings.run.accumulate
+        losses = []
+        moves = Moves(seen=seen, at_once=False)
+        for number, part in enumerate(zip(*(each.chunk(parts) for each in (prefix, codes, told)), strict=True), 1):
+            moves.whole = number == parts
+            with gathering(self.fabric, (self.likelihood,), last=moves.whole):
+                losses.append(self.likelihood(*part).mean())
+                self.fabric.backward(losses[-1] / parts)
+        mine = {"nats": torch.stack([loss.detach() for loss in losses]).mean(), "gradient_norm": moves.of(self.mover)()}
+        values = mean_of_processes(self.fabric, mine)
+        broken = moves.finish(values)
+        if broken:
+            raise NotFiniteError(broken)
+        self.exported.update(self.prior, seen=seen, step=count)
+        rate = rate_at(seen, length=self.settings.run.length, settings=self.settings.optimiser)
+        return {**values, "rate": torch.tensor(rate)}
+
+    def _partly_hidden(self, prefix: Tensor) -> Tensor:
+        """The codes (B,P) of conditions -> the same, with nothing said in place of some: of parts alone, and of all."""
+        chance = self.settings.drop_condition
+        if not chance:
+            return prefix
+        if isinstance(self.condition, Several):
+            parts = torch.rand(len(prefix), len(self.condition.parts), device=prefix.device) < chance
+            prefix = self.condition.partly_hidden(prefix, parts)
+        hidden = torch.rand(len(prefix), 1, device=prefix.device) < chance
+        return torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
+
+    def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
+        """A prior has none of its own."""
+        return {}
+
+    def _prefix(self, batch: CodeBatch) -> Tensor:
+        """The condition's codes as the shards hold them, or labels, places in the list of labels -> prefix codes (B,P)."""
+        if self.condition.size == 0:
+            return self.prior.null_prefix(len(batch.labels))
+        kept = batch.labels.reshape(-1, 1) if isinstance(self.condition, Labels) else batch.prefix
+        prefix: Tensor = self.fabric.to_device(kept)
+        return prefix
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Nats a code on held-out pictures with their conditions, beside the entropy of single codes; each process a share."""
+        total, count = 0.0, 0
+        most = -(-VALIDATION_PICTURES // self.settings.run.batch)
+        every = itertools.islice(in_order(self.shards.validation, batch=self.settings.run.batch), most)
+        with self.exported.shown() as prior:
+            for batch in itertools.islice(every, self.fabric.global_rank, None, self.fabric.world_size):
+                losses = nats(prior, self._prefix(batch), self.fabric.to_device(batch.codes))
+                total, count = total + float(losses.sum()), count + losses.numel()
+        mean = quotient_of_processes(self.fabric, total, count)
+        return {"nats": mean, "code_entropy_nats": self.entropy, "below_entropy": 1 - mean / self.entropy}
+
+    @torch.no_grad()
+    def picture(self) -> Tensor:
+        """Samples of the exported prior, one seed each: the labels in turn, or what held-out pictures are told, shown before."""
+        with self.exported.shown() as prior:
+            prefix = self._shown(prior)
+            known, seeds = unknown(len(prefix), prior.grid), torch.arange(len(prefix))
+            laid = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
+        pictures = self.tokenizer.decode_codes(laid).cpu().contiguous()  # (B,C,H,W)
+        if self.condition.size and not isinstance(self.condition, Labels):
+            told = torch.stack([to_tensor(self.condition.preview(codes)) for codes in prefix.cpu()])  # (B,3,H',W')
+            told = F.interpolate(told, size=pictures.shape[2:], mode="nearest-exact")
+            pictures = torch.stack((told, pictures.expand_as(told)), dim=1).flatten(0, 1)  # (2B,3,H,W)
+        return grid(pictures, columns=8, gap=2)
+
+    def _shown(self, prior: Prior) -> Tensor:
+        """What the samples are told, (B,P)."""
+        if isinstance(self.condition, Labels):
+            return (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
+        if self.condition.size:
+            told: Tensor = self.fabric.to_device(spread(self.shards.validation, SHOWN).prefix)
+            return told
+        return prior.null_prefix(SHOWN)
+
+    def state(self) -> dict[str, Any]:
+        return {"model": self.likelihood, "optimiser": self.optimiser, "average": self.exported.module}
+
+    def restored(self, state: Mapping[str, Any]) -> None:
+        """Nothing but modules and the optimiser, which were restored in place."""
+
+    def export(self, folder: Path, *, seen: int) -> None:
+        about = {**self.about, "codes_seen": seen}
+        save_prior(self.exported.module, self.condition, folder, fingerprint=self.shards.meta.fingerprint, about=about)

@@ -1,0 +1,73 @@
+"""Boxes as codes of a grid: which places a box has, in what is seen, and what layouts and keypoints draw."""
+
+from __future__ import annotations
+
+import pytest
+
+from smalti.conditions.keypoints import Keypoints, KeypointsSettings, keypoint_codes, read_figures
+from smalti.conditions.layout import Layout
+from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, read_codes
+from smalti.conditions.location_codes import WHOLE, Box, drawn, seen_in
+
+NONE = 9
+
+
+@pytest.mark.parametrize(
+    ("box", "places"),
+    [
+        (Box(0, 0, 1, 1), list(range(12))),
+        (Box(0, 0, 0.5, 0.34), [0, 1]),  # three rows and four columns: the middles at 1/6 and 1/8, 3/8
+        (Box(0.3, 0.4, 0.01, 0.01), [5]),  # holds no middle, and has the place of its own
+        (Box(-0.5, 0.4, 0.7, 0.2), [4]),  # cut by the border
+        (Box(1.2, 0.4, 0.3, 0.2), []),  # outside
+        (Box(1.0, 1.0, 0.0, 0.0), [11]),
+        (Box(0.0, 0.0, 0.0, 0.0), [0]),
+    ],
+)
+def test_which_places_a_box_has(box: Box, places: list[int]) -> None:
+    codes = drawn([(box, 1)], (3, 4), none=NONE)
+    assert [place for place, code in enumerate(codes) if code == 1] == places
+    assert set(codes) <= {1, NONE}
+
+
+def test_small_boxes_lie_on_large_ones() -> None:
+    small, large = (Box(0, 0, 0.5, 0.5), 1), (WHOLE, 2)
+    assert drawn([small, large], (2, 2), none=NONE) == drawn([large, small], (2, 2), none=NONE) == [1, 2, 2, 2]
+    assert drawn([], (2, 2), none=NONE) == [NONE] * 4
+    assert drawn([large], (0, 0), none=NONE) == []
+
+
+def test_a_box_as_it_is_seen() -> None:
+    crop = Box(0.5, 0.0, 0.5, 0.5)
+    assert seen_in(crop, Box(0.5, 0.25, 0.25, 0.25), flip=False) == (0.0, 0.5, 0.5, 0.5)
+    assert seen_in(crop, Box(0.5, 0.25, 0.25, 0.25), flip=True) == (0.5, 0.5, 0.5, 0.5)
+
+
+def test_layouts_draw_what_is_seen() -> None:
+    settings = LayoutSettings(classes=("tree", "house"), most=2, size=65, drawn=(2, 2))
+    things = [Annotation(1, Box(0.0, 0.0, 0.5, 0.5)), Annotation(0, Box(0.75, 0.75, 0.1, 0.1))]
+    condition = Layout(settings)
+    assert condition.maps == (8,)
+    assert condition.length == 12
+    assert layout_codes(things, settings)[8:] == (1, 64, 64, 0)
+    assert layout_codes(things, settings, flip=True)[8:] == (64, 1, 0, 64)
+    assert layout_codes(things, settings, crop=Box(0.25, 0.25, 0.5, 0.5))[8:] == (1, 64, 64, 64)
+    plain = LayoutSettings(classes=("tree", "house"), most=2, size=65)
+    assert Layout(plain).maps == ()
+    assert layout_codes(things, plain) == layout_codes(things, settings)[:8]
+    assert read_codes(layout_codes(things, settings), settings) == read_codes(layout_codes(things, plain), plain)
+
+
+def test_keypoints_draw_what_is_seen() -> None:
+    settings = KeypointsSettings(points=("left hand", "right hand"), most=1, size=65, drawn=(2, 2))
+    figures = [((0.1, 0.1), (0.9, 0.9))]
+    condition = Keypoints(settings)
+    assert condition.maps == (4,)
+    assert keypoint_codes(figures, settings)[4:] == (0, 64, 64, 1)
+    # Mirrored, the right hand is at the left below, and is called the left one.
+    assert keypoint_codes(figures, settings, flip=True)[4:] == (64, 1, 0, 64)
+    assert keypoint_codes(figures, settings, crop=Box(0.5, 0.5, 0.5, 0.5))[4:] == (64, 64, 64, 1)
+    plain = KeypointsSettings(points=("left hand", "right hand"), most=1, size=65)
+    assert read_figures(keypoint_codes(figures, settings), settings) == read_figures(
+        keypoint_codes(figures, plain), plain
+    )

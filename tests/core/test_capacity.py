@@ -1,0 +1,82 @@
+"""What is beyond the memory of this machine is refused in a sentence, before anything is allocated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from smalti.cli import main
+from smalti.core import capacity
+from smalti.core.capacity import check_memory, machine_memory
+from smalti.core.errors import SmaltiError
+from smalti.generation.code_sampler import check_room, seeds_from, unknown
+from smalti.images.io import covered_middle, resize_to_cover
+
+MIB = 2**20
+
+
+def test_this_machine_has_some_memory_or_does_not_say() -> None:
+    assert machine_memory() == 0 or machine_memory() > 64 * MIB
+
+
+def test_more_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "machine_memory", lambda: 8192 * MIB)
+    check_memory(8192 * MIB, "a thing")
+    with pytest.raises(
+        SmaltiError, match=r"a thing would take about 1\.0 TiB of memory, and this machine has 8\.0 GiB; ask"
+    ):
+        check_memory(2**40, "a thing")
+    monkeypatch.setattr(capacity, "machine_memory", lambda: 0)  # a system that does not say it
+    check_memory(2**60, "a thing")
+
+
+@pytest.mark.parametrize("grid", [(62500, 62500), (1, 2**40), (10**9, 10**9)])
+def test_grids_beyond_memory_are_refused(grid: tuple[int, int]) -> None:
+    with pytest.raises(SmaltiError, match=r"laying 1 picture of .* codes .* would take about .* ask for less"):
+        unknown(1, grid)
+
+
+def test_too_many_pictures_are_refused() -> None:
+    with pytest.raises(SmaltiError, match=r"laying 1,000,000,000,000 pictures of 4 x 4 codes .* ask for less"):
+        check_room(10**12, (4, 4))
+    with pytest.raises(SmaltiError, match=r"seeds of 1,000,000,000,000,000 pictures would take"):
+        seeds_from(0, 10**15)
+
+
+@pytest.mark.parametrize("side", [10**6, 10**9])
+def test_pictures_are_not_scaled_beyond_memory(side: int) -> None:
+    array = np.zeros((4, 4, 3), np.uint8)
+    for scale in (resize_to_cover, covered_middle):
+        for filter in ("lanczos", "nearest"):
+            with pytest.raises(SmaltiError, match=f"a picture of {side:,} x {side:,} pixels"):
+                scale(array, (side, side), filter=filter)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ],
+)
+def test_a_command_that_runs_out_of_memory_ends_in_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    assert "there is not enough memory" in " ".join(capsys.readouterr().err.split())
+
+
+def test_other_errors_of_pytorch_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(main, "app", fail)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main.main()

@@ -1,0 +1,440 @@
+"""The ground floor: errors, settings, files and devices. Model folders have a file of their own."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import importlib
+import json
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError
+
+from smalti.conditions.layout_codes import LayoutSettings
+from smalti.core.devices import pick_device
+from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.files import folder_written_atomically, read_json, write_atomically, write_json, write_text
+from smalti.core.settings import as_mapping, assignment, parse, settings
+
+# --- errors --------------------------------------------------------------------------------------------------------
+
+
+def test_a_suggestion_names_the_nearest_and_all() -> None:
+    assert suggestion("smal", ["small", "demo"]) == "did you mean 'small'? There are: demo, small"
+    assert suggestion("zzz", ["small", "demo"]) == "there are: demo, small"
+    assert suggestion("zzz", []) == "there are none"
+
+
+def test_of_very_many_the_nearest_few_are_named() -> None:
+    """An unknown label of ImageNet printed all of its names."""
+    names = [f"class {number}" for number in range(1500)] + ["Golden Retriever"]
+    assert suggestion("class 7b", names).startswith("did you mean 'class 7', ")
+    assert suggestion("golden retriever", names) == "did you mean 'Golden Retriever'? There are 1,501"
+    assert suggestion("trieve", names) == "did you mean 'Golden Retriever'? There are 1,501"
+    assert re.fullmatch(r"there are 1,501, such as 'Golden Retriever'(, 'class \d+'){4}", suggestion("zzz", names))
+    assert all(len(suggestion(word, names)) < 120 for word in ("", "c", "class", "zzz", "class 12"))
+    assert suggestion("x", map(str, range(40))).count(",") == 39
+
+
+@pytest.mark.parametrize("typed", ["[01, 1]", "[no, yes]", "[a, 2020-01-01]", "[1.5]"])
+def test_names_that_yaml_takes_for_something_else_are_to_be_quoted(typed: str) -> None:
+    key, value = assignment(f"classes={typed}")
+    with pytest.raises(SmaltiError, match=r"text is wanted, .*; put them in quotes, in a shell 'classes=\[") as error:
+        parse(LayoutSettings, {key: value, "size": 100}, where="layout")
+    assert "at least 1 item" not in str(error.value)
+    assert str(error.value).count("text is wanted") == 1
+
+
+# --- settings ------------------------------------------------------------------------------------------------------
+
+
+@settings
+class Round:
+    name: Literal["round"] = "round"
+    radius: Annotated[float, Field(ge=0)] = 1.0
+
+
+@settings
+class Square:
+    name: Literal["square"] = "square"
+    side: Annotated[int, Field(ge=1)] = 2
+
+
+@settings
+class Tile:
+    label: str
+    shape: Annotated[Round | Square, Field(discriminator="name")] = Square()
+    glaze: Round | None = None
+    place: tuple[int, int] = (0, 0)
+    fired: bool = True
+
+
+def test_settings_are_frozen_and_keyword_only() -> None:
+    tile: Any = Tile(label="a")
+    with pytest.raises(AttributeError):
+        tile.label = "b"
+    made: Any = Tile
+    with pytest.raises((TypeError, ValidationError)):
+        made("a")
+
+
+def test_plain_values_become_settings_and_come_back() -> None:
+    plain = {
+        "label": "sky",
+        "shape": {"name": "round", "radius": 0.5},
+        "glaze": {"name": "round", "radius": 2.0},
+        "place": [3, 4],
+        "fired": False,
+    }
+    tile = parse(Tile, plain, where="test")
+    assert tile == Tile(label="sky", shape=Round(radius=0.5), glaze=Round(radius=2.0), place=(3, 4), fired=False)
+    assert as_mapping(tile) == plain
+    assert json.loads(json.dumps(as_mapping(tile))) == plain
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"lable": 1},
+            r"here: unknown key 'lable'; did you mean 'label'\? There are: fired, glaze, label, place, shape",
+        ),
+        (
+            {"shape": {"name": "square", "sid": 1}},
+            r"unknown key 'shape\.sid'; did you mean 'side'\? There are: n",
+        ),
+        ({"shape": {"name": "round", "side": 1}}, r"'shape\.side'; there are: name, radius$"),
+        ({"glaze": {"radus": 1}}, r"unknown key 'glaze\.radus'; did you mean 'radius'\? There are: name, radius$"),
+        ({"shape": {"name": "oval"}}, r"here: shape = .*'oval'.*'round', 'square'"),
+        (
+            {"shape": {"name": "square", "side": 0}},
+            r"here: shape\.side = 0: input should be greater than or equal",
+        ),
+        ({"shape": [3]}, r"here: shape = \[3\]: "),
+        ({"fired": "perhaps"}, r"here: fired = 'perhaps': input should be a valid boolean"),
+        ({"place": [1]}, r"here: the key 'place\.1' is missing"),
+        ({"place": 1}, r"here: place = 1: a list is wanted, such as place=\[1\]"),
+        ({"place": [1, "x"]}, r"here: place\.1 = 'x': input should be a valid integer"),
+        ({"label": None}, r"here: label = None: input should be a valid string"),
+    ],
+)
+def test_wrong_settings_are_told_with_their_key(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SmaltiError, match=sentence):
+        parse(Tile, {"label": "a", **change}, where="here")
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(SmaltiError, match=r"here: the key 'label' is missing; here: fired = 3: .*; .*'coluor'"):
+        parse(Tile, {"fired": 3, "coluor": "blue"}, where="here")
+
+
+def settings_classes() -> list[type]:
+    """All settings classes of smalti, found by their decorator, so that a new one is tested as soon as it is there."""
+    source = Path(__file__).resolve().parents[2] / "src"
+    found = []
+    for path in sorted((source / "smalti").rglob("*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and "settings" in [ast.unparse(item) for item in node.decorator_list]:
+                module = ".".join(path.relative_to(source).with_suffix("").parts)
+                found.append(getattr(importlib.import_module(module), node.name))
+    return found
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "TransformerSettings": {"size": 16},
+    "GPTSettings": {"vocabulary": 20, "size": 16},
+    "NeighbourhoodSettings": {"size": 16},
+    "Asked": {"height": 64, "width": 128},
+    "PixelSNAILSettings": {"size": 16},
+    "ConditionsSettings": {"recipe": "demo", "scenes": 40},
+    "KeypointsSettings": {"points": ("left hand", "right hand")},
+    "SeveralSettings": {"parts": ({"name": "nothing"},)},
+    "TokenizerProtocol": {"about": "a"},
+    "PriorProtocol": {"about": "a"},
+    "SetProtocol": {"about": "a"},
+    "Variation": {"name": "f4"},
+    "ReconstructionSettings": {
+        "recipe": "demo",
+        "tokenizers": ({"name": "f4"},),
+        "size": (64, 64),
+        "held_out": 0.1,
+        "pictures": 10,
+        "shown": 4,
+    },
+    "ContenderSettings": {"recipe": "demo"},
+    "PictureSetSettings": {"name": "light", "size": (64, 64)},
+    "ModernSettings": {
+        "reference": {"recipe": "small-reference"},
+        "modern": {"recipe": "small"},
+        "sets": ({"name": "light", "size": (64, 64)},),
+        "minutes": 1.5,
+        "held_out": 0.1,
+        "pictures": 10,
+        "shown": 4,
+    },
+    "QuantizersSettings": {
+        "recipe": "demo",
+        "quantizers": ({"name": "fsq"},),
+        "size": (64, 64),
+        "held_out": 0.1,
+        "pictures": 10,
+        "shown": 4,
+    },
+    "FSweepSettings": {
+        "recipe": "demo",
+        "tokenizers": ({"name": "f4"},),
+        "codebook": 16,
+        "window": (8, 8),
+        "size": (64, 64),
+        "crop": (64, 64),
+        "copies": 2,
+        "samples": 4,
+        "held_out": 0.1,
+        "pictures": 10,
+        "shown": 4,
+    },
+    "PixelSNAILStudySettings": {
+        "recipe": "demo",
+        "transformer": ("network={name: transformer}",),
+        "pixelsnail": ("network={name: pixelsnail}",),
+        "size": (64, 64),
+        "copies": 2,
+        "held_out": 0.1,
+    },
+    "OrdersSettings": {"recipe": "demo", "size": (64, 64), "copies": 2, "held_out": 0.1},
+    "WindowSettings": {
+        "recipe": "demo",
+        "neighbourhood": ("network={name: neighbourhood}",),
+        "window": (8, 8),
+        "sizes": ((16, 16),),
+        "size": (64, 64),
+        "crop": (64, 64),
+        **dict.fromkeys(("copies", "pictures", "samples", "shown", "judge_steps", "scenes"), 2),
+        "held_out": 0.1,
+    },
+    "Notes": {"heads": 2, "grid": (2, 3), "labels": ("a", "b"), "dropout": 0.1},
+    "CoordinatesSettings": {"levels": 7, "size": 8, "factor": 4, "grid": (2, 3)},
+    "GivenSettings": {"size": 16, "length": 3},
+    "LabelsSettings": {"labels": ("day", "night")},
+    "LayoutSettings": {"classes": ("tree", "house"), "size": 64},
+    "MapsSettings": {"kind": "depth", "key": "depth", "grid": (2, 3)},
+    "RunSettings": {
+        "length": 100,
+        "report_every": 1,
+        "validate_every": 2,
+        "picture_every": 3,
+        "checkpoint_every": 4,
+    },
+    "PrefixSettings": {"size": 16, "length": 6, "fingerprint": "0123", "condition": {"name": "maps"}},
+    "PartSettings": {"shards": (2, 1), "copies": 8, "damaged": 0, "data": {"path": "a"}},
+    "CodesSettings": {
+        "format": 1,
+        "fingerprint": "0123",
+        "size": 16,
+        "grid": (2, 3),
+        "factor": 4,
+        "labels": ("day", "night"),
+        "seed": 0,
+    },
+}
+"""What stands in place of the values that have no default."""
+NEEDED["TokenizerTraining"] = NEEDED["PriorTraining"] = {"run": NEEDED["RunSettings"]}
+NEEDED["CodesSettings"]["training"] = NEEDED["CodesSettings"]["validation"] = NEEDED["PartSettings"]
+
+
+@pytest.mark.parametrize("cls", settings_classes(), ids=lambda cls: cls.__name__)
+def test_all_settings_survive_the_way_through_json(cls: type[Any]) -> None:
+    value = parse(cls, NEEDED.get(cls.__name__, {}), where="test")
+    plain = json.loads(json.dumps(as_mapping(value)))
+    assert parse(cls, plain, where="test") == value
+    with pytest.raises(SmaltiError, match=r"unknown key 'zzzz'; there are: "):
+        parse(cls, {**plain, "zzzz": 1}, where="test")
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def full(temporary: Path) -> None:
+    """A writer that the full disk stops halfway."""
+    temporary.write_text("half of the n")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def wrapped(temporary: Path) -> None:
+    """As PyTorch reports a full disk."""
+    temporary.write_text("half of the n")
+    raise RuntimeError("[enforce fail at inline_container.cc:815] . PytorchStreamWriter failed writing file data/0")
+
+
+def interrupted(temporary: Path) -> None:
+    temporary.write_text("half of the n")
+    raise KeyboardInterrupt
+
+
+def mistaken(temporary: Path) -> None:
+    raise ZeroDivisionError("a mistake of ours")
+
+
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        (full, SmaltiError),
+        (wrapped, SmaltiError),
+        (interrupted, KeyboardInterrupt),
+        (mistaken, ZeroDivisionError),
+    ],
+)
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, write: Callable[[Path], None], error: type[BaseException]
+) -> None:
+    path = tmp_path / "there.txt"
+    write_text(path, "old")
+    with pytest.raises(error) as raised:
+        write_atomically(path, write)
+    if error is SmaltiError:
+        assert str(path) in str(raised.value)
+        assert "nothing written before is lost" in str(raised.value)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["there.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_disk_that_is_really_full_is_told_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "there.txt"
+    write_text(path, "old")
+
+    def write(temporary: Path) -> None:
+        with open("/dev/full", "w") as file:
+            file.write("new")
+
+    with pytest.raises(SmaltiError, match=r"there\.txt: No space left on device; nothing written before is lost"):
+        write_atomically(path, write)
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
+def test_a_disk_that_refuses_at_the_last_moment_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "there.txt"
+    write_text(path, "old")
+    monkeypatch.setattr(os if call == "fsync" else Path, call, refuse)
+    with pytest.raises(SmaltiError, match="Input/output error"):
+        write_text(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["there.txt"]
+
+
+def test_a_written_file_is_an_ordinary_one(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "there.txt"
+    write_text(path, "first ä\n")
+    write_text(path, "second ä\n")
+    (tmp_path / "plain.txt").write_text("x")
+    assert path.read_bytes() == "second ä\n".encode()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain.txt").stat().st_mode)
+    assert os.listdir(path.parent) == ["there.txt"]
+
+
+def test_a_file_in_place_of_the_folder_is_told_in_a_sentence(tmp_path: Path) -> None:
+    """Making the folder was once outside of what explains refusals, and a file in its place ended in a traceback."""
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file" / "there.txt", tmp_path / "file" / "deeper" / "there.txt"):
+        with pytest.raises(SmaltiError, match=r"cannot write .*there\.txt: "):
+            write_text(path, "new")
+        with pytest.raises(SmaltiError, match=r"cannot write .*there\.txt: "), folder_written_atomically(path):
+            pass
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "outer" / "folder"
+    with folder_written_atomically(path) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "file").write_text("x")
+        assert not path.exists()
+    assert (path / "inner" / "file").read_text() == "x"
+    assert os.listdir(path.parent) == ["folder"]
+    (tmp_path / "plain").mkdir()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    ("write", "error"), [(full, SmaltiError), (wrapped, SmaltiError), (interrupted, KeyboardInterrupt)]
+)
+def test_a_folder_that_fails_leaves_nothing(
+    tmp_path: Path, write: Callable[[Path], None], error: type[BaseException]
+) -> None:
+    with pytest.raises(error), folder_written_atomically(tmp_path / "folder") as temporary:
+        write(temporary / "file")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_is_not_written_over_another(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("x")
+    with pytest.raises(SmaltiError, match="cannot write"), folder_written_atomically(tmp_path / "folder") as temporary:
+        (temporary / "new").write_text("y")
+    assert os.listdir(tmp_path) == ["folder"]
+    assert os.listdir(tmp_path / "folder") == ["old"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abcä", max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(value=JSON)
+def test_json_comes_back(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    path.write_text(json.dumps(value))
+    assert read_json(path) == value
+
+
+def test_json_is_written_to_be_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"ä": [1]})
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n  "ä": [\n    1\n  ]\n}\n'
+    assert read_json(tmp_path / "a.json") == {"ä": [1]}
+
+
+def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SmaltiError, match=r"there is no file .*a\.json"):
+        read_json(tmp_path / "a.json")
+    for content in (b"", b"{", b"\xff\xfe\x00"):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(SmaltiError, match=r"cannot read .*a\.json: "):
+            read_json(tmp_path / "a.json")
+    with pytest.raises(SmaltiError, match="cannot read"):
+        read_json(tmp_path)
+
+
+# --- devices -------------------------------------------------------------------------------------------------------
+
+
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    for cuda, mps, expected in [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=cuda: answer)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda answer=mps: answer)
+        assert pick_device("auto").type == expected
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:999", "hpu", "xla", "meta", "cpu:x"])
+def test_a_device_that_is_not_here_is_told_in_one_sentence(name: str) -> None:
+    """PyTorch's own answers are a list of all its backends, or for "hpu" a missing module; "meta" holds no numbers."""
+    with pytest.raises(SmaltiError, match=rf"device '{name}' cannot be used here \(.*\); try --device cpu") as raised:
+        pick_device(name)
+    assert len(str(raised.value)) < 300

@@ -1,0 +1,241 @@
+"""`smalti evaluate` as a person uses it: tables, results, pages, and every mistake one sentence."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from smalti.cli.main import main
+from smalti.conditions.labels import Labels
+from smalti.core.files import read_json, write_json
+from smalti.core.published_weights import WEIGHTS
+from smalti.core.settings import parse
+from smalti.evaluation.protocols import PRIOR_PROTOCOLS, SET_PROTOCOLS, TOKENIZER_PROTOCOLS
+from smalti.evaluation.results import read_result
+from smalti.pipeline import Pipeline
+from smalti.prior import Transformer, TransformerSettings
+from smalti.tokenizer.vqgan import VQGAN
+from tests.judged import forbid_downloads, use_means, write_noise
+from tests.small import LABELS, write_pictures, write_recipe
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Runner:
+    """Runs `smalti evaluate` with arguments, in this process."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str]) -> None:
+        self.patch, self.captured = patch, captured
+
+    def __call__(self, *arguments: object) -> Ended:
+        self.patch.setattr(sys, "argv", ["smalti", "evaluate", *map(str, arguments)])
+        self.captured.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = self.captured.readouterr()
+        return Ended(int(ended.value.code or 0), out, " ".join(err.split()))
+
+    def works(self, *arguments: object) -> str:
+        ended = self(*arguments)
+        assert ended.status == 0, ended.err
+        return ended.out
+
+    def fails(self, *arguments: object, sentence: str, status: int = 1) -> None:
+        ended = self(*arguments)
+        assert ended.status == status, ended.out + ended.err
+        assert "Traceback" not in ended.err
+        assert re.search(sentence, ended.err), ended.err
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Runner:
+    use_means(monkeypatch)
+    forbid_downloads(monkeypatch, tmp_path / "no weights")
+    monkeypatch.setenv("COLUMNS", "200")
+    return Runner(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, a tokenizer trained on them, and a pipeline with a prior that is not trained."""
+    path = tmp_path_factory.mktemp("evaluate")
+    write_pictures(path / "pictures")
+    write_recipe(path / "small.yaml")
+    train = ["train", "tokenizer", "pictures", "--recipe", "small.yaml", "--out", "runs/tokenizer"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        for command in (train, ["encode", "runs/tokenizer", "pictures", "--out", "codes", "--copies", "1"]):
+            patch.setattr(sys, "argv", ["smalti", *command])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert not ended.value.code
+    tokenizer = VQGAN.from_pretrained(path / "runs" / "tokenizer")
+    labels = tuple(sorted(LABELS))
+    plain = {"size": 16, "condition_size": 2, "grid": (4, 4), "layers": 1, "width": 16, "heads": 2}
+    torch.manual_seed(0)
+    prior = Transformer(parse(TransformerSettings, plain, where="test"))
+    Pipeline(tokenizer, prior, Labels(labels)).save_pretrained(path / "pipeline", about={})
+    return path
+
+
+def test_a_tokenizer_on_what_its_training_held_out(evaluate: Runner, models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result"
+    said = evaluate.works(
+        "tokenizer", models / "runs" / "tokenizer", models / "pictures", "--out", out, "--set", "lpips=[]"
+    )
+    assert "was trained on" in said
+    assert "measuring the 20% held out there" in said
+    assert re.search(r"psnr +\d", said)
+    assert "reconstruction_frechet_squeezenet" in said
+    assert "features: the mean colours of four quarters" in said
+    result = read_result(out)
+    assert result["protocol"]["pictures"] == {"count": None, "held_out": 0.2, "size": [16, 16], "filter": "lanczos"}
+    assert result["model"]["name"] == "runs/tokenizer"
+    assert result["made"]["command"].startswith("smalti evaluate tokenizer")
+    assert 0 < result["data"]["pictures"] < 20
+    html = (out / "report.html").read_text("utf-8")
+    for words in ("The worst reconstructions", "How the codes are used", "held_out: 0.2", "runs/tokenizer"):
+        assert words in html, words
+    assert (out / "pictures.csv").read_text("utf-8").startswith("picture,psnr,ssim")
+
+
+def test_pictures_of_the_training_are_told(evaluate: Runner, models: Path) -> None:
+    where = (models / "runs" / "tokenizer", models / "pictures", "--set", "lpips=[]", "--set", "features=null")
+    said = evaluate.works("tokenizer", *where, "--held-out", "0")
+    assert "these scores are not of held-out pictures" in said
+    assert "measured on 20 pictures" in said
+    said = evaluate.works("tokenizer", *where, "--held-out", "0", "--set", "pictures.size=null")
+    assert "measured on 20 pictures" in said, "20x20 pixels are whole tiles"
+    said = evaluate.works("tokenizer", models / "pipeline", models / "pictures", "--size", "8x12", "--set", "lpips=[]")
+    assert "held-out" not in said, "of this model it is not known what it was trained on"
+    assert "ssim is left out: it needs 11 pixels each way" in said
+
+
+def test_results_are_compared(evaluate: Runner, models: Path, tmp_path: Path) -> None:
+    tokenizer = ("tokenizer", models / "pipeline", models / "pictures", "--set", "lpips=[]", "--set", "features=null")
+    evaluate.works(*tokenizer, "--size", "16", "--out", tmp_path / "a")
+    evaluate.works(*tokenizer, "--size", "16", "--out", tmp_path / "b", "--batch", "3")
+    evaluate.works(*tokenizer, "--size", "20", "--out", tmp_path / "c")
+    assert re.search(r"psnr: [\d.]+ \| [\d.]+  \(\+0\)", evaluate.works("compare", tmp_path / "a", tmp_path / "b"))
+    evaluate.fails(
+        "compare",
+        tmp_path / "a",
+        tmp_path / "c",
+        sentence=r"protocol\.pictures\.size is \[16, 16\] in one and \[20, 20\]",
+    )
+
+
+def test_a_prior_on_codes_and_on_pictures(evaluate: Runner, models: Path, tmp_path: Path) -> None:
+    said = evaluate.works("prior", models / "pipeline", models / "codes", "--out", tmp_path / "codes")
+    assert re.search(r"nats_a_code +\d", said)
+    said = evaluate.works(
+        "prior", models / "pipeline", models / "pictures", "--protocol", "prior-samples-squeezenet", "--set", "samples=6",
+        "--held-out", "0.3", "--out", tmp_path / "pictures",
+    )  # fmt: skip
+    assert "frechet_squeezenet" in said
+    result = read_result(tmp_path / "pictures")
+    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "guidance": 1.0}
+    assert result["protocol"]["sampler"] == {**plain, "guidance_schedule": "constant"}
+    assert result["protocol"]["seed"] == 0
+    html = (tmp_path / "pictures" / "report.html").read_text("utf-8")
+    for words in ("The least likely pictures", "Where codes are hard to guess", "Samples", "seed 0"):
+        assert words in html, words
+
+
+def test_folders_and_kept_statistics(evaluate: Runner, tmp_path: Path) -> None:
+    a, b = write_noise(tmp_path / "a", count=12), write_noise(tmp_path / "b", count=14, seed=1)
+    options = ("--protocol", "folder-vs-folder-squeezenet", "--size", "8", "--set", "features.subset_size=10")
+    first = evaluate.works("folders", a, b, *options, "--statistics", tmp_path / "b.npz", "--out", tmp_path / "first")
+    assert "frechet_squeezenet" in first
+    assert "fid" not in first.split("features:")[0].lower(), "nobody takes it for FID"
+    evaluate.works("folders", a, tmp_path / "b.npz", *options, "--out", tmp_path / "second")
+    compared = evaluate.works("compare", tmp_path / "first", tmp_path / "second" / "result.json")
+    assert "frechet_squeezenet" in compared
+    assert not re.search(r"\([+-][1-9]", compared)
+    said = evaluate.works("folders", a, b)
+    assert re.search(r"^fid +\d", said, re.MULTILINE), "with Inception's names it is FID"
+    evaluate.fails(
+        "folders", a, tmp_path / "b.npz", *options, "--statistics", tmp_path / "c.npz",
+        sentence="holds statistics already; leave out --statistics",
+    )  # fmt: skip
+
+
+def test_protocols_are_listed(evaluate: Runner) -> None:
+    said = evaluate.works("protocols")
+    for name in (*TOKENIZER_PROTOCOLS, *PRIOR_PROTOCOLS, *SET_PROTOCOLS):
+        assert f"--protocol {name}:" in said
+
+
+def test_mistakes_are_sentences(evaluate: Runner, models: Path, tmp_path: Path) -> None:
+    tokenizer, pictures = models / "runs" / "tokenizer", models / "pictures"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments, sentence in (
+        (("tokenizer", tokenizer, pictures, "--protocol", "fid"), "there is no protocol 'fid'"),
+        (("tokenizer", tokenizer, pictures, "--protocol", "imagenet-val-50k-center256"), "takes 50,000 pictures and"),
+        (("tokenizer", tokenizer, empty), "no pictures in"),
+        (("tokenizer", tmp_path / "gone", pictures), "there is no model folder"),
+        (("tokenizer", tokenizer, pictures, "--set", "sise=3"), "unknown key 'sise'"),
+        (("prior", tokenizer, pictures), "holds no prior with its tokenizer"),
+        (("folders", pictures, tmp_path / "gone.npz"), "there is no"),
+        (("compare", tmp_path, tmp_path), "there is no file"),
+    ):
+        evaluate.fails(*arguments, sentence=sentence)
+    evaluate.fails("tokenizer", tokenizer, pictures, "--size", "large", sentence="'large' is not a size", status=2)
+
+
+def test_a_damaged_run_is_measured_as_a_whole(evaluate: Runner, models: Path, tmp_path: Path) -> None:
+    """The run's settings only help to find what was held out: without them the command goes on."""
+    shutil.copytree(models / "runs" / "tokenizer", tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("{")
+    said = evaluate.works("tokenizer", tmp_path / "run", models / "pictures", "--set", "lpips=[]")
+    assert "measured on 20 pictures" in said
+
+
+def test_missing_weights(evaluate: Runner, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    forbid_downloads(monkeypatch, tmp_path / "weights")
+    said = evaluate.works("tokenizer", models / "runs" / "tokenizer", models / "pictures")
+    assert "lpips_squeezenet is left out: squeezenet1_1" in " ".join(said.split())
+    folders = ("folders", models / "pictures", models / "pictures")
+    out = tmp_path / "out"
+    said = evaluate.works(*folders, "--out", out)
+    assert said.startswith(
+        "measured in EfficientNet-Lite0's features, for the weights of inception are not on this machine"
+    )
+    assert "frechet_efficientnet" in said
+    result = read_json(out / "result.json")
+    assert result["protocol"]["features"]["network"] == "efficientnet"
+    assert any(note.startswith("measured in EfficientNet-Lite0's features") for note in result["notes"])
+    for named in (("--protocol", "folder-vs-folder"), ("--set", "features.network=inception")):
+        evaluate.fails(*folders, *named, sentence="InceptionV3 .* was not found")
+
+
+def test_a_result_of_another_hand(evaluate: Runner, models: Path, tmp_path: Path) -> None:
+    evaluate.works("prior", models / "pipeline", models / "codes", "--out", tmp_path / "a")
+    other = read_json(tmp_path / "a" / "result.json")
+    other["model"]["tokenizer"] = "another"
+    write_json(tmp_path / "b.json", other)
+    evaluate.fails("compare", tmp_path / "a", tmp_path / "b.json", sentence="tokenizer is '.*' in one and 'another'")
+
+
+def test_damaged_weights_are_not_taken_for_missing_ones(
+    evaluate: Runner, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    forbid_downloads(monkeypatch, tmp_path / "weights")
+    monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path))
+    (tmp_path / WEIGHTS["inception-fid"].files[0]).write_bytes(b"damaged")
+    evaluate.fails("folders", models / "pictures", models / "pictures", sentence="it is damaged or no file of tensors")

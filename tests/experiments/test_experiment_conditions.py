@@ -1,0 +1,166 @@
+"""The study `conditions`: every condition told, laid and measured on small scenes; its figures are those of its pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from smalti.conditions.base import keys
+from smalti.core.errors import SmaltiError
+from smalti.data.code_shards import open_codes
+from smalti.data.config import PictureSettings
+from smalti.data.crops import CentreCrop
+from smalti.data.sources import open_source
+from smalti.experiments.base import Asked
+from smalti.experiments.conditions.experiment import MAPS, TRIALS, known_of
+from smalti.experiments.conditions.page import WORDS, goals_reached
+from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.page_parts import pixels
+from smalti.hub.pretrained import find_model
+from smalti.prior_folder import load_prior
+from smalti.scenes.painter import LABELS
+from smalti.training.stage1 import crops
+from tests.small import SIDE, write_recipe
+from tests.studied import page, studied
+
+NAME = "conditions"
+STUDY = STUDIES[NAME]
+
+
+def asking(home: Path, *more: str) -> Asked:
+    chosen = {
+        "recipe": str(home / "small.yaml"),
+        "tokenizer": ["run.length=8"],
+        "maps": ["model.quantizer.size=9"],
+        "prior": ["run.length=64"],
+        "scenes": 24,
+        "size": [SIDE, SIDE],
+        "held_out": 0.2,
+        "copies": 1,
+        "judge_steps": 2,
+        "samples": 3,
+        "told": list(TRIALS),
+        "shown": 2,
+    }
+    return Asked(overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *more))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe, and the study done once in `out`, with all conditions."""
+    path = tmp_path_factory.mktemp("conditions")
+    write_recipe(path / "small.yaml")
+    studied(NAME, path / "out", asking(path))
+    return path
+
+
+def folder_of(home: Path, step: str) -> Path:
+    values = json.loads((home / "out" / "result.json").read_text())["steps"]
+    return home / "out" / str(values[step]["folder"])
+
+
+def test_every_trial_has_words() -> None:
+    assert list(WORDS) == list(TRIALS)
+    assert {each for trial in TRIALS.values() for each in trial.told} >= set(MAPS)
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_each_is_told_laid_and_measured(home: Path, name: str) -> None:
+    outcome = json.loads((home / "out" / "result.json").read_text())["steps"][f"obeyed-{name}"]["outcome"]
+    assert set(outcome) == {"told", "real", "left_open", "score", "goal", "also", "pictures"}
+    assert list(outcome["also"]) == (["label"] if name == "label-segmentation" else [])
+    assert outcome["pictures"] == 3
+    shards = open_codes(folder_of(home, f"codes-{name}") / "codes")
+    _, condition = load_prior(find_model(folder_of(home, f"prior-{name}"), kind="prior"))
+    wanted = {"label": ("label",), "label-segmentation": ("label", "segmentation")}.get(name, (name,))
+    assert keys(condition) == wanted
+    assert shards.meta.prefix is not None
+    assert shards.meta.prefix.length == condition.length
+    shown = sorted(path.name for path in (folder_of(home, f"obeyed-{name}") / "shown").iterdir())
+    kinds = ("left_open", "real", "told") if name == "coordinates" else ("asked", "left_open", "real", "told")
+    assert shown == [f"{number:03d}-{kind}.png" for number in range(2) for kind in kinds]
+    side = 2 * SIDE if name == "coordinates" else SIDE
+    told, left_open = (
+        pixels(folder_of(home, f"obeyed-{name}") / "shown" / f"000-{kind}.png") for kind in kinds[-1:] + kinds[-3:-2]
+    )
+    assert told.shape == left_open.shape == (side, side, 3)
+
+
+def test_class_and_segmentation_are_both_measured(home: Path) -> None:
+    outcome = json.loads((home / "out" / "result.json").read_text())["steps"]["obeyed-label-segmentation"]["outcome"]
+    assert (outcome["goal"], outcome["also"]["label"]["goal"]) == (0.5, 0.5)
+    shown = page(home / "out")[0]
+    assert f"{outcome['also']['label']['score']:.3g} of pictures (0.5 asked for)" in shown
+    good, bad = {"score": 0.6, "goal": 0.5}, {"score": 0.4, "goal": 0.5}
+    for own, other, reached in ((good, good, 1), (good, bad, 0), (bad, good, 0)):
+        step = SimpleNamespace(outcome={**own, "also": {"label": other}})
+        assert goals_reached(["label-segmentation"], {"obeyed-label-segmentation": step}) == reached  # type: ignore[dict-item]
+
+
+def test_held_out_pictures_are_as_near_as_those_of_training(home: Path) -> None:
+    """Those of coordinates, where training sees windows of larger scenes, were whole scenes made small."""
+    for name, zoom in (("coordinates", 2.0), ("label", 1.0)):
+        meta = open_codes(folder_of(home, f"codes-{name}") / "codes").meta
+        assert meta.training.data["zoom"][0] == meta.validation.data.get("zoom", 1.0) == zoom
+    # The middle of the larger scene is the middle of what it shows, pixel by pixel.
+    scenes = open_source(folder_of(home, "scenes-large") / "images")
+    near, far = (
+        crops(scenes, PictureSettings(size=(side, side), zoom=zoom, validation=0.2), channels=3, seed=0)[1]
+        for side, zoom in ((SIDE, (2.0, 3.0)), (2 * SIDE, (1.0, 1.0)))
+    )
+    quarter = SIDE // 2
+    for place in range(len(near)):
+        middle = far[place, 0].image[:, quarter : quarter + SIDE, quarter : quarter + SIDE]
+        assert torch.equal(near[place, 0].image, middle)
+    with pytest.raises(SmaltiError, match=r"zoom is a factor of at least 1, not 0\.5"):
+        CentreCrop(zoom=0.5)
+
+
+def test_what_is_known_belongs_to_the_pictures(home: Path) -> None:
+    scenes = folder_of(home, "scenes")
+    cut = PictureSettings(size=(SIDE, SIDE), zoom=(1.0, 1.0), validation=0.2)
+    _, held_out = crops(open_source(scenes / "images"), cut, channels=3, seed=0)
+    known = known_of(held_out, scenes)
+    for place, picture in enumerate(held_out.pictures):
+        from PIL import Image
+
+        with Image.open(scenes / "segmentations" / picture.key) as file:
+            assert np.array_equal(np.asarray(file), known.labels[place].numpy())
+        assert held_out.source.labels[int(known.classes[place])] == picture.label
+    assert int(known.labels.max()) < len(LABELS)
+    assert known.depths.shape == (len(held_out), 1, SIDE, SIDE)
+
+
+def test_the_page_tells_all(home: Path) -> None:
+    words, pictures = page(home / "out")
+    outcome = json.loads((home / "out" / "result.json").read_text())["steps"]["obeyed-depth"]["outcome"]
+    assert "9 conditions on the embedded scenes" in words
+    assert f"{outcome['score']:.3g} correlation (0.6 asked for)" in words
+    assert pictures >= 2 * (8 * 4 + 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("size=[24, 24]",), r"size = 24x24: sides are multiples of 16"),
+        (("told=[pose]",), "pose"),
+        (("told=[lowres]", "tokenizer.model.pyramid.stem=1"), "lowres takes a tokenizer of 4"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_anything(home: Path, more: tuple[str, ...], message: str) -> None:
+    asked = asking(home, *more)
+    with pytest.raises(SmaltiError, match=message):
+        STUDY.plan(STUDY.resolved(asked), asked)
+
+
+def test_pictures_of_which_nothing_is_known_are_refused(home: Path) -> None:
+    asked = Asked(data=home, overrides=asking(home).overrides)
+    asked = Asked(data=home, overrides=tuple(each for each in asked.overrides if not each.startswith("scenes")))
+    asked_for = STUDY.resolved(asked)
+    with pytest.raises(SmaltiError, match="needs scenes, of which everything is known; leave --data out"):
+        STUDY.plan(asked_for, asked)

@@ -1,0 +1,229 @@
+"""The study `orders`: the same codes and the same network in every order; its figures are those of its models."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from smalti.core.errors import SmaltiError
+from smalti.data.code_shards import open_codes
+from smalti.experiments import equal_time, prior_steps
+from smalti.experiments.base import Asked
+from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.orders import experiment as study
+from smalti.experiments.orders.experiment import in_turn
+from smalti.experiments.orders.page import CALLED, RASTER, by_part, ranked, shown, told_apart
+from smalti.experiments.page_parts import pixels, signed
+from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.hub.pretrained import find_model
+from smalti.images.io import to_array
+from smalti.model_loading import load_tokenizer
+from smalti.pipeline import Pipeline
+from smalti.prior import nats
+from smalti.prior.order import ORDERS, Order
+from smalti.prior_folder import load_prior
+from tests.small import SIDE, write_pictures, write_recipe
+from tests.studied import asked, no_weights, page, studied
+
+NAME = "orders"
+STUDY = STUDIES[NAME]
+LENGTH = 384
+SEEDS = 3
+
+
+def chosen(home: Path) -> dict[str, Any]:
+    return {
+        "recipe": str(home / "small.yaml"),
+        "tokenizer": ["run.length=16"],
+        "prior": [f"run.length={LENGTH}", "network={name: gpt, layers: 1, width: 16, heads: 2}", "optimiser.rate=2e-3"],
+        "size": [SIDE, SIDE],
+        "copies": 2,
+        "held_out": 0.3,
+        "samples": SEEDS,
+    }
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, a recipe, and the study done once in `out`, with all orders there are."""
+    path = tmp_path_factory.mktemp("orders")
+    write_pictures(path / "a")
+    write_recipe(path / "small.yaml")
+    with no_weights(path / "cache"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(equal_time, "POINTS", 2)
+        studied(NAME, path / "out", asked(path / "a", chosen(path)))
+    return path
+
+
+@pytest.fixture
+def found(home: Path) -> dict[str, Any]:
+    """The steps in `result.json`."""
+    steps: dict[str, Any] = json.loads((home / "out" / "result.json").read_text())["steps"]
+    return steps
+
+
+def folder(home: Path, found: dict[str, Any], step: str) -> Path:
+    path: Path = home / "out" / found[step]["folder"]
+    return path
+
+
+def held_out(home: Path, found: dict[str, Any]) -> torch.Tensor:
+    """The codes of the held-out pictures, (B,h,w)."""
+    shards = open_codes(folder(home, found, "codes") / "codes")
+    return torch.stack([shards.validation[place, 0].codes for place in range(len(shards.validation))])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_figures_are_those_of_the_model_on_the_held_out_pictures(
+    home: Path, found: dict[str, Any], order: Order
+) -> None:
+    prior, _ = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
+    assert prior.order == order
+    compared = found["compare"]["outcome"]
+    assert compared["parameters"] == sum(weight.numel() for weight in prior.parameters())
+    codes = held_out(home, found)
+    assert compared["pictures"] == len(codes) > 1
+    with torch.no_grad():
+        each = nats(prior, prior.null_prefix(len(codes)), codes)  # (B,h,w)
+    row = compared["rows"][order]
+    assert row["nats"] == pytest.approx(each.mean().item(), abs=1e-4)
+    assert row["codes"] == LENGTH == found[f"prior-{order}"]["outcome"]["curve"][-1]["codes"]
+    turns = compared["by_turn"][order]
+    places = ORDERS[order](4, 4).tolist()
+    assert turns[5] == pytest.approx(each.flatten(1)[:, places[5]].mean().item(), abs=1e-4), "the sixth code laid"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_differences_from_raster_are_picture_by_picture(home: Path, found: dict[str, Any], order: Order) -> None:
+    codes, values = held_out(home, found), {}
+    for name in (order, RASTER):
+        prior, _ = load_prior(find_model(folder(home, found, f"prior-{name}"), kind="prior"))
+        with torch.no_grad():
+            values[name] = nats(prior, prior.null_prefix(len(codes)), codes).double().mean((1, 2))
+    gains = values[order] - values[RASTER]
+    row = found["compare"]["outcome"]["rows"][order]
+    assert row["over_raster"] == pytest.approx(gains.mean().item(), abs=1e-5)
+    assert row["error"] == pytest.approx(gains.std().item() / math.sqrt(len(gains)), abs=1e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_samples_are_what_the_program_lays_in_that_order(home: Path, found: dict[str, Any], order: Order) -> None:
+    tokenizer = load_tokenizer(folder(home, found, "tokenizer"))
+    prior, condition = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
+    pipeline = Pipeline(tokenizer, prior, condition)
+    prefix, known = prior.null_prefix(SEEDS), unknown(SEEDS, prior.grid)
+    codes = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=torch.arange(SEEDS), known=known))
+    files = sorted((folder(home, found, f"samples-{order}") / "samples").glob("*.png"))
+    assert len(files) == SEEDS
+    wanted = to_array(pipeline.decode(codes))
+    for file, image in zip(files, wanted, strict=True):
+        assert np.array_equal(pixels(file), image)
+
+
+def test_all_see_the_same_batches(home: Path, found: dict[str, Any]) -> None:
+    settings = []
+    for order in ORDERS:
+        note = json.loads(folder(home, found, f"prior-{order}").with_suffix(".json").read_text())
+        assert note["settings"]["training"]["network"].pop("order") == order
+        assert note["after"] == ["tokenizer", "codes"]
+        settings.append(note["settings"])
+    assert settings.count(settings[0]) == len(ORDERS), "the order is all that differs"
+
+
+def test_the_numbers_of_a_grid_in_turn() -> None:
+    values = torch.arange(12.0).view(3, 4)
+    assert in_turn(values, "raster").tolist() == list(range(12))
+    assert in_turn(values, "alternate").tolist() == [0, 1, 2, 3, 7, 6, 5, 4, 8, 9, 10, 11]
+
+
+def test_turns_are_averaged_in_parts() -> None:
+    assert by_part([float(value) for value in range(16)])[:2] == [(1.5, 0.5), (3.5, 2.5)]
+    assert by_part([4.0, 2.0]) == [(1.0, 4.0), (2.0, 2.0)]
+
+
+def test_a_picture_of_an_order_is_darker_where_codes_come_later() -> None:
+    picture = shown("spiral_out", (2, 2), size=(4, 6))
+    assert picture.shape == (4, 6)
+    first, second, third, fourth = picture[2, 0], picture[0, 0], picture[0, 3], picture[3, 5]
+    assert first > second > third > fourth
+    assert (picture[:2, :3] == second).all()
+
+
+def test_a_difference_in_words() -> None:
+    assert (signed(-0.01, 0.0026), signed(0.25, None)) == ("\u22120.010 ± 0.003", "+0.250")
+
+
+def test_orders_are_told_apart_by_two_standard_errors() -> None:
+    values: dict[Order, tuple[float, float, float]] = {
+        "raster": (4.0, 0.0, 0.0),
+        "random": (4.3, 0.3, 0.1),
+        "z_curve": (4.1, 0.1, 0.06),
+        "subsample": (3.9, -0.1, 0.04),
+        "alternate": (3.95, -0.05, 0.03),
+    }
+    rows: dict[Order, dict[str, float]] = {
+        name: {"nats": mean, "over_raster": over, "error": error} for name, (mean, over, error) in values.items()
+    }
+    assert told_apart(rows) == (["subsample"], ["alternate", "z_curve"], ["random"])
+    assert ranked(rows) == ["subsample", "alternate", "raster", "z_curve", "random"]
+
+
+def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> None:
+    text, pictures = page(home / "out")
+    rows = found["compare"]["outcome"]["rows"]
+    assert f"row major has {rows[RASTER]['nats']:.3f} nats a code" in text
+    best = ranked(rows)[0]
+    assert rows[best]["nats"] == min(row["nats"] for row in rows.values())
+    assert f"Likeliest: {CALLED[best]}" in text
+    for order in told_apart(rows).alike:
+        row = rows[order]
+        assert f"{CALLED[order]} ({signed(row['over_raster'], row['error'])})" in text
+    assert pictures == len(ORDERS) * (1 + SEEDS)
+    assert "nan" not in text.lower().split()
+
+
+def test_fewer_orders_train_nothing_anew(home: Path, tmp_path: Path, found: dict[str, Any]) -> None:
+    few = {**chosen(home), "orders": ["raster", "random"]}
+    with no_weights(home / "cache"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(equal_time, "POINTS", 2)
+        patch.setattr(prior_steps, "trained_prior", None)
+        patch.setattr(study, "laid_pictures", None)
+        again = studied(NAME, home / "out", asked(home / "a", few))["steps"]
+        compared = again.pop("compare")["outcome"]["rows"]
+        assert again == {name: found[name] for name in again}
+        assert compared == {order: found["compare"]["outcome"]["rows"][order] for order in ("raster", "random")}
+        studied(NAME, home / "out", asked(home / "a", chosen(home)))
+
+
+@pytest.mark.parametrize("scale", STUDY.scales)
+def test_every_scale_can_be_planned(home: Path, scale: str) -> None:
+    what = Asked(scale=scale, data=home / "a")
+    settings = STUDY.resolved(what)
+    assert settings.orders == tuple(ORDERS)
+    steps = [step.name for step in STUDY.plan(settings, what)]
+    assert [name for name in steps if name.startswith("prior-")] == [f"prior-{order}" for order in ORDERS]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("orders=[random, subsample]", "orders = random, subsample is without raster"),
+        ("orders=[raster, random, random]", "has random twice"),
+        ("orders=[raster, hilbert]", "hilbert|'raster'"),
+        ("prior.network.order=random", "decides network.order itself"),
+        ("prior.run.patience=3", "decides run.patience itself"),
+        ("tokenizer.pictures.size=[8, 8]", "decides pictures.size itself"),
+        ("scenes=3", "no scenes are painted"),
+        ('prior=["network={name: pixelsnail, layers: 1, residuals: 1, width: 20, heads: 2}"]', "raster"),
+    ],
+)
+def test_mistakes_are_sentences(home: Path, tmp_path: Path, override: str, sentence: str) -> None:
+    with no_weights(tmp_path), pytest.raises(SmaltiError, match=sentence):
+        studied(NAME, tmp_path / "out", asked(home / "a", chosen(home), override))
+    assert not (tmp_path / "out").exists(), "nothing is begun"

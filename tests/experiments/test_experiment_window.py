@@ -1,0 +1,350 @@
+"""The study `window`: every way lays the same sizes and is asked for the same real pictures; figures are those of models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from smalti.conditions.coordinates import Coordinates, Within
+from smalti.core.errors import SmaltiError
+from smalti.data.code_shards import open_codes
+from smalti.data.crops import RandomCrop
+from smalti.data.sources import open_source, split
+from smalti.experiments import condition_fidelity
+from smalti.experiments.base import Asked
+from smalti.experiments.condition_fidelity import Obeyed
+from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.page_parts import pixels, signed
+from smalti.experiments.window import experiment as study
+from smalti.experiments.window.metrics import cut, joined, roughness, seams, sequential
+from smalti.experiments.window.page import CALLED, COORDINATES, NEIGHBOURHOOD, TILES, WHOLE, WINDOW, growing, named
+from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.hub.pretrained import find_model
+from smalti.images.io import to_array, to_tensor
+from smalti.model_loading import load_tokenizer
+from smalti.pipeline import Pipeline
+from smalti.prior import Neighbourhood, NeighbourhoodSettings, after_middle, nats
+from smalti.prior.window import Window, window_over
+from smalti.prior_folder import load_prior
+from tests.generation.test_code_sampler import small
+from tests.reference import earliest
+from tests.small import write_recipe
+from tests.studied import page, studied
+
+STUDY = STUDIES["window"]
+F, LEVELS, HELD_OUT, PICTURES, SAMPLES = 4, 16, 0.3, 5, 3
+SMALLEST, MIDDLE, LARGEST = (2, 2), (4, 4), (4, 8)
+PLACES = {SMALLEST: (8, 8), MIDDLE: (16, 16), LARGEST: (16, 32)}
+"""Grids, and their pixels."""
+GROWING = (WINDOW, COORDINATES, NEIGHBOURHOOD)
+LAID = [(way, grid) for grid in PLACES for way in GROWING]
+LAID += [(TILES, MIDDLE), (TILES, LARGEST), (WHOLE, LARGEST)]
+
+
+def asking(home: Path, *more: str, **changed: Any) -> Asked:
+    chosen = {
+        "recipe": str(home / "small.yaml"),
+        "tokenizer": ["run.length=8"],
+        "prior": ["run.length=64", "run.batch=8", "run.report_every=32", "run.validate_every=32"],
+        "transformer": ["network={layers: 1, width: 16, heads: 2}"],
+        "neighbourhood": ["network={name: neighbourhood, reach: 2, layers: 1, width: 16, heads: 2}"],
+        "parameters_within": 0.2,
+        "levels": LEVELS,
+        "window": SMALLEST,
+        "sizes": [MIDDLE, LARGEST],
+        "whole": [LARGEST],
+        "size": [16, 32],
+        "crop": [16, 16],
+        "copies": 2,
+        "held_out": HELD_OUT,
+        "pictures": PICTURES,
+        "samples": SAMPLES,
+        "shown": 2,
+        "judge_steps": 1,
+        "scenes": 14,
+        **changed,
+    }
+    return Asked(overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *more))
+
+
+def brightness(pictures: condition_fidelity.Pictures) -> Obeyed:
+    """In place of what the judge sees: which pictures it is shown."""
+    return Obeyed(float(pictures.told.mean()), 0.0, 0.0, 0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe, and the study done once in `out`."""
+    path = tmp_path_factory.mktemp("window")
+    write_recipe(path / "small.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(condition_fidelity, "heights", brightness)
+        studied("window", path / "out", asking(path))
+    return path
+
+
+@pytest.fixture
+def found(home: Path) -> dict[str, Any]:
+    """The steps in `result.json`."""
+    steps: dict[str, Any] = json.loads((home / "out" / "result.json").read_text())["steps"]
+    return steps
+
+
+def folder(home: Path, found: dict[str, Any], step: str) -> Path:
+    path: Path = home / "out" / found[step]["folder"]
+    return path
+
+
+def pipeline_of(home: Path, found: dict[str, Any], way: str) -> Pipeline:
+    name = {TILES: WINDOW, WHOLE: f"{WHOLE}-{named(LARGEST)}"}.get(way, way)
+    tokenizer = load_tokenizer(folder(home, found, "tokenizer"))
+    return Pipeline(tokenizer, *load_prior(find_model(folder(home, found, f"prior-{name}"), kind="prior")))
+
+
+def held_out(home: Path, found: dict[str, Any], grid: tuple[int, int]) -> tuple[Tensor, list[Within]]:
+    """Scenes that no training saw, cut by hand as large as they are -> their codes (B,h,w), and where each part lies."""
+    source = open_source(folder(home, found, "scenes") / "images")
+    tokenizer, (H, W) = load_tokenizer(folder(home, found, "tokenizer")), PLACES[grid]
+    _, others = split(source.pictures, validation=HELD_OUT)
+    assert len(others) > PICTURES
+    cuts, places = [], []
+    for index in range(PICTURES):
+        picture = others[index * len(others) // PICTURES]
+        view = RandomCrop(zoom=(2.0, 2.0), flip=False).view((16, 32), (H, W), seed=1, draw=index)
+        whole = pixels(source.path / picture.key)
+        cuts.append(to_tensor(whole[view.top : view.top + H, view.left : view.left + W]))
+        places.append(Within(view.top, view.left, (16, 32)))
+    with torch.no_grad():
+        return tokenizer.encode(torch.stack(cuts)).codes, places
+
+
+@pytest.mark.parametrize("grid", PLACES)
+def test_held_out_codes_are_those_of_crops_as_large_as_they_are(
+    home: Path, found: dict[str, Any], grid: tuple[int, int]
+) -> None:
+    codes, places = held_out(home, found, grid)
+    shards = open_codes(folder(home, found, f"codes-{named(grid)}") / "codes")
+    examples = [shards.validation[index, 0] for index in range(len(shards.validation))]
+    assert torch.equal(torch.stack([example.codes for example in examples]), codes)
+    condition = pipeline_of(home, found, COORDINATES).condition
+    assert isinstance(condition, Coordinates)
+    told = condition.laid(places, grid=grid)
+    assert torch.equal(torch.stack([example.prefix for example in examples]), told(Window(0, 0, *grid))), (
+        "where each part lies in its scene"
+    )
+
+
+def by_hand(pipeline: Pipeline, way: str, codes: Tensor, places: list[Within]) -> Tensor:
+    """Codes (B,h,w) -> nats a code (B,), each code under a window of its own."""
+    prior, (B, h, w) = pipeline.prior, codes.shape
+    if way in (NEIGHBOURHOOD, WHOLE):
+        return nats(prior, prior.null_prefix(B), codes).mean((1, 2))
+    told = pipeline.prefixes(places if way == COORDINATES else [None] * B, grid=(h, w))
+    each = torch.zeros(B, h, w)
+    for row in range(h):
+        for column in range(w):
+            over = window_over(row, column, grid=(h, w), window=SMALLEST, middle=after_middle)
+            if way == TILES:
+                over = Window(row // 2 * 2, column // 2 * 2, 2, 2)
+            top, left, rows, columns = over
+            part = nats(prior, told(over), codes[:, top : top + rows, left : left + columns])
+            each[:, row, column] = part[:, row - top, column - left]
+    return each.mean((1, 2))
+
+
+@pytest.mark.parametrize(("way", "grid"), LAID)
+def test_likelihoods_are_those_of_the_models_as_they_lay(
+    home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]
+) -> None:
+    codes, places = held_out(home, found, grid)
+    compared = found[f"compare-{named(grid)}"]["outcome"]
+    assert compared["pictures"] == PICTURES
+    with torch.no_grad():
+        values = {each: by_hand(pipeline_of(home, found, each), each, codes, places).double() for each in {way, WINDOW}}
+    row, gains = compared["rows"][way], values[way] - values[WINDOW]
+    assert row["nats"] == pytest.approx(values[way].mean().item(), abs=1e-5)
+    assert row["over_window"] == pytest.approx(gains.mean().item(), abs=1e-5)
+    assert row["error"] == pytest.approx(gains.std().item() / len(gains) ** 0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize(("way", "grid"), LAID)
+def test_pictures_are_what_the_program_lays(home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]) -> None:
+    pipeline = pipeline_of(home, found, way)
+    if way == TILES:
+        columns, number = grid[1] // 2, grid[0] * grid[1] // 4
+        known, seeds = unknown(number * SAMPLES, SMALLEST), torch.arange(number * SAMPLES)
+        tiles = finished(pipeline.lay([None] * len(known), known, sampler=Sampler(), seeds=seeds))
+        codes = torch.zeros(SAMPLES, *grid, dtype=torch.int64)
+        for place, tile in enumerate(tiles):
+            picture, (row, column) = place // number, divmod(place % number, columns)
+            codes[picture, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = tile
+    else:
+        known = unknown(SAMPLES, grid)
+        codes = finished(pipeline.lay([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES)))
+    files = sorted((folder(home, found, f"laid-{way}-{named(grid)}") / "samples").glob("*.png"))
+    assert len(files) == SAMPLES
+    for file, image in zip(files, to_array(pipeline.decode(codes)), strict=True):
+        assert np.array_equal(pixels(file), image)
+
+
+@pytest.mark.parametrize(("way", "grid"), [*LAID, ("real", MIDDLE), ("real", LARGEST)])
+def test_seams_and_structure_are_those_of_the_pictures(
+    home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]
+) -> None:
+    compared = found[f"compare-{named(grid)}"]["outcome"]
+    if way == "real":
+        path, row = folder(home, found, f"compare-{named(grid)}") / "real", compared["real"]
+        again = pipeline_of(home, found, WINDOW).decode(held_out(home, found, grid)[0])
+        assert np.array_equal(np.stack([pixels(file) for file in sorted(path.glob("*.png"))]), to_array(again))
+    else:
+        path, row = folder(home, found, f"laid-{way}-{named(grid)}") / "samples", compared["rows"][way]
+    images = torch.stack([to_tensor(pixels(file)) for file in sorted(path.glob("*.png"))])
+    assert row["seams"] == seams(images, F, window=2)
+    assert (row["seams"] is None) == (grid == SMALLEST), "a single tile has no borders"
+    assert row["roughness"] == roughness(images, F)
+    seen = found["structure"]["outcome"]
+    assert set(seen) == {named(MIDDLE), named(LARGEST)}, "those as high as the scenes"
+    if grid != SMALLEST:
+        assert seen[named(grid)][way] == pytest.approx(images.mean().item(), abs=1e-6)
+
+
+def test_priors_that_grow_see_the_same_batches(home: Path, found: dict[str, Any]) -> None:
+    notes = {
+        name: json.loads(folder(home, found, f"prior-{name}").with_suffix(".json").read_text())
+        for name in (*GROWING, f"{WHOLE}-{named(LARGEST)}")
+    }
+    trainings = {name: note["settings"]["training"] for name, note in notes.items()}
+    assert trainings[WINDOW]["run"]["batch"] == 8
+    fewer = {**trainings[WINDOW], "run": {**trainings[WINDOW]["run"], "batch": 1}}
+    assert trainings[f"{WHOLE}-{named(LARGEST)}"] == fewer, "as many codes a step"
+    assert trainings[COORDINATES] == {**trainings[WINDOW], "condition": "coordinates"}
+    assert trainings[NEIGHBOURHOOD] == {**trainings[WINDOW], "network": trainings[NEIGHBOURHOOD]["network"]}
+    assert [note["after"][1] for note in notes.values()] == ["codes-2x2"] * 3 + ["codes-4x8"]
+    copies = [found[f"codes-{named(grid)}"]["outcome"]["training"] for grid in PLACES]
+    assert copies[0] == 2 * copies[1] == 2 * copies[2], "two crops of a window, and one of what is larger"
+    for name in notes:
+        assert found[f"prior-{name}"]["outcome"]["curve"][-1]["codes"] == 64
+
+
+def test_parameters_are_those_of_the_models(home: Path, found: dict[str, Any]) -> None:
+    for way, row in found[f"compare-{named(LARGEST)}"]["outcome"]["rows"].items():
+        prior = pipeline_of(home, found, way).prior
+        assert row["parameters"] == sum(weight.numel() for weight in prior.parameters())
+
+
+@pytest.mark.parametrize(("way", "grid"), LAID)
+def test_steps_are_those_of_the_size(found: dict[str, Any], way: str, grid: tuple[int, int]) -> None:
+    (h, w), reach = grid, 2
+    under_window = max(map(max, earliest(torch.ones(h, w, dtype=torch.bool), SMALLEST, middle=after_middle)))
+    others = {TILES: 2 * 2, NEIGHBOURHOOD: w + (h - 1) * min(reach + 1, w), WHOLE: h * w}
+    wanted = others.get(way, under_window)
+    assert found[f"compare-{named(grid)}"]["outcome"]["rows"][way]["steps"] == wanted
+
+
+def test_steps_are_the_waves_of_the_documentation() -> None:
+    window = small(grid=(4, 4), prefix=1, condition_size=0)
+    assert [sequential(window, grid) for grid in ((4, 4), (5, 12))] == [16, 12 + 4 * 4]
+    settings = NeighbourhoodSettings(size=5, grid=(4, 4), reach=2, layers=1, width=16, heads=2)
+    assert sequential(Neighbourhood(settings), (5, 12)) == 12 + 4 * 3
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
+def test_tiles_are_parts_of_the_grid_and_join_again(B: int, rows: int, columns: int, h: int, w: int) -> None:
+    codes = torch.arange(B * rows * h * columns * w).view(B, rows * h, columns * w)
+    tiles = cut(codes, (h, w))
+    assert tiles.shape == (B, rows * columns, h, w)
+    for place in range(rows * columns):
+        row, column = divmod(place, columns)
+        assert torch.equal(tiles[:, place], codes[:, row * h : row * h + h, column * w : column * w + w])
+    assert torch.equal(joined(tiles, (rows * h, columns * w)), codes)
+
+
+@given(st.integers(0, 99), st.integers(1, 6), st.integers(2, 9), st.integers(1, 5))
+def test_seams_and_roughness_are_means_over_borders(seed: int, f: int, w: int, window: int) -> None:
+    images = torch.rand(2, 3, 4, w * f, generator=torch.Generator().manual_seed(seed))
+    tiles: list[float] = []
+    others: list[float] = []
+    for code in range(1, w):
+        jump = (images[..., code * f] - images[..., code * f - 1]).abs().mean().item()
+        (others if code % window else tiles).append(jump)
+    assert roughness(images, f) == pytest.approx(np.mean(tiles + others), rel=1e-5)
+    wanted = pytest.approx(np.mean(tiles) / np.mean(others), rel=1e-4) if tiles and others else None
+    assert seams(images, f, window=window) == wanted
+
+
+def test_a_ramp_has_no_seams() -> None:
+    ramp = torch.arange(32.0).expand(1, 3, 4, 32)
+    assert (seams(ramp, 4, window=2), roughness(ramp, 4)) == (1, 1)
+
+
+def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> None:
+    text, pictures = page(home / "out")
+    rows = found[f"compare-{named(LARGEST)}"]["outcome"]["rows"]
+    assert f"have {rows[WINDOW]['nats']:.3f} nats a code" in text
+    best = growing(rows)[0]
+    assert rows[best]["nats"] == min(rows[way]["nats"] for way in GROWING)
+    assert f"Likeliest at 4x8: {CALLED[best]}" in text
+    for way, row in rows.items():
+        if way != WINDOW:
+            assert f"{CALLED[way]} {signed(row['over_window'], row['error'])}" in text
+    assert f"pixels jump {rows[TILES]['seams']:.2f} times" in text
+    rows_of = {grid: 1 + sum(each == grid for _, each in LAID) for grid in PLACES}
+    assert pictures == 2 * rows_of[SMALLEST] + 2 * rows_of[MIDDLE] + rows_of[LARGEST], "the widest one a row"
+    assert "nan" not in text.lower().split()
+
+
+def test_one_size_less_trains_nothing_anew(home: Path, found: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(condition_fidelity, "heights", brightness)
+        patch.setattr(study, "train_prior", None)
+        patch.setattr(study, "laid_pictures", None)
+        again = studied("window", home / "out", asking(home, sizes=[LARGEST]))["steps"]
+        again.pop("structure")
+        assert again == {name: found[name] for name in again}
+        studied("window", home / "out", asking(home))
+
+
+@pytest.mark.parametrize("scale", STUDY.scales)
+def test_every_scale_can_be_planned(scale: str) -> None:
+    what = Asked(scale=scale)
+    settings = STUDY.resolved(what)
+    steps = [step.name for step in STUDY.plan(settings, what)]
+    wholes = [f"prior-{WHOLE}-{named(grid)}" for grid in settings.whole]
+    assert [name for name in steps if name.startswith("prior-")] == [*(f"prior-{way}" for way in GROWING), *wholes]
+
+
+@pytest.mark.parametrize(
+    ("changed", "override", "sentence"),
+    [
+        ({"sizes": [[4, 5]]}, "", "sizes has 4x5, and the window is 2x2"),
+        ({"sizes": [[2, 2], [4, 4]]}, "", "sizes has 2x2, and the window is 2x2"),
+        ({"sizes": [[4, 4], [4, 4]]}, "", "larger grids of whole windows, each once"),
+        ({"sizes": [[8, 8]]}, "", "8x8 codes are 32 x 32 pixels, more than the scenes of 16 x 32"),
+        ({"sizes": [[2, 4]], "whole": []}, "", "that are as high as the scenes, 16 pixels"),
+        ({"window": [2, 1], "sizes": [[4, 3]], "whole": []}, "", "sides of multiples of 8"),
+        ({"whole": [[2, 4]]}, "", "whole has 2x4, which is none of sizes"),
+        ({"neighbourhood": ["network={name: neighbourhood, width: 64}"]}, "", "neighbourhood=\\[...\\], or set parameters_wi"),
+        ({}, "prior.network.layers=2", "decides network.layers itself"),
+        ({}, "prior.condition=nothing", "decides condition itself"),
+        ({}, "tokenizer.pictures.size=[8, 8]", "decides pictures.size itself"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_sentences(
+    home: Path, tmp_path: Path, changed: dict[str, Any], override: str, sentence: str
+) -> None:
+    with pytest.raises(SmaltiError, match=sentence):
+        studied("window", tmp_path / "out", asking(home, *filter(None, [override]), **changed))
+    assert not (tmp_path / "out").exists(), "nothing is begun"
+
+
+def test_pictures_without_known_sky_are_refused(home: Path, found: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SmaltiError, match="leave --data out"):
+        studied("window", tmp_path / "out", Asked(data=folder(home, found, "scenes") / "images"))

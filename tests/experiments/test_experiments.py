@@ -1,0 +1,303 @@
+"""The frame of studies: what is done stays done, what was stopped goes on, what has changed is done anew; and the table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from smalti.core.errors import SmaltiError
+from smalti.core.settings import settings
+from smalti.data.code_shards import open_codes
+from smalti.experiments import steps
+from smalti.experiments.base import Asked, Done, Place, Scale, Step, Study, run_study
+from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.steps import Pictures
+from smalti.reports.report import Report
+from smalti.training.config import PriorTraining, TokenizerTraining, resolve
+from smalti.training.run_folder import read_metrics
+from smalti.training.runs import encode_pictures, train_prior
+from tests.small import RECIPE, write_pictures, write_recipe
+
+Work = Callable[[Place], Mapping[str, Any]]
+
+
+@settings
+class Numbers:
+    """Settings of a study that reckons."""
+
+    first: int
+    second: int = 10
+
+
+class Reckoning:
+    """A study of three steps: two numbers and their sum. It notes what is done, and breaks where it is told to."""
+
+    def __init__(self) -> None:
+        self.did: list[str] = []
+        self.breaks: dict[str, BaseException] = {}
+
+    def work(self, name: str, value: Callable[[Place], int]) -> Work:
+        def work(place: Place) -> dict[str, Any]:
+            self.did.append(name)
+            begun = place.folder / "begun.txt"
+            begun.write_text(begun.read_text() + "again" if begun.is_file() else "once")
+            if name in self.breaks:
+                raise self.breaks.pop(name)
+            return {"value": value(place)}
+
+        return work
+
+    def plan(self, chosen: Numbers, asked: Asked) -> list[Step]:
+        first, second = chosen.first, chosen.second
+        return [
+            Step(name="one", settings={"a": {"value": first}}, work=self.work("one", lambda place: first)),
+            Step(name="two", settings={"value": second}, work=self.work("two", lambda place: second)),
+            Step(name="sum", settings={}, work=self.work("sum", _sum), after=("one", "two")),
+        ]
+
+    @property
+    def study(self) -> Study[Numbers]:
+        scales = {
+            "tiny": Scale(about="at once", data="nothing", paints=True, settings={"first": 1}),
+            "small": Scale(about="at once", data="a folder of stones", paints=False, settings={"first": 2}),
+        }
+        return Study(
+            about="how much is one and ten",
+            takes_models=False,
+            settings=Numbers,
+            scales=scales,
+            plan=self.plan,
+            page=lambda chosen, asked, done: Report("Sum", f"It is {done['sum'].outcome['value']}."),
+        )
+
+
+def _sum(place: Place) -> int:
+    return sum(int(each.outcome["value"]) for each in place.before.values())
+
+
+QUIET = Console(quiet=True)
+
+
+def go(reckoning: Reckoning, out: Path, *overrides: str, console: Console = QUIET) -> int:
+    """Run it and return the sum that the page tells."""
+    page = run_study("reckoning", reckoning.study, out, asked=Asked(overrides=overrides), console=console)
+    value: int = json.loads((out / "result.json").read_text())["steps"]["sum"]["outcome"]["value"]
+    assert f"It is {value}." in page.read_text()
+    return value
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    reckoning = Reckoning()
+    assert go(reckoning, tmp_path / "out") == 11
+    assert go(reckoning, tmp_path / "out") == 11
+    assert reckoning.did == ["one", "two", "sum"]
+
+
+def test_a_changed_setting_does_its_step_and_those_after_it_anew_and_keeps_the_old(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reckoning = Reckoning()
+    go(reckoning, tmp_path)
+    reckoning.did.clear()
+    assert go(reckoning, tmp_path, "first=5", console=Console(width=200)) == 15
+    assert reckoning.did == ["one", "sum"]
+    said = capsys.readouterr().out
+    assert "one: a.value was 1 and is 5; it is done anew, what was made before stays" in said
+    assert "two: done before" in said
+    assert "sum: an earlier step has changed" in said
+    assert go(reckoning, tmp_path) == 11
+    assert reckoning.did == ["one", "sum"], "going back finds what was there"
+
+
+def test_a_stopped_step_goes_on_in_its_own_folder(tmp_path: Path) -> None:
+    reckoning = Reckoning()
+    reckoning.breaks["two"] = KeyboardInterrupt()
+    with pytest.raises(SmaltiError, match="step 2 of 3, two: interrupted; the same command goes on"):
+        go(reckoning, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    assert go(reckoning, tmp_path) == 11
+    assert reckoning.did == ["one", "two", "two", "sum"]
+    (begun,) = (tmp_path / "steps" / "two").glob("*/begun.txt")
+    assert begun.read_text() == "onceagain"
+
+
+def test_a_killed_step_is_taken_up_again(tmp_path: Path) -> None:
+    """A kill runs no handler: the marker of the step that was begun says that it is not finished."""
+
+    class Killed(BaseException):
+        pass
+
+    reckoning = Reckoning()
+    reckoning.breaks["sum"] = Killed()
+    with pytest.raises(Killed):
+        go(reckoning, tmp_path)
+    (marker,) = (tmp_path / "steps" / "sum").glob("*.json")
+    assert json.loads(marker.read_text())["finished"] is False
+    assert go(reckoning, tmp_path) == 11
+    assert reckoning.did == ["one", "two", "sum", "sum"]
+
+
+def test_a_failing_step_is_named(tmp_path: Path) -> None:
+    reckoning = Reckoning()
+    reckoning.breaks["one"] = SmaltiError("there are no stones; bring some")
+    with pytest.raises(SmaltiError, match="step 1 of 3, one: there are no stones; bring some"):
+        go(reckoning, tmp_path)
+
+
+def test_seconds_add_up_over_stops(tmp_path: Path) -> None:
+    reckoning = Reckoning()
+    go(reckoning, tmp_path)
+    (marker,) = (tmp_path / "steps" / "two").glob("*.json")
+    noted = json.loads(marker.read_text())
+    marker.write_text(json.dumps({**noted, "finished": False, "seconds": 1000.0}))
+    go(reckoning, tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert 1000 <= result["steps"]["two"]["seconds"] < 1100
+    assert result["seconds"] >= 1000
+
+
+def test_the_result_says_what_was_asked(tmp_path: Path) -> None:
+    go(Reckoning(), tmp_path, "second=3")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["study"], result["scale"], result["overrides"]) == ("reckoning", "tiny", ["second=3"])
+    assert result["settings"] == {"first": 1, "second": 3}
+    assert all((tmp_path / step["folder"]).is_dir() for step in result["steps"].values())
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (Asked(scale="tny"), "no scale 'tny'; did you mean 'tiny'"),
+        (Asked(overrides=("frist=2",)), "unknown key 'frist'; did you mean 'first'"),
+        (Asked(overrides=("first=many",)), "first = 'many'"),
+        (Asked(overrides=("first",)), "'first' is not of the form key=value"),
+        (Asked(overrides=("first=[",)), "the value is not YAML"),
+        (Asked(scale="small"), "made for a folder of stones; give the pictures with --data"),
+        (Asked(models=(Path("stone"),)), "trains its own models, stone was given"),
+    ],
+)
+def test_mistakes_are_sentences_before_anything_is_written(tmp_path: Path, asked: Asked, sentence: str) -> None:
+    with pytest.raises(SmaltiError, match=sentence.replace("(", r"\(")):
+        run_study("reckoning", Reckoning().study, tmp_path / "out", asked=asked, console=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("")
+    go(Reckoning(), tmp_path / "done")
+    for out, sentence in (("file", "is a file"), ("full", "is not empty and holds no study")):
+        with pytest.raises(SmaltiError, match=sentence):
+            go(Reckoning(), tmp_path / out)
+    with pytest.raises(SmaltiError, match="holds the study 'reckoning', not 'counting'; choose another --out"):
+        run_study("counting", Reckoning().study, tmp_path / "done", asked=Asked(), console=QUIET)
+
+
+def trainings(chosen: Numbers, asked: Asked) -> list[Step]:
+    """As the studies to come: a tokenizer, its codes, then priors, the last trained as long as the one before took."""
+    assert asked.data is not None
+    pictures, recipe = Pictures.of(asked.data), str(asked.data.parent / "small.yaml")
+    tokenizer = steps.varied(recipe, shared=["run.length=16"], overrides=asked.of("tokenizer"), changes=[])
+
+    def encode(place: Place) -> dict[str, Any]:
+        copies = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[]).encode
+        run, shards = place.before["tokenizer"].folder, place.folder / "codes"
+        encode_pictures(run, pictures.path(place), shards, settings=copies, seed=0, progress=lambda done, total: None)
+        return {"pictures": len(open_codes(shards).training)}
+
+    def prior(layers: int) -> Work:
+        def work(place: Place) -> dict[str, Any]:
+            seen = place.before["prior-1"].outcome["seen"] if layers > 1 else 640
+            changes = [f"network.layers={layers}", f"run.length={seen}"]
+            training = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[*asked.of("prior"), *changes])
+            run, shards = place.before["tokenizer"].folder, place.before["codes"].folder / "codes"
+            train_prior(open_codes(shards), run, place.folder, settings=training, console=place.console)
+            return {"seen": read_metrics(place.folder)[-1]["seen"], "nats": read_metrics(place.folder)[-1]["nats"]}
+
+        return work
+
+    return [
+        steps.tokenizer("tokenizer", pictures=pictures, training=tokenizer),
+        Step(name="codes", settings={}, work=encode, after=("tokenizer",)),
+        Step(name="prior-1", settings={"layers": 1}, work=prior(1), after=("tokenizer", "codes")),
+        Step(name="prior-2", settings={"layers": 2}, work=prior(2), after=("tokenizer", "codes", "prior-1")),
+    ]
+
+
+def test_studies_of_priors_fit(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "pictures")
+    write_recipe(tmp_path / "small.yaml")
+    found: dict[str, Done] = {}
+
+    def page(chosen: Numbers, asked: Asked, done: Mapping[str, Done]) -> Report:
+        found.update(done)
+        return Report("Priors", "Compared.")
+
+    study = replace(Reckoning().study, plan=trainings, page=page)
+    asked = Asked(data=data, overrides=("prior.network.width=32",))
+    run_study("priors", study, tmp_path / "out", asked=asked, console=QUIET)
+    assert [found[name].outcome["seen"] for name in ("prior-1", "prior-2")] == [640, 640]
+    widths = (found["prior-2"].folder / "config.yaml").read_text()
+    assert "width: 32" in widths
+    assert "layers: 2" in widths
+
+
+def test_a_tokenizer_of_other_workers_goes_on_and_of_other_length_is_another(tmp_path: Path) -> None:
+    pictures = Pictures.of(write_pictures(tmp_path / "pictures"))
+    write_recipe(tmp_path / "small.yaml")
+
+    def described(*overrides: str) -> Mapping[str, Any]:
+        training = steps.varied(str(tmp_path / "small.yaml"), shared=[], overrides=overrides, changes=[])
+        return steps.tokenizer("one", pictures=pictures, training=training).settings
+
+    assert described("run.workers=2") == described() != described("run.length=60")
+    assert described()["training"]["model"]["quantizer"]["size"] == RECIPE["tokenizer"]["model"]["quantizer"]["size"]
+
+
+def test_what_a_study_varies_is_not_set_over_its_head(tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path / "small.yaml"))
+    training = steps.varied(recipe, shared=["run.batch=2"], overrides=["run.batch=8"], changes=["run.seed=3"])
+    assert (training.run.batch, training.run.seed) == (8, 3)
+    with pytest.raises(SmaltiError, match=r"--set tokenizer\.run\.seed=1: the study decides run\.seed itself"):
+        steps.varied(recipe, shared=[], overrides=["run.seed=1"], changes=["run.seed=3"])
+
+
+def test_other_pictures_in_the_same_folder_are_other_settings(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "pictures")
+    before = Pictures.of(data).described
+    assert Pictures.of(data).described == before
+    next(data.rglob("*.png")).unlink()
+    assert Pictures.of(data).described != before
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_can_be_planned_at_every_scale(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALTI_OFFLINE", "1")
+    monkeypatch.setenv("SMALTI_CACHE", str(tmp_path))
+    study, data = STUDIES[name], write_pictures(tmp_path / "pictures")
+    assert set(study.scales) == {"tiny", "small", "full"}
+    assert study.scales["tiny"].paints
+    assert "\n" not in study.about
+    for scale in study.scales:
+        asked = Asked(scale=scale, data=None if name in ("conditions", "window") else data)
+        planned = study.plan(study.resolved(asked), asked)
+        names = [step.name for step in planned]
+        assert len(set(names)) == len(names)
+        assert all(set(step.after) <= set(names[:place]) for place, step in enumerate(planned))
+        json.dumps([step.settings for step in planned])
+
+
+def test_the_recipes_of_full_are_what_they_say(tmp_path: Path) -> None:
+    asked = Asked(scale="full", data=tmp_path)
+    chosen = STUDIES["reconstruction"].resolved(asked)
+    for each in chosen.tokenizers:
+        laid = [*chosen.training, *each.changes]
+        training = resolve(TokenizerTraining, stage="tokenizer", recipe=chosen.recipe, overrides=laid)
+        assert each.name == f"f{training.model.pyramid.factor}-k{training.model.quantizer.size}"

@@ -1,0 +1,232 @@
+"""What is laid, kept in a file: a stop anywhere, and then the same picture, code for code."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smalti.conditions.base import crops
+from smalti.core.errors import SmaltiError
+from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.generation.generation_checkpoint import Keeper, Kept, fingerprint, read_kept, save_kept
+from smalti.pipeline import Pipeline
+from tests.generation.test_pipeline import pipeline
+
+
+def keeper(pipe: Pipeline, path: Path, known: Tensor, *, label: str = "dusk", seed: int = 3, **options: Any) -> Keeper:
+    sampler = Sampler(**options)
+    said = {"label": label, "seed": seed, **options}
+    seeds = pipe.seeds(seed, len(known))
+    return pipe.keeper(path, [label] * len(known), known, sampler=sampler, seeds=seeds, said=said)
+
+
+def leave(kept: Keeper) -> None:
+    """As Ctrl-C does."""
+    with pytest.raises(KeyboardInterrupt), kept:
+        raise KeyboardInterrupt
+
+
+def laying(pipe: Pipeline, known: Tensor, **options: Any) -> Iterator[Tensor]:
+    return pipe.lay(["dusk"] * len(known), known, sampler=Sampler(**options), seeds=pipe.seeds(3, len(known)))
+
+
+@given(
+    height=st.integers(1, 7),
+    width=st.integers(1, 9),
+    batch=st.integers(1, 2),
+    guidance=st.sampled_from([1.0, 2.5]),
+    stops=st.lists(st.integers(0, 7), min_size=1, max_size=3),
+    holes=st.floats(0, 1),
+)
+@settings(max_examples=25)
+def test_a_stopped_laying_goes_on_to_the_same_codes(
+    tmp_path_factory: pytest.TempPathFactory,
+    height: int,
+    width: int,
+    batch: int,
+    guidance: float,
+    stops: list[int],
+    holes: float,
+) -> None:
+    pipe, path = pipeline(), tmp_path_factory.mktemp("kept") / "a.laying"
+    chance = torch.Generator().manual_seed(height * 10 + width)
+    given_codes = torch.randint(16, (batch, height, width), generator=chance)
+    known = torch.where(torch.rand(batch, height, width, generator=chance) < holes, -1, given_codes)
+    options: dict[str, Any] = {"guidance": guidance, "guidance_schedule": "cosine"}
+    whole = finished(laying(pipe, known, **options))
+    for stop in stops:
+        with suppress(KeyboardInterrupt), keeper(pipe, path, known, **options) as kept:
+            before = kept.codes
+            assert torch.equal(torch.where(before < 0, whole, before), whole)
+            for row, codes in enumerate(laying(pipe, kept.codes, **options)):
+                if row == stop:
+                    raise KeyboardInterrupt
+                kept.laid(codes)
+        assert kept.count >= kept.begun
+    with keeper(pipe, path, known, **options) as kept:
+        for codes in laying(pipe, kept.codes, **options):
+            kept.laid(codes)
+        assert torch.equal(kept.codes, whole)
+    assert not list(path.parent.iterdir())
+
+
+def test_a_laying_is_kept_when_its_block_is_left_early(tmp_path: Path) -> None:
+    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown(2, (5, 6))
+    kept = keeper(pipe, path, known)
+    rows = list(laying(pipe, known))
+    kept.laid(rows[1])
+    assert not path.exists(), "written every ten seconds, not at every row"
+    leave(kept)
+    found = read_kept(path)
+    assert torch.equal(found.codes, rows[1])
+    assert found.codes.dtype == torch.int64
+    assert found.settings == {"label": "dusk", "seed": 3}
+    before = path.read_bytes()
+    again = keeper(pipe, path, known)
+    assert again.begun == again.count == int((rows[1] >= 0).sum())
+    leave(again)  # nothing new
+    assert path.read_bytes() == before
+
+
+def test_nothing_is_kept_of_nothing(tmp_path: Path) -> None:
+    known = unknown(1, (3, 4))
+    known[0, 2] = 5
+    leave(keeper(pipeline(), tmp_path / "a.laying", known))
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_is_written_every_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, path, now = pipeline(), tmp_path / "a.laying", [100.0]
+    monkeypatch.setattr("smalti.generation.generation_checkpoint.time.monotonic", lambda: now[0])
+    kept, written = keeper(pipe, path, unknown(1, (5, 6))), []
+    for codes in laying(pipe, kept.codes):
+        now[0] += 6
+        kept.laid(codes)
+        written.append(int((read_kept(path).codes >= 0).sum()) if path.exists() else 0)
+    counts = [int((codes >= 0).sum()) for codes in laying(pipe, kept.codes * 0 - 1)]
+    assert written == [0, counts[1], counts[1], counts[3], counts[3]]
+
+
+def stopped(pipe: Pipeline, path: Path, known: Tensor) -> None:
+    kept = keeper(pipe, path, known)
+    kept.laid(next(laying(pipe, known)))
+    leave(kept)
+
+
+def test_another_laying_is_refused(tmp_path: Path) -> None:
+    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown(1, (5, 6))
+    stopped(pipe, path, known)
+    with pytest.raises(SmaltiError, match=r"another laying: label 'dusk' there and 'dawn' here; ask for what is kept"):
+        keeper(pipe, path, known, label="dawn")
+    with pytest.raises(SmaltiError, match="another laying: seed 3 there and 4 here"):
+        keeper(pipe, path, known, seed=4)
+    with pytest.raises(SmaltiError, match="another laying: top_k None there and 5 here"):
+        keeper(pipe, path, known, top_k=5)
+    changed = "another laying: the model or a file of its condition has changed since"
+    for other in (unknown(1, (6, 5)), unknown(2, (5, 6)), known.index_fill(1, torch.tensor([4]), 2)):
+        with pytest.raises(SmaltiError, match=changed):
+            keeper(pipe, path, other)
+    with torch.no_grad():
+        next(pipe.prior.parameters()).view(-1)[0] += 1e-3
+    with pytest.raises(SmaltiError, match=changed):
+        keeper(pipe, path, known)
+    assert read_kept(path).settings["label"] == "dusk"
+
+
+def test_all_of_a_map_counts() -> None:
+    """Also what does not lie under the first place of the window, of 3 x 4 codes."""
+    pipe, grid, prints = pipeline(), (5, 7), set()
+    for place in range(36):
+        codes = torch.zeros(1, 36, dtype=torch.int64)
+        codes[0, place] = 1  # the last outside the grid: none
+        prefix_at = crops(codes[:, :35].view(1, *grid))
+        made = fingerprint(pipe.prior, lambda: prefix_at, unknown(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1))  # noqa: B023
+        prints.add(made)
+    assert len(prints) == 36
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "text"])
+def test_damaged_files_are_told(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.laying"
+    save_kept(path, Kept(unknown(1, (2, 2)), "f", {}))
+    whole = path.read_bytes()
+    if damage == "other":
+        save_file({"weight": torch.zeros(2)}, path)
+    else:
+        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 50}[damage])
+    with pytest.raises(SmaltiError, match=r"a\.laying keeps no laying, or is damaged \(.*\); delete it to begin anew"):
+        read_kept(path)
+    with pytest.raises(SmaltiError, match=r"there is no file .*nowhere"):
+        read_kept(tmp_path / "nowhere")
+
+
+def test_newer_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("smalti.generation.generation_checkpoint.FORMAT", 9)
+        save_kept(tmp_path / "a.laying", Kept(unknown(1, (2, 2)), "f", {}))
+    with pytest.raises(SmaltiError, match=r"written by a newer smalti \(format 9\); update smalti"):
+        read_kept(tmp_path / "a.laying")
+
+
+def test_a_full_disk_keeps_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown(1, (5, 6))
+    stopped(pipe, path, known)
+    before = path.read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("smalti.generation.generation_checkpoint.save_file", full)
+    kept = keeper(pipe, path, known)
+    kept.laid(list(laying(pipe, kept.codes))[2])
+    with pytest.raises(SmaltiError, match=r"cannot write .*a\.laying: No space left"), kept:
+        raise KeyboardInterrupt
+    assert path.read_bytes() == before
+
+
+# --- the stream of a pipeline --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_stream_goes_on_where_it_was_left(tmp_path: Path, stop: int) -> None:
+    pipe, path = pipeline(), tmp_path / "wide.laying"
+    whole = pipe.sample(label="dusk", seed=3, size=(20, 24))[0]
+
+    def stream() -> Iterator[Tensor]:
+        return pipe.stream(label="dusk", seed=3, size=(20, 24), keep=path)
+
+    for row, _ in enumerate(stream(), start=1):
+        if row == stop:
+            break
+    assert int((read_kept(path).codes >= 0).sum()) >= 6 * stop
+    again = list(stream())
+    assert len(again) == max(5 - stop, 1), "it did not begin anew"
+    assert torch.equal(again[-1], whole)
+    assert not path.exists()
+    next(stream())
+    with pytest.raises(SmaltiError, match="another laying: label"):
+        next(pipe.stream(label="dawn", seed=3, size=(20, 24), keep=str(path)))
+
+
+def test_a_stream_shows_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1000))
+    monkeypatch.setattr("smalti.pipeline.time.monotonic", lambda: next(now))
+    pipe = pipeline()
+    every = list(pipe.stream(size=(40, 16), seed=1))
+    assert len(every) == 10
+    few = list(pipe.stream(size=(40, 16), seed=1, every=4))
+    assert 3 <= len(few) <= 5
+    assert torch.equal(few[0], every[0])
+    assert torch.equal(few[-1], every[-1])
+    assert len(list(pipe.stream(size=(40, 16), seed=1, every=1e9))) == 2  # the first and the last

@@ -1,0 +1,352 @@
+"""Both stages joined: one seed one picture, any size, streams, completion, and pipelines on disk."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from smalti.conditions.base import Condition
+from smalti.conditions.labels import Labels, Nothing
+from smalti.core.errors import SmaltiError
+from smalti.core.files import write_json
+from smalti.core.settings import parse
+from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.pipeline import Pipeline, amid
+from smalti.prior import Transformer, TransformerSettings, Window
+from smalti.prior_folder import save_prior
+from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
+from tests import reference
+
+LABELS = Labels(["dawn", "dusk", "night"])
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Uniform in [-1, 1]."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def tokenizer(seed: int = 0) -> VQGAN:
+    """A small random tokenizer, f = 4, 16 codes."""
+    plain = {
+        "pyramid": {"width": 8, "multipliers": [1], "stem": 4, "blocks": 1, "latent_channels": 4},
+        "quantizer": {"size": 16, "dimension": 4},
+    }
+    torch.manual_seed(seed)
+    return VQGAN(parse(VQGANSettings, plain, where="test"))
+
+
+def prior(condition: Condition) -> Transformer:
+    """A small random prior with a window of 3 x 4, and large weights, so that all that it reads shows in its codes."""
+    plain = {"size": 16, "condition_size": condition.size, "grid": (3, 4), "layers": 1, "width": 16, "heads": 2}
+    torch.manual_seed(1)
+    made = Transformer(parse(TransformerSettings, plain, where="test"))
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.normal_(0, 0.4) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
+    return made
+
+
+def pipeline(condition: Condition = LABELS) -> Pipeline:
+    return Pipeline(tokenizer(), prior(condition), condition)
+
+
+def laid(
+    pipe: Pipeline,
+    *,
+    labels: Sequence[str | None] = (None,),
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    sampler: Sampler | None = None,
+) -> Tensor:
+    """The codes behind `Pipeline.sample`."""
+    known, seeds = unknown(len(labels), pipe.grid(size)), pipe.seeds(seed, len(labels))
+    return finished(pipe.lay(labels, known, sampler=sampler or Sampler(), seeds=seeds))
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance": 3.0}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}])
+def test_one_seed_is_one_picture(options: dict[str, Any]) -> None:
+    pipe, sampler = pipeline(), Sampler(**options)
+    together = laid(pipe, labels=["dusk"] * 7, seed=5, sampler=sampler)
+    pictures = pipe.sample(7, label="dusk", seed=5, **options)
+    assert len({tuple(codes.flatten().tolist()) for codes in together}) == 7
+    for place in range(7):
+        alone = laid(pipe, labels=["dusk"], seed=5 + place, sampler=sampler)
+        assert torch.equal(alone[0], together[place])
+        picture = pipe.sample(1, label="dusk", seed=5 + place, **options)
+        torch.testing.assert_close(picture[0], pictures[place], rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_are_what_is_promised() -> None:
+    pipe = pipeline()
+    assert pipe.default_size == (12, 16)
+    pictures = pipe.sample(2)
+    assert pictures.shape == (2, 3, 12, 16)
+    assert pictures.dtype == torch.float32
+    assert not pictures.requires_grad
+    assert pictures.abs().max() <= 1
+    assert torch.equal(pictures, pipe.decode(laid(pipe, labels=[None, None])))
+
+
+@pytest.mark.parametrize("size", [(12, 16), (4, 4), (8, 16), (12, 40), (20, 8), (24, 24)])
+def test_sizes(size: tuple[int, int]) -> None:
+    pipe = pipeline()
+    assert pipe.sample(2, size=size, seed=1).shape == (2, 3, *size)
+    codes = laid(pipe, labels=["night"], size=size, seed=1)[0]
+    known = torch.full((size[0] // 4, size[1] // 4), -1)
+    expected = reference.sampled(pipe.prior, torch.tensor([2]), known, sampler=Sampler(), seed=1)
+    assert torch.equal(codes, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        ((12, 18), r"12 x 18 \(height x width\) is not made of tiles of 4 pixels; try 12x16"),
+        ((3, 7), "try 4x8"),
+        ((0, 8), "try 4x8"),
+        ((-4, 8), "try 4x8"),
+    ],
+)
+def test_sizes_that_are_no_tiles_are_told(size: tuple[int, int], sentence: str) -> None:
+    with pytest.raises(SmaltiError, match=sentence):
+        pipeline().sample(size=size)
+
+
+def test_labels_seeds_and_temperature_count() -> None:
+    pipe = pipeline()
+    different = [laid(pipe, labels=[label], seed=seed) for label in (None, "dawn", "dusk") for seed in (0, 1)]
+    assert len({tuple(codes.flatten().tolist()) for codes in different}) == 6
+    cold = Sampler(temperature=0)
+    assert torch.equal(laid(pipe, seed=0, sampler=cold), laid(pipe, seed=1, sampler=cold))
+
+
+def test_guidance_0_forgets_the_label() -> None:
+    pipe = pipeline()
+    assert torch.equal(laid(pipe, labels=["dusk"], sampler=Sampler(guidance=0)), laid(pipe, labels=[None]))
+
+
+def test_labels_may_be_left_open_one_by_one() -> None:
+    pipe = pipeline()
+    window = Window(0, 0, 3, 4)
+    assert pipe.prefixes([None, "night", None, "dawn"], grid=(3, 4))(window).tolist() == [[3], [2], [3], [0]]
+    assert pipe.prefixes([None, None], grid=(3, 4))(window).tolist() == [[3], [3]]
+    mixed = laid(pipe, labels=[None, "night"], seed=4)
+    assert torch.equal(mixed[0], laid(pipe, seed=4)[0])
+    assert torch.equal(mixed[1], laid(pipe, labels=["night"], seed=5)[0])
+
+
+def test_unknown_labels_list_those_there_are() -> None:
+    with pytest.raises(SmaltiError, match=r"no label 'dawm'; did you mean 'dawn'\? There are: dawn, dusk, night"):
+        pipeline().sample(label="dawm")
+    with pytest.raises(SmaltiError, match="this model takes no condition, label = 'dusk' was given; leave it out"):
+        pipeline(Nothing()).sample(label="dusk")
+    assert pipeline(Nothing()).sample().shape == (1, 3, 12, 16)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+def test_seeds_that_are_none_are_told(seed: int) -> None:
+    with pytest.raises(
+        SmaltiError, match=rf"the seed {seed} is not from 0 to {2**63 - 2}; choose a smaller one, not neg"
+    ):
+        pipeline().sample(seed=seed)
+
+
+def test_the_largest_seed_is_one() -> None:
+    assert not torch.equal(laid(pipeline(), seed=2**63 - 2), laid(pipeline(), seed=2**63 - 3))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("temperature", -1.0), ("temperature", float("nan")), ("top_k", -1), ("top_p", 2.0)]
+)
+def test_options_of_the_sampler_are_told(option: str, value: float) -> None:
+    options: dict[str, Any] = {option: value}
+    with pytest.raises(SmaltiError, match=rf"sampling: {option} = {value}: input should be"):
+        pipeline().sample(**options)
+    with pytest.raises(SmaltiError, match=rf"sampling: {option} = {value}: input should be"):
+        next(pipeline().stream(**options))
+
+
+@pytest.mark.parametrize("size", [None, (20, 24)])
+def test_a_stream_ends_in_what_is_sampled(size: tuple[int, int] | None) -> None:
+    pipe = pipeline()
+    codes = laid(pipe, labels=["dusk"], seed=3, size=size)
+    steps = list(pipe.stream(label="dusk", seed=3, size=size))
+    assert len(steps) == codes.shape[1]
+    assert torch.equal(steps[-1], pipe.sample(label="dusk", seed=3, size=size)[0])
+    for rows, picture in enumerate(steps, start=1):
+        assert picture.shape == steps[-1].shape
+        shown = int((picture != 0).any(0).sum()) / 16  # codes, of 4 x 4 pixels each
+        assert rows * codes.shape[2] <= shown < (rows + 1) * codes.shape[2]
+        assert size is not None or (picture[:, 4 * rows :] == 0).all()
+
+
+# --- completion and reconstruction ---------------------------------------------------------------------------------
+
+
+def test_completion_keeps_known_codes_and_lays_the_others() -> None:
+    pipe, images = pipeline(), noise(2, 3, 12, 16)
+    known = torch.zeros(12, 16, dtype=torch.bool)
+    known[:6] = True  # one and a half rows of tiles
+    known[8:, 8:] = True
+    known[11, 15] = False  # a tile with one pixel missing is laid anew
+    whole = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=torch.bool)
+    given = pipe.encode(images)
+    codes = pipe.complete_codes(images, known, values=["dusk", None], sampler=Sampler(), seed=2)
+    assert torch.equal(codes[:, whole], given[:, whole])
+    for place, prefix in enumerate((1, 3)):
+        start = torch.where(whole, given[place], -1)
+        prefixes = torch.tensor([prefix])
+        assert torch.equal(
+            codes[place], reference.sampled(pipe.prior, prefixes, start, sampler=Sampler(), seed=2 + place)
+        )
+    pictures = pipe.complete(images, known, values=["dusk", None], sampler=Sampler(), seed=2)
+    assert torch.equal(pictures, pipe.decode(codes))
+
+
+def test_a_picture_amid_a_larger_grid() -> None:
+    codes = torch.arange(6).view(1, 2, 3)
+    assert amid(codes, (2, 3)).tolist() == codes.tolist()
+    assert amid(codes, (3, 6)).tolist() == [[[-1, 0, 1, 2, -1, -1], [-1, 3, 4, 5, -1, -1], [-1] * 6]]
+    assert amid(codes, (4, 5))[0, 1:3, 1:4].tolist() == codes[0].tolist()
+    with pytest.raises(SmaltiError, match=r"2 x 3 codes \(height x width\) has no place on a canvas of 4 x 2"):
+        amid(codes, (4, 2))
+
+
+def test_completion_of_everything_and_of_nothing() -> None:
+    pipe, images = pipeline(), noise(1, 3, 12, 16)
+    everything = torch.ones(12, 16, dtype=torch.bool)
+    kept = pipe.complete(images, everything, values=[None], sampler=Sampler(), seed=2)
+    assert torch.equal(kept, pipe.reconstruct(images))
+    laid_anew = pipe.complete(images, ~everything, values=["dawn"], sampler=Sampler(), seed=2)
+    assert torch.equal(laid_anew, pipe.sample(label="dawn", seed=2))
+
+
+def test_masks_and_pictures_that_do_not_fit_are_told() -> None:
+    pipe = pipeline()
+    for shape in ((12, 12), (12,), (1, 12, 16)):
+        sentence = re.escape(f"the mask has the shape {shape}, the picture (height, width) (12, 16); give a mask")
+        with pytest.raises(SmaltiError, match=sentence):
+            pipe.complete(noise(1, 3, 12, 16), torch.ones(shape) > 0, values=[None], sampler=Sampler())
+    with pytest.raises(
+        SmaltiError, match=r"12 x 14 \(height x width\) cannot be cut into tiles of 4 pixels; crop it to 12 x 12"
+    ):
+        pipe.complete(noise(1, 3, 12, 14), torch.ones(12, 14) > 0, values=[None], sampler=Sampler())
+    with pytest.raises(SmaltiError, match=r"takes pictures of shape \(B, 3, H, W\)"):
+        pipe.reconstruct(noise(1, 1, 12, 16))
+
+
+def test_reconstruction_is_encoding_and_decoding() -> None:
+    pipe, images = pipeline(), noise(2, 3, 8, 20)
+    assert torch.equal(pipe.reconstruct(images), pipe.tokenizer.decode_codes(pipe.encode(images)).clamp(-1, 1))
+
+
+# --- on disk -------------------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, condition: Condition = LABELS) -> Pipeline:
+    """A pipeline, and its folder."""
+    pipe = pipeline(condition)
+    network = pipe.prior
+    assert isinstance(network, Transformer)
+    pipe.tokenizer.save_pretrained(folder / "tokenizer", about={})
+    save_prior(network, condition, folder / "prior", fingerprint=pipe.tokenizer.fingerprint(), about={"seen": 7})
+    return pipe
+
+
+@pytest.mark.parametrize("condition", [LABELS, Nothing()], ids=lambda condition: type(condition).__name__)
+def test_a_pipeline_comes_back(tmp_path: Path, condition: Condition) -> None:
+    before, after = written(tmp_path, condition), Pipeline.from_pretrained(str(tmp_path))
+    labels = [None] if isinstance(condition, Nothing) else ["dusk"]
+    assert torch.equal(laid(after, labels=labels, seed=9), laid(before, labels=labels, seed=9))
+    assert torch.equal(after.sample(2, size=(12, 32)), before.sample(2, size=(12, 32)))
+    assert after.condition.save(tmp_path) == condition.save(tmp_path)
+    assert not after.prior.training
+    assert not any(parameter.requires_grad for parameter in after.prior.parameters())
+    assert after.to("cpu") is after
+    assert after.device == torch.device("cpu")
+
+
+def test_run_folders_are_pipelines_too(tmp_path: Path) -> None:
+    before = written(tmp_path / "models")
+    for part in ("tokenizer", "prior"):
+        shutil.move(tmp_path / "models" / part, tmp_path / "runs" / part / "model")
+    assert torch.equal(Pipeline.from_pretrained(tmp_path / "runs").sample(), before.sample())
+
+
+def test_a_prior_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    before, other = written(tmp_path), tokenizer(seed=1)
+    other.save_pretrained(tmp_path / "tokenizer", about={})
+    sentence = f"codes of the tokenizer {before.tokenizer.fingerprint()}, but .*tokenizer is {other.fingerprint()}; "
+    with pytest.raises(SmaltiError, match=sentence):
+        Pipeline.from_pretrained(tmp_path)
+
+
+def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        SmaltiError, match=r"there is no folder .*nowhere; it should hold the folders tokenizer and prior"
+    ):
+        Pipeline.from_pretrained(tmp_path / "nowhere")
+    written(tmp_path)
+    for part in ("prior", "tokenizer"):
+        shutil.move(tmp_path / part, tmp_path / "aside")
+        with pytest.raises(
+            SmaltiError, match=rf"has no folder {part}; train one with: smalti train {part} \.\.\. --out"
+        ):
+            Pipeline.from_pretrained(tmp_path)
+        (tmp_path / part).mkdir()
+        with pytest.raises(SmaltiError, match=rf"{part} is not a model: it has no config\.json"):
+            Pipeline.from_pretrained(tmp_path)
+        (tmp_path / part).rmdir()
+        shutil.move(tmp_path / "aside", tmp_path / part)
+    Pipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"tokenizer_fingerprint": None}, "holds no tokenizer_fingerprint"),
+        ({"network": None}, "holds no network"),
+        ({"condition": None}, "holds no condition"),
+        (
+            {"network": {"name": "lstm"}},
+            r"unknown prior 'lstm'; there are: gpt, neighbourhood, pixelsnail, transformer",
+        ),
+        ({"network": {"name": "transformer", "siez": 3}}, r"unknown key 'siez'; did you mean 'size'\?"),
+        (
+            {"condition": {"name": "depth"}},
+            r"unknown condition 'depth'; there are: coordinates, given, keypoints, labels, ",
+        ),
+    ],
+)
+def test_priors_that_cannot_be_built_are_told(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    written(tmp_path)
+    path = tmp_path / "prior" / "config.json"
+    config = json.loads(path.read_text())
+    settings = {key: value for key, value in {**config["settings"], **change}.items() if value is not None}
+    write_json(path, {**config, "settings": settings})
+    with pytest.raises(SmaltiError, match=sentence):
+        Pipeline.from_pretrained(tmp_path)
+
+
+def test_the_five_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand there, but for the model, its label and its size."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    lines = readme.split("```python\n")[1].split("```")[0]
+    height, width = written(tmp_path / "runs" / "demo").default_size
+    lines = lines.replace("from_pretrained()", 'from_pretrained("runs/demo")').replace("winter-dusk", "dusk")
+    lines = lines.replace("(64, 128)", f"({height}, {2 * width})")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines.py").write_text(lines)
+    runpy.run_path("lines.py")
+    assert (tmp_path / "wide.png").is_file()

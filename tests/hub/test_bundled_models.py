@@ -1,0 +1,198 @@
+"""The model that comes with smalti: installed with it, taken where none is named, and lays what it is told."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import smalti as package
+from smalti.core.errors import SmaltiError
+from smalti.evaluation.metrics import psnr
+from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.hub.bundled_models import BUNDLED, SCENES, named
+from smalti.images.io import to_tensor
+from smalti.pipeline import Pipeline
+from smalti.scenes.scene_classes import CLASSES, LABELS, paint
+from smalti.tokenizer.vqgan import VQGAN
+from tests.cli.test_cli import Runner
+from tests.cli.test_cli import smalti as smalti
+from tests.generation.test_pipeline import written
+
+MOST = 13_000_000
+"""Bytes of its folder."""
+
+there = pytest.mark.skipif(
+    not SCENES.is_dir(), reason="the model that comes with smalti is not in this checkout yet: src/smalti/models/scenes"
+)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> Pipeline:
+    return Pipeline.from_pretrained()
+
+
+def segmentation(*, ground: str) -> Tensor:
+    """(64,64): sky above, and below it one label."""
+    labels = torch.full((64, 64), LABELS.index("sky"))
+    labels[32:] = LABELS.index(ground)
+    return labels
+
+
+@there
+def test_it_is_small_and_for_scenes(scenes: Pipeline) -> None:
+    files = [path for path in SCENES.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert sum(path.stat().st_size for path in files) < MOST
+    assert scenes.default_size == (64, 64)
+    labels, maps = scenes.condition.parts
+    assert (labels.key, maps.key) == ("label", "segmentation")
+    assert set(getattr(labels, "names")) == set(CLASSES)  # noqa: B009, a field of labels alone
+    assert VQGAN.from_pretrained("scenes").fingerprint() == scenes.tokenizer.fingerprint()
+
+
+@there
+@pytest.mark.parametrize("told", ["nothing", "label", "segmentation", "both"])
+def test_it_lays_what_it_is_told(scenes: Pipeline, told: str) -> None:
+    said = {"label": "summer-day", "segmentation": segmentation(ground="water")}
+    value = {key: each for key, each in said.items() if told in (key, "both")} or None
+    known, seeds = unknown(2, scenes.grid(None)), scenes.seeds(0, 2)
+    codes = finished(scenes.lay([value] * 2, known, sampler=Sampler(), seeds=seeds))
+    assert codes.shape == (2, 16, 16)
+    assert codes.min() >= 0
+    assert codes.max() < scenes.tokenizer.size
+    assert len(torch.unique(codes)) > 10
+    pictures = scenes.decode(codes)
+    assert pictures.shape == (2, 3, 64, 64)
+    assert pictures.std() > 0.05
+
+
+@there
+def test_it_knows_day_from_night_and_summer_from_winter(scenes: Pipeline) -> None:
+    day, night, winter = (
+        scenes.sample(3, label=label, seed=0) for label in ("summer-day", "summer-night", "winter-day")
+    )
+    assert day.mean() > night.mean() + 0.2, "a night is darker"
+    green = [(pictures[:, 1] - pictures[:, 2])[:, 40:].mean() for pictures in (day, winter)]
+    assert green[0] > green[1] + 0.1, "the ground of summer is greener than snow is"
+
+
+@there
+def test_it_follows_a_map(scenes: Pipeline) -> None:
+    water, ground = (
+        scenes.sample(3, segmentation=segmentation(ground=name), label="summer-day", seed=0)
+        for name in ("water", "ground")
+    )
+    blue = [(pictures[:, 2] - pictures[:, 1])[:, 40:].mean() for pictures in (water, ground)]
+    assert blue[0] > blue[1] + 0.1, "where water was asked for it is bluer than where there is grass"
+
+
+@there
+def test_it_keeps_most_of_a_scene(scenes: Pipeline) -> None:
+    images = torch.stack([to_tensor(paint(99, index, size=(64, 64)).image) for index in range(4)])
+    error = (scenes.reconstruct(images) - images).pow(2).mean()
+    assert error < 0.3 * images.var(), "it is far nearer than one colour"
+
+
+@there
+def test_the_commands_take_it_where_none_is_named(smalti: Runner, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    said = "no model was named; taking the one that comes with smalti: scenes"
+    done = smalti("sample", "-n", 1, "--label", "winter-dusk", *out)
+    assert done.status == 0, done.err
+    assert said in done.out
+    picture = tmp_path / "out" / "winter-dusk-000000.png"
+    assert "model: scenes" in smalti("info", picture).out
+    described = smalti("info").out
+    assert said in described
+    assert "prior condition: " in described
+    assert smalti("info", "scenes").out == described.partition("\n")[2]
+    for command in (("complete", "scenes", picture, "--keep", "top-half", "-n", 1), ("reconstruct", "scenes", picture)):
+        done = smalti(*command, "--out", tmp_path / command[0])
+        assert done.status == 0, done.err
+        assert said not in done.out
+
+
+@there
+@pytest.mark.slow
+def test_the_five_lines_of_the_readme_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (tmp_path / "lines.py").write_text(readme.split("```python\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    assert runpy.run_path("lines.py")["codes"].shape == (4, 16, 32)
+    assert (tmp_path / "wide.png").is_file()
+
+
+# --- without it: the rules by which it is found --------------------------------------------------------------------
+
+
+def test_a_folder_here_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert named("scenes") == SCENES == BUNDLED["scenes"]
+    assert named("runs/scenes") == Path("runs/scenes")
+    written(Path("scenes"))
+    assert named("scenes") == Path("scenes")
+    assert Pipeline.from_pretrained("scenes").default_size == (12, 16)
+
+
+def test_what_is_not_named_is_not_looked_for_here(
+    smalti: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of pictures that happens to be called scenes is not taken for the model."""
+    monkeypatch.chdir(tmp_path)
+    Path("scenes").mkdir()
+    monkeypatch.setattr("smalti.hub.pretrained.read_json", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("smalti.pipeline.here", lambda name: (_ for _ in ()).throw(SmaltiError(f"asked for {name}")))
+    smalti.fails("sample", "--out", "out", sentence=rf"asked for {re.escape(str(SCENES))}$")
+    with pytest.raises(SmaltiError, match=rf"asked for {re.escape(str(SCENES))}$"):
+        Pipeline.from_pretrained()
+
+
+def test_a_pipeline_stands_for_its_tokenizer(tmp_path: Path) -> None:
+    pipe = written(tmp_path / "model")
+    assert VQGAN.from_pretrained(tmp_path / "model").fingerprint() == pipe.tokenizer.fingerprint()
+
+
+@pytest.mark.slow
+def test_it_is_in_the_wheel_and_in_the_source_archive(tmp_path: Path) -> None:
+    """Of a copy of the sources, in which a model stands in where there is none."""
+    pytest.importorskip("setuptools", minversion="77")  # which pip brings along by itself
+    root = Path(package.__file__).parents[2]
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, tmp_path / name)
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(root / "src", tmp_path / "src", ignore=ignored)
+    models = tmp_path / "src" / "smalti" / "models"
+    if not models.is_dir():
+        written(models / "scenes")
+    wanted = {path.relative_to(tmp_path / "src").as_posix() for path in models.rglob("*") if path.is_file()}
+    assert len(wanted) >= 4
+    make = "from setuptools.build_meta import build_sdist as s, build_wheel as w; s('dist'); w('dist')"
+    subprocess.run([sys.executable, "-c", make], cwd=tmp_path, capture_output=True, text=True, check=True)
+    (wheel,), (archive,) = (tmp_path / "dist").glob("*.whl"), (tmp_path / "dist").glob("*.tar.gz")
+    assert wanted <= set(zipfile.ZipFile(wheel).namelist())
+    with tarfile.open(archive) as sources:
+        packed = {name.partition("/src/")[2] for name in sources.getnames()}
+    assert wanted <= packed
+
+
+@pytest.mark.skipif(not BUNDLED["scenes-128"].is_dir(), reason="src/smalti/models/scenes-128 is not in this checkout")
+def test_the_tokenizer_of_large_scenes_keeps_what_it_has_not_seen() -> None:
+    """Painted with another seed; below 20 dB houses cannot be told from trees."""
+    folder = BUNDLED["scenes-128"]
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 12_000_000
+    tokenizer = VQGAN.from_pretrained("scenes-128")
+    assert (tokenizer.factor, tokenizer.size) == (8, 1024)
+    images = torch.stack([to_tensor(paint(99, index, size=(128, 128)).image) for index in range(4)])
+    reconstructions, quantized = tokenizer(images)
+    assert quantized.codes.shape == (4, 16, 16)
+    assert psnr(images, reconstructions.clamp(-1, 1)).mean() > 20

@@ -1,0 +1,190 @@
+"""smalti.kernels.decode_block: what C computes for few codes is what PyTorch computes, up to rounding."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from smalti.generation import code_sampler as laying
+from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.kernels.decode_block import FEW, Panels, Step, attended, attends, available
+from smalti.kernels.prepacked import packed
+from smalti.prior import GPT, Neighbourhood, Prior, Transformer
+from tests.generation.test_code_sampler import small, small_gpt
+from tests.prior.test_neighborhood import small as small_neighbourhood
+from tests.processes import threads
+
+here = pytest.mark.skipif(not available(), reason="no C compiler with OpenMP on this machine")
+BUILDERS: dict[str, Callable[..., Prior]] = {
+    "transformer": small,
+    "gpt": small_gpt,
+    "neighbourhood": small_neighbourhood,
+}
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def close_to_exact(found: Tensor, exact: Tensor, *, far: float = 1e-5) -> None:
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() <= far * exact.abs().max().clamp(min=1)
+
+
+@here
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("read", "made"), [(40, 72), (7, 16), (64, 5)])
+def test_a_row_does_not_hang_on_the_others(read: int, made: int, bias: bool) -> None:
+    panels = Panels(nn.Linear(read, made, bias=bias))
+    x = numbers(FEW, read)
+    alone = torch.cat([panels(row[None]) for row in x])
+    with threads(3):
+        for rows in range(1, FEW + 1):
+            assert torch.equal(panels(x[:rows]), alone[:rows])
+
+
+@here
+@torch.no_grad()
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st.integers(0, 5), st.sampled_from([8, 24, 64, 72, 136])
+)
+def test_one_query_sees_what_attention_is(B: int, N: int, S: int, free: int, d: int) -> None:
+    query, keys, values = (
+        numbers(B, 1, N, d).transpose(1, 2),
+        numbers(B, N, S + free, d),
+        3 + numbers(B, N, S + free, d),
+    )
+    keys, values = keys[:, :, :S], values[:, :, :S]  # as they lie in a cache that is not full
+    assert attends(query, keys, values)
+    exact = F.scaled_dot_product_attention(query.double(), keys.double(), values.double())
+    found = attended(query, keys, values)
+    close_to_exact(found, exact)
+    with threads(3):
+        assert torch.equal(attended(query, keys, values), found)
+
+
+@here
+def test_what_attention_is_pytorchs() -> None:
+    one, kept = numbers(1, 2, 1, 16), numbers(1, 2, 5, 16)
+    assert not attends(one, kept, kept)  # gradients may be asked for
+    with torch.no_grad():
+        assert attends(one, kept, kept)
+        assert not attends(kept, kept, kept)
+        assert not attends(one[..., :4], kept[..., :4], kept[..., :4])
+        assert not attends(one.double(), kept.double(), kept.double())
+        assert not attends(one, kept, kept.transpose(1, 2).contiguous().transpose(1, 2))
+        assert not attends(one, kept[..., ::2], kept[..., ::2])
+        with torch.autocast("cpu"):
+            assert not attends(one, kept, kept)
+
+
+SIZES = st.sampled_from([(16, 1), (32, 2), (48, 2), (64, 1)])
+
+
+@here
+@torch.no_grad()
+@examples(max_examples=30)
+@given(
+    st.sampled_from(["transformer", "gpt", "plain transformer"]),
+    SIZES,
+    st.integers(1, 5),
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.sampled_from([1, 2]),
+)
+def test_blocks_are_the_same_code_by_code(
+    name: str, size: tuple[int, int], batch: int, calls: list[int], threaded: int
+) -> None:
+    width, heads = size
+    changes = (
+        {"query_key_norm": False, "hidden": 48, "prefix_rotation": "erased"} if name == "plain transformer" else {}
+    )
+    prior = BUILDERS[name.split()[-1]](width=width, heads=heads, **changes)
+    prior.requires_grad_(False)
+    exact = copy.deepcopy(prior).double()
+    caches = prior.empty_cache(), exact.empty_cache()
+    twin = packed(prior)
+    steps = [block.step for block in twin.get_submodule("blocks").children()]
+    assert all(isinstance(step, Step) for step in steps)
+    with threads(threaded):
+        for count in calls:
+            codes = torch.randint(9, (batch, count), generator=torch.Generator().manual_seed(count))
+            close_to_exact(twin.features(codes, caches[0]), exact.features(codes, caches[1]), far=2e-5)
+
+
+@here
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.1, 30.0, 3000.0])
+@pytest.mark.parametrize("name", ["gpt", "transformer"])
+def test_gates_are_right_far_from_zero(name: str, scale: float) -> None:
+    """GELU and SiLU of numbers up to a hundred thousand, where an exponential would leave the floats."""
+    prior = BUILDERS[name](layers=1)
+    block: Any = prior.get_submodule("blocks.0")
+    block.up = nn.Linear(block.up.in_features, block.up.out_features)  # with a bias, which a gated one need not have
+    block.up.weight.mul_(scale * 10)
+    block.down.weight.div_(scale)
+    x, seen = numbers(2, 1, 32), numbers(2, 2, 1, 16)
+    step: Any = packed(prior).get_submodule("blocks.0").step
+    double = copy.deepcopy(block).double()
+    exact = x.double() + double.attention.out(seen.double().transpose(1, 2).flatten(2))
+    hidden = double.up(double.perceptron_norm(exact))
+    gate, value = hidden.chunk(2, dim=-1)
+    exact = exact + double.down(F.gelu(hidden) if name == "gpt" else F.silu(gate) * value)
+    close_to_exact(step.finish(x, seen), exact)
+
+
+@here
+@examples(max_examples=15)
+@given(
+    st.sampled_from(list(BUILDERS)),
+    st.integers(1, 7),
+    st.integers(1, 7),
+    st.integers(1, 3),
+    st.sampled_from([1.0, 1.5]),
+    st.integers(0, 2**40),
+)
+def test_the_codes_are_those_of_pytorch(
+    name: str, height: int, width: int, batch: int, guidance: float, seed: int
+) -> None:
+    prior = BUILDERS[name]()
+
+    def laid() -> Tensor:
+        prefix, seeds = prior.null_prefix(batch), seed + torch.arange(batch)
+        known, sampler = unknown(batch, (height, width)), Sampler(top_k=5, guidance=guidance)
+        return finished(sample(prior, prefix, (height, width), sampler=sampler, seeds=seeds, known=known))
+
+    found = laid()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(laying, "packed", lambda module: module)
+        assert torch.equal(found, laid())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [small, small_gpt])
+def test_widths_that_do_not_suit_are_pytorchs(build: Callable[..., Transformer | GPT]) -> None:
+    prior = build(width=24, heads=2)  # heads of 12 numbers
+    codes = torch.tensor([[1], [2]])
+    found = packed(prior).features(codes, prior.empty_cache())
+    torch.testing.assert_close(found, prior.features(codes, prior.empty_cache()), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BUILDERS)
+def test_without_a_compiler_it_is_onednns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smalti.kernels.decode_block._library", lambda: None)
+    prior = BUILDERS[name]()
+    twin, codes = packed(prior), torch.tensor([[1, 2]])
+    assert not any(isinstance(module, Panels) for module in twin.modules())
+    if isinstance(prior, Neighbourhood):
+        codes = prior.join(prior.null_prefix(1), torch.zeros(1, 15, dtype=torch.int64))
+    found = twin(codes, cache=prior.empty_cache())
+    torch.testing.assert_close(found, prior(codes, cache=prior.empty_cache()), rtol=1e-4, atol=1e-4)

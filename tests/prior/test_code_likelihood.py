@@ -1,0 +1,157 @@
+"""How likely a prior finds pictures with what they are told: codes before which those of a condition stand."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from smalti.conditions.base import Condition
+from smalti.conditions.labels import Labels
+from smalti.conditions.precomputed import Given, GivenSettings
+from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.core.errors import SmaltiError
+from smalti.core.files import read_json
+from smalti.core.settings import parse
+from smalti.data.code_shards import CodeShards, open_codes
+from smalti.data.sources import open_source
+from smalti.encoding.code_writer import Prefix, write_codes
+from smalti.evaluation.measures import measure_prior
+from smalti.evaluation.results import as_plain, write_result
+from smalti.pipeline import Pipeline
+from smalti.prior import Transformer, TransformerSettings, nats
+from smalti.tokenizer.vqgan import VQGAN
+from tests.evaluation.test_measures import CPU, pipeline, priors, tokenizer
+from tests.evaluation.test_measures import pictures as pictures
+
+SIDE = 16
+
+
+class Example(NamedTuple):
+    """A picture, its label, and what lies beside it."""
+
+    image: Tensor
+    label: Tensor
+    beside: Tensor
+
+
+class Noise:
+    """Pictures of noise, and codes or pictures of noise beside them."""
+
+    size = (SIDE, SIDE)
+
+    def __init__(self, count: int, *, beside: tuple[int, ...], seed: int) -> None:
+        chance = torch.Generator().manual_seed(seed)
+        self.images = torch.rand(count, 3, SIDE, SIDE, generator=chance) * 2 - 1
+        self.beside = torch.rand(count, *beside, generator=chance) * 2 - 1
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def example(self, index: int, draw: int) -> Example:
+        return Example(self.images[index], torch.tensor(index % 2), self.beside[index])
+
+    def described(self) -> dict[str, Any]:
+        return {"keys": "noise"}
+
+
+def given(*, size: int = 5) -> Given:
+    return Given(GivenSettings(size=size, length=3))
+
+
+def maps(seed: int) -> Maps:
+    """Another picture, of 16 x 16 pixels, through a tokenizer of its own."""
+    model: VQGAN = tokenizer()
+    torch.manual_seed(seed)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, 0.0, 0.2)
+    return Maps(MapsSettings(kind="picture", key="before", grid=(4, 4)), model)
+
+
+def told(condition: Condition, beside: Tensor) -> Tensor:
+    """What lies beside pictures -> the codes before theirs: those of pictures (B,3,H,W), or of noise (B,3) from 0 to 4."""
+    return condition.encode([*beside]) if beside.ndim == 4 else ((beside + 1) * 2.5).long().clamp(max=4)
+
+
+def reading(condition: Condition) -> Pipeline:
+    """A pipeline whose prior reads all the codes of the condition."""
+    pipe = pipeline(Labels(("a", "b")))
+    plain = {"size": 16, "condition_size": condition.size, "prefix": condition.length, "grid": (4, 4), "layers": 1}
+    prior = Transformer(parse(TransformerSettings, {**plain, "width": 16, "heads": 2}, where="test"))
+    for weight in prior.parameters():
+        torch.nn.init.normal_(weight, 0.0, 0.3)
+    return Pipeline(pipe.tokenizer, prior, condition)
+
+
+def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise]:
+    """Codes of three pictures for training and five held out, and the latter."""
+    beside = (3, SIDE, SIDE) if isinstance(condition, Maps) else (3,)
+    parts, model = [Noise(count, beside=beside, seed=count) for count in (3, 5)], tokenizer()
+    prefix = None if condition is None else Prefix(condition, "somebody", partial(told, condition))
+    write_codes(
+        folder, training=parts[0], validation=parts[1], encode=lambda images: model.encode(images).codes, batch=4,
+        copies=1, fingerprint=model.fingerprint(), size=16, factor=4, labels=("a", "b"), seed=0, prefix=prefix,
+        progress=lambda done, total: None,
+    )  # fmt: skip
+    return open_codes(folder), parts[1]
+
+
+@pytest.mark.parametrize("condition", [given(), maps(1)], ids=["given", "maps"])
+def test_codes_are_measured_with_what_stands_before_them(condition: Given | Maps, tmp_path: Path) -> None:
+    kept, held_out = shards(tmp_path / "codes", condition)
+    pipe = reading(condition)
+    found = measure_prior(pipe, kept, protocol=priors("pictures.count=4"), device=CPU, batch=3)
+    some = [0, 1, 2, 3]  # 5 pictures, 4 of them evenly spread
+    with torch.no_grad():
+        prefix, codes = told(condition, held_out.beside[some]), pipe.tokenizer.encode(held_out.images[some]).codes
+        expected = nats(pipe.prior, prefix, codes).mean((1, 2))
+        others = nats(pipe.prior, prefix.roll(1, 0), codes).mean((1, 2))
+    torch.testing.assert_close(found.values["nats_a_code"], expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(others, expected, atol=1e-4), "what is told counts"
+    bits = expected / math.log(2) / 16  # 16 codes, 256 pixels
+    torch.testing.assert_close(found.values["bits_a_pixel"], bits, rtol=1e-4, atol=1e-6)
+    assert found.scores["bits_a_pixel"] == pytest.approx(float(bits.mean()), rel=1e-4)
+    write_result(tmp_path / "out", as_plain(found, command="", model={}), found)
+    lines = (tmp_path / "out" / "pictures.csv").read_text("utf-8").splitlines()
+    assert lines[0] == "picture,nats_a_code,bits_a_pixel"
+    name, first, second = lines[1].split(",")
+    assert name == "held-out picture 0"
+    assert float(first) == pytest.approx(float(expected[0]), rel=1e-4)
+    assert float(second) == pytest.approx(float(bits[0]), rel=1e-4)
+    assert read_json(tmp_path / "out" / "result.json")["scores"]["nats_a_code"] == pytest.approx(float(expected.mean()))
+
+
+def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path: Path) -> None:
+    """A prior of labels is measured on codes that were made for another: it does not read what stands before them."""
+    kept, held_out = shards(tmp_path / "codes", given())
+    pipe = pipeline(Labels(("a", "b")))
+    found = measure_prior(pipe, kept, protocol=priors(), device=CPU)
+    with torch.no_grad():
+        codes = pipe.tokenizer.encode(held_out.images).codes
+        expected = nats(pipe.prior, torch.tensor([[0], [1], [0], [1], [0]]), codes)
+    torch.testing.assert_close(found.values["nats_a_code"], expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_codes_of_another_condition_are_refused(tmp_path: Path, pictures: Path) -> None:
+    for place, (made, read, sentence) in enumerate(
+        (
+            (None, given(), r"nothing stands of what this prior is told, a codes; encode .* smalti encode --condition"),
+            (
+                given(),
+                given(size=6),
+                "stand those of another condition; encode the pictures with what this prior is told",
+            ),
+            (maps(1), maps(2), "stand those of another condition"),
+            (given(), maps(1), "stand those of another condition"),
+        )
+    ):
+        kept, _ = shards(tmp_path / f"{place}", made)
+        with pytest.raises(SmaltiError, match=sentence):
+            measure_prior(pipeline(read), kept, protocol=priors(), device=CPU)
+    with pytest.raises(SmaltiError, match=r"told a before, .* smalti encode --condition, and give the codes"):
+        measure_prior(pipeline(maps(1)), open_source(pictures), protocol=priors(), device=CPU)

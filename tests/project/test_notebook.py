@@ -1,0 +1,91 @@
+"""docs/quickstart.ipynb: its cells run, here with a tiny model, and it holds what they showed with the real one."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smalti.conditions.composite import Several
+from smalti.conditions.labels import Labels
+from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.core.settings import parse
+from smalti.hub.bundled_models import SCENES
+from smalti.pipeline import Pipeline
+from smalti.prior import Transformer, TransformerSettings
+from smalti.scenes.scene_classes import CLASSES, LABELS
+from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "quickstart.ipynb"
+CELLS: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
+CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
+MOST = 600_000
+MOST_PICTURES = 150_000
+PNG = b"\x89PNG"
+
+
+def tokenizer(channels: int) -> VQGAN:
+    """Small and random, f = 4."""
+    plain = {
+        "pyramid": {
+            "channels": channels,
+            "stem": 4,
+            "width": 8,
+            "multipliers": [1],
+            "blocks": 1,
+            "latent_channels": 4,
+        },
+        "quantizer": {"size": 16, "dimension": 4},
+    }
+    torch.manual_seed(0)
+    return VQGAN(parse(VQGANSettings, plain, where="test"))
+
+
+def pipeline() -> Pipeline:
+    """Told what the model that comes with smalti is told, and of its size in pixels."""
+    maps = {"kind": "segmentation", "key": "segmentation", "grid": (16, 16), "names": LABELS}
+    told = Several([Labels(CLASSES), Maps(parse(MapsSettings, maps, where="test"), tokenizer(len(LABELS)))])
+    sizes = {"size": 16, "condition_size": told.size, "prefix": told.length, "grid": (16, 16), "maps": told.maps}
+    prior = Transformer(parse(TransformerSettings, {**sizes, "layers": 1, "width": 16, "heads": 2}, where="test"))
+    return Pipeline(tokenizer(3), prior, told)
+
+
+def test_all_cells_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pipeline, "from_pretrained", pipeline)
+    names: dict[str, Any] = {}
+    shown = 0
+    for number, cell in enumerate(CODE):
+        *before, last = "".join(cell["source"]).split("\n")
+        whole = "\n".join([*before, f"shown = {last}" if last.startswith("Shown(") else last])
+        exec(compile(whole, f"code cell {number}", "exec"), names)
+        if "shown" in names:
+            png, size = names.pop("shown")._repr_png_()
+            assert png.startswith(PNG)
+            assert size["height"] == 2 * 64
+            shown += 1
+    assert shown >= 6
+
+
+def test_the_file_is_small() -> None:
+    assert NOTEBOOK.stat().st_size < MOST
+    assert sum(len(picture) for cell in CODE for picture in pictures(cell)) < MOST_PICTURES
+
+
+def pictures(cell: dict[str, Any]) -> list[bytes]:
+    """The PNG files that a cell showed."""
+    shown = [output["data"]["image/png"] for output in cell["outputs"] if "image/png" in output.get("data", {})]
+    return [base64.b64decode("".join(text)) for text in shown]
+
+
+@pytest.mark.skipif(not SCENES.is_dir(), reason="the model that comes with smalti is not in this checkout yet")
+def test_it_was_run_from_top_to_bottom() -> None:
+    assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1)), "run make notebook"
+    for cell in CODE:
+        source = "".join(cell["source"])
+        assert not [output for output in cell["outputs"] if output["output_type"] == "error"], source
+        if source.rpartition("\n")[2].startswith("Shown("):
+            assert [picture[:4] for picture in pictures(cell)] == [PNG], source

@@ -1,0 +1,134 @@
+"""Data that was moved or has changed since a run or codes were begun, and damage where a single image is held out."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from smalti.core.errors import SmaltiError
+from smalti.data.code_shards import open_codes
+from smalti.data.config import PictureSettings
+from smalti.data.sources import held_out_order, open_source
+from smalti.encoding.condition_encoding import Told
+from smalti.training.config import CopiesSettings, TokenizerTraining, resolve
+from smalti.training.run_folder import read_metrics
+from smalti.training.runs import encode_pictures, train_tokenizer
+from tests.small import write_pictures, write_recipe
+
+QUIET = Console(quiet=True)
+
+
+def trained(folder: Path, data: Path, *, length: int, out: str = "run", more: tuple[str, ...] = ()) -> Path:
+    overrides = (f"run.length={length}", "run.checkpoint_every=8", *more)
+    settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(folder / "small.yaml"), overrides=overrides)
+    train_tokenizer(data, folder / out, settings=settings, console=QUIET)
+    return folder / out
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """`pictures`, and a run on them of 8 images in `run`."""
+    write_pictures(tmp_path / "pictures")
+    write_recipe(tmp_path / "small.yaml")
+    trained(tmp_path, tmp_path / "pictures", length=8)
+    return tmp_path
+
+
+def seen(run: Path) -> int:
+    return max(int(line["seen"]) for line in read_metrics(run))
+
+
+def test_a_run_goes_on_where_its_data_was_moved(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It was refused as one with other settings, for the path of the data was all that was known of it."""
+    moved = folder / "elsewhere" / "photos"
+    moved.parent.mkdir()
+    (folder / "pictures").rename(moved)
+    with caplog.at_level(logging.WARNING, logger="smalti"):
+        run = trained(folder, moved, length=16)
+    assert seen(run) == 16
+    assert not caplog.records
+    assert yaml.safe_load((run / "config.yaml").read_text("utf-8"))["data"] == str(moved.resolve())
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "other"])
+def test_images_that_changed_before_a_run_goes_on_are_told(
+    change: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = folder / "pictures" / "dark" / "00.png"
+    if change == "more":
+        shutil.copy(first, first.with_name("new.png"))
+    elif change == "fewer":
+        first.unlink()
+    else:
+        first.write_bytes(first.read_bytes() + b"more")
+    counts = {"more": (20, "21"), "fewer": (20, "19"), "other": (20, "20, but not the same files")}[change]
+    with caplog.at_level(logging.WARNING, logger="smalti"):
+        assert seen(trained(folder, folder / "pictures", length=16)) == 16
+    (told,) = [record.getMessage() for record in caplog.records if "changed" in record.getMessage()]
+    assert told.endswith(
+        f"there were {counts[0]}, and there are {counts[1]}; training goes on with those that are there now"
+    )
+    caplog.clear()
+    trained(folder, folder / "pictures", length=24)
+    assert "changed" not in caplog.text
+
+
+def test_a_run_does_not_go_on_with_other_data(folder: Path) -> None:
+    """Other images of the same names and number are other data."""
+    shutil.copytree(folder / "pictures", folder / "others")
+    first = folder / "others" / "dark" / "00.png"
+    first.write_bytes(first.read_bytes() + b"more")
+    with pytest.raises(
+        SmaltiError, match=r"holds a run with other settings \(data is .*pictures' there and .*others' here"
+    ):
+        trained(folder, folder / "others", length=16)
+
+
+def encoded(folder: Path, data: str, *, told: tuple[Told, ...] = (), validation: float = 0.2) -> bool:
+    settings = CopiesSettings(copies=1, pictures=PictureSettings(size=(16, 16), validation=validation))
+    return encode_pictures(
+        folder / "run",
+        folder / data,
+        folder / "codes",
+        settings=settings,
+        seed=0,
+        progress=lambda done, total: None,
+        told=told,
+    )
+
+
+def test_codes_are_those_of_the_same_images_wherever_they_lie(folder: Path) -> None:
+    assert encoded(folder, "pictures")
+    shutil.copytree(folder / "pictures", folder / "moved")
+    assert not encoded(folder, "moved")
+    first = next(iter(sorted((folder / "moved").rglob("*.png"))))
+    first.write_bytes(first.read_bytes() + b"more")
+    with pytest.raises(SmaltiError, match=r"holds other codes already: (training|validation)\.(source|files) is "):
+        encoded(folder, "moved")
+
+
+def first_held_out(data: Path) -> str:
+    pictures = open_source(data).pictures
+    return pictures[held_out_order(pictures)[0]].key
+
+
+def test_training_goes_on_where_the_only_held_out_image_is_damaged(folder: Path) -> None:
+    """One damaged file of many ended training where it was the one to validate on."""
+    (folder / "pictures" / first_held_out(folder / "pictures")).write_bytes(b"")
+    run = trained(folder, folder / "pictures", length=8, out="second", more=("pictures.validation=0.001",))
+    assert [line["pictures"] for line in read_metrics(run) if line["part"] == "validation"] == [2]
+
+
+@pytest.mark.parametrize("damaged", ["pictures", "maps"])
+def test_some_image_is_held_out_of_codes(damaged: str, folder: Path) -> None:
+    shutil.copytree(folder / "pictures", folder / "maps")
+    (folder / damaged / first_held_out(folder / "pictures")).write_bytes(b"")
+    told = (Told("picture", folder / "run", folder / "maps"),)
+    assert encoded(folder, "pictures", told=told, validation=0.001)
+    meta = open_codes(folder / "codes").meta
+    assert (sum(meta.training.shards), sum(meta.validation.shards), meta.validation.damaged) == (18, 1, 1)

@@ -1,0 +1,127 @@
+"""Training that begins with a tokenizer made elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from smalti.cli.main import app
+from smalti.core.errors import SmaltiError
+from smalti.hub.pretrained import find_model
+from smalti.tokenizer.vqgan import VQGAN
+from smalti.training.initialization import resolve_from, start_from
+from tests.small import write_pictures, write_recipe
+
+THEIRS = ("model.quantizer.normalised=false", "model.pyramid.stem=1", "model.pyramid.width=32", "run.length=16")
+OTHER = ["model.quantizer.size=8", "model.pyramid.width=16", "run.length=16", "model.quantizer.restart_below=0"]
+
+
+def smalti(*arguments: object, status: int = 0) -> str:
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    error = done.exception
+    if isinstance(error, SmaltiError):
+        assert status == 1, error
+        return str(error)
+    assert done.exit_code == status, done.output
+    return done.output
+
+
+def train(folder: Path, out: str, *arguments: str, overrides: tuple[str, ...] = (), status: int = 0) -> str:
+    given = [part for override in overrides for part in ("--set", override)]
+    fixed = ["--recipe", folder / "small.yaml", "--out", folder / out]
+    return smalti("train", "tokenizer", folder / "pictures", *fixed, *arguments, *given, status=status)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, a recipe, and a tokenizer of other sizes than the recipe's."""
+    path = tmp_path_factory.mktemp("finetuning")
+    write_pictures(path / "pictures")
+    write_recipe(path / "small.yaml")
+    train(path, "other", overrides=tuple(OTHER))
+    return path
+
+
+def test_weights_and_codebook_are_kept(folder: Path) -> None:
+    """With rates of almost zero nothing moves: neither k-means nor the warm-up of codes touches what was learned."""
+    slow = ("optimiser.rate=1e-12", "run.average=0", "run.length=16")
+    train(folder, "still", "--from", str(folder / "other"), overrides=slow)
+    before, after = (load_file(folder / run / "model" / "model.safetensors") for run in ("other", "still"))
+    assert before.keys() == after.keys()
+    for name in before:
+        if name != "quantizer.use":
+            torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-8, msg=name)
+
+
+def test_the_config_says_where_it_came_from(folder: Path) -> None:
+    train(folder, "told", "--from", str(folder / "other"), overrides=("run.length=16",))
+    config = yaml.safe_load((folder / "told" / "config.yaml").read_text("utf-8"))
+    fingerprint = VQGAN.from_pretrained(folder / "other").fingerprint()
+    expected = {"model": str(folder / "other"), "fingerprint": fingerprint}
+    assert config["from"] == find_model(folder / "told", kind="tokenizer").about["from"] == expected
+    assert config["model"]["quantizer"]["size"] == 8
+    assert config["codes_from"] == 0
+    assert VQGAN.from_pretrained(folder / "told").fingerprint() != fingerprint  # it has learned
+
+
+def test_it_is_resumed_as_any_run(folder: Path) -> None:
+    given = ("--from", str(folder / "other"))
+    train(folder, "whole", *given, overrides=("run.length=32",))
+    train(folder, "cut", *given, overrides=("run.length=32", "run.checkpoint_every=16"))
+    for state in (folder / "cut" / "state").iterdir():  # as if it had been killed after 16 pictures
+        if int(state.name) > 16:
+            (state / "state.ckpt").write_bytes(b"")
+    train(folder, "cut", *given, overrides=("run.length=32", "run.checkpoint_every=16"))
+    one, other = (load_file(folder / run / "model" / "model.safetensors") for run in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_without_its_origin_it_is_another_run(folder: Path) -> None:
+    train(folder, "origin", "--from", str(folder / "other"), overrides=("run.length=16",))
+    assert "holds a run with other settings" in train(folder, "origin", overrides=("run.length=16",), status=1)
+
+
+def test_another_programs_checkpoint(folder: Path) -> None:
+    train(folder, "plain", overrides=THEIRS)
+    smalti("convert", folder / "plain" / "model", folder / "taming", "--to", "taming")
+    train(folder, "foreign", "--from", str(folder / "taming"), overrides=("run.length=16",))
+    assert find_model(folder / "foreign", kind="tokenizer").about["images_seen"] == 16
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["model.quantizer.size=16"],
+            r"--set model.quantizer.size=16 is not the model of .*other, whose .* is 8; leave it out",
+        ),
+        (["model=3"], r"'model=3': the model is a section of settings"),
+        (["model.quantizer.name=fsq"], r"--set model.quantizer.name=fsq is not the model of .* is vq"),
+        (["model.quantizer.sizes=3"], r"model.quantizer.sizes is not there"),
+        (["codes_from=0.2"], r"--set codes_from=0.2: training goes on from .*other, whose codes are placed already"),
+        (["pictures.size=[15, 16]"], r"pictures.size = 15 x 16 is not made of tiles of 4"),
+        (["optimiser.rte=1"], r"unknown key 'optimiser.rte'"),
+    ],
+)
+def test_what_contradicts_it_is_refused(overrides: list[str], sentence: str, folder: Path) -> None:
+    with pytest.raises(SmaltiError, match=sentence):
+        resolve_from(start_from(str(folder / "other")), recipe=str(folder / "small.yaml"), overrides=overrides)
+
+
+def test_what_agrees_with_it_is_not(folder: Path) -> None:
+    start = start_from(str(folder / "other"))
+    given = ["model.quantizer.size=8", "codes_from=0", "optimiser.rate=1e-5"]
+    settings = resolve_from(start, recipe=str(folder / "small.yaml"), overrides=given)
+    assert settings.model == start.settings
+    assert settings.optimiser.rate == 1e-5
+    assert settings.objective.adversarial.discriminator.width == 8  # of the recipe
+
+
+def test_nothing_to_begin_with_is_a_sentence(folder: Path) -> None:
+    assert "there is no model folder" in train(folder, "nothing", "--from", str(folder / "gone"), status=1)
+    assert not (folder / "nothing").exists()

@@ -1,0 +1,342 @@
+"""The studio without its page: what may be asked, what is shown, whose pictures are whose, and every mistake one sentence."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from smalti.conditions.base import Condition
+from smalti.conditions.composite import Several
+from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.layout import Layout
+from smalti.conditions.layout_codes import LayoutSettings
+from smalti.conditions.precomputed import Given, GivenSettings
+from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.core.errors import SmaltiError
+from smalti.core.files import write_json
+from smalti.core.settings import parse
+from smalti.pipeline import Pipeline
+from smalti.prior import Transformer, TransformerSettings
+from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
+from smalti.web import rendering
+from smalti.web.code_images import as_text, from_text
+from smalti.web.requests import Asked, Limits, Part, asked, from_link, link, parts_of, smallest
+from smalti.web.server import serve
+from smalti.web.studio import Studio
+from tests.images.test_images import png_of_size
+
+CLASSES = ("dawn", "dusk", "night")
+PLACES = ("sky", "ground", "water")
+LIMITS = Limits(side=64, codes=300, count=4, upload=1, kept=3, visitors=2)
+NEVER = threading.Event()
+
+
+def tokenizer(channels: int = 3) -> VQGAN:
+    """A small random tokenizer, f = 4, 16 codes."""
+    plain = {
+        "pyramid": {
+            "channels": channels,
+            "width": 8,
+            "multipliers": [1],
+            "stem": 4,
+            "blocks": 1,
+            "latent_channels": 4,
+        },
+        "quantizer": {"size": 16, "dimension": 4},
+    }
+    torch.manual_seed(0)
+    return VQGAN(parse(VQGANSettings, plain, where="test"))
+
+
+def pipeline(condition: Condition) -> Pipeline:
+    """A small random pipeline with a window of 3 x 4 codes, whose codes show all that its prior reads."""
+    plain = {
+        "size": 16,
+        "condition_size": condition.size,
+        "prefix": condition.length,
+        "grid": (3, 4),
+        "layers": 1,
+        "width": 16,
+        "heads": 2,
+    }
+    torch.manual_seed(1)
+    prior = Transformer(parse(TransformerSettings, plain, where="test"))
+    with torch.no_grad():
+        for weight in prior.parameters():
+            weight.normal_(0, 0.4) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
+    return Pipeline(tokenizer(), prior, condition)
+
+
+def both() -> Several:
+    """A class and a segmentation."""
+    maps = MapsSettings(kind="segmentation", key="segmentation", grid=(3, 4))
+    return Several([Labels(CLASSES), Maps(maps, tokenizer(len(PLACES)))])
+
+
+def studio(condition: Condition | None = None, limits: Limits = LIMITS) -> Studio:
+    return Studio(pipeline(condition or Labels(CLASSES)), limits, name="tiny")
+
+
+def written(path: Path, height: int = 20, width: int = 30) -> Path:
+    """A picture file."""
+    pixels = np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def painted(labels: Tensor) -> str:
+    """Labels (H,W) -> what the canvas of the page sends."""
+    numbers = labels.numpy().astype(np.uint8)
+    return as_text(np.dstack([numbers, numbers * 0, numbers * 0]), side=10**6)
+
+
+# --- what may be asked ---------------------------------------------------------------------------------------------
+
+
+def test_parts_say_how_they_are_given() -> None:
+    assert parts_of(Nothing()) == ()
+    assert parts_of(Labels(CLASSES)) == (Part("label", "choose", CLASSES),)
+    label, segmentation = parts_of(both(), names=PLACES)
+    assert (label.way, segmentation.way, segmentation.names) == ("choose", "paint", PLACES)
+    assert len(set(segmentation.colours)) == 3
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in segmentation.colours)
+    assert parts_of(both())[1].names == ("label 0", "label 1", "label 2")
+    assert parts_of(Given(GivenSettings(size=4, length=2)))[0].way == "write"
+    assert parts_of(Layout(LayoutSettings(classes=("tree",), size=101)))[0].way == "list"
+    depth = Maps(MapsSettings(kind="depth", key="depth", grid=(3, 4)), tokenizer(1))
+    assert parts_of(depth)[0].way == "picture"
+    named = MapsSettings(kind="segmentation", key="segmentation", grid=(3, 4), names=PLACES)
+    assert parts_of(Maps(named, tokenizer(3)))[0].names == PLACES
+    with pytest.raises(SmaltiError, match="paints with 3 labels, and 2 names were given"):
+        parts_of(both(), names=PLACES[:2])
+
+
+def test_a_map_fills_the_window_and_a_label_does_not_need_one() -> None:
+    assert smallest(pipeline(both())) == (12, 16)
+    assert smallest(pipeline(Labels(CLASSES))) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"width": -8}, "width = -8: input should be greater than or equal to 1"),
+        ({"height": 10}, r"10 x 16 .* is not made of tiles of 4 pixels; try 8x16"),
+        ({"width": 4000}, "64 pixels are the longest side here"),
+        ({"width": 64, "height": 64, "count": 2}, "2 of 64 x 64 pixels are 512 codes, and 300 is the most at once"),
+        ({"count": 5}, "5 pictures were asked for, and 4 is the most at once"),
+        ({"count": 0}, "count = 0"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**60}, "seed = "),
+        ({"temperature": math.nan}, "temperature"),
+        ({"top_p": 2}, "top_p = 2"),
+        ({"guidence": 2}, "unknown key 'guidence'; did you mean 'guidance'"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(values: dict[str, float], sentence: str) -> None:
+    with pytest.raises(SmaltiError, match=sentence):
+        asked(pipeline(Labels(CLASSES)), values, LIMITS)
+
+
+PIPE = pipeline(Labels(CLASSES))
+REQUESTS = st.builds(
+    Asked,
+    height=st.integers(1, 4).map(lambda rows: 4 * rows),
+    width=st.integers(1, 4).map(lambda columns: 4 * columns),
+    count=st.integers(1, 4),
+    seed=st.integers(0, 2**53),
+    temperature=st.floats(0, 10),
+    top_k=st.integers(0, 100),
+    top_p=st.floats(0, 1),
+    guidance=st.floats(0, 10),
+)
+
+
+@given(REQUESTS, st.sampled_from(["", *CLASSES]))
+def test_a_link_restores_what_was_asked(request: Asked, label: str) -> None:
+    chosen = {"label": label} if label else {}
+    query = link(request, chosen)
+    assert query.startswith("?")
+    found = from_link(PIPE, {**dict(parse_qsl(query[1:])), "__theme": "dark"}, parts_of(PIPE.condition), LIMITS)
+    assert found == (request, chosen)
+
+
+def test_a_wrong_link_is_told() -> None:
+    parts = parts_of(PIPE.condition)
+    with pytest.raises(SmaltiError, match="there is no label 'dusc'; did you mean 'dusk'"):
+        from_link(PIPE, {"label": "dusc"}, parts, LIMITS)
+    with pytest.raises(SmaltiError, match="width = 'wide'"):
+        from_link(PIPE, {"width": "wide"}, parts, LIMITS)
+
+
+# --- what is laid --------------------------------------------------------------------------------------------------
+
+
+def test_the_last_moment_is_what_the_pipeline_lays() -> None:
+    work = studio(both())
+    labels = torch.randint(0, 3, (12, 24))
+    request = asked(work.pipeline, {"width": 24, "count": 2, "seed": 5, "guidance": 2.0}, LIMITS)
+    value = work.told({"label": "dusk", "segmentation": painted(labels)}, request.size)
+    *before, last = work.lay(request, value, NEVER)
+    expected = work.pipeline.sample(2, size=(12, 24), seed=5, guidance=2.0, label="dusk", segmentation=labels)
+    assert torch.equal(last.pictures, expected)
+    assert last.share == 1
+    for now in before:
+        assert 0 < now.share < 1
+        assert now.share == pytest.approx(float((now.codes >= 0).float().mean()))
+    other = [*work.lay(request, work.told({"label": "dusk"}, request.size), NEVER)][-1]
+    assert not torch.equal(other.codes, last.codes)
+
+
+def test_nothing_given_is_nothing_said() -> None:
+    work = studio(both())
+    assert work.told({"label": "", "segmentation": None}, (12, 16)) is None
+    assert work.told({}, (12, 16)) is None
+
+
+def test_a_painted_map_is_scaled_to_the_picture(tmp_path: Path) -> None:
+    work, labels = studio(both()), torch.randint(0, 3, (12, 16))
+    value = work.told({"segmentation": painted(labels)}, (24, 32))
+    assert torch.equal(value["segmentation"], labels.repeat_interleave(2, 0).repeat_interleave(2, 1))
+    file = tmp_path / "map.png"
+    Image.fromarray(labels.numpy().astype(np.uint8)).save(file)
+    assert torch.equal(work.told({"segmentation": file}, (12, 16))["segmentation"], labels)
+    assert torch.equal(from_text(work.canvas("segmentation", file, (12, 16)), most=10**6, name="map"), labels)
+
+
+def test_a_place_without_a_label_is_painted_and_loaded(tmp_path: Path) -> None:
+    maps = MapsSettings(kind="segmentation", key="segmentation", grid=(3, 4), unlabelled=255, names=PLACES[:2])
+    work = studio(Maps(maps, tokenizer(3)))
+    assert work.parts[0].names == ("sky", "ground", "no label")
+    labels = torch.tensor([[0, 1, 2, 2]]).repeat_interleave(4, 1).repeat(12, 1)
+    wanted = labels.masked_fill(labels == 2, 255)
+    assert isinstance(work.pipeline.condition, Maps)
+    values = [work.told({"segmentation": painted(labels)}, (12, 16)), wanted]
+    by_paint, by_numbers = work.pipeline.condition.encode(values)
+    assert torch.equal(by_paint, by_numbers)
+    file = tmp_path / "map.png"
+    Image.fromarray(wanted.numpy().astype(np.uint8)).save(file)
+    assert torch.equal(from_text(work.canvas("segmentation", file, (12, 16)), most=10**6, name="map"), labels)
+
+
+def test_files_and_texts_are_not_mistaken(tmp_path: Path) -> None:
+    layout = studio(Layout(LayoutSettings(classes=("tree",), size=101)))
+    file = tmp_path / "boxes.json"
+    write_json(file, [{"class": "tree", "box": [0.1, 0.1, 0.5, 0.5]}])
+    assert layout.told({"layout": file}, (12, 16))[0].category == 0
+    with pytest.raises(SmaltiError, match="the layout is given as a file"):
+        layout.told({"layout": str(file)}, (12, 16))  # a text never opens a file of this machine
+    with pytest.raises(SmaltiError, match="the label is given as text"):
+        studio().told({"label": file}, (12, 16))
+    with pytest.raises(SmaltiError, match="takes 'label', colour = 'red' was given"):
+        studio().told({"colour": "red"}, (12, 16))
+    assert studio(Given(GivenSettings(size=4, length=2))).told({"codes": "1, 3"}, (12, 16)) == (1, 3)
+
+
+def test_laying_stops_when_it_is_told_to() -> None:
+    work, stop = studio(), threading.Event()
+    request = asked(work.pipeline, {"height": 40, "width": 16}, LIMITS)
+    seen = []
+    for now in work.lay(request, None, stop):
+        seen.append(now)
+        stop.set()
+    assert len(seen) == 1
+    assert seen[0].share < 1
+
+
+def test_an_erased_region_is_laid_anew_and_the_rest_kept(tmp_path: Path) -> None:
+    work = studio()
+    request = asked(work.pipeline, {"count": 2}, LIMITS)
+    picture = work.picture(written(tmp_path / "given.png"), request.size)
+    assert picture.shape == (3, 12, 16)
+    erased = torch.zeros(12, 16, dtype=torch.bool)
+    erased[5, 9] = True  # one pixel: its whole tile
+    assert torch.equal(work.erased(painted(erased), (12, 16)), erased)
+    last = [*work.complete(request, None, picture, erased, (4, 8, 0, 0), NEVER)][-1]
+    assert last.codes.shape == (2, 4, 6)
+    kept = torch.zeros(4, 6, dtype=torch.bool)
+    kept[1:, :4] = True
+    kept[2, 2] = False
+    before = work.pipeline.encode(picture[None])[0]
+    assert torch.equal(last.codes[:, kept], before.flatten()[kept[1:, :4].flatten()].expand(2, -1))
+    assert not torch.equal(last.codes[0], last.codes[1])
+
+
+def test_a_mask_may_be_a_file(tmp_path: Path) -> None:
+    mask = np.zeros((24, 32), dtype=np.uint8)
+    mask[10:12] = 200
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    erased = studio().erased(tmp_path / "mask.png", (12, 16))
+    assert erased.sum() == 16
+    assert erased[5].all()
+    assert not studio().erased("", (12, 16)).any()
+
+
+@pytest.mark.parametrize(
+    ("around", "sentence"),
+    [
+        ((0, 0, 0, 0), "nothing is erased and nothing added"),
+        ((0, 3, 0, 0), "whole tiles of 4 pixels"),
+        ((0, -4, 0, 0), "whole tiles of 4 pixels"),
+        ((0, 0, 400, 0), "64 pixels are the longest side"),
+    ],
+)
+def test_what_cannot_be_completed_is_told(around: tuple[int, int, int, int], sentence: str) -> None:
+    work, nothing = studio(), torch.zeros(12, 16, dtype=torch.bool)
+    with pytest.raises(SmaltiError, match=sentence):
+        next(work.complete(asked(work.pipeline, {}, LIMITS), None, torch.zeros(3, 12, 16), nothing, around, NEVER))
+
+
+def test_a_photo_in_codes(tmp_path: Path) -> None:
+    work = studio()
+    picture = work.fitting(written(tmp_path / "given.png", height=50, width=101))
+    assert picture.shape == (3, 12, 32)  # half of the longest side, whole tiles
+    found = work.reconstruct(picture)
+    assert torch.equal(found.kept, work.pipeline.reconstruct(picture[None])[0])
+    mean = float(((found.kept - picture) / 2).square().mean())
+    assert found.psnr == pytest.approx(-10 * math.log10(mean))
+    page = rendering.reconstruction(found, size=16)
+    assert page.count("<img") == 3
+    assert "1,152 bytes of pixels became 12 bytes of codes" in page
+    small = work.fitting(written(tmp_path / "small.png", height=9, width=6))
+    assert small.shape == (3, 8, 4)  # never scaled up
+    with pytest.raises(SmaltiError, match=r"tiny\.png is 3x2 pixels"):
+        work.fitting(written(tmp_path / "tiny.png", height=3, width=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("bomb.png", png_of_size(20_000, 20_000), r"bomb\.png has more than 89,478,485 pixels"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"drawing\.svg is not a picture of any kind"),
+        ("large.png", bytes(3 * 2**20), r"large\.png has 3 MiB, and 1 is the most"),
+        ("empty.png", b"", r"empty\.png is empty"),
+    ],
+)
+def test_uploads_that_are_no_pictures_are_told(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    for read in (lambda file: studio().picture(file, (12, 16)), studio().fitting):
+        with pytest.raises(SmaltiError, match=sentence):
+            read(tmp_path / name)
+    with pytest.raises(SmaltiError, match=r"the file gone\.png is gone"):
+        studio().picture(tmp_path / "gone.png", (12, 16))
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_gradio_is_told_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SmaltiError, match=r"pip install 'smalti\[web\]'"):
+        serve("anything")
