@@ -61,6 +61,8 @@ def use_means(patch: pytest.MonkeyPatch) -> None:
 
     patch.setitem(features.NETWORKS, "squeezenet", squeezenet)
     patch.setitem(features.NETWORKS, "inception", inception)
+    for name in ("squeezenet", "inception"):
+        patch.delitem(features.PUBLISHED, name)  # they have no weights
 
 
 def forbid_downloads(patch: pytest.MonkeyPatch, empty: Path) -> None:

@@ -369,9 +369,9 @@ class Pipeline:
 
     def partial(self, codes: Tensor) -> Tensor:
         """Codes (B,h,w) of which some are -1 -> pictures (B,C,H,W), mid-grey where nothing is laid yet."""
-        f = self.tokenizer.factor
+        pictures, f = self.decode(codes.clamp(min=0)), self.tokenizer.factor
         laid = (codes >= 0).repeat_interleave(f, 1).repeat_interleave(f, 2).unsqueeze(1).cpu()
-        return torch.where(laid, self.decode(codes.clamp(min=0)), 0.0)
+        return torch.where(laid, pictures, 0.0)
 
     def grid(self, size: tuple[int, int] | int | None) -> tuple[int, int]:
         """(H,W) in pixels, one number for both, None for the trained size -> (h,w).

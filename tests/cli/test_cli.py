@@ -114,7 +114,9 @@ def test_one_seed_is_one_picture(smalti: Runner, models: Path, tmp_path: Path) -
 def test_completion_by_part_and_by_mask(smalti: Runner, models: Path, tmp_path: Path) -> None:
     picture = models / "pictures" / "dark" / "03.png"
     for choice in (["--keep", "top-half"], ["--mask", tmp_path / "mask.png"]):
-        Image.new("L", pixels(picture).shape[1::-1], 255).save(tmp_path / "mask.png")
+        mask = np.zeros(pixels(picture).shape[:2], np.uint8)
+        mask[: len(mask) // 2] = 255
+        Image.fromarray(mask).save(tmp_path / "mask.png")
         done = smalti("complete", models / "model", picture, *choice, "--out", tmp_path / "done", "-n", 2)
         assert done.status == 0, done.err
     assert len(list((tmp_path / "done").glob("03-*.png"))) == 2
@@ -290,6 +292,9 @@ def test_wrong_masks_and_parts(smalti: Runner, models: Path, tmp_path: Path) -> 
     Image.new("L", (3, 3)).save(tmp_path / "mask.png")
     command = ("complete", models / "model", picture, "--out", tmp_path / "o")
     smalti.fails(*command, "--mask", tmp_path / "mask.png", sentence="a mask has the size of its picture")
+    Image.new("L", pixels(picture).shape[1::-1], 255).save(tmp_path / "white.png")
+    for nothing in (("--mask", tmp_path / "white.png"), ("--canvas", "16")):  # was decoded and saved without a word
+        smalti.fails(*command, *nothing, sentence="all of the picture is kept, and nothing would be laid")
     smalti.fails(*command, "--keep", "tophalf", sentence="did you mean 'top-half'")
     smalti.fails(*command, status=2, sentence="either --mask or --keep")
 

@@ -57,7 +57,7 @@ def test_it_warns_of_what_makes_training_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(winograd, "_library", lambda: None)
-    monkeypatch.setattr(doctor, "_cores", lambda: 8)
+    monkeypatch.setattr(doctor, "available_cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(doctor, "free_memory", lambda device: GIB // 2)
     monkeypatch.setattr(doctor, "_free_disk", lambda folder: GIB // 3)

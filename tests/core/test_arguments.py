@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from smalti.core.arguments import tiles, whole_number
 from smalti.core.errors import SmaltiError
+from smalti.core.settings import assignment, read_yaml
 from smalti.generation.code_sampler import MOST_GUIDANCE, Sampler, filter_logits, sampler_of, unknown
 from smalti.images.io import read_image, to_tensor
 from smalti.pipeline import Pipeline
@@ -237,3 +239,18 @@ def test_temperatures_that_carry_logits_beyond_floats_take_the_likeliest_code(
 def test_guidance_beyond_floats_is_refused(guidance: float) -> None:
     with pytest.raises(SmaltiError, match="guidance"):
         sampler_of(guidance=guidance)
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "2026-99-99", "{", "'"])
+def test_values_that_are_no_yaml_are_told(value: str, tmp_path: Path) -> None:
+    """Deep brackets and dates that there are not ended in a traceback."""
+    with pytest.raises(SmaltiError, match="the value is not YAML"):
+        assignment(f"a.b={value}")
+    (tmp_path / "config.yaml").write_text(value)
+    with pytest.raises(SmaltiError, match=r"cannot read .*config\.yaml: "):
+        read_yaml(tmp_path / "config.yaml")
+
+
+def test_unfinished_pictures_of_one_grid_are_told() -> None:
+    with pytest.raises(SmaltiError, match=r"codes have the shape \(B, h, w\).* codes\[None\] makes a batch of one"):
+        pipeline().partial(torch.zeros(16, 16, dtype=torch.int64))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from smalti.cli import main
 from smalti.core import capacity
-from smalti.core.capacity import check_memory, machine_memory
+from smalti.core.capacity import available_cores, check_memory, machine_memory
 from smalti.core.errors import SmaltiError
 from smalti.generation.code_sampler import check_room, seeds_from, unknown
 from smalti.images.io import covered_middle, resize_to_cover
@@ -17,6 +19,17 @@ MIB = 2**20
 
 def test_this_machine_has_some_memory_or_does_not_say() -> None:
     assert machine_memory() == 0 or machine_memory() > 64 * MIB
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that a batch system pins to 2 of 128 cores started 128 processes."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    assert available_cores() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS and Windows
+    assert available_cores() == 128
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert available_cores() == 1
 
 
 def test_more_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -413,7 +413,7 @@ def test_json_is_written_to_be_read(tmp_path: Path) -> None:
 def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"there is no file .*a\.json"):
         read_json(tmp_path / "a.json")
-    for content in (b"", b"{", b"\xff\xfe\x00"):
+    for content in (b"", b"{", b"\xff\xfe\x00", b"[" * 99999):
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(SmaltiError, match=r"cannot read .*a\.json: "):
             read_json(tmp_path / "a.json")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from smalti.core.errors import SmaltiError
 from smalti.data.file_types import KINDS
-from smalti.data.sources import Picture, Source, open_source, split
+from smalti.data.sources import Picture, Source, holds_many, open_source, split
 from smalti.images.io import DamagedImage
 from smalti.scenes.scene_classes import write_scenes
 
@@ -109,6 +109,15 @@ def test_paths_that_are_no_source_are_told(tmp_path: Path) -> None:
             open_source(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.tgz", "b.tar.gz", "C.TAR.ZST"])
+def test_compressed_shards_are_told_as_such(name: str, tmp_path: Path) -> None:
+    """`smalti info` and `smalti reconstruct` said that they are no picture."""
+    fill(tmp_path, {name: b"\x1f\x8b" + bytes(600)})
+    assert holds_many(tmp_path / name)
+    with pytest.raises(SmaltiError, match="compressed"):
+        open_source(tmp_path / name)
+
+
 def test_a_list_keeps_its_order_and_finds_relative_and_absolute_paths(tmp_path: Path) -> None:
     fill(tmp_path, {"sets/in.png": picture(3), "elsewhere/ö out.png": picture(4), "up.png": picture(5)})
     lines = ["\ufeffin.png", "", f"{tmp_path}/elsewhere/ö out.png", "../up.png", f"{tmp_path}/sets/in.png"]
@@ -126,6 +135,26 @@ def test_a_list_has_labels_where_its_pictures_share_a_root_with_folders(tmp_path
     assert [picture.label for picture in open_source(path).pictures] == ["dog", "cat", "dog"]
     path.write_text("photos/dog/a.png\nphotos/dog/b.png\n")
     assert open_source(path).labels == ()
+
+
+def test_a_list_that_leads_out_of_its_folder_has_one_root(tmp_path: Path) -> None:
+    """Labels were `/` and `..` where some paths were absolute and some were not."""
+    fill(tmp_path, {name: picture(1) for name in ("sets/cat/a.png", "sets/dog/b.png", "sets/dog/old/c.png")})
+    path = tmp_path / "sets" / "lists" / "list.txt"
+    path.parent.mkdir()
+    path.write_text(f"{tmp_path}/sets/cat/a.png\n../dog/b.png\n{tmp_path}/sets/lists/../dog/old/c.png\n")
+    found = open_source(path).pictures
+    assert [(each.label, each.portable_name) for each in found] == [
+        ("cat", "cat/a.png"),
+        ("dog", "dog/b.png"),
+        ("dog", "dog/old/c.png"),
+    ]
+    path.write_text(f"{tmp_path}/sets/dog/b.png\n")
+    (single,) = open_source(path).pictures
+    assert (single.label, single.portable_name) == (None, "b.png")
+    inside = tmp_path / "sets" / "list.txt"  # a path that moves with the list stays the name
+    inside.write_text("dog/b.png\ndog/old/c.png\n")
+    assert [each.portable_name for each in open_source(inside).pictures] == ["dog/b.png", "dog/old/c.png"]
 
 
 def test_a_list_names_what_is_missing(tmp_path: Path) -> None:

@@ -202,7 +202,9 @@ def test_labels_that_are_none_are_told(value: str, tmp_path: Path) -> None:
         open_source(tarred(tmp_path / "a.tar", files))
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.json", b"{"), ("a.cls", b"\xff"), ("a.json", b"\xff")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.json", b"{"), ("a.json", b"[" * 99999), ("a.cls", b"\xff"), ("a.json", b"\xff")]
+)
 def test_a_label_that_cannot_be_read_is_told(name: str, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=rf"{name} in .*a\.tar cannot be read as a label"):
         open_source(tarred(tmp_path / "a.tar", {"a.png": picture(1), name: content}))

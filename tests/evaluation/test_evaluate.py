@@ -16,7 +16,8 @@ from smalti.conditions.labels import Labels
 from smalti.core.files import read_json, write_json
 from smalti.core.published_weights import WEIGHTS
 from smalti.core.settings import parse
-from smalti.evaluation.protocols import PRIOR_PROTOCOLS, SET_PROTOCOLS, TOKENIZER_PROTOCOLS
+from smalti.evaluation import image_sets
+from smalti.evaluation.protocols import PRIOR_PROTOCOLS, SET_PROTOCOLS, TOKENIZER_PROTOCOLS, choose
 from smalti.evaluation.results import read_result
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
@@ -109,6 +110,18 @@ def test_a_tokenizer_on_what_its_training_held_out(evaluate: Runner, models: Pat
     for words in ("The worst reconstructions", "How the codes are used", "held_out: 0.2", "runs/tokenizer"):
         assert words in html, words
     assert (out / "pictures.csv").read_text("utf-8").startswith("picture,psnr,ssim")
+
+
+def test_what_was_held_out_is_found_where_the_images_were_moved(evaluate: Runner, models: Path, tmp_path: Path) -> None:
+    """All images were measured where the path was another one, those of the training too."""
+    moved = shutil.copytree(models / "pictures", tmp_path / "photos")
+    run = (models / "runs" / "tokenizer", moved, "--set", "lpips=[]", "--set", "features=null")
+    said = evaluate.works("tokenizer", *run)
+    assert "measuring the 20% held out there" in said
+    next(iter(sorted(moved.rglob("*.png")))).unlink()
+    said = evaluate.works("tokenizer", *run)
+    assert "held out there" not in said, "these are other images"
+    assert "measured on 19 pictures" in said
 
 
 def test_pictures_of_the_training_are_told(evaluate: Runner, models: Path) -> None:
@@ -229,6 +242,17 @@ def test_a_result_of_another_hand(evaluate: Runner, models: Path, tmp_path: Path
     other["model"]["tokenizer"] = "another"
     write_json(tmp_path / "b.json", other)
     evaluate.fails("compare", tmp_path / "a", tmp_path / "b.json", sentence="tokenizer is '.*' in one and 'another'")
+
+
+def test_a_network_is_loaded_once(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its weights are there was found out by making the network, which was then made again."""
+    made: list[str] = []
+    monkeypatch.setattr(image_sets, "feature_network", made.append)
+    monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path))
+    (tmp_path / WEIGHTS["inception-fid"].files[0]).write_bytes(b"any")
+    chosen = choose(SET_PROTOCOLS, None, overrides=[])
+    assert image_sets.with_available_network(chosen) == (chosen, "")
+    assert not made
 
 
 def test_damaged_weights_are_not_taken_for_missing_ones(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from smalti.core.errors import SmaltiError
 from smalti.images.io import read_settings, save_png
@@ -130,3 +131,14 @@ def test_heads_of_other_files(tmp_path: Path) -> None:
     (tmp_path / "short.png").write_bytes((tmp_path / "a.png").read_bytes()[:20])
     for name in ("a.jpg", "short.png", "none.png"):
         assert read_head(tmp_path / name) is None
+
+
+def test_settings_nested_too_deep_are_none(tmp_path: Path) -> None:
+    """They ended in a traceback of a `RecursionError`."""
+    text = PngInfo()
+    text.add_text("smalti", "[" * 99999)
+    Image.new("RGB", (4, 4)).save(tmp_path / "deep.png", pnginfo=text)
+    head = read_head(tmp_path / "deep.png")
+    assert head is not None
+    assert head.settings is None
+    assert read_settings(tmp_path / "deep.png") is None

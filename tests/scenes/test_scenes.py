@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -327,6 +329,22 @@ def test_chunks_are_small_where_pictures_are_large_or_few(count: int, size: tupl
     chunks = scene_files._chunks(count, size)
     assert [index for start, stop in chunks for index in range(start, stop)] == list(range(count))
     assert max(stop - start for start, stop in chunks) == largest
+
+
+def test_by_default_there_is_a_worker_for_each_core_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def written(jobs: list[Any], processes: int) -> Iterator[int]:
+        started.append(processes)
+        return chunks_written(jobs, 1)
+
+    chunks_written = scene_files._chunks_written
+    monkeypatch.setattr(scene_files, "_chunks_written", written)
+    monkeypatch.setattr(scene_files, "available_cores", lambda: 3)
+    write_scenes(tmp_path / "scenes", count=1, size=(16, 16), workers=None)
+    assert started == [3]
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import yaml
 from rich.console import Console
 
 from smalti.core.errors import SmaltiError
+from smalti.data.annotations.objects import stems
 from smalti.data.code_shards import open_codes
 from smalti.data.config import PictureSettings
-from smalti.data.sources import held_out_order, open_source
+from smalti.data.sources import held_out_order, open_source, split
 from smalti.encoding.condition_encoding import Told
 from smalti.training.config import CopiesSettings, TokenizerTraining, resolve
 from smalti.training.run_folder import read_metrics
@@ -53,6 +54,50 @@ def test_a_run_goes_on_where_its_data_was_moved(folder: Path, caplog: pytest.Log
     assert seen(run) == 16
     assert not caplog.records
     assert yaml.safe_load((run / "config.yaml").read_text("utf-8"))["data"] == str(moved.resolve())
+
+
+def list_of(data: Path, path: Path) -> Path:
+    """A list of the absolute paths of the images in a folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{file.absolute()}\n" for file in sorted(data.rglob("*.png"))), "utf-8")
+    return path
+
+
+def test_a_run_goes_on_where_the_images_of_its_list_were_moved(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Absolute paths were taken for names: all images were others, and so were those that are held out."""
+    listed = list_of(folder / "pictures", folder / "lists" / "train.txt")
+    run = trained(folder, listed, length=8, out="listed")
+    held_out = {picture.portable_name for picture in split(open_source(listed).pictures, validation=0.2)[1]}
+    moved = folder / "elsewhere" / "photos"
+    moved.parent.mkdir()
+    (folder / "pictures").rename(moved)
+    listed = list_of(moved, folder / "other" / "all.txt")
+    with caplog.at_level(logging.WARNING, logger="smalti"):
+        assert seen(trained(folder, listed, length=16, out="listed")) == 16
+    assert not caplog.records
+    assert {picture.portable_name for picture in split(open_source(listed).pictures, validation=0.2)[1]} == held_out
+    next(iter(sorted(moved.rglob("*.png")))).unlink()
+    other = list_of(moved, folder / "third" / "all.txt")
+    with pytest.raises(SmaltiError, match=r"holds a run with other settings \(data is .*all.txt' there"):
+        trained(folder, other, length=24, out=run.name)
+
+
+def test_codes_are_those_of_the_same_list_of_images(folder: Path) -> None:
+    list_of(folder / "pictures", folder / "lists" / "train.txt")
+    assert encoded(folder, "lists/train.txt")
+    shutil.copytree(folder / "pictures", folder / "moved")
+    list_of(folder / "moved", folder / "others.txt").rename(folder / "lists" / "others.txt")
+    assert not encoded(folder, "lists/others.txt")
+
+
+def test_what_lies_beside_images_is_found_by_their_paths_below_the_root_of_a_list(folder: Path) -> None:
+    listed = open_source(list_of(folder / "pictures", folder / "lists" / "train.txt")).pictures
+    known = dict.fromkeys(picture.key.removesuffix(".png") for picture in open_source(folder / "pictures").pictures)
+    assert stems(listed, known) == list(known)
+    assert stems(listed, {}) == [picture.key.removesuffix(".png") for picture in listed]
+    shutil.copytree(folder / "pictures", folder / "maps")
+    told = (Told("picture", folder / "run", folder / "maps"),)
+    assert encoded(folder, "lists/train.txt", told=told)
 
 
 @pytest.mark.parametrize("change", ["more", "fewer", "other"])

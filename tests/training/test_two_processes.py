@@ -190,7 +190,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_one_process_unless_more_are_asked_for(nowhere: pytest.MonkeyPatch) -> None:
     assert arranged(RunSettings(**SOME)) == (1, 1)
     assert is_first()
-    nowhere.setattr("os.cpu_count", lambda: 4)
+    nowhere.setattr("smalti.core.devices.available_cores", lambda: 4)
     assert arranged(RunSettings(**SOME, devices=3, nodes=2)) == (3, 2)
     with pytest.raises(
         SmaltiError, match=r"run.devices = 5, but this machine has 4 CPU cores; set run.devices=4 or less"

@@ -36,6 +36,7 @@ from smalti.checkpoints.taming_parts import (
 )
 from smalti.conditions.base import Grid
 from smalti.core.errors import SmaltiError
+from smalti.core.settings import parse_yaml
 from smalti.prior import ORDERS as ORDERS_HERE
 from smalti.prior.gpt import GPT
 from smalti.prior.order import Order
@@ -158,7 +159,7 @@ def _merged(paths: list[Path]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for path in paths:
         try:
-            values = yaml.safe_load(path.read_text("utf-8", errors="replace"))
+            values = parse_yaml(path.read_text("utf-8", errors="replace"))
         except yaml.YAMLError as error:
             raise SmaltiError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if isinstance(values, dict):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smalti.cli.console import CONSOLE
+from smalti.core.capacity import available_cores
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ def doctor() -> None:
     lines = {
         "smalti": f"{__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}",
         "device": _device(device),
-        "cores": f"{_cores()}, of which PyTorch uses {torch.get_num_threads()}",
+        "cores": f"{available_cores()}, of which PyTorch uses {torch.get_num_threads()}",
         "free memory": f"{memory / GIB:.1f} GiB",
         "free disk": f"{_free_disk(Path.cwd()) / GIB:.1f} GiB here, {_free_disk(_cache()) / GIB:.1f} GiB for {_cache()}",
         "precision": _precision(device),
@@ -98,10 +99,6 @@ def _precision(device: torch.device) -> str:
         return "bfloat16 (run.precision=bf16-mixed) or float32"
     kind = "processor" if device.type == "cpu" else "GPU"
     return f"float32 (run.precision=32-true); this {kind} is not known to multiply bfloat16 by itself"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cache() -> Path:
@@ -209,8 +206,8 @@ def _warnings(memory: int) -> Iterator[str]:
 
     if os.environ.get("SMALTI_DIRECT"):
         yield "SMALTI_DIRECT is set: training on a CPU is slower than it need be; unset it"
-    if _cores() > 1 and torch.get_num_threads() == 1:
-        yield f"PyTorch uses one thread of {_cores()} cores; unset OMP_NUM_THREADS, or set it to {_cores()}"
+    if available_cores() > 1 and torch.get_num_threads() == 1:
+        yield f"PyTorch uses one thread of {available_cores()} cores; unset OMP_NUM_THREADS, or set it to {available_cores()}"
     if _free_disk(_cache()) < LITTLE * GIB:
         yield f"there is little room for downloads in {_cache()}; free some, or name another folder in SMALTI_CACHE"
     if _free_disk(Path.cwd()) < LITTLE * GIB:

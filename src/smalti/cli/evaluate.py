@@ -12,6 +12,7 @@ from smalti.cli.console import CONSOLE, counting, size_option
 from smalti.cli.model_options import Grid, grid_option
 
 if TYPE_CHECKING:
+    from smalti.data.sources import Source
     from smalti.evaluation.measures import Measured
 
 app = typer.Typer(
@@ -70,9 +71,9 @@ def tokenizer(
 
     if out is not None:
         check_folder(out)
-    laid = [*_sized(size, "pictures"), *_held_out(held_out, model, data), *(overrides or [])]
-    chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=laid)
     place, source = pick_device(device), open_pictures(data)
+    laid = [*_sized(size, "pictures"), *_held_out(held_out, model, data, source), *(overrides or [])]
+    chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=laid)
     models = read_models(model, prior=False)
     if models.tokenizer is None:
         raise SmaltiError(f"{model} holds no tokenizer")
@@ -121,10 +122,10 @@ def prior(
 
     if out is not None:
         check_folder(out)
-    codes = (data / "codes.json").is_file()
-    laid = [*([] if codes else _held_out(held_out, model / "tokenizer", data)), *(overrides or [])]
-    chosen = choose(PRIOR_PROTOCOLS, protocol, overrides=laid)
-    place, given = pick_device(device), open_codes(data) if codes else open_pictures(data)
+    given = open_codes(data) if (data / "codes.json").is_file() else open_pictures(data)
+    share = [] if isinstance(given, CodeShards) else _held_out(held_out, model / "tokenizer", data, given)
+    chosen = choose(PRIOR_PROTOCOLS, protocol, overrides=[*share, *(overrides or [])])
+    place = pick_device(device)
     models = read_models(model, grid=grid_option(grid))
     if models.tokenizer is None or models.prior is None or models.condition is None:
         raise SmaltiError(
@@ -225,9 +226,12 @@ def _sized(size: str | None, part: str) -> list[str]:
     return [] if height_width is None else [f"{part}.size={list(height_width)}"]
 
 
-def _held_out(given: float | None, model: Path, data: Path) -> list[str]:
-    """The share to measure: as given, or that of the training where `model` is a run on `data`, which is then said."""
+def _held_out(given: float | None, model: Path, data: Path, source: Source) -> list[str]:
+    """The share to measure: as given, or that of the training where `model` is a run on these images, which is then said."""
     import yaml
+
+    from smalti.core.settings import parse_yaml
+    from smalti.data.contents import is_data_of
 
     if given is not None:
         return [f"pictures.held_out={given}"]
@@ -235,13 +239,13 @@ def _held_out(given: float | None, model: Path, data: Path) -> list[str]:
         (path for path in (model / "config.yaml", model / "tokenizer" / "config.yaml") if path.is_file()), None
     )
     try:
-        run = yaml.safe_load(config.read_text("utf-8")) if config else None
-    except yaml.YAMLError:  # another program's, perhaps: it does not matter here
+        run = parse_yaml(config.read_text("utf-8")) if config else None
+    except (yaml.YAMLError, UnicodeDecodeError):  # another program's, perhaps: it does not matter here
         run = None
-    if not isinstance(run, dict) or run.get("data") != str(data.resolve()) or "pictures" not in run:
+    if not isinstance(run, dict) or "pictures" not in run or not is_data_of(run, data, source):
         return []
     share = run["pictures"]["validation"]
-    CONSOLE.print(f"{model} was trained on {data}: measuring the {share:.0%} held out there", soft_wrap=True)
+    CONSOLE.print(f"{model} was trained on {data}: measuring the {100 * share:g}% held out there", soft_wrap=True)
     return [f"pictures.held_out={share}"]
 
 

@@ -128,12 +128,11 @@ def _codes(path: Path) -> dict[str, Any]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    import yaml
-
     from smalti.core.files import read_json
+    from smalti.core.settings import read_yaml
     from smalti.training.run_folder import read_metrics
 
-    config = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
+    config = read_yaml(path / "config.yaml")
     if not isinstance(config, dict) or "smalti" not in config:
         raise SmaltiError(f"{path} holds the run of another program")
     metrics = read_metrics(path)

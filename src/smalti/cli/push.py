@@ -65,8 +65,7 @@ def push(
 
 def _runs(model: Path) -> dict[str, Run]:
     """A run folder, or a folder of two -> what they left behind, by the kind of their model."""
-    import yaml
-
+    from smalti.core.settings import read_yaml
     from smalti.hub.model_cards import Run
     from smalti.hub.pretrained import is_ours
     from smalti.training.run_folder import read_metrics
@@ -74,7 +73,7 @@ def _runs(model: Path) -> dict[str, Run]:
     runs = {}
     for kind, folder in (("tokenizer", model), ("tokenizer", model / "tokenizer"), ("prior", model / "prior")):
         if (folder / "config.yaml").is_file() and is_ours(folder):
-            config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+            config = read_yaml(folder / "config.yaml")
             picture = max((folder / "images").glob("*.png"), default=None)
             runs[kind] = Run(config, read_metrics(folder), picture)
     return runs

@@ -246,6 +246,11 @@ def complete(
     check_room(count, grid)
     kept = pipeline.kept(given, known)
     codes = amid(kept, grid).repeat(count, 1, 1)
+    if not (codes < 0).any():
+        raise SmaltiError(
+            "all of the picture is kept, and nothing would be laid; make black in the mask what is to be laid anew, or give a "
+            "--canvas larger than the picture"
+        )
     choice = _choice(pipeline, None, label=label, tries=tries)
     seeds = pipeline.seeds(seed, count)
     files = [

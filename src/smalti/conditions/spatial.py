@@ -34,6 +34,9 @@ from smalti.images.io import (
     to_array,
     to_tensor,
 )
+from smalti.images.large_planes import strip_of
+from smalti.tokenizer.tiled.any_size import LARGE, strip_rows
+from smalti.tokenizer.tiled.tiled_layers import encode_in_strips
 from smalti.tokenizer.vqgan import VQGAN
 
 FOLDER = "condition"
@@ -141,26 +144,48 @@ class Maps(Condition):
         """
         if not values:
             return torch.empty(0, *grid, dtype=torch.int64)
-        maps = torch.stack([self._checked(value, grid) for value in values])  # (B,C,H,W)
+        fitted = [self._checked(value, grid) for value in values]
         device = next(self.tokenizer.parameters()).device
-        codes: Tensor = self.tokenizer.encode(maps.to(device)).codes.cpu()  # (B,h,w)
+        if grid[0] * grid[1] * self.tokenizer.factor**2 > LARGE:
+            codes = torch.cat([self._codes_in_strips(value, device) for value in fitted])
+        else:
+            maps = torch.stack([self._picture(value) for value in fitted])  # (B,C,H,W)
+            codes = self.tokenizer.encode(maps.to(device)).codes.cpu()  # (B,h,w)
         assert codes.shape[1:] == grid, f"{tuple(codes.shape)} codes for a grid of {grid}"
         return codes
 
+    def _codes_in_strips(self, value: Tensor, device: torch.device) -> Tensor:
+        """A large map that has its size -> its codes (1,h,w), in bounded memory: of labels only strips have channels."""
+        made = _KINDS[self.settings.kind].made(value)
+        height, width = made.shape[-2:]
+
+        def read(first: int, last: int) -> Tensor:
+            return self._picture(made[..., first:last, :])[None].to(device)
+
+        encoded = encode_in_strips(self.tokenizer, read, height, rows=strip_rows(self.tokenizer, width))
+        return encoded.codes.cpu()
+
     def _checked(self, value: Any, grid: Grid) -> Tensor:
-        """One map -> what the tokenizer takes, (C,H,W) float32."""
+        """One map -> the same with the size that the tokenizer takes."""
         if not isinstance(value, Tensor | np.ndarray):
             raise SmaltiError(f"a {self.key} is a tensor or an array, not {value!r}")
         given, factor = torch.as_tensor(value), self.tokenizer.factor
         if given.dim() not in (2, 3) or given.is_floating_point():
-            self._picture(given)  # the check; that of labels, with a channel each, waits until they have their size
+            self._check(given)  # that of labels, with a channel each, waits until they have their size
         wanted, found = (grid[0] * factor, grid[1] * factor), tuple(given.shape[-2:])
         if found[0] * wanted[1] != found[1] * wanted[0] or not given.numel():
             raise SmaltiError(
                 f"the {self.key} is {found[0]} x {found[1]} pixels (height x width), and a picture of {grid[0]} x {grid[1]} "
                 f"codes takes one of the shape of {wanted[0]} x {wanted[1]}; crop it, or ask for another size"
             )
-        return self._picture(given if found == wanted else self.fit(given, grid=grid)[0])
+        return given if found == wanted else self.fit(given, grid=grid)[0]
+
+    def _check(self, value: Tensor) -> None:
+        """Raise `SmaltiError` for a map of any size that is not of floats, or not of the shape and range of its kind."""
+        if self.settings.kind == "edges" and _is_photograph(value):
+            _channels(value, 3, "photograph")
+        else:
+            _KINDS[self.settings.kind].picture(value, self.channels, self.key)
 
     def _picture(self, value: Tensor) -> Tensor:
         """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one a label."""
@@ -242,18 +267,39 @@ def _scaled(value: Tensor, size: Grid, *, middle: bool = False) -> Tensor:
         if middle:
             kept = covered_middle(value.cpu().numpy().transpose(1, 2, 0), size, filter="nearest")
             return torch.from_numpy(np.ascontiguousarray(kept.transpose(2, 0, 1)))
-        nearest: Tensor = F.interpolate(value.unsqueeze(0).double(), size=size, mode="nearest-exact")[0]
-        return nearest.to(value.dtype)
-    levels = ((value.double().clamp(-1, 1) + 1) * 32767.5).round().cpu().numpy().astype(np.uint16)  # (C,H,W)
-    pixels: Array = np.moveaxis(levels, 0, -1)
-    return to_tensor(covered_middle(pixels, size) if middle else resize(pixels, size, filter="lanczos")).to(value.dtype)
+        whole = resize(value.cpu().numpy().transpose(1, 2, 0), size, filter="nearest")
+        return torch.from_numpy(np.ascontiguousarray(whole.transpose(2, 0, 1)))
+    planes = [_levels(plane) for plane in value.cpu()]
+    scaled = [covered_middle(plane, size) if middle else resize(plane, size, filter="lanczos") for plane in planes]
+    return torch.cat([to_tensor(plane) for plane in scaled]).to(value.dtype)
+
+
+def _levels(plane: Tensor) -> Array:
+    """(H,W) in [-1,1] -> (H,W,1) uint16."""
+    levels, several = np.empty((*plane.shape, 1), np.uint16), strip_of((plane.shape[0], plane.shape[1]))
+    for first in range(0, len(plane), several):
+        part = plane[first : first + several].double()
+        levels[first : first + several, :, 0] = ((part.clamp(-1, 1) + 1) * 32767.5).round().numpy()
+    return levels
+
+
+def _is_photograph(value: Tensor) -> bool:
+    """Whether it is one by its shape, of which edges are still to be made."""
+    return value.dim() == 3 and value.shape[0] == 3
 
 
 def _edges(value: Tensor) -> Tensor:
     """A photograph (3,H,W) in [-1,1] -> its edges (1,H,W), as the tokenizer was trained on; anything else -> itself."""
-    if value.dim() != 3 or value.shape[0] != 3:
+    if not _is_photograph(value):
         return value
-    return to_tensor(edges(to_array(_channels(value, 3, "photograph"))))
+    photograph = _channels(value, 3, "photograph")
+    height, width = photograph.shape[1:]
+    made, several = torch.empty(1, height, width), strip_of((height, width))
+    for first in range(0, height, several):
+        last, above = min(first + several, height), max(first - 1, 0)  # a slope is that of the rows above and below
+        strip = edges(to_array(photograph[:, above : last + 1]))
+        made[:, first:last] = to_tensor(strip[first - above : last - above])
+    return made
 
 
 def _label_colours(decoded: Tensor) -> Array:

@@ -1,4 +1,4 @@
-"""How much memory this machine has, so that what is far beyond it is refused before anything is done."""
+"""How much memory and how many cores there are for this process; what is far beyond that is refused before anything is done."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def machine_memory() -> int:
         with suppress(ValueError, OSError):  # "max" is no number
             found.append(int(Path(limit).read_text()))
     return min((size for size in found if size > 0), default=0)
+
+
+def available_cores() -> int:
+    """How many cores this process may use, at least 1: a batch system or a container often allows fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
 
 
 def check_memory(needed: int, what: str) -> None:

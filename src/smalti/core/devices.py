@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
+from smalti.core.capacity import available_cores
 from smalti.core.errors import SmaltiError
 
 
@@ -50,7 +49,7 @@ def check_count(accelerator: str, count: int) -> None:
     elif accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         found, kind = 1, "GPU"
     elif accelerator in ("auto", "cpu"):
-        found, kind = os.cpu_count() or 1, "CPU core"
+        found, kind = available_cores(), "CPU core"
     else:
         return  # a kind that is not here at all is for the one who starts the processes to refuse
     if count > found:

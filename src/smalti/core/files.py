@@ -153,10 +153,18 @@ def read_text(path: Path) -> str:
         return decoded(file.read())
 
 
+def parse_json(text: str | bytes) -> Any:
+    """JSON -> its value. Raises `ValueError` for what is none, and for brackets nested too deep to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deep") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or damaged one is a `SmaltiError` naming it."""
     try:
-        return json.loads(read_text(path))
+        return parse_json(read_text(path))
     except FileNotFoundError as error:
         raise SmaltiError(f"there is no file {path}") from error
     except (OSError, ValueError) as error:

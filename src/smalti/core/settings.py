@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic
@@ -19,6 +20,7 @@ from pydantic import Field
 from typing_extensions import dataclass_transform
 
 from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.files import read_text
 
 T = TypeVar("T")
 
@@ -56,6 +58,23 @@ def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         raise SmaltiError("; ".join(_sentence(cls, item, where) for item in _telling(error.errors()))) from error
 
 
+def parse_yaml(text: str) -> Any:
+    """YAML -> its value. Raises `yaml.YAMLError` for what is none, brackets nested too deep, and dates that there are not."""
+    try:
+        return yaml.safe_load(text)
+    except (RecursionError, ValueError) as error:
+        reason = "its brackets are nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise yaml.YAMLError(reason) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file -> its value. A missing or damaged one is a `SmaltiError` naming it."""
+    try:
+        return parse_yaml(read_text(path))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SmaltiError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+
+
 def assignment(override: str, *, form: str = "a.b=value") -> tuple[str, Any]:
     """What follows `--set`, such as `a.b=[1, 2]` -> the dotted key and the value, which is read as YAML.
 
@@ -65,7 +84,7 @@ def assignment(override: str, *, form: str = "a.b=value") -> tuple[str, Any]:
     if not equals or not all(key.split(".")):
         raise SmaltiError(f"--set {override!r} is not of the form {form}")
     try:
-        return key, yaml.safe_load(text)
+        return key, parse_yaml(text)
     except yaml.YAMLError as error:
         raise SmaltiError(f"--set {override!r}: the value is not YAML") from error
 

@@ -175,7 +175,7 @@ class Crops:
         """What decides the examples, as plain values: two data sets described alike read the same, if no file has
         changed.
         """
-        names = "\0".join(normalized(picture.key) for picture in self.pictures)
+        names = "\0".join(normalized(picture.portable_name) for picture in self.pictures)
         keys = hashlib.sha256(names.encode("utf-8", "surrogateescape"))
         return {
             "source": str(self.source.path.absolute()),

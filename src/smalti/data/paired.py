@@ -13,7 +13,7 @@ from typing import Any, Protocol, final
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.data.annotations.objects import stem
+from smalti.data.annotations.objects import stem, stems
 from smalti.data.crops import View
 from smalti.data.loader import Crops
 from smalti.data.sources import Picture, Source
@@ -122,14 +122,15 @@ def beside(pictures: Sequence[Picture], source: Source) -> tuple[Picture, ...]:
     named: dict[str, list[Picture]] = {}
     for picture in source.pictures:
         named.setdefault(stem(picture.key), []).append(picture)
-    missing = [picture.key for picture in pictures if stem(picture.key) not in named]
+    names = stems(pictures, named)
+    missing = [picture.key for picture, name in zip(pictures, names, strict=True) if name not in named]
     if missing:
         more = f", and {len(missing) - 1} more have none" if len(missing) > 1 else ""
         raise SmaltiError(
             f"there is no {stem(missing[0])}.* in {source.path} for the picture {missing[0]}{more}; what belongs to a picture "
             "has its name, in a folder laid out as that of the pictures"
         )
-    found = [named[stem(picture.key)] for picture in pictures]
+    found = [named[name] for name in names]
     for several in found:
         if len(several) > 1:
             raise SmaltiError(

@@ -32,6 +32,8 @@ logger = logging.getLogger("smalti")
 
 ARCHIVES = (".txt", ".zip", ".tar")
 """Suffixes of files that hold or name many pictures."""
+COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
+"""Endings of shards that must be unpacked first, which is then said."""
 OF_SCENES = {"labels": "segmentations", "depth": "depths"}
 """Kind -> where its files lie in a folder that `smalti scenes` wrote; those of all others lie in `images`."""
 TAKEN = "a folder, a .txt list of paths, a .zip file, or .tar shards (one, a folder of them, or shards-{000..009}.tar)"
@@ -42,6 +44,13 @@ class Picture(NamedTuple):
 
     key: str
     label: str | None
+    below_root: str = ""
+    """Its path below the root of its source, where the key is another one that changes when all is moved; else ""."""
+
+    @property
+    def portable_name(self) -> str:
+        """What it is called wherever its source lies."""
+        return self.below_root or self.key
 
 
 class Source(ABC):
@@ -105,7 +114,8 @@ class ListSource(Source):
     """The pictures whose paths stand in a text file, one a line, absolute or relative to the folder of the list.
 
     Their order is kept; a picture that is named twice counts once; blank lines are skipped. Lines that name nothing, up
-    to a tenth of all, are left out with a warning.
+    to a tenth of all, are left out with a warning. Where a path leads out of the folder of the list, all are known by
+    their paths below the deepest folder that holds them, so that list and images can be moved.
     """
 
     def __init__(self, path: Path, kind: Kind) -> None:
@@ -136,7 +146,7 @@ class ListSource(Source):
             logger.warning("left out: %s", said)
         if not keys:
             raise SmaltiError(f"{path} names no pictures; it should hold one path a line")
-        super().__init__(path, _labelled(keys), kind)
+        super().__init__(path, _listed(path.parent.absolute(), list(keys)), kind)
 
     def stream(self, picture: Picture) -> Path:
         return self.path.parent / picture.key
@@ -273,7 +283,7 @@ def open_source(path: Path, *, kind: Kind = COLOUR) -> Source:
         return ListSource(path, kind)
     if suffix == ".zip":
         return ZipSource(path, kind)
-    if suffix == ".tar" or path.name.lower().endswith((".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")):
+    if suffix == ".tar" or path.name.lower().endswith(COMPRESSED):
         return ShardSource(path, [path], kind)
     raise SmaltiError(
         f"{path} is neither a folder, a .txt list of paths, a .zip file nor a .tar shard; give the folder it lies in"
@@ -287,7 +297,7 @@ def is_pattern(path: Path) -> bool:
 
 def holds_many(path: Path) -> bool:
     """Whether a path stands for many pictures, as `open_source` takes them, and not for a single one."""
-    return path.is_dir() or path.suffix.lower() in ARCHIVES
+    return path.is_dir() or path.name.lower().endswith((*ARCHIVES, *COMPRESSED))
 
 
 def _named(pattern: Path) -> list[Path]:
@@ -302,7 +312,7 @@ def _named(pattern: Path) -> list[Path]:
 def split(pictures: Iterable[Picture], *, validation: float) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
     """Pictures -> (those to train on, those to validate on), about the fraction `validation` of them in the latter.
 
-    A picture's side depends on the hash of its key alone, so adding pictures moves none that are there already. The
+    A picture's side depends on the hash of its portable name alone, so adding pictures moves none that are there already. The
     one exception: of two or more pictures each side gets at least one, so in a tiny set the picture with the lowest
     (highest) hash stands in for an otherwise empty validation (training) side until others come. A single picture
     is for training.
@@ -312,7 +322,7 @@ def split(pictures: Iterable[Picture], *, validation: float) -> tuple[tuple[Pict
     if not 0 < validation < 1:
         raise SmaltiError(f"the fraction for validation must be above 0 and below 1, not {validation}")
     given = tuple(pictures)
-    chosen = {picture.key for picture in given if _place(picture.key) < validation}
+    chosen = {picture.key for picture in given if _place(picture.portable_name) < validation}
     if len(given) > 1:
         first, *_, last = held_out_order(given)
         chosen.add(given[first].key)
@@ -327,7 +337,8 @@ def split(pictures: Iterable[Picture], *, validation: float) -> tuple[tuple[Pict
 
 def held_out_order(pictures: Sequence[Picture]) -> list[int]:
     """The numbers of pictures in the order in which `split` would hold them out, were the fraction to grow from 0."""
-    return sorted(range(len(pictures)), key=lambda number: (_place(pictures[number].key), pictures[number].key))
+    names = [picture.portable_name for picture in pictures]
+    return sorted(range(len(names)), key=lambda number: (_place(names[number]), names[number]))
 
 
 def _place(key: str) -> float:
@@ -344,7 +355,7 @@ def identity(source: Source, pictures: Sequence[Picture] | None = None) -> str:
     """
     digest = hashlib.sha256()
     for picture in source.pictures if pictures is None else pictures:
-        digest.update(normalized(picture.key).encode("utf-8", "surrogateescape"))
+        digest.update(normalized(picture.portable_name).encode("utf-8", "surrogateescape"))
         digest.update(f"\0{source.length(picture)}\0".encode())
     return digest.hexdigest()[:16]
 
@@ -378,14 +389,31 @@ def _below(folder: Path, name: str) -> str:
     return normal.as_posix()
 
 
-def _labelled(keys: Iterable[str]) -> list[Picture]:
-    """Keys -> pictures, labelled by the first folder below the deepest folder that holds them all."""
-    keys = list(keys)
+def _listed(folder: Path, keys: Sequence[str]) -> list[Picture]:
+    """The keys of a list in `folder`, an absolute path -> its pictures."""
+    paths = [Path(os.path.normpath(folder / key)) for key in keys]
+    names = [path.as_posix() for path in paths]
+    start = len(_root(names))
+    inside = all(path.is_relative_to(folder) for path in paths)
+    return [
+        Picture(key, by_path.label, "" if inside else PurePosixPath(*PurePosixPath(name).parts[start:]).as_posix())
+        for key, name, by_path in zip(keys, names, _labelled(names), strict=True)
+    ]
+
+
+def _root(keys: Sequence[str]) -> tuple[str, ...]:
+    """Keys, one at least -> the parts of the path of the deepest folder that holds them all."""
     first, *others = (PurePosixPath(key).parent.parts for key in keys)
     shared = len(first)
     for parts in others:
         shared = next((i for i in range(min(shared, len(parts))) if parts[i] != first[i]), min(shared, len(parts)))
-    return [Picture(key, _label(key, root=first[:shared])) for key in keys]
+    return first[:shared]
+
+
+def _labelled(keys: Sequence[str]) -> list[Picture]:
+    """Keys -> pictures, labelled by the first folder below the deepest folder that holds them all."""
+    root = _root(keys)
+    return [Picture(key, _label(key, root=root)) for key in keys]
 
 
 def _label(key: str, root: tuple[str, ...]) -> str | None:

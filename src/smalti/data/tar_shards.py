@@ -8,7 +8,6 @@ seed and position alone. (WebDataset itself reads shards from front to back, and
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, final
 
 from smalti.core.errors import SmaltiError
-from smalti.core.files import decoded, normalized, open_file
+from smalti.core.files import decoded, normalized, open_file, parse_json
 from smalti.data.archive_links import Links, plain, target_of
 
 logger = logging.getLogger("smalti")
@@ -242,7 +241,7 @@ def _label(path: Path, file: BinaryIO, stem: str, files: dict[str, Extent]) -> s
         file.seek(files[ending].offset)
         content = file.read(files[ending].size)
         try:
-            value = json.loads(decoded(content)) if ending == "json" else decoded(content).strip()
+            value = parse_json(decoded(content)) if ending == "json" else decoded(content).strip()
         except ValueError as error:
             raise SmaltiError(
                 f"{stem}.{ending} in {path} cannot be read as a label ({error}); write it anew"

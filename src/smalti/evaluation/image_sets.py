@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from smalti.core.errors import SmaltiError
-from smalti.core.published_weights import found_weights
+from smalti.core.published_weights import find_weights, found_weights
 from smalti.core.settings import as_mapping
 from smalti.data.sources import Source, identity
 from smalti.evaluation.feature_statistics import COMPARING, Gatherer, Statistics, read_statistics, write_statistics
@@ -44,14 +44,16 @@ class Available(NamedTuple):
 def with_available_network(protocol: SetProtocol) -> Available:
     """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of EfficientNet.
 
-    Raises `SmaltiError` for weights that are there and damaged.
+    The weights are found, not read: whether they are damaged shows when the network is made.
+    Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is no folder.
     """
     wanted = protocol.features.network
+    weights = PUBLISHED.get(wanted)
+    if weights is None or found_weights(weights) is not None:
+        return Available(protocol, "")
     try:
-        feature_network(wanted)
+        find_weights(weights)
     except SmaltiError:
-        if wanted not in PUBLISHED or found_weights(PUBLISHED[wanted]) is not None:
-            raise
         features = replace(protocol.features, network="efficientnet")
         note = (
             f"measured in EfficientNet-Lite0's features, for the weights of {wanted} are not on this machine: compare these scores "

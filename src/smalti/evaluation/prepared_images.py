@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from smalti.core.capacity import available_cores
 from smalti.core.errors import SmaltiError
 from smalti.data.sources import Picture, Source, held_out_order, identity, open_source, split
 from smalti.evaluation.protocols import Filter, PictureProtocol
@@ -39,7 +39,7 @@ from smalti.images.io import (
     middle_box,
 )
 
-READERS = min(4, os.cpu_count() or 1)
+READERS = min(4, available_cores())
 """Threads that read ahead. Decoders let other threads run, and so does PyTorch."""
 PORTION = 4  # pictures that a thread reads at once
 _PENDING = 4  # batches' worth of pictures of unlike sizes that wait for others of their size ...

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from smalti.core.capacity import check_memory
 from smalti.core.errors import SmaltiError
-from smalti.core.files import open_file, write_atomically
+from smalti.core.files import open_file, parse_json, write_atomically
+from smalti.images.large_planes import resize_plane
 from smalti.images.pixel_formats import Levels, as_floats, levels_of, orientation, pixels_of, stored_numbers, upright
 
 Array: TypeAlias = Levels
@@ -316,10 +317,17 @@ def _lanczos(array: Array, size: tuple[int, int], box: Box) -> Array:
         colours: Array = lanczos(Image.fromarray(array))
         return colours
     limit = np.iinfo(array.dtype).max  # Lanczos overshoots at edges
-    values = array.astype(np.float32)
-    if array.shape[2] == 4:
-        values[:, :, :3] *= values[:, :, 3:] / limit
-    planes = np.stack([lanczos(Image.fromarray(values[:, :, c])) for c in range(array.shape[2])], axis=2)
+
+    def plane(channel: int) -> npt.NDArray[np.float32]:
+        def rows(first: int, last: int) -> npt.NDArray[np.float32]:
+            values: npt.NDArray[np.float32] = array[first:last, :, channel].astype(np.float32)
+            if array.shape[2] == 4 and channel < 3:
+                values *= array[first:last, :, 3].astype(np.float32) / limit
+            return values
+
+        return resize_plane(rows, (array.shape[0], array.shape[1]), size, box)
+
+    planes = np.stack([plane(channel) for channel in range(array.shape[2])], axis=2)
     if array.shape[2] == 4:
         planes[:, :, :3] /= np.maximum(planes[:, :, 3:], 0.5) / limit
     resized: Array = planes.round().clip(0, limit).astype(array.dtype)
@@ -409,7 +417,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
         with Image.open(path, formats=_formats()) as image:
             text = image.text.get(SETTINGS_KEY) if isinstance(image, PngImageFile) else None
     try:
-        found = json.loads(text) if text is not None else None
+        found = parse_json(text) if text is not None else None
     except ValueError:  # another program's text under our keyword
         return None
     return found if isinstance(found, dict) else None

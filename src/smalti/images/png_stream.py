@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from smalti.core.files import open_file, write_atomically
+from smalti.core.files import open_file, parse_json, write_atomically
 from smalti.images.io import NO_SETTINGS, SETTINGS_KEY
 
 Bytes = npt.NDArray[np.uint8]
@@ -110,7 +110,7 @@ def read_head(path: Path) -> Head | None:
 def _plain(text: bytes) -> dict[str, Any] | None:
     """Settings as they stand in a file; None for another program's text under our keyword."""
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from smalti.core.allocator import keep_memory
-from smalti.core.capacity import check_memory
+from smalti.core.capacity import available_cores, check_memory
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, refusals_explained, write_json, write_text
 from smalti.scenes.canvas import FAR
@@ -51,9 +51,9 @@ def write_scenes(
 
     `images`, `segmentations` (palette, the values of `LABELS`), `depths` (16 bit) and `edges` hold `CLASS/INDEX.png`;
     `objects.json` has a line per picture, `scenes.json` says what all of it means. The same call again finishes what was
-    interrupted and leaves a finished folder as it is. `workers` processes (None: one a core) share the work and do not
-    change a byte; a script that asks for more than one needs the guard `if __name__ == "__main__":`, as they are started
-    afresh. `progress` is told now and then how many pictures are done.
+    interrupted and leaves a finished folder as it is. `workers` processes (None: one for each core it may use) share the
+    work and do not change a byte; a script that asks for more than one needs the guard `if __name__ == "__main__":`, as they
+    are started afresh. `progress` is told now and then how many pictures are done.
 
     Raises `SmaltiError` when `out` holds anything else (also scenes of other settings), and for a count, a seed or a size
     that cannot be.
@@ -63,7 +63,7 @@ def write_scenes(
     if count < 1:
         raise SmaltiError(f"the count of scenes is 1 or more, not {count}")
     check_memory(count // _most_in_chunk(count, size) * _CHUNK_BYTES, f"the list of {count:,} scenes")
-    processes = (os.cpu_count() or 1) if workers is None else workers
+    processes = available_cores() if workers is None else workers
     if processes < 1:
         raise SmaltiError(f"the number of workers is 1 or more, not {workers}")
     _claim(out, _description(count, size, seed))

@@ -59,6 +59,8 @@ class CodebookTraining(ABC):
 
     frozen: bool
     """Whether neither encoder nor codebook learns."""
+    placed: bool
+    """Whether the codes are placed and used; once they are, they stay so, also where the length of the training changes."""
 
     @abstractmethod
     def quantize(self, seen: int, *, generator: torch.Generator) -> Callable[[Tensor], Quantized]:
@@ -78,16 +80,16 @@ class CodebookTraining(ABC):
 
 @final
 class LearningCodebook(CodebookTraining):
-    """The quantizer as it trains: before `codes_from` latents are not quantized."""
+    """The quantizer as it trains: before the codes are placed latents are not quantized."""
 
     frozen = False
 
-    def __init__(self, quantizer: Quantizer, settings: TokenizerTraining) -> None:
-        self._quantizer, self._phase = quantizer, settings.decoder_phase
-        self._length, self._first = settings.run.length, settings.codes_from * settings.run.length
+    def __init__(self, quantizer: Quantizer, settings: TokenizerTraining, *, placed: bool) -> None:
+        self._quantizer, self._phase, self._length = quantizer, settings.decoder_phase, settings.run.length
+        self.placed = placed
 
     def quantize(self, seen: int, *, generator: torch.Generator) -> Callable[[Tensor], Quantized]:
-        return self._quantizer.at(seen, length=self._length) if seen >= self._first else self._quantizer.relaxed
+        return self._quantizer.at(seen, length=self._length) if self.placed else self._quantizer.relaxed
 
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         return self._quantizer.observe(features, codes, generator=generator)
@@ -101,6 +103,7 @@ class FrozenCodebook(CodebookTraining):
     """The quantizer as it is used after training; some of its codes are replaced by near ones."""
 
     frozen = True
+    placed = True
 
     def __init__(
         self, tokenizer: VQGAN, exported: VQGAN, *, settings: DecoderPhaseSettings, share: ProcessShare

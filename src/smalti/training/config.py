@@ -14,7 +14,18 @@ import yaml
 from pydantic import Field, model_validator
 
 from smalti.core.errors import SmaltiError, suggestion
-from smalti.core.settings import Amount, Positive, Rate, Share, amount, as_mapping, assignment, parse, settings
+from smalti.core.settings import (
+    Amount,
+    Positive,
+    Rate,
+    Share,
+    amount,
+    as_mapping,
+    assignment,
+    parse,
+    parse_yaml,
+    settings,
+)
 from smalti.data.config import PictureSettings
 from smalti.losses.objective import ObjectiveSettings
 from smalti.tokenizer.code_replacement import LARGEST_TABLE
@@ -230,7 +241,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     else:
         raise SmaltiError(f"there is no recipe {recipe!r} and no such file; {suggestion(recipe, known)}")
     try:
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     except yaml.YAMLError as error:
         raise SmaltiError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

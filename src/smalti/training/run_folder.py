@@ -27,7 +27,7 @@ from smalti.core.files import (
     write_json,
     write_text,
 )
-from smalti.core.settings import as_mapping, flattened, parse
+from smalti.core.settings import as_mapping, flattened, parse, parse_yaml
 from smalti.training.config import STAGES, as_yaml
 from smalti.training.fsdp import load, save
 
@@ -108,7 +108,7 @@ class RunFolder:
 
     def _same_run(self, written: Path, config: Mapping[str, Any], *, begun: bool) -> None:
         try:
-            before = yaml.safe_load(written.read_text("utf-8"))
+            before = parse_yaml(written.read_text("utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise SmaltiError(f"{written} is not YAML; choose another --out") from error
         if not isinstance(before, dict) or "smalti" not in before:

@@ -17,9 +17,10 @@ from smalti.core.progress import Watch, say
 from smalti.core.settings import as_mapping
 from smalti.core.version import __version__
 from smalti.data.code_shards import CodeShards, open_codes
+from smalti.data.contents import CONTENTS, contents
 from smalti.data.file_types import KINDS, Kind, kind_of
 from smalti.data.loader import first_readable, holding_out
-from smalti.data.sources import held_out_order, identity, open_source
+from smalti.data.sources import held_out_order, open_source
 from smalti.encoding.annotators import SAYINGS
 from smalti.encoding.code_writer import write_codes
 from smalti.encoding.condition_encoding import Told, beside_pictures, encoder
@@ -67,12 +68,11 @@ def train_tokenizer(
     kind = _kind_to_learn(settings)
     source = open_source(data, kind=kind)
     begun = {} if start is None else {"from": start.described()}
-    contents = {"images": len(source.pictures), "files": identity(source)}
     config = {
         "smalti": __version__,
         "stage": "tokenizer",
         "data": str(data.resolve()),
-        "contents": contents,
+        CONTENTS: contents(source),
         **begun,
         **as_mapping(settings),
     }

@@ -189,7 +189,6 @@ class TokenizerStage(Stage):
         self.tokenizer = VQGAN(settings.model)
         if weights:
             self.tokenizer.load_state_dict(weights)
-        self.begun_elsewhere = bool(weights)
         self.share = ProcessShare(fabric.global_rank, fabric.world_size)
         if settings.has_decoder_phase and not settings.decoder_phase.start and not weights:
             raise SmaltiError(
@@ -222,7 +221,8 @@ class TokenizerStage(Stage):
             fabric, self.judged, self.judge_optimiser, settings=settings.discriminator_optimiser, length=run.length
         )
         self.used = CodeUse(self.tokenizer.size)
-        self.codebook: CodebookTraining = LearningCodebook(self.tokenizer.quantizer, settings)
+        self.codebook: CodebookTraining = LearningCodebook(self.tokenizer.quantizer, settings, placed=bool(weights))
+        self._notes_placing = True  # states of smalti 0.1 do not say whether the codes are placed
 
     def _mover(self) -> Mover:
         settings = self.settings
@@ -235,11 +235,10 @@ class TokenizerStage(Stage):
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         length = self.settings.run.length
-        first = self.settings.codes_from * length
-        placed = seen >= first
-        if placed and seen - count < first and not self.begun_elsewhere:
-            self._place_codes(seen, generator)
+        just_placed = self._place_codes_when_due(seen, count, generator)
         if seen >= self.settings.decoder_phase.begins(length) and not self.codebook.frozen:
+            if just_placed:  # of a run that goes on with a shorter length: the average knows no codes yet
+                self.exported.module.quantizer.load_state_dict(self.tokenizer.quantizer.state_dict())
             self._freeze_codebook()
         quantize = self.codebook.quantize(seen, generator=generator)
         images = self._on_device(batch)  # (B,C,H,W)
@@ -251,7 +250,7 @@ class TokenizerStage(Stage):
         broken = moves.finish(values)
         mended: dict[str, Tensor] = {}
         if self.mover in moves.moved:
-            mended = self._mend_codebook(played.features, played.codes, generator) if placed else {}
+            mended = self._mend_codebook(played.features, played.codes, generator) if self.codebook.placed else {}
             self.exported.update(self.tokenizer, seen=seen, step=count)
         if broken:
             bring_back()
@@ -305,6 +304,20 @@ class TokenizerStage(Stage):
             move_judge=moves.of(self.judge_mover),
             penalty=penalty_at(seen // self.settings.run.batch, settings=self.settings.objective.adversarial),
         )
+
+    def _place_codes_when_due(self, seen: int, count: int, generator: torch.Generator) -> bool:
+        """Place the codes once, in the first step from `codes_from` on -> whether that was now.
+
+        A run that goes on with another length may have passed that point without having placed them.
+        """
+        first = self.settings.codes_from * self.settings.run.length
+        if self.codebook.placed or seen < first:
+            return False
+        due = self._notes_placing or seen - count < first
+        if due:
+            self._place_codes(seen, generator)
+        self.codebook.placed = True
+        return due
 
     def _place_codes(self, seen: int, generator: torch.Generator) -> None:
         """Let the quantizer place its codes on features of the next pictures, where it wants any."""
@@ -418,12 +431,16 @@ class TokenizerStage(Stage):
             "discriminator_optimiser": self.judge_optimiser,
             "average": self.exported.module,
             "lecam": self.lecam._asdict(),
-            "used": self.used.counts,
+            "used": {"counts": self.used.counts, "placed": self.codebook.placed},
         }
 
     def restored(self, state: Mapping[str, Any]) -> None:
         self.lecam = LeCam(**{name: value.to(self.fabric.device) for name, value in state["lecam"].items()})
-        self.used.counts = state["used"].cpu()
+        used = state["used"]
+        self._notes_placing = not isinstance(used, Tensor)
+        if self._notes_placing:
+            self.codebook.placed = self.codebook.placed or used["placed"]
+        self.used.counts = (used["counts"] if self._notes_placing else used).cpu()
 
     def export(self, folder: Path, *, seen: int) -> None:
         about = {**self.about, "images_seen": seen, "fingerprint": self.exported.module.fingerprint()}

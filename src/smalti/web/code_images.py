@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.images.io import Array, read_image, to_array
+from smalti.images.io import Array, read_image, read_size, to_array
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -71,7 +71,7 @@ def as_text(pixels: Array, *, side: int) -> str:
 def from_text(text: str, *, most: int, name: str) -> Tensor:
     """A `data:` address of what was painted in the browser, its numbers in the first channel -> (H,W) int64.
 
-    Raises `SmaltiError` for what is none, and for more than `most` characters.
+    Raises `SmaltiError` for what is none, and for more than `most` characters or pixels.
     """
     if not text.startswith(_BEGIN) or len(text) > most:
         raise SmaltiError(
@@ -81,5 +81,9 @@ def from_text(text: str, *, most: int, name: str) -> Tensor:
         data = base64.b64decode(text[len(_BEGIN) :], validate=True)
     except binascii.Error as error:
         raise SmaltiError(f"what was painted for the {name} did not arrive whole; paint it again") from error
-    array = read_image(io.BytesIO(data), channels=3, name=f"what was painted for the {name}")
+    painted = f"what was painted for the {name}"
+    height, width = read_size(io.BytesIO(data), name=painted)
+    if height * width > most:
+        raise SmaltiError(f"{painted} has {height} x {width} pixels, and {most:,} are the most; paint it again")
+    array = read_image(io.BytesIO(data), channels=3, name=painted)
     return torch.from_numpy(array[:, :, 0].astype(np.int64))

@@ -32,14 +32,15 @@ class Limits:
     """How much one request, one visitor and all visitors may take.
 
     `side`: pixels of a picture's longer side. `codes`: codes of all pictures of a request. `count`: pictures of a request.
-    `upload`: MiB of a file. `waiting`: requests that wait. `kept`: pictures that a visitor keeps. `visitors`: those whose pictures
-    are kept; the one who was longest away is forgotten first.
+    `upload`: MiB of a file. `pixels`: millions of pixels of a picture file. `waiting`: requests that wait. `kept`: pictures that a
+    visitor keeps. `visitors`: those whose pictures are kept; the one who was longest away is forgotten first.
     """
 
     side: Positive = 1024
     codes: Positive = 16384
     count: Positive = 8
     upload: Positive = 20
+    pixels: Positive = 40
     waiting: Positive = 32
     kept: Positive = 40
     visitors: Positive = 100

@@ -81,7 +81,7 @@ class Studio:
     def _value(self, part: Part, text: str | Path, size: tuple[int, int]) -> Any:
         condition, as_file = self._conditions[part.key], part.way in ("paint", "picture", "list")
         if isinstance(text, Path) and as_file:
-            self.check_file(text)
+            self.check_file(text) if part.way == "list" else self.check_image(text)
             value = condition.read(str(text))
         elif isinstance(text, str) and part.way == "paint":
             value = from_text(text, most=4 * self.limits.side**2, name=part.key)
@@ -158,14 +158,13 @@ class Studio:
 
     def picture(self, file: Path, size: tuple[int, int]) -> Tensor:
         """A picture file of a visitor -> (C,H,W), scaled until it covers the size (H,W) and cut. Raises `DamagedImage`."""
-        self.check_file(file)
+        self.check_image(file)
         return to_tensor(read_middle(file, size, channels=self.channels, name=file.name))
 
     def fitting(self, file: Path) -> Tensor:
         """A picture file of a visitor -> (C,H,W) of its own shape, scaled down to the longest side, cut to whole tiles."""
-        self.check_file(file)
         f, most = self.pipeline.tokenizer.factor, self.limits.side // 2  # what is compared stands side by side
-        height, width = read_size(file, name=file.name)
+        height, width = self.check_image(file)
         scale = min(most / max(height, width), 1)
         size = (int(height * scale) // f * f, int(width * scale) // f * f)
         if not min(size):
@@ -187,12 +186,25 @@ class Studio:
         if not painted:
             return torch.zeros(size, dtype=torch.bool)
         if isinstance(painted, Path):
-            self.check_file(painted)
+            self.check_image(painted)
             levels = read_mask(painted, name=painted.name)
             mask = levels > np.iinfo(levels.dtype).max // 2
         else:
             mask = from_text(painted, most=4 * self.limits.side**2, name="mask").numpy().astype(bool)[:, :, None]
         return torch.from_numpy(covered_middle(mask.astype(np.uint8), size, filter="nearest")[:, :, 0].copy()) > 0
+
+    def check_image(self, file: Path) -> tuple[int, int]:
+        """A picture file -> its (height, width) upright. Raises `SmaltiError` as `check_file`, for more than `limits.pixels`, which
+        a small file may have too, and for what is no picture."""
+        self.check_file(file)
+        height, width = read_size(file, name=file.name)
+        if height * width > self.limits.pixels * 10**6:
+            raise DamagedImage(
+                file.name,
+                f"has {height} x {width} pixels (height x width), and {self.limits.pixels} million are the most here; "
+                "scale it down",
+            )
+        return height, width
 
     def check_file(self, file: Path) -> None:
         """Raise `SmaltiError` for a file that is missing or larger than `limits.upload`."""

@@ -5,7 +5,7 @@ The files that hold it are read by `smalti.data.annotations.annotation_files`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeAlias, final
@@ -61,6 +61,13 @@ def stem(key: str) -> str:
     return normalized(PurePosixPath(key).with_suffix("").as_posix())
 
 
+def stems(pictures: Sequence[Picture], known: Container[str]) -> list[str]:
+    """The names of pictures for what lies beside them, as `stem` has them: by their keys, or by their paths below the root of
+    their list where these are all `known`."""
+    below = [stem(picture.portable_name) for picture in pictures]
+    return below if all(name in known for name in below) else [stem(picture.key) for picture in pictures]
+
+
 def beside(pictures: Sequence[Picture], annotated: Annotated) -> tuple[tuple[Thing, ...], ...]:
     """For each picture its objects, in the order of the pictures.
 
@@ -103,7 +110,7 @@ def check_annotated_size(key: str, full: tuple[int, int], annotated: tuple[float
 
 def _names(pictures: Sequence[Picture], annotated: Annotated) -> list[str]:
     """What the pictures are called in the file."""
-    names = [stem(picture.key) for picture in pictures]
+    names = stems(pictures, annotated.pictures)
     if any("/" in name for name in annotated.pictures):
         return names
     whole: dict[str, str] = {}

@@ -1,0 +1,63 @@
+"""When the codes are placed: once, in the first step from `codes_from` on, also where a run goes on with another length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from smalti.tokenizer.quantizers.vq import VQ
+from smalti.training.stage1 import TokenizerStage
+from tests.small import write_pictures
+from tests.training.test_reference_training import refused, stage_of, step, write_reference
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures and a recipe."""
+    path = tmp_path_factory.mktemp("placed")
+    write_pictures(path / "pictures")
+    write_reference(path / "reference.yaml")
+    return path
+
+
+def gone_on(folder: Path, before: TokenizerStage, *overrides: str, old: bool = False) -> TokenizerStage:
+    """A stage with other settings that goes on from the state of `before`. `old`: as smalti 0.1 wrote it."""
+    stage = stage_of(folder, *overrides)
+    stage.tokenizer.load_state_dict(before.tokenizer.state_dict())
+    stage.exported.module.load_state_dict(before.exported.module.state_dict())
+    state = before.state()
+    stage.restored({**state, "used": before.used.counts} if old else state)
+    return stage
+
+
+@pytest.mark.parametrize("late", [(), ("decoder_phase.start=0.3", "decoder_phase.neighbors=2")])
+def test_a_run_that_goes_on_with_a_shorter_length_places_its_codes(folder: Path, late: tuple[str, ...]) -> None:
+    """It was past the point where they are placed, and so never placed them: all of its codes were noise."""
+    kmeans = ("model.quantizer.kmeans=2", "codes_from=0.2")
+    before = stage_of(folder, *kmeans, "run.length=240")
+    for seen in (0, 4):
+        step(before, seen)
+    noise = before.tokenizer.quantizer.state_dict()["codebook"].abs().max()
+    assert not before.codebook.placed
+    stage = gone_on(folder, before, *kmeans, *late)
+    assert float(step(stage, 8)["codebook"]) > 0 or late
+    for tokenizer in (stage.tokenizer, stage.exported.module) if late else (stage.tokenizer,):
+        assert tokenizer.quantizer.state_dict()["codebook"].abs().max() > 2 * noise
+    assert stage.codebook.frozen == bool(late)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_run_that_goes_on_with_a_longer_length_keeps_its_codes(
+    folder: Path, old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were left for unquantized features, and placed a second time."""
+    kmeans = ("model.quantizer.kmeans=2", "codes_from=0.2")
+    before = stage_of(folder, *kmeans)
+    for seen in (0, 4, 8):
+        step(before, seen)
+    assert before.codebook.placed
+    stage = gone_on(folder, before, *kmeans, "run.length=24" if old else "run.length=240", old=old)
+    monkeypatch.setattr(VQ, "start", refused)
+    for seen in (12, 16 if old else 48):
+        assert float(step(stage, seen)["codebook"]) > 0
