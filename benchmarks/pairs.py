@@ -2,7 +2,7 @@
 
 The floor of an item is the time its operations would take at the rate at which this machine multiplies matrices, measured in the
 same process just before. Machines share their cores with others: rates differ by a third from minute to minute, so only ratios of
-neighbouring runs mean anything, and medians of those are what is printed.
+neighboring runs mean anything, and medians of those are what is printed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Speed of sampling on this machine's CPU, as ratios to a peer in the same run. Prints one JSON line an item, last.
 
-    python benchmarks/sampling.py [--items cached,window-32,window-64,neighbourhood-64] [--peer "COMMAND"]
+    python benchmarks/sampling.py [--items cached,window-32,window-64,neighborhood-64] [--peer "COMMAND"]
 
 COMMAND is another program that prints such lines: "python bench_original.py --taming CHECKOUT".
 
@@ -8,11 +8,11 @@ items
   cached            256 codes under one window of 16 x 16, batch 4
   window-32         a grid of 32 x 32 under a window of 16 x 16 with a spatial condition (511 positions), batch 1
   window-64         a grid of 64 x 64 under a window of 16 x 16, told nothing, batch 1
-  neighbourhood-64  a grid of 64 x 64 by a neighbourhood transformer of as many weights, batch 1
+  neighborhood-64  a grid of 64 x 64 by a neighborhood transformer of as many weights, batch 1
 
-Vocabulary 1024, 8 layers, 8 heads, width 512, top-k 100; random weights, for the work is the same. A whole picture is laid, in
+Vocabulary 1024, 8 layers, 8 heads, width 512, top-k 100; random weights, for the work is the same. A whole image is laid, in
 `steps` waves. `ratio` is of codes a second. The peer of `cached` is its own item `cached`, and of `window-32` and of
-`neighbourhood-64` one code of its sliding window, `window`. For `window-64`, and for all without --peer, our own plain loop stands
+`neighborhood-64` one code of its sliding window, `window`. For `window-64`, and for all without --peer, our own plain loop stands
 in: the whole window through the network for each code.
 
 The floor of a call is the longer of two times: that in which its weights can be read, at the rate at which this machine sums a
@@ -39,17 +39,17 @@ from torch import Tensor, nn
 from pairs import line_of, matrix_rate, middle
 from smalti.core.allocator import keep_memory
 from smalti.generation.code_sampler import Sampler, finished, laid_by, sample_windows, unknown
-from smalti.prior import GPT, GPTSettings, Neighbourhood, NeighbourhoodSettings, Prior, Window, after_middle
+from smalti.prior import GPT, GPTSettings, Neighborhood, NeighborhoodSettings, Prior, Window, after_middle
 
 SIZES = GPTSettings(vocabulary=1024, size=1024, grid=(16, 16), block=256, layers=8, width=512, heads=8, start=0)
-NEAR = NeighbourhoodSettings(size=1024, grid=(16, 16), reach=4, layers=8, width=512, heads=8)
+NEAR = NeighborhoodSettings(size=1024, grid=(16, 16), reach=4, layers=8, width=512, heads=8)
 SAMPLER = Sampler(top_k=100)
 PLAIN = 3
 """Codes that the plain loop lays: each costs the same."""
 
 
 class Work(NamedTuple):
-    """A picture to be laid."""
+    """An image to be laid."""
 
     prior: Callable[[], Prior]
     batch: int
@@ -67,15 +67,15 @@ def told_a_map() -> Prior:
     return GPT(replace(SIZES, prefix=places, block=2 * places))
 
 
-def neighbourhood() -> Prior:
-    return Neighbourhood(NEAR)
+def neighborhood() -> Prior:
+    return Neighborhood(NEAR)
 
 
 ITEMS = {
     "cached": Work(told_nothing, 4, (16, 16), "cached"),
     "window-32": Work(told_a_map, 1, (32, 32), "window"),
     "window-64": Work(told_nothing, 1, (64, 64), ""),
-    "neighbourhood-64": Work(neighbourhood, 1, (64, 64), "window"),
+    "neighborhood-64": Work(neighborhood, 1, (64, 64), "window"),
 }
 
 
@@ -163,7 +163,7 @@ def ours(name: str) -> dict[str, Any]:
 
 
 def steps(prior: Prior, work: Work) -> int:
-    """Waves in which the picture is laid, one after the other."""
+    """Waves in which the image is laid, one after the other."""
     prefix, known = prior.null_prefix(work.batch), unknown(work.batch, work.grid)
     return len(laid_by(prior, lambda window: prefix, prefix[:0], known=known, middle=after_middle).schedule)
 
@@ -173,7 +173,7 @@ def plain(name: str) -> dict[str, Any]:
     """An item by the plain loop: the whole window through the network for each code, without cache or schedule."""
     torch.manual_seed(0)
     work = ITEMS[name]
-    prior = (told_nothing if name == "neighbourhood-64" else work.prior)().eval()
+    prior = (told_nothing if name == "neighborhood-64" else work.prior)().eval()
     window, prefix = Window(0, 0, *SIZES.grid), prior.null_prefix(work.batch)
     codes = torch.randint(SIZES.size, (work.batch, window.rows * window.columns))
 

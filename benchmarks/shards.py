@@ -10,7 +10,7 @@ of        a tokenizer and a prior, as recipes have them
   demo      demo (f8, 64 px), and its own prior
 
 Both are whole steps of `smalti train prior`, which differ in where codes come from. On shards: read from the files. In the loop: a
-JPEG file of 375 x 500 is read, scaled, cut and encoded, for each picture of each batch. Times are processor time of this process;
+JPEG file of 375 x 500 is read, scaled, cut and encoded, for each image of each batch. Times are processor time of this process;
 steps of both kinds run in turn, and the ratio is the median over pairs of them. Networks have learned nothing, which takes as long.
 """
 
@@ -43,11 +43,11 @@ from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.launcher import launch
 from smalti.training.loop import stream
-from smalti.training.runs import encode_pictures
+from smalti.training.runs import encode_images
 from smalti.training.stage1 import crops
 from smalti.training.stage2 import PriorStage
 
-PICTURES = 24
+IMAGES = 24
 
 
 class Pair(NamedTuple):
@@ -59,7 +59,7 @@ class Pair(NamedTuple):
 
 
 PAIRS = {
-    "gpt": Pair("f16", "small", ("network={name: gpt, layers: 8, width: 512, heads: 8}", "run.batch=4")),
+    "gpt": Pair("f16", "small", ("network={name: gpt, layers: 8, embed_dim: 512, heads: 8}", "run.batch=4")),
     "f16": Pair("f16", "small"),
     "paper": Pair("reference-imagenet", "reference-drin"),
     "small": Pair("small", "small"),
@@ -71,7 +71,7 @@ def paint(folder: Path) -> None:
     """Write JPEG files of smooth noise."""
     folder.mkdir()
     chance = np.random.RandomState(0)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         small = Image.fromarray(chance.randint(256, size=(24, 32, 3)).astype(np.uint8))
         small.resize((500, 375), Image.Resampling.BICUBIC).save(folder / f"{number:02d}.jpg", quality=90)
 
@@ -83,33 +83,33 @@ class Ready(NamedTuple):
     in_the_loop: Callable[[], object]
     batch: int
     copies: int
-    """What the recipe asks for, of each picture."""
+    """What the recipe asks for, of each image."""
     encoding: float
-    """Seconds that a picture takes to become codes on the disk."""
+    """Seconds that an image takes to become codes on the disk."""
     kept: int
     """Bytes of a copy of them."""
 
 
 def made_ready(pair: Pair, folder: Path) -> Ready:
-    """A tokenizer, pictures and their codes in a folder, and a prior that is trained on them."""
+    """A tokenizer, images and their codes in a folder, and a prior that is trained on them."""
     torch.manual_seed(0)
     recipe = resolve(TokenizerTraining, stage="tokenizer", recipe=pair.tokenizer, overrides=[])
     VQGAN(recipe.model).save_pretrained(folder / "tokenizer", about={})
-    paint(folder / "pictures")
-    size = list(recipe.pictures.size)
-    fixed = (f"encode.pictures.size={size}", "encode.pictures.cache_mib=0", "encode.pictures.validation=0.1")
-    alone = ("condition=nothing", "drop_condition=0", "run.workers=0")
+    paint(folder / "images")
+    size = list(recipe.images.size)
+    fixed = (f"encode.images.size={size}", "encode.images.cache_mib=0", "encode.images.validation=0.1")
+    alone = ("condition=nothing", "condition_dropout=0", "run.workers=0")
     asked = resolve(PriorTraining, stage="prior", recipe=pair.prior, overrides=[*pair.changes, *fixed, *alone])
     once = replace(asked.encode, copies=1)
     began = time.process_time()
     with counting(Console(stderr=True), title="encoding", unit="images") as progress:
-        encode_pictures(
-            folder / "tokenizer", folder / "pictures", folder / "codes", settings=once, seed=0, progress=progress
+        encode_images(
+            folder / "tokenizer", folder / "images", folder / "codes", settings=once, seed=0, progress=progress
         )
-    encoding = (time.process_time() - began) / PICTURES
+    encoding = (time.process_time() - began) / IMAGES
     shards, tokenizer = open_codes(folder / "codes"), load_tokenizer(folder / "tokenizer")
     stage = PriorStage(asked, shards, Nothing(), tokenizer, fabric=launch(asked.run), about={})
-    training, _ = crops(open_source(folder / "pictures"), asked.encode.pictures, channels=3, seed=0)
+    training, _ = crops(open_source(folder / "images"), asked.encode.images, channels=3, seed=0)
     kept, read = stage.batches(0), stream(training, start=0, run=asked.run, fabric=stage.fabric)
     encode, chance = encoder(tokenizer, training.images), torch.Generator()
 
@@ -147,9 +147,9 @@ def measured(name: str, *, pairs: int, steps: int) -> dict[str, Any]:
         "of": name,
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
-        "pictures_a_second": round(ready.batch / statistics.median(kept), 3),
-        "pictures_a_second_in_the_loop": round(ready.batch / statistics.median(looped), 3),
-        "seconds_to_encode_a_picture": round(ready.encoding, 4),
+        "images_a_second": round(ready.batch / statistics.median(kept), 3),
+        "images_a_second_in_the_loop": round(ready.batch / statistics.median(looped), 3),
+        "seconds_to_encode_a_image": round(ready.encoding, 4),
         "copies": ready.copies,
         "bytes_a_copy": ready.kept,
         "batch": ready.batch,

@@ -3,7 +3,7 @@
     python benchmarks/stage1.py [--items encode,decode,stage1,nearest] [--peer "python bench_original.py --taming CHECKOUT"]
 
 items
-  encode, decode    width 64, multipliers 1 1 2 2 4, 2 blocks, attention at 16 x 16, 1024 codes of 256; one 256 x 256 picture
+  encode, decode    width 64, multipliers 1 1 2 2 4, 2 blocks, attention at 16 x 16, 1024 codes of 256; one 256 x 256 image
   stage1            the same at 128 x 128 with attention at 8 x 8, batch 2: a step of generator and discriminator, LPIPS on VGG16
                     (random weights: the work is the same), adaptive weight, Adam
   nearest           65,536 vectors of 256 against 16,384 codes
@@ -30,15 +30,15 @@ from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, Reco
 from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
 from smalti.losses.perceptual import Perceptual, vgg16
 from smalti.tokenizer.blocks import Upsample, as_channels_last
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings, nearest
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from smalti.training.gan_step import Players, Strength, joint
 
-PYRAMID = PyramidSettings(
-    width=64, multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), latent_channels=256, zero_residuals=False
+AUTOENCODER = AutoencoderSettings(
+    width=64, channel_multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), latent_channels=256, zero_residuals=False
 )
-QUANTIZER = VQSettings(size=1024, dimension=256, normalised=False, beta_on="codebook", kmeans=0, restart_below=0.0)
+QUANTIZER = VQSettings(size=1024, dimension=256, normalized=False, beta_on="codebook", kmeans=0, restart_below=0.0)
 OBJECTIVE = ObjectiveSettings(
     perceptual="none",  # the network is put in below, with random weights
     adversarial=AdversarialSettings(
@@ -58,17 +58,17 @@ def counted(run: Callable[[], object]) -> float:
 
 def tokenizer() -> VQGAN:
     torch.manual_seed(0)
-    return VQGAN(VQGANSettings(pyramid=PYRAMID, quantizer=QUANTIZER))
+    return VQGAN(VQGANSettings(autoencoder=AUTOENCODER, quantizer=QUANTIZER))
 
 
-def pictures(batch: int, side: int) -> Tensor:
+def random_images(batch: int, side: int) -> Tensor:
     return torch.rand(batch, 3, side, side) * 2 - 1
 
 
 def encode() -> Work:
     model = tokenizer().eval()
     as_channels_last(model)
-    images = pictures(1, 256).contiguous(memory_format=torch.channels_last)
+    images = random_images(1, 256).contiguous(memory_format=torch.channels_last)
     run = torch.no_grad()(lambda: model.encode(images))
     return Work(run, counted(run))
 
@@ -95,7 +95,7 @@ def stage1() -> Work:
     model, judge, distance = tokenizer(), PatchDiscriminator(OBJECTIVE.adversarial.discriminator), score()
     for module in (model, judge):
         as_channels_last(module)
-    images = pictures(2, 128).contiguous(memory_format=torch.channels_last)
+    images = random_images(2, 128).contiguous(memory_format=torch.channels_last)
 
     def generate(images: Tensor, quantize: object) -> tuple[Tensor, object, Tensor]:
         features = model.features(images)
@@ -103,11 +103,11 @@ def stage1() -> Work:
         return features, quantized, model.decode(quantized.latents)
 
     def mover(module: nn.Module) -> object:
-        optimiser = adam(module)
+        optimizer = adam(module)
 
         def move() -> Tensor:
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             return torch.zeros(())
 
         return move
@@ -166,7 +166,7 @@ def plain(model: VQGAN) -> VQGAN:
 
 
 def plain_encode() -> Work:
-    model, images = tokenizer().eval(), pictures(1, 256)
+    model, images = tokenizer().eval(), random_images(1, 256)
     run = torch.no_grad()(lambda: model.encode(images))
     return Work(run, counted(run))
 
@@ -180,8 +180,8 @@ def plain_decode() -> Work:
 def plain_stage1() -> Work:
     """Two turns: every loss from a forward pass of its own, the adaptive weight from two backward passes more."""
     model, judge, distance = plain(tokenizer()), PatchDiscriminator(OBJECTIVE.adversarial.discriminator), score()
-    optimisers = adam(model), adam(judge)
-    images, last = pictures(2, 128), model.decoder.last_layer
+    optimizers = adam(model), adam(judge)
+    images, last = random_images(2, 128), model.decoder.last_layer
 
     def generator_turn() -> None:
         reconstructions, quantized = model(images)
@@ -189,16 +189,16 @@ def plain_stage1() -> Work:
         adversarial = hinge_generator(judge(reconstructions))
         gradients = (torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (total, adversarial))
         weight = 0.8 * adaptive_weight(*gradients)
-        optimisers[0].zero_grad(set_to_none=True)
+        optimizers[0].zero_grad(set_to_none=True)
         (total + weight * adversarial + quantized.loss).backward()
-        optimisers[0].step()
+        optimizers[0].step()
 
     def judge_turn() -> None:
         reconstructions, _ = model(images)  # with a graph that nothing asks for, as in the original
         loss = hinge_discriminator(judge(images), judge(reconstructions.detach()))
-        optimisers[1].zero_grad(set_to_none=True)
+        optimizers[1].zero_grad(set_to_none=True)
         loss.backward()
-        optimisers[1].step()
+        optimizers[1].step()
 
     def run() -> None:
         generator_turn()

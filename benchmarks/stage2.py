@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from pairs import Item, Work, main
 from smalti.prior import GPT, GPTSettings, nats, parameter_groups
-from smalti.training.config import OptimiserSettings
+from smalti.training.config import OptimizerSettings
 from smalti.training.launcher import BFloat16
-from smalti.training.optimizer import build_optimiser
+from smalti.training.optimizer import build_optimizer
 from stage1 import counted
 
 BATCH = 4
 SIZES = GPTSettings(vocabulary=1024, size=1024, grid=(16, 16), block=256, layers=8, width=512, heads=8, start=0)
-OPTIMISER = OptimiserSettings(rate=4.5e-6, betas=(0.9, 0.95), weight_decay=0.01)
+OPTIMIZER = OptimizerSettings(rate=4.5e-6, betas=(0.9, 0.95), weight_decay=0.01)
 
 
 def network() -> GPT:
@@ -40,13 +40,13 @@ def some_codes() -> Tensor:
 
 def trained(prior: GPT) -> Callable[[Tensor], None]:
     """A prior -> one step of its training on codes (B,h,w)."""
-    optimiser = build_optimiser(parameter_groups(prior, weight_decay=OPTIMISER.weight_decay), OPTIMISER)
+    optimizer = build_optimizer(parameter_groups(prior, weight_decay=OPTIMIZER.weight_decay), OPTIMIZER)
     prefix = prior.null_prefix(BATCH)
 
     def step(codes: Tensor) -> None:
         nats(prior, prefix, codes).mean().backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 
@@ -85,7 +85,7 @@ class PlainGPT(nn.Module):
         x = prior.embedding(codes) + prior.positions.weight[:length]
         for block in prior.blocks:
             x = x + self.attended(block.attention, block.attention_norm(x))
-            x = x + block.down(F.gelu(block.up(block.perceptron_norm(x))))
+            x = x + block.down(F.gelu(block.up(block.mlp_norm(x))))
         return prior.head(prior.norm(x))
 
     def attended(self, attention: nn.Module, x: Tensor) -> Tensor:
@@ -102,19 +102,19 @@ class PlainGPT(nn.Module):
 
 def plain_stage2() -> Work:
     model, codes = PlainGPT(network()), some_codes().flatten(1)
-    optimiser = torch.optim.AdamW(
-        parameter_groups(model.prior, weight_decay=OPTIMISER.weight_decay),
-        lr=OPTIMISER.rate,
-        betas=OPTIMISER.betas,
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model.prior, weight_decay=OPTIMIZER.weight_decay),
+        lr=OPTIMIZER.rate,
+        betas=OPTIMIZER.betas,
         foreach=False,
     )
     told = F.pad(codes[:, :-1], (1, 0))
 
     def run() -> None:
         loss = F.cross_entropy(model(told).view(-1, SIZES.vocabulary), codes.view(-1))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
 
     return Work(run, step_floor())
 

@@ -140,7 +140,7 @@ def prefix_of(pipeline: Pipeline, given: Tensor, count: int) -> Tensor:
 
 
 def known_codes(golden: Golden) -> Tensor:
-    """A sliding-window fixture -> the codes (1,h,w) that are kept of its input picture, -1 where one is to be laid."""
+    """A sliding-window fixture -> the codes (1,h,w) that are kept of its input image, -1 where one is to be laid."""
     height, width = golden.facts["latent_grid"]
     given = golden.facts["tokens_from_input"]
     known = torch.full((1, height, width), -1)

@@ -1,6 +1,6 @@
 """`smalti` in double precision, for tests that compare two trainings: `python in_double.py train tokenizer ...`.
 
-Single precision tells processors apart there: convolutions of two pictures round otherwise than those of four, and after twenty
+Single precision tells processors apart there: convolutions of two images round otherwise than those of four, and after twenty
 steps of Adam losses are 1e-5 off on some. In double precision what is left of rounding is far below any fault.
 """
 

@@ -1,4 +1,4 @@
-"""A feature network small enough for tests, and pictures for it: what the tests of evaluation share."""
+"""A feature network small enough for tests, and images for it: what the tests of evaluation share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from smalti.evaluation.features import SCORES, FeatureNetwork, InceptionFeatures
 
 @final
 class Means(FeatureNetwork):
-    """Mean colours of a 2x2 grid as features, of a 3x3 grid as spatial ones; logits of 5 classes."""
+    """Mean colors of a 2x2 grid as features, of a 3x3 grid as spatial ones; logits of 5 classes."""
 
     weights = "means"
-    about = "the mean colours of four quarters"
+    about = "the mean colors of four quarters"
     names: ClassVar[Mapping[str, str]] = {score: f"{score}_squeezenet" for score in SCORES}
     width, spatial_width, classes = 12, 27, 5
 
@@ -42,7 +42,7 @@ class NamedAsInception(FeatureNetwork):
     """The same, whose scores have the names of Inception's."""
 
     weights = "means-as-inception"
-    about = "the mean colours of four quarters"
+    about = "the mean colors of four quarters"
     names: ClassVar[Mapping[str, str]] = InceptionFeatures.names
     width, spatial_width, classes = 12, 27, 5
 
@@ -74,11 +74,11 @@ def forbid_downloads(patch: pytest.MonkeyPatch, empty: Path) -> None:
 
 
 def write_noise(folder: Path, *, count: int, size: tuple[int, int] = (16, 16), seed: int = 0) -> Path:
-    """Coloured noise around a colour of each picture's own, as PNG files."""
+    """Colored noise around a color of each image's own, as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     chance = np.random.RandomState(seed)
     for number in range(count):
-        colour = chance.uniform(40, 215, 3)
-        pixels = np.clip(chance.normal(colour, 25, (*size, 3)), 0, 255).astype(np.uint8)
+        color = chance.uniform(40, 215, 3)
+        pixels = np.clip(chance.normal(color, 25, (*size, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{number:03d}.png")
     return folder

@@ -89,7 +89,7 @@ def sampled(
     seed: int,
     middle: Callable[[int], int] = lambda n: n // 2,
 ) -> Tensor:
-    """One picture, prefix (P,) or one for each window, and known (h, w) -> codes (h, w), without cache or batch.
+    """One image, prefix (P,) or one for each window, and known (h, w) -> codes (h, w), without cache or batch.
 
     For every code the whole window goes through the prior, with filler where nothing is laid yet.
     """
@@ -182,7 +182,7 @@ def code_probabilities(features: Tensor, corners: Tensor, *, temperature: float)
 
 
 def convolution(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B,C,H,W), weight (K,C,3,3) -> (B,K,H,W): stride 1, one pixel of zeros around, one product of shifted pictures each."""
+    """x (B,C,H,W), weight (K,C,3,3) -> (B,K,H,W): stride 1, one pixel of zeros around, one product of shifted images each."""
     B, C, H, W = x.shape
     padded = x.new_zeros(B, C, H + 2, W + 2)
     padded[:, :, 1:-1, 1:-1] = x
@@ -200,7 +200,7 @@ def perceptual_of_map(target: Tensor, features: Tensor, weight: Tensor) -> Tenso
 
 
 def gradient_penalty(judge: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    """R1 of each picture by itself: |gradient of the sum of its logits|^2 / their number, and the mean over pictures."""
+    """R1 of each image by itself: |gradient of the sum of its logits|^2 / their number, and the mean over images."""
     penalties = []
     for image in images:
         alone = image[None].detach().requires_grad_()
@@ -228,14 +228,14 @@ def first_reached(
     return None
 
 
-def nearest_colours(images: Tensor, colours: Tensor) -> Tensor:
-    """Pictures (B,3,H,W), colours (K,3) -> for each pixel the colour that is nearest: (B,H,W)."""
+def nearest_colors(images: Tensor, colors: Tensor) -> Tensor:
+    """Images (B,3,H,W), colors (K,3) -> for each pixel the color that is nearest: (B,H,W)."""
     B, _, H, W = images.shape
     codes = torch.zeros(B, H, W, dtype=torch.int64)
     for b in range(B):
         for i in range(H):
             for j in range(W):
-                codes[b, i, j] = (colours - images[b, :, i, j]).square().sum(1).argmin()
+                codes[b, i, j] = (colors - images[b, :, i, j]).square().sum(1).argmin()
     return codes
 
 
@@ -257,7 +257,7 @@ def one_hot(labels: Tensor, channels: int) -> Tensor:
 
 @torch.no_grad()
 def sampled_whole(prior: Prior, prefix: Tensor, empty: Tensor, known: Tensor, *, sampler: Sampler, seed: int) -> Tensor:
-    """One picture of a prior that reads grids of any size whole: prefixes (P,), known (h, w) -> codes (h, w).
+    """One image of a prior that reads grids of any size whole: prefixes (P,), known (h, w) -> codes (h, w).
 
     For every code the whole grid goes through the prior, with filler where nothing is laid yet.
     """
@@ -287,7 +287,7 @@ def guessed_ahead(
 ) -> tuple[Tensor, int]:
     """Prefixes (B, P), as many seeds -> codes (B, h, w) in raster order, `count` guessed at once, and how many calls it took.
 
-    A call answers for the place after each code it is told. Answers count up to the first guess that is wrong in any picture,
+    A call answers for the place after each code it is told. Answers count up to the first guess that is wrong in any image,
     and those after it are guesses of the next call; the other guesses repeat the code before.
     """
     total, calls = grid[0] * grid[1], 0

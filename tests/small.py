@@ -22,41 +22,47 @@ RECIPE: dict[str, Any] = {
         "run": {
             "length": 48,
             "batch": 4,
-            "report_every": 8,
+            "log_every": 8,
             "validate_every": 16,
-            "picture_every": 16,
+            "sample_every": 16,
             "checkpoint_every": 16,
             "tensorboard": False,
             "accelerator": "cpu",
         },
         "model": {
-            "pyramid": {"stem": 2, "width": 8, "multipliers": [1, 1], "blocks": 1, "latent_channels": 8},
-            "quantizer": {"size": 16, "dimension": 4},
+            "autoencoder": {
+                "patch_size": 2,
+                "base_channels": 8,
+                "channel_multipliers": [1, 1],
+                "res_blocks": 1,
+                "latent_channels": 8,
+            },
+            "quantizer": {"codebook_size": 16, "codebook_dim": 4},
         },
         "objective": {
             "perceptual": "none",
-            "adversarial": {"start": 0.3, "ramp": 0.2, "discriminator": {"width": 8, "layers": 1}},
+            "adversarial": {"start": 0.3, "ramp": 0.2, "discriminator": {"base_channels": 8, "layers": 1}},
         },
-        "pictures": {"size": [SIDE, SIDE], "validation": 0.2, "zoom": [1.0, 1.5]},
+        "images": {"size": [SIDE, SIDE], "validation": 0.2, "zoom": [1.0, 1.5]},
     },
     "prior": {
         "run": {
             "length": 960,
             "batch": 4,
-            "report_every": 64,
+            "log_every": 64,
             "validate_every": 320,
-            "picture_every": 320,
+            "sample_every": 320,
             "checkpoint_every": 320,
             "tensorboard": False,
             "accelerator": "cpu",
         },
-        "network": {"layers": 1, "width": 16, "heads": 2, "dropout": 0.1},
-        "encode": {"copies": 2, "pictures": {"size": [SIDE, SIDE], "validation": 0.2}},
+        "network": {"layers": 1, "embed_dim": 16, "heads": 2, "dropout": 0.1},
+        "encode": {"copies": 2, "images": {"size": [SIDE, SIDE], "validation": 0.2}},
     },
 }
 
 
-def write_pictures(folder: Path, *, count: int = 10) -> Path:
+def write_images(folder: Path, *, count: int = 10) -> Path:
     """Light and dark gradients with some noise, one sub-folder each."""
     chance = np.random.RandomState(0)
     for place, label in enumerate(LABELS):
@@ -75,10 +81,10 @@ def write_recipe(path: Path) -> Path:
 
 
 def small_prior(folder: Path, out: str, *overrides: str) -> Path:
-    """`pictures`, `tokenizer` and `small.yaml` in a folder -> a run of a prior in `out` there, on the codes in `codes`."""
+    """`images`, `tokenizer` and `small.yaml` in a folder -> a run of a prior in `out` there, on the codes in `codes`."""
     settings = resolve(PriorTraining, stage="prior", recipe=str(folder / "small.yaml"), overrides=overrides)
     shards = codes_of(
-        folder / "pictures",
+        folder / "images",
         folder / "tokenizer",
         folder / "codes",
         settings=settings,

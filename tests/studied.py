@@ -1,4 +1,4 @@
-"""What the tests of single studies share: small pictures and recipes, no weights from elsewhere, the text of a page."""
+"""What the tests of single studies share: small images and recipes, no weights from elsewhere, the text of a page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def no_weights(empty: Path) -> Iterator[None]:
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """Paces are taken in few steps, and trainings look at held-out pictures a few times, while the block runs."""
+    """Paces are taken in few steps, and trainings look at held-out images a few times, while the block runs."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("PLACES", 2), ("FEWEST", 1), ("POINTS", 3), ("SAVED", 1)):
             patch.setattr(equal_time, name, value)
@@ -39,7 +39,7 @@ def quick() -> Iterator[None]:
 
 
 def asked(data: Path, chosen: Mapping[str, Any], *overrides: str) -> Asked:
-    """A study on pictures, with settings in place of those of the scale tiny."""
+    """A study on images, with settings in place of those of the scale tiny."""
     return Asked(data=data, overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *overrides))
 
 
@@ -54,17 +54,17 @@ class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.words: list[str] = []
-        self.pictures = 0
+        self.images = 0
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.pictures += tag == "img"
+        self.images += tag == "img"
 
 
 def page(out: Path) -> tuple[str, int]:
-    """The page of a study -> its words, and how many pictures it holds."""
+    """The page of a study -> its words, and how many images it holds."""
     reader = _Reader()
     reader.feed((out / "report.html").read_text())
-    return " ".join(" ".join(reader.words).split()), reader.pictures
+    return " ".join(" ".join(reader.words).split()), reader.images

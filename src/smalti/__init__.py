@@ -1,4 +1,4 @@
-"""smalti: learn discrete image tokens from pictures, and paint new pictures with them.
+"""smalti: learn discrete image tokens from images, and paint new images with them.
 
     tokenizer = smalti.VQGAN.from_pretrained("runs/photos/tokenizer")
     codes = tokenizer.encode(images).codes                       # (B, h, w)

@@ -1,4 +1,4 @@
-"""Both stages joined: a condition -> codes -> pictures; completion and reconstruction of given pictures.
+"""Both stages joined: a condition -> codes -> images; completion and reconstruction of given images.
 
 Letters: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h.
 """
@@ -106,13 +106,13 @@ class Pipeline:
             save_prior(self.prior, self.condition, temporary / "prior", fingerprint=fingerprint, about=facts)
 
     def push_to_hub(
-        self, name: str, *, licence: str, about: Mapping[str, Any], private: bool = False, results: Sequence[Path] = ()
+        self, name: str, *, license: str, about: Mapping[str, Any], private: bool = False, results: Sequence[Path] = ()
     ) -> str:
         """As `VQGAN.push_to_hub`, both stages; `about` as in `save_pretrained`."""
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "pipeline"
             self.save_pretrained(folder, about=about)
-            return publish(folder, name, Sources(licence, results=results), private=private)
+            return publish(folder, name, Sources(license, results=results), private=private)
 
     def to(self, device: torch.device | str) -> Pipeline:
         """Move all networks; returns the pipeline itself."""
@@ -146,11 +146,11 @@ class Pipeline:
         speculate: int = 0,
         **given: Any,
     ) -> Tensor:
-        """-> `count` pictures (B,C,H,W) in [-1,1] of `size` (H,W), with the seeds seed, seed + 1, ...
+        """-> `count` images (B,C,H,W) in [-1,1] of `size` (H,W), with the seeds seed, seed + 1, ...
 
-        A picture depends on its own seed alone, not on the others it is sampled with. `given` is the condition by its key, such
+        An image depends on its own seed alone, not on the others it is sampled with. `given` is the condition by its key, such
         as `label="dusk"` or `segmentation=labels`; without it the condition is left open. Sizes above the trained one are laid by
-        the sliding window. `speculate` codes are guessed at once: the picture is the same, in fewer calls of the prior. Raises
+        the sliding window. `speculate` codes are guessed at once: the image is the same, in fewer calls of the prior. Raises
         `SmaltiError` for an unknown key or label (listing those there are), for sizes that are no multiple of f, and for guesses
         above the trained size.
         """
@@ -182,10 +182,10 @@ class Pipeline:
         keep: str | Path | None = None,
         **given: Any,
     ) -> Iterator[Tensor]:
-        """As `sample`, one picture, yielded (C,H,W) whenever another row's worth of codes is laid; what is not yet is mid-grey.
+        """As `sample`, one image, yielded (C,H,W) whenever another row's worth of codes is laid; what is not yet is mid-gray.
 
         At most one is yielded in `every` seconds, and the last in any case: each time all of it is decoded. With `keep` a loop that
-        is left early, by Ctrl-C too, keeps what is laid in that file; the same call goes on, and ends in the same picture.
+        is left early, by Ctrl-C too, keeps what is laid in that file; the same call goes on, and ends in the same image.
         Raises `SmaltiError` as `sample`, and where the file keeps another laying.
         """
         known, values, seeds = unknown(1, self.grid(size)), [self.value(given)], self.seeds(seed, 1)
@@ -219,7 +219,7 @@ class Pipeline:
         seed: int = 0,
         speculate: int = 0,
     ) -> Tensor:
-        """Pictures, as `encode` takes them, and a mask (H,W) bool, True where a pixel is kept -> completed pictures (B,C,H,W).
+        """Images, as `encode` takes them, and a mask (H,W) bool, True where a pixel is kept -> completed images (B,C,H,W).
 
         A code is kept when its whole tile is. The code order is raster: what lies above and to the left of a code guides it;
         kept codes below and to the right stay, but do not guide what comes before them. `speculate` and errors as in `sample`.
@@ -243,14 +243,14 @@ class Pipeline:
         return finished(self.lay(values, kept, sampler=sampler, seeds=seeds, speculate=speculate))
 
     def kept(self, images: Images, known: Tensor) -> Tensor:
-        """Pictures and a mask (H,W) bool, True where a pixel is kept -> codes (B,h,w), -1 where one is to be laid.
+        """Images and a mask (H,W) bool, True where a pixel is kept -> codes (B,h,w), -1 where one is to be laid.
 
         A code is kept when its whole tile is. Raises `SmaltiError` as `encode`, and as `masks.whole_tiles`.
         """
         images = self.tokenizer.batch(images)
-        picture = (images.shape[2], images.shape[3])
-        whole = whole_tiles(known, factor=self.tokenizer.factor, picture=picture)  # (h,w)
-        # The whole picture is encoded, as in the paper's code: grey in place of what is laid anew would shift the statistics of
+        image = (images.shape[2], images.shape[3])
+        whole = whole_tiles(known, factor=self.tokenizer.factor, image=image)  # (h,w)
+        # The whole image is encoded, as in the paper's code: gray in place of what is laid anew would shift the statistics of
         # every GroupNorm, and with them the kept codes.
         codes = self.encode(images)
         return torch.where(whole.to(codes.device), codes, -1)
@@ -278,9 +278,9 @@ class Pipeline:
         return Keeper(path, known, hangs_on=told, settings=said)
 
     def fitted(self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None) -> tuple[Any, tuple[int, int]]:
-        """What a person typed for the condition by its keys, names or paths of files -> its value, and the picture's grid (h,w).
+        """What a person typed for the condition by its keys, names or paths of files -> its value, and the image's grid (h,w).
 
-        A map without a `size` (H,W) makes a picture as large as it is itself, cut to whole tiles; with one it is scaled and cut.
+        A map without a `size` (H,W) makes an image as large as it is itself, cut to whole tiles; with one it is scaled and cut.
         Raises `SmaltiError` for other keys, for files that cannot be read and for sizes that are no multiple of f.
         """
         self.value(texts)  # which refuses other keys
@@ -316,7 +316,7 @@ class Pipeline:
 
         def mixed(window: Window) -> Tensor:
             told = laid(window).to(empty)
-            prefix = empty[:, :1].repeat(1, told.shape[1])  # as long as the picture's, where the prior sees all of it
+            prefix = empty[:, :1].repeat(1, told.shape[1])  # as long as the image's, where the prior sees all of it
             prefix[said] = told
             return prefix
 
@@ -324,7 +324,7 @@ class Pipeline:
 
     @torch.no_grad()
     def nats(self, codes: Codes, *, values: Sequence[Any]) -> Tensor:
-        """Codes (B,h,w) of pictures of any size and what each is told, None for "nothing" -> nats of each code (B,h,w).
+        """Codes (B,h,w) of images of any size and what each is told, None for "nothing" -> nats of each code (B,h,w).
 
         That is how unlikely the prior itself finds a code after those before it, without temperature, filters or guidance. Raises
         `SmaltiError` for values that the condition does not know.
@@ -338,14 +338,14 @@ class Pipeline:
         return seeds_from(seed, count)
 
     def encode(self, images: Images, *, progress: Progress = unwatched) -> Tensor:
-        """Pictures, as `VQGAN.encode` takes them: (B,C,H,W), floats in [-1,1] or uint8, or Pillow's -> codes (B,h,w).
+        """Images, as `VQGAN.encode` takes them: (B,C,H,W), floats in [-1,1] or uint8, or Pillow's -> codes (B,h,w).
 
-        Large pictures in bounded memory; `progress` is told rows of pixels.
+        Large images in bounded memory; `progress` is told rows of pixels.
         """
         return encode_of_any_size(self.tokenizer, images, progress=progress).codes
 
     def decode(self, codes: Codes, *, progress: Progress = unwatched) -> Tensor:
-        """Codes (B,h,w) -> pictures (B,C,H,W) in [-1,1] on the CPU, clamped; what is large and `progress` as in `encode`."""
+        """Codes (B,h,w) -> images (B,C,H,W) in [-1,1] on the CPU, clamped; what is large and `progress` as in `encode`."""
         latents = self.tokenizer.latents_of(codes)
         return decode_of_any_size(self.tokenizer, latents, progress=progress).clamp_(-1, 1).contiguous()
 
@@ -357,21 +357,21 @@ class Pipeline:
         settings: Mapping[str, Any] = NO_SETTINGS,
         progress: Progress = unwatched,
     ) -> None:
-        """Codes (h,w) -> a PNG file of their picture, of any size, written as it is decoded. Settings, errors as `write_png`."""
+        """Codes (h,w) -> a PNG file of their image, of any size, written as it is decoded. Settings, errors as `write_png`."""
         latents = self.tokenizer.latents_of(codes[None])
         height, width = (side * self.tokenizer.factor for side in codes.shape)
         strips = (to_array(strip[0]) for strip in strips_of(self.tokenizer, latents, progress=progress))
         write_png(Path(path), strips, size=(height, width), settings=settings)
 
     def reconstruct(self, images: Images) -> Tensor:
-        """Pictures, as `encode` takes them -> what the tokenizer keeps of them (B,C,H,W)."""
+        """Images, as `encode` takes them -> what the tokenizer keeps of them (B,C,H,W)."""
         return self.decode(self.encode(images))
 
     def partial(self, codes: Tensor) -> Tensor:
-        """Codes (B,h,w) of which some are -1 -> pictures (B,C,H,W), mid-grey where nothing is laid yet."""
-        pictures, f = self.decode(codes.clamp(min=0)), self.tokenizer.factor
+        """Codes (B,h,w) of which some are -1 -> images (B,C,H,W), mid-gray where nothing is laid yet."""
+        images, f = self.decode(codes.clamp(min=0)), self.tokenizer.factor
         laid = (codes >= 0).repeat_interleave(f, 1).repeat_interleave(f, 2).unsqueeze(1).cpu()
-        return torch.where(laid, pictures, 0.0)
+        return torch.where(laid, images, 0.0)
 
     def grid(self, size: tuple[int, int] | int | None) -> tuple[int, int]:
         """(H,W) in pixels, one number for both, None for the trained size -> (h,w).
@@ -392,8 +392,8 @@ def amid(codes: Tensor, grid: tuple[int, int]) -> Tensor:
     height, width = codes.shape[1:]
     if grid[0] < height or grid[1] < width:
         raise SmaltiError(
-            f"a picture of {height} x {width} codes (height x width) has no place on a canvas of {grid[0]} x {grid[1]}; make the "
-            "canvas larger or the picture smaller"
+            f"an image of {height} x {width} codes (height x width) has no place on a canvas of {grid[0]} x {grid[1]}; make the "
+            "canvas larger or the image smaller"
         )
     top, left = (grid[0] - height) // 2, (grid[1] - width) // 2
     canvas = codes.new_full((len(codes), *grid), -1)

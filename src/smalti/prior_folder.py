@@ -14,24 +14,22 @@ from smalti.hub.pretrained import Saved, load_weights_into, save_model
 from smalti.prior import (
     GPT,
     GPTSettings,
-    Neighbourhood,
-    NeighbourhoodSettings,
+    Neighborhood,
+    NeighborhoodSettings,
     PixelSNAIL,
     PixelSNAILSettings,
     Transformer,
     TransformerSettings,
 )
 
-Network: TypeAlias = Transformer | GPT | Neighbourhood | PixelSNAIL
+Network: TypeAlias = Transformer | GPT | Neighborhood | PixelSNAIL
 """A prior of a kind that can be saved."""
-Sizes: TypeAlias = (
-    type[TransformerSettings] | type[GPTSettings] | type[NeighbourhoodSettings] | type[PixelSNAILSettings]
-)
+Sizes: TypeAlias = type[TransformerSettings] | type[GPTSettings] | type[NeighborhoodSettings] | type[PixelSNAILSettings]
 
 PRIORS: dict[str, tuple[Callable[[Any], Network], Sizes]] = {
     "transformer": (Transformer, TransformerSettings),
     "gpt": (GPT, GPTSettings),
-    "neighbourhood": (Neighbourhood, NeighbourhoodSettings),
+    "neighborhood": (Neighborhood, NeighborhoodSettings),
     "pixelsnail": (PixelSNAIL, PixelSNAILSettings),
 }
 

@@ -17,7 +17,7 @@ from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, read_codes, shortened, shuffled
 from smalti.conditions.location_codes import WHOLE, Box
 from smalti.conditions.precomputed import Given, GivenSettings
-from smalti.conditions.spatial import Maps, MapsSettings, colourised, labels_as_channels
+from smalti.conditions.spatial import Maps, MapsSettings, colorized, labels_as_channels
 from smalti.core.errors import SmaltiError
 from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
 from smalti.prior.gpt import GPT
@@ -28,9 +28,9 @@ pytestmark = pytest.mark.golden
 
 PLACES = {
     "objects_bbox": "boxes",
-    "objects_center_points": "centres",
+    "objects_center_points": "centers",
     "ObjectsBoundingBoxConditionalBuilder": "boxes",
-    "ObjectsCenterPointsConditionalBuilder": "centres",
+    "ObjectsCenterPointsConditionalBuilder": "centers",
 }
 PROPERTIES = {"is_group_of": "group", "is_occluded": "occluded", "is_depiction": "depiction", "is_inside": "inside"}
 
@@ -38,8 +38,8 @@ PROPERTIES = {"is_group_of": "group", "is_occluded": "occluded", "is_depiction":
 def layout_settings(config: dict[str, Any], builder: str) -> LayoutSettings:
     return LayoutSettings(
         classes=tuple(f"class {number}" for number in range(config["no_object_classes"])),
-        most=config["no_max_objects"],
-        size=config["no_tokens"],
+        max_objects=config["no_max_objects"],
+        codebook_size=config["no_tokens"],
         places=PLACES[builder],  # type: ignore[arg-type]
         encode_crop=config["encode_crop"],
         group=config["use_group_parameter"],
@@ -71,8 +71,10 @@ def objects_of(stored: dict[str, Any], case: dict[str, Any], settings: LayoutSet
     objects = [annotation(one) for one in stored["annotation_lists"][case["annotations"]]]
     if case["order"] == "kept":
         return objects
-    if len(objects) > settings.most:
-        with pytest.warns(UserWarning, match=f"a layout of {len(objects)} objects; there is room for {settings.most}"):
+    if len(objects) > settings.max_objects:
+        with pytest.warns(
+            UserWarning, match=f"a layout of {len(objects)} objects; there is room for {settings.max_objects}"
+        ):
             objects = shortened(objects, settings)
     return shuffled(objects, random.Random(case["order"]))
 
@@ -109,7 +111,7 @@ def test_coordinates(path: Path) -> None:
     given = golden["in.c"].float()  # (B,1,H,W)
     levels, factor = options["n_embed"], options["down_factor"]
     grid = (given.shape[2] // factor, given.shape[3] // factor)
-    condition = Coordinates(CoordinatesSettings(levels=levels, size=levels + 1, factor=factor, grid=grid))
+    condition = Coordinates(CoordinatesSettings(levels=levels, codebook_size=levels + 1, factor=factor, grid=grid))
     codes = condition.codes(given)
     golden.check("out.c_indices", codes.flatten(1))
     golden.check("out.coord_quant", codes[:, None].float())
@@ -117,14 +119,14 @@ def test_coordinates(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", fixtures("11_sliding"))
-def test_coordinates_of_larger_pictures(path: Path) -> None:
+def test_coordinates_of_larger_images(path: Path) -> None:
     golden = Golden.read(path)
     stage = golden.facts["params"]["cond_stage_config"]
     if not stage["target"].endswith("CoordStage"):
         pytest.skip("its condition is another one")
     given, (h, w) = golden["in.c"].float(), golden.facts["latent_grid"]
     levels, factor = stage["params"]["n_embed"], stage["params"]["down_factor"]
-    condition = Coordinates(CoordinatesSettings(levels=levels, size=levels + 1, factor=factor, grid=(h, w)))
+    condition = Coordinates(CoordinatesSettings(levels=levels, codebook_size=levels + 1, factor=factor, grid=(h, w)))
     golden.check("in.c_indices", condition.codes(given).flatten(1))
 
 
@@ -133,7 +135,7 @@ def test_given_codes(path: Path) -> None:
     golden = Golden.read(path)
     size = golden.facts["params"]["transformer_config"]["params"]["vocab_size"]
     given = golden["in.c"]
-    condition = Given(GivenSettings(size=size, length=given.shape[1]))
+    condition = Given(GivenSettings(codebook_size=size, length=given.shape[1]))
     golden.check("out.c_indices", condition.encode(given.tolist()))
     golden.check("out.c_indices", condition.encode(list(given)))
 
@@ -154,16 +156,16 @@ def test_maps(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", fixtures("04"))
-def test_label_maps_and_their_colours(path: Path) -> None:
+def test_label_maps_and_their_colors(path: Path) -> None:
     golden = Golden.read(path)
     stored = golden["in.segmentation"].movedim(-1, 1)  # (B,n,H,W)
     count, colorize = stored.shape[1], golden["colorize"].float()
     maps = torch.stack([labels_as_channels(one.argmax(dim=0), count=count, key="segmentation") for one in stored])
     assert torch.equal(maps, stored)
-    golden.check("out.rgb_in", colourised(maps, colorize))
+    golden.check("out.rgb_in", colorized(maps, colorize))
     best = golden["out.dec"].argmax(dim=1)
     maps = torch.stack([labels_as_channels(one, count=count, key="segmentation") for one in best])
-    golden.check("out.rgb_rec", colourised(maps, colorize))
+    golden.check("out.rgb_rec", colorized(maps, colorize))
 
 
 def scene_layout(golden: Golden) -> tuple[Layout, list[Annotation]]:

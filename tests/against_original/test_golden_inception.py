@@ -19,7 +19,7 @@ from tests.golden import Golden, fixtures
 
 pytestmark = pytest.mark.golden
 
-NEIGHBOURS, PARTS = 3, 10  # as the table of golden numbers says
+NEIGHBORS, PARTS = 3, 10  # as the table of golden numbers says
 
 
 @pytest.fixture(scope="module", params=fixtures("15_"))
@@ -61,7 +61,7 @@ def sizes(golden: Golden) -> list[str]:
 
 @pytest.fixture(scope="module")
 def taps(golden: Golden, network: InceptionV3) -> dict[str, Taps]:
-    """The size of a batch of pictures -> what the network says of it."""
+    """The size of a batch of images -> what the network says of it."""
     return {size: network(golden[f"in.images.{size}"]) for size in sizes(golden)}
 
 
@@ -73,7 +73,7 @@ def test_every_tap_is_the_originals(golden: Golden, taps: dict[str, Taps], tap: 
         torch.testing.assert_close(getattr(found, tap), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_pictures_of_a_batch_do_not_meet(golden: Golden, network: InceptionV3, taps: dict[str, Taps]) -> None:
+def test_images_of_a_batch_do_not_meet(golden: Golden, network: InceptionV3, taps: dict[str, Taps]) -> None:
     size = sizes(golden)[0]
     alone = network(golden[f"in.images.{size}"][1:])
     torch.testing.assert_close(alone.pool2048, taps[size].pool2048[1:], rtol=1e-5, atol=1e-5)
@@ -109,7 +109,7 @@ def test_fid(golden: Golden, batch: int) -> None:
 
 def test_inception_score(golden: Golden) -> None:
     logits = golden["in.logits"]
-    score = InceptionScore(logits.shape[1], pictures=len(logits), splits=PARTS)
+    score = InceptionScore(logits.shape[1], images=len(logits), splits=PARTS)
     for places in torch.split(torch.randperm(len(logits), generator=torch.Generator().manual_seed(0)), 77):
         score.update(logits[places], places)
     expected = golden.facts["metrics"]["isc"]
@@ -131,7 +131,7 @@ def test_kid(golden: Golden) -> None:
 
 def test_precision_and_recall(golden: Golden) -> None:
     a, b = golden["in.features_a"], golden["in.features_b"]
-    found = manifold(a, b, neighbours=NEIGHBOURS)
+    found = manifold(a, b, neighbors=NEIGHBORS)
     expected = golden.facts["metrics"]["prc"]
     assert round(found.precision * len(a)) == pytest.approx(expected["precision"] * len(a), abs=1e-3)
     assert round(found.recall * len(b)) == pytest.approx(expected["recall"] * len(b), abs=1e-3)

@@ -57,7 +57,7 @@ def discriminator(
     """The original's arguments, without the prefix of the loss, and its weights -> ours in training mode."""
     settings = PatchSettings(
         channels=params.get("in_channels", 3),
-        width=params.get("ndf", 64),
+        base_channels=params.get("ndf", 64),
         layers=params.get("num_layers", 3),
         norm="act" if params.get("use_actnorm") else "batch",
     )
@@ -172,7 +172,7 @@ def test_lpips(path: Path, dtype: torch.dtype) -> None:
 
 
 class Case:
-    """One variant of the full loss on the golden pictures and their reconstructions."""
+    """One variant of the full loss on the golden images and their reconstructions."""
 
     def __init__(self, check: Checks, variant: str, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
         facts = check.golden.facts
@@ -212,7 +212,7 @@ def check_generator(check: Checks, case: Case, *, name: str, log: str, judge: Pa
 def check_discriminator(
     check: Checks, case: Case, *, name: str, log: str, strength: float, judge: PatchDiscriminator
 ) -> None:
-    """The discriminator's loss, its logged terms and gradients: real pictures first, then reconstructions, each by itself."""
+    """The discriminator's loss, its logged terms and gradients: real images first, then reconstructions, each by itself."""
     real, fake = judge(case.images), judge(case.reconstructions)
     loss = strength * case.game.discriminator(real, fake)
     check(f"{log}.disc_loss", loss)
@@ -339,13 +339,13 @@ def test_a_conditional_loss(path: Path, dtype: torch.dtype, monkeypatch: pytest.
     reconstructions = F.conv2d(features, last.requires_grad_(), padding=1).tanh()
     check("out.xrec", reconstructions)
 
-    pictures = reconstructions.detach().requires_grad_()
-    found = score(images, pictures)
+    fake_images = reconstructions.detach().requires_grad_()
+    found = score(images, fake_images)
     balanced = balanced_gradient(
         reconstructions,
-        pictures,
+        fake_images,
         distance=found.total,
-        fake=judge(torch.cat((pictures, condition), 1)),
+        fake=judge(torch.cat((fake_images, condition), 1)),
         last_layer=last,
         settings=settings.adversarial,
         strength=strength,

@@ -1,4 +1,4 @@
-"""Both stages of the original in one checkpoint, read by our border and run through our pipeline: codes, conditions, pictures."""
+"""Both stages of the original in one checkpoint, read by our border and run through our pipeline: codes, conditions, images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.golden
 
 
 def pipeline_of(golden: Golden, *, grid: tuple[int, int] | None = None, **changed: Any) -> Pipeline:
-    """The models of a fixture with some of its settings changed; `grid`: the window, where it is not all of the picture."""
+    """The models of a fixture with some of its settings changed; `grid`: the window, where it is not all of the image."""
     part = Part("taming.models.cond_transformer.Net2NetTransformer", {**golden.facts["params"], **changed})
     rows, columns = grid or golden.facts["latent_grid"]
     imported = read_net2net(part, golden.weights(), data={}, where=golden.path.name, grid=(rows, columns))
@@ -40,7 +40,7 @@ def pipeline_of(golden: Golden, *, grid: tuple[int, int] | None = None, **change
 @pytest.mark.parametrize(
     "path", [*fixtures("09a"), *fixtures("09b"), *fixtures("09c"), *fixtures("09d"), *fixtures("09e")]
 )
-def test_from_pictures_to_logits_and_back(path: Path) -> None:
+def test_from_images_to_logits_and_back(path: Path) -> None:
     golden = Golden.read(path)
     pipeline = pipeline_of(golden)
     assert list(pipeline.prior.grid) == golden.facts["latent_grid"]
@@ -139,9 +139,9 @@ def test_layouts_larger_than_the_window(path: Path) -> None:
     builder = facts["builder_config"]
     settings = LayoutSettings(
         classes=tuple(f"class {number}" for number in range(builder["no_object_classes"])),
-        most=builder["no_max_objects"],
-        size=builder["no_tokens"],
-        places="boxes" if "Bounding" in facts["builder"] else "centres",
+        max_objects=builder["no_max_objects"],
+        codebook_size=builder["no_tokens"],
+        places="boxes" if "Bounding" in facts["builder"] else "centers",
         encode_crop=builder["encode_crop"],
         group=builder["use_group_parameter"],
         flags=builder["use_additional_parameters"],

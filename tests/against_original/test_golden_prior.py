@@ -1,4 +1,4 @@
-"""The prior beside the original's: logits, gradients, cached decoding, orders, filters, sliding windows, optimiser groups."""
+"""The prior beside the original's: logits, gradients, cached decoding, orders, filters, sliding windows, optimizer groups."""
 
 from __future__ import annotations
 
@@ -249,11 +249,11 @@ def test_sliding_windows(path: Path) -> None:
     golden.check("out.grid", laid)
 
 
-# The optimiser
+# The optimizer
 
 
 @pytest.mark.parametrize("path", fixtures("12_"))
-def test_groups_and_trajectory_of_the_optimiser(path: Path) -> None:
+def test_groups_and_trajectory_of_the_optimizer(path: Path) -> None:
     golden = Golden.read(path)
     begin = Golden.read(number_of(golden.facts["weights_from"].split("_")[0]))
     prefix, codes, grid = codes_of(begin)
@@ -266,13 +266,13 @@ def test_groups_and_trajectory_of_the_optimiser(path: Path) -> None:
         assert group["weight_decay"] == expected["weight_decay"]
         assert sorted(names[id(weight)] for weight in group["params"]) == expected["names"]
     first = golden.facts["groups"][0]
-    optimiser = torch.optim.AdamW(groups, lr=golden.facts["lr"], betas=tuple(first["betas"]), eps=first["eps"])
+    optimizer = torch.optim.AdamW(groups, lr=golden.facts["lr"], betas=tuple(first["betas"]), eps=first["eps"])
     losses = []
     for _ in range(golden.facts["steps"]):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = nats(prior, prefix, codes).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses == pytest.approx(golden.facts["losses_float64"], rel=1e-9)
     weights = gpt_names(prior).written_from(prior)

@@ -17,7 +17,7 @@ from tests.golden import Golden, fixtures
 
 pytestmark = pytest.mark.golden
 
-ORIGINAL = {"normalised": False, "kmeans": 0, "restart_below": 0.0}
+ORIGINAL = {"normalized": False, "kmeans": 0, "dead_code_threshold": 0.0}
 """What the original's nearest-code quantizer does without."""
 
 

@@ -1,4 +1,4 @@
-"""The original's run folders, read as a user would: folder in, codes, pictures and samples out."""
+"""The original's run folders, read as a user would: folder in, codes, images and samples out."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_their_discriminators_have_our_names(name: str) -> None:
     found = find(run)
     assert found is not None
     loss = found.model.params["lossconfig"]["params"]
-    settings = PatchSettings(width=loss["disc_ndf"], layers=loss["disc_num_layers"], norm="batch")
+    settings = PatchSettings(base_channels=loss["disc_ndf"], layers=loss["disc_num_layers"], norm="batch")
     judge = PatchDiscriminator(settings).eval()
     prefix = "loss.discriminator."
     weights = read_tensors(found.weights)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from smalti.checkpoints.taming_parts import Part, gpt_names, read_tokenizer, tokenizer_names
-from smalti.conditions.spatial import colourised
+from smalti.conditions.spatial import colorized
 from smalti.core.settings import parse
 from smalti.images.io import to_array
 from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
 from smalti.losses.pixel import PIXEL_LOSSES
 from smalti.prior.gpt import GPT, GPTSettings
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import Gumbel, GumbelSettings, Quantized, VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from tests.golden import FOLDER, Golden, fixtures
@@ -164,10 +164,10 @@ def test_segmentation(path: Path) -> None:
         gradient = tokenizer.get_parameter(place).grad
         assert gradient is not None
         golden.check(f"out.{name}", gradient)
-    colours = golden.weights()["colorize"]
+    colors = golden.weights()["colorize"]
     best = torch.zeros_like(decoded).scatter_(1, decoded.argmax(1, keepdim=True), 1.0)
-    golden.check("out.rgb_in", colourised(maps, colours))
-    golden.check("out.rgb_rec", colourised(best, colours))
+    golden.check("out.rgb_in", colorized(maps, colors))
+    golden.check("out.rgb_rec", colorized(best, colors))
 
 
 def misc() -> dict[str, Any]:
@@ -192,19 +192,23 @@ def _fresh(name: str, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
         width = shapes["encoder.conv_in.weight"][0]
         blocks = len({key.split(".")[4] for key in shapes if key.startswith("encoder.down.0.block.")})
         size, dimension = shapes["quantize.embedding.weight"]
-        pyramid = PyramidSettings(
-            width=width,
-            multipliers=tuple(shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] // width for level in levels),
-            blocks=blocks,
-            attention=tuple(level for level in levels if f"encoder.down.{level}.attn.0.q.weight" in shapes),
+        autoencoder = AutoencoderSettings(
+            base_channels=width,
+            channel_multipliers=tuple(
+                shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] // width for level in levels
+            ),
+            res_blocks=blocks,
+            attention_levels=tuple(level for level in levels if f"encoder.down.{level}.attn.0.q.weight" in shapes),
             latent_channels=shapes["encoder.conv_out.weight"][0],
             zero_residuals=False,
         )
-        tokenizer = VQGAN(VQGANSettings(pyramid=pyramid, quantizer=VQSettings(size=size, dimension=dimension)))
+        tokenizer = VQGAN(
+            VQGANSettings(autoencoder=autoencoder, quantizer=VQSettings(codebook_size=size, codebook_dim=dimension))
+        )
         return tokenizer_names(tokenizer).written_from(tokenizer)
     if name == "GumbelVQ":
         size, dimension = shapes["quantize.embed.weight"]
-        model = VQGAN(VQGANSettings(quantizer=GumbelSettings(size=size, dimension=dimension)))
+        model = VQGAN(VQGANSettings(quantizer=GumbelSettings(codebook_size=size, codebook_dim=dimension)))
         weights = tokenizer_names(model).written_from(model)
         return {key: value for key, value in weights.items() if key in shapes}
     if name == "GPT":
@@ -216,7 +220,7 @@ def _fresh(name: str, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
     convolutions = [key for key in shapes if key.endswith("weight") and len(shapes[key]) == 4]
     channels, width = shapes["main.0.weight"][1], shapes["main.0.weight"][0]
     norm: Any = "act" if "actnorm" in name else "batch"
-    settings = PatchSettings(channels=channels, width=width, layers=len(convolutions) - 2, norm=norm)
+    settings = PatchSettings(channels=channels, base_channels=width, layers=len(convolutions) - 2, norm=norm)
     return PatchDiscriminator(settings).state_dict()
 
 

@@ -30,13 +30,13 @@ from smalti.training.config import TokenizerTraining
 from smalti.training.gan_step import Players, Strength, generators_turn, judges_turn
 from smalti.training.stage1 import TokenizerStage
 from tests.golden import Golden, fixtures, random_lpips
-from tests.small import write_pictures
+from tests.small import write_images
 
 pytestmark = pytest.mark.golden
 
 DTYPES = [torch.float32, torch.float64]
 LENGTH = 2**20
-"""Pictures of a training of which five batches are seen. A power of 2, so that shares of it are exact."""
+"""Images of a training of which five batches are seen. A power of 2, so that shares of it are exact."""
 
 GENERATOR = {
     "total_loss": "total",
@@ -66,12 +66,12 @@ def objective_settings(params: Mapping[str, Any], *, start: float) -> ObjectiveS
             "loss": params.get("disc_loss", "hinge"),
             "start": start,
             "ramp": 0.0,
-            "early": False,
-            "play": "alternating",
+            "discriminator_from_start": False,
+            "updates": "alternating",
             "lecam": 0.0,
             "discriminator": {
                 "channels": params.get("disc_in_channels", 3),
-                "width": params.get("disc_ndf", 64),
+                "base_channels": params.get("disc_ndf", 64),
                 "layers": params.get("disc_num_layers", 3),
                 "norm": "act" if params.get("use_actnorm") else "batch",
             },
@@ -247,11 +247,11 @@ def test_the_losses_of_validation(path: Path, monkeypatch: pytest.MonkeyPatch) -
 # --- 07b: five steps -------------------------------------------------------------------------------------------------
 
 
-def prepared(golden: Golden, pictures: Path, *, fabric: Fabric) -> TokenizerStage:
+def prepared(golden: Golden, folder: Path, *, fabric: Fabric) -> TokenizerStage:
     """A stage with the settings and the weights of these numbers."""
     images, params = golden["in.x"], loss_params(golden, {})
     tokenizer, weights = networks(golden)
-    optimiser = {
+    optimizer = {
         "rate": golden.facts["lr"],
         "betas": (0.5, 0.9),
         "weight_decay": 0.0,
@@ -259,21 +259,21 @@ def prepared(golden: Golden, pictures: Path, *, fabric: Fabric) -> TokenizerStag
         "final": 1.0,
         "clip": 0.0,
     }
-    every = {f"{name}_every": LENGTH for name in ("report", "validate", "picture", "checkpoint")}
+    every = {f"{name}_every": LENGTH for name in ("report", "validate", "image", "checkpoint")}
     settings = parse(
         TokenizerTraining,
         {
-            "run": {"length": LENGTH, "batch": len(images), "average": 0.0, "accelerator": "cpu", **every},
+            "run": {"length": LENGTH, "batch": len(images), "ema_half_life": 0.0, "accelerator": "cpu", **every},
             "model": tokenizer.settings,
             "objective": objective_settings(params, start=params["disc_start"] * len(images) / LENGTH),
-            "optimiser": optimiser,
-            "discriminator_optimiser": optimiser,
-            "pictures": {"size": tuple(images.shape[2:])},
-            "codes_from": 0.0,
+            "optimizer": optimizer,
+            "discriminator_optimizer": optimizer,
+            "images": {"size": tuple(images.shape[2:])},
+            "quantize_from": 0.0,
         },
         where="the golden numbers",
     )
-    stage = TokenizerStage(settings, open_source(write_pictures(pictures)), fabric=fabric, about={})
+    stage = TokenizerStage(settings, open_source(write_images(folder)), fabric=fabric, about={})
     stage.tokenizer.load_state_dict(tokenizer.state_dict())
     stage.judge.load_state_dict(weights)
     return stage
@@ -305,10 +305,10 @@ def codes_of(stage: TokenizerStage, golden: Golden) -> Tensor:
 
 
 def set_as(stage: TokenizerStage, other: TokenizerStage) -> None:
-    """Give a stage the weights of another one and what its optimisers remember, rounded to its own precision."""
+    """Give a stage the weights of another one and what its optimizers remember, rounded to its own precision."""
     stage.tokenizer.load_state_dict(other.tokenizer.state_dict())
     stage.judge.load_state_dict(other.judge.state_dict())
-    for mine, theirs in ((stage.optimiser, other.optimiser), (stage.judge_optimiser, other.judge_optimiser)):
+    for mine, theirs in ((stage.optimizer, other.optimizer), (stage.judge_optimizer, other.judge_optimizer)):
         mine.optimizer.load_state_dict(copy.deepcopy(theirs.optimizer.state_dict()))
 
 
@@ -331,7 +331,7 @@ def as_there(golden: Golden, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 def test_five_steps_in_double_precision(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     golden = Golden.read(path)
     fabric = as_there(golden, torch.float64, monkeypatch)
-    stage = prepared(golden, tmp_path / "pictures", fabric=fabric)
+    stage = prepared(golden, tmp_path / "images", fabric=fabric)
     codes = []
     for step, expected in enumerate(golden.facts["trajectory_float64"]):
         with fabric.init_tensor():  # Fabric gives what a network returns the type of new tensors

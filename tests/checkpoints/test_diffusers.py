@@ -20,7 +20,7 @@ from smalti.checkpoints.diffusers import read, write
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.prior import Transformer, TransformerSettings
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import GumbelSettings, RemapSettings, VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
@@ -186,7 +186,7 @@ def imported(path: Path) -> VQGAN:
     return result.tokenizer
 
 
-def pictures(config: dict[str, Any]) -> Tensor:
+def random_images(config: dict[str, Any]) -> Tensor:
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     generator = torch.Generator().manual_seed(5)
     return torch.rand(2, config["in_channels"], 4 * factor, 6 * factor, generator=generator) * 2 - 1
@@ -195,7 +195,7 @@ def pictures(config: dict[str, Any]) -> Tensor:
 @each_config
 @torch.no_grad()
 def test_the_numbers_are_those_of_an_independent_forward_pass(config: dict[str, Any], tmp_path: Path) -> None:
-    weights, images = random_weights(config), pictures(config)
+    weights, images = random_weights(config), random_images(config)
     tokenizer = imported(save(tmp_path / "vq", config, weights))
     groups = config["norm_num_groups"]
     features = F.conv2d(
@@ -283,9 +283,9 @@ def test_defaults_stand_in_for_what_a_config_leaves_out(tmp_path: Path) -> None:
     short = {"_class_name": "VQModel"}
     result = read(save(tmp_path / "short", short, random_weights(whole)))
     assert result is not None
-    assert "size" not in result.about  # the default says nothing of the pictures
+    assert "size" not in result.about  # the default says nothing of the images
     tokenizer = imported(tmp_path / "short")
-    assert tokenizer.settings.pyramid.widths == (64,)
+    assert tokenizer.settings.autoencoder.widths == (64,)
     assert tokenizer.size == 256
 
 
@@ -364,44 +364,50 @@ def test_a_pipeline_without_a_tokenizer_is_told(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
-    "normalised": ({}, VQSettings(size=16), r"model\.quantizer\.normalised = true"),
-    "gumbel": ({}, GumbelSettings(size=16), r"model\.quantizer\.name = 'gumbel'"),
-    "remap": ({}, VQSettings(size=16, normalised=False, remap=RemapSettings(used=3)), r"remap\.used = 3"),
-    "stem": ({"stem": 2}, VQSettings(size=16, normalised=False), r"model\.pyramid\.stem = 2"),
+    "normalized": ({}, VQSettings(codebook_size=16), r"model\.quantizer\.normalized = true"),
+    "gumbel": ({}, GumbelSettings(codebook_size=16), r"model\.quantizer\.name = 'gumbel'"),
+    "remap": ({}, VQSettings(codebook_size=16, l2_normalize=False, remap=RemapSettings(used=3)), r"remap\.used = 3"),
+    "stem": ({"stem": 2}, VQSettings(codebook_size=16, l2_normalize=False), r"model\.pyramid\.stem = 2"),
     "resampling": (
         {"convolutional_resampling": False},
-        VQSettings(size=16, normalised=False),
+        VQSettings(codebook_size=16, l2_normalize=False),
         "convolutional_resampling = false",
     ),
-    "groups": ({"width": 8, "multipliers": (1, 2)}, VQSettings(size=16, normalised=False), "the widths 8, 16"),
+    "groups": (
+        {"width": 8, "multipliers": (1, 2)},
+        VQSettings(codebook_size=16, l2_normalize=False),
+        "the widths 8, 16",
+    ),
     **{
-        name: ({name: 16}, VQSettings(size=16, normalised=False), f"{name} = 16")
+        name: ({name: 16}, VQSettings(codebook_size=16, l2_normalize=False), f"{name} = 16")
         for name in ("decoder_width", "decoder_blocks")
     },
 }
 
 
-@pytest.mark.parametrize(("pyramid", "quantizer", "message"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("autoencoder", "quantizer", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_their_class_has_no_place_for_is_refused(
-    pyramid: dict[str, Any], quantizer: Any, message: str, tmp_path: Path
+    autoencoder: dict[str, Any], quantizer: Any, message: str, tmp_path: Path
 ) -> None:
-    values = {"width": 32, "multipliers": (1, 1), "blocks": 1, "latent_channels": 4, **pyramid}
-    tokenizer = VQGAN(VQGANSettings(pyramid=PyramidSettings(**values), quantizer=quantizer))
+    values = {"width": 32, "multipliers": (1, 1), "blocks": 1, "latent_channels": 4, **autoencoder}
+    tokenizer = VQGAN(VQGANSettings(autoencoder=AutoencoderSettings(**values), quantizer=quantizer))
     with pytest.raises(SmaltiError, match=message):
         write(tokenizer, None, None, tmp_path / "out", about={})
     assert not (tmp_path / "out").exists()
 
 
 def test_a_prior_has_no_place_there(tmp_path: Path) -> None:
-    prior = Transformer(TransformerSettings(size=4, condition_size=1, width=16, heads=2, layers=1))
+    prior = Transformer(TransformerSettings(codebook_size=4, condition_size=1, embed_dim=16, heads=2, layers=1))
     with pytest.raises(SmaltiError, match="holds a tokenizer alone"):
         write(None, prior, Labels(["a"]), tmp_path / "out", about={})
 
 
 def test_a_tokenizer_of_ours_is_written_in_their_names(tmp_path: Path) -> None:
-    quantizer = VQSettings(size=16, dimension=4, normalised=False)
-    pyramid = PyramidSettings(width=32, multipliers=(1, 3), blocks=2, attention=(1,), latent_channels=8)
-    tokenizer = VQGAN(VQGANSettings(pyramid=pyramid, quantizer=quantizer)).eval()
+    quantizer = VQSettings(codebook_size=16, codebook_dim=4, l2_normalize=False)
+    autoencoder = AutoencoderSettings(
+        base_channels=32, channel_multipliers=(1, 3), res_blocks=2, attention_levels=(1,), latent_channels=8
+    )
+    tokenizer = VQGAN(VQGANSettings(autoencoder=autoencoder, quantizer=quantizer)).eval()
     write(tokenizer, None, None, tmp_path / "out", about={"size": [48, 64]})
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     weights = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
@@ -428,7 +434,7 @@ def test_the_numbers_are_those_of_the_package(config: dict[str, Any], tmp_path: 
     assert {name: tuple(weight.shape) for name, weight in model.state_dict().items()} == published(config)
     model.load_state_dict(random_weights(config, seed=1))
     model.save_pretrained(tmp_path / "theirs")
-    images, tokenizer = pictures(config), imported(tmp_path / "theirs")
+    images, tokenizer = random_images(config), imported(tmp_path / "theirs")
     features = model.encode(images).latents
     latents, _, (_, _, codes) = model.quantize(features)
     ours = tokenizer.encode(images)

@@ -14,7 +14,7 @@ from torch import Tensor
 from smalti.checkpoints.exports import decoder_of, encoder_of, write_onnx, write_programs
 from smalti.core.errors import SmaltiError
 from smalti.prior import Transformer, TransformerSettings
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import (
     EMASettings,
     FSQSettings,
@@ -34,21 +34,29 @@ pytestmark = pytest.mark.filterwarnings("default")  # PyTorch's exporters warn o
 
 def tokenizer(quantizer: QuantizerSettings | None = None, *, width: int = 8) -> VQGAN:
     torch.manual_seed(0)
-    pyramid = PyramidSettings(
-        stem=2, width=width, multipliers=(1, 1), blocks=1, attention=(1,), latent_channels=8, zero_residuals=False
+    autoencoder = AutoencoderSettings(
+        patch_size=2,
+        base_channels=width,
+        channel_multipliers=(1, 1),
+        res_blocks=1,
+        attention_levels=(1,),
+        latent_channels=8,
+        zero_residuals=False,
     )
-    model = VQGAN(VQGANSettings(pyramid=pyramid, quantizer=quantizer or VQSettings(size=2048, dimension=4)))
+    model = VQGAN(
+        VQGANSettings(autoencoder=autoencoder, quantizer=quantizer or VQSettings(codebook_size=2048, codebook_dim=4))
+    )
     return model.eval().requires_grad_(False)
 
 
-def pictures(model: VQGAN, size: tuple[int, int, int]) -> Tensor:
+def random_images(model: VQGAN, size: tuple[int, int, int]) -> Tensor:
     B, h, w = size
     shape = (B, 3, h * model.factor, w * model.factor)
     return torch.rand(shape, generator=torch.Generator().manual_seed(h)) * 2 - 1
 
 
 def agree(codes: Tensor, model: VQGAN, images: Tensor) -> bool:
-    """Whether they are the model's codes of the pictures, but where rounding decides between two that are as near."""
+    """Whether they are the model's codes of the images, but where rounding decides between two that are as near."""
     ours = model.encode(images).codes
     return codes.shape == ours.shape and float((codes == ours).float().mean()) > 0.999
 
@@ -72,20 +80,20 @@ def test_convolutions_of_our_own_stay_out_of_a_graph() -> None:
 @pytest.mark.parametrize(
     "quantizer",
     [
-        VQSettings(size=2048, dimension=4),
-        EMASettings(size=16, dimension=4),
-        SimVQSettings(size=16, dimension=4),
-        GumbelSettings(size=16, dimension=4),
+        VQSettings(codebook_size=2048, codebook_dim=4),
+        EMASettings(codebook_size=16, codebook_dim=4),
+        SimVQSettings(codebook_size=16, codebook_dim=4),
+        GumbelSettings(codebook_size=16, codebook_dim=4),
         FSQSettings(),
         LFQSettings(),
     ],
     ids=lambda quantizer: quantizer.name,
 )
-def test_an_encoder_takes_pictures_of_any_size(quantizer: QuantizerSettings) -> None:
+def test_an_encoder_takes_images_of_any_size(quantizer: QuantizerSettings) -> None:
     model = tokenizer(quantizer)
     program = encoder_of(model)
     for size in SIZES:
-        images = pictures(model, size)
+        images = random_images(model, size)
         assert agree(program.module()(images), model, images)
 
 
@@ -100,8 +108,8 @@ def test_programs_are_read_by_pytorch_alone(tmp_path: Path) -> None:
         torch.export.load(tmp_path / "graphs" / f"{name}.pt2").module() for name in ("encoder", "decoder")
     )
     for size in SIZES:
-        codes = encoder(pictures(model, size))
-        assert agree(codes, model, pictures(model, size))
+        codes = encoder(random_images(model, size))
+        assert agree(codes, model, random_images(model, size))
         torch.testing.assert_close(decoder(codes), model.decode_codes(codes), rtol=1e-4, atol=1e-4)
 
 
@@ -123,7 +131,7 @@ def test_onnx_gives_what_the_tokenizer_gives(width: int, tmp_path: Path) -> None
         engine.InferenceSession(tmp_path / "graphs" / f"{name}.onnx") for name in ("encoder", "decoder")
     )
     for size in SIZES:
-        images = pictures(model, size)
+        images = random_images(model, size)
         ours = model.encode(images).codes
         (codes,) = encoder.run(["codes"], {"images": images.numpy()})
         assert agree(torch.from_numpy(codes), model, images)
@@ -143,7 +151,7 @@ def test_what_onnx_cannot_say_is_told(tmp_path: Path) -> None:
 def test_a_prior_is_no_graph(write: Any, tmp_path: Path) -> None:
     if write is write_onnx:
         runtime()
-    prior = Transformer(TransformerSettings(size=4, width=16, heads=2, layers=1))
+    prior = Transformer(TransformerSettings(codebook_size=4, embed_dim=16, heads=2, layers=1))
     with pytest.raises(SmaltiError, match="made of tokenizers alone"):
         write(tokenizer(), prior, None, tmp_path / "graphs", about={})
     assert not (tmp_path / "graphs").exists()

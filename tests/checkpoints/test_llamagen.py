@@ -19,7 +19,7 @@ from smalti.core.errors import SmaltiError
 from smalti.generation.code_sampler import Sampler, finished, sample, unknown
 from smalti.pipeline import Pipeline
 from smalti.prior import GPT, GPTSettings, Transformer, TransformerSettings
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import GumbelSettings, RemapSettings, VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
@@ -187,7 +187,7 @@ def their_logits(weights: Weights, net: Net, classes: Tensor, codes: Tensor) -> 
         name = f"layers.{layer}"
         fused = rms(f"{name}.attention_norm", x) @ weights[f"{name}.attention.wqkv.weight"].T
         query, key, value = (part.view(B, x.shape[1], net.heads, -1) for part in fused.chunk(3, dim=2))
-        query, key = (  # neighbours are the two parts of a complex number
+        query, key = (  # neighbors are the two parts of a complex number
             torch.view_as_real(
                 torch.view_as_complex(part.reshape(*part.shape[:3], -1, 2)) * table[: x.shape[1], None]
             ).flatten(3)
@@ -316,9 +316,9 @@ def test_a_folder_with_both_is_a_pipeline(tmp_path: Path) -> None:
     save(tmp_path / "vq.pt", random_weights(tokenizer_shapes(model)))
     save(tmp_path / "gpt.pt", random_weights(gpt_shapes(net)))
     pipeline = Pipeline.from_pretrained(tmp_path)
-    pictures = pipeline.sample(2, label="3", guidance=2.0, top_k=5)
-    assert pictures.shape == (2, 3, 8, 8)
-    assert pictures.isfinite().all()
+    images = pipeline.sample(2, label="3", guidance=2.0, top_k=5)
+    assert images.shape == (2, 3, 8, 8)
+    assert images.isfinite().all()
     assert imported(tmp_path).about["size"] == [8, 8]
     with pytest.raises(SmaltiError, match="no label '5'"):
         pipeline.sample(label="5")
@@ -355,7 +355,7 @@ def test_the_sizes_are_the_published_ones(name: str, millions: int) -> None:
     hidden = -(-(8 * width // 3) // 256) * 256
     theirs: dict[str, Any] = {"layers": layers, "heads": heads, "width": width, "hidden": hidden, **REFERENCE_GPT}
     with torch.device("meta"):
-        prior = Transformer(TransformerSettings(size=16384, condition_size=1000, **theirs))
+        prior = Transformer(TransformerSettings(codebook_size=16384, condition_size=1000, **theirs))
     count = sum(parameter.numel() for parameter in prior.parameters()) - width  # theirs has no position for the class
     assert count / 1e6 == pytest.approx(millions, rel=0.01)
 
@@ -401,24 +401,28 @@ def test_damaged_files_are_told_and_others_left_alone(tmp_path: Path) -> None:
 
 
 VQ_REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
-    "distance": ({}, VQSettings(size=8, normalised=False), r"quantizer\.normalised = false"),
-    "gumbel": ({}, GumbelSettings(size=8), r"quantizer\.name = 'gumbel'"),
-    "remap": ({}, VQSettings(size=8, remap=RemapSettings(used=3)), r"remap\.used = 3"),
-    "stem": ({"stem": 2}, VQSettings(size=8), "stem = 2"),
-    "resampling": ({"convolutional_resampling": False}, VQSettings(size=8), "convolutional_resampling = false"),
-    "middle": ({"middle_attention": False}, VQSettings(size=8), "middle_attention = false"),
-    "attention": ({"attention": (0,)}, VQSettings(size=8), r"attention = \[0\], where theirs is \[1\]"),
-    "widths": ({"multipliers": (2, 1)}, VQSettings(size=8), "the widths 64, 32"),
-    **{name: ({name: 16}, VQSettings(size=8), f"{name} = 16") for name in ("decoder_width", "decoder_blocks")},
+    "distance": ({}, VQSettings(codebook_size=8, l2_normalize=False), r"quantizer\.normalized = false"),
+    "gumbel": ({}, GumbelSettings(codebook_size=8), r"quantizer\.name = 'gumbel'"),
+    "remap": ({}, VQSettings(codebook_size=8, remap=RemapSettings(used=3)), r"remap\.used = 3"),
+    "stem": ({"stem": 2}, VQSettings(codebook_size=8), "stem = 2"),
+    "resampling": (
+        {"convolutional_resampling": False},
+        VQSettings(codebook_size=8),
+        "convolutional_resampling = false",
+    ),
+    "middle": ({"middle_attention": False}, VQSettings(codebook_size=8), "middle_attention = false"),
+    "attention": ({"attention": (0,)}, VQSettings(codebook_size=8), r"attention = \[0\], where theirs is \[1\]"),
+    "widths": ({"multipliers": (2, 1)}, VQSettings(codebook_size=8), "the widths 64, 32"),
+    **{name: ({name: 16}, VQSettings(codebook_size=8), f"{name} = 16") for name in ("decoder_width", "decoder_blocks")},
 }
 
 
-@pytest.mark.parametrize(("pyramid", "quantizer", "message"), VQ_REFUSED.values(), ids=VQ_REFUSED.keys())
+@pytest.mark.parametrize(("autoencoder", "quantizer", "message"), VQ_REFUSED.values(), ids=VQ_REFUSED.keys())
 def test_tokenizers_that_theirs_cannot_be_are_refused(
-    pyramid: dict[str, Any], quantizer: Any, message: str, tmp_path: Path
+    autoencoder: dict[str, Any], quantizer: Any, message: str, tmp_path: Path
 ) -> None:
-    values = {"width": 32, "multipliers": (1, 1), "blocks": 1, "attention": (1,), "latent_channels": 4, **pyramid}
-    tokenizer = VQGAN(VQGANSettings(pyramid=PyramidSettings(**values), quantizer=quantizer))
+    values = {"width": 32, "multipliers": (1, 1), "blocks": 1, "attention": (1,), "latent_channels": 4, **autoencoder}
+    tokenizer = VQGAN(VQGANSettings(autoencoder=AutoencoderSettings(**values), quantizer=quantizer))
     with pytest.raises(SmaltiError, match=message):
         write(tokenizer, None, None, tmp_path / "out", about={})
     assert not (tmp_path / "out").exists()
@@ -433,7 +437,11 @@ def small_prior(**values: Any) -> Transformer:
 def test_priors_that_theirs_cannot_be_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=f"network.{next(iter(values))}"):
         write(None, small_prior(**values), Labels(["a", "b"]), tmp_path / "out", about={})
-    gpt = GPT(GPTSettings(vocabulary=6, size=6, prefix=1, grid=(2, 2), block=5, layers=1, heads=1, width=8))
+    gpt = GPT(
+        GPTSettings(
+            vocab_size=6, codebook_size=6, prefix_length=1, grid=(2, 2), block_size=5, layers=1, heads=1, embed_dim=8
+        )
+    )
     with pytest.raises(SmaltiError, match="the prior 'transformer'"):
         write(None, gpt, Labels(["a"]), tmp_path / "out", about={})
     with pytest.raises(SmaltiError, match="not told a label"):

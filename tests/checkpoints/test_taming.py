@@ -31,15 +31,15 @@ from smalti.prior import Transformer, TransformerSettings
 from smalti.prior.gpt import GPT, GPTSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
-REFERENCE = {"normalised": False, "beta_on": "codebook", "kmeans": 0, "restart_below": 0.0}
+REFERENCE = {"normalized": False, "beta_on": "codebook", "kmeans": 0, "dead_code_threshold": 0.0}
 
 
-def tokenizer(*, channels: int = 3, quantizer: dict[str, Any] | None = None, **pyramid: Any) -> VQGAN:
+def tokenizer(*, channels: int = 3, quantizer: dict[str, Any] | None = None, **autoencoder: Any) -> VQGAN:
     """A small random tokenizer of the original's kind, f = 2, 24 codes."""
     shape = {"width": 32, "multipliers": [1, 1], "blocks": 1, "latent_channels": 6, "zero_residuals": False}
     plain = {
-        "pyramid": {**shape, "channels": channels, **pyramid},
-        "quantizer": {"size": 24, "dimension": 6, **REFERENCE} if quantizer is None else quantizer,
+        "autoencoder": {**shape, "channels": channels, **autoencoder},
+        "quantizer": {"codebook_size": 24, "codebook_dim": 6, **REFERENCE} if quantizer is None else quantizer,
     }
     torch.manual_seed(channels)
     return VQGAN(parse(VQGANSettings, plain, where="test")).eval().requires_grad_(False)
@@ -101,9 +101,18 @@ TOKENIZERS_HERE: dict[str, dict[str, Any]] = {
     "depth": {"channels": 1},
     "labels": {"channels": 7},
     "gumbel": {
-        "quantizer": {"name": "gumbel", "size": 24, "dimension": 6, "kl_weight": 1e-8, "noisy": True, "kmeans": 0}
+        "quantizer": {
+            "name": "gumbel",
+            "codebook_size": 24,
+            "codebook_dim": 6,
+            "kl_weight": 1e-8,
+            "noisy": True,
+            "kmeans_iterations": 0,
+        }
     },
-    "used codes": {"quantizer": {"size": 24, "dimension": 6, "remap": {"used": 9, "unknown": "extra"}, **REFERENCE}},
+    "used codes": {
+        "quantizer": {"codebook_size": 24, "codebook_dim": 6, "remap": {"used": 9, "unknown": "extra"}, **REFERENCE}
+    },
 }
 
 
@@ -132,14 +141,14 @@ def conditions() -> dict[str, Condition]:
     grid = (4, 4)
     maps = parse(MapsSettings, {"kind": "segmentation", "key": "segmentation", "grid": grid}, where="test")
     depth = parse(MapsSettings, {"kind": "depth", "key": "depth", "grid": grid}, where="test")
-    coordinates = CoordinatesSettings(levels=30, size=31, factor=2, grid=grid)
+    coordinates = CoordinatesSettings(levels=30, codebook_size=31, factor=2, grid=grid)
     return {
         "nothing": Nothing(),
         "labels": Labels(["0", "1", "2"]),
         "coordinates": Coordinates(coordinates),
         "segmentation": Maps(maps, tokenizer(channels=5)),
         "depth": Maps(depth, tokenizer(channels=1)),
-        "given": Given(GivenSettings(key="objects_bbox", size=32, length=11)),
+        "given": Given(GivenSettings(key="objects_bbox", codebook_size=32, length=11)),
     }
 
 
@@ -186,15 +195,15 @@ def test_from_theirs_to_ours_and_back(tmp_path: Path) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert config_of(run) == config_of(tmp_path / "back")
     maps = torch.arange(64).view(8, 8) % 5
-    pictures = [
+    images = [
         Pipeline.from_pretrained(folder).sample(2, segmentation=maps, seed=3) for folder in (run, tmp_path / "ours")
     ]
-    assert torch.equal(*pictures)
+    assert torch.equal(*images)
 
 
 def test_the_first_stage_as_condition(tmp_path: Path) -> None:
-    """`__is_first_stage__`: the tokenizer of the pictures is that of the condition too, and its weights are there twice."""
-    settings = parse(MapsSettings, {"kind": "picture", "key": "picture", "grid": (4, 4)}, where="test")
+    """`__is_first_stage__`: the tokenizer of the images is that of the condition too, and its weights are there twice."""
+    settings = parse(MapsSettings, {"kind": "image", "key": "image", "grid": (4, 4)}, where="test")
     condition = Maps(settings, tokenizer())
     run = written(tmp_path / "run", tokenizer(), gpt(condition), condition)
     config = config_of(run)
@@ -209,7 +218,7 @@ def test_the_first_stage_as_condition(tmp_path: Path) -> None:
     ("target", "classes"), [("coco.AnnotatedObjectsCoco", 171), ("open_images.AnnotatedObjectsOpenImages", 340)]
 )
 def test_layouts_are_read_from_the_data_section(tmp_path: Path, target: str, classes: int) -> None:
-    condition = Given(GivenSettings(key="objects_bbox", size=4096, length=3 * 3 + 2))
+    condition = Given(GivenSettings(key="objects_bbox", codebook_size=4096, length=3 * 3 + 2))
     run = written(tmp_path / "run", tokenizer(), gpt(condition, vocabulary=4096), condition)
     config = config_of(run)
     options = {"no_tokens": 4096, "max_objects_per_image": 3, "encode_crop": True, "use_group_parameter": True}
@@ -302,7 +311,7 @@ def broken(run: Path, how: str) -> tuple[Path, str]:
     if how == "missing key":
         del part["n_embed"]
         return changed(run, config), "the key 'n_embed' is missing"
-    if how == "misspelt":
+    if how == "misspelled":
         part["ddconfig"]["ch_mul"] = [1, 1]
         return changed(run, config), "ddconfig: unknown key 'ch_mul'; did you mean 'ch_mult'"
     if how == "variational":
@@ -324,7 +333,7 @@ def broken(run: Path, how: str) -> tuple[Path, str]:
 
 BREAKS = (
     *("missing layer", "extra layer", "other shape", "truncated", "unknown target", "system target", "no model"),
-    *("unknown key", "missing key", "misspelt", "variational", "linear attention", "no yaml", "no checkpoint"),
+    *("unknown key", "missing key", "misspelled", "variational", "linear attention", "no yaml", "no checkpoint"),
     "no settings",
 )
 
@@ -375,12 +384,12 @@ def test_what_the_original_cannot_hold_is_refused(tmp_path: Path) -> None:
             taming_writing.write(made, prior, condition, tmp_path / "run", about={})
         assert not (tmp_path / "run").exists()
 
-    refused("model.pyramid.stem = 2", tokenizer(stem=2))
-    refused("do not divide model.pyramid.width = 40", tokenizer(width=40))
-    refused("this tokenizer has model.pyramid.decoder_width = 64", tokenizer(decoder_width=64))
-    refused("this tokenizer has model.pyramid.decoder_blocks = 3", tokenizer(decoder_blocks=3))
-    refused("model.quantizer.normalised = true", tokenizer(quantizer={"size": 24, "dimension": 6}))
-    modern = Transformer(TransformerSettings(size=24, grid=(4, 4), layers=1, width=16, heads=2))
+    refused("model.autoencoder.patch_size = 2", tokenizer(stem=2))
+    refused("do not divide model.autoencoder.base_channels = 40", tokenizer(width=40))
+    refused("this tokenizer has model.autoencoder.decoder_base_channels = 64", tokenizer(decoder_width=64))
+    refused("this tokenizer has model.autoencoder.decoder_res_blocks = 3", tokenizer(decoder_blocks=3))
+    refused("model.quantizer.l2_normalize = true", tokenizer(quantizer={"size": 24, "dimension": 6}))
+    modern = Transformer(TransformerSettings(codebook_size=24, grid=(4, 4), layers=1, embed_dim=16, heads=2))
     refused("the prior 'gpt'", tokenizer(), modern, Nothing())
     refused("together with its tokenizer", None, gpt(Nothing(), start=0), Nothing())
 
@@ -439,7 +448,10 @@ def test_their_tokenizers_serve_our_commands(tmp_path: Path) -> None:
 def test_the_papers_tokenizer_has_the_originals_names() -> None:
     """29,298,176 and 42,449,795 weights in the two halves, and 343 names."""
     paper = {"width": 128, "multipliers": [1, 1, 2, 2, 4], "blocks": 2, "attention": [4], "latent_channels": 256}
-    plain = {"pyramid": {**paper, "zero_residuals": False}, "quantizer": {"size": 1024, "dimension": 256, **REFERENCE}}
+    plain = {
+        "autoencoder": {**paper, "zero_residuals": False},
+        "quantizer": {"codebook_size": 1024, "codebook_dim": 256, **REFERENCE},
+    }
     with torch.device("meta"):
         made = VQGAN(parse(VQGANSettings, plain, where="test"))
     halves = [sum(weight.numel() for weight in half.parameters()) for half in (made.encoder, made.decoder)]

@@ -33,7 +33,7 @@ def conditions() -> dict[str, Condition]:
     return {
         "nothing": Nothing(),
         "labels": Labels(["0", "1", "2"]),
-        "coordinates": Coordinates(CoordinatesSettings(levels=30, size=31, factor=2, grid=GRID)),
+        "coordinates": Coordinates(CoordinatesSettings(levels=30, codebook_size=31, factor=2, grid=GRID)),
         "segmentation": Maps(segmentation, tokenizer(channels=5)),
     }
 
@@ -66,7 +66,7 @@ def test_a_grid_is_asked_for_and_taken(tmp_path: Path, kind: str, spare: int) ->
     assert models.condition.save(tmp_path / "a") == condition.save(tmp_path / "b")
 
 
-def test_the_pictures_need_not_have_the_size_of_the_first_stage(tmp_path: Path) -> None:
+def test_the_images_need_not_have_the_size_of_the_first_stage(tmp_path: Path) -> None:
     """Its resolution is a nominal one: a transformer over 6 x 6 codes may stand on a first stage of 4 x 4."""
     run = theirs(tmp_path / "run", grid=(6, 6), block=36)
     models = read_foreign(run)
@@ -105,7 +105,7 @@ def test_what_was_imported_goes_out_again(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", conditions())
-def test_pictures_of_such_a_grid(tmp_path: Path, kind: str) -> None:
+def test_images_of_such_a_grid(tmp_path: Path, kind: str) -> None:
     """Sampled as trained, under a window that moves, completed, and weighed."""
     pipeline = Pipeline.from_pretrained(theirs(tmp_path / "run", kind), grid=GRID)
     assert pipeline.default_size == (6, 14)
@@ -116,16 +116,16 @@ def test_pictures_of_such_a_grid(tmp_path: Path, kind: str) -> None:
             "segmentation": {"segmentation": torch.arange(size[0] * size[1]).view(size) % 5},
         }
         given = said.get(kind, {})
-        pictures = pipeline.sample(2, size=size, seed=1, **given)
-        assert pictures.shape == (2, 3, *size)
+        images = pipeline.sample(2, size=size, seed=1, **given)
+        assert images.shape == (2, 3, *size)
         value = pipeline.value(given)
-        nats = pipeline.nats(pipeline.encode(pictures), values=[value, value])
+        nats = pipeline.nats(pipeline.encode(images), values=[value, value])
         assert nats.shape == (2, size[0] // 2, size[1] // 2)
         assert bool(nats.isfinite().all())
         known = torch.ones(size, dtype=torch.bool)
         known[2:] = False
-        completed = pipeline.complete_codes(pictures, known, values=[value, value], sampler=Sampler(), seed=2)
-        assert torch.equal(completed[:, 0], pipeline.encode(pictures)[:, 0])
+        completed = pipeline.complete_codes(images, known, values=[value, value], sampler=Sampler(), seed=2)
+        assert torch.equal(completed[:, 0], pipeline.encode(images)[:, 0])
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def test_codes_are_chosen_by_what_the_transformer_says_of_them(tmp_path: Path) -
 
 
 def test_a_tokenizer_is_read_without_the_transformer(tmp_path: Path) -> None:
-    """Nobody who reconstructs pictures is asked how a transformer lays them."""
+    """Nobody who reconstructs images is asked how a transformer lays them."""
     run = theirs(tmp_path / "run", "labels")
     first = read_foreign(run, grid=GRID).tokenizer
     assert first is not None
@@ -187,10 +187,8 @@ def test_the_command_line_takes_a_grid(tmp_path: Path, smalti: Runner) -> None:
     assert "a window of 3x7 codes" in smalti("info", run, *grid).out
     smalti.fails("info", tmp_path / "ours", *grid, sentence="--grid is for those; leave it out")
     assert smalti("sample", run, "--out", tmp_path / "samples", "-n", "2", *grid).status == 0
-    pictures = sorted((tmp_path / "samples").glob("*.png"))
-    assert [pixels(picture).shape for picture in pictures] == [(6, 14, 3)] * 2
-    assert (
-        smalti("complete", run, pictures[0], "--keep", "top-half", "--out", tmp_path / "completed", *grid).status == 0
-    )
+    images = sorted((tmp_path / "samples").glob("*.png"))
+    assert [pixels(image).shape for image in images] == [(6, 14, 3)] * 2
+    assert smalti("complete", run, images[0], "--keep", "top-half", "--out", tmp_path / "completed", *grid).status == 0
     assert smalti("evaluate", "prior", run, tmp_path / "samples", "--held-out", "0", *grid).status == 0
-    assert smalti("reconstruct", run, pictures[0], "--out", tmp_path / "back").status == 0
+    assert smalti("reconstruct", run, images[0], "--out", tmp_path / "back").status == 0

@@ -25,7 +25,7 @@ from smalti.generation.code_sampler import Sampler, finished, sample, unknown
 from smalti.model_loading import read_models
 from smalti.pipeline import Pipeline
 from smalti.prior import GPT, GPTSettings, PixelSNAIL, PixelSNAILSettings, Transformer, TransformerSettings
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
@@ -53,8 +53,8 @@ def gpt(*, seed: int = 0, **changes: Any) -> GPT:
 
 def tokenizer() -> VQGAN:
     torch.manual_seed(1)
-    pyramid = PyramidSettings(width=8, multipliers=(1, 1), blocks=1, latent_channels=8)
-    return VQGAN(VQGANSettings(pyramid=pyramid, quantizer=VQSettings(size=11, dimension=4))).eval()
+    autoencoder = AutoencoderSettings(base_channels=8, channel_multipliers=(1, 1), res_blocks=1, latent_channels=8)
+    return VQGAN(VQGANSettings(autoencoder=autoencoder, quantizer=VQSettings(codebook_size=11, codebook_dim=4))).eval()
 
 
 def published(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -99,7 +99,7 @@ def forward(weights: dict[str, Tensor], config: dict[str, Any], codes: Tensor) -
 
 def some_codes(prior: GPT) -> Tensor:
     count = prior.prefix + prior.grid[0] * prior.grid[1] - 1
-    return torch.randint(prior.settings.vocabulary, (2, count), generator=torch.Generator().manual_seed(1))
+    return torch.randint(prior.settings.vocab_size, (2, count), generator=torch.Generator().manual_seed(1))
 
 
 def test_names_and_outputs_are_theirs(tmp_path: Path) -> None:
@@ -168,12 +168,12 @@ def test_the_command_goes_there_and_back(tmp_path: Path, monkeypatch: pytest.Mon
 REFUSED: dict[str, tuple[Any, Condition, str]] = {
     "nothing": (None, Nothing(), "this is a tokenizer alone"),
     "two axes": (
-        Transformer(TransformerSettings(size=4, condition_size=2, width=16, heads=2, layers=1)),
+        Transformer(TransformerSettings(codebook_size=4, condition_size=2, embed_dim=16, heads=2, layers=1)),
         LABELS,
         "its Llama turns queries and keys by one place in the sequence, this prior by row and column",
     ),
     "convolutions": (
-        PixelSNAIL(PixelSNAILSettings(size=4, condition_size=2)),
+        PixelSNAIL(PixelSNAILSettings(codebook_size=4, condition_size=2)),
         LABELS,
         "has no network like this prior",
     ),

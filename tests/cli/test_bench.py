@@ -25,18 +25,18 @@ def test_a_pipeline_and_its_tokenizer(smalti: Runner, tmp_path: Path, monkeypatc
     monkeypatch.setattr(bench, "_seconds", lambda work, count: 0.5 if work.run(count) is not None else None)
     done = smalti("bench", tmp_path / "model", "--batch", 3, "--device", "cpu")
     assert done.status == 0, done.err
-    assert "model, pictures of 12x16 (height x width), cpu with" in done.out
+    assert "model, images of 12x16 (height x width), cpu with" in done.out
     assert [row[:4] for row in rows(done.out)] == [
-        ["encoding", "1", "2.0", "pictures"],
-        ["decoding", "1", "2.0", "pictures"],
+        ["encoding", "1", "2.0", "images"],
+        ["decoding", "1", "2.0", "images"],
         ["laying", "1", "24.0", "codes"],
-        ["encoding", "3", "6.0", "pictures"],
-        ["decoding", "3", "6.0", "pictures"],
+        ["encoding", "3", "6.0", "images"],
+        ["decoding", "3", "6.0", "images"],
         ["laying", "3", "72.0", "codes"],
     ]
     assert all(row[5] == "MiB" and int(row[4].replace(",", "")) > 50 for row in rows(done.out))
     done = smalti("bench", tmp_path / "model" / "tokenizer", "--batch", 1, "--size", "8x4", "--device", "cpu")
-    assert "tokenizer, pictures of 8x4 (height x width)" in done.out
+    assert "tokenizer, images of 8x4 (height x width)" in done.out
     assert [row[:2] for row in rows(done.out)] == [["encoding", "1"], ["decoding", "1"]]
 
 

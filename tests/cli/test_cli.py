@@ -18,7 +18,7 @@ from smalti.evaluation.rejection_sampling import best_of, by_likelihood
 from smalti.generation.code_sampler import Sampler
 from smalti.images.io import center_crop, read_image, read_settings, resize_to_cover, to_array, to_tensor
 from smalti.pipeline import Pipeline
-from tests.small import LABELS, write_pictures, write_recipe
+from tests.small import LABELS, write_images, write_recipe
 
 
 def pixels(path: Path) -> npt.NDArray[np.uint8]:
@@ -62,14 +62,14 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, a recipe, and a pipeline trained by the commands themselves."""
+    """A folder with images, a recipe, and a pipeline trained by the commands themselves."""
     path = tmp_path_factory.mktemp("cli")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
     with pytest.MonkeyPatch.context() as patch:
         for command in (
-            ["train", "tokenizer", "pictures", "--recipe", "small.yaml", "--out", "model/tokenizer"],
-            ["encode", "model/tokenizer", "pictures", "--out", "codes", "--copies", "2", "--validation", "0.2"],
+            ["train", "tokenizer", "images", "--recipe", "small.yaml", "--out", "model/tokenizer"],
+            ["encode", "model/tokenizer", "images", "--out", "codes", "--copies", "2", "--validation", "0.2"],
             [
                 "train",
                 "prior",
@@ -104,7 +104,7 @@ def test_samples_carry_their_settings(smalti: Runner, models: Path, tmp_path: Pa
     assert "seed: 5" in smalti("info", tmp_path / names[0]).out
 
 
-def test_one_seed_is_one_picture(smalti: Runner, models: Path, tmp_path: Path) -> None:
+def test_one_seed_is_one_image(smalti: Runner, models: Path, tmp_path: Path) -> None:
     smalti("sample", models / "model", "--out", tmp_path / "seven", "-n", 7, "--label", "light")
     smalti("sample", models / "model", "--out", tmp_path / "one", "-n", 1, "--label", "light", "--seed", 4)
     one, among = tmp_path / "one" / "light-000004.png", tmp_path / "seven" / "light-000004.png"
@@ -112,12 +112,12 @@ def test_one_seed_is_one_picture(smalti: Runner, models: Path, tmp_path: Path) -
 
 
 def test_completion_by_part_and_by_mask(smalti: Runner, models: Path, tmp_path: Path) -> None:
-    picture = models / "pictures" / "dark" / "03.png"
+    image = models / "images" / "dark" / "03.png"
     for choice in (["--keep", "top-half"], ["--mask", tmp_path / "mask.png"]):
-        mask = np.zeros(pixels(picture).shape[:2], np.uint8)
+        mask = np.zeros(pixels(image).shape[:2], np.uint8)
         mask[: len(mask) // 2] = 255
         Image.fromarray(mask).save(tmp_path / "mask.png")
-        done = smalti("complete", models / "model", picture, *choice, "--out", tmp_path / "done", "-n", 2)
+        done = smalti("complete", models / "model", image, *choice, "--out", tmp_path / "done", "-n", 2)
         assert done.status == 0, done.err
     assert len(list((tmp_path / "done").glob("03-*.png"))) == 2
 
@@ -142,11 +142,11 @@ def test_of_several_tries_the_likeliest_is_kept(smalti: Runner, models: Path, tm
     assert one.read_bytes() == plain.read_bytes(), "also in what they say of themselves"
 
 
-def test_a_canvas_around_a_picture(smalti: Runner, models: Path, tmp_path: Path) -> None:
-    pipe, picture = Pipeline.from_pretrained(models / "model"), models / "pictures" / "dark" / "03.png"
-    command = ("complete", models / "model", picture, "--label", "dark", "-n", 2)
+def test_a_canvas_around_a_image(smalti: Runner, models: Path, tmp_path: Path) -> None:
+    pipe, image = Pipeline.from_pretrained(models / "model"), models / "images" / "dark" / "03.png"
+    command = ("complete", models / "model", image, "--label", "dark", "-n", 2)
     assert smalti(*command, "--canvas", "20x32", "--tries", 2, "--out", tmp_path / "wide").status == 0
-    given = to_tensor(center_crop(resize_to_cover(read_image(picture, channels=3, name=""), (16, 16)), (16, 16)))
+    given = to_tensor(center_crop(resize_to_cover(read_image(image, channels=3, name=""), (16, 16)), (16, 16)))
     known = torch.full((2, 5, 8), -1)
     known[:, :4, 2:6] = pipe.encode(given[None])  # 5 rows of 4, and 8 columns of 4, in the middle
     score = by_likelihood(pipe, ["dark"] * 2, known=known)
@@ -162,26 +162,26 @@ def test_a_canvas_around_a_picture(smalti: Runner, models: Path, tmp_path: Path)
     assert pixels(tmp_path / "both" / "03-000001.png").shape == (24, 24, 3)
     out = ("--out", tmp_path / "o")
     smalti.fails(
-        *command, *out, "--canvas", 12, sentence="a picture of 4 x 4 codes .* on a canvas of 3 x 3; make the canvas"
+        *command, *out, "--canvas", 12, sentence="an image of 4 x 4 codes .* on a canvas of 3 x 3; make the canvas"
     )
     smalti.fails(*command, *out, "--canvas", 18, sentence="18 x 18 .* is not made of tiles of 4 pixels")
     assert not (tmp_path / "o").exists()
 
 
 def test_reconstruction_names_what_it_leaves_out(smalti: Runner, models: Path, tmp_path: Path) -> None:
-    shutil.copytree(models / "pictures", tmp_path / "pictures")
-    good = (tmp_path / "pictures" / "dark" / "00.png").read_bytes()
-    (tmp_path / "pictures" / "dark" / "cut.png").write_bytes(good[: len(good) // 2])
-    done = smalti("reconstruct", models / "model" / "tokenizer", tmp_path / "pictures", "--out", tmp_path / "back")
+    shutil.copytree(models / "images", tmp_path / "images")
+    good = (tmp_path / "images" / "dark" / "00.png").read_bytes()
+    (tmp_path / "images" / "dark" / "cut.png").write_bytes(good[: len(good) // 2])
+    done = smalti("reconstruct", models / "model" / "tokenizer", tmp_path / "images", "--out", tmp_path / "back")
     assert done.status == 0
-    assert re.search(r"20 pictures, 1 left out: PSNR \d+\.\d\d dB", done.out)
+    assert re.search(r"20 images, 1 left out: PSNR \d+\.\d\d dB", done.out)
     assert "dark/cut.png" in done.err
 
 
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ("pictures", "labels: dark (10), light (10)"),
+        ("images", "labels: dark (10), light (10)"),
         ("codes", "grid: 4x4 codes of 4x4 pixels"),
         ("model", "prior run:"),
         ("model/tokenizer", "seen: 48 of 48"),
@@ -194,7 +194,7 @@ def test_info_says_what_it_is(smalti: Runner, models: Path, part: str, said: str
 
 def test_the_settings_are_shown_and_a_dry_run_writes_nothing(smalti: Runner, models: Path, tmp_path: Path) -> None:
     done = smalti(
-        "train", "tokenizer", models / "pictures", "--out", tmp_path / "run", "--dry-run", "--set", "run.seed=7"
+        "train", "tokenizer", models / "images", "--out", tmp_path / "run", "--dry-run", "--set", "run.seed=7"
     )
     assert done.status == 0
     assert "seed: 7" in done.out
@@ -205,49 +205,47 @@ def test_recipes_are_listed(smalti: Runner) -> None:
     assert {"demo:", "small:"} <= {line.split(" ")[0] for line in smalti("recipes").out.splitlines()}
 
 
-def test_a_truncated_picture_among_good_ones_is_named_and_left_out(
-    smalti: Runner, models: Path, tmp_path: Path
-) -> None:
-    pictures = tmp_path / "pictures"
-    shutil.copytree(models / "pictures", pictures)
-    good = (pictures / "dark" / "00.png").read_bytes()
-    (pictures / "dark" / "cut.png").write_bytes(good[: len(good) // 2])
-    done = smalti("train", "tokenizer", pictures, "--recipe", models / "small.yaml", "--out", tmp_path / "run")
+def test_a_truncated_image_among_good_ones_is_named_and_left_out(smalti: Runner, models: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(models / "images", images)
+    good = (images / "dark" / "00.png").read_bytes()
+    (images / "dark" / "cut.png").write_bytes(good[: len(good) // 2])
+    done = smalti("train", "tokenizer", images, "--recipe", models / "small.yaml", "--out", tmp_path / "run")
     assert done.status == 0, done.err
-    assert re.search(r"damaged picture left out: dark/cut.png", done.err)
+    assert re.search(r"damaged image left out: dark/cut.png", done.err)
 
 
-def pictures_of(folder: Path, size: int) -> Path:
+def images_of(folder: Path, size: int) -> Path:
     for number in range(4):
         folder.mkdir(exist_ok=True)
         Image.new("RGB", (size, size), (10 * number, 0, 0)).save(folder / f"{number}.png")
     return folder
 
 
-def test_pictures_that_cannot_be_trained_on(smalti: Runner, models: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_trained_on(smalti: Runner, models: Path, tmp_path: Path) -> None:
     recipe = ("--recipe", models / "small.yaml", "--out", tmp_path / "run")
     (tmp_path / "empty").mkdir()
-    smalti.fails("train", "tokenizer", tmp_path / "empty", *recipe, sentence="no pictures in .*empty")
+    smalti.fails("train", "tokenizer", tmp_path / "empty", *recipe, sentence="no images in .*empty")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("hello")
-    smalti.fails("train", "tokenizer", tmp_path / "texts", *recipe, sentence=r"no pictures in .*\.txt")
+    smalti.fails("train", "tokenizer", tmp_path / "texts", *recipe, sentence=r"no images in .*\.txt")
     smalti.fails("train", "tokenizer", tmp_path / "nowhere", *recipe, sentence="there is no .*nowhere")
-    dots = pictures_of(tmp_path / "dots", 1)
+    dots = images_of(tmp_path / "dots", 1)
     smalti.fails("train", "tokenizer", dots, *recipe, sentence="is 1x1 pixels, too small for size 16x16")
     (tmp_path / "alone").mkdir()
-    shutil.copy(models / "pictures" / "dark" / "00.png", tmp_path / "alone")
-    smalti.fails("train", "tokenizer", tmp_path / "alone", *recipe, sentence="holds a single picture")
+    shutil.copy(models / "images" / "dark" / "00.png", tmp_path / "alone")
+    smalti.fails("train", "tokenizer", tmp_path / "alone", *recipe, sentence="holds a single image")
 
 
-def test_pictures_a_little_too_small_are_enlarged(smalti: Runner, models: Path, tmp_path: Path) -> None:
-    pictures = pictures_of(tmp_path / "smaller", 12)
-    done = smalti("train", "tokenizer", pictures, "--recipe", models / "small.yaml", "--out", tmp_path / "run")
+def test_images_a_little_too_small_are_enlarged(smalti: Runner, models: Path, tmp_path: Path) -> None:
+    images = images_of(tmp_path / "smaller", 12)
+    done = smalti("train", "tokenizer", images, "--recipe", models / "small.yaml", "--out", tmp_path / "run")
     assert done.status == 0, done.err
 
 
 def test_damaged_and_missing_checkpoints(smalti: Runner, models: Path, tmp_path: Path) -> None:
     smalti.fails("sample", tmp_path / "none", "--out", tmp_path / "o", sentence="there is no folder .*none")
-    smalti.fails("sample", models / "pictures", "--out", tmp_path / "o", sentence="is not a pipeline")
+    smalti.fails("sample", models / "images", "--out", tmp_path / "o", sentence="is not a pipeline")
     shutil.copytree(models / "model", tmp_path / "model")
     weights = tmp_path / "model" / "prior" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
@@ -288,24 +286,24 @@ def test_half_precision_is_half_the_size_and_the_same_model_again(smalti: Runner
 
 
 def test_wrong_masks_and_parts(smalti: Runner, models: Path, tmp_path: Path) -> None:
-    picture = models / "pictures" / "dark" / "03.png"
+    image = models / "images" / "dark" / "03.png"
     Image.new("L", (3, 3)).save(tmp_path / "mask.png")
-    command = ("complete", models / "model", picture, "--out", tmp_path / "o")
-    smalti.fails(*command, "--mask", tmp_path / "mask.png", sentence="a mask has the size of its picture")
-    Image.new("L", pixels(picture).shape[1::-1], 255).save(tmp_path / "white.png")
+    command = ("complete", models / "model", image, "--out", tmp_path / "o")
+    smalti.fails(*command, "--mask", tmp_path / "mask.png", sentence="a mask has the size of its image")
+    Image.new("L", pixels(image).shape[1::-1], 255).save(tmp_path / "white.png")
     for nothing in (("--mask", tmp_path / "white.png"), ("--canvas", "16")):  # was decoded and saved without a word
-        smalti.fails(*command, *nothing, sentence="all of the picture is kept, and nothing would be laid")
+        smalti.fails(*command, *nothing, sentence="all of the image is kept, and nothing would be laid")
     smalti.fails(*command, "--keep", "tophalf", sentence="did you mean 'top-half'")
     smalti.fails(*command, status=2, sentence="either --mask or --keep")
 
 
 def test_wrong_settings(smalti: Runner, models: Path, tmp_path: Path) -> None:
-    command = ("train", "tokenizer", models / "pictures", "--out", tmp_path / "run")
+    command = ("train", "tokenizer", models / "images", "--out", tmp_path / "run")
     smalti.fails(
         *command, "--recipe", "smal", sentence="there is no recipe 'smal'.*did you mean 'small'.*demo, .*, small"
     )
     smalti.fails(*command, "--set", "run.lenght=3", sentence="unknown key 'run.lenght'; did you mean 'length'")
-    smalti.fails(*command, "--set", "pictures.size=[16,18]", sentence="16 x 18|18 x 16")
+    smalti.fails(*command, "--set", "images.size=[16,18]", sentence="16 x 18|18 x 16")
     assert not (tmp_path / "run").exists()
 
 
@@ -315,7 +313,7 @@ def test_another_programs_run_is_not_touched(smalti: Runner, models: Path, tmp_p
     command = (
         "train",
         "tokenizer",
-        models / "pictures",
+        models / "images",
         "--recipe",
         models / "small.yaml",
         "--out",

@@ -37,7 +37,7 @@ def plain(*, terminal: bool = False) -> Console:
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_printed_as_they_are(name: str) -> None:
     console = plain()
-    console.print(f"4 pictures in {name}", soft_wrap=True)
+    console.print(f"4 images in {name}", soft_wrap=True)
     table = Table("what", box=None, title=name)
     table.add_row(name)
     console.print(table)
@@ -79,7 +79,7 @@ def test_commands_name_their_folders_as_they_are(name: str, tmp_path: Path, smal
     folder = tmp_path / name.replace("/", "-")
     ended = smalti("scenes", folder, "--count", "2", "--size", "16", "--workers", "1")
     assert ended.status == 0, ended.err
-    assert f"2 scenes in {folder}; pictures by class in {folder / 'images'}" in ended.out
+    assert f"2 scenes in {folder}; images by class in {folder / 'images'}" in ended.out
     assert f"path {folder}" in smalti("info", folder).out.replace("scenes: ", "path ")
     smalti.fails("info", tmp_path / "missing" / name, sentence="there is nothing at")
     assert name in smalti("info", tmp_path / "missing" / name).err

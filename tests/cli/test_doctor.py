@@ -42,7 +42,7 @@ def test_it_says_what_there_is(
     assert torch.__version__ in lines["smalti"]
     assert lines["cores"].endswith(f"PyTorch uses {torch.get_num_threads()}")
     assert str(tmp_path / "a" / "b") in lines["free disk"]
-    assert lines["to begin"].startswith("smalti train tokenizer PICTURES")
+    assert lines["to begin"].startswith("smalti train tokenizer IMAGES")
 
 
 def test_wrong_weights_are_said_and_all_else_too(
@@ -97,8 +97,8 @@ def test_the_suggestion_fits_the_memory() -> None:
     assert "too little free memory" in doctor.suggested(CPU, GIB // 16)
 
 
-@pytest.mark.parametrize("change", ["pictures.size=[128,128]", "run.precision=bf16-mixed"])
-def test_what_a_picture_takes_follows_from_its_size_and_precision(change: str) -> None:
+@pytest.mark.parametrize("change", ["images.size=[128,128]", "run.precision=bf16-mixed"])
+def test_what_a_image_takes_follows_from_its_size_and_precision(change: str) -> None:
     def of(*overrides: str) -> tuple[float, float]:
         return doctor.taken(resolve(TokenizerTraining, stage="tokenizer", recipe="small-64", overrides=overrides))
 
@@ -107,7 +107,7 @@ def test_what_a_picture_takes_follows_from_its_size_and_precision(change: str) -
     assert of(change)[0] == still
     assert of(change)[1] == pytest.approx(factor * each)
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe="small-64", overrides=())
-    first = settings.model.pyramid.width * 16 * 16 * 4  # bytes of one map of the first level, stem 4
+    first = settings.model.autoencoder.base_channels * 16 * 16 * 4  # bytes of one map of the first level, stem 4
     assert each > doctor.BESIDE * 12 * first  # two blocks of encoder and decoder each keep several
 
 

@@ -1,4 +1,4 @@
-"""`smalti sample` and `complete` stopped and gone on with, partial pictures, and pictures that go by strips."""
+"""`smalti sample` and `complete` stopped and gone on with, partial images, and images that go by strips."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_stopped_sample_goes_on(smalti: Runner, model: Path, tmp_path: Path, m
     assert signal.getsignal(signal.SIGTERM) is before
     assert names(tmp_path / "out") == ["dusk-000007.laying"]
     said = smalti("info", tmp_path / "out" / "dusk-000007.laying").out
-    assert "of 90 codes, 3 x 5 x 6 (pictures x rows x columns)" in said
+    assert "of 90 codes, 3 x 5 x 6 (images x rows x columns)" in said
     assert "label: dusk" in said
     smalti.fails(*command, *out, sentence="keeps what a stopped command has laid; go on with --resume, or delete it")
     smalti.fails(*command, *out, "--resume", "--top-k", 3, sentence="another laying: top_k 0 there and 3 here")
@@ -74,14 +74,14 @@ def test_a_stopped_sample_goes_on(smalti: Runner, model: Path, tmp_path: Path, m
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_pictures_that_are_there_stay(
+def test_images_that_are_there_stay(
     smalti: Runner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("sample", model, "--label", "dusk", "--batch", 1, *SIZE, "--out", tmp_path / "out")
     assert smalti(*command, "-n", 2).status == 0
     kept, other = (tmp_path / "out" / f"dusk-00000{seed}.png" for seed in (0, 1))
     save_png(other, np.zeros((20, 24, 3), np.uint8), settings={**(read_settings(other) or {}), "temperature": 0.5})
-    (tmp_path / "out" / "dusk-000000.laying").write_bytes(b"left behind by a kill after the picture was written")
+    (tmp_path / "out" / "dusk-000000.laying").write_bytes(b"left behind by a kill after the image was written")
     before = os.stat(kept).st_mtime_ns
     laid = []
     lay = Pipeline.lay
@@ -142,7 +142,7 @@ def test_a_stopped_completion_goes_on(
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_large_pictures_go_by_strips_in_every_command(
+def test_large_images_go_by_strips_in_every_command(
     smalti: Runner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_png(tmp_path / "given.png", noise(3, 40, 24))
@@ -158,15 +158,15 @@ def test_large_pictures_go_by_strips_in_every_command(
     for name, command in commands.items():
         done = smalti(*command, "--out", tmp_path / "strips" / name)
         assert done.status == 0, done.err
-        rows = {"sample": "decoding: 80/80 rows", "complete": "decoding: 40/40 rows", "reconstruct": "1 pictures"}
+        rows = {"sample": "decoding: 80/80 rows", "complete": "decoding: 40/40 rows", "reconstruct": "1 images"}
         assert rows[name] in done.out
         assert names(tmp_path / "strips" / name) == names(tmp_path / "whole" / name)
-        for picture in names(tmp_path / "whole" / name):
-            one, other = (pixels(tmp_path / way / name / picture) for way in ("strips", "whole"))
+        for image in names(tmp_path / "whole" / name):
+            one, other = (pixels(tmp_path / way / name / image) for way in ("strips", "whole"))
             assert np.abs(one.astype(int) - other).max() <= 1
 
 
-def test_info_of_a_picture_that_is_never_read_whole(
+def test_info_of_a_image_that_is_never_read_whole(
     smalti: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_png(tmp_path / "a.png", noise(3, 12, 16), settings={"seed": 5})
@@ -176,10 +176,10 @@ def test_info_of_a_picture_that_is_never_read_whole(
     assert "seed: 5" in said
 
 
-# --- partial pictures ----------------------------------------------------------------------------------------------
+# --- partial images ----------------------------------------------------------------------------------------------
 
 
-def test_a_partial_picture_while_it_lays(
+def test_a_partial_image_while_it_lays(
     smalti: Runner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smalti.cli.generation_output.SHARE", 0)
@@ -189,11 +189,11 @@ def test_a_partial_picture_while_it_lays(
     assert pixels(tmp_path / "sample-000000-partial.png").shape == (20, 24, 3)
     assert "partial: " in smalti("info", tmp_path / "sample-000000-partial.png").out
     assert smalti(*command, "--preview", 0, "--resume").status == 0
-    assert not list(tmp_path.glob("*partial*")), "the picture is there"
+    assert not list(tmp_path.glob("*partial*")), "the image is there"
 
 
 @torch.no_grad()
-def test_a_partial_picture_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_image_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, now, heights = pipeline(), [0.0], []
     grid, decode = (40, 6), Pipeline.partial
 
@@ -216,7 +216,7 @@ def test_a_partial_picture_decodes_what_is_new(tmp_path: Path, monkeypatch: pyte
     assert set(gaps) == {2 + 9 * 2}, "nine times as long as it took, which is more than the five seconds asked for"
     assert heights[0] <= 5 + 2
     assert all(height <= 18 + ABOVE + 2 for height in heights[1:])
-    # Rows that are laid are shown, what is not is mid-grey.
+    # Rows that are laid are shown, what is not is mid-gray.
     shown = pixels(tmp_path / "a.png")
     last = rows[round(times[-1] - 2 * len(times)) - 1][0]
     laid = (last >= 0).repeat_interleave(4, 0).repeat_interleave(4, 1).numpy()
@@ -225,7 +225,7 @@ def test_a_partial_picture_decodes_what_is_new(tmp_path: Path, monkeypatch: pyte
 
 
 @torch.no_grad()
-def test_a_partial_picture_of_a_large_one_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_image_of_a_large_one_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = pipeline()
     codes = torch.randint(16, (6, 9), generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("smalti.cli.generation_output.SIDE", 20)  # 9 codes of 2 pixels; of 4 would be more
@@ -238,7 +238,7 @@ def test_a_partial_picture_of_a_large_one_is_small(tmp_path: Path, monkeypatch: 
     assert pixels(tmp_path / "b.png").shape == (6, 9, 3)
 
 
-def test_other_pictures_are_not_taken_for_finished(tmp_path: Path) -> None:
+def test_other_images_are_not_taken_for_finished(tmp_path: Path) -> None:
     settings = {"seed": 3, "size": [4, 4], "label": None}
     for name, found in (("a", settings), ("b", {**settings, "score": 1.5}), ("c", {**settings, "tries": 2}), ("d", {})):
         save_png(tmp_path / f"{name}.png", np.zeros((4, 4, 3), np.uint8), settings=found)

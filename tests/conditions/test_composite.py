@@ -1,4 +1,4 @@
-"""Several conditions at once, and what is said of pictures without a tokenizer, from files to samples."""
+"""Several conditions at once, and what is said of images without a tokenizer, from files to samples."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.small import write_recipe
 SIDE = 16
 QUIET = Console(quiet=True)
 NAMES = ("day", "dusk", "night")
-PLACES = CoordinatesSettings(levels=16, size=16, factor=8, grid=(2, 2))
+PLACES = CoordinatesSettings(levels=16, codebook_size=16, factor=8, grid=(2, 2))
 
 
 def several() -> Several:
@@ -55,8 +55,8 @@ def test_each_part_has_its_own_codes() -> None:
     assert [part.tolist() for part in both.split(codes[1])] == [[2], (alone - 4).tolist()]
 
 
-def test_a_prior_that_sees_the_whole_picture_is_told_all_of_it() -> None:
-    """A map of the picture's size, larger than the trained grid; also beside one of which nothing is said at all."""
+def test_a_prior_that_sees_the_whole_image_is_told_all_of_it() -> None:
+    """A map of the image's size, larger than the trained grid; also beside one of which nothing is said at all."""
     both, whole = several(), Window(0, 0, 4, 3)
     alone = Coordinates(PLACES).laid([None, None], grid=(4, 3))(whole) + 4
     told = both.laid([{"label": "dusk"}, {}], grid=(4, 3))(whole)
@@ -117,10 +117,10 @@ def test_two_of_one_name_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures `images/a/00.png`, their maps, `objects.json`, and a `tokenizer` for each of the two."""
+    """Images `images/a/00.png`, their maps, `objects.json`, and a `tokenizer` for each of the two."""
     folder = write_pairs(tmp_path_factory.mktemp("several"))
     names = sorted(path.relative_to(folder / "images").with_suffix("") for path in (folder / "images").rglob("*.png"))
-    pictures = [
+    images = [
         {
             "key": name.as_posix(),
             "objects": [
@@ -130,14 +130,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for name in names
     ]
-    file = {"pictures": pictures, "keypoints": ["left foot", "right foot"]}
+    file = {"images": images, "keypoints": ["left foot", "right foot"]}
     (folder / "objects.json").write_text(json.dumps(file), "utf-8")
     recipe = str(write_recipe(folder / "small.yaml"))
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=("run.length=8",))
     train_tokenizer(folder / "images", folder / "tokenizer", settings=settings, console=QUIET)
     of_labels = (
-        "run.length=8", "pictures.kind=labels", "objective.pixel=cross_entropy", "objective.adversarial.weight=0",
-        "model.quantizer.size=9",
+        "run.length=8", "images.file_type=labels", "objective.pixel=cross_entropy", "objective.adversarial.weight=0",
+        "model.quantizer.codebook_size=9",
     )  # fmt: skip
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=of_labels)
     train_tokenizer(folder / "maps", folder / "maps-tokenizer", settings=settings, console=QUIET)
@@ -151,7 +151,7 @@ def encode(folder: Path, out: str, *more: object):  # type: ignore[no-untyped-de
 
 def crops_of(folder: Path, *, seed: int = 5) -> Crops:
     source = open_source(folder / "images")
-    return Crops(source, source.pictures, size=(SIDE, SIDE), channels=3, crop=RandomCrop(zoom=(1, 1.5)), seed=seed)
+    return Crops(source, source.images, size=(SIDE, SIDE), channels=3, crop=RandomCrop(zoom=(1, 1.5)), seed=seed)
 
 
 def test_where_a_part_lies_is_said(home: Path) -> None:
@@ -175,7 +175,7 @@ def test_objects_are_said_as_they_are_seen(home: Path) -> None:
     assert isinstance(sayer.condition, Layout)
     settings = sayer.condition.settings
     assert isinstance(settings, LayoutSettings)
-    assert (settings.most, settings.size) == (2, 1025)
+    assert (settings.max_objects, settings.codebook_size) == (2, 1025)
     orders = set()
     for draw in range(16):
         view = crops.view(0, draw)
@@ -191,7 +191,7 @@ def test_objects_are_said_as_they_are_seen(home: Path) -> None:
 
 
 def objects_of(home: Path, **options: object) -> tuple[LayoutSettings, list[str]]:
-    """The settings of a layout of half the objects, and the classes that the whole picture 0 is said to show."""
+    """The settings of a layout of half the objects, and the classes that the whole image 0 is said to show."""
     sayer = SAYINGS["layout"](home / "objects.json", options, crops_of(home), (2, 2), 8)
     settings = sayer.condition.settings  # type: ignore[attr-defined]
     whole = View(0, 0, (SIDE, SIDE), (SIDE, SIDE), mirrored=False)
@@ -200,30 +200,30 @@ def objects_of(home: Path, **options: object) -> tuple[LayoutSettings, list[str]
 
 
 def test_some_objects_are_kept(home: Path) -> None:
-    """A tree of 0.12 of the picture and a house of 0.12, the latter 0.4 x 0.3."""
+    """A tree of 0.12 of the image and a house of 0.12, the latter 0.4 x 0.3."""
     settings, seen = objects_of(home)
-    assert (settings.classes, settings.most, seen) == (("house", "tree"), 2, ["house", "tree"])
+    assert (settings.classes, settings.max_objects, seen) == (("house", "tree"), 2, ["house", "tree"])
     settings, seen = objects_of(home, classes=["tree"])
-    assert (settings.classes, settings.most, seen) == (("tree",), 1, ["tree"])
+    assert (settings.classes, settings.max_objects, seen) == (("tree",), 1, ["tree"])
     settings, seen = objects_of(home, classes=["tree", "house"], smallest=0.1, most=3)
-    assert (settings.classes, settings.most, seen) == (("house", "tree"), 3, ["house", "tree"])  # as in the file
+    assert (settings.classes, settings.max_objects, seen) == (("house", "tree"), 3, ["house", "tree"])  # as in the file
 
 
 def test_small_objects_are_left_out(home: Path, tmp_path: Path) -> None:
     read = json.loads((home / "objects.json").read_text("utf-8"))
-    for place, picture in enumerate(read["pictures"]):
-        picture["objects"][0]["box"] = [0.1, 0.2, 0.01, 0.02]
-        if place:  # the first picture has a small tree alone
+    for place, image in enumerate(read["images"]):
+        image["objects"][0]["box"] = [0.1, 0.2, 0.01, 0.02]
+        if place:  # the first image has a small tree alone
             continue
-        del picture["objects"][1]
+        del image["objects"][1]
     (tmp_path / "objects.json").write_text(json.dumps(read), "utf-8")
     assert objects_of(tmp_path_of(home, tmp_path), smallest=0.0002)[1] == ["tree"]
     settings, seen = objects_of(tmp_path_of(home, tmp_path), smallest=0.00021)
-    assert (settings.most, seen) == (1, [])  # it stays, as a picture without any
+    assert (settings.max_objects, seen) == (1, [])  # it stays, as an image without any
 
 
 def tmp_path_of(home: Path, folder: Path) -> Path:
-    """A folder with other objects of the same pictures."""
+    """A folder with other objects of the same images."""
     if not (folder / "images").exists():
         (folder / "images").symlink_to(home / "images")
     return folder
@@ -294,7 +294,7 @@ def test_from_files_to_samples(home: Path) -> None:
     assert label.tolist() == [int(shards.training.labels[0])]
     assert layout.shape == (5 + 16,)
     assert condition.parts[2].settings.classes == ("tree",)  # type: ignore[attr-defined]
-    overrides = ("run.length=640", "drop_condition=0.5")
+    overrides = ("run.length=640", "condition_dropout=0.5")
     settings = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)
     train_prior(shards, home / "tokenizer", home / "told", settings=settings, console=QUIET)
     (home / "whole").mkdir()
@@ -316,7 +316,7 @@ def test_from_files_to_samples(home: Path) -> None:
     assert "say whose it is; --condition label=... or --condition segmentation=..." in str(ran.exception)
 
 
-def test_coordinates_are_encoded_with_the_pictures(home: Path) -> None:
+def test_coordinates_are_encoded_with_the_images(home: Path) -> None:
     words = ["train", "prior", home / "images", "--tokenizer", home / "tokenizer", "--out", home / "placed"]
     more = ["--recipe", home / "small.yaml", "--set", "run.length=64", "--set", "condition=coordinates"]
     ran = CliRunner().invoke(app, [str(word) for word in (*words, *more)])

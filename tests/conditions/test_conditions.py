@@ -30,21 +30,23 @@ from smalti.images.io import DamagedImage
 from smalti.images.masks import PARTS, kept_by_mask, kept_part
 from smalti.prior import Transformer, TransformerSettings
 from smalti.prior.window import Window
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 LABELS = Labels(["dawn", "dusk", "night"])
-GIVEN = Given(GivenSettings(key="words", size=9, length=4))
-COORDINATES = Coordinates(CoordinatesSettings(levels=63, size=64, factor=2, grid=(4, 4)))
-LAYOUT = Layout(LayoutSettings(classes=("tree", "house"), most=2, size=64))
+GIVEN = Given(GivenSettings(key="words", codebook_size=9, length=4))
+COORDINATES = Coordinates(CoordinatesSettings(levels=63, codebook_size=64, factor=2, grid=(4, 4)))
+LAYOUT = Layout(LayoutSettings(classes=("tree", "house"), max_objects=2, codebook_size=64))
 TREES = [Annotation(0, Box(0.1, 0.5, 0.3, 0.4)), Annotation(1, Box(0.6, 0.2, 0.3, 0.6))]
 
 
 def depths() -> Maps:
     torch.manual_seed(0)
-    pyramid = PyramidSettings(channels=1, stem=2, width=8, multipliers=(1,), blocks=1, latent_channels=8)
-    tokenizer = VQGAN(VQGANSettings(pyramid=pyramid, quantizer=VQSettings(size=16, dimension=4)))
+    autoencoder = AutoencoderSettings(
+        channels=1, patch_size=2, base_channels=8, channel_multipliers=(1,), res_blocks=1, latent_channels=8
+    )
+    tokenizer = VQGAN(VQGANSettings(autoencoder=autoencoder, quantizer=VQSettings(codebook_size=16, codebook_dim=4)))
     return Maps(MapsSettings(kind="depth", key="depth", grid=(4, 4)), tokenizer)
 
 
@@ -55,13 +57,13 @@ EXAMPLES: dict[str, Condition] = {
     "maps": depths(),
     "layout": LAYOUT,
     "given": GIVEN,
-    "keypoints": Keypoints(KeypointsSettings(points=("left hand", "right hand"), most=2, size=65)),
+    "keypoints": Keypoints(KeypointsSettings(points=("left hand", "right hand"), max_figures=2, codebook_size=65)),
     "several": Several([LABELS, LAYOUT]),
 }
 
 
 def values_of(name: str, grid: tuple[int, int]) -> list[Any]:
-    """Two values of the example of that name, for pictures of `grid` codes."""
+    """Two values of the example of that name, for images of `grid` codes."""
     height, width = 2 * grid[0], 2 * grid[1]
     slope = torch.linspace(-1, 1, height * width).view(1, height, width)
     values: dict[str, list[Any]] = {
@@ -96,7 +98,7 @@ def test_values_become_prefixes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_a_window_that_is_the_picture_reads_what_is_encoded(name: str) -> None:
+def test_a_window_that_is_the_image_reads_what_is_encoded(name: str) -> None:
     condition, values = EXAMPLES[name], values_of(name, (4, 4))
     at = condition.laid(values, grid=(4, 4))
     assert torch.equal(at(Window(0, 0, 4, 4)), condition.encode(values))
@@ -117,11 +119,17 @@ def test_under_a_window_stands_what_is_true_there(name: str, changes: bool) -> N
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_a_prior_lays_a_picture_that_is_larger_than_its_window(name: str) -> None:
+def test_a_prior_lays_a_image_that_is_larger_than_its_window(name: str) -> None:
     condition = EXAMPLES[name]
     torch.manual_seed(0)
     sizes = TransformerSettings(
-        size=8, condition_size=condition.size, prefix=condition.length, grid=(4, 4), layers=1, width=16, heads=2
+        codebook_size=8,
+        condition_size=condition.size,
+        prefix_length=condition.length,
+        grid=(4, 4),
+        layers=1,
+        embed_dim=16,
+        heads=2,
     )
     at = condition.laid(values_of(name, (5, 6)), grid=(5, 6))
     laying = sample_windows(
@@ -148,8 +156,8 @@ def test_conditions_come_back_from_what_they_saved(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_damaged_settings_are_told_by_name(name: str, tmp_path: Path) -> None:
     plain = EXAMPLES[name].save(tmp_path)
-    with pytest.raises(SmaltiError, match=r"the condition in .*: unknown key 'colour'"):
-        build_condition({**plain, "colour": 3}, tmp_path)
+    with pytest.raises(SmaltiError, match=r"the condition in .*: unknown key 'color'"):
+        build_condition({**plain, "color": 3}, tmp_path)
     for key in ("labels", "levels", "kind", "classes", "length", "points", "parts"):
         if key in plain:
             left = {other: value for other, value in plain.items() if other != key}
@@ -172,15 +180,15 @@ def test_an_unknown_condition_is_told(name: str | None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_previews_are_pictures_that_differ(name: str) -> None:
+def test_previews_are_images_that_differ(name: str) -> None:
     condition = EXAMPLES[name]
-    pictures = [condition.preview(row) for row in condition.encode(values_of(name, (4, 4)))]
-    for picture in pictures:
-        assert picture.dtype == np.uint8
-        assert picture.ndim == 3
-        assert picture.shape[2] == 3
-        assert picture.min() < picture.max()
-    assert name == "nothing" or pictures[0].tobytes() != pictures[1].tobytes()
+    images = [condition.preview(row) for row in condition.encode(values_of(name, (4, 4)))]
+    for image in images:
+        assert image.dtype == np.uint8
+        assert image.ndim == 3
+        assert image.shape[2] == 3
+        assert image.min() < image.max()
+    assert name == "nothing" or images[0].tobytes() != images[1].tobytes()
 
 
 def test_only_coordinates_need_no_value() -> None:
@@ -205,7 +213,7 @@ def test_codes_under_a_window_by_eye() -> None:
 
 @pytest.mark.parametrize("name", ["coordinates", "maps"])
 @pytest.mark.parametrize(("grid", "least"), [((3, 8), "4 x 8"), ((4, 3), "4 x 4")])
-def test_pictures_smaller_than_the_window_are_told(name: str, grid: tuple[int, int], least: str) -> None:
+def test_images_smaller_than_the_window_are_told(name: str, grid: tuple[int, int], least: str) -> None:
     sentence = rf"lays 4 x 4 codes .* or more, {grid[0]} x {grid[1]} were asked for; ask for at least {least}"
     with pytest.raises(SmaltiError, match=sentence):
         EXAMPLES[name].laid(values_of(name, grid), grid=grid)
@@ -248,9 +256,9 @@ def test_no_condition_takes_no_value() -> None:
 
 def test_written_labels_have_ink_and_a_margin() -> None:
     for code in range(LABELS.size):
-        picture = LABELS.preview(torch.tensor([code]))
-        assert picture.min() < 100
-        assert (picture[[0, -1]] == 255).all()
+        image = LABELS.preview(torch.tensor([code]))
+        assert image.min() < 100
+        assert (image[[0, -1]] == 255).all()
 
 
 # --- codes as they are given ---------------------------------------------------------------------------------------
@@ -268,7 +276,7 @@ def test_given_codes_stay_as_they_are() -> None:
     [
         ([0, 1, 2, 9], "there is no condition code 9; the codes are 0 to 8"),
         ([0, -1, 2, 3], "there is no condition code -1; the codes are 0 to 8"),
-        ([0, 1, 2], r"'words' has 4 codes a picture, and a row of the shape \(3,\) was given; give \(4,\)"),
+        ([0, 1, 2], r"'words' has 4 codes an image, and a row of the shape \(3,\) was given; give \(4,\)"),
         ([[0, 1, 2, 3]], r"a row of the shape \(1, 4\) was given"),
         ([], r"a row of the shape \(0,\) was given"),
         ([0.0, 1.0, 2.0, 3.0], r"condition codes are whole numbers, \[0.0, 1.0, 2.0, 3.0\] holds torch.float32; round"),
@@ -287,17 +295,17 @@ def test_typed_codes_that_are_none_are_told() -> None:
         GIVEN.read("1,two")
 
 
-# --- colours -------------------------------------------------------------------------------------------------------
+# --- colors -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 183, 400])
-def test_classes_have_colours_of_their_own(count: int) -> None:
-    colours = palette(count)
-    assert colours.shape == (count, 3)
-    assert colours.dtype == np.uint8
-    assert len({tuple(colour) for colour in colours.tolist()}) == count
-    assert np.array_equal(palette(count + 5)[:count], colours)
-    near = np.abs(np.diff(colours.astype(int), axis=0)).max(axis=1)
+def test_classes_have_colors_of_their_own(count: int) -> None:
+    colors = palette(count)
+    assert colors.shape == (count, 3)
+    assert colors.dtype == np.uint8
+    assert len({tuple(color) for color in colors.tolist()}) == count
+    assert np.array_equal(palette(count + 5)[:count], colors)
+    near = np.abs(np.diff(colors.astype(int), axis=0)).max(axis=1)
     assert (near > 60).all()
 
 
@@ -311,7 +319,7 @@ def test_parts_by_eye() -> None:
         "bottom-half": ["........"] * 2 + ["########"] * 2,
         "left-half": ["####...."] * 4,
         "right-half": ["....####"] * 4,
-        "centre": ["........", "..####..", "..####..", "........"],
+        "center": ["........", "..####..", "..####..", "........"],
     }
 
 
@@ -323,7 +331,7 @@ def test_halves_share_no_pixel_and_leave_none_out(size: tuple[int, int]) -> None
 
 def test_an_unknown_part_lists_those_there_are() -> None:
     with pytest.raises(
-        SmaltiError, match=r"unknown part 'top' to keep; .*There are: bottom-half, centre, left-half, r"
+        SmaltiError, match=r"unknown part 'top' to keep; .*There are: bottom-half, center, left-half, r"
     ):
         kept_part("top", (4, 4))
 
@@ -331,25 +339,25 @@ def test_an_unknown_part_lists_those_there_are() -> None:
 def test_white_is_kept(tmp_path: Path) -> None:
     pixels = np.array([[0, 255, 127, 128], [255, 0, 255, 0]], dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "mask.png")
-    kept = kept_by_mask(tmp_path / "mask.png", picture=(2, 4), size=(2, 4))
+    kept = kept_by_mask(tmp_path / "mask.png", image=(2, 4), size=(2, 4))
     assert kept.dtype == torch.bool
     assert kept.tolist() == [[False, True, False, True], [True, False, True, False]]
 
 
-def test_a_mask_is_scaled_and_cropped_with_its_picture(tmp_path: Path) -> None:
+def test_a_mask_is_scaled_and_cropped_with_its_image(tmp_path: Path) -> None:
     pixels = np.zeros((20, 40, 3), dtype=np.uint8)
     pixels[:, 20:] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
-    kept = kept_by_mask(tmp_path / "mask.png", picture=(20, 40), size=(8, 8))
+    kept = kept_by_mask(tmp_path / "mask.png", image=(20, 40), size=(8, 8))
     assert kept.tolist() == [[False] * 4 + [True] * 4] * 8  # the middle 8 of 8 x 16
 
 
 def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:
     Image.new("L", (8, 4)).save(tmp_path / "mask.png")
-    with pytest.raises(SmaltiError, match=r"mask\.png is 4x8 pixels, its picture 8x4; a mask has the size of its"):
-        kept_by_mask(tmp_path / "mask.png", picture=(8, 4), size=(4, 4))
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(DamagedImage, match="is not a picture of any kind that is read"):
-        kept_by_mask(tmp_path / "text.png", picture=(8, 4), size=(4, 4))
+    with pytest.raises(SmaltiError, match=r"mask\.png is 4x8 pixels, its image 8x4; a mask has the size of its"):
+        kept_by_mask(tmp_path / "mask.png", image=(8, 4), size=(4, 4))
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(DamagedImage, match="is not an image of any kind that is read"):
+        kept_by_mask(tmp_path / "text.png", image=(8, 4), size=(4, 4))
     with pytest.raises(DamagedImage, match="is missing"):
-        kept_by_mask(tmp_path / "nowhere.png", picture=(8, 4), size=(4, 4))
+        kept_by_mask(tmp_path / "nowhere.png", image=(8, 4), size=(4, 4))

@@ -1,4 +1,4 @@
-"""Coordinates: where in its picture a code lies, and in a part of a larger one, told as codes."""
+"""Coordinates: where in its image a code lies, and in a part of a larger one, told as codes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hypothesis import settings as checked
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within, coordinate_picture
+from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within, coordinate_image
 from smalti.core.errors import SmaltiError
 from smalti.prior.window import Window
 
-COORDINATES = Coordinates(CoordinatesSettings(levels=63, size=64, factor=2, grid=(4, 4)))
+COORDINATES = Coordinates(CoordinatesSettings(levels=63, codebook_size=64, factor=2, grid=(4, 4)))
 
 
 def slowly(condition: Coordinates, height: int, width: int) -> list[list[int]]:
-    """The codes of a picture of its own, by exact fractions: mean over each tile, halves to even."""
+    """The codes of an image of its own, by exact fractions: mean over each tile, halves to even."""
     f, levels = condition.settings.factor, condition.settings.levels
     rows: list[list[int]] = []
     for top in range(0, height, f):
@@ -33,8 +33,8 @@ def slowly(condition: Coordinates, height: int, width: int) -> list[list[int]]:
 
 @checked(max_examples=30, deadline=None)
 @drawn(h=st.integers(1, 9), w=st.integers(1, 9), factor=st.integers(1, 4), levels=st.integers(1, 300))
-def test_coordinates_are_the_share_of_the_picture_before_a_code(h: int, w: int, factor: int, levels: int) -> None:
-    condition = Coordinates(CoordinatesSettings(levels=levels, size=levels + 1, factor=factor, grid=(h, w)))
+def test_coordinates_are_the_share_of_the_image_before_a_code(h: int, w: int, factor: int, levels: int) -> None:
+    condition = Coordinates(CoordinatesSettings(levels=levels, codebook_size=levels + 1, factor=factor, grid=(h, w)))
     got = condition.encode([None]).view(h, w)
     expected = torch.tensor(slowly(condition, h * factor, w * factor))
     assert (got - expected).abs().max() <= 1  # at a tie, float32 may fall to either side
@@ -43,7 +43,7 @@ def test_coordinates_are_the_share_of_the_picture_before_a_code(h: int, w: int, 
 
 
 def test_coordinates_by_eye() -> None:
-    condition = Coordinates(CoordinatesSettings(levels=1024, size=1024, factor=16, grid=(16, 16)))
+    condition = Coordinates(CoordinatesSettings(levels=1024, codebook_size=1024, factor=16, grid=(16, 16)))
     codes = condition.encode([None])[0]
     assert (int(codes[0]), int(codes[-1])) == (30, 994)  # the numbers that the original gives for 256 x 256 pixels
     assert codes.view(16, 16).tolist() == slowly(condition, 256, 256)
@@ -51,18 +51,18 @@ def test_coordinates_by_eye() -> None:
 
 
 def test_halves_are_rounded_to_even() -> None:
-    condition = Coordinates(CoordinatesSettings(levels=4, size=5, factor=1, grid=(1, 4)))
+    condition = Coordinates(CoordinatesSettings(levels=4, codebook_size=5, factor=1, grid=(1, 4)))
     assert condition.codes(torch.tensor([[[[0.125, 0.375, 0.625, 0.875]]]])).tolist() == [[[0, 2, 2, 4]]]
 
 
 @pytest.mark.parametrize(("size", "last"), [(4, 3), (5, 4)])
 def test_the_last_level_is_reached_where_there_is_a_code_for_it(size: int, last: int) -> None:
-    condition = Coordinates(CoordinatesSettings(levels=4, size=size, factor=1, grid=(1, 2)))
+    condition = Coordinates(CoordinatesSettings(levels=4, codebook_size=size, factor=1, grid=(1, 2)))
     assert condition.codes(torch.tensor([[[[0.0, 1.0]]]])).tolist() == [[[0, last]]]
 
 
-def test_a_part_of_a_larger_picture_has_that_one_s_coordinates() -> None:
-    whole = coordinate_picture((40, 60))
+def test_a_part_of_a_larger_image_has_that_one_s_coordinates() -> None:
+    whole = coordinate_image((40, 60))
     assert whole.shape == (1, 40, 60)
     assert whole.dtype == torch.float32
     assert whole[0, 0, :2].tolist() == pytest.approx([0.0, 1 / 2400])
@@ -72,14 +72,14 @@ def test_a_part_of_a_larger_picture_has_that_one_s_coordinates() -> None:
     assert torch.equal(part, COORDINATES.laid([Within(6, 10, of=(40, 60))], grid=(6, 5))(Window(0, 0, 4, 4)))
 
 
-def test_a_window_reads_the_coordinates_of_the_whole_picture() -> None:
-    whole = COORDINATES.codes(coordinate_picture((12, 18))[None])[0]
+def test_a_window_reads_the_coordinates_of_the_whole_image() -> None:
+    whole = COORDINATES.codes(coordinate_image((12, 18))[None])[0]
     at = COORDINATES.laid([None], grid=(6, 9))
     assert torch.equal(at(Window(2, 5, 4, 4))[0].view(4, 4), whole[2:6, 5:9])
 
 
 def test_coordinates_come_back_but_for_rounding() -> None:
-    given = coordinate_picture((8, 8))[None]
+    given = coordinate_image((8, 8))[None]
     back = COORDINATES.decode(COORDINATES.codes(given))
     assert back.shape == given.shape
     assert (back - given).abs().max() <= 0.5 / 63 + 4.5 / 64  # half a level, and the spread within a tile
@@ -90,8 +90,8 @@ def test_coordinates_come_back_but_for_rounding() -> None:
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ((0, 0), r"\(0, 0\) is no place in a larger picture; leave it out, or give Within\(top, left, of=\(H, W\)\)"),
-        (Within(-1, 0, of=(40, 60)), r"a picture of 8 x 8 pixels .* at \(-1, 0\) reaches beyond .* 40 x 60; begin"),
+        ((0, 0), r"\(0, 0\) is no place in a larger image; leave it out, or give Within\(top, left, of=\(H, W\)\)"),
+        (Within(-1, 0, of=(40, 60)), r"an image of 8 x 8 pixels .* at \(-1, 0\) reaches beyond .* 40 x 60; begin"),
         (Within(0, -1, of=(40, 60)), r"at \(0, -1\) reaches beyond"),
         (Within(33, 0, of=(40, 60)), r"at \(33, 0\) reaches beyond .* begin between \(0, 0\) and \(32, 52\)"),
         (Within(0, 53, of=(40, 60)), r"at \(0, 53\) reaches beyond .* begin between \(0, 0\) and \(32, 52\)"),
@@ -103,7 +103,7 @@ def test_places_that_cannot_be_are_told(value: object, sentence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "sentence"),
+    ("images", "sentence"),
     [
         (torch.zeros(1, 1, 7, 8), "coordinates of 7 x 8 pixels .* are not made of tiles of 2; crop them to 6 x 8"),
         (torch.zeros(1, 1, 8, 5), "crop them to 8 x 4"),
@@ -112,25 +112,25 @@ def test_places_that_cannot_be_are_told(value: object, sentence: str) -> None:
         (torch.full((1, 1, 8, 8), torch.nan), "from 0 to 1, and these are from nan to nan"),
     ],
 )
-def test_coordinate_pictures_that_cannot_be_are_told(pictures: Tensor, sentence: str) -> None:
+def test_coordinate_images_that_cannot_be_are_told(images: Tensor, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        COORDINATES.codes(pictures)
+        COORDINATES.codes(images)
 
 
 @pytest.mark.parametrize("text", ["1,2", "a,b,4x4", "1,2,3,4", "-1,0,4x4"])
 def test_typed_places_that_are_none_are_told(text: str) -> None:
-    with pytest.raises(SmaltiError, match=rf"'{text}' is no place in a larger picture; write TOP,LEFT,HEIGHTxWIDTH"):
+    with pytest.raises(SmaltiError, match=rf"'{text}' is no place in a larger image; write TOP,LEFT,HEIGHTxWIDTH"):
         COORDINATES.read(text)
 
 
 @pytest.mark.parametrize("size", [62, 65])
 def test_coordinates_have_as_many_codes_as_levels_or_one_more(size: int) -> None:
     with pytest.raises(SmaltiError, match=f"coordinates of 63 levels have 63 or 64 codes, not {size}"):
-        Coordinates(CoordinatesSettings(levels=63, size=size, factor=2, grid=(4, 4)))
+        Coordinates(CoordinatesSettings(levels=63, codebook_size=size, factor=2, grid=(4, 4)))
 
 
 def test_the_preview_of_coordinates_grows_lighter() -> None:
-    picture = COORDINATES.preview(COORDINATES.encode([None])[0]).astype(int)
-    assert picture.shape == (8, 8, 3)
-    assert (np.diff(picture[:, 0, 0]) >= 0).all()
-    assert picture[0, 0, 0] < 60 < 180 < picture[-1, -1, 0]
+    image = COORDINATES.preview(COORDINATES.encode([None])[0]).astype(int)
+    assert image.shape == (8, 8, 3)
+    assert (np.diff(image[:, 0, 0]) >= 0).all()
+    assert image[0, 0, 0] < 60 < 180 < image[-1, -1, 0]

@@ -23,8 +23,8 @@ from smalti.scenes.scene_files import write_scenes
 
 POINTS = ("nose", "left eye", "right eye")
 # 65 codes: 8 x 8 places, and "none" is 64.
-WITH_CROP = KeypointsSettings(points=POINTS, most=2, size=65)
-ALONE = KeypointsSettings(points=POINTS, most=2, size=65, encode_crop=False)
+WITH_CROP = KeypointsSettings(points=POINTS, max_figures=2, codebook_size=65)
+ALONE = KeypointsSettings(points=POINTS, max_figures=2, codebook_size=65, encode_crop=False)
 FACE: Figure = ((0.5, 1.0), (0.25, 0.0), None)
 OTHER: Figure = ((0.75, 0.5), None, (1.0, 0.25))
 
@@ -37,7 +37,7 @@ def test_keypoints_by_eye() -> None:
     assert (WITH_CROP.length, ALONE.length) == (8, 6)
     usual = KeypointsSettings(points=POINTS)
     assert (usual.sections, usual.none, usual.length) == (32, 1024, 4 * 3 + 2)
-    assert KeypointsSettings(points=POINTS, size=64).sections == 7  # the place and "none" share no code
+    assert KeypointsSettings(points=POINTS, codebook_size=64).sections == 7  # the place and "none" share no code
 
 
 def test_figures_seen_in_part() -> None:
@@ -48,7 +48,7 @@ def test_figures_seen_in_part() -> None:
     assert keypoint_codes([FACE, OTHER], ALONE, crop=below) == (7 * 8 + 4, 64, 64, 7, 64, 64)
 
 
-def test_a_point_outside_the_picture_is_not_seen() -> None:
+def test_a_point_outside_the_image_is_not_seen() -> None:
     outside: Figure = ((-0.1, 0.5), (0.5, 1.2), (0.0, 1.0))
     assert keypoint_codes([outside], ALONE) == (64, 64, 7 * 8, 64, 64, 64)
     hair: Figure = ((1 + 1e-9, -1e-9), None, None)
@@ -108,7 +108,7 @@ def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
 
 
 def test_crops_and_lengths_that_cannot_be_are_told() -> None:
-    with pytest.raises(SmaltiError, match="is no part of a picture; give left, top, width, height as shares of it"):
+    with pytest.raises(SmaltiError, match="is no part of an image; give left, top, width, height as shares of it"):
         keypoint_codes([FACE], ALONE, crop=Box(0.5, 0.0, 0.6, 1.0))
     with pytest.raises(SmaltiError, match="keypoints of this kind have 8 codes, and 6 were given"):
         read_figures([0] * 6, WITH_CROP)
@@ -199,28 +199,28 @@ def test_it_comes_back_from_what_it_saved(tmp_path: Path) -> None:
 
 
 def test_previews_draw_points_and_crops() -> None:
-    def colour(picture: Any, x: float, y: float) -> tuple[int, ...]:
-        return tuple(picture[round(y * 255), round(x * 255)].tolist())
+    def color(image: Any, x: float, y: float) -> tuple[int, ...]:
+        return tuple(image[round(y * 255), round(x * 255)].tolist())
 
     whole = KEYPOINTS.preview(KEYPOINTS.encode([[FACE]])[0])
     assert whole.shape == (256, 256, 3)
     assert whole.dtype == np.uint8
-    nose, eye = colour(whole, 4 / 7, 1.0), colour(whole, 2 / 7, 0.0)
+    nose, eye = color(whole, 4 / 7, 1.0), color(whole, 2 / 7, 0.0)
     assert len({nose, eye, (160, 160, 160), (255, 255, 255)}) == 4
     line = whole[128]
     assert (line == 160).all(axis=1).sum() > 3  # the line between them and the crop's two sides
     bare = Keypoints(ALONE)
     assert np.array_equal(bare.preview(bare.encode([[]])[0]), np.full((256, 256, 3), 255))
     dot = bare.preview(bare.encode([[((0.0, 1.0), None, None)]])[0])
-    assert colour(dot, 0.0, 1.0) == nose
+    assert color(dot, 0.0, 1.0) == nose
     KEYPOINTS.preview(torch.randint(65, (8,)))  # a prior of its own may lay anything; that is no error
 
 
 def test_the_houses_of_scenes_are_figures(tmp_path: Path) -> None:
     write_scenes(tmp_path, count=12, size=(32, 32))
     annotated = read_annotations(tmp_path)
-    condition = Keypoints(KeypointsSettings(points=annotated.keypoints, most=8))
-    values = [[thing.keypoints for thing in things if thing.keypoints] for things in annotated.pictures.values()]
+    condition = Keypoints(KeypointsSettings(points=annotated.keypoints, max_figures=8))
+    values = [[thing.keypoints for thing in things if thing.keypoints] for things in annotated.images.values()]
     codes = condition.encode(values)
     assert any(values)
     for value, row in zip(values, codes, strict=True):

@@ -11,16 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.conditions import spatial as module
-from smalti.images import io
-from smalti.images.io import large_planes, resize
+from smalti.images import io, large_planes
+from smalti.images.io import resize
 from tests.conditions.test_spatial import maps, value
 
-KINDS = ["segmentation", "depth", "edges", "picture"]
+KINDS = ["segmentation", "depth", "edges", "image"]
 
 
 @pytest.mark.parametrize("size", [(20, 30), (90, 41), (200, 300), (45, 300)])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_pictures_are_scaled_in_strips_as_pillow_scales_the_whole(
+def test_images_are_scaled_in_strips_as_pillow_scales_the_whole(
     channels: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = np.random.RandomState(0).randint(0, 65536, (90, 130, channels)).astype(np.uint16)
@@ -36,7 +36,7 @@ def test_pictures_are_scaled_in_strips_as_pillow_scales_the_whole(
 
 
 @pytest.mark.parametrize("full", [(6000, 3), (3, 6000)])
-def test_the_middle_of_a_thin_picture_is_cut_out_in_strips(
+def test_the_middle_of_a_thin_image_is_cut_out_in_strips(
     full: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = np.random.RandomState(0).randint(0, 65536, (*full, 1)).astype(np.uint16)
@@ -67,13 +67,13 @@ def test_large_maps_are_encoded_in_strips(kind: str, scale: int, monkeypatch: py
     whole = condition.codes(given, grid=grid)
     monkeypatch.setattr(module, "LARGE", 2**10)
     monkeypatch.setattr(module, "strip_rows", lambda tokenizer, width: 16)
-    picture, most = type(condition)._picture, []
+    image, most = type(condition)._image, []
 
     def watched(self: Any, part: Tensor) -> Tensor:
         most.append(part.shape[-2])
-        return picture(self, part)
+        return image(self, part)
 
-    monkeypatch.setattr(type(condition), "_picture", watched)
+    monkeypatch.setattr(type(condition), "_image", watched)
     assert torch.equal(condition.codes(given, grid=grid), whole)
     assert max(most) < 32
     assert condition.codes([], grid=grid).shape == (0, *grid)

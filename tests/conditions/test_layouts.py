@@ -24,8 +24,8 @@ from smalti.prior.window import Window
 
 CLASSES = ("tree", "house", "cloud")
 # 64 codes: 8 x 8 points, and "none" is 63.
-BOXES = LayoutSettings(classes=CLASSES, most=3, size=64, group=True, flags=True)
-CENTRES = LayoutSettings(classes=CLASSES, most=3, size=64, places="centres", encode_crop=False)
+BOXES = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=64, group=True, flags=True)
+CENTERS = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=64, places="centers", encode_crop=False)
 TREE, HOUSE = Annotation(0, Box(0.0, 0.0, 0.5, 1.0)), Annotation(1, Box(0.5, 0.5, 0.5, 0.5), group=True)
 
 
@@ -33,21 +33,21 @@ def test_layouts_by_eye() -> None:
     # 0.5 of 7 steps is 3.5, which rounds to the even 4.
     assert layout_codes([TREE, HOUSE], BOXES) == (0, 0, 7 * 8 + 4, 1 + 3, 4 * 8 + 4, 63, 63, 63, 63, 0, 63)
     assert BOXES.length == 11
-    # Centres: (0.25, 0.5) -> column 1.75, row 3.5; (0.75, 0.75) -> 5.25, 5.25.
-    assert layout_codes([TREE, HOUSE], CENTRES) == (0, 4 * 8 + 2, 1, 5 * 8 + 5, 63, 63)
-    assert CENTRES.length == 6
+    # Centers: (0.25, 0.5) -> column 1.75, row 3.5; (0.75, 0.75) -> 5.25, 5.25.
+    assert layout_codes([TREE, HOUSE], CENTERS) == (0, 4 * 8 + 2, 1, 5 * 8 + 5, 63, 63)
+    assert CENTERS.length == 6
     # With 6 x 6 points there are 5 steps, and 0.5 of them is 2.5, which rounds to the even 2.
-    few = LayoutSettings(classes=CLASSES, most=1, size=36, places="centres", encode_crop=False)
+    few = LayoutSettings(classes=CLASSES, max_objects=1, codebook_size=36, places="centers", encode_crop=False)
     assert layout_codes([Annotation(0, WHOLE)], few) == (0, 2 * 6 + 2)
 
 
 def test_a_layout_seen_in_part() -> None:
     crop = Box(0.0, 0.0, 0.5, 1.0)  # the house is outside
     assert layout_codes([TREE, HOUSE], BOXES, crop=crop) == (0, 0, 7 * 8 + 4, *[63] * 6, 0, 7 * 8 + 4)
-    assert layout_codes([TREE, HOUSE], CENTRES, crop=crop) == (0, 4 * 8 + 4, *[63] * 4)
+    assert layout_codes([TREE, HOUSE], CENTERS, crop=crop) == (0, 4 * 8 + 4, *[63] * 4)
     right = Box(0.25, 0.0, 0.75, 1.0)
     # The tree begins outside: it is moved to the border and keeps its width, 0.5 / 0.75 of what is seen.
-    corners = LayoutSettings(classes=CLASSES, most=1, size=64, encode_crop=False)
+    corners = LayoutSettings(classes=CLASSES, max_objects=1, codebook_size=64, encode_crop=False)
     assert layout_codes([TREE], corners, crop=right) == (0, 0, 7 * 8 + 5)
     # What reaches beyond the right and the bottom is cut off, however much it is.
     assert layout_codes([Annotation(0, WHOLE)], corners, crop=Box(0.0, 0.0, 0.5, 0.5)) == (0, 0, 63)
@@ -57,7 +57,7 @@ def test_a_layout_seen_in_part() -> None:
 def test_a_layout_in_a_mirror() -> None:
     # The crop is the left half; in the mirror it is the right one, and the tree stands there.
     assert layout_codes([TREE], BOXES, crop=Box(0.0, 0.0, 0.5, 1.0), flip=True) == (0, 4, 63, *[63] * 6, 4, 63)
-    assert layout_codes([TREE], CENTRES, flip=True) == (0, 4 * 8 + 5, *[63] * 4)
+    assert layout_codes([TREE], CENTERS, flip=True) == (0, 4 * 8 + 5, *[63] * 4)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_properties_are_multiples_of_the_number_of_classes(properties: dict[str,
     assert {
         key: getattr(read, key) for key in ("group", "occluded", "depiction", "inside") if getattr(read, key)
     } == properties
-    assert layout_codes([one], CENTRES)[0] == 2  # told of neither
-    only = LayoutSettings(classes=CLASSES, most=3, size=64, group=True)
+    assert layout_codes([one], CENTERS)[0] == 2  # told of neither
+    only = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=64, group=True)
     assert layout_codes([one], only)[0] == 2 + 3 * (bits & 1)
     assert not read_codes([2 + 3 * 2, *[0] * 10], only).objects[0].occluded
 
@@ -120,8 +120,8 @@ def test_codes_say_what_was_written(objects: list[Annotation], crop: Box, flip: 
 
 def test_the_last_point_is_not_taken_for_none() -> None:
     corner = Annotation(1, Box(0.95, 0.95, 0.05, 0.05))
-    assert layout_codes([corner], CENTRES)[:2] == (1, CENTRES.none)
-    assert [one.place for one in read_codes(layout_codes([corner], CENTRES), CENTRES).objects] == [(1.0, 1.0)]
+    assert layout_codes([corner], CENTERS)[:2] == (1, CENTERS.none)
+    assert [one.place for one in read_codes(layout_codes([corner], CENTERS), CENTERS).objects] == [(1.0, 1.0)]
 
 
 def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
@@ -172,11 +172,11 @@ def test_an_object_without_area_or_outside_is_not_seen() -> None:
     "crop", [Box(0.5, 0.0, 0.6, 1.0), Box(-0.1, 0.0, 0.6, 1.0), Box(0.0, 0.5, 1.0, 0.6), Box(0, 0, 0, 1)]
 )
 def test_crops_that_cannot_be_are_told(crop: Box) -> None:
-    with pytest.raises(SmaltiError, match="is no part of a picture; give left, top, width, height as shares of it"):
+    with pytest.raises(SmaltiError, match="is no part of an image; give left, top, width, height as shares of it"):
         layout_codes([TREE], BOXES, crop=crop)
 
 
-def test_a_crop_may_reach_beyond_its_picture_by_a_hair() -> None:
+def test_a_crop_may_reach_beyond_its_image_by_a_hair() -> None:
     hair = 1e-9  # such as shares in decimals have when they are added
     for crop in (Box(0.5, 0.5, 0.5 + hair, 0.5 + hair), Box(-hair, -hair, 1.0, 1.0)):
         whole = tuple(round(number, 3) for number in crop)
@@ -186,14 +186,14 @@ def test_a_crop_may_reach_beyond_its_picture_by_a_hair() -> None:
 def test_objects_without_a_code_are_told() -> None:
     with pytest.raises(SmaltiError, match="there is no object class 3; classes are 0 to 2"):
         layout_codes([Annotation(3, WHOLE)], BOXES)
-    narrow = LayoutSettings(classes=CLASSES, most=3, size=16, flags=True)
-    assert layout_codes([Annotation(2, WHOLE, occluded=True, depiction=True)], CENTRES)[0] == 2
+    narrow = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=16, flags=True)
+    assert layout_codes([Annotation(2, WHOLE, occluded=True, depiction=True)], CENTERS)[0] == 2
     with pytest.raises(
         SmaltiError, match="properties 6 has the code 20, and codes of objects are 0 to 14; raise size to 22"
     ):
         layout_codes([Annotation(2, WHOLE, occluded=True, depiction=True)], narrow)
     # The last code is "none": an object that had it would vanish.
-    narrow = LayoutSettings(classes=CLASSES, most=3, size=16, group=True, flags=True)
+    narrow = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=16, group=True, flags=True)
     with pytest.raises(SmaltiError, match="has the code 15, and codes of objects are 0 to 14; raise size to 17"):
         layout_codes([Annotation(0, WHOLE, group=True, depiction=True)], narrow)
 
@@ -227,7 +227,7 @@ def test_the_order_of_objects_is_kept() -> None:
     assert not torch.equal(LAYOUT.encode([[HOUSE, TREE]]), LAYOUT.encode([[TREE, HOUSE]]))
 
 
-@pytest.mark.parametrize("settings", [BOXES, CENTRES])
+@pytest.mark.parametrize("settings", [BOXES, CENTERS])
 def test_under_a_window_the_window_is_the_crop(settings: LayoutSettings) -> None:
     at = Layout(settings).laid([[TREE, HOUSE], [HOUSE]], grid=(5, 8))
     got = at(Window(1, 2, 4, 4))
@@ -265,10 +265,10 @@ def test_all_windows_of_a_grid_are_crops() -> None:
         ([{**PLAIN[0], "box": 3}], "the box 3 is not four numbers"),
         (
             [{**PLAIN[0], "box": [0, 0, 64, 64]}],
-            r"the box \[0, 0, 64, 64\] reaches beyond the picture; .* not in pixels",
+            r"the box \[0, 0, 64, 64\] reaches beyond the image; .* not in pixels",
         ),
-        ([{**PLAIN[0], "box": [0.5, 0.5, 0.6, 0.5]}], "object 1 of the layout: the box .* reaches beyond the picture"),
-        ([{**PLAIN[0], "box": [1.2, 0.5, 0.2, 0.2]}], "object 1 of the layout: the box .* reaches beyond the picture"),
+        ([{**PLAIN[0], "box": [0.5, 0.5, 0.6, 0.5]}], "object 1 of the layout: the box .* reaches beyond the image"),
+        ([{**PLAIN[0], "box": [1.2, 0.5, 0.2, 0.2]}], "object 1 of the layout: the box .* reaches beyond the image"),
         ([{**PLAIN[0], "box": [0, 0, 1, True]}], "is not four numbers"),
         ([{**PLAIN[0], "box": [0, 0, 1, float("nan")]}], "is not four numbers"),
         ([{**PLAIN[0], "group": 1}], "object 1 of the layout: group is true or false, not 1"),
@@ -302,10 +302,10 @@ def test_settings_that_cannot_be_are_told(key: str, value: Any, sentence: str, t
         build_condition({**LAYOUT.save(tmp_path), key: value}, tmp_path)
 
 
-def test_previews_draw_boxes_centres_and_crops() -> None:
-    def inked(picture: Any, row: float, column: float) -> bool:
+def test_previews_draw_boxes_centers_and_crops() -> None:
+    def inked(image: Any, row: float, column: float) -> bool:
         i, j = round(row * 255), round(column * 255)
-        return bool((picture[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2] < 250).any())
+        return bool((image[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2] < 250).any())
 
     whole = LAYOUT.preview(LAYOUT.encode([[TREE]])[0])
     assert whole.shape == (256, 256, 3)
@@ -313,9 +313,9 @@ def test_previews_draw_boxes_centres_and_crops() -> None:
     assert inked(whole, 0.5, 4 / 7)  # the right border of the tree, rounded
     assert not inked(whole, 0.5, 0.75)
     assert inked(whole, 0.5, 1.0)  # the crop
-    centres = Layout(CENTRES)
-    dots = centres.preview(centres.encode([[TREE]])[0])
+    centers = Layout(CENTERS)
+    dots = centers.preview(centers.encode([[TREE]])[0])
     assert inked(dots, 4 / 7, 2 / 7)
     assert not inked(dots, 0.5, 1.0)
-    assert np.array_equal(centres.preview(centres.encode([[]])[0]), np.full((256, 256, 3), 255))
+    assert np.array_equal(centers.preview(centers.encode([[]])[0]), np.full((256, 256, 3), 255))
     LAYOUT.preview(torch.randint(63, (11,)))  # a prior of its own may exchange corners; that is no error

@@ -44,7 +44,7 @@ def test_a_box_as_it_is_seen() -> None:
 
 
 def test_layouts_draw_what_is_seen() -> None:
-    settings = LayoutSettings(classes=("tree", "house"), most=2, size=65, drawn=(2, 2))
+    settings = LayoutSettings(classes=("tree", "house"), max_objects=2, codebook_size=65, drawn=(2, 2))
     things = [Annotation(1, Box(0.0, 0.0, 0.5, 0.5)), Annotation(0, Box(0.75, 0.75, 0.1, 0.1))]
     condition = Layout(settings)
     assert condition.maps == (8,)
@@ -52,14 +52,14 @@ def test_layouts_draw_what_is_seen() -> None:
     assert layout_codes(things, settings)[8:] == (1, 64, 64, 0)
     assert layout_codes(things, settings, flip=True)[8:] == (64, 1, 0, 64)
     assert layout_codes(things, settings, crop=Box(0.25, 0.25, 0.5, 0.5))[8:] == (1, 64, 64, 64)
-    plain = LayoutSettings(classes=("tree", "house"), most=2, size=65)
+    plain = LayoutSettings(classes=("tree", "house"), max_objects=2, codebook_size=65)
     assert Layout(plain).maps == ()
     assert layout_codes(things, plain) == layout_codes(things, settings)[:8]
     assert read_codes(layout_codes(things, settings), settings) == read_codes(layout_codes(things, plain), plain)
 
 
 def test_keypoints_draw_what_is_seen() -> None:
-    settings = KeypointsSettings(points=("left hand", "right hand"), most=1, size=65, drawn=(2, 2))
+    settings = KeypointsSettings(points=("left hand", "right hand"), max_figures=1, codebook_size=65, drawn=(2, 2))
     figures = [((0.1, 0.1), (0.9, 0.9))]
     condition = Keypoints(settings)
     assert condition.maps == (4,)
@@ -67,7 +67,7 @@ def test_keypoints_draw_what_is_seen() -> None:
     # Mirrored, the right hand is at the left below, and is called the left one.
     assert keypoint_codes(figures, settings, flip=True)[4:] == (64, 1, 0, 64)
     assert keypoint_codes(figures, settings, crop=Box(0.5, 0.5, 0.5, 0.5))[4:] == (64, 64, 64, 1)
-    plain = KeypointsSettings(points=("left hand", "right hand"), most=1, size=65)
+    plain = KeypointsSettings(points=("left hand", "right hand"), max_figures=1, codebook_size=65)
     assert read_figures(keypoint_codes(figures, settings), settings) == read_figures(
         keypoint_codes(figures, plain), plain
     )

@@ -1,4 +1,4 @@
-"""Maps as conditions: segmentations, depths and pictures through a tokenizer of their own, and the files they come in."""
+"""Maps as conditions: segmentations, depths and images through a tokenizer of their own, and the files they come in."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from torch import Tensor
 from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.map_files import read_depth, read_segmentation
 from smalti.conditions.previews import palette
-from smalti.conditions.spatial import Maps, MapsSettings, colourised, labels_as_channels
+from smalti.conditions.spatial import Maps, MapsSettings, colorized, labels_as_channels
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data import file_types as data_kinds
-from smalti.data.crops import CentreCrop
+from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
 from smalti.generation.code_sampler import Sampler, finished, unknown
 from smalti.images.io import DamagedImage, edges, save_png, to_array, to_tensor
 from smalti.images.label_maps import spread
 from smalti.pipeline import Pipeline
-from smalti.prior import Neighbourhood, NeighbourhoodSettings
+from smalti.prior import Neighborhood, NeighborhoodSettings
 from smalti.prior.window import Window
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 LABELS = 5
-KINDS = {"segmentation": LABELS, "depth": 1, "edges": 1, "picture": 3}
+KINDS = {"segmentation": LABELS, "depth": 1, "edges": 1, "image": 3}
 
 
 def tokenizer(channels: int) -> VQGAN:
     torch.manual_seed(channels)
-    pyramid = PyramidSettings(channels=channels, stem=2, width=8, multipliers=(1, 1), blocks=1, latent_channels=8)
-    return VQGAN(VQGANSettings(pyramid=pyramid, quantizer=VQSettings(size=16, dimension=4)))
+    autoencoder = AutoencoderSettings(
+        channels=channels, patch_size=2, base_channels=8, channel_multipliers=(1, 1), res_blocks=1, latent_channels=8
+    )
+    return VQGAN(VQGANSettings(autoencoder=autoencoder, quantizer=VQSettings(codebook_size=16, codebook_dim=4)))
 
 
 def maps(kind: str, *, grid: tuple[int, int] = (2, 3), key: str | None = None) -> Maps:
@@ -66,7 +68,7 @@ def test_a_map_becomes_the_codes_of_its_tokenizer(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_map_of_a_larger_picture_is_encoded_whole_and_its_codes_are_cut(kind: str) -> None:
+def test_the_map_of_a_larger_image_is_encoded_whole_and_its_codes_are_cut(kind: str) -> None:
     condition = maps(kind)
     given = [value(kind, 16, 20), value(kind, 16, 20, seed=1)]
     whole = condition.codes(given, grid=(4, 5))
@@ -104,7 +106,7 @@ def test_a_condition_has_its_tokenizer_in_its_folder(tmp_path: Path) -> None:
             value("segmentation", 8, 13),
             "the segmentation is 8 x 13 pixels .* takes one of the shape of 8 x 12",
         ),
-        ("segmentation", value("segmentation", 12, 8), "a picture of 2 x 3 codes takes one of the shape of 8 x 12"),
+        ("segmentation", value("segmentation", 12, 8), "an image of 2 x 3 codes takes one of the shape of 8 x 12"),
         ("depth", value("depth", 8, 8), "the depth is 8 x 8 pixels .* takes one of the shape of 8 x 12"),
         (
             "segmentation",
@@ -120,19 +122,19 @@ def test_a_condition_has_its_tokenizer_in_its_folder(tmp_path: Path) -> None:
             r"has the shape \(height, width\), not \(1, 8, 12\); give one label a pixel",
         ),
         ("segmentation", torch.zeros(8, 12), r"holds whole numbers, not torch\.float32; round it first"),
-        ("depth", value("picture", 8, 12), r"a depth has the shape \(1, height, width\), not \(3, 8, 12\)"),
+        ("depth", value("image", 8, 12), r"a depth has the shape \(1, height, width\), not \(3, 8, 12\)"),
         ("depth", torch.zeros(8, 12), r"a depth has the shape \(1, height, width\), not \(8, 12\)"),
-        ("picture", value("depth", 8, 12), r"a picture has the shape \(3, height, width\), not \(1, 8, 12\)"),
-        ("picture", torch.zeros(3, 8, 12, dtype=torch.uint8), r"holds floats from -1 to 1, not torch\.uint8; scale it"),
+        ("image", value("depth", 8, 12), r"an image has the shape \(3, height, width\), not \(1, 8, 12\)"),
+        ("image", torch.zeros(3, 8, 12, dtype=torch.uint8), r"holds floats from -1 to 1, not torch\.uint8; scale it"),
         (
-            "picture",
+            "image",
             torch.full((3, 8, 12), 255.0),
             "holds floats from -1 to 1, and this one is from 255 to 255; scale it",
         ),
         ("depth", torch.full((1, 8, 12), -1.5), "this one is from -1.5 to -1.5"),
         ("depth", torch.full((1, 8, 12), torch.nan), "this one is from nan to nan"),
-        ("edges", value("picture", 8, 12)[:2], r"a map of edges has the shape \(1, height, width\), not \(2, 8, 12\)"),
-        ("edges", value("picture", 8, 12) * 255, "a photograph holds floats from -1 to 1, and this one is from"),
+        ("edges", value("image", 8, 12)[:2], r"a map of edges has the shape \(1, height, width\), not \(2, 8, 12\)"),
+        ("edges", value("image", 8, 12) * 255, "a photograph holds floats from -1 to 1, and this one is from"),
         ("depth", "depth.png", r"a depth is a tensor or an array, not 'depth\.png'"),
     ],
 )
@@ -143,12 +145,12 @@ def test_maps_that_cannot_be_are_told(kind: str, given: Any, sentence: str) -> N
 
 def test_a_map_must_belong_to_the_grid_that_is_laid() -> None:
     with pytest.raises(
-        SmaltiError, match=r"the depth is 8 x 12 pixels .* a picture of 4 x 5 codes takes one of the shape of 16 x 20"
+        SmaltiError, match=r"the depth is 8 x 12 pixels .* an image of 4 x 5 codes takes one of the shape of 16 x 20"
     ):
         maps("depth").laid([value("depth", 8, 12)], grid=(4, 5))
 
 
-@pytest.mark.parametrize(("kind", "channels"), [("depth", 3), ("picture", 1), ("picture", 5)])
+@pytest.mark.parametrize(("kind", "channels"), [("depth", 3), ("image", 1), ("image", 5)])
 def test_a_tokenizer_for_other_channels_is_told(kind: str, channels: int) -> None:
     settings = MapsSettings(kind=kind, key="map", grid=(2, 3))  # type: ignore[arg-type]
     with pytest.raises(
@@ -178,7 +180,7 @@ def test_a_map_that_is_not_made_of_whole_tiles_is_cut_around_its_middle(kind: st
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(4, 6), (8, 30), (40, 12), (9, 13), (16, 24)])
-def test_a_map_is_scaled_to_cover_the_picture_that_was_asked_for(kind: str, size: tuple[int, int]) -> None:
+def test_a_map_is_scaled_to_cover_the_image_that_was_asked_for(kind: str, size: tuple[int, int]) -> None:
     condition, given = maps(kind), value(kind, *size)
     fitted, grid = condition.fit(given, grid=(3, 4))
     assert grid == (3, 4)
@@ -222,36 +224,36 @@ def test_a_map_smaller_than_the_window_is_scaled_to_cover_it(
     assert maps(kind).codes([fitted], grid=grid).shape == (1, *grid)
 
 
-def test_a_picture_smaller_than_the_window_is_told() -> None:
+def test_a_image_smaller_than_the_window_is_told() -> None:
     with pytest.raises(SmaltiError, match=r"'depth' lays 2 x 3 codes .* or more, 2 x 2 were asked for"):
         maps("depth").fit(value("depth", 8, 11), grid=(2, 2))
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("segmentation", "labels"), ("depth", "depth"), ("edges", "edges"), ("picture", "colour")]
+    ("name", "kind"), [("segmentation", "labels"), ("depth", "depth"), ("edges", "edges"), ("image", "color")]
 )
 @pytest.mark.parametrize("size", [(8, 12), (53, 40), (24, 37)])
 def test_a_file_tells_what_it_told_in_training(name: str, kind: str, size: tuple[int, int], tmp_path: Path) -> None:
     """Edges were refused of photographs, depths and small copies scaled by another filter."""
     chance = np.random.RandomState(0)
     if name in ("segmentation", "depth"):
-        picture = chance.randint(LABELS if name == "segmentation" else 256, size=size).astype(np.uint8)
+        image = chance.randint(LABELS if name == "segmentation" else 256, size=size).astype(np.uint8)
     else:
-        picture = chance.randint(256, size=(*size, 3)).astype(np.uint8)
-    Image.fromarray(picture).save(tmp_path / "file.png")
+        image = chance.randint(256, size=(*size, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "file.png")
     source = open_source(tmp_path, kind=data_kinds.KINDS[kind](None))
-    in_training = Crops(source, source.pictures, size=(8, 12), channels=KINDS[name], crop=CentreCrop(), seed=0)
-    wanted = in_training.images(in_training[0, 0].image)
+    in_training = Crops(source, source.images, size=(8, 12), channels=KINDS[name], crop=CenterCrop(), seed=0)
+    wanted = in_training.to_images(in_training[0, 0].image)
     condition = maps(name)
     fitted, _ = condition.fit(condition.read(str(tmp_path / "file.png")), grid=(2, 3))
     found = labels_as_channels(fitted, count=LABELS, key=name) if name == "segmentation" else fitted
     assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= 2 * 2 / 255  # colours are scaled with 8 bits there
+    assert (found - wanted).abs().max() <= 2 * 2 / 255  # colors are scaled with 8 bits there
     assert len(set(fitted.flatten().tolist())) > 3
 
 
 def test_a_photograph_stands_for_its_edges(tmp_path: Path) -> None:
-    condition, photograph = maps("edges"), value("picture", 8, 12)
+    condition, photograph = maps("edges"), value("image", 8, 12)
     drawn = to_tensor(edges(to_array(photograph)))
     assert torch.equal(condition.encode([photograph]), condition.encode([drawn]))
     save_png(tmp_path / "photograph.png", photograph)
@@ -262,7 +264,7 @@ def test_a_photograph_stands_for_its_edges(tmp_path: Path) -> None:
         save_png(tmp_path / "lines.png", lines.repeat(channels, 1, 1))
         torch.testing.assert_close(condition.read(str(tmp_path / "lines.png")), lines, atol=1 / 255, rtol=0)
     save_png(tmp_path / "dark-on-light.png", -lines)
-    with pytest.raises(DamagedImage, match=r"dark-on-light\.png has no colours and is not dark enough for edges"):
+    with pytest.raises(DamagedImage, match=r"dark-on-light\.png has no colors and is not dark enough for edges"):
         condition.read(str(tmp_path / "dark-on-light.png"))
 
 
@@ -274,17 +276,17 @@ def test_previews_show_what_the_tokenizer_keeps() -> None:
         condition = maps(kind)
         codes = condition.encode([value(kind, 8, 12)])
         decoded = condition.tokenizer.decode_codes(codes.view(1, 2, 3))
-        picture = condition.preview(codes[0])
-        assert picture.shape == (8, 12, 3)
-        assert picture.dtype == np.uint8
+        image = condition.preview(codes[0])
+        assert image.shape == (8, 12, 3)
+        assert image.dtype == np.uint8
         if kind == "segmentation":
             best = decoded[0].argmax(dim=0)
             for i, j in ((0, 0), (3, 7), (7, 11)):
-                assert picture[i, j].tolist() == palette(LABELS)[int(best[i, j])].tolist()
+                assert image[i, j].tolist() == palette(LABELS)[int(best[i, j])].tolist()
         else:
-            assert np.array_equal(picture, np.broadcast_to(to_array(decoded)[0], (8, 12, 3)))
+            assert np.array_equal(image, np.broadcast_to(to_array(decoded)[0], (8, 12, 3)))
         both = condition.shown(codes.view(1, 2, 3).repeat(2, 1, 1))
-        assert np.array_equal(both[1], picture)
+        assert np.array_equal(both[1], image)
 
 
 def test_labels_become_channels_by_eye() -> None:
@@ -294,17 +296,17 @@ def test_labels_become_channels_by_eye() -> None:
     assert channels.tolist() == [[[1, 0], [0, 0]], [[0, 0], [1, 1]], [[0, 1], [0, 0]]]
 
 
-def test_colours_are_spread_over_the_whole_batch() -> None:
+def test_colors_are_spread_over_the_whole_batch() -> None:
     maps = torch.eye(4).T.reshape(1, 4, 2, 2).repeat(2, 1, 1, 1)
     maps[1] *= 3
     colorize = torch.randn(3, 4, 1, 1, generator=torch.Generator().manual_seed(0))
-    colours = colourised(maps, colorize)
-    assert colours.shape == (2, 3, 2, 2)
-    assert (float(colours.min()), float(colours.max())) == (-1.0, 1.0)
+    colors = colorized(maps, colorize)
+    assert colors.shape == (2, 3, 2, 2)
+    assert (float(colors.min()), float(colors.max())) == (-1.0, 1.0)
     plain = torch.einsum("bnhw,cn->bchw", maps, colorize[:, :, 0, 0])
-    torch.testing.assert_close(colours, (plain - plain.min()) / (plain.max() - plain.min()) * 2 - 1)
-    assert (colours[0].min() > -1) or (colours[0].max() < 1)  # the second picture alone reaches the ends
-    assert torch.equal(colourised(torch.zeros(1, 4, 2, 2), colorize), torch.full((1, 3, 2, 2), -1.0))
+    torch.testing.assert_close(colors, (plain - plain.min()) / (plain.max() - plain.min()) * 2 - 1)
+    assert (colors[0].min() > -1) or (colors[0].max() < 1)  # the second image alone reaches the ends
+    assert torch.equal(colorized(torch.zeros(1, 4, 2, 2), colorize), torch.full((1, 3, 2, 2), -1.0))
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -312,13 +314,13 @@ def test_colours_are_spread_over_the_whole_batch() -> None:
 
 def test_the_numbers_of_a_palette_are_labels(tmp_path: Path) -> None:
     labels = np.array([[0, 1, 4], [3, 3, 2]], dtype=np.uint8)
-    coloured = Image.fromarray(labels)
-    coloured.putpalette([7] * 768)  # all of one colour: only the numbers count
-    coloured.save(tmp_path / "palette.png")
-    Image.fromarray(labels).save(tmp_path / "grey.png")
+    colored = Image.fromarray(labels)
+    colored.putpalette([7] * 768)  # all of one color: only the numbers count
+    colored.save(tmp_path / "palette.png")
+    Image.fromarray(labels).save(tmp_path / "gray.png")
     Image.fromarray(labels.astype(np.uint16) * 1000).save(tmp_path / "wide.png")
     Image.merge("LA", [Image.fromarray(labels), Image.new("L", (3, 2), 100)]).save(tmp_path / "transparent.png")
-    for name in ("palette", "grey", "transparent"):
+    for name in ("palette", "gray", "transparent"):
         read = read_segmentation(tmp_path / f"{name}.png")
         assert read.dtype == torch.int64
         assert read.tolist() == labels.tolist()
@@ -327,7 +329,7 @@ def test_the_numbers_of_a_palette_are_labels(tmp_path: Path) -> None:
     assert condition.read(str(tmp_path / "palette.png")).tolist() == labels.tolist()
 
 
-def test_maps_are_turned_upright_as_pictures_are(tmp_path: Path) -> None:
+def test_maps_are_turned_upright_as_images_are(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     Image.fromarray(np.array([[1, 2], [3, 4]], dtype=np.uint8)).save(tmp_path / "turned.png", exif=exif)
@@ -337,19 +339,19 @@ def test_maps_are_turned_upright_as_pictures_are(tmp_path: Path) -> None:
 def test_files_that_are_no_segmentation_are_told(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2), "red").save(tmp_path / "red.png")
     with pytest.raises(
-        DamagedImage, match=r"red\.png holds colours, and a segmentation one label a pixel; save it with a pal"
+        DamagedImage, match=r"red\.png holds colors, and a segmentation one label a pixel; save it with a pal"
     ):
         read_segmentation(tmp_path / "red.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for kind in KINDS:
-        with pytest.raises(DamagedImage, match="is not a picture of any kind that is read"):
+        with pytest.raises(DamagedImage, match="is not an image of any kind that is read"):
             maps(kind).read(str(tmp_path / "text.png"))
         with pytest.raises(DamagedImage, match="is missing"):
             maps(kind).read(str(tmp_path / "nowhere.png"))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_depths_are_spread_from_picture_to_picture(dtype: Any, tmp_path: Path) -> None:
+def test_depths_are_spread_from_image_to_image(dtype: Any, tmp_path: Path) -> None:
     depth = np.array([[10, 20], [30, 110]], dtype=dtype)
     Image.fromarray(depth).save(tmp_path / "depth.png")
     read = maps("depth").read(str(tmp_path / "depth.png"))
@@ -364,16 +366,16 @@ def test_depths_of_the_original_are_floats_in_four_channels(tmp_path: Path) -> N
     torch.testing.assert_close(read_depth(tmp_path / "depth.png"), expected)
 
 
-def test_an_opaque_or_half_transparent_picture_is_no_such_depth(tmp_path: Path) -> None:
-    grey = np.array([[10, 20], [30, 110]], dtype=np.uint8)
-    pixels = np.repeat(grey[:, :, None], 4, axis=2)
+def test_an_opaque_or_half_transparent_image_is_no_such_depth(tmp_path: Path) -> None:
+    gray = np.array([[10, 20], [30, 110]], dtype=np.uint8)
+    pixels = np.repeat(gray[:, :, None], 4, axis=2)
     pixels[:, :, 3] = 255
     Image.fromarray(pixels, mode="RGBA").save(tmp_path / "opaque.png")
     torch.testing.assert_close(read_depth(tmp_path / "opaque.png"), torch.tensor([[[-1.0, -0.8], [-0.6, 1.0]]]))
     pixels[0, 0, 3] = 0
     Image.fromarray(pixels, mode="RGBA").save(tmp_path / "cut.png")
     with pytest.raises(
-        DamagedImage, match=r"cut\.png is transparent, and its bytes are no depths; save it as greyscale"
+        DamagedImage, match=r"cut\.png is transparent, and its bytes are no depths; save it as grayscale"
     ):
         read_depth(tmp_path / "cut.png")
 
@@ -382,17 +384,17 @@ def test_a_flat_depth_is_far_away() -> None:
     assert spread(torch.full((2, 2), 7.0)).tolist() == [[-1.0, -1.0], [-1.0, -1.0]]
 
 
-def test_a_picture_is_read_as_pictures_are(tmp_path: Path) -> None:
-    drawn = value("picture", 4, 6)
+def test_a_image_is_read_as_images_are(tmp_path: Path) -> None:
+    drawn = value("image", 4, 6)
     save_png(tmp_path / "drawn.png", drawn)
-    assert np.array_equal(to_array(maps("picture").read(str(tmp_path / "drawn.png"))), to_array(drawn))
+    assert np.array_equal(to_array(maps("image").read(str(tmp_path / "drawn.png"))), to_array(drawn))
 
 
-def test_of_pictures_beyond_the_trained_grid_some_may_be_told_a_map_and_some_nothing() -> None:
+def test_of_images_beyond_the_trained_grid_some_may_be_told_a_map_and_some_nothing() -> None:
     condition = maps("depth")
     plain = {"size": 16, "condition_size": 16, "grid": (2, 3), "prefix": 6, "maps": (0,), "reach": 1, "layers": 1}
     torch.manual_seed(0)
-    prior = Neighbourhood(parse(NeighbourhoodSettings, {**plain, "width": 16, "heads": 2}, where="test"))
+    prior = Neighborhood(parse(NeighborhoodSettings, {**plain, "width": 16, "heads": 2}, where="test"))
     pipe = Pipeline(tokenizer(3), prior, condition)
     told, window = value("depth", 16, 24), Window(0, 0, 4, 6)
     mixed = pipe.prefixes([None, told], grid=(4, 6))(window)

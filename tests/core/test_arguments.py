@@ -34,7 +34,7 @@ def pipe() -> Pipeline:
 # --------------------------------------------------------------------------------------------------------- what works
 
 
-def test_pictures_in_every_form_become_the_same_codes(pipe: Pipeline) -> None:
+def test_images_in_every_form_become_the_same_codes(pipe: Pipeline) -> None:
     codes = pipe.encode(FLOATS)
     pillow = [Image.fromarray(each) for each in BYTES]
     forms: list[Any] = [FLOATS.double(), torch.from_numpy(BYTES).movedim(-1, 1), pillow, tuple(pillow)]
@@ -45,7 +45,7 @@ def test_pictures_in_every_form_become_the_same_codes(pipe: Pipeline) -> None:
     assert torch.equal(pipe.encode(pillow[1]), codes[1:])
 
 
-def test_pictures_of_pillow_are_read_as_files_are(pipe: Pipeline, tmp_path: Any) -> None:
+def test_images_of_pillow_are_read_as_files_are(pipe: Pipeline, tmp_path: Any) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(BYTES[0].transpose(1, 0, 2)).convert("L").save(tmp_path / "turned.png", exif=exif)
@@ -80,8 +80,8 @@ def test_one_number_is_the_size_of_both_sides(pipe: Pipeline, size: Any) -> None
 NAN, KEPT = torch.full((1, 3, 8, 12), torch.nan), torch.ones(8, 12, dtype=torch.bool)
 GIVEN: dict[str, Any] = {"values": [None, None], "sampler": SAMPLER}
 
-WRONG_PICTURES: dict[str, tuple[Any, str]] = {
-    "none": (FLOATS[:0], "there is no picture in a batch of shape"),
+WRONG_IMAGES: dict[str, tuple[Any, str]] = {
+    "none": (FLOATS[:0], "there is no image in a batch of shape"),
     "no list": ([], "not list"),
     "one without a batch": (FLOATS[0], r"of shape \(B, 3, H, W\), got \(3, 8, 12\)"),
     "other channels": (FLOATS[:, :1], r"of shape \(B, 3, H, W\), got \(2, 1, 8, 12\)"),
@@ -99,9 +99,9 @@ WRONG_PICTURES: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG_PICTURES)
-def test_pictures_that_are_none_are_told(pipe: Pipeline, name: str) -> None:
-    wrong, said = WRONG_PICTURES[name]
+@pytest.mark.parametrize("name", WRONG_IMAGES)
+def test_images_that_are_none_are_told(pipe: Pipeline, name: str) -> None:
+    wrong, said = WRONG_IMAGES[name]
     calls: list[Callable[[Any], Any]] = [pipe.tokenizer.encode, pipe.encode, pipe.reconstruct]
     for call in calls:
         with pytest.raises(SmaltiError, match=said):
@@ -169,7 +169,7 @@ def test_guesses_that_are_none_are_told(pipe: Pipeline, speculate: Any) -> None:
         pipe.sample(speculate=speculate)
 
 
-def test_values_of_another_number_than_pictures_are_told(pipe: Pipeline) -> None:
+def test_values_of_another_number_than_images_are_told(pipe: Pipeline) -> None:
     with pytest.raises(SmaltiError, match=r"3 values of the condition and codes of shape \(2, 2, 3\)"):
         pipe.lay([None] * 3, unknown(2, (2, 3)), sampler=SAMPLER, seeds=torch.arange(2))
 
@@ -193,7 +193,7 @@ def spoiled(part: Callable[[Pipeline], nn.Module], value: float) -> Pipeline:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_prior_whose_weights_are_no_numbers_is_told(value: float) -> None:
-    """All its pictures were laid of code 0."""
+    """All its images were laid of code 0."""
     pipe = spoiled(lambda pipe: pipe.prior, value)
     calls: list[Callable[[], Any]] = [
         pipe.sample,
@@ -251,6 +251,6 @@ def test_values_that_are_no_yaml_are_told(value: str, tmp_path: Path) -> None:
         read_yaml(tmp_path / "config.yaml")
 
 
-def test_unfinished_pictures_of_one_grid_are_told() -> None:
+def test_unfinished_images_of_one_grid_are_told() -> None:
     with pytest.raises(SmaltiError, match=r"codes have the shape \(B, h, w\).* codes\[None\] makes a batch of one"):
         pipeline().partial(torch.zeros(16, 16, dtype=torch.int64))

@@ -45,23 +45,23 @@ def test_more_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("grid", [(62500, 62500), (1, 2**40), (10**9, 10**9)])
 def test_grids_beyond_memory_are_refused(grid: tuple[int, int]) -> None:
-    with pytest.raises(SmaltiError, match=r"laying 1 picture of .* codes .* would take about .* ask for less"):
+    with pytest.raises(SmaltiError, match=r"laying 1 image of .* codes .* would take about .* ask for less"):
         unknown(1, grid)
 
 
-def test_too_many_pictures_are_refused() -> None:
-    with pytest.raises(SmaltiError, match=r"laying 1,000,000,000,000 pictures of 4 x 4 codes .* ask for less"):
+def test_too_many_images_are_refused() -> None:
+    with pytest.raises(SmaltiError, match=r"laying 1,000,000,000,000 images of 4 x 4 codes .* ask for less"):
         check_room(10**12, (4, 4))
-    with pytest.raises(SmaltiError, match=r"seeds of 1,000,000,000,000,000 pictures would take"):
+    with pytest.raises(SmaltiError, match=r"seeds of 1,000,000,000,000,000 images would take"):
         seeds_from(0, 10**15)
 
 
 @pytest.mark.parametrize("side", [10**6, 10**9])
-def test_pictures_are_not_scaled_beyond_memory(side: int) -> None:
+def test_images_are_not_scaled_beyond_memory(side: int) -> None:
     array = np.zeros((4, 4, 3), np.uint8)
     for scale in (resize_to_cover, covered_middle):
         for filter in ("lanczos", "nearest"):
-            with pytest.raises(SmaltiError, match=f"a picture of {side:,} x {side:,} pixels"):
+            with pytest.raises(SmaltiError, match=f"an image of {side:,} x {side:,} pixels"):
                 scale(array, (side, side), filter=filter)
 
 

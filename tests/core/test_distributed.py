@@ -21,10 +21,10 @@ def draws(seed: int) -> Tensor:
 
 
 def counted(places: Tensor, *, batch: int) -> list[Accumulator]:
-    """The pictures of one set whose places these are, counted by every kind of accumulator."""
+    """The images of one set whose places these are, counted by every kind of accumulator."""
     features = draws(0)
     moments, kept = Moments(D), Kept(D, limit=40)
-    score, use = InceptionScore(CLASSES, pictures=N, splits=3), CodeUse(16)
+    score, use = InceptionScore(CLASSES, images=N, splits=3), CodeUse(16)
     for some in places.split(batch):  # type: ignore[no-untyped-call]
         moments.update(features[some])
         kept.update(features[some], some)
@@ -53,7 +53,7 @@ def scores(accumulators: list[Accumulator]) -> dict[str, float]:
 
 
 def _half(rank: int, folder: str) -> None:
-    """One of two processes: its share of the pictures, then everyone's states."""
+    """One of two processes: its share of the images, then everyone's states."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(7))
     mine, total = counted(order[rank::2], batch=7), counted(order[:0], batch=7)

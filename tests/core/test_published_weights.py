@@ -65,7 +65,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Files]]:
         thread.start()
         url = f"http://127.0.0.1:{httpd.server_port}/published_weights.pth"
         digest = hashlib.sha256(Handler.content).hexdigest()
-        entry = Weights(files=("first.pth", "second.pth"), url=url, sha256=digest, about="a test", licence="none")
+        entry = Weights(files=("first.pth", "second.pth"), url=url, sha256=digest, about="a test", license="none")
         monkeypatch.setitem(WEIGHTS, "published", entry)
         yield Handler
         httpd.shutdown()
@@ -99,7 +99,7 @@ def test_an_entry_is_complete(name: str) -> None:
     assert len(entry.sha256) >= 8
     assert set(entry.sha256) <= set("0123456789abcdef")
     assert entry.about
-    assert entry.licence
+    assert entry.license
     assert all(Path(file).suffix in (".pth", ".safetensors") for file in entry.files)
     if "download.pytorch.org" in entry.url:  # torchvision names its files by the hash
         assert entry.sha256[:8] in entry.url

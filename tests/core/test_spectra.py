@@ -103,8 +103,8 @@ def test_what_has_no_spectrum_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         spectrum(torch.eye(3), what="this matrix")
 
 
-def test_a_frechet_distance_of_a_few_flat_pictures_has_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six plain pictures: the covariance of 1183 features has rank 5, and `eigh` of some LAPACKs raised."""
+def test_a_frechet_distance_of_a_few_flat_images_has_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six plain images: the covariance of 1183 features has rank 5, and `eigh` of some LAPACKs raised."""
     chance = torch.Generator().manual_seed(0)
     gaussians = []
     for _ in range(2):
@@ -120,7 +120,7 @@ def test_a_frechet_distance_of_a_few_flat_pictures_has_a_value(monkeypatch: pyte
     assert frechet(gaussians[0], gaussians[0]).value < 1e-9
 
 
-def test_pictures_that_are_all_alike_have_scores() -> None:
+def test_images_that_are_all_alike_have_scores() -> None:
     features, others = torch.ones(12, 7), torch.full((12, 7), 2.0)
     moments = Moments(7)
     moments.update(features)
@@ -129,16 +129,16 @@ def test_pictures_that_are_all_alike_have_scores() -> None:
     assert manifold(features, features)[:2] == (1, 1)
     assert manifold(features, others)[:2] == (0, 0)
     assert kernel_distance(features, features, size=5).mean == pytest.approx(0, abs=1e-12)
-    score = InceptionScore(4, pictures=12, splits=3)
+    score = InceptionScore(4, images=12, splits=3)
     score.update(torch.tensor([[1000.0, 0, 0, -1000]]).repeat(12, 1), torch.arange(12))
     assert score.score()[:2] == (1, 0)
     score.update(torch.tensor([[math.inf, 0, 0, 0]]), torch.tensor([0]))
-    with pytest.raises(SmaltiError, match="the logits of 13 pictures are not all finite"):
+    with pytest.raises(SmaltiError, match="the logits of 13 images are not all finite"):
         score.score()
 
 
 @pytest.mark.parametrize("level", [-1.0, 0.0, 1.0])
-def test_flat_pictures_have_similarities(level: float) -> None:
+def test_flat_images_have_similarities(level: float) -> None:
     flat, other = torch.full((1, 3, 161, 161), level), torch.full((1, 3, 161, 161), -0.5)
     for measure in (ssim, ms_ssim):
         assert float(measure(flat, flat)) == pytest.approx(1, abs=1e-9)
@@ -147,20 +147,20 @@ def test_flat_pictures_have_similarities(level: float) -> None:
     assert 0 < float(psnr(flat, other)) < 20
 
 
-@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("distinct", [1, 3])
-def test_more_codes_than_distinct_features_start_on_the_features(normalised: bool, distinct: int) -> None:
+def test_more_codes_than_distinct_features_start_on_the_features(normalized: bool, distinct: int) -> None:
     chance = torch.Generator().manual_seed(0)
     members = torch.randn(distinct, 4, generator=chance)
-    if normalised:
+    if normalized:
         members = torch.nn.functional.normalize(members, dim=1)
-    centres = kmeans(members.repeat(40, 1), 16, rounds=10, normalised=normalised, generator=chance)
-    assert bool(centres.isfinite().all())
-    torch.testing.assert_close(torch.cdist(members, centres).amin(1), torch.zeros(distinct), rtol=0, atol=1e-3)
+    centers = kmeans(members.repeat(40, 1), 16, rounds=10, normalized=normalized, generator=chance)
+    assert bool(centers.isfinite().all())
+    torch.testing.assert_close(torch.cdist(members, centers).amin(1), torch.zeros(distinct), rtol=0, atol=1e-3)
 
 
 def test_a_simvq_starts_on_features_that_are_all_alike() -> None:
-    quantizer = SimVQ(SimVQSettings(size=16, dimension=6))
+    quantizer = SimVQ(SimVQSettings(codebook_size=16, codebook_dim=6))
     quantizer.start(torch.full((2, 6, 4, 4), 0.5), generator=torch.Generator())
     assert bool(quantizer.vectors().isfinite().all())
     with pytest.raises(SmaltiError, match="the covariance of the features holds values that are not finite"):

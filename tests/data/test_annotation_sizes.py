@@ -1,4 +1,4 @@
-"""Annotations in pixels belong to pictures of one size: those that are seen otherwise, such as turned photos, are refused."""
+"""Annotations in pixels belong to images of one size: those that are seen otherwise, such as turned photos, are refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from smalti.core.errors import SmaltiError
 from smalti.data.annotations.objects import check_annotated_size
-from smalti.data.crops import CentreCrop
+from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops
 from smalti.data.paired import Said
 from smalti.data.sources import open_source
@@ -30,7 +30,7 @@ def photos(folder: Path, stored: tuple[int, int], *, orientation: int) -> Crops:
     for number in range(2):
         Image.fromarray(np.full((*stored, 3), 90 * number, np.uint8)).save(folder / f"{number}.jpg", exif=exif)
     source = open_source(folder)
-    return Crops(source, source.pictures, size=(16, 16), channels=3, crop=CentreCrop(), seed=0)
+    return Crops(source, source.images, size=(16, 16), channels=3, crop=CenterCrop(), seed=0)
 
 
 def coco(folder: Path, size: tuple[int, int]) -> Path:
@@ -77,7 +77,7 @@ def test_boxes_of_turned_photos_are_those_of_the_photo_as_it_is_seen(
 
 
 @pytest.mark.parametrize("annotated", [(96, 64), (48, 32), (480, 320), (481, 320), (145, 97)])
-def test_annotations_of_a_larger_or_smaller_copy_are_for_this_picture_too(annotated: tuple[int, int]) -> None:
+def test_annotations_of_a_larger_or_smaller_copy_are_for_this_image_too(annotated: tuple[int, int]) -> None:
     check_annotated_size("a.jpg", (96, 64), annotated, Path("c.json"))
 
 

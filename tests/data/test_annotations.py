@@ -1,4 +1,4 @@
-"""Objects of pictures, read from the files that people have: smalti's own, COCO, Open Images, Visual Genome."""
+"""Objects of images, read from the files that people have: smalti's own, COCO, Open Images, Visual Genome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from smalti.core.errors import SmaltiError
 from smalti.data.annotations.annotation_files import read_annotations
 from smalti.data.annotations.objects import Annotated, Thing, beside
-from smalti.data.sources import Picture, open_source
+from smalti.data.sources import ImageEntry, open_source
 from smalti.scenes.painter import KEYPOINTS, LABELS, paint
 from smalti.scenes.scene_files import write_scenes
 
@@ -35,7 +35,7 @@ HOUSE = {"class": "house", "box": [0.5, 0.5, 0.5, 0.25], "keypoints": [[0.75, 0.
 
 
 def by_hand(*objects: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"pictures": [{"key": "street/04", "objects": list(objects)}], **more}
+    return {"images": [{"key": "street/04", "objects": list(objects)}], **more}
 
 
 def test_a_file_written_by_hand(tmp_path: Path) -> None:
@@ -43,21 +43,21 @@ def test_a_file_written_by_hand(tmp_path: Path) -> None:
     read = read_annotations(path)
     assert (read.path, read.classes, read.keypoints) == (path, ("bush", "tree"), ())
     tree = Thing("tree", (0.25, 0.5, 0.25, 0.5))
-    assert read.pictures == {"street/04": (tree, tree._replace(name="bush", occluded=True, group=True))}
+    assert read.images == {"street/04": (tree, tree._replace(name="bush", occluded=True, group=True))}
 
 
 def test_classes_and_keypoints_are_those_that_the_file_lists(tmp_path: Path) -> None:
     content = by_hand(TREE, HOUSE, classes=["tree", "car", "house"], keypoints=["roof", "door"])
     read = read_annotations(written(tmp_path / "objects.json", content))
     assert (read.classes, read.keypoints) == (("tree", "car", "house"), ("roof", "door"))
-    assert [thing.keypoints for thing in read.pictures["street/04"]] == [(), ((0.75, 0.5), None)]
-    assert read_annotations(tmp_path).pictures == read.pictures
+    assert [thing.keypoints for thing in read.images["street/04"]] == [(), ((0.75, 0.5), None)]
+    assert read_annotations(tmp_path).images == read.images
 
 
 @pytest.mark.parametrize("key", ["street/04", "street/04.JPG", "street\\04.png", "./street/04"])
 def test_keys_are_paths_with_or_without_suffix(key: str, tmp_path: Path) -> None:
-    path = written(tmp_path / "a.json", {"pictures": [{"key": key, "objects": []}, {"key": "v1.5", "objects": []}]})
-    assert read_annotations(path).pictures == {"street/04": (), "v1.5": ()}
+    path = written(tmp_path / "a.json", {"images": [{"key": key, "objects": []}, {"key": "v1.5", "objects": []}]})
+    assert read_annotations(path).images == {"street/04": (), "v1.5": ()}
 
 
 def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
@@ -67,15 +67,15 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
     assert read.classes == ("sun", "moon", "tree", "house")
     assert [name for name in LABELS if name in read.classes] == list(read.classes)
     assert set(read.classes) >= {thing.label for index in range(13) for thing in paint(0, index, size=(32, 32)).objects}
-    found = beside(open_source(tmp_path / "images").pictures, read)
+    found = beside(open_source(tmp_path / "images").images, read)
     assert len(found) == 13
     scene = paint(0, 5, size=(32, 32))
-    things = read.pictures[f"{scene.label}/000005"]
+    things = read.images[f"{scene.label}/000005"]
     assert [thing.name for thing in things] == [one.label for one in scene.objects]
     for thing, one in zip(things, scene.objects, strict=True):
         assert thing.box == pytest.approx(one.box, abs=1e-5)
         assert len(thing.keypoints) == len(one.keypoints)
-    assert any(thing.keypoints for picture in found for thing in picture)
+    assert any(thing.keypoints for image in found for thing in image)
 
 
 @pytest.mark.parametrize(
@@ -83,16 +83,16 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
     [
         (
             by_hand({**TREE, "box": [20, 30, 60, 80]}),
-            r"object 1 of the picture street/04: the box \[20, 30, 60, 80\] reach",
+            r"object 1 of the image street/04: the box \[20, 30, 60, 80\] reach",
         ),
         (
             by_hand({**TREE, "box": [0.2, 0.2, 0.9, 0.9]}),
-            "reaches beyond the picture; give left, top, width, height as sh",
+            "reaches beyond the image; give left, top, width, height as sh",
         ),
-        (by_hand({**TREE, "box": [-0.2, 0.2, 0.4, 0.4]}), "reaches beyond the picture"),
+        (by_hand({**TREE, "box": [-0.2, 0.2, 0.4, 0.4]}), "reaches beyond the image"),
         (
             by_hand(TREE, {**TREE, "box": [0.2, 0.2, -0.1, 0.4]}),
-            "object 2 of the picture street/04: .* a negative width or",
+            "object 2 of the image street/04: .* a negative width or",
         ),
         (by_hand({**TREE, "box": [0.2, 0.2, 0.1, -0.4]}), "has a negative width or height"),
         (by_hand({**TREE, "box": [0.2, 0.2, 0.1]}), "is not four numbers, left, top, width, height"),
@@ -100,7 +100,7 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
         (by_hand({**TREE, "box": ["a", 0, 1, 1]}), "is not four numbers"),
         (by_hand({**TREE, "box": [float("nan"), 0, 1, 1]}), r"the box \[nan, 0, 1, 1\] is not four numbers"),
         (by_hand({**TREE, "box": [0, 0, float("inf"), 1]}), "is not four numbers"),
-        (by_hand({"box": TREE["box"]}), "object 1 of the picture street/04: its class is None"),
+        (by_hand({"box": TREE["box"]}), "object 1 of the image street/04: its class is None"),
         (by_hand({**TREE, "grup": True}), r"unknown key 'grup'; did you mean 'group'\?"),
         (by_hand({**TREE, "group": 1}), "group is true or false, not 1"),
         (by_hand(TREE, classes=["trees", "house"]), r"object 1 of .*there is no class 'tree'; did you mean 'trees'\?"),
@@ -118,18 +118,18 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
         (by_hand({**HOUSE, "keypoints": [[0.1], None]}, keypoints=["a", "b"]), r"a keypoint is \[0.1\]; give \[x, y\]"),
         (by_hand({**HOUSE, "keypoints": 3}, keypoints=["a", "b"]), "it has the keypoints 3, and 2 have names"),
         (by_hand(TREE, version=2), "is of version 2, and 1 is read"),
-        (by_hand(TREE, picture=[]), r"unknown key 'picture'; did you mean 'pictures'\?"),
-        ({"pictures": 3}, "pictures is no list of mappings"),
-        ({"pictures": [{"key": "a"}]}, "objects of the picture a is no list of mappings"),
-        ({"pictures": [{"key": "a", "objects": [3]}]}, "objects of the picture a is no list of mappings"),
+        (by_hand(TREE, image=[]), r"unknown key 'image'; did you mean 'images'\?"),
+        ({"images": 3}, "images is no list of mappings"),
+        ({"images": [{"key": "a"}]}, "objects of the image a is no list of mappings"),
+        ({"images": [{"key": "a", "objects": [3]}]}, "objects of the image a is no list of mappings"),
         (
-            {"pictures": [{"key": "a", "objects": [], "object": []}]},
-            "the picture a: unknown key 'object'; did you mean",
+            {"images": [{"key": "a", "objects": [], "object": []}]},
+            "the image a: unknown key 'object'; did you mean",
         ),
-        ({"pictures": [{"objects": []}]}, "None is no name of a picture; write its path"),
+        ({"images": [{"objects": []}]}, "None is no name of an image; write its path"),
         (
-            {"pictures": [{"key": "a/1", "objects": []}, {"key": "a/1.png", "objects": []}]},
-            "holds the picture a/1 twice",
+            {"images": [{"key": "a/1", "objects": []}, {"key": "a/1.png", "objects": []}]},
+            "holds the image a/1 twice",
         ),
         ("{", r"objects\.json: Expecting property name"),
         (
@@ -156,41 +156,39 @@ def test_missing_files_and_empty_folders_are_told(tmp_path: Path) -> None:
 
 def test_shares_may_be_rounded_up(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", by_hand({**TREE, "box": [0.5, 0.25, 0.501, 0.5]}))
-    assert read_annotations(path).pictures["street/04"][0].box == (0.5, 0.25, 0.5, 0.5)
+    assert read_annotations(path).images["street/04"][0].box == (0.5, 0.25, 0.5, 0.5)
 
 
-# --- which picture they belong to ----------------------------------------------------------------------------------
+# --- which image they belong to ----------------------------------------------------------------------------------
 
 
 def annotated(*names: str) -> Annotated:
-    pictures = {name: (Thing(name, (0.0, 0.0, 1.0, 1.0)),) for name in names}
-    return Annotated(Path("boxes.json"), names, (), {**pictures, "empty": ()})
+    images = {name: (Thing(name, (0.0, 0.0, 1.0, 1.0)),) for name in names}
+    return Annotated(Path("boxes.json"), names, (), {**images, "empty": ()})
 
 
-def pictures(*keys: str) -> list[Picture]:
-    return [Picture(key, None) for key in keys]
+def images(*keys: str) -> list[ImageEntry]:
+    return [ImageEntry(key, None) for key in keys]
 
 
-def test_objects_are_found_by_the_names_of_pictures() -> None:
-    found = beside(pictures("b/1.png", "empty.jpg", "a/1.jpg", "b/1.png"), annotated("a/1", "b/1"))
+def test_objects_are_found_by_the_names_of_images() -> None:
+    found = beside(images("b/1.png", "empty.jpg", "a/1.jpg", "b/1.png"), annotated("a/1", "b/1"))
     assert [[thing.name for thing in things] for things in found] == [["b/1"], [], ["a/1"], ["b/1"]]
 
 
-def test_names_without_folders_are_those_of_pictures_in_any() -> None:
-    found = beside(pictures("train/2.png", "val/1.jpg", "empty.jpg"), annotated("1", "2"))
+def test_names_without_folders_are_those_of_images_in_any() -> None:
+    found = beside(images("train/2.png", "val/1.jpg", "empty.jpg"), annotated("1", "2"))
     assert [[thing.name for thing in things] for things in found] == [["2"], ["1"], []]
     with pytest.raises(SmaltiError, match=r"train/1 and val/1 have the same entry 1 in boxes\.json"):
-        beside(pictures("train/1.png", "val/1.jpg"), annotated("1", "2"))
+        beside(images("train/1.png", "val/1.jpg"), annotated("1", "2"))
     # Folders in the file are kept to.
-    with pytest.raises(SmaltiError, match=r"says nothing of the picture val/1\.jpg;"):
-        beside(pictures("val/1.jpg"), annotated("1", "train/2"))
+    with pytest.raises(SmaltiError, match=r"says nothing of the image val/1\.jpg;"):
+        beside(images("val/1.jpg"), annotated("1", "train/2"))
 
 
-def test_pictures_without_an_entry_are_told() -> None:
-    with pytest.raises(
-        SmaltiError, match=r"boxes\.json says nothing of the picture a/3\.jpg, nor of 1 more; .* as a/1:"
-    ):
-        beside(pictures("a/1.jpg", "a/3.jpg", "c/1.jpg"), annotated("a/1"))
+def test_images_without_an_entry_are_told() -> None:
+    with pytest.raises(SmaltiError, match=r"boxes\.json says nothing of the image a/3\.jpg, nor of 1 more; .* as a/1:"):
+        beside(images("a/1.jpg", "a/3.jpg", "c/1.jpg"), annotated("a/1"))
 
 
 # --- COCO ----------------------------------------------------------------------------------------------------------
@@ -214,11 +212,11 @@ COCO: dict[str, Any] = {
 def test_coco_by_eye(tmp_path: Path) -> None:
     read = read_annotations(written(tmp_path / "people.json", COCO))
     assert (read.classes, read.keypoints) == (("person", "dog"), ("nose", "left_eye"))
-    assert list(read.pictures) == ["0007", "0003"]
-    dog, person = read.pictures["0007"]
+    assert list(read.images) == ["0007", "0003"]
+    dog, person = read.images["0007"]
     assert dog == Thing("dog", (0.25, 0.25, 0.5, 0.5), group=True)
     assert person == Thing("person", about(0.95, 0.9, 0.05, 0.1), keypoints=((0.1, 0.5), None))
-    assert read.pictures["0003"] == ()
+    assert read.images["0003"] == ()
 
 
 def test_panoptic_entries_are_taken_apart(tmp_path: Path) -> None:
@@ -227,7 +225,7 @@ def test_panoptic_entries_are_taken_apart(tmp_path: Path) -> None:
         "annotations": [{"image_id": 3, "segments_info": [{"id": 5, "category_id": 18, "bbox": [1, 2, 3, 4]}]}],
     }
     read = read_annotations(written(tmp_path / "panoptic.json", content))
-    assert read.pictures["0003"] == (Thing("dog", (0.1, 0.2, 0.3, 0.4)),)
+    assert read.images["0003"] == (Thing("dog", (0.1, 0.2, 0.3, 0.4)),)
 
 
 def test_a_folder_of_coco_joins_things_and_stuff(tmp_path: Path) -> None:
@@ -240,11 +238,11 @@ def test_a_folder_of_coco_joins_things_and_stuff(tmp_path: Path) -> None:
     written(tmp_path / "stuff_train.json", stuff)
     read = read_annotations(tmp_path)
     assert read.classes == ("person", "dog", "grass")
-    assert len(read.pictures["0007"]) == 2
-    assert [thing.name for thing in read.pictures["0003"]] == ["grass"]
+    assert len(read.images["0007"]) == 2
+    assert [thing.name for thing in read.images["0003"]] == ["grass"]
     assert read_annotations(tmp_path / "stuff_train.json").classes == ("grass",)
     written(tmp_path / "instances_val.json", COCO)
-    with pytest.raises(SmaltiError, match="holds the picture 0007 twice"):
+    with pytest.raises(SmaltiError, match="holds the image 0007 twice"):
         read_annotations(tmp_path)
 
 
@@ -254,30 +252,30 @@ def test_a_folder_of_coco_joins_things_and_stuff(tmp_path: Path) -> None:
         (
             ("annotations", 0, "bbox"),
             [250, 0, 10, 10],
-            r"the annotation 70 of the picture 0007: .* outside .* of 200x100 pix",
+            r"the annotation 70 of the image 0007: .* outside .* of 200x100 pix",
         ),
         (("annotations", 0, "bbox"), [0, 0, -1, 10], "has a negative width"),
         (("annotations", 0, "bbox"), [], "is not four numbers"),
         (
             ("annotations", 0, "category_id"),
             2,
-            "annotation 70 of the picture 0007: there is no class 2 among categories",
+            "annotation 70 of the image 0007: there is no class 2 among categories",
         ),
         (("annotations", 0, "category_id"), 183, "there is no class 183 among categories"),
-        (("annotations", 0, "image_id"), 8, "the annotation 70 is of a picture 8 that is not among images"),
-        (("annotations", 0, "image_id"), [7], "the annotation 70 is of a picture None"),
+        (("annotations", 0, "image_id"), 8, "the annotation 70 is of an image 8 that is not among images"),
+        (("annotations", 0, "image_id"), [7], "the annotation 70 is of an image None"),
         (
             ("annotations", 1, "keypoints"),
             [1, 2, 2],
             r"annotation 71 of .*: it has 1 keypoints, and 2 have names \(nose, l",
         ),
         (("annotations", 1, "keypoints"), [1, "a", 2, 0, 0, 0], r"a keypoint is at \[1, 'a'\]; give x and y in pixels"),
-        (("images", 1, "width"), 0, r"the picture 0003 has no size \(width 0, height 10\)"),
-        (("images", 1, "height"), None, r"the picture 0003 has no size \(width 10, height None\)"),
-        (("images", 1, "file_name"), "0007.png", "holds the picture 0007 twice"),
-        (("images", 1, "file_name"), None, "None is no name of a picture"),
-        (("images", 1, "id"), 7, "the pictures 0007 and 0003 have the same id 7"),
-        (("images", 1, "id"), None, "the picture 0003 has the id None"),
+        (("images", 1, "width"), 0, r"the image 0003 has no size \(width 0, height 10\)"),
+        (("images", 1, "height"), None, r"the image 0003 has no size \(width 10, height None\)"),
+        (("images", 1, "file_name"), "0007.png", "holds the image 0007 twice"),
+        (("images", 1, "file_name"), None, "None is no name of an image"),
+        (("images", 1, "id"), 7, "the images 0007 and 0003 have the same id 7"),
+        (("images", 1, "id"), None, "the image 0003 has the id None"),
         (("categories", 0, "id"), 1, "the category 1 with the name 'person' has no number or name of its own"),
         (("categories", 0, "name"), "person", "categories: 'person' is there twice"),
         (("categories", 0, "keypoints"), ["tail"], "its classes have different keypoints"),
@@ -318,14 +316,14 @@ def test_open_images_by_eye(tmp_path: Path) -> None:
     )
     read = read_annotations(tmp_path)
     assert read.classes == ("Tree", "Houseplant, green", "Case (/m/3)", "Case (/m/4)")
-    assert read.pictures == {
+    assert read.images == {
         "0a": (Thing("Tree", (0.25, 0.0, 0.25, 1.0), occluded=True), Thing("Case (/m/4)", (0.0, 0.0, 1.0, 1.0))),
         "0b": (Thing("Houseplant, green", (0.0, 0.5, 1.0, 0.25), group=True, depiction=True, inside=True),),
     }
-    assert read_annotations(table).pictures == read.pictures
+    assert read_annotations(table).images == read.images
     written(tmp_path / "train-images-boxable.csv", "image_name,image_url\n0a.jpg,there\n0c.jpg,there\n")
     written(tmp_path / "test-images-with-rotation.csv", "ImageID,Subset\n0d,test\n")
-    assert {name: len(things) for name, things in read_annotations(tmp_path).pictures.items()} == {
+    assert {name: len(things) for name, things in read_annotations(tmp_path).images.items()} == {
         "0a": 2, "0b": 1, "0c": 0, "0d": 0,
     }  # fmt: skip
 
@@ -333,9 +331,9 @@ def test_open_images_by_eye(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ("0a,x,/m/9,1,0,1,0,1,0,0,0,0,0", "line 2 of the picture 0a: there is no class '/m/9' in the table"),
-        ("0a,x,/m/1,1,0.5,0.25,0,1,0,0,0,0,0", "line 2 of the picture 0a: .* has a negative width"),
-        ("0a,x,/m/1,1,0,400,0,200,0,0,0,0,0", "reaches beyond the picture; .* not in pixels"),
+        ("0a,x,/m/9,1,0,1,0,1,0,0,0,0,0", "line 2 of the image 0a: there is no class '/m/9' in the table"),
+        ("0a,x,/m/1,1,0.5,0.25,0,1,0,0,0,0,0", "line 2 of the image 0a: .* has a negative width"),
+        ("0a,x,/m/1,1,0,400,0,200,0,0,0,0,0", "reaches beyond the image; .* not in pixels"),
         ("0a,x,/m/1,1,nan,1,0,1,0,0,0,0,0", "is not four numbers"),
         ("0a,x,/m/1,1,a,1,0,1,0,0,0,0,0", "is not four numbers, XMin, XMax, YMin, YMax"),
         ("0a,x,/m/1,1", "line 2 has 4 columns, and the header 13"),
@@ -352,7 +350,7 @@ def test_tables_that_do_not_go_together_are_told(tmp_path: Path) -> None:
     table = open_images(tmp_path, "0a,x,/m/1,1,0,1,0,1,0,0,0,0,0")
     written(tmp_path / "again-annotations-bbox.csv", table.read_text())
     with pytest.raises(
-        SmaltiError, match=r"train-annotations-bbox\.csv and another table of boxes in .* hold the picture 0a"
+        SmaltiError, match=r"train-annotations-bbox\.csv and another table of boxes in .* hold the image 0a"
     ):
         read_annotations(tmp_path)
     written(table, table.read_text().replace("XMin", "Left"))
@@ -380,11 +378,11 @@ def test_visual_genome_by_eye(tmp_path: Path) -> None:
     written(tmp_path / "image_data.json", SIZES)
     read = read_annotations(path)
     assert read.classes == ("car", "tree")
-    assert read.pictures == {
+    assert read.images == {
         "12": (Thing("tree", (0.25, 0.0, 0.5, 1.0)),),
         "2": (Thing("car", (0.0, 0.25, 0.25, 0.25)),),
     }
-    assert read_annotations(tmp_path).pictures == read.pictures
+    assert read_annotations(tmp_path).images == read.images
 
 
 def test_what_is_wrong_in_visual_genome_is_told(tmp_path: Path) -> None:
@@ -394,20 +392,20 @@ def test_what_is_wrong_in_visual_genome_is_told(tmp_path: Path) -> None:
     ):
         read_annotations(path)
     written(tmp_path / "image_data.json", SIZES[:1])
-    with pytest.raises(SmaltiError, match=r"image_data\.json holds no size of the picture 12 in .*objects\.json"):
+    with pytest.raises(SmaltiError, match=r"image_data\.json holds no size of the image 12 in .*objects\.json"):
         read_annotations(path)
     written(tmp_path / "image_data.json", [*SIZES, SIZES[0]])
-    with pytest.raises(SmaltiError, match=r"image_data\.json holds the picture 2 twice"):
+    with pytest.raises(SmaltiError, match=r"image_data\.json holds the image 2 twice"):
         read_annotations(path)
     written(tmp_path / "image_data.json", SIZES)
     for content, sentence in [
-        ([*GENOME, GENOME[1]], "holds the picture 2 twice"),
+        ([*GENOME, GENOME[1]], "holds the image 2 twice"),
         (
             [{"image_id": 2, "objects": [{"names": [], "x": 0, "y": 0, "w": 1, "h": 1}]}],
             r"object 1 .* 2: its name is \[\]",
         ),
         ([{"image_id": 2, "objects": [{"name": "car", "x": 0, "y": 0, "w": 1}]}], "is not four numbers"),
-        ([{"image_id": 2, "objects": [{"name": "car", "x": 201, "y": 0, "w": 1, "h": 1}]}], "lies outside the picture"),
+        ([{"image_id": 2, "objects": [{"name": "car", "x": 201, "y": 0, "w": 1, "h": 1}]}], "lies outside the image"),
     ]:
         with pytest.raises(SmaltiError, match=sentence):
             read_annotations(written(path, content))
@@ -426,20 +424,20 @@ def test_coco_as_it_is_published() -> None:
     read = read_annotations(folder / "annotations")
     assert len(read.classes) == 80 + 92 - 1  # as the original counts them, without "other"
     assert (read.classes[0], read.classes[79], read.classes[80]) == ("person", "toothbrush", "banner")
-    assert sum(thing.group for things in read.pictures.values() for thing in things) == 21
+    assert sum(thing.group for things in read.images.values() for thing in things) == 21
     for split in ("train2017", "val2017"):
-        things = beside(open_source(folder / split).pictures, read)
+        things = beside(open_source(folder / split).images, read)
         assert len(things) == 100
         assert sum(map(len, things)) > 1000
-    assert len(beside(open_source(folder).pictures, read)) == 200
+    assert len(beside(open_source(folder).images, read)) == 200
 
 
 @published
 def test_open_images_as_it_is_published() -> None:
     folder = EXAMPLES / "open_images_annotations_100"
     read = read_annotations(folder)
-    assert (len(read.classes), len(read.pictures)) == (601, 200)
-    assert sum(map(len, read.pictures.values())) == 948 + 894
-    hat = read.pictures["000ab31e6be35fed"][0]
+    assert (len(read.classes), len(read.images)) == (601, 200)
+    assert sum(map(len, read.images.values())) == 948 + 894
+    hat = read.images["000ab31e6be35fed"][0]
     assert hat == Thing("Fedora", about(0.013125, 0.288333, 0.290625, 0.445834))
-    assert len(beside(open_source(folder / "validation").pictures, read)) == 100
+    assert len(beside(open_source(folder / "validation").images, read)) == 100

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import CodeSet, CodeShards, entropy, histogram, open_codes
-from smalti.data.crops import CentreCrop, RandomCrop
+from smalti.data.crops import CenterCrop, RandomCrop
 from smalti.data.loader import Crops, batches, in_order
 from smalti.data.sources import Source, open_source
 from smalti.encoding import code_writer as codes_module
@@ -34,7 +34,7 @@ def encode(images: Tensor) -> Tensor:
 
 
 def data(folder: Path, *, size: tuple[int, int] = (8, 16), seed: int = 0) -> tuple[Source, Crops, Crops]:
-    """Seven pictures with two labels: five to train on, of which the second is damaged, and two to validate on."""
+    """Seven images with two labels: five to train on, of which the second is damaged, and two to validate on."""
     if not folder.exists():
         noise = np.random.default_rng(0)
         for n in range(7):
@@ -44,13 +44,13 @@ def data(folder: Path, *, size: tuple[int, int] = (8, 16), seed: int = 0) -> tup
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"damaged" if n == 2 else buffer.getvalue())
     source = open_source(folder)
-    training = Crops(source, source.pictures[:5], size=size, channels=3, crop=RandomCrop(), seed=seed)
-    validation = Crops(source, source.pictures[5:], size=size, channels=3, crop=CentreCrop(), seed=seed)
+    training = Crops(source, source.images[:5], size=size, channels=3, crop=RandomCrop(), seed=seed)
+    validation = Crops(source, source.images[5:], size=size, channels=3, crop=CenterCrop(), seed=seed)
     return source, training, validation
 
 
 def write(tmp_path: Path, **changed: Any) -> bool:
-    source, training, validation = data(tmp_path / "pictures")
+    source, training, validation = data(tmp_path / "images")
     arguments: dict[str, Any] = {
         "training": training,
         "validation": validation,
@@ -74,14 +74,14 @@ def shards(tmp_path: Path) -> CodeShards:
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path, shards: CodeShards) -> None:
-    source, training, validation = data(tmp_path / "pictures")
+    source, training, validation = data(tmp_path / "images")
     good = [0, 2, 3, 4]
     assert (len(shards.training), len(shards.validation)) == (4, 2)
     stored = np.load(tmp_path / "codes" / "training-00000.npy")
     assert stored.shape == (4, 3, 2, 4)
     assert stored.dtype == np.uint16
     for row, index in enumerate(good):
-        label = source.labels.index(str(training.pictures[index].label))
+        label = source.labels.index(str(training.images[index].label))
         for copy in range(3):
             expected = encode(training.example(index, index * 3 + copy).image[None])[0]
             assert np.array_equal(stored[row, copy], expected)
@@ -100,9 +100,9 @@ def test_the_description_says_what_the_codes_are(tmp_path: Path, shards: CodeSha
     assert meta.labels == ("a", "b")
     assert (meta.training.shards, meta.training.copies, meta.training.damaged) == ((4,), 3, 1)
     assert (meta.validation.shards, meta.validation.copies, meta.validation.damaged) == ((2,), 1, 0)
-    assert meta.training.data["source"] == str(tmp_path / "pictures")
+    assert meta.training.data["source"] == str(tmp_path / "images")
     assert meta.training.data["crop"] == "random"
-    assert meta.validation.data["crop"] == "centre"
+    assert meta.validation.data["crop"] == "center"
 
 
 def test_every_copy_is_used_and_the_draw_chooses_it(shards: CodeShards) -> None:
@@ -113,7 +113,7 @@ def test_every_copy_is_used_and_the_draw_chooses_it(shards: CodeShards) -> None:
 
 def test_many_small_shards_hold_the_same(tmp_path: Path, shards: CodeShards, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "codes").rename(tmp_path / "one")
-    monkeypatch.setattr(codes_module, "SHARD_BYTES", 3 * 2 * 3 * 8)  # three pictures
+    monkeypatch.setattr(codes_module, "SHARD_BYTES", 3 * 2 * 3 * 8)  # three images
     write(tmp_path, batch=2)
     several = open_codes(tmp_path / "codes")
     assert several.meta.training.shards == (3, 1)
@@ -172,7 +172,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 
     with pytest.raises(SmaltiError, match="the device is gone"):
         write(tmp_path, encode=broken)
-    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def test_equal_codes_that_are_there_are_kept(tmp_path: Path, shards: CodeShards) -> None:
@@ -197,12 +197,12 @@ def test_other_codes_that_are_there_are_refused(
         write(tmp_path, **changed)
 
 
-def test_codes_of_other_pictures_are_refused(tmp_path: Path, shards: CodeShards) -> None:
-    source, _, _ = data(tmp_path / "pictures")
-    fewer = Crops(source, source.pictures[:4], size=(8, 16), channels=3, crop=RandomCrop(), seed=0)
-    with pytest.raises(SmaltiError, match=r"training\.pictures is 5 there, 4 now"):
+def test_codes_of_other_images_are_refused(tmp_path: Path, shards: CodeShards) -> None:
+    source, _, _ = data(tmp_path / "images")
+    fewer = Crops(source, source.images[:4], size=(8, 16), channels=3, crop=RandomCrop(), seed=0)
+    with pytest.raises(SmaltiError, match=r"training\.images is 5 there, 4 now"):
         write(tmp_path, training=fewer)
-    zoomed = Crops(source, source.pictures[:5], size=(8, 16), channels=3, crop=RandomCrop(zoom=(1, 2)), seed=0)
+    zoomed = Crops(source, source.images[:5], size=(8, 16), channels=3, crop=RandomCrop(zoom=(1, 2)), seed=0)
     with pytest.raises(SmaltiError, match=r"training\.zoom is \[1\.0, 1\.0\] there, \[1, 2\] now"):
         write(tmp_path, training=zoomed)
 
@@ -214,7 +214,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_impossible_settings_are_told(tmp_path: Path) -> None:
-    with pytest.raises(SmaltiError, match="pictures of 8x16 pixels do not divide into codes of 3x3 pixels"):
+    with pytest.raises(SmaltiError, match="images of 8x16 pixels do not divide into codes of 3x3 pixels"):
         write(tmp_path, factor=3)
     with pytest.raises(SmaltiError, match="at least once, not 0 times"):
         write(tmp_path, copies=0)
@@ -316,9 +316,9 @@ def test_entropy_by_hand(tmp_path: Path) -> None:
     assert entropy(training, 10) == pytest.approx(expected)
 
 
-def test_no_pictures_to_validate_on_is_no_failure(tmp_path: Path) -> None:
-    source, _, _ = data(tmp_path / "pictures")
-    nothing = Crops(source, (), size=(8, 16), channels=3, crop=CentreCrop(), seed=0)
+def test_no_images_to_validate_on_is_no_failure(tmp_path: Path) -> None:
+    source, _, _ = data(tmp_path / "images")
+    nothing = Crops(source, (), size=(8, 16), channels=3, crop=CenterCrop(), seed=0)
     write(tmp_path, validation=nothing)
     validation = open_codes(tmp_path / "codes").validation
     assert len(validation) == 0

@@ -1,4 +1,4 @@
-"""Pictures, label maps and depths as training data: what becomes of a file on its way to the tokenizer, and of runs on them."""
+"""Images, label maps and depths as training data: what becomes of a file on its way to the tokenizer, and of runs on them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from smalti.cli.main import app
-from smalti.conditions.map_files import label_colours, read_depth, right_labels
+from smalti.conditions.map_files import label_colors, read_depth, right_labels
 from smalti.conditions.previews import palette
 from smalti.conditions.spatial import labels_as_channels
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data.code_shards import open_codes
-from smalti.data.crops import CentreCrop, RandomCrop
-from smalti.data.file_types import COLOUR, KINDS, Colour, Depth, Kind, Labels, kind_of
+from smalti.data.crops import CenterCrop, RandomCrop
+from smalti.data.file_types import COLOR, KINDS, Color, Depth, Kind, Labels, kind_of
 from smalti.data.loader import Crops, batches, in_order
 from smalti.data.sources import open_source, split
 from smalti.hub.pretrained import find_model
@@ -35,7 +35,7 @@ from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
 from tests import reference
 
-CHANNELS = {"colour": 3, "labels": 5, "depth": 1, "edges": 1}
+CHANNELS = {"color": 3, "labels": 5, "depth": 1, "edges": 1}
 
 
 def kind(name: str) -> Kind:
@@ -63,7 +63,7 @@ def files(folder: Path, name: str, *, count: int = 6, **size: int) -> Path:
 def crops(folder: Path, name: str, **changed: Any) -> Crops:
     source = open_source(folder, kind=changed.pop("kind", kind(name)))
     given = {"size": (12, 20), "channels": CHANNELS[name], "crop": RandomCrop(zoom=(1, 1.5)), "seed": 0, **changed}
-    return Crops(source, source.pictures, **given)
+    return Crops(source, source.images, **given)
 
 
 # ------------------------------------------------------------------------------------------------------ from file to tokenizer
@@ -74,20 +74,20 @@ def crops(folder: Path, name: str, **changed: Any) -> Crops:
 def test_examples_become_what_the_tokenizer_is_given(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     data = crops(files(tmp_path, name), name, size=size)
     batch = next(batches(data, batch=4, seed=0, start=0))
-    images = data.images(batch.images)
+    images = data.to_images(batch.images)
     assert images.shape == (4, CHANNELS[name], *size)
     assert images.dtype == torch.float32
     assert images.min() >= (0 if name == "labels" else -1)
     assert images.max() <= 1
-    assert torch.equal(data.images(data[2, 7].image), data.images(torch.stack([data[2, 7].image]))[0])
+    assert torch.equal(data.to_images(data[2, 7].image), data.to_images(torch.stack([data[2, 7].image]))[0])
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_whole_file_is_given_as_it_is(name: str, tmp_path: Path) -> None:
     """Nothing is scaled where the size is that of the file: by eye, what it must be."""
-    data = crops(files(tmp_path, name), name, size=(24, 40), crop=CentreCrop())
-    image = data.images(data[3, 0].image)
-    assert data.pictures[3].key == "b/01.png"
+    data = crops(files(tmp_path, name), name, size=(24, 40), crop=CenterCrop())
+    image = data.to_images(data[3, 0].image)
+    assert data.images[3].key == "b/01.png"
     stored = numbers(name, 1).astype(np.float64)
     if name == "labels":
         expected = (np.arange(5)[:, None, None] == stored).astype(np.float64)
@@ -100,10 +100,10 @@ def test_a_whole_file_is_given_as_it_is(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(image.numpy(), expected, atol=2e-5 if name != "edges" else 1 / 255)
 
 
-def sobel(grey: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def sobel(gray: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Brightness (H,W) in [0,1] -> its steepness, 1 from half of the steepest on."""
-    padded, (height, width) = np.pad(grey, 1, mode="edge"), grey.shape
-    down, right = np.zeros_like(grey), np.zeros_like(grey)
+    padded, (height, width) = np.pad(gray, 1, mode="edge"), gray.shape
+    down, right = np.zeros_like(gray), np.zeros_like(gray)
     for i in range(3):
         for j in range(3):
             shifted = padded[i : i + height, j : j + width]
@@ -113,13 +113,13 @@ def sobel(grey: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return found
 
 
-@pytest.mark.parametrize("name", ["colour", "depth"])
+@pytest.mark.parametrize("name", ["color", "depth"])
 def test_sixteen_bits_reach_the_tokenizer(name: str, tmp_path: Path) -> None:
     ramp = np.arange(1000, 1000 + 16 * 64, dtype=np.uint16).reshape(16, 64)  # within four levels of 8 bits
     for place in range(2):
         Image.fromarray(ramp).save(tmp_path / f"{place}.png")
-    for channels in (1, 3, 4) if name == "colour" else (1,):
-        data = crops(tmp_path, name, size=(16, 64), channels=channels, crop=CentreCrop())
+    for channels in (1, 3, 4) if name == "color" else (1,):
+        data = crops(tmp_path, name, size=(16, 64), channels=channels, crop=CenterCrop())
         assert len(set(data[0, 0].image[0].flatten().tolist())) == 16 * 64
 
 
@@ -140,29 +140,29 @@ def test_labels_are_never_mixed(tmp_path: Path) -> None:
     Image.fromarray(np.repeat([[0, 4]], 20, axis=1).repeat(30, axis=0).astype(np.uint8)).save(tmp_path / "a.png")
     data = crops(tmp_path, "labels", crop=RandomCrop(zoom=(1, 1.9)))
     for draw in range(30):
-        image = data.images(data[0, draw].image)
+        image = data.to_images(data[0, draw].image)
         assert torch.equal(image.sum(0), torch.ones(12, 20))
         assert image[1:4].sum() == 0
         assert image[[0, 4]].sum((1, 2)).min() > 0
 
 
-def test_a_map_is_cut_as_its_picture_is(tmp_path: Path) -> None:
-    """The same draw cuts the same window out of a picture and out of a map of its size: both say here where a pixel was."""
+def test_a_map_is_cut_as_its_image_is(tmp_path: Path) -> None:
+    """The same draw cuts the same window out of an image and out of a map of its size: both say here where a pixel was."""
     for height, width in ((37, 53), (60, 41)):
         folder = tmp_path / str(width)
         for file, ramp in {
             "down.png": np.mgrid[0:height, 0:width][0],
             "right.png": np.mgrid[0:height, 0:width][1],
         }.items():
-            for name, factor in (("colour", 4), ("labels", 1)):
+            for name, factor in (("color", 4), ("labels", 1)):
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 Image.fromarray((ramp * factor).astype(np.uint8)).save(folder / name / file)
-        colour, labels = crops(folder / "colour", "colour", channels=1), crops(folder / "labels", "labels", channels=60)
+        color, labels = crops(folder / "color", "color", channels=1), crops(folder / "labels", "labels", channels=60)
         for place in range(2):
             for draw in range(20):
-                seen = (colour[place, draw].image[0] + 1) * 127.5 / 4
+                seen = (color[place, draw].image[0] + 1) * 127.5 / 4
                 difference = seen - labels[place, draw].image
-                assert difference.abs().max() < 2.5  # where the edge of the picture is far, twice half a pixel of it
+                assert difference.abs().max() < 2.5  # where the edge of the image is far, twice half a pixel of it
                 assert difference.mean().abs() < 0.4
 
 
@@ -173,10 +173,10 @@ def test_channels_of_labels_are_those_of_conditions() -> None:
         expected = [
             labels_as_channels(torch.from_numpy(one.astype(np.int64)), count=channels, key="x") for one in labels
         ]
-        assert torch.equal(Labels().images(held, channels), torch.stack(expected))
-        assert torch.equal(Labels().images(held, channels), reference.one_hot(held, channels))
+        assert torch.equal(Labels().to_images(held, channels), torch.stack(expected))
+        assert torch.equal(Labels().to_images(held, channels), reference.one_hot(held, channels))
     assert held.dtype == torch.int32
-    given = Labels().images(held, 300)
+    given = Labels().to_images(held, 300)
     assert given.is_contiguous(memory_format=torch.channels_last)  # so that nothing is copied for the convolutions
 
 
@@ -185,11 +185,11 @@ def test_depths_are_those_of_conditions(tmp_path: Path) -> None:
     Image.fromarray(depth.view(np.uint8).reshape(16, 24, 4), mode="RGBA").save(tmp_path / "a.png")
     np.save(tmp_path / "b.npy", depth)
     Image.fromarray(depth.astype(np.float32)).save(tmp_path / "c.tif")
-    data = crops(tmp_path, "depth", size=(16, 24), crop=CentreCrop())
-    assert [each.key for each in data.pictures] == ["a.png", "b.npy", "c.tif"]
-    for place, picture in enumerate(data.pictures):
-        told = read_depth(tmp_path / picture.key)
-        torch.testing.assert_close(data.images(data[place, 0].image), told, atol=2e-5, rtol=0)
+    data = crops(tmp_path, "depth", size=(16, 24), crop=CenterCrop())
+    assert [each.key for each in data.images] == ["a.png", "b.npy", "c.tif"]
+    for place, image in enumerate(data.images):
+        told = read_depth(tmp_path / image.key)
+        torch.testing.assert_close(data.to_images(data[place, 0].image), told, atol=2e-5, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------------------- what has no label
@@ -198,24 +198,24 @@ def test_depths_are_those_of_conditions(tmp_path: Path) -> None:
 def test_what_has_no_label_has_the_last_channel(tmp_path: Path) -> None:
     labels = np.array([[0, 1, 255], [255, 3, 2]], dtype=np.uint8).repeat(4, axis=0).repeat(4, axis=1)
     Image.fromarray(labels).save(tmp_path / "a.png")
-    data = crops(tmp_path, "labels", kind=Labels(unlabelled=255), size=(8, 12), crop=CentreCrop())
-    found = data.images(data[0, 0].image).argmax(0)
+    data = crops(tmp_path, "labels", kind=Labels(unlabeled=255), size=(8, 12), crop=CenterCrop())
+    found = data.to_images(data[0, 0].image).argmax(0)
     assert found.tolist() == np.where(labels == 255, 4, labels).tolist()
 
 
 @pytest.mark.parametrize(
-    ("unlabelled", "said"),
+    ("unlabeled", "said"),
     [
         (None, r"holds the label 255, and there are the labels 0 to 4; set model\.pyramid\.channels=256, or, if 255 stands for no "
-               r"label, pictures\.unlabelled=255, which takes the last channel"),
+               r"label, images\.unlabeled=255, which takes the last channel"),
         (200, r"holds the label 255, and there are the labels 0 to 3; set model\.pyramid\.channels=257, of which the last is for "
               r"what has no label \(here 200\)"),
     ],
 )  # fmt: skip
-def test_a_label_without_a_channel_is_told(unlabelled: int | None, said: str, tmp_path: Path) -> None:
+def test_a_label_without_a_channel_is_told(unlabeled: int | None, said: str, tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 255], [4, 3]], dtype=np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(DamagedImage, match=rf"^x\.png {said}"):
-        Labels(unlabelled).read(tmp_path / "a.png", channels=5, name="x.png")
+        Labels(unlabeled).read(tmp_path / "a.png", channels=5, name="x.png")
 
 
 def test_the_last_channel_is_not_for_a_label_too(tmp_path: Path) -> None:
@@ -232,34 +232,34 @@ def test_the_last_channel_is_not_for_a_label_too(tmp_path: Path) -> None:
     ("kind", "channels", "said"),
     [
         (
-            COLOUR,
+            COLOR,
             2,
-            r"a tokenizer of 2 channels is given no pictures.*; set model\.pyramid\.channels .* pictures\.kind=labels",
+            r"a tokenizer of 2 channels is given no images.*; set model\.pyramid\.channels .* images\.kind=labels",
         ),
         (Depth(), 3, r"a depth map has 1 channel, and the tokenizer takes 3; set model\.pyramid\.channels=1"),
         (Labels(), 1, r"label maps have a channel for each label, and a tokenizer of 1 channel can be given none"),
         (
             Labels(11),
             12,
-            r"pictures\.unlabelled = 11 is one of the 12 labels from 0 to 11, and has a channel of its own; leave",
+            r"images\.unlabeled = 11 is one of the 12 labels from 0 to 11, and has a channel of its own; leave",
         ),
     ],
 )
 def test_kinds_that_a_tokenizer_cannot_be_given_are_told(kind: Kind, channels: int, said: str, tmp_path: Path) -> None:
     source = open_source(files(tmp_path, "labels"), kind=kind)
     with pytest.raises(SmaltiError, match=said):
-        Crops(source, source.pictures, size=(8, 8), channels=channels, crop=CentreCrop(), seed=0)
+        Crops(source, source.images, size=(8, 8), channels=channels, crop=CenterCrop(), seed=0)
 
 
 @pytest.mark.parametrize("name", ["labels", "depth"])
-def test_pictures_are_neither_labels_nor_depths(name: str, tmp_path: Path) -> None:
-    data = crops(files(tmp_path, "colour"), name)
-    with pytest.raises(SmaltiError, match=r"6 of the 6 pictures .* are damaged: a/00\.png holds colours, and a "):
+def test_images_are_neither_labels_nor_depths(name: str, tmp_path: Path) -> None:
+    data = crops(files(tmp_path, "color"), name)
+    with pytest.raises(SmaltiError, match=r"6 of the 6 images .* are damaged: a/00\.png holds colors, and a "):
         data[0, 0]
 
 
 def test_photographs_are_no_label_maps(tmp_path: Path) -> None:
-    Image.fromarray(numbers("colour", 0)).save(tmp_path / "a.jpg")
+    Image.fromarray(numbers("color", 0)).save(tmp_path / "a.jpg")
     with pytest.raises(
         SmaltiError, match=r"no label maps in .*; it holds 1 file of the kind \.jpg; label maps are \.bmp"
     ):
@@ -269,7 +269,7 @@ def test_photographs_are_no_label_maps(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- what models say of it
 
 
-@pytest.mark.parametrize("given", [Colour(), Labels(), Labels(255), Depth()])
+@pytest.mark.parametrize("given", [Color(), Labels(), Labels(255), Depth()])
 def test_a_kind_is_read_back_from_what_it_says(given: Kind) -> None:
     said = json.loads(json.dumps(given.described()))
     assert kind_of({"smalti": "0.1.0", **said}, channels=1) == given
@@ -277,7 +277,7 @@ def test_a_kind_is_read_back_from_what_it_says(given: Kind) -> None:
 
 
 def test_tokenizers_that_do_not_say_what_they_read_are_judged_by_their_channels() -> None:
-    assert [kind_of({}, channels=channels).name for channels in (1, 3, 4)] == ["colour"] * 3
+    assert [kind_of({}, channels=channels).name for channels in (1, 3, 4)] == ["color"] * 3
     assert kind_of({}, channels=183) == Labels()
     with pytest.raises(SmaltiError, match=r"an unknown kind of files, 'lables'; did you mean 'labels'"):
         kind_of({"kind": "lables"}, channels=3)
@@ -286,10 +286,10 @@ def test_tokenizers_that_do_not_say_what_they_read_are_judged_by_their_channels(
 @pytest.mark.parametrize("name", KINDS)
 def test_data_are_described_by_what_they_are(name: str, tmp_path: Path) -> None:
     described = crops(files(tmp_path, name), name).described()
-    assert ("kind" in described) == (name != "colour")  # codes that were made before there were kinds are as they were
+    assert ("kind" in described) == (name != "color")  # codes that were made before there were kinds are as they were
     if name == "labels":
         other = crops(tmp_path, name, kind=Labels(255)).described()
-        assert {key for key in other if other[key] != described[key]} == {"unlabelled"}
+        assert {key for key in other if other[key] != described[key]} == {"unlabeled"}
 
 
 def test_likeness_and_looks_of_label_maps() -> None:
@@ -297,38 +297,38 @@ def test_likeness_and_looks_of_label_maps() -> None:
     scores = maps.roll(1, dims=3)
     scores[1] = maps[1] * 7 - 3
     assert right_labels(maps, scores).tolist() == [0, 1]
-    assert label_colours(scores).shape == (2, 3, 2, 3)
-    assert np.array_equal(to_array(label_colours(scores))[1, 0], palette(3))
+    assert label_colors(scores).shape == (2, 3, 2, 3)
+    assert np.array_equal(to_array(label_colors(scores))[1, 0], palette(3))
 
 
 # ----------------------------------------------------------------------------------------------------------------------- runs
 
 OBJECTIVE = {"perceptual": "none", "adversarial": {"weight": 0.0}}
 RUN: dict[str, Any] = {
-    "run": {"length": 24, "batch": 4, "report_every": 8, "validate_every": 24, "picture_every": 24, "checkpoint_every": 24,
+    "run": {"length": 24, "batch": 4, "log_every": 8, "validate_every": 24, "sample_every": 24, "checkpoint_every": 24,
             "accelerator": "cpu", "tensorboard": False},
-    "model": {"pyramid": {"stem": 2, "width": 8, "multipliers": [1, 1], "blocks": 1, "latent_channels": 8},
-              "quantizer": {"size": 16, "dimension": 4}},
+    "model": {"autoencoder": {"patch_size": 2, "base_channels": 8, "channel_multipliers": [1, 1], "res_blocks": 1, "latent_channels": 8},
+              "quantizer": {"codebook_size": 16, "codebook_dim": 4}},
     "objective": OBJECTIVE,
-    "codes_from": 0.3,
-    "pictures": {"size": [16, 24], "validation": 0.3},
+    "quantize_from": 0.3,
+    "images": {"size": [16, 24], "validation": 0.3},
 }  # fmt: skip
 
 
-def training(name: str, *, channels: int | None = None, pixel: str | None = None, **pictures: Any) -> TokenizerTraining:
+def training(name: str, *, channels: int | None = None, pixel: str | None = None, **images: Any) -> TokenizerTraining:
     pixel = pixel or ("cross_entropy" if name == "labels" else "l1")
     values = {
         **RUN,
         "objective": {**OBJECTIVE, "pixel": pixel},
-        "pictures": {**RUN["pictures"], "kind": name, **pictures},
+        "images": {**RUN["images"], "file_type": name, **images},
     }
-    pyramid = {**RUN["model"]["pyramid"], "channels": channels or CHANNELS[name]}
-    return parse(TokenizerTraining, {**values, "model": {**RUN["model"], "pyramid": pyramid}}, where="test")
+    autoencoder = {**RUN["model"]["autoencoder"], "channels": channels or CHANNELS[name]}
+    return parse(TokenizerTraining, {**values, "model": {**RUN["model"], "autoencoder": autoencoder}}, where="test")
 
 
 def shown(run: Path) -> npt.NDArray[Any]:
-    (picture,) = (run / "images").iterdir()
-    return read_image(picture, channels=3, name=str(picture))
+    (image,) = (run / "images").iterdir()
+    return read_image(image, channels=3, name=str(image))
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -339,41 +339,41 @@ def test_a_tokenizer_learns_every_kind_and_encodes_it(name: str, tmp_path: Path)
     lines = [line for line in read_metrics(run) if line["part"] == "validation"]
     assert ("accuracy" in lines[-1]) == (name == "labels")
     assert ("psnr" in lines[-1]) == (name != "labels")
-    colours = {tuple(colour) for colour in shown(run).reshape(-1, 3).tolist()}
+    colors = {tuple(color) for color in shown(run).reshape(-1, 3).tolist()}
     if name == "labels":
-        assert colours <= {*map(tuple, palette(5).tolist()), (255, 255, 255)}
+        assert colors <= {*map(tuple, palette(5).tolist()), (255, 255, 255)}
     if name == "depth":
-        assert all(red == green == blue for red, green, blue in colours)
+        assert all(red == green == blue for red, green, blue in colors)
     done = CliRunner().invoke(app, ["encode", str(run), str(data), "--out", str(codes), "--copies", "2"])
     assert done.exit_code == 0, done.output
     written = open_codes(codes)
     assert written.meta.grid == (4, 6)
-    assert written.meta.training.data.get("kind", "colour") == name
+    assert written.meta.training.data.get("kind", "color") == name
     model = VQGAN.from_pretrained(run)
     source = open_source(data, kind=kind(name))
-    kept = split(source.pictures, validation=0.05)[1]  # the share that `smalti encode` holds out
-    held_out = Crops(source, kept, size=(16, 24), channels=CHANNELS[name], crop=CentreCrop(), seed=0)
+    kept = split(source.images, validation=0.05)[1]  # the share that `smalti encode` holds out
+    held_out = Crops(source, kept, size=(16, 24), channels=CHANNELS[name], crop=CenterCrop(), seed=0)
     (batch,) = in_order(held_out, batch=len(held_out))
     stored = torch.stack([written.validation[place, 0].codes for place in range(len(written.validation))])
-    assert torch.equal(model.encode(held_out.images(batch.images)).codes, stored)
+    assert torch.equal(model.encode(held_out.to_images(batch.images)).codes, stored)
 
 
 @pytest.mark.parametrize("name", ["labels", "depth"])
-def test_shards_of_maps_are_learnt_too(name: str, tmp_path: Path) -> None:
+def test_shards_of_maps_are_learned_too(name: str, tmp_path: Path) -> None:
     files(tmp_path / "data", name)
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(tmp_path / "data", arcname=".")
     train_tokenizer(tmp_path / "a.tar", tmp_path / "run", settings=training(name), console=Console(quiet=True))
-    assert find_model(tmp_path / "run", kind="tokenizer").about["pictures"] == 6
+    assert find_model(tmp_path / "run", kind="tokenizer").about["images"] == 6
 
 
-def test_pictures_of_four_channels_are_learnt(tmp_path: Path) -> None:
+def test_images_of_four_channels_are_learned(tmp_path: Path) -> None:
     for place in range(6):
-        clear = np.dstack([numbers("colour", place), np.full((24, 40), 40 * place, np.uint8)])
+        clear = np.dstack([numbers("color", place), np.full((24, 40), 40 * place, np.uint8)])
         Image.fromarray(clear).save(tmp_path / f"{place}.png")
-    train_tokenizer(tmp_path, tmp_path / "run", settings=training("colour", channels=4), console=Console(quiet=True))
-    with Image.open(next((tmp_path / "run" / "images").iterdir())) as picture:
-        assert picture.mode == "RGBA"
+    train_tokenizer(tmp_path, tmp_path / "run", settings=training("color", channels=4), console=Console(quiet=True))
+    with Image.open(next((tmp_path / "run" / "images").iterdir())) as image:
+        assert image.mode == "RGBA"
 
 
 @pytest.mark.parametrize(
@@ -381,12 +381,12 @@ def test_pictures_of_four_channels_are_learnt(tmp_path: Path) -> None:
     [
         (
             training("labels", pixel="l1"),
-            r"objective\.pixel = l1 is not for label maps, and pictures\.kind = labels; for label",
+            r"objective\.pixel = l1 is not for label maps, and images\.kind = labels; for label",
         ),
-        (training("colour", pixel="bce"), r"objective\.pixel = bce is for label maps, and pictures\.kind = colour"),
+        (training("color", pixel="bce"), r"objective\.pixel = bce is for label maps, and images\.kind = color"),
         (training("depth", channels=3), "a depth map has 1 channel, and the tokenizer takes 3"),
-        (training("labels", unlabelled=2), r"pictures\.unlabelled = 2 is one of the 5 labels"),
-        (training("colour", channels=7), "a tokenizer of 7 channels is given no pictures"),
+        (training("labels", unlabeled=2), r"images\.unlabeled = 2 is one of the 5 labels"),
+        (training("color", channels=7), "a tokenizer of 7 channels is given no images"),
     ],
 )
 def test_settings_that_contradict_one_another_end_before_anything_begins(

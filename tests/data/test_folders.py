@@ -20,7 +20,7 @@ from smalti.data.folders import PathFinder, files_below, written_here
 from smalti.data.sources import open_source
 from smalti.images.io import DamagedImage, save_png
 from smalti.scenes.scene_classes import write_scenes
-from tests.data.test_sources import fill, keys_and_labels, picture
+from tests.data.test_sources import fill, keys_and_labels, make_image
 
 RESULTS = {
     "config.yaml": b"smalti: 0.1.0\nstage: tokenizer\n",
@@ -33,36 +33,34 @@ RESULTS = {
 @pytest.mark.parametrize("marker", RESULTS)
 def test_results_of_smalti_are_no_images(marker: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A run below the folder of its images: its previews were trained on, and its name became a label."""
-    fill(tmp_path, {"a/1.png": picture(1), "b/2.png": picture(2), "run/images/0.png": picture(3)})
+    fill(tmp_path, {"a/1.png": make_image(1), "b/2.png": make_image(2), "run/images/0.png": make_image(3)})
     fill(tmp_path / "run", {marker: RESULTS[marker]})
     with caplog.at_level(logging.WARNING, logger="smalti"):
         assert keys_and_labels(open_source(tmp_path)) == [("a/1.png", "a"), ("b/2.png", "b")]
     assert [record.getMessage().split(" of smalti")[0] for record in caplog.records] == [
         f"{tmp_path / 'run'} is left out: it is {written_here(tmp_path / 'run')}"
     ]
-    with pytest.raises(
-        SmaltiError, match=r"run is .* of smalti, and no folder of pictures; give the folder they lie in"
-    ):
+    with pytest.raises(SmaltiError, match=r"run is .* of smalti, and no folder of images; give the folder they lie in"):
         open_source(tmp_path / "run")
     assert keys_and_labels(open_source(tmp_path / "run" / "images")) == [("0.png", None)]
 
 
 @pytest.mark.parametrize("text", ["lr: 0.1\n", "model: {smalti: 1}\n", "# smalti: no\n", "\x00"])
 def test_settings_of_other_programs_make_no_result(text: str, tmp_path: Path) -> None:
-    fill(tmp_path, {"a/1.png": picture(1), "a/config.yaml": text.encode(), "a/config.json": b"[1]"})
+    fill(tmp_path, {"a/1.png": make_image(1), "a/config.yaml": text.encode(), "a/config.json": b"[1]"})
     assert keys_and_labels(open_source(tmp_path)) == [("a/1.png", "a")]
 
 
-@pytest.mark.parametrize(("kind", "folder"), [("colour", "images"), ("labels", "segmentations"), ("depth", "depths")])
+@pytest.mark.parametrize(("kind", "folder"), [("color", "images"), ("labels", "segmentations"), ("depth", "depths")])
 def test_of_scenes_below_a_folder_one_sub_folder_counts(kind: str, folder: str, tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", count=1, size=(16, 16))
-    fill(tmp_path, {"own/1.png": picture(1)})
-    keys = [each.key for each in open_source(tmp_path, kind=KINDS[kind](None)).pictures]
+    fill(tmp_path, {"own/1.png": make_image(1)})
+    keys = [each.key for each in open_source(tmp_path, kind=KINDS[kind](None)).images]
     assert [key.split("/")[:2] for key in keys] == [["own", "1.png"], ["scenes", folder]]
 
 
 def test_samples_among_photos_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fill(tmp_path, {"a/1.png": picture(1), "a/2.png": picture(2)})
+    fill(tmp_path, {"a/1.png": make_image(1), "a/2.png": make_image(2)})
     with caplog.at_level(logging.WARNING, logger="smalti"):
         open_source(tmp_path)
         (tmp_path / "out").mkdir()
@@ -81,7 +79,7 @@ def test_samples_among_photos_are_warned_of(tmp_path: Path, caplog: pytest.LogCa
 
 def test_a_folder_and_a_link_to_it_are_two_labels(tmp_path: Path) -> None:
     """The one that came second had no images, and its label was gone without a word."""
-    fill(tmp_path, {"cats/1.png": picture(1), "dogs/2.png": picture(2)})
+    fill(tmp_path, {"cats/1.png": make_image(1), "dogs/2.png": make_image(2)})
     (tmp_path / "animals").symlink_to(tmp_path / "cats")
     (tmp_path / "dogs" / "others").symlink_to(tmp_path / "cats")
     assert keys_and_labels(open_source(tmp_path)) == [
@@ -94,7 +92,7 @@ def test_a_folder_and_a_link_to_it_are_two_labels(tmp_path: Path) -> None:
 
 def test_folders_that_lead_to_one_another_end(tmp_path: Path) -> None:
     for name in "abcdefgh":
-        fill(tmp_path, {f"{name}/1.png": picture(1)})
+        fill(tmp_path, {f"{name}/1.png": make_image(1)})
         for other in "abcdefgh":
             (tmp_path / name / f"to-{other}").symlink_to(tmp_path / other)
         (tmp_path / name / "up").symlink_to(tmp_path)
@@ -126,14 +124,14 @@ needs_pipes = pytest.mark.skipif(sys.platform == "win32", reason="no such files 
 @pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
 def test_what_is_no_file_is_a_damaged_image(kind: str, tmp_path: Path) -> None:
     """Opening a named pipe waits for somebody to write into it: training hung, and SIGTERM did not end it."""
-    fill(tmp_path, {"a.png": picture(1)})
+    fill(tmp_path, {"a.png": make_image(1)})
     special(tmp_path / "x.png", kind)
     source = open_source(tmp_path)
-    assert [each.key for each in source.pictures] == ["a.png", "x.png"]
+    assert [each.key for each in source.images] == ["a.png", "x.png"]
     for depth in (False, True):
-        source = open_source(tmp_path, kind=KINDS["depth" if depth else "colour"](None))
+        source = open_source(tmp_path, kind=KINDS["depth" if depth else "color"](None))
         with pytest.raises(DamagedImage, match=r"x\.png cannot be read \(it is a .*, not a file\)"):
-            source.read(source.pictures[1], 1)
+            source.read(source.images[1], 1)
 
 
 @needs_pipes
@@ -168,7 +166,7 @@ def test_info_does_not_wait_for_a_pipe(name: str, tmp_path: Path) -> None:
 
 def test_info_of_a_folder_without_images_speaks_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It said "no depth maps": of all kinds it looks for the one that most files may be."""
-    with pytest.raises(SmaltiError, match=r"^no pictures in .*; pictures are "):
+    with pytest.raises(SmaltiError, match=r"^no images in .*; images are "):
         info(tmp_path)
     np.save(tmp_path / "a.npy", np.zeros((4, 4), np.float32))
     info(tmp_path)
@@ -181,7 +179,7 @@ def test_info_of_a_folder_without_images_speaks_of_images(tmp_path: Path, capsys
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 def test_lists_of_any_system_are_read(encoding: str, ending: str, tmp_path: Path) -> None:
-    fill(tmp_path, {"caf\u00e9/a\u2028b.png": picture(1), "dogs/2.png": picture(2)})
+    fill(tmp_path, {"caf\u00e9/a\u2028b.png": make_image(1), "dogs/2.png": make_image(2)})
     lines = ["cafe\u0301/a\u2028b.png", "dogs\\2.png", "dogs/2.png"]
     (tmp_path / "list.txt").write_bytes(ending.join(lines).encode(encoding))
     assert keys_and_labels(open_source(tmp_path / "list.txt")) == [
@@ -202,17 +200,17 @@ def test_names_are_found_however_they_are_spelled(tmp_path: Path) -> None:
 
 
 def test_a_few_lines_that_name_nothing_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fill(tmp_path, {f"{n}.png": picture(n) for n in range(10)})
+    fill(tmp_path, {f"{n}.png": make_image(n) for n in range(10)})
     fill(tmp_path, {"notes.md": b"no image", "list.txt": b"path\n" + b"\n".join(b"%d.png" % n for n in range(10))})
     with caplog.at_level(logging.WARNING, logger="smalti"):
-        assert len(open_source(tmp_path / "list.txt").pictures) == 10
+        assert len(open_source(tmp_path / "list.txt").images) == 10
     assert "left out" in caplog.text
     assert "path (line 1)" in caplog.text
     fill(tmp_path, {"list.txt": b"0.png\nnotes.md\n.\n"})
     source = open_source(tmp_path / "list.txt")
-    for place, reason in ((1, "is not a picture"), (2, "it is a folder, not a file")):
+    for place, reason in ((1, "is not an image"), (2, "it is a folder, not a file")):
         with pytest.raises(DamagedImage, match=reason):
-            source.read(source.pictures[place], 3)
+            source.read(source.images[place], 3)
 
 
 def test_a_run_is_known_by_the_settings_that_it_writes(tmp_path: Path) -> None:

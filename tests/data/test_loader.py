@@ -1,4 +1,4 @@
-"""Crops of pictures, what happens when some are damaged, and the stream of batches that training reads."""
+"""Crops of images, what happens when some are damaged, and the stream of batches that training reads."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.data.config import PictureSettings
-from smalti.data.crops import CentreCrop, Crop, RandomCrop, chances
+from smalti.data.config import ImageSettings
+from smalti.data.crops import CenterCrop, Crop, RandomCrop, chances
 from smalti.data.damage import DamageRecord
 from smalti.data.loader import Batch, Crops, Example, batches, first_readable, holding_out, in_order, spread
 from smalti.data.sources import held_out_order, open_source, split
 from smalti.images.io import DamagedImage, center_crop, to_tensor
 from smalti.training.stage1 import crops as parts_to_train
-from tests.data.test_sources import fill, picture, zipped
+from tests.data.test_sources import fill, make_image, zipped
 
 
 def made(
@@ -38,23 +38,23 @@ def made(
     cache_mib: int = 64,
     seed: int = 0,
 ) -> Crops:
-    """A data set of numbered pictures, those in `bad` damaged."""
+    """A data set of numbered images, those in `bad` damaged."""
     if not folder.exists():
-        fill(folder, {f"{n:03d}.png": b"damaged" if n in bad else picture(n) for n in range(good + len(bad))})
+        fill(folder, {f"{n:03d}.png": b"damaged" if n in bad else make_image(n) for n in range(good + len(bad))})
     source = open_source(folder)
     crop = crop if crop is not None else RandomCrop()
-    return Crops(source, source.pictures, size=size, channels=3, crop=crop, seed=seed, cache_mib=cache_mib)
+    return Crops(source, source.images, size=size, channels=3, crop=crop, seed=seed, cache_mib=cache_mib)
 
 
 # ------------------------------------------------------------------------------------------------------------ crops
 
 
-def test_centre_crops_are_the_middle_of_the_fitted_picture(tmp_path: Path) -> None:
-    crops = made(tmp_path / "p", 2, size=(24, 16), crop=CentreCrop())
+def test_center_crops_are_the_middle_of_the_fitted_image(tmp_path: Path) -> None:
+    crops = made(tmp_path / "p", 2, size=(24, 16), crop=CenterCrop())
     image, label = crops[1, 77]
     assert image.dtype == torch.float32
     assert label.item() == -1
-    expected = center_crop(crops.source.read(crops.pictures[1], 3), (24, 16))
+    expected = center_crop(crops.source.read(crops.images[1], 3), (24, 16))
     assert torch.equal(image, to_tensor(expected))
 
 
@@ -70,7 +70,7 @@ def test_random_crops_depend_on_seed_and_draw_alone(tmp_path: Path) -> None:
 
 
 def test_random_crops_mirror_half_and_reach_both_ends(tmp_path: Path) -> None:
-    fill(tmp_path / "p", {"a.png": picture(0, 16, 19)})
+    fill(tmp_path / "p", {"a.png": make_image(0, 16, 19)})
     crops = made(tmp_path / "p", 1)
     firsts, mirrored = set(), 0
     for draw in range(200):
@@ -88,8 +88,8 @@ def test_without_flip_nothing_is_mirrored(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) or torch.equal(a, b.flip(2)) for a, b in pairs)  # the window is the same
 
 
-def test_zoom_decides_how_much_of_the_picture_is_seen(tmp_path: Path) -> None:
-    fill(tmp_path / "p", {"a.png": picture(0, 31, 31)})
+def test_zoom_decides_how_much_of_the_image_is_seen(tmp_path: Path) -> None:
+    fill(tmp_path / "p", {"a.png": make_image(0, 31, 31)})
     seen = []
     for zoom in ((1.0, 1.0), (2.0, 2.0)):
         blue = made(tmp_path / "p", 1, crop=RandomCrop(zoom=zoom))[0, 3].image[2, 8]
@@ -104,7 +104,7 @@ def test_impossible_zooms_are_told(zoom: tuple[float, float]) -> None:
 
 
 def test_labels_are_places_in_the_labels_of_the_source(tmp_path: Path) -> None:
-    fill(tmp_path / "p", {name: picture(1) for name in ("a.png", "cat/a.png", "dog/a.png")})
+    fill(tmp_path / "p", {name: make_image(1) for name in ("a.png", "cat/a.png", "dog/a.png")})
     crops = made(tmp_path / "p", 3)
     assert [crops[index, 0].label.item() for index in range(3)] == [-1, 0, 1]
 
@@ -119,7 +119,7 @@ def test_chances_are_uniform_and_fixed() -> None:
     assert 0.99 < drawn.max() < 1
 
 
-def test_pictures_are_decoded_once_when_they_fit_in_memory(tmp_path: Path) -> None:
+def test_images_are_decoded_once_when_they_fit_in_memory(tmp_path: Path) -> None:
     cached, uncached = made(tmp_path / "p", 3), made(tmp_path / "p", 3, cache_mib=0)
     for crops in (cached, uncached):
         for index in range(3):
@@ -135,21 +135,21 @@ def test_pictures_are_decoded_once_when_they_fit_in_memory(tmp_path: Path) -> No
 # ----------------------------------------------------------------------------------------------------------- damage
 
 
-def test_a_damaged_picture_is_named_once_and_the_next_good_one_takes_its_place(
+def test_a_damaged_image_is_named_once_and_the_next_good_one_takes_its_place(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    crops = made(tmp_path / "p", 8, bad=(3, 4), crop=CentreCrop())
+    crops = made(tmp_path / "p", 8, bad=(3, 4), crop=CenterCrop())
     with caplog.at_level(logging.WARNING, logger="smalti"):
         for _ in range(2):
             assert [red(crops[index, 0]) for index in range(10)] == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9]
     assert [record.getMessage().split(" is ")[0] for record in caplog.records] == [
-        "damaged picture left out: 003.png",
-        "damaged picture left out: 004.png",
+        "damaged image left out: 003.png",
+        "damaged image left out: 004.png",
     ]
     assert all(record.getMessage().endswith(f"(in {tmp_path / 'p'})") for record in caplog.records)
     assert list(crops.damaged) == ["003.png", "004.png"]
-    assert crops.damaged["003.png"].startswith("is not a picture")
-    with pytest.raises(DamagedImage, match=r"003\.png is not a picture"):
+    assert crops.damaged["003.png"].startswith("is not an image")
+    with pytest.raises(DamagedImage, match=r"003\.png is not an image"):
         crops.example(3, 0)
 
 
@@ -157,14 +157,14 @@ def red(example: Example) -> int:
     return int(((example.image[0, 0, 0] + 1) * 127.5).round())
 
 
-def test_after_the_last_picture_comes_the_first(tmp_path: Path) -> None:
-    assert red(made(tmp_path / "p", 3, bad=(3,), crop=CentreCrop())[3, 0]) == 0
+def test_after_the_last_image_comes_the_first(tmp_path: Path) -> None:
+    assert red(made(tmp_path / "p", 3, bad=(3,), crop=CenterCrop())[3, 0]) == 0
 
 
 def test_when_all_are_damaged_reading_ends(tmp_path: Path) -> None:
-    crops = made(tmp_path / "p", 0, bad=(0, 1), crop=CentreCrop())
+    crops = made(tmp_path / "p", 0, bad=(0, 1), crop=CenterCrop())
     for _ in range(2):
-        with pytest.raises(SmaltiError, match=r"2 of the 2 pictures looked at in .* are damaged: 000\.png is not a p"):
+        with pytest.raises(SmaltiError, match=r"2 of the 2 images looked at in .* are damaged: 000\.png is not a p"):
             crops[0, 0]
 
 
@@ -172,30 +172,28 @@ def test_more_than_a_tenth_damaged_ends_reading(tmp_path: Path) -> None:
     few = made(tmp_path / "few", 27, bad=(0, 1, 2))  # a tenth, not more
     assert sum(len(batch.labels) for batch in in_order(few, batch=8)) == 30
     many = made(tmp_path / "many", 20, bad=(0, 7, 9, 11))
-    with pytest.raises(
-        SmaltiError, match=r"4 of the 24 pictures looked at .* 009\.png is not .*; \.\.\.; mend or remov"
-    ):
+    with pytest.raises(SmaltiError, match=r"4 of the 24 images looked at .* 009\.png is not .*; \.\.\.; mend or remov"):
         list(in_order(many, batch=8))
 
 
 def test_a_bad_beginning_is_not_yet_a_verdict(tmp_path: Path) -> None:
-    fill(tmp_path / "p", {f"{n:03d}.png": b"damaged" if n < 5 else picture(n) for n in range(120)})
+    fill(tmp_path / "p", {f"{n:03d}.png": b"damaged" if n < 5 else make_image(n) for n in range(120)})
     assert red(made(tmp_path / "p", 0)[0, 0]) == 5
 
 
 def parts_of(folder: Path, held_out: Sequence[int], *, good: int, bad: Sequence[int]) -> tuple[Crops, Crops]:
     """Two parts of one data set, with one record of damage."""
-    whole = made(folder, good, bad=bad, crop=CentreCrop())
-    pictures = whole.pictures
-    some = [picture for number, picture in enumerate(pictures) if number not in held_out]
+    whole = made(folder, good, bad=bad, crop=CenterCrop())
+    images = whole.images
+    some = [make_image for number, make_image in enumerate(images) if number not in held_out]
     record = DamageRecord(whole.source, [len(some), len(held_out)])
-    return whole.of(some, record=(record, 0)), whole.of([pictures[n] for n in held_out], record=(record, 1))
+    return whole.of(some, record=(record, 0)), whole.of([images[n] for n in held_out], record=(record, 1))
 
 
 def test_parts_of_one_source_are_judged_together(tmp_path: Path) -> None:
-    """The only held-out picture was damaged, one of fourteen: all of its part were, and training ended."""
+    """The only held-out image was damaged, one of fourteen: all of its part were, and training ended."""
     training, held_out = parts_of(tmp_path / "p", [4], good=13, bad=(4,))
-    with pytest.raises(DamagedImage, match=r"004\.png is not a picture"):
+    with pytest.raises(DamagedImage, match=r"004\.png is not an image"):
         held_out.example(0, 0)
     assert first_readable(held_out) is None
     assert sum(len(batch.labels) for batch in in_order(training, batch=4)) == 13
@@ -209,44 +207,42 @@ def test_parts_of_one_source_are_judged_together(tmp_path: Path) -> None:
 def test_damage_in_both_parts_adds_up(tmp_path: Path) -> None:
     training, held_out = parts_of(tmp_path / "p", [0, 1], good=8, bad=(0, 1, 5))
     assert first_readable(held_out) is None
-    with pytest.raises(
-        SmaltiError, match=r"3 of the 11 pictures looked at in .* are damaged: 005\.png .*; \.\.\.; mend"
-    ):
+    with pytest.raises(SmaltiError, match=r"3 of the 11 images looked at in .* are damaged: 005\.png .*; \.\.\.; mend"):
         list(in_order(training, batch=4))
 
 
-def test_a_training_picture_can_be_held_out_too(tmp_path: Path) -> None:
+def test_a_training_image_can_be_held_out_too(tmp_path: Path) -> None:
     training, held_out = holding_out(parts_of(tmp_path / "p", [4], good=4, bad=(4,)), 2)
-    assert [each.key for each in training.pictures] == ["000.png", "001.png", "003.png"]
-    assert [each.key for each in held_out.pictures] == ["004.png", "002.png"]
+    assert [each.key for each in training.images] == ["000.png", "001.png", "003.png"]
+    assert [each.key for each in held_out.images] == ["004.png", "002.png"]
     assert first_readable(held_out) == 1
     assert [red(example) for example in (held_out[0, 0], held_out[1, 1])] == [2, 2]
 
 
 @pytest.mark.parametrize("bad", [1, 2])
-def test_some_held_out_picture_can_be_read(bad: int, tmp_path: Path) -> None:
+def test_some_held_out_image_can_be_read(bad: int, tmp_path: Path) -> None:
     names = [f"{n:03d}.png" for n in range(14)]
-    fill(tmp_path / "p", {name: picture(n) for n, name in enumerate(names)})
+    fill(tmp_path / "p", {name: make_image(n) for n, name in enumerate(names)})
     source = open_source(tmp_path / "p")
-    order = [source.pictures[number].key for number in held_out_order(source.pictures)]
+    order = [source.images[number].key for number in held_out_order(source.images)]
     for name in order[:bad]:
         (tmp_path / "p" / name).write_bytes(b"")
-    settings = PictureSettings(size=(16, 16), validation=bad / 14)
-    _, before = split(source.pictures, validation=bad / 14)
+    settings = ImageSettings(size=(16, 16), validation=bad / 14)
+    _, before = split(source.images, validation=bad / 14)
     training, held_out = parts_to_train(source, settings, channels=3, seed=0)
     extra = [] if len(before) > bad else [order[bad]]
-    assert [each.key for each in held_out.pictures] == [*(each.key for each in before), *extra]
+    assert [each.key for each in held_out.images] == [*(each.key for each in before), *extra]
     assert len(training) + len(held_out) == 14
     assert first_readable(held_out) is not None
 
 
-def test_pictures_far_too_small_count_as_damaged(tmp_path: Path) -> None:
+def test_images_far_too_small_count_as_damaged(tmp_path: Path) -> None:
     sizes = {"a.png": (32, 32), "b.png": (7, 20), "c.png": (8, 8), "d.png": (1, 1)}
-    fill(tmp_path / "p", {name: picture(n, *size) for n, (name, size) in enumerate(sizes.items())})
-    crops = made(tmp_path / "p", 0, crop=CentreCrop())
+    fill(tmp_path / "p", {name: make_image(n, *size) for n, (name, size) in enumerate(sizes.items())})
+    crops = made(tmp_path / "p", 0, crop=CenterCrop())
     assert [red(crops[index, 0]) for index in range(4)] == [0, 2, 2, 0]
     assert crops.damaged["d.png"] == (
-        "is 1x1 pixels, too small for size 16x16; use pictures of at least 8x8 pixels or a smaller size"
+        "is 1x1 pixels, too small for size 16x16; use images of at least 8x8 pixels or a smaller size"
     )
     assert list(crops.damaged) == ["b.png", "d.png"]
 
@@ -334,13 +330,13 @@ def test_reading_leaves_the_global_generator_alone(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_worker_processes_change_nothing(tmp_path: Path) -> None:
-    files = {f"{n:02d}.png": b"damaged" if n == 4 else picture(n) for n in range(11)}
+    files = {f"{n:02d}.png": b"damaged" if n == 4 else make_image(n) for n in range(11)}
     source = open_source(zipped(tmp_path / "p.zip", files))
 
     def crops() -> Crops:
-        return Crops(source, source.pictures, size=(16, 16), channels=3, crop=RandomCrop(zoom=(1, 1.5)), seed=0)
+        return Crops(source, source.images, size=(16, 16), channels=3, crop=RandomCrop(zoom=(1, 1.5)), seed=0)
 
-    source.read(source.pictures[0], 3)  # the file is open here already when the workers start
+    source.read(source.images[0], 3)  # the file is open here already when the workers start
     with_workers = crops()
     stream = batches(with_workers, batch=5, seed=2, start=3, workers=2)
     found = list(islice(stream, 6))
@@ -377,10 +373,10 @@ def test_errors_of_worker_processes_stay_sentences(tmp_path: Path) -> None:
         next(batches(crops, batch=2, seed=0, start=0, workers=1))
     assert type(caught.value) is SmaltiError
     assert "Traceback" not in str(caught.value)
-    assert "2 of the 2 pictures looked at" in str(caught.value)
+    assert "2 of the 2 images looked at" in str(caught.value)
 
 
 def test_spread_takes_examples_from_all_over(tmp_path: Path) -> None:
-    crops = made(tmp_path / "p", 9, crop=CentreCrop())
+    crops = made(tmp_path / "p", 9, crop=CenterCrop())
     assert torch.equal(spread(crops, 3).images, torch.stack([crops[n, n].image for n in (0, 3, 6)]))
     assert torch.equal(spread(crops, 20).images, next(in_order(crops, batch=9)).images)

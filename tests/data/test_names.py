@@ -22,7 +22,7 @@ from smalti.data.annotations.annotation_files import read_annotations
 from smalti.data.annotations.objects import beside, only
 from smalti.data.sources import identity, open_source
 from tests.data.test_annotations import COCO, written
-from tests.data.test_sources import fill, picture
+from tests.data.test_sources import fill, make_image
 
 Form = Literal["NFC", "NFD"]
 COMPOSED, TAKEN_APART = "caf\u00e9", "cafe\u0301"
@@ -40,19 +40,19 @@ def of_accents(value: Any, form: Form) -> Any:
 @pytest.mark.parametrize(("photo", "other"), SPELLINGS)
 def test_files_go_together_however_accents_are_spelled(photo: str, other: str, tmp_path: Path) -> None:
     """macOS takes accents apart in the names of files, Linux does not: photos of the one had no masks of the other."""
-    photos = open_source(fill(tmp_path / "p", {f"{photo}/{photo}.png": picture(1), "b/2.png": picture(2)}))
-    masks = open_source(fill(tmp_path / "m", {f"{other}/{other}.png": picture(1), "b/2.png": picture(2)}))
-    found = paired.beside(photos.pictures, masks)
+    photos = open_source(fill(tmp_path / "p", {f"{photo}/{photo}.png": make_image(1), "b/2.png": make_image(2)}))
+    masks = open_source(fill(tmp_path / "m", {f"{other}/{other}.png": make_image(1), "b/2.png": make_image(2)}))
+    found = paired.beside(photos.images, masks)
     assert sorted(each.key for each in found) == ["b/2.png", f"{other}/{other}.png"]
-    assert identity(photos, photos.pictures[1:]) == identity(masks, masks.pictures[1:])
+    assert identity(photos, photos.images[1:]) == identity(masks, masks.images[1:])
 
 
 @pytest.mark.parametrize(("photo", "other"), SPELLINGS)
 def test_objects_are_found_however_accents_are_spelled(photo: str, other: str, tmp_path: Path) -> None:
-    photos = open_source(fill(tmp_path / "p", {f"{photo}.png": picture(1)}))
+    photos = open_source(fill(tmp_path / "p", {f"{photo}.png": make_image(1)}))
     entry = {"key": f"{other}.png", "objects": [{"class": other, "box": [0, 0, 1, 1]}]}
-    read = read_annotations(written(tmp_path / "a.json", {"pictures": [entry]}))
-    ((thing,),) = beside(photos.pictures, read)
+    read = read_annotations(written(tmp_path / "a.json", {"images": [entry]}))
+    ((thing,),) = beside(photos.images, read)
     assert thing.name == COMPOSED
     assert only(read, classes=[other], smallest=0.0).classes == only(read, classes=[photo], smallest=0.0).classes
 
@@ -63,7 +63,7 @@ def test_published_annotations_are_read_in_either_form(form: Form, tmp_path: Pat
     coco["images"][0]["file_name"], coco["categories"][0]["name"] = f"{COMPOSED}.jpg", COMPOSED
     read = read_annotations(written(tmp_path / "coco.json", of_accents(coco, form)))
     assert read.classes == ("person", COMPOSED)
-    assert [thing.name for thing in read.pictures[COMPOSED]] == [COMPOSED, "person"]
+    assert [thing.name for thing in read.images[COMPOSED]] == [COMPOSED, "person"]
     table = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf,IsOccluded,IsDepiction,IsInside\n" + (
         f"{COMPOSED},/m/1,0,1,0,1,1.0,0.0,-1,0\n"
     )
@@ -75,16 +75,16 @@ def test_published_annotations_are_read_in_either_form(form: Form, tmp_path: Pat
             "class-descriptions-boxable.csv": unicodedata.normalize(form, f"/m/1,{COMPOSED}\n").encode("utf-8-sig"),
         },
     )
-    (thing,) = read_annotations(folder).pictures[COMPOSED]
+    (thing,) = read_annotations(folder).images[COMPOSED]
     assert (thing.name, thing.group, thing.occluded) == (COMPOSED, True, False)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), SPELLINGS)
 def test_conditions_know_a_name_in_either_form(ours: str, theirs: str) -> None:
     assert Labels(["a", ours]).encode([theirs]).tolist() == [[1]]
-    layout = Layout(LayoutSettings(classes=("a", ours), size=64, most=1, encode_crop=False))
+    layout = Layout(LayoutSettings(classes=("a", ours), codebook_size=64, max_objects=1, encode_crop=False))
     assert layout.annotations([{"class": theirs, "box": [0, 0, 1, 1]}])[0].category == 1
-    points = Keypoints(KeypointsSettings(points=("a", ours), most=1))
+    points = Keypoints(KeypointsSettings(points=("a", ours), max_figures=1))
     assert points.figures([{theirs: [0.5, 0.25]}]) == ((None, (0.5, 0.25)),)
     with pytest.raises(SmaltiError, match="there is no point 'b'"):
         points.figures([{"b": [0.5, 0.25]}])
@@ -96,14 +96,12 @@ def test_conditions_know_a_name_in_either_form(ours: str, theirs: str) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_text_of_any_system_is_read(encoding: str, tmp_path: Path) -> None:
     """Notepad and PowerShell begin their files with a byte order mark, at which JSON files were refused."""
-    text = json.dumps({"pictures": [{"key": f"{COMPOSED}.png", "objects": []}]}, ensure_ascii=False)
+    text = json.dumps({"images": [{"key": f"{COMPOSED}.png", "objects": []}]}, ensure_ascii=False)
     assert decoded(text.encode(encoding)) == text
     fill(tmp_path, {"a.json": text.encode(encoding), "objects.json": text.encode(encoding)})
     assert read_json(tmp_path / "a.json") == json.loads(text)
-    assert (
-        list(read_annotations(tmp_path / "a.json").pictures) == list(read_annotations(tmp_path).pictures) == [COMPOSED]
-    )
-    layout = Layout(LayoutSettings(classes=("a",), size=64, most=1))
+    assert list(read_annotations(tmp_path / "a.json").images) == list(read_annotations(tmp_path).images) == [COMPOSED]
+    layout = Layout(LayoutSettings(classes=("a",), codebook_size=64, max_objects=1))
     fill(tmp_path, {"list.json": b"[]", "layout.json": '[{"class": "a", "box": [0, 0, 1, 1]}]'.encode(encoding)})
     assert len(layout.read(str(tmp_path / "layout.json"))) == 1
 
@@ -133,8 +131,8 @@ def test_whole_numbers_may_have_a_point(changes: tuple[str, str], tmp_path: Path
     content = deepcopy(COCO)
     for one in content[part]:
         one[key] = float(one[key])
-    expected = read_annotations(written(tmp_path / "a.json", COCO)).pictures
-    assert read_annotations(written(tmp_path / "b.json", content)).pictures == expected
+    expected = read_annotations(written(tmp_path / "a.json", COCO)).images
+    assert read_annotations(written(tmp_path / "b.json", content)).images == expected
 
 
 @pytest.mark.parametrize("number", [1.5, [1], None])
@@ -150,4 +148,4 @@ def test_images_of_visual_genome_may_have_a_point(tmp_path: Path) -> None:
     written(tmp_path / "image_data.json", [{"image_id": 1, "width": 10, "height": 10}])
     one = {"names": [TAKEN_APART], "x": 0, "y": 0, "w": 5, "h": 5}
     read = read_annotations(written(tmp_path / "objects.json", [{"image_id": 1.0, "objects": [one]}]))
-    assert [thing.name for thing in read.pictures["1"]] == [COMPOSED]
+    assert [thing.name for thing in read.images["1"]] == [COMPOSED]

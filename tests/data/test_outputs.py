@@ -13,10 +13,10 @@ import pytest
 from smalti.cli.main import main
 from smalti.core.errors import SmaltiError
 from smalti.data.outputs import check_outputs, output_paths, without_results
-from smalti.data.sources import Picture, open_source
+from smalti.data.sources import ImageEntry, open_source
 from smalti.evaluation.results import check_folder
 from smalti.images.io import save_png
-from tests.data.test_sources import fill, picture, zipped
+from tests.data.test_sources import fill, make_image, zipped
 
 Run = Callable[..., int]
 
@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 
 def outputs(*keys: str) -> list[str]:
-    return [path.as_posix() for path in output_paths([Picture(key, None) for key in keys], Path("out"))]
+    return [path.as_posix() for path in output_paths([ImageEntry(key, None) for key in keys], Path("out"))]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -95,7 +95,7 @@ def test_images_that_differ_in_their_suffix_keep_it() -> None:
 
 def test_a_result_replaces_nothing_but_results(tmp_path: Path) -> None:
     own = generated(tmp_path / "own.png")
-    photo = fill(tmp_path, {"photo.png": picture(1)}) / "photo.png"
+    photo = fill(tmp_path, {"photo.png": make_image(1)}) / "photo.png"
     check_outputs([own, tmp_path / "new.png"], tmp_path, inputs=[photo])
     with pytest.raises(SmaltiError, match=r"own\.png would replace an input; choose another --out"):
         check_outputs([own], tmp_path, inputs=[own])
@@ -135,13 +135,13 @@ def test_the_folder_of_an_evaluation_holds_nothing_else(tmp_path: Path) -> None:
 
 
 def test_earlier_results_below_the_images_are_no_inputs(tmp_path: Path) -> None:
-    fill(tmp_path, {"a/1.png": picture(1), "a/2.png": picture(2)})
+    fill(tmp_path, {"a/1.png": make_image(1), "a/2.png": make_image(2)})
     generated(tmp_path / "out" / "a" / "1.png")
     generated(tmp_path / "a" / "sample.png", "sample")
     source = open_source(tmp_path)
     kept = without_results(source, tmp_path / "out", command="reconstruct")
     assert [each.key for each in kept] == ["a/1.png", "a/2.png", "a/sample.png"]
-    assert without_results(source, tmp_path / "a", command="reconstruct") == source.pictures
+    assert without_results(source, tmp_path / "a", command="reconstruct") == source.images
 
 
 # ---------------------------------------------------------------------------------------------------------- commands
@@ -150,7 +150,7 @@ def test_earlier_results_below_the_images_are_no_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lines", [["{root}/else/one.png"], ["../else/one.png"], ["..\\else\\one.png"]])
 def test_the_originals_in_a_list_are_not_replaced(lines: list[str], run: Run, tmp_path: Path) -> None:
     """`reconstruct` of a list of absolute paths wrote over the photos themselves, for `out / "/a/b.png"` is `/a/b.png`."""
-    fill(tmp_path, {"else/one.png": picture(1, 64, 64)})
+    fill(tmp_path, {"else/one.png": make_image(1, 64, 64)})
     before = contents(tmp_path)
     fill(tmp_path, {"l/list.txt": "\n".join(lines).format(root=tmp_path).encode()})
     assert run("reconstruct", "scenes", "l/list.txt", "--out", "out") == 0
@@ -160,13 +160,16 @@ def test_the_originals_in_a_list_are_not_replaced(lines: list[str], run: Run, tm
 
 
 def test_names_in_archives_do_not_lead_out_of_the_folder(run: Run, tmp_path: Path) -> None:
-    zipped(tmp_path / "a.zip", {"../one.png": picture(1, 64, 64), "/abs/two.png": picture(2, 64, 64)})
+    zipped(tmp_path / "a.zip", {"../one.png": make_image(1, 64, 64), "/abs/two.png": make_image(2, 64, 64)})
     assert run("reconstruct", "scenes", "a.zip", "--out", "deep/out") == 0
     assert sorted(contents(tmp_path)) == ["a.zip", "deep/out/abs/two.png", "deep/out/one.png"]
 
 
 def test_every_image_has_a_result(run: Run, tmp_path: Path) -> None:
-    fill(tmp_path / "p", {"one.png": picture(1, 64, 64), "one.gif": picture(2, 64, 64), "two.png": picture(3, 64, 64)})
+    fill(
+        tmp_path / "p",
+        {"one.png": make_image(1, 64, 64), "one.gif": make_image(2, 64, 64), "two.png": make_image(3, 64, 64)},
+    )
     for _ in range(2):
         assert run("reconstruct", "scenes", "p", "--out", "p/out") == 0
         assert sorted(contents(tmp_path / "p" / "out")) == ["one.gif.png", "one.png.png", "two.png"]
@@ -174,14 +177,14 @@ def test_every_image_has_a_result(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("images", ["p", "p/one.png"])
 def test_images_are_not_reconstructed_in_place(images: str, run: Run, tmp_path: Path) -> None:
-    fill(tmp_path / "p", {"one.png": picture(1, 64, 64)})
+    fill(tmp_path / "p", {"one.png": make_image(1, 64, 64)})
     before = contents(tmp_path)
     assert run("reconstruct", "scenes", images, "--out", "p") == 1
     assert contents(tmp_path) == before
 
 
 def test_samples_do_not_replace_files_of_the_user(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fill(tmp_path, {"out/sample-000000.png": picture(1, 64, 64)})
+    fill(tmp_path, {"out/sample-000000.png": make_image(1, 64, 64)})
     before = contents(tmp_path)
     assert run("sample", "scenes", "--out", "out", "-n", 1) == 1
     assert "sample-000000.png would replace a file that smalti did not write" in capsys.readouterr().err
@@ -189,7 +192,7 @@ def test_samples_do_not_replace_files_of_the_user(run: Run, tmp_path: Path, caps
     mask = np.zeros((64, 64, 3), np.uint8)
     mask[:32] = 255
     save_png(tmp_path / "mine" / "one-000000.png", mask, settings={"command": "sample"})
-    fill(tmp_path, {"one.png": picture(1, 64, 64)})
+    fill(tmp_path, {"one.png": make_image(1, 64, 64)})
     command = ("complete", "scenes", "one.png", "--mask", "mine/one-000000.png", "--out", "mine", "-n", 1)
     assert run(*command) == 1
     assert "one-000000.png would replace an input" in capsys.readouterr().err

@@ -24,10 +24,10 @@ from smalti.data import tar_shards
 from smalti.data.crops import RandomCrop
 from smalti.data.file_types import Depth, Labels
 from smalti.data.loader import Crops, batches
-from smalti.data.sources import Picture, Source, holds_many, is_pattern, open_source
+from smalti.data.sources import ImageEntry, Source, holds_many, is_pattern, open_source
 from smalti.data.tar_shards import expanded
 from smalti.images.io import DamagedImage
-from tests.data.test_sources import fill, keys_and_labels, picture
+from tests.data.test_sources import fill, keys_and_labels, make_image
 
 
 def tarred(path: Path, files: dict[str, bytes], *, format: int = tarfile.PAX_FORMAT) -> Path:
@@ -41,15 +41,15 @@ def tarred(path: Path, files: dict[str, bytes], *, format: int = tarfile.PAX_FOR
 
 
 def numbered(folder: Path, *, shards: int = 3, each: int = 5) -> Path:
-    """Shards of numbered pictures."""
+    """Shards of numbered images."""
     for shard in range(shards):
-        files = {f"{shard}_{n}.png": picture(shard * each + n) for n in range(each)}
+        files = {f"{shard}_{n}.png": make_image(shard * each + n) for n in range(each)}
         tarred(folder / f"shards-{shard:03d}.tar", files)
     return folder
 
 
 def red(source: Source, place: int) -> int:
-    return int(source.read(source.pictures[place], 3)[0, 0, 0])
+    return int(source.read(source.images[place], 3)[0, 0, 0])
 
 
 # ------------------------------------------------------------------------------------------------------------- what is there
@@ -68,13 +68,13 @@ def test_a_shard_is_read_at_any_place(format: int, tmp_path: Path) -> None:
         "noending",
         ".x/a.png",
     ]
-    path = tarred(tmp_path / "one.tar", {name: picture(n) for n, name in enumerate(names)}, format=format)
+    path = tarred(tmp_path / "one.tar", {name: make_image(n) for n, name in enumerate(names)}, format=format)
     source = open_source(path)
-    assert [each.key for each in source.pictures] == ["one/a.png", "one/b.v1.png", f"one/{long}.png", "one/d/e.f/g.png"]
+    assert [each.key for each in source.images] == ["one/a.png", "one/b.v1.png", f"one/{long}.png", "one/d/e.f/g.png"]
     assert [red(source, place) for place in (3, 0, 2, 1)] == [3, 0, 2, 1]
 
 
-def test_a_folder_a_pattern_and_a_list_of_names_give_the_same_pictures(tmp_path: Path) -> None:
+def test_a_folder_a_pattern_and_a_list_of_names_give_the_same_images(tmp_path: Path) -> None:
     numbered(tmp_path / "set")
     (tmp_path / "set" / "notes.txt").write_text("not a shard")
     sources = [
@@ -85,26 +85,26 @@ def test_a_folder_a_pattern_and_a_list_of_names_give_the_same_pictures(tmp_path:
             tmp_path / "set" / "shards-{000,001,002}.tar",
         )
     ]
-    assert [each.key for each in sources[0].pictures] == [
+    assert [each.key for each in sources[0].images] == [
         f"shards-{s:03d}/{s}_{n}.png" for s in range(3) for n in range(5)
     ]
     for source in sources:
-        assert source.pictures == sources[0].pictures
+        assert source.images == sources[0].images
         assert [red(source, place) for place in range(15)] == list(range(15))
 
 
 def test_shards_in_folders_have_different_names(tmp_path: Path) -> None:
     for part in ("a", "b"):
-        tarred(tmp_path / part / "0.tar", {"x.png": picture(1)})
+        tarred(tmp_path / part / "0.tar", {"x.png": make_image(1)})
     expected = [("a/0/x.png", None), ("b/0/x.png", None)]
     assert keys_and_labels(open_source(tmp_path)) == expected
     assert keys_and_labels(open_source(tmp_path / "{a,b}" / "0.tar")) == expected
 
 
-def test_pictures_beside_shards_are_what_is_meant(tmp_path: Path) -> None:
-    tarred(tmp_path / "0.tar", {"x.png": picture(1)})
-    fill(tmp_path, {"own.png": picture(2)})
-    assert [each.key for each in open_source(tmp_path).pictures] == ["own.png"]
+def test_images_beside_shards_are_what_is_meant(tmp_path: Path) -> None:
+    tarred(tmp_path / "0.tar", {"x.png": make_image(1)})
+    fill(tmp_path, {"own.png": make_image(2)})
+    assert [each.key for each in open_source(tmp_path).images] == ["own.png"]
 
 
 def test_names_are_expanded_as_a_shell_does() -> None:
@@ -119,7 +119,7 @@ def test_names_are_expanded_as_a_shell_does() -> None:
         expanded("a-{0..99999999}.tar")
 
 
-def test_what_stands_for_many_pictures(tmp_path: Path) -> None:
+def test_what_stands_for_many_images(tmp_path: Path) -> None:
     numbered(tmp_path)
     assert all(holds_many(tmp_path / name) for name in ("", "a.tar", "a.zip", "a.txt"))
     assert not holds_many(tmp_path / "a.png")
@@ -141,7 +141,7 @@ def test_info_says_what_shards_and_maps_hold(tmp_path: Path) -> None:
         "set/shards-{000..001}.tar": ["count: 10", first],
         "set/shards-002.tar": ["count: 5", "first: shards-002/2_0.png"],
         "depths": ["count: 1", "first: depth.npy, 1x2 (height x width), 1 x 32-bit floats, 0.5 to 2.25"],
-        "bad": ["first: a.png is not a picture of any kind"],
+        "bad": ["first: a.png is not an image of any kind"],
     }
     for name, lines in expected.items():
         done = CliRunner().invoke(app, ["info", str(tmp_path / name)])
@@ -152,28 +152,28 @@ def test_info_says_what_shards_and_maps_hold(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------- labels
 
 
-def test_labels_stand_beside_a_picture_or_are_its_folder(tmp_path: Path) -> None:
+def test_labels_stand_beside_a_image_or_are_its_folder(tmp_path: Path) -> None:
     files = {
-        "cat/1.png": picture(1),
+        "cat/1.png": make_image(1),
         "cat/2.cls": b"7\n",
-        "cat/2.png": picture(2),
-        "dog/3.png": picture(3),
+        "cat/2.png": make_image(2),
+        "dog/3.png": make_image(3),
         "dog/3.cls.txt": "\ufefflöwe".encode(),
         "dog/4.json": json.dumps({"label": 12, "more": []}).encode(),
-        "dog/4.png": picture(4),
+        "dog/4.png": make_image(4),
         "dog/5.json": json.dumps({"caption": "x"}).encode(),
-        "dog/5.png": picture(5),
+        "dog/5.png": make_image(5),
         "dog/6.json": b"[1]",
-        "dog/6.png": picture(6),
+        "dog/6.png": make_image(6),
         "dog/7.json": json.dumps({"label": True}).encode(),
-        "dog/7.png": picture(7),
+        "dog/7.png": make_image(7),
         "dog/8.cls": b" ",
-        "dog/8.png": picture(8),
+        "dog/8.png": make_image(8),
     }
     source = open_source(tarred(tmp_path / "a.tar", files))
-    assert [each.label for each in source.pictures] == ["cat", "7", "löwe", "12", "dog", "dog", "dog", "dog"]
+    assert [each.label for each in source.images] == ["cat", "7", "löwe", "12", "dog", "dog", "dog", "dog"]
     assert source.labels == ("12", "7", "cat", "dog", "löwe")
-    alone = open_source(tarred(tmp_path / "b.tar", {"cat/1.png": picture(1), "cat/2.png": picture(2)}))
+    alone = open_source(tarred(tmp_path / "b.tar", {"cat/1.png": make_image(1), "cat/2.png": make_image(2)}))
     assert alone.labels == ()
 
 
@@ -191,13 +191,13 @@ def test_labels_stand_beside_a_picture_or_are_its_folder(tmp_path: Path) -> None
 )
 def test_labels_in_json_may_be_numbers_of_any_kind(value: str, label: str, tmp_path: Path) -> None:
     """A table whose column has gaps writes 1.0 for 1, and such labels were lost without a word."""
-    files = {"dog/0.json": f'{{"label": {value}}}'.encode("utf-16"), "dog/0.png": picture(0), "1.png": picture(1)}
-    assert open_source(tarred(tmp_path / "a.tar", files)).pictures[0].label == label
+    files = {"dog/0.json": f'{{"label": {value}}}'.encode("utf-16"), "dog/0.png": make_image(0), "1.png": make_image(1)}
+    assert open_source(tarred(tmp_path / "a.tar", files)).images[0].label == label
 
 
 @pytest.mark.parametrize("value", ["[1, 2]", "{}", "NaN", "Infinity"])
 def test_labels_that_are_none_are_told(value: str, tmp_path: Path) -> None:
-    files = {"0.json": f'{{"label": {value}}}'.encode(), "0.png": picture(0)}
+    files = {"0.json": f'{{"label": {value}}}'.encode(), "0.png": make_image(0)}
     with pytest.raises(SmaltiError, match=r"0\.json in .*a\.tar has the label .*; a label is a text or a number"):
         open_source(tarred(tmp_path / "a.tar", files))
 
@@ -207,19 +207,19 @@ def test_labels_that_are_none_are_told(value: str, tmp_path: Path) -> None:
 )
 def test_a_label_that_cannot_be_read_is_told(name: str, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=rf"{name} in .*a\.tar cannot be read as a label"):
-        open_source(tarred(tmp_path / "a.tar", {"a.png": picture(1), name: content}))
+        open_source(tarred(tmp_path / "a.tar", {"a.png": make_image(1), name: content}))
 
 
-def test_one_picture_of_a_sample_is_taken(tmp_path: Path) -> None:
-    both = {"1.seg.png": picture(1), "1.jpg": picture(2), "1.npy": b""}
+def test_one_image_of_a_sample_is_taken(tmp_path: Path) -> None:
+    both = {"1.seg.png": make_image(1), "1.jpg": make_image(2), "1.npy": b""}
     path = tarred(tmp_path / "a.tar", both)
-    assert [each.key for each in open_source(path).pictures] == ["a/1.jpg"]
-    assert [each.key for each in open_source(path, kind=Labels()).pictures] == ["a/1.seg.png"]
+    assert [each.key for each in open_source(path).images] == ["a/1.jpg"]
+    assert [each.key for each in open_source(path, kind=Labels()).images] == ["a/1.seg.png"]
     with pytest.raises(
-        SmaltiError, match=r"the sample 1 of .*a\.tar holds several pictures \(jpg, npy\); a sample is one"
+        SmaltiError, match=r"the sample 1 of .*a\.tar holds several images \(jpg, npy\); a sample is one"
     ):
         open_source(path, kind=Depth())
-    with pytest.raises(SmaltiError, match=r"the sample x/1 of .*b\.tar holds several pictures \(a\.png, b\.png\)"):
+    with pytest.raises(SmaltiError, match=r"the sample x/1 of .*b\.tar holds several images \(a\.png, b\.png\)"):
         open_source(tarred(tmp_path / "b.tar", {"x/1.b.png": b"", "x/1.a.png": b""}))
     with tarfile.open(tmp_path / "c.tar", "w") as archive:
         for _ in range(2):
@@ -231,21 +231,19 @@ def test_one_picture_of_a_sample_is_taken(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------- damage
 
 
-def test_shards_without_pictures_say_what_they_hold(tmp_path: Path) -> None:
+def test_shards_without_images_say_what_they_hold(tmp_path: Path) -> None:
     tarred(tmp_path / "a.tar", {"1.txt": b"", "2.txt": b"", "3.cls": b""})
-    with pytest.raises(
-        SmaltiError, match=r"no pictures in .*; it holds 3 files of the kinds \.txt, \.cls; pictures are"
-    ):
+    with pytest.raises(SmaltiError, match=r"no images in .*; it holds 3 files of the kinds \.txt, \.cls; images are"):
         open_source(tmp_path / "a.tar")
     tarred(tmp_path / "empty.tar", {})
-    with pytest.raises(SmaltiError, match=r"no pictures in .*empty\.tar; it holds no files"):
+    with pytest.raises(SmaltiError, match=r"no images in .*empty\.tar; it holds no files"):
         open_source(tmp_path / "empty.tar")
 
 
 def test_a_truncated_shard_is_told_wherever_it_is_cut(tmp_path: Path) -> None:
     """Python's tarfile takes a file that is cut in a header, or whose header is damaged, for one that ends there."""
-    whole = tarred(tmp_path / "whole.tar", {f"{n}.png": picture(n) for n in range(4)}).read_bytes()
-    content = len(picture(0))
+    whole = tarred(tmp_path / "whole.tar", {f"{n}.png": make_image(n) for n in range(4)}).read_bytes()
+    content = len(make_image(0))
     second = 512 + -(-content // 512) * 512
     cut = tmp_path / "cut.tar"
     for size in (0, 100, 512, 700, second - 1, second + 1, second + 300, second + 512, second + 600):
@@ -258,7 +256,7 @@ def test_a_truncated_shard_is_told_wherever_it_is_cut(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"cut\.tar is no whole tar file \(it ends within or after 0\.png"):
         open_source(cut)
     cut.write_bytes(whole[: 4 * second])  # all members, but no mark of the end, which some writers leave out
-    assert len(open_source(cut).pictures) == 4
+    assert len(open_source(cut).images) == 4
     cut.write_text("no tar file" * 100)
     with pytest.raises(SmaltiError, match=r"cut\.tar is no whole tar file"):
         open_source(cut)
@@ -266,13 +264,13 @@ def test_a_truncated_shard_is_told_wherever_it_is_cut(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz"])
 def test_a_compressed_shard_is_told(name: str, tmp_path: Path) -> None:
-    whole = tarred(tmp_path / "whole.tar", {"a.png": picture(1)}).read_bytes()
+    whole = tarred(tmp_path / "whole.tar", {"a.png": make_image(1)}).read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(whole))
     with pytest.raises(SmaltiError, match=rf"{name} is compressed with gzip, .*; unpack it to a \.tar file"):
         open_source(tmp_path / name)
 
 
-def test_a_shard_that_goes_away_later_costs_its_pictures(tmp_path: Path) -> None:
+def test_a_shard_that_goes_away_later_costs_its_images(tmp_path: Path) -> None:
     source = open_source(numbered(tmp_path))
     (tmp_path / "shards-001.tar").unlink()
     (tmp_path / "shards-002.tar").write_bytes(b"short")
@@ -315,7 +313,7 @@ def test_a_batch_depends_on_seed_and_place_alone(tmp_path: Path) -> None:
     red(source, 0)  # the file is open here already when the workers start
 
     def crops() -> Crops:
-        return Crops(source, source.pictures, size=(16, 16), channels=3, crop=RandomCrop(), seed=0, cache_mib=0)
+        return Crops(source, source.images, size=(16, 16), channels=3, crop=RandomCrop(), seed=0, cache_mib=0)
 
     whole = list(islice(batches(crops(), batch=4, seed=1, start=0), 6))
     resumed = list(islice(batches(crops(), batch=4, seed=1, start=8, workers=2), 4))
@@ -334,16 +332,16 @@ def test_webdataset_sees_the_same(tmp_path: Path) -> None:
     with webdataset.ShardWriter(str(tmp_path / "s-%03d.tar"), maxcount=7, verbose=0) as writer:
         for n in range(20):
             key = f"{'ab'[n % 2]}/x{n:04d}"
-            writer.write({"__key__": key, "png": picture(n), "cls": int(chance.integers(5)), "json": {"n": n}})
+            writer.write({"__key__": key, "png": make_image(n), "cls": int(chance.integers(5)), "json": {"n": n}})
     source = open_source(tmp_path / "s-{000..002}.tar")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it does not close its files
         theirs = list(webdataset.WebDataset(str(tmp_path / "s-{000..002}.tar"), shardshuffle=False))
         gc.collect()
-    assert len(theirs) == len(source.pictures) == 20
-    for mine, sample in zip(source.pictures, theirs, strict=True):
+    assert len(theirs) == len(source.images) == 20
+    for mine, sample in zip(source.images, theirs, strict=True):
         shard = Path(sample["__url__"]).stem
-        assert mine == Picture(f"{shard}/{sample['__key__']}.png", sample["cls"].decode())
+        assert mine == ImageEntry(f"{shard}/{sample['__key__']}.png", sample["cls"].decode())
         stream = source.stream(mine)
         assert not isinstance(stream, Path)
         assert stream.read() == sample["png"]
@@ -372,7 +370,7 @@ def test_links_in_a_shard_lead_to_their_files(tmp_path: Path) -> None:
         "b/0.cls": (tarfile.LNKTYPE, "a/0.cls"),
     }
     source = open_source(
-        special(tmp_path / "x.tar", {"./a/0.png": picture(7), "a/0.cls": b"cat", "b/0.png": picture(8)}, members)
+        special(tmp_path / "x.tar", {"./a/0.png": make_image(7), "a/0.cls": b"cat", "b/0.png": make_image(8)}, members)
     )
     assert keys_and_labels(source) == [
         ("x/a/0.png", "cat"), ("x/b/0.png", "cat"), ("x/b/1.png", "b"), ("x/b/2.png", "b"), ("x/b/3.png", "b"),
@@ -388,7 +386,9 @@ def test_links_to_folders_in_a_shard_are_folders(tmp_path: Path, caplog: pytest.
         "dogs/2.png": (tarfile.SYMTYPE, "../cats/1.png"),
         "dogs/self": (tarfile.SYMTYPE, "../dogs"),
     }
-    source = open_source(special(tmp_path / "x.tar", {".v1/1.png": picture(1), "dogs/0.png": picture(0)}, members))
+    source = open_source(
+        special(tmp_path / "x.tar", {".v1/1.png": make_image(1), "dogs/0.png": make_image(0)}, members)
+    )
     assert keys_and_labels(source) == [
         ("x/dogs/0.png", "dogs"), ("x/cats/1.png", "cats"), ("x/newest/1.png", "newest"), ("x/dogs/2.png", "dogs"),
     ]  # fmt: skip
@@ -404,8 +404,8 @@ def test_what_a_shard_cannot_give_is_named(tmp_path: Path, caplog: pytest.LogCap
         "3.png": (tarfile.FIFOTYPE, ""),
         "4.png": (tarfile.CHRTYPE, ""),
     }
-    source = open_source(special(tmp_path / "x.tar", {"0.png": picture(0)}, members))
-    assert [each.key for each in source.pictures] == ["x/0.png"]
+    source = open_source(special(tmp_path / "x.tar", {"0.png": make_image(0)}, members))
+    assert [each.key for each in source.images] == ["x/0.png"]
     assert [record.getMessage().partition("x.tar: ")[2] for record in caplog.records] == [
         "1.png is a link to nothing.png, which is not in it",
         "2.png is a link that leads in a circle",
@@ -416,7 +416,7 @@ def test_what_a_shard_cannot_give_is_named(tmp_path: Path, caplog: pytest.LogCap
 
 def test_shards_in_a_row_are_one(tmp_path: Path) -> None:
     """`cat a.tar b.tar` makes one file of two, of which only the first was read."""
-    parts = [tarred(tmp_path / name, {f"{name}/{n}.png": picture(n)}).read_bytes() for n, name in enumerate("abc")]
+    parts = [tarred(tmp_path / name, {f"{name}/{n}.png": make_image(n)}).read_bytes() for n, name in enumerate("abc")]
     (tmp_path / "x.tar").write_bytes(b"".join(parts))
     source = open_source(tmp_path / "x.tar")
     assert keys_and_labels(source) == [("x/a/0.png", "a"), ("x/b/1.png", "b"), ("x/c/2.png", "c")]
@@ -428,5 +428,5 @@ def test_shards_in_a_row_are_one(tmp_path: Path) -> None:
 
 
 def test_hidden_is_what_begins_with_a_dot_and_has_a_name(tmp_path: Path) -> None:
-    files = {"../0.png": picture(0), "a\\1.png": picture(1), ".b/2.png": picture(2)}
-    assert [each.key for each in open_source(tarred(tmp_path / "x.tar", files)).pictures] == ["x/../0.png", "x/a/1.png"]
+    files = {"../0.png": make_image(0), "a\\1.png": make_image(1), ".b/2.png": make_image(2)}
+    assert [each.key for each in open_source(tarred(tmp_path / "x.tar", files)).images] == ["x/../0.png", "x/a/1.png"]

@@ -1,4 +1,4 @@
-"""Conditions with places: pictures and what lies beside them, from files over code shards to a prior that is told it."""
+"""Conditions with places: images and what lies beside them, from files over code shards to a prior that is told it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from smalti.conditions.spatial import Maps
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop
-from smalti.data.file_types import COLOUR, KINDS
+from smalti.data.file_types import COLOR, KINDS
 from smalti.data.loader import Crops
 from smalti.data.paired import CutAlike, Paired, beside
 from smalti.data.sources import open_source, split
@@ -36,7 +36,7 @@ QUIET = Console(quiet=True)
 
 
 def write_pairs(folder: Path, *, count: int = 10) -> Path:
-    """Pictures of two halves, and maps that say which half is which: `images/a/00.png` and `maps/a/00.png`."""
+    """Images of two halves, and maps that say which half is which: `images/a/00.png` and `maps/a/00.png`."""
     chance = np.random.RandomState(0)
     for number in range(count):
         place = f"{'ab'[number % 2]}/{number:02d}.png"
@@ -50,10 +50,10 @@ def write_pairs(folder: Path, *, count: int = 10) -> Path:
 
 
 def paired(folder: Path, *, crop: RandomCrop | None = None) -> Paired:
-    pictures, maps = open_source(folder / "images"), open_source(folder / "maps", kind=KINDS["labels"](None))
+    images, maps = open_source(folder / "images"), open_source(folder / "maps", kind=KINDS["labels"](None))
     cut = crop or RandomCrop(zoom=(1.0, 1.5))
-    crops = Crops(pictures, pictures.pictures, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
-    found = beside(pictures.pictures, maps)
+    crops = Crops(images, images.images, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
+    found = beside(images.images, maps)
     files = Crops(maps, found, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
     return Paired(crops, [CutAlike(crops, files)])
 
@@ -67,8 +67,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=overrides)
     train_tokenizer(folder / "images", folder / "tokenizer", settings=plain, console=QUIET)
     of_labels = (
-        *overrides, "pictures.kind=labels", "objective.pixel=cross_entropy", "objective.adversarial.weight=0",
-        "model.quantizer.size=9",
+        *overrides, "images.file_type=labels", "objective.pixel=cross_entropy", "objective.adversarial.weight=0",
+        "model.quantizer.codebook_size=9",
     )  # fmt: skip
     labels = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=of_labels)
     train_tokenizer(folder / "maps", folder / "maps-tokenizer", settings=labels, console=QUIET)
@@ -98,34 +98,34 @@ def test_both_show_the_same_part(tmp_path: Path) -> None:
     assert len(seen) > 20  # and not always the same part
 
 
-def test_maps_go_with_pictures_by_name(tmp_path: Path) -> None:
+def test_maps_go_with_images_by_name(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
-    pictures, maps = open_source(folder / "images"), open_source(folder / "maps", kind=KINDS["labels"](None))
-    found = beside(pictures.pictures[::-1], maps)
-    assert [picture.key for picture in found] == [picture.key for picture in pictures.pictures[::-1]]
+    images, maps = open_source(folder / "images"), open_source(folder / "maps", kind=KINDS["labels"](None))
+    found = beside(images.images[::-1], maps)
+    assert [image.key for image in found] == [image.key for image in images.images[::-1]]
     (folder / "maps" / "a" / "02.png").unlink()
     (folder / "maps" / "a" / "04.png").unlink()
-    with pytest.raises(SmaltiError, match=r"no a/02\.\* in .*maps for the picture a/02.png, and 1 more"):
-        beside(pictures.pictures, open_source(folder / "maps", kind=KINDS["labels"](None)))
+    with pytest.raises(SmaltiError, match=r"no a/02\.\* in .*maps for the image a/02.png, and 1 more"):
+        beside(images.images, open_source(folder / "maps", kind=KINDS["labels"](None)))
 
 
-def test_two_maps_of_one_picture_are_refused(tmp_path: Path) -> None:
+def test_two_maps_of_one_image_are_refused(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
     Image.new("L", (SIDE, SIDE)).save(folder / "maps" / "a" / "00.tif")
-    with pytest.raises(SmaltiError, match=r"a/00\.png and a/00\.tif .* belong to one picture"):
-        beside(open_source(folder / "images").pictures, open_source(folder / "maps", kind=KINDS["labels"](None)))
+    with pytest.raises(SmaltiError, match=r"a/00\.png and a/00\.tif .* belong to one image"):
+        beside(open_source(folder / "images").images, open_source(folder / "maps", kind=KINDS["labels"](None)))
 
 
 def test_a_map_of_another_size_is_named(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
     Image.new("L", (30, 20)).save(folder / "maps" / "b" / "01.png")
     pairs = paired(folder)
-    place = [picture.key for picture in pairs.pictures.pictures].index("b/01.png")
-    with pytest.raises(SmaltiError, match=r"b/01\.png is 20x30 pixels .* its picture b/01\.png is 24x28"):
+    place = [image.key for image in pairs.images.images].index("b/01.png")
+    with pytest.raises(SmaltiError, match=r"b/01\.png is 20x30 pixels .* its image b/01\.png is 24x28"):
         pairs.example(place, 0)
 
 
-def test_codes_of_the_condition_stand_beside_those_of_the_pictures(home: Path) -> None:
+def test_codes_of_the_condition_stand_beside_those_of_the_images(home: Path) -> None:
     shards = open_codes(home / "codes")
     assert shards.meta.prefix is not None
     grid = shards.meta.grid
@@ -134,16 +134,16 @@ def test_codes_of_the_condition_stand_beside_those_of_the_pictures(home: Path) -
     assert isinstance(condition, Maps)
     assert condition.key == "segmentation"
     expected = paired(home)
-    names = {picture.key: index for index, picture in enumerate(expected.pictures.pictures)}
-    # The held-out pictures are cut in the middle, and so can be made again here.
-    from smalti.data.crops import CentreCrop
+    names = {image.key: index for index, image in enumerate(expected.images.images)}
+    # The held-out images are cut in the middle, and so can be made again here.
+    from smalti.data.crops import CenterCrop
     from smalti.data.sources import split
 
-    held_out = split(open_source(home / "images").pictures, validation=0.2)[1]
-    middle = paired(home, crop=CentreCrop())  # type: ignore[arg-type]
+    held_out = split(open_source(home / "images").images, validation=0.2)[1]
+    middle = paired(home, crop=CenterCrop())  # type: ignore[arg-type]
     assert len(held_out) == len(shards.validation) > 0
-    for place, picture in enumerate(held_out):
-        labels = middle.example(names[picture.key], 0)[2]
+    for place, image in enumerate(held_out):
+        labels = middle.example(names[image.key], 0)[2]
         assert torch.equal(shards.validation[place, 0].prefix, condition.encode([labels])[0])
 
 
@@ -155,8 +155,8 @@ def test_a_prior_is_told(home: Path, tmp_path: Path) -> None:
     pipeline = Pipeline.from_pretrained(folder)
     assert isinstance(pipeline.condition, Maps)
     labels = torch.zeros(SIDE, SIDE, dtype=torch.int64)
-    pictures = pipeline.sample(2, segmentation=labels)
-    assert pictures.shape == (2, 3, SIDE, SIDE)
+    images = pipeline.sample(2, segmentation=labels)
+    assert images.shape == (2, 3, SIDE, SIDE)
     assert load_tokenizer(home / "maps-tokenizer").fingerprint() == pipeline.condition.tokenizer.fingerprint()
 
 
@@ -168,7 +168,7 @@ def test_the_condition_reaches_the_prior(home: Path, tmp_path: Path, monkeypatch
         return nats(prior, prefix, codes, **more)
 
     monkeypatch.setattr("smalti.training.stage2.nats", watched)
-    overrides = ("run.length=64", "drop_condition=0", "network.dropout=0")
+    overrides = ("run.length=64", "condition_dropout=0", "network.dropout=0")
     training = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)
     shards = open_codes(home / "codes")
     train_prior(shards, home / "tokenizer", tmp_path / "run", settings=training, console=QUIET)
@@ -179,7 +179,7 @@ def test_the_condition_reaches_the_prior(home: Path, tmp_path: Path, monkeypatch
     assert {tuple(row) for row in seen[0].tolist()} <= kept
 
 
-def test_what_has_no_label_is_known_again_when_pictures_are_laid(home: Path, tmp_path: Path) -> None:
+def test_what_has_no_label_is_known_again_when_images_are_laid(home: Path, tmp_path: Path) -> None:
     """A tokenizer of maps with 255 for none made codes of them, and the prior on those codes refused the same maps."""
     for path in (home / "maps").rglob("*.png"):
         drawn = np.array(Image.open(path))
@@ -187,7 +187,7 @@ def test_what_has_no_label_is_known_again_when_pictures_are_laid(home: Path, tmp
         copy.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.where(drawn == 2, 255, drawn).astype(np.uint8)).save(copy)
     overrides = (
-        "run.length=8", "pictures.kind=labels", "pictures.unlabelled=255", "objective.pixel=cross_entropy",
+        "run.length=8", "images.file_type=labels", "images.unlabeled=255", "objective.pixel=cross_entropy",
         "objective.adversarial.weight=0",
     )  # fmt: skip
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
@@ -246,8 +246,13 @@ def test_the_same_command_again_makes_nothing_anew(home: Path) -> None:
     assert "prefix.fingerprint" in str(other.exception)
 
 
-def test_edges_are_made_of_the_pictures_themselves(home: Path) -> None:
-    overrides = ("run.length=8", "pictures.kind=edges", "model.pyramid.channels=1", "objective.adversarial.weight=0")
+def test_edges_are_made_of_the_images_themselves(home: Path) -> None:
+    overrides = (
+        "run.length=8",
+        "images.file_type=edges",
+        "model.autoencoder.channels=1",
+        "objective.adversarial.weight=0",
+    )
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
     train_tokenizer(home / "images", home / "edges-tokenizer", settings=settings, console=QUIET)
     words = ["encode", home / "tokenizer", home / "images", "--out", home / "with-edges", "--copies", 1, "--size", SIDE]
@@ -258,24 +263,24 @@ def test_edges_are_made_of_the_pictures_themselves(home: Path) -> None:
     condition = condition_of(shards, "edges")
     assert isinstance(condition, Maps)
     assert (condition.key, condition.settings.kind) == ("edges", "edges")
-    # A photograph tells when pictures are laid what it told in training.
-    _, held_out = split(open_source(home / "images").pictures, validation=0.2)
-    files = (home / "images" / picture.key for picture in held_out)
+    # A photograph tells when images are laid what it told in training.
+    _, held_out = split(open_source(home / "images").images, validation=0.2)
+    files = (home / "images" / image.key for image in held_out)
     photographs = [to_tensor(read_image(file, channels=3, name=file.name)) for file in files]
     encoded = condition.encode([condition.fit(each, grid=condition.settings.grid)[0] for each in photographs])
     kept = torch.stack([shards.validation[place, 0].prefix for place in range(len(held_out))])
     assert torch.equal(encoded, kept)
     assert len(set(kept.flatten().tolist())) > 1
-    labels = encode(home, "of-pictures", data="")
+    labels = encode(home, "of-images", data="")
     assert labels.exit_code == 1
-    assert "cannot be made of pictures" in str(labels.exception)
+    assert "cannot be made of images" in str(labels.exception)
 
 
-def test_smaller_copies_are_made_of_the_pictures_themselves(home: Path) -> None:
+def test_smaller_copies_are_made_of_the_images_themselves(home: Path) -> None:
     overrides = (
         "run.length=8",
-        "pictures.size=[8,8]",
-        "model.pyramid.multipliers=[1]",
+        "images.size=[8,8]",
+        "model.autoencoder.channel_multipliers=[1]",
         "objective.adversarial.weight=0",
     )
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
@@ -286,7 +291,7 @@ def test_smaller_copies_are_made_of_the_pictures_themselves(home: Path) -> None:
     assert ran.exit_code == 0, ran.output
     condition = condition_of(open_codes(home / "with-small"), "auto")
     assert isinstance(condition, Maps)
-    assert (condition.key, condition.settings.kind, condition.tokenizer.factor) == ("lowres", "picture", 2)
+    assert (condition.key, condition.settings.kind, condition.tokenizer.factor) == ("lowres", "image", 2)
     assert condition.encode([torch.zeros(3, 8, 8)]).shape == (1, condition.length)
 
 
@@ -298,7 +303,7 @@ def test_what_edges_are() -> None:
     assert (edges(step.astype(np.uint16) * 257) == edges(step)).all()
     assert (edges(np.full((4, 4, 3), 255, dtype=np.uint8)) == 0).all()
     assert found.described() == {"kind": "edges"}
-    assert found != COLOUR
+    assert found != COLOR
 
 
 @pytest.mark.parametrize(

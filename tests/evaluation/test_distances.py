@@ -1,4 +1,4 @@
-"""Scores of sets of pictures: closed forms, slow definitions, and that order, batches and processes do not matter."""
+"""Scores of sets of images: closed forms, slow definitions, and that order, batches and processes do not matter."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def gathered(parts: Sequence[Accumulator]) -> dict[str, Tensor]:
 
 @st.composite
 def divisions(draw: st.DrawFn, *, count: int) -> list[list[list[int]]]:
-    """A set of `count` pictures -> for each of one to three processes, batches of places in any order."""
+    """A set of `count` images -> for each of one to three processes, batches of places in any order."""
     order = draw(st.permutations(range(count)))
     cuts = sorted(draw(st.lists(st.integers(0, count), max_size=6)))
     batches = [order[a:b] for a, b in zip([0, *cuts], [*cuts, count], strict=True)]
@@ -62,7 +62,7 @@ def test_moments_are_those_of_the_whole() -> None:
     found = gaussian(features)
     torch.testing.assert_close(found.mean, features.double().mean(0), rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(found.covariance, torch.cov(features.double().T), rtol=1e-13, atol=1e-13)
-    assert found.pictures == 50
+    assert found.images == 50
 
 
 @settings(max_examples=20, deadline=None)
@@ -99,7 +99,7 @@ def test_memory_does_not_grow() -> None:
 
 
 def test_states_are_copies() -> None:
-    score, kept = InceptionScore(CLASSES, pictures=10), Kept(D, limit=7)
+    score, kept = InceptionScore(CLASSES, images=10), Kept(D, limit=7)
     made = moments(draws(5))
     score.update(logits(5), torch.arange(5))
     kept.update(draws(5), torch.arange(5))
@@ -143,14 +143,14 @@ def test_equal_sets_have_no_distance() -> None:
 
 
 def test_singular_covariances_are_handled_and_told() -> None:
-    """Four pictures of six features; features that never vary; and one picture's features twice."""
+    """Four images of six features; features that never vary; and one image's features twice."""
     few, many = gaussian(draws(4)), gaussian(draws(60, seed=1))
     found = frechet(few, many)
     assert 0 < found.value < math.inf
     (note,) = found.notes
-    assert "samples: 4 pictures are fewer than the 6 features" in note
+    assert "samples: 4 images are fewer than the 6 features" in note
     assert "rank 3" in note
-    assert ["reference: 4 pictures" in each for each in frechet(many, few).notes] == [True]
+    assert ["reference: 4 images" in each for each in frechet(many, few).notes] == [True]
 
     flat = draws(60, seed=1) * torch.tensor([1.0, 1, 1, 1, 0, 0])
     (note,) = frechet(many, gaussian(flat)).notes
@@ -161,7 +161,7 @@ def test_singular_covariances_are_handled_and_told() -> None:
 
 
 def test_the_singular_distance_does_not_depend_on_order() -> None:
-    """Roots of rounding errors would show here: there are more features than pictures."""
+    """Roots of rounding errors would show here: there are more features than images."""
     features, reference = draws(20, 64), gaussian(draws(30, 64, seed=1))
     first = frechet(gaussian(features), reference).value
     other = Moments(64)
@@ -173,15 +173,15 @@ def test_the_singular_distance_does_not_depend_on_order() -> None:
 
 def test_statistics_of_unknown_size_have_no_note_of_it() -> None:
     many = gaussian(draws(60))
-    assert frechet(many, many._replace(pictures=None)).notes == ()
-    assert "singular" in frechet(many, gaussian(draws(4))._replace(pictures=None)).notes[0]
+    assert frechet(many, many._replace(images=None)).notes == ()
+    assert "singular" in frechet(many, gaussian(draws(4))._replace(images=None)).notes[0]
 
 
 def test_what_is_no_distribution_is_refused() -> None:
     good = gaussian(draws(50))
-    with pytest.raises(SmaltiError, match="at least 2 pictures, there is 1"):
+    with pytest.raises(SmaltiError, match="at least 2 images, there is 1"):
         gaussian(draws(1))
-    with pytest.raises(SmaltiError, match="at least 2 pictures, there are 0"):
+    with pytest.raises(SmaltiError, match="at least 2 images, there are 0"):
         Moments(3).gaussian()
     with pytest.raises(SmaltiError, match="not all finite"):
         gaussian(torch.tensor([[1.0, math.nan], [0.0, 1.0]]))
@@ -205,7 +205,7 @@ def logits(count: int) -> Tensor:
 
 
 def slow_score(values: Tensor) -> float:
-    """exp(E KL(p(y|x) || p(y))), picture by picture."""
+    """exp(E KL(p(y|x) || p(y))), image by image."""
     shares = values.double().softmax(1)
     mean = shares.mean(0)
     divergences = [sum(p * math.log(p / q) for p, q in zip(row, mean.tolist(), strict=True)) for row in shares.tolist()]
@@ -214,7 +214,7 @@ def slow_score(values: Tensor) -> float:
 
 def test_the_score_is_the_mean_over_consecutive_parts() -> None:
     values = logits(23)
-    score = InceptionScore(CLASSES, pictures=23, splits=3)
+    score = InceptionScore(CLASSES, images=23, splits=3)
     for process in range(2):  # places with gaps, as the processes of a sampler have them
         places = torch.arange(23)[process::2]
         score.update(values[places], places)
@@ -229,39 +229,39 @@ def test_the_score_is_the_mean_over_consecutive_parts() -> None:
 @given(divisions(count=23))
 def test_the_score_does_not_depend_on_order_batches_or_processes(division: list[list[list[int]]]) -> None:
     values = logits(23)
-    alone = InceptionScore(CLASSES, pictures=23, splits=4)
+    alone = InceptionScore(CLASSES, images=23, splits=4)
     alone.update(values, torch.arange(23))
-    parts = [InceptionScore(CLASSES, pictures=23, splits=4) for _ in division]
+    parts = [InceptionScore(CLASSES, images=23, splits=4) for _ in division]
     for part, batches in zip(parts, division, strict=True):
         for places in batches:
             part.update(values[places], torch.tensor(places, dtype=torch.int64))
-    total = InceptionScore(CLASSES, pictures=23, splits=4)
+    total = InceptionScore(CLASSES, images=23, splits=4)
     total.merge_gathered(gathered(parts))
     assert total.score().mean == pytest.approx(alone.score().mean, rel=1e-12)
     assert total.score().deviation == pytest.approx(alone.score().deviation, rel=1e-9)
 
 
 def test_extremes_of_the_score() -> None:
-    """Certain and evenly shared classes give their number; pictures that are all alike give 1."""
+    """Certain and evenly shared classes give their number; images that are all alike give 1."""
     certain = 1e4 * torch.eye(CLASSES).repeat(4, 1)
     for values, expected in ((certain, CLASSES), (torch.zeros(20, CLASSES), 1.0), (certain[:1].expand(20, -1), 1.0)):
-        score = InceptionScore(CLASSES, pictures=20, splits=2)
+        score = InceptionScore(CLASSES, images=20, splits=2)
         score.update(values, torch.arange(20))
         assert score.score().mean == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_score_tells_when_it_is_not_what_it_seems() -> None:
-    score = InceptionScore(CLASSES, pictures=10, splits=2)
+    score = InceptionScore(CLASSES, images=10, splits=2)
     score.update(logits(9), torch.arange(9))
     first, second = score.score().notes
-    assert first == "9 of 10 pictures were counted"
-    assert "a part has 4 pictures, fewer than the 5 classes" in second
-    half = InceptionScore(CLASSES, pictures=10, splits=2)
+    assert first == "9 of 10 images were counted"
+    assert "a part has 4 images, fewer than the 5 classes" in second
+    half = InceptionScore(CLASSES, images=10, splits=2)
     half.update(logits(5), torch.arange(5))
-    with pytest.raises(SmaltiError, match="part 2 of 2 of the pictures is empty"):
+    with pytest.raises(SmaltiError, match="part 2 of 2 of the images is empty"):
         half.score()
-    with pytest.raises(SmaltiError, match="of 7 pictures cannot be taken in 10 parts"):
-        InceptionScore(CLASSES, pictures=7)
+    with pytest.raises(SmaltiError, match="of 7 images cannot be taken in 10 parts"):
+        InceptionScore(CLASSES, images=7)
     with pytest.raises(AssertionError, match=r"outside of 0\.\.9"):
         score.update(logits(1), torch.tensor([10]))
 
@@ -282,7 +282,7 @@ def test_what_is_kept_does_not_depend_on_order_batches_or_processes(division: li
     alone = Kept(D, limit=7, seed=3)
     alone.update(features, torch.arange(23))
     assert total.features().equal(alone.features())
-    assert total.notes() == ("7 of 23 pictures were compared, chosen with seed 3",)
+    assert total.notes() == ("7 of 23 images were compared, chosen with seed 3",)
 
 
 def test_fewer_than_the_limit_are_all_kept_in_the_order_of_places() -> None:
@@ -294,7 +294,7 @@ def test_fewer_than_the_limit_are_all_kept_in_the_order_of_places() -> None:
 
 
 def test_the_choice_is_even() -> None:
-    """Each of 20 pictures is among 5 in a quarter of 400 choices: 100 times, with a deviation of 8.7."""
+    """Each of 20 images is among 5 in a quarter of 400 choices: 100 times, with a deviation of 8.7."""
     counts = torch.zeros(20)
     for seed in range(400):
         kept = Kept(1, limit=5, seed=seed)
@@ -318,7 +318,7 @@ def test_what_is_kept_is_bounded() -> None:
     assert len(kept.features()) == 8
 
 
-def test_a_picture_counted_twice_is_noticed() -> None:
+def test_a_image_counted_twice_is_noticed() -> None:
     kept = Kept(D, limit=8)
     kept.update(draws(3), torch.tensor([0, 1, 1]))
     with pytest.raises(AssertionError, match="counted twice"):
@@ -329,7 +329,7 @@ def test_a_picture_counted_twice_is_noticed() -> None:
 
 
 def slow_kernel_distance(a: Tensor, b: Tensor) -> float:
-    """The unbiased estimate of all pictures, pair by pair."""
+    """The unbiased estimate of all images, pair by pair."""
 
     def kernel(x: Tensor, y: Tensor) -> float:
         return (float(x.double() @ y.double()) / len(x) + 1) ** 3
@@ -343,7 +343,7 @@ def slow_kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 def test_the_kernel_distance_is_its_definition() -> None:
-    """A subset of all pictures is the whole set, in every draw."""
+    """A subset of all images is the whole set, in every draw."""
     a, b = draws(9), draws(9, seed=2)
     found = kernel_distance(a, b, subsets=3, size=9)
     assert found.mean == pytest.approx(slow_kernel_distance(a, b), rel=1e-10)
@@ -382,26 +382,26 @@ def test_subsets_are_drawn_as_torch_fidelity_draws_them() -> None:
 
 
 def test_sets_smaller_than_a_subset_are_refused() -> None:
-    with pytest.raises(SmaltiError, match="subsets of 1000 pictures from sets of 30 and 20; a subset has 2 to 20"):
+    with pytest.raises(SmaltiError, match="subsets of 1000 images from sets of 30 and 20; a subset has 2 to 20"):
         kernel_distance(draws(30), draws(20))
-    with pytest.raises(SmaltiError, match="subsets of 1 pictures"):
+    with pytest.raises(SmaltiError, match="subsets of 1 images"):
         kernel_distance(draws(30), draws(20), size=1)
 
 
-# --- nearest neighbours --------------------------------------------------------------------------------------------
+# --- nearest neighbors --------------------------------------------------------------------------------------------
 
 
 def slow_manifold(a: Tensor, b: Tensor, *, k: int, wide: int) -> tuple[float, float, float, float]:
     """Precision, recall, density and coverage of samples a, reference b, by their definitions."""
 
-    def radius(points: Tensor, index: int, neighbour: int) -> float:
+    def radius(points: Tensor, index: int, neighbor: int) -> float:
         others = [float((points[index] - other).norm()) for j, other in enumerate(points) if j != index]
-        return sorted(others)[neighbour - 1]
+        return sorted(others)[neighbor - 1]
 
     a, b = a.double(), b.double()
     distances = [[float((x - y).norm()) for y in b] for x in a]
     of_a, of_b, wide_b = (
-        [radius(points, i, neighbour) for i in range(len(points))] for points, neighbour in ((a, k), (b, k), (b, wide))
+        [radius(points, i, neighbor) for i in range(len(points))] for points, neighbor in ((a, k), (b, k), (b, wide))
     )
     precision = sum(any(d <= r for d, r in zip(row, of_b, strict=True)) for row in distances) / len(a)
     recall = sum(any(distances[i][j] <= of_a[i] for i in range(len(a))) for j in range(len(b))) / len(b)
@@ -410,15 +410,15 @@ def slow_manifold(a: Tensor, b: Tensor, *, k: int, wide: int) -> tuple[float, fl
     return precision, recall, density, coverage
 
 
-@pytest.mark.parametrize("neighbours", [1, 3])
+@pytest.mark.parametrize("neighbors", [1, 3])
 @pytest.mark.parametrize("wide", [2, 5])
-def test_neighbours_are_those_of_the_definitions(neighbours: int, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbors_are_those_of_the_definitions(neighbors: int, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = draws(31, 3), draws(24, 3, seed=4) + 1
-    expected = slow_manifold(a, b, k=neighbours, wide=wide)
+    expected = slow_manifold(a, b, k=neighbors, wide=wide)
     assert all(0 < value < 1 for value in expected)
-    assert manifold(a, b, neighbours=neighbours, density_neighbours=wide) == pytest.approx(expected, rel=1e-12)
+    assert manifold(a, b, neighbors=neighbors, density_neighbors=wide) == pytest.approx(expected, rel=1e-12)
     monkeypatch.setattr("smalti.evaluation.nearest_neighbors.BLOCK", 5)
-    assert manifold(a, b, neighbours=neighbours, density_neighbours=wide) == pytest.approx(expected, rel=1e-12)
+    assert manifold(a, b, neighbors=neighbors, density_neighbors=wide) == pytest.approx(expected, rel=1e-12)
 
 
 def test_equal_and_distant_sets() -> None:
@@ -430,7 +430,7 @@ def test_equal_and_distant_sets() -> None:
 
 
 def test_copies_lie_in_each_others_balls() -> None:
-    """More copies than neighbours: all radii are 0, and copies that rounding moved a little are copies still.
+    """More copies than neighbors: all radii are 0, and copies that rounding moved a little are copies still.
 
     A border of radius 0 belongs to the ball in precision and recall, not in density and coverage.
     """
@@ -440,9 +440,9 @@ def test_copies_lie_in_each_others_balls() -> None:
     assert manifold(a, a * 1.001).precision == 0.0
 
 
-def test_sets_without_enough_neighbours_are_refused() -> None:
-    with pytest.raises(SmaltiError, match=r"3 and 5 neighbours cannot be found among 5 pictures; .* at least 6"):
+def test_sets_without_enough_neighbors_are_refused() -> None:
+    with pytest.raises(SmaltiError, match=r"3 and 5 neighbors cannot be found among 5 images; .* at least 6"):
         manifold(draws(5), draws(20))
     assert manifold(draws(6), draws(20)).recall > 0
-    with pytest.raises(SmaltiError, match="0 and 5 neighbours"):
-        manifold(draws(20), draws(20), neighbours=0)
+    with pytest.raises(SmaltiError, match="0 and 5 neighbors"):
+        manifold(draws(20), draws(20), neighbors=0)

@@ -23,7 +23,7 @@ from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
 from smalti.tokenizer.vqgan import VQGAN
 from tests.judged import forbid_downloads, use_means, write_noise
-from tests.small import LABELS, write_pictures, write_recipe
+from tests.small import LABELS, write_images, write_recipe
 
 
 class Ended(NamedTuple):
@@ -70,14 +70,14 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a tokenizer trained on them, and a pipeline with a prior that is not trained."""
+    """Images, a tokenizer trained on them, and a pipeline with a prior that is not trained."""
     path = tmp_path_factory.mktemp("evaluate")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
-    train = ["train", "tokenizer", "pictures", "--recipe", "small.yaml", "--out", "runs/tokenizer"]
+    train = ["train", "tokenizer", "images", "--recipe", "small.yaml", "--out", "runs/tokenizer"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        for command in (train, ["encode", "runs/tokenizer", "pictures", "--out", "codes", "--copies", "1"]):
+        for command in (train, ["encode", "runs/tokenizer", "images", "--out", "codes", "--copies", "1"]):
             patch.setattr(sys, "argv", ["smalti", *command])
             with pytest.raises(SystemExit) as ended:
                 main()
@@ -94,50 +94,50 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_tokenizer_on_what_its_training_held_out(evaluate: Runner, models: Path, tmp_path: Path) -> None:
     out = tmp_path / "result"
     said = evaluate.works(
-        "tokenizer", models / "runs" / "tokenizer", models / "pictures", "--out", out, "--set", "lpips=[]"
+        "tokenizer", models / "runs" / "tokenizer", models / "images", "--out", out, "--set", "lpips=[]"
     )
     assert "was trained on" in said
     assert "measuring the 20% held out there" in said
     assert re.search(r"psnr +\d", said)
     assert "reconstruction_frechet_squeezenet" in said
-    assert "features: the mean colours of four quarters" in said
+    assert "features: the mean colors of four quarters" in said
     result = read_result(out)
-    assert result["protocol"]["pictures"] == {"count": None, "held_out": 0.2, "size": [16, 16], "filter": "lanczos"}
+    assert result["protocol"]["images"] == {"count": None, "held_out": 0.2, "size": [16, 16], "filter": "lanczos"}
     assert result["model"]["name"] == "runs/tokenizer"
     assert result["made"]["command"].startswith("smalti evaluate tokenizer")
-    assert 0 < result["data"]["pictures"] < 20
+    assert 0 < result["data"]["images"] < 20
     html = (out / "report.html").read_text("utf-8")
     for words in ("The worst reconstructions", "How the codes are used", "held_out: 0.2", "runs/tokenizer"):
         assert words in html, words
-    assert (out / "pictures.csv").read_text("utf-8").startswith("picture,psnr,ssim")
+    assert (out / "images.csv").read_text("utf-8").startswith("image,psnr,ssim")
 
 
 def test_what_was_held_out_is_found_where_the_images_were_moved(evaluate: Runner, models: Path, tmp_path: Path) -> None:
     """All images were measured where the path was another one, those of the training too."""
-    moved = shutil.copytree(models / "pictures", tmp_path / "photos")
+    moved = shutil.copytree(models / "images", tmp_path / "photos")
     run = (models / "runs" / "tokenizer", moved, "--set", "lpips=[]", "--set", "features=null")
     said = evaluate.works("tokenizer", *run)
     assert "measuring the 20% held out there" in said
     next(iter(sorted(moved.rglob("*.png")))).unlink()
     said = evaluate.works("tokenizer", *run)
     assert "held out there" not in said, "these are other images"
-    assert "measured on 19 pictures" in said
+    assert "measured on 19 images" in said
 
 
-def test_pictures_of_the_training_are_told(evaluate: Runner, models: Path) -> None:
-    where = (models / "runs" / "tokenizer", models / "pictures", "--set", "lpips=[]", "--set", "features=null")
+def test_images_of_the_training_are_told(evaluate: Runner, models: Path) -> None:
+    where = (models / "runs" / "tokenizer", models / "images", "--set", "lpips=[]", "--set", "features=null")
     said = evaluate.works("tokenizer", *where, "--held-out", "0")
-    assert "these scores are not of held-out pictures" in said
-    assert "measured on 20 pictures" in said
-    said = evaluate.works("tokenizer", *where, "--held-out", "0", "--set", "pictures.size=null")
-    assert "measured on 20 pictures" in said, "20x20 pixels are whole tiles"
-    said = evaluate.works("tokenizer", models / "pipeline", models / "pictures", "--size", "8x12", "--set", "lpips=[]")
+    assert "these scores are not of held-out images" in said
+    assert "measured on 20 images" in said
+    said = evaluate.works("tokenizer", *where, "--held-out", "0", "--set", "images.size=null")
+    assert "measured on 20 images" in said, "20x20 pixels are whole tiles"
+    said = evaluate.works("tokenizer", models / "pipeline", models / "images", "--size", "8x12", "--set", "lpips=[]")
     assert "held-out" not in said, "of this model it is not known what it was trained on"
     assert "ssim is left out: it needs 11 pixels each way" in said
 
 
 def test_results_are_compared(evaluate: Runner, models: Path, tmp_path: Path) -> None:
-    tokenizer = ("tokenizer", models / "pipeline", models / "pictures", "--set", "lpips=[]", "--set", "features=null")
+    tokenizer = ("tokenizer", models / "pipeline", models / "images", "--set", "lpips=[]", "--set", "features=null")
     evaluate.works(*tokenizer, "--size", "16", "--out", tmp_path / "a")
     evaluate.works(*tokenizer, "--size", "16", "--out", tmp_path / "b", "--batch", "3")
     evaluate.works(*tokenizer, "--size", "20", "--out", tmp_path / "c")
@@ -146,24 +146,24 @@ def test_results_are_compared(evaluate: Runner, models: Path, tmp_path: Path) ->
         "compare",
         tmp_path / "a",
         tmp_path / "c",
-        sentence=r"protocol\.pictures\.size is \[16, 16\] in one and \[20, 20\]",
+        sentence=r"protocol\.images\.size is \[16, 16\] in one and \[20, 20\]",
     )
 
 
-def test_a_prior_on_codes_and_on_pictures(evaluate: Runner, models: Path, tmp_path: Path) -> None:
+def test_a_prior_on_codes_and_on_images(evaluate: Runner, models: Path, tmp_path: Path) -> None:
     said = evaluate.works("prior", models / "pipeline", models / "codes", "--out", tmp_path / "codes")
     assert re.search(r"nats_a_code +\d", said)
     said = evaluate.works(
-        "prior", models / "pipeline", models / "pictures", "--protocol", "prior-samples-squeezenet", "--set", "samples=6",
-        "--held-out", "0.3", "--out", tmp_path / "pictures",
+        "prior", models / "pipeline", models / "images", "--protocol", "prior-samples-squeezenet", "--set", "samples=6",
+        "--held-out", "0.3", "--out", tmp_path / "images",
     )  # fmt: skip
     assert "frechet_squeezenet" in said
-    result = read_result(tmp_path / "pictures")
+    result = read_result(tmp_path / "images")
     plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "guidance": 1.0}
     assert result["protocol"]["sampler"] == {**plain, "guidance_schedule": "constant"}
     assert result["protocol"]["seed"] == 0
-    html = (tmp_path / "pictures" / "report.html").read_text("utf-8")
-    for words in ("The least likely pictures", "Where codes are hard to guess", "Samples", "seed 0"):
+    html = (tmp_path / "images" / "report.html").read_text("utf-8")
+    for words in ("The least likely images", "Where codes are hard to guess", "Samples", "seed 0"):
         assert words in html, words
 
 
@@ -192,37 +192,37 @@ def test_protocols_are_listed(evaluate: Runner) -> None:
 
 
 def test_mistakes_are_sentences(evaluate: Runner, models: Path, tmp_path: Path) -> None:
-    tokenizer, pictures = models / "runs" / "tokenizer", models / "pictures"
+    tokenizer, images = models / "runs" / "tokenizer", models / "images"
     empty = tmp_path / "empty"
     empty.mkdir()
     for arguments, sentence in (
-        (("tokenizer", tokenizer, pictures, "--protocol", "fid"), "there is no protocol 'fid'"),
-        (("tokenizer", tokenizer, pictures, "--protocol", "imagenet-val-50k-center256"), "takes 50,000 pictures and"),
-        (("tokenizer", tokenizer, empty), "no pictures in"),
-        (("tokenizer", tmp_path / "gone", pictures), "there is no model folder"),
-        (("tokenizer", tokenizer, pictures, "--set", "sise=3"), "unknown key 'sise'"),
-        (("prior", tokenizer, pictures), "holds no prior with its tokenizer"),
-        (("folders", pictures, tmp_path / "gone.npz"), "there is no"),
+        (("tokenizer", tokenizer, images, "--protocol", "fid"), "there is no protocol 'fid'"),
+        (("tokenizer", tokenizer, images, "--protocol", "imagenet-val-50k-center256"), "takes 50,000 images and"),
+        (("tokenizer", tokenizer, empty), "no images in"),
+        (("tokenizer", tmp_path / "gone", images), "there is no model folder"),
+        (("tokenizer", tokenizer, images, "--set", "sise=3"), "unknown key 'sise'"),
+        (("prior", tokenizer, images), "holds no prior with its tokenizer"),
+        (("folders", images, tmp_path / "gone.npz"), "there is no"),
         (("compare", tmp_path, tmp_path), "there is no file"),
     ):
         evaluate.fails(*arguments, sentence=sentence)
-    evaluate.fails("tokenizer", tokenizer, pictures, "--size", "large", sentence="'large' is not a size", status=2)
+    evaluate.fails("tokenizer", tokenizer, images, "--size", "large", sentence="'large' is not a size", status=2)
 
 
 def test_a_damaged_run_is_measured_as_a_whole(evaluate: Runner, models: Path, tmp_path: Path) -> None:
     """The run's settings only help to find what was held out: without them the command goes on."""
     shutil.copytree(models / "runs" / "tokenizer", tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text("{")
-    said = evaluate.works("tokenizer", tmp_path / "run", models / "pictures", "--set", "lpips=[]")
-    assert "measured on 20 pictures" in said
+    said = evaluate.works("tokenizer", tmp_path / "run", models / "images", "--set", "lpips=[]")
+    assert "measured on 20 images" in said
 
 
 def test_missing_weights(evaluate: Runner, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     forbid_downloads(monkeypatch, tmp_path / "weights")
-    said = evaluate.works("tokenizer", models / "runs" / "tokenizer", models / "pictures")
+    said = evaluate.works("tokenizer", models / "runs" / "tokenizer", models / "images")
     assert "lpips_squeezenet is left out: squeezenet1_1" in " ".join(said.split())
-    folders = ("folders", models / "pictures", models / "pictures")
+    folders = ("folders", models / "images", models / "images")
     out = tmp_path / "out"
     said = evaluate.works(*folders, "--out", out)
     assert said.startswith(
@@ -262,4 +262,4 @@ def test_damaged_weights_are_not_taken_for_missing_ones(
     forbid_downloads(monkeypatch, tmp_path / "weights")
     monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path))
     (tmp_path / WEIGHTS["inception-fid"].files[0]).write_bytes(b"damaged")
-    evaluate.fails("folders", models / "pictures", models / "pictures", sentence="it is damaged or no file of tensors")
+    evaluate.fails("folders", models / "images", models / "images", sentence="it is damaged or no file of tensors")

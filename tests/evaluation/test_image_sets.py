@@ -1,4 +1,4 @@
-"""Sets of pictures: how they are taken and made alike, statistics as files, and scores of one set against another."""
+"""Sets of images: how they are taken and made alike, statistics as files, and scores of one set against another."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from smalti.evaluation.feature_statistics import (
 from smalti.evaluation.features import Seen
 from smalti.evaluation.measures import Measured, measure_sets
 from smalti.evaluation.nearest_neighbors import manifold
-from smalti.evaluation.prepared_images import FILTERS, Taken, fitted, open_pictures
-from smalti.evaluation.protocols import SET_PROTOCOLS, PictureProtocol, SetProtocol, choose
+from smalti.evaluation.prepared_images import FILTERS, Taken, fitted, open_images
+from smalti.evaluation.protocols import SET_PROTOCOLS, ImageProtocol, SetProtocol, choose
 from smalti.images.io import center_crop, resize_to_cover, save_png
 from tests.judged import Means, forbid_downloads, use_means, write_noise
 
@@ -57,8 +57,8 @@ def protocol(*overrides: str) -> SetProtocol:
 
 
 def measured(samples: Path, reference: Path | Statistics, *overrides: str, **options: Any) -> Measured:
-    other = reference if isinstance(reference, Statistics) else open_pictures(reference)
-    return measure_sets(open_pictures(samples), other, protocol=protocol(*overrides), device=CPU, **options)
+    other = reference if isinstance(reference, Statistics) else open_images(reference)
+    return measure_sets(open_images(samples), other, protocol=protocol(*overrides), device=CPU, **options)
 
 
 def features_of(folder: Path) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_scores_do_not_depend_on_the_batch(folders: tuple[Path, Path]) -> None:
     close = manifold(features_of(folders[0]), features_of(folders[1]))
     assert one.scores["precision_squeezenet"] == close.precision
     assert one.scores["coverage_squeezenet"] == close.coverage
-    assert one.notes[0] == "the sets have 40 and 60 pictures; most scores depend on both numbers"
+    assert one.notes[0] == "the sets have 40 and 60 images; most scores depend on both numbers"
     assert {each.rank for each in one.examples} == {"sample", "reference"}
 
 
@@ -92,25 +92,25 @@ def test_a_set_is_no_distance_from_itself(folders: tuple[Path, Path]) -> None:
     assert measured(*folders).scores["frechet_squeezenet"] > 1e-4
 
 
-def test_few_pictures_are_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_few_images_are_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
     write_noise(tmp_path, count=5)
     found = measured(tmp_path, folders[1], "features.splits=6")
     assert set(found.scores) == {"frechet_squeezenet", "spatial_frechet_squeezenet"}
     notes = "\n".join(found.notes)
     for words in (
-        "5 pictures are fewer than the 12 features, so their covariance is singular (rank 4)",
-        "score_squeezenet is left out: 5 pictures cannot be divided into 6 parts",
-        "kernel_squeezenet is left out: it draws subsets of 20 pictures, and there are 5",
-        "density_squeezenet, coverage_squeezenet: left out, since 5 pictures have no 5 neighbours each",
+        "5 images are fewer than the 12 features, so their covariance is singular (rank 4)",
+        "score_squeezenet is left out: 5 images cannot be divided into 6 parts",
+        "kernel_squeezenet is left out: it draws subsets of 20 images, and there are 5",
+        "density_squeezenet, coverage_squeezenet: left out, since 5 images have no 5 neighbors each",
     ):
         assert words in notes
     shutil.rmtree(tmp_path)
     write_noise(tmp_path, count=1)
-    with pytest.raises(SmaltiError, match="a covariance needs at least 2 pictures, there is 1"):
+    with pytest.raises(SmaltiError, match="a covariance needs at least 2 images, there is 1"):
         measured(tmp_path, folders[1])
 
 
-def test_a_corrupt_picture_is_left_out_and_said(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_corrupt_image_is_left_out_and_said(folders: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(folders[0], tmp_path / "damaged")
     (tmp_path / "damaged" / "007.png").write_bytes((folders[0] / "007.png").read_bytes()[:60])
     shutil.copytree(folders[0], tmp_path / "without")
@@ -118,9 +118,9 @@ def test_a_corrupt_picture_is_left_out_and_said(folders: tuple[Path, Path], tmp_
     asked = "features.scores=[frechet,spatial_frechet,precision,density]"  # parts and subsets go by places
     found, without = (measured(tmp_path / name, folders[1], asked) for name in ("damaged", "without"))
     assert found.scores == pytest.approx(without.scores, rel=1e-9)
-    assert found.samples["pictures"] == 39
+    assert found.samples["images"] == 39
     assert list(found.samples["left_out"]) == ["007.png"]
-    assert any(note.startswith("samples: 1 of 40 pictures was left out as damaged: 007.png") for note in found.notes)
+    assert any(note.startswith("samples: 1 of 40 images was left out as damaged: 007.png") for note in found.notes)
 
 
 def test_unequal_sizes_are_told_and_can_be_made_equal(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -131,10 +131,10 @@ def test_unequal_sizes_are_told_and_can_be_made_equal(folders: tuple[Path, Path]
     assert sizes
     write_noise(tmp_path / "more", count=3, size=(10, 30))
     found = measured(tmp_path, folders[1])
-    assert any("samples: the pictures have 2 different sizes, from 10x30 to 24x24" in note for note in found.notes)
+    assert any("samples: the images have 2 different sizes, from 10x30 to 24x24" in note for note in found.notes)
     alike = measured(tmp_path, folders[1], "samples.size=[16,16]")
     assert alike.samples["sizes"] == [[16, 16]]
-    assert any("samples: 3 pictures were smaller than the size and enlarged" in note for note in alike.notes)
+    assert any("samples: 3 images were smaller than the size and enlarged" in note for note in alike.notes)
 
 
 def test_how_samples_were_made_is_read_from_them(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -175,12 +175,12 @@ def test_statistics_are_kept_and_read_again(folders: tuple[Path, Path], tmp_path
     told: list[int] = []
     again = measured(*folders, statistics=cache, progress=lambda done, total: told.append(total))
     as_reference = measured(folders[0], read_statistics(cache))
-    assert set(told) == {40}, "the reference's pictures were not looked at"
+    assert set(told) == {40}, "the reference's images were not looked at"
     assert fresh.scores == again.scores == as_reference.scores
     assert fresh.notes == again.notes == as_reference.notes
     for found in (again, as_reference):
-        assert {key: found.data[key] for key in ("name", "identity", "pictures")} == {
-            key: fresh.data[key] for key in ("name", "identity", "pictures")
+        assert {key: found.data[key] for key in ("name", "identity", "images")} == {
+            key: fresh.data[key] for key in ("name", "identity", "images")
         }
     fewer = measured(*folders, "features.scores=[frechet]", statistics=cache)
     assert fewer.scores["frechet_squeezenet"] == fresh.scores["frechet_squeezenet"]
@@ -197,7 +197,7 @@ def test_other_statistics_are_refused(folders: tuple[Path, Path], tmp_path: Path
     cache = tmp_path / "kept.npz"
     measured(*folders, statistics=cache)
     for change, sentence in (
-        ("reference.size=[8,8]", r"pictures is .*None.* there and .*\[8, 8\].* here"),
+        ("reference.size=[8,8]", r"images is .*None.* there and .*\[8, 8\].* here"),
         ("features.kept=30", "kept is 10000 there and 30 here"),
         ("features.network=inception", "network is 'squeezenet' there and 'inception' here"),
     ):
@@ -225,7 +225,7 @@ def test_statistics_of_another_program(folders: tuple[Path, Path], tmp_path: Pat
     for words in (
         "statistics are of another program",
         "spatial_frechet_squeezenet is left out: the reference file has no mu_s and sigma_s",
-        "left out, since the reference holds no features of single pictures",
+        "left out, since the reference holds no features of single images",
     ):
         assert any(words in note for note in found.notes), found.notes
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
@@ -239,12 +239,12 @@ def arrays_of(folder: Path) -> npt.NDArray[np.uint8]:
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_adm_files(folders: tuple[Path, Path], tmp_path: Path, save: Any) -> None:
-    """FID goes by the statistics in the file, precision by the pictures in it, which are others."""
-    whole, pictures = gathered(folders[1]), arrays_of(folders[1])[:50]
+    """FID goes by the statistics in the file, precision by the images in it, which are others."""
+    whole, images = gathered(folders[1]), arrays_of(folders[1])[:50]
     assert whole.spatial is not None
     path = tmp_path / "reference.npz"
     save(
-        path, pictures, mu=whole.pool.mean.numpy(), sigma=whole.pool.covariance.numpy(),
+        path, images, mu=whole.pool.mean.numpy(), sigma=whole.pool.covariance.numpy(),
         mu_s=whole.spatial.mean.numpy(), sigma_s=whole.spatial.covariance.numpy(),
     )  # fmt: skip
     save(tmp_path / "samples.npz", arrays_of(folders[0]))
@@ -268,9 +268,9 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         (read_statistics, "gone.npz", "there is no file"),
         (read_statistics, "broken.npz", r"cannot be read as an \.npz file"),
         (read_statistics, "other.npz", "mu and sigma are needed, and there is weights"),
-        (open_pictures, "broken.npz", r"cannot be read as an \.npz file"),
-        (open_pictures, "other.npz", "has no array arr_0"),
-        (open_pictures, "float.npz", r"arr_0 is float64 of shape \(2, 8, 8, 3\); samples are uint8"),
+        (open_images, "broken.npz", r"cannot be read as an \.npz file"),
+        (open_images, "other.npz", "has no array arr_0"),
+        (open_images, "float.npz", r"arr_0 is float64 of shape \(2, 8, 8, 3\); samples are uint8"),
     ):
         with pytest.raises(SmaltiError, match=sentence):
             read(tmp_path / name)
@@ -283,14 +283,14 @@ def test_nothing_is_lost_in_a_file(folders: tuple[Path, Path], tmp_path: Path) -
     kept = replace(gathered(folders[0]), made={"network": "squeezenet"}, notes=("a note",))
     write_statistics(tmp_path / "kept.npz", kept)
     read = read_statistics(tmp_path / "kept.npz")
-    assert (read.made, read.notes, read.pool.pictures) == (kept.made, kept.notes, 40)
+    assert (read.made, read.notes, read.pool.images) == (kept.made, kept.notes, 40)
     assert torch.equal(read.pool.covariance, kept.pool.covariance)
     assert kept.features is not None
     assert read.features is not None
     assert torch.equal(read.features, kept.features)
 
 
-# --- how pictures are taken ----------------------------------------------------------------------------------------
+# --- how images are taken ----------------------------------------------------------------------------------------
 
 
 def noise(*shape: int) -> npt.NDArray[np.uint8]:
@@ -299,12 +299,12 @@ def noise(*shape: int) -> npt.NDArray[np.uint8]:
 
 def adm_crop(array: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """ADM's rule for squares, in its own order of steps."""
-    picture = Image.fromarray(array)
-    while min(*picture.size) >= 2 * size:
-        picture = picture.resize((picture.size[0] // 2, picture.size[1] // 2), resample=Image.Resampling.BOX)
-    scale = size / min(*picture.size)
-    wanted = (round(picture.size[0] * scale), round(picture.size[1] * scale))
-    whole = np.array(picture.resize(wanted, resample=Image.Resampling.BICUBIC))
+    image = Image.fromarray(array)
+    while min(*image.size) >= 2 * size:
+        image = image.resize((image.size[0] // 2, image.size[1] // 2), resample=Image.Resampling.BOX)
+    scale = size / min(*image.size)
+    wanted = (round(image.size[0] * scale), round(image.size[1] * scale))
+    whole = np.array(image.resize(wanted, resample=Image.Resampling.BICUBIC))
     top, left = (whole.shape[0] - size) // 2, (whole.shape[1] - size) // 2
     return whole[top : top + size, left : left + size]
 
@@ -333,10 +333,10 @@ def test_lanczos_is_that_of_training() -> None:
 
 
 def taken(source: Source, **settings: Any) -> Taken:
-    return Taken(source, PictureProtocol(**settings), channels=3)
+    return Taken(source, ImageProtocol(**settings), channels=3)
 
 
-def test_each_picture_comes_once_with_its_place(tmp_path: Path) -> None:
+def test_each_image_comes_once_with_its_place(tmp_path: Path) -> None:
     write_noise(tmp_path, count=50)
     write_noise(tmp_path / "other", count=37, size=(8, 8), seed=3)
     source = open_source(tmp_path)
@@ -347,40 +347,40 @@ def test_each_picture_comes_once_with_its_place(tmp_path: Path) -> None:
             assert len(places) == len(pixels) <= batch
             seen.update(zip(places.tolist(), pixels, strict=True))
         assert sorted(seen) == list(range(87))
-        assert all(np.array_equal(seen[place], source.read(source.pictures[place], 3)) for place in seen)
+        assert all(np.array_equal(seen[place], source.read(source.images[place], 3)) for place in seen)
         assert some.sizes == {(16, 16), (8, 8)}
 
 
 def test_a_count_is_spread_over_the_source(tmp_path: Path) -> None:
     source = open_source(write_noise(tmp_path, count=10))
-    assert [each.key for each in taken(source, count=4).pictures] == ["000.png", "002.png", "005.png", "007.png"]
-    with pytest.raises(SmaltiError, match=r"the protocol takes 11 pictures and .* has 10"):
+    assert [each.key for each in taken(source, count=4).images] == ["000.png", "002.png", "005.png", "007.png"]
+    with pytest.raises(SmaltiError, match=r"the protocol takes 11 images and .* has 10"):
         taken(source, count=11)
     single = open_source(write_noise(tmp_path / "one", count=1))
-    with pytest.raises(SmaltiError, match="holds a single picture, and none is held out"):
+    with pytest.raises(SmaltiError, match="holds a single image, and none is held out"):
         taken(single, held_out=0.5)
 
 
-def test_a_set_without_a_readable_picture(tmp_path: Path) -> None:
+def test_a_set_without_a_readable_image(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(SmaltiError, match=r"none of the 2 pictures in .* can be read; the first: a\.png is empty"):
+    with pytest.raises(SmaltiError, match=r"none of the 2 images in .* can be read; the first: a\.png is empty"):
         list(taken(open_source(tmp_path)).portions(4))
 
 
-def test_another_picture_is_held_out_where_all_held_out_ones_are_damaged(tmp_path: Path) -> None:
-    """Training took the next one, and evaluation ended: none of the 1 pictures could be read."""
+def test_another_image_is_held_out_where_all_held_out_ones_are_damaged(tmp_path: Path) -> None:
+    """Training took the next one, and evaluation ended: none of the 1 images could be read."""
     source = open_source(write_noise(tmp_path, count=10))
-    order = [source.pictures[place].key for place in held_out_order(source.pictures)]
+    order = [source.images[place].key for place in held_out_order(source.images)]
     for key in order[:2]:
         (tmp_path / key).write_bytes(b"")
     some = taken(source, held_out=0.001)
     assert [len(places) for places, _ in some.portions(4)] == [1]
-    assert [each.key for each in some.pictures] == [order[0], order[2]]
+    assert [each.key for each in some.images] == [order[0], order[2]]
     assert list(some.left_out) == [order[0]]
     for key in order[2:]:
         (tmp_path / key).write_bytes(b"")
-    with pytest.raises(SmaltiError, match=r"none of the 1 pictures in .* can be read"):
+    with pytest.raises(SmaltiError, match=r"none of the 1 images in .* can be read"):
         list(taken(source, held_out=0.001).portions(4))
 
 

@@ -1,4 +1,4 @@
-"""The networks that see pictures: InceptionV3 as used for FID, SqueezeNet as its stand-in, and their one form."""
+"""The networks that see images: InceptionV3 as used for FID, SqueezeNet as its stand-in, and their one form."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Pictures of uniform noise, uint8."""
+    """Images of uniform noise, uint8."""
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -73,7 +73,7 @@ def test_resize_by_hand(values: list[float], expected: list[float], side: int) -
     assert found.flatten().tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_both_sides_are_resized_of_every_picture_and_channel() -> None:
+def test_both_sides_are_resized_of_every_image_and_channel() -> None:
     """A plane stays one where it is read inside: value = 3 row + 5 column."""
     plane = 3 * torch.arange(8.0)[:, None] + 5 * torch.arange(6.0)
     found = resize_like_tensorflow(torch.stack((plane, 2 * plane))[None].expand(2, -1, -1, -1), (16, 9))
@@ -105,7 +105,7 @@ def test_the_network_has_its_size() -> None:
 
 
 @torch.no_grad()
-def test_a_unit_is_convolution_normalisation_and_rectifier() -> None:
+def test_a_unit_is_convolution_normalization_and_rectifier() -> None:
     unit = Unit(5, 4, (3, 1), padding="same", stride=2)
     shake(unit)
     x = torch.randn(2, 5, 9, 8, generator=torch.Generator().manual_seed(0))
@@ -181,7 +181,7 @@ def test_what_is_seen_has_the_stated_shapes(build: Callable[[], FeatureNetwork])
 
 
 def test_squeezenet_sees_the_means_and_places_of_its_last_map(small: SqueezeNetFeatures) -> None:
-    """With a picture of the size that it was trained on, by torchvision's recipe."""
+    """With an image of the size that it was trained on, by torchvision's recipe."""
     images = noise(2, 3, 224, 224)
     mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     last = small.features((images / 255 - mean) / deviation)
@@ -204,7 +204,7 @@ def test_squeezenet_antialiases() -> None:
     torch.testing.assert_close(found[middle], expected[middle], rtol=0.05, atol=0.05)
 
 
-def test_all_forms_of_a_picture_are_seen_alike(small: SqueezeNetFeatures) -> None:
+def test_all_forms_of_a_image_are_seen_alike(small: SqueezeNetFeatures) -> None:
     levels = noise(1, 1, 33, 20)
     expected = small(levels).features
     floats = levels.float() / 127.5 - 1
@@ -259,7 +259,7 @@ def test_precision_is_the_callers_again_after_an_error(small: SqueezeNetFeatures
     with pytest.raises(RuntimeError):
         small(noise(1, 3, 0, 0))
     assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
-    with pytest.raises(SmaltiError, match="pictures of 1 or 3 channels, these have 4"):
+    with pytest.raises(SmaltiError, match="images of 1 or 3 channels, these have 4"):
         small(noise(1, 4, 24, 24))
 
 
@@ -334,13 +334,13 @@ def photos(every: int) -> tuple[Tensor, Tensor]:
     paths = sorted((DATA / "imagenet_sample").glob("*.jpg"))[::every]
     if not paths:
         pytest.skip("the sample of ImageNet is not on this machine")
-    pictures = []
+    images = []
     for path in paths:
         image = Image.open(path).convert("RGB")
         size = tuple(round(256 * side / min(image.size)) for side in image.size)
         resized = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
-        pictures.append(torch.from_numpy(center_crop(np.array(resized), (224, 224)).copy()).permute(2, 0, 1))
-    return torch.stack(pictures), torch.tensor([int(path.name.split("_")[0]) for path in paths])
+        images.append(torch.from_numpy(center_crop(np.array(resized), (224, 224)).copy()).permute(2, 0, 1))
+    return torch.stack(images), torch.tensor([int(path.name.split("_")[0]) for path in paths])
 
 
 def accuracy(network: FeatureNetwork, every: int) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from smalti.conditions.precomputed import Given, GivenSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data.code_shards import open_codes
-from smalti.data.crops import CentreCrop
+from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source, split
 from smalti.encoding.code_writer import write_codes
@@ -29,7 +29,7 @@ from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings, nats
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from tests.judged import forbid_downloads, use_means, write_noise
-from tests.small import write_pictures
+from tests.small import write_images
 
 CPU = torch.device("cpu")
 LABELS = ("dark", "light")
@@ -38,8 +38,15 @@ LABELS = ("dark", "light")
 def tokenizer(*, channels: int = 3) -> VQGAN:
     """A small random tokenizer, f = 4, 16 codes."""
     plain = {
-        "pyramid": {"channels": channels, "width": 8, "multipliers": [1], "stem": 4, "blocks": 1, "latent_channels": 4},
-        "quantizer": {"size": 16, "dimension": 4},
+        "autoencoder": {
+            "channels": channels,
+            "base_channels": 8,
+            "channel_multipliers": [1],
+            "patch_size": 4,
+            "res_blocks": 1,
+            "latent_channels": 4,
+        },
+        "quantizer": {"codebook_size": 16, "codebook_dim": 4},
     }
     torch.manual_seed(0)
     return VQGAN(parse(VQGANSettings, plain, where="test")).eval()
@@ -63,15 +70,15 @@ def priors(*overrides: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten light and ten dark ones, 20x20, in a folder each."""
-    return write_pictures(tmp_path_factory.mktemp("measure") / "pictures")
+    return write_images(tmp_path_factory.mktemp("measure") / "images")
 
 
 def images_of(folder: Path, size: int) -> Tensor:
-    """All pictures of a folder at a size, (N,3,H,W), the plain way."""
+    """All images of a folder at a size, (N,3,H,W), the plain way."""
     source = open_source(folder)
-    arrays = [read_image(folder / each.key, channels=3, name=each.key) for each in source.pictures]
+    arrays = [read_image(folder / each.key, channels=3, name=each.key) for each in source.images]
     return torch.stack([to_tensor(center_crop(resize_to_cover(each, (size, size)), (size, size))) for each in arrays])
 
 
@@ -79,17 +86,17 @@ def images_of(folder: Path, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_a_tokenizer_is_measured_as_its_definition_says(pictures: Path, batch: int) -> None:
+def test_a_tokenizer_is_measured_as_its_definition_says(data_folder: Path, batch: int) -> None:
     told: list[tuple[int, int]] = []
     found = measure_tokenizer(
         tokenizer(),
-        open_source(pictures),
-        protocol=tokens("pictures.size=[16,16]"),
+        open_source(data_folder),
+        protocol=tokens("images.size=[16,16]"),
         device=CPU,
         batch=batch,
         progress=lambda done, total: told.append((done, total)),
     )
-    images = images_of(pictures, 16)
+    images = images_of(data_folder, 16)
     with torch.no_grad():
         back, quantized = tokenizer()(images)
     values = psnr(images, back)
@@ -104,12 +111,12 @@ def test_a_tokenizer_is_measured_as_its_definition_says(pictures: Path, batch: i
     assert "ms_ssim" not in found.scores
     assert any(note.startswith("ms_ssim is left out: it needs 161 pixels") for note in found.notes)
     assert told[-1] == (20, 20)
-    assert found.names == tuple(each.key for each in open_source(pictures).pictures)
+    assert found.names == tuple(each.key for each in open_source(data_folder).images)
 
 
-def test_the_worst_the_median_and_the_best_are_shown(pictures: Path) -> None:
-    protocol = tokens("pictures.size=[16,16]", "examples=3")
-    found = measure_tokenizer(tokenizer(), open_source(pictures), protocol=protocol, device=CPU)
+def test_the_worst_the_median_and_the_best_are_shown(data_folder: Path) -> None:
+    protocol = tokens("images.size=[16,16]", "examples=3")
+    found = measure_tokenizer(tokenizer(), open_source(data_folder), protocol=protocol, device=CPU)
     order = [found.names[place] for place in found.values["psnr"].argsort(stable=True).tolist()]
     shown = [(each.rank, each.name) for each in found.examples]
     expected = (
@@ -121,27 +128,27 @@ def test_the_worst_the_median_and_the_best_are_shown(pictures: Path) -> None:
         assert float(psnr(original, back)) == pytest.approx(each.values["psnr"], abs=1e-3)
 
 
-def test_rounding_is_part_of_the_protocol(pictures: Path) -> None:
+def test_rounding_is_part_of_the_protocol(data_folder: Path) -> None:
     scores = []
     for rounding in ("nearest", "down"):
-        protocol = tokens("pictures.size=[16,16]", f"rounding={rounding}")
-        scores.append(measure_tokenizer(tokenizer(), open_source(pictures), protocol=protocol, device=CPU).scores)
-    images = images_of(pictures, 16)
+        protocol = tokens("images.size=[16,16]", f"rounding={rounding}")
+        scores.append(measure_tokenizer(tokenizer(), open_source(data_folder), protocol=protocol, device=CPU).scores)
+    images = images_of(data_folder, 16)
     with torch.no_grad():
         down = to_tensor(to_array(tokenizer()(images)[0], rounding="down"))
     assert scores[1]["psnr"] == pytest.approx(float(psnr(images, down).mean()), rel=1e-6)
     assert scores[0]["psnr"] != scores[1]["psnr"]
 
 
-def test_reconstructions_are_a_set_as_well(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reconstructions_are_a_set_as_well(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_means(monkeypatch)
     for network, name in (("inception", "rfid"), ("squeezenet", "reconstruction_frechet_squeezenet")):
-        protocol = tokens("pictures.size=[16,16]", f"features.network={network}", "features.scores=[frechet]")
-        found = measure_tokenizer(tokenizer(), open_source(pictures), protocol=protocol, device=CPU)
+        protocol = tokens("images.size=[16,16]", f"features.network={network}", "features.scores=[frechet]")
+        found = measure_tokenizer(tokenizer(), open_source(data_folder), protocol=protocol, device=CPU)
         assert found.scores[name] > 0
-        assert found.definitions[name].endswith("in the features of the mean colours of four quarters")
+        assert found.definitions[name].endswith("in the features of the mean colors of four quarters")
         assert len(found.networks) == 1
-    images = images_of(pictures, 16)
+    images = images_of(data_folder, 16)
     with torch.no_grad():
         back = to_tensor(to_array(tokenizer()(images)[0]))
     pooled = [torch.nn.functional.adaptive_avg_pool2d((x + 1) / 2, 2).flatten(1).double() for x in (back, images)]
@@ -152,46 +159,46 @@ def test_reconstructions_are_a_set_as_well(pictures: Path, monkeypatch: pytest.M
 
 
 def test_weights_that_are_missing_are_left_out_or_refused(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_downloads(monkeypatch, tmp_path)
-    protocol = choose(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["pictures.size=[16,16]"])
-    found = measure_tokenizer(tokenizer(), open_source(pictures), protocol=protocol, device=CPU)
+    protocol = choose(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["images.size=[16,16]"])
+    found = measure_tokenizer(tokenizer(), open_source(data_folder), protocol=protocol, device=CPU)
     assert set(found.scores) == {"psnr", "ssim", "codes_in_use", "perplexity"}
     for words in ("lpips_squeezenet is left out: squeezenet1_1", "the scores in squeezenet's features are left out"):
         assert any(words in note for note in found.notes), found.notes
     strict = choose(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["missing=refuse"])
     with pytest.raises(SmaltiError, match=r"is needed .* and was not found"):
-        measure_tokenizer(tokenizer(), open_source(pictures), protocol=strict, device=CPU)
+        measure_tokenizer(tokenizer(), open_source(data_folder), protocol=strict, device=CPU)
 
 
-def test_only_the_held_out_pictures(pictures: Path) -> None:
-    source = open_source(pictures)
-    protocol = tokens("pictures.size=[16,16]", "pictures.held_out=0.3")
+def test_only_the_held_out_images(data_folder: Path) -> None:
+    source = open_source(data_folder)
+    protocol = tokens("images.size=[16,16]", "images.held_out=0.3")
     found = measure_tokenizer(tokenizer(), source, protocol=protocol, device=CPU)
-    assert found.names == tuple(each.key for each in split(source.pictures, validation=0.3)[1])
-    assert found.data["pictures"] == len(found.names) < 20
+    assert found.names == tuple(each.key for each in split(source.images, validation=0.3)[1])
+    assert found.data["images"] == len(found.names) < 20
 
 
-def test_pictures_keep_their_sizes_where_none_is_asked_for(tmp_path: Path) -> None:
+def test_images_keep_their_sizes_where_none_is_asked_for(tmp_path: Path) -> None:
     write_noise(tmp_path, count=3, size=(19, 24))
     write_noise(tmp_path / "others", count=2, size=(12, 12))
     Image.fromarray(np.zeros((3, 40, 3), np.uint8)).save(tmp_path / "thin.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     found = measure_tokenizer(tokenizer(), open_source(tmp_path), protocol=tokens(), device=CPU, batch=2)
     assert found.data["sizes"] == [[12, 12], [16, 24]], "cut to whole tiles of 4"
-    assert found.data["pictures"] == 5
+    assert found.data["images"] == 5
     assert found.data["left_out"]["thin.png"].startswith("is 3x40 pixels, smaller than one tile of 4")
-    assert any(note.startswith("2 of 7 pictures were left out as damaged: broken.png is not a") for note in found.notes)
+    assert any(note.startswith("2 of 7 images were left out as damaged: broken.png is not a") for note in found.notes)
     assert any("2 different sizes, from 12x12 to 16x24" in note for note in found.notes)
     assert int(found.values["psnr"].isnan().sum()) == 2
     assert math.isfinite(found.scores["psnr"])
 
 
-def test_grey_tokenizers_and_files_with_16_bits(tmp_path: Path) -> None:
+def test_gray_tokenizers_and_files_with_16_bits(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 16 * 16).reshape(16, 16).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "wide.png")
-    protocol = tokens("pictures.size=[8,8]", "pictures.filter=bicubic")
+    protocol = tokens("images.size=[8,8]", "images.filter=bicubic")
     found = measure_tokenizer(tokenizer(channels=1), open_source(tmp_path), protocol=protocol, device=CPU)
     assert math.isfinite(found.scores["ssim" if "ssim" in found.scores else "psnr"])
     assert found.examples[0].original.shape == (8, 8, 1)
@@ -204,27 +211,29 @@ def test_grey_tokenizers_and_files_with_16_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("channels", "overrides", "sentence"),
     [
-        (3, ["pictures.size=[18,18]"], "18 x 18 .* cannot be cut into tiles of 4"),
-        (3, ["pictures.count=21"], "the protocol takes 21 pictures and .* has 20"),
+        (3, ["images.size=[18,18]"], "18 x 18 .* cannot be cut into tiles of 4"),
+        (3, ["images.count=21"], "the protocol takes 21 images and .* has 20"),
         (2, [], "takes 2 channels"),
     ],
 )
 def test_what_a_tokenizer_cannot_be_measured_on(
-    pictures: Path, channels: int, overrides: list[str], sentence: str
+    data_folder: Path, channels: int, overrides: list[str], sentence: str
 ) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        measure_tokenizer(tokenizer(channels=channels), open_source(pictures), protocol=tokens(*overrides), device=CPU)
+        measure_tokenizer(
+            tokenizer(channels=channels), open_source(data_folder), protocol=tokens(*overrides), device=CPU
+        )
 
 
 # --- a prior -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [3, 64])
-def test_likelihood_is_that_of_the_prior(pictures: Path, batch: int) -> None:
+def test_likelihood_is_that_of_the_prior(data_folder: Path, batch: int) -> None:
     pipe = pipeline(Labels(LABELS))
-    found = measure_prior(pipe, open_source(pictures), protocol=priors(), device=CPU, batch=batch)
+    found = measure_prior(pipe, open_source(data_folder), protocol=priors(), device=CPU, batch=batch)
     with torch.no_grad():
-        codes = pipe.tokenizer.encode(images_of(pictures, 16)).codes
+        codes = pipe.tokenizer.encode(images_of(data_folder, 16)).codes
         prefix = torch.tensor([[0]] * 10 + [[1]] * 10)  # the folders come in the order of their names: dark, light
         expected = nats(pipe.prior, prefix, codes)
     assert torch.allclose(found.values["nats_a_code"], expected.mean((1, 2)), atol=1e-5)
@@ -239,22 +248,22 @@ def test_likelihood_is_that_of_the_prior(pictures: Path, batch: int) -> None:
     assert found.examples[0].name == found.names[int(found.values["nats_a_code"].argmax())]
 
 
-def test_a_prior_that_is_told_nothing(pictures: Path) -> None:
+def test_a_prior_that_is_told_nothing(data_folder: Path) -> None:
     pipe = pipeline(Nothing())
-    found = measure_prior(pipe, open_source(pictures), protocol=priors("pictures.count=4"), device=CPU)
+    found = measure_prior(pipe, open_source(data_folder), protocol=priors("images.count=4"), device=CPU)
     with torch.no_grad():
-        codes = pipe.tokenizer.encode(images_of(pictures, 16)[[0, 5, 10, 15]]).codes
+        codes = pipe.tokenizer.encode(images_of(data_folder, 16)[[0, 5, 10, 15]]).codes
         expected = nats(pipe.prior, pipe.prior.null_prefix(4), codes)
     assert torch.allclose(found.values["nats_a_code"], expected.mean((1, 2)), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
-def codes(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pictures as codes; the second half is held out."""
-    source, model, out = open_source(pictures), tokenizer(), tmp_path_factory.mktemp("codes") / "codes"
+def codes(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images as codes; the second half is held out."""
+    source, model, out = open_source(data_folder), tokenizer(), tmp_path_factory.mktemp("codes") / "codes"
     parts = [
-        Crops(source, some, size=(16, 16), channels=3, crop=CentreCrop(), seed=0)
-        for some in (source.pictures[:10], source.pictures[10:])
+        Crops(source, some, size=(16, 16), channels=3, crop=CenterCrop(), seed=0)
+        for some in (source.images[:10], source.images[10:])
     ]
     write_codes(
         out, training=parts[0], validation=parts[1], encode=lambda images: model.encode(images).codes, batch=8, copies=1,
@@ -263,17 +272,17 @@ def codes(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_codes_give_what_their_pictures_give(pictures: Path, codes: Path) -> None:
+def test_codes_give_what_their_images_give(data_folder: Path, codes: Path) -> None:
     pipe = pipeline(Labels(LABELS))
-    whole = measure_prior(pipe, open_source(pictures), protocol=priors(), device=CPU).values["nats_a_code"]
+    whole = measure_prior(pipe, open_source(data_folder), protocol=priors(), device=CPU).values["nats_a_code"]
     held_out = measure_prior(pipe, open_codes(codes), protocol=priors(), device=CPU)
     assert torch.allclose(held_out.values["nats_a_code"], whole[10:], atol=1e-5)
-    assert held_out.data["pictures"] == 10
-    two = measure_prior(pipe, open_codes(codes), protocol=priors("pictures.count=2"), device=CPU)
+    assert held_out.data["images"] == 10
+    two = measure_prior(pipe, open_codes(codes), protocol=priors("images.count=2"), device=CPU)
     assert torch.allclose(two.values["nats_a_code"], whole[[10, 15]], atol=1e-5)
 
 
-def test_samples_are_compared_with_the_data(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_compared_with_the_data(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_means(monkeypatch)
     pipe = pipeline(Labels(LABELS))
     asked = [
@@ -284,7 +293,7 @@ def test_samples_are_compared_with_the_data(pictures: Path, monkeypatch: pytest.
         "features.network=squeezenet",
     ]
     found = [
-        measure_prior(pipe, open_source(pictures), protocol=priors(*asked), device=CPU, batch=batch)
+        measure_prior(pipe, open_source(data_folder), protocol=priors(*asked), device=CPU, batch=batch)
         for batch in (4, 10)
     ]
     assert found[0].scores["frechet_squeezenet"] == pytest.approx(found[1].scores["frechet_squeezenet"], rel=1e-4)
@@ -293,27 +302,27 @@ def test_samples_are_compared_with_the_data(pictures: Path, monkeypatch: pytest.
     expected = to_array(pipe.sample(1, label="light", seed=12, top_k=4))[0]
     assert np.array_equal(shown[-1].original, expected)
     assert found[0].protocol["sampler"]["top_k"] == 4
-    assert any(note.startswith("the sets have 10 and 20 pictures") for note in found[0].notes)
+    assert any(note.startswith("the sets have 10 and 20 images") for note in found[0].notes)
 
 
-def test_what_a_prior_cannot_be_measured_on(pictures: Path, codes: Path) -> None:
-    source, shards = open_source(pictures), open_codes(codes)
-    given = Given(GivenSettings(size=3, length=2))
+def test_what_a_prior_cannot_be_measured_on(data_folder: Path, codes: Path) -> None:
+    source, shards = open_source(data_folder), open_codes(codes)
+    given = Given(GivenSettings(codebook_size=3, length=2))
     for pipe, data, protocol, sentence in (
         (pipeline(Labels(("dark", "dim"))), source, priors(), "there is no label 'light'"),
         (
             pipeline(Labels(LABELS)),
             source,
-            priors("pictures.size=[32,32]"),
+            priors("images.size=[32,32]"),
             "the prior's window, 16x16 pixels, not 32x32",
         ),
         (pipeline(Labels(LABELS), grid=(2, 4)), shards, priors(), "grids of 4x4, the prior's window is 2x4"),
-        (pipeline(Labels(LABELS)), shards, priors("pictures.count=11"), "takes 11 held-out pictures and .* has 10"),
+        (pipeline(Labels(LABELS)), shards, priors("images.count=11"), "takes 11 held-out images and .* has 10"),
         (
             pipeline(Labels(LABELS)),
             shards,
             priors("samples=4", "features.kept=9"),
-            "codes were given; give the pictures",
+            "codes were given; give the images",
         ),
         (pipeline(Labels(LABELS)), source, priors("samples=4"), "set features.network, or samples=0"),
         (pipeline(given), source, priors(), "this prior is told a codes"),

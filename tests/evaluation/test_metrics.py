@@ -1,4 +1,4 @@
-"""Numbers about pictures and codes, against values worked out by hand."""
+"""Numbers about images and codes, against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEVEL = 2 / 255
 
 
 def grays(level: float) -> torch.Tensor:
-    """A picture (1, 3, 4, 5) of one 8-bit level."""
+    """An image (1, 3, 4, 5) of one 8-bit level."""
     return torch.full((1, 3, 4, 5), level * LEVEL - 1)
 
 
@@ -30,12 +30,12 @@ def grays(level: float) -> torch.Tensor:
         (-40, 0, 100.0),
     ],
 )
-def test_psnr_of_even_pictures(a: float, b: float, expected: float) -> None:
+def test_psnr_of_even_images(a: float, b: float, expected: float) -> None:
     assert psnr(grays(a), grays(b)).item() == pytest.approx(expected, abs=1e-4)
     assert psnr(grays(b), grays(a)).item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_psnr_is_of_each_picture() -> None:
+def test_psnr_is_of_each_image() -> None:
     images = torch.cat((grays(10), grays(20), grays(30)))
     others = torch.cat((grays(10), grays(22), grays(31)))
     found = psnr(images, others)

@@ -46,7 +46,7 @@ def test_the_scores_and_networks_are_those_there_are() -> None:
 
 def test_the_named_ones_are_what_their_names_say() -> None:
     validation = TOKENIZER_PROTOCOLS["imagenet-val-50k-center256"]
-    assert (validation.pictures.count, validation.pictures.size) == (50_000, (256, 256))
+    assert (validation.images.count, validation.images.size) == (50_000, (256, 256))
     assert validation.features is not None
     assert validation.features.network == "inception"
     adm = SET_PROTOCOLS["adm-train-stats"]
@@ -58,9 +58,9 @@ def test_changes_are_laid_over() -> None:
     changed = choose(
         TOKENIZER_PROTOCOLS,
         "tokenizer",
-        overrides=["pictures.size=[32,48]", "lpips=[]", "rounding=down", "features=null"],
+        overrides=["images.size=[32,48]", "lpips=[]", "rounding=down", "features=null"],
     )
-    assert (changed.pictures.size, changed.lpips, changed.rounding, changed.features) == ((32, 48), (), "down", None)
+    assert (changed.images.size, changed.lpips, changed.rounding, changed.features) == ((32, 48), (), "down", None)
     assert TOKENIZER_PROTOCOLS["tokenizer"].rounding == "nearest"
     laid = choose(PRIOR_PROTOCOLS, "prior", overrides=["features.network=squeezenet", "sampler.top_k=5"])
     assert laid.features == FeatureProtocol(network="squeezenet")
@@ -70,10 +70,10 @@ def test_changes_are_laid_over() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "sentence"),
     [
-        ("tokeniser", [], r"no protocol 'tokeniser'; did you mean 'tokenizer'\?"),
-        ("tokenizer", ["pictures.sise=[8,8]"], r"unknown key 'pictures.sise'; did you mean 'size'"),
-        ("tokenizer", ["pictures.size=[0,8]"], r"pictures\.size"),
-        ("tokenizer", ["pictures.held_out=1"], r"pictures\.held_out = 1"),
+        ("tokenizer", [], r"no protocol 'tokenizer'; did you mean 'tokenizer'\?"),
+        ("tokenizer", ["images.sise=[8,8]"], r"unknown key 'images.sise'; did you mean 'size'"),
+        ("tokenizer", ["images.size=[0,8]"], r"images\.size"),
+        ("tokenizer", ["images.held_out=1"], r"images\.held_out = 1"),
         ("tokenizer", ["rounding=up"], r"rounding = 'up'"),
         ("tokenizer", ["rounding"], r"'rounding' is not of the form a\.b=value"),
         ("tokenizer", ["rounding.way=up"], r"'rounding' is a single value, not a section"),

@@ -37,9 +37,9 @@ def measured(**changes: Any) -> Measured:
         "scores": {"psnr": 20.5, "codes_in_use": 0.5},
         "deviations": {},
         "definitions": {name: DEFINITIONS[name] for name in ("psnr", "codes_in_use")},
-        "protocol": {"about": "A test.", "pictures": {"count": None, "size": [16, 16]}, "rounding": "nearest"},
+        "protocol": {"about": "A test.", "images": {"count": None, "size": [16, 16]}, "rounding": "nearest"},
         "networks": {"lpips_squeezenet": "abc"},
-        "data": {"name": "pictures", "identity": "1234", "pictures": 3, "left_out": {}, "sizes": [[16, 16]]},
+        "data": {"name": "images", "identity": "1234", "images": 3, "left_out": {}, "sizes": [[16, 16]]},
         "model": {"tokenizer": "f00d", "codes": 4, "factor": 8},
         "notes": ("ssim is left out: a <b>test</b>",),
         "names": ("a", "b, c", "d"),
@@ -58,8 +58,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert plain["made"]["smalti"] == __version__
     assert plain["made"]["torch"] == torch.__version__
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT.*", plain["made"]["date"])
-    with (tmp_path / "pictures.csv").open(newline="", encoding="utf-8") as file:
-        assert list(csv.reader(file)) == [["picture", "psnr"], ["a", "20"], ["b, c", ""], ["d", "21"]]
+    with (tmp_path / "images.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["image", "psnr"], ["a", "20"], ["b, c", ""], ["d", "21"]]
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ DATA = measured().data
             r"protocol\.rounding is 'nearest' in one and 'down' in the other",
         ),
         (
-            {"protocol": {**measured().protocol, "pictures": {"count": 5, "size": [16, 16]}}},
-            r"protocol\.pictures\.count is None in one and 5",
+            {"protocol": {**measured().protocol, "images": {"count": 5, "size": [16, 16]}}},
+            r"protocol\.images\.count is None in one and 5",
         ),
         ({"networks": {"lpips_squeezenet": "xyz"}}, r"weights of lpips_squeezenet is 'abc' in one and 'xyz'"),
         ({"data": {**DATA, "identity": "5678"}}, r"data\.identity is '1234'"),
-        ({"data": {**DATA, "pictures": 2}}, r"data\.pictures is 3 in one and 2"),
-        ({"samples": {"pictures": 7}}, r"samples\.pictures is None in one and 7"),
+        ({"data": {**DATA, "images": 2}}, r"data\.images is 3 in one and 2"),
+        ({"samples": {"images": 7}}, r"samples\.images is None in one and 7"),
         ({"kind": "folders"}, "a result of tokenizer cannot be compared with one of folders"),
         ({"scores": {"fid": 3.0}}, "no score in common"),
     ],
@@ -170,7 +170,7 @@ def test_pages_of_the_other_kinds() -> None:
     html = page(prior, as_plain(prior)).render()
     assert "difference</th>" not in html, "of codes there is no original"
     for words in (
-        "The most likely pictures",
+        "The most likely images",
         "from its codes",
         "black 1.00, white 3.50",
         "seed 0",
@@ -180,12 +180,12 @@ def test_pages_of_the_other_kinds() -> None:
     sets = measured(
         kind="folders",
         scores={"fid": 3.0},
-        samples={"name": "mine", "pictures": 1234},
-        data={"name": "statistics", "identity": "1", "pictures": None},
+        samples={"name": "mine", "images": 1234},
+        data={"name": "statistics", "identity": "1", "images": None},
         values={},
         counts=None,
         examples=(Shown("reference", "z", {}, PIXELS[:, :, :1], PIXELS),),
     )
     html = page(sets, as_plain(sets)).render()
-    for words in ("1,234 pictures of <code>mine</code>", "an unknown number of pictures", "Reference", "FID"):
+    for words in ("1,234 images of <code>mine</code>", "an unknown number of images", "Reference", "FID"):
         assert words in html, words

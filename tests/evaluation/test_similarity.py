@@ -1,4 +1,4 @@
-"""SSIM and MS-SSIM, against numbers of scikit-image 0.26 and of TensorFlow 2.21 for pictures made by a formula."""
+"""SSIM and MS-SSIM, against numbers of scikit-image 0.26 and of TensorFlow 2.21 for images made by a formula."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def waves(height: int, width: int, channels: int, *, speeds: tuple[float, float,
 
 
 def pair(height: int, width: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Two pictures (1,C,H,W) in [-1,1], somewhat alike."""
+    """Two images (1,C,H,W) in [-1,1], somewhat alike."""
     a = waves(height, width, channels, speeds=(1.0, 1.0, 1.0))
     b = waves(height, width, channels, speeds=(1.05, 0.9, 1.3))
-    return picture(a), picture((0.7 * a + 0.3 * b).round())
+    return image(a), image((0.7 * a + 0.3 * b).round())
 
 
-def picture(levels: np.ndarray) -> Tensor:
+def image(levels: np.ndarray) -> Tensor:
     return torch.from_numpy(levels / 127.5 - 1).permute(2, 0, 1)[None].float()
 
 
@@ -61,14 +61,14 @@ def test_ms_ssim_is_that_of_tensorflow(shape: tuple[int, int, int], expected: fl
     assert ms_ssim(b, a).item() == pytest.approx(expected, abs=2e-5)
 
 
-def test_both_are_one_for_equal_pictures() -> None:
+def test_both_are_one_for_equal_images() -> None:
     a, _ = pair(170, 165, 3)
     assert ssim(a, a).tolist() == pytest.approx([1.0], rel=1e-12)
     assert ms_ssim(a, a).tolist() == pytest.approx([1.0], rel=1e-12)
     assert ms_ssim(torch.ones_like(a), torch.ones_like(a)).tolist() == pytest.approx([1.0])
 
 
-def test_each_picture_has_its_own_value() -> None:
+def test_each_image_has_its_own_value() -> None:
     a, b = pair(170, 165, 1)
     for measure in (ssim, ms_ssim):
         together = measure(torch.cat((a, b, a)), torch.cat((b, b, -a)))
@@ -92,16 +92,16 @@ def test_one_inverted_scale_is_enough() -> None:
     assert ms_ssim(wave + stripes, wave + 0.9 * stripes).item() > 0.9
 
 
-def test_even_pictures_differ_in_luminance_alone() -> None:
+def test_even_images_differ_in_luminance_alone() -> None:
     """Equation 6 of the paper, by hand; the coarsest scale alone looks at luminance."""
     a, b = 60.0, 100.0
     luminance = (2 * a * b + 2.55**2) / (a**2 + b**2 + 2.55**2)
-    first, second = (picture(np.full((161, 161, 3), level)) for level in (a, b))
+    first, second = (image(np.full((161, 161, 3), level)) for level in (a, b))
     assert ssim(first, second).item() == pytest.approx(luminance, rel=1e-9)
     assert ms_ssim(first, second).item() == pytest.approx(luminance**0.1333, rel=1e-9)
 
 
-def test_pictures_are_compared_as_files_hold_them() -> None:
+def test_images_are_compared_as_files_hold_them() -> None:
     a, b = pair(32, 32, 3)
     assert (
         ssim(a * 1.001 + 1e-4, b).item() == ssim((((a * 1.001 + 1e-4) * 127.5 + 127.5).round() / 127.5 - 1), b).item()
@@ -116,18 +116,18 @@ def test_other_floats_are_taken(dtype: torch.dtype) -> None:
     assert ssim(a, b).item() == pytest.approx(ssim(a.float(), b.float()).item(), rel=1e-12)
 
 
-def test_small_pictures_are_refused() -> None:
+def test_small_images_are_refused() -> None:
     a, b = pair(10, 40, 3)
-    with pytest.raises(SmaltiError, match=r"SSIM needs pictures of 11 pixels or more each way, these have 10x40.*PSNR"):
+    with pytest.raises(SmaltiError, match=r"SSIM needs images of 11 pixels or more each way, these have 10x40.*PSNR"):
         ssim(a, b)
     a, b = pair(SMALLEST, SMALLEST - 1, 1)
-    with pytest.raises(SmaltiError, match=r"MS-SSIM needs pictures of 161 pixels .* have 161x160; .* use SSIM"):
+    with pytest.raises(SmaltiError, match=r"MS-SSIM needs images of 161 pixels .* have 161x160; .* use SSIM"):
         ms_ssim(a, b)
     assert ms_ssim(*pair(SMALLEST, SMALLEST, 1)).shape == (1,)
 
 
 @pytest.mark.parametrize("measure", [ssim, ms_ssim])
-def test_pictures_of_two_shapes_are_refused(measure: object) -> None:
+def test_images_of_two_shapes_are_refused(measure: object) -> None:
     assert callable(measure)
     with pytest.raises(SmaltiError, match=r"one shape, these are \(1, 3, 200, 200\) and \(1, 1, 200, 200\)"):
         measure(pair(200, 200, 3)[0], pair(200, 200, 1)[0])

@@ -1,4 +1,4 @@
-"""How far pictures show what they were told: each measure on pictures of which the answer is known, and the judge."""
+"""How far images show what they were told: each measure on images of which the answer is known, and the judge."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smalti.data.annotations.objects import Thing
 from smalti.experiments import condition_fidelity
-from smalti.experiments.condition_fidelity import Pictures, f_score, mean_iou, rank_correlation
+from smalti.experiments.condition_fidelity import ComparedImages, f_score, mean_iou, rank_correlation
 from smalti.experiments.scene_network import Judge, Known, Verdict, judged, train_judge
 from smalti.scenes.painter import CLASSES, LABELS
 
@@ -18,7 +18,7 @@ SIDE = 16
 
 
 class Seeing(torch.nn.Module):
-    """A judge that reads labels, depth and class off the three channels of a picture: red is the label, green the depth."""
+    """A judge that reads labels, depth and class off the three channels of an image: red is the label, green the depth."""
 
     def forward(self, images: Tensor) -> Verdict:
         labels = ((images[:, 0] + 1) * 4).round().long()  # -1 -> 0 ... 1 -> 8
@@ -28,60 +28,60 @@ class Seeing(torch.nn.Module):
 
 
 def painted(labels: Tensor, depths: Tensor) -> Tensor:
-    """Labels (B,H,W) and depths (B,1,H,W) -> the pictures in which `Seeing` sees them."""
+    """Labels (B,H,W) and depths (B,1,H,W) -> the images in which `Seeing` sees them."""
     return torch.stack([labels / 4 - 1.0, depths[:, 0], torch.zeros_like(depths[:, 0])], dim=1)
 
 
 @pytest.fixture
-def pictures() -> Pictures:
-    """Told pictures show what they should, those told nothing another scene's, and the real ones half of it."""
+def compared() -> ComparedImages:
+    """Told images show what they should, those told nothing another scene's, and the real ones half of it."""
     chance = torch.Generator().manual_seed(0)
     labels = torch.randint(len(LABELS), (4, SIDE, SIDE), generator=chance)
     depths = torch.rand(4, 1, SIDE, SIDE, generator=chance) * 2 - 1
     told = painted(labels, depths)
     half = torch.where(torch.arange(SIDE) < SIDE // 2, told, told.roll(1, 0))
     known = Known(told, labels[:, 0, 0], labels, depths)
-    return Pictures(told, told.roll(1, 0), half, known, [], Seeing())  # type: ignore[arg-type]
+    return ComparedImages(told, told.roll(1, 0), half, known, [], Seeing())  # type: ignore[arg-type]
 
 
-def test_labels_that_are_shown(pictures: Pictures) -> None:
-    found = condition_fidelity.labels(pictures)
+def test_labels_that_are_shown(compared: ComparedImages) -> None:
+    found = condition_fidelity.labels(compared)
     assert found.told == 1.0
     assert 0.3 < found.real < 0.6
     assert found.left_open < 0.2
     assert found.score == pytest.approx(1 / found.real)
 
 
-def test_depths_that_are_shown(pictures: Pictures) -> None:
-    found = condition_fidelity.depths(pictures)
+def test_depths_that_are_shown(compared: ComparedImages) -> None:
+    found = condition_fidelity.depths(compared)
     assert found.told == found.score == pytest.approx(1)
     assert found.real == pytest.approx(0.5, abs=0.1)
     assert abs(found.left_open) < 0.15
-    upside_down = pictures._replace(known=pictures.known._replace(depths=-pictures.known.depths))
+    upside_down = compared._replace(known=compared.known._replace(depths=-compared.known.depths))
     assert condition_fidelity.depths(upside_down).told == pytest.approx(-1)
 
 
-def test_classes_that_are_shown(pictures: Pictures) -> None:
-    found = condition_fidelity.classes(pictures)
+def test_classes_that_are_shown(compared: ComparedImages) -> None:
+    found = condition_fidelity.classes(compared)
     assert found.told == found.score == 1
     assert found.left_open < 1
 
 
-def test_edges_that_are_shown(pictures: Pictures) -> None:
-    found = condition_fidelity.edge_maps(pictures)
+def test_edges_that_are_shown(compared: ComparedImages) -> None:
+    found = condition_fidelity.edge_maps(compared)
     assert found.told == 1
     assert found.score == pytest.approx(1 / found.left_open)
 
 
-def test_smaller_pictures_are_compared(pictures: Pictures) -> None:
-    brighter = pictures._replace(told=pictures.told + 0.2 * (pictures.told < 0.8), known=pictures.known)
-    flat = torch.zeros_like(pictures.told)
-    same = brighter._replace(told=flat + 0.2, known=pictures.known._replace(images=flat))
+def test_smaller_images_are_compared(compared: ComparedImages) -> None:
+    brighter = compared._replace(told=compared.told + 0.2 * (compared.told < 0.8), known=compared.known)
+    flat = torch.zeros_like(compared.told)
+    same = brighter._replace(told=flat + 0.2, known=compared.known._replace(images=flat))
     # A difference of a tenth of the range is 20 dB, whatever the size.
     assert condition_fidelity.smaller(same, times=4).told == pytest.approx(20, abs=1e-4)
     checked = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(SIDE // 2, SIDE // 2).expand_as(flat) * 0.5
     seen = same._replace(told=checked, known=same.known)
-    assert condition_fidelity.smaller(seen, times=2).told > 60  # what is lost in the smaller picture does not count
+    assert condition_fidelity.smaller(seen, times=2).told > 60  # what is lost in the smaller image does not count
 
 
 def test_boxes_that_show_their_class() -> None:
@@ -92,19 +92,19 @@ def test_boxes_that_show_their_class() -> None:
     shown, empty = painted(labels, depths), painted(torch.zeros_like(labels), depths)
     things = [[Thing("house", (0.25, 0.5, 0.25, 0.25), keypoints=((0.3, 0.5),)), Thing("tree", (0.0, 0.0, 0.2, 0.2))]]
     known = Known(shown, torch.zeros(1, dtype=torch.long), labels, depths)
-    pictures = Pictures(shown, empty, shown, known, things, Seeing())  # type: ignore[arg-type]
-    all_of_them = condition_fidelity.boxes(pictures, names=LABELS, only=lambda thing: True)
+    compared = ComparedImages(shown, empty, shown, known, things, Seeing())  # type: ignore[arg-type]
+    all_of_them = condition_fidelity.boxes(compared, names=LABELS, only=lambda thing: True)
     assert (all_of_them.told, all_of_them.left_open) == (0.5, 0.0)  # the house, not the tree
-    houses = condition_fidelity.boxes(pictures, names=LABELS, only=lambda thing: bool(thing.keypoints))
+    houses = condition_fidelity.boxes(compared, names=LABELS, only=lambda thing: bool(thing.keypoints))
     assert houses.told == 1.0
     assert houses.score >= 2
 
 
-def test_what_is_above_and_below(pictures: Pictures) -> None:
+def test_what_is_above_and_below(compared: ComparedImages) -> None:
     labels = torch.zeros(2, 12, 6, dtype=torch.long)
     labels[:, 6:] = LABELS.index("water")
     right = painted(labels, torch.zeros(2, 1, 12, 6))
-    found = condition_fidelity.heights(pictures._replace(told=right, real=right, left_open=right.flip(2)))
+    found = condition_fidelity.heights(compared._replace(told=right, real=right, left_open=right.flip(2)))
     assert (found.told, found.score, found.left_open) == (1, 1, 0)
 
 

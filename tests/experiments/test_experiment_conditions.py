@@ -1,4 +1,4 @@
-"""The study `conditions`: every condition told, laid and measured on small scenes; its figures are those of its pictures."""
+"""The study `conditions`: every condition told, laid and measured on small scenes; its figures are those of its images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from smalti.conditions.base import keys
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
-from smalti.data.config import PictureSettings
-from smalti.data.crops import CentreCrop
+from smalti.data.config import ImageSettings
+from smalti.data.crops import CenterCrop
 from smalti.data.sources import open_source
 from smalti.experiments.base import Asked
 from smalti.experiments.conditions.experiment import MAPS, TRIALS, known_of
@@ -36,7 +36,7 @@ def asking(home: Path, *more: str) -> Asked:
     chosen = {
         "recipe": str(home / "small.yaml"),
         "tokenizer": ["run.length=8"],
-        "maps": ["model.quantizer.size=9"],
+        "maps": ["model.quantizer.codebook_size=9"],
         "prior": ["run.length=64"],
         "scenes": 24,
         "size": [SIDE, SIDE],
@@ -72,9 +72,9 @@ def test_every_trial_has_words() -> None:
 @pytest.mark.parametrize("name", TRIALS)
 def test_each_is_told_laid_and_measured(home: Path, name: str) -> None:
     outcome = json.loads((home / "out" / "result.json").read_text())["steps"][f"obeyed-{name}"]["outcome"]
-    assert set(outcome) == {"told", "real", "left_open", "score", "goal", "also", "pictures"}
+    assert set(outcome) == {"told", "real", "left_open", "score", "goal", "also", "images"}
     assert list(outcome["also"]) == (["label"] if name == "label-segmentation" else [])
-    assert outcome["pictures"] == 3
+    assert outcome["images"] == 3
     shards = open_codes(folder_of(home, f"codes-{name}") / "codes")
     _, condition = load_prior(find_model(folder_of(home, f"prior-{name}"), kind="prior"))
     wanted = {"label": ("label",), "label-segmentation": ("label", "segmentation")}.get(name, (name,))
@@ -95,14 +95,14 @@ def test_class_and_segmentation_are_both_measured(home: Path) -> None:
     outcome = json.loads((home / "out" / "result.json").read_text())["steps"]["obeyed-label-segmentation"]["outcome"]
     assert (outcome["goal"], outcome["also"]["label"]["goal"]) == (0.5, 0.5)
     shown = page(home / "out")[0]
-    assert f"{outcome['also']['label']['score']:.3g} of pictures (0.5 asked for)" in shown
+    assert f"{outcome['also']['label']['score']:.3g} of images (0.5 asked for)" in shown
     good, bad = {"score": 0.6, "goal": 0.5}, {"score": 0.4, "goal": 0.5}
     for own, other, reached in ((good, good, 1), (good, bad, 0), (bad, good, 0)):
         step = SimpleNamespace(outcome={**own, "also": {"label": other}})
         assert goals_reached(["label-segmentation"], {"obeyed-label-segmentation": step}) == reached  # type: ignore[dict-item]
 
 
-def test_held_out_pictures_are_as_near_as_those_of_training(home: Path) -> None:
+def test_held_out_images_are_as_near_as_those_of_training(home: Path) -> None:
     """Those of coordinates, where training sees windows of larger scenes, were whole scenes made small."""
     for name, zoom in (("coordinates", 2.0), ("label", 1.0)):
         meta = open_codes(folder_of(home, f"codes-{name}") / "codes").meta
@@ -110,7 +110,7 @@ def test_held_out_pictures_are_as_near_as_those_of_training(home: Path) -> None:
     # The middle of the larger scene is the middle of what it shows, pixel by pixel.
     scenes = open_source(folder_of(home, "scenes-large") / "images")
     near, far = (
-        crops(scenes, PictureSettings(size=(side, side), zoom=zoom, validation=0.2), channels=3, seed=0)[1]
+        crops(scenes, ImageSettings(size=(side, side), zoom=zoom, validation=0.2), channels=3, seed=0)[1]
         for side, zoom in ((SIDE, (2.0, 3.0)), (2 * SIDE, (1.0, 1.0)))
     )
     quarter = SIDE // 2
@@ -118,30 +118,30 @@ def test_held_out_pictures_are_as_near_as_those_of_training(home: Path) -> None:
         middle = far[place, 0].image[:, quarter : quarter + SIDE, quarter : quarter + SIDE]
         assert torch.equal(near[place, 0].image, middle)
     with pytest.raises(SmaltiError, match=r"zoom is a factor of at least 1, not 0\.5"):
-        CentreCrop(zoom=0.5)
+        CenterCrop(zoom=0.5)
 
 
-def test_what_is_known_belongs_to_the_pictures(home: Path) -> None:
+def test_what_is_known_belongs_to_the_images(home: Path) -> None:
     scenes = folder_of(home, "scenes")
-    cut = PictureSettings(size=(SIDE, SIDE), zoom=(1.0, 1.0), validation=0.2)
+    cut = ImageSettings(size=(SIDE, SIDE), zoom=(1.0, 1.0), validation=0.2)
     _, held_out = crops(open_source(scenes / "images"), cut, channels=3, seed=0)
     known = known_of(held_out, scenes)
-    for place, picture in enumerate(held_out.pictures):
+    for place, image in enumerate(held_out.images):
         from PIL import Image
 
-        with Image.open(scenes / "segmentations" / picture.key) as file:
+        with Image.open(scenes / "segmentations" / image.key) as file:
             assert np.array_equal(np.asarray(file), known.labels[place].numpy())
-        assert held_out.source.labels[int(known.classes[place])] == picture.label
+        assert held_out.source.labels[int(known.classes[place])] == image.label
     assert int(known.labels.max()) < len(LABELS)
     assert known.depths.shape == (len(held_out), 1, SIDE, SIDE)
 
 
 def test_the_page_tells_all(home: Path) -> None:
-    words, pictures = page(home / "out")
+    words, images = page(home / "out")
     outcome = json.loads((home / "out" / "result.json").read_text())["steps"]["obeyed-depth"]["outcome"]
     assert "9 conditions on the embedded scenes" in words
     assert f"{outcome['score']:.3g} correlation (0.6 asked for)" in words
-    assert pictures >= 2 * (8 * 4 + 3)
+    assert images >= 2 * (8 * 4 + 3)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_the_page_tells_all(home: Path) -> None:
     [
         (("size=[24, 24]",), r"size = 24x24: sides are multiples of 16"),
         (("told=[pose]",), "pose"),
-        (("told=[lowres]", "tokenizer.model.pyramid.stem=1"), "lowres takes a tokenizer of 4"),
+        (("told=[lowres]", "tokenizer.model.autoencoder.patch_size=1"), "lowres takes a tokenizer of 4"),
     ],
 )
 def test_what_cannot_be_done_is_told_before_anything(home: Path, more: tuple[str, ...], message: str) -> None:
@@ -158,7 +158,7 @@ def test_what_cannot_be_done_is_told_before_anything(home: Path, more: tuple[str
         STUDY.plan(STUDY.resolved(asked), asked)
 
 
-def test_pictures_of_which_nothing_is_known_are_refused(home: Path) -> None:
+def test_images_of_which_nothing_is_known_are_refused(home: Path) -> None:
     asked = Asked(data=home, overrides=asking(home).overrides)
     asked = Asked(data=home, overrides=tuple(each for each in asked.overrides if not each.startswith("scenes")))
     asked_for = STUDY.resolved(asked)

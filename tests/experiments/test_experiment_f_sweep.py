@@ -1,4 +1,4 @@
-"""The study `f-sweep`: one window for all priors, crops that fill it, whole pictures laid; and the palette of f = 1."""
+"""The study `f-sweep`: one window for all priors, crops that fill it, whole images laid; and the palette of f = 1."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from smalti.prior_folder import load_prior
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from tests import reference
-from tests.small import SIDE, write_pictures, write_recipe
+from tests.small import SIDE, write_images, write_recipe
 from tests.studied import QUIET, asked, no_weights, page, studied
 
 NAME = "f-sweep"
@@ -38,10 +38,10 @@ def chosen(home: Path) -> dict[str, Any]:
     return {
         "recipe": str(home / "small.yaml"),
         "tokenizer": ["run.length=8"],
-        "prior": ["run.length=128", "run.validate_every=64", "run.picture_every=128"],
+        "prior": ["run.length=128", "run.validate_every=64", "run.sample_every=128"],
         "tokenizers": [
-            {"name": "f2", "changes": ["model.pyramid.multipliers=[1]"]},
-            {"name": "f4", "changes": ["model.pyramid.multipliers=[1, 1]"]},
+            {"name": "f2", "changes": ["model.autoencoder.channel_multipliers=[1]"]},
+            {"name": "f4", "changes": ["model.autoencoder.channel_multipliers=[1, 1]"]},
         ],
         "codebook": 12,
         "palette_rounds": 3,
@@ -52,16 +52,16 @@ def chosen(home: Path) -> dict[str, Any]:
         "held_out_copies": 3,
         "samples": 2,
         "held_out": 0.3,
-        "pictures": 6,
+        "images": 6,
         "shown": 2,
     }
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a recipe, and the study done once in `out`."""
+    """Images, a recipe, and the study done once in `out`."""
     path = tmp_path_factory.mktemp("f-sweep")
-    write_pictures(path / "a")
+    write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"):
         studied(NAME, path / "out", asked(path / "a", chosen(path)))
@@ -92,24 +92,24 @@ def test_all_priors_see_one_window_at_each_f(home: Path, name: str, f: int) -> N
     assert found[f"measure-{name}"]["outcome"]["factor"] == f
 
 
-def test_codes_are_of_parts_of_whole_pictures_not_of_small_ones(home: Path) -> None:
-    """A crop of 4 x 4 pixels of a picture of 16 has the range of a part of it; scaled down, it would have that of the whole."""
+def test_codes_are_of_parts_of_whole_images_not_of_small_ones(home: Path) -> None:
+    """A crop of 4 x 4 pixels of an image of 16 has the range of a part of it; scaled down, it would have that of the whole."""
     shards = open_codes(home / "out" / steps(home)["codes-f1"]["folder"] / "codes")
     palette = tokenizer(home, "f1")
     crops = torch.stack([palette.decode_codes(shards.validation[place, 0].codes[None])[0] for place in range(6)])
     heights = (crops.mean((1, 3)).amax(1) - crops.mean((1, 3)).amin(1)).mean()
-    pictures = [to_tensor(np.asarray(Image.open(path))) for path in sorted((home / "a").rglob("*.png"))]
-    whole = torch.stack([each.mean((0, 2)).amax() - each.mean((0, 2)).amin() for each in pictures]).mean()
+    images = [to_tensor(np.asarray(Image.open(path))) for path in sorted((home / "a").rglob("*.png"))]
+    whole = torch.stack([each.mean((0, 2)).amax() - each.mean((0, 2)).amin() for each in images]).mean()
     assert heights < 0.6 * whole
 
 
 @pytest.mark.parametrize(("name", "f"), FACTORS.items())
-def test_whole_pictures_are_laid_and_depend_on_their_seed_alone(home: Path, name: str, f: int) -> None:
+def test_whole_images_are_laid_and_depend_on_their_seed_alone(home: Path, name: str, f: int) -> None:
     found = steps(home)
     outcome, folder = found[f"samples-{name}"]["outcome"], home / "out" / found[f"samples-{name}"]["folder"]
     assert outcome["codes"] == (SIDE // f) ** 2
-    assert outcome["seconds_a_picture"] > 0
-    assert "frechet" not in outcome, "two pictures are too few"
+    assert outcome["seconds_a_image"] > 0
+    assert "frechet" not in outcome, "two images are too few"
     files = sorted((folder / "samples").glob("*.png"))
     assert [file.stem for file in files] == ["0000", "0001"]
     prior, _ = load_prior(find_model(home / "out" / found[f"prior-{name}"]["folder"], kind="prior"))
@@ -145,27 +145,27 @@ def test_what_was_laid_before_a_stop_is_not_laid_again(
     monkeypatch.setattr(sampling, "_keep", stopping)
     with pytest.raises(KeyboardInterrupt):
         sampling._laid(pipeline, seeds, (8, 8), place)
-    assert kept == [16, 32, 48], "as many codes as a row has, of two pictures"
+    assert kept == [16, 32, 48], "as many codes as a row has, of two images"
     codes, _ = sampling._laid(pipeline, seeds, (8, 8), place)
     assert torch.equal(codes, whole)
     assert min(kept[3:]) >= 48, "it went on from there"
 
 
 def test_the_page_tells_what_was_found(home: Path) -> None:
-    text, pictures = page(home / "out")
+    text, images = page(home / "out")
     assert "a window of 4 x 4 pixels" in text
-    assert "No Frechet distance of the samples is given: 2 pictures for each f are too few." in text
+    assert "No Frechet distance of the samples is given: 2 images for each f are too few." in text
     assert "LPIPS was not measured" in text
-    assert pictures == 4 + 3 * 2 + 2 * 2 * (1 + 3), "the band, a row of samples for each f, originals and what returns"
+    assert images == 4 + 3 * 2 + 2 * 2 * (1 + 3), "the band, a row of samples for each f, originals and what returns"
 
 
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
         ("size=[18, 16]", r"size = 18 x 16 \(height x width\) is not made of the tiles of 4 pixels that f4 has"),
-        ("window=[5, 4]", "a window of 5 x 4 codes of f4 is 20 x 16 pixels, more than the pictures of 16 x 16"),
+        ("window=[5, 4]", "a window of 5 x 4 codes of f4 is 20 x 16 pixels, more than the images of 16 x 16"),
         ("tokenizers=[{name: f1}]", "two tokenizers are called 'f1'"),
-        ("tokenizer.model.quantizer.size=9", "decides model.quantizer.size itself"),
+        ("tokenizer.model.quantizer.codebook_size=9", "decides model.quantizer.codebook_size itself"),
         ("prior.encode.copies=9", "decides encode.copies itself"),
         ("prior.condition=labels", "decides condition itself"),
     ],
@@ -182,36 +182,36 @@ def test_the_scales_are_what_they_say(scale: str) -> None:
     for each in settings.tokenizers:
         laid = [*settings.tokenizer, *each.changes]
         training = resolve(TokenizerTraining, stage="tokenizer", recipe=settings.recipe, overrides=laid)
-        found[each.name] = training.model.pyramid.factor
+        found[each.name] = training.model.autoencoder.factor
     assert found == {f"f{f}": f for f in (2, 4, 8, 16)}
     h, w = settings.window
-    assert settings.size == (16 * h, 16 * w), "at the largest f the window is the whole picture, as in the paper"
+    assert settings.size == (16 * h, 16 * w), "at the largest f the window is the whole image, as in the paper"
     resolve(PriorTraining, stage="prior", recipe=settings.recipe, overrides=settings.prior)
 
 
 # --- the palette ------------------------------------------------------------------------------------------------------
 
 
-def test_each_pixel_takes_its_nearest_colour() -> None:
-    palette = Palette(VQSettings(size=5, dimension=3, normalised=False)).eval()
+def test_each_pixel_takes_its_nearest_color() -> None:
+    palette = Palette(VQSettings(codebook_size=5, codebook_dim=3, l2_normalize=False)).eval()
     torch.nn.init.uniform_(palette.quantizer.get_parameter("codebook"), -1, 1)
     images = torch.rand(2, 3, 4, 6) * 2 - 1
     back, quantized = palette(images)
-    slow = reference.nearest_colours(images, palette.quantizer.get_parameter("codebook"))
+    slow = reference.nearest_colors(images, palette.quantizer.get_parameter("codebook"))
     assert torch.equal(quantized.codes, slow)
     assert torch.allclose(back, palette.decode_codes(slow), atol=1e-6)
     assert (palette.size, palette.factor) == (5, 1)
 
 
-def test_a_palette_of_few_colours_is_found_and_comes_back_from_its_folder(tmp_path: Path) -> None:
-    colours = torch.tensor([[-1.0, -1, -1], [1, 1, 1], [1, -1, 0.5]])
+def test_a_palette_of_few_colors_is_found_and_comes_back_from_its_folder(tmp_path: Path) -> None:
+    colors = torch.tensor([[-1.0, -1, -1], [1, 1, 1], [1, -1, 0.5]])
     codes = torch.randint(3, (4, 8, 8), generator=torch.Generator().manual_seed(0))
-    images = colours[codes].permute(0, 3, 1, 2)
-    palette = fitted_palette(iter([images[:3], images[3:]]), size=3, rounds=10, pictures=4, seed=1)
+    images = colors[codes].permute(0, 3, 1, 2)
+    palette = fitted_palette(iter([images[:3], images[3:]]), size=3, rounds=10, count=4, seed=1)
     assert (palette(images)[0] - images).abs().max() < 1e-5
     palette.save(tmp_path, about={})
     again = load_palette(tmp_path)
     assert again.fingerprint() == palette.fingerprint()
     assert torch.equal(again.encode(images).codes, palette.encode(images).codes)
-    other = fitted_palette(iter([-images]), size=3, rounds=10, pictures=4, seed=1)
+    other = fitted_palette(iter([-images]), size=3, rounds=10, count=4, seed=1)
     assert other.fingerprint() != palette.fingerprint()

@@ -1,4 +1,4 @@
-"""The study `modern-vs-reference`: equal time, equal parameters, the same pictures, and what its figures are."""
+"""The study `modern-vs-reference`: equal time, equal parameters, the same images, and what its figures are."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import TokenizerTraining, resolve
 from smalti.training.run_folder import read_metrics
 from tests import reference
-from tests.small import SIDE, write_pictures, write_recipe
+from tests.small import SIDE, write_images, write_recipe
 from tests.studied import asked, no_weights, page, quick, studied
 
 NAME = "modern-vs-reference"
@@ -48,23 +48,23 @@ NAMES = ["reference", "modern", "no-average"]
 def chosen(home: Path) -> dict[str, Any]:
     recipe = str(home / "small.yaml")
     return {
-        "reference": {"recipe": recipe, "changes": ["objective.adversarial.play=alternating", "model.quantizer.kmeans=0"]},
+        "reference": {"recipe": recipe, "changes": ["objective.adversarial.updates=alternating", "model.quantizer.kmeans_iterations=0"]},
         "modern": {"recipe": recipe},
-        "without": [{"name": "no-average", "changes": ["run.average=0"]}],
+        "without": [{"name": "no-average", "changes": ["run.ema_half_life=0"]}],
         "sets": [{"name": "light", "size": [SIDE, SIDE]}, {"name": "wide", "size": [SIDE, 2 * SIDE], "data": str(home / "a")}],
         "minutes": 0.005,
         "pace_seconds": 0.01,
         "held_out": 0.3,
-        "pictures": 6,
+        "images": 6,
         "shown": 2,
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a recipe, and the study done once in `out`."""
+    """Images, a recipe, and the study done once in `out`."""
     path = tmp_path_factory.mktemp("modern")
-    write_pictures(path / "a")
+    write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"), quick():
         studied(NAME, path / "out", asked(path / "a", chosen(path)))
@@ -88,11 +88,11 @@ def test_the_figures_of_each_set_are_those_of_its_trainings(home: Path, result: 
         measured = steps[f"measure-{given}-{name}"]["outcome"]
         pace = steps[f"pace-{given}-{name}"]["outcome"]
         assert row["psnr"] == measured["result"]["scores"]["psnr"]
-        assert row["pictures"] == run["outcome"]["pictures"] == read_metrics(home / "out" / run["folder"])[-1]["seen"]
+        assert row["images"] == run["outcome"]["images"] == read_metrics(home / "out" / run["folder"])[-1]["seen"]
         assert row["seconds"] == run["outcome"]["curve"][-1]["seconds"]
-        assert row["pictures"] % 4 == 0
-        planned = 60 * 0.005 / pace["seconds_a_picture"]
-        assert max(planned - 4, 4) <= row["pictures"] <= max(planned, 4), "as many as go into the minutes"
+        assert row["images"] % 4 == 0
+        planned = 60 * 0.005 / pace["seconds_a_image"]
+        assert max(planned - 4, 4) <= row["images"] <= max(planned, 4), "as many as go into the minutes"
         assert row["parameters"] == measured["parameters"] == pace["tokenizer"]
     assert compared["rows"]["modern"]["over_modern"]["psnr"] == [0.0, 0.0]
     assert compared["rows"]["reference"]["share"] <= 1, "the reference is as good as itself at its end"
@@ -107,13 +107,13 @@ def test_the_steps_follow_one_another_and_nothing_else_is_timed_meanwhile(result
 
 
 def test_the_page_tells_what_was_found(home: Path, result: dict[str, Any]) -> None:
-    text, pictures = page(home / "out")
+    text, images = page(home / "out")
     rows = result["steps"]["compare-wide"]["outcome"]["rows"]
     assert f"modern way at {rows['modern']['psnr']:.4g}" in text
     assert "What single changes cost: wide" in text
     assert "LPIPS was not measured" in text
     assert "Each was trained once, with one seed." in text
-    assert pictures == 2 + 2 * 2 * 3 * 2, "the band; for each set originals and both, whole and in details"
+    assert images == 2 + 2 * 2 * 3 * 2, "the band; for each set originals and both, whole and in details"
     assert "nan" not in text
 
 
@@ -121,7 +121,7 @@ def test_a_change_of_one_training_leaves_the_others_as_they_are(home: Path, tmp_
     shutil.copytree(home / "out", tmp_path / "out")
     before = json.loads((tmp_path / "out" / "result.json").read_text())["steps"]
     changed = chosen(home)
-    changed["without"] = [{"name": "no-average", "changes": ["optimiser.clip=0"]}]
+    changed["without"] = [{"name": "no-average", "changes": ["optimizer.grad_clip=0"]}]
     with no_weights(tmp_path / "cache"), quick():
         after = studied(NAME, tmp_path / "out", asked(home / "a", changed))["steps"]
     moved = {name for name in after if after[name]["folder"] != before[name]["folder"]}
@@ -134,13 +134,13 @@ def test_a_change_of_one_training_leaves_the_others_as_they_are(home: Path, tmp_
 @pytest.mark.parametrize(
     ("changes", "override", "sentence"),
     [
-        ({"modern": {"recipe": "RECIPE", "changes": ["model.pyramid.width=16"]}}, (), r"reference has \S+ parameters and modern"),
+        ({"modern": {"recipe": "RECIPE", "changes": ["model.autoencoder.base_channels=16"]}}, (), r"reference has \S+ parameters and modern"),
         ({"without": [{"name": "modern"}]}, (), "two trainings are called 'modern'"),
-        ({"sets": [{"name": "a", "size": [8, 8]}] * 2}, (), "two sets of pictures are called 'a'"),
+        ({"sets": [{"name": "a", "size": [8, 8]}] * 2}, (), "two sets of images are called 'a'"),
         ({}, ("tokenizer.run.length=9",), "each training lasts as long as the others; set minutes"),
-        ({}, ("tokenizer.run.average=1",), "the study decides run.average itself"),
+        ({}, ("tokenizer.run.ema_half_life=1",), "the study decides run.ema_half_life itself"),
         ({}, ("prior.run.length=9",), "no prior is trained in this study"),
-        ({}, ("scenes=9",), "pictures are given and no scenes are painted"),
+        ({}, ("scenes=9",), "images are given and no scenes are painted"),
     ],
 )  # fmt: skip
 def test_mistakes_are_sentences_before_anything_is_done(
@@ -178,7 +178,7 @@ def test_each_single_change_is_away_from_modern_to_what_the_reference_has(name: 
 
 def test_all_that_tells_the_two_apart_is_among_the_single_changes() -> None:
     modern, original = flat(as_mapping(training("small-64"))), flat(as_mapping(training("small-reference")))
-    apart = {key for key in modern if modern[key] != original[key] and not key.startswith(("run.", "pictures."))}
+    apart = {key for key in modern if modern[key] != original[key] and not key.startswith(("run.", "images."))}
     changed = {change.partition("=")[0] for changes in without().values() for change in changes}
     assert apart - changed == set()
 
@@ -195,7 +195,9 @@ def test_all_trainings_of_a_scale_have_about_as_many_parameters(scale: str) -> N
 
 
 def test_parameters_are_those_of_the_networks() -> None:
-    small = training("small-64", "model.pyramid.width=16", "objective.adversarial.discriminator.width=8")
+    small = training(
+        "small-64", "model.autoencoder.base_channels=16", "objective.adversarial.discriminator.base_channels=8"
+    )
     judge = DISCRIMINATORS["patch"](small.objective.adversarial.discriminator)
     counts = [sum(each.numel() for each in network.parameters()) for network in (VQGAN(small.model), judge)]
     assert list(weights(small)) == counts
@@ -216,10 +218,10 @@ def test_parameters_may_differ_by_a_share() -> None:
 
 def test_a_training_is_as_long_as_the_minutes_allow() -> None:
     small = training("small-64")
-    run = lasting(small, minutes=2.0, seconds_a_picture=0.7).run
-    assert run.length == 168, "120 seconds are 171.4 pictures, in batches of 4"
+    run = lasting(small, minutes=2.0, seconds_a_image=0.7).run
+    assert run.length == 168, "120 seconds are 171.4 images, in batches of 4"
     assert (run.validate_every, run.checkpoint_every) == (14, 56)
-    assert lasting(small, minutes=1e-6, seconds_a_picture=1.0).run.length == 4, "at least a step"
+    assert lasting(small, minutes=1e-6, seconds_a_image=1.0).run.length == 4, "at least a step"
 
 
 def test_the_pace_is_taken_away_from_the_borders_between_phases() -> None:
@@ -227,14 +229,14 @@ def test_the_pace_is_taken_away_from_the_borders_between_phases() -> None:
     small = nominal(training("small-64"))
     assert small.run.length == NOMINAL
     game = small.objective.adversarial
-    borders = [0.0, small.codes_from, game.start, game.start + game.ramp, 1.0]
+    borders = [0.0, small.quantize_from, game.start, game.start + game.ramp, 1.0]
     places = [(2 * number + 1) / (2 * PLACES) for number in range(PLACES)]
     assert min(abs(place - border) for place in places for border in borders) * NOMINAL > 100 * small.run.batch
     assert any(place < game.start for place in places)
     assert any(place > game.start + game.ramp for place in places)
 
 
-def test_looking_at_held_out_pictures_is_no_training() -> None:
+def test_looking_at_held_out_images_is_no_training() -> None:
     lines = [
         {"part": "train", "seen": 4, "elapsed": 2.0},
         {"part": "validation", "seen": 4, "elapsed": 5.0, "psnr": 9.0, "perceptual": 0.5},
@@ -275,14 +277,14 @@ def test_the_pace_is_the_mean_over_all_phases_of_the_step_that_is_neither_fast_n
     monkeypatch.setattr(equal_time, "_step", step)
     monkeypatch.setattr(equal_time, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     found = equal_time.taken(nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0)
-    assert found == pytest.approx(2.0 / 4), "a mean step takes 2 seconds and has 4 pictures"
+    assert found == pytest.approx(2.0 / 4), "a mean step takes 2 seconds and has 4 images"
     assert len(set(seen_at)) == PLACES
     assert POINTS > SAVED
 
 
-def test_pictures_need_not_be_given_where_every_set_names_its_own() -> None:
+def test_images_need_not_be_given_where_every_set_names_its_own() -> None:
     sets = "sets=[{name: a, data: stones, size: [64, 64]}, {name: b, data: %s, size: [64, 64]}]"
     asked = Asked(scale="small", overrides=(sets % "leaves",))
     assert [each.data for each in STUDIES["modern-vs-reference"].resolved(asked).sets] == ["stones", "leaves"]
-    with pytest.raises(SmaltiError, match="give the pictures with --data"):
+    with pytest.raises(SmaltiError, match="give the images with --data"):
         STUDIES["modern-vs-reference"].resolved(Asked(scale="small", overrides=(sets % "null",)))

@@ -28,7 +28,7 @@ from smalti.pipeline import Pipeline
 from smalti.prior import nats
 from smalti.prior.order import ORDERS, Order
 from smalti.prior_folder import load_prior
-from tests.small import SIDE, write_pictures, write_recipe
+from tests.small import SIDE, write_images, write_recipe
 from tests.studied import asked, no_weights, page, studied
 
 NAME = "orders"
@@ -41,7 +41,11 @@ def chosen(home: Path) -> dict[str, Any]:
     return {
         "recipe": str(home / "small.yaml"),
         "tokenizer": ["run.length=16"],
-        "prior": [f"run.length={LENGTH}", "network={name: gpt, layers: 1, width: 16, heads: 2}", "optimiser.rate=2e-3"],
+        "prior": [
+            f"run.length={LENGTH}",
+            "network={name: gpt, layers: 1, embed_dim: 16, heads: 2}",
+            "optimizer.lr=2e-3",
+        ],
         "size": [SIDE, SIDE],
         "copies": 2,
         "held_out": 0.3,
@@ -51,9 +55,9 @@ def chosen(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a recipe, and the study done once in `out`, with all orders there are."""
+    """Images, a recipe, and the study done once in `out`, with all orders there are."""
     path = tmp_path_factory.mktemp("orders")
-    write_pictures(path / "a")
+    write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 2)
@@ -74,21 +78,19 @@ def folder(home: Path, found: dict[str, Any], step: str) -> Path:
 
 
 def held_out(home: Path, found: dict[str, Any]) -> torch.Tensor:
-    """The codes of the held-out pictures, (B,h,w)."""
+    """The codes of the held-out images, (B,h,w)."""
     shards = open_codes(folder(home, found, "codes") / "codes")
     return torch.stack([shards.validation[place, 0].codes for place in range(len(shards.validation))])
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_figures_are_those_of_the_model_on_the_held_out_pictures(
-    home: Path, found: dict[str, Any], order: Order
-) -> None:
+def test_figures_are_those_of_the_model_on_the_held_out_images(home: Path, found: dict[str, Any], order: Order) -> None:
     prior, _ = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
     assert prior.order == order
     compared = found["compare"]["outcome"]
     assert compared["parameters"] == sum(weight.numel() for weight in prior.parameters())
     codes = held_out(home, found)
-    assert compared["pictures"] == len(codes) > 1
+    assert compared["images"] == len(codes) > 1
     with torch.no_grad():
         each = nats(prior, prior.null_prefix(len(codes)), codes)  # (B,h,w)
     row = compared["rows"][order]
@@ -100,7 +102,7 @@ def test_figures_are_those_of_the_model_on_the_held_out_pictures(
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_differences_from_raster_are_picture_by_picture(home: Path, found: dict[str, Any], order: Order) -> None:
+def test_differences_from_raster_are_image_by_image(home: Path, found: dict[str, Any], order: Order) -> None:
     codes, values = held_out(home, found), {}
     for name in (order, RASTER):
         prior, _ = load_prior(find_model(folder(home, found, f"prior-{name}"), kind="prior"))
@@ -147,12 +149,12 @@ def test_turns_are_averaged_in_parts() -> None:
     assert by_part([4.0, 2.0]) == [(1.0, 4.0), (2.0, 2.0)]
 
 
-def test_a_picture_of_an_order_is_darker_where_codes_come_later() -> None:
-    picture = shown("spiral_out", (2, 2), size=(4, 6))
-    assert picture.shape == (4, 6)
-    first, second, third, fourth = picture[2, 0], picture[0, 0], picture[0, 3], picture[3, 5]
+def test_a_image_of_an_order_is_darker_where_codes_come_later() -> None:
+    image = shown("spiral_out", (2, 2), size=(4, 6))
+    assert image.shape == (4, 6)
+    first, second, third, fourth = image[2, 0], image[0, 0], image[0, 3], image[3, 5]
     assert first > second > third > fourth
-    assert (picture[:2, :3] == second).all()
+    assert (image[:2, :3] == second).all()
 
 
 def test_a_difference_in_words() -> None:
@@ -175,7 +177,7 @@ def test_orders_are_told_apart_by_two_standard_errors() -> None:
 
 
 def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> None:
-    text, pictures = page(home / "out")
+    text, images = page(home / "out")
     rows = found["compare"]["outcome"]["rows"]
     assert f"row major has {rows[RASTER]['nats']:.3f} nats a code" in text
     best = ranked(rows)[0]
@@ -184,7 +186,7 @@ def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> Non
     for order in told_apart(rows).alike:
         row = rows[order]
         assert f"{CALLED[order]} ({signed(row['over_raster'], row['error'])})" in text
-    assert pictures == len(ORDERS) * (1 + SEEDS)
+    assert images == len(ORDERS) * (1 + SEEDS)
     assert "nan" not in text.lower().split()
 
 
@@ -193,7 +195,7 @@ def test_fewer_orders_train_nothing_anew(home: Path, tmp_path: Path, found: dict
     with no_weights(home / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 2)
         patch.setattr(prior_steps, "trained_prior", None)
-        patch.setattr(study, "laid_pictures", None)
+        patch.setattr(study, "laid_images", None)
         again = studied(NAME, home / "out", asked(home / "a", few))["steps"]
         compared = again.pop("compare")["outcome"]["rows"]
         assert again == {name: found[name] for name in again}
@@ -218,9 +220,9 @@ def test_every_scale_can_be_planned(home: Path, scale: str) -> None:
         ("orders=[raster, hilbert]", "hilbert|'raster'"),
         ("prior.network.order=random", "decides network.order itself"),
         ("prior.run.patience=3", "decides run.patience itself"),
-        ("tokenizer.pictures.size=[8, 8]", "decides pictures.size itself"),
+        ("tokenizer.images.size=[8, 8]", "decides images.size itself"),
         ("scenes=3", "no scenes are painted"),
-        ('prior=["network={name: pixelsnail, layers: 1, residuals: 1, width: 20, heads: 2}"]', "raster"),
+        ('prior=["network={name: pixelsnail, layers: 1, res_blocks: 1, embed_dim: 20, heads: 2}"]', "raster"),
     ],
 )
 def test_mistakes_are_sentences(home: Path, tmp_path: Path, override: str, sentence: str) -> None:

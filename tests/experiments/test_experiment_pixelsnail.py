@@ -24,7 +24,7 @@ from smalti.prior_folder import load_prior
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.prior_networks import Codes
 from smalti.training.run_folder import read_metrics
-from tests.small import SIDE, write_pictures, write_recipe
+from tests.small import SIDE, write_images, write_recipe
 from tests.studied import asked, no_weights, page, studied
 
 NAME = "transformer-vs-pixelsnail"
@@ -38,10 +38,10 @@ def chosen(home: Path) -> dict[str, Any]:
         "recipe": str(home / "small.yaml"),
         "tokenizer": ["run.length=16"],
         "prior": [f"run.length={LENGTH}"],
-        "transformer": ["network={name: transformer, layers: 2, width: 24, heads: 2}"],
+        "transformer": ["network={name: transformer, layers: 2, embed_dim: 24, heads: 2}"],
         "pixelsnail": [
-            "network={name: pixelsnail, layers: 1, residuals: 1, width: 20, heads: 2}",
-            "optimiser.rate=2e-3",
+            "network={name: pixelsnail, layers: 1, res_blocks: 1, embed_dim: 20, heads: 2}",
+            "optimizer.lr=2e-3",
         ],
         "parameters_within": 0.2,
         "size": [SIDE, SIDE],
@@ -53,9 +53,9 @@ def chosen(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a recipe, and the study done once in `out`."""
+    """Images, a recipe, and the study done once in `out`."""
     path = tmp_path_factory.mktemp("pixelsnail")
-    write_pictures(path / "a")
+    write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 4)
@@ -80,7 +80,7 @@ def test_figures_are_those_of_the_models_on_the_held_out_codes(home: Path, name:
     shards = open_codes(home / "out" / found["codes"]["folder"] / "codes")
     assert shards.meta.grid == (4, 4)
     codes = torch.stack([shards.validation[place, 0].codes for place in range(len(shards.validation))])
-    assert found["compare"]["outcome"]["pictures"] == len(codes) == found["codes"]["outcome"]["held_out"]
+    assert found["compare"]["outcome"]["images"] == len(codes) == found["codes"]["outcome"]["held_out"]
     with torch.no_grad():
         values = nats(prior, prior.null_prefix(len(codes)), codes).mean(dim=(1, 2))
     assert row["nats"] == pytest.approx(values.mean().item(), abs=1e-4)
@@ -89,7 +89,7 @@ def test_figures_are_those_of_the_models_on_the_held_out_codes(home: Path, name:
     assert row["last_nats"] == points[-1]["nats"]
 
 
-def test_differences_are_picture_by_picture(home: Path) -> None:
+def test_differences_are_image_by_image(home: Path) -> None:
     rows = steps(home)["compare"]["outcome"]["rows"]
     assert rows[PIXELSNAIL]["over_pixelsnail"] == rows[PIXELSNAIL]["error"] == 0
     for name in (SAME_STEPS, SAME_TIME):
@@ -132,7 +132,7 @@ def test_the_clock_stands_still_while_held_out_codes_are_looked_at() -> None:
 
 
 def test_the_page_tells_what_was_found(home: Path) -> None:
-    text, pictures = page(home / "out")
+    text, images = page(home / "out")
     rows = steps(home)["compare"]["outcome"]["rows"]
     assert f"{rows[SAME_STEPS]['nats']:.3f} nats a code for the transformer, {rows[PIXELSNAIL]['nats']:.3f}" in text
     better = rows[SAME_STEPS]["over_pixelsnail"] < 0
@@ -141,7 +141,7 @@ def test_the_page_tells_what_was_found(home: Path) -> None:
     assert verdict in text.partition("After as long a time")[0]
     assert "Held-out codes over time" in text
     assert "nan" not in text.lower().split()
-    assert pictures == 3
+    assert images == 3
 
 
 def test_a_finished_study_is_not_done_again(home: Path) -> None:
@@ -160,11 +160,11 @@ def test_parameters_are_about_equal_at_every_scale(scale: str) -> None:
         TokenizerTraining,
         stage="tokenizer",
         recipe=settings.recipe,
-        overrides=[*settings.tokenizer, f"pictures.size={list(settings.size)}"],
+        overrides=[*settings.tokenizer, f"images.size={list(settings.size)}"],
     )
-    f = tokenizer.model.pyramid.factor
+    f = tokenizer.model.autoencoder.factor
     read = Codes(
-        size=tokenizer.model.quantizer.size,
+        size=tokenizer.model.quantizer.codebook_size,
         grid=(settings.size[0] // f, settings.size[1] // f),
         condition_size=0,
         prefix=1,
@@ -181,8 +181,8 @@ def test_a_training_of_another_length_validates_as_often(home: Path) -> None:
     training = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=[])
     for length in (640, 10**6):
         run = of_length(training.run, length)
-        assert run.length == run.picture_every == length
-        assert run.report_every == run.validate_every == math.ceil(length / POINTS)
+        assert run.length == run.sample_every == length
+        assert run.log_every == run.validate_every == math.ceil(length / POINTS)
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_a_training_of_another_length_validates_as_often(home: Path) -> None:
             "parameters_within=0.001",
             r"transformer-steps has [\d,]+ parameters and pixelsnail [\d,]+: [+-]\d+%, where 0% is allowed",
         ),
-        ("prior.network.width=9", "decides network.width itself"),
+        ("prior.network.embed_dim=9", "decides network.embed_dim itself"),
         ("prior.run.patience=3", "decides run.patience itself"),
         ("prior.condition=labels", "decides condition itself"),
-        ("tokenizer.pictures.size=[8, 8]", "decides pictures.size itself"),
+        ("tokenizer.images.size=[8, 8]", "decides images.size itself"),
         ("scenes=3", "no scenes are painted"),
     ],
 )

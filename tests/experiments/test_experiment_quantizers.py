@@ -1,4 +1,4 @@
-"""The study `quantizers`: one of each, as many codes, as many pictures, and figures that are those of its models."""
+"""The study `quantizers`: one of each, as many codes, as many images, and figures that are those of its models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smalti.experiments.experiment_registry import STUDIES
 from smalti.tokenizer.quantizers import QUANTIZERS
 from smalti.training.config import TokenizerTraining, resolve
 from smalti.training.run_folder import read_metrics
-from tests.small import SIDE, write_pictures, write_recipe
+from tests.small import SIDE, write_images, write_recipe
 from tests.studied import asked, no_weights, page, quick, studied
 
 NAME = "quantizers"
@@ -39,16 +39,16 @@ def chosen(home: Path) -> dict[str, Any]:
         "size": [SIDE, SIDE],
         "pace_seconds": 0.01,
         "held_out": 0.3,
-        "pictures": 6,
+        "images": 6,
         "shown": 2,
     }
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a recipe, and the study done once in `out`."""
+    """Images, a recipe, and the study done once in `out`."""
     path = tmp_path_factory.mktemp("quantizers")
-    write_pictures(path / "a")
+    write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"), quick():
         studied(NAME, path / "out", asked(path / "a", chosen(path)))
@@ -61,18 +61,18 @@ def test_each_is_trained_timed_and_measured(home: Path, name: str) -> None:
     measured, run = found[f"measure-{name}"]["outcome"], home / "out" / found[f"tokenizer-{name}"]["folder"]
     assert measured["codes"] == 16
     assert read_metrics(run)[-1]["seen"] == 16
-    assert found[f"pace-{name}"]["outcome"]["seconds_a_picture"] > 0
+    assert found[f"pace-{name}"]["outcome"]["seconds_a_image"] > 0
     assert 1 <= measured["result"]["scores"]["perplexity"] <= 16
     text, _ = page(home / "out")
     assert f"{name} has {measured['result']['scores']['codes_in_use']:.0%} in use" in text
 
 
 def test_the_page_tells_what_was_found_and_what_is_missing(home: Path) -> None:
-    text, pictures = page(home / "out")
+    text, images = page(home / "out")
     assert "By PSNR" in text
     assert "LPIPS was not measured" in text
     assert "times the training time that it costs" in text
-    assert pictures == 2 + 2 * 2 * (1 + len(SMALL))
+    assert images == 2 + 2 * 2 * (1 + len(SMALL))
     assert "nan" not in text
 
 
@@ -85,7 +85,7 @@ def test_every_quantizer_there_is_is_compared_with_as_many_codes(scale: str) -> 
         training = resolve(TokenizerTraining, stage="tokenizer", recipe=settings.recipe, overrides=laid)
         found[each.name] = training.model.quantizer
     assert {quantizer.name for quantizer in found.values()} == set(QUANTIZERS)
-    sizes = [quantizer.size for quantizer in found.values()]
+    sizes = [quantizer.codebook_size for quantizer in found.values()]
     assert max(sizes) - min(sizes) <= 0.03 * max(sizes)
     assert all(math.log2(size) > 8.9 for size in sizes)
 
@@ -93,7 +93,7 @@ def test_every_quantizer_there_is_is_compared_with_as_many_codes(scale: str) -> 
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("tokenizer.model.quantizer.size=9", "decides model.quantizer.size itself"),
+        ("tokenizer.model.quantizer.codebook_size=9", "decides model.quantizer.codebook_size itself"),
         ("tokenizer.model={}", "decides model itself"),
         ("quantizers=[{name: a}, {name: a}]", "two quantizers are called 'a'"),
         ("prior.run.length=9", "no prior is trained in this study"),

@@ -1,4 +1,4 @@
-"""The study `window`: every way lays the same sizes and is asked for the same real pictures; figures are those of models."""
+"""The study `window`: every way lays the same sizes and is asked for the same real images; figures are those of models."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from smalti.experiments.experiment_registry import STUDIES
 from smalti.experiments.page_parts import pixels, signed
 from smalti.experiments.window import experiment as study
 from smalti.experiments.window.metrics import cut, joined, roughness, seams, sequential
-from smalti.experiments.window.page import CALLED, COORDINATES, NEIGHBOURHOOD, TILES, WHOLE, WINDOW, growing, named
+from smalti.experiments.window.page import CALLED, COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, growing, named
 from smalti.generation.code_sampler import Sampler, finished, unknown
 from smalti.hub.pretrained import find_model
 from smalti.images.io import to_array, to_tensor
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
-from smalti.prior import Neighbourhood, NeighbourhoodSettings, after_middle, nats
+from smalti.prior import Neighborhood, NeighborhoodSettings, after_middle, nats
 from smalti.prior.window import Window, window_over
 from smalti.prior_folder import load_prior
 from tests.generation.test_code_sampler import small
@@ -40,11 +40,11 @@ from tests.small import write_recipe
 from tests.studied import page, studied
 
 STUDY = STUDIES["window"]
-F, LEVELS, HELD_OUT, PICTURES, SAMPLES = 4, 16, 0.3, 5, 3
+F, LEVELS, HELD_OUT, IMAGES, SAMPLES = 4, 16, 0.3, 5, 3
 SMALLEST, MIDDLE, LARGEST = (2, 2), (4, 4), (4, 8)
 PLACES = {SMALLEST: (8, 8), MIDDLE: (16, 16), LARGEST: (16, 32)}
 """Grids, and their pixels."""
-GROWING = (WINDOW, COORDINATES, NEIGHBOURHOOD)
+GROWING = (WINDOW, COORDINATES, NEIGHBORHOOD)
 LAID = [(way, grid) for grid in PLACES for way in GROWING]
 LAID += [(TILES, MIDDLE), (TILES, LARGEST), (WHOLE, LARGEST)]
 
@@ -53,9 +53,9 @@ def asking(home: Path, *more: str, **changed: Any) -> Asked:
     chosen = {
         "recipe": str(home / "small.yaml"),
         "tokenizer": ["run.length=8"],
-        "prior": ["run.length=64", "run.batch=8", "run.report_every=32", "run.validate_every=32"],
-        "transformer": ["network={layers: 1, width: 16, heads: 2}"],
-        "neighbourhood": ["network={name: neighbourhood, reach: 2, layers: 1, width: 16, heads: 2}"],
+        "prior": ["run.length=64", "run.batch=8", "run.log_every=32", "run.validate_every=32"],
+        "transformer": ["network={layers: 1, embed_dim: 16, heads: 2}"],
+        "neighborhood": ["network={name: neighborhood, radius: 2, layers: 1, embed_dim: 16, heads: 2}"],
         "parameters_within": 0.2,
         "levels": LEVELS,
         "window": SMALLEST,
@@ -65,7 +65,7 @@ def asking(home: Path, *more: str, **changed: Any) -> Asked:
         "crop": [16, 16],
         "copies": 2,
         "held_out": HELD_OUT,
-        "pictures": PICTURES,
+        "images": IMAGES,
         "samples": SAMPLES,
         "shown": 2,
         "judge_steps": 1,
@@ -75,9 +75,9 @@ def asking(home: Path, *more: str, **changed: Any) -> Asked:
     return Asked(overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *more))
 
 
-def brightness(pictures: condition_fidelity.Pictures) -> Obeyed:
-    """In place of what the judge sees: which pictures it is shown."""
-    return Obeyed(float(pictures.told.mean()), 0.0, 0.0, 0.0, 0.0)
+def brightness(images: condition_fidelity.ComparedImages) -> Obeyed:
+    """In place of what the judge sees: which images it is shown."""
+    return Obeyed(float(images.told.mean()), 0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +113,13 @@ def held_out(home: Path, found: dict[str, Any], grid: tuple[int, int]) -> tuple[
     """Scenes that no training saw, cut by hand as large as they are -> their codes (B,h,w), and where each part lies."""
     source = open_source(folder(home, found, "scenes") / "images")
     tokenizer, (H, W) = load_tokenizer(folder(home, found, "tokenizer")), PLACES[grid]
-    _, others = split(source.pictures, validation=HELD_OUT)
-    assert len(others) > PICTURES
+    _, others = split(source.images, validation=HELD_OUT)
+    assert len(others) > IMAGES
     cuts, places = [], []
-    for index in range(PICTURES):
-        picture = others[index * len(others) // PICTURES]
+    for index in range(IMAGES):
+        image = others[index * len(others) // IMAGES]
         view = RandomCrop(zoom=(2.0, 2.0), flip=False).view((16, 32), (H, W), seed=1, draw=index)
-        whole = pixels(source.path / picture.key)
+        whole = pixels(source.path / image.key)
         cuts.append(to_tensor(whole[view.top : view.top + H, view.left : view.left + W]))
         places.append(Within(view.top, view.left, (16, 32)))
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_held_out_codes_are_those_of_crops_as_large_as_they_are(
 def by_hand(pipeline: Pipeline, way: str, codes: Tensor, places: list[Within]) -> Tensor:
     """Codes (B,h,w) -> nats a code (B,), each code under a window of its own."""
     prior, (B, h, w) = pipeline.prior, codes.shape
-    if way in (NEIGHBOURHOOD, WHOLE):
+    if way in (NEIGHBORHOOD, WHOLE):
         return nats(prior, prior.null_prefix(B), codes).mean((1, 2))
     told = pipeline.prefixes(places if way == COORDINATES else [None] * B, grid=(h, w))
     each = torch.zeros(B, h, w)
@@ -166,7 +166,7 @@ def test_likelihoods_are_those_of_the_models_as_they_lay(
 ) -> None:
     codes, places = held_out(home, found, grid)
     compared = found[f"compare-{named(grid)}"]["outcome"]
-    assert compared["pictures"] == PICTURES
+    assert compared["images"] == IMAGES
     with torch.no_grad():
         values = {each: by_hand(pipeline_of(home, found, each), each, codes, places).double() for each in {way, WINDOW}}
     row, gains = compared["rows"][way], values[way] - values[WINDOW]
@@ -176,7 +176,7 @@ def test_likelihoods_are_those_of_the_models_as_they_lay(
 
 
 @pytest.mark.parametrize(("way", "grid"), LAID)
-def test_pictures_are_what_the_program_lays(home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]) -> None:
+def test_images_are_what_the_program_lays(home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]) -> None:
     pipeline = pipeline_of(home, found, way)
     if way == TILES:
         columns, number = grid[1] // 2, grid[0] * grid[1] // 4
@@ -184,8 +184,8 @@ def test_pictures_are_what_the_program_lays(home: Path, found: dict[str, Any], w
         tiles = finished(pipeline.lay([None] * len(known), known, sampler=Sampler(), seeds=seeds))
         codes = torch.zeros(SAMPLES, *grid, dtype=torch.int64)
         for place, tile in enumerate(tiles):
-            picture, (row, column) = place // number, divmod(place % number, columns)
-            codes[picture, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = tile
+            index, (row, column) = place // number, divmod(place % number, columns)
+            codes[index, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = tile
     else:
         known = unknown(SAMPLES, grid)
         codes = finished(pipeline.lay([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES)))
@@ -196,7 +196,7 @@ def test_pictures_are_what_the_program_lays(home: Path, found: dict[str, Any], w
 
 
 @pytest.mark.parametrize(("way", "grid"), [*LAID, ("real", MIDDLE), ("real", LARGEST)])
-def test_seams_and_structure_are_those_of_the_pictures(
+def test_seams_and_structure_are_those_of_the_images(
     home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]
 ) -> None:
     compared = found[f"compare-{named(grid)}"]["outcome"]
@@ -226,7 +226,7 @@ def test_priors_that_grow_see_the_same_batches(home: Path, found: dict[str, Any]
     fewer = {**trainings[WINDOW], "run": {**trainings[WINDOW]["run"], "batch": 1}}
     assert trainings[f"{WHOLE}-{named(LARGEST)}"] == fewer, "as many codes a step"
     assert trainings[COORDINATES] == {**trainings[WINDOW], "condition": "coordinates"}
-    assert trainings[NEIGHBOURHOOD] == {**trainings[WINDOW], "network": trainings[NEIGHBOURHOOD]["network"]}
+    assert trainings[NEIGHBORHOOD] == {**trainings[WINDOW], "network": trainings[NEIGHBORHOOD]["network"]}
     assert [note["after"][1] for note in notes.values()] == ["codes-2x2"] * 3 + ["codes-4x8"]
     copies = [found[f"codes-{named(grid)}"]["outcome"]["training"] for grid in PLACES]
     assert copies[0] == 2 * copies[1] == 2 * copies[2], "two crops of a window, and one of what is larger"
@@ -244,7 +244,7 @@ def test_parameters_are_those_of_the_models(home: Path, found: dict[str, Any]) -
 def test_steps_are_those_of_the_size(found: dict[str, Any], way: str, grid: tuple[int, int]) -> None:
     (h, w), reach = grid, 2
     under_window = max(map(max, earliest(torch.ones(h, w, dtype=torch.bool), SMALLEST, middle=after_middle)))
-    others = {TILES: 2 * 2, NEIGHBOURHOOD: w + (h - 1) * min(reach + 1, w), WHOLE: h * w}
+    others = {TILES: 2 * 2, NEIGHBORHOOD: w + (h - 1) * min(reach + 1, w), WHOLE: h * w}
     wanted = others.get(way, under_window)
     assert found[f"compare-{named(grid)}"]["outcome"]["rows"][way]["steps"] == wanted
 
@@ -252,8 +252,8 @@ def test_steps_are_those_of_the_size(found: dict[str, Any], way: str, grid: tupl
 def test_steps_are_the_waves_of_the_documentation() -> None:
     window = small(grid=(4, 4), prefix=1, condition_size=0)
     assert [sequential(window, grid) for grid in ((4, 4), (5, 12))] == [16, 12 + 4 * 4]
-    settings = NeighbourhoodSettings(size=5, grid=(4, 4), reach=2, layers=1, width=16, heads=2)
-    assert sequential(Neighbourhood(settings), (5, 12)) == 12 + 4 * 3
+    settings = NeighborhoodSettings(codebook_size=5, grid=(4, 4), radius=2, layers=1, embed_dim=16, heads=2)
+    assert sequential(Neighborhood(settings), (5, 12)) == 12 + 4 * 3
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
@@ -286,7 +286,7 @@ def test_a_ramp_has_no_seams() -> None:
 
 
 def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> None:
-    text, pictures = page(home / "out")
+    text, images = page(home / "out")
     rows = found[f"compare-{named(LARGEST)}"]["outcome"]["rows"]
     assert f"have {rows[WINDOW]['nats']:.3f} nats a code" in text
     best = growing(rows)[0]
@@ -297,7 +297,7 @@ def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> Non
             assert f"{CALLED[way]} {signed(row['over_window'], row['error'])}" in text
     assert f"pixels jump {rows[TILES]['seams']:.2f} times" in text
     rows_of = {grid: 1 + sum(each == grid for _, each in LAID) for grid in PLACES}
-    assert pictures == 2 * rows_of[SMALLEST] + 2 * rows_of[MIDDLE] + rows_of[LARGEST], "the widest one a row"
+    assert images == 2 * rows_of[SMALLEST] + 2 * rows_of[MIDDLE] + rows_of[LARGEST], "the widest one a row"
     assert "nan" not in text.lower().split()
 
 
@@ -305,7 +305,7 @@ def test_one_size_less_trains_nothing_anew(home: Path, found: dict[str, Any]) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(condition_fidelity, "heights", brightness)
         patch.setattr(study, "train_prior", None)
-        patch.setattr(study, "laid_pictures", None)
+        patch.setattr(study, "laid_images", None)
         again = studied("window", home / "out", asking(home, sizes=[LARGEST]))["steps"]
         again.pop("structure")
         assert again == {name: found[name] for name in again}
@@ -331,10 +331,10 @@ def test_every_scale_can_be_planned(scale: str) -> None:
         ({"sizes": [[2, 4]], "whole": []}, "", "that are as high as the scenes, 16 pixels"),
         ({"window": [2, 1], "sizes": [[4, 3]], "whole": []}, "", "sides of multiples of 8"),
         ({"whole": [[2, 4]]}, "", "whole has 2x4, which is none of sizes"),
-        ({"neighbourhood": ["network={name: neighbourhood, width: 64}"]}, "", "neighbourhood=\\[...\\], or set parameters_wi"),
+        ({"neighborhood": ["network={name: neighborhood, embed_dim: 64}"]}, "", "neighborhood=\\[...\\], or set parameters_wi"),
         ({}, "prior.network.layers=2", "decides network.layers itself"),
         ({}, "prior.condition=nothing", "decides condition itself"),
-        ({}, "tokenizer.pictures.size=[8, 8]", "decides pictures.size itself"),
+        ({}, "tokenizer.images.size=[8, 8]", "decides images.size itself"),
     ],
 )  # fmt: skip
 def test_mistakes_are_sentences(
@@ -345,6 +345,6 @@ def test_mistakes_are_sentences(
     assert not (tmp_path / "out").exists(), "nothing is begun"
 
 
-def test_pictures_without_known_sky_are_refused(home: Path, found: dict[str, Any], tmp_path: Path) -> None:
+def test_images_without_known_sky_are_refused(home: Path, found: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="leave --data out"):
         studied("window", tmp_path / "out", Asked(data=folder(home, found, "scenes") / "images"))

@@ -17,12 +17,12 @@ from smalti.data.code_shards import open_codes
 from smalti.experiments import steps
 from smalti.experiments.base import Asked, Done, Place, Scale, Step, Study, run_study
 from smalti.experiments.experiment_registry import STUDIES
-from smalti.experiments.steps import Pictures
+from smalti.experiments.steps import Images
 from smalti.reports.report import Report
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.run_folder import read_metrics
-from smalti.training.runs import encode_pictures, train_prior
-from tests.small import RECIPE, write_pictures, write_recipe
+from smalti.training.runs import encode_images, train_prior
+from tests.small import RECIPE, write_images, write_recipe
 
 Work = Callable[[Place], Mapping[str, Any]]
 
@@ -178,7 +178,7 @@ def test_the_result_says_what_was_asked(tmp_path: Path) -> None:
         (Asked(overrides=("first=many",)), "first = 'many'"),
         (Asked(overrides=("first",)), "'first' is not of the form key=value"),
         (Asked(overrides=("first=[",)), "the value is not YAML"),
-        (Asked(scale="small"), "made for a folder of stones; give the pictures with --data"),
+        (Asked(scale="small"), "made for a folder of stones; give the images with --data"),
         (Asked(models=(Path("stone"),)), "trains its own models, stone was given"),
     ],
 )
@@ -203,14 +203,14 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
 def trainings(chosen: Numbers, asked: Asked) -> list[Step]:
     """As the studies to come: a tokenizer, its codes, then priors, the last trained as long as the one before took."""
     assert asked.data is not None
-    pictures, recipe = Pictures.of(asked.data), str(asked.data.parent / "small.yaml")
+    images, recipe = Images.of(asked.data), str(asked.data.parent / "small.yaml")
     tokenizer = steps.varied(recipe, shared=["run.length=16"], overrides=asked.of("tokenizer"), changes=[])
 
     def encode(place: Place) -> dict[str, Any]:
         copies = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[]).encode
         run, shards = place.before["tokenizer"].folder, place.folder / "codes"
-        encode_pictures(run, pictures.path(place), shards, settings=copies, seed=0, progress=lambda done, total: None)
-        return {"pictures": len(open_codes(shards).training)}
+        encode_images(run, images.path(place), shards, settings=copies, seed=0, progress=lambda done, total: None)
+        return {"images": len(open_codes(shards).training)}
 
     def prior(layers: int) -> Work:
         def work(place: Place) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def trainings(chosen: Numbers, asked: Asked) -> list[Step]:
         return work
 
     return [
-        steps.tokenizer("tokenizer", pictures=pictures, training=tokenizer),
+        steps.tokenizer("tokenizer", images=images, training=tokenizer),
         Step(name="codes", settings={}, work=encode, after=("tokenizer",)),
         Step(name="prior-1", settings={"layers": 1}, work=prior(1), after=("tokenizer", "codes")),
         Step(name="prior-2", settings={"layers": 2}, work=prior(2), after=("tokenizer", "codes", "prior-1")),
@@ -232,7 +232,7 @@ def trainings(chosen: Numbers, asked: Asked) -> list[Step]:
 
 
 def test_studies_of_priors_fit(tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "pictures")
+    data = write_images(tmp_path / "images")
     write_recipe(tmp_path / "small.yaml")
     found: dict[str, Done] = {}
 
@@ -241,7 +241,7 @@ def test_studies_of_priors_fit(tmp_path: Path) -> None:
         return Report("Priors", "Compared.")
 
     study = replace(Reckoning().study, plan=trainings, page=page)
-    asked = Asked(data=data, overrides=("prior.network.width=32",))
+    asked = Asked(data=data, overrides=("prior.network.embed_dim=32",))
     run_study("priors", study, tmp_path / "out", asked=asked, console=QUIET)
     assert [found[name].outcome["seen"] for name in ("prior-1", "prior-2")] == [640, 640]
     widths = (found["prior-2"].folder / "config.yaml").read_text()
@@ -250,12 +250,12 @@ def test_studies_of_priors_fit(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_other_workers_goes_on_and_of_other_length_is_another(tmp_path: Path) -> None:
-    pictures = Pictures.of(write_pictures(tmp_path / "pictures"))
+    images = Images.of(write_images(tmp_path / "images"))
     write_recipe(tmp_path / "small.yaml")
 
     def described(*overrides: str) -> Mapping[str, Any]:
         training = steps.varied(str(tmp_path / "small.yaml"), shared=[], overrides=overrides, changes=[])
-        return steps.tokenizer("one", pictures=pictures, training=training).settings
+        return steps.tokenizer("one", images=images, training=training).settings
 
     assert described("run.workers=2") == described() != described("run.length=60")
     assert described()["training"]["model"]["quantizer"]["size"] == RECIPE["tokenizer"]["model"]["quantizer"]["size"]
@@ -269,19 +269,19 @@ def test_what_a_study_varies_is_not_set_over_its_head(tmp_path: Path) -> None:
         steps.varied(recipe, shared=[], overrides=["run.seed=1"], changes=["run.seed=3"])
 
 
-def test_other_pictures_in_the_same_folder_are_other_settings(tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "pictures")
-    before = Pictures.of(data).described
-    assert Pictures.of(data).described == before
+def test_other_images_in_the_same_folder_are_other_settings(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images")
+    before = Images.of(data).described
+    assert Images.of(data).described == before
     next(data.rglob("*.png")).unlink()
-    assert Pictures.of(data).described != before
+    assert Images.of(data).described != before
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_planned_at_every_scale(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALTI_OFFLINE", "1")
     monkeypatch.setenv("SMALTI_CACHE", str(tmp_path))
-    study, data = STUDIES[name], write_pictures(tmp_path / "pictures")
+    study, data = STUDIES[name], write_images(tmp_path / "images")
     assert set(study.scales) == {"tiny", "small", "full"}
     assert study.scales["tiny"].paints
     assert "\n" not in study.about
@@ -300,4 +300,4 @@ def test_the_recipes_of_full_are_what_they_say(tmp_path: Path) -> None:
     for each in chosen.tokenizers:
         laid = [*chosen.training, *each.changes]
         training = resolve(TokenizerTraining, stage="tokenizer", recipe=chosen.recipe, overrides=laid)
-        assert each.name == f"f{training.model.pyramid.factor}-k{training.model.quantizer.size}"
+        assert each.name == f"f{training.model.autoencoder.factor}-k{training.model.quantizer.codebook_size}"

@@ -1,4 +1,4 @@
-"""smalti.generation.code_sampler and window: each step of the ladder, and whole pictures against the plain slow loop."""
+"""smalti.generation.code_sampler and window: each step of the ladder, and whole images against the plain slow loop."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def small_gpt(**changes: Any) -> GPT:
 
 
 def laid(prior: Prior, known: Tensor, *, sampler: Sampler = SAMPLERS["plain"], first: int = 0) -> Tensor:
-    """The finished codes of pictures with labels 0, 1, 2, 0, ... and seeds from `first` on."""
+    """The finished codes of images with labels 0, 1, 2, 0, ... and seeds from `first` on."""
     batch, height, width = known.shape
     prefix = (torch.arange(first, first + batch) % 3)[:, None].expand(-1, prior.prefix)
     seeds = torch.arange(first, first + batch)
@@ -146,12 +146,12 @@ def test_placement_is_the_rule_of_the_original(window: int, more: int) -> None:
         assert 0 <= index - local <= more
 
 
-# Whole pictures
+# Whole images
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("grid", [(4, 4), (3, 2), (5, 5), (2, 6)])
-def test_pictures_are_those_of_the_slow_loop(name: str, grid: tuple[int, int]) -> None:
+def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int]) -> None:
     prior, known = small(), unknown(2, grid)
     codes = laid(prior, known, sampler=SAMPLERS[name])
     for item in range(2):
@@ -198,13 +198,13 @@ def test_codes_come_in_the_order_as_they_are_laid(order: str) -> None:
 
 def test_chance_belongs_to_the_place_in_every_order() -> None:
     """A prior that scores all codes alike takes what the noise of each place says, whenever the place is laid."""
-    pictures = []
+    images = []
     for order in ORDERS:
         prior = small(order=order)
         prior.state_dict()["head.weight"].zero_()
-        pictures.append(laid(prior, unknown(2, (4, 4))))
-    assert all(torch.equal(picture, pictures[0]) for picture in pictures)
-    assert len(set(pictures[0].flatten().tolist())) > 4
+        images.append(laid(prior, unknown(2, (4, 4))))
+    assert all(torch.equal(image, images[0]) for image in images)
+    assert len(set(images[0].flatten().tolist())) > 4
 
 
 @pytest.mark.parametrize("grid", [(4, 3), (8, 8)])
@@ -222,12 +222,12 @@ def test_odd_windows_slide_as_the_slow_loop_does(window: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("name", ["plain", "guided"])
 @pytest.mark.parametrize("grid", [(4, 4), (5, 5)])
-def test_a_picture_does_not_depend_on_its_batch(name: str, grid: tuple[int, int]) -> None:
+def test_a_image_does_not_depend_on_its_batch(name: str, grid: tuple[int, int]) -> None:
     prior = small()
     together = laid(prior, unknown(7, grid), sampler=SAMPLERS[name])
     alone = torch.cat([laid(prior, unknown(1, grid), sampler=SAMPLERS[name], first=item) for item in range(7)])
     assert torch.equal(together, alone)
-    assert len({str(codes.tolist()) for codes in together}) == 7, "all pictures are the same"
+    assert len({str(codes.tolist()) for codes in together}) == 7, "all images are the same"
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (5, 5), (2, 3)])
@@ -332,7 +332,7 @@ def test_a_prefix_for_each_window_is_laid_as_the_slow_loop_does(
         assert torch.equal(codes[item], truth)
 
 
-def test_pictures_can_be_used_for_training_afterwards() -> None:
+def test_images_can_be_used_for_training_afterward() -> None:
     """Codes laid under inference mode cannot be saved for a backward pass."""
     prior = small()
     codes = laid(prior, unknown(1, (4, 4)))
@@ -366,7 +366,7 @@ def test_what_does_not_belong_together_is_told(changes: dict[str, Any], message:
     ("changes", "message"),
     [
         ({"known": unknown(2, (4, 0))}, "grid of 4 x 0 codes"),
-        ({"seeds": torch.arange(3)}, r"for 2 pictures seeds must have the shape \(2,\); they have \(3,\)"),
+        ({"seeds": torch.arange(3)}, r"for 2 images seeds must have the shape \(2,\); they have \(3,\)"),
         ({"seeds": torch.tensor([0, -4])}, "seed -4 is negative"),
         ({"known": unknown(2, (4, 4)) + 10}, "known code 9 is none of this prior's 9"),
     ],

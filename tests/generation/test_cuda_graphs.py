@@ -86,7 +86,7 @@ def test_logits_are_those_of_the_ordinary_call(kind: str, batch: int, first: int
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("guidance", [1.0, 1.8])
-def test_pictures_are_the_same(monkeypatch: pytest.MonkeyPatch, kind: str, guidance: float) -> None:
+def test_images_are_the_same(monkeypatch: pytest.MonkeyPatch, kind: str, guidance: float) -> None:
     prior, seeds, sampler = KINDS[kind](), torch.arange(3), Sampler(temperature=0.9, top_k=7, guidance=guidance)
     prefix, known = drawn(3, prior.prefix, below=3), unknown(3, (4, 4))
     known[:, 1:3, 2] = 1

@@ -1,4 +1,4 @@
-"""What is laid, kept in a file: a stop anywhere, and then the same picture, code for code."""
+"""What is laid, kept in a file: a stop anywhere, and then the same image, code for code."""
 
 from __future__ import annotations
 

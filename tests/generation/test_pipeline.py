@@ -1,4 +1,4 @@
-"""Both stages joined: one seed one picture, any size, streams, completion, and pipelines on disk."""
+"""Both stages joined: one seed one image, any size, streams, completion, and pipelines on disk."""
 
 from __future__ import annotations
 
@@ -37,8 +37,14 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def tokenizer(seed: int = 0) -> VQGAN:
     """A small random tokenizer, f = 4, 16 codes."""
     plain = {
-        "pyramid": {"width": 8, "multipliers": [1], "stem": 4, "blocks": 1, "latent_channels": 4},
-        "quantizer": {"size": 16, "dimension": 4},
+        "autoencoder": {
+            "base_channels": 8,
+            "channel_multipliers": [1],
+            "patch_size": 4,
+            "res_blocks": 1,
+            "latent_channels": 4,
+        },
+        "quantizer": {"codebook_size": 16, "codebook_dim": 4},
     }
     torch.manual_seed(seed)
     return VQGAN(parse(VQGANSettings, plain, where="test"))
@@ -76,27 +82,27 @@ def laid(
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance": 3.0}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}])
-def test_one_seed_is_one_picture(options: dict[str, Any]) -> None:
+def test_one_seed_is_one_image(options: dict[str, Any]) -> None:
     pipe, sampler = pipeline(), Sampler(**options)
     together = laid(pipe, labels=["dusk"] * 7, seed=5, sampler=sampler)
-    pictures = pipe.sample(7, label="dusk", seed=5, **options)
+    images = pipe.sample(7, label="dusk", seed=5, **options)
     assert len({tuple(codes.flatten().tolist()) for codes in together}) == 7
     for place in range(7):
         alone = laid(pipe, labels=["dusk"], seed=5 + place, sampler=sampler)
         assert torch.equal(alone[0], together[place])
-        picture = pipe.sample(1, label="dusk", seed=5 + place, **options)
-        torch.testing.assert_close(picture[0], pictures[place], rtol=1e-4, atol=1e-5)
+        image = pipe.sample(1, label="dusk", seed=5 + place, **options)
+        torch.testing.assert_close(image[0], images[place], rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_are_what_is_promised() -> None:
+def test_images_are_what_is_promised() -> None:
     pipe = pipeline()
     assert pipe.default_size == (12, 16)
-    pictures = pipe.sample(2)
-    assert pictures.shape == (2, 3, 12, 16)
-    assert pictures.dtype == torch.float32
-    assert not pictures.requires_grad
-    assert pictures.abs().max() <= 1
-    assert torch.equal(pictures, pipe.decode(laid(pipe, labels=[None, None])))
+    images = pipe.sample(2)
+    assert images.shape == (2, 3, 12, 16)
+    assert images.dtype == torch.float32
+    assert not images.requires_grad
+    assert images.abs().max() <= 1
+    assert torch.equal(images, pipe.decode(laid(pipe, labels=[None, None])))
 
 
 @pytest.mark.parametrize("size", [(12, 16), (4, 4), (8, 16), (12, 40), (20, 8), (24, 24)])
@@ -184,11 +190,11 @@ def test_a_stream_ends_in_what_is_sampled(size: tuple[int, int] | None) -> None:
     steps = list(pipe.stream(label="dusk", seed=3, size=size))
     assert len(steps) == codes.shape[1]
     assert torch.equal(steps[-1], pipe.sample(label="dusk", seed=3, size=size)[0])
-    for rows, picture in enumerate(steps, start=1):
-        assert picture.shape == steps[-1].shape
-        shown = int((picture != 0).any(0).sum()) / 16  # codes, of 4 x 4 pixels each
+    for rows, image in enumerate(steps, start=1):
+        assert image.shape == steps[-1].shape
+        shown = int((image != 0).any(0).sum()) / 16  # codes, of 4 x 4 pixels each
         assert rows * codes.shape[2] <= shown < (rows + 1) * codes.shape[2]
-        assert size is not None or (picture[:, 4 * rows :] == 0).all()
+        assert size is not None or (image[:, 4 * rows :] == 0).all()
 
 
 # --- completion and reconstruction ---------------------------------------------------------------------------------
@@ -210,11 +216,11 @@ def test_completion_keeps_known_codes_and_lays_the_others() -> None:
         assert torch.equal(
             codes[place], reference.sampled(pipe.prior, prefixes, start, sampler=Sampler(), seed=2 + place)
         )
-    pictures = pipe.complete(images, known, values=["dusk", None], sampler=Sampler(), seed=2)
-    assert torch.equal(pictures, pipe.decode(codes))
+    completed = pipe.complete(images, known, values=["dusk", None], sampler=Sampler(), seed=2)
+    assert torch.equal(completed, pipe.decode(codes))
 
 
-def test_a_picture_amid_a_larger_grid() -> None:
+def test_a_image_amid_a_larger_grid() -> None:
     codes = torch.arange(6).view(1, 2, 3)
     assert amid(codes, (2, 3)).tolist() == codes.tolist()
     assert amid(codes, (3, 6)).tolist() == [[[-1, 0, 1, 2, -1, -1], [-1, 3, 4, 5, -1, -1], [-1] * 6]]
@@ -232,17 +238,17 @@ def test_completion_of_everything_and_of_nothing() -> None:
     assert torch.equal(laid_anew, pipe.sample(label="dawn", seed=2))
 
 
-def test_masks_and_pictures_that_do_not_fit_are_told() -> None:
+def test_masks_and_images_that_do_not_fit_are_told() -> None:
     pipe = pipeline()
     for shape in ((12, 12), (12,), (1, 12, 16)):
-        sentence = re.escape(f"the mask has the shape {shape}, the picture (height, width) (12, 16); give a mask")
+        sentence = re.escape(f"the mask has the shape {shape}, the image (height, width) (12, 16); give a mask")
         with pytest.raises(SmaltiError, match=sentence):
             pipe.complete(noise(1, 3, 12, 16), torch.ones(shape) > 0, values=[None], sampler=Sampler())
     with pytest.raises(
         SmaltiError, match=r"12 x 14 \(height x width\) cannot be cut into tiles of 4 pixels; crop it to 12 x 12"
     ):
         pipe.complete(noise(1, 3, 12, 14), torch.ones(12, 14) > 0, values=[None], sampler=Sampler())
-    with pytest.raises(SmaltiError, match=r"takes pictures of shape \(B, 3, H, W\)"):
+    with pytest.raises(SmaltiError, match=r"takes images of shape \(B, 3, H, W\)"):
         pipe.reconstruct(noise(1, 1, 12, 16))
 
 
@@ -320,7 +326,7 @@ def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
         ({"condition": None}, "holds no condition"),
         (
             {"network": {"name": "lstm"}},
-            r"unknown prior 'lstm'; there are: gpt, neighbourhood, pixelsnail, transformer",
+            r"unknown prior 'lstm'; there are: gpt, neighborhood, pixelsnail, transformer",
         ),
         ({"network": {"name": "transformer", "siez": 3}}, r"unknown key 'siez'; did you mean 'size'\?"),
         (

@@ -16,8 +16,8 @@ from smalti.core.errors import SmaltiError
 from smalti.evaluation.imagenet_classifier import by_class, imagenet_classes, read_classifier
 from smalti.evaluation.rejection_sampling import (
     best_of,
+    by_images,
     by_likelihood,
-    by_pictures,
     candidate_seeds,
     indifferent,
     judged,
@@ -44,7 +44,7 @@ def mean_code(codes: Tensor) -> Tensor:
 # --- seeds ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_candidate_has_the_pictures_own_seed() -> None:
+def test_the_first_candidate_has_the_images_own_seed() -> None:
     seeds = torch.tensor([0, 7, 2**63 - 1])
     assert torch.equal(candidate_seeds(seeds, 0), seeds)
 
@@ -54,13 +54,13 @@ def test_candidates_have_seeds_of_their_own() -> None:
     every = torch.stack([candidate_seeds(seeds, candidate) for candidate in range(50)])
     assert len(set(every.flatten().tolist())) == every.numel()
     assert every.min() == 0
-    assert every[1:].min() > 2**40, "no picture of a series that began at a small seed"
+    assert every[1:].min() > 2**40, "no image of a series that began at a small seed"
     assert every.max() < 2**62
     assert candidate_seeds(seeds[5:6], 3)[0] == every[3, 5], "whatever batch it is in"
 
 
 def test_candidates_are_the_same_for_ever() -> None:
-    """Pictures that people keep by their seed would otherwise change with the version."""
+    """Images that people keep by their seed would otherwise change with the version."""
     words = reference.philox([1, 0, 0, 1], [5, 1])
     assert candidate_seeds(torch.tensor([2**32 + 5]), 1).item() == (words[0] % 2**30) * 2**32 + words[1]
     assert candidate_seeds(torch.tensor([0]), 7).item() == 4231536371044118500
@@ -95,7 +95,7 @@ def test_one_try_is_what_is_laid_today() -> None:
     assert chosen.seeds.tolist() == [9, 10, 11, 12]
 
 
-def test_a_picture_hangs_on_its_seed_alone() -> None:
+def test_a_image_hangs_on_its_seed_alone() -> None:
     pipe = pipeline()
 
     def of(first: int, count: int) -> Tensor:
@@ -122,14 +122,14 @@ def test_of_equals_the_first_is_kept_and_codes_are_told() -> None:
         progress=lambda done, total: told.append((done, total)),
     )
     assert chosen.candidates.tolist() == [0, 0]
-    assert told == [(8 * row, 72) for row in range(1, 10)]  # two pictures, four codes a row
+    assert told == [(8 * row, 72) for row in range(1, 10)]  # two images, four codes a row
 
 
 @pytest.mark.parametrize(
     ("tries", "score", "sentence"),
     [
-        (0, mean_code, "0 tries give no picture to choose"),
-        (2, lambda codes: codes.double().mean(), r"one number for each of the 3 pictures"),
+        (0, mean_code, "0 tries give no image to choose"),
+        (2, lambda codes: codes.double().mean(), r"one number for each of the 3 images"),
         (2, lambda codes: torch.full((3,), math.nan), r"not \[nan, nan, nan\]; .* without NaN"),
     ],
 )
@@ -147,7 +147,7 @@ def test_what_is_no_choice_is_told(tries: int, score: Callable[[Tensor], Tensor]
         )
 
 
-def test_anything_that_looks_at_pictures_can_choose() -> None:
+def test_anything_that_looks_at_images_can_choose() -> None:
     pipe, seen = pipeline(), []
 
     def brightness(images: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def test_anything_that_looks_at_pictures_can_choose() -> None:
 
     known, seeds = unknown(3, (3, 4)), pipe.seeds(0, 3)
     chosen = best_of(
-        pipe, [None] * 3, known, sampler=Sampler(), seeds=seeds, tries=6, score=by_pictures(pipe, brightness)
+        pipe, [None] * 3, known, sampler=Sampler(), seeds=seeds, tries=6, score=by_images(pipe, brightness)
     )
     every = torch.stack(seen)  # (N,B,C,H,W)
     assert every.shape == (6, 3, 3, 12, 16)
@@ -168,7 +168,7 @@ def test_anything_that_looks_at_pictures_can_choose() -> None:
 
 
 def slow_nats(pipe: Pipeline, codes: Tensor, label: str | None, *, middle: Middle = after_middle) -> Tensor:
-    """One picture's codes (h,w) -> nats of each, a pass for each code over those that its window would see."""
+    """One image's codes (h,w) -> nats of each, a pass for each code over those that its window would see."""
     height, width = codes.shape
     shape = (min(pipe.prior.grid[0], height), min(pipe.prior.grid[1], width))
     prefix = pipe.prefixes([label], grid=(height, width))(Window(0, 0, *shape))
@@ -208,7 +208,7 @@ def test_windows_of_layouts_stand_elsewhere(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_candidates_are_judged_by() -> None:
-    """Known codes after the first laid one in the order; where there are none, those that are laid. Picture by picture."""
+    """Known codes after the first laid one in the order; where there are none, those that are laid. Image by image."""
     known = torch.full((5, 4, 4), 3)
     known[0, 1, 2] = known[0, 2, 1] = -1  # a hole in the middle
     known[1, 2:] = -1  # the lower half
@@ -273,8 +273,8 @@ def test_labels_of_imagenet() -> None:
         imagenet_classes(["7", "dawn"])
 
 
-class Colours(nn.Module):
-    """(B,3,H,W) -> logits of two times three classes: how much there is of each colour, and how little."""
+class Colors(nn.Module):
+    """(B,3,H,W) -> logits of two times three classes: how much there is of each color, and how little."""
 
     def forward(self, images: Tensor) -> Tensor:
         means = images.mean((2, 3))
@@ -282,12 +282,12 @@ class Colours(nn.Module):
 
 
 def test_the_class_that_was_asked_for_decides() -> None:
-    images = torch.stack([torch.tensor(colour).view(3, 1, 1).expand(3, 8, 8) for colour in ((1.0, -1, 0), (0, 0, 1))])
-    found = by_class(LogitDistance(Colours()), [4, 2])(images)
-    logits = LogitDistance(Colours()).logits(images)
+    images = torch.stack([torch.tensor(color).view(3, 1, 1).expand(3, 8, 8) for color in ((1.0, -1, 0), (0, 0, 1))])
+    found = by_class(LogitDistance(Colors()), [4, 2])(images)
+    logits = LogitDistance(Colors()).logits(images)
     assert found.tolist() == pytest.approx(logits.softmax(1)[[0, 1], [4, 2]].log().tolist(), rel=1e-5)
-    with pytest.raises(SmaltiError, match="pictures of 1 or 3 channels, these have 4"):
-        by_class(LogitDistance(Colours()), [0])(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(SmaltiError, match="images of 1 or 3 channels, these have 4"):
+        by_class(LogitDistance(Colors()), [0])(torch.zeros(1, 4, 8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -322,11 +322,11 @@ def test_files_that_hold_no_resnet_are_told(tmp_path: Path) -> None:
         read_classifier(str(tmp_path / "cut.pth"))
 
 
-def test_published_weights_know_real_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_know_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers in front of these files' names are the classes: so the order of the classes is right."""
     files = sorted((SHARED / "imagenet_sample").glob("*.jpg"))[::40]
     if not files or not (SHARED / "weights" / "squeezenet1_1_torchvision_fp16.safetensors").is_file():
-        pytest.skip("no pictures of ImageNet, or no weights of SqueezeNet, on this machine")
+        pytest.skip("no images of ImageNet, or no weights of SqueezeNet, on this machine")
     monkeypatch.setenv("SMALTI_WEIGHTS", str(SHARED / "weights"))
     arrays = [read_image(file, channels=3, name=file.name) for file in files]
     images = torch.stack([to_tensor(center_crop(resize_to_cover(each, (224, 224)), (224, 224))) for each in arrays])

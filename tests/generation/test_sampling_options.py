@@ -1,4 +1,4 @@
-"""min-p, and guidance that changes along a picture: against the slow truth, from Python and from the command line."""
+"""min-p, and guidance that changes along an image: against the slow truth, from Python and from the command line."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_schedules_begin_without_guidance_and_reach_all_of_it() -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize(("order", "grid"), [("raster", (4, 4)), ("raster", (6, 5)), ("spiral_in", (4, 4))])
-def test_pictures_are_the_slow_truth(name: str, order: str, grid: tuple[int, int]) -> None:
+def test_images_are_the_slow_truth(name: str, order: str, grid: tuple[int, int]) -> None:
     prior, known = small(order=order), unknown(2, grid)
     known[:, 0, :2] = torch.tensor([3, 5])
     codes = laid(prior, known, sampler=SAMPLERS[name])
@@ -80,17 +80,15 @@ def test_pictures_are_the_slow_truth(name: str, order: str, grid: tuple[int, int
         assert torch.equal(codes[item], truth)
 
 
-def test_the_options_change_pictures() -> None:
+def test_the_options_change_images() -> None:
     prior, known = small(), unknown(3, (4, 4))
-    pictures = [
-        laid(prior, known, sampler=Sampler(guidance=3.0, guidance_schedule=name)) for name in get_args(Schedule)
-    ]
-    pictures += [laid(prior, known), laid(prior, known, sampler=Sampler(min_p=0.5))]
-    assert all(not torch.equal(a, b) for place, a in enumerate(pictures) for b in pictures[:place])
+    images = [laid(prior, known, sampler=Sampler(guidance=3.0, guidance_schedule=name)) for name in get_args(Schedule)]
+    images += [laid(prior, known), laid(prior, known, sampler=Sampler(min_p=0.5))]
+    assert all(not torch.equal(a, b) for place, a in enumerate(images) for b in images[:place])
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_a_picture_laid_on_from_its_own_codes_is_the_same_under_a_schedule(name: str) -> None:
+def test_a_image_laid_on_from_its_own_codes_is_the_same_under_a_schedule(name: str) -> None:
     prior = small()
     whole = laid(prior, unknown(1, (7, 4)), sampler=SAMPLERS[name])
     half = whole.clone()

@@ -26,7 +26,7 @@ from tests.cli.test_cli import smalti as smalti
 from tests.generation.test_code_sampler import small
 from tests.generation.test_pipeline import noise, pipeline, written
 from tests.generation.test_wavefront import Reads, networks, told
-from tests.prior.test_neighborhood import small as small_neighbourhood
+from tests.prior.test_neighborhood import small as small_neighborhood
 
 SAMPLERS = {
     "plain": Sampler(),
@@ -39,7 +39,7 @@ SAMPLERS = {
 
 
 def lay(prior: Prior, known: Tensor, *, speculate: int, first: int = 0, **options: Any) -> list[Tensor]:
-    """All that is yielded for pictures with seeds from `first` on, each told a map of its own where the prior reads one."""
+    """All that is yielded for images with seeds from `first` on, each told a map of its own where the prior reads one."""
     prefix_at = told(prior, len(known), (known.shape[1], known.shape[2]), 3)
     options = {"sampler": Sampler(), **options}
     seeds = torch.arange(first, first + len(known))
@@ -66,7 +66,7 @@ def partly_known(batch: int, grid: tuple[int, int], share: float, number: int) -
     st.integers(1, 20),
     st.integers(0, 2**31),
 )
-def test_pictures_are_those_of_the_plain_loop(
+def test_images_are_those_of_the_plain_loop(
     network: str, grid: tuple[int, int], sampler: str, batch: int, share: float, count: int, number: int
 ) -> None:
     """Under the window itself and under narrower ones; a few guesses, and more than there are codes."""
@@ -96,7 +96,7 @@ def test_any_order_will_do(order: str, share: float) -> None:
     assert torch.equal(guessed, plain)
 
 
-def test_a_picture_laid_on_from_its_own_codes_is_the_same() -> None:
+def test_a_image_laid_on_from_its_own_codes_is_the_same() -> None:
     prior = small()
     whole = lay(prior, unknown(2, (4, 4)), speculate=3)[-1]
     half = whole.clone()
@@ -123,7 +123,7 @@ def calls_of(prior: Prior, known: Tensor, *, speculate: int, **options: Any) -> 
 @pytest.mark.parametrize("network", ["gpt", "maps", "transformer"])
 @pytest.mark.parametrize(("sampler", "batch"), [("plain", 1), ("plain", 2), ("rising", 1)])
 def test_there_are_as_many_calls_as_in_the_slow_loop(network: str, sampler: str, batch: int) -> None:
-    """In a batch the worst guess of any picture decides."""
+    """In a batch the worst guess of any image decides."""
     grid = (3, 4)
     for seed in range(3):
         prior = networks()[network]((4, 4), 2)
@@ -180,11 +180,11 @@ def test_wrong_guesses_are_sentences(grid: tuple[int, int], count: int, sentence
         lay(small(), unknown(1, grid), speculate=count)
 
 
-def test_a_neighbourhood_transformer_has_no_window_to_guess_under() -> None:
-    prior = small_neighbourhood()
+def test_a_neighborhood_transformer_has_no_window_to_guess_under() -> None:
+    prior = small_neighborhood()
     prefix, known = prior.null_prefix(1), unknown(1, prior.grid)
     with pytest.raises(
-        SmaltiError, match=r"speculate = 2 guesses .* a neighbourhood transformer has none; leave it at 0"
+        SmaltiError, match=r"speculate = 2 guesses .* a neighborhood transformer has none; leave it at 0"
     ):
         sample_windows(
             prior, lambda window: prefix, sampler=Sampler(), seeds=torch.zeros(1).long(), known=known, speculate=2
@@ -199,7 +199,7 @@ def test_it_is_offered_and_off(offered: Any) -> None:
     assert inspect.signature(offered).parameters["speculate"].default == 0
 
 
-def test_a_pipeline_guesses_in_all_that_lays_pictures() -> None:
+def test_a_pipeline_guesses_in_all_that_lays_images() -> None:
     pipe = pipeline()
     images = pipe.sample(1, label="dusk", seed=3)
     nothing = torch.zeros(images.shape[2:], dtype=torch.bool)

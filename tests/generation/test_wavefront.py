@@ -1,4 +1,4 @@
-"""smalti.generation.wavefront: which codes are laid at once, and that a picture laid so is the one laid code by code."""
+"""smalti.generation.wavefront: which codes are laid at once, and that an image laid so is the one laid code by code."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_stretches_have_as_many_codes_each() -> None:
     assert stretches([], width=6) == [0]
 
 
-# Whole pictures
+# Whole images
 
 
 def networks() -> dict[str, Callable[..., Prior]]:
@@ -196,7 +196,7 @@ def told(prior: Prior, batch: int, grid: tuple[int, int], number: int) -> Callab
     st.booleans(),
     st.integers(0, 2**31),
 )
-def test_pictures_are_those_of_the_plain_loop(
+def test_images_are_those_of_the_plain_loop(
     network: str,
     grid: tuple[int, int],
     window: tuple[int, int],
@@ -304,7 +304,7 @@ def test_a_window_that_comes_back_keeps_its_cache() -> None:
 
 
 def test_windows_are_kept_as_far_as_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And pictures do not depend on it."""
+    """And images do not depend on it."""
     prior, known = small(grid=(4, 4)), unknown(2, (5, 12))
     reads = Reads(prior)
     whole = lay(prior, known, sampler=SAMPLERS["guided"])[-1]
@@ -316,7 +316,7 @@ def test_windows_are_kept_as_far_as_there_is_memory(monkeypatch: pytest.MonkeyPa
 
 
 def test_no_call_is_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And pictures do not depend on how many places share a call."""
+    """And images do not depend on how many places share a call."""
     prior, known = small(grid=(4, 4)), unknown(2, (8, 24))
     whole = lay(prior, known, sampler=SAMPLERS["guided"])[-1]
     monkeypatch.setattr(sliding_window, "MOST", 100)

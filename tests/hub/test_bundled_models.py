@@ -71,9 +71,9 @@ def test_it_lays_what_it_is_told(scenes: Pipeline, told: str) -> None:
     assert codes.min() >= 0
     assert codes.max() < scenes.tokenizer.size
     assert len(torch.unique(codes)) > 10
-    pictures = scenes.decode(codes)
-    assert pictures.shape == (2, 3, 64, 64)
-    assert pictures.std() > 0.05
+    images = scenes.decode(codes)
+    assert images.shape == (2, 3, 64, 64)
+    assert images.std() > 0.05
 
 
 @there
@@ -82,7 +82,7 @@ def test_it_knows_day_from_night_and_summer_from_winter(scenes: Pipeline) -> Non
         scenes.sample(3, label=label, seed=0) for label in ("summer-day", "summer-night", "winter-day")
     )
     assert day.mean() > night.mean() + 0.2, "a night is darker"
-    green = [(pictures[:, 1] - pictures[:, 2])[:, 40:].mean() for pictures in (day, winter)]
+    green = [(images[:, 1] - images[:, 2])[:, 40:].mean() for images in (day, winter)]
     assert green[0] > green[1] + 0.1, "the ground of summer is greener than snow is"
 
 
@@ -92,7 +92,7 @@ def test_it_follows_a_map(scenes: Pipeline) -> None:
         scenes.sample(3, segmentation=segmentation(ground=name), label="summer-day", seed=0)
         for name in ("water", "ground")
     )
-    blue = [(pictures[:, 2] - pictures[:, 1])[:, 40:].mean() for pictures in (water, ground)]
+    blue = [(images[:, 2] - images[:, 1])[:, 40:].mean() for images in (water, ground)]
     assert blue[0] > blue[1] + 0.1, "where water was asked for it is bluer than where there is grass"
 
 
@@ -100,7 +100,7 @@ def test_it_follows_a_map(scenes: Pipeline) -> None:
 def test_it_keeps_most_of_a_scene(scenes: Pipeline) -> None:
     images = torch.stack([to_tensor(paint(99, index, size=(64, 64)).image) for index in range(4)])
     error = (scenes.reconstruct(images) - images).pow(2).mean()
-    assert error < 0.3 * images.var(), "it is far nearer than one colour"
+    assert error < 0.3 * images.var(), "it is far nearer than one color"
 
 
 @there
@@ -110,13 +110,13 @@ def test_the_commands_take_it_where_none_is_named(smalti: Runner, tmp_path: Path
     done = smalti("sample", "-n", 1, "--label", "winter-dusk", *out)
     assert done.status == 0, done.err
     assert said in done.out
-    picture = tmp_path / "out" / "winter-dusk-000000.png"
-    assert "model: scenes" in smalti("info", picture).out
+    image = tmp_path / "out" / "winter-dusk-000000.png"
+    assert "model: scenes" in smalti("info", image).out
     described = smalti("info").out
     assert said in described
     assert "prior condition: " in described
     assert smalti("info", "scenes").out == described.partition("\n")[2]
-    for command in (("complete", "scenes", picture, "--keep", "top-half", "-n", 1), ("reconstruct", "scenes", picture)):
+    for command in (("complete", "scenes", image, "--keep", "top-half", "-n", 1), ("reconstruct", "scenes", image)):
         done = smalti(*command, "--out", tmp_path / command[0])
         assert done.status == 0, done.err
         assert said not in done.out
@@ -147,7 +147,7 @@ def test_a_folder_here_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_not_named_is_not_looked_for_here(
     smalti: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder of pictures that happens to be called scenes is not taken for the model."""
+    """A folder of images that happens to be called scenes is not taken for the model."""
     monkeypatch.chdir(tmp_path)
     Path("scenes").mkdir()
     monkeypatch.setattr("smalti.hub.pretrained.read_json", lambda path: pytest.fail(f"{path} was read"))

@@ -16,7 +16,7 @@ from smalti.prior import Prior
 from smalti.training import runs
 from smalti.training.config import TokenizerTraining, resolve
 from tests.prior import test_pixelsnail, test_prior
-from tests.small import write_pictures, write_recipe
+from tests.small import write_images, write_recipe
 
 PRIORS: dict[str, Callable[[], Prior]] = {
     "pixelsnail": test_pixelsnail.small,
@@ -26,13 +26,13 @@ PRIORS: dict[str, Callable[[], Prior]] = {
 
 @pytest.mark.parametrize("has", [True, False])
 def test_a_machine_without_bfloat16_is_told(tmp_path: Path, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_pictures(tmp_path / "pictures")
+    write_images(tmp_path / "images")
     write_recipe(tmp_path / "small.yaml")
     monkeypatch.setattr(runs, "multiplies_bfloat16", lambda device: has)
     overrides = ("run.length=4", "run.precision=bf16-mixed", "run.accelerator=cpu")
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(tmp_path / "small.yaml"), overrides=overrides)
     said = io.StringIO()
-    runs.train_tokenizer(tmp_path / "pictures", tmp_path / "run", settings=settings, console=Console(file=said))
+    runs.train_tokenizer(tmp_path / "images", tmp_path / "run", settings=settings, console=Console(file=said))
     assert ("set run.precision=32-true" in " ".join(said.getvalue().split())) != has
 
 

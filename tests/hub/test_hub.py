@@ -26,16 +26,16 @@ from smalti.model_loading import read_models
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
-from tests.small import write_pictures, write_recipe
+from tests.small import write_images, write_recipe
 
-ABOUT = {"data": "photos", "pictures": 1234, "size": [16, 32], "prior": {"codes_seen": 99}}
+ABOUT = {"data": "photos", "images": 1234, "size": [16, 32], "prior": {"codes_seen": 99}}
 
 
 def pipeline() -> Pipeline:
     torch.manual_seed(0)
     plain = {
-        "pyramid": {"width": 8, "multipliers": [1, 1], "blocks": 1, "latent_channels": 8},
-        "quantizer": {"size": 16, "dimension": 4},
+        "autoencoder": {"base_channels": 8, "channel_multipliers": [1, 1], "res_blocks": 1, "latent_channels": 8},
+        "quantizer": {"codebook_size": 16, "codebook_dim": 4},
     }
     sizes = {"size": 16, "condition_size": 2, "grid": (3, 4), "layers": 1, "width": 16, "heads": 2}
     tokenizer = VQGAN(parse(VQGANSettings, plain, where="test"))
@@ -84,14 +84,14 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 def test_a_pipeline_goes_there_and_comes_back(fake: Fake) -> None:
     pipe = pipeline()
-    assert pipe.push_to_hub("me/mosaic", licence="mit", about=ABOUT, private=True) == "https://hub/me/mosaic"
+    assert pipe.push_to_hub("me/mosaic", license="mit", about=ABOUT, private=True) == "https://hub/me/mosaic"
     assert fake.private
     again = Pipeline.from_pretrained("me/mosaic")
     assert torch.equal(again.sample(label="<b>", seed=1), pipe.sample(label="<b>", seed=1))
     models = read_models("me/mosaic")
     assert models.prior is not None
     assert models.about["data"] == "photos"
-    pipe.tokenizer.push_to_hub("me/mosaic", licence="mit", about=ABOUT)
+    pipe.tokenizer.push_to_hub("me/mosaic", license="mit", about=ABOUT)
     there = fake.folder / "me" / "mosaic"
     files = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
     assert files == {"README.md", *hugging_face.PARTS}
@@ -99,7 +99,7 @@ def test_a_pipeline_goes_there_and_comes_back(fake: Fake) -> None:
 
 
 def test_a_folder_here_goes_before_the_hub(fake: Fake) -> None:
-    pipeline().tokenizer.push_to_hub("me/mosaic", licence="mit", about=ABOUT)
+    pipeline().tokenizer.push_to_hub("me/mosaic", license="mit", about=ABOUT)
     pipeline().save_pretrained("me/mosaic", about={"data": "here"})
     assert read_models("me/mosaic").about["data"] == "here"
 
@@ -113,10 +113,10 @@ def test_a_hub_that_has_none_or_takes_none_is_told(fake: Fake, monkeypatch: pyte
 
     monkeypatch.setattr(fake, "upload_folder", refuse)
     with pytest.raises(SmaltiError, match=r"^the Hub did not take me/mosaic \(403 Forbidden\); log in"):
-        pipeline().push_to_hub("me/mosaic", licence="mit", about=ABOUT)
+        pipeline().push_to_hub("me/mosaic", license="mit", about=ABOUT)
     for name in ("mosaic", "me/mosaic/x", "me/mo saic", "https://hub/me"):
         with pytest.raises(SmaltiError, match="is no name of a repository; write owner/name"):
-            pipeline().push_to_hub(name, licence="mit", about=ABOUT)
+            pipeline().push_to_hub(name, license="mit", about=ABOUT)
 
 
 def test_what_is_in_the_cache_needs_no_network(tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def card(folder: Path, sources: Sources) -> str:
 
 
 def run_of(tmp_path: Path) -> Run:
-    (tmp_path / "last.png").write_bytes(b"a picture")
+    (tmp_path / "last.png").write_bytes(b"an image")
     metrics = [
         {"part": "validation", "seen": 10, "time": 1.0, "nats": 9.0},
-        {"part": "validation", "seen": 20000, "time": 2.0, "nats": 3.21987, "pictures": 7},
+        {"part": "validation", "seen": 20000, "time": 2.0, "nats": 3.21987, "images": 7},
         {"part": "train", "seen": 30000, "time": 3.0, "nats": 1.0},
     ]
     config = {"data": str(tmp_path / "photos"), "run": {"batch": 4}, "from": {"model": str(tmp_path / "older")}}
@@ -165,7 +165,7 @@ def test_a_card_says_what_the_files_say(tmp_path: Path) -> None:
         'smalti.Pipeline.from_pretrained("me/mosaic")',
         'pipeline.sample(4, label="dusk | dawn", seed=0)',
         "a code stands for 2 x 2 pixels",
-        "| pictures in the data | 1,234 |",
+        "| images in the data | 1,234 |",
         "| trained at (height x width) | 16 x 32 |",
         r"| labels | dusk \| dawn, <b> |",
         "| codes seen in training | 99 |",
@@ -176,7 +176,7 @@ def test_a_card_says_what_the_files_say(tmp_path: Path) -> None:
     ):
         assert said in body
     assert str(tmp_path) not in text
-    assert (tmp_path / "model" / "images" / "prior.png").read_bytes() == b"a picture"
+    assert (tmp_path / "model" / "images" / "prior.png").read_bytes() == b"an image"
     code = body.partition("```python\n")[2].partition("```")[0]
     compile(code, "card", "exec")
     assert len(code.split("\n\n")[1].splitlines()) <= 4
@@ -188,7 +188,7 @@ def test_measurements_stand_in_place_of_the_training_s_own(tmp_path: Path) -> No
         "scores": {"psnr": 21.30621},
         "definitions": {"psnr": "decibels | of levels"},
         "protocol": {"rounding": "nearest"},
-        "data": {"name": "images", "pictures": 120},
+        "data": {"name": "images", "images": 120},
         "notes": ["ms_ssim is left out"],
         "made": {"smalti": "0.1.0", "command": "a secret place"},
     }
@@ -208,9 +208,9 @@ def test_a_card_without_runs_claims_nothing(tmp_path: Path) -> None:
     text = card(tmp_path / "model", Sources("other"))
     assert "## Scores\n\nNone were given." in text
     assert "## Settings" not in text
-    for licence in ("", "MIT License", "mit\nx: y"):
-        with pytest.raises(SmaltiError, match="is no licence as the Hub names them"):
-            write_card(tmp_path / "model", "me/mosaic", Sources(licence))
+    for license in ("", "MIT License", "mit\nx: y"):
+        with pytest.raises(SmaltiError, match="is no license as the Hub names them"):
+            write_card(tmp_path / "model", "me/mosaic", Sources(license))
 
 
 # --- the command ----------------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def push(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_a_run_is_pushed_with_its_card(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data, recipe, run = write_pictures(tmp_path / "data"), write_recipe(tmp_path / "r.yaml"), tmp_path / "run"
+    data, recipe, run = write_images(tmp_path / "data"), write_recipe(tmp_path / "r.yaml"), tmp_path / "run"
     assert not push(monkeypatch, "train", "tokenizer", data, "--out", run, "--recipe", recipe)
     assert not push(monkeypatch, "push", run, "me/mosaic", "--license", "mit", "--private")
     there = fake.folder / "me" / "mosaic"

@@ -1,4 +1,4 @@
-"""Pictures of 1, 3 and 4 channels and of 16 bits: what is converted into what, and that nothing is lost on the way."""
+"""Images of 1, 3 and 4 channels and of 16 bits: what is converted into what, and that nothing is lost on the way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from smalti.images.io import center_crop, read_covering, read_image, resize_to_c
 
 CHANCE = np.random.default_rng(0)
 WIDE = CHANCE.integers(0, 65536, (6, 7, 4), dtype=np.uint16)
-"""Colours and opacity."""
+"""Colors and opacity."""
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -26,7 +26,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def wide_png(pixels: npt.NDArray[np.uint16], *, transparent: tuple[int, ...] = ()) -> bytes:
-    """Pixels (H,W,C) -> a PNG file of 16 bits, which Pillow cannot write in colour."""
+    """Pixels (H,W,C) -> a PNG file of 16 bits, which Pillow cannot write in color."""
     height, width, channels = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
@@ -70,7 +70,7 @@ FILES: dict[str, Callable[[npt.NDArray[np.uint16]], bytes]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_colours_of_sixteen_bits_are_kept(name: str, tmp_path: Path) -> None:
+def test_colors_of_sixteen_bits_are_kept(name: str, tmp_path: Path) -> None:
     three, four = FILES[name](WIDE[:, :, :3]), FILES[name](WIDE)
     assert np.array_equal(read(three, 3), WIDE[:, :, :3])
     assert np.array_equal(read(four, 4), WIDE)
@@ -78,8 +78,8 @@ def test_colours_of_sixteen_bits_are_kept(name: str, tmp_path: Path) -> None:
     assert np.array_equal(opaque[:, :, :3], WIDE[:, :, :3])
     assert (opaque[:, :, 3] == 65535).all()
     assert np.abs(read(four, 3) - over_white(WIDE)).max() <= 0.5
-    grey = WIDE[:, :, :3] @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(read(three, 1)[:, :, 0] - grey).max() <= 0.5
+    gray = WIDE[:, :, :3] @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(read(three, 1)[:, :, 0] - gray).max() <= 0.5
     (tmp_path / "a").write_bytes(three)
     assert np.array_equal(read_image(tmp_path / "a", channels=3, name="a", bits=16), WIDE[:, :, :3])
 
@@ -103,7 +103,7 @@ def test_gray_of_sixteen_bits_becomes_every_number_of_channels() -> None:
     assert four[2, 3, 3] == 0
 
 
-def test_a_transparent_colour_of_sixteen_bits_is_that_one_alone() -> None:
+def test_a_transparent_color_of_sixteen_bits_is_that_one_alone() -> None:
     pixels = WIDE[:, :, :3].copy()
     pixels[0, 0], pixels[0, 1] = (256, 512, 768), (256, 512, 769)  # alike in their upper bits
     found = read(wide_png(pixels, transparent=(256, 512, 768)), 3)
@@ -112,7 +112,7 @@ def test_a_transparent_colour_of_sixteen_bits_is_that_one_alone() -> None:
     assert np.array_equal(found[1:], pixels[1:])
 
 
-def test_four_channels_are_colour_and_opacity(tmp_path: Path) -> None:
+def test_four_channels_are_color_and_opacity(tmp_path: Path) -> None:
     pixels = (WIDE >> 8).astype(np.uint8)
     save_png(tmp_path / "a.png", pixels)
     assert np.array_equal(read_image(tmp_path / "a.png", channels=4, name="a"), pixels)
@@ -138,8 +138,8 @@ def test_every_mode_becomes_every_number_of_channels(mode: str, channels: int, t
         assert (found[:, :, 3] == (0 if clear else 255)).all()
 
 
-def test_colours_weigh_by_their_opacity_when_scaled() -> None:
-    """Without it the hidden colour of clear pixels would shine through at every edge of the opaque ones."""
+def test_colors_weigh_by_their_opacity_when_scaled() -> None:
+    """Without it the hidden color of clear pixels would shine through at every edge of the opaque ones."""
     for dtype, most in ((np.uint8, 255), (np.uint16, 65535)):
         pixels = np.zeros((32, 32, 4), dtype=dtype)
         pixels[:, :16] = (most, 0, 0, most)
@@ -165,7 +165,7 @@ def test_labels_are_scaled_without_new_ones() -> None:
 
 
 def smooth(height: int, width: int) -> npt.NDArray[np.uint8]:
-    """A picture without symmetry and with nothing so fine that a JPEG file would lose it."""
+    """An image without symmetry and with nothing so fine that a JPEG file would lose it."""
     rows, columns = np.mgrid[0:height, 0:width]
     waves = np.sin(rows / 29) + np.cos(columns / 37)
     return np.stack([rows * 255 // height, columns * 255 // width, (waves + 2) * 60], axis=2).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures: every kind of file that is read, every kind of damage that is told, and what is done with the pixels."""
+"""Images: every kind of file that is read, every kind of damage that is told, and what is done with the pixels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from smalti.images.io import (
 
 
 def ramp(height: int, width: int) -> npt.NDArray[np.uint8]:
-    """A smooth colour picture without symmetry, so that every wrong turn shows and JPEG keeps it."""
+    """A smooth color image without symmetry, so that every wrong turn shows and JPEG keeps it."""
     rows, columns = np.mgrid[0:height, 0:width]
     return np.stack([rows * 200 // height, columns * 250 // width, 255 - rows * 100 // height], 2).astype(np.uint8)
 
@@ -68,7 +68,7 @@ STORED: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg"])
 @pytest.mark.parametrize("orientation", STORED)
-def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
+def test_images_are_turned_upright(tmp_path: Path, orientation: int, suffix: str) -> None:
     upright = ramp(24, 40)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -83,7 +83,7 @@ def test_pictures_are_turned_upright(tmp_path: Path, orientation: int, suffix: s
 ODD_EXIF = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12"  # promises 65535 entries and ends
 
 
-def test_a_damaged_exif_block_does_not_cost_the_picture(tmp_path: Path) -> None:
+def test_a_damaged_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
     path = tmp_path / "odd.jpg"
     Image.fromarray(ramp(16, 16)).save(path, exif=ODD_EXIF)
     assert read(path).shape == (16, 16, 3)
@@ -95,9 +95,9 @@ def test_every_kind_is_read(tmp_path: Path, suffix: str) -> None:
     if kind is None or kind not in Image.SAVE:
         pytest.skip(f"this build of Pillow has no {suffix}")
     path = tmp_path / f"a{suffix}"
-    grey = np.zeros((16, 20), dtype=np.uint8)
-    grey[:, 10:] = 255
-    Image.fromarray(grey).convert("1" if suffix == ".pbm" else "L").save(path)
+    gray = np.zeros((16, 20), dtype=np.uint8)
+    gray[:, 10:] = 255
+    Image.fromarray(gray).convert("1" if suffix == ".pbm" else "L").save(path)
     for channels in (1, 3):
         found = read(path, channels)
         assert found.shape == (16, 20, channels)
@@ -136,15 +136,15 @@ def test_transparent_sixteen_bit_pixels_are_white(tmp_path: Path) -> None:
 def test_transparency_is_laid_over_white(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "logo.png"
     if mode == "P":
-        picture = Image.new("P", (2, 1))
-        picture.putpalette([10, 20, 30, 200, 0, 0])
-        picture.putpixel((1, 0), 1)
-        picture.save(path, transparency=1)
+        image = Image.new("P", (2, 1))
+        image.putpalette([10, 20, 30, 200, 0, 0])
+        image.putpixel((1, 0), 1)
+        image.save(path, transparency=1)
         clear = (10, 20, 30)
     else:
-        picture = Image.new(mode, (2, 1), (50, 50, 50, 255) if mode == "RGBA" else (50, 255))
-        picture.putpixel((1, 0), (0,) * (len(mode) - 1) + (0,))
-        picture.save(path)
+        image = Image.new(mode, (2, 1), (50, 50, 50, 255) if mode == "RGBA" else (50, 255))
+        image.putpixel((1, 0), (0,) * (len(mode) - 1) + (0,))
+        image.save(path)
         clear = (50, 50, 50)
     found = read(path)
     assert tuple(found[0, 0]) == clear
@@ -152,7 +152,7 @@ def test_transparency_is_laid_over_white(tmp_path: Path, mode: str) -> None:
     assert read(path, 1)[0, 1, 0] == 255
 
 
-def test_half_transparent_black_is_grey(tmp_path: Path) -> None:
+def test_half_transparent_black_is_gray(tmp_path: Path) -> None:
     path = tmp_path / "glass.png"
     Image.new("RGBA", (3, 3), (0, 0, 0, 128)).save(path)
     assert set(read(path).ravel().tolist()) == {127}
@@ -202,8 +202,8 @@ def damaged_files() -> dict[str, tuple[bytes, str]]:
         "cut.png": (png.getvalue()[: len(png.getvalue()) // 2], "cannot be read ("),
         "spoilt.png": (bytes(spoilt), "cannot be read ("),
         "empty.png": (b"", "is empty (0 bytes)"),
-        "text.png": (b"this is not a picture\n" * 9, "is not a picture of any kind that is read"),
-        "drawing.png": (postscript.getvalue(), "is not a picture"),
+        "text.png": (b"this is not an image\n" * 9, "is not an image of any kind that is read"),
+        "drawing.png": (postscript.getvalue(), "is not an image"),
         "floats.tif": (floats.getvalue(), "32-bit floats"),
         "deep.tif": (deep.getvalue(), "32 bits"),
     }
@@ -230,7 +230,7 @@ def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A tiny file that claims to be a large one-bit picture."""
+    """A tiny file that claims to be a large one-bit image."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -258,7 +258,7 @@ def test_warnings_of_pillow_do_not_leak() -> None:
 
 def test_other_numbers_of_channels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        SmaltiError, match=r"gives 1 channel .*, 3 .* or 4 .*, not 12; label maps, .* pictures\.kind=labels"
+        SmaltiError, match=r"gives 1 channel .*, 3 .* or 4 .*, not 12; label maps, .* images\.kind=labels"
     ):
         read(tmp_path / "any.png", 12)
     with pytest.raises(SmaltiError, match="not 2;"):
@@ -338,7 +338,7 @@ def test_a_grid_has_rows_and_gaps() -> None:
     assert grid(images[:2], columns=8, gap=0).shape == (1, 2, 6)
 
 
-def test_settings_travel_with_the_picture(tmp_path: Path) -> None:
+def test_settings_travel_with_the_image(tmp_path: Path) -> None:
     settings = {"seed": 3, "label": "dämmerung", "nested": {"size": [64, 96], "none": None}}
     image = to_tensor(ramp(6, 8))
     save_png(tmp_path / "new" / "a.png", image, settings=settings)
@@ -347,7 +347,7 @@ def test_settings_travel_with_the_picture(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["a.png"]
 
 
-def test_grey_pictures_are_saved_grey(tmp_path: Path) -> None:
+def test_gray_images_are_saved_gray(tmp_path: Path) -> None:
     save_png(tmp_path / "a.png", torch.zeros(1, 4, 4), settings={})
     with Image.open(tmp_path / "a.png") as image:
         assert image.mode == "L"
@@ -356,13 +356,13 @@ def test_grey_pictures_are_saved_grey(tmp_path: Path) -> None:
     assert np.array_equal(read(tmp_path / "b.png", 1), wide)
 
 
-def test_pictures_without_our_settings_have_none(tmp_path: Path) -> None:
+def test_images_without_our_settings_have_none(tmp_path: Path) -> None:
     Image.fromarray(ramp(4, 4)).save(tmp_path / "a.png")
     Image.fromarray(ramp(4, 4)).save(tmp_path / "a.jpg")
     assert read_settings(tmp_path / "a.png") is None
     assert read_settings(tmp_path / "a.jpg") is None
     (tmp_path / "b.png").write_bytes(b"no")
-    with pytest.raises(DamagedImage, match=r"b\.png is not a picture"):
+    with pytest.raises(DamagedImage, match=r"b\.png is not an image"):
         read_settings(tmp_path / "b.png")
 
 
@@ -374,7 +374,7 @@ def test_another_programs_text_is_not_taken_for_settings(tmp_path: Path) -> None
         assert read_settings(tmp_path / f"{number}.png") is None
 
 
-# ------------------------------------------------------------------------------------------------ long and thin pictures
+# ------------------------------------------------------------------------------------------------ long and thin images
 
 THIN = [((1, 6000), (24, 40)), ((6000, 1), (40, 24)), ((16000, 4), (8, 24)), ((3, 6001), (7, 9))]
 
@@ -382,7 +382,7 @@ THIN = [((1, 6000), (24, 40)), ((6000, 1), (40, 24)), ((16000, 4), (8, 24)), ((3
 @pytest.mark.parametrize(("full", "size"), THIN)
 @pytest.mark.parametrize("filter", ["lanczos", "nearest"])
 @pytest.mark.parametrize(("channels", "dtype"), [(1, np.uint8), (3, np.uint8), (4, np.uint8), (3, np.uint16)])
-def test_the_middle_of_a_thin_picture_is_what_scaling_all_of_it_gives(
+def test_the_middle_of_a_thin_image_is_what_scaling_all_of_it_gives(
     full: tuple[int, int],
     size: tuple[int, int],
     filter: Filter,
@@ -407,17 +407,17 @@ def test_the_middle_of_a_thin_picture_is_what_scaling_all_of_it_gives(
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
 @pytest.mark.parametrize("full", [(1, 6000), (6000, 1), (16000, 4), (4, 16000)])
-def test_a_thin_picture_is_cut_and_never_scaled_as_a_whole(
+def test_a_thin_image_is_cut_and_never_scaled_as_a_whole(
     full: tuple[int, int], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of 1 x 6000 pixels has a hundred bytes; scaled to cover 512 x 512 it would have 5 GiB."""
     most = 0
     resize = Image.Image.resize
 
-    def watched(picture: Image.Image, size: tuple[int, int], *rest: Any, **more: Any) -> Image.Image:
+    def watched(image: Image.Image, size: tuple[int, int], *rest: Any, **more: Any) -> Image.Image:
         nonlocal most
         most = max(most, size[0] * size[1])
-        return resize(picture, size, *rest, **more)
+        return resize(image, size, *rest, **more)
 
     monkeypatch.setattr(Image.Image, "resize", watched)
     path = tmp_path / name
@@ -433,7 +433,7 @@ def test_a_thin_picture_is_cut_and_never_scaled_as_a_whole(
 
 
 @given(st.integers(1, 5000), st.floats(1, 7.9), st.booleans(), st.integers(8, 4096))
-def test_pictures_up_to_eight_times_as_long_as_wide_are_never_too_thin(
+def test_images_up_to_eight_times_as_long_as_wide_are_never_too_thin(
     short: int, times: float, lies: bool, side: int
 ) -> None:
     full, size = (short, int(short * times)), (side, side)

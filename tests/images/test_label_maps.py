@@ -36,14 +36,14 @@ def saved(path: Path, numbers: npt.NDArray[Any], **options: Any) -> Path:
 @pytest.mark.parametrize("suffix", LABEL_SUFFIXES)
 def test_labels_are_read_from_every_file_that_keeps_them(suffix: str, tmp_path: Path) -> None:
     labels = (NUMBERS > 6) * 255 if suffix == ".pbm" else NUMBERS
-    picture = Image.fromarray(labels.astype(np.uint8))
+    image = Image.fromarray(labels.astype(np.uint8))
     if suffix == ".pbm":
-        picture = picture.convert("1")
+        image = image.convert("1")
         labels = labels // 255
     if suffix == ".gif":
-        picture = picture.convert("P")
+        image = image.convert("P")
     path = tmp_path / f"a{suffix}"
-    picture.save(path)
+    image.save(path)
     found = read_labels(path, name="a")
     assert found.shape == (2, 3, 1)
     assert found.dtype == np.uint8
@@ -62,8 +62,8 @@ def test_labels_of_sixteen_bits_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        (np.zeros((2, 2, 3), np.uint8), "holds colours, and a segmentation one label a pixel"),
-        (np.zeros((2, 2, 4), np.uint8), "holds colours"),
+        (np.zeros((2, 2, 3), np.uint8), "holds colors, and a segmentation one label a pixel"),
+        (np.zeros((2, 2, 4), np.uint8), "holds colors"),
         (np.zeros((2, 2), np.float32), "holds floats, and a segmentation whole numbers; save it with 8 or 16 bits"),
         (np.array([[0, 70000]], np.int32), "holds the label 70000, and labels go from 0 to 65535"),
         (np.array([[-3, 5]], np.int32), "holds the label -3"),
@@ -79,8 +79,8 @@ DEPTHS: dict[str, tuple[str, npt.NDArray[Any]]] = {
     "16 bits": ("a.png", (NUMBERS * 300).astype(np.uint16)),
     "floats": ("a.tif", (NUMBERS / 7 - 3).astype(np.float32)),
     "four bytes": ("a.png", (NUMBERS / 7).astype("<f4").view(np.uint8).reshape(2, 3, 4)),
-    "gray as colour": ("a.png", np.repeat(NUMBERS.astype(np.uint8)[:, :, None], 3, axis=2)),
-    "gray as opaque colour": ("a.png", np.dstack([NUMBERS.astype(np.uint8)] * 3 + [np.full((2, 3), 255, np.uint8)])),
+    "gray as color": ("a.png", np.repeat(NUMBERS.astype(np.uint8)[:, :, None], 3, axis=2)),
+    "gray as opaque color": ("a.png", np.dstack([NUMBERS.astype(np.uint8)] * 3 + [np.full((2, 3), 255, np.uint8)])),
 }
 
 
@@ -130,11 +130,11 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", NUMBERS)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-5])
     (tmp_path / "empty.npy").write_bytes(b"")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     reasons = {
         "cut.npy": "cannot be read",
         "empty.npy": r"is empty \(0 bytes\)",
-        "text.png": "is not a picture",
+        "text.png": "is not an image",
         "no": "is missing",
     }
     for name, reason in reasons.items():
@@ -142,9 +142,9 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
             read_depth(tmp_path / name, name=name)
 
 
-def test_colours_are_no_depth(tmp_path: Path) -> None:
+def test_colors_are_no_depth(tmp_path: Path) -> None:
     with pytest.raises(
-        DamagedImage, match=r"^wrong\.png holds colours, and a depth one number a pixel; save it as grey"
+        DamagedImage, match=r"^wrong\.png holds colors, and a depth one number a pixel; save it as gray"
     ):
         read_depth(
             saved(tmp_path / "a.png", np.dstack([NUMBERS, NUMBERS, NUMBERS.T.reshape(2, 3)]).astype(np.uint8)),

@@ -1,4 +1,4 @@
-"""Masks: what is kept of a picture, from every kind of file in which people paint black and white."""
+"""Masks: what is kept of an image, from every kind of file in which people paint black and white."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ UPPER = np.zeros((32, 32), dtype=bool)
 UPPER[:16] = True
 
 
-def kept(path: Path, picture: Image.Image, **options: Any) -> npt.NDArray[Any]:
-    picture.save(path, **options)
-    found: npt.NDArray[Any] = kept_by_mask(path, picture=(32, 32), size=(32, 32)).numpy()
+def kept(path: Path, image: Image.Image, **options: Any) -> npt.NDArray[Any]:
+    image.save(path, **options)
+    found: npt.NDArray[Any] = kept_by_mask(path, image=(32, 32), size=(32, 32)).numpy()
     return found
 
 
 def colored(transparency: Any) -> Image.Image:
-    """A palette picture, white above and black below, with some of its places transparent."""
-    picture = Image.fromarray(np.where(UPPER, 1, 0).astype(np.uint8)).convert("L")
-    picture.putpalette([0, 0, 0, 255, 255, 255])
-    picture.info["transparency"] = transparency
-    return picture
+    """A palette image, white above and black below, with some of its places transparent."""
+    image = Image.fromarray(np.where(UPPER, 1, 0).astype(np.uint8)).convert("L")
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.info["transparency"] = transparency
+    return image
 
 
 OPAQUE: dict[str, Image.Image] = {
@@ -48,7 +48,7 @@ OPAQUE: dict[str, Image.Image] = {
 
 @pytest.mark.parametrize("name", OPAQUE)
 def test_white_is_kept_however_it_is_stored(name: str, tmp_path: Path) -> None:
-    """A mask of the numbers 0 and 1 was black everywhere, and so all of the picture was laid anew without a word."""
+    """A mask of the numbers 0 and 1 was black everywhere, and so all of the image was laid anew without a word."""
     assert (kept(tmp_path / "mask.png", OPAQUE[name]) == UPPER).all()
 
 
@@ -64,7 +64,7 @@ def transparent_where(where: npt.NDArray[Any], color: int) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         transparent_where(~UPPER, 255),
         transparent_where(UPPER, 0),
@@ -75,9 +75,9 @@ def transparent_where(where: npt.NDArray[Any], color: int) -> Image.Image:
     ],
     ids=["white on nothing", "black on nothing", "a photo with a hole", "LA", "palette", "palette, half transparent"],
 )
-def test_transparent_masks_are_refused_for_nobody_knows_what_they_say(picture: Image.Image, tmp_path: Path) -> None:
+def test_transparent_masks_are_refused_for_nobody_knows_what_they_say(image: Image.Image, tmp_path: Path) -> None:
     with pytest.raises(DamagedImage, match=r"mask\.png has transparent pixels.*save it without transparency"):
-        kept(tmp_path / "mask.png", picture)
+        kept(tmp_path / "mask.png", image)
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def test_masks_that_are_dark_everywhere_are_told(levels: npt.NDArray[Any], said:
 
 
 def test_masks_that_keep_nothing_are_told(tmp_path: Path) -> None:
-    with pytest.raises(SmaltiError, match="is black wherever the picture is seen, and white is kept: nothing would be"):
+    with pytest.raises(SmaltiError, match="is black wherever the image is seen, and white is kept: nothing would be"):
         kept(tmp_path / "mask.png", Image.new("L", (32, 32)))
 
 
 def test_masks_that_keep_pixels_but_no_whole_tile_are_told() -> None:
-    """All of the picture was replaced without a word, from Python and from the page."""
+    """All of the image was replaced without a word, from Python and from the page."""
     mask = np.zeros((16, 16), dtype=bool)
-    assert not whole_tiles(mask, factor=4, picture=(16, 16)).any(), "who keeps nothing has all of it laid anew"
+    assert not whole_tiles(mask, factor=4, image=(16, 16)).any(), "who keeps nothing has all of it laid anew"
     mask[1:7, 1:7] = True
-    with pytest.raises(SmaltiError, match=r"no tile of 4 x 4 pixels is kept as a whole, .* keep more of the picture"):
-        whole_tiles(mask, factor=4, picture=(16, 16))
+    with pytest.raises(SmaltiError, match=r"no tile of 4 x 4 pixels is kept as a whole, .* keep more of the image"):
+        whole_tiles(mask, factor=4, image=(16, 16))
     mask[4:8, 4:8] = True
-    assert whole_tiles(mask, factor=4, picture=(16, 16)).sum() == 1
+    assert whole_tiles(mask, factor=4, image=(16, 16)).sum() == 1

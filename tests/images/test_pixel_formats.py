@@ -84,7 +84,7 @@ def test_white_may_be_zero_with_any_number_of_bits(bits: int, photometric: int, 
         assert np.abs(covering[:, :, 0] / np.iinfo(covering.dtype).max - seen / most).max() < 1 / 255
 
 
-def test_white_as_zero_is_turned_around_also_where_the_picture_is_turned_upright() -> None:
+def test_white_as_zero_is_turned_around_also_where_the_image_is_turned_upright() -> None:
     file = tiff(ramp(16), bits=16, photometric=WHITE_IS_ZERO, orientation=6)
     found = read_image(io.BytesIO(file), channels=1, name="a")[:, :, 0]
     assert found.tolist() == np.rot90(65535 - ramp(16), -1).tolist()
@@ -111,10 +111,10 @@ def test_labels_of_few_bits_are_the_numbers_that_are_stored(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_labels_of_a_palette_are_its_places(bits: int) -> None:
-    picture = Image.fromarray(ramp(bits).astype(np.uint8)).convert("L")
-    picture.putpalette([number * 7 % 256 for number in range(3 * 2**bits)])
+    image = Image.fromarray(ramp(bits).astype(np.uint8)).convert("L")
+    image.putpalette([number * 7 % 256 for number in range(3 * 2**bits)])
     file = io.BytesIO()
-    picture.save(file, "PNG", bits=bits)
+    image.save(file, "PNG", bits=bits)
     assert read_labels(file, name="a")[:, :, 0].tolist() == ramp(bits).tolist()
 
 
@@ -129,5 +129,5 @@ def test_labels_of_a_pgm_file_do_not_depend_on_its_largest_level(most: int, plai
     )
     file = b"P%d 4 2 %d\n" % (2 if plain else 5, most) + body
     assert read_labels(io.BytesIO(file), name="a")[:, :, 0].tolist() == labels.tolist()
-    found = read_image(io.BytesIO(file), channels=1, name="a")  # as a picture it reaches from black to white
+    found = read_image(io.BytesIO(file), channels=1, name="a")  # as an image it reaches from black to white
     assert np.abs(found[:, :, 0] / np.iinfo(found.dtype).max - labels / most).max() < 1 / 254

@@ -22,7 +22,7 @@ from smalti.images.png_stream import Head, filtered, read_head, write_png
 Bytes = npt.NDArray[np.uint8]
 
 
-def picture(height: int, width: int, channels: int, *, seed: int = 0) -> Bytes:
+def random_pixels(height: int, width: int, channels: int, *, seed: int = 0) -> Bytes:
     """A ramp with some noise: neither is one filter best everywhere, nor does it not matter."""
     chance = np.random.RandomState(seed)
     ramp = np.add.outer(np.arange(height) * 3, np.arange(width) * 7)[:, :, None] * np.arange(1, channels + 1)
@@ -44,7 +44,7 @@ def strips(pixels: Bytes, rows: int) -> Iterator[Bytes]:
 def test_pillow_reads_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, height: int, width: int, channels: int, rows: int, seed: int
 ) -> None:
-    path, pixels = tmp_path_factory.mktemp("png") / "new" / "a.png", picture(height, width, channels, seed=seed)
+    path, pixels = tmp_path_factory.mktemp("png") / "new" / "a.png", random_pixels(height, width, channels, seed=seed)
     write_png(path, strips(pixels, rows), size=(height, width), settings={"seed": seed, "label": "grün"})
     with Image.open(path) as image:
         assert image.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
@@ -68,7 +68,7 @@ def one_row(line: list[int], above: list[int], channels: int, number: int) -> li
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_each_row_takes_the_filter_that_leaves_least(channels: int) -> None:
-    pixels = np.concatenate([picture(8, 9, channels, seed=seed) for seed in range(5)])
+    pixels = np.concatenate([random_pixels(8, 9, channels, seed=seed) for seed in range(5)])
     pixels[5], pixels[6:8] = 200, pixels[0]  # rows for "none" below others, and for "up"
     lines = pixels.reshape(len(pixels), -1)
     chosen = set()
@@ -86,7 +86,7 @@ def test_each_row_takes_the_filter_that_leaves_least(channels: int) -> None:
 
 
 def test_files_are_about_as_small_as_pillows(tmp_path: Path) -> None:
-    pixels = picture(200, 300, 3, seed=1)
+    pixels = random_pixels(200, 300, 3, seed=1)
     write_png(tmp_path / "ours.png", strips(pixels, 16), size=(200, 300))
     save_png(tmp_path / "pillows.png", pixels)
     assert (tmp_path / "ours.png").stat().st_size < 1.1 * (tmp_path / "pillows.png").stat().st_size
@@ -96,7 +96,7 @@ def test_what_goes_wrong_in_between_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"before")
 
     def broken() -> Iterator[Bytes]:
-        yield picture(2, 4, 3)
+        yield random_pixels(2, 4, 3)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -107,7 +107,7 @@ def test_what_goes_wrong_in_between_leaves_no_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     def full() -> Iterator[Bytes]:
-        yield picture(2, 4, 3)
+        yield random_pixels(2, 4, 3)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(SmaltiError, match=r"cannot write .*a\.png: No space left on device; nothing written before is"):
@@ -120,7 +120,7 @@ def test_a_disk_that_is_full_while_it_is_written(tmp_path: Path, monkeypatch: py
     opened = Path.open
     monkeypatch.setattr(Path, "open", lambda path, mode: opened(Path("/dev/full"), mode))
     with pytest.raises(SmaltiError, match=r"cannot write .*a\.png: No space left on device"):
-        write_png(tmp_path / "a.png", strips(picture(64, 4, 3), 2), size=(64, 4))
+        write_png(tmp_path / "a.png", strips(random_pixels(64, 4, 3), 2), size=(64, 4))
     assert not list(tmp_path.iterdir())
 
 

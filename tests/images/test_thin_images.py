@@ -1,4 +1,4 @@
-"""Long and thin pictures wherever they come in: a file of a hundred bytes never takes gigabytes."""
+"""Long and thin images wherever they come in: a file of a hundred bytes never takes gigabytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from smalti.conditions.map_files import read_edges
 from smalti.core.errors import SmaltiError
-from smalti.data.crops import CentreCrop
+from smalti.data.crops import CenterCrop
 from smalti.data.file_types import KINDS
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
@@ -42,16 +42,16 @@ def small_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_excessive(THIN, SIZE)
 
 
-@pytest.mark.parametrize("kind", ["colour", "labels", "depth", "edges"])
+@pytest.mark.parametrize("kind", ["color", "labels", "depth", "edges"])
 @pytest.mark.parametrize("full", [THIN, THIN[::-1]])
-def test_training_leaves_thin_pictures_out_before_it_scales_them(
+def test_training_leaves_thin_images_out_before_it_scales_them(
     kind: str, full: tuple[int, int], tmp_path: Path
 ) -> None:
     for name, size in (("good.png", (200, 200)), ("thin.png", full)):
         Image.new("L" if kind in ("labels", "depth") else "RGB", size[::-1]).save(tmp_path / name)
     source = open_source(tmp_path, kind=KINDS[kind](None))
-    channels = {"colour": 3, "labels": 5}.get(kind, 1)
-    crops = Crops(source, source.pictures, size=SIZE, channels=channels, crop=CentreCrop(), seed=0)
+    channels = {"color": 3, "labels": 5}.get(kind, 1)
+    crops = Crops(source, source.images, size=SIZE, channels=channels, crop=CenterCrop(), seed=0)
     crops.example(0, 0)
     with pytest.raises(DamagedImage, match=f"thin.png is {full[0]}x{full[1]} pixels, too small for size 256x256"):
         crops.example(1, 0)
@@ -70,7 +70,7 @@ def test_evaluation_cuts_the_middle_out(filter: Any, channels: int) -> None:
     assert np.abs(found[:, 127:129].astype(int) - 100).max() <= 3
 
 
-@pytest.mark.parametrize("kind", ["segmentation", "depth", "edges", "picture"])
+@pytest.mark.parametrize("kind", ["segmentation", "depth", "edges", "image"])
 def test_maps_for_a_size_are_cut_and_others_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smalti.conditions.spatial.MOST_COVERING", 2**16)
     monkeypatch.setattr(image_io, "MOST_COVERING", 2**16)
@@ -80,7 +80,7 @@ def test_maps_for_a_size_are_cut_and_others_are_refused(kind: str, monkeypatch: 
     assert fitted.shape[-2:] == (64, 64)
     assert fitted.dtype == thin.dtype
     with pytest.raises(
-        SmaltiError, match=r"is 1x6000 pixels .* the smallest picture of its shape has 2x12000 codes; crop"
+        SmaltiError, match=r"is 1x6000 pixels .* the smallest image of its shape has 2x12000 codes; crop"
     ):
         condition.fit(thin, grid=None)
 
@@ -88,14 +88,14 @@ def test_maps_for_a_size_are_cut_and_others_are_refused(kind: str, monkeypatch: 
 def test_labels_become_channels_only_once_they_have_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """A photo of 24 million labels, each with 150 channels, would take 14 GiB."""
     condition, most = maps("segmentation"), 0
-    picture = type(condition)._picture
+    image = type(condition)._image
 
     def watched(self: Any, given: torch.Tensor) -> torch.Tensor:
         nonlocal most
         most = max(most, given.numel())
-        return picture(self, given)
+        return image(self, given)
 
-    monkeypatch.setattr(type(condition), "_picture", watched)
+    monkeypatch.setattr(type(condition), "_image", watched)
     labels = value("segmentation", 8 * 50, 12 * 50)
     assert condition.codes([labels], grid=(2, 3)).shape == (1, 2, 3)
     assert most == 8 * 12

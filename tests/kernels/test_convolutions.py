@@ -69,7 +69,7 @@ def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(convolutions, "_gradients", watched)
     layer = Convolution(16, 16, 3, padding=1)
-    layer(torch.randn(1, 16, 4, 4)).sum().backward()  # a picture needs no gradient
+    layer(torch.randn(1, 16, 4, 4)).sum().backward()  # an image needs no gradient
     assert asked == [(False, True, True)]
 
 

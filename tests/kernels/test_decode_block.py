@@ -18,16 +18,16 @@ from smalti.generation import code_sampler as laying
 from smalti.generation.code_sampler import Sampler, finished, sample, unknown
 from smalti.kernels.decode_block import FEW, Panels, Step, attended, attends, available
 from smalti.kernels.prepacked import packed
-from smalti.prior import GPT, Neighbourhood, Prior, Transformer
+from smalti.prior import GPT, Neighborhood, Prior, Transformer
 from tests.generation.test_code_sampler import small, small_gpt
-from tests.prior.test_neighborhood import small as small_neighbourhood
+from tests.prior.test_neighborhood import small as small_neighborhood
 from tests.processes import threads
 
 here = pytest.mark.skipif(not available(), reason="no C compiler with OpenMP on this machine")
 BUILDERS: dict[str, Callable[..., Prior]] = {
     "transformer": small,
     "gpt": small_gpt,
-    "neighbourhood": small_neighbourhood,
+    "neighborhood": small_neighborhood,
 }
 
 
@@ -136,7 +136,7 @@ def test_gates_are_right_far_from_zero(name: str, scale: float) -> None:
     step: Any = packed(prior).get_submodule("blocks.0").step
     double = copy.deepcopy(block).double()
     exact = x.double() + double.attention.out(seen.double().transpose(1, 2).flatten(2))
-    hidden = double.up(double.perceptron_norm(exact))
+    hidden = double.up(double.mlp_norm(exact))
     gate, value = hidden.chunk(2, dim=-1)
     exact = exact + double.down(F.gelu(hidden) if name == "gpt" else F.silu(gate) * value)
     close_to_exact(step.finish(x, seen), exact)
@@ -184,7 +184,7 @@ def test_without_a_compiler_it_is_onednns(name: str, monkeypatch: pytest.MonkeyP
     prior = BUILDERS[name]()
     twin, codes = packed(prior), torch.tensor([[1, 2]])
     assert not any(isinstance(module, Panels) for module in twin.modules())
-    if isinstance(prior, Neighbourhood):
+    if isinstance(prior, Neighborhood):
         codes = prior.join(prior.null_prefix(1), torch.zeros(1, 15, dtype=torch.int64))
     found = twin(codes, cache=prior.empty_cache())
     torch.testing.assert_close(found, prior(codes, cache=prior.empty_cache()), rtol=1e-4, atol=1e-4)

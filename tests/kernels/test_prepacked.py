@@ -16,14 +16,14 @@ from smalti.generation.code_sampler import Sampler, finished, sample, unknown
 from smalti.kernels.decode_block import FEW
 from smalti.kernels.prepacked import packed
 from tests.generation.test_code_sampler import small, small_gpt
-from tests.prior.test_neighborhood import small as small_neighbourhood
+from tests.prior.test_neighborhood import small as small_neighborhood
 from tests.prior.test_pixelsnail import small as small_pixelsnail
 
 BUILDERS = {
     "transformer": small,
     "gpt": small_gpt,
     "pixelsnail": small_pixelsnail,
-    "neighbourhood": small_neighbourhood,
+    "neighborhood": small_neighborhood,
 }
 
 

@@ -32,7 +32,7 @@ from smalti.losses.patch_discriminator import (
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Pictures of uniform noise in [-1, 1]."""
+    """Images of uniform noise in [-1, 1]."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -81,10 +81,10 @@ def test_the_settings_know_every_norm_of_the_table() -> None:
 
 def test_settings_without_a_name_are_those_of_the_reference() -> None:
     """As in all recipes and run folders that are older than the second discriminator."""
-    found = parse(AdversarialSettings, {"discriminator": {"width": 8}}, where="here").discriminator
-    assert found == PatchSettings(width=8)
-    other = parse(AdversarialSettings, {"discriminator": {"name": "blur", "width": 8}}, where="here")
-    assert other.discriminator == BlurSettings(width=8)
+    found = parse(AdversarialSettings, {"discriminator": {"base_channels": 8}}, where="here").discriminator
+    assert found == PatchSettings(base_channels=8)
+    other = parse(AdversarialSettings, {"discriminator": {"name": "blur", "base_channels": 8}}, where="here")
+    assert other.discriminator == BlurSettings(base_channels=8)
     assert parse(AdversarialSettings, as_mapping(other), where="here") == other
     with pytest.raises(SmaltiError, match=r"unknown key 'discriminator\.widht'; did you mean 'width'"):
         parse(AdversarialSettings, {"discriminator": {"name": "blur", "widht": 8}}, where="here")
@@ -104,27 +104,27 @@ def test_initial_weights_are_the_originals() -> None:
 
 
 @pytest.mark.parametrize(("name", "norm", "spectral"), [kind for kind in KINDS if not kind[2]])
-def test_a_logit_depends_on_its_picture_alone_but_with_batch_norm(name: str, norm: str, spectral: bool) -> None:
-    pictures = noise(3, 3, 32, 32)
+def test_a_logit_depends_on_its_image_alone_but_with_batch_norm(name: str, norm: str, spectral: bool) -> None:
+    images = noise(3, 3, 32, 32)
     discriminator = made(name, norm=norm)
     discriminator(noise(4, 3, 32, 32, seed=1))  # ActNorm sets its scales by the first batch
-    alone = torch.allclose(discriminator(pictures)[:1], discriminator(pictures[:1]), atol=1e-6)
+    alone = torch.allclose(discriminator(images)[:1], discriminator(images[:1]), atol=1e-6)
     assert alone is (norm != "batch")
 
 
-def test_the_smallest_picture_gives_one_logit_and_a_smaller_one_a_sentence() -> None:
-    discriminator = PatchDiscriminator(PatchSettings(width=8, layers=2, stem=2))
+def test_the_smallest_image_gives_one_logit_and_a_smaller_one_a_sentence() -> None:
+    discriminator = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, space_to_depth=2))
     assert discriminator.smallest == 24
     assert discriminator(noise(1, 3, 24, 24)).shape == (1, 1, 1, 1)
     with pytest.raises(SmaltiError, match=r"24x22 are too small.*2 layers and stem 2.*24 pixels"):
         discriminator(noise(1, 3, 24, 22))
 
 
-def test_other_pictures_than_those_it_was_made_for_are_told() -> None:
-    discriminator = PatchDiscriminator(PatchSettings(width=8, layers=2, stem=2))
+def test_other_images_than_those_it_was_made_for_are_told() -> None:
+    discriminator = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, space_to_depth=2))
     with pytest.raises(SmaltiError, match=r"3 channels, these have 4.*set its channels to 4"):
         discriminator(noise(1, 4, 32, 32))
-    with pytest.raises(SmaltiError, match="stem 2 does not divide pictures of 33x32"):
+    with pytest.raises(SmaltiError, match="stem 2 does not divide images of 33x32"):
         discriminator(noise(1, 3, 33, 32))
 
 
@@ -150,7 +150,7 @@ def test_blurring_is_what_it_says_and_needs_no_weights() -> None:
 
 
 def test_what_is_too_fine_for_the_grid_is_gone() -> None:
-    """A plain stride reads a fine chequerboard as a flat picture of one of its two colours."""
+    """A plain stride reads a fine chequerboard as a flat image of one of its two colors."""
     fine = (torch.arange(16).view(-1, 1) + torch.arange(16)).remainder(2).mul(2.0).sub(1).expand(1, 1, -1, -1)
     inside = BlurPool()(fine)[:, :, 1:-1, 1:-1]
     torch.testing.assert_close(inside, torch.zeros_like(inside))
@@ -159,24 +159,24 @@ def test_what_is_too_fine_for_the_grid_is_gone() -> None:
 
 def test_a_logit_of_the_blurred_one_sees_a_patch_of_the_documented_size() -> None:
     torch.manual_seed(0)
-    settings = BlurSettings(width=8, norm="none")
+    settings = BlurSettings(base_channels=8, norm="none")
     judge = BlurDiscriminator(settings)
     images = noise(1, 3, 160, 160).requires_grad_()
     (gradient,) = torch.autograd.grad(judge(images)[0, 0, 10, 10], images)
     touched = gradient.abs().sum((0, 1, 2)).nonzero().flatten()
-    assert int(touched.max() - touched.min()) + 1 == 64 == (9 * 2**settings.layers - 4) * settings.stem
+    assert int(touched.max() - touched.min()) + 1 == 64 == (9 * 2**settings.layers - 4) * settings.space_to_depth
 
 
-def test_the_blurred_ones_smallest_picture_gives_four_logits() -> None:
-    """With a single position a group of one channel would have nothing to be normalised by."""
-    judge = BlurDiscriminator(BlurSettings(width=8))
+def test_the_blurred_ones_smallest_image_gives_four_logits() -> None:
+    """With a single position a group of one channel would have nothing to be normalized by."""
+    judge = BlurDiscriminator(BlurSettings(base_channels=8))
     assert judge.smallest == 16
     assert judge(noise(1, 3, 16, 16)).shape == (1, 1, 2, 2)
     with pytest.raises(SmaltiError, match=r"16x14 are too small.*2 layers and stem 2.*16 pixels"):
         judge(noise(1, 3, 16, 14))
 
 
-# --- spectral normalisation ----------------------------------------------------------------------------------------
+# --- spectral normalization ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -193,17 +193,17 @@ def test_every_convolution_has_the_largest_singular_value_1(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_normalised_weights_survive_copies_and_evaluation(name: str) -> None:
+def test_normalized_weights_survive_copies_and_evaluation(name: str) -> None:
     torch.manual_seed(0)
     judge = made(name, spectral=True)
     judge(noise(2, 3, 32, 32))
     other, twin = made(name, spectral=True), copy.deepcopy(judge).eval()
     other.load_state_dict(judge.state_dict())
-    pictures = noise(2, 3, 32, 32, seed=1)
-    logits = judge.eval()(pictures)
-    torch.testing.assert_close(other.eval()(pictures), logits)
-    torch.testing.assert_close(twin(pictures), logits)
-    assert judge(pictures).equal(logits)  # the singular value stands still
+    images = noise(2, 3, 32, 32, seed=1)
+    logits = judge.eval()(images)
+    torch.testing.assert_close(other.eval()(images), logits)
+    torch.testing.assert_close(twin(images), logits)
+    assert judge(images).equal(logits)  # the singular value stands still
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -218,7 +218,7 @@ def test_two_passes_wait_for_one_backward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_in_half_precision_the_normalised_weights_are_nearly_the_same(name: str) -> None:
+def test_in_half_precision_the_normalized_weights_are_nearly_the_same(name: str) -> None:
     torch.manual_seed(0)
     judge = made(name, spectral=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -240,8 +240,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
 def test_the_first_training_batch_comes_out_with_mean_0_and_deviation_1(dtype: torch.dtype, tolerance: float) -> None:
-    spread, centre = torch.tensor([2.0, 0.1, 30.0]).view(3, 1, 1), torch.tensor([1.0, -7.0, 0.0]).view(3, 1, 1)
-    x = noise(2, 3, 4, 5).to(dtype) * spread + centre
+    spread, center = torch.tensor([2.0, 0.1, 30.0]).view(3, 1, 1), torch.tensor([1.0, -7.0, 0.0]).view(3, 1, 1)
+    x = noise(2, 3, 4, 5).to(dtype) * spread + center
     norm = ActNorm(3).to(dtype)
     _, deviation = moments(x)
     mean, after = moments(norm(x))
@@ -276,7 +276,7 @@ def test_in_evaluation_the_scales_are_used_as_they_are() -> None:
 
 def test_what_was_set_is_kept_with_the_weights() -> None:
     """A discriminator that goes on after a stop must not set its scales again by whatever comes first."""
-    settings = PatchSettings(width=8, layers=2, norm="act")
+    settings = PatchSettings(base_channels=8, layers=2, norm="act")
     first, second = PatchDiscriminator(settings), PatchDiscriminator(settings)
     first(noise(2, 3, 32, 32))
     state = first.state_dict()
@@ -287,8 +287,8 @@ def test_what_was_set_is_kept_with_the_weights() -> None:
     }
     assert state["main.3.initialized"].dtype == torch.uint8
     second.load_state_dict(state)
-    pictures = noise(2, 3, 32, 32, seed=1) * 3
-    torch.testing.assert_close(second(pictures), first(pictures))
+    images = noise(2, 3, 32, 32, seed=1) * 3
+    torch.testing.assert_close(second(images), first(images))
 
 
 def test_scales_are_learned_from_the_first_batch_on() -> None:
@@ -305,7 +305,7 @@ def test_scales_are_learned_from_the_first_batch_on() -> None:
     torch.testing.assert_close(norm.scale.grad, (shifted * weights).sum((0, 2, 3), keepdim=True))
 
 
-def test_half_precision_pictures_are_measured_in_single_precision() -> None:
+def test_half_precision_images_are_measured_in_single_precision() -> None:
     """Far from 0 the deviation of half-precision numbers is lost when their mean is rounded to half precision."""
     x = (noise(4, 2, 8, 8) + 64).bfloat16()
     norm = ActNorm(2)
@@ -324,15 +324,15 @@ def test_with_act_norm_the_convolutions_keep_their_bias() -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_conditional_discriminator_sees_the_condition(norm: Any) -> None:
-    """The condition is joined to the pictures along the channels by whoever asks."""
-    discriminator = PatchDiscriminator(PatchSettings(channels=5, width=8, layers=2, norm=norm))
+    """The condition is joined to the images along the channels by whoever asks."""
+    discriminator = PatchDiscriminator(PatchSettings(channels=5, base_channels=8, layers=2, norm=norm))
     with torch.no_grad():
         for parameter in discriminator.parameters():
             parameter.mul_(5.0)
-    pictures, condition = noise(2, 3, 32, 32), noise(2, 2, 32, 32, seed=1).requires_grad_()
+    images, condition = noise(2, 3, 32, 32), noise(2, 2, 32, 32, seed=1).requires_grad_()
     discriminator(torch.cat((noise(2, 3, 32, 32, seed=2), condition), 1))
     discriminator.eval()
-    logits = discriminator(torch.cat((pictures, condition), 1))
+    logits = discriminator(torch.cat((images, condition), 1))
     (gradient,) = torch.autograd.grad(logits.square().sum(), condition)
     assert (gradient.abs().amax((0, 2, 3)) > 0).all()
 
@@ -340,14 +340,14 @@ def test_a_conditional_discriminator_sees_the_condition(norm: Any) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_discriminator_in_double_precision_stays_there(norm: Any) -> None:
     torch.manual_seed(0)
-    single = PatchDiscriminator(PatchSettings(width=8, layers=2, norm=norm))
-    double = PatchDiscriminator(PatchSettings(width=8, layers=2, norm=norm)).double()
+    single = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, norm=norm))
+    double = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, norm=norm)).double()
     double.load_state_dict(single.state_dict())
-    pictures = noise(2, 3, 32, 32)
-    logits = double(pictures.double())
+    images = noise(2, 3, 32, 32)
+    logits = double(images.double())
     assert logits.dtype == torch.float64
     assert not logits.equal(logits.float().double())
-    torch.testing.assert_close(logits, single(pictures).double(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(logits, single(images).double(), rtol=1e-4, atol=1e-6)
 
 
 def _first_batch(rank: int, folder: str) -> None:

@@ -25,7 +25,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Pictures of uniform noise in [-1, 1]."""
+    """Images of uniform noise in [-1, 1]."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -148,7 +148,7 @@ def lecam_by_hand() -> float:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("l1", [0.75, 0.0]), ("l2", [1.25, 0.0])])
-def test_pixel_losses_are_means_of_each_picture(name: str, expected: list[float]) -> None:
+def test_pixel_losses_are_means_of_each_image(name: str, expected: list[float]) -> None:
     images = torch.zeros(2, 1, 2, 2)
     others = images.clone()
     others[0] = torch.tensor([[[1.0, -2.0], [0.0, 0.0]]])
@@ -163,7 +163,7 @@ def labels(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_label_losses_have_their_hand_values() -> None:
-    """A picture of two pixels and two labels: the first pixel has label 0, the second label 1."""
+    """An image of two pixels and two labels: the first pixel has label 0, the second label 1."""
     images = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
     logits = torch.tensor([[[[2.0, 1.0]], [[-1.0, 3.0]]]])
     asked = softplus(-2) + softplus(1) + softplus(-1) + softplus(-3)
@@ -174,7 +174,7 @@ def test_label_losses_have_their_hand_values() -> None:
 
 
 @pytest.mark.parametrize("name", PIXEL_LOSSES)
-def test_pixel_losses_score_each_picture_by_itself(name: str) -> None:
+def test_pixel_losses_score_each_image_by_itself(name: str) -> None:
     images, others = labels(3, 4, 5, 6), noise(3, 4, 5, 6, seed=1).requires_grad_()
     values = PIXEL_LOSSES[name](images, others)
     assert values.shape == (3,)
@@ -220,7 +220,7 @@ def random(request: pytest.FixtureRequest) -> Perceptual:
     return distance
 
 
-def test_a_distance_is_symmetric_and_zero_only_for_equal_pictures(random: Perceptual) -> None:
+def test_a_distance_is_symmetric_and_zero_only_for_equal_images(random: Perceptual) -> None:
     x, y = noise(2, 3, 32, 40), noise(2, 3, 32, 40, seed=1)
     there = random(x, y)
     assert there.shape == (2,)
@@ -234,7 +234,7 @@ def test_a_distance_does_not_depend_on_the_batch(random: Perceptual) -> None:
     torch.testing.assert_close(random(x, y)[1:2], random(x[1:2], y[1:2]), rtol=1e-4, atol=1e-6)
 
 
-def test_only_the_second_picture_gets_a_gradient(random: Perceptual) -> None:
+def test_only_the_second_image_gets_a_gradient(random: Perceptual) -> None:
     x, y = noise(1, 3, 32, 32).requires_grad_(), noise(1, 3, 32, 32, seed=1).requires_grad_()
     random(x, y).sum().backward()
     assert x.grad is None
@@ -250,7 +250,7 @@ def test_a_kept_target_gives_the_same_distance(random: Perceptual) -> None:
     torch.testing.assert_close(random.distance(kept, random.features(y)), random(x, y))
 
 
-def test_a_grey_picture_is_its_three_equal_channels(random: Perceptual) -> None:
+def test_a_gray_image_is_its_three_equal_channels(random: Perceptual) -> None:
     x, y = noise(1, 1, 32, 32), noise(1, 1, 32, 32, seed=1)
     torch.testing.assert_close(random(x, y), random(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)))
 
@@ -266,7 +266,7 @@ def test_where_nothing_is_felt_distance_and_gradient_are_zero() -> None:
     assert gradient.eq(0).all()
 
 
-def test_the_smallest_picture_reaches_every_map_and_a_smaller_one_is_told(random: Perceptual) -> None:
+def test_the_smallest_image_reaches_every_map_and_a_smaller_one_is_told(random: Perceptual) -> None:
     side = random.backbone.smallest
     assert random(noise(1, 3, side, side), noise(1, 3, side, side, seed=1)).isfinite().all()
     with pytest.raises(RuntimeError):
@@ -275,7 +275,7 @@ def test_the_smallest_picture_reaches_every_map_and_a_smaller_one_is_told(random
         random(noise(1, 3, side - 1, side), noise(1, 3, side - 1, side))
 
 
-def test_pictures_it_cannot_compare_are_told(random: Perceptual) -> None:
+def test_images_it_cannot_compare_are_told(random: Perceptual) -> None:
     with pytest.raises(SmaltiError, match="1 or 3 channels, these have 4"):
         random(noise(1, 4, 32, 32), noise(1, 4, 32, 32))
     with pytest.raises(SmaltiError, match=r"of one shape.*\(1, 3, 32, 32\).*\(1, 3, 24, 25\)"):
@@ -411,16 +411,16 @@ def test_lpips_of_noise_is_the_published_value(published: Perceptual) -> None:
     torch.testing.assert_close(published(x, y), torch.tensor([0.10236, 0.09377]), rtol=0.0, atol=2e-5)
 
 
-def test_lpips_of_the_papers_example_pictures(published: Perceptual) -> None:
+def test_lpips_of_the_papers_example_images(published: Perceptual) -> None:
     folder = SHARED / "data" / "lpips_example"
     if not folder.is_dir():
-        pytest.skip("the example pictures of LPIPS are not on this machine")
+        pytest.skip("the example images of LPIPS are not on this machine")
 
-    def picture(name: str) -> Tensor:
+    def image(name: str) -> Tensor:
         pixels = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"), dtype=np.float32)
         return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
 
-    reference = picture("ex_ref")
+    reference = image("ex_ref")
     expected = torch.tensor([0.7112, 0.1479])
-    others = torch.cat((picture("ex_p0"), picture("ex_p1")))
+    others = torch.cat((image("ex_p0"), image("ex_p1")))
     torch.testing.assert_close(published(reference.expand(2, -1, -1, -1), others), expected, rtol=0.0, atol=1e-3)

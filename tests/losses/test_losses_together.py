@@ -20,19 +20,19 @@ from smalti.training.gan_step import PLAYS, Players, Strength, play_of
 BATCH, SIDE, STEPS = 4, 16, 3
 
 GAMES: dict[str, dict[str, Any]] = {
-    "adaptive weight and LeCam": {"lecam": 0.5, "discriminator": {"width": 8, "layers": 1}},
+    "adaptive weight and LeCam": {"lecam": 0.5, "discriminator": {"base_channels": 8, "layers": 1}},
     "R1, blurred and spectral": {
         "r1": 2.0,
-        "discriminator": {"name": "blur", "width": 8, "layers": 1, "spectral": True},
+        "discriminator": {"name": "blur", "base_channels": 8, "layers": 1, "spectral": True},
     },
-    "scales set by the first batch": {"discriminator": {"width": 8, "layers": 1, "norm": "act"}},
+    "scales set by the first batch": {"discriminator": {"base_channels": 8, "layers": 1, "norm": "act"}},
 }
 GLOBAL = ("adaptive_weight", "full_weight", "gradient_norm", "discriminator_gradient_norm")
 """What a process records of all; the rest is of its own share, and is to be averaged."""
 
 
 class _Tokenizer(nn.Module):
-    """Pictures -> features, a loss of "codes" and reconstructions, in one forward, as a data-parallel wrapper needs it."""
+    """Images -> features, a loss of "codes" and reconstructions, in one forward, as a data-parallel wrapper needs it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def _unused(features: Tensor) -> Quantized:
     raise AssertionError("this tokenizer has no quantizer")
 
 
-def pictures() -> Tensor:
+def random_images() -> Tensor:
     drawn = torch.rand(STEPS, BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return drawn * 2 - 1
 
@@ -57,7 +57,7 @@ def pictures() -> Tensor:
 def played(name: str, play: str, *, rank: int, world: int) -> dict[str, Any]:
     """Some steps of one of `world` processes with its share of every batch -> what it recorded and where it came."""
     torch.manual_seed(0)
-    values = {"perceptual": "none", "adversarial": {"play": play, **GAMES[name]}}
+    values = {"perceptual": "none", "adversarial": {"updates": play, **GAMES[name]}}
     settings = parse(ObjectiveSettings, values, where="test")
     judge_settings = settings.adversarial.discriminator
     networks: list[Any] = [_Tokenizer().double(), DISCRIMINATORS[judge_settings.name](judge_settings).double()]
@@ -65,13 +65,13 @@ def played(name: str, play: str, *, rank: int, world: int) -> dict[str, Any]:
         for parameter in networks[1].parameters():
             parameter.mul_(3.0)
     wrapped = [DistributedDataParallel(network) for network in networks] if world > 1 else networks
-    optimisers = [torch.optim.SGD(network.parameters(), lr=0.05) for network in networks]
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.05) for network in networks]
 
     def mover(place: int) -> Any:
         def step() -> Tensor:
             norm = torch.nn.utils.get_total_norm([p.grad for p in networks[place].parameters() if p.grad is not None])
-            optimisers[place].step()
-            optimisers[place].zero_grad()
+            optimizers[place].step()
+            optimizers[place].zero_grad()
             return norm
 
         return step
@@ -88,7 +88,7 @@ def played(name: str, play: str, *, rank: int, world: int) -> dict[str, Any]:
         move_judge=mover(1),
     )
     recorded, anchors, share = [], LeCam.start(), BATCH // world
-    for batch in pictures():
+    for batch in random_images():
         images = batch[rank * share : (rank + 1) * share]
         result = play_of(settings)(players, images, quantize=_unused, strength=Strength(0.7, 1.0), anchors=anchors)
         anchors = result.anchors

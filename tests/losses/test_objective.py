@@ -37,7 +37,7 @@ class Scene:
         last = self.decoder[-1]
         assert isinstance(last, nn.Conv2d)
         self.last_layer = last.weight
-        self.discriminator = PatchDiscriminator(PatchSettings(width=8, layers=1)).double()
+        self.discriminator = PatchDiscriminator(PatchSettings(base_channels=8, layers=1)).double()
         with torch.no_grad():
             for parameter in self.discriminator.parameters():
                 parameter.mul_(5.0)  # large enough that the generator's gradient is of the size of the other
@@ -55,12 +55,12 @@ class Scene:
     def surrogate(self, settings: AdversarialSettings, *, strength: float) -> tuple[tuple[Tensor, ...], Any]:
         """The decoder's gradients by one backward pass with the balanced gradient, and the balance."""
         reconstructions = self.decoder(self.latents)
-        pictures = reconstructions.detach().requires_grad_()
+        images = reconstructions.detach().requires_grad_()
         balanced = balanced_gradient(
             reconstructions,
-            pictures,
-            distance=self.distance(pictures),
-            fake=self.discriminator(pictures),
+            images,
+            distance=self.distance(images),
+            fake=self.discriminator(images),
             last_layer=self.last_layer,
             settings=settings,
             strength=strength,
@@ -119,7 +119,7 @@ def test_at_strength_0_the_discriminator_is_not_asked(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("strength", [0.25, 1.0])
 def test_a_fixed_balance_is_the_weight_alone(strength: float) -> None:
     scene = Scene()
-    found, balanced = scene.surrogate(AdversarialSettings(balance="fixed", weight=0.6), strength=strength)
+    found, balanced = scene.surrogate(AdversarialSettings(weighting="fixed", weight=0.6), strength=strength)
     reconstructions = scene.decoder(scene.latents)
     generator = ADVERSARIAL["hinge"].generator(scene.discriminator(reconstructions))
     total = scene.distance(reconstructions) + 0.6 * strength * generator
@@ -129,16 +129,16 @@ def test_a_fixed_balance_is_the_weight_alone(strength: float) -> None:
 
 
 def test_the_discriminator_can_learn_from_the_same_logits() -> None:
-    """The graph behind `fake` is still there afterwards, for the discriminator's own loss."""
+    """The graph behind `fake` is still there afterward, for the discriminator's own loss."""
     scene = Scene()
     reconstructions = scene.decoder(scene.latents)
-    pictures = reconstructions.detach().requires_grad_()
-    fake = scene.discriminator(pictures)
-    distance, last_layer = scene.distance(pictures), scene.last_layer
+    images = reconstructions.detach().requires_grad_()
+    fake = scene.discriminator(images)
+    distance, last_layer = scene.distance(images), scene.last_layer
     settings = AdversarialSettings()
     balanced_gradient(
         reconstructions,
-        pictures,
+        images,
         distance=distance,
         fake=fake,
         last_layer=last_layer,
@@ -151,7 +151,7 @@ def test_the_discriminator_can_learn_from_the_same_logits() -> None:
 
 
 @pytest.mark.parametrize(("pixel", "expected"), [("l1", (0.5 + 0.25) / 2), ("l2", (0.25 + 0.0625) / 2)])
-def test_the_reconstruction_loss_is_a_mean_over_pictures(pixel: str, expected: float) -> None:
+def test_the_reconstruction_loss_is_a_mean_over_images(pixel: str, expected: float) -> None:
     score = ReconstructionLoss(parse(ObjectiveSettings, {"pixel": pixel, "perceptual": "none"}, where="test"))
     images = torch.zeros(2, 3, 4, 4)
     reconstructions = torch.stack((torch.full((3, 4, 4), 0.5), torch.full((3, 4, 4), -0.25))).requires_grad_()
@@ -165,7 +165,7 @@ def test_the_reconstruction_loss_is_a_mean_over_pictures(pixel: str, expected: f
 
 
 class Two(nn.Module):
-    """Two pictures -> the distances 1 and 3."""
+    """Two images -> the distances 1 and 3."""
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         return others.new_tensor([1.0, 3.0])
@@ -184,7 +184,7 @@ def test_the_perceptual_term_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_perceptual_term_of_weight_0_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its error for pictures of two channels says so: "set its weight to 0"."""
+    """Its error for images of two channels says so: "set its weight to 0"."""
 
     def loaded(dropout: float) -> Perceptual:
         raise AssertionError("the network was loaded")

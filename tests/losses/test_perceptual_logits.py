@@ -26,7 +26,7 @@ MEAN, DEVIATION = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Pictures of uniform noise in [-1, 1]."""
+    """Images of uniform noise in [-1, 1]."""
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -101,7 +101,7 @@ def distance(request: pytest.FixtureRequest) -> LogitDistance:
 
 
 def test_the_distance_is_its_definition(distance: LogitDistance) -> None:
-    """Pictures in [0, 1], resized, scaled as torchvision does, one at a time."""
+    """Images in [0, 1], resized, scaled as torchvision does, one at a time."""
     x, y = noise(2, 3, 40, 64), noise(2, 3, 40, 64, seed=1)
 
     def named(image: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def test_the_distance_is_its_definition(distance: LogitDistance) -> None:
     assert distance(x, x).tolist() == [0.0, 0.0]
 
 
-def test_only_the_second_picture_gets_a_gradient(distance: LogitDistance) -> None:
+def test_only_the_second_image_gets_a_gradient(distance: LogitDistance) -> None:
     x, y = noise(1, 3, 32, 32).requires_grad_(), noise(1, 3, 32, 32, seed=1).requires_grad_()
     distance(x, y).sum().backward()
     assert x.grad is None
@@ -125,17 +125,17 @@ def test_only_the_second_picture_gets_a_gradient(distance: LogitDistance) -> Non
     assert not any(parameter.requires_grad for parameter in distance.parameters())
 
 
-def test_a_grey_picture_is_its_three_equal_channels(distance: LogitDistance) -> None:
+def test_a_gray_image_is_its_three_equal_channels(distance: LogitDistance) -> None:
     x, y = noise(1, 1, 32, 32), noise(1, 1, 32, 32, seed=1)
     expected = distance(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1))
     torch.testing.assert_close(distance(x, y), expected, rtol=1e-3, atol=0.0)
 
 
-def test_large_pictures_are_not_read_here_and_there(distance: LogitDistance) -> None:
+def test_large_images_are_not_read_here_and_there(distance: LogitDistance) -> None:
     """Antialiased: of a fine chequerboard, what is seen is its mean."""
     fine = (torch.arange(896).view(-1, 1) + torch.arange(896)).remainder(2).mul(2).sub(1).expand(1, 3, -1, -1).float()
-    grey = torch.zeros(1, 3, 896, 896)
-    assert distance(fine, grey) < 1e-2 * distance(-torch.ones_like(grey), grey)
+    gray = torch.zeros(1, 3, 896, 896)
+    assert distance(fine, gray) < 1e-2 * distance(-torch.ones_like(gray), gray)
 
 
 def test_under_autocast_the_difference_is_in_single_precision(distance: LogitDistance) -> None:
@@ -146,7 +146,7 @@ def test_under_autocast_the_difference_is_in_single_precision(distance: LogitDis
     torch.testing.assert_close(half, distance(x, y), rtol=0.1, atol=0.0)
 
 
-def test_pictures_it_cannot_compare_are_told(distance: LogitDistance) -> None:
+def test_images_it_cannot_compare_are_told(distance: LogitDistance) -> None:
     with pytest.raises(SmaltiError, match=r"1 or 3 channels, these have 4; set logits to none"):
         distance(noise(1, 4, 32, 32), noise(1, 4, 32, 32))
     with pytest.raises(SmaltiError, match=r"of one shape.*\(1, 3, 32, 32\).*\(1, 3, 24, 25\)"):
@@ -195,7 +195,7 @@ def test_squeezenets_logits_are_those_of_the_scores(published: LogitDistance) ->
 
 
 def test_what_is_shown_counts_more_than_where_it_stands(published: LogitDistance) -> None:
-    """A picture moved by two pixels is nearer than one turned to its negative."""
+    """An image moved by two pixels is nearer than one turned to its negative."""
     place = torch.linspace(-3, 3, 96)
     disc = (place.view(-1, 1).square() + place.square() < 2).float().mul(2).sub(1).expand(1, 3, -1, -1)
     moved, negative = disc.roll(2, dims=3), -disc

@@ -1,4 +1,4 @@
-"""How likely a prior finds pictures with what they are told: codes before which those of a condition stand."""
+"""How likely a prior finds images with what they are told: codes before which those of a condition stand."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings, nats
 from smalti.tokenizer.vqgan import VQGAN
 from tests.evaluation.test_measures import CPU, pipeline, priors, tokenizer
-from tests.evaluation.test_measures import pictures as pictures
+from tests.evaluation.test_measures import data_folder as data_folder
 
 SIDE = 16
 
 
 class Example(NamedTuple):
-    """A picture, its label, and what lies beside it."""
+    """An image, its label, and what lies beside it."""
 
     image: Tensor
     label: Tensor
@@ -41,7 +41,7 @@ class Example(NamedTuple):
 
 
 class Noise:
-    """Pictures of noise, and codes or pictures of noise beside them."""
+    """Images of noise, and codes or images of noise beside them."""
 
     size = (SIDE, SIDE)
 
@@ -61,20 +61,20 @@ class Noise:
 
 
 def given(*, size: int = 5) -> Given:
-    return Given(GivenSettings(size=size, length=3))
+    return Given(GivenSettings(codebook_size=size, length=3))
 
 
 def maps(seed: int) -> Maps:
-    """Another picture, of 16 x 16 pixels, through a tokenizer of its own."""
+    """Another image, of 16 x 16 pixels, through a tokenizer of its own."""
     model: VQGAN = tokenizer()
     torch.manual_seed(seed)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.2)
-    return Maps(MapsSettings(kind="picture", key="before", grid=(4, 4)), model)
+    return Maps(MapsSettings(kind="image", key="before", grid=(4, 4)), model)
 
 
 def told(condition: Condition, beside: Tensor) -> Tensor:
-    """What lies beside pictures -> the codes before theirs: those of pictures (B,3,H,W), or of noise (B,3) from 0 to 4."""
+    """What lies beside images -> the codes before theirs: those of images (B,3,H,W), or of noise (B,3) from 0 to 4."""
     return condition.encode([*beside]) if beside.ndim == 4 else ((beside + 1) * 2.5).long().clamp(max=4)
 
 
@@ -89,7 +89,7 @@ def reading(condition: Condition) -> Pipeline:
 
 
 def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise]:
-    """Codes of three pictures for training and five held out, and the latter."""
+    """Codes of three images for training and five held out, and the latter."""
     beside = (3, SIDE, SIDE) if isinstance(condition, Maps) else (3,)
     parts, model = [Noise(count, beside=beside, seed=count) for count in (3, 5)], tokenizer()
     prefix = None if condition is None else Prefix(condition, "somebody", partial(told, condition))
@@ -105,8 +105,8 @@ def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise
 def test_codes_are_measured_with_what_stands_before_them(condition: Given | Maps, tmp_path: Path) -> None:
     kept, held_out = shards(tmp_path / "codes", condition)
     pipe = reading(condition)
-    found = measure_prior(pipe, kept, protocol=priors("pictures.count=4"), device=CPU, batch=3)
-    some = [0, 1, 2, 3]  # 5 pictures, 4 of them evenly spread
+    found = measure_prior(pipe, kept, protocol=priors("images.count=4"), device=CPU, batch=3)
+    some = [0, 1, 2, 3]  # 5 images, 4 of them evenly spread
     with torch.no_grad():
         prefix, codes = told(condition, held_out.beside[some]), pipe.tokenizer.encode(held_out.images[some]).codes
         expected = nats(pipe.prior, prefix, codes).mean((1, 2))
@@ -117,10 +117,10 @@ def test_codes_are_measured_with_what_stands_before_them(condition: Given | Maps
     torch.testing.assert_close(found.values["bits_a_pixel"], bits, rtol=1e-4, atol=1e-6)
     assert found.scores["bits_a_pixel"] == pytest.approx(float(bits.mean()), rel=1e-4)
     write_result(tmp_path / "out", as_plain(found, command="", model={}), found)
-    lines = (tmp_path / "out" / "pictures.csv").read_text("utf-8").splitlines()
-    assert lines[0] == "picture,nats_a_code,bits_a_pixel"
+    lines = (tmp_path / "out" / "images.csv").read_text("utf-8").splitlines()
+    assert lines[0] == "image,nats_a_code,bits_a_pixel"
     name, first, second = lines[1].split(",")
-    assert name == "held-out picture 0"
+    assert name == "held-out image 0"
     assert float(first) == pytest.approx(float(expected[0]), rel=1e-4)
     assert float(second) == pytest.approx(float(bits[0]), rel=1e-4)
     assert read_json(tmp_path / "out" / "result.json")["scores"]["nats_a_code"] == pytest.approx(float(expected.mean()))
@@ -137,14 +137,14 @@ def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path
     torch.testing.assert_close(found.values["nats_a_code"], expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
-def test_codes_of_another_condition_are_refused(tmp_path: Path, pictures: Path) -> None:
+def test_codes_of_another_condition_are_refused(tmp_path: Path, data_folder: Path) -> None:
     for place, (made, read, sentence) in enumerate(
         (
             (None, given(), r"nothing stands of what this prior is told, a codes; encode .* smalti encode --condition"),
             (
                 given(),
                 given(size=6),
-                "stand those of another condition; encode the pictures with what this prior is told",
+                "stand those of another condition; encode the images with what this prior is told",
             ),
             (maps(1), maps(2), "stand those of another condition"),
             (given(), maps(1), "stand those of another condition"),
@@ -154,4 +154,4 @@ def test_codes_of_another_condition_are_refused(tmp_path: Path, pictures: Path) 
         with pytest.raises(SmaltiError, match=sentence):
             measure_prior(pipeline(read), kept, protocol=priors(), device=CPU)
     with pytest.raises(SmaltiError, match=r"told a before, .* smalti encode --condition, and give the codes"):
-        measure_prior(pipeline(maps(1)), open_source(pictures), protocol=priors(), device=CPU)
+        measure_prior(pipeline(maps(1)), open_source(data_folder), protocol=priors(), device=CPU)

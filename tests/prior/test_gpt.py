@@ -38,7 +38,7 @@ def small(**changes: Any) -> GPT:
 def some_codes(prior: GPT, *, batch: int = 2, count: int | None = None) -> Tensor:
     """Random codes of the whole vocabulary, as many as there are to read."""
     count = prior.prefix + prior.grid[0] * prior.grid[1] - 1 if count is None else count
-    return torch.randint(prior.settings.vocabulary, (batch, count), generator=torch.Generator().manual_seed(1))
+    return torch.randint(prior.settings.vocab_size, (batch, count), generator=torch.Generator().manual_seed(1))
 
 
 def plain(prior: GPT, codes: Tensor, visible: Tensor, *, positions: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ def plain(prior: GPT, codes: Tensor, visible: Tensor, *, positions: Tensor) -> T
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
     def normed(x: Tensor, name: str) -> Tensor:
-        centred = x - x.mean(dim=1, keepdim=True)
-        even = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+        centered = x - x.mean(dim=1, keepdim=True)
+        even = centered / (centered.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
         return even * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     heads = prior.settings.heads
@@ -63,7 +63,7 @@ def plain(prior: GPT, codes: Tensor, visible: Tensor, *, positions: Tensor) -> T
             scores = (query @ key.T / query.shape[1] ** 0.5).where(visible, -torch.inf)
             seen.append(scores.softmax(dim=1) @ value)
         x = x + linear(torch.cat(seen, dim=1), f"{block}.attention.out")
-        hidden = linear(normed(x, f"{block}.perceptron_norm"), f"{block}.up")
+        hidden = linear(normed(x, f"{block}.mlp_norm"), f"{block}.up")
         hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
         x = x + linear(hidden, f"{block}.down")
     return normed(x, "norm") @ w["head.weight"].T
@@ -192,7 +192,9 @@ def test_it_begins_as_the_original_does() -> None:
 def test_the_published_models_have_as_many_parameters(
     vocabulary: int, block: int, layers: int, heads: int, width: int, count: int
 ) -> None:
-    settings = GPTSettings(vocabulary=vocabulary, size=vocabulary, block=block, layers=layers, heads=heads, width=width)
+    settings = GPTSettings(
+        vocab_size=vocabulary, codebook_size=vocabulary, block_size=block, layers=layers, heads=heads, embed_dim=width
+    )
     with torch.device("meta"):
         prior = GPT(settings)
     assert sum(parameter.numel() for parameter in prior.parameters()) == count

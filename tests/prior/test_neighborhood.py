@@ -1,4 +1,4 @@
-"""smalti.prior.neighborhood: what a code sees, and that pictures of any size are those of the plain loop."""
+"""smalti.prior.neighborhood: what a code sees, and that images of any size are those of the plain loop."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
 from smalti.generation.neighborhood_decoding import Ring, slanted
-from smalti.prior import Neighbourhood, NeighbourhoodSettings, NoCache, nats, parameter_groups
+from smalti.prior import Neighborhood, NeighborhoodSettings, NoCache, nats, parameter_groups
 from smalti.prior import neighborhood as rooms
 from smalti.prior.code_likelihood import window_nats
-from smalti.training.prior_networks import Codes, NeighbourhoodNetwork, build_network
+from smalti.training.prior_networks import Codes, NeighborhoodNetwork, build_network
 from tests import reference
 
 GRIDS = st.tuples(st.integers(1, 8), st.integers(1, 8))
 
 
-def small(**changes: Any) -> Neighbourhood:
-    """A small neighbourhood transformer with large weights, so that its logits weigh more than the noise."""
+def small(**changes: Any) -> Neighborhood:
+    """A small neighborhood transformer with large weights, so that its logits weigh more than the noise."""
     torch.manual_seed(0)
     plain = {"size": 9, "condition_size": 3, "grid": (4, 4), "reach": 2, "layers": 2, "width": 32, "heads": 2}
-    prior = Neighbourhood(parse(NeighbourhoodSettings, {**plain, **changes}, where="test"))
+    prior = Neighborhood(parse(NeighborhoodSettings, {**plain, **changes}, where="test"))
     with torch.no_grad():
         for weight in prior.parameters():
             weight.normal_(0, 0.3) if weight.ndim == 2 else weight.uniform_(0.5, 1.5)
@@ -48,12 +48,12 @@ def drawn(*shape: int, below: int, number: int = 0) -> Tensor:
     return torch.randint(below, shape, generator=torch.Generator().manual_seed(number))
 
 
-def prefix_for(prior: Neighbourhood, batch: int, grid: tuple[int, int], number: int = 0) -> Tensor:
+def prefix_for(prior: Neighborhood, batch: int, grid: tuple[int, int], number: int = 0) -> Tensor:
     count = prior.free + len(prior.hints) * grid[0] * grid[1]
     return drawn(batch, count, below=3, number=number)
 
 
-def logits_of(prior: Neighbourhood, prefix: Tensor, codes: Tensor) -> Tensor:
+def logits_of(prior: Neighborhood, prefix: Tensor, codes: Tensor) -> Tensor:
     """Logits of all codes, (B,h,w,K)."""
     with torch.no_grad():
         sequence = prior.join(prefix, codes.flatten(1)[:, :-1])
@@ -65,7 +65,7 @@ def logits_of(prior: Neighbourhood, prefix: Tensor, codes: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("reach", [1, 2])
-def test_one_layer_sees_its_neighbourhood_and_nothing_else(reach: int) -> None:
+def test_one_layer_sees_its_neighborhood_and_nothing_else(reach: int) -> None:
     """A code is known to the place at its right and the one below, so a layer sees it from there as well."""
     prior, grid = small(layers=1, reach=reach), (7, 8)
     prefix, codes = prefix_for(prior, 1, grid), drawn(1, *grid, below=9)
@@ -104,7 +104,7 @@ def test_a_map_is_told_at_its_place_and_the_rest_everywhere(kind: str) -> None:
 
 
 def test_the_same_surroundings_are_the_same_anywhere() -> None:
-    """Far from the borders a picture that is shifted has shifted logits: nothing hangs on where a place is."""
+    """Far from the borders an image that is shifted has shifted logits: nothing hangs on where a place is."""
     prior = small()
     codes, prefix = drawn(1, 12, 24, below=9), drawn(1, 1, below=3)
     here = logits_of(prior, prefix, codes)[0, 5:, 6:12]
@@ -149,7 +149,7 @@ def test_only_the_rows_in_reach_are_kept(grid: tuple[int, int], rows: int) -> No
     assert ring.rows == rows
 
 
-# Pictures
+# Images
 
 
 @examples(max_examples=15)
@@ -162,7 +162,7 @@ def test_only_the_rows_in_reach_are_kept(grid: tuple[int, int], rows: int) -> No
     st.sampled_from([0.0, 0.3, 1.0]),
     st.integers(0, 2**31),
 )
-def test_pictures_are_those_of_the_plain_loop(
+def test_images_are_those_of_the_plain_loop(
     kind: str, grid: tuple[int, int], reach: int, guidance: float, batch: int, share: float, number: int
 ) -> None:
     prior = small(reach=reach, **KINDS[kind])
@@ -196,7 +196,7 @@ def test_each_wave_is_one_call_and_a_row_of_codes_is_more_each_time() -> None:
     assert all(12 * row <= count < 12 * row + 5 for row, count in enumerate(laid, start=1))
 
 
-def test_a_picture_that_is_told_nothing_may_have_any_size() -> None:
+def test_a_image_that_is_told_nothing_may_have_any_size() -> None:
     prior = small(**KINDS["label, map, more"])
     null, known, seeds = prior.null_prefix(1), unknown(1, (3, 7)), torch.arange(1)
     laid = finished(sample_windows(prior, lambda window: null, sampler=Sampler(), seeds=seeds, known=known))
@@ -207,7 +207,7 @@ def test_a_picture_that_is_told_nothing_may_have_any_size() -> None:
         finished(sample_windows(prior, lambda window: null * 0, sampler=Sampler(), seeds=seeds, known=known))
 
 
-def test_likelihoods_of_any_size_are_those_of_the_whole_picture() -> None:
+def test_likelihoods_of_any_size_are_those_of_the_whole_image() -> None:
     prior, codes = small(), drawn(2, 6, 9, below=9)
     prefix = prefix_for(prior, 2, (6, 9))
     with torch.no_grad():
@@ -219,13 +219,13 @@ def test_likelihoods_of_any_size_are_those_of_the_whole_picture() -> None:
 # Training
 
 
-def test_it_learns_from_crops_and_knows_larger_pictures() -> None:
+def test_it_learns_from_crops_and_knows_larger_images() -> None:
     """Stripes of a width that the class tells: learned on 6 x 6 codes, and as likely on 12 x 18."""
     torch.manual_seed(0)
     prior = build_network(
-        NeighbourhoodNetwork(layers=1, width=32, heads=2, reach=2, dropout=0.0), Codes(4, (6, 6), 2, 1)
+        NeighborhoodNetwork(layers=1, embed_dim=32, heads=2, radius=2, dropout=0.0), Codes(4, (6, 6), 2, 1)
     ).prior
-    optimiser = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.0), lr=0.01)
+    optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.0), lr=0.01)
 
     def striped(kind: int, height: int, width: int) -> Tensor:
         start = int(torch.randint(4, ()))
@@ -236,9 +236,9 @@ def test_it_learns_from_crops_and_knows_larger_pictures() -> None:
         return kinds, torch.stack([striped(int(kind), *size) for kind in kinds])
 
     for _ in range(60):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.autograd.backward(nats(prior, *batch((6, 6))).mean())
-        optimiser.step()
+        optimizer.step()
     prior.eval()
     with torch.no_grad():
         trained, larger = (float(nats(prior, *batch(size))[:, 1:].mean()) for size in ((6, 6), (12, 18)))

@@ -1,4 +1,4 @@
-"""smalti.prior.flex_attention: a neighbourhood transformer that looks around by FlexAttention sees what it sees in tiles."""
+"""smalti.prior.flex_attention: a neighborhood transformer that looks around by FlexAttention sees what it sees in tiles."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import flex_attention as theirs
 
-from smalti.prior import Neighbourhood, NoCache
+from smalti.prior import Neighborhood, NoCache
 from smalti.prior import neighborhood as rooms
 from smalti.prior.flex_attention import BLOCK, NARROWEST, near
 from smalti.prior.neighborhood import FlexGrid, WholeGrid, visible
@@ -27,13 +27,13 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that CUD
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def features(prior: Neighbourhood, prefix: Tensor, codes: Tensor) -> Tensor:
+def features(prior: Neighborhood, prefix: Tensor, codes: Tensor) -> Tensor:
     found: Tensor = prior.features(prior.join(prefix, codes.flatten(1)[:, :-1]), NoCache(columns=codes.shape[2]))
     return found
 
 
 @pytest.fixture
-def by_flex(monkeypatch: pytest.MonkeyPatch) -> Callable[[Neighbourhood], None]:
+def by_flex(monkeypatch: pytest.MonkeyPatch) -> Callable[[Neighborhood], None]:
     """Let a prior use FlexAttention here, with the gradients that PyTorch has for it on a CPU but does not offer."""
     monkeypatch.setattr(theirs, "_validate_device", lambda *given: None)
     return lambda prior: monkeypatch.setattr(prior, "whole", lambda device: FlexGrid)
@@ -93,7 +93,7 @@ def test_features_are_those_of_tiles(kind: str, grid: tuple[int, int], reach: in
         torch.testing.assert_close(features(prior, prefix, codes), truth, rtol=1e-5, atol=1e-5)
 
 
-def gradients(prior: Neighbourhood, grid: tuple[int, int]) -> list[Tensor]:
+def gradients(prior: Neighborhood, grid: tuple[int, int]) -> list[Tensor]:
     prefix, codes = prefix_for(prior, 2, grid), drawn(2, *grid, below=9)
     return list(torch.autograd.grad(features(prior, prefix, codes).square().mean(), list(prior.blocks.parameters())))
 
@@ -101,7 +101,7 @@ def gradients(prior: Neighbourhood, grid: tuple[int, int]) -> list[Tensor]:
 @pytest.mark.parametrize("grid", [(3, 4), (12, 13)])
 @pytest.mark.parametrize("kind", ["list", "label, map, more"])
 def test_gradients_are_those_of_tiles(
-    kind: str, grid: tuple[int, int], by_flex: Callable[[Neighbourhood], None]
+    kind: str, grid: tuple[int, int], by_flex: Callable[[Neighborhood], None]
 ) -> None:
     prior = small(**KINDS[kind])
     truth = gradients(prior, grid)
@@ -112,7 +112,7 @@ def test_gradients_are_those_of_tiles(
 
 def test_it_is_taken_where_blocks_are_compiled_for_a_gpu() -> None:
     prior = small()
-    assert prior.settings.width // prior.settings.heads == NARROWEST
+    assert prior.settings.embed_dim // prior.settings.heads == NARROWEST
     assert prior.whole(CUDA) is WholeGrid
     for block in prior.blocks:
         block.compile(dynamic=False)

@@ -81,7 +81,7 @@ def test_a_subsampled_grid_begins_with_its_even_rows_and_columns(rows: int, colu
 
 
 @given(st.integers(1, 9))
-def test_a_spiral_goes_from_neighbour_to_neighbour_around_the_middle(side: int) -> None:
+def test_a_spiral_goes_from_neighbor_to_neighbor_around_the_middle(side: int) -> None:
     places = ORDERS["spiral_out"](side, side)
     rows, columns = places // side, places % side
     assert ((rows.diff().abs() + columns.diff().abs()) == 1).all()

@@ -28,7 +28,7 @@ from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.prior_networks import Codes, PixelSNAILNetwork, build_network
 from smalti.training.runs import train_tokenizer
 from tests import reference
-from tests.small import small_prior, write_pictures, write_recipe
+from tests.small import small_prior, write_images, write_recipe
 from tests.studied import QUIET
 
 K, C = 11, 4
@@ -274,14 +274,14 @@ def test_a_fresh_one_knows_nothing() -> None:
 
 
 @pytest.mark.parametrize("prefix", [1, 12])
-def test_it_learns_a_few_pictures_by_heart(prefix: int) -> None:
+def test_it_learns_a_few_images_by_heart(prefix: int) -> None:
     prior = fresh(prefix=prefix, width=32)
     codes, told = torch.randint(K, (3, 3, 4)), torch.arange(3)[:, None].expand(-1, prefix)
-    optimiser = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.01), lr=5e-3, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.01), lr=5e-3, betas=(0.9, 0.95))
     for _ in range(80):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nats(prior, told, codes).mean().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
     prior.eval()
     with torch.no_grad():
         assert nats(prior, told, codes).mean() < 0.05
@@ -317,7 +317,7 @@ def laid(prior: PixelSNAIL, prefix: Tensor, known: Tensor, *, sampler: Sampler) 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("grid", [(3, 4), (3, 2), (5, 6)])
 @pytest.mark.parametrize("count", [1, 12])
-def test_pictures_are_those_of_the_slow_loop(name: str, grid: tuple[int, int], count: int) -> None:
+def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int], count: int) -> None:
     """The window itself, a narrower one, and one that slides; with some codes known."""
     prior, generator = small(prefix=count), torch.Generator().manual_seed(3)
     known = torch.randint(K, (2, *grid), generator=generator)
@@ -366,7 +366,7 @@ def test_settings_survive_a_file() -> None:
 
 def test_it_is_built_for_the_codes_that_it_reads() -> None:
     read = Codes(size=19, grid=(2, 3), condition_size=5, prefix=6)
-    network = PixelSNAILNetwork(layers=1, residuals=3, width=16, heads=2, kernel=3, dropout=0.2)
+    network = PixelSNAILNetwork(layers=1, res_blocks=3, embed_dim=16, heads=2, kernel_size=3, dropout=0.2)
     prior, vocabulary = build_network(network, read)
     assert isinstance(prior, PixelSNAIL)
     wanted = {**as_mapping(network), "size": 19, "grid": (2, 3), "condition_size": 5, "prefix": 6}
@@ -394,14 +394,14 @@ def test_a_pipeline_with_it_is_saved_and_comes_back(home: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a recipe and a tokenizer."""
+    """Images, a recipe and a tokenizer."""
     path = tmp_path_factory.mktemp("pixelsnail")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
     training = resolve(
         TokenizerTraining, stage="tokenizer", recipe=str(path / "small.yaml"), overrides=["run.length=16"]
     )
-    train_tokenizer(path / "pictures", path / "tokenizer", settings=training, console=QUIET)
+    train_tokenizer(path / "images", path / "tokenizer", settings=training, console=QUIET)
     return path
 
 
@@ -411,7 +411,7 @@ def test_the_recipes_of_the_transformer_train_it_too(home: Path) -> None:
     prior, condition = load_prior(find_model(run, kind="prior"))
     assert isinstance(prior, PixelSNAIL)
     assert isinstance(condition, Labels)
-    assert (prior.settings.layers, prior.settings.width, prior.settings.dropout) == (1, 16, 0.1)
+    assert (prior.settings.layers, prior.settings.embed_dim, prior.settings.dropout) == (1, 16, 0.1)
     before = fresh(size=16, condition_size=2, prefix=1, grid=(4, 4), layers=1, residuals=2)
     moved = [not torch.equal(a, b) for a, b in zip(prior.parameters(), before.parameters(), strict=True)]
     assert all(moved)
@@ -419,7 +419,7 @@ def test_the_recipes_of_the_transformer_train_it_too(home: Path) -> None:
 
 @pytest.mark.parametrize("given", ["run.accumulate=2", "run.recompute=true"])
 def test_parts_and_what_is_computed_again_change_nothing(home: Path, given: str) -> None:
-    fixed = ("network.name=pixelsnail", "network.dropout=0", "drop_condition=0", "run.length=320")
+    fixed = ("network.name=pixelsnail", "network.dropout=0", "condition_dropout=0", "run.length=320")
     plain, other = (
         load_prior(find_model(small_prior(home, out, *fixed, *more), kind="prior"))[0]
         for out, more in (("plain", ()), (given, (given,)))

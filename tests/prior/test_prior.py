@@ -180,7 +180,7 @@ def test_sequences_that_do_not_fit_are_refused(kind: str) -> None:
         prior(codes, cache=NoCache(columns=5))
 
 
-def test_a_picture_in_a_batch_has_the_logits_it_has_alone(kind: str) -> None:
+def test_a_image_in_a_batch_has_the_logits_it_has_alone(kind: str) -> None:
     prior = some(kind)
     codes = sequences(prior, 7)
     torch.testing.assert_close(prior(codes)[[3]], prior(codes[[3]]), atol=1e-5, rtol=1e-5)
@@ -249,14 +249,14 @@ def test_nats_are_single_precision_at_least(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["transformer", "gpt spiral_out"])
-def test_it_learns_a_few_pictures_by_heart(name: str) -> None:
+def test_it_learns_a_few_images_by_heart(name: str) -> None:
     prior = fresh(name, prefix=1, width=64)
     codes, labels = torch.randint(11, (3, 3, 4)), torch.arange(3)[:, None]
-    optimiser = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.01), lr=5e-3, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.01), lr=5e-3, betas=(0.9, 0.95))
     for _ in range(80):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nats(prior, labels, codes).mean().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
     prior.eval()
     with torch.no_grad():
         assert nats(prior, labels, codes).mean() < 0.05
@@ -303,7 +303,7 @@ def test_groups_of_parameters() -> None:
 def llamagen(weights: dict[str, Tensor], label: int, codes: Tensor, *, side: int, heads: int) -> Tensor:
     """LlamaGen's class-conditional GPT (arXiv 2406.06525, section 3.2) as its code has it, but for the cache.
 
-    A label and image codes (T,) -> logits (T + 1, K). Neighbouring numbers of a head are the parts of complex numbers,
+    A label and image codes (T,) -> logits (T + 1, K). Neighboring numbers of a head are the parts of complex numbers,
     of which the first half turns by the row and the other half by the column; the label's are multiplied by zero.
     """
     width = weights["norm.weight"].numel()
@@ -354,7 +354,7 @@ def test_llamagen_is_a_setting_of_the_transformer() -> None:
         theirs[f"{layer}.attention.wqkv.weight"] = state[f"{block}.attention.project.weight"][rows]
         theirs[f"{layer}.attention.wo.weight"] = state[f"{block}.attention.out.weight"]
         theirs[f"{layer}.attention_norm.weight"] = state[f"{block}.attention_norm.weight"]
-        theirs[f"{layer}.ffn_norm.weight"] = state[f"{block}.perceptron_norm.weight"]
+        theirs[f"{layer}.ffn_norm.weight"] = state[f"{block}.mlp_norm.weight"]
         gate, value = state[f"{block}.up.weight"].chunk(2)
         theirs[f"{layer}.feed_forward.w1.weight"], theirs[f"{layer}.feed_forward.w3.weight"] = gate, value
         theirs[f"{layer}.feed_forward.w2.weight"] = state[f"{block}.down.weight"]

@@ -1,4 +1,4 @@
-"""Maps in the prefix of the transformer: placed as the picture's codes are, and told where the next code is laid."""
+"""Maps in the prefix of the transformer: placed as the image's codes are, and told where the next code is laid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ GRID, SIZE, CONDITION = (3, 4), 11, 7
 def built(*, maps: tuple[int, ...], prefix: int, seed: int = 0) -> Transformer:
     torch.manual_seed(seed)
     settings = TransformerSettings(
-        size=SIZE, condition_size=CONDITION, prefix=prefix, maps=maps, grid=GRID, layers=2, width=32, heads=2
+        codebook_size=SIZE,
+        condition_size=CONDITION,
+        prefix_length=prefix,
+        maps=maps,
+        grid=GRID,
+        layers=2,
+        embed_dim=32,
+        heads=2,
     )
     return Transformer(settings).eval()
 
@@ -85,13 +92,13 @@ def test_larger_and_narrower_grids_are_laid() -> None:
 def test_orders_other_than_raster_are_told_their_own_places() -> None:
     torch.manual_seed(0)
     settings = TransformerSettings(
-        size=SIZE,
+        codebook_size=SIZE,
         condition_size=CONDITION,
-        prefix=12,
+        prefix_length=12,
         maps=(0,),
         grid=GRID,
         layers=1,
-        width=32,
+        embed_dim=32,
         heads=2,
         order="spiral_in",
     )

@@ -13,7 +13,9 @@ from smalti.prior import Transformer, TransformerSettings, nats, parameter_group
 
 def built(*, tied: bool) -> Transformer:
     torch.manual_seed(0)
-    settings = TransformerSettings(size=11, condition_size=3, grid=(3, 3), layers=1, width=16, heads=2, tied=tied)
+    settings = TransformerSettings(
+        codebook_size=11, condition_size=3, grid=(3, 3), layers=1, embed_dim=16, heads=2, tied=tied
+    )
     return Transformer(settings)
 
 
@@ -31,14 +33,14 @@ def test_it_learns_and_copies_its_own_matrix(tmp_path: Path) -> None:
     assert sum(len(group["params"]) for group in parameter_groups(prior, weight_decay=0.1)) == len(
         list(prior.parameters())
     )
-    optimiser = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.1), lr=1e-2)
+    optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.1), lr=1e-2)
     codes = torch.randint(11, (4, 3, 3))
     losses = []
     for _ in range(30):
         loss = nats(prior, prior.null_prefix(4), codes).mean()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
     features = torch.randn(1, 16)

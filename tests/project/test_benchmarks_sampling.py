@@ -37,10 +37,10 @@ def run(folder: Path, *arguments: str) -> list[dict[str, object]]:
 
 def test_all_items_run_on_both_paths(tmp_path: Path) -> None:
     ours = {str(line["item"]): line for line in run(tmp_path, "--path", "ours")}
-    assert list(ours) == ["cached", "window-32", "window-64", "neighbourhood-64"]
+    assert list(ours) == ["cached", "window-32", "window-64", "neighborhood-64"]
     assert [line["steps"] for line in ours.values()] == [16, 9 + 5 * 4, 9 + 5 * 4, 9 + 5 * 3]
     assert ours["cached"]["codes_read"] == 4 * 16
-    assert ours["neighbourhood-64"]["codes_read"] == 1 + 6 * 9
+    assert ours["neighborhood-64"]["codes_read"] == 1 + 6 * 9
     assert all(line["floor_share"] > 0 for line in ours.values())  # type: ignore[operator]
     assert all(line["per_code"] > 0 for line in run(tmp_path, "--path", "plain"))  # type: ignore[operator]
 

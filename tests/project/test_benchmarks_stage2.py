@@ -32,7 +32,7 @@ SHARDS = f"""
 import sys
 sys.path.insert(0, {str(BENCHMARKS)!r})
 import shards
-changes = ("network.layers=1", "network.width=16", "network.heads=2", "run.batch=3")
+changes = ("network.layers=1", "network.embed_dim=16", "network.heads=2", "run.batch=3")
 shards.PAIRS = {{"demo": shards.Pair("demo", "demo", changes)}}
 shards.run()
 """
@@ -64,4 +64,4 @@ def test_shards_are_measured_beside_the_loop() -> None:
     line = json.loads(done.stdout)
     assert (line["of"], line["batch"], line["copies"], line["bytes_a_copy"]) == ("demo", 3, 3, 64 * 2)
     assert line["ratio"] == line["ratios"][0] > 0
-    assert line["pictures_a_second"] > 0 < line["pictures_a_second_in_the_loop"]
+    assert line["images_a_second"] > 0 < line["images_a_second_in_the_loop"]

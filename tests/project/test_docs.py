@@ -166,7 +166,7 @@ def test_commands_can_be_typed(page: Path) -> None:
         ("--version", None),
         ("tain tokenizer DATA", "tain"),
         ("train transformer DATA", "transformer"),
-        ("sample MODEL --colour red", "--colour"),
+        ("sample MODEL --color red", "--color"),
         ("sample MODEL --tempreature=0.5", "--tempreature"),
         ("info PATH --out DIR", "--out"),
         ("--out DIR info PATH", "--out"),

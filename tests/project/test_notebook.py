@@ -24,22 +24,22 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "quickstart.ipynb"
 CELLS: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
 CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
 MOST = 600_000
-MOST_PICTURES = 150_000
+MOST_IMAGES = 150_000
 PNG = b"\x89PNG"
 
 
 def tokenizer(channels: int) -> VQGAN:
     """Small and random, f = 4."""
     plain = {
-        "pyramid": {
+        "autoencoder": {
             "channels": channels,
-            "stem": 4,
-            "width": 8,
-            "multipliers": [1],
-            "blocks": 1,
+            "patch_size": 4,
+            "base_channels": 8,
+            "channel_multipliers": [1],
+            "res_blocks": 1,
             "latent_channels": 4,
         },
-        "quantizer": {"size": 16, "dimension": 4},
+        "quantizer": {"codebook_size": 16, "codebook_dim": 4},
     }
     torch.manual_seed(0)
     return VQGAN(parse(VQGANSettings, plain, where="test"))
@@ -72,10 +72,10 @@ def test_all_cells_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_file_is_small() -> None:
     assert NOTEBOOK.stat().st_size < MOST
-    assert sum(len(picture) for cell in CODE for picture in pictures(cell)) < MOST_PICTURES
+    assert sum(len(image) for cell in CODE for image in images(cell)) < MOST_IMAGES
 
 
-def pictures(cell: dict[str, Any]) -> list[bytes]:
+def images(cell: dict[str, Any]) -> list[bytes]:
     """The PNG files that a cell showed."""
     shown = [output["data"]["image/png"] for output in cell["outputs"] if "image/png" in output.get("data", {})]
     return [base64.b64decode("".join(text)) for text in shown]
@@ -88,4 +88,4 @@ def test_it_was_run_from_top_to_bottom() -> None:
         source = "".join(cell["source"])
         assert not [output for output in cell["outputs"] if output["output_type"] == "error"], source
         if source.rpartition("\n")[2].startswith("Shown("):
-            assert [picture[:4] for picture in pictures(cell)] == [PNG], source
+            assert [image[:4] for image in images(cell)] == [PNG], source

@@ -36,9 +36,9 @@ from smalti.reports.report import (
     Cards,
     Commands,
     Comparison,
+    EmbeddedImage,
+    Images,
     Listing,
-    Picture,
-    Pictures,
     Plots,
     Report,
     Section,
@@ -89,7 +89,7 @@ class Page(HTMLParser):
 
 def full(text: str) -> Report:
     """A report with every block, in which every text field is `text`."""
-    picture = Picture(_PIXELS, text, caption=text)
+    image = EmbeddedImage(_PIXELS, text, caption=text)
     lines = [Line(text, [(0, 1), (1, 2)]), Line(text, [(0, 2), (1, 1)], smoothing=3)]
     plots: list[Plot] = [
         LinePlot(text, lines, x_label=text, y_label=text, references=[Reference(1.5, text)]),
@@ -99,15 +99,15 @@ def full(text: str) -> Report:
     blocks: list[Block] = [
         Text(text),
         Cards([Card(text, text, unit=text, target=Target(text, reached=True)), Card(text, text)]),
-        Pictures([picture], caption=text),
-        Comparison([(text, [picture]), (text, [picture])], caption=text),
+        Images([image], caption=text),
+        Comparison([(text, [image]), (text, [image])], caption=text),
         Plots(plots, caption=text),
         Table([text, text], [[text, 1], [text, 2.5]], caption=text),
         Commands([(text, text)], caption=text),
         Listing(text, caption=text),
     ]
     sections = [Section(text, blocks)] * 3
-    return Report(text, text, blocks, hero=[picture] * 9, sections=sections, colophon=text)
+    return Report(text, text, blocks, hero=[image] * 9, sections=sections, colophon=text)
 
 
 def curve(points: list[tuple[float, float]], *, scale: Scale = Linear(), smoothing: int = 1) -> str:  # noqa: B008
@@ -180,8 +180,8 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("pixels", [_PIXELS, _PIXELS[:, :, 0], _PIXELS[::-1, ::2]])
-def test_a_picture_carries_its_pixels_exactly(pixels: npt.NDArray[np.uint8]) -> None:
-    image = Page(Pictures([Picture(pixels, "seven tiles")], scaling="pixelated").render()).named("img")[0]
+def test_a_image_carries_its_pixels_exactly(pixels: npt.NDArray[np.uint8]) -> None:
+    image = Page(Images([EmbeddedImage(pixels, "seven tiles")], scaling="pixelated").render()).named("img")[0]
     source = image["src"]
     assert source is not None
     read = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))
@@ -194,9 +194,9 @@ def test_a_picture_carries_its_pixels_exactly(pixels: npt.NDArray[np.uint8]) -> 
 
 
 def test_enlarging_is_smooth_unless_asked_otherwise() -> None:
-    picture = Picture(_PIXELS, "tiles")
-    assert 'class="pictures auto"' in Pictures([picture]).render()
-    assert 'class="pictures pixelated"' in Pictures([picture], scaling="pixelated").render()
+    image = EmbeddedImage(_PIXELS, "tiles")
+    assert 'class="images auto"' in Images([image]).render()
+    assert 'class="images pixelated"' in Images([image], scaling="pixelated").render()
     assert ".pixelated img { image-rendering: pixelated; }" in Report("a", "b").render()
 
 
@@ -207,15 +207,15 @@ def test_pixels_of_another_kind_are_refused_with_their_shape(
     pixels: npt.NDArray[np.uint8],
 ) -> None:
     with pytest.raises(SmaltiError, match=re.escape(f"{pixels.dtype} of shape {pixels.shape}")):
-        Picture(pixels, "nothing")
+        EmbeddedImage(pixels, "nothing")
 
 
 def test_rows_that_do_not_fit_are_refused() -> None:
-    picture = Picture(_PIXELS, "tiles")
+    image = EmbeddedImage(_PIXELS, "tiles")
     with pytest.raises(SmaltiError, match="3 cells under 2 headings"):
         Table(["a", "b"], [["x", 1], ["y", 2, 3]])
     with pytest.raises(SmaltiError, match=r"\('in', 2\), \('in', 1\)"):
-        Comparison([("in", [picture, picture]), ("in", [picture])])
+        Comparison([("in", [image, image]), ("in", [image])])
     with pytest.raises(SmaltiError, match="not 0"):
         Line("loss", [], smoothing=0)
     with pytest.raises(SmaltiError, match="not -1"):
@@ -383,22 +383,22 @@ def test_logarithmic_ticks_are_decades_or_halves_of_them() -> None:
 
 
 def schemes() -> list[dict[str, str]]:
-    """The colours of a page by name, light and dark."""
+    """The colors of a page by name, light and dark."""
     style = "".join(re.findall("<style>(.*)</style>", Report("a", "b").render(), re.DOTALL))
     found = re.findall(r"--([a-z0-9]+): (#[0-9a-f]{6})", style)
     assert len(found) == 38
     return [dict(found[:13] + found[26:32]), dict(found[13:26] + found[32:])]
 
 
-def linear_light(colour: str) -> FloatArray:
-    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+def linear_light(color: str) -> FloatArray:
+    parts = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
 
 
 @pytest.mark.parametrize("scheme", schemes(), ids=["light", "dark"])
-def test_colours_contrast_with_the_page(scheme: dict[str, str]) -> None:
+def test_colors_contrast_with_the_page(scheme: dict[str, str]) -> None:
     """WCAG 2.2: 4.5 to 1 for text, 3 to 1 for the lines of a chart."""
-    luminance = {name: float(linear_light(colour) @ [0.2126, 0.7152, 0.0722]) for name, colour in scheme.items()}
+    luminance = {name: float(linear_light(color) @ [0.2126, 0.7152, 0.0722]) for name, color in scheme.items()}
     for name in ("ink", "muted", "accent", "good", "bad", "c0", "c1", "c2", "c3", "c4", "c5"):
         for ground in ("page", "surface"):
             deep, pale = sorted((luminance[name], luminance[ground]))
@@ -417,7 +417,7 @@ def test_colours_contrast_with_the_page(scheme: dict[str, str]) -> None:
     ids=["all cones", "no long", "no middle", "no short"],
 )
 @pytest.mark.parametrize("scheme", schemes(), ids=["light", "dark"])
-def test_lines_stay_apart_for_readers_who_see_fewer_colours(scheme: dict[str, str], seen: list[list[float]]) -> None:
+def test_lines_stay_apart_for_readers_who_see_fewer_colors(scheme: dict[str, str], seen: list[list[float]]) -> None:
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     places = []
     for number in range(6):

@@ -12,7 +12,7 @@ from smalti.scenes.textures import Floats, clamp, texture
 from smalti.scenes.textures import _tile as tile
 from tests.reference import between_four, second_nearest
 
-PLANES, POINTS, COLOUR = (3, 4, 5), (4, 5), (3, 1, 1)
+PLANES, POINTS, COLOR = (3, 4, 5), (4, 5), (3, 1, 1)
 GENERATOR = np.random.default_rng(0)
 
 
@@ -20,8 +20,8 @@ def numbers(*shape: int) -> Floats:
     return GENERATOR.uniform(0, 1, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("first", [PLANES, COLOUR])
-@pytest.mark.parametrize("second", [PLANES, COLOUR])
+@pytest.mark.parametrize("first", [PLANES, COLOR])
+@pytest.mark.parametrize("second", [PLANES, COLOR])
 @pytest.mark.parametrize("share", [PLANES, POINTS, (4, 1), ()])
 def test_mixing_follows_its_formula_and_leaves_alone_what_it_is_given(
     first: tuple[int, ...], second: tuple[int, ...], share: tuple[int, ...]
@@ -34,11 +34,11 @@ def test_mixing_follows_its_formula_and_leaves_alone_what_it_is_given(
     assert all(np.array_equal(now, then) for now, then in zip(given, before, strict=True))
 
 
-@pytest.mark.parametrize("colour", [PLANES, COLOUR])
+@pytest.mark.parametrize("color", [PLANES, COLOR])
 @pytest.mark.parametrize("shade", [POINTS, ()])
-def test_light_and_air_follow_their_formulas(colour: tuple[int, ...], shade: tuple[int, ...]) -> None:
-    air = Air(numbers(*COLOUR), numbers(*COLOUR), numbers(*COLOUR), 5000.0, 1)
-    own, facing = numbers(*colour), numbers(*shade)
+def test_light_and_air_follow_their_formulas(color: tuple[int, ...], shade: tuple[int, ...]) -> None:
+    air = Air(numbers(*COLOR), numbers(*COLOR), numbers(*COLOR), 5000.0, 1)
+    own, facing = numbers(*color), numbers(*shade)
     kept = [values.copy() for values in (air.ambient, air.direct, air.haze, own, facing)]
     assert np.array_equal(air.lit(own, facing), own * (air.ambient + air.direct * facing))
     veil = (1 - np.exp(-(facing * np.float32(4000)) / np.float32(5000.0))) * np.float32(0.92)
@@ -78,18 +78,18 @@ def test_noise_leaves_its_tile_alone() -> None:
 
 def test_paint_covers_what_it_should() -> None:
     canvas = Canvas(4, 6)
-    canvas.colour += plane((0.2, 0.4, 0.6))
+    canvas.color += plane((0.2, 0.4, 0.6))
     cover = np.array([[0.0, 0.25, 0.5], [0.75, 1.0, 0.0]], dtype=np.float32)
-    colour = plane((1.0, 0.0, 0.5))
-    assert canvas.lay(slice(1, 3), slice(2, 5), cover, colour, 70.0, 5) == 1
-    part = canvas.colour[:, 1:3, 2:5]
-    assert np.allclose(part, plane((0.2, 0.4, 0.6)) * (1 - cover) + colour * cover, atol=1e-6)
+    color = plane((1.0, 0.0, 0.5))
+    assert canvas.lay(slice(1, 3), slice(2, 5), cover, color, 70.0, 5) == 1
+    part = canvas.color[:, 1:3, 2:5]
+    assert np.allclose(part, plane((0.2, 0.4, 0.6)) * (1 - cover) + color * cover, atol=1e-6)
     mine = np.zeros((4, 6), dtype=bool)
     mine[1:3, 2:5] = cover >= 0.5
     assert np.array_equal(canvas.identity == 1, mine)
     assert np.array_equal(canvas.depth, np.where(mine, np.float32(70), np.float32(FAR)))
     assert canvas.labels == [SKY, 5]
-    assert np.array_equal(canvas.colour[:, 3], np.broadcast_to(plane((0.2, 0.4, 0.6))[:, 0], (3, 6)))
+    assert np.array_equal(canvas.color[:, 3], np.broadcast_to(plane((0.2, 0.4, 0.6))[:, 0], (3, 6)))
 
 
 @pytest.mark.parametrize("things", [1, 2, 3, 40])

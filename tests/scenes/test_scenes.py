@@ -1,4 +1,4 @@
-"""The embedded landscapes: what goes in is all that matters, and everything known about a picture agrees with it."""
+"""The embedded landscapes: what goes in is all that matters, and everything known about an image agrees with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from smalti.core.errors import SmaltiError
 from smalti.scenes import scene_files
 from smalti.scenes.scene_classes import (
     CLASSES,
-    COLOURS,
+    COLORS,
     FAR,
     KEYPOINTS,
     LABELS,
@@ -42,7 +42,7 @@ def label(scene: Scene, name: str) -> npt.NDArray[np.bool_]:
 
 
 def tight(mask: npt.NDArray[np.bool_]) -> tuple[float, float, float, float]:
-    """The box of what is true, relative to the picture."""
+    """The box of what is true, relative to the image."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     height, width = mask.shape
     return (
@@ -53,10 +53,10 @@ def tight(mask: npt.NDArray[np.bool_]) -> tuple[float, float, float, float]:
     )
 
 
-def test_there_are_twelve_classes_and_a_colour_for_each_label() -> None:
+def test_there_are_twelve_classes_and_a_color_for_each_label() -> None:
     assert len(set(CLASSES)) == 12
     assert "winter-dusk" in CLASSES
-    assert len(set(COLOURS)) == len(LABELS)
+    assert len(set(COLORS)) == len(LABELS)
 
 
 @given(seed=st.integers(0, 2**63), block=st.integers(0, 10**6))
@@ -96,7 +96,7 @@ PROMISED = [
 
 
 @pytest.mark.parametrize(("seed", "index", "size", "means", "deviations", "counts"), PROMISED)
-def test_pictures_stay_as_they_are(
+def test_images_stay_as_they_are(
     seed: int, index: int, size: tuple[int, int], means: list[float], deviations: list[float], counts: list[int]
 ) -> None:
     """Scores are compared on them. Another processor may round a few points otherwise, by 1/255, and no more."""
@@ -108,7 +108,7 @@ def test_pictures_stay_as_they_are(
     assert np.abs(np.bincount(scene.segmentation.ravel(), minlength=len(LABELS)) - counts).max() <= 2
 
 
-def test_a_picture_is_a_function_of_seed_index_and_size(scenes: list[Scene]) -> None:
+def test_a_image_is_a_function_of_seed_index_and_size(scenes: list[Scene]) -> None:
     again = paint(5, 7, size=(64, 64))
     for first, second in zip(scenes[7][:4], again[:4], strict=True):
         assert np.array_equal(np.asarray(first), np.asarray(second))
@@ -126,7 +126,7 @@ def test_the_same_index_at_twice_the_size_is_the_same_landscape(scenes: list[Sce
         assert (large.segmentation[::2, ::2] == scenes[index].segmentation).mean() > 0.9
 
 
-def test_a_wider_picture_shows_more_of_the_same_land(scenes: list[Scene]) -> None:
+def test_a_wider_image_shows_more_of_the_same_land(scenes: list[Scene]) -> None:
     for index in range(6):
         wide = paint(5, index, size=(64, 192))
         assert np.abs(wide.image[:, 64:128].astype(float) - scenes[index].image).mean() < 3
@@ -238,17 +238,17 @@ def test_a_folder_of_scenes_holds_what_paint_returns(tmp_path: Path) -> None:
     about = json.loads((out / "scenes.json").read_text())
     assert (about["seed"], about["count"], about["size"]) == (3, 14, [32, 40])
     assert [entry["name"] for entry in about["labels"]] == list(LABELS)
-    pictures = json.loads((out / "objects.json").read_text())["pictures"]
-    assert len(pictures) == 14
+    images = json.loads((out / "objects.json").read_text())["images"]
+    assert len(images) == 14
     for index in (0, 13):
         scene = paint(3, index, size=(32, 40))
         key = f"{scene.label}/{index:06d}"
         assert np.array_equal(np.asarray(Image.open(out / "images" / f"{key}.png")), scene.image)
         assert np.array_equal(np.asarray(Image.open(out / "segmentations" / f"{key}.png")), scene.segmentation)
         assert np.array_equal(np.asarray(Image.open(out / "edges" / f"{key}.png")), scene.edges)
-        depth = np.asarray(Image.open(out / "depths" / f"{key}.png")).astype(float) * about["depth_unit_metres"]
+        depth = np.asarray(Image.open(out / "depths" / f"{key}.png")).astype(float) * about["depth_unit_meters"]
         assert np.abs(depth - scene.depth).max() <= 0.0501
-        noted = pictures[index]
+        noted = images[index]
         assert (noted["key"], noted["class"]) == (key, scene.label)
         assert [thing["class"] for thing in noted["objects"]] == [thing.label for thing in scene.objects]
         for written, thing in zip(noted["objects"], scene.objects, strict=True):
@@ -263,7 +263,7 @@ def test_segmentations_carry_the_palette(tmp_path: Path) -> None:
     write_scenes(tmp_path / "s", count=1, size=(32, 32))
     path = next((tmp_path / "s" / "segmentations").rglob("*.png"))
     shown = np.asarray(Image.open(path).convert("RGB"))
-    assert np.array_equal(shown, np.asarray(COLOURS, dtype=np.uint8)[np.asarray(Image.open(path))])
+    assert np.array_equal(shown, np.asarray(COLORS, dtype=np.uint8)[np.asarray(Image.open(path))])
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_a_finished_folder_is_left_alone_and_a_damaged_one_mended(tmp_path: Path
 
 
 def test_a_run_that_was_interrupted_with_other_chunks_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How pictures are put together for the processes is no promise: what another version noted is painted again."""
+    """How images are put together for the processes is no promise: what another version noted is painted again."""
 
     def stop(done: int) -> None:
         if done:
@@ -318,14 +318,14 @@ def test_a_run_that_was_interrupted_with_other_chunks_goes_on(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("count", "size", "largest"),
     [
-        (5000, (64, 64), 48),  # small pictures
+        (5000, (64, 64), 48),  # small images
         (3000, (512, 512), 12),  # a few seconds of painting
-        (60, (512, 512), 1),  # few pictures: two processes have as many to paint, within one
+        (60, (512, 512), 1),  # few images: two processes have as many to paint, within one
         (200, (4096, 4096), 1),
         (1, (16, 16), 1),
     ],
 )
-def test_chunks_are_small_where_pictures_are_large_or_few(count: int, size: tuple[int, int], largest: int) -> None:
+def test_chunks_are_small_where_images_are_large_or_few(count: int, size: tuple[int, int], largest: int) -> None:
     chunks = scene_files._chunks(count, size)
     assert [index for start, stop in chunks for index in range(start, stop)] == list(range(count))
     assert max(stop - start for start, stop in chunks) == largest

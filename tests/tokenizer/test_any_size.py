@@ -1,4 +1,4 @@
-"""Pictures of any size through a tokenizer: which go by strips, that they are the same, and how far the work is told to be."""
+"""Images of any size through a tokenizer: which go by strips, that they are the same, and how far the work is told to be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smalti.tokenizer.tiled.any_size import LARGE, decode_of_any_size, encode_of
 from smalti.tokenizer.tiled.tiled_layers import decode_in_strips, features_in_strips
 from smalti.tokenizer.tiled.work import Progress, unwatched
 from smalti.tokenizer.vqgan import VQGAN
-from tests.tokenizer.test_tiled_layers import PYRAMIDS, away, pictures
+from tests.tokenizer.test_tiled_layers import AUTOENCODERS, away, random_images
 from tests.tokenizer.test_tokenizer import noise, small
 
 
@@ -38,20 +38,20 @@ class Told:
 
 @pytest.fixture
 def by_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small pictures are large, and strips have few rows."""
+    """Small images are large, and strips have few rows."""
     monkeypatch.setattr(any_size, "LARGE", 8 * 8 - 1)
     monkeypatch.setattr(any_size, "STRIP", 1)
 
 
 @torch.no_grad()
-def test_a_picture_of_1024_pixels_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_of_1024_pixels_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole is computed in float64: in float32 PyTorch's own GroupNorm (where there is no compiler for ours) is up to 5e-3 off
     where such a map lies channels last, so that it would be the whole that is wrong, and not its strips."""
     monkeypatch.setattr(any_size, "STRIP", 2**18)  # for the few channels here: strips of 124 rows
-    model = small(stem=4, multipliers=[1, 1], middle_attention=False)
+    model = small(stem=4, channel_multipliers=[1, 1], middle_attention=False)
     side = 1024 // model.factor
     exact = copy.deepcopy(model).double()
-    images = pictures(model, (side, side + 1), batch=1)
+    images = random_images(model, (side, side + 1), batch=1)
     assert images.shape[2] * images.shape[3] > LARGE
     told = Told()
     quantized = encode_of_any_size(model, images, progress=told)
@@ -72,9 +72,9 @@ def features_of(model: VQGAN, images: Tensor, *, rows: int, progress: Progress =
 
 
 @torch.no_grad()
-def test_small_pictures_take_the_way_of_the_whole() -> None:
+def test_small_images_take_the_way_of_the_whole() -> None:
     model = small()
-    images, told = pictures(model, (3, 4), batch=3), Told()
+    images, told = random_images(model, (3, 4), batch=3), Told()
     whole = model.encode(images)
     for one, other in zip(whole, encode_of_any_size(model, images), strict=True):
         assert torch.equal(one, other)
@@ -85,9 +85,9 @@ def test_small_pictures_take_the_way_of_the_whole() -> None:
 
 @pytest.mark.usefixtures("by_strips")
 @torch.no_grad()
-def test_large_pictures_are_taken_one_by_one() -> None:
+def test_large_images_are_taken_one_by_one() -> None:
     model = copy.deepcopy(small()).double()
-    images = pictures(model, (5, 4), batch=3).double()
+    images = random_images(model, (5, 4), batch=3).double()
     whole, told, batches = model.encode(images), Told(), set()
     quantized = encode_of_any_size(model, images)
     assert torch.equal(quantized.codes, whole.codes)
@@ -104,16 +104,16 @@ def test_large_pictures_are_taken_one_by_one() -> None:
 def test_neither_way_takes_gradients() -> None:
     model = small()
     for grid in ((1, 1), (3, 4)):
-        quantized = encode_of_any_size(model, pictures(model, grid))
+        quantized = encode_of_any_size(model, random_images(model, grid))
         assert not quantized.latents.requires_grad
         assert not decode_of_any_size(model, quantized.latents).requires_grad
 
 
 @pytest.mark.usefixtures("by_strips")
-def test_pictures_that_do_not_fit_are_told_as_ever() -> None:
-    with pytest.raises(SmaltiError, match=r"takes pictures of shape \(B, 3, H, W\)"):
+def test_images_that_do_not_fit_are_told_as_ever() -> None:
+    with pytest.raises(SmaltiError, match=r"takes images of shape \(B, 3, H, W\)"):
         encode_of_any_size(small(), torch.zeros(3, 8, 8))
-    with pytest.raises(SmaltiError, match="a picture of 42 rows cannot be cut into tiles of 4"):
+    with pytest.raises(SmaltiError, match="an image of 42 rows cannot be cut into tiles of 4"):
         encode_of_any_size(small(), torch.zeros(1, 3, 42, 40))
     with pytest.raises(SmaltiError, match="code 16 is outside the codebook"):
         small().latents_of(torch.full((1, 2, 2), 16))
@@ -121,19 +121,24 @@ def test_pictures_that_do_not_fit_are_told_as_ever() -> None:
 
 @pytest.mark.parametrize(("width", "rows"), [(64, 2**26 // (4 * 128 * 64)), (4096, 32), (20000, 8)])
 def test_rows_of_a_strip(width: int, rows: int) -> None:
-    pyramid: dict[str, Any] = {"stem": 1, "width": 64, "multipliers": [1, 2], "middle_attention": False}
-    assert strip_rows(small(**pyramid), width) == rows
-    assert strip_rows(small(**{**pyramid, "stem": 2}), 2 * width) == 2 * rows
-    assert strip_rows(small(**{**pyramid, "width": 8, "decoder_width": 64}), width) == rows
-    assert strip_rows(small(**{**pyramid, "decoder_width": 8}), width) == rows
+    autoencoder: dict[str, Any] = {
+        "patch_size": 1,
+        "base_channels": 64,
+        "channel_multipliers": [1, 2],
+        "middle_attention": False,
+    }
+    assert strip_rows(small(**autoencoder), width) == rows
+    assert strip_rows(small(**{**autoencoder, "stem": 2}), 2 * width) == 2 * rows
+    assert strip_rows(small(**{**autoencoder, "width": 8, "decoder_width": 64}), width) == rows
+    assert strip_rows(small(**{**autoencoder, "decoder_width": 8}), width) == rows
 
 
-@pytest.mark.parametrize(("pyramid", "grid"), PYRAMIDS)
+@pytest.mark.parametrize(("autoencoder", "grid"), AUTOENCODERS)
 @torch.no_grad()
-def test_all_work_is_counted(pyramid: dict[str, Any], grid: tuple[int, int]) -> None:
-    model = small(**pyramid)
+def test_all_work_is_counted(autoencoder: dict[str, Any], grid: tuple[int, int]) -> None:
+    model = small(**autoencoder)
     for rows in (1, 5, 1000):
-        images, told = pictures(model, grid), Told()
+        images, told = random_images(model, grid), Told()
         features = features_of(model, images, rows=rows, progress=told)
         assert told.ended(images.shape[2])
         told = Told()
@@ -145,7 +150,7 @@ def test_all_work_is_counted(pyramid: dict[str, Any], grid: tuple[int, int]) -> 
 @torch.no_grad()
 def test_half_of_the_work_is_told_as_half() -> None:
     """One level, no attention, one row at a time: half of the multiplications are half of the calls, of each layer."""
-    model = small(stem=1, multipliers=[1], middle_attention=False, latent_channels=8)
+    model = small(stem=1, channel_multipliers=[1], middle_attention=False, latent_channels=8)
     told = Told()
     for _ in decode_in_strips(model, noise(1, 4, 40, 3), rows=40, progress=told):
         pass

@@ -17,7 +17,7 @@ from tests import reference
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "vq": {"size": 50, "dimension": 4},
-    "vq plain": {"name": "vq", "size": 50, "dimension": 20, "normalised": False},
+    "vq plain": {"name": "vq", "size": 50, "dimension": 20, "normalized": False},
     "vq remapped": {"name": "vq", "size": 50, "dimension": 4, "remap": {"used": 30}},
     "vq extra": {"name": "vq", "size": 50, "dimension": 4, "remap": {"used": 30, "unknown": "extra"}},
     "ema": {"size": 50, "dimension": 4},

@@ -198,7 +198,7 @@ def test_the_temperature_goes_from_start_over_peak_to_end(
     ],
 )
 def test_training_follows_its_plan(plan: dict[str, float], seen: int, expected: float) -> None:
-    """Times are shares of the training up to 1, and pictures above."""
+    """Times are shares of the training up to 1, and images above."""
     made, features = quantizer(straight_through=False, temperature=plan), noise(2, 3, 4, 5)
     torch.manual_seed(5)
     found = made.at(seen, length=1000)(features)

@@ -26,33 +26,33 @@ def seeded(seed: int) -> torch.Generator:
 
 def quantizer(**changes: Any) -> EMA:
     torch.manual_seed(0)
-    return EMA(parse(EMASettings, {"size": 5, "dimension": 3, "restart_below": 0, **changes}, where="test"))
+    return EMA(parse(EMASettings, {"size": 5, "dimension": 3, "dead_code_threshold": 0, **changes}, where="test"))
 
 
-def flat(features: Tensor, *, normalised: bool) -> Tensor:
+def flat(features: Tensor, *, normalized: bool) -> Tensor:
     rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
-    return F.normalize(rows, dim=1) if normalised else rows
+    return F.normalize(rows, dim=1) if normalized else rows
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_codes_are_running_means(normalised: bool) -> None:
-    made = quantizer(normalised=normalised, memory=0.7)
+@pytest.mark.parametrize("normalized", [True, False])
+def test_codes_are_running_means(normalized: bool) -> None:
+    made = quantizer(normalized=normalized, memory=0.7)
     before, steps = made.codebook.clone(), []
     for seed in range(6):
         features = noise(2, 3, 4, 4, seed=seed)
         codes = made(features).codes
         assert made.observe(features, codes, generator=seeded(0)) == 0
-        steps.append((flat(features, normalised=normalised), codes.flatten()))
+        steps.append((flat(features, normalized=normalized), codes.flatten()))
     expected = reference.moving_average(before, steps, memory=0.7, smoothing=SMOOTHING)
     torch.testing.assert_close(made.codebook, expected, rtol=1e-5, atol=1e-5)
     assert (made.codebook - before).abs().max() > 0.1
 
 
 def test_without_memory_codes_are_the_means_of_the_step() -> None:
-    made = quantizer(memory=0.0, normalised=False)
+    made = quantizer(memory=0.0, normalized=False)
     features, codes = noise(1, 3, 4, 5), torch.arange(20).view(1, 4, 5) % 5
     made.observe(features, codes, generator=seeded(0))
-    means = [flat(features, normalised=False)[codes.flatten() == code].mean(0) for code in range(5)]
+    means = [flat(features, normalized=False)[codes.flatten() == code].mean(0) for code in range(5)]
     torch.testing.assert_close(made.codebook, torch.stack(means), rtol=1e-4, atol=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_smoothed_counts_are_above_zero_and_as_many() -> None:
 
 
 def test_only_the_features_are_asked_to_move() -> None:
-    made, features = quantizer(normalised=False, commitment=0.3), noise(2, 3, 4, 4).requires_grad_()
+    made, features = quantizer(normalized=False, commitment=0.3), noise(2, 3, 4, 4).requires_grad_()
     assert not list(made.parameters())
     quantized = made(features)
     chosen = made.codebook[quantized.codes].permute(0, 3, 1, 2)
@@ -75,7 +75,7 @@ def test_only_the_features_are_asked_to_move() -> None:
 
 def test_after_k_means_the_sums_belong_to_the_placed_codes() -> None:
     """Features that lie on the codes do not move them; sums left from before would draw them away."""
-    made = quantizer(normalised=False, size=4, kmeans=10, memory=0.9)
+    made = quantizer(normalized=False, size=4, kmeans=10, memory=0.9)
     made.use.copy_(torch.tensor([3.0, 0.1, 0.5, 0.4]))
     assert made.start_features == 16
     made.start(noise(2, 3, 5, 5), generator=seeded(0))
@@ -90,12 +90,12 @@ def test_after_k_means_the_sums_belong_to_the_placed_codes() -> None:
 
 def test_a_restarted_code_stays_where_it_was_put() -> None:
     """A code whose old sum and count stay goes back to where it was at the next step."""
-    made = quantizer(normalised=False, memory=0.5, restart_below=0.3)
+    made = quantizer(normalized=False, memory=0.5, restart_below=0.3)
     features, codes = noise(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
     before = made.codebook.clone()
     moved = [made.observe(features, codes, generator=seeded(step)) for step in range(2)]
     assert moved == [0, 4]
-    rows = flat(features, normalised=False)
+    rows = flat(features, normalized=False)
     assert all((rows == code).all(1).any() for code in made.codebook[1:])
     placed = made.codebook.clone()
     made.observe(features, codes, generator=seeded(2))

@@ -21,8 +21,14 @@ KNOWN = {"taming": {"vq", "gumbel"}, "llamagen": {"vq"}, "diffusers": {"vq"}}
 def test_a_format_refuses_the_quantizers_it_does_not_know(format: str, name: str, tmp_path: Path) -> None:
     if name in KNOWN[format]:
         return
-    pyramid = {"width": 32, "multipliers": [1, 1], "blocks": 1, "latent_channels": 6, "attention": [1]}
-    tokenizer = VQGAN(parse(VQGANSettings, {"pyramid": pyramid, "quantizer": {"name": name}}, where="test"))
+    autoencoder = {
+        "base_channels": 32,
+        "channel_multipliers": [1, 1],
+        "res_blocks": 1,
+        "latent_channels": 6,
+        "attention_levels": [1],
+    }
+    tokenizer = VQGAN(parse(VQGANSettings, {"autoencoder": autoencoder, "quantizer": {"name": name}}, where="test"))
     with pytest.raises(SmaltiError, match=rf"no place for model\.quantizer\.name = '{name}'.* cannot be written as"):
         FORMATS[format].write(tokenizer, None, None, tmp_path / "out", about={})
     assert not (tmp_path / "out").exists()

@@ -70,7 +70,7 @@ def test_the_setting_turns_the_gradient_and_nothing_else() -> None:
     results, gradients = [], []
     for name in GRADIENTS:
         torch.manual_seed(0)
-        made = VQ(VQSettings(size=7, dimension=3, normalised=False, gradient=name))  # type: ignore[arg-type]
+        made = VQ(VQSettings(codebook_size=7, codebook_dim=3, l2_normalize=False, gradient=name))  # type: ignore[arg-type]
         with torch.no_grad():
             made.codebook.copy_(drawn(7, 3, seed=1))
         results.append(made(features))

@@ -63,11 +63,11 @@ def theirs(**options: Any) -> Any:
     return made
 
 
-@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("gradient", ["straight-through", "rotation"])
-def test_nearest_codes(normalised: bool, gradient: Any) -> None:
-    other = theirs(use_cosine_sim=normalised, rotation_trick=gradient == "rotation", ema_update=False)
-    ours = VQ(VQSettings(size=K, dimension=D, normalised=normalised, gradient=gradient, commitment=1.0))
+def test_nearest_codes(normalized: bool, gradient: Any) -> None:
+    other = theirs(use_cosine_sim=normalized, rotation_trick=gradient == "rotation", ema_update=False)
+    ours = VQ(VQSettings(codebook_size=K, codebook_dim=D, l2_normalize=normalized, gradient=gradient, commitment=1.0))
     with torch.no_grad():
         ours.codebook.copy_(drawn(K, D, seed=1))
     mine, features = drawn(2, D, 8, 9).requires_grad_(), drawn(2, D, 8, 9).requires_grad_()
@@ -82,14 +82,23 @@ def test_nearest_codes(normalised: bool, gradient: Any) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_running_means(normalised: bool) -> None:
+@pytest.mark.parametrize("normalized", [False, True])
+def test_running_means(normalized: bool) -> None:
     """Several steps move the codebook alike. They count in vectors and begin at 1, we in mean counts: theirs are set to ours."""
     memory, mean = 0.8, N / K
-    other = theirs(use_cosine_sim=normalised, decay=memory, eps=SMOOTHING * mean).train()
+    other = theirs(use_cosine_sim=normalized, decay=memory, eps=SMOOTHING * mean).train()
     other._codebook.cluster_size.data.fill_(mean)
     other._codebook.embed_avg.data.mul_(mean)
-    ours = EMA(EMASettings(size=K, dimension=D, normalised=normalised, memory=memory, restart_below=0, commitment=1.0))
+    ours = EMA(
+        EMASettings(
+            codebook_size=K,
+            codebook_dim=D,
+            l2_normalize=normalized,
+            decay=memory,
+            dead_code_threshold=0,
+            commitment=1.0,
+        )
+    )
     ours.codebook.copy_(other._codebook.embed[0])
     for step in range(3):
         features = drawn(2, D, 8, 9, seed=step)
@@ -97,7 +106,7 @@ def test_running_means(normalised: bool) -> None:
         latents, codes, loss = other(features)
         assert torch.equal(found.codes, codes)
         torch.testing.assert_close(found.latents, latents, rtol=1e-5, atol=1e-5)
-        if not normalised:  # theirs measures the features before they are scaled
+        if not normalized:  # theirs measures the features before they are scaled
             torch.testing.assert_close(found.loss, loss.squeeze(), rtol=1e-5, atol=1e-5)
         ours.observe(features, found.codes, generator=torch.Generator())
         torch.testing.assert_close(ours.vectors(), other._codebook.embed[0], rtol=1e-4, atol=1e-5)
@@ -127,7 +136,7 @@ def test_signs(spherical: bool) -> None:
     """Their first number is the highest bit, ours (as in the paper) the lowest."""
     temperature, unit = 0.5, D**-0.5 if spherical else 1.0
     other = package().LFQ(dim=D, codebook_size=2**D, spherical=spherical, commitment_loss_weight=1.0).train()
-    ours = LFQ(LFQSettings(dimension=D, spherical=spherical, temperature=temperature, commitment=1.0, entropy=0.0))
+    ours = LFQ(LFQSettings(codebook_dim=D, spherical=spherical, temperature=temperature, commitment=1.0, entropy=0.0))
     features = drawn(2, D, 8, 9)
     # One bit tells two codes apart by 4 feature unit; they take twice the inner product times the inverse temperature.
     inverse = 1 / (unit**2 * temperature)
@@ -146,7 +155,7 @@ def test_signs(spherical: bool) -> None:
 @pytest.mark.parametrize("gradient", ["straight-through", "rotation"])
 def test_one_layer_for_all_codes(gradient: Any) -> None:
     other = package().SimVQ(dim=D, codebook_size=K, channel_first=True, rotation_trick=gradient == "rotation")
-    ours = SimVQ(SimVQSettings(size=K, dimension=D, gradient=gradient))
+    ours = SimVQ(SimVQSettings(codebook_size=K, codebook_dim=D, gradient=gradient))
     with torch.no_grad():
         ours.frozen.copy_(other.frozen_codebook)
         ours.linear.weight.copy_(other.code_transform.weight)

@@ -17,9 +17,9 @@ from smalti.tokenizer.vqgan import VQGANSettings
 
 STEPS = 3
 QUANTIZED: dict[str, dict[str, Any]] = {
-    "vq": {"name": "vq", "size": 24, "dimension": 4, "use_memory": 0.5, "restart_below": 0.6},
-    "vq rotation": {"name": "vq", "size": 24, "dimension": 4, "normalised": False, "gradient": "rotation"},
-    "ema": {"name": "ema", "size": 24, "dimension": 4, "memory": 0.5, "restart_below": 0.6},
+    "vq": {"name": "vq", "size": 24, "dimension": 4, "usage_decay": 0.5, "dead_code_threshold": 0.6},
+    "vq rotation": {"name": "vq", "size": 24, "dimension": 4, "normalized": False, "gradient": "rotation"},
+    "ema": {"name": "ema", "size": 24, "dimension": 4, "memory": 0.5, "dead_code_threshold": 0.6},
     "simvq": {"name": "simvq", "size": 24, "dimension": 4},
     "gumbel": {"name": "gumbel", "size": 24, "dimension": 4, "kl_weight": 0.1},
     "fsq": {"name": "fsq", "levels": [5, 4, 3, 3]},
@@ -27,7 +27,7 @@ QUANTIZED: dict[str, dict[str, Any]] = {
 }
 
 
-def pictures(step: int) -> Tensor:
+def images(step: int) -> Tensor:
     """Of everyone: (4,6,5,5)."""
     return torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(step))
 
@@ -41,9 +41,9 @@ def trained(plain: dict[str, Any], *, mine: slice) -> tuple[dict[str, Tensor], i
     quantizer: Any = module["quantizer"]
     generator, moved = torch.Generator().manual_seed(5), 0
     if quantizer.start_features:
-        quantizer.start(everyones(encoder(pictures(100)[mine]).detach()), generator=generator)
+        quantizer.start(everyones(encoder(images(100)[mine]).detach()), generator=generator)
     for step in range(STEPS):
-        features = encoder(pictures(step)[mine])
+        features = encoder(images(step)[mine])
         # Drawn codes are each process's own; what can be compared is the likeliest.
         quantize = quantizer if settings.name == "gumbel" else quantizer.at(step, length=STEPS)
         quantized = quantize(features)

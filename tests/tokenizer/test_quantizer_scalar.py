@@ -54,7 +54,7 @@ def test_sizes_of_the_paper() -> None:
     }
     for levels, size in sizes.items():
         settings = FSQSettings(levels=levels)
-        assert (settings.size, settings.dimension, FSQ(settings).size) == (size, len(levels), size)
+        assert (settings.codebook_size, settings.codebook_dim, FSQ(settings).size) == (size, len(levels), size)
 
 
 @given(levels=st.lists(st.integers(3, 9), min_size=1, max_size=4))

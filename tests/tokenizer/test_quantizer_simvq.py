@@ -15,7 +15,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def quantizer(*, size: int = 12, fitted: bool = True, commitment: float = 0.25) -> SimVQ:
     torch.manual_seed(0)
-    return SimVQ(SimVQSettings(size=size, dimension=3, fitted=fitted, commitment=commitment))
+    return SimVQ(SimVQSettings(codebook_size=size, codebook_dim=3, fitted=fitted, commitment=commitment))
 
 
 def rows(features: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ TABLES: list[dict[str, Any]] = [
 REMAPPED = ("vq", "gumbel")
 """Quantizers that know tables of used codes."""
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "vq": [{"normalised": False}, {"gradient": "rotation"}, {"gradient": "rotation", "normalised": False}],
-    "ema": [{"normalised": False}, {"gradient": "rotation"}, {"kmeans": 0}],
+    "vq": [{"normalized": False}, {"gradient": "rotation"}, {"gradient": "rotation", "normalized": False}],
+    "ema": [{"normalized": False}, {"gradient": "rotation"}, {"kmeans": 0}],
     "simvq": [{"gradient": "rotation"}, {"fitted": False}],
     "gumbel": [{"straight_through": False}, {"kmeans": 0}],
     "fsq": [{"levels": [3, 4, 6]}],
@@ -65,9 +65,9 @@ each_without_table = pytest.mark.parametrize("plain", PLAIN, ids=in_words)
 
 
 def settings_of(plain: dict[str, Any]) -> VQGANSettings:
-    pyramid = {"width": 8, "multipliers": [1, 1], "blocks": 1, "latent_channels": 6}
+    autoencoder = {"base_channels": 8, "channel_multipliers": [1, 1], "res_blocks": 1, "latent_channels": 6}
     quantizer = {**SMALL.get(plain.get("name", "vq"), {}), **plain}
-    return parse(VQGANSettings, {"pyramid": pyramid, "quantizer": quantizer}, where="here")
+    return parse(VQGANSettings, {"autoencoder": autoencoder, "quantizer": quantizer}, where="here")
 
 
 def any_quantizer(plain: dict[str, Any]) -> Quantizer:
@@ -164,27 +164,27 @@ def test_start_and_observe_leave_a_working_quantizer(plain: dict[str, Any]) -> N
 
 @each_without_table
 def test_a_small_batch_is_learned(plain: dict[str, Any]) -> None:
-    """A linear encoder and decoder around the quantizer, pictures of 5 kinds of tiles."""
+    """A linear encoder and decoder around the quantizer, images of 5 kinds of tiles."""
     made = any_quantizer(plain)
     torch.manual_seed(0)
     encoder, decoder = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 6, 1)
     kinds = noise(5, 6, seed=1)
-    pictures = kinds[torch.randint(0, 5, (2, 4, 4), generator=seeded(2))].permute(0, 3, 1, 2)
+    images = kinds[torch.randint(0, 5, (2, 4, 4), generator=seeded(2))].permute(0, 3, 1, 2)
     parameters = [*encoder.parameters(), *decoder.parameters(), *made.parameters()]
-    optimiser = torch.optim.Adam(parameters, lr=0.02)
+    optimizer = torch.optim.Adam(parameters, lr=0.02)
 
     def error() -> float:
-        return float(F.mse_loss(decoder(made(encoder(pictures)).latents), pictures).detach())
+        return float(F.mse_loss(decoder(made(encoder(images)).latents), images).detach())
 
     before, length = error(), 150
-    made.start(encoder(pictures).detach(), generator=seeded(3))
+    made.start(encoder(images).detach(), generator=seeded(3))
     for step in range(length):
-        features = encoder(pictures)
+        features = encoder(images)
         quantized = made.at(step, length=length)(features)
-        loss = F.mse_loss(decoder(quantized.latents), pictures) + quantized.loss
-        optimiser.zero_grad()
+        loss = F.mse_loss(decoder(quantized.latents), images) + quantized.loss
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         made.observe(features.detach(), quantized.codes, generator=seeded(step))
     assert error() < 0.3 * before
 
@@ -259,16 +259,16 @@ def test_sizes_are_those_of_the_tables(name: str, table: dict[str, Any]) -> None
 
 def test_identities_stay_what_they_are() -> None:
     """They are part of the fingerprints of all models there are."""
-    assert any_quantizer({}).identity == "vq normalised"
-    assert any_quantizer({"normalised": False}).identity == "vq"
-    assert any_quantizer({"gradient": "rotation"}).identity == "vq normalised"
-    assert any_quantizer({"remap": {"used": 6}}).identity == "vq normalised remapped unknown random"
-    assert any_quantizer({"normalised": False, **TABLES[3]}).identity == "vq remapped unknown extra"
+    assert any_quantizer({}).identity == "vq normalized"
+    assert any_quantizer({"normalized": False}).identity == "vq"
+    assert any_quantizer({"gradient": "rotation"}).identity == "vq normalized"
+    assert any_quantizer({"remap": {"used": 6}}).identity == "vq normalized remapped unknown random"
+    assert any_quantizer({"normalized": False, **TABLES[3]}).identity == "vq remapped unknown extra"
     assert any_quantizer({"name": "gumbel", **TABLES[4]}).identity == "gumbel remapped unknown 1"
     for noisy in (False, True):
         assert any_quantizer({"name": "gumbel", "noisy": noisy}).identity == "gumbel"
-    assert any_quantizer({"name": "ema"}).identity == "ema normalised"
-    assert any_quantizer({"name": "ema", "normalised": False}).identity == "ema"
+    assert any_quantizer({"name": "ema"}).identity == "ema normalized"
+    assert any_quantizer({"name": "ema", "normalized": False}).identity == "ema"
     assert any_quantizer({"name": "simvq"}).identity == "simvq"
     assert any_quantizer({"name": "fsq"}).identity == "fsq 4 3 5"
     assert any_quantizer({"name": "lfq"}).identity == "lfq"

@@ -29,7 +29,7 @@ def seeded(seed: int) -> torch.Generator:
 
 def quantizer(**changes: Any) -> VQ:
     torch.manual_seed(0)
-    made = VQ(parse(VQSettings, {"size": 5, "dimension": 3, "normalised": False, **changes}, where="test"))
+    made = VQ(parse(VQSettings, {"size": 5, "dimension": 3, "normalized": False, **changes}, where="test"))
     with torch.no_grad():
         made.codebook.copy_(noise(*made.codebook.shape, seed=3))
     return made
@@ -75,9 +75,9 @@ def test_nearest_is_found_in_float32_under_autocast() -> None:
         assert nearest(vectors, codebook).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_quantizing_is_done_in_float32_under_autocast(normalised: bool) -> None:
-    made, features = quantizer(normalised=normalised), noise(2, 3, 4, 4).bfloat16()
+@pytest.mark.parametrize("normalized", [True, False])
+def test_quantizing_is_done_in_float32_under_autocast(normalized: bool) -> None:
+    made, features = quantizer(normalized=normalized), noise(2, 3, 4, 4).bfloat16()
     expected = made(features.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = made(features)
@@ -119,17 +119,17 @@ def test_gradients_pass_straight_through() -> None:
     assert torch.equal(gradient, direction)
 
 
-def test_normalised_gradients_pass_through_the_normalisation() -> None:
+def test_normalized_gradients_pass_through_the_normalization() -> None:
     features, direction = noise(2, 3, 4, 5).requires_grad_(), noise(2, 3, 4, 5, seed=1)
-    quantized = quantizer(normalised=True)(features)
+    quantized = quantizer(normalized=True)(features)
     (gradient,) = torch.autograd.grad((quantized.latents * direction).sum(), features)
     (expected,) = torch.autograd.grad((F.normalize(features, dim=1) * direction).sum(), features)
     torch.testing.assert_close(gradient, expected)
     torch.testing.assert_close(quantized.latents.norm(dim=1), torch.ones(2, 4, 5))
 
 
-def test_only_directions_count_where_codes_are_normalised() -> None:
-    made, features = quantizer(normalised=True), noise(2, 3, 4, 5)
+def test_only_directions_count_where_codes_are_normalized() -> None:
+    made, features = quantizer(normalized=True), noise(2, 3, 4, 5)
     before = made(features)
     with torch.no_grad():
         made.codebook.mul_(torch.tensor([[0.1], [1], [2], [30], [0.5]]))
@@ -162,48 +162,48 @@ def test_the_loss_is_equation_4(beta_on: str) -> None:
 # --- start and restart ---------------------------------------------------------------------------------------------
 
 
-def clusters(*, normalised: bool) -> tuple[Tensor, Tensor]:
-    """Four far centres (4, D), and 40 vectors within 0.05 of each, shuffled."""
-    centres = torch.eye(4) * (1.0 if normalised else 10.0)
-    vectors = centres.repeat(40, 1) + 0.05 * noise(160, 4)
-    return centres, F.normalize(vectors, dim=1) if normalised else vectors
+def clusters(*, normalized: bool) -> tuple[Tensor, Tensor]:
+    """Four far centers (4, D), and 40 vectors within 0.05 of each, shuffled."""
+    centers = torch.eye(4) * (1.0 if normalized else 10.0)
+    vectors = centers.repeat(40, 1) + 0.05 * noise(160, 4)
+    return centers, F.normalize(vectors, dim=1) if normalized else vectors
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_kmeans_finds_separated_clusters(normalised: bool) -> None:
-    centres, vectors = clusters(normalised=normalised)
-    found = kmeans(vectors, 16, rounds=10, normalised=normalised, generator=seeded(0))
+@pytest.mark.parametrize("normalized", [True, False])
+def test_kmeans_finds_separated_clusters(normalized: bool) -> None:
+    centers, vectors = clusters(normalized=normalized)
+    found = kmeans(vectors, 16, rounds=10, normalized=normalized, generator=seeded(0))
     assert found.shape == (16, 4)
-    assert torch.equal(torch.unique(nearest(found, centres)), torch.arange(4))
-    assert (found - centres[nearest(found, centres)]).abs().max() < 0.1
-    if normalised:
+    assert torch.equal(torch.unique(nearest(found, centers)), torch.arange(4))
+    assert (found - centers[nearest(found, centers)]).abs().max() < 0.1
+    if normalized:
         torch.testing.assert_close(found.norm(dim=1), torch.ones(16))
 
 
-def test_a_single_centre_is_the_mean() -> None:
+def test_a_single_center_is_the_mean() -> None:
     vectors = noise(30, 4)
-    found = kmeans(vectors, 1, rounds=1, normalised=False, generator=seeded(0))
+    found = kmeans(vectors, 1, rounds=1, normalized=False, generator=seeded(0))
     torch.testing.assert_close(found, vectors.mean(0, keepdim=True))
 
 
 def test_rounds_of_kmeans_come_closer() -> None:
     vectors, errors = noise(200, 3), []
     for rounds in range(6):
-        centres = kmeans(vectors, 8, rounds=rounds, normalised=False, generator=seeded(0))
-        errors.append(float((vectors - centres[nearest(vectors, centres)]).square().sum()))
+        centers = kmeans(vectors, 8, rounds=rounds, normalized=False, generator=seeded(0))
+        errors.append(float((vectors - centers[nearest(vectors, centers)]).square().sum()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.8 * errors[0]
 
 
-def test_kmeans_of_fewer_vectors_than_centres() -> None:
+def test_kmeans_of_fewer_vectors_than_centers() -> None:
     vectors = noise(3, 2)
-    found = kmeans(vectors, 8, rounds=3, normalised=False, generator=seeded(0))
+    found = kmeans(vectors, 8, rounds=3, normalized=False, generator=seeded(0))
     torch.testing.assert_close(found, vectors[nearest(found, vectors)])
     assert torch.equal(torch.unique(nearest(found, vectors)), torch.arange(3))
 
 
 def test_start_places_codes_on_features() -> None:
-    _, vectors = clusters(normalised=False)
+    _, vectors = clusters(normalized=False)
     features = vectors.view(2, 8, 10, 4).permute(0, 3, 1, 2)
     made = quantizer(size=16, dimension=4, kmeans=10)
     assert made.start_features == 64
@@ -281,15 +281,15 @@ def test_counts_are_those_of_bincount() -> None:
     assert torch.equal(counted(codes, 9), torch.bincount(codes.flatten(), minlength=9).float())
 
 
-def test_restarted_codes_have_length_1_where_codes_are_normalised() -> None:
-    made = quantizer(use_memory=0.0, normalised=True)
+def test_restarted_codes_have_length_1_where_codes_are_normalized() -> None:
+    made = quantizer(use_memory=0.0, normalized=True)
     made.observe(9 * noise(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64), generator=seeded(0))
     torch.testing.assert_close(made.codebook[1:].norm(dim=1), torch.ones(4))
 
 
 def test_relaxed_latents_are_the_features_themselves() -> None:
     """Before the codes are placed: unquantized, of length 1, without a loss, and with a gradient for every parameter."""
-    quantizer = VQ(VQSettings(size=8, dimension=4))
+    quantizer = VQ(VQSettings(codebook_size=8, codebook_dim=4))
     features = noise(2, 4, 3, 5).requires_grad_()
     relaxed = quantizer.relaxed(features)
     assert torch.equal(relaxed.latents, torch.nn.functional.normalize(features, dim=1))

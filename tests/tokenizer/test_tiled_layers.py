@@ -1,4 +1,4 @@
-"""Decoding and encoding strip by strip: equal to the whole picture, in bounded memory, with and without files."""
+"""Decoding and encoding strip by strip: equal to the whole image, in bounded memory, with and without files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from smalti.tokenizer.tiled.work import Work
 from smalti.tokenizer.vqgan import VQGAN
 from tests.tokenizer.test_tokenizer import noise, small
 
-PYRAMIDS: list[tuple[dict[str, Any], tuple[int, int]]] = [
+AUTOENCODERS: list[tuple[dict[str, Any], tuple[int, int]]] = [
     ({"stem": 1, "multipliers": [1, 2], "channels": 1}, (7, 3)),
     ({"stem": 1, "multipliers": [1, 1, 2], "attention": [1, 2], "blocks": 2}, (3, 5)),
     ({"stem": 1, "multipliers": [2, 1], "width": 32, "convolutional_resampling": False, "attention": [0]}, (6, 2)),
@@ -51,10 +51,10 @@ def reader(images: Tensor) -> Read:
     return lambda first, last: images[:, :, first:last]
 
 
-def pictures(model: VQGAN, grid: tuple[int, int], *, batch: int = 2) -> Tensor:
+def random_images(model: VQGAN, grid: tuple[int, int], *, batch: int = 2) -> Tensor:
     """Neither small values nor an even brightness: statistics of a strip are not those of the whole."""
     h, w = grid
-    images = noise(batch, model.settings.pyramid.channels, h * model.factor, w * model.factor, seed=2)
+    images = noise(batch, model.settings.autoencoder.channels, h * model.factor, w * model.factor, seed=2)
     return (images + torch.linspace(-1, 1, images.shape[2])[:, None]) / 2
 
 
@@ -67,21 +67,21 @@ def away(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max())
 
 
-# --- as from the whole picture -------------------------------------------------------------------------------------
+# --- as from the whole image -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("pyramid", "grid"), PYRAMIDS)
+@pytest.mark.parametrize(("autoencoder", "grid"), AUTOENCODERS)
 @torch.no_grad()
-def test_strips_are_the_whole_picture(pyramid: dict[str, Any], grid: tuple[int, int]) -> None:
-    model = small(**pyramid)
-    exact, images = wide(model), pictures(model, grid)
+def test_strips_are_the_whole_image(autoencoder: dict[str, Any], grid: tuple[int, int]) -> None:
+    model = small(**autoencoder)
+    exact, images = wide(model), random_images(model, grid)
     latents = model.encode(images).latents
-    # The truth is the whole picture in float64: where variances are small, the whole picture in float32 is no closer to it.
-    picture, features = exact.decode(latents.double()), exact.features(images.double())
+    # The truth is the whole image in float64: where variances are small, the whole image in float32 is no closer to it.
+    exact_image, features = exact.decode(latents.double()), exact.features(images.double())
     before = latents.clone(), images.clone()
     for rows, kept in STRIPS:
-        assert away(decoded(model, latents, rows=rows, kept=kept), picture) < 1e-5
-        assert away(decoded(exact, latents.double(), rows=rows, kept=kept), picture) < 1e-12
+        assert away(decoded(model, latents, rows=rows, kept=kept), exact_image) < 1e-5
+        assert away(decoded(exact, latents.double(), rows=rows, kept=kept), exact_image) < 1e-12
         given = features_in_strips(model, reader(images), images.shape[2], rows=rows, kept=kept)
         assert away(given, features) < 1e-5
         given = features_in_strips(exact, reader(images.double()), images.shape[2], rows=rows, kept=kept)
@@ -99,9 +99,9 @@ def test_strips_are_the_whole_picture(pyramid: dict[str, Any], grid: tuple[int, 
 )
 @settings(max_examples=12, deadline=None)
 @torch.no_grad()
-def test_strips_of_any_size_are_the_whole_picture(h: int, w: int, batch: int, rows: int, kept: int) -> None:
-    model = wide(small(stem=1, multipliers=[1, 2], attention=[1]))
-    images = pictures(model, (h, w), batch=batch).double()
+def test_strips_of_any_size_are_the_whole_image(h: int, w: int, batch: int, rows: int, kept: int) -> None:
+    model = wide(small(stem=1, channel_multipliers=[1, 2], attention=[1]))
+    images = random_images(model, (h, w), batch=batch).double()
     whole = model.encode(images)
     quantized = encode_in_strips(model, reader(images), images.shape[2], rows=rows, kept=kept)
     assert torch.equal(quantized.codes, whole.codes)
@@ -111,7 +111,7 @@ def test_strips_of_any_size_are_the_whole_picture(h: int, w: int, batch: int, ro
 
 @torch.no_grad()
 def test_queries_of_attention_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wide(small(stem=1, multipliers=[1, 2], attention=[1]))
+    model = wide(small(stem=1, channel_multipliers=[1, 2], attention=[1]))
     latents = noise(2, 4, 5, 3).double()
     monkeypatch.setattr(tiled_layers, "SCORES", 2 * 15 * 4)  # four queries, of batch 2 with 15 keys
     sizes = []
@@ -123,8 +123,8 @@ def test_queries_of_attention_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
 
     with monkeypatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", spy)
-        picture = decoded(model, latents, rows=3, kept=NOTHING)
-    assert away(picture, model.decode(latents)) < 1e-12
+        image = decoded(model, latents, rows=3, kept=NOTHING)
+    assert away(image, model.decode(latents)) < 1e-12
     assert {keys for _, keys in sizes} == {15}
     assert {queries for queries, _ in sizes} == {4, 1, 2}  # 3 rows of 3: 4 + 4 + 1; the other 2 of 3: 4 + 2
 
@@ -144,7 +144,7 @@ def test_half_precision_goes_through_files() -> None:
     [(1, 8, [8, 8, 4]), (1, 20, [20]), (1, 99, [20]), (2, 7, [6, 6, 6, 2]), (2, 1, [2] * 10), (4, 6, [4] * 5)],
 )
 def test_heights_of_strips(stem: int, rows: int, heights: list[int]) -> None:
-    model = small(stem=stem, multipliers=[1])
+    model = small(stem=stem, channel_multipliers=[1])
     latents = noise(1, 4, 20 // stem, 3)
     strips = list(decode_in_strips(model, latents, rows=rows))
     assert [strip.shape[2] for strip in strips] == heights
@@ -204,8 +204,8 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @torch.no_grad()
 def test_no_map_is_made_whole(stem: int) -> None:
     # Without attention and without the upsampled kernels, strips of the highest level are the largest there is.
-    model = small(stem=stem, multipliers=[1, 2], middle_attention=False, convolutional_resampling=False)
-    images = pictures(model, (32, 8), batch=1)
+    model = small(stem=stem, channel_multipliers=[1, 2], middle_attention=False, convolutional_resampling=False)
+    images = random_images(model, (32, 8), batch=1)
     squares = images.shape[3] // stem
     latents = noise(1, 4, 32, 8)
     rows = 4
@@ -313,7 +313,7 @@ def test_wrong_sizes_are_told() -> None:
     with pytest.raises(SmaltiError, match="strips of -1 rows"):
         encode_in_strips(model, reader(images), 8, rows=-1)
     for height in (0, 6):
-        with pytest.raises(SmaltiError, match=f"a picture of {height} rows cannot be cut into tiles of 4"):
+        with pytest.raises(SmaltiError, match=f"an image of {height} rows cannot be cut into tiles of 4"):
             encode_in_strips(model, reader(images), height, rows=4)
     with pytest.raises(SmaltiError, match="6 pixels wide cannot be cut into tiles of 4"):
         encode_in_strips(model, reader(images[..., :6]), 8, rows=4)

@@ -15,23 +15,23 @@ from smalti.core.files import write_json
 from smalti.core.settings import parse
 from smalti.tokenizer.blocks import AttentionBlock, Downsample, Upsample, as_channels_last, group_norm, plus, swish
 from smalti.tokenizer.decoder import Decoder, SmoothOutput
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from tests import reference
 
 
-def small(quantizer: dict[str, Any] | None = None, **pyramid: Any) -> VQGAN:
+def small(quantizer: dict[str, Any] | None = None, **autoencoder: Any) -> VQGAN:
     """A small random tokenizer, f = 4, 16 codes, whose codes are spread over its random features."""
     fixed = {"width": 8, "multipliers": [1, 2], "stem": 2, "blocks": 1, "latent_channels": 6, "zero_residuals": False}
     plain = {
-        "pyramid": {**fixed, **pyramid},
-        "quantizer": {"size": 16, "dimension": 4, **(quantizer or {})},
+        "autoencoder": {**fixed, **autoencoder},
+        "quantizer": {"codebook_size": 16, "codebook_dim": 4, **(quantizer or {})},
     }
     torch.manual_seed(0)
     tokenizer = VQGAN(parse(VQGANSettings, plain, where="test"))
     factor = tokenizer.factor
     with torch.no_grad():
-        images = noise(4, tokenizer.settings.pyramid.channels, 4 * factor, 4 * factor, seed=1)
+        images = noise(4, tokenizer.settings.autoencoder.channels, 4 * factor, 4 * factor, seed=1)
         tokenizer.quantizer.start(tokenizer.features(images), generator=seeded(0))
     return tokenizer.eval()
 
@@ -49,7 +49,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 @pytest.mark.parametrize(
-    ("pyramid", "size", "factor"),
+    ("autoencoder", "size", "factor"),
     [
         ({"stem": 1, "multipliers": [1], "channels": 1}, (3, 5), 1),
         ({"stem": 1, "multipliers": [1, 2, 1], "channels": 3}, (12, 8), 4),
@@ -64,9 +64,9 @@ def seeded(seed: int) -> torch.Generator:
         ({"stem": 1, "multipliers": [2, 1], "decoder_width": 8, "width": 16, "decoder_blocks": 1}, (4, 6), 2),
     ],
 )
-def test_shapes_of_every_pyramid(pyramid: dict[str, Any], size: tuple[int, int], factor: int) -> None:
-    tokenizer = small(**pyramid)
-    channels = tokenizer.settings.pyramid.channels
+def test_shapes_of_every_pyramid(autoencoder: dict[str, Any], size: tuple[int, int], factor: int) -> None:
+    tokenizer = small(**autoencoder)
+    channels = tokenizer.settings.autoencoder.channels
     images = noise(2, channels, *size)
     reconstructions, quantized = tokenizer(images)
     grid = (size[0] // factor, size[1] // factor)
@@ -84,7 +84,7 @@ def test_shapes_of_every_pyramid(pyramid: dict[str, Any], size: tuple[int, int],
 def test_the_decoder_has_a_width_and_a_depth_of_its_own() -> None:
     """By default those of the paper; said in numbers they are the same network, weight for weight."""
     default, said = small(), small(decoder_width=8, decoder_blocks=2)
-    assert default.settings.pyramid.decoder_width == default.settings.pyramid.decoder_blocks == 0
+    assert default.settings.autoencoder.decoder_base_channels == default.settings.autoencoder.decoder_res_blocks == 0
     assert {name: weight.shape for name, weight in said.state_dict().items()} == {
         name: weight.shape for name, weight in default.state_dict().items()
     }
@@ -139,7 +139,7 @@ def test_a_sum_writes_over_its_branch_only_where_no_gradient_asks_for_it(asking:
 
 
 def test_attention_stands_where_it_is_asked_for() -> None:
-    tokenizer = small(multipliers=[1, 1, 1], attention=[1], blocks=2)
+    tokenizer = small(channel_multipliers=[1, 1, 1], attention=[1], blocks=2)
     names = [name for name, module in tokenizer.named_modules() if isinstance(module, AttentionBlock)]
     assert names == [
         "encoder.stages.1.attentions.0",
@@ -234,9 +234,9 @@ def test_pyramids_that_cannot_be_built_are_told(change: dict[str, Any], sentence
 # --- the whole, and on disk ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_codes_say_all_that_the_decoder_reads(normalised: bool) -> None:
-    tokenizer, images = small({"normalised": normalised}), noise(2, 3, 8, 12)
+@pytest.mark.parametrize("normalized", [True, False])
+def test_codes_say_all_that_the_decoder_reads(normalized: bool) -> None:
+    tokenizer, images = small({"normalized": normalized}), noise(2, 3, 8, 12)
     codes = tokenizer.encode(images).codes
     assert len(torch.unique(codes)) > 1
     torch.testing.assert_close(tokenizer.decode_codes(codes), tokenizer(images)[0], rtol=1e-4, atol=1e-5)
@@ -245,13 +245,13 @@ def test_codes_say_all_that_the_decoder_reads(normalised: bool) -> None:
 @pytest.mark.parametrize(
     ("shape", "sentence"),
     [
-        ((1, 4, 8, 8), r"takes pictures of shape \(B, 3, H, W\), got \(1, 4, 8, 8\)"),
-        ((3, 8, 8), r"takes pictures of shape \(B, 3, H, W\), got \(3, 8, 8\)"),
+        ((1, 4, 8, 8), r"takes images of shape \(B, 3, H, W\), got \(1, 4, 8, 8\)"),
+        ((3, 8, 8), r"takes images of shape \(B, 3, H, W\), got \(3, 8, 8\)"),
         ((1, 3, 9, 14), r"9 x 14 \(height x width\) cannot be cut into tiles of 4 pixels; crop it to 8 x 12"),
         ((1, 3, 0, 8), r"0 x 8 \(height x width\) cannot be cut"),
     ],
 )
-def test_pictures_that_do_not_fit_are_told(shape: tuple[int, ...], sentence: str) -> None:
+def test_images_that_do_not_fit_are_told(shape: tuple[int, ...], sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         small().encode(torch.zeros(shape))
 
@@ -284,7 +284,7 @@ def test_a_model_from_before_a_setting_was_there_comes_back(tmp_path: Path) -> N
     small().save_pretrained(tmp_path, about={})
     config = json.loads((tmp_path / "config.json").read_text())
     for name in ("decoder_width", "decoder_blocks"):
-        del config["settings"]["pyramid"][name]
+        del config["settings"]["autoencoder"][name]
     write_json(tmp_path / "config.json", config)
     assert VQGAN.from_pretrained(tmp_path).fingerprint() == small().fingerprint()
 
@@ -308,10 +308,10 @@ def test_damaged_tokenizers_are_told(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     weights = (tmp_path / "model.safetensors").read_bytes()
 
-    write_json(tmp_path / "config.json", {**config, "settings": {"pyramid": {"widht": 8}}})
+    write_json(tmp_path / "config.json", {**config, "settings": {"autoencoder": {"widht": 8}}})
     with pytest.raises(SmaltiError, match=r"unknown key 'pyramid\.widht'; did you mean 'width'\?"):
         VQGAN.from_pretrained(tmp_path)
-    write_json(tmp_path / "config.json", {**config, "settings": {"pyramid": {"width": 16}}})
+    write_json(tmp_path / "config.json", {**config, "settings": {"autoencoder": {"base_channels": 16}}})
     with pytest.raises(SmaltiError, match=r"does not fit its config\.json: \d+ tensors differ, first "):
         VQGAN.from_pretrained(tmp_path)
     write_json(tmp_path / "config.json", {**config, "kind": "prior"})
@@ -328,9 +328,9 @@ def test_damaged_tokenizers_are_told(tmp_path: Path) -> None:
     VQGAN.from_pretrained(tmp_path)
 
 
-def test_pictures_begin_without_a_checkerboard() -> None:
+def test_images_begin_without_a_checkerboard() -> None:
     """The pixels of one square of the stem begin equal: each starts from the same weights."""
-    tokenizer = small(stem=4, multipliers=[1, 1])
+    tokenizer = small(stem=4, channel_multipliers=[1, 1])
     image = tokenizer.decode_codes(torch.arange(4).view(1, 2, 2))
     squares = image.view(1, 3, 4, 4, 4, 4)  # rows of squares, rows in one, columns of squares, columns in one
     assert torch.equal(squares, squares[:, :, :, :1, :, :1].expand_as(squares))
@@ -339,9 +339,9 @@ def test_pictures_begin_without_a_checkerboard() -> None:
 # --- smooth output ---------------------------------------------------------------------------------------------------
 
 
-def smooth_output(stem: int) -> PyramidSettings:
+def smooth_output(stem: int) -> AutoencoderSettings:
     values = {"stem": stem, "width": 16, "multipliers": [1, 1], "blocks": 1, "output_channels": 8, "latent_channels": 8}
-    return parse(PyramidSettings, values, where="test")
+    return parse(AutoencoderSettings, values, where="test")
 
 
 @pytest.mark.parametrize("stem", [2, 4, 8])
@@ -371,7 +371,7 @@ def test_a_smooth_output_sees_no_further_than_it_says() -> None:
 
 def test_a_stem_of_1_needs_no_doublings() -> None:
     plain, smooth = (
-        Decoder(parse(PyramidSettings, {"stem": 1, "width": 16, "output_channels": channels}, where="test"))
+        Decoder(parse(AutoencoderSettings, {"stem": 1, "width": 16, "output_channels": channels}, where="test"))
         for channels in (0, 8)
     )
     assert smooth.state_dict().keys() == plain.state_dict().keys()
@@ -386,4 +386,4 @@ def test_the_last_layer_of_a_smooth_output_makes_the_channels() -> None:
 @pytest.mark.parametrize("stem", [3, 6])
 def test_smooth_doublings_lead_to_powers_of_two(stem: int) -> None:
     with pytest.raises(SmaltiError, match=f"the stem is {stem}"):
-        parse(PyramidSettings, {"stem": stem, "output_channels": 8}, where="test")
+        parse(AutoencoderSettings, {"stem": stem, "output_channels": 8}, where="test")

@@ -32,7 +32,7 @@ from smalti.training.config import TokenizerTraining, resolve
 from smalti.training.optimizer_step import mean_of_parts
 from smalti.training.runs import train_tokenizer
 from smalti.training.stage1 import TokenizerStage
-from tests.small import small_prior, write_pictures, write_recipe
+from tests.small import small_prior, write_images, write_recipe
 
 QUIET = Console(quiet=True)
 
@@ -40,7 +40,7 @@ QUIET = Console(quiet=True)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("blockwise")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
     return path
 
@@ -54,8 +54,8 @@ def settings_of(folder: Path, *overrides: str) -> TokenizerTraining:
 
 def steps(folder: Path, *overrides: str) -> tuple[TokenizerStage, list[dict[str, Any]]]:
     """Four steps of a stage -> it, and what they gave."""
-    settings = settings_of(folder, "codes_from=0", "optimiser.warm_up=0", *overrides)
-    stage = TokenizerStage(settings, open_source(folder / "pictures"), fabric=Fabric(accelerator="cpu"), about={})
+    settings = settings_of(folder, "quantize_from=0", "optimizer.warmup=0", *overrides)
+    stage = TokenizerStage(settings, open_source(folder / "images"), fabric=Fabric(accelerator="cpu"), about={})
     batches = stage.batches(0)
     values: list[dict[str, Any]] = []
     for seen in range(0, 16, 4):
@@ -68,7 +68,7 @@ def steps(folder: Path, *overrides: str) -> tuple[TokenizerStage, list[dict[str,
 def test_two_parts_of_two_are_a_batch_of_four(start: str, folder: Path) -> None:
     """Losses, norms, codes and anchors. Not the adaptive weight, of which each part has its own, nor LeCam's loss, which each part
     takes with anchors that it has moved by itself."""
-    given = (start, "objective.adversarial.balance=fixed", "objective.adversarial.lecam=0")
+    given = (start, "objective.adversarial.weighting=fixed", "objective.adversarial.lecam=0")
     (whole, expected), (parts, found) = steps(folder, *given), steps(folder, *given, "run.accumulate=2")
     for a, b in zip(expected, found, strict=True):
         assert a.keys() == b.keys()
@@ -101,8 +101,8 @@ def test_numbers_of_parts_become_those_of_the_whole() -> None:
     [
         (["run.accumulate=3"], r"run: batch = 4 cannot be cut into accumulate = 3 equal parts"),
         (
-            ["run.accumulate=2", "objective.adversarial.play=alternating"],
-            r"run.accumulate = 2 and objective.adversarial.play = alternating.*set play to joint",
+            ["run.accumulate=2", "objective.adversarial.updates=alternating"],
+            r"run.accumulate = 2 and objective.adversarial.updates = alternating.*set play to joint",
         ),
     ],
 )
@@ -114,7 +114,7 @@ def test_parts_that_cannot_be(overrides: list[str], sentence: str, folder: Path)
 def prior_run(folder: Path, out: str, *overrides: str) -> dict[str, Tensor]:
     if not (folder / "tokenizer").is_dir():
         train_tokenizer(
-            folder / "pictures", folder / "tokenizer", settings=settings_of(folder, "run.length=16"), console=QUIET
+            folder / "images", folder / "tokenizer", settings=settings_of(folder, "run.length=16"), console=QUIET
         )
     small_prior(folder, out, *overrides)
     return load_file(folder / out / "model" / "model.safetensors")
@@ -122,7 +122,7 @@ def prior_run(folder: Path, out: str, *overrides: str) -> dict[str, Tensor]:
 
 def test_a_prior_in_parts_and_computed_again(folder: Path) -> None:
     """Without dropout, which would draw other numbers for parts."""
-    given = ("network.dropout=0", "drop_condition=0")
+    given = ("network.dropout=0", "condition_dropout=0")
     whole = prior_run(folder, "whole", *given)
     parts = prior_run(folder, "parts", *given, "run.accumulate=2")
     again = prior_run(folder, "again", *given, "run.recompute=true")
@@ -135,10 +135,10 @@ def test_a_prior_in_parts_and_computed_again(folder: Path) -> None:
 # --- computed again ---------------------------------------------------------------------------------------------------
 
 
-def tokenizer(**pyramid: Any) -> VQGAN:
+def tokenizer(**autoencoder: Any) -> VQGAN:
     torch.manual_seed(0)
-    small = {"width": 8, "multipliers": [1, 2], "blocks": 1, "latent_channels": 8, "attention": [1], **pyramid}
-    values = {"pyramid": {"zero_residuals": False, **small}, "quantizer": {"size": 16, "dimension": 4}}
+    small = {"width": 8, "multipliers": [1, 2], "blocks": 1, "latent_channels": 8, "attention": [1], **autoencoder}
+    values = {"autoencoder": {"zero_residuals": False, **small}, "quantizer": {"codebook_size": 16, "codebook_dim": 4}}
     return VQGAN(parse(VQGANSettings, values, where="test"))
 
 
@@ -194,9 +194,15 @@ def test_names_copies_and_fingerprints_stay() -> None:
 
 
 PRIORS: dict[str, Prior] = {
-    "transformer": Transformer(TransformerSettings(size=16, prefix=1, grid=(4, 4), layers=2, width=16, heads=2)),
-    "gpt": GPT(GPTSettings(size=16, vocabulary=20, prefix=1, grid=(4, 4), layers=2, width=16, heads=2)),
-    "pixelsnail": PixelSNAIL(PixelSNAILSettings(size=16, prefix=1, grid=(4, 4), layers=2, width=16, heads=2)),
+    "transformer": Transformer(
+        TransformerSettings(codebook_size=16, prefix_length=1, grid=(4, 4), layers=2, embed_dim=16, heads=2)
+    ),
+    "gpt": GPT(
+        GPTSettings(codebook_size=16, vocab_size=20, prefix_length=1, grid=(4, 4), layers=2, embed_dim=16, heads=2)
+    ),
+    "pixelsnail": PixelSNAIL(
+        PixelSNAILSettings(codebook_size=16, prefix_length=1, grid=(4, 4), layers=2, embed_dim=16, heads=2)
+    ),
 }
 
 
@@ -219,7 +225,7 @@ def test_a_run_that_computes_again_is_the_same_run(folder: Path) -> None:
     outs = [("plain", "run.recompute=false"), ("again", "run.recompute=true")]
     for out, given in outs:
         settings = settings_of(folder, "run.length=32", given)
-        train_tokenizer(folder / "pictures", folder / f"run-{out}", settings=settings, console=QUIET)
+        train_tokenizer(folder / "images", folder / f"run-{out}", settings=settings, console=QUIET)
     one, other = (load_file(folder / f"run-{out}" / "model" / "model.safetensors") for out, _ in outs)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -254,7 +260,7 @@ def test_a_compiled_run_is_the_same_run(recomputed: str, folder: Path) -> None:
     for out in ("false", "true"):
         given = (f"run.compile={out}", f"run.recompute={recomputed}", "run.length=16", "objective.adversarial.start=0")
         train_tokenizer(
-            folder / "pictures", folder / f"{recomputed}-{out}", settings=settings_of(folder, *given), console=QUIET
+            folder / "images", folder / f"{recomputed}-{out}", settings=settings_of(folder, *given), console=QUIET
         )
     one, other = (
         load_file(folder / f"{recomputed}-{out}" / "model" / "model.safetensors") for out in ("false", "true")

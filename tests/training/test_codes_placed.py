@@ -1,4 +1,4 @@
-"""When the codes are placed: once, in the first step from `codes_from` on, also where a run goes on with another length."""
+"""When the codes are placed: once, in the first step from `quantize_from` on, also where a run goes on with another length."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 
 from smalti.tokenizer.quantizers.vq import VQ
 from smalti.training.stage1 import TokenizerStage
-from tests.small import write_pictures
+from tests.small import write_images
 from tests.training.test_reference_training import refused, stage_of, step, write_reference
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures and a recipe."""
+    """Images and a recipe."""
     path = tmp_path_factory.mktemp("placed")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_reference(path / "reference.yaml")
     return path
 
@@ -34,7 +34,7 @@ def gone_on(folder: Path, before: TokenizerStage, *overrides: str, old: bool = F
 @pytest.mark.parametrize("late", [(), ("decoder_phase.start=0.3", "decoder_phase.neighbors=2")])
 def test_a_run_that_goes_on_with_a_shorter_length_places_its_codes(folder: Path, late: tuple[str, ...]) -> None:
     """It was past the point where they are placed, and so never placed them: all of its codes were noise."""
-    kmeans = ("model.quantizer.kmeans=2", "codes_from=0.2")
+    kmeans = ("model.quantizer.kmeans_iterations=2", "quantize_from=0.2")
     before = stage_of(folder, *kmeans, "run.length=240")
     for seen in (0, 4):
         step(before, seen)
@@ -52,7 +52,7 @@ def test_a_run_that_goes_on_with_a_longer_length_keeps_its_codes(
     folder: Path, old: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They were left for unquantized features, and placed a second time."""
-    kmeans = ("model.quantizer.kmeans=2", "codes_from=0.2")
+    kmeans = ("model.quantizer.kmeans_iterations=2", "quantize_from=0.2")
     before = stage_of(folder, *kmeans)
     for seen in (0, 4, 8):
         step(before, seen)

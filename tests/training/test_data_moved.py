@@ -13,13 +13,13 @@ from rich.console import Console
 from smalti.core.errors import SmaltiError
 from smalti.data.annotations.objects import stems
 from smalti.data.code_shards import open_codes
-from smalti.data.config import PictureSettings
+from smalti.data.config import ImageSettings
 from smalti.data.sources import held_out_order, open_source, split
 from smalti.encoding.condition_encoding import Told
 from smalti.training.config import CopiesSettings, TokenizerTraining, resolve
 from smalti.training.run_folder import read_metrics
-from smalti.training.runs import encode_pictures, train_tokenizer
-from tests.small import write_pictures, write_recipe
+from smalti.training.runs import encode_images, train_tokenizer
+from tests.small import write_images, write_recipe
 
 QUIET = Console(quiet=True)
 
@@ -33,10 +33,10 @@ def trained(folder: Path, data: Path, *, length: int, out: str = "run", more: tu
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`pictures`, and a run on them of 8 images in `run`."""
-    write_pictures(tmp_path / "pictures")
+    """`images`, and a run on them of 8 images in `run`."""
+    write_images(tmp_path / "images")
     write_recipe(tmp_path / "small.yaml")
-    trained(tmp_path, tmp_path / "pictures", length=8)
+    trained(tmp_path, tmp_path / "images", length=8)
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def test_a_run_goes_on_where_its_data_was_moved(folder: Path, caplog: pytest.Log
     """It was refused as one with other settings, for the path of the data was all that was known of it."""
     moved = folder / "elsewhere" / "photos"
     moved.parent.mkdir()
-    (folder / "pictures").rename(moved)
+    (folder / "images").rename(moved)
     with caplog.at_level(logging.WARNING, logger="smalti"):
         run = trained(folder, moved, length=16)
     assert seen(run) == 16
@@ -65,17 +65,17 @@ def list_of(data: Path, path: Path) -> Path:
 
 def test_a_run_goes_on_where_the_images_of_its_list_were_moved(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Absolute paths were taken for names: all images were others, and so were those that are held out."""
-    listed = list_of(folder / "pictures", folder / "lists" / "train.txt")
+    listed = list_of(folder / "images", folder / "lists" / "train.txt")
     run = trained(folder, listed, length=8, out="listed")
-    held_out = {picture.portable_name for picture in split(open_source(listed).pictures, validation=0.2)[1]}
+    held_out = {image.portable_name for image in split(open_source(listed).images, validation=0.2)[1]}
     moved = folder / "elsewhere" / "photos"
     moved.parent.mkdir()
-    (folder / "pictures").rename(moved)
+    (folder / "images").rename(moved)
     listed = list_of(moved, folder / "other" / "all.txt")
     with caplog.at_level(logging.WARNING, logger="smalti"):
         assert seen(trained(folder, listed, length=16, out="listed")) == 16
     assert not caplog.records
-    assert {picture.portable_name for picture in split(open_source(listed).pictures, validation=0.2)[1]} == held_out
+    assert {image.portable_name for image in split(open_source(listed).images, validation=0.2)[1]} == held_out
     next(iter(sorted(moved.rglob("*.png")))).unlink()
     other = list_of(moved, folder / "third" / "all.txt")
     with pytest.raises(SmaltiError, match=r"holds a run with other settings \(data is .*all.txt' there"):
@@ -83,20 +83,20 @@ def test_a_run_goes_on_where_the_images_of_its_list_were_moved(folder: Path, cap
 
 
 def test_codes_are_those_of_the_same_list_of_images(folder: Path) -> None:
-    list_of(folder / "pictures", folder / "lists" / "train.txt")
+    list_of(folder / "images", folder / "lists" / "train.txt")
     assert encoded(folder, "lists/train.txt")
-    shutil.copytree(folder / "pictures", folder / "moved")
+    shutil.copytree(folder / "images", folder / "moved")
     list_of(folder / "moved", folder / "others.txt").rename(folder / "lists" / "others.txt")
     assert not encoded(folder, "lists/others.txt")
 
 
 def test_what_lies_beside_images_is_found_by_their_paths_below_the_root_of_a_list(folder: Path) -> None:
-    listed = open_source(list_of(folder / "pictures", folder / "lists" / "train.txt")).pictures
-    known = dict.fromkeys(picture.key.removesuffix(".png") for picture in open_source(folder / "pictures").pictures)
+    listed = open_source(list_of(folder / "images", folder / "lists" / "train.txt")).images
+    known = dict.fromkeys(image.key.removesuffix(".png") for image in open_source(folder / "images").images)
     assert stems(listed, known) == list(known)
-    assert stems(listed, {}) == [picture.key.removesuffix(".png") for picture in listed]
-    shutil.copytree(folder / "pictures", folder / "maps")
-    told = (Told("picture", folder / "run", folder / "maps"),)
+    assert stems(listed, {}) == [image.key.removesuffix(".png") for image in listed]
+    shutil.copytree(folder / "images", folder / "maps")
+    told = (Told("image", folder / "run", folder / "maps"),)
     assert encoded(folder, "lists/train.txt", told=told)
 
 
@@ -104,7 +104,7 @@ def test_what_lies_beside_images_is_found_by_their_paths_below_the_root_of_a_lis
 def test_images_that_changed_before_a_run_goes_on_are_told(
     change: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = folder / "pictures" / "dark" / "00.png"
+    first = folder / "images" / "dark" / "00.png"
     if change == "more":
         shutil.copy(first, first.with_name("new.png"))
     elif change == "fewer":
@@ -113,30 +113,30 @@ def test_images_that_changed_before_a_run_goes_on_are_told(
         first.write_bytes(first.read_bytes() + b"more")
     counts = {"more": (20, "21"), "fewer": (20, "19"), "other": (20, "20, but not the same files")}[change]
     with caplog.at_level(logging.WARNING, logger="smalti"):
-        assert seen(trained(folder, folder / "pictures", length=16)) == 16
+        assert seen(trained(folder, folder / "images", length=16)) == 16
     (told,) = [record.getMessage() for record in caplog.records if "changed" in record.getMessage()]
     assert told.endswith(
         f"there were {counts[0]}, and there are {counts[1]}; training goes on with those that are there now"
     )
     caplog.clear()
-    trained(folder, folder / "pictures", length=24)
+    trained(folder, folder / "images", length=24)
     assert "changed" not in caplog.text
 
 
 def test_a_run_does_not_go_on_with_other_data(folder: Path) -> None:
     """Other images of the same names and number are other data."""
-    shutil.copytree(folder / "pictures", folder / "others")
+    shutil.copytree(folder / "images", folder / "others")
     first = folder / "others" / "dark" / "00.png"
     first.write_bytes(first.read_bytes() + b"more")
     with pytest.raises(
-        SmaltiError, match=r"holds a run with other settings \(data is .*pictures' there and .*others' here"
+        SmaltiError, match=r"holds a run with other settings \(data is .*images' there and .*others' here"
     ):
         trained(folder, folder / "others", length=16)
 
 
 def encoded(folder: Path, data: str, *, told: tuple[Told, ...] = (), validation: float = 0.2) -> bool:
-    settings = CopiesSettings(copies=1, pictures=PictureSettings(size=(16, 16), validation=validation))
-    return encode_pictures(
+    settings = CopiesSettings(copies=1, images=ImageSettings(size=(16, 16), validation=validation))
+    return encode_images(
         folder / "run",
         folder / data,
         folder / "codes",
@@ -148,8 +148,8 @@ def encoded(folder: Path, data: str, *, told: tuple[Told, ...] = (), validation:
 
 
 def test_codes_are_those_of_the_same_images_wherever_they_lie(folder: Path) -> None:
-    assert encoded(folder, "pictures")
-    shutil.copytree(folder / "pictures", folder / "moved")
+    assert encoded(folder, "images")
+    shutil.copytree(folder / "images", folder / "moved")
     assert not encoded(folder, "moved")
     first = next(iter(sorted((folder / "moved").rglob("*.png"))))
     first.write_bytes(first.read_bytes() + b"more")
@@ -158,22 +158,22 @@ def test_codes_are_those_of_the_same_images_wherever_they_lie(folder: Path) -> N
 
 
 def first_held_out(data: Path) -> str:
-    pictures = open_source(data).pictures
-    return pictures[held_out_order(pictures)[0]].key
+    images = open_source(data).images
+    return images[held_out_order(images)[0]].key
 
 
 def test_training_goes_on_where_the_only_held_out_image_is_damaged(folder: Path) -> None:
     """One damaged file of many ended training where it was the one to validate on."""
-    (folder / "pictures" / first_held_out(folder / "pictures")).write_bytes(b"")
-    run = trained(folder, folder / "pictures", length=8, out="second", more=("pictures.validation=0.001",))
-    assert [line["pictures"] for line in read_metrics(run) if line["part"] == "validation"] == [2]
+    (folder / "images" / first_held_out(folder / "images")).write_bytes(b"")
+    run = trained(folder, folder / "images", length=8, out="second", more=("images.validation=0.001",))
+    assert [line["images"] for line in read_metrics(run) if line["part"] == "validation"] == [2]
 
 
-@pytest.mark.parametrize("damaged", ["pictures", "maps"])
+@pytest.mark.parametrize("damaged", ["images", "maps"])
 def test_some_image_is_held_out_of_codes(damaged: str, folder: Path) -> None:
-    shutil.copytree(folder / "pictures", folder / "maps")
-    (folder / damaged / first_held_out(folder / "pictures")).write_bytes(b"")
-    told = (Told("picture", folder / "run", folder / "maps"),)
-    assert encoded(folder, "pictures", told=told, validation=0.001)
+    shutil.copytree(folder / "images", folder / "maps")
+    (folder / damaged / first_held_out(folder / "images")).write_bytes(b"")
+    told = (Told("image", folder / "run", folder / "maps"),)
+    assert encoded(folder, "images", told=told, validation=0.001)
     meta = open_codes(folder / "codes").meta
     assert (sum(meta.training.shards), sum(meta.validation.shards), meta.validation.damaged) == (18, 1, 1)

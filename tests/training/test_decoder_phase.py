@@ -29,7 +29,7 @@ from smalti.training.optimizer import set_rate
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
 from smalti.training.stage1 import TokenizerStage
-from tests.small import write_pictures, write_recipe
+from tests.small import write_images, write_recipe
 from tests.training.test_training import same_weights
 
 QUIET = Console(quiet=True)
@@ -37,13 +37,13 @@ PHASE = (
     "decoder_phase.start=0.5",
     "decoder_phase.replaced=0.4",
     "decoder_phase.neighbors=3",
-    "optimiser.rate=0.003",
-    "optimiser.weight_decay=0.1",
+    "optimizer.lr=0.003",
+    "optimizer.weight_decay=0.1",
 )
 """From 24 of 48 images on; states are written after 16, 32 and 48."""
 QUANTIZER_SETTINGS: dict[str, tuple[str, ...]] = {
-    "vq": ("model.quantizer.restart_below=0.9", "model.quantizer.gradient=rotation"),
-    "ema": ("model.quantizer={name: ema, size: 16, dimension: 4, restart_below: 0.9}",),
+    "vq": ("model.quantizer.dead_code_threshold=0.9", "model.quantizer.gradient=rotation"),
+    "ema": ("model.quantizer={name: ema, size: 16, dimension: 4, dead_code_threshold: 0.9}",),
     "simvq": ("model.quantizer={name: simvq, size: 16, dimension: 4}",),
     "gumbel": ("model.quantizer={name: gumbel, size: 16, dimension: 4, noisy: true}",),
     "fsq": ("model.quantizer={name: fsq, levels: [4, 4]}",),
@@ -57,15 +57,15 @@ def settings_of(folder: Path, *overrides: str) -> TokenizerTraining:
 
 def trained(folder: Path, out: str, *overrides: str) -> Path:
     settings = settings_of(folder, *PHASE, *overrides)
-    train_tokenizer(folder / "pictures", folder / out, settings=settings, console=QUIET)
+    train_tokenizer(folder / "images", folder / out, settings=settings, console=QUIET)
     return folder / out
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a recipe, and an uninterrupted run."""
+    """Images, a recipe, and an uninterrupted run."""
     path = tmp_path_factory.mktemp("phase")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
     trained(path, "whole")
     return path
@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stage_of(folder: Path, *overrides: str) -> TokenizerStage:
     settings = settings_of(folder, *PHASE, *overrides)
-    return TokenizerStage(settings, open_source(folder / "pictures"), fabric=Fabric(accelerator="cpu"), about={})
+    return TokenizerStage(settings, open_source(folder / "images"), fabric=Fabric(accelerator="cpu"), about={})
 
 
 def steps(stage: TokenizerStage, start: int, end: int) -> list[dict[str, Tensor]]:
@@ -99,20 +99,20 @@ def equal(ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]]) -> boo
 # --- what is frozen, and what learns ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("average", ["run.average=0.3", "run.average=0"])
+@pytest.mark.parametrize("average", ["run.ema_half_life=0.3", "run.ema_half_life=0"])
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_what_codes_depend_on_does_not_move_by_a_bit(name: str, average: str, folder: Path) -> None:
     """Neither by a gradient, weight decay, momentum, restarts, counts of use nor the running average; dropout is off there.
 
     What is frozen is what was exported before, so the codes of the exported model are those that the decoder learns from.
     """
-    dropout = "model.pyramid.dropout=0.3"
+    dropout = "model.autoencoder.dropout=0.3"
     stage = stage_of(folder, *QUANTIZER_SETTINGS[name], average, dropout)
     steps(stage, 0, 24)
     exported = stage.exported.module
     before = copied(*encoding_parts(exported))
     assert equal(copied(*encoding_parts(stage.tokenizer)), before) == (stage.tokenizer is exported)
-    images = stage.training.images(next(stage.batches(0)).images)
+    images = stage.training.to_images(next(stage.batches(0)).images)
     decoders = [copied(each.from_codes, each.decoder) for each in (stage.tokenizer, exported)]
     steps(stage, 24, 28)
     stage.validate()  # which puts a model without an average into evaluation mode, and back
@@ -219,8 +219,8 @@ def test_label_maps_have_a_share_of_right_labels_instead(folder: Path, tmp_path:
     for number in range(6):
         labels = np.random.RandomState(number).randint(0, 3, (16, 16)).astype(np.uint8)
         Image.fromarray(labels).save(tmp_path / f"{number}.png")
-    maps = ("pictures.kind=labels", "model.pyramid.channels=3", "objective.pixel=cross_entropy")
-    settings = settings_of(folder, *PHASE, *maps, "objective.adversarial.weight=0", "pictures.validation=0.4")
+    maps = ("images.file_type=labels", "model.autoencoder.channels=3", "objective.pixel=cross_entropy")
+    settings = settings_of(folder, *PHASE, *maps, "objective.adversarial.weight=0", "images.validation=0.4")
     source = open_source(tmp_path, kind=KINDS["labels"](None))
     stage = TokenizerStage(settings, source, fabric=Fabric(accelerator="cpu"), about={})
     assert {"accuracy", "accuracy_replaced"} <= stage.validate().keys()
@@ -246,13 +246,15 @@ def stopped(folder: Path, out: str, *overrides: str, move: int) -> None:
             trained(folder, out, *overrides)
 
 
-@pytest.mark.parametrize("average", ["run.average=0.05", "run.average=0"])
+@pytest.mark.parametrize("average", ["run.ema_half_life=0.05", "run.ema_half_life=0"])
 @pytest.mark.parametrize("move", [12, 13, 19])
 def test_a_stopped_run_ends_with_the_same_weights(average: str, move: int, folder: Path) -> None:
     """Stopped where the phase is to begin, after its first step, and later."""
     name = f"stopped{average[-4:]}-{move}"
     stopped(folder, name, average, move=move)
-    whole = folder / "whole" if average == "run.average=0.05" else trained(folder, f"whole{average[-4:]}", average)
+    whole = (
+        folder / "whole" if average == "run.ema_half_life=0.05" else trained(folder, f"whole{average[-4:]}", average)
+    )
     assert same_weights(trained(folder, name, average), whole)
 
 
@@ -287,7 +289,7 @@ def test_only_the_decoder_of_a_trained_tokenizer_learns_where_the_phase_is_all(f
     start = start_from(str(folder / "whole"))
     given = ("decoder_phase.start=0", "decoder_phase.neighbors=3", "run.length=16")
     settings = resolve_from(start, recipe=str(folder / "small.yaml"), overrides=given)
-    train_tokenizer(folder / "pictures", folder / "post", settings=settings, console=QUIET, start=start)
+    train_tokenizer(folder / "images", folder / "post", settings=settings, console=QUIET, start=start)
     old, new = (VQGAN.from_pretrained(folder / run) for run in ("whole", "post"))
     assert equal(copied(*encoding_parts(new)), copied(*encoding_parts(old)))
     assert not equal(copied(new.decoder), copied(old.decoder))
@@ -297,7 +299,7 @@ def test_only_the_decoder_of_a_trained_tokenizer_learns_where_the_phase_is_all(f
 def test_the_settings_are_shown_before_they_are_used(folder: Path) -> None:
     given = [part for override in PHASE for part in ("--set", override)]
     recipe = ["--recipe", str(folder / "small.yaml"), "--out", str(folder / "dry"), "--dry-run"]
-    done = CliRunner().invoke(app, ["train", "tokenizer", str(folder / "pictures"), *recipe, *given])
+    done = CliRunner().invoke(app, ["train", "tokenizer", str(folder / "images"), *recipe, *given])
     assert "decoder_phase: {start: 0.5, replaced: 0.4, neighbors: 3}" in done.output
     assert not (folder / "dry").exists()
 
@@ -305,8 +307,8 @@ def test_the_settings_are_shown_before_they_are_used(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (("decoder_phase.start=0.05",), r"decoder_phase.start = 0.05 is not after codes_from = 0.05"),
-        (("decoder_phase.start=2",), r"decoder_phase.start = 2 is not after codes_from = 0.05"),
+        (("decoder_phase.start=0.05",), r"decoder_phase.start = 0.05 is not after quantize_from = 0.05"),
+        (("decoder_phase.start=2",), r"decoder_phase.start = 2 is not after quantize_from = 0.05"),
         (
             ("decoder_phase.neighbors=16",),
             r"neighbors = 16, but each of the 16 codes has only 15 others; set it to 15 or",
@@ -337,4 +339,4 @@ def test_an_encoder_that_has_learned_nothing_is_not_frozen(folder: Path) -> None
     with pytest.raises(
         SmaltiError, match=r"decoder_phase.start = 0 freezes an encoder that has learned nothing; .*--from"
     ):
-        stage_of(folder, "decoder_phase.start=0", "codes_from=0")
+        stage_of(folder, "decoder_phase.start=0", "quantize_from=0")

@@ -26,7 +26,7 @@ from smalti.training.run_folder import read_alarms, read_metrics
 from smalti.training.running_metrics import Record
 from smalti.training.runs import train_tokenizer
 from smalti.training.stage1 import TokenizerStage
-from tests.small import RECIPE, write_pictures, write_recipe
+from tests.small import RECIPE, write_images, write_recipe
 
 HEALTHY = {"discriminator": 0.7, "real_logits": 0.3, "fake_logits": -0.3, "adaptive_weight": 0.5}
 
@@ -128,18 +128,18 @@ def test_the_page_tells_from_when_to_when() -> None:
 
 def stage_of(folder: Path, *overrides: str) -> TokenizerStage:
     write_recipe(folder / "small.yaml")
-    if not (folder / "pictures").is_dir():
-        write_pictures(folder / "pictures")
+    if not (folder / "images").is_dir():
+        write_images(folder / "images")
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(folder / "small.yaml"), overrides=overrides)
-    return TokenizerStage(settings, open_source(folder / "pictures"), fabric=Fabric(accelerator="cpu"), about={})
+    return TokenizerStage(settings, open_source(folder / "images"), fabric=Fabric(accelerator="cpu"), about={})
 
 
 def everything(stage: TokenizerStage) -> dict[str, Any]:
     """Copies of all that a step may move."""
     modules = {"tokenizer": stage.tokenizer, "judge": stage.judge, "average": stage.exported.module}
     kept: dict[str, Any] = {name: module.state_dict() for name, module in modules.items()}
-    optimisers = {"optimiser": stage.optimiser, "judge_optimiser": stage.judge_optimiser}
-    kept |= {name: optimiser.state_dict()["state"] for name, optimiser in optimisers.items()}
+    optimizers = {"optimizer": stage.optimizer, "judge_optimizer": stage.judge_optimizer}
+    kept |= {name: optimizer.state_dict()["state"] for name, optimizer in optimizers.items()}
     return copy.deepcopy({**kept, "lecam": stage.lecam._asdict(), "used": {"counts": stage.used.counts}})
 
 
@@ -164,7 +164,7 @@ NAN = torch.full((4, 3, 16, 16), torch.nan)
 def test_a_step_that_is_not_finite_leaves_everything_as_it_was(
     tmp_path: Path, norm: str, play: str, parts: int
 ) -> None:
-    given = f"objective.adversarial.discriminator.norm={norm}", f"objective.adversarial.play={play}"
+    given = f"objective.adversarial.discriminator.norm={norm}", f"objective.adversarial.updates={play}"
     stage = stage_of(tmp_path, *given, "objective.adversarial.start=0", f"run.accumulate={parts}")
     for seen in (0, 4, 8):
         step(stage, seen)
@@ -199,7 +199,7 @@ def run(folder: Path, out: str, *overrides: str) -> str:
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(folder / "small.yaml"), overrides=overrides)
     console = Console(record=True, width=400, file=(folder / "console.txt").open("w"))
     try:
-        train_tokenizer(folder / "pictures", folder / out, settings=settings, console=console)
+        train_tokenizer(folder / "images", folder / out, settings=settings, console=console)
     finally:
         console.file.close()
     return console.export_text()
@@ -207,7 +207,7 @@ def run(folder: Path, out: str, *overrides: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_pictures(tmp_path / "pictures")
+    write_images(tmp_path / "images")
     write_recipe(tmp_path / "small.yaml")
     return tmp_path
 
@@ -227,7 +227,7 @@ def broken_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_skipped_steps_are_counted_told_and_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken_at({2, 3, 5}, monkeypatch)
-    text = run(folder, "run", "run.most_skipped=3")
+    text = run(folder, "run", "run.max_skipped_steps=3")
     lines = [line for line in read_metrics(folder / "run") if line["part"] == "train"]
     assert [line["skipped"] for line in lines] == [0, 2, 1, 0, 0, 0]
     assert "pixel" not in lines[1]  # both of its steps were skipped
@@ -245,10 +245,10 @@ def test_too_many_in_a_row_stop_the_run_with_the_last_state_intact(
 ) -> None:
     broken_at({5, 6, 7}, monkeypatch)
     with pytest.raises(SmaltiError, match="3 steps in a row had to be skipped, for pixel is no longer a finite number"):
-        run(folder, "run", "run.most_skipped=3")
+        run(folder, "run", "run.max_skipped_steps=3")
     assert [int(state.name) for state in (folder / "run" / "state").iterdir()] == [16]
     monkeypatch.undo()
-    run(folder, "run", "run.most_skipped=3")
+    run(folder, "run", "run.max_skipped_steps=3")
     assert [line["seen"] for line in read_metrics(folder / "run") if line["part"] == "validation"] == [16, 32, 48]
 
 
@@ -265,7 +265,7 @@ def test_a_healthy_run_has_no_alarms_on_its_page(folder: Path) -> None:
     run(folder, "run")
     assert read_alarms(folder / "run") == []
     assert "Alarms" not in (folder / "run" / "report.html").read_text("utf-8")
-    assert parse(TokenizerTraining, RECIPE["tokenizer"], where="test").run.most_skipped == 10
+    assert parse(TokenizerTraining, RECIPE["tokenizer"], where="test").run.max_skipped_steps == 10
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

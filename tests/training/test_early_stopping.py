@@ -26,14 +26,14 @@ from smalti.training.early_stopping import RISEN, Best
 from smalti.training.run_folder import read_alarms, read_metrics
 from smalti.training.stage2 import PriorStage
 from tests.processes import finished, started
-from tests.small import small_prior, write_pictures, write_recipe
+from tests.small import small_prior, write_images, write_recipe
 from tests.training.test_training import KILLED, small_tokenizer
 
-# Without dropout, at a high rate, on sixteen pictures: the likelihood of the four others soon falls. States are written at every
+# Without dropout, at a high rate, on sixteen images: the likelihood of the four others soon falls. States are written at every
 # third validation, so that a best model may come between two of them.
 OVERFIT = (
-    "optimiser.rate=0.03", "network.dropout=0", "network.width=32", "encode.copies=1", "run.average=0", "run.length=6400",
-    "run.picture_every=6400", "run.checkpoint_every=960",
+    "optimizer.lr=0.03", "network.dropout=0", "network.embed_dim=32", "encode.copies=1", "run.ema_half_life=0", "run.length=6400",
+    "run.sample_every=6400", "run.checkpoint_every=960",
 )  # fmt: skip
 BEST, STOP = 1600, 2560
 """What these settings lead to: the best validation, and the third after it."""
@@ -51,9 +51,9 @@ def judged() -> dict[int, dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, judged: dict[int, dict[str, Tensor]]) -> Path:
-    """Pictures, a recipe, a tokenizer, and a prior that learns its pictures by heart, to the end and stopped in time."""
+    """Images, a recipe, a tokenizer, and a prior that learns its images by heart, to the end and stopped in time."""
     path = tmp_path_factory.mktemp("patience")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
     small_tokenizer(path, "tokenizer")
     validate = PriorStage.validate
@@ -239,10 +239,10 @@ def test_what_is_best() -> None:
 
 @pytest.mark.slow
 def test_two_processes_stop_where_one_stops(folder: Path) -> None:
-    """Each measures a share of the held-out pictures, and both must see the same best and stop together."""
+    """Each measures a share of the held-out images, and both must see the same best and stop together."""
     # Without the chance that each process draws for itself. Rounding grows; in the two validations that decide, likelihoods are
     # 5 to 10 % above the best.
-    same_chance = (*OVERFIT, "drop_condition=0", "run.patience=2")
+    same_chance = (*OVERFIT, "condition_dropout=0", "run.patience=2")
     one = small_prior(folder, "one", *same_chance)
     command = ["-m", "smalti", "train", "prior", "codes", "--tokenizer", "tokenizer", "--recipe", "small.yaml"]
     given = [part for override in (*same_chance, "run.strategy=ddp") for part in ("--set", override)]

@@ -19,20 +19,20 @@ from smalti.training.launcher import launch
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
 from tests.processes import finished, started
-from tests.small import small_prior, write_pictures, write_recipe
+from tests.small import small_prior, write_images, write_recipe
 
-LONG = ("run.length=3200", "run.report_every=160", "network.dropout=0", "drop_condition=0", "run.checkpoint_every=320")
+LONG = ("run.length=3200", "run.log_every=160", "network.dropout=0", "condition_dropout=0", "run.checkpoint_every=320")
 """50 steps; without chance, which each process draws for itself."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a tokenizer, codes, and the prior that one process trains on them, `one`."""
+    """Images, a tokenizer, codes, and the prior that one process trains on them, `one`."""
     path = tmp_path_factory.mktemp("sharded")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(path / "small.yaml"), overrides=())
-    train_tokenizer(path / "pictures", path / "tokenizer", settings=settings, console=Console(quiet=True))
+    train_tokenizer(path / "images", path / "tokenizer", settings=settings, console=Console(quiet=True))
     small_prior(path, "one", *LONG)
     return path
 
@@ -98,6 +98,6 @@ def test_what_parts_have_written_is_whole(folder: Path) -> None:
 
 
 def test_a_prior_in_parts_needs_a_running_average() -> None:
-    some: dict[str, Any] = {f"{name}_every": 8 for name in ("report", "validate", "picture", "checkpoint")}
-    with pytest.raises(SmaltiError, match=r"'fsdp' needs a running average.*run.average above 0"):
-        launch(RunSettings(length=8, **some, average=0, strategy="fsdp"), blocks=lambda joined: joined)
+    some: dict[str, Any] = {f"{name}_every": 8 for name in ("report", "validate", "image", "checkpoint")}
+    with pytest.raises(SmaltiError, match=r"'fsdp' needs a running average.*run.ema_half_life above 0"):
+        launch(RunSettings(length=8, **some, ema_half_life=0, strategy="fsdp"), blocks=lambda joined: joined)

@@ -19,7 +19,7 @@ from smalti.losses.base import Discriminator
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, ReconstructionLoss
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
-from smalti.training.config import OptimiserSettings
+from smalti.training.config import OptimizerSettings
 from smalti.training.gan_step import (
     PLAYS,
     Played,
@@ -32,21 +32,34 @@ from smalti.training.gan_step import (
     penalty_at,
     play_of,
 )
-from smalti.training.optimizer import build_optimiser
+from smalti.training.optimizer import build_optimizer
 from tests import reference
 
 SIDE = 16
-QUANTIZER = {"size": 16, "dimension": 8, "normalised": False, "beta_on": "codebook", "kmeans": 0, "restart_below": 0.0}
+QUANTIZER = {
+    "codebook_size": 16,
+    "codebook_dim": 8,
+    "l2_normalize": False,
+    "beta_on": "codebook",
+    "kmeans_iterations": 0,
+    "dead_code_threshold": 0.0,
+}
 
 
 class Game:
-    """A tokenizer, a discriminator (by default with BatchNorm) and their optimisers, in double precision, from one seed."""
+    """A tokenizer, a discriminator (by default with BatchNorm) and their optimizers, in double precision, from one seed."""
 
     def __init__(self, **adversarial: Any) -> None:
         torch.manual_seed(0)
         # 24 channels have 8 groups of norms: were a channel a group of its own, biases before it would move by rounding alone.
-        pyramid = {"width": 24, "multipliers": [1, 1], "blocks": 1, "latent_channels": 8, "zero_residuals": False}
-        model = parse(VQGANSettings, {"pyramid": pyramid, "quantizer": QUANTIZER}, where="test")
+        autoencoder = {
+            "base_channels": 24,
+            "channel_multipliers": [1, 1],
+            "res_blocks": 1,
+            "latent_channels": 8,
+            "zero_residuals": False,
+        }
+        model = parse(VQGANSettings, {"autoencoder": autoencoder, "quantizer": QUANTIZER}, where="test")
         self.settings = parse(
             ObjectiveSettings,
             {
@@ -55,7 +68,7 @@ class Game:
                 "adversarial": {
                     "weight": 0.8,
                     "lecam": 0.0,
-                    "discriminator": {"width": 8, "layers": 1, "norm": "batch"},
+                    "discriminator": {"base_channels": 8, "layers": 1, "norm": "batch"},
                     **adversarial,
                 },
             },
@@ -65,9 +78,9 @@ class Game:
         judge = self.settings.adversarial.discriminator
         self.judge: Discriminator = DISCRIMINATORS[judge.name](judge).double()
         self.score = ReconstructionLoss(self.settings)
-        options = OptimiserSettings(rate=1e-3, betas=(0.5, 0.9))
-        self.optimisers = [
-            build_optimiser([{"params": list(module.parameters())}], options) for module in (self.tokenizer, self.judge)
+        options = OptimizerSettings(lr=1e-3, betas=(0.5, 0.9))
+        self.optimizers = [
+            build_optimizer([{"params": list(module.parameters())}], options) for module in (self.tokenizer, self.judge)
         ]
         self.images = torch.rand(2, 3, SIDE, SIDE, dtype=torch.float64) * 2 - 1
         self.moved: list[str] = []
@@ -78,8 +91,8 @@ class Game:
                 self.moved.append(("generator", "judge")[place])
                 if place == 1:
                     self.gradients = [weight.grad for weight in self.judge.parameters() if weight.grad is not None]
-                self.optimisers[place].step()
-                self.optimisers[place].zero_grad()
+                self.optimizers[place].step()
+                self.optimizers[place].zero_grad()
                 return torch.zeros(())
 
             return step
@@ -122,15 +135,15 @@ class Game:
         self.judge.requires_grad_(False)
         torch.autograd.backward(total)
         self.judge.requires_grad_(True)
-        self.optimisers[0].step()
-        self.optimisers[0].zero_grad()
+        self.optimizers[0].step()
+        self.optimizers[0].zero_grad()
         with torch.no_grad():
             reconstructions, _ = self.tokenizer(self.images)
         real, fake = self.judge(self.images), self.judge(reconstructions)
         judged = factor * 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
         torch.autograd.backward(judged)
-        self.optimisers[1].step()
-        self.optimisers[1].zero_grad()
+        self.optimizers[1].step()
+        self.optimizers[1].zero_grad()
         logged = {"total": total, "full_weight": weight, "generator": generator, "discriminator": judged}
         return {name: value.item() for name, value in logged.items()}
 
@@ -160,10 +173,10 @@ def test_before_the_start_the_weights_stay_and_the_count_of_steps_does_not() -> 
     game.play(Strength(0.0, 0.0))
     for name, value in game.judge.state_dict().items():
         assert value.equal(before[name]) == ("running" not in name and "num_batches" not in name), name
-    (state,) = {int(each["step"]) for each in game.optimisers[1].state.values()}
+    (state,) = {int(each["step"]) for each in game.optimizers[1].state.values()}
     assert state == 1
     (counted,) = [int(value) for name, value in game.judge.state_dict().items() if name.endswith("num_batches_tracked")]
-    assert counted == 3  # the generator's fakes, then pictures and fakes
+    assert counted == 3  # the generator's fakes, then images and fakes
 
 
 @pytest.mark.parametrize("play", sorted(PLAYS))
@@ -227,13 +240,13 @@ def test_nothing_narrows_double_precision() -> None:
 
 # --- R1 --------------------------------------------------------------------------------------------------------------
 
-R1 = {"r1": 5.0, "discriminator": {"name": "blur", "width": 8, "stem": 1, "spectral": True}}
+R1 = {"r1": 5.0, "discriminator": {"name": "blur", "base_channels": 8, "space_to_depth": 1, "spectral": True}}
 
 
 # The projected one is always spectrally normalized, so that every forward moves its weights a little.
 @pytest.mark.parametrize("judge", [{"name": name, "width": 8, "layers": 1, "stem": 1} for name in ("patch", "blur")])
 @pytest.mark.parametrize("play", sorted(PLAYS))
-def test_the_penalty_is_that_of_each_picture_by_itself(play: str, judge: dict[str, Any]) -> None:
+def test_the_penalty_is_that_of_each_image_by_itself(play: str, judge: dict[str, Any]) -> None:
     game = Game(play=play, r1=5.0, discriminator=judge)
     expected = reference.gradient_penalty(game.judge, game.images)
     values = game.play(Strength(0.0, 1.0)).values
@@ -271,7 +284,7 @@ def test_a_step_without_penalty_is_the_plain_one(play: str) -> None:
     assert all(a[name].equal(b[name]) for name in a)
 
 
-def test_the_penalty_holds_the_slope_at_real_pictures_down() -> None:
+def test_the_penalty_holds_the_slope_at_real_images_down() -> None:
     slopes = {}
     for gamma in (0.0, 100.0):
         game = Game(r1=gamma, discriminator={"width": 8, "layers": 1})
@@ -289,7 +302,7 @@ def test_a_lazy_penalty_is_as_strong_in_the_mean() -> None:
         assert [step for step, factor in enumerate(factors) if factor] == list(range(0, 6, every))
 
 
-def test_a_penalty_needs_logits_of_single_pictures() -> None:
+def test_a_penalty_needs_logits_of_single_images() -> None:
     with pytest.raises(SmaltiError, match=r"r1 = 5 .*norm = 'batch'.*set discriminator.norm to group, or r1 to 0"):
         Game(r1=5.0)
 
@@ -313,17 +326,23 @@ def test_under_autocast_the_penalty_is_finite_and_learned_along() -> None:
 def test_label_maps_are_learned_alone(pixel: str) -> None:
     """Reconstructions are logits, also where autocast leaves them in half precision; there is nothing to judge them."""
     torch.manual_seed(0)
-    pyramid = {"channels": 5, "width": 24, "multipliers": [1, 1], "blocks": 1, "latent_channels": 8}
-    tokenizer = VQGAN(parse(VQGANSettings, {"pyramid": pyramid, "quantizer": QUANTIZER}, where="test"))
+    autoencoder = {
+        "channels": 5,
+        "base_channels": 24,
+        "channel_multipliers": [1, 1],
+        "res_blocks": 1,
+        "latent_channels": 8,
+    }
+    tokenizer = VQGAN(parse(VQGANSettings, {"autoencoder": autoencoder, "quantizer": QUANTIZER}, where="test"))
     values = {"pixel": pixel, "perceptual": "none", "adversarial": {"weight": 0}}
     settings = parse(ObjectiveSettings, values, where="test")
-    optimiser = build_optimiser([{"params": list(tokenizer.parameters())}], OptimiserSettings(rate=3e-3))
+    optimizer = build_optimizer([{"params": list(tokenizer.parameters())}], OptimizerSettings(lr=3e-3))
     labels = torch.arange(SIDE).div(4, rounding_mode="floor").expand(2, SIDE, SIDE)
     images = F.one_hot(labels, 5).movedim(-1, 1).float()
 
     def step() -> Tensor:
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         return torch.zeros(())
 
     def generate(images: Tensor, quantize: Callable[[Tensor], Any]) -> Any:

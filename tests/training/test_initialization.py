@@ -15,10 +15,20 @@ from smalti.core.errors import SmaltiError
 from smalti.hub.pretrained import find_model
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.initialization import resolve_from, start_from
-from tests.small import write_pictures, write_recipe
+from tests.small import write_images, write_recipe
 
-THEIRS = ("model.quantizer.normalised=false", "model.pyramid.stem=1", "model.pyramid.width=32", "run.length=16")
-OTHER = ["model.quantizer.size=8", "model.pyramid.width=16", "run.length=16", "model.quantizer.restart_below=0"]
+THEIRS = (
+    "model.quantizer.l2_normalize=false",
+    "model.autoencoder.patch_size=1",
+    "model.autoencoder.base_channels=32",
+    "run.length=16",
+)
+OTHER = [
+    "model.quantizer.codebook_size=8",
+    "model.autoencoder.base_channels=16",
+    "run.length=16",
+    "model.quantizer.dead_code_threshold=0",
+]
 
 
 def smalti(*arguments: object, status: int = 0) -> str:
@@ -34,14 +44,14 @@ def smalti(*arguments: object, status: int = 0) -> str:
 def train(folder: Path, out: str, *arguments: str, overrides: tuple[str, ...] = (), status: int = 0) -> str:
     given = [part for override in overrides for part in ("--set", override)]
     fixed = ["--recipe", folder / "small.yaml", "--out", folder / out]
-    return smalti("train", "tokenizer", folder / "pictures", *fixed, *arguments, *given, status=status)
+    return smalti("train", "tokenizer", folder / "images", *fixed, *arguments, *given, status=status)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a recipe, and a tokenizer of other sizes than the recipe's."""
+    """Images, a recipe, and a tokenizer of other sizes than the recipe's."""
     path = tmp_path_factory.mktemp("finetuning")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
     train(path, "other", overrides=tuple(OTHER))
     return path
@@ -49,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_weights_and_codebook_are_kept(folder: Path) -> None:
     """With rates of almost zero nothing moves: neither k-means nor the warm-up of codes touches what was learned."""
-    slow = ("optimiser.rate=1e-12", "run.average=0", "run.length=16")
+    slow = ("optimizer.lr=1e-12", "run.ema_half_life=0", "run.length=16")
     train(folder, "still", "--from", str(folder / "other"), overrides=slow)
     before, after = (load_file(folder / run / "model" / "model.safetensors") for run in ("other", "still"))
     assert before.keys() == after.keys()
@@ -65,7 +75,7 @@ def test_the_config_says_where_it_came_from(folder: Path) -> None:
     expected = {"model": str(folder / "other"), "fingerprint": fingerprint}
     assert config["from"] == find_model(folder / "told", kind="tokenizer").about["from"] == expected
     assert config["model"]["quantizer"]["size"] == 8
-    assert config["codes_from"] == 0
+    assert config["quantize_from"] == 0
     assert VQGAN.from_pretrained(folder / "told").fingerprint() != fingerprint  # it has learned
 
 
@@ -73,7 +83,7 @@ def test_it_is_resumed_as_any_run(folder: Path) -> None:
     given = ("--from", str(folder / "other"))
     train(folder, "whole", *given, overrides=("run.length=32",))
     train(folder, "cut", *given, overrides=("run.length=32", "run.checkpoint_every=16"))
-    for state in (folder / "cut" / "state").iterdir():  # as if it had been killed after 16 pictures
+    for state in (folder / "cut" / "state").iterdir():  # as if it had been killed after 16 images
         if int(state.name) > 16:
             (state / "state.ckpt").write_bytes(b"")
     train(folder, "cut", *given, overrides=("run.length=32", "run.checkpoint_every=16"))
@@ -97,15 +107,18 @@ def test_another_programs_checkpoint(folder: Path) -> None:
     ("overrides", "sentence"),
     [
         (
-            ["model.quantizer.size=16"],
-            r"--set model.quantizer.size=16 is not the model of .*other, whose .* is 8; leave it out",
+            ["model.quantizer.codebook_size=16"],
+            r"--set model.quantizer.codebook_size=16 is not the model of .*other, whose .* is 8; leave it out",
         ),
         (["model=3"], r"'model=3': the model is a section of settings"),
         (["model.quantizer.name=fsq"], r"--set model.quantizer.name=fsq is not the model of .* is vq"),
         (["model.quantizer.sizes=3"], r"model.quantizer.sizes is not there"),
-        (["codes_from=0.2"], r"--set codes_from=0.2: training goes on from .*other, whose codes are placed already"),
-        (["pictures.size=[15, 16]"], r"pictures.size = 15 x 16 is not made of tiles of 4"),
-        (["optimiser.rte=1"], r"unknown key 'optimiser.rte'"),
+        (
+            ["quantize_from=0.2"],
+            r"--set quantize_from=0.2: training goes on from .*other, whose codes are placed already",
+        ),
+        (["images.size=[15, 16]"], r"images.size = 15 x 16 is not made of tiles of 4"),
+        (["optimizer.rte=1"], r"unknown key 'optimizer.rte'"),
     ],
 )
 def test_what_contradicts_it_is_refused(overrides: list[str], sentence: str, folder: Path) -> None:
@@ -115,11 +128,11 @@ def test_what_contradicts_it_is_refused(overrides: list[str], sentence: str, fol
 
 def test_what_agrees_with_it_is_not(folder: Path) -> None:
     start = start_from(str(folder / "other"))
-    given = ["model.quantizer.size=8", "codes_from=0", "optimiser.rate=1e-5"]
+    given = ["model.quantizer.codebook_size=8", "quantize_from=0", "optimizer.lr=1e-5"]
     settings = resolve_from(start, recipe=str(folder / "small.yaml"), overrides=given)
     assert settings.model == start.settings
-    assert settings.optimiser.rate == 1e-5
-    assert settings.objective.adversarial.discriminator.width == 8  # of the recipe
+    assert settings.optimizer.lr == 1e-5
+    assert settings.objective.adversarial.discriminator.base_channels == 8  # of the recipe
 
 
 def test_nothing_to_begin_with_is_a_sentence(folder: Path) -> None:

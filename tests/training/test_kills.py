@@ -13,11 +13,11 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
-from tests.small import write_pictures, write_recipe
+from tests.small import write_images, write_recipe
 
 KILLS = 10
 COMMANDS = {
-    "tokenizer": ["pictures", "--set", "run.length=640"],
+    "tokenizer": ["images", "--set", "run.length=640"],
     "prior": ["codes", "--tokenizer", "tokenizer", "--set", "run.length=9600"],
 }
 
@@ -30,10 +30,10 @@ def start(folder: Path, stage: str, out: str) -> subprocess.Popen[bytes]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("kills")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
     assert start(path, "tokenizer", "tokenizer").wait() == 0
-    encode = ["encode", "tokenizer", "pictures", "--out", "codes", "--size", "16", "--validation", "0.2"]
+    encode = ["encode", "tokenizer", "images", "--out", "codes", "--size", "16", "--validation", "0.2"]
     subprocess.run([sys.executable, "-m", "smalti", *encode], cwd=path, check=True, stdout=subprocess.DEVNULL)
     assert start(path, "prior", "prior").wait() == 0
     return path

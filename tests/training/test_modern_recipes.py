@@ -19,30 +19,33 @@ from smalti.scenes.painter import LABELS
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import OWN, condition_of
-from tests.small import SIDE, write_pictures
+from tests.small import SIDE, write_images
 from tests.training.test_recipes import SMALL, SMALL_PRIOR, overridden, prior, smalti, tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("modern")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     return path
 
 
 @pytest.mark.parametrize(("recipe", "factor"), [("f8", 8), ("f16", 16)])
 def test_photographs_are_the_originals_networks_trained_the_modern_way(recipe: str, factor: int) -> None:
     settings, original = tokenizer(recipe), tokenizer("reference-imagenet")
-    pyramid, quantizer = settings.model.pyramid, settings.model.quantizer
-    assert pyramid.factor == factor
-    assert (pyramid.width, pyramid.blocks) == (original.model.pyramid.width, original.model.pyramid.blocks)
-    assert pyramid.attention == (len(pyramid.multipliers) - 1,)
+    autoencoder, quantizer = settings.model.autoencoder, settings.model.quantizer
+    assert autoencoder.factor == factor
+    assert (autoencoder.base_channels, autoencoder.res_blocks) == (
+        original.model.autoencoder.base_channels,
+        original.model.autoencoder.res_blocks,
+    )
+    assert autoencoder.attention_levels == (len(autoencoder.channel_multipliers) - 1,)
     assert quantizer.name == "vq"
-    assert quantizer == VQSettings(size=16384)  # all else is the modern default
+    assert quantizer == VQSettings(codebook_size=16384)  # all else is the modern default
     game = settings.objective.adversarial
     assert isinstance(game.discriminator, PatchSettings)
-    assert (game.play, game.early, game.discriminator.norm) == ("joint", True, "group")
-    assert (settings.run.average, settings.run.precision, settings.optimiser.clip) == (0.05, "bf16-mixed", 1)
+    assert (game.updates, game.discriminator_from_start, game.discriminator.norm) == ("joint", True, "group")
+    assert (settings.run.ema_half_life, settings.run.precision, settings.optimizer.grad_clip) == (0.05, "bf16-mixed", 1)
 
 
 def test_a_vq_vae_has_neither_critic() -> None:
@@ -50,28 +53,33 @@ def test_a_vq_vae_has_neither_critic() -> None:
     objective, quantizer = settings.objective, settings.model.quantizer
     assert (objective.pixel, objective.perceptual, objective.adversarial.weight) == ("l2", "none", 0)
     assert quantizer.name == "ema"
-    assert (quantizer.size, quantizer.dimension, quantizer.memory, quantizer.commitment) == (512, 64, 0.99, 0.25)
+    assert (quantizer.codebook_size, quantizer.codebook_dim, quantizer.decay, quantizer.commitment) == (
+        512,
+        64,
+        0.99,
+        0.25,
+    )
 
 
 def test_maps_have_recipes() -> None:
     labels, depth = tokenizer("segmentation"), tokenizer("depth")
-    assert (labels.pictures.kind, labels.objective.pixel) == ("labels", "cross_entropy")
-    assert labels.model.pyramid.channels == len(LABELS)
-    assert (depth.pictures.kind, depth.objective.pixel, depth.model.pyramid.channels) == ("depth", "l1", 1)
+    assert (labels.images.file_type, labels.objective.pixel) == ("labels", "cross_entropy")
+    assert labels.model.autoencoder.channels == len(LABELS)
+    assert (depth.images.file_type, depth.objective.pixel, depth.model.autoencoder.channels) == ("depth", "l1", 1)
     for settings in (labels, depth):
         assert (settings.objective.perceptual, settings.objective.adversarial.weight) == ("none", 0)
 
 
-def test_what_is_made_of_pictures_has_as_many_codes_as_they_have() -> None:
+def test_what_is_made_of_images_has_as_many_codes_as_they_have() -> None:
     small, edges, lower = tokenizer("small"), tokenizer("edges"), tokenizer("superres")
-    assert (edges.pictures.kind, edges.model.pyramid.channels) == ("edges", 1)
-    assert (edges.pictures.size, edges.model.pyramid.factor) == (small.pictures.size, small.model.pyramid.factor)
-    assert (lower.pictures.kind, lower.model.pyramid.channels) == ("colour", 3)
-    assert [4 * side for side in lower.pictures.size] == list(small.pictures.size)
-    assert 4 * lower.model.pyramid.factor == small.model.pyramid.factor
+    assert (edges.images.file_type, edges.model.autoencoder.channels) == ("edges", 1)
+    assert (edges.images.size, edges.model.autoencoder.factor) == (small.images.size, small.model.autoencoder.factor)
+    assert (lower.images.file_type, lower.model.autoencoder.channels) == ("color", 3)
+    assert [4 * side for side in lower.images.size] == list(small.images.size)
+    assert 4 * lower.model.autoencoder.factor == small.model.autoencoder.factor
     for settings in (edges, lower):
         assert (settings.objective.perceptual, settings.objective.adversarial.weight) == ("none", 0)
-        assert settings.pictures.zoom == small.pictures.zoom  # both are cut alike
+        assert settings.images.zoom == small.images.zoom  # both are cut alike
 
 
 TOLD = {
@@ -84,45 +92,47 @@ def test_priors_of_conditions_are_small_but_for_what_they_are_told(recipe: str) 
     settings, small = prior(recipe), prior("small")
     assert settings.condition == TOLD[recipe] != small.condition
     assert settings.condition in (*OWN, *SAYINGS)
-    assert (settings.run, settings.network, settings.optimiser) == (small.run, small.network, small.optimiser)
+    assert (settings.run, settings.network, settings.optimizer) == (small.run, small.network, small.optimizer)
     hides = recipe not in ("unconditional", "coordinates")  # where a part lies is always known
-    assert settings.drop_condition == (small.drop_condition if hides else 0)
-    assert tokenizer(recipe).pictures.zoom == settings.encode.pictures.zoom
-    assert settings.encode.pictures.zoom == ((1, 2) if recipe == "coordinates" else (1, 1.25))
+    assert settings.condition_dropout == (small.condition_dropout if hides else 0)
+    assert tokenizer(recipe).images.zoom == settings.encode.images.zoom
+    assert settings.encode.images.zoom == ((1, 2) if recipe == "coordinates" else (1, 1.25))
 
 
 MODERN: dict[str, dict[str, Any]] = {
-    "edges": {"pictures.kind": "edges"},
-    "superres": {"pictures.size": f"[{SIDE // 4}, {SIDE // 4}]"},
+    "edges": {"images.kind": "edges"},
+    "superres": {"images.size": f"[{SIDE // 4}, {SIDE // 4}]"},
     "vqvae": {},
     "f8": {"run.precision": "32-true"},
-    "f16": {"model.pyramid.multipliers": "[1, 1]"},
+    "f16": {"model.autoencoder.channel_multipliers": "[1, 1]"},
 }
 
 
 @pytest.mark.parametrize("recipe", sorted(MODERN))
 def test_modern_tokenizers_train(recipe: str, folder: Path) -> None:
-    alike = {"model.pyramid.stem": 1 if recipe in ("f8", "f16", "superres") else 2, "codes_from": 0}
+    alike = {"model.autoencoder.patch_size": 1 if recipe in ("f8", "f16", "superres") else 2, "quantize_from": 0}
     if recipe not in ("f8", "f16"):
         alike["objective.adversarial.weight"] = 0
     given = {**SMALL, **alike, **MODERN[recipe]}
     out = folder / recipe
-    smalti("train", "tokenizer", folder / "pictures", "--out", out, "--recipe", recipe, *overridden(given))
+    smalti("train", "tokenizer", folder / "images", "--out", out, "--recipe", recipe, *overridden(given))
     lines = [line for line in read_metrics(out) if line["part"] == "train"]
     assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
     assert all(line["skipped"] == 0 for line in lines)
 
 
-TRANSFORMER = {key: value for key, value in SMALL_PRIOR.items() if key not in ("network.vocabulary", "network.block")}
+TRANSFORMER = {
+    key: value for key, value in SMALL_PRIOR.items() if key not in ("network.vocab_size", "network.block_size")
+}
 
 
-def test_small_priors_train_from_pictures(folder: Path) -> None:
-    """What needs nothing beside the pictures; the two others say what they need."""
-    run, pictures = folder / "told", folder / "pictures"
-    smalti("train", "tokenizer", pictures, "--out", run, "--recipe", "vqvae", *overridden({**SMALL, "codes_from": 0}))
+def test_small_priors_train_from_images(folder: Path) -> None:
+    """What needs nothing beside the images; the two others say what they need."""
+    run, images = folder / "told", folder / "images"
+    smalti("train", "tokenizer", images, "--out", run, "--recipe", "vqvae", *overridden({**SMALL, "quantize_from": 0}))
     codes = {}
     for recipe in TOLD:
-        words = ["train", "prior", pictures, "--tokenizer", run, "--out", folder / recipe, "--recipe", recipe]
+        words = ["train", "prior", images, "--tokenizer", run, "--out", folder / recipe, "--recipe", recipe]
         if recipe in ("layout", "pose"):
             with pytest.raises(
                 SmaltiError, match=rf"condition = {TOLD[recipe]} has codes of its own, .*--condition-data"

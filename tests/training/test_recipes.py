@@ -23,7 +23,7 @@ from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import STAGES, PriorTraining, TokenizerTraining, read_recipe, recipes, resolve
 from smalti.training.prior_networks import Codes, GPTNetwork, build_network
 from smalti.training.run_folder import read_metrics
-from tests.small import SIDE, write_pictures
+from tests.small import SIDE, write_images
 
 BASE_RATE = 4.5e-6
 """The original's `base_learning_rate`, which it multiplies by the batch."""
@@ -59,7 +59,7 @@ def test_every_recipe_resolves_and_comes_back_from_its_yaml(recipe: str) -> None
 def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(
-        "like: small\nprior: {network: {layers: 2}}\ntokenizer: {model: {quantizer: {name: gumbel, size: 64}}}\n"
+        "like: small\nprior: {network: {layers: 2}}\ntokenizer: {model: {quantizer: {name: gumbel, codebook_size: 64}}}\n"
     )
     changed, whole = read_recipe(str(mine)), read_recipe("small")
     assert changed["prior"]["network"] == {**whole["prior"]["network"], "layers": 2}
@@ -68,7 +68,7 @@ def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path: Path) -> None:
         "name": "gumbel",
         "size": 64,
     }  # another kind: nothing is left of VQ
-    assert changed["tokenizer"]["model"]["pyramid"] == whole["tokenizer"]["model"]["pyramid"]
+    assert changed["tokenizer"]["model"]["autoencoder"] == whole["tokenizer"]["model"]["autoencoder"]
     assert "like" not in changed
 
 
@@ -84,7 +84,7 @@ def test_what_a_recipe_costs_is_not_what_another_like_it_costs(tmp_path: Path) -
     ("text", "sentence"),
     [
         ("like: smal\n", r"is like 'smal', which is none of smalti's; did you mean 'small'\?"),
-        ("tokeniser: {}\n", r"unknown section 'tokeniser'; did you mean 'tokenizer'\?"),
+        ("tokenizer: {}\n", r"unknown section 'tokenizer'; did you mean 'tokenizer'\?"),
         (
             "about: nothing\n",
             r"has no section 'tokenizer'; those that have one are class, .*demo, .*reference-imagenet",
@@ -120,25 +120,35 @@ def test_all_of_them_are_there() -> None:
 def test_what_all_tokenizers_share(recipe: str) -> None:
     settings = tokenizer(recipe)
     run, objective, game = settings.run, settings.objective, settings.objective.adversarial
-    for optimiser in (settings.optimiser, settings.discriminator_optimiser):
-        assert optimiser.rate == pytest.approx(BASE_RATE * run.batch, rel=1e-12)
-        assert optimiser.betas == (0.5, 0.9)
-        assert (optimiser.weight_decay, optimiser.warm_up, optimiser.final, optimiser.clip) == (0, 0, 1, 0)
-    assert (run.average, settings.codes_from, objective.codebook_weight, run.precision) == (0, 0, 1, "32-true")
-    assert settings.pictures.size == (256, 256)
-    assert not settings.pictures.flip
-    pyramid = settings.model.pyramid
-    assert (pyramid.stem, pyramid.width, pyramid.blocks, pyramid.latent_channels) == (1, 128, 2, 256)
-    assert (pyramid.dropout, pyramid.zero_residuals, pyramid.middle_attention) == (0, False, True)
-    assert settings.model.quantizer.dimension == 256
+    for optimizer in (settings.optimizer, settings.discriminator_optimizer):
+        assert optimizer.lr == pytest.approx(BASE_RATE * run.batch, rel=1e-12)
+        assert optimizer.betas == (0.5, 0.9)
+        assert (optimizer.weight_decay, optimizer.warmup, optimizer.final_lr, optimizer.grad_clip) == (0, 0, 1, 0)
+    assert (run.ema_half_life, settings.quantize_from, objective.codebook_weight, run.precision) == (0, 0, 1, "32-true")
+    assert settings.images.size == (256, 256)
+    assert not settings.images.flip
+    autoencoder = settings.model.autoencoder
+    assert (autoencoder.patch_size, autoencoder.base_channels, autoencoder.res_blocks, autoencoder.latent_channels) == (
+        1,
+        128,
+        2,
+        256,
+    )
+    assert (autoencoder.dropout, autoencoder.zero_residuals, autoencoder.middle_attention) == (0, False, True)
+    assert settings.model.quantizer.codebook_dim == 256
     if game.weight:
         assert (objective.pixel, objective.perceptual, objective.perceptual_weight) == ("l1", "vgg16", 1)
         assert objective.perceptual_dropout == 0.5
-        assert (game.loss, game.balance, game.play, game.early) == ("hinge", "adaptive", "alternating", False)
-        assert (game.ramp, game.lecam, game.limit) == (0, 0, 1e4)
+        assert (game.loss, game.weighting, game.updates, game.discriminator_from_start) == (
+            "hinge",
+            "adaptive",
+            "alternating",
+            False,
+        )
+        assert (game.ramp, game.lecam, game.max_weight) == (0, 0, 1e4)
         judge = game.discriminator
         assert isinstance(judge, PatchSettings)
-        assert (judge.norm, judge.width, judge.stem) == ("batch", 64, 1)
+        assert (judge.norm, judge.base_channels, judge.space_to_depth) == ("batch", 64, 1)
 
 
 VQ_1024 = (1024, [1, 1, 2, 2, 4], (4,), 3)
@@ -159,8 +169,13 @@ def test_tokenizers_with_a_game(
     recipe: str, model: tuple[Any, ...], batch: int, disc_start: int, weight: float, layers: int
 ) -> None:
     settings = tokenizer(f"reference-{recipe}")
-    pyramid, game = settings.model.pyramid, settings.objective.adversarial
-    found = (settings.model.quantizer.size, list(pyramid.multipliers), pyramid.attention, pyramid.channels)
+    autoencoder, game = settings.model.autoencoder, settings.objective.adversarial
+    found = (
+        settings.model.quantizer.codebook_size,
+        list(autoencoder.channel_multipliers),
+        autoencoder.attention_levels,
+        autoencoder.channels,
+    )
     assert found == model
     assert isinstance(game.discriminator, PatchSettings)
     assert (settings.run.batch, game.start, game.weight, game.discriminator.layers) == (
@@ -178,10 +193,14 @@ def test_tokenizers_with_a_game(
 )
 def test_tokenizers_of_label_maps(recipe: str, labels: int, zoom: float) -> None:
     settings = tokenizer(f"reference-{recipe}-segmentation")
-    assert (settings.run.batch, settings.model.pyramid.channels, settings.model.quantizer.size) == (12, labels, 1024)
+    assert (settings.run.batch, settings.model.autoencoder.channels, settings.model.quantizer.codebook_size) == (
+        12,
+        labels,
+        1024,
+    )
     assert (settings.objective.pixel, settings.objective.perceptual) == ("bce", "none")
     assert settings.objective.adversarial.weight == 0
-    assert settings.pictures.zoom == (zoom, zoom)
+    assert settings.images.zoom == (zoom, zoom)
 
 
 def test_the_quantizers() -> None:
@@ -189,26 +208,26 @@ def test_the_quantizers() -> None:
         quantizer = tokenizer(recipe).model.quantizer
         if quantizer.name == "vq":
             assert (quantizer.commitment, quantizer.beta_on) == (0.25, "codebook")
-            assert (quantizer.normalised, quantizer.kmeans, quantizer.restart_below) == (False, 0, 0)
+            assert (quantizer.l2_normalize, quantizer.kmeans_iterations, quantizer.dead_code_threshold) == (False, 0, 0)
     settings = tokenizer("reference-gumbel")
     quantizer = settings.model.quantizer
     assert quantizer.name == "gumbel"
     assert (quantizer.kl_weight, quantizer.straight_through, quantizer.noisy) == (1e-8, True, True)
     plan = quantizer.temperature
-    assert (plan.start, plan.peak, plan.end, plan.warm_up) == (0.9, 0.9, 1e-6, 0)
+    assert (plan.start, plan.peak, plan.end, plan.warmup) == (0.9, 0.9, 1e-6, 0)
     assert plan.decay == 1000001 * settings.run.batch == settings.run.length
 
 
 @pytest.mark.parametrize("recipe", PRIORS)
 def test_what_all_priors_share(recipe: str) -> None:
     settings = prior(recipe)
-    assert settings.optimiser.rate == pytest.approx(BASE_RATE * settings.run.batch, rel=1e-12)
-    assert settings.optimiser.betas == (0.9, 0.95)
-    assert settings.optimiser.weight_decay == 0.01
-    assert (settings.optimiser.warm_up, settings.optimiser.final, settings.optimiser.clip) == (0, 1, 0)
-    assert (settings.run.average, settings.drop_condition, settings.keep) == (0, 0, 1)
+    assert settings.optimizer.lr == pytest.approx(BASE_RATE * settings.run.batch, rel=1e-12)
+    assert settings.optimizer.betas == (0.9, 0.95)
+    assert settings.optimizer.weight_decay == 0.01
+    assert (settings.optimizer.warmup, settings.optimizer.final_lr, settings.optimizer.grad_clip) == (0, 1, 0)
+    assert (settings.run.ema_half_life, settings.condition_dropout, settings.keep_probability) == (0, 0, 1)
     assert isinstance(settings.network, GPTNetwork)
-    assert (settings.network.unmasked, settings.network.start, settings.network.order) == (0, 0, "raster")
+    assert (settings.network.unmasked, settings.network.start_code, settings.network.order) == (0, 0, "raster")
     assert settings.run.length % (256 * settings.run.batch) == 0
 
 
@@ -229,7 +248,7 @@ def test_priors(recipe: str, condition: str, sizes: tuple[int, ...], dropout: fl
     network = settings.network
     assert isinstance(network, GPTNetwork)
     assert (settings.condition, settings.run.batch) == (condition, batch)
-    assert (network.vocabulary, network.block, network.layers, network.heads, network.width) == sizes
+    assert (network.vocab_size, network.block_size, network.layers, network.heads, network.embed_dim) == sizes
     assert {network.embedding_dropout, network.attention_dropout, network.residual_dropout} == {dropout}
 
 
@@ -272,8 +291,8 @@ PREFIXES = {"coordinates": 256, "depth": 256, "segmentation": 256, "layout": 92,
 def test_priors_have_as_many_weights_as_the_original(recipe: str, weights: int) -> None:
     settings = prior(f"reference-{recipe}")
     assert isinstance(settings.network, GPTNetwork)
-    some = {"labels": 1000, "nothing": 0}.get(settings.condition, settings.network.vocabulary)
-    size, prefix = settings.network.vocabulary, PREFIXES[settings.condition]
+    some = {"labels": 1000, "nothing": 0}.get(settings.condition, settings.network.vocab_size)
+    size, prefix = settings.network.vocab_size, PREFIXES[settings.condition]
     with torch.device("meta"):
         made = build_network(settings.network, Codes(size=size, grid=(16, 16), condition_size=some, prefix=prefix))
     assert count(made.prior) == weights
@@ -286,7 +305,7 @@ def overridden(values: dict[str, Any]) -> list[str]:
     return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
 
 
-EVERY = {f"run.{name}_every": 8 for name in ("report", "validate", "picture", "checkpoint")}
+EVERY = {f"run.{name}_every": 8 for name in ("report", "validate", "image", "checkpoint")}
 SMALL: dict[str, Any] = {
     **EVERY,
     "run.length": 24,
@@ -294,19 +313,19 @@ SMALL: dict[str, Any] = {
     "run.workers": 0,
     "run.tensorboard": "false",
     "run.accelerator": "cpu",
-    "model.pyramid.width": 8,
-    "model.pyramid.multipliers": "[1, 1]",
-    "model.pyramid.attention": "[1]",
-    "model.pyramid.latent_channels": 8,
-    "model.quantizer.size": 16,
-    "model.quantizer.dimension": 8,
+    "model.autoencoder.base_channels": 8,
+    "model.autoencoder.channel_multipliers": "[1, 1]",
+    "model.autoencoder.attention_levels": "[1]",
+    "model.autoencoder.latent_channels": 8,
+    "model.quantizer.codebook_size": 16,
+    "model.quantizer.codebook_dim": 8,
     "objective.perceptual": "none",
     "objective.adversarial.start": 12,
-    "objective.adversarial.discriminator.width": 8,
+    "objective.adversarial.discriminator.base_channels": 8,
     "objective.adversarial.discriminator.layers": 1,
-    "optimiser.rate": 0.001,
-    "pictures.size": f"[{SIDE}, {SIDE}]",
-    "pictures.validation": 0.2,
+    "optimizer.lr": 0.001,
+    "images.size": f"[{SIDE}, {SIDE}]",
+    "images.validation": 0.2,
 }
 SMALL_PRIOR: dict[str, Any] = {
     **{key: 64 * value for key, value in EVERY.items()},
@@ -314,25 +333,25 @@ SMALL_PRIOR: dict[str, Any] = {
     "run.batch": 4,
     "run.tensorboard": "false",
     "run.accelerator": "cpu",
-    "network.vocabulary": 0,
-    "network.block": 0,
+    "network.vocab_size": 0,
+    "network.block_size": 0,
     "network.layers": 1,
-    "network.width": 16,
+    "network.embed_dim": 16,
     "network.heads": 2,
-    "optimiser.rate": 0.01,
+    "optimizer.lr": 0.01,
     "keep": 0.9,
     "encode.copies": 1,
-    "encode.pictures.size": f"[{SIDE}, {SIDE}]",
-    "encode.pictures.validation": 0.2,
+    "encode.images.size": f"[{SIDE}, {SIDE}]",
+    "encode.images.validation": 0.2,
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipes")
-    write_pictures(path / "pictures")
-    for picture in write_pictures(path / "depths").rglob("*.png"):
-        Image.open(picture).convert("L").save(picture)
+    write_images(path / "images")
+    for image in write_images(path / "depths").rglob("*.png"):
+        Image.open(image).convert("L").save(image)
     return path
 
 
@@ -352,7 +371,7 @@ RUNNING = [
 
 @pytest.mark.parametrize("recipe", [*RUNNING, "reference-imagenet-depth"])
 def test_reference_tokenizers_train(recipe: str, folder: Path) -> None:
-    out, data = folder / recipe, folder / ("depths" if recipe.endswith("depth") else "pictures")
+    out, data = folder / recipe, folder / ("depths" if recipe.endswith("depth") else "images")
     more = {"model.quantizer.temperature.decay": 24} if recipe == "reference-gumbel" else {}
     smalti("train", "tokenizer", data, "--out", out, "--recipe", recipe, *overridden({**SMALL, **more}))
     lines = [line for line in read_metrics(out) if line["part"] == "train"]
@@ -378,12 +397,12 @@ def test_reference_tokenizers_train(recipe: str, folder: Path) -> None:
 def test_reference_priors_train_and_sample(
     recipe: str, given: dict[str, str], sizes: tuple[int, int], folder: Path
 ) -> None:
-    """Pictures, a tokenizer, codes, a prior that is told wrong codes now and then, and a picture from both."""
-    pipeline, pictures = folder / f"pipeline-{recipe}", folder / "pictures"
+    """Images, a tokenizer, codes, a prior that is told wrong codes now and then, and an image from both."""
+    pipeline, images = folder / f"pipeline-{recipe}", folder / "images"
     tokens = ["--recipe", "reference-imagenet", *overridden(SMALL)]
-    smalti("train", "tokenizer", pictures, "--out", pipeline / "tokenizer", *tokens)
+    smalti("train", "tokenizer", images, "--out", pipeline / "tokenizer", *tokens)
     smalti(
-        "train", "prior", pictures, "--tokenizer", pipeline / "tokenizer", "--out", pipeline / "prior",
+        "train", "prior", images, "--tokenizer", pipeline / "tokenizer", "--out", pipeline / "prior",
         "--recipe", recipe, *overridden(SMALL_PRIOR)
     )  # fmt: skip
     nats = [line["nats"] for line in read_metrics(pipeline / "prior") if line["part"] == "validation"]
@@ -424,8 +443,8 @@ def test_priors_without_data_end_at_once(recipe: str, tmp_path: Path) -> None:
 def test_tokenizers_of_label_maps_are_for_label_maps(recipe: str, tmp_path: Path) -> None:
     command = ["train", "tokenizer", "nowhere", "--out", str(tmp_path / "run"), "--recipe", recipe]
     assert CliRunner().invoke(app, [*command, "--dry-run"]).exit_code == 0
-    with pytest.raises(SmaltiError, match=r"there is no nowhere; pictures come from"):
+    with pytest.raises(SmaltiError, match=r"there is no nowhere; images come from"):
         CliRunner().invoke(app, command, catch_exceptions=False)
-    with pytest.raises(SmaltiError, match=r"objective\.pixel = bce is for label maps, and pictures\.kind = colour"):
-        CliRunner().invoke(app, [*command, "--set", "pictures.kind=colour"], catch_exceptions=False)
+    with pytest.raises(SmaltiError, match=r"objective\.pixel = bce is for label maps, and images\.kind = color"):
+        CliRunner().invoke(app, [*command, "--set", "images.file_type=color"], catch_exceptions=False)
     assert not (tmp_path / "run").exists()

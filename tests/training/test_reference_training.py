@@ -21,7 +21,7 @@ from smalti.losses.objective import AdversarialSettings
 from smalti.prior import nats
 from smalti.tokenizer.quantizers import VQ, VQSettings
 from smalti.training import stage1 as stage_one
-from smalti.training.config import OptimiserSettings, PriorTraining, TokenizerTraining, resolve
+from smalti.training.config import OptimizerSettings, PriorTraining, TokenizerTraining, resolve
 from smalti.training.gan_step import Strength
 from smalti.training.optimizer import Average, Latest, exported, rate_at
 from smalti.training.optimizer_step import Mover, Moves
@@ -29,53 +29,53 @@ from smalti.training.prior_networks import Codes, GPTNetwork, TransformerNetwork
 from smalti.training.runs import codes_of, train_prior, train_tokenizer
 from smalti.training.stage1 import TokenizerStage, strength_at
 from smalti.training.stage2 import corrupted
-from tests.small import RECIPE, write_pictures
+from tests.small import RECIPE, write_images
 
 QUIET = Console(quiet=True)
 CONSTANT: dict[str, Any] = {"weight_decay": 0.0, "warm_up": 0.0, "final": 1.0, "clip": 0.0}
 REFERENCE_VQ = {
     "size": 16,
     "dimension": 8,
-    "normalised": False,
+    "normalized": False,
     "beta_on": "codebook",
     "kmeans": 0,
-    "restart_below": 0.0,
+    "dead_code_threshold": 0.0,
 }
 
 
 # --- when -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_start_in_pictures_is_the_start_in_batches_times_the_batch() -> None:
+def test_a_start_in_images_is_the_start_in_batches_times_the_batch() -> None:
     """250001 batches of 12 in the original: batch number 250001, counted from 0, is the first that counts."""
-    settings = AdversarialSettings(start=250001 * 12, ramp=0.0, early=False)
+    settings = AdversarialSettings(start=250001 * 12, ramp=0.0, discriminator_from_start=False)
     for batch, expected in ((0, 0.0), (250000, 0.0), (250001, 1.0), (400000, 1.0)):
         assert strength_at(batch * 12, length=12_000_000, settings=settings) == Strength(expected, expected)
 
 
-def test_shares_and_pictures_say_the_same() -> None:
-    shares, pictures = AdversarialSettings(start=0.25, ramp=0.5), AdversarialSettings(start=100, ramp=200)
+def test_shares_and_images_say_the_same() -> None:
+    shares, images = AdversarialSettings(start=0.25, ramp=0.5), AdversarialSettings(start=100, ramp=200)
     found = [strength_at(seen, length=400, settings=shares) for seen in range(0, 401, 20)]
-    assert found == [strength_at(seen, length=400, settings=pictures) for seen in range(0, 401, 20)]
+    assert found == [strength_at(seen, length=400, settings=images) for seen in range(0, 401, 20)]
     assert [each.generator for each in found[::5]] == [0.0, 0.0, 0.5, 1.0, 1.0]
     assert {each.discriminator for each in found} == {1.0}  # early is the default
 
 
 def test_a_constant_rate() -> None:
-    options = OptimiserSettings(rate=5.4e-5, **CONSTANT)
+    options = OptimizerSettings(lr=5.4e-5, **CONSTANT)
     assert {rate_at(seen, length=100, settings=options) for seen in range(0, 201, 10)} == {5.4e-5}
 
 
 def fabric_of(module: nn.Module) -> tuple[Fabric, Any, Any]:
     fabric = Fabric(accelerator="cpu")
-    optimiser = torch.optim.SGD(module.parameters(), lr=0.0)
-    return (fabric, *fabric.setup(module, optimiser))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    return (fabric, *fabric.setup(module, optimizer))
 
 
 def mover(module: nn.Module, *, clip: float) -> tuple[Fabric, Any, Mover]:
-    fabric, wrapped, optimiser = fabric_of(module)
-    options = OptimiserSettings(rate=0.5, **{**CONSTANT, "clip": clip})
-    return fabric, wrapped, Mover(fabric, wrapped, optimiser, settings=options, length=100)
+    fabric, wrapped, optimizer = fabric_of(module)
+    options = OptimizerSettings(lr=0.5, **{**CONSTANT, "clip": clip})
+    return fabric, wrapped, Mover(fabric, wrapped, optimizer, settings=options, length=100)
 
 
 @pytest.mark.parametrize(("clip", "moved"), [(0.0, 3.0), (5.0, 3.0), (1.0, 1.0)])
@@ -131,11 +131,11 @@ def test_an_average_is_another_module() -> None:
 
 REFERENCE_TRAINING: dict[str, Any] = {
     "run": {
-        "average": 0.0,
+        "ema_half_life": 0.0,
         "length": 24,
-        "report_every": 4,
+        "log_every": 4,
         "validate_every": 8,
-        "picture_every": 8,
+        "sample_every": 8,
         "checkpoint_every": 12,
     },
     "model": {"quantizer": REFERENCE_VQ},
@@ -143,15 +143,15 @@ REFERENCE_TRAINING: dict[str, Any] = {
         "adversarial": {
             "start": 8,
             "ramp": 0.0,
-            "early": False,
-            "play": "alternating",
+            "discriminator_from_start": False,
+            "updates": "alternating",
             "lecam": 0.0,
             "discriminator": {"norm": "batch"},
         }
     },
-    "optimiser": CONSTANT,
-    "discriminator_optimiser": {**CONSTANT, "betas": [0.5, 0.9]},
-    "codes_from": 0.0,
+    "optimizer": CONSTANT,
+    "discriminator_optimizer": {**CONSTANT, "betas": [0.5, 0.9]},
+    "quantize_from": 0.0,
 }
 
 
@@ -168,7 +168,7 @@ def write_reference(path: Path) -> Path:
 
     lay(recipe["tokenizer"], copy.deepcopy(REFERENCE_TRAINING))
     recipe["prior"]["network"] = {"name": "gpt", "layers": 1, "width": 16, "heads": 2, "residual_dropout": 0.1}
-    lay(recipe["prior"], {"run": {"average": 0.0}, "drop_condition": 0.0, "keep": 0.8, "optimiser": CONSTANT})
+    lay(recipe["prior"], {"run": {"ema_half_life": 0.0}, "condition_dropout": 0.0, "keep": 0.8, "optimizer": CONSTANT})
     path.write_text(yaml.safe_dump(recipe))
     return path
 
@@ -179,19 +179,19 @@ def settings_of(folder: Path, *overrides: str) -> TokenizerTraining:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a recipe, and an uninterrupted run of both stages."""
+    """Images, a recipe, and an uninterrupted run of both stages."""
     path = tmp_path_factory.mktemp("reference")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_reference(path / "reference.yaml")
-    train_tokenizer(path / "pictures", path / "tokenizer", settings=settings_of(path), console=QUIET)
+    train_tokenizer(path / "images", path / "tokenizer", settings=settings_of(path), console=QUIET)
     train(path, "prior")
     return path
 
 
 def train(folder: Path, out: str, *overrides: str) -> None:
     settings = resolve(PriorTraining, stage="prior", recipe=str(folder / "reference.yaml"), overrides=overrides)
-    pictures, model = folder / "pictures", folder / "tokenizer"
-    shards = codes_of(pictures, model, folder / "codes", settings=settings, progress=lambda done, total: None)
+    images, model = folder / "images", folder / "tokenizer"
+    shards = codes_of(images, model, folder / "codes", settings=settings, progress=lambda done, total: None)
     train_prior(shards, model, folder / out, settings=settings, console=QUIET)
 
 
@@ -201,10 +201,10 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 def test_a_reference_run_in_two_parts_is_the_run_in_one(folder: Path) -> None:
-    pictures, out = folder / "pictures", folder / "parts"
-    train_tokenizer(pictures, out, settings=settings_of(folder, "run.length=12"), console=QUIET)
+    images, out = folder / "images", folder / "parts"
+    train_tokenizer(images, out, settings=settings_of(folder, "run.length=12"), console=QUIET)
     assert not same_weights(out, folder / "tokenizer")
-    train_tokenizer(pictures, out, settings=settings_of(folder), console=QUIET)
+    train_tokenizer(images, out, settings=settings_of(folder), console=QUIET)
     assert same_weights(out, folder / "tokenizer")
 
 
@@ -215,16 +215,16 @@ def test_a_reference_prior_in_two_parts_is_the_prior_in_one(folder: Path) -> Non
     assert same_weights(folder / "prior-parts", folder / "prior")
 
 
-def test_pictures_given_to_train_prior_are_encoded_into_the_run(folder: Path) -> None:
+def test_images_given_to_train_prior_are_encoded_into_the_run(folder: Path) -> None:
     """The codes are there before the run is; the run's folder was once refused for that."""
-    out = folder / "prior-of-pictures"
+    out = folder / "prior-of-images"
     settings = resolve(
         PriorTraining, stage="prior", recipe=str(folder / "reference.yaml"), overrides=["run.length=512"]
     )
     (out / ".codes.cut-short.tmp").mkdir(parents=True)
     for _ in range(2):
         shards = codes_of(
-            folder / "pictures",
+            folder / "images",
             folder / "tokenizer",
             out / "codes",
             settings=settings,
@@ -240,7 +240,7 @@ def test_pictures_given_to_train_prior_are_encoded_into_the_run(folder: Path) ->
 
 def stage_of(folder: Path, *overrides: str) -> TokenizerStage:
     settings = settings_of(folder, *overrides)
-    return TokenizerStage(settings, open_source(folder / "pictures"), fabric=Fabric(accelerator="cpu"), about={})
+    return TokenizerStage(settings, open_source(folder / "images"), fabric=Fabric(accelerator="cpu"), about={})
 
 
 def step(stage: TokenizerStage, seen: int) -> dict[str, Tensor]:
@@ -252,7 +252,7 @@ def refused(*given: Any, **named: Any) -> Any:
 
 
 def test_codes_from_the_first_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `codes_from` 0 and without k-means nothing is relaxed, and no features are gathered."""
+    """With `quantize_from` 0 and without k-means nothing is relaxed, and no features are gathered."""
     monkeypatch.setattr(VQ, "relaxed", refused)
     monkeypatch.setattr(VQ, "start", refused)
     stage = stage_of(folder)
@@ -267,7 +267,7 @@ def test_codes_are_placed_once_where_k_means_is_asked_for(folder: Path, monkeypa
         places.append(len(features))
 
     monkeypatch.setattr(VQ, "start", noted)
-    stage = stage_of(folder, "model.quantizer.kmeans=2", "codes_from=0.5")
+    stage = stage_of(folder, "model.quantizer.kmeans_iterations=2", "quantize_from=0.5")
     for seen in range(0, 24, 4):
         values = step(stage, seen)
         assert (float(values["codebook"]) > 0) == (seen >= 12) == bool(places)
@@ -286,11 +286,11 @@ def test_the_quantizer_is_told_how_far_the_training_is(folder: Path, monkeypatch
     assert told == [(8, 24)]
 
 
-def test_each_network_has_its_own_optimiser(folder: Path) -> None:
-    judged = ["discriminator_optimiser.rate=0.02", "discriminator_optimiser.weight_decay=0.3"]
-    stage = stage_of(folder, "optimiser.rate=0.01", *judged)
+def test_each_network_has_its_own_optimizer(folder: Path) -> None:
+    judged = ["discriminator_optimizer.lr=0.02", "discriminator_optimizer.weight_decay=0.3"]
+    stage = stage_of(folder, "optimizer.lr=0.01", *judged)
     step(stage, 0)
-    groups = [optimiser.param_groups[0] for optimiser in (stage.optimiser, stage.judge_optimiser)]
+    groups = [optimizer.param_groups[0] for optimizer in (stage.optimizer, stage.judge_optimizer)]
     assert [(group["lr"], group["betas"], group["weight_decay"]) for group in groups] == [
         (0.01, (0.9, 0.99), 0.0),
         (0.02, (0.5, 0.9), 0.3),  # the discriminator's decay once was the tokenizer's
@@ -298,7 +298,7 @@ def test_each_network_has_its_own_optimiser(folder: Path) -> None:
 
 
 def test_validation_is_without_the_noise_of_training(folder: Path) -> None:
-    """A perceptual term with dropout is still while validating, and noisy again afterwards; so is what is trained."""
+    """A perceptual term with dropout is still while validating, and noisy again afterward; so is what is trained."""
     stage = stage_of(folder)
     states: list[tuple[bool, bool]] = []
     stage.score.register_forward_hook(lambda *given: states.append((stage.score.training, stage.tokenizer.training)))
@@ -306,17 +306,17 @@ def test_validation_is_without_the_noise_of_training(folder: Path) -> None:
     step(stage, 0)
     assert set(states[:-1]) == {(False, False)}
     assert states[-1] == (True, True)
-    stage.picture()
+    stage.image()
     assert stage.tokenizer.training
 
 
-def test_pictures_are_cut_in_the_middle_where_that_is_asked_for(folder: Path) -> None:
-    source = open_source(folder / "pictures")
-    random, centre = (
-        stage_one.crops(source, settings_of(folder, f"pictures.crop={crop}").pictures, channels=3, seed=0)[0]
-        for crop in ("random", "centre")
+def test_images_are_cut_in_the_middle_where_that_is_asked_for(folder: Path) -> None:
+    source = open_source(folder / "images")
+    random, center = (
+        stage_one.crops(source, settings_of(folder, f"images.crop={crop}").images, channels=3, seed=0)[0]
+        for crop in ("random", "center")
     )
-    assert torch.equal(centre[0, 0].image, centre[0, 5].image)
+    assert torch.equal(center[0, 0].image, center[0, 5].image)
     assert not torch.equal(random[0, 0].image, random[0, 5].image)
 
 
@@ -329,7 +329,7 @@ def test_a_share_of_the_codes_is_kept() -> None:
     told = corrupted(codes, keep=0.75, vocabulary=40)
     others = told[told != 5]
     assert len(others) / told.numel() == pytest.approx(0.25 * 39 / 40, abs=0.01)
-    assert set(others.tolist()) == set(range(40)) - {5}  # any code of the vocabulary, also one that no picture has
+    assert set(others.tolist()) == set(range(40)) - {5}  # any code of the vocabulary, also one that no image has
     assert (codes == 5).all()
 
 
@@ -356,10 +356,10 @@ def test_the_prior_is_asked_for_the_true_codes_and_validates_on_them(
 
 
 def test_a_gpt_with_a_condition_has_no_empty_one(folder: Path) -> None:
-    with pytest.raises(SmaltiError, match=r"drop_condition = 0.1, but a GPT has no code .* set drop_condition=0"):
-        train(folder, "refused", "drop_condition=0.1")
+    with pytest.raises(SmaltiError, match=r"condition_dropout = 0.1, but a GPT has no code .* set condition_dropout=0"):
+        train(folder, "refused", "condition_dropout=0.1")
     assert not (folder / "refused").exists()
-    train(folder, "start", "drop_condition=0.1", "condition=nothing", "run.length=256")  # there, it is the start
+    train(folder, "start", "condition_dropout=0.1", "condition=nothing", "run.length=256")  # there, it is the start
 
 
 @pytest.mark.parametrize("name", ["keypoints", "layout"])
@@ -373,26 +373,26 @@ READ = Codes(size=32, grid=(4, 4), condition_size=7, prefix=3)
 
 
 def test_a_gpt_is_as_large_as_what_it_reads() -> None:
-    prior, vocabulary = build_network(GPTNetwork(layers=1, width=16, heads=2), READ)
+    prior, vocabulary = build_network(GPTNetwork(layers=1, embed_dim=16, heads=2), READ)
     assert prior.settings.name == "gpt"
-    assert (prior.settings.vocabulary, prior.settings.block, vocabulary) == (
+    assert (prior.settings.vocab_size, prior.settings.block_size, vocabulary) == (
         32,
         18,
         32,
     )  # 3 + 16 codes, the last not read
-    assert prior.settings.start is None
+    assert prior.settings.start_code is None
     prior, vocabulary = build_network(
-        GPTNetwork(layers=1, width=16, heads=2, vocabulary=50, block=40, start=3, order="spiral_in"),
+        GPTNetwork(layers=1, embed_dim=16, heads=2, vocab_size=50, block_size=40, start_code=3, order="spiral_in"),
         READ._replace(condition_size=0, prefix=1),
     )
     assert prior.settings.name == "gpt"
-    assert (prior.settings.vocabulary, prior.settings.block, vocabulary) == (50, 40, 50)
-    assert (prior.settings.start, prior.order) == (3, "spiral_in")
-    assert build_network(GPTNetwork(layers=1, width=16, heads=2), READ._replace(condition_size=60)).vocabulary == 60
+    assert (prior.settings.vocab_size, prior.settings.block_size, vocabulary) == (50, 40, 50)
+    assert (prior.settings.start_code, prior.order) == (3, "spiral_in")
+    assert build_network(GPTNetwork(layers=1, embed_dim=16, heads=2), READ._replace(condition_size=60)).vocabulary == 60
 
 
 def test_a_transformer_is_told_image_codes_alone() -> None:
-    prior, vocabulary = build_network(TransformerNetwork(layers=1, width=16, heads=2, order="alternate"), READ)
+    prior, vocabulary = build_network(TransformerNetwork(layers=1, embed_dim=16, heads=2, order="alternate"), READ)
     assert (prior.size, prior.prefix, prior.grid, prior.order, vocabulary) == (32, 3, (4, 4), "alternate", 32)
 
 
@@ -401,23 +401,23 @@ def test_a_transformer_is_told_image_codes_alone() -> None:
     [
         (
             {"vocabulary": 31},
-            r"network.vocabulary = 31, but the tokenizer has 32 codes and the condition 7; make it 32",
+            r"network.vocab_size = 31, but the tokenizer has 32 codes and the condition 7; make it 32",
         ),
         ({"block": 17}, r"network: block = 17 positions are too few for prefix = 3"),
     ],
 )
 def test_networks_that_are_too_small_say_so(options: dict[str, int], sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        build_network(GPTNetwork(layers=1, width=16, heads=2, **options), READ)  # type: ignore[arg-type]
+        build_network(GPTNetwork(layers=1, embed_dim=16, heads=2, **options), READ)  # type: ignore[arg-type]
 
 
 def test_settings_without_a_name_are_those_of_the_transformer() -> None:
     """Recipes from before there were two kinds go on to mean what they meant."""
-    run = {"length": 1, "report_every": 1, "validate_every": 1, "picture_every": 1, "checkpoint_every": 1}
+    run = {"length": 1, "log_every": 1, "validate_every": 1, "sample_every": 1, "checkpoint_every": 1}
     settings = parse(PriorTraining, {"run": run, "network": {"layers": 3}}, where="here")
     assert settings.network == TransformerNetwork(layers=3)
     assert as_mapping(settings)["network"]["name"] == "transformer"
     with pytest.raises(SmaltiError, match=r"network.*rope.*unexpected|unknown key .*rope"):
         parse(PriorTraining, {"run": run, "network": {"name": "gpt", "rope": 3}}, where="here")
-    assert VQSettings().kmeans  # the default tokenizer stays the modern one
-    assert AdversarialSettings().play == "joint"
+    assert VQSettings().kmeans_iterations  # the default tokenizer stays the modern one
+    assert AdversarialSettings().updates == "joint"

@@ -1,4 +1,4 @@
-"""The page of a training run: made of its metrics and pictures alone."""
+"""The page of a training run: made of its metrics and images alone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from smalti.images.io import save_png
 from smalti.training.config import TokenizerTraining
 from smalti.training.run_page import SHOWN, write_page
 from smalti.training.runs import train_tokenizer
-from tests.small import RECIPE, write_pictures
+from tests.small import RECIPE, write_images
 
 
 def test_a_training_ends_in_a_page(tmp_path: Path) -> None:
     settings = parse(TokenizerTraining, RECIPE["tokenizer"], where="test")
-    train_tokenizer(
-        write_pictures(tmp_path / "pictures"), tmp_path / "run", settings=settings, console=Console(quiet=True)
-    )
+    train_tokenizer(write_images(tmp_path / "images"), tmp_path / "run", settings=settings, console=Console(quiet=True))
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     for name in metrics[0].keys() | metrics[-1].keys():
@@ -30,7 +28,7 @@ def test_a_training_ends_in_a_page(tmp_path: Path) -> None:
     assert page.count("<img") == len(list((tmp_path / "run" / "images").glob("*.png"))) == 3
 
 
-def test_many_pictures_are_thinned_and_the_last_is_kept(tmp_path: Path) -> None:
+def test_many_images_are_thinned_and_the_last_is_kept(tmp_path: Path) -> None:
     for seen in range(0, 2000, 100):
         save_png(tmp_path / "images" / f"{seen:010d}.png", torch.zeros(3, 4, 4))
     (tmp_path / "metrics.jsonl").write_text('{"seen": 1900, "part": "train", "time": 0, "nats": 2.5}\n')
@@ -43,4 +41,4 @@ def test_many_pictures_are_thinned_and_the_last_is_kept(tmp_path: Path) -> None:
 
 def test_a_run_without_anything_has_a_page_too(tmp_path: Path) -> None:
     write_page(tmp_path, {"stage": "tokenizer"}, unit="images")
-    assert "There are no pictures yet" in (tmp_path / "report.html").read_text("utf-8")
+    assert "There are no images yet" in (tmp_path / "report.html").read_text("utf-8")

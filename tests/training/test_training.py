@@ -26,7 +26,7 @@ from smalti.training.loop import seed_step
 from smalti.training.optimizer import Average, rate_at
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import codes_of, train_prior, train_tokenizer
-from tests.small import RECIPE, small_prior, write_pictures, write_recipe
+from tests.small import RECIPE, small_prior, write_images, write_recipe
 
 QUIET = Console(quiet=True)
 
@@ -51,12 +51,12 @@ train(Path({folder!r}), {out!r})
 
 def small_tokenizer(folder: Path, out: str, *overrides: str) -> Path:
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(folder / "small.yaml"), overrides=overrides)
-    train_tokenizer(folder / "pictures", folder / out, settings=settings, console=QUIET)
+    train_tokenizer(folder / "images", folder / out, settings=settings, console=QUIET)
     return folder / out
 
 
 def small_tokenizer_in_twelves(folder: Path, out: str) -> Path:
-    return small_tokenizer(folder, out, "run.report_every=12", "run.length=48")
+    return small_tokenizer(folder, out, "run.log_every=12", "run.length=48")
 
 
 def small_tokenizer_with_decoder_phase(folder: Path, out: str) -> Path:
@@ -65,9 +65,9 @@ def small_tokenizer_with_decoder_phase(folder: Path, out: str) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a recipe, and an uninterrupted run of both stages."""
+    """Images, a recipe, and an uninterrupted run of both stages."""
     path = tmp_path_factory.mktemp("training")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
     small_tokenizer(path, "tokenizer")
     small_prior(path, "prior")
@@ -107,8 +107,8 @@ def test_a_run_killed_while_its_decoder_learns_alone_ends_with_the_same_weights(
 
 
 def test_a_report_covers_the_steps_before_a_stop_too(folder: Path) -> None:
-    """Reports after 12, 24, 36 pictures and states after 16, 32: the third report is of steps on both sides of the cut."""
-    given = ("run.report_every=12", "run.length=48")
+    """Reports after 12, 24, 36 images and states after 16, 32: the third report is of steps on both sides of the cut."""
+    given = ("run.log_every=12", "run.length=48")
     small_tokenizer(folder, "uncut", *given)
     killed(folder, "small_tokenizer_in_twelves", "cut", module="smalti.training.optimizer_step", name="set_rate", at=17)
     small_tokenizer(folder, "cut", *given)
@@ -139,7 +139,7 @@ def test_a_run_of_an_older_smalti_goes_on(folder: Path) -> None:
     config = folder / "older" / "config.yaml"
     values = yaml.safe_load(config.read_text("utf-8"))
     values["run"] = {key: value for key, value in values["run"].items() if key in RECIPE["tokenizer"]["run"]}
-    del values["pictures"]["kind"], values["model"]["quantizer"]["normalised"]
+    del values["images"]["kind"], values["model"]["quantizer"]["normalized"]
     config.write_text(yaml.safe_dump(values))
     for notes in (folder / "older" / "state").glob("0*/notes.json"):
         notes.unlink()
@@ -204,17 +204,17 @@ def test_every_term_is_recorded(folder: Path) -> None:
 
 
 def test_both_stages_learn(folder: Path) -> None:
-    small_tokenizer(folder, "longer", "run.length=320", "optimiser.rate=0.003")
+    small_tokenizer(folder, "longer", "run.length=320", "optimizer.lr=0.003")
     metrics = [line for line in read_metrics(folder / "longer") if line["part"] == "validation"]
     assert metrics[-1]["psnr"] > metrics[0]["psnr"] + 3
-    small_prior(folder, "longer-prior", "run.length=12800", "optimiser.rate=0.01")
+    small_prior(folder, "longer-prior", "run.length=12800", "optimizer.lr=0.01")
     nats = [line["nats"] for line in read_metrics(folder / "longer-prior") if line["part"] == "validation"]
     assert nats[-1] < 0.85 * nats[0]
 
 
 def test_other_settings_are_refused_with_their_names(folder: Path) -> None:
-    with pytest.raises(SmaltiError, match=r"optimiser.rate is 0.0002 there and 0.5 here"):
-        small_tokenizer(folder, "tokenizer", "optimiser.rate=0.5")
+    with pytest.raises(SmaltiError, match=r"optimizer.lr is 0.0002 there and 0.5 here"):
+        small_tokenizer(folder, "tokenizer", "optimizer.lr=0.5")
 
 
 def test_the_folder_of_another_program_is_refused(folder: Path) -> None:
@@ -265,7 +265,7 @@ def test_not_a_number_stops_the_run_and_names_the_term(folder: Path, monkeypatch
     ("recipe", "overrides", "sentence"),
     [
         ("smal", [], r"there is no recipe 'smal' and no such file; did you mean 'small'\? There are: .*demo"),
-        ("small", ["optimiser.rte=1"], r"unknown key 'optimiser.rte'; did you mean 'rate'\?"),
+        ("small", ["optimizer.rte=1"], r"unknown key 'optimizer.rte'; did you mean 'rate'\?"),
         ("small", ["model.quantizer.sizes=1"], r"unknown key 'model.quantizer.sizes'; did you mean 'size'\?"),
         ("small", ["run.batch=many"], r"run.batch = 'many': input should be a valid integer"),
         ("small", ["run"], r"--set 'run' is not of the form a.b=value"),
@@ -278,19 +278,19 @@ def test_wrong_settings_are_sentences(recipe: str, overrides: list[str], sentenc
 
 
 def test_numbers_with_an_exponent_are_numbers() -> None:
-    settings = resolve(TokenizerTraining, stage="tokenizer", recipe="small", overrides=["optimiser.rate=3e-4"])
-    assert settings.optimiser.rate == 3e-4
+    settings = resolve(TokenizerTraining, stage="tokenizer", recipe="small", overrides=["optimizer.lr=3e-4"])
+    assert settings.optimizer.lr == 3e-4
 
 
 def test_the_rate_rises_and_falls() -> None:
     options = resolve(
-        TokenizerTraining, stage="tokenizer", recipe="small", overrides=["optimiser.warm_up=0.1"]
-    ).optimiser
+        TokenizerTraining, stage="tokenizer", recipe="small", overrides=["optimizer.warmup=0.1"]
+    ).optimizer
     rates = [rate_at(seen, length=100, settings=options) for seen in range(0, 101, 10)]
     assert rates[0] == 0
-    assert rates[1] == options.rate == max(rates)
+    assert rates[1] == options.lr == max(rates)
     assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert rates[-1] == pytest.approx(options.rate * options.final)
+    assert rates[-1] == pytest.approx(options.lr * options.final_lr)
 
 
 def test_the_average_is_a_share_of_what_was_seen() -> None:

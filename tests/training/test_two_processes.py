@@ -23,18 +23,18 @@ from smalti.training.runs import train_tokenizer
 from tests import processes
 from tests.in_double import doubled
 from tests.processes import finished, threads
-from tests.small import write_pictures, write_recipe
+from tests.small import write_images, write_recipe
 
 STEPS = 20
-LONG = ("run.length=80", "run.report_every=4", "codes_from=0.1", "run.strategy=ddp")
+LONG = ("run.length=80", "run.log_every=4", "quantize_from=0.1", "run.strategy=ddp")
 PROGRAM = Path(__file__).parents[1] / "in_double.py"
 CLOCKS = ("time", "elapsed", "part", "alarm", "state", "message")
 
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "joint": ("model.quantizer.restart_below=0.9",),
+    "joint": ("model.quantizer.dead_code_threshold=0.9",),
     "ema": ("model.quantizer.name=ema",),
-    "alternating": ("objective.adversarial.play=alternating", "run.average=0"),
-    "parts": ("run.batch=8", "run.accumulate=2", "objective.adversarial.balance=fixed"),
+    "alternating": ("objective.adversarial.updates=alternating", "run.ema_half_life=0"),
+    "parts": ("run.batch=8", "run.accumulate=2", "objective.adversarial.weighting=fixed"),
     "augmented parts": ("run.batch=8", "run.accumulate=2", "objective.adversarial.augment=[color,translation,cutout]"),
     "decoder phase": ("decoder_phase.start=0.4", "decoder_phase.replaced=0.5", "decoder_phase.neighbors=3"),
     "alone": ("objective.adversarial.weight=0", "objective.pixel=l2"),
@@ -43,7 +43,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def command(out: str, *overrides: str) -> list[str]:
     given = [part for override in (*LONG, *overrides) for part in ("--set", override)]
-    return [str(PROGRAM), "train", "tokenizer", "pictures", "--recipe", "small.yaml", "--out", out, *given]
+    return [str(PROGRAM), "train", "tokenizer", "images", "--recipe", "small.yaml", "--out", out, *given]
 
 
 def started(folder: Path, out: str, *overrides: str) -> list[subprocess.Popen[str]]:
@@ -54,14 +54,14 @@ def alone(folder: Path, out: str, *overrides: str) -> Path:
     overrides = tuple(each for each in (*LONG, *overrides) if "devices" not in each)
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(folder / "small.yaml"), overrides=overrides)
     with threads(1), pytest.MonkeyPatch.context() as patches, doubled(patches):
-        train_tokenizer(folder / "pictures", folder / out, settings=settings, console=Console(quiet=True))
+        train_tokenizer(folder / "images", folder / out, settings=settings, console=Console(quiet=True))
     return folder / out
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("two")
-    write_pictures(path / "pictures")
+    write_images(path / "images")
     write_recipe(path / "small.yaml")
     return path
 
@@ -173,7 +173,7 @@ def test_what_goes_wrong_in_both_is_told_once(folder: Path) -> None:
 
 SOME: dict[str, Any] = {
     "length": 8,
-    **{f"{name}_every": 8 for name in ("report", "validate", "picture", "checkpoint")},
+    **{f"{name}_every": 8 for name in ("report", "validate", "image", "checkpoint")},
     "accelerator": "cpu",
 }
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": "4", "LOCAL_RANK": "1"}

@@ -116,13 +116,13 @@ def stroke(page: Any, canvas: str, *places: tuple[float, float]) -> None:
 
 
 def painted(page: Any, canvas: str) -> Any:
-    """The colours of a canvas of 12 x 16 pixels, (12,16,4)."""
+    """The colors of a canvas of 12 x 16 pixels, (12,16,4)."""
     script = "(canvas) => Array.from(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)"
     return np.array(page.locator(canvas).evaluate(script)).reshape(12, 16, 4)
 
 
 def lay(page: Any, *, kept: int) -> list[str]:
-    """Press Lay, and wait until so many pictures are in the gallery -> all that the stage has shown meanwhile."""
+    """Press Lay, and wait until so many images are in the gallery -> all that the stage has shown meanwhile."""
     page.evaluate("""() => {
       window.shown = [];
       const look = () => {
@@ -141,7 +141,7 @@ def lay(page: Any, *, kept: int) -> list[str]:
 
 
 def newest(page: Any, folder: Path) -> Path:
-    """The newest picture of the gallery, downloaded as a person does it."""
+    """The newest image of the gallery, downloaded as a person does it."""
     page.locator("#gallery .thumbnail-lg").first.click()
     with page.expect_download() as download:
         page.locator("#gallery [aria-label=Download]").first.click()
@@ -157,7 +157,7 @@ def shows(page: Any, pixels: Any) -> bool:
     return bool(np.array_equal(array, pixels))
 
 
-def test_a_class_is_chosen_and_a_picture_watched_and_taken_along(page: Any, model: Path, tmp_path: Path) -> None:
+def test_a_class_is_chosen_and_a_image_watched_and_taken_along(page: Any, model: Path, tmp_path: Path) -> None:
     page.get_by_label("dusk", exact=True).check()
     set_number(page, "width", 256)
     set_number(page, "height", 128)
@@ -183,11 +183,11 @@ def test_a_map_is_painted_and_followed(page: Any, model: Path) -> None:
     page.get_by_role("radio", name="ground", exact=True).click()
     stroke(page, "#segmentation canvas", (0.5, 0.5))
     data = painted(page, "#segmentation canvas")
-    colours = {tuple(colour) for colour in data[:, :, :3].reshape(-1, 3).tolist()}
+    colors = {tuple(color) for color in data[:, :, :3].reshape(-1, 3).tolist()}
     chips = page.locator("#segmentation .labels i").evaluate_all(
         "(all) => all.map((one) => getComputedStyle(one).backgroundColor.match(/\\d+/g).map(Number))"
     )
-    assert colours == {tuple(chip) for chip in chips}  # hard edges: no mixtures
+    assert colors == {tuple(chip) for chip in chips}  # hard edges: no mixtures
     labels = torch.tensor([[chips.index(pixel[:3]) for pixel in row] for row in data.tolist()])
     assert labels[10, 8] == 2
     assert labels[6, 8] == 1
@@ -200,9 +200,9 @@ def test_a_map_is_painted_and_followed(page: Any, model: Path) -> None:
     assert shows(page, to_array(pipe.sample(1)[0]))
 
 
-def test_a_region_is_erased_and_a_picture_extended(page: Any, model: Path, tmp_path: Path) -> None:
+def test_a_region_is_erased_and_a_image_extended(page: Any, model: Path, tmp_path: Path) -> None:
     page.get_by_label("Erase or extend").check()
-    page.set_input_files("#picture input[type=file]", written(tmp_path / "given.png", height=12, width=16))
+    page.set_input_files("#image input[type=file]", written(tmp_path / "given.png", height=12, width=16))
     page.wait_for_function("document.querySelector('#mask img').src.length > 100")
     stroke(page, "#mask canvas", (0.35, 0.35), (0.4, 0.4))
     lay(page, kept=1)
@@ -244,7 +244,7 @@ def test_a_link_brings_the_settings_back(page: Any, browser: Any, address: str) 
     page.wait_for_function("document.querySelector('#width input[type=number]').value === '24'")
     assert page.get_by_label("night", exact=True).is_checked()
     assert page.locator("#seed input").input_value() == "5"
-    assert page.locator("#gallery .thumbnail-lg").count() == 0  # the pictures were another visit's
+    assert page.locator("#gallery .thumbnail-lg").count() == 0  # the images were another visit's
     lay(page, kept=1)
     assert page.locator("#stage img").first.get_attribute("src") == before
     visit(page, f"{address}?label=noon")
@@ -264,12 +264,12 @@ def test_a_mistake_is_a_sentence(page: Any, tmp_path: Path) -> None:
     (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     page.get_by_label("A photo in codes").check()
     page.set_input_files("#photo input[type=file]", tmp_path / "drawing.svg")
-    page.get_by_text("drawing.svg is not a picture of any kind that is read").wait_for()
+    page.get_by_text("drawing.svg is not an image of any kind that is read").wait_for()
 
 
 def test_nothing_to_lay_is_a_sentence_and_the_page_goes_on(page: Any) -> None:
     lay(page, kept=1)
-    set_number(page, "width", 24)  # before the canvas over the picture is seen for the first time
+    set_number(page, "width", 24)  # before the canvas over the image is seen for the first time
     page.get_by_label("Erase or extend").check()
     page.click("#newest")
     page.wait_for_function("document.querySelector('#mask img').src.length > 100")

@@ -1,4 +1,4 @@
-"""What the studio shows of codes, what arrives of what was painted, and whose pictures are whose."""
+"""What the studio shows of codes, what arrives of what was painted, and whose images are whose."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from tests.web.test_studio import LIMITS, painted
 
 
 def test_what_is_not_laid_is_clear() -> None:
-    picture, codes = torch.rand(3, 8, 12) * 2 - 1, torch.tensor([[3, 4, -1], [-1, -1, -1]])
-    shown = laid_so_far(picture, codes)
+    image, codes = torch.rand(3, 8, 12) * 2 - 1, torch.tensor([[3, 4, -1], [-1, -1, -1]])
+    shown = laid_so_far(image, codes)
     assert shown.shape == (8, 12, 4)
     assert (shown[:4, :8, 3] == 255).all()
     assert shown[:, :, 3].sum() == 255 * 4 * 8
-    assert laid_so_far(picture[:1], codes).shape == (8, 12, 4)
+    assert laid_so_far(image[:1], codes).shape == (8, 12, 4)
 
 
-def test_a_mosaic_has_one_colour_a_code() -> None:
+def test_a_mosaic_has_one_color_a_code() -> None:
     codes = torch.tensor([[7, 2, 7], [2, 2, 5]])
     pixels = torch.arange(6.0).view(2, 3).repeat_interleave(4, 0).repeat_interleave(4, 1) / 10
     shown = mosaic(codes, pixels.expand(3, -1, -1))
@@ -83,17 +83,17 @@ def test_the_stage_shows_rows_and_time() -> None:
     assert said == ["1 s", "12 s", "59 s", "1 min", "2.0 h"]
 
 
-# --- whose pictures are whose --------------------------------------------------------------------------------------
+# --- whose images are whose --------------------------------------------------------------------------------------
 
 
-def test_visitors_keep_their_own_pictures() -> None:
-    visitors, picture = Visitors(LIMITS), torch.rand(3, 4, 4) * 2 - 1
+def test_visitors_keep_their_own_images() -> None:
+    visitors, image = Visitors(LIMITS), torch.rand(3, 4, 4) * 2 - 1
     one, other = visitors.visitor("a"), visitors.visitor("b")
-    path = one.keep(picture, name="../../dusk/3", caption="dusk 3", settings={"seed": 3})
-    assert path.parent != other.keep(picture, name="dusk", caption="", settings={}).parent
+    path = one.keep(image, name="../../dusk/3", caption="dusk 3", settings={"seed": 3})
+    assert path.parent != other.keep(image, name="dusk", caption="", settings={}).parent
     assert re.fullmatch(r"dusk-3-[0-9a-f]{6}\.png", path.name)
     assert read_settings(path) == {"seed": 3}
-    assert torch.allclose(to_tensor(read_image(path, channels=3, name="")), picture, atol=0.01)
+    assert torch.allclose(to_tensor(read_image(path, channels=3, name="")), image, atol=0.01)
     assert [kept.caption for kept in one.kept] == ["dusk 3"]
     assert visitors.visitor("a") is one
     visitors.close()
@@ -101,9 +101,9 @@ def test_visitors_keep_their_own_pictures() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    visitors, picture = Visitors(LIMITS), torch.zeros(3, 4, 4)
+    visitors, image = Visitors(LIMITS), torch.zeros(3, 4, 4)
     visitor = visitors.visitor("a")
-    paths = [visitor.keep(picture, name="x", caption=str(number), settings={}) for number in range(5)]
+    paths = [visitor.keep(image, name="x", caption=str(number), settings={}) for number in range(5)]
     assert [kept.caption for kept in visitor.kept] == ["4", "3", "2"]
     assert [path.exists() for path in paths] == [False, False, True, True, True]
     visitors.visitor("b")

@@ -1,4 +1,4 @@
-"""The studio without its page: what may be asked, what is shown, whose pictures are whose, and every mistake one sentence."""
+"""The studio without its page: what may be asked, what is shown, whose images are whose, and every mistake one sentence."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ NEVER = threading.Event()
 def tokenizer(channels: int = 3) -> VQGAN:
     """A small random tokenizer, f = 4, 16 codes."""
     plain = {
-        "pyramid": {
+        "autoencoder": {
             "channels": channels,
-            "width": 8,
-            "multipliers": [1],
-            "stem": 4,
-            "blocks": 1,
+            "base_channels": 8,
+            "channel_multipliers": [1],
+            "patch_size": 4,
+            "res_blocks": 1,
             "latent_channels": 4,
         },
-        "quantizer": {"size": 16, "dimension": 4},
+        "quantizer": {"codebook_size": 16, "codebook_dim": 4},
     }
     torch.manual_seed(0)
     return VQGAN(parse(VQGANSettings, plain, where="test"))
@@ -90,7 +90,7 @@ def studio(condition: Condition | None = None, limits: Limits = LIMITS) -> Studi
 
 
 def written(path: Path, height: int = 20, width: int = 30) -> Path:
-    """A picture file."""
+    """An image file."""
     pixels = np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
@@ -110,13 +110,13 @@ def test_parts_say_how_they_are_given() -> None:
     assert parts_of(Labels(CLASSES)) == (Part("label", "choose", CLASSES),)
     label, segmentation = parts_of(both(), names=PLACES)
     assert (label.way, segmentation.way, segmentation.names) == ("choose", "paint", PLACES)
-    assert len(set(segmentation.colours)) == 3
-    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in segmentation.colours)
+    assert len(set(segmentation.colors)) == 3
+    assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in segmentation.colors)
     assert parts_of(both())[1].names == ("label 0", "label 1", "label 2")
-    assert parts_of(Given(GivenSettings(size=4, length=2)))[0].way == "write"
-    assert parts_of(Layout(LayoutSettings(classes=("tree",), size=101)))[0].way == "list"
+    assert parts_of(Given(GivenSettings(codebook_size=4, length=2)))[0].way == "write"
+    assert parts_of(Layout(LayoutSettings(classes=("tree",), codebook_size=101)))[0].way == "list"
     depth = Maps(MapsSettings(kind="depth", key="depth", grid=(3, 4)), tokenizer(1))
-    assert parts_of(depth)[0].way == "picture"
+    assert parts_of(depth)[0].way == "image"
     named = MapsSettings(kind="segmentation", key="segmentation", grid=(3, 4), names=PLACES)
     assert parts_of(Maps(named, tokenizer(3)))[0].names == PLACES
     with pytest.raises(SmaltiError, match="paints with 3 labels, and 2 names were given"):
@@ -135,7 +135,7 @@ def test_a_map_fills_the_window_and_a_label_does_not_need_one() -> None:
         ({"height": 10}, r"10 x 16 .* is not made of tiles of 4 pixels; try 8x16"),
         ({"width": 4000}, "64 pixels are the longest side here"),
         ({"width": 64, "height": 64, "count": 2}, "2 of 64 x 64 pixels are 512 codes, and 300 is the most at once"),
-        ({"count": 5}, "5 pictures were asked for, and 4 is the most at once"),
+        ({"count": 5}, "5 images were asked for, and 4 is the most at once"),
         ({"count": 0}, "count = 0"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": 2**60}, "seed = "),
@@ -190,7 +190,7 @@ def test_the_last_moment_is_what_the_pipeline_lays() -> None:
     value = work.told({"label": "dusk", "segmentation": painted(labels)}, request.size)
     *before, last = work.lay(request, value, NEVER)
     expected = work.pipeline.sample(2, size=(12, 24), seed=5, guidance=2.0, label="dusk", segmentation=labels)
-    assert torch.equal(last.pictures, expected)
+    assert torch.equal(last.images, expected)
     assert last.share == 1
     for now in before:
         assert 0 < now.share < 1
@@ -205,7 +205,7 @@ def test_nothing_given_is_nothing_said() -> None:
     assert work.told({}, (12, 16)) is None
 
 
-def test_a_painted_map_is_scaled_to_the_picture(tmp_path: Path) -> None:
+def test_a_painted_map_is_scaled_to_the_image(tmp_path: Path) -> None:
     work, labels = studio(both()), torch.randint(0, 3, (12, 16))
     value = work.told({"segmentation": painted(labels)}, (24, 32))
     assert torch.equal(value["segmentation"], labels.repeat_interleave(2, 0).repeat_interleave(2, 1))
@@ -216,7 +216,7 @@ def test_a_painted_map_is_scaled_to_the_picture(tmp_path: Path) -> None:
 
 
 def test_a_place_without_a_label_is_painted_and_loaded(tmp_path: Path) -> None:
-    maps = MapsSettings(kind="segmentation", key="segmentation", grid=(3, 4), unlabelled=255, names=PLACES[:2])
+    maps = MapsSettings(kind="segmentation", key="segmentation", grid=(3, 4), unlabeled=255, names=PLACES[:2])
     work = studio(Maps(maps, tokenizer(3)))
     assert work.parts[0].names == ("sky", "ground", "no label")
     labels = torch.tensor([[0, 1, 2, 2]]).repeat_interleave(4, 1).repeat(12, 1)
@@ -231,7 +231,7 @@ def test_a_place_without_a_label_is_painted_and_loaded(tmp_path: Path) -> None:
 
 
 def test_files_and_texts_are_not_mistaken(tmp_path: Path) -> None:
-    layout = studio(Layout(LayoutSettings(classes=("tree",), size=101)))
+    layout = studio(Layout(LayoutSettings(classes=("tree",), codebook_size=101)))
     file = tmp_path / "boxes.json"
     write_json(file, [{"class": "tree", "box": [0.1, 0.1, 0.5, 0.5]}])
     assert layout.told({"layout": file}, (12, 16))[0].category == 0
@@ -239,9 +239,9 @@ def test_files_and_texts_are_not_mistaken(tmp_path: Path) -> None:
         layout.told({"layout": str(file)}, (12, 16))  # a text never opens a file of this machine
     with pytest.raises(SmaltiError, match="the label is given as text"):
         studio().told({"label": file}, (12, 16))
-    with pytest.raises(SmaltiError, match="takes 'label', colour = 'red' was given"):
-        studio().told({"colour": "red"}, (12, 16))
-    assert studio(Given(GivenSettings(size=4, length=2))).told({"codes": "1, 3"}, (12, 16)) == (1, 3)
+    with pytest.raises(SmaltiError, match="takes 'label', color = 'red' was given"):
+        studio().told({"color": "red"}, (12, 16))
+    assert studio(Given(GivenSettings(codebook_size=4, length=2))).told({"codes": "1, 3"}, (12, 16)) == (1, 3)
 
 
 def test_laying_stops_when_it_is_told_to() -> None:
@@ -258,17 +258,17 @@ def test_laying_stops_when_it_is_told_to() -> None:
 def test_an_erased_region_is_laid_anew_and_the_rest_kept(tmp_path: Path) -> None:
     work = studio()
     request = asked(work.pipeline, {"count": 2}, LIMITS)
-    picture = work.picture(written(tmp_path / "given.png"), request.size)
-    assert picture.shape == (3, 12, 16)
+    image = work.image(written(tmp_path / "given.png"), request.size)
+    assert image.shape == (3, 12, 16)
     erased = torch.zeros(12, 16, dtype=torch.bool)
     erased[5, 9] = True  # one pixel: its whole tile
     assert torch.equal(work.erased(painted(erased), (12, 16)), erased)
-    last = [*work.complete(request, None, picture, erased, (4, 8, 0, 0), NEVER)][-1]
+    last = [*work.complete(request, None, image, erased, (4, 8, 0, 0), NEVER)][-1]
     assert last.codes.shape == (2, 4, 6)
     kept = torch.zeros(4, 6, dtype=torch.bool)
     kept[1:, :4] = True
     kept[2, 2] = False
-    before = work.pipeline.encode(picture[None])[0]
+    before = work.pipeline.encode(image[None])[0]
     assert torch.equal(last.codes[:, kept], before.flatten()[kept[1:, :4].flatten()].expand(2, -1))
     assert not torch.equal(last.codes[0], last.codes[1])
 
@@ -300,11 +300,11 @@ def test_what_cannot_be_completed_is_told(around: tuple[int, int, int, int], sen
 
 def test_a_photo_in_codes(tmp_path: Path) -> None:
     work = studio()
-    picture = work.fitting(written(tmp_path / "given.png", height=50, width=101))
-    assert picture.shape == (3, 12, 32)  # half of the longest side, whole tiles
-    found = work.reconstruct(picture)
-    assert torch.equal(found.kept, work.pipeline.reconstruct(picture[None])[0])
-    mean = float(((found.kept - picture) / 2).square().mean())
+    image = work.fitting(written(tmp_path / "given.png", height=50, width=101))
+    assert image.shape == (3, 12, 32)  # half of the longest side, whole tiles
+    found = work.reconstruct(image)
+    assert torch.equal(found.kept, work.pipeline.reconstruct(image[None])[0])
+    mean = float(((found.kept - image) / 2).square().mean())
     assert found.psnr == pytest.approx(-10 * math.log10(mean))
     page = rendering.reconstruction(found, size=16)
     assert page.count("<img") == 3
@@ -319,18 +319,18 @@ def test_a_photo_in_codes(tmp_path: Path) -> None:
     ("name", "data", "sentence"),
     [
         ("bomb.png", png_of_size(20_000, 20_000), r"bomb\.png has more than 89,478,485 pixels"),
-        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"drawing\.svg is not a picture of any kind"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"drawing\.svg is not an image of any kind"),
         ("large.png", bytes(3 * 2**20), r"large\.png has 3 MiB, and 1 is the most"),
         ("empty.png", b"", r"empty\.png is empty"),
     ],
 )
-def test_uploads_that_are_no_pictures_are_told(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
+def test_uploads_that_are_no_images_are_told(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
     (tmp_path / name).write_bytes(data)
-    for read in (lambda file: studio().picture(file, (12, 16)), studio().fitting):
+    for read in (lambda file: studio().image(file, (12, 16)), studio().fitting):
         with pytest.raises(SmaltiError, match=sentence):
             read(tmp_path / name)
     with pytest.raises(SmaltiError, match=r"the file gone\.png is gone"):
-        studio().picture(tmp_path / "gone.png", (12, 16))
+        studio().image(tmp_path / "gone.png", (12, 16))
 
 
 # --- the command ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Files that visitors of the studio load: thin, large and odd ones end in a sentence or a picture, in little memory."""
+"""Files that visitors of the studio load: thin, large and odd ones end in a sentence or an image, in little memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZE = (12, 16)
 
 @pytest.fixture(autouse=True)
 def small_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is scaled to more pixels than the largest picture that may be asked for."""
+    """Nothing is scaled to more pixels than the largest image that may be asked for."""
 
     def guarded(scale: Callable[..., Any]) -> Callable[..., Any]:
         def checked(array: Any, size: Any, *rest: Any) -> Any:
@@ -47,9 +47,9 @@ def saved(path: Path, pixels: Any) -> Path:
 
 
 @pytest.mark.parametrize("full", THIN)
-def test_thin_pictures_are_cut_or_refused(full: tuple[int, int], tmp_path: Path) -> None:
+def test_thin_images_are_cut_or_refused(full: tuple[int, int], tmp_path: Path) -> None:
     work, file = studio(), saved(tmp_path / "thin.png", np.full((*full, 3), 90, np.uint8))
-    assert work.picture(file, SIZE).shape == (3, *SIZE)
+    assert work.image(file, SIZE).shape == (3, *SIZE)
     with pytest.raises(SmaltiError, match=rf"thin.png is {full[0]}x{full[1]} pixels .* less than a tile of 4"):
         work.fitting(file)
     mask = saved(tmp_path / "mask.png", np.full(full, 255, np.uint8))
@@ -57,12 +57,12 @@ def test_thin_pictures_are_cut_or_refused(full: tuple[int, int], tmp_path: Path)
 
 
 @pytest.mark.parametrize("full", THIN)
-@pytest.mark.parametrize(("kind", "channels"), [("segmentation", 3), ("depth", 1), ("edges", 1), ("picture", 3)])
+@pytest.mark.parametrize(("kind", "channels"), [("segmentation", 3), ("depth", 1), ("edges", 1), ("image", 3)])
 def test_thin_maps_are_cut(kind: Any, channels: int, full: tuple[int, int], tmp_path: Path) -> None:
     work = studio(Maps(MapsSettings(kind=kind, key=kind, grid=(3, 4)), tokenizer(channels)))
     shape = full if kind in ("segmentation", "depth") else (*full, 3)
     pixels = np.zeros(shape, np.uint8)
-    if kind in ("edges", "picture"):
+    if kind in ("edges", "image"):
         pixels[..., 0] = 90
     value = work.told({kind: saved(tmp_path / "thin.png", pixels)}, SIZE)
     value = value[kind] if isinstance(value, dict) else value
@@ -85,12 +85,12 @@ def test_masks_of_all_formats_erase_what_is_white(name: str, white: int, tmp_pat
     assert not erased[9:].any()
 
 
-def test_masks_of_two_colours_and_of_one_bit(tmp_path: Path) -> None:
+def test_masks_of_two_colors_and_of_one_bit(tmp_path: Path) -> None:
     mask = Image.fromarray(masked(slice(0, 8)))
     mask.convert("1").save(tmp_path / "bit.png")
     mask.convert("P").save(tmp_path / "palette.png")
-    mask.convert("RGB").save(tmp_path / "colours.png")
-    for name in ("bit.png", "palette.png", "colours.png"):
+    mask.convert("RGB").save(tmp_path / "colors.png")
+    for name in ("bit.png", "palette.png", "colors.png"):
         erased = studio().erased(tmp_path / name, SIZE)
         assert erased[:8].all(), name
         assert not erased[8:].any(), name
@@ -117,7 +117,7 @@ def test_small_files_of_many_pixels_are_refused_before_they_are_read(
     monkeypatch.setattr("smalti.images.pixel_formats.stored_numbers", None)
     work = studio(both(), Limits(side=64, pixels=1))
     for read in (
-        lambda: work.picture(file, SIZE),
+        lambda: work.image(file, SIZE),
         lambda: work.fitting(file),
         lambda: work.erased(file, SIZE),
         lambda: work.told({"segmentation": file}, SIZE),

@@ -73,8 +73,8 @@ def test_samples_are_those_of_the_pipeline(client: Any, model: Path, tmp_path: P
     told = {"label": "night", "segmentation": handle_file(tmp_path / "map.png")}
     files = client.predict({"width": 24, "count": 2, "seed": 7}, told, api_name="/sample")
     expected = Pipeline.from_pretrained(model).sample(2, size=(12, 24), seed=7, label="night", segmentation=labels)
-    for place, (file, picture) in enumerate(zip(files, expected, strict=True)):
-        assert (read_image(Path(file), channels=3, name="") == to_array(picture)).all()
+    for place, (file, image) in enumerate(zip(files, expected, strict=True)):
+        assert (read_image(Path(file), channels=3, name="") == to_array(image)).all()
         settings = read_settings(Path(file))
         assert settings is not None
         assert settings["seed"] == 7 + place
@@ -82,7 +82,7 @@ def test_samples_are_those_of_the_pipeline(client: Any, model: Path, tmp_path: P
         assert settings["model"] == "tiny"
 
 
-def test_a_picture_is_completed_and_reconstructed(client: Any, tmp_path: Path) -> None:
+def test_a_image_is_completed_and_reconstructed(client: Any, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
     file = handle_file(written(tmp_path / "given.png", height=12, width=16))
@@ -101,7 +101,7 @@ def test_a_picture_is_completed_and_reconstructed(client: Any, tmp_path: Path) -
         ({"width": 6400}, {}, "128 pixels are the longest side"),
         ({"count": 99}, {}, "4 is the most"),
         ({}, {"label": "dusc"}, "did you mean 'dusk'"),
-        ({}, {"colour": "red"}, "colour"),
+        ({}, {"color": "red"}, "color"),
         ({}, {"segmentation": "/etc/hostname"}, "painted for the segmentation"),
         ({}, {"segmentation": {"path": "/etc/hostname"}}, "not a file that was sent here"),
         ({}, {"segmentation": {"path": "../../etc/hostname"}}, "not a file that was sent here"),
@@ -118,7 +118,7 @@ def test_wrong_wishes_are_sentences(client: Any, settings: Any, told: Any, sente
     ("name", "data", "sentence"),
     [
         ("bomb.png", png_of_size(20_000, 20_000), "has more than 89,478,485 pixels"),
-        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not a picture of any kind"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image of any kind"),
     ],
 )
 def test_wrong_uploads_are_sentences(client: Any, tmp_path: Path, name: str, data: bytes, sentence: str) -> None:

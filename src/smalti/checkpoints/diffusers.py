@@ -25,7 +25,7 @@ from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import folder_written_atomically, read_json
 from smalti.core.settings import Positive, as_mapping, parse, settings
 from smalti.prior import Prior
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
@@ -215,69 +215,70 @@ def _settings(config: Config, *, where: str) -> VQGANSettings:
             f"{where}: attention at other levels in up_block_types than in down_block_types is not supported"
         )
     width = math.gcd(*config.block_out_channels)
-    pyramid = {
+    autoencoder = {
         "channels": config.in_channels,
-        "width": width,
-        "multipliers": tuple(channels // width for channels in config.block_out_channels),
-        "blocks": config.layers_per_block,
-        "attention": tuple(level for level, there in enumerate(down) if there),
+        "base_channels": width,
+        "channel_multipliers": tuple(channels // width for channels in config.block_out_channels),
+        "res_blocks": config.layers_per_block,
+        "attention_levels": tuple(level for level, there in enumerate(down) if there),
         "middle_attention": config.mid_block_add_attention,
         "latent_channels": config.latent_channels,
         "zero_residuals": False,
     }
     # The loss is the original's: beta stands at the term that moves the codes, which matters to training alone.
     quantizer = {
-        "size": config.num_vq_embeddings,
-        "dimension": config.vq_embed_dim or config.latent_channels,
-        "normalised": False,
+        "codebook_size": config.num_vq_embeddings,
+        "codebook_dim": config.vq_embed_dim or config.latent_channels,
+        "l2_normalize": False,
         "commitment": 0.25,
         "beta_on": "codebook",
-        "kmeans": 0,
-        "restart_below": 0.0,
+        "kmeans_iterations": 0,
+        "dead_code_threshold": 0.0,
     }
     return VQGANSettings(
-        pyramid=parse(PyramidSettings, pyramid, where=where), quantizer=parse(VQSettings, quantizer, where=where)
+        autoencoder=parse(AutoencoderSettings, autoencoder, where=where),
+        quantizer=parse(VQSettings, quantizer, where=where),
     )
 
 
 def _config(ours: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
     """Our settings -> theirs. Raises `SmaltiError` for what they cannot say."""
-    pyramid, quantizer = ours.pyramid, ours.quantizer
-    groups = math.gcd(pyramid.widths[0], 32)
+    autoencoder, quantizer = ours.autoencoder, ours.quantizer
+    groups = math.gcd(autoencoder.widths[0], 32)
     used = quantizer.remap.used if isinstance(quantizer, VQSettings) else 0
     refused = {
         f"model.quantizer.name = {quantizer.name!r}": not isinstance(quantizer, VQSettings),
-        "model.quantizer.normalised = true": isinstance(quantizer, VQSettings) and quantizer.normalised,
+        "model.quantizer.l2_normalize = true": isinstance(quantizer, VQSettings) and quantizer.l2_normalize,
         f"model.quantizer.remap.used = {used}": used > 0,
-        f"model.pyramid.stem = {pyramid.stem}": pyramid.stem != 1,
-        "model.pyramid.convolutional_resampling = false": not pyramid.convolutional_resampling,
-        f"the widths {', '.join(map(str, pyramid.widths))} (model.pyramid.width and multipliers), whose GroupNorms differ in "
-        "their number of groups,": any(math.gcd(width, 32) != groups for width in pyramid.widths),
-        **pyramid.decoder_differences,
+        f"model.autoencoder.patch_size = {autoencoder.patch_size}": autoencoder.patch_size != 1,
+        "model.autoencoder.convolutional_resampling = false": not autoencoder.convolutional_resampling,
+        f"the widths {', '.join(map(str, autoencoder.widths))} (model.autoencoder.base_channels and multipliers), whose GroupNorms differ in "
+        "their number of groups,": any(math.gcd(width, 32) != groups for width in autoencoder.widths),
+        **autoencoder.decoder_differences,
     }
     for what, there in refused.items():
         if there:
             raise SmaltiError(
                 f"diffusers' VQModel has no place for {what.rstrip(',')}; this tokenizer cannot be written as one"
             )
-    attention = [level in pyramid.attention for level in range(len(pyramid.widths))]
+    attention = [level in autoencoder.attention_levels for level in range(len(autoencoder.widths))]
     kept = about.get("diffusers")
     side = max(about.get("size") or (Config().sample_size,))
     values = {
         "sample_size": side,
         "scaling_factor": 1.0,  # read by their diffusion models alone, and 1 leaves latents as they are
         **({key: kept[key] for key in _kept(Config()) if key in kept} if isinstance(kept, Mapping) else {}),
-        "in_channels": pyramid.channels,
-        "out_channels": pyramid.channels,
+        "in_channels": autoencoder.channels,
+        "out_channels": autoencoder.channels,
         "down_block_types": [_name(_DOWN, there) for there in attention],
         "up_block_types": [_name(_UP, there) for there in reversed(attention)],
-        "block_out_channels": pyramid.widths,
-        "layers_per_block": pyramid.blocks,
-        "latent_channels": pyramid.latent_channels,
-        "num_vq_embeddings": quantizer.size,
+        "block_out_channels": autoencoder.widths,
+        "layers_per_block": autoencoder.res_blocks,
+        "latent_channels": autoencoder.latent_channels,
+        "num_vq_embeddings": quantizer.codebook_size,
         "norm_num_groups": groups,
-        "vq_embed_dim": quantizer.dimension,
-        "mid_block_add_attention": pyramid.middle_attention,
+        "vq_embed_dim": quantizer.codebook_dim,
+        "mid_block_add_attention": autoencoder.middle_attention,
     }
     return parse(Config, values, where="what the model says of itself (about)")
 
@@ -313,7 +314,7 @@ def _with_new_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _names(tokenizer: VQGAN) -> Renaming:
     """A tokenizer -> the table of its names there. Their decoder's levels begin at the lowest resolution."""
-    last = len(tokenizer.settings.pyramid.widths) - 1
+    last = len(tokenizer.settings.autoencoder.widths) - 1
 
     def level(m: re.Match[str]) -> str:
         return (

@@ -1,7 +1,7 @@
 """A tokenizer -> graphs that run without smalti: ONNX, and PyTorch's own `.pt2`. They are written, never read.
 
-Two files, `encoder` (pictures -> codes) and `decoder` (codes -> pictures), for any number of pictures of any size from two codes
-each way on. Beside them `tokenizer.json` says what they take. A picture is computed whole: there are no strips in a graph.
+Two files, `encoder` (images -> codes) and `decoder` (codes -> images), for any number of images of any size from two codes
+each way on. Beside them `tokenizer.json` says what they take. An image is computed whole: there are no strips in a graph.
 
 Letters: B batch, C channels, H W pixels, h w code grid, f = H/h.
 """
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 ABOUT = "tokenizer.json"
 SAMPLE = (2, 5, 7)
-"""B, h, w of what is traced; all three may be others afterwards."""
+"""B, h, w of what is traced; all three may be others afterward."""
 MOST = 2**15
 """The largest B, h and w of a graph; PyTorch wants one named."""
 
 
 @final
 class Encoding(nn.Module):
-    """Pictures (B,C,H,W) in [-1,1] -> codes (B,h,w) int64."""
+    """Images (B,C,H,W) in [-1,1] -> codes (B,h,w) int64."""
 
     def __init__(self, tokenizer: VQGAN) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Encoding(nn.Module):
 
 @final
 class Decoding(nn.Module):
-    """Codes (B,h,w) int64 -> pictures (B,C,H,W), about [-1,1]. Nothing checks that the codes are of the codebook."""
+    """Codes (B,h,w) int64 -> images (B,C,H,W), about [-1,1]. Nothing checks that the codes are of the codebook."""
 
     def __init__(self, tokenizer: VQGAN) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def _write(
         save(encoder_of(tokenizer), temporary / f"encoder{suffix}", ("images", "codes"))
         save(decoder_of(tokenizer), temporary / f"decoder{suffix}", ("codes", "images"))
         facts = {
-            "channels": tokenizer.settings.pyramid.channels,
+            "channels": tokenizer.settings.autoencoder.channels,
             "range": [-1, 1],
             "factor": tokenizer.factor,
             "codes": tokenizer.size,
@@ -141,15 +141,15 @@ def _write(
 
 
 def encoder_of(tokenizer: VQGAN) -> ExportedProgram:
-    """A tokenizer -> its graph from pictures (B,C,H,W) in [-1,1] to codes (B,h,w)."""
+    """A tokenizer -> its graph from images (B,C,H,W) in [-1,1] to codes (B,h,w)."""
     (B, h, w), f = SAMPLE, tokenizer.factor
-    images = torch.zeros(B, tokenizer.settings.pyramid.channels, h * f, w * f)
+    images = torch.zeros(B, tokenizer.settings.autoencoder.channels, h * f, w * f)
     batch, rows, columns = _any_size()
     return _traced(Encoding(tokenizer), images, {0: batch, 2: f * rows, 3: f * columns})
 
 
 def decoder_of(tokenizer: VQGAN) -> ExportedProgram:
-    """A tokenizer -> its graph from codes (B,h,w) to pictures (B,C,H,W)."""
+    """A tokenizer -> its graph from codes (B,h,w) to images (B,C,H,W)."""
     batch, rows, columns = _any_size()
     return _traced(Decoding(tokenizer), torch.zeros(SAMPLE, dtype=torch.int64), {0: batch, 1: rows, 2: columns})
 

@@ -28,7 +28,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
 from smalti.core.settings import Positive, as_mapping, parse, settings
 from smalti.prior import Prior, Transformer, TransformerSettings
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
@@ -55,7 +55,7 @@ IGNORED = r"freqs_cis|causal_mask|quantize\.codebook_used|layers\.\d+\.attention
 """What stands among their weights and is made anew here, or is a statistic of training."""
 
 REFERENCE_GPT: dict[str, Any] = {
-    "prefix": 1,
+    "prefix_length": 1,
     "order": "raster",
     "query_key_norm": False,
     "rotary_base": 10000.0,
@@ -151,8 +151,8 @@ def write(
         gpt, labels = _checked_gpt(prior, condition)
         known = gpt.settings
         notes = Notes(heads=known.heads, grid=known.grid, labels=labels.names, dropout=known.dropout)
-        published = (known.layers, known.heads, known.width)
-        name = next((name for name, size in SIZES.items() if size == published), f"{known.layers}x{known.width}")
+        published = (known.layers, known.heads, known.embed_dim)
+        name = next((name for name, size in SIZES.items() if size == published), f"{known.layers}x{known.embed_dim}")
         side = known.grid[0] * (tokenizer.factor if tokenizer is not None else FACTOR)
         contents[f"c2i_{name}_{side}.pt"] = {"model": _gpt_weights(gpt), "smalti": as_mapping(notes)}
     with folder_written_atomically(folder) as temporary:
@@ -216,40 +216,47 @@ def _tokenizer_settings(file: _File) -> VQGANSettings:
             f"their widths are multiples of the first and of 32, these are {width} and {', '.join(map(str, widths))}"
         )
     size, dimension = file.shape("quantize.embedding.weight", axes=2)
-    pyramid = {
+    autoencoder = {
         "channels": channels,
-        "width": width,
-        "multipliers": tuple(channels // width for channels in widths),
-        "blocks": file.count(r"encoder\.conv_blocks\.\d+\.res\.(\d+)\..*"),
-        "attention": (levels - 1,),
+        "base_channels": width,
+        "channel_multipliers": tuple(channels // width for channels in widths),
+        "res_blocks": file.count(r"encoder\.conv_blocks\.\d+\.res\.(\d+)\..*"),
+        "attention_levels": (levels - 1,),
         "latent_channels": file.shape("encoder.conv_out.weight", axes=4)[0],
         "zero_residuals": False,
     }
-    quantizer = {"size": size, "dimension": dimension, "normalised": True, "kmeans": 0, "restart_below": 0.0}
+    quantizer = {
+        "codebook_size": size,
+        "codebook_dim": dimension,
+        "l2_normalize": True,
+        "kmeans_iterations": 0,
+        "dead_code_threshold": 0.0,
+    }
     where = str(file.path)
     return VQGANSettings(
-        pyramid=parse(PyramidSettings, pyramid, where=where), quantizer=parse(VQSettings, quantizer, where=where)
+        autoencoder=parse(AutoencoderSettings, autoencoder, where=where),
+        quantizer=parse(VQSettings, quantizer, where=where),
     )
 
 
 def _check_tokenizer(tokenizer: VQGAN) -> None:
     """Raises `SmaltiError` for what their tokenizer cannot be."""
-    pyramid, quantizer = tokenizer.settings.pyramid, tokenizer.settings.quantizer
-    widths, lowest = pyramid.widths, len(pyramid.widths) - 1
+    autoencoder, quantizer = tokenizer.settings.autoencoder, tokenizer.settings.quantizer
+    widths, lowest = autoencoder.widths, len(autoencoder.widths) - 1
     used = quantizer.remap.used if isinstance(quantizer, VQSettings) else 0
     refused = {
         f"model.quantizer.name = {quantizer.name!r}": not isinstance(quantizer, VQSettings),
-        "model.quantizer.normalised = false": isinstance(quantizer, VQSettings) and not quantizer.normalised,
+        "model.quantizer.l2_normalize = false": isinstance(quantizer, VQSettings) and not quantizer.l2_normalize,
         f"model.quantizer.remap.used = {used}": used > 0,
-        f"model.pyramid.stem = {pyramid.stem}": pyramid.stem != 1,
-        "model.pyramid.convolutional_resampling = false": not pyramid.convolutional_resampling,
-        "model.pyramid.middle_attention = false": not pyramid.middle_attention,
-        f"model.pyramid.attention = {list(pyramid.attention)}, where theirs is [{lowest}], the lowest resolution": (
-            set(pyramid.attention) != {lowest}
+        f"model.autoencoder.patch_size = {autoencoder.patch_size}": autoencoder.patch_size != 1,
+        "model.autoencoder.convolutional_resampling = false": not autoencoder.convolutional_resampling,
+        "model.autoencoder.middle_attention = false": not autoencoder.middle_attention,
+        f"model.autoencoder.attention_levels = {list(autoencoder.attention_levels)}, where theirs is [{lowest}], the lowest resolution": (
+            set(autoencoder.attention_levels) != {lowest}
         ),
-        f"the widths {', '.join(map(str, widths))} (model.pyramid.width and multipliers), where theirs are multiples of the "
+        f"the widths {', '.join(map(str, widths))} (model.autoencoder.base_channels and multipliers), where theirs are multiples of the "
         "first and of 32": any(width % widths[0] or width % 32 for width in widths),
-        **pyramid.decoder_differences,
+        **autoencoder.decoder_differences,
     }
     for what, there in refused.items():
         if there:
@@ -265,7 +272,7 @@ _BLOCK |= {"query": "q", "key": "k", "value": "v", "out": "proj_out"}
 
 def _tokenizer_names(tokenizer: VQGAN) -> Renaming:
     """A tokenizer -> the table of its names there. Their decoder's levels begin at the lowest resolution."""
-    last = len(tokenizer.settings.pyramid.widths) - 1
+    last = len(tokenizer.settings.autoencoder.widths) - 1
 
     def level(m: re.Match[str]) -> str:
         return f"{m['half']}.conv_blocks.{m['level'] if m['half'] == 'encoder' else last - int(m['level'])}"
@@ -309,13 +316,13 @@ def _read_gpt(file: _File, *, factor: int, grid: Grid | None) -> tuple[Transform
     notes, sources = _notes(file, width=width, classes=classes, factor=factor, grid=grid)
     values = {
         **REFERENCE_GPT,
-        "size": size,
+        "codebook_size": size,
         "condition_size": classes,
         "grid": notes.grid,
         "layers": layers,
-        "width": width,
+        "embed_dim": width,
         "heads": notes.heads,
-        "hidden": file.shape("layers.0.feed_forward.w1.weight", axes=2)[0],
+        "mlp_dim": file.shape("layers.0.feed_forward.w1.weight", axes=2)[0],
         "dropout": notes.dropout,
     }
     prior = Transformer(parse(TransformerSettings, values, where=str(file.path)))
@@ -423,7 +430,7 @@ def _turned(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def _gpt_names(prior: Transformer) -> Renaming:
     """A prior -> the table of its names there.
 
-    Their rotation turns each row of a head's d with its neighbour, ours turns it with the one d / 2 further on. The order of the
+    Their rotation turns each row of a head's d with its neighbor, ours turns it with the one d / 2 further on. The order of the
     pairs is the same: first those that the row of the grid turns, then those of the column.
     """
     heads = prior.settings.heads
@@ -439,7 +446,7 @@ def _gpt_names(prior: Transformer) -> Renaming:
         Rule(r"blocks\.(\d+)\.up\.weight", r"layers.\1.feed_forward.w1.weight"),
         Rule(r"blocks\.(\d+)\.down\.weight", r"layers.\1.feed_forward.w2.weight"),
         Rule(r"blocks\.(\d+)\.attention_norm\.weight", r"layers.\1.attention_norm.weight"),
-        Rule(r"blocks\.(\d+)\.perceptron_norm\.weight", r"layers.\1.ffn_norm.weight"),
+        Rule(r"blocks\.(\d+)\.mlp_norm\.weight", r"layers.\1.ffn_norm.weight"),
         Rule(r"embedding\.weight", "tok_embeddings.weight"),
         Rule(r"prefix_positions\.weight", None),
         Rule(r"norm\.weight", "norm.weight"),

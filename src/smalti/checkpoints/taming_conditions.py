@@ -40,7 +40,7 @@ CLASSES: dict[str, int] = {
 }
 """Their data sets of scene layouts -> how many object classes they tell apart. The names are in their annotation files."""
 
-PLACES = {"objects_bbox": "boxes", "objects_center_points": "centres"}
+PLACES = {"objects_bbox": "boxes", "objects_center_points": "centers"}
 
 
 class Surroundings(NamedTuple):
@@ -61,7 +61,7 @@ class Surroundings(NamedTuple):
     grid: Grid | None
     """The window (h,w), where the checkpoint or its user says it."""
     side: int
-    """Codes along a side of the pictures that the first stage was made for, which the window need not be."""
+    """Codes along a side of the images that the first stage was made for, which the window need not be."""
     where: str
 
 
@@ -81,7 +81,7 @@ def condition_of(around: Surroundings) -> Built:
     if around.params.get("unconditional") or config == UNCONDITIONAL:
         return _unconditional(around, int(around.params.get("sos_token", 0)))
     if config == FIRST_STAGE:
-        return _maps(around, around.tokenizer, kind="picture", key=_key(around))
+        return _maps(around, around.tokenizer, kind="image", key=_key(around))
     part = Part.of(config, where=around.where, known={**_STAGES, **TOKENIZERS})
     read = _STAGES.get(part.target, _own_tokenizer)
     return read(around, part)
@@ -102,7 +102,7 @@ def _window(around: Surroundings, *, prefix: int) -> Grid:
 
 
 def _window_of_half(around: Surroundings) -> Grid:
-    """As `_window`, where the condition has as many codes as the picture."""
+    """As `_window`, where the condition has as many codes as the image."""
     return around.grid or _square(around, (around.block + 1) // 2)
 
 
@@ -143,7 +143,7 @@ def _coordinates(around: Surroundings, part: Part) -> Built:
     settings = {
         "levels": levels,
         # A coordinate of 1 would have the code `levels`; a vocabulary that ends before it never met one.
-        "size": min(levels + 1, max(around.vocabulary, levels)),
+        "codebook_size": min(levels + 1, max(around.vocabulary, levels)),
         "factor": take(part.params, "down_factor", where=around.where),
         "grid": grid,
     }
@@ -152,10 +152,12 @@ def _coordinates(around: Surroundings, part: Part) -> Built:
 
 def _own_tokenizer(around: Surroundings, part: Part) -> Built:
     tokenizer = read_tokenizer(part, around.weights, prefix=PREFIX, where=around.where)
-    kinds = {1: "depth", 3: "picture"}
-    kind = "segmentation" if part.target == SEGMENTATION else kinds.get(tokenizer.settings.pyramid.channels)
+    kinds = {1: "depth", 3: "image"}
+    kind = "segmentation" if part.target == SEGMENTATION else kinds.get(tokenizer.settings.autoencoder.channels)
     if kind is None:
-        raise SmaltiError(f"{around.where}: a condition of {tokenizer.settings.pyramid.channels} channels is not known")
+        raise SmaltiError(
+            f"{around.where}: a condition of {tokenizer.settings.autoencoder.channels} channels is not known"
+        )
     return _maps(around, tokenizer, kind=kind, key=_key(around))
 
 
@@ -174,7 +176,7 @@ def _codes(around: Surroundings, part: Part) -> Built:
         layout = {
             "classes": tuple(f"class {number}" for number in range(CLASSES[source["target"]])),
             "most": int(options.get("max_objects_per_image", 30)),
-            "size": int(options.get("no_tokens", around.vocabulary)),
+            "codebook_size": int(options.get("no_tokens", around.vocabulary)),
             "places": PLACES[key],
             "encode_crop": bool(options.get("encode_crop", True)),
             "group": bool(options.get("use_group_parameter", False)),
@@ -190,7 +192,7 @@ def _codes(around: Surroundings, part: Part) -> Built:
             f"{around.where}: {around.block} positions have no room for a condition beside {in_text(grid)} codes; give the grid "
             "that it is of, height x width: --grid HxW, in Python grid=(h, w)"
         )
-    given = {"key": _key(around), "size": around.vocabulary, "length": length}
+    given = {"key": _key(around), "codebook_size": around.vocabulary, "length": length}
     return Built(Given(parse(GivenSettings, given, where=around.where)), grid, None)
 
 
@@ -223,8 +225,8 @@ def section_of(condition: Condition, *, start: int | None) -> tuple[dict[str, An
         stage["params"]["sane_index_shape"] = True  # without it the original's forward pass fails
         weights = section_weights(condition.tokenizer, stage)
     elif isinstance(condition, Layout | Given):
-        centres = isinstance(condition, Layout) and condition.settings.places == "centres"
-        key = condition.key if isinstance(condition, Given) else "objects_center_points" if centres else "objects_bbox"
+        centers = isinstance(condition, Layout) and condition.settings.places == "centers"
+        key = condition.key if isinstance(condition, Given) else "objects_center_points" if centers else "objects_bbox"
         stage = {"target": DUMMY, "params": {"conditional_key": key}}
     else:
         raise SmaltiError(f"the original has no stage for the condition {condition.key!r}")

@@ -17,7 +17,7 @@ from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import parse
 from smalti.prior.gpt import GPT, GPTSettings
 from smalti.prior.order import Order
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import GumbelSettings, RemapSettings, VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
@@ -52,10 +52,10 @@ IGNORED = (
     r"(loss\.|model_ema\.|optimizer).*|colorize|quantize\.embedding\.(cluster_size|embed_avg)|quantize\.temperature"
 )
 """Names in their checkpoints that a tokenizer does not consist of: the losses' networks, averages kept beside the weights, the
-random projection that colours label maps, statistics of a codebook."""
+random projection that colors label maps, statistics of a codebook."""
 
 NOMINAL = 256
-"""Side of the pictures, where a model does not say what it was trained on; their settings place attention by it."""
+"""Side of the images, where a model does not say what it was trained on; their settings place attention by it."""
 
 _READ_ELSEWHERE = {
     *(
@@ -107,13 +107,13 @@ def take(values: Mapping[str, Any], key: str, *, where: str) -> Any:
 
 
 def resolution(part: Part, *, where: str) -> int:
-    """A first stage's section -> the side of the pictures it was made for, in pixels."""
+    """A first stage's section -> the side of the images it was made for, in pixels."""
     return int(take(take(part.params, "ddconfig", where=where), "resolution", where=where))
 
 
-def _pyramid(ddconfig: Mapping[str, Any], *, where: str) -> PyramidSettings:
+def _autoencoder(ddconfig: Mapping[str, Any], *, where: str) -> AutoencoderSettings:
     where = f"{where}, ddconfig"
-    multipliers = tuple(ddconfig.get("ch_mult", (1, 2, 4, 8)))
+    channel_multipliers = tuple(ddconfig.get("ch_mult", (1, 2, 4, 8)))
     side = int(take(ddconfig, "resolution", where=where))
     channels, out = take(ddconfig, "in_channels", where=where), take(ddconfig, "out_ch", where=where)
     kind = ddconfig.get("attn_type", "vanilla")
@@ -143,21 +143,21 @@ def _pyramid(ddconfig: Mapping[str, Any], *, where: str) -> PyramidSettings:
     for key in ddconfig:
         if key not in known | _DDCONFIG_IGNORED:
             raise SmaltiError(f"{where}: unknown key {key!r}; {suggestion(key, known)}")
-    # Attention stands where the *nominal* side of a level is listed, whatever the size of a picture.
+    # Attention stands where the *nominal* side of a level is listed, whatever the size of an image.
     wanted = set(take(ddconfig, "attn_resolutions", where=where)) if kind != "none" else set()
     values = {
         "channels": channels,
-        "width": ddconfig["ch"],
-        "multipliers": multipliers,
-        "blocks": take(ddconfig, "num_res_blocks", where=where),
-        "attention": tuple(level for level in range(len(multipliers)) if side // 2**level in wanted),
+        "base_channels": ddconfig["ch"],
+        "channel_multipliers": channel_multipliers,
+        "res_blocks": take(ddconfig, "num_res_blocks", where=where),
+        "attention_levels": tuple(level for level in range(len(channel_multipliers)) if side // 2**level in wanted),
         "middle_attention": kind != "none",
         "latent_channels": take(ddconfig, "z_channels", where=where),
         "dropout": ddconfig.get("dropout", 0.0),
         "zero_residuals": False,
         "convolutional_resampling": ddconfig.get("resamp_with_conv", True),
     }
-    return parse(PyramidSettings, values, where=where)
+    return parse(AutoencoderSettings, values, where=where)
 
 
 def tokenizer_settings(part: Part, *, used: int, where: str) -> VQGANSettings:
@@ -169,26 +169,26 @@ def tokenizer_settings(part: Part, *, used: int, where: str) -> VQGANSettings:
     ddconfig = take(params, "ddconfig", where=where)
     remap = {"used": used, "unknown": params.get("unknown_index", "random")} if used else {}
     common = {
-        "size": take(params, "n_embed", where=where),
-        "dimension": take(params, "embed_dim", where=where),
+        "codebook_size": take(params, "n_embed", where=where),
+        "codebook_dim": take(params, "embed_dim", where=where),
         "remap": parse(RemapSettings, remap, where=where),
     }
     quantizer: VQSettings | GumbelSettings
     if TOKENIZERS[part.target] == "gumbel":
-        options = {**common, "kl_weight": params.get("kl_weight", 1e-8), "noisy": True, "kmeans": 0}
+        options = {**common, "kl_weight": params.get("kl_weight", 1e-8), "noisy": True, "kmeans_iterations": 0}
         quantizer = parse(GumbelSettings, options, where=where)
     else:
         # The class never exposes the switch between the two places of beta, so every model of it was trained like this.
         quantizer = parse(VQSettings, {**common, **REFERENCE_VQ}, where=where)
-    return VQGANSettings(pyramid=_pyramid(ddconfig, where=where), quantizer=quantizer)
+    return VQGANSettings(autoencoder=_autoencoder(ddconfig, where=where), quantizer=quantizer)
 
 
 REFERENCE_VQ: dict[str, Any] = {
-    "normalised": False,
+    "l2_normalize": False,
     "commitment": 0.25,
     "beta_on": "codebook",
-    "kmeans": 0,
-    "restart_below": 0.0,
+    "kmeans_iterations": 0,
+    "dead_code_threshold": 0.0,
 }
 """What the original's quantizer is, in our settings."""
 
@@ -243,21 +243,21 @@ def tokenizer_names(tokenizer: VQGAN) -> Renaming:
 
 def tokenizer_section(tokenizer: VQGAN, *, about: Mapping[str, Any]) -> dict[str, Any]:
     """A tokenizer -> `target` and `params` of the original's YAML."""
-    pyramid, quantizer = tokenizer.settings.pyramid, tokenizer.settings.quantizer
+    autoencoder, quantizer = tokenizer.settings.autoencoder, tokenizer.settings.quantizer
     if not isinstance(quantizer, VQSettings | GumbelSettings):
         raise SmaltiError(
             f"the original has no place for model.quantizer.name = {quantizer.name!r}; this tokenizer cannot be written as one of "
             "its own, which are 'vq' and 'gumbel'"
         )
-    if isinstance(quantizer, VQSettings) and quantizer.normalised:
+    if isinstance(quantizer, VQSettings) and quantizer.l2_normalize:
         raise SmaltiError(
-            "the original compares codes by distance, this tokenizer by direction (model.quantizer.normalised = true)"
+            "the original compares codes by distance, this tokenizer by direction (model.quantizer.l2_normalize = true)"
         )
     side = max(about.get("size") or (NOMINAL,))
     params: dict[str, Any] = {
-        "embed_dim": quantizer.dimension,
-        "n_embed": quantizer.size,
-        "ddconfig": _ddconfig(pyramid, side=side),
+        "embed_dim": quantizer.codebook_dim,
+        "n_embed": quantizer.codebook_size,
+        "ddconfig": _ddconfig(autoencoder, side=side),
         "lossconfig": {"target": "taming.modules.losses.DummyLoss"},
     }
     if quantizer.remap.used:
@@ -271,49 +271,54 @@ def tokenizer_section(tokenizer: VQGAN, *, about: Mapping[str, Any]) -> dict[str
         }
         return {"target": "taming.models.vqgan.GumbelVQ", "params": params}
     if about.get("imported_from") == SEGMENTATION:
-        return {"target": SEGMENTATION, "params": {**params, "n_labels": pyramid.channels, "image_key": "segmentation"}}
+        return {
+            "target": SEGMENTATION,
+            "params": {**params, "n_labels": autoencoder.channels, "image_key": "segmentation"},
+        }
     return {"target": "taming.models.vqgan.VQModel", "params": params}
 
 
 def section_weights(tokenizer: VQGAN, section: Mapping[str, Any]) -> dict[str, Tensor]:
     """A tokenizer and its section -> its weights in the original's names, with what its class keeps beside them."""
     weights = tokenizer_names(tokenizer).written_from(tokenizer)
-    if section["target"] == SEGMENTATION:  # the projection that colours label maps, drawn at random there too
+    if section["target"] == SEGMENTATION:  # the projection that colors label maps, drawn at random there too
         chance = torch.Generator().manual_seed(0)
-        weights["colorize"] = torch.randn(3, tokenizer.settings.pyramid.channels, 1, 1, generator=chance)
+        weights["colorize"] = torch.randn(3, tokenizer.settings.autoencoder.channels, 1, 1, generator=chance)
     return weights
 
 
-def _ddconfig(pyramid: PyramidSettings, *, side: int) -> dict[str, Any]:
-    if pyramid.stem != 1:
-        raise SmaltiError(f"the original has no stem, this tokenizer has model.pyramid.stem = {pyramid.stem}")
-    if pyramid.width % 32:
+def _ddconfig(autoencoder: AutoencoderSettings, *, side: int) -> dict[str, Any]:
+    if autoencoder.patch_size != 1:
         raise SmaltiError(
-            f"the original's GroupNorm has 32 groups, which do not divide model.pyramid.width = {pyramid.width}"
+            f"the original has no stem, this tokenizer has model.autoencoder.patch_size = {autoencoder.patch_size}"
         )
-    for what, there in pyramid.decoder_differences.items():
+    if autoencoder.base_channels % 32:
+        raise SmaltiError(
+            f"the original's GroupNorm has 32 groups, which do not divide model.autoencoder.base_channels = {autoencoder.base_channels}"
+        )
+    for what, there in autoencoder.decoder_differences.items():
         if there:
             raise SmaltiError(
                 f"the original's decoder has the encoder's widths and one residual block more, this tokenizer has {what}"
             )
     return {
         "double_z": False,
-        "z_channels": pyramid.latent_channels,
+        "z_channels": autoencoder.latent_channels,
         "resolution": side,
-        "in_channels": pyramid.channels,
-        "out_ch": pyramid.channels,
-        "ch": pyramid.width,
-        "ch_mult": list(pyramid.multipliers),
-        "num_res_blocks": pyramid.blocks,
-        "attn_resolutions": [side // 2**level for level in pyramid.attention],
-        "dropout": pyramid.dropout,
-        "resamp_with_conv": pyramid.convolutional_resampling,
-        **({} if pyramid.middle_attention else {"attn_type": "none"}),
+        "in_channels": autoencoder.channels,
+        "out_ch": autoencoder.channels,
+        "ch": autoencoder.base_channels,
+        "ch_mult": list(autoencoder.channel_multipliers),
+        "num_res_blocks": autoencoder.res_blocks,
+        "attn_resolutions": [side // 2**level for level in autoencoder.attention_levels],
+        "dropout": autoencoder.dropout,
+        "resamp_with_conv": autoencoder.convolutional_resampling,
+        **({} if autoencoder.middle_attention else {"attn_type": "none"}),
     }
 
 
 def about(part: Part, *, where: str) -> dict[str, Any]:
-    """What is worth keeping of a first stage beside its settings: its class there, and the side of its pictures."""
+    """What is worth keeping of a first stage beside its settings: its class there, and the side of its images."""
     side = resolution(part, where=where)
     return {"imported_from": part.target, "size": [side, side]}
 
@@ -326,7 +331,8 @@ def read_tokenizer(part: Part, weights: Mapping[str, Tensor], *, prefix: str, wh
     place = f"{where} ({prefix.rstrip('.')})" if prefix else where
     tokenizer_names(tokenizer).read_into(tokenizer, mine, where=place, ignored=IGNORED)
     if used and not (
-        int(mine["quantize.used"].min()) >= 0 and int(mine["quantize.used"].max()) < tokenizer.settings.quantizer.size
+        int(mine["quantize.used"].min()) >= 0
+        and int(mine["quantize.used"].max()) < tokenizer.settings.quantizer.codebook_size
     ):
         raise SmaltiError(
             f"{place}: its table of used codes (quantize.used) names codes that the codebook does not have"
@@ -342,7 +348,7 @@ def _unbatched(positions: Tensor) -> Tensor:
     return positions.squeeze(0)
 
 
-_IN_GPT = {"attention_norm": "ln1", "perceptron_norm": "ln2", "up": "mlp.0", "down": "mlp.2"}
+_IN_GPT = {"attention_norm": "ln1", "mlp_norm": "ln2", "up": "mlp.0", "down": "mlp.2"}
 _IN_ATTENTION = {"query": "query", "key": "key", "value": "value", "out": "proj"}
 
 _GPT_RULES = (
@@ -369,19 +375,19 @@ def gpt_settings(
     """A transformer's section of their YAML, and what surrounds it -> our settings."""
     params = part.params
     values = {
-        "vocabulary": take(params, "vocab_size", where=where),
-        "size": codes,
-        "prefix": prefix,
+        "vocab_size": take(params, "vocab_size", where=where),
+        "codebook_size": codes,
+        "prefix_length": prefix,
         "grid": grid,
-        "block": take(params, "block_size", where=where),
+        "block_size": take(params, "block_size", where=where),
         "layers": params.get("n_layer", 12),
         "heads": params.get("n_head", 8),
-        "width": params.get("n_embd", 256),
+        "embed_dim": params.get("n_embd", 256),
         "embedding_dropout": params.get("embd_pdrop", 0.0),
         "residual_dropout": params.get("resid_pdrop", 0.0),
         "attention_dropout": params.get("attn_pdrop", 0.0),
         "unmasked": params.get("n_unmasked", 0),
-        "start": start,
+        "start_code": start,
         "order": order,
     }
     known = {
@@ -403,7 +409,7 @@ def gpt_settings(
 
 def mask(prior: GPT) -> Tensor:
     """A GPT -> the attention mask (1,1,T,T) that each layer of theirs keeps: 1 where a code sees another."""
-    block, unmasked = prior.settings.block, prior.settings.unmasked
+    block, unmasked = prior.settings.block_size, prior.settings.unmasked
     visible = torch.tril(torch.ones(block, block))
     visible[:unmasked, :unmasked] = 1
     return visible[None, None]

@@ -40,7 +40,7 @@ def write(
         (temporary / "configs").mkdir()
         (temporary / "checkpoints").mkdir()
         whole: dict[str, Any] = {"model": {"base_learning_rate": 4.5e-06, **model}}
-        if isinstance(prior, GPT):  # what the original takes from its pictures, and its programs do not read
+        if isinstance(prior, GPT):  # what the original takes from its images, and its programs do not read
             whole[NOTES] = {"grid": list(prior.settings.grid)}
         text = yaml.safe_dump(whole, sort_keys=False)
         (temporary / "configs" / "smalti-project.yaml").write_text(text, "utf-8")
@@ -56,18 +56,18 @@ def _net2net(
         raise SmaltiError("the original's transformer is the prior 'gpt'; this one is of another kind")
     settings = prior.settings
     transformer = {
-        "vocab_size": settings.vocabulary,
-        "block_size": settings.block,
+        "vocab_size": settings.vocab_size,
+        "block_size": settings.block_size,
         "n_layer": settings.layers,
         "n_head": settings.heads,
-        "n_embd": settings.width,
+        "n_embd": settings.embed_dim,
         "embd_pdrop": settings.embedding_dropout,
         "resid_pdrop": settings.residual_dropout,
         "attn_pdrop": settings.attention_dropout,
         "n_unmasked": settings.unmasked,
     }
     first = tokenizer_section(tokenizer, about=about)
-    told, told_weights = section_of(condition, start=settings.start)
+    told, told_weights = section_of(condition, start=settings.start_code)
     permuter = next(theirs for theirs, ours in ORDERS.items() if ours == settings.order)
     rows, columns = settings.grid
     shape = {} if settings.order == "raster" else {"H": rows, "W": columns}

@@ -2,9 +2,9 @@
 
 The paper's prior is a GPT-2 with a head of its own, so nothing is lost. Beside the network the folder keeps what theirs has no
 place for: the condition and the grid (in `config.json`, under `smalti_prior`) and the tokenizer (in the folder `vqgan`, ours). Only
-folders that were written here are read: of another GPT-2 nobody knows which pictures its codes are.
+folders that were written here are read: of another GPT-2 nobody knows which images its codes are.
 
-Letters: D width, h w grid, K image codes, V codes of condition and picture.
+Letters: D width, h w grid, K image codes, V codes of condition and image.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _checked(prior: Prior | None) -> GPT:
     if isinstance(prior, Transformer):
         raise SmaltiError(
             "transformers has no network like this prior (network.name = 'transformer'): its Llama turns queries and keys by one "
-            "place in the sequence, this prior by row and column of the picture; a prior with network.name=gpt fits its GPT-2"
+            "place in the sequence, this prior by row and column of the image; a prior with network.name=gpt fits its GPT-2"
         )
     if not isinstance(prior, GPT):
         raise SmaltiError(
@@ -117,9 +117,9 @@ def _config(ours: GPTSettings) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": ours.vocabulary,
-        "n_positions": ours.block,
-        "n_embd": ours.width,
+        "vocab_size": ours.vocab_size,
+        "n_positions": ours.block_size,
+        "n_embd": ours.embed_dim,
         "n_layer": ours.layers,
         "n_head": ours.heads,
         "activation_function": "gelu",  # the exact one; GPT-2's own is an approximation
@@ -128,16 +128,16 @@ def _config(ours: GPTSettings) -> dict[str, Any]:
         "attn_pdrop": ours.attention_dropout,
         "resid_pdrop": ours.residual_dropout,
         "tie_word_embeddings": False,
-        "bos_token_id": ours.start,
+        "bos_token_id": ours.start_code,
         "eos_token_id": None,
     }
 
 
 def _generation(ours: GPTSettings) -> dict[str, Any]:
     """What their `generate` is to do by itself: a whole grid, of image codes alone."""
-    values: dict[str, Any] = {"max_new_tokens": ours.grid[0] * ours.grid[1], "bos_token_id": ours.start}
-    if ours.vocabulary > ours.size:
-        values["suppress_tokens"] = list(range(ours.size, ours.vocabulary))
+    values: dict[str, Any] = {"max_new_tokens": ours.grid[0] * ours.grid[1], "bos_token_id": ours.start_code}
+    if ours.vocab_size > ours.codebook_size:
+        values["suppress_tokens"] = list(range(ours.codebook_size, ours.vocab_size))
     return values
 
 
@@ -148,7 +148,7 @@ def _turned(weight: Tensor) -> Tensor:
 
 _LINEAR = {"attention.out": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
 _LINEAR |= {f"attention.{part}": f"attn.c_attn.{place}" for place, part in enumerate(("query", "key", "value"))}
-_NORMS = {"attention_norm": "ln_1", "perceptron_norm": "ln_2"}
+_NORMS = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
 _PART = re.compile(r"(.*\.c_attn)\.\d\.(\w+)")
 
 

@@ -1,4 +1,4 @@
-"""`smalti bench`: how fast this machine encodes, decodes and lays pictures with a model, and in how much memory."""
+"""`smalti bench`: how fast this machine encodes, decodes and lays images with a model, and in how much memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 2**20
 
 
 class Work(NamedTuple):
-    """What is measured: so many `unit` of each picture; `run` does it to so many pictures at once, and waits for the device."""
+    """What is measured: so many `unit` of each image; `run` does it to so many images at once, and waits for the device."""
 
     name: str
     unit: str
@@ -36,11 +36,11 @@ class Work(NamedTuple):
 def bench(
     model: Model = SCENES,
     size: Annotated[str | None, typer.Option(help="Pixels: 64, or height x width; as trained by default.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at once, beside one alone.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once, beside one alone.")] = 16,
     grid: Grid = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
-    """Measure what this machine does with a tokenizer or a pipeline: pictures and codes a second, and memory."""
+    """Measure what this machine does with a tokenizer or a pipeline: images and codes a second, and memory."""
     import torch
     from rich.table import Table
 
@@ -56,7 +56,7 @@ def bench(
         for work in works:
             rate = count * work.each / _seconds(work, count)
             table.add_row(work.name, str(count), f"{rate:,.1f} {work.unit}", f"{_most_memory(place) / MIB:,.0f} MiB")
-    size_told = "pictures of {}x{} (height x width)".format(*height_width)
+    size_told = "images of {}x{} (height x width)".format(*height_width)
     threads = f" with {torch.get_num_threads()} threads" if place.type == "cpu" else ""
     CONSOLE.print(f"{model.resolve().name}, {size_told}, {place}{threads}", soft_wrap=True)
     CONSOLE.print(table)
@@ -64,7 +64,7 @@ def bench(
 
 
 def _trained_size(models: Imported) -> tuple[int, int]:
-    """(H,W) of the prior's window, else of the pictures that the tokenizer was trained on, else 256 x 256."""
+    """(H,W) of the prior's window, else of the images that the tokenizer was trained on, else 256 x 256."""
     if models.tokenizer is not None and models.prior is not None:
         h, w = models.prior.grid
         return h * models.tokenizer.factor, w * models.tokenizer.factor
@@ -73,7 +73,7 @@ def _trained_size(models: Imported) -> tuple[int, int]:
 
 
 def _works(models: Imported, size: tuple[int, int], batch: int, device: torch.device) -> list[Work]:
-    """Encoding noise and decoding its codes; where there is a prior, laying pictures of which nothing is said."""
+    """Encoding noise and decoding its codes; where there is a prior, laying images of which nothing is said."""
     import torch
 
     from smalti.core.errors import SmaltiError
@@ -82,14 +82,16 @@ def _works(models: Imported, size: tuple[int, int], batch: int, device: torch.de
     from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size
 
     if models.tokenizer is None:
-        raise SmaltiError("there is a prior alone, which makes no pictures; name a tokenizer or a pipeline")
+        raise SmaltiError("there is a prior alone, which makes no images; name a tokenizer or a pipeline")
     tokenizer = models.tokenizer.to(device)
-    noise = torch.rand(batch, tokenizer.settings.pyramid.channels, *size, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(
+        batch, tokenizer.settings.autoencoder.channels, *size, generator=torch.Generator().manual_seed(0)
+    )
     images = (2 * noise - 1).to(device)  # (B,C,H,W)
     latents = encode_of_any_size(tokenizer, images).latents  # (B,D,h,w)
     works = [
-        Work("encoding", "pictures", 1, lambda count: encode_of_any_size(tokenizer, images[:count]).codes.cpu()),
-        Work("decoding", "pictures", 1, lambda count: decode_of_any_size(tokenizer, latents[:count])),
+        Work("encoding", "images", 1, lambda count: encode_of_any_size(tokenizer, images[:count]).codes.cpu()),
+        Work("decoding", "images", 1, lambda count: decode_of_any_size(tokenizer, latents[:count])),
     ]
     if models.prior is not None and models.condition is not None:
         pipeline = Pipeline(tokenizer, models.prior, models.condition).to(device)
@@ -104,7 +106,7 @@ def _works(models: Imported, size: tuple[int, int], batch: int, device: torch.de
 
 
 def _seconds(work: Work, count: int) -> float:
-    """Of one run with so many pictures: the median."""
+    """Of one run with so many images: the median."""
     work.run(count)
     taken: list[float] = []
     while sum(taken) < SECONDS:

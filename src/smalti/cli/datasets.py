@@ -12,7 +12,7 @@ from smalti.cli.console import CONSOLE, by_name, counting, size_option
 
 def scenes(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 2000,
+    count: Annotated[int, typer.Option(min=1, help="How many images.")] = 2000,
     size: Annotated[str, typer.Option(help="Pixels: 64, or height x width as 64x128.")] = "64",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that paint; all cores by default.")] = None,
@@ -26,28 +26,28 @@ def scenes(
         write_scenes(
             out, count=count, size=height_width, seed=seed, progress=lambda done: progress(done, count), workers=workers
         )
-    CONSOLE.print(f"{count} scenes in {out}; pictures by class in {out / 'images'}", soft_wrap=True)
+    CONSOLE.print(f"{count} scenes in {out}; images by class in {out / 'images'}", soft_wrap=True)
 
 
 def encode(
     tokenizer: Annotated[Path, typer.Argument(help="A tokenizer: model folder, run folder or Hub id.")],
-    data: Annotated[Path, typer.Argument(help="Pictures: a folder, a .txt list of paths, or a .zip file.")],
+    data: Annotated[Path, typer.Argument(help="Images: a folder, a .txt list of paths, or a .zip file.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the code shards.")],
-    copies: Annotated[int, typer.Option(min=1, help="Random crops and flips of each training picture.")] = 8,
+    copies: Annotated[int, typer.Option(min=1, help="Random crops and flips of each training image.")] = 8,
     size: Annotated[
         str | None, typer.Option(help="Pixels: 64, or height x width; what the tokenizer was trained on by default.")
     ] = None,
     zoom: Annotated[float, typer.Option(min=1.0, help="Crops are cut after enlarging by --least-zoom to this.")] = 1.25,
-    least_zoom: Annotated[float, typer.Option(min=1.0, help="As --zoom: parts of pictures, all at one scale.")] = 1.0,
+    least_zoom: Annotated[float, typer.Option(min=1.0, help="As --zoom: parts of images, all at one scale.")] = 1.0,
     flip: Annotated[bool, typer.Option(help="Mirror every second copy.")] = True,
-    validation: Annotated[float, typer.Option(help="Share of the pictures that is held out.")] = 0.05,
+    validation: Annotated[float, typer.Option(help="Share of the images that is held out.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     condition: Annotated[
         list[str] | None,
         typer.Option(
-            help="What pictures are told: labels, coordinates, layout, keypoints, or a name of your own for what has a "
+            help="What images are told: labels, coordinates, layout, keypoints, or a name of your own for what has a "
             "tokenizer of its own: segmentation, depth, edges ... Several may be given."
         ),
     ] = None,
@@ -57,7 +57,7 @@ def encode(
     condition_data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where it lies, named as the pictures are, or a file of annotations; without it, it is made of the pictures: "
+            help="Where it lies, named as the images are, or a file of annotations; without it, it is made of the images: "
             "edges, or smaller copies. NAME=PATH where there are several conditions."
         ),
     ] = None,
@@ -65,14 +65,14 @@ def encode(
         list[str] | None, typer.Option(help="A setting of a condition: layout.most=10; may be repeated.")
     ] = None,
 ) -> None:
-    """Turn pictures into code shards, from which a prior is trained without pictures."""
+    """Turn images into code shards, from which a prior is trained without images."""
     from smalti.core.errors import SmaltiError
     from smalti.core.settings import parse
     from smalti.data.code_shards import open_codes
     from smalti.encoding.condition_encoding import Told
     from smalti.hub.pretrained import find_model
     from smalti.training.config import CopiesSettings, lay_over
-    from smalti.training.runs import encode_pictures
+    from smalti.training.runs import encode_images
 
     names = condition or []
     tokenizers = by_name(condition_tokenizer or [], names, option="--condition-tokenizer")
@@ -93,15 +93,15 @@ def encode(
         for name in names
     ]
     trained = find_model(tokenizer, kind="tokenizer").about.get("size", [256, 256])
-    pictures = {
+    images = {
         "size": size_option(size) or trained,
         "zoom": (least_zoom, zoom),
         "flip": flip,
         "validation": validation,
     }
-    settings = parse(CopiesSettings, {"copies": copies, "pictures": pictures}, where="smalti encode")
+    settings = parse(CopiesSettings, {"copies": copies, "images": images}, where="smalti encode")
     with counting("encoding", "images") as progress:
-        made = encode_pictures(
+        made = encode_images(
             tokenizer,
             data,
             out,
@@ -113,10 +113,10 @@ def encode(
             told=told,
         )
     meta = open_codes(out).meta
-    pictures_in = sum(meta.training.shards)
+    images_in = sum(meta.training.shards)
     said = "" if made else "already there: "
     CONSOLE.print(
-        f"{said}{pictures_in} pictures x {meta.training.copies} copies and {sum(meta.validation.shards)} held out, "
+        f"{said}{images_in} images x {meta.training.copies} copies and {sum(meta.validation.shards)} held out, "
         f"{meta.grid[0]}x{meta.grid[1]} codes each, in {out}",
         soft_wrap=True,
     )

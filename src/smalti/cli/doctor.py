@@ -164,16 +164,16 @@ def suggested(device: torch.device, memory: int) -> str:
             need = still + each * batch / parts
             if need <= SHARE * memory:
                 accumulate = f" --set run.accumulate={parts}" if parts > 1 else ""
-                command = f"smalti train tokenizer PICTURES --out RUN --recipe {recipe}{accumulate}"
+                command = f"smalti train tokenizer IMAGES --out RUN --recipe {recipe}{accumulate}"
                 return f"{command} (batches of {batch}, {batch // parts} at once, about {need / GIB:.1f} GiB)"
     return "there is too little free memory even for the recipe small; free some, or take another machine"
 
 
 def taken(settings: TokenizerTraining) -> tuple[float, float]:
-    """A training of stage 1 -> bytes that it takes, about: whatever the batch, and for each picture that is computed at once.
+    """A training of stage 1 -> bytes that it takes, about: whatever the batch, and for each image that is computed at once.
 
     What the gradients need is counted, not guessed: a tokenizer of any weights says what it keeps of a few tiles, and what of twice
-    as many. The difference grows with the picture.
+    as many. The difference grows with the image.
     """
     import torch
 
@@ -182,7 +182,7 @@ def taken(settings: TokenizerTraining) -> tuple[float, float]:
     with torch.device("meta"):  # nobody asks what the weights are
         tokenizer = VQGAN(settings.model)
     tokenizer.to_empty(device="cpu")
-    channels, side = settings.model.pyramid.channels, 2 * tokenizer.factor
+    channels, side = settings.model.autoencoder.channels, 2 * tokenizer.factor
 
     def kept(tiles: int) -> int:
         sizes: list[int] = []
@@ -195,10 +195,10 @@ def taken(settings: TokenizerTraining) -> tuple[float, float]:
             tokenizer.decode(tokenizer.features(torch.zeros(1, channels, side, side * tiles)))
         return sum(sizes)
 
-    picture = (kept(2) - kept(1)) * math.prod(settings.pictures.size) / side**2
+    image = (kept(2) - kept(1)) * math.prod(settings.images.size) / side**2
     half = 0.5 if settings.run.precision.startswith(("bf16", "16")) else 1.0
     count = sum(parameter.numel() for parameter in tokenizer.parameters())
-    return A_WEIGHT * count, BESIDE * half * picture
+    return A_WEIGHT * count, BESIDE * half * image
 
 
 def _warnings(memory: int) -> Iterator[str]:

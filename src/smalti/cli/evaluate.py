@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Measure a tokenizer, a prior, or one set of pictures against another; scores carry their protocol.",
+    help="Measure a tokenizer, a prior, or one set of images against another; scores carry their protocol.",
 )
 
 Data = Annotated[
-    Path, typer.Argument(help="Pictures: a folder, a .txt list of paths, a .zip file or an .npz of samples.")
+    Path, typer.Argument(help="Images: a folder, a .txt list of paths, a .zip file or an .npz of samples.")
 ]
 Protocol = Annotated[
     str | None, typer.Option("--protocol", help="A named protocol; `smalti evaluate protocols` lists them.")
@@ -40,8 +40,8 @@ HeldOut = Annotated[
         "of the training, where MODEL is a run that was trained on DATA.",
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for result.json, report.html and pictures.csv.")]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures at once; does not change the scores.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for result.json, report.html and images.csv.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images at once; does not change the scores.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 
@@ -59,37 +59,37 @@ def tokenizer(
     batch: Batch = 16,
     device: Device = "auto",
 ) -> None:
-    """Reconstruct pictures, and say how much survives and how the codes are used."""
+    """Reconstruct images, and say how much survives and how the codes are used."""
     from smalti.core.devices import pick_device
     from smalti.core.errors import SmaltiError
     from smalti.data.file_types import kind_of
     from smalti.evaluation.measures import measure_tokenizer
-    from smalti.evaluation.prepared_images import open_pictures
+    from smalti.evaluation.prepared_images import open_images
     from smalti.evaluation.protocols import TOKENIZER_PROTOCOLS, choose
     from smalti.evaluation.results import check_folder
     from smalti.model_loading import read_models
 
     if out is not None:
         check_folder(out)
-    place, source = pick_device(device), open_pictures(data)
-    laid = [*_sized(size, "pictures"), *_held_out(held_out, model, data, source), *(overrides or [])]
+    place, source = pick_device(device), open_images(data)
+    laid = [*_sized(size, "images"), *_held_out(held_out, model, data, source), *(overrides or [])]
     chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=laid)
     models = read_models(model, prior=False)
     if models.tokenizer is None:
         raise SmaltiError(f"{model} holds no tokenizer")
-    kind = kind_of(models.about, channels=models.tokenizer.settings.pyramid.channels)
-    if kind.name != "colour":
+    kind = kind_of(models.about, channels=models.tokenizer.settings.autoencoder.channels)
+    if kind.name != "color":
         raise SmaltiError(
-            f"{model} is for {kind.files}, and these scores compare pictures; smalti reconstruct tells how much of them survives"
+            f"{model} is for {kind.files}, and these scores compare images; smalti reconstruct tells how much of them survives"
         )
     trained = models.about.get("size")
-    if chosen.pictures.size is None and trained is not None and not any("pictures.size" in each for each in laid):
-        chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=[f"pictures.size={list(trained)}", *laid])
-    with counting("measuring", "pictures") as progress:
+    if chosen.images.size is None and trained is not None and not any("images.size" in each for each in laid):
+        chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=[f"images.size={list(trained)}", *laid])
+    with counting("measuring", "images") as progress:
         measured = measure_tokenizer(
             models.tokenizer, source, protocol=chosen, device=place, progress=progress, batch=batch
         )
-    seen = _seen_in_training(models.about, data, len(source.pictures), held_out=chosen.pictures.held_out)
+    seen = _seen_in_training(models.about, data, len(source.images), held_out=chosen.images.held_out)
     _finish(measured, out, model={"name": _name(model), "about": models.about}, notes=seen)
 
 
@@ -99,7 +99,7 @@ def prior(
         Path, typer.Argument(help="A pipeline (folder with tokenizer and prior) or a foreign checkpoint of both.")
     ],
     data: Annotated[
-        Path, typer.Argument(help="Codes made by `smalti encode` (the held-out ones are measured), or pictures.")
+        Path, typer.Argument(help="Codes made by `smalti encode` (the held-out ones are measured), or images.")
     ],
     protocol: Protocol = None,
     overrides: Overrides = None,
@@ -109,12 +109,12 @@ def prior(
     grid: Grid = None,
     device: Device = "auto",
 ) -> None:
-    """Say how likely a prior finds pictures it has not seen; with a protocol that samples, compare its own with them."""
+    """Say how likely a prior finds images it has not seen; with a protocol that samples, compare its own with them."""
     from smalti.core.devices import pick_device
     from smalti.core.errors import SmaltiError
     from smalti.data.code_shards import CodeShards, open_codes
     from smalti.evaluation.measures import measure_prior
-    from smalti.evaluation.prepared_images import open_pictures
+    from smalti.evaluation.prepared_images import open_images
     from smalti.evaluation.protocols import PRIOR_PROTOCOLS, choose
     from smalti.evaluation.results import check_folder
     from smalti.model_loading import read_models
@@ -122,20 +122,20 @@ def prior(
 
     if out is not None:
         check_folder(out)
-    given = open_codes(data) if (data / "codes.json").is_file() else open_pictures(data)
+    given = open_codes(data) if (data / "codes.json").is_file() else open_images(data)
     share = [] if isinstance(given, CodeShards) else _held_out(held_out, model / "tokenizer", data, given)
     chosen = choose(PRIOR_PROTOCOLS, protocol, overrides=[*share, *(overrides or [])])
     place = pick_device(device)
     models = read_models(model, grid=grid_option(grid))
     if models.tokenizer is None or models.prior is None or models.condition is None:
         raise SmaltiError(
-            f"{model} holds no prior with its tokenizer; both are needed to measure the likelihood of pictures"
+            f"{model} holds no prior with its tokenizer; both are needed to measure the likelihood of images"
         )
     pipeline = Pipeline(models.tokenizer, models.prior, models.condition)
-    with counting("measuring", "pictures") as progress:
+    with counting("measuring", "images") as progress:
         measured = measure_prior(pipeline, given, protocol=chosen, device=place, progress=progress, batch=batch)
-    count = 0 if isinstance(given, CodeShards) else len(given.pictures)
-    seen = _seen_in_training(models.about, data, count, held_out=chosen.pictures.held_out)
+    count = 0 if isinstance(given, CodeShards) else len(given.images)
+    seen = _seen_in_training(models.about, data, count, held_out=chosen.images.held_out)
     _finish(measured, out, model={"name": _name(model), "about": models.about}, notes=seen)
 
 
@@ -145,7 +145,7 @@ def folders(
         Path, typer.Argument(help="The samples: a folder, a .txt list, a .zip file or an .npz of samples.")
     ],
     reference: Annotated[
-        Path, typer.Argument(help="What they are compared with: pictures as well, or an .npz file of statistics.")
+        Path, typer.Argument(help="What they are compared with: images as well, or an .npz file of statistics.")
     ],
     protocol: Protocol = None,
     overrides: Overrides = None,
@@ -158,12 +158,12 @@ def folders(
     batch: Batch = 32,
     device: Device = "auto",
 ) -> None:
-    """Compare two sets of pictures: FID, KID, precision and recall, and what else the protocol asks for."""
+    """Compare two sets of images: FID, KID, precision and recall, and what else the protocol asks for."""
     from smalti.core.devices import pick_device
     from smalti.core.errors import SmaltiError
     from smalti.evaluation.feature_statistics import holds_statistics, read_statistics
     from smalti.evaluation.measures import measure_sets, with_available_network
-    from smalti.evaluation.prepared_images import open_pictures
+    from smalti.evaluation.prepared_images import open_images
     from smalti.evaluation.protocols import SET_PROTOCOLS, choose
     from smalti.evaluation.results import check_folder
 
@@ -179,9 +179,9 @@ def folders(
             CONSOLE.print(note, soft_wrap=True)
     if known and statistics is not None:
         raise SmaltiError(f"{reference} holds statistics already; leave out --statistics")
-    given = read_statistics(reference) if known else open_pictures(reference)
-    place, source = pick_device(device), open_pictures(samples)
-    with counting("measuring", "pictures") as progress:
+    given = read_statistics(reference) if known else open_images(reference)
+    place, source = pick_device(device), open_images(samples)
+    with counting("measuring", "images") as progress:
         measured = measure_sets(
             source, given, protocol=chosen, device=place, progress=progress, batch=batch, statistics=statistics
         )
@@ -234,7 +234,7 @@ def _held_out(given: float | None, model: Path, data: Path, source: Source) -> l
     from smalti.data.contents import is_data_of
 
     if given is not None:
-        return [f"pictures.held_out={given}"]
+        return [f"images.held_out={given}"]
     config = next(
         (path for path in (model / "config.yaml", model / "tokenizer" / "config.yaml") if path.is_file()), None
     )
@@ -242,20 +242,20 @@ def _held_out(given: float | None, model: Path, data: Path, source: Source) -> l
         run = parse_yaml(config.read_text("utf-8")) if config else None
     except (yaml.YAMLError, UnicodeDecodeError):  # another program's, perhaps: it does not matter here
         run = None
-    if not isinstance(run, dict) or "pictures" not in run or not is_data_of(run, data, source):
+    if not isinstance(run, dict) or "images" not in run or not is_data_of(run, data, source):
         return []
-    share = run["pictures"]["validation"]
+    share = run["images"]["validation"]
     CONSOLE.print(f"{model} was trained on {data}: measuring the {100 * share:g}% held out there", soft_wrap=True)
-    return [f"pictures.held_out={share}"]
+    return [f"images.held_out={share}"]
 
 
-def _seen_in_training(about: dict[str, Any], data: Path, pictures: int, *, held_out: float) -> tuple[str, ...]:
-    """A note where the pictures look like those of the training."""
-    if held_out or about.get("data") != data.name or about.get("pictures") != pictures:
+def _seen_in_training(about: dict[str, Any], data: Path, images: int, *, held_out: float) -> tuple[str, ...]:
+    """A note where the images look like those of the training."""
+    if held_out or about.get("data") != data.name or about.get("images") != images:
         return ()
     return (
-        f"the model was trained on a {data.name} of as many pictures, and all of them were measured: these scores are not of "
-        "held-out pictures; use --held-out with the share of the training",
+        f"the model was trained on a {data.name} of as many images, and all of them were measured: these scores are not of "
+        "held-out images; use --held-out with the share of the training",
     )
 
 
@@ -280,9 +280,9 @@ def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], note
     CONSOLE.print(table)
     for network in networks:
         CONSOLE.print(f"features: {network}", soft_wrap=True)
-    pictures = measured.data.get("pictures")
+    images = measured.data.get("images")
     CONSOLE.print(
-        f"measured on {pictures if pictures is not None else '?'} pictures of {measured.data['name']}", soft_wrap=True
+        f"measured on {images if images is not None else '?'} images of {measured.data['name']}", soft_wrap=True
     )
     for note in measured.notes:
         CONSOLE.print(f"note: {note}", soft_wrap=True)

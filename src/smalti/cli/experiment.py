@@ -21,7 +21,7 @@ def experiment(
     scale: Annotated[str, typer.Option("--scale", help="tiny, small or full.")] = "tiny",
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Pictures: a folder, a .txt list or a .zip file. Tiny paints scenes without."),
+        typer.Option("--data", help="Images: a folder, a .txt list or a .zip file. Tiny paints scenes without."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the study; runs/experiments/NAME-SCALE by default.")

@@ -1,6 +1,6 @@
-"""What the commands that lay pictures share: progress, a partial picture to look at, and a file from which `--resume` goes on.
+"""What the commands that lay images share: progress, a partial image to look at, and a file from which `--resume` goes on.
 
-Letters: B pictures, C channels, H W pixels, h w code grid, f = H/h, p pixels of a code in the partial picture.
+Letters: B images, C channels, H W pixels, h w code grid, f = H/h, p pixels of a code in the partial image.
 """
 
 from __future__ import annotations
@@ -30,41 +30,41 @@ if TYPE_CHECKING:
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume", help="Go on with what the same command laid before it was stopped; pictures that are there stay."
+        "--resume", help="Go on with what the same command laid before it was stopped; images that are there stay."
     ),
 ]
 Preview = Annotated[
     float,
-    typer.Option(min=0.0, help="While it lays: seconds between partial pictures, NAME-partial.png; 0 for none."),
+    typer.Option(min=0.0, help="While it lays: seconds between partial images, NAME-partial.png; 0 for none."),
 ]
 
 Speculate = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Guess so many codes at once: the same pictures in fewer steps, of the trained size at most; 0 for none.",
+        help="Guess so many codes at once: the same images in fewer steps, of the trained size at most; 0 for none.",
     ),
 ]
 
 SIDE = 1024
-"""Pixels of the longer side of a partial picture at most, but one for each code."""
+"""Pixels of the longer side of a partial image at most, but one for each code."""
 ABOVE = 4
 """Rows of codes that are decoded again with the new ones below them, and not shown again."""
 SHARE = 9
-"""A partial picture is waited for at least so many times as long as the last one took: a tenth of the time goes into them."""
+"""A partial image is waited for at least so many times as long as the last one took: a tenth of the time goes into them."""
 CHOSEN = ("chosen_by", "laid_with_seed", "score")
-"""What only a finished picture can say of how it was chosen among several tries."""
+"""What only a finished image can say of how it was chosen among several tries."""
 
 
 class File(NamedTuple):
-    """Where a picture is written, and what it says of itself."""
+    """Where an image is written, and what it says of itself."""
 
     path: Path
     settings: dict[str, Any]
 
     @property
     def finished(self) -> bool:
-        """Whether the picture is there already, made in the same way."""
+        """Whether the image is there already, made in the same way."""
         from smalti.images.png_stream import read_head
 
         head = read_head(self.path)
@@ -74,10 +74,10 @@ class File(NamedTuple):
 
 @final
 class Partial:
-    """A small picture of what is laid so far, in a file that is written again every so many seconds.
+    """A small image of what is laid so far, in a file that is written again every so many seconds.
 
     Each time only the rows of codes that are new are decoded, with a few above them. They have the group statistics of
-    themselves, so that brightness may differ a little from the finished picture's.
+    themselves, so that brightness may differ a little from the finished image's.
     """
 
     def __init__(self, pipeline: Pipeline, path: Path, grid: tuple[int, int], *, every: float) -> None:
@@ -86,13 +86,13 @@ class Partial:
 
         f = pipeline.tokenizer.factor
         self._pixels = max((p for p in range(1, f + 1) if f % p == 0 and p * max(grid) <= SIDE), default=1)
-        channels = pipeline.tokenizer.settings.pyramid.channels
+        channels = pipeline.tokenizer.settings.autoencoder.channels
         self._canvas = torch.zeros(channels, grid[0] * self._pixels, grid[1] * self._pixels)  # (C, h p, w p)
         self._pipeline, self._path, self._every, self._done = pipeline, path, every, 0
         self._due = time.monotonic() + every if every else float("inf")
 
     def laid(self, codes: Tensor) -> None:
-        """Codes (h,w) of the picture, -1 where none is laid."""
+        """Codes (h,w) of the image, -1 where none is laid."""
         began = time.monotonic()
         if began >= self._due:
             self._draw(codes)
@@ -113,7 +113,7 @@ class Partial:
         save_png(self._path, self._canvas, settings={"partial": f"{int(laid.sum())} of {laid.numel()} codes"})
 
     def remove(self) -> None:
-        """The picture is finished, and this one is not needed any longer."""
+        """The image is finished, and this one is not needed any longer."""
         self._path.unlink(missing_ok=True)
 
 
@@ -135,30 +135,30 @@ def stopped_by_sigterm() -> Iterator[None]:
 
 
 class Choice(NamedTuple):
-    """How a picture is chosen among several that are laid."""
+    """How an image is chosen among several that are laid."""
 
     tries: int
     """1: there is nothing to choose."""
     judge: str
-    """What chooses, in a word for the picture's settings."""
+    """What chooses, in a word for the image's settings."""
     scoring: Callable[[Sequence[Any], Tensor], Score]
-    """What pictures are told, and their known codes -> the score of their candidates."""
+    """What images are told, and their known codes -> the score of their candidates."""
 
 
 class Way(NamedTuple):
-    """How a command lays its pictures, whichever they are."""
+    """How a command lays its images, whichever they are."""
 
     sampler: Sampler
     choice: Choice
     resume: bool
     preview: float
-    """Seconds between partial pictures, 0 for none."""
+    """Seconds between partial images, 0 for none."""
     speculate: int
     """Codes that are guessed at once, 0 for none."""
 
 
 class Laying(NamedTuple):
-    """B pictures that are laid together."""
+    """B images that are laid together."""
 
     pipeline: Pipeline
     values: Sequence[Any]
@@ -172,7 +172,7 @@ class Laying(NamedTuple):
     inputs: Sequence[Path]
     """Files that the command was given, which it never replaces."""
     title: str = ""
-    """Which of all pictures they are, for the progress."""
+    """Which of all images they are, for the progress."""
 
     @property
     def kept(self) -> Path:
@@ -183,13 +183,13 @@ class Laying(NamedTuple):
 
     @property
     def partial(self) -> Path:
-        """The file of the partial picture."""
+        """The file of the partial image."""
         first = self.files[0].path
         return first.with_name(f"{first.stem}-partial.png")
 
 
 def lay_and_save(laying: Laying) -> None:
-    """Lay pictures, and write their files. Of several tries nothing is kept when they are stopped.
+    """Lay images, and write their files. Of several tries nothing is kept when they are stopped.
 
     Raises `SmaltiError` when it was stopped, where something is kept and `way.resume` was not asked for, and where a
     result would replace an input or a file that smalti did not write.
@@ -239,7 +239,7 @@ def _lay_and_keep(laying: Laying) -> None:
         raise SmaltiError(
             f"{path} keeps what a stopped command has laid; go on with --resume, or delete it to begin anew"
         )
-    said = {**first.settings, "pictures": len(files)}
+    said = {**first.settings, "images": len(files)}
     keeper = pipeline.keeper(path, values, known, sampler=way.sampler, seeds=seeds, said=said)
     partial = Partial(pipeline, laying.partial, (known.shape[1], known.shape[2]), every=way.preview)
     if keeper.begun > (known >= 0).sum():
@@ -269,7 +269,7 @@ def _stopped(keeper: Keeper, total: int) -> str:
 
 
 def _save(laying: Laying, codes: Tensor) -> None:
-    """Codes (B,h,w) -> the files of their pictures, each written while it is decoded; large ones show how far they are."""
+    """Codes (B,h,w) -> the files of their images, each written while it is decoded; large ones show how far they are."""
     from smalti.tokenizer.tiled.any_size import is_large
     from smalti.tokenizer.tiled.work import further, unwatched
 

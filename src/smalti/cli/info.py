@@ -23,13 +23,13 @@ def info(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A model, run, pipeline, code shard or picture folder, or a picture; by default the model that comes with smalti.",
+            help="A model, run, pipeline, code shard or image folder, or an image; by default the model that comes with smalti.",
             show_default=False,
         ),
     ] = SCENES,
     grid: Grid = None,
 ) -> None:
-    """Say what a checkpoint, run, code folder, picture folder or picture is."""
+    """Say what a checkpoint, run, code folder, image folder or image is."""
     tell_default(path)
     described = _described(named(path), grid=grid_option(grid))
     if grid is not None and "checkpoint" not in described:
@@ -54,7 +54,7 @@ def _described(path: Path, *, grid: tuple[int, int] | None = None) -> dict[str, 
     from smalti.hub.pretrained import is_ours
 
     if is_pattern(path):
-        return _pictures(path)
+        return _images(path)
     if not path.exists():
         raise SmaltiError(f"there is nothing at {path}")
     if path.suffix == SUFFIX:
@@ -71,17 +71,17 @@ def _described(path: Path, *, grid: tuple[int, int] | None = None) -> dict[str, 
     if foreign is not None:
         return _foreign(path, foreign)
     if not holds_many(path):
-        return _picture(path)
+        return _image(path)
     if (path / "scenes.json").is_file():
-        return {"scenes": path, **_pictures(path / "images")}
-    return _pictures(path)
+        return {"scenes": path, **_images(path / "images")}
+    return _images(path)
 
 
 def _prefixed(name: str, path: Path) -> dict[str, Any]:
     return {f"{name} {key}": value for key, value in _described(path).items()}
 
 
-def _picture(path: Path) -> dict[str, Any]:
+def _image(path: Path) -> dict[str, Any]:
     from PIL import Image
 
     from smalti.images.io import read_image, read_settings
@@ -89,10 +89,10 @@ def _picture(path: Path) -> dict[str, Any]:
 
     head = read_head(path)
     if head and head.settings and head.size[0] * head.size[1] > (Image.MAX_IMAGE_PIXELS or 0):  # ours, and never whole
-        return {"picture": path, "size": f"{head.size[0]}x{head.size[1]} (height x width)", **head.settings}
+        return {"image": path, "size": f"{head.size[0]}x{head.size[1]} (height x width)", **head.settings}
     height, width, _ = read_image(path, channels=3, name=str(path)).shape
     made = read_settings(path) if path.suffix.lower() == ".png" else None
-    return {"picture": path, "size": f"{height}x{width} (height x width)", **(made or {"made by": "not smalti"})}
+    return {"image": path, "size": f"{height}x{width} (height x width)", **(made or {"made by": "not smalti"})}
 
 
 def _laying(path: Path) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _laying(path: Path) -> dict[str, Any]:
     laid = int((kept.codes >= 0).sum())
     return {
         "laying": f"{path}, stopped; the same command with --resume goes on",
-        "laid": f"{laid:,} of {kept.codes.numel():,} codes, {count} x {rows} x {columns} (pictures x rows x columns)",
+        "laid": f"{laid:,} of {kept.codes.numel():,} codes, {count} x {rows} x {columns} (images x rows x columns)",
         **kept.settings,
     }
 
@@ -116,8 +116,8 @@ def _codes(path: Path) -> dict[str, Any]:
     meta = shards.meta
     return {
         "codes": path,
-        "training pictures": f"{len(shards.training)} x {meta.training.copies} copies, {meta.training.damaged} left out as damaged",
-        "validation pictures": f"{len(shards.validation)}, {meta.validation.damaged} left out as damaged",
+        "training images": f"{len(shards.training)} x {meta.training.copies} copies, {meta.training.damaged} left out as damaged",
+        "validation images": f"{len(shards.validation)}, {meta.validation.damaged} left out as damaged",
         "grid": f"{meta.grid[0]}x{meta.grid[1]} codes of {meta.factor}x{meta.factor} pixels",
         "codebook": meta.size,
         "entropy": f"{entropy(shards.training, meta.size):.3f} nats a code",
@@ -200,7 +200,7 @@ def _product(shape: list[int]) -> int:
     return product
 
 
-def _pictures(path: Path) -> dict[str, Any]:
+def _images(path: Path) -> dict[str, Any]:
     from smalti.core.errors import SmaltiError
     from smalti.data.file_types import Depth
     from smalti.data.sources import open_source
@@ -209,23 +209,23 @@ def _pictures(path: Path) -> dict[str, Any]:
         source = open_source(path, kind=Depth())  # of all kinds the one that most files may be
     except SmaltiError:
         source = open_source(path)  # whose error speaks of images
-    labels = Counter(picture.label for picture in source.pictures)
+    labels = Counter(image.label for image in source.images)
     counted = ", ".join(f"{label} ({labels[label]})" for label in source.labels)
-    return {"pictures": path, "count": len(source.pictures), "first": _first(source), "labels": counted or "none"}
+    return {"images": path, "count": len(source.images), "first": _first(source), "labels": counted or "none"}
 
 
 def _first(source: Source) -> str:
-    """What the first of many files holds, in words: nobody can tell a gray picture from a label map or a depth."""
+    """What the first of many files holds, in words: nobody can tell a gray image from a label map or a depth."""
     from smalti.images.io import DamagedImage
     from smalti.images.label_maps import read_any
 
-    picture = source.pictures[0]
+    image = source.images[0]
     try:
-        numbers = read_any(source.stream(picture), name=picture.key)
+        numbers = read_any(source.stream(image), name=image.key)
     except DamagedImage as error:
         return str(error)
     height, width, channels = (*numbers.shape, 1)[:3]
     what = f"{numbers.dtype.itemsize * 8}-bit {'floats' if numbers.dtype.kind == 'f' else 'numbers'}"
     return (
-        f"{picture.key}, {height}x{width} (height x width), {channels} x {what}, {numbers.min():g} to {numbers.max():g}"
+        f"{image.key}, {height}x{width} (height x width), {channels} x {what}, {numbers.min():g} to {numbers.max():g}"
     )

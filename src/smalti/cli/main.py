@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Learn discrete image tokens from your pictures, and paint new pictures with them.",
+    help="Learn discrete image tokens from your images, and paint new images with them.",
 )
 app.command("demo")(demo.demo)
 app.command("scenes")(datasets.scenes)
@@ -74,7 +74,7 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_shortage(error):
             raise
-        sentence = "there is not enough memory for this; ask for smaller or fewer pictures at once, or a smaller batch"
+        sentence = "there is not enough memory for this; ask for smaller or fewer images at once, or a smaller batch"
         ERRORS.print(f"error: {sentence}", style="red", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def push(
     model: Annotated[Path, typer.Argument(help="A pipeline, model or run folder, or another program's checkpoint.")],
     name: Annotated[str, typer.Argument(help="The repository, owner/name; it is made if there is none.")],
-    licence: Annotated[
+    license: Annotated[
         str, typer.Option("--license", help="As the Hub names it: mit, apache-2.0, cc-by-4.0, other ...; asked for.")
     ] = "",
     private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
@@ -44,12 +44,12 @@ def push(
         raise SmaltiError(f"{name!r} is no name of a repository; write owner/name")
     if card_only is not None and card_only.exists():
         raise SmaltiError(f"{card_only} exists already; name a new folder, nothing is written over")
-    if not licence and not sys.stdin.isatty():
+    if not license and not sys.stdin.isatty():
         raise SmaltiError(
-            "say under which licence the model is given: --license mit, cc-by-4.0, other ...; there is no default"
+            "say under which license the model is given: --license mit, cc-by-4.0, other ...; there is no default"
         )
     sources = Sources(
-        licence or typer.prompt("licence (mit, apache-2.0, cc-by-4.0, other ...)"), _runs(model), results or ()
+        license or typer.prompt("license (mit, apache-2.0, cc-by-4.0, other ...)"), _runs(model), results or ()
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
@@ -74,6 +74,6 @@ def _runs(model: Path) -> dict[str, Run]:
     for kind, folder in (("tokenizer", model), ("tokenizer", model / "tokenizer"), ("prior", model / "prior")):
         if (folder / "config.yaml").is_file() and is_ours(folder):
             config = read_yaml(folder / "config.yaml")
-            picture = max((folder / "images").glob("*.png"), default=None)
-            runs[kind] = Run(config, read_metrics(folder), picture)
+            image = max((folder / "images").glob("*.png"), default=None)
+            runs[kind] = Run(config, read_metrics(folder), image)
     return runs

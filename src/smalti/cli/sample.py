@@ -1,4 +1,4 @@
-"""`smalti sample`, `smalti complete` and `smalti reconstruct`: pictures out."""
+"""`smalti sample`, `smalti complete` and `smalti reconstruct`: images out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from smalti.hub.bundled_models import SCENES
 if TYPE_CHECKING:
     from smalti.pipeline import Pipeline
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for the pictures.")]
-Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many pictures.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
+Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")]
 Label = Annotated[str | None, typer.Option(help="Class label; left out, the model chooses.")]
-Segmentation = Annotated[str | None, typer.Option(help="A label map: a picture file with one number a pixel.")]
-Depth = Annotated[str | None, typer.Option(help="A depth map: a picture file.")]
+Segmentation = Annotated[str | None, typer.Option(help="A label map: an image file with one number a pixel.")]
+Depth = Annotated[str | None, typer.Option(help="A depth map: an image file.")]
 Layout = Annotated[str | None, typer.Option(help="Objects and their boxes: a JSON file.")]
 Told = Annotated[
     list[str] | None,
@@ -29,7 +29,7 @@ Told = Annotated[
         "--condition", help="What any other model is told: NAME=TEXT, names are in `smalti info`; may be repeated."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count up.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; the next ones count up.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="Below 1 safer, above 1 wilder; 0 takes the likeliest code.")]
 TopK = Annotated[int, typer.Option("--top-k", min=0, help="Choose among the k likeliest codes; 0 among all.")]
 TopP = Annotated[
@@ -43,13 +43,13 @@ MinP = Annotated[
 ]
 Guidance = Annotated[float, typer.Option(min=0.0, help="How strongly the label is followed; 1 is as trained.")]
 Scheduled = Annotated[
-    str, typer.Option("--guidance-schedule", help="How guidance is reached over a picture: constant, linear or cosine.")
+    str, typer.Option("--guidance-schedule", help="How guidance is reached over an image: constant, linear or cosine.")
 ]
 Tries = Annotated[
     int | None,
-    typer.Option(min=1, help="Lay each picture so many times and keep the best; by default 1, with --classifier 8."),
+    typer.Option(min=1, help="Lay each image so many times and keep the best; by default 1, with --classifier 8."),
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures at once; does not change them.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images at once; does not change them.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Size = Annotated[str | None, typer.Option(help="Pixels: 64, or height x width as 64x256; as trained by default.")]
 
@@ -86,7 +86,7 @@ def sample(
     window: Grid = None,
     device: Device = "auto",
 ) -> None:
-    """Paint new pictures, of any size. Ctrl-C keeps what is laid."""
+    """Paint new images, of any size. Ctrl-C keeps what is laid."""
     from smalti.conditions.base import keys
     from smalti.core.devices import pick_device
     from smalti.core.settings import as_mapping
@@ -132,7 +132,7 @@ def sample(
         title = f" {first + 1} to {first + len(seeds)} of {count}" if count > batch else ""
         values, known = [value] * len(seeds), unknown(len(seeds), grid)
         lay_and_save(Laying(pipeline, values, known, seeds, files, way, inputs, title))
-    CONSOLE.print(f"{count} pictures of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
+    CONSOLE.print(f"{count} images of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
 
 
 def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tries: int) -> Choice:
@@ -141,7 +141,7 @@ def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tr
     from smalti.conditions.labels import Labels
     from smalti.core.files import normalized
     from smalti.evaluation.imagenet_classifier import by_class, imagenet_classes, read_classifier
-    from smalti.evaluation.rejection_sampling import by_likelihood, by_pictures
+    from smalti.evaluation.rejection_sampling import by_images, by_likelihood
 
     if classifier is None:
         return Choice(tries, "likelihood", lambda values, known: by_likelihood(pipeline, values, known=known))
@@ -158,11 +158,11 @@ def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tr
         read_classifier(classifier).to(pipeline.device),
     )
     judge = Path(classifier).name
-    return Choice(tries, judge, lambda values, known: by_pictures(pipeline, by_class(network, [number] * len(values))))
+    return Choice(tries, judge, lambda values, known: by_images(pipeline, by_class(network, [number] * len(values))))
 
 
 def _tries(choice: Choice) -> dict[str, int]:
-    """What a picture that was chosen among several says of it from the beginning; nothing where there was one alone."""
+    """What an image that was chosen among several says of it from the beginning; nothing where there was one alone."""
     return {"tries": choice.tries} if choice.tries > 1 else {}
 
 
@@ -178,15 +178,15 @@ def _told(known: Sequence[str], *, any: Sequence[str], **options: str | None) ->
 
 def complete(
     model: Annotated[Path, typer.Argument(help="As for `smalti sample`; `scenes` comes with smalti.")],
-    image: Annotated[Path, typer.Argument(help="The picture to complete.")],
+    image: Annotated[Path, typer.Argument(help="The image to complete.")],
     out: Out,
     mask: Annotated[
-        Path | None, typer.Option(help="A picture of the same size: white is kept, black is laid anew.")
+        Path | None, typer.Option(help="An image of the same size: white is kept, black is laid anew.")
     ] = None,
-    keep: Annotated[str | None, typer.Option(help="top-half, left-half, right-half, bottom-half or centre.")] = None,
+    keep: Annotated[str | None, typer.Option(help="top-half, left-half, right-half, bottom-half or center.")] = None,
     canvas: Annotated[
         str | None,
-        typer.Option(help="Lay a picture of these pixels, 128 or height x width, around the given one, in its middle."),
+        typer.Option(help="Lay an image of these pixels, 128 or height x width, around the given one, in its middle."),
     ] = None,
     count: Count = 4,
     label: Label = None,
@@ -199,14 +199,14 @@ def complete(
     guidance: Guidance = 1.0,
     guidance_schedule: Scheduled = "constant",
     seed: Seed = 0,
-    tries: Annotated[int, typer.Option(min=1, help="Lay each picture so many times and keep the likeliest.")] = 1,
+    tries: Annotated[int, typer.Option(min=1, help="Lay each image so many times and keep the likeliest.")] = 1,
     resume: Resume = False,
     preview: Preview = 30.0,
     speculate: Speculate = 0,
     window: Grid = None,
     device: Device = "auto",
 ) -> None:
-    """Keep a part of a picture and lay the rest anew. The picture is scaled and cropped to `--size`."""
+    """Keep a part of an image and lay the rest anew. The image is scaled and cropped to `--size`."""
     import torch
 
     from smalti.conditions.base import keys
@@ -218,14 +218,14 @@ def complete(
     from smalti.pipeline import Pipeline, amid
 
     if (mask is not None and keep is not None) or not any((mask, keep, canvas)):
-        raise typer.BadParameter("give either --mask or --keep, or a --canvas around all of the picture")
+        raise typer.BadParameter("give either --mask or --keep, or a --canvas around all of the image")
     pipeline = Pipeline.from_pretrained(model, grid=grid_option(window)).to(pick_device(device))
     height_width = size_option(size) or pipeline.default_size
     pipeline.grid(height_width)
-    whole = read_image(image, channels=pipeline.tokenizer.settings.pyramid.channels, name=str(image))
+    whole = read_image(image, channels=pipeline.tokenizer.settings.autoencoder.channels, name=str(image))
     given = to_tensor(covered_middle(whole, height_width)).unsqueeze(0)
     if mask is not None:
-        known = kept_by_mask(mask, picture=(whole.shape[0], whole.shape[1]), size=height_width)
+        known = kept_by_mask(mask, image=(whole.shape[0], whole.shape[1]), size=height_width)
     elif keep is not None:
         known = kept_part(keep, height_width)
     else:
@@ -248,8 +248,8 @@ def complete(
     codes = amid(kept, grid).repeat(count, 1, 1)
     if not (codes < 0).any():
         raise SmaltiError(
-            "all of the picture is kept, and nothing would be laid; make black in the mask what is to be laid anew, or give a "
-            "--canvas larger than the picture"
+            "all of the image is kept, and nothing would be laid; make black in the mask what is to be laid anew, or give a "
+            "--canvas larger than the image"
         )
     choice = _choice(pipeline, None, label=label, tries=tries)
     seeds = pipeline.seeds(seed, count)
@@ -270,19 +270,19 @@ def reconstruct(
             help="A tokenizer: model folder, run folder, Hub id, or a checkpoint of another program; `scenes` comes with smalti."
         ),
     ],
-    images: Annotated[Path, typer.Argument(help="A picture, a folder, a .txt list of paths, or a .zip file.")],
+    images: Annotated[Path, typer.Argument(help="An image, a folder, a .txt list of paths, or a .zip file.")],
     out: Out,
     size: Annotated[
         str | None, typer.Option(help="Scale and crop to this; by default each keeps its size, cut to whole tiles.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Send pictures through the codebook and back, and say how much survives."""
-    from smalti.conditions.map_files import label_colours, right_labels
+    """Send images through the codebook and back, and say how much survives."""
+    from smalti.conditions.map_files import label_colors, right_labels
     from smalti.core.devices import pick_device
     from smalti.data.file_types import kind_of
     from smalti.data.outputs import check_outputs, output_paths, without_results
-    from smalti.data.sources import Picture, holds_many, open_source
+    from smalti.data.sources import ImageEntry, holds_many, open_source
     from smalti.evaluation.metrics import CodeUse, psnr
     from smalti.images.io import DamagedImage, center_crop, covered_middle, save_png
     from smalti.model_loading import read_tokenizer
@@ -290,28 +290,28 @@ def reconstruct(
 
     model, about = read_tokenizer(tokenizer)
     model.to(pick_device(device))
-    channels, f, wanted = model.settings.pyramid.channels, model.factor, size_option(size)
+    channels, f, wanted = model.settings.autoencoder.channels, model.factor, size_option(size)
     kind = kind_of(about, channels=channels)
     source = open_source(images, kind=kind) if holds_many(images) or not images.exists() else None
-    pictures = without_results(source, out, command="reconstruct") if source else (Picture(images.name, None),)
-    paths = output_paths(pictures, out)
-    streams = source.files(pictures) if source else ()
+    entries = without_results(source, out, command="reconstruct") if source else (ImageEntry(images.name, None),)
+    paths = output_paths(entries, out)
+    streams = source.files(entries) if source else ()
     check_outputs(paths, out, inputs=(images, *streams))
     labels = kind.name == "labels"
     name, like = ("right labels", right_labels) if labels else ("PSNR", psnr)
     use, likenesses = CodeUse(model.size), []
-    with counting("reconstructing", "pictures") as progress:
-        for done, (picture, path) in enumerate(zip(pictures, paths, strict=True), 1):
+    with counting("reconstructing", "images") as progress:
+        for done, (entry, path) in enumerate(zip(entries, paths, strict=True), 1):
             try:
                 array = (
-                    source.read(picture, channels) if source else kind.read(images, channels=channels, name=str(images))
+                    source.read(entry, channels) if source else kind.read(images, channels=channels, name=str(images))
                 )
                 if wanted:
                     array = covered_middle(array, wanted, filter=kind.filter)
                 height, width = wanted or (array.shape[0] // f * f, array.shape[1] // f * f)
                 if not height or not width:
                     raise DamagedImage(
-                        picture.key, f"is {array.shape[0]}x{array.shape[1]} pixels, smaller than one tile of {f}"
+                        entry.key, f"is {array.shape[0]}x{array.shape[1]} pixels, smaller than one tile of {f}"
                     )
                 held = kind.held(center_crop(array, (height, width)), channels)
             except DamagedImage as error:
@@ -319,22 +319,22 @@ def reconstruct(
                     raise
                 ERRORS.print(f"left out: {error}", soft_wrap=True)
                 continue
-            given = kind.images(held.unsqueeze(0), channels)
+            given = kind.to_images(held.unsqueeze(0), channels)
             quantized = encode_of_any_size(model, given)
             back = decode_of_any_size(model, quantized.latents)
             use.add(quantized.codes)
             likenesses.append(float(like(given, back)))
             measured = {"right_labels" if labels else "psnr": round(likenesses[-1], 3)}
             said = {"command": "reconstruct", "tokenizer": tokenizer.resolve().name, **measured}
-            shown = label_colours(back) if labels else back
+            shown = label_colors(back) if labels else back
             save_png(path, shown[0], settings=said)
-            progress(done, len(pictures))
+            progress(done, len(entries))
     if not likenesses:
-        raise SmaltiError(f"none of the {len(pictures)} pictures in {images} could be read")
-    left_out = f", {len(pictures) - len(likenesses)} left out" if len(likenesses) < len(pictures) else ""
+        raise SmaltiError(f"none of the {len(entries)} images in {images} could be read")
+    left_out = f", {len(entries) - len(likenesses)} left out" if len(likenesses) < len(entries) else ""
     mean = sum(likenesses) / len(likenesses)
     CONSOLE.print(
-        f"{len(likenesses)} pictures{left_out}: {name} {f'{mean:.1%}' if labels else f'{mean:.2f} dB'}, "
+        f"{len(likenesses)} images{left_out}: {name} {f'{mean:.1%}' if labels else f'{mean:.2f} dB'}, "
         f"{use.in_use:.1%} of {model.size} codes in use, perplexity {use.perplexity:.0f}; in {out}",
         soft_wrap=True,
     )

@@ -37,14 +37,14 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved sett
 
 @app.command("tokenizer")
 def tokenizer(
-    data: Annotated[Path, typer.Argument(help="Pictures: a folder, a .txt list of paths, or a .zip file.")],
+    data: Annotated[Path, typer.Argument(help="Images: a folder, a .txt list of paths, or a .zip file.")],
     out: Out,
     recipe: Recipe = "small",
     overrides: Overrides = None,
     source: From = "",
     dry_run: DryRun = False,
 ) -> None:
-    """Learn a codebook from pictures (stage 1)."""
+    """Learn a codebook from images (stage 1)."""
     from smalti.training.config import TokenizerTraining, resolve
     from smalti.training.initialization import resolve_from, start_from
     from smalti.training.launcher import is_first, told_once
@@ -66,7 +66,7 @@ def tokenizer(
 @app.command("prior")
 def prior(
     data: Annotated[
-        Path, typer.Argument(help="Codes made by `smalti encode`, or pictures, which are then encoded into the run.")
+        Path, typer.Argument(help="Codes made by `smalti encode`, or images, which are then encoded into the run.")
     ],
     tokenizer: Annotated[
         Path, typer.Option("--tokenizer", help="The tokenizer that made the codes, or is to make them.")

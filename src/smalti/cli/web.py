@@ -1,4 +1,4 @@
-"""`smalti web`: the studio, a page on which pictures are asked for and watched while they are laid."""
+"""`smalti web`: the studio, a page on which images are asked for and watched while they are laid."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def web(
         str | None, typer.Option(help="Names of a segmentation's labels, in order, with commas between them.")
     ] = None,
     most_side: Annotated[int, typer.Option(min=8, help="Pixels of the longest side that may be asked for.")] = 1024,
-    most_codes: Annotated[int, typer.Option(min=1, help="Codes of all pictures of a request.")] = 16384,
-    most_count: Annotated[int, typer.Option(min=1, help="Pictures of a request.")] = 8,
+    most_codes: Annotated[int, typer.Option(min=1, help="Codes of all images of a request.")] = 16384,
+    most_count: Annotated[int, typer.Option(min=1, help="Images of a request.")] = 8,
     most_upload: Annotated[int, typer.Option(min=1, help="MiB of a file that is loaded.")] = 20,
     most_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait for their turn.")] = 32,
     grid: Grid = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
-    """Open the studio: a page to lay pictures, erase in them and extend them. Ctrl-C ends it."""
+    """Open the studio: a page to lay images, erase in them and extend them. Ctrl-C ends it."""
     from smalti.web.requests import Limits
     from smalti.web.server import serve
 

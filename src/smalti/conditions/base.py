@@ -33,7 +33,7 @@ class Condition(ABC):
     length: int
     """P."""
     takes_none: bool = False
-    """Whether None is a value like others: that of a picture of which nothing needs to be said."""
+    """Whether None is a value like others: that of an image of which nothing needs to be said."""
     maps: tuple[int, ...] = ()
     """Where in the prefix a map begins that has a code for each code of the window, row by row."""
     parts: tuple[Condition, ...] = ()
@@ -52,14 +52,14 @@ class Condition(ABC):
 
     @abstractmethod
     def encode(self, values: Sequence[Any]) -> Tensor:
-        """B values, each for a picture of the prior's window -> (B,P) int64.
+        """B values, each for an image of the prior's window -> (B,P) int64.
 
         Raises `SmaltiError` naming a value that is not one of this condition.
         """
 
     @abstractmethod
     def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        """B values, each for a picture of `grid` (h,w) codes -> the prefix for each place of the window.
+        """B values, each for an image of `grid` (h,w) codes -> the prefix for each place of the window.
 
         It is what `prior.sampling.sample_windows` takes. Raises as `encode`, and for grids smaller than the window where
         the condition has places.
@@ -67,7 +67,7 @@ class Condition(ABC):
 
     @abstractmethod
     def preview(self, codes: Tensor) -> Array:
-        """Codes (P,) -> a small picture (H,W,3) uint8 that shows them."""
+        """Codes (P,) -> a small image (H,W,3) uint8 that shows them."""
 
     @abstractmethod
     def save(self, folder: Path) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def everywhere(prefix: Tensor) -> Laid:
 
 
 def crops(codes: Tensor) -> Laid:
-    """Condition codes (B,h,w), one for each code of the picture -> those under the window, row by row.
+    """Condition codes (B,h,w), one for each code of the image -> those under the window, row by row.
 
-    The condition of the whole picture is encoded once, and its codes are cut: so does the original's sampling of pictures
+    The condition of the whole image is encoded once, and its codes are cut: so does the original's sampling of images
     larger than the window.
     """
 

@@ -36,7 +36,7 @@ class Several(Condition):
     """Values by the keys of the parts, `{"label": "dusk", "segmentation": map}` -> (B,P), part after part.
 
     Each part has a range of codes of its own, and one code more, which stands in place of all of its codes where nothing is said
-    of it. So a picture can be told one part alone.
+    of it. So an image can be told one part alone.
     """
 
     key = ""
@@ -133,8 +133,8 @@ class Several(Condition):
         shown = []
         for part, own in zip(self.parts, self.split(codes), strict=True):
             said = bool((own < part.size).all())
-            picture = to_tensor(part.preview(own)) if said else torch.full((3, _SIDE, _SIDE), -1.0)
-            shown.append(F.interpolate(picture[None], size=(_SIDE, _SIDE), mode="nearest-exact")[0])
+            image = to_tensor(part.preview(own)) if said else torch.full((3, _SIDE, _SIDE), -1.0)
+            shown.append(F.interpolate(image[None], size=(_SIDE, _SIDE), mode="nearest-exact")[0])
         return np.asarray(to_array(torch.cat(shown, dim=2)))
 
     def save(self, folder: Path) -> dict[str, Any]:

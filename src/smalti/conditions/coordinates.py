@@ -1,4 +1,4 @@
-"""Where in its picture a code lies, as its condition: the paper's way to lay faces and other things that have one place.
+"""Where in its image a code lies, as its condition: the paper's way to lay faces and other things that have one place.
 
 Letters: B batch, H W pixels, h w grid of codes, f = H/h, L levels.
 Source: arXiv 2012.09841, section 3.2, "generating high-resolution images".
@@ -24,29 +24,29 @@ from smalti.images.io import Array, to_array
 
 @settings
 class CoordinatesSettings:
-    """`levels` L: the codes between the first and the last pixel of a picture. `size`: how many codes there are.
+    """`levels` L: the codes between the first and the last pixel of an image. `size`: how many codes there are.
 
     Coordinates are rounded to the nearest level, so that their codes are 0 to L, and L itself is reached near the lower
-    right corner of large pictures alone. With a `size` of L, what would be L becomes L - 1; with L + 1 nothing is changed.
+    right corner of large images alone. With a `size` of L, what would be L becomes L - 1; with L + 1 nothing is changed.
     `factor`: pixels a code, along one side. `grid`: the window (h, w) of the prior, in codes.
     """
 
     name: Literal["coordinates"] = "coordinates"
     levels: Positive
-    size: Positive
+    codebook_size: Positive
     factor: Positive
     grid: tuple[Positive, Positive]
 
 
 class Within(NamedTuple):
-    """A picture that is a part of a larger one: its first row and column there, and the size (H, W) of the larger one."""
+    """An image that is a part of a larger one: its first row and column there, and the size (H, W) of the larger one."""
 
     top: int
     left: int
     of: tuple[int, int]
 
 
-def coordinate_picture(size: tuple[int, int]) -> Tensor:
+def coordinate_image(size: tuple[int, int]) -> Tensor:
     """A size (H, W) -> the share of the pixels that come before each one, row by row: (1, H, W) float32 in [0, 1)."""
     height, width = size
     # In double precision first, as the original has it: the nearest float32 of the exact share.
@@ -56,28 +56,28 @@ def coordinate_picture(size: tuple[int, int]) -> Tensor:
 
 @final
 class Coordinates(Condition):
-    """None or a place `Within` a larger picture -> (B, h w): at each code the share of the picture that lies before it.
+    """None or a place `Within` a larger image -> (B, h w): at each code the share of the image that lies before it.
 
-    None stands for a picture that is all there is. What is before means above, or in the same row to the left.
+    None stands for an image that is all there is. What is before means above, or in the same row to the left.
     """
 
     key = "coordinates"
     takes_none = True
 
     def __init__(self, settings: CoordinatesSettings) -> None:
-        if not settings.levels <= settings.size <= settings.levels + 1:
+        if not settings.levels <= settings.codebook_size <= settings.levels + 1:
             raise SmaltiError(
                 f"coordinates of {settings.levels} levels have {settings.levels} or {settings.levels + 1} codes, "
-                f"not {settings.size}"
+                f"not {settings.codebook_size}"
             )
         self.settings = settings
-        self.size, self.length, self.maps = settings.size, settings.grid[0] * settings.grid[1], (0,)
+        self.size, self.length, self.maps = settings.codebook_size, settings.grid[0] * settings.grid[1], (0,)
 
     def read(self, text: str) -> Within:
-        """Where the picture begins in the larger one, and that one's size: "TOP,LEFT,HEIGHTxWIDTH" in pixels."""
+        """Where the image begins in the larger one, and that one's size: "TOP,LEFT,HEIGHTxWIDTH" in pixels."""
         found = re.fullmatch(r"(\d+),(\d+),(\d+)x(\d+)", text.replace(" ", ""))
         if found is None:
-            raise SmaltiError(f"{text!r} is no place in a larger picture; write TOP,LEFT,HEIGHTxWIDTH: 0,128,512x512")
+            raise SmaltiError(f"{text!r} is no place in a larger image; write TOP,LEFT,HEIGHTxWIDTH: 0,128,512x512")
         top, left, height, width = (int(number) for number in found.groups())
         return Within(top, left, (height, width))
 
@@ -89,13 +89,13 @@ class Coordinates(Condition):
         return crops(self._codes(values, grid))
 
     def _codes(self, values: Sequence[Any], grid: Grid) -> Tensor:
-        """B values -> (B,h,w) codes of pictures of `grid` codes."""
+        """B values -> (B,h,w) codes of images of `grid` codes."""
         size = (grid[0] * self.settings.factor, grid[1] * self.settings.factor)
-        pictures = [_picture(value, size) for value in values]
-        return self.codes(torch.stack(pictures) if pictures else torch.empty(0, 1, *size))
+        images = [_image(value, size) for value in values]
+        return self.codes(torch.stack(images) if images else torch.empty(0, 1, *size))
 
     def codes(self, coordinates: Tensor) -> Tensor:
-        """Coordinate pictures (B,1,H,W) in [0,1] -> codes (B,h,w) int64 in [0,size): their mean over f x f pixels, rounded.
+        """Coordinate images (B,1,H,W) in [0,1] -> codes (B,h,w) int64 in [0,size): their mean over f x f pixels, rounded.
 
         Halves are rounded to even. Raises `SmaltiError` for values outside [0,1], and for sides that f does not divide.
         """
@@ -108,7 +108,7 @@ class Coordinates(Condition):
             )
         if coordinates.numel() and not (coordinates.min() >= 0 and coordinates.max() <= 1):
             raise SmaltiError(
-                f"coordinates are shares of a picture, from 0 to 1, and these are from {float(coordinates.min()):g} to "
+                f"coordinates are shares of an image, from 0 to 1, and these are from {float(coordinates.min()):g} to "
                 f"{float(coordinates.max()):g}"
             )
         means = F.adaptive_avg_pool2d(coordinates.cpu(), (height // factor, width // factor))  # (B,1,h,w)
@@ -116,31 +116,31 @@ class Coordinates(Condition):
         return levels.clamp(max=self.size - 1)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes (B,h,w) -> coordinate pictures (B,1,H,W) float32 in [0,1], each code f x f pixels of one value."""
+        """Codes (B,h,w) -> coordinate images (B,1,H,W) float32 in [0,1], each code f x f pixels of one value."""
         means = (codes.float() / self.settings.levels).unsqueeze(1)  # (B,1,h,w)
         return means.repeat_interleave(self.settings.factor, 2).repeat_interleave(self.settings.factor, 3)  # (B,1,H,W)
 
     def preview(self, codes: Tensor) -> Array:
-        grey = self.decode(codes.reshape(1, *self.settings.grid))[0] * 2 - 1  # (1,H,W)
-        return np.repeat(to_array(grey), 3, axis=2)
+        gray = self.decode(codes.reshape(1, *self.settings.grid))[0] * 2 - 1  # (1,H,W)
+        return np.repeat(to_array(gray), 3, axis=2)
 
     def save(self, folder: Path) -> dict[str, Any]:
         return as_mapping(self.settings)
 
 
-def _picture(value: Any, size: tuple[int, int]) -> Tensor:
-    """A value, and the size (H, W) of the picture it is for -> its coordinates (1,H,W)."""
+def _image(value: Any, size: tuple[int, int]) -> Tensor:
+    """A value, and the size (H, W) of the image it is for -> its coordinates (1,H,W)."""
     if value is None:
-        return coordinate_picture(size)
+        return coordinate_image(size)
     if not isinstance(value, Within):
         raise SmaltiError(
-            f"{value!r} is no place in a larger picture; leave it out, or give Within(top, left, of=(H, W))"
+            f"{value!r} is no place in a larger image; leave it out, or give Within(top, left, of=(H, W))"
         )
     bottom, right = value.top + size[0], value.left + size[1]
     if value.top < 0 or value.left < 0 or bottom > value.of[0] or right > value.of[1]:
         raise SmaltiError(
-            f"a picture of {size[0]} x {size[1]} pixels (height x width) at ({value.top}, {value.left}) reaches beyond the "
+            f"an image of {size[0]} x {size[1]} pixels (height x width) at ({value.top}, {value.left}) reaches beyond the "
             f"larger one of {value.of[0]} x {value.of[1]}; begin between (0, 0) and "
             f"({max(value.of[0] - size[0], 0)}, {max(value.of[1] - size[1], 0)})"
         )
-    return coordinate_picture(value.of)[:, value.top : bottom, value.left : right]
+    return coordinate_image(value.of)[:, value.top : bottom, value.left : right]

@@ -1,7 +1,7 @@
 """Points of figures as a condition: the pose of a person, the corners of a house.
 
-Letters: B batch, P prefix codes, h w grid of codes, n x n points of a picture (see `places`).
-The paper (Esser et al., arXiv 2012.09841, section 4.2) makes persons of poses that are drawn as pictures; here the points
+Letters: B batch, P prefix codes, h w grid of codes, n x n points of an image (see `places`).
+The paper (Esser et al., arXiv 2012.09841, section 4.2) makes persons of poses that are drawn as images; here the points
 themselves are the codes, one each, so that no tokenizer of its own is needed.
 """
 
@@ -46,29 +46,29 @@ from smalti.images.io import Array
 from smalti.prior.window import Window, before_middle
 
 Point: TypeAlias = tuple[float, float]
-"""x and y in shares of the picture's width and height, from the left top."""
+"""x and y in shares of the image's width and height, from the left top."""
 Figure: TypeAlias = tuple[Point | None, ...]
 """A place for each of the settings' points, None where it is not seen."""
 
 _FARTHEST = 10.0  # a figure may be cut by the border, but no point of it is so far outside: then its numbers are pixels
 _SIDE = 256  # pixels of a preview
-_GREY = (160, 160, 160)
+_GRAY = (160, 160, 160)
 
 
 @settings
 class KeypointsSettings:
     """How figures are written as codes.
 
-    `points`: the names of a figure's points, in the order of their codes. `most`: figures a picture has room for. `size`: how
-    many codes there are, n x n places and one more for "none". `encode_crop`: places are those in the whole picture, and the
+    `points`: the names of a figure's points, in the order of their codes. `most`: figures an image has room for. `size`: how
+    many codes there are, n x n places and one more for "none". `encode_crop`: places are those in the whole image, and the
     part of it that is seen is two codes more; else places are those in the part. `drawn`: rows and columns of a map behind all
     that, in which each place has the number of a point that lies there, in what is seen; (0, 0) for none.
     """
 
     name: Literal["keypoints"] = "keypoints"
     points: Annotated[tuple[str, ...], Field(min_length=1)]
-    most: Annotated[int, Field(ge=1)] = 4
-    size: Annotated[int, Field(ge=5)] = 1025
+    max_figures: Annotated[int, Field(ge=1)] = 4
+    codebook_size: Annotated[int, Field(ge=5)] = 1025
     encode_crop: bool = True
     drawn: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
 
@@ -80,21 +80,21 @@ class KeypointsSettings:
     @property
     def none(self) -> int:
         """The code of a point that is not seen."""
-        return self.size - 1
+        return self.codebook_size - 1
 
     @property
     def sections(self) -> int:
-        """n: places along one side of a picture."""
-        return math.isqrt(self.size - 1)
+        """n: places along one side of an image."""
+        return math.isqrt(self.codebook_size - 1)
 
     @property
     def listed(self) -> int:
         """Codes of the list of figures and of the crop."""
-        return self.most * len(self.points) + 2 * self.encode_crop
+        return self.max_figures * len(self.points) + 2 * self.encode_crop
 
     @property
     def length(self) -> int:
-        """Codes a picture."""
+        """Codes an image."""
         return self.listed + self.drawn[0] * self.drawn[1]
 
     @property
@@ -113,7 +113,7 @@ _SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "L
 
 
 class Figures(NamedTuple):
-    """The figures of a picture as their codes tell of them. Where the crop is not among the codes, it is all that is seen."""
+    """The figures of an image as their codes tell of them. Where the crop is not among the codes, it is all that is seen."""
 
     figures: tuple[Figure, ...]
     crop: Box
@@ -122,11 +122,11 @@ class Figures(NamedTuple):
 def keypoint_codes(
     figures: Sequence[Figure], settings: KeypointsSettings, *, crop: Box = WHOLE, flip: bool = False
 ) -> tuple[int, ...]:
-    """Figures in a picture -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
+    """Figures in an image -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
 
     Points outside the crop are not seen, and a figure of which no point is seen is left out, after the list was shortened to
-    what there is room for. `flip` mirrors the picture left to right, and exchanges points that are called left and right.
-    Raises `SmaltiError` for a crop that is no part of the picture.
+    what there is room for. `flip` mirrors the image left to right, and exchanges points that are called left and right.
+    Raises `SmaltiError` for a crop that is no part of the image.
     """
     check_crop(crop)
     view = WHOLE if settings.encode_crop else crop
@@ -139,7 +139,7 @@ def keypoint_codes(
             seen = [_flipped(place) for place in seen]
         if any(seen):
             codes += [settings.none if place is None else point(*place, sections=settings.sections) for place in seen]
-    codes += [settings.none] * (settings.most * len(settings.points) - len(codes))
+    codes += [settings.none] * (settings.max_figures * len(settings.points) - len(codes))
     if settings.encode_crop:
         codes += corners(flipped(crop) if flip else crop, sections=settings.sections)
     points = [
@@ -155,16 +155,16 @@ def keypoint_codes(
 
 def shortened(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Figure]:
     """The first figures, as many as there is room for. Warns when others are left out."""
-    if len(figures) > settings.most:
+    if len(figures) > settings.max_figures:
         warnings.warn(
-            f"{len(figures)} figures with keypoints; there is room for {settings.most}, and the last ones are left out",
+            f"{len(figures)} figures with keypoints; there is room for {settings.max_figures}, and the last ones are left out",
             stacklevel=2,
         )
-    return list(figures[: settings.most])
+    return list(figures[: settings.max_figures])
 
 
 def _within(place: Point | None, crop: Box, view: Box) -> Point | None:
-    """A place in a picture -> in its part `view`; None where it is not in the crop."""
+    """A place in an image -> in its part `view`; None where it is not in the crop."""
     if place is None:
         return None
     x, y = place[0] - crop.left, place[1] - crop.top
@@ -187,7 +187,7 @@ def read_figures(codes: Sequence[int], settings: KeypointsSettings) -> Figures:
         raise SmaltiError(f"keypoints of this kind have {settings.length} codes, and {len(codes)} were given")
     places, step = settings.sections**2, len(settings.points)
     points = [point_at(code, sections=settings.sections) if code < places else None for code in codes]
-    figures = [tuple(points[start : start + step]) for start in range(0, settings.most * step, step)]
+    figures = [tuple(points[start : start + step]) for start in range(0, settings.max_figures * step, step)]
     seen = codes[settings.listed - 2 : settings.listed]
     crop = box_at(*seen, sections=settings.sections) if settings.encode_crop else WHOLE
     return Figures(tuple(figure for figure in figures if any(figure)), crop)
@@ -195,10 +195,10 @@ def read_figures(codes: Sequence[int], settings: KeypointsSettings) -> Figures:
 
 @final
 class Keypoints(Condition):
-    """Lists of figures -> (B,P): where each of their points is, and which part of the picture is seen.
+    """Lists of figures -> (B,P): where each of their points is, and which part of the image is seen.
 
-    A figure is a list with (x, y), in shares of the picture, for each of `settings.points`, or None (null in JSON) where it is
-    not seen; or a mapping of their names to places, with those left out that are not seen. Points outside the picture are not
+    A figure is a list with (x, y), in shares of the image, for each of `settings.points`, or None (null in JSON) where it is
+    not seen; or a mapping of their names to places, with those left out that are not seen. Points outside the image are not
     seen either. The figures keep their order.
     """
 
@@ -207,7 +207,7 @@ class Keypoints(Condition):
 
     def __init__(self, settings: KeypointsSettings) -> None:
         self.settings = settings
-        self.size, self.length = settings.size, settings.length
+        self.size, self.length = settings.codebook_size, settings.length
         self.maps = (settings.listed,) if math.prod(settings.drawn) else ()
 
     def read(self, text: str) -> tuple[Figure, ...]:
@@ -252,33 +252,33 @@ class Keypoints(Condition):
         return self._codes([self.figures(value) for value in values], WHOLE)
 
     def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        """As the base says: under a window the figures are those of the picture, with the window as the part that is seen."""
-        pictures = [shortened(self.figures(value), self.settings) for value in values]
+        """As the base says: under a window the figures are those of the image, with the window as the part that is seen."""
+        images = [shortened(self.figures(value), self.settings) for value in values]
 
         def prefix_at(window: Window) -> Tensor:
-            return self._codes(pictures, under(window, grid=grid))
+            return self._codes(images, under(window, grid=grid))
 
         return prefix_at
 
-    def _codes(self, pictures: Sequence[Sequence[Figure]], crop: Box) -> Tensor:
-        rows = [keypoint_codes(figures, self.settings, crop=crop) for figures in pictures]
+    def _codes(self, images: Sequence[Sequence[Figure]], crop: Box) -> Tensor:
+        rows = [keypoint_codes(figures, self.settings, crop=crop) for figures in images]
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
 
     def preview(self, codes: Tensor) -> Array:
-        """Codes (P,) -> a dot for each point, in a colour of its own, lines between points that follow, and the crop in grey."""
+        """Codes (P,) -> a dot for each point, in a color of its own, lines between points that follow, and the crop in gray."""
         read = read_figures(codes.tolist(), self.settings)
-        picture = Image.new("RGB", (_SIDE, _SIDE), "white")
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (_SIDE, _SIDE), "white")
+        draw = ImageDraw.Draw(image)
         if self.settings.encode_crop:
-            draw.rectangle(outline(read.crop, side=_SIDE), outline=_GREY, width=3)
-        colours = palette(len(self.settings.points)).tolist()
+            draw.rectangle(outline(read.crop, side=_SIDE), outline=_GRAY, width=3)
+        colors = palette(len(self.settings.points)).tolist()
         for figure in read.figures:
             seen = [(place[0] * (_SIDE - 1), place[1] * (_SIDE - 1)) for place in figure if place is not None]
-            draw.line(seen, fill=_GREY)
-            marked = [tuple(colour) for colour, place in zip(colours, figure, strict=True) if place is not None]
-            for (x, y), colour in zip(seen, marked, strict=True):
-                draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-        return np.asarray(picture)
+            draw.line(seen, fill=_GRAY)
+            marked = [tuple(color) for color, place in zip(colors, figure, strict=True) if place is not None]
+            for (x, y), color in zip(seen, marked, strict=True):
+                draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
+        return np.asarray(image)
 
     def save(self, folder: Path) -> dict[str, Any]:
         return as_mapping(self.settings)
@@ -290,7 +290,7 @@ def _place(place: Any, name: str, number: int) -> Point | None:
     pair = isinstance(place, Sequence) and len(place) == 2
     if not pair or not all(is_number(share) and abs(share) <= _FARTHEST for share in place):
         raise SmaltiError(
-            f"figure {number} of the keypoints: {name} is at {place!r}; give x and y as shares of the picture, from 0 to 1, "
+            f"figure {number} of the keypoints: {name} is at {place!r}; give x and y as shares of the image, from 0 to 1, "
             "not in pixels, or null where it is not seen"
         )
     return float(place[0]), float(place[1])

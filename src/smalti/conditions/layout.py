@@ -41,11 +41,11 @@ _PROPERTIES = ("group", "occluded", "depiction", "inside")
 
 @final
 class Layout(Condition):
-    """Lists of objects -> (B,P): what each is and where, and which part of the picture is seen.
+    """Lists of objects -> (B,P): what each is and where, and which part of the image is seen.
 
     An object is an `Annotation`, or a mapping as it stands in a JSON file:
     `{"class": "tree", "box": [left, top, width, height], "group": false}`, with the class's name, the box in shares of the
-    picture, and what is true of `group`, `occluded`, `depiction` and `inside`. The objects keep their order, which says
+    image, and what is true of `group`, `occluded`, `depiction` and `inside`. The objects keep their order, which says
     nothing; a training shuffles them (`layout_codes.shuffled`).
     """
 
@@ -54,7 +54,7 @@ class Layout(Condition):
 
     def __init__(self, settings: LayoutSettings) -> None:
         self.settings = settings
-        self.size, self.length = settings.size, settings.length
+        self.size, self.length = settings.codebook_size, settings.length
         self.maps = (settings.listed,) if math.prod(settings.drawn) else ()
         self._categories = {normalized(name): number for number, name in enumerate(settings.classes)}
 
@@ -98,7 +98,7 @@ class Layout(Condition):
         return self._codes([self.annotations(value) for value in values], WHOLE)
 
     def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        """As the base says: under a window the layout is that of the picture, with the window as the part that is seen."""
+        """As the base says: under a window the layout is that of the image, with the window as the part that is seen."""
         layouts = [shortened(self.annotations(value), self.settings) for value in values]
 
         def prefix_at(window: Window) -> Tensor:
@@ -111,26 +111,26 @@ class Layout(Condition):
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
 
     def preview(self, codes: Tensor) -> Array:
-        """Codes (P,) -> a drawing of the boxes (or the centres) with their classes, and of the crop in grey."""
+        """Codes (P,) -> a drawing of the boxes (or the centers) with their classes, and of the crop in gray."""
         read = read_codes(codes.tolist(), self.settings)
-        picture = Image.new("RGB", (_SIDE, _SIDE), "white")
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (_SIDE, _SIDE), "white")
+        draw = ImageDraw.Draw(image)
         if self.settings.encode_crop:
             draw.rectangle(outline(read.crop, side=_SIDE), outline=(160, 160, 160), width=3)
-        colours = palette(len(self.settings.classes)).tolist()
+        colors = palette(len(self.settings.classes)).tolist()
         for one in read.objects:
-            self._draw(draw, one, tuple(colours[one.category]))
-        return np.asarray(picture)
+            self._draw(draw, one, tuple(colors[one.category]))
+        return np.asarray(image)
 
-    def _draw(self, draw: ImageDraw.ImageDraw, one: Described, colour: tuple[int, ...]) -> None:
+    def _draw(self, draw: ImageDraw.ImageDraw, one: Described, color: tuple[int, ...]) -> None:
         if len(one.place) == 4:
             corners = outline(Box(*one.place), side=_SIDE)
-            draw.rectangle(corners, outline=colour, width=2)
+            draw.rectangle(corners, outline=color, width=2)
         else:
             x, y = (number * (_SIDE - 1) for number in one.place)
             corners = (x - 3, y - 3, x + 3, y + 3)
-            draw.ellipse(corners, fill=colour)
-        draw.text((corners[0] + 4, corners[1] + 3), self.settings.classes[one.category], fill=colour)
+            draw.ellipse(corners, fill=color)
+        draw.text((corners[0] + 4, corners[1] + 3), self.settings.classes[one.category], fill=color)
 
     def save(self, folder: Path) -> dict[str, Any]:
         return as_mapping(self.settings)

@@ -35,15 +35,15 @@ from smalti.core.settings import Positive, settings
 Codes = tuple[int, ...]
 T = TypeVar("T")
 
-_FARTHEST = 2.0  # a box may reach beyond its picture, but not that far: then its numbers are pixels
+_FARTHEST = 2.0  # a box may reach beyond its image, but not that far: then its numbers are pixels
 
 
 @final
 @dataclass(frozen=True)
 class Annotation:
-    """An object in a picture: the number of its class, its box, and what else is known.
+    """An object in an image: the number of its class, its box, and what else is known.
 
-    `group`: the box holds several. `occluded`: something hides a part. `depiction`: it is a picture of the thing.
+    `group`: the box holds several. `occluded`: something hides a part. `depiction`: it is an image of the thing.
     `inside`: it is seen from within. Raises `SmaltiError` for a class or a box that cannot be.
     """
 
@@ -59,7 +59,7 @@ class Annotation:
             raise SmaltiError(f"the class {self.category} of an object is negative; classes are counted from 0")
         if len(self.box) != 4 or not all(abs(number) <= _FARTHEST for number in self.box):  # NaN fails too
             raise SmaltiError(
-                f"{tuple(self.box)} is not a box: give left, top, width, height as shares of the picture, from 0 to 1, "
+                f"{tuple(self.box)} is not a box: give left, top, width, height as shares of the image, from 0 to 1, "
                 "not in pixels"
             )
         if self.box[2] < 0 or self.box[3] < 0:
@@ -73,8 +73,8 @@ class LayoutSettings:
     """How layouts are written as codes.
 
     `classes`: the names of the object classes, in the order of their numbers. `most`: objects a layout has room for.
-    `size`: how many codes there are. `places`: an object's `boxes` (two codes) or `centres` (one). `encode_crop`: boxes are
-    those in the whole picture, and the part of it that is seen is two codes more; else boxes are those in the part.
+    `size`: how many codes there are. `places`: an object's `boxes` (two codes) or `centers` (one). `encode_crop`: boxes are
+    those in the whole image, and the part of it that is seen is two codes more; else boxes are those in the part.
     `group` and `flags`: whether an object's code tells of groups, and of the three other properties of `Annotation`.
     `drawn`: rows and columns of a map behind all that, in which each place has the code of the smallest object whose box holds
     it, as in what is seen; (0, 0) for none. The original has none: its prior finds out from numbers which places they mean.
@@ -82,9 +82,9 @@ class LayoutSettings:
 
     name: Literal["layout"] = "layout"
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
-    most: Positive = 30
-    size: Annotated[int, Field(ge=4)]
-    places: Literal["boxes", "centres"] = "boxes"
+    max_objects: Positive = 30
+    codebook_size: Annotated[int, Field(ge=4)]
+    places: Literal["boxes", "centers"] = "boxes"
     encode_crop: bool = True
     group: bool = False
     flags: bool = False
@@ -98,12 +98,12 @@ class LayoutSettings:
     @property
     def none(self) -> int:
         """The code that fills up a layout with fewer objects than there is room for."""
-        return self.size - 1
+        return self.codebook_size - 1
 
     @property
     def sections(self) -> int:
-        """n: points along one side of a picture."""
-        return math.isqrt(self.size)
+        """n: points along one side of an image."""
+        return math.isqrt(self.codebook_size)
 
     @property
     def codes_an_object(self) -> int:
@@ -113,7 +113,7 @@ class LayoutSettings:
     @property
     def listed(self) -> int:
         """Codes of the list of objects and of the crop."""
-        return self.most * self.codes_an_object + 2 * self.encode_crop
+        return self.max_objects * self.codes_an_object + 2 * self.encode_crop
 
     @property
     def length(self) -> int:
@@ -121,19 +121,19 @@ class LayoutSettings:
         return self.listed + self.drawn[0] * self.drawn[1]
 
 
-_PLACES = {"boxes": 2, "centres": 1}
+_PLACES = {"boxes": 2, "centers": 1}
 _BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
 """Property of an object -> its part of a number that is multiplied with the number of classes and added to the class."""
 
 
 def shortened(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
     """The first objects, as many as there is room for. Warns when others are left out."""
-    if len(annotations) > settings.most:
+    if len(annotations) > settings.max_objects:
         warnings.warn(
-            f"a layout of {len(annotations)} objects; there is room for {settings.most}, and the last ones are left out",
+            f"a layout of {len(annotations)} objects; there is room for {settings.max_objects}, and the last ones are left out",
             stacklevel=2,
         )
-    return list(annotations[: settings.most])
+    return list(annotations[: settings.max_objects])
 
 
 def shuffled(annotations: Sequence[T], chance: random.Random) -> list[T]:
@@ -149,10 +149,10 @@ def shuffled(annotations: Sequence[T], chance: random.Random) -> list[T]:
 def layout_codes(
     annotations: Sequence[Annotation], settings: LayoutSettings, *, crop: Box = WHOLE, flip: bool = False
 ) -> Codes:
-    """Objects in a picture -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
+    """Objects in an image -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
 
     What lies outside the crop is left out, after the list was shortened to what there is room for. `flip` mirrors the
-    picture left to right. Raises `SmaltiError` for a crop that is no part of the picture, and for an object whose class or
+    image left to right. Raises `SmaltiError` for a crop that is no part of the image, and for an object whose class or
     properties have no code.
     """
     check_crop(crop)
@@ -162,7 +162,7 @@ def layout_codes(
     for one in seen:
         box = _within(one.box, view)
         codes += (_object_code(one, settings), *_place_codes(flipped(box) if flip else box, settings))
-    codes += [settings.none] * (settings.most - len(seen)) * settings.codes_an_object
+    codes += [settings.none] * (settings.max_objects - len(seen)) * settings.codes_an_object
     if settings.encode_crop:
         codes += corners(flipped(crop) if flip else crop, sections=settings.sections)
     shapes = [(seen_in(crop, one.box, flip=flip), _object_code(one, settings)) for one in seen]
@@ -208,7 +208,7 @@ def _overlap(one: Box, other: Box) -> float:
 
 
 def _within(box: Box, view: Box) -> Box:
-    """A box in a picture -> in a part of it, moved and scaled.
+    """A box in an image -> in a part of it, moved and scaled.
 
     A box that begins outside the part is moved to its border and keeps its width or height: so it was done where the
     original's models were trained. What reaches beyond the part on the other side is cut off.
@@ -219,7 +219,7 @@ def _within(box: Box, view: Box) -> Box:
 
 
 class Described(NamedTuple):
-    """An object as its codes tell of it. `place` is (left, top, width, height), or (x, y) where only centres are written."""
+    """An object as its codes tell of it. `place` is (left, top, width, height), or (x, y) where only centers are written."""
 
     code: int
     category: int
@@ -245,7 +245,7 @@ def read_codes(codes: Sequence[int], settings: LayoutSettings) -> Reading:
     if len(codes) != settings.length:
         raise SmaltiError(f"a layout of this kind has {settings.length} codes, and {len(codes)} were given")
     step, crop = settings.codes_an_object, codes[settings.listed - 2 : settings.listed]
-    objects = [codes[start : start + step] for start in range(0, settings.most * step, step)]
+    objects = [codes[start : start + step] for start in range(0, settings.max_objects * step, step)]
     told = tuple(_described(one, settings) for one in objects if one[0] != settings.none)
     return Reading(told, box_at(*crop, sections=settings.sections) if settings.encode_crop else WHOLE)
 

@@ -1,6 +1,6 @@
-"""Places in a picture as codes: points, boxes, and the part of the picture that is seen.
+"""Places in an image as codes: points, boxes, and the part of the image that is seen.
 
-A place is one code: the picture is divided into n x n points, n its `sections`, and the code of a point is its number row by
+A place is one code: the image is divided into n x n points, n its `sections`, and the code of a point is its number row by
 row. Layouts and keypoints are written so.
 """
 
@@ -19,7 +19,7 @@ ROUNDING = 1e-6
 
 
 class Box(NamedTuple):
-    """A part of a picture, in shares of its width and height from the left top: 0 to 1, and beyond where it is cut."""
+    """A part of an image, in shares of its width and height from the left top: 0 to 1, and beyond where it is cut."""
 
     left: float
     top: float
@@ -28,7 +28,7 @@ class Box(NamedTuple):
 
 
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
-"""The box of all of a picture."""
+"""The box of all of an image."""
 
 
 def differing(names: tuple[str, ...], *, what: str) -> tuple[str, ...]:
@@ -40,24 +40,24 @@ def differing(names: tuple[str, ...], *, what: str) -> tuple[str, ...]:
 
 
 def check_crop(crop: Box) -> None:
-    """Raise `SmaltiError` for a box that is no part of the picture, but for a hair's breadth, or has no area."""
+    """Raise `SmaltiError` for a box that is no part of the image, but for a hair's breadth, or has no area."""
     left, top, width, height = crop
     inside = left >= -ROUNDING and top >= -ROUNDING and left + width <= 1 + ROUNDING and top + height <= 1 + ROUNDING
     if not (inside and width > 0 and height > 0):
         raise SmaltiError(
-            f"the crop {tuple(crop)} is no part of a picture; give left, top, width, height as shares of it, within 0 to 1"
+            f"the crop {tuple(crop)} is no part of an image; give left, top, width, height as shares of it, within 0 to 1"
         )
 
 
 def under(window: Window, *, grid: tuple[int, int]) -> Box:
-    """A place of the prior's window on a grid (h,w) of codes -> the part of the picture that is seen there."""
+    """A place of the prior's window on a grid (h,w) of codes -> the part of the image that is seen there."""
     top, left, rows, columns = window
     height, width = grid
     return Box(left / width, top / height, columns / width, rows / height)
 
 
 def flipped(box: Box) -> Box:
-    """A box -> where it is in the picture that is mirrored left to right."""
+    """A box -> where it is in the image that is mirrored left to right."""
     return box._replace(left=1 - (box.left + box.width))
 
 
@@ -88,7 +88,7 @@ def box_at(first: int, second: int, *, sections: int) -> Box:
 
 
 def seen_in(crop: Box, box: Box, *, flip: bool) -> Box:
-    """A box in a picture -> the same in the part of it that is seen, which it may leave; `flip` mirrors that part."""
+    """A box in an image -> the same in the part of it that is seen, which it may leave; `flip` mirrors that part."""
     left, top = (box.left - crop.left) / crop.width, (box.top - crop.top) / crop.height
     within = Box(left, top, box.width / crop.width, box.height / crop.height)
     return flipped(within) if flip else within

@@ -21,9 +21,9 @@ _DARK = 0.7
 
 
 def read_segmentation(path: Path) -> Tensor:
-    """A picture file with one number a pixel (palette, greyscale of 8 or 16 bits) -> labels (H,W) int64.
+    """An image file with one number a pixel (palette, grayscale of 8 or 16 bits) -> labels (H,W) int64.
 
-    Raises `DamagedImage` for colour pictures, and for what is no picture.
+    Raises `DamagedImage` for color images, and for what is no image.
     """
     return torch.from_numpy(label_maps.read_labels(path, name=str(path))[:, :, 0].astype(np.int64))
 
@@ -37,30 +37,30 @@ def read_depth(path: Path) -> Tensor:
 
 def read_edges(path: Path) -> Tensor:
     """A photograph -> itself, (3,H,W) float32 in [-1,1], of which edges are still to be made; edges that are drawn, white on
-    black -> the map (1,H,W) of them. What has no colours is such a drawing.
+    black -> the map (1,H,W) of them. What has no colors is such a drawing.
 
-    Numbers 0 and 1 are black and white. Raises `DamagedImage` for what has no colours and is mostly light, as a photograph in
-    grey, and for what is no picture.
+    Numbers 0 and 1 are black and white. Raises `DamagedImage` for what has no colors and is mostly light, as a photograph in
+    gray, and for what is no image.
     """
-    picture = read_image(path, channels=3, name=str(path), bits=16)  # (H,W,3)
-    first, most = picture[:, :, :1], np.iinfo(picture.dtype).max
-    if (picture != first).any():
-        return to_tensor(picture)
+    image = read_image(path, channels=3, name=str(path), bits=16)  # (H,W,3)
+    first, most = image[:, :, :1], np.iinfo(image.dtype).max
+    if (image != first).any():
+        return to_tensor(image)
     if first.max() == 1:
-        first = first * picture.dtype.type(most)
+        first = first * image.dtype.type(most)
     if (first <= most // 2).mean() < _DARK:
         raise DamagedImage(
             str(path),
-            "has no colours and is not dark enough for edges, which are white on black; give a photograph in colours, "
+            "has no colors and is not dark enough for edges, which are white on black; give a photograph in colors, "
             "or have its edges drawn by `smalti reconstruct`",
         )
     return to_tensor(first)
 
 
-def label_colours(scores: Tensor) -> Tensor:
-    """Label maps (B,n,H,W), one-hot or as a tokenizer gives them -> the colours of the likeliest labels (B,3,H,W) in [-1,1]."""
-    colours = to_tensor(palette(scores.shape[1])[None]).to(scores.device)  # (3,1,n)
-    return colours[:, 0, scores.argmax(dim=1)].movedim(0, 1)
+def label_colors(scores: Tensor) -> Tensor:
+    """Label maps (B,n,H,W), one-hot or as a tokenizer gives them -> the colors of the likeliest labels (B,3,H,W) in [-1,1]."""
+    colors = to_tensor(palette(scores.shape[1])[None]).to(scores.device)  # (3,1,n)
+    return colors[:, 0, scores.argmax(dim=1)].movedim(0, 1)
 
 
 def right_labels(maps: Tensor, others: Tensor) -> Tensor:

@@ -22,11 +22,11 @@ from smalti.images.io import Array
 
 @settings
 class GivenSettings:
-    """`size`: how many codes there are to choose from; `length`: how many a picture has; `key`: the option's name."""
+    """`size`: how many codes there are to choose from; `length`: how many an image has; `key`: the option's name."""
 
     name: Literal["given"] = "given"
     key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "codes"
-    size: Annotated[int, Field(ge=1)]
+    codebook_size: Annotated[int, Field(ge=1)]
     length: Annotated[int, Field(ge=1)]
 
 
@@ -36,7 +36,7 @@ class Given(Condition):
 
     def __init__(self, settings: GivenSettings) -> None:
         self.settings = settings
-        self.key, self.size, self.length = settings.key, settings.size, settings.length
+        self.key, self.size, self.length = settings.key, settings.codebook_size, settings.length
 
     def read(self, text: str) -> tuple[int, ...]:
         try:
@@ -58,7 +58,7 @@ class Given(Condition):
             raise SmaltiError(f"{value!r} is not a row of codes; give {self.length} whole numbers") from error
         if row.shape != (self.length,):
             raise SmaltiError(
-                f"the condition {self.key!r} has {self.length} codes a picture, and a row of the shape {tuple(row.shape)} "
+                f"the condition {self.key!r} has {self.length} codes an image, and a row of the shape {tuple(row.shape)} "
                 f"was given; give ({self.length},)"
             )
         if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:

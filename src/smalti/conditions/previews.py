@@ -1,4 +1,4 @@
-"""Small pictures of things that are no pictures: lines of text, classes as colours.
+"""Small images of things that are no images: lines of text, classes as colors.
 
 H W pixels.
 """
@@ -19,16 +19,16 @@ _GOLDEN_ANGLE = 0.3819660112501051  # of a whole turn; no two multiples come clo
 def written(text: str) -> Pixels:
     """A line of text -> (H,W,3), black on white."""
     left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text)
-    picture = Image.new("RGB", (int(right - left) + 8, int(bottom - top) + 8), "white")
-    ImageDraw.Draw(picture).text((4 - left, 4 - top), text, fill="black")
-    return np.asarray(picture)
+    image = Image.new("RGB", (int(right - left) + 8, int(bottom - top) + 8), "white")
+    ImageDraw.Draw(image).text((4 - left, 4 - top), text, fill="black")
+    return np.asarray(image)
 
 
 def palette(count: int) -> Pixels:
-    """-> `count` colours (count,3) that differ, most of all those of classes with close numbers. They are always the same.
+    """-> `count` colors (count,3) that differ, most of all those of classes with close numbers. They are always the same.
 
     Hues follow one another by the golden angle.
     """
-    colours = [colorsys.hsv_to_rgb(place * _GOLDEN_ANGLE % 1, 0.8, 0.85) for place in range(count)]
-    levels: Pixels = (np.array(colours).reshape(count, 3) * 255).round().astype(np.uint8)
+    colors = [colorsys.hsv_to_rgb(place * _GOLDEN_ANGLE % 1, 0.8, 0.85) for place in range(count)]
+    levels: Pixels = (np.array(colors).reshape(count, 3) * 255).round().astype(np.uint8)
     return levels

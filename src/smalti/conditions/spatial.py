@@ -1,8 +1,8 @@
-"""Pictures of another kind as a condition, through a tokenizer of their own: segmentations, depth, edges, other pictures.
+"""Images of another kind as a condition, through a tokenizer of their own: segmentations, depth, edges, other images.
 
 Letters: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes.
 Source: arXiv 2012.09841, section 3.2, "conditioned synthesis": the condition gets a VQGAN of its own, and its codes stand
-before those of the picture.
+before those of the image.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ FOLDER = "condition"
 class MapsSettings:
     """`kind`: what a value is. `key`: the option's name. `grid`: the window (h, w) of the prior, in codes.
 
-    `unlabelled`: the number in segmentations that stands for no label, for which the tokenizer has its last one; None for none.
+    `unlabeled`: the number in segmentations that stands for no label, for which the tokenizer has its last one; None for none.
     `names`: what the labels of segmentations are called, in order; empty where nobody said it.
     """
 
     name: Literal["maps"] = "maps"
-    kind: Literal["segmentation", "depth", "edges", "picture"]
+    kind: Literal["segmentation", "depth", "edges", "image"]
     key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     grid: tuple[Positive, Positive]
-    unlabelled: Annotated[int, Field(ge=0, le=65535)] | None = None
+    unlabeled: Annotated[int, Field(ge=0, le=65535)] | None = None
     names: tuple[str, ...] = ()
 
 
@@ -63,19 +63,19 @@ class MapsSettings:
 class Maps(Condition):
     """B maps (H,W) or (C,H,W) -> (B, h w): the codes that the map's own tokenizer gives them.
 
-    A map is a tensor or an array: a segmentation (H,W) of whole numbers in [0,n), a depth (1,H,W) or a picture (3,H,W) of
-    floats in [-1,1]. Edges are (1,H,W), or a picture (3,H,W) that they are made of. A map has f times as many pixels as the
-    picture that is to be laid has codes, f being the factor of the map's tokenizer.
+    A map is a tensor or an array: a segmentation (H,W) of whole numbers in [0,n), a depth (1,H,W) or an image (3,H,W) of
+    floats in [-1,1]. Edges are (1,H,W), or an image (3,H,W) that they are made of. A map has f times as many pixels as the
+    image that is to be laid has codes, f being the factor of the map's tokenizer.
     """
 
     def __init__(self, settings: MapsSettings, tokenizer: VQGAN) -> None:
-        kind, channels = _KINDS[settings.kind], tokenizer.settings.pyramid.channels
+        kind, channels = _KINDS[settings.kind], tokenizer.settings.autoencoder.channels
         if kind.channels not in (0, channels):
             raise SmaltiError(
                 f"the tokenizer of the condition {settings.key!r} is for {channels} channels, and a {settings.kind} "
                 f"has {kind.channels}; take another tokenizer or another kind"
             )
-        labels = channels - (settings.unlabelled is not None)
+        labels = channels - (settings.unlabeled is not None)
         if settings.names and (settings.kind != "segmentation" or len(settings.names) != labels):
             raise SmaltiError(
                 f"{len(settings.names)} names were given for the condition {settings.key!r}, which has "
@@ -87,19 +87,19 @@ class Maps(Condition):
 
     @property
     def channels(self) -> int:
-        """C of the pictures that the tokenizer is given; n for segmentations."""
-        return self.tokenizer.settings.pyramid.channels
+        """C of the images that the tokenizer is given; n for segmentations."""
+        return self.tokenizer.settings.autoencoder.channels
 
     def read(self, text: str) -> Tensor:
-        """The path of a picture file -> the map in it, at its own size. Raises `DamagedImage`."""
+        """The path of an image file -> the map in it, at its own size. Raises `DamagedImage`."""
         return _KINDS[self.settings.kind].read(Path(text))
 
     def fit(self, value: Tensor, *, grid: Grid | None) -> tuple[Tensor, Grid]:
         """A map of any size, and the grid (h,w) it is for, None for its own -> the map at the right size, and the grid.
 
         Without a grid the map is cut to whole tiles; one smaller than the window is for the smallest grid of its shape that
-        covers it. With a grid it is scaled until it covers the picture, as files are for training, and its middle is cut out.
-        Edges are made of pictures when they have their size, before they are cut, as in training.
+        covers it. With a grid it is scaled until it covers the image, as files are for training, and its middle is cut out.
+        Edges are made of images when they have their size, before they are cut, as in training.
         Raises `SmaltiError` for grids smaller than the window.
         """
         factor, whole = self.tokenizer.factor, value if value.dim() == 3 else value.unsqueeze(0)  # (C,H,W)
@@ -112,7 +112,7 @@ class Maps(Condition):
             grid = (int(height * larger / factor + 1e-6), int(width * larger / factor + 1e-6))
             if larger > 1 and grid[0] * grid[1] * factor**2 > MOST_COVERING:
                 raise SmaltiError(
-                    f"the {self.key} is {height}x{width} pixels (height x width), and the smallest picture of its shape has "
+                    f"the {self.key} is {height}x{width} pixels (height x width), and the smallest image of its shape has "
                     f"{grid[0]}x{grid[1]} codes; crop it, or ask for a size"
                 )
         check_grid(grid, window=self.settings.grid, key=self.key)
@@ -137,9 +137,9 @@ class Maps(Condition):
 
     @torch.no_grad()
     def codes(self, values: Sequence[Any], *, grid: Grid) -> Tensor:
-        """B maps of pictures of `grid` (h,w) codes -> their own codes (B,h,w), each map encoded whole.
+        """B maps of images of `grid` (h,w) codes -> their own codes (B,h,w), each map encoded whole.
 
-        A map of the picture's shape in another size is scaled, labels to the nearest one. Raises `SmaltiError` for maps of other
+        A map of the image's shape in another size is scaled, labels to the nearest one. Raises `SmaltiError` for maps of other
         shapes or numbers of channels, and for labels that there are not.
         """
         if not values:
@@ -149,7 +149,7 @@ class Maps(Condition):
         if grid[0] * grid[1] * self.tokenizer.factor**2 > LARGE:
             codes = torch.cat([self._codes_in_strips(value, device) for value in fitted])
         else:
-            maps = torch.stack([self._picture(value) for value in fitted])  # (B,C,H,W)
+            maps = torch.stack([self._image(value) for value in fitted])  # (B,C,H,W)
             codes = self.tokenizer.encode(maps.to(device)).codes.cpu()  # (B,h,w)
         assert codes.shape[1:] == grid, f"{tuple(codes.shape)} codes for a grid of {grid}"
         return codes
@@ -160,7 +160,7 @@ class Maps(Condition):
         height, width = made.shape[-2:]
 
         def read(first: int, last: int) -> Tensor:
-            return self._picture(made[..., first:last, :])[None].to(device)
+            return self._image(made[..., first:last, :])[None].to(device)
 
         encoded = encode_in_strips(self.tokenizer, read, height, rows=strip_rows(self.tokenizer, width))
         return encoded.codes.cpu()
@@ -175,7 +175,7 @@ class Maps(Condition):
         wanted, found = (grid[0] * factor, grid[1] * factor), tuple(given.shape[-2:])
         if found[0] * wanted[1] != found[1] * wanted[0] or not given.numel():
             raise SmaltiError(
-                f"the {self.key} is {found[0]} x {found[1]} pixels (height x width), and a picture of {grid[0]} x {grid[1]} "
+                f"the {self.key} is {found[0]} x {found[1]} pixels (height x width), and an image of {grid[0]} x {grid[1]} "
                 f"codes takes one of the shape of {wanted[0]} x {wanted[1]}; crop it, or ask for another size"
             )
         return given if found == wanted else self.fit(given, grid=grid)[0]
@@ -185,27 +185,27 @@ class Maps(Condition):
         if self.settings.kind == "edges" and _is_photograph(value):
             _channels(value, 3, "photograph")
         else:
-            _KINDS[self.settings.kind].picture(value, self.channels, self.key)
+            _KINDS[self.settings.kind].image(value, self.channels, self.key)
 
-    def _picture(self, value: Tensor) -> Tensor:
+    def _image(self, value: Tensor) -> Tensor:
         """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one a label."""
         kind = _KINDS[self.settings.kind]
-        return kind.picture(kind.made(self._labelled(value)), self.channels, self.key)
+        return kind.image(kind.made(self._labeled(value)), self.channels, self.key)
 
-    def _labelled(self, value: Tensor) -> Tensor:
+    def _labeled(self, value: Tensor) -> Tensor:
         """A map -> the same with the last label where it has none, as the tokenizer was trained."""
-        if self.settings.unlabelled is None or value.is_floating_point():
+        if self.settings.unlabeled is None or value.is_floating_point():
             return value
         labels = value.long()
-        return labels.masked_fill(labels == self.settings.unlabelled, self.channels - 1)
+        return labels.masked_fill(labels == self.settings.unlabeled, self.channels - 1)
 
     def preview(self, codes: Tensor) -> Array:
-        picture: Array = self.shown(codes.reshape(1, *self.settings.grid))[0]
-        return picture
+        image: Array = self.shown(codes.reshape(1, *self.settings.grid))[0]
+        return image
 
     @torch.no_grad()
     def shown(self, codes: Tensor) -> Array:
-        """Codes (B,h,w) -> what the tokenizer keeps of the maps, as pictures (B,H,W,3) uint8: labels in colours, depth in grey."""
+        """Codes (B,h,w) -> what the tokenizer keeps of the maps, as images (B,H,W,3) uint8: labels in colors, depth in gray."""
         device = next(self.tokenizer.parameters()).device
         return _KINDS[self.settings.kind].shown(self.tokenizer.decode_codes(codes.to(device)).cpu())
 
@@ -232,15 +232,15 @@ def labels_as_channels(labels: Tensor, *, count: int, key: str) -> Tensor:
     return (labels == torch.arange(count, device=labels.device)[:, None, None]).float()
 
 
-def colourised(maps: Tensor, colorize: Tensor) -> Tensor:
-    """Maps (B,n,H,W) and weights (3,n,1,1) -> colours (B,3,H,W), spread over [-1,1] by the least and the most of the batch.
+def colorized(maps: Tensor, colorize: Tensor) -> Tensor:
+    """Maps (B,n,H,W) and weights (3,n,1,1) -> colors (B,3,H,W), spread over [-1,1] by the least and the most of the batch.
 
     So the original shows segmentations, by weights that were drawn at random once and are kept in its checkpoints. Where all
-    colours are one, there is nothing to spread, and all are -1 (the original divides by 0).
+    colors are one, there is nothing to spread, and all are -1 (the original divides by 0).
     """
-    colours = F.conv2d(maps, colorize.to(maps))
-    least, most = colours.min(), colours.max()
-    return 2 * (colours - least) / (most - least).clamp(min=torch.finfo(colours.dtype).tiny) - 1
+    colors = F.conv2d(maps, colorize.to(maps))
+    least, most = colors.min(), colors.max()
+    return 2 * (colors - least) / (most - least).clamp(min=torch.finfo(colors.dtype).tiny) - 1
 
 
 def _channels(value: Tensor, channels: int, key: str) -> Tensor:
@@ -302,13 +302,13 @@ def _edges(value: Tensor) -> Tensor:
     return made
 
 
-def _label_colours(decoded: Tensor) -> Array:
-    """Scores (B,n,H,W) -> the colours of the most likely labels (B,H,W,3)."""
-    colours: Array = palette(decoded.shape[1])[decoded.argmax(dim=1).numpy()]
-    return colours
+def _label_colors(decoded: Tensor) -> Array:
+    """Scores (B,n,H,W) -> the colors of the most likely labels (B,H,W,3)."""
+    colors: Array = palette(decoded.shape[1])[decoded.argmax(dim=1).numpy()]
+    return colors
 
 
-def _grey(decoded: Tensor) -> Array:
+def _gray(decoded: Tensor) -> Array:
     return np.repeat(to_array(decoded), 3, axis=-1)
 
 
@@ -316,7 +316,7 @@ class _Kind(NamedTuple):
     """What is different between the kinds of maps; `channels` 0 is any number, `made` what becomes of a value that has its size."""
 
     channels: int
-    picture: Callable[[Tensor, int, str], Tensor]
+    image: Callable[[Tensor, int, str], Tensor]
     shown: Callable[[Tensor], Array]
     read: Callable[[Path], Tensor]
     made: Callable[[Tensor], Tensor] = lambda value: value
@@ -324,9 +324,9 @@ class _Kind(NamedTuple):
 
 _KINDS: dict[str, _Kind] = {
     "segmentation": _Kind(
-        0, lambda value, count, key: labels_as_channels(value, count=count, key=key), _label_colours, read_segmentation
+        0, lambda value, count, key: labels_as_channels(value, count=count, key=key), _label_colors, read_segmentation
     ),
-    "depth": _Kind(1, _channels, _grey, read_depth),
-    "edges": _Kind(1, lambda value, count, key: _channels(value, count, f"map of {key}"), _grey, read_edges, _edges),
-    "picture": _Kind(3, _channels, to_array, lambda path: to_tensor(read_image(path, channels=3, name=str(path)))),
+    "depth": _Kind(1, _channels, _gray, read_depth),
+    "edges": _Kind(1, lambda value, count, key: _channels(value, count, f"map of {key}"), _gray, read_edges, _edges),
+    "image": _Kind(3, _channels, to_array, lambda path: to_tensor(read_image(path, channels=3, name=str(path)))),
 }

@@ -17,7 +17,7 @@ def keep_memory() -> bool:
 
     By default glibc hands blocks of some MiB back to the system when they are freed, and the next feature map of a convolution is
     new memory, whose every page the system fills with zeros first: a fifth and more of the time in which a CPU encodes or decodes a
-    picture (docs/log.md). The peak of memory stays as it was; the process keeps it until it ends. Call it once, before much is
+    image (docs/log.md). The peak of memory stays as it was; the process keeps it until it ends. Call it once, before much is
     computed; smalti's commands do. Elsewhere than on Linux with glibc nothing happens.
     """
     if not sys.platform.startswith("linux"):

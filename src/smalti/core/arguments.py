@@ -41,7 +41,7 @@ def tiles(size: Any, *, factor: int) -> tuple[int, int]:
     height, width = (operator.index(side) for side in sides)
     if height % factor or width % factor or height < factor or width < factor:
         raise SmaltiError(
-            f"a picture of {height} x {width} (height x width) is not made of tiles of {factor} pixels; "
+            f"an image of {height} x {width} (height x width) is not made of tiles of {factor} pixels; "
             f"try {max(round(height / factor), 1) * factor}x{max(round(width / factor), 1) * factor}"
         )
     return height // factor, width // factor
@@ -58,7 +58,7 @@ def _is_whole(value: Any) -> bool:
 def check_finite(numbers: Tensor, *, what: str) -> None:
     """Raise `SmaltiError`, where they are called `what`, for numbers computed by a network that are NaN or infinite.
 
-    Codes that are chosen from them would be 0 everywhere, and pictures black. Under a compiler nothing is checked.
+    Codes that are chosen from them would be 0 everywhere, and images black. Under a compiler nothing is checked.
     """
     if not torch.compiler.is_compiling() and not bool(numbers.detach().isfinite().all()):
         raise SmaltiError(

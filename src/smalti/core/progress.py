@@ -30,7 +30,7 @@ def plain_console(*, stderr: bool = False) -> Console:
     """A console that prints what it is given, letter for letter: names of files and labels are no markup and no emoji.
 
     The commands print through consoles made here, so that none has to think of it: the path `[v2]` would vanish, `[/red]` end in
-    a traceback, and `:car:` become a picture of one.
+    a traceback, and `:car:` become an image of one.
     """
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 

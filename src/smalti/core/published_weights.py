@@ -39,14 +39,14 @@ class Weights(NamedTuple):
     - `url`: where it is published, https.
     - `sha256`: of the file at `url`, in hexadecimal. Leading digits alone are compared as far as they go: torchvision
       publishes the first eight, in the file's name.
-    - `about`: what it is. `licence`: what its publisher states.
+    - `about`: what it is. `license`: what its publisher states.
     """
 
     files: tuple[str, ...]
     url: str
     sha256: str
     about: str
-    licence: str
+    license: str
 
 
 _TORCHVISION = "https://download.pytorch.org/models"
@@ -59,63 +59,63 @@ WEIGHTS: dict[str, Weights] = {
         url=f"{_TORCHVISION}/squeezenet1_1-b8a52dc0.pth",
         sha256="b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
         about="torchvision's SqueezeNet 1.1, trained on ImageNet (5 MB)",
-        licence="BSD-3-Clause (torchvision)",
+        license="BSD-3-Clause (torchvision)",
     ),
     "vgg16": Weights(
         files=("vgg16-397923af.pth",),
         url=f"{_TORCHVISION}/vgg16-397923af.pth",
         sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
         about="torchvision's VGG16, trained on ImageNet (553 MB)",
-        licence="BSD-3-Clause (torchvision)",
+        license="BSD-3-Clause (torchvision)",
     ),
     "alexnet": Weights(
         files=("alexnet-owt-7be5be79.pth",),
         url=f"{_TORCHVISION}/alexnet-owt-7be5be79.pth",
         sha256="7be5be79",
         about="torchvision's AlexNet, trained on ImageNet (244 MB)",
-        licence="BSD-3-Clause (torchvision)",
+        license="BSD-3-Clause (torchvision)",
     ),
     "resnet50": Weights(
         files=("resnet50-0676ba61.pth",),
         url=f"{_TORCHVISION}/resnet50-0676ba61.pth",
         sha256="0676ba61",
         about="torchvision's ResNet-50, IMAGENET1K_V1: trained on ImageNet as in the paper (98 MB)",
-        licence="BSD-3-Clause (torchvision)",
+        license="BSD-3-Clause (torchvision)",
     ),
     "resnet50-v2": Weights(
         files=("resnet50-11ad3fa6.pth",),
         url=f"{_TORCHVISION}/resnet50-11ad3fa6.pth",
         sha256="11ad3fa6",
         about="torchvision's ResNet-50, IMAGENET1K_V2: trained on ImageNet by a later recipe (98 MB)",
-        licence="BSD-3-Clause (torchvision)",
+        license="BSD-3-Clause (torchvision)",
     ),
     "lpips-squeeze": Weights(
         files=("lpips_v0.1_squeeze.pth", "lpips_v0.1_squeeze_lin.safetensors"),
         url=f"{_LPIPS}/lpips/weights/v0.1/squeeze.pth",
         sha256="4a5350f23600cb79923ce65bb07cbf57dca461329894153e05a1346bd531cf76",
         about="the linear weights of LPIPS 0.1 for SqueezeNet 1.1 (11 KB)",
-        licence="BSD-2-Clause (richzhang/PerceptualSimilarity)",
+        license="BSD-2-Clause (richzhang/PerceptualSimilarity)",
     ),
     "lpips-vgg": Weights(
         files=("lpips_v0.1_vgg.pth", "lpips_v0.1_vgg_lin.safetensors"),
         url=f"{_LPIPS}/lpips/weights/v0.1/vgg.pth",
         sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
         about="the linear weights of LPIPS 0.1 for VGG16 (7 KB)",
-        licence="BSD-2-Clause (richzhang/PerceptualSimilarity)",
+        license="BSD-2-Clause (richzhang/PerceptualSimilarity)",
     ),
     "lpips-alex": Weights(
         files=("lpips_v0.1_alex.pth", "lpips_v0.1_alex_lin.safetensors"),
         url=f"{_LPIPS}/lpips/weights/v0.1/alex.pth",
         sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
         about="the linear weights of LPIPS 0.1 for AlexNet (6 KB)",
-        licence="BSD-2-Clause (richzhang/PerceptualSimilarity)",
+        license="BSD-2-Clause (richzhang/PerceptualSimilarity)",
     ),
     "inception-fid": Weights(
         files=("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"),
         url=f"{_FIDELITY}/weights-inception-2015-12-05-6726825d.pth",
         sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
         about="TensorFlow's InceptionV3 of 2015-12-05, with which FID is computed (96 MB)",
-        licence="Apache-2.0 (TensorFlow; converted by mseitzer/pytorch-fid and toshas/torch-fidelity)",
+        license="Apache-2.0 (TensorFlow; converted by mseitzer/pytorch-fid and toshas/torch-fidelity)",
     ),
 }
 
@@ -223,7 +223,7 @@ def _missing(entry: Weights, reason: str) -> SmaltiError:
 
 
 def _download(entry: Weights, path: Path, progress: Progress) -> None:
-    """Fetch the file of `entry` to `path`, which exists afterwards only if the hash agreed."""
+    """Fetch the file of `entry` to `path`, which exists afterward only if the hash agreed."""
     logger.info("downloading %s from %s to %s", entry.about, entry.url, path)
     try:
         response = urllib.request.urlopen(entry.url, timeout=TIMEOUT)

@@ -1,6 +1,6 @@
 """Randomness that belongs to a place: a counter-based generator, keyed by seed, row, column and code.
 
-A picture laid with this noise depends on its seed alone: not on the batch it was in, the device, the order in which its
+An image laid with this noise depends on its seed alone: not on the batch it was in, the device, the order in which its
 codes were laid, or caching. The generator is Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2,
 3" (SC 2011), written with 64-bit integer tensor operations, so that it gives the same words on every device.
 """
@@ -23,12 +23,12 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     The result is (4, ...), int64 in [0, 2^32).
     """
     column = (2, *([1] * (counter.ndim - 1)))
-    multipliers = torch.tensor(_MULTIPLIERS, device=counter.device).view(column)
+    channel_multipliers = torch.tensor(_MULTIPLIERS, device=counter.device).view(column)
     steps = torch.tensor(_KEY_STEPS, device=counter.device).view(column)
     even, odd = counter[0::2], counter[1::2]
     for index in range(_ROUNDS):
         # The product of two 32-bit words wraps in a signed 64-bit integer, and its bits are still right.
-        product = even * multipliers
+        product = even * channel_multipliers
         high, low = (product >> 32) & _MASK, product & _MASK
         even, odd = high.flip(0) ^ odd ^ ((key + index * steps) & _MASK), low.flip(0)
     return torch.stack((even, odd), dim=1).flatten(0, 1)

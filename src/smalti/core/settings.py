@@ -30,7 +30,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
-"""How much of a training: a number up to 1 is a share of it, a larger one a number of pictures (or of codes in stage 2)."""
+"""How much of a training: a number up to 1 is a share of it, a larger one a number of images (or of codes in stage 2)."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -42,14 +42,14 @@ def settings(cls: type[T]) -> type[T]:
 
 
 def amount(value: float, *, length: float) -> float:
-    """An `Amount` of a training of `length` -> pictures (or codes)."""
+    """An `Amount` of a training of `length` -> images (or codes)."""
     return value * length if value <= 1 else value
 
 
 def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """A mapping of plain values -> an instance of the settings class `cls`.
 
-    Raises `SmaltiError` with `where` (a file, a recipe, an option), the dotted key, the value, and for a misspelt key the
+    Raises `SmaltiError` with `where` (a file, a recipe, an option), the dotted key, the value, and for a misspelled key the
     nearest one there is.
     """
     try:

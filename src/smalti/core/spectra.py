@@ -1,6 +1,6 @@
 """Eigenvalues and singular values of matrices on which LAPACK's iterations may give up.
 
-Covariances of few or flat pictures have hundreds of equal eigenvalues, and some libraries' divide-and-conquer does not converge on
+Covariances of few or flat images have hundreds of equal eigenvalues, and some libraries' divide-and-conquer does not converge on
 them. What fails in one basis, or in one library, does not fail in another.
 
 Letters: D N sides.
@@ -117,7 +117,7 @@ def _first(ways: Iterator[Callable[[], T]], is_right: Callable[[T], bool], *, wh
             continue
         if is_right(found):
             return found
-    raise SmaltiError(f"the eigenvalues of {what} could not be computed; measure more, or other, pictures")
+    raise SmaltiError(f"the eigenvalues of {what} could not be computed; measure more, or other, images")
 
 
 def _is_whole(values: Tensor, vectors: Tensor, *, trace: float) -> bool:

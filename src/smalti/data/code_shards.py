@@ -1,12 +1,12 @@
-"""Shards of codes: a set of pictures, encoded once, from which stage 2 reads integers instead of pictures.
+"""Shards of codes: a set of images, encoded once, from which stage 2 reads integers instead of images.
 
 A folder holds `codes.json` (what the codes are) and, for each of the two parts, shards: `training-00000.npy`,
-shaped (pictures, copies, h, w) uint16 (uint32 for codebooks above 65536), and `training-00000.labels.npy`,
-(pictures,) int32, -1 for none; likewise `validation-...` with one copy. Where the codes of a condition stand before
-those of each picture, `training-00000.prefix.npy` has them, (pictures, copies, P). Shards are mapped into memory, not read
+shaped (images, copies, h, w) uint16 (uint32 for codebooks above 65536), and `training-00000.labels.npy`,
+(images,) int32, -1 for none; likewise `validation-...` with one copy. Where the codes of a condition stand before
+those of each image, `training-00000.prefix.npy` has them, (images, copies, P). Shards are mapped into memory, not read
 whole. `smalti.encoding.code_writer` writes them.
 
-B batch, P prefix codes, h w grid, N pictures.
+B batch, P prefix codes, h w grid, N images.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ FORMAT = 1
 
 @settings
 class PartSettings:
-    """One part (training or validation): its pictures per shard, and where they came from."""
+    """One part (training or validation): its images per shard, and where they came from."""
 
     shards: tuple[int, ...]
     copies: int
-    damaged: int  # pictures left out
+    damaged: int  # images left out
     data: dict[str, Any]
 
 
 @settings
 class PrefixSettings:
-    """The codes of a condition before those of each picture: how many there are to choose from, and how many a picture has.
+    """The codes of a condition before those of each image: how many there are to choose from, and how many an image has.
 
     `condition`: the plain values that its `save` gave, which wrote the rest into the folder. `fingerprint` names what made them.
     """
@@ -70,7 +70,7 @@ class CodesSettings:
 
 
 class CodeExample(NamedTuple):
-    """One picture: `codes` (h, w) int64; `label` () int64, the place in the labels, -1 for none; `prefix` (P,) int64."""
+    """One image: `codes` (h, w) int64; `label` () int64, the place in the labels, -1 for none; `prefix` (P,) int64."""
 
     codes: Tensor
     label: Tensor
@@ -78,7 +78,7 @@ class CodeExample(NamedTuple):
 
 
 class CodeBatch(NamedTuple):
-    """Several pictures: `codes` (B, h, w) int64; `labels` (B,) int64, -1 for none; `prefix` (B, P) int64, P 0 where none is
+    """Several images: `codes` (B, h, w) int64; `labels` (B,) int64, -1 for none; `prefix` (B, P) int64, P 0 where none is
     kept.
     """
 
@@ -94,9 +94,9 @@ def dtype_of(size: int) -> np.dtype[Any]:
 
 @final
 class CodeSet:
-    """One part of a folder of codes: `codes[index, draw]` is picture `index`, in the copy that `draw` chooses.
+    """One part of a folder of codes: `codes[index, draw]` is image `index`, in the copy that `draw` chooses.
 
-    `labels` (N,) int32 holds the place of each picture's label in the labels of the folder, -1 for none. Raises
+    `labels` (N,) int32 holds the place of each image's label in the labels of the folder, -1 for none. Raises
     `SmaltiError` for a missing or damaged shard.
     """
 
@@ -204,7 +204,7 @@ class CodeShards:
         if fingerprint != self.meta.fingerprint:
             raise SmaltiError(
                 f"the codes in {self.path} were made by the tokenizer {self.meta.fingerprint}, not by {fingerprint}; "
-                f"give the tokenizer they were made by, or encode the pictures again with this one"
+                f"give the tokenizer they were made by, or encode the images again with this one"
             )
 
 
@@ -235,7 +235,7 @@ def read_meta(path: Path) -> CodesSettings:
 
 
 def histogram(codeset: CodeSet, size: int) -> npt.NDArray[np.int64]:
-    """How often each of the `size` codes of the codebook stands in all pictures and copies: (size,) int64."""
+    """How often each of the `size` codes of the codebook stands in all images and copies: (size,) int64."""
     counts = np.zeros(size, dtype=np.int64)
     for codes in codeset.chunks():
         codeset.check(int(codes.max()))

@@ -14,7 +14,7 @@ CONTENTS = "contents"
 
 def contents(source: Source) -> dict[str, Any]:
     """A source -> what tells its images from others, as plain values: their number and their `identity`."""
-    return {"images": len(source.pictures), "files": identity(source)}
+    return {"images": len(source.images), "files": identity(source)}
 
 
 def is_data_of(run: Mapping[str, Any], data: Path, source: Source) -> bool:

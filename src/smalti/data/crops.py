@@ -1,4 +1,4 @@
-"""How a window of the asked size is cut out of a picture, by chance or in the middle.
+"""How a window of the asked size is cut out of an image, by chance or in the middle.
 
 C channels, H W pixels of the window.
 """
@@ -22,7 +22,7 @@ def chances(seed: int, draw: int) -> tuple[float, float, float, float]:
 
 
 class View(NamedTuple):
-    """The window that an example shows: its first row and column in the scaled picture, its size and that of the picture, both
+    """The window that an example shows: its first row and column in the scaled image, its size and that of the image, both
     (height, width) in pixels. `mirrored`: the window is then mirrored left to right.
     """
 
@@ -34,21 +34,21 @@ class View(NamedTuple):
 
     @property
     def left_when_mirrored(self) -> int:
-        """Its first column in the picture as it is seen: mirrored whole where the window is."""
+        """Its first column in the image as it is seen: mirrored whole where the window is."""
         return self.whole[1] - self.left - self.size[1] if self.mirrored else self.left
 
 
 class Crop(ABC):
-    """How a window of the asked size is cut out of a picture."""
+    """How a window of the asked size is cut out of an image."""
 
     @property
     @abstractmethod
     def margin(self) -> float:
-        """How many times larger than the window the picture is handed over."""
+        """How many times larger than the window the image is handed over."""
 
     @abstractmethod
     def view(self, whole: tuple[int, int], size: tuple[int, int], *, seed: int, draw: int) -> View:
-        """A picture of so many pixels (height, width), which covers margin * size -> the window of `size` in it, once it is
+        """An image of so many pixels (height, width), which covers margin * size -> the window of `size` in it, once it is
         scaled to the view's `whole`."""
 
     @abstractmethod
@@ -57,7 +57,7 @@ class Crop(ABC):
 
 
 def cut(array: Array, view: View, *, filter: Filter) -> Array:
-    """(H', W', C) -> (H, W, C), what the view shows; `filter` is how the picture is scaled, if it is."""
+    """(H', W', C) -> (H, W, C), what the view shows; `filter` is how the image is scaled, if it is."""
     if (array.shape[0], array.shape[1]) != view.whole:
         array = resize(array, view.whole, filter=filter)
     window = crop(array, top=view.top, left=view.left, height=view.size[0], width=view.size[1])
@@ -66,10 +66,10 @@ def cut(array: Array, view: View, *, filter: Filter) -> Array:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class CentreCrop(Crop):
+class CenterCrop(Crop):
     """The window in the middle, always, of two middles the upper and left one: for validation.
 
-    The picture is first scaled so that it covers `size` times `zoom`. Raises `SmaltiError` for a zoom below 1.
+    The image is first scaled so that it covers `size` times `zoom`. Raises `SmaltiError` for a zoom below 1.
     """
 
     zoom: float = 1.0
@@ -86,7 +86,7 @@ class CentreCrop(Crop):
         return View((whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2, size, whole, mirrored=False)
 
     def described(self) -> dict[str, Any]:
-        return {"crop": "centre", **({"zoom": self.zoom} if self.zoom > 1 else {})}  # as before there was a zoom
+        return {"crop": "center", **({"zoom": self.zoom} if self.zoom > 1 else {})}  # as before there was a zoom
 
 
 @final
@@ -94,7 +94,7 @@ class CentreCrop(Crop):
 class RandomCrop(Crop):
     """A window anywhere, every other one mirrored if `flip`: for training.
 
-    The picture is first scaled so that it covers `size` times a factor from `zoom`, drawn so that each doubling is as likely as
+    The image is first scaled so that it covers `size` times a factor from `zoom`, drawn so that each doubling is as likely as
     another; (1, 1) means that it just fits. Raises `SmaltiError` unless 1 <= zoom[0] <= zoom[1].
     """
 

@@ -21,21 +21,21 @@ GOOD, DAMAGED = 1, 2
 
 @final
 class DamageRecord:
-    """Which pictures of a source were found damaged, of all parts that it is split into and in all worker processes.
+    """Which images of a source were found damaged, of all parts that it is split into and in all worker processes.
 
     Each part reports what it finds, under its own numbers. The verdict is on all parts together: a held-out part may be
-    a single picture, and be damaged.
+    a single image, and be damaged.
     """
 
     def __init__(self, source: Source, parts: Sequence[int]) -> None:
-        """`parts`: how many pictures each of them has."""
+        """`parts`: how many images each of them has."""
         self.path = source.path
         self._starts = tuple(itertools.accumulate(parts, initial=0))
         self._states = torch.zeros(self._starts[-1], dtype=torch.uint8)
         self._states.share_memory_()  # type: ignore[no-untyped-call]
 
     def states(self, part: int) -> npt.NDArray[np.uint8]:
-        """The states of the pictures of a part, (N,), as a view."""
+        """The states of the images of a part, (N,), as a view."""
         states: npt.NDArray[np.uint8] = self._states.numpy()[self._starts[part] : self._starts[part + 1]]
         return states
 

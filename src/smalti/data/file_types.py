@@ -1,4 +1,4 @@
-"""What the files of a data set are, and what a tokenizer is given of them: pictures, label maps, depths.
+"""What the files of a data set are, and what a tokenizer is given of them: images, label maps, depths.
 
 A file becomes an array, which is scaled, cut and kept; a cut becomes what an example holds; and a batch of examples becomes,
 on its device, what the tokenizer is given. A label map stays one number a pixel until then.
@@ -73,7 +73,7 @@ class Kind(ABC):
         """A cut of an array -> what an example holds of it."""
 
     @abstractmethod
-    def images(self, held: Tensor, channels: int) -> Tensor:
+    def to_images(self, held: Tensor, channels: int) -> Tensor:
         """What examples hold, one or a batch of them -> what the tokenizer is given, (C,H,W) or (B,C,H,W) float32."""
 
     @abstractmethod
@@ -87,7 +87,7 @@ class Levels(Kind):
     def held(self, array: Array, channels: int) -> Tensor:
         return to_tensor(array)
 
-    def images(self, held: Tensor, channels: int) -> Tensor:
+    def to_images(self, held: Tensor, channels: int) -> Tensor:
         return held
 
     def described(self) -> dict[str, Any]:
@@ -96,19 +96,19 @@ class Levels(Kind):
 
 @final
 @dataclass(frozen=True)
-class Colour(Levels):
-    """Pictures of 1, 3 or 4 channels -> arrays (H,W,C) uint8 or uint16, and (C,H,W) float32 in [-1,1]."""
+class Color(Levels):
+    """Images of 1, 3 or 4 channels -> arrays (H,W,C) uint8 or uint16, and (C,H,W) float32 in [-1,1]."""
 
-    name = "colour"
-    files = "pictures"
+    name = "color"
+    files = "images"
     suffixes = IMAGE_SUFFIXES
     filter = "lanczos"
 
     def check(self, channels: int) -> None:
         if channels not in (1, 3, 4):
             raise SmaltiError(
-                f"a tokenizer of {channels} channels is given no pictures, which have 1 (grayscale), 3 (colour) or 4 (colour "
-                "and opacity); set model.pyramid.channels to one of them, or pictures.kind=labels for label maps"
+                f"a tokenizer of {channels} channels is given no images, which have 1 (grayscale), 3 (color) or 4 (color "
+                "and opacity); set model.autoencoder.channels to one of them, or images.file_type=labels for label maps"
             )
 
     def width(self, channels: int) -> int:
@@ -129,11 +129,11 @@ class Labels(Kind):
     """Maps of the labels 0 to C-1 -> arrays (H,W,1) uint8 or uint16, (H,W) whole numbers, and (C,H,W) float32: 1 in the
     label's channel and 0 in the others.
 
-    `unlabelled`: the number that stands in the files for what has no label (255, say). It is given the last channel, so that
+    `unlabeled`: the number that stands in the files for what has no label (255, say). It is given the last channel, so that
     the labels then end at C-2; the original gives it a channel too. None where there is no such number.
     """
 
-    unlabelled: int | None = None
+    unlabeled: int | None = None
 
     name = "labels"
     files = "label maps"
@@ -144,11 +144,11 @@ class Labels(Kind):
         if channels < 2:
             raise SmaltiError(
                 f"label maps have a channel for each label, and a tokenizer of {channels} channel can be given none; set "
-                "model.pyramid.channels to the number of labels"
+                "model.autoencoder.channels to the number of labels"
             )
-        if self.unlabelled is not None and self.unlabelled < channels:
+        if self.unlabeled is not None and self.unlabeled < channels:
             raise SmaltiError(
-                f"pictures.unlabelled = {self.unlabelled} is one of the {channels} labels from 0 to {channels - 1}, and has a "
+                f"images.unlabeled = {self.unlabeled} is one of the {channels} labels from 0 to {channels - 1}, and has a "
                 "channel of its own; leave it out, or give the number that stands for no label"
             )
 
@@ -157,8 +157,8 @@ class Labels(Kind):
 
     def read(self, source: Path | BinaryIO, *, channels: int, name: str) -> Array:
         labels = read_labels(source, name=name)
-        count = channels if self.unlabelled is None else channels - 1
-        missing = labels == self.unlabelled  # all False for None
+        count = channels if self.unlabeled is None else channels - 1
+        missing = labels == self.unlabeled  # all False for None
         worst = int(labels.max(where=~missing, initial=0))
         if worst >= count:
             raise DamagedImage(name, self._beyond(worst, count))
@@ -166,13 +166,11 @@ class Labels(Kind):
         return narrow.astype(np.uint8) if channels <= 256 else narrow.astype(np.uint16)
 
     def _beyond(self, worst: int, count: int) -> str:
-        extra = 1 if self.unlabelled is None else 2
-        sentence = f"holds the label {worst}, and there are the labels 0 to {count - 1}; set model.pyramid.channels={worst + extra}"
-        if self.unlabelled is not None:
-            return f"{sentence}, of which the last is for what has no label (here {self.unlabelled})"
-        return (
-            f"{sentence}, or, if {worst} stands for no label, pictures.unlabelled={worst}, which takes the last channel"
-        )
+        extra = 1 if self.unlabeled is None else 2
+        sentence = f"holds the label {worst}, and there are the labels 0 to {count - 1}; set model.autoencoder.channels={worst + extra}"
+        if self.unlabeled is not None:
+            return f"{sentence}, of which the last is for what has no label (here {self.unlabeled})"
+        return f"{sentence}, or, if {worst} stands for no label, images.unlabeled={worst}, which takes the last channel"
 
     def covering(
         self, source: Path | BinaryIO, size: Size, *, channels: int, name: str, window: Size = (1, 1)
@@ -183,12 +181,12 @@ class Labels(Kind):
     def held(self, array: Array, channels: int) -> Tensor:
         return torch.from_numpy(array[:, :, 0].astype(np.uint8 if channels <= 256 else np.int32))
 
-    def images(self, held: Tensor, channels: int) -> Tensor:
+    def to_images(self, held: Tensor, channels: int) -> Tensor:
         labels = torch.arange(channels, dtype=held.dtype, device=held.device)
         return (held.unsqueeze(-1) == labels).movedim(-1, -3).float()
 
     def described(self) -> dict[str, Any]:
-        return {"kind": self.name, "unlabelled": self.unlabelled}
+        return {"kind": self.name, "unlabeled": self.unlabeled}
 
 
 @final
@@ -204,7 +202,7 @@ class Depth(Levels):
     def check(self, channels: int) -> None:
         if channels != 1:
             raise SmaltiError(
-                f"a depth map has 1 channel, and the tokenizer takes {channels}; set model.pyramid.channels=1"
+                f"a depth map has 1 channel, and the tokenizer takes {channels}; set model.autoencoder.channels=1"
             )
 
     def width(self, channels: int) -> int:
@@ -223,16 +221,18 @@ class Depth(Levels):
 @final
 @dataclass(frozen=True)
 class Edges(Levels):
-    """Pictures -> their edges, found as they are read: arrays (H,W,1) uint8, and (1,H,W) float32 in [-1,1]."""
+    """Images -> their edges, found as they are read: arrays (H,W,1) uint8, and (1,H,W) float32 in [-1,1]."""
 
     name = "edges"
-    files = "pictures"
+    files = "images"
     suffixes = IMAGE_SUFFIXES
     filter = "lanczos"
 
     def check(self, channels: int) -> None:
         if channels != 1:
-            raise SmaltiError(f"edges have 1 channel, and the tokenizer takes {channels}; set model.pyramid.channels=1")
+            raise SmaltiError(
+                f"edges have 1 channel, and the tokenizer takes {channels}; set model.autoencoder.channels=1"
+            )
 
     def width(self, channels: int) -> int:
         return 1
@@ -243,31 +243,31 @@ class Edges(Levels):
     def covering(
         self, source: Path | BinaryIO, size: Size, *, channels: int, name: str, window: Size = (1, 1)
     ) -> Covering:
-        """The edges of the picture when it is scaled: how fine they are, its size decides."""
+        """The edges of the image when it is scaled: how fine they are, its size decides."""
         scaled = read_covering(source, size, channels=3, name=name, window=window)
         return Covering(edges(scaled.pixels), scaled.full)
 
 
-COLOUR = Colour()
+COLOR = Color()
 
 KINDS: dict[str, Callable[[int | None], Kind]] = {  # of the number that stands for no label
-    "colour": lambda unlabelled: COLOUR,
+    "color": lambda unlabeled: COLOR,
     "labels": Labels,
-    "depth": lambda unlabelled: Depth(),
-    "edges": lambda unlabelled: Edges(),
+    "depth": lambda unlabeled: Depth(),
+    "edges": lambda unlabeled: Edges(),
 }
 
 
 def kind_of(described: Mapping[str, Any], *, channels: int) -> Kind:
     """What a model folder says of its tokenizer -> the kind of files it is for.
 
-    Where it says nothing (it was made elsewhere, or before there were kinds) 1, 3 and 4 channels are for pictures, others for
+    Where it says nothing (it was made elsewhere, or before there were kinds) 1, 3 and 4 channels are for images, others for
     label maps. Raises `SmaltiError` for an unknown kind.
     """
-    name = described.get("kind", "colour" if channels in (1, 3, 4) else "labels")
+    name = described.get("kind", "color" if channels in (1, 3, 4) else "labels")
     if name not in KINDS:
         raise SmaltiError(f"this tokenizer is for an unknown kind of files, {name!r}; {suggestion(str(name), KINDS)}")
-    return KINDS[name](described.get("unlabelled"))
+    return KINDS[name](described.get("unlabeled"))
 
 
 def _covered(array: Array, size: Size, filter: Filter, *, window: Size, name: str) -> Covering:

@@ -1,10 +1,10 @@
-"""From pictures to the batches that training reads.
+"""From images to the batches that training reads.
 
 A batch is a pure function of the data set, the seed and the position in the stream: not of the number of worker
 processes, of ranks, of caching or of how often training was stopped and resumed. Every random choice hangs on a
 counter, `draw`, the number of the example in the stream.
 
-B batch, C channels, H W pixels, N pictures.
+B batch, C channels, H W pixels, N images.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from smalti.core.errors import SmaltiError
 from smalti.core.files import normalized
 from smalti.data.crops import Crop, View, cut
 from smalti.data.damage import DAMAGED, GOOD, DamageRecord
-from smalti.data.file_types import COLOUR
-from smalti.data.sources import Picture, Source, identity
+from smalti.data.file_types import COLOR
+from smalti.data.sources import ImageEntry, Source, identity
 from smalti.images.io import Array, DamagedImage
 
 logger = logging.getLogger("smalti")
 
 
 class Example(NamedTuple):
-    """One picture: `image` (C, H, W) float32 in [-1, 1], or, of a label map, (H, W) whole numbers; `label` () int64, the
+    """One image: `image` (C, H, W) float32 in [-1, 1], or, of a label map, (H, W) whole numbers; `label` () int64, the
     place in the source's labels, -1 for none.
     """
 
@@ -48,7 +48,7 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Several pictures: `images` (B, C, H, W) float32 in [-1, 1], or (B, H, W) whole numbers; `labels` (B,) int64, -1 for
+    """Several images: `images` (B, C, H, W) float32 in [-1, 1], or (B, H, W) whole numbers; `labels` (B,) int64, -1 for
     none.
     """
 
@@ -58,16 +58,16 @@ class Batch(NamedTuple):
 
 @final
 class Crops:
-    """Pictures of a source -> examples of one size: `crops[index, draw]` is picture `index`, cut as draw number
+    """Images of a source -> examples of one size: `crops[index, draw]` is image `index`, cut as draw number
     `draw` says.
 
-    `size` is (H, W) in pixels. Pictures are scaled to cover it, enlarged at most twice: smaller ones, and those
-    that are too thin (`images.is_excessive`), count as damaged. A damaged picture is named once through the logger
-    "smalti", and the next good one takes its place. When at least 3 pictures and more than a tenth of those looked at
+    `size` is (H, W) in pixels. Images are scaled to cover it, enlarged at most twice: smaller ones, and those
+    that are too thin (`images.is_excessive`), count as damaged. A damaged image is named once through the logger
+    "smalti", and the next good one takes its place. When at least 3 images and more than a tenth of those looked at
     are damaged (judged when 100 or all have been looked at), or all are, reading raises `SmaltiError`. Parts of one
     source share a record of damage, and are judged together.
 
-    Scaled pictures are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:
+    Scaled images are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:
     never); worker processes share that allowance. What is read does not depend on it.
 
     `channels` are those of the tokenizer; `images` makes what it is given of the images of a batch. Raises `SmaltiError`
@@ -77,7 +77,7 @@ class Crops:
     def __init__(
         self,
         source: Source,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageEntry],
         *,
         size: tuple[int, int],
         channels: int,
@@ -89,7 +89,7 @@ class Crops:
         """`record`: that of all parts of the source, and which part this is; by default it is all there is."""
         source.kind.check(channels)
         self.source, self._cache_mib = source, cache_mib
-        self.pictures = tuple(pictures)
+        self.images = tuple(images)
         self.size = size
         self._channels = channels
         self.crop = crop
@@ -97,17 +97,17 @@ class Crops:
         self._kept_size = (math.ceil(size[0] * crop.margin), math.ceil(size[1] * crop.margin))
         self._places = {label: place for place, label in enumerate(source.labels)}
         # Until they are read their aspects are unknown; photos are often 4:3.
-        expected = len(self.pictures) * source.kind.width(channels) * math.prod(self._kept_size) * 4 / 3
+        expected = len(self.images) * source.kind.width(channels) * math.prod(self._kept_size) * 4 / 3
         self._allowance = cache_mib * 2**20 if expected <= cache_mib * 2**20 else 0
         self._cached: dict[int, Array] = {}
         self._cached_bytes = 0
-        self._latest: tuple[int, Array] | None = None  # several draws of one picture in a row read it once
+        self._latest: tuple[int, Array] | None = None  # several draws of one image in a row read it once
         self._full: dict[int, tuple[int, int]] = {}
         self._reasons: dict[int, str] = {}
-        self._record, self._part = record or (DamageRecord(source, [len(self.pictures)]), 0)
+        self._record, self._part = record or (DamageRecord(source, [len(self.images)]), 0)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, key: tuple[int, int], /) -> Example:
         index, draw = key
@@ -119,20 +119,20 @@ class Crops:
         raise self._too_many_damaged()
 
     def example(self, index: int, draw: int) -> Example:
-        """The example of picture `index` itself. Raises `DamagedImage` where `crops[index, draw]` would step to the
+        """The example of image `index` itself. Raises `DamagedImage` where `crops[index, draw]` would step to the
         next one.
         """
         kind = self.source.kind
         array = cut(self._scaled(index), self.view(index, draw), filter=kind.filter)
-        label = self.pictures[index].label
+        label = self.images[index].label
         place = self._places[label] if label is not None else -1
         return Example(kind.held(array, self._channels), torch.tensor(place))
 
-    def of(self, pictures: Sequence[Picture], *, record: tuple[DamageRecord, int]) -> Crops:
-        """The same crops of other pictures of the source."""
+    def of(self, images: Sequence[ImageEntry], *, record: tuple[DamageRecord, int]) -> Crops:
+        """The same crops of other images of the source."""
         return Crops(
             self.source,
-            pictures,
+            images,
             size=self.size,
             channels=self._channels,
             crop=self.crop,
@@ -142,19 +142,19 @@ class Crops:
         )
 
     def view(self, index: int, draw: int) -> View:
-        """Which part of picture `index` its example of this draw shows. Raises `DamagedImage`."""
+        """Which part of image `index` its example of this draw shows. Raises `DamagedImage`."""
         array = self._scaled(index)
         return self.crop.view((array.shape[0], array.shape[1]), self.size, seed=self.seed, draw=draw)
 
     def full_size(self, index: int) -> tuple[int, int]:
-        """(H, W) of picture `index` in its file. Raises `DamagedImage`."""
+        """(H, W) of image `index` in its file. Raises `DamagedImage`."""
         if index not in self._full:
             self._scaled(index)
         return self._full[index]
 
-    def images(self, held: Tensor) -> Tensor:
+    def to_images(self, held: Tensor) -> Tensor:
         """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32 for the tokenizer."""
-        return self.source.kind.images(held, self._channels)
+        return self.source.kind.to_images(held, self._channels)
 
     def batch_of(self, *stacked: Tensor) -> Batch:
         """The fields of examples, stacked -> a batch."""
@@ -162,31 +162,31 @@ class Crops:
 
     @property
     def damaged(self) -> Mapping[str, str]:
-        """The keys of the pictures found damaged so far -> the reason, as the rest of a sentence that begins with
+        """The keys of the images found damaged so far -> the reason, as the rest of a sentence that begins with
         the key.
         """
         for index in np.flatnonzero(self._record.states(self._part) == DAMAGED).tolist():
             if index not in self._reasons:  # a worker process found it, and only that it is damaged is shared
                 with suppress(DamagedImage):
                     self._scaled(index)
-        return {self.pictures[index].key: reason for index, reason in sorted(self._reasons.items())}
+        return {self.images[index].key: reason for index, reason in sorted(self._reasons.items())}
 
     def described(self) -> dict[str, Any]:
         """What decides the examples, as plain values: two data sets described alike read the same, if no file has
         changed.
         """
-        names = "\0".join(normalized(picture.portable_name) for picture in self.pictures)
+        names = "\0".join(normalized(image.portable_name) for image in self.images)
         keys = hashlib.sha256(names.encode("utf-8", "surrogateescape"))
         return {
             "source": str(self.source.path.absolute()),
-            "pictures": len(self.pictures),
+            "images": len(self.images),
             "keys": keys.hexdigest()[:16],
-            "files": identity(self.source, self.pictures),
+            "files": identity(self.source, self.images),
             "size": list(self.size),
             "channels": self._channels,
             "seed": self.seed,
             **self.crop.described(),
-            **(self.source.kind.described() if self.source.kind != COLOUR else {}),  # as before there were other kinds
+            **(self.source.kind.described() if self.source.kind != COLOR else {}),  # as before there were other kinds
         }
 
     def _scaled(self, index: int) -> Array:
@@ -195,10 +195,10 @@ class Crops:
         if self._latest is not None and self._latest[0] == index:
             return self._latest[1]
         if index in self._reasons:
-            raise DamagedImage(self.pictures[index].key, self._reasons[index])
+            raise DamagedImage(self.images[index].key, self._reasons[index])
         try:
             array, self._full[index] = self.source.covering(
-                self.pictures[index], self._kept_size, channels=self._channels, window=self.size
+                self.images[index], self._kept_size, channels=self._channels, window=self.size
             )
         except DamagedImage as error:
             self._reasons[index] = error.reason
@@ -216,14 +216,14 @@ class Crops:
             self._cached_bytes += array.nbytes
 
     def _note(self, index: int, state: int) -> None:
-        """Record for all processes what was found of a picture; name it if damaged; judge the whole."""
+        """Record for all processes what was found of an image; name it if damaged; judge the whole."""
         states = self._record.states(self._part)
         if states[index] in (state, DAMAGED):
             return
         states[index] = state
         if state == DAMAGED:
-            key, reason, path = self.pictures[index].key, self._reasons[index], self.source.path
-            logger.warning("damaged picture left out: %s %s (in %s)", key, reason, path)
+            key, reason, path = self.images[index].key, self._reasons[index], self.source.path
+            logger.warning("damaged image left out: %s %s (in %s)", key, reason, path)
         if self._reasons and self._record.hopeless:
             raise self._too_many_damaged()
 
@@ -231,7 +231,7 @@ class Crops:
         damaged = [f"{key} {reason}" for key, reason in self.damaged.items()]
         count = self._record.damaged
         return SmaltiError(
-            f"{count} of the {self._record.looked_at} pictures looked at in {self.source.path} are damaged: "
+            f"{count} of the {self._record.looked_at} images looked at in {self.source.path} are damaged: "
             f"{'; '.join(damaged[:3])}{'; ...' if count > min(len(damaged), 3) else ''}; mend or remove them"
         )
 
@@ -257,8 +257,8 @@ def first_readable(dataset: Readable, order: Iterable[int] | None = None) -> int
 
 
 def holding_out(parts: tuple[Crops, Crops], place: int) -> tuple[Crops, Crops]:
-    """Training and held-out pictures -> the same with the training picture number `place` among the held-out ones."""
-    training, held_out = (part.pictures for part in parts)
+    """Training and held-out images -> the same with the training image number `place` among the held-out ones."""
+    training, held_out = (part.images for part in parts)
     fewer, more = (*training[:place], *training[place + 1 :]), (*held_out, training[place])
     record = DamageRecord(parts[0].source, [len(fewer), len(more)])
     return parts[0].of(fewer, record=(record, 0)), parts[1].of(more, record=(record, 1))
@@ -319,7 +319,7 @@ def spread(dataset: Examples[B_co], count: int) -> B_co:
 
 def _batches(dataset: Examples[B_co], keys: Iterable[list[tuple[int, int]]], workers: int) -> Iterator[B_co]:
     for fields in stacks(dataset.__getitem__, keys, workers=workers):
-        assert fields is not None, "damaged pictures are replaced, not left out"
+        assert fields is not None, "damaged images are replaced, not left out"
         yield dataset.batch_of(*fields)
 
 

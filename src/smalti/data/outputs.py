@@ -10,22 +10,21 @@ from pathlib import Path, PurePosixPath
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import normalized
-from smalti.data.sources import Picture, Source
+from smalti.data.sources import ImageEntry, Source
 from smalti.images.png_stream import read_head
 
 
-def without_results(source: Source, out: Path, *, command: str) -> tuple[Picture, ...]:
+def without_results(source: Source, out: Path, *, command: str) -> tuple[ImageEntry, ...]:
     """The images of a source without those that the same command wrote into `out` before, if it is among them."""
     root = os.path.realpath(source.path)
     if not source.path.is_dir() or not Path(os.path.realpath(out)).is_relative_to(root):
-        return source.pictures
+        return source.images
     results = Path(os.path.realpath(out)).relative_to(root)
     return tuple(
-        picture
-        for picture in source.pictures
+        image
+        for image in source.images
         if not (
-            PurePosixPath(picture.key).is_relative_to(results.as_posix())
-            and _command(source.path / picture.key) == command
+            PurePosixPath(image.key).is_relative_to(results.as_posix()) and _command(source.path / image.key) == command
         )
     )
 
@@ -36,14 +35,14 @@ def _command(path: Path) -> str:
     return "" if head is None or head.settings is None else str(head.settings.get("command", ""))
 
 
-def output_paths(pictures: Sequence[Picture], out: Path) -> tuple[Path, ...]:
+def output_paths(images: Sequence[ImageEntry], out: Path) -> tuple[Path, ...]:
     """Images of one source -> for each a PNG file of its own below `out`.
 
     The path is that of the image, without what leads out of the folder: roots, drives, `..`. Images that differ only in
     their suffix, in capitals or in how accents are spelled keep their suffix: `one.jpg.png`. Where even these names are
     taken, a number follows.
     """
-    names = [_inside(picture.key) for picture in pictures]
+    names = [_inside(image.key) for image in images]
     counts = Counter(_folded(name.with_suffix(".png")) for name in names)
     alone = [counts[_folded(name.with_suffix(".png"))] == 1 for name in names]
     taken = set() if all(alone) else {_folded(name.with_suffix(".png")) for name in names}

@@ -1,5 +1,5 @@
-"""Pictures, each with something beside it: a file that is cut in the same way (a label map, a depth, a smaller picture), or what
-is said of the part of the picture that is seen.
+"""Images, each with something beside it: a file that is cut in the same way (a label map, a depth, a smaller image), or what
+is said of the part of the image that is seen.
 
 C channels, H W pixels.
 """
@@ -16,15 +16,15 @@ from smalti.core.errors import SmaltiError
 from smalti.data.annotations.objects import stem, stems
 from smalti.data.crops import View
 from smalti.data.loader import Crops
-from smalti.data.sources import Picture, Source
+from smalti.data.sources import ImageEntry, Source
 
 
 class Beside(ABC):
-    """One thing beside each picture of a set."""
+    """One thing beside each image of a set."""
 
     @abstractmethod
     def example(self, index: int, draw: int) -> Tensor:
-        """What belongs to the example of picture `index` by draw number `draw`. Raises `DamagedImage`."""
+        """What belongs to the example of image `index` by draw number `draw`. Raises `DamagedImage`."""
 
     @abstractmethod
     def described(self) -> dict[str, Any]:
@@ -33,22 +33,22 @@ class Beside(ABC):
 
 @final
 class CutAlike(Beside):
-    """Crops of files that show what the pictures show: both are cut by the same chances, in shares of their sizes.
+    """Crops of files that show what the images show: both are cut by the same chances, in shares of their sizes.
 
-    Both sets of crops have the same seed. Reading raises `SmaltiError` for a file of another size than its picture.
+    Both sets of crops have the same seed. Reading raises `SmaltiError` for a file of another size than its image.
     """
 
-    def __init__(self, pictures: Crops, files: Crops) -> None:
-        assert len(pictures) == len(files), f"{len(pictures)} pictures and {len(files)} beside them"
-        self.pictures, self.files = pictures, files
+    def __init__(self, images: Crops, files: Crops) -> None:
+        assert len(images) == len(files), f"{len(images)} images and {len(files)} beside them"
+        self.images, self.files = images, files
 
     def example(self, index: int, draw: int) -> Tensor:
         held = self.files.example(index, draw).image
-        (height, width), (h, w) = self.pictures.full_size(index), self.files.full_size(index)
+        (height, width), (h, w) = self.images.full_size(index), self.files.full_size(index)
         if (height, width) != (h, w):
-            other = self.files.source.path / self.files.pictures[index].key
+            other = self.files.source.path / self.files.images[index].key
             raise SmaltiError(
-                f"{other} is {h}x{w} pixels (height x width), and its picture {self.pictures.pictures[index].key} is "
+                f"{other} is {h}x{w} pixels (height x width), and its image {self.images.images[index].key} is "
                 f"{height}x{width}; scale one of them, so that both show the same at the same place"
             )
         return held
@@ -58,13 +58,13 @@ class CutAlike(Beside):
 
 
 class Saying(Protocol):
-    """What is said of a part of a picture. It can be handed to other processes."""
+    """What is said of a part of an image. It can be handed to other processes."""
 
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
-        """Picture `index`, seen in a `view`; `draw` for what hangs on chance."""
+        """Image `index`, seen in a `view`; `draw` for what hangs on chance."""
 
     def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
-        """Raise `SmaltiError` where what is said is of picture `index`, called `key`, in another shape than its (height, width)."""
+        """Raise `SmaltiError` where what is said is of image `index`, called `key`, in another shape than its (height, width)."""
 
     def described(self) -> dict[str, Any]:
         """What decides it, as plain values."""
@@ -72,14 +72,14 @@ class Saying(Protocol):
 
 @final
 class Said(Beside):
-    """What is said of the part that each example shows, such as where in its picture it lies."""
+    """What is said of the part that each example shows, such as where in its image it lies."""
 
-    def __init__(self, pictures: Crops, saying: Saying) -> None:
-        self.pictures, self.saying = pictures, saying
+    def __init__(self, images: Crops, saying: Saying) -> None:
+        self.images, self.saying = images, saying
 
     def example(self, index: int, draw: int) -> Tensor:
-        self.saying.check_size(index, self.pictures.pictures[index].key, self.pictures.full_size(index))
-        return self.saying(index, self.pictures.view(index, draw), draw)
+        self.saying.check_size(index, self.images.images[index].key, self.images.full_size(index))
+        return self.saying(index, self.images.view(index, draw), draw)
 
     def described(self) -> dict[str, Any]:
         return self.saying.described()
@@ -87,53 +87,53 @@ class Said(Beside):
 
 @final
 class Paired:
-    """Crops of pictures, and what lies beside them -> examples of all: image, label, and a tensor of each thing beside it.
+    """Crops of images, and what lies beside them -> examples of all: image, label, and a tensor of each thing beside it.
 
     An example is damaged where one of its parts is.
     """
 
-    def __init__(self, pictures: Crops, beside: Sequence[Beside]) -> None:
-        self.pictures, self.beside = pictures, tuple(beside)
+    def __init__(self, images: Crops, beside: Sequence[Beside]) -> None:
+        self.images, self.beside = images, tuple(beside)
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the pictures."""
-        return self.pictures.size
+        """(H, W) of the images."""
+        return self.images.size
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def example(self, index: int, draw: int) -> tuple[Tensor, ...]:
         """One of them. Raises `DamagedImage`."""
-        return (*self.pictures.example(index, draw), *(each.example(index, draw) for each in self.beside))
+        return (*self.images.example(index, draw), *(each.example(index, draw) for each in self.beside))
 
     def described(self) -> dict[str, Any]:
         """What decides the examples, as plain values."""
         beside = {str(place): each.described() for place, each in enumerate(self.beside)}
-        return {**self.pictures.described(), "beside": beside}
+        return {**self.images.described(), "beside": beside}
 
 
-def beside(pictures: Sequence[Picture], source: Source) -> tuple[Picture, ...]:
-    """Pictures of one source -> those of another that have the same names but for what follows the last dot, in that order.
+def beside(images: Sequence[ImageEntry], source: Source) -> tuple[ImageEntry, ...]:
+    """Images of one source -> those of another that have the same names but for what follows the last dot, in that order.
 
     Names are paths below each of the two sources: `street/04.jpg` goes with `street/04.png`. Raises `SmaltiError` where there is
     none, or more than one.
     """
-    named: dict[str, list[Picture]] = {}
-    for picture in source.pictures:
-        named.setdefault(stem(picture.key), []).append(picture)
-    names = stems(pictures, named)
-    missing = [picture.key for picture, name in zip(pictures, names, strict=True) if name not in named]
+    named: dict[str, list[ImageEntry]] = {}
+    for image in source.images:
+        named.setdefault(stem(image.key), []).append(image)
+    names = stems(images, named)
+    missing = [image.key for image, name in zip(images, names, strict=True) if name not in named]
     if missing:
         more = f", and {len(missing) - 1} more have none" if len(missing) > 1 else ""
         raise SmaltiError(
-            f"there is no {stem(missing[0])}.* in {source.path} for the picture {missing[0]}{more}; what belongs to a picture "
-            "has its name, in a folder laid out as that of the pictures"
+            f"there is no {stem(missing[0])}.* in {source.path} for the image {missing[0]}{more}; what belongs to an image "
+            "has its name, in a folder laid out as that of the images"
         )
     found = [named[name] for name in names]
     for several in found:
         if len(several) > 1:
             raise SmaltiError(
-                f"{several[0].key} and {several[1].key} in {source.path} belong to one picture; remove one of them"
+                f"{several[0].key} and {several[1].key} in {source.path} belong to one image; remove one of them"
             )
     return tuple(several[0] for several in found)

@@ -1,9 +1,9 @@
-"""Where pictures come from: a folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> named, labelled pictures.
+"""Where images come from: a folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> named, labeled images.
 
-The label of a picture is the name of the first folder below the root. The root of a folder is that folder. Lists,
+The label of an image is the name of the first folder below the root. The root of a folder is that folder. Lists,
 zip files and shards have no root of their own (most zip files hold one folder that holds all else), so theirs is the
-deepest folder that holds all their pictures: if all lie in one folder, there are no labels. In shards a label may
-also stand beside the picture.
+deepest folder that holds all their images: if all lie in one folder, there are no labels. In shards a label may
+also stand beside the image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, final
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import check_file, normalized, read_text
-from smalti.data.file_types import COLOUR, Kind
+from smalti.data.file_types import COLOR, Kind
 from smalti.data.folders import PathFinder, files_below, warn_of_generated, written_here
 from smalti.data.tar_shards import Extent, Shards, expanded, is_hidden, read_index
 from smalti.data.zip_files import read_members
@@ -31,7 +31,7 @@ from smalti.images.io import Array, Covering, DamagedImage
 logger = logging.getLogger("smalti")
 
 ARCHIVES = (".txt", ".zip", ".tar")
-"""Suffixes of files that hold or name many pictures."""
+"""Suffixes of files that hold or name many images."""
 COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
 """Endings of shards that must be unpacked first, which is then said."""
 OF_SCENES = {"labels": "segmentations", "depth": "depths"}
@@ -39,8 +39,8 @@ OF_SCENES = {"labels": "segmentations", "depth": "depths"}
 TAKEN = "a folder, a .txt list of paths, a .zip file, or .tar shards (one, a folder of them, or shards-{000..009}.tar)"
 
 
-class Picture(NamedTuple):
-    """A picture's name within its source (with forward slashes) and its label, if it has one."""
+class ImageEntry(NamedTuple):
+    """An image's name within its source (with forward slashes) and its label, if it has one."""
 
     key: str
     label: str | None
@@ -54,66 +54,66 @@ class Picture(NamedTuple):
 
 
 class Source(ABC):
-    """The pictures that `path` holds, and their kind. An instance can be handed to other processes."""
+    """The images that `path` holds, and their kind. An instance can be handed to other processes."""
 
-    def __init__(self, path: Path, pictures: Sequence[Picture], kind: Kind = COLOUR) -> None:
+    def __init__(self, path: Path, images: Sequence[ImageEntry], kind: Kind = COLOR) -> None:
         self.path, self.kind = path, kind
-        self.pictures = tuple(pictures)
-        self.labels = tuple(sorted({picture.label for picture in pictures if picture.label is not None}))
+        self.images = tuple(images)
+        self.labels = tuple(sorted({image.label for image in images if image.label is not None}))
 
     @abstractmethod
-    def stream(self, picture: Picture) -> Path | BinaryIO:
-        """Where the bytes of one picture are. Raises `DamagedImage` when they cannot be had."""
+    def stream(self, image: ImageEntry) -> Path | BinaryIO:
+        """Where the bytes of one image are. Raises `DamagedImage` when they cannot be had."""
 
     @abstractmethod
-    def length(self, picture: Picture) -> int:
-        """How many bytes one picture has in its file or archive, -1 where it is missing."""
+    def length(self, image: ImageEntry) -> int:
+        """How many bytes one image has in its file or archive, -1 where it is missing."""
 
     @abstractmethod
-    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
-        """The files on disk that some of its pictures are in."""
+    def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
+        """The files on disk that some of its images are in."""
 
     @final
-    def read(self, picture: Picture, channels: int) -> Array:
-        """One picture -> (H, W, C), as its kind is read for a tokenizer of so many channels. Raises `DamagedImage`."""
-        return self.kind.read(self.stream(picture), channels=channels, name=picture.key)
+    def read(self, image: ImageEntry, channels: int) -> Array:
+        """One image -> (H, W, C), as its kind is read for a tokenizer of so many channels. Raises `DamagedImage`."""
+        return self.kind.read(self.stream(image), channels=channels, name=image.key)
 
     @final
     def covering(
-        self, picture: Picture, size: tuple[int, int], *, channels: int, window: tuple[int, int] = (1, 1)
+        self, image: ImageEntry, size: tuple[int, int], *, channels: int, window: tuple[int, int] = (1, 1)
     ) -> Covering:
-        """One picture -> scaled until it covers `size` (height, width), for a `window` that is cut out of it.
+        """One image -> scaled until it covers `size` (height, width), for a `window` that is cut out of it.
 
-        Raises `DamagedImage`, also for a picture that is too small for the window or too thin.
+        Raises `DamagedImage`, also for an image that is too small for the window or too thin.
         """
-        return self.kind.covering(self.stream(picture), size, channels=channels, name=picture.key, window=window)
+        return self.kind.covering(self.stream(image), size, channels=channels, name=image.key, window=window)
 
 
 @final
 class FolderSource(Source):
-    """Those of the `files` in and below a folder that are pictures, sorted by name."""
+    """Those of the `files` in and below a folder that are images, sorted by name."""
 
     def __init__(self, path: Path, files: Sequence[str], kind: Kind) -> None:
-        keys = sorted(name for name in files if _is_picture(name, kind))
+        keys = sorted(name for name in files if _is_image(name, kind))
         if not keys:
-            raise _no_pictures(path, files, kind)
-        super().__init__(path, [Picture(key, _label(key, root=())) for key in keys], kind)
+            raise _no_images(path, files, kind)
+        super().__init__(path, [ImageEntry(key, _label(key, root=())) for key in keys], kind)
 
-    def stream(self, picture: Picture) -> Path:
-        return self.path / picture.key
+    def stream(self, image: ImageEntry) -> Path:
+        return self.path / image.key
 
-    def length(self, picture: Picture) -> int:
-        return _file_length(self.stream(picture))
+    def length(self, image: ImageEntry) -> int:
+        return _file_length(self.stream(image))
 
-    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
-        return [self.stream(picture) for picture in pictures]
+    def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
+        return [self.stream(image) for image in images]
 
 
 @final
 class ListSource(Source):
-    """The pictures whose paths stand in a text file, one a line, absolute or relative to the folder of the list.
+    """The images whose paths stand in a text file, one a line, absolute or relative to the folder of the list.
 
-    Their order is kept; a picture that is named twice counts once; blank lines are skipped. Lines that name nothing, up
+    Their order is kept; an image that is named twice counts once; blank lines are skipped. Lines that name nothing, up
     to a tenth of all, are left out with a warning. Where a path leads out of the folder of the list, all are known by
     their paths below the deepest folder that holds them, so that list and images can be moved.
     """
@@ -145,49 +145,49 @@ class ListSource(Source):
                 raise SmaltiError(said)
             logger.warning("left out: %s", said)
         if not keys:
-            raise SmaltiError(f"{path} names no pictures; it should hold one path a line")
+            raise SmaltiError(f"{path} names no images; it should hold one path a line")
         super().__init__(path, _listed(path.parent.absolute(), list(keys)), kind)
 
-    def stream(self, picture: Picture) -> Path:
-        return self.path.parent / picture.key
+    def stream(self, image: ImageEntry) -> Path:
+        return self.path.parent / image.key
 
-    def length(self, picture: Picture) -> int:
-        return _file_length(self.stream(picture))
+    def length(self, image: ImageEntry) -> int:
+        return _file_length(self.stream(image))
 
-    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
-        return [self.stream(picture) for picture in pictures]
+    def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
+        return [self.stream(image) for image in images]
 
 
 @final
 class ZipSource(Source):
-    """The pictures in a zip file, sorted by name, read without unpacking it."""
+    """The images in a zip file, sorted by name, read without unpacking it."""
 
     def __init__(self, path: Path, kind: Kind) -> None:
         members = {name: member for name, member in read_members(path).items() if _is_visible(name)}
-        found = {name: member for name, member in members.items() if _is_picture(name, kind)}
+        found = {name: member for name, member in members.items() if _is_image(name, kind)}
         if not found:
-            raise _no_pictures(path, list(members), kind)
+            raise _no_images(path, list(members), kind)
         if any(member.flag_bits & 1 for member in found.values()):
             raise SmaltiError(f"{path} is locked with a password; unpack it and give the folder")
-        super().__init__(path, _labelled(sorted(found)), kind)
+        super().__init__(path, _labeled(sorted(found)), kind)
         self._members = found
         self._archive: zipfile.ZipFile | None = None
         self._process = 0
 
-    def stream(self, picture: Picture) -> BinaryIO:
+    def stream(self, image: ImageEntry) -> BinaryIO:
         try:
             if self._archive is None or self._process != os.getpid():
                 # Each process opens the file for itself: a forked one would share the reading position with its parent.
                 check_file(self.path)
                 self._archive, self._process = zipfile.ZipFile(self.path), os.getpid()
-            return BytesIO(self._archive.read(self._members[picture.key]))
+            return BytesIO(self._archive.read(self._members[image.key]))
         except Exception as error:  # a bad checksum, a cut or unknown compression: zipfile has an exception for each
-            raise DamagedImage(picture.key, f"cannot be read from {self.path} ({error})") from error
+            raise DamagedImage(image.key, f"cannot be read from {self.path} ({error})") from error
 
-    def length(self, picture: Picture) -> int:
-        return self._members[picture.key].file_size
+    def length(self, image: ImageEntry) -> int:
+        return self._members[image.key].file_size
 
-    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+    def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
         return [self.path]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -196,9 +196,9 @@ class ZipSource(Source):
 
 @final
 class ShardSource(Source):
-    """The pictures of tar files, in their order; see `smalti.data.tar_shards` for what is a sample, and what its label.
+    """The images of tar files, in their order; see `smalti.data.tar_shards` for what is a sample, and what its label.
 
-    The key of a picture is the name of its shard (below `path`, where that is a folder), without `.tar`, then its path there.
+    The key of an image is the name of its shard (below `path`, where that is a folder), without `.tar`, then its path there.
     """
 
     def __init__(self, path: Path, shards: Sequence[Path], kind: Kind) -> None:
@@ -218,27 +218,27 @@ class ShardSource(Source):
                 labels.append(sample.label)
                 self._extents[keys[-1]] = sample.extent
         if not keys:
-            raise _no_pictures(path, others, kind)
-        found = _labelled(paths)
-        pictures = [
-            Picture(key, said if said is not None else by_folder.label)
+            raise _no_images(path, others, kind)
+        found = _labeled(paths)
+        images = [
+            ImageEntry(key, said if said is not None else by_folder.label)
             for key, said, by_folder in zip(keys, labels, found, strict=True)
         ]
-        super().__init__(path, pictures, kind)
+        super().__init__(path, images, kind)
 
-    def stream(self, picture: Picture) -> BinaryIO:
-        extent = self._extents[picture.key]
+    def stream(self, image: ImageEntry) -> BinaryIO:
+        extent = self._extents[image.key]
         try:
             return BytesIO(self._shards.read(extent))
         except (OSError, EOFError) as error:
             raise DamagedImage(
-                picture.key, f"cannot be read from {self._shards.paths[extent.shard]} ({error})"
+                image.key, f"cannot be read from {self._shards.paths[extent.shard]} ({error})"
             ) from error
 
-    def length(self, picture: Picture) -> int:
-        return self._extents[picture.key].size
+    def length(self, image: ImageEntry) -> int:
+        return self._extents[image.key].size
 
-    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+    def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
         return self._shards.paths
 
 
@@ -248,20 +248,20 @@ def _different(path: Path, shards: Sequence[Path]) -> list[str]:
     return [shard.relative_to(root).with_suffix("").as_posix() for shard in shards]
 
 
-def open_source(path: Path, *, kind: Kind = COLOUR) -> Source:
-    """A folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> the pictures, or other files, of a `kind`.
+def open_source(path: Path, *, kind: Kind = COLOR) -> Source:
+    """A folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> the images, or other files, of a `kind`.
 
     All that lies in and below a folder counts, but hidden files and folders, and what smalti wrote; links are followed.
-    A folder without pictures, but with `.tar` files, is one of shards. Shards may also be named as
+    A folder without images, but with `.tar` files, is one of shards. Shards may also be named as
     `shards-{000..009}.tar`.
 
-    Raises `SmaltiError` when there is no such path, when it is of another kind, when it holds no pictures, for the
-    folder of scenes, in which label maps and depths lie beside the pictures, and for runs, models and codes of smalti.
+    Raises `SmaltiError` when there is no such path, when it is of another kind, when it holds no images, for the
+    folder of scenes, in which label maps and depths lie beside the images, and for runs, models and codes of smalti.
     """
     if path.is_dir():
         if (path / "scenes.json").is_file():
             raise SmaltiError(
-                f"{path} holds scenes, whose label maps, depths and edges are no pictures; for their {kind.files} give "
+                f"{path} holds scenes, whose label maps, depths and edges are no images; for their {kind.files} give "
                 f"{path / OF_SCENES.get(kind.name, 'images')}"
             )
         what = written_here(path)
@@ -269,15 +269,15 @@ def open_source(path: Path, *, kind: Kind = COLOUR) -> Source:
             raise SmaltiError(f"{path} is {what} of smalti, and no folder of {kind.files}; give the folder they lie in")
         files = files_below(path, scenes=OF_SCENES.get(kind.name, "images"))
         tars = sorted(name for name in files if name.lower().endswith(".tar"))
-        if tars and not any(_is_picture(name, kind) for name in files):
+        if tars and not any(_is_image(name, kind) for name in files):
             return ShardSource(path, [path / name for name in tars], kind)
         source = FolderSource(path, files, kind)
-        warn_of_generated(path, [picture.key for picture in source.pictures])
+        warn_of_generated(path, [image.key for image in source.images])
         return source
     if not path.exists():
         if is_pattern(path):
             return ShardSource(path, _named(path), kind)
-        raise SmaltiError(f"there is no {path}; pictures come from {TAKEN}")
+        raise SmaltiError(f"there is no {path}; images come from {TAKEN}")
     suffix = path.suffix.lower()
     if suffix == ".txt":
         return ListSource(path, kind)
@@ -296,7 +296,7 @@ def is_pattern(path: Path) -> bool:
 
 
 def holds_many(path: Path) -> bool:
-    """Whether a path stands for many pictures, as `open_source` takes them, and not for a single one."""
+    """Whether a path stands for many images, as `open_source` takes them, and not for a single one."""
     return path.is_dir() or path.name.lower().endswith((*ARCHIVES, *COMPRESSED))
 
 
@@ -309,20 +309,20 @@ def _named(pattern: Path) -> list[Path]:
     return shards
 
 
-def split(pictures: Iterable[Picture], *, validation: float) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
-    """Pictures -> (those to train on, those to validate on), about the fraction `validation` of them in the latter.
+def split(images: Iterable[ImageEntry], *, validation: float) -> tuple[tuple[ImageEntry, ...], tuple[ImageEntry, ...]]:
+    """Images -> (those to train on, those to validate on), about the fraction `validation` of them in the latter.
 
-    A picture's side depends on the hash of its portable name alone, so adding pictures moves none that are there already. The
-    one exception: of two or more pictures each side gets at least one, so in a tiny set the picture with the lowest
-    (highest) hash stands in for an otherwise empty validation (training) side until others come. A single picture
+    An image's side depends on the hash of its portable name alone, so adding images moves none that are there already. The
+    one exception: of two or more images each side gets at least one, so in a tiny set the image with the lowest
+    (highest) hash stands in for an otherwise empty validation (training) side until others come. A single image
     is for training.
 
     Raises `SmaltiError` unless 0 < validation < 1.
     """
     if not 0 < validation < 1:
         raise SmaltiError(f"the fraction for validation must be above 0 and below 1, not {validation}")
-    given = tuple(pictures)
-    chosen = {picture.key for picture in given if _place(picture.portable_name) < validation}
+    given = tuple(images)
+    chosen = {image.key for image in given if _place(image.portable_name) < validation}
     if len(given) > 1:
         first, *_, last = held_out_order(given)
         chosen.add(given[first].key)
@@ -330,38 +330,38 @@ def split(pictures: Iterable[Picture], *, validation: float) -> tuple[tuple[Pict
     else:
         chosen.clear()
     return (
-        tuple(picture for picture in given if picture.key not in chosen),
-        tuple(picture for picture in given if picture.key in chosen),
+        tuple(image for image in given if image.key not in chosen),
+        tuple(image for image in given if image.key in chosen),
     )
 
 
-def held_out_order(pictures: Sequence[Picture]) -> list[int]:
-    """The numbers of pictures in the order in which `split` would hold them out, were the fraction to grow from 0."""
-    names = [picture.portable_name for picture in pictures]
+def held_out_order(images: Sequence[ImageEntry]) -> list[int]:
+    """The numbers of images in the order in which `split` would hold them out, were the fraction to grow from 0."""
+    names = [image.portable_name for image in images]
     return sorted(range(len(names)), key=lambda number: (_place(names[number]), names[number]))
 
 
 def _place(key: str) -> float:
-    """A key -> a number in [0, 1). File systems differ in how they spell accents, so the key is normalised first."""
+    """A key -> a number in [0, 1). File systems differ in how they spell accents, so the key is normalized first."""
     digest = hashlib.sha256(normalized(key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def identity(source: Source, pictures: Sequence[Picture] | None = None) -> str:
-    """16 hexadecimal digits for the names of pictures, all of a source by default, and the sizes of their files.
+def identity(source: Source, images: Sequence[ImageEntry] | None = None) -> str:
+    """16 hexadecimal digits for the names of images, all of a source by default, and the sizes of their files.
 
-    Copies of a data set have the same; a picture that is changed without changing the length of its file is not
+    Copies of a data set have the same; an image that is changed without changing the length of its file is not
     noticed.
     """
     digest = hashlib.sha256()
-    for picture in source.pictures if pictures is None else pictures:
-        digest.update(normalized(picture.portable_name).encode("utf-8", "surrogateescape"))
-        digest.update(f"\0{source.length(picture)}\0".encode())
+    for image in source.images if images is None else images:
+        digest.update(normalized(image.portable_name).encode("utf-8", "surrogateescape"))
+        digest.update(f"\0{source.length(image)}\0".encode())
     return digest.hexdigest()[:16]
 
 
 def too_many_damaged(damaged: int, *, of: int) -> bool:
-    """Whether so many pictures are damaged that something is wrong with the data: all, or 3 and above a tenth."""
+    """Whether so many images are damaged that something is wrong with the data: all, or 3 and above a tenth."""
     return damaged == of or (damaged >= 3 and damaged > of / 10)
 
 
@@ -372,7 +372,7 @@ def _file_length(path: Path) -> int:
         return -1
 
 
-def _is_picture(name: str, kind: Kind) -> bool:
+def _is_image(name: str, kind: Kind) -> bool:
     return name.lower().endswith(kind.suffixes)
 
 
@@ -389,15 +389,15 @@ def _below(folder: Path, name: str) -> str:
     return normal.as_posix()
 
 
-def _listed(folder: Path, keys: Sequence[str]) -> list[Picture]:
-    """The keys of a list in `folder`, an absolute path -> its pictures."""
+def _listed(folder: Path, keys: Sequence[str]) -> list[ImageEntry]:
+    """The keys of a list in `folder`, an absolute path -> its images."""
     paths = [Path(os.path.normpath(folder / key)) for key in keys]
     names = [path.as_posix() for path in paths]
     start = len(_root(names))
     inside = all(path.is_relative_to(folder) for path in paths)
     return [
-        Picture(key, by_path.label, "" if inside else PurePosixPath(*PurePosixPath(name).parts[start:]).as_posix())
-        for key, name, by_path in zip(keys, names, _labelled(names), strict=True)
+        ImageEntry(key, by_path.label, "" if inside else PurePosixPath(*PurePosixPath(name).parts[start:]).as_posix())
+        for key, name, by_path in zip(keys, names, _labeled(names), strict=True)
     ]
 
 
@@ -410,10 +410,10 @@ def _root(keys: Sequence[str]) -> tuple[str, ...]:
     return first[:shared]
 
 
-def _labelled(keys: Sequence[str]) -> list[Picture]:
-    """Keys -> pictures, labelled by the first folder below the deepest folder that holds them all."""
+def _labeled(keys: Sequence[str]) -> list[ImageEntry]:
+    """Keys -> images, labeled by the first folder below the deepest folder that holds them all."""
     root = _root(keys)
-    return [Picture(key, _label(key, root=root)) for key in keys]
+    return [ImageEntry(key, _label(key, root=root)) for key in keys]
 
 
 def _label(key: str, root: tuple[str, ...]) -> str | None:
@@ -421,7 +421,7 @@ def _label(key: str, root: tuple[str, ...]) -> str | None:
     return normalized(below[0]) if below else None
 
 
-def _no_pictures(path: Path, others: Sequence[str], kind: Kind) -> SmaltiError:
+def _no_images(path: Path, others: Sequence[str], kind: Kind) -> SmaltiError:
     kinds = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in others)
     listed = ", ".join(sorted(kinds, key=lambda kind: (-kinds[kind], kind))[:5])
     holds = f"{len(others)} file{'s' * (len(others) != 1)} of the kind{'s' * (len(kinds) != 1)} {listed}"

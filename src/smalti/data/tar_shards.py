@@ -1,7 +1,7 @@
 """Tar files of samples, as WebDataset names them, read at any place: which samples there are, and their bytes.
 
 A sample is all the files of a tar file that share a name up to the first dot: `cat/0001.jpg`, `cat/0001.cls`. The places of
-all members are read once, when the files are opened, so that pictures are had in any order, and a batch stays a function of
+all members are read once, when the files are opened, so that images are had in any order, and a batch stays a function of
 seed and position alone. (WebDataset itself reads shards from front to back, and mixes what comes by.)
 """
 
@@ -42,7 +42,7 @@ class Extent(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A picture in a shard: its path there, its bytes, and the label that stands beside it, if one does."""
+    """An image in a shard: its path there, its bytes, and the label that stands beside it, if one does."""
 
     path: str
     extent: Extent
@@ -87,10 +87,10 @@ def _choices(text: str) -> list[str]:
 def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
     """A tar file, the `shard`-th of its set -> its samples: those with a file of one of the `suffixes`.
 
-    The picture of a sample is the file with such a suffix; among several, the only one whose suffix begins at the first dot
+    The image of a sample is the file with such a suffix; among several, the only one whose suffix begins at the first dot
     (`jpg` beside `mask.png`). Its label is what stands in `.cls` or `.cls.txt`, or the `label` of `.json`.
 
-    Raises `SmaltiError` for a compressed, truncated or otherwise damaged file, and for samples with several pictures.
+    Raises `SmaltiError` for a compressed, truncated or otherwise damaged file, and for samples with several images.
     """
     with _damage_told(path), open_file(path) as file:
         _refuse_compressed(path, file)
@@ -108,7 +108,7 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
             files[ending.lower()] = extent
         samples = []
         for stem, files in found.items():
-            ending = _picture(path, stem, [ending for ending in files if f".{ending}".endswith(suffixes)])
+            ending = _image(path, stem, [ending for ending in files if f".{ending}".endswith(suffixes)])
             if ending:
                 samples.append(Sample(f"{stem}.{ending}", files[ending], _label(path, file, stem, files)))
             else:
@@ -215,20 +215,20 @@ def _refuse_compressed(path: Path, file: BinaryIO) -> None:
     for mark, name in _COMPRESSED.items():
         if begin.startswith(mark):
             raise SmaltiError(
-                f"{path} is compressed with {name}, and its pictures are wanted in any order; unpack it to a .tar file "
-                "(pictures are compressed already)"
+                f"{path} is compressed with {name}, and its images are wanted in any order; unpack it to a .tar file "
+                "(images are compressed already)"
             )
 
 
-def _picture(path: Path, stem: str, endings: Sequence[str]) -> str:
-    """The suffix of the sample's picture among the `endings` of pictures; "" where there is none."""
+def _image(path: Path, stem: str, endings: Sequence[str]) -> str:
+    """The suffix of the sample's image among the `endings` of images; "" where there is none."""
     plain = [ending for ending in endings if "." not in ending]
     for some in (plain, endings):
         if len(some) == 1:
             return some[0]
         if some:
             raise SmaltiError(
-                f"the sample {stem} of {path} holds several pictures ({', '.join(sorted(some))}); a sample is one picture: write "
+                f"the sample {stem} of {path} holds several images ({', '.join(sorted(some))}); a sample is one image: write "
                 "the shard with one of them"
             )
     return ""

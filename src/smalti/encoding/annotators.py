@@ -1,4 +1,4 @@
-"""What can be said of a picture, or of the part of it that is seen, without a tokenizer: its label, where the part lies, which
+"""What can be said of an image, or of the part of it that is seen, without a tokenizer: its label, where the part lies, which
 objects and figures are in it.
 
 Letters: P prefix codes, h w grid of codes, H W pixels.
@@ -38,9 +38,9 @@ Grid: TypeAlias = tuple[int, int]
 T = TypeVar("T")
 
 LEVELS = 1024
-"""Codes between the first and the last pixel of a picture, as in the original's coordinates."""
+"""Codes between the first and the last pixel of an image, as in the original's coordinates."""
 MOST_OBJECTS, MOST_FIGURES = 30, 4
-"""What a layout, and a picture of figures, have room for at most, where nothing else is asked for."""
+"""What a layout, and an image of figures, have room for at most, where nothing else is asked for."""
 PLACES = 1025
 """Codes of a condition with places: 32 x 32 of them, and one for none."""
 
@@ -51,7 +51,7 @@ def digest(values: Any) -> str:
 
 
 class Sayer(ABC):
-    """A condition, and how it is said of the pictures of a set."""
+    """A condition, and how it is said of the images of a set."""
 
     condition: Condition
     fingerprint: str
@@ -59,19 +59,19 @@ class Sayer(ABC):
 
     @abstractmethod
     def of(self, part: Crops) -> Saying:
-        """The crops of some pictures -> what is said of them. Raises `SmaltiError` where nothing is known of one."""
+        """The crops of some images -> what is said of them. Raises `SmaltiError` where nothing is known of one."""
 
 
 def view_box(view: View) -> Box:
-    """A view -> the part of the picture that it shows, in shares."""
+    """A view -> the part of the image that it shows, in shares."""
     (height, width), (h, w) = view.whole, view.size
     return Box(view.left / width, view.top / height, w / width, h / height)
 
 
 @final
 @dataclass(frozen=True)
-class _Labelled:
-    """The code of each picture's label."""
+class _Labeled:
+    """The code of each image's label."""
 
     codes: tuple[int, ...]
 
@@ -87,29 +87,29 @@ class _Labelled:
 
 @final
 class _Labels(Sayer):
-    """The sub-folder that a picture lies in."""
+    """The sub-folder that an image lies in."""
 
-    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+    def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         _nothing_given("labels", data, options)
-        names = pictures.source.labels
+        names = images.source.labels
         if not names:
-            raise SmaltiError(f"the pictures of {pictures.source.path} have no labels (no sub-folders)")
+            raise SmaltiError(f"the images of {images.source.path} have no labels (no sub-folders)")
         self.condition, self.fingerprint = Labels(names), digest(names)
         self._places = {name: place for place, name in enumerate(names)}
 
     def of(self, part: Crops) -> Saying:
-        missing = [picture.key for picture in part.pictures if picture.label is None]
+        missing = [image.key for image in part.images if image.label is None]
         if missing:
             raise SmaltiError(
                 f"{missing[0]} lies in no sub-folder and has no label, as {len(missing) - 1} more; move them into sub-folders"
             )
-        return _Labelled(tuple(self._places[str(picture.label)] for picture in part.pictures))
+        return _Labeled(tuple(self._places[str(image.label)] for image in part.images))
 
 
 @final
 @dataclass(frozen=True)
 class _Where:
-    """Where the part that is seen lies in its picture. A mirrored part lies in a mirrored picture."""
+    """Where the part that is seen lies in its image. A mirrored part lies in a mirrored image."""
 
     condition: Coordinates
 
@@ -125,11 +125,17 @@ class _Where:
 
 @final
 class _Coordinates(Sayer):
-    """Where the part that is seen lies in its picture; settings: levels."""
+    """Where the part that is seen lies in its image; settings: levels."""
 
-    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+    def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         _nothing_given("coordinates", data, {})
-        values = {"levels": LEVELS, "size": options.get("levels", LEVELS), **options, "factor": factor, "grid": grid}
+        values = {
+            "levels": LEVELS,
+            "codebook_size": options.get("levels", LEVELS),
+            **options,
+            "factor": factor,
+            "grid": grid,
+        }
         settings = parse(CoordinatesSettings, values, where="the condition coordinates")
         self.condition, self.fingerprint = Coordinates(settings), digest(as_mapping(settings))
 
@@ -141,7 +147,7 @@ class _Coordinates(Sayer):
 @final
 @dataclass(frozen=True)
 class _Listed(Generic[T]):
-    """The codes of the objects or figures of each picture, in the part of it that is seen.
+    """The codes of the objects or figures of each image, in the part of it that is seen.
 
     Their order says nothing, and a prior is shown many of them.
     """
@@ -152,7 +158,7 @@ class _Listed(Generic[T]):
     """`layout_codes` or `keypoint_codes`."""
     seed: int
     sizes: tuple[tuple[float, float] | None, ...]
-    """The (height, width) of each picture for which they were written down, None where nobody says it."""
+    """The (height, width) of each image for which they were written down, None where nobody says it."""
     path: Path
     """Where they stand."""
 
@@ -176,17 +182,17 @@ class _Kept:
     classes: tuple[str, ...] = ()
     """Their names; without any, all that the annotations have."""
     smallest: Share = 0.0
-    """The least share of its picture that the box of an object takes, as in the original; smaller ones are left out."""
+    """The least share of its image that the box of an object takes, as in the original; smaller ones are left out."""
 
 
 @final
 class _Objects(Sayer):
-    """The objects of a picture and their boxes; settings: those of `LayoutSettings`, and `smallest`.
+    """The objects of an image and their boxes; settings: those of `LayoutSettings`, and `smallest`.
 
     `classes` keeps some of those that the annotations have, and `smallest` objects of some size; all others are left out.
     """
 
-    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+    def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         annotated = _annotations("layout", data)
         chosen = {name: options[name] for name in ("classes", "smallest") if name in options}
         kept = parse(_Kept, chosen, where="the condition layout")
@@ -196,8 +202,8 @@ class _Objects(Sayer):
                 raise SmaltiError(f"the condition layout: unknown key {name!r}; {suggestion(name, known)}")
         self.annotated = only(annotated, classes=kept.classes or annotated.classes, smallest=kept.smallest)
         classes = self.annotated.classes
-        most = min(max((len(things) for things in self.annotated.pictures.values()), default=1), MOST_OBJECTS)
-        sure = {"most": max(most, 1), "size": max(PLACES, 16 * len(classes) + 2), "drawn": grid}
+        most = min(max((len(things) for things in self.annotated.images.values()), default=1), MOST_OBJECTS)
+        sure = {"max_objects": max(most, 1), "codebook_size": max(PLACES, 16 * len(classes) + 2), "drawn": grid}
         others = {name: value for name, value in options.items() if name not in chosen}
         settings = parse(LayoutSettings, {**sure, **others, "classes": classes}, where="the condition layout")
         _check_drawn("layout", settings.drawn, grid)
@@ -205,9 +211,9 @@ class _Objects(Sayer):
         self._numbers = {name: number for number, name in enumerate(classes)}
 
     def of(self, part: Crops) -> Saying:
-        found = beside(part.pictures, self.annotated)
-        lists = tuple(tuple(map(self._annotation, _largest(things, self.settings.most))) for things in found)
-        sizes = sizes_beside(part.pictures, self.annotated)
+        found = beside(part.images, self.annotated)
+        lists = tuple(tuple(map(self._annotation, _largest(things, self.settings.max_objects))) for things in found)
+        sizes = sizes_beside(part.images, self.annotated)
         return _Listed(lists, self.settings, layout_codes, part.seed, sizes, self.annotated.path)
 
     def _annotation(self, thing: Thing) -> Annotation:
@@ -217,25 +223,31 @@ class _Objects(Sayer):
 
 @final
 class _Figures(Sayer):
-    """The keypoints of a picture's figures; settings: those of `KeypointsSettings` but for the names of the points."""
+    """The keypoints of an image's figures; settings: those of `KeypointsSettings` but for the names of the points."""
 
-    def __init__(self, data: Path | None, options: Mapping[str, Any], pictures: Crops, grid: Grid, factor: int) -> None:
+    def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         self.annotated = _annotations("keypoints", data)
         if not self.annotated.keypoints:
             raise SmaltiError(f"{self.annotated.path} tells of no keypoints; give annotations that do")
-        figures = (sum(bool(thing.keypoints) for thing in things) for things in self.annotated.pictures.values())
+        figures = (sum(bool(thing.keypoints) for thing in things) for things in self.annotated.images.values())
         most = min(max(figures, default=1), MOST_FIGURES)
-        values = {"most": max(most, 1), "size": PLACES, "drawn": grid, **options, "points": self.annotated.keypoints}
+        values = {
+            "max_figures": max(most, 1),
+            "codebook_size": PLACES,
+            "drawn": grid,
+            **options,
+            "points": self.annotated.keypoints,
+        }
         settings = parse(KeypointsSettings, values, where="the condition keypoints")
         _check_drawn("keypoints", settings.drawn, grid)
         self.settings, self.condition, self.fingerprint = settings, Keypoints(settings), digest(as_mapping(settings))
 
     def of(self, part: Crops) -> Saying:
         lists = []
-        for things in beside(part.pictures, self.annotated):
+        for things in beside(part.images, self.annotated):
             figures = [thing for thing in things if thing.keypoints]
-            lists.append(tuple(thing.keypoints for thing in _largest(figures, self.settings.most)))
-        sizes = sizes_beside(part.pictures, self.annotated)
+            lists.append(tuple(thing.keypoints for thing in _largest(figures, self.settings.max_figures)))
+        sizes = sizes_beside(part.images, self.annotated)
         return _Listed(tuple(lists), self.settings, keypoint_codes, part.seed, sizes, self.annotated.path)
 
 
@@ -243,7 +255,7 @@ def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
     """Raise `SmaltiError` for a map that has not a place for each code."""
     if drawn not in ((0, 0), grid):
         raise SmaltiError(
-            f"the condition {key}: drawn = {drawn[0]} x {drawn[1]}, and pictures have {grid[0]} x {grid[1]} codes; leave it "
+            f"the condition {key}: drawn = {drawn[0]} x {drawn[1]}, and images have {grid[0]} x {grid[1]} codes; leave it "
             "out, or give [0, 0] for no map"
         )
 
@@ -273,4 +285,4 @@ SAYINGS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int], 
     "layout": _Objects,
     "keypoints": _Figures,
 }
-"""Name -> its condition, from where its data lies, its settings, the pictures, their grid (h,w) and the pixels a code."""
+"""Name -> its condition, from where its data lies, its settings, the images, their grid (h,w) and the pixels a code."""

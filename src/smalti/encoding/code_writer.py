@@ -1,6 +1,6 @@
-"""From pictures to shards of codes; `smalti.data.code_shards` says what stands in them, and reads them.
+"""From images to shards of codes; `smalti.data.code_shards` says what stands in them, and reads them.
 
-B batch, C channels, H W pixels, h w grid, N pictures, P prefix codes.
+B batch, C channels, H W pixels, h w grid, N images, P prefix codes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHARD_BYTES = 2**28  # a shard is gathered in memory before it is written
 
 
 class Encodable(Protocol):
-    """Pictures that can be encoded, such as `smalti.data.loader.Crops`."""
+    """Images that can be encoded, such as `smalti.data.loader.Crops`."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -41,7 +41,7 @@ class Encodable(Protocol):
 
 
 class Told(Protocol):
-    """What pictures are told, such as `smalti.conditions.base.Condition`."""
+    """What images are told, such as `smalti.conditions.base.Condition`."""
 
     size: int
     length: int
@@ -51,12 +51,12 @@ class Told(Protocol):
 
 
 class Prefix(NamedTuple):
-    """Whose codes stand before those of a picture, and how they are made of what lies beside it."""
+    """Whose codes stand before those of an image, and how they are made of what lies beside it."""
 
     told: Told
     fingerprint: str
     encode: Callable[..., Tensor]
-    """What examples hold beside pictures, a tensor for each thing, at most `batch` of them -> codes (B, P) int64."""
+    """What examples hold beside images, a tensor for each thing, at most `batch` of them -> codes (B, P) int64."""
 
 
 def write_codes(
@@ -76,20 +76,20 @@ def write_codes(
     workers: int = 0,
     prefix: Prefix | None = None,
 ) -> bool:
-    """Two sets of pictures -> a folder of codes at `out`, which appears when it is whole. True if it was written.
+    """Two sets of images -> a folder of codes at `out`, which appears when it is whole. True if it was written.
 
     `encode` maps images as examples hold them, (B, C, H, W) in [-1, 1] or maps (B, H, W) of labels, to codes (B, h, w)
     int64 below `size`, B at most `batch`;
-    `fingerprint` names the tokenizer. With a `prefix` what lies beside the pictures becomes codes too. Each training picture is
-    encoded `copies` times: copy c of picture i is draw i * copies + c. Damaged pictures are left out. `progress` is told the
+    `fingerprint` names the tokenizer. With a `prefix` what lies beside the images becomes codes too. Each training image is
+    encoded `copies` times: copy c of image i is draw i * copies + c. Damaged images are left out. `progress` is told the
     number of images done and their total.
 
-    False if the folder is there already and was made by the same tokenizer from the same pictures with the same
-    settings; if not by the same, `SmaltiError` names what differs. It is also raised when the size of the pictures
-    is no multiple of `factor`, when too many pictures are damaged, and when the disk refuses.
+    False if the folder is there already and was made by the same tokenizer from the same images with the same
+    settings; if not by the same, `SmaltiError` names what differs. It is also raised when the size of the images
+    is no multiple of `factor`, when too many images are damaged, and when the disk refuses.
     """
     if copies < 1:
-        raise SmaltiError(f"each picture is encoded at least once, not {copies} times")
+        raise SmaltiError(f"each image is encoded at least once, not {copies} times")
     grid = code_grid(training.size, factor)
     if out.exists():
         parts = {"training": training.described(), "validation": validation.described()}
@@ -127,10 +127,10 @@ def _saved(prefix: Prefix | None, folder: Path) -> PrefixSettings | None:
 
 
 def code_grid(image_size: tuple[int, int], factor: int) -> tuple[int, int]:
-    """The size (H, W) of a picture -> (h, w) of its codes. Raises `SmaltiError` for sizes that `factor` does not divide."""
+    """The size (H, W) of an image -> (h, w) of its codes. Raises `SmaltiError` for sizes that `factor` does not divide."""
     height, width = image_size
     if height % factor or width % factor:
-        raise SmaltiError(f"pictures of {height}x{width} pixels do not divide into codes of {factor}x{factor} pixels")
+        raise SmaltiError(f"images of {height}x{width} pixels do not divide into codes of {factor}x{factor} pixels")
     return height // factor, width // factor
 
 
@@ -184,11 +184,11 @@ class _ShardWriter:
         workers: int,
         report: Callable[[int], object],
     ) -> PartSettings:
-        """All pictures that are not damaged -> shards; `report` is told the number of images done."""
+        """All images that are not damaged -> shards; `report` is told the number of images done."""
         copies = self._shape[0]
-        pictures = max(1, batch // copies)  # at once
-        starts = range(0, len(dataset), pictures)
-        keys = ([(i, 0) for i in range(start, min(start + pictures, len(dataset)))] for start in starts)
+        at_once = max(1, batch // copies)  # at once
+        starts = range(0, len(dataset), at_once)
+        keys = ([(i, 0) for i in range(start, min(start + at_once, len(dataset)))] for start in starts)
         for start, fields in zip(starts, stacks(_Copies(dataset, copies), keys, workers=workers), strict=True):
             if fields is not None:
                 images, labels, *beside = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
@@ -201,7 +201,7 @@ class _ShardWriter:
                 self._labels.extend(labels.tolist())
                 while len(self._labels) >= self._rows:
                     self._flush()
-            report(min(start + pictures, len(dataset)) * copies)
+            report(min(start + at_once, len(dataset)) * copies)
         self._flush()
         damaged = len(dataset) - sum(self._shards)
         return PartSettings(shards=tuple(self._shards), copies=copies, damaged=damaged, data=dataset.described())
@@ -231,7 +231,7 @@ class _ShardWriter:
 
 @final
 class _Copies:
-    """Picture index -> all its copies (copies, C, H, W), its label, and the copies of what lies beside it (copies, ...): kept or
+    """Image index -> all its copies (copies, C, H, W), its label, and the copies of what lies beside it (copies, ...): kept or
     left out together.
     """
 

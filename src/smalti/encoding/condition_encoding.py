@@ -1,7 +1,7 @@
-"""What pictures are told, beside them: files that become codes by a tokenizer of their own, and what is said of their parts.
+"""What images are told, beside them: files that become codes by a tokenizer of their own, and what is said of their parts.
 
 Letters: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
-Source: arXiv 2012.09841, section 3.2: the condition has a VQGAN of its own, and its codes stand before those of the picture.
+Source: arXiv 2012.09841, section 3.2: the condition has a VQGAN of its own, and its codes stand before those of the image.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from smalti.model_loading import read_tokenizer
 from smalti.scenes.scene_files import scene_labels
 from smalti.tokenizer.vqgan import VQGAN
 
-VALUES: dict[str, Literal["segmentation", "depth", "edges", "picture"]] = {
-    "colour": "picture",
+VALUES: dict[str, Literal["segmentation", "depth", "edges", "image"]] = {
+    "color": "image",
     "labels": "segmentation",
     "depth": "depth",
     "edges": "edges",
@@ -40,10 +40,10 @@ VALUES: dict[str, Literal["segmentation", "depth", "edges", "picture"]] = {
 
 
 class Told(NamedTuple):
-    """One thing that pictures are told: the name it is given by when pictures are laid, its tokenizer, and where it lies.
+    """One thing that images are told: the name it is given by when images are laid, its tokenizer, and where it lies.
 
     Names in `SAYINGS` need no tokenizer, and their `options` are the settings of their condition. What has a tokenizer and no
-    `data` is made of the pictures themselves: their edges, or a smaller copy, as the kind and the size say that the tokenizer was
+    `data` is made of the images themselves: their edges, or a smaller copy, as the kind and the size say that the tokenizer was
     trained on.
     """
 
@@ -54,7 +54,7 @@ class Told(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Both parts of the data with what lies beside the pictures, and how that becomes codes."""
+    """Both parts of the data with what lies beside the images, and how that becomes codes."""
 
     training: Paired
     validation: Paired
@@ -62,7 +62,7 @@ class Pairs(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """One thing that pictures are told."""
+    """One thing that images are told."""
 
     condition: Condition
     fingerprint: str
@@ -72,7 +72,7 @@ class _Part(NamedTuple):
 
 
 def encoder(model: VQGAN, images: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A tokenizer, and what makes pictures of what examples hold -> the codes (B,h,w) of what B examples hold."""
+    """A tokenizer, and what makes images of what examples hold -> the codes (B,h,w) of what B examples hold."""
     device = next(model.parameters()).device
 
     @torch.no_grad()
@@ -82,10 +82,10 @@ def encoder(model: VQGAN, images: Callable[[Tensor], Tensor]) -> Callable[[Tenso
     return encode
 
 
-def beside_pictures(told: Sequence[Told], parts: tuple[Crops, Crops], *, factor: int, device: torch.device) -> Pairs:
-    """The crops of training and held-out pictures, whose tokenizer has `factor` pixels a code -> the same with their condition.
+def beside_images(told: Sequence[Told], parts: tuple[Crops, Crops], *, factor: int, device: torch.device) -> Pairs:
+    """The crops of training and held-out images, whose tokenizer has `factor` pixels a code -> the same with their condition.
 
-    Raises `SmaltiError` for a tokenizer that is none, for pictures without a condition and for sizes that do not divide.
+    Raises `SmaltiError` for a tokenizer that is none, for images without a condition and for sizes that do not divide.
     """
     grid = code_grid(parts[0].size, factor)
     made = [_made(one, parts, grid=grid, factor=factor, device=device) for one in told]
@@ -126,15 +126,15 @@ def _map(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], devic
         raise SmaltiError(f"the condition {told.key} has no settings but names, {beyond} were given; leave them out")
     model, about = read_tokenizer(told.tokenizer)
     model.to(device)
-    channels = model.settings.pyramid.channels
+    channels = model.settings.autoencoder.channels
     kind = kind_of(about, channels=channels)
-    if told.data is None and kind.name not in ("colour", "edges"):
+    if told.data is None and kind.name not in ("color", "edges"):
         raise SmaltiError(
-            f"{told.tokenizer} is for {kind.files}, which cannot be made of pictures; say where they lie: --condition-data"
+            f"{told.tokenizer} is for {kind.files}, which cannot be made of images; say where they lie: --condition-data"
         )
     source = open_source(told.data or parts[0].source.path, kind=kind)
     values = {"kind": VALUES[kind.name], "key": told.key, "grid": grid, **told.options}
-    values["unlabelled"] = kind.described().get("unlabelled")
+    values["unlabeled"] = kind.described().get("unlabeled")
     if kind.name == "labels" and "names" not in values:
         values["names"] = scene_labels(source.path)
     condition = Maps(parse(MapsSettings, values, where="the condition"), model)
@@ -144,13 +144,13 @@ def _map(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], devic
         _cut_alike(part, source, size=size, channels=channels, record=(record, number))
         for number, part in enumerate(parts)
     )
-    encode = encoder(model, training.files.images)
+    encode = encoder(model, training.files.to_images)
     return _Part(condition, model.fingerprint(), training, validation, lambda held: encode(held).flatten(1))
 
 
 def _cut_alike(
-    pictures: Crops, source: Source, *, size: tuple[int, int], channels: int, record: tuple[DamageRecord, int]
+    images: Crops, source: Source, *, size: tuple[int, int], channels: int, record: tuple[DamageRecord, int]
 ) -> CutAlike:
-    chosen = beside(pictures.pictures, source)
-    files = Crops(source, chosen, size=size, channels=channels, crop=pictures.crop, seed=pictures.seed, record=record)
-    return CutAlike(pictures, files)
+    chosen = beside(images.images, source)
+    files = Crops(source, chosen, size=size, channels=channels, crop=images.crop, seed=images.seed, record=record)
+    return CutAlike(images, files)

@@ -1,10 +1,10 @@
-"""Scores of sets of pictures that are streams over their features: the Frechet distance, and the Inception Score.
+"""Scores of sets of images that are streams over their features: the Frechet distance, and the Inception Score.
 
-They need memory that does not depend on the number of pictures. Every picture has a place: its number in the set, 0 to
-N-1, whichever process sees it and when. What divides the pictures goes by places, and so gives the same result for any
+They need memory that does not depend on the number of images. Every image has a place: its number in the set, 0 to
+N-1, whichever process sees it and when. What divides the images goes by places, and so gives the same result for any
 order, batch size and number of processes.
 
-Letters: B batch, N pictures, D features, C classes, S splits.
+Letters: B batch, N images, D features, C classes, S splits.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ CPU = torch.device("cpu")
 
 
 class Gaussian(NamedTuple):
-    """A normal distribution fitted to the features of a set of pictures."""
+    """A normal distribution fitted to the features of a set of images."""
 
     mean: Tensor
     """(D,) float64"""
     covariance: Tensor
     """(D,D) float64, divided by N-1"""
-    pictures: int | None
+    images: int | None
     """N, or None where a file of statistics does not say"""
 
 
@@ -38,7 +38,7 @@ class Moments(Accumulator):
     """Features (B,D) as they come by -> their mean and covariance, in float64; memory D x D.
 
     Batches are merged by the parallel rule of Chan, Golub and LeVeque 1983 ("Algorithms for Computing the Sample
-    Variance"), which loses no digits to a large mean. Works as well for D scores of each picture instead of features.
+    Variance"), which loses no digits to a large mean. Works as well for D scores of each image instead of features.
     """
 
     def __init__(self, width: int, *, device: torch.device = CPU) -> None:
@@ -47,7 +47,7 @@ class Moments(Accumulator):
         self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)  # N times the biased covariance
 
     def update(self, features: Tensor) -> None:
-        """Features (B,D) of pictures that were not counted yet."""
+        """Features (B,D) of images that were not counted yet."""
         batch = features.detach().to(self.mean.device).double()
         if not len(batch):
             return
@@ -75,13 +75,13 @@ class Moments(Accumulator):
         self.count = total
 
     def gaussian(self) -> Gaussian:
-        """The distribution so far. Raises `SmaltiError` for fewer than 2 pictures, and for features that are not numbers."""
+        """The distribution so far. Raises `SmaltiError` for fewer than 2 images, and for features that are not numbers."""
         count = int(self.count)
         if count < 2:
-            raise SmaltiError(f"a covariance needs at least 2 pictures, there {'is' if count == 1 else 'are'} {count}")
+            raise SmaltiError(f"a covariance needs at least 2 images, there {'is' if count == 1 else 'are'} {count}")
         if not (self.mean.isfinite().all() and self.scatter.isfinite().all()):
             raise SmaltiError(
-                f"the features of {count} pictures are not all finite numbers; look for a damaged weight file"
+                f"the features of {count} images are not all finite numbers; look for a damaged weight file"
             )
         return Gaussian(self.mean.clone(), self.scatter / (count - 1), count)
 
@@ -91,7 +91,7 @@ class Frechet(NamedTuple):
 
     value: float
     means: float
-    """The squared distance of the means: that part of the value which is due to the average picture."""
+    """The squared distance of the means: that part of the value which is due to the average image."""
     notes: tuple[str, ...]
     """Sentences for the reader of the number, where it is not what it seems."""
 
@@ -101,7 +101,7 @@ def frechet(samples: Gaussian, reference: Gaussian) -> Frechet:
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)): Dowson and Landau 1982; with InceptionV3's `pool2048` it is FID (Heusel
     et al. 2017). The trace of the root is the sum of the singular values of R1 R2, R being the symmetric roots: no root
-    of a small eigenvalue's rounding error is taken, and singular covariances need no special treatment. Fewer pictures
+    of a small eigenvalue's rounding error is taken, and singular covariances need no special treatment. Fewer images
     than features, and singular covariances, are told in `notes`.
 
     Raises `SmaltiError` for statistics of unequal widths, or that are no mean and covariance.
@@ -149,10 +149,10 @@ class _Root(NamedTuple):
 
     def notes(self, gaussian: Gaussian) -> Iterator[str]:
         width, rank = self.scaled.shape
-        if gaussian.pictures is not None and gaussian.pictures < width:
+        if gaussian.images is not None and gaussian.images < width:
             yield (
-                f"{self.name}: {gaussian.pictures} pictures are fewer than the {width} features, so their covariance is "
-                f"singular (rank {rank}) and the distance too large; compare it only with values of as many pictures"
+                f"{self.name}: {gaussian.images} images are fewer than the {width} features, so their covariance is "
+                f"singular (rank {rank}) and the distance too large; compare it only with values of as many images"
             )
         elif rank < width:
             yield (
@@ -162,7 +162,7 @@ class _Root(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """A score as the mean over parts of the pictures."""
+    """A score as the mean over parts of the images."""
 
     mean: float
     deviation: float
@@ -172,30 +172,30 @@ class Spread(NamedTuple):
 
 @final
 class InceptionScore(Accumulator):
-    """Logits (B,C) of the pictures of one set -> exp of the mean divergence of a picture's classes from all pictures'.
+    """Logits (B,C) of the images of one set -> exp of the mean divergence of an image's classes from all images'.
 
     Salimans et al. 2016, "Improved Techniques for Training GANs": exp(E KL(p(y|x) || p(y))), the mean over `splits`
-    consecutive parts of the set, as is usual. `pictures` is N, which decides the parts. Memory S x C. The logits of the
+    consecutive parts of the set, as is usual. `images` is N, which decides the parts. Memory S x C. The logits of the
     published scores are InceptionV3's `logits_unbiased`.
     """
 
-    def __init__(self, classes: int, *, pictures: int, splits: int = 10, device: torch.device = CPU) -> None:
-        if not 1 <= splits <= pictures:
+    def __init__(self, classes: int, *, images: int, splits: int = 10, device: torch.device = CPU) -> None:
+        if not 1 <= splits <= images:
             raise SmaltiError(
-                f"the Inception Score of {pictures} pictures cannot be taken in {splits} parts; ask for fewer"
+                f"the Inception Score of {images} images cannot be taken in {splits} parts; ask for fewer"
             )
-        self.pictures = pictures
-        ends = [(part + 1) * pictures // splits for part in range(splits)]
+        self.images = images
+        ends = [(part + 1) * images // splits for part in range(splits)]
         self._ends = torch.tensor(ends, device=device)
         self.counts = torch.zeros(splits, dtype=torch.int64, device=device)
         self.shares = torch.zeros(splits, classes, dtype=torch.float64, device=device)  # sum of p(y|x)
         self.certainty = torch.zeros(splits, dtype=torch.float64, device=device)  # sum of p(y|x) log p(y|x)
 
     def update(self, logits: Tensor, places: Tensor) -> None:
-        """Logits (B,C) of the pictures whose places in the set are (B,) int64, in [0,N)."""
+        """Logits (B,C) of the images whose places in the set are (B,) int64, in [0,N)."""
         log = logits.detach().to(self.shares.device).double().log_softmax(1)  # (B,C)
         places = places.to(self.shares.device).contiguous()
-        assert bool(((places >= 0) & (places < self.pictures)).all()), f"places outside of 0..{self.pictures - 1}"
+        assert bool(((places >= 0) & (places < self.images)).all()), f"places outside of 0..{self.images - 1}"
         part = torch.searchsorted(self._ends, places, right=True)  # (B,)
         share = log.exp()
         self.counts.index_add_(0, part, torch.ones_like(part))
@@ -211,16 +211,16 @@ class InceptionScore(Accumulator):
         self.certainty += state["certainty"].to(self.counts.device)
 
     def score(self) -> Spread:
-        """The score so far, in [1, C]. Raises `SmaltiError` when a part has no picture, and for logits that are not finite."""
+        """The score so far, in [1, C]. Raises `SmaltiError` when a part has no image, and for logits that are not finite."""
         if not bool((self.counts > 0).all()):
             part = int((self.counts == 0).nonzero()[0]) + 1
             raise SmaltiError(
-                f"part {part} of {len(self.counts)} of the pictures is empty, so the Inception Score has no value; "
+                f"part {part} of {len(self.counts)} of the images is empty, so the Inception Score has no value; "
                 "ask for fewer parts"
             )
         if not bool(self.shares.isfinite().all() and self.certainty.isfinite().all()):
             raise SmaltiError(
-                f"the logits of {int(self.counts.sum())} pictures are not all finite numbers; look for a damaged weight file"
+                f"the logits of {int(self.counts.sum())} images are not all finite numbers; look for a damaged weight file"
             )
         mean = self.shares / self.counts[:, None]  # p(y)
         divergence = self.certainty / self.counts - torch.special.xlogy(mean, mean).sum(1)
@@ -229,10 +229,10 @@ class InceptionScore(Accumulator):
 
     def _notes(self) -> Iterator[str]:
         seen, least = int(self.counts.sum()), int(self.counts.min())
-        if seen != self.pictures:
-            yield f"{seen} of {self.pictures} pictures were counted"
+        if seen != self.images:
+            yield f"{seen} of {self.images} images were counted"
         if least < self.shares.shape[1]:
             yield (
-                f"a part has {least} pictures, fewer than the {self.shares.shape[1]} classes: the score is too low; "
-                "compare it only with values of as many pictures and parts"
+                f"a part has {least} images, fewer than the {self.shares.shape[1]} classes: the score is too low; "
+                "compare it only with values of as many images and parts"
             )

@@ -1,11 +1,11 @@
-"""What is kept of a set of pictures to compare others with it: gathered from features, and kept as `.npz`.
+"""What is kept of a set of images to compare others with it: gathered from features, and kept as `.npz`.
 
 The usual layout of such files is the mean `mu` (D,) and the covariance `sigma` (D,D) of a network's features; ADM's
 files have also those of spatial features, `mu_s` and `sigma_s`, and may hold samples in `arr_0`. A file that smalti
 writes has all of these but `arr_0`, the `features` that were kept, and in `smalti` a JSON text of how it was made, by
 which it is refused where it does not belong. Other programs read it as well.
 
-B batch, D features, S spatial features, N pictures.
+B batch, D features, S spatial features, N images.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMPARING = {"kernel", "precision", "recall", "density", "coverage"}
 @final
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """What is known of a set: distributions of its features, and the features kept of single pictures (N,D)."""
+    """What is known of a set: distributions of its features, and the features kept of single images (N,D)."""
 
     pool: Gaussian
     spatial: Gaussian | None = None
@@ -46,13 +46,13 @@ class Statistics:
     made: Mapping[str, Any] | None = None
     """How they were made, as `write_statistics` was told; None for a file of another program."""
     notes: tuple[str, ...] = ()
-    pictures: Source | None = None
+    images: Source | None = None
     """Samples that lie in the same file."""
 
 
 @final
 class Gatherer:
-    """Pictures of one set, in any order and batch size -> their `Statistics`, and the Inception Score.
+    """Images of one set, in any order and batch size -> their `Statistics`, and the Inception Score.
 
     `total` is N, the number of places. Memory: D x D and S x S numbers and the features kept.
     """
@@ -70,10 +70,10 @@ class Gatherer:
             self.kept = Kept(network.width, limit=protocol.kept, seed=protocol.kept_seed, device=place)
         self.score: InceptionScore | None = None
         if score and "score" in wanted and protocol.splits <= total:
-            self.score = InceptionScore(network.classes, pictures=total, splits=protocol.splits, device=place)
+            self.score = InceptionScore(network.classes, images=total, splits=protocol.splits, device=place)
 
     def update(self, images: Tensor, places: Tensor) -> None:
-        """Pictures (B,C,H,W) as `FeatureNetwork` takes them, on its device, and their places (B,)."""
+        """Images (B,C,H,W) as `FeatureNetwork` takes them, on its device, and their places (B,)."""
         seen = self.network(images)
         self.pool.update(seen.features)
         if self.spatial is not None:
@@ -84,7 +84,7 @@ class Gatherer:
             self.score.update(seen.logits, places)
 
     def statistics(self, *, made: Mapping[str, Any] | None = None) -> Statistics:
-        """What was gathered, on the CPU. Raises `SmaltiError` for fewer than two pictures."""
+        """What was gathered, on the CPU. Raises `SmaltiError` for fewer than two images."""
         return Statistics(
             pool=_on_cpu(self.pool.gaussian()),
             spatial=None if self.spatial is None else _on_cpu(self.spatial.gaussian()),
@@ -95,7 +95,7 @@ class Gatherer:
 
 
 def _on_cpu(gaussian: Gaussian) -> Gaussian:
-    return Gaussian(gaussian.mean.cpu(), gaussian.covariance.cpu(), gaussian.pictures)
+    return Gaussian(gaussian.mean.cpu(), gaussian.covariance.cpu(), gaussian.images)
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
@@ -108,7 +108,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
         arrays |= {"mu_s": statistics.spatial.mean.numpy(), "sigma_s": statistics.spatial.covariance.numpy()}
     if statistics.features is not None:
         arrays["features"] = statistics.features.numpy()
-    known = {"made": dict(statistics.made or {}), "pictures": statistics.pool.pictures, "notes": statistics.notes}
+    known = {"made": dict(statistics.made or {}), "images": statistics.pool.images, "notes": statistics.notes}
     arrays["smalti"] = np.array(json.dumps(known))
 
     def write(temporary: Path) -> None:
@@ -143,15 +143,15 @@ def read_statistics(path: Path) -> Statistics:
         there = ", ".join([*arrays, *(["arr_0"] if samples else [])]) or "nothing"
         raise SmaltiError(f"{path} holds no statistics: mu and sigma are needed, and there is {there}")
     known = _known(path, arrays)
-    pictures = known.get("pictures")
+    images = known.get("images")
     features = arrays.get("features") if known else None
     return Statistics(
-        pool=_gaussian(arrays["mu"], arrays["sigma"], pictures),
-        spatial=_gaussian(arrays["mu_s"], arrays["sigma_s"], pictures) if {"mu_s", "sigma_s"} <= set(arrays) else None,
+        pool=_gaussian(arrays["mu"], arrays["sigma"], images),
+        spatial=_gaussian(arrays["mu_s"], arrays["sigma_s"], images) if {"mu_s", "sigma_s"} <= set(arrays) else None,
         features=None if features is None else torch.from_numpy(features),
         made=known.get("made"),
         notes=tuple(known.get("notes", ())),
-        pictures=ArraySource(path) if samples else None,
+        images=ArraySource(path) if samples else None,
     )
 
 
@@ -165,8 +165,8 @@ def _known(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]
     return known if isinstance(known, dict) else {}
 
 
-def _gaussian(mean: npt.NDArray[Any], covariance: npt.NDArray[Any], pictures: Any) -> Gaussian:
-    number = pictures if isinstance(pictures, int) else None
+def _gaussian(mean: npt.NDArray[Any], covariance: npt.NDArray[Any], images: Any) -> Gaussian:
+    number = images if isinstance(images, int) else None
     return Gaussian(
         torch.from_numpy(np.asarray(mean, np.float64)), torch.from_numpy(np.asarray(covariance, np.float64)), number
     )

@@ -1,4 +1,4 @@
-"""Networks that see pictures for the scores of sets: pictures -> features and logits, in one form for every network.
+"""Networks that see images for the scores of sets: images -> features and logits, in one form for every network.
 
 Scores in the features of different networks are different scores, so each network gives them names of its own: FID is
 the Frechet distance in the features of one InceptionV3 and of nothing else.
@@ -29,14 +29,14 @@ from smalti.losses.logits import SIDE as SQUEEZENET_SIDE
 from smalti.losses.perceptual import squeezenet, squeezenet_classifier
 
 SCORES = ("frechet", "spatial_frechet", "kernel", "score", "precision", "recall", "density", "coverage")
-"""What is computed from a network's features: see `smalti.evaluation.distances` and `.neighbours`."""
+"""What is computed from a network's features: see `smalti.evaluation.distances` and `.neighbors`."""
 
 
 class Seen(NamedTuple):
-    """What a network sees in a batch of pictures; float32."""
+    """What a network sees in a batch of images; float32."""
 
     features: Tensor
-    """(B,D), for the Frechet and the kernel distance and the measures of neighbours."""
+    """(B,D), for the Frechet and the kernel distance and the measures of neighbors."""
     spatial: Tensor
     """(B,S), features with their positions, for the spatial Frechet distance."""
     logits: Tensor
@@ -44,7 +44,7 @@ class Seen(NamedTuple):
 
 
 class FeatureNetwork(nn.Module, abc.ABC):
-    """Pictures -> `Seen`. All parameters are frozen, and there is no training mode."""
+    """Images -> `Seen`. All parameters are frozen, and there is no training mode."""
 
     weights: str
     """The name of its published weights, in `smalti.core.published_weights` unless they come with the installation."""
@@ -61,22 +61,22 @@ class FeatureNetwork(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Seen:
-        """Pictures (B,C,H,W), uint8, or float in [-1,1], C 1 (seen as grey) or 3, any size -> what is seen in them.
+        """Images (B,C,H,W), uint8, or float in [-1,1], C 1 (seen as gray) or 3, any size -> what is seen in them.
 
-        Floats are rounded to 8 bits first: what is scored is the picture as a file holds it. The network computes in
+        Floats are rounded to 8 bits first: what is scored is the image as a file holds it. The network computes in
         float32, also under the caller's autocast, and without TF32.
 
         Raises `SmaltiError` for another channel count.
         """
         if images.shape[1] not in (1, 3):
-            raise SmaltiError(f"scores are computed of pictures of 1 or 3 channels, these have {images.shape[1]}")
+            raise SmaltiError(f"scores are computed of images of 1 or 3 channels, these have {images.shape[1]}")
         whole = images if images.dtype == torch.uint8 else levels(images).to(torch.uint8)
         with _in_full_precision(images.device):
             return self.see(whole.expand(-1, 3, -1, -1))
 
     @abc.abstractmethod
     def see(self, images: Tensor) -> Seen:
-        """Colour pictures (B,3,H,W) uint8 of any size -> what is seen in them."""
+        """Color images (B,3,H,W) uint8 of any size -> what is seen in them."""
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 of names and values: equal for two files that hold the same weights."""
@@ -106,7 +106,7 @@ class InceptionFeatures(FeatureNetwork):
     """InceptionV3 as used for FID: D 2048, S 2023, K 1008; with PyTorch's initial weights."""
 
     weights = "inception-fid"
-    about = f"TensorFlow's InceptionV3 of 2015-12-05; pictures resized to {SIDE}x{SIDE} as by TensorFlow 1 (bilinear)"
+    about = f"TensorFlow's InceptionV3 of 2015-12-05; images resized to {SIDE}x{SIDE} as by TensorFlow 1 (bilinear)"
     names: ClassVar[Mapping[str, str]] = {
         "frechet": "fid",
         "spatial_frechet": "sfid",
@@ -134,7 +134,7 @@ class InceptionFeatures(FeatureNetwork):
         """With the published weights, on the CPU. Raises `SmaltiError` as `feature_network` does."""
         made = cls()
         tensors = load_weights(cls.weights, progress=progress)
-        # The conversion counts the batches that the normalisation has seen, with a meaningless 0.
+        # The conversion counts the batches that the normalization has seen, with a meaningless 0.
         kept = {key: tensor for key, tensor in tensors.items() if not key.endswith(".num_batches_tracked")}
         load_strictly(made.network, kept, name=cls.weights)
         return made
@@ -149,7 +149,7 @@ class SqueezeNetFeatures(FeatureNetwork):
     """
 
     weights = "squeezenet1_1"
-    about = f"SqueezeNet 1.1; pictures resized to {SQUEEZENET_SIDE}x{SQUEEZENET_SIDE} (bilinear, antialiased)"
+    about = f"SqueezeNet 1.1; images resized to {SQUEEZENET_SIDE}x{SQUEEZENET_SIDE} (bilinear, antialiased)"
     names: ClassVar[Mapping[str, str]] = {score: f"{score}_squeezenet" for score in SCORES}
     width = 512
     spatial_width = SPATIAL_CHANNELS * 13 * 13

@@ -1,6 +1,6 @@
-"""One set of pictures against another, or against statistics of one: FID and what is computed like it.
+"""One set of images against another, or against statistics of one: FID and what is computed like it.
 
-N pictures.
+N images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SAMPLERS_READ = 16
 """Files of the samples that are asked for the settings they were made by."""
 
 SHOWN, SHOWN_SIDE = 8, 160
-"""Pictures of each set that are kept to be shown, and the most pixels of their shorter sides."""
+"""Images of each set that are kept to be shown, and the most pixels of their shorter sides."""
 
 
 class Available(NamedTuple):
@@ -75,10 +75,10 @@ def measure_sets(
 ) -> Measured:
     """Samples and a reference -> the scores of the protocol.
 
-    The reference is pictures or statistics. Those of pictures are kept in the file `statistics`, where one is given, and
-    are read from it the next time instead of the pictures.
+    The reference is images or statistics. Those of images are kept in the file `statistics`, where one is given, and
+    are read from it the next time instead of the images.
 
-    Raises `SmaltiError` for weights that cannot be had, sets of too few pictures, statistics of another network, and a
+    Raises `SmaltiError` for weights that cannot be had, sets of too few images, statistics of another network, and a
     file that holds other statistics.
     """
     features = protocol.features
@@ -100,7 +100,7 @@ def measure_sets(
         unlike = _unlike_sizes(first, second)
         if statistics is not None and not isinstance(reference, Statistics):
             write_statistics(statistics, fresh)
-    assert known is not None, "a reference is pictures, statistics or both"
+    assert known is not None, "a reference is images, statistics or both"
     ours = gathered.statistics()
     ours = replace(ours, notes=(*first.notes(), *ours.notes))
     scored = score_sets(ours, known, protocol=features, network=judge, score=gathered.score)
@@ -122,21 +122,19 @@ def measure_sets(
 def _reference(
     given: Source | Statistics, protocol: SetProtocol, network: FeatureNetwork, cache: Path | None
 ) -> tuple[Statistics | None, Taken | None]:
-    """What is known of the reference already, and the pictures that must still be looked at."""
+    """What is known of the reference already, and the images that must still be looked at."""
     if isinstance(given, Statistics):
         if given.made is not None:
             _refuse_other(given, _settings(protocol, network), where="the reference file")
-        if given.pictures is not None and given.features is None and COMPARING & set(protocol.features.scores):
-            return given, Taken(given.pictures, protocol.reference, channels=3)
+        if given.images is not None and given.features is None and COMPARING & set(protocol.features.scores):
+            return given, Taken(given.images, protocol.reference, channels=3)
         return given, None
     taken = Taken(given, protocol.reference, channels=3)
     if cache is None or not cache.is_file():
         return None, taken
     kept = read_statistics(cache)
     if kept.made is None:
-        raise SmaltiError(
-            f"{cache} was not written by smalti; give it as the reference itself, in place of the pictures"
-        )
+        raise SmaltiError(f"{cache} was not written by smalti; give it as the reference itself, in place of the images")
     _refuse_other(kept, _made(taken, protocol, network), where=str(cache))
     return kept, None
 
@@ -163,13 +161,13 @@ def _made(taken: Taken, protocol: SetProtocol, network: FeatureNetwork) -> dict[
 
 
 def _settings(protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
-    """Of what statistics depend on, that part which does not depend on the pictures."""
+    """Of what statistics depend on, that part which does not depend on the images."""
     features = protocol.features
     comparing = {"kept": features.kept, "kept_seed": features.kept_seed} if COMPARING & set(features.scores) else {}
     return {
         "network": features.network,
         "weights": network.fingerprint(),
-        "pictures": as_mapping(protocol.reference),
+        "images": as_mapping(protocol.reference),
         **comparing,
     }
 
@@ -183,18 +181,18 @@ def _gather(taken: Taken, gatherer: Gatherer, *, batch: int, device: torch.devic
 
 def _described(statistics: Statistics) -> dict[str, Any]:
     """A reference that came as statistics, as it stands in a result."""
-    pictures = statistics.pool.pictures
+    images = statistics.pool.images
     if statistics.made is not None:
-        return {"name": statistics.made["name"], "identity": statistics.made["identity"], "pictures": pictures}
+        return {"name": statistics.made["name"], "identity": statistics.made["identity"], "images": images}
     digest = hashlib.sha256(statistics.pool.mean.numpy().tobytes() + statistics.pool.covariance.numpy().tobytes())
-    return {"name": "statistics of another program", "identity": digest.hexdigest()[:16], "pictures": pictures}
+    return {"name": "statistics of another program", "identity": digest.hexdigest()[:16], "images": images}
 
 
 def _unknown(reference: Source | Statistics) -> tuple[str, ...]:
     if not isinstance(reference, Statistics) or reference.made is not None:
         return ()
     return (
-        "the reference's statistics are of another program, which does not say of how many pictures, how resized, or with "
+        "the reference's statistics are of another program, which does not say of how many images, how resized, or with "
         "which network they were made",
     )
 
@@ -220,7 +218,7 @@ def _maker(taken: Taken) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the samples' files say of the model and the sampler that made them, and a note where they differ."""
     said: list[dict[str, Any]] = []
     for place in sorted({number * len(taken) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):
-        where = None if isinstance(taken.source, ArraySource) else taken.source.stream(taken.pictures[place])
+        where = None if isinstance(taken.source, ArraySource) else taken.source.stream(taken.images[place])
         try:
             found = read_settings(where) if isinstance(where, Path) and where.suffix.lower() == ".png" else None
         except DamagedImage:

@@ -1,4 +1,4 @@
-"""A classifier of ImageNet as a judge of samples: how surely a picture shows the class that was asked for.
+"""A classifier of ImageNet as a judge of samples: how surely an image shows the class that was asked for.
 
 Letters: B batch, C channels, H W pixels, K = 1000 classes.
 """
@@ -64,10 +64,10 @@ def imagenet_classes(labels: Sequence[str]) -> dict[str, int]:
 
 
 def by_class(classifier: LogitDistance, classes: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """A classifier and the class that each of B pictures was asked for -> the judge: pictures (B,C,H,W) -> (B,).
+    """A classifier and the class that each of B images was asked for -> the judge: images (B,C,H,W) -> (B,).
 
     It gives the logarithm of the probability of that class: the order is that of the probabilities, also where they round to 1.
-    The judge raises `SmaltiError` for pictures that have neither 1 nor 3 channels.
+    The judge raises `SmaltiError` for images that have neither 1 nor 3 channels.
     """
     asked = torch.tensor(list(classes), dtype=torch.int64)
 
@@ -75,7 +75,7 @@ def by_class(classifier: LogitDistance, classes: Sequence[int]) -> Callable[[Ten
     def judge(images: Tensor) -> Tensor:
         if images.shape[1] not in (1, 3):
             raise SmaltiError(
-                f"a classifier looks at pictures of 1 or 3 channels, these have {images.shape[1]}; choose by likelihood, "
+                f"a classifier looks at images of 1 or 3 channels, these have {images.shape[1]}; choose by likelihood, "
                 "without a classifier"
             )
         device = classifier.scale.device

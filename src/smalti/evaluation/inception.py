@@ -1,9 +1,9 @@
-"""InceptionV3 as used for FID: uint8 pictures -> features at several depths, and logits.
+"""InceptionV3 as used for FID: uint8 images -> features at several depths, and logits.
 
 The network is that of Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision", in the form of
 TensorFlow's published graph of 2015-12-05, which every published FID was computed with (Heusel et al. 2017, "GANs
 Trained by a Two Time-Scale Update Rule"). It differs from torchvision's network of the same name: average pooling leaves
-the padding out of the mean, the last block pools by maximum, there are 1008 classes, and pictures are resized as
+the padding out of the mean, the last block pools by maximum, there are 1008 classes, and images are resized as
 TensorFlow 1 did. Keys are those of the published state dict.
 
 Letters: B batch, C channels, H W pixels, h w grid, D channels of a feature map.
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 SIDE = 299  # pixels each way that the network sees
 CLASSES = 1008  # of the TensorFlow graph; the last ones are unused
 SPATIAL_CHANNELS = 7  # that sFID takes of the 17x17 map
-EPSILON = 0.001  # of the batch normalisation
+EPSILON = 0.001  # of the batch normalization
 
 
 class Taps(NamedTuple):
-    """What the network says of a batch of pictures; all float32. The number in a name is its width D."""
+    """What the network says of a batch of images; all float32. The number in a name is its width D."""
 
     pool64: Tensor
     """(B, 64), after the first max pooling, averaged over positions, like the next two."""
@@ -45,9 +45,9 @@ class Taps(NamedTuple):
 
 
 def resize_like_tensorflow(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Float pictures (B,C,H,W) -> (B,C,*size), by the bilinear rule of TensorFlow 1.
+    """Float images (B,C,H,W) -> (B,C,*size), by the bilinear rule of TensorFlow 1.
 
-    Output pixel i is read at i * H / size, without half-pixel offsets, aligned corners or antialiasing: the picture is
+    Output pixel i is read at i * H / size, without half-pixel offsets, aligned corners or antialiasing: the image is
     shifted by part of a pixel, and details are skipped when it shrinks. Published scores contain both defects.
     """
     rows, columns = (_Taken.of(images, dim=dim, size=size[dim]) for dim in (0, 1))
@@ -69,7 +69,7 @@ class _Taken(NamedTuple):
     @classmethod
     def of(cls, images: Tensor, *, dim: int, size: int) -> _Taken:
         length = images.shape[dim - 2]
-        # The scale is rounded to the pictures' float, as in TensorFlow's kernel.
+        # The scale is rounded to the images' float, as in TensorFlow's kernel.
         scale = torch.tensor(length / size, dtype=images.dtype, device=images.device)
         place = torch.arange(size, dtype=images.dtype, device=images.device) * scale
         low = place.long()
@@ -78,7 +78,7 @@ class _Taken(NamedTuple):
 
 @final
 class Norm(nn.Module):
-    """Batch normalisation that stays as it was trained: (B,D,h,w) -> (B,D,h,w), as the scale and shift of each channel."""
+    """Batch normalization that stays as it was trained: (B,D,h,w) -> (B,D,h,w), as the scale and shift of each channel."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -98,7 +98,7 @@ class Norm(nn.Module):
 
 @final
 class Unit(nn.Module):
-    """(B,D,h,w) -> (B,width,h',w'): convolution without bias, normalisation, rectifier.
+    """(B,D,h,w) -> (B,width,h',w'): convolution without bias, normalization, rectifier.
 
     `kernel` is (height, width); `padding` "same" keeps the grid, "valid" takes no pixel beyond the border.
     """
@@ -113,7 +113,7 @@ class Unit(nn.Module):
         self.padding = (kernel[0] // 2, kernel[1] // 2) if padding == "same" else (0, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The normalisation is folded into the kernel: a pass over the kernel is cheaper than one over the map.
+        # The normalization is folded into the kernel: a pass over the kernel is cheaper than one over the map.
         scale, shift = self.bn.affine()
         kernel = self.conv.weight * scale[:, None, None, None]
         return F.conv2d(x, kernel, shift, stride=self.stride, padding=self.padding).relu_()
@@ -248,7 +248,7 @@ class BlockE(nn.Module):
 
 @final
 class InceptionV3(nn.Module):
-    """Colour pictures (B,3,H,W), uint8 of any size -> `Taps`; all parameters are frozen, at PyTorch's initial values.
+    """Color images (B,3,H,W), uint8 of any size -> `Taps`; all parameters are frozen, at PyTorch's initial values.
 
     The network computes in the float type of its parameters. It has no training mode.
     """

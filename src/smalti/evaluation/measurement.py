@@ -1,6 +1,6 @@
-"""What the measurements share: counting, values of single pictures, the networks of others, and what is shown.
+"""What the measurements share: counting, values of single images, the networks of others, and what is shown.
 
-B batch, N pictures.
+B batch, N images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def unwatched(done: int, total: int) -> None:
 
 @final
 class Counter:
-    """Counts pictures for a `Progress`."""
+    """Counts images for a `Progress`."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._total, self._done = progress, total, 0
@@ -44,28 +44,28 @@ class Counter:
 
 @final
 class Values:
-    """Numbers of single pictures, by name: (N,) float32 each, NaN where there is none."""
+    """Numbers of single images, by name: (N,) float32 each, NaN where there is none."""
 
-    def __init__(self, pictures: int) -> None:
-        self.pictures = pictures
+    def __init__(self, images: int) -> None:
+        self.images = images
         self.columns: dict[str, Tensor] = {}
 
     def put(self, name: str, places: Tensor, values: Tensor) -> None:
-        """The values (B,) of the pictures at the places (B,)."""
-        column = self.columns.setdefault(name, torch.full((self.pictures,), torch.nan))
+        """The values (B,) of the images at the places (B,)."""
+        column = self.columns.setdefault(name, torch.full((self.images,), torch.nan))
         column[places] = values.detach().float().cpu()
 
     def means(self) -> dict[str, float]:
-        """The mean of each over the pictures that have one."""
+        """The mean of each over the images that have one."""
         return {name: float(column.double().nanmean()) for name, column in self.columns.items()}
 
     def at(self, place: int) -> dict[str, float]:
-        """The numbers of one picture."""
+        """The numbers of one image."""
         return {name: float(column[place]) for name, column in self.columns.items() if not column[place].isnan()}
 
 
 class Judges(NamedTuple):
-    """Networks of others that look at pictures; those left out are told in `notes`."""
+    """Networks of others that look at images; those left out are told in `notes`."""
 
     lpips: dict[str, Perceptual]
     network: FeatureNetwork | None
@@ -105,9 +105,9 @@ def fingerprints(who: Judges) -> dict[str, str]:
 
 
 def ranked(values: Tensor, *, count: int, lower_is_better: bool) -> list[tuple[str, int]]:
-    """Numbers (N,) of pictures, NaN where there is none -> ("worst" | "median" | "best", place), `count` of each or fewer.
+    """Numbers (N,) of images, NaN where there is none -> ("worst" | "median" | "best", place), `count` of each or fewer.
 
-    No picture comes twice. Within a rank the worse come first.
+    No image comes twice. Within a rank the worse come first.
     """
     known = (~values.isnan()).nonzero().flatten()
     order = known[values[known].argsort(descending=lower_is_better, stable=True)].tolist()
@@ -135,4 +135,4 @@ def thin_use(use: CodeUse) -> tuple[str, ...]:
     seen, size = int(use.counts.sum()), len(use.counts)
     if seen >= 10 * size:
         return ()
-    return (f"{seen:,} codes were seen of a codebook of {size:,}: use, entropy and perplexity grow with more pictures",)
+    return (f"{seen:,} codes were seen of a codebook of {size:,}: use, entropy and perplexity grow with more images",)

@@ -1,6 +1,6 @@
-"""What is measured, from models and pictures to a `Measured`: a tokenizer, a prior, or two sets of pictures.
+"""What is measured, from models and images to a `Measured`: a tokenizer, a prior, or two sets of images.
 
-Everything is a stream: memory does not depend on the number of pictures, but for their names, a few numbers of each, and
+Everything is a stream: memory does not depend on the number of images, but for their names, a few numbers of each, and
 the features that a protocol keeps.
 """
 

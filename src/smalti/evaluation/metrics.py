@@ -1,4 +1,4 @@
-"""Numbers that say how good pictures and codes are, and what every count over many of them has in common.
+"""Numbers that say how good images and codes are, and what every count over many of them has in common.
 
 Letters: B batch, C channels, H W pixels, K size of the codebook.
 """
@@ -14,23 +14,23 @@ from torch import Tensor
 
 
 def levels(images: Tensor) -> Tensor:
-    """Pictures in [-1,1], of any float type -> their 8-bit levels 0 to 255, float32, as a saved file has them; NaN is black."""
+    """Images in [-1,1], of any float type -> their 8-bit levels 0 to 255, float32, as a saved file has them; NaN is black."""
     return ((images.float().nan_to_num(nan=-1.0).clamp(-1, 1) + 1) * 127.5).round()
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Two batches of pictures (B,C,H,W) in [-1,1] -> peak signal-to-noise ratio (B,) in dB, on values rounded to 8 bits.
+    """Two batches of images (B,C,H,W) in [-1,1] -> peak signal-to-noise ratio (B,) in dB, on values rounded to 8 bits.
 
-    Equal pictures give 100 dB, the value for an error of 0.0025 of one level.
+    Equal images give 100 dB, the value for an error of 0.0025 of one level.
     """
     error = (levels(images) - levels(others)).square().mean((1, 2, 3))
     return 10 * torch.log10(255**2 / error.clamp(min=255**2 * 1e-10))
 
 
 class Accumulator(abc.ABC):
-    """What is counted over pictures as they come by, in batches of any size, in any order, on any number of processes.
+    """What is counted over images as they come by, in batches of any size, in any order, on any number of processes.
 
-    Each picture is counted once: a sampler that repeats pictures, to make all processes' shares equal, changes the result.
+    Each image is counted once: a sampler that repeats images, to make all processes' shares equal, changes the result.
     """
 
     @abc.abstractmethod

@@ -1,9 +1,9 @@
-"""Scores of sets of pictures that compare single features: the kernel distance, and the measures of nearest neighbours.
+"""Scores of sets of images that compare single features: the kernel distance, and the measures of nearest neighbors.
 
-The features have to be kept. `Kept` bounds their number by choosing pictures; its choice goes by their places (a
-picture's place is its number in the set, 0 to N-1), and so is the same for any order, batch size and number of processes.
+The features have to be kept. `Kept` bounds their number by choosing images; its choice goes by their places (a
+image's place is its number in the set, 0 to N-1), and so is the same for any order, batch size and number of processes.
 
-Letters: B batch, N M pictures of two sets, D features, S subsets.
+Letters: B batch, N M images of two sets, D features, S subsets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAME = 1e-10  # relative squared distance below which features are equal: networ
 
 
 class _Rows(NamedTuple):
-    """Pictures with their ranks (n,), places (n,) and features (n,D)."""
+    """Images with their ranks (n,), places (n,) and features (n,D)."""
 
     ranks: Tensor
     places: Tensor
@@ -38,9 +38,9 @@ class _Rows(NamedTuple):
 
 @final
 class Kept(Accumulator):
-    """Features (B,D) as they come by -> those of at most `limit` pictures, in float32.
+    """Features (B,D) as they come by -> those of at most `limit` images, in float32.
 
-    The pictures kept are those with the least of random numbers that belong to (seed, place): a uniform choice without
+    The images kept are those with the least of random numbers that belong to (seed, place): a uniform choice without
     replacement, whose members do not depend on what comes first or on which process. Memory is up to 2 x `limit` x D x 4
     bytes, since it is sorted out in large portions.
     """
@@ -53,7 +53,7 @@ class Kept(Accumulator):
         self._parts = [_Rows(none, none, torch.zeros(0, width, device=device))]
 
     def update(self, features: Tensor, places: Tensor) -> None:
-        """Features (B,D) of the pictures whose places in the set are (B,) int64, not negative."""
+        """Features (B,D) of the images whose places in the set are (B,) int64, not negative."""
         places = places.to(self.count.device)
         self._add(_Rows(self._rank(places), places, features.detach().to(places.device).float()))
         self.count += len(places)
@@ -77,14 +77,14 @@ class Kept(Accumulator):
         """Those kept (N,D), in the order of their places."""
         rows = self._sorted_out()
         order = rows.places.argsort()
-        assert bool((rows.places[order].diff() > 0).all()), "a picture was counted twice"
+        assert bool((rows.places[order].diff() > 0).all()), "an image was counted twice"
         return rows.features[order]
 
     def notes(self) -> tuple[str, ...]:
-        """A sentence where not all pictures were kept."""
+        """A sentence where not all images were kept."""
         if int(self.count) <= self.limit:
             return ()
-        return (f"{self.limit} of {int(self.count)} pictures were compared, chosen with seed {self.seed}",)
+        return (f"{self.limit} of {int(self.count)} images were compared, chosen with seed {self.seed}",)
 
     def _rank(self, places: Tensor) -> Tensor:
         zero = torch.zeros_like(places)
@@ -112,23 +112,23 @@ class Kept(Accumulator):
 def kernel_distance(
     samples: Tensor, reference: Tensor, *, subsets: int = 100, size: int = 1000, seed: int = 2020
 ) -> Spread:
-    """Features (N,D) and (M,D) of two sets -> the kernel distance over `subsets` random subsets of `size` pictures.
+    """Features (N,D) and (M,D) of two sets -> the kernel distance over `subsets` random subsets of `size` images.
 
     Binkowski, Sutherland, Arbel and Gretton 2018, "Demystifying MMD GANs": the unbiased estimate of the squared maximum
     mean discrepancy under the kernel (x.y / D + 1)^3; with InceptionV3's `pool2048` it is KID. It can be negative. The
     subsets are those that torch-fidelity draws with the same seed from the same features in the same order.
 
-    Raises `SmaltiError` when a set has fewer pictures than a subset.
+    Raises `SmaltiError` when a set has fewer images than a subset.
     """
     least = min(len(samples), len(reference))
     if not 2 <= size <= least:
         raise SmaltiError(
-            f"the kernel distance cannot draw subsets of {size} pictures from sets of {len(samples)} and {len(reference)}; "
+            f"the kernel distance cannot draw subsets of {size} images from sets of {len(samples)} and {len(reference)}; "
             f"a subset has 2 to {least}"
         )
     a, b = _double(samples), _double(reference)
     chance = np.random.RandomState(seed)  # torch-fidelity's generator, whose numbers NumPy keeps for ever
-    chosen_a, chosen_b = a.new_zeros(subsets, len(a)), b.new_zeros(subsets, len(b))  # 1 where a subset has the picture
+    chosen_a, chosen_b = a.new_zeros(subsets, len(a)), b.new_zeros(subsets, len(b))  # 1 where a subset has the image
     for subset in range(subsets):
         for chosen in (chosen_a, chosen_b):
             places = torch.from_numpy(chance.choice(chosen.shape[1], size, replace=False))
@@ -149,7 +149,7 @@ def _pairs(a: Tensor, b: Tensor, chosen_a: Tensor, chosen_b: Tensor) -> Tensor:
     """For each subset (S,N), (S,M) of ones and zeros -> the sum of the kernel over its pairs (S,).
 
     Every value of the kernel is computed once and shared by the subsets, which overlap: 100 subsets of 1000 of 2000
-    pictures take 25 times less work so than one by one.
+    images take 25 times less work so than one by one.
     """
     total = a.new_zeros(len(chosen_a))
     for rows in _blocks(len(a)):
@@ -159,39 +159,39 @@ def _pairs(a: Tensor, b: Tensor, chosen_a: Tensor, chosen_b: Tensor) -> Tensor:
 
 
 class Manifold(NamedTuple):
-    """How much two sets of pictures lie where the other does, judged by balls around them that reach to near neighbours."""
+    """How much two sets of images lie where the other does, judged by balls around them that reach to near neighbors."""
 
     precision: float
-    """Share of the samples that lie in the ball of some reference picture: how many look real."""
+    """Share of the samples that lie in the ball of some reference image: how many look real."""
     recall: float
     """Share of the reference that lies in the ball of some sample: how much of the variety is there."""
     density: float
     """In how many reference balls a sample lies, over the number expected: precision that one outlier cannot raise;
     can be above 1."""
     coverage: float
-    """Share of the reference pictures whose ball holds a sample."""
+    """Share of the reference images whose ball holds a sample."""
 
 
-def manifold(samples: Tensor, reference: Tensor, *, neighbours: int = 3, density_neighbours: int = 5) -> Manifold:
+def manifold(samples: Tensor, reference: Tensor, *, neighbors: int = 3, density_neighbors: int = 5) -> Manifold:
     """Features (N,D) and (M,D) of two sets -> precision and recall, density and coverage.
 
-    A ball around a picture reaches to its k-th nearest neighbour in its own set. Precision and recall: Kynkaanniemi et
-    al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models", k = `neighbours`, borders
+    A ball around an image reaches to its k-th nearest neighbor in its own set. Precision and recall: Kynkaanniemi et
+    al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models", k = `neighbors`, borders
     included. Density and coverage: Naeem et al. 2020, "Reliable Fidelity and Diversity Metrics for Generative Models",
-    k = `density_neighbours`, borders not included, as in their code.
+    k = `density_neighbors`, borders not included, as in their code.
 
-    Raises `SmaltiError` for sets that have no k-th neighbour.
+    Raises `SmaltiError` for sets that have no k-th neighbor.
     """
-    most = max(neighbours, density_neighbours)
+    most = max(neighbors, density_neighbors)
     least = min(len(samples), len(reference))
-    if min(neighbours, density_neighbours) < 1 or least <= most:
+    if min(neighbors, density_neighbors) < 1 or least <= most:
         raise SmaltiError(
-            f"{neighbours} and {density_neighbours} neighbours cannot be found among {least} pictures; "
-            f"both sets need at least {most + 1} pictures"
+            f"{neighbors} and {density_neighbors} neighbors cannot be found among {least} images; "
+            f"both sets need at least {most + 1} images"
         )
     a, b = _double(samples), _double(reference)
-    reach = _radii(a, neighbours, most)[:, 0]  # (N,)
-    radii, wide = _radii(b, neighbours, density_neighbours).unbind(1)  # (M,) each
+    reach = _radii(a, neighbors, most)[:, 0]  # (N,)
+    radii, wide = _radii(b, neighbors, density_neighbors).unbind(1)  # (M,) each
     real = torch.zeros(len(a), dtype=torch.bool, device=a.device)
     found, covered = (torch.zeros(len(b), dtype=torch.bool, device=a.device) for _ in range(2))
     inside = 0
@@ -202,15 +202,15 @@ def manifold(samples: Tensor, reference: Tensor, *, neighbours: int = 3, density
         inside += int((distance < wide[rows, None]).sum())
         covered[rows] = distance.amin(1) < wide[rows]
     precision, recall, coverage = (float(each.double().mean()) for each in (real, found, covered))
-    return Manifold(precision, recall, inside / (density_neighbours * len(a)), coverage)
+    return Manifold(precision, recall, inside / (density_neighbors * len(a)), coverage)
 
 
-def _radii(features: Tensor, *neighbours: int) -> Tensor:
-    """(N,D) -> the squared distances (N,2) to each one's k-th neighbours; the nearest of all is itself."""
+def _radii(features: Tensor, *neighbors: int) -> Tensor:
+    """(N,D) -> the squared distances (N,2) to each one's k-th neighbors; the nearest of all is itself."""
     blocks = []
     for rows in _blocks(len(features)):
-        nearest = _squared_distances(features[rows], features).topk(max(neighbours) + 1, largest=False).values
-        blocks.append(nearest[:, list(neighbours)])
+        nearest = _squared_distances(features[rows], features).topk(max(neighbors) + 1, largest=False).values
+        blocks.append(nearest[:, list(neighbors)])
     return torch.cat(blocks)
 
 

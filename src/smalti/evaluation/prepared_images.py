@@ -1,9 +1,9 @@
-"""Pictures on their way to be measured: read ahead by threads, made alike, damaged ones left out and counted.
+"""Images on their way to be measured: read ahead by threads, made alike, damaged ones left out and counted.
 
-Every picture has a place, its number among those taken, which does not depend on batches or on the order in which they
-are read. Memory does not depend on the number of pictures, but for their names.
+Every image has a place, its number among those taken, which does not depend on batches or on the order in which they
+are read. Memory does not depend on the number of images, but for their names.
 
-B batch, C channels, H W pixels, N pictures.
+B batch, C channels, H W pixels, N images.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from smalti.core.capacity import available_cores
 from smalti.core.errors import SmaltiError
-from smalti.data.sources import Picture, Source, held_out_order, identity, open_source, split
-from smalti.evaluation.protocols import Filter, PictureProtocol
+from smalti.data.sources import ImageEntry, Source, held_out_order, identity, open_source, split
+from smalti.evaluation.protocols import Filter, ImageProtocol
 from smalti.images.io import (
     Array,
     Box,
@@ -41,8 +41,8 @@ from smalti.images.io import (
 
 READERS = min(4, available_cores())
 """Threads that read ahead. Decoders let other threads run, and so does PyTorch."""
-PORTION = 4  # pictures that a thread reads at once
-_PENDING = 4  # batches' worth of pictures of unlike sizes that wait for others of their size ...
+PORTION = 4  # images that a thread reads at once
+_PENDING = 4  # batches' worth of images of unlike sizes that wait for others of their size ...
 _PENDING_BYTES = 2**28  # ... or this much of them
 
 FILTERS: dict[Filter, Image.Resampling] = {
@@ -56,7 +56,7 @@ FILTERS: dict[Filter, Image.Resampling] = {
 def fitted(array: Array, *, size: tuple[int, int], filter: Filter) -> Array:
     """(H',W',C) uint8 or uint16 -> (H,W,C) for the size (H,W): scaled to cover it, and the middle cut out.
 
-    "halving" is the rule of ADM's data (Dhariwal and Nichol 2021, `center_crop_arr`): as long as the picture is twice too
+    "halving" is the rule of ADM's data (Dhariwal and Nichol 2021, `center_crop_arr`): as long as the image is twice too
     large, each 2x2 pixels become their mean; then bicubic.
     """
     if filter == "lanczos":
@@ -71,7 +71,7 @@ def fitted(array: Array, *, size: tuple[int, int], filter: Filter) -> Array:
 
 
 def _resized(array: Array, height: int, width: int, resampling: Image.Resampling, *, box: Box | None = None) -> Array:
-    """A picture, or the `box` of it alone -> the same at another size."""
+    """An image, or the `box` of it alone -> the same at another size."""
     if box is None and array.shape[:2] == (height, width):
         return array
     if array.dtype == np.uint8:
@@ -84,7 +84,7 @@ def _resized(array: Array, height: int, width: int, resampling: Image.Resampling
 
 
 class Portion(NamedTuple):
-    """Some of the pictures, all of one size."""
+    """Some of the images, all of one size."""
 
     places: Tensor
     """(B,) int64"""
@@ -94,31 +94,31 @@ class Portion(NamedTuple):
 
 @final
 class Taken:
-    """The pictures that a protocol takes of a source, made alike; and, once they were read, what was found.
+    """The images that a protocol takes of a source, made alike; and, once they were read, what was found.
 
     Where all held-out ones are damaged, the next one is held out too, as in training.
 
-    `channels` is 1 or 3. `tile`: pictures that keep their size are cut to whole multiples of it.
+    `channels` is 1 or 3. `tile`: images that keep their size are cut to whole multiples of it.
 
-    Raises `SmaltiError` when the source has fewer pictures than the protocol counts.
+    Raises `SmaltiError` when the source has fewer images than the protocol counts.
     """
 
-    def __init__(self, source: Source, protocol: PictureProtocol, *, channels: int, tile: int = 1) -> None:
-        chosen = source.pictures
+    def __init__(self, source: Source, protocol: ImageProtocol, *, channels: int, tile: int = 1) -> None:
+        chosen = source.images
         if protocol.held_out:
             chosen = split(chosen, validation=protocol.held_out)[1]
             if not chosen:
-                raise SmaltiError(f"{source.path} holds a single picture, and none is held out; measure all of them")
+                raise SmaltiError(f"{source.path} holds a single image, and none is held out; measure all of them")
             chosen = _with_readable(source, chosen, channels)
         if protocol.count is not None:
             if len(chosen) < protocol.count:
                 raise SmaltiError(
-                    f"the protocol takes {protocol.count:,} pictures and {source.path} has {len(chosen):,}; give that "
+                    f"the protocol takes {protocol.count:,} images and {source.path} has {len(chosen):,}; give that "
                     "many, choose another protocol, or set another count (which is another protocol)"
                 )
             chosen = tuple(chosen[place * len(chosen) // protocol.count] for place in range(protocol.count))
         self.source = source
-        self.pictures: tuple[Picture, ...] = chosen
+        self.images: tuple[ImageEntry, ...] = chosen
         self.left_out: dict[str, str] = {}
         """The names of those that could not be read -> why, as the rest of a sentence."""
         self.sizes: set[tuple[int, int]] = set()
@@ -127,7 +127,7 @@ class Taken:
         self.protocol, self._channels, self._tile = protocol, channels, tile
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def measured(self) -> int:
@@ -135,20 +135,20 @@ class Taken:
         return len(self) - len(self.left_out)
 
     def read(self, place: int) -> Array:
-        """One picture, made alike: (H,W,C). Raises `DamagedImage`."""
+        """One image, made alike: (H,W,C). Raises `DamagedImage`."""
         return self._fitted(place)[0]
 
     def _fitted(self, place: int) -> tuple[Array, bool]:
-        """A place -> the picture made alike, and whether it had to be enlarged."""
-        picture, size = self.pictures[place], self.protocol.size
-        array = self.source.read(picture, self._channels)
+        """A place -> the image made alike, and whether it had to be enlarged."""
+        image, size = self.images[place], self.protocol.size
+        array = self.source.read(image, self._channels)
         height, width = array.shape[:2]
         if size is not None:
             smaller = height < size[0] or width < size[1]
             return fitted(array, size=size, filter=self.protocol.filter), smaller
         whole = height // self._tile * self._tile, width // self._tile * self._tile
         if not all(whole):
-            raise DamagedImage(picture.key, f"is {height}x{width} pixels, smaller than one tile of {self._tile}")
+            raise DamagedImage(image.key, f"is {height}x{width} pixels, smaller than one tile of {self._tile}")
         return center_crop(array, whole), False
 
     def portions(self, batch: int) -> Iterator[Portion]:
@@ -176,7 +176,7 @@ class Taken:
         if not self.measured:
             name, reason = next(iter(self.left_out.items()))
             raise SmaltiError(
-                f"none of the {len(self)} pictures in {self.source.path} can be read; the first: {name} {reason}"
+                f"none of the {len(self)} images in {self.source.path} can be read; the first: {name} {reason}"
             )
 
     def notes(self) -> tuple[str, ...]:
@@ -187,18 +187,18 @@ class Taken:
             more = "; ..." if len(self.left_out) > 3 else ""
             was = "was" if len(self.left_out) == 1 else "were"
             found.append(
-                f"{len(self.left_out)} of {len(self)} pictures {was} left out as damaged: {'; '.join(listed)}{more}"
+                f"{len(self.left_out)} of {len(self)} images {was} left out as damaged: {'; '.join(listed)}{more}"
             )
         if len(self.sizes) > 1:
             ordered = sorted(self.sizes, key=lambda size: (math.prod(size), size))
             many = "1,000 or more" if len(ordered) >= 1000 else f"{len(ordered)}"
             (a, b), (c, d) = ordered[0], ordered[-1]
             found.append(
-                f"the pictures have {many} different sizes, from {a}x{b} to {c}x{d} (height x width), and were measured as "
+                f"the images have {many} different sizes, from {a}x{b} to {c}x{d} (height x width), and were measured as "
                 "they are; choose a size to make them alike first"
             )
         if self.enlarged:
-            was = "picture was" if self.enlarged == 1 else "pictures were"
+            was = "image was" if self.enlarged == 1 else "images were"
             found.append(f"{self.enlarged} {was} smaller than the size and enlarged")
         return tuple(found)
 
@@ -206,7 +206,7 @@ class Taken:
         """The names and pixels of `count` of them (or as many as there are) that can be read, evenly spread."""
         for place in sorted({number * len(self) // count for number in range(count)}):
             try:
-                yield self.pictures[place].key, self.read(place)
+                yield self.images[place].key, self.read(place)
             except DamagedImage:
                 continue
 
@@ -216,27 +216,27 @@ class Taken:
         return {
             "name": self.source.path.name,
             "identity": identity(self.source),
-            "pictures": self.measured,
+            "images": self.measured,
             "left_out": dict(list(self.left_out.items())[:20]),
             "sizes": [list(size) for size in (sizes if len(sizes) <= 4 else (sizes[0], sizes[-1]))],
         }
 
 
-def _with_readable(source: Source, held_out: Sequence[Picture], channels: int) -> tuple[Picture, ...]:
-    """Held-out pictures -> the same, and where none can be read the first other one that can, in the order of `split`."""
+def _with_readable(source: Source, held_out: Sequence[ImageEntry], channels: int) -> tuple[ImageEntry, ...]:
+    """Held-out images -> the same, and where none can be read the first other one that can, in the order of `split`."""
 
-    def is_readable(picture: Picture) -> bool:
+    def is_readable(image: ImageEntry) -> bool:
         try:
-            source.read(picture, channels)
+            source.read(image, channels)
         except DamagedImage:
             return False
         return True
 
     if any(map(is_readable, held_out)):
         return tuple(held_out)
-    known = {picture.key for picture in held_out}
-    others = (source.pictures[place] for place in held_out_order(source.pictures))
-    more = next((picture for picture in others if picture.key not in known and is_readable(picture)), None)
+    known = {image.key for image in held_out}
+    others = (source.images[place] for place in held_out_order(source.images))
+    more = next((image for image in others if image.key not in known and is_readable(image)), None)
     return tuple(held_out) if more is None else (*held_out, more)
 
 
@@ -250,7 +250,7 @@ def _stacked(some: list[tuple[int, Array]]) -> Portion:
 
 
 def _read_ahead(taken: Taken, places: Iterable[int]) -> Iterator[tuple[int, tuple[Array, bool] | DamagedImage]]:
-    """Places -> each with its picture, or with what is wrong with it, in order."""
+    """Places -> each with its image, or with what is wrong with it, in order."""
 
     def read(some: list[int]) -> list[tuple[int, tuple[Array, bool] | DamagedImage]]:
         done: list[tuple[int, tuple[Array, bool] | DamagedImage]] = []
@@ -277,7 +277,7 @@ def _read_ahead(taken: Taken, places: Iterable[int]) -> Iterator[tuple[int, tupl
 
 @final
 class ArraySource(Source):
-    """The pictures in `arr_0` of an `.npz` file, (N,H,W,3) uint8, as ADM's tools write samples; named by their numbers.
+    """The images in `arr_0` of an `.npz` file, (N,H,W,3) uint8, as ADM's tools write samples; named by their numbers.
 
     Where the file is not compressed, as theirs are not, they are mapped into memory and not read whole.
     Raises `SmaltiError` for a file without such an array.
@@ -291,16 +291,16 @@ class ArraySource(Source):
                 f"{path}: arr_0 is {array.dtype} of shape {array.shape}; samples are uint8 of shape (N, H, W, 3)"
             )
         digits = len(str(len(array) - 1))
-        super().__init__(path, [Picture(f"{number:0{digits}d}", None) for number in range(len(array))])
+        super().__init__(path, [ImageEntry(f"{number:0{digits}d}", None) for number in range(len(array))])
 
-    def stream(self, picture: Picture) -> BinaryIO:
-        pixels = np.ascontiguousarray(self._array[int(picture.key)])
+    def stream(self, image: ImageEntry) -> BinaryIO:
+        pixels = np.ascontiguousarray(self._array[int(image.key)])
         return io.BytesIO(b"P6 %d %d 255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes())  # a PPM file
 
-    def length(self, picture: Picture) -> int:
+    def length(self, image: ImageEntry) -> int:
         return int(self._array[0].nbytes)
 
-    def files(self, pictures: Sequence[Picture]) -> Sequence[Path]:
+    def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
         return [self.path]
 
 
@@ -326,11 +326,11 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
             array: npt.NDArray[Any] = arrays["arr_0"]
             return array
     except KeyError as error:
-        raise SmaltiError(f"{path} holds no pictures: it has no array arr_0") from error
+        raise SmaltiError(f"{path} holds no images: it has no array arr_0") from error
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise SmaltiError(f"{path} cannot be read as an .npz file ({error}); get it again") from error
 
 
-def open_pictures(path: Path) -> Source:
-    """A folder, a `.txt` list, a `.zip` file, or an `.npz` file of samples -> its pictures. Raises `SmaltiError`."""
+def open_images(path: Path) -> Source:
+    """A folder, a `.txt` list, a `.zip` file, or an `.npz` file of samples -> its images. Raises `SmaltiError`."""
     return ArraySource(path) if path.suffix.lower() == ".npz" and path.is_file() else open_source(path)

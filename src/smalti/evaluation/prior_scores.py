@@ -1,6 +1,6 @@
-"""How likely a prior finds pictures, and how its own pictures compare with them.
+"""How likely a prior finds images, and how its own images compare with them.
 
-B batch, H W pixels, h w code grid, P prefix codes, K size of the codebook, N pictures.
+B batch, H W pixels, h w code grid, P prefix codes, K size of the codebook, N images.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SHOWN_SAMPLES = 12
 
 
 class _Coded(NamedTuple):
-    """Some pictures as codes."""
+    """Some images as codes."""
 
     places: Tensor
     """(B,)"""
@@ -60,11 +60,11 @@ class _Coded(NamedTuple):
     prefix: Tensor
     """(B,P), the codes of the condition before them; P 0 where none are kept"""
     images: Tensor | None
-    """(B,C,H,W) in [-1,1], where there are pictures"""
+    """(B,C,H,W) in [-1,1], where there are images"""
 
 
 class _Data:
-    """Pictures that are encoded as they come, or the held-out codes of a folder of codes."""
+    """Images that are encoded as they come, or the held-out codes of a folder of codes."""
 
     def __init__(self, pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol, *, batch: int) -> None:
         self._pipeline, self._data, self._batch = pipeline, data, batch
@@ -73,7 +73,7 @@ class _Data:
         if isinstance(data, CodeShards):
             self._open_codes(data, protocol)
         else:
-            self._open_pictures(data, protocol)
+            self._open_images(data, protocol)
 
     def _open_codes(self, shards: CodeShards, protocol: PriorProtocol) -> None:
         shards.check_fingerprint(self._pipeline.tokenizer.fingerprint())
@@ -81,39 +81,39 @@ class _Data:
         if tuple(shards.meta.grid) != tuple(self._pipeline.prior.grid):
             raise SmaltiError(
                 f"the codes in {shards.path} are grids of {shards.meta.grid[0]}x{shards.meta.grid[1]}, the prior's window is "
-                f"{self._pipeline.prior.grid[0]}x{self._pipeline.prior.grid[1]}; encode pictures of its size"
+                f"{self._pipeline.prior.grid[0]}x{self._pipeline.prior.grid[1]}; encode images of its size"
             )
         total = len(shards.validation)
-        count = total if protocol.pictures.count is None else protocol.pictures.count
+        count = total if protocol.images.count is None else protocol.images.count
         if count > total or not total:
-            raise SmaltiError(f"the protocol takes {count or 'some'} held-out pictures and {shards.path} has {total}")
+            raise SmaltiError(f"the protocol takes {count or 'some'} held-out images and {shards.path} has {total}")
         self._rows = [place * total // count for place in range(count)]
 
-    def _open_pictures(self, source: Source, protocol: PriorProtocol) -> None:
-        size, wanted = self._pipeline.default_size, protocol.pictures.size
+    def _open_images(self, source: Source, protocol: PriorProtocol) -> None:
+        size, wanted = self._pipeline.default_size, protocol.images.size
         if wanted is not None and tuple(wanted) != tuple(size):
             raise SmaltiError(
                 f"the likelihood is measured in the prior's window, {size[0]}x{size[1]} pixels, not {wanted[0]}x{wanted[1]}; "
                 "leave the size out"
             )
-        channels = self._pipeline.tokenizer.settings.pyramid.channels
+        channels = self._pipeline.tokenizer.settings.autoencoder.channels
         if channels not in (1, 3):
-            raise SmaltiError(f"this tokenizer takes {channels} channels; pictures have 1 or 3; give its codes instead")
-        self.taken = Taken(source, replace(protocol.pictures, size=size), channels=channels)
+            raise SmaltiError(f"this tokenizer takes {channels} channels; images have 1 or 3; give its codes instead")
+        self.taken = Taken(source, replace(protocol.images, size=size), channels=channels)
 
     def __len__(self) -> int:
         return len(self._rows) if self.taken is None else len(self.taken)
 
     def label(self, place: int) -> str | None:
-        """The label of a picture, where it has one."""
+        """The label of an image, where it has one."""
         if self.taken is not None:
-            return self.taken.pictures[place].label
+            return self.taken.images[place].label
         assert isinstance(self._data, CodeShards)
         label = int(self._data.validation.labels[self._rows[place]])
         return None if label < 0 else self._data.meta.labels[label]
 
     def name(self, place: int) -> str:
-        return f"held-out picture {self._rows[place]}" if self.taken is None else self.taken.pictures[place].key
+        return f"held-out image {self._rows[place]}" if self.taken is None else self.taken.images[place].key
 
     def portions(self) -> Iterator[_Coded]:
         """All of them, encoded, on the pipeline's device."""
@@ -135,7 +135,7 @@ class _Data:
             yield _Coded(places, codes.to(self._pipeline.device), labels, prefix, None)
 
     def codes(self, place: int) -> Tensor:
-        """Those of one picture: (1,h,w)."""
+        """Those of one image: (1,h,w)."""
         if self.taken is not None:
             return self._pipeline.encode(to_tensor(self.taken.read(place)[None]))
         assert isinstance(self._data, CodeShards)
@@ -147,7 +147,7 @@ class _Data:
             return self.taken.described()
         assert isinstance(self._data, CodeShards)
         keys = self._data.meta.validation.data.get("keys")
-        return {"name": self._data.path.name, "identity": f"codes {keys}", "pictures": len(self)}
+        return {"name": self._data.path.name, "identity": f"codes {keys}", "images": len(self)}
 
 
 def measure_prior(
@@ -159,13 +159,13 @@ def measure_prior(
     progress: Progress = unwatched,
     batch: int = 16,
 ) -> Measured:
-    """A pipeline, which is moved to `device`, and pictures or codes -> how likely its prior finds them, given what they are told.
+    """A pipeline, which is moved to `device`, and images or codes -> how likely its prior finds them, given what they are told.
 
-    Pictures are told their labels, codes also what stands before them. Of a folder of codes the held-out ones are measured. With
-    `protocol.samples` it also lays pictures and compares them with the data.
+    Images are told their labels, codes also what stands before them. Of a folder of codes the held-out ones are measured. With
+    `protocol.samples` it also lays images and compares them with the data.
 
-    Raises `SmaltiError` for pictures where the prior is told more than labels, labels it does not know, codes of another
-    tokenizer, condition or grid, samples without pictures or features to compare them by, and weights that cannot be had.
+    Raises `SmaltiError` for images where the prior is told more than labels, labels it does not know, codes of another
+    tokenizer, condition or grid, samples without images or features to compare them by, and weights that cannot be had.
     """
     pipeline = pipeline.to(device)
     _check(pipeline, data, protocol)
@@ -213,7 +213,7 @@ def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtoco
     if not isinstance(data, CodeShards) and _stands_before(condition) and not condition.takes_none:
         told = " and a ".join(keys(condition))
         raise SmaltiError(
-            f"this prior is told a {told}, which pictures do not say of themselves; encode them with what they are told, "
+            f"this prior is told a {told}, which images do not say of themselves; encode them with what they are told, "
             "smalti encode --condition, and give the codes"
         )
     if not protocol.samples:
@@ -221,25 +221,25 @@ def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtoco
     if protocol.features is None:
         raise SmaltiError("samples are compared in the features of a network; set features.network, or samples=0")
     if isinstance(data, CodeShards):
-        raise SmaltiError("samples are compared with pictures, and codes were given; give the pictures, or samples=0")
+        raise SmaltiError("samples are compared with images, and codes were given; give the images, or samples=0")
 
 
 @torch.no_grad()
 def _nats(pipeline: Pipeline, coded: _Coded) -> Tensor:
-    """Pictures as codes -> nats of each code (B,h,w)."""
+    """Images as codes -> nats of each code (B,h,w)."""
     if coded.prefix.shape[1] and _stands_before(pipeline.condition):
         return nats(pipeline.prior, coded.prefix.to(coded.codes.device), coded.codes)
     return pipeline.nats(coded.codes, values=_told(pipeline.condition, coded.labels))
 
 
 def _told(condition: Condition, labels: Sequence[str | None]) -> list[Any]:
-    """The labels of pictures -> what they tell the prior, a value each; None for "nothing"."""
+    """The labels of images -> what they tell the prior, a value each; None for "nothing"."""
     names = keys(condition)
     return [value_of(condition, {"label": label} if label is not None and "label" in names else {}) for label in labels]
 
 
 def _stands_before(condition: Condition) -> bool:
-    """Whether folders of codes hold the condition's codes before those of a picture: its label stands beside them, not before."""
+    """Whether folders of codes hold the condition's codes before those of an image: its label stands beside them, not before."""
     return condition.size > 0 and not isinstance(condition, Labels)
 
 
@@ -249,7 +249,7 @@ def _check_prefix(condition: Condition, shards: CodeShards) -> None:
     if not _stands_before(condition) or (kept is None and condition.takes_none):
         return
     told = " and a ".join(keys(condition))
-    again = f"encode the pictures with what this prior is told, a {told}: smalti encode --condition"
+    again = f"encode the images with what this prior is told, a {told}: smalti encode --condition"
     if kept is None:
         raise SmaltiError(
             f"before the codes in {shards.path} nothing stands of what this prior is told, a {told}; {again}"
@@ -264,7 +264,7 @@ def _check_prefix(condition: Condition, shards: CodeShards) -> None:
 
 
 def _bits_a_pixel(pipeline: Pipeline, nats_a_code: Tensor) -> Tensor:
-    """Nats a code, of any shape -> bits of the code grid for each pixel of the picture, of the same shape."""
+    """Nats a code, of any shape -> bits of the code grid for each pixel of the image, of the same shape."""
     (h, w), (H, W) = pipeline.prior.grid, pipeline.default_size
     return nats_a_code / math.log(2) * (h * w / (H * W))
 
@@ -299,7 +299,7 @@ def _sampled(
     *,
     batch: int,
 ) -> tuple[Scores, tuple[Shown, ...]]:
-    """Lay pictures with the labels of the data -> their scores against it, and the first of them."""
+    """Lay images with the labels of the data -> their scores against it, and the first of them."""
     count = protocol.samples
     shown: list[Shown] = []
     gatherer = _gatherer(who, protocol, count, score=True, device=pipeline.device)
@@ -325,7 +325,7 @@ def _sampled(
 
 
 def _examples(pipeline: Pipeline, data: _Data, values: Values, protocol: PriorProtocol) -> tuple[Shown, ...]:
-    """The least, the median and the most likely pictures, and their codes decoded."""
+    """The least, the median and the most likely images, and their codes decoded."""
     shown = []
     for rank, place in ranked(values.columns["nats_a_code"], count=protocol.examples, lower_is_better=True):
         back = to_array(pipeline.decode(data.codes(place))[0], rounding=protocol.rounding)

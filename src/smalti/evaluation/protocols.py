@@ -1,10 +1,10 @@
 """Protocols: everything that decides a score, as named and frozen settings in a literal table.
 
-A score without its protocol cannot be reproduced: the same pictures give another FID with another number of them,
+A score without its protocol cannot be reproduced: the same images give another FID with another number of them,
 another resize, another rounding or another network. What is changed with overrides is kept in the result, and two
 results are compared only where their settings agree (`smalti.evaluation.results.compare`).
 
-H W pixels, N M pictures.
+H W pixels, N M images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from smalti.core.settings import Positive, as_mapping, assignment, parse, settin
 from smalti.generation.code_sampler import Sampler
 
 Filter: TypeAlias = Literal["lanczos", "bicubic", "bilinear", "halving"]
-"""How pictures are scaled, each with antialiasing: Pillow's filters, or by ADM's rule: halved by box as long as they are
+"""How images are scaled, each with antialiasing: Pillow's filters, or by ADM's rule: halved by box as long as they are
 twice too large, then bicubic."""
 Score: TypeAlias = Literal[
     "frechet", "spatial_frechet", "kernel", "score", "precision", "recall", "density", "coverage"
@@ -37,13 +37,13 @@ ALL_SCORES: tuple[Score, ...] = (
 
 
 @settings
-class PictureProtocol:
-    """Which pictures of a source are taken, and how they are made alike.
+class ImageProtocol:
+    """Which images of a source are taken, and how they are made alike.
 
     - `count`: how many, evenly spread over the source in its order; None takes all.
     - `held_out`: with a share above 0, only those that `smalti.data.sources.split` holds out at that share: a training
       on the same folder with the same share has not seen them.
-    - `size`: (H,W) in pixels. The shorter side is scaled until the picture covers it, and the middle is cut out. None
+    - `size`: (H,W) in pixels. The shorter side is scaled until the image covers it, and the middle is cut out. None
       takes each as it is.
     - `filter`: how they are scaled.
     """
@@ -59,11 +59,11 @@ class FeatureProtocol:
     """A feature network, and what is computed of two sets in its features.
 
     - `network`: a name in `smalti.evaluation.features.NETWORKS`; each network gives the scores names of its own.
-    - `kept`, `kept_seed`: the kernel distance and the measures of neighbours compare at most this many pictures of a
-      set, chosen with this seed. All other scores are streams over all pictures.
+    - `kept`, `kept_seed`: the kernel distance and the measures of neighbors compare at most this many images of a
+      set, chosen with this seed. All other scores are streams over all images.
     - `subsets`, `subset_size`, `subset_seed`: of the kernel distance.
     - `splits`: parts of the Inception Score.
-    - `neighbours`: k of precision and recall; `density_neighbours`: k of density and coverage.
+    - `neighbors`: k of precision and recall; `density_neighbors`: k of density and coverage.
     """
 
     network: Literal["inception", "squeezenet", "efficientnet"] = "inception"
@@ -74,23 +74,23 @@ class FeatureProtocol:
     subset_size: Annotated[int, Field(ge=2)] = 1000
     subset_seed: Annotated[int, Field(ge=0)] = 2020
     splits: Positive = 10
-    neighbours: Positive = 3
-    density_neighbours: Positive = 5
+    neighbors: Positive = 3
+    density_neighbors: Positive = 5
 
 
 @settings
 class SetProtocol:
-    """Two sets of pictures: how the samples are taken, how the reference, and what is compared."""
+    """Two sets of images: how the samples are taken, how the reference, and what is compared."""
 
     about: str
-    samples: PictureProtocol = PictureProtocol()
-    reference: PictureProtocol = PictureProtocol()
+    samples: ImageProtocol = ImageProtocol()
+    reference: ImageProtocol = ImageProtocol()
     features: FeatureProtocol = FeatureProtocol()
 
 
 @settings
 class TokenizerProtocol:
-    """Pictures and what a tokenizer makes of them.
+    """Images and what a tokenizer makes of them.
 
     - `rounding`: how reconstructions become 8 bits before anything is measured: "nearest", or "down" as the original's
       image writer did.
@@ -98,11 +98,11 @@ class TokenizerProtocol:
     - `features`: scores of the set of reconstructions against the set of originals, or None.
     - `missing`: where weights cannot be had, "refuse" ends with the error that says how to get them; "leave_out" goes
       on without that score, and the result says so.
-    - `examples`: how many of the worst, of the median and of the best pictures are kept to be shown.
+    - `examples`: how many of the worst, of the median and of the best images are kept to be shown.
     """
 
     about: str
-    pictures: PictureProtocol = PictureProtocol()
+    images: ImageProtocol = ImageProtocol()
     rounding: Literal["nearest", "down"] = "nearest"
     similarity: tuple[Literal["psnr", "ssim", "ms_ssim"], ...] = ("psnr", "ssim", "ms_ssim")
     lpips: tuple[Literal["squeezenet", "vgg16", "alexnet"], ...] = ("squeezenet",)
@@ -113,16 +113,16 @@ class TokenizerProtocol:
 
 @settings
 class PriorProtocol:
-    """Pictures or codes, and how likely a prior finds them; and, with `samples`, pictures that it lays itself.
+    """Images or codes, and how likely a prior finds them; and, with `samples`, images that it lays itself.
 
-    - `pictures`: its `size` None is the prior's window, the only size it is measured at.
-    - `samples`: how many pictures are laid, with the seeds `seed`, `seed` + 1, ... and labels spread as in the data, to be
+    - `images`: its `size` None is the prior's window, the only size it is measured at.
+    - `samples`: how many images are laid, with the seeds `seed`, `seed` + 1, ... and labels spread as in the data, to be
       compared with the data in `features`; 0 lays none. `sampler`, `rounding`: how they are laid and become 8 bits.
-    - `missing`, `examples`: as in `TokenizerProtocol`; the examples are the least, the median and the most likely pictures.
+    - `missing`, `examples`: as in `TokenizerProtocol`; the examples are the least, the median and the most likely images.
     """
 
     about: str
-    pictures: PictureProtocol = PictureProtocol()
+    images: ImageProtocol = ImageProtocol()
     samples: Annotated[int, Field(ge=0)] = 0
     sampler: Sampler = Sampler()
     seed: Annotated[int, Field(ge=0)] = 0
@@ -136,11 +136,11 @@ Protocol: TypeAlias = TokenizerProtocol | PriorProtocol | SetProtocol
 P = TypeVar("P", TokenizerProtocol, PriorProtocol, SetProtocol)
 
 _STREAMED: tuple[Score, ...] = ("frechet", "spatial_frechet", "score")
-_VALIDATION = PictureProtocol(count=50_000, size=(256, 256), filter="halving")
+_VALIDATION = ImageProtocol(count=50_000, size=(256, 256), filter="halving")
 
 SET_PROTOCOLS: dict[str, SetProtocol] = {
     "folder-vs-folder": SetProtocol(
-        about="All pictures of both sets as they are; the network scales each to its own size.",
+        about="All images of both sets as they are; the network scales each to its own size.",
     ),
     "folder-vs-folder-squeezenet": SetProtocol(
         about="As folder-vs-folder, in SqueezeNet's features: to be compared with each other only, never with FID.",
@@ -152,15 +152,15 @@ SET_PROTOCOLS: dict[str, SetProtocol] = {
         features=FeatureProtocol(network="efficientnet"),
     ),
     "imagenet-val-50k-center256": SetProtocol(
-        about="50,000 pictures of 256x256, reconstructions or samples, against the 50,000 of ImageNet's validation set, "
-        "scaled and centre-cropped as by ADM.",
+        about="50,000 images of 256x256, reconstructions or samples, against the 50,000 of ImageNet's validation set, "
+        "scaled and center-cropped as by ADM.",
         samples=_VALIDATION,
         reference=_VALIDATION,
     ),
     "adm-train-stats": SetProtocol(
         about="50,000 samples against an ADM reference file: FID and sFID against the training set's statistics in it, "
-        "precision and recall against the pictures in it.",
-        samples=PictureProtocol(count=50_000),
+        "precision and recall against the images in it.",
+        samples=ImageProtocol(count=50_000),
         features=FeatureProtocol(scores=(*_STREAMED, "precision", "recall")),
     ),
 }
@@ -168,19 +168,19 @@ SET_PROTOCOLS: dict[str, SetProtocol] = {
 
 TOKENIZER_PROTOCOLS: dict[str, TokenizerProtocol] = {
     "tokenizer": TokenizerProtocol(
-        about="All pictures, at the size the tokenizer was trained on; LPIPS and the Frechet distance in SqueezeNet's "
+        about="All images, at the size the tokenizer was trained on; LPIPS and the Frechet distance in SqueezeNet's "
         "features, which are small, and are left out where their weights cannot be had.",
         features=FeatureProtocol(network="squeezenet", scores=("frechet",)),
         missing="leave_out",
     ),
     "tokenizer-rfid": TokenizerProtocol(
-        about="All pictures, at the size the tokenizer was trained on; LPIPS with VGG16 and rFID.",
+        about="All images, at the size the tokenizer was trained on; LPIPS with VGG16 and rFID.",
         lpips=("vgg16",),
         features=FeatureProtocol(scores=_STREAMED),
     ),
     "imagenet-val-50k-center256": TokenizerProtocol(
-        about="ImageNet's validation set, scaled and centre-cropped to 256x256 as by ADM; rFID against the same pictures.",
-        pictures=_VALIDATION,
+        about="ImageNet's validation set, scaled and center-cropped to 256x256 as by ADM; rFID against the same images.",
+        images=_VALIDATION,
         lpips=("vgg16",),
         features=FeatureProtocol(scores=_STREAMED),
     ),
@@ -188,9 +188,9 @@ TOKENIZER_PROTOCOLS: dict[str, TokenizerProtocol] = {
 """For `smalti evaluate tokenizer`; the first is the default."""
 
 PRIOR_PROTOCOLS: dict[str, PriorProtocol] = {
-    "prior": PriorProtocol(about="The likelihood of all pictures or codes; nothing is sampled."),
+    "prior": PriorProtocol(about="The likelihood of all images or codes; nothing is sampled."),
     "prior-samples": PriorProtocol(
-        about="The likelihood of all pictures, and 5,000 samples compared with them.",
+        about="The likelihood of all images, and 5,000 samples compared with them.",
         samples=5000,
         features=FeatureProtocol(),
     ),

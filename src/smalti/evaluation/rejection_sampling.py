@@ -1,10 +1,10 @@
-"""Laying each picture several times and keeping the best: by how likely the prior finds it, or by anything that looks at pictures.
+"""Laying each image several times and keeping the best: by how likely the prior finds it, or by anything that looks at images.
 
 Rejection sampling as in VQ-VAE-2 (Razavi et al., arXiv 1906.00446, section 3.3) and in table 4 of Esser et al.,
-arXiv 2012.09841, but for each picture on its own: of its N candidates one is kept, where they keep the best share of all samples
-of a class. So a picture stays a function of its seed.
+arXiv 2012.09841, but for each image on its own: of its N candidates one is kept, where they keep the best share of all samples
+of a class. So an image stays a function of its seed.
 
-Letters: B batch, C channels, H W pixels, h w code grid, N candidates of a picture.
+Letters: B batch, C channels, H W pixels, h w code grid, N candidates of an image.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from smalti.pipeline import Pipeline
 from smalti.prior import Prior
 
 Score: TypeAlias = Callable[[Tensor], Tensor]
-"""Codes (B,h,w), one candidate for each of B pictures -> how good each is (B,), more is better."""
+"""Codes (B,h,w), one candidate for each of B images -> how good each is (B,), more is better."""
 
 _WORD = 0xFFFFFFFF
 _HIGH = 0x3FFFFFFF  # the upper word of a seed: seeds that count on from a candidate's stay below 2^63
 
 
 class Chosen(NamedTuple):
-    """The best candidate of each picture."""
+    """The best candidate of each image."""
 
     codes: Tensor
     """(B,h,w)"""
     seeds: Tensor
-    """(B,) int64: laid with this seed alone, a picture is the same."""
+    """(B,) int64: laid with this seed alone, an image is the same."""
     candidates: Tensor
-    """(B,) int64: which of the N they are; 0 is the one of the picture's own seed."""
+    """(B,) int64: which of the N they are; 0 is the one of the image's own seed."""
     scores: Tensor
     """(B,N) float64: those of all candidates."""
 
 
 def candidate_seeds(seeds: Tensor, candidate: int) -> Tensor:
-    """The seeds of pictures (B,) int64, and the number of a candidate -> the seed of that candidate of each (B,) int64.
+    """The seeds of images (B,) int64, and the number of a candidate -> the seed of that candidate of each (B,) int64.
 
-    Candidate 0 has the picture's own seed. The others have random ones, which hang on the picture's seed and their number alone.
+    Candidate 0 has the image's own seed. The others have random ones, which hang on the image's seed and their number alone.
     """
     if candidate == 0:
         return seeds
@@ -68,15 +68,15 @@ def best_of(
     speculate: int = 0,
     progress: Progress = unwatched,
 ) -> Chosen:
-    """As `Pipeline.lay`, each picture laid `tries` times -> the candidate of each with the highest score, the first of equals.
+    """As `Pipeline.lay`, each image laid `tries` times -> the candidate of each with the highest score, the first of equals.
 
     With one try it is what `Pipeline.lay` lays. `speculate` is as there. `progress` is told how many codes are laid,
     and of how many.
 
-    Raises `SmaltiError` as `Pipeline.lay`, for fewer tries than one, and for a score that is not one number for each picture.
+    Raises `SmaltiError` as `Pipeline.lay`, for fewer tries than one, and for a score that is not one number for each image.
     """
     if tries < 1:
-        raise SmaltiError(f"{tries} tries give no picture to choose; ask for 1 or more")
+        raise SmaltiError(f"{tries} tries give no image to choose; ask for 1 or more")
     codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(tries)]
     missing = int((known < 0).sum())
     for candidate, some in enumerate(every):
@@ -99,7 +99,7 @@ def _counted(laying: Iterator[Tensor], progress: Progress, *, until: int, total:
 def _checked(scores: Tensor, *, count: int) -> Tensor:
     if scores.shape != (count,) or scores.isnan().any():
         raise SmaltiError(
-            f"a score gives one number for each of the {count} pictures, not {scores.tolist()!r:.60}; "
+            f"a score gives one number for each of the {count} images, not {scores.tolist()!r:.60}; "
             f"return a tensor of the shape ({count},) without NaN"
         )
     return scores.detach().double().cpu()
@@ -110,13 +110,13 @@ def indifferent(codes: Tensor) -> Tensor:
     return torch.zeros(len(codes))
 
 
-def by_pictures(pipeline: Pipeline, judge: Callable[[Tensor], Tensor]) -> Score:
-    """What maps pictures (B,C,H,W) in [-1,1] on the CPU to numbers (B,) -> the score of the codes that become these pictures."""
+def by_images(pipeline: Pipeline, judge: Callable[[Tensor], Tensor]) -> Score:
+    """What maps images (B,C,H,W) in [-1,1] on the CPU to numbers (B,) -> the score of the codes that become these images."""
     return lambda codes: judge(pipeline.decode(codes))
 
 
 def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -> Score:
-    """What B pictures are told, and their known codes (B,h,w), -1 where one is laid -> the score minus nats a code (B,).
+    """What B images are told, and their known codes (B,h,w), -1 where one is laid -> the score minus nats a code (B,).
 
     It is the mean over the `judged` codes. Temperature, filters and guidance do not count.
     """

@@ -25,24 +25,24 @@ from smalti.core.version import __version__
 
 FORMAT = 1
 
-RESULT, VALUES, REPORT = "result.json", "pictures.csv", "report.html"
+RESULT, VALUES, REPORT = "result.json", "images.csv", "report.html"
 """The files in the folder of a result: the scores, the values of single images, and the page."""
 
 DEFINITIONS: dict[str, str] = {
-    "psnr": "peak signal-to-noise ratio in dB, of 8-bit levels; mean over pictures",
-    "ssim": "structural similarity, 11x11 Gaussian window, each channel; mean over pictures",
-    "ms_ssim": "structural similarity over five scales; mean over pictures",
-    "lpips_squeezenet": "perceptual distance LPIPS 0.1 over SqueezeNet 1.1; mean over pictures",
-    "lpips_vgg16": "perceptual distance LPIPS 0.1 over VGG16; mean over pictures",
-    "lpips_alexnet": "perceptual distance LPIPS 0.1 over AlexNet; mean over pictures",
+    "psnr": "peak signal-to-noise ratio in dB, of 8-bit levels; mean over images",
+    "ssim": "structural similarity, 11x11 Gaussian window, each channel; mean over images",
+    "ms_ssim": "structural similarity over five scales; mean over images",
+    "lpips_squeezenet": "perceptual distance LPIPS 0.1 over SqueezeNet 1.1; mean over images",
+    "lpips_vgg16": "perceptual distance LPIPS 0.1 over VGG16; mean over images",
+    "lpips_alexnet": "perceptual distance LPIPS 0.1 over AlexNet; mean over images",
     "hatch": "energy at the period of the decoder's squares over that around it, divided by that of the originals; 1 is none",
-    "codes_in_use": "share of the codebook's codes that occur at least once in all pictures together",
-    "perplexity": "exp(entropy in nats) of single codes over all pictures together, not a mean over batches: the number "
+    "codes_in_use": "share of the codebook's codes that occur at least once in all images together",
+    "perplexity": "exp(entropy in nats) of single codes over all images together, not a mean over batches: the number "
     "of equally frequent codes that would be as hard to guess",
     "nats_a_code": "negative log-likelihood of a code given its condition and the codes before it; mean over codes",
-    "bits_a_pixel": "nats a code / ln 2 x codes / pixels: bits of the code grid for each pixel of the picture; not the "
+    "bits_a_pixel": "nats a code / ln 2 x codes / pixels: bits of the code grid for each pixel of the image; not the "
     "likelihood of the pixels themselves",
-    "entropy_nats_a_code": "entropy in nats of single codes of the pictures measured: what knowing frequencies alone gives",
+    "entropy_nats_a_code": "entropy in nats of single codes of the images measured: what knowing frequencies alone gives",
     "below_entropy": "1 - nats a code / entropy of single codes",
 }
 """What a score's name means; those in the features of a network are told with its name beside them."""
@@ -51,11 +51,11 @@ FEATURE_DEFINITIONS: dict[str, str] = {
     "frechet": "Frechet distance",
     "spatial_frechet": "Frechet distance of spatial features",
     "kernel": "kernel distance, mean over subsets",
-    "score": "exp of the mean divergence of a picture's classes from all pictures', mean over parts",
+    "score": "exp of the mean divergence of an image's classes from all images', mean over parts",
     "precision": "share of samples within the reach of the reference",
     "recall": "share of the reference within the reach of samples",
-    "density": "number of reference neighbourhoods a sample lies in, over that expected",
-    "coverage": "share of reference neighbourhoods that hold a sample",
+    "density": "number of reference neighborhoods a sample lies in, over that expected",
+    "coverage": "share of reference neighborhoods that hold a sample",
 }
 
 FEATURES = ", in the features of "
@@ -63,7 +63,7 @@ FEATURES = ", in the features of "
 
 
 class Shown(NamedTuple):
-    """A picture to look at, (H,W,C) uint8, and what became of it; the same array where nothing did."""
+    """An image to look at, (H,W,C) uint8, and what became of it; the same array where nothing did."""
 
     rank: str
     """"worst", "median" or "best"; "sample" or "reference" for members of sets."""
@@ -96,7 +96,7 @@ class Measured:
     """Sentences for the reader of the scores."""
     names: tuple[str, ...] = ()
     values: dict[str, Tensor] = field(default_factory=dict)
-    """Of each picture, (N,) each, NaN where there is none; `names` are the pictures'."""
+    """Of each image, (N,) each, NaN where there is none; `names` are the images'."""
     counts: Tensor | None = None
     """How often each code occurred, (K,) int64."""
     examples: tuple[Shown, ...] = ()
@@ -143,12 +143,12 @@ def check_folder(folder: Path) -> None:
 
 
 def write_result(folder: Path, plain: Mapping[str, Any], measured: Measured) -> None:
-    """Write `result.json` and, where there are values of single pictures, `pictures.csv` into `folder`."""
+    """Write `result.json` and, where there are values of single images, `images.csv` into `folder`."""
     write_json(folder / RESULT, dict(plain))
     if measured.values:
         held = io.StringIO()
         writer = csv.writer(held)
-        writer.writerow(["picture", *measured.values])
+        writer.writerow(["image", *measured.values])
         columns = [each.tolist() for each in measured.values.values()]
         for name, *row in zip(measured.names, *columns, strict=True):
             writer.writerow([name, *("" if math.isnan(value) else f"{value:.6g}" for value in row)])
@@ -178,7 +178,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Compare
     """Two results as plain values -> the scores that both have, side by side.
 
     Raises `SmaltiError` naming the first differences where they were not measured alike: protocol, weights, data and
-    numbers of pictures; for priors also the tokenizer, since nats of other codes are other nats.
+    numbers of images; for priors also the tokenizer, since nats of other codes are other nats.
     """
     if first["kind"] != second["kind"]:
         raise SmaltiError(f"a result of {first['kind']} cannot be compared with one of {second['kind']}")
@@ -204,9 +204,9 @@ def _alike(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"protocol.{key}", value
     for name, fingerprint in sorted(result["networks"].items()):
         yield f"weights of {name}", fingerprint
-    for key in ("identity", "pictures"):
+    for key in ("identity", "images"):
         yield f"data.{key}", result["data"].get(key)
-    yield "samples.pictures", result["samples"].get("pictures")
+    yield "samples.images", result["samples"].get("images")
     if result["kind"] == "prior":
         yield "tokenizer", result["model"].get("tokenizer")
 

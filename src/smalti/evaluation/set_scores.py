@@ -1,4 +1,4 @@
-"""Two sets of pictures by their statistics -> the scores that a protocol asks for, named after the feature network."""
+"""Two sets of images by their statistics -> the scores that a protocol asks for, named after the feature network."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def score_sets(
 ) -> Scores:
     """The statistics of two sets, and what was gathered for the Inception Score -> the scores of the protocol.
 
-    They are called as the network calls them, changed by `named`. What cannot be computed of so few pictures is left
+    They are called as the network calls them, changed by `named`. What cannot be computed of so few images is left
     out, and a note says what to do. Raises `SmaltiError` for statistics of another network.
     """
     names = {each: named(name) for each, name in network.names.items()}
@@ -48,9 +48,9 @@ def score_sets(
     _put_distances(found, samples, reference, protocol, names)
     if "score" in protocol.scores:
         if score is None:
-            count = samples.pool.pictures
+            count = samples.pool.images
             found.notes.append(
-                f"{names['score']} is left out: {count} pictures cannot be divided into {protocol.splits} parts; "
+                f"{names['score']} is left out: {count} images cannot be divided into {protocol.splits} parts; "
                 "ask for fewer splits"
             )
         else:
@@ -65,9 +65,9 @@ def score_sets(
 
 
 def _unequal(samples: Statistics, reference: Statistics) -> Iterator[str]:
-    first, second = samples.pool.pictures, reference.pool.pictures
+    first, second = samples.pool.images, reference.pool.images
     if first is not None and second is not None and first != second:
-        yield f"the sets have {first:,} and {second:,} pictures; most scores depend on both numbers"
+        yield f"the sets have {first:,} and {second:,} images; most scores depend on both numbers"
 
 
 def _put(found: Scores, names: Names, score: str, value: float, deviation: float | None = None) -> None:
@@ -100,7 +100,7 @@ def _put_comparisons(
     a, b = samples.features, reference.features
     asked = [names[score] for score in protocol.scores if score in COMPARING]
     if a is None or b is None:
-        found.notes.append(f"{', '.join(asked)}: left out, since the reference holds no features of single pictures")
+        found.notes.append(f"{', '.join(asked)}: left out, since the reference holds no features of single images")
         return
     _put_kernel(found, a, b, protocol, names)
     _put_manifold(found, a, b, protocol, names)
@@ -112,7 +112,7 @@ def _put_kernel(found: Scores, a: Tensor, b: Tensor, protocol: FeatureProtocol, 
         return
     if least < protocol.subset_size:
         found.notes.append(
-            f"{names['kernel']} is left out: it draws subsets of {protocol.subset_size} pictures, and there are "
+            f"{names['kernel']} is left out: it draws subsets of {protocol.subset_size} images, and there are "
             f"{least}; ask for a smaller subset_size, which is another protocol"
         )
         return
@@ -122,13 +122,11 @@ def _put_kernel(found: Scores, a: Tensor, b: Tensor, protocol: FeatureProtocol, 
 
 def _put_manifold(found: Scores, a: Tensor, b: Tensor, protocol: FeatureProtocol, names: Names) -> None:
     wanted = [score for score in ("precision", "recall", "density", "coverage") if score in protocol.scores]
-    most, least = max(protocol.neighbours, protocol.density_neighbours), min(len(a), len(b))
+    most, least = max(protocol.neighbors, protocol.density_neighbors), min(len(a), len(b))
     if wanted and least <= most:
         listed = ", ".join(names[score] for score in wanted)
-        found.notes.append(f"{listed}: left out, since {least} pictures have no {most} neighbours each")
+        found.notes.append(f"{listed}: left out, since {least} images have no {most} neighbors each")
     elif wanted:
-        measured = manifold(
-            a, b, neighbours=protocol.neighbours, density_neighbours=protocol.density_neighbours
-        )._asdict()
+        measured = manifold(a, b, neighbors=protocol.neighbors, density_neighbors=protocol.density_neighbors)._asdict()
         for score in wanted:
             _put(found, names, score, measured[score])

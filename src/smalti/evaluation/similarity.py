@@ -1,4 +1,4 @@
-"""How much alike two pictures are in structure: SSIM, and MS-SSIM over five scales.
+"""How much alike two images are in structure: SSIM, and MS-SSIM over five scales.
 
 Letters: B batch, C channels, H W pixels.
 """
@@ -25,28 +25,28 @@ SMALLEST = (WINDOW - 1) * 2 ** (len(SCALE_WEIGHTS) - 1) + 1
 
 
 def ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Two batches of pictures (B,C,H,W) in [-1,1] -> structural similarity (B,), in [-1,1], 1 for equal pictures.
+    """Two batches of images (B,C,H,W) in [-1,1] -> structural similarity (B,), in [-1,1], 1 for equal images.
 
     Wang, Bovik, Sheikh and Simoncelli 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity",
-    equation 13 with their 11x11 Gaussian window of 1.5 pixels, which stays inside the picture; the mean over positions
+    equation 13 with their 11x11 Gaussian window of 1.5 pixels, which stays inside the image; the mean over positions
     and channels. It is taken of the 8-bit levels 0 to 255, as in the paper: the measure depends on where black is, and
-    of the same pictures given in [-1,1] it would be another number.
+    of the same images given in [-1,1] it would be another number.
 
-    Raises `SmaltiError` for batches of unequal shapes and for pictures smaller than the window.
+    Raises `SmaltiError` for batches of unequal shapes and for images smaller than the window.
     """
     _check(images, others, smallest=WINDOW, name="SSIM", hint="compare larger ones, or use PSNR")
     return _compare(_precise(images), _precise(others)).whole.mean(1)
 
 
 def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
-    """Two batches of pictures (B,C,H,W) in [-1,1] -> multi-scale structural similarity (B,), in [0,1], 1 for equal ones.
+    """Two batches of images (B,C,H,W) in [-1,1] -> multi-scale structural similarity (B,), in [0,1], 1 for equal ones.
 
     Wang, Simoncelli and Bovik 2003, "Multi-scale Structural Similarity for Image Quality Assessment", equation 7: contrast
     and structure at five scales, luminance at the coarsest only, of each channel; the mean over channels. Between scales
     each 2x2 pixels become their mean; an odd last row or column is doubled first. A scale whose structure is inverted
     on the whole counts as 0, where the formula has no real value. Levels and window are those of `ssim`.
 
-    Raises `SmaltiError` for batches of unequal shapes, and for pictures under 161 pixels either way.
+    Raises `SmaltiError` for batches of unequal shapes, and for images under 161 pixels either way.
     """
     _check(images, others, smallest=SMALLEST, name="MS-SSIM", hint="compare larger ones, or use SSIM")
     a, b = _precise(images), _precise(others)
@@ -107,10 +107,10 @@ def _precise(images: Tensor) -> Tensor:
 def _check(images: Tensor, others: Tensor, *, smallest: int, name: str, hint: str) -> None:
     if images.shape != others.shape:
         raise SmaltiError(
-            f"{name} compares pictures of one shape, these are {tuple(images.shape)} and {tuple(others.shape)}"
+            f"{name} compares images of one shape, these are {tuple(images.shape)} and {tuple(others.shape)}"
         )
     height, width = images.shape[2:]
     if min(height, width) < smallest:
         raise SmaltiError(
-            f"{name} needs pictures of {smallest} pixels or more each way, these have {height}x{width}; {hint}"
+            f"{name} needs images of {smallest} pixels or more each way, these have {height}x{width}; {hint}"
         )

@@ -1,6 +1,6 @@
-"""How well a tokenizer keeps pictures, and how it uses its codes.
+"""How well a tokenizer keeps images, and how it uses its codes.
 
-B batch, C channels, H W pixels, h w code grid, K size of the codebook, N pictures.
+B batch, C channels, H W pixels, h w code grid, K size of the codebook, N images.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Back(NamedTuple):
 
 @torch.no_grad()
 def _there_and_back(tokenizer: VQGAN, pixels: npt.NDArray[Any], protocol: TokenizerProtocol) -> _Back:
-    """Pictures (B,H,W,C) uint8 or uint16 -> through the codes and back, both as 8-bit files would hold them."""
+    """Images (B,H,W,C) uint8 or uint16 -> through the codes and back, both as 8-bit files would hold them."""
     device = next(tokenizer.parameters()).device
     given = to_tensor(pixels)
     back, quantized = tokenizer(given.to(device))
@@ -73,17 +73,15 @@ def measure_tokenizer(
     progress: Progress = unwatched,
     batch: int = 16,
 ) -> Measured:
-    """A tokenizer, which is moved to `device`, and pictures -> how well it keeps them, and how it uses its codes.
+    """A tokenizer, which is moved to `device`, and images -> how well it keeps them, and how it uses its codes.
 
     Raises `SmaltiError` for sizes that are no multiple of f, tokenizers of other than 1 or 3 channels, and weights that
     cannot be had where the protocol does not leave them out.
     """
-    channels = tokenizer.settings.pyramid.channels
+    channels = tokenizer.settings.autoencoder.channels
     if channels not in (1, 3):
-        raise SmaltiError(
-            f"this tokenizer takes {channels} channels; only those of pictures, with 1 or 3, are measured"
-        )
-    taken = Taken(source, protocol.pictures, channels=channels, tile=tokenizer.factor)
+        raise SmaltiError(f"this tokenizer takes {channels} channels; only those of images, with 1 or 3, are measured")
+    taken = Taken(source, protocol.images, channels=channels, tile=tokenizer.factor)
     who = judges(protocol.lpips, protocol.features, missing=protocol.missing, device=device)
     tokenizer = tokenizer.to(device).eval()
     counter, use, values = Counter(progress, len(taken)), CodeUse(tokenizer.size), Values(len(taken))
@@ -96,12 +94,12 @@ def measure_tokenizer(
         images, back, codes = _there_and_back(tokenizer, pixels, protocol)
         use.add(codes)
         if is_measurable((images.shape[2], images.shape[3]), period=period):
-            for spectrum, pictures in zip(spectra, (back, images), strict=True):
-                spectrum.update(pictures)
+            for spectrum, set_images in zip(spectra, (back, images), strict=True):
+                spectrum.update(set_images)
         for name, found in _similarities(images, back, protocol, who.lpips).items():
             values.put(name, places, found)
-        for gatherer, pictures in zip(sets, (back, images)[: len(sets)], strict=True):
-            gatherer.update(pictures, places)
+        for gatherer, set_images in zip(sets, (back, images)[: len(sets)], strict=True):
+            gatherer.update(set_images, places)
         counter.add(len(places))
     counter.add(len(taken.left_out))
     scored = _score_sets(sets, protocol)
@@ -122,7 +120,7 @@ def measure_tokenizer(
         data=taken.described(),
         model={"tokenizer": tokenizer.fingerprint(), "codes": tokenizer.size, "factor": tokenizer.factor},
         notes=(*who.notes, *taken.notes(), *_gaps(values, taken, protocol, who), *thin_use(use), *scored.notes),
-        names=tuple(picture.key for picture in taken.pictures),
+        names=tuple(image.key for image in taken.images),
         values=values.columns,
         counts=use.counts,
         examples=_examples(tokenizer, taken, values, protocol),
@@ -148,8 +146,8 @@ def _similarities(
 
 def _hatch_period(tokenizer: VQGAN) -> int:
     """The side of the squares that the decoder unfolds, or f where it doubles its maps."""
-    pyramid = tokenizer.settings.pyramid
-    return pyramid.stem if pyramid.stem > 1 else pyramid.factor
+    autoencoder = tokenizer.settings.autoencoder
+    return autoencoder.patch_size if autoencoder.patch_size > 1 else autoencoder.factor
 
 
 def _hatch(back: PowerSpectrum, images: PowerSpectrum, *, period: int) -> dict[str, float]:
@@ -160,7 +158,7 @@ def _hatch(back: PowerSpectrum, images: PowerSpectrum, *, period: int) -> dict[s
 
 
 def _gaps(values: Values, taken: Taken, protocol: TokenizerProtocol, who: Judges) -> list[str]:
-    """Notes on measures that are not defined for some or all of the pictures."""
+    """Notes on measures that are not defined for some or all of the images."""
     asked = [*protocol.similarity, *(f"lpips_{name}" for name in who.lpips)]
     found = []
     for name in asked:
@@ -169,18 +167,18 @@ def _gaps(values: Values, taken: Taken, protocol: TokenizerProtocol, who: Judges
             SIMILARITIES[name][1] if name in SIMILARITIES else who.lpips[name.partition("_")[2]].backbone.smallest
         )
         if count < taken.measured and min(min(size) for size in taken.sizes) < smallest:
-            which = f"measured on {count} of {taken.measured} pictures" if count else "left out"
+            which = f"measured on {count} of {taken.measured} images" if count else "left out"
             found.append(f"{name} is {which}: it needs {smallest} pixels each way")
     return found
 
 
 def _score_sets(sets: list[Gatherer], protocol: TokenizerProtocol) -> Scores:
-    """The reconstructions against the originals of the same pictures, in names of their own: `rfid` is such an FID."""
+    """The reconstructions against the originals of the same images, in names of their own: `rfid` is such an FID."""
     if not sets or protocol.features is None:
         return Scores({}, {}, {}, [])
     ours, reference = sets
     if int(ours.pool.count) < 2:
-        return Scores({}, {}, {}, ["the scores of sets are left out: a single picture is no set"])
+        return Scores({}, {}, {}, ["the scores of sets are left out: a single image is no set"])
     return score_sets(
         ours.statistics(),
         reference.statistics(),
@@ -200,6 +198,6 @@ def _examples(tokenizer: VQGAN, taken: Taken, values: Values, protocol: Tokenize
     shown = []
     for rank, place in ranked(column, count=protocol.examples, lower_is_better=lower):
         images, back, _ = _there_and_back(tokenizer, taken.read(place)[None], protocol)
-        name = taken.pictures[place].key
+        name = taken.images[place].key
         shown.append(Shown(rank, name, values.at(place), to_array(images[0]), to_array(back[0])))
     return tuple(shown)

@@ -81,7 +81,7 @@ class Scale:
     about: str
     """How long it takes, and where."""
     data: str
-    """The pictures it is made for, in words."""
+    """The images it is made for, in words."""
     paints: bool
     """Without `--data` the embedded scenes are painted; False: it has to be given."""
     settings: Mapping[str, Any]
@@ -97,7 +97,7 @@ class Asked:
     models: tuple[Path, ...] = ()
     """Given models, for studies that compare such."""
     data: Path | None = None
-    """Given pictures; None: the study paints the embedded scenes."""
+    """Given images; None: the study paints the embedded scenes."""
     overrides: tuple[str, ...] = ()
     """`a.b=c`, as typed."""
 
@@ -121,13 +121,13 @@ class Study(Generic[S]):
     """Settings -> the steps, each after those it uses. Raises `SmaltiError` for what cannot be done, before any work."""
     page: Callable[[S, Asked, Mapping[str, Done]], Report]
     """The finished steps -> the page."""
-    brings_pictures: Callable[[S], bool] = lambda settings: False
-    """Whether settings name all the pictures that they need themselves."""
+    brings_images: Callable[[S], bool] = lambda settings: False
+    """Whether settings name all the images that they need themselves."""
 
     def resolved(self, asked: Asked) -> S:
         """The settings of a scale with overrides laid over them.
 
-        Raises `SmaltiError` for an unknown scale or key, and where pictures or models are missing or not wanted.
+        Raises `SmaltiError` for an unknown scale or key, and where images or models are missing or not wanted.
         """
         if asked.scale not in self.scales:
             raise SmaltiError(f"there is no scale {asked.scale!r}; {suggestion(asked.scale, self.scales)}")
@@ -137,9 +137,9 @@ class Study(Generic[S]):
         own = [each for each in asked.overrides if each.partition(".")[0] not in TRAININGS]
         values = {**scale.settings, **dict(assignment(each, form="key=value") for each in own)}
         settings = parse(self.settings, values, where=f"scale {asked.scale}" + (" with --set" if own else ""))
-        if asked.data is None and not scale.paints and not self.brings_pictures(settings):
+        if asked.data is None and not scale.paints and not self.brings_images(settings):
             raise SmaltiError(
-                f"the scale {asked.scale} is made for {scale.data}; give the pictures with --data, or take another --scale"
+                f"the scale {asked.scale} is made for {scale.data}; give the images with --data, or take another --scale"
             )
         return settings
 

@@ -1,4 +1,4 @@
-"""A small network that names the class of a picture: a judge of samples, trained on real pictures only.
+"""A small network that names the class of an image: a judge of samples, trained on real images only.
 
 Letters: B batch, C channels, H W pixels, N classes.
 """
@@ -18,7 +18,7 @@ from smalti.data.loader import Batch
 
 @final
 class Classifier(nn.Module):
-    """(B,C,H,W) in [-1,1] -> (B,N) logits: four strided convolutions and the mean over what is left of the picture."""
+    """(B,C,H,W) in [-1,1] -> (B,N) logits: four strided convolutions and the mean over what is left of the image."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -37,24 +37,24 @@ class Classifier(nn.Module):
 
 
 def train_classifier(batches: Iterable[Batch], *, classes: int, seed: int) -> Classifier:
-    """Labelled batches, as many as shall be learned from -> a classifier in evaluation mode."""
+    """Labeled batches, as many as shall be learned from -> a classifier in evaluation mode."""
     torch.manual_seed(seed)
     steps = list(batches)
     model = Classifier(steps[0].images.shape[1], classes)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=len(steps) + 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=len(steps) + 1)
     for batch in steps:
         loss = F.cross_entropy(model(batch.images), batch.labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         schedule.step()
     return model.eval()
 
 
 @torch.no_grad()
 def accuracy(model: Classifier, batches: Iterable[Batch]) -> float:
-    """Share of the pictures whose label is named right."""
+    """Share of the images whose label is named right."""
     right, count = 0, 0
     for batch in batches:
         right += int((model(batch.images).argmax(1) == batch.labels).sum())

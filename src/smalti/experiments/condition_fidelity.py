@@ -1,6 +1,6 @@
-"""How far pictures show what they were told: a measure for each condition.
+"""How far images show what they were told: a measure for each condition.
 
-Letters: B pictures, H W pixels, n labels.
+Letters: B images, H W pixels, n labels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SKY, GROUND = (0, 1, 2, 3), (5, 6, 7, 8)
 """The labels of scenes that belong above, and those that belong below."""
 
 
-class Pictures(NamedTuple):
+class ComparedImages(NamedTuple):
     """Samples of held-out conditions, and what they are held against."""
 
     told: Tensor
@@ -42,7 +42,7 @@ class Pictures(NamedTuple):
 
 
 class Obeyed(NamedTuple):
-    """A measure of told pictures, of real ones as the tokenizer gives them back, and of those that were told nothing."""
+    """A measure of told images, of real ones as the tokenizer gives them back, and of those that were told nothing."""
 
     told: float
     real: float
@@ -52,74 +52,74 @@ class Obeyed(NamedTuple):
     goal: float
 
 
-Measure = Callable[[Pictures], Obeyed]
+Measure = Callable[[ComparedImages], Obeyed]
 
 
-def _each(of: Callable[[Tensor], float], pictures: Pictures) -> tuple[float, float, float]:
-    return of(pictures.told), of(pictures.real), of(pictures.left_open)
+def _each(of: Callable[[Tensor], float], compared: ComparedImages) -> tuple[float, float, float]:
+    return of(compared.told), of(compared.real), of(compared.left_open)
 
 
-def labels(pictures: Pictures) -> Obeyed:
+def labels(compared: ComparedImages) -> Obeyed:
     """Mean intersection over union of the labels that the judge sees and those of the maps; the score is a share of what real
-    pictures reach."""
+    images reach."""
     told, real, left_open = _each(
-        lambda images: mean_iou(judged(pictures.judge, images).labels.argmax(1), pictures.known.labels), pictures
+        lambda images: mean_iou(judged(compared.judge, images).labels.argmax(1), compared.known.labels), compared
     )
     return Obeyed(told, real, left_open, score=told / max(real, 1e-9), goal=0.5)
 
 
-def depths(pictures: Pictures) -> Obeyed:
-    """Rank correlation of the depths that the judge sees and those of the maps, the mean over pictures."""
+def depths(compared: ComparedImages) -> Obeyed:
+    """Rank correlation of the depths that the judge sees and those of the maps, the mean over images."""
 
     def of(images: Tensor) -> float:
-        seen = judged(pictures.judge, images).depths
-        pairs = zip(seen, pictures.known.depths, strict=True)
+        seen = judged(compared.judge, images).depths
+        pairs = zip(seen, compared.known.depths, strict=True)
         return float(torch.stack([rank_correlation(one, other) for one, other in pairs]).mean())
 
-    told, real, left_open = _each(of, pictures)
+    told, real, left_open = _each(of, compared)
     return Obeyed(told, real, left_open, score=told, goal=0.6)
 
 
-def edge_maps(pictures: Pictures) -> Obeyed:
-    """F-score of edges, a pixel off allowed; the score is how many times that of pictures that were told nothing."""
-    wanted = _steep(pictures.known.images)
-    told, real, left_open = _each(lambda images: f_score(_steep(images), wanted), pictures)
+def edge_maps(compared: ComparedImages) -> Obeyed:
+    """F-score of edges, a pixel off allowed; the score is how many times that of images that were told nothing."""
+    wanted = _steep(compared.known.images)
+    told, real, left_open = _each(lambda images: f_score(_steep(images), wanted), compared)
     return Obeyed(told, real, left_open, score=told / max(left_open, 1e-9), goal=2.0)
 
 
-def classes(pictures: Pictures) -> Obeyed:
-    """Share of pictures whose class the judge names right."""
+def classes(compared: ComparedImages) -> Obeyed:
+    """Share of images whose class the judge names right."""
 
     def of(images: Tensor) -> float:
-        return float((judged(pictures.judge, images).classes.argmax(1) == pictures.known.classes).float().mean())
+        return float((judged(compared.judge, images).classes.argmax(1) == compared.known.classes).float().mean())
 
-    told, real, left_open = _each(of, pictures)
+    told, real, left_open = _each(of, compared)
     return Obeyed(told, real, left_open, score=told, goal=0.5)
 
 
-def smaller(pictures: Pictures, *, times: int) -> Obeyed:
-    """PSNR in dB of the pictures made so many times smaller, against the scenes made smaller."""
-    wanted = F.avg_pool2d(pictures.known.images, times)
+def smaller(compared: ComparedImages, *, times: int) -> Obeyed:
+    """PSNR in dB of the images made so many times smaller, against the scenes made smaller."""
+    wanted = F.avg_pool2d(compared.known.images, times)
 
     def of(images: Tensor) -> float:
         errors = (F.avg_pool2d(images.clamp(-1, 1), times) - wanted).square().mean((1, 2, 3)) / 4
         return float((-10 * errors.log10()).mean())
 
-    told, real, left_open = _each(of, pictures)
+    told, real, left_open = _each(of, compared)
     return Obeyed(told, real, left_open, score=told, goal=20.0)
 
 
-def boxes(pictures: Pictures, *, names: Sequence[str], only: Callable[[Thing], bool]) -> Obeyed:
+def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[Thing], bool]) -> Obeyed:
     """How often the judge sees the class of a thing in its box; the score is how many times as often as in boxes of the same size
-    at other places of the same pictures. `names`: of the labels, in order."""
+    at other places of the same images. `names`: of the labels, in order."""
     chance = torch.Generator().manual_seed(0)
 
     def of(images: Tensor) -> tuple[float, float]:
-        seen = judged(pictures.judge, images).labels.argmax(1)  # (B,H,W)
+        seen = judged(compared.judge, images).labels.argmax(1)  # (B,H,W)
         here, elsewhere = [], []
-        for labelled, things in zip(seen, pictures.things, strict=True):
+        for labeled, things in zip(seen, compared.things, strict=True):
             for thing in filter(only, things):
-                shows = (labelled == names.index(thing.name)).float()
+                shows = (labeled == names.index(thing.name)).float()
                 left, top, width, height = thing.box
                 here.append(_shown(shows, (left, top, width, height)) >= FOUND)
                 for across, down in torch.rand(PLACES, 2, generator=chance).tolist():
@@ -127,21 +127,21 @@ def boxes(pictures: Pictures, *, names: Sequence[str], only: Callable[[Thing], b
                     elsewhere.append(_shown(shows, box) >= FOUND)
         return _share(here), _share(elsewhere)
 
-    (told, others), (real, _), (left_open, _) = of(pictures.told), of(pictures.real), of(pictures.left_open)
+    (told, others), (real, _), (left_open, _) = of(compared.told), of(compared.real), of(compared.left_open)
     return Obeyed(told, real, left_open, score=told / max(others, 1e-9), goal=3.0)
 
 
-def heights(pictures: Pictures) -> Obeyed:
-    """Of tall pictures: the share of the sky's pixels in the upper third, and of the ground's in the lower, of both thirds."""
+def heights(compared: ComparedImages) -> Obeyed:
+    """Of tall images: the share of the sky's pixels in the upper third, and of the ground's in the lower, of both thirds."""
 
     def of(images: Tensor) -> float:
-        seen = judged(pictures.judge, images).labels.argmax(1)  # (B,H,W)
+        seen = judged(compared.judge, images).labels.argmax(1)  # (B,H,W)
         third = seen.shape[1] // 3
         above = torch.isin(seen[:, :third], torch.tensor(SKY)).float().mean()
         below = torch.isin(seen[:, -third:], torch.tensor(GROUND)).float().mean()
         return float(above + below) / 2
 
-    told, real, left_open = _each(of, pictures)
+    told, real, left_open = _each(of, compared)
     return Obeyed(told, real, left_open, score=told / max(real, 1e-9), goal=0.8)
 
 
@@ -171,8 +171,8 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _steep(images: Tensor) -> Tensor:
-    """Pictures (B,3,H,W) -> where they have edges (B,H,W) bool."""
-    return torch.stack([torch.from_numpy(edges(picture)[:, :, 0] >= STEEP) for picture in to_array(images)])
+    """Images (B,3,H,W) -> where they have edges (B,H,W) bool."""
+    return torch.stack([torch.from_numpy(edges(image)[:, :, 0] >= STEEP) for image in to_array(images)])
 
 
 def f_score(seen: Tensor, wanted: Tensor) -> float:

@@ -1,7 +1,7 @@
-"""Trainings that last equally long on the clock: how fast each is, how many pictures that makes, and what it then learned.
+"""Trainings that last equally long on the clock: how fast each is, how many images that makes, and what it then learned.
 
 A schedule has to know where it ends, so a training cannot simply be stopped when its time is over. Its pace is taken first, and
-its length in pictures follows; how long it really took stands in its outcome. Steps run one after the other, never two at once.
+its length in images follows; how long it really took stands in its outcome. Steps run one after the other, never two at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from smalti.core.progress import say
 from smalti.core.settings import as_mapping
 from smalti.data.sources import Source, open_source
 from smalti.experiments.base import Place, Step
-from smalti.experiments.steps import Pictures, decisive
+from smalti.experiments.steps import Images, decisive
 from smalti.experiments.tokenizer_comparison import LPIPS
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.tokenizer.vqgan import VQGAN
@@ -33,13 +33,13 @@ from smalti.training.runs import train_tokenizer
 from smalti.training.stage1 import TokenizerStage
 
 NOMINAL = 10**9
-"""Pictures of the training whose pace is taken: so many that no step of it falls onto the border of two of its phases."""
+"""Images of the training whose pace is taken: so many that no step of it falls onto the border of two of its phases."""
 PLACES = 6
 """At so many places of a training, evenly spread, its pace is taken: the discriminator comes in on the way."""
 FEWEST = 3
 """Timed steps at each place, at least; one more goes before them."""
 POINTS = 12
-"""How often a training looks at held-out pictures ..."""
+"""How often a training looks at held-out images ..."""
 LOOKED_AT = 64
 """... and at how many of them, at most."""
 SAVED = 3
@@ -55,7 +55,7 @@ class Weights(NamedTuple):
 
 def weights(training: TokenizerTraining) -> Weights:
     """A training -> the parameters of its networks, without making them; no discriminator where it is not played against."""
-    judge = replace(training.objective.adversarial.discriminator, channels=training.model.pyramid.channels)
+    judge = replace(training.objective.adversarial.discriminator, channels=training.model.autoencoder.channels)
     with torch.device("meta"):
         networks = VQGAN(training.model), DISCRIMINATORS[judge.name](judge)
     tokenizer, discriminator = (sum(each.numel() for each in network.parameters()) for network in networks)
@@ -79,16 +79,16 @@ def nominal(training: TokenizerTraining) -> TokenizerTraining:
     return _of_length(training, NOMINAL)
 
 
-def lasting(training: TokenizerTraining, *, minutes: float, seconds_a_picture: float) -> TokenizerTraining:
-    """A training -> the same with as many pictures, in whole batches, as go into `minutes`."""
-    batches = max(math.floor(60 * minutes / seconds_a_picture / training.run.batch), 1)
+def lasting(training: TokenizerTraining, *, minutes: float, seconds_a_image: float) -> TokenizerTraining:
+    """A training -> the same with as many images, in whole batches, as go into `minutes`."""
+    batches = max(math.floor(60 * minutes / seconds_a_image / training.run.batch), 1)
     return _of_length(training, batches * training.run.batch)
 
 
 def _of_length(training: TokenizerTraining, length: int) -> TokenizerTraining:
-    looked_at = min(training.pictures.validation_pictures, LOOKED_AT)
-    pictures = replace(training.pictures, validation_pictures=looked_at)
-    return replace(training, run=of_length(training.run, length), pictures=pictures)
+    looked_at = min(training.images.validation_images, LOOKED_AT)
+    images = replace(training.images, validation_images=looked_at)
+    return replace(training, run=of_length(training.run, length), images=images)
 
 
 def of_length(run: RunSettings, length: int) -> RunSettings:
@@ -97,31 +97,31 @@ def of_length(run: RunSettings, length: int) -> RunSettings:
     return replace(
         run,
         length=length,
-        report_every=every,
+        log_every=every,
         validate_every=every,
         checkpoint_every=math.ceil(length / SAVED),
-        picture_every=length,
+        sample_every=length,
         tensorboard=False,
     )
 
 
-def pace(name: str, *, pictures: Pictures, training: TokenizerTraining, seconds: float) -> Step:
+def pace(name: str, *, images: Images, training: TokenizerTraining, seconds: float) -> Step:
     """The step that takes the pace of a training, by `seconds` of steps. `training` is `nominal`."""
 
     def work(place: Place) -> dict[str, Any]:
         say(place.console, f"taking the pace of {name}")
         return {
-            "seconds_a_picture": taken(training, open_source(pictures.path(place)), seconds=seconds),
+            "seconds_a_image": taken(training, open_source(images.path(place)), seconds=seconds),
             **weights(training)._asdict(),
             "threads": torch.get_num_threads(),
         }
 
-    settings = {**pictures.described, "training": decisive(as_mapping(training)), "seconds": seconds}
-    return Step(name=f"pace-{name}", settings=settings, work=work, after=pictures.after)
+    settings = {**images.described, "training": decisive(as_mapping(training)), "seconds": seconds}
+    return Step(name=f"pace-{name}", settings=settings, work=work, after=images.after)
 
 
 def taken(training: TokenizerTraining, source: Source, *, seconds: float) -> float:
-    """A training that is `nominal` -> the seconds that a picture takes it on this machine, with its reading.
+    """A training that is `nominal` -> the seconds that an image takes it on this machine, with its reading.
 
     The mean over `PLACES` of the medians of the steps there, about `seconds` of them. What they teach is thrown away.
     """
@@ -147,7 +147,7 @@ def _step(stage: TokenizerStage, batch: Any, seen: int, fabric: Fabric) -> None:
     float(values["reconstruction"])  # reading a number waits for the device
 
 
-def timed(name: str, *, pictures: Pictures, training: TokenizerTraining, minutes: float) -> Step:
+def timed(name: str, *, images: Images, training: TokenizerTraining, minutes: float) -> Step:
     """The step that trains a tokenizer for `minutes`, by the pace of the step before it; its folder is a run folder.
 
     `training` is `nominal`.
@@ -155,21 +155,21 @@ def timed(name: str, *, pictures: Pictures, training: TokenizerTraining, minutes
 
     def work(place: Place) -> dict[str, Any]:
         planned = place.before[f"pace-{name}"].outcome
-        run = lasting(training, minutes=minutes, seconds_a_picture=planned["seconds_a_picture"])
-        train_tokenizer(pictures.path(place), place.folder, settings=run, console=place.console)
+        run = lasting(training, minutes=minutes, seconds_a_image=planned["seconds_a_image"])
+        train_tokenizer(images.path(place), place.folder, settings=run, console=place.console)
         points = curve(read_metrics(place.folder))
-        return {"pictures": run.run.length, "seconds": points[-1]["seconds"], "curve": points}
+        return {"images": run.run.length, "seconds": points[-1]["seconds"], "curve": points}
 
-    settings = {**pictures.described, "training": decisive(as_mapping(training)), "minutes": minutes}
-    return Step(name=f"tokenizer-{name}", settings=settings, work=work, after=(*pictures.after, f"pace-{name}"))
+    settings = {**images.described, "training": decisive(as_mapping(training)), "minutes": minutes}
+    return Step(name=f"tokenizer-{name}", settings=settings, work=work, after=(*images.after, f"pace-{name}"))
 
 
 def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Lines of a tokenizer's metrics -> what it reached on held-out pictures, after how many seconds of training."""
+    """Lines of a tokenizer's metrics -> what it reached on held-out images, after how many seconds of training."""
     found = []
     for seconds, line in validations(lines):
         scores = {"psnr": line["psnr"], **({LPIPS: line["perceptual"]} if "perceptual" in line else {})}
-        found.append({"seconds": seconds, "pictures": line["seen"], **scores})
+        found.append({"seconds": seconds, "images": line["seen"], **scores})
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the pages of studies share: pictures side by side and in details, curves, and how a study was made."""
+"""What the pages of studies share: images side by side and in details, curves, and how a study was made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from smalti.core.settings import as_mapping
 from smalti.experiments.base import Asked
 from smalti.experiments.tokenizer_comparison import HEADS, Compared
 from smalti.reports.charts import Line, LinePlot, Reference
-from smalti.reports.report import Block, Commands, Comparison, Listing, Picture, Plots, Section, Table
+from smalti.reports.report import Block, Commands, Comparison, EmbeddedImage, Listing, Plots, Section, Table
 from smalti.training.config import as_yaml
 
 Pixels = npt.NDArray[np.uint8]
@@ -23,11 +23,11 @@ Pixels = npt.NDArray[np.uint8]
 DETAIL = 4
 """A detail is this part of a side."""
 LONGEST = 12
-"""Letters of a name below a picture."""
+"""Letters of a name below an image."""
 
 
 def counted(number: int, noun: str) -> str:
-    """2, "picture" -> "2 pictures"."""
+    """2, "image" -> "2 images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -62,10 +62,10 @@ def learning(lines: Mapping[str, Sequence[Mapping[str, float]]], *, entropy: flo
     )
 
 
-def hero(one: Compared) -> list[Picture]:
+def hero(one: Compared) -> list[EmbeddedImage]:
     """What a tokenizer gives back, for the band above a page."""
     return [
-        Picture(
+        EmbeddedImage(
             pixels(one.folder / "shown" / f"{shown['number']:03d}.png"), f"{shown['name']}, from codes of {one.name}"
         )
         for shown in one.outcome["shown"]
@@ -79,7 +79,7 @@ def pixels(path: Path) -> Pixels:
 
 
 class Shown(NamedTuple):
-    """One picture, as it was and as each tokenizer gives it back."""
+    """One image, as it was and as each tokenizer gives it back."""
 
     name: str
     place: int
@@ -88,7 +88,7 @@ class Shown(NamedTuple):
 
 
 def read_shown(compared: Sequence[Compared]) -> list[Shown]:
-    """The pictures that all measuring steps have set down."""
+    """The images that all measuring steps have set down."""
     found = []
     for shown in compared[0].outcome["shown"]:
         number = f"{shown['number']:03d}"
@@ -102,48 +102,51 @@ def side_by_side(rows: Sequence[tuple[str, Compared]]) -> list[Block]:
     """Tokenizers with what their rows are called -> originals above what each gives back, whole and in details."""
     shown = read_shown([one for _, one in rows])
     whole = [
-        ("original", [Picture(each.original, f"{each.name}, original", caption=_short(each.name)) for each in shown])
+        (
+            "original",
+            [EmbeddedImage(each.original, f"{each.name}, original", caption=_short(each.name)) for each in shown],
+        )
     ]
     windows = [detail(each.original) for each in shown]
     close = [("original", [_cut(each.original, w, each.name) for each, w in zip(shown, windows, strict=True)])]
     for called, one in rows:
         values = one.columns["psnr"]
-        pictures = [
-            Picture(each.backs[one.name], f"{each.name}, by {one.name}", caption=f"{values[each.place]:.1f} dB")
+        images = [
+            EmbeddedImage(each.backs[one.name], f"{each.name}, by {one.name}", caption=f"{values[each.place]:.1f} dB")
             for each in shown
         ]
-        whole.append((called, pictures))
+        whole.append((called, images))
         cuts = [_cut(each.backs[one.name], w, each.name) for each, w in zip(shown, windows, strict=True)]
         close.append((one.name, cuts))
     return [
-        Comparison(whole, caption="Evenly spread over the pictures that were measured, not chosen."),
+        Comparison(whole, caption="Evenly spread over the images that were measured, not chosen."),
         Comparison(
             close,
-            caption="The part of each picture in which most happens, a quarter of a side; each pixel is a square.",
+            caption="The part of each image in which most happens, a quarter of a side; each pixel is a square.",
             scaling="pixelated",
         ),
     ]
 
 
 def _short(key: str) -> str:
-    """The name of a picture -> what fits below it; the whole stands in its description."""
+    """The name of an image -> what fits below it; the whole stands in its description."""
     stem = PurePosixPath(key).stem
     return stem if len(stem) <= LONGEST else f"{stem[: LONGEST - 1]}…"
 
 
 def detail(pixels: Pixels) -> tuple[slice, slice]:
-    """A picture (H,W) or (H,W,3) -> the rows and columns of the part, a quarter of each side, with most edges in it."""
-    grey = pixels.astype(np.float64).reshape(*pixels.shape[:2], -1).mean(2)
-    edges = np.abs(np.diff(grey, axis=0, prepend=grey[:1])) + np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
-    h, w = (max(side // DETAIL, 1) for side in grey.shape)
+    """An image (H,W) or (H,W,3) -> the rows and columns of the part, a quarter of each side, with most edges in it."""
+    gray = pixels.astype(np.float64).reshape(*pixels.shape[:2], -1).mean(2)
+    edges = np.abs(np.diff(gray, axis=0, prepend=gray[:1])) + np.abs(np.diff(gray, axis=1, prepend=gray[:, :1]))
+    h, w = (max(side // DETAIL, 1) for side in gray.shape)
     sums = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     within = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
     top, left = np.unravel_index(int(within.argmax()), within.shape)
     return slice(int(top), int(top) + h), slice(int(left), int(left) + w)
 
 
-def _cut(pixels: Pixels, window: tuple[slice, slice], name: str) -> Picture:
-    return Picture(np.ascontiguousarray(pixels[window]), f"a detail of {name}")
+def _cut(pixels: Pixels, window: tuple[slice, slice], name: str) -> EmbeddedImage:
+    return EmbeddedImage(np.ascontiguousarray(pixels[window]), f"a detail of {name}")
 
 
 def remarks(compared: Sequence[Compared]) -> list[Block]:

@@ -1,9 +1,9 @@
-"""The tokenizer of f = 1: a palette of K colours. The code of a pixel is the colour nearest to it.
+"""The tokenizer of f = 1: a palette of K colors. The code of a pixel is the color nearest to it.
 
 It has the methods of a `VQGAN` and is none: there is nothing to its encoder and decoder. It is what section 4.4 of the paper
 compares with, transformers on pixels, as in Chen et al. 2020 (iGPT).
 
-Letters: B batch, H W pixels, K colours, n pixels.
+Letters: B batch, H W pixels, K colors, n pixels.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from torch import Tensor, nn
 
 from smalti.core.settings import as_mapping, parse
 from smalti.hub.pretrained import find_model, load_weights_into, save_model
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQ, Quantized, VQSettings
 from smalti.tokenizer.vqgan import VQGANSettings
 
-PIXELS_A_COLOUR = 64
-"""Pixels for each colour, drawn evenly from the pictures, on which k-means places it."""
+PIXELS_A_COLOR = 64
+"""Pixels for each color, drawn evenly from the images, on which k-means places it."""
 
 
 @final
 class Palette(nn.Module):
-    """Pictures (B,3,H,W) in [-1,1] <-> codes (B,H,W) int64 in [0,K)."""
+    """Images (B,3,H,W) in [-1,1] <-> codes (B,H,W) int64 in [0,K)."""
 
     factor = 1
 
     def __init__(self, settings: VQSettings) -> None:
         super().__init__()
         self.quantizer = VQ(settings)
-        pyramid = PyramidSettings(stem=1, multipliers=(1,))
-        self.settings = VQGANSettings(pyramid=pyramid, quantizer=settings)  # of the sizes that others ask for
+        autoencoder = AutoencoderSettings(patch_size=1, channel_multipliers=(1,))
+        self.settings = VQGANSettings(autoencoder=autoencoder, quantizer=settings)  # of the sizes that others ask for
 
     @property
     def size(self) -> int:
@@ -44,31 +44,31 @@ class Palette(nn.Module):
         return self.quantizer.size
 
     def encode(self, images: Tensor) -> Quantized:
-        """Pictures (B,3,H,W) -> colours (B,3,H,W), codes (B,H,W), loss ()."""
+        """Images (B,3,H,W) -> colors (B,3,H,W), codes (B,H,W), loss ()."""
         quantized: Quantized = self.quantizer(images)
         return quantized
 
     def latents_of(self, codes: Tensor) -> Tensor:
-        """Codes (B,H,W) -> colours (B,3,H,W)."""
+        """Codes (B,H,W) -> colors (B,3,H,W)."""
         return self.quantizer.lookup(codes)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Colours (B,3,H,W) -> pictures (B,3,H,W): colours are pixels."""
+        """Colors (B,3,H,W) -> images (B,3,H,W): colors are pixels."""
         return latents
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes (B,H,W) -> pictures (B,3,H,W)."""
+        """Codes (B,H,W) -> images (B,3,H,W)."""
         return self.decode(self.latents_of(codes))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantized]:
-        """Pictures (B,3,H,W) -> what their codes keep of them (B,3,H,W), and the codes."""
+        """Images (B,3,H,W) -> what their codes keep of them (B,3,H,W), and the codes."""
         quantized = self.encode(images)
         return quantized.latents, quantized
 
     def fingerprint(self) -> str:
-        """A short hash of the colours, as `VQGAN.fingerprint`."""
-        colours = self.quantizer.vectors().detach().float().cpu().contiguous()
-        return hashlib.sha256(b"palette" + colours.numpy().tobytes()).hexdigest()[:16]
+        """A short hash of the colors, as `VQGAN.fingerprint`."""
+        colors = self.quantizer.vectors().detach().float().cpu().contiguous()
+        return hashlib.sha256(b"palette" + colors.numpy().tobytes()).hexdigest()[:16]
 
     def save(self, folder: Path, *, about: Mapping[str, Any]) -> None:
         """Write a model folder."""
@@ -85,14 +85,21 @@ def load_palette(folder: Path) -> Palette:
 
 
 @torch.no_grad()
-def fitted_palette(images: Iterable[Tensor], *, size: int, rounds: int, pictures: int, seed: int) -> Palette:
-    """Batches of pictures (B,3,H,W), of which so many `pictures` are looked at in all -> a palette of `size` colours, by
+def fitted_palette(images: Iterable[Tensor], *, size: int, rounds: int, count: int, seed: int) -> Palette:
+    """Batches of images (B,3,H,W), of which so many `images` are looked at in all -> a palette of `size` colors, by
     `rounds` of k-means on pixels of all of them."""
     palette = Palette(
-        VQSettings(size=size, dimension=3, normalised=False, kmeans=rounds, restart_below=0.0, commitment=0.0)
+        VQSettings(
+            codebook_size=size,
+            codebook_dim=3,
+            l2_normalize=False,
+            kmeans_iterations=rounds,
+            dead_code_threshold=0.0,
+            commitment=0.0,
+        )
     )
     generator = torch.Generator().manual_seed(seed)
-    wanted = -(-PIXELS_A_COLOUR * size // pictures)  # of each
+    wanted = -(-PIXELS_A_COLOR * size // count)  # of each
     some = []
     for batch in images:
         for image in batch:

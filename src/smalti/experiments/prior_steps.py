@@ -1,4 +1,4 @@
-"""What studies of priors share: the codes of whole pictures, a prior trained on them, and how likely it finds held-out ones.
+"""What studies of priors share: the codes of whole images, a prior trained on them, and how likely it finds held-out ones.
 
 B batch, H W pixels, f = H/h, h w grid of codes.
 """
@@ -22,7 +22,7 @@ from smalti.experiments import steps
 from smalti.experiments.base import Asked, Place, Step
 from smalti.experiments.equal_time import of_length, validations
 from smalti.experiments.sampling import codes_of_crops, trained_prior
-from smalti.experiments.steps import Pictures
+from smalti.experiments.steps import Images
 from smalti.experiments.tokenizer_comparison import difference
 from smalti.hub.pretrained import find_model
 from smalti.model_loading import load_tokenizer
@@ -32,18 +32,18 @@ from smalti.training.config import PriorTraining, TokenizerTraining
 from smalti.training.prior_networks import Codes, build_network
 from smalti.training.run_folder import read_metrics
 
-FIXED = ("condition=nothing", "drop_condition=0", "encode={}", "run.patience=0")
+FIXED = ("condition=nothing", "condition_dropout=0", "encode={}", "run.patience=0")
 """Of all priors of such a study: they are told nothing, and none stops before the others."""
 JUDGED = 64
-"""Pictures whose codes are judged at once."""
+"""Images whose codes are judged at once."""
 
 
 def tokenizer_training(
     recipe: str, changes: Sequence[str], asked: Asked, *, size: tuple[int, int], held_out: float
 ) -> TokenizerTraining:
-    """A recipe, a study's changes of it, and what a person set -> the training of the one tokenizer, on whole pictures of `size`
+    """A recipe, a study's changes of it, and what a person set -> the training of the one tokenizer, on whole images of `size`
     (H,W)."""
-    fixed = [f"pictures.size={list(size)}", f"pictures.validation={held_out}"]
+    fixed = [f"images.size={list(size)}", f"images.validation={held_out}"]
     return steps.varied(recipe, shared=changes, overrides=asked.of("tokenizer"), changes=fixed)
 
 
@@ -52,12 +52,15 @@ def prior_training(recipe: str, shared: Sequence[str], asked: Asked, *, changes:
     return steps.varied_prior(recipe, shared=shared, overrides=asked.of("prior"), changes=[*changes, *FIXED])
 
 
-def codes_of_pictures(tokenizer: TokenizerTraining) -> Codes:
-    """The training of a tokenizer -> what priors read of its pictures."""
-    f, (H, W) = tokenizer.model.pyramid.factor, tokenizer.pictures.size
+def codes_of_images(tokenizer: TokenizerTraining) -> Codes:
+    """The training of a tokenizer -> what priors read of its images."""
+    f, (H, W) = tokenizer.model.autoencoder.factor, tokenizer.images.size
     nothing = Nothing()
     return Codes(
-        size=tokenizer.model.quantizer.size, grid=(H // f, W // f), condition_size=nothing.size, prefix=nothing.length
+        size=tokenizer.model.quantizer.codebook_size,
+        grid=(H // f, W // f),
+        condition_size=nothing.size,
+        prefix=nothing.length,
     )
 
 
@@ -72,19 +75,19 @@ def parameters(training: PriorTraining, codes: Codes) -> int:
 
 
 def codes(
-    pictures: Pictures,
+    images: Images,
     *,
     grid: tuple[int, int],
     size: tuple[int, int],
     held_out: float,
     copies: tuple[int, int],
 ) -> Step:
-    """The step that encodes whole pictures, and their mirror images. `copies`: of each training picture, of each held-out one."""
+    """The step that encodes whole images, and their mirror images. `copies`: of each training image, of each held-out one."""
 
     def work(place: Place) -> dict[str, Any]:
         return codes_of_crops(
             load_tokenizer(place.before["tokenizer"].folder),
-            pictures.path(place),
+            images.path(place),
             place,
             window=grid,
             size=size,
@@ -93,7 +96,7 @@ def codes(
         )
 
     said = {"size": list(size), "held_out": held_out, "copies": list(copies)}
-    return Step(name="codes", settings={**pictures.described, **said}, work=work, after=(*pictures.after, "tokenizer"))
+    return Step(name="codes", settings={**images.described, **said}, work=work, after=(*images.after, "tokenizer"))
 
 
 def prior(name: str, training: PriorTraining) -> Step:
@@ -122,7 +125,7 @@ def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 @torch.no_grad()
 def judged(place: Place, name: str) -> Iterator[Tensor]:
-    """The nats of the codes of each held-out picture, (h,w), by the model that the training of one prior has kept."""
+    """The nats of the codes of each held-out image, (h,w), by the model that the training of one prior has kept."""
     device = pick_device("auto")
     network, _ = load_prior(find_model(place.before[f"prior-{name}"].folder, kind="prior"))
     network.to(device)
@@ -134,10 +137,10 @@ def judged(place: Place, name: str) -> Iterator[Tensor]:
 def row(
     outcome: Mapping[str, Any], values: Sequence[float], *, over: str, others: Sequence[float]
 ) -> dict[str, float | None]:
-    """What is known of a prior, and its nats a code on each held-out picture -> what stands of it in a table.
+    """What is known of a prior, and its nats a code on each held-out image -> what stands of it in a table.
 
-    `over_` and the name `over`: how much more than the `others`, on the same pictures, and `error` the standard error of that; None
-    where there is one picture.
+    `over_` and the name `over`: how much more than the `others`, on the same images, and `error` the standard error of that; None
+    where there is one image.
     """
     gain = difference(values, others)
     return {

@@ -1,8 +1,8 @@
-"""Stage 2 for any tokenizer of a study: codes of crops, a prior on them, pictures laid by the sliding window.
+"""Stage 2 for any tokenizer of a study: codes of crops, a prior on them, images laid by the sliding window.
 
 A tokenizer here is a `VQGAN` or what has its methods.
 
-H W pixels, f = H/h, h w the prior's window, N pictures.
+H W pixels, f = H/h, h w the prior's window, N images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from smalti.data.loader import Crops
 from smalti.data.sources import open_source, split
 from smalti.encoding.code_writer import write_codes
 from smalti.evaluation.image_sets import measure_sets
-from smalti.evaluation.protocols import FeatureProtocol, PictureProtocol, SetProtocol
+from smalti.evaluation.protocols import FeatureProtocol, ImageProtocol, SetProtocol
 from smalti.experiments.base import Place
 from smalti.generation.code_sampler import Sampler, unknown
 from smalti.hub.pretrained import find_model
@@ -40,7 +40,7 @@ from smalti.training.runs import train_prior_on
 ENCODED = 64
 """Crops that are encoded at once."""
 TOGETHER = 64
-"""Pictures that are laid at once."""
+"""Images that are laid at once."""
 KEPT_EVERY = 20.0
 """Seconds after which what has been laid so far is kept."""
 FEWEST = 64
@@ -48,13 +48,13 @@ FEWEST = 64
 
 
 def zoom_of(side: tuple[int, int], size: tuple[int, int]) -> float:
-    """Crops of `side` and pictures of `size` (H,W) -> how many times a crop the picture covers, just as large as it is."""
+    """Crops of `side` and images of `size` (H,W) -> how many times a crop the image covers, just as large as it is."""
     return min(size[0] / side[0], size[1] / side[1])
 
 
 def codes_of_crops(
     tokenizer: Any,
-    pictures: Path,
+    data: Path,
     place: Place,
     *,
     window: tuple[int, int],
@@ -62,13 +62,13 @@ def codes_of_crops(
     held_out: float,
     copies: tuple[int, int],
 ) -> dict[str, Any]:
-    """Pictures, each scaled to cover `size` (H,W) -> codes of random crops of h f x w f pixels, in the step's folder.
+    """Images, each scaled to cover `size` (H,W) -> codes of random crops of h f x w f pixels, in the step's folder.
 
-    `copies`: crops of each training picture and of each held-out one.
+    `copies`: crops of each training image and of each held-out one.
     """
-    source, f, device = open_source(pictures), tokenizer.factor, pick_device("auto")
+    source, f, device = open_source(data), tokenizer.factor, pick_device("auto")
     tokenizer = tokenizer.to(device)
-    training, validation = split(source.pictures, validation=held_out)
+    training, validation = split(source.images, validation=held_out)
     side = window[0] * f, window[1] * f
     zoom = zoom_of(side, size)
     crops = partial(Crops, source, size=side, channels=3)
@@ -82,7 +82,7 @@ def codes_of_crops(
         write_codes(
             place.folder / "codes",
             training=crops(training, crop=RandomCrop(zoom=(zoom, zoom)), seed=0),
-            # Shards hold one crop of each held-out picture, so that a picture is named as often as crops are wanted.
+            # Shards hold one crop of each held-out image, so that an image is named as often as crops are wanted.
             validation=crops(validation * copies[1], crop=RandomCrop(zoom=(zoom, zoom), flip=False), seed=1),
             encode=encode,
             fingerprint=tokenizer.fingerprint(),
@@ -121,9 +121,9 @@ class Laid(NamedTuple):
     """Whether the weights of the feature network can be had."""
 
 
-def laid_pictures(tokenizer: Any, prior: Path, pictures: Path, place: Place, *, wanted: Laid) -> dict[str, Any]:
-    """A tokenizer and the run folder of its prior -> pictures with the seeds 0, 1, ... in `samples` of the step's folder, how
-    long a picture takes, and where they suffice their Frechet distance from all `pictures` in SqueezeNet's features."""
+def laid_images(tokenizer: Any, prior: Path, images: Path, place: Place, *, wanted: Laid) -> dict[str, Any]:
+    """A tokenizer and the run folder of its prior -> images with the seeds 0, 1, ... in `samples` of the step's folder, how
+    long an image takes, and where they suffice their Frechet distance from all `images` in SqueezeNet's features."""
     network, condition = load_prior(find_model(prior, kind="prior"))
     pipeline = Pipeline(tokenizer, network, condition).to(pick_device("auto"))
     (H, W), f = wanted.size, tokenizer.factor
@@ -134,23 +134,23 @@ def laid_pictures(tokenizer: Any, prior: Path, pictures: Path, place: Place, *, 
         took.append(seconds)
         for seed, image in zip(seeds.tolist(), pipeline.decode(codes), strict=True):
             save_png(place.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
-    found: dict[str, Any] = {"codes": (H // f) * (W // f), "seconds_a_picture": sum(took) / len(took)}
+    found: dict[str, Any] = {"codes": (H // f) * (W // f), "seconds_a_image": sum(took) / len(took)}
     if wanted.judged and wanted.number >= FEWEST:
         protocol = SetProtocol(
-            about="Samples against all pictures of the study.",
-            reference=PictureProtocol(size=wanted.size),
+            about="Samples against all images of the study.",
+            reference=ImageProtocol(size=wanted.size),
             features=FeatureProtocol(network="squeezenet", scores=("frechet",)),
         )
         samples, device = open_source(place.folder / "samples"), pick_device("auto")
-        scores = measure_sets(samples, open_source(pictures), protocol=protocol, device=device).scores
+        scores = measure_sets(samples, open_source(images), protocol=protocol, device=device).scores
         found["frechet"] = scores["frechet_squeezenet"]
     return found
 
 
 def _laid(pipeline: Pipeline, seeds: Tensor, grid: tuple[int, int], place: Place) -> tuple[Tensor, float]:
-    """Seeds (B,) -> codes (B,h,w) of a `grid` of any size, and seconds a picture.
+    """Seeds (B,) -> codes (B,h,w) of a `grid` of any size, and seconds an image.
 
-    What has been laid is kept now and then, and is what a later call goes on from: a picture depends on its seed alone.
+    What has been laid is kept now and then, and is what a later call goes on from: an image depends on its seed alone.
     """
     kept = place.folder / f"codes-{int(seeds[0]):04d}.npy"
     known = torch.from_numpy(np.load(kept)) if kept.is_file() else unknown(len(seeds), grid)

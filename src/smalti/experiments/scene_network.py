@@ -1,7 +1,7 @@
 """A small network that says what is in a scene: the label and the depth of each pixel, and the class of the whole. It learns from
 real scenes alone, and judges samples.
 
-Letters: B batch, C channels, H W pixels, n labels, N classes, M pictures.
+Letters: B batch, C channels, H W pixels, n labels, N classes, M images.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def train_judge(
     """Scenes -> a judge in evaluation mode, the same each time: batches are drawn by a seed."""
     torch.manual_seed(0)
     model = Judge(labels, classes)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=steps + 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps + 1)
     chance = torch.Generator().manual_seed(0)
     for step in range(steps):
         some = known.at(torch.randint(len(known.images), (BATCH,), generator=chance))
@@ -95,8 +95,8 @@ def train_judge(
             + 0.3 * F.cross_entropy(verdict.classes, some.classes)
         )
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         schedule.step()
         progress(step + 1, steps)
     return model.eval().requires_grad_(False)

@@ -46,26 +46,26 @@ def refuse_idle(asked: Asked, *, trains: Sequence[str]) -> None:
         if key in TRAININGS and key not in trains:
             raise SmaltiError(f"--set {override}: no {key} is trained in this study; leave it out")
         if asked.data and key == "scenes":
-            raise SmaltiError(f"--set {override}: pictures are given and no scenes are painted; leave it out")
+            raise SmaltiError(f"--set {override}: images are given and no scenes are painted; leave it out")
 
 
-class Pictures(NamedTuple):
-    """Where a study's pictures come from: a path that was given, or else the scenes that an earlier step has painted."""
+class Images(NamedTuple):
+    """Where a study's images come from: a path that was given, or else the scenes that an earlier step has painted."""
 
     given: Path | None
     described: dict[str, Any]
-    """What the settings of a step that reads them hold, so that other pictures are other settings."""
+    """What the settings of a step that reads them hold, so that other images are other settings."""
 
     @classmethod
-    def of(cls, given: Path | None) -> Pictures:
-        """A path, or None for scenes. Raises `SmaltiError` where the path holds no pictures."""
+    def of(cls, given: Path | None) -> Images:
+        """A path, or None for scenes. Raises `SmaltiError` where the path holds no images."""
         if given is None:
-            return cls(None, {"pictures": SCENES})
-        return cls(given, {"pictures": str(given.absolute()), "identity": identity(open_source(given))})
+            return cls(None, {"images": SCENES})
+        return cls(given, {"images": str(given.absolute()), "identity": identity(open_source(given))})
 
     @property
     def after(self) -> tuple[str, ...]:
-        """The steps that must be done before there are pictures."""
+        """The steps that must be done before there are images."""
         return () if self.given else (SCENES,)
 
     def path(self, place: Place) -> Path:
@@ -86,7 +86,7 @@ def scenes(*, count: int, size: tuple[int, int], seed: int = 0, name: str = SCEN
                 workers=None,
                 progress=lambda done: progress(done, count),
             )
-        return {"pictures": count}
+        return {"images": count}
 
     return Step(name=name, settings={"count": count, "size": list(size), "seed": seed}, work=work)
 
@@ -122,15 +122,15 @@ def _refuse_decided(stage: str, overrides: Sequence[str], changes: Sequence[str]
             )
 
 
-def tokenizer(name: str, *, pictures: Pictures, training: TokenizerTraining) -> Step:
+def tokenizer(name: str, *, images: Images, training: TokenizerTraining) -> Step:
     """The step that trains a tokenizer; its folder is a run folder."""
 
     def work(place: Place) -> dict[str, Any]:
-        train_tokenizer(pictures.path(place), place.folder, settings=training, console=place.console)
+        train_tokenizer(images.path(place), place.folder, settings=training, console=place.console)
         return {}
 
-    settings = {**pictures.described, "training": decisive(as_mapping(training))}
-    return Step(name=name, settings=settings, work=work, after=pictures.after)
+    settings = {**images.described, "training": decisive(as_mapping(training))}
+    return Step(name=name, settings=settings, work=work, after=images.after)
 
 
 def decisive(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tokenizers that were measured on the same pictures: their scores, and how far they are apart picture by picture."""
+"""Tokenizers that were measured on the same images: their scores, and how far they are apart image by image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Compared:
 
     @property
     def scores(self) -> Mapping[str, float]:
-        """The means over all pictures, and the scores of the set."""
+        """The means over all images, and the scores of the set."""
         scores: Mapping[str, float] = self.outcome["result"]["scores"]
         return scores
 
@@ -39,32 +39,32 @@ class Compared:
 
     @cached_property
     def columns(self) -> dict[str, list[float]]:
-        """Its values on each picture, by score; NaN where there is none."""
-        with (self.folder / "pictures.csv").open(encoding="utf-8", newline="") as file:
+        """Its values on each image, by score; NaN where there is none."""
+        with (self.folder / "images.csv").open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
-        scores = [name for name in lines[0] if name != "picture"]
+        scores = [name for name in lines[0] if name != "image"]
         return {name: [float(line[name] or "nan") for line in lines] for name in scores}
 
 
 def measured_on(one: Compared) -> int:
-    """How many pictures it was measured on; the same ones for all."""
-    count: int = one.outcome["result"]["data"]["pictures"]
+    """How many images it was measured on; the same ones for all."""
+    count: int = one.outcome["result"]["data"]["images"]
     return count
 
 
 class Difference(NamedTuple):
-    """How much better one tokenizer is than another on the same pictures."""
+    """How much better one tokenizer is than another on the same images."""
 
     mean: float
     error: float
-    """Standard error of the mean, over pictures."""
+    """Standard error of the mean, over images."""
     above: int
-    """On how many pictures the value is larger."""
-    pictures: int
+    """On how many images the value is larger."""
+    images: int
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> Difference:
-    """Values of two tokenizers on the same pictures -> the first's less the other's. NaN pairs are left out."""
+    """Values of two tokenizers on the same images -> the first's less the other's. NaN pairs are left out."""
     gains = [a - b for a, b in zip(values, others, strict=True) if not (math.isnan(a) or math.isnan(b))]
     error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
     return Difference(statistics.fmean(gains), error, sum(gain > 0 for gain in gains), len(gains))

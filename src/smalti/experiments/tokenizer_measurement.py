@@ -1,4 +1,4 @@
-"""The step that measures one tokenizer: its scores by a protocol, some pictures as it gives them back, and its speed.
+"""The step that measures one tokenizer: its scores by a protocol, some images as it gives them back, and its speed.
 
 H W pixels, f = H/h, K size of the codebook.
 """
@@ -22,10 +22,10 @@ from smalti.core.settings import as_mapping
 from smalti.data.sources import open_source
 from smalti.evaluation.measures import measure_tokenizer
 from smalti.evaluation.prepared_images import Taken
-from smalti.evaluation.protocols import FeatureProtocol, PictureProtocol, TokenizerProtocol
+from smalti.evaluation.protocols import FeatureProtocol, ImageProtocol, TokenizerProtocol
 from smalti.evaluation.results import as_plain, write_result
 from smalti.experiments.base import Place, Step
-from smalti.experiments.steps import Pictures
+from smalti.experiments.steps import Images
 from smalti.experiments.tokenizer_comparison import FEATURES, LPIPS
 from smalti.images.io import DamagedImage, save_png, to_tensor
 
@@ -33,7 +33,7 @@ JUDGES = {LPIPS: ("squeezenet1_1", "lpips-squeeze"), FEATURES: ("squeezenet1_1",
 """Scores that need published weights, and which."""
 REPEATS = 5
 TIMED = 8
-"""Pictures in the batch that is timed."""
+"""Images in the batch that is timed."""
 OUTCOME = 1
 """Raised when measuring leaves other values behind, so that those of before are not taken for them."""
 
@@ -45,15 +45,15 @@ class Measuring(NamedTuple):
     missing: dict[str, str]
     """Scores whose published weights cannot be had, and why not."""
     shown: int
-    """How many pictures are set down beside what the tokenizer makes of them."""
+    """How many images are set down beside what the tokenizer makes of them."""
 
     @classmethod
     def of(cls, study: str, *, size: tuple[int, int], count: int, held_out: float, shown: int) -> Measuring:
-        """Pictures of `size` (H,W), at most `count` of them, those held out at a share or with 0 all -> how they are measured."""
+        """Images of `size` (H,W), at most `count` of them, those held out at a share or with 0 all -> how they are measured."""
         found, missing = judges()
         protocol = TokenizerProtocol(
-            about=f"The study `{study}`: pictures of one size, evenly spread over those there are.",
-            pictures=PictureProtocol(held_out=held_out, size=size, count=count),
+            about=f"The study `{study}`: images of one size, evenly spread over those there are.",
+            images=ImageProtocol(held_out=held_out, size=size, count=count),
             similarity=("psnr", "ssim"),
             lpips=("squeezenet",) if LPIPS in found else (),
             features=FeatureProtocol(network="squeezenet", scores=("frechet",)) if FEATURES in found else None,
@@ -64,38 +64,38 @@ class Measuring(NamedTuple):
         self,
         name: str,
         *,
-        pictures: Pictures,
+        images: Images,
         described: Mapping[str, Any],
         after: Sequence[str],
         load: Callable[[Place], Any],
     ) -> Step:
-        """The step that measures the tokenizer `load` finds. Its folder holds `result.json`, `pictures.csv`, and in `shown`
-        some pictures. `described`: what the settings hold of the tokenizer besides the steps it comes `after`."""
+        """The step that measures the tokenizer `load` finds. Its folder holds `result.json`, `images.csv`, and in `shown`
+        some images. `described`: what the settings hold of the tokenizer besides the steps it comes `after`."""
         settings = {"protocol": as_mapping(self.protocol), "shown": self.shown, "outcome": OUTCOME}
         return Step(
             name=f"measure-{name}",
-            settings={**pictures.described, **described, **settings},
-            work=lambda place: self.measured(load(place), name, pictures.path(place), place),
-            after=(*pictures.after, *after),
+            settings={**images.described, **described, **settings},
+            work=lambda place: self.measured(load(place), name, images.path(place), place),
+            after=(*images.after, *after),
         )
 
-    def measured(self, tokenizer: Any, name: str, pictures: Path, place: Place) -> dict[str, Any]:
-        """A tokenizer, or what has its methods -> its scores; its values on each picture, and some pictures, are set down in
+    def measured(self, tokenizer: Any, name: str, images: Path, place: Place) -> dict[str, Any]:
+        """A tokenizer, or what has its methods -> its scores; its values on each image, and some images, are set down in
         the step's folder."""
-        source, device = open_source(pictures), pick_device("auto")
-        protocol = _at_most(self.protocol, len(Taken(source, _uncounted(self.protocol.pictures), channels=3)))
-        with counting(place.console, title=f"measuring {name}", unit="pictures") as progress:
+        source, device = open_source(images), pick_device("auto")
+        protocol = _at_most(self.protocol, len(Taken(source, _uncounted(self.protocol.images), channels=3)))
+        with counting(place.console, title=f"measuring {name}", unit="images") as progress:
             measured = measure_tokenizer(tokenizer, source, protocol=protocol, device=device, progress=progress)
         plain = as_plain(measured)
         write_result(place.folder, plain, measured)
-        taken = Taken(source, protocol.pictures, channels=tokenizer.settings.pyramid.channels)
-        height, width = protocol.pictures.size or (0, 0)
+        taken = Taken(source, protocol.images, channels=tokenizer.settings.autoencoder.channels)
+        height, width = protocol.images.size or (0, 0)
         f, K = tokenizer.factor, tokenizer.size
         return {
             "factor": f,
             "codes": K,
-            "channels": tokenizer.settings.pyramid.channels,
-            "bits_a_picture": height // f * (width // f) * math.log2(K),
+            "channels": tokenizer.settings.autoencoder.channels,
+            "bits_a_image": height // f * (width // f) * math.log2(K),
             "bits_a_pixel": math.log2(K) / f**2,
             "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
             "shown": _set_down(tokenizer, taken, place.folder / "shown", count=self.shown),
@@ -119,18 +119,18 @@ def judges() -> tuple[list[str], dict[str, str]]:
     return found, missing
 
 
-def _uncounted(pictures: PictureProtocol) -> PictureProtocol:
-    return PictureProtocol(held_out=pictures.held_out, size=pictures.size)
+def _uncounted(images: ImageProtocol) -> ImageProtocol:
+    return ImageProtocol(held_out=images.held_out, size=images.size)
 
 
 def _at_most(protocol: TokenizerProtocol, available: int) -> TokenizerProtocol:
-    """The protocol with no more pictures than there are."""
-    pictures = protocol.pictures
-    count = min(pictures.count or available, available)
-    fewer = PictureProtocol(held_out=pictures.held_out, size=pictures.size, count=count)
+    """The protocol with no more images than there are."""
+    images = protocol.images
+    count = min(images.count or available, available)
+    fewer = ImageProtocol(held_out=images.held_out, size=images.size, count=count)
     return TokenizerProtocol(
         about=protocol.about,
-        pictures=fewer,
+        images=fewer,
         similarity=protocol.similarity,
         lpips=protocol.lpips,
         features=protocol.features,
@@ -139,7 +139,7 @@ def _at_most(protocol: TokenizerProtocol, available: int) -> TokenizerProtocol:
 
 @torch.no_grad()
 def _set_down(tokenizer: Any, taken: Taken, folder: Path, *, count: int) -> list[dict[str, Any]]:
-    """Write `count` of the pictures, evenly spread, and what the tokenizer makes of them, as PNG files -> their names."""
+    """Write `count` of the images, evenly spread, and what the tokenizer makes of them, as PNG files -> their names."""
     device = next(tokenizer.parameters()).device
     count = min(count, len(taken))
     found: list[dict[str, Any]] = []
@@ -152,17 +152,17 @@ def _set_down(tokenizer: Any, taken: Taken, folder: Path, *, count: int) -> list
         back = tokenizer(original.unsqueeze(0).to(device))[0][0].clamp(-1, 1).cpu()
         save_png(folder / f"{number:03d}-original.png", original)
         save_png(folder / f"{number:03d}.png", back)
-        found.append({"number": number, "place": at, "name": taken.pictures[at].key})
+        found.append({"number": number, "place": at, "name": taken.images[at].key})
     return found
 
 
 @torch.no_grad()
 def _timed(tokenizer: Any, size: tuple[int, int], device: torch.device) -> dict[str, Any]:
-    """Seconds a picture of `size` takes, to codes and back, in a batch of `TIMED`: the median of some repeats after one."""
-    images = torch.zeros(TIMED, tokenizer.settings.pyramid.channels, *size, device=device)
+    """Seconds an image of `size` takes, to codes and back, in a batch of `TIMED`: the median of some repeats after one."""
+    images = torch.zeros(TIMED, tokenizer.settings.autoencoder.channels, *size, device=device)
     took = []
     for _ in range(REPEATS + 1):
         began = time.perf_counter()
         float(tokenizer(images)[0].sum())  # reading a number waits for the device
         took.append((time.perf_counter() - began) / TIMED)
-    return {"seconds_a_picture": statistics.median(took[1:]), "device": str(device)}
+    return {"seconds_a_image": statistics.median(took[1:]), "device": str(device)}

@@ -4,7 +4,7 @@ Shapes: B batch, K image codes, P prefix codes, h w grid, m places laid in one c
 
 `sample` has one program for all cases. Codes that do not need one another are a wave (`prior.wavefront`) and are laid at once; how
 the prior is asked for them is `prior.laying`'s. A grid that fits the prior's window is the case of waves of one code and a window
-that never moves, so that its cache lasts for the whole picture; completion is the case that some codes are known already.
+that never moves, so that its cache lasts for the whole image; completion is the case that some codes are known already.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from smalti.core.capacity import check_memory
 from smalti.core.errors import SmaltiError
 from smalti.core.rng import gumbel
 from smalti.core.settings import parse, settings
-from smalti.generation.neighborhood_decoding import AmongNeighbours
+from smalti.generation.neighborhood_decoding import AmongNeighbors
 from smalti.generation.sliding_window import Laying, UnderWindows
 from smalti.generation.speculative import guessing
 from smalti.generation.wavefront import Place, stretches
 from smalti.kernels.prepacked import packed
 from smalti.prior.base import Prior
-from smalti.prior.neighborhood import Neighbourhood
+from smalti.prior.neighborhood import Neighborhood
 from smalti.prior.window import Middle, Window, after_middle
 
 _CODE_BYTES, _PLACE_BYTES = 4 * 8, 300
-"""Memory of a code: the known ones, those so far and copies of them, int64; and of its place in the schedule, for all pictures."""
+"""Memory of a code: the known ones, those so far and copies of them, int64; and of its place in the schedule, for all images."""
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -43,14 +43,14 @@ SCHEDULES: dict[Schedule, Callable[[float], float]] = {
     "cosine": lambda place: (1 - math.cos(math.pi * place)) / 2,  # MDT (Gao et al., arXiv 2303.14389), with power 1
 }
 """Place in the sequence, 0 for the first code to 1 for the last -> the share of the guidance that is in force there. With little
-guidance at the beginning pictures are more various, with much at the end they follow the condition."""
+guidance at the beginning images are more various, with much at the end they follow the condition."""
 
 
 GREEDY = 1e-30
 """Temperatures below it are 0: logits divided by it may be too large for float32, and noise has long ceased to count."""
 
 MOST_GUIDANCE = 1e6
-"""Far beyond what changes a picture; much more would carry logits beyond float32."""
+"""Far beyond what changes an image; much more would carry logits beyond float32."""
 
 
 def guidance_at(turn: int, *, count: int, sampler: Sampler) -> float:
@@ -124,11 +124,11 @@ def choose(logits: Tensor, noise: Tensor) -> Tensor:
 
 
 def unknown(batch: int, grid: tuple[int, int]) -> Tensor:
-    """The grid (h, w) of a `batch` of pictures of which nothing is known: (batch, h, w) int64, all -1.
+    """The grid (h, w) of a `batch` of images of which nothing is known: (batch, h, w) int64, all -1.
 
-    Raises `SmaltiError` for fewer pictures than one, and for what is beyond the memory of this machine.
+    Raises `SmaltiError` for fewer images than one, and for what is beyond the memory of this machine.
     """
-    check_room(whole_number(batch, "the number of pictures", least=1), grid)
+    check_room(whole_number(batch, "the number of images", least=1), grid)
     return torch.full((batch, *grid), -1)
 
 
@@ -137,16 +137,16 @@ def seeds_from(seed: int, count: int) -> Tensor:
     seed, count = whole_number(seed, "seed"), whole_number(count, "count", least=1)
     if seed < 0 or seed + count >= 2**63:
         raise SmaltiError(f"the seed {seed} is not from 0 to {2**63 - 1 - count}; choose a smaller one, not negative")
-    check_memory(8 * count, f"seeds of {count:,} pictures")
+    check_memory(8 * count, f"seeds of {count:,} images")
     return torch.arange(seed, seed + count)
 
 
 def check_room(batch: int, grid: tuple[int, int]) -> None:
-    """Raise `SmaltiError` where laying a `batch` of pictures of a grid (h, w) takes more memory than this machine has."""
+    """Raise `SmaltiError` where laying a `batch` of images of a grid (h, w) takes more memory than this machine has."""
     codes = grid[0] * grid[1]
     check_memory(
         batch * codes * _CODE_BYTES + codes * _PLACE_BYTES,
-        f"laying {batch:,} picture{'s' * (batch != 1)} of {grid[0]:,} x {grid[1]:,} codes (height x width)",
+        f"laying {batch:,} image{'s' * (batch != 1)} of {grid[0]:,} x {grid[1]:,} codes (height x width)",
     )
 
 
@@ -159,10 +159,10 @@ def sample(
     complete. In raster order w codes are a row, but where the grid is wider than the prior's window: there several rows are laid
     side by side, each a little behind the one above it.
 
-    `seeds` is (B,) int64, not negative. A picture's chance hangs on its own seed and the place of each code alone, not on
-    the batch it is in; laid on from some of its own codes, it becomes the same picture. `known` is (B, h, w): codes to
+    `seeds` is (B,) int64, not negative. An image's chance hangs on its own seed and the place of each code alone, not on
+    the batch it is in; laid on from some of its own codes, it becomes the same image. `known` is (B, h, w): codes to
     keep, and -1 where one is to be laid; `unknown` makes one without any. Where the grid is larger than the prior's
-    window, the window slides (arXiv 2012.09841, section 3.2); a neighbourhood transformer needs none.
+    window, the window slides (arXiv 2012.09841, section 3.2); a neighborhood transformer needs none.
 
     Raises `SmaltiError` for a grid without codes, for another grid than the prior's window where its order is not
     raster, for shapes that do not belong together, for a negative seed, for known codes that the prior does not have,
@@ -199,8 +199,8 @@ def sample_windows(
     """As `sample`, with a prefix (B, P) for each place of the window, for a condition that has places itself.
 
     `middle` says where in a window that stands freely the code is that is laid. The prefixes are on the device of `known`,
-    and the caller sees to it that their shape is right. A neighbourhood transformer has one window, the picture, of whatever size,
-    and its prefix is that of the picture. `speculate` codes are guessed at once (`prior.speculation`): the codes that are laid are
+    and the caller sees to it that their shape is right. A neighborhood transformer has one window, the image, of whatever size,
+    and its prefix is that of the image. `speculate` codes are guessed at once (`prior.speculation`): the codes that are laid are
     the same, in fewer calls of the prior. Raises `SmaltiError` as `sample` does, for fewer guesses than none, and for guesses
     where the grid is larger than the window or there is no window.
     """
@@ -218,8 +218,8 @@ def laid_by(
 ) -> Laying:
     """A prior, what it is told and codes (B, h, w), -1 where one is to be laid -> how it is asked for them."""
     missing = (known < 0).any(dim=0).cpu()
-    if isinstance(prior, Neighbourhood):
-        return AmongNeighbours(packed(prior), prefix_at, empty, missing=missing)
+    if isinstance(prior, Neighborhood):
+        return AmongNeighbors(packed(prior), prefix_at, empty, missing=missing)
     return UnderWindows(packed(prior), prefix_at, empty, missing=missing, middle=middle, device=known.device)
 
 
@@ -305,7 +305,7 @@ def _check(prior: Prior, *, seeds: Tensor, known: Tensor) -> None:
         )
     batch, height, width = known.shape
     if not batch:
-        raise SmaltiError("there is no picture to lay; ask for one or more")
+        raise SmaltiError("there is no image to lay; ask for one or more")
     if prior.training:
         raise SmaltiError(
             "the prior is in training mode, and its dropout would disturb the sampling; call prior.eval() first"
@@ -313,7 +313,7 @@ def _check(prior: Prior, *, seeds: Tensor, known: Tensor) -> None:
     if min(height, width) < 1:
         raise SmaltiError(f"a grid of {height} x {width} codes has no place for a code; ask for at least 1 x 1")
     if seeds.shape != (batch,):
-        raise SmaltiError(f"for {batch} pictures seeds must have the shape ({batch},); they have {tuple(seeds.shape)}")
+        raise SmaltiError(f"for {batch} images seeds must have the shape ({batch},); they have {tuple(seeds.shape)}")
     if seeds.is_floating_point() or seeds.dtype == torch.bool:
         raise SmaltiError(f"seeds are whole numbers from 0 on, not {seeds.dtype}; give int64")
     if seeds.numel() and seeds.min() < 0:

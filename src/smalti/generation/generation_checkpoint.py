@@ -1,7 +1,7 @@
-"""What is laid of a picture, kept in a file, so that a stop at any time loses little and the same picture is laid on.
+"""What is laid of an image, kept in a file, so that a stop at any time loses little and the same image is laid on.
 
 A code's chance belongs to its seed and its place (`smalti.core.rng`). So codes that are laid already, given as known ones, change
-nothing: the picture is the one that would have been laid without the stop, code for code.
+nothing: the image is the one that would have been laid without the stop, code for code.
 
 Letters: B batch, h w code grid, P prefix codes.
 """
@@ -116,7 +116,7 @@ class Keeper:
 
     @property
     def count(self) -> int:
-        """How many codes there are now, of all pictures."""
+        """How many codes there are now, of all images."""
         return int((self.codes >= 0).sum())
 
     def laid(self, codes: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Laying with a neighbourhood transformer: a code costs one place, and only the rows in reach are kept.
+"""Laying with a neighborhood transformer: a code costs one place, and only the rows in reach are kept.
 
 Letters: B batch, K image codes, P prefix codes, h w grid, m places of a wave, N heads, d width of a head, r reach, R rows kept.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.generation.sliding_window import Laying
 from smalti.generation.wavefront import Place
-from smalti.prior.neighborhood import Neighbourhood, Sight, Told
+from smalti.prior.neighborhood import Neighborhood, Sight, Told
 from smalti.prior.transformer import rotated
 from smalti.prior.window import Window
 
@@ -54,7 +54,7 @@ class Ring(Sight):
         self.kept: dict[str, tuple[Tensor, Tensor]] = {}
 
     def stand(self, rows: Tensor, columns: Tensor, rotation: tuple[Tensor, Tensor], *, batch: int) -> None:
-        """Say where the places of the next call are (m,), how they are turned, and in how many pictures, before each call."""
+        """Say where the places of the next call are (m,), how they are turned, and in how many images, before each call."""
         row, column = rows[:, None] - self.up.to(rows.device), columns[:, None] + self.right.to(rows.device)  # (m, s)
         seeable = (row >= 0) & (column >= 0) & (column < self.width)
         self.mask = seeable.repeat(batch, 1)[:, None, None]  # (B m, 1, 1, s)
@@ -78,13 +78,13 @@ class Ring(Sight):
 
 
 @final
-class AmongNeighbours(Laying):
-    """A neighbourhood transformer: the codes of a wave in one call, one place each."""
+class AmongNeighbors(Laying):
+    """A neighborhood transformer: the codes of a wave in one call, one place each."""
 
     def __init__(
-        self, prior: Neighbourhood, prefix_at: Callable[[Window], Tensor], empty: Tensor, *, missing: Tensor
+        self, prior: Neighborhood, prefix_at: Callable[[Window], Tensor], empty: Tensor, *, missing: Tensor
     ) -> None:
-        """`empty` (B, P) says nothing, or is of no pictures without guidance; `missing` (h, w) is where codes are to be laid."""
+        """`empty` (B, P) says nothing, or is of no images without guidance; `missing` (h, w) is where codes are to be laid."""
         height, width = missing.shape
         self.prior, self.schedule = prior, slanted(missing, reach=prior.reach)
         prefix = torch.cat(
@@ -96,7 +96,7 @@ class AmongNeighbours(Laying):
             self.ring = Ring((height, width), told=prior.told(free), reach=prior.reach)
 
     def _fitting(self, prefix: Tensor, height: int, width: int) -> Tensor:
-        """The prefix of a picture, or one of the trained size that says nothing -> the prefix of a picture."""
+        """The prefix of an image, or one of the trained size that says nothing -> the prefix of an image."""
         prior = self.prior
         asked = prior.free + len(prior.hints) * height * width
         if prefix.shape[1] == asked:

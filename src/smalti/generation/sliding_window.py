@@ -23,14 +23,14 @@ from smalti.prior.window import Middle, Window
 
 MOST = 2**14
 """Codes that one call of the prior reads at most, where it reads sequences of several places: enough to keep a device busy. A
-wave over a very wide picture takes several calls, so that the memory of a call does not grow with the picture."""
+wave over a very wide image takes several calls, so that the memory of a call does not grow with the image."""
 
 KEPT = 2**30
 """Bytes of keys and values that are kept at most for windows that come back."""
 
 
 class Laying(abc.ABC):
-    """A picture's codes -> logits of those that are laid next, wave after wave."""
+    """An image's codes -> logits of those that are laid next, wave after wave."""
 
     schedule: list[list[Place]]
     """The places of each wave."""
@@ -69,7 +69,7 @@ class UnderWindows(Laying):
         middle: Middle,
         device: torch.device,
     ) -> None:
-        """`empty` (B, P) says nothing, or is of no pictures without guidance; `missing` (h, w) is where codes are to be laid."""
+        """`empty` (B, P) says nothing, or is of no images without guidance; `missing` (h, w) is where codes are to be laid."""
         height, width = missing.shape
         self.prior, self.prefix_at, self.empty = prior, prefix_at, empty
         self.window = (min(prior.limit[0], height), min(prior.limit[1], width))

@@ -28,10 +28,10 @@ Drawn: TypeAlias = Callable[[Sequence[Place], Tensor], Tensor]
 
 @final
 class GuessingAhead(Laying):
-    """A window that stands over the whole picture: each call reads n codes that are guessed, and answers for n + 1.
+    """A window that stands over the whole image: each call reads n codes that are guessed, and answers for n + 1.
 
     An answer counts as long as all codes before it came out as they were guessed; the first always does. From there on the next
-    call goes on, with what the others say as new guesses. In a batch the picture that was guessed worst decides.
+    call goes on, with what the others say as new guesses. In a batch the image that was guessed worst decides.
     """
 
     def __init__(self, under: UnderWindows, drawn: Drawn, *, count: int) -> None:
@@ -86,11 +86,11 @@ def guessing(laying: Laying, drawn: Drawn, *, grid: tuple[int, int], count: int)
         return laying
     if not isinstance(laying, UnderWindows):
         raise SmaltiError(
-            f"speculate = {count} guesses codes under a window, and a neighbourhood transformer has none; leave it at 0"
+            f"speculate = {count} guesses codes under a window, and a neighborhood transformer has none; leave it at 0"
         )
     if laying.window != grid:
         raise SmaltiError(
             f"speculate = {count} guesses codes under a window that stands still, and one of {laying.window[0]} x "
-            f"{laying.window[1]} codes moves over a grid of {grid[0]} x {grid[1]}; leave it at 0, or lay a smaller picture"
+            f"{laying.window[1]} codes moves over a grid of {grid[0]} x {grid[1]}; leave it at 0, or lay a smaller image"
         )
     return GuessingAhead(laying, drawn, count=count)

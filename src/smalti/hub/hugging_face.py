@@ -57,7 +57,7 @@ def pushed(folder: Path, name: str, *, private: bool) -> str:
             commit_message=f"smalti {__version__}",
             delete_patterns=[*PARTS, "tokenizer/*", "prior/*"],
         )
-    except Exception as error:  # as above: offline, no token, no right to write, a licence that the Hub does not know
+    except Exception as error:  # as above: offline, no token, no right to write, a license that the Hub does not know
         raise SmaltiError(
             f"the Hub did not take {name} ({_first_line(error)}); log in with `hf auth login` or set HF_TOKEN, and try again"
         ) from error

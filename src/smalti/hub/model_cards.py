@@ -1,7 +1,7 @@
 """Model cards: what a model folder, its runs and its measurements say -> the README.md that stands beside the model on the Hub.
 
 Nothing is claimed that is not in a file: scores come with their protocol from `result.json`, else from the run's last validation
-and are called that; a licence is what its owner says it is.
+and are called that; a license is what its owner says it is.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, write_text
 from smalti.hub.hugging_face import pushed
 
-CARD, PICTURES = "README.md", "images"
+CARD, IMAGES = "README.md", "images"
 SHOWN_LABELS = 24
-_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 class Run(NamedTuple):
@@ -32,14 +32,14 @@ class Run(NamedTuple):
     """Its settings as resolved."""
     metrics: Sequence[Mapping[str, Any]]
     """The lines of its `metrics.jsonl`, oldest first."""
-    picture: Path | None
-    """The last picture that it made, if there is one."""
+    image: Path | None
+    """The last image that it made, if there is one."""
 
 
 class Sources(NamedTuple):
     """What a card is written from, besides the model."""
 
-    licence: str
+    license: str
     """As the Hub names it, such as "mit", "cc-by-4.0" or "other"."""
     runs: Mapping[str, Run] = MappingProxyType({})
     """The runs that the models come from: of the "tokenizer", of the "prior"; those there are."""
@@ -54,19 +54,19 @@ def publish(folder: Path, name: str, sources: Sources, *, private: bool) -> str:
 
 
 def write_card(folder: Path, name: str, sources: Sources) -> None:
-    """Write README.md, and the pictures that it shows, beside the models in `folder`; `name` is the repository's, owner/name.
+    """Write README.md, and the images that it shows, beside the models in `folder`; `name` is the repository's, owner/name.
 
-    Raises `SmaltiError` for what is no licence and for results that were not written by `smalti evaluate`.
+    Raises `SmaltiError` for what is no license and for results that were not written by `smalti evaluate`.
     """
-    if not _LICENCE.fullmatch(sources.licence):
+    if not _LICENSE.fullmatch(sources.license):
         raise SmaltiError(
-            f"{sources.licence!r} is no licence as the Hub names them; write one such as mit, apache-2.0, cc-by-4.0 or other"
+            f"{sources.license!r} is no license as the Hub names them; write one such as mit, apache-2.0, cc-by-4.0 or other"
         )
     models = {kind: read_json(path) for kind, path in _configs(folder).items()}
     sections = [
-        _head(models, sources.licence),
+        _head(models, sources.license),
         f"# {name.partition('/')[2]}\n\n{_sentence(models)}",
-        *_pictures(folder, sources.runs),
+        *_images(folder, sources.runs),
         f"## Use\n\n```python\n{_use(models, name)}\n```",
         f"## What it is\n\n{_table(_facts(models))}",
         "## Scores\n\n" + ("\n\n".join(_scores(sources)) or "None were given."),
@@ -83,16 +83,18 @@ def _configs(folder: Path) -> dict[str, Path]:
     return {kind: folder / kind / "config.json" for kind in ("tokenizer", "prior")}
 
 
-def _head(models: Mapping[str, Any], licence: str) -> str:
+def _head(models: Mapping[str, Any], license: str) -> str:
     tags = ["smalti", "vqgan", "image-generation" if "prior" in models else "image-tokenizer"]
-    values = {"license": licence, "library_name": "smalti", "tags": tags}
+    values = {"license": license, "library_name": "smalti", "tags": tags}
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
 
 
 def _sentence(models: Mapping[str, Any]) -> str:
     if "prior" in models:
-        return "A tokenizer, which turns pictures into codes and back, and a prior, which lays new codes. Made with smalti."
-    return "A tokenizer, which turns pictures into codes and back. Made with smalti."
+        return (
+            "A tokenizer, which turns images into codes and back, and a prior, which lays new codes. Made with smalti."
+        )
+    return "A tokenizer, which turns images into codes and back. Made with smalti."
 
 
 def _use(models: Mapping[str, Any], name: str) -> str:
@@ -123,14 +125,17 @@ def _use(models: Mapping[str, Any], name: str) -> str:
 def _facts(models: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What the configs say: (what, value)."""
     settings, about = models["tokenizer"]["settings"], models["tokenizer"]["about"]
-    pyramid, quantizer = settings["pyramid"], settings["quantizer"]
-    factor = pyramid["stem"] << (len(pyramid["multipliers"]) - 1)
-    yield "pictures", f"{pyramid['channels']} channels; a code stands for {factor} x {factor} pixels"
-    yield "codebook", ", ".join(f"{key} {quantizer[key]}" for key in ("name", "size", "dimension") if key in quantizer)
-    yield from _told(
-        about, said={"data": "data", "pictures": "pictures in the data", "size": "trained at (height x width)"}
+    autoencoder, quantizer = settings["autoencoder"], settings["quantizer"]
+    factor = autoencoder["patch_size"] << (len(autoencoder["channel_multipliers"]) - 1)
+    yield "images", f"{autoencoder['channels']} channels; a code stands for {factor} x {factor} pixels"
+    yield (
+        "codebook",
+        ", ".join(f"{key} {quantizer[key]}" for key in ("name", "codebook_size", "codebook_dim") if key in quantizer),
     )
-    yield from _told(about, said={"images_seen": "pictures seen in training", "imported_from": "imported from"})
+    yield from _told(
+        about, said={"data": "data", "images": "images in the data", "size": "trained at (height x width)"}
+    )
+    yield from _told(about, said={"images_seen": "images seen in training", "imported_from": "imported from"})
     yield "fingerprint of the tokenizer", str(about.get("fingerprint", "none"))
     if "prior" in models:
         settings, about = models["prior"]["settings"], models["prior"]["about"]
@@ -141,9 +146,7 @@ def _facts(models: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if labels:
             more = f", and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
             yield "labels", ", ".join(labels[:SHOWN_LABELS]) + more
-        yield from _told(
-            about, said={"pictures": "pictures that its codes are of", "codes_seen": "codes seen in training"}
-        )
+        yield from _told(about, said={"images": "images that its codes are of", "codes_seen": "codes seen in training"})
 
 
 def _told(about: Mapping[str, Any], *, said: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -168,22 +171,22 @@ def _table(rows: Iterable[tuple[str, ...]], *, head: tuple[str, ...] = ("", ""))
     )
 
 
-def _pictures(folder: Path, runs: Mapping[str, Run]) -> Iterator[str]:
-    """Copy the last picture of each run beside the models, and show it."""
+def _images(folder: Path, runs: Mapping[str, Run]) -> Iterator[str]:
+    """Copy the last image of each run beside the models, and show it."""
     what = {
         "prior": "Samples that the prior drew at the end of its training, not chosen.",
-        "tokenizer": "Held-out pictures and what the tokenizer keeps of them.",
+        "tokenizer": "Held-out images and what the tokenizer keeps of them.",
     }
     for kind, words in what.items():
-        last = runs[kind].picture if kind in runs else None
+        last = runs[kind].image if kind in runs else None
         if last is not None:
-            (folder / PICTURES).mkdir(exist_ok=True)
-            shutil.copyfile(last, folder / PICTURES / f"{kind}.png")
-            yield f"![{words}]({PICTURES}/{kind}.png)\n\n*{words}*"
+            (folder / IMAGES).mkdir(exist_ok=True)
+            shutil.copyfile(last, folder / IMAGES / f"{kind}.png")
+            yield f"![{words}]({IMAGES}/{kind}.png)\n\n*{words}*"
 
 
 def _scores(sources: Sources) -> Iterator[str]:
-    """Measurements with their protocols; without any, what the runs say of their held-out pictures."""
+    """Measurements with their protocols; without any, what the runs say of their held-out images."""
     for path in sources.results:
         yield _measured(path)
     if sources.results:
@@ -192,7 +195,7 @@ def _scores(sources: Sources) -> Iterator[str]:
         last = next((line for line in reversed(run.metrics) if line.get("part") == "validation"), None)
         if last is not None:
             rows = ((key, _number(value)) for key, value in last.items() if key not in ("part", "time", "seen"))
-            unit = "codes" if kind == "prior" else "pictures"
+            unit = "codes" if kind == "prior" else "images"
             yield (
                 f"The {kind}, on the held-out part of its own training data, after {last['seen']:,} {unit}: the last validation of "
                 f"the training, no protocol of `smalti evaluate`.\n\n{_table(rows, head=('score', 'value'))}"
@@ -228,7 +231,7 @@ def _folded(title: str, values: Mapping[str, Any]) -> str:
 
 
 def _without_places(value: Any) -> Any:
-    """Plain values with the last part alone of each absolute path: where somebody keeps their pictures is nobody's business."""
+    """Plain values with the last part alone of each absolute path: where somebody keeps their images is nobody's business."""
     if isinstance(value, Mapping):
         return {key: _without_places(each) for key, each in value.items()}
     if isinstance(value, list):

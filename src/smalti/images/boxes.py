@@ -40,13 +40,11 @@ def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, 
         return left, top, width, height
     if size == SHARES and (min(left, top) < -_BEYOND or max(right, bottom) > 1 + _BEYOND):
         raise refuse(
-            f"the box {numbers!r} reaches beyond the picture; give left, top, width, height as shares of it, from 0 to 1, "
+            f"the box {numbers!r} reaches beyond the image; give left, top, width, height as shares of it, from 0 to 1, "
             "not in pixels"
         )
     if left > 1 or top > 1 or right < 0 or bottom < 0:
-        raise refuse(
-            f"the box {numbers!r} lies outside the picture, of {size[0]:g}x{size[1]:g} pixels (width x height)"
-        )
+        raise refuse(f"the box {numbers!r} lies outside the image, of {size[0]:g}x{size[1]:g} pixels (width x height)")
     left, top = max(left, 0.0), max(top, 0.0)
     return left, top, min(right, 1.0) - left, min(bottom, 1.0) - top
 
@@ -57,6 +55,6 @@ def place_of(x: Any, y: Any, size: Size, refuse: Refuse) -> tuple[float, float]:
     Raises what `refuse` makes of what is no place.
     """
     if not (is_number(x) and is_number(y) and abs(x / size[0]) <= _FARTHEST and abs(y / size[1]) <= _FARTHEST):
-        unit = "shares of the picture, from 0 to 1, not in pixels" if size == SHARES else "pixels of the picture"
+        unit = "shares of the image, from 0 to 1, not in pixels" if size == SHARES else "pixels of the image"
         raise refuse(f"a keypoint is at {[x, y]!r}; give x and y in {unit}")
     return x / size[0], y / size[1]

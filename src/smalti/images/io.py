@@ -1,8 +1,8 @@
 """What an image is here.
 
-A tensor is float in [-1, 1], shaped (C, H, W) or (B, C, H, W); C is 1 (grayscale), 3 (colour) or 4 (colour and
-opacity) when it comes from a picture file. An array is (H, W, C), uint8, or uint16 where a file has 16 bits. Heights
-come before widths. Files whose pixels are numbers and not colours are read by `smalti.images.label_maps`.
+A tensor is float in [-1, 1], shaped (C, H, W) or (B, C, H, W); C is 1 (grayscale), 3 (color) or 4 (color and
+opacity) when it comes from an image file. An array is (H, W, C), uint8, or uint16 where a file has 16 bits. Heights
+come before widths. Files whose pixels are numbers and not colors are read by `smalti.images.label_maps`.
 
 B batch, C channels, H W pixels.
 """
@@ -36,7 +36,7 @@ from smalti.images.pixel_formats import Levels, as_floats, levels_of, orientatio
 Array: TypeAlias = Levels
 Filter: TypeAlias = Literal["lanczos", "nearest"]
 Box: TypeAlias = tuple[float, float, float, float]
-"""Left, top, right and bottom of a part of a picture, in pixels."""
+"""Left, top, right and bottom of a part of an image, in pixels."""
 
 IMAGE_SUFFIXES = (
     ".avif",
@@ -56,14 +56,14 @@ IMAGE_SUFFIXES = (
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 MOST_COVERING = 2**24
-"""Pixels of a picture that covers a size, beyond which it is to be no larger than its file's picture or 8 times the size."""
+"""Pixels of an image that covers a size, beyond which it is to be no larger than its file's image or 8 times the size."""
 SPARE = 2.0  # what a JPEG decoder gives stays so many times larger than what is asked for
-SETTINGS_KEY = "smalti"  # the keyword of the PNG text chunk that holds the settings of a picture we made
+SETTINGS_KEY = "smalti"  # the keyword of the PNG text chunk that holds the settings of an image we made
 
 
 @final
 class DamagedImage(SmaltiError):  # noqa: N818 - named after what is wrong
-    """A picture that cannot be used: `name`, and `reason` as the rest of a sentence that begins with the name."""
+    """An image that cannot be used: `name`, and `reason` as the rest of a sentence that begins with the name."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
@@ -88,7 +88,7 @@ def damage_told(name: str) -> Iterator[None]:
             most = f"{Image.MAX_IMAGE_PIXELS:,}"
             raise DamagedImage(name, f"has more than {most} pixels, the most that is read; scale it down") from error
         except UnidentifiedImageError as error:
-            raise DamagedImage(name, "is not a picture of any kind that is read") from error
+            raise DamagedImage(name, "is not an image of any kind that is read") from error
         except FileNotFoundError as error:
             raise DamagedImage(name, "is missing") from error
         except Exception as error:  # decoders answer damage with every kind of exception
@@ -108,16 +108,16 @@ def opened(source: Path | BinaryIO, *, name: str) -> Iterator[BinaryIO]:
 
 
 def read_image(source: Path | BinaryIO, *, channels: int, name: str, bits: Literal[8, 16] = 8) -> Array:
-    """A picture file -> its pixels (H, W, C), upright, for C `channels`: 1 (grayscale), 3 (colour), 4 (colour and opacity).
+    """An image file -> its pixels (H, W, C), upright, for C `channels`: 1 (grayscale), 3 (color), 4 (color and opacity).
 
-    The EXIF orientation is applied. Gray becomes colour, and colour gray. For 1 and 3 channels transparent pixels are
+    The EXIF orientation is applied. Gray becomes color, and color gray. For 1 and 3 channels transparent pixels are
     laid over white, as on a page; for 4 a file without opacity is opaque. Palettes, CMYK and one-bit files are
-    converted; colour profiles are not applied. Of an animation the first frame is taken.
+    converted; color profiles are not applied. Of an animation the first frame is taken.
 
     All is uint8, but for files with 16 bits: gray for one channel stays uint16, and so does everything where `bits` is
-    16 (gray and colour from PNG and TIFF; of gray with opacity Pillow gives the upper 8). Else they are scaled to 8.
+    16 (gray and color from PNG and TIFF; of gray with opacity Pillow gives the upper 8). Else they are scaled to 8.
 
-    Raises `DamagedImage` with `name` and the reason for whatever is not a whole picture of a kind in
+    Raises `DamagedImage` with `name` and the reason for whatever is not a whole image of a kind in
     `IMAGE_SUFFIXES`, or has more pixels than Pillow holds to be safe; and `SmaltiError` for other `channels`.
     """
     _check_channels(channels)
@@ -126,13 +126,13 @@ def read_image(source: Path | BinaryIO, *, channels: int, name: str, bits: Liter
 
 
 def read_size(source: Path | BinaryIO, *, name: str) -> tuple[int, int]:
-    """A picture file -> its (height, width) upright. Raises `DamagedImage`."""
+    """An image file -> its (height, width) upright. Raises `DamagedImage`."""
     with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
         return _full_size(image)
 
 
 class Covering(NamedTuple):
-    """A picture scaled until it covers a size; `full` is the (height, width) that its file has."""
+    """An image scaled until it covers a size; `full` is the (height, width) that its file has."""
 
     pixels: Array
     full: tuple[int, int]
@@ -141,11 +141,11 @@ class Covering(NamedTuple):
 def read_covering(
     source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str, window: tuple[int, int] = (1, 1)
 ) -> Covering:
-    """A picture file -> the smallest picture of the same aspect that covers `size` (height, width), with up to 16 bits.
+    """An image file -> the smallest image of the same aspect that covers `size` (height, width), with up to 16 bits.
 
     As `read_image` and then `resize_to_cover`, but that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8 first (it
     leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is asked for. That
-    depends on the size of the file's picture and on `size` alone. Raises as `read_image`, and as `check_covering`.
+    depends on the size of the file's image and on `size` alone. Raises as `read_image`, and as `check_covering`.
     """
     _check_channels(channels)
     with opened(source, name=name) as stream, Image.open(stream, formats=_formats()) as image:
@@ -157,7 +157,7 @@ def read_covering(
             spare = min(height / rows, width / columns) / SPARE
             step = next((step for step in (8, 4, 2) if step <= spare), 1)
             if step > 1 and (drafted := image.draft(None, (image.width // step, image.height // step))):
-                # The last column and row may stand for fewer pixels than the others: the box says where the picture ends.
+                # The last column and row may stand for fewer pixels than the others: the box says where the image ends.
                 shape = (rows, columns) if lies else (columns, rows)
                 small = image.resize(shape, Image.Resampling.LANCZOS, box=drafted[1])
                 return Covering(levels_of(upright(small), channels=channels, bits=8), (height, width))
@@ -168,8 +168,8 @@ def read_covering(
 
 
 def read_middle(source: Path | BinaryIO, size: tuple[int, int], *, channels: int, name: str) -> Array:
-    """A picture file -> (height, width, C) for `size`: scaled as by `read_covering`, and the middle cut out, however long and
-    thin the picture is. Raises as `read_image`.
+    """An image file -> (height, width, C) for `size`: scaled as by `read_covering`, and the middle cut out, however long and
+    thin the image is. Raises as `read_image`.
     """
     full = read_size(source, name=name)
     if is_excessive(full, size):
@@ -186,8 +186,8 @@ def _full_size(image: Image.Image) -> tuple[int, int]:
 def _check_channels(channels: int) -> None:
     if channels not in (1, 3, 4):
         raise SmaltiError(
-            f"a picture file gives 1 channel (grayscale), 3 (colour) or 4 (colour and opacity), not {channels}; "
-            "label maps, which have a channel for each label, are read with pictures.kind=labels"
+            f"an image file gives 1 channel (grayscale), 3 (color) or 4 (color and opacity), not {channels}; "
+            "label maps, which have a channel for each label, are read with images.file_type=labels"
         )
 
 
@@ -202,7 +202,7 @@ def _formats() -> list[str]:
 
 
 def read_numbers(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
-    """A picture file -> its numbers as they are stored, upright, (H, W) or (H, W, C).
+    """An image file -> its numbers as they are stored, upright, (H, W) or (H, W, C).
 
     Those of a palette are its places; opacity beside a single channel is left out. Raises `DamagedImage`.
     """
@@ -211,15 +211,15 @@ def read_numbers(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
 
 
 def resize_shorter(array: Array, size: int) -> Array:
-    """(H, W, C) -> the same picture with its shorter side `size` pixels long, by Lanczos with antialiasing."""
+    """(H, W, C) -> the same image with its shorter side `size` pixels long, by Lanczos with antialiasing."""
     return resize_to_cover(array, (size, size))
 
 
 def resize_to_cover(array: Array, size: tuple[int, int], *, filter: Filter = "lanczos") -> Array:
-    """(H, W, C) -> the smallest picture of the same aspect that covers `size` (height, width); one side fits
+    """(H, W, C) -> the smallest image of the same aspect that covers `size` (height, width); one side fits
     exactly.
 
-    "lanczos" antialiases, and weighs colours by their opacity where there are 4 channels; "nearest" takes each pixel
+    "lanczos" antialiases, and weighs colors by their opacity where there are 4 channels; "nearest" takes each pixel
     from the nearest one, which labels need.
     """
     return resize(array, covering_size((array.shape[0], array.shape[1]), size), filter=filter)
@@ -235,13 +235,13 @@ def resize(array: Array, size: tuple[int, int], *, filter: Filter) -> Array:
 
 
 def covering_size(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The size of a picture and one that is to be covered, both (height, width) -> the picture's size when it just covers it."""
+    """The size of an image and one that is to be covered, both (height, width) -> the image's size when it just covers it."""
     scale = max(size[0] / full[0], size[1] / full[1])
     return max(size[0], round(full[0] * scale)), max(size[1], round(full[1] * scale))
 
 
 def is_excessive(full: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether a picture of size `full` is so long and thin that covering `size` takes a multiple of the memory of either.
+    """Whether an image of size `full` is so long and thin that covering `size` takes a multiple of the memory of either.
 
     A file of 1 x 6000 pixels has a hundred bytes, and covers 256 x 256 as 256 x 1,536,000.
     """
@@ -250,9 +250,9 @@ def is_excessive(full: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 def check_covering(full: tuple[int, int], size: tuple[int, int], *, window: tuple[int, int], name: str) -> None:
-    """Sizes (height, width) of a picture, of what it is to cover, and of the window that is cut out of that -> nothing.
+    """Sizes (height, width) of an image, of what it is to cover, and of the window that is cut out of that -> nothing.
 
-    Raises `DamagedImage` for a picture that would be enlarged more than twice to cover the window, and for one that is too thin
+    Raises `DamagedImage` for an image that would be enlarged more than twice to cover the window, and for one that is too thin
     (`is_excessive`). To be called before pixels are scaled.
     """
     (height, width), (h, w) = window, full
@@ -260,7 +260,7 @@ def check_covering(full: tuple[int, int], size: tuple[int, int], *, window: tupl
         raise DamagedImage(
             name,
             f"is {h}x{w} pixels, too small for size {height}x{width}; "
-            f"use pictures of at least {-(-height // 2)}x{-(-width // 2)} pixels or a smaller size",
+            f"use images of at least {-(-height // 2)}x{-(-width // 2)} pixels or a smaller size",
         )
     if is_excessive(full, size):
         rows, columns = covering_size(full, size)
@@ -270,7 +270,7 @@ def check_covering(full: tuple[int, int], size: tuple[int, int], *, window: tupl
 
 
 def covered_middle(array: Array, size: tuple[int, int], *, filter: Filter = "lanczos") -> Array:
-    """(H, W, C) -> (height, width, C): as `resize_to_cover` and then `center_crop`, in memory for the picture and the result."""
+    """(H, W, C) -> (height, width, C): as `resize_to_cover` and then `center_crop`, in memory for the image and the result."""
     full = (array.shape[0], array.shape[1])
     if not is_excessive(full, size):
         return center_crop(resize_to_cover(array, size, filter=filter), size)
@@ -282,18 +282,18 @@ def covered_middle(array: Array, size: tuple[int, int], *, filter: Filter = "lan
 
 
 def middle_box(full: tuple[int, int], size: tuple[int, int]) -> Box:
-    """What `covered_middle` shows of a picture of size `full`, in its pixels."""
+    """What `covered_middle` shows of an image of size `full`, in its pixels."""
     rows, columns = covering_size(full, size)
     top, left = (rows - size[0]) // 2, (columns - size[1]) // 2
-    high, wide = full[0] / rows, full[1] / columns  # pixels of the picture that make one
+    high, wide = full[0] / rows, full[1] / columns  # pixels of the image that make one
     return left * wide, top * high, (left + size[1]) * wide, (top + size[0]) * high
 
 
 def _check_room(array: Array, size: tuple[int, int]) -> None:
-    """Raise `SmaltiError` for a size that a picture cannot be scaled to in this machine's memory."""
+    """Raise `SmaltiError` for a size that an image cannot be scaled to in this machine's memory."""
     if math.prod(size) > MOST_COVERING:
         needed = math.prod(size) * array.shape[2] * array.dtype.itemsize
-        check_memory(needed, f"a picture of {size[0]:,} x {size[1]:,} pixels (height x width)")
+        check_memory(needed, f"an image of {size[0]:,} x {size[1]:,} pixels (height x width)")
 
 
 def _nearest(array: Array, size: tuple[int, int], box: Box) -> Array:
@@ -306,16 +306,16 @@ def _nearest(array: Array, size: tuple[int, int], box: Box) -> Array:
 
 
 def _lanczos(array: Array, size: tuple[int, int], box: Box) -> Array:
-    """The pixels around the box count as they do where all of the picture is scaled."""
+    """The pixels around the box count as they do where all of the image is scaled."""
     _check_room(array, size)
     height, width = size
 
-    def lanczos(picture: Image.Image) -> npt.NDArray[Any]:
-        return np.array(picture.resize((width, height), Image.Resampling.LANCZOS, box=box))
+    def lanczos(image: Image.Image) -> npt.NDArray[Any]:
+        return np.array(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
 
     if array.dtype == np.uint8 and array.shape[2] in (3, 4):
-        colours: Array = lanczos(Image.fromarray(array))
-        return colours
+        colors: Array = lanczos(Image.fromarray(array))
+        return colors
     limit = np.iinfo(array.dtype).max  # Lanczos overshoots at edges
 
     def plane(channel: int) -> npt.NDArray[np.float32]:
@@ -347,15 +347,15 @@ def center_crop(array: Array, size: tuple[int, int]) -> Array:
     return crop(array, top=top, left=left, height=size[0], width=size[1])
 
 
-def edges(picture: Array) -> Array:
-    """A picture (H,W,3) uint8 or uint16 -> how steep its brightness is at each pixel (H,W,1) uint8.
+def edges(image: Array) -> Array:
+    """An image (H,W,3) uint8 or uint16 -> how steep its brightness is at each pixel (H,W,1) uint8.
 
     By Sobel's filter; 255 from half the slope on that the step from black to white has.
     """
-    grey = torch.from_numpy(picture.astype(np.float32)).mean(-1)[None, None]  # (1,1,H,W)
+    gray = torch.from_numpy(image.astype(np.float32)).mean(-1)[None, None]  # (1,1,H,W)
     across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]) / 4
-    both = torch.stack([across, across.T]).unsqueeze(1) / np.iinfo(picture.dtype).max  # (2,1,3,3)
-    slopes = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), both)  # (1,2,H,W)
+    both = torch.stack([across, across.T]).unsqueeze(1) / np.iinfo(image.dtype).max  # (2,1,3,3)
+    slopes = F.conv2d(F.pad(gray, (1, 1, 1, 1), mode="replicate"), both)  # (1,2,H,W)
     steepness = slopes.norm(dim=1)[0, :, :, None]  # (H,W,1)
     found: Array = (steepness * 2).clamp(max=1).mul(255).round().to(torch.uint8).numpy()
     return found
@@ -379,8 +379,8 @@ def to_array(images: Tensor, *, rounding: Literal["nearest", "down"] = "nearest"
 
 
 def grid(images: Tensor, *, columns: int, gap: int) -> Tensor:
-    """(B, C, H, W) -> one picture (C, H', W') of the images in rows of `columns`, `gap` white pixels between
-    neighbours.
+    """(B, C, H, W) -> one image (C, H', W') of the images in rows of `columns`, `gap` white pixels between
+    neighbors.
     """
     B, C, H, W = images.shape
     columns = max(1, min(columns, B))
@@ -400,15 +400,15 @@ def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, 
     Raises `SmaltiError` when the disk refuses.
     """
     array = to_array(image) if isinstance(image, Tensor) else image
-    assert array.shape[2] in (1, 3, 4), f"a picture file holds 1, 3 or 4 channels, not {array.shape[2]}"
+    assert array.shape[2] in (1, 3, 4), f"an image file holds 1, 3 or 4 channels, not {array.shape[2]}"
     text = PngInfo()
     text.add_text(SETTINGS_KEY, json.dumps(dict(settings)))
-    picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
-    write_atomically(Path(path), lambda temporary: picture.save(temporary, format="PNG", pnginfo=text))
+    file = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else np.ascontiguousarray(array))
+    write_atomically(Path(path), lambda temporary: file.save(temporary, format="PNG", pnginfo=text))
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
-    """A picture file -> the settings `save_png` wrote into it; None when it carries none. Raises `DamagedImage`."""
+    """An image file -> the settings `save_png` wrote into it; None when it carries none. Raises `DamagedImage`."""
     read_image(
         path, channels=3, name=str(path)
     )  # the text may stand behind the pixels, and damage is told in one place

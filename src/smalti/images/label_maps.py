@@ -1,4 +1,4 @@
-"""Files whose pixels are numbers and not colours: maps of labels, and depths.
+"""Files whose pixels are numbers and not colors: maps of labels, and depths.
 
 H W pixels.
 """
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from smalti.images.io import IMAGE_SUFFIXES, Array, DamagedImage, opened, read_numbers
 
-_COLOURS = (".avif", ".jfif", ".jpeg", ".jpg", ".webp")
-LABEL_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in _COLOURS)
-"""Compression that is for colours changes numbers a little, and that makes other labels of them."""
+_COLORS = (".avif", ".jfif", ".jpeg", ".jpg", ".webp")
+LABEL_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in _COLORS)
+"""Compression that is for colors changes numbers a little, and that makes other labels of them."""
 DEPTH_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 
 _NARROWEST = 1e-8  # span of depths, from the original: what spans less is flat
@@ -26,14 +26,14 @@ _NUMPY = b"\x93NUMPY"  # the first bytes of an .npy file
 
 
 def read_labels(source: Path | BinaryIO, *, name: str) -> Array:
-    """A picture file with one number a pixel (palette, grayscale of 8 or 16 bits) -> labels (H,W,1) uint8 or uint16.
+    """An image file with one number a pixel (palette, grayscale of 8 or 16 bits) -> labels (H,W,1) uint8 or uint16.
 
-    Raises `DamagedImage` for colour pictures, for numbers that are no labels, and for what is no picture.
+    Raises `DamagedImage` for color images, for numbers that are no labels, and for what is no image.
     """
     numbers = read_numbers(source, name=name)
     if numbers.ndim != 2:
         raise DamagedImage(
-            name, "holds colours, and a segmentation one label a pixel; save it with a palette or as greyscale"
+            name, "holds colors, and a segmentation one label a pixel; save it with a palette or as grayscale"
         )
     if numbers.dtype.kind == "f":
         raise DamagedImage(name, "holds floats, and a segmentation whole numbers; save it with 8 or 16 bits")
@@ -49,12 +49,12 @@ def read_depth(source: Path | BinaryIO, *, name: str) -> npt.NDArray[np.float32]
     """A depth map -> its numbers as they are (H,W) float32.
 
     It is grayscale of 8 or 16 bits; a TIFF file of floats; or an `.npy` file of any numbers, (H,W), (1,H,W) or (H,W,1). The
-    four channels of a transparent picture are the four bytes of a float32, least significant first: so the original's data set
+    four channels of a transparent image are the four bytes of a float32, least significant first: so the original's data set
     keeps the inverse depths of MiDaS.
 
-    Raises `DamagedImage` for colours (three channels that are alike are gray), numbers that are none, and damaged files.
+    Raises `DamagedImage` for colors (three channels that are alike are gray), numbers that are none, and damaged files.
     """
-    numbers = _grey(read_any(source, name=name), name)
+    numbers = _gray(read_any(source, name=name), name)
     with np.errstate(over="ignore"):  # what is too large becomes infinite
         depth = numbers.astype(np.float32)
     if not np.isfinite(depth).all():
@@ -63,7 +63,7 @@ def read_depth(source: Path | BinaryIO, *, name: str) -> npt.NDArray[np.float32]
 
 
 def read_any(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
-    """A picture file or an `.npy` file -> its numbers as they are, (H,W) or (H,W,C). Raises `DamagedImage`."""
+    """An image file or an `.npy` file -> its numbers as they are, (H,W) or (H,W,C). Raises `DamagedImage`."""
     numbers = _array(source, name)
     return read_numbers(source, name=name) if numbers is None else numbers
 
@@ -71,32 +71,32 @@ def read_any(source: Path | BinaryIO, *, name: str) -> npt.NDArray[Any]:
 def spread(depth: Tensor) -> Tensor:
     """Numbers of any range -> of the same shape in [-1,1], the least of them -1 and the greatest 1 (all -1 where all are equal).
 
-    So the original makes depths comparable from picture to picture, before it crops or scales them.
+    So the original makes depths comparable from image to image, before it crops or scales them.
     """
     least, most = depth.min(), depth.max()
     return (depth - least) / (most - least).clamp(min=_NARROWEST) * 2 - 1
 
 
 def depth_levels(depth: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Depths (H,W) -> `spread` over 16 bits, (H,W,1): what a grayscale picture of 16 bits would hold."""
+    """Depths (H,W) -> `spread` over 16 bits, (H,W,1): what a grayscale image of 16 bits would hold."""
     from_black = spread(torch.from_numpy(depth)).double() + 1  # (H,W) in [0,2]
     levels: npt.NDArray[np.uint16] = (from_black * (65535 / 2)).round().numpy().astype(np.uint16)[:, :, None]
     return levels
 
 
-def _grey(numbers: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """The numbers of a picture file, (H,W) or (H,W,C) -> depths (H,W)."""
+def _gray(numbers: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+    """The numbers of an image file, (H,W) or (H,W,C) -> depths (H,W)."""
     if numbers.ndim == 2:
         return numbers
     # The last byte of an opaque pixel is 255: as a float that is beyond -1e38 or no number at all, and never a depth.
     if numbers.shape[2] == 4 and not (numbers[:, :, 3] == 255).all():
         depth: npt.NDArray[Any] = np.ascontiguousarray(numbers).view("<f4")[:, :, 0]
         if not (np.abs(depth) < _NO_DEPTH).all():  # no number fails too
-            raise DamagedImage(name, "is transparent, and its bytes are no depths; save it as greyscale")
+            raise DamagedImage(name, "is transparent, and its bytes are no depths; save it as grayscale")
         return depth
     if (numbers[:, :, :3] != numbers[:, :, :1]).any():
         raise DamagedImage(
-            name, "holds colours, and a depth one number a pixel; save it as greyscale, a TIFF of floats or .npy"
+            name, "holds colors, and a depth one number a pixel; save it as grayscale, a TIFF of floats or .npy"
         )
     first: npt.NDArray[Any] = numbers[:, :, 0]
     return first

@@ -26,7 +26,7 @@ def resize_plane(
     size: tuple[int, int],
     box: tuple[float, float, float, float],
 ) -> npt.NDArray[np.float32]:
-    """One channel of a picture of size `full`, of which `rows` gives some rows -> its `box`, scaled by Lanczos.
+    """One channel of an image of size `full`, of which `rows` gives some rows -> its `box`, scaled by Lanczos.
 
     Of a large one rows are made narrower strip by strip, and then fewer. Pillow does the same with all of them, or the other way
     round where that is less work, which differs by rounding.
@@ -49,5 +49,5 @@ def resize_plane(
 
 
 def strip_of(full: tuple[int, int]) -> int:
-    """The size (H, W) of a picture -> how many rows are worked on at once where the work takes several times their memory."""
+    """The size (H, W) of an image -> how many rows are worked on at once where the work takes several times their memory."""
     return max(1, MOST_AT_ONCE // full[1])

@@ -1,4 +1,4 @@
-"""Which pixels of a picture are kept when the rest is laid anew: a named part, or a mask that a person painted.
+"""Which pixels of an image are kept when the rest is laid anew: a named part, or a mask that a person painted.
 
 H W pixels; True is kept.
 """
@@ -24,7 +24,7 @@ PARTS: dict[str, Callable[[int, int], Slices]] = {
     "bottom-half": lambda H, W: (slice(H // 2, H), slice(None)),
     "left-half": lambda H, W: (slice(None), slice(0, W // 2)),
     "right-half": lambda H, W: (slice(None), slice(W // 2, W)),
-    "centre": lambda H, W: (slice(H // 4, H - H // 4), slice(W // 4, W - W // 4)),
+    "center": lambda H, W: (slice(H // 4, H - H // 4), slice(W // 4, W - W // 4)),
 }
 """Name -> (H, W) -> the rows and columns that are kept."""
 
@@ -38,8 +38,8 @@ def kept_part(name: str, size: tuple[int, int]) -> Tensor:
     return kept
 
 
-def whole_tiles(kept: Tensor | npt.NDArray[np.bool_], *, factor: int, picture: tuple[int, int]) -> Tensor:
-    """A mask (H,W) bool, True where a pixel is kept, of a picture's (height, width) -> True where a whole tile is (h,w).
+def whole_tiles(kept: Tensor | npt.NDArray[np.bool_], *, factor: int, image: tuple[int, int]) -> Tensor:
+    """A mask (H,W) bool, True where a pixel is kept, of an image's (height, width) -> True where a whole tile is (h,w).
 
     Raises `SmaltiError` for a mask of another size, for one that is not of True and False, and for one that keeps pixels, but no
     whole tile: nothing would be left of them.
@@ -48,24 +48,24 @@ def whole_tiles(kept: Tensor | npt.NDArray[np.bool_], *, factor: int, picture: t
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise SmaltiError(f"a mask is True where a pixel is kept and False elsewhere, not {kind}; give mask > 0, say")
-    if mask.shape != picture:
+    if mask.shape != image:
         raise SmaltiError(
-            f"the mask has the shape {tuple(mask.shape)}, the picture (height, width) {picture}; "
-            "give a mask of the picture's size"
+            f"the mask has the shape {tuple(mask.shape)}, the image (height, width) {image}; "
+            "give a mask of the image's size"
         )
     tiles = mask.unfold(0, factor, factor).unfold(1, factor, factor).all(-1).all(-1)
     if mask.any() and not tiles.any():
         raise SmaltiError(
-            f"no tile of {factor} x {factor} pixels is kept as a whole, and a part of one cannot be; keep more of the picture"
+            f"no tile of {factor} x {factor} pixels is kept as a whole, and a part of one cannot be; keep more of the image"
         )
     return tiles
 
 
 def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
-    """A picture file in black and white -> its brightness (H,W,1), uint8 or uint16. Numbers 0 and 1 become black and white.
+    """An image file in black and white -> its brightness (H,W,1), uint8 or uint16. Numbers 0 and 1 become black and white.
 
     Raises `DamagedImage` for transparent pixels, which are neither, for masks that are dark everywhere without being black (their
-    white would be lost), and for what is no picture.
+    white would be lost), and for what is no image.
     """
     pixels = read_image(source, channels=4, name=name, bits=16)  # (H,W,4)
     most = np.iinfo(pixels.dtype).max
@@ -87,21 +87,21 @@ def read_mask(source: Path | BinaryIO, *, name: str) -> Array:
     return mask
 
 
-def kept_by_mask(path: Path, *, picture: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A mask file (white is kept) of the picture's own (height, width) -> (size) bool, scaled and cropped as the picture is.
+def kept_by_mask(path: Path, *, image: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A mask file (white is kept) of the image's own (height, width) -> (size) bool, scaled and cropped as the image is.
 
-    Raises `SmaltiError` as `read_mask`, for a mask of another size than the picture, and for one that keeps nothing.
+    Raises `SmaltiError` as `read_mask`, for a mask of another size than the image, and for one that keeps nothing.
     """
     mask = read_mask(path, name=str(path))
-    if mask.shape[:2] != picture:
+    if mask.shape[:2] != image:
         raise SmaltiError(
-            f"the mask {path} is {mask.shape[0]}x{mask.shape[1]} pixels, its picture {picture[0]}x{picture[1]}; "
-            "a mask has the size of its picture"
+            f"the mask {path} is {mask.shape[0]}x{mask.shape[1]} pixels, its image {image[0]}x{image[1]}; "
+            "a mask has the size of its image"
         )
     kept = to_tensor(covered_middle(mask, size))[0] >= 0
     if not kept.any():
         raise SmaltiError(
-            f"the mask {path} is black wherever the picture is seen, and white is kept: nothing would be kept; make it white "
-            "where the picture is to stay"
+            f"the mask {path} is black wherever the image is seen, and white is kept: nothing would be kept; make it white "
+            "where the image is to stay"
         )
     return kept

@@ -38,7 +38,7 @@ class Storage(NamedTuple):
 
 
 AS_GIVEN = Storage()
-"""Of a picture that comes from no file."""
+"""Of an image that comes from no file."""
 
 
 def storage(image: Image.Image) -> Storage:
@@ -89,7 +89,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture -> the same as it is to be seen, by its EXIF orientation."""
+    """An image -> the same as it is to be seen, by its EXIF orientation."""
     if orientation(image) == 1:  # most are, and are not copied
         return image
     try:
@@ -122,7 +122,7 @@ def pixels_of(image: Image.Image, stream: BinaryIO, *, channels: int, bits: Lite
 
 
 def _other_bytes(image: Image.Image) -> list[ImageFile._Tile] | None:
-    """How to read the lower bytes of colours with 16 bits, of which Pillow gives the upper ones; None for other files.
+    """How to read the lower bytes of colors with 16 bits, of which Pillow gives the upper ones; None for other files.
 
     Pillow's unpacker takes one of two bytes as it is told their order. Told the wrong order, it takes the other one.
     """
@@ -138,18 +138,18 @@ def _other_bytes(image: Image.Image) -> list[ImageFile._Tile] | None:
 
 _NATIVE_WRONG = {"little": "B", "big": "L"}[sys.byteorder]
 _WRONG_ORDER = {
-    f"{colours};16{order}": f"{colours};16{wrong}"
-    for colours in ("RGB", "RGBA")
+    f"{colors};16{order}": f"{colors};16{wrong}"
+    for colors in ("RGB", "RGBA")
     for order, wrong in (("B", "L"), ("L", "B"), ("N", _NATIVE_WRONG))
 }
 
 
 def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], kept: Storage = AS_GIVEN) -> Levels:
-    """A picture in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `kept`: how its file held them."""
+    """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `kept`: how its file held them."""
     if image.mode == "F":
         raise ValueError(
             "its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits, "
-            "or read depths with pictures.kind=depth"
+            "or read depths with images.file_type=depth"
         )
     if image.mode.startswith(
         "I"
@@ -161,8 +161,8 @@ def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], kept: 
         image = image if image.has_transparency_data else image.convert("RGB")
         return np.array(image.convert("RGBA"), dtype=np.uint8)
     if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
+        colored = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored)
     if channels == 3 or image.mode not in ("1", "L"):
         image = image.convert("RGB")  # also on the way to grayscale: not every mode has a direct way
     if channels == 1:
@@ -184,12 +184,12 @@ def _wide_pixels(image: Image.Image, channels: int, kept: Storage) -> Wide:
     return _wide_channels(values, opacity, channels)
 
 
-def _wide_channels(colours: Wide, opacity: Wide | None, channels: int) -> Wide:
-    """Colours (H, W, 1 or 3) and their opacity (H, W, 1), if there is any -> (H, W, channels), as `read_image` says."""
-    values = colours.astype(np.int64)
+def _wide_channels(colors: Wide, opacity: Wide | None, channels: int) -> Wide:
+    """Colors (H, W, 1 or 3) and their opacity (H, W, 1), if there is any -> (H, W, channels), as `read_image` says."""
+    values = colors.astype(np.int64)
     if channels == 4:
-        three = np.broadcast_to(colours, (*colours.shape[:2], 3))
-        return np.concatenate([three, np.full_like(colours[:, :, :1], _WHITE) if opacity is None else opacity], axis=2)
+        three = np.broadcast_to(colors, (*colors.shape[:2], 3))
+        return np.concatenate([three, np.full_like(colors[:, :, :1], _WHITE) if opacity is None else opacity], axis=2)
     if opacity is not None:
         values = (values * opacity + _WHITE * (_WHITE - opacity.astype(np.int64)) + _WHITE // 2) // _WHITE
     if channels == 1 and values.shape[2] == 3:

@@ -1,6 +1,6 @@
-"""PNG files that are written row by row, so that no picture of any size is ever in memory whole, and their heads.
+"""PNG files that are written row by row, so that no image of any size is ever in memory whole, and their heads.
 
-Pillow writes pictures that it holds, and pypng (0.20220715) neither filters rows nor writes text. So here is the small part of the
+Pillow writes images that it holds, and pypng (0.20220715) neither filters rows nor writes text. So here is the small part of the
 format that is needed: 8 bits a channel, one stream of zlib, not interlaced.
 
 Letters: C channels, H W pixels, r rows of a strip, n = W C bytes of a row.
@@ -27,8 +27,8 @@ from smalti.images.io import NO_SETTINGS, SETTINGS_KEY
 Bytes = npt.NDArray[np.uint8]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-COLOURS = {1: 0, 3: 2, 4: 6}
-"""Channels -> the format's number for gray, colour, colour and opacity."""
+COLORS = {1: 0, 3: 2, 4: 6}
+"""Channels -> the format's number for gray, color, color and opacity."""
 
 _KEY = SETTINGS_KEY.encode("latin-1")
 
@@ -36,9 +36,9 @@ _KEY = SETTINGS_KEY.encode("latin-1")
 def write_png(
     path: Path, strips: Iterable[Bytes], *, size: tuple[int, int], settings: Mapping[str, Any] = NO_SETTINGS
 ) -> None:
-    """Strips (r,W,C) uint8 of a picture of `size` (H,W), from top to bottom -> a PNG file, each strip written when it comes.
+    """Strips (r,W,C) uint8 of an image of `size` (H,W), from top to bottom -> a PNG file, each strip written when it comes.
 
-    C is 1 (gray), 3 (colour) or 4 (colour and opacity). The settings stand in the file as `images.save_png` has them. The file has
+    C is 1 (gray), 3 (color) or 4 (color and opacity). The settings stand in the file as `images.save_png` has them. The file has
     its name when it is whole; whatever `strips` raises leaves none. Raises `SmaltiError` when the disk refuses.
     """
     write_atomically(path, lambda temporary: _write(temporary, iter(strips), size, settings))
@@ -48,11 +48,11 @@ def _write(path: Path, strips: Iterator[Bytes], size: tuple[int, int], settings:
     height, width = size
     first = next(strips)
     channels = first.shape[2]
-    assert channels in COLOURS, f"a picture file holds 1, 3 or 4 channels, not {channels}"
+    assert channels in COLORS, f"an image file holds 1, 3 or 4 channels, not {channels}"
     packer, rows, above = zlib.compressobj(), 0, np.zeros((1, width * channels), np.uint8)
     with path.open("wb") as file:
         file.write(SIGNATURE)
-        _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, COLOURS[channels], 0, 0, 0))
+        _chunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 8, COLORS[channels], 0, 0, 0))
         _chunk(file, b"tEXt", _KEY + b"\0" + json.dumps(dict(settings)).encode("latin-1"))
         for strip in chain([first], strips):
             assert strip.shape[1:] == (width, channels)
@@ -70,7 +70,7 @@ def _chunk(file: BinaryIO, name: bytes, data: bytes) -> None:
 
 
 def filtered(lines: Bytes, above: Bytes, channels: int) -> Bytes:
-    """Rows (r,n) and the one above them (1,n), zeros above the picture -> rows (r,1+n), each with its filter's number first.
+    """Rows (r,n) and the one above them (1,n), zeros above the image -> rows (r,1+n), each with its filter's number first.
 
     Of the five filters each row takes the one with the least sum of absolute differences, the first of equals.
     """
@@ -91,7 +91,7 @@ class Head(NamedTuple):
     size: tuple[int, int]
     """(height, width)"""
     settings: dict[str, Any] | None
-    """Those of a picture that we made, None for other pictures."""
+    """Those of an image that we made, None for other images."""
 
 
 def read_head(path: Path) -> Head | None:

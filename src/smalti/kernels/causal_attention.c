@@ -17,7 +17,7 @@
 #define HALVES (PANEL / LANES)
 #define LINE 64 /* bytes that caches keep together, which a register should not lie across */
 
-typedef struct { float *at; long sequence, head, code; } Part; /* (B,N,T,d), and how far apart neighbours lie, in floats */
+typedef struct { float *at; long sequence, head, code; } Part; /* (B,N,T,d), and how far apart neighbors lie, in floats */
 
 /* y (rows,PANEL), which lie `to` apart, + a (rows,count), of which a row lies `row` apart, times b (count,PANEL), `stride` apart. */
 static inline __attribute__((always_inline)) void product(

@@ -40,7 +40,7 @@ static inline lane gelu(lane x) {
 
 /* --- of rows --------------------------------------------------------------------------------------------------------------- */
 
-static void normalise(const float *x, Norm norm, long D, float *y) {
+static void normalize(const float *x, Norm norm, long D, float *y) {
     lane sum = {0}, squares = {0};
     for (long d = 0; norm.shift && d < D; d += LANES) sum += load(x + d);
     float mean = total(sum) / D;
@@ -119,10 +119,10 @@ static void bent(const float *x, Map map, long R, long D, long H, float *y) {
         }
 }
 
-/* A query or key x (d): normalised, and turned by cosines and signed sines (d) if there are any. */
+/* A query or key x (d): normalized, and turned by cosines and signed sines (d) if there are any. */
 static void turn(float *x, Norm norm, const float *cosines, const float *sines, long d) {
     float own[d];
-    if (norm.gain) normalise(x, norm, d, x);
+    if (norm.gain) normalize(x, norm, d, x);
     if (!cosines) return;
     for (long i = 0; i < d; i++) own[i] = x[i];
     for (long i = 0; i < d; i++) x[i] = own[i] * cosines[i] + own[(i + d / 2) % d] * sines[i];
@@ -147,14 +147,14 @@ void linear(const float *x, Map map, long R, long D, int threads, float *y) {
 }
 
 /* x (R,D) -> queries, keys and values (R,3,N,d). Row r turns by number r % T of the cosines and signed sines (T,d), which may be
-   null. `work` (threads,R,D) is room: each thread normalises all rows, which is sooner than waiting for others. */
+   null. `work` (threads,R,D) is room: each thread normalizes all rows, which is sooner than waiting for others. */
 void project(const Block *block, const float *x, const float *cosines, const float *sines, long R, long T, int threads,
              float *work, float *y) {
     long D = block->D, N = block->N, d = D / N;
 #pragma omp parallel num_threads(threads)
     {
         float *rows = work + omp_get_thread_num() * R * D;
-        for (long r = 0; r < R; r++) normalise(x + r * D, block->attention, D, rows + r * D);
+        for (long r = 0; r < R; r++) normalize(x + r * D, block->attention, D, rows + r * D);
         for (long m = 0; m < 3; m++) mapped(rows, block->project[m], 0, R, D, y + m * D, 3 * D);
         if (block->query.gain || cosines) {
 #pragma omp barrier
@@ -204,7 +204,7 @@ void finish(const Block *block, const float *x, const float *seen, long R, int t
         float *rows = work + omp_get_thread_num() * R * D;
         mapped(seen, block->out, x, R, D, y, D);
 #pragma omp barrier
-        for (long r = 0; r < R; r++) normalise(y + r * D, block->perceptron, D, rows + r * D);
+        for (long r = 0; r < R; r++) normalize(y + r * D, block->perceptron, D, rows + r * D);
         bent(rows, block->up, R, D, H, hidden);
 #pragma omp barrier
         mapped(hidden, block->down, y, R, H, y, D);

@@ -79,7 +79,7 @@ class Step:
         project: Sequence[Panels],
         turned: Sequence[Normed],
         out: Panels,
-        perceptron: Normed,
+        mlp: Normed,
         up: Panels,
         down: Panels,
     ) -> None:
@@ -87,13 +87,10 @@ class Step:
         and keys, if they have any. What `up` makes goes through GELU, or where that is twice as much as `down` reads, SwiGLU.
         """
         self.heads, self.width, self.hidden = heads, len(down.weight), down.weight.shape[1]
-        self.held = (attention, perceptron, *turned, *project, out, up, down)
+        self.held = (attention, mlp, *turned, *project, out, up, down)
         query, key = turned or (Normed(torch.empty(0), None, 0.0),) * 2
         self.block = _Block(
-            *(
-                _Norm(_address(each.gain), _address(each.shift), each.epsilon)
-                for each in (attention, query, key, perceptron)
-            ),
+            *(_Norm(_address(each.gain), _address(each.shift), each.epsilon) for each in (attention, query, key, mlp)),
             (_Map * 3)(*(each.map for each in project)),
             *(each.map for each in (out, up, down)),
             self.width,

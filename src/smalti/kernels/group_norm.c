@@ -3,7 +3,7 @@
    Wu and He 2018, "Group Normalization", equations 1 to 3. Sums over some hundred pixels are float32, all others double; values are
    taken from that of the channel's first pixel, so that nothing is lost where a mean is large beside its deviation.
 
-   Letters: B pictures, N pixels of each, C channels, divisible by LANES, G groups. */
+   Letters: B images, N pixels of each, C channels, divisible by LANES, G groups. */
 
 #include <stdlib.h>
 
@@ -24,7 +24,7 @@ static void summed(const float *x, const float *from, long count, long C, double
     }
 }
 
-/* Sums of all blocks of a picture -> mean and 1 / deviation of each group. */
+/* Sums of all blocks of an image -> mean and 1 / deviation of each group. */
 static void moments(const double *sums, const float *from, long blocks, long N, long C, long G, double epsilon,
                     float *mean, float *scale) {
     long size = C / G;

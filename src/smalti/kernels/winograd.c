@@ -6,7 +6,7 @@
    product of matrices. Images lie channels last. A few squares go the whole way at once, so that what is between the maps stays
    in the cache of a core.
 
-   Letters: B pictures, H W pixels, C channels in, K channels out, both divisible by LANES, T squares taken at once, P channels of a
+   Letters: B images, H W pixels, C channels in, K channels out, both divisible by LANES, T squares taken at once, P channels of a
    panel. */
 
 #include <stdlib.h>
@@ -64,11 +64,11 @@ static const float G[6][3] = {{1. / 4, 0, 0},           {-1. / 6, -1. / 6, -1. /
 
 /* --- the maps of squares ------------------------------------------------------------------------------------------------ */
 
-typedef struct { long b, i, j; } Square; /* its picture, row and column, in squares */
+typedef struct { long b, i, j; } Square; /* its image, row and column, in squares */
 
 static Square square(long n, long h, long w) { return (Square){n / (h * w), n / w % h, n % w}; }
 
-/* LANES channels of a side x side square, the first pixel at (row, column), zero outside the picture. */
+/* LANES channels of a side x side square, the first pixel at (row, column), zero outside the image. */
 static inline void look(const float *x, long H, long W, long C, long row, long column, int side, lane *d) {
     for (int a = 0; a < side; a++)
         for (int b = 0; b < side; b++) {

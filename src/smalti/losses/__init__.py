@@ -1,4 +1,4 @@
-"""What scores a picture: pixel losses, the perceptual distance, and the discriminator with its adversarial losses.
+"""What scores an image: pixel losses, the perceptual distance, and the discriminator with its adversarial losses.
 
 Models compute, losses score, the loop talks: everything here maps tensors to tensors and knows no logger, no step
 counter and no device.

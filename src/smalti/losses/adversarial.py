@@ -1,7 +1,7 @@
 """The adversarial game in small pure functions: logits -> losses, gradients -> the weight between them, and the ramp.
 
-Letters: B batch, C channels, H W pixels. `real` and `fake` are a discriminator's logits, of any shape, on pictures of
-the data and on pictures of the generator. Every loss is a mean over all logits, so pictures of any size weigh alike.
+Letters: B batch, C channels, H W pixels. `real` and `fake` are a discriminator's logits, of any shape, on images of
+the data and on images of the generator. Every loss is a mean over all logits, so images of any size weigh alike.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def lecam(real: Tensor, fake: Tensor, ema_real: Tensor, ema_fake: Tensor) -> Ten
     """Logits and the two anchors () -> (): mean relu(real - ema_fake)^2 + mean relu(ema_real - fake)^2.
 
     Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data", equation 3: the discriminator
-    is held back from driving its logits on the two kinds of picture apart. The relu is in the authors' code and not in
+    is held back from driving its logits on the two kinds of image apart. The relu is in the authors' code and not in
     their equation: a logit on the far side of the other kind's anchor costs nothing. Add it, with a small weight
     (0.001 to 0.05), to the discriminator's loss.
     """
@@ -91,14 +91,14 @@ def lecam(real: Tensor, fake: Tensor, ema_real: Tensor, ema_fake: Tensor) -> Ten
 
 
 def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
-    """Logits (B,..), and the pictures (B,C,H,W) they were computed from -> (): R1, with a graph to learn along.
+    """Logits (B,..), and the images (B,C,H,W) they were computed from -> (): R1, with a graph to learn along.
 
     Mescheder, Geiger and Nowozin 2018, "Which Training Methods for GANs do actually Converge?", equation 9: the mean over
-    pictures of |grad D|^2, of which the discriminator's loss gets gamma / 2. There D gives a picture one logit. Here the
-    gradient is that of the sum of a picture's logits, and its square is divided by their number: were the patches apart, the
-    mean over patches of their own penalties. So pictures of any size weigh alike.
+    images of |grad D|^2, of which the discriminator's loss gets gamma / 2. There D gives an image one logit. Here the
+    gradient is that of the sum of an image's logits, and its square is divided by their number: were the patches apart, the
+    mean over patches of their own penalties. So images of any size weigh alike.
 
-    `images` must ask for gradients, and each picture's logits must depend on that picture alone (no BatchNorm).
+    `images` must ask for gradients, and each image's logits must depend on that image alone (no BatchNorm).
     """
     (gradient,) = torch.autograd.grad(real.sum(), images, create_graph=True)
     precise = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
@@ -140,7 +140,7 @@ class LeCam(NamedTuple):
 def ramp(seen: float, *, start: float, length: float) -> float:
     """How much was seen -> a factor in [0, 1]: 0 up to `start`, then rising evenly, 1 from `start + length` on.
 
-    All three in one unit, such as pictures or steps. With length 0 it is the original's switch: 1 once `seen >= start`.
+    All three in one unit, such as images or steps. With length 0 it is the original's switch: 1 once `seen >= start`.
     """
     if length <= 0:
         return 1.0 if seen >= start else 0.0

@@ -18,7 +18,7 @@ class Discriminator(nn.Module, abc.ABC):
     def forward(self, images: Tensor) -> Tensor: ...
 
 
-def spectrally_normalised(module: nn.Module) -> None:
+def spectrally_normalized(module: nn.Module) -> None:
     """Divide the weight of every convolution in `module` by its largest singular value, from now on, in place.
 
     Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", section 2.1: no convolution can then

@@ -1,9 +1,9 @@
-"""The distance of logits: two pictures -> how differently a classifier of ImageNet names them.
+"""The distance of logits: two images -> how differently a classifier of ImageNet names them.
 
 Weber et al. 2024, "MaskBit: Embedding-free Image Generation via Bit Tokens" (arXiv 2409.16211): the mean squared
-difference of the logits of a ResNet-50. It asks for what a picture shows and leaves textures to the other terms.
+difference of the logits of a ResNet-50. It asks for what an image shows and leaves textures to the other terms.
 
-Letters: B batch, C channels of the picture (1 or 3), H W pixels, K classes.
+Letters: B batch, C channels of the image (1 or 3), H W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from smalti.losses.perceptual import squeezenet, squeezenet_classifier
 from smalti.losses.resnet50 import ResNet50
 
 SIDE = 224  # pixels each way that the classifiers were trained on
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of each colour in [0, 1], in torchvision's training
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of each color in [0, 1], in torchvision's training
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 @final
 class SqueezeNet(nn.Module):
-    """Scaled colour pictures (B,3,H,W) -> logits (B,K) of SqueezeNet 1.1, with PyTorch's initial weights.
+    """Scaled color images (B,3,H,W) -> logits (B,K) of SqueezeNet 1.1, with PyTorch's initial weights.
 
     They are means over positions of what is left by a ReLU, as in torchvision, so none is negative.
     """
@@ -44,7 +44,7 @@ class SqueezeNet(nn.Module):
 
 
 class Classifier(NamedTuple):
-    """How to build a classifier of scaled colour pictures, and the name of its weights in `smalti.core.published_weights`."""
+    """How to build a classifier of scaled color images, and the name of its weights in `smalti.core.published_weights`."""
 
     build: Callable[[], nn.Module]
     weights: str
@@ -59,16 +59,16 @@ CLASSIFIERS: dict[str, Classifier] = {
 
 @final
 class LogitDistance(nn.Module):
-    """Pictures (B,C,H,W) and others alike, in [-1, 1], C 1 or 3, of any size -> their distances (B,), 0 for equal ones.
+    """Images (B,C,H,W) and others alike, in [-1, 1], C 1 or 3, of any size -> their distances (B,), 0 for equal ones.
 
-    Both are resized to 224 x 224 (bilinear, antialiased, half-pixel centres; the shape is not kept) and scaled by ImageNet's
-    mean and deviation of each colour. The distance is the mean over the K logits of their squared differences. A picture of
-    one channel is seen as grey.
+    Both are resized to 224 x 224 (bilinear, antialiased, half-pixel centers; the shape is not kept) and scaled by ImageNet's
+    mean and deviation of each color. The distance is the mean over the K logits of their squared differences. An image of
+    one channel is seen as gray.
 
     As in `smalti.losses.perceptual`: only the second argument (the reconstruction) gets a gradient, all parameters are frozen,
     the network runs under the caller's autocast, the rest in float32 or better.
 
-    Raises `SmaltiError` for pictures of another channel count or of unequal shapes.
+    Raises `SmaltiError` for images of another channel count or of unequal shapes.
     """
 
     shift: Tensor
@@ -90,10 +90,10 @@ class LogitDistance(nn.Module):
         return (self.logits(others) - target).square().mean(1)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Pictures (B,C,H,W) in [-1, 1] -> logits (B,K), float32 at least."""
+        """Images (B,C,H,W) in [-1, 1] -> logits (B,K), float32 at least."""
         if images.shape[1] not in (1, 3):
             raise SmaltiError(
-                f"the distance of logits knows pictures of 1 or 3 channels, these have {images.shape[1]}; set logits to none"
+                f"the distance of logits knows images of 1 or 3 channels, these have {images.shape[1]}; set logits to none"
             )
         resized = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)  # (B,C,224,224)
         scaled = torch.addcmul(self.shift, resized, self.scale)  # (B,3,224,224), a single channel is broadcast

@@ -1,7 +1,7 @@
-"""What the tokenizer is trained for: pixel, perceptual and logit terms, and the discriminator's, balanced at the picture.
+"""What the tokenizer is trained for: pixel, perceptual and logit terms, and the discriminator's, balanced at the image.
 
-The original back-propagates three times through the decoder's neighbourhood: for the reconstruction, for the adversarial term,
-and for their weighted sum. All three gradients pass through the picture, so here both are taken *there* once, weighed with
+The original back-propagates three times through the decoder's neighborhood: for the reconstruction, for the adversarial term,
+and for their weighted sum. All three gradients pass through the image, so here both are taken *there* once, weighed with
 equation 7, and their sum goes through the decoder in a single backward pass.
 
 Several processes have a share of the batch each. All losses are means over a share, whose gradients data-parallel training
@@ -41,25 +41,25 @@ class AdversarialSettings:
     weight: Weight = 0.4
     """Factor of the generator's term; 0 trains no discriminator at all."""
     loss: Literal["hinge", "vanilla", "nonsaturating"] = "hinge"
-    balance: Literal["adaptive", "fixed"] = "adaptive"
+    weighting: Literal["adaptive", "fixed"] = "adaptive"
     """"adaptive" multiplies `weight` with equation 7; "fixed" does not."""
-    limit: Weight = 1e4
+    max_weight: Weight = 1e4
     """Largest adaptive weight."""
     start: Amount = 0.3
-    """When the generator begins to listen, as a share of the training or in pictures."""
+    """When the generator begins to listen, as a share of the training or in images."""
     ramp: Amount = 0.2
     """Over how much of the training its term then rises to its full weight, likewise; 0 switches it on at once."""
-    early: bool = True
+    discriminator_from_start: bool = True
     """The discriminator learns from the first step. False: its loss is multiplied by 0 before `start`, as the original's, whose
-    optimiser steps all the same."""
-    play: Literal["joint", "alternating"] = "joint"
+    optimizer steps all the same."""
+    updates: Literal["joint", "alternating"] = "joint"
     """"joint": both learn from one pass of each. "alternating": the original's two turns on each batch, the discriminator's on
     reconstructions by the generator just updated."""
     lecam: Weight = 0.01
-    """Weight of the LeCam regulariser of the discriminator."""
+    """Weight of the LeCam regularizer of the discriminator."""
     r1: Weight = 0.0
-    """Weight (the paper's gamma) of the penalty on the discriminator's gradients at real pictures. 0 computes none; it needs a
-    discriminator that scores each picture by itself, so not one with norm "batch"."""
+    """Weight (the paper's gamma) of the penalty on the discriminator's gradients at real images. 0 computes none; it needs a
+    discriminator that scores each image by itself, so not one with norm "batch"."""
     r1_every: Annotated[int, Field(ge=1)] = 1
     """The penalty is taken in every so-manieth step only, and so many times as strong: 16 in StyleGAN2, which makes it cheap."""
     augment: tuple[Policy, ...] = ()
@@ -74,7 +74,7 @@ class AdversarialSettings:
     def _each_by_itself(self) -> AdversarialSettings:
         if self.r1 and self.discriminator.mixes_batch:
             raise ValueError(
-                f"r1 = {self.r1:g} penalises how a picture's logits change with that picture, but with discriminator.norm = "
+                f"r1 = {self.r1:g} penalizes how an image's logits change with that image, but with discriminator.norm = "
                 f"'batch' they change with all others too; set discriminator.norm to group, or r1 to 0"
             )
         return self
@@ -85,7 +85,7 @@ class ObjectiveSettings:
     """Weights of all terms of stage 1."""
 
     pixel: Literal["l1", "l2", "bce", "cross_entropy"] = "l1"
-    """"l1" and "l2" are for pictures in [-1, 1]; "bce" and "cross_entropy" for one-hot label maps in [0, 1], whose
+    """"l1" and "l2" are for images in [-1, 1]; "bce" and "cross_entropy" for one-hot label maps in [0, 1], whose
     reconstructions are logits, and which have neither a perceptual term nor a discriminator."""
     perceptual: Literal["none", "efficientnet", "squeezenet", "vgg16", "alexnet"] = "squeezenet"
     """The network of the perceptual term. "efficientnet": a distance of its features, whose weights come with the installation.
@@ -124,19 +124,19 @@ class ObjectiveSettings:
         return self
 
     @model_validator(mode="after")
-    def _labels_are_not_pictures(self) -> ObjectiveSettings:
+    def _labels_are_not_images(self) -> ObjectiveSettings:
         judged = {"perceptual": self.perceptual, "logits": self.logits, "adversarial.weight": self.adversarial.weight}
         if self.pixel in LABEL_LOSSES and any(value not in ("none", 0.0) for value in judged.values()):
             raise ValueError(
-                f"pixel = {self.pixel!r} compares label maps with logits, which no network made for pictures can look at "
+                f"pixel = {self.pixel!r} compares label maps with logits, which no network made for images can look at "
                 f"(here {', '.join(f'{name} = {value!r}' for name, value in judged.items())}); "
-                f"set perceptual and logits to none and adversarial.weight to 0, or pixel to l1 or l2 for pictures"
+                f"set perceptual and logits to none and adversarial.weight to 0, or pixel to l1 or l2 for images"
             )
         return self
 
 
 class Reconstruction(NamedTuple):
-    """How far reconstructions are from their pictures."""
+    """How far reconstructions are from their images."""
 
     total: Tensor
     """(): mean over the batch of pixel + weight * perceptual distance (the original's `nll_loss`) + weight * distance of logits."""
@@ -150,7 +150,7 @@ class Reconstruction(NamedTuple):
 
 @final
 class NoDistance(nn.Module):
-    """Two batches of pictures (B,C,H,W) -> zeros (B,): the VQ-VAE's objective, and what needs no weights from elsewhere."""
+    """Two batches of images (B,C,H,W) -> zeros (B,): the VQ-VAE's objective, and what needs no weights from elsewhere."""
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         return others.new_zeros(len(others))
@@ -226,7 +226,7 @@ class Balanced(NamedTuple):
 
 def balanced_gradient(
     reconstructions: Tensor,
-    pictures: Tensor,
+    images: Tensor,
     *,
     distance: Tensor,
     fake: Tensor,
@@ -234,37 +234,37 @@ def balanced_gradient(
     settings: AdversarialSettings,
     strength: float,
 ) -> Balanced:
-    """Combine the reconstruction's and the discriminator's gradients at the picture (Eq. 6 and 7).
+    """Combine the reconstruction's and the discriminator's gradients at the image (Eq. 6 and 7).
 
     - reconstructions (B,C,H,W): with the generator's graph.
-    - pictures (B,C,H,W): the same values as a leaf; `distance` () and `fake` (logits) were computed from it.
-    - last_layer: the decoder's last weight. Its two gradient norms give the adaptive weight; to reach it from the picture's
+    - images (B,C,H,W): the same values as a leaf; `distance` () and `fake` (logits) were computed from it.
+    - last_layer: the decoder's last weight. Its two gradient norms give the adaptive weight; to reach it from the image's
       gradient costs one convolution's weight gradient each, not a pass through a loss network.
     - strength in [0,1]: how far the ramp has come. At 0 the discriminator is not asked.
     """
     if strength == 0.0:
-        (toward_data,) = torch.autograd.grad(distance, pictures)
+        (toward_data,) = torch.autograd.grad(distance, images)
         zero = distance.new_zeros(())
         return Balanced(toward_data, zero, zero)
-    pull = pulls(reconstructions, pictures, distance=distance, fake=fake, last_layer=last_layer, settings=settings)
+    pull = pulls(reconstructions, images, distance=distance, fake=fake, last_layer=last_layer, settings=settings)
     weight = pull.weight * strength
     return Balanced(pull.toward_data + weight * pull.toward_real, pull.generator, weight)
 
 
 def pulls(
     reconstructions: Tensor,
-    pictures: Tensor,
+    images: Tensor,
     *,
     distance: Tensor,
     fake: Tensor,
     last_layer: Tensor,
     settings: AdversarialSettings,
 ) -> Pulls:
-    """The gradients at the picture of both terms, and the weight between them (Eq. 7). Arguments as of `balanced_gradient`."""
-    (toward_data,) = torch.autograd.grad(distance, pictures)
+    """The gradients at the image of both terms, and the weight between them (Eq. 7). Arguments as of `balanced_gradient`."""
+    (toward_data,) = torch.autograd.grad(distance, images)
     generator = ADVERSARIAL[settings.loss].generator(fake)
-    (toward_real,) = torch.autograd.grad(generator, pictures, retain_graph=True)
-    weight = _BALANCES[settings.balance](reconstructions, toward_data, toward_real, last_layer, settings)
+    (toward_real,) = torch.autograd.grad(generator, images, retain_graph=True)
+    weight = _BALANCES[settings.weighting](reconstructions, toward_data, toward_real, last_layer, settings)
     return Pulls(toward_data, toward_real, generator.detach(), weight * settings.weight)
 
 
@@ -277,7 +277,7 @@ def _adaptive(
     ]
     # Norms are no means: they are taken of the whole batch's gradients, not of those of this process's share.
     data, real = mean_of_all(torch.stack(at_last_layer))
-    return adaptive_weight(data, real, limit=settings.limit)
+    return adaptive_weight(data, real, limit=settings.max_weight)
 
 
 def _fixed(

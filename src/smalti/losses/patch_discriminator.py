@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from smalti.core.distributed import everyones, first_ones
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import settings
-from smalti.losses.base import Discriminator, spectrally_normalised
+from smalti.losses.base import Discriminator, spectrally_normalized
 
 
 @final
@@ -26,7 +26,7 @@ class ActNorm(nn.Module):
 
     Kingma and Dhariwal 2018, "Glow", section 3.1. The first forward in training mode sets both so that its own result has
     mean 0 and deviation 1 in every channel; from then on they are learned like any weight, and a logit depends on its
-    picture alone. In evaluation before that, they are used as they are. `initialized`, uint8 (), is kept with the weights.
+    image alone. In evaluation before that, they are used as they are. `initialized`, uint8 (), is kept with the weights.
 
     Several processes start from the batches of all, as one process would, so that their copies stay alike.
     """
@@ -56,7 +56,7 @@ class ActNorm(nn.Module):
 
 
 class Norm(NamedTuple):
-    """How to make a normalisation layer for so many channels, and whether the convolution before it keeps its bias."""
+    """How to make a normalization layer for so many channels, and whether the convolution before it keeps its bias."""
 
     build: Callable[[int], nn.Module]
     bias: bool
@@ -80,26 +80,26 @@ NORMS: dict[str, Norm] = {
 class PatchSettings:
     """The settings of `PatchDiscriminator`.
 
-    - `channels`: of the pictures. A conditional discriminator has the condition's channels too: it is given both, joined along
+    - `channels`: of the images. A conditional discriminator has the condition's channels too: it is given both, joined along
       the channels.
     - `width`: channels after the first convolution; doubled by each later one, at most eightfold.
     - `layers`: how many convolutions halve the resolution. 3 looks at patches of 70 x 70 pixels, 2 at 34 x 34 (the
       paper's ImageNet model with 16384 codes has 2).
     - `norm`: "batch" is the reference: its statistics, and so every logit, depend on the rest of the batch, and are not
-      shared between devices. "group" scores each picture by itself, alike in training and evaluation. "act" too, once the
+      shared between devices. "group" scores each image by itself, alike in training and evaluation. "act" too, once the
       first training batch has set its scales; it is an option of the original. "none" goes with `spectral` or with R1.
-    - `spectral`: every convolution's weight is divided by its largest singular value, see `spectrally_normalised`.
+    - `spectral`: every convolution's weight is divided by its largest singular value, see `spectrally_normalized`.
     - `stem`: squares of stem x stem pixels are first folded into channels, without loss, so that every convolution
       works on 1/stem of the resolution and sees a patch stem times as wide. 1 is the reference; 2 suits small machines.
     """
 
     name: Literal["patch"] = "patch"
     channels: Annotated[int, Field(ge=1)] = 3
-    width: Annotated[int, Field(ge=1)] = 64
+    base_channels: Annotated[int, Field(ge=1)] = 64
     layers: Annotated[int, Field(ge=1, le=6)] = 3
     norm: Literal["batch", "group", "act", "none"] = "group"
     spectral: bool = False
-    stem: Annotated[int, Field(ge=1, le=8)] = 1
+    space_to_depth: Annotated[int, Field(ge=1, le=8)] = 1
 
     @property
     def mixes_batch(self) -> bool:
@@ -114,20 +114,20 @@ class PatchDiscriminator(Discriminator):
     PatchGAN (Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2), as
     used by VQGAN (Esser et al. 2021). Convolution weights begin as N(0, 0.02), the scales of the norms as N(1, 0.02).
 
-    Raises `SmaltiError` for pictures of other channels, too small for one logit, or not divisible by the stem.
+    Raises `SmaltiError` for images of other channels, too small for one logit, or not divisible by the stem.
     """
 
     def __init__(self, settings: PatchSettings) -> None:
         super().__init__()
         self.settings = settings
         norm = NORMS[settings.norm]
-        width = settings.width
+        width = settings.base_channels
         layers: list[nn.Module] = [
-            nn.Conv2d(settings.channels * settings.stem**2, width, 4, stride=2, padding=1),
+            nn.Conv2d(settings.channels * settings.space_to_depth**2, width, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
         ]
         for depth in range(1, settings.layers + 1):
-            wider = settings.width * min(2**depth, 8)
+            wider = settings.base_channels * min(2**depth, 8)
             stride = 2 if depth < settings.layers else 1
             layers += [
                 nn.Conv2d(width, wider, 4, stride=stride, padding=1, bias=norm.bias),
@@ -137,18 +137,18 @@ class PatchDiscriminator(Discriminator):
             width = wider
         layers.append(nn.Conv2d(width, 1, 4, stride=1, padding=1))
         self.main = nn.Sequential(*layers)  # indices as in the original, so that its checkpoints need no key table
-        self.main.apply(_initialise)
+        self.main.apply(_initialize)
         if settings.spectral:
-            spectrally_normalised(self.main)
+            spectrally_normalized(self.main)
 
     @property
     def smallest(self) -> int:
         """The smallest height and width, in pixels, that give a logit."""
-        return 3 * self.settings.stem << self.settings.layers
+        return 3 * self.settings.space_to_depth << self.settings.layers
 
     def forward(self, images: Tensor) -> Tensor:
         _check(images, self.settings, smallest=self.smallest)
-        folded = F.pixel_unshuffle(images, self.settings.stem)  # (B,C*s*s,H/s,W/s)
+        folded = F.pixel_unshuffle(images, self.settings.space_to_depth)  # (B,C*s*s,H/s,W/s)
         logits: Tensor = self.main(folded)  # (B,1,h,w)
         return logits
 
@@ -158,7 +158,7 @@ class BlurPool(nn.Module):
     """(B,C,H,W) -> (B,C,H/2,W/2), rounded down: blurred by (1,3,3,1) each way, then every second pixel.
 
     Zhang 2019, "Making Convolutional Networks Shift-Invariant Again": what a plain stride throws away folds back as false
-    patterns, and a discriminator that sees them teaches them. As in StyleGAN2, pictures are continued with zeros.
+    patterns, and a discriminator that sees them teaches them. As in StyleGAN2, images are continued with zeros.
     """
 
     kernel: Tensor
@@ -181,16 +181,16 @@ class BlurSettings:
     - `channels`, `width`, `spectral` and `stem`: as in `PatchSettings`.
     - `layers`: how many times the resolution is halved after the stem. It looks at patches of 9 * 2**layers - 4 pixels, times the
       stem: 64 x 64 for 2 and stem 2, which has an eighth of the resolution in all, as the reference with 3 layers.
-    - `norm`: "group" or "none"; there is none whose logits depend on other pictures.
+    - `norm`: "group" or "none"; there is none whose logits depend on other images.
     """
 
     name: Literal["blur"] = "blur"
     channels: Annotated[int, Field(ge=1)] = 3
-    width: Annotated[int, Field(ge=1)] = 128
+    base_channels: Annotated[int, Field(ge=1)] = 128
     layers: Annotated[int, Field(ge=1, le=6)] = 2
     norm: Literal["group", "none"] = "group"
     spectral: bool = False
-    stem: Annotated[int, Field(ge=1, le=8)] = 2
+    space_to_depth: Annotated[int, Field(ge=1, le=8)] = 2
 
     @property
     def mixes_batch(self) -> bool:
@@ -206,19 +206,19 @@ class BlurDiscriminator(Discriminator):
     convolution that widens comes after the subsampling and not before it, which costs a quarter of the products, and the
     logits are not pooled to a fixed grid. Convolution weights keep PyTorch's initial values; each adds its bias.
 
-    Raises `SmaltiError` for pictures of other channels, too small for 2 x 2 logits, or not divisible by the stem.
+    Raises `SmaltiError` for images of other channels, too small for 2 x 2 logits, or not divisible by the stem.
     """
 
     def __init__(self, settings: BlurSettings) -> None:
         super().__init__()
         self.settings = settings
-        width = settings.width
+        width = settings.base_channels
         layers: list[nn.Module] = [
-            nn.Conv2d(settings.channels * settings.stem**2, width, 3, padding=1),
+            nn.Conv2d(settings.channels * settings.space_to_depth**2, width, 3, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
         ]
         for depth in range(1, settings.layers + 1):
-            wider = settings.width * min(2**depth, 8)
+            wider = settings.base_channels * min(2**depth, 8)
             layers += [
                 BlurPool(),
                 nn.Conv2d(width, wider, 3, padding=1),
@@ -229,16 +229,16 @@ class BlurDiscriminator(Discriminator):
         layers.append(nn.Conv2d(width, 1, 3, padding=1))
         self.main = nn.Sequential(*layers)
         if settings.spectral:
-            spectrally_normalised(self.main)
+            spectrally_normalized(self.main)
 
     @property
     def smallest(self) -> int:
-        """The smallest height and width, in pixels: 2 x 2 logits, since a single position cannot be normalised."""
-        return 2 * self.settings.stem << self.settings.layers
+        """The smallest height and width, in pixels: 2 x 2 logits, since a single position cannot be normalized."""
+        return 2 * self.settings.space_to_depth << self.settings.layers
 
     def forward(self, images: Tensor) -> Tensor:
         _check(images, self.settings, smallest=self.smallest)
-        folded = F.pixel_unshuffle(images, self.settings.stem)  # (B,C*s*s,H/s,W/s)
+        folded = F.pixel_unshuffle(images, self.settings.space_to_depth)  # (B,C*s*s,H/s,W/s)
         logits: Tensor = self.main(folded)  # (B,1,h,w)
         return logits
 
@@ -247,24 +247,24 @@ def _check(images: Tensor, settings: PatchSettings | BlurSettings, *, smallest: 
     channels, height, width = images.shape[1:]
     if channels != settings.channels:
         raise SmaltiError(
-            f"the discriminator was made for pictures of {settings.channels} channels, these have {channels}; "
+            f"the discriminator was made for images of {settings.channels} channels, these have {channels}; "
             f"set its channels to {channels}"
         )
-    if height % settings.stem or width % settings.stem:
+    if height % settings.space_to_depth or width % settings.space_to_depth:
         raise SmaltiError(
-            f"the discriminator's stem {settings.stem} does not divide pictures of {height}x{width}; "
-            f"use stem 1 or pictures of another size"
+            f"the discriminator's stem {settings.space_to_depth} does not divide images of {height}x{width}; "
+            f"use stem 1 or images of another size"
         )
     if min(height, width) < smallest:
         raise SmaltiError(
-            f"pictures of {height}x{width} are too small for a discriminator with {settings.layers} layers and stem "
-            f"{settings.stem}, which needs {smallest} pixels each way; use fewer layers, less stem or larger ones"
+            f"images of {height}x{width} are too small for a discriminator with {settings.layers} layers and stem "
+            f"{settings.space_to_depth}, which needs {smallest} pixels each way; use fewer layers, less stem or larger ones"
         )
 
 
 @torch.no_grad()
-def _initialise(module: nn.Module) -> None:
-    """DCGAN's initialisation (Radford et al. 2016), as in the original; convolution biases keep PyTorch's default."""
+def _initialize(module: nn.Module) -> None:
+    """DCGAN's initialization (Radford et al. 2016), as in the original; convolution biases keep PyTorch's default."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):

@@ -1,9 +1,9 @@
-"""The perceptual distance LPIPS: two pictures -> how different they look to a network trained on ImageNet.
+"""The perceptual distance LPIPS: two images -> how different they look to a network trained on ImageNet.
 
 Zhang, Isola, Efros, Shechtman and Wang 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric";
 here version 0.1 of its published weights. The networks are our own small definitions in torchvision's key names.
 
-Letters: B batch, C channels of the picture (1 or 3), H W pixels, D h w width and grid of one feature map.
+Letters: B batch, C channels of the image (1 or 3), H W pixels, D h w width and grid of one feature map.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from smalti.core.published_weights import load_strictly, load_weights
 from smalti.kernels.winograd import FrozenConvolution
 from smalti.losses.checks import check_same_shape
 
-# LPIPS's own constants: ImageNet's mean and deviation of each colour, carried over from [0, 1] to [-1, 1].
+# LPIPS's own constants: ImageNet's mean and deviation of each color, carried over from [0, 1] to [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
@@ -48,7 +48,7 @@ class Fire(nn.Module):
 
 @final
 class Backbone(nn.Module):
-    """Scaled colour pictures (B,3,H,W) -> the feature maps (B,D,h,w) after the layers numbered `taps`, shallow to deep.
+    """Scaled color images (B,3,H,W) -> the feature maps (B,D,h,w) after the layers numbered `taps`, shallow to deep.
 
     `features` is numbered as in torchvision, so `features.{index}.weight` are the keys of the published weights.
     `widths` are the D of the maps; `smallest` is the least height and width, in pixels, that reaches the last one.
@@ -143,11 +143,11 @@ BACKBONES: dict[str, Source] = {
 
 @final
 class Perceptual(nn.Module):
-    """Pictures (B,C,H,W) and others alike, in [-1, 1], C 1 or 3 -> their distances (B,), 0 for equal ones.
+    """Images (B,C,H,W) and others alike, in [-1, 1], C 1 or 3 -> their distances (B,), 0 for equal ones.
 
     In each of the backbone's feature maps the vector at every position is divided by its length; the squared
     differences are weighted for each channel, summed over channels, averaged over positions, and summed over the maps
-    (equation 1 of the paper). A picture of one channel is seen as grey.
+    (equation 1 of the paper). An image of one channel is seen as gray.
 
     The value is symmetric, the gradient is not: only the second argument (the reconstruction) gets one, since the first
     is the target. All parameters are frozen. The backbone runs under the caller's autocast, the rest in float32 or
@@ -165,7 +165,7 @@ class Perceptual(nn.Module):
 
     `linear` begins as ones, the paper's unweighted distance; `perceptual` loads the learned weights.
 
-    Raises `SmaltiError` for pictures of another channel count, smaller than the backbone can see, or of unequal shapes.
+    Raises `SmaltiError` for images of another channel count, smaller than the backbone can see, or of unequal shapes.
     """
 
     shift: Tensor
@@ -191,11 +191,11 @@ class Perceptual(nn.Module):
 
     @torch.no_grad()
     def target(self, images: Tensor) -> list[Tensor]:
-        """Pictures (B,C,H,W) -> their `features` without gradient, to be kept and compared with many others."""
+        """Images (B,C,H,W) -> their `features` without gradient, to be kept and compared with many others."""
         return self.features(images)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Pictures (B,C,H,W) in [-1, 1] -> feature maps (B,D,h,w) of length 1 at every position, float32 at least."""
+        """Images (B,C,H,W) in [-1, 1] -> feature maps (B,D,h,w) of length 1 at every position, float32 at least."""
         # epsilon outside the root, as in the original; where no feature is active it leaves 0, not NaN
         return [each / (torch.linalg.vector_norm(each, dim=1, keepdim=True) + EPSILON) for each in self._maps(images)]
 
@@ -208,7 +208,7 @@ class Perceptual(nn.Module):
         return total
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        """Pictures (B,C,H,W) in [-1, 1] -> the backbone's feature maps (B,D,h,w), float32 at least."""
+        """Images (B,C,H,W) in [-1, 1] -> the backbone's feature maps (B,D,h,w), float32 at least."""
         self._check(images)
         scaled = (images - self.shift) / self.scale  # (B,3,H,W), a single channel is broadcast
         maps = self.backbone(scaled.contiguous(memory_format=torch.channels_last))
@@ -218,13 +218,13 @@ class Perceptual(nn.Module):
         channels, height, width = images.shape[1:]
         if channels not in (1, 3):
             raise SmaltiError(
-                f"the perceptual distance knows pictures of 1 or 3 channels, these have {channels}; set its weight to 0"
+                f"the perceptual distance knows images of 1 or 3 channels, these have {channels}; set its weight to 0"
             )
         smallest = self.backbone.smallest
         if min(height, width) < smallest:
             raise SmaltiError(
-                f"pictures of {height}x{width} are too small for the perceptual distance, which needs "
-                f"{smallest} pixels each way; use larger pictures or set its weight to 0"
+                f"images of {height}x{width} are too small for the perceptual distance, which needs "
+                f"{smallest} pixels each way; use larger images or set its weight to 0"
             )
 
 
@@ -236,7 +236,7 @@ def _distance_of_maps(target: Tensor, features: Tensor, weight: Tensor) -> Tenso
 
 @final
 class _DistanceOfMaps(torch.autograd.Function):
-    """`Perceptual.distance` in one map, the normalisation of its second argument included, in a third of the passes over memory:
+    """`Perceptual.distance` in one map, the normalization of its second argument included, in a third of the passes over memory:
     large early maps took a fifth of the time of the whole distance. Differentiable once, and only with respect to `features`: a
     second derivative would be wrong without a word."""
 

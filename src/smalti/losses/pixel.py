@@ -1,6 +1,6 @@
-"""Pixel losses: pictures and their reconstructions -> how far apart they are, one number for each picture.
+"""Pixel losses: images and their reconstructions -> how far apart they are, one number for each image.
 
-One number for each picture, as the perceptual distance has: mean(pixel + weight * perceptual) is the original's `nll_loss`.
+One number for each image, as the perceptual distance has: mean(pixel + weight * perceptual) is the original's `nll_loss`.
 
 Letters: B batch, C channels (of a label map: one for each label), H W pixels.
 """
@@ -29,7 +29,7 @@ def bce(images: Tensor, reconstructions: Tensor) -> Tensor:
     """One-hot label maps (B,C,H,W) in [0, 1] and logits (B,C,H,W) -> (B,): binary cross entropy in nats, mean over C,H,W.
 
     Each channel is asked for by itself whether the pixel has its label, so labels may also overlap. The original's loss for
-    segmentations. The logits are unbounded; targets outside [0, 1], such as pictures in [-1, 1], make it fall without end.
+    segmentations. The logits are unbounded; targets outside [0, 1], such as images in [-1, 1], make it fall without end.
     """
     return F.binary_cross_entropy_with_logits(reconstructions, images, reduction="none").mean((1, 2, 3))
 

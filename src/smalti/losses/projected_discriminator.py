@@ -21,7 +21,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import settings
 from smalti.kernels import winograd
 from smalti.kernels.winograd import FrozenConvolution
-from smalti.losses.base import Discriminator, spectrally_normalised
+from smalti.losses.base import Discriminator, spectrally_normalized
 from smalti.losses.efficientnet import TAP_WIDTHS, TAPS, efficientnet_lite0
 from smalti.losses.feature_distance import SMALLEST, unit_rms
 
@@ -41,8 +41,8 @@ class ProjectedSettings:
 
     name: Literal["projected"] = "projected"
     channels: Annotated[int, Field(ge=1)] = 3
-    width: Annotated[int, Field(ge=1)] = 32
-    head_width: Annotated[int, Field(ge=1)] = 32
+    base_channels: Annotated[int, Field(ge=1)] = 32
+    head_channels: Annotated[int, Field(ge=1)] = 32
     scales: Annotated[int, Field(ge=1, le=len(TAP_WIDTHS))] = len(TAP_WIDTHS)
     mixing: Literal["channels_and_scales", "channels", "none"] = "channels_and_scales"
     seed: Annotated[int, Field(ge=0)] = 0
@@ -124,17 +124,17 @@ class ProjectedDiscriminator(Discriminator):
         self.settings = settings
         self.features = efficientnet_lite0()
         widths = TAP_WIDTHS[: settings.scales]
-        mixed = widths if settings.mixing == "none" else (settings.width,) * len(widths)
+        mixed = widths if settings.mixing == "none" else (settings.base_channels,) * len(widths)
         self.mixing: nn.Module = nn.Identity()
         if settings.mixing != "none":
             self.mixing = RandomMixing(
                 widths,
-                settings.width,
+                settings.base_channels,
                 scales=settings.mixing == "channels_and_scales",
                 generator=torch.Generator().manual_seed(settings.seed),
             )
-        self.heads = nn.ModuleList(_head(width, settings.head_width) for width in mixed)
-        spectrally_normalised(self.heads)
+        self.heads = nn.ModuleList(_head(width, settings.head_channels) for width in mixed)
+        spectrally_normalized(self.heads)
 
     def forward(self, images: Tensor) -> Tensor:
         self._check(images)

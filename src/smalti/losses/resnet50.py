@@ -1,4 +1,4 @@
-"""ResNet-50: scaled colour pictures -> the logits of ImageNet's classes, in torchvision's key names.
+"""ResNet-50: scaled color images -> the logits of ImageNet's classes, in torchvision's key names.
 
 He, Zhang, Ren and Sun 2015, "Deep Residual Learning for Image Recognition", table 1, with the stride in the 3x3 convolution
 (torchvision's choice, known as v1.5). Only what a frozen network needs: the norms use their stored statistics, always.
@@ -19,7 +19,7 @@ CLASSES = 1000
 
 @final
 class StoredNorm(nn.Module):
-    """(B,C,h,w) -> (B,C,h,w): batch normalisation by statistics stored with the weights, in training mode too."""
+    """(B,C,h,w) -> (B,C,h,w): batch normalization by statistics stored with the weights, in training mode too."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -62,7 +62,7 @@ class Bottleneck(nn.Module):
 
 @final
 class ResNet50(nn.Module):
-    """Scaled colour pictures (B,3,H,W) -> logits (B,K), with PyTorch's initial weights."""
+    """Scaled color images (B,3,H,W) -> logits (B,K), with PyTorch's initial weights."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from smalti.prior.base import Cache, NoCache, Prior, StaticCache, nats, parameter_groups
 from smalti.prior.gpt import GPT, GPTSettings
-from smalti.prior.neighborhood import Neighbourhood, NeighbourhoodSettings
+from smalti.prior.neighborhood import Neighborhood, NeighborhoodSettings
 from smalti.prior.order import ORDERS, Order
 from smalti.prior.pixelsnail import PixelSNAIL, PixelSNAILSettings
 from smalti.prior.transformer import Transformer, TransformerSettings
@@ -14,8 +14,8 @@ __all__ = [
     "Cache",
     "GPTSettings",
     "Middle",
-    "Neighbourhood",
-    "NeighbourhoodSettings",
+    "Neighborhood",
+    "NeighborhoodSettings",
     "NoCache",
     "Order",
     "PixelSNAIL",

@@ -192,7 +192,7 @@ def nats(prior: Prior, prefix: Tensor, codes: Tensor, *, told: Tensor | None = N
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """A network -> the two groups of parameters an optimiser such as AdamW takes: with `weight_decay`, and without.
+    """A network -> the two groups of parameters an optimizer such as AdamW takes: with `weight_decay`, and without.
 
     Weights of linear maps and convolutions decay. Biases, gains, embeddings and positions do not: they are added or
     looked up, or multiply single numbers. Each group is sorted by the names of its parameters. Parameters that do not

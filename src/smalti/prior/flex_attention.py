@@ -1,4 +1,4 @@
-"""What a neighbourhood transformer sees of a grid, as FlexAttention (Dong et al., arXiv 2412.05496) is told of it.
+"""What a neighborhood transformer sees of a grid, as FlexAttention (Dong et al., arXiv 2412.05496) is told of it.
 
 Letters: B batch, h w grid, T = h w places row by row, N heads, d width of a head, r reach, b blocks of places.
 """
@@ -32,7 +32,7 @@ def seen(queries: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tens
 
 @lru_cache(maxsize=16)
 def near(grid: tuple[int, int], reach: int, device: torch.device) -> BlockMask:
-    """A grid (h, w) -> which places each of its places sees: `neighbourhood.visible` of the whole grid, never written out.
+    """A grid (h, w) -> which places each of its places sees: `neighborhood.visible` of the whole grid, never written out.
 
     Two blocks are compared place by place only where the rectangles around them are within reach of one another, so that memory
     grows with b x b, and time with the blocks in reach.

@@ -1,7 +1,7 @@
-"""The prior of the paper: a GPT-2 with learned positions and one vocabulary for the codes of condition and picture.
+"""The prior of the paper: a GPT-2 with learned positions and one vocabulary for the codes of condition and image.
 
 Shapes: B batch, T codes of one call, S codes so far (cache and call), P prefix codes, h w grid, D width, N heads,
-d = D / N, K image codes, V codes of condition and picture.
+d = D / N, K image codes, V codes of condition and image.
 
 Esser et al., arXiv 2012.09841, section 3.2, after GPT-2 (Radford et al., 2019) as minGPT has it. Unlike GPT-2, it does
 not draw the weights at the end of residual branches smaller, and its head is a matrix of its own.
@@ -30,7 +30,7 @@ from smalti.prior.order import Order
 class GPTSettings:
     """The sizes of a GPT, and what its codes are.
 
-    `vocabulary`: V, codes of condition and picture, which share their numbers; the first `size`, K, can be image codes.
+    `vocabulary`: V, codes of condition and image, which share their numbers; the first `size`, K, can be image codes.
     `prefix`: prefix codes P. `grid`: the window (h, w), in codes. `block`: learned positions. `unmasked`: how many of
     the prefix codes, from the first on, see one another and not only those before them. `start`: the code that stands
     for "nothing" in the prefix; None where a condition always stands there. `order`: how the image codes follow one
@@ -38,40 +38,42 @@ class GPTSettings:
     """
 
     name: Literal["gpt"] = "gpt"
-    vocabulary: Positive
-    size: Positive
-    prefix: Positive = 1
+    vocab_size: Positive
+    codebook_size: Positive
+    prefix_length: Positive = 1
     grid: tuple[Positive, Positive] = (16, 16)
-    block: Positive = 256
+    block_size: Positive = 256
     layers: Positive = 12
-    width: Positive = 256
+    embed_dim: Positive = 256
     heads: Positive = 8
     embedding_dropout: Chance = 0.0
     attention_dropout: Chance = 0.0
     residual_dropout: Chance = 0.0
     unmasked: Natural = 0
-    start: Natural | None = None
+    start_code: Natural | None = None
     order: Order = "raster"
 
     @model_validator(mode="after")
     def _belong_together(self) -> GPTSettings:
-        read = self.prefix + self.grid[0] * self.grid[1] - 1  # the last code is never read
-        if self.size > self.vocabulary:
-            raise ValueError(f"size = {self.size} image codes are more than the vocabulary = {self.vocabulary} has")
-        if self.block < read:
+        read = self.prefix_length + self.grid[0] * self.grid[1] - 1  # the last code is never read
+        if self.codebook_size > self.vocab_size:
             raise ValueError(
-                f"block = {self.block} positions are too few for prefix = {self.prefix} and a grid of {self.grid[0]} x "
+                f"size = {self.codebook_size} image codes are more than the vocabulary = {self.vocab_size} has"
+            )
+        if self.block_size < read:
+            raise ValueError(
+                f"block = {self.block_size} positions are too few for prefix = {self.prefix_length} and a grid of {self.grid[0]} x "
                 f"{self.grid[1]} codes, of which {read} are read; make it {read} or more"
             )
-        if self.width % self.heads:
-            raise ValueError(f"width = {self.width} is not a multiple of heads = {self.heads}")
-        if self.unmasked > self.prefix:
+        if self.embed_dim % self.heads:
+            raise ValueError(f"width = {self.embed_dim} is not a multiple of heads = {self.heads}")
+        if self.unmasked > self.prefix_length:
             raise ValueError(
-                f"unmasked = {self.unmasked} reaches beyond the prefix = {self.prefix}: image codes would be told what "
+                f"unmasked = {self.unmasked} reaches beyond the prefix = {self.prefix_length}: image codes would be told what "
                 "comes after them"
             )
-        if self.start is not None and self.start >= self.vocabulary:
-            raise ValueError(f"start = {self.start} is none of the vocabulary, 0 to {self.vocabulary - 1}")
+        if self.start_code is not None and self.start_code >= self.vocab_size:
+            raise ValueError(f"start = {self.start_code} is none of the vocabulary, 0 to {self.vocab_size - 1}")
         return self
 
 
@@ -88,14 +90,19 @@ class GPT(Prior):
     def __init__(self, settings: GPTSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, settings.order
+        self.size, self.prefix, self.grid, self.order = (
+            settings.codebook_size,
+            settings.prefix_length,
+            settings.grid,
+            settings.order,
+        )
         self.limit = settings.grid
-        self.embedding = nn.Embedding(settings.vocabulary, settings.width)
-        self.positions = nn.Embedding(settings.block, settings.width)
+        self.embedding = nn.Embedding(settings.vocab_size, settings.embed_dim)
+        self.positions = nn.Embedding(settings.block_size, settings.embed_dim)
         self.dropout = nn.Dropout(settings.embedding_dropout)
         self.blocks = nn.ModuleList(_Block(settings, name=str(index)) for index in range(settings.layers))
-        self.norm = nn.LayerNorm(settings.width)
-        self.head = nn.Linear(settings.width, settings.vocabulary, bias=False)
+        self.norm = nn.LayerNorm(settings.embed_dim)
+        self.head = nn.Linear(settings.embed_dim, settings.vocab_size, bias=False)
         for name, weight in self.named_parameters():
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=0.02)
@@ -107,12 +114,12 @@ class GPT(Prior):
         return torch.cat((prefix, codes), dim=1)
 
     def null_prefix(self, batch: int) -> Tensor:
-        if self.settings.start is None:
+        if self.settings.start_code is None:
             raise SmaltiError(
-                "this prior never learned to do without its condition; give one to every picture, and leave guidance at 1"
+                "this prior never learned to do without its condition; give one to every image, and leave guidance at 1"
             )
         device = self.embedding.weight.device
-        return torch.full((batch, self.prefix), self.settings.start, device=device)
+        return torch.full((batch, self.prefix), self.settings.start_code, device=device)
 
     def features(self, codes: Tensor, cache: Cache) -> Tensor:
         return self.read(self.embedding(codes), cache)
@@ -166,31 +173,29 @@ class _Block(Block):
 
     def __init__(self, settings: GPTSettings, *, name: str) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(settings.width)
+        self.attention_norm = nn.LayerNorm(settings.embed_dim)
         self.attention = _Attention(settings, name=name)
-        self.perceptron_norm = nn.LayerNorm(settings.width)
-        self.up = nn.Linear(settings.width, 4 * settings.width)
-        self.down = nn.Linear(4 * settings.width, settings.width)
+        self.mlp_norm = nn.LayerNorm(settings.embed_dim)
+        self.up = nn.Linear(settings.embed_dim, 4 * settings.embed_dim)
+        self.down = nn.Linear(4 * settings.embed_dim, settings.embed_dim)
         self.dropout = nn.Dropout(settings.residual_dropout)
 
     def forward(self, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
         x = asked.of(x) + self.dropout(self.attention(self.attention_norm(x), cache, asked))  # (B, t, D)
-        hidden = F.gelu(self.up(self.perceptron_norm(x)))  # (B, t, 4 D)
+        hidden = F.gelu(self.up(self.mlp_norm(x)))  # (B, t, 4 D)
         change: Tensor = self.dropout(self.down(hidden))  # (B, t, D)
         return x + change
 
     def step(self) -> Step:
         attention = self.attention
-        first, second = (
-            Normed(norm.weight, norm.bias, norm.eps) for norm in (self.attention_norm, self.perceptron_norm)
-        )
+        first, second = (Normed(norm.weight, norm.bias, norm.eps) for norm in (self.attention_norm, self.mlp_norm))
         return Step(
             heads=attention.heads,
             attention=first,
             project=[panels(one) for one in (attention.query, attention.key, attention.value)],
             turned=(),
             out=panels(attention.out),
-            perceptron=second,
+            mlp=second,
             up=panels(self.up),
             down=panels(self.down),
         )
@@ -210,10 +215,10 @@ class _Attention(nn.Module):
         super().__init__()
         self.name, self.heads = name, settings.heads
         self.unmasked, self.dropout = settings.unmasked, settings.attention_dropout
-        self.query = nn.Linear(settings.width, settings.width)
-        self.key = nn.Linear(settings.width, settings.width)
-        self.value = nn.Linear(settings.width, settings.width)
-        self.out = nn.Linear(settings.width, settings.width)
+        self.query = nn.Linear(settings.embed_dim, settings.embed_dim)
+        self.key = nn.Linear(settings.embed_dim, settings.embed_dim)
+        self.value = nn.Linear(settings.embed_dim, settings.embed_dim)
+        self.out = nn.Linear(settings.embed_dim, settings.embed_dim)
 
     def forward(self, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
         projected = (self.query(asked.of(x)), self.key(x), self.value(x))  # (B, t, D), 2 x (B, T, D)

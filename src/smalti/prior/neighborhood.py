@@ -1,11 +1,11 @@
-"""The neighbourhood transformer: each code sees those near it, so that a picture may be of any size.
+"""The neighborhood transformer: each code sees those near it, so that an image may be of any size.
 
 Letters: B batch, T places of one call, F free prefix codes, M maps, h w grid, D width, N heads, d = D / N, r reach, K image
 codes, C condition codes.
 
-Attention is limited to a causal neighbourhood, as in Image Transformer (arXiv 1802.05751) and Neighborhood Attention (arXiv
+Attention is limited to a causal neighborhood, as in Image Transformer (arXiv 1802.05751) and Neighborhood Attention (arXiv
 2204.07143), and places are told apart by how far they are from one another (rotary positions along two axes, 2403.13298). So
-nothing hangs on the size of the picture that it was trained on, and what was computed for a place is never computed again. It sees
+nothing hangs on the size of the image that it was trained on, and what was computed for a place is never computed again. It sees
 further than its reach, for what it sees has looked around as well: r rows a layer.
 """
 
@@ -28,44 +28,44 @@ from smalti.prior.base import Cache, Prior
 from smalti.prior.transformer import Norm, heads_for_rotation, rotated
 
 TILE = 32
-"""Rows and columns of places whose attention is computed at once: its mask is never larger, however large the picture."""
+"""Rows and columns of places whose attention is computed at once: its mask is never larger, however large the image."""
 EVERYWHERE = 2**31
 
 
 @settings
-class NeighbourhoodSettings:
-    """The sizes of a neighbourhood transformer.
+class NeighborhoodSettings:
+    """The sizes of a neighborhood transformer.
 
-    `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes for a picture of `grid` (h, w)
+    `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes for an image of `grid` (h, w)
     codes, the size it is trained on. `reach`: r, how many rows above a code, and columns to both sides of it, the code sees.
     `hidden`: width of the gated perceptron, 0 for 8/3 of the width. `dropout`: a probability, as of the transformer.
     """
 
-    name: Literal["neighbourhood"] = "neighbourhood"
-    size: Positive
+    name: Literal["neighborhood"] = "neighborhood"
+    codebook_size: Positive
     condition_size: Natural = 0
-    prefix: Positive = 1
+    prefix_length: Positive = 1
     maps: tuple[Natural, ...] = ()
-    """Where in the prefix a map of the picture begins, with a code for each of its places, row by row."""
+    """Where in the prefix a map of the image begins, with a code for each of its places, row by row."""
     grid: tuple[Positive, Positive] = (16, 16)
-    reach: Positive = 4
+    radius: Positive = 4
     layers: Positive = 12
-    width: Positive = 512
+    embed_dim: Positive = 512
     heads: Positive = 8
-    hidden: Natural = 0
+    mlp_dim: Natural = 0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rotary_base: Annotated[float, Field(gt=0)] = 100.0
-    """Rotations fall from 1 radian a code towards 1 / this."""
+    """Rotations fall from 1 radian a code toward 1 / this."""
 
     _heads_divide_width = field_validator("heads")(heads_for_rotation)
 
     @model_validator(mode="after")
-    def _maps_fit_the_prefix(self) -> NeighbourhoodSettings:
+    def _maps_fit_the_prefix(self) -> NeighborhoodSettings:
         places, end = self.grid[0] * self.grid[1], 0
         for begin in self.maps:
-            if begin < end or begin + places > self.prefix:
+            if begin < end or begin + places > self.prefix_length:
                 raise ValueError(
-                    f"a map of {places} codes from {begin} on does not fit into {self.prefix} prefix codes after {end} others"
+                    f"a map of {places} codes from {begin} on does not fit into {self.prefix_length} prefix codes after {end} others"
                 )
             end = begin + places
         return self
@@ -157,7 +157,7 @@ def visible(asked: tuple[int, ...], around: tuple[int, ...], reach: int, device:
 
 
 @final
-class Neighbourhood(Prior):
+class Neighborhood(Prior):
     """Sequences of prefix and image codes -> logits of the next image code: (B, T) int64 -> (B, T, K).
 
     Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing". A sequence
@@ -166,19 +166,26 @@ class Neighbourhood(Prior):
 
     A place starts from the code at its left, the code above, and what the maps say there. It does not start from the code before
     it in the sequence, because for the first of a row that one is far away. A map is told where it is and costs no attention, so
-    that it can be as large as the picture. Other prefix codes are seen by all places.
+    that it can be as large as the image. Other prefix codes are seen by all places.
 
-    A cache holds nothing of use to it: `prior.neighbours` lays pictures with a memory of the rows in reach.
+    A cache holds nothing of use to it: `prior.neighbors` lays images with a memory of the rows in reach.
     """
 
-    def __init__(self, settings: NeighbourhoodSettings) -> None:
+    def __init__(self, settings: NeighborhoodSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, "raster"
-        self.limit, self.reach = (EVERYWHERE, EVERYWHERE), settings.reach
-        self.free = settings.prefix - len(settings.maps) * settings.grid[0] * settings.grid[1]
-        width = settings.width
-        self.left, self.above = (nn.Embedding(settings.size + 1, width) for _ in range(2))  # the last: there is none
+        self.size, self.prefix, self.grid, self.order = (
+            settings.codebook_size,
+            settings.prefix_length,
+            settings.grid,
+            "raster",
+        )
+        self.limit, self.reach = (EVERYWHERE, EVERYWHERE), settings.radius
+        self.free = settings.prefix_length - len(settings.maps) * settings.grid[0] * settings.grid[1]
+        width = settings.embed_dim
+        self.left, self.above = (
+            nn.Embedding(settings.codebook_size + 1, width) for _ in range(2)
+        )  # the last: there is none
         self.prefix_codes = nn.Embedding(settings.condition_size + 1, width)
         self.prefix_positions = nn.Embedding(self.free, width)
         self.hints = nn.ModuleList(nn.Embedding(settings.condition_size + 1, width) for _ in settings.maps)
@@ -186,7 +193,7 @@ class Neighbourhood(Prior):
         blocks = [_Block(settings, name=str(index)) for index in range(settings.layers)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = Norm(width, epsilon=1e-6)
-        self.head = nn.Linear(width, settings.size, bias=False)
+        self.head = nn.Linear(width, settings.codebook_size, bias=False)
         for weight in self.parameters():
             if weight.ndim == 2:
                 nn.init.normal_(weight, std=0.02)
@@ -202,7 +209,7 @@ class Neighbourhood(Prior):
         return torch.full((batch, self.prefix), self.settings.condition_size, device=device)
 
     def features(self, codes: Tensor, cache: Cache) -> Tensor:
-        assert cache.length == 0, "a neighbourhood transformer reads whole pictures"
+        assert cache.length == 0, "a neighborhood transformer reads whole images"
         count, left_over = divmod(codes.shape[1] + 1 - self.free, 1 + len(self.hints))
         assert left_over == 0, f"{codes.shape[1]} codes are no prefix and grid"
         assert count % cache.columns == 0, f"{count} codes are no rows of {cache.columns}"
@@ -225,7 +232,7 @@ class Neighbourhood(Prior):
         Only compiled it is one kernel, and only there it has gradients. (Not run on a GPU.)
         """
         compiled = self.blocks[0]._compiled_call_impl is not None  # what `nn.Module.compile` leaves
-        head = self.settings.width // self.settings.heads
+        head = self.settings.embed_dim // self.settings.heads
         return FlexGrid if compiled and device.type == "cuda" and head >= flex_attention.NARROWEST else WholeGrid
 
     def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
@@ -267,7 +274,7 @@ class Neighbourhood(Prior):
 
     def rotation(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns (T,) -> cosines and signed sines (T, d), float32, as the transformer's."""
-        axis = self.settings.width // self.settings.heads // 4  # pairs an axis
+        axis = self.settings.embed_dim // self.settings.heads // 4  # pairs an axis
         frequencies = self.settings.rotary_base ** -(torch.arange(axis, device=rows.device, dtype=torch.float32) / axis)
         angles = (torch.stack((rows, columns), dim=1)[:, :, None] * frequencies).flatten(1)  # (T, d / 2)
         cosines, sines = angles.cos(), angles.sin()
@@ -278,15 +285,15 @@ class Neighbourhood(Prior):
 class _Block(Block):
     """Attention and a gated perceptron, each added to what it reads: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, settings: NeighbourhoodSettings, *, name: str) -> None:
+    def __init__(self, settings: NeighborhoodSettings, *, name: str) -> None:
         super().__init__()
         self.name, self.heads = name, settings.heads
-        width, head = settings.width, settings.width // settings.heads
-        self.attention_norm, self.perceptron_norm = (Norm(width, epsilon=1e-6) for _ in range(2))
+        width, head = settings.embed_dim, settings.embed_dim // settings.heads
+        self.attention_norm, self.mlp_norm = (Norm(width, epsilon=1e-6) for _ in range(2))
         self.project = nn.Linear(width, 3 * width, bias=False)
         self.query_norm, self.key_norm = (Norm(head, epsilon=1e-6) for _ in range(2))
         self.out = nn.Linear(width, width, bias=False)
-        hidden = settings.hidden or 16 * math.ceil(width * 8 / 3 / 16)  # as in the transformer
+        hidden = settings.mlp_dim or 16 * math.ceil(width * 8 / 3 / 16)  # as in the transformer
         self.up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
         self.dropout = nn.Dropout(settings.dropout)
@@ -297,7 +304,7 @@ class _Block(Block):
         queries, keys = self.query_norm(queries).type_as(values), self.key_norm(keys).type_as(values)
         seen = sight.seen(self.name, queries, keys, values)  # (B, N, T, d)
         x = x + self.dropout(self.out(seen.transpose(1, 2).flatten(2)))  # (B, T, D)
-        gate, value = self.up(self.perceptron_norm(x)).chunk(2, dim=-1)  # 2 x (B, T, hidden)
+        gate, value = self.up(self.mlp_norm(x)).chunk(2, dim=-1)  # 2 x (B, T, hidden)
         change: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, T, D)
         return x + change
 
@@ -308,7 +315,7 @@ class _Block(Block):
             project=[panels(self.project)],
             turned=(self.query_norm.said(), self.key_norm.said()),
             out=panels(self.out),
-            perceptron=self.perceptron_norm.said(),
+            mlp=self.mlp_norm.said(),
             up=panels(self.up),
             down=panels(self.down),
         )

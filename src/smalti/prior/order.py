@@ -80,7 +80,7 @@ def random(rows: int, columns: int) -> Tensor:
 
 
 def alternate(rows: int, columns: int) -> Tensor:
-    """A grid (h, w) -> its raster places (n,) int64 as an ox ploughs: odd rows from right to left."""
+    """A grid (h, w) -> its raster places (n,) int64 as an ox plows: odd rows from right to left."""
     places = raster(rows, columns).view(rows, columns)
     places[1::2] = places[1::2].flip(1)
     return places.flatten()

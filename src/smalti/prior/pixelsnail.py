@@ -7,8 +7,8 @@ Chen et al. 2017, arXiv 1712.09763, section 2, as VQ-VAE-2 (Razavi et al. 2019, 
 codes: they are embedded, and the head scores codes. It is the prior that Esser et al. (arXiv 2012.09841, table 1) compare
 their transformer with.
 
-Differences: ELU as it is (the authors' code joins that of x and of -x, for twice the weights); no weight normalisation,
-with which their code goes together with an initialisation by data; a place reads the code before it, and so may attend to
+Differences: ELU as it is (the authors' code joins that of x and of -x, for twice the weights); no weight normalization,
+with which their code goes together with an initialization by data; a place reads the code before it, and so may attend to
 itself, where theirs hides it and gives the first place nothing; attention has several heads, as VQ-VAE-2's, and what it
 finds is added to the features, where theirs enters within the block that follows.
 """
@@ -44,22 +44,22 @@ class PixelSNAILSettings:
     """
 
     name: Literal["pixelsnail"] = "pixelsnail"
-    size: Positive
+    codebook_size: Positive
     condition_size: Annotated[int, Field(ge=0)] = 0
-    prefix: Positive = 1
+    prefix_length: Positive = 1
     grid: tuple[Positive, Positive] = (16, 16)
     layers: Positive = 6
-    residuals: Positive = 2
-    width: Positive = 256
+    res_blocks: Positive = 2
+    embed_dim: Positive = 256
     heads: Positive = 8
-    kernel: Annotated[int, Field(ge=2)] = 2
+    kernel_size: Annotated[int, Field(ge=2)] = 2
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     order: Order = "raster"
 
     @field_validator("heads")
     @classmethod
     def _heads_divide_width(cls, heads: int, info: ValidationInfo) -> int:
-        width = info.data.get("width", 2 * heads)
+        width = info.data.get("embed_dim", 2 * heads)
         if width % (2 * heads):
             raise ValueError(f"the width {width} must be a multiple of 2 x heads, for attention has half the width")
         return heads
@@ -96,25 +96,30 @@ class PixelSNAIL(Prior):
     def __init__(self, settings: PixelSNAILSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, settings.order
+        self.size, self.prefix, self.grid, self.order = (
+            settings.codebook_size,
+            settings.prefix_length,
+            settings.grid,
+            settings.order,
+        )
         self.limit = settings.grid
-        width = settings.width
-        self.embedding = nn.Embedding(settings.size + settings.condition_size + 1, width)
+        width = settings.embed_dim
+        self.embedding = nn.Embedding(settings.codebook_size + settings.condition_size + 1, width)
         # Not all ones, so that two prefix codes that change places are told apart from the first step.
-        self.prefix_gains = nn.Parameter(torch.empty(settings.prefix, width).normal_(mean=1.0, std=0.02))
+        self.prefix_gains = nn.Parameter(torch.empty(settings.prefix_length, width).normal_(mean=1.0, std=0.02))
         self.first = Causal(width, width, offsets=FIRST, behind=1, name="first")
         self.blocks = nn.ModuleList(
             SnailBlock(
                 width,
-                residuals=settings.residuals,
-                kernel=settings.kernel,
+                residuals=settings.res_blocks,
+                kernel=settings.kernel_size,
                 heads=settings.heads,
                 dropout=settings.dropout,
                 name=str(index),
             )
             for index in range(settings.layers)
         )
-        self.head = nn.Linear(width, settings.size)
+        self.head = nn.Linear(width, settings.codebook_size)
         # A fresh prior finds all codes about equally likely.
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
@@ -146,7 +151,7 @@ class PixelSNAIL(Prior):
     def _seen(self, codes: Tensor, count: int, cache: Cache) -> Tensor:
         """All codes so far -> what the head reads at the last `count` places: (B, end) -> (B, n, D)."""
         if count == 0:
-            return self.embedding.weight.new_empty(len(codes), 0, self.settings.width)
+            return self.embedding.weight.new_empty(len(codes), 0, self.settings.embed_dim)
         places = Places.of(codes.shape[1] - self.prefix + 1 - count, count, grid=self.grid, cache=cache, like=codes)
         start = (places.numbers == 0)[:, None]  # (n, 1): before this place there is the prefix, and no image code
         before = self.embedding(codes[:, -count:]).masked_fill(start, 0)  # (B, n, D)

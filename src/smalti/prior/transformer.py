@@ -4,7 +4,7 @@ Shapes: B batch, T codes of one call, S codes so far (cache and call), P prefix 
 d = D / N, K image codes, C condition codes.
 
 It differs from the GPT of the paper (arXiv 2012.09841, section 3.2, a GPT-2) in what the field has learned since:
-RMSNorm (1910.07467), SwiGLU (2002.05202), rotary positions (2104.09864) along two axes (2403.13298), normalised queries
+RMSNorm (1910.07467), SwiGLU (2002.05202), rotary positions (2104.09864) along two axes (2403.13298), normalized queries
 and keys (2010.04245), and no biases. With other settings it is the class-conditional GPT of LlamaGen (2406.06525).
 """
 
@@ -29,7 +29,7 @@ from smalti.prior.order import Order
 
 def heads_for_rotation(heads: int, info: ValidationInfo) -> int:
     """A check of settings that have a `width` before their `heads`. Raises ValueError where heads cannot be rotated."""
-    width = info.data.get("width", 4 * heads)
+    width = info.data.get("embed_dim", 4 * heads)
     if width % (4 * heads):
         raise ValueError(f"the width {width} must be a multiple of 4 x heads, for each head is rotated along two axes")
     return heads
@@ -45,30 +45,30 @@ class TransformerSettings:
     """
 
     name: Literal["transformer"] = "transformer"
-    size: Positive
+    codebook_size: Positive
     condition_size: Annotated[int, Field(ge=0)] = 0
-    prefix: Positive = 1
+    prefix_length: Positive = 1
     maps: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Where in the prefix a map of the window begins, with a code for each of its places, row by row."""
     grid: tuple[Positive, Positive] = (16, 16)
     layers: Positive = 12
-    width: Positive = 512
+    embed_dim: Positive = 512
     heads: Positive = 8
-    hidden: Annotated[int, Field(ge=0)] = 0
+    mlp_dim: Annotated[int, Field(ge=0)] = 0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     order: Order = "raster"
     tied: bool = False
     """Whether the head scores codes by their embeddings (arXiv 1608.05859) instead of having weights of its own."""
     query_key_norm: bool = True
-    """Whether the queries and keys of each head are normalised."""
+    """Whether the queries and keys of each head are normalized."""
     rotary_base: Annotated[float, Field(gt=0)] = 100.0
-    """Rotations fall from 1 radian a code towards 1 / this. Grids are tens of codes wide, not thousands: RoPE for pictures
+    """Rotations fall from 1 radian a code toward 1 / this. Grids are tens of codes wide, not thousands: RoPE for images
     takes 100 (2403.13298) where language, and LlamaGen, take 10000."""
     prefix_rotation: Literal["still", "erased"] = "still"
     """Queries and keys of prefix codes stay as they are, or become zeros, so that all codes see the prefix alike: LlamaGen
     multiplies them with an empty row of its table of rotations."""
     norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
-    """What is added to the mean square of a vector before it is normalised."""
+    """What is added to the mean square of a vector before it is normalized."""
 
     _heads_divide_width = field_validator("heads")(heads_for_rotation)
 
@@ -76,9 +76,9 @@ class TransformerSettings:
     def _maps_fit_the_prefix(self) -> TransformerSettings:
         places = self.grid[0] * self.grid[1]
         for begin in self.maps:
-            if begin + places > self.prefix:
+            if begin + places > self.prefix_length:
                 raise ValueError(
-                    f"a map of {places} codes from {begin} on does not fit into {self.prefix} prefix codes"
+                    f"a map of {places} codes from {begin} on does not fit into {self.prefix_length} prefix codes"
                 )
         return self
 
@@ -99,19 +99,24 @@ class Transformer(Prior):
     def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size, self.prefix, self.grid, self.order = settings.size, settings.prefix, settings.grid, settings.order
+        self.size, self.prefix, self.grid, self.order = (
+            settings.codebook_size,
+            settings.prefix_length,
+            settings.grid,
+            settings.order,
+        )
         self.limit = settings.grid
-        self.embedding = nn.Embedding(settings.size + settings.condition_size + 1, settings.width)
-        self.prefix_positions = nn.Embedding(settings.prefix, settings.width)
-        self.hints = nn.ModuleList(nn.Linear(settings.width, settings.width, bias=False) for _ in settings.maps)
+        self.embedding = nn.Embedding(settings.codebook_size + settings.condition_size + 1, settings.embed_dim)
+        self.prefix_positions = nn.Embedding(settings.prefix_length, settings.embed_dim)
+        self.hints = nn.ModuleList(nn.Linear(settings.embed_dim, settings.embed_dim, bias=False) for _ in settings.maps)
         self.dropout = nn.Dropout(settings.dropout)
         blocks = [_Block(settings, name=str(index)) for index in range(settings.layers)]
         self.blocks = nn.ModuleList(blocks)
-        self.norm = Norm(settings.width, epsilon=settings.norm_epsilon)
+        self.norm = Norm(settings.embed_dim, epsilon=settings.norm_epsilon)
         self.head = (
-            _TiedHead(self.embedding, settings.size)
+            _TiedHead(self.embedding, settings.codebook_size)
             if settings.tied
-            else nn.Linear(settings.width, settings.size, bias=False)
+            else nn.Linear(settings.embed_dim, settings.codebook_size, bias=False)
         )
         for weight in self.parameters():
             if weight.ndim == 2:
@@ -201,7 +206,7 @@ class Transformer(Prior):
         Number i of a head's first half turns with number i of its second half. Half of these pairs are turned by the
         row, the other half by the column.
         """
-        axis = self.settings.width // self.settings.heads // 4  # pairs an axis
+        axis = self.settings.embed_dim // self.settings.heads // 4  # pairs an axis
         device = self.embedding.weight.device
         frequencies = self.settings.rotary_base ** -(torch.arange(axis, device=device, dtype=torch.float32) / axis)
         index = torch.arange(start - self.prefix, end - self.prefix, device=device)  # (T,)
@@ -259,19 +264,19 @@ class _Block(Block):
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
-        self.attention_norm = Norm(settings.width, epsilon=settings.norm_epsilon)
+        self.attention_norm = Norm(settings.embed_dim, epsilon=settings.norm_epsilon)
         self.attention = _Attention(settings, name=name)
-        self.perceptron_norm = Norm(settings.width, epsilon=settings.norm_epsilon)
+        self.mlp_norm = Norm(settings.embed_dim, epsilon=settings.norm_epsilon)
         # Three matrices where a GPT has two: 8/3 of the width instead of 4 keeps the number of weights (2002.05202,
         # section 2).
-        hidden = settings.hidden or 16 * math.ceil(settings.width * 8 / 3 / 16)
-        self.up = nn.Linear(settings.width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, settings.width, bias=False)
+        hidden = settings.mlp_dim or 16 * math.ceil(settings.embed_dim * 8 / 3 / 16)
+        self.up = nn.Linear(settings.embed_dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, settings.embed_dim, bias=False)
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked) -> Tensor:
         x = asked.of(x) + self.dropout(self.attention(self.attention_norm(x), rotation, cache, asked))  # (B, t, D)
-        gate, value = self.up(self.perceptron_norm(x)).chunk(2, dim=-1)  # 2 x (B, t, hidden)
+        gate, value = self.up(self.mlp_norm(x)).chunk(2, dim=-1)  # 2 x (B, t, hidden)
         change: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, t, D)
         return x + change
 
@@ -284,7 +289,7 @@ class _Block(Block):
             project=[panels(attention.project)],
             turned=[norm.said() for norm in heads],
             out=panels(attention.out),
-            perceptron=self.perceptron_norm.said(),
+            mlp=self.mlp_norm.said(),
             up=panels(self.up),
             down=panels(self.down),
         )
@@ -303,12 +308,12 @@ class _Attention(nn.Module):
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
         self.name, self.heads = name, settings.heads
-        self.project = nn.Linear(settings.width, 3 * settings.width, bias=False)
-        width = settings.width // settings.heads
+        self.project = nn.Linear(settings.embed_dim, 3 * settings.embed_dim, bias=False)
+        width = settings.embed_dim // settings.heads
         self.query_norm, self.key_norm = (
             Norm(width, epsilon=settings.norm_epsilon) if settings.query_key_norm else nn.Identity() for _ in range(2)
         )
-        self.out = nn.Linear(settings.width, settings.width, bias=False)
+        self.out = nn.Linear(settings.embed_dim, settings.embed_dim, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked) -> Tensor:
         together = self.project(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, N, d)

@@ -1,7 +1,7 @@
 """Where the window stands while a grid larger than it is laid: the placement rule of the paper.
 
 Esser et al., arXiv 2012.09841, section 3.2 and figure 3: a window slides over the grid and keeps the code being laid at
-its centre, as far as the grid reaches.
+its center, as far as the grid reaches.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Line charts, histograms and bars, written as inline SVG with no library: values in, one `<figure>` of HTML out.
 
-Lengths are in units of the drawing (`_WIDTH` of them across); the page scales the drawing to the width it has. Colours
+Lengths are in units of the drawing (`_WIDTH` of them across); the page scales the drawing to the width it has. Colors
 and line widths are in `STYLE`, so that they follow the reader's light or dark scheme and the printer.
 """
 
@@ -24,7 +24,7 @@ _TOP, _BOTTOM, _RIGHT = 26.0, 44.0, 12.0  # margins; the left one follows the wi
 _LETTER = 6.7  # mean advance of a tick label's letter
 _MOST_POINTS = 600  # of one drawn run; more than the pixels of a screen column cannot be seen and only weigh
 _HUGE, _TINY = 1e100, 1e-100  # beyond these a range cannot be divided without overflow; such values count as not finite
-_SERIES = 6  # colours in STYLE; a seventh line begins again with another dash
+_SERIES = 6  # colors in STYLE; a seventh line begins again with another dash
 
 Point = tuple[float, float]
 
@@ -231,7 +231,7 @@ class Line:
     """One line of a chart: (x, y) points in the order they are joined.
 
     A point without a place on the axes interrupts the line. With `smoothing` above 1, the raw line is pale, and over it
-    is drawn what remains after smoothing over about that many neighbouring points.
+    is drawn what remains after smoothing over about that many neighboring points.
     """
 
     label: str
@@ -316,18 +316,18 @@ def _runs(points: Sequence[Point], scale: Scale) -> list[list[Point]]:
 def _smoothed(run: Sequence[Point], window: int) -> list[Point]:
     """A run -> at each point, the straight line fitted to the `window` points around it.
 
-    In the middle that is the moving mean. At the ends, with neighbours on one side only, it neither lags behind a slope
+    In the middle that is the moving mean. At the ends, with neighbors on one side only, it neither lags behind a slope
     as a mean does nor jumps to the last raw value. Nothing leaves the range of the run: logarithms stay possible.
     """
     if window == 1:
         return list(run)
     index, heights = np.arange(len(run)), np.array([y for _, y in run])
     low, high = np.maximum(index - window // 2, 0), np.minimum(index + window // 2, len(run) - 1)
-    count, centre = high - low + 1, (low + high) / 2
+    count, center = high - low + 1, (low + high) / 2
     sums, moments = (np.concatenate(([0.0], np.cumsum(each))) for each in (heights, index * heights))
     total, moment = sums[high + 1] - sums[low], moments[high + 1] - moments[low]
-    slope = (moment - centre * total) / np.maximum(count * (count**2 - 1) / 12, 1)
-    fitted = np.clip(total / count + slope * (index - centre), heights.min(), heights.max())
+    slope = (moment - center * total) / np.maximum(count * (count**2 - 1) / 12, 1)
+    fitted = np.clip(total / count + slope * (index - center), heights.min(), heights.max())
     return [(x, y) for (x, _), y in zip(run, fitted.tolist(), strict=True)]
 
 
@@ -344,7 +344,7 @@ def _thinned(run: Sequence[Point]) -> list[Point]:
 
 
 def _look(number: int) -> str:
-    """The number of a line -> the classes of its colour and dash: both differ, for readers who see no colour."""
+    """The number of a line -> the classes of its color and dash: both differ, for readers who see no color."""
     return f"c{number % _SERIES} d{(number + number // _SERIES) % 4}"
 
 
@@ -427,7 +427,7 @@ class Bars(Plot):
         return _figure(self.title, "".join(parts), "; ".join(told) + ".", height=40.0 * len(self.bars) - 4)
 
 
-# Six hues that stay apart in the common forms of colour blindness, at 3:1 or more against the page in both schemes.
+# Six hues that stay apart in the common forms of color blindness, at 3:1 or more against the page in both schemes.
 STYLE = """
 :root { --c0: #083d9f; --c1: #d1790a; --c2: #0d826a; --c3: #c572b8; --c4: #8e9054; --c5: #22252e; }
 @media screen and (prefers-color-scheme: dark) {

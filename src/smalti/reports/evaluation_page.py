@@ -1,4 +1,4 @@
-"""The page of a measurement: its scores and protocol, pictures to judge by, how codes are used, and what to beware of.
+"""The page of a measurement: its scores and protocol, images to judge by, how codes are used, and what to beware of.
 
 H W pixels, K size of the codebook, h w code grid.
 """
@@ -22,9 +22,9 @@ from smalti.reports.report import (
     Card,
     Cards,
     Comparison,
+    EmbeddedImage,
+    Images,
     Listing,
-    Picture,
-    Pictures,
     Plots,
     Report,
     Section,
@@ -33,9 +33,9 @@ from smalti.reports.report import (
 )
 
 TITLES = {
-    "tokenizer": "How well a tokenizer keeps pictures",
-    "prior": "How likely a prior finds pictures",
-    "folders": "One set of pictures against another",
+    "tokenizer": "How well a tokenizer keeps images",
+    "prior": "How likely a prior finds images",
+    "folders": "One set of images against another",
 }
 NAMES = {
     "psnr": "PSNR",
@@ -75,9 +75,9 @@ RANKS = {
         "best": "The best reconstructions",
     },
     "prior": {
-        "worst": "The least likely pictures",
-        "median": "Pictures around the median",
-        "best": "The most likely pictures",
+        "worst": "The least likely images",
+        "median": "Images around the median",
+        "best": "The most likely images",
     },
     "folders": {},
 }
@@ -90,8 +90,8 @@ DIFFERENCE = 4
 def page(measured: Measured, plain: Mapping[str, Any]) -> Report:
     """A measurement, and the plain values of its `result.json` -> a page to look at."""
     data, made = plain["data"], plain["made"]
-    pictures = data.get("pictures")
-    count = "an unknown number of pictures" if pictures is None else f"{pictures:,} pictures"
+    images = data.get("images")
+    count = "an unknown number of images" if images is None else f"{images:,} images"
     subject = _subject(measured, plain)
     return Report(
         title=TITLES[measured.kind],
@@ -116,19 +116,19 @@ def score_name(name: str) -> str:
 
 def _subject(measured: Measured, plain: Mapping[str, Any]) -> str:
     if measured.kind == "folders":
-        return f"{plain['samples']['pictures']:,} pictures of `{plain['samples']['name']}`"
+        return f"{plain['samples']['images']:,} images of `{plain['samples']['name']}`"
     model = plain["model"]
     return f"The {measured.kind} `{model.get('name', model[measured.kind])}`"
 
 
-def _hero(measured: Measured) -> Iterator[Picture]:
+def _hero(measured: Measured) -> Iterator[EmbeddedImage]:
     """Originals and reconstructions of middling quality, side by side; or samples."""
     laid = [shown for shown in measured.examples if shown.rank == "sample"]
     middling = [shown for shown in measured.examples if shown.rank == "median"]
     for shown in (laid or middling)[:8]:
-        yield _picture(shown.original, shown.name)
+        yield _image(shown.original, shown.name)
         if not laid:
-            yield _picture(shown.reconstruction, f"what the codes keep of {shown.name}")
+            yield _image(shown.reconstruction, f"what the codes keep of {shown.name}")
 
 
 def _cards(measured: Measured) -> Cards:
@@ -145,9 +145,9 @@ def _sections(measured: Measured, plain: Mapping[str, Any]) -> Iterator[Section]
     if measured.notes:
         yield Section("What to beware of", [Text("\n\n".join(_sentence(note) for note in measured.notes))])
     if measured.examples:
-        yield from _pictures(measured)
+        yield from _images(measured)
     if measured.values:
-        yield Section("Picture by picture", [Plots([*_distributions(measured)])])
+        yield Section("Image by image", [Plots([*_distributions(measured)])])
     if measured.places is not None:
         yield _places(measured.places)
     if measured.counts is not None:
@@ -174,7 +174,7 @@ def _scores(measured: Measured) -> Table:
     return Table(["Score", "Value", "What it is"], rows, caption=" ".join(caption))
 
 
-def _pictures(measured: Measured) -> Iterator[Section]:
+def _images(measured: Measured) -> Iterator[Section]:
     blocks: list[Block] = []
     for rank, words in RANKS[measured.kind].items():
         some = [shown for shown in measured.examples if shown.rank == rank]
@@ -182,29 +182,27 @@ def _pictures(measured: Measured) -> Iterator[Section]:
             blocks.append(_comparison(some, f"{words}."))
     if blocks:
         explained = Text(
-            f"Chosen by rank, not by eye. A difference is the mean over colours of |original \u2212 reconstruction|, "
+            f"Chosen by rank, not by eye. A difference is the mean over colors of |original \u2212 reconstruction|, "
             f"{DIFFERENCE} times as large: white is {255 // DIFFERENCE} levels of 255 or more."
         )
         yield Section("Worst, median and best", [explained, *blocks])
     for rank, title in SETS.items():
         some = [shown for shown in measured.examples if shown.rank == rank]
         if some:
-            pictures = [_picture(shown.original, f"{rank} {shown.name}", _short(shown.name)) for shown in some]
-            yield Section(title, [Pictures(pictures, caption="Spread evenly over the set, not chosen.", width=120)])
+            images = [_image(shown.original, f"{rank} {shown.name}", _short(shown.name)) for shown in some]
+            yield Section(title, [Images(images, caption="Spread evenly over the set, not chosen.", width=120)])
 
 
 def _comparison(some: Sequence[Shown], caption: str) -> Comparison:
-    originals = [_picture(shown.original, f"the original {shown.name}", _short(shown.name)) for shown in some]
-    back = [_picture(shown.reconstruction, f"its reconstruction, {shown.name}", _values(shown)) for shown in some]
-    gaps = [
-        _picture(_difference(shown), f"the difference between {shown.name} and its reconstruction") for shown in some
-    ]
+    originals = [_image(shown.original, f"the original {shown.name}", _short(shown.name)) for shown in some]
+    back = [_image(shown.reconstruction, f"its reconstruction, {shown.name}", _values(shown)) for shown in some]
+    gaps = [_image(_difference(shown), f"the difference between {shown.name} and its reconstruction") for shown in some]
     rows = [("original", originals), ("reconstruction", back), ("difference", gaps)]
     if all(shown.reconstruction is shown.original for shown in some):
         rows = [
             (
                 "from its codes",
-                [replace(picture, caption=_values(shown)) for picture, shown in zip(originals, some, strict=True)],
+                [replace(image, caption=_values(shown)) for image, shown in zip(originals, some, strict=True)],
             )
         ]
     small = min(shown.original.shape[0] for shown in some) < 128
@@ -226,15 +224,15 @@ def _difference(shown: Shown) -> npt.NDArray[np.uint8]:
     return levels
 
 
-def _picture(pixels: npt.NDArray[np.uint8], alt: str, caption: str = "") -> Picture:
-    return Picture(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels, alt, caption=caption)
+def _image(pixels: npt.NDArray[np.uint8], alt: str, caption: str = "") -> EmbeddedImage:
+    return EmbeddedImage(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels, alt, caption=caption)
 
 
 def _distributions(measured: Measured) -> Iterator[Plot]:
     for name, column in measured.values.items():
         known = column[~column.isnan()]
         unit = UNITS.get(name, score_name(name))
-        yield Histogram(f"{score_name(name)} of each picture", known.tolist(), x_label=unit, y_label="pictures")
+        yield Histogram(f"{score_name(name)} of each image", known.tolist(), x_label=unit, y_label="images")
 
 
 def _places(places: Tensor) -> Section:
@@ -243,10 +241,10 @@ def _places(places: Tensor) -> Section:
     levels = ((places - low) / max(high - low, 1e-9) * 255).round().to(torch.uint8).numpy()
     each = -(-160 // max(levels.shape))
     enlarged = levels.repeat(each, 0).repeat(each, 1)
-    shown = Picture(enlarged, "a map of the mean nats of a code at each place of the grid")
+    shown = EmbeddedImage(enlarged, "a map of the mean nats of a code at each place of the grid")
     caption = f"Mean nats at each place of the grid: black {low:.2f}, white {high:.2f}."
-    pictures = Pictures([shown], caption=caption, width=220, scaling="pixelated")
-    return Section("Where codes are hard to guess", [pictures])
+    images = Images([shown], caption=caption, width=220, scaling="pixelated")
+    return Section("Where codes are hard to guess", [images])
 
 
 def _codes(counts: Tensor) -> Section:

@@ -2,10 +2,10 @@
 
     chart = LinePlot("Loss", [Line("training", points)], x_label="images seen", y_label="loss")
     cards = Cards([Card("Codes in use", "97", unit="%", target=Target("above 90 %", reached=True))])
-    Report("A first mosaic", "It learnt 256 tiles.", [cards], sections=[Section("How it learnt", [Plots([chart])])])
+    Report("A first mosaic", "It learned 256 tiles.", [cards], sections=[Section("How it learned", [Plots([chart])])])
 
 Every text is escaped. Words between backticks in running text are set as code; nothing else is markup.
-H W pixels. Pictures are uint8, (H, W, 3) colour or (H, W) gray.
+H W pixels. Images are uint8, (H, W, 3) color or (H, W) gray.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _scrolling(table: str, caption: str) -> str:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Picture:
+class EmbeddedImage:
     """Pixels, uint8 (H, W, 3) or (H, W), with what they show in words (for readers who cannot see them) and a caption.
 
     Raises `SmaltiError` for pixels of another type or shape.
@@ -69,12 +69,12 @@ class Picture:
         shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
         if pixels.dtype != np.uint8 or not shaped or pixels.size == 0:
             raise SmaltiError(
-                f"a picture of a report is uint8 of shape (H, W, 3) or (H, W), not {pixels.dtype} of shape "
+                f"an image of a report is uint8 of shape (H, W, 3) or (H, W), not {pixels.dtype} of shape "
                 f"{pixels.shape}; move channels last, and map [-1, 1] to 0..255"
             )
 
     def render(self) -> str:
-        """The picture -> an `<img>` that carries its PNG."""
+        """The image -> an `<img>` that carries its PNG."""
         height, width = self.pixels.shape[:2]
         return f'<img src="{_png(self.pixels)}" width="{width}" height="{height}" alt="{escaped(self.alt)}">'
 
@@ -151,48 +151,48 @@ class Cards(Block):
 
 @final
 @dataclass(frozen=True)
-class Pictures(Block):
-    """A grid of pictures with their captions, each about `width` CSS pixels wide, as many in a row as there is room.
+class Images(Block):
+    """A grid of images with their captions, each about `width` CSS pixels wide, as many in a row as there is room.
 
     `scaling` is how pixels are enlarged: "auto" smooths, "pixelated" shows each pixel as a square.
     """
 
-    pictures: Sequence[Picture]
+    images: Sequence[EmbeddedImage]
     _: KW_ONLY
     caption: str = ""
     width: int = 150
     scaling: Literal["auto", "pixelated"] = "auto"
 
     def render(self) -> str:
-        if not self.pictures:
-            return '<p class="nothing">There are no pictures yet.</p>'
-        items = "".join(f"<figure>{picture.render()}{_caption(picture.caption)}</figure>" for picture in self.pictures)
+        if not self.images:
+            return '<p class="nothing">There are no images yet.</p>'
+        items = "".join(f"<figure>{image.render()}{_caption(image.caption)}</figure>" for image in self.images)
         grid = f'<div class="grid" style="--width:{int(self.width)}px">{items}</div>'
-        return f'<figure class="pictures {escaped(self.scaling)}">{grid}{_caption(self.caption)}</figure>'
+        return f'<figure class="images {escaped(self.scaling)}">{grid}{_caption(self.caption)}</figure>'
 
 
 @final
 @dataclass(frozen=True)
 class Comparison(Block):
-    """Rows of pictures under one another, as originals over reconstructions: each row is a name and its pictures.
+    """Rows of images under one another, as originals over reconstructions: each row is a name and its images.
 
     Raises `SmaltiError` when the rows differ in length.
     """
 
-    rows: Sequence[tuple[str, Sequence[Picture]]]
+    rows: Sequence[tuple[str, Sequence[EmbeddedImage]]]
     _: KW_ONLY
     caption: str = ""
     scaling: Literal["auto", "pixelated"] = "auto"
 
     def __post_init__(self) -> None:
-        lengths = [(name, len(pictures)) for name, pictures in self.rows]
+        lengths = [(name, len(images)) for name, images in self.rows]
         if len({length for _, length in lengths}) > 1:
-            raise SmaltiError(f"the rows of a comparison must hold equally many pictures, not {lengths}")
+            raise SmaltiError(f"the rows of a comparison must hold equally many images, not {lengths}")
 
     def render(self) -> str:
         rows = ""
-        for name, pictures in self.rows:
-            cells = "".join(f"<td>{each.render()}<small>{_prose(each.caption)}</small></td>" for each in pictures)
+        for name, images in self.rows:
+            cells = "".join(f"<td>{each.render()}<small>{_prose(each.caption)}</small></td>" for each in images)
             rows += f'<tr><th scope="row">{_prose(name)}</th>{cells}</tr>'
         table = _scrolling(f"<table>{rows}</table>", self.caption)
         return f'<figure class="comparison {escaped(self.scaling)}">{table}{_caption(self.caption)}</figure>'
@@ -291,13 +291,13 @@ class Section:
 @final
 @dataclass(frozen=True)
 class Report:
-    """A page: a band of pictures, title, lead sentence, the first blocks, headed sections, a closing line."""
+    """A page: a band of images, title, lead sentence, the first blocks, headed sections, a closing line."""
 
     title: str
     lead: str
     blocks: Sequence[Block] = ()
     _: KW_ONLY
-    hero: Sequence[Picture] = ()
+    hero: Sequence[EmbeddedImage] = ()
     sections: Sequence[Section] = ()
     colophon: str = ""
 
@@ -326,13 +326,13 @@ class Report:
         write_text(path, self.render())
 
     def _band(self) -> str:
-        """The hero pictures in one row, or two where they are many; on a narrow page twice as many rows."""
+        """The hero images in one row, or two where they are many; on a narrow page twice as many rows."""
         if not self.hero:
             return ""
         across = len(self.hero) if len(self.hero) <= 8 else math.ceil(len(self.hero) / 2)
         narrow = across if across <= 3 else math.ceil(across / 2)
-        pictures = "".join(picture.render() for picture in self.hero)
-        return f'<div class="band" style="--across:{across};--narrow:{narrow}">{pictures}</div>'
+        images = "".join(image.render() for image in self.hero)
+        return f'<div class="band" style="--across:{across};--narrow:{narrow}">{images}</div>'
 
     def _contents(self) -> str:
         if len(self.sections) < 3:
@@ -401,10 +401,10 @@ figcaption, .note, .nothing { font-size: .88rem; line-height: 1.5; color: var(--
   overflow-wrap: anywhere; } .unit { font: .95rem var(--sans); color: var(--muted); letter-spacing: 0; }
 .verdict { font-size: .84rem; line-height: 1.4; color: var(--muted); margin-top: auto !important; }
 .verdict span { display: block; } .reached b { color: var(--good); } .missed b { color: var(--bad); }
-.pictures > .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--width)), 1fr));
-  gap: 14px 10px; } .pictures figure { margin: 0; }
-.pictures img, .comparison img { display: block; width: 100%; height: auto; border-radius: 2px; }
-.pictures figure figcaption { font-size: .82rem; line-height: 1.4; margin-top: .4rem; }
+.images > .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--width)), 1fr));
+  gap: 14px 10px; } .images figure { margin: 0; }
+.images img, .comparison img { display: block; width: 100%; height: auto; border-radius: 2px; }
+.images figure figcaption { font-size: .82rem; line-height: 1.4; margin-top: .4rem; }
 .pixelated img { image-rendering: pixelated; } .scroll { overflow: auto hidden; }
 .comparison table { border-collapse: separate; border-spacing: 4px; width: 100%; table-layout: fixed; }
 .comparison th { width: 8.2rem; padding-right: .8rem; text-align: left; font-weight: 500; font-size: .9rem;
@@ -435,7 +435,7 @@ footer p { border-top: 1px solid var(--rule); padding-top: 1rem; max-width: none
   .band { grid-template-columns: repeat(var(--narrow), 1fr); grid-auto-rows: min(calc(100vw / var(--narrow)), 260px); }
   .cards { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; } .card { padding: .8rem .9rem; }
   .figure { font-size: 1.7rem; }
-  .pictures > .grid { grid-template-columns: repeat(auto-fill, minmax(min(100%, calc(var(--width) * .7)), 1fr));
+  .images > .grid { grid-template-columns: repeat(auto-fill, minmax(min(100%, calc(var(--width) * .7)), 1fr));
     gap: 10px 8px; } .comparison table { width: max-content; min-width: 100%; }
   .comparison th { width: 6.6rem; position: sticky; left: 0; background: var(--page); padding-right: .3rem;
     font-size: .8rem; hyphens: auto; } .comparison td { width: 96px; } .plot { padding: .8rem .6rem .7rem; }

@@ -1,6 +1,6 @@
-"""What a landscape is painted on: a grid of points that know their colour, whose they are and how far they are.
+"""What a landscape is painted on: a grid of points that know their color, whose they are and how far they are.
 
-Colours lie as planes, (3, h, w), sRGB in [0, 1]. Letters: h w points of the grid, which is finer than the picture.
+Colors lie as planes, (3, h, w), sRGB in [0, 1]. Letters: h w points of the grid, which is finer than the image.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import numpy as np
 
 from smalti.scenes.textures import Floats, clamp
 
-FAR = 6500.0  # metres; the sky is that far, and nothing is farther
+FAR = 6500.0  # meters; the sky is that far, and nothing is farther
 
 SKY, SUN, MOON, CLOUD, MOUNTAIN, GROUND, WATER, TREE, HOUSE = range(9)
 
 
 class Standing(NamedTuple):
-    """A thing with a box: its identity on the canvas, how many grid points it covers whole, its distance in metres, and for a
+    """A thing with a box: its identity on the canvas, how many grid points it covers whole, its distance in meters, and for a
     house its keypoints in grid points (x, y)."""
 
     identity: int
@@ -31,14 +31,14 @@ class Standing(NamedTuple):
 class Canvas:
     """The grid being painted on.
 
-    `colour` is (3,h,w), `depth` (h,w) in metres, `identity` (h,w) says whose a point is, and `labels` what that is.
+    `color` is (3,h,w), `depth` (h,w) in meters, `identity` (h,w) says whose a point is, and `labels` what that is.
     """
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
         self.rows = ((np.arange(height) + 0.5) / height).astype(np.float32)
         self.columns = ((np.arange(width) + 0.5 - width / 2) / height).astype(np.float32)
-        self.colour = np.zeros((3, height, width), dtype=np.float32)
+        self.color = np.zeros((3, height, width), dtype=np.float32)
         self.depth = np.full((height, width), FAR, dtype=np.float32)
         self.identity = np.zeros((height, width), dtype=np.int16)
         self.labels = [SKY]
@@ -51,10 +51,10 @@ class Canvas:
         under = self.rows[rows, None] - curve[None, :]
         return rows, under, clamp(under * self.height + 0.5, 0, 1)
 
-    def lay(self, rows: slice, columns: slice, cover: Floats, colour: Floats, depth: Floats | float, label: int) -> int:
-        """Paint `colour` where `cover` says; where it covers half or more, the point is the new thing's. Returns its identity."""
-        under = self.colour[:, rows, columns]
-        under += _multiplied(colour - under, cover)
+    def lay(self, rows: slice, columns: slice, cover: Floats, color: Floats, depth: Floats | float, label: int) -> int:
+        """Paint `color` where `cover` says; where it covers half or more, the point is the new thing's. Returns its identity."""
+        under = self.color[:, rows, columns]
+        under += _multiplied(color - under, cover)
         mine = cover >= 0.5
         self.labels.append(label)
         identity = len(self.labels) - 1
@@ -87,14 +87,14 @@ class Air(NamedTuple):
     reach: float
     side: int
 
-    def lit(self, colour: Floats, shade: Floats | float) -> Floats:
-        """A surface's own colour, and how far it faces the light, 0 to 1 -> what is seen of it."""
+    def lit(self, color: Floats, shade: Floats | float) -> Floats:
+        """A surface's own color, and how far it faces the light, 0 to 1 -> what is seen of it."""
         light = np.asarray(self.direct * shade, dtype=np.float32)
         light += self.ambient
-        return _multiplied(light, colour)
+        return _multiplied(light, color)
 
-    def veiled(self, colour: Floats, distance: Floats | float) -> Floats:
-        """Aerial perspective: what is far is paler, towards the colour of the sky above the horizon."""
+    def veiled(self, color: Floats, distance: Floats | float) -> Floats:
+        """Aerial perspective: what is far is paler, toward the color of the sky above the horizon."""
         share = np.asarray(1 - np.exp(-np.asarray(distance, dtype=np.float32) / self.reach))
         share *= 0.92
-        return mixed(colour, self.haze, share)
+        return mixed(color, self.haze, share)

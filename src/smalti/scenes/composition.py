@@ -1,10 +1,10 @@
 """A random generator -> everything that is decided about a landscape before a pixel is painted.
 
-Places: u runs to the right with 0 in the middle, v down from the top edge, both in picture heights, so that a wider picture
-shows more of the same land. Nothing here knows how many pixels the picture has.
+Places: u runs to the right with 0 in the middle, v down from the top edge, both in image heights, so that a wider image
+shows more of the same land. Nothing here knows how many pixels the image has.
 
-The ground is a level plane seen from `EYE` metres above it: what lies `s` below the horizon is `EYE / s` metres away, and a
-metre there is `s / EYE` high. Hills are bands that stand before each other, each with a crest that rises above its plane.
+The ground is a level plane seen from `EYE` meters above it: what lies `s` below the horizon is `EYE / s` meters away, and a
+meter there is `s / EYE` high. Hills are bands that stand before each other, each with a crest that rises above its plane.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CELL = 1.0  # width of the stretch of land whose trees and houses are drawn tog
 
 
 class Range(NamedTuple):
-    """A range of mountains; heights and the foot in picture heights."""
+    """A range of mountains; heights and the foot in image heights."""
 
     distance: float
     foot: float
@@ -50,7 +50,7 @@ class Band(NamedTuple):
 
 
 class Lake(NamedTuple):
-    """Level water between the bands: its far shore's v, and the colour of deep water."""
+    """Level water between the bands: its far shore's v, and the color of deep water."""
 
     shore: float
     tint: Floats
@@ -77,12 +77,12 @@ class Tree(NamedTuple):
     u: float
     band: int
     along: float
-    metres: float
+    meters: float
     kind: str
     variant: int
     stretch: float
-    leaves: tuple[palettes.Leaf, palettes.Leaf]  # two colourings that mix tuft by tuft
-    shift: palettes.Colour  # added to both
+    leaves: tuple[palettes.Leaf, palettes.Leaf]  # two colorings that mix tuft by tuft
+    shift: palettes.Color  # added to both
     snow: float
 
 
@@ -92,7 +92,7 @@ class Home(NamedTuple):
     u: float
     band: int
     along: float
-    metres: float
+    meters: float
     house: House
     smoke: float
 
@@ -117,9 +117,9 @@ class Composition(NamedTuple):
         return 1 if self.sky.disc[0] > 0 else -1
 
 
-def _jittered(generator: np.random.Generator, colour: palettes.Colour, amount: float) -> Floats:
+def _jittered(generator: np.random.Generator, color: palettes.Color, amount: float) -> Floats:
     shift = generator.normal(0, amount * 0.6) + generator.normal(0, amount * 0.6, 3)
-    return np.clip(np.asarray(colour) + shift, 0, 1).astype(np.float32)
+    return np.clip(np.asarray(color) + shift, 0, 1).astype(np.float32)
 
 
 def compose(generator: np.random.Generator, season: str, time: str) -> Composition:
@@ -140,7 +140,7 @@ def _sky(generator: np.random.Generator, season: str, time: str, horizon: float)
     choice = generator.uniform()
     skies = palettes.skies(season, time)
     chosen = skies[int(choice * len(skies))]
-    stops = np.stack([_jittered(generator, colour, 0.03 if time != "night" else 0.012) for colour in chosen])
+    stops = np.stack([_jittered(generator, color, 0.03 if time != "night" else 0.012) for color in chosen])
     u = float(generator.uniform(0.10, 0.42) * generator.choice([-1, 1]))
     high, low = float(generator.uniform(0.07, 0.22)), float(generator.uniform(0.66, 0.92)) * horizon
     radius = float(generator.uniform(0.034, 0.05))
@@ -182,7 +182,7 @@ def _bands(generator: np.random.Generator, season: str, horizon: float, shore: f
     def band(below: float, rise: float, tilt: float, frequency: float, woods: float, *, forest: float) -> Band:
         first, second = meadows[int(generator.integers(len(meadows)))]
         amount = 0.02 if season == "winter" else 0.035
-        pair = [_jittered(generator, colour, amount) for colour in (first, second)]
+        pair = [_jittered(generator, color, amount) for color in (first, second)]
         wood = np.asarray(palettes.SEASON[season].forest, dtype=np.float32)
         meadow = (pair[0] + (wood - pair[0]) * np.float32(forest), pair[1] + (wood - pair[1]) * np.float32(forest))
         offset = generator.uniform(0, 1, 2).astype(np.float32)
@@ -209,7 +209,7 @@ def _bands(generator: np.random.Generator, season: str, horizon: float, shore: f
 
 
 def inhabitants(plan: Composition, generator: np.random.Generator, cell: int) -> list[Tree | Home]:
-    """The trees and houses of the stretch of land `cell` (0 is in the middle of the picture)."""
+    """The trees and houses of the stretch of land `cell` (0 is in the middle of the image)."""
     left = (cell - 0.5) * _CELL
     near = len(plan.bands) - 1
     homes: list[Home] = []
@@ -224,7 +224,7 @@ def inhabitants(plan: Composition, generator: np.random.Generator, cell: int) ->
         count = round(stand.most * plan.groves * float(generator.uniform(0.35, 1.0)))
         groves = generator.uniform(0.05, 0.95, 3).tolist()
         draws = generator.uniform(0, 1, (stand.most, 16))[:count].tolist()
-        if stand.band == near and not stand.bushes:  # large trees frame the picture rather than stand in its middle
+        if stand.band == near and not stand.bushes:  # large trees frame the image rather than stand in its middle
             groves[:2] = [0.08, 0.92]
         drawn = [_tree(plan, draw, left, stand, groves) for draw in draws]
         trees += [tree for tree in drawn if not any(_hides(tree, home) for home in homes)]
@@ -271,10 +271,10 @@ def _home(plan: Composition, generator: np.random.Generator, left: float) -> Hom
         lit=lit,
     )
     smoke = float(draw[12]) if house.chimney and plan.season in ("winter", "autumn") and draw[13] < 0.7 else 0.0
-    metres = 5.6 + 2.2 * draw[14]
+    meters = 5.6 + 2.2 * draw[14]
     if band == 1:  # far houses are drawn larger than life, or they would be a dot
-        metres *= 1.5
-    return Home(left + 0.12 + 0.76 * float(draw[15]), band, float(along), float(metres), house, smoke)
+        meters *= 1.5
+    return Home(left + 0.12 + 0.76 * float(draw[15]), band, float(along), float(meters), house, smoke)
 
 
 def _tree(plan: Composition, draw: list[float], left: float, stand: _Stand, groves: list[float]) -> Tree:
@@ -286,11 +286,11 @@ def _tree(plan: Composition, draw: list[float], left: float, stand: _Stand, grov
     kind = "fir" if fir else "bare" if draw[4] < season.bare else "poplar" if draw[5] < 0.22 else "leafy"
     if stand.bushes:
         fir, kind = False, "bush"
-    metres = _METRES[kind] * (0.65 + 0.55 * draw[6])
+    meters = _METERS[kind] * (0.65 + 0.55 * draw[6])
     if stand.band == 1:  # like the far houses
-        metres *= 1.35
+        meters *= 1.35
     if stand.band == len(plan.bands) - 1:
-        metres *= 0.85
+        meters *= 0.85
     choices = season.bushes if stand.bushes else season.leaves
     first = choices[int(draw[7] * len(choices))]
     second = first if draw[8] < 0.7 else choices[int(draw[9] * len(choices))]
@@ -300,7 +300,7 @@ def _tree(plan: Composition, draw: list[float], left: float, stand: _Stand, grov
     shift = (0.09 * draw[11] - 0.045, 0.09 * draw[12] - 0.045, 0.06 * draw[13] - 0.03)
     variant, stretch = int(draw[14] * VARIANTS), 0.85 + 0.35 * draw[15]
     along = draw[1] if stand.bushes else (draw[1] + draw[6]) % 1.0
-    return Tree(u, stand.band, along * stand.reach, metres, kind, variant, stretch, (first, second), shift, snow)
+    return Tree(u, stand.band, along * stand.reach, meters, kind, variant, stretch, (first, second), shift, snow)
 
 
-_METRES = {"fir": 8.0, "bare": 7.0, "poplar": 9.5, "leafy": 7.4, "bush": 1.7}
+_METERS = {"fir": 8.0, "bare": 7.0, "poplar": 9.5, "leafy": 7.4, "bush": 1.7}

@@ -1,6 +1,6 @@
-"""A kind of tree -> its picture, drawn leaf by leaf once per process and then only scaled.
+"""A kind of tree -> its image, drawn leaf by leaf once per process and then only scaled.
 
-A tree is kept without colour, so that season and light can colour it later. Its four channels, 0 to 255, are
+A tree is kept without color, so that season and light can color it later. Its four channels, 0 to 255, are
 tone (shade to light, lit from the left and above), wood (leaf to bark), crown (a value of its own for each tuft of leaves;
 on firs and bare trees: where snow lies) and cover (the silhouette).
 """
@@ -23,7 +23,7 @@ _WIDTH = 352
 
 @cache
 def tree(kind: str, variant: int) -> tuple[Image.Image, ...]:
-    """The tree's picture (RGBA, cut to what is covered) and copies of it, each half as high as the one before."""
+    """The tree's image (RGBA, cut to what is covered) and copies of it, each half as high as the one before."""
     draw = {"leafy": _leafy, "poplar": _poplar, "fir": _fir, "bare": _bare, "bush": _bush}[kind]
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([KINDS.index(kind), variant])))
     image = Image.new("RGBA", (_WIDTH, _HEIGHT), (90, 0, 0, 0))
@@ -91,21 +91,21 @@ def _draw_branches(draw: ImageDraw.ImageDraw, branches: list[tuple[float, float,
 def _tufts(
     draw: ImageDraw.ImageDraw,
     generator: np.random.Generator,
-    centres: npt.NDArray[np.float64],
+    centers: npt.NDArray[np.float64],
     radii: npt.NDArray[np.float64],
     *,
     dabs: int,
     leaf: float,
 ) -> None:
     """Cover round tufts of leaves with dabs, dark ones first, so that the light ones lie on top."""
-    count = len(centres)
+    count = len(centers)
     owner = np.repeat(np.arange(count), dabs)
     angle = generator.uniform(0, 2 * math.pi, len(owner))
     reach = np.sqrt(generator.uniform(0, 1, len(owner)))
     normal = np.stack([np.cos(angle) * reach, np.sin(angle) * reach], axis=1)
-    place = centres[owner] + normal * radii[owner, None]
-    centre, extent = centres.mean(axis=0), np.maximum(np.ptp(centres, axis=0), 1.0)
-    whole = (place - centre) / extent
+    place = centers[owner] + normal * radii[owner, None]
+    center, extent = centers.mean(axis=0), np.maximum(np.ptp(centers, axis=0), 1.0)
+    whole = (place - center) / extent
     light = -0.55 * normal[:, 0] - 0.8 * normal[:, 1]
     tone = 118 + 62 * light - 70 * (0.6 * whole[:, 0] + 0.9 * whole[:, 1]) + generator.normal(0, 16, len(owner))
     crown = generator.integers(0, 256, count)[owner] * 0.6 + generator.integers(0, 256, len(owner)) * 0.4
@@ -133,16 +133,16 @@ def _poplar(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> None:
     )
     up = np.sort(generator.uniform(0, 1, 46))
     half = 46 * np.sin(np.pi * np.clip(up, 0.03, 1) ** 0.75) + 6
-    centres = np.stack([middle + generator.uniform(-1, 1, 46) * half, 22 + up * 0.78 * _HEIGHT], axis=1)
-    _tufts(draw, generator, centres, generator.uniform(12, 20, 46), dabs=26, leaf=4.0)
+    centers = np.stack([middle + generator.uniform(-1, 1, 46) * half, 22 + up * 0.78 * _HEIGHT], axis=1)
+    _tufts(draw, generator, centers, generator.uniform(12, 20, 46), dabs=26, leaf=4.0)
 
 
 def _bush(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> None:
     count = 22
     angle, reach = generator.uniform(0, np.pi, count), np.sqrt(generator.uniform(0, 1, count))
     across, up = 118 * np.cos(angle) * reach, 120 * np.sin(angle) * reach * generator.uniform(0.6, 1.1)
-    centres = np.stack([_WIDTH / 2 + across, _HEIGHT - 36 - up], axis=1)
-    _tufts(draw, generator, centres, generator.uniform(24, 42, count), dabs=34, leaf=7.0)
+    centers = np.stack([_WIDTH / 2 + across, _HEIGHT - 36 - up], axis=1)
+    _tufts(draw, generator, centers, generator.uniform(24, 42, count), dabs=34, leaf=7.0)
 
 
 def _bare(draw: ImageDraw.ImageDraw, generator: np.random.Generator) -> None:

@@ -1,4 +1,4 @@
-"""The plan of a house -> its picture, its silhouette, its lights and its keypoints.
+"""The plan of a house -> its image, its silhouette, its lights and its keypoints.
 
 A house is a box with a gabled roof, seen a little from one side: the gable wall in front and one long wall going back.
 Places on it are in units of its own height (ground to roof apex 1, y down, the middle of the gable wall's foot at 0, 0).
@@ -19,7 +19,7 @@ Point = tuple[float, float]
 
 
 class House(NamedTuple):
-    """What is drawn of one house: sizes in units of its height, colours in [0, 1]."""
+    """What is drawn of one house: sizes in units of its height, colors in [0, 1]."""
 
     gable: float  # width of the gable wall
     eave: float  # height of the walls
@@ -35,9 +35,9 @@ class House(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A house as pixels: colour (3,h,w) in [0, 1] with its own shading, cover and glow (h,w) in [0, 1]."""
+    """A house as pixels: color (3,h,w) in [0, 1] with its own shading, cover and glow (h,w) in [0, 1]."""
 
-    colour: Floats
+    color: Floats
     cover: Floats
     glow: Floats
 
@@ -54,36 +54,36 @@ def keypoints(house: House) -> tuple[Point, ...]:
     return ((0.0, -1.0), (-half, -house.eave), (half, -house.eave), (half, 0.0), (-half, 0.0))
 
 
-def _shade(colour: tuple[float, float, float], factor: float) -> tuple[int, int, int]:
-    red, green, blue = colour
+def _shade(color: tuple[float, float, float], factor: float) -> tuple[int, int, int]:
+    red, green, blue = color
     strength = 255 * factor
     return min(int(red * strength), 255), min(int(green * strength), 255), min(int(blue * strength), 255)
 
 
 class _Pen:
-    """Draws in house units on the colour, cover and glow pictures at once."""
+    """Draws in house units on the color, cover and glow images at once."""
 
     def __init__(self, house: House, width: int, height: int, pixels: float) -> None:
         self._left, _, self._up = extent(house)
         self._pixels = pixels
         self._mirror = house.side
         size = (width, height)
-        self.colour = Image.new("RGB", size, _shade(house.wall, 0.8))
+        self.color = Image.new("RGB", size, _shade(house.wall, 0.8))
         self.cover = Image.new("L", size, 0)
         self.glow = Image.new("L", size, 0)
-        self._colours, self._covers, self._glows = (ImageDraw.Draw(i) for i in (self.colour, self.cover, self.glow))
+        self._colors, self._covers, self._glows = (ImageDraw.Draw(i) for i in (self.color, self.cover, self.glow))
 
     def _place(self, points: list[Point]) -> list[Point]:
         return [((x * self._mirror + self._left) * self._pixels, (y + self._up) * self._pixels) for x, y in points]
 
     def shape(self, points: list[Point], fill: tuple[int, int, int], *, glow: int = 0) -> None:
         places = self._place(points)
-        self._colours.polygon(places, fill=fill)
+        self._colors.polygon(places, fill=fill)
         self._covers.polygon(places, fill=255)
         self._glows.polygon(places, fill=glow)
 
     def line(self, points: list[Point], fill: tuple[int, int, int], width: float) -> None:
-        self._colours.line(self._place(points), fill=fill, width=max(round(width * self._pixels), 1))
+        self._colors.line(self._place(points), fill=fill, width=max(round(width * self._pixels), 1))
 
 
 def draw(house: House, *, pixels: float, light: int) -> Drawn:
@@ -97,10 +97,10 @@ def draw(house: House, *, pixels: float, light: int) -> Drawn:
     _long_wall(pen, house, flank, detailed=pixels > 14)
     _gable_wall(pen, house, front, detailed=pixels > 14)
     _roof(pen, house, 1.08 if toward > 0 else 0.86, detailed=pixels > 14)
-    colour = np.asarray(pen.colour.reduce(_FINER), dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
+    color = np.asarray(pen.color.reduce(_FINER), dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
     cover = np.asarray(pen.cover.reduce(_FINER), dtype=np.float32) / np.float32(255)
     glow = np.asarray(pen.glow.reduce(_FINER), dtype=np.float32) / np.float32(255)
-    return Drawn(colour, cover, glow)
+    return Drawn(color, cover, glow)
 
 
 def _back(house: House, x: float, y: float) -> Point:

@@ -1,6 +1,6 @@
 """A composition -> the painted landscape, with what and how far each point of it is.
 
-Painted from far to near, each thing over what stands behind it, so that colour, identity and distance always agree.
+Painted from far to near, each thing over what stands behind it, so that color, identity and distance always agree.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def paint(plan: Composition, things: list[Tree | Home], height: int, width: int)
             _water(canvas, plan, plan.lake[0], land[-2], air)
         _ground(canvas, plan, band, land[-1] if nearest else land[i], air, nearest=nearest)
         inhabit(canvas, plan, [pair for pair in feet if pair[1].band == i], air)
-    canvas.colour *= plan.exposure
+    canvas.color *= plan.exposure
     return canvas
 
 
@@ -44,14 +44,14 @@ def _sky(canvas: Canvas, plan: Composition) -> None:
     u, v, radius = sky.disc
     stops = np.array([0.0, 0.62 * plan.horizon, plan.horizon])
     for channel in range(3):
-        canvas.colour[channel] = np.interp(canvas.rows, stops, sky.stops[:, channel])[:, None]
+        canvas.color[channel] = np.interp(canvas.rows, stops, sky.stops[:, channel])[:, None]
     across, down = canvas.columns - u, canvas.rows - v
     for spread, strength in ((0.30, 0.55), (0.09, 0.85)):
         wide = spread * (1.6 if plan.time == "dusk" else 1.0)
         halo = np.exp(-((down / spread) ** 2))[:, None] * np.exp(-((across / wide) ** 2))[None, :]
         halo = (halo * strength).astype(np.float32)
         for channel in range(3):
-            canvas.colour[channel] += np.float32(time.glow[channel]) * halo
+            canvas.color[channel] += np.float32(time.glow[channel]) * halo
     if plan.time == "night":
         _stars(canvas, plan)
     _disc(canvas, plan, across, down, radius)
@@ -60,7 +60,7 @@ def _sky(canvas: Canvas, plan: Composition) -> None:
 
 
 def _stars(canvas: Canvas, plan: Composition) -> None:
-    """Stars repeat every two picture heights; a star is a point of the grid, on fine grids a small cross."""
+    """Stars repeat every two image heights; a star is a point of the grid, on fine grids a small cross."""
     stars = plan.sky.stars
     period = 2.0
     first = np.floor(canvas.columns[0] / period)
@@ -74,7 +74,7 @@ def _stars(canvas: Canvas, plan: Composition) -> None:
         ]
         for dx, dy, share in steps:
             seen = (x + dx >= 0) & (x + dx < canvas.width) & (y + dy >= 0)
-            canvas.colour[:, (y + dy)[seen], (x + dx)[seen]] += (bright[seen] * share).astype(np.float32)
+            canvas.color[:, (y + dy)[seen], (x + dx)[seen]] += (bright[seen] * share).astype(np.float32)
 
 
 def _disc(canvas: Canvas, plan: Composition, across: Floats, down: Floats, radius: float) -> None:
@@ -85,17 +85,17 @@ def _disc(canvas: Canvas, plan: Composition, across: Floats, down: Floats, radiu
     x, y = across[None, columns], down[rows, None]
     sharp = canvas.height
     cover = clamp((radius - np.hypot(x, y)) * sharp + 0.5, 0, 1)
-    colour = plane(TIME[plan.time].disc)
+    color = plane(TIME[plan.time].disc)
     if plan.time == "night":
         shift = plan.sky.phase * radius
         shadow = clamp((np.hypot(x - shift, y + 0.3 * shift) - radius * 0.98) * sharp + 0.5, 0, 1)
         cover = cover * (1 - (1 - shadow) * (1.0 if abs(plan.sky.phase) < 2 else 0.0))
         seas = texture("billow", down[rows] / radius * 0.12 + plan.sky.offset[0], across[columns] / radius * 0.12)
-        colour = colour * (0.93 - 0.09 * clamp(seas, 0, 2))
+        color = color * (0.93 - 0.09 * clamp(seas, 0, 2))
     elif plan.time == "dusk":
-        colour = mixed(colour, plane((1.0, 0.62, 0.30)), clamp((y / radius + 0.6) * 0.5, 0, 1))
+        color = mixed(color, plane((1.0, 0.62, 0.30)), clamp((y / radius + 0.6) * 0.5, 0, 1))
     label = MOON if plan.time == "night" else SUN
-    identity = canvas.lay(rows, columns, cover, colour, FAR, label)
+    identity = canvas.lay(rows, columns, cover, color, FAR, label)
     whole = int((cover >= 0.5).sum())
     if whole:
         canvas.standing.append(Standing(identity, label, whole, FAR, ()))
@@ -103,10 +103,10 @@ def _disc(canvas: Canvas, plan: Composition, across: Floats, down: Floats, radiu
 
 def _clouds(canvas: Canvas, plan: Composition) -> None:
     sky = plan.sky
-    shadow, light = (plane(colour) for colour in TIME[plan.time].cloud)
+    shadow, light = (plane(color) for color in TIME[plan.time].cloud)
     bottom = int(np.ceil((plan.horizon + 0.02) * canvas.height))
     rows = slice(0, bottom)
-    # Clouds lie in a level sheet: towards the horizon they close up.
+    # Clouds lie in a level sheet: toward the horizon they close up.
     closing = np.log(plan.horizon + 0.16 - canvas.rows[rows]).astype(np.float32)
     stretch, scale = (-0.85, 0.16) if sky.streaks else (-0.42, 0.34)
     down, across = (
@@ -126,10 +126,10 @@ def _clouds(canvas: Canvas, plan: Composition) -> None:
         np.exp(-(((canvas.rows[rows] - v) / 0.25) ** 2))[:, None]
         * np.exp(-(((canvas.columns - u) / 0.4) ** 2))[None, :]
     )
-    colour = mixed(shadow, light, shade) + plane(TIME[plan.time].glow) * (close * 0.6).astype(np.float32)
+    color = mixed(shadow, light, shade) + plane(TIME[plan.time].glow) * (close * 0.6).astype(np.float32)
     low = clamp((canvas.rows[rows] / plan.horizon - 0.55) * 1.1, 0, 0.6)[:, None].astype(np.float32)
-    colour = mixed(colour, plane(sky.stops[2]), low)
-    canvas.lay(rows, slice(None), cover, colour, FAR, CLOUD)
+    color = mixed(color, plane(sky.stops[2]), low)
+    canvas.lay(rows, slice(None), cover, color, FAR, CLOUD)
 
 
 # --- mountains and ground -------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def _mountains(canvas: Canvas, plan: Composition, mountains: Range, air: Air) ->
     lean = np.gradient(ridge, canvas.columns).astype(np.float32) * -air.side
     wander = (0.35 * rough * under * canvas.height).astype(np.intp)
     above = np.minimum(np.maximum(np.arange(canvas.width)[None, :] + wander, 0), canvas.width - 1)
-    half = max(round(0.024 * canvas.height), 1)  # one spur spans about a twentieth of the picture's height
+    half = max(round(0.024 * canvas.height), 1)  # one spur spans about a twentieth of the image's height
     mean = np.ones(2 * half + 1) / (2 * half + 1)
     spurs = np.convolve(np.pad(lean, half, mode="edge"), mean, mode="valid").astype(np.float32)[above]
     fade = np.exp(-under / (0.5 * mountains.height))
@@ -165,12 +165,12 @@ def _mountains(canvas: Canvas, plan: Composition, mountains: Range, air: Air) ->
     own = mixed(rock, green, wooded * 0.85)
     line = 1.12 - season.snow
     snow = clamp((high - line + 0.09 * rough + 0.10 * facets) * 9, 0, 1)
-    colour = air.lit(mixed(own, plane((0.95, 0.97, 1.0)), snow), shade)
-    colour = air.veiled(colour, mountains.distance)
+    color = air.lit(mixed(own, plane((0.95, 0.97, 1.0)), snow), shade)
+    color = air.veiled(color, mountains.distance)
     mist = clamp(0.45 - high, 0, 1) * 0.75
-    colour = mixed(colour, air.haze, mist)
+    color = mixed(color, air.haze, mist)
     depth = clamp(mountains.distance * (1 + 0.25 * clamp(high, -0.1, 1.2)), 0, FAR).astype(np.float32)
-    canvas.lay(rows, slice(None), cover, colour, depth, MOUNTAIN)
+    canvas.lay(rows, slice(None), cover, color, depth, MOUNTAIN)
 
 
 def _ground(canvas: Canvas, plan: Composition, band: Band, fold: Fold, air: Air, *, nearest: bool) -> None:
@@ -207,8 +207,8 @@ def _ground(canvas: Canvas, plan: Composition, band: Band, fold: Fold, air: Air,
             blades,
             texture("grain", canvas.rows[rows] * 0.5, across * 0.37),
         )
-    colour = air.veiled(air.lit(own, clamp(shade, 0, 1.25)), far)
-    canvas.lay(rows, slice(None), cover, colour, far, GROUND)
+    color = air.veiled(air.lit(own, clamp(shade, 0, 1.25)), far)
+    canvas.lay(rows, slice(None), cover, color, far, GROUND)
 
 
 def _flowers(
@@ -228,13 +228,13 @@ def _woods(canvas: Canvas, plan: Composition, band: Band, crest: Floats, air: Ai
     rng_row = band.lattice[0]
     gate = profile(band.lattice[1:4], canvas.columns - 3, frequency=2.3, gain=0.5, smooth=True)
     stand = clamp((gate - (0.55 - 1.15 * band.woods)) * 3.5, 0, 1)
-    metre = (band.drop + 0.02) / EYE
+    meter = (band.drop + 0.02) / EYE
     tops = np.zeros_like(crest)
     for comb, pitch in enumerate((1.6, 2.3, 3.1)):
-        along = canvas.columns / (pitch * metre) + 1000 * comb
+        along = canvas.columns / (pitch * meter) + 1000 * comb
         tree = np.floor(along).astype(int)
         tall = 4.2 + 2.6 * rng_row[(tree * 7 + 13 * comb) % len(rng_row)]
-        tops = np.maximum(tops, tall * (1 - np.abs(along - tree - 0.5) * 1.7) * metre)
+        tops = np.maximum(tops, tall * (1 - np.abs(along - tree - 0.5) * 1.7) * meter)
     line = (crest - tops * stand + np.where(stand > 0, -0.002, 0.02)).astype(np.float32)
     rows, under, cover = canvas.below(line)
     stop = min(int(np.ceil((float(crest.max()) + 0.01) * canvas.height)) + 1, canvas.height)
@@ -269,22 +269,22 @@ def _water(canvas: Canvas, plan: Composition, lake: Lake, fold: Fold, air: Air) 
     source = shore[None, :] - under + shaken
     above = np.minimum(np.maximum((source * canvas.height).astype(np.intp), 0), canvas.height - 1)
     index = above * canvas.width + np.arange(canvas.width)
-    mirrored = canvas.colour.reshape(3, -1).take(index, axis=1)
-    # More sky near the far shore, more of the water's own colour underfoot (Schlick's rule, loosely).
+    mirrored = canvas.color.reshape(3, -1).take(index, axis=1)
+    # More sky near the far shore, more of the water's own color underfoot (Schlick's rule, loosely).
     clear = 0.80 - 0.42 * clamp(under / 0.42, 0, 1)
     deep = air.lit(plane(lake.tint), 0.75)
-    colour = mixed(deep, mirrored, clear)
-    colour *= 1 + 0.05 * (waves + ripples) * lake.ripple
+    color = mixed(deep, mirrored, clear)
+    color *= 1 + 0.05 * (waves + ripples) * lake.ripple
     if lake.frozen:
         ice = air.lit(plane((0.80, 0.88, 0.95)), 0.75 + 0.05 * waves)
         patches = clamp(lake.frozen + 0.3 * waves - 0.05, 0, 1) * 0.8
-        colour = mixed(colour, ice, patches)
+        color = mixed(color, ice, patches)
     u = plan.sky.disc[0]
     broad = 0.035 + under * 0.10
     path = np.exp(-(((canvas.columns[None, :] - u) / broad) ** 2)) * clamp(ripples + 0.1, 0, 1.2)
     glitter = {"day": 0.30, "dusk": 0.45, "night": 0.35}[plan.time]
-    colour += plane(TIME[plan.time].disc) * (path * glitter).astype(np.float32)
+    color += plane(TIME[plan.time].disc) * (path * glitter).astype(np.float32)
     edge = np.exp(-np.abs(under) * 250.0).astype(np.float32)
     bank = air.lit(plane((0.92, 0.95, 1.0) if plan.season == "winter" else (0.50, 0.44, 0.34)), 0.6)
-    colour = mixed(colour, bank, edge * 0.55)
-    canvas.lay(rows, slice(None), cover, colour, distance(under + fold.drop), WATER)
+    color = mixed(color, bank, edge * 0.55)
+    canvas.lay(rows, slice(None), cover, color, distance(under + fold.drop), WATER)

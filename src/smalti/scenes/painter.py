@@ -22,7 +22,7 @@ from smalti.scenes.textures import Floats
 
 CLASSES: tuple[str, ...] = tuple(f"{season}-{time}" for season in SEASONS for time in TIMES)
 LABELS: tuple[str, ...] = ("sky", "sun", "moon", "cloud", "mountain", "ground", "water", "tree", "house")
-COLOURS: tuple[tuple[int, int, int], ...] = (
+COLORS: tuple[tuple[int, int, int], ...] = (
     (126, 182, 238), (255, 214, 64), (236, 236, 200), (232, 240, 248), (140, 126, 132),
     (122, 178, 84), (44, 104, 176), (28, 98, 52), (204, 72, 56),
 )  # fmt: skip
@@ -31,13 +31,13 @@ KEYPOINTS: tuple[str, ...] = ("apex", "left eave", "right eave", "right foot", "
 _FINER = 2  # grid points painted per pixel, across and down
 _SMALLEST, _LARGEST = 16, 4096
 _VISIBLE = 0.15  # an object of which less is seen is not listed
-_AREA = 0.0008  # nor one that covers less than this share of a square of the picture's height
+_AREA = 0.0008  # nor one that covers less than this share of a square of the image's height
 
 
 class SceneObject(NamedTuple):
-    """One object of a picture, places and sizes relative to the picture (0 to 1, origin at the left top).
+    """One object of an image, places and sizes relative to the image (0 to 1, origin at the left top).
 
-    `box` is (x, y, w, h) of the part that is seen; `distance` is in metres. `keypoints` are (x, y) of `KEYPOINTS` for a house
+    `box` is (x, y, w, h) of the part that is seen; `distance` is in meters. `keypoints` are (x, y) of `KEYPOINTS` for a house
     (those of a house that is cut by the border lie outside 0 to 1; some may be hidden), and empty for everything else.
     """
 
@@ -48,7 +48,7 @@ class SceneObject(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A landscape: `image` (H,W,3) uint8; `segmentation` (H,W) uint8 into `LABELS`; `depth` (H,W) float32 metres, the sky at
+    """A landscape: `image` (H,W,3) uint8; `segmentation` (H,W) uint8 into `LABELS`; `depth` (H,W) float32 meters, the sky at
     `FAR`; `edges` (H,W) uint8, 0 or 255; `objects` from far to near; `label` one of `CLASSES`."""
 
     image: npt.NDArray[np.uint8]
@@ -60,7 +60,7 @@ class Scene(NamedTuple):
 
 
 def scene_class(seed: int, index: int) -> str:
-    """The class of picture `index`: each run of twelve pictures holds each class once, in an order of its own."""
+    """The class of image `index`: each run of twelve images holds each class once, in an order of its own."""
     return CLASSES[_order(seed, index // len(CLASSES))[index % len(CLASSES)]]
 
 
@@ -74,7 +74,7 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 def paint(seed: int, index: int, *, size: tuple[int, int]) -> Scene:
-    """Picture `index` of the data set `seed`, at `size` (height, width) pixels; nothing else goes in.
+    """Image `index` of the data set `seed`, at `size` (height, width) pixels; nothing else goes in.
 
     Raises `SmaltiError` for a negative seed or index and for a side outside 16 to 4096.
     """
@@ -85,7 +85,7 @@ def paint(seed: int, index: int, *, size: tuple[int, int]) -> Scene:
     label = scene_class(seed, index)
     season, time = label.split("-")
     plan = compose(_generator(seed, index), season, time)
-    # Trees that stand on a stretch of land just outside the picture may reach into it.
+    # Trees that stand on a stretch of land just outside the image may reach into it.
     reach = int(np.ceil(width / height / 2 + 0.3))
     things: list[Tree | Home] = []
     for cell in range(-reach, reach + 1):
@@ -107,9 +107,9 @@ def check(seed: int, size: tuple[int, int]) -> None:
 
 
 def _developed(canvas: Canvas, label: str) -> Scene:
-    """The canvas at the picture's resolution: colours averaged, everything else that of one of the four points."""
-    colour = canvas.colour
-    summed = colour[:, ::2, ::2] + colour[:, 1::2, ::2] + colour[:, ::2, 1::2] + colour[:, 1::2, 1::2]
+    """The canvas at the image's resolution: colors averaged, everything else that of one of the four points."""
+    color = canvas.color
+    summed = color[:, ::2, ::2] + color[:, 1::2, ::2] + color[:, ::2, 1::2] + color[:, 1::2, 1::2]
     image = np.clip(summed * np.float32(255 / 4) + np.float32(0.5), 0, 255).astype(np.uint8).transpose(1, 2, 0)
     identity, depth = _majority(canvas)
     segmentation = np.asarray(canvas.labels, dtype=np.uint8)[identity]

@@ -1,4 +1,4 @@
-"""Season and time of day -> the colours and the light of a landscape. Colours are sRGB in [0, 1]."""
+"""Season and time of day -> the colors and the light of a landscape. Colors are sRGB in [0, 1]."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import numpy as np
 
 from smalti.scenes.textures import Floats
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
-Leaf = tuple[Colour, Colour]  # in shade, in light
+Leaf = tuple[Color, Color]  # in shade, in light
 
 SEASONS = ("spring", "summer", "autumn", "winter")
 TIMES = ("day", "dusk", "night")
 
 
 class Season(NamedTuple):
-    """What the season colours."""
+    """What the season colors."""
 
     leaves: tuple[Leaf, ...]
     bushes: tuple[Leaf, ...]
     fir: Leaf
-    meadows: tuple[tuple[Colour, Colour], ...]  # two colours that mix in one meadow
-    forest: Colour  # hills and mountainsides seen from afar
-    flowers: tuple[Colour, ...]
+    meadows: tuple[tuple[Color, Color], ...]  # two colors that mix in one meadow
+    forest: Color  # hills and mountainsides seen from afar
+    flowers: tuple[Color, ...]
     snow: float  # how far down the mountains snow reaches, 0 none, 1 to the foot
     bare: float  # share of broad-leaved trees without leaves
 
@@ -32,13 +32,13 @@ class Season(NamedTuple):
 class Time(NamedTuple):
     """Skies are (zenith, middle, horizon); light falls as `ambient + direct * how far a surface faces it`."""
 
-    skies: tuple[tuple[Colour, Colour, Colour], ...]
-    ambient: Colour
-    direct: Colour
-    disc: Colour  # the sun or the moon
-    glow: Colour
-    cloud: tuple[Colour, Colour]  # in shade, in light
-    reach: float  # metres over which the air swallows two thirds of what is seen
+    skies: tuple[tuple[Color, Color, Color], ...]
+    ambient: Color
+    direct: Color
+    disc: Color  # the sun or the moon
+    glow: Color
+    cloud: tuple[Color, Color]  # in shade, in light
+    reach: float  # meters over which the air swallows two thirds of what is seen
 
 
 SEASON: dict[str, Season] = {
@@ -107,7 +107,7 @@ SEASON: dict[str, Season] = {
 }
 
 # The sky of a day differs by season; dusk and night have their own moods in any season.
-_DAY: dict[str, tuple[tuple[Colour, Colour, Colour], ...]] = {
+_DAY: dict[str, tuple[tuple[Color, Color, Color], ...]] = {
     "spring": (
         ((0.32, 0.60, 0.92), (0.58, 0.80, 0.96), (0.88, 0.94, 0.94)),
         ((0.40, 0.66, 0.90), (0.66, 0.84, 0.94), (0.94, 0.95, 0.90)),
@@ -165,25 +165,25 @@ TIME: dict[str, Time] = {
     ),
 }
 
-WALLS: tuple[Colour, ...] = (
+WALLS: tuple[Color, ...] = (
     (0.66, 0.18, 0.14), (0.92, 0.88, 0.78), (0.94, 0.93, 0.92), (0.58, 0.42, 0.28),
     (0.90, 0.76, 0.46), (0.60, 0.60, 0.58), (0.42, 0.52, 0.62), (0.82, 0.62, 0.48),
 )  # fmt: skip
-ROOFS: tuple[Colour, ...] = (
+ROOFS: tuple[Color, ...] = (
     (0.62, 0.26, 0.18), (0.34, 0.30, 0.32), (0.46, 0.30, 0.22), (0.30, 0.36, 0.44), (0.72, 0.38, 0.24),
 )  # fmt: skip
 
 
-def skies(season: str, time: str) -> tuple[tuple[Colour, Colour, Colour], ...]:
+def skies(season: str, time: str) -> tuple[tuple[Color, Color, Color], ...]:
     """The skies that the season has at that time of day, (zenith, middle, horizon) each."""
     return _DAY[season] if time == "day" else TIME[time].skies
 
 
-def plane(colour: Colour | Floats) -> Floats:
-    """A colour as an array (3,1,1), to be painted with."""
-    return np.asarray(colour, dtype=np.float32).reshape(3, 1, 1)
+def plane(color: Color | Floats) -> Floats:
+    """A color as an array (3,1,1), to be painted with."""
+    return np.asarray(color, dtype=np.float32).reshape(3, 1, 1)
 
 
-def column(colour: Colour) -> Floats:
-    """A colour as an array (3,1), for tables of colours (3, n)."""
-    return np.asarray(colour, dtype=np.float32).reshape(3, 1)
+def column(color: Color) -> Floats:
+    """A color as an array (3,1), for tables of colors (3, n)."""
+    return np.asarray(color, dtype=np.float32).reshape(3, 1)

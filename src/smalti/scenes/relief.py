@@ -13,7 +13,7 @@ from smalti.scenes.textures import Floats, profile
 class Fold(NamedTuple):
     """A band of ground, or the lake, at places (w,): its crest's v, and how far below the horizon its plane lies there.
 
-    A point `under` below the crest is `EYE / (under + drop)` metres away.
+    A point `under` below the crest is `EYE / (under + drop)` meters away.
     """
 
     crest: Floats
@@ -45,5 +45,5 @@ def folds(plan: Composition, places: Floats) -> tuple[Fold, ...]:
 
 
 def distance(scale: Floats) -> Floats:
-    """How far below the horizon, in picture heights -> metres; the farthest ground is 1600 m away."""
+    """How far below the horizon, in image heights -> meters; the farthest ground is 1600 m away."""
     return np.asarray(EYE / np.maximum(scale, EYE / 1600), dtype=np.float32)

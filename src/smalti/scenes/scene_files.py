@@ -1,6 +1,6 @@
-"""(folder, count, size, seed) -> the embedded data set as files: pictures by class, and all that is known about them.
+"""(folder, count, size, seed) -> the embedded data set as files: images by class, and all that is known about them.
 
-It is written in chunks, each noted when its pictures are there, so that a run which was stopped goes on where it was.
+It is written in chunks, each noted when its images are there, so that a run which was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from smalti.core.capacity import available_cores, check_memory
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, refusals_explained, write_json, write_text
 from smalti.scenes.canvas import FAR
-from smalti.scenes.painter import CLASSES, COLOURS, KEYPOINTS, LABELS, Scene, check, paint, scene_class
+from smalti.scenes.painter import CLASSES, COLORS, KEYPOINTS, LABELS, Scene, check, paint, scene_class
 
 _VERSION = 1
-_DEPTH_UNIT = 0.1  # metres a step of the 16-bit depth pictures
-_CHUNK = 48  # pictures at most whose objects are noted together; an interrupted run loses at most that many a process
+_DEPTH_UNIT = 0.1  # meters a step of the 16-bit depth images
+_CHUNK = 48  # images at most whose objects are noted together; an interrupted run loses at most that many a process
 _CHUNK_PIXELS = _CHUNK * 256**2  # and pixels at most: a few seconds of painting
-_CHUNKS = 64  # but at least that many chunks where there are as many pictures, so that the processes end together
+_CHUNKS = 64  # but at least that many chunks where there are as many images, so that the processes end together
 _CHUNK_BYTES = 200  # memory that the list of chunks and their jobs takes for each, about
 _PARTS = ".objects"
 _KINDS = ("images", "segmentations", "depths", "edges")
@@ -47,13 +47,13 @@ def write_scenes(
     workers: int | None = 1,
     progress: Callable[[int], None] = lambda written: None,
 ) -> None:
-    """Lay pictures 0 to `count` - 1 of the data set `seed` into the folder `out`, each as PNG under its class.
+    """Lay images 0 to `count` - 1 of the data set `seed` into the folder `out`, each as PNG under its class.
 
     `images`, `segmentations` (palette, the values of `LABELS`), `depths` (16 bit) and `edges` hold `CLASS/INDEX.png`;
-    `objects.json` has a line per picture, `scenes.json` says what all of it means. The same call again finishes what was
+    `objects.json` has a line per image, `scenes.json` says what all of it means. The same call again finishes what was
     interrupted and leaves a finished folder as it is. `workers` processes (None: one for each core it may use) share the
     work and do not change a byte; a script that asks for more than one needs the guard `if __name__ == "__main__":`, as they
-    are started afresh. `progress` is told now and then how many pictures are done.
+    are started afresh. `progress` is told now and then how many images are done.
 
     Raises `SmaltiError` when `out` holds anything else (also scenes of other settings), and for a count, a seed or a size
     that cannot be.
@@ -81,7 +81,7 @@ def write_scenes(
 
 
 def _description(count: int, size: tuple[int, int], seed: int) -> dict[str, Any]:
-    labels = [{"value": i, "name": name, "colour": list(COLOURS[i])} for i, name in enumerate(LABELS)]
+    labels = [{"value": i, "name": name, "color": list(COLORS[i])} for i, name in enumerate(LABELS)]
     return {
         "version": _VERSION,
         "seed": seed,
@@ -90,8 +90,8 @@ def _description(count: int, size: tuple[int, int], seed: int) -> dict[str, Any]
         "classes": list(CLASSES),
         "labels": labels,
         "keypoints": list(KEYPOINTS),
-        "depth_unit_metres": _DEPTH_UNIT,
-        "depth_far_metres": FAR,
+        "depth_unit_meters": _DEPTH_UNIT,
+        "depth_far_meters": FAR,
     }
 
 
@@ -128,7 +128,7 @@ def _path(out: Path, kind: str, seed: int, index: int) -> Path:
 
 
 def _whole(out: Path, seed: int, index: int) -> bool:
-    """Whether all of a picture's files are there and end as a PNG ends; after a power cut they may not."""
+    """Whether all of an image's files are there and end as a PNG ends; after a power cut they may not."""
     for kind in _KINDS:
         try:
             with _path(out, kind, seed, index).open("rb") as file:
@@ -145,12 +145,12 @@ def _part(out: Path, start: int, stop: int) -> Path:
 
 
 def _chunks(count: int, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """The pictures that are painted by one process and noted together: (first, last + 1) of each chunk.
+    """The images that are painted by one process and noted together: (first, last + 1) of each chunk.
 
     They depend on nothing else, so that a run goes on with any number of processes.
     """
-    pictures = _most_in_chunk(count, size)
-    return [(start, min(start + pictures, count)) for start in range(0, count, pictures)]
+    images = _most_in_chunk(count, size)
+    return [(start, min(start + images, count)) for start in range(0, count, images)]
 
 
 def _most_in_chunk(count: int, size: tuple[int, int]) -> int:
@@ -162,7 +162,7 @@ def _finished(out: Path, seed: int, start: int, stop: int) -> bool:
 
 
 class _Job(NamedTuple):
-    """Pictures `start` to `stop` - 1, to be written by one process."""
+    """Images `start` to `stop` - 1, to be written by one process."""
 
     out: Path
     start: int
@@ -172,7 +172,7 @@ class _Job(NamedTuple):
 
 
 def _chunks_written(jobs: list[_Job], processes: int) -> Iterator[int]:
-    """Write the chunks, and yield the number of pictures of each."""
+    """Write the chunks, and yield the number of images of each."""
     if min(processes, len(jobs)) <= 1:
         yield from map(_write_chunk, jobs)
         return
@@ -208,28 +208,28 @@ def _write_chunk(job: _Job) -> int:
     lines = []
     for index in range(start, stop):
         scene = paint(seed, index, size=size)
-        pictures = {
+        images = {
             "images": Image.fromarray(scene.image),
             "segmentations": Image.fromarray(scene.segmentation),
             "depths": Image.fromarray(np.rint(scene.depth / _DEPTH_UNIT).astype(np.uint16)),
             "edges": Image.fromarray(scene.edges),
         }
-        pictures["segmentations"].putpalette([channel for colour in COLOURS for channel in colour])
-        for kind, picture in pictures.items():
-            _save(picture, _path(out, kind, seed, index))
+        images["segmentations"].putpalette([channel for color in COLORS for channel in color])
+        for kind, image in images.items():
+            _save(image, _path(out, kind, seed, index))
         lines.append(_line(scene, index))
     write_text(_part(out, start, stop), ",\n".join(lines))
     return stop - start
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     """Write a PNG under another name first. It is not synced, which would cost more than the painting: `_whole` looks."""
     temporary = path.with_name(f".{path.name}.tmp")
     with refusals_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Of a scene at 512 px level 1 makes 390 kB in 34 ms. Level 6 makes 15 % less in 115 ms, two thirds of what
         # painting takes.
-        picture.save(temporary, format="PNG", compress_level=1)
+        image.save(temporary, format="PNG", compress_level=1)
         temporary.replace(path)
 
 
@@ -250,5 +250,5 @@ def _join(out: Path, chunks: list[tuple[int, int]]) -> None:
     """The chunks' objects -> `objects.json`; the chunks' own files go."""
     parts = [_part(out, start, stop) for start, stop in chunks]
     body = ",\n".join(part.read_text(encoding="utf-8") for part in parts)
-    write_text(out / "objects.json", f'{{"version": {_VERSION}, "pictures": [\n{body}\n]}}\n')
+    write_text(out / "objects.json", f'{{"version": {_VERSION}, "images": [\n{body}\n]}}\n')
     shutil.rmtree(out / _PARTS)

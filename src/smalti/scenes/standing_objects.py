@@ -9,19 +9,19 @@ import numpy as np
 from smalti.scenes import flora, houses
 from smalti.scenes.canvas import HOUSE, TREE, Air, Canvas, Standing, mixed
 from smalti.scenes.composition import EYE, Composition, Home, Tree
-from smalti.scenes.palettes import Colour, Leaf, column, plane
+from smalti.scenes.palettes import Color, Leaf, column, plane
 from smalti.scenes.relief import folds
 from smalti.scenes.textures import Floats, clamp, texture
 
-_TALLEST = 0.26  # picture heights a house is high at most: one that stands very near would fill the picture
+_TALLEST = 0.26  # image heights a house is high at most: one that stands very near would fill the image
 
 
 class Foot(NamedTuple):
-    """Where a thing stands: in grid points, the grid points a metre has there, and its distance in metres."""
+    """Where a thing stands: in grid points, the grid points a meter has there, and its distance in meters."""
 
     x: float
     y: float
-    metre: float
+    meter: float
     distance: float
 
 
@@ -57,7 +57,7 @@ def inhabit(canvas: Canvas, plan: Composition, placed: list[tuple[Foot, Tree | H
 
 
 def _window(canvas: Canvas, left: int, top: int, height: int, width: int) -> tuple[slice, slice, slice, slice] | None:
-    """Where a picture of that size lands: rows and columns of the canvas, then of the picture; None where it is outside."""
+    """Where an image of that size lands: rows and columns of the canvas, then of the image; None where it is outside."""
     y0, y1, x0, x1 = max(top, 0), min(top + height, canvas.height), max(left, 0), min(left + width, canvas.width)
     if y0 >= y1 or x0 >= x1:
         return None
@@ -76,7 +76,7 @@ def _cast_shadow(canvas: Canvas, plan: Composition, foot: Foot, half: float, air
     y = (np.arange(rows.start, rows.stop) + 0.5 - foot.y) / high
     across = (np.arange(columns.start, columns.stop) + 0.5 - x) / long
     dark = (np.exp(-(y**2))[:, None] * np.exp(-(across**2))[None, :]).astype(np.float32)
-    canvas.colour[:, rows, columns] *= 1 - dark * plane((0.50, 0.44, 0.34) if plan.time != "night" else (0.4, 0.4, 0.3))
+    canvas.color[:, rows, columns] *= 1 - dark * plane((0.50, 0.44, 0.34) if plan.time != "night" else (0.4, 0.4, 0.3))
 
 
 class _Shades(NamedTuple):
@@ -96,14 +96,14 @@ def _shades(air: Air) -> _Shades:
     return _Shades(share, light, bark, snow)
 
 
-def _leaf(leaf: Leaf, shift: Colour, shades: _Shades) -> Floats:
-    """The colours of leaves by tone, (3, 256)."""
+def _leaf(leaf: Leaf, shift: Color, shades: _Shades) -> Floats:
+    """The colors of leaves by tone, (3, 256)."""
     dark, bright = column(leaf[0]), column(leaf[1])
     return clamp(dark + column(shift) + (bright - dark) * shades.share, 0, 1) * shades.light
 
 
 def _tree(canvas: Canvas, plan: Composition, tree: Tree, foot: Foot, air: Air, shades: _Shades) -> None:
-    height = max(round(tree.metres * foot.metre), 3)
+    height = max(round(tree.meters * foot.meter), 3)
     if abs(foot.x - canvas.width / 2) > canvas.width / 2 + 1.5 * height:
         return  # nothing that grows is three times as wide as it is high
     image = flora.scaled(tree.kind, tree.variant, height=height, stretch=tree.stretch, mirrored=air.side > 0)
@@ -115,19 +115,19 @@ def _tree(canvas: Canvas, plan: Composition, tree: Tree, foot: Foot, air: Air, s
     whole = np.asarray(image)
     tone, wood, crown, cover = whole[own_rows, own_columns].transpose(2, 0, 1)
     tone, crowned = tone.astype(np.intp), crown * np.float32(1 / 255)
-    colour = _leaf(tree.leaves[0], tree.shift, shades).take(tone, axis=1)
+    color = _leaf(tree.leaves[0], tree.shift, shades).take(tone, axis=1)
     if tree.leaves[0] is not tree.leaves[1]:
-        colour = mixed(colour, _leaf(tree.leaves[1], tree.shift, shades).take(tone, axis=1), crowned)
-    colour = mixed(colour, shades.bark.take(tone, axis=1), wood * np.float32(1 / 255))
+        color = mixed(color, _leaf(tree.leaves[1], tree.shift, shades).take(tone, axis=1), crowned)
+    color = mixed(color, shades.bark.take(tone, axis=1), wood * np.float32(1 / 255))
     if tree.snow:
-        colour = mixed(colour, shades.snow.take(tone, axis=1), clamp((crowned - 0.3) * 2, 0, 1) * tree.snow)
-    colour = air.veiled(colour, foot.distance)
-    identity = canvas.lay(rows, columns, cover * np.float32(1 / 255), colour, foot.distance, TREE)
+        color = mixed(color, shades.snow.take(tone, axis=1), clamp((crowned - 0.3) * 2, 0, 1) * tree.snow)
+    color = air.veiled(color, foot.distance)
+    identity = canvas.lay(rows, columns, cover * np.float32(1 / 255), color, foot.distance, TREE)
     canvas.standing.append(Standing(identity, TREE, int((whole[..., 3] >= 128).sum()), foot.distance, ()))
 
 
 def _home(canvas: Canvas, plan: Composition, home: Home, foot: Foot, air: Air) -> None:
-    high = min(max(home.metres * foot.metre, 4.0), _TALLEST * canvas.height)
+    high = min(max(home.meters * foot.meter, 4.0), _TALLEST * canvas.height)
     reach_left, _, up = houses.extent(home.house)
     if abs(foot.x - canvas.width / 2) > canvas.width / 2 + 2 * high:
         return
@@ -139,15 +139,15 @@ def _home(canvas: Canvas, plan: Composition, home: Home, foot: Foot, air: Air) -
     _cast_shadow(canvas, plan, foot, high * 0.85, air)
     rows, columns, own_rows, own_columns = box
     own, cover, glow = (
-        drawn.colour[:, own_rows, own_columns],
+        drawn.color[:, own_rows, own_columns],
         drawn.cover[own_rows, own_columns],
         drawn.glow[own_rows, own_columns],
     )
     y, x = canvas.rows[rows] * 40 / max(high, 1.0), canvas.columns[columns] * 40 / max(high, 1.0)
     grain = texture("grain", y * 2, x * 2)
-    colour = air.lit(own * (1 + 0.06 * grain), 0.72)
-    colour = air.veiled(mixed(colour, own, glow), foot.distance)
-    identity = canvas.lay(rows, columns, cover, colour, foot.distance, HOUSE)
+    color = air.lit(own * (1 + 0.06 * grain), 0.72)
+    color = air.veiled(mixed(color, own, glow), foot.distance)
+    identity = canvas.lay(rows, columns, cover, color, foot.distance, HOUSE)
     points = tuple((left + (reach_left + px) * high, top + (up + py) * high) for px, py in houses.keypoints(home.house))
     canvas.standing.append(Standing(identity, HOUSE, int((drawn.cover >= 0.5).sum()), foot.distance, points))
     if home.house.lit:
@@ -168,7 +168,7 @@ def _light_around(canvas: Canvas, foot: Foot, high: float) -> None:
     y = (np.arange(rows.start, rows.stop) + 0.5 - (foot.y - 0.2 * high)) / (reach * 0.7)
     x = (np.arange(columns.start, columns.stop) + 0.5 - foot.x) / reach
     halo = (np.exp(-(y**2))[:, None] * np.exp(-(x**2))[None, :]).astype(np.float32)
-    canvas.colour[:, rows, columns] += plane((0.20, 0.11, 0.03)) * halo
+    canvas.color[:, rows, columns] += plane((0.20, 0.11, 0.03)) * halo
 
 
 def _smoke(canvas: Canvas, home: Home, x: float, y: float, high: float, air: Air) -> None:
@@ -185,6 +185,6 @@ def _smoke(canvas: Canvas, home: Home, x: float, y: float, high: float, air: Air
     across = (np.arange(columns.start, columns.stop)[None, :] + 0.5 - middle) / wide
     puffs = texture("billow", canvas.rows[rows], canvas.columns[columns])
     cover = np.exp(-(across**2)) * clamp(0.42 + 0.12 * puffs, 0, 0.49) * (1 - up) ** 0.8
-    colour = air.lit(plane((0.86, 0.87, 0.90)), 0.8)
-    under = canvas.colour[:, rows, columns]
-    under += cover.astype(np.float32) * (colour - under)
+    color = air.lit(plane((0.86, 0.87, 0.90)), 0.8)
+    under = canvas.color[:, rows, columns]
+    under += cover.astype(np.float32) * (color - under)

@@ -1,6 +1,6 @@
 """Coordinates -> noise: the material every surface of the painted landscapes is made of.
 
-A handful of periodic noise tiles is made once per process, always the same ones, each with its halved copies. A picture
+A handful of periodic noise tiles is made once per process, always the same ones, each with its halved copies. An image
 reads them at its own offsets and scales. Reading takes the copy whose detail fits the grid, so the same window of a tile
 looks the same at any resolution, only sharper.
 """

@@ -1,1 +1,1 @@
-"""Stage 1, the tokenizer: pictures <-> codes. Read `vqgan`, then `encoder`, `quantizers`, `decoder`, `blocks`."""
+"""Stage 1, the tokenizer: images <-> codes. Read `vqgan`, then `encoder`, `quantizers`, `decoder`, `blocks`."""

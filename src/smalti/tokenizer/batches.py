@@ -1,4 +1,4 @@
-"""What callers give a tokenizer, in the forms that people have: tensors of floats or bytes, Pillow's pictures, and codes.
+"""What callers give a tokenizer, in the forms that people have: tensors of floats or bytes, Pillow's images, and codes.
 
 Letters: B batch, C channels, H W pixels, h w code grid, K size of the codebook.
 """
@@ -18,7 +18,7 @@ from smalti.core.errors import SmaltiError
 from smalti.images.pixel_formats import as_floats, levels_of, storage, upright
 
 Images: TypeAlias = Tensor | Image.Image | Sequence[Image.Image]
-"""Pictures (B,C,H,W): floats in [-1,1], or uint8 from 0 to 255; or one of Pillow's pictures, or several of one size."""
+"""Images (B,C,H,W): floats in [-1,1], or uint8 from 0 to 255; or one of Pillow's images, or several of one size."""
 Codes: TypeAlias = Tensor | npt.NDArray[Any]
 """Codes (B,h,w) of any type of whole numbers."""
 
@@ -27,11 +27,11 @@ _FAR = 10.0
 
 
 def image_batch(images: Images, *, channels: int, dtype: torch.dtype) -> Tensor:
-    """Pictures in any of the forms -> (B,C,H,W) of `dtype` in [-1,1], on their device.
+    """Images in any of the forms -> (B,C,H,W) of `dtype` in [-1,1], on their device.
 
-    Bytes are mapped from 0 to 255 to [-1,1]. Pillow's pictures are converted as files are: turned upright, to as many channels.
+    Bytes are mapped from 0 to 255 to [-1,1]. Pillow's images are converted as files are: turned upright, to as many channels.
 
-    Raises `SmaltiError` for other types and numbers of dimensions, for none, for pictures of unlike sizes, and for floats that are
+    Raises `SmaltiError` for other types and numbers of dimensions, for none, for images of unlike sizes, and for floats that are
     NaN, infinite or far outside [-1,1].
     """
     if isinstance(images, Image.Image):
@@ -40,18 +40,18 @@ def image_batch(images: Images, *, channels: int, dtype: torch.dtype) -> Tensor:
         return _from_pillow(images, channels).to(dtype)
     if not isinstance(images, Tensor):
         raise SmaltiError(
-            f"pictures are a tensor (B, {channels}, H, W) or pictures of Pillow, not {type(images).__name__}; of an array "
+            f"images are a tensor (B, {channels}, H, W) or images of Pillow, not {type(images).__name__}; of an array "
             "(H, W, C) of uint8 smalti.to_tensor(array)[None] makes a batch"
         )
     if images.dim() != 4 or images.shape[1] != channels:
-        raise SmaltiError(f"the tokenizer takes pictures of shape (B, {channels}, H, W), got {tuple(images.shape)}")
+        raise SmaltiError(f"the tokenizer takes images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
     if not len(images):
-        raise SmaltiError(f"there is no picture in a batch of shape {tuple(images.shape)}; give one or more")
+        raise SmaltiError(f"there is no image in a batch of shape {tuple(images.shape)}; give one or more")
     if images.dtype == torch.uint8 and channels in (1, 3, 4):
         return images.float().div_(127.5).sub_(1).to(dtype)
     if not images.is_floating_point():
         raise SmaltiError(
-            f"pictures are floats from -1 to 1, or bytes (uint8) from 0 to 255 of 1, 3 or 4 channels; these are {images.dtype} of "
+            f"images are floats from -1 to 1, or bytes (uint8) from 0 to 255 of 1, 3 or 4 channels; these are {images.dtype} of "
             f"{channels} channels; convert them first"
         )
     _check_range(images)
@@ -61,7 +61,7 @@ def image_batch(images: Images, *, channels: int, dtype: torch.dtype) -> Tensor:
 def _from_pillow(images: Sequence[Image.Image], channels: int) -> Tensor:
     if channels not in (1, 3, 4):
         raise SmaltiError(
-            f"pictures of Pillow have 1, 3 or 4 channels, and the tokenizer takes {channels}; give a tensor (B, {channels}, H, W)"
+            f"images of Pillow have 1, 3 or 4 channels, and the tokenizer takes {channels}; give a tensor (B, {channels}, H, W)"
         )
     each = []
     for number, image in enumerate(images):
@@ -69,11 +69,11 @@ def _from_pillow(images: Sequence[Image.Image], channels: int) -> Tensor:
             kept = storage(image)  # before its pixels are read
             each.append(as_floats(levels_of(upright(image), channels=channels, bits=16, kept=kept)))
         except Exception as error:  # decoders answer damage with every kind of exception
-            raise SmaltiError(f"picture {number} of the batch cannot be read ({error})") from error
+            raise SmaltiError(f"image {number} of the batch cannot be read ({error})") from error
     sizes = {tuple(image.shape[1:]) for image in each}
     if len(sizes) > 1:
         raise SmaltiError(
-            f"the pictures of a batch have one size, and these have {', '.join(f'{h}x{w}' for h, w in sorted(sizes)[:3])} pixels "
+            f"the images of a batch have one size, and these have {', '.join(f'{h}x{w}' for h, w in sorted(sizes)[:3])} pixels "
             "(height x width); encode them one by one, or scale them first"
         )
     return torch.stack(each)
@@ -85,11 +85,11 @@ def _check_range(images: Tensor) -> None:
     low, high = (float(bound) for bound in images.detach().aminmax())
     if not np.isfinite([low, high]).all():
         raise SmaltiError(
-            "the pictures hold numbers that are NaN or infinite, and pixels are from -1 to 1; mend them first"
+            "the images hold numbers that are NaN or infinite, and pixels are from -1 to 1; mend them first"
         )
     if max(-low, high) > _FAR:
         raise SmaltiError(
-            f"pictures are floats from -1 to 1, and these are from {low:g} to {high:g}; give images / 127.5 - 1 where they are "
+            f"images are floats from -1 to 1, and these are from {low:g} to {high:g}; give images / 127.5 - 1 where they are "
             "from 0 to 255, or bytes (uint8)"
         )
 

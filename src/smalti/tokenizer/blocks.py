@@ -138,7 +138,7 @@ def start_as_shortcuts(module: nn.Module) -> None:
     """Set the last convolution of every residual and attention block in `module` to zero, in place.
 
     Each block then begins as its shortcut and the network as a shallow one, which learns faster in the first thousands of
-    pictures (Goyal et al. 2017, section 5.1; measured in docs/log.md). The original begins with PyTorch's own values.
+    images (Goyal et al. 2017, section 5.1; measured in docs/log.md). The original begins with PyTorch's own values.
     """
     for block in module.modules():
         if isinstance(block, ResidualBlock | AttentionBlock):

@@ -1,4 +1,4 @@
-"""The decoder G: latents on the code grid -> pictures.
+"""The decoder G: latents on the code grid -> images.
 
 Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
 Source: arXiv 2012.09841, appendix A, table 7.
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle, plus, start_as_shortcuts, swish
 from smalti.tokenizer.convolutions import Convolution
-from smalti.tokenizer.encoder import PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings
 
 
 @final
@@ -49,38 +49,40 @@ class SmoothOutput(nn.Module):
 class Decoder(nn.Module):
     """(B,Z,h,w) -> (B,C,H,W); nothing clamps the result to [-1,1]."""
 
-    def __init__(self, pyramid: PyramidSettings) -> None:
+    def __init__(self, autoencoder: AutoencoderSettings) -> None:
         super().__init__()
-        widths, last = pyramid.decoder_widths, len(pyramid.multipliers) - 1
-        self.stem = pyramid.stem
-        self.conv_in = Convolution(pyramid.latent_channels, widths[-1], 3, padding=1)
-        self.middle = middle(widths[-1], attention=pyramid.middle_attention, dropout=pyramid.dropout)
+        widths, last = autoencoder.decoder_widths, len(autoencoder.channel_multipliers) - 1
+        self.stem = autoencoder.patch_size
+        self.conv_in = Convolution(autoencoder.latent_channels, widths[-1], 3, padding=1)
+        self.middle = middle(widths[-1], attention=autoencoder.middle_attention, dropout=autoencoder.dropout)
         # Level 0 is the highest resolution here as in the encoder; they run from the last to the first.
         self.stages = nn.ModuleList(
             Stage(
                 widths[min(level + 1, last)],
                 widths[level],
-                blocks=pyramid.decoder_blocks_per_level,
-                attention=level in pyramid.attention,
-                dropout=pyramid.dropout,
+                blocks=autoencoder.decoder_blocks_per_level,
+                attention=level in autoencoder.attention_levels,
+                dropout=autoencoder.dropout,
             )
             for level in range(len(widths))
         )
         self.upsamples = nn.ModuleList(
-            Upsample(widths[level], convolution=pyramid.convolutional_resampling) if level > 0 else nn.Identity()
+            Upsample(widths[level], convolution=autoencoder.convolutional_resampling) if level > 0 else nn.Identity()
             for level in range(len(widths))
         )
         self.norm_out = group_norm(widths[0])
         self.conv_out: nn.Module
-        if pyramid.output_channels and pyramid.stem > 1:
+        if autoencoder.output_channels and autoencoder.patch_size > 1:
             self.folded = 1
-            self.conv_out = SmoothOutput(widths[0], pyramid.output_channels, pyramid.channels, stem=pyramid.stem)
+            self.conv_out = SmoothOutput(
+                widths[0], autoencoder.output_channels, autoencoder.channels, stem=autoencoder.patch_size
+            )
         else:
-            self.folded = pyramid.stem
-            squares = Convolution(widths[0], pyramid.channels * pyramid.stem**2, 3, padding=1)
-            _start_even(squares, pyramid.stem)
+            self.folded = autoencoder.patch_size
+            squares = Convolution(widths[0], autoencoder.channels * autoencoder.patch_size**2, 3, padding=1)
+            _start_even(squares, autoencoder.patch_size)
             self.conv_out = squares
-        if pyramid.zero_residuals:
+        if autoencoder.zero_residuals:
             start_as_shortcuts(self)
 
     @property
@@ -102,7 +104,7 @@ class Decoder(nn.Module):
 def _start_even(last: nn.Conv2d, stem: int) -> None:
     """Give the stem x stem pixels of one square the same weights, in place.
 
-    The picture then begins smooth; independent weights for each pixel of a square would begin as a checkerboard that training
+    The image then begins smooth; independent weights for each pixel of a square would begin as a checkerboard that training
     is slow to remove (Aitken et al. 2017, "Checkerboard artifact free sub-pixel convolution"). With stem 1 nothing changes.
     """
     for parameter in (last.weight, last.bias):

@@ -1,4 +1,4 @@
-"""The encoder E: pictures -> features on the code grid; and the settings of the pyramid it shares with the decoder.
+"""The encoder E: images -> features on the code grid; and the settings of the pyramid it shares with the decoder.
 
 Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
 Source: arXiv 2012.09841, appendix A, table 7.
@@ -21,28 +21,28 @@ LEAST_WIDTH = 8
 
 
 @settings
-class PyramidSettings:
+class AutoencoderSettings:
     """The convolutional pyramid of encoder and decoder; the factor f is `stem` times 2 for each multiplier after the first."""
 
     channels: Annotated[int, Field(ge=1)] = 3
-    """Channels of a picture: 3 colour, 1 grayscale or depth, n one-hot labels."""
-    stem: Annotated[int, Field(ge=1)] = 1
+    """Channels of an image: 3 color, 1 grayscale or depth, n one-hot labels."""
+    patch_size: Annotated[int, Field(ge=1)] = 1
     """Space-to-depth before the first convolution: 2 does all work at half resolution (about 4 times less of it)."""
     output_channels: Annotated[int, Field(ge=0)] = 0
     """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each, for a stem of 2, 4
     or 8; a stem of 1 needs none. 0: the last convolution works at 1/stem of the resolution and makes each pixel of a square by
     weights of its own, which costs less and shows as a hatch with the period of the stem."""
-    width: Annotated[int, Field(ge=LEAST_WIDTH)] = 64
+    base_channels: Annotated[int, Field(ge=LEAST_WIDTH)] = 64
     """Channels at the highest resolution."""
-    multipliers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 2)
+    channel_multipliers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 2)
     """Width of each resolution, from the highest to the lowest, as a multiple of `width`."""
-    blocks: Annotated[int, Field(ge=1)] = 2
+    res_blocks: Annotated[int, Field(ge=1)] = 2
     """Residual blocks a resolution in the encoder; the decoder has one more, as in the paper."""
-    decoder_width: Annotated[int, Field(ge=0)] = 0
-    """Channels of the decoder at the highest resolution, which `multipliers` multiply too; 0: `width`, as in the encoder."""
-    decoder_blocks: Annotated[int, Field(ge=0)] = 0
+    decoder_base_channels: Annotated[int, Field(ge=0)] = 0
+    """Channels of the decoder at the highest resolution, which `channel_multipliers` multiply too; 0: `width`, as in the encoder."""
+    decoder_res_blocks: Annotated[int, Field(ge=0)] = 0
     """Residual blocks per resolution in the decoder; 0: one more than `blocks`."""
-    attention: tuple[int, ...] = ()
+    attention_levels: tuple[int, ...] = ()
     """Levels (0 is the highest resolution) with attention after each block."""
     middle_attention: bool = True
     """Attention between the last two blocks of the lowest resolution; latent-diffusion's f4-noattn models have none."""
@@ -54,17 +54,17 @@ class PyramidSettings:
     convolutional_resampling: bool = True
     """False: average pooling down and plain repetition up, without convolutions."""
 
-    @field_validator("decoder_width")
+    @field_validator("decoder_base_channels")
     @classmethod
     def _wide_enough(cls, width: int) -> int:
         if 0 < width < LEAST_WIDTH:
             raise ValueError(f"a width is {LEAST_WIDTH} channels or more; 0 takes the encoder's")
         return width
 
-    @field_validator("attention")
+    @field_validator("attention_levels")
     @classmethod
     def _attention_has_a_place(cls, attention: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        levels = len(info.data.get("multipliers", ()))
+        levels = len(info.data.get("channel_multipliers", ()))
         if levels and not all(0 <= level < levels for level in attention):
             raise ValueError(f"there are the levels 0 to {levels - 1}, one for each multiplier")
         return attention
@@ -72,7 +72,7 @@ class PyramidSettings:
     @field_validator("output_channels")
     @classmethod
     def _the_stem_is_made_of_doublings(cls, output_channels: int, info: ValidationInfo) -> int:
-        stem = info.data.get("stem", 2)
+        stem = info.data.get("patch_size", 2)
         if output_channels and stem & (stem - 1):
             raise ValueError(f"the stem is {stem}, and smooth doublings lead to stems of 2, 4 and 8; set it to 0")
         return output_channels
@@ -80,29 +80,33 @@ class PyramidSettings:
     @property
     def factor(self) -> int:
         """f = H/h."""
-        return self.stem << (len(self.multipliers) - 1)
+        return self.patch_size << (len(self.channel_multipliers) - 1)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level of the encoder."""
-        return tuple(self.width * multiplier for multiplier in self.multipliers)
+        return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
 
     @property
     def decoder_widths(self) -> tuple[int, ...]:
         """Channels of each level of the decoder."""
-        return tuple((self.decoder_width or self.width) * multiplier for multiplier in self.multipliers)
+        return tuple(
+            (self.decoder_base_channels or self.base_channels) * multiplier for multiplier in self.channel_multipliers
+        )
 
     @property
     def decoder_blocks_per_level(self) -> int:
         """Residual blocks of each level of the decoder."""
-        return self.decoder_blocks or self.blocks + 1
+        return self.decoder_res_blocks or self.res_blocks + 1
 
     @property
     def decoder_differences(self) -> dict[str, bool]:
         """What formats with one width and depth for both networks cannot express: setting and value -> whether it is there."""
         return {
-            f"model.pyramid.decoder_width = {self.decoder_width}": self.decoder_widths != self.widths,
-            f"model.pyramid.decoder_blocks = {self.decoder_blocks}": self.decoder_blocks_per_level != self.blocks + 1,
+            f"model.autoencoder.decoder_base_channels = {self.decoder_base_channels}": self.decoder_widths
+            != self.widths,
+            f"model.autoencoder.decoder_res_blocks = {self.decoder_res_blocks}": self.decoder_blocks_per_level
+            != self.res_blocks + 1,
         }
 
 
@@ -110,29 +114,31 @@ class PyramidSettings:
 class Encoder(nn.Module):
     """(B,C,H,W) in [-1,1] -> (B,Z,h,w) features; H and W are multiples of f."""
 
-    def __init__(self, pyramid: PyramidSettings) -> None:
+    def __init__(self, autoencoder: AutoencoderSettings) -> None:
         super().__init__()
-        widths, last = pyramid.widths, len(pyramid.widths) - 1
-        self.stem = pyramid.stem
-        self.conv_in = Convolution(pyramid.channels * pyramid.stem**2, widths[0], 3, padding=1)
+        widths, last = autoencoder.widths, len(autoencoder.widths) - 1
+        self.stem = autoencoder.patch_size
+        self.conv_in = Convolution(autoencoder.channels * autoencoder.patch_size**2, widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
             Stage(
                 widths[max(level - 1, 0)],
                 widths[level],
-                blocks=pyramid.blocks,
-                attention=level in pyramid.attention,
-                dropout=pyramid.dropout,
+                blocks=autoencoder.res_blocks,
+                attention=level in autoencoder.attention_levels,
+                dropout=autoencoder.dropout,
             )
             for level in range(len(widths))
         )
         self.downsamples = nn.ModuleList(
-            Downsample(widths[level], convolution=pyramid.convolutional_resampling) if level < last else nn.Identity()
+            Downsample(widths[level], convolution=autoencoder.convolutional_resampling)
+            if level < last
+            else nn.Identity()
             for level in range(len(widths))
         )
-        self.middle = middle(widths[-1], attention=pyramid.middle_attention, dropout=pyramid.dropout)
+        self.middle = middle(widths[-1], attention=autoencoder.middle_attention, dropout=autoencoder.dropout)
         self.norm_out = group_norm(widths[-1])
-        self.conv_out = Convolution(widths[-1], pyramid.latent_channels, 3, padding=1)
-        if pyramid.zero_residuals:
+        self.conv_out = Convolution(widths[-1], autoencoder.latent_channels, 3, padding=1)
+        if autoencoder.zero_residuals:
             start_as_shortcuts(self)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The tokenizer: pictures <-> codes. Encoder, codebook and decoder, joined.
+"""The tokenizer: images <-> codes. Encoder, codebook and decoder, joined.
 
 Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels, D dimension of a code,
 K number of codes: the size of the codebook, or of its code table.
@@ -22,7 +22,7 @@ from smalti.hub.model_cards import Sources, publish
 from smalti.hub.pretrained import find_model, load_weights_into, save_model
 from smalti.tokenizer.batches import Codes, Images, code_batch, image_batch
 from smalti.tokenizer.decoder import Decoder
-from smalti.tokenizer.encoder import Encoder, PyramidSettings
+from smalti.tokenizer.encoder import AutoencoderSettings, Encoder
 from smalti.tokenizer.quantizers import QUANTIZERS, Quantized, Quantizer, QuantizerSettings, VQSettings
 
 
@@ -30,28 +30,28 @@ from smalti.tokenizer.quantizers import QUANTIZERS, Quantized, Quantizer, Quanti
 class VQGANSettings:
     """All that is needed to build a tokenizer."""
 
-    pyramid: PyramidSettings = PyramidSettings()
+    autoencoder: AutoencoderSettings = AutoencoderSettings()
     quantizer: QuantizerSettings = VQSettings()
 
 
 @final
 class VQGAN(nn.Module):
-    """Pictures (B,C,H,W) in [-1,1] <-> codes (B,h,w) int64 in [0,K), with h = H/f and w = W/f."""
+    """Images (B,C,H,W) in [-1,1] <-> codes (B,h,w) int64 in [0,K), with h = H/f and w = W/f."""
 
     def __init__(self, settings: VQGANSettings) -> None:
         super().__init__()
-        pyramid, dimension = settings.pyramid, settings.quantizer.dimension
+        autoencoder, dimension = settings.autoencoder, settings.quantizer.codebook_dim
         self.settings = settings
-        self.encoder = Encoder(pyramid)
-        self.to_codes = nn.Conv2d(pyramid.latent_channels, dimension, 1)
+        self.encoder = Encoder(autoencoder)
+        self.to_codes = nn.Conv2d(autoencoder.latent_channels, dimension, 1)
         self.quantizer: Quantizer = QUANTIZERS[settings.quantizer.name](settings.quantizer)
-        self.from_codes = nn.Conv2d(dimension, pyramid.latent_channels, 1)
-        self.decoder = Decoder(pyramid)
+        self.from_codes = nn.Conv2d(dimension, autoencoder.latent_channels, 1)
+        self.decoder = Decoder(autoencoder)
 
     @property
     def factor(self) -> int:
         """f = H/h."""
-        return self.settings.pyramid.factor
+        return self.settings.autoencoder.factor
 
     @property
     def size(self) -> int:
@@ -59,29 +59,29 @@ class VQGAN(nn.Module):
         return self.quantizer.size
 
     def features(self, images: Tensor) -> Tensor:
-        """Pictures (B,C,H,W) -> features (B,D,h,w) before quantization.
+        """Images (B,C,H,W) -> features (B,D,h,w) before quantization.
 
-        Raises `SmaltiError` when the pictures have another number of channels than the tokenizer, or sides that f does not divide.
+        Raises `SmaltiError` when the images have another number of channels than the tokenizer, or sides that f does not divide.
         """
-        channels, factor = self.settings.pyramid.channels, self.factor
+        channels, factor = self.settings.autoencoder.channels, self.factor
         if images.dim() != 4 or images.shape[1] != channels:
-            raise SmaltiError(f"the tokenizer takes pictures of shape (B, {channels}, H, W), got {tuple(images.shape)}")
+            raise SmaltiError(f"the tokenizer takes images of shape (B, {channels}, H, W), got {tuple(images.shape)}")
         height, width = images.shape[2:]
         if height % factor or width % factor or not height or not width:
             raise SmaltiError(
-                f"a picture of {height} x {width} (height x width) cannot be cut into tiles of {factor} pixels; "
+                f"an image of {height} x {width} (height x width) cannot be cut into tiles of {factor} pixels; "
                 f"crop it to {max(height // factor, 1) * factor} x {max(width // factor, 1) * factor}"
             )
         return self.to_codes(self.encoder(images))  # type: ignore[no-any-return]
 
     def batch(self, images: Images) -> Tensor:
-        """Pictures in any form -> (B,C,H,W) floats in [-1,1] of the weights' type. Raises `SmaltiError` as `inputs.image_batch`."""
-        return image_batch(images, channels=self.settings.pyramid.channels, dtype=next(self.parameters()).dtype)
+        """Images in any form -> (B,C,H,W) floats in [-1,1] of the weights' type. Raises `SmaltiError` as `inputs.image_batch`."""
+        return image_batch(images, channels=self.settings.autoencoder.channels, dtype=next(self.parameters()).dtype)
 
     def encode(self, images: Images) -> Quantized:
-        """Pictures -> latents (B,D,h,w), codes (B,h,w), loss ().
+        """Images -> latents (B,D,h,w), codes (B,h,w), loss ().
 
-        Pictures are (B,C,H,W), floats in [-1,1] or uint8 from 0 to 255, or one or several of Pillow's, all of one size. Raises
+        Images are (B,C,H,W), floats in [-1,1] or uint8 from 0 to 255, or one or several of Pillow's, all of one size. Raises
         `SmaltiError` as `features`, as `inputs.image_batch`, and where weights are not finite.
         """
         features = self.features(self.batch(images).to(next(self.parameters()).device))
@@ -91,7 +91,7 @@ class VQGAN(nn.Module):
         return quantized
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B,D,h,w) -> pictures (B,C,H,W), about [-1,1] but not clamped."""
+        """Latents (B,D,h,w) -> images (B,C,H,W), about [-1,1] but not clamped."""
         return self.decoder(self.from_codes(latents))  # type: ignore[no-any-return]
 
     def latents_of(self, codes: Codes) -> Tensor:
@@ -99,17 +99,17 @@ class VQGAN(nn.Module):
         return self.quantizer.lookup(code_batch(codes, size=self.size).to(next(self.parameters()).device))
 
     def decode_codes(self, codes: Codes) -> Tensor:
-        """Codes (B,h,w), whole numbers in [0,K) -> pictures (B,C,H,W).
+        """Codes (B,h,w), whole numbers in [0,K) -> images (B,C,H,W).
 
         At once, with gradients; `strips.decode_of_any_size` takes bounded memory. Raises `SmaltiError` as `inputs.code_batch`, and
         where weights are not finite.
         """
         images = self.decode(self.latents_of(codes))
-        check_finite(images, what="the pictures that the decoder gives")
+        check_finite(images, what="the images that the decoder gives")
         return images
 
     def forward(self, images: Images) -> tuple[Tensor, Quantized]:
-        """Pictures, as `encode` takes them -> their reconstructions (B,C,H,W) and what the quantizer made of them."""
+        """Images, as `encode` takes them -> their reconstructions (B,C,H,W) and what the quantizer made of them."""
         quantized = self.encode(images)
         return self.decode(quantized.latents), quantized
 
@@ -142,13 +142,13 @@ class VQGAN(nn.Module):
         save_model(Path(folder), kind="tokenizer", settings=settings, about=about, weights=weights)
 
     def push_to_hub(
-        self, name: str, *, licence: str, about: Mapping[str, Any], private: bool = False, results: Sequence[Path] = ()
+        self, name: str, *, license: str, about: Mapping[str, Any], private: bool = False, results: Sequence[Path] = ()
     ) -> str:
         """Send the tokenizer and a model card to the Hub's repository `name`, owner/name -> its address.
 
-        `licence` as the Hub names it ("mit", "other"), `about` as in `save_pretrained`; `results` are files `result.json` for the
+        `license` as the Hub names it ("mit", "other"), `about` as in `save_pretrained`; `results` are files `result.json` for the
         card. Raises `SmaltiError` when the Hub refuses.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, about={**about, "fingerprint": self.fingerprint()})
-            return publish(Path(folder), name, Sources(licence, results=results), private=private)
+            return publish(Path(folder), name, Sources(license, results=results), private=private)

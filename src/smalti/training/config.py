@@ -26,7 +26,7 @@ from smalti.core.settings import (
     parse_yaml,
     settings,
 )
-from smalti.data.config import PictureSettings
+from smalti.data.config import ImageSettings
 from smalti.losses.objective import ObjectiveSettings
 from smalti.tokenizer.code_replacement import LARGEST_TABLE
 from smalti.tokenizer.quantizers import code_count
@@ -37,21 +37,21 @@ T = TypeVar("T")
 
 
 @settings
-class OptimiserSettings:
+class OptimizerSettings:
     """AdamW with warm-up, cosine decay and gradient clipping.
 
     With `weight_decay` 0 it is Adam, with `warm_up` 0 and `final` 1 at a constant rate.
     """
 
-    rate: Rate = 2e-4
+    lr: Rate = 2e-4
     """Largest learning rate."""
     betas: tuple[Share, Share] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warm_up: Share = 0.02
+    warmup: Share = 0.02
     """Share of the training over which the rate rises from 0."""
-    final: Share = 0.1
+    final_lr: Share = 0.1
     """Share of the largest rate that the cosine ends at."""
-    clip: Annotated[float, Field(ge=0)] = 1.0
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
     """Gradients whose norm is larger are scaled down to it; 0 leaves all as they are."""
 
 
@@ -62,14 +62,14 @@ class RunSettings:
     length: Positive
     """How much is seen in all."""
     batch: Positive = 16
-    """Pictures a step, all devices together."""
+    """Images a step, all devices together."""
     seed: Annotated[int, Field(ge=0)] = 0
-    average: Annotated[float, Field(ge=0)] = 0.05
+    ema_half_life: Annotated[float, Field(ge=0)] = 0.05
     """Half-life of the running average of the weights, as a share of what has been seen; the average is what is exported.
     0 keeps none, and exports the weights themselves."""
-    report_every: Positive
+    log_every: Positive
     validate_every: Positive
-    picture_every: Positive
+    sample_every: Positive
     checkpoint_every: Positive
     accelerator: str = "auto"
     """"auto", "cpu", "gpu": as Lightning Fabric names them."""
@@ -88,13 +88,13 @@ class RunSettings:
     """Compute the insides of each block again in the backward pass in place of keeping them: less memory, about a third slower."""
     compile: bool = False
     """Compile the blocks with torch.compile: the first steps take minutes, the later ones less than before."""
-    most_skipped: Positive = 10
+    max_skipped_steps: Positive = 10
     """A step whose numbers are not finite is skipped. So many in a row, and training stops."""
     patience: Annotated[int, Field(ge=0)] = 0
     """For a prior: training stops when its likelihood of held-out data was no better at so many validations in a row; 0: never.
     The best model is the one that is kept either way."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read pictures; 0 reads them in the training process."""
+    """Processes that read images; 0 reads them in the training process."""
     tensorboard: bool = True
 
     @model_validator(mode="after")
@@ -127,10 +127,10 @@ class TokenizerTraining:
     run: RunSettings
     model: VQGANSettings = VQGANSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
-    optimiser: OptimiserSettings = OptimiserSettings()
-    discriminator_optimiser: OptimiserSettings = OptimiserSettings(betas=(0.5, 0.99))
-    pictures: PictureSettings = PictureSettings()
-    codes_from: Share = 0.05
+    optimizer: OptimizerSettings = OptimizerSettings()
+    discriminator_optimizer: OptimizerSettings = OptimizerSettings(betas=(0.5, 0.99))
+    images: ImageSettings = ImageSettings()
+    quantize_from: Share = 0.05
     """Share of the training after which the codes are placed and used; until then the decoder sees unquantized features."""
     decoder_phase: DecoderPhaseSettings = DecoderPhaseSettings()
 
@@ -141,19 +141,17 @@ class TokenizerTraining:
 
     @model_validator(mode="after")
     def _whole_tiles(self) -> TokenizerTraining:
-        (height, width), f = self.pictures.size, self.model.pyramid.factor
+        (height, width), f = self.images.size, self.model.autoencoder.factor
         if height % f or width % f:
-            raise ValueError(
-                f"pictures.size = {height} x {width} is not made of tiles of {f} pixels, the model's factor"
-            )
+            raise ValueError(f"images.size = {height} x {width} is not made of tiles of {f} pixels, the model's factor")
         return self
 
     @model_validator(mode="after")
     def _turns_are_whole(self) -> TokenizerTraining:
         game, parts = self.objective.adversarial, self.run.accumulate
-        if game.weight and game.play == "alternating" and parts > 1:
+        if game.weight and game.updates == "alternating" and parts > 1:
             raise ValueError(
-                f"run.accumulate = {parts} and objective.adversarial.play = alternating: the generator would move before the "
+                f"run.accumulate = {parts} and objective.adversarial.updates = alternating: the generator would move before the "
                 "discriminator has seen all parts of the batch; set play to joint, or accumulate to 1"
             )
         return self
@@ -163,9 +161,9 @@ class TokenizerTraining:
         if not self.has_decoder_phase:
             return self
         phase, codes = self.decoder_phase, code_count(self.model.quantizer)
-        if self.codes_from and phase.begins(self.run.length) <= self.codes_from * self.run.length:
+        if self.quantize_from and phase.begins(self.run.length) <= self.quantize_from * self.run.length:
             raise ValueError(
-                f"decoder_phase.start = {phase.start:g} is not after codes_from = {self.codes_from:g}, when the codes are "
+                f"decoder_phase.start = {phase.start:g} is not after quantize_from = {self.quantize_from:g}, when the codes are "
                 "placed that the decoder learns from; start later"
             )
         if phase.neighbors >= codes:
@@ -183,11 +181,11 @@ class TokenizerTraining:
 
 @settings
 class CopiesSettings:
-    """How pictures become code shards, where the prior is given pictures."""
+    """How images become code shards, where the prior is given images."""
 
     copies: Positive = 8
-    """Codes of so many random crops and flips of each training picture."""
-    pictures: PictureSettings = PictureSettings()
+    """Codes of so many random crops and flips of each training image."""
+    images: ImageSettings = ImageSettings()
 
 
 @settings
@@ -197,14 +195,14 @@ class PriorTraining:
     run: RunSettings
     network: NetworkSettings = TransformerNetwork()
     condition: str = "auto"
-    """What a picture is told: "labels", of the sub-folders that the pictures lie in; "nothing"; or the name of the condition that
-    was encoded with the pictures, such as "segmentation". "auto": that condition, else labels, else nothing."""
-    keep: Share = 1.0
+    """What an image is told: "labels", of the sub-folders that the images lie in; "nothing"; or the name of the condition that
+    was encoded with the images, such as "segmentation". "auto": that condition, else labels, else nothing."""
+    keep_probability: Share = 1.0
     """Share of the codes that the prior is told as they are while it trains; it is told codes by chance in place of the others,
     and asked for the true ones all the same. The original's guard against learning by heart."""
-    drop_condition: Share = 0.1
-    """Share of the training pictures whose condition is hidden, which classifier-free guidance needs."""
-    optimiser: OptimiserSettings = OptimiserSettings(rate=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    condition_dropout: Share = 0.1
+    """Share of the training images whose condition is hidden, which classifier-free guidance needs."""
+    optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
     encode: CopiesSettings = CopiesSettings()
 
 

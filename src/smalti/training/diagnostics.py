@@ -1,6 +1,6 @@
 """What can go wrong in a training, seen in the numbers of a report: numbers -> sentences that say what to do.
 
-Every judgement is a pure function: numbers -> the name of each alarm it can judge by them, with its sentence, or "" where all is
+Every judgment is a pure function: numbers -> the name of each alarm it can judge by them, with its sentence, or "" where all is
 well. An alarm that cannot be judged by these numbers is left out, and stays as it was. docs/training.md tells each at length.
 """
 
@@ -24,11 +24,11 @@ FEW_LIKELY = 0.05
 WON = 0.1
 """The discriminator's loss as a share of what it is where it knows nothing: below, hardly any logit is within the margin."""
 APART = 2.0
-"""Logits of pictures less those of reconstructions, when the discriminator has won: both margins of the hinge loss."""
+"""Logits of images less those of reconstructions, when the discriminator has won: both margins of the hinge loss."""
 ASLEEP = 0.99
-"""The discriminator's loss as such a share, from which on it has learnt nothing; early in training that is as it should be."""
+"""The discriminator's loss as such a share, from which on it has learned nothing; early in training that is as it should be."""
 TOGETHER = 0.02
-"""Logits of pictures less those of reconstructions, when the discriminator sleeps."""
+"""Logits of images less those of reconstructions, when the discriminator sleeps."""
 PATIENCE = 0.05
 """Share of the training that a discriminator is given before it is said to sleep."""
 AT_CLAMP = 0.5
@@ -45,15 +45,15 @@ def judge_codes(means: Mapping[str, float], *, size: int) -> Judged:
         return {"codebook": ""}
     return {
         "codebook": f"the codebook has collapsed: {used:.1%} of {size:,} codes are in use, as good as {perplexity:.0f} equally "
-        "frequent ones. Let codes start from features and restart (model.quantizer.kmeans, restart_below), use fewer or lower-"
-        "dimensional normalised codes (model.quantizer.size, dimension), or a lower optimiser.rate"
+        "frequent ones. Let codes start from features and restart (model.quantizer.kmeans_iterations, dead_code_threshold), use fewer or lower-"
+        "dimensional normalized codes (model.quantizer.codebook_size, dimension), or a lower optimizer.lr"
     }
 
 
 def judge_game(means: Mapping[str, float], *, settings: AdversarialSettings, trained: float, strength: float) -> Judged:
     """The discriminator's loss and logits -> "discriminator won" and "discriminator asleep"; the weight -> "adaptive weight".
 
-    `trained`: share of the training over which the discriminator has learnt. `strength`: how much the generator listens, in [0,1].
+    `trained`: share of the training over which the discriminator has learned. `strength`: how much the generator listens, in [0,1].
     """
     if not settings.weight or trained <= 0 or "discriminator" not in means or "real_logits" not in means:
         return {}
@@ -64,27 +64,27 @@ def judge_game(means: Mapping[str, float], *, settings: AdversarialSettings, tra
     if share < WON and gap > APART:
         judged["discriminator won"] = (
             f"the discriminator has won: its loss is {share:.0%} of that of a guess, its logits are {gap:.2g} apart, and its "
-            "gradient teaches the generator nothing. Lower discriminator_optimiser.rate, raise objective.adversarial.lecam, or "
-            "make it smaller (objective.adversarial.discriminator.width, layers)"
+            "gradient teaches the generator nothing. Lower discriminator_optimizer.lr, raise objective.adversarial.lecam, or "
+            "make it smaller (objective.adversarial.discriminator.base_channels, layers)"
         )
     if trained >= PATIENCE and share > ASLEEP and gap < TOGETHER:
         judged["discriminator asleep"] = (
             f"the discriminator sleeps: after {trained:.0%} of the training its loss is that of a guess ({share:.0%}), so that the "
-            "adversarial term is noise. Raise discriminator_optimiser.rate, or lower objective.adversarial.weight and lecam"
+            "adversarial term is noise. Raise discriminator_optimizer.lr, or lower objective.adversarial.weight and lecam"
         )
     return {**judged, **_judge_weight(means, settings=settings, strength=strength)}
 
 
 def _judge_weight(means: Mapping[str, float], *, settings: AdversarialSettings, strength: float) -> Judged:
-    if settings.balance != "adaptive" or not strength or "adaptive_weight" not in means:
+    if settings.weighting != "adaptive" or not strength or "adaptive_weight" not in means:
         return {}
     adaptive = means["adaptive_weight"] / (strength * settings.weight)
-    if adaptive < AT_CLAMP * settings.limit:
+    if adaptive < AT_CLAMP * settings.max_weight:
         return {"adaptive weight": ""}
     return {
-        "adaptive weight": f"the adaptive weight stands at its limit ({adaptive:.3g} of {settings.limit:g}): the discriminator "
+        "adaptive weight": f"the adaptive weight stands at its limit ({adaptive:.3g} of {settings.max_weight:g}): the discriminator "
         "hands the generator no gradient worth the name, and it is blown up. See whether it has won or sleeps; else set "
-        "objective.adversarial.balance=fixed, or a lower objective.adversarial.limit"
+        "objective.adversarial.weighting=fixed, or a lower objective.adversarial.max_weight"
     }
 
 
@@ -94,7 +94,7 @@ def judge_skips(skipped: int, steps: int, *, names: list[str]) -> Judged:
         return {"not finite": ""}
     return {
         "not finite": f"{skipped} of {steps} steps were skipped, for numbers of them are not finite ({', '.join(names)}); the "
-        "weights are as before. Lower optimiser.rate, set optimiser.clip=1, or run.precision=32-true; look for odd pictures too"
+        "weights are as before. Lower optimizer.lr, set optimizer.grad_clip=1, or run.precision=32-true; look for odd images too"
     }
 
 
@@ -113,13 +113,13 @@ class Change(NamedTuple):
 
 @final
 class Alarms:
-    """Which alarms there are now: name -> sentence. Judgements change it, and only the changes are told."""
+    """Which alarms there are now: name -> sentence. Judgments change it, and only the changes are told."""
 
     def __init__(self, active: Mapping[str, str]) -> None:
         self.active: dict[str, str] = dict(active)
 
     def changes(self, judged: Judged) -> list[Change]:
-        """Take new judgements in -> the alarms that begin and those that are over."""
+        """Take new judgments in -> the alarms that begin and those that are over."""
         changes = []
         for name, sentence in judged.items():
             if sentence and name not in self.active:

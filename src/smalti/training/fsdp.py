@@ -49,7 +49,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def save(fabric: Fabric, path: Path, state: Mapping[str, Any]) -> None:
-    """Write modules, optimisers and plain values, as `Fabric.save` does, whole."""
+    """Write modules, optimizers and plain values, as `Fabric.save` does, whole."""
     if not isinstance(fabric.strategy, ModelParallelStrategy):
         fabric.save(path, dict(state))
         return
@@ -61,7 +61,7 @@ def save(fabric: Fabric, path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
-    """Fill modules and optimisers with what `save` wrote, and replace the plain values, as `Fabric.load` does."""
+    """Fill modules and optimizers with what `save` wrote, and replace the plain values, as `Fabric.load` does."""
     if not isinstance(fabric.strategy, ModelParallelStrategy):
         fabric.load(path, state, weights_only=True)
         return
@@ -76,9 +76,9 @@ def load(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
             state[name] = read[name]
 
 
-def _shared_out(read: Mapping[str, Any], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """The whole state of an optimiser -> the part of this process: moments lie as the weights do that they belong to."""
-    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
+def _shared_out(read: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The whole state of an optimizer -> the part of this process: moments lie as the weights do that they belong to."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state = {
         place: {
             name: _like(value, weights[place]) if value.shape == weights[place].shape else value

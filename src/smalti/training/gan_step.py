@@ -67,9 +67,9 @@ class Players:
     """Both networks, and what they play by. They are in training mode, and so is `score`."""
 
     generate: Callable[[Tensor, Quantize], tuple[Tensor, Quantized, Tensor]]
-    """Pictures (B,C,H,W) -> features (B,D,h,w), codes, reconstructions (B,C,H,W)."""
+    """Images (B,C,H,W) -> features (B,D,h,w), codes, reconstructions (B,C,H,W)."""
     judge: Callable[[Tensor], Tensor]
-    """Pictures (B,C,H,W) -> logits."""
+    """Images (B,C,H,W) -> logits."""
     score: ReconstructionLoss
     last_layer: Tensor
     """The decoder's last weight, for equation 7."""
@@ -90,7 +90,7 @@ class Players:
 def penalty_at(step: int, *, settings: AdversarialSettings) -> float:
     """Which step of the training this is, from 0 -> the factor of R1 in it: `r1_every` in every so-manieth step, else 0.
 
-    Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", section 3.1 (lazy regularisation): over the
+    Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", section 3.1 (lazy regularization): over the
     training the penalty is as strong, at a fraction of its cost.
     """
     return float(settings.r1_every) if step % settings.r1_every == 0 else 0.0
@@ -109,7 +109,7 @@ class Played(NamedTuple):
 
 
 class Play(Protocol):
-    """Pictures (B,C,H,W) in [-1,1] -> a step of both networks."""
+    """Images (B,C,H,W) in [-1,1] -> a step of both networks."""
 
     def __call__(
         self, players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam
@@ -117,20 +117,20 @@ class Play(Protocol):
 
 
 class _Pass(NamedTuple):
-    """A pass through the tokenizer and the distance of what came out. Losses are taken at `pictures`, a copy without history:
+    """A pass through the tokenizer and the distance of what came out. Losses are taken at `images`, a copy without history:
     the gradient there is then sent through the decoder once, whatever it is made of."""
 
     features: Tensor  # (B,D,h,w)
     quantized: Quantized
     reconstructions: Tensor  # (B,C,H,W), with history
-    pictures: Tensor  # (B,C,H,W), a leaf
+    images: Tensor  # (B,C,H,W), a leaf
     distance: Reconstruction
 
 
 def alone(players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam) -> Played:
     """The tokenizer without a discriminator: VQ-VAE, or with the perceptual term the VQGAN before its game."""
     taken = _pass(players, images, quantize)
-    (gradient,) = torch.autograd.grad(taken.distance.total, taken.pictures)
+    (gradient,) = torch.autograd.grad(taken.distance.total, taken.images)
     values = {**_values(players, taken), "gradient_norm": _learn(players, taken, gradient)}
     return Played(taken.features.detach(), taken.quantized.codes, anchors, values)
 
@@ -145,10 +145,10 @@ def joint(players: Players, images: Tensor, *, quantize: Quantize, strength: Str
     asked_of = _asked_of(players, images, strength)
     augment = players.draws.augmentation
     listening = strength.generator * _is_ahead(settings, anchors)
-    fake, real = players.judge(augment(taken.pictures)), players.judge(augment(asked_of))
+    fake, real = players.judge(augment(taken.images)), players.judge(augment(asked_of))
     balanced = balanced_gradient(
         taken.reconstructions,
-        taken.pictures,
+        taken.images,
         distance=taken.distance.total,
         fake=fake,
         last_layer=players.last_layer,
@@ -188,9 +188,9 @@ def generators_turn(
     taken = _pass(players, images, quantize)
     pull = pulls(
         taken.reconstructions,
-        taken.pictures,
+        taken.images,
         distance=taken.distance.total,
-        fake=players.judge(players.draws.augmentation(taken.pictures)),
+        fake=players.judge(players.draws.augmentation(taken.images)),
         last_layer=players.last_layer,
         settings=players.settings.adversarial,
     )
@@ -216,7 +216,7 @@ def judges_turn(
 ) -> tuple[Values, LeCam]:
     """The second turn of `alternating`, a new pass through the tokenizer as it is now -> what is recorded, and the anchors.
 
-    At strength 0 the discriminator's gradients are zeros and its optimiser steps all the same, as in the original: its weights
+    At strength 0 the discriminator's gradients are zeros and its optimizer steps all the same, as in the original: its weights
     stay, the count in Adam's bias correction goes on.
     """
     with torch.no_grad():
@@ -232,7 +232,7 @@ PLAYS: dict[str, Play] = {"joint": joint, "alternating": alternating}
 
 def play_of(settings: ObjectiveSettings) -> Play:
     """The play that the settings ask for."""
-    return PLAYS[settings.adversarial.play] if settings.adversarial.weight else alone
+    return PLAYS[settings.adversarial.updates] if settings.adversarial.weight else alone
 
 
 def _precise(images: Tensor) -> Tensor:
@@ -242,9 +242,9 @@ def _precise(images: Tensor) -> Tensor:
 
 def _pass(players: Players, images: Tensor, quantize: Quantize) -> _Pass:
     features, quantized, reconstructions = players.generate(images, quantize)
-    pictures = _precise(reconstructions.detach()).requires_grad_()
-    distance = players.score(images, pictures, players.draws.shift)
-    return _Pass(features, quantized, reconstructions, pictures, distance)
+    fake = _precise(reconstructions.detach()).requires_grad_()
+    distance = players.score(images, fake, players.draws.shift)
+    return _Pass(features, quantized, reconstructions, fake, distance)
 
 
 def _values(players: Players, taken: _Pass) -> Values:
@@ -258,7 +258,7 @@ def _detached(values: Values) -> Values:
 
 
 def _learn(players: Players, taken: _Pass, gradient: Tensor) -> Tensor:
-    """The tokenizer's step: the gradient at the pictures goes through the decoder, with the codebook's terms, in one pass.
+    """The tokenizer's step: the gradient at the images goes through the decoder, with the codebook's terms, in one pass.
 
     Returns the norm () of all gradients.
     """
@@ -278,14 +278,14 @@ def _r1(players: Players, strength: Strength) -> float:
 
 
 def _asked_of(players: Players, images: Tensor, strength: Strength) -> Tensor:
-    """The pictures that the discriminator is shown, as a leaf of the graph where its gradients at them are penalised."""
+    """The images that the discriminator is shown, as a leaf of the graph where its gradients at them are penalized."""
     return images.detach().requires_grad_() if _r1(players, strength) else images
 
 
 def _judge_learns(
     players: Players, images: Tensor, real: Tensor, fake: Tensor, *, strength: Strength, anchors: LeCam
 ) -> tuple[Values, LeCam]:
-    """Logits of pictures and of reconstructions -> the discriminator's step. What is recorded is the loss it stepped along.
+    """Logits of images and of reconstructions -> the discriminator's step. What is recorded is the loss it stepped along.
 
     R1 is taken of the logits that are there already, which came through the discriminator as it is wrapped: a data-parallel
     wrapper sees one backward pass, with every weight's gradient in it once, and autocast is as it was.

@@ -50,13 +50,17 @@ def resolve_from(start: Start, *, recipe: str, overrides: Sequence[str]) -> Toke
     _check_same(start, model)
     for override in rest:
         key, value = assignment(override)
-        if key == "codes_from" and value:
+        if key == "quantize_from" and value:
             raise SmaltiError(
                 f"--set {override}: training goes on from {start.name}, whose codes are placed already; leave it out"
             )
     plain = as_mapping(start.settings)
     return resolve(
-        TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=rest, fixed={"model": plain, "codes_from": 0.0}
+        TokenizerTraining,
+        stage="tokenizer",
+        recipe=recipe,
+        overrides=rest,
+        fixed={"model": plain, "quantize_from": 0.0},
     )
 
 

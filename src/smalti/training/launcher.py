@@ -140,9 +140,9 @@ def _check_strategy(run: RunSettings, blocks: Callable[[Any], nn.ModuleList] | N
             "run.strategy = 'fsdp' is for priors: a tokenizer's memory is in what it computes, not in its weights; set "
             "run.strategy=ddp, and where memory is short run.recompute=true, run.accumulate=2 or more, or run.precision=bf16-mixed"
         )
-    if run.strategy == "fsdp" and not run.average:
+    if run.strategy == "fsdp" and not run.ema_half_life:
         raise SmaltiError(
-            "run.strategy = 'fsdp' needs a running average, which is whole, to validate and to export; set run.average above 0, "
+            "run.strategy = 'fsdp' needs a running average, which is whole, to validate and to export; set run.ema_half_life above 0, "
             "or run.strategy=ddp"
         )
 
@@ -160,7 +160,7 @@ def _strategy(processes: int, blocks: Callable[[Any], nn.ModuleList] | None) -> 
     return DDPStrategy(**options)
 
 
-def synchronised(module: nn.Module, *, fabric: Fabric) -> nn.Module:
+def synchronized(module: nn.Module, *, fabric: Fabric) -> nn.Module:
     """A module -> the same with batch norms whose statistics are of all processes together.
 
     Raises `SmaltiError` on CPUs, for which PyTorch has none.

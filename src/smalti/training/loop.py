@@ -1,4 +1,4 @@
-"""The loop that runs either stage: report, picture, validate, checkpoint, done?, step.
+"""The loop that runs either stage: report, image, validate, checkpoint, done?, step.
 
 It knows no model and no loss: a `Stage` does one step at a time, and says how much it has seen in its own unit.
 """
@@ -42,7 +42,7 @@ class Stage(ABC):
     unit: str
     """What is counted: "images" or "codes"."""
     per_example: int
-    """How many of them one picture is."""
+    """How many of them one image is."""
     judged_by: str
     """The validated number whose smallest value makes the best model, which is then kept; "" keeps the last one."""
 
@@ -52,7 +52,7 @@ class Stage(ABC):
 
     @abstractmethod
     def step(self, batch: Any, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """One optimisation step on a batch that brings the count from `seen` to `seen + count` -> named numbers (), of all
+        """One optimization step on a batch that brings the count from `seen` to `seen + count` -> named numbers (), of all
         processes.
 
         Raises `NotFiniteError`, with everything as it was before, where one of them is not finite.
@@ -67,12 +67,12 @@ class Stage(ABC):
         """The means of a report -> what they say of each alarm that can be judged by them, see `alarms`."""
 
     @abstractmethod
-    def picture(self) -> Tensor:
+    def image(self) -> Tensor:
         """A grid (C,H,W) in [-1,1] that shows how well it goes."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on: modules, optimisers, and plain values; restored in place."""
+        """All that the next step depends on: modules, optimizers, and plain values; restored in place."""
 
     @abstractmethod
     def restored(self, state: Mapping[str, Any]) -> None:
@@ -152,11 +152,11 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, wa
     with StopRequest().listening() as stop, watch:
         while True:
             done = seen >= run.length
-            if book.record.steps and (done or _due(seen, count, run.report_every)):
+            if book.record.steps and (done or _due(seen, count, run.log_every)):
                 book.report(stage, seen)
             moved = seen > began  # what was due at the state that was read was done before it was written
-            if moved and fabric.is_global_zero and (done or _due(seen, count, run.picture_every)):
-                save_png(folder.images / f"{seen:010d}.png", stage.picture(), settings={"seen": seen})
+            if moved and fabric.is_global_zero and (done or _due(seen, count, run.sample_every)):
+                save_png(folder.images / f"{seen:010d}.png", stage.image(), settings={"seen": seen})
             if moved and (done or _due(seen, count, run.validate_every)):
                 book.validation(stage, seen)
             hopeless = book.best.exhausted(run.patience)
@@ -177,7 +177,7 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, wa
                 values = stage.step(batch, seen=seen, count=count, generator=generator)
             except NotFiniteError as error:
                 book.record.skip(error.names)
-                if book.record.in_a_row >= run.most_skipped:
+                if book.record.in_a_row >= run.max_skipped_steps:
                     raise SmaltiError(_failed(book.record)) from error
             else:
                 book.record.add(values)
@@ -208,7 +208,7 @@ def _failed(record: Record) -> str:
     names = ", ".join(record.broken)
     return (
         f"training has failed: {record.in_a_row} steps in a row had to be skipped, for {names} is no longer a finite number; the "
-        "last saved state is intact. Try a smaller learning rate (--set optimiser.rate=...), or precision 32-true"
+        "last saved state is intact. Try a smaller learning rate (--set optimizer.lr=...), or precision 32-true"
     )
 
 

@@ -1,4 +1,4 @@
-"""The optimiser and its schedule, and what is exported: the weights, or their running average."""
+"""The optimizer and its schedule, and what is exported: the weights, or their running average."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from typing import Any, Generic, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from smalti.training.config import OptimiserSettings
+from smalti.training.config import OptimizerSettings
 from smalti.training.fsdp import whole
 
 
-def build_optimiser(groups: Iterable[dict[str, Any]], settings: OptimiserSettings) -> torch.optim.AdamW:
+def build_optimizer(groups: Iterable[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.AdamW:
     """Parameter groups -> AdamW, fused; groups that say no weight decay have that of the settings. Where it is 0 this is Adam."""
-    options: dict[str, Any] = {"lr": settings.rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    options: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay}
     return torch.optim.AdamW(list(groups), fused=True, **options)
 
 
-def rate_at(seen: int, *, length: int, settings: OptimiserSettings) -> float:
+def rate_at(seen: int, *, length: int, settings: OptimizerSettings) -> float:
     """How much was seen -> the learning rate: linear warm-up, then a cosine down to `final` times `rate`.
 
     With `warm_up` 0 and `final` 1 the rate is constant.
     """
     progress = min(seen / length, 1.0)
-    if progress < settings.warm_up:
-        return settings.rate * progress / settings.warm_up
-    after = (progress - settings.warm_up) / max(1 - settings.warm_up, 1e-9)
-    return settings.rate * (settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * after)))
+    if progress < settings.warmup:
+        return settings.lr * progress / settings.warmup
+    after = (progress - settings.warmup) / max(1 - settings.warmup, 1e-9)
+    return settings.lr * (settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * after)))
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = rate
 
 

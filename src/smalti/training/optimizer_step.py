@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from smalti.core.distributed import sum_of_all
-from smalti.training.config import OptimiserSettings
+from smalti.training.config import OptimizerSettings
 from smalti.training.fsdp import whole
 from smalti.training.optimizer import rate_at, set_rate
 
@@ -34,27 +34,27 @@ class Mover:
     """Moves one network along the gradients that it has, at a rate that depends on how much was seen."""
 
     def __init__(
-        self, fabric: Fabric, module: Any, optimiser: Any, *, settings: OptimiserSettings, length: int
+        self, fabric: Fabric, module: Any, optimizer: Any, *, settings: OptimizerSettings, length: int
     ) -> None:
-        """`module` and `optimiser` are those that `fabric.setup` gave back; `length`: of the training."""
-        self._fabric, self._module, self._optimiser = fabric, module, optimiser
+        """`module` and `optimizer` are those that `fabric.setup` gave back; `length`: of the training."""
+        self._fabric, self._module, self._optimizer = fabric, module, optimizer
         self._settings, self._length = settings, length
 
     def clipped(self) -> Tensor:
         """Scale the gradients down to the largest norm allowed -> their norm () before. It may be other than finite."""
-        limit = self._settings.clip or math.inf
-        norm = self._fabric.clip_gradients(self._module, self._optimiser, max_norm=limit, error_if_nonfinite=False)
+        limit = self._settings.grad_clip or math.inf
+        norm = self._fabric.clip_gradients(self._module, self._optimizer, max_norm=limit, error_if_nonfinite=False)
         return whole(torch.as_tensor(norm))
 
     def move(self, seen: int) -> None:
         """Step along the gradients, and forget them."""
-        set_rate(self._optimiser, rate_at(seen, length=self._length, settings=self._settings))
-        self._optimiser.step()
+        set_rate(self._optimizer, rate_at(seen, length=self._length, settings=self._settings))
+        self._optimizer.step()
         self.forget()
 
     def forget(self) -> None:
         """Forget the gradients."""
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
 
 
 @final

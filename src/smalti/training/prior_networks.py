@@ -12,8 +12,8 @@ from smalti.core.settings import Chance, Natural, Positive, as_mapping, parse, s
 from smalti.prior import (
     GPT,
     GPTSettings,
-    Neighbourhood,
-    NeighbourhoodSettings,
+    Neighborhood,
+    NeighborhoodSettings,
     Order,
     PixelSNAIL,
     PixelSNAILSettings,
@@ -28,13 +28,13 @@ class TransformerNetwork:
 
     name: Literal["transformer"] = "transformer"
     layers: Positive = 6
-    width: Positive = 256
+    embed_dim: Positive = 256
     heads: Positive = 4
     dropout: Chance = 0.1
     tied: bool = False
     """Whether the head scores codes by their embeddings."""
     order: Order = "raster"
-    """How the codes of a picture follow one another."""
+    """How the codes of an image follow one another."""
 
 
 @settings
@@ -42,22 +42,22 @@ class GPTNetwork:
     """The paper's GPT, whose condition codes and image codes have one vocabulary."""
 
     name: Literal["gpt"] = "gpt"
-    vocabulary: Natural = 0
+    vocab_size: Natural = 0
     """How many codes it knows; 0: as many as the tokenizer or the condition has, whichever has more."""
-    block: Natural = 0
-    """Learned positions; 0: as many as prefix and picture need."""
+    block_size: Natural = 0
+    """Learned positions; 0: as many as prefix and image need."""
     layers: Positive = 24
-    width: Positive = 1024
+    embed_dim: Positive = 1024
     heads: Positive = 16
     embedding_dropout: Chance = 0.0
     attention_dropout: Chance = 0.0
     residual_dropout: Chance = 0.0
     unmasked: Natural = 0
     """How many of the first condition codes see one another, and not only those before them."""
-    start: Natural = 0
+    start_code: Natural = 0
     """The code that a prior without a condition begins with."""
     order: Order = "raster"
-    """How the codes of a picture follow one another."""
+    """How the codes of an image follow one another."""
 
 
 @settings
@@ -67,25 +67,25 @@ class PixelSNAILNetwork:
     name: Literal["pixelsnail"] = "pixelsnail"
     layers: Positive = 4
     """Blocks that end in attention."""
-    residuals: Positive = 2
+    res_blocks: Positive = 2
     """Gated residual blocks of convolutions in each."""
-    width: Positive = 128
+    embed_dim: Positive = 128
     heads: Positive = 4
-    kernel: Annotated[int, Field(ge=2)] = 2
+    kernel_size: Annotated[int, Field(ge=2)] = 2
     dropout: Chance = 0.1
     order: Order = "raster"
     """Raster, and no other."""
 
 
 @settings
-class NeighbourhoodNetwork:
-    """A transformer that sees the codes near a code alone, for pictures of any size."""
+class NeighborhoodNetwork:
+    """A transformer that sees the codes near a code alone, for images of any size."""
 
-    name: Literal["neighbourhood"] = "neighbourhood"
-    reach: Positive = 4
+    name: Literal["neighborhood"] = "neighborhood"
+    radius: Positive = 4
     """Rows above a code, and columns to both sides of it, that a layer sees."""
     layers: Positive = 6
-    width: Positive = 256
+    embed_dim: Positive = 256
     heads: Positive = 4
     dropout: Chance = 0.1
 
@@ -95,7 +95,7 @@ def _named(values: Any) -> Any:
     return {"name": "transformer", **values} if isinstance(values, Mapping) else values
 
 
-AnyNetwork: TypeAlias = TransformerNetwork | GPTNetwork | PixelSNAILNetwork | NeighbourhoodNetwork
+AnyNetwork: TypeAlias = TransformerNetwork | GPTNetwork | PixelSNAILNetwork | NeighborhoodNetwork
 
 NetworkSettings = Annotated[AnyNetwork, Field(discriminator="name"), BeforeValidator(_named)]
 """The settings of any prior; their `name` tells which."""
@@ -111,7 +111,7 @@ class Codes(NamedTuple):
     condition_size: int
     """Condition codes, 0 for none."""
     prefix: int
-    """Condition codes that stand before a picture, P; 1 without a condition."""
+    """Condition codes that stand before an image, P; 1 without a condition."""
     maps: tuple[int, ...] = ()
     """Where among them a map of the window begins, a code for each of its codes."""
 
@@ -119,14 +119,19 @@ class Codes(NamedTuple):
 class Network(NamedTuple):
     """A prior that has learned nothing yet."""
 
-    prior: Transformer | GPT | PixelSNAIL | Neighbourhood
+    prior: Transformer | GPT | PixelSNAIL | Neighborhood
     vocabulary: int
     """Codes below it can stand in place of an image code."""
 
 
 def _read(codes: Codes) -> dict[str, Any]:
     """As the settings of the transformer and of PixelSNAIL call it."""
-    return {"size": codes.size, "condition_size": codes.condition_size, "prefix": codes.prefix, "grid": codes.grid}
+    return {
+        "codebook_size": codes.size,
+        "condition_size": codes.condition_size,
+        "prefix_length": codes.prefix,
+        "grid": codes.grid,
+    }
 
 
 def _transformer(network: TransformerNetwork, codes: Codes) -> Network:
@@ -139,31 +144,32 @@ def _pixelsnail(network: PixelSNAILNetwork, codes: Codes) -> Network:
     return Network(PixelSNAIL(sizes), codes.size)
 
 
-def _neighbourhood(network: NeighbourhoodNetwork, codes: Codes) -> Network:
-    sizes = parse(NeighbourhoodSettings, {**as_mapping(network), **_read(codes), "maps": codes.maps}, where="network")
-    return Network(Neighbourhood(sizes), codes.size)
+def _neighborhood(network: NeighborhoodNetwork, codes: Codes) -> Network:
+    sizes = parse(NeighborhoodSettings, {**as_mapping(network), **_read(codes), "maps": codes.maps}, where="network")
+    return Network(Neighborhood(sizes), codes.size)
 
 
 def _gpt(network: GPTNetwork, codes: Codes) -> Network:
-    return Network(GPT(gpt_settings(network, codes)), gpt_settings(network, codes).vocabulary)
+    return Network(GPT(gpt_settings(network, codes)), gpt_settings(network, codes).vocab_size)
 
 
 def gpt_settings(network: GPTNetwork, codes: Codes) -> GPTSettings:
     """The sizes of a GPT that reads these codes. Raises `SmaltiError` where its vocabulary or its positions are too few."""
     most = max(codes.size, codes.condition_size)
-    if network.vocabulary and network.vocabulary < most:
+    if network.vocab_size and network.vocab_size < most:
         raise SmaltiError(
-            f"network.vocabulary = {network.vocabulary}, but the tokenizer has {codes.size} codes and the condition "
+            f"network.vocab_size = {network.vocab_size}, but the tokenizer has {codes.size} codes and the condition "
             f"{codes.condition_size}; make it {most} or more, or 0 for as many as are needed"
         )
     values = {
         **as_mapping(network),
-        "vocabulary": network.vocabulary or most,
-        "block": network.block or codes.prefix + codes.grid[0] * codes.grid[1] - 1,  # the last code is not read
-        "size": codes.size,
-        "prefix": codes.prefix,
+        "vocab_size": network.vocab_size or most,
+        "block_size": network.block_size
+        or codes.prefix + codes.grid[0] * codes.grid[1] - 1,  # the last code is not read
+        "codebook_size": codes.size,
+        "prefix_length": codes.prefix,
         "grid": codes.grid,
-        "start": None if codes.condition_size else network.start,
+        "start_code": None if codes.condition_size else network.start_code,
     }
     return parse(GPTSettings, values, where="network")
 
@@ -172,7 +178,7 @@ NETWORKS: dict[str, Callable[[Any, Codes], Network]] = {
     "transformer": _transformer,
     "gpt": _gpt,
     "pixelsnail": _pixelsnail,
-    "neighbourhood": _neighbourhood,
+    "neighborhood": _neighborhood,
 }
 
 

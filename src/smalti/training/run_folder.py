@@ -43,9 +43,9 @@ KEPT_STATES = 2
 
 FREE_TO_CHANGE = (
     "run.length",
-    "run.report_every",
+    "run.log_every",
     "run.validate_every",
-    "run.picture_every",
+    "run.sample_every",
     "run.checkpoint_every",
     "run.accelerator",
     "run.devices",
@@ -54,13 +54,13 @@ FREE_TO_CHANGE = (
     "run.accumulate",
     "run.recompute",
     "run.compile",
-    "run.most_skipped",
+    "run.max_skipped_steps",
     "run.patience",
     "run.workers",
     "run.tensorboard",
-    "pictures.cache_mib",
+    "images.cache_mib",
 )
-"""What may differ when a run goes on: none of it changes what the pictures seen so far taught."""
+"""What may differ when a run goes on: none of it changes what the images seen so far taught."""
 
 
 CONTENTS = ("contents.images", "contents.files")
@@ -241,7 +241,7 @@ def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_of_codes(entry: Path) -> bool:
-    """Whether it is what pictures were encoded into before their run began, whole or not."""
+    """Whether it is what images were encoded into before their run began, whole or not."""
     return (entry / "codes.json").is_file() or (entry.name.startswith(".codes") and entry.suffix == ".tmp")
 
 

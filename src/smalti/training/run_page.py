@@ -1,4 +1,4 @@
-"""The page of a training run: what was reached, its alarms, its curves, its pictures on the way, its settings."""
+"""The page of a training run: what was reached, its alarms, its curves, its images on the way, its settings."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from smalti.core.version import __version__
 from smalti.images.io import read_image
 from smalti.reports.charts import Line, LinePlot, short
-from smalti.reports.report import Card, Cards, Listing, Picture, Pictures, Plots, Report, Section, Text
+from smalti.reports.report import Card, Cards, EmbeddedImage, Images, Listing, Plots, Report, Section, Text
 from smalti.training.config import as_yaml
 from smalti.training.diagnostics import told_alarms
 from smalti.training.run_folder import read_alarms, read_metrics
 
 PAGE = "report.html"
 SHOWN = 6
-"""Pictures from the way, evenly spread, the last one among them."""
+"""Images from the way, evenly spread, the last one among them."""
 _NO_CURVES = ("seen", "part", "time", "elapsed", "best_nats", "best_seen")
 
 
@@ -31,7 +31,7 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
     validation = [line for line in metrics if line["part"] == "validation"]
     seen = max((line["seen"] for line in metrics), default=0)
     last = {key: value for key, value in (validation[-1] if validation else {}).items() if key not in _NO_CURVES}
-    pictures = _pictures(folder / "images", unit)
+    images = _images(folder / "images", unit)
     stage = config["stage"]
     best = _told_best(validation, unit)
     alarms = told_alarms(read_alarms(folder), unit=unit)
@@ -43,7 +43,7 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
             *([Section("The model that is kept", [Text(best)])] if best else []),
             *([Section("Alarms", [Text("\n\n".join(alarms))])] if alarms else []),
             Section("Curves", [Plots(_plots(metrics, unit))]),
-            Section("On the way", [Text(_ABOUT[stage]), Pictures(pictures, width=420)]),
+            Section("On the way", [Text(_ABOUT[stage]), Images(images, width=420)]),
             Section("Settings", [Listing(as_yaml(config))]),
         ],
         colophon=f"Made by smalti {__version__}. The figures stand in metrics.jsonl beside this page.",
@@ -63,7 +63,7 @@ def _told_best(validation: Sequence[Mapping[str, Any]], unit: str) -> str:
 
 
 _ABOUT = {
-    "tokenizer": "Held-out pictures above, what their codes keep of them below, from the first to the last.",
+    "tokenizer": "Held-out images above, what their codes keep of them below, from the first to the last.",
     "prior": "Samples with the same seeds, from the first to the last.",
 }
 
@@ -83,7 +83,7 @@ def _plots(metrics: Sequence[Mapping[str, Any]], unit: str) -> list[LinePlot]:
     return plots
 
 
-def _pictures(folder: Path, unit: str) -> list[Picture]:
+def _images(folder: Path, unit: str) -> list[EmbeddedImage]:
     files = sorted(file for file in folder.glob("*.png") if file.stem.isdigit())
     count = min(SHOWN, len(files))
     chosen = [files[(place + 1) * len(files) // count - 1] for place in range(count)]
@@ -91,5 +91,5 @@ def _pictures(folder: Path, unit: str) -> list[Picture]:
     for file in chosen:
         seen = f"{int(file.stem):,} {unit}"  # they are named by how much had been seen
         pixels = read_image(file, channels=3, name=str(file)).astype(np.uint8)
-        shown.append(Picture(pixels, f"after {seen}", caption=seen))
+        shown.append(EmbeddedImage(pixels, f"after {seen}", caption=seen))
     return shown

@@ -23,7 +23,7 @@ from smalti.data.loader import first_readable, holding_out
 from smalti.data.sources import held_out_order, open_source
 from smalti.encoding.annotators import SAYINGS
 from smalti.encoding.code_writer import write_codes
-from smalti.encoding.condition_encoding import Told, beside_pictures, encoder
+from smalti.encoding.condition_encoding import Told, beside_images, encoder
 from smalti.losses.pixel import LABEL_LOSSES
 from smalti.model_loading import load_tokenizer, read_tokenizer
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
@@ -36,13 +36,13 @@ from smalti.training.stage1 import TokenizerStage, crops
 from smalti.training.stage2 import PriorStage, blocks
 
 ENCODE_BATCH = 64
-"""Pictures that are encoded at once."""
+"""Images that are encoded at once."""
 
 OWN = ("auto", "labels", "nothing")
 """What can be said of a prior's condition without codes of one."""
 
 ALONE = ("coordinates",)
-"""Conditions whose codes are made of the pictures, with nothing else given."""
+"""Conditions whose codes are made of the images, with nothing else given."""
 
 _SLOW = (
     "warning: run.precision = bf16-mixed, which this machine is not known to multiply by itself: a step may take twenty times as "
@@ -58,11 +58,11 @@ def show_settings(settings: TokenizerTraining | PriorTraining, console: Console)
 def train_tokenizer(
     data: Path, out: Path, *, settings: TokenizerTraining, console: Console, start: Start | None = None
 ) -> None:
-    """Pictures -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
+    """Images -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
 
     `start`: the tokenizer that training begins with, to which `settings` belong; without one it begins anew.
 
-    Raises `SmaltiError` for data without pictures, for an objective that is not for their kind, for a folder that holds
+    Raises `SmaltiError` for data without images, for an objective that is not for their kind, for a folder that holds
     something else, and when it is asked to stop.
     """
     kind = _kind_to_learn(settings)
@@ -81,8 +81,8 @@ def train_tokenizer(
     about = {
         "smalti": __version__,
         "data": data.name,
-        "pictures": len(source.pictures),
-        "size": list(settings.pictures.size),
+        "images": len(source.images),
+        "size": list(settings.images.size),
         **kind.described(),
         **begun,
     }
@@ -93,20 +93,20 @@ def train_tokenizer(
 
 def _kind_to_learn(settings: TokenizerTraining) -> Kind:
     """What a tokenizer is to be trained on. Raises `SmaltiError` where its channels or its objective are for something else."""
-    pictures, objective, channels = settings.pictures, settings.objective, settings.model.pyramid.channels
-    if (pictures.kind == "labels") != (objective.pixel in LABEL_LOSSES):
+    images, objective, channels = settings.images, settings.objective, settings.model.autoencoder.channels
+    if (images.file_type == "labels") != (objective.pixel in LABEL_LOSSES):
         losses = f"{' or '.join(LABEL_LOSSES)}, objective.perceptual=none and objective.adversarial.weight=0"
         raise SmaltiError(
-            f"objective.pixel = {objective.pixel} is {'not ' * (pictures.kind == 'labels')}for label maps, and pictures.kind = "
-            f"{pictures.kind}; for label maps set pictures.kind=labels, objective.pixel={losses}, for pictures pictures.kind="
-            "colour and objective.pixel=l1"
+            f"objective.pixel = {objective.pixel} is {'not ' * (images.file_type == 'labels')}for label maps, and images.kind = "
+            f"{images.file_type}; for label maps set images.file_type=labels, objective.pixel={losses}, for images images.file_type="
+            "color and objective.pixel=l1"
         )
-    kind = KINDS[pictures.kind](pictures.unlabelled)
+    kind = KINDS[images.file_type](images.unlabeled)
     kind.check(channels)
     if channels == 4 and "perceptual" in objective.terms:
         raise SmaltiError(
-            f"objective.perceptual = {objective.perceptual} knows pictures of 1 or 3 channels, and the model has 4; set "
-            "objective.perceptual=none, or model.pyramid.channels=3, which lays pictures over white"
+            f"objective.perceptual = {objective.perceptual} knows images of 1 or 3 channels, and the model has 4; set "
+            "objective.perceptual=none, or model.autoencoder.channels=3, which lays images over white"
         )
     return kind
 
@@ -120,9 +120,9 @@ def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: Pri
     model = load_tokenizer(tokenizer)
     shards.check_fingerprint(model.fingerprint())
     condition = condition_of(shards, settings.condition)
-    if settings.drop_condition and condition.size and settings.network.name == "gpt":
+    if settings.condition_dropout and condition.size and settings.network.name == "gpt":
         raise SmaltiError(
-            f"drop_condition = {settings.drop_condition:g}, but a GPT has no code for an empty condition; set drop_condition=0, "
+            f"condition_dropout = {settings.condition_dropout:g}, but a GPT has no code for an empty condition; set condition_dropout=0, "
             "or network.name=transformer"
         )
     train_prior_on(shards, model, condition, out, settings=settings, console=console)
@@ -139,7 +139,7 @@ def train_prior_on(
     config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
     fabric = launch(settings.run, blocks=blocks)
     folder = first_alone(fabric, lambda: RunFolder(out, config))
-    about = {"smalti": __version__, "pictures": len(shards.training)}
+    about = {"smalti": __version__, "images": len(shards.training)}
     stage = PriorStage(settings, shards, condition, tokenizer, fabric=fabric, about=about)
     _run(stage, folder, config, run=settings.run, fabric=fabric, console=console)
 
@@ -163,12 +163,12 @@ def condition_of(shards: CodeShards, name: str) -> Condition:
     if name not in OWN or (name == "auto" and kept is not None):
         return _kept_condition(shards, name)
     if name == "labels" and not labels:
-        raise SmaltiError(f"the pictures of {shards.path} have no labels (no sub-folders); set condition=nothing")
+        raise SmaltiError(f"the images of {shards.path} have no labels (no sub-folders); set condition=nothing")
     if name == "nothing" or not labels:
         return Nothing()
     if (shards.training.labels < 0).any():
         raise SmaltiError(
-            f"some pictures of {shards.path} lie in sub-folders and some do not, so that some have no label; "
+            f"some images of {shards.path} lie in sub-folders and some do not, so that some have no label; "
             "move them, or set condition=nothing"
         )
     return Labels(labels)
@@ -194,13 +194,13 @@ def _kept_condition(shards: CodeShards, name: str) -> Condition:
 def codes_of(
     data: Path, tokenizer: Path, out: Path, *, settings: PriorTraining, progress: Callable[[int, int], object]
 ) -> CodeShards:
-    """Codes, or pictures that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_pictures`, and where
+    """Codes, or images that are encoded into `out` first -> codes. Raises as `train_prior` and `encode_images`, and where
     several processes that were started together would all encode."""
     if (data / "codes.json").is_file():
         return open_codes(data)
     if settings.condition not in (*OWN, *ALONE):
         raise SmaltiError(
-            f"condition = {settings.condition} has codes of its own, which are made together with those of the pictures: first "
+            f"condition = {settings.condition} has codes of its own, which are made together with those of the images: first "
             f"smalti encode {tokenizer} {data} --condition {settings.condition} "
             f"{'--condition-data' if settings.condition in SAYINGS else '--condition-tokenizer'} ... --out CODES; then train on "
             "CODES"
@@ -208,16 +208,14 @@ def codes_of(
     told = [Told(settings.condition)] if settings.condition in ALONE else []
     if is_started_with_others() and not (out / "codes.json").is_file():
         raise SmaltiError(
-            f"{data} holds pictures, which one process is to encode for all: first smalti encode {tokenizer} {data} --out {out}, "
+            f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} --out {out}, "
             f"then train on {out}"
         )
-    encode_pictures(
-        tokenizer, data, out, settings=settings.encode, seed=settings.run.seed, progress=progress, told=told
-    )
+    encode_images(tokenizer, data, out, settings=settings.encode, seed=settings.run.seed, progress=progress, told=told)
     return open_codes(out)
 
 
-def encode_pictures(
+def encode_images(
     tokenizer: Path,
     data: Path,
     out: Path,
@@ -229,32 +227,32 @@ def encode_pictures(
     workers: int = 0,
     told: Sequence[Told] = (),
 ) -> bool:
-    """Pictures -> code shards in `out`; False when they are there already, made by the same settings.
+    """Images -> code shards in `out`; False when they are there already, made by the same settings.
 
-    What kind of files they are the tokenizer says, where it was trained by smalti; else `settings.pictures` say it. `told`: the
+    What kind of files they are the tokenizer says, where it was trained by smalti; else `settings.images` say it. `told`: the
     conditions whose codes stand before theirs.
 
-    Raises `SmaltiError` for data without pictures, a tokenizer that is none, and a folder that holds other things.
+    Raises `SmaltiError` for data without images, a tokenizer that is none, and a folder that holds other things.
     """
     model, about = read_tokenizer(tokenizer)
     model.to(pick_device(device))
-    channels, pictures = model.settings.pyramid.channels, settings.pictures
-    said = {} if pictures.kind == "colour" else {"kind": pictures.kind, "unlabelled": pictures.unlabelled}
+    channels, images = model.settings.autoencoder.channels, settings.images
+    said = {} if images.file_type == "color" else {"kind": images.file_type, "unlabeled": images.unlabeled}
     source = open_source(data, kind=kind_of({**said, **about}, channels=channels))
-    parts = crops(source, settings.pictures, channels=channels, seed=seed)
+    parts = crops(source, settings.images, channels=channels, seed=seed)
     place = next(model.parameters()).device
-    pairs = beside_pictures(told, parts, factor=model.factor, device=place) if told else None
+    pairs = beside_images(told, parts, factor=model.factor, device=place) if told else None
     if pairs is not None and len(parts[0]) > 1 and first_readable(pairs.validation) is None:
-        other = first_readable(pairs.training, held_out_order(parts[0].pictures))
-        if other is not None:  # one held-out picture whose condition can be read too
+        other = first_readable(pairs.training, held_out_order(parts[0].images))
+        if other is not None:  # one held-out image whose condition can be read too
             parts = holding_out(parts, other)
-            pairs = beside_pictures(told, parts, factor=model.factor, device=place)
+            pairs = beside_images(told, parts, factor=model.factor, device=place)
     training, validation = parts if pairs is None else (pairs.training, pairs.validation)
     return write_codes(
         out,
         training=training,
         validation=validation,
-        encode=encoder(model, parts[0].images),
+        encode=encoder(model, parts[0].to_images),
         fingerprint=model.fingerprint(),
         size=model.size,
         factor=model.factor,

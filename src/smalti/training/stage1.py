@@ -1,4 +1,4 @@
-"""One step of stage 1: the tokenizer against the pictures and a discriminator.
+"""One step of stage 1: the tokenizer against the images and a discriminator.
 
 Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
 Source: arXiv 2012.09841, section 3.1.
@@ -17,12 +17,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.conditions.map_files import label_colours, right_labels
+from smalti.conditions.map_files import label_colors, right_labels
 from smalti.core.distributed import everyones
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import amount
-from smalti.data.config import PictureSettings
-from smalti.data.crops import CentreCrop, Crop, RandomCrop
+from smalti.data.config import ImageSettings
+from smalti.data.crops import CenterCrop, Crop, RandomCrop
 from smalti.data.damage import DamageRecord
 from smalti.data.loader import Batch, Crops, Example, first_readable, holding_out, in_order, spread
 from smalti.data.sources import Source, held_out_order, split
@@ -45,9 +45,9 @@ from smalti.training.codebook_training import (
 from smalti.training.config import TokenizerTraining
 from smalti.training.diagnostics import Judged, judge_codes, judge_game
 from smalti.training.gan_step import Draws, Played, Players, Quantize, Strength, draws_of, penalty_at, play_of
-from smalti.training.launcher import synchronised
+from smalti.training.launcher import synchronized
 from smalti.training.loop import Stage, stream
-from smalti.training.optimizer import build_optimiser, exported
+from smalti.training.optimizer import build_optimizer, exported
 from smalti.training.optimizer_step import (
     Mover,
     Moves,
@@ -60,14 +60,14 @@ from smalti.training.optimizer_step import (
 )
 
 SHOWN = 8
-"""Pictures in the grid that is saved on the way."""
+"""Images in the grid that is saved on the way."""
 
 
-CROPS: dict[str, Callable[[PictureSettings], Crop]] = {
-    "random": lambda pictures: RandomCrop(zoom=pictures.zoom, flip=pictures.flip),
-    "centre": lambda pictures: CentreCrop(zoom=pictures.zoom[0]),
+CROPS: dict[str, Callable[[ImageSettings], Crop]] = {
+    "random": lambda images: RandomCrop(zoom=images.zoom, flip=images.flip),
+    "center": lambda images: CenterCrop(zoom=images.zoom[0]),
 }
-"""How training pictures are cut, by the name in the settings."""
+"""How training images are cut, by the name in the settings."""
 
 
 @final
@@ -85,23 +85,23 @@ class _Joined(nn.Module):
 
 
 def crops(
-    source: Source, pictures: PictureSettings, *, channels: int, seed: int, most: int | None = None
+    source: Source, images: ImageSettings, *, channels: int, seed: int, most: int | None = None
 ) -> tuple[Crops, Crops]:
-    """A source -> its training pictures (random crops and flips) and its held-out ones (centre crops, at the least zoom).
+    """A source -> its training images (random crops and flips) and its held-out ones (center crops, at the least zoom).
 
     Their kind is that of the source. `most`: how many of the held-out ones to take, evenly spread; all by default.
-    Where all held-out ones are damaged, a training picture is held out too. Raises `SmaltiError` for a single picture,
-    for a kind that does not go with the channels, and for too many damaged pictures.
+    Where all held-out ones are damaged, a training image is held out too. Raises `SmaltiError` for a single image,
+    for a kind that does not go with the channels, and for too many damaged images.
     """
-    training, validation = split(source.pictures, validation=pictures.validation)
+    training, validation = split(source.images, validation=images.validation)
     if not validation:
         raise SmaltiError(
-            f"{source.path} holds a single picture; training needs at least two, one of them to validate on"
+            f"{source.path} holds a single image; training needs at least two, one of them to validate on"
         )
     if most is not None and most < len(validation):
         validation = tuple(validation[place * len(validation) // most] for place in range(most))
-    cut, middle = CROPS[pictures.crop](pictures), CROPS["centre"](pictures)
-    size, cache = pictures.size, pictures.cache_mib
+    cut, middle = CROPS[images.crop](images), CROPS["center"](images)
+    size, cache = images.size, images.cache_mib
     record = DamageRecord(source, [len(training), len(validation)])
     parts = (
         Crops(source, training, size=size, channels=channels, crop=cut, seed=seed, cache_mib=cache, record=(record, 0)),
@@ -152,11 +152,11 @@ def in_stream_order(mine: Tensor) -> Tensor:
 
 
 def strength_at(seen: int, *, length: int, settings: AdversarialSettings) -> Strength:
-    """How far the game has come after `seen` of `length` pictures."""
+    """How far the game has come after `seen` of `length` images."""
     start = amount(settings.start, length=length)
     return Strength(
         generator=ramp(seen, start=start, length=amount(settings.ramp, length=length)),
-        discriminator=1.0 if settings.early or seen >= start else 0.0,
+        discriminator=1.0 if settings.discriminator_from_start or seen >= start else 0.0,
     )
 
 
@@ -165,7 +165,7 @@ class TokenizerStage(Stage):
     """Trains a VQGAN. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
 
     unit = "images"
-    judged_by = ""  # sharper pictures have more pixel error: no single number of them says which model is the best
+    judged_by = ""  # sharper images have more pixel error: no single number of them says which model is the best
     per_example = 1
 
     def __init__(
@@ -181,10 +181,10 @@ class TokenizerStage(Stage):
         torch.manual_seed(settings.run.seed)
         self.settings, self.fabric, self.about = settings, fabric, dict(about)
         run, game = settings.run, settings.objective.adversarial
-        channels = settings.model.pyramid.channels
-        pictures = settings.pictures
+        channels = settings.model.autoencoder.channels
+        images = settings.images
         self.training, self.held_out = crops(
-            source, pictures, channels=channels, seed=run.seed, most=pictures.validation_pictures
+            source, images, channels=channels, seed=run.seed, most=images.validation_images
         )
         self.tokenizer = VQGAN(settings.model)
         if weights:
@@ -196,29 +196,29 @@ class TokenizerStage(Stage):
                 "set decoder_phase.start above 0"
             )
         judge = replace(game.discriminator, channels=channels)
-        self.judge = synchronised(DISCRIMINATORS[judge.name](judge), fabric=fabric)
+        self.judge = synchronized(DISCRIMINATORS[judge.name](judge), fabric=fabric)
         for module in (self.tokenizer, self.judge):
             as_channels_last(module)
-        self.exported = exported(self.tokenizer, half_life=run.average)
+        self.exported = exported(self.tokenizer, half_life=run.ema_half_life)
         self.exported.module.to(fabric.device)
         self.score = ReconstructionLoss(settings.objective).to(fabric.device)
         self.play = play_of(settings.objective)
-        self.alternating = bool(game.weight) and game.play == "alternating"
+        self.alternating = bool(game.weight) and game.updates == "alternating"
         self.lecam = LeCam.start(fabric.device)
         if run.recompute:
             recompute(tokenizer_blocks(self.tokenizer))
         if run.compile:
             compiled(tokenizer_stages(self.tokenizer), device=fabric.device)
-        self.optimiser: Any = build_optimiser([{"params": list(self.tokenizer.parameters())}], settings.optimiser)
+        self.optimizer: Any = build_optimizer([{"params": list(self.tokenizer.parameters())}], settings.optimizer)
         self.judge_weights = [weight for weight in self.judge.parameters() if weight.requires_grad]
-        self.judge_optimiser: Any = build_optimiser([{"params": self.judge_weights}], settings.discriminator_optimiser)
+        self.judge_optimizer: Any = build_optimizer([{"params": self.judge_weights}], settings.discriminator_optimizer)
         self.generate: Any
-        self.generate, self.optimiser = fabric.setup(_Joined(self.tokenizer), self.optimiser)
+        self.generate, self.optimizer = fabric.setup(_Joined(self.tokenizer), self.optimizer)
         self.judged: Any
-        self.judged, self.judge_optimiser = fabric.setup(self.judge, self.judge_optimiser)
+        self.judged, self.judge_optimizer = fabric.setup(self.judge, self.judge_optimizer)
         self.mover = self._mover()
         self.judge_mover = Mover(
-            fabric, self.judged, self.judge_optimiser, settings=settings.discriminator_optimiser, length=run.length
+            fabric, self.judged, self.judge_optimizer, settings=settings.discriminator_optimizer, length=run.length
         )
         self.used = CodeUse(self.tokenizer.size)
         self.codebook: CodebookTraining = LearningCodebook(self.tokenizer.quantizer, settings, placed=bool(weights))
@@ -227,7 +227,7 @@ class TokenizerStage(Stage):
     def _mover(self) -> Mover:
         settings = self.settings
         return Mover(
-            self.fabric, self.generate, self.optimiser, settings=settings.optimiser, length=settings.run.length
+            self.fabric, self.generate, self.optimizer, settings=settings.optimizer, length=settings.run.length
         )
 
     def batches(self, examples: int) -> Iterator[Batch]:
@@ -289,7 +289,7 @@ class TokenizerStage(Stage):
         )
 
     def _players(self, moves: Moves, *, seen: int, parts: int, draws: Draws) -> Players:
-        """Both networks as they step after `seen` pictures, on one of several parts of the batch."""
+        """Both networks as they step after `seen` images, on one of several parts of the batch."""
         backward = self.fabric.backward
         return Players(
             generate=self.generate,
@@ -306,11 +306,11 @@ class TokenizerStage(Stage):
         )
 
     def _place_codes_when_due(self, seen: int, count: int, generator: torch.Generator) -> bool:
-        """Place the codes once, in the first step from `codes_from` on -> whether that was now.
+        """Place the codes once, in the first step from `quantize_from` on -> whether that was now.
 
         A run that goes on with another length may have passed that point without having placed them.
         """
-        first = self.settings.codes_from * self.settings.run.length
+        first = self.settings.quantize_from * self.settings.run.length
         if self.codebook.placed or seen < first:
             return False
         due = self._notes_placing or seen - count < first
@@ -320,7 +320,7 @@ class TokenizerStage(Stage):
         return due
 
     def _place_codes(self, seen: int, generator: torch.Generator) -> None:
-        """Let the quantizer place its codes on features of the next pictures, where it wants any."""
+        """Let the quantizer place its codes on features of the next images, where it wants any."""
         wanted = self.tokenizer.quantizer.start_features
         if not wanted:
             return
@@ -356,7 +356,7 @@ class TokenizerStage(Stage):
 
     def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
         length, game = self.settings.run.length, self.settings.objective.adversarial
-        learns_from = 0.0 if game.early else amount(game.start, length=length)
+        learns_from = 0.0 if game.discriminator_from_start else amount(game.start, length=length)
         strength = strength_at(seen, length=length, settings=game).generator
         trained = (seen - learns_from) / length
         return {
@@ -365,18 +365,18 @@ class TokenizerStage(Stage):
         }
 
     def _on_device(self, batch: Batch) -> Tensor:
-        images = self.training.images(self.fabric.to_device(batch.images))
+        images = self.training.to_images(self.fabric.to_device(batch.images))
         return images.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """PSNR (of label maps the share of right labels), the reconstruction loss and its terms, and the codes in use over the
-        held-out pictures, each process a share. With a decoder phase also that PSNR or share where some codes are replaced.
+        held-out images, each process a share. With a decoder phase also that PSNR or share where some codes are replaced.
         """
         used, scores = CodeUse(self.tokenizer.size), []
         share = Share(self.held_out, rank=self.fabric.global_rank, world=self.fabric.world_size)
         self.score.eval()
-        likeness, like = ("accuracy", right_labels) if self.settings.pictures.kind == "labels" else ("psnr", psnr)
+        likeness, like = ("accuracy", right_labels) if self.settings.images.file_type == "labels" else ("psnr", psnr)
         several = max(self.settings.run.batch // self.fabric.world_size, 1)
         with self.exported.shown() as tokenizer:
             others = self._other_reconstructions(tokenizer, batch=several)
@@ -397,13 +397,13 @@ class TokenizerStage(Stage):
         totals = torch.stack(scores).sum(0) if scores else torch.zeros(len(names), device=self.fabric.device)
         used.counts = sum_of_processes(self.fabric, used.counts).cpu()
         means_of_all = dict(zip(names, (sum_of_processes(self.fabric, totals) / count).tolist(), strict=True))
-        return {**means_of_all, "codes_in_use": used.in_use, "perplexity": used.perplexity, "pictures": float(count)}
+        return {**means_of_all, "codes_in_use": used.in_use, "perplexity": used.perplexity, "images": float(count)}
 
     def _other_reconstructions(self, tokenizer: VQGAN, *, batch: int) -> dict[str, Callable[[Tensor], Tensor]]:
         """What else the held-out images are compared with: name -> a function of the codes (B,h,w) of each batch in turn."""
         if not self.settings.has_decoder_phase:
             return {}
-        (height, width), f = self.settings.pictures.size, tokenizer.factor
+        (height, width), f = self.settings.images.size, tokenizer.factor
         codes, seed = (len(self.held_out), height // f, width // f), self.settings.run.seed
         chances = validation_chances(codes, seed=seed, share=self.share, batch=batch)
         noise = self.codebook.noise(tokenizer)
@@ -414,21 +414,21 @@ class TokenizerStage(Stage):
         return {"reconstruction": "total", "pixel": "pixel", **{name: name for name in self.settings.objective.terms}}
 
     @torch.no_grad()
-    def picture(self) -> Tensor:
-        """Held-out pictures above, their reconstructions below; label maps in colours."""
+    def image(self) -> Tensor:
+        """Held-out images above, their reconstructions below; label maps in colors."""
         images = self._on_device(spread(self.held_out, SHOWN))
         with self.exported.shown() as tokenizer:
             reconstructions, _ = tokenizer(images)
         both = torch.cat([images, reconstructions]).cpu().contiguous()
-        shown = label_colours(both) if self.settings.pictures.kind == "labels" else both
+        shown = label_colors(both) if self.settings.images.file_type == "labels" else both
         return grid(shown.contiguous(), columns=len(images), gap=2)
 
     def state(self) -> dict[str, Any]:
         return {
             "model": self.generate,
             "discriminator": self.judged,
-            "optimiser": self.optimiser,
-            "discriminator_optimiser": self.judge_optimiser,
+            "optimizer": self.optimizer,
+            "discriminator_optimizer": self.judge_optimizer,
             "average": self.exported.module,
             "lecam": self.lecam._asdict(),
             "used": {"counts": self.used.counts, "placed": self.codebook.placed},

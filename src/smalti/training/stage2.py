@@ -30,7 +30,7 @@ from smalti.training.activation_checkpointing import compiled, recompute
 from smalti.training.config import PriorTraining
 from smalti.training.diagnostics import Judged
 from smalti.training.loop import Stage, stream
-from smalti.training.optimizer import build_optimiser, exported, rate_at
+from smalti.training.optimizer import build_optimizer, exported, rate_at
 from smalti.training.optimizer_step import (
     Mover,
     Moves,
@@ -42,9 +42,9 @@ from smalti.training.optimizer_step import (
 from smalti.training.prior_networks import Codes, build_network
 
 SHOWN = 16
-"""Pictures in the grid that is sampled on the way."""
-VALIDATION_PICTURES = 2048
-"""Most held-out pictures whose likelihood is measured each time."""
+"""Images in the grid that is sampled on the way."""
+VALIDATION_IMAGES = 2048
+"""Most held-out images whose likelihood is measured each time."""
 
 
 @final
@@ -103,7 +103,7 @@ class PriorStage(Stage):
         self.about = {**about, "code_entropy_nats": self.entropy}
         codes_read = Codes(codes.size, codes.grid, condition.size, condition.length, condition.maps)
         prior, self.vocabulary = build_network(settings.network, codes_read)
-        self.exported = exported(prior, half_life=settings.run.average)
+        self.exported = exported(prior, half_life=settings.run.ema_half_life)
         self.exported.module.to(fabric.device)
         self.tokenizer = tokenizer.to(fabric.device)
         if settings.run.recompute:
@@ -112,10 +112,10 @@ class PriorStage(Stage):
             compiled(prior.blocks, device=fabric.device)
         self.prior = prior
         self.likelihood: Any = fabric.setup_module(_Joined(prior))
-        groups = parameter_groups(prior, weight_decay=settings.optimiser.weight_decay)  # of the weights as they lie now
-        self.optimiser: Any = fabric.setup_optimizers(build_optimiser(groups, settings.optimiser))
+        groups = parameter_groups(prior, weight_decay=settings.optimizer.weight_decay)  # of the weights as they lie now
+        self.optimizer: Any = fabric.setup_optimizers(build_optimizer(groups, settings.optimizer))
         length = settings.run.length
-        self.mover = Mover(fabric, self.likelihood, self.optimiser, settings=settings.optimiser, length=length)
+        self.mover = Mover(fabric, self.likelihood, self.optimizer, settings=settings.optimizer, length=length)
 
     def batches(self, examples: int) -> Iterator[CodeBatch]:
         return stream(self.shards.training, start=examples, run=self.settings.run, fabric=self.fabric)
@@ -123,7 +123,7 @@ class PriorStage(Stage):
     def step(self, batch: CodeBatch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         prefix, codes = self._prefix(batch), self.fabric.to_device(batch.codes)  # (B,P), (B,h,w)
         prefix = self._partly_hidden(prefix)
-        told = corrupted(codes, keep=self.settings.keep, vocabulary=self.vocabulary)
+        told = corrupted(codes, keep=self.settings.keep_probability, vocabulary=self.vocabulary)
         parts = self.settings.run.accumulate
         losses = []
         moves = Moves(seen=seen, at_once=False)
@@ -138,12 +138,12 @@ class PriorStage(Stage):
         if broken:
             raise NotFiniteError(broken)
         self.exported.update(self.prior, seen=seen, step=count)
-        rate = rate_at(seen, length=self.settings.run.length, settings=self.settings.optimiser)
+        rate = rate_at(seen, length=self.settings.run.length, settings=self.settings.optimizer)
         return {**values, "rate": torch.tensor(rate)}
 
     def _partly_hidden(self, prefix: Tensor) -> Tensor:
         """The codes (B,P) of conditions -> the same, with nothing said in place of some: of parts alone, and of all."""
-        chance = self.settings.drop_condition
+        chance = self.settings.condition_dropout
         if not chance:
             return prefix
         if isinstance(self.condition, Several):
@@ -166,9 +166,9 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Nats a code on held-out pictures with their conditions, beside the entropy of single codes; each process a share."""
+        """Nats a code on held-out images with their conditions, beside the entropy of single codes; each process a share."""
         total, count = 0.0, 0
-        most = -(-VALIDATION_PICTURES // self.settings.run.batch)
+        most = -(-VALIDATION_IMAGES // self.settings.run.batch)
         every = itertools.islice(in_order(self.shards.validation, batch=self.settings.run.batch), most)
         with self.exported.shown() as prior:
             for batch in itertools.islice(every, self.fabric.global_rank, None, self.fabric.world_size):
@@ -178,18 +178,18 @@ class PriorStage(Stage):
         return {"nats": mean, "code_entropy_nats": self.entropy, "below_entropy": 1 - mean / self.entropy}
 
     @torch.no_grad()
-    def picture(self) -> Tensor:
-        """Samples of the exported prior, one seed each: the labels in turn, or what held-out pictures are told, shown before."""
+    def image(self) -> Tensor:
+        """Samples of the exported prior, one seed each: the labels in turn, or what held-out images are told, shown before."""
         with self.exported.shown() as prior:
             prefix = self._shown(prior)
             known, seeds = unknown(len(prefix), prior.grid), torch.arange(len(prefix))
             laid = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
-        pictures = self.tokenizer.decode_codes(laid).cpu().contiguous()  # (B,C,H,W)
+        images = self.tokenizer.decode_codes(laid).cpu().contiguous()  # (B,C,H,W)
         if self.condition.size and not isinstance(self.condition, Labels):
             told = torch.stack([to_tensor(self.condition.preview(codes)) for codes in prefix.cpu()])  # (B,3,H',W')
-            told = F.interpolate(told, size=pictures.shape[2:], mode="nearest-exact")
-            pictures = torch.stack((told, pictures.expand_as(told)), dim=1).flatten(0, 1)  # (2B,3,H,W)
-        return grid(pictures, columns=8, gap=2)
+            told = F.interpolate(told, size=images.shape[2:], mode="nearest-exact")
+            images = torch.stack((told, images.expand_as(told)), dim=1).flatten(0, 1)  # (2B,3,H,W)
+        return grid(images, columns=8, gap=2)
 
     def _shown(self, prior: Prior) -> Tensor:
         """What the samples are told, (B,P)."""
@@ -201,10 +201,10 @@ class PriorStage(Stage):
         return prior.null_prefix(SHOWN)
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.likelihood, "optimiser": self.optimiser, "average": self.exported.module}
+        return {"model": self.likelihood, "optimizer": self.optimizer, "average": self.exported.module}
 
     def restored(self, state: Mapping[str, Any]) -> None:
-        """Nothing but modules and the optimiser, which were restored in place."""
+        """Nothing but modules and the optimizer, which were restored in place."""
 
     def export(self, folder: Path, *, seen: int) -> None:
         about = {**self.about, "codes_seen": seen}

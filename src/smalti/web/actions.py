@@ -26,11 +26,11 @@ SIDES = {
     "to the left": (0, 0, 0, 1),
     "all around": (1, 1, 1, 1),
 }
-"""Where a picture is extended -> the share of the amount above, to the right, below and to the left."""
+"""Where an image is extended -> the share of the amount above, to the right, below and to the left."""
 
 
 class Seen(NamedTuple):
-    """What a visitor sees: the large picture as HTML, and the pictures kept; the first `new` of them came last."""
+    """What a visitor sees: the large image as HTML, and the images kept; the first `new` of them came last."""
 
     stage: str
     kept: list[Kept]
@@ -58,7 +58,7 @@ class Actions:
         return asked(self.studio.pipeline, values, self.studio.limits)
 
     def lay(self, number: str, values: Mapping[str, Any], given: Given) -> Iterator[Seen]:
-        """New pictures for a visitor, by the names of `Asked` and the keys of the conditions; seen while they are laid."""
+        """New images for a visitor, by the names of `Asked` and the keys of the conditions; seen while they are laid."""
         with told():
             request = self.checked(values)
             value = self.studio.told(given, request.size)
@@ -72,29 +72,29 @@ class Actions:
         values: Mapping[str, Any],
         given: Given,
         *,
-        picture: Path | None,
+        image: Path | None,
         erased: str | Path,
         side: str,
         amount: int,
     ) -> Iterator[Seen]:
-        """As `lay`, what is erased of a picture, and what is added on a side of it, that many pixels."""
+        """As `lay`, what is erased of an image, and what is added on a side of it, that many pixels."""
         with told():
-            if picture is None:
-                raise SmaltiError("there is no picture to erase in; load one, or take the newest")
+            if image is None:
+                raise SmaltiError("there is no image to erase in; load one, or take the newest")
             request = self.checked(values)
             if side not in SIDES:
-                raise SmaltiError(f"a picture is extended {', '.join(SIDES)}; not {side!r}")
+                raise SmaltiError(f"an image is extended {', '.join(SIDES)}; not {side!r}")
             if not isinstance(amount, int) or amount < 0:
-                raise SmaltiError(f"a picture is extended by whole numbers of pixels from 0 on, not by {amount!r}")
+                raise SmaltiError(f"an image is extended by whole numbers of pixels from 0 on, not by {amount!r}")
             top, right, bottom, left = (amount * share for share in SIDES[side])
             whole = (request.height + top + bottom, request.width + left + right)
             check_size(self.studio.pipeline, whole, self.studio.limits, count=request.count)
             value = self.studio.told(given, whole)
-            pixels = self.studio.picture(picture, request.size)
+            pixels = self.studio.image(image, request.size)
             mask = self.studio.erased(erased, request.size)
             visitor = self.visitors.visitor(number)
             moments = self.studio.complete(request, value, pixels, mask, (top, right, bottom, left), visitor.stop)
-            more = {"image": picture.name, "erased": int(mask.sum()), "extended": f"{side} {amount}"}
+            more = {"image": image.name, "erased": int(mask.sum()), "extended": f"{side} {amount}"}
             yield from self._watched(visitor, moments, request, given, command="complete", more=more)
 
     def _watched(
@@ -107,7 +107,7 @@ class Actions:
         command: str,
         more: Mapping[str, Any],
     ) -> Iterator[Seen]:
-        """Moments -> what is seen at each; the pictures of the last are kept with their settings."""
+        """Moments -> what is seen at each; the images of the last are kept with their settings."""
         if visitor.stop.is_set():  # while it waited for its turn
             yield Seen(rendering.waiting("Cancelled before it began."), visitor.kept)
             return
@@ -124,9 +124,9 @@ class Actions:
             if text
         }
         title = next((part.key for part in self.studio.parts if part.way == "choose" and given.get(part.key)), "")
-        for place, picture in enumerate(last.pictures):
+        for place, image in enumerate(last.images):
             seed = request.seed + place
-            name = f"{given[title] if title else 'picture'}-{seed}"
+            name = f"{given[title] if title else 'image'}-{seed}"
             settings = {
                 **as_mapping(request),
                 "command": command,
@@ -135,13 +135,13 @@ class Actions:
                 **more,
                 "seed": seed,
             }
-            visitor.keep(picture, name=name, caption=name, settings=settings)
-        yield Seen(rendering.moment(last), visitor.kept, len(last.pictures))
+            visitor.keep(image, name=name, caption=name, settings=settings)
+        yield Seen(rendering.moment(last), visitor.kept, len(last.images))
 
-    def codes(self, picture: Path | None) -> dict[str, Any]:
-        """A picture file -> its codes (h,w) as lists, and how near they bring it back, in decibels."""
+    def codes(self, image: Path | None) -> dict[str, Any]:
+        """An image file -> its codes (h,w) as lists, and how near they bring it back, in decibels."""
         with told():
-            found = self._reconstructed(picture)
+            found = self._reconstructed(image)
             return {"codes": found.codes.tolist(), "psnr": round(found.psnr, 3)}
 
     def described(self) -> dict[str, Any]:
@@ -158,13 +158,13 @@ class Actions:
             "extend": list(SIDES),
         }
 
-    def _reconstructed(self, picture: Path | None) -> Reconstructed:
-        if picture is None:
-            raise SmaltiError("there is no picture; load one")
-        return self.studio.reconstruct(self.studio.fitting(picture))
+    def _reconstructed(self, image: Path | None) -> Reconstructed:
+        if image is None:
+            raise SmaltiError("there is no image; load one")
+        return self.studio.reconstruct(self.studio.fitting(image))
 
-    def reconstruct(self, picture: Path | None) -> str:
-        """A picture file -> the page's comparison of it with what its codes keep."""
+    def reconstruct(self, image: Path | None) -> str:
+        """An image file -> the page's comparison of it with what its codes keep."""
         with told():
-            found = self._reconstructed(picture)
+            found = self._reconstructed(image)
             return rendering.reconstruction(found, size=self.studio.pipeline.tokenizer.size)

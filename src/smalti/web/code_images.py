@@ -1,4 +1,4 @@
-"""What the page shows of codes: pictures of which a part is laid, the codes as a mosaic, and pictures as text that a page holds.
+"""What the page shows of codes: images of which a part is laid, the codes as a mosaic, and images as text that a page holds.
 
 B batch, C channels, H W pixels, h w code grid, f = H/h.
 """
@@ -24,27 +24,27 @@ GROUT = 0.82  # how bright the lines between the tiles of a mosaic are, of their
 _BEGIN = "data:image/png;base64,"
 
 
-def colours(picture: Tensor) -> Pixels:
-    """A picture (C,H,W) in [-1,1] -> (H,W,3 or 4); gray becomes colour."""
-    array = to_array(picture)
+def colors(image: Tensor) -> Pixels:
+    """An image (C,H,W) in [-1,1] -> (H,W,3 or 4); gray becomes color."""
+    array = to_array(image)
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
 
 
-def laid_so_far(picture: Tensor, codes: Tensor) -> Pixels:
-    """A picture (C,H,W) in [-1,1] and its codes (h,w), -1 where none is laid -> (H,W,4), clear where nothing is laid."""
-    pixels = colours(picture)[:, :, :3]
-    f = picture.shape[1] // codes.shape[0]
+def laid_so_far(image: Tensor, codes: Tensor) -> Pixels:
+    """An image (C,H,W) in [-1,1] and its codes (h,w), -1 where none is laid -> (H,W,4), clear where nothing is laid."""
+    pixels = colors(image)[:, :, :3]
+    f = image.shape[1] // codes.shape[0]
     laid = (codes >= 0).repeat_interleave(f, 0).repeat_interleave(f, 1).cpu().numpy()
     return np.dstack([pixels, laid.astype(np.uint8) * 255])
 
 
-def mosaic(codes: Tensor, picture: Tensor) -> Pixels:
-    """Codes (h,w) and the picture (C,H,W) in [-1,1] that they decode to -> their mosaic (H,W,3).
+def mosaic(codes: Tensor, image: Tensor) -> Pixels:
+    """Codes (h,w) and the image (C,H,W) in [-1,1] that they decode to -> their mosaic (H,W,3).
 
-    A code has one colour, the mean of all tiles that are laid with it; so tiles of one colour are one code. Lines part the tiles.
+    A code has one color, the mean of all tiles that are laid with it; so tiles of one color are one code. Lines part the tiles.
     """
-    pixels = torch.from_numpy(colours(picture)[:, :, :3].copy()).double()
-    f = picture.shape[1] // codes.shape[0]
+    pixels = torch.from_numpy(colors(image)[:, :, :3].copy()).double()
+    f = image.shape[1] // codes.shape[0]
     tiles = pixels.unfold(0, f, f).unfold(1, f, f).mean((3, 4)).flatten(0, 1)  # (h w, 3)
     place = torch.from_numpy(np.unique(codes.cpu().flatten().numpy(), return_inverse=True)[1])  # (h w,)
     sums = torch.zeros(int(place.max()) + 1, 3, dtype=tiles.dtype).index_add_(0, place, tiles)
@@ -60,11 +60,11 @@ def mosaic(codes: Tensor, picture: Tensor) -> Pixels:
 
 def as_text(pixels: Array, *, side: int) -> str:
     """Pixels (H,W,3 or 4) -> a PNG as a `data:` address. What is longer than `side` is scaled down to it."""
-    picture = Image.fromarray(pixels)
-    if max(picture.size) > side:
-        picture.thumbnail((side, side), Image.Resampling.BILINEAR)
+    image = Image.fromarray(pixels)
+    if max(image.size) > side:
+        image.thumbnail((side, side), Image.Resampling.BILINEAR)
     stream = io.BytesIO()
-    picture.save(stream, format="PNG", compress_level=1)  # it is looked at for less than a second
+    image.save(stream, format="PNG", compress_level=1)  # it is looked at for less than a second
     return _BEGIN + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
@@ -74,9 +74,7 @@ def from_text(text: str, *, most: int, name: str) -> Tensor:
     Raises `SmaltiError` for what is none, and for more than `most` characters or pixels.
     """
     if not text.startswith(_BEGIN) or len(text) > most:
-        raise SmaltiError(
-            f"what was painted for the {name} is no picture of at most {most:,} characters; paint it again"
-        )
+        raise SmaltiError(f"what was painted for the {name} is no image of at most {most:,} characters; paint it again")
     try:
         data = base64.b64decode(text[len(_BEGIN) :], validate=True)
     except binascii.Error as error:

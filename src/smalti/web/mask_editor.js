@@ -1,6 +1,6 @@
-// The canvas on which labels are painted, or over a picture what is to be erased. It belongs to a gr.HTML component, which gives
+// The canvas on which labels are painted, or over an image what is to be erased. It belongs to a gr.HTML component, which gives
 // `element`, `props`, `watch` and `trigger`.
-// props: width, height (pixels of the picture), labels ([{name, colour}]), first (the label that is chosen at first), picture (an
+// props: width, height (pixels of the image), labels ([{name, color}]), first (the label that is chosen at first), image (an
 // address, "" for none) and hint. props.value is what was painted: "" for nothing, else a PNG with a pixel's label in its red.
 const UNDO = 30;
 let width = 0, height = 0, numbers = new Uint8Array(0), past = [], chosen = props.first, filling = false, last = null;
@@ -24,7 +24,7 @@ function chips() {
     chip.setAttribute("role", "radio");
     chip.setAttribute("aria-checked", String(number === chosen));
     const spot = document.createElement("i");
-    spot.style.background = label.colour;
+    spot.style.background = label.color;
     chip.append(spot, label.name);
     chip.onclick = () => { chosen = number; chips(); };
     return chip;
@@ -32,11 +32,11 @@ function chips() {
 }
 
 function show() {
-  const image = context.createImageData(width, height), colours = props.labels.map((label) => rgb(label.colour));
+  const image = context.createImageData(width, height), colors = props.labels.map((label) => rgb(label.color));
   for (let at = 0; at < numbers.length; at++) {
     const number = numbers[at];
-    image.data.set(colours[number], at * 4);
-    image.data[at * 4 + 3] = props.picture ? (number ? 190 : 0) : (painted ? 255 : 70);
+    image.data.set(colors[number], at * 4);
+    image.data[at * 4 + 3] = props.image ? (number ? 190 : 0) : (painted ? 255 : 70);
   }
   context.putImageData(image, 0, 0);
   find(".hint").textContent = painted ? "" : props.hint;
@@ -57,7 +57,7 @@ function send() {
   trigger("change");
 }
 
-// Another size: what is painted is kept and stretched. Another picture: it is forgotten.
+// Another size: what is painted is kept and stretched. Another image: it is forgotten.
 function fit(forget) {
   const [oldWidth, oldHeight, old] = [width, height, numbers];
   [width, height] = [props.width, props.height];
@@ -69,20 +69,20 @@ function fit(forget) {
   past = [];
   find(".ground").style.aspectRatio = `${width} / ${height}`;
   find(".ground").style.maxWidth = `min(100%, calc(42vh * ${width} / ${height}))`;
-  find("img").src = props.picture || "data:,";
-  find("img").hidden = !props.picture;
+  find("img").src = props.image || "data:,";
+  find("img").hidden = !props.image;
   show();
 }
 
 // A map from elsewhere: its labels are the red of its pixels.
 function load(address) {
-  const picture = new Image();
-  picture.onload = () => {
+  const image = new Image();
+  image.onload = () => {
     const plain = document.createElement("canvas");
     [plain.width, plain.height] = [width, height];
     const pen = plain.getContext("2d");
     pen.imageSmoothingEnabled = false;
-    pen.drawImage(picture, 0, 0, width, height);
+    pen.drawImage(image, 0, 0, width, height);
     const data = pen.getImageData(0, 0, width, height).data;
     remember();
     for (let at = 0; at < numbers.length; at++) numbers[at] = Math.min(data[at * 4], props.labels.length - 1);
@@ -90,7 +90,7 @@ function load(address) {
     show();
     send();
   };
-  picture.src = address;
+  image.src = address;
 }
 
 function remember() {
@@ -103,7 +103,7 @@ function place(event) {
   return [(event.clientX - box.left) / box.width * width, (event.clientY - box.top) / box.height * height];
 }
 
-// Hard edges: a pixel has one label, and a mixture of two colours would be a third one.
+// Hard edges: a pixel has one label, and a mixture of two colors would be a third one.
 function disc([x, y]) {
   const radius = Math.max(brush.value / 200 * Math.max(width, height), 0.5);
   for (let row = Math.max(Math.floor(y - radius), 0); row < Math.min(y + radius, height); row++)
@@ -157,7 +157,7 @@ find(".tools").onclick = (event) => {
 };
 
 watch(["width", "height"], () => fit(false));
-watch("picture", () => { fit(true); send(); });
+watch("image", () => { fit(true); send(); });
 watch("value", () => { if (props.value !== sent && props.value) load(props.value); });
 chips();
 fit(true);

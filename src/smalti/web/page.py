@@ -1,4 +1,4 @@
-"""The page: its controls in one column, the picture beside them, and which function each button calls."""
+"""The page: its controls in one column, the image beside them, and which function each button calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping
 from smalti.web import rendering
 from smalti.web.actions import SIDES, Actions, Seen, told
-from smalti.web.code_images import as_text, colours
+from smalti.web.code_images import as_text, colors
 from smalti.web.mask_editor import Canvas
 from smalti.web.requests import Part, from_link, link, smallest
 
@@ -57,7 +57,7 @@ class Page:
                 with gr.Column(scale=4, min_width=340):
                     self._controls()
                 with gr.Column(scale=7, min_width=340):
-                    self._pictures()
+                    self._images()
             self._wire()
 
     def _head(self) -> None:
@@ -65,7 +65,7 @@ class Page:
         height, width = pipeline.default_size
         f, size = pipeline.tokenizer.factor, pipeline.tokenizer.size
         gr.HTML(
-            f"<h1>{self.studio.name}</h1><p>Pictures laid of {size} kinds of tiles, {f} x {f} pixels each, learned at "
+            f"<h1>{self.studio.name}</h1><p>Images laid of {size} kinds of tiles, {f} x {f} pixels each, learned at "
             f"{height} x {width}.</p>",
             elem_id="head",
             js_on_load=None,
@@ -76,7 +76,7 @@ class Page:
         with gr.Column(visible=False) as self.erasing:
             self._erasing()
         with gr.Column(visible=False) as self.looking:
-            self.photo = gr.File(label="A picture of yours", file_count="single", height=120, elem_id="photo")
+            self.photo = gr.File(label="An image of yours", file_count="single", height=120, elem_id="photo")
         with gr.Column() as self.wishes:
             self.parts = [self._part(part) for part in self.studio.parts]
             self._settings()
@@ -87,8 +87,8 @@ class Page:
     def _erasing(self) -> None:
         f = self.studio.pipeline.tokenizer.factor
         height, width = self.studio.pipeline.default_size
-        self.picture = gr.File(label="The picture", file_count="single", height=120, elem_id="picture")
-        self.newest = gr.Button("Take the newest picture", size="sm", elem_id="newest")
+        self.image = gr.File(label="The image", file_count="single", height=120, elem_id="image")
+        self.newest = gr.Button("Take the newest image", size="sm", elem_id="newest")
         self.ground = Canvas(ERASING, first=1, size=(height, width), hint=MASK_HINT, name="mask")
         self.mask = self.ground.component
         with gr.Row():
@@ -112,11 +112,11 @@ class Page:
         if part.way == "write":
             return PartControls(part, gr.Textbox(label=title, elem_id=part.key))
         if part.way == "paint":
-            labels, size = list(zip(part.names, part.colours, strict=True)), self.studio.pipeline.default_size
+            labels, size = list(zip(part.names, part.colors, strict=True)), self.studio.pipeline.default_size
             canvas = Canvas(labels, first=min(1, len(labels) - 1), size=size, hint=MAP_HINT, name=part.key)
             load = gr.UploadButton(f"Load a {part.key}", size="sm", elem_id=f"{part.key}-file")
             return PartControls(part, canvas.component, load, canvas)
-        what = "a JSON file" if part.way == "list" else "a picture file"
+        what = "a JSON file" if part.way == "list" else "an image file"
         return PartControls(part, None, gr.File(label=f"{title}, {what}", height=120, elem_id=f"{part.key}-file"))
 
     def _settings(self) -> None:
@@ -128,7 +128,7 @@ class Page:
             tall = gr.Slider(least[0], most // f * f, value=height, step=f, label="Height", elem_id="height", **small)
             wide = gr.Slider(least[1], most // f * f, value=width, step=f, label="Width", elem_id="width", **small)
         with gr.Row():
-            count = gr.Slider(1, limits.count, value=1, step=1, label="Pictures", elem_id="count", **small)
+            count = gr.Slider(1, limits.count, value=1, step=1, label="Images", elem_id="count", **small)
             seed = gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="seed", min_width=130)
         with gr.Accordion("How tiles are chosen", open=False):
             temperature = gr.Slider(0, 2, value=1, step=0.05, label="Temperature", info=WILDER, **small)
@@ -140,10 +140,10 @@ class Page:
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance,
         }  # fmt: skip
 
-    def _pictures(self) -> None:
+    def _images(self) -> None:
         self.stage = gr.HTML(rendering.waiting(BEGIN), elem_id="stage", js_on_load=None)
         self.gallery = gr.Gallery(
-            label="Pictures of this visit", columns=6, height=180, object_fit="contain", fit_columns=False, format="png",
+            label="Images of this visit", columns=6, height=180, object_fit="contain", fit_columns=False, format="png",
             buttons=["download"], interactive=False, elem_id="gallery", preview=False, visible=False,
         )  # fmt: skip
         self.address = gr.Textbox(
@@ -157,7 +157,7 @@ class Page:
         laying: dict[str, Any] = {
             "concurrency_id": "laying", "concurrency_limit": 1, "show_progress": "hidden", "api_visibility": "private",
         }  # fmt: skip
-        inputs = {self.mode, *self.settings.values(), self.picture, self.mask, self.side, self.amount}
+        inputs = {self.mode, *self.settings.values(), self.image, self.mask, self.side, self.amount}
         inputs |= {control for one in self.parts for control in (one.main, one.file) if control is not None}
         buttons = [self.start, self.cancel]
         self.mode.change(self._mode, self.mode, [self.erasing, self.looking, self.wishes], **quick)
@@ -170,15 +170,15 @@ class Page:
         self.photo.upload(self._look, self.photo, self.stage, **laying)
         reading = {**quick, "queue": True, "concurrency_id": "reading", "concurrency_limit": 2}
         size = [self.settings["height"], self.settings["width"]]
-        gr.on([self.picture.upload, self.picture.clear], self._ground, [self.picture, *size], self.mask, **reading)
-        self.newest.click(self._newest, None, self.picture, **quick).then(
-            self._ground, [self.picture, *size], self.mask, **reading
+        gr.on([self.image.upload, self.image.clear], self._ground, [self.image, *size], self.mask, **reading)
+        self.newest.click(self._newest, None, self.image, **quick).then(
+            self._ground, [self.image, *size], self.mask, **reading
         )
         for one in self.parts:
             if one.canvas is not None:
                 one.file.upload(self._loaded(one.part), [one.file, *size], one.main, **reading)
                 self._on_size(partial(_fitted, one.canvas), size, one.main, **quick)
-        self._on_size(self._ground, [self.picture, *size], self.mask, **reading)
+        self._on_size(self._ground, [self.image, *size], self.mask, **reading)
         restored = [*self.settings.values(), *(one.main for one in self.parts if one.part.way == "choose")]
         self.blocks.load(self._restore, None, [*restored, self.stage], **quick)
         self.blocks.unload(self._leave)
@@ -197,7 +197,7 @@ class Page:
     def _given(self, data: Mapping[Any, Any]) -> dict[str, str | Path | None]:
         given: dict[str, str | Path | None] = {}
         for one in self.parts:
-            file = data.get(one.file) if one.part.way in ("picture", "list") else None
+            file = data.get(one.file) if one.part.way in ("image", "list") else None
             given[one.part.key] = Path(file) if file else (data[one.main] if one.main is not None else None)
         return given
 
@@ -227,12 +227,12 @@ class Page:
         if data[self.mode] != MODES[1]:
             yield from self.actions.lay(number, values, given)
             return
-        picture = Path(data[self.picture]) if data[self.picture] else None
+        image = Path(data[self.image]) if data[self.image] else None
         yield from self.actions.complete(
             number,
             values,
             given,
-            picture=picture,
+            image=image,
             erased=data[self.mask] or "",
             side=data[self.side],
             amount=int(data[self.amount]),
@@ -252,11 +252,11 @@ class Page:
             return rendering.waiting(error.message)
 
     def _ground(self, file: str | None, height: int, width: int) -> Any:
-        """The picture to erase in, below its canvas."""
+        """The image to erase in, below its canvas."""
         address = ""
         if file:
             with told():
-                pixels = colours(self.studio.picture(Path(file), (height, width)))
+                pixels = colors(self.studio.image(Path(file), (height, width)))
             address = as_text(pixels, side=rendering.WHOLE)
         return self.ground.fitted((height, width), address)
 
@@ -264,7 +264,7 @@ class Page:
         kept = self.actions.visitors.visitor(_number(request)).kept
         with told():
             if not kept:
-                raise SmaltiError("no picture has been laid in this visit yet; lay one, or load one")
+                raise SmaltiError("no image has been laid in this visit yet; lay one, or load one")
         return str(kept[0].path)
 
     def _loaded(self, part: Part) -> Any:
@@ -300,12 +300,12 @@ class Page:
         return self.actions.described()
 
     def sample(self, settings: dict[str, Any], conditions: dict[str, Any], request: gr.Request) -> list[dict[str, Any]]:
-        """Lays new pictures. Settings as in `Asked`: height, width, count, seed, ...; conditions by their keys."""
+        """Lays new images. Settings as in `Asked`: height, width, count, seed, ...; conditions by their keys."""
         return _files(self.actions.lay(self._client(request), settings, _told(conditions)))
 
     def complete(
         self,
-        picture: dict[str, Any],
+        image: dict[str, Any],
         mask: dict[str, Any] | None,
         side: str,
         amount: int,
@@ -313,23 +313,23 @@ class Page:
         conditions: dict[str, Any],
         request: gr.Request,
     ) -> list[dict[str, Any]]:
-        """Lays anew what is not black in the mask, a picture file, and adds `amount` pixels on a side of the picture."""
-        given = _told({"picture": picture, "mask": mask})
+        """Lays anew what is not black in the mask, an image file, and adds `amount` pixels on a side of the image."""
+        given = _told({"image": image, "mask": mask})
         return _files(
             self.actions.complete(
                 self._client(request),
                 settings,
                 _told(conditions),
-                picture=given["picture"],
+                image=given["image"],
                 erased=given["mask"] or "",
                 side=side,
                 amount=amount,
             )
         )
 
-    def reconstruct(self, picture: dict[str, Any]) -> dict[str, Any]:
-        """A picture -> its codes, row by row, and how near they bring it back, in decibels."""
-        return self.actions.codes(_told({"picture": picture})["picture"])
+    def reconstruct(self, image: dict[str, Any]) -> dict[str, Any]:
+        """An image -> its codes, row by row, and how near they bring it back, in decibels."""
+        return self.actions.codes(_told({"image": image})["image"])
 
     def _client(self, request: gr.Request) -> str:
         number = _number(request)
@@ -352,7 +352,7 @@ def _told(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _files(seen: Iterator[Seen]) -> list[dict[str, Any]]:
-    """What is seen while pictures are laid -> the pictures that came of it, the first first."""
+    """What is seen while images are laid -> the images that came of it, the first first."""
     *_, last = seen
     return [gr.FileData(path=str(path)).model_dump() for path, _ in reversed(last.kept[: last.new])]
 

@@ -23,17 +23,17 @@ from smalti.core.settings import Positive, as_mapping, parse, settings
 from smalti.generation.code_sampler import MOST_GUIDANCE, Sampler
 from smalti.pipeline import Pipeline
 
-Way: TypeAlias = Literal["choose", "paint", "picture", "list", "write"]
-"""How a person gives a condition: chosen from names, painted, as a picture file, as a JSON file, as a line of text."""
+Way: TypeAlias = Literal["choose", "paint", "image", "list", "write"]
+"""How a person gives a condition: chosen from names, painted, as an image file, as a JSON file, as a line of text."""
 
 
 @settings
 class Limits:
     """How much one request, one visitor and all visitors may take.
 
-    `side`: pixels of a picture's longer side. `codes`: codes of all pictures of a request. `count`: pictures of a request.
-    `upload`: MiB of a file. `pixels`: millions of pixels of a picture file. `waiting`: requests that wait. `kept`: pictures that a
-    visitor keeps. `visitors`: those whose pictures are kept; the one who was longest away is forgotten first.
+    `side`: pixels of an image's longer side. `codes`: codes of all images of a request. `count`: images of a request.
+    `upload`: MiB of a file. `pixels`: millions of pixels of an image file. `waiting`: requests that wait. `kept`: images that a
+    visitor keeps. `visitors`: those whose images are kept; the one who was longest away is forgotten first.
     """
 
     side: Positive = 1024
@@ -48,7 +48,7 @@ class Limits:
 
 @settings
 class Asked:
-    """The settings of one request: size in pixels, how many pictures, the first seed, and how codes are chosen.
+    """The settings of one request: size in pixels, how many images, the first seed, and how codes are chosen.
 
     These, and the class, are what a link restores; a painted map is too long for one.
     """
@@ -76,12 +76,12 @@ class Asked:
 @final
 @dataclass(frozen=True)
 class Part:
-    """A condition as a person meets it: its key, how it is given, and for `choose` and `paint` its names and their colours."""
+    """A condition as a person meets it: its key, how it is given, and for `choose` and `paint` its names and their colors."""
 
     key: str
     way: Way
     names: tuple[str, ...] = ()
-    colours: tuple[str, ...] = ()
+    colors: tuple[str, ...] = ()
 
 
 def parts_of(condition: Condition, *, names: Sequence[str] = ()) -> tuple[Part, ...]:
@@ -99,24 +99,24 @@ def _part(one: Condition, names: Sequence[str]) -> Part:
     if isinstance(one, Maps) and one.settings.kind == "segmentation":
         return _painted(one, names)
     if isinstance(one, Maps):
-        return Part(one.key, "picture")
+        return Part(one.key, "image")
     return Part(one.key, "list" if isinstance(one, Layout | Keypoints) else "write")
 
 
 def _painted(one: Maps, names: Sequence[str]) -> Part:
-    count, open_too = one.channels, one.settings.unlabelled is not None
+    count, open_too = one.channels, one.settings.unlabeled is not None
     labels = count - open_too
     known = tuple(names) or one.settings.names or tuple(f"label {number}" for number in range(labels))
     if len(known) != labels:
         raise SmaltiError(
             f"the model paints with {labels} labels, and {len(known)} names were given; give {labels} or none"
         )
-    colours = tuple("#{:02x}{:02x}{:02x}".format(*colour) for colour in palette(count).tolist())
-    return Part(one.key, "paint", (*known, *(["no label"] if open_too else [])), colours)
+    colors = tuple("#{:02x}{:02x}{:02x}".format(*color) for color in palette(count).tolist())
+    return Part(one.key, "paint", (*known, *(["no label"] if open_too else [])), colors)
 
 
 def smallest(pipeline: Pipeline) -> tuple[int, int]:
-    """(H,W) in pixels of the smallest picture that may be asked for: a map fills the prior's window, else one tile does."""
+    """(H,W) in pixels of the smallest image that may be asked for: a map fills the prior's window, else one tile does."""
     whole = any(isinstance(one, Maps) for one in pipeline.condition.parts or (pipeline.condition,))
     f = pipeline.tokenizer.factor
     return pipeline.default_size if whole else (f, f)
@@ -131,21 +131,21 @@ def asked(pipeline: Pipeline, values: Mapping[str, Any], limits: Limits) -> Aske
     found = parse(Asked, {"height": height, "width": width, **values}, where="the request")
     check_size(pipeline, found.size, limits, count=found.count)
     if found.count > limits.count:
-        raise SmaltiError(f"{found.count} pictures were asked for, and {limits.count} is the most at once")
+        raise SmaltiError(f"{found.count} images were asked for, and {limits.count} is the most at once")
     return found
 
 
 def check_size(pipeline: Pipeline, size: tuple[int, int], limits: Limits, *, count: int) -> None:
-    """Raise `SmaltiError` where `count` pictures of a size (H,W) are not made of tiles or beyond the limits."""
+    """Raise `SmaltiError` where `count` images of a size (H,W) are not made of tiles or beyond the limits."""
     if max(size) > limits.side:
         raise SmaltiError(
-            f"a picture of {size[0]} x {size[1]} (height x width) was asked for, and {limits.side} pixels are the longest side here"
+            f"an image of {size[0]} x {size[1]} (height x width) was asked for, and {limits.side} pixels are the longest side here"
         )
     rows, columns = pipeline.grid(size)
     if rows * columns * count > limits.codes:
         raise SmaltiError(
             f"{count} of {size[0]} x {size[1]} pixels are {rows * columns * count:,} codes, and {limits.codes:,} is the most at "
-            "once; ask for fewer or smaller pictures"
+            "once; ask for fewer or smaller images"
         )
 
 

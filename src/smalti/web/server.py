@@ -69,7 +69,7 @@ class Served:
             self.close()
 
     def close(self) -> None:
-        """End it, and remove all pictures of its visitors."""
+        """End it, and remove all images of its visitors."""
         self._page.close(verbose=False)
         self._visitors.close()
 

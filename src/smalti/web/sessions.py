@@ -1,4 +1,4 @@
-"""Who is on the page: each visitor's own folder of pictures and wish to stop. Nobody sees another's; all are bounded."""
+"""Who is on the page: each visitor's own folder of images and wish to stop. Nobody sees another's; all are bounded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smalti.web.requests import Limits
 
 
 class Kept(NamedTuple):
-    """A picture that a visitor may take along, and what is written under it."""
+    """An image that a visitor may take along, and what is written under it."""
 
     path: Path
     caption: str
@@ -27,7 +27,7 @@ class Kept(NamedTuple):
 
 @final
 class Visitor:
-    """One visitor: pictures, the newest first, and whether what is being laid is to stop."""
+    """One visitor: images, the newest first, and whether what is being laid is to stop."""
 
     def __init__(self, folder: Path, *, most: int) -> None:
         self.stop = threading.Event()
@@ -35,16 +35,16 @@ class Visitor:
 
     @property
     def kept(self) -> list[Kept]:
-        """The pictures, the newest first."""
+        """The images, the newest first."""
         with self._lock:
             return list(self._kept)
 
-    def keep(self, picture: Tensor, *, name: str, caption: str, settings: Mapping[str, Any]) -> Path:
-        """Write a picture (C,H,W) with its settings in it -> its file. The oldest is forgotten where there are too many."""
+    def keep(self, image: Tensor, *, name: str, caption: str, settings: Mapping[str, Any]) -> Path:
+        """Write an image (C,H,W) with its settings in it -> its file. The oldest is forgotten where there are too many."""
         # Names come from models, whose labels may hold anything; the number keeps two of one name apart.
-        plain = re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "picture"
+        plain = re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "image"
         path = self._folder / f"{plain}-{secrets.token_hex(3)}.png"
-        save_png(path, picture, settings=settings)
+        save_png(path, image, settings=settings)
         with self._lock:
             self._kept.insert(0, Kept(path, caption))
             for old in self._kept[self._most :]:
@@ -53,7 +53,7 @@ class Visitor:
         return path
 
     def leave(self) -> None:
-        """Stop, and remove all pictures."""
+        """Stop, and remove all images."""
         self.stop.set()
         with self._lock:
             self._kept.clear()

@@ -1,4 +1,4 @@
-"""What the page does, without the page: lay pictures row by row, complete one, and show what the codes keep of one.
+"""What the page does, without the page: lay images row by row, complete one, and show what the codes keep of one.
 
 B batch, C channels, H W pixels, h w code grid, f = H/h.
 """
@@ -27,25 +27,25 @@ from smalti.pipeline import Pipeline
 from smalti.web.code_images import as_text, from_text
 from smalti.web.requests import Asked, Limits, Part, check_size, parts_of
 
-SHOWING = 0.2  # share of the time that goes into pictures of what is laid so far
+SHOWING = 0.2  # share of the time that goes into images of what is laid so far
 
 
 class Moment(NamedTuple):
-    """What is laid so far: codes (B,h,w), -1 where none is yet; pictures (B,C,H,W); the share that is laid; seconds left.
+    """What is laid so far: codes (B,h,w), -1 where none is yet; images (B,C,H,W); the share that is laid; seconds left.
 
     The last one has a `share` of 1, unless the laying was stopped.
     """
 
     codes: Tensor
-    pictures: Tensor
+    images: Tensor
     share: float
     left: float
 
 
 class Reconstructed(NamedTuple):
-    """A picture (C,H,W), what its codes (h,w) keep of it (C,H,W), both in [-1,1], and how near that is, in decibels."""
+    """An image (C,H,W), what its codes (h,w) keep of it (C,H,W), both in [-1,1], and how near that is, in decibels."""
 
-    picture: Tensor
+    image: Tensor
     kept: Tensor
     codes: Tensor
     psnr: float
@@ -64,14 +64,14 @@ class Studio:
 
     @property
     def channels(self) -> int:
-        """C of the pictures."""
-        return self.pipeline.tokenizer.settings.pyramid.channels
+        """C of the images."""
+        return self.pipeline.tokenizer.settings.autoencoder.channels
 
     def told(self, given: Mapping[str, str | Path | None], size: tuple[int, int]) -> Any:
         """What a person gave by the parts' keys, as their ways say; None and "" for nothing -> the condition's value.
 
-        `choose` and `write` take text, `paint` what the page's canvas holds or a file, `picture` and `list` a file. Maps are scaled
-        to the picture's `size` (H,W) and cut. Raises `SmaltiError`.
+        `choose` and `write` take text, `paint` what the page's canvas holds or a file, `image` and `list` a file. Maps are scaled
+        to the image's `size` (H,W) and cut. Raises `SmaltiError`.
         """
         said = {key: text for key, text in given.items() if text}
         self.pipeline.value(said)  # which refuses other keys
@@ -79,7 +79,7 @@ class Studio:
         return self.pipeline.value(values)
 
     def _value(self, part: Part, text: str | Path, size: tuple[int, int]) -> Any:
-        condition, as_file = self._conditions[part.key], part.way in ("paint", "picture", "list")
+        condition, as_file = self._conditions[part.key], part.way in ("paint", "image", "list")
         if isinstance(text, Path) and as_file:
             self.check_file(text) if part.way == "list" else self.check_image(text)
             value = condition.read(str(text))
@@ -94,18 +94,18 @@ class Studio:
         return value
 
     def canvas(self, key: str, file: Path, size: tuple[int, int]) -> str:
-        """A label map's file -> what the page's canvas holds of it, for a picture of a size (H,W): the inverse of `from_text`."""
+        """A label map's file -> what the page's canvas holds of it, for an image of a size (H,W): the inverse of `from_text`."""
         labels = self.told({key: file}, size)
         labels = labels[key] if isinstance(labels, Mapping) else labels  # (H,W)
         condition = self._conditions[key]
         assert isinstance(condition, Maps), "a key of a part that is painted"
-        if condition.settings.unlabelled is not None:  # the last of those on the canvas
-            labels = labels.masked_fill(labels == condition.settings.unlabelled, condition.channels - 1)
+        if condition.settings.unlabeled is not None:  # the last of those on the canvas
+            labels = labels.masked_fill(labels == condition.settings.unlabeled, condition.channels - 1)
         numbers = labels.numpy().astype(np.uint8)
         return as_text(np.dstack([numbers, numbers * 0, numbers * 0]), side=max(numbers.shape))
 
     def lay(self, request: Asked, value: Any, stop: threading.Event) -> Iterator[Moment]:
-        """New pictures of a checked request, moment by moment; the last one is whole, unless `stop` was set."""
+        """New images of a checked request, moment by moment; the last one is whole, unless `stop` was set."""
         known = unknown(request.count, self.pipeline.grid(request.size))
         yield from self._laid(known, request, value, stop)
 
@@ -113,12 +113,12 @@ class Studio:
         self,
         request: Asked,
         value: Any,
-        picture: Tensor,
+        image: Tensor,
         erased: Tensor,
         around: tuple[int, int, int, int],
         stop: threading.Event,
     ) -> Iterator[Moment]:
-        """As `lay`, with what is kept of a picture: (C,H,W), and True where a pixel is erased, (H,W) bool.
+        """As `lay`, with what is kept of an image: (C,H,W), and True where a pixel is erased, (H,W) bool.
 
         `around` is how many pixels are added above, to the right, below and to the left. Raises `SmaltiError` where nothing is to
         be laid, and as `check_size`.
@@ -126,14 +126,14 @@ class Studio:
         top, right, bottom, left = around
         f = self.pipeline.tokenizer.factor
         if any(side < 0 or side % f for side in around):
-            raise SmaltiError(f"a picture is extended by whole tiles of {f} pixels, not by {around}")
-        height, width = picture.shape[1:]
+            raise SmaltiError(f"an image is extended by whole tiles of {f} pixels, not by {around}")
+        height, width = image.shape[1:]
         check_size(self.pipeline, (height + top + bottom, width + left + right), self.limits, count=request.count)
-        kept = self.pipeline.kept(picture.unsqueeze(0), ~erased)
+        kept = self.pipeline.kept(image.unsqueeze(0), ~erased)
         known = F.pad(kept, (left // f, right // f, top // f, bottom // f), value=-1)
         if not (known < 0).any():
             raise SmaltiError(
-                "nothing is erased and nothing added; paint over what is to be laid anew, or extend the picture"
+                "nothing is erased and nothing added; paint over what is to be laid anew, or extend the image"
             )
         yield from self._laid(known.repeat(request.count, 1, 1), request, value, stop)
 
@@ -151,18 +151,18 @@ class Studio:
             if now < next_shown and open_places:
                 continue
             share = 1 - open_places / missing
-            pictures = pipeline.partial(codes) if open_places else pipeline.decode(codes)
-            # Decoding a large picture takes longer than laying a row of it.
+            images = pipeline.partial(codes) if open_places else pipeline.decode(codes)
+            # Decoding a large image takes longer than laying a row of it.
             next_shown = time.monotonic() + (time.monotonic() - now) * (1 / SHOWING - 1)
-            yield Moment(codes, pictures, share, (now - begun) * (1 / share - 1) if share else math.inf)
+            yield Moment(codes, images, share, (now - begun) * (1 / share - 1) if share else math.inf)
 
-    def picture(self, file: Path, size: tuple[int, int]) -> Tensor:
-        """A picture file of a visitor -> (C,H,W), scaled until it covers the size (H,W) and cut. Raises `DamagedImage`."""
+    def image(self, file: Path, size: tuple[int, int]) -> Tensor:
+        """An image file of a visitor -> (C,H,W), scaled until it covers the size (H,W) and cut. Raises `DamagedImage`."""
         self.check_image(file)
         return to_tensor(read_middle(file, size, channels=self.channels, name=file.name))
 
     def fitting(self, file: Path) -> Tensor:
-        """A picture file of a visitor -> (C,H,W) of its own shape, scaled down to the longest side, cut to whole tiles."""
+        """An image file of a visitor -> (C,H,W) of its own shape, scaled down to the longest side, cut to whole tiles."""
         f, most = self.pipeline.tokenizer.factor, self.limits.side // 2  # what is compared stands side by side
         height, width = self.check_image(file)
         scale = min(most / max(height, width), 1)
@@ -173,15 +173,15 @@ class Studio:
             )
         return to_tensor(read_middle(file, size, channels=self.channels, name=file.name))
 
-    def reconstruct(self, picture: Tensor) -> Reconstructed:
-        """A picture (C,H,W) in [-1,1] -> what its codes keep of it."""
-        codes = self.pipeline.encode(picture.unsqueeze(0))
+    def reconstruct(self, image: Tensor) -> Reconstructed:
+        """An image (C,H,W) in [-1,1] -> what its codes keep of it."""
+        codes = self.pipeline.encode(image.unsqueeze(0))
         kept = self.pipeline.decode(codes)[0]
-        error = float(F.mse_loss(kept, picture)) / 4  # of pixels in [0,1]
-        return Reconstructed(picture, kept, codes[0].cpu(), -10 * math.log10(max(error, 1e-10)))
+        error = float(F.mse_loss(kept, image)) / 4  # of pixels in [0,1]
+        return Reconstructed(image, kept, codes[0].cpu(), -10 * math.log10(max(error, 1e-10)))
 
     def erased(self, painted: str | Path, size: tuple[int, int]) -> Tensor:
-        """What the canvas over a picture holds, "" for nothing, or a mask file that is white there -> (H,W) bool, True where a
+        """What the canvas over an image holds, "" for nothing, or a mask file that is white there -> (H,W) bool, True where a
         pixel is erased."""
         if not painted:
             return torch.zeros(size, dtype=torch.bool)
@@ -194,8 +194,8 @@ class Studio:
         return torch.from_numpy(covered_middle(mask.astype(np.uint8), size, filter="nearest")[:, :, 0].copy()) > 0
 
     def check_image(self, file: Path) -> tuple[int, int]:
-        """A picture file -> its (height, width) upright. Raises `SmaltiError` as `check_file`, for more than `limits.pixels`, which
-        a small file may have too, and for what is no picture."""
+        """An image file -> its (height, width) upright. Raises `SmaltiError` as `check_file`, for more than `limits.pixels`, which
+        a small file may have too, and for what is no image."""
         self.check_file(file)
         height, width = read_size(file, name=file.name)
         if height * width > self.limits.pixels * 10**6:

@@ -1,4 +1,4 @@
-"""What is true of the objects in all files of annotations: checks, and numbers as shares of the picture."""
+"""What is true of the objects in all files of annotations: checks, and numbers as shares of the image."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class At(NamedTuple):
     """An object: where it stands, for errors."""
 
     path: Path
-    picture: str
+    image: str
     kind: str
     number: int | str
 
     def error(self, said: str) -> SmaltiError:
         """What is wrong with it, to be raised."""
-        return SmaltiError(f"{self.path}: {self.kind} {self.number} of the picture {self.picture}: {said}")
+        return SmaltiError(f"{self.path}: {self.kind} {self.number} of the image {self.image}: {said}")
 
 
-def picture_name(text: Any, path: Path) -> str:
-    """What a file calls a picture -> its name: with forward slashes, without the suffix of pictures, in the form NFC.
+def image_name(text: Any, path: Path) -> str:
+    """What a file calls an image -> its name: with forward slashes, without the suffix of images, in the form NFC.
 
     Raises `SmaltiError` for what is no name.
     """
     if not isinstance(text, str) or not text.strip("./\\ "):
-        raise SmaltiError(f"{path}: {text!r} is no name of a picture; write its path, such as street/04.jpg")
+        raise SmaltiError(f"{path}: {text!r} is no name of an image; write its path, such as street/04.jpg")
     name = PurePosixPath(normalized(text).replace("\\", "/"))
     return (name.with_suffix("") if name.suffix.lower() in IMAGE_SUFFIXES else name).as_posix()
 
@@ -74,12 +74,12 @@ def whole_number(value: Any) -> Any:
 
 
 def size_of(one: Plain, path: Path, name: str) -> Size:
-    """What is said of a picture -> its width and height. Raises `SmaltiError` where they are not said."""
+    """What is said of an image -> its width and height. Raises `SmaltiError` where they are not said."""
     width: Any = one.get("width")
     height: Any = one.get("height")
     if not all(is_number(side) and side > 0 for side in (width, height)):
         raise SmaltiError(
-            f"{path}: the picture {name} has no size (width {width!r}, height {height!r}), and its boxes are in pixels; add both"
+            f"{path}: the image {name} has no size (width {width!r}, height {height!r}), and its boxes are in pixels; add both"
         )
     return float(width), float(height)
 
@@ -88,24 +88,24 @@ def collected(
     path: Path,
     classes: Sequence[str],
     keypoints: Sequence[str],
-    pictures: Plain,
+    images: Plain,
     *,
     sizes: Mapping[str, Size] = NO_SIZES,
 ) -> Annotated:
-    """What a file says, with the lists that grew while it was read; `sizes` by the names of pictures."""
-    things = {name: tuple(listed) for name, listed in pictures.items()}
+    """What a file says, with the lists that grew while it was read; `sizes` by the names of images."""
+    things = {name: tuple(listed) for name, listed in images.items()}
     upright = {name: (height, width) for name, (width, height) in sizes.items()}
     return Annotated(path, tuple(classes), tuple(keypoints), things, upright)
 
 
-def occurring(pictures: Mapping[str, Sequence[Thing]]) -> list[str]:
+def occurring(images: Mapping[str, Sequence[Thing]]) -> list[str]:
     """The classes of things, in alphabetical order."""
-    return sorted({thing.name for things in pictures.values() for thing in things})
+    return sorted({thing.name for things in images.values() for thing in things})
 
 
 def twice(path: Path, name: str) -> SmaltiError:
-    """What is wrong where a picture has two entries, to be raised."""
-    return SmaltiError(f"{path} holds the picture {name} twice; join its objects to one entry, or remove one")
+    """What is wrong where an image has two entries, to be raised."""
+    return SmaltiError(f"{path} holds the image {name} twice; join its objects to one entry, or remove one")
 
 
 def other_number(places: Any, names: Sequence[str]) -> str:

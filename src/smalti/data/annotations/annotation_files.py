@@ -1,14 +1,14 @@
-"""Files with the objects of pictures -> what they say: smalti's own, COCO, Open Images, Visual Genome.
+"""Files with the objects of images -> what they say: smalti's own, COCO, Open Images, Visual Genome.
 
-What a file is, its content says. All numbers become shares of the picture, and pixels need its size, which then stands in the
-file. Boxes in pixels may reach beyond their picture and are cut; shares may not, since they are then mostly something else.
+What a file is, its content says. All numbers become shares of the image, and pixels need its size, which then stands in the
+file. Boxes in pixels may reach beyond their image and are cut; shares may not, since they are then mostly something else.
 
 Ours is what `smalti scenes` writes, and what can be written by hand, as `objects.json`:
 
-    {"pictures": [{"key": "street/04", "objects": [{"class": "tree", "box": [left, top, width, height]}]}]}
+    {"images": [{"key": "street/04", "objects": [{"class": "tree", "box": [left, top, width, height]}]}]}
 
-`key` is the picture's path below the folder of all, with or without suffix. An object may have `group`, `occluded`, `depiction` and
-`inside` (true or false), `distance` (which is not used), and `keypoints`, a list of [x, y] or null. Beside `pictures` may stand
+`key` is the image's path below the folder of all, with or without suffix. An object may have `group`, `occluded`, `depiction` and
+`inside` (true or false), `distance` (which is not used), and `keypoints`, a list of [x, y] or null. Beside `images` may stand
 `classes` and `keypoints`, lists of names; without them those in `scenes.json` beside it count, and without that the classes that
 occur, in alphabetical order.
 """
@@ -26,10 +26,10 @@ from smalti.data.annotations.annotation_checks import (
     Plain,
     collected,
     different_names,
+    image_name,
     items,
     occurring,
     other_number,
-    picture_name,
     size_of,
     twice,
     whole_number,
@@ -42,7 +42,7 @@ _STANDING = ("sun", "moon", "tree", "house")  # those labels of the embedded sce
 _FLAGS = ("group", "occluded", "depiction", "inside")
 _OURS = ("class", "box", "keypoints", "distance", *_FLAGS)
 _KNOWN = (
-    'objects.json of smalti scenes or by hand ({"pictures": [{"key": ..., "objects": [...]}]}), COCO (a .json with images, '
+    'objects.json of smalti scenes or by hand ({"images": [{"key": ..., "objects": [...]}]}), COCO (a .json with images, '
     "annotations and categories, or a folder with instances_*.json), Open Images (a folder with *-annotations-bbox.csv), and "
     "Visual Genome (objects.json beside image_data.json)"
 )
@@ -77,26 +77,26 @@ def _json(path: Path) -> Annotated:
 
 
 def _ours(path: Path, content: Any) -> Annotated:
-    _refuse_unknown(content, ("version", "classes", "keypoints", "pictures"), str(path))
+    _refuse_unknown(content, ("version", "classes", "keypoints", "images"), str(path))
     if content.get("version", 1) != 1:
         raise SmaltiError(f"{path} is of version {content['version']!r}, and 1 is read; get a newer smalti")
     classes, keypoints = _our_names(path, content)
     known = frozenset(classes)
-    pictures: dict[str, list[Thing]] = {}
-    for entry in items(path, content["pictures"], "pictures"):
-        name = picture_name(entry.get("key"), path)
-        _refuse_unknown(entry, ("key", "class", "objects"), f"{path}: the picture {name}")
-        if name in pictures:
+    images: dict[str, list[Thing]] = {}
+    for entry in items(path, content["images"], "images"):
+        name = image_name(entry.get("key"), path)
+        _refuse_unknown(entry, ("key", "class", "objects"), f"{path}: the image {name}")
+        if name in images:
             raise twice(path, name)
-        objects = items(path, entry.get("objects"), f"objects of the picture {name}")
-        pictures[name] = things = []
+        objects = items(path, entry.get("objects"), f"objects of the image {name}")
+        images[name] = things = []
         for number, one in enumerate(objects, start=1):
             at = At(path, name, "object", number)
             thing = _our_thing(one, keypoints, at)
             if known and thing.name not in known:
                 raise at.error(f"there is no class {thing.name!r}; {suggestion(thing.name, classes)}")
             things.append(thing)
-    return collected(path, classes or occurring(pictures), keypoints, pictures)
+    return collected(path, classes or occurring(images), keypoints, images)
 
 
 def _our_names(path: Path, content: Plain) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -132,9 +132,7 @@ def _our_thing(one: Plain, names: tuple[str, ...], at: At) -> Thing:
         raise at.error(other_number(places, names))
     for place in places:
         if place is not None and not (isinstance(place, list) and len(place) == 2):
-            raise at.error(
-                f"a keypoint is {place!r}; give [x, y] in shares of the picture, or null where it is not seen"
-            )
+            raise at.error(f"a keypoint is {place!r}; give [x, y] in shares of the image, or null where it is not seen")
     seen = tuple(None if place is None else place_of(place[0], place[1], SHARES, at.error) for place in places)
     group, occluded, depiction, inside = flags
     return Thing(
@@ -146,30 +144,30 @@ def _our_thing(one: Plain, names: tuple[str, ...], at: At) -> Thing:
 
 
 def _visual_genome(path: Path, content: Any) -> Annotated:
-    """Pictures are called by their numbers. Classes are the first names of objects that occur, in alphabetical order."""
+    """Images are called by their numbers. Classes are the first names of objects that occur, in alphabetical order."""
     beside = path.with_name("image_data.json")
     if not beside.is_file():
         raise SmaltiError(
-            f"there is no file {beside}; the boxes in {path} are in pixels, and the pictures' sizes stand there"
+            f"there is no file {beside}; the boxes in {path} are in pixels, and the images' sizes stand there"
         )
     sizes: dict[str, Size] = {}
     for image in items(beside, read_json(beside), "the file"):
-        name = picture_name(str(whole_number(image.get("image_id"))), beside)
+        name = image_name(str(whole_number(image.get("image_id"))), beside)
         if name in sizes:
             raise twice(beside, name)
         sizes[name] = size_of(image, beside, name)
-    pictures: dict[str, list[Thing]] = {}
+    images: dict[str, list[Thing]] = {}
     for entry in items(path, content, "the file"):
-        name = picture_name(str(whole_number(entry.get("image_id"))), path)
-        if name in pictures:
+        name = image_name(str(whole_number(entry.get("image_id"))), path)
+        if name in images:
             raise twice(path, name)
         if name not in sizes:
             raise SmaltiError(
-                f"{beside} holds no size of the picture {name} in {path}, whose boxes are in pixels; add it"
+                f"{beside} holds no size of the image {name} in {path}, whose boxes are in pixels; add it"
             )
-        objects = enumerate(items(path, entry.get("objects"), f"objects of the picture {name}"), start=1)
-        pictures[name] = [_genome_thing(one, sizes[name], At(path, name, "object", number)) for number, one in objects]
-    return collected(path, occurring(pictures), (), pictures, sizes=sizes)
+        objects = enumerate(items(path, entry.get("objects"), f"objects of the image {name}"), start=1)
+        images[name] = [_genome_thing(one, sizes[name], At(path, name, "object", number)) for number, one in objects]
+    return collected(path, occurring(images), (), images, sizes=sizes)
 
 
 def _genome_thing(one: Plain, size: Size, at: At) -> Thing:
@@ -183,7 +181,7 @@ def _genome_thing(one: Plain, size: Size, at: At) -> Thing:
 
 
 def _is_ours(content: Any) -> bool:
-    return isinstance(content, dict) and "pictures" in content
+    return isinstance(content, dict) and "images" in content
 
 
 def _is_genome(content: Any) -> bool:

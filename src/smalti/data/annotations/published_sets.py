@@ -1,6 +1,6 @@
 """Files of published data sets with objects: COCO (instances, stuff, keypoints, panoptic) and Open Images.
 
-COCO's boxes and keypoints are in pixels, with the pictures' sizes in the same file; those of Open Images are in shares.
+COCO's boxes and keypoints are in pixels, with the images' sizes in the same file; those of Open Images are in shares.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from smalti.data.annotations.annotation_checks import (
     Plain,
     collected,
     different_names,
+    image_name,
     items,
     other_number,
-    picture_name,
     size_of,
     twice,
     whole_number,
@@ -37,11 +37,11 @@ _REST = {"supercategory": "other", "id": 183, "name": "other"}  # COCO-Stuff: wh
 
 
 class _Coco(NamedTuple):
-    """A file of COCO's: classes by their numbers, names of keypoints, things by pictures, and the pictures' sizes."""
+    """A file of COCO's: classes by their numbers, names of keypoints, things by images, and the images' sizes."""
 
     classes: dict[int, str]
     keypoints: tuple[str, ...]
-    pictures: dict[str, list[Thing]]
+    images: dict[str, list[Thing]]
     sizes: dict[str, Size]
 
 
@@ -51,16 +51,16 @@ def read_coco(path: Path, content: Any) -> Annotated:
 
 
 def read_coco_folder(path: Path) -> Annotated:
-    """All `instances_*.json` of a folder, and what `stuff_*.json` beside them add to the same pictures or to others."""
+    """All `instances_*.json` of a folder, and what `stuff_*.json` beside them add to the same images or to others."""
     groups = [sorted(path.glob(f"{kind}_*.json")) for kind in ("instances", "stuff")]
     return _joined(path, [[(file, _coco_file(file, read_json(file))) for file in group] for group in groups])
 
 
 def _joined(path: Path, groups: Sequence[Sequence[tuple[Path, _Coco]]]) -> Annotated:
-    """Files of different pictures within a group; another group tells more of the same."""
+    """Files of different images within a group; another group tells more of the same."""
     classes: dict[int, str] = {}
     keypoints: tuple[str, ...] = ()
-    pictures: dict[str, list[Thing]] = {}
+    images: dict[str, list[Thing]] = {}
     sizes: dict[str, Size] = {}
     for group in groups:
         seen: set[str] = set()
@@ -68,16 +68,16 @@ def _joined(path: Path, groups: Sequence[Sequence[tuple[Path, _Coco]]]) -> Annot
             for number, name in one.classes.items():
                 if classes.setdefault(number, name) != name:
                     raise SmaltiError(f"{file}: the class {number} is {name!r} here, and {classes[number]!r} in {path}")
-            for name, things in one.pictures.items():
+            for name, things in one.images.items():
                 if name in seen:
                     raise twice(path, name)
                 seen.add(name)
-                pictures.setdefault(name, []).extend(things)
+                images.setdefault(name, []).extend(things)
                 if sizes.setdefault(name, one.sizes[name]) != one.sizes[name]:
-                    raise SmaltiError(f"{file}: the picture {name} has another size here than elsewhere in {path}")
+                    raise SmaltiError(f"{file}: the image {name} has another size here than elsewhere in {path}")
             keypoints = keypoints or one.keypoints
     ordered = [classes[number] for number in sorted(classes)]
-    return collected(path, different_names(path, ordered, "categories"), keypoints, pictures, sizes=sizes)
+    return collected(path, different_names(path, ordered, "categories"), keypoints, images, sizes=sizes)
 
 
 def is_coco(content: Any) -> bool:
@@ -98,7 +98,7 @@ def _coco_file(path: Path, content: Any) -> _Coco:
         image, category = _hashable(one.get("image_id")), _hashable(one.get("category_id"))
         if image not in images:
             raise SmaltiError(
-                f"{path}: the annotation {one.get('id')} is of a picture {image!r} that is not among images"
+                f"{path}: the annotation {one.get('id')} is of an image {image!r} that is not among images"
             )
         if category is not None and category == left_out:
             continue
@@ -114,15 +114,15 @@ def _coco_file(path: Path, content: Any) -> _Coco:
 
 
 def _coco_images(path: Path, images: Sequence[Plain]) -> dict[Any, tuple[str, Size]]:
-    """-> names and sizes of pictures by number."""
+    """-> names and sizes of images by number."""
     found: dict[Any, tuple[str, Size]] = {}
     for image in images:
-        name, number = picture_name(image.get("file_name"), path), _hashable(image.get("id"))
+        name, number = image_name(image.get("file_name"), path), _hashable(image.get("id"))
         if number is None:
-            raise SmaltiError(f"{path}: the picture {name} has the id {image.get('id')!r}; give it a number")
+            raise SmaltiError(f"{path}: the image {name} has the id {image.get('id')!r}; give it a number")
         if number in found:
             raise SmaltiError(
-                f"{path}: the pictures {found[number][0]} and {name} have the same id {number}; give each its own"
+                f"{path}: the images {found[number][0]} and {name} have the same id {number}; give each its own"
             )
         found[number] = name, size_of(image, path, name)
     several = [name for name, count in Counter(name for name, _ in found.values()).items() if count > 1]
@@ -132,7 +132,7 @@ def _coco_images(path: Path, images: Sequence[Plain]) -> dict[Any, tuple[str, Si
 
 
 def _hashable(number: Any) -> Any:
-    """What a picture or class is numbered by; a list or mapping in its place is like none."""
+    """What an image or class is numbered by; a list or mapping in its place is like none."""
     number = whole_number(number)
     return number if isinstance(number, int | str) else None
 
@@ -156,7 +156,7 @@ def _categories(path: Path, categories: Sequence[Plain]) -> tuple[dict[int, str]
 
 
 def _segments(path: Path, annotations: Sequence[Plain]) -> Iterator[Plain]:
-    """Annotations, those of the panoptic task taken apart: there one entry holds all of a picture's."""
+    """Annotations, those of the panoptic task taken apart: there one entry holds all of an image's."""
     for one in annotations:
         if "segments_info" in one:
             segments = items(path, one["segments_info"], "segments_info")
@@ -181,7 +181,7 @@ def _coco_points(triples: Any, names: tuple[str, ...], size: Size, at: At) -> tu
 _FLAG_COLUMNS = ("IsGroupOf", "IsOccluded", "IsDepiction", "IsInside")  # in the order of `_FLAGS`
 _COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", *_FLAG_COLUMNS)
 _CLASSES = "*class-descriptions-boxable.csv"
-# Lists of pictures that were looked at, also those without objects. (Most of all training pictures were not.)
+# Lists of images that were looked at, also those without objects. (Most of all training images were not.)
 _LISTS = ("*images-boxable.csv", "validation-images*.csv", "test-images*.csv")
 
 
@@ -190,20 +190,20 @@ def read_open_images(path: Path) -> Annotated:
     folder = path if path.is_dir() else path.parent
     tables = sorted(path.glob("*annotations-bbox.csv")) if path.is_dir() else [path]
     names = _class_names(folder)
-    pictures: dict[str, list[Thing]] = {}
+    images: dict[str, list[Thing]] = {}
     for table in tables:
-        before = frozenset(pictures)
+        before = frozenset(images)
         for line, row in _rows(table, _COLUMNS):
             name = normalized(row[0])
             if name in before:
-                raise SmaltiError(f"{table} and another table of boxes in {folder} hold the picture {name}; remove one")
+                raise SmaltiError(f"{table} and another table of boxes in {folder} hold the image {name}; remove one")
             at = At(table, name, "line", line)
-            pictures.setdefault(name, []).append(_open_images_thing(row, names, at))
+            images.setdefault(name, []).append(_open_images_thing(row, names, at))
     lists = sorted({file for pattern in _LISTS for file in path.glob(pattern)}) if path.is_dir() else []
     for file in lists:
         for _, (key,) in _rows(file, ("image_name",), ("ImageID",)):
-            pictures.setdefault(picture_name(key, file), [])
-    return collected(path, list(names.values()), (), pictures)
+            images.setdefault(image_name(key, file), [])
+    return collected(path, list(names.values()), (), images)
 
 
 def _open_images_thing(row: tuple[str, ...], names: Mapping[str, str], at: At) -> Thing:

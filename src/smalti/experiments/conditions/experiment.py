@@ -1,6 +1,6 @@
-"""The study `conditions`: do pictures show what they are told? Each condition of the paper, and more, on the embedded scenes.
+"""The study `conditions`: do images show what they are told? Each condition of the paper, and more, on the embedded scenes.
 
-One tokenizer of pictures, one of each kind of maps, and for each condition a prior. Held-out scenes say what is asked for; a
+One tokenizer of images, one of each kind of maps, and for each condition a prior. Held-out scenes say what is asked for; a
 network that has learned from real scenes says what is seen in the samples.
 
 H W pixels, f = H/h, h w grid of codes.
@@ -29,7 +29,7 @@ from smalti.core.settings import Positive, as_mapping, settings
 from smalti.data.annotations.annotation_files import read_annotations
 from smalti.data.annotations.objects import Thing, beside
 from smalti.data.code_shards import open_codes
-from smalti.data.config import PictureSettings
+from smalti.data.config import ImageSettings
 from smalti.data.file_types import KINDS
 from smalti.data.loader import Crops
 from smalti.data.paired import CutAlike
@@ -53,7 +53,7 @@ from smalti.prior.window import Window
 from smalti.prior_folder import load_prior
 from smalti.scenes.painter import CLASSES, LABELS
 from smalti.training.config import CopiesSettings, PriorTraining, TokenizerTraining
-from smalti.training.runs import encode_pictures, train_prior, train_tokenizer
+from smalti.training.runs import encode_images, train_prior, train_tokenizer
 from smalti.training.stage1 import crops
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -76,26 +76,26 @@ class Map(NamedTuple):
 MAPS: dict[str, Map] = {
     "segmentation": Map(
         "segmentations",
-        ("pictures.kind=labels", f"model.pyramid.channels={len(LABELS)}", "objective.pixel=cross_entropy"),
+        ("images.file_type=labels", f"model.autoencoder.channels={len(LABELS)}", "objective.pixel=cross_entropy"),
     ),
-    "depth": Map("depths", ("pictures.kind=depth", "model.pyramid.channels=1")),
-    "edges": Map("images", ("pictures.kind=edges", "model.pyramid.channels=1")),
-    # Its pictures have a quarter of the sides, and its codes a quarter of the pixels.
+    "depth": Map("depths", ("images.file_type=depth", "model.autoencoder.channels=1")),
+    "edges": Map("images", ("images.file_type=edges", "model.autoencoder.channels=1")),
+    # Its images have a quarter of the sides, and its codes a quarter of the pixels.
     "lowres": Map("images", ()),
 }
 SMALLER = 4
-"""How many times higher and wider the pictures are than those that `lowres` is told."""
+"""How many times higher and wider the images are than those that `lowres` is told."""
 
 
 class Trial(NamedTuple):
-    """What pictures are told, and how it is seen whether they show it."""
+    """What images are told, and how it is seen whether they show it."""
 
     told: tuple[str, ...]
     measure: Measure
     large: bool = False
-    """Whether it is told of windows in larger scenes, and larger pictures are laid."""
+    """Whether it is told of windows in larger scenes, and larger images are laid."""
     times: int = 1
-    """How many times as long as the others its prior is trained: things in boxes are a small part of the picture, learned late."""
+    """How many times as long as the others its prior is trained: things in boxes are a small part of the image, learned late."""
     also: tuple[Name, ...] = ()
     """Other trials by whose measures it is judged too."""
 
@@ -131,25 +131,25 @@ class ConditionsSettings:
     """... for the priors."""
     told: tuple[Name, ...] = tuple(TRIALS)
     size: tuple[Positive, Positive] = (64, 64)
-    """(H,W) of all pictures, sides divisible by 16."""
+    """(H,W) of all images, sides divisible by 16."""
     scenes: Positive
     held_out: Share = 0.1
     """Share of the scenes that trainings do not see, and that say what is asked for."""
     copies: Positive = 3
-    """Crops of each training picture that priors learn from."""
+    """Crops of each training image that priors learn from."""
     judge_steps: Positive = 400
     """Batches that the judge learns from."""
     samples: Positive = 64
-    """Pictures of each condition, as far as there are held-out scenes."""
+    """Images of each condition, as far as there are held-out scenes."""
     shown: Positive = 8
     """Of them on the page."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     guidance: Annotated[float, Field(ge=0)] = 2.0
-    """Of what is told; the pictures that are told nothing have none."""
+    """Of what is told; the images that are told nothing have none."""
 
 
 def plan(chosen: ConditionsSettings, asked: Asked) -> list[Step]:
-    """Scenes; a judge; tokenizers of pictures and of maps; and for each condition its codes, its prior, and its samples."""
+    """Scenes; a judge; tokenizers of images and of maps; and for each condition its codes, its prior, and its samples."""
     refuse_idle(asked, trains=("tokenizer", "prior"))
     if asked.data is not None:
         raise SmaltiError("this study needs scenes, of which everything is known; leave --data out")
@@ -159,7 +159,7 @@ def plan(chosen: ConditionsSettings, asked: Asked) -> list[Step]:
         chosen.recipe,
         shared=chosen.tokenizer,
         overrides=asked.of("tokenizer"),
-        changes=[f"pictures.size={list(chosen.size)}", f"pictures.validation={chosen.held_out}"],
+        changes=[f"images.size={list(chosen.size)}", f"images.validation={chosen.held_out}"],
     )
     prior = steps.varied_prior(
         chosen.recipe, shared=chosen.prior, overrides=asked.of("prior"), changes=["condition=auto", "encode={}"]
@@ -170,7 +170,7 @@ def plan(chosen: ConditionsSettings, asked: Asked) -> list[Step]:
         found.append(steps.scenes(count=chosen.scenes, size=large, name=LARGE))
     found += [_judge(chosen), _tokenizer("tokenizer", "images", training)]
     needed = [name for name in MAPS if any(name in TRIALS[each].told for each in chosen.told)]
-    found += [_map_tokenizer(name, chosen, asked, factor=training.model.pyramid.factor) for name in needed]
+    found += [_map_tokenizer(name, chosen, asked, factor=training.model.autoencoder.factor) for name in needed]
     for name in chosen.told:
         found += [_codes(name, chosen), _prior(name, prior), _obeyed(name, chosen)]
     return found
@@ -186,16 +186,20 @@ def _tokenizer(name: str, folder: str, training: TokenizerTraining) -> Step:
 
 
 def _map_tokenizer(name: str, chosen: ConditionsSettings, asked: Asked, *, factor: int) -> Step:
-    """`factor`: pixels a code of the pictures' tokenizer. Raises `SmaltiError` where there is none for smaller copies."""
-    shape = [f"pictures.size={list(chosen.size)}"]
+    """`factor`: pixels a code of the images' tokenizer. Raises `SmaltiError` where there is none for smaller copies."""
+    shape = [f"images.size={list(chosen.size)}"]
     if name == "lowres":
         if factor % SMALLER:
             raise SmaltiError(
                 f"lowres takes a tokenizer of {SMALLER} or a multiple of it as factor, and it has {factor}"
             )
         smaller = [side // SMALLER for side in chosen.size]
-        shape = [f"pictures.size={smaller}", f"model.pyramid.stem={factor // SMALLER}", "model.pyramid.multipliers=[1]"]
-    fixed = ["objective.adversarial.weight=0", "objective.perceptual=none", f"pictures.validation={chosen.held_out}"]
+        shape = [
+            f"images.size={smaller}",
+            f"model.autoencoder.patch_size={factor // SMALLER}",
+            "model.autoencoder.channel_multipliers=[1]",
+        ]
+    fixed = ["objective.adversarial.weight=0", "objective.perceptual=none", f"images.validation={chosen.held_out}"]
     changes = [*MAPS[name].changes, *shape, *fixed]
     training = steps.varied(
         chosen.recipe, shared=[*chosen.tokenizer, *chosen.maps], overrides=asked.of("tokenizer"), changes=changes
@@ -203,17 +207,17 @@ def _map_tokenizer(name: str, chosen: ConditionsSettings, asked: Asked, *, facto
     return _tokenizer(f"tokenizer-{name}", MAPS[name].folder, training)
 
 
-def _pictures(name: Name, chosen: ConditionsSettings) -> PictureSettings:
-    """How pictures are cut that are told this."""
+def _images(name: Name, chosen: ConditionsSettings) -> ImageSettings:
+    """How images are cut that are told this."""
     zoom, flip = ((2.0, 2.0), False) if TRIALS[name].large else ((1.0, 1.25), True)
-    return PictureSettings(size=chosen.size, zoom=zoom, flip=flip, validation=chosen.held_out)
+    return ImageSettings(size=chosen.size, zoom=zoom, flip=flip, validation=chosen.held_out)
 
 
 def _codes(name: Name, chosen: ConditionsSettings) -> Step:
     trial = TRIALS[name]
     scenes = LARGE if trial.large else SCENES
     after = ("tokenizer", *(f"tokenizer-{each}" for each in trial.told if each in MAPS))
-    copies = CopiesSettings(copies=chosen.copies, pictures=_pictures(name, chosen))
+    copies = CopiesSettings(copies=chosen.copies, images=_images(name, chosen))
 
     def told(each: str, place: Place) -> Told:
         folder = place.before[scenes].folder
@@ -224,7 +228,7 @@ def _codes(name: Name, chosen: ConditionsSettings) -> Step:
 
     def work(place: Place) -> dict[str, Any]:
         with counting(place.console, title="encoding", unit="images") as progress:
-            encode_pictures(
+            encode_images(
                 place.before["tokenizer"].folder,
                 place.before[scenes].folder / "images",
                 place.folder / "codes",
@@ -255,7 +259,7 @@ def _judge(chosen: ConditionsSettings) -> Step:
 
     def work(place: Place) -> dict[str, Any]:
         training, held_out = crops(
-            open_source(place.before[SCENES].folder / "images"), _pictures("label", chosen), channels=3, seed=0
+            open_source(place.before[SCENES].folder / "images"), _images("label", chosen), channels=3, seed=0
         )
         with counting(place.console, title="reading", unit="scenes") as progress:
             known = known_of(training, place.before[SCENES].folder, progress=progress)
@@ -265,7 +269,7 @@ def _judge(chosen: ConditionsSettings) -> Step:
             )
         write_atomically(place.folder / "judge.safetensors", partial(save_file, judge.state_dict()))
         real = known_of(held_out, place.before[SCENES].folder)
-        whole = condition_fidelity.Pictures(real.images, real.images, real.images, real, [], judge)
+        whole = condition_fidelity.ComparedImages(real.images, real.images, real.images, real, [], judge)
         return {
             "labels": condition_fidelity.labels(whole).real,
             "depths": condition_fidelity.depths(whole).real,
@@ -276,27 +280,27 @@ def _judge(chosen: ConditionsSettings) -> Step:
     return Step(name="judge", settings=said, work=work, after=(SCENES,))
 
 
-def known_of(pictures: Crops, scenes: Path, *, progress: Any = lambda done, total: None) -> Known:
-    """Crops of the pictures of a folder of scenes -> the first crop of each, with all that is known of it."""
+def known_of(crops: Crops, scenes: Path, *, progress: Any = lambda done, total: None) -> Known:
+    """Crops of the images of a folder of scenes -> the first crop of each, with all that is known of it."""
     beside_them = []
     for folder, kind in (("segmentations", KINDS["labels"](None)), ("depths", KINDS["depth"](None))):
         source = open_source(scenes / folder, kind=kind)
-        chosen, channels = files_beside(pictures.pictures, source), len(LABELS) if folder == "segmentations" else 1
-        files = Crops(source, chosen, size=pictures.size, channels=channels, crop=pictures.crop, seed=pictures.seed)
-        beside_them.append(CutAlike(pictures, files))
+        chosen, channels = files_beside(crops.images, source), len(LABELS) if folder == "segmentations" else 1
+        files = Crops(source, chosen, size=crops.size, channels=channels, crop=crops.crop, seed=crops.seed)
+        beside_them.append(CutAlike(crops, files))
     rows = []
-    for place in range(len(pictures)):
-        rows.append((*pictures.example(place, place), *(each.example(place, place) for each in beside_them)))
-        progress(place + 1, len(pictures))
+    for place in range(len(crops)):
+        rows.append((*crops.example(place, place), *(each.example(place, place) for each in beside_them)))
+        progress(place + 1, len(crops))
     images, classes, labels, depths = (torch.stack(each) for each in zip(*rows, strict=True))
     return Known(images, classes, labels.long(), depths)
 
 
 def _obeyed(name: Name, chosen: ConditionsSettings) -> Step:
-    """The step that lays pictures of held-out conditions, and of none, and measures."""
+    """The step that lays images of held-out conditions, and of none, and measures."""
     trial = TRIALS[name]
     scenes, times = (LARGE, 2) if trial.large else (SCENES, 1)
-    cut = PictureSettings(
+    cut = ImageSettings(
         size=(chosen.size[0] * times, chosen.size[1] * times), zoom=(1.0, 1.0), validation=chosen.held_out
     )
 
@@ -308,10 +312,10 @@ def _obeyed(name: Name, chosen: ConditionsSettings) -> Step:
         pipeline = Pipeline(tokenizer, *load_prior(find_model(place.before[f"prior-{name}"].folder, kind="prior")))
         asked = _asked(place.before[f"codes-{name}"].folder / "codes", held_out, cut, pipeline.condition)
         grid, nothing = pipeline.grid(cut.size), pipeline.prior.null_prefix(len(asked))
-        # What is told of windows in a larger picture follows from the picture's size.
+        # What is told of windows in a larger image follows from the image's size.
         laid_at = pipeline.prefixes([None] * len(asked), grid=grid) if trial.large else everywhere(asked)
         guided = sampler_of(top_p=chosen.top_p, guidance=chosen.guidance)
-        pictures = condition_fidelity.Pictures(
+        images = condition_fidelity.ComparedImages(
             told=_laid(pipeline, laid_at, grid, sampler=guided, count=len(asked), place=place),
             left_open=_laid(
                 pipeline,
@@ -323,12 +327,12 @@ def _obeyed(name: Name, chosen: ConditionsSettings) -> Step:
             ),
             real=pipeline.reconstruct(known.images),
             known=known,
-            things=beside(held_out.pictures, read_annotations(folder)),
+            things=beside(held_out.images, read_annotations(folder)),
             judge=_read_judge(place.before["judge"].folder),
         )
-        _save(place.folder, pictures, [] if trial.large else list(map(pipeline.condition.preview, asked)), chosen.shown)
-        also = {each: TRIALS[each].measure(pictures)._asdict() for each in trial.also}
-        return {**trial.measure(pictures)._asdict(), "also": also, "pictures": len(asked)}
+        _save(place.folder, images, [] if trial.large else list(map(pipeline.condition.preview, asked)), chosen.shown)
+        also = {each: TRIALS[each].measure(images)._asdict() for each in trial.also}
+        return {**trial.measure(images)._asdict(), "also": also, "images": len(asked)}
 
     settings = {
         "samples": chosen.samples,
@@ -347,12 +351,12 @@ def _read_judge(folder: Path) -> Judge:
     return judge.eval().requires_grad_(False)
 
 
-def _asked(codes: Path, chosen: Crops, cut: PictureSettings, condition: Condition) -> Tensor:
-    """What some held-out pictures are told, as shards hold it of all of them, (B,P)."""
+def _asked(codes: Path, chosen: Crops, cut: ImageSettings, condition: Condition) -> Tensor:
+    """What some held-out images are told, as shards hold it of all of them, (B,P)."""
     _, every = crops(chosen.source, cut, channels=3, seed=0)
-    places = {picture.key: place for place, picture in enumerate(every.pictures)}
+    places = {image.key: place for place, image in enumerate(every.images)}
     shards = open_codes(codes)
-    examples = [shards.validation[places[picture.key], 0] for picture in chosen.pictures]
+    examples = [shards.validation[places[image.key], 0] for image in chosen.images]
     own = [each.label.reshape(1) if isinstance(condition, Labels) else each.prefix for each in examples]
     return torch.stack(own)
 
@@ -366,7 +370,7 @@ def _laid(
     count: int,
     place: Place,
 ) -> Tensor:
-    """Prefixes (B,P) at each place of the window -> pictures of a grid (h,w) of codes, with the seeds 0, 1, ..."""
+    """Prefixes (B,P) at each place of the window -> images of a grid (h,w) of codes, with the seeds 0, 1, ..."""
     seeds, codes = torch.arange(count), unknown(count, grid)
     laying = sample_windows(pipeline.prior, laid_at, sampler=sampler, seeds=seeds, known=codes)
     with counting(place.console, title="laying", unit="rows") as progress:
@@ -376,13 +380,13 @@ def _laid(
     return pipeline.decode(codes)
 
 
-def _save(folder: Path, pictures: condition_fidelity.Pictures, asked: Sequence[Any], shown: int) -> None:
-    """Set down what the page shows: what was asked for, and the pictures, evenly spread over all of them."""
-    count = len(pictures.told)
+def _save(folder: Path, images: condition_fidelity.ComparedImages, asked: Sequence[Any], shown: int) -> None:
+    """Set down what the page shows: what was asked for, and the images, evenly spread over all of them."""
+    count = len(images.told)
     for number in range(min(shown, count)):
         seed = number * count // min(shown, count)
         for name in ("told", "real", "left_open"):
-            image = getattr(pictures, name)[seed]
+            image = getattr(images, name)[seed]
             save_png(folder / "shown" / f"{number:03d}-{name}.png", image, settings={"seed": seed})
         if asked:
             write_atomically(
@@ -392,7 +396,7 @@ def _save(folder: Path, pictures: condition_fidelity.Pictures, asked: Sequence[A
 
 
 CONDITIONS_OBEYED = Study(
-    about="do pictures show what they are told? Every condition, on scenes of which everything is known",
+    about="do images show what they are told? Every condition, on scenes of which everything is known",
     takes_models=False,
     settings=ConditionsSettings,
     scales=SCALES,

@@ -9,7 +9,19 @@ from smalti.core.version import __version__
 from smalti.experiments.base import Asked, Done
 from smalti.experiments.page_parts import counted, made, minutes, pixels
 from smalti.reports.charts import Line, LinePlot
-from smalti.reports.report import Block, Card, Cards, Comparison, Picture, Plots, Report, Section, Table, Target, Text
+from smalti.reports.report import (
+    Block,
+    Card,
+    Cards,
+    Comparison,
+    EmbeddedImage,
+    Plots,
+    Report,
+    Section,
+    Table,
+    Target,
+    Text,
+)
 from smalti.training.run_folder import read_metrics
 
 
@@ -22,15 +34,15 @@ class Words(NamedTuple):
 
 
 WORDS: dict[str, Words] = {
-    "label": Words("pictures whose class is named right", "of pictures"),
-    "segmentation": Words("mean IoU of the labels seen", "of the IoU of real pictures"),
+    "label": Words("images whose class is named right", "of images"),
+    "segmentation": Words("mean IoU of the labels seen", "of the IoU of real images"),
     "depth": Words("rank correlation with the depth seen", "correlation"),
-    "edges": Words("F-score of edges", "times the F-score of pictures told nothing"),
-    "lowres": Words("PSNR of the picture made smaller, dB", "dB"),
+    "edges": Words("F-score of edges", "times the F-score of images told nothing"),
+    "lowres": Words("PSNR of the image made smaller, dB", "dB"),
     "layout": Words("boxes that show their class", "times as often as other boxes"),
     "keypoints": Words("houses seen where their keypoints are", "times as often as elsewhere"),
-    "coordinates": Words("sky above and ground below, in pictures twice as high", "of what real pictures have"),
-    "label-segmentation": Words("mean IoU of the labels seen", "of the IoU of real pictures"),
+    "coordinates": Words("sky above and ground below, in images twice as high", "of what real images have"),
+    "label-segmentation": Words("mean IoU of the labels seen", "of the IoU of real images"),
 }
 
 
@@ -40,7 +52,7 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
     return Report(
         title="Told, and shown",
         lead=f"{counted(len(names), 'condition')} on the embedded scenes, a prior for each; what is asked for comes from scenes "
-        "that no training saw, and a network that has learned from real scenes says what the pictures show. "
+        "that no training saw, and a network that has learned from real scenes says what the images show. "
         f"{goals_reached(names, done)} of {len(names)} goals are reached.",
         blocks=[_cards(names, done)],
         sections=[
@@ -86,7 +98,7 @@ def _hides(done: Mapping[str, Done]) -> str:
     return (
         "The judge makes mistakes of its own: of real held-out scenes it sees labels with a mean IoU of "
         f"{judge['labels']:.3f}, depths with a rank correlation of {judge['depths']:.3f} and {judge['classes']:.0%} of classes. "
-        "Each prior was trained once, with one seed, by one rate. A picture that obeys need not be a good picture. What is told "
+        "Each prior was trained once, with one seed, by one rate. An image that obeys need not be a good image. What is told "
         "comes from scenes like those of training: a map that a person draws may be unlike them."
     )
 
@@ -100,19 +112,19 @@ def _table(names: list[str], done: Mapping[str, Done]) -> Table:
     return Table(
         ["told", "measured", "told", "told nothing", "real, through the codes", "goal"],
         rows,
-        caption=f"Means over {counted(done[f'obeyed-{names[0]}'].outcome['pictures'], 'picture')} of held-out scenes.",
+        caption=f"Means over {counted(done[f'obeyed-{names[0]}'].outcome['images'], 'image')} of held-out scenes.",
     )
 
 
 def _shown(settings: Any, name: str, done: Mapping[str, Done]) -> list[Block]:
     step = done[f"obeyed-{name}"]
-    numbers = range(min(settings.shown, step.outcome["pictures"]))
+    numbers = range(min(settings.shown, step.outcome["images"]))
     rows = []
     for file, title in (("asked", "asked for"), ("told", "told"), ("left_open", "told nothing"), ("real", "real")):
         paths = [step.folder / "shown" / f"{number:03d}-{file}.png" for number in numbers]
         if paths[0].is_file():
             rows.append(
-                (title, [Picture(pixels(path), f"{name}, {title}, {place}") for place, path in enumerate(paths)])
+                (title, [EmbeddedImage(pixels(path), f"{name}, {title}, {place}") for place, path in enumerate(paths)])
             )
     return [Comparison(rows, caption="What was asked for, as the codes keep it; the same seed told and told nothing.")]
 

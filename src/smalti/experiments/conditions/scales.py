@@ -5,9 +5,9 @@ from __future__ import annotations
 from smalti.experiments.base import Scale
 
 _QUIET = [
-    "run.report_every=200",
+    "run.log_every=200",
     "run.validate_every=1800",
-    "run.picture_every=3600",
+    "run.sample_every=3600",
     "run.checkpoint_every=900",
     "run.tensorboard=false",
 ]
@@ -20,8 +20,8 @@ SCALES = {
         settings={
             "recipe": "demo",
             "tokenizer": ["run.length=1000", "objective.adversarial.weight=0", *_QUIET],
-            "maps": ["run.length=800", "model.quantizer.size=128"],
-            "prior": ["run.length=61440", "run.picture_every=614400", "optimiser.rate=0.001", "run.tensorboard=false"],
+            "maps": ["run.length=800", "model.quantizer.codebook_size=128"],
+            "prior": ["run.length=61440", "run.sample_every=614400", "optimizer.lr=0.001", "run.tensorboard=false"],
             "told": ["label", "segmentation", "lowres", "coordinates"],
             "scenes": 400,
             "copies": 2,
@@ -36,8 +36,8 @@ SCALES = {
         settings={
             "recipe": "demo",
             "tokenizer": ["run.length=3600", *_QUIET],
-            "maps": ["run.length=1500", "model.quantizer.size=256"],
-            "prior": ["run.length=409600", "run.picture_every=614400", "optimiser.rate=0.001", "run.tensorboard=false"],
+            "maps": ["run.length=1500", "model.quantizer.codebook_size=256"],
+            "prior": ["run.length=409600", "run.sample_every=614400", "optimizer.lr=0.001", "run.tensorboard=false"],
             "scenes": 1600,
             "samples": 144,
             "shown": 9,
@@ -50,8 +50,8 @@ SCALES = {
         settings={
             "recipe": "demo",
             "tokenizer": ["run.length=100000", "run.batch=16"],
-            "maps": ["run.length=50000", "model.quantizer.size=512"],
-            "prior": ["run.length=100000000", "network.layers=8", "network.width=384", "network.heads=8"],
+            "maps": ["run.length=50000", "model.quantizer.codebook_size=512"],
+            "prior": ["run.length=100000000", "network.layers=8", "network.embed_dim=384", "network.heads=8"],
             "scenes": 20000,
             "size": [128, 128],
             "copies": 8,

@@ -32,7 +32,7 @@ from smalti.pipeline import Pipeline
 from smalti.prior import nats
 from smalti.scenes.scene_files import write_scenes
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
-from smalti.training.runs import encode_pictures, train_prior, train_tokenizer
+from smalti.training.runs import encode_images, train_prior, train_tokenizer
 from smalti.training.stage1 import crops
 
 SAMPLES_A_CLASS = 10
@@ -73,17 +73,15 @@ def run_demo(out: Path, *, recipe: str, count: int, console: Console) -> None:
         write_scenes(
             out / "scenes",
             count=count,
-            size=tokenizer.pictures.size,
+            size=tokenizer.images.size,
             workers=None,
             progress=lambda done: progress(done, count),
         )
     with timings.measured("tokenizer"):
         train_tokenizer(out / "scenes" / "images", out / "tokenizer", settings=tokenizer, console=console)
     with timings.measured("codes"), counting(console, title="encoding", unit="images") as progress:
-        pictures, codes = out / "scenes" / "images", out / "codes"
-        encode_pictures(
-            out / "tokenizer", pictures, codes, settings=prior.encode, seed=prior.run.seed, progress=progress
-        )
+        images, codes = out / "scenes" / "images", out / "codes"
+        encode_images(out / "tokenizer", images, codes, settings=prior.encode, seed=prior.run.seed, progress=progress)
     with timings.measured("prior"):
         train_prior(open_codes(codes), out / "tokenizer", out / "prior", settings=prior, console=console)
     with timings.measured("results"):
@@ -98,10 +96,10 @@ def run_demo(out: Path, *, recipe: str, count: int, console: Console) -> None:
 
 
 def measure(out: Path, settings: TokenizerTraining) -> Results:
-    """A finished demo folder -> figures and pictures."""
+    """A finished demo folder -> figures and images."""
     pipeline = Pipeline.from_pretrained(out)
     source = open_source(out / "scenes" / "images")
-    training, held_out = crops(source, settings.pictures, channels=3, seed=settings.run.seed)
+    training, held_out = crops(source, settings.images, channels=3, seed=settings.run.seed)
     judge = train_classifier(_some(training), classes=len(source.labels), seed=settings.run.seed)
     ratios, use = [], CodeUse(pipeline.tokenizer.size)
     for batch in in_order(held_out, batch=BATCH):
@@ -118,8 +116,8 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
     right = _named_right(judge, samples, source.labels)
     shown, labels = spread(held_out, COMPLETED)
     names = [source.labels[int(label)] for label in labels]
-    known = kept_part("top-half", settings.pictures.size)
-    H, W = settings.pictures.size
+    known = kept_part("top-half", settings.images.size)
+    H, W = settings.images.size
     results = Results(
         figures={
             "psnr": float(torch.cat(ratios).mean()),
@@ -129,7 +127,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
             "class_accuracy": right,
             "class_chance": 1 / len(source.labels),
             "class_accuracy_of_real": accuracy(judge, in_order(held_out, batch=BATCH)),
-            "held_out_pictures": float(len(held_out)),
+            "held_out_images": float(len(held_out)),
         },
         counts=use.counts,
         originals=shown,
@@ -146,9 +144,9 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
         ),
     )
     for label, images in samples.items():
-        save_png(out / "pictures" / f"{label}.png", grid(images, columns=5, gap=2), settings={"label": label})
+        save_png(out / "images" / f"{label}.png", grid(images, columns=5, gap=2), settings={"label": label})
     for label, image in results.panoramas.items():
-        save_png(out / "pictures" / f"panorama-{label}.png", image, settings={"label": label, "seed": 1})
+        save_png(out / "images" / f"panorama-{label}.png", image, settings={"label": label, "seed": 1})
     return results
 
 
@@ -167,7 +165,7 @@ def _named_right(judge: Classifier, samples: dict[str, Tensor], labels: tuple[st
 
 
 def _while_laid(pipeline: Pipeline, label: str) -> list[Tensor]:
-    """One picture after every second row of codes."""
+    """One image after every second row of codes."""
     codes = unknown(1, pipeline.prior.grid)
     sampler = Sampler(top_p=TOP_P, guidance=GUIDANCE)
     laying = pipeline.lay([label], codes, sampler=sampler, seeds=pipeline.seeds(3, 1))

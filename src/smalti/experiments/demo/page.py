@@ -17,22 +17,22 @@ from smalti.reports.report import (
     Cards,
     Commands,
     Comparison,
+    EmbeddedImage,
+    Images,
     Listing,
-    Picture,
-    Pictures,
     Plots,
     Report,
     Section,
     Target,
     Text,
 )
-from smalti.scenes.scene_classes import COLOURS, LABELS, paint
+from smalti.scenes.scene_classes import COLORS, LABELS, paint
 from smalti.training.config import PriorTraining, TokenizerTraining, as_yaml
 from smalti.training.run_folder import read_metrics
 
 
 class Results(NamedTuple):
-    """What the demo found, in numbers and pictures (B,C,H,W) in [-1,1]."""
+    """What the demo found, in numbers and images (B,C,H,W) in [-1,1]."""
 
     figures: dict[str, float]
     counts: Tensor
@@ -54,11 +54,11 @@ def write_page(
 ) -> None:
     """Write `out/report.html`."""
     Report(
-        title="smalti: tiles learned, pictures laid",
+        title="smalti: tiles learned, images laid",
         lead="In one run on this machine, a tokenizer learned a codebook of image tiles from painted landscapes, and a "
         "transformer learned to lay those tiles into new ones. Nothing on this page was made anywhere else.",
         blocks=[_cards(results.figures)],
-        hero=[_picture(images[0], f"a new landscape, {label}") for label, images in results.samples.items()],
+        hero=[_image(images[0], f"a new landscape, {label}") for label, images in results.samples.items()],
         sections=[
             _scenes(settings[0]),
             _tokenizer(out, results),
@@ -73,15 +73,15 @@ def write_page(
     ).write(out / "report.html")
 
 
-def _picture(image: Tensor, alt: str, caption: str = "") -> Picture:
-    return Picture(to_array(image), alt, caption=caption)
+def _image(image: Tensor, alt: str, caption: str = "") -> EmbeddedImage:
+    return EmbeddedImage(to_array(image), alt, caption=caption)
 
 
 def _cards(figures: Mapping[str, float]) -> Cards:
     entropy, likelihood = figures["code_entropy_nats"], figures["prior_nats"]
     below = 1 - likelihood / entropy
     chance, named = figures["class_chance"], figures["class_accuracy"]
-    minutes, count = figures["seconds"] / 60, int(figures["held_out_pictures"])
+    minutes, count = figures["seconds"] / 60, int(figures["held_out_images"])
     return Cards(
         [
             Card(
@@ -114,23 +114,26 @@ def _cards(figures: Mapping[str, float]) -> Cards:
 
 
 def _scenes(settings: TokenizerTraining) -> Section:
-    height, width = settings.pictures.size
+    height, width = settings.images.size
     shown = [paint(0, index, size=(2 * height, 2 * width)) for index in range(6)]
-    labelled = [_coloured(scene.segmentation) for scene in shown]
+    labeled = [_colored(scene.segmentation) for scene in shown]
     return Section(
         "What it learned from",
         [
             Text(
                 "Procedurally painted landscapes in four seasons at three times of day. They come with exact "
-                f"segmentation, depth, edges and boxes; here only the picture and its class are used, at {height} x {width} pixels."
+                f"segmentation, depth, edges and boxes; here only the image and its class are used, at {height} x {width} pixels."
             ),
             Comparison(
                 [
                     (
                         "scene",
-                        [Picture(scene.image, f"a painted {scene.label}", caption=scene.label) for scene in shown],
+                        [
+                            EmbeddedImage(scene.image, f"a painted {scene.label}", caption=scene.label)
+                            for scene in shown
+                        ],
                     ),
-                    ("labels", [Picture(each, "its segmentation") for each in labelled]),
+                    ("labels", [EmbeddedImage(each, "its segmentation") for each in labeled]),
                 ],
                 caption="Scenes at twice the training size, and their labels: " + ", ".join(LABELS) + ".",
             ),
@@ -138,8 +141,8 @@ def _scenes(settings: TokenizerTraining) -> Section:
     )
 
 
-def _coloured(segmentation: Any) -> Any:
-    return np.asarray(COLOURS, dtype=np.uint8)[segmentation]
+def _colored(segmentation: Any) -> Any:
+    return np.asarray(COLORS, dtype=np.uint8)[segmentation]
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], part: str, name: str) -> list[tuple[float, float]]:
@@ -188,8 +191,8 @@ def _tokenizer(out: Path, results: Results) -> Section:
             ),
             Comparison(
                 [
-                    ("scene", [_picture(results.originals[i], "a held-out scene") for i in shown]),
-                    ("from codes", [_picture(results.reconstructions[i], "the same from its codes") for i in shown]),
+                    ("scene", [_image(results.originals[i], "a held-out scene") for i in shown]),
+                    ("from codes", [_image(results.reconstructions[i], "the same from its codes") for i in shown]),
                 ],
                 caption="Held-out scenes above, what their codes keep of them below.",
             ),
@@ -224,30 +227,30 @@ def _prior(out: Path, figures: Mapping[str, float]) -> Section:
 
 def _samples(results: Results) -> Section:
     rows = [
-        (label, [_picture(image, f"a sample of {label}") for image in images[:8]])
+        (label, [_image(image, f"a sample of {label}") for image in images[:8]])
         for label, images in results.samples.items()
     ]
-    steps = [_picture(image, "a picture being laid") for image in results.laid]
+    steps = [_image(image, "an image being laid") for image in results.laid]
     return Section(
         "New landscapes",
         [
             Comparison(rows, caption="Seeds 0 to 7 of every class, not chosen."),
-            Pictures(steps, caption="One picture after every second row of codes.", width=110),
+            Images(steps, caption="One image after every second row of codes.", width=110),
         ],
     )
 
 
 def _panoramas(results: Results, settings: TokenizerTraining) -> Section:
-    height, width = settings.pictures.size
-    pictures = [_picture(image, f"a panorama, {label}", caption=label) for label, image in results.panoramas.items()]
+    height, width = settings.images.size
+    images = [_image(image, f"a panorama, {label}", caption=label) for label, image in results.panoramas.items()]
     return Section(
         "Wider than anything it has seen",
         [
             Text(
                 f"The prior was trained on {height} x {width} pixels. A window of that size slides over the grid of codes and "
-                f"lays pictures of {height} x {4 * width}."
+                f"lays images of {height} x {4 * width}."
             ),
-            Pictures(pictures, width=520),
+            Images(images, width=520),
         ],
     )
 
@@ -259,9 +262,9 @@ def _completions(results: Results) -> Section:
         [
             Comparison(
                 [
-                    ("kept", [_picture(results.kept[i], "the upper half of a held-out scene") for i in shown]),
-                    ("completed", [_picture(results.completions[i], "the half completed") for i in shown]),
-                    ("the scene", [_picture(results.originals[i], "the held-out scene") for i in shown]),
+                    ("kept", [_image(results.kept[i], "the upper half of a held-out scene") for i in shown]),
+                    ("completed", [_image(results.completions[i], "the half completed") for i in shown]),
+                    ("the scene", [_image(results.originals[i], "the held-out scene") for i in shown]),
                 ],
                 caption="The upper half is kept, the lower half laid anew.",
             )
@@ -278,18 +281,18 @@ def _next(out: Path) -> Section:
                     (f"smalti sample {out} --out samples --label winter-dusk -n 8", "More samples of one class."),
                     (
                         f"smalti sample {out} --out wide --label summer-day --size 128x512",
-                        "A larger picture, by the sliding window.",
+                        "A larger image, by the sliding window.",
                     ),
                     (
-                        f"smalti complete {out} PICTURE --keep top-half --out completed",
-                        "Keep the upper half of a picture of yours.",
+                        f"smalti complete {out} IMAGE --keep top-half --out completed",
+                        "Keep the upper half of an image of yours.",
                     ),
-                    ("smalti train tokenizer PICTURES --out runs/mine/tokenizer", "Your own pictures: a tokenizer ..."),
+                    ("smalti train tokenizer IMAGES --out runs/mine/tokenizer", "Your own images: a tokenizer ..."),
                     (
-                        "smalti train prior PICTURES --tokenizer runs/mine/tokenizer --out runs/mine/prior",
+                        "smalti train prior IMAGES --tokenizer runs/mine/tokenizer --out runs/mine/prior",
                         "... and a prior; sub-folders become classes.",
                     ),
-                    ("smalti sample runs/mine --out samples", "New pictures of your own kind."),
+                    ("smalti sample runs/mine --out samples", "New images of your own kind."),
                 ]
             )
         ],

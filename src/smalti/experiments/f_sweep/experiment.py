@@ -1,9 +1,9 @@
 """The study `f-sweep`: how large should the tile of a code be? Section 4.4 of the paper and its figure.
 
-A prior sees a fixed number of codes at once. With a small f these are a small part of the picture, so that details are exact and
-the composition is lost; with a large f they are the whole picture, and details are lost. Here tokenizers of several f, with as many
-codes, are trained on the same number of pictures; priors of one size, with a window of one size, on the codes of crops that fill
-it; and pictures of one size are laid by the sliding window.
+A prior sees a fixed number of codes at once. With a small f these are a small part of the image, so that details are exact and
+the composition is lost; with a large f they are the whole image, and details are lost. Here tokenizers of several f, with as many
+codes, are trained on the same number of images; priors of one size, with a window of one size, on the codes of crops that fill
+it; and images of one size are laid by the sliding window.
 
 H W pixels, f = H/h, h w the window of the priors, K size of the codebook.
 """
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, as_mapping, settings
-from smalti.data.crops import CentreCrop
+from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops, in_order
 from smalti.data.sources import open_source, split
 from smalti.experiments import steps
@@ -26,8 +26,8 @@ from smalti.experiments.base import Asked, Place, Step, Study
 from smalti.experiments.f_sweep.page import page
 from smalti.experiments.f_sweep.scales import SCALES
 from smalti.experiments.palette import fitted_palette, load_palette
-from smalti.experiments.sampling import Laid, codes_of_crops, laid_pictures, trained_prior, zoom_of
-from smalti.experiments.steps import Pictures, Variation, refuse_idle, refuse_twins
+from smalti.experiments.sampling import Laid, codes_of_crops, laid_images, trained_prior, zoom_of
+from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_comparison import FEATURES
 from smalti.experiments.tokenizer_measurement import Measuring
 from smalti.model_loading import load_tokenizer
@@ -55,37 +55,37 @@ class FSweepSettings:
     """K, of all."""
     palette_rounds: Annotated[int, Field(ge=0)] = 15
     """Rounds of k-means for the palette of f = 1; 0 leaves f = 1 out."""
-    palette_pictures: Positive = 128
-    """Training pictures whose pixels it is made of, at most."""
+    palette_images: Positive = 128
+    """Training images whose pixels it is made of, at most."""
     window: Side
     """(h,w) codes that a prior sees at once, at every f."""
     size: Side
-    """(H,W) of whole pictures: laid, measured, painted."""
+    """(H,W) of whole images: laid, measured, painted."""
     crop: Side
     """(H,W) of the parts of them that tokenizers are trained on."""
     copies: Positive
-    """Crops of each training picture that a prior is trained on the codes of."""
+    """Crops of each training image that a prior is trained on the codes of."""
     held_out_copies: Positive = 4
-    """Likewise of each held-out picture."""
+    """Likewise of each held-out image."""
     samples: Positive
-    """Pictures laid for each f."""
+    """Images laid for each f."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the pictures that trainings do not see."""
-    pictures: Positive
+    """Share of the images that trainings do not see."""
+    images: Positive
     """How many are measured at most, evenly spread."""
     shown: Positive
     """How many of those, and of the samples, are shown."""
     scenes: Positive = 320
-    """How many scenes are painted, where no pictures are given."""
+    """How many scenes are painted, where no images are given."""
 
 
 def plan(chosen: FSweepSettings, asked: Asked) -> list[Step]:
-    """Scenes where no pictures are given; then for each f its tokenizer, its codes, its prior, its measuring, its samples."""
+    """Scenes where no images are given; then for each f its tokenizer, its codes, its prior, its measuring, its samples."""
     refuse_idle(asked, trains=("tokenizer", "prior"))
     refuse_twins([PALETTE, *(each.name for each in chosen.tokenizers)], what="tokenizers")
-    pictures = Pictures.of(asked.data)
+    images = Images.of(asked.data)
     trainings = {each.name: _training(each, chosen, asked) for each in chosen.tokenizers}
-    factors = {name: training.model.pyramid.factor for name, training in trainings.items()}
+    factors = {name: training.model.autoencoder.factor for name, training in trainings.items()}
     if chosen.palette_rounds:
         factors = {PALETTE: 1, **factors}
     _refuse_sizes(factors, chosen)
@@ -93,21 +93,21 @@ def plan(chosen: FSweepSettings, asked: Asked) -> list[Step]:
         chosen.recipe,
         shared=chosen.prior,
         overrides=asked.of("prior"),
-        changes=["condition=nothing", "drop_condition=0", "encode={}"],
+        changes=["condition=nothing", "condition_dropout=0", "encode={}"],
     )
-    how = Measuring.of("f-sweep", size=chosen.size, count=chosen.pictures, held_out=chosen.held_out, shown=chosen.shown)
+    how = Measuring.of("f-sweep", size=chosen.size, count=chosen.images, held_out=chosen.held_out, shown=chosen.shown)
     found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
     for name, f in factors.items():
         if name in trainings:
-            found.append(steps.tokenizer(f"tokenizer-{name}", pictures=pictures, training=trainings[name]))
+            found.append(steps.tokenizer(f"tokenizer-{name}", images=images, training=trainings[name]))
         else:
-            found.append(_palette(pictures, chosen))
+            found.append(_palette(images, chosen))
         load = _loading(name)
         found += [
-            _codes(name, f, pictures, chosen, load),
+            _codes(name, f, images, chosen, load),
             _prior(name, prior, load),
-            how.step(name, pictures=pictures, described={}, after=(f"tokenizer-{name}",), load=load),
-            _samples(name, f, pictures, chosen, load, judged=FEATURES not in how.missing),
+            how.step(name, images=images, described={}, after=(f"tokenizer-{name}",), load=load),
+            _samples(name, f, images, chosen, load, judged=FEATURES not in how.missing),
         ]
     return found
 
@@ -115,10 +115,10 @@ def plan(chosen: FSweepSettings, asked: Asked) -> list[Step]:
 def _training(each: Variation, chosen: FSweepSettings, asked: Asked) -> TokenizerTraining:
     zoom = zoom_of(chosen.crop, chosen.size)
     fixed = [
-        f"pictures.size={list(chosen.crop)}",
-        f"pictures.zoom=[{zoom}, {zoom}]",
-        f"pictures.validation={chosen.held_out}",
-        f"model.quantizer.size={chosen.codebook}",
+        f"images.size={list(chosen.crop)}",
+        f"images.zoom=[{zoom}, {zoom}]",
+        f"images.validation={chosen.held_out}",
+        f"model.quantizer.codebook_size={chosen.codebook}",
     ]
     return steps.varied(
         chosen.recipe, shared=chosen.tokenizer, overrides=asked.of("tokenizer"), changes=[*each.changes, *fixed]
@@ -126,7 +126,7 @@ def _training(each: Variation, chosen: FSweepSettings, asked: Asked) -> Tokenize
 
 
 def _refuse_sizes(factors: dict[str, int], chosen: FSweepSettings) -> None:
-    """Raise `SmaltiError` where pictures are not made of whole tiles, or a window is larger than a picture."""
+    """Raise `SmaltiError` where images are not made of whole tiles, or a window is larger than an image."""
     (height, width), (h, w) = chosen.size, chosen.window
     for name, f in factors.items():
         if height % f or width % f:
@@ -136,7 +136,7 @@ def _refuse_sizes(factors: dict[str, int], chosen: FSweepSettings) -> None:
             )
         if h * f > height or w * f > width:
             raise SmaltiError(
-                f"a window of {h} x {w} codes of {name} is {h * f} x {w * f} pixels, more than the pictures of {height} x "
+                f"a window of {h} x {w} codes of {name} is {h * f} x {w * f} pixels, more than the images of {height} x "
                 f"{width}; set a smaller window, or a larger size"
             )
 
@@ -151,37 +151,37 @@ def _loading(name: str) -> Callable[[Place], Any]:
     return load
 
 
-def _palette(pictures: Pictures, chosen: FSweepSettings) -> Step:
-    """The step that makes the palette, on the training pictures as they are measured."""
+def _palette(data: Images, chosen: FSweepSettings) -> Step:
+    """The step that makes the palette, on the training images as they are measured."""
 
     def work(place: Place) -> dict[str, Any]:
-        source = open_source(pictures.path(place))
-        training, _ = split(source.pictures, validation=chosen.held_out)
-        count = min(chosen.palette_pictures, len(training))
+        source = open_source(data.path(place))
+        training, _ = split(source.images, validation=chosen.held_out)
+        count = min(chosen.palette_images, len(training))
         some = [training[number * len(training) // count] for number in range(count)]
-        crops = Crops(source, some, size=chosen.size, channels=3, crop=CentreCrop(), seed=0)
+        crops = Crops(source, some, size=chosen.size, channels=3, crop=CenterCrop(), seed=0)
         images = (batch.images for batch in in_order(crops, batch=16))
-        palette = fitted_palette(images, size=chosen.codebook, rounds=chosen.palette_rounds, pictures=count, seed=0)
-        palette.save(place.folder / "model", about={"pictures": count})
+        palette = fitted_palette(images, size=chosen.codebook, rounds=chosen.palette_rounds, count=count, seed=0)
+        palette.save(place.folder / "model", about={"images": count})
         return {}
 
     shaped = {"size": list(chosen.size), "held_out": chosen.held_out, "codebook": chosen.codebook}
-    made = {"rounds": chosen.palette_rounds, "most": chosen.palette_pictures}
+    made = {"rounds": chosen.palette_rounds, "most": chosen.palette_images}
     return Step(
         name=f"tokenizer-{PALETTE}",
-        settings={**pictures.described, **shaped, **made},
+        settings={**data.described, **shaped, **made},
         work=work,
-        after=pictures.after,
+        after=data.after,
     )
 
 
-def _codes(name: str, f: int, pictures: Pictures, chosen: FSweepSettings, load: Callable[[Place], Any]) -> Step:
-    """The step that encodes crops that fill the priors' window, cut from pictures at their whole size."""
+def _codes(name: str, f: int, images: Images, chosen: FSweepSettings, load: Callable[[Place], Any]) -> Step:
+    """The step that encodes crops that fill the priors' window, cut from images at their whole size."""
 
     def work(place: Place) -> dict[str, Any]:
         return codes_of_crops(
             load(place),
-            pictures.path(place),
+            images.path(place),
             place,
             window=chosen.window,
             size=chosen.size,
@@ -193,9 +193,9 @@ def _codes(name: str, f: int, pictures: Pictures, chosen: FSweepSettings, load: 
     copies = {"copies": chosen.copies, "held_out_copies": chosen.held_out_copies}
     return Step(
         name=f"codes-{name}",
-        settings={**pictures.described, **shaped, **copies},
+        settings={**images.described, **shaped, **copies},
         work=work,
-        after=(*pictures.after, f"tokenizer-{name}"),
+        after=(*images.after, f"tokenizer-{name}"),
     )
 
 
@@ -214,20 +214,20 @@ def _prior(name: str, training: PriorTraining, load: Callable[[Place], Any]) -> 
 
 
 def _samples(
-    name: str, f: int, pictures: Pictures, chosen: FSweepSettings, load: Callable[[Place], Any], *, judged: bool
+    name: str, f: int, images: Images, chosen: FSweepSettings, load: Callable[[Place], Any], *, judged: bool
 ) -> Step:
-    """The step that lays whole pictures by the sliding window, and compares them with all pictures there are."""
+    """The step that lays whole images by the sliding window, and compares them with all images there are."""
 
     def work(place: Place) -> dict[str, Any]:
         prior: Path = place.before[f"prior-{name}"].folder
         wanted = Laid(number=chosen.samples, size=chosen.size, judged=judged)
-        return laid_pictures(load(place), prior, pictures.path(place), place, wanted=wanted)
+        return laid_images(load(place), prior, images.path(place), place, wanted=wanted)
 
     return Step(
         name=f"samples-{name}",
-        settings={**pictures.described, "count": chosen.samples, "size": list(chosen.size), "f": f, "judged": judged},
+        settings={**images.described, "count": chosen.samples, "size": list(chosen.size), "f": f, "judged": judged},
         work=work,
-        after=(*pictures.after, f"tokenizer-{name}", f"prior-{name}"),
+        after=(*images.after, f"tokenizer-{name}", f"prior-{name}"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The page of the study `f-sweep`: curves over f, reconstructions, and pictures laid at each f."""
+"""The page of the study `f-sweep`: curves over f, reconstructions, and images laid at each f."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from smalti.experiments.page_parts import counted, made, minutes, not_measured, 
 from smalti.experiments.sampling import FEWEST
 from smalti.experiments.tokenizer_comparison import HEADS, LPIPS, Compared
 from smalti.reports.charts import Bars, Line, Linear, LinePlot, Logarithmic, Plot, Reference, Scale
-from smalti.reports.report import Block, Card, Cards, Comparison, Picture, Plots, Report, Section, Table, Text
+from smalti.reports.report import Block, Card, Cards, Comparison, EmbeddedImage, Plots, Report, Section, Table, Text
 
 LINEAR = Linear()
 
@@ -35,9 +35,9 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
     return Report(
         title="How large should a tile be",
         lead=f"Tokenizers with tiles of {', '.join(str(one.f) for one in found)} pixels a side and {settings.codebook:,} codes "
-        f"each; priors of one size, which see {h} x {w} codes at once; pictures of {H} x {W} pixels, laid by the sliding window.",
+        f"each; priors of one size, which see {h} x {w} codes at once; images of {H} x {W} pixels, laid by the sliding window.",
         blocks=[_cards(found, done)],
-        hero=[picture for one in reversed(found[-2:]) for picture in _laid(one, 4)],
+        hero=[image for one in reversed(found[-2:]) for image in _laid(one, 4)],
         sections=[
             Section("What this shows, and what it does not", [Text(_shows(found)), Text(_hides(settings, found))]),
             Section("Laid, from the smallest tile to the largest", [_rows(found, settings)]),
@@ -61,13 +61,13 @@ def _one(name: str, done: Mapping[str, Done]) -> _One:
 
 def _cards(found: Sequence[_One], done: Mapping[str, Done]) -> Cards:
     small, large = found[0], found[-1]
-    faster = small.samples.outcome["seconds_a_picture"] / large.samples.outcome["seconds_a_picture"]
+    faster = small.samples.outcome["seconds_a_image"] / large.samples.outcome["seconds_a_image"]
     return Cards(
         [
             Card(f"f {small.f} keeps", f"{small.measured.scores['psnr']:.2f}", unit="dB PSNR"),
             Card(f"f {large.f} keeps", f"{large.measured.scores['psnr']:.2f}", unit="dB PSNR"),
             Card(
-                "Codes of a picture",
+                "Codes of an image",
                 f"{small.samples.outcome['codes']:,} to {large.samples.outcome['codes']:,}",
             ),
             Card(f"Laying at f {large.f} is faster", f"{faster:.0f}", unit=f"times than at f {small.f}"),
@@ -81,7 +81,7 @@ def _shows(found: Sequence[_One]) -> str:
     said = [
         f"From f {small.f} to f {large.f} the PSNR of reconstructions goes from {small.measured.scores['psnr']:.2f} to "
         f"{large.measured.scores['psnr']:.2f} dB, while a prior that needs {small.prior['nats_a_pixel']:.3f} nats a pixel at "
-        f"f {small.f} needs {large.prior['nats_a_pixel']:.4f} at f {large.f}. A window of the prior covers the whole picture at "
+        f"f {small.f} needs {large.prior['nats_a_pixel']:.4f} at f {large.f}. A window of the prior covers the whole image at "
         "the largest f that was trained and a small part of it at the smallest; whether the rows below lose the composition "
         "toward small f, as in the paper's figure, is for the eye."
     ]
@@ -93,7 +93,7 @@ def _shows(found: Sequence[_One]) -> str:
 
 def _hides(settings: Any, found: Sequence[_One]) -> str:
     said = [
-        "Each was trained once, with one seed, tokenizers on the same number of pictures and priors on the same number of codes. "
+        "Each was trained once, with one seed, tokenizers on the same number of images and priors on the same number of codes. "
         "With the same layers but another number of levels the tokenizers differ in size, and the palette of f 1 has no network.",
         "Nats a pixel are those of codes: at a larger f they leave out what the decoder paints, so that they fall whatever the "
         "prior has learned.",
@@ -101,16 +101,16 @@ def _hides(settings: Any, found: Sequence[_One]) -> str:
     ]
     if settings.samples < FEWEST:
         said.append(
-            f"No Frechet distance of the samples is given: {counted(settings.samples, 'picture')} for each f are too few."
+            f"No Frechet distance of the samples is given: {counted(settings.samples, 'image')} for each f are too few."
         )
     elif settings.samples < 2048:
-        said.append(f"A Frechet distance over {settings.samples:,} pictures is biased and noisy; it ranks, at best.")
+        said.append(f"A Frechet distance over {settings.samples:,} images is biased and noisy; it ranks, at best.")
     return " ".join([*said, *not_measured(found[0].measured)])
 
 
-def _laid(one: _One, count: int) -> list[Picture]:
+def _laid(one: _One, count: int) -> list[EmbeddedImage]:
     files = sorted((one.samples.folder / "samples").glob("*.png"))[:count]
-    return [Picture(pixels(file), f"a picture laid at f {one.f}, seed {int(file.stem)}") for file in files]
+    return [EmbeddedImage(pixels(file), f"an image laid at f {one.f}, seed {int(file.stem)}") for file in files]
 
 
 def _rows(found: Sequence[_One], settings: Any) -> Comparison:
@@ -137,8 +137,8 @@ def _curves(found: Sequence[_One]) -> Plots:
         plots.append(
             over_f("Samples: Frechet distance, lower is better", "Frechet", lambda one: one.samples.outcome["frechet"])
         )
-    laying = [(f"f {one.f}", one.samples.outcome["seconds_a_picture"]) for one in found]
-    plots.append(Bars("Laying a picture", laying, unit="s"))
+    laying = [(f"f {one.f}", one.samples.outcome["seconds_a_image"]) for one in found]
+    plots.append(Bars("Laying an image", laying, unit="s"))
     return Plots(plots, caption="log2 f: 0 stands for single pixels, 4 for tiles of 16 x 16.")
 
 
@@ -163,7 +163,7 @@ def _table(found: Sequence[_One]) -> Block:
             f"{one.prior['nats_a_code'] / max(one.prior['code_entropy_nats'], 1e-9):.0%}",
             one.prior["nats_a_pixel"],
             one.samples.outcome["codes"],
-            one.samples.outcome["seconds_a_picture"],
+            one.samples.outcome["seconds_a_image"],
             one.samples.outcome.get("frechet", math.nan),
         ]
         for one in found
@@ -171,9 +171,9 @@ def _table(found: Sequence[_One]) -> Block:
     return Table(
         [*head, "codes laid", "seconds", "samples' Frechet"],
         rows,
-        caption="Reconstruction of held-out pictures: means of PSNR in dB, SSIM, LPIPS over SqueezeNet, and the Frechet distance "
+        caption="Reconstruction of held-out images: means of PSNR in dB, SSIM, LPIPS over SqueezeNet, and the Frechet distance "
         "in SqueezeNet's features. Nats: of held-out codes, and as a share of the entropy of single codes. Codes laid, and seconds "
-        "a picture, among those laid together.",
+        "an image, among those laid together.",
     )
 
 

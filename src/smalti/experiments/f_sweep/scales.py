@@ -9,11 +9,17 @@ from smalti.experiments.base import Scale
 _SHAPES = {2: (2, [1]), 4: (4, [1]), 8: (4, [1, 2]), 16: (4, [1, 2, 2])}
 """f -> stem and multipliers."""
 _TOKENIZERS: list[dict[str, Any]] = [
-    {"name": f"f{f}", "changes": [f"model.pyramid.stem={stem}", f"model.pyramid.multipliers={multipliers}"]}
-    for f, (stem, multipliers) in _SHAPES.items()
+    {
+        "name": f"f{f}",
+        "changes": [
+            f"model.autoencoder.patch_size={stem}",
+            f"model.autoencoder.channel_multipliers={channel_multipliers}",
+        ],
+    }
+    for f, (stem, channel_multipliers) in _SHAPES.items()
 ]
-# Attention over all codes of a picture would be most of the work at f 2, where there are thousands.
-_ALIKE = ["model.pyramid.middle_attention=false", "run.tensorboard=false"]
+# Attention over all codes of an image would be most of the work at f 2, where there are thousands.
+_ALIKE = ["model.autoencoder.middle_attention=false", "run.tensorboard=false"]
 
 SCALES = {
     "tiny": Scale(
@@ -25,22 +31,22 @@ SCALES = {
             "tokenizer": [
                 *_ALIKE,
                 "run.length=600",
-                "run.report_every=100",
+                "run.log_every=100",
                 "run.validate_every=300",
-                "run.picture_every=600",
+                "run.sample_every=600",
                 "run.checkpoint_every=300",
-                "model.pyramid.width=48",
+                "model.autoencoder.base_channels=48",
                 "objective.adversarial.weight=0",
             ],
             "prior": [
                 "run.length=204800",
-                "run.report_every=20480",
+                "run.log_every=20480",
                 "run.validate_every=51200",
-                "run.picture_every=204800",
+                "run.sample_every=204800",
                 "run.checkpoint_every=51200",
                 "run.tensorboard=false",
                 "network.layers=2",
-                "network.width=128",
+                "network.embed_dim=128",
             ],
             "tokenizers": _TOKENIZERS,
             "codebook": 256,
@@ -50,7 +56,7 @@ SCALES = {
             "copies": 8,
             "samples": 4,
             "held_out": 0.15,
-            "pictures": 40,
+            "images": 40,
             "shown": 4,
         },
     ),
@@ -64,15 +70,15 @@ SCALES = {
                 *_ALIKE,
                 "run.length=2400",
                 "run.validate_every=600",
-                "run.picture_every=2400",
+                "run.sample_every=2400",
                 "run.checkpoint_every=600",
-                "model.pyramid.width=64",
+                "model.autoencoder.base_channels=64",
             ],
             "prior": [
                 "run.length=1000000",
-                "run.picture_every=1000000",
+                "run.sample_every=1000000",
                 "network.layers=3",
-                "network.width=160",
+                "network.embed_dim=160",
             ],
             "tokenizers": _TOKENIZERS,
             "codebook": 512,
@@ -82,7 +88,7 @@ SCALES = {
             "copies": 8,
             "samples": 16,
             "held_out": 0.05,
-            "pictures": 128,
+            "images": 128,
             "shown": 8,
         },
     ),
@@ -97,19 +103,19 @@ SCALES = {
                 "run.length=1000000",
                 "run.batch=16",
                 "run.validate_every=50000",
-                "run.picture_every=50000",
+                "run.sample_every=50000",
                 "run.checkpoint_every=50000",
-                "model.pyramid.width=128",
-                "model.pyramid.blocks=2",
+                "model.autoencoder.base_channels=128",
+                "model.autoencoder.res_blocks=2",
             ],
             "prior": [
                 "run.length=500000000",
                 "run.batch=64",
                 "run.validate_every=20000000",
-                "run.picture_every=100000000",
+                "run.sample_every=100000000",
                 "run.checkpoint_every=20000000",
                 "network.layers=12",
-                "network.width=768",
+                "network.embed_dim=768",
                 "network.heads=12",
             ],
             "tokenizers": _TOKENIZERS,
@@ -120,7 +126,7 @@ SCALES = {
             "copies": 16,
             "samples": 2048,
             "held_out": 0.02,
-            "pictures": 1000,
+            "images": 1000,
             "shown": 8,
         },
     ),

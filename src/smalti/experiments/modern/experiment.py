@@ -1,6 +1,6 @@
 """The study `modern-vs-reference`: the original's way of training and ours, for the same time on the same machine.
 
-Both tokenizers have about as many parameters, and are judged on the same pictures, which neither has seen. Single changes away from
+Both tokenizers have about as many parameters, and are judged on the same images, which neither has seen. Single changes away from
 ours, back to the original's choice, are trained as long, so that it is seen what each of our choices is worth.
 
 H W pixels, f = H/h, K size of the codebook.
@@ -21,7 +21,7 @@ from smalti.experiments.base import Asked, Done, Place, Step, Study
 from smalti.experiments.equal_time import Weights, nominal, pace, reached, refuse_unequal, timed, weights
 from smalti.experiments.modern.page import MODERN, REFERENCE, page
 from smalti.experiments.modern.scales import SCALES
-from smalti.experiments.steps import Pictures, Variation, refuse_idle, refuse_twins
+from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, difference
 from smalti.experiments.tokenizer_measurement import Measuring
 from smalti.model_loading import load_tokenizer
@@ -38,8 +38,8 @@ class ContenderSettings:
 
 
 @settings
-class PictureSetSettings:
-    """Pictures of one kind at one size, on which all are trained and compared."""
+class ImageSetSettings:
+    """Images of one kind at one size, on which all are trained and compared."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     data: str | None = None
@@ -58,9 +58,9 @@ class ModernSettings:
     modern: ContenderSettings
     without: tuple[Variation, ...] = ()
     """Single changes away from modern."""
-    sets: Annotated[tuple[PictureSetSettings, ...], Field(min_length=1)]
+    sets: Annotated[tuple[ImageSetSettings, ...], Field(min_length=1)]
     minutes: Annotated[float, Field(gt=0)]
-    """How long each is trained, by the clock, without looking at held-out pictures and saving."""
+    """How long each is trained, by the clock, without looking at held-out images and saving."""
     pace_seconds: Annotated[float, Field(gt=0)] = 10.0
     """How long the pace of each is taken before."""
     parameters_within: Annotated[float, Field(ge=0)] = 0.1
@@ -68,20 +68,20 @@ class ModernSettings:
     missing_weights: Literal["leave_out", "refuse"] = "refuse"
     """Where the published weights of a perceptual loss cannot be had, all train without one, or none does."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the pictures that trainings do not see, and on which their tokenizers are measured."""
-    pictures: Positive
+    """Share of the images that trainings do not see, and on which their tokenizers are measured."""
+    images: Positive
     """How many are measured at most, evenly spread."""
     shown: Positive
     """How many of those are set side by side."""
     scenes: Positive = 480
-    """How many scenes are painted, where no pictures are given."""
+    """How many scenes are painted, where no images are given."""
 
 
 def plan(chosen: ModernSettings, asked: Asked) -> list[Step]:
-    """Scenes where they are wanted; then for each set of pictures the pace, the training and the measuring of each, one after
+    """Scenes where they are wanted; then for each set of images the pace, the training and the measuring of each, one after
     the other, and the comparison of all."""
     refuse_idle(asked, trains=("tokenizer",))
-    refuse_twins([each.name for each in chosen.sets], what="sets of pictures")
+    refuse_twins([each.name for each in chosen.sets], what="sets of images")
     refuse_twins([MODERN, REFERENCE, *(each.name for each in chosen.without)], what="trainings")
     painted = [each.size for each in chosen.sets if each.data is None and asked.data is None]
     found: list[Step] = []
@@ -93,13 +93,13 @@ def plan(chosen: ModernSettings, asked: Asked) -> list[Step]:
     return found
 
 
-def _on(given: PictureSetSettings, chosen: ModernSettings, asked: Asked) -> list[Step]:
-    """All that is done on one set of pictures."""
-    pictures = Pictures.of(Path(given.data) if given.data else asked.data)
+def _on(given: ImageSetSettings, chosen: ModernSettings, asked: Asked) -> list[Step]:
+    """All that is done on one set of images."""
+    images = Images.of(Path(given.data) if given.data else asked.data)
     how = Measuring.of(
         "modern-vs-reference",
         size=given.size,
-        count=chosen.pictures,
+        count=chosen.images,
         held_out=chosen.held_out,
         shown=chosen.shown,
     )
@@ -109,23 +109,23 @@ def _on(given: PictureSetSettings, chosen: ModernSettings, asked: Asked) -> list
         {name: each.tokenizer for name, each in sizes.items()},
         like=MODERN,
         within=chosen.parameters_within,
-        change="change the width of one of them (model.pyramid.width)",
+        change="change the width of one of them (model.autoencoder.base_channels)",
     )
     found: list[Step] = []
     for name, training in trainings.items():
         called = f"{given.name}-{name}"
         found += [
-            pace(called, pictures=pictures, training=training, seconds=chosen.pace_seconds),
-            timed(called, pictures=pictures, training=training, minutes=chosen.minutes),
+            pace(called, images=images, training=training, seconds=chosen.pace_seconds),
+            timed(called, images=images, training=training, minutes=chosen.minutes),
             how.step(
                 called,
-                pictures=pictures,
+                images=images,
                 described={},
                 after=(f"tokenizer-{called}",),
                 load=_loading(f"tokenizer-{called}"),
             ),
         ]
-    return [*found, _comparing(given.name, sizes, pictures)]
+    return [*found, _comparing(given.name, sizes, images)]
 
 
 def _loading(step: str) -> Any:
@@ -133,10 +133,10 @@ def _loading(step: str) -> Any:
 
 
 def _trainings(
-    given: PictureSetSettings, chosen: ModernSettings, asked: Asked, *, without_perceptual: bool
+    given: ImageSetSettings, chosen: ModernSettings, asked: Asked, *, without_perceptual: bool
 ) -> dict[str, TokenizerTraining]:
     """All that are trained on a set, by name."""
-    fixed = [f"pictures.size={list(given.size)}", f"pictures.validation={chosen.held_out}"]
+    fixed = [f"images.size={list(given.size)}", f"images.validation={chosen.held_out}"]
     if without_perceptual and chosen.missing_weights == "leave_out":
         fixed.append("objective.perceptual=none")
     ours = chosen.modern
@@ -166,14 +166,14 @@ def _unpaced(overrides: Sequence[str]) -> Sequence[str]:
     return overrides
 
 
-def _comparing(name: str, sizes: Mapping[str, Weights], pictures: Pictures) -> Step:
-    """The step that sets the figures of one set of pictures side by side: nothing is computed but from them."""
+def _comparing(name: str, sizes: Mapping[str, Weights], images: Images) -> Step:
+    """The step that sets the figures of one set of images side by side: nothing is computed but from them."""
 
     def work(place: Place) -> dict[str, Any]:
         return compared_all(name, list(sizes), place.before)
 
     after = [f"{part}-{name}-{each}" for each in sizes for part in ("pace", "tokenizer", "measure")]
-    return Step(name=f"compare-{name}", settings={}, work=work, after=(*pictures.after, *after))
+    return Step(name=f"compare-{name}", settings={}, work=work, after=(*images.after, *after))
 
 
 class _Trained(NamedTuple):
@@ -185,7 +185,7 @@ class _Trained(NamedTuple):
 
 
 def compared_all(name: str, names: Sequence[str], done: Mapping[str, Done]) -> dict[str, Any]:
-    """The steps of a set of pictures -> what stands in its tables, as plain values.
+    """The steps of a set of images -> what stands in its tables, as plain values.
 
     `judge` is the score whose curve is followed: LPIPS, or PSNR where its weights are missing. `reached` is the second at which a
     training was as good as the reference at its end, `share` that as a share of the reference's time.
@@ -208,7 +208,7 @@ def compared_all(name: str, names: Sequence[str], done: Mapping[str, Done]) -> d
             "parameters": one.pace["tokenizer"],
             "discriminator_parameters": one.pace["discriminator"],
             "seconds": one.run["seconds"],
-            "pictures": one.run["pictures"],
+            "images": one.run["images"],
             **{score: one.measured.scores[score] for score in (*HEADS, "codes_in_use") if score in one.measured.scores},
             "reached": second,
             "share": None if second is None else second / reference["seconds"],
@@ -218,7 +218,7 @@ def compared_all(name: str, names: Sequence[str], done: Mapping[str, Done]) -> d
 
 
 def _differences(one: Compared, other: Compared) -> dict[str, list[float]]:
-    """Scores of single pictures -> mean difference and its standard error."""
+    """Scores of single images -> mean difference and its standard error."""
     shared = [score for score in HEADS if score != FEATURES and score in one.columns and score in other.columns]
     return {
         score: list(difference(one.columns[score], other.columns[score])[:2])
@@ -234,5 +234,5 @@ MODERN_VS_REFERENCE = Study(
     scales=SCALES,
     plan=plan,
     page=page,
-    brings_pictures=lambda chosen: all(each.data is not None for each in chosen.sets),
+    brings_images=lambda chosen: all(each.data is not None for each in chosen.sets),
 )

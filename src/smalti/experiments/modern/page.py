@@ -1,4 +1,4 @@
-"""The page of the study `modern-vs-reference`: pictures of both, their scores over time, and what each single change costs."""
+"""The page of the study `modern-vs-reference`: images of both, their scores over time, and what each single change costs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
     ours = _measured(done, first, MODERN)
     lead = (
         f"The original's way of training and the modern one, each for {settings.minutes:g} minutes on the same machine, with about "
-        f"as many parameters, judged on the same held-out pictures."
+        f"as many parameters, judged on the same held-out images."
     )
     sections = [
         Section("What this shows, and what it does not", [Text(_shows(settings, done)), Text(_hides(settings, done))])
@@ -76,21 +76,21 @@ def _shows(settings: Any, done: Mapping[str, Done]) -> str:
         said.append(
             f"On `{each.name}` the reference ends at {HEADS[judge]} {rows[REFERENCE][judge]:.4g} and the modern way at "
             f"{rows[MODERN][judge]:.4g} ({better}), with {rows[REFERENCE]['codes_in_use']:.0%} and "
-            f"{rows[MODERN]['codes_in_use']:.0%} of their codes in use, after {rows[REFERENCE]['pictures']:,} and "
-            f"{rows[MODERN]['pictures']:,} pictures."
+            f"{rows[MODERN]['codes_in_use']:.0%} of their codes in use, after {rows[REFERENCE]['images']:,} and "
+            f"{rows[MODERN]['images']:,} images."
         )
         over = rows[REFERENCE]["over_modern"].get(judge)
         if over is not None and abs(over[0]) < 2 * over[1]:
-            said.append("Picture by picture that is within two standard errors: the two cannot be told apart here.")
+            said.append("Image by image that is within two standard errors: the two cannot be told apart here.")
     return " ".join(said)
 
 
 def _hides(settings: Any, done: Mapping[str, Done]) -> str:
     said = [
         "Each was trained once, with one seed. Another seed moves the scores, by how much is not measured here: standard errors "
-        "below are over pictures alone.",
+        "below are over images alone.",
         "What is better after so many minutes need not be better after days: the reference's learning rate is made for long runs.",
-        "Equal are the time on this machine and the number of parameters, not the work a picture takes; on a GPU both paces "
+        "Equal are the time on this machine and the number of parameters, not the work an image takes; on a GPU both paces "
         "are others.",
     ]
     far = []
@@ -105,13 +105,13 @@ def _hides(settings: Any, done: Mapping[str, Done]) -> str:
     first = _measured(done, settings.sets[0].name, MODERN)
     if measured_on(first) < 2048:
         said.append(
-            f"A Frechet distance over {counted(measured_on(first), 'picture')} is biased and noisy; it ranks, at best."
+            f"A Frechet distance over {counted(measured_on(first), 'image')} is biased and noisy; it ranks, at best."
         )
     return " ".join([*said, *not_measured(first)])
 
 
 def _sections(given: str, names: Sequence[str], done: Mapping[str, Done]) -> list[Section]:
-    """All that is shown of one set of pictures."""
+    """All that is shown of one set of images."""
     outcome = done[f"compare-{given}"].outcome
     rows, judge = outcome["rows"], outcome["judge"]
     both = [_measured(done, given, name) for name in (REFERENCE, MODERN)]
@@ -135,7 +135,7 @@ def _curves(given: str, names: Sequence[str], done: Mapping[str, Done], judge: s
             target = _points(done, given, REFERENCE, score)[-1][1]
             plots.append(
                 LinePlot(
-                    f"{HEADS[score]} of held-out pictures{title}",
+                    f"{HEADS[score]} of held-out images{title}",
                     lines,
                     x_label="minutes of training",
                     y_label=HEADS[score],
@@ -152,16 +152,16 @@ def _points(done: Mapping[str, Done], given: str, name: str, score: str) -> list
     return [(point["seconds"] / 60, point[score]) for point in curve]
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]], pictures: int) -> Table:
+def _table(rows: Mapping[str, Mapping[str, Any]], images: int) -> Table:
     scores = [score for score in HEADS if any(score in row for row in rows.values())]
-    head = ["training", "parameters", "discriminator", "minutes", "pictures", *(HEADS[score] for score in scores)]
+    head = ["training", "parameters", "discriminator", "minutes", "images", *(HEADS[score] for score in scores)]
     body: list[list[str | int | float]] = [
         [
             name,
             row["parameters"],
             row["discriminator_parameters"],
             minutes(row["seconds"]),
-            row["pictures"],
+            row["images"],
             *(row.get(score, math.nan) for score in scores),
             f"{row['codes_in_use']:.1%}",
             "never" if row["share"] is None else f"{row['share']:.0%}",
@@ -171,8 +171,8 @@ def _table(rows: Mapping[str, Mapping[str, Any]], pictures: int) -> Table:
     return Table(
         [*head, "in use", "as good as the reference after"],
         body,
-        caption=f"Means over {counted(pictures, 'held-out picture')}. Minutes of training, as measured, and the pictures seen in "
-        "them. Frechet: distance in SqueezeNet's features between the pictures and what returns. The last column is a share of the "
+        caption=f"Means over {counted(images, 'held-out image')}. Minutes of training, as measured, and the images seen in "
+        "them. Frechet: distance in SqueezeNet's features between the images and what returns. The last column is a share of the "
         "reference's time.",
     )
 
@@ -185,14 +185,14 @@ def _ablations(rows: Mapping[str, Mapping[str, Any]], judge: str) -> list[Block]
             name,
             *(_spread(row["over_modern"].get(score)) for score in scores),
             f"{100 * (row['codes_in_use'] - rows[MODERN]['codes_in_use']):+.1f} %".replace("-", "\u2212"),
-            f"{row['pictures'] / rows[MODERN]['pictures']:.2f} times",
+            f"{row['images'] / rows[MODERN]['images']:.2f} times",
         ]
         for name, row in changed.items()
     ]
     table = Table(
-        ["without", *(HEADS[score] for score in scores), "codes in use", "pictures seen"],
+        ["without", *(HEADS[score] for score in scores), "codes in use", "images seen"],
         body,
-        caption="What is measured less what modern reaches in the same time: mean difference over the same pictures and its "
+        caption="What is measured less what modern reaches in the same time: mean difference over the same images and its "
         "standard error. Each row is modern with one change back to the original's choice; the first is the reference itself.",
     )
     bars = [(name, row[judge] - rows[MODERN][judge]) for name, row in changed.items()]

@@ -7,9 +7,15 @@ from typing import Any
 
 from smalti.experiments.base import Scale
 
-CONSTANT = [f"{which}.{key}" for which in ("optimiser", "discriminator_optimiser") for key in ("warm_up=0", "final=1")]
-UNCLIPPED = ["optimiser.clip=0", "discriminator_optimiser.clip=0"]
-PYRAMID = {"stem": 1, "width": 40, "multipliers": [1, 1, 2, 4], "blocks": 2, "attention": [3]}
+CONSTANT = [f"{which}.{key}" for which in ("optimizer", "discriminator_optimizer") for key in ("warm_up=0", "final=1")]
+UNCLIPPED = ["optimizer.grad_clip=0", "discriminator_optimizer.grad_clip=0"]
+AUTOENCODER = {
+    "patch_size": 1,
+    "base_channels": 40,
+    "channel_multipliers": [1, 1, 2, 4],
+    "res_blocks": 2,
+    "attention_levels": [3],
+}
 
 LARGE_BATCH = 16
 """Of the scale full."""
@@ -18,7 +24,7 @@ LARGE_BATCH = 16
 def rates(batch: int) -> list[str]:
     """The original's learning rates: a base rate times the batch."""
     rate = 4.5e-6 * batch
-    return [f"optimiser.rate={rate:.3g}", f"discriminator_optimiser.rate={rate:.3g}"]
+    return [f"optimizer.lr={rate:.3g}", f"discriminator_optimizer.lr={rate:.3g}"]
 
 
 def without(batch: int = 4) -> dict[str, list[str]]:
@@ -27,36 +33,36 @@ def without(batch: int = 4) -> dict[str, list[str]]:
     "reference-our-rate" is all of them but the rate and its course, for the original's rate is made for days.
     """
     changes = {
-        "codes-not-normalised": ["model.quantizer.normalised=false"],
-        "codes-wide": ["model.quantizer.dimension=64"],
-        "no-kmeans": ["model.quantizer.kmeans=0"],
-        "no-restart": ["model.quantizer.restart_below=0"],
+        "codes-not-normalized": ["model.quantizer.l2_normalize=false"],
+        "codes-wide": ["model.quantizer.codebook_dim=64"],
+        "no-kmeans": ["model.quantizer.kmeans_iterations=0"],
+        "no-restart": ["model.quantizer.dead_code_threshold=0"],
         "reference-codebook": [
-            "model.quantizer.normalised=false",
-            "model.quantizer.dimension=64",
-            "model.quantizer.kmeans=0",
-            "model.quantizer.restart_below=0",
+            "model.quantizer.l2_normalize=false",
+            "model.quantizer.codebook_dim=64",
+            "model.quantizer.kmeans_iterations=0",
+            "model.quantizer.dead_code_threshold=0",
             "model.quantizer.beta_on=codebook",
-            "codes_from=0",
+            "quantize_from=0",
         ],
-        "codes-at-once": ["codes_from=0"],
-        "late-discriminator": ["objective.adversarial.early=false"],
+        "codes-at-once": ["quantize_from=0"],
+        "late-discriminator": ["objective.adversarial.discriminator_from_start=false"],
         "discriminator-at-half": ["objective.adversarial.start=0.5"],
         "no-ramp": ["objective.adversarial.ramp=0"],
         "no-lecam": ["objective.adversarial.lecam=0"],
-        "alternating": ["objective.adversarial.play=alternating"],
+        "alternating": ["objective.adversarial.updates=alternating"],
         "batch-norm": ["objective.adversarial.discriminator.norm=batch"],
-        "discriminator-stem": ["objective.adversarial.discriminator.stem=1"],
+        "discriminator-stem": ["objective.adversarial.discriminator.space_to_depth=1"],
         "adversarial-weight": ["objective.adversarial.weight=0.8"],
         "perceptual-weight": ["objective.perceptual_weight=1"],
         "perceptual-dropout": ["objective.perceptual_dropout=0.5"],
-        "no-average": ["run.average=0"],
+        "no-average": ["run.ema_half_life=0"],
         "constant-rate": CONSTANT,
         "no-clipping": UNCLIPPED,
         "reference-rate": rates(batch),
-        "reference-betas": ["optimiser.betas=[0.5, 0.9]", "discriminator_optimiser.betas=[0.5, 0.9]"],
-        "usual-residuals": ["model.pyramid.zero_residuals=false"],
-        "reference-pyramid": [f"model.pyramid.{key}={value}" for key, value in PYRAMID.items()],
+        "reference-betas": ["optimizer.betas=[0.5, 0.9]", "discriminator_optimizer.betas=[0.5, 0.9]"],
+        "usual-residuals": ["model.autoencoder.zero_residuals=false"],
+        "reference-pyramid": [f"model.autoencoder.{key}={value}" for key, value in AUTOENCODER.items()],
     }
     everything_else = {name: each for name, each in changes.items() if name not in ("reference-rate", "constant-rate")}
     return {**changes, "reference-our-rate": list(dict.fromkeys(chain(*everything_else.values())))}
@@ -81,7 +87,7 @@ SCALES = {
             "pace_seconds": 8.0,
             "missing_weights": "leave_out",
             "held_out": 0.15,
-            "pictures": 64,
+            "images": 64,
             "shown": 6,
         },
     ),
@@ -100,11 +106,11 @@ SCALES = {
                 "alternating",
                 "usual-residuals",
             ),
-            "sets": [{"name": "pictures-64", "size": [64, 64]}],
+            "sets": [{"name": "images-64", "size": [64, 64]}],
             "minutes": 9.0,
             "pace_seconds": 20.0,
             "held_out": 0.05,
-            "pictures": 256,
+            "images": 256,
             "shown": 8,
         },
     ),
@@ -119,11 +125,11 @@ SCALES = {
             },
             "modern": {"recipe": "small-64", "changes": [f"run.batch={LARGE_BATCH}"]},
             "without": _variations(batch=LARGE_BATCH),
-            "sets": [{"name": "pictures-64", "size": [64, 64]}, {"name": "pictures-128", "size": [128, 128]}],
+            "sets": [{"name": "images-64", "size": [64, 64]}, {"name": "images-128", "size": [128, 128]}],
             "minutes": 90.0,
             "pace_seconds": 60.0,
             "held_out": 0.05,
-            "pictures": 5000,
+            "images": 5000,
             "shown": 12,
         },
     ),

@@ -1,7 +1,7 @@
-"""The study `orders`: in which order should the codes of a picture follow one another? The paper's appendix on their ordering.
+"""The study `orders`: in which order should the codes of an image follow one another? The paper's appendix on their ordering.
 
 One tokenizer, one set of codes, one network, one rate. A prior for each order sees the same batches; all are judged on the same
-held-out pictures, and lay pictures of the same seeds.
+held-out images, and lay images of the same seeds.
 
 H W pixels, f = H/h, h w grid of codes, n = h w.
 """
@@ -20,8 +20,8 @@ from smalti.experiments import prior_steps, steps
 from smalti.experiments.base import Asked, Place, Step, Study
 from smalti.experiments.orders.page import RASTER, page
 from smalti.experiments.orders.scales import SCALES
-from smalti.experiments.sampling import Laid, laid_pictures
-from smalti.experiments.steps import Pictures, refuse_idle
+from smalti.experiments.sampling import Laid, laid_images
+from smalti.experiments.steps import Images, refuse_idle
 from smalti.model_loading import load_tokenizer
 from smalti.prior.order import ORDERS, Order
 
@@ -39,22 +39,22 @@ class OrdersSettings:
     orders: tuple[Order, ...] = tuple(ORDERS)
     """Those that are compared; raster, which the others are set against, is always one of them."""
     size: tuple[Positive, Positive]
-    """(H,W) of all pictures."""
+    """(H,W) of all images."""
     copies: Positive
-    """Crops of each training picture that the priors are trained on the codes of. Of each held-out picture there is one."""
+    """Crops of each training image that the priors are trained on the codes of. Of each held-out image there is one."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the pictures that trainings do not see."""
+    """Share of the images that trainings do not see."""
     samples: Positive = 8
-    """Pictures that each prior lays."""
+    """Images that each prior lays."""
     scenes: Positive = 480
-    """How many scenes are painted, where no pictures are given."""
+    """How many scenes are painted, where no images are given."""
 
 
 def plan(chosen: OrdersSettings, asked: Asked) -> list[Step]:
-    """Scenes where no pictures are given; the tokenizer and its codes; for each order a prior and its samples; the comparison."""
+    """Scenes where no images are given; the tokenizer and its codes; for each order a prior and its samples; the comparison."""
     refuse_idle(asked, trains=("tokenizer", "prior"))
     _refuse_orders(chosen.orders)
-    pictures = Pictures.of(asked.data)
+    images = Images.of(asked.data)
     tokenizer = prior_steps.tokenizer_training(
         chosen.recipe, chosen.tokenizer, asked, size=chosen.size, held_out=chosen.held_out
     )
@@ -62,18 +62,18 @@ def plan(chosen: OrdersSettings, asked: Asked) -> list[Step]:
         order: prior_steps.prior_training(chosen.recipe, chosen.prior, asked, changes=[f"network.order={order}"])
         for order in chosen.orders
     }
-    read = prior_steps.codes_of_pictures(tokenizer)
+    read = prior_steps.codes_of_images(tokenizer)
     parameters = {order: prior_steps.parameters(training, read) for order, training in trainings.items()}
     network = {"network": trainings[RASTER].network.name, "parameters": parameters[RASTER]}
     found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
     found += [
-        steps.tokenizer("tokenizer", pictures=pictures, training=tokenizer),
+        steps.tokenizer("tokenizer", images=images, training=tokenizer),
         prior_steps.codes(
-            pictures, grid=read.grid, size=chosen.size, held_out=chosen.held_out, copies=(chosen.copies, 1)
+            images, grid=read.grid, size=chosen.size, held_out=chosen.held_out, copies=(chosen.copies, 1)
         ),
     ]
     for order, training in trainings.items():
-        found += [prior_steps.prior(order, training), _samples(order, pictures, chosen)]
+        found += [prior_steps.prior(order, training), _samples(order, images, chosen)]
     return [*found, _comparing(chosen.orders, network)]
 
 
@@ -88,26 +88,24 @@ def _refuse_orders(orders: Sequence[Order]) -> None:
         )
 
 
-def _samples(order: Order, pictures: Pictures, chosen: OrdersSettings) -> Step:
-    """The step that lays pictures with the model that a training has kept, as `smalti sample` does."""
+def _samples(order: Order, images: Images, chosen: OrdersSettings) -> Step:
+    """The step that lays images with the model that a training has kept, as `smalti sample` does."""
 
     def work(place: Place) -> dict[str, Any]:
         tokenizer = load_tokenizer(place.before["tokenizer"].folder)
         wanted = Laid(number=chosen.samples, size=chosen.size, judged=False)
-        return laid_pictures(
-            tokenizer, place.before[f"prior-{order}"].folder, pictures.path(place), place, wanted=wanted
-        )
+        return laid_images(tokenizer, place.before[f"prior-{order}"].folder, images.path(place), place, wanted=wanted)
 
     return Step(
         name=f"samples-{order}",
         settings={"count": chosen.samples, "size": list(chosen.size)},
         work=work,
-        after=(*pictures.after, "tokenizer", f"prior-{order}"),
+        after=(*images.after, "tokenizer", f"prior-{order}"),
     )
 
 
 def _comparing(orders: Sequence[Order], network: Mapping[str, Any]) -> Step:
-    """The step that asks all for the likelihood of each held-out picture, with the model that each training has kept.
+    """The step that asks all for the likelihood of each held-out image, with the model that each training has kept.
 
     `network`: what all are, for the page.
     """
@@ -117,7 +115,7 @@ def _comparing(orders: Sequence[Order], network: Mapping[str, Any]) -> Step:
         values = {order: nats.mean((1, 2)).tolist() for order, nats in found.items()}
         done = {order: place.before[f"prior-{order}"].outcome for order in orders}
         return {
-            "pictures": len(values[RASTER]),
+            "images": len(values[RASTER]),
             **network,
             "code_entropy_nats": done[RASTER]["code_entropy_nats"],
             "grid": list(found[RASTER].shape[1:]),
@@ -139,7 +137,7 @@ def in_turn(values: torch.Tensor, order: Order) -> torch.Tensor:
 
 
 ORDERS_COMPARED = Study(
-    about="in which order should the codes of a picture follow one another: the paper's appendix on their ordering",
+    about="in which order should the codes of an image follow one another: the paper's appendix on their ordering",
     takes_models=False,
     settings=OrdersSettings,
     scales=SCALES,

@@ -15,7 +15,7 @@ from smalti.experiments.base import Asked, Done
 from smalti.experiments.page_parts import Pixels, counted, learning, made, minutes, pixels, signed
 from smalti.prior.order import ORDERS, Order
 from smalti.reports.charts import Bars, Line, LinePlot, Reference
-from smalti.reports.report import Card, Cards, Comparison, Picture, Plots, Report, Section, Table, Text
+from smalti.reports.report import Card, Cards, Comparison, EmbeddedImage, Plots, Report, Section, Table, Text
 
 RASTER: Order = "raster"
 """The order that the others are compared with."""
@@ -43,14 +43,14 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
         title="In which order to lay the tiles",
         lead=f"{counted(len(rows), 'order')} of {h} x {w} codes: for each a prior of the same {outcome['parameters']:,} "
         "parameters, on the same batches of codes of one tokenizer, judged on those of "
-        f"{counted(outcome['pictures'], 'held-out picture')}.",
+        f"{counted(outcome['images'], 'held-out image')}.",
         blocks=[_cards(rows, done)],
         sections=[
             Section("What this shows, and what it does not", [Text(_shows(rows)), Text(_hides(outcome))]),
             Section("Likelihood", [_bars(rows), _table(outcome)]),
             Section("The orders, and samples", [_samples(settings, outcome, done)]),
             Section("On the way", [_curves(outcome, done)]),
-            Section("Within a picture", [_turns(outcome)]),
+            Section("Within an image", [_turns(outcome)]),
             made("orders", settings, asked, protocol={}),
         ],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
@@ -113,7 +113,7 @@ def _shows(rows: Mapping[Order, Mapping[str, Any]]) -> str:
 def _hides(outcome: Mapping[str, Any]) -> str:
     said = [
         "Each was trained once, with one seed, at one rate. Orders are told apart where they differ by more than two standard "
-        "errors. These are over pictures alone; what another seed would change is not in them, and may be as much as a small "
+        "errors. These are over images alone; what another seed would change is not in them, and may be as much as a small "
         "difference.",
         "Each is the model of its training that found the held-out codes likeliest, and these are the codes it is judged on: "
         "all gain alike by that, and a little.",
@@ -124,8 +124,8 @@ def _hides(outcome: Mapping[str, Any]) -> str:
             "The network `transformer` is told the rows and columns of the codes behind it, and not of the one to come, and may "
             "find an order hard for that alone; the paper's, `gpt`, learns both by the turn."
         )
-    if outcome["pictures"] < 2:
-        said.append("One picture has no standard error.")
+    if outcome["images"] < 2:
+        said.append("One image has no standard error.")
     return " ".join(said)
 
 
@@ -152,22 +152,24 @@ def _table(outcome: Mapping[str, Any]) -> Table:
     return Table(
         ["order", "nats a code", "less row major's", "of entropy", "at the end", "minutes"],
         body,
-        caption=f"Means over {counted(outcome['pictures'], 'held-out picture')}, of the model that each training has kept; the "
+        caption=f"Means over {counted(outcome['images'], 'held-out image')}, of the model that each training has kept; the "
         f"difference with its standard error; as a share of the entropy of single codes ({outcome['code_entropy_nats']:.3f} nats); "
         "what the last model of the training had, as far as its validation looked; and the minutes of training, as measured.",
     )
 
 
 def _samples(settings: Any, outcome: Mapping[str, Any], done: Mapping[str, Done]) -> Comparison:
-    found: list[tuple[str, Sequence[Picture]]] = []
+    found: list[tuple[str, Sequence[EmbeddedImage]]] = []
     for order in outcome["rows"]:
         files = sorted((done[f"samples-{order}"].folder / "samples").glob("*.png"))
         laid = [
-            Picture(pixels(file), f"laid in the order {CALLED[order]}, {_seed(file.stem)}", caption=_seed(file.stem))
+            EmbeddedImage(
+                pixels(file), f"laid in the order {CALLED[order]}, {_seed(file.stem)}", caption=_seed(file.stem)
+            )
             for file in files
         ]
         way = shown(order, tuple(outcome["grid"]), size=settings.size)
-        found.append((CALLED[order], [Picture(way, f"the order {CALLED[order]}", caption="the order"), *laid]))
+        found.append((CALLED[order], [EmbeddedImage(way, f"the order {CALLED[order]}", caption="the order"), *laid]))
     return Comparison(
         found,
         caption="In front the order itself: the first code bright, the last one dark. Seeds from 0 on, not chosen; in a column "
@@ -180,11 +182,11 @@ def _seed(stem: str) -> str:
 
 
 def shown(order: Order, grid: tuple[int, int], *, size: tuple[int, int]) -> Pixels:
-    """An order on a grid (h,w) -> a picture (H,W) of `size`, in which a place is the darker the later its turn comes."""
+    """An order on a grid (h,w) -> an image (H,W) of `size`, in which a place is the darker the later its turn comes."""
     h, w = grid
     turns = ORDERS[order](h, w).argsort().view(h, w).numpy()
-    grey = np.linspace(FIRST, LAST, h * w)[turns].round().astype(np.uint8)
-    return np.kron(grey, np.ones((size[0] // h, size[1] // w), np.uint8))
+    gray = np.linspace(FIRST, LAST, h * w)[turns].round().astype(np.uint8)
+    return np.kron(gray, np.ones((size[0] // h, size[1] // w), np.uint8))
 
 
 def _curves(outcome: Mapping[str, Any], done: Mapping[str, Done]) -> Plots:

@@ -17,22 +17,22 @@ def _gpt(layers: int, width: int, heads: int) -> list[str]:
 # ones were not tried. One rate serves all orders.
 SCALES = {
     "tiny": Scale(
-        about="512 codes, 8 x 8 a picture, seven priors of 1.1 million parameters: ten minutes on two busy CPU cores",
+        about="512 codes, 8 x 8 an image, seven priors of 1.1 million parameters: ten minutes on two busy CPU cores",
         data="the embedded scenes at 64 pixels",
         paints=True,
         settings={
             "recipe": "demo",
             "tokenizer": [
                 "run.length=1000",
-                "run.report_every=100",
+                "run.log_every=100",
                 "run.validate_every=500",
-                "run.picture_every=1000",
+                "run.sample_every=1000",
                 "run.checkpoint_every=500",
                 "run.tensorboard=false",
-                "model.pyramid.width=64",
+                "model.autoencoder.base_channels=64",
                 "objective.adversarial.weight=0",
             ],
-            "prior": ["run.length=102400", "optimiser.rate=3e-3", *_gpt(5, 128, 4)],
+            "prior": ["run.length=102400", "optimizer.lr=3e-3", *_gpt(5, 128, 4)],
             "size": [64, 64],
             "copies": 2,
             "held_out": 0.15,
@@ -40,7 +40,7 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="1,024 codes, 8 x 8 a picture, seven priors of 3.0 million parameters: an hour and a half and more on a CPU",
+        about="1,024 codes, 8 x 8 an image, seven priors of 3.0 million parameters: an hour and a half and more on a CPU",
         data="a folder of some thousand photographs, seen at 64 pixels",
         paints=False,
         settings={
@@ -53,7 +53,7 @@ SCALES = {
         },
     ),
     "full": Scale(
-        about="1,024 codes, 16 x 16 a picture, seven priors of 87 million parameters: days on a GPU; not run",
+        about="1,024 codes, 16 x 16 an image, seven priors of 87 million parameters: days on a GPU; not run",
         data="ImageNet or another hundred thousand photographs, seen at 256 pixels",
         paints=False,
         settings={
@@ -61,15 +61,15 @@ SCALES = {
             "tokenizer": [
                 "run.length=1000000",
                 "run.batch=16",
-                "run.report_every=3200",
+                "run.log_every=3200",
                 "run.validate_every=50000",
-                "run.picture_every=50000",
+                "run.sample_every=50000",
                 "run.checkpoint_every=50000",
-                "model.pyramid.width=128",
-                "model.pyramid.multipliers=[1, 1, 2]",
-                "model.pyramid.blocks=2",
+                "model.autoencoder.base_channels=128",
+                "model.autoencoder.channel_multipliers=[1, 1, 2]",
+                "model.autoencoder.res_blocks=2",
             ],
-            "prior": ["run.length=500000000", "run.batch=64", "optimiser.rate=3e-4", *_gpt(12, 768, 12)],
+            "prior": ["run.length=500000000", "run.batch=64", "optimizer.lr=3e-4", *_gpt(12, 768, 12)],
             "size": [256, 256],
             "copies": 4,
             "held_out": 0.02,

@@ -22,7 +22,7 @@ from smalti.experiments.base import Asked, Place, Step, Study
 from smalti.experiments.equal_time import of_length, refuse_unequal
 from smalti.experiments.pixelsnail.page import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME, page
 from smalti.experiments.pixelsnail.scales import SCALES
-from smalti.experiments.steps import Pictures, refuse_idle
+from smalti.experiments.steps import Images, refuse_idle
 from smalti.training.config import PriorTraining
 
 
@@ -43,21 +43,21 @@ class PixelSNAILStudySettings:
     parameters_within: Annotated[float, Field(ge=0)] = 0.05
     """How far the numbers of parameters may lie apart, as a share of PixelSNAIL's."""
     size: tuple[Positive, Positive]
-    """(H,W) of all pictures."""
+    """(H,W) of all images."""
     copies: Positive
-    """Crops of each training picture that the priors are trained on the codes of."""
+    """Crops of each training image that the priors are trained on the codes of."""
     held_out_copies: Positive = 1
-    """Likewise of each held-out picture."""
+    """Likewise of each held-out image."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the pictures that trainings do not see."""
+    """Share of the images that trainings do not see."""
     scenes: Positive = 480
-    """How many scenes are painted, where no pictures are given."""
+    """How many scenes are painted, where no images are given."""
 
 
 def plan(chosen: PixelSNAILStudySettings, asked: Asked) -> list[Step]:
-    """Scenes where no pictures are given; the tokenizer, its codes, the three trainings, and the comparison."""
+    """Scenes where no images are given; the tokenizer, its codes, the three trainings, and the comparison."""
     refuse_idle(asked, trains=("tokenizer", "prior"))
-    pictures = Pictures.of(asked.data)
+    images = Images.of(asked.data)
     tokenizer = prior_steps.tokenizer_training(
         chosen.recipe, chosen.tokenizer, asked, size=chosen.size, held_out=chosen.held_out
     )
@@ -66,20 +66,20 @@ def plan(chosen: PixelSNAILStudySettings, asked: Asked) -> list[Step]:
         name: prior_steps.prior_training(chosen.recipe, chosen.prior, asked, changes=changes)
         for name, changes in varied.items()
     }
-    read = prior_steps.codes_of_pictures(tokenizer)
+    read = prior_steps.codes_of_images(tokenizer)
     sizes = {name: prior_steps.parameters(training, read) for name, training in trainings.items()}
     refuse_unequal(
         sizes,
         like=PIXELSNAIL,
         within=chosen.parameters_within,
-        change="change network.width or network.layers of one of them (settings transformer, pixelsnail)",
+        change="change network.embed_dim or network.layers of one of them (settings transformer, pixelsnail)",
     )
     found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
     return [
         *found,
-        steps.tokenizer("tokenizer", pictures=pictures, training=tokenizer),
+        steps.tokenizer("tokenizer", images=images, training=tokenizer),
         prior_steps.codes(
-            pictures,
+            images,
             grid=read.grid,
             size=chosen.size,
             held_out=chosen.held_out,
@@ -112,7 +112,7 @@ def _timed_prior(name: str, training: PriorTraining) -> Step:
 
 
 def _comparing(sizes: Mapping[str, int]) -> Step:
-    """The step that asks all for the likelihood of each held-out picture, with the model that each training has kept."""
+    """The step that asks all for the likelihood of each held-out image, with the model that each training has kept."""
 
     def work(place: Place) -> dict[str, Any]:
         values = {name: [float(each.mean()) for each in prior_steps.judged(place, name)] for name in CONTENDERS}
@@ -126,7 +126,7 @@ def _comparing(sizes: Mapping[str, int]) -> Step:
             for name in CONTENDERS
         }
         entropy = place.before[f"prior-{PIXELSNAIL}"].outcome["code_entropy_nats"]
-        return {"pictures": len(values[PIXELSNAIL]), "code_entropy_nats": entropy, "rows": rows}
+        return {"images": len(values[PIXELSNAIL]), "code_entropy_nats": entropy, "rows": rows}
 
     after = ("codes", *(f"prior-{name}" for name in CONTENDERS))
     return Step(name="compare", settings={"parameters": dict(sizes)}, work=work, after=after)

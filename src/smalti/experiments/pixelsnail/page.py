@@ -9,7 +9,7 @@ from smalti.core.version import __version__
 from smalti.experiments.base import Asked, Done
 from smalti.experiments.page_parts import counted, learning, made, minutes, pixels, signed
 from smalti.reports.charts import Bars
-from smalti.reports.report import Card, Cards, Picture, Pictures, Plots, Report, Section, Table, Text
+from smalti.reports.report import Card, Cards, EmbeddedImage, Images, Plots, Report, Section, Table, Text
 
 PIXELSNAIL, SAME_STEPS, SAME_TIME = "pixelsnail", "transformer-steps", "transformer-time"
 CONTENDERS = (SAME_STEPS, SAME_TIME, PIXELSNAIL)
@@ -31,7 +31,7 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
         title="Transformer against PixelSNAIL",
         lead=f"Two priors with about as many parameters ({rows[SAME_STEPS]['parameters']:,} and "
         f"{rows[PIXELSNAIL]['parameters']:,}) on the codes of one tokenizer, judged on those of "
-        f"{counted(outcome['pictures'], 'held-out crop')}.",
+        f"{counted(outcome['images'], 'held-out crop')}.",
         blocks=[_cards(rows, done)],
         sections=[
             Section("What this shows, and what it does not", [Text(_shows(rows)), Text(_hides(rows))]),
@@ -72,7 +72,7 @@ def _shows(rows: Mapping[str, Mapping[str, Any]]) -> str:
         error = "" if row["error"] is None else f" ± {row['error']:.3f}"
         said.append(
             f"{how[0].upper()}{how[1:]} {verdict}: {row['nats']:.3f} nats a code for the transformer, "
-            f"{rows[PIXELSNAIL]['nats']:.3f} for PixelSNAIL, {abs(gain):.3f}{error} apart picture by picture."
+            f"{rows[PIXELSNAIL]['nats']:.3f} for PixelSNAIL, {abs(gain):.3f}{error} apart image by image."
         )
     said.append(
         "In the paper's table 1 the transformer is better by 0.07 to 0.26 nats in both columns of all data sets."
@@ -82,7 +82,7 @@ def _shows(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _hides(rows: Mapping[str, Mapping[str, Any]]) -> str:
     said = [
-        "Each was trained once, with one seed; standard errors are over pictures alone.",
+        "Each was trained once, with one seed; standard errors are over images alone.",
         "Each is the model of its training that found the held-out codes likeliest, and these are the codes it is judged on: "
         "all gain alike by that, and a little.",
         "Neither was tuned beyond what the settings below say. Learning rates weigh much: what is best for one is not for the "
@@ -131,7 +131,7 @@ def _table(outcome: Mapping[str, Any]) -> Table:
             "at the end",
         ],
         body,
-        caption=f"Means over {counted(outcome['pictures'], 'held-out crop')}, of the model that each training has kept; the "
+        caption=f"Means over {counted(outcome['images'], 'held-out crop')}, of the model that each training has kept; the "
         f"difference with its standard error; as a share of the entropy of single codes ({outcome['code_entropy_nats']:.3f} nats); "
         "and what the last model of the training had, as far as its validation looked. Minutes of training, as measured.",
     )
@@ -145,9 +145,9 @@ def _curves(outcome: Mapping[str, Any], done: Mapping[str, Done]) -> Plots:
     )
 
 
-def _samples(done: Mapping[str, Done]) -> Pictures:
+def _samples(done: Mapping[str, Done]) -> Images:
     found = []
     for name in CONTENDERS:
         file = sorted((done[f"prior-{name}"].folder / "images").glob("*.png"))[-1]
-        found.append(Picture(pixels(file), f"samples of the {CALLED[name]}", caption=CALLED[name]))
-    return Pictures(found, caption="Seeds from 0 on, not chosen; in one place the seed is the same.", width=400)
+        found.append(EmbeddedImage(pixels(file), f"samples of the {CALLED[name]}", caption=CALLED[name]))
+    return Images(found, caption="Seeds from 0 on, not chosen; in one place the seed is the same.", width=400)

@@ -1,6 +1,6 @@
 """The study `quantizers`: features become codes in many ways; what each keeps, how it uses its codes, and what it costs.
 
-All are trained on the same number of pictures by the same settings but for the quantizer, with as many codes or nearly so.
+All are trained on the same number of images by the same settings but for the quantizer, with as many codes or nearly so.
 
 H W pixels, K size of the codebook, D dimension of a code.
 """
@@ -17,7 +17,7 @@ from smalti.experiments import steps
 from smalti.experiments.base import Asked, Place, Scale, Step, Study
 from smalti.experiments.equal_time import nominal, pace
 from smalti.experiments.quantizers.page import page
-from smalti.experiments.steps import Pictures, Variation, refuse_idle, refuse_twins
+from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_measurement import Measuring
 from smalti.model_loading import load_tokenizer
 
@@ -31,39 +31,39 @@ class QuantizersSettings:
     """`a.b=c` over the recipe, for all."""
     quantizers: Annotated[tuple[Variation, ...], Field(min_length=1)]
     size: tuple[Positive, Positive]
-    """(H,W) of the pictures that all are trained on and measured at, and of painted scenes."""
+    """(H,W) of the images that all are trained on and measured at, and of painted scenes."""
     pace_seconds: Annotated[float, Field(gt=0)] = 5.0
     """How long the pace of each is taken."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the pictures that trainings do not see, and on which their tokenizers are measured."""
-    pictures: Positive
+    """Share of the images that trainings do not see, and on which their tokenizers are measured."""
+    images: Positive
     """How many are measured at most, evenly spread."""
     shown: Positive
     """How many of those are set side by side."""
     scenes: Positive = 480
-    """How many scenes are painted, where no pictures are given."""
+    """How many scenes are painted, where no images are given."""
 
 
 def plan(chosen: QuantizersSettings, asked: Asked) -> list[Step]:
-    """Scenes where no pictures are given; then for each quantizer its training, its pace and its measuring."""
+    """Scenes where no images are given; then for each quantizer its training, its pace and its measuring."""
     refuse_idle(asked, trains=("tokenizer",))
     refuse_twins([each.name for each in chosen.quantizers], what="quantizers")
-    pictures = Pictures.of(asked.data)
+    images = Images.of(asked.data)
     how = Measuring.of(
-        "quantizers", size=chosen.size, count=chosen.pictures, held_out=chosen.held_out, shown=chosen.shown
+        "quantizers", size=chosen.size, count=chosen.images, held_out=chosen.held_out, shown=chosen.shown
     )
     found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
-    fixed = [f"pictures.size={list(chosen.size)}", f"pictures.validation={chosen.held_out}"]
+    fixed = [f"images.size={list(chosen.size)}", f"images.validation={chosen.held_out}"]
     for each in chosen.quantizers:
         training = steps.varied(
             chosen.recipe, shared=chosen.training, overrides=asked.of("tokenizer"), changes=[*each.changes, *fixed]
         )
         found += [
-            pace(each.name, pictures=pictures, training=nominal(training), seconds=chosen.pace_seconds),
-            steps.tokenizer(f"tokenizer-{each.name}", pictures=pictures, training=training),
+            pace(each.name, images=images, training=nominal(training), seconds=chosen.pace_seconds),
+            steps.tokenizer(f"tokenizer-{each.name}", images=images, training=training),
             how.step(
                 each.name,
-                pictures=pictures,
+                images=images,
                 described={},
                 after=(f"tokenizer-{each.name}",),
                 load=_loading(f"tokenizer-{each.name}"),
@@ -79,11 +79,9 @@ def _loading(step: str) -> Callable[[Place], Any]:
 def _all(*, size: int, levels: Sequence[int]) -> list[dict[str, Any]]:
     """One of each quantizer with `size` codes, for FSQ the product of `levels`: plain values of variations."""
     bits = size.bit_length() - 1
-    reference = (
-        f"name: vq, size: {size}, dimension: 256, normalised: false, kmeans: 0, restart_below: 0, beta_on: codebook"
-    )
+    reference = f"name: vq, size: {size}, dimension: 256, normalized: false, kmeans: 0, dead_code_threshold: 0, beta_on: codebook"
     changes = {
-        "vq-reference": [f"model.quantizer={{{reference}}}", "codes_from=0"],
+        "vq-reference": [f"model.quantizer={{{reference}}}", "quantize_from=0"],
         "vq": [f"model.quantizer={{name: vq, size: {size}, dimension: 8}}"],
         "vq-rotation": [f"model.quantizer={{name: vq, size: {size}, dimension: 8, gradient: rotation}}"],
         "ema": [f"model.quantizer={{name: ema, size: {size}, dimension: 8}}"],
@@ -96,36 +94,36 @@ def _all(*, size: int, levels: Sequence[int]) -> list[dict[str, Any]]:
 
 
 QUANTIZERS_COMPARED = Study(
-    about="what each quantizer keeps of pictures, how it uses its codes, and how fast it trains",
+    about="what each quantizer keeps of images, how it uses its codes, and how fast it trains",
     takes_models=False,
     settings=QuantizersSettings,
     scales={
         "tiny": Scale(
-            about="eight quantizers of 512 codes, 1,000 pictures each: six to seven minutes on two CPU cores",
+            about="eight quantizers of 512 codes, 1,000 images each: six to seven minutes on two CPU cores",
             data="the embedded scenes at 64 pixels",
             paints=True,
             settings={
                 "recipe": "demo",
                 "training": [
                     "run.length=1000",
-                    "run.report_every=100",
+                    "run.log_every=100",
                     "run.validate_every=200",
-                    "run.picture_every=1000",
+                    "run.sample_every=1000",
                     "run.checkpoint_every=500",
                     "run.tensorboard=false",
-                    "model.pyramid.width=64",
+                    "model.autoencoder.base_channels=64",
                     "objective.adversarial.weight=0",
                 ],
                 "quantizers": _all(size=512, levels=(8, 8, 8)),
                 "size": [64, 64],
                 "held_out": 0.15,
-                "pictures": 64,
+                "images": 64,
                 "shown": 6,
                 "pace_seconds": 3.0,
             },
         ),
         "small": Scale(
-            about="eight quantizers of 1,024 codes (FSQ 1,000), 6,000 pictures each: an hour and a half on two CPU cores",
+            about="eight quantizers of 1,024 codes (FSQ 1,000), 6,000 images each: an hour and a half on two CPU cores",
             data="a folder of some thousand photographs, seen at 64 pixels",
             paints=False,
             settings={
@@ -134,30 +132,30 @@ QUANTIZERS_COMPARED = Study(
                 "quantizers": _all(size=1024, levels=(8, 5, 5, 5)),
                 "size": [64, 64],
                 "held_out": 0.05,
-                "pictures": 256,
+                "images": 256,
                 "shown": 8,
             },
         ),
         "full": Scale(
-            about="eight quantizers of 1,024 codes, a million pictures each: two days on a GPU; has not been run",
-            data="ImageNet's training pictures (ILSVRC 2012), seen at 128 pixels",
+            about="eight quantizers of 1,024 codes, a million images each: two days on a GPU; has not been run",
+            data="ImageNet's training images (ILSVRC 2012), seen at 128 pixels",
             paints=False,
             settings={
                 "recipe": "small-64",
                 "training": [
                     "run.length=1000000",
                     "run.batch=32",
-                    "run.report_every=3200",
+                    "run.log_every=3200",
                     "run.validate_every=50000",
-                    "run.picture_every=50000",
+                    "run.sample_every=50000",
                     "run.checkpoint_every=50000",
-                    "model.pyramid.width=128",
-                    "model.pyramid.blocks=2",
+                    "model.autoencoder.base_channels=128",
+                    "model.autoencoder.res_blocks=2",
                 ],
                 "quantizers": _all(size=1024, levels=(8, 5, 5, 5)),
                 "size": [128, 128],
                 "held_out": 0.01,
-                "pictures": 10000,
+                "images": 10000,
                 "shown": 12,
             },
         ),

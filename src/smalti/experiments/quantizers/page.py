@@ -1,4 +1,4 @@
-"""The page of the study `quantizers`: bars, a table, curves, and pictures side by side."""
+"""The page of the study `quantizers`: bars, a table, curves, and images side by side."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class _One(NamedTuple):
     measured: Compared
     pace: Mapping[str, Any]
     validation: Sequence[Mapping[str, Any]]
-    """What its training saw on held-out pictures, oldest first."""
+    """What its training saw on held-out images, oldest first."""
 
     @property
     def speed(self) -> float:
-        """Pictures a second of training."""
-        return 1 / float(self.pace["seconds_a_picture"])
+        """Images a second of training."""
+        return 1 / float(self.pace["seconds_a_image"])
 
 
 def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
     """The finished steps of the study -> its page."""
     found = [_one(each.name, done) for each in settings.quantizers]
     best = max(found, key=lambda one: one.measured.scores["psnr"])
-    count = counted(measured_on(best.measured), "held-out picture")
+    count = counted(measured_on(best.measured), "held-out image")
     return Report(
         title="From features to codes",
-        lead=f"{counted(len(found), 'quantizer')}, all else equal, trained on the same number of pictures and judged on {count}.",
+        lead=f"{counted(len(found), 'quantizer')}, all else equal, trained on the same number of images and judged on {count}.",
         blocks=[_cards(found, best, done)],
         hero=hero(best.measured),
         sections=[
@@ -67,7 +67,7 @@ def _cards(found: Sequence[_One], best: _One, done: Mapping[str, Done]) -> Cards
                 f"{fullest.measured.scores['perplexity']:.0f}",
                 unit=f"perplexity of {fullest.measured.outcome['codes']:,} codes",
             ),
-            Card(f"The fastest: {fastest.measured.name}", f"{fastest.speed:.1f}", unit="pictures a second of training"),
+            Card(f"The fastest: {fastest.measured.name}", f"{fastest.speed:.1f}", unit="images a second of training"),
             Card("Whole study", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
         ]
     )
@@ -80,7 +80,7 @@ def _shows(found: Sequence[_One], best: _One) -> str:
         f"By PSNR {best.measured.name} keeps most ({best.measured.scores['psnr']:.2f} dB) and {least.measured.name} least "
         f"({least.measured.scores['psnr']:.2f} dB). Of the codes, "
         + ", ".join(f"{one.measured.name} has {one.measured.scores['codes_in_use']:.0%} in use" for one in found)
-        + f". A picture costs {slow.measured.name} {fast.speed / slow.speed:.2f} times the training time that it costs "
+        + f". An image costs {slow.measured.name} {fast.speed / slow.speed:.2f} times the training time that it costs "
         f"{fast.measured.name}."
     ]
     if all(LPIPS in one.measured.scores for one in found):
@@ -107,7 +107,7 @@ def _bars(found: Sequence[_One]) -> Plots:
             "Codes in use", [(one.measured.name, 100 * one.measured.scores["codes_in_use"]) for one in found], unit="%"
         ),
         Bars("Perplexity of codes", [(one.measured.name, one.measured.scores["perplexity"]) for one in found]),
-        Bars("Training, pictures a second", [(one.measured.name, one.speed) for one in found]),
+        Bars("Training, images a second", [(one.measured.name, one.speed) for one in found]),
     ]
     return Plots(bars, caption="PSNR: higher is better; LPIPS: lower is better.")
 
@@ -121,7 +121,7 @@ def _table(found: Sequence[_One]) -> Block:
         "loss",
         "in use",
         "perplexity",
-        "pictures/s",
+        "images/s",
         "weights",
     ]
     rows: list[list[str | int | float]] = [
@@ -140,8 +140,8 @@ def _table(found: Sequence[_One]) -> Block:
     return Table(
         head,
         rows,
-        caption="Means over the held-out pictures: PSNR in dB, SSIM, LPIPS over SqueezeNet. Frechet: distance in SqueezeNet's "
-        "features between the pictures and what returns. Loss: pixel term (L1) and, where it is trained for, perceptual term, at "
+        caption="Means over the held-out images: PSNR in dB, SSIM, LPIPS over SqueezeNet. Frechet: distance in SqueezeNet's "
+        "features between the images and what returns. Loss: pixel term (L1) and, where it is trained for, perceptual term, at "
         "the end of training.",
     )
 
@@ -155,7 +155,7 @@ def _curves(found: Sequence[_One]) -> Plots:
             y_label=unit,
         )
         for title, name, unit in (
-            ("PSNR of held-out pictures", "psnr", "dB"),
+            ("PSNR of held-out images", "psnr", "dB"),
             ("Perplexity of codes", "perplexity", "codes"),
         )
     ]

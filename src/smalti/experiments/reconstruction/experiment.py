@@ -1,9 +1,9 @@
-"""The study `reconstruction`: what different tokenizers keep of the same pictures, and at how many bits.
+"""The study `reconstruction`: what different tokenizers keep of the same images, and at how many bits.
 
 As the notebook of the original code did for VQGAN and DALL-E, for any number of tokenizers: given ones, ours or imported, or
 some that the study trains itself, which differ in f and K.
 
-H W pixels, f = H/h, K size of the codebook, N pictures.
+H W pixels, f = H/h, K size of the codebook, N images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
 from smalti.experiments.base import Asked, Scale, Step, Study
 from smalti.experiments.reconstruction.page import page
-from smalti.experiments.steps import Pictures, Variation, refuse_idle, refuse_twins
+from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_measurement import Measuring
 from smalti.hub.pretrained import find_model, is_ours
 from smalti.model_loading import load_tokenizer
@@ -41,18 +41,18 @@ class ReconstructionSettings:
     """`a.b=c` over the recipe, for all of them."""
     tokenizers: Annotated[tuple[Variation, ...], Field(min_length=1)]
     size: tuple[Positive, Positive]
-    """(H,W) of the pictures that tokenizers are trained on, and of painted scenes."""
+    """(H,W) of the images that tokenizers are trained on, and of painted scenes."""
     measured_at: tuple[Positive, Positive] | None = None
-    """(H,W) that pictures are scaled and cropped to, to be measured; None: the largest that a tokenizer was trained on."""
+    """(H,W) that images are scaled and cropped to, to be measured; None: the largest that a tokenizer was trained on."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the pictures that trainings do not see, and on which their tokenizers are measured. Given tokenizers are
+    """Share of the images that trainings do not see, and on which their tokenizers are measured. Given tokenizers are
     measured on all."""
-    pictures: Positive
+    images: Positive
     """How many are measured at most, evenly spread."""
     shown: Positive
     """How many of those are set side by side."""
     scenes: Positive = 480
-    """How many scenes are painted, where no pictures are given."""
+    """How many scenes are painted, where no images are given."""
 
 
 class _Compared(NamedTuple):
@@ -69,20 +69,20 @@ class _Compared(NamedTuple):
 
 
 def plan(chosen: ReconstructionSettings, asked: Asked) -> list[Step]:
-    """Scenes where no pictures are given, tokenizers where none are given, and the measuring of each."""
+    """Scenes where no images are given, tokenizers where none are given, and the measuring of each."""
     _refuse_idle(asked)
-    pictures = Pictures.of(asked.data)
+    images = Images.of(asked.data)
     compared = _given(asked) if asked.models else _trained(asked, chosen)
     size = _size(chosen, compared)
     held_out = 0.0 if asked.models else chosen.held_out
-    how = Measuring.of("reconstruction", size=size, count=chosen.pictures, held_out=held_out, shown=chosen.shown)
+    how = Measuring.of("reconstruction", size=size, count=chosen.images, held_out=held_out, shown=chosen.shown)
     found: list[Step] = []
     if asked.data is None:
         found.append(steps.scenes(count=chosen.scenes, size=chosen.size))
     for each in compared:
         if each.training is not None:
-            found.append(steps.tokenizer(f"tokenizer-{each.name}", pictures=pictures, training=each.training))
-    return found + [_measuring(each, pictures, how) for each in compared]
+            found.append(steps.tokenizer(f"tokenizer-{each.name}", images=images, training=each.training))
+    return found + [_measuring(each, images, how) for each in compared]
 
 
 _OF_TRAININGS = ("tokenizer", "recipe", "training", "tokenizers", "held_out")
@@ -121,27 +121,27 @@ def _size(chosen: ReconstructionSettings, compared: Sequence[_Compared]) -> tupl
 def _trained(asked: Asked, chosen: ReconstructionSettings) -> list[_Compared]:
     """The tokenizers that the study trains, with what a person set for all of them."""
     refuse_twins([each.name for each in chosen.tokenizers], what="tokenizers")
-    fixed = [f"pictures.size={list(chosen.size)}", f"pictures.validation={chosen.held_out}"]
+    fixed = [f"images.size={list(chosen.size)}", f"images.validation={chosen.held_out}"]
     found = []
     for each in chosen.tokenizers:
         training = steps.varied(
             chosen.recipe, shared=chosen.training, overrides=asked.of("tokenizer"), changes=[*each.changes, *fixed]
         )
-        found.append(_Compared(each.name, training.model.pyramid.factor, chosen.size, None, training, {}))
+        found.append(_Compared(each.name, training.model.autoencoder.factor, chosen.size, None, training, {}))
     return found
 
 
 def _given(asked: Asked) -> list[_Compared]:
-    """Given tokenizers, each opened once to see that it is one, and that all take pictures of one kind."""
+    """Given tokenizers, each opened once to see that it is one, and that all take images of one kind."""
     found: list[_Compared] = []
     first = 0
     for name, path in zip(_names(asked.models), asked.models, strict=True):
         model = load_tokenizer(path)
-        channels = model.settings.pyramid.channels
+        channels = model.settings.autoencoder.channels
         first = first or channels
         if channels != first:
             raise SmaltiError(
-                f"{path} takes pictures of {channels} channels and {asked.models[0]} of {first}; compare like with like"
+                f"{path} takes images of {channels} channels and {asked.models[0]} of {first}; compare like with like"
             )
         described = {"model": name, "fingerprint": model.fingerprint()}
         found.append(_Compared(name, model.factor, _trained_on(path), path, None, described))
@@ -149,7 +149,7 @@ def _given(asked: Asked) -> list[_Compared]:
 
 
 def _trained_on(path: Path) -> tuple[int, int]:
-    """(H,W) of the pictures that a model was trained on: as it says itself, and 256 x 256 for those of other programs."""
+    """(H,W) of the images that a model was trained on: as it says itself, and 256 x 256 for those of other programs."""
     home = path / "tokenizer" if (path / "tokenizer").is_dir() else path
     if home.exists() and not is_ours(home):
         return IMPORTED
@@ -173,12 +173,12 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def _measuring(compared: _Compared, pictures: Pictures, how: Measuring) -> Step:
+def _measuring(compared: _Compared, images: Images, how: Measuring) -> Step:
     """The step that measures one tokenizer, given or trained by the step before it."""
     trained = () if compared.training is None else (f"tokenizer-{compared.name}",)
     return how.step(
         compared.name,
-        pictures=pictures,
+        images=images,
         described=compared.described,
         after=trained,
         load=lambda place: load_tokenizer(compared.given or place.before[f"tokenizer-{compared.name}"].folder),
@@ -188,20 +188,22 @@ def _measuring(compared: _Compared, pictures: Pictures, how: Measuring) -> Step:
 def _grid(factors: Mapping[int, Sequence[str]], sizes: Sequence[int]) -> list[dict[str, Any]]:
     """Every f, by the changes that make it, with every K -> plain values of variations."""
     return [
-        {"name": f"f{f}-k{K}", "changes": [*changes, f"model.quantizer.size={K}"]}
+        {"name": f"f{f}-k{K}", "changes": [*changes, f"model.quantizer.codebook_size={K}"]}
         for f, changes in factors.items()
         for K in sizes
     ]
 
 
-_SMALL = {f: [f"model.pyramid.multipliers={levels}"] for f, levels in {4: [1], 8: [1, 2], 16: [1, 2, 2]}.items()}
+_SMALL = {
+    f: [f"model.autoencoder.channel_multipliers={levels}"] for f, levels in {4: [1], 8: [1, 2], 16: [1, 2, 2]}.items()
+}
 """f of the recipes whose stem folds 4 x 4 pixels."""
 _FULL = {
-    8: ["model.pyramid.multipliers=[1, 1, 2, 4]", "model.pyramid.attention=[3]"],
-    16: ["model.pyramid.multipliers=[1, 1, 2, 2, 4]", "model.pyramid.attention=[4]"],
+    8: ["model.autoencoder.channel_multipliers=[1, 1, 2, 4]", "model.autoencoder.attention_levels=[3]"],
+    16: ["model.autoencoder.channel_multipliers=[1, 1, 2, 2, 4]", "model.autoencoder.attention_levels=[4]"],
 }
 RECONSTRUCTION = Study(
-    about="what tokenizers keep of pictures, and at how many bits: given ones, or a grid of f and K trained here",
+    about="what tokenizers keep of images, and at how many bits: given ones, or a grid of f and K trained here",
     takes_models=True,
     settings=ReconstructionSettings,
     scales={
@@ -213,18 +215,18 @@ RECONSTRUCTION = Study(
                 "recipe": "demo",
                 "training": [
                     "run.length=1600",
-                    "run.report_every=200",
+                    "run.log_every=200",
                     "run.validate_every=400",
-                    "run.picture_every=1600",
+                    "run.sample_every=1600",
                     "run.checkpoint_every=400",
                     "run.tensorboard=false",
-                    "model.pyramid.width=64",
+                    "model.autoencoder.base_channels=64",
                     "objective.adversarial.weight=0",
                 ],
                 "tokenizers": _grid({f: _SMALL[f] for f in (4, 8)}, (128, 512)),
                 "size": [64, 64],
                 "held_out": 0.2,
-                "pictures": 96,
+                "images": 96,
                 "shown": 6,
             },
         ),
@@ -237,20 +239,20 @@ RECONSTRUCTION = Study(
                 "tokenizers": _grid(_SMALL, (256, 1024)),
                 "size": [64, 64],
                 "held_out": 0.1,
-                "pictures": 1000,
+                "images": 1000,
                 "shown": 8,
             },
         ),
         "full": Scale(
             about="f 8 and 16, K 1,024 and 16,384 by the recipe reference-imagenet: weeks on a GPU",
-            data="ImageNet's training pictures (ILSVRC 2012), seen at 256 pixels",
+            data="ImageNet's training images (ILSVRC 2012), seen at 256 pixels",
             paints=False,
             settings={
                 "recipe": "reference-imagenet",
                 "tokenizers": _grid(_FULL, (1024, 16384)),
                 "size": [256, 256],
                 "held_out": 0.02,
-                "pictures": 25000,
+                "images": 25000,
                 "shown": 12,
             },
         ),

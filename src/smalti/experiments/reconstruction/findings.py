@@ -13,15 +13,15 @@ def shows(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
     """What can be said from the figures. `grid`: they differ in f and K alone."""
     said = [
         f"By PSNR, {best.name} ({best.kind}) keeps most: {best.scores['psnr']:.2f} dB at "
-        f"{best.outcome['bits_a_picture']:,.0f} bits a picture, {best.outcome['bits_a_pixel']:.3g} a pixel where the picture "
+        f"{best.outcome['bits_a_image']:,.0f} bits an image, {best.outcome['bits_a_pixel']:.3g} a pixel where the image "
         f"itself has {8 * best.outcome['channels']}."
     ]
     least = compared[0]
-    share = least.outcome["bits_a_picture"] / best.outcome["bits_a_picture"]
+    share = least.outcome["bits_a_image"] / best.outcome["bits_a_image"]
     if share < 1:
         loss = best.scores["psnr"] - least.scores["psnr"]
         said.append(
-            f"{least.name} ({least.kind}) makes do with {least.outcome['bits_a_picture']:,.0f} bits, {share:.0%} of that, and "
+            f"{least.name} ({least.kind}) makes do with {least.outcome['bits_a_image']:,.0f} bits, {share:.0%} of that, and "
             f"gives up {loss:.2f} dB for it."
         )
     rivals = [one for one in compared if one is not best]
@@ -29,11 +29,11 @@ def shows(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
         next_best = max(rivals, key=lambda one: one.scores["psnr"])
         gain = difference(best.columns["psnr"], next_best.columns["psnr"])
         said.append(
-            f"Picture by picture, {best.name} is {spread(gain)} dB above the next best, {next_best.name}, and above it on "
-            f"{gain.above} of {gain.pictures} pictures."
+            f"Image by image, {best.name} is {spread(gain)} dB above the next best, {next_best.name}, and above it on "
+            f"{gain.above} of {gain.images} images."
         )
         if abs(gain.mean) < 2 * gain.error:
-            said.append("That is within two standard errors: on these pictures the two cannot be told apart.")
+            said.append("That is within two standard errors: on these images the two cannot be told apart.")
     judged = [one for one in compared if LPIPS in one.scores]
     if len(judged) > 1:
         nearest = min(judged, key=lambda one: one.scores[LPIPS])
@@ -56,7 +56,7 @@ def _steps_up(compared: Sequence[Compared]) -> str:
         found = [(by_kind[a], by_kind[b]) for a, b in pairs if a in by_kind and b in by_kind]
         if found:
             gains = [b.scores["psnr"] - a.scores["psnr"] for a, b in found]
-            bits = [b.outcome["bits_a_picture"] / a.outcome["bits_a_picture"] for a, b in found]
+            bits = [b.outcome["bits_a_image"] / a.outcome["bits_a_image"] for a, b in found]
             change = "the next smaller f" if what == "f" else "the next larger K"
             said.append(f"{change} brings {_range(gains, '.2f')} dB for {_range(bits, '.3g')} times the bits")
     return (
@@ -73,20 +73,20 @@ def hides(best: Compared, *, trained: bool) -> str:
     """What must not be concluded."""
     count = measured_on(best)
     said = [
-        "PSNR and SSIM reward pictures that are blurred rather than wrong; look at the details below before believing them.",
+        "PSNR and SSIM reward images that are blurred rather than wrong; look at the details below before believing them.",
         "Bits are those of codes written one by one with log2 K each, not what a prior would need for them: a tokenizer with "
-        "more codes a picture also leaves more to be learned in stage 2, which is not measured here.",
+        "more codes an image also leaves more to be learned in stage 2, which is not measured here.",
     ]
     if trained:
         said.append(
-            "Each tokenizer was trained once, with one seed, for the same number of pictures, which suits some better than "
+            "Each tokenizer was trained once, with one seed, for the same number of images, which suits some better than "
             "others: the figures compare these trainings, not what f and K can reach."
         )
     else:
         said.append(
-            "The tokenizers were given: what they learned from is not known here, perhaps some of these very pictures, and more "
+            "The tokenizers were given: what they learned from is not known here, perhaps some of these very images, and more "
             "than f and K may differ between them."
         )
     if count < 2048:
-        said.append(f"A Frechet distance over {count:,} pictures is biased and noisy; it ranks, at best.")
+        said.append(f"A Frechet distance over {count:,} images is biased and noisy; it ranks, at best.")
     return " ".join([*said, *not_measured(best)])

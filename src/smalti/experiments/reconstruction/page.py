@@ -17,7 +17,12 @@ from smalti.reports.charts import Bars, Line, LinePlot, Plot
 from smalti.reports.report import Block, Card, Cards, Plots, Report, Section, Table, Text
 from smalti.training.run_folder import read_metrics
 
-F_AND_K = {"model.pyramid.stem", "model.pyramid.multipliers", "model.pyramid.attention", "model.quantizer.size"}
+F_AND_K = {
+    "model.autoencoder.patch_size",
+    "model.autoencoder.channel_multipliers",
+    "model.autoencoder.attention_levels",
+    "model.quantizer.codebook_size",
+}
 """Tokenizers that differ in these settings alone differ in f and K alone."""
 
 
@@ -26,20 +31,20 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
     named = [(step.removeprefix("measure-"), each) for step, each in done.items() if step.startswith("measure-")]
     compared = sorted(
         (Compared(name, each.folder, each.outcome) for name, each in named),
-        key=lambda one: one.outcome["bits_a_picture"],
+        key=lambda one: one.outcome["bits_a_image"],
     )
     best = max(compared, key=lambda one: one.scores["psnr"])
     trained = not asked.models
     changes = [change.partition("=")[0] for each in settings.tokenizers for change in each.changes]
     grid = trained and set(changes) <= F_AND_K
     lead = (
-        f"{counted(len(compared), 'tokenizer')}, the same {counted(measured_on(best), 'picture')}: each picture is turned into "
+        f"{counted(len(compared), 'tokenizer')}, the same {counted(measured_on(best), 'image')}: each image is turned into "
         "codes and back, and what returns is set beside what was sent."
     )
     best_first = list(reversed(compared))
     rows = [(one.name if trained else f"{one.name}: {one.kind}", one) for one in best_first]
     return Report(
-        title="What is kept of a picture",
+        title="What is kept of an image",
         lead=lead,
         blocks=[_cards(compared, best, done)],
         hero=hero(best),
@@ -59,7 +64,7 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
                 protocol=compared[0].outcome["result"]["protocol"],
                 others=[
                     (
-                        "smalti experiment reconstruction MODEL MODEL --data PICTURES --out OUT",
+                        "smalti experiment reconstruction MODEL MODEL --data IMAGES --out OUT",
                         "Tokenizers of your own.",
                     )
                 ],
@@ -75,7 +80,7 @@ def _cards(compared: Sequence[Compared], best: Compared, done: Mapping[str, Done
     return Cards(
         [
             Card(f"Most is kept by {best.name}", f"{best.scores['psnr']:.2f}", unit="dB PSNR"),
-            Card(f"The fewest bits: {least.name}", f"{least.outcome['bits_a_picture']:,.0f}", unit="bits a picture"),
+            Card(f"The fewest bits: {least.name}", f"{least.outcome['bits_a_image']:,.0f}", unit="bits an image"),
             Card("What those keep", f"{least.scores['psnr']:.2f}", unit="dB PSNR"),
             Card("Whole study", minutes(seconds), unit="minutes of work"),
         ]
@@ -98,7 +103,7 @@ def _distortion(compared: Sequence[Compared], *, grid: bool) -> list[Block]:
             unit = "dB" if score == "psnr" else label
             plots.append(LinePlot(f"{label}: {better}", lines, x_label="bits a pixel", y_label=unit))
     use = [(one.name, 100 * one.scores["codes_in_use"]) for one in compared]
-    plots.append(Bars("Codes in use on these pictures", use, unit="%"))
+    plots.append(Bars("Codes in use on these images", use, unit="%"))
     said = "A line joins tokenizers of one f; to the right K grows." if grid else "Each dot is a tokenizer."
     return [Plots(plots, caption=f"{said} The figure beside a name is its last value. A code counts log2 K bits.")]
 
@@ -110,17 +115,17 @@ def _tables(compared: Sequence[Compared]) -> list[Block]:
     rows: list[list[str | int | float]] = []
     for one in compared:
         values = [one.scores.get(name, math.nan) for name in scores]
-        rest = [f"{one.scores['codes_in_use']:.1%}", 1000 * one.outcome["seconds_a_picture"], one.outcome["parameters"]]
-        bits = [round(one.outcome["bits_a_picture"]), one.outcome["bits_a_pixel"]]
+        rest = [f"{one.scores['codes_in_use']:.1%}", 1000 * one.outcome["seconds_a_image"], one.outcome["parameters"]]
+        bits = [round(one.outcome["bits_a_image"]), one.outcome["bits_a_pixel"]]
         rows.append([one.name, one.outcome["factor"], one.outcome["codes"], *bits, *values, *rest])
     device = compared[0].outcome["device"]
     blocks: list[Block] = [
         Table(
             head,
             rows,
-            caption=f"Means over {measured_on(compared[0]):,} pictures: bits, PSNR in dB, SSIM, LPIPS over SqueezeNet. Frechet: "
-            "distance in SqueezeNet's features between the pictures and what returns. In use: share of the codes on these "
-            f"pictures. Milliseconds a picture, there and back in batches of {TIMED} on {device}, whatever else the machine did.",
+            caption=f"Means over {measured_on(compared[0]):,} images: bits, PSNR in dB, SSIM, LPIPS over SqueezeNet. Frechet: "
+            "distance in SqueezeNet's features between the images and what returns. In use: share of the codes on these "
+            f"images. Milliseconds an image, there and back in batches of {TIMED} on {device}, whatever else the machine did.",
         )
     ]
     if len(compared) > 1:
@@ -134,14 +139,14 @@ def _pairs(compared: Sequence[Compared]) -> Table:
     rows: list[list[str | int | float]] = []
     for less, more in pairwise(compared):
         gain = difference(more.columns["psnr"], less.columns["psnr"])
-        bits = more.outcome["bits_a_picture"] / less.outcome["bits_a_picture"]
+        bits = more.outcome["bits_a_image"] / less.outcome["bits_a_image"]
         rows.append(
-            [f"{less.name} to {more.name}", f"{bits:.3g} times", spread(gain), f"{gain.above} of {gain.pictures}"]
+            [f"{less.name} to {more.name}", f"{bits:.3g} times", spread(gain), f"{gain.above} of {gain.images}"]
         )
     return Table(
         ["more bits", "bits", "PSNR gained, dB", "better on"],
         rows,
-        caption="What the next more bits buy on the same pictures: mean difference and its standard error.",
+        caption="What the next more bits buy on the same images: mean difference and its standard error.",
     )
 
 
@@ -154,7 +159,7 @@ def _training(compared: Sequence[Compared], done: Mapping[str, Done]) -> Section
         lines.append(Line(one.name, points))
         minutes.append((one.name, run.seconds / 60))
     plots: list[Plot] = [
-        LinePlot("On the way, held-out pictures", lines, x_label="images seen", y_label="PSNR, dB"),
+        LinePlot("On the way, held-out images", lines, x_label="images seen", y_label="PSNR, dB"),
         Bars("Minutes of training", minutes),
     ]
     return Section(

@@ -1,11 +1,11 @@
-"""The study `window`: how are pictures laid that are larger than what a prior learned from? Section 3.2 of the paper.
+"""The study `window`: how are images laid that are larger than what a prior learned from? Section 3.2 of the paper.
 
 One tokenizer, and priors of about as many parameters that see as many codes. Three learn from crops of one size and grow: the
-transformer under the paper's sliding window, the same told where each part lies, and the neighbourhood transformer. One learns
-whole pictures of each larger size: what could be had, by a prior that cannot grow. And one does not look around at all: tiles,
+transformer under the paper's sliding window, the same told where each part lies, and the neighborhood transformer. One learns
+whole images of each larger size: what could be had, by a prior that cannot grow. And one does not look around at all: tiles,
 each laid by itself, which show what a seam is.
 
-H W pixels, f = H/h, h w grid of codes, P prefix codes, B pictures.
+H W pixels, f = H/h, h w grid of codes, P prefix codes, B images.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from smalti.core.errors import SmaltiError
 from smalti.core.progress import counting
 from smalti.core.settings import Positive, as_mapping, settings
 from smalti.data.code_shards import open_codes
-from smalti.data.config import PictureSettings
+from smalti.data.config import ImageSettings
 from smalti.data.crops import RandomCrop
 from smalti.data.loader import Crops, in_order
 from smalti.data.sources import open_source, split
 from smalti.encoding.code_writer import write_codes
-from smalti.encoding.condition_encoding import Told, beside_pictures, encoder
+from smalti.encoding.condition_encoding import Told, beside_images, encoder
 from smalti.experiments import condition_fidelity, prior_steps, steps
 from smalti.experiments.base import Asked, Place, Step, Study
 from smalti.experiments.conditions.experiment import known_of
 from smalti.experiments.equal_time import refuse_unequal
-from smalti.experiments.sampling import ENCODED, Laid, laid_pictures, zoom_of
+from smalti.experiments.sampling import ENCODED, Laid, laid_images, zoom_of
 from smalti.experiments.scene_network import train_judge
-from smalti.experiments.steps import SCENES, Pictures, refuse_idle
+from smalti.experiments.steps import SCENES, Images, refuse_idle
 from smalti.experiments.window.metrics import fitting, images_in, joined, likelihood, nats_of, sequential
-from smalti.experiments.window.page import COORDINATES, NEIGHBOURHOOD, TILES, WHOLE, WINDOW, named, page
+from smalti.experiments.window.page import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, named, page
 from smalti.experiments.window.scales import SCALES
 from smalti.generation.code_sampler import Sampler, finished, unknown
 from smalti.hub.pretrained import find_model
@@ -58,7 +58,7 @@ from smalti.training.stage1 import crops
 Side = tuple[Positive, Positive]
 
 EIGHTHS = 8
-"""Sides of pictures that the judge takes are multiples of this."""
+"""Sides of images that the judge takes are multiples of this."""
 
 
 @settings
@@ -71,21 +71,21 @@ class WindowSettings:
     """`a.b=c` over the recipe, for the tokenizer."""
     prior: tuple[str, ...] = ()
     """`a.b=c` over the recipe, for all priors. `run.length` says how many codes each sees, `run.batch` how many windows at once; of
-    whole pictures so many fewer that there are as many codes."""
+    whole images so many fewer that there are as many codes."""
     transformer: tuple[str, ...] = ()
-    """... for those under a window and those of whole pictures: their network."""
-    neighbourhood: tuple[str, ...]
-    """... for the neighbourhood transformer: its network."""
+    """... for those under a window and those of whole images: their network."""
+    neighborhood: tuple[str, ...]
+    """... for the neighborhood transformer: its network."""
     parameters_within: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """The share by which the parameters of the others may differ from those of the transformer."""
     levels: Positive = 64
-    """Codes between the first and the last pixel of a picture, for the prior that is told coordinates."""
+    """Codes between the first and the last pixel of an image, for the prior that is told coordinates."""
     window: Side
     """(h,w) codes of the crops that priors learn from."""
     sizes: Annotated[tuple[Side, ...], Field(min_length=1)]
     """Larger grids (h,w) that are laid, of whole windows; the page goes through them in this order."""
     whole: tuple[Side, ...] = ()
-    """Those of them on which a transformer learns whole pictures."""
+    """Those of them on which a transformer learns whole images."""
     size: Side
     """(H,W) of the scenes, in pixels; crops are cut from them as they are."""
     crop: Side
@@ -94,10 +94,10 @@ class WindowSettings:
     """Crops of the window's size of each training scene; of larger ones so many fewer that there are about as many codes."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Share of the scenes that trainings do not see."""
-    pictures: Positive
+    images: Positive
     """Held-out scenes, evenly spread, of which a crop of each size is measured and kept from trainings, at most."""
     samples: Positive
-    """Pictures laid in each way at each size."""
+    """Images laid in each way at each size."""
     shown: Positive
     """How many of those are shown, at most."""
     judge_steps: Positive
@@ -106,30 +106,30 @@ class WindowSettings:
 
 
 def plan(chosen: WindowSettings, asked: Asked) -> list[Step]:
-    """Scenes; the tokenizer; codes of crops of each size; the priors; pictures in each way and size; comparisons; the judge."""
+    """Scenes; the tokenizer; codes of crops of each size; the priors; images in each way and size; comparisons; the judge."""
     refuse_idle(asked, trains=("tokenizer", "prior"))
     if asked.data is not None:
         raise SmaltiError("this study needs scenes, of which it is known where sky and ground are; leave --data out")
     training = _tokenizer(chosen, asked)
-    f = training.model.pyramid.factor
+    f = training.model.autoencoder.factor
     _refuse_sizes(chosen, f)
-    scenes = Pictures.of(None)
+    scenes = Images.of(None)
     trainings = _trainings(chosen, asked)
     grids = (chosen.window, *chosen.sizes)
     found = [
         steps.scenes(count=chosen.scenes, size=chosen.size),
-        steps.tokenizer("tokenizer", pictures=scenes, training=training),
+        steps.tokenizer("tokenizer", images=scenes, training=training),
     ]
     found += [_codes(grid, scenes, chosen) for grid in grids]
     counts = {}
     for name, (prior, grid) in trainings.items():
-        counts[name] = prior_steps.parameters(prior, _read(prior, grid, training.model.quantizer.size, chosen))
+        counts[name] = prior_steps.parameters(prior, _read(prior, grid, training.model.quantizer.codebook_size, chosen))
         found.append(_prior(name, prior, grid))
     refuse_unequal(
         counts,
         like=WINDOW,
         within=chosen.parameters_within,
-        change="set its network by transformer=[...] or neighbourhood=[...]",
+        change="set its network by transformer=[...] or neighborhood=[...]",
     )
     for grid in grids:
         found += [_laid(way, grid, f, chosen) for way in _ways(grid, chosen)]
@@ -140,9 +140,9 @@ def plan(chosen: WindowSettings, asked: Asked) -> list[Step]:
 def _tokenizer(chosen: WindowSettings, asked: Asked) -> TokenizerTraining:
     zoom = zoom_of(chosen.crop, chosen.size)
     fixed = [
-        f"pictures.size={list(chosen.crop)}",
-        f"pictures.zoom=[{zoom}, {zoom}]",
-        f"pictures.validation={chosen.held_out}",
+        f"images.size={list(chosen.crop)}",
+        f"images.zoom=[{zoom}, {zoom}]",
+        f"images.validation={chosen.held_out}",
     ]
     return steps.varied(chosen.recipe, shared=chosen.tokenizer, overrides=asked.of("tokenizer"), changes=fixed)
 
@@ -151,14 +151,14 @@ def _trainings(chosen: WindowSettings, asked: Asked) -> dict[str, tuple[PriorTra
     """Each prior by its name -> its training, and the grid (h,w) of the crops it learns from."""
 
     def varied(network: tuple[str, ...], condition: str) -> PriorTraining:
-        changes = [*network, f"condition={condition}", "drop_condition=0", "encode={}", "run.patience=0"]
+        changes = [*network, f"condition={condition}", "condition_dropout=0", "encode={}", "run.patience=0"]
         return steps.varied_prior(chosen.recipe, shared=chosen.prior, overrides=asked.of("prior"), changes=changes)
 
     transformer = varied(chosen.transformer, "nothing")
     return {
         WINDOW: (transformer, chosen.window),
         COORDINATES: (varied(chosen.transformer, "coordinates"), chosen.window),
-        NEIGHBOURHOOD: (varied(chosen.neighbourhood, "nothing"), chosen.window),
+        NEIGHBORHOOD: (varied(chosen.neighborhood, "nothing"), chosen.window),
         **{f"{WHOLE}-{named(grid)}": (_fewer(transformer, grid, chosen.window), grid) for grid in chosen.whole},
     }
 
@@ -180,7 +180,7 @@ def _ways(grid: tuple[int, int], chosen: WindowSettings) -> dict[str, str]:
     """A grid (h,w) -> the ways in which it is laid, and the name of the prior of each."""
     tiles = {TILES: WINDOW} if grid != chosen.window else {}
     whole = {WHOLE: f"{WHOLE}-{named(grid)}"} if grid in chosen.whole else {}
-    return {**tiles, **{name: name for name in (WINDOW, COORDINATES, NEIGHBOURHOOD)}, **whole}
+    return {**tiles, **{name: name for name in (WINDOW, COORDINATES, NEIGHBORHOOD)}, **whole}
 
 
 def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
@@ -209,11 +209,11 @@ def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
 
 
 def _tall(chosen: WindowSettings, f: int) -> list[tuple[int, int]]:
-    """The grids (h,w) of pictures as high as the scenes."""
+    """The grids (h,w) of images as high as the scenes."""
     return [grid for grid in chosen.sizes if grid[0] * f == chosen.size[0]]
 
 
-def _codes(grid: tuple[int, int], scenes: Pictures, chosen: WindowSettings) -> Step:
+def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Step:
     """The step that encodes crops of a grid (h,w) of codes, with where each lies in its scene."""
     copies = max(chosen.copies * chosen.window[0] * chosen.window[1] // (grid[0] * grid[1]), 1)
 
@@ -222,8 +222,8 @@ def _codes(grid: tuple[int, int], scenes: Pictures, chosen: WindowSettings) -> S
         source, f = open_source(scenes.path(place)), tokenizer.factor
         side = grid[0] * f, grid[1] * f
         zoom = (zoom_of(side, chosen.size),) * 2
-        training, others = split(source.pictures, validation=chosen.held_out)
-        count = min(chosen.pictures, len(others))
+        training, others = split(source.images, validation=chosen.held_out)
+        count = min(chosen.images, len(others))
         held_out = [others[number * len(others) // count] for number in range(count)]
         of = partial(Crops, source, size=side, channels=3)
         parts = (
@@ -231,13 +231,13 @@ def _codes(grid: tuple[int, int], scenes: Pictures, chosen: WindowSettings) -> S
             of(held_out, crop=RandomCrop(zoom=zoom, flip=False), seed=1),
         )
         told = [Told("coordinates", options={"levels": chosen.levels})]
-        pairs = beside_pictures(told, parts, factor=f, device=pick_device("auto"))
+        pairs = beside_images(told, parts, factor=f, device=pick_device("auto"))
         with counting(place.console, title="encoding", unit="crops") as progress:
             write_codes(
                 place.folder / "codes",
                 training=pairs.training,
                 validation=pairs.validation,
-                encode=encoder(tokenizer, parts[0].images),
+                encode=encoder(tokenizer, parts[0].to_images),
                 fingerprint=tokenizer.fingerprint(),
                 size=tokenizer.size,
                 factor=f,
@@ -251,7 +251,7 @@ def _codes(grid: tuple[int, int], scenes: Pictures, chosen: WindowSettings) -> S
         return {"training": len(training) * copies, "held_out": count}
 
     shaped = {"grid": list(grid), "size": list(chosen.size), "levels": chosen.levels}
-    said = {**shaped, "copies": copies, "held_out": chosen.held_out, "pictures": chosen.pictures}
+    said = {**shaped, "copies": copies, "held_out": chosen.held_out, "images": chosen.images}
     return Step(
         name=f"codes-{named(grid)}", settings={**scenes.described, **said}, work=work, after=(SCENES, "tokenizer")
     )
@@ -279,7 +279,7 @@ def _pipeline(place: Place, prior: str) -> Pipeline:
 
 
 def _laid(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> Step:
-    """The step that lays pictures of a grid (h,w) in one way; where coordinates are told, as all there is of a picture."""
+    """The step that lays images of a grid (h,w) in one way; where coordinates are told, as all there is of an image."""
     prior = _ways(grid, chosen)[way]
 
     def work(place: Place) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def _laid(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> St
             return _tiles(pipeline, grid, chosen.samples, place)
         wanted = Laid(number=chosen.samples, size=(grid[0] * f, grid[1] * f), judged=False)
         folder, images = place.before[f"prior-{prior}"].folder, place.before[SCENES].folder / "images"
-        found = laid_pictures(pipeline.tokenizer, folder, images, place, wanted=wanted)
+        found = laid_images(pipeline.tokenizer, folder, images, place, wanted=wanted)
         return {**found, "steps": sequential(pipeline.prior, grid)}
 
     said = {"count": chosen.samples, "grid": list(grid), "way": way}
@@ -297,7 +297,7 @@ def _laid(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> St
 
 
 def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, place: Place) -> dict[str, Any]:
-    """Pictures of a grid (h,w) made of windows that know nothing of one another, all laid at once."""
+    """Images of a grid (h,w) made of windows that know nothing of one another, all laid at once."""
     prior, began = pipeline.prior, time.monotonic()
     number = grid[0] * grid[1] // (prior.grid[0] * prior.grid[1])
     known, seeds = unknown(count * number, prior.grid), torch.arange(count * number)
@@ -308,7 +308,7 @@ def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, place: Place) 
         save_png(place.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
     return {
         "codes": grid[0] * grid[1],
-        "seconds_a_picture": seconds,
+        "seconds_a_image": seconds,
         "steps": sequential(prior, prior.grid),
     }
 
@@ -331,12 +331,12 @@ def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen:
                 "parameters": counts[prior],
                 **likelihood(values[way], values[WINDOW]),
                 **fitting(done[way].folder / "samples", chosen.window[1], f),
-                "seconds": done[way].outcome["seconds_a_picture"],
+                "seconds": done[way].outcome["seconds_a_image"],
                 "steps": done[way].outcome["steps"],
             }
             for way, prior in ways.items()
         }
-        return {"pictures": len(codes), "rows": rows, "real": fitting(place.folder / "real", chosen.window[1], f)}
+        return {"images": len(codes), "rows": rows, "real": fitting(place.folder / "real", chosen.window[1], f)}
 
     after = (
         "tokenizer",
@@ -356,9 +356,9 @@ def _held_out(shards: Path) -> tuple[Tensor, Tensor]:
 
 
 def _structure(f: int, chosen: WindowSettings) -> Step:
-    """The step that teaches a judge what is in scenes, and asks it where sky and ground are, in pictures as high as scenes."""
+    """The step that teaches a judge what is in scenes, and asks it where sky and ground are, in images as high as scenes."""
     tall, (H, W) = _tall(chosen, f), chosen.size
-    square = PictureSettings(size=(H, min(H, W)), zoom=(1.0, 1.0), validation=chosen.held_out)
+    square = ImageSettings(size=(H, min(H, W)), zoom=(1.0, 1.0), validation=chosen.held_out)
 
     def work(place: Place) -> dict[str, Any]:
         training, _ = crops(open_source(place.before[SCENES].folder / "images"), square, channels=3, seed=0)
@@ -372,7 +372,7 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
         def share(folder: Path) -> float:
             images = torch.stack(list(images_in(folder)))
             return condition_fidelity.heights(
-                condition_fidelity.Pictures(images, images, images, known, [], judge)
+                condition_fidelity.ComparedImages(images, images, images, known, [], judge)
             ).told
 
         return {
@@ -394,7 +394,7 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
 
 
 WINDOWS_COMPARED = Study(
-    about="how are pictures laid that are larger than what a prior learned from: window, neighbourhood, whole grid",
+    about="how are images laid that are larger than what a prior learned from: window, neighborhood, whole grid",
     takes_models=False,
     settings=WindowSettings,
     scales=SCALES,

@@ -1,6 +1,6 @@
-"""What the study `window` measures of each way to lay pictures: likelihood, steps, and on pixels how well parts fit together.
+"""What the study `window` measures of each way to lay images: likelihood, steps, and on pixels how well parts fit together.
 
-Letters: B pictures, C channels, H W pixels, f pixels a code, h w grid of codes, n tiles of a grid.
+Letters: B images, C channels, H W pixels, f pixels a code, h w grid of codes, n tiles of a grid.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from smalti.prior import Prior, after_middle
 from smalti.prior.code_likelihood import window_nats
 
 JUDGED = 8
-"""Pictures whose codes are judged at once."""
+"""Images whose codes are judged at once."""
 
 
 @torch.no_grad()
 def nats_of(prior: Prior, way: str, codes: Tensor, told: Tensor, *, window: tuple[int, int]) -> Tensor:
-    """Codes (B,h,w) of real pictures, and where each lies -> nats a code of each picture (B,), as they are laid in this `way`."""
+    """Codes (B,h,w) of real images, and where each lies -> nats a code of each image (B,), as they are laid in this `way`."""
     device = next(prior.parameters()).device
     found = []
     for some, where in zip(torch.split(codes.to(device), JUDGED), torch.split(told.to(device), JUDGED), strict=True):
@@ -38,12 +38,12 @@ def nats_of(prior: Prior, way: str, codes: Tensor, told: Tensor, *, window: tupl
 
 
 def likelihood(values: Sequence[float], others: Sequence[float]) -> dict[str, float | None]:
-    """Nats a code of pictures in one way, and under the window -> the mean, and how much more it is with its standard error."""
+    """Nats a code of images in one way, and under the window -> the mean, and how much more it is with its standard error."""
     gain = difference(values, others)
     return {
         "nats": sum(values) / len(values),
         "over_window": gain.mean,
-        "error": gain.error if gain.pictures > 1 else None,
+        "error": gain.error if gain.images > 1 else None,
     }
 
 
@@ -54,19 +54,19 @@ def sequential(prior: Prior, grid: tuple[int, int]) -> int:
 
 
 def fitting(folder: Path, window: int, f: int) -> dict[str, float | None]:
-    """A folder of pictures -> how well their codes of f pixels fit, and tiles that are `window` of them wide."""
+    """A folder of images -> how well their codes of f pixels fit, and tiles that are `window` of them wide."""
     images = torch.stack(list(images_in(folder)))
     return {"seams": seams(images, f, window=window), "roughness": roughness(images, f)}
 
 
 def images_in(folder: Path) -> Iterator[Tensor]:
-    """The pictures of a folder in the order of their names, (C,H,W) in [-1,1] each."""
+    """The images of a folder in the order of their names, (C,H,W) in [-1,1] each."""
     for path in sorted(folder.glob("*.png")):
         yield to_tensor(pixels(path))
 
 
 def jumps(images: Tensor) -> Tensor:
-    """Pictures (B,C,H,W) -> the mean difference between the pixels of neighbouring columns, before columns 1, 2, ...: (W-1,).
+    """Images (B,C,H,W) -> the mean difference between the pixels of neighboring columns, before columns 1, 2, ...: (W-1,).
 
     Columns alone, for from left to right a scene is the same kind of thing everywhere, while from top to bottom it has a
     horizon, which would pass for a seam.
@@ -75,9 +75,9 @@ def jumps(images: Tensor) -> Tensor:
 
 
 def roughness(images: Tensor, f: int) -> float:
-    """Pictures (B,C,H,W) of tiles of f pixels a code -> the mean jump from one code to the next, in the pixels' own units.
+    """Images (B,C,H,W) of tiles of f pixels a code -> the mean jump from one code to the next, in the pixels' own units.
 
-    Where it is larger than in real pictures, codes stand beside one another that do not fit, or that drift too fast.
+    Where it is larger than in real images, codes stand beside one another that do not fit, or that drift too fast.
     """
     return float(jumps(images)[f - 1 :: f].mean())
 

@@ -1,4 +1,4 @@
-"""The page of the study `window`: pictures of each size in each way, charts over the size, a table.
+"""The page of the study `window`: images of each size in each way, charts over the size, a table.
 
 h w grid of codes.
 """
@@ -13,27 +13,27 @@ from smalti.core.version import __version__
 from smalti.experiments.base import Asked, Done
 from smalti.experiments.page_parts import counted, learning, made, minutes, pixels, signed
 from smalti.reports.charts import Line, Linear, LinePlot, Logarithmic
-from smalti.reports.report import Card, Cards, Comparison, Picture, Plots, Report, Section, Table, Text
+from smalti.reports.report import Card, Cards, Comparison, EmbeddedImage, Plots, Report, Section, Table, Text
 
 Grid: TypeAlias = tuple[int, int]
 Row: TypeAlias = Mapping[str, Any]
 
-TILES, WINDOW, COORDINATES, NEIGHBOURHOOD, WHOLE = "tiles", "window", "window-coordinates", "neighbourhood", "whole"
+TILES, WINDOW, COORDINATES, NEIGHBORHOOD, WHOLE = "tiles", "window", "window-coordinates", "neighborhood", "whole"
 CALLED = {
     TILES: "tiles, each by itself",
     WINDOW: "sliding window",
     COORDINATES: "window, told where",
-    NEIGHBOURHOOD: "neighbourhood",
-    WHOLE: "whole pictures learned",
+    NEIGHBORHOOD: "neighborhood",
+    WHOLE: "whole images learned",
 }
-"""The ways in which pictures are laid, in the order of the page."""
+"""The ways in which images are laid, in the order of the page."""
 REAL = "real"
 MEASURES = {
     "nats": "Held-out codes, lower is better: nats a code",
     "structure": "Sky above and ground below: share of both thirds",
     "seams": "Seams: jumps at borders of tiles, over those at other codes",
     "roughness": "Roughness: jumps from code to code",
-    "seconds": "Seconds a picture",
+    "seconds": "Seconds an image",
     "steps": "Steps one after the other",
 }
 """What is measured of each way at each size; the last two on a scale of powers."""
@@ -52,14 +52,14 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
     return Report(
         title="Larger than what was learned",
         lead=f"Priors that have learned from {window[0]} x {window[1]} codes of scenes lay up to {largest[0]} x {largest[1]}, "
-        "beside some that have learned whole pictures: all with about as many parameters, after as many codes of one "
+        "beside some that have learned whole images: all with about as many parameters, after as many codes of one "
         "tokenizer.",
         blocks=[_cards(found[largest], largest, done)],
         sections=[
             Section(
                 "What this shows, and what it does not", [Text(_shows(found[largest], largest)), Text(_hides(settings))]
             ),
-            *(Section(_title(grid, window), [_pictures(settings, grid, found[grid], done)]) for grid in found),
+            *(Section(_title(grid, window), [_images(settings, grid, found[grid], done)]) for grid in found),
             Section("Over the size", [_curves(found, window)]),
             Section("In numbers", [_table(found, settings)]),
             Section("How the priors learned", [_learning(done)]),
@@ -70,7 +70,7 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
 
 
 def _rows(done: Mapping[str, Done], grid: Grid) -> dict[str, Row]:
-    """All that is known of pictures of one size: of real ones, and of each way."""
+    """All that is known of images of one size: of real ones, and of each way."""
     compared = done[f"compare-{named(grid)}"].outcome
     seen = done["structure"].outcome.get(named(grid), {})
     rows = {REAL: compared["real"], **compared["rows"]}
@@ -109,19 +109,19 @@ def _shows(rows: Mapping[str, Row], grid: Grid) -> str:
         if way not in (REAL, WINDOW)
     ]
     said = [
-        f"Under the sliding window real pictures of {named(grid)} codes have {rows[WINDOW]['nats']:.3f} nats a code. More than "
+        f"Under the sliding window real images of {named(grid)} codes have {rows[WINDOW]['nats']:.3f} nats a code. More than "
         f"that, or less: {', '.join(each)}."
     ]
     if rows[TILES]["seams"] is not None:
         others = [f"{CALLED[way]} {rows[way]['seams']:.2f}" for way in rows if way not in (REAL, TILES)]
         said.append(
             f"Where tiles know nothing of one another, pixels jump {rows[TILES]['seams']:.2f} times as far across their borders as "
-            f"across other borders of codes; in real pictures {rows[REAL]['seams']:.2f} times; {', '.join(others)}."
+            f"across other borders of codes; in real images {rows[REAL]['seams']:.2f} times; {', '.join(others)}."
         )
     if rows[REAL]["structure"] is not None:
         others = [f"{CALLED[way]} {row['structure']:.0%}" for way, row in rows.items() if way != REAL]
         said.append(
-            "Of the upper and the lower third, the judge sees as sky and as ground: in real pictures "
+            "Of the upper and the lower third, the judge sees as sky and as ground: in real images "
             f"{rows[REAL]['structure']:.0%}; {', '.join(others)}."
         )
     return " ".join(said)
@@ -130,19 +130,19 @@ def _shows(rows: Mapping[str, Row], grid: Grid) -> str:
 def _hides(settings: Any) -> str:
     return " ".join(
         [
-            "Each prior was trained once, with one seed, at one rate; those of whole pictures have seen as many codes, and so far "
-            "fewer pictures. Standard errors are over pictures alone.",
-            f"Seams and sky are measured on {counted(settings.samples, 'picture')} in each way. A seam here is what stands out at "
-            "the borders of tiles; what goes wrong everywhere alike, as colours that drift, is not in it.",
-            "Likelihood is that of real pictures, told what each way would tell: the prior that is told where is told it of them "
-            "too. Pictures that it lays are told to be all there is.",
-            "Seconds are those by the clock, of pictures laid together, on a machine that may have had other work; steps are "
+            "Each prior was trained once, with one seed, at one rate; those of whole images have seen as many codes, and so far "
+            "fewer images. Standard errors are over images alone.",
+            f"Seams and sky are measured on {counted(settings.samples, 'image')} in each way. A seam here is what stands out at "
+            "the borders of tiles; what goes wrong everywhere alike, as colors that drift, is not in it.",
+            "Likelihood is that of real images, told what each way would tell: the prior that is told where is told it of them "
+            "too. Images that it lays are told to be all there is.",
+            "Seconds are those by the clock, of images laid together, on a machine that may have had other work; steps are "
             "what remains to be done in turn, however many codes each of them lays.",
         ]
     )
 
 
-def _pictures(settings: Any, grid: Grid, rows: Mapping[str, Row], done: Mapping[str, Done]) -> Comparison:
+def _images(settings: Any, grid: Grid, rows: Mapping[str, Row], done: Mapping[str, Done]) -> Comparison:
     folders = {
         way: done[f"compare-{named(grid)}"].folder / "real"
         if way == REAL
@@ -156,7 +156,7 @@ def _pictures(settings: Any, grid: Grid, rows: Mapping[str, Row], done: Mapping[
             (
                 CALLED.get(way, "real, through the codes"),
                 [
-                    Picture(pixels(file), f"{named(grid)}, {CALLED.get(way, way)}, {int(file.stem)}")
+                    EmbeddedImage(pixels(file), f"{named(grid)}, {CALLED.get(way, way)}, {int(file.stem)}")
                     for file in found[:shown]
                 ],
             )
@@ -177,7 +177,7 @@ def _curves(found: Mapping[Grid, Mapping[str, Row]], window: Grid) -> Plots:
 
     plots = []
     for measure, title in MEASURES.items():
-        lines = [line(way, measure) for way in (*CALLED, REAL)]  # in one order, for one way one colour
+        lines = [line(way, measure) for way in (*CALLED, REAL)]  # in one order, for one way one color
         scale = Logarithmic() if measure in ("seconds", "steps") else Linear()
         known = [each for each in lines if each.points]
         if known:
@@ -210,9 +210,9 @@ def _table(found: Mapping[Grid, Mapping[str, Row]], settings: Any) -> Table:
             "steps",
         ],
         body,
-        caption=f"Nats over {counted(settings.pictures, 'held-out crop')} of each size at most, the difference with its standard "
-        f"error; all else over {counted(settings.samples, 'picture')}. Sky and ground: of the upper and of the lower third, where "
-        "pictures are as high as the scenes. Roughness: how far pixels jump from one code to the next at its right, of 2 from "
+        caption=f"Nats over {counted(settings.images, 'held-out crop')} of each size at most, the difference with its standard "
+        f"error; all else over {counted(settings.samples, 'image')}. Sky and ground: of the upper and of the lower third, where "
+        "images are as high as the scenes. Roughness: how far pixels jump from one code to the next at its right, of 2 from "
         "black to white. Seams: how many times as far they jump where a tile of a window's width would end.",
     )
 

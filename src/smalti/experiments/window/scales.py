@@ -9,12 +9,12 @@ def _networks(layers: int, width: int, heads: int) -> dict[str, list[str]]:
     sizes = f"layers: {layers}, width: {width}, heads: {heads}, dropout: 0.1"
     return {
         "transformer": [f"network={{name: transformer, {sizes}}}"],
-        "neighbourhood": [f"network={{name: neighbourhood, reach: 4, {sizes}}}"],
+        "neighborhood": [f"network={{name: neighborhood, reach: 4, {sizes}}}"],
     }
 
 
-# Attention over all codes of a picture would be most of the tokenizer's work at f 4.
-_TOKENIZER = ["model.pyramid.multipliers=[1]", "model.pyramid.middle_attention=false"]
+# Attention over all codes of an image would be most of the tokenizer's work at f 4.
+_TOKENIZER = ["model.autoencoder.channel_multipliers=[1]", "model.autoencoder.middle_attention=false"]
 _QUIET = ["run.tensorboard=false"]
 
 SCALES = {
@@ -29,15 +29,15 @@ SCALES = {
                 *_TOKENIZER,
                 *_QUIET,
                 "run.length=2400",
-                "run.report_every=100",
+                "run.log_every=100",
                 "run.validate_every=1200",
-                "run.picture_every=2400",
+                "run.sample_every=2400",
                 "run.checkpoint_every=1200",
-                "model.pyramid.width=48",
-                "model.quantizer.size=256",
+                "model.autoencoder.base_channels=48",
+                "model.quantizer.codebook_size=256",
                 "objective.adversarial.weight=0",
             ],
-            "prior": ["run.length=245760", "run.validate_every=61440", "run.picture_every=245760", *_QUIET],
+            "prior": ["run.length=245760", "run.validate_every=61440", "run.sample_every=245760", *_QUIET],
             **_networks(3, 128, 4),
             "window": [8, 8],
             "sizes": [[16, 16], [16, 64]],
@@ -46,7 +46,7 @@ SCALES = {
             "crop": [64, 64],
             "copies": 8,
             "held_out": 0.15,
-            "pictures": 24,
+            "images": 24,
             "samples": 8,
             "shown": 3,
             "judge_steps": 150,
@@ -61,7 +61,7 @@ SCALES = {
         settings={
             "recipe": "demo",
             "tokenizer": [*_TOKENIZER, "run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
-            "prior": ["run.length=4000000", "run.validate_every=400000", "run.picture_every=4000000"],
+            "prior": ["run.length=4000000", "run.validate_every=400000", "run.sample_every=4000000"],
             **_networks(5, 224, 4),
             "window": [16, 16],
             "sizes": [[32, 32], [32, 128]],
@@ -70,7 +70,7 @@ SCALES = {
             "crop": [64, 64],
             "copies": 8,
             "held_out": 0.1,
-            "pictures": 48,
+            "images": 48,
             "samples": 16,
             "shown": 3,
             "judge_steps": 400,
@@ -78,7 +78,7 @@ SCALES = {
         },
     ),
     "full": Scale(
-        about="windows of 16 x 16 of 1,024 codes, pictures of up to 64 x 64, six priors of 38 million parameters: days on a GPU; "
+        about="windows of 16 x 16 of 1,024 codes, images of up to 64 x 64, six priors of 38 million parameters: days on a GPU; "
         "has not been run",
         data="the embedded scenes at 512 x 512 pixels",
         paints=True,
@@ -87,20 +87,20 @@ SCALES = {
             "tokenizer": [
                 "run.length=400000",
                 "run.batch=16",
-                "run.report_every=4000",
+                "run.log_every=4000",
                 "run.validate_every=20000",
-                "run.picture_every=100000",
+                "run.sample_every=100000",
                 "run.checkpoint_every=20000",
-                "model.pyramid.width=128",
-                "model.quantizer.size=1024",
+                "model.autoencoder.base_channels=128",
+                "model.quantizer.codebook_size=1024",
             ],
             "prior": [
                 "run.length=500000000",
                 "run.batch=64",
                 "run.validate_every=20000000",
-                "run.picture_every=100000000",
+                "run.sample_every=100000000",
                 "run.checkpoint_every=20000000",
-                "optimiser.rate=3e-4",
+                "optimizer.lr=3e-4",
             ],
             **_networks(12, 512, 8),
             "window": [16, 16],
@@ -110,7 +110,7 @@ SCALES = {
             "crop": [128, 128],
             "copies": 16,
             "held_out": 0.02,
-            "pictures": 200,
+            "images": 200,
             "samples": 64,
             "shown": 4,
             "judge_steps": 3000,

@@ -47,8 +47,8 @@ QUANTIZERS: dict[str, Callable[[Any], Quantizer]] = {
 def code_count(settings: VQSettings | EMASettings | SimVQSettings | GumbelSettings | FSQSettings | LFQSettings) -> int:
     """The `size` of the quantizer that these settings make: how many codes it has outside."""
     if isinstance(settings, VQSettings | GumbelSettings):
-        return settings.remap.outside(settings.size)
-    return settings.size
+        return settings.remap.outside(settings.codebook_size)
+    return settings.codebook_size
 
 
 __all__ = [

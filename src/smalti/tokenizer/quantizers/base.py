@@ -47,7 +47,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
-        """The quantizer as training uses it after `seen` of `length` pictures: a function with the shapes of `forward`."""
+        """The quantizer as training uses it after `seen` of `length` images: a function with the shapes of `forward`."""
 
     @abstractmethod
     def relaxed(self, features: Tensor) -> Quantized:
@@ -64,7 +64,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """Place the codes where features (B,D,h,w) of some pictures, everyone's, are, before they are first used."""
+        """Place the codes where features (B,D,h,w) of some images, everyone's, are, before they are first used."""
 
     @abstractmethod
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:

@@ -31,21 +31,21 @@ class EMASettings:
     """Nearest-code quantization whose codes are running means of the features that took them."""
 
     name: Literal["ema"] = "ema"
-    size: Annotated[int, Field(ge=2)] = 1024
+    codebook_size: Annotated[int, Field(ge=2)] = 1024
     """K."""
-    dimension: Annotated[int, Field(ge=1)] = 8
+    codebook_dim: Annotated[int, Field(ge=1)] = 8
     """D."""
-    normalised: bool = True
+    l2_normalize: bool = True
     """Compare directions only: features and codes are scaled to length 1."""
     commitment: Annotated[float, Field(ge=0)] = 0.25
     """Weight beta of the distance of features from their codes, the only term: the codes need none."""
     gradient: GradientName = "straight-through"
     """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
-    kmeans: Annotated[int, Field(ge=0)] = 10
-    """k-means rounds that place the codes on the first pictures' features; 0 starts from normal noise."""
-    memory: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    kmeans_iterations: Annotated[int, Field(ge=0)] = 10
+    """k-means rounds that place the codes on the first images' features; 0 starts from normal noise."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """gamma: how much of a code's running count and sum remains after a step."""
-    restart_below: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dead_code_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """A code used less than this share of the mean use is dead and restarts on a feature of the batch; 0 never."""
 
 
@@ -59,7 +59,7 @@ class EMA(Quantizer):
     """The nearest code, of a codebook that `observe` moves (appendix A.1 there, with N and m in units of the mean count).
 
     The running sums m are not kept: they are `codebook` times the smoothed counts, and so always match the codes, also after
-    k-means and restarts. Where codes are normalised `codebook` holds the means as they are, and `vectors` their directions.
+    k-means and restarts. Where codes are normalized `codebook` holds the means as they are, and `vectors` their directions.
     """
 
     codebook: Tensor
@@ -68,17 +68,17 @@ class EMA(Quantizer):
     def __init__(self, settings: EMASettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size = settings.size
-        self.register_buffer("codebook", torch.randn(settings.size, settings.dimension))
-        self.register_buffer("use", torch.ones(settings.size))  # running count of uses, 1 = the mean
+        self.size = settings.codebook_size
+        self.register_buffer("codebook", torch.randn(settings.codebook_size, settings.codebook_dim))
+        self.register_buffer("use", torch.ones(settings.codebook_size))  # running count of uses, 1 = the mean
 
     @property
     def identity(self) -> str:
-        return "ema normalised" if self.settings.normalised else "ema"
+        return "ema normalized" if self.settings.l2_normalize else "ema"
 
     def vectors(self) -> Tensor:
-        """The codes' vectors (K,D), of length 1 where codes are normalised."""
-        return F.normalize(self.codebook, dim=1) if self.settings.normalised else self.codebook
+        """The codes' vectors (K,D), of length 1 where codes are normalized."""
+        return F.normalize(self.codebook, dim=1) if self.settings.l2_normalize else self.codebook
 
     def forward(self, features: Tensor) -> Quantized:
         B, _, h, w = features.shape
@@ -105,18 +105,18 @@ class EMA(Quantizer):
 
     @property
     def start_features(self) -> int:
-        return VECTORS_A_CODE * self.size if self.settings.kmeans else 0
+        return VECTORS_A_CODE * self.size if self.settings.kmeans_iterations else 0
 
     @torch.no_grad()
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        rounds, normalised = self.settings.kmeans, self.settings.normalised
+        rounds, normalized = self.settings.kmeans_iterations, self.settings.l2_normalize
         flat = self._flat(features)
-        self.codebook.copy_(kmeans(flat, self.size, rounds=rounds, normalised=normalised, generator=generator))
+        self.codebook.copy_(kmeans(flat, self.size, rounds=rounds, normalized=normalized, generator=generator))
         self.use.fill_(1.0)
 
     @torch.no_grad()
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        flat, codes, fresh = self._flat(features), codes.flatten(), 1 - self.settings.memory
+        flat, codes, fresh = self._flat(features), codes.flatten(), 1 - self.settings.decay
         a_mean = self.size / len(codes)  # 1 in units of the mean count
         sums = self.codebook * smoothed(self.use).unsqueeze(1)  # m of A.1
         added = torch.zeros_like(sums).index_add_(0, codes, flat.to(sums.dtype))
@@ -124,12 +124,12 @@ class EMA(Quantizer):
         self.codebook.copy_(sums.lerp_(added * a_mean, fresh) / smoothed(self.use).unsqueeze(1))
         first_ones(self.codebook)  # a GPU adds in any order: the last bits differ between processes
         everywhere = torch.arange(self.size, device=codes.device)
-        below = self.settings.restart_below
+        below = self.settings.dead_code_threshold
         dead, places = restarted(self.use, everywhere, below=below, among=len(flat), generator=generator)
         self.codebook[dead] = flat[places].to(self.codebook.dtype)
         return len(dead)
 
     def _flat(self, features: Tensor) -> Tensor:
-        """(B,D,h,w) -> (N,D) in raster order, in float32 at least, of length 1 where codes are normalised."""
+        """(B,D,h,w) -> (N,D) in raster order, in float32 at least, of length 1 where codes are normalized."""
         flat = rows_of(features, dtype=precision(features, self.codebook))
-        return F.normalize(flat, dim=1) if self.settings.normalised else flat
+        return F.normalize(flat, dim=1) if self.settings.l2_normalize else flat

@@ -36,17 +36,19 @@ class FSQSettings:
 
     @model_validator(mode="after")
     def _countable(self) -> FSQSettings:
-        if self.size > LARGEST:
-            raise ValueError(f"levels {list(self.levels)} make {self.size:,} codes; there may be {LARGEST:,} at most")
+        if self.codebook_size > LARGEST:
+            raise ValueError(
+                f"levels {list(self.levels)} make {self.codebook_size:,} codes; there may be {LARGEST:,} at most"
+            )
         return self
 
     @property
-    def size(self) -> int:
+    def codebook_size(self) -> int:
         """K."""
         return math.prod(self.levels)
 
     @property
-    def dimension(self) -> int:
+    def codebook_dim(self) -> int:
         """D."""
         return len(self.levels)
 
@@ -61,7 +63,7 @@ class FSQ(Quantizer):
     def __init__(self, settings: FSQSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size = settings.size
+        self.size = settings.codebook_size
         levels = torch.tensor(settings.levels)
         # Float, so that latents are of the model's type; whole numbers, so that none is rounded. Not weights: the settings say all.
         self.register_buffer("levels", levels.float().view(-1, 1, 1), persistent=False)

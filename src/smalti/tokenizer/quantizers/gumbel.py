@@ -39,8 +39,8 @@ class TemperatureSettings:
     start: Temperature = 1.0
     peak: Temperature = 1.0
     end: Temperature = 1 / 16
-    warm_up: Amount = 0.0
-    """When `peak` is reached, as a share of the training or in pictures."""
+    warmup: Amount = 0.0
+    """When `peak` is reached, as a share of the training or in images."""
     decay: Amount = 0.5
     """When `end` is reached, likewise; counted from the beginning of the training, as `warm_up` is."""
 
@@ -61,12 +61,12 @@ class GumbelSettings:
     """Codes drawn from logits by the Gumbel-softmax."""
 
     name: Literal["gumbel"] = "gumbel"
-    size: Annotated[int, Field(ge=2)] = 1024
+    codebook_size: Annotated[int, Field(ge=2)] = 1024
     """K."""
-    dimension: Annotated[int, Field(ge=1)] = 8
+    codebook_dim: Annotated[int, Field(ge=1)] = 8
     """D, of the features that the logits are made of, and of the codes' vectors; 256 is the original's."""
-    kmeans: Annotated[int, Field(ge=0)] = 10
-    """k-means rounds that place the codes on the first pictures' features, where the nearest code is then the likeliest; 0 starts
+    kmeans_iterations: Annotated[int, Field(ge=0)] = 10
+    """k-means rounds that place the codes on the first images' features, where the nearest code is then the likeliest; 0 starts
     logits and codes by chance, as the original does, and leaves most codes unused for long."""
     kl_weight: Annotated[float, Field(ge=0)] = 5e-4
     """Weight of the distance (in nats a position) of each position's distribution from the uniform one."""
@@ -81,7 +81,7 @@ class GumbelSettings:
 
     @model_validator(mode="after")
     def _table_fits(self) -> GumbelSettings:
-        check_table_fits(self.remap, self.size)
+        check_table_fits(self.remap, self.codebook_size)
         return self
 
 
@@ -95,9 +95,9 @@ class Gumbel(Quantizer):
     def __init__(self, settings: GumbelSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.projection = nn.Conv2d(settings.dimension, settings.size, 1)
-        self.codebook = nn.Parameter(torch.randn(settings.size, settings.dimension))
-        self.table = code_table(settings.remap, codebook_size=settings.size)
+        self.projection = nn.Conv2d(settings.codebook_dim, settings.codebook_size, 1)
+        self.codebook = nn.Parameter(torch.randn(settings.codebook_size, settings.codebook_dim))
+        self.table = code_table(settings.remap, codebook_size=settings.codebook_size)
         self.size = self.table.size
 
     @property
@@ -106,7 +106,7 @@ class Gumbel(Quantizer):
         return "gumbel" + self.table.identity
 
     def logits(self, features: Tensor) -> Tensor:
-        """(B,D,h,w) -> (B,U,h,w) in float32 at least: unnormalised log-probabilities of the codes in the table."""
+        """(B,D,h,w) -> (B,U,h,w) in float32 at least: unnormalized log-probabilities of the codes in the table."""
         with torch.autocast(features.device.type, enabled=False):
             logits = self.projection(features.to(self.projection.weight.dtype))  # (B,K,h,w)
             return self.table.kept(logits.to(precision(logits)), dim=1)
@@ -137,7 +137,7 @@ class Gumbel(Quantizer):
 
     def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
         plan = self.settings.temperature
-        warm_up, decay = amount(plan.warm_up, length=length), amount(plan.decay, length=length)
+        warm_up, decay = amount(plan.warmup, length=length), amount(plan.decay, length=length)
         value = warm_up_cosine(seen, start=plan.start, peak=plan.peak, end=plan.end, warm_up=warm_up, decay=decay)
         return partial(self._drawn, temperature=value)
 
@@ -147,7 +147,7 @@ class Gumbel(Quantizer):
         Without a loss. Where codes are not placed it is not the mean of the codes without noise: an encoder that has learned to
         speak in mixtures has to unlearn it (1.2 dB less after 300 steps on the embedded scenes, one run each).
         """
-        if not self.settings.kmeans:
+        if not self.settings.kmeans_iterations:
             drawn = self._drawn(features, temperature=self.settings.temperature.start)
             return drawn._replace(loss=torch.zeros_like(drawn.loss))
         codes = self.logits(features.detach()).argmax(1)  # (B,h,w)
@@ -162,7 +162,7 @@ class Gumbel(Quantizer):
 
     @property
     def start_features(self) -> int:
-        return VECTORS_A_CODE * self.settings.size if self.settings.kmeans else 0
+        return VECTORS_A_CODE * self.settings.codebook_size if self.settings.kmeans_iterations else 0
 
     @torch.no_grad()
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
@@ -171,11 +171,11 @@ class Gumbel(Quantizer):
         s^2 is the mean squared distance of a feature from its code, so that a draw is of a code nearby. Left to chance, logits
         are even at first and every code is drawn for everything, until a few codes that began to mean something take all.
         """
-        if not self.settings.kmeans:
+        if not self.settings.kmeans_iterations:
             return
         flat = rows_of(features, dtype=precision(features, self.codebook))
-        size, rounds = self.settings.size, self.settings.kmeans
-        codes = kmeans(flat, size, rounds=rounds, normalised=False, generator=generator)
+        size, rounds = self.settings.codebook_size, self.settings.kmeans_iterations
+        codes = kmeans(flat, size, rounds=rounds, normalized=False, generator=generator)
         squared = (flat - codes[nearest(flat, codes)]).square().sum(1).mean()
         least = 1e-4 * flat.var(0, correction=0).sum() + torch.finfo(flat.dtype).tiny  # with fewer features than codes
         sharpness = 1 / torch.maximum(squared, least)
@@ -198,7 +198,7 @@ class Gumbel(Quantizer):
     def _noise(self, features: Tensor) -> Tensor:
         """Gumbel noise (B,U,h,w) for features (B,D,h,w): -log of the standard exponential distribution."""
         B, _, h, w = features.shape
-        shape = (B, self.settings.remap.used or self.settings.size, h, w)
+        shape = (B, self.settings.remap.used or self.settings.codebook_size, h, w)
         dtype = precision(features, self.codebook)
         return -torch.empty(shape, dtype=dtype, device=features.device).exponential_().log()
 
@@ -208,4 +208,4 @@ class Gumbel(Quantizer):
         As in the original: K counts the whole codebook where a table leaves codes out, and 1e-10 guards the logarithm.
         """
         probabilities = F.softmax(logits, dim=1)
-        return (probabilities * torch.log(probabilities * self.settings.size + 1e-10)).sum(1).mean()
+        return (probabilities * torch.log(probabilities * self.settings.codebook_size + 1e-10)).sum(1).mean()

@@ -26,7 +26,7 @@ class LFQSettings:
     """Lookup-free quantization: signs."""
 
     name: Literal["lfq"] = "lfq"
-    dimension: Annotated[int, Field(ge=1, le=30)] = 10
+    codebook_dim: Annotated[int, Field(ge=1, le=30)] = 10
     """D: a feature has as many numbers as a code has bits."""
     spherical: bool = False
     """Features and codes have length 1 (BSQ); False leaves features as they are, and codes are rows of -1 and +1."""
@@ -40,9 +40,9 @@ class LFQSettings:
     """G: the batch's entropy is exact for so many bits together; more bits are taken in groups, and their entropies added."""
 
     @property
-    def size(self) -> int:
+    def codebook_size(self) -> int:
         """K."""
-        return int(2**self.dimension)
+        return int(2**self.codebook_dim)
 
 
 def entropy_of_bits(logits: Tensor) -> Tensor:
@@ -97,11 +97,11 @@ class LFQ(Quantizer):
     def __init__(self, settings: LFQSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size = settings.size
-        self.unit = settings.dimension**-0.5 if settings.spherical else 1.0
+        self.size = settings.codebook_size
+        self.unit = settings.codebook_dim**-0.5 if settings.spherical else 1.0
         # Not weights: the settings say all. Float, so that latents are of the model's type.
         self.register_buffer("ends", torch.tensor([-1.0, 1.0]), persistent=False)
-        self.register_buffer("places", torch.arange(settings.dimension), persistent=False)
+        self.register_buffer("places", torch.arange(settings.codebook_dim), persistent=False)
 
     @property
     def identity(self) -> str:

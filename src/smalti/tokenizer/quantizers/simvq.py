@@ -31,16 +31,16 @@ class SimVQSettings:
     """Nearest-code quantization with a frozen codebook under a learned linear layer."""
 
     name: Literal["simvq"] = "simvq"
-    size: Annotated[int, Field(ge=2)] = 1024
+    codebook_size: Annotated[int, Field(ge=2)] = 1024
     """K."""
-    dimension: Annotated[int, Field(ge=1)] = 8
+    codebook_dim: Annotated[int, Field(ge=1)] = 8
     """D."""
     commitment: Annotated[float, Field(ge=0)] = 0.25
     """Weight beta of the term that moves features toward codes, as in VQ."""
     gradient: GradientName = "straight-through"
     """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
     fitted: bool = True
-    """The layer starts so that the codes have the first pictures' features' mean and covariance; False starts it by chance."""
+    """The layer starts so that the codes have the first images' features' mean and covariance; False starts it by chance."""
 
 
 @final
@@ -52,9 +52,9 @@ class SimVQ(Quantizer):
     def __init__(self, settings: SimVQSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size = settings.size
-        D = settings.dimension
-        self.register_buffer("frozen", torch.randn(settings.size, D) * D**-0.5)  # C, of length 1 on average
+        self.size = settings.codebook_size
+        D = settings.codebook_dim
+        self.register_buffer("frozen", torch.randn(settings.codebook_size, D) * D**-0.5)  # C, of length 1 on average
         self.linear = nn.Linear(D, D)
 
     @property
@@ -95,11 +95,11 @@ class SimVQ(Quantizer):
 
     @property
     def start_features(self) -> int:
-        return VECTORS_A_NUMBER * self.settings.dimension if self.settings.fitted else 0
+        return VECTORS_A_NUMBER * self.settings.codebook_dim if self.settings.fitted else 0
 
     @torch.no_grad()
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        flat, D = self._flat(features), self.settings.dimension
+        flat, D = self._flat(features), self.settings.codebook_dim
         mean = flat.mean(0)
         values, directions = spectrum(
             (flat - mean).T @ (flat - mean) / len(flat), what="the covariance of the features"

@@ -1,7 +1,7 @@
 """The codebook Z: features -> nearest codes, and codes -> latents.
 
 Letters: B batch, D dimension of a code, h w code grid, K size of the codebook, N = B h w vectors.
-Sources: arXiv 2012.09841, Eq. 2 and 4; van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN: l2-normalised codes of
+Sources: arXiv 2012.09841, Eq. 2 and 4; van den Oord et al. 2017 (VQ-VAE); Yu et al. 2022 (ViT-VQGAN: l2-normalized codes of
 low dimension); Dhariwal et al. 2020 (Jukebox: restart of dead codes).
 
 What keeps a codebook alive (`kmeans`, `counted`, `forgotten`, `restarted`) is here for the other quantizers with such a one too.
@@ -36,11 +36,11 @@ class VQSettings:
     """Nearest-code quantization."""
 
     name: Literal["vq"] = "vq"
-    size: Annotated[int, Field(ge=2)] = 1024
+    codebook_size: Annotated[int, Field(ge=2)] = 1024
     """K."""
-    dimension: Annotated[int, Field(ge=1)] = 8
-    """D; 8 to 16 with normalised codes keeps nearly all codes in use, 256 is the paper's."""
-    normalised: bool = True
+    codebook_dim: Annotated[int, Field(ge=1)] = 8
+    """D; 8 to 16 with normalized codes keeps nearly all codes in use, 256 is the paper's."""
+    l2_normalize: bool = True
     """Compare directions only: features and codes are scaled to length 1."""
     commitment: Annotated[float, Field(ge=0)] = 0.25
     """Weight beta of the second term of Eq. 4."""
@@ -48,39 +48,39 @@ class VQSettings:
     """"commitment" is the paper; "codebook" is what its code does (beta on the term that moves the codes)."""
     gradient: GradientName = "straight-through"
     """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
-    kmeans: Annotated[int, Field(ge=0)] = 10
-    """k-means rounds that place the codes on the first pictures' features; 0 starts from uniform noise as the paper's code."""
-    restart_below: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    kmeans_iterations: Annotated[int, Field(ge=0)] = 10
+    """k-means rounds that place the codes on the first images' features; 0 starts from uniform noise as the paper's code."""
+    dead_code_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """A code used less than this share of the mean use is dead and restarts on a feature of the batch; 0 never."""
-    use_memory: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    usage_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """How much of the running use of a code remains after a step; more, where a step has few features for so many codes."""
     remap: RemapSettings = RemapSettings()
     """A table of the codes that are shown outside."""
 
     @model_validator(mode="after")
     def _table_fits(self) -> VQSettings:
-        check_table_fits(self.remap, self.size)
+        check_table_fits(self.remap, self.codebook_size)
         return self
 
 
-def kmeans(vectors: Tensor, size: int, *, rounds: int, normalised: bool, generator: torch.Generator) -> Tensor:
-    """vectors (N,D), everyone's -> (size,D) centres, by `rounds` of Lloyd's algorithm from random members.
+def kmeans(vectors: Tensor, size: int, *, rounds: int, normalized: bool, generator: torch.Generator) -> Tensor:
+    """vectors (N,D), everyone's -> (size,D) centers, by `rounds` of Lloyd's algorithm from random members.
 
-    A centre that no vector is nearest to moves to a random vector. All processes get the centres of the first: a GPU adds in any
-    order, and a difference in the last bit of one sum can end in other centres.
+    A center that no vector is nearest to moves to a random vector. All processes get the centers of the first: a GPU adds in any
+    order, and a difference in the last bit of one sum can end in other centers.
     """
-    centres = vectors[_draw(len(vectors), size, generator).to(vectors.device)]
+    centers = vectors[_draw(len(vectors), size, generator).to(vectors.device)]
     for _ in range(rounds):
-        assigned = nearest(vectors, centres)
+        assigned = nearest(vectors, centers)
         counts = counted(assigned, size)
-        sums = torch.zeros_like(centres).index_add_(0, assigned, vectors)
+        sums = torch.zeros_like(centers).index_add_(0, assigned, vectors)
         means = sums / counts.clamp(min=1).unsqueeze(1)
         fresh = vectors[_draw(len(vectors), size, generator).to(vectors.device)]
-        centres = torch.where(counts.unsqueeze(1) > 0, means, fresh)
-        if normalised:
-            centres = F.normalize(centres, dim=1)
-    first_ones(centres)
-    return centres
+        centers = torch.where(counts.unsqueeze(1) > 0, means, fresh)
+        if normalized:
+            centers = F.normalize(centers, dim=1)
+    first_ones(centers)
+    return centers
 
 
 def counted(codes: Tensor, size: int) -> Tensor:
@@ -106,7 +106,7 @@ def restarted(
     """Running use (K,) with the mean 1 -> the codes that are to restart, and for each on which of `among` vectors.
 
     They are those of `known` whose use is less than `below`, but no more than a quarter of the vectors, so that restarted codes
-    do not all sit on the same few pictures; the least used first. Their use becomes 1, in place, so that they have time to be
+    do not all sit on the same few images; the least used first. Their use becomes 1, in place, so that they have time to be
     found. The vectors are drawn evenly, and so most of them lie where most features are, which is where codes are wanting.
     """
     dead = known[use[known] < below]
@@ -132,19 +132,19 @@ class VQ(Quantizer):
     def __init__(self, settings: VQSettings) -> None:
         super().__init__()
         self.settings = settings
-        bound = 1 / settings.size  # the initialisation of the paper's code
-        self.codebook = nn.Parameter(torch.empty(settings.size, settings.dimension).uniform_(-bound, bound))
-        self.register_buffer("use", torch.ones(settings.size))  # running count of uses, 1 = the mean
-        self.table = code_table(settings.remap, codebook_size=settings.size)
+        bound = 1 / settings.codebook_size  # the initialization of the paper's code
+        self.codebook = nn.Parameter(torch.empty(settings.codebook_size, settings.codebook_dim).uniform_(-bound, bound))
+        self.register_buffer("use", torch.ones(settings.codebook_size))  # running count of uses, 1 = the mean
+        self.table = code_table(settings.remap, codebook_size=settings.codebook_size)
         self.size = self.table.size
 
     @property
     def identity(self) -> str:
-        return ("vq normalised" if self.settings.normalised else "vq") + self.table.identity
+        return ("vq normalized" if self.settings.l2_normalize else "vq") + self.table.identity
 
     def vectors(self) -> Tensor:
-        """The codes' vectors (K,D), of length 1 where codes are normalised."""
-        return F.normalize(self.codebook, dim=1) if self.settings.normalised else self.codebook
+        """The codes' vectors (K,D), of length 1 where codes are normalized."""
+        return F.normalize(self.codebook, dim=1) if self.settings.l2_normalize else self.codebook
 
     def forward(self, features: Tensor) -> Quantized:
         B, _, h, w = features.shape
@@ -178,29 +178,29 @@ class VQ(Quantizer):
 
     @property
     def start_features(self) -> int:
-        return VECTORS_A_CODE * self.settings.size if self.settings.kmeans else 0
+        return VECTORS_A_CODE * self.settings.codebook_size if self.settings.kmeans_iterations else 0
 
     @torch.no_grad()
     def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        flat, size = self._flat(features), self.settings.size
-        rounds, normalised = self.settings.kmeans, self.settings.normalised
-        self.codebook.copy_(kmeans(flat, size, rounds=rounds, normalised=normalised, generator=generator))
+        flat, size = self._flat(features), self.settings.codebook_size
+        rounds, normalized = self.settings.kmeans_iterations, self.settings.l2_normalize
+        self.codebook.copy_(kmeans(flat, size, rounds=rounds, normalized=normalized, generator=generator))
 
     @torch.no_grad()
     def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """As `Quantizer.observe`. Where there is a code table only its codes are counted, and only they restart."""
-        size, settings, vectors = self.settings.size, self.settings, codes.numel()
+        size, settings, vectors = self.settings.codebook_size, self.settings, codes.numel()
         known = self.table.kept(torch.arange(size, device=codes.device), dim=0)
         counts = counted(self.table.inside(codes), size).to(self.use.dtype)
-        share = forgotten(settings.use_memory, vectors=vectors, size=len(known))
+        share = forgotten(settings.usage_decay, vectors=vectors, size=len(known))
         self.use.lerp_(counts * (len(known) / vectors), share)
-        below = settings.restart_below
+        below = settings.dead_code_threshold
         dead, places = restarted(self.use, known, below=below, among=vectors, generator=generator)
         if len(dead):
             self.codebook[dead] = self._flat(features)[places].to(self.codebook.dtype)
         return len(dead)
 
     def _flat(self, features: Tensor) -> Tensor:
-        """(B,D,h,w) -> (N,D) in raster order, in float32 at least, of length 1 where codes are normalised."""
+        """(B,D,h,w) -> (N,D) in raster order, in float32 at least, of length 1 where codes are normalized."""
         flat = rows_of(features, dtype=precision(features, self.codebook))
-        return F.normalize(flat, dim=1) if self.settings.normalised else flat
+        return F.normalize(flat, dim=1) if self.settings.l2_normalize else flat

@@ -1,4 +1,4 @@
-"""Codes <-> pictures of any size in bounded memory: a small picture whole, a large one strip by strip.
+"""Codes <-> images of any size in bounded memory: a small image whole, a large one strip by strip.
 
 Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code, r rows of a strip.
 """
@@ -18,30 +18,30 @@ from smalti.tokenizer.tiled.work import Progress, further, unwatched
 from smalti.tokenizer.vqgan import VQGAN
 
 LARGE = 2**20
-"""Pixels of a picture above which it goes by strips: 1024 x 1024. Whole, that takes 1.6 GiB with a tokenizer of usual width, and
+"""Pixels of an image above which it goes by strips: 1024 x 1024. Whole, that takes 1.6 GiB with a tokenizer of usual width, and
 four times as much for each doubling of both sides; strips take a third of it, and a sixth more of time (docs/log.md)."""
 STRIP = 2**26
 """Bytes of a strip of the widest map, of float32: 64 MiB. About ten are in memory."""
 
 
 def strip_rows(model: VQGAN, width: int) -> int:
-    """Pixels of a row of a picture -> how many rows make a strip of about `STRIP` bytes; 8 of the highest map at least."""
-    pyramid = model.settings.pyramid
+    """Pixels of a row of an image -> how many rows make a strip of about `STRIP` bytes; 8 of the highest map at least."""
+    autoencoder = model.settings.autoencoder
     # The first block of the decoder's highest level has the width of the level below.
-    widest = max(*pyramid.widths[:2], *pyramid.decoder_widths[:2])
-    return max(STRIP // (4 * widest * (width // pyramid.stem)), 8) * pyramid.stem
+    widest = max(*autoencoder.widths[:2], *autoencoder.decoder_widths[:2])
+    return max(STRIP // (4 * widest * (width // autoencoder.patch_size)), 8) * autoencoder.patch_size
 
 
 def is_large(model: VQGAN, grid: Tensor) -> bool:
-    """Whether codes or latents (.., h, w) are those of pictures of more than `LARGE` pixels."""
+    """Whether codes or latents (.., h, w) are those of images of more than `LARGE` pixels."""
     return grid.shape[-2] * grid.shape[-1] * model.factor**2 > LARGE
 
 
 @torch.no_grad()
 def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = unwatched) -> Quantized:
-    """Pictures, on any device, as `model.encode` takes them -> what it makes of them, without gradients.
+    """Images, on any device, as `model.encode` takes them -> what it makes of them, without gradients.
 
-    Pictures of more than `LARGE` pixels are encoded one by one. Errors as in `encode_in_strips`, and as in `VQGAN.encode`.
+    Images of more than `LARGE` pixels are encoded one by one. Errors as in `encode_in_strips`, and as in `VQGAN.encode`.
     """
     images, device = model.batch(images), next(model.parameters()).device
     if images.shape[2] * images.shape[3] <= LARGE:
@@ -59,32 +59,32 @@ def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = unw
 
 
 def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = unwatched) -> Tensor:
-    """Latents (B,D,h,w) -> pictures (B,C,H,W) on the CPU, as of `model.decode`, without gradients.
+    """Latents (B,D,h,w) -> images (B,C,H,W) on the CPU, as of `model.decode`, without gradients.
 
-    Pictures of more than `LARGE` pixels are decoded one by one. Raises `SmaltiError` where there is no room for a temporary file.
+    Images of more than `LARGE` pixels are decoded one by one. Raises `SmaltiError` where there is no room for a temporary file.
     """
     parts = torch.split(latents, 1 if is_large(model, latents) else max(len(latents), 1))
-    pictures = [
+    images = [
         torch.cat([strip.cpu() for strip in strips_of(model, part, progress=further(progress, number, len(parts)))], 2)
         for number, part in enumerate(parts)
     ]
-    return torch.cat(pictures)
+    return torch.cat(images)
 
 
 @torch.no_grad()
 def strips_of(model: VQGAN, latents: Tensor, *, progress: Progress = unwatched) -> Iterator[Tensor]:
-    """Latents (B,D,h,w) -> their pictures in strips (B,C,r,W) from top to bottom, on the model's device.
+    """Latents (B,D,h,w) -> their images in strips (B,C,r,W) from top to bottom, on the model's device.
 
-    Pictures of at most `LARGE` pixels are one strip. Raises `SmaltiError` where there is no room for a temporary file, and where
+    Images of at most `LARGE` pixels are one strip. Raises `SmaltiError` where there is no room for a temporary file, and where
     weights are not finite.
     """
     height, width = latents.shape[2] * model.factor, latents.shape[3] * model.factor
     if is_large(model, latents):
         for strip in decode_in_strips(model, latents, rows=strip_rows(model, width), progress=progress):
-            check_finite(strip, what="the pictures that the decoder gives")
+            check_finite(strip, what="the images that the decoder gives")
             yield strip
     else:
         images = model.decode(latents)
-        check_finite(images, what="the pictures that the decoder gives")
+        check_finite(images, what="the images that the decoder gives")
         yield images
         progress(height, height)

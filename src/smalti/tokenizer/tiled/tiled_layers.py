@@ -1,4 +1,4 @@
-"""Decoding and encoding strip by strip: pictures of any size in bounded memory, as from the whole picture up to float rounding.
+"""Decoding and encoding strip by strip: images of any size in bounded memory, as from the whole image up to float rounding.
 
 Each convolution is one walk over a map, from top to bottom, in strips of rows. A strip is read with the row above and below it
 that the kernel reaches; the rows at a border of the strip that is no border of the map are computed and dropped. GroupNorm's
@@ -8,12 +8,12 @@ its queries in pieces. Where a map is read for the last time, the result is writ
 A map larger than `kept` bytes lies in a temporary file, once written and once or twice read; nothing is computed again. Costs, for
 strips of r rows:
 
-    operations   (r + 2) / r times those of the whole picture
+    operations   (r + 2) / r times those of the whole image
     on disk      two maps of the highest level, B x H/s x W/s x width numbers each, with stem s and the width of the first two
                  levels that is larger; three where they differ
     in memory    up to three maps of `kept` bytes, about ten strips, and keys and values of one attention: two maps of its level
 
-Nearly all the time of a large picture goes by before the decoder gives its first strip, since each GroupNorm waits for the whole
+Nearly all the time of a large image goes by before the decoder gives its first strip, since each GroupNorm waits for the whole
 of its map.
 
 Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, s stem, r rows of a strip, D dimension of a code, T positions.
@@ -91,13 +91,13 @@ def encode_in_strips(
     folder: Path | None = None,
     progress: Progress = unwatched,
 ) -> Quantized:
-    """Pictures of `height` rows in [-1,1] -> what `model.encode` makes of them: latents (B,D,h,w), codes (B,h,w), loss ().
+    """Images of `height` rows in [-1,1] -> what `model.encode` makes of them: latents (B,D,h,w), codes (B,h,w), loss ().
 
-    `read(first, last)` gives rows first to last - 1 of the pictures, (B,C,last-first,W): about `rows` at a time, from top to
+    `read(first, last)` gives rows first to last - 1 of the images, (B,C,last-first,W): about `rows` at a time, from top to
     bottom, each time with a row or two (of the stem's squares) of the time before, and the first row once more before all, to see
     how wide it is. What lies on the code grid is held whole. The rest as in `decode_in_strips`.
 
-    Raises `SmaltiError` for fewer than 1 row, pictures that f does not divide, strips of another shape than was asked for, weights
+    Raises `SmaltiError` for fewer than 1 row, images that f does not divide, strips of another shape than was asked for, weights
     that are not finite, and where there is no room for a file.
     """
     features = features_in_strips(model, read, height, rows=rows, kept=kept, folder=folder, progress=progress)
@@ -119,9 +119,9 @@ def features_in_strips(
     folder: Path | None = None,
     progress: Progress = unwatched,
 ) -> Tensor:
-    """Pictures as in `encode_in_strips` -> what `model.features` makes of them: (B,D,h,w) before quantization. Errors as there."""
+    """Images as in `encode_in_strips` -> what `model.features` makes of them: (B,D,h,w) before quantization. Errors as there."""
     if height < 1 or height % model.factor:
-        raise SmaltiError(f"a picture of {height} rows cannot be cut into tiles of {model.factor}; crop or pad it")
+        raise SmaltiError(f"an image of {height} rows cannot be cut into tiles of {model.factor}; crop or pad it")
     encoder = model.encoder
     first_row = read(0, encoder.stem)
     _check_strip(model, first_row, encoder.stem)
@@ -143,12 +143,12 @@ def features_in_strips(
 
 
 def _check_strip(model: VQGAN, images: Tensor, rows: int) -> None:
-    channels = model.settings.pyramid.channels
+    channels = model.settings.autoencoder.channels
     if images.dim() != 4 or images.shape[1] != channels or images.shape[2] != rows:
         raise SmaltiError(f"a strip of shape (B, {channels}, {rows}, W) was asked for, and got {tuple(images.shape)}")
     width = images.shape[3]
     if not width or width % model.factor:
-        raise SmaltiError(f"a picture {width} pixels wide cannot be cut into tiles of {model.factor}; crop or pad it")
+        raise SmaltiError(f"an image {width} pixels wide cannot be cut into tiles of {model.factor}; crop or pad it")
 
 
 def normed(norm: nn.GroupNorm, x: Map) -> Rows:
@@ -208,7 +208,7 @@ class _Walk:
         if rows < 1:
             raise SmaltiError(f"strips of {rows} rows hold nothing; ask for 1 or more")
         # A row of the highest map is a row of squares of stem x stem pixels.
-        within = max(1, rows // model.settings.pyramid.stem)
+        within = max(1, rows // model.settings.autoencoder.patch_size)
         return cls(within, Room(kept=kept, folder=Path(tempfile.gettempdir()) if folder is None else folder), work)
 
     def finer(self, times: int) -> _Walk:

@@ -1,6 +1,6 @@
-"""How far a walk over the layers of a network has come, told in rows of the picture.
+"""How far a walk over the layers of a network has come, told in rows of the image.
 
-Nearly all of the time goes by before the first strip of a picture, so that counting its strips would tell nothing. Multiplications
+Nearly all of the time goes by before the first strip of an image, so that counting its strips would tell nothing. Multiplications
 are counted: of each convolution its weights, once for each position of what it makes, and of attention its scores and sums.
 """
 
@@ -16,7 +16,7 @@ from smalti.tokenizer.decoder import Decoder
 from smalti.tokenizer.encoder import Encoder
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""Is told (rows, of how many): the share of the work that is done, in rows of the picture."""
+"""Is told (rows, of how many): the share of the work that is done, in rows of the image."""
 
 
 def unwatched(done: int, total: int) -> None:
@@ -24,7 +24,7 @@ def unwatched(done: int, total: int) -> None:
 
 
 def further(progress: Progress, number: int, count: int) -> Progress:
-    """The progress of picture `number` of `count`, 0 the first, all of one size -> told as that of all."""
+    """The progress of image `number` of `count`, 0 the first, all of one size -> told as that of all."""
     return lambda done, total: progress(number * total + done, count * total)
 
 
@@ -52,7 +52,7 @@ def decoder_work(decoder: Decoder, codes: int) -> int:
 
 
 def encoder_work(encoder: Encoder, squares: int) -> int:
-    """Multiplications of the encoder for a picture of so many squares of stem x stem pixels."""
+    """Multiplications of the encoder for an image of so many squares of stem x stem pixels."""
     count, positions = multiplications(encoder.conv_in, squares, keys=squares), squares
     for stage, downsample in zip(encoder.stages, encoder.downsamples, strict=True):
         count += multiplications(stage, positions, keys=positions)
