@@ -33,7 +33,7 @@ from smalti.tokenizer.blocks import Upsample, as_channels_last
 from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings, nearest
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
-from smalti.training.gan_step import Players, Strength, joint
+from smalti.training.gan_step import Players, Strength, simultaneous
 
 AUTOENCODER = AutoencoderSettings(
     width=64, channel_multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), latent_channels=256, zero_residuals=False
@@ -126,7 +126,7 @@ def stage1() -> Work:
     strength = Strength(generator=1.0, discriminator=1.0)
 
     def run() -> None:
-        joint(players, images, quantize=model.quantizer, strength=strength, anchors=LeCam.start())
+        simultaneous(players, images, quantize=model.quantizer, strength=strength, anchors=LeCam.start())
 
     return Work(run, step_floor(model, judge, distance, images))
 

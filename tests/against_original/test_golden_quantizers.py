@@ -17,13 +17,13 @@ from tests.golden import Golden, fixtures
 
 pytestmark = pytest.mark.golden
 
-ORIGINAL = {"normalized": False, "kmeans": 0, "dead_code_threshold": 0.0}
+ORIGINAL = {"l2_normalize": False, "kmeans_iterations": 0, "dead_code_threshold": 0.0}
 """What the original's nearest-code quantizer does without."""
 
 
 def vq(weight: Tensor, *, used: Tensor | None = None, **changes: Any) -> VQ:
     """A quantizer with this codebook (K, D), and this table of codes where one is given."""
-    plain = {"size": weight.shape[0], "dimension": weight.shape[1], **ORIGINAL, **changes}
+    plain = {"codebook_size": weight.shape[0], "codebook_dim": weight.shape[1], **ORIGINAL, **changes}
     made = VQ(parse(VQSettings, plain, where="golden"))
     state = {**made.state_dict(), "codebook": weight}
     made.load_state_dict(state if used is None else {**state, "table.used": used})
@@ -71,7 +71,11 @@ def test_nearest_codes(folder: Path, variant: str) -> None:
 
 def gumbel(golden: Golden, **changes: Any) -> Gumbel:
     numbers, weights = golden.facts["params"], golden.weights("quantize.")
-    plain = {"size": numbers["n_embed"], "dimension": numbers["embed_dim"], "kl_weight": numbers.get("kl_weight", 1e-8)}
+    plain = {
+        "codebook_size": numbers["n_embed"],
+        "codebook_dim": numbers["embed_dim"],
+        "kl_weight": numbers.get("kl_weight", 1e-8),
+    }
     made = Gumbel(parse(GumbelSettings, {**plain, **changes}, where="golden"))
     names = {"projection.weight": "proj.weight", "projection.bias": "proj.bias", "codebook": "embed.weight"}
     made.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()})

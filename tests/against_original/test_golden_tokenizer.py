@@ -214,7 +214,13 @@ def _fresh(name: str, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
     if name == "GPT":
         vocabulary, width = shapes["tok_emb.weight"]
         layers = len({key.split(".")[1] for key in shapes if key.startswith("blocks.")})
-        options = {"size": 1, "grid": (1, 1), "vocabulary": vocabulary, "block": shapes["pos_emb"][1], "heads": 1}
+        options = {
+            "codebook_size": 1,
+            "grid": (1, 1),
+            "vocab_size": vocabulary,
+            "block_size": shapes["pos_emb"][1],
+            "heads": 1,
+        }
         prior = GPT(parse(GPTSettings, {**options, "layers": layers, "width": width}, where="test"))
         return gpt_names(prior).written_from(prior)
     convolutions = [key for key in shapes if key.endswith("weight") and len(shapes[key]) == 4]

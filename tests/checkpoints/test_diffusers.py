@@ -364,7 +364,7 @@ def test_a_pipeline_without_a_tokenizer_is_told(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
-    "normalized": ({}, VQSettings(codebook_size=16), r"model\.quantizer\.normalized = true"),
+    "l2_normalize": ({}, VQSettings(codebook_size=16), r"model\.quantizer\.normalized = true"),
     "gumbel": ({}, GumbelSettings(codebook_size=16), r"model\.quantizer\.name = 'gumbel'"),
     "remap": ({}, VQSettings(codebook_size=16, l2_normalize=False, remap=RemapSettings(used=3)), r"remap\.used = 3"),
     "stem": ({"stem": 2}, VQSettings(codebook_size=16, l2_normalize=False), r"model\.pyramid\.stem = 2"),
@@ -374,7 +374,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
         "convolutional_resampling = false",
     ),
     "groups": (
-        {"width": 8, "multipliers": (1, 2)},
+        {"base_channels": 8, "channel_multipliers": (1, 2)},
         VQSettings(codebook_size=16, l2_normalize=False),
         "the widths 8, 16",
     ),
@@ -389,7 +389,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
 def test_what_their_class_has_no_place_for_is_refused(
     autoencoder: dict[str, Any], quantizer: Any, message: str, tmp_path: Path
 ) -> None:
-    values = {"width": 32, "multipliers": (1, 1), "blocks": 1, "latent_channels": 4, **autoencoder}
+    values = {"base_channels": 32, "channel_multipliers": (1, 1), "res_blocks": 1, "latent_channels": 4, **autoencoder}
     tokenizer = VQGAN(VQGANSettings(autoencoder=AutoencoderSettings(**values), quantizer=quantizer))
     with pytest.raises(SmaltiError, match=message):
         write(tokenizer, None, None, tmp_path / "out", about={})

@@ -353,7 +353,7 @@ def test_the_rest_is_known_from_elsewhere(
 def test_the_sizes_are_the_published_ones(name: str, millions: int) -> None:
     layers, heads, width = SIZES[name]
     hidden = -(-(8 * width // 3) // 256) * 256
-    theirs: dict[str, Any] = {"layers": layers, "heads": heads, "width": width, "hidden": hidden, **REFERENCE_GPT}
+    theirs: dict[str, Any] = {"layers": layers, "heads": heads, "embed_dim": width, "mlp_dim": hidden, **REFERENCE_GPT}
     with torch.device("meta"):
         prior = Transformer(TransformerSettings(codebook_size=16384, condition_size=1000, **theirs))
     count = sum(parameter.numel() for parameter in prior.parameters()) - width  # theirs has no position for the class
@@ -412,7 +412,7 @@ VQ_REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     ),
     "middle": ({"middle_attention": False}, VQSettings(codebook_size=8), "middle_attention = false"),
     "attention": ({"attention": (0,)}, VQSettings(codebook_size=8), r"attention = \[0\], where theirs is \[1\]"),
-    "widths": ({"multipliers": (2, 1)}, VQSettings(codebook_size=8), "the widths 64, 32"),
+    "widths": ({"channel_multipliers": (2, 1)}, VQSettings(codebook_size=8), "the widths 64, 32"),
     **{name: ({name: 16}, VQSettings(codebook_size=8), f"{name} = 16") for name in ("decoder_width", "decoder_blocks")},
 }
 
@@ -421,7 +421,14 @@ VQ_REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
 def test_tokenizers_that_theirs_cannot_be_are_refused(
     autoencoder: dict[str, Any], quantizer: Any, message: str, tmp_path: Path
 ) -> None:
-    values = {"width": 32, "multipliers": (1, 1), "blocks": 1, "attention": (1,), "latent_channels": 4, **autoencoder}
+    values = {
+        "base_channels": 32,
+        "channel_multipliers": (1, 1),
+        "res_blocks": 1,
+        "attention_levels": (1,),
+        "latent_channels": 4,
+        **autoencoder,
+    }
     tokenizer = VQGAN(VQGANSettings(autoencoder=AutoencoderSettings(**values), quantizer=quantizer))
     with pytest.raises(SmaltiError, match=message):
         write(tokenizer, None, None, tmp_path / "out", about={})
@@ -429,7 +436,14 @@ def test_tokenizers_that_theirs_cannot_be_are_refused(
 
 
 def small_prior(**values: Any) -> Transformer:
-    sizes: dict[str, Any] = {"size": 6, "condition_size": 2, "grid": (3, 3), "layers": 1, "width": 16, "heads": 2}
+    sizes: dict[str, Any] = {
+        "codebook_size": 6,
+        "condition_size": 2,
+        "grid": (3, 3),
+        "layers": 1,
+        "embed_dim": 16,
+        "heads": 2,
+    }
     return Transformer(TransformerSettings(**{**sizes, **REFERENCE_GPT, **values})).eval()
 
 

@@ -31,12 +31,18 @@ from smalti.prior import Transformer, TransformerSettings
 from smalti.prior.gpt import GPT, GPTSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
-REFERENCE = {"normalized": False, "beta_on": "codebook", "kmeans": 0, "dead_code_threshold": 0.0}
+REFERENCE = {"l2_normalize": False, "beta_on": "codebook", "kmeans_iterations": 0, "dead_code_threshold": 0.0}
 
 
 def tokenizer(*, channels: int = 3, quantizer: dict[str, Any] | None = None, **autoencoder: Any) -> VQGAN:
     """A small random tokenizer of the original's kind, f = 2, 24 codes."""
-    shape = {"width": 32, "multipliers": [1, 1], "blocks": 1, "latent_channels": 6, "zero_residuals": False}
+    shape = {
+        "base_channels": 32,
+        "channel_multipliers": [1, 1],
+        "res_blocks": 1,
+        "latent_channels": 6,
+        "zero_residuals": False,
+    }
     plain = {
         "autoencoder": {**shape, "channels": channels, **autoencoder},
         "quantizer": {"codebook_size": 24, "codebook_dim": 6, **REFERENCE} if quantizer is None else quantizer,
@@ -48,9 +54,16 @@ def tokenizer(*, channels: int = 3, quantizer: dict[str, Any] | None = None, **a
 def gpt(condition: Condition, **changed: Any) -> GPT:
     """A small random GPT with a window of 4 x 4, and large weights, so that all that it reads shows in its codes."""
     count = condition.length + 16
-    options = {"vocabulary": 32, "size": 24, "prefix": condition.length, "grid": (4, 4), "block": count, **changed}
+    options = {
+        "vocab_size": 32,
+        "codebook_size": 24,
+        "prefix_length": condition.length,
+        "grid": (4, 4),
+        "block_size": count,
+        **changed,
+    }
     torch.manual_seed(1)
-    made = GPT(parse(GPTSettings, {**options, "layers": 1, "width": 16, "heads": 2}, where="test"))
+    made = GPT(parse(GPTSettings, {**options, "layers": 1, "embed_dim": 16, "heads": 2}, where="test"))
     with torch.no_grad():
         for weight in made.parameters():
             weight.normal_(0, 0.4)
@@ -95,7 +108,7 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 TOKENIZERS_HERE: dict[str, dict[str, Any]] = {
     "paper": {},
-    "attention": {"multipliers": [1, 2], "attention": [0, 1], "blocks": 2},
+    "attention": {"channel_multipliers": [1, 2], "attention_levels": [0, 1], "res_blocks": 2},
     "plain resampling": {"convolutional_resampling": False},
     "no attention": {"middle_attention": False},
     "depth": {"channels": 1},
@@ -388,7 +401,7 @@ def test_what_the_original_cannot_hold_is_refused(tmp_path: Path) -> None:
     refused("do not divide model.autoencoder.base_channels = 40", tokenizer(width=40))
     refused("this tokenizer has model.autoencoder.decoder_base_channels = 64", tokenizer(decoder_width=64))
     refused("this tokenizer has model.autoencoder.decoder_res_blocks = 3", tokenizer(decoder_blocks=3))
-    refused("model.quantizer.l2_normalize = true", tokenizer(quantizer={"size": 24, "dimension": 6}))
+    refused("model.quantizer.l2_normalize = true", tokenizer(quantizer={"codebook_size": 24, "codebook_dim": 6}))
     modern = Transformer(TransformerSettings(codebook_size=24, grid=(4, 4), layers=1, embed_dim=16, heads=2))
     refused("the prior 'gpt'", tokenizer(), modern, Nothing())
     refused("together with its tokenizer", None, gpt(Nothing(), start=0), Nothing())
@@ -447,7 +460,13 @@ def test_their_tokenizers_serve_our_commands(tmp_path: Path) -> None:
 
 def test_the_papers_tokenizer_has_the_originals_names() -> None:
     """29,298,176 and 42,449,795 weights in the two halves, and 343 names."""
-    paper = {"width": 128, "multipliers": [1, 1, 2, 2, 4], "blocks": 2, "attention": [4], "latent_channels": 256}
+    paper = {
+        "base_channels": 128,
+        "channel_multipliers": [1, 1, 2, 2, 4],
+        "res_blocks": 2,
+        "attention_levels": [4],
+        "latent_channels": 256,
+    }
     plain = {
         "autoencoder": {**paper, "zero_residuals": False},
         "quantizer": {"codebook_size": 1024, "codebook_dim": 256, **REFERENCE},

@@ -36,13 +36,13 @@ def gpt(*, seed: int = 0, **changes: Any) -> GPT:
     """A small GPT with large weights, so that all that it reads shows in its logits."""
     torch.manual_seed(seed)
     values = {
-        "vocabulary": 14,
-        "size": 11,
-        "prefix": 1,
+        "vocab_size": 14,
+        "codebook_size": 11,
+        "prefix_length": 1,
         "grid": (3, 4),
-        "block": 14,
+        "block_size": 14,
         "layers": 2,
-        "width": 16,
+        "embed_dim": 16,
         "heads": 2,
     }
     prior = GPT(GPTSettings(**{**values, **changes})).requires_grad_(False)
@@ -228,7 +228,7 @@ def package() -> Any:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("changes", [{}, {"vocabulary": 11, "prefix": 3}, {"order": "spiral_in", "unmasked": 1}])
+@pytest.mark.parametrize("changes", [{}, {"vocab_size": 11, "prefix_length": 3}, {"order": "spiral_in", "unmasked": 1}])
 @torch.no_grad()
 def test_the_numbers_and_the_codes_are_those_of_the_package(changes: dict[str, Any], tmp_path: Path) -> None:
     prior = gpt(**changes)

@@ -122,9 +122,9 @@ def test_a_condition_has_its_tokenizer_in_its_folder(tmp_path: Path) -> None:
             r"has the shape \(height, width\), not \(1, 8, 12\); give one label a pixel",
         ),
         ("segmentation", torch.zeros(8, 12), r"holds whole numbers, not torch\.float32; round it first"),
-        ("depth", value("image", 8, 12), r"a depth has the shape \(1, height, width\), not \(3, 8, 12\)"),
-        ("depth", torch.zeros(8, 12), r"a depth has the shape \(1, height, width\), not \(8, 12\)"),
-        ("image", value("depth", 8, 12), r"an image has the shape \(3, height, width\), not \(1, 8, 12\)"),
+        ("depth", value("image", 8, 12), r"depth has the shape \(1, height, width\), not \(3, 8, 12\)"),
+        ("depth", torch.zeros(8, 12), r"depth has the shape \(1, height, width\), not \(8, 12\)"),
+        ("image", value("depth", 8, 12), r"image has the shape \(3, height, width\), not \(1, 8, 12\)"),
         ("image", torch.zeros(3, 8, 12, dtype=torch.uint8), r"holds floats from -1 to 1, not torch\.uint8; scale it"),
         (
             "image",
@@ -134,8 +134,8 @@ def test_a_condition_has_its_tokenizer_in_its_folder(tmp_path: Path) -> None:
         ("depth", torch.full((1, 8, 12), -1.5), "this one is from -1.5 to -1.5"),
         ("depth", torch.full((1, 8, 12), torch.nan), "this one is from nan to nan"),
         ("edges", value("image", 8, 12)[:2], r"a map of edges has the shape \(1, height, width\), not \(2, 8, 12\)"),
-        ("edges", value("image", 8, 12) * 255, "a photograph holds floats from -1 to 1, and this one is from"),
-        ("depth", "depth.png", r"a depth is a tensor or an array, not 'depth\.png'"),
+        ("edges", value("image", 8, 12) * 255, r"photograph holds floats from -1 to 1, and this one is from"),
+        ("depth", "depth.png", r"depth is a tensor or an array, not 'depth\.png'"),
     ],
 )
 def test_maps_that_cannot_be_are_told(kind: str, given: Any, sentence: str) -> None:
@@ -392,9 +392,17 @@ def test_a_image_is_read_as_images_are(tmp_path: Path) -> None:
 
 def test_of_images_beyond_the_trained_grid_some_may_be_told_a_map_and_some_nothing() -> None:
     condition = maps("depth")
-    plain = {"size": 16, "condition_size": 16, "grid": (2, 3), "prefix": 6, "maps": (0,), "reach": 1, "layers": 1}
+    plain = {
+        "codebook_size": 16,
+        "condition_size": 16,
+        "grid": (2, 3),
+        "prefix_length": 6,
+        "maps": (0,),
+        "radius": 1,
+        "layers": 1,
+    }
     torch.manual_seed(0)
-    prior = Neighborhood(parse(NeighborhoodSettings, {**plain, "width": 16, "heads": 2}, where="test"))
+    prior = Neighborhood(parse(NeighborhoodSettings, {**plain, "embed_dim": 16, "heads": 2}, where="test"))
     pipe = Pipeline(tokenizer(3), prior, condition)
     told, window = value("depth", 16, 24), Window(0, 0, 4, 6)
     mixed = pipe.prefixes([None, told], grid=(4, 6))(window)

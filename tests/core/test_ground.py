@@ -151,7 +151,7 @@ def settings_classes() -> list[type]:
 
 NEEDED: dict[str, dict[str, Any]] = {
     "TransformerSettings": {"size": 16},
-    "GPTSettings": {"vocabulary": 20, "size": 16},
+    "GPTSettings": {"vocab_size": 20, "codebook_size": 16},
     "NeighborhoodSettings": {"size": 16},
     "Asked": {"height": 64, "width": 128},
     "PixelSNAILSettings": {"size": 16},

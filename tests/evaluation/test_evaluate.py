@@ -84,7 +84,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert not ended.value.code
     tokenizer = VQGAN.from_pretrained(path / "runs" / "tokenizer")
     labels = tuple(sorted(LABELS))
-    plain = {"size": 16, "condition_size": 2, "grid": (4, 4), "layers": 1, "width": 16, "heads": 2}
+    plain = {"codebook_size": 16, "condition_size": 2, "grid": (4, 4), "layers": 1, "embed_dim": 16, "heads": 2}
     torch.manual_seed(0)
     prior = Transformer(parse(TransformerSettings, plain, where="test"))
     Pipeline(tokenizer, prior, Labels(labels)).save_pretrained(path / "pipeline", about={})

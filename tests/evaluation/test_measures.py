@@ -53,7 +53,14 @@ def tokenizer(*, channels: int = 3) -> VQGAN:
 
 
 def pipeline(condition: Any, *, grid: tuple[int, int] = (4, 4)) -> Pipeline:
-    plain = {"size": 16, "condition_size": condition.size, "grid": grid, "layers": 1, "width": 16, "heads": 2}
+    plain = {
+        "codebook_size": 16,
+        "condition_size": condition.size,
+        "grid": grid,
+        "layers": 1,
+        "embed_dim": 16,
+        "heads": 2,
+    }
     torch.manual_seed(1)
     prior = Transformer(parse(TransformerSettings, plain, where="test"))
     for weight in prior.parameters():

@@ -39,7 +39,15 @@ SAMPLERS = {
 def small(**changes: Any) -> Transformer:
     """A small transformer with large weights, so that its logits weigh more than the noise."""
     torch.manual_seed(0)
-    plain = {"size": 9, "condition_size": 3, "prefix": 1, "grid": (4, 4), "layers": 2, "width": 32, "heads": 2}
+    plain = {
+        "codebook_size": 9,
+        "condition_size": 3,
+        "prefix_length": 1,
+        "grid": (4, 4),
+        "layers": 2,
+        "embed_dim": 32,
+        "heads": 2,
+    }
     prior = Transformer(parse(TransformerSettings, {**plain, **changes}, where="test"))
     with torch.no_grad():
         for weight in prior.parameters():
@@ -51,14 +59,14 @@ def small_gpt(**changes: Any) -> GPT:
     """The same of a GPT, of which three codes can never be image codes."""
     torch.manual_seed(0)
     plain = {
-        "vocabulary": 12,
-        "size": 9,
-        "prefix": 1,
+        "vocab_size": 12,
+        "codebook_size": 9,
+        "prefix_length": 1,
         "grid": (4, 4),
         "layers": 2,
-        "width": 32,
+        "embed_dim": 32,
         "heads": 2,
-        "start": 11,
+        "start_code": 11,
     }
     prior = GPT(parse(GPTSettings, {**plain, **changes}, where="test"))
     with torch.no_grad():

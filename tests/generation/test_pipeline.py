@@ -52,7 +52,14 @@ def tokenizer(seed: int = 0) -> VQGAN:
 
 def prior(condition: Condition) -> Transformer:
     """A small random prior with a window of 3 x 4, and large weights, so that all that it reads shows in its codes."""
-    plain = {"size": 16, "condition_size": condition.size, "grid": (3, 4), "layers": 1, "width": 16, "heads": 2}
+    plain = {
+        "codebook_size": 16,
+        "condition_size": condition.size,
+        "grid": (3, 4),
+        "layers": 1,
+        "embed_dim": 16,
+        "heads": 2,
+    }
     torch.manual_seed(1)
     made = Transformer(parse(TransformerSettings, plain, where="test"))
     with torch.no_grad():

@@ -37,7 +37,7 @@ def pipeline() -> Pipeline:
         "autoencoder": {"base_channels": 8, "channel_multipliers": [1, 1], "res_blocks": 1, "latent_channels": 8},
         "quantizer": {"codebook_size": 16, "codebook_dim": 4},
     }
-    sizes = {"size": 16, "condition_size": 2, "grid": (3, 4), "layers": 1, "width": 16, "heads": 2}
+    sizes = {"codebook_size": 16, "condition_size": 2, "grid": (3, 4), "layers": 1, "embed_dim": 16, "heads": 2}
     tokenizer = VQGAN(parse(VQGANSettings, plain, where="test"))
     return Pipeline(
         tokenizer, Transformer(parse(TransformerSettings, sizes, where="test")), Labels(["dusk | dawn", "<b>"])

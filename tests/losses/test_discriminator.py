@@ -56,7 +56,7 @@ KINDS = [
 
 def made(name: str, **values: Any) -> Discriminator:
     """A small discriminator."""
-    settings: Any = SETTINGS[name](**{"width": 8, "layers": 2, "stem": 1, **values})
+    settings: Any = SETTINGS[name](**{"base_channels": 8, "layers": 2, "space_to_depth": 1, **values})
     return DISCRIMINATORS[name](settings)
 
 
@@ -128,7 +128,9 @@ def test_other_images_than_those_it_was_made_for_are_told() -> None:
         discriminator(noise(1, 3, 33, 32))
 
 
-@pytest.mark.parametrize("wrong", [{"layers": 0}, {"width": 0}, {"stem": 0}, {"channels": 0}, {"norm": "layer"}])
+@pytest.mark.parametrize(
+    "wrong", [{"layers": 0}, {"base_channels": 0}, {"space_to_depth": 0}, {"channels": 0}, {"norm": "layer"}]
+)
 def test_settings_that_make_no_discriminator_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PatchSettings(**wrong)
@@ -316,7 +318,9 @@ def test_half_precision_images_are_measured_in_single_precision() -> None:
 
 def test_with_act_norm_the_convolutions_keep_their_bias() -> None:
     for norm, kept in (("act", True), ("group", True), ("batch", False)):
-        discriminator = PatchDiscriminator(parse(PatchSettings, {"norm": norm, "width": 8, "layers": 3}, where="test"))
+        discriminator = PatchDiscriminator(
+            parse(PatchSettings, {"norm": norm, "base_channels": 8, "layers": 3}, where="test")
+        )
         inner = [layer for layer in discriminator.main if isinstance(layer, nn.Conv2d)][1:-1]
         assert len(inner) == 3
         assert all((layer.bias is not None) is kept for layer in inner)

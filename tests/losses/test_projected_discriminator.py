@@ -24,7 +24,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def made(**values: Any) -> ProjectedDiscriminator:
     torch.manual_seed(0)
-    return ProjectedDiscriminator(ProjectedSettings(**{"width": 8, "head_width": 8, **values}))
+    return ProjectedDiscriminator(ProjectedSettings(**{"base_channels": 8, "head_channels": 8, **values}))
 
 
 @pytest.mark.parametrize("mixing", ["channels_and_scales", "channels", "none"])

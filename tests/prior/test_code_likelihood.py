@@ -81,8 +81,14 @@ def told(condition: Condition, beside: Tensor) -> Tensor:
 def reading(condition: Condition) -> Pipeline:
     """A pipeline whose prior reads all the codes of the condition."""
     pipe = pipeline(Labels(("a", "b")))
-    plain = {"size": 16, "condition_size": condition.size, "prefix": condition.length, "grid": (4, 4), "layers": 1}
-    prior = Transformer(parse(TransformerSettings, {**plain, "width": 16, "heads": 2}, where="test"))
+    plain = {
+        "codebook_size": 16,
+        "condition_size": condition.size,
+        "prefix_length": condition.length,
+        "grid": (4, 4),
+        "layers": 1,
+    }
+    prior = Transformer(parse(TransformerSettings, {**plain, "embed_dim": 16, "heads": 2}, where="test"))
     for weight in prior.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.3)
     return Pipeline(pipe.tokenizer, prior, condition)

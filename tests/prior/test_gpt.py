@@ -21,8 +21,8 @@ from smalti.prior.attention import attended
 def fresh(**changes: Any) -> GPT:
     """A small GPT as it is before training."""
     torch.manual_seed(0)
-    values = {"vocabulary": 14, "size": 11, "prefix": 3, "grid": (3, 4), "block": 14}
-    values |= {"layers": 2, "width": 32, "heads": 4, **changes}
+    values = {"vocab_size": 14, "codebook_size": 11, "prefix_length": 3, "grid": (3, 4), "block_size": 14}
+    values |= {"layers": 2, "embed_dim": 32, "heads": 4, **changes}
     return GPT(parse(GPTSettings, values, where="test"))
 
 

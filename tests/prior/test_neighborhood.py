@@ -27,7 +27,15 @@ GRIDS = st.tuples(st.integers(1, 8), st.integers(1, 8))
 def small(**changes: Any) -> Neighborhood:
     """A small neighborhood transformer with large weights, so that its logits weigh more than the noise."""
     torch.manual_seed(0)
-    plain = {"size": 9, "condition_size": 3, "grid": (4, 4), "reach": 2, "layers": 2, "width": 32, "heads": 2}
+    plain = {
+        "codebook_size": 9,
+        "condition_size": 3,
+        "grid": (4, 4),
+        "radius": 2,
+        "layers": 2,
+        "embed_dim": 32,
+        "heads": 2,
+    }
     prior = Neighborhood(parse(NeighborhoodSettings, {**plain, **changes}, where="test"))
     with torch.no_grad():
         for weight in prior.parameters():

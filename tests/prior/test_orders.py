@@ -30,9 +30,11 @@ SIDES = st.integers(1, 9)
 def prior(kind: str = "gpt", **changes: Any) -> GPT | Transformer:
     """A small prior with a window of 4 x 4."""
     torch.manual_seed(0)
-    values = {"size": 7, "grid": (4, 4), "layers": 1, "width": 16, "heads": 2, **changes}
+    values = {"codebook_size": 7, "grid": (4, 4), "layers": 1, "embed_dim": 16, "heads": 2, **changes}
     if kind == "gpt":
-        return GPT(parse(GPTSettings, {"vocabulary": 7, "block": 16, "start": 0, **values}, where="test")).eval()
+        return GPT(
+            parse(GPTSettings, {"vocab_size": 7, "block_size": 16, "start_code": 0, **values}, where="test")
+        ).eval()
     return Transformer(parse(TransformerSettings, values, where="test")).eval()
 
 

@@ -37,7 +37,15 @@ K, C = 11, 4
 def fresh(**changes: Any) -> PixelSNAIL:
     """A small one as it is before training."""
     torch.manual_seed(0)
-    values = {"size": K, "condition_size": C, "prefix": 2, "grid": (3, 4), "layers": 2, "residuals": 1, "width": 16}
+    values = {
+        "codebook_size": K,
+        "condition_size": C,
+        "prefix_length": 2,
+        "grid": (3, 4),
+        "layers": 2,
+        "res_blocks": 1,
+        "embed_dim": 16,
+    }
     return PixelSNAIL(parse(PixelSNAILSettings, {**values, "heads": 2, **changes}, where="test"))
 
 
@@ -369,7 +377,7 @@ def test_it_is_built_for_the_codes_that_it_reads() -> None:
     network = PixelSNAILNetwork(layers=1, res_blocks=3, embed_dim=16, heads=2, kernel_size=3, dropout=0.2)
     prior, vocabulary = build_network(network, read)
     assert isinstance(prior, PixelSNAIL)
-    wanted = {**as_mapping(network), "size": 19, "grid": (2, 3), "condition_size": 5, "prefix": 6}
+    wanted = {**as_mapping(network), "codebook_size": 19, "grid": (2, 3), "condition_size": 5, "prefix_length": 6}
     assert prior.settings == PixelSNAILSettings(**wanted)
     assert vocabulary == 19
     with pytest.raises(SmaltiError, match=r"network: order = 'random': .* take the order raster alone"):

@@ -28,14 +28,14 @@ from smalti.prior import (
 )
 from smalti.prior.transformer import rotated
 
-COMMON = {"size": 11, "prefix": 2, "grid": (3, 4), "layers": 2, "width": 32, "heads": 2}
+COMMON = {"codebook_size": 11, "prefix_length": 2, "grid": (3, 4), "layers": 2, "embed_dim": 32, "heads": 2}
 LLAMAGEN = {"query_key_norm": False, "rotary_base": 10000, "prefix_rotation": "erased", "norm_epsilon": 1e-5}
 PRIORS: dict[str, dict[str, Any]] = {
     "transformer": {"condition_size": 3},
     "transformer z_curve": {"condition_size": 3, "order": "z_curve"},
-    "llamagen": {"condition_size": 3, "hidden": 48, **LLAMAGEN},
-    "gpt": {"vocabulary": 14, "start": 12, "block": 13},
-    "gpt spiral_out": {"vocabulary": 14, "start": 12, "block": 20, "order": "spiral_out", "unmasked": 1},
+    "llamagen": {"condition_size": 3, "mlp_dim": 48, **LLAMAGEN},
+    "gpt": {"vocab_size": 14, "start_code": 12, "block_size": 13},
+    "gpt spiral_out": {"vocab_size": 14, "start_code": 12, "block_size": 20, "order": "spiral_out", "unmasked": 1},
 }
 """Settings of priors, by what they are called in the tests."""
 
@@ -214,7 +214,7 @@ def test_every_weight_learns_from_the_first_step(kind: str) -> None:
 @pytest.mark.parametrize("name", ["transformer", "gpt"])
 def test_a_fresh_prior_knows_nothing(name: str) -> None:
     prior = fresh(
-        name, size=64, grid=(4, 4), width=64, heads=4, **({"vocabulary": 64, "block": 17} if name == "gpt" else {})
+        name, size=64, grid=(4, 4), width=64, heads=4, **({"vocab_size": 64, "block_size": 17} if name == "gpt" else {})
     )
     loss = nats(prior.eval(), prior.null_prefix(4), torch.randint(64, (4, 4, 4))).mean()
     assert loss.item() == pytest.approx(math.log(64), abs=0.15)

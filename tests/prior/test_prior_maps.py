@@ -116,6 +116,6 @@ def test_orders_other_than_raster_are_told_their_own_places() -> None:
 
 
 def test_a_map_that_does_not_fit_is_refused() -> None:
-    values = {"size": 4, "condition_size": 3, "prefix": 12, "maps": (1,), "grid": GRID}
+    values = {"codebook_size": 4, "condition_size": 3, "prefix_length": 12, "maps": (1,), "grid": GRID}
     with pytest.raises(SmaltiError, match="a map of 12 codes from 1 on does not fit into 12 prefix codes"):
         parse(TransformerSettings, values, where="network")

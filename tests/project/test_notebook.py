@@ -49,8 +49,14 @@ def pipeline() -> Pipeline:
     """Told what the model that comes with smalti is told, and of its size in pixels."""
     maps = {"kind": "segmentation", "key": "segmentation", "grid": (16, 16), "names": LABELS}
     told = Several([Labels(CLASSES), Maps(parse(MapsSettings, maps, where="test"), tokenizer(len(LABELS)))])
-    sizes = {"size": 16, "condition_size": told.size, "prefix": told.length, "grid": (16, 16), "maps": told.maps}
-    prior = Transformer(parse(TransformerSettings, {**sizes, "layers": 1, "width": 16, "heads": 2}, where="test"))
+    sizes = {
+        "codebook_size": 16,
+        "condition_size": told.size,
+        "prefix_length": told.length,
+        "grid": (16, 16),
+        "maps": told.maps,
+    }
+    prior = Transformer(parse(TransformerSettings, {**sizes, "layers": 1, "embed_dim": 16, "heads": 2}, where="test"))
     return Pipeline(tokenizer(3), prior, told)
 
 

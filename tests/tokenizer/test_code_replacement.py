@@ -16,16 +16,16 @@ from smalti.tokenizer.vqgan import VQGANSettings
 from tests import reference
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "vq": {"size": 50, "dimension": 4},
-    "vq plain": {"name": "vq", "size": 50, "dimension": 20, "normalized": False},
-    "vq remapped": {"name": "vq", "size": 50, "dimension": 4, "remap": {"used": 30}},
-    "vq extra": {"name": "vq", "size": 50, "dimension": 4, "remap": {"used": 30, "unknown": "extra"}},
-    "ema": {"size": 50, "dimension": 4},
-    "simvq": {"size": 50, "dimension": 4},
-    "gumbel": {"size": 50, "dimension": 4},
-    "gumbel remapped": {"name": "gumbel", "size": 50, "dimension": 4, "remap": {"used": 30}},
+    "vq": {"codebook_size": 50, "codebook_dim": 4},
+    "vq plain": {"name": "vq", "codebook_size": 50, "codebook_dim": 20, "l2_normalize": False},
+    "vq remapped": {"name": "vq", "codebook_size": 50, "codebook_dim": 4, "remap": {"used": 30}},
+    "vq extra": {"name": "vq", "codebook_size": 50, "codebook_dim": 4, "remap": {"used": 30, "unknown": "extra"}},
+    "ema": {"codebook_size": 50, "codebook_dim": 4},
+    "simvq": {"codebook_size": 50, "codebook_dim": 4},
+    "gumbel": {"codebook_size": 50, "codebook_dim": 4},
+    "gumbel remapped": {"name": "gumbel", "codebook_size": 50, "codebook_dim": 4, "remap": {"used": 30}},
     "fsq": {"levels": [5, 3, 4]},
-    "lfq": {"dimension": 6},
+    "lfq": {"codebook_dim": 6},
 }
 
 

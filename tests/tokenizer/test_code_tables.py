@@ -31,7 +31,9 @@ def used_codes(*, unknown: Any = "random") -> UsedCodes:
 def quantizer(**changes: Any) -> VQ:
     """6 codes of 3 numbers; their order in the table is that of `USED`."""
     torch.manual_seed(0)
-    made = VQ(parse(VQSettings, {"size": 6, "dimension": 3, "normalized": False, **changes}, where="test"))
+    made = VQ(
+        parse(VQSettings, {"codebook_size": 6, "codebook_dim": 3, "l2_normalize": False, **changes}, where="test")
+    )
     with torch.no_grad():
         made.codebook.uniform_(-1, 1)
     if made.settings.remap.used:

@@ -29,7 +29,7 @@ def quantizer(*, used: bool = False, **changes: Any) -> Gumbel:
     """6 codes of 3 numbers; `used`: with a table of three of them."""
     torch.manual_seed(0)
     table = {"remap": {"used": len(USED), "unknown": "extra"}} if used else {}
-    made = Gumbel(parse(GumbelSettings, {"size": 6, "dimension": 3, **table, **changes}, where="test"))
+    made = Gumbel(parse(GumbelSettings, {"codebook_size": 6, "codebook_dim": 3, **table, **changes}, where="test"))
     if used:
         made.get_buffer("table.used").copy_(torch.tensor(USED))
     return made

@@ -26,7 +26,9 @@ def seeded(seed: int) -> torch.Generator:
 
 def quantizer(**changes: Any) -> EMA:
     torch.manual_seed(0)
-    return EMA(parse(EMASettings, {"size": 5, "dimension": 3, "dead_code_threshold": 0, **changes}, where="test"))
+    return EMA(
+        parse(EMASettings, {"codebook_size": 5, "codebook_dim": 3, "dead_code_threshold": 0, **changes}, where="test")
+    )
 
 
 def flat(features: Tensor, *, normalized: bool) -> Tensor:

@@ -17,13 +17,19 @@ from smalti.tokenizer.vqgan import VQGANSettings
 
 STEPS = 3
 QUANTIZED: dict[str, dict[str, Any]] = {
-    "vq": {"name": "vq", "size": 24, "dimension": 4, "usage_decay": 0.5, "dead_code_threshold": 0.6},
-    "vq rotation": {"name": "vq", "size": 24, "dimension": 4, "normalized": False, "gradient": "rotation"},
-    "ema": {"name": "ema", "size": 24, "dimension": 4, "memory": 0.5, "dead_code_threshold": 0.6},
-    "simvq": {"name": "simvq", "size": 24, "dimension": 4},
-    "gumbel": {"name": "gumbel", "size": 24, "dimension": 4, "kl_weight": 0.1},
+    "vq": {"name": "vq", "codebook_size": 24, "codebook_dim": 4, "usage_decay": 0.5, "dead_code_threshold": 0.6},
+    "vq rotation": {
+        "name": "vq",
+        "codebook_size": 24,
+        "codebook_dim": 4,
+        "l2_normalize": False,
+        "gradient": "rotation",
+    },
+    "ema": {"name": "ema", "codebook_size": 24, "codebook_dim": 4, "decay": 0.5, "dead_code_threshold": 0.6},
+    "simvq": {"name": "simvq", "codebook_size": 24, "codebook_dim": 4},
+    "gumbel": {"name": "gumbel", "codebook_size": 24, "codebook_dim": 4, "kl_weight": 0.1},
     "fsq": {"name": "fsq", "levels": [5, 4, 3, 3]},
-    "lfq": {"name": "lfq", "dimension": 4, "entropy": 1.0},
+    "lfq": {"name": "lfq", "codebook_dim": 4, "entropy": 1.0},
 }
 
 

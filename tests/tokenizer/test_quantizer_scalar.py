@@ -32,7 +32,7 @@ def fsq(*levels: int) -> FSQ:
 
 
 def lfq(**changes: Any) -> LFQ:
-    return LFQ(parse(LFQSettings, {"dimension": 5, **changes}, where="test"))
+    return LFQ(parse(LFQSettings, {"codebook_dim": 5, **changes}, where="test"))
 
 
 def entropy(probabilities: Tensor) -> Tensor:

@@ -26,12 +26,12 @@ def seeded(seed: int) -> torch.Generator:
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "vq": {"size": 8, "dimension": 3},
-    "ema": {"size": 8, "dimension": 3},
-    "simvq": {"size": 8, "dimension": 3},
-    "gumbel": {"size": 8, "dimension": 3},
+    "vq": {"codebook_size": 8, "codebook_dim": 3},
+    "ema": {"codebook_size": 8, "codebook_dim": 3},
+    "simvq": {"codebook_size": 8, "codebook_dim": 3},
+    "gumbel": {"codebook_size": 8, "codebook_dim": 3},
     "fsq": {"levels": [4, 3, 5]},
-    "lfq": {"dimension": 3},
+    "lfq": {"codebook_dim": 3},
 }
 """Of each quantizer one with codes of 3 numbers."""
 
@@ -45,10 +45,10 @@ TABLES: list[dict[str, Any]] = [
 REMAPPED = ("vq", "gumbel")
 """Quantizers that know tables of used codes."""
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "vq": [{"normalized": False}, {"gradient": "rotation"}, {"gradient": "rotation", "normalized": False}],
-    "ema": [{"normalized": False}, {"gradient": "rotation"}, {"kmeans": 0}],
+    "vq": [{"l2_normalize": False}, {"gradient": "rotation"}, {"gradient": "rotation", "l2_normalize": False}],
+    "ema": [{"l2_normalize": False}, {"gradient": "rotation"}, {"kmeans_iterations": 0}],
     "simvq": [{"gradient": "rotation"}, {"fitted": False}],
-    "gumbel": [{"straight_through": False}, {"kmeans": 0}],
+    "gumbel": [{"straight_through": False}, {"kmeans_iterations": 0}],
     "fsq": [{"levels": [3, 4, 6]}],
     "lfq": [{"spherical": True}, {"group": 1}, {"entropy": 0.0}],
 }
@@ -260,15 +260,15 @@ def test_sizes_are_those_of_the_tables(name: str, table: dict[str, Any]) -> None
 def test_identities_stay_what_they_are() -> None:
     """They are part of the fingerprints of all models there are."""
     assert any_quantizer({}).identity == "vq normalized"
-    assert any_quantizer({"normalized": False}).identity == "vq"
+    assert any_quantizer({"l2_normalize": False}).identity == "vq"
     assert any_quantizer({"gradient": "rotation"}).identity == "vq normalized"
     assert any_quantizer({"remap": {"used": 6}}).identity == "vq normalized remapped unknown random"
-    assert any_quantizer({"normalized": False, **TABLES[3]}).identity == "vq remapped unknown extra"
+    assert any_quantizer({"l2_normalize": False, **TABLES[3]}).identity == "vq remapped unknown extra"
     assert any_quantizer({"name": "gumbel", **TABLES[4]}).identity == "gumbel remapped unknown 1"
     for noisy in (False, True):
         assert any_quantizer({"name": "gumbel", "noisy": noisy}).identity == "gumbel"
     assert any_quantizer({"name": "ema"}).identity == "ema normalized"
-    assert any_quantizer({"name": "ema", "normalized": False}).identity == "ema"
+    assert any_quantizer({"name": "ema", "l2_normalize": False}).identity == "ema"
     assert any_quantizer({"name": "simvq"}).identity == "simvq"
     assert any_quantizer({"name": "fsq"}).identity == "fsq 4 3 5"
     assert any_quantizer({"name": "lfq"}).identity == "lfq"
@@ -302,7 +302,7 @@ def test_identities_stay_what_they_are() -> None:
         ({"name": "fsq", "levels": []}, r"levels = \[\]: tuple should have at least 1 item"),
         ({"name": "fsq", "levels": [1024] * 4}, r"1,099,511,627,776 codes; there may be 1,073,741,824 at most"),
         ({"name": "fsq", "size": 8}, r"unknown key 'quantizer\.(fsq\.)?size'; there are: levels, name"),
-        ({"name": "lfq", "dimension": 31}, r"dimension = 31: input should be less than or equal to 30"),
+        ({"name": "lfq", "codebook_dim": 31}, r"dimension = 31: input should be less than or equal to 30"),
     ],
 )
 def test_wrong_settings_are_told(plain: dict[str, Any], sentence: str) -> None:

@@ -29,7 +29,9 @@ def seeded(seed: int) -> torch.Generator:
 
 def quantizer(**changes: Any) -> VQ:
     torch.manual_seed(0)
-    made = VQ(parse(VQSettings, {"size": 5, "dimension": 3, "normalized": False, **changes}, where="test"))
+    made = VQ(
+        parse(VQSettings, {"codebook_size": 5, "codebook_dim": 3, "l2_normalize": False, **changes}, where="test")
+    )
     with torch.no_grad():
         made.codebook.copy_(noise(*made.codebook.shape, seed=3))
     return made

@@ -26,13 +26,34 @@ from smalti.tokenizer.vqgan import VQGAN
 from tests.tokenizer.test_tokenizer import noise, small
 
 AUTOENCODERS: list[tuple[dict[str, Any], tuple[int, int]]] = [
-    ({"stem": 1, "multipliers": [1, 2], "channels": 1}, (7, 3)),
-    ({"stem": 1, "multipliers": [1, 1, 2], "attention": [1, 2], "blocks": 2}, (3, 5)),
-    ({"stem": 1, "multipliers": [2, 1], "width": 32, "convolutional_resampling": False, "attention": [0]}, (6, 2)),
-    ({"stem": 2, "multipliers": [1, 2], "channels": 1, "middle_attention": False}, (1, 4)),
-    ({"stem": 2, "multipliers": [1, 2, 1], "width": 12, "convolutional_resampling": False}, (5, 3)),
-    ({"stem": 3, "multipliers": [1], "channels": 3}, (9, 2)),
-    ({"stem": 2, "multipliers": [1, 2], "decoder_width": 24, "decoder_blocks": 1, "attention": [1]}, (4, 3)),
+    ({"patch_size": 1, "channel_multipliers": [1, 2], "channels": 1}, (7, 3)),
+    ({"patch_size": 1, "channel_multipliers": [1, 1, 2], "attention_levels": [1, 2], "res_blocks": 2}, (3, 5)),
+    (
+        {
+            "patch_size": 1,
+            "channel_multipliers": [2, 1],
+            "base_channels": 32,
+            "convolutional_resampling": False,
+            "attention_levels": [0],
+        },
+        (6, 2),
+    ),
+    ({"patch_size": 2, "channel_multipliers": [1, 2], "channels": 1, "middle_attention": False}, (1, 4)),
+    (
+        {"patch_size": 2, "channel_multipliers": [1, 2, 1], "base_channels": 12, "convolutional_resampling": False},
+        (5, 3),
+    ),
+    ({"patch_size": 3, "channel_multipliers": [1], "channels": 3}, (9, 2)),
+    (
+        {
+            "patch_size": 2,
+            "channel_multipliers": [1, 2],
+            "decoder_base_channels": 24,
+            "decoder_res_blocks": 1,
+            "attention_levels": [1],
+        },
+        (4, 3),
+    ),
 ]
 """Settings, and a code grid (h, w)."""
 NOTHING, ALL = 0, 2**40

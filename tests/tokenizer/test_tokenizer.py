@@ -22,7 +22,14 @@ from tests import reference
 
 def small(quantizer: dict[str, Any] | None = None, **autoencoder: Any) -> VQGAN:
     """A small random tokenizer, f = 4, 16 codes, whose codes are spread over its random features."""
-    fixed = {"width": 8, "multipliers": [1, 2], "stem": 2, "blocks": 1, "latent_channels": 6, "zero_residuals": False}
+    fixed = {
+        "base_channels": 8,
+        "channel_multipliers": [1, 2],
+        "patch_size": 2,
+        "res_blocks": 1,
+        "latent_channels": 6,
+        "zero_residuals": False,
+    }
     plain = {
         "autoencoder": {**fixed, **autoencoder},
         "quantizer": {"codebook_size": 16, "codebook_dim": 4, **(quantizer or {})},
@@ -51,17 +58,41 @@ def seeded(seed: int) -> torch.Generator:
 @pytest.mark.parametrize(
     ("autoencoder", "size", "factor"),
     [
-        ({"stem": 1, "multipliers": [1], "channels": 1}, (3, 5), 1),
-        ({"stem": 1, "multipliers": [1, 2, 1], "channels": 3}, (12, 8), 4),
-        ({"stem": 2, "multipliers": [1, 2], "channels": 5}, (8, 12), 4),
-        ({"stem": 4, "multipliers": [2, 1], "channels": 3}, (16, 8), 8),
-        ({"stem": 3, "multipliers": [1, 1], "channels": 1}, (6, 12), 6),
-        ({"stem": 1, "multipliers": [1, 1, 1], "attention": [0, 2]}, (8, 4), 4),
-        ({"stem": 2, "multipliers": [1, 1], "attention": [1], "blocks": 2, "dropout": 0.5}, (4, 4), 4),
-        ({"stem": 1, "multipliers": [1, 2], "convolutional_resampling": False}, (6, 10), 2),
-        ({"stem": 2, "multipliers": [1, 1, 2], "latent_channels": 1, "width": 12}, (8, 24), 8),
-        ({"stem": 2, "multipliers": [1, 2], "decoder_width": 16, "decoder_blocks": 3, "attention": [0]}, (8, 4), 4),
-        ({"stem": 1, "multipliers": [2, 1], "decoder_width": 8, "width": 16, "decoder_blocks": 1}, (4, 6), 2),
+        ({"patch_size": 1, "channel_multipliers": [1], "channels": 1}, (3, 5), 1),
+        ({"patch_size": 1, "channel_multipliers": [1, 2, 1], "channels": 3}, (12, 8), 4),
+        ({"patch_size": 2, "channel_multipliers": [1, 2], "channels": 5}, (8, 12), 4),
+        ({"patch_size": 4, "channel_multipliers": [2, 1], "channels": 3}, (16, 8), 8),
+        ({"patch_size": 3, "channel_multipliers": [1, 1], "channels": 1}, (6, 12), 6),
+        ({"patch_size": 1, "channel_multipliers": [1, 1, 1], "attention_levels": [0, 2]}, (8, 4), 4),
+        (
+            {"patch_size": 2, "channel_multipliers": [1, 1], "attention_levels": [1], "res_blocks": 2, "dropout": 0.5},
+            (4, 4),
+            4,
+        ),
+        ({"patch_size": 1, "channel_multipliers": [1, 2], "convolutional_resampling": False}, (6, 10), 2),
+        ({"patch_size": 2, "channel_multipliers": [1, 1, 2], "latent_channels": 1, "base_channels": 12}, (8, 24), 8),
+        (
+            {
+                "patch_size": 2,
+                "channel_multipliers": [1, 2],
+                "decoder_base_channels": 16,
+                "decoder_res_blocks": 3,
+                "attention_levels": [0],
+            },
+            (8, 4),
+            4,
+        ),
+        (
+            {
+                "patch_size": 1,
+                "channel_multipliers": [2, 1],
+                "decoder_base_channels": 8,
+                "base_channels": 16,
+                "decoder_res_blocks": 1,
+            },
+            (4, 6),
+            2,
+        ),
     ],
 )
 def test_shapes_of_every_pyramid(autoencoder: dict[str, Any], size: tuple[int, int], factor: int) -> None:
@@ -216,8 +247,8 @@ def test_the_memory_layout_changes_no_value() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"multipliers": [1, 0]}, r"pyramid\.multipliers\.1 = 0: input should be greater than or equal to 1"),
-        ({"multipliers": []}, r"pyramid\.multipliers = \[\]"),
+        ({"channel_multipliers": [1, 0]}, r"pyramid\.multipliers\.1 = 0: input should be greater than or equal to 1"),
+        ({"channel_multipliers": []}, r"pyramid\.multipliers = \[\]"),
         ({"attention": [2]}, r"pyramid\.attention = \[2\]: there are the levels 0 to 1"),
         ({"attention": [-1]}, r"pyramid\.attention = \[-1\]: there are the levels 0 to 1"),
         ({"width": 4}, r"pyramid\.width = 4: input should be greater than or equal to 8"),
@@ -236,7 +267,7 @@ def test_pyramids_that_cannot_be_built_are_told(change: dict[str, Any], sentence
 
 @pytest.mark.parametrize("normalized", [True, False])
 def test_codes_say_all_that_the_decoder_reads(normalized: bool) -> None:
-    tokenizer, images = small({"normalized": normalized}), noise(2, 3, 8, 12)
+    tokenizer, images = small({"l2_normalize": normalized}), noise(2, 3, 8, 12)
     codes = tokenizer.encode(images).codes
     assert len(torch.unique(codes)) > 1
     torch.testing.assert_close(tokenizer.decode_codes(codes), tokenizer(images)[0], rtol=1e-4, atol=1e-5)
@@ -340,7 +371,14 @@ def test_images_begin_without_a_checkerboard() -> None:
 
 
 def smooth_output(stem: int) -> AutoencoderSettings:
-    values = {"stem": stem, "width": 16, "multipliers": [1, 1], "blocks": 1, "output_channels": 8, "latent_channels": 8}
+    values = {
+        "patch_size": stem,
+        "base_channels": 16,
+        "channel_multipliers": [1, 1],
+        "res_blocks": 1,
+        "output_channels": 8,
+        "latent_channels": 8,
+    }
     return parse(AutoencoderSettings, values, where="test")
 
 

@@ -137,7 +137,14 @@ def test_a_prior_in_parts_and_computed_again(folder: Path) -> None:
 
 def tokenizer(**autoencoder: Any) -> VQGAN:
     torch.manual_seed(0)
-    small = {"width": 8, "multipliers": [1, 2], "blocks": 1, "latent_channels": 8, "attention": [1], **autoencoder}
+    small = {
+        "base_channels": 8,
+        "channel_multipliers": [1, 2],
+        "res_blocks": 1,
+        "latent_channels": 8,
+        "attention_levels": [1],
+        **autoencoder,
+    }
     values = {"autoencoder": {"zero_residuals": False, **small}, "quantizer": {"codebook_size": 16, "codebook_dim": 4}}
     return VQGAN(parse(VQGANSettings, values, where="test"))
 

@@ -20,7 +20,7 @@ from smalti.data.sources import open_source
 from smalti.losses.objective import AdversarialSettings
 from smalti.training.config import TokenizerTraining, resolve
 from smalti.training.diagnostics import Alarms, judge_codes, judge_game, judge_skips, told_alarms
-from smalti.training.gan_step import PLAYS, Played, Players, joint
+from smalti.training.gan_step import PLAYS, Played, Players, simultaneous
 from smalti.training.optimizer_step import NotFiniteError, not_finite
 from smalti.training.run_folder import read_alarms, read_metrics
 from smalti.training.running_metrics import Record
@@ -160,7 +160,7 @@ NAN = torch.full((4, 3, 16, 16), torch.nan)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch", "act"])
-@pytest.mark.parametrize(("play", "parts"), [*((play, 1) for play in sorted(PLAYS)), ("joint", 2)])
+@pytest.mark.parametrize(("play", "parts"), [*((play, 1) for play in sorted(PLAYS)), ("simultaneous", 2)])
 def test_a_step_that_is_not_finite_leaves_everything_as_it_was(
     tmp_path: Path, norm: str, play: str, parts: int
 ) -> None:
@@ -217,12 +217,12 @@ def broken_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = iter(range(10**6))
 
     def sometimes(players: Players, images: Tensor, **given: Any) -> Played:
-        played = joint(players, images, **given)
+        played = simultaneous(players, images, **given)
         if next(calls) in steps:
             return played._replace(values={**played.values, "pixel": torch.tensor(torch.nan)})
         return played
 
-    monkeypatch.setitem(PLAYS, "joint", sometimes)
+    monkeypatch.setitem(PLAYS, "simultaneous", sometimes)
 
 
 def test_skipped_steps_are_counted_told_and_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,9 @@ from smalti.training.gan_step import (
     alone,
     alternating,
     draws_of,
-    joint,
     penalty_at,
     play_of,
+    simultaneous,
 )
 from smalti.training.optimizer import build_optimizer
 from tests import reference
@@ -154,7 +154,7 @@ class Game:
 
 def test_the_alternating_play_is_the_original_step_for_step() -> None:
     """Four batches, the first two before the discriminator counts."""
-    ours, slow = Game(play="alternating"), Game()
+    ours, slow = Game(updates="alternating"), Game()
     for factor in (0.0, 0.0, 1.0, 1.0):
         played = ours.play(Strength(factor, factor))
         expected = slow.slowly(factor)
@@ -168,7 +168,7 @@ def test_the_alternating_play_is_the_original_step_for_step() -> None:
 
 
 def test_before_the_start_the_weights_stay_and_the_count_of_steps_does_not() -> None:
-    game = Game(play="alternating")
+    game = Game(updates="alternating")
     before = copy.deepcopy(game.judge.state_dict())
     game.play(Strength(0.0, 0.0))
     for name, value in game.judge.state_dict().items():
@@ -181,7 +181,7 @@ def test_before_the_start_the_weights_stay_and_the_count_of_steps_does_not() -> 
 
 @pytest.mark.parametrize("play", sorted(PLAYS))
 def test_every_play_has_one_signature_and_records_the_same(play: str) -> None:
-    game = Game(play=play)
+    game = Game(updates=play)
     played = game.play(Strength(0.5, 1.0))
     terms = {"reconstruction", "pixel", "codebook", "generator", "adaptive_weight", "discriminator", "real_logits"}
     assert terms | {"fake_logits", "lecam", "gradient_norm", "discriminator_gradient_norm"} <= played.values.keys()
@@ -197,15 +197,15 @@ def test_every_play_has_one_signature_and_records_the_same(play: str) -> None:
 
 def test_the_joint_play_judges_what_was_made_before_the_step() -> None:
     """The discriminator's loss is that of the logits that the generator heard."""
-    found = Game(play="joint").play(Strength(1.0, 1.0)).values
+    found = Game(updates="simultaneous").play(Strength(1.0, 1.0)).values
     assert float(found["fake_logits"]) == pytest.approx(-float(found["generator"]), rel=1e-12)
-    later = Game(play="alternating").play(Strength(1.0, 1.0)).values
+    later = Game(updates="alternating").play(Strength(1.0, 1.0)).values
     assert float(later["fake_logits"]) != pytest.approx(-float(later["generator"]), rel=1e-6)
 
 
 @pytest.mark.parametrize("play", sorted(PLAYS))
 def test_a_late_discriminator_does_not_move(play: str) -> None:
-    game = Game(play=play)
+    game = Game(updates=play)
     before = [weight.clone() for weight in game.judge.parameters()]
     values = game.play(Strength(0.0, 0.0)).values
     assert all(weight.equal(old) for weight, old in zip(game.judge.parameters(), before, strict=True))
@@ -216,7 +216,7 @@ def test_a_late_discriminator_does_not_move(play: str) -> None:
 
 def test_a_judge_without_a_finite_word_does_no_harm_before_it_counts() -> None:
     """In the original 0 times infinity would end the training."""
-    game = Game(play="alternating")
+    game = Game(updates="alternating")
     with torch.no_grad():
         next(game.judge.parameters()).fill_(torch.inf)
     game.play(Strength(0.0, 0.0))
@@ -228,12 +228,12 @@ def test_no_weight_no_game() -> None:
     assert play_of(game.settings) is alone
     assert set(game.play(Strength(1.0, 1.0)).values) == {"reconstruction", "pixel", "codebook", "gradient_norm"}
     assert game.moved == ["generator"]
-    assert play_of(Game(play="joint").settings) is joint
-    assert play_of(Game(play="alternating").settings) is alternating
+    assert play_of(Game(updates="simultaneous").settings) is simultaneous
+    assert play_of(Game(updates="alternating").settings) is alternating
 
 
 def test_nothing_narrows_double_precision() -> None:
-    game = Game(play="alternating", lecam=0.1)
+    game = Game(updates="alternating", lecam=0.1)
     values = game.play(Strength(1.0, 1.0)).values
     assert {values[name].dtype for name in ("total", "generator", "discriminator", "lecam")} == {torch.float64}
 
@@ -244,10 +244,12 @@ R1 = {"r1": 5.0, "discriminator": {"name": "blur", "base_channels": 8, "space_to
 
 
 # The projected one is always spectrally normalized, so that every forward moves its weights a little.
-@pytest.mark.parametrize("judge", [{"name": name, "width": 8, "layers": 1, "stem": 1} for name in ("patch", "blur")])
+@pytest.mark.parametrize(
+    "judge", [{"name": name, "base_channels": 8, "layers": 1, "space_to_depth": 1} for name in ("patch", "blur")]
+)
 @pytest.mark.parametrize("play", sorted(PLAYS))
 def test_the_penalty_is_that_of_each_image_by_itself(play: str, judge: dict[str, Any]) -> None:
-    game = Game(play=play, r1=5.0, discriminator=judge)
+    game = Game(updates=play, r1=5.0, discriminator=judge)
     expected = reference.gradient_penalty(game.judge, game.images)
     values = game.play(Strength(0.0, 1.0)).values
     assert float(values["r1"]) == pytest.approx(expected, rel=1e-10)
@@ -258,8 +260,8 @@ def test_the_penalty_is_that_of_each_image_by_itself(play: str, judge: dict[str,
 @pytest.mark.parametrize(("penalty", "strength"), [(1.0, 1.0), (4.0, 1.0), (1.0, 0.5)])
 def test_the_discriminator_steps_along_loss_and_penalty(play: str, penalty: float, strength: float) -> None:
     """Against the gradient of the whole loss by its definition, with half of gamma = 5."""
-    judge = {"name": "blur", "width": 8, "layers": 1, "stem": 1}
-    game, slow = (Game(play=play, r1=5.0, discriminator=judge) for _ in range(2))
+    judge = {"name": "blur", "base_channels": 8, "layers": 1, "space_to_depth": 1}
+    game, slow = (Game(updates=play, r1=5.0, discriminator=judge) for _ in range(2))
     game.play(Strength(0.0, strength), penalty=penalty)
     if play == "alternating":  # the discriminator sees what the generator makes after its step
         slow.tokenizer.load_state_dict(game.tokenizer.state_dict())
@@ -276,7 +278,7 @@ def test_the_discriminator_steps_along_loss_and_penalty(play: str, penalty: floa
 
 @pytest.mark.parametrize("play", sorted(PLAYS))
 def test_a_step_without_penalty_is_the_plain_one(play: str) -> None:
-    lazy, plain = Game(play=play, **R1), Game(play=play, **{**R1, "r1": 0.0})
+    lazy, plain = Game(updates=play, **R1), Game(updates=play, **{**R1, "r1": 0.0})
     values = [game.play(Strength(1.0, 1.0), penalty=0.0).values for game in (lazy, plain)]
     assert values[0].keys() == values[1].keys()
     assert "r1" not in values[0]
@@ -287,7 +289,7 @@ def test_a_step_without_penalty_is_the_plain_one(play: str) -> None:
 def test_the_penalty_holds_the_slope_at_real_images_down() -> None:
     slopes = {}
     for gamma in (0.0, 100.0):
-        game = Game(r1=gamma, discriminator={"width": 8, "layers": 1})
+        game = Game(r1=gamma, discriminator={"base_channels": 8, "layers": 1})
         for _ in range(20):
             game.play(Strength(0.0, 1.0))
         slopes[gamma] = reference.gradient_penalty(game.judge, game.images)
@@ -386,7 +388,7 @@ def test_label_maps_are_learned_alone(pixel: str) -> None:
 
 @pytest.mark.parametrize("play", sorted(PLAYS))
 def test_real_and_generated_images_are_changed_alike_before_the_discriminator(play: str) -> None:
-    game = Game(play=play, augment=["color", "translation", "cutout"])
+    game = Game(updates=play, augment=["color", "translation", "cutout"])
     draws = draws_of(game.settings, len(game.images), generator=torch.Generator().manual_seed(3))
     seen: list[Tensor] = []
 
@@ -422,7 +424,7 @@ def test_draws_are_those_of_their_generator_and_settings() -> None:
 @pytest.mark.parametrize("play", sorted(PLAYS))
 @pytest.mark.parametrize(("ahead", "listens"), [(0.4, False), (0.6, True)])
 def test_the_generator_listens_only_while_the_discriminator_is_ahead(play: str, ahead: float, listens: bool) -> None:
-    game, plain = Game(play=play, margin=0.5), Game(play=play)
+    game, plain = Game(updates=play, margin=0.5), Game(updates=play)
     anchors = LeCam(real=torch.tensor(ahead), fake=torch.tensor(0.0), updates=torch.tensor(9.0))
     quantize = game.tokenizer.quantizer.at(0, length=1)
     values = play_of(game.settings)(

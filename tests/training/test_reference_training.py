@@ -34,11 +34,11 @@ from tests.small import RECIPE, write_images
 QUIET = Console(quiet=True)
 CONSTANT: dict[str, Any] = {"weight_decay": 0.0, "warm_up": 0.0, "final": 1.0, "clip": 0.0}
 REFERENCE_VQ = {
-    "size": 16,
-    "dimension": 8,
-    "normalized": False,
+    "codebook_size": 16,
+    "codebook_dim": 8,
+    "l2_normalize": False,
     "beta_on": "codebook",
-    "kmeans": 0,
+    "kmeans_iterations": 0,
     "dead_code_threshold": 0.0,
 }
 
@@ -167,7 +167,7 @@ def write_reference(path: Path) -> Path:
                 values[key] = change
 
     lay(recipe["tokenizer"], copy.deepcopy(REFERENCE_TRAINING))
-    recipe["prior"]["network"] = {"name": "gpt", "layers": 1, "width": 16, "heads": 2, "residual_dropout": 0.1}
+    recipe["prior"]["network"] = {"name": "gpt", "layers": 1, "embed_dim": 16, "heads": 2, "residual_dropout": 0.1}
     lay(recipe["prior"], {"run": {"ema_half_life": 0.0}, "condition_dropout": 0.0, "keep": 0.8, "optimizer": CONSTANT})
     path.write_text(yaml.safe_dump(recipe))
     return path
@@ -400,7 +400,7 @@ def test_a_transformer_is_told_image_codes_alone() -> None:
     ("options", "sentence"),
     [
         (
-            {"vocabulary": 31},
+            {"vocab_size": 31},
             r"network.vocab_size = 31, but the tokenizer has 32 codes and the condition 7; make it 32",
         ),
         ({"block": 17}, r"network: block = 17 positions are too few for prefix = 3"),
@@ -420,4 +420,4 @@ def test_settings_without_a_name_are_those_of_the_transformer() -> None:
     with pytest.raises(SmaltiError, match=r"network.*rope.*unexpected|unknown key .*rope"):
         parse(PriorTraining, {"run": run, "network": {"name": "gpt", "rope": 3}}, where="here")
     assert VQSettings().kmeans_iterations  # the default tokenizer stays the modern one
-    assert AdversarialSettings().updates == "joint"
+    assert AdversarialSettings().updates == "simultaneous"

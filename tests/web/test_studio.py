@@ -63,12 +63,12 @@ def tokenizer(channels: int = 3) -> VQGAN:
 def pipeline(condition: Condition) -> Pipeline:
     """A small random pipeline with a window of 3 x 4 codes, whose codes show all that its prior reads."""
     plain = {
-        "size": 16,
+        "codebook_size": 16,
         "condition_size": condition.size,
-        "prefix": condition.length,
+        "prefix_length": condition.length,
         "grid": (3, 4),
         "layers": 1,
-        "width": 16,
+        "embed_dim": 16,
         "heads": 2,
     }
     torch.manual_seed(1)

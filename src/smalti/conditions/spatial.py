@@ -168,7 +168,7 @@ class Maps(Condition):
     def _checked(self, value: Any, grid: Grid) -> Tensor:
         """One map -> the same with the size that the tokenizer takes."""
         if not isinstance(value, Tensor | np.ndarray):
-            raise SmaltiError(f"a {self.key} is a tensor or an array, not {value!r}")
+            raise SmaltiError(f"{self.key} is a tensor or an array, not {value!r}")
         given, factor = torch.as_tensor(value), self.tokenizer.factor
         if given.dim() not in (2, 3) or given.is_floating_point():
             self._check(given)  # that of labels, with a channel each, waits until they have their size
@@ -220,9 +220,9 @@ def labels_as_channels(labels: Tensor, *, count: int, key: str) -> Tensor:
     Raises `SmaltiError` for other shapes, for numbers that are not whole, and for labels that there are not.
     """
     if labels.dim() != 2:
-        raise SmaltiError(f"a {key} has the shape (height, width), not {tuple(labels.shape)}; give one label a pixel")
+        raise SmaltiError(f"{key} has the shape (height, width), not {tuple(labels.shape)}; give one label a pixel")
     if labels.is_floating_point() or labels.is_complex():
-        raise SmaltiError(f"a {key} holds whole numbers, not {labels.dtype}; round it first")
+        raise SmaltiError(f"{key} holds whole numbers, not {labels.dtype}; round it first")
     labels = labels.long()
     if labels.numel() and (labels.min() < 0 or labels.max() >= count):
         worst = int(labels.min()) if labels.min() < 0 else int(labels.max())
@@ -246,12 +246,12 @@ def colorized(maps: Tensor, colorize: Tensor) -> Tensor:
 def _channels(value: Tensor, channels: int, key: str) -> Tensor:
     """A map (C,H,W) in [-1,1] -> itself, float32."""
     if value.dim() != 3 or value.shape[0] != channels:
-        raise SmaltiError(f"a {key} has the shape ({channels}, height, width), not {tuple(value.shape)}")
+        raise SmaltiError(f"{key} has the shape ({channels}, height, width), not {tuple(value.shape)}")
     if not value.is_floating_point():
-        raise SmaltiError(f"a {key} holds floats from -1 to 1, not {value.dtype}; scale it first")
+        raise SmaltiError(f"{key} holds floats from -1 to 1, not {value.dtype}; scale it first")
     if value.numel() and not (value.min() >= -1 and value.max() <= 1):
         raise SmaltiError(
-            f"a {key} holds floats from -1 to 1, and this one is from {float(value.min()):g} to {float(value.max()):g}; "
+            f"{key} holds floats from -1 to 1, and this one is from {float(value.min()):g} to {float(value.max()):g}; "
             "scale it first"
         )
     return value.float()

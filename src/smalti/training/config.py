@@ -152,7 +152,7 @@ class TokenizerTraining:
         if game.weight and game.updates == "alternating" and parts > 1:
             raise ValueError(
                 f"run.accumulate = {parts} and objective.adversarial.updates = alternating: the generator would move before the "
-                "discriminator has seen all parts of the batch; set play to joint, or accumulate to 1"
+                "discriminator has seen all parts of the batch; set updates to simultaneous, or accumulate to 1"
             )
         return self
 

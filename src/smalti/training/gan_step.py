@@ -135,7 +135,7 @@ def alone(players: Players, images: Tensor, *, quantize: Quantize, strength: Str
     return Played(taken.features.detach(), taken.quantized.codes, anchors, values)
 
 
-def joint(players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam) -> Played:
+def simultaneous(players: Players, images: Tensor, *, quantize: Quantize, strength: Strength, anchors: LeCam) -> Played:
     """Both learn from one pass of each: the discriminator sees the reconstructions from before the generator's step.
 
     Until the generator listens (strength 0) the discriminator is not asked what it thinks of a reconstruction.
@@ -227,7 +227,7 @@ def judges_turn(
     return _judge_learns(players, asked_of, real, fake, strength=strength, anchors=anchors)
 
 
-PLAYS: dict[str, Play] = {"joint": joint, "alternating": alternating}
+PLAYS: dict[str, Play] = {"simultaneous": simultaneous, "alternating": alternating}
 
 
 def play_of(settings: ObjectiveSettings) -> Play:
