@@ -364,10 +364,10 @@ def test_a_pipeline_without_a_tokenizer_is_told(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
-    "l2_normalize": ({}, VQSettings(codebook_size=16), r"model\.quantizer\.normalized = true"),
+    "l2_normalize": ({}, VQSettings(codebook_size=16), r"model\.quantizer\.l2_normalize = true"),
     "gumbel": ({}, GumbelSettings(codebook_size=16), r"model\.quantizer\.name = 'gumbel'"),
     "remap": ({}, VQSettings(codebook_size=16, l2_normalize=False, remap=RemapSettings(used=3)), r"remap\.used = 3"),
-    "stem": ({"stem": 2}, VQSettings(codebook_size=16, l2_normalize=False), r"model\.pyramid\.stem = 2"),
+    "patch_size": ({"patch_size": 2}, VQSettings(codebook_size=16, l2_normalize=False), r"model\.autoencoder\.patch_size = 2"),
     "resampling": (
         {"convolutional_resampling": False},
         VQSettings(codebook_size=16, l2_normalize=False),
@@ -380,7 +380,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     ),
     **{
         name: ({name: 16}, VQSettings(codebook_size=16, l2_normalize=False), f"{name} = 16")
-        for name in ("decoder_width", "decoder_blocks")
+        for name in ("decoder_base_channels", "decoder_res_blocks")
     },
 }
 

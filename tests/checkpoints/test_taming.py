@@ -168,7 +168,7 @@ def conditions() -> dict[str, Condition]:
 @pytest.mark.parametrize("kind", conditions())
 def test_pipelines_go_round(tmp_path: Path, kind: str) -> None:
     condition = conditions()[kind]
-    made, prior = tokenizer(), gpt(condition, start=5 if kind == "nothing" else None)
+    made, prior = tokenizer(), gpt(condition, start_code=5 if kind == "nothing" else None)
     again = read_foreign(written(tmp_path / "run", made, prior, condition))
     assert isinstance(again.prior, GPT)
     assert again.tokenizer is not None
@@ -183,7 +183,7 @@ def test_pipelines_go_round(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("order", sorted(set(ORDERS.values())))
 def test_code_orders_go_round(tmp_path: Path, order: str) -> None:
-    prior = gpt(Nothing(), start=0, order=order)
+    prior = gpt(Nothing(), start_code=0, order=order)
     run = written(tmp_path / "run", tokenizer(), prior, Nothing())
     again = read_foreign(run).prior
     assert isinstance(again, GPT)
@@ -232,7 +232,7 @@ def test_the_first_stage_as_condition(tmp_path: Path) -> None:
 )
 def test_layouts_are_read_from_the_data_section(tmp_path: Path, target: str, classes: int) -> None:
     condition = Given(GivenSettings(key="objects_bbox", codebook_size=4096, length=3 * 3 + 2))
-    run = written(tmp_path / "run", tokenizer(), gpt(condition, vocabulary=4096), condition)
+    run = written(tmp_path / "run", tokenizer(), gpt(condition, vocab_size=4096), condition)
     config = config_of(run)
     options = {"no_tokens": 4096, "max_objects_per_image": 3, "encode_crop": True, "use_group_parameter": True}
     config["data"] = {"params": {"train": {"target": f"taming.data.annotated_objects_{target}", "params": options}}}
@@ -397,14 +397,14 @@ def test_what_the_original_cannot_hold_is_refused(tmp_path: Path) -> None:
             taming_writing.write(made, prior, condition, tmp_path / "run", about={})
         assert not (tmp_path / "run").exists()
 
-    refused("model.autoencoder.patch_size = 2", tokenizer(stem=2))
-    refused("do not divide model.autoencoder.base_channels = 40", tokenizer(width=40))
-    refused("this tokenizer has model.autoencoder.decoder_base_channels = 64", tokenizer(decoder_width=64))
-    refused("this tokenizer has model.autoencoder.decoder_res_blocks = 3", tokenizer(decoder_blocks=3))
+    refused("model.autoencoder.patch_size = 2", tokenizer(patch_size=2))
+    refused("do not divide model.autoencoder.base_channels = 40", tokenizer(base_channels=40))
+    refused("this tokenizer has model.autoencoder.decoder_base_channels = 64", tokenizer(decoder_base_channels=64))
+    refused("this tokenizer has model.autoencoder.decoder_res_blocks = 3", tokenizer(decoder_res_blocks=3))
     refused("model.quantizer.l2_normalize = true", tokenizer(quantizer={"codebook_size": 24, "codebook_dim": 6}))
     modern = Transformer(TransformerSettings(codebook_size=24, grid=(4, 4), layers=1, embed_dim=16, heads=2))
     refused("the prior 'gpt'", tokenizer(), modern, Nothing())
-    refused("together with its tokenizer", None, gpt(Nothing(), start=0), Nothing())
+    refused("together with its tokenizer", None, gpt(Nothing(), start_code=0), Nothing())
 
 
 def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_a_tokenizer_alone_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"holds a tokenizer alone \(taming\); to sample, a prior is needed too"):
         Pipeline.from_pretrained(run)
     with pytest.raises(SmaltiError, match="there is a prior alone"):
-        save_models(Imported("llamagen", None, gpt(Nothing(), start=0), Nothing(), {}), tmp_path / "out")
+        save_models(Imported("llamagen", None, gpt(Nothing(), start_code=0), Nothing(), {}), tmp_path / "out")
 
 
 def test_sampling_a_run_folder_of_theirs(tmp_path: Path) -> None:

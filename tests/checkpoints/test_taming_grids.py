@@ -42,7 +42,7 @@ def theirs(folder: Path, kind: str = "nothing", **changes: Any) -> Path:
     """A run folder as the original writes it: of as many positions as are read, and with nothing that says the grid."""
     condition = conditions()[kind]
     count = GRID[0] * GRID[1]
-    options = {"grid": GRID, "block": condition.length + count - 1, "start": 5 if kind == "nothing" else None}
+    options = {"grid": GRID, "block_size": condition.length + count - 1, "start_code": 5 if kind == "nothing" else None}
     run = written(folder, tokenizer(), gpt(condition, **{**options, **changes}), condition)
     config = config_of(run)
     del config["smalti"]
@@ -53,7 +53,7 @@ def theirs(folder: Path, kind: str = "nothing", **changes: Any) -> Path:
 @pytest.mark.parametrize("spare", [0, 1])
 def test_a_grid_is_asked_for_and_taken(tmp_path: Path, kind: str, spare: int) -> None:
     condition = conditions()[kind]
-    run = theirs(tmp_path / "run", kind, block=condition.length + 20 + spare)
+    run = theirs(tmp_path / "run", kind, block_size=condition.length + 20 + spare)
     with pytest.raises(
         SmaltiError, match=r"over 2[12] codes, which make no square, .* --grid HxW, in Python grid=\(h, w\)"
     ):
@@ -68,7 +68,7 @@ def test_a_grid_is_asked_for_and_taken(tmp_path: Path, kind: str, spare: int) ->
 
 def test_the_images_need_not_have_the_size_of_the_first_stage(tmp_path: Path) -> None:
     """Its resolution is a nominal one: a transformer over 6 x 6 codes may stand on a first stage of 4 x 4."""
-    run = theirs(tmp_path / "run", grid=(6, 6), block=36)
+    run = theirs(tmp_path / "run", grid=(6, 6), block_size=36)
     models = read_foreign(run)
     assert models.prior is not None
     assert models.prior.grid == (6, 6)
@@ -150,7 +150,7 @@ def test_a_tokenizer_is_read_without_the_transformer(tmp_path: Path) -> None:
 
 
 def test_layouts_leave_the_positions_that_their_objects_do_not_take(tmp_path: Path) -> None:
-    run = theirs(tmp_path / "run", "labels", block=11 + 21)
+    run = theirs(tmp_path / "run", "labels", block_size=11 + 21)
     config = config_of(run)
     params = config["model"]["params"]
     params["cond_stage_config"] = {

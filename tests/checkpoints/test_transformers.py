@@ -115,10 +115,10 @@ def test_names_and_outputs_are_theirs(tmp_path: Path) -> None:
 
 
 def test_their_generate_is_told_to_lay_a_grid_of_image_codes(tmp_path: Path) -> None:
-    write(None, gpt(start=13), LABELS, tmp_path / "some", about={})
+    write(None, gpt(start_code=13), LABELS, tmp_path / "some", about={})
     values = json.loads((tmp_path / "some" / "generation_config.json").read_text())
     assert values == {"max_new_tokens": 12, "bos_token_id": 13, "suppress_tokens": [11, 12, 13]}
-    write(None, gpt(vocabulary=11), LABELS, tmp_path / "all", about={})
+    write(None, gpt(vocab_size=11), LABELS, tmp_path / "all", about={})
     assert "suppress_tokens" not in json.loads((tmp_path / "all" / "generation_config.json").read_text())
 
 
@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Any, Condition, str]] = {
         LABELS,
         "has no network like this prior",
     ),
-    "unmasked": (gpt(prefix=3, unmasked=2), LABELS, r"no place for network\.unmasked = 2"),
+    "unmasked": (gpt(prefix_length=3, unmasked=2), LABELS, r"no place for network\.unmasked = 2"),
 }
 
 

@@ -205,7 +205,7 @@ def test_some_objects_are_kept(home: Path) -> None:
     assert (settings.classes, settings.max_objects, seen) == (("house", "tree"), 2, ["house", "tree"])
     settings, seen = objects_of(home, classes=["tree"])
     assert (settings.classes, settings.max_objects, seen) == (("tree",), 1, ["tree"])
-    settings, seen = objects_of(home, classes=["tree", "house"], smallest=0.1, most=3)
+    settings, seen = objects_of(home, classes=["tree", "house"], smallest=0.1, max_objects=3)
     assert (settings.classes, settings.max_objects, seen) == (("house", "tree"), 3, ["house", "tree"])  # as in the file
 
 
@@ -279,7 +279,7 @@ def test_from_files_to_samples(home: Path) -> None:
         home, "codes", "--condition", "labels", "--condition", "segmentation", "--condition", "layout",
         "--condition-tokenizer", f"segmentation={home / 'maps-tokenizer'}", "--condition-data",
         f"segmentation={home / 'maps'}", "--condition-data", f"layout={home / 'objects.json'}", "--condition-set",
-        "layout.most=1", "--condition-set", "layout.classes=[tree]",
+        "layout.max_objects=1", "--condition-set", "layout.classes=[tree]",
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
     shards = open_codes(home / "codes")
@@ -332,7 +332,7 @@ def test_coordinates_are_encoded_with_the_images(home: Path) -> None:
     [
         (("--condition", "depth"), "takes a tokenizer of its own: --condition-tokenizer depth=RUN"),
         (("--condition", "labels", "--condition-tokenizer", "x"), "labels takes no tokenizer"),
-        (("--condition", "labels", "--condition-set", "layout.most=1"), "there is no --condition layout"),
+        (("--condition", "labels", "--condition-set", "layout.max_objects=1"), "there is no --condition layout"),
         (("--condition-data", "x"), "--condition-data 'x': say whose it is"),
         (("--condition", "layout", "--condition-data", "no.json"), r"no\.json"),
     ],

@@ -182,8 +182,8 @@ def test_files_that_hold_no_figures_are_told(tmp_path: Path) -> None:
     [
         ("points", ["nose", "ear", "nose"], "points = .*: the point 'nose' is named twice"),
         ("points", [], "points = "),
-        ("most", 0, "most = 0"),
-        ("size", 4, "size = 4"),
+        ("max_figures", 0, "max_figures = 0"),
+        ("codebook_size", 4, "codebook_size = 4"),
     ],
 )
 def test_settings_that_cannot_be_are_told(key: str, value: Any, sentence: str, tmp_path: Path) -> None:

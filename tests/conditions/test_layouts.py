@@ -293,8 +293,8 @@ def test_files_that_hold_no_layout_are_told(tmp_path: Path) -> None:
         ("classes", ["tree", "house", "tree"], "classes = .*: the class 'tree' is named twice"),
         ("classes", [], "classes = "),
         ("places", "corners", "places = 'corners'"),
-        ("most", 0, "most = 0"),
-        ("size", 3, "size = 3"),
+        ("max_objects", 0, "max_objects = 0"),
+        ("codebook_size", 3, "codebook_size = 3"),
     ],
 )
 def test_settings_that_cannot_be_are_told(key: str, value: Any, sentence: str, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_condition_has_its_tokenizer_in_its_folder(tmp_path: Path) -> None:
         ),
         ("depth", torch.full((1, 8, 12), -1.5), "this one is from -1.5 to -1.5"),
         ("depth", torch.full((1, 8, 12), torch.nan), "this one is from nan to nan"),
-        ("edges", value("image", 8, 12)[:2], r"a map of edges has the shape \(1, height, width\), not \(2, 8, 12\)"),
+        ("edges", value("image", 8, 12)[:2], r"map of edges has the shape \(1, height, width\), not \(2, 8, 12\)"),
         ("edges", value("image", 8, 12) * 255, r"photograph holds floats from -1 to 1, and this one is from"),
         ("depth", "depth.png", r"depth is a tensor or an array, not 'depth\.png'"),
     ],

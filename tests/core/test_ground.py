@@ -49,7 +49,7 @@ def test_of_very_many_the_nearest_few_are_named() -> None:
 def test_names_that_yaml_takes_for_something_else_are_to_be_quoted(typed: str) -> None:
     key, value = assignment(f"classes={typed}")
     with pytest.raises(SmaltiError, match=r"text is wanted, .*; put them in quotes, in a shell 'classes=\[") as error:
-        parse(LayoutSettings, {key: value, "size": 100}, where="layout")
+        parse(LayoutSettings, {key: value, "codebook_size": 100}, where="layout")
     assert "at least 1 item" not in str(error.value)
     assert str(error.value).count("text is wanted") == 1
 
@@ -150,11 +150,11 @@ def settings_classes() -> list[type]:
 
 
 NEEDED: dict[str, dict[str, Any]] = {
-    "TransformerSettings": {"size": 16},
+    "TransformerSettings": {"codebook_size": 16},
     "GPTSettings": {"vocab_size": 20, "codebook_size": 16},
-    "NeighborhoodSettings": {"size": 16},
+    "NeighborhoodSettings": {"codebook_size": 16},
     "Asked": {"height": 64, "width": 128},
-    "PixelSNAILSettings": {"size": 16},
+    "PixelSNAILSettings": {"codebook_size": 16},
     "ConditionsSettings": {"recipe": "demo", "scenes": 40},
     "KeypointsSettings": {"points": ("left hand", "right hand")},
     "SeveralSettings": {"parts": ({"name": "nothing"},)},
@@ -222,10 +222,10 @@ NEEDED: dict[str, dict[str, Any]] = {
         "held_out": 0.1,
     },
     "Notes": {"heads": 2, "grid": (2, 3), "labels": ("a", "b"), "dropout": 0.1},
-    "CoordinatesSettings": {"levels": 7, "size": 8, "factor": 4, "grid": (2, 3)},
-    "GivenSettings": {"size": 16, "length": 3},
+    "CoordinatesSettings": {"levels": 7, "codebook_size": 8, "factor": 4, "grid": (2, 3)},
+    "GivenSettings": {"codebook_size": 16, "length": 3},
     "LabelsSettings": {"labels": ("day", "night")},
-    "LayoutSettings": {"classes": ("tree", "house"), "size": 64},
+    "LayoutSettings": {"classes": ("tree", "house"), "codebook_size": 64},
     "MapsSettings": {"kind": "depth", "key": "depth", "grid": (2, 3)},
     "RunSettings": {
         "length": 100,

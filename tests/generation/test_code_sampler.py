@@ -170,7 +170,7 @@ def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int]) -> 
 @pytest.mark.parametrize("name", ["plain", "guided"])
 @pytest.mark.parametrize("grid", [(4, 4), (3, 2), (5, 6)])
 def test_a_gpt_lays_what_the_slow_loop_lays(name: str, grid: tuple[int, int]) -> None:
-    prior, known = small_gpt(unmasked=2, prefix=2), unknown(2, grid)
+    prior, known = small_gpt(unmasked=2, prefix_length=2), unknown(2, grid)
     codes = laid(prior, known, sampler=SAMPLERS[name])
     for item in range(2):
         truth = reference.sampled(prior, torch.tensor([item, item]), known[item], sampler=SAMPLERS[name], seed=item)
@@ -223,7 +223,7 @@ def test_an_order_other_than_raster_takes_its_own_grid_alone(grid: tuple[int, in
 
 @pytest.mark.parametrize("window", [(3, 5), (5, 3), (1, 1), (3, 4)])
 def test_odd_windows_slide_as_the_slow_loop_does(window: tuple[int, int]) -> None:
-    prior, known = small(grid=window, prefix=2), unknown(1, (5, 6))
+    prior, known = small(grid=window, prefix_length=2), unknown(1, (5, 6))
     truth = reference.sampled(prior, torch.tensor([0, 0]), known[0], sampler=SAMPLERS["plain"], seed=0)
     assert torch.equal(laid(prior, known)[0], truth)
 
@@ -321,7 +321,7 @@ def test_a_prefix_can_follow_the_window() -> None:
 def test_a_prefix_for_each_window_is_laid_as_the_slow_loop_does(
     build: Callable[..., Prior], grid: tuple[int, int], window: tuple[int, int], number: int
 ) -> None:
-    prior, generator = build(grid=window, prefix=2), torch.Generator().manual_seed(number)
+    prior, generator = build(grid=window, prefix_length=2), torch.Generator().manual_seed(number)
     known = torch.randint(9, (2, *grid), generator=generator)
     known[torch.rand(known.shape, generator=generator) < 0.6] = -1
 

@@ -26,12 +26,12 @@ from tests.generation.test_code_sampler import small, small_gpt
 
 KINDS: dict[str, Callable[[], Steady]] = {
     "gpt": small_gpt,
-    "gpt, prefix": partial(small_gpt, prefix=5, unmasked=3, block=32),
+    "gpt, prefix": partial(small_gpt, prefix_length=5, unmasked=3, block_size=32),
     "gpt, spiral": partial(small_gpt, order="spiral_in"),
     "transformer": small,
-    "transformer, prefix": partial(small, prefix=4, tied=True, prefix_rotation="erased", query_key_norm=False),
-    "transformer, maps": partial(small, prefix=34, maps=(0, 17)),
-    "transformer, z-curve, map": partial(small, prefix=17, maps=(1,), order="z_curve"),
+    "transformer, prefix": partial(small, prefix_length=4, tied=True, prefix_rotation="erased", query_key_norm=False),
+    "transformer, maps": partial(small, prefix_length=34, maps=(0, 17)),
+    "transformer, z-curve, map": partial(small, prefix_length=17, maps=(1,), order="z_curve"),
 }
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that CUDA knows on this machine")
@@ -154,7 +154,7 @@ def test_what_was_given_out_stays_as_it_is() -> None:
 
 @torch.no_grad()
 def test_a_cache_without_its_prefix_and_a_place_beyond_the_last_are_our_own_mistakes() -> None:
-    prior = small(prefix=4)
+    prior = small(prefix_length=4)
     with pytest.raises(AssertionError, match="0 codes are kept, and the prefix alone has 4"):
         NextCode(prior, prior.empty_cache())
     steps = NextCode(prior, begun(prior, 1, (4, 4), drawn(1, 15, below=9)))

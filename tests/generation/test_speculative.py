@@ -90,7 +90,7 @@ def test_images_are_those_of_the_plain_loop(
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_any_order_will_do(order: str, share: float) -> None:
-    prior, known = small(order=order, prefix=2), partly_known(2, (4, 4), share, 8)
+    prior, known = small(order=order, prefix_length=2), partly_known(2, (4, 4), share, 8)
     options: dict[str, Any] = {"sampler": SAMPLERS["rising"], "first": 5}
     guessed, plain = (lay(prior, known, speculate=count, **options)[-1] for count in (5, 0))
     assert torch.equal(guessed, plain)
@@ -150,7 +150,7 @@ def flat(prior: Prior) -> Prior:
 
 def test_answers_that_are_right_already_are_believed_in_the_next_call() -> None:
     """Where the noise alone says what is laid, one call answers for all, and the next finds all guesses right."""
-    prior = flat(small(prefix=2))
+    prior = flat(small(prefix_length=2))
     codes, shapes = calls_of(prior, unknown(2, (4, 4)), speculate=15)
     assert torch.equal(codes, lay(prior, unknown(2, (4, 4)), speculate=0)[-1])
     assert len(shapes) <= 3
@@ -159,7 +159,7 @@ def test_answers_that_are_right_already_are_believed_in_the_next_call() -> None:
 
 def test_a_code_that_repeats_is_guessed_at_once() -> None:
     """The likeliest code is everywhere the same; a call lays one code more than it guesses, and reads one that is laid."""
-    codes, shapes = calls_of(flat(small(prefix=2)), unknown(3, (4, 4)), speculate=4, sampler=SAMPLERS["greedy"])
+    codes, shapes = calls_of(flat(small(prefix_length=2)), unknown(3, (4, 4)), speculate=4, sampler=SAMPLERS["greedy"])
     assert (codes == 0).all()
     assert shapes == [(3, 2), (3, 5), (3, 5), (3, 5)]
 

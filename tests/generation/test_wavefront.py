@@ -163,10 +163,10 @@ def test_stretches_have_as_many_codes_each() -> None:
 
 def networks() -> dict[str, Callable[..., Prior]]:
     return {
-        "transformer": lambda grid, prefix: small(grid=grid, prefix=prefix),
-        "maps": lambda grid, prefix: small(grid=grid, prefix=prefix + grid[0] * grid[1], maps=(1,)),
-        "gpt": lambda grid, prefix: small_gpt(grid=grid, prefix=prefix, unmasked=prefix),
-        "pixelsnail": lambda grid, prefix: small_pixelsnail(grid=grid, prefix=prefix),
+        "transformer": lambda grid, prefix: small(grid=grid, prefix_length=prefix),
+        "maps": lambda grid, prefix: small(grid=grid, prefix_length=prefix + grid[0] * grid[1], maps=(1,)),
+        "gpt": lambda grid, prefix: small_gpt(grid=grid, prefix_length=prefix, unmasked=prefix),
+        "pixelsnail": lambda grid, prefix: small_pixelsnail(grid=grid, prefix_length=prefix),
     }
 
 
@@ -278,7 +278,7 @@ def test_where_calls_are_what_costs_a_wave_is_one_call(monkeypatch: pytest.Monke
 
 
 def test_a_window_that_stands_still_keeps_its_cache() -> None:
-    prior = small(grid=(4, 4), prefix=2)
+    prior = small(grid=(4, 4), prefix_length=2)
     reads = Reads(prior)
     lay(prior, unknown(2, (4, 4)))
     assert reads.shapes == [(2, 2)] + 15 * [(2, 1)]
@@ -290,7 +290,7 @@ def test_a_window_that_stands_still_keeps_its_cache() -> None:
 
 def test_a_window_that_comes_back_keeps_its_cache() -> None:
     """At the upper border the windows of row 0 come back over rows 1 and 2, and are told the codes that are new alone."""
-    prior = small(grid=(4, 4), prefix=2)
+    prior = small(grid=(4, 4), prefix_length=2)
     reads = Reads(prior)
     lay(prior, unknown(1, (4, 6)))
     assert len(reads.shapes) == 4 * 6

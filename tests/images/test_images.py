@@ -258,7 +258,7 @@ def test_warnings_of_pillow_do_not_leak() -> None:
 
 def test_other_numbers_of_channels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        SmaltiError, match=r"gives 1 channel .*, 3 .* or 4 .*, not 12; label maps, .* images\.kind=labels"
+        SmaltiError, match=r"gives 1 channel .*, 3 .* or 4 .*, not 12; label maps, .* images\.file_type=labels"
     ):
         read(tmp_path / "any.png", 12)
     with pytest.raises(SmaltiError, match="not 2;"):

@@ -171,7 +171,7 @@ def test_the_codes_are_those_of_pytorch(
 @torch.no_grad()
 @pytest.mark.parametrize("build", [small, small_gpt])
 def test_widths_that_do_not_suit_are_pytorchs(build: Callable[..., Transformer | GPT]) -> None:
-    prior = build(width=24, heads=2)  # heads of 12 numbers
+    prior = build(embed_dim=24, heads=2)  # heads of 12 numbers
     codes = torch.tensor([[1], [2]])
     found = packed(prior).features(codes, prior.empty_cache())
     torch.testing.assert_close(found, prior.features(codes, prior.empty_cache()), rtol=1e-5, atol=1e-5)

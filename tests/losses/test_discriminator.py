@@ -65,7 +65,7 @@ def made(name: str, **values: Any) -> Discriminator:
 def test_logits_have_the_documented_grid(
     name: str, norm: str, spectral: bool, channels: int, layers: int, stem: int
 ) -> None:
-    judge = made(name, channels=channels, layers=layers, norm=norm, stem=stem, spectral=spectral)
+    judge = made(name, channels=channels, layers=layers, norm=norm, space_to_depth=stem, spectral=spectral)
     logits = judge(noise(2, channels, 48, 64))
     factor, lost = stem * 2**layers, {"patch": 2, "blur": 0}[name]
     assert logits.shape == (2, 1, 48 // factor - lost, 64 // factor - lost)
@@ -86,8 +86,8 @@ def test_settings_without_a_name_are_those_of_the_reference() -> None:
     other = parse(AdversarialSettings, {"discriminator": {"name": "blur", "base_channels": 8}}, where="here")
     assert other.discriminator == BlurSettings(base_channels=8)
     assert parse(AdversarialSettings, as_mapping(other), where="here") == other
-    with pytest.raises(SmaltiError, match=r"unknown key 'discriminator\.widht'; did you mean 'width'"):
-        parse(AdversarialSettings, {"discriminator": {"name": "blur", "widht": 8}}, where="here")
+    with pytest.raises(SmaltiError, match=r"unknown key 'discriminator\.base_chanels'; did you mean 'base_channels'"):
+        parse(AdversarialSettings, {"discriminator": {"name": "blur", "base_chanels": 8}}, where="here")
     with pytest.raises(SmaltiError, match=r"discriminator = .*'style'.*'patch', 'blur', 'projected'"):
         parse(AdversarialSettings, {"discriminator": {"name": "style"}}, where="here")
 

@@ -72,7 +72,7 @@ class Scene:
 @pytest.mark.parametrize(("strength", "limit"), [(1.0, 1e4), (0.3, 1e4), (1.0, 0.5)])
 def test_one_backward_pass_gives_what_three_give(loss: str, strength: float, limit: float) -> None:
     scene = Scene()
-    settings = parse(AdversarialSettings, {"loss": loss, "weight": 0.8, "limit": limit}, where="test")
+    settings = parse(AdversarialSettings, {"loss": loss, "weight": 0.8, "max_weight": limit}, where="test")
     found, balanced = scene.surrogate(settings, strength=strength)
 
     reconstructions = scene.decoder(scene.latents)
@@ -267,7 +267,7 @@ def test_every_choice_of_the_settings_is_in_its_table() -> None:
         with pytest.raises(SmaltiError, match=rf"here: {key} = 'l7'") as raised:
             parse(ObjectiveSettings, {key: "l7"}, where="here")
         assert all(f"'{name}'" in str(raised.value) for name in table)
-    for key, names in (("loss", ADVERSARIAL), ("balance", objective._BALANCES)):
+    for key, names in (("loss", ADVERSARIAL), ("weighting", objective._BALANCES)):
         with pytest.raises(SmaltiError, match=rf"here: adversarial\.{key} = 'l7'") as raised:
             parse(ObjectiveSettings, {"adversarial": {key: "l7"}}, where="here")
         assert all(f"'{name}'" in str(raised.value) for name in names)

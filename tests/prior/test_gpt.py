@@ -152,7 +152,7 @@ def test_codes_of_the_condition_alone_are_never_laid() -> None:
 
 
 def test_the_start_code_says_nothing() -> None:
-    assert small(start=13).null_prefix(2).tolist() == [[13, 13, 13]] * 2
+    assert small(start_code=13).null_prefix(2).tolist() == [[13, 13, 13]] * 2
 
 
 def test_a_conditioned_prior_has_no_empty_condition() -> None:
@@ -168,7 +168,7 @@ def test_a_conditioned_prior_has_no_empty_condition() -> None:
 
 
 def test_it_begins_as_the_original_does() -> None:
-    prior = fresh(vocabulary=500, width=64)
+    prior = fresh(vocab_size=500, embed_dim=64)
     for name, weight in prior.state_dict().items():
         if name == "positions.weight" or name.endswith("bias"):
             assert (weight == 0).all(), name
@@ -212,12 +212,12 @@ def test_each_dropout_works_in_training_only(kind: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 15}, "size = 15 image codes are more than the vocabulary = 14"),
-        ({"block": 13}, "block = 13 positions are too few for prefix = 3 and a grid of 3 x 4 codes, .* make it 14"),
+        ({"codebook_size": 15}, "size = 15 image codes are more than the vocabulary = 14"),
+        ({"block_size": 13}, "block = 13 positions are too few for prefix = 3 and a grid of 3 x 4 codes, .* make it 14"),
         ({"heads": 5}, "width = 32 is not a multiple of heads = 5"),
         ({"unmasked": 4}, "unmasked = 4 reaches beyond the prefix = 3"),
-        ({"start": 14}, "start = 14 is none of the vocabulary, 0 to 13"),
-        ({"start": -1}, "start = -1"),
+        ({"start_code": 14}, "start = 14 is none of the vocabulary, 0 to 13"),
+        ({"start_code": -1}, "start_code = -1"),
         ({"attention_dropout": 1.0}, r"attention_dropout = 1\.0"),
         ({"order": "spiral"}, "order = 'spiral': input should be 'raster', .*'spiral_out'"),
         ({"positions": 3}, "unknown key 'positions'"),

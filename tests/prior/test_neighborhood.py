@@ -44,11 +44,11 @@ def small(**changes: Any) -> Neighborhood:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "label": {"prefix": 1},
-    "list": {"prefix": 3},
-    "map": {"prefix": 16, "maps": (0,)},
-    "label, map, more": {"prefix": 19, "maps": (1,)},
-    "two maps": {"prefix": 34, "maps": (0, 17)},
+    "label": {"prefix_length": 1},
+    "list": {"prefix_length": 3},
+    "map": {"prefix_length": 16, "maps": (0,)},
+    "label, map, more": {"prefix_length": 19, "maps": (1,)},
+    "two maps": {"prefix_length": 34, "maps": (0, 17)},
 }
 
 
@@ -75,7 +75,7 @@ def logits_of(prior: Neighborhood, prefix: Tensor, codes: Tensor) -> Tensor:
 @pytest.mark.parametrize("reach", [1, 2])
 def test_one_layer_sees_its_neighborhood_and_nothing_else(reach: int) -> None:
     """A code is known to the place at its right and the one below, so a layer sees it from there as well."""
-    prior, grid = small(layers=1, reach=reach), (7, 8)
+    prior, grid = small(layers=1, radius=reach), (7, 8)
     prefix, codes = prefix_for(prior, 1, grid), drawn(1, *grid, below=9)
     before = logits_of(prior, prefix, codes)[0]
     for i, j in ((0, 0), (2, 3), (3, 7), (5, 0)):
@@ -123,7 +123,7 @@ def test_the_same_surroundings_are_the_same_anywhere() -> None:
 @examples(max_examples=10)
 @given(GRIDS, st.integers(1, 4), st.integers(1, 5))
 def test_tiles_are_the_whole_mask(grid: tuple[int, int], reach: int, tile: int) -> None:
-    prior = small(reach=reach)
+    prior = small(radius=reach)
     prefix, codes = prefix_for(prior, 2, grid), drawn(2, *grid, below=9)
     whole = logits_of(prior, prefix, codes)
     with pytest.MonkeyPatch.context() as patch:
@@ -173,7 +173,7 @@ def test_only_the_rows_in_reach_are_kept(grid: tuple[int, int], rows: int) -> No
 def test_images_are_those_of_the_plain_loop(
     kind: str, grid: tuple[int, int], reach: int, guidance: float, batch: int, share: float, number: int
 ) -> None:
-    prior = small(reach=reach, **KINDS[kind])
+    prior = small(radius=reach, **KINDS[kind])
     known = drawn(batch, *grid, below=9, number=number)
     known[torch.rand(known.shape, generator=torch.Generator().manual_seed(number)) < share] = -1
     prefix, seeds = prefix_for(prior, batch, grid, number), torch.arange(batch) + number
@@ -256,6 +256,6 @@ def test_it_learns_from_crops_and_knows_larger_images() -> None:
 
 def test_settings_that_do_not_go_together_are_told() -> None:
     with pytest.raises(SmaltiError, match="multiple of 4 x heads"):
-        small(width=36)
+        small(embed_dim=36)
     with pytest.raises(SmaltiError, match="a map of 16 codes from 1 on does not fit into 16 prefix codes"):
-        small(prefix=16, maps=(1,))
+        small(prefix_length=16, maps=(1,))

@@ -85,7 +85,7 @@ def test_a_mask_is_made_once_and_is_good_for_training_too() -> None:
 @examples(max_examples=12)
 @given(st.sampled_from(sorted(KINDS)), st.tuples(st.integers(1, 14), st.integers(1, 14)), st.integers(1, 4))
 def test_features_are_those_of_tiles(kind: str, grid: tuple[int, int], reach: int) -> None:
-    prior = small(reach=reach, **KINDS[kind])
+    prior = small(radius=reach, **KINDS[kind])
     prefix, codes = prefix_for(prior, 2, grid), drawn(2, *grid, below=9)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         truth = features(prior, prefix, codes)

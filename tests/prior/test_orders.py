@@ -137,7 +137,7 @@ def test_likelihoods_can_be_learned_after_inference_mode(name: Order) -> None:
 @pytest.mark.parametrize("name", ["z_curve", "spiral_out"])
 @pytest.mark.parametrize("prefix", [1, 20])
 def test_rotations_follow_the_order(name: Order, prefix: int) -> None:
-    raster, other = prior("transformer", prefix=prefix), prior("transformer", prefix=prefix, order=name)
+    raster, other = prior("transformer", prefix_length=prefix), prior("transformer", prefix_length=prefix, order=name)
     assert isinstance(raster, Transformer)
     assert isinstance(other, Transformer)
     for straight, turned in zip(raster.rotation(0, prefix + 16, 4), other.rotation(0, prefix + 16, 4), strict=True):

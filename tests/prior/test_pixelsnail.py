@@ -91,7 +91,7 @@ def test_a_code_changes_its_own_and_later_logits_only(
 ) -> None:
     """Of a prefix as long as the grid, each code is told at its own place: others see it through that."""
     prefix, window, grid = shape
-    prior = small(prefix=prefix, grid=window, kernel=kernel).double()
+    prior = small(prefix_length=prefix, grid=window, kernel_size=kernel).double()
     codes, context = sequences(prior, 1, grid=grid), NoCache(columns=grid[1])
     with torch.no_grad():
         before = prior(codes, cache=context)
@@ -117,7 +117,7 @@ def test_cached_pieces_give_the_logits_of_the_whole(
     cuts: set[int], shape: tuple[int, tuple[int, int], tuple[int, int]], kernel: int
 ) -> None:
     prefix, window, grid = shape
-    prior = small(prefix=prefix, grid=window, kernel=kernel).double()
+    prior = small(prefix_length=prefix, grid=window, kernel_size=kernel).double()
     codes, cache, pieces = sequences(prior, grid=grid), prior.empty_cache(window=grid), []
     with torch.no_grad():
         whole = prior(codes, cache=NoCache(columns=grid[1]))
@@ -247,7 +247,7 @@ def test_condition_codes_have_a_range_of_their_own_and_nothing_is_its_last() -> 
 
 
 def test_the_order_of_prefix_codes_matters() -> None:
-    prior = small(prefix=3)
+    prior = small(prefix_length=3)
     one, other = torch.tensor([[0, 1, 1]]), torch.tensor([[1, 0, 1]])
     last = [prior(prior.join(prefix, torch.tensor([[5]])))[:, -1] for prefix in (one, other)]
     assert (last[0] - last[1]).abs().max() > 1e-3
@@ -268,7 +268,7 @@ def test_nats_are_those_of_one_code_after_the_other(grid: tuple[int, int]) -> No
 
 @pytest.mark.parametrize("prefix", [1, 2, 12])
 def test_every_weight_learns_from_the_first_step(prefix: int) -> None:
-    prior = fresh(prefix=prefix)
+    prior = fresh(prefix_length=prefix)
     nats(prior, prior.null_prefix(2), torch.randint(K, (2, 3, 4))).mean().backward()  # type: ignore[no-untyped-call]
     for name, weight in prior.named_parameters():
         assert weight.grad is not None, name
@@ -276,14 +276,14 @@ def test_every_weight_learns_from_the_first_step(prefix: int) -> None:
 
 
 def test_a_fresh_one_knows_nothing() -> None:
-    prior = fresh(size=64, width=64).eval()
+    prior = fresh(codebook_size=64, embed_dim=64).eval()
     loss = nats(prior, prior.null_prefix(4), torch.randint(64, (4, 3, 4))).mean()
     assert loss.item() == pytest.approx(math.log(64), abs=0.15)
 
 
 @pytest.mark.parametrize("prefix", [1, 12])
 def test_it_learns_a_few_images_by_heart(prefix: int) -> None:
-    prior = fresh(prefix=prefix, width=32)
+    prior = fresh(prefix_length=prefix, embed_dim=32)
     codes, told = torch.randint(K, (3, 3, 4)), torch.arange(3)[:, None].expand(-1, prefix)
     optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.01), lr=5e-3, betas=(0.9, 0.95))
     for _ in range(80):
@@ -327,7 +327,7 @@ def laid(prior: PixelSNAIL, prefix: Tensor, known: Tensor, *, sampler: Sampler) 
 @pytest.mark.parametrize("count", [1, 12])
 def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int], count: int) -> None:
     """The window itself, a narrower one, and one that slides; with some codes known."""
-    prior, generator = small(prefix=count), torch.Generator().manual_seed(3)
+    prior, generator = small(prefix_length=count), torch.Generator().manual_seed(3)
     known = torch.randint(K, (2, *grid), generator=generator)
     known[torch.rand(known.shape, generator=generator) < 0.7] = -1
     prefix = torch.randint(C, (2, count), generator=generator)
@@ -353,13 +353,13 @@ def test_guidance_reads_the_empty_prefix() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 18}, "the width 18 must be a multiple of 2 x heads"),
+        ({"embed_dim": 18}, "the width 18 must be a multiple of 2 x heads"),
         ({"order": "z_curve"}, "take the order raster alone, not z_curve; take another network"),
         ({"order": "zcurve"}, "order = 'zcurve'"),
-        ({"kernel": 1}, "kernel = 1"),
+        ({"kernel_size": 1}, "kernel_size = 1"),
         ({"layers": 0}, "layers = 0"),
         ({"dropout": 1.0}, "dropout = 1.0"),
-        ({"residual": 3}, "did you mean 'residuals'"),
+        ({"res_block": 3}, "did you mean 'res_blocks'"),
     ],
 )
 def test_settings_that_cannot_be_are_told(changes: dict[str, Any], message: str) -> None:
@@ -386,7 +386,7 @@ def test_it_is_built_for_the_codes_that_it_reads() -> None:
 
 def test_a_pipeline_with_it_is_saved_and_comes_back(home: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(home / "tokenizer")
-    prior = small(size=16, condition_size=2, prefix=1, grid=(4, 4))
+    prior = small(codebook_size=16, condition_size=2, prefix_length=1, grid=(4, 4))
     pipeline = Pipeline(tokenizer, prior, Labels(("light", "dark")))
     pipeline.save_pretrained(tmp_path / "saved", about={})
     again = Pipeline.from_pretrained(tmp_path / "saved")
@@ -420,7 +420,7 @@ def test_the_recipes_of_the_transformer_train_it_too(home: Path) -> None:
     assert isinstance(prior, PixelSNAIL)
     assert isinstance(condition, Labels)
     assert (prior.settings.layers, prior.settings.embed_dim, prior.settings.dropout) == (1, 16, 0.1)
-    before = fresh(size=16, condition_size=2, prefix=1, grid=(4, 4), layers=1, residuals=2)
+    before = fresh(codebook_size=16, condition_size=2, prefix_length=1, grid=(4, 4), layers=1, res_blocks=2)
     moved = [not torch.equal(a, b) for a, b in zip(prior.parameters(), before.parameters(), strict=True)]
     assert all(moved)
 

@@ -214,7 +214,7 @@ def test_every_weight_learns_from_the_first_step(kind: str) -> None:
 @pytest.mark.parametrize("name", ["transformer", "gpt"])
 def test_a_fresh_prior_knows_nothing(name: str) -> None:
     prior = fresh(
-        name, size=64, grid=(4, 4), width=64, heads=4, **({"vocab_size": 64, "block_size": 17} if name == "gpt" else {})
+        name, codebook_size=64, grid=(4, 4), embed_dim=64, heads=4, **({"vocab_size": 64, "block_size": 17} if name == "gpt" else {})
     )
     loss = nats(prior.eval(), prior.null_prefix(4), torch.randint(64, (4, 4, 4))).mean()
     assert loss.item() == pytest.approx(math.log(64), abs=0.15)
@@ -250,7 +250,7 @@ def test_nats_are_single_precision_at_least(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["transformer", "gpt spiral_out"])
 def test_it_learns_a_few_images_by_heart(name: str) -> None:
-    prior = fresh(name, prefix=1, width=64)
+    prior = fresh(name, prefix_length=1, embed_dim=64)
     codes, labels = torch.randint(11, (3, 3, 4)), torch.arange(3)[:, None]
     optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.01), lr=5e-3, betas=(0.9, 0.95))
     for _ in range(80):
@@ -336,7 +336,7 @@ def llamagen(weights: dict[str, Tensor], label: int, codes: Tensor, *, side: int
 
 def test_llamagen_is_a_setting_of_the_transformer() -> None:
     """Weights that theirs and ours both take: queries and keys with even numbers of a head first, then odd ones."""
-    prior = small(size=13, condition_size=5, prefix=1, grid=(3, 3), hidden=48, **LLAMAGEN)
+    prior = small(codebook_size=13, condition_size=5, prefix_length=1, grid=(3, 3), mlp_dim=48, **LLAMAGEN)
     state = prior.state_dict()
     state["prefix_positions.weight"].zero_()
     theirs = {
@@ -367,13 +367,13 @@ def test_llamagen_is_a_setting_of_the_transformer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "gone"), [({"query_key_norm": False}, {"query_norm", "key_norm"}), ({"hidden": 40}, set())]
+    ("changes", "gone"), [({"query_key_norm": False}, {"query_norm", "key_norm"}), ({"mlp_dim": 40}, set())]
 )
 def test_settings_change_the_weights_there_are(changes: dict[str, Any], gone: set[str]) -> None:
     names, changed = small().state_dict(), small(**changes).state_dict()
     assert {name.split(".")[-2] for name in names.keys() - changed.keys()} == gone
     assert changed.keys() <= names.keys()
-    assert small(hidden=40).state_dict()["blocks.0.down.weight"].shape == (32, 40)
+    assert small(mlp_dim=40).state_dict()["blocks.0.down.weight"].shape == (32, 40)
     assert names["blocks.0.down.weight"].shape == (32, 96)
 
 
@@ -386,8 +386,8 @@ def test_settings_change_the_logits(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 0}, "size = 0"),
-        ({"prefix": 0}, "prefix = 0"),
+        ({"codebook_size": 0}, "size = 0"),
+        ({"prefix_length": 0}, "prefix_length = 0"),
         ({"heads": 3}, "heads = 3: the width 32 must be a multiple of 4 x heads"),
         ({"dropout": 1.0}, "dropout = 1.0"),
         ({"grid": [4, 0]}, "grid"),
@@ -396,7 +396,7 @@ def test_settings_change_the_logits(changes: dict[str, Any]) -> None:
         ({"rotary_base": 0}, "rotary_base = 0"),
         ({"norm_epsilon": -1}, "norm_epsilon = -1"),
         ({"prefix_rotation": "none"}, "prefix_rotation = 'none'"),
-        ({"hidden": -1}, "hidden = -1"),
+        ({"mlp_dim": -1}, "mlp_dim = -1"),
     ],
 )
 def test_settings_that_cannot_be_are_told(changes: dict[str, Any], message: str) -> None:

@@ -48,7 +48,7 @@ def test_a_image_of_1024_pixels_is_that_of_the_whole(monkeypatch: pytest.MonkeyP
     """The whole is computed in float64: in float32 PyTorch's own GroupNorm (where there is no compiler for ours) is up to 5e-3 off
     where such a map lies channels last, so that it would be the whole that is wrong, and not its strips."""
     monkeypatch.setattr(any_size, "STRIP", 2**18)  # for the few channels here: strips of 124 rows
-    model = small(stem=4, channel_multipliers=[1, 1], middle_attention=False)
+    model = small(patch_size=4, channel_multipliers=[1, 1], middle_attention=False)
     side = 1024 // model.factor
     exact = copy.deepcopy(model).double()
     images = random_images(model, (side, side + 1), batch=1)
@@ -128,9 +128,9 @@ def test_rows_of_a_strip(width: int, rows: int) -> None:
         "middle_attention": False,
     }
     assert strip_rows(small(**autoencoder), width) == rows
-    assert strip_rows(small(**{**autoencoder, "stem": 2}), 2 * width) == 2 * rows
-    assert strip_rows(small(**{**autoencoder, "width": 8, "decoder_width": 64}), width) == rows
-    assert strip_rows(small(**{**autoencoder, "decoder_width": 8}), width) == rows
+    assert strip_rows(small(**{**autoencoder, "patch_size": 2}), 2 * width) == 2 * rows
+    assert strip_rows(small(**{**autoencoder, "base_channels": 8, "decoder_base_channels": 64}), width) == rows
+    assert strip_rows(small(**{**autoencoder, "decoder_base_channels": 8}), width) == rows
 
 
 @pytest.mark.parametrize(("autoencoder", "grid"), AUTOENCODERS)
@@ -150,7 +150,7 @@ def test_all_work_is_counted(autoencoder: dict[str, Any], grid: tuple[int, int])
 @torch.no_grad()
 def test_half_of_the_work_is_told_as_half() -> None:
     """One level, no attention, one row at a time: half of the multiplications are half of the calls, of each layer."""
-    model = small(stem=1, channel_multipliers=[1], middle_attention=False, latent_channels=8)
+    model = small(patch_size=1, channel_multipliers=[1], middle_attention=False, latent_channels=8)
     told = Told()
     for _ in decode_in_strips(model, noise(1, 4, 40, 3), rows=40, progress=told):
         pass

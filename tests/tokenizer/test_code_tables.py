@@ -116,7 +116,7 @@ def test_k_means_places_the_codes_that_are_not_in_the_table_too() -> None:
 
 def test_only_codes_of_the_table_restart() -> None:
     """The others are never shown and always look dead; on a feature they would begin to draw features away."""
-    made = quantizer(use_memory=0.0, remap={"used": 3, "unknown": "extra"})
+    made = quantizer(usage_decay=0.0, remap={"used": 3, "unknown": "extra"})
     before = made.codebook.detach().clone()
     codes = torch.tensor([1, 1, 1, 2]).repeat(20).view(2, 8, 5)
     assert made.observe(features(), codes, generator=torch.Generator().manual_seed(0)) == 1

@@ -191,9 +191,9 @@ def test_the_temperature_goes_from_start_over_peak_to_end(
         ({}, 250, (1 + 1 / 16) / 2),
         ({}, 500, 1 / 16),
         ({}, 1000, 1 / 16),
-        ({"start": 0.5, "warm_up": 0.2}, 100, 0.75),
-        ({"start": 0.5, "warm_up": 200}, 100, 0.75),
-        ({"start": 0.5, "warm_up": 200, "decay": 400, "end": 0.2}, 300, 0.6),
+        ({"start": 0.5, "warmup": 0.2}, 100, 0.75),
+        ({"start": 0.5, "warmup": 200}, 100, 0.75),
+        ({"start": 0.5, "warmup": 200, "decay": 400, "end": 0.2}, 300, 0.6),
         ({"decay": 1.0, "end": 0.2}, 500, 0.6),
     ],
 )
@@ -214,7 +214,7 @@ def test_training_follows_its_plan(plan: dict[str, float], seen: int, expected: 
 
 def test_before_codes_are_used_they_are_drawn_without_a_loss() -> None:
     """Where they are not placed."""
-    made = quantizer(kmeans=0, straight_through=False, temperature={"start": 0.3, "warm_up": 0.5})
+    made = quantizer(kmeans_iterations=0, straight_through=False, temperature={"start": 0.3, "warmup": 0.5})
     features, results = noise(2, 3, 4, 5), []
     for quantize in (made.relaxed, made.at(0, length=10)):
         torch.manual_seed(0)
@@ -255,7 +255,7 @@ def test_fewer_features_than_codes_can_be_started_from() -> None:
 
 
 def test_nothing_is_placed_and_nothing_mended() -> None:
-    made, features = quantizer(kmeans=0), noise(2, 3, 4, 5)
+    made, features = quantizer(kmeans_iterations=0), noise(2, 3, 4, 5)
     assert made.start_features == 0
     before = {name: value.clone() for name, value in made.state_dict().items()}
     made.start(features, generator=torch.Generator())

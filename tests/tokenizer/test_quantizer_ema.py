@@ -38,7 +38,7 @@ def flat(features: Tensor, *, normalized: bool) -> Tensor:
 
 @pytest.mark.parametrize("normalized", [True, False])
 def test_codes_are_running_means(normalized: bool) -> None:
-    made = quantizer(normalized=normalized, memory=0.7)
+    made = quantizer(l2_normalize=normalized, decay=0.7)
     before, steps = made.codebook.clone(), []
     for seed in range(6):
         features = noise(2, 3, 4, 4, seed=seed)
@@ -51,7 +51,7 @@ def test_codes_are_running_means(normalized: bool) -> None:
 
 
 def test_without_memory_codes_are_the_means_of_the_step() -> None:
-    made = quantizer(memory=0.0, normalized=False)
+    made = quantizer(decay=0.0, l2_normalize=False)
     features, codes = noise(1, 3, 4, 5), torch.arange(20).view(1, 4, 5) % 5
     made.observe(features, codes, generator=seeded(0))
     means = [flat(features, normalized=False)[codes.flatten() == code].mean(0) for code in range(5)]
@@ -66,7 +66,7 @@ def test_smoothed_counts_are_above_zero_and_as_many() -> None:
 
 
 def test_only_the_features_are_asked_to_move() -> None:
-    made, features = quantizer(normalized=False, commitment=0.3), noise(2, 3, 4, 4).requires_grad_()
+    made, features = quantizer(l2_normalize=False, commitment=0.3), noise(2, 3, 4, 4).requires_grad_()
     assert not list(made.parameters())
     quantized = made(features)
     chosen = made.codebook[quantized.codes].permute(0, 3, 1, 2)
@@ -77,7 +77,7 @@ def test_only_the_features_are_asked_to_move() -> None:
 
 def test_after_k_means_the_sums_belong_to_the_placed_codes() -> None:
     """Features that lie on the codes do not move them; sums left from before would draw them away."""
-    made = quantizer(normalized=False, size=4, kmeans=10, memory=0.9)
+    made = quantizer(l2_normalize=False, codebook_size=4, kmeans_iterations=10, decay=0.9)
     made.use.copy_(torch.tensor([3.0, 0.1, 0.5, 0.4]))
     assert made.start_features == 16
     made.start(noise(2, 3, 5, 5), generator=seeded(0))
@@ -87,12 +87,12 @@ def test_after_k_means_the_sums_belong_to_the_placed_codes() -> None:
     for _ in range(3):
         made.observe(on_codes, made(on_codes).codes, generator=seeded(0))
     torch.testing.assert_close(made.codebook, placed, rtol=1e-4, atol=1e-5)
-    assert quantizer(kmeans=0).start_features == 0
+    assert quantizer(kmeans_iterations=0).start_features == 0
 
 
 def test_a_restarted_code_stays_where_it_was_put() -> None:
     """A code whose old sum and count stay goes back to where it was at the next step."""
-    made = quantizer(normalized=False, memory=0.5, restart_below=0.3)
+    made = quantizer(l2_normalize=False, decay=0.5, dead_code_threshold=0.3)
     features, codes = noise(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
     before = made.codebook.clone()
     moved = [made.observe(features, codes, generator=seeded(step)) for step in range(2)]
@@ -106,7 +106,7 @@ def test_a_restarted_code_stays_where_it_was_put() -> None:
 
 
 def test_means_keep_their_length_and_codes_have_length_1() -> None:
-    made = quantizer(memory=0.01)
+    made = quantizer(decay=0.01)
     features = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).T.view(1, 3, 1, 2)
     made.observe(features, torch.zeros(1, 1, 2, dtype=torch.int64), generator=seeded(0))
     torch.testing.assert_close(made.codebook[0], torch.tensor([0.5, 0.5, 0.0]), rtol=0, atol=0.01)

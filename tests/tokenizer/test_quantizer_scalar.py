@@ -177,7 +177,7 @@ def test_certain_bits_have_finite_gradients() -> None:
 
 def test_18_bits_are_counted_together() -> None:
     """2^18 codes of 512 vectors: 134 million probabilities, of which none but the means are held."""
-    made = lfq(dimension=18)
+    made = lfq(codebook_dim=18)
     features = drawn(2, 18, 16, 16).requires_grad_()
     quantized = made.at(0, length=10)(features)
     quantized.loss.backward()  # type: ignore[no-untyped-call]

@@ -79,7 +79,7 @@ def test_nearest_is_found_in_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize("normalized", [True, False])
 def test_quantizing_is_done_in_float32_under_autocast(normalized: bool) -> None:
-    made, features = quantizer(normalized=normalized), noise(2, 3, 4, 4).bfloat16()
+    made, features = quantizer(l2_normalize=normalized), noise(2, 3, 4, 4).bfloat16()
     expected = made(features.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = made(features)
@@ -123,7 +123,7 @@ def test_gradients_pass_straight_through() -> None:
 
 def test_normalized_gradients_pass_through_the_normalization() -> None:
     features, direction = noise(2, 3, 4, 5).requires_grad_(), noise(2, 3, 4, 5, seed=1)
-    quantized = quantizer(normalized=True)(features)
+    quantized = quantizer(l2_normalize=True)(features)
     (gradient,) = torch.autograd.grad((quantized.latents * direction).sum(), features)
     (expected,) = torch.autograd.grad((F.normalize(features, dim=1) * direction).sum(), features)
     torch.testing.assert_close(gradient, expected)
@@ -131,7 +131,7 @@ def test_normalized_gradients_pass_through_the_normalization() -> None:
 
 
 def test_only_directions_count_where_codes_are_normalized() -> None:
-    made, features = quantizer(normalized=True), noise(2, 3, 4, 5)
+    made, features = quantizer(l2_normalize=True), noise(2, 3, 4, 5)
     before = made(features)
     with torch.no_grad():
         made.codebook.mul_(torch.tensor([[0.1], [1], [2], [30], [0.5]]))
@@ -207,7 +207,7 @@ def test_kmeans_of_fewer_vectors_than_centers() -> None:
 def test_start_places_codes_on_features() -> None:
     _, vectors = clusters(normalized=False)
     features = vectors.view(2, 8, 10, 4).permute(0, 3, 1, 2)
-    made = quantizer(size=16, dimension=4, kmeans=10)
+    made = quantizer(codebook_size=16, codebook_dim=4, kmeans_iterations=10)
     assert made.start_features == 64
     made.start(features, generator=seeded(0))
     assert float(made(features).loss.detach()) < 0.01
@@ -215,14 +215,14 @@ def test_start_places_codes_on_features() -> None:
 
 
 def test_without_kmeans_nothing_is_asked_for() -> None:
-    assert quantizer(size=16, dimension=4, kmeans=0).start_features == 0
+    assert quantizer(codebook_size=16, codebook_dim=4, kmeans_iterations=0).start_features == 0
 
 
 def test_dead_codes_restart_and_only_they() -> None:
     features = noise(2, 3, 4, 4)
     codes = torch.zeros(2, 4, 4, dtype=torch.int64)
     codes[0, :2] = 3
-    made = quantizer(use_memory=0.0)
+    made = quantizer(usage_decay=0.0)
     before = made.codebook.detach().clone()
     assert made.observe(features, codes, generator=seeded(0)) == 3
     assert torch.equal(made.codebook[[0, 3]], before[[0, 3]])
@@ -236,7 +236,7 @@ def test_dead_codes_restart_and_only_they() -> None:
 def test_restarts_are_repeatable() -> None:
     features, codes, books = noise(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64), []
     for seed in (0, 0, 1):
-        made = quantizer(use_memory=0.0)
+        made = quantizer(usage_decay=0.0)
         made.observe(features, codes, generator=seeded(seed))
         books.append(made.codebook.detach())
     assert torch.equal(books[0], books[1])
@@ -245,15 +245,15 @@ def test_restarts_are_repeatable() -> None:
 
 def test_use_is_remembered() -> None:
     features, codes = noise(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
-    made = quantizer(use_memory=0.5, restart_below=0.1)
+    made = quantizer(usage_decay=0.5, dead_code_threshold=0.1)
     moved = [made.observe(features, codes, generator=seeded(0)) for _ in range(4)]
     assert moved == [0, 0, 0, 4]  # 1/2, 1/4, 1/8, 1/16 of the mean use
-    assert quantizer(use_memory=0.0, restart_below=0.0).observe(features, codes, generator=seeded(0)) == 0
+    assert quantizer(usage_decay=0.0, dead_code_threshold=0.0).observe(features, codes, generator=seeded(0)) == 0
 
 
 def test_no_more_codes_restart_than_a_quarter_of_the_vectors() -> None:
     """Those that are used least."""
-    made = quantizer(use_memory=0.0, restart_below=0.9)
+    made = quantizer(usage_decay=0.0, dead_code_threshold=0.9)
     made.use[1:] = torch.tensor([0.5, 0.3, 0.6, 0.2])
     before = made.codebook.detach().clone()
     assert made.observe(noise(1, 3, 2, 4), torch.zeros(1, 2, 4, dtype=torch.int64), generator=seeded(0)) == 2
@@ -268,7 +268,7 @@ def test_use_is_remembered_until_each_code_has_had_its_turns() -> None:
 
 def test_codes_that_are_all_used_alike_are_not_called_dead_by_chance() -> None:
     """256 codes, 16 vectors a step. With a memory of 20 steps, 1.25 uses a code, hundreds of codes restarted."""
-    made, generator = quantizer(size=256), seeded(0)
+    made, generator = quantizer(codebook_size=256), seeded(0)
     features = noise(1, 3, 4, 4)
     moved = [
         made.observe(features, torch.randint(0, 256, (1, 4, 4), generator=generator), generator=generator)
@@ -284,7 +284,7 @@ def test_counts_are_those_of_bincount() -> None:
 
 
 def test_restarted_codes_have_length_1_where_codes_are_normalized() -> None:
-    made = quantizer(use_memory=0.0, normalized=True)
+    made = quantizer(usage_decay=0.0, l2_normalize=True)
     made.observe(9 * noise(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64), generator=seeded(0))
     torch.testing.assert_close(made.codebook[1:].norm(dim=1), torch.ones(4))
 

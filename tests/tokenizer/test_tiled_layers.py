@@ -121,7 +121,7 @@ def test_strips_are_the_whole_image(autoencoder: dict[str, Any], grid: tuple[int
 @settings(max_examples=12, deadline=None)
 @torch.no_grad()
 def test_strips_of_any_size_are_the_whole_image(h: int, w: int, batch: int, rows: int, kept: int) -> None:
-    model = wide(small(stem=1, channel_multipliers=[1, 2], attention=[1]))
+    model = wide(small(patch_size=1, channel_multipliers=[1, 2], attention_levels=[1]))
     images = random_images(model, (h, w), batch=batch).double()
     whole = model.encode(images)
     quantized = encode_in_strips(model, reader(images), images.shape[2], rows=rows, kept=kept)
@@ -132,7 +132,7 @@ def test_strips_of_any_size_are_the_whole_image(h: int, w: int, batch: int, rows
 
 @torch.no_grad()
 def test_queries_of_attention_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wide(small(stem=1, channel_multipliers=[1, 2], attention=[1]))
+    model = wide(small(patch_size=1, channel_multipliers=[1, 2], attention_levels=[1]))
     latents = noise(2, 4, 5, 3).double()
     monkeypatch.setattr(tiled_layers, "SCORES", 2 * 15 * 4)  # four queries, of batch 2 with 15 keys
     sizes = []
@@ -165,7 +165,7 @@ def test_half_precision_goes_through_files() -> None:
     [(1, 8, [8, 8, 4]), (1, 20, [20]), (1, 99, [20]), (2, 7, [6, 6, 6, 2]), (2, 1, [2] * 10), (4, 6, [4] * 5)],
 )
 def test_heights_of_strips(stem: int, rows: int, heights: list[int]) -> None:
-    model = small(stem=stem, channel_multipliers=[1])
+    model = small(patch_size=stem, channel_multipliers=[1])
     latents = noise(1, 4, 20 // stem, 3)
     strips = list(decode_in_strips(model, latents, rows=rows))
     assert [strip.shape[2] for strip in strips] == heights
@@ -225,7 +225,7 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @torch.no_grad()
 def test_no_map_is_made_whole(stem: int) -> None:
     # Without attention and without the upsampled kernels, strips of the highest level are the largest there is.
-    model = small(stem=stem, channel_multipliers=[1, 2], middle_attention=False, convolutional_resampling=False)
+    model = small(patch_size=stem, channel_multipliers=[1, 2], middle_attention=False, convolutional_resampling=False)
     images = random_images(model, (32, 8), batch=1)
     squares = images.shape[3] // stem
     latents = noise(1, 4, 32, 8)

@@ -114,13 +114,13 @@ def test_shapes_of_every_pyramid(autoencoder: dict[str, Any], size: tuple[int, i
 
 def test_the_decoder_has_a_width_and_a_depth_of_its_own() -> None:
     """By default those of the paper; said in numbers they are the same network, weight for weight."""
-    default, said = small(), small(decoder_width=8, decoder_blocks=2)
+    default, said = small(), small(decoder_base_channels=8, decoder_res_blocks=2)
     assert default.settings.autoencoder.decoder_base_channels == default.settings.autoencoder.decoder_res_blocks == 0
     assert {name: weight.shape for name, weight in said.state_dict().items()} == {
         name: weight.shape for name, weight in default.state_dict().items()
     }
     assert said.fingerprint() == default.fingerprint()
-    other = small(decoder_width=24, decoder_blocks=4)
+    other = small(decoder_base_channels=24, decoder_res_blocks=4)
     ours, theirs = default.encoder.state_dict(), other.encoder.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
@@ -170,7 +170,7 @@ def test_a_sum_writes_over_its_branch_only_where_no_gradient_asks_for_it(asking:
 
 
 def test_attention_stands_where_it_is_asked_for() -> None:
-    tokenizer = small(channel_multipliers=[1, 1, 1], attention=[1], blocks=2)
+    tokenizer = small(channel_multipliers=[1, 1, 1], attention_levels=[1], res_blocks=2)
     names = [name for name, module in tokenizer.named_modules() if isinstance(module, AttentionBlock)]
     assert names == [
         "encoder.stages.1.attentions.0",
@@ -247,16 +247,16 @@ def test_the_memory_layout_changes_no_value() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"channel_multipliers": [1, 0]}, r"pyramid\.multipliers\.1 = 0: input should be greater than or equal to 1"),
-        ({"channel_multipliers": []}, r"pyramid\.multipliers = \[\]"),
-        ({"attention": [2]}, r"pyramid\.attention = \[2\]: there are the levels 0 to 1"),
-        ({"attention": [-1]}, r"pyramid\.attention = \[-1\]: there are the levels 0 to 1"),
-        ({"width": 4}, r"pyramid\.width = 4: input should be greater than or equal to 8"),
-        ({"decoder_width": 4}, r"pyramid\.decoder_width = 4: a width is 8 channels or more; 0 takes the encoder's"),
-        ({"decoder_blocks": -1}, r"pyramid\.decoder_blocks = -1: input should be greater than or equal to 0"),
+        ({"channel_multipliers": [1, 0]}, r"autoencoder\.channel_multipliers\.1 = 0: input should be greater than or equal to 1"),
+        ({"channel_multipliers": []}, r"autoencoder\.channel_multipliers = \[\]"),
+        ({"attention_levels": [2]}, r"autoencoder\.attention_levels = \[2\]: there are the levels 0 to 1"),
+        ({"attention_levels": [-1]}, r"autoencoder\.attention_levels = \[-1\]: there are the levels 0 to 1"),
+        ({"base_channels": 4}, r"autoencoder\.base_channels = 4: input should be greater than or equal to 8"),
+        ({"decoder_base_channels": 4}, r"autoencoder\.decoder_base_channels = 4: a width is 8 channels or more; 0 takes the encoder's"),
+        ({"decoder_res_blocks": -1}, r"autoencoder\.decoder_res_blocks = -1: input should be greater than or equal to 0"),
     ],
 )
-def test_pyramids_that_cannot_be_built_are_told(change: dict[str, Any], sentence: str) -> None:
+def test_autoencoders_that_cannot_be_built_are_told(change: dict[str, Any], sentence: str) -> None:
     """An attention level that the pyramid does not have was once ignored, a width of 0 a traceback."""
     with pytest.raises(SmaltiError, match=sentence):
         small(**change)
@@ -295,7 +295,7 @@ def test_codes_outside_the_codebook_are_told(code: int) -> None:
 
 @pytest.mark.parametrize("stem", [1, 2])
 def test_a_tokenizer_comes_back_bit_for_bit(tmp_path: Path, stem: int) -> None:
-    tokenizer, images = small(stem=stem, attention=[0], decoder_width=16, decoder_blocks=1), noise(2, 3, 8, 8)
+    tokenizer, images = small(patch_size=stem, attention_levels=[0], decoder_base_channels=16, decoder_res_blocks=1), noise(2, 3, 8, 8)
     as_channels_last(tokenizer)
     tokenizer.save_pretrained(tmp_path, about={})
     again = VQGAN.from_pretrained(str(tmp_path))
@@ -314,7 +314,7 @@ def test_a_model_from_before_a_setting_was_there_comes_back(tmp_path: Path) -> N
     """Its config.json lacks the settings that are new, whose defaults are the networks of that time."""
     small().save_pretrained(tmp_path, about={})
     config = json.loads((tmp_path / "config.json").read_text())
-    for name in ("decoder_width", "decoder_blocks"):
+    for name in ("decoder_base_channels", "decoder_res_blocks"):
         del config["settings"]["autoencoder"][name]
     write_json(tmp_path / "config.json", config)
     assert VQGAN.from_pretrained(tmp_path).fingerprint() == small().fingerprint()
@@ -339,8 +339,8 @@ def test_damaged_tokenizers_are_told(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     weights = (tmp_path / "model.safetensors").read_bytes()
 
-    write_json(tmp_path / "config.json", {**config, "settings": {"autoencoder": {"widht": 8}}})
-    with pytest.raises(SmaltiError, match=r"unknown key 'pyramid\.widht'; did you mean 'width'\?"):
+    write_json(tmp_path / "config.json", {**config, "settings": {"autoencoder": {"base_chanels": 8}}})
+    with pytest.raises(SmaltiError, match=r"unknown key 'autoencoder\.base_chanels'; did you mean 'base_channels'\?"):
         VQGAN.from_pretrained(tmp_path)
     write_json(tmp_path / "config.json", {**config, "settings": {"autoencoder": {"base_channels": 16}}})
     with pytest.raises(SmaltiError, match=r"does not fit its config\.json: \d+ tensors differ, first "):
@@ -361,7 +361,7 @@ def test_damaged_tokenizers_are_told(tmp_path: Path) -> None:
 
 def test_images_begin_without_a_checkerboard() -> None:
     """The pixels of one square of the stem begin equal: each starts from the same weights."""
-    tokenizer = small(stem=4, channel_multipliers=[1, 1])
+    tokenizer = small(patch_size=4, channel_multipliers=[1, 1])
     image = tokenizer.decode_codes(torch.arange(4).view(1, 2, 2))
     squares = image.view(1, 3, 4, 4, 4, 4)  # rows of squares, rows in one, columns of squares, columns in one
     assert torch.equal(squares, squares[:, :, :, :1, :, :1].expand_as(squares))
@@ -409,7 +409,7 @@ def test_a_smooth_output_sees_no_further_than_it_says() -> None:
 
 def test_a_stem_of_1_needs_no_doublings() -> None:
     plain, smooth = (
-        Decoder(parse(AutoencoderSettings, {"stem": 1, "width": 16, "output_channels": channels}, where="test"))
+        Decoder(parse(AutoencoderSettings, {"patch_size": 1, "base_channels": 16, "output_channels": channels}, where="test"))
         for channels in (0, 8)
     )
     assert smooth.state_dict().keys() == plain.state_dict().keys()
@@ -424,4 +424,4 @@ def test_the_last_layer_of_a_smooth_output_makes_the_channels() -> None:
 @pytest.mark.parametrize("stem", [3, 6])
 def test_smooth_doublings_lead_to_powers_of_two(stem: int) -> None:
     with pytest.raises(SmaltiError, match=f"the stem is {stem}"):
-        parse(AutoencoderSettings, {"stem": stem, "output_channels": 8}, where="test")
+        parse(AutoencoderSettings, {"patch_size": stem, "output_channels": 8}, where="test")

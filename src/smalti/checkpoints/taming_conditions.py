@@ -175,7 +175,7 @@ def _codes(around: Surroundings, part: Part) -> Built:
         options = source.get("params") or {}
         layout = {
             "classes": tuple(f"class {number}" for number in range(CLASSES[source["target"]])),
-            "most": int(options.get("max_objects_per_image", 30)),
+            "max_objects": int(options.get("max_objects_per_image", 30)),
             "codebook_size": int(options.get("no_tokens", around.vocabulary)),
             "places": PLACES[key],
             "encode_crop": bool(options.get("encode_crop", True)),

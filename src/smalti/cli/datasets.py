@@ -62,7 +62,7 @@ def encode(
         ),
     ] = None,
     condition_set: Annotated[
-        list[str] | None, typer.Option(help="A setting of a condition: layout.most=10; may be repeated.")
+        list[str] | None, typer.Option(help="A setting of a condition: layout.max_objects=10; may be repeated.")
     ] = None,
 ) -> None:
     """Turn images into code shards, from which a prior is trained without images."""
