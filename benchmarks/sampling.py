@@ -41,8 +41,10 @@ from smalti.core.allocator import keep_memory
 from smalti.generation.code_sampler import Sampler, finished, laid_by, sample_windows, unknown
 from smalti.prior import GPT, GPTSettings, Neighborhood, NeighborhoodSettings, Prior, Window, after_middle
 
-SIZES = GPTSettings(vocabulary=1024, size=1024, grid=(16, 16), block=256, layers=8, width=512, heads=8, start=0)
-NEAR = NeighborhoodSettings(size=1024, grid=(16, 16), reach=4, layers=8, width=512, heads=8)
+SIZES = GPTSettings(
+    vocab_size=1024, codebook_size=1024, grid=(16, 16), block_size=256, layers=8, embed_dim=512, heads=8, start_code=0
+)
+NEAR = NeighborhoodSettings(codebook_size=1024, grid=(16, 16), radius=4, layers=8, embed_dim=512, heads=8)
 SAMPLER = Sampler(top_k=100)
 PLAIN = 3
 """Codes that the plain loop lays: each costs the same."""
@@ -106,7 +108,10 @@ class Calls:
     def floor(self, *, gigabytes: float, gflops: float) -> tuple[float, float]:
         """The machine's rates -> the least seconds, and billions of operations."""
         blocks = [weights(block) for block in self.prior.get_submodule("blocks").children()]
-        head, keys = weights(self.prior.head), 2 * SIZES.width**2  # the last block makes keys and values of all codes
+        head, keys = (
+            weights(self.prior.head),
+            2 * SIZES.embed_dim**2,
+        )  # the last block makes keys and values of all codes
         seconds = total = 0.0
         for read, scored in zip(self.read, self.scored, strict=True):
             products = read * (sum(blocks[:-1]) + keys) + scored * (blocks[-1] - keys + head)
@@ -175,7 +180,7 @@ def plain(name: str) -> dict[str, Any]:
     work = ITEMS[name]
     prior = (told_nothing if name == "neighborhood-64" else work.prior)().eval()
     window, prefix = Window(0, 0, *SIZES.grid), prior.null_prefix(work.batch)
-    codes = torch.randint(SIZES.size, (work.batch, window.rows * window.columns))
+    codes = torch.randint(SIZES.codebook_size, (work.batch, window.rows * window.columns))
 
     def code() -> Tensor:
         scored = prior(prior.join(prefix, codes)[:, :-1])[:, prefix.shape[1] - 1 + codes.shape[1] // 2]

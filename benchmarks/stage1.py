@@ -36,9 +36,21 @@ from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from smalti.training.gan_step import Players, Strength, simultaneous
 
 AUTOENCODER = AutoencoderSettings(
-    width=64, channel_multipliers=(1, 1, 2, 2, 4), blocks=2, attention=(4,), latent_channels=256, zero_residuals=False
+    base_channels=64,
+    channel_multipliers=(1, 1, 2, 2, 4),
+    res_blocks=2,
+    attention_levels=(4,),
+    latent_channels=256,
+    zero_residuals=False,
 )
-QUANTIZER = VQSettings(size=1024, dimension=256, normalized=False, beta_on="codebook", kmeans=0, restart_below=0.0)
+QUANTIZER = VQSettings(
+    codebook_size=1024,
+    codebook_dim=256,
+    l2_normalize=False,
+    beta_on="codebook",
+    kmeans_iterations=0,
+    dead_code_threshold=0.0,
+)
 OBJECTIVE = ObjectiveSettings(
     perceptual="none",  # the network is put in below, with random weights
     adversarial=AdversarialSettings(

@@ -25,8 +25,10 @@ from smalti.training.optimizer import build_optimizer
 from stage1 import counted
 
 BATCH = 4
-SIZES = GPTSettings(vocabulary=1024, size=1024, grid=(16, 16), block=256, layers=8, width=512, heads=8, start=0)
-OPTIMIZER = OptimizerSettings(rate=4.5e-6, betas=(0.9, 0.95), weight_decay=0.01)
+SIZES = GPTSettings(
+    vocab_size=1024, codebook_size=1024, grid=(16, 16), block_size=256, layers=8, embed_dim=512, heads=8, start_code=0
+)
+OPTIMIZER = OptimizerSettings(lr=4.5e-6, betas=(0.9, 0.95), weight_decay=0.01)
 
 
 def network() -> GPT:
@@ -35,7 +37,7 @@ def network() -> GPT:
 
 
 def some_codes() -> Tensor:
-    return torch.randint(0, SIZES.size, (BATCH, *SIZES.grid))
+    return torch.randint(0, SIZES.codebook_size, (BATCH, *SIZES.grid))
 
 
 def trained(prior: GPT) -> Callable[[Tensor], None]:
@@ -78,7 +80,7 @@ class PlainGPT(nn.Module):
     def __init__(self, prior: GPT) -> None:
         super().__init__()
         self.prior = prior
-        self.register_buffer("mask", torch.ones(SIZES.block, SIZES.block).tril())
+        self.register_buffer("mask", torch.ones(SIZES.block_size, SIZES.block_size).tril())
 
     def forward(self, codes: Tensor) -> Tensor:
         prior, length = self.prior, codes.shape[1]
@@ -111,7 +113,7 @@ def plain_stage2() -> Work:
     told = F.pad(codes[:, :-1], (1, 0))
 
     def run() -> None:
-        loss = F.cross_entropy(model(told).view(-1, SIZES.vocabulary), codes.view(-1))
+        loss = F.cross_entropy(model(told).view(-1, SIZES.vocab_size), codes.view(-1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

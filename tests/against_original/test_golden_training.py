@@ -259,7 +259,7 @@ def prepared(golden: Golden, folder: Path, *, fabric: Fabric) -> TokenizerStage:
         "final": 1.0,
         "clip": 0.0,
     }
-    every = {f"{name}_every": LENGTH for name in ("report", "validate", "image", "checkpoint")}
+    every = {f"{name}_every": LENGTH for name in ("log", "validate", "sample", "checkpoint")}
     settings = parse(
         TokenizerTraining,
         {

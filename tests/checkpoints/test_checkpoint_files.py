@@ -120,7 +120,9 @@ def test_the_checkpoints_of_one_run_share_its_settings(runs: Path, tmp_path: Pat
 
 def test_what_the_weights_say_counts_more_than_a_yaml_nearby(runs: Path, tmp_path: Path) -> None:
     """LlamaGen's files say what they are; a YAML that lies with them is about something else."""
-    theirs = tokenizer(channel_multipliers=[1, 2], attention_levels=[1], quantizer={"codebook_size": 40, "codebook_dim": 6})
+    theirs = tokenizer(
+        channel_multipliers=[1, 2], attention_levels=[1], quantizer={"codebook_size": 40, "codebook_dim": 6}
+    )
     llamagen.write(theirs, None, None, tmp_path / "llamagen", about={})
     (file,) = (tmp_path / "llamagen").glob("*.pt")
     shutil.copy(_config(runs / "a"), tmp_path / "llamagen" / "vqgan.yaml")
@@ -233,7 +235,9 @@ def renamed(path: Path, name: Callable[[str], str]) -> None:
 @pytest.mark.parametrize("how", WRAPPED)
 def test_wrappers_are_taken_off(runs: Path, model: Path, tmp_path: Path, how: str) -> None:
     put(runs, "a", tmp_path / "a.ckpt", tmp_path / "a.yaml")
-    theirs = tokenizer(channel_multipliers=[1, 2], attention_levels=[1], quantizer={"codebook_size": 40, "codebook_dim": 6})
+    theirs = tokenizer(
+        channel_multipliers=[1, 2], attention_levels=[1], quantizer={"codebook_size": 40, "codebook_dim": 6}
+    )
     llamagen.write(theirs, None, None, tmp_path / "llamagen", about={})
     (file,) = (tmp_path / "llamagen").glob("*.pt")
     for path, expected in (

@@ -367,7 +367,11 @@ REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "l2_normalize": ({}, VQSettings(codebook_size=16), r"model\.quantizer\.l2_normalize = true"),
     "gumbel": ({}, GumbelSettings(codebook_size=16), r"model\.quantizer\.name = 'gumbel'"),
     "remap": ({}, VQSettings(codebook_size=16, l2_normalize=False, remap=RemapSettings(used=3)), r"remap\.used = 3"),
-    "patch_size": ({"patch_size": 2}, VQSettings(codebook_size=16, l2_normalize=False), r"model\.autoencoder\.patch_size = 2"),
+    "patch_size": (
+        {"patch_size": 2},
+        VQSettings(codebook_size=16, l2_normalize=False),
+        r"model\.autoencoder\.patch_size = 2",
+    ),
     "resampling": (
         {"convolutional_resampling": False},
         VQSettings(codebook_size=16, l2_normalize=False),

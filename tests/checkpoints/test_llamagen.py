@@ -411,9 +411,16 @@ VQ_REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
         "convolutional_resampling = false",
     ),
     "middle": ({"middle_attention": False}, VQSettings(codebook_size=8), "middle_attention = false"),
-    "attention_levels": ({"attention_levels": (0,)}, VQSettings(codebook_size=8), r"attention_levels = \[0\], where theirs is \[1\]"),
+    "attention_levels": (
+        {"attention_levels": (0,)},
+        VQSettings(codebook_size=8),
+        r"attention_levels = \[0\], where theirs is \[1\]",
+    ),
     "widths": ({"channel_multipliers": (2, 1)}, VQSettings(codebook_size=8), "the widths 64, 32"),
-    **{name: ({name: 16}, VQSettings(codebook_size=8), f"{name} = 16") for name in ("decoder_base_channels", "decoder_res_blocks")},
+    **{
+        name: ({name: 16}, VQSettings(codebook_size=8), f"{name} = 16")
+        for name in ("decoder_base_channels", "decoder_res_blocks")
+    },
 }
 
 
@@ -447,7 +454,9 @@ def small_prior(**values: Any) -> Transformer:
     return Transformer(TransformerSettings(**{**sizes, **REFERENCE_GPT, **values})).eval()
 
 
-@pytest.mark.parametrize("values", [{"query_key_norm": True}, {"prefix_length": 2}, {"order": "spiral_in"}, {"grid": (2, 3)}])
+@pytest.mark.parametrize(
+    "values", [{"query_key_norm": True}, {"prefix_length": 2}, {"order": "spiral_in"}, {"grid": (2, 3)}]
+)
 def test_priors_that_theirs_cannot_be_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=f"network.{next(iter(values))}"):
         write(None, small_prior(**values), Labels(["a", "b"]), tmp_path / "out", about={})

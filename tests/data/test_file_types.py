@@ -206,9 +206,9 @@ def test_what_has_no_label_has_the_last_channel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("unlabeled", "said"),
     [
-        (None, r"holds the label 255, and there are the labels 0 to 4; set model\.pyramid\.channels=256, or, if 255 stands for no "
+        (None, r"holds the label 255, and there are the labels 0 to 4; set model\.autoencoder\.channels=256, or, if 255 stands for no "
                r"label, images\.unlabeled=255, which takes the last channel"),
-        (200, r"holds the label 255, and there are the labels 0 to 3; set model\.pyramid\.channels=257, of which the last is for "
+        (200, r"holds the label 255, and there are the labels 0 to 3; set model\.autoencoder\.channels=257, of which the last is for "
               r"what has no label \(here 200\)"),
     ],
 )  # fmt: skip
@@ -234,9 +234,9 @@ def test_the_last_channel_is_not_for_a_label_too(tmp_path: Path) -> None:
         (
             COLOR,
             2,
-            r"a tokenizer of 2 channels is given no images.*; set model\.pyramid\.channels .* images\.kind=labels",
+            r"a tokenizer of 2 channels is given no images.*; set model\.autoencoder\.channels .* images\.file_type=labels",
         ),
-        (Depth(), 3, r"a depth map has 1 channel, and the tokenizer takes 3; set model\.pyramid\.channels=1"),
+        (Depth(), 3, r"a depth map has 1 channel, and the tokenizer takes 3; set model\.autoencoder\.channels=1"),
         (Labels(), 1, r"label maps have a channel for each label, and a tokenizer of 1 channel can be given none"),
         (
             Labels(11),

@@ -164,7 +164,7 @@ def test_after_the_last_image_comes_the_first(tmp_path: Path) -> None:
 def test_when_all_are_damaged_reading_ends(tmp_path: Path) -> None:
     crops = made(tmp_path / "p", 0, bad=(0, 1), crop=CenterCrop())
     for _ in range(2):
-        with pytest.raises(SmaltiError, match=r"2 of the 2 images looked at in .* are damaged: 000\.png is not a p"):
+        with pytest.raises(SmaltiError, match=r"2 of the 2 images looked at in .* are damaged: 000\.png is not an i"):
             crops[0, 0]
 
 

@@ -70,7 +70,7 @@ def test_changes_are_laid_over() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "sentence"),
     [
-        ("tokenizer", [], r"no protocol 'tokenizer'; did you mean 'tokenizer'\?"),
+        ("tokenzer", [], r"no protocol 'tokenzer'; did you mean 'tokenizer'\?"),
         ("tokenizer", ["images.sise=[8,8]"], r"unknown key 'images.sise'; did you mean 'size'"),
         ("tokenizer", ["images.size=[0,8]"], r"images\.size"),
         ("tokenizer", ["images.held_out=1"], r"images\.held_out = 1"),

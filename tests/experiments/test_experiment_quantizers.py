@@ -21,13 +21,19 @@ from tests.studied import asked, no_weights, page, quick, studied
 NAME = "quantizers"
 STUDY = STUDIES[NAME]
 SMALL = [
-    {"name": "vq-reference", "changes": ["model.quantizer={name: vq, size: 16, dimension: 4, kmeans: 0}"]},
-    {"name": "vq-rotation", "changes": ["model.quantizer={name: vq, size: 16, dimension: 4, gradient: rotation}"]},
-    {"name": "ema", "changes": ["model.quantizer={name: ema, size: 16, dimension: 4}"]},
-    {"name": "gumbel", "changes": ["model.quantizer={name: gumbel, size: 16, dimension: 8}"]},
+    {
+        "name": "vq-reference",
+        "changes": ["model.quantizer={name: vq, codebook_size: 16, codebook_dim: 4, kmeans_iterations: 0}"],
+    },
+    {
+        "name": "vq-rotation",
+        "changes": ["model.quantizer={name: vq, codebook_size: 16, codebook_dim: 4, gradient: rotation}"],
+    },
+    {"name": "ema", "changes": ["model.quantizer={name: ema, codebook_size: 16, codebook_dim: 4}"]},
+    {"name": "gumbel", "changes": ["model.quantizer={name: gumbel, codebook_size: 16, codebook_dim: 8}"]},
     {"name": "fsq", "changes": ["model.quantizer={name: fsq, levels: [4, 4]}"]},
-    {"name": "lfq", "changes": ["model.quantizer={name: lfq, dimension: 4}"]},
-    {"name": "simvq", "changes": ["model.quantizer={name: simvq, size: 16, dimension: 4}"]},
+    {"name": "lfq", "changes": ["model.quantizer={name: lfq, codebook_dim: 4}"]},
+    {"name": "simvq", "changes": ["model.quantizer={name: simvq, codebook_size: 16, codebook_dim: 4}"]},
 ]
 
 

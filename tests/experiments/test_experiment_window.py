@@ -250,7 +250,7 @@ def test_steps_are_those_of_the_size(found: dict[str, Any], way: str, grid: tupl
 
 
 def test_steps_are_the_waves_of_the_documentation() -> None:
-    window = small(grid=(4, 4), prefix=1, condition_size=0)
+    window = small(grid=(4, 4), prefix_length=1, condition_size=0)
     assert [sequential(window, grid) for grid in ((4, 4), (5, 12))] == [16, 12 + 4 * 4]
     settings = NeighborhoodSettings(codebook_size=5, grid=(4, 4), radius=2, layers=1, embed_dim=16, heads=2)
     assert sequential(Neighborhood(settings), (5, 12)) == 12 + 4 * 3

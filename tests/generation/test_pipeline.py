@@ -335,7 +335,10 @@ def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
             {"network": {"name": "lstm"}},
             r"unknown prior 'lstm'; there are: gpt, neighborhood, pixelsnail, transformer",
         ),
-        ({"network": {"name": "transformer", "codebook_siez": 3}}, r"unknown key 'codebook_siez'; did you mean 'codebook_size'\?"),
+        (
+            {"network": {"name": "transformer", "codebook_siez": 3}},
+            r"unknown key 'codebook_siez'; did you mean 'codebook_size'\?",
+        ),
         (
             {"condition": {"name": "depth"}},
             r"unknown condition 'depth'; there are: coordinates, given, keypoints, labels, ",

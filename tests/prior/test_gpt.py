@@ -213,7 +213,10 @@ def test_each_dropout_works_in_training_only(kind: str) -> None:
     ("changes", "message"),
     [
         ({"codebook_size": 15}, "size = 15 image codes are more than the vocabulary = 14"),
-        ({"block_size": 13}, "block = 13 positions are too few for prefix = 3 and a grid of 3 x 4 codes, .* make it 14"),
+        (
+            {"block_size": 13},
+            "block = 13 positions are too few for prefix = 3 and a grid of 3 x 4 codes, .* make it 14",
+        ),
         ({"heads": 5}, "width = 32 is not a multiple of heads = 5"),
         ({"unmasked": 4}, "unmasked = 4 reaches beyond the prefix = 3"),
         ({"start_code": 14}, "start = 14 is none of the vocabulary, 0 to 13"),

@@ -214,7 +214,12 @@ def test_every_weight_learns_from_the_first_step(kind: str) -> None:
 @pytest.mark.parametrize("name", ["transformer", "gpt"])
 def test_a_fresh_prior_knows_nothing(name: str) -> None:
     prior = fresh(
-        name, codebook_size=64, grid=(4, 4), embed_dim=64, heads=4, **({"vocab_size": 64, "block_size": 17} if name == "gpt" else {})
+        name,
+        codebook_size=64,
+        grid=(4, 4),
+        embed_dim=64,
+        heads=4,
+        **({"vocab_size": 64, "block_size": 17} if name == "gpt" else {}),
     )
     loss = nats(prior.eval(), prior.null_prefix(4), torch.randint(64, (4, 4, 4))).mean()
     assert loss.item() == pytest.approx(math.log(64), abs=0.15)

@@ -278,7 +278,10 @@ def test_identities_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("plain", "sentence"),
     [
-        ({"codebook_sizes": 1}, r"here: unknown key 'quantizer\.(vq\.)?codebook_sizes'; did you mean 'codebook_size'\?"),
+        (
+            {"codebook_sizes": 1},
+            r"here: unknown key 'quantizer\.(vq\.)?codebook_sizes'; did you mean 'codebook_size'\?",
+        ),
         ({"name": "vq", "kl_weight": 1}, r"unknown key 'quantizer\.(vq\.)?kl_weight'"),
         (
             {"gradient": "straight"},
@@ -301,7 +304,10 @@ def test_identities_stay_what_they_are() -> None:
         ({"name": "fsq", "levels": [8, 2]}, r"levels\.1 = 2: input should be greater than or equal to 3"),
         ({"name": "fsq", "levels": []}, r"levels = \[\]: tuple should have at least 1 item"),
         ({"name": "fsq", "levels": [1024] * 4}, r"1,099,511,627,776 codes; there may be 1,073,741,824 at most"),
-        ({"name": "fsq", "codebook_size": 8}, r"unknown key 'quantizer\.(fsq\.)?codebook_size'; there are: levels, name"),
+        (
+            {"name": "fsq", "codebook_size": 8},
+            r"unknown key 'quantizer\.(fsq\.)?codebook_size'; there are: levels, name",
+        ),
         ({"name": "lfq", "codebook_dim": 31}, r"codebook_dim = 31: input should be less than or equal to 30"),
     ],
 )

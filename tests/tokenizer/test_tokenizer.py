@@ -247,13 +247,22 @@ def test_the_memory_layout_changes_no_value() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"channel_multipliers": [1, 0]}, r"autoencoder\.channel_multipliers\.1 = 0: input should be greater than or equal to 1"),
+        (
+            {"channel_multipliers": [1, 0]},
+            r"autoencoder\.channel_multipliers\.1 = 0: input should be greater than or equal to 1",
+        ),
         ({"channel_multipliers": []}, r"autoencoder\.channel_multipliers = \[\]"),
         ({"attention_levels": [2]}, r"autoencoder\.attention_levels = \[2\]: there are the levels 0 to 1"),
         ({"attention_levels": [-1]}, r"autoencoder\.attention_levels = \[-1\]: there are the levels 0 to 1"),
         ({"base_channels": 4}, r"autoencoder\.base_channels = 4: input should be greater than or equal to 8"),
-        ({"decoder_base_channels": 4}, r"autoencoder\.decoder_base_channels = 4: a width is 8 channels or more; 0 takes the encoder's"),
-        ({"decoder_res_blocks": -1}, r"autoencoder\.decoder_res_blocks = -1: input should be greater than or equal to 0"),
+        (
+            {"decoder_base_channels": 4},
+            r"autoencoder\.decoder_base_channels = 4: a width is 8 channels or more; 0 takes the encoder's",
+        ),
+        (
+            {"decoder_res_blocks": -1},
+            r"autoencoder\.decoder_res_blocks = -1: input should be greater than or equal to 0",
+        ),
     ],
 )
 def test_autoencoders_that_cannot_be_built_are_told(change: dict[str, Any], sentence: str) -> None:
@@ -295,7 +304,10 @@ def test_codes_outside_the_codebook_are_told(code: int) -> None:
 
 @pytest.mark.parametrize("stem", [1, 2])
 def test_a_tokenizer_comes_back_bit_for_bit(tmp_path: Path, stem: int) -> None:
-    tokenizer, images = small(patch_size=stem, attention_levels=[0], decoder_base_channels=16, decoder_res_blocks=1), noise(2, 3, 8, 8)
+    tokenizer, images = (
+        small(patch_size=stem, attention_levels=[0], decoder_base_channels=16, decoder_res_blocks=1),
+        noise(2, 3, 8, 8),
+    )
     as_channels_last(tokenizer)
     tokenizer.save_pretrained(tmp_path, about={})
     again = VQGAN.from_pretrained(str(tmp_path))
@@ -409,7 +421,11 @@ def test_a_smooth_output_sees_no_further_than_it_says() -> None:
 
 def test_a_stem_of_1_needs_no_doublings() -> None:
     plain, smooth = (
-        Decoder(parse(AutoencoderSettings, {"patch_size": 1, "base_channels": 16, "output_channels": channels}, where="test"))
+        Decoder(
+            parse(
+                AutoencoderSettings, {"patch_size": 1, "base_channels": 16, "output_channels": channels}, where="test"
+            )
+        )
         for channels in (0, 8)
     )
     assert smooth.state_dict().keys() == plain.state_dict().keys()

@@ -102,7 +102,7 @@ def test_numbers_of_parts_become_those_of_the_whole() -> None:
         (["run.accumulate=3"], r"run: batch = 4 cannot be cut into accumulate = 3 equal parts"),
         (
             ["run.accumulate=2", "objective.adversarial.updates=alternating"],
-            r"run.accumulate = 2 and objective.adversarial.updates = alternating.*set play to joint",
+            r"run.accumulate = 2 and objective.adversarial.updates = alternating.*set updates to simultaneous",
         ),
     ],
 )

@@ -43,11 +43,11 @@ PHASE = (
 """From 24 of 48 images on; states are written after 16, 32 and 48."""
 QUANTIZER_SETTINGS: dict[str, tuple[str, ...]] = {
     "vq": ("model.quantizer.dead_code_threshold=0.9", "model.quantizer.gradient=rotation"),
-    "ema": ("model.quantizer={name: ema, size: 16, dimension: 4, dead_code_threshold: 0.9}",),
-    "simvq": ("model.quantizer={name: simvq, size: 16, dimension: 4}",),
-    "gumbel": ("model.quantizer={name: gumbel, size: 16, dimension: 4, noisy: true}",),
+    "ema": ("model.quantizer={name: ema, codebook_size: 16, codebook_dim: 4, dead_code_threshold: 0.9}",),
+    "simvq": ("model.quantizer={name: simvq, codebook_size: 16, codebook_dim: 4}",),
+    "gumbel": ("model.quantizer={name: gumbel, codebook_size: 16, codebook_dim: 4, noisy: true}",),
     "fsq": ("model.quantizer={name: fsq, levels: [4, 4]}",),
-    "lfq": ("model.quantizer={name: lfq, dimension: 4}",),
+    "lfq": ("model.quantizer={name: lfq, codebook_dim: 4}",),
 }
 
 
@@ -315,7 +315,7 @@ def test_the_settings_are_shown_before_they_are_used(folder: Path) -> None:
         ),
         (("model.quantizer.remap.used=3",), r"neighbors = 3, but each of the 3 codes has only 2 others"),
         (
-            ("model.quantizer={name: lfq, dimension: 30}",),
+            ("model.quantizer={name: lfq, codebook_dim: 30}",),
             r"neighbors = 3 of each of 1,073,741,824 codes are a table of 3,221,225,472, and 4,194,304 may be held",
         ),
         (("decoder_phase.neighbors=0",), r"decoder_phase.neighbors = 0: input should be greater than or equal to 1"),

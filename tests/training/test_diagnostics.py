@@ -81,7 +81,7 @@ def test_an_adaptive_weight_at_its_limit() -> None:
     assert game({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4) == {"adaptive weight"}
     assert game({**HEALTHY, "adaptive_weight": 1000.0}, weight=0.4, strength=0.25) == {"adaptive weight"}
     assert game({**HEALTHY, "adaptive_weight": 1000.0}, weight=0.4) == set()
-    assert game({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4, balance="fixed") == set()
+    assert game({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4, weighting="fixed") == set()
     assert game({**HEALTHY, "adaptive_weight": 0.0}, strength=0.0) == set()
 
 

@@ -84,7 +84,7 @@ def test_what_a_recipe_costs_is_not_what_another_like_it_costs(tmp_path: Path) -
     ("text", "sentence"),
     [
         ("like: smal\n", r"is like 'smal', which is none of smalti's; did you mean 'small'\?"),
-        ("tokenizer: {}\n", r"unknown section 'tokenizer'; did you mean 'tokenizer'\?"),
+        ("tokenzer: {}\n", r"unknown section 'tokenzer'; did you mean 'tokenizer'\?"),
         (
             "about: nothing\n",
             r"has no section 'tokenizer'; those that have one are class, .*demo, .*reference-imagenet",
@@ -305,7 +305,7 @@ def overridden(values: dict[str, Any]) -> list[str]:
     return [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
 
 
-EVERY = {f"run.{name}_every": 8 for name in ("report", "validate", "image", "checkpoint")}
+EVERY = {f"run.{name}_every": 8 for name in ("log", "validate", "sample", "checkpoint")}
 SMALL: dict[str, Any] = {
     **EVERY,
     "run.length": 24,

@@ -32,7 +32,7 @@ from smalti.training.stage2 import corrupted
 from tests.small import RECIPE, write_images
 
 QUIET = Console(quiet=True)
-CONSTANT: dict[str, Any] = {"weight_decay": 0.0, "warm_up": 0.0, "final": 1.0, "clip": 0.0}
+CONSTANT: dict[str, Any] = {"weight_decay": 0.0, "warmup": 0.0, "final_lr": 1.0, "grad_clip": 0.0}
 REFERENCE_VQ = {
     "codebook_size": 16,
     "codebook_dim": 8,
@@ -74,7 +74,7 @@ def fabric_of(module: nn.Module) -> tuple[Fabric, Any, Any]:
 
 def mover(module: nn.Module, *, clip: float) -> tuple[Fabric, Any, Mover]:
     fabric, wrapped, optimizer = fabric_of(module)
-    options = OptimizerSettings(lr=0.5, **{**CONSTANT, "clip": clip})
+    options = OptimizerSettings(lr=0.5, **{**CONSTANT, "grad_clip": clip})
     return fabric, wrapped, Mover(fabric, wrapped, optimizer, settings=options, length=100)
 
 
@@ -168,7 +168,10 @@ def write_reference(path: Path) -> Path:
 
     lay(recipe["tokenizer"], copy.deepcopy(REFERENCE_TRAINING))
     recipe["prior"]["network"] = {"name": "gpt", "layers": 1, "embed_dim": 16, "heads": 2, "residual_dropout": 0.1}
-    lay(recipe["prior"], {"run": {"ema_half_life": 0.0}, "condition_dropout": 0.0, "keep": 0.8, "optimizer": CONSTANT})
+    lay(
+        recipe["prior"],
+        {"run": {"ema_half_life": 0.0}, "condition_dropout": 0.0, "keep_probability": 0.8, "optimizer": CONSTANT},
+    )
     path.write_text(yaml.safe_dump(recipe))
     return path
 
@@ -351,7 +354,7 @@ def test_the_prior_is_asked_for_the_true_codes_and_validates_on_them(
         return nats(prior, prefix, codes, told=told)
 
     monkeypatch.setattr("smalti.training.stage2.nats", noted)
-    train(folder, "prior-noted", "run.length=512", "keep=0.5")
+    train(folder, "prior-noted", "run.length=512", "keep_probability=0.5")
     assert set(asked) == {(True, False), (False, True)}  # training is told others, validation the codes themselves
 
 
@@ -403,7 +406,7 @@ def test_a_transformer_is_told_image_codes_alone() -> None:
             {"vocab_size": 31},
             r"network.vocab_size = 31, but the tokenizer has 32 codes and the condition 7; make it 32",
         ),
-        ({"block": 17}, r"network: block = 17 positions are too few for prefix = 3"),
+        ({"block_size": 17}, r"network: block = 17 positions are too few for prefix = 3"),
     ],
 )
 def test_networks_that_are_too_small_say_so(options: dict[str, int], sentence: str) -> None:

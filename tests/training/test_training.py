@@ -139,7 +139,7 @@ def test_a_run_of_an_older_smalti_goes_on(folder: Path) -> None:
     config = folder / "older" / "config.yaml"
     values = yaml.safe_load(config.read_text("utf-8"))
     values["run"] = {key: value for key, value in values["run"].items() if key in RECIPE["tokenizer"]["run"]}
-    del values["images"]["kind"], values["model"]["quantizer"]["normalized"]
+    del values["images"]["file_type"], values["model"]["quantizer"]["l2_normalize"]
     config.write_text(yaml.safe_dump(values))
     for notes in (folder / "older" / "state").glob("0*/notes.json"):
         notes.unlink()
@@ -265,8 +265,12 @@ def test_not_a_number_stops_the_run_and_names_the_term(folder: Path, monkeypatch
     ("recipe", "overrides", "sentence"),
     [
         ("smal", [], r"there is no recipe 'smal' and no such file; did you mean 'small'\? There are: .*demo"),
-        ("small", ["optimizer.rte=1"], r"unknown key 'optimizer.rte'; did you mean 'rate'\?"),
-        ("small", ["model.quantizer.sizes=1"], r"unknown key 'model.quantizer.sizes'; did you mean 'size'\?"),
+        ("small", ["optimizer.warmpu=1"], r"unknown key 'optimizer.warmpu'; did you mean 'warmup'\?"),
+        (
+            "small",
+            ["model.quantizer.codebook_sizes=1"],
+            r"unknown key 'model.quantizer.codebook_sizes'; did you mean 'codebook_size'\?",
+        ),
         ("small", ["run.batch=many"], r"run.batch = 'many': input should be a valid integer"),
         ("small", ["run"], r"--set 'run' is not of the form a.b=value"),
         ("small", ["run.batch.x=1"], r"'batch' is a single value, not a section"),

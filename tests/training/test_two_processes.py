@@ -173,7 +173,7 @@ def test_what_goes_wrong_in_both_is_told_once(folder: Path) -> None:
 
 SOME: dict[str, Any] = {
     "length": 8,
-    **{f"{name}_every": 8 for name in ("report", "validate", "image", "checkpoint")},
+    **{f"{name}_every": 8 for name in ("log", "validate", "sample", "checkpoint")},
     "accelerator": "cpu",
 }
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": "4", "LOCAL_RANK": "1"}

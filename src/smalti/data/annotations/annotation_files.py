@@ -181,7 +181,7 @@ def _genome_thing(one: Plain, size: Size, at: At) -> Thing:
 
 
 def _is_ours(content: Any) -> bool:
-    return isinstance(content, dict) and "images" in content
+    return isinstance(content, dict) and "images" in content and not is_coco(content)
 
 
 def _is_genome(content: Any) -> bool:

@@ -7,7 +7,9 @@ from typing import Any
 
 from smalti.experiments.base import Scale
 
-CONSTANT = [f"{which}.{key}" for which in ("optimizer", "discriminator_optimizer") for key in ("warm_up=0", "final=1")]
+CONSTANT = [
+    f"{which}.{key}" for which in ("optimizer", "discriminator_optimizer") for key in ("warmup=0", "final_lr=1")
+]
 UNCLIPPED = ["optimizer.grad_clip=0", "discriminator_optimizer.grad_clip=0"]
 AUTOENCODER = {
     "patch_size": 1,

@@ -10,7 +10,7 @@ def _transformer(layers: int, width: int, heads: int) -> list[str]:
 
 
 def _pixelsnail(layers: int, residuals: int, width: int, heads: int) -> list[str]:
-    sizes = f"layers: {layers}, residuals: {residuals}, width: {width}, heads: {heads}"
+    sizes = f"layers: {layers}, res_blocks: {residuals}, embed_dim: {width}, heads: {heads}"
     return [f"network={{name: pixelsnail, {sizes}, dropout: 0.1}}"]
 
 

@@ -6,10 +6,10 @@ from smalti.experiments.base import Scale
 
 
 def _networks(layers: int, width: int, heads: int) -> dict[str, list[str]]:
-    sizes = f"layers: {layers}, width: {width}, heads: {heads}, dropout: 0.1"
+    sizes = f"layers: {layers}, embed_dim: {width}, heads: {heads}, dropout: 0.1"
     return {
         "transformer": [f"network={{name: transformer, {sizes}}}"],
-        "neighborhood": [f"network={{name: neighborhood, reach: 4, {sizes}}}"],
+        "neighborhood": [f"network={{name: neighborhood, radius: 4, {sizes}}}"],
     }
 
 
