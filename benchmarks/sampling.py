@@ -66,7 +66,7 @@ def told_nothing() -> Prior:
 
 def told_a_map() -> Prior:
     places = SIZES.grid[0] * SIZES.grid[1]
-    return GPT(replace(SIZES, prefix=places, block=2 * places))
+    return GPT(replace(SIZES, prefix_length=places, block_size=2 * places))
 
 
 def neighborhood() -> Prior:

@@ -111,7 +111,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
     stage = PriorStage(asked, shards, Nothing(), tokenizer, fabric=launch(asked.run), about={})
     training, _ = crops(open_source(folder / "images"), asked.encode.images, channels=3, seed=0)
     kept, read = stage.batches(0), stream(training, start=0, run=asked.run, fabric=stage.fabric)
-    encode, chance = encoder(tokenizer, training.images), torch.Generator()
+    encode, chance = encoder(tokenizer, training.to_images), torch.Generator()
 
     def step(batch: CodeBatch) -> None:
         stage.step(batch, seen=asked.run.length // 2, count=1, generator=chance)

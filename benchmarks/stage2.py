@@ -106,7 +106,7 @@ def plain_stage2() -> Work:
     model, codes = PlainGPT(network()), some_codes().flatten(1)
     optimizer = torch.optim.AdamW(
         parameter_groups(model.prior, weight_decay=OPTIMIZER.weight_decay),
-        lr=OPTIMIZER.rate,
+        lr=OPTIMIZER.lr,
         betas=OPTIMIZER.betas,
         foreach=False,
     )

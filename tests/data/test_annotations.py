@@ -133,7 +133,7 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
         ),
         ("{", r"objects\.json: Expecting property name"),
         (
-            {"images": []},
+            {"annotations": []},
             "is no file with annotations of objects that is read; there are: .*COCO .*Open Im.*Visual Genome",
         ),
         ([3], "is no file with annotations"),

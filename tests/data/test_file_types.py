@@ -206,9 +206,10 @@ def test_what_has_no_label_has_the_last_channel(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("unlabeled", "said"),
     [
-        (None, r"holds the label 255, and there are the labels 0 to 4; set model\.autoencoder\.channels=256, or, if 255 stands for no "
-               r"label, images\.unlabeled=255, which takes the last channel"),
-        (200, r"holds the label 255, and there are the labels 0 to 3; set model\.autoencoder\.channels=257, of which the last is for "
+        (None, r"holds the label 255, and there are the labels 0 to 4; set model\.autoencoder\.channels=256, "
+               r"or, if 255 stands for no label, images\.unlabeled=255, which takes the last channel"),
+        (200, r"holds the label 255, and there are the labels 0 to 3; set model\.autoencoder\.channels=257, "
+               r"of which the last is for "
               r"what has no label \(here 200\)"),
     ],
 )  # fmt: skip
@@ -307,7 +308,10 @@ OBJECTIVE = {"perceptual": "none", "adversarial": {"weight": 0.0}}
 RUN: dict[str, Any] = {
     "run": {"length": 24, "batch": 4, "log_every": 8, "validate_every": 24, "sample_every": 24, "checkpoint_every": 24,
             "accelerator": "cpu", "tensorboard": False},
-    "model": {"autoencoder": {"patch_size": 2, "base_channels": 8, "channel_multipliers": [1, 1], "res_blocks": 1, "latent_channels": 8},
+    "model": {
+        "autoencoder": {
+            "patch_size": 2, "base_channels": 8, "channel_multipliers": [1, 1], "res_blocks": 1, "latent_channels": 8
+        },
               "quantizer": {"codebook_size": 16, "codebook_dim": 4}},
     "objective": OBJECTIVE,
     "quantize_from": 0.3,

@@ -48,7 +48,10 @@ NAMES = ["reference", "modern", "no-average"]
 def chosen(home: Path) -> dict[str, Any]:
     recipe = str(home / "small.yaml")
     return {
-        "reference": {"recipe": recipe, "changes": ["objective.adversarial.updates=alternating", "model.quantizer.kmeans_iterations=0"]},
+        "reference": {
+            "recipe": recipe,
+            "changes": ["objective.adversarial.updates=alternating", "model.quantizer.kmeans_iterations=0"],
+        },
         "modern": {"recipe": recipe},
         "without": [{"name": "no-average", "changes": ["run.ema_half_life=0"]}],
         "sets": [{"name": "light", "size": [SIDE, SIDE]}, {"name": "wide", "size": [SIDE, 2 * SIDE], "data": str(home / "a")}],
@@ -134,7 +137,11 @@ def test_a_change_of_one_training_leaves_the_others_as_they_are(home: Path, tmp_
 @pytest.mark.parametrize(
     ("changes", "override", "sentence"),
     [
-        ({"modern": {"recipe": "RECIPE", "changes": ["model.autoencoder.base_channels=16"]}}, (), r"reference has \S+ parameters and modern"),
+        (
+            {"modern": {"recipe": "RECIPE", "changes": ["model.autoencoder.base_channels=16"]}},
+            (),
+            r"reference has \S+ parameters and modern",
+        ),
         ({"without": [{"name": "modern"}]}, (), "two trainings are called 'modern'"),
         ({"sets": [{"name": "a", "size": [8, 8]}] * 2}, (), "two sets of images are called 'a'"),
         ({}, ("tokenizer.run.length=9",), "each training lasts as long as the others; set minutes"),

@@ -245,7 +245,7 @@ def test_studies_of_priors_fit(tmp_path: Path) -> None:
     run_study("priors", study, tmp_path / "out", asked=asked, console=QUIET)
     assert [found[name].outcome["seen"] for name in ("prior-1", "prior-2")] == [640, 640]
     widths = (found["prior-2"].folder / "config.yaml").read_text()
-    assert "width: 32" in widths
+    assert "embed_dim: 32" in widths
     assert "layers: 2" in widths
 
 
@@ -258,7 +258,10 @@ def test_a_tokenizer_of_other_workers_goes_on_and_of_other_length_is_another(tmp
         return steps.tokenizer("one", images=images, training=training).settings
 
     assert described("run.workers=2") == described() != described("run.length=60")
-    assert described()["training"]["model"]["quantizer"]["size"] == RECIPE["tokenizer"]["model"]["quantizer"]["size"]
+    assert (
+        described()["training"]["model"]["quantizer"]["codebook_size"]
+        == RECIPE["tokenizer"]["model"]["quantizer"]["codebook_size"]
+    )
 
 
 def test_what_a_study_varies_is_not_set_over_its_head(tmp_path: Path) -> None:

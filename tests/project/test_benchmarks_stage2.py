@@ -16,7 +16,7 @@ sys.path.insert(0, {str(BENCHMARKS)!r})
 import torch
 import stage2
 from dataclasses import replace
-stage2.SIZES = replace(stage2.SIZES, layers=2, width=32, heads=4, grid=(2, 2), block=4)
+stage2.SIZES = replace(stage2.SIZES, layers=2, embed_dim=32, heads=4, grid=(2, 2), block_size=4)
 """
 SAME = (
     SMALL

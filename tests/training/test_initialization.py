@@ -74,7 +74,7 @@ def test_the_config_says_where_it_came_from(folder: Path) -> None:
     fingerprint = VQGAN.from_pretrained(folder / "other").fingerprint()
     expected = {"model": str(folder / "other"), "fingerprint": fingerprint}
     assert config["from"] == find_model(folder / "told", kind="tokenizer").about["from"] == expected
-    assert config["model"]["quantizer"]["size"] == 8
+    assert config["model"]["quantizer"]["codebook_size"] == 8
     assert config["quantize_from"] == 0
     assert VQGAN.from_pretrained(folder / "told").fingerprint() != fingerprint  # it has learned
 

@@ -100,7 +100,7 @@ def test_priors_of_conditions_are_small_but_for_what_they_are_told(recipe: str) 
 
 
 MODERN: dict[str, dict[str, Any]] = {
-    "edges": {"images.kind": "edges"},
+    "edges": {"images.file_type": "edges"},
     "superres": {"images.size": f"[{SIDE // 4}, {SIDE // 4}]"},
     "vqvae": {},
     "f8": {"run.precision": "32-true"},

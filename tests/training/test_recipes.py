@@ -66,7 +66,7 @@ def test_a_recipe_is_like_another_but_for_what_it_says(tmp_path: Path) -> None:
     assert changed["prior"]["run"] == whole["prior"]["run"]
     assert changed["tokenizer"]["model"]["quantizer"] == {
         "name": "gumbel",
-        "size": 64,
+        "codebook_size": 64,
     }  # another kind: nothing is left of VQ
     assert changed["tokenizer"]["model"]["autoencoder"] == whole["tokenizer"]["model"]["autoencoder"]
     assert "like" not in changed
@@ -339,7 +339,7 @@ SMALL_PRIOR: dict[str, Any] = {
     "network.embed_dim": 16,
     "network.heads": 2,
     "optimizer.lr": 0.01,
-    "keep": 0.9,
+    "keep_probability": 0.9,
     "encode.copies": 1,
     "encode.images.size": f"[{SIDE}, {SIDE}]",
     "encode.images.validation": 0.2,
@@ -408,8 +408,8 @@ def test_reference_priors_train_and_sample(
     nats = [line["nats"] for line in read_metrics(pipeline / "prior") if line["part"] == "validation"]
     assert nats[-1] < nats[0]
     network = find_model(pipeline / "prior", kind="prior").settings["network"]
-    assert (network["name"], network["vocabulary"], network["block"]) == ("gpt", *sizes)
-    assert (network["start"] is None) == (recipe != "reference-faces")
+    assert (network["name"], network["vocab_size"], network["block_size"]) == ("gpt", *sizes)
+    assert (network["start_code"] is None) == (recipe != "reference-faces")
     pipe = Pipeline.from_pretrained(pipeline)
     assert pipe.sample(2, seed=1, **given).shape == (2, 3, SIDE, SIDE)  # type: ignore[arg-type]
 
@@ -432,7 +432,7 @@ def test_priors_without_data_end_at_once(recipe: str, tmp_path: Path) -> None:
     ]
     shown = CliRunner().invoke(app, [*command, "--dry-run"])
     assert shown.exit_code == 0
-    assert "vocabulary: " in shown.output
+    assert "vocab_size: " in shown.output
     condition = prior(recipe).condition
     with pytest.raises(SmaltiError, match=rf"condition = {condition} has codes of its own"):
         CliRunner().invoke(app, command, catch_exceptions=False)

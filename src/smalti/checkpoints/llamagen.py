@@ -251,10 +251,10 @@ def _check_tokenizer(tokenizer: VQGAN) -> None:
         f"model.autoencoder.patch_size = {autoencoder.patch_size}": autoencoder.patch_size != 1,
         "model.autoencoder.convolutional_resampling = false": not autoencoder.convolutional_resampling,
         "model.autoencoder.middle_attention = false": not autoencoder.middle_attention,
-        f"model.autoencoder.attention_levels = {list(autoencoder.attention_levels)}, where theirs is [{lowest}], the lowest resolution": (
-            set(autoencoder.attention_levels) != {lowest}
-        ),
-        f"the widths {', '.join(map(str, widths))} (model.autoencoder.base_channels and multipliers), where theirs are multiples of the "
+        f"model.autoencoder.attention_levels = {list(autoencoder.attention_levels)}, where theirs is [{lowest}], "
+        "the lowest resolution": (set(autoencoder.attention_levels) != {lowest}),
+        f"the widths {', '.join(map(str, widths))} (model.autoencoder.base_channels and channel_multipliers), "
+        "where theirs are multiples of the "
         "first and of 32": any(width % widths[0] or width % 32 for width in widths),
         **autoencoder.decoder_differences,
     }

@@ -294,7 +294,8 @@ def _ddconfig(autoencoder: AutoencoderSettings, *, side: int) -> dict[str, Any]:
         )
     if autoencoder.base_channels % 32:
         raise SmaltiError(
-            f"the original's GroupNorm has 32 groups, which do not divide model.autoencoder.base_channels = {autoencoder.base_channels}"
+            "the original's GroupNorm has 32 groups, which do not divide "
+            f"model.autoencoder.base_channels = {autoencoder.base_channels}"
         )
     for what, there in autoencoder.decoder_differences.items():
         if there:

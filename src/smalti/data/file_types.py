@@ -167,7 +167,10 @@ class Labels(Kind):
 
     def _beyond(self, worst: int, count: int) -> str:
         extra = 1 if self.unlabeled is None else 2
-        sentence = f"holds the label {worst}, and there are the labels 0 to {count - 1}; set model.autoencoder.channels={worst + extra}"
+        sentence = (
+            f"holds the label {worst}, and there are the labels 0 to {count - 1}; "
+            f"set model.autoencoder.channels={worst + extra}"
+        )
         if self.unlabeled is not None:
             return f"{sentence}, of which the last is for what has no label (here {self.unlabeled})"
         return f"{sentence}, or, if {worst} stands for no label, images.unlabeled={worst}, which takes the last channel"

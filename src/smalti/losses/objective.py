@@ -53,8 +53,8 @@ class AdversarialSettings:
     """The discriminator learns from the first step. False: its loss is multiplied by 0 before `start`, as the original's, whose
     optimizer steps all the same."""
     updates: Literal["simultaneous", "alternating"] = "simultaneous"
-    """"simultaneous": both learn from one pass of each. "alternating": the original's two turns on each batch, the discriminator's on
-    reconstructions by the generator just updated."""
+    """"simultaneous": both learn from one pass of each. "alternating": the original's two turns on each batch, the
+    discriminator's on reconstructions by the generator just updated."""
     lecam: Weight = 0.01
     """Weight of the LeCam regularizer of the discriminator."""
     r1: Weight = 0.0

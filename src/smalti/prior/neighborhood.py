@@ -65,7 +65,8 @@ class NeighborhoodSettings:
         for begin in self.maps:
             if begin < end or begin + places > self.prefix_length:
                 raise ValueError(
-                    f"a map of {places} codes from {begin} on does not fit into {self.prefix_length} prefix codes after {end} others"
+                    f"a map of {places} codes from {begin} on does not fit into {self.prefix_length} prefix codes "
+                    f"after {end} others"
                 )
             end = begin + places
         return self

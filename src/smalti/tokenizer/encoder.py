@@ -35,13 +35,13 @@ class AutoencoderSettings:
     base_channels: Annotated[int, Field(ge=LEAST_WIDTH)] = 64
     """Channels at the highest resolution."""
     channel_multipliers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 2)
-    """Width of each resolution, from the highest to the lowest, as a multiple of `width`."""
+    """Width of each resolution, from the highest to the lowest, as a multiple of `base_channels`."""
     res_blocks: Annotated[int, Field(ge=1)] = 2
     """Residual blocks a resolution in the encoder; the decoder has one more, as in the paper."""
     decoder_base_channels: Annotated[int, Field(ge=0)] = 0
-    """Channels of the decoder at the highest resolution, which `channel_multipliers` multiply too; 0: `width`, as in the encoder."""
+    """Channels of the decoder at the highest resolution, which `channel_multipliers` multiply too; 0: `base_channels`."""
     decoder_res_blocks: Annotated[int, Field(ge=0)] = 0
-    """Residual blocks per resolution in the decoder; 0: one more than `blocks`."""
+    """Residual blocks per resolution in the decoder; 0: one more than `res_blocks`."""
     attention_levels: tuple[int, ...] = ()
     """Levels (0 is the highest resolution) with attention after each block."""
     middle_attention: bool = True

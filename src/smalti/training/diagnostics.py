@@ -45,7 +45,8 @@ def judge_codes(means: Mapping[str, float], *, size: int) -> Judged:
         return {"codebook": ""}
     return {
         "codebook": f"the codebook has collapsed: {used:.1%} of {size:,} codes are in use, as good as {perplexity:.0f} equally "
-        "frequent ones. Let codes start from features and restart (model.quantizer.kmeans_iterations, dead_code_threshold), use fewer or lower-"
+        "frequent ones. Let codes start from features and restart (model.quantizer.kmeans_iterations, "
+        "dead_code_threshold), use fewer or lower-"
         "dimensional normalized codes (model.quantizer.codebook_size, dimension), or a lower optimizer.lr"
     }
 
@@ -82,7 +83,8 @@ def _judge_weight(means: Mapping[str, float], *, settings: AdversarialSettings, 
     if adaptive < AT_CLAMP * settings.max_weight:
         return {"adaptive weight": ""}
     return {
-        "adaptive weight": f"the adaptive weight stands at its limit ({adaptive:.3g} of {settings.max_weight:g}): the discriminator "
+        "adaptive weight": f"the adaptive weight stands at its limit ({adaptive:.3g} of {settings.max_weight:g}): "
+        "the discriminator "
         "hands the generator no gradient worth the name, and it is blown up. See whether it has won or sleeps; else set "
         "objective.adversarial.weighting=fixed, or a lower objective.adversarial.max_weight"
     }

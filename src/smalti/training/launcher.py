@@ -142,7 +142,8 @@ def _check_strategy(run: RunSettings, blocks: Callable[[Any], nn.ModuleList] | N
         )
     if run.strategy == "fsdp" and not run.ema_half_life:
         raise SmaltiError(
-            "run.strategy = 'fsdp' needs a running average, which is whole, to validate and to export; set run.ema_half_life above 0, "
+            "run.strategy = 'fsdp' needs a running average, which is whole, to validate and to export; "
+            "set run.ema_half_life above 0, "
             "or run.strategy=ddp"
         )
 

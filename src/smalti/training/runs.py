@@ -98,8 +98,8 @@ def _kind_to_learn(settings: TokenizerTraining) -> Kind:
         losses = f"{' or '.join(LABEL_LOSSES)}, objective.perceptual=none and objective.adversarial.weight=0"
         raise SmaltiError(
             f"objective.pixel = {objective.pixel} is {'not ' * (images.file_type == 'labels')}for label maps, and images.kind = "
-            f"{images.file_type}; for label maps set images.file_type=labels, objective.pixel={losses}, for images images.file_type="
-            "color and objective.pixel=l1"
+            f"{images.file_type}; for label maps set images.file_type=labels, objective.pixel={losses}, for images "
+            "images.file_type=color and objective.pixel=l1"
         )
     kind = KINDS[images.file_type](images.unlabeled)
     kind.check(channels)
@@ -122,7 +122,8 @@ def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: Pri
     condition = condition_of(shards, settings.condition)
     if settings.condition_dropout and condition.size and settings.network.name == "gpt":
         raise SmaltiError(
-            f"condition_dropout = {settings.condition_dropout:g}, but a GPT has no code for an empty condition; set condition_dropout=0, "
+            f"condition_dropout = {settings.condition_dropout:g}, but a GPT has no code for an empty condition; "
+            "set condition_dropout=0, "
             "or network.name=transformer"
         )
     train_prior_on(shards, model, condition, out, settings=settings, console=console)

@@ -6,7 +6,7 @@ from smalti.experiments.base import Scale
 
 
 def _transformer(layers: int, width: int, heads: int) -> list[str]:
-    return [f"network={{name: transformer, layers: {layers}, width: {width}, heads: {heads}, dropout: 0.1}}"]
+    return [f"network={{name: transformer, layers: {layers}, embed_dim: {width}, heads: {heads}, dropout: 0.1}}"]
 
 
 def _pixelsnail(layers: int, residuals: int, width: int, heads: int) -> list[str]:

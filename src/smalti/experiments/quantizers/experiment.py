@@ -79,16 +79,19 @@ def _loading(step: str) -> Callable[[Place], Any]:
 def _all(*, size: int, levels: Sequence[int]) -> list[dict[str, Any]]:
     """One of each quantizer with `size` codes, for FSQ the product of `levels`: plain values of variations."""
     bits = size.bit_length() - 1
-    reference = f"name: vq, codebook_size: {size}, dimension: 256, normalized: false, kmeans: 0, dead_code_threshold: 0, beta_on: codebook"
+    reference = (
+        f"name: vq, codebook_size: {size}, codebook_dim: 256, l2_normalize: false, kmeans_iterations: 0, "
+        "dead_code_threshold: 0, beta_on: codebook"
+    )
     changes = {
         "vq-reference": [f"model.quantizer={{{reference}}}", "quantize_from=0"],
-        "vq": [f"model.quantizer={{name: vq, codebook_size: {size}, dimension: 8}}"],
-        "vq-rotation": [f"model.quantizer={{name: vq, codebook_size: {size}, dimension: 8, gradient: rotation}}"],
-        "ema": [f"model.quantizer={{name: ema, codebook_size: {size}, dimension: 8}}"],
-        "gumbel": [f"model.quantizer={{name: gumbel, codebook_size: {size}, dimension: 64}}"],
+        "vq": [f"model.quantizer={{name: vq, codebook_size: {size}, codebook_dim: 8}}"],
+        "vq-rotation": [f"model.quantizer={{name: vq, codebook_size: {size}, codebook_dim: 8, gradient: rotation}}"],
+        "ema": [f"model.quantizer={{name: ema, codebook_size: {size}, codebook_dim: 8}}"],
+        "gumbel": [f"model.quantizer={{name: gumbel, codebook_size: {size}, codebook_dim: 64}}"],
         "fsq": [f"model.quantizer={{name: fsq, levels: {list(levels)}}}"],
         "lfq": [f"model.quantizer={{name: lfq, codebook_dim: {bits}}}"],
-        "simvq": [f"model.quantizer={{name: simvq, codebook_size: {size}, dimension: 8}}"],
+        "simvq": [f"model.quantizer={{name: simvq, codebook_size: {size}, codebook_dim: 8}}"],
     }
     return [{"name": name, "changes": change} for name, change in changes.items()]
 
