@@ -124,7 +124,7 @@ def test_temperatures(folder: Path) -> None:
         (facts["warmup_cosine"]["params"], facts["warmup_cosine"]["values"]),
     ):
         plan = {"start": numbers["lr_start"], "peak": numbers["lr_max"], "end": numbers["lr_min"]}
-        plan |= {"warm_up": numbers["warm_up_steps"], "decay": numbers["max_decay_steps"]}
+        plan |= {"warmup": numbers["warm_up_steps"], "decay": numbers["max_decay_steps"]}
         for step, value in values:
             assert warm_up_cosine(step, **plan) == pytest.approx(value, rel=1e-12)
 
