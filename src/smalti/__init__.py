@@ -33,10 +33,10 @@ _HOMES = {
     "VQGANSettings": "smalti.tokenizer.vqgan",
     "VQSettings": "smalti.tokenizer.quantizers",
     "best_of": "smalti.evaluation.rejection_sampling",
-    "read_image": "smalti.images.io",
-    "save_png": "smalti.images.io",
-    "to_array": "smalti.images.io",
-    "to_tensor": "smalti.images.io",
+    "read_image": "smalti.images",
+    "save_png": "smalti.images",
+    "to_array": "smalti.images",
+    "to_tensor": "smalti.images",
 }
 
 __all__ = [
