@@ -41,7 +41,7 @@ from smalti.images.io import NO_SETTINGS, to_array
 from smalti.images.masks import whole_tiles
 from smalti.images.png_stream import write_png
 from smalti.prior import Prior, Window
-from smalti.prior.code_likelihood import window_nats
+from smalti.prior.code_likelihood import window_nll
 from smalti.prior_folder import Network, load_prior, save_prior
 from smalti.tokenizer.batches import Codes, Images, code_batch
 from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size, strips_of
@@ -331,7 +331,7 @@ class Pipeline:
         """
         codes = code_batch(codes, size=self.prior.size).to(self.device)
         prefixes = self.prefixes(values, grid=(codes.shape[1], codes.shape[2]))
-        return window_nats(self.prior, prefixes, codes, middle=self.condition.middle)
+        return window_nll(self.prior, prefixes, codes, middle=self.condition.middle)
 
     def seeds(self, seed: int, count: int) -> Tensor:
         """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""

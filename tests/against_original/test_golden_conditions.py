@@ -21,7 +21,7 @@ from smalti.conditions.spatial import Maps, MapsSettings, colorized, labels_as_c
 from smalti.core.errors import SmaltiError
 from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
 from smalti.prior.gpt import GPT
-from smalti.prior.window import Window, window_over
+from smalti.prior.window import Window, window_at
 from tests.golden import FOLDER, Golden, fixtures
 
 pytestmark = pytest.mark.golden
@@ -207,7 +207,7 @@ def test_the_window_over_a_layout_stands_one_code_further_on(path: Path) -> None
     for (row, column), window in scene_windows(golden).items():
         for place, length, start in ((row, height, window.top), (column, width, window.left)):
             assert start == min(max(place - (side // 2 - 1), 0), length - side)
-        assert window == window_over(row, column, grid=(height, width), window=(side, side), middle=layout.middle)
+        assert window == window_at(row, column, grid=(height, width), window=(side, side), middle=layout.middle)
 
 
 @torch.no_grad()

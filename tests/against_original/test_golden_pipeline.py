@@ -19,7 +19,7 @@ from smalti.conditions.spatial import Maps
 from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
 from smalti.pipeline import Pipeline
 from smalti.prior import ORDERS as ORDERS_HERE
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.prior.gpt import GPT
 from tests.golden import Golden, fixtures, known_codes, prefix_of
 
@@ -54,7 +54,7 @@ def test_from_images_to_logits_and_back(path: Path) -> None:
     prior = pipeline.prior
     logits = prior(prior.join(prefix, quantized.codes.flatten(1)[:, :-1]))[:, prefix.shape[1] - 1 :]
     golden.check("out.logits", logits)
-    golden.check("out.loss", nats(prior, prefix, quantized.codes).mean())
+    golden.check("out.loss", nll(prior, prefix, quantized.codes).mean())
     condition = pipeline.condition
     if isinstance(condition, Maps):
         decoded = condition.tokenizer.decode_codes(prefix.view(-1, *condition.settings.grid))

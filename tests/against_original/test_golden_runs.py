@@ -15,7 +15,7 @@ from smalti.checkpoints.taming import find
 from smalti.generation.code_sampler import Sampler, finished, sample, unknown
 from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
 from smalti.pipeline import Pipeline
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.tokenizer.quantizers import Gumbel
 from tests.golden import FOLDER, Golden, prefix_of
 
@@ -93,7 +93,7 @@ def test_pipelines_on_run_folders(name: str) -> None:
     prior = pipeline.prior.requires_grad_(True)
     logits = prior(prior.join(prefix, codes.flatten(1)[:, :-1]))[:, prefix.shape[1] - 1 :]
     golden.check("out.logits", logits)
-    loss = nats(prior, prefix, codes).mean()
+    loss = nll(prior, prefix, codes).mean()
     golden.check("out.loss", loss)
     loss.backward()  # type: ignore[no-untyped-call]
     for key, place in (("head.weight", "head.weight"), ("tok_emb.weight", "embedding.weight")):

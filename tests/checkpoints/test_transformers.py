@@ -98,7 +98,7 @@ def forward(weights: dict[str, Tensor], config: dict[str, Any], codes: Tensor) -
 
 
 def some_codes(prior: GPT) -> Tensor:
-    count = prior.prefix + prior.grid[0] * prior.grid[1] - 1
+    count = prior.prefix_length + prior.grid[0] * prior.grid[1] - 1
     return torch.randint(prior.settings.vocab_size, (2, count), generator=torch.Generator().manual_seed(1))
 
 
@@ -237,9 +237,9 @@ def test_the_numbers_and_the_codes_are_those_of_the_package(changes: dict[str, A
     assert not any(info.values())
     codes = some_codes(prior)
     torch.testing.assert_close(model.eval()(codes).logits, prior(codes), rtol=1e-4, atol=1e-4)
-    prefix = torch.randint(11, (2, prior.prefix), generator=torch.Generator().manual_seed(2))
-    theirs = model.generate(prefix, do_sample=False)[:, prior.prefix :]
+    prefix = torch.randint(11, (2, prior.prefix_length), generator=torch.Generator().manual_seed(2))
+    theirs = model.generate(prefix, do_sample=False)[:, prior.prefix_length :]
     greedy, seeds = Sampler(top_k=1), torch.arange(2)
     ours = finished(sample(prior, prefix, prior.grid, sampler=greedy, seeds=seeds, known=unknown(2, prior.grid)))
-    laid = ours.flatten(1)[:, prior.places(prior.grid, device=ours.device)]
+    laid = ours.flatten(1)[:, prior.sequence_order(prior.grid, device=ours.device)]
     assert torch.equal(theirs, laid)

@@ -24,7 +24,7 @@ from smalti.data.sources import open_source, split
 from smalti.images.io import edges, read_image, to_tensor
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.scenes.painter import LABELS
 from smalti.scenes.scene_files import scene_labels, write_scenes
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
@@ -165,7 +165,7 @@ def test_the_condition_reaches_the_prior(home: Path, tmp_path: Path, monkeypatch
 
     def watched(prior, prefix, codes, **more):  # type: ignore[no-untyped-def]
         seen.append(prefix)
-        return nats(prior, prefix, codes, **more)
+        return nll(prior, prefix, codes, **more)
 
     monkeypatch.setattr("smalti.training.stage2.nats", watched)
     overrides = ("run.length=64", "condition_dropout=0", "network.dropout=0")

@@ -31,8 +31,8 @@ from smalti.hub.pretrained import find_model
 from smalti.images.io import to_array, to_tensor
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
-from smalti.prior import Neighborhood, NeighborhoodSettings, after_middle, nats
-from smalti.prior.window import Window, window_over
+from smalti.prior import Neighborhood, NeighborhoodSettings, after_middle, nll
+from smalti.prior.window import Window, window_at
 from smalti.prior_folder import load_prior
 from tests.generation.test_code_sampler import small
 from tests.reference import earliest
@@ -146,16 +146,16 @@ def by_hand(pipeline: Pipeline, way: str, codes: Tensor, places: list[Within]) -
     """Codes (B,h,w) -> nats a code (B,), each code under a window of its own."""
     prior, (B, h, w) = pipeline.prior, codes.shape
     if way in (NEIGHBORHOOD, WHOLE):
-        return nats(prior, prior.null_prefix(B), codes).mean((1, 2))
+        return nll(prior, prior.null_prefix(B), codes).mean((1, 2))
     told = pipeline.prefixes(places if way == COORDINATES else [None] * B, grid=(h, w))
     each = torch.zeros(B, h, w)
     for row in range(h):
         for column in range(w):
-            over = window_over(row, column, grid=(h, w), window=SMALLEST, middle=after_middle)
+            over = window_at(row, column, grid=(h, w), window=SMALLEST, middle=after_middle)
             if way == TILES:
                 over = Window(row // 2 * 2, column // 2 * 2, 2, 2)
             top, left, rows, columns = over
-            part = nats(prior, told(over), codes[:, top : top + rows, left : left + columns])
+            part = nll(prior, told(over), codes[:, top : top + rows, left : left + columns])
             each[:, row, column] = part[:, row - top, column - left]
     return each.mean((1, 2))
 

@@ -78,7 +78,7 @@ def small_gpt(**changes: Any) -> GPT:
 def laid(prior: Prior, known: Tensor, *, sampler: Sampler = SAMPLERS["plain"], first: int = 0) -> Tensor:
     """The finished codes of images with labels 0, 1, 2, 0, ... and seeds from `first` on."""
     batch, height, width = known.shape
-    prefix = (torch.arange(first, first + batch) % 3)[:, None].expand(-1, prior.prefix)
+    prefix = (torch.arange(first, first + batch) % 3)[:, None].expand(-1, prior.prefix_length)
     seeds = torch.arange(first, first + batch)
     return list(sample(prior, prefix, (height, width), sampler=sampler, seeds=seeds, known=known))[-1]
 

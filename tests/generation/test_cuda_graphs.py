@@ -20,7 +20,7 @@ from smalti.core.errors import SmaltiError
 from smalti.generation import sliding_window
 from smalti.generation.code_sampler import Sampler, finished, sample, unknown
 from smalti.generation.cuda_graphs import NextCode, Steady
-from smalti.kernels.prepacked import packed
+from smalti.kernels.prepacked import prepacked
 from smalti.prior import StaticCache
 from tests.generation.test_code_sampler import small, small_gpt
 
@@ -48,7 +48,7 @@ def window_of(prior: Steady, narrow: bool) -> tuple[int, int]:
 @torch.no_grad()
 def begun(prior: Steady, batch: int, window: tuple[int, int], codes: Tensor, device: str = "cpu") -> StaticCache:
     """A cache that holds a prefix and some codes (B, n)."""
-    prefix = drawn(batch, prior.prefix, below=3).to(device)
+    prefix = drawn(batch, prior.prefix_length, below=3).to(device)
     cache = prior.empty_cache(window=window)
     prior.next_logits(prior.join(prefix, codes), cache=cache)
     return cache
@@ -63,12 +63,12 @@ def close(found: Tensor, expected: Tensor) -> None:
 @torch.no_grad()
 def test_logits_are_those_of_the_ordinary_call(kind: str, batch: int, first: int, narrow: bool, ready: bool) -> None:
     """From any place on, to the last code that is read; at places in between an ordinary call reads two codes at once."""
-    prior = packed(KINDS[kind]()) if ready else KINDS[kind]()
+    prior = prepacked(KINDS[kind]()) if ready else KINDS[kind]()
     window = window_of(prior, narrow)
     count = window[0] * window[1]
     codes = drawn(batch, count, below=9, number=first)
     ordinary, cache = (begun(prior, batch, window, codes[:, :first]) for _ in range(2))
-    for memory in cache.kept.values():
+    for memory in cache.buffers.values():
         memory[..., cache.length :, :] = torch.nan  # as memory that was just taken may hold
     steps = NextCode(prior, cache)
     place = first
@@ -88,7 +88,7 @@ def test_logits_are_those_of_the_ordinary_call(kind: str, batch: int, first: int
 @pytest.mark.parametrize("guidance", [1.0, 1.8])
 def test_images_are_the_same(monkeypatch: pytest.MonkeyPatch, kind: str, guidance: float) -> None:
     prior, seeds, sampler = KINDS[kind](), torch.arange(3), Sampler(temperature=0.9, top_k=7, guidance=guidance)
-    prefix, known = drawn(3, prior.prefix, below=3), unknown(3, (4, 4))
+    prefix, known = drawn(3, prior.prefix_length, below=3), unknown(3, (4, 4))
     known[:, 1:3, 2] = 1
     lay = partial(sample, prior, prefix, (4, 4), sampler=sampler, seeds=seeds, known=known)
     truth = finished(lay())

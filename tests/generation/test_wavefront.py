@@ -177,9 +177,9 @@ def told(prior: Prior, batch: int, grid: tuple[int, int], number: int) -> Callab
     def prefix_at(window: Window) -> Tensor:
         top, left, rows, columns = window
         under = drawn[:, top : top + rows, left : left + columns].flatten(1)
-        free = torch.full((batch, prior.prefix), (2 * top + left) % 3)
+        free = torch.full((batch, prior.prefix_length), (2 * top + left) % 3)
         filled = torch.cat((free[:, :1], under, free), dim=1)
-        return filled[:, : prior.prefix]
+        return filled[:, : prior.prefix_length]
 
     return prefix_at
 

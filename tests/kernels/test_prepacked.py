@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from smalti.generation import code_sampler as laying
 from smalti.generation.code_sampler import Sampler, finished, sample, unknown
-from smalti.kernels.decode_block import FEW
-from smalti.kernels.prepacked import packed
+from smalti.kernels.decode_block import MAX_ROWS
+from smalti.kernels.prepacked import prepacked
 from tests.generation.test_code_sampler import small, small_gpt
 from tests.prior.test_neighborhood import small as small_neighborhood
 from tests.prior.test_pixelsnail import small as small_pixelsnail
@@ -28,7 +28,7 @@ BUILDERS = {
 
 
 @examples(max_examples=20)
-@given(st.integers(1, FEW + 8), st.integers(1, 70), st.integers(1, 70), st.booleans())
+@given(st.integers(1, MAX_ROWS + 8), st.integers(1, 70), st.integers(1, 70), st.booleans())
 def test_products_are_the_same_up_to_rounding(rows: int, read: int, made: int, bias: bool) -> None:
     holder = nn.Sequential(nn.Linear(read, made, bias=bias))
     x = torch.randn(rows, read)
@@ -36,7 +36,7 @@ def test_products_are_the_same_up_to_rounding(rows: int, read: int, made: int, b
         exact = holder.double()(x.double()).float()
         holder.float()
         for shape in ((rows, read), (rows, 1, read), (1, rows, read)):
-            found = packed(holder)(x.view(shape))
+            found = prepacked(holder)(x.view(shape))
             torch.testing.assert_close(found.view(rows, made), exact, rtol=1e-5, atol=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_a_packed_prior_lays_the_same_codes(name: str, monkeypatch: pytest.Monke
 def test_packing_leaves_the_module_as_it_is_and_shares_what_it_can() -> None:
     prior = small_gpt()
     before = copy.deepcopy(prior.state_dict())
-    twin = packed(prior)
+    twin = prepacked(prior)
     assert type(twin) is type(prior)
     assert twin.embedding is prior.embedding
     assert isinstance(prior.head, nn.Linear)
@@ -69,4 +69,4 @@ def test_packing_leaves_the_module_as_it_is_and_shares_what_it_can() -> None:
 
 def test_what_onednn_has_nothing_for_stays_as_it_is() -> None:
     prior = small_gpt().double()
-    assert packed(prior) is prior
+    assert prepacked(prior) is prior

@@ -24,7 +24,7 @@ from smalti.encoding.code_writer import Prefix, write_codes
 from smalti.evaluation.measures import measure_prior
 from smalti.evaluation.results import as_plain, write_result
 from smalti.pipeline import Pipeline
-from smalti.prior import Transformer, TransformerSettings, nats
+from smalti.prior import Transformer, TransformerSettings, nll
 from smalti.tokenizer.vqgan import VQGAN
 from tests.evaluation.test_measures import CPU, pipeline, priors, tokenizer
 from tests.evaluation.test_measures import data_folder as data_folder
@@ -115,8 +115,8 @@ def test_codes_are_measured_with_what_stands_before_them(condition: Given | Maps
     some = [0, 1, 2, 3]  # 5 images, 4 of them evenly spread
     with torch.no_grad():
         prefix, codes = told(condition, held_out.beside[some]), pipe.tokenizer.encode(held_out.images[some]).codes
-        expected = nats(pipe.prior, prefix, codes).mean((1, 2))
-        others = nats(pipe.prior, prefix.roll(1, 0), codes).mean((1, 2))
+        expected = nll(pipe.prior, prefix, codes).mean((1, 2))
+        others = nll(pipe.prior, prefix.roll(1, 0), codes).mean((1, 2))
     torch.testing.assert_close(found.values["nats_a_code"], expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(others, expected, atol=1e-4), "what is told counts"
     bits = expected / math.log(2) / 16  # 16 codes, 256 pixels
@@ -139,7 +139,7 @@ def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path
     found = measure_prior(pipe, kept, protocol=priors(), device=CPU)
     with torch.no_grad():
         codes = pipe.tokenizer.encode(held_out.images).codes
-        expected = nats(pipe.prior, torch.tensor([[0], [1], [0], [1], [0]]), codes)
+        expected = nll(pipe.prior, torch.tensor([[0], [1], [0], [1], [0]]), codes)
     torch.testing.assert_close(found.values["nats_a_code"], expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 

@@ -15,7 +15,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.generation.code_sampler import Sampler, finished, sample, unknown
 from smalti.prior import GPT, GPTSettings, NoCache
-from smalti.prior.attention import attended
+from smalti.prior.attention import attend
 
 
 def fresh(**changes: Any) -> GPT:
@@ -37,7 +37,7 @@ def small(**changes: Any) -> GPT:
 
 def some_codes(prior: GPT, *, batch: int = 2, count: int | None = None) -> Tensor:
     """Random codes of the whole vocabulary, as many as there are to read."""
-    count = prior.prefix + prior.grid[0] * prior.grid[1] - 1 if count is None else count
+    count = prior.prefix_length + prior.grid[0] * prior.grid[1] - 1 if count is None else count
     return torch.randint(prior.settings.vocab_size, (batch, count), generator=torch.Generator().manual_seed(1))
 
 
@@ -107,7 +107,7 @@ def test_attention_is_the_plain_formula(before: int, new: int, unmasked: int) ->
         visible[:unmasked, :unmasked] = True
     scores = (queries @ keys.transpose(2, 3) / 2).where(visible, -torch.inf)
     truth = scores.softmax(dim=3) @ values
-    seen = attended(queries[:, :, before:], keys, values, dropout=0.0, unmasked=unmasked)
+    seen = attend(queries[:, :, before:], keys, values, dropout=0.0, unmasked=unmasked)
     torch.testing.assert_close(seen, truth[:, :, before:])
 
 
@@ -127,9 +127,9 @@ def test_the_beginning_sees_itself_wholly_only_when_it_comes_at_once() -> None:
 def test_vectors_can_be_read_in_place_of_codes() -> None:
     prior = small()
     codes = some_codes(prior)
-    read = prior.read(prior.embedding(codes), NoCache(columns=4))
+    read = prior.forward_embeddings(prior.embedding(codes), NoCache(columns=4))
     assert torch.equal(prior.head(read), prior(codes))
-    assert not torch.equal(prior.read(prior.embedding(codes) + 0.1, NoCache(columns=4)), read)
+    assert not torch.equal(prior.forward_embeddings(prior.embedding(codes) + 0.1, NoCache(columns=4)), read)
 
 
 def test_condition_and_image_codes_share_their_numbers() -> None:

@@ -15,9 +15,9 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
 from smalti.generation.neighborhood_decoding import Ring, slanted
-from smalti.prior import Neighborhood, NeighborhoodSettings, NoCache, nats, parameter_groups
+from smalti.prior import Neighborhood, NeighborhoodSettings, NoCache, nll, parameter_groups
 from smalti.prior import neighborhood as rooms
-from smalti.prior.code_likelihood import window_nats
+from smalti.prior.code_likelihood import window_nll
 from smalti.training.prior_networks import Codes, NeighborhoodNetwork, build_network
 from tests import reference
 
@@ -57,7 +57,7 @@ def drawn(*shape: int, below: int, number: int = 0) -> Tensor:
 
 
 def prefix_for(prior: Neighborhood, batch: int, grid: tuple[int, int], number: int = 0) -> Tensor:
-    count = prior.free + len(prior.hints) * grid[0] * grid[1]
+    count = prior.free_length + len(prior.hints) * grid[0] * grid[1]
     return drawn(batch, count, below=3, number=number)
 
 
@@ -127,7 +127,7 @@ def test_tiles_are_the_whole_mask(grid: tuple[int, int], reach: int, tile: int) 
     prefix, codes = prefix_for(prior, 2, grid), drawn(2, *grid, below=9)
     whole = logits_of(prior, prefix, codes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rooms, "TILE", tile)
+        patch.setattr(rooms, "TILE_SIZE", tile)
         torch.testing.assert_close(logits_of(prior, prefix, codes), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -136,7 +136,7 @@ def test_tiles_are_the_whole_mask(grid: tuple[int, int], reach: int, tile: int) 
 
 @given(GRIDS, st.integers(1, 4))
 def test_a_wave_sees_earlier_waves_alone(grid: tuple[int, int], reach: int) -> None:
-    waves = slanted(torch.ones(grid, dtype=torch.bool), reach=reach)
+    waves = slanted(torch.ones(grid, dtype=torch.bool), radius=reach)
     number = {place[:2]: count for count, wave in enumerate(waves) for place in wave}
     assert len(number) == grid[0] * grid[1]
     for i, j in number:
@@ -147,13 +147,13 @@ def test_a_wave_sees_earlier_waves_alone(grid: tuple[int, int], reach: int) -> N
 
 
 def test_a_grid_of_64_with_a_reach_of_4_takes_379_waves() -> None:
-    assert len(slanted(torch.ones(64, 64, dtype=torch.bool), reach=4)) == 64 + 63 * 5
+    assert len(slanted(torch.ones(64, 64, dtype=torch.bool), radius=4)) == 64 + 63 * 5
 
 
 @pytest.mark.parametrize(("grid", "rows"), [((64, 16), 2 + 1 + 6), ((4, 16), 4), ((64, 2), 2 + 1 + 1)])
 def test_only_the_rows_in_reach_are_kept(grid: tuple[int, int], rows: int) -> None:
     prior = small()
-    ring = Ring(grid, told=prior.told(drawn(1, 1, below=3)), reach=prior.reach)
+    ring = Ring(grid, prefix=prior.encode_prefix(drawn(1, 1, below=3)), radius=prior.radius)
     assert ring.rows == rows
 
 
@@ -219,7 +219,7 @@ def test_likelihoods_of_any_size_are_those_of_the_whole_image() -> None:
     prior, codes = small(), drawn(2, 6, 9, below=9)
     prefix = prefix_for(prior, 2, (6, 9))
     with torch.no_grad():
-        found = window_nats(prior, lambda window: prefix, codes)
+        found = window_nll(prior, lambda window: prefix, codes)
     truth = -logits_of(prior, prefix, codes).log_softmax(-1).gather(3, codes[..., None])[..., 0]
     torch.testing.assert_close(found, truth)
 
@@ -245,11 +245,11 @@ def test_it_learns_from_crops_and_knows_larger_images() -> None:
 
     for _ in range(60):
         optimizer.zero_grad()
-        torch.autograd.backward(nats(prior, *batch((6, 6))).mean())
+        torch.autograd.backward(nll(prior, *batch((6, 6))).mean())
         optimizer.step()
     prior.eval()
     with torch.no_grad():
-        trained, larger = (float(nats(prior, *batch(size))[:, 1:].mean()) for size in ((6, 6), (12, 18)))
+        trained, larger = (float(nll(prior, *batch(size))[:, 1:].mean()) for size in ((6, 6), (12, 18)))
     assert trained < 0.1
     assert larger < 0.1
 

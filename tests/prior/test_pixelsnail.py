@@ -21,8 +21,15 @@ from smalti.generation.code_sampler import Sampler, finished, sample, unknown
 from smalti.hub.pretrained import find_model
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
-from smalti.prior import NoCache, PixelSNAIL, PixelSNAILSettings, nats, parameter_groups
-from smalti.prior.pixelsnail_layers import Causal, Gated, Places, Pointwise, earlier, square
+from smalti.prior import NoCache, PixelSNAIL, PixelSNAILSettings, nll, parameter_groups
+from smalti.prior.pixelsnail_layers import (
+    CausalConv,
+    GatedResBlock,
+    GridPositions,
+    PointwiseConv,
+    kernel_offsets,
+    shifted,
+)
 from smalti.prior_folder import load_prior
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.prior_networks import Codes, PixelSNAILNetwork, build_network
@@ -62,7 +69,7 @@ def sequences(prior: PixelSNAIL, batch: int = 2, *, grid: tuple[int, int] | None
     """Random prefix and all image codes of a grid but the last, joined."""
     rows, columns = grid or prior.grid
     generator = torch.Generator().manual_seed(1)
-    prefix = torch.randint(C, (batch, prior.prefix), generator=generator)
+    prefix = torch.randint(C, (batch, prior.prefix_length), generator=generator)
     return prior.join(prefix, torch.randint(K, (batch, rows * columns - 1), generator=generator))
 
 
@@ -132,7 +139,9 @@ def test_a_narrower_window_stands_at_the_left_of_the_whole() -> None:
     prior = small()
     codes = sequences(prior, grid=(2, 2))
     narrow, wide = prior(codes, cache=NoCache(columns=2)), prior(codes, cache=NoCache(columns=4))
-    same = prior.prefix + 1  # up to the code before the last of the first row; the next place is below or beside it
+    same = (
+        prior.prefix_length + 1
+    )  # up to the code before the last of the first row; the next place is below or beside it
     torch.testing.assert_close(narrow[:, :same], wide[:, :same])
     assert (narrow[:, same:] - wide[:, same:]).abs().max() > 1e-3
 
@@ -163,7 +172,7 @@ def test_a_cache_refuses_gradients_and_follows_autocast() -> None:
         whole = prior(codes)
         cache = prior.empty_cache()
         pieces = [prior(piece[:, None], cache=cache) for piece in codes.unbind(dim=1)]
-    kept = {name: memory.dtype for name, memory in cache.kept.items()}
+    kept = {name: memory.dtype for name, memory in cache.buffers.items()}
     assert kept.pop("codes") == torch.int64
     attended = {dtype for name, dtype in kept.items() if name.endswith(("keys", "values"))}
     assert attended == {torch.bfloat16}
@@ -189,9 +198,9 @@ def test_sequences_that_do_not_fit_are_refused() -> None:
 def test_it_is_a_down_right_convolution(grid: tuple[int, int], kernel: int) -> None:
     """PyTorch's own, on the map with zeros above it and at its left."""
     torch.manual_seed(0)
-    layer = Causal(6, 3, offsets=square(kernel), behind=0, name="layer")
+    layer = CausalConv(6, 3, offsets=kernel_offsets(kernel), behind=0, name="layer")
     x = torch.randn(2, 6, *grid)
-    places = Places.of(0, grid[0] * grid[1], grid=grid, cache=NoCache(columns=grid[1]), like=x)
+    places = GridPositions.of(0, grid[0] * grid[1], grid=grid, cache=NoCache(columns=grid[1]), like=x)
     ours = layer(x.flatten(2).transpose(1, 2), places)
     weight = layer.project.weight.view(3, kernel, kernel, 6).flip(1, 2).permute(0, 3, 1, 2)
     truth = F.conv2d(F.pad(x, (kernel - 1, 0, kernel - 1, 0)), weight, layer.project.bias)
@@ -203,7 +212,7 @@ def test_the_first_layer_is_the_two_shifted_convolutions_of_the_paper(grid: tupl
     """Three codes of the row above and the one at the left, whose embeddings come one place later."""
     prior = small(grid=grid)
     x = torch.randn(2, 16, *grid)
-    places = Places.of(0, grid[0] * grid[1], grid=grid, cache=NoCache(columns=grid[1]), like=x)
+    places = GridPositions.of(0, grid[0] * grid[1], grid=grid, cache=NoCache(columns=grid[1]), like=x)
     before = F.pad(x.flatten(2).transpose(1, 2), (0, 0, 1, 0))[:, :-1]
     ours = prior.first(before, places)
     above_left, above, above_right, left = prior.first.project.weight.chunk(4, dim=1)
@@ -222,15 +231,15 @@ def test_earlier_looks_back_over_the_beginning() -> None:
     for by in range(8):
         for count in range(6):
             truth = [float(place - by + 1) if place >= by else 0.0 for place in range(5 - count, 5)]
-            assert earlier(x, by, count=count)[0, :, 0].tolist() == truth
+            assert shifted(x, by, count=count)[0, :, 0].tolist() == truth
 
 
 def test_the_gate_opens_for_half_of_the_numbers() -> None:
     """x + a sigmoid(b)."""
     torch.manual_seed(0)
-    block = Gated(Pointwise(4, 6), Pointwise(6, 8), dropout=0.0)
+    block = GatedResBlock(PointwiseConv(4, 6), PointwiseConv(6, 8), dropout=0.0)
     x = torch.randn(2, 3, 4)
-    places = Places.of(0, 3, grid=(1, 3), cache=NoCache(columns=3), like=x)
+    places = GridPositions.of(0, 3, grid=(1, 3), cache=NoCache(columns=3), like=x)
     both = block.outer.project(F.elu(block.inner.project(F.elu(x))))
     torch.testing.assert_close(block(x, places), x + both[..., :4] * both[..., 4:].sigmoid())
 
@@ -258,7 +267,7 @@ def test_nats_are_those_of_one_code_after_the_other(grid: tuple[int, int]) -> No
     prior = small().double()
     codes, prefix = torch.randint(K, (2, *grid)), torch.tensor([[0, 3], [2, 1]])
     with torch.no_grad():
-        losses = nats(prior, prefix, codes)
+        losses = nll(prior, prefix, codes)
         for turn in range(grid[0] * grid[1]):
             heard = codes.flatten(1)[:, :turn]
             logits = prior(prior.join(prefix, heard), cache=NoCache(columns=grid[1]))[:, -1]
@@ -269,7 +278,7 @@ def test_nats_are_those_of_one_code_after_the_other(grid: tuple[int, int]) -> No
 @pytest.mark.parametrize("prefix", [1, 2, 12])
 def test_every_weight_learns_from_the_first_step(prefix: int) -> None:
     prior = fresh(prefix_length=prefix)
-    nats(prior, prior.null_prefix(2), torch.randint(K, (2, 3, 4))).mean().backward()  # type: ignore[no-untyped-call]
+    nll(prior, prior.null_prefix(2), torch.randint(K, (2, 3, 4))).mean().backward()  # type: ignore[no-untyped-call]
     for name, weight in prior.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.abs().max() > 1e-9, name
@@ -277,7 +286,7 @@ def test_every_weight_learns_from_the_first_step(prefix: int) -> None:
 
 def test_a_fresh_one_knows_nothing() -> None:
     prior = fresh(codebook_size=64, embed_dim=64).eval()
-    loss = nats(prior, prior.null_prefix(4), torch.randint(64, (4, 3, 4))).mean()
+    loss = nll(prior, prior.null_prefix(4), torch.randint(64, (4, 3, 4))).mean()
     assert loss.item() == pytest.approx(math.log(64), abs=0.15)
 
 
@@ -288,12 +297,12 @@ def test_it_learns_a_few_images_by_heart(prefix: int) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.01), lr=5e-3, betas=(0.9, 0.95))
     for _ in range(80):
         optimizer.zero_grad()
-        nats(prior, told, codes).mean().backward()  # type: ignore[no-untyped-call]
+        nll(prior, told, codes).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     prior.eval()
     with torch.no_grad():
-        assert nats(prior, told, codes).mean() < 0.05
-        assert nats(prior, told.roll(1, 0), codes)[:, 0, 0].mean() > 1, "the condition is not read"
+        assert nll(prior, told, codes).mean() < 0.05
+        assert nll(prior, told.roll(1, 0), codes)[:, 0, 0].mean() > 1, "the condition is not read"
 
 
 def test_dropout_works_in_training_only() -> None:

@@ -8,7 +8,7 @@ import torch
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.generation.code_sampler import Sampler, finished, sample, unknown
-from smalti.prior import Transformer, TransformerSettings, nats
+from smalti.prior import Transformer, TransformerSettings, nll
 
 GRID, SIZE, CONDITION = (3, 4), 11, 7
 
@@ -56,11 +56,11 @@ def test_the_map_is_told_where_the_next_code_is_laid() -> None:
         block.attention.out.weight.zero_()  # type: ignore[union-attr,operator]
         block.down.weight.zero_()  # type: ignore[union-attr,operator]
     told, codes = drawn(13, batch=1)
-    before = nats(prior, told, codes.view(1, *GRID))
+    before = nll(prior, told, codes.view(1, *GRID))
     for place in range(12):
         changed = told.clone()
         changed[:, 1 + place] = (changed[:, 1 + place] + 1) % CONDITION
-        moved = (nats(prior, changed, codes.view(1, *GRID)) - before).abs().flatten() > 1e-7
+        moved = (nll(prior, changed, codes.view(1, *GRID)) - before).abs().flatten() > 1e-7
         # The last code of the prefix is also what the first image code is read from.
         assert moved.nonzero().flatten().tolist() == sorted({place, *([0] if place == 11 else [])})
 
@@ -107,11 +107,11 @@ def test_orders_other_than_raster_are_told_their_own_places() -> None:
     prior.blocks[0].down.weight.data.zero_()  # type: ignore[union-attr,operator]
     told, codes = drawn(12, batch=1)
     with torch.no_grad():
-        before = nats(prior, told, codes.view(1, *GRID))
+        before = nll(prior, told, codes.view(1, *GRID))
         for place in range(11):
             changed = told.clone()
             changed[:, place] = (changed[:, place] + 1) % CONDITION
-            moved = (nats(prior, changed, codes.view(1, *GRID)) - before).abs().flatten() > 1e-7
+            moved = (nll(prior, changed, codes.view(1, *GRID)) - before).abs().flatten() > 1e-7
             assert moved.nonzero().flatten().tolist() == [place]
 
 

@@ -43,7 +43,7 @@ from smalti.evaluation.set_scores import Scores, score_sets
 from smalti.generation.code_sampler import finished, unknown
 from smalti.images.io import to_array, to_tensor
 from smalti.pipeline import Pipeline
-from smalti.prior import nats
+from smalti.prior import nll
 
 SHOWN_SAMPLES = 12
 """Samples that are kept to be shown."""
@@ -228,7 +228,7 @@ def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtoco
 def _nats(pipeline: Pipeline, coded: _Coded) -> Tensor:
     """Images as codes -> nats of each code (B,h,w)."""
     if coded.prefix.shape[1] and _stands_before(pipeline.condition):
-        return nats(pipeline.prior, coded.prefix.to(coded.codes.device), coded.codes)
+        return nll(pipeline.prior, coded.prefix.to(coded.codes.device), coded.codes)
     return pipeline.nats(coded.codes, values=_told(pipeline.condition, coded.labels))
 
 

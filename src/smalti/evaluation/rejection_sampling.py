@@ -137,7 +137,7 @@ def judged(prior: Prior, known: Tensor) -> Tensor:
     left of the likelihood of the whole is that of these. Where no known code comes later, they are the laid codes themselves.
     """
     known = known.cpu()
-    order = prior.places((known.shape[1], known.shape[2]), device=known.device)
+    order = prior.sequence_order((known.shape[1], known.shape[2]), device=known.device)
     begun = (known.flatten(1)[:, order] < 0).cumsum(1) > 0  # (B,n), in the prior's order
     later = begun[:, order.argsort()].view_as(known) & (known >= 0)
     return torch.where(later.any(2, keepdim=True).any(1, keepdim=True), later, known < 0)

@@ -26,7 +26,7 @@ from smalti.experiments.steps import Images
 from smalti.experiments.tokenizer_comparison import difference
 from smalti.hub.pretrained import find_model
 from smalti.model_loading import load_tokenizer
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.prior_folder import load_prior
 from smalti.training.config import PriorTraining, TokenizerTraining
 from smalti.training.prior_networks import Codes, build_network
@@ -131,7 +131,7 @@ def judged(place: Place, name: str) -> Iterator[Tensor]:
     network.to(device)
     shards = open_codes(place.before["codes"].folder / "codes")
     for batch in in_order(shards.validation, batch=JUDGED):
-        yield from nats(network, network.null_prefix(len(batch.codes)), batch.codes.to(device)).cpu()  # (B,h,w)
+        yield from nll(network, network.null_prefix(len(batch.codes)), batch.codes.to(device)).cpu()  # (B,h,w)
 
 
 def row(

@@ -27,7 +27,7 @@ from smalti.generation.neighborhood_decoding import AmongNeighbors
 from smalti.generation.sliding_window import Laying, UnderWindows
 from smalti.generation.speculative import guessing
 from smalti.generation.wavefront import Place, stretches
-from smalti.kernels.prepacked import packed
+from smalti.kernels.prepacked import prepacked
 from smalti.prior.base import Prior
 from smalti.prior.neighborhood import Neighborhood
 from smalti.prior.window import Middle, Window, after_middle
@@ -169,9 +169,9 @@ def sample(
     for guidance where the prior has no empty condition, and for a prior in training mode.
     """
     batch = len(prefix)
-    if prefix.shape != (batch, prior.prefix):
+    if prefix.shape != (batch, prior.prefix_length):
         raise SmaltiError(
-            f"the prefix has the shape {tuple(prefix.shape)}, and this prior reads (batch, {prior.prefix})"
+            f"the prefix has the shape {tuple(prefix.shape)}, and this prior reads (batch, {prior.prefix_length})"
         )
     if seeds.shape != (batch,) or known.shape != (batch, *grid):
         raise SmaltiError(
@@ -206,8 +206,8 @@ def sample_windows(
     """
     _check(prior, seeds=seeds, known=known)
     batch, height, width = known.shape
-    order = prior.places((height, width), device=known.device)
-    empty = prior.null_prefix(batch) if sampler.guidance != 1 else known.new_empty(0, prior.prefix)
+    order = prior.sequence_order((height, width), device=known.device)
+    empty = prior.null_prefix(batch) if sampler.guidance != 1 else known.new_empty(0, prior.prefix_length)
     laying = laid_by(prior, prefix_at, empty, known=known, middle=middle)
     drawing = Drawing(laying, sampler=sampler, seeds=seeds.to(known.device), known=known, order=order, size=prior.size)
     return _lay(guessing(laying, drawing.drawn, grid=(height, width), count=speculate), drawing, known)
@@ -219,8 +219,8 @@ def laid_by(
     """A prior, what it is told and codes (B, h, w), -1 where one is to be laid -> how it is asked for them."""
     missing = (known < 0).any(dim=0).cpu()
     if isinstance(prior, Neighborhood):
-        return AmongNeighbors(packed(prior), prefix_at, empty, missing=missing)
-    return UnderWindows(packed(prior), prefix_at, empty, missing=missing, middle=middle, device=known.device)
+        return AmongNeighbors(prepacked(prior), prefix_at, empty, missing=missing)
+    return UnderWindows(prepacked(prior), prefix_at, empty, missing=missing, middle=middle, device=known.device)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.prior.attention import Asked
+from smalti.prior.attention import QuerySelection
 from smalti.prior.base import Cache, StaticCache
 from smalti.prior.gpt import GPT
 from smalti.prior.transformer import Transformer
@@ -34,7 +34,7 @@ class WholeCache(Cache):
     """The memory of a `StaticCache`, which is handed out whole after the new code's part was written at `place` (1,) int64."""
 
     def __init__(self, begun: StaticCache, *, device: torch.device) -> None:
-        self.columns, self.memory = begun.columns, begun.kept
+        self.columns, self.memory = begun.columns, begun.buffers
         for kept in self.memory.values():
             kept[..., begun.length :, :] = 0  # what lay there may be no number, and 0 times that is none either
         self.place = torch.empty(1, dtype=torch.int64, device=device)
@@ -45,7 +45,7 @@ class WholeCache(Cache):
         self.length = length
         self.place.fill_(length)
 
-    def extended(self, name: str, new: Tensor) -> Tensor:
+    def append(self, name: str, new: Tensor) -> Tensor:
         return self.memory[name].index_copy_(-2, self.place, new)  # (B, ..., S, D)
 
     def advance(self, count: int) -> None:
@@ -53,16 +53,16 @@ class WholeCache(Cache):
 
 
 @final
-class Visible(Asked):
+class Visible(QuerySelection):
     """The one code of a call, which sees those of the S that the mask (S,) shows."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
 
-    def of(self, x: Tensor) -> Tensor:
+    def select(self, x: Tensor) -> Tensor:
         return x
 
-    def attended(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.mask[None], dropout_p=dropout)
 
 
@@ -77,14 +77,18 @@ class NextCode:
     @torch.no_grad()
     def __init__(self, prior: Steady, cache: StaticCache) -> None:
         """Raises `SmaltiError` under autocast that keeps converted weights, for a graph would outlive them."""
-        assert cache.length >= prior.prefix, f"{cache.length} codes are kept, and the prefix alone has {prior.prefix}"
+        assert cache.length >= prior.prefix_length, (
+            f"{cache.length} codes are kept, and the prefix alone has {prior.prefix_length}"
+        )
         device = next(prior.parameters()).device
         if device.type == "cuda" and torch.is_autocast_enabled(device.type) and torch.is_autocast_cache_enabled():
             raise SmaltiError("a CUDA graph cannot be captured under this autocast; give it cache_enabled=False")
         self.prior, self.cache, self.whole = prior, cache, WholeCache(cache, device=device)
-        self.tables = prior.tables(cache.capacity - 1, columns=cache.columns)  # the last code is never read
+        self.position_tables = prior.position_tables(
+            cache.capacity - 1, columns=cache.columns
+        )  # the last code is never read
         self.turns = torch.arange(cache.capacity, device=device)
-        sequences = len(next(iter(cache.kept.values())))
+        sequences = len(next(iter(cache.buffers.values())))
         self.codes = torch.zeros(sequences, 1, dtype=torch.int64, device=device)
         self.call = captured(self._call, device=device) if device.type == "cuda" else self._call
 
@@ -99,8 +103,10 @@ class NextCode:
         return made
 
     def _call(self) -> Tensor:
-        told = [table.index_select(0, self.whole.place) for table in self.tables]
-        features = self.prior.step(self.codes, told, self.whole, Visible(self.turns <= self.whole.place))  # (B, 1, D)
+        told = [table.index_select(0, self.whole.place) for table in self.position_tables]
+        features = self.prior.decode_step(
+            self.codes, told, self.whole, Visible(self.turns <= self.whole.place)
+        )  # (B, 1, D)
         logits: Tensor = self.prior.head(features)[:, 0, : self.prior.size].float()  # (B, K)
         return logits
 

@@ -1,6 +1,6 @@
-"""Laying with a neighborhood transformer: a code costs one place, and only the rows in reach are kept.
+"""Laying with a neighborhood transformer: a code costs one place, and only the rows in radius are kept.
 
-Letters: B batch, K image codes, P prefix codes, h w grid, m places of a wave, N heads, d width of a head, r reach, R rows kept.
+Letters: B batch, K image codes, P prefix codes, h w grid, m places of a wave, N heads, d width of a head, r radius, R rows kept.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.generation.sliding_window import Laying
 from smalti.generation.wavefront import Place
-from smalti.prior.neighborhood import Neighborhood, Sight, Told
-from smalti.prior.transformer import rotated
+from smalti.prior.neighborhood import AttentionContext, Neighborhood, PrefixAttention
+from smalti.prior.transformer import apply_rotary
 from smalti.prior.window import Window
 
 
-def slanted(missing: Tensor, *, reach: int) -> list[list[Place]]:
+def slanted(missing: Tensor, *, radius: int) -> list[list[Place]]:
     """Where codes are to be laid, (h, w) bool -> the places of each wave, row by row.
 
-    A code sees the row above up to `reach` columns ahead, so a row begins when the one above has laid `reach` + 1 codes: there are
+    A code sees the row above up to `radius` columns ahead, so a row begins when the one above has laid `radius` + 1 codes: there are
     w + (h - 1) (r + 1) waves. All codes up to the last missing one are in them, for those that are known are seen as well.
     """
     height, width = missing.shape
     last = int(missing.flatten().nonzero().max()) if missing.any() else -1
-    lag, whole = min(reach + 1, width), Window(0, 0, height, width)
+    lag, whole = min(radius + 1, width), Window(0, 0, height, width)
     found: list[list[Place]] = [[] for _ in range(width + (height - 1) * lag)]
     for turn in range(last + 1):
         row, column = divmod(turn, width)
@@ -39,17 +39,19 @@ def slanted(missing: Tensor, *, reach: int) -> list[list[Place]]:
 
 
 @final
-class Ring(Sight):
+class Ring(AttentionContext):
     """The places of a wave, which see those of earlier waves: what each layer made of the last rows, in memory taken once.
 
     Row i is kept where row i - R was. The rows in flight and the r above them fit into R, so that nothing is lost too soon.
     """
 
-    def __init__(self, grid: tuple[int, int], *, told: Told, reach: int) -> None:
+    def __init__(self, grid: tuple[int, int], *, prefix: PrefixAttention, radius: int) -> None:
         height, width = grid
-        self.width, self.told = width, told
-        self.rows = min(height, reach + 1 + -(-width // min(reach + 1, width)))
-        ahead = [(up, right) for up in range(reach, -1, -1) for right in range(-reach, reach + 1) if up or right <= 0]
+        self.width, self.prefix = width, prefix
+        self.rows = min(height, radius + 1 + -(-width // min(radius + 1, width)))
+        ahead = [
+            (up, right) for up in range(radius, -1, -1) for right in range(-radius, radius + 1) if up or right <= 0
+        ]
         self.up, self.right = torch.tensor(ahead).unbind(1)  # (s,) each
         self.kept: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -61,20 +63,22 @@ class Ring(Sight):
         self.around = (row % self.rows * self.width + column.clamp(0, self.width - 1)).flatten()  # (m s,)
         self.own, self.rotation = rows % self.rows * self.width + columns, rotation
 
-    def seen(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         batch, heads, count, width = queries.shape
         if name not in self.kept:
             size = (batch, self.rows * self.width, heads * width)
             self.kept[name] = values.new_zeros(size), values.new_zeros(size)
-        turned = rotated(keys, self.rotation).type_as(values)
+        turned = apply_rotary(keys, self.rotation).type_as(values)
         around = []
         for memory, new in zip(self.kept[name], (turned, values), strict=True):
             memory[:, self.own] = new.transpose(1, 2).flatten(2)
             read = memory.index_select(1, self.around).view(batch * count, -1, heads, width)  # (B m, s, N, d)
             around.append(read.transpose(1, 2))
-        asked = rotated(queries, self.rotation).type_as(values).transpose(1, 2).reshape(batch * count, heads, 1, width)
+        asked = (
+            apply_rotary(queries, self.rotation).type_as(values).transpose(1, 2).reshape(batch * count, heads, 1, width)
+        )
         seen = F.scaled_dot_product_attention(asked, around[0], around[1], attn_mask=self.mask)  # (B m, N, 1, d)
-        return self.told.added(name, queries, seen.view(batch, count, heads, width).transpose(1, 2))
+        return self.prefix.add_prefix(name, queries, seen.view(batch, count, heads, width).transpose(1, 2))
 
 
 @final
@@ -86,22 +90,22 @@ class AmongNeighbors(Laying):
     ) -> None:
         """`empty` (B, P) says nothing, or is of no images without guidance; `missing` (h, w) is where codes are to be laid."""
         height, width = missing.shape
-        self.prior, self.schedule = prior, slanted(missing, reach=prior.reach)
+        self.prior, self.schedule = prior, slanted(missing, radius=prior.radius)
         prefix = torch.cat(
             [self._fitting(each, height, width) for each in (prefix_at(Window(0, 0, height, width)), empty)]
         )
-        free, maps = prior.parted(prefix, height * width)
+        free, maps = prior.split_prefix(prefix, height * width)
         self.maps = maps.view(*maps.shape[:2], height, width)  # (B or 2 B, M, h, w)
         with torch.no_grad():
-            self.ring = Ring((height, width), told=prior.told(free), reach=prior.reach)
+            self.ring = Ring((height, width), prefix=prior.encode_prefix(free), radius=prior.radius)
 
     def _fitting(self, prefix: Tensor, height: int, width: int) -> Tensor:
         """The prefix of an image, or one of the trained size that says nothing -> the prefix of an image."""
         prior = self.prior
-        asked = prior.free + len(prior.hints) * height * width
+        asked = prior.free_length + len(prior.hints) * height * width
         if prefix.shape[1] == asked:
             return prefix
-        if prefix.shape[1] != prior.prefix or not torch.equal(prefix, prior.null_prefix(len(prefix)).to(prefix)):
+        if prefix.shape[1] != prior.prefix_length or not torch.equal(prefix, prior.null_prefix(len(prefix)).to(prefix)):
             raise SmaltiError(
                 f"the prefix has {prefix.shape[1]} codes, and for {height} x {width} codes this prior reads {asked}: "
                 f"a code for each place in each of its {len(prior.hints)} maps"
@@ -114,7 +118,7 @@ class AmongNeighbors(Laying):
         left = codes[:, rows, columns - 1].where(columns > 0, none)  # (B, m)
         above = codes[:, rows - 1, columns].where(rows > 0, none)  # (B, m)
         copies = len(self.maps) // len(codes)
-        x = prior.start(left.repeat(copies, 1), above.repeat(copies, 1), self.maps[:, :, rows, columns])
+        x = prior.embed(left.repeat(copies, 1), above.repeat(copies, 1), self.maps[:, :, rows, columns])
         self.ring.stand(rows, columns, prior.rotation(rows, columns), batch=len(x))
-        logits: Tensor = prior.head(prior.through(x, self.ring)).float()  # (B or 2 B, m, K)
+        logits: Tensor = prior.head(prior.run_blocks(x, self.ring)).float()  # (B or 2 B, m, K)
         yield places, logits.view(copies, len(codes), len(places), -1).transpose(1, 2)

@@ -72,8 +72,8 @@ class UnderWindows(Laying):
         """`empty` (B, P) says nothing, or is of no images without guidance; `missing` (h, w) is where codes are to be laid."""
         height, width = missing.shape
         self.prior, self.prefix_at, self.empty = prior, prefix_at, empty
-        self.window = (min(prior.limit[0], height), min(prior.limit[1], width))
-        self.inside = prior.places(self.window, device=device)  # the window's own places, in order
+        self.window = (min(prior.max_grid[0], height), min(prior.max_grid[1], width))
+        self.inside = prior.sequence_order(self.window, device=device)  # the window's own places, in order
         self.few, stays = _wants_few_calls(device), self.window == (height, width)
         self.steady = prior if graphs(device) and stays and isinstance(prior, GPT | Transformer) else None
         self.schedule = self._schedule(missing, middle)
@@ -96,7 +96,9 @@ class UnderWindows(Laying):
         following = self.schedule[wave + 1] if wave + 1 < len(self.schedule) else []
         standing = {place.window for place in following} | self.stands.keys() | self._returning(places)
         copies = len(codes) + len(self.empty)
-        for some in calls(places, standing=standing, prefix=self.prior.prefix, copies=copies, most=MOST, few=self.few):
+        for some in calls(
+            places, standing=standing, prefix=self.prior.prefix_length, copies=copies, most=MOST, few=self.few
+        ):
             yield some, self._asked(codes, some, kept=len(some) == 1 and some[0].window in standing)
         self.stands = {window: stand for window, stand in self.stands.items() if self.uses[window]}
 
@@ -129,12 +131,12 @@ class UnderWindows(Laying):
         before = [_within(codes, place.window)[:, self.inside[:longest]] for place in places]
         heard = torch.cat(before).clamp(min=0)  # (m B, T)
         heard = heard.repeat(len(stand.prefix) // len(heard), 1)
-        goes_on = start == prior.prefix + longest - 1 >= prior.prefix  # by one image code
+        goes_on = start == prior.prefix_length + longest - 1 >= prior.prefix_length  # by one image code
         if self.steady is not None and isinstance(stand.cache, StaticCache) and goes_on:
             self.next_code = self.next_code or NextCode(self.steady, stand.cache)
             return self.next_code.logits(heard[:, -1]).view(-1, len(places), len(codes), prior.size)
         turns = torch.tensor([place.turn for place in places], device=codes.device).repeat_interleave(len(codes))
-        asked = (prior.prefix - 1 - start + turns).repeat(len(heard) // len(turns))
+        asked = (prior.prefix_length - 1 - start + turns).repeat(len(heard) // len(turns))
         features = prior.features_at(prior.join(stand.prefix, heard)[:, start:], stand.cache, asked)
         logits: Tensor = prior.head(features)[:, : prior.size].float()
         return logits.view(-1, len(places), len(codes), prior.size)
@@ -151,7 +153,7 @@ def graphs(device: torch.device) -> bool:
 
 
 def _bytes(cache: NoCache | StaticCache) -> int:
-    return sum(kept.nbytes for kept in cache.kept.values()) if isinstance(cache, StaticCache) else 0
+    return sum(kept.nbytes for kept in cache.buffers.values()) if isinstance(cache, StaticCache) else 0
 
 
 def _within(codes: Tensor, window: Window) -> Tensor:

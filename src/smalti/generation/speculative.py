@@ -66,10 +66,10 @@ class GuessingAhead(Laying):
             # this place, is right about as often (docs/high-resolution.md).
             self.heard[:, turn] = self.heard[:, turn - 1]
         # The cache is right up to the code before the last one laid, which is read now, whatever was guessed there.
-        cache.length = start = prior.prefix + self.turns[wave - 1] if wave else 0
+        cache.length = start = prior.prefix_length + self.turns[wave - 1] if wave else 0
         copies = len(self.prefix) // len(laid)
         features = prior.features(prior.join(self.prefix, self.heard.repeat(copies, 1))[:, start:], cache)
-        at = torch.tensor(asked, device=laid.device) + (prior.prefix - 1 - start)
+        at = torch.tensor(asked, device=laid.device) + (prior.prefix_length - 1 - start)
         logits: Tensor = prior.head(features[:, at])[..., : prior.size].float()  # (B or 2 B, m, K)
         self.answers = logits.view(copies, len(laid), len(asked), -1).unbind(2)
         self.first = wave

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smalti.prior.window import Middle, Window, placement, window_over
+from smalti.prior.window import Middle, Window, placement, window_at
 
 
 class Place(NamedTuple):
@@ -54,7 +54,7 @@ def waves(missing: Tensor, *, window: tuple[int, int], middle: Middle) -> list[l
             if asked:
                 if wave > len(laid):
                     laid.append([])
-                over = window_over(row, column, grid=(height, width), window=window, middle=middle)
+                over = window_at(row, column, grid=(height, width), window=window, middle=middle)
                 laid[wave - 1].append(Place(row, column, over, (row - over.top) * window[1] + column - over.left))
         latest[row] = torch.tensor(here)
     return laid

@@ -31,7 +31,7 @@ class Cache(abc.ABC):
     length: int
 
     @abc.abstractmethod
-    def extended(self, name: str, new: Tensor) -> Tensor:
+    def append(self, name: str, new: Tensor) -> Tensor:
         """What layer `name` made of the input (B, ..., T, D) -> the same of all so far (B, ..., length + T, D)."""
 
     @abc.abstractmethod
@@ -46,7 +46,7 @@ class NoCache(Cache):
     def __init__(self, *, columns: int) -> None:
         self.columns, self.length = columns, 0
 
-    def extended(self, name: str, new: Tensor) -> Tensor:
+    def append(self, name: str, new: Tensor) -> Tensor:
         return new
 
     def advance(self, count: int) -> None:
@@ -65,17 +65,17 @@ class StaticCache(Cache):
     columns: int
     capacity: int
     length: int = 0
-    kept: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
-    def extended(self, name: str, new: Tensor) -> Tensor:
+    def append(self, name: str, new: Tensor) -> Tensor:
         assert not torch.is_grad_enabled(), "a cache carries no gradients: call the prior under torch.no_grad()"
         end = self.length + new.shape[-2]
         assert end <= self.capacity, f"{end} codes in a cache for {self.capacity}"
-        if name not in self.kept:
-            self.kept[name] = new.new_empty(*new.shape[:-2], self.capacity, new.shape[-1])
-        memory = self.kept[name]
-        memory[..., self.length : end, :] = new
-        return memory[..., :end, :]
+        if name not in self.buffers:
+            self.buffers[name] = new.new_empty(*new.shape[:-2], self.capacity, new.shape[-1])
+        buffer = self.buffers[name]
+        buffer[..., self.length : end, :] = new
+        return buffer[..., :end, :]
 
     def advance(self, count: int) -> None:
         self.length += count
@@ -91,9 +91,9 @@ class Prior(nn.Module, abc.ABC):
     """
 
     size: int
-    prefix: int
+    prefix_length: int
     grid: tuple[int, int]
-    limit: tuple[int, int]
+    max_grid: tuple[int, int]
     """The largest grid that is read as one: the window, or for a prior that never looks far any there is."""
     order: Order
     head: nn.Module
@@ -143,7 +143,7 @@ class Prior(nn.Module, abc.ABC):
         return logits[:, : self.size]
 
     @final
-    def places(self, grid: tuple[int, int], *, device: torch.device) -> Tensor:
+    def sequence_order(self, grid: tuple[int, int], *, device: torch.device) -> Tensor:
         """A grid (h, w) -> the raster places of its codes as they follow one another in the sequence: (h w,) int64.
 
         Raises `SmaltiError` for another grid than the prior's window where the order is not raster: of such an order
@@ -156,39 +156,39 @@ class Prior(nn.Module, abc.ABC):
                 f"this prior reads codes in the order {self.order!r}, which it has learned for grids of {self.grid[0]} x "
                 f"{self.grid[1]} codes alone, not for {grid[0]} x {grid[1]}; only a prior in raster order takes any size"
             )
-        return torch.tensor(_ordered(self.order, *self.grid), device=device)
+        return torch.tensor(_cached_order(self.order, *self.grid), device=device)
 
     @final
     def empty_cache(self, *, window: tuple[int, int] | None = None) -> StaticCache:
         """A window (h, w), or the prior's own where none is given -> an empty cache for a prefix and its codes."""
         rows, columns = self.grid if window is None else window
-        return StaticCache(columns=columns, capacity=self.prefix + rows * columns)
+        return StaticCache(columns=columns, capacity=self.prefix_length + rows * columns)
 
 
 @lru_cache(maxsize=16)
-def _ordered(order: Order, rows: int, columns: int) -> tuple[int, ...]:
+def _cached_order(order: Order, rows: int, columns: int) -> tuple[int, ...]:
     """The raster places of an order, made once. Numbers, because a kept tensor would belong to one device and mode."""
     return tuple(ORDERS[order](rows, columns).tolist())
 
 
-def nats(prior: Prior, prefix: Tensor, codes: Tensor, *, told: Tensor | None = None) -> Tensor:
+def nll(prior: Prior, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = None) -> Tensor:
     """Prefix codes (B, P) and image codes (B, h, w) -> negative log-likelihood of each, in nats: (B, h, w).
 
     In the prior's order each code is told the prefix and all codes before it: equation 9 of Esser et al., arXiv
-    2012.09841. With `told` (B, h, w) it is told those in place of the codes before it, and is itself still what is asked
+    2012.09841. With `inputs` (B, h, w) it is told those in place of the codes before it, and is itself still what is asked
     for: the original's corruption of a share of the codes in training. The grid may be the prior's window or, in raster
     order, a smaller one. The mean is the training loss. It is float32, or float64 where the prior is.
 
     Raises `SmaltiError` for another grid than the prior's window where its order is not raster.
     """
-    places = prior.places((codes.shape[1], codes.shape[2]), device=codes.device)
-    targets = codes.flatten(1)[:, places]
-    heard = targets if told is None else told.flatten(1)[:, places]
-    sequence = prior.join(prefix, heard[:, :-1])
+    order = prior.sequence_order((codes.shape[1], codes.shape[2]), device=codes.device)
+    targets = codes.flatten(1)[:, order]
+    input_codes = targets if inputs is None else inputs.flatten(1)[:, order]
+    sequence = prior.join(prefix, input_codes[:, :-1])
     logits = prior(sequence, cache=NoCache(columns=codes.shape[2]))[:, prefix.shape[1] - 1 :]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    return losses[:, places.argsort()].view_as(codes)
+    return losses[:, order.argsort()].view_as(codes)
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -198,15 +198,15 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
     looked up, or multiply single numbers. Each group is sorted by the names of its parameters. Parameters that do not
     require a gradient are in neither group.
     """
-    multiplied = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    decayed = {id(layer.weight) for layer in module.modules() if isinstance(layer, multiplied)}
+    decayed_types = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    decayed_ids = {id(layer.weight) for layer in module.modules() if isinstance(layer, decayed_types)}
     named = sorted(module.named_parameters(), key=lambda pair: pair[0])
     trained = [parameter for _, parameter in named if parameter.requires_grad]
 
-    def group(chosen: Iterable[nn.Parameter], decay: float) -> dict[str, Any]:
-        return {"params": list(chosen), "weight_decay": decay}
+    def group(parameters: Iterable[nn.Parameter], decay: float) -> dict[str, Any]:
+        return {"params": list(parameters), "weight_decay": decay}
 
     return [
-        group((parameter for parameter in trained if id(parameter) in decayed), weight_decay),
-        group((parameter for parameter in trained if id(parameter) not in decayed), 0.0),
+        group((parameter for parameter in trained if id(parameter) in decayed_ids), weight_decay),
+        group((parameter for parameter in trained if id(parameter) not in decayed_ids), 0.0),
     ]

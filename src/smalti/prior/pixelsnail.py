@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from smalti.core.settings import Positive, settings
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
-from smalti.prior.pixelsnail_layers import Causal, Places, SnailBlock
+from smalti.prior.pixelsnail_layers import CausalConv, GridPositions, SnailBlock
 
-FIRST = ((1, 1), (1, 0), (1, -1), (0, 1))
+FIRST_OFFSETS = ((1, 1), (1, 0), (1, -1), (0, 1))
 """What the first layer sees: three codes of the row above and the one at the left. The paper's 1 x 3 convolution, shifted down,
 and its 2 x 1 convolution, shifted right, see these together."""
 
@@ -96,18 +96,18 @@ class PixelSNAIL(Prior):
     def __init__(self, settings: PixelSNAILSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size, self.prefix, self.grid, self.order = (
+        self.size, self.prefix_length, self.grid, self.order = (
             settings.codebook_size,
             settings.prefix_length,
             settings.grid,
             settings.order,
         )
-        self.limit = settings.grid
+        self.max_grid = settings.grid
         width = settings.embed_dim
         self.embedding = nn.Embedding(settings.codebook_size + settings.condition_size + 1, width)
         # Not all ones, so that two prefix codes that change places are told apart from the first step.
         self.prefix_gains = nn.Parameter(torch.empty(settings.prefix_length, width).normal_(mean=1.0, std=0.02))
-        self.first = Causal(width, width, offsets=FIRST, behind=1, name="first")
+        self.first = CausalConv(width, width, offsets=FIRST_OFFSETS, behind=1, name="first")
         self.blocks = nn.ModuleList(
             SnailBlock(
                 width,
@@ -129,40 +129,44 @@ class PixelSNAIL(Prior):
 
     def null_prefix(self, batch: int) -> Tensor:
         device = self.embedding.weight.device
-        return torch.full((batch, self.prefix), self.settings.condition_size, device=device)
+        return torch.full((batch, self.prefix_length), self.settings.condition_size, device=device)
 
     def features(self, codes: Tensor, cache: Cache) -> Tensor:
         new = codes.shape[1]
         end = cache.length + new
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
-        assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
+        assert end <= self.prefix_length + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
         # The last prefix code stands where the first image code is scored: that is place 0.
-        placeless = min(max(self.prefix - 1 - cache.length, 0), new)
-        so_far = cache.extended("codes", codes[:, :, None])[:, -end:, 0]  # (B, end)
-        cache.advance(placeless)
-        x = self._seen(so_far, new - placeless, cache)  # (B, n, D)
-        cache.advance(new - placeless)
-        return F.pad(x, (0, 0, placeless, 0))  # (B, T, D)
+        without_position = min(max(self.prefix_length - 1 - cache.length, 0), new)
+        all_codes = cache.append("codes", codes[:, :, None])[:, -end:, 0]  # (B, end)
+        cache.advance(without_position)
+        x = self._features(all_codes, new - without_position, cache)  # (B, n, D)
+        cache.advance(new - without_position)
+        return F.pad(x, (0, 0, without_position, 0))  # (B, T, D)
 
     def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
         features = self.features(codes, cache)
         return features[torch.arange(len(features), device=features.device), index]
 
-    def _seen(self, codes: Tensor, count: int, cache: Cache) -> Tensor:
+    def _features(self, codes: Tensor, count: int, cache: Cache) -> Tensor:
         """All codes so far -> what the head reads at the last `count` places: (B, end) -> (B, n, D)."""
         if count == 0:
             return self.embedding.weight.new_empty(len(codes), 0, self.settings.embed_dim)
-        places = Places.of(codes.shape[1] - self.prefix + 1 - count, count, grid=self.grid, cache=cache, like=codes)
-        start = (places.numbers == 0)[:, None]  # (n, 1): before this place there is the prefix, and no image code
-        before = self.embedding(codes[:, -count:]).masked_fill(start, 0)  # (B, n, D)
-        x: Tensor = self.first(before, places) + self._told(codes[:, : self.prefix], places)  # (B, n, D)
+        positions = GridPositions.of(
+            codes.shape[1] - self.prefix_length + 1 - count, count, grid=self.grid, cache=cache, like=codes
+        )
+        is_first = (positions.indices == 0)[:, None]  # (n, 1): before this place there is the prefix, and no image code
+        previous = self.embedding(codes[:, -count:]).masked_fill(is_first, 0)  # (B, n, D)
+        x: Tensor = self.first(previous, positions) + self._condition_bias(
+            codes[:, : self.prefix_length], positions
+        )  # (B, n, D)
         for block in self.blocks:
-            x = block(x, before, places)  # (B, n, D)
+            x = block(x, previous, positions)  # (B, n, D)
         return F.elu(x)
 
-    def _told(self, prefix: Tensor, places: Places) -> Tensor:
+    def _condition_bias(self, prefix: Tensor, positions: GridPositions) -> Tensor:
         """Prefix codes (B, P) -> what the condition tells each place: (B, n, D), or all places alike: (B, 1, D)."""
-        said: Tensor = self.embedding(prefix) * self.prefix_gains  # (B, P, D)
-        if self.prefix == self.grid[0] * self.grid[1]:
-            return said[:, places.rows * self.grid[1] + places.columns]
-        return said.mean(dim=1, keepdim=True)
+        embeddings: Tensor = self.embedding(prefix) * self.prefix_gains  # (B, P, D)
+        if self.prefix_length == self.grid[0] * self.grid[1]:
+            return embeddings[:, positions.rows * self.grid[1] + positions.columns]
+        return embeddings.mean(dim=1, keepdim=True)

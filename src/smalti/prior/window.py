@@ -45,7 +45,7 @@ def placement(index: int, length: int, window: int, *, middle: Middle = after_mi
     return index - start
 
 
-def window_over(row: int, column: int, *, grid: tuple[int, int], window: tuple[int, int], middle: Middle) -> Window:
+def window_at(row: int, column: int, *, grid: tuple[int, int], window: tuple[int, int], middle: Middle) -> Window:
     """A place in a grid (H, W) -> the part of it under a window (h, w), no larger, while that place is laid."""
     top = row - placement(row, grid[0], window[0], middle=middle)
     left = column - placement(column, grid[1], window[1], middle=middle)

@@ -23,7 +23,7 @@ from smalti.data.code_shards import CodeBatch, CodeShards, entropy
 from smalti.data.loader import in_order, spread
 from smalti.generation.code_sampler import Sampler, finished, sample, unknown
 from smalti.images.io import grid, to_tensor
-from smalti.prior import Prior, nats, parameter_groups
+from smalti.prior import Prior, nll, parameter_groups
 from smalti.prior_folder import save_prior
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.activation_checkpointing import compiled, recompute
@@ -59,7 +59,7 @@ class _Joined(nn.Module):
         self.prior = prior
 
     def forward(self, prefix: Tensor, codes: Tensor, told: Tensor) -> Tensor:
-        return nats(self.prior, prefix, codes, told=told)
+        return nll(self.prior, prefix, codes, inputs=told)
 
 
 def blocks(joined: Any) -> nn.ModuleList:
@@ -172,7 +172,7 @@ class PriorStage(Stage):
         every = itertools.islice(in_order(self.shards.validation, batch=self.settings.run.batch), most)
         with self.exported.shown() as prior:
             for batch in itertools.islice(every, self.fabric.global_rank, None, self.fabric.world_size):
-                losses = nats(prior, self._prefix(batch), self.fabric.to_device(batch.codes))
+                losses = nll(prior, self._prefix(batch), self.fabric.to_device(batch.codes))
                 total, count = total + float(losses.sum()), count + losses.numel()
         mean = quotient_of_processes(self.fabric, total, count)
         return {"nats": mean, "code_entropy_nats": self.entropy, "below_entropy": 1 - mean / self.entropy}

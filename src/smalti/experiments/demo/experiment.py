@@ -29,7 +29,7 @@ from smalti.generation.code_sampler import Sampler, unknown
 from smalti.images.io import grid, save_png
 from smalti.images.masks import kept_part
 from smalti.pipeline import Pipeline
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.scenes.scene_files import write_scenes
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.runs import encode_images, train_prior, train_tokenizer
@@ -109,7 +109,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
     shards = open_codes(out / "codes")
     with torch.no_grad():
         losses = [
-            nats(pipeline.prior, batch.labels.unsqueeze(1), batch.codes)
+            nll(pipeline.prior, batch.labels.unsqueeze(1), batch.codes)
             for batch in in_order(shards.validation, batch=BATCH)
         ]
     samples = {label: _samples(pipeline, label) for label in source.labels}

@@ -19,7 +19,7 @@ from smalti.experiments.window.page import COORDINATES, TILES
 from smalti.generation.code_sampler import laid_by, unknown
 from smalti.images.io import to_tensor
 from smalti.prior import Prior, after_middle
-from smalti.prior.code_likelihood import window_nats
+from smalti.prior.code_likelihood import window_nll
 
 JUDGED = 8
 """Images whose codes are judged at once."""
@@ -33,7 +33,7 @@ def nats_of(prior: Prior, way: str, codes: Tensor, told: Tensor, *, window: tupl
     for some, where in zip(torch.split(codes.to(device), JUDGED), torch.split(told.to(device), JUDGED), strict=True):
         parts = cut(some, window).flatten(0, 1) if way == TILES else some
         prefix = under(where) if way == COORDINATES else everywhere(prior.null_prefix(len(parts)))
-        found.append(window_nats(prior, prefix, parts).reshape(len(some), -1).mean(1).cpu())
+        found.append(window_nll(prior, prefix, parts).reshape(len(some), -1).mean(1).cpu())
     return torch.cat(found)
 
 
