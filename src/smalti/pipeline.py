@@ -18,22 +18,22 @@ from torch import Tensor
 
 from smalti.checkpoints.base import check_window
 from smalti.checkpoints.formats import find_foreign
-from smalti.conditions.base import Condition, Grid, check_count, everywhere, keys, value_of
-from smalti.conditions.spatial import Maps
+from smalti.conditions.base import Condition, Grid, check_count, constant_prefix, condition_keys, condition_value
+from smalti.conditions.spatial import SpatialCondition
 from smalti.core.arguments import tiles
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
 from smalti.core.settings import as_mapping
 from smalti.generation.code_sampler import (
     Sampler,
-    check_room,
-    finished,
-    sample_windows,
-    sampler_of,
-    seeds_from,
-    unknown,
+    check_generation_memory,
+    final_codes,
+    generate,
+    make_sampler,
+    seed_range,
+    unknown_codes,
 )
-from smalti.generation.generation_checkpoint import Keeper, fingerprint
+from smalti.generation.generation_checkpoint import GenerationCheckpoint, generation_fingerprint
 from smalti.hub.bundled_models import SCENES
 from smalti.hub.model_cards import Sources, publish
 from smalti.hub.pretrained import find_model, here
@@ -154,8 +154,8 @@ class Pipeline:
         `SmaltiError` for an unknown key or label (listing those there are), for sizes that are no multiple of f, and for guesses
         above the trained size.
         """
-        known, values = unknown(count, self.grid(size)), [self.value(given)] * count
-        sampler = sampler_of(
+        known, values = unknown_codes(count, self.grid(size)), [self.condition_value(given)] * count
+        sampler = make_sampler(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -164,7 +164,7 @@ class Pipeline:
             guidance_schedule=guidance_schedule,
         )
         seeds = self.seeds(seed, count)
-        return self.decode(finished(self.lay(values, known, sampler=sampler, seeds=seeds, speculate=speculate)))
+        return self.decode(final_codes(self.generate_codes(values, known, sampler=sampler, seeds=seeds, speculate=speculate)))
 
     def stream(
         self,
@@ -188,8 +188,8 @@ class Pipeline:
         is left early, by Ctrl-C too, keeps what is laid in that file; the same call goes on, and ends in the same image.
         Raises `SmaltiError` as `sample`, and where the file keeps another laying.
         """
-        known, values, seeds = unknown(1, self.grid(size)), [self.value(given)], self.seeds(seed, 1)
-        sampler = sampler_of(
+        known, values, seeds = unknown_codes(1, self.grid(size)), [self.condition_value(given)], self.seeds(seed, 1)
+        sampler = make_sampler(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -198,15 +198,15 @@ class Pipeline:
             guidance_schedule=guidance_schedule,
         )
         said = {"seed": seed, "size": size, **as_mapping(sampler), **given}
-        keeper = self.keeper(Path(keep), values, known, sampler=sampler, seeds=seeds, said=said) if keep else None
+        keeper = self.generation_checkpoint(Path(keep), values, known, sampler=sampler, seeds=seeds, said=said) if keep else None
         shown = -every
         with keeper or nullcontext():
             known = keeper.codes if keeper else known
-            for codes in self.lay(values, known, sampler=sampler, seeds=seeds, speculate=speculate):
+            for codes in self.generate_codes(values, known, sampler=sampler, seeds=seeds, speculate=speculate):
                 if keeper:
-                    keeper.laid(codes)
+                    keeper.update(codes)
                 if time.monotonic() - shown >= every or codes.min() >= 0:
-                    yield self.partial(codes)[0]
+                    yield self.decode_partial(codes)[0]
                     shown = time.monotonic()
 
     def complete(
@@ -238,11 +238,11 @@ class Pipeline:
         speculate: int = 0,
     ) -> Tensor:
         """As `complete`, the codes (B,h,w)."""
-        kept = self.kept(images, known)
+        kept = self.known_codes(images, known)
         seeds = self.seeds(seed, len(kept))
-        return finished(self.lay(values, kept, sampler=sampler, seeds=seeds, speculate=speculate))
+        return final_codes(self.generate_codes(values, kept, sampler=sampler, seeds=seeds, speculate=speculate))
 
-    def kept(self, images: Images, known: Tensor) -> Tensor:
+    def known_codes(self, images: Images, known: Tensor) -> Tensor:
         """Images and a mask (H,W) bool, True where a pixel is kept -> codes (B,h,w), -1 where one is to be laid.
 
         A code is kept when its whole tile is. Raises `SmaltiError` as `encode`, and as `masks.whole_tiles`.
@@ -255,7 +255,7 @@ class Pipeline:
         codes = self.encode(images)
         return torch.where(whole.to(codes.device), codes, -1)
 
-    def lay(
+    def generate_codes(
         self, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor, speculate: int = 0
     ) -> Iterator[Tensor]:
         """Values of the condition, None for "nothing", and codes (B,h,w) with -1 where one is to be laid -> the codes after each
@@ -263,53 +263,53 @@ class Pipeline:
         guesses (`speculate`, as in `sample`) on a grid above the trained one."""
         check_count(values, known)
         grid = (known.shape[1], known.shape[2])
-        prefixes, middle = self.prefixes(values, grid=grid), self.condition.middle
+        prefixes, middle = self.window_prefix(values, grid=grid), self.condition.middle
         known = known.to(self.device)
-        return sample_windows(
+        return generate(
             self.prior, prefixes, sampler=sampler, seeds=seeds, known=known, middle=middle, speculate=speculate
         )
 
-    def keeper(
+    def generation_checkpoint(
         self, path: Path, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor, said: dict[str, Any]
-    ) -> Keeper:
-        """A file, what `lay` is given, and what is to be said of it -> what keeps the laying there. Raises as `Keeper`."""
-        prefixes = partial(self.prefixes, values, grid=(known.shape[1], known.shape[2]))
-        told = partial(fingerprint, self.prior, prefixes, known, sampler=sampler, seeds=seeds)
-        return Keeper(path, known, hangs_on=told, settings=said)
+    ) -> GenerationCheckpoint:
+        """A file, what `lay` is given, and what is to be said of it -> what keeps the laying there. Raises as `GenerationCheckpoint`."""
+        prefixes = partial(self.window_prefix, values, grid=(known.shape[1], known.shape[2]))
+        told = partial(generation_fingerprint, self.prior, prefixes, known, sampler=sampler, seeds=seeds)
+        return GenerationCheckpoint(path, known, fingerprint=told, settings=said)
 
-    def fitted(self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None) -> tuple[Any, tuple[int, int]]:
+    def fit_condition(self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None) -> tuple[Any, tuple[int, int]]:
         """What a person typed for the condition by its keys, names or paths of files -> its value, and the image's grid (h,w).
 
         A map without a `size` (H,W) makes an image as large as it is itself, cut to whole tiles; with one it is scaled and cut.
         Raises `SmaltiError` for other keys, for files that cannot be read and for sizes that are no multiple of f.
         """
-        self.value(texts)  # which refuses other keys
+        self.condition_value(texts)  # which refuses other keys
         grid, values = None if size is None else self.grid(size), {}
         for part in self.condition.parts or (self.condition,):
             if part.key in texts:
                 values[part.key] = part.read(texts[part.key])
-                if isinstance(part, Maps):
+                if isinstance(part, SpatialCondition):
                     values[part.key], grid = part.fit(values[part.key], grid=grid)
         if grid is None:
-            return self.value(values), self.grid(size)
-        check_room(1, grid)
-        return self.value(values), grid
+            return self.condition_value(values), self.grid(size)
+        check_generation_memory(1, grid)
+        return self.condition_value(values), grid
 
-    def value(self, given: Mapping[str, Any]) -> Any:
+    def condition_value(self, given: Mapping[str, Any]) -> Any:
         """What was given by name -> the condition's value, None for "nothing". Raises `SmaltiError` for another name."""
-        named, known = {key: value for key, value in given.items() if value is not None}, keys(self.condition)
+        named, known = {key: value for key, value in given.items() if value is not None}, condition_keys(self.condition)
         for key in named:
             if key not in known:
                 takes = f"takes {' and '.join(map(repr, known))}" if known else "takes no condition"
                 raise SmaltiError(f"this model {takes}, {key} = {named[key]!r:.40} was given; leave it out")
-        return value_of(self.condition, named)
+        return condition_value(self.condition, named)
 
-    def prefixes(self, values: Sequence[Any], *, grid: tuple[int, int]) -> Callable[[Window], Tensor]:
+    def window_prefix(self, values: Sequence[Any], *, grid: tuple[int, int]) -> Callable[[Window], Tensor]:
         """Values of the condition, None for "nothing", on a grid (h,w) of codes -> the prefix (B,P) at each place of the window."""
-        said = [place for place, value in enumerate(values) if value is not None or self.condition.takes_none]
+        said = [place for place, value in enumerate(values) if value is not None or self.condition.optional]
         if not said:
-            return everywhere(self.prior.null_prefix(len(values)))
-        laid = self.condition.laid([values[place] for place in said], grid=grid)
+            return constant_prefix(self.prior.null_prefix(len(values)))
+        laid = self.condition.encode_windows([values[place] for place in said], grid=grid)
         if len(said) == len(values):
             return lambda window: laid(window).to(self.device)
         empty = self.prior.null_prefix(len(values))
@@ -323,19 +323,19 @@ class Pipeline:
         return mixed
 
     @torch.no_grad()
-    def nats(self, codes: Codes, *, values: Sequence[Any]) -> Tensor:
+    def nll(self, codes: Codes, *, values: Sequence[Any]) -> Tensor:
         """Codes (B,h,w) of images of any size and what each is told, None for "nothing" -> nats of each code (B,h,w).
 
         That is how unlikely the prior itself finds a code after those before it, without temperature, filters or guidance. Raises
         `SmaltiError` for values that the condition does not know.
         """
         codes = code_batch(codes, size=self.prior.size).to(self.device)
-        prefixes = self.prefixes(values, grid=(codes.shape[1], codes.shape[2]))
+        prefixes = self.window_prefix(values, grid=(codes.shape[1], codes.shape[2]))
         return window_nll(self.prior, prefixes, codes, middle=self.condition.middle)
 
     def seeds(self, seed: int, count: int) -> Tensor:
         """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""
-        return seeds_from(seed, count)
+        return seed_range(seed, count)
 
     def encode(self, images: Images, *, progress: Progress = unwatched) -> Tensor:
         """Images, as `VQGAN.encode` takes them: (B,C,H,W), floats in [-1,1] or uint8, or Pillow's -> codes (B,h,w).
@@ -367,7 +367,7 @@ class Pipeline:
         """Images, as `encode` takes them -> what the tokenizer keeps of them (B,C,H,W)."""
         return self.decode(self.encode(images))
 
-    def partial(self, codes: Tensor) -> Tensor:
+    def decode_partial(self, codes: Tensor) -> Tensor:
         """Codes (B,h,w) of which some are -1 -> images (B,C,H,W), mid-gray where nothing is laid yet."""
         images, f = self.decode(codes.clamp(min=0)), self.tokenizer.factor
         laid = (codes >= 0).repeat_interleave(f, 1).repeat_interleave(f, 2).unsqueeze(1).cpu()
@@ -379,7 +379,7 @@ class Pipeline:
         Raises `SmaltiError` when f does not divide them, for what is no size, and for what is beyond this machine's memory.
         """
         grid = tiles(self.default_size if size is None else size, factor=self.tokenizer.factor)
-        check_room(1, grid)
+        check_generation_memory(1, grid)
         return grid
 
 

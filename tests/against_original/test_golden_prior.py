@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smalti.checkpoints.taming_parts import GPTS, MASKS, Part, gpt_names, gpt_settings
 from smalti.checkpoints.taming_parts import ORDERS as ORDERS_THERE
-from smalti.generation.code_sampler import Sampler, filter_logits, finished, sample, sample_windows, unknown
+from smalti.generation.code_sampler import Sampler, filter_logits, final_codes, generate, sample, unknown_codes
 from smalti.prior import GPT, ORDERS, NoCache, Order, Window, nll, parameter_groups
 from tests.golden import Golden, fixtures, known_codes, number_of
 
@@ -170,17 +170,19 @@ def test_greedy_samples_of_classes(path: Path) -> None:
     golden = Golden.read(path)
     prefix, codes, grid = codes_of(golden)
     prior = conditional(golden, prefix=prefix.shape[1], grid=grid)
-    half = unknown(len(codes), grid)
+    half = unknown_codes(len(codes), grid)
     half.flatten(1)[:, : codes[0].numel() // 2] = codes.flatten(1)[:, : codes[0].numel() // 2]
     listed = torch.tensor(golden.facts["swp_classes"])[:, None]
     for key, labels, known, sampler in (
-        ("out.swp.tokens", listed, unknown(len(listed), grid), GREEDY),
-        ("out.sample_full_greedy", prefix, unknown(len(codes), grid), GREEDY),
+        ("out.swp.tokens", listed, unknown_codes(len(listed), grid), GREEDY),
+        ("out.sample_full_greedy", prefix, unknown_codes(len(codes), grid), GREEDY),
         ("out.sample_half_greedy", prefix, half, GREEDY),
-        ("out.sample_full_topk1", prefix, unknown(len(codes), grid), Sampler(top_k=1)),
+        ("out.sample_full_topk1", prefix, unknown_codes(len(codes), grid), Sampler(top_k=1)),
     ):
         seeds = torch.arange(len(labels))
-        golden.check(key, finished(sample(prior, labels, grid, sampler=sampler, seeds=seeds, known=known)).flatten(1))
+        golden.check(
+            key, final_codes(sample(prior, labels, grid, sampler=sampler, seeds=seeds, known=known)).flatten(1)
+        )
 
 
 @pytest.mark.parametrize("path", fixtures("09c_"))
@@ -189,8 +191,8 @@ def test_greedy_samples_of_a_segmentation(path: Path) -> None:
     golden = Golden.read(path)
     prefix, codes, grid = codes_of(golden)
     prior = conditional(golden, prefix=prefix.shape[1], grid=grid)
-    seeds, known = torch.arange(len(codes)), unknown(len(codes), grid)
-    laid = finished(sample(prior, prefix, grid, sampler=GREEDY, seeds=seeds, known=known))
+    seeds, known = torch.arange(len(codes)), unknown_codes(len(codes), grid)
+    laid = final_codes(sample(prior, prefix, grid, sampler=GREEDY, seeds=seeds, known=known))
     golden.check("out.sample_full_greedy", laid.flatten(1))
     # A prior that was told nothing but wrong codes needs one pass: the condition's codes stand for them.
     at_once = prior(prior.join(prefix, prefix[:, :-1]))[:, prior.prefix_length - 1 :].argmax(dim=2, keepdim=True)
@@ -245,7 +247,7 @@ def test_sliding_windows(path: Path) -> None:
         return condition[:, place.top : place.top + place.rows, place.left : place.left + place.columns].flatten(1)
 
     prior = conditional(golden, prefix=window * window, grid=(window, window))
-    laid = finished(sample_windows(prior, prefix_at, sampler=GREEDY, seeds=torch.tensor([0]), known=known))
+    laid = final_codes(generate(prior, prefix_at, sampler=GREEDY, seeds=torch.tensor([0]), known=known))
     golden.check("out.grid", laid)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.cli.generation_output import ABOVE, File, Partial
-from smalti.generation.code_sampler import Sampler, unknown
+from smalti.generation.code_sampler import Sampler, unknown_codes
 from smalti.images.io import read_settings, save_png, to_array
 from smalti.pipeline import Pipeline
 from smalti.tokenizer.tiled import any_size
@@ -40,7 +40,7 @@ def names(folder: Path) -> list[str]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """The first laying from now on gets a SIGTERM when it has laid so many rows."""
-    lay = Pipeline.lay
+    lay = Pipeline.generate_codes
 
     def stopped(self: Pipeline, *arguments: Any, **options: Any) -> Iterator[Tensor]:
         monkeypatch.setattr(Pipeline, "lay", lay)
@@ -84,7 +84,7 @@ def test_images_that_are_there_stay(
     (tmp_path / "out" / "dusk-000000.laying").write_bytes(b"left behind by a kill after the image was written")
     before = os.stat(kept).st_mtime_ns
     laid = []
-    lay = Pipeline.lay
+    lay = Pipeline.generate_codes
 
     def counted(self: Pipeline, values: Any, known: Tensor, *, seeds: Tensor, **options: Any) -> Iterator[Tensor]:
         laid.extend(seeds.tolist())
@@ -195,7 +195,7 @@ def test_a_partial_image_while_it_lays(
 @torch.no_grad()
 def test_a_partial_image_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, now, heights = pipeline(), [0.0], []
-    grid, decode = (40, 6), Pipeline.partial
+    grid, decode = (40, 6), Pipeline.decode_partial
 
     def spy(self: Pipeline, codes: Tensor) -> Tensor:
         heights.append(codes.shape[1])
@@ -205,7 +205,7 @@ def test_a_partial_image_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Pipeline, "partial", spy)
     monkeypatch.setattr("smalti.cli.generation_output.time.monotonic", lambda: now[0])
     partial = Partial(pipe, tmp_path / "a.png", grid, every=5)
-    rows = list(pipe.lay([None], unknown(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1)))
+    rows = list(pipe.generate_codes([None], unknown_codes(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1)))
     times: list[float] = []
     for codes in rows:
         now[0] += 1

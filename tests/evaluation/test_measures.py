@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smalti.conditions.labels import Labels, Nothing
-from smalti.conditions.precomputed import Given, GivenSettings
+from smalti.conditions.labels import Labels, Unconditional
+from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data.code_shards import open_codes
@@ -256,7 +256,7 @@ def test_likelihood_is_that_of_the_prior(data_folder: Path, batch: int) -> None:
 
 
 def test_a_prior_that_is_told_nothing(data_folder: Path) -> None:
-    pipe = pipeline(Nothing())
+    pipe = pipeline(Unconditional())
     found = measure_prior(pipe, open_source(data_folder), protocol=priors("images.count=4"), device=CPU)
     with torch.no_grad():
         codes = pipe.tokenizer.encode(images_of(data_folder, 16)[[0, 5, 10, 15]]).codes
@@ -314,7 +314,7 @@ def test_samples_are_compared_with_the_data(data_folder: Path, monkeypatch: pyte
 
 def test_what_a_prior_cannot_be_measured_on(data_folder: Path, codes: Path) -> None:
     source, shards = open_source(data_folder), open_codes(codes)
-    given = Given(GivenSettings(codebook_size=3, length=2))
+    given = PrecomputedCodes(PrecomputedCodesSettings(codebook_size=3, length=2))
     for pipe, data, protocol, sentence in (
         (pipeline(Labels(("dark", "dim"))), source, priors(), "there is no label 'light'"),
         (

@@ -20,7 +20,7 @@ from smalti.experiments.orders import experiment as study
 from smalti.experiments.orders.experiment import in_turn
 from smalti.experiments.orders.page import CALLED, RASTER, by_part, ranked, shown, told_apart
 from smalti.experiments.page_parts import pixels, signed
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import to_array
 from smalti.model_loading import load_tokenizer
@@ -119,8 +119,8 @@ def test_samples_are_what_the_program_lays_in_that_order(home: Path, found: dict
     tokenizer = load_tokenizer(folder(home, found, "tokenizer"))
     prior, condition = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
     pipeline = Pipeline(tokenizer, prior, condition)
-    prefix, known = prior.null_prefix(SEEDS), unknown(SEEDS, prior.grid)
-    codes = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=torch.arange(SEEDS), known=known))
+    prefix, known = prior.null_prefix(SEEDS), unknown_codes(SEEDS, prior.grid)
+    codes = final_codes(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=torch.arange(SEEDS), known=known))
     files = sorted((folder(home, found, f"samples-{order}") / "samples").glob("*.png"))
     assert len(files) == SEEDS
     wanted = to_array(pipeline.decode(codes))

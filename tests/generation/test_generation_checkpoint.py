@@ -16,29 +16,37 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from smalti.conditions.base import crops
+from smalti.conditions.base import code_crops
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, finished, unknown
-from smalti.generation.generation_checkpoint import Keeper, Kept, fingerprint, read_kept, save_kept
+from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+from smalti.generation.generation_checkpoint import (
+    GenerationCheckpoint,
+    SavedGeneration,
+    generation_fingerprint,
+    read_generation,
+    save_generation,
+)
 from smalti.pipeline import Pipeline
 from tests.generation.test_pipeline import pipeline
 
 
-def keeper(pipe: Pipeline, path: Path, known: Tensor, *, label: str = "dusk", seed: int = 3, **options: Any) -> Keeper:
+def keeper(
+    pipe: Pipeline, path: Path, known: Tensor, *, label: str = "dusk", seed: int = 3, **options: Any
+) -> GenerationCheckpoint:
     sampler = Sampler(**options)
     said = {"label": label, "seed": seed, **options}
     seeds = pipe.seeds(seed, len(known))
-    return pipe.keeper(path, [label] * len(known), known, sampler=sampler, seeds=seeds, said=said)
+    return pipe.generation_checkpoint(path, [label] * len(known), known, sampler=sampler, seeds=seeds, said=said)
 
 
-def leave(kept: Keeper) -> None:
+def leave(kept: GenerationCheckpoint) -> None:
     """As Ctrl-C does."""
     with pytest.raises(KeyboardInterrupt), kept:
         raise KeyboardInterrupt
 
 
 def laying(pipe: Pipeline, known: Tensor, **options: Any) -> Iterator[Tensor]:
-    return pipe.lay(["dusk"] * len(known), known, sampler=Sampler(**options), seeds=pipe.seeds(3, len(known)))
+    return pipe.generate_codes(["dusk"] * len(known), known, sampler=Sampler(**options), seeds=pipe.seeds(3, len(known)))
 
 
 @given(
@@ -64,7 +72,7 @@ def test_a_stopped_laying_goes_on_to_the_same_codes(
     given_codes = torch.randint(16, (batch, height, width), generator=chance)
     known = torch.where(torch.rand(batch, height, width, generator=chance) < holes, -1, given_codes)
     options: dict[str, Any] = {"guidance": guidance, "guidance_schedule": "cosine"}
-    whole = finished(laying(pipe, known, **options))
+    whole = final_codes(laying(pipe, known, **options))
     for stop in stops:
         with suppress(KeyboardInterrupt), keeper(pipe, path, known, **options) as kept:
             before = kept.codes
@@ -72,35 +80,35 @@ def test_a_stopped_laying_goes_on_to_the_same_codes(
             for row, codes in enumerate(laying(pipe, kept.codes, **options)):
                 if row == stop:
                     raise KeyboardInterrupt
-                kept.laid(codes)
-        assert kept.count >= kept.begun
+                kept.update(codes)
+        assert kept.count >= kept.initial_count
     with keeper(pipe, path, known, **options) as kept:
         for codes in laying(pipe, kept.codes, **options):
-            kept.laid(codes)
+            kept.update(codes)
         assert torch.equal(kept.codes, whole)
     assert not list(path.parent.iterdir())
 
 
 def test_a_laying_is_kept_when_its_block_is_left_early(tmp_path: Path) -> None:
-    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown(2, (5, 6))
+    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown_codes(2, (5, 6))
     kept = keeper(pipe, path, known)
     rows = list(laying(pipe, known))
-    kept.laid(rows[1])
+    kept.update(rows[1])
     assert not path.exists(), "written every ten seconds, not at every row"
     leave(kept)
-    found = read_kept(path)
+    found = read_generation(path)
     assert torch.equal(found.codes, rows[1])
     assert found.codes.dtype == torch.int64
     assert found.settings == {"label": "dusk", "seed": 3}
     before = path.read_bytes()
     again = keeper(pipe, path, known)
-    assert again.begun == again.count == int((rows[1] >= 0).sum())
+    assert again.initial_count == again.count == int((rows[1] >= 0).sum())
     leave(again)  # nothing new
     assert path.read_bytes() == before
 
 
 def test_nothing_is_kept_of_nothing(tmp_path: Path) -> None:
-    known = unknown(1, (3, 4))
+    known = unknown_codes(1, (3, 4))
     known[0, 2] = 5
     leave(keeper(pipeline(), tmp_path / "a.laying", known))
     assert not list(tmp_path.iterdir())
@@ -109,23 +117,23 @@ def test_nothing_is_kept_of_nothing(tmp_path: Path) -> None:
 def test_it_is_written_every_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, path, now = pipeline(), tmp_path / "a.laying", [100.0]
     monkeypatch.setattr("smalti.generation.generation_checkpoint.time.monotonic", lambda: now[0])
-    kept, written = keeper(pipe, path, unknown(1, (5, 6))), []
+    kept, written = keeper(pipe, path, unknown_codes(1, (5, 6))), []
     for codes in laying(pipe, kept.codes):
         now[0] += 6
-        kept.laid(codes)
-        written.append(int((read_kept(path).codes >= 0).sum()) if path.exists() else 0)
+        kept.update(codes)
+        written.append(int((read_generation(path).codes >= 0).sum()) if path.exists() else 0)
     counts = [int((codes >= 0).sum()) for codes in laying(pipe, kept.codes * 0 - 1)]
     assert written == [0, counts[1], counts[1], counts[3], counts[3]]
 
 
 def stopped(pipe: Pipeline, path: Path, known: Tensor) -> None:
     kept = keeper(pipe, path, known)
-    kept.laid(next(laying(pipe, known)))
+    kept.update(next(laying(pipe, known)))
     leave(kept)
 
 
 def test_another_laying_is_refused(tmp_path: Path) -> None:
-    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown(1, (5, 6))
+    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown_codes(1, (5, 6))
     stopped(pipe, path, known)
     with pytest.raises(SmaltiError, match=r"another laying: label 'dusk' there and 'dawn' here; ask for what is kept"):
         keeper(pipe, path, known, label="dawn")
@@ -134,14 +142,14 @@ def test_another_laying_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="another laying: top_k None there and 5 here"):
         keeper(pipe, path, known, top_k=5)
     changed = "another laying: the model or a file of its condition has changed since"
-    for other in (unknown(1, (6, 5)), unknown(2, (5, 6)), known.index_fill(1, torch.tensor([4]), 2)):
+    for other in (unknown_codes(1, (6, 5)), unknown_codes(2, (5, 6)), known.index_fill(1, torch.tensor([4]), 2)):
         with pytest.raises(SmaltiError, match=changed):
             keeper(pipe, path, other)
     with torch.no_grad():
         next(pipe.prior.parameters()).view(-1)[0] += 1e-3
     with pytest.raises(SmaltiError, match=changed):
         keeper(pipe, path, known)
-    assert read_kept(path).settings["label"] == "dusk"
+    assert read_generation(path).settings["label"] == "dusk"
 
 
 def test_all_of_a_map_counts() -> None:
@@ -150,8 +158,10 @@ def test_all_of_a_map_counts() -> None:
     for place in range(36):
         codes = torch.zeros(1, 36, dtype=torch.int64)
         codes[0, place] = 1  # the last outside the grid: none
-        prefix_at = crops(codes[:, :35].view(1, *grid))
-        made = fingerprint(pipe.prior, lambda: prefix_at, unknown(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1))  # noqa: B023
+        prefix_at = code_crops(codes[:, :35].view(1, *grid))
+        made = generation_fingerprint(
+            pipe.prior, lambda: prefix_at, unknown_codes(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1)
+        )  # noqa: B023
         prints.add(made)
     assert len(prints) == 36
 
@@ -159,28 +169,28 @@ def test_all_of_a_map_counts() -> None:
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "text"])
 def test_damaged_files_are_told(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.laying"
-    save_kept(path, Kept(unknown(1, (2, 2)), "f", {}))
+    save_generation(path, SavedGeneration(unknown_codes(1, (2, 2)), "f", {}))
     whole = path.read_bytes()
     if damage == "other":
         save_file({"weight": torch.zeros(2)}, path)
     else:
         path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 50}[damage])
     with pytest.raises(SmaltiError, match=r"a\.laying keeps no laying, or is damaged \(.*\); delete it to begin anew"):
-        read_kept(path)
+        read_generation(path)
     with pytest.raises(SmaltiError, match=r"there is no file .*nowhere"):
-        read_kept(tmp_path / "nowhere")
+        read_generation(tmp_path / "nowhere")
 
 
 def test_newer_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("smalti.generation.generation_checkpoint.FORMAT", 9)
-        save_kept(tmp_path / "a.laying", Kept(unknown(1, (2, 2)), "f", {}))
+        save_generation(tmp_path / "a.laying", SavedGeneration(unknown_codes(1, (2, 2)), "f", {}))
     with pytest.raises(SmaltiError, match=r"written by a newer smalti \(format 9\); update smalti"):
-        read_kept(tmp_path / "a.laying")
+        read_generation(tmp_path / "a.laying")
 
 
 def test_a_full_disk_keeps_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown(1, (5, 6))
+    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown_codes(1, (5, 6))
     stopped(pipe, path, known)
     before = path.read_bytes()
 
@@ -189,7 +199,7 @@ def test_a_full_disk_keeps_what_was_kept(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("smalti.generation.generation_checkpoint.save_file", full)
     kept = keeper(pipe, path, known)
-    kept.laid(list(laying(pipe, kept.codes))[2])
+    kept.update(list(laying(pipe, kept.codes))[2])
     with pytest.raises(SmaltiError, match=r"cannot write .*a\.laying: No space left"), kept:
         raise KeyboardInterrupt
     assert path.read_bytes() == before
@@ -209,7 +219,7 @@ def test_a_stream_goes_on_where_it_was_left(tmp_path: Path, stop: int) -> None:
     for row, _ in enumerate(stream(), start=1):
         if row == stop:
             break
-    assert int((read_kept(path).codes >= 0).sum()) >= 6 * stop
+    assert int((read_generation(path).codes >= 0).sum()) >= 6 * stop
     again = list(stream())
     assert len(again) == max(5 - stop, 1), "it did not begin anew"
     assert torch.equal(again[-1], whole)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from smalti.conditions.base import Condition
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_json
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.pipeline import Pipeline, amid
 from smalti.prior import Transformer, TransformerSettings, Window
 from smalti.prior_folder import save_prior
@@ -81,8 +81,8 @@ def laid(
     sampler: Sampler | None = None,
 ) -> Tensor:
     """The codes behind `Pipeline.sample`."""
-    known, seeds = unknown(len(labels), pipe.grid(size)), pipe.seeds(seed, len(labels))
-    return finished(pipe.lay(labels, known, sampler=sampler or Sampler(), seeds=seeds))
+    known, seeds = unknown_codes(len(labels), pipe.grid(size)), pipe.seeds(seed, len(labels))
+    return final_codes(pipe.generate_codes(labels, known, sampler=sampler or Sampler(), seeds=seeds))
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -152,8 +152,8 @@ def test_guidance_0_forgets_the_label() -> None:
 def test_labels_may_be_left_open_one_by_one() -> None:
     pipe = pipeline()
     window = Window(0, 0, 3, 4)
-    assert pipe.prefixes([None, "night", None, "dawn"], grid=(3, 4))(window).tolist() == [[3], [2], [3], [0]]
-    assert pipe.prefixes([None, None], grid=(3, 4))(window).tolist() == [[3], [3]]
+    assert pipe.window_prefix([None, "night", None, "dawn"], grid=(3, 4))(window).tolist() == [[3], [2], [3], [0]]
+    assert pipe.window_prefix([None, None], grid=(3, 4))(window).tolist() == [[3], [3]]
     mixed = laid(pipe, labels=[None, "night"], seed=4)
     assert torch.equal(mixed[0], laid(pipe, seed=4)[0])
     assert torch.equal(mixed[1], laid(pipe, labels=["night"], seed=5)[0])
@@ -163,8 +163,8 @@ def test_unknown_labels_list_those_there_are() -> None:
     with pytest.raises(SmaltiError, match=r"no label 'dawm'; did you mean 'dawn'\? There are: dawn, dusk, night"):
         pipeline().sample(label="dawm")
     with pytest.raises(SmaltiError, match="this model takes no condition, label = 'dusk' was given; leave it out"):
-        pipeline(Nothing()).sample(label="dusk")
-    assert pipeline(Nothing()).sample().shape == (1, 3, 12, 16)
+        pipeline(Unconditional()).sample(label="dusk")
+    assert pipeline(Unconditional()).sample().shape == (1, 3, 12, 16)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
@@ -277,10 +277,10 @@ def written(folder: Path, condition: Condition = LABELS) -> Pipeline:
     return pipe
 
 
-@pytest.mark.parametrize("condition", [LABELS, Nothing()], ids=lambda condition: type(condition).__name__)
+@pytest.mark.parametrize("condition", [LABELS, Unconditional()], ids=lambda condition: type(condition).__name__)
 def test_a_pipeline_comes_back(tmp_path: Path, condition: Condition) -> None:
     before, after = written(tmp_path, condition), Pipeline.from_pretrained(str(tmp_path))
-    labels = [None] if isinstance(condition, Nothing) else ["dusk"]
+    labels = [None] if isinstance(condition, Unconditional) else ["dusk"]
     assert torch.equal(laid(after, labels=labels, seed=9), laid(before, labels=labels, seed=9))
     assert torch.equal(after.sample(2, size=(12, 32)), before.sample(2, size=(12, 32)))
     assert after.condition.save(tmp_path) == condition.save(tmp_path)

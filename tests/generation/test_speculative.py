@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smalti.cli import sample as commands
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, sample_windows, unknown
+from smalti.generation.code_sampler import Sampler, generate, unknown_codes
 from smalti.images.io import save_png
 from smalti.pipeline import Pipeline
 from smalti.prior import ORDERS, Prior, Window
@@ -43,7 +43,7 @@ def lay(prior: Prior, known: Tensor, *, speculate: int, first: int = 0, **option
     prefix_at = told(prior, len(known), (known.shape[1], known.shape[2]), 3)
     options = {"sampler": Sampler(), **options}
     seeds = torch.arange(first, first + len(known))
-    return list(sample_windows(prior, prefix_at, seeds=seeds, known=known, speculate=speculate, **options))
+    return list(generate(prior, prefix_at, seeds=seeds, known=known, speculate=speculate, **options))
 
 
 def partly_known(batch: int, grid: tuple[int, int], share: float, number: int) -> Tensor:
@@ -98,7 +98,7 @@ def test_any_order_will_do(order: str, share: float) -> None:
 
 def test_a_image_laid_on_from_its_own_codes_is_the_same() -> None:
     prior = small()
-    whole = lay(prior, unknown(2, (4, 4)), speculate=3)[-1]
+    whole = lay(prior, unknown_codes(2, (4, 4)), speculate=3)[-1]
     half = whole.clone()
     half[:, 1:, 2:] = -1
     assert torch.equal(lay(prior, half, speculate=3)[-1], whole)
@@ -127,7 +127,7 @@ def test_there_are_as_many_calls_as_in_the_slow_loop(network: str, sampler: str,
     grid = (3, 4)
     for seed in range(3):
         prior = networks()[network]((4, 4), 2)
-        codes, shapes = calls_of(prior, unknown(batch, grid), speculate=3, sampler=SAMPLERS[sampler], first=seed)
+        codes, shapes = calls_of(prior, unknown_codes(batch, grid), speculate=3, sampler=SAMPLERS[sampler], first=seed)
         truth, calls = reference.guessed_ahead(
             prior,
             told(prior, batch, grid, 3),
@@ -151,15 +151,17 @@ def flat(prior: Prior) -> Prior:
 def test_answers_that_are_right_already_are_believed_in_the_next_call() -> None:
     """Where the noise alone says what is laid, one call answers for all, and the next finds all guesses right."""
     prior = flat(small(prefix_length=2))
-    codes, shapes = calls_of(prior, unknown(2, (4, 4)), speculate=15)
-    assert torch.equal(codes, lay(prior, unknown(2, (4, 4)), speculate=0)[-1])
+    codes, shapes = calls_of(prior, unknown_codes(2, (4, 4)), speculate=15)
+    assert torch.equal(codes, lay(prior, unknown_codes(2, (4, 4)), speculate=0)[-1])
     assert len(shapes) <= 3
     assert shapes[:2] == [(2, 2), (2, 15)], "the last code is never read"
 
 
 def test_a_code_that_repeats_is_guessed_at_once() -> None:
     """The likeliest code is everywhere the same; a call lays one code more than it guesses, and reads one that is laid."""
-    codes, shapes = calls_of(flat(small(prefix_length=2)), unknown(3, (4, 4)), speculate=4, sampler=SAMPLERS["greedy"])
+    codes, shapes = calls_of(
+        flat(small(prefix_length=2)), unknown_codes(3, (4, 4)), speculate=4, sampler=SAMPLERS["greedy"]
+    )
     assert (codes == 0).all()
     assert shapes == [(3, 2), (3, 5), (3, 5), (3, 5)]
 
@@ -177,23 +179,21 @@ def test_a_code_that_repeats_is_guessed_at_once() -> None:
 )
 def test_wrong_guesses_are_sentences(grid: tuple[int, int], count: int, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        lay(small(), unknown(1, grid), speculate=count)
+        lay(small(), unknown_codes(1, grid), speculate=count)
 
 
 def test_a_neighborhood_transformer_has_no_window_to_guess_under() -> None:
     prior = small_neighborhood()
-    prefix, known = prior.null_prefix(1), unknown(1, prior.grid)
+    prefix, known = prior.null_prefix(1), unknown_codes(1, prior.grid)
     with pytest.raises(
         SmaltiError, match=r"speculate = 2 guesses .* a neighborhood transformer has none; leave it at 0"
     ):
-        sample_windows(
-            prior, lambda window: prefix, sampler=Sampler(), seeds=torch.zeros(1).long(), known=known, speculate=2
-        )
+        generate(prior, lambda window: prefix, sampler=Sampler(), seeds=torch.zeros(1).long(), known=known, speculate=2)
 
 
 @pytest.mark.parametrize(
     "offered",
-    [Pipeline.sample, Pipeline.stream, Pipeline.complete, Pipeline.lay, commands.sample, commands.complete],
+    [Pipeline.sample, Pipeline.stream, Pipeline.complete, Pipeline.generate_codes, commands.sample, commands.complete],
 )
 def test_it_is_offered_and_off(offered: Any) -> None:
     assert inspect.signature(offered).parameters["speculate"].default == 0

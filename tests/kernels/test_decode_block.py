@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from smalti.generation import code_sampler as laying
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.kernels.decode_block import MAX_ROWS, DecodeBlock, PackedLinear, attend, attention_is_supported, available
 from smalti.kernels.prepacked import prepacked
 from smalti.prior import GPT, Neighborhood, Prior, Transformer
@@ -159,12 +159,12 @@ def test_the_codes_are_those_of_pytorch(
 
     def laid() -> Tensor:
         prefix, seeds = prior.null_prefix(batch), seed + torch.arange(batch)
-        known, sampler = unknown(batch, (height, width)), Sampler(top_k=5, guidance=guidance)
-        return finished(sample(prior, prefix, (height, width), sampler=sampler, seeds=seeds, known=known))
+        known, sampler = unknown_codes(batch, (height, width)), Sampler(top_k=5, guidance=guidance)
+        return final_codes(sample(prior, prefix, (height, width), sampler=sampler, seeds=seeds, known=known))
 
     found = laid()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(laying, "packed", lambda module: module)
+        patch.setattr(laying, "prepacked", lambda module: module)
         assert torch.equal(found, laid())
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from smalti.generation import code_sampler as laying
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.kernels.decode_block import MAX_ROWS
 from smalti.kernels.prepacked import prepacked
 from tests.generation.test_code_sampler import small, small_gpt
@@ -46,12 +46,12 @@ def test_a_packed_prior_lays_the_same_codes(name: str, monkeypatch: pytest.Monke
 
     def laid() -> Tensor:
         prefix, seeds = prior.null_prefix(3), torch.arange(3)
-        return finished(
-            sample(prior, prefix, (6, 7), sampler=Sampler(guidance=1.5), seeds=seeds, known=unknown(3, (6, 7)))
+        return final_codes(
+            sample(prior, prefix, (6, 7), sampler=Sampler(guidance=1.5), seeds=seeds, known=unknown_codes(3, (6, 7)))
         )
 
     found = laid()
-    monkeypatch.setattr(laying, "packed", lambda module: module)
+    monkeypatch.setattr(laying, "prepacked", lambda module: module)
     assert torch.equal(found, laid())
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from smalti.conditions.base import Condition
 from smalti.conditions.labels import Labels
-from smalti.conditions.precomputed import Given, GivenSettings
-from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json
 from smalti.core.settings import parse
@@ -60,17 +60,17 @@ class Noise:
         return {"keys": "noise"}
 
 
-def given(*, size: int = 5) -> Given:
-    return Given(GivenSettings(codebook_size=size, length=3))
+def given(*, size: int = 5) -> PrecomputedCodes:
+    return PrecomputedCodes(PrecomputedCodesSettings(codebook_size=size, length=3))
 
 
-def maps(seed: int) -> Maps:
+def maps(seed: int) -> SpatialCondition:
     """Another image, of 16 x 16 pixels, through a tokenizer of its own."""
     model: VQGAN = tokenizer()
     torch.manual_seed(seed)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.2)
-    return Maps(MapsSettings(kind="image", key="before", grid=(4, 4)), model)
+    return SpatialCondition(SpatialConditionSettings(kind="image", key="before", grid=(4, 4)), model)
 
 
 def told(condition: Condition, beside: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def reading(condition: Condition) -> Pipeline:
 
 def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise]:
     """Codes of three images for training and five held out, and the latter."""
-    beside = (3, SIDE, SIDE) if isinstance(condition, Maps) else (3,)
+    beside = (3, SIDE, SIDE) if isinstance(condition, SpatialCondition) else (3,)
     parts, model = [Noise(count, beside=beside, seed=count) for count in (3, 5)], tokenizer()
     prefix = None if condition is None else Prefix(condition, "somebody", partial(told, condition))
     write_codes(
@@ -108,7 +108,7 @@ def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise
 
 
 @pytest.mark.parametrize("condition", [given(), maps(1)], ids=["given", "maps"])
-def test_codes_are_measured_with_what_stands_before_them(condition: Given | Maps, tmp_path: Path) -> None:
+def test_codes_are_measured_with_what_stands_before_them(condition: PrecomputedCodes | SpatialCondition, tmp_path: Path) -> None:
     kept, held_out = shards(tmp_path / "codes", condition)
     pipe = reading(condition)
     found = measure_prior(pipe, kept, protocol=priors("images.count=4"), device=CPU, batch=3)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.prior import GPT, GPTSettings, NoCache
 from smalti.prior.attention import attend
 
@@ -146,8 +146,8 @@ def test_codes_of_the_condition_alone_are_never_laid() -> None:
     assert logits.shape == (1, 3, 14)
     assert logits[0, -1].argmax() >= 11
     torch.testing.assert_close(prior.next_logits(prefix, cache=NoCache(columns=4)), logits[:, -1, :11])
-    known, seeds = unknown(1, (3, 4)), torch.tensor([0])
-    laid = finished(sample(prior, prefix, (3, 4), sampler=Sampler(), seeds=seeds, known=known))
+    known, seeds = unknown_codes(1, (3, 4)), torch.tensor([0])
+    laid = final_codes(sample(prior, prefix, (3, 4), sampler=Sampler(), seeds=seeds, known=known))
     assert laid.max() < 11
 
 
@@ -159,7 +159,7 @@ def test_a_conditioned_prior_has_no_empty_condition() -> None:
     prior = small()
     with pytest.raises(SmaltiError, match=r"never learned to do without its condition; .* guidance at 1"):
         prior.null_prefix(1)
-    values: dict[str, Any] = {"seeds": torch.tensor([0]), "known": unknown(1, (3, 4))}
+    values: dict[str, Any] = {"seeds": torch.tensor([0]), "known": unknown_codes(1, (3, 4))}
     with pytest.raises(SmaltiError, match="never learned to do without its condition"):
         sample(prior, torch.zeros(1, 3).long(), (3, 4), sampler=Sampler(guidance=2), **values)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
-from smalti.generation.neighborhood_decoding import Ring, slanted
+from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
+from smalti.generation.neighborhood_decoding import RowCacheAttention, neighborhood_waves
 from smalti.prior import Neighborhood, NeighborhoodSettings, NoCache, nll, parameter_groups
 from smalti.prior import neighborhood as rooms
 from smalti.prior.code_likelihood import window_nll
@@ -136,7 +136,7 @@ def test_tiles_are_the_whole_mask(grid: tuple[int, int], reach: int, tile: int) 
 
 @given(GRIDS, st.integers(1, 4))
 def test_a_wave_sees_earlier_waves_alone(grid: tuple[int, int], reach: int) -> None:
-    waves = slanted(torch.ones(grid, dtype=torch.bool), radius=reach)
+    waves = neighborhood_waves(torch.ones(grid, dtype=torch.bool), radius=reach)
     number = {place[:2]: count for count, wave in enumerate(waves) for place in wave}
     assert len(number) == grid[0] * grid[1]
     for i, j in number:
@@ -147,13 +147,13 @@ def test_a_wave_sees_earlier_waves_alone(grid: tuple[int, int], reach: int) -> N
 
 
 def test_a_grid_of_64_with_a_reach_of_4_takes_379_waves() -> None:
-    assert len(slanted(torch.ones(64, 64, dtype=torch.bool), radius=4)) == 64 + 63 * 5
+    assert len(neighborhood_waves(torch.ones(64, 64, dtype=torch.bool), radius=4)) == 64 + 63 * 5
 
 
 @pytest.mark.parametrize(("grid", "rows"), [((64, 16), 2 + 1 + 6), ((4, 16), 4), ((64, 2), 2 + 1 + 1)])
 def test_only_the_rows_in_reach_are_kept(grid: tuple[int, int], rows: int) -> None:
     prior = small()
-    ring = Ring(grid, prefix=prior.encode_prefix(drawn(1, 1, below=3)), radius=prior.radius)
+    ring = RowCacheAttention(grid, prefix=prior.encode_prefix(drawn(1, 1, below=3)), radius=prior.radius)
     assert ring.rows == rows
 
 
@@ -178,7 +178,7 @@ def test_images_are_those_of_the_plain_loop(
     known[torch.rand(known.shape, generator=torch.Generator().manual_seed(number)) < share] = -1
     prefix, seeds = prefix_for(prior, batch, grid, number), torch.arange(batch) + number
     sampler = Sampler(temperature=0.9, guidance=guidance)
-    codes = finished(sample_windows(prior, lambda window: prefix, sampler=sampler, seeds=seeds, known=known))
+    codes = final_codes(generate(prior, lambda window: prefix, sampler=sampler, seeds=seeds, known=known))
     empty = torch.full((prefix.shape[1],), 3)
     for item in range(batch):
         truth = reference.sampled_whole(prior, prefix[item], empty, known[item], sampler=sampler, seed=int(seeds[item]))
@@ -189,12 +189,12 @@ def test_each_wave_is_one_call_and_a_row_of_codes_is_more_each_time() -> None:
     prior, calls = small(), []
     prior.left.register_forward_hook(lambda module, inputs, out: calls.append(tuple(inputs[0].shape)))
     steps = list(
-        sample_windows(
+        generate(
             prior,
             lambda window: drawn(2, 1, below=3),
             sampler=Sampler(),
             seeds=torch.arange(2),
-            known=unknown(2, (5, 12)),
+            known=unknown_codes(2, (5, 12)),
         )
     )
     assert len(calls) == 12 + 4 * 3
@@ -206,13 +206,13 @@ def test_each_wave_is_one_call_and_a_row_of_codes_is_more_each_time() -> None:
 
 def test_a_image_that_is_told_nothing_may_have_any_size() -> None:
     prior = small(**KINDS["label, map, more"])
-    null, known, seeds = prior.null_prefix(1), unknown(1, (3, 7)), torch.arange(1)
-    laid = finished(sample_windows(prior, lambda window: null, sampler=Sampler(), seeds=seeds, known=known))
+    null, known, seeds = prior.null_prefix(1), unknown_codes(1, (3, 7)), torch.arange(1)
+    laid = final_codes(generate(prior, lambda window: null, sampler=Sampler(), seeds=seeds, known=known))
     whole = torch.full((1, 3 + 21), 3)
-    same = finished(sample_windows(prior, lambda window: whole, sampler=Sampler(), seeds=seeds, known=known))
+    same = final_codes(generate(prior, lambda window: whole, sampler=Sampler(), seeds=seeds, known=known))
     assert torch.equal(laid, same)
     with pytest.raises(SmaltiError, match="the prefix has 19 codes, and for 3 x 7 codes this prior reads 24"):
-        finished(sample_windows(prior, lambda window: null * 0, sampler=Sampler(), seeds=seeds, known=known))
+        final_codes(generate(prior, lambda window: null * 0, sampler=Sampler(), seeds=seeds, known=known))
 
 
 def test_likelihoods_of_any_size_are_those_of_the_whole_image() -> None:

@@ -36,7 +36,7 @@ def features(prior: Neighborhood, prefix: Tensor, codes: Tensor) -> Tensor:
 def by_flex(monkeypatch: pytest.MonkeyPatch) -> Callable[[Neighborhood], None]:
     """Let a prior use FlexAttention here, with the gradients that PyTorch has for it on a CPU but does not offer."""
     monkeypatch.setattr(theirs, "_validate_device", lambda *given: None)
-    return lambda prior: monkeypatch.setattr(prior, "whole", lambda device: FlexGridAttention)
+    return lambda prior: monkeypatch.setattr(prior, "grid_attention", lambda device: FlexGridAttention)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_features_are_those_of_tiles(kind: str, grid: tuple[int, int], reach: in
     prefix, codes = prefix_for(prior, 2, grid), drawn(2, *grid, below=9)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         truth = features(prior, prefix, codes)
-        patch.setattr(prior, "whole", lambda device: FlexGridAttention)
+        patch.setattr(prior, "grid_attention", lambda device: FlexGridAttention)
         torch.testing.assert_close(features(prior, prefix, codes), truth, rtol=1e-5, atol=1e-5)
 
 
@@ -132,7 +132,7 @@ def test_compiled_blocks_see_the_same(autocast: bool, monkeypatch: pytest.Monkey
     prefix, codes = prefix_for(prior, 2, grid), drawn(2, *grid, below=9)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         truth = features(prior, prefix, codes)
-        monkeypatch.setattr(prior, "whole", lambda device: FlexGridAttention)
+        monkeypatch.setattr(prior, "grid_attention", lambda device: FlexGridAttention)
         for block in prior.blocks:
             block.compile(dynamic=False)
         found = features(prior, prefix, codes)

@@ -17,7 +17,7 @@ from torch import Tensor
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping, parse
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
@@ -328,7 +328,7 @@ SAMPLERS = {"plain": Sampler(), "guided": Sampler(guidance=1.7, top_k=7), "uncon
 
 def laid(prior: PixelSNAIL, prefix: Tensor, known: Tensor, *, sampler: Sampler) -> Tensor:
     seeds, grid = torch.arange(len(known)), (known.shape[1], known.shape[2])
-    return finished(sample(prior, prefix, grid, sampler=sampler, seeds=seeds, known=known))
+    return final_codes(sample(prior, prefix, grid, sampler=sampler, seeds=seeds, known=known))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -348,7 +348,7 @@ def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int], cou
 
 
 def test_guidance_reads_the_empty_prefix() -> None:
-    prior, known = small(), unknown(1, (3, 4))
+    prior, known = small(), unknown_codes(1, (3, 4))
     for label in (0, 1):
         forgotten = laid(prior, torch.full((1, 2), label), known, sampler=SAMPLERS["unconditional"])
         assert torch.equal(forgotten, laid(prior, prior.null_prefix(1), known, sampler=SAMPLERS["plain"]))
@@ -403,9 +403,9 @@ def test_a_pipeline_with_it_is_saved_and_comes_back(home: Path, tmp_path: Path) 
     for size in (None, (24, 20), (8, 12)):
         ours, theirs = (each.sample(2, seed=3, size=size, label="dark", guidance=2.0) for each in (pipeline, again))
         assert torch.equal(ours, theirs)
-    codes = unknown(1, (4, 4))
+    codes = unknown_codes(1, (4, 4))
     codes[0, :2] = 5
-    kept = finished(again.lay(["light"], codes, sampler=Sampler(), seeds=torch.tensor([1])))
+    kept = final_codes(again.generate_codes(["light"], codes, sampler=Sampler(), seeds=torch.tensor([1])))
     assert (kept[0, :2] == 5).all()
 
 

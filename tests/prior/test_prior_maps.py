@@ -7,7 +7,7 @@ import torch
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.prior import Transformer, TransformerSettings, nll
 
 GRID, SIZE, CONDITION = (3, 4), 11, 7
@@ -84,7 +84,9 @@ def test_larger_and_narrower_grids_are_laid() -> None:
     sampler = Sampler()
     for grid in ((5, 6), (3, 2)):
         prefix = prior.null_prefix(2)
-        laid = finished(sample(prior, prefix, grid, sampler=sampler, seeds=torch.arange(2), known=unknown(2, grid)))
+        laid = final_codes(
+            sample(prior, prefix, grid, sampler=sampler, seeds=torch.arange(2), known=unknown_codes(2, grid))
+        )
         assert laid.shape == (2, *grid)
         assert (laid >= 0).all()
 

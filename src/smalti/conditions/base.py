@@ -19,7 +19,7 @@ from smalti.prior.window import Middle, Window, after_middle
 
 Grid: TypeAlias = tuple[int, int]
 """(h, w): rows and columns of codes."""
-Laid: TypeAlias = Callable[[Window], Tensor]
+WindowPrefix: TypeAlias = Callable[[Window], Tensor]
 """A place of the prior's window on a grid of codes -> the prefix (B,P) that is true there."""
 
 
@@ -32,7 +32,7 @@ class Condition(ABC):
     """C; a prior may have one more code, C itself, for "nothing"."""
     length: int
     """P."""
-    takes_none: bool = False
+    optional: bool = False
     """Whether None is a value like others: that of an image of which nothing needs to be said."""
     maps: tuple[int, ...] = ()
     """Where in the prefix a map begins that has a code for each code of the window, row by row."""
@@ -58,7 +58,7 @@ class Condition(ABC):
         """
 
     @abstractmethod
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
         """B values, each for an image of `grid` (h,w) codes -> the prefix for each place of the window.
 
         It is what `prior.sampling.sample_windows` takes. Raises as `encode`, and for grids smaller than the window where
@@ -77,12 +77,12 @@ class Condition(ABC):
         """
 
 
-def keys(condition: Condition) -> tuple[str, ...]:
+def condition_keys(condition: Condition) -> tuple[str, ...]:
     """The options that a condition is given by; none for one that takes no value."""
     return tuple(part.key for part in condition.parts or (condition,) if part.key)
 
 
-def value_of(condition: Condition, named: Mapping[str, Any]) -> Any:
+def condition_value(condition: Condition, named: Mapping[str, Any]) -> Any:
     """Values by their keys, all of them keys of the condition -> its value, None for "nothing"."""
     if condition.parts:
         return dict(named) or None
@@ -103,12 +103,12 @@ def as_prefix(codes: Sequence[int]) -> Tensor:
     return torch.tensor(list(codes), dtype=torch.int64).reshape(-1, 1)
 
 
-def everywhere(prefix: Tensor) -> Laid:
+def constant_prefix(prefix: Tensor) -> WindowPrefix:
     """A prefix (B,P) -> the same for every place of the window."""
     return lambda window: prefix
 
 
-def crops(codes: Tensor) -> Laid:
+def code_crops(codes: Tensor) -> WindowPrefix:
     """Condition codes (B,h,w), one for each code of the image -> those under the window, row by row.
 
     The condition of the whole image is encoded once, and its codes are cut: so does the original's sampling of images

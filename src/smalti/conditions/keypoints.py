@@ -20,22 +20,22 @@ from PIL import Image, ImageDraw
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, Laid
+from smalti.conditions.base import Condition, Grid, WindowPrefix
 from smalti.conditions.location_codes import (
     ROUNDING,
-    WHOLE,
+    FULL_IMAGE,
     Box,
-    box_at,
+    box_from_codes,
     check_crop,
-    corners,
-    differing,
-    drawn,
+    corner_codes,
+    check_unique,
+    rasterize,
     flipped,
     outline,
-    point,
-    point_at,
-    seen_in,
-    under,
+    point_code,
+    point_from_code,
+    relative_to_crop,
+    window_crop,
 )
 from smalti.conditions.previews import palette
 from smalti.core.errors import SmaltiError, suggestion
@@ -50,7 +50,7 @@ Point: TypeAlias = tuple[float, float]
 Figure: TypeAlias = tuple[Point | None, ...]
 """A place for each of the settings' points, None where it is not seen."""
 
-_FARTHEST = 10.0  # a figure may be cut by the border, but no point of it is so far outside: then its numbers are pixels
+_MAX_COORDINATE = 10.0  # a figure may be cut by the border, but no point of it is so far outside: then its numbers are pixels
 _SIDE = 256  # pixels of a preview
 _GRAY = (160, 160, 160)
 
@@ -61,7 +61,7 @@ class KeypointsSettings:
 
     `points`: the names of a figure's points, in the order of their codes. `most`: figures an image has room for. `size`: how
     many codes there are, n x n places and one more for "none". `encode_crop`: places are those in the whole image, and the
-    part of it that is seen is two codes more; else places are those in the part. `drawn`: rows and columns of a map behind all
+    part of it that is seen is two codes more; else places are those in the part. `rasterize`: rows and columns of a map behind all
     that, in which each place has the number of a point that lies there, in what is seen; (0, 0) for none.
     """
 
@@ -75,7 +75,7 @@ class KeypointsSettings:
     @field_validator("points")
     @classmethod
     def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return differing(names, what="point")
+        return check_unique(names, what="point")
 
     @property
     def none(self) -> int:
@@ -88,17 +88,17 @@ class KeypointsSettings:
         return math.isqrt(self.codebook_size - 1)
 
     @property
-    def listed(self) -> int:
+    def list_length(self) -> int:
         """Codes of the list of figures and of the crop."""
         return self.max_figures * len(self.points) + 2 * self.encode_crop
 
     @property
     def length(self) -> int:
         """Codes an image."""
-        return self.listed + self.drawn[0] * self.drawn[1]
+        return self.list_length + self.drawn[0] * self.drawn[1]
 
     @property
-    def mirrored(self) -> tuple[int, ...]:
+    def flip_permutation(self) -> tuple[int, ...]:
         """For each point the number of the one that stands in its place in a mirror: a left hand is a right one there."""
         number = {name: place for place, name in enumerate(self.points)}
         return tuple(number.get(_other_side(name), place) for place, name in enumerate(self.points))
@@ -112,15 +112,15 @@ def _other_side(name: str) -> str:
 _SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "LEFT": "RIGHT", "RIGHT": "LEFT"}
 
 
-class Figures(NamedTuple):
+class DecodedKeypoints(NamedTuple):
     """The figures of an image as their codes tell of them. Where the crop is not among the codes, it is all that is seen."""
 
     figures: tuple[Figure, ...]
     crop: Box
 
 
-def keypoint_codes(
-    figures: Sequence[Figure], settings: KeypointsSettings, *, crop: Box = WHOLE, flip: bool = False
+def encode_keypoints(
+    figures: Sequence[Figure], settings: KeypointsSettings, *, crop: Box = FULL_IMAGE, flip: bool = False
 ) -> tuple[int, ...]:
     """Figures in an image -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
 
@@ -129,31 +129,31 @@ def keypoint_codes(
     Raises `SmaltiError` for a crop that is no part of the image.
     """
     check_crop(crop)
-    view = WHOLE if settings.encode_crop else crop
-    order = settings.mirrored if flip else range(len(settings.points))
+    view = FULL_IMAGE if settings.encode_crop else crop
+    order = settings.flip_permutation if flip else range(len(settings.points))
     codes: list[int] = []
-    for figure in shortened(figures, settings):
+    for figure in truncate(figures, settings):
         assert len(figure) == len(settings.points), f"{len(figure)} points instead of {len(settings.points)}"
-        seen = [_within(figure[number], crop, view) for number in order]
+        visible = [_to_view(figure[number], crop, view) for number in order]
         if flip:
-            seen = [_flipped(place) for place in seen]
-        if any(seen):
-            codes += [settings.none if place is None else point(*place, sections=settings.sections) for place in seen]
+            visible = [_flipped(place) for place in visible]
+        if any(visible):
+            codes += [settings.none if place is None else point_code(*place, sections=settings.sections) for place in visible]
     codes += [settings.none] * (settings.max_figures * len(settings.points) - len(codes))
     if settings.encode_crop:
-        codes += corners(flipped(crop) if flip else crop, sections=settings.sections)
+        codes += corner_codes(flipped(crop) if flip else crop, sections=settings.sections)
     points = [
-        (seen_in(crop, Box(*place, 0.0, 0.0), flip=flip), number)
-        for figure in shortened(figures, settings)
+        (relative_to_crop(crop, Box(*place, 0.0, 0.0), flip=flip), number)
+        for figure in truncate(figures, settings)
         for number, place in enumerate(figure[source] for source in order)
-        if place is not None and _within(place, crop, crop) is not None
+        if place is not None and _to_view(place, crop, crop) is not None
     ]
-    codes += drawn(points, settings.drawn, none=settings.none)
+    codes += rasterize(points, settings.drawn, none=settings.none)
     assert len(codes) == settings.length
     return tuple(codes)
 
 
-def shortened(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Figure]:
+def truncate(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Figure]:
     """The first figures, as many as there is room for. Warns when others are left out."""
     if len(figures) > settings.max_figures:
         warnings.warn(
@@ -163,7 +163,7 @@ def shortened(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Fi
     return list(figures[: settings.max_figures])
 
 
-def _within(place: Point | None, crop: Box, view: Box) -> Point | None:
+def _to_view(place: Point | None, crop: Box, view: Box) -> Point | None:
     """A place in an image -> in its part `view`; None where it is not in the crop."""
     if place is None:
         return None
@@ -178,19 +178,19 @@ def _flipped(place: Point | None) -> Point | None:
     return None if place is None else (1 - place[0], place[1])
 
 
-def read_figures(codes: Sequence[int], settings: KeypointsSettings) -> Figures:
-    """The codes of keypoints -> what they say: the inverse of `keypoint_codes`, as far as rounding lets it be.
+def decode_keypoints(codes: Sequence[int], settings: KeypointsSettings) -> DecodedKeypoints:
+    """The codes of keypoints -> what they say: the inverse of `encode_keypoints`, as far as rounding lets it be.
 
     Raises `SmaltiError` for another number of codes than `settings.length`.
     """
     if len(codes) != settings.length:
         raise SmaltiError(f"keypoints of this kind have {settings.length} codes, and {len(codes)} were given")
     places, step = settings.sections**2, len(settings.points)
-    points = [point_at(code, sections=settings.sections) if code < places else None for code in codes]
+    points = [point_from_code(code, sections=settings.sections) if code < places else None for code in codes]
     figures = [tuple(points[start : start + step]) for start in range(0, settings.max_figures * step, step)]
-    seen = codes[settings.listed - 2 : settings.listed]
-    crop = box_at(*seen, sections=settings.sections) if settings.encode_crop else WHOLE
-    return Figures(tuple(figure for figure in figures if any(figure)), crop)
+    crop_codes = codes[settings.list_length - 2 : settings.list_length]
+    crop = box_from_codes(*crop_codes, sections=settings.sections) if settings.encode_crop else FULL_IMAGE
+    return DecodedKeypoints(tuple(figure for figure in figures if any(figure)), crop)
 
 
 @final
@@ -208,14 +208,14 @@ class Keypoints(Condition):
     def __init__(self, settings: KeypointsSettings) -> None:
         self.settings = settings
         self.size, self.length = settings.codebook_size, settings.length
-        self.maps = (settings.listed,) if math.prod(settings.drawn) else ()
+        self.maps = (settings.list_length,) if math.prod(settings.drawn) else ()
 
     def read(self, text: str) -> tuple[Figure, ...]:
         """The path of a JSON file, a list of figures."""
-        found = read_json(Path(text))
-        if not isinstance(found, list):
+        parsed = read_json(Path(text))
+        if not isinstance(parsed, list):
             raise SmaltiError(f"{text} holds no list of figures; write [{self._example}, ...]")
-        return self.figures(found)
+        return self.figures(parsed)
 
     @property
     def _example(self) -> str:
@@ -225,58 +225,58 @@ class Keypoints(Condition):
         """A list of figures of either kind -> figures. Raises `SmaltiError` for one that is neither."""
         if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
             raise SmaltiError(f"keypoints are a list of figures, not {value!r}")
-        return tuple(self._figure(one, number) for number, one in enumerate(value, start=1))
+        return tuple(self._figure(item, number) for number, item in enumerate(value, start=1))
 
-    def _figure(self, one: Any, number: int) -> Figure:
+    def _figure(self, item: Any, number: int) -> Figure:
         names = self.settings.points
-        if isinstance(one, Mapping):
-            named = {normalized(str(name)): place for name, place in one.items()}
+        if isinstance(item, Mapping):
+            named = {normalized(str(name)): place for name, place in item.items()}
             points = [normalized(name) for name in names]
             for name in named:
                 if name not in points:
                     known = suggestion(name, names)
                     raise SmaltiError(f"figure {number} of the keypoints: there is no point {name!r}; {known}")
             places = [named.get(name) for name in points]
-        elif isinstance(one, Sequence) and not isinstance(one, str):
-            places = list(one)
+        elif isinstance(item, Sequence) and not isinstance(item, str):
+            places = list(item)
         else:
-            raise SmaltiError(f"figure {number} of the keypoints is {one!r}; write {self._example}")
+            raise SmaltiError(f"figure {number} of the keypoints is {item!r}; write {self._example}")
         if len(places) != len(names):
             raise SmaltiError(
                 f"figure {number} of the keypoints has {len(places)} points, and {len(names)} have names "
                 f"({', '.join(names)}); give null for those that are not seen"
             )
-        return tuple(_place(place, name, number) for place, name in zip(places, names, strict=True))
+        return tuple(_parse_point(place, name, number) for place, name in zip(places, names, strict=True))
 
     def encode(self, values: Sequence[Any]) -> Tensor:
-        return self._codes([self.figures(value) for value in values], WHOLE)
+        return self._codes([self.figures(value) for value in values], FULL_IMAGE)
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
         """As the base says: under a window the figures are those of the image, with the window as the part that is seen."""
-        images = [shortened(self.figures(value), self.settings) for value in values]
+        images = [truncate(self.figures(value), self.settings) for value in values]
 
         def prefix_at(window: Window) -> Tensor:
-            return self._codes(images, under(window, grid=grid))
+            return self._codes(images, window_crop(window, grid=grid))
 
         return prefix_at
 
     def _codes(self, images: Sequence[Sequence[Figure]], crop: Box) -> Tensor:
-        rows = [keypoint_codes(figures, self.settings, crop=crop) for figures in images]
+        rows = [encode_keypoints(figures, self.settings, crop=crop) for figures in images]
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
 
     def preview(self, codes: Tensor) -> Array:
         """Codes (P,) -> a dot for each point, in a color of its own, lines between points that follow, and the crop in gray."""
-        read = read_figures(codes.tolist(), self.settings)
+        decoded = decode_keypoints(codes.tolist(), self.settings)
         image = Image.new("RGB", (_SIDE, _SIDE), "white")
         draw = ImageDraw.Draw(image)
         if self.settings.encode_crop:
-            draw.rectangle(outline(read.crop, side=_SIDE), outline=_GRAY, width=3)
+            draw.rectangle(outline(decoded.crop, side=_SIDE), outline=_GRAY, width=3)
         colors = palette(len(self.settings.points)).tolist()
-        for figure in read.figures:
-            seen = [(place[0] * (_SIDE - 1), place[1] * (_SIDE - 1)) for place in figure if place is not None]
-            draw.line(seen, fill=_GRAY)
-            marked = [tuple(color) for color, place in zip(colors, figure, strict=True) if place is not None]
-            for (x, y), color in zip(seen, marked, strict=True):
+        for figure in decoded.figures:
+            pixels = [(place[0] * (_SIDE - 1), place[1] * (_SIDE - 1)) for place in figure if place is not None]
+            draw.line(pixels, fill=_GRAY)
+            point_colors = [tuple(color) for color, place in zip(colors, figure, strict=True) if place is not None]
+            for (x, y), color in zip(pixels, point_colors, strict=True):
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
         return np.asarray(image)
 
@@ -284,11 +284,11 @@ class Keypoints(Condition):
         return as_mapping(self.settings)
 
 
-def _place(place: Any, name: str, number: int) -> Point | None:
+def _parse_point(place: Any, name: str, number: int) -> Point | None:
     if place is None:
         return None
     pair = isinstance(place, Sequence) and len(place) == 2
-    if not pair or not all(is_number(share) and abs(share) <= _FARTHEST for share in place):
+    if not pair or not all(is_number(share) and abs(share) <= _MAX_COORDINATE for share in place):
         raise SmaltiError(
             f"figure {number} of the keypoints: {name} is at {place!r}; give x and y as shares of the image, from 0 to 1, "
             "not in pixels, or null where it is not seen"

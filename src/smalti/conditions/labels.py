@@ -8,8 +8,8 @@ from typing import Any, Literal, final
 
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, Laid, as_prefix, everywhere
-from smalti.conditions.previews import written
+from smalti.conditions.base import Condition, Grid, WindowPrefix, as_prefix, constant_prefix
+from smalti.conditions.previews import render_text
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import normalized
 from smalti.core.settings import as_mapping, settings
@@ -45,25 +45,25 @@ class Labels(Condition):
                 raise SmaltiError(f"there is no label {value!r}; {suggestion(str(value), self.names)}")
         return as_prefix([self._codes[normalized(value)] for value in values])
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        return everywhere(self.encode(values))
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
+        return constant_prefix(self.encode(values))
 
     def preview(self, codes: Tensor) -> Array:
-        return written(self.names[int(codes[0])])
+        return render_text(self.names[int(codes[0])])
 
     def save(self, folder: Path) -> dict[str, Any]:
         return as_mapping(LabelsSettings(labels=self.names))
 
 
 @settings
-class NothingSettings:
+class UnconditionalSettings:
     """Nothing needs to be said of nothing."""
 
-    name: Literal["nothing"] = "nothing"
+    name: Literal["unconditional"] = "unconditional"
 
 
 @final
-class Nothing(Condition):
+class Unconditional(Condition):
     """No condition: every value becomes the code "nothing", with which the prior starts.
 
     A prior that starts with a code of its own says so in its `null_prefix`, which is what sampling uses.
@@ -82,11 +82,11 @@ class Nothing(Condition):
                 raise SmaltiError(f"this model takes no condition, {value!r} was given; leave it out")
         return as_prefix([0] * len(values))
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        return everywhere(self.encode(values))
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
+        return constant_prefix(self.encode(values))
 
     def preview(self, codes: Tensor) -> Array:
-        return written("no condition")
+        return render_text("no condition")
 
     def save(self, folder: Path) -> dict[str, Any]:
-        return as_mapping(NothingSettings())
+        return as_mapping(UnconditionalSettings())

@@ -2,7 +2,7 @@
 
 The format is that of the original's scene models. A place is one code (see `places`), n the root of the number of codes. An
 object is the code of what it is, followed by the places of its box's two corners, or by that of its middle; a list is filled
-up with the last code, which says "none". `Box` and `WHOLE` are named here too.
+up with the last code, which says "none". `Box` and `FULL_IMAGE` are named here too.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Annotated, Literal, NamedTuple, TypeVar, final
 from pydantic import Field, field_validator
 
 from smalti.conditions.location_codes import (
-    WHOLE,
+    FULL_IMAGE,
     Box,
-    box_at,
+    box_from_codes,
     check_crop,
-    corners,
-    differing,
-    drawn,
+    corner_codes,
+    check_unique,
+    rasterize,
     flipped,
-    point,
-    point_at,
-    seen_in,
+    point_code,
+    point_from_code,
+    relative_to_crop,
 )
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, settings
@@ -35,7 +35,7 @@ from smalti.core.settings import Positive, settings
 Codes = tuple[int, ...]
 T = TypeVar("T")
 
-_FARTHEST = 2.0  # a box may reach beyond its image, but not that far: then its numbers are pixels
+_MAX_COORDINATE = 2.0  # a box may reach beyond its image, but not that far: then its numbers are pixels
 
 
 @final
@@ -57,7 +57,7 @@ class Annotation:
     def __post_init__(self) -> None:
         if self.category < 0:
             raise SmaltiError(f"the class {self.category} of an object is negative; classes are counted from 0")
-        if len(self.box) != 4 or not all(abs(number) <= _FARTHEST for number in self.box):  # NaN fails too
+        if len(self.box) != 4 or not all(abs(number) <= _MAX_COORDINATE for number in self.box):  # NaN fails too
             raise SmaltiError(
                 f"{tuple(self.box)} is not a box: give left, top, width, height as shares of the image, from 0 to 1, "
                 "not in pixels"
@@ -76,7 +76,7 @@ class LayoutSettings:
     `size`: how many codes there are. `places`: an object's `boxes` (two codes) or `centers` (one). `encode_crop`: boxes are
     those in the whole image, and the part of it that is seen is two codes more; else boxes are those in the part.
     `group` and `flags`: whether an object's code tells of groups, and of the three other properties of `Annotation`.
-    `drawn`: rows and columns of a map behind all that, in which each place has the code of the smallest object whose box holds
+    `rasterize`: rows and columns of a map behind all that, in which each place has the code of the smallest object whose box holds
     it, as in what is seen; (0, 0) for none. The original has none: its prior finds out from numbers which places they mean.
     """
 
@@ -93,7 +93,7 @@ class LayoutSettings:
     @field_validator("classes")
     @classmethod
     def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return differing(names, what="class")
+        return check_unique(names, what="class")
 
     @property
     def none(self) -> int:
@@ -106,27 +106,27 @@ class LayoutSettings:
         return math.isqrt(self.codebook_size)
 
     @property
-    def codes_an_object(self) -> int:
+    def codes_per_object(self) -> int:
         """What it is, and where."""
-        return 1 + _PLACES[self.places]
+        return 1 + _CODES_PER_BOX[self.places]
 
     @property
-    def listed(self) -> int:
+    def list_length(self) -> int:
         """Codes of the list of objects and of the crop."""
-        return self.max_objects * self.codes_an_object + 2 * self.encode_crop
+        return self.max_objects * self.codes_per_object + 2 * self.encode_crop
 
     @property
     def length(self) -> int:
         """Codes a layout."""
-        return self.listed + self.drawn[0] * self.drawn[1]
+        return self.list_length + self.drawn[0] * self.drawn[1]
 
 
-_PLACES = {"boxes": 2, "centers": 1}
+_CODES_PER_BOX = {"boxes": 2, "centers": 1}
 _BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
 """Property of an object -> its part of a number that is multiplied with the number of classes and added to the class."""
 
 
-def shortened(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
+def truncate(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
     """The first objects, as many as there is room for. Warns when others are left out."""
     if len(annotations) > settings.max_objects:
         warnings.warn(
@@ -136,18 +136,18 @@ def shortened(annotations: Sequence[Annotation], settings: LayoutSettings) -> li
     return list(annotations[: settings.max_objects])
 
 
-def shuffled(annotations: Sequence[T], chance: random.Random) -> list[T]:
-    """The objects in another order, drawn from `chance`; what was given keeps its own.
+def shuffle_objects(annotations: Sequence[T], rng: random.Random) -> list[T]:
+    """The objects in another order, drawn from `rng`; what was given keeps its own.
 
     Their order says nothing, and a prior in training is shown many of them. Shorten first.
     """
     order = list(annotations)
-    chance.shuffle(order)
+    rng.shuffle(order)
     return order
 
 
-def layout_codes(
-    annotations: Sequence[Annotation], settings: LayoutSettings, *, crop: Box = WHOLE, flip: bool = False
+def encode_layout(
+    annotations: Sequence[Annotation], settings: LayoutSettings, *, crop: Box = FULL_IMAGE, flip: bool = False
 ) -> Codes:
     """Objects in an image -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
 
@@ -156,17 +156,17 @@ def layout_codes(
     properties have no code.
     """
     check_crop(crop)
-    seen = [one for one in shortened(annotations, settings) if _overlap(one.box, crop) > 0]
-    view = WHOLE if settings.encode_crop else crop
+    visible = [annotation for annotation in truncate(annotations, settings) if _overlap(annotation.box, crop) > 0]
+    view = FULL_IMAGE if settings.encode_crop else crop
     codes: list[int] = []
-    for one in seen:
-        box = _within(one.box, view)
-        codes += (_object_code(one, settings), *_place_codes(flipped(box) if flip else box, settings))
-    codes += [settings.none] * (settings.max_objects - len(seen)) * settings.codes_an_object
+    for annotation in visible:
+        box = _to_view(annotation.box, view)
+        codes += (_object_code(annotation, settings), *_place_codes(flipped(box) if flip else box, settings))
+    codes += [settings.none] * (settings.max_objects - len(visible)) * settings.codes_per_object
     if settings.encode_crop:
-        codes += corners(flipped(crop) if flip else crop, sections=settings.sections)
-    shapes = [(seen_in(crop, one.box, flip=flip), _object_code(one, settings)) for one in seen]
-    codes += drawn(shapes, settings.drawn, none=settings.none)
+        codes += corner_codes(flipped(crop) if flip else crop, sections=settings.sections)
+    shapes = [(relative_to_crop(crop, annotation.box, flip=flip), _object_code(annotation, settings)) for annotation in visible]
+    codes += rasterize(shapes, settings.drawn, none=settings.none)
     assert len(codes) == settings.length
     return tuple(codes)
 
@@ -177,8 +177,8 @@ def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
         raise SmaltiError(f"there is no object class {annotation.category}; classes are 0 to {count - 1}")
     bits = sum(
         bit
-        for (name, bit), wanted in zip(_BITS.items(), _told(settings), strict=True)
-        if wanted and getattr(annotation, name)
+        for (name, bit), encoded in zip(_BITS.items(), _encoded_properties(settings), strict=True)
+        if encoded and getattr(annotation, name)
     )
     code = annotation.category + count * bits
     if code >= settings.none:
@@ -189,15 +189,15 @@ def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
     return code
 
 
-def _told(settings: LayoutSettings) -> tuple[bool, bool, bool, bool]:
+def _encoded_properties(settings: LayoutSettings) -> tuple[bool, bool, bool, bool]:
     """Which properties, in the order of `_BITS`, an object's code tells of."""
     return settings.group, settings.flags, settings.flags, settings.flags
 
 
 def _place_codes(box: Box, settings: LayoutSettings) -> Codes:
     if settings.places == "boxes":
-        return corners(box, sections=settings.sections)
-    return (point(box.left + box.width / 2, box.top + box.height / 2, sections=settings.sections),)
+        return corner_codes(box, sections=settings.sections)
+    return (point_code(box.left + box.width / 2, box.top + box.height / 2, sections=settings.sections),)
 
 
 def _overlap(one: Box, other: Box) -> float:
@@ -207,7 +207,7 @@ def _overlap(one: Box, other: Box) -> float:
     return max(width, 0.0) * max(height, 0.0)
 
 
-def _within(box: Box, view: Box) -> Box:
+def _to_view(box: Box, view: Box) -> Box:
     """A box in an image -> in a part of it, moved and scaled.
 
     A box that begins outside the part is moved to its border and keeps its width or height: so it was done where the
@@ -218,7 +218,7 @@ def _within(box: Box, view: Box) -> Box:
     return Box(left, top, min(box.width / view.width, 1 - left), min(box.height / view.height, 1 - top))
 
 
-class Described(NamedTuple):
+class DecodedObject(NamedTuple):
     """An object as its codes tell of it. `place` is (left, top, width, height), or (x, y) where only centers are written."""
 
     code: int
@@ -230,32 +230,32 @@ class Described(NamedTuple):
     place: tuple[float, ...]
 
 
-class Reading(NamedTuple):
+class DecodedLayout(NamedTuple):
     """A layout as its codes tell of it. Where the crop is not among them, it is the whole of what is seen."""
 
-    objects: tuple[Described, ...]
+    objects: tuple[DecodedObject, ...]
     crop: Box
 
 
-def read_codes(codes: Sequence[int], settings: LayoutSettings) -> Reading:
-    """The codes of a layout -> what they say: the inverse of `layout_codes`, as far as rounding lets it be.
+def decode_layout(codes: Sequence[int], settings: LayoutSettings) -> DecodedLayout:
+    """The codes of a layout -> what they say: the inverse of `encode_layout`, as far as rounding lets it be.
 
     Raises `SmaltiError` for another number of codes than `settings.length`.
     """
     if len(codes) != settings.length:
         raise SmaltiError(f"a layout of this kind has {settings.length} codes, and {len(codes)} were given")
-    step, crop = settings.codes_an_object, codes[settings.listed - 2 : settings.listed]
+    step, crop = settings.codes_per_object, codes[settings.list_length - 2 : settings.list_length]
     objects = [codes[start : start + step] for start in range(0, settings.max_objects * step, step)]
-    told = tuple(_described(one, settings) for one in objects if one[0] != settings.none)
-    return Reading(told, box_at(*crop, sections=settings.sections) if settings.encode_crop else WHOLE)
+    decoded = tuple(_decode_object(object_codes, settings) for object_codes in objects if object_codes[0] != settings.none)
+    return DecodedLayout(decoded, box_from_codes(*crop, sections=settings.sections) if settings.encode_crop else FULL_IMAGE)
 
 
-def _described(codes: Sequence[int], settings: LayoutSettings) -> Described:
+def _decode_object(codes: Sequence[int], settings: LayoutSettings) -> DecodedObject:
     bits, category = divmod(codes[0], len(settings.classes))
-    told = {
-        name: bool(bits & bit) and wanted for (name, bit), wanted in zip(_BITS.items(), _told(settings), strict=True)
+    properties = {
+        name: bool(bits & bit) and encoded for (name, bit), encoded in zip(_BITS.items(), _encoded_properties(settings), strict=True)
     }
     n = settings.sections
-    boxed = settings.places == "boxes"
-    place = box_at(codes[1], codes[2], sections=n) if boxed else point_at(codes[1], sections=n)
-    return Described(codes[0], category, **told, place=tuple(place))
+    has_boxes = settings.places == "boxes"
+    place = box_from_codes(codes[1], codes[2], sections=n) if has_boxes else point_from_code(codes[1], sections=n)
+    return DecodedObject(codes[0], category, **properties, place=tuple(place))

@@ -27,15 +27,15 @@ class Box(NamedTuple):
     height: float
 
 
-WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+FULL_IMAGE = Box(0.0, 0.0, 1.0, 1.0)
 """The box of all of an image."""
 
 
-def differing(names: tuple[str, ...], *, what: str) -> tuple[str, ...]:
+def check_unique(names: tuple[str, ...], *, what: str) -> tuple[str, ...]:
     """Names of classes or points -> the same. Raises `ValueError`, for settings, where one stands twice."""
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"the {what} {twice[0]!r} is named twice")
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates:
+        raise ValueError(f"the {what} {duplicates[0]!r} is named twice")
     return names
 
 
@@ -49,7 +49,7 @@ def check_crop(crop: Box) -> None:
         )
 
 
-def under(window: Window, *, grid: tuple[int, int]) -> Box:
+def window_crop(window: Window, *, grid: tuple[int, int]) -> Box:
     """A place of the prior's window on a grid (h,w) of codes -> the part of the image that is seen there."""
     top, left, rows, columns = window
     height, width = grid
@@ -61,40 +61,40 @@ def flipped(box: Box) -> Box:
     return box._replace(left=1 - (box.left + box.width))
 
 
-def point(x: float, y: float, *, sections: int) -> int:
+def point_code(x: float, y: float, *, sections: int) -> int:
     """A place in [0,1] x [0,1] -> the code of the nearest of n x n points; halves are rounded to even."""
     return round(y * (sections - 1)) * sections + round(x * (sections - 1))
 
 
-def corners(box: Box, *, sections: int) -> tuple[int, int]:
+def corner_codes(box: Box, *, sections: int) -> tuple[int, int]:
     """A box -> the codes of its left top and of its right bottom."""
     return (
-        point(box.left, box.top, sections=sections),
-        point(box.left + box.width, box.top + box.height, sections=sections),
+        point_code(box.left, box.top, sections=sections),
+        point_code(box.left + box.width, box.top + box.height, sections=sections),
     )
 
 
-def point_at(code: int, *, sections: int) -> tuple[float, float]:
+def point_from_code(code: int, *, sections: int) -> tuple[float, float]:
     """The code of a point -> its x and y."""
     row, column = divmod(code, sections)
     return column / (sections - 1), row / (sections - 1)
 
 
-def box_at(first: int, second: int, *, sections: int) -> Box:
+def box_from_codes(first: int, second: int, *, sections: int) -> Box:
     """The codes of a box's left top and right bottom -> the box; its size is negative where they are exchanged."""
-    left, top = point_at(first, sections=sections)
-    right, bottom = point_at(second, sections=sections)
+    left, top = point_from_code(first, sections=sections)
+    right, bottom = point_from_code(second, sections=sections)
     return Box(left, top, right - left, bottom - top)
 
 
-def seen_in(crop: Box, box: Box, *, flip: bool) -> Box:
+def relative_to_crop(crop: Box, box: Box, *, flip: bool) -> Box:
     """A box in an image -> the same in the part of it that is seen, which it may leave; `flip` mirrors that part."""
     left, top = (box.left - crop.left) / crop.width, (box.top - crop.top) / crop.height
-    within = Box(left, top, box.width / crop.width, box.height / crop.height)
-    return flipped(within) if flip else within
+    moved = Box(left, top, box.width / crop.width, box.height / crop.height)
+    return flipped(moved) if flip else moved
 
 
-def drawn(shapes: Sequence[tuple[Box, int]], grid: tuple[int, int], *, none: int) -> list[int]:
+def rasterize(shapes: Sequence[tuple[Box, int]], grid: tuple[int, int], *, none: int) -> list[int]:
     """Boxes in what is seen, each with a code, and a grid (h,w) over it -> the code at each place, row by row.
 
     A box has the places whose middles it holds, and that of its own middle. Small ones lie on large ones; `none` is where there is

@@ -16,7 +16,7 @@ from smalti.images import label_maps
 from smalti.images.io import DamagedImage, read_image, to_tensor
 from smalti.images.label_maps import spread
 
-_DARK = 0.7
+_MIN_DARK_SHARE = 0.7
 """Of drawn edges such a share of the pixels is below half the brightness: in 60 photographs of houses it was 0.76 at least."""
 
 
@@ -48,7 +48,7 @@ def read_edges(path: Path) -> Tensor:
         return to_tensor(image)
     if first.max() == 1:
         first = first * image.dtype.type(most)
-    if (first <= most // 2).mean() < _DARK:
+    if (first <= most // 2).mean() < _MIN_DARK_SHARE:
         raise DamagedImage(
             str(path),
             "has no colors and is not dark enough for edges, which are white on black; give a photograph in colors, "
@@ -63,6 +63,6 @@ def label_colors(scores: Tensor) -> Tensor:
     return colors[:, 0, scores.argmax(dim=1)].movedim(0, 1)
 
 
-def right_labels(maps: Tensor, others: Tensor) -> Tensor:
+def label_accuracy(maps: Tensor, reconstructions: Tensor) -> Tensor:
     """Label maps (B,n,H,W) and what a tokenizer makes of them -> the share of pixels (B,) whose likeliest labels are the same."""
-    return (maps.argmax(dim=1) == others.argmax(dim=1)).float().mean((1, 2))
+    return (maps.argmax(dim=1) == reconstructions.argmax(dim=1)).float().mean((1, 2))

@@ -13,28 +13,28 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, Laid, everywhere
-from smalti.conditions.previews import written
+from smalti.conditions.base import Condition, Grid, WindowPrefix, constant_prefix
+from smalti.conditions.previews import render_text
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping, settings
 from smalti.images.io import Array
 
 
 @settings
-class GivenSettings:
+class PrecomputedCodesSettings:
     """`size`: how many codes there are to choose from; `length`: how many an image has; `key`: the option's name."""
 
-    name: Literal["given"] = "given"
+    name: Literal["precomputed"] = "precomputed"
     key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "codes"
     codebook_size: Annotated[int, Field(ge=1)]
     length: Annotated[int, Field(ge=1)]
 
 
 @final
-class Given(Condition):
+class PrecomputedCodes(Condition):
     """Rows of P codes -> (B,P), checked and not changed. They are the same for every place of the window."""
 
-    def __init__(self, settings: GivenSettings) -> None:
+    def __init__(self, settings: PrecomputedCodesSettings) -> None:
         self.settings = settings
         self.key, self.size, self.length = settings.key, settings.codebook_size, settings.length
 
@@ -63,16 +63,16 @@ class Given(Condition):
             )
         if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
             raise SmaltiError(f"condition codes are whole numbers, {value!r} holds {row.dtype}; round them first")
-        wrong = row[(row < 0) | (row >= self.size)]
-        if len(wrong):
-            raise SmaltiError(f"there is no condition code {int(wrong[0])}; the codes are 0 to {self.size - 1}")
+        invalid = row[(row < 0) | (row >= self.size)]
+        if len(invalid):
+            raise SmaltiError(f"there is no condition code {int(invalid[0])}; the codes are 0 to {self.size - 1}")
         return row.to("cpu", torch.int64)
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        return everywhere(self.encode(values))
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
+        return constant_prefix(self.encode(values))
 
     def preview(self, codes: Tensor) -> Array:
-        return written(" ".join(str(code) for code in codes.tolist()))
+        return render_text(" ".join(str(code) for code in codes.tolist()))
 
     def save(self, folder: Path) -> dict[str, Any]:
         return as_mapping(self.settings)

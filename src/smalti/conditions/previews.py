@@ -16,7 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 _GOLDEN_ANGLE = 0.3819660112501051  # of a whole turn; no two multiples come close, however many there are
 
 
-def written(text: str) -> Pixels:
+def render_text(text: str) -> Pixels:
     """A line of text -> (H,W,3), black on white."""
     left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text)
     image = Image.new("RGB", (int(right - left) + 8, int(bottom - top) + 8), "white")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smalti.conditions.labels import Nothing
+from smalti.conditions.labels import Unconditional
 from smalti.core.devices import pick_device
 from smalti.core.settings import as_mapping
 from smalti.data.code_shards import open_codes
@@ -32,7 +32,7 @@ from smalti.training.config import PriorTraining, TokenizerTraining
 from smalti.training.prior_networks import Codes, build_network
 from smalti.training.run_folder import read_metrics
 
-FIXED = ("condition=nothing", "condition_dropout=0", "encode={}", "run.patience=0")
+FIXED = ("condition=unconditional", "condition_dropout=0", "encode={}", "run.patience=0")
 """Of all priors of such a study: they are told nothing, and none stops before the others."""
 JUDGED = 64
 """Images whose codes are judged at once."""
@@ -55,7 +55,7 @@ def prior_training(recipe: str, shared: Sequence[str], asked: Asked, *, changes:
 def codes_of_images(tokenizer: TokenizerTraining) -> Codes:
     """The training of a tokenizer -> what priors read of its images."""
     f, (H, W) = tokenizer.model.autoencoder.factor, tokenizer.images.size
-    nothing = Nothing()
+    nothing = Unconditional()
     return Codes(
         size=tokenizer.model.quantizer.codebook_size,
         grid=(H // f, W // f),

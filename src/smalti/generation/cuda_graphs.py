@@ -22,38 +22,38 @@ from smalti.prior.base import Cache, StaticCache
 from smalti.prior.gpt import GPT
 from smalti.prior.transformer import Transformer
 
-Steady: TypeAlias = GPT | Transformer
+GraphablePrior: TypeAlias = GPT | Transformer
 """Priors with a `step` that looks at no number on the device."""
 
-WARM = 3
+WARMUP_CALLS = 3
 """Calls before the one that is captured, in which libraries choose their kernels and take their memory."""
 
 
 @final
-class WholeCache(Cache):
+class FixedShapeCache(Cache):
     """The memory of a `StaticCache`, which is handed out whole after the new code's part was written at `place` (1,) int64."""
 
-    def __init__(self, begun: StaticCache, *, device: torch.device) -> None:
-        self.columns, self.memory = begun.columns, begun.buffers
-        for kept in self.memory.values():
-            kept[..., begun.length :, :] = 0  # what lay there may be no number, and 0 times that is none either
-        self.place = torch.empty(1, dtype=torch.int64, device=device)
-        self.stand(begun.length)
+    def __init__(self, cache: StaticCache, *, device: torch.device) -> None:
+        self.columns, self.buffers = cache.columns, cache.buffers
+        for buffer in self.buffers.values():
+            buffer[..., cache.length :, :] = 0  # what lay there may be no number, and 0 times that is none either
+        self.position = torch.empty(1, dtype=torch.int64, device=device)
+        self.set_length(cache.length)
 
-    def stand(self, length: int) -> None:
+    def set_length(self, length: int) -> None:
         """Say how many codes came before the next."""
         self.length = length
-        self.place.fill_(length)
+        self.position.fill_(length)
 
     def append(self, name: str, new: Tensor) -> Tensor:
-        return self.memory[name].index_copy_(-2, self.place, new)  # (B, ..., S, D)
+        return self.buffers[name].index_copy_(-2, self.position, new)  # (B, ..., S, D)
 
     def advance(self, count: int) -> None:
-        self.stand(self.length + count)
+        self.set_length(self.length + count)
 
 
 @final
-class Visible(QuerySelection):
+class MaskedQuery(QuerySelection):
     """The one code of a call, which sees those of the S that the mask (S,) shows."""
 
     def __init__(self, mask: Tensor) -> None:
@@ -67,7 +67,7 @@ class Visible(QuerySelection):
 
 
 @final
-class NextCode:
+class GraphDecoder:
     """Image codes one after another, (B,) int64 each -> logits of the next, (B, K) float32, as of `Prior.next_logits`.
 
     It goes on from a cache that holds the prefix at least, and writes into it and advances it, so that ordinary calls may be made
@@ -75,7 +75,7 @@ class NextCode:
     """
 
     @torch.no_grad()
-    def __init__(self, prior: Steady, cache: StaticCache) -> None:
+    def __init__(self, prior: GraphablePrior, cache: StaticCache) -> None:
         """Raises `SmaltiError` under autocast that keeps converted weights, for a graph would outlive them."""
         assert cache.length >= prior.prefix_length, (
             f"{cache.length} codes are kept, and the prefix alone has {prior.prefix_length}"
@@ -83,52 +83,52 @@ class NextCode:
         device = next(prior.parameters()).device
         if device.type == "cuda" and torch.is_autocast_enabled(device.type) and torch.is_autocast_cache_enabled():
             raise SmaltiError("a CUDA graph cannot be captured under this autocast; give it cache_enabled=False")
-        self.prior, self.cache, self.whole = prior, cache, WholeCache(cache, device=device)
+        self.prior, self.cache, self.fixed_cache = prior, cache, FixedShapeCache(cache, device=device)
         self.position_tables = prior.position_tables(
             cache.capacity - 1, columns=cache.columns
         )  # the last code is never read
-        self.turns = torch.arange(cache.capacity, device=device)
+        self.positions = torch.arange(cache.capacity, device=device)
         sequences = len(next(iter(cache.buffers.values())))
         self.codes = torch.zeros(sequences, 1, dtype=torch.int64, device=device)
-        self.call = captured(self._call, device=device) if device.type == "cuda" else self._call
+        self.call = capture_graph(self._call, device=device) if device.type == "cuda" else self._call
 
     @torch.no_grad()
     def logits(self, codes: Tensor) -> Tensor:
         """The codes (B,) that follow those of the cache -> logits (B, K) of what comes after them."""
         assert self.cache.length < self.cache.capacity - 1, f"nothing follows code {self.cache.length} of this cache"
-        self.whole.stand(self.cache.length)
+        self.fixed_cache.set_length(self.cache.length)
         self.codes.copy_(codes[:, None])
-        made = self.call().clone()  # a graph writes into the same memory again
+        logits = self.call().clone()  # a graph writes into the same memory again
         self.cache.advance(1)
-        return made
+        return logits
 
     def _call(self) -> Tensor:
-        told = [table.index_select(0, self.whole.place) for table in self.position_tables]
+        position_rows = [table.index_select(0, self.fixed_cache.position) for table in self.position_tables]
         features = self.prior.decode_step(
-            self.codes, told, self.whole, Visible(self.turns <= self.whole.place)
+            self.codes, position_rows, self.fixed_cache, MaskedQuery(self.positions <= self.fixed_cache.position)
         )  # (B, 1, D)
         logits: Tensor = self.prior.head(features)[:, 0, : self.prior.size].float()  # (B, K)
         return logits
 
 
-def captured(call: Callable[[], Tensor], *, device: torch.device) -> Callable[[], Tensor]:
+def capture_graph(call: Callable[[], Tensor], *, device: torch.device) -> Callable[[], Tensor]:
     """A call that reads and writes the same memory of a GPU each time -> one that plays back its kernels.
 
     As PyTorch's notes on CUDA graphs have it: first some calls on a stream of their own.
     """
     with torch.cuda.device(device):
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP_CALLS):
                 call()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            made = call()
+            output = call()
 
-    def played() -> Tensor:
+    def replay() -> Tensor:
         graph.replay()
-        return made
+        return output
 
-    return played
+    return replay

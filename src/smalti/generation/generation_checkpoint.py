@@ -30,22 +30,22 @@ from smalti.prior import Prior, Window
 
 SUFFIX = ".laying"
 FORMAT = 1
-SECONDS = 10.0
+WRITE_INTERVAL = 10.0
 """What is laid is written again when the last writing is so long ago."""
 
 
-class Kept(NamedTuple):
+class SavedGeneration(NamedTuple):
     """What a file of a laying holds."""
 
     codes: Tensor
     """(B,h,w) int64, -1 where none is laid yet."""
     fingerprint: str
-    """Of all that the codes depend on, as `fingerprint` gives it."""
+    """Of all that the codes depend on, as `generation_fingerprint` gives it."""
     settings: dict[str, Any]
     """For people: what was asked for."""
 
 
-def fingerprint(
+def generation_fingerprint(
     prior: Prior, prefixes: Callable[[], Callable[[Window], Tensor]], known: Tensor, *, sampler: Sampler, seeds: Tensor
 ) -> str:
     """All that the codes of a laying depend on -> 16 hexadecimal digits.
@@ -66,15 +66,15 @@ def fingerprint(
     return digest.hexdigest()[:16]
 
 
-def save_kept(path: Path, kept: Kept) -> None:
+def save_generation(path: Path, saved: SavedGeneration) -> None:
     """Write what is laid, whole or not at all. Raises `SmaltiError` when the disk refuses."""
-    about = {"format": FORMAT, "fingerprint": kept.fingerprint, "settings": kept.settings}
-    tensors = {"codes": kept.codes.to("cpu", torch.int32).contiguous()}
+    about = {"format": FORMAT, "fingerprint": saved.fingerprint, "settings": saved.settings}
+    tensors = {"codes": saved.codes.to("cpu", torch.int32).contiguous()}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"smalti": json.dumps(about)}))
 
 
-def read_kept(path: Path) -> Kept:
-    """The inverse of `save_kept`. Raises `SmaltiError` for a file that is missing, damaged or another."""
+def read_generation(path: Path) -> SavedGeneration:
+    """The inverse of `save_generation`. Raises `SmaltiError` for a file that is missing, damaged or another."""
     if not path.is_file():
         raise SmaltiError(f"there is no file {path}")
     try:
@@ -83,21 +83,23 @@ def read_kept(path: Path) -> Kept:
             codes = file.get_tensor("codes").long()
             if about["format"] > FORMAT:
                 raise SmaltiError(f"{path} was written by a newer smalti (format {about['format']}); update smalti")
-            return Kept(codes, about["fingerprint"], about["settings"])
+            return SavedGeneration(codes, about["fingerprint"], about["settings"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise SmaltiError(f"{path} keeps no laying, or is damaged ({error}); delete it to begin anew") from error
 
 
 @final
-class Keeper:
+class GenerationCheckpoint:
     """Keeps one laying in a file, from which the next one goes on. A context manager around laying and all that is done with it.
 
-    The file is written every `SECONDS` and when the block is left by an exception (Ctrl-C is one), and is gone when the block
+    The file is written every `WRITE_INTERVAL` and when the block is left by an exception (Ctrl-C is one), and is gone when the block
     ends: then nothing needs it.
     """
 
-    def __init__(self, path: Path, known: Tensor, *, hangs_on: Callable[[], str], settings: Mapping[str, Any]) -> None:
-        """`known` (B,h,w): the codes that are there before anything is laid, -1 elsewhere. `hangs_on` gives the `fingerprint`; it
+    def __init__(
+        self, path: Path, known: Tensor, *, fingerprint: Callable[[], str], settings: Mapping[str, Any]
+    ) -> None:
+        """`known` (B,h,w): the codes that are there before anything is laid, -1 elsewhere. `fingerprint` gives the `generation_fingerprint`; it
         reads all weights, and so is asked only when there is something to write or to compare.
 
         Raises `SmaltiError` where the file at `path` keeps another laying, or cannot be read.
@@ -105,13 +107,13 @@ class Keeper:
         self.path = path
         self.codes = known
         """What is laid so far, with what the file held."""
-        self._hangs_on, self._settings, self._written = lru_cache(hangs_on), _plain(settings), time.monotonic()
+        self._fingerprint, self._settings, self._written = lru_cache(fingerprint), _jsonable(settings), time.monotonic()
         if path.exists():
-            kept = read_kept(path)
-            if kept.fingerprint != self._hangs_on():
-                raise SmaltiError(_another(path, kept.settings, self._settings))
-            self.codes = kept.codes.to(known.device)
-        self.begun = self.count
+            saved = read_generation(path)
+            if saved.fingerprint != self._fingerprint():
+                raise SmaltiError(_mismatch_message(path, saved.settings, self._settings))
+            self.codes = saved.codes.to(known.device)
+        self.initial_count = self.count
         """How many codes were there at the beginning."""
 
     @property
@@ -119,37 +121,37 @@ class Keeper:
         """How many codes there are now, of all images."""
         return int((self.codes >= 0).sum())
 
-    def laid(self, codes: Tensor) -> None:
+    def update(self, codes: Tensor) -> None:
         """More codes (B,h,w) are laid."""
         self.codes = codes
-        if time.monotonic() - self._written >= SECONDS:
+        if time.monotonic() - self._written >= WRITE_INTERVAL:
             self._write()
 
     def _write(self) -> None:
-        save_kept(self.path, Kept(self.codes, self._hangs_on(), self._settings))
+        save_generation(self.path, SavedGeneration(self.codes, self._fingerprint(), self._settings))
         self._written = time.monotonic()
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> GenerationCheckpoint:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
             self.path.unlink(missing_ok=True)
-        elif self.count > self.begun:
+        elif self.count > self.initial_count:
             self._write()
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as a file holds them: what JSON has no word for, a map of segments say, in a few words of Python's."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=lambda value: f"{value!r:.80}"))
     return plain
 
 
-def _another(path: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _mismatch_message(path: Path, saved: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
     """Why a file is not gone on from."""
-    differ = [name for name in dict.fromkeys((*kept, *wanted)) if kept.get(name) != wanted.get(name)]
-    what = ", ".join(f"{name} {kept.get(name)!r} there and {wanted.get(name)!r} here" for name in differ)
+    differing = [name for name in dict.fromkeys((*saved, *requested)) if saved.get(name) != requested.get(name)]
+    differences = ", ".join(f"{name} {saved.get(name)!r} there and {requested.get(name)!r} here" for name in differing)
     return (
-        f"{path} keeps another laying: {what or 'the model or a file of its condition has changed since'}; ask for what is kept "
+        f"{path} keeps another laying: {differences or 'the model or a file of its condition has changed since'}; ask for what is kept "
         "there, or delete it to begin anew"
     )

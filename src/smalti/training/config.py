@@ -195,7 +195,7 @@ class PriorTraining:
     run: RunSettings
     network: NetworkSettings = TransformerNetwork()
     condition: str = "auto"
-    """What an image is told: "labels", of the sub-folders that the images lie in; "nothing"; or the name of the condition that
+    """What an image is told: "labels", of the sub-folders that the images lie in; "unconditional"; or the name of the condition that
     was encoded with the images, such as "segmentation". "auto": that condition, else labels, else nothing."""
     keep_probability: Share = 1.0
     """Share of the codes that the prior is told as they are while it trains; it is told codes by chance in place of the others,
