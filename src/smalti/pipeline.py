@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smalti.checkpoints.base import check_window
 from smalti.checkpoints.formats import find_foreign
-from smalti.conditions.base import Condition, Grid, check_count, constant_prefix, condition_keys, condition_value
+from smalti.conditions.base import Condition, Grid, check_count, condition_keys, condition_value, constant_prefix
 from smalti.conditions.spatial import SpatialCondition
 from smalti.core.arguments import tiles
 from smalti.core.errors import SmaltiError
@@ -72,7 +72,7 @@ class Pipeline:
         parts = [part for part in ("tokenizer", "prior") if (root / part).is_dir()]
         imported = None if parts or not root.exists() else find_foreign(root, grid=grid)
         if imported is None:
-            raise SmaltiError(_not_a_pipeline(root, parts))
+            raise SmaltiError(_missing_parts_message(root, parts))
         if imported.tokenizer is None or imported.prior is None or imported.condition is None:
             there, missing = ("tokenizer", "prior") if imported.prior is None else ("prior", "tokenizer")
             raise SmaltiError(f"{root} holds a {there} alone ({imported.format}); to sample, a {missing} is needed too")
@@ -84,10 +84,10 @@ class Pipeline:
         saved = find_model(root / "prior", kind="prior")
         prior, condition = load_prior(saved)
         check_window(prior, grid, where=root)
-        wanted, fingerprint = saved.settings["tokenizer_fingerprint"], tokenizer.fingerprint()
-        if wanted != fingerprint:
+        expected, fingerprint = saved.settings["tokenizer_fingerprint"], tokenizer.fingerprint()
+        if expected != fingerprint:
             raise SmaltiError(
-                f"the prior in {root} was trained on codes of the tokenizer {wanted}, but {root / 'tokenizer'} is {fingerprint}; "
+                f"the prior in {root} was trained on codes of the tokenizer {expected}, but {root / 'tokenizer'} is {fingerprint}; "
                 "train the prior again, or bring back its tokenizer"
             )
         return cls(tokenizer, prior, condition)
@@ -144,17 +144,17 @@ class Pipeline:
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
         speculate: int = 0,
-        **given: Any,
+        **conditions: Any,
     ) -> Tensor:
         """-> `count` images (B,C,H,W) in [-1,1] of `size` (H,W), with the seeds seed, seed + 1, ...
 
-        An image depends on its own seed alone, not on the others it is sampled with. `given` is the condition by its key, such
+        An image depends on its own seed alone, not on the others it is sampled with. `conditions` is the condition by its key, such
         as `label="dusk"` or `segmentation=labels`; without it the condition is left open. Sizes above the trained one are laid by
         the sliding window. `speculate` codes are guessed at once: the image is the same, in fewer calls of the prior. Raises
         `SmaltiError` for an unknown key or label (listing those there are), for sizes that are no multiple of f, and for guesses
         above the trained size.
         """
-        known, values = unknown_codes(count, self.grid(size)), [self.condition_value(given)] * count
+        known, values = unknown_codes(count, self.grid(size)), [self.condition_value(conditions)] * count
         sampler = make_sampler(
             temperature=temperature,
             top_k=top_k,
@@ -164,7 +164,9 @@ class Pipeline:
             guidance_schedule=guidance_schedule,
         )
         seeds = self.seeds(seed, count)
-        return self.decode(final_codes(self.generate_codes(values, known, sampler=sampler, seeds=seeds, speculate=speculate)))
+        return self.decode(
+            final_codes(self.generate_codes(values, known, sampler=sampler, seeds=seeds, speculate=speculate))
+        )
 
     def stream(
         self,
@@ -179,16 +181,20 @@ class Pipeline:
         guidance_schedule: str = "constant",
         speculate: int = 0,
         every: float = 0.0,
-        keep: str | Path | None = None,
-        **given: Any,
+        checkpoint: str | Path | None = None,
+        **conditions: Any,
     ) -> Iterator[Tensor]:
         """As `sample`, one image, yielded (C,H,W) whenever another row's worth of codes is laid; what is not yet is mid-gray.
 
-        At most one is yielded in `every` seconds, and the last in any case: each time all of it is decoded. With `keep` a loop that
+        At most one is yielded in `every` seconds, and the last in any case: each time all of it is decoded. With `checkpoint` a loop that
         is left early, by Ctrl-C too, keeps what is laid in that file; the same call goes on, and ends in the same image.
         Raises `SmaltiError` as `sample`, and where the file keeps another laying.
         """
-        known, values, seeds = unknown_codes(1, self.grid(size)), [self.condition_value(given)], self.seeds(seed, 1)
+        known, values, seeds = (
+            unknown_codes(1, self.grid(size)),
+            [self.condition_value(conditions)],
+            self.seeds(seed, 1),
+        )
         sampler = make_sampler(
             temperature=temperature,
             top_k=top_k,
@@ -197,17 +203,21 @@ class Pipeline:
             guidance=guidance,
             guidance_schedule=guidance_schedule,
         )
-        said = {"seed": seed, "size": size, **as_mapping(sampler), **given}
-        keeper = self.generation_checkpoint(Path(keep), values, known, sampler=sampler, seeds=seeds, said=said) if keep else None
-        shown = -every
-        with keeper or nullcontext():
-            known = keeper.codes if keeper else known
+        settings = {"seed": seed, "size": size, **as_mapping(sampler), **conditions}
+        writer = (
+            self.generation_checkpoint(Path(checkpoint), values, known, sampler=sampler, seeds=seeds, settings=settings)
+            if checkpoint
+            else None
+        )
+        last_shown = -every
+        with writer or nullcontext():
+            known = writer.codes if writer else known
             for codes in self.generate_codes(values, known, sampler=sampler, seeds=seeds, speculate=speculate):
-                if keeper:
-                    keeper.update(codes)
-                if time.monotonic() - shown >= every or codes.min() >= 0:
+                if writer:
+                    writer.update(codes)
+                if time.monotonic() - last_shown >= every or codes.min() >= 0:
                     yield self.decode_partial(codes)[0]
-                    shown = time.monotonic()
+                    last_shown = time.monotonic()
 
     def complete(
         self,
@@ -238,9 +248,9 @@ class Pipeline:
         speculate: int = 0,
     ) -> Tensor:
         """As `complete`, the codes (B,h,w)."""
-        kept = self.known_codes(images, known)
-        seeds = self.seeds(seed, len(kept))
-        return final_codes(self.generate_codes(values, kept, sampler=sampler, seeds=seeds, speculate=speculate))
+        known_codes = self.known_codes(images, known)
+        seeds = self.seeds(seed, len(known_codes))
+        return final_codes(self.generate_codes(values, known_codes, sampler=sampler, seeds=seeds, speculate=speculate))
 
     def known_codes(self, images: Images, known: Tensor) -> Tensor:
         """Images and a mask (H,W) bool, True where a pixel is kept -> codes (B,h,w), -1 where one is to be laid.
@@ -263,21 +273,30 @@ class Pipeline:
         guesses (`speculate`, as in `sample`) on a grid above the trained one."""
         check_count(values, known)
         grid = (known.shape[1], known.shape[2])
-        prefixes, middle = self.window_prefix(values, grid=grid), self.condition.middle
+        prefix_at, middle = self.window_prefix(values, grid=grid), self.condition.middle
         known = known.to(self.device)
         return generate(
-            self.prior, prefixes, sampler=sampler, seeds=seeds, known=known, middle=middle, speculate=speculate
+            self.prior, prefix_at, sampler=sampler, seeds=seeds, known=known, middle=middle, speculate=speculate
         )
 
     def generation_checkpoint(
-        self, path: Path, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor, said: dict[str, Any]
+        self,
+        path: Path,
+        values: Sequence[Any],
+        known: Tensor,
+        *,
+        sampler: Sampler,
+        seeds: Tensor,
+        settings: dict[str, Any],
     ) -> GenerationCheckpoint:
         """A file, what `lay` is given, and what is to be said of it -> what keeps the laying there. Raises as `GenerationCheckpoint`."""
         prefixes = partial(self.window_prefix, values, grid=(known.shape[1], known.shape[2]))
-        told = partial(generation_fingerprint, self.prior, prefixes, known, sampler=sampler, seeds=seeds)
-        return GenerationCheckpoint(path, known, fingerprint=told, settings=said)
+        fingerprint = partial(generation_fingerprint, self.prior, prefixes, known, sampler=sampler, seeds=seeds)
+        return GenerationCheckpoint(path, known, fingerprint=fingerprint, settings=settings)
 
-    def fit_condition(self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None) -> tuple[Any, tuple[int, int]]:
+    def fit_condition(
+        self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None
+    ) -> tuple[Any, tuple[int, int]]:
         """What a person typed for the condition by its keys, names or paths of files -> its value, and the image's grid (h,w).
 
         A map without a `size` (H,W) makes an image as large as it is itself, cut to whole tiles; with one it is scaled and cut.
@@ -295,29 +314,34 @@ class Pipeline:
         check_generation_memory(1, grid)
         return self.condition_value(values), grid
 
-    def condition_value(self, given: Mapping[str, Any]) -> Any:
+    def condition_value(self, named_values: Mapping[str, Any]) -> Any:
         """What was given by name -> the condition's value, None for "nothing". Raises `SmaltiError` for another name."""
-        named, known = {key: value for key, value in given.items() if value is not None}, condition_keys(self.condition)
-        for key in named:
-            if key not in known:
-                takes = f"takes {' and '.join(map(repr, known))}" if known else "takes no condition"
-                raise SmaltiError(f"this model {takes}, {key} = {named[key]!r:.40} was given; leave it out")
-        return condition_value(self.condition, named)
+        values, keys = (
+            {key: value for key, value in named_values.items() if value is not None},
+            condition_keys(self.condition),
+        )
+        for key in values:
+            if key not in keys:
+                accepted = f"takes {' and '.join(map(repr, keys))}" if keys else "takes no condition"
+                raise SmaltiError(f"this model {accepted}, {key} = {values[key]!r:.40} was given; leave it out")
+        return condition_value(self.condition, values)
 
     def window_prefix(self, values: Sequence[Any], *, grid: tuple[int, int]) -> Callable[[Window], Tensor]:
         """Values of the condition, None for "nothing", on a grid (h,w) of codes -> the prefix (B,P) at each place of the window."""
-        said = [place for place, value in enumerate(values) if value is not None or self.condition.optional]
-        if not said:
+        conditioned = [row for row, value in enumerate(values) if value is not None or self.condition.optional]
+        if not conditioned:
             return constant_prefix(self.prior.null_prefix(len(values)))
-        laid = self.condition.encode_windows([values[place] for place in said], grid=grid)
-        if len(said) == len(values):
-            return lambda window: laid(window).to(self.device)
-        empty = self.prior.null_prefix(len(values))
+        encoded = self.condition.encode_windows([values[row] for row in conditioned], grid=grid)
+        if len(conditioned) == len(values):
+            return lambda window: encoded(window).to(self.device)
+        null_prefix = self.prior.null_prefix(len(values))
 
         def mixed(window: Window) -> Tensor:
-            told = laid(window).to(empty)
-            prefix = empty[:, :1].repeat(1, told.shape[1])  # as long as the image's, where the prior sees all of it
-            prefix[said] = told
+            codes = encoded(window).to(null_prefix)
+            prefix = null_prefix[:, :1].repeat(
+                1, codes.shape[1]
+            )  # as long as the image's, where the prior sees all of it
+            prefix[conditioned] = codes
             return prefix
 
         return mixed
@@ -330,8 +354,8 @@ class Pipeline:
         `SmaltiError` for values that the condition does not know.
         """
         codes = code_batch(codes, size=self.prior.size).to(self.device)
-        prefixes = self.window_prefix(values, grid=(codes.shape[1], codes.shape[2]))
-        return window_nll(self.prior, prefixes, codes, middle=self.condition.middle)
+        prefix_at = self.window_prefix(values, grid=(codes.shape[1], codes.shape[2]))
+        return window_nll(self.prior, prefix_at, codes, middle=self.condition.middle)
 
     def seeds(self, seed: int, count: int) -> Tensor:
         """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""
@@ -370,8 +394,8 @@ class Pipeline:
     def decode_partial(self, codes: Tensor) -> Tensor:
         """Codes (B,h,w) of which some are -1 -> images (B,C,H,W), mid-gray where nothing is laid yet."""
         images, f = self.decode(codes.clamp(min=0)), self.tokenizer.factor
-        laid = (codes >= 0).repeat_interleave(f, 1).repeat_interleave(f, 2).unsqueeze(1).cpu()
-        return torch.where(laid, images, 0.0)
+        is_known = (codes >= 0).repeat_interleave(f, 1).repeat_interleave(f, 2).unsqueeze(1).cpu()
+        return torch.where(is_known, images, 0.0)
 
     def grid(self, size: tuple[int, int] | int | None) -> tuple[int, int]:
         """(H,W) in pixels, one number for both, None for the trained size -> (h,w).
@@ -383,7 +407,7 @@ class Pipeline:
         return grid
 
 
-def amid(codes: Tensor, grid: tuple[int, int]) -> Tensor:
+def center_on_canvas(codes: Tensor, grid: tuple[int, int]) -> Tensor:
     """Codes (B,h,w) -> the same in the middle of a larger `grid`, -1 around them, where codes are to be laid.
 
     Where the middle is between two places, there is one row or column more below or to the right. Raises `SmaltiError` for a
@@ -405,7 +429,7 @@ def is_pipeline(root: Path) -> bool:
     return (root / "tokenizer").is_dir() and (root / "prior").is_dir()
 
 
-def _not_a_pipeline(root: Path, parts: Sequence[str]) -> str:
+def _missing_parts_message(root: Path, parts: Sequence[str]) -> str:
     if not root.exists():
         return f"there is no folder {root}; it should hold the folders tokenizer and prior"
     part = "tokenizer" if "tokenizer" not in parts else "prior"

@@ -14,7 +14,14 @@ from torch import Tensor
 from smalti.checkpoints.taming_parts import MASKS, Part, gpt_names, gpt_settings, read_tokenizer
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
 from smalti.conditions.layout import Layout
-from smalti.conditions.layout_codes import Annotation, LayoutSettings, encode_layout, decode_layout, truncate, shuffle_objects
+from smalti.conditions.layout_codes import (
+    Annotation,
+    LayoutSettings,
+    decode_layout,
+    encode_layout,
+    shuffle_objects,
+    truncate,
+)
 from smalti.conditions.location_codes import FULL_IMAGE, Box
 from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings, colorize_labels, one_hot_labels
@@ -149,7 +156,9 @@ def test_maps(path: Path) -> None:
         Part(stage["target"], stage["params"]), weights, prefix="cond_stage_model.", where=path.name
     )
     h, w = golden.facts["latent_grid"]
-    condition = SpatialCondition(SpatialConditionSettings(kind="segmentation", key="segmentation", grid=(h, w)), tokenizer)
+    condition = SpatialCondition(
+        SpatialConditionSettings(kind="segmentation", key="segmentation", grid=(h, w)), tokenizer
+    )
     labels = golden["in.c"].argmax(dim=1)  # (B,H,W)
     golden.check("out.c_indices", condition.encode(list(labels)))
     golden.check("out.cond_decoded", tokenizer.decode_codes(condition.codes(list(labels), grid=(h, w))))

@@ -430,14 +430,18 @@ def test_a_tokenizer_alone_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"holds a tokenizer alone \(taming\); to sample, a prior is needed too"):
         Pipeline.from_pretrained(run)
     with pytest.raises(SmaltiError, match="there is a prior alone"):
-        save_models(Imported("llamagen", None, gpt(Unconditional(), start_code=0), Unconditional(), {}), tmp_path / "out")
+        save_models(
+            Imported("llamagen", None, gpt(Unconditional(), start_code=0), Unconditional(), {}), tmp_path / "out"
+        )
 
 
 def test_sampling_a_run_folder_of_theirs(tmp_path: Path) -> None:
     """A code above the codebook, which the shared vocabulary has, is never laid."""
     run = written(tmp_path / "run", tokenizer(), gpt(Labels(["0", "1"])), Labels(["0", "1"]))
     pipe = Pipeline.from_pretrained(run)
-    codes = final_codes(pipe.generate_codes(["1"] * 4, unknown_codes(4, (4, 4)), sampler=Sampler(), seeds=torch.arange(4)))
+    codes = final_codes(
+        pipe.generate_codes(["1"] * 4, unknown_codes(4, (4, 4)), sampler=Sampler(), seeds=torch.arange(4))
+    )
     assert codes.max() < 24
     assert len(set(codes.flatten().tolist())) > 8
     assert pipe.sample(2, label="0").shape == (2, 3, 8, 8)

@@ -29,7 +29,9 @@ GRID = (3, 7)
 
 
 def conditions() -> dict[str, Condition]:
-    segmentation = parse(SpatialConditionSettings, {"kind": "segmentation", "key": "segmentation", "grid": GRID}, where="test")
+    segmentation = parse(
+        SpatialConditionSettings, {"kind": "segmentation", "key": "segmentation", "grid": GRID}, where="test"
+    )
     return {
         "nothing": Unconditional(),
         "labels": Labels(["0", "1", "2"]),

@@ -58,10 +58,12 @@ def test_a_stopped_sample_goes_on(smalti: Runner, model: Path, tmp_path: Path, m
     out = ("--out", tmp_path / "out")
     before = signal.getsignal(signal.SIGTERM)
     stop_after(monkeypatch, 3)
-    smalti.fails(*command, *out, sentence=r"stopped with \d+ of 90 codes laid, kept in .*dusk-000007\.laying; the same")
+    smalti.fails(
+        *command, *out, sentence=r"stopped with \d+ of 90 codes laid, kept in .*dusk-000007\.generation; the same"
+    )
     assert signal.getsignal(signal.SIGTERM) is before
-    assert names(tmp_path / "out") == ["dusk-000007.laying"]
-    said = smalti("info", tmp_path / "out" / "dusk-000007.laying").out
+    assert names(tmp_path / "out") == ["dusk-000007.generation"]
+    said = smalti("info", tmp_path / "out" / "dusk-000007.generation").out
     assert "of 90 codes, 3 x 5 x 6 (images x rows x columns)" in said
     assert "label: dusk" in said
     smalti.fails(*command, *out, sentence="keeps what a stopped command has laid; go on with --resume, or delete it")
@@ -81,7 +83,7 @@ def test_images_that_are_there_stay(
     assert smalti(*command, "-n", 2).status == 0
     kept, other = (tmp_path / "out" / f"dusk-00000{seed}.png" for seed in (0, 1))
     save_png(other, np.zeros((20, 24, 3), np.uint8), settings={**(read_settings(other) or {}), "temperature": 0.5})
-    (tmp_path / "out" / "dusk-000000.laying").write_bytes(b"left behind by a kill after the image was written")
+    (tmp_path / "out" / "dusk-000000.generation").write_bytes(b"left behind by a kill after the image was written")
     before = os.stat(kept).st_mtime_ns
     laid = []
     lay = Pipeline.generate_codes
@@ -122,7 +124,7 @@ def test_a_stop_while_decoding_keeps_the_codes(
     command = ("sample", model, "-n", 1, *SIZE, "--out", tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, "save", stopped)
-        smalti.fails(*command, sentence=r"stopped with 30 of 30 codes laid, kept in .*sample-000000\.laying")
+        smalti.fails(*command, sentence=r"stopped with 30 of 30 codes laid, kept in .*sample-000000\.generation")
     assert smalti(*command, "--resume").status == 0
     assert names(tmp_path / "out") == ["sample-000000.png"]
 
@@ -135,7 +137,7 @@ def test_a_stopped_completion_goes_on(
     assert smalti(*command, "--out", tmp_path / "whole").status == 0
     out = ("--out", tmp_path / "out")
     stop_after(monkeypatch, 2)
-    smalti.fails(*command, *out, sentence=r"kept in .*given-000000\.laying")
+    smalti.fails(*command, *out, sentence=r"kept in .*given-000000\.generation")
     assert smalti(*command, *out, "--resume").status == 0
     assert names(tmp_path / "out") == names(tmp_path / "whole")
     for name in names(tmp_path / "out"):

@@ -69,7 +69,9 @@ def test_a_part_of_a_larger_image_has_that_one_s_coordinates() -> None:
     part = COORDINATES.encode([ImageCrop(6, 10, full_size=(40, 60))])
     assert torch.equal(part, COORDINATES.codes(whole[None, :, 6:14, 10:18]).flatten(1))
     assert COORDINATES.read("6, 10, 40x60") == ImageCrop(6, 10, full_size=(40, 60))
-    assert torch.equal(part, COORDINATES.encode_windows([ImageCrop(6, 10, full_size=(40, 60))], grid=(6, 5))(Window(0, 0, 4, 4)))
+    assert torch.equal(
+        part, COORDINATES.encode_windows([ImageCrop(6, 10, full_size=(40, 60))], grid=(6, 5))(Window(0, 0, 4, 4))
+    )
 
 
 def test_a_window_reads_the_coordinates_of_the_whole_image() -> None:

@@ -14,7 +14,14 @@ from hypothesis import settings as checked
 from hypothesis import strategies as st
 
 from smalti.conditions.condition_registry import build_condition
-from smalti.conditions.keypoints import Figure, Keypoints, KeypointsSettings, encode_keypoints, decode_keypoints, truncate
+from smalti.conditions.keypoints import (
+    Figure,
+    Keypoints,
+    KeypointsSettings,
+    decode_keypoints,
+    encode_keypoints,
+    truncate,
+)
 from smalti.conditions.location_codes import FULL_IMAGE, Box, window_crop
 from smalti.core.errors import SmaltiError
 from smalti.data.annotations.annotation_files import read_annotations

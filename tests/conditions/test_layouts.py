@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.layout import Layout
-from smalti.conditions.layout_codes import Annotation, LayoutSettings, encode_layout, decode_layout, truncate, shuffle_objects
+from smalti.conditions.layout_codes import (
+    Annotation,
+    LayoutSettings,
+    decode_layout,
+    encode_layout,
+    shuffle_objects,
+    truncate,
+)
 from smalti.conditions.location_codes import FULL_IMAGE, Box
 from smalti.core.errors import SmaltiError
 from smalti.prior.window import Window
@@ -51,7 +58,11 @@ def test_a_layout_seen_in_part() -> None:
     assert encode_layout([TREE], corners, crop=right) == (0, 0, 7 * 8 + 5)
     # What reaches beyond the right and the bottom is cut off, however much it is.
     assert encode_layout([Annotation(0, FULL_IMAGE)], corners, crop=Box(0.0, 0.0, 0.5, 0.5)) == (0, 0, 63)
-    assert encode_layout([Annotation(2, Box(0.0, 0.0, 0.505, 0.01))], corners, crop=Box(0.5, 0.0, 0.5, 0.5)) == (2, 0, 7)
+    assert encode_layout([Annotation(2, Box(0.0, 0.0, 0.505, 0.01))], corners, crop=Box(0.5, 0.0, 0.5, 0.5)) == (
+        2,
+        0,
+        7,
+    )
 
 
 def test_a_layout_in_a_mirror() -> None:

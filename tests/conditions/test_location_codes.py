@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from smalti.conditions.keypoints import Keypoints, KeypointsSettings, encode_keypoints, decode_keypoints
+from smalti.conditions.keypoints import Keypoints, KeypointsSettings, decode_keypoints, encode_keypoints
 from smalti.conditions.layout import Layout
-from smalti.conditions.layout_codes import Annotation, LayoutSettings, encode_layout, decode_layout
+from smalti.conditions.layout_codes import Annotation, LayoutSettings, decode_layout, encode_layout
 from smalti.conditions.location_codes import FULL_IMAGE, Box, rasterize, relative_to_crop
 
 NONE = 9
@@ -55,7 +55,9 @@ def test_layouts_draw_what_is_seen() -> None:
     plain = LayoutSettings(classes=("tree", "house"), max_objects=2, codebook_size=65)
     assert Layout(plain).maps == ()
     assert encode_layout(things, plain) == encode_layout(things, settings)[:8]
-    assert decode_layout(encode_layout(things, settings), settings) == decode_layout(encode_layout(things, plain), plain)
+    assert decode_layout(encode_layout(things, settings), settings) == decode_layout(
+        encode_layout(things, plain), plain
+    )
 
 
 def test_keypoints_draw_what_is_seen() -> None:

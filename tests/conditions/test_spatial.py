@@ -325,7 +325,9 @@ def test_the_numbers_of_a_palette_are_labels(tmp_path: Path) -> None:
         assert read.dtype == torch.int64
         assert read.tolist() == labels.tolist()
     assert read_segmentation(tmp_path / "wide.png").tolist() == (labels.astype(int) * 1000).tolist()
-    condition = SpatialCondition(SpatialConditionSettings(kind="segmentation", key="labels", grid=(2, 3)), tokenizer(LABELS))
+    condition = SpatialCondition(
+        SpatialConditionSettings(kind="segmentation", key="labels", grid=(2, 3)), tokenizer(LABELS)
+    )
     assert condition.read(str(tmp_path / "palette.png")).tolist() == labels.tolist()
 
 

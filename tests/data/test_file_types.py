@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from smalti.cli.main import app
-from smalti.conditions.map_files import label_colors, read_depth, label_accuracy
+from smalti.conditions.map_files import label_accuracy, label_colors, read_depth
 from smalti.conditions.previews import palette
 from smalti.conditions.spatial import one_hot_labels
 from smalti.core.errors import SmaltiError
@@ -170,9 +170,7 @@ def test_channels_of_labels_are_those_of_conditions() -> None:
     for channels, dtype in ((5, np.uint8), (300, np.uint16)):
         labels = np.random.default_rng(0).integers(0, channels, (2, 7, 9)).astype(dtype)
         held = torch.stack([Labels().held(one[:, :, None], channels) for one in labels])
-        expected = [
-            one_hot_labels(torch.from_numpy(one.astype(np.int64)), count=channels, key="x") for one in labels
-        ]
+        expected = [one_hot_labels(torch.from_numpy(one.astype(np.int64)), count=channels, key="x") for one in labels]
         assert torch.equal(Labels().to_images(held, channels), torch.stack(expected))
         assert torch.equal(Labels().to_images(held, channels), reference.one_hot(held, channels))
     assert held.dtype == torch.int32

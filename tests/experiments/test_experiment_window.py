@@ -188,7 +188,9 @@ def test_images_are_what_the_program_lays(home: Path, found: dict[str, Any], way
             codes[index, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = tile
     else:
         known = unknown_codes(SAMPLES, grid)
-        codes = final_codes(pipeline.generate_codes([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES)))
+        codes = final_codes(
+            pipeline.generate_codes([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES))
+        )
     files = sorted((folder(home, found, f"laid-{way}-{named(grid)}") / "samples").glob("*.png"))
     assert len(files) == SAMPLES
     for file, image in zip(files, to_array(pipeline.decode(codes)), strict=True):

@@ -36,7 +36,7 @@ def keeper(
     sampler = Sampler(**options)
     said = {"label": label, "seed": seed, **options}
     seeds = pipe.seeds(seed, len(known))
-    return pipe.generation_checkpoint(path, [label] * len(known), known, sampler=sampler, seeds=seeds, said=said)
+    return pipe.generation_checkpoint(path, [label] * len(known), known, sampler=sampler, seeds=seeds, settings=said)
 
 
 def leave(kept: GenerationCheckpoint) -> None:
@@ -46,7 +46,9 @@ def leave(kept: GenerationCheckpoint) -> None:
 
 
 def laying(pipe: Pipeline, known: Tensor, **options: Any) -> Iterator[Tensor]:
-    return pipe.generate_codes(["dusk"] * len(known), known, sampler=Sampler(**options), seeds=pipe.seeds(3, len(known)))
+    return pipe.generate_codes(
+        ["dusk"] * len(known), known, sampler=Sampler(**options), seeds=pipe.seeds(3, len(known))
+    )
 
 
 @given(
@@ -67,7 +69,7 @@ def test_a_stopped_laying_goes_on_to_the_same_codes(
     stops: list[int],
     holes: float,
 ) -> None:
-    pipe, path = pipeline(), tmp_path_factory.mktemp("kept") / "a.laying"
+    pipe, path = pipeline(), tmp_path_factory.mktemp("kept") / "a.generation"
     chance = torch.Generator().manual_seed(height * 10 + width)
     given_codes = torch.randint(16, (batch, height, width), generator=chance)
     known = torch.where(torch.rand(batch, height, width, generator=chance) < holes, -1, given_codes)
@@ -90,7 +92,7 @@ def test_a_stopped_laying_goes_on_to_the_same_codes(
 
 
 def test_a_laying_is_kept_when_its_block_is_left_early(tmp_path: Path) -> None:
-    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown_codes(2, (5, 6))
+    pipe, path, known = pipeline(), tmp_path / "a.generation", unknown_codes(2, (5, 6))
     kept = keeper(pipe, path, known)
     rows = list(laying(pipe, known))
     kept.update(rows[1])
@@ -110,12 +112,12 @@ def test_a_laying_is_kept_when_its_block_is_left_early(tmp_path: Path) -> None:
 def test_nothing_is_kept_of_nothing(tmp_path: Path) -> None:
     known = unknown_codes(1, (3, 4))
     known[0, 2] = 5
-    leave(keeper(pipeline(), tmp_path / "a.laying", known))
+    leave(keeper(pipeline(), tmp_path / "a.generation", known))
     assert not list(tmp_path.iterdir())
 
 
 def test_it_is_written_every_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, path, now = pipeline(), tmp_path / "a.laying", [100.0]
+    pipe, path, now = pipeline(), tmp_path / "a.generation", [100.0]
     monkeypatch.setattr("smalti.generation.generation_checkpoint.time.monotonic", lambda: now[0])
     kept, written = keeper(pipe, path, unknown_codes(1, (5, 6))), []
     for codes in laying(pipe, kept.codes):
@@ -133,7 +135,7 @@ def stopped(pipe: Pipeline, path: Path, known: Tensor) -> None:
 
 
 def test_another_laying_is_refused(tmp_path: Path) -> None:
-    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown_codes(1, (5, 6))
+    pipe, path, known = pipeline(), tmp_path / "a.generation", unknown_codes(1, (5, 6))
     stopped(pipe, path, known)
     with pytest.raises(SmaltiError, match=r"another laying: label 'dusk' there and 'dawn' here; ask for what is kept"):
         keeper(pipe, path, known, label="dawn")
@@ -161,21 +163,23 @@ def test_all_of_a_map_counts() -> None:
         prefix_at = code_crops(codes[:, :35].view(1, *grid))
         made = generation_fingerprint(
             pipe.prior, lambda: prefix_at, unknown_codes(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1)
-        )  # noqa: B023
+        )
         prints.add(made)
     assert len(prints) == 36
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "text"])
 def test_damaged_files_are_told(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "a.laying"
+    path = tmp_path / "a.generation"
     save_generation(path, SavedGeneration(unknown_codes(1, (2, 2)), "f", {}))
     whole = path.read_bytes()
     if damage == "other":
         save_file({"weight": torch.zeros(2)}, path)
     else:
         path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 50}[damage])
-    with pytest.raises(SmaltiError, match=r"a\.laying keeps no laying, or is damaged \(.*\); delete it to begin anew"):
+    with pytest.raises(
+        SmaltiError, match=r"a\.generation keeps no laying, or is damaged \(.*\); delete it to begin anew"
+    ):
         read_generation(path)
     with pytest.raises(SmaltiError, match=r"there is no file .*nowhere"):
         read_generation(tmp_path / "nowhere")
@@ -184,13 +188,13 @@ def test_damaged_files_are_told(tmp_path: Path, damage: str) -> None:
 def test_newer_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("smalti.generation.generation_checkpoint.FORMAT", 9)
-        save_generation(tmp_path / "a.laying", SavedGeneration(unknown_codes(1, (2, 2)), "f", {}))
+        save_generation(tmp_path / "a.generation", SavedGeneration(unknown_codes(1, (2, 2)), "f", {}))
     with pytest.raises(SmaltiError, match=r"written by a newer smalti \(format 9\); update smalti"):
-        read_generation(tmp_path / "a.laying")
+        read_generation(tmp_path / "a.generation")
 
 
 def test_a_full_disk_keeps_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe, path, known = pipeline(), tmp_path / "a.laying", unknown_codes(1, (5, 6))
+    pipe, path, known = pipeline(), tmp_path / "a.generation", unknown_codes(1, (5, 6))
     stopped(pipe, path, known)
     before = path.read_bytes()
 
@@ -200,7 +204,7 @@ def test_a_full_disk_keeps_what_was_kept(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("smalti.generation.generation_checkpoint.save_file", full)
     kept = keeper(pipe, path, known)
     kept.update(list(laying(pipe, kept.codes))[2])
-    with pytest.raises(SmaltiError, match=r"cannot write .*a\.laying: No space left"), kept:
+    with pytest.raises(SmaltiError, match=r"cannot write .*a\.generation: No space left"), kept:
         raise KeyboardInterrupt
     assert path.read_bytes() == before
 
@@ -210,11 +214,11 @@ def test_a_full_disk_keeps_what_was_kept(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_stream_goes_on_where_it_was_left(tmp_path: Path, stop: int) -> None:
-    pipe, path = pipeline(), tmp_path / "wide.laying"
+    pipe, path = pipeline(), tmp_path / "wide.generation"
     whole = pipe.sample(label="dusk", seed=3, size=(20, 24))[0]
 
     def stream() -> Iterator[Tensor]:
-        return pipe.stream(label="dusk", seed=3, size=(20, 24), keep=path)
+        return pipe.stream(label="dusk", seed=3, size=(20, 24), checkpoint=path)
 
     for row, _ in enumerate(stream(), start=1):
         if row == stop:
@@ -226,7 +230,7 @@ def test_a_stream_goes_on_where_it_was_left(tmp_path: Path, stop: int) -> None:
     assert not path.exists()
     next(stream())
     with pytest.raises(SmaltiError, match="another laying: label"):
-        next(pipe.stream(label="dawn", seed=3, size=(20, 24), keep=str(path)))
+        next(pipe.stream(label="dawn", seed=3, size=(20, 24), checkpoint=str(path)))
 
 
 def test_a_stream_shows_less_often(monkeypatch: pytest.MonkeyPatch) -> None:

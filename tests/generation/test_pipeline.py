@@ -20,7 +20,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.files import write_json
 from smalti.core.settings import parse
 from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
-from smalti.pipeline import Pipeline, amid
+from smalti.pipeline import Pipeline, center_on_canvas
 from smalti.prior import Transformer, TransformerSettings, Window
 from smalti.prior_folder import save_prior
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
@@ -229,11 +229,11 @@ def test_completion_keeps_known_codes_and_lays_the_others() -> None:
 
 def test_a_image_amid_a_larger_grid() -> None:
     codes = torch.arange(6).view(1, 2, 3)
-    assert amid(codes, (2, 3)).tolist() == codes.tolist()
-    assert amid(codes, (3, 6)).tolist() == [[[-1, 0, 1, 2, -1, -1], [-1, 3, 4, 5, -1, -1], [-1] * 6]]
-    assert amid(codes, (4, 5))[0, 1:3, 1:4].tolist() == codes[0].tolist()
+    assert center_on_canvas(codes, (2, 3)).tolist() == codes.tolist()
+    assert center_on_canvas(codes, (3, 6)).tolist() == [[[-1, 0, 1, 2, -1, -1], [-1, 3, 4, 5, -1, -1], [-1] * 6]]
+    assert center_on_canvas(codes, (4, 5))[0, 1:3, 1:4].tolist() == codes[0].tolist()
     with pytest.raises(SmaltiError, match=r"2 x 3 codes \(height x width\) has no place on a canvas of 4 x 2"):
-        amid(codes, (4, 2))
+        center_on_canvas(codes, (4, 2))
 
 
 def test_completion_of_everything_and_of_nothing() -> None:

@@ -245,7 +245,9 @@ def test_tries_make_holes_fit() -> None:
     One row of codes with the last known: the chance of a candidate is known exactly, and with it that of the code behind.
     """
     pipe = pipeline(Unconditional())
-    whole = final_codes(pipe.generate_codes([None], unknown_codes(1, (1, 4)), sampler=Sampler(), seeds=pipe.seeds(3, 1)))
+    whole = final_codes(
+        pipe.generate_codes([None], unknown_codes(1, (1, 4)), sampler=Sampler(), seeds=pipe.seeds(3, 1))
+    )
     known = whole.repeat(40, 1, 1)
     known[:, 0, 2] = -1
     values = [None] * 40

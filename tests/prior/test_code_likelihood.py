@@ -108,7 +108,9 @@ def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise
 
 
 @pytest.mark.parametrize("condition", [given(), maps(1)], ids=["given", "maps"])
-def test_codes_are_measured_with_what_stands_before_them(condition: PrecomputedCodes | SpatialCondition, tmp_path: Path) -> None:
+def test_codes_are_measured_with_what_stands_before_them(
+    condition: PrecomputedCodes | SpatialCondition, tmp_path: Path
+) -> None:
     kept, held_out = shards(tmp_path / "codes", condition)
     pipe = reading(condition)
     found = measure_prior(pipe, kept, protocol=priors("images.count=4"), device=CPU, batch=3)

@@ -48,7 +48,9 @@ def tokenizer(channels: int) -> VQGAN:
 def pipeline() -> Pipeline:
     """Told what the model that comes with smalti is told, and of its size in pixels."""
     maps = {"kind": "segmentation", "key": "segmentation", "grid": (16, 16), "names": LABELS}
-    told = CompositeCondition([Labels(CLASSES), SpatialCondition(parse(SpatialConditionSettings, maps, where="test"), tokenizer(len(LABELS)))])
+    told = CompositeCondition(
+        [Labels(CLASSES), SpatialCondition(parse(SpatialConditionSettings, maps, where="test"), tokenizer(len(LABELS)))]
+    )
     sizes = {
         "codebook_size": 16,
         "condition_size": told.size,

@@ -362,7 +362,9 @@ def test_a_gpt_with_a_condition_has_no_empty_one(folder: Path) -> None:
     with pytest.raises(SmaltiError, match=r"condition_dropout = 0.1, but a GPT has no code .* set condition_dropout=0"):
         train(folder, "refused", "condition_dropout=0.1")
     assert not (folder / "refused").exists()
-    train(folder, "start", "condition_dropout=0.1", "condition=unconditional", "run.length=256")  # there, it is the start
+    train(
+        folder, "start", "condition_dropout=0.1", "condition=unconditional", "run.length=256"
+    )  # there, it is the start
 
 
 @pytest.mark.parametrize("name", ["keypoints", "layout"])

@@ -216,7 +216,9 @@ def test_a_painted_map_is_scaled_to_the_image(tmp_path: Path) -> None:
 
 
 def test_a_place_without_a_label_is_painted_and_loaded(tmp_path: Path) -> None:
-    maps = SpatialConditionSettings(kind="segmentation", key="segmentation", grid=(3, 4), unlabeled=255, names=PLACES[:2])
+    maps = SpatialConditionSettings(
+        kind="segmentation", key="segmentation", grid=(3, 4), unlabeled=255, names=PLACES[:2]
+    )
     work = studio(SpatialCondition(maps, tokenizer(3)))
     assert work.parts[0].names == ("sky", "ground", "no label")
     labels = torch.tensor([[0, 1, 2, 2]]).repeat_interleave(4, 1).repeat(12, 1)
@@ -241,7 +243,9 @@ def test_files_and_texts_are_not_mistaken(tmp_path: Path) -> None:
         studio().told({"label": file}, (12, 16))
     with pytest.raises(SmaltiError, match="takes 'label', color = 'red' was given"):
         studio().told({"color": "red"}, (12, 16))
-    assert studio(PrecomputedCodes(PrecomputedCodesSettings(codebook_size=4, length=2))).told({"codes": "1, 3"}, (12, 16)) == (1, 3)
+    assert studio(PrecomputedCodes(PrecomputedCodesSettings(codebook_size=4, length=2))).told(
+        {"codes": "1, 3"}, (12, 16)
+    ) == (1, 3)
 
 
 def test_laying_stops_when_it_is_told_to() -> None:

@@ -226,7 +226,13 @@ def section_of(condition: Condition, *, start: int | None) -> tuple[dict[str, An
         weights = section_weights(condition.tokenizer, stage)
     elif isinstance(condition, Layout | PrecomputedCodes):
         centers = isinstance(condition, Layout) and condition.settings.places == "centers"
-        key = condition.key if isinstance(condition, PrecomputedCodes) else "objects_center_points" if centers else "objects_bbox"
+        key = (
+            condition.key
+            if isinstance(condition, PrecomputedCodes)
+            else "objects_center_points"
+            if centers
+            else "objects_bbox"
+        )
         stage = {"target": DUMMY, "params": {"conditional_key": key}}
     else:
         raise SmaltiError(f"the original has no stage for the condition {condition.key!r}")

@@ -240,7 +240,7 @@ def _lay_and_keep(laying: Laying) -> None:
             f"{path} keeps what a stopped command has laid; go on with --resume, or delete it to begin anew"
         )
     said = {**first.settings, "images": len(files)}
-    keeper = pipeline.generation_checkpoint(path, values, known, sampler=way.sampler, seeds=seeds, said=said)
+    keeper = pipeline.generation_checkpoint(path, values, known, sampler=way.sampler, seeds=seeds, settings=said)
     partial = Partial(pipeline, laying.partial, (known.shape[1], known.shape[2]), every=way.preview)
     if keeper.initial_count > (known >= 0).sum():
         CONSOLE.print(f"going on from {keeper.initial_count:,} of {total:,} codes", soft_wrap=True)

@@ -215,7 +215,7 @@ def complete(
     from smalti.generation.code_sampler import check_generation_memory, make_sampler
     from smalti.images.io import covered_middle, read_image, to_tensor
     from smalti.images.masks import kept_by_mask, kept_part
-    from smalti.pipeline import Pipeline, amid
+    from smalti.pipeline import Pipeline, center_on_canvas
 
     if (mask is not None and keep is not None) or not any((mask, keep, canvas)):
         raise typer.BadParameter("give either --mask or --keep, or a --canvas around all of the image")
@@ -245,7 +245,7 @@ def complete(
     value, grid = pipeline.fit_condition(told, size=wide)
     check_generation_memory(count, grid)
     kept = pipeline.known_codes(given, known)
-    codes = amid(kept, grid).repeat(count, 1, 1)
+    codes = center_on_canvas(kept, grid).repeat(count, 1, 1)
     if not (codes < 0).any():
         raise SmaltiError(
             "all of the image is kept, and nothing would be laid; make black in the mask what is to be laid anew, or give a "
@@ -278,7 +278,7 @@ def reconstruct(
     device: Device = "auto",
 ) -> None:
     """Send images through the codebook and back, and say how much survives."""
-    from smalti.conditions.map_files import label_colors, label_accuracy
+    from smalti.conditions.map_files import label_accuracy, label_colors
     from smalti.core.devices import pick_device
     from smalti.data.file_types import kind_of
     from smalti.data.outputs import check_outputs, output_paths, without_results

@@ -43,7 +43,9 @@ class CompositeCondition(Condition):
 
     def __init__(self, parts: Sequence[Condition]) -> None:
         self.parts = tuple(parts)
-        duplicates = [part.key for index, part in enumerate(parts) if part.key in [other.key for other in parts[:index]]]
+        duplicates = [
+            part.key for index, part in enumerate(parts) if part.key in [other.key for other in parts[:index]]
+        ]
         if len(parts) < 2 or duplicates or not all(part.key for part in parts):
             keys = ", ".join(repr(part.key) for part in parts)
             raise SmaltiError(
@@ -66,7 +68,9 @@ class CompositeCondition(Condition):
         for index, part in enumerate(self.parts):
             rows_and_values = self._given_values(part, values)
             part_codes = part.encode([value for _, value in rows_and_values])
-            codes.append(self._with_empty_code(index, [row for row, _ in rows_and_values], part_codes, count=len(values)))
+            codes.append(
+                self._with_empty_code(index, [row for row, _ in rows_and_values], part_codes, count=len(values))
+            )
         return torch.cat(codes, dim=1)
 
     def join(self, codes: Sequence[Tensor]) -> Tensor:
@@ -76,7 +80,8 @@ class CompositeCondition(Condition):
     def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
         said = [self._given_values(part, values) for part in self.parts]
         laying = [
-            part.encode_windows([value for _, value in given], grid=grid) for part, given in zip(self.parts, said, strict=True)
+            part.encode_windows([value for _, value in given], grid=grid)
+            for part, given in zip(self.parts, said, strict=True)
         ]
 
         def prefix_at(window: Window) -> Tensor:

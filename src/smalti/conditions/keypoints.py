@@ -22,18 +22,18 @@ from torch import Tensor
 
 from smalti.conditions.base import Condition, Grid, WindowPrefix
 from smalti.conditions.location_codes import (
-    ROUNDING,
     FULL_IMAGE,
+    ROUNDING,
     Box,
     box_from_codes,
     check_crop,
-    corner_codes,
     check_unique,
-    rasterize,
+    corner_codes,
     flipped,
     outline,
     point_code,
     point_from_code,
+    rasterize,
     relative_to_crop,
     window_crop,
 )
@@ -50,7 +50,9 @@ Point: TypeAlias = tuple[float, float]
 Figure: TypeAlias = tuple[Point | None, ...]
 """A place for each of the settings' points, None where it is not seen."""
 
-_MAX_COORDINATE = 10.0  # a figure may be cut by the border, but no point of it is so far outside: then its numbers are pixels
+_MAX_COORDINATE = (
+    10.0  # a figure may be cut by the border, but no point of it is so far outside: then its numbers are pixels
+)
 _SIDE = 256  # pixels of a preview
 _GRAY = (160, 160, 160)
 
@@ -138,7 +140,9 @@ def encode_keypoints(
         if flip:
             visible = [_flipped(place) for place in visible]
         if any(visible):
-            codes += [settings.none if place is None else point_code(*place, sections=settings.sections) for place in visible]
+            codes += [
+                settings.none if place is None else point_code(*place, sections=settings.sections) for place in visible
+            ]
     codes += [settings.none] * (settings.max_figures * len(settings.points) - len(codes))
     if settings.encode_crop:
         codes += corner_codes(flipped(crop) if flip else crop, sections=settings.sections)

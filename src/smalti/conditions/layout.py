@@ -22,8 +22,8 @@ from smalti.conditions.layout_codes import (
     Annotation,
     DecodedObject,
     LayoutSettings,
-    encode_layout,
     decode_layout,
+    encode_layout,
     truncate,
 )
 from smalti.conditions.location_codes import FULL_IMAGE, Box, outline, window_crop

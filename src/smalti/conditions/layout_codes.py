@@ -21,12 +21,12 @@ from smalti.conditions.location_codes import (
     Box,
     box_from_codes,
     check_crop,
-    corner_codes,
     check_unique,
-    rasterize,
+    corner_codes,
     flipped,
     point_code,
     point_from_code,
+    rasterize,
     relative_to_crop,
 )
 from smalti.core.errors import SmaltiError
@@ -165,7 +165,10 @@ def encode_layout(
     codes += [settings.none] * (settings.max_objects - len(visible)) * settings.codes_per_object
     if settings.encode_crop:
         codes += corner_codes(flipped(crop) if flip else crop, sections=settings.sections)
-    shapes = [(relative_to_crop(crop, annotation.box, flip=flip), _object_code(annotation, settings)) for annotation in visible]
+    shapes = [
+        (relative_to_crop(crop, annotation.box, flip=flip), _object_code(annotation, settings))
+        for annotation in visible
+    ]
     codes += rasterize(shapes, settings.drawn, none=settings.none)
     assert len(codes) == settings.length
     return tuple(codes)
@@ -246,14 +249,19 @@ def decode_layout(codes: Sequence[int], settings: LayoutSettings) -> DecodedLayo
         raise SmaltiError(f"a layout of this kind has {settings.length} codes, and {len(codes)} were given")
     step, crop = settings.codes_per_object, codes[settings.list_length - 2 : settings.list_length]
     objects = [codes[start : start + step] for start in range(0, settings.max_objects * step, step)]
-    decoded = tuple(_decode_object(object_codes, settings) for object_codes in objects if object_codes[0] != settings.none)
-    return DecodedLayout(decoded, box_from_codes(*crop, sections=settings.sections) if settings.encode_crop else FULL_IMAGE)
+    decoded = tuple(
+        _decode_object(object_codes, settings) for object_codes in objects if object_codes[0] != settings.none
+    )
+    return DecodedLayout(
+        decoded, box_from_codes(*crop, sections=settings.sections) if settings.encode_crop else FULL_IMAGE
+    )
 
 
 def _decode_object(codes: Sequence[int], settings: LayoutSettings) -> DecodedObject:
     bits, category = divmod(codes[0], len(settings.classes))
     properties = {
-        name: bool(bits & bit) and encoded for (name, bit), encoded in zip(_BITS.items(), _encoded_properties(settings), strict=True)
+        name: bool(bits & bit) and encoded
+        for (name, bit), encoded in zip(_BITS.items(), _encoded_properties(settings), strict=True)
     }
     n = settings.sections
     has_boxes = settings.places == "boxes"

@@ -235,7 +235,10 @@ def _nats(pipeline: Pipeline, coded: _Coded) -> Tensor:
 def _told(condition: Condition, labels: Sequence[str | None]) -> list[Any]:
     """The labels of images -> what they tell the prior, a value each; None for "nothing"."""
     names = condition_keys(condition)
-    return [condition_value(condition, {"label": label} if label is not None and "label" in names else {}) for label in labels]
+    return [
+        condition_value(condition, {"label": label} if label is not None and "label" in names else {})
+        for label in labels
+    ]
 
 
 def _stands_before(condition: Condition) -> bool:

@@ -28,7 +28,7 @@ from smalti.core.settings import as_mapping
 from smalti.generation.code_sampler import Sampler
 from smalti.prior import Prior, Window
 
-SUFFIX = ".laying"
+SUFFIX = ".generation"
 FORMAT = 1
 WRITE_INTERVAL = 10.0
 """What is laid is written again when the last writing is so long ago."""

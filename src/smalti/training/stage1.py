@@ -17,7 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.conditions.map_files import label_colors, label_accuracy
+from smalti.conditions.map_files import label_accuracy, label_colors
 from smalti.core.distributed import everyones
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import amount
