@@ -1,4 +1,4 @@
-"""Both stages joined: a condition -> codes -> images; completion and reconstruction of given images.
+"""Both stages joined: a condition -> codes -> images; completion and reconstruction of images.
 
 Letters: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h.
 """
@@ -51,7 +51,7 @@ from smalti.tokenizer.vqgan import VQGAN
 
 @final
 class Pipeline:
-    """A tokenizer, a prior over its codes, and the condition that the prior knows."""
+    """A tokenizer, a prior over its codes, and the prior's condition."""
 
     def __init__(self, tokenizer: VQGAN, prior: Prior, condition: Condition) -> None:
         self.tokenizer = tokenizer.eval()
@@ -60,11 +60,12 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls, name: str | Path = SCENES, *, grid: Grid | None = None) -> Pipeline:
-        """A folder with `tokenizer` and `prior` in it (models or run folders), the Hub id of one, or a run folder of the original
-        or another foreign format that holds both stages -> the pipeline, on the CPU.
+        """A folder with `tokenizer` and `prior` (models or run folders), the Hub id of one, or a run folder of the
+        original or another foreign format that holds both stages -> the pipeline, on the CPU.
 
-        "scenes", the default, is the model that comes with smalti. `grid` (h,w): the window in codes, where a foreign checkpoint
-        does not hold it. Raises `SmaltiError` when one is missing or damaged, or the prior has another tokenizer or grid.
+        "scenes", the default, is the model that comes with smalti. `grid` (h,w) is the window in codes, needed if a
+        foreign checkpoint does not hold it. Raises `SmaltiError` if a model is missing or damaged, or if the prior
+        has another tokenizer or grid.
         """
         root = here(name)
         if is_pipeline(root):
@@ -74,8 +75,10 @@ class Pipeline:
         if imported is None:
             raise SmaltiError(_missing_parts_message(root, parts))
         if imported.tokenizer is None or imported.prior is None or imported.condition is None:
-            there, missing = ("tokenizer", "prior") if imported.prior is None else ("prior", "tokenizer")
-            raise SmaltiError(f"{root} holds a {there} alone ({imported.format}); to sample, a {missing} is needed too")
+            present, missing = ("tokenizer", "prior") if imported.prior is None else ("prior", "tokenizer")
+            raise SmaltiError(
+                f"{root} holds a {present} alone ({imported.format}); to sample, a {missing} is needed too"
+            )
         return cls(imported.tokenizer, imported.prior, imported.condition)
 
     @classmethod
@@ -95,7 +98,7 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any]) -> None:
         """Write the folders `tokenizer` and `prior` into `folder`, which must not exist yet.
 
-        `about` is kept beside the tokenizer's settings, what it holds under the key "prior" beside the prior's.
+        `about` is stored with the tokenizer's settings, except its key "prior", which is stored with the prior's.
         """
         assert isinstance(self.prior, Network), "a prior of a kind that is in PRIORS"
         with folder_written_atomically(Path(folder)) as temporary:
@@ -148,11 +151,11 @@ class Pipeline:
     ) -> Tensor:
         """-> `count` images (B,C,H,W) in [-1,1] of `size` (H,W), with the seeds seed, seed + 1, ...
 
-        An image depends on its own seed alone, not on the others it is sampled with. `conditions` is the condition by its key, such
-        as `label="dusk"` or `segmentation=labels`; without it the condition is left open. Sizes above the trained one are laid by
-        the sliding window. `speculate` codes are guessed at once: the image is the same, in fewer calls of the prior. Raises
-        `SmaltiError` for an unknown key or label (listing those there are), for sizes that are no multiple of f, and for guesses
-        above the trained size.
+        An image depends only on its own seed, not on the rest of the batch. `conditions` are condition values by
+        key, such as `label="dusk"` or `segmentation=labels`; without any, generation is unconditional. Sizes above
+        the trained size use the sliding window. `speculate` is the number of draft codes per call: the image is the
+        same, with fewer calls of the prior. Raises `SmaltiError` for an unknown key or label (listing the known
+        ones), for sizes that are not multiples of f, and for speculation above the trained size.
         """
         known, values = unknown_codes(count, self.grid(size)), [self.condition_value(conditions)] * count
         sampler = make_sampler(
@@ -184,11 +187,12 @@ class Pipeline:
         checkpoint: str | Path | None = None,
         **conditions: Any,
     ) -> Iterator[Tensor]:
-        """As `sample`, one image, yielded (C,H,W) whenever another row's worth of codes is laid; what is not yet is mid-gray.
+        """As `sample`, for one image, yielded (C,H,W) after each row's worth of codes; missing codes are mid-gray.
 
-        At most one is yielded in `every` seconds, and the last in any case: each time all of it is decoded. With `checkpoint` a loop that
-        is left early, by Ctrl-C too, keeps what is laid in that file; the same call goes on, and ends in the same image.
-        Raises `SmaltiError` as `sample`, and where the file keeps another laying.
+        At most one image is yielded per `every` seconds, plus the last one, since each yield decodes the whole
+        image. With `checkpoint`, a loop that ends early, also by Ctrl-C, saves its codes to that file; the same
+        call resumes, and gives the same image. Raises `SmaltiError` as `sample`, and if the file holds another
+        generation.
         """
         known, values, seeds = (
             unknown_codes(1, self.grid(size)),
@@ -229,10 +233,11 @@ class Pipeline:
         seed: int = 0,
         speculate: int = 0,
     ) -> Tensor:
-        """Images, as `encode` takes them, and a mask (H,W) bool, True where a pixel is kept -> completed images (B,C,H,W).
+        """Images, as for `encode`, and a mask (H,W) bool, True for pixels to keep -> completed images (B,C,H,W).
 
-        A code is kept when its whole tile is. The code order is raster: what lies above and to the left of a code guides it;
-        kept codes below and to the right stay, but do not guide what comes before them. `speculate` and errors as in `sample`.
+        A code is kept if its whole tile is. Codes are generated in raster order: each is conditioned on the codes
+        above and to its left. Kept codes below and to the right stay, but do not influence the codes before them.
+        `speculate` and errors as in `sample`.
         """
         codes = self.complete_codes(images, known, values=values, sampler=sampler, seed=seed, speculate=speculate)
         return self.decode(codes)
@@ -247,30 +252,34 @@ class Pipeline:
         seed: int = 0,
         speculate: int = 0,
     ) -> Tensor:
-        """As `complete`, the codes (B,h,w)."""
+        """As `complete`, but returns the codes (B,h,w)."""
         known_codes = self.known_codes(images, known)
         seeds = self.seeds(seed, len(known_codes))
         return final_codes(self.generate_codes(values, known_codes, sampler=sampler, seeds=seeds, speculate=speculate))
 
     def known_codes(self, images: Images, known: Tensor) -> Tensor:
-        """Images and a mask (H,W) bool, True where a pixel is kept -> codes (B,h,w), -1 where one is to be laid.
+        """Images and a mask (H,W) bool, True for pixels to keep -> codes (B,h,w), -1 where a code is to be
+        generated.
 
-        A code is kept when its whole tile is. Raises `SmaltiError` as `encode`, and as `masks.whole_tiles`.
+        A code is kept if its whole tile is. Raises `SmaltiError` as `encode` and `masks.whole_tiles`.
         """
         images = self.tokenizer.batch(images)
         image = (images.shape[2], images.shape[3])
-        whole = whole_tiles(known, factor=self.tokenizer.factor, image=image)  # (h,w)
-        # The whole image is encoded, as in the paper's code: gray in place of what is laid anew would shift the statistics of
-        # every GroupNorm, and with them the kept codes.
+        known_tiles = whole_tiles(known, factor=self.tokenizer.factor, image=image)  # (h,w)
+        # The whole image is encoded, as in the paper's code: gray in place of the generated part would shift the
+        # statistics of every GroupNorm, and so the kept codes.
         codes = self.encode(images)
-        return torch.where(whole.to(codes.device), codes, -1)
+        return torch.where(known_tiles.to(codes.device), codes, -1)
 
     def generate_codes(
         self, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor, speculate: int = 0
     ) -> Iterator[Tensor]:
-        """Values of the condition, None for "nothing", and codes (B,h,w) with -1 where one is to be laid -> the codes after each
-        row, the last complete. Raises `SmaltiError` for values that the condition does not know and codes that are none, and for
-        guesses (`speculate`, as in `sample`) on a grid above the trained one."""
+        """Condition values, None for unconditional, and codes (B,h,w) with -1 where a code is to be generated ->
+        the codes after each row; the last are complete.
+
+        Raises `SmaltiError` for unknown condition values and invalid codes, and for speculation (`speculate`, as in
+        `sample`) on a grid above the trained one.
+        """
         check_count(values, known)
         grid = (known.shape[1], known.shape[2])
         prefix_at, middle = self.window_prefix(values, grid=grid), self.condition.middle
@@ -289,7 +298,8 @@ class Pipeline:
         seeds: Tensor,
         settings: dict[str, Any],
     ) -> GenerationCheckpoint:
-        """A file, what `lay` is given, and what is to be said of it -> what keeps the laying there. Raises as `GenerationCheckpoint`."""
+        """A file, the arguments of `generate_codes`, and the settings to store -> the checkpoint of that
+        generation. Raises as `GenerationCheckpoint`."""
         prefixes = partial(self.window_prefix, values, grid=(known.shape[1], known.shape[2]))
         fingerprint = partial(generation_fingerprint, self.prior, prefixes, known, sampler=sampler, seeds=seeds)
         return GenerationCheckpoint(path, known, fingerprint=fingerprint, settings=settings)
@@ -297,12 +307,14 @@ class Pipeline:
     def fit_condition(
         self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None
     ) -> tuple[Any, tuple[int, int]]:
-        """What a person typed for the condition by its keys, names or paths of files -> its value, and the image's grid (h,w).
+        """Condition values as text by key, names or file paths -> the condition's value, and the image's grid
+        (h,w).
 
-        A map without a `size` (H,W) makes an image as large as it is itself, cut to whole tiles; with one it is scaled and cut.
-        Raises `SmaltiError` for other keys, for files that cannot be read and for sizes that are no multiple of f.
+        Without a `size` (H,W) a map determines the image's size and is cropped to whole tiles; with one it is
+        scaled and cropped. Raises `SmaltiError` for unknown keys, for unreadable files and for sizes that are not
+        multiples of f.
         """
-        self.condition_value(texts)  # which refuses other keys
+        self.condition_value(texts)  # checks the keys
         grid, values = None if size is None else self.grid(size), {}
         for part in self.condition.parts or (self.condition,):
             if part.key in texts:
@@ -315,7 +327,7 @@ class Pipeline:
         return self.condition_value(values), grid
 
     def condition_value(self, named_values: Mapping[str, Any]) -> Any:
-        """What was given by name -> the condition's value, None for "nothing". Raises `SmaltiError` for another name."""
+        """Values by key -> the condition's value, None for unconditional. Raises `SmaltiError` for an unknown key."""
         values, keys = (
             {key: value for key, value in named_values.items() if value is not None},
             condition_keys(self.condition),
@@ -327,7 +339,8 @@ class Pipeline:
         return condition_value(self.condition, values)
 
     def window_prefix(self, values: Sequence[Any], *, grid: tuple[int, int]) -> Callable[[Window], Tensor]:
-        """Values of the condition, None for "nothing", on a grid (h,w) of codes -> the prefix (B,P) at each place of the window."""
+        """Condition values, None for unconditional, on a grid (h,w) of codes -> the prefix (B,P) per window
+        position."""
         conditioned = [row for row, value in enumerate(values) if value is not None or self.condition.optional]
         if not conditioned:
             return constant_prefix(self.prior.null_prefix(len(values)))
@@ -348,10 +361,10 @@ class Pipeline:
 
     @torch.no_grad()
     def nll(self, codes: Codes, *, values: Sequence[Any]) -> Tensor:
-        """Codes (B,h,w) of images of any size and what each is told, None for "nothing" -> nats of each code (B,h,w).
+        """Codes (B,h,w) of images of any size and their condition values, None for unconditional -> the negative
+        log-likelihood of each code in nats (B,h,w).
 
-        That is how unlikely the prior itself finds a code after those before it, without temperature, filters or guidance. Raises
-        `SmaltiError` for values that the condition does not know.
+        It is computed without temperature, filters or guidance. Raises `SmaltiError` for unknown condition values.
         """
         codes = code_batch(codes, size=self.prior.size).to(self.device)
         prefix_at = self.window_prefix(values, grid=(codes.shape[1], codes.shape[2]))
@@ -362,14 +375,14 @@ class Pipeline:
         return seed_range(seed, count)
 
     def encode(self, images: Images, *, progress: Progress = unwatched) -> Tensor:
-        """Images, as `VQGAN.encode` takes them: (B,C,H,W), floats in [-1,1] or uint8, or Pillow's -> codes (B,h,w).
+        """Images, as for `VQGAN.encode`: (B,C,H,W), floats in [-1,1] or uint8, or Pillow images -> codes (B,h,w).
 
-        Large images in bounded memory; `progress` is told rows of pixels.
+        Large images take bounded memory; `progress` counts rows of pixels.
         """
         return encode_of_any_size(self.tokenizer, images, progress=progress).codes
 
     def decode(self, codes: Codes, *, progress: Progress = unwatched) -> Tensor:
-        """Codes (B,h,w) -> images (B,C,H,W) in [-1,1] on the CPU, clamped; what is large and `progress` as in `encode`."""
+        """Codes (B,h,w) -> images (B,C,H,W) in [-1,1] on the CPU, clamped. Memory and `progress` as in `encode`."""
         latents = self.tokenizer.latents_of(codes)
         return decode_of_any_size(self.tokenizer, latents, progress=progress).clamp_(-1, 1).contiguous()
 
@@ -381,26 +394,28 @@ class Pipeline:
         settings: Mapping[str, Any] = NO_SETTINGS,
         progress: Progress = unwatched,
     ) -> None:
-        """Codes (h,w) -> a PNG file of their image, of any size, written as it is decoded. Settings, errors as `write_png`."""
+        """Codes (h,w) -> a PNG file of the image, of any size, written while it is decoded. Settings and errors as
+        `write_png`."""
         latents = self.tokenizer.latents_of(codes[None])
         height, width = (side * self.tokenizer.factor for side in codes.shape)
         strips = (to_array(strip[0]) for strip in strips_of(self.tokenizer, latents, progress=progress))
         write_png(Path(path), strips, size=(height, width), settings=settings)
 
     def reconstruct(self, images: Images) -> Tensor:
-        """Images, as `encode` takes them -> what the tokenizer keeps of them (B,C,H,W)."""
+        """Images, as for `encode` -> their reconstructions (B,C,H,W)."""
         return self.decode(self.encode(images))
 
     def decode_partial(self, codes: Tensor) -> Tensor:
-        """Codes (B,h,w) of which some are -1 -> images (B,C,H,W), mid-gray where nothing is laid yet."""
+        """Codes (B,h,w), some of them -1 -> images (B,C,H,W), mid-gray where codes are missing."""
         images, f = self.decode(codes.clamp(min=0)), self.tokenizer.factor
         is_known = (codes >= 0).repeat_interleave(f, 1).repeat_interleave(f, 2).unsqueeze(1).cpu()
         return torch.where(is_known, images, 0.0)
 
     def grid(self, size: tuple[int, int] | int | None) -> tuple[int, int]:
-        """(H,W) in pixels, one number for both, None for the trained size -> (h,w).
+        """(H,W) in pixels, one number for both, or None for the trained size -> (h,w).
 
-        Raises `SmaltiError` when f does not divide them, for what is no size, and for what is beyond this machine's memory.
+        Raises `SmaltiError` if f does not divide them, for invalid sizes, and for sizes that exceed this machine's
+        memory.
         """
         grid = tiles(self.default_size if size is None else size, factor=self.tokenizer.factor)
         check_generation_memory(1, grid)
@@ -408,9 +423,10 @@ class Pipeline:
 
 
 def center_on_canvas(codes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Codes (B,h,w) -> the same in the middle of a larger `grid`, -1 around them, where codes are to be laid.
+    """Codes (B,h,w) -> the same in the center of a larger `grid`, with -1 around them, where codes are to be
+    generated.
 
-    Where the middle is between two places, there is one row or column more below or to the right. Raises `SmaltiError` for a
+    If the margins cannot be equal, the one below or to the right is larger by one. Raises `SmaltiError` for a
     smaller grid.
     """
     height, width = codes.shape[1:]

@@ -67,7 +67,7 @@ def test_a_stopped_sample_goes_on(smalti: Runner, model: Path, tmp_path: Path, m
     assert "of 90 codes, 3 x 5 x 6 (images x rows x columns)" in said
     assert "label: dusk" in said
     smalti.fails(*command, *out, sentence="keeps what a stopped command has laid; go on with --resume, or delete it")
-    smalti.fails(*command, *out, "--resume", "--top-k", 3, sentence="another laying: top_k 0 there and 3 here")
+    smalti.fails(*command, *out, "--resume", "--top-k", 3, sentence="another generation: top_k 0 there and 3 here")
     done = smalti(*command, *out, "--resume")
     assert done.status == 0, done.err
     assert "going on from" in done.out

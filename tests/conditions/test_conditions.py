@@ -214,7 +214,7 @@ def test_codes_under_a_window_by_eye() -> None:
 @pytest.mark.parametrize("name", ["coordinates", "spatial"])
 @pytest.mark.parametrize(("grid", "least"), [((3, 8), "4 x 8"), ((4, 3), "4 x 4")])
 def test_images_smaller_than_the_window_are_told(name: str, grid: tuple[int, int], least: str) -> None:
-    sentence = rf"lays 4 x 4 codes .* or more, {grid[0]} x {grid[1]} were asked for; ask for at least {least}"
+    sentence = rf"lays 4 x 4 codes .* or more, {grid[0]} x {grid[1]} were requested; request at least {least}"
     with pytest.raises(SmaltiError, match=sentence):
         EXAMPLES[name].encode_windows(values_of(name, grid), grid=grid)
     check_grid((4, 4), window=(4, 4), key="depth")
@@ -276,7 +276,7 @@ def test_given_codes_stay_as_they_are() -> None:
     [
         ([0, 1, 2, 9], "there is no condition code 9; the codes are 0 to 8"),
         ([0, -1, 2, 3], "there is no condition code -1; the codes are 0 to 8"),
-        ([0, 1, 2], r"'words' has 4 codes an image, and a row of the shape \(3,\) was given; give \(4,\)"),
+        ([0, 1, 2], r"'words' has 4 codes per image, and a row of the shape \(3,\) was given; give \(4,\)"),
         ([[0, 1, 2, 3]], r"a row of the shape \(1, 4\) was given"),
         ([], r"a row of the shape \(0,\) was given"),
         ([0.0, 1.0, 2.0, 3.0], r"condition codes are whole numbers, \[0.0, 1.0, 2.0, 3.0\] holds torch.float32; round"),

@@ -124,7 +124,7 @@ def test_coordinate_images_that_cannot_be_are_told(images: Tensor, sentence: str
 
 @pytest.mark.parametrize("text", ["1,2", "a,b,4x4", "1,2,3,4", "-1,0,4x4"])
 def test_typed_places_that_are_none_are_told(text: str) -> None:
-    with pytest.raises(SmaltiError, match=rf"'{text}' is no place in a larger image; write TOP,LEFT,HEIGHTxWIDTH"):
+    with pytest.raises(SmaltiError, match=rf"'{text}' is not a crop of a larger image; write TOP,LEFT,HEIGHTxWIDTH"):
         COORDINATES.read(text)
 
 

@@ -183,7 +183,7 @@ def test_an_object_without_area_or_outside_is_not_seen() -> None:
     "crop", [Box(0.5, 0.0, 0.6, 1.0), Box(-0.1, 0.0, 0.6, 1.0), Box(0.0, 0.5, 1.0, 0.6), Box(0, 0, 0, 1)]
 )
 def test_crops_that_cannot_be_are_told(crop: Box) -> None:
-    with pytest.raises(SmaltiError, match="is no part of an image; give left, top, width, height as shares of it"):
+    with pytest.raises(SmaltiError, match="is not a part of an image; give left, top, width, height as shares of it"):
         encode_layout([TREE], BOXES, crop=crop)
 
 

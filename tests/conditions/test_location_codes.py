@@ -25,16 +25,18 @@ NONE = 9
     ],
 )
 def test_which_places_a_box_has(box: Box, places: list[int]) -> None:
-    codes = rasterize([(box, 1)], (3, 4), none=NONE)
+    codes = rasterize([(box, 1)], (3, 4), empty=NONE)
     assert [place for place, code in enumerate(codes) if code == 1] == places
     assert set(codes) <= {1, NONE}
 
 
 def test_small_boxes_lie_on_large_ones() -> None:
     small, large = (Box(0, 0, 0.5, 0.5), 1), (FULL_IMAGE, 2)
-    assert rasterize([small, large], (2, 2), none=NONE) == rasterize([large, small], (2, 2), none=NONE) == [1, 2, 2, 2]
-    assert rasterize([], (2, 2), none=NONE) == [NONE] * 4
-    assert rasterize([large], (0, 0), none=NONE) == []
+    assert (
+        rasterize([small, large], (2, 2), empty=NONE) == rasterize([large, small], (2, 2), empty=NONE) == [1, 2, 2, 2]
+    )
+    assert rasterize([], (2, 2), empty=NONE) == [NONE] * 4
+    assert rasterize([large], (0, 0), empty=NONE) == []
 
 
 def test_a_box_as_it_is_seen() -> None:

@@ -225,7 +225,7 @@ def test_a_map_smaller_than_the_window_is_scaled_to_cover_it(
 
 
 def test_a_image_smaller_than_the_window_is_told() -> None:
-    with pytest.raises(SmaltiError, match=r"'depth' lays 2 x 3 codes .* or more, 2 x 2 were asked for"):
+    with pytest.raises(SmaltiError, match=r"'depth' generates 2 x 3 codes .* or more, 2 x 2 were requested"):
         maps("depth").fit(value("depth", 8, 11), grid=(2, 2))
 
 

@@ -45,12 +45,12 @@ def test_more_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("grid", [(62500, 62500), (1, 2**40), (10**9, 10**9)])
 def test_grids_beyond_memory_are_refused(grid: tuple[int, int]) -> None:
-    with pytest.raises(SmaltiError, match=r"laying 1 image of .* codes .* would take about .* ask for less"):
+    with pytest.raises(SmaltiError, match=r"generating 1 image of .* codes .* would take about .* ask for less"):
         unknown_codes(1, grid)
 
 
 def test_too_many_images_are_refused() -> None:
-    with pytest.raises(SmaltiError, match=r"laying 1,000,000,000,000 images of 4 x 4 codes .* ask for less"):
+    with pytest.raises(SmaltiError, match=r"generating 1,000,000,000,000 images of 4 x 4 codes .* ask for less"):
         check_generation_memory(10**12, (4, 4))
     with pytest.raises(SmaltiError, match=r"seeds of 1,000,000,000,000,000 images would take"):
         seed_range(0, 10**15)

@@ -217,7 +217,7 @@ def test_chance_belongs_to_the_place_in_every_order() -> None:
 
 @pytest.mark.parametrize("grid", [(4, 3), (8, 8)])
 def test_an_order_other_than_raster_takes_its_own_grid_alone(grid: tuple[int, int]) -> None:
-    with pytest.raises(SmaltiError, match=f"in the order 'spiral_in', .* 4 x 4 codes alone, not for {grid[0]} x"):
+    with pytest.raises(SmaltiError, match=f"in the order 'spiral_in', .* 4 x 4 codes only, not for {grid[0]} x"):
         laid(small(order="spiral_in"), unknown_codes(1, grid))
 
 
@@ -364,7 +364,7 @@ def test_images_can_be_used_for_training_afterward() -> None:
         ({"seeds": torch.arange(3)}, r"seeds must have the shape \(2,\)"),
         ({"known": unknown_codes(2, (4, 5))}, r"they have \(2,\) and \(2, 4, 5\)"),
         ({"seeds": torch.tensor([0, -4])}, "seed -4 is negative"),
-        ({"known": unknown_codes(2, (4, 4)) + 10}, "known code 9 is none of this prior's 9"),
+        ({"known": unknown_codes(2, (4, 4)) + 10}, "known code 9 is not one of this prior's 9"),
         ({"known": unknown_codes(2, (4, 4)) - 1}, "known code -2"),
     ],
 )
@@ -381,7 +381,7 @@ def test_what_does_not_belong_together_is_told(changes: dict[str, Any], message:
         ({"known": unknown_codes(2, (4, 0))}, "grid of 4 x 0 codes"),
         ({"seeds": torch.arange(3)}, r"for 2 images seeds must have the shape \(2,\); they have \(3,\)"),
         ({"seeds": torch.tensor([0, -4])}, "seed -4 is negative"),
-        ({"known": unknown_codes(2, (4, 4)) + 10}, "known code 9 is none of this prior's 9"),
+        ({"known": unknown_codes(2, (4, 4)) + 10}, "known code 9 is not one of this prior's 9"),
     ],
 )
 def test_a_prefix_for_each_window_does_not_hide_mistakes(changes: dict[str, Any], message: str) -> None:

@@ -137,13 +137,15 @@ def stopped(pipe: Pipeline, path: Path, known: Tensor) -> None:
 def test_another_laying_is_refused(tmp_path: Path) -> None:
     pipe, path, known = pipeline(), tmp_path / "a.generation", unknown_codes(1, (5, 6))
     stopped(pipe, path, known)
-    with pytest.raises(SmaltiError, match=r"another laying: label 'dusk' there and 'dawn' here; ask for what is kept"):
+    with pytest.raises(
+        SmaltiError, match=r"another generation: label 'dusk' there and 'dawn' here; repeat that request"
+    ):
         keeper(pipe, path, known, label="dawn")
-    with pytest.raises(SmaltiError, match="another laying: seed 3 there and 4 here"):
+    with pytest.raises(SmaltiError, match="another generation: seed 3 there and 4 here"):
         keeper(pipe, path, known, seed=4)
-    with pytest.raises(SmaltiError, match="another laying: top_k None there and 5 here"):
+    with pytest.raises(SmaltiError, match="another generation: top_k None there and 5 here"):
         keeper(pipe, path, known, top_k=5)
-    changed = "another laying: the model or a file of its condition has changed since"
+    changed = "another generation: the model or a file of its condition has changed since"
     for other in (unknown_codes(1, (6, 5)), unknown_codes(2, (5, 6)), known.index_fill(1, torch.tensor([4]), 2)):
         with pytest.raises(SmaltiError, match=changed):
             keeper(pipe, path, other)
@@ -162,7 +164,11 @@ def test_all_of_a_map_counts() -> None:
         codes[0, place] = 1  # the last outside the grid: none
         prefix_at = code_crops(codes[:, :35].view(1, *grid))
         made = generation_fingerprint(
-            pipe.prior, lambda: prefix_at, unknown_codes(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1)
+            pipe.prior,
+            lambda: prefix_at,  # noqa: B023
+            unknown_codes(1, grid),
+            sampler=Sampler(),
+            seeds=pipe.seeds(0, 1),
         )
         prints.add(made)
     assert len(prints) == 36
@@ -178,7 +184,8 @@ def test_damaged_files_are_told(tmp_path: Path, damage: str) -> None:
     else:
         path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello" * 50}[damage])
     with pytest.raises(
-        SmaltiError, match=r"a\.generation keeps no laying, or is damaged \(.*\); delete it to begin anew"
+        SmaltiError,
+        match=r"a\.generation is not a generation checkpoint, or is damaged \(.*\); delete it to start again",
     ):
         read_generation(path)
     with pytest.raises(SmaltiError, match=r"there is no file .*nowhere"):
@@ -229,7 +236,7 @@ def test_a_stream_goes_on_where_it_was_left(tmp_path: Path, stop: int) -> None:
     assert torch.equal(again[-1], whole)
     assert not path.exists()
     next(stream())
-    with pytest.raises(SmaltiError, match="another laying: label"):
+    with pytest.raises(SmaltiError, match="another generation: label"):
         next(pipe.stream(label="dawn", seed=3, size=(20, 24), checkpoint=str(path)))
 
 

@@ -172,8 +172,12 @@ def test_a_code_that_repeats_is_guessed_at_once() -> None:
 @pytest.mark.parametrize(
     ("grid", "count", "sentence"),
     [
-        ((4, 5), 8, "speculate = 8 guesses .* one of 4 x 4 codes moves over a grid of 4 x 5; leave it at 0, or lay a"),
-        ((5, 4), 1, "speculate = 1 guesses .* one of 4 x 4 codes moves over a grid of 5 x 4"),
+        (
+            (4, 5),
+            8,
+            "speculate = 8 needs a window .* a window of 4 x 4 codes moves over a grid of 4 x 5; leave it at 0, or gen",
+        ),
+        ((5, 4), 1, "speculate = 1 needs a window .* a window of 4 x 4 codes moves over a grid of 5 x 4"),
         ((4, 4), -1, "speculate = -1 is no number of codes; give 0"),
     ],
 )
@@ -186,7 +190,7 @@ def test_a_neighborhood_transformer_has_no_window_to_guess_under() -> None:
     prior = small_neighborhood()
     prefix, known = prior.null_prefix(1), unknown_codes(1, prior.grid)
     with pytest.raises(
-        SmaltiError, match=r"speculate = 2 guesses .* a neighborhood transformer has none; leave it at 0"
+        SmaltiError, match=r"speculate = 2 needs a window, .* a neighborhood transformer has none; leave it at 0"
     ):
         generate(prior, lambda window: prefix, sampler=Sampler(), seeds=torch.zeros(1).long(), known=known, speculate=2)
 

@@ -219,7 +219,7 @@ def test_each_dropout_works_in_training_only(kind: str) -> None:
         ),
         ({"heads": 5}, "width = 32 is not a multiple of heads = 5"),
         ({"unmasked": 4}, "unmasked = 4 reaches beyond the prefix = 3"),
-        ({"start_code": 14}, "start = 14 is none of the vocabulary, 0 to 13"),
+        ({"start_code": 14}, "start = 14 is not in the vocabulary, 0 to 13"),
         ({"start_code": -1}, "start_code = -1"),
         ({"attention_dropout": 1.0}, r"attention_dropout = 1\.0"),
         ({"order": "spiral"}, "order = 'spiral': input should be 'raster', .*'spiral_out'"),

@@ -111,7 +111,7 @@ def test_a_prior_gives_its_places(kind: str, name: Order) -> None:
 def test_an_order_other_than_raster_takes_its_own_grid_alone(kind: str, grid: tuple[int, int]) -> None:
     cpu = torch.device("cpu")
     assert len(prior(kind).sequence_order(grid, device=cpu)) == grid[0] * grid[1]
-    message = f"in the order 'alternate', .* 4 x 4 codes alone, not for {grid[0]} x {grid[1]}; only a prior in raster"
+    message = f"in the order 'alternate', .* 4 x 4 codes only, not for {grid[0]} x {grid[1]}; only a prior in raster"
     with pytest.raises(SmaltiError, match=message):
         prior(kind, order="alternate").sequence_order(grid, device=cpu)
     with pytest.raises(SmaltiError, match=message):

@@ -237,7 +237,7 @@ def _lay_and_keep(laying: Laying) -> None:
     path, first, total = laying.kept, files[0], known.numel()
     if path.exists() and not way.resume:
         raise SmaltiError(
-            f"{path} keeps what a stopped command has laid; go on with --resume, or delete it to begin anew"
+            f"{path} keeps what a stopped command has laid; go on with --resume, or delete it to start again"
         )
     said = {**first.settings, "images": len(files)}
     keeper = pipeline.generation_checkpoint(path, values, known, sampler=way.sampler, seeds=seeds, settings=said)

@@ -1,4 +1,4 @@
-"""Several conditions at once: a class and a segmentation, say. The codes of one stand after those of the other.
+"""Composite conditions, such as a class and a segmentation. The codes of the parts are concatenated.
 
 Letters: B batch, P prefix codes, C condition codes, n parts.
 """
@@ -25,7 +25,7 @@ _SIDE = 128  # pixels of a part's preview
 
 @settings
 class CompositeConditionSettings:
-    """`parts`: the plain values of each condition; what does not fit into them lies in the folders part-0, part-1, ..."""
+    """`parts`: the settings of each part; other files of a part are in the folders part-0, part-1, ..."""
 
     name: Literal["composite"] = "composite"
     parts: tuple[dict[str, Any], ...]
@@ -35,8 +35,8 @@ class CompositeConditionSettings:
 class CompositeCondition(Condition):
     """Values by the keys of the parts, `{"label": "dusk", "segmentation": map}` -> (B,P), part after part.
 
-    Each part has a range of codes of its own, and one code more, which stands in place of all of its codes where nothing is said
-    of it. So an image can be told one part alone.
+    Each part has its own range of codes, plus one code that replaces all of its codes if the part has no value. So
+    an image can be conditioned on some parts only.
     """
 
     key = ""
@@ -78,23 +78,25 @@ class CompositeCondition(Condition):
         return torch.cat([part_codes + start for part_codes, start in zip(codes, self.starts, strict=True)], dim=1)
 
     def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
-        said = [self._given_values(part, values) for part in self.parts]
-        laying = [
-            part.encode_windows([value for _, value in given], grid=grid)
-            for part, given in zip(self.parts, said, strict=True)
+        values_of_parts = [self._given_values(part, values) for part in self.parts]
+        encoded = [
+            part.encode_windows([value for _, value in rows_and_values], grid=grid)
+            for part, rows_and_values in zip(self.parts, values_of_parts, strict=True)
         ]
 
         def prefix_at(window: Window) -> Tensor:
             codes = (
-                self._with_empty_code(place, [row for row, _ in given], laid(window), count=len(values))
-                for place, (given, laid) in enumerate(zip(said, laying, strict=True))
+                self._with_empty_code(
+                    index, [row for row, _ in rows_and_values], part_prefix(window), count=len(values)
+                )
+                for index, (rows_and_values, part_prefix) in enumerate(zip(values_of_parts, encoded, strict=True))
             )
             return torch.cat(list(codes), dim=1)  # (B,P)
 
         return prefix_at
 
     def _given_values(self, part: Condition, values: Sequence[Any]) -> list[tuple[int, Any]]:
-        """The rows of the batch of which something is said of this part, and what."""
+        """The rows of the batch that have a value for this part, and these values."""
         rows_and_values = [(row, self._as_mapping(value).get(part.key)) for row, value in enumerate(values)]
         return [(row, value) for row, value in rows_and_values if value is not None or part.optional]
 
@@ -112,9 +114,10 @@ class CompositeCondition(Condition):
         return value
 
     def _with_empty_code(self, index: int, rows: Sequence[int], codes: Tensor, *, count: int) -> Tensor:
-        """A part's codes (b,p) of some rows of the batch -> in the part's range, its code for nothing elsewhere: (B,p).
+        """A part's codes (b,p) of some rows of the batch -> codes in the part's range, and its empty code in other
+        rows: (B,p).
 
-        There are as many as it has, and where a prior sees more than its trained grid, as many as it has there.
+        p may exceed the part's length if a prior sees more than its trained grid.
         """
         part, start = self.parts[index], self.starts[index]
         placed = torch.full((count, codes.shape[1]), start + part.size)
@@ -122,19 +125,19 @@ class CompositeCondition(Condition):
         return placed
 
     def split(self, codes: Tensor) -> tuple[Tensor, ...]:
-        """Codes (...,P) -> those of each part, in its own range; its size stands for nothing."""
+        """Codes (...,P) -> those of each part, in its own range; the part's size is its empty code."""
         parts = torch.split(codes, list(self.lengths), dim=-1)
         return tuple(part - start for part, start in zip(parts, self.starts, strict=True))
 
     def drop_parts(self, prefix: Tensor, dropped: Tensor) -> Tensor:
-        """Codes (B,P) and which parts are to be left open (B,n) bool -> codes that say nothing of those."""
+        """Codes (B,P) and the parts to drop (B,n) bool -> codes with the empty code for these parts."""
         ends = [start + part.size for start, part in zip(self.starts, self.parts, strict=True)]
         empty = torch.cat([prefix.new_full((length,), end) for length, end in zip(self.lengths, ends, strict=True)])
         lengths = torch.tensor(self.lengths, device=prefix.device)
         return torch.where(dropped.repeat_interleave(lengths, dim=1), empty, prefix)
 
     def preview(self, codes: Tensor) -> Array:
-        """The previews of the parts beside one another; black where nothing is said."""
+        """The previews of the parts side by side; black for parts without a value."""
         previews = []
         for part, part_codes in zip(self.parts, self.split(codes), strict=True):
             is_given = bool((part_codes < part.size).all())
@@ -152,5 +155,5 @@ class CompositeCondition(Condition):
 
 
 def part_folder(folder: Path, index: int) -> Path:
-    """The folder of a prior, and a part's place among several -> where that part writes what does not fit into settings."""
+    """The folder of a prior, and the index of a part -> the folder for that part's files."""
     return folder / f"part-{index}"

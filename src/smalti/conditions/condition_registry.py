@@ -1,4 +1,4 @@
-"""The table of all conditions: the plain values that one was saved as -> the condition."""
+"""The table of all conditions: saved settings -> the condition."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _precomputed(plain: Mapping[str, Any], folder: Path) -> Condition:
 
 def _composite(plain: Mapping[str, Any], folder: Path) -> Condition:
     parts = parse(CompositeConditionSettings, plain, where=_where(folder)).parts
-    return CompositeCondition([build_condition(part, part_folder(folder, place)) for place, part in enumerate(parts)])
+    return CompositeCondition([build_condition(part, part_folder(folder, index)) for index, part in enumerate(parts)])
 
 
 def _where(folder: Path) -> str:
@@ -72,9 +72,9 @@ CONDITIONS: dict[str, Callable[[Mapping[str, Any], Path], Condition]] = {
 
 
 def build_condition(settings: Mapping[str, Any], folder: Path) -> Condition:
-    """The plain values of `Condition.save`, and the folder it wrote into -> the condition.
+    """The settings from `Condition.save`, and the folder it wrote into -> the condition.
 
-    Raises `SmaltiError` for a name that is not in `CONDITIONS`, and for settings or files that are damaged.
+    Raises `SmaltiError` for a name that is not in `CONDITIONS`, and for damaged settings or files.
     """
     name = settings.get("name")
     if name not in CONDITIONS:

@@ -1,7 +1,8 @@
-"""Where in its image a code lies, as its condition: the paper's way to lay faces and other things that have one place.
+"""The position of each code in the image as a condition: the paper's way to generate faces and other aligned
+images.
 
-Letters: B batch, H W pixels, h w grid of codes, f = H/h, L levels.
-Source: arXiv 2012.09841, section 3.2, "generating high-resolution images".
+Letters: B batch, H W pixels, h w grid of codes, f = H/h, L levels. Source: arXiv 2012.09841, section 3.2,
+"generating high-resolution images".
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from smalti.images.io import Array, to_array
 
 @settings
 class CoordinatesSettings:
-    """`levels` L: the codes between the first and the last pixel of an image. `size`: how many codes there are.
+    """`levels` L: the number of levels between the first and the last pixel. `codebook_size`: the number of codes.
 
-    Coordinates are rounded to the nearest level, so that their codes are 0 to L, and L itself is reached near the lower
-    right corner of large images alone. With a `size` of L, what would be L becomes L - 1; with L + 1 nothing is changed.
-    `factor`: pixels a code, along one side. `grid`: the window (h, w) of the prior, in codes.
+    Coordinates are rounded to the nearest level, so codes are 0 to L, and L occurs only near the lower right corner
+    of large images. With a `codebook_size` of L, code L becomes L - 1; with L + 1 nothing changes. `factor`: pixels
+    per code, along one side. `grid`: the window (h, w) of the prior, in codes.
     """
 
     name: Literal["coordinates"] = "coordinates"
@@ -39,7 +40,7 @@ class CoordinatesSettings:
 
 
 class ImageCrop(NamedTuple):
-    """An image that is a part of a larger one: its first row and column there, and the size (H, W) of the larger one."""
+    """A crop of a larger image: its first row and column there, and the size (H, W) of the larger image."""
 
     top: int
     left: int
@@ -47,7 +48,7 @@ class ImageCrop(NamedTuple):
 
 
 def coordinate_image(size: tuple[int, int]) -> Tensor:
-    """A size (H, W) -> the share of the pixels that come before each one, row by row: (1, H, W) float32 in [0, 1)."""
+    """A size (H, W) -> the share of the pixels before each pixel in raster order: (1, H, W) float32 in [0, 1)."""
     height, width = size
     # In double precision first, as the original has it: the nearest float32 of the exact share.
     shares = torch.arange(height * width, dtype=torch.float64) / (height * width)
@@ -56,9 +57,9 @@ def coordinate_image(size: tuple[int, int]) -> Tensor:
 
 @final
 class Coordinates(Condition):
-    """None or a place `ImageCrop` a larger image -> (B, h w): at each code the share of the image that lies before it.
+    """None or an `ImageCrop` -> (B, h w): for each code the share of the image before it in raster order.
 
-    None stands for an image that is all there is. What is before means above, or in the same row to the left.
+    None stands for a whole image.
     """
 
     key = "coordinates"
@@ -74,10 +75,10 @@ class Coordinates(Condition):
         self.size, self.length, self.maps = settings.codebook_size, settings.grid[0] * settings.grid[1], (0,)
 
     def read(self, text: str) -> ImageCrop:
-        """Where the image begins in the larger one, and that one's size: "TOP,LEFT,HEIGHTxWIDTH" in pixels."""
+        """The crop's position in the larger image, and its size: "TOP,LEFT,HEIGHTxWIDTH" in pixels."""
         match = re.fullmatch(r"(\d+),(\d+),(\d+)x(\d+)", text.replace(" ", ""))
         if match is None:
-            raise SmaltiError(f"{text!r} is no place in a larger image; write TOP,LEFT,HEIGHTxWIDTH: 0,128,512x512")
+            raise SmaltiError(f"{text!r} is not a crop of a larger image; write TOP,LEFT,HEIGHTxWIDTH: 0,128,512x512")
         top, left, height, width = (int(number) for number in match.groups())
         return ImageCrop(top, left, (height, width))
 
@@ -134,7 +135,7 @@ def _image(value: Any, size: tuple[int, int]) -> Tensor:
         return coordinate_image(size)
     if not isinstance(value, ImageCrop):
         raise SmaltiError(
-            f"{value!r} is no place in a larger image; leave it out, or give Within(top, left, full_size=(H, W))"
+            f"{value!r} is not a crop of a larger image; leave it out, or give ImageCrop(top, left, full_size=(H, W))"
         )
     bottom, right = value.top + size[0], value.left + size[1]
     if value.top < 0 or value.left < 0 or bottom > value.full_size[0] or right > value.full_size[1]:

@@ -138,21 +138,21 @@ def encode_keypoints(
         assert len(figure) == len(settings.points), f"{len(figure)} points instead of {len(settings.points)}"
         visible = [_to_view(figure[number], crop, view) for number in order]
         if flip:
-            visible = [_flipped(place) for place in visible]
+            visible = [_flipped(point) for point in visible]
         if any(visible):
             codes += [
-                settings.none if place is None else point_code(*place, sections=settings.sections) for place in visible
+                settings.none if point is None else point_code(*point, sections=settings.sections) for point in visible
             ]
     codes += [settings.none] * (settings.max_figures * len(settings.points) - len(codes))
     if settings.encode_crop:
         codes += corner_codes(flipped(crop) if flip else crop, sections=settings.sections)
     points = [
-        (relative_to_crop(crop, Box(*place, 0.0, 0.0), flip=flip), number)
+        (relative_to_crop(crop, Box(*point, 0.0, 0.0), flip=flip), number)
         for figure in truncate(figures, settings)
-        for number, place in enumerate(figure[source] for source in order)
-        if place is not None and _to_view(place, crop, crop) is not None
+        for number, point in enumerate(figure[source] for source in order)
+        if point is not None and _to_view(point, crop, crop) is not None
     ]
-    codes += rasterize(points, settings.drawn, none=settings.none)
+    codes += rasterize(points, settings.drawn, empty=settings.none)
     assert len(codes) == settings.length
     return tuple(codes)
 
@@ -167,19 +167,19 @@ def truncate(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Fig
     return list(figures[: settings.max_figures])
 
 
-def _to_view(place: Point | None, crop: Box, view: Box) -> Point | None:
+def _to_view(point: Point | None, crop: Box, view: Box) -> Point | None:
     """A place in an image -> in its part `view`; None where it is not in the crop."""
-    if place is None:
+    if point is None:
         return None
-    x, y = place[0] - crop.left, place[1] - crop.top
+    x, y = point[0] - crop.left, point[1] - crop.top
     if not (-ROUNDING <= x <= crop.width + ROUNDING and -ROUNDING <= y <= crop.height + ROUNDING):
         return None
-    across, down = (place[0] - view.left) / view.width, (place[1] - view.top) / view.height
+    across, down = (point[0] - view.left) / view.width, (point[1] - view.top) / view.height
     return min(max(across, 0.0), 1.0), min(max(down, 0.0), 1.0)
 
 
-def _flipped(place: Point | None) -> Point | None:
-    return None if place is None else (1 - place[0], place[1])
+def _flipped(point: Point | None) -> Point | None:
+    return None if point is None else (1 - point[0], point[1])
 
 
 def decode_keypoints(codes: Sequence[int], settings: KeypointsSettings) -> DecodedKeypoints:
@@ -288,13 +288,13 @@ class Keypoints(Condition):
         return as_mapping(self.settings)
 
 
-def _parse_point(place: Any, name: str, number: int) -> Point | None:
-    if place is None:
+def _parse_point(value: Any, name: str, number: int) -> Point | None:
+    if value is None:
         return None
-    pair = isinstance(place, Sequence) and len(place) == 2
-    if not pair or not all(is_number(share) and abs(share) <= _MAX_COORDINATE for share in place):
+    is_pair = isinstance(value, Sequence) and len(value) == 2
+    if not is_pair or not all(is_number(coordinate) and abs(coordinate) <= _MAX_COORDINATE for coordinate in value):
         raise SmaltiError(
-            f"figure {number} of the keypoints: {name} is at {place!r}; give x and y as shares of the image, from 0 to 1, "
+            f"figure {number} of the keypoints: {name} is at {value!r}; give x and y as shares of the image, from 0 to 1, "
             "not in pixels, or null where it is not seen"
         )
-    return float(place[0]), float(place[1])
+    return float(value[0]), float(value[1])

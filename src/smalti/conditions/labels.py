@@ -1,4 +1,4 @@
-"""A class label as one prefix code (section 3.2 of arXiv 2012.09841), and the condition of a prior that has none."""
+"""A class label as one prefix code (section 3.2 of arXiv 2012.09841), and the condition of an unconditional prior."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from smalti.images.io import Array
 
 @settings
 class LabelsSettings:
-    """The names of the labels; a label's code is its place among them."""
+    """The names of the labels; a label's code is its index."""
 
     name: Literal["labels"] = "labels"
     labels: tuple[str, ...]
@@ -26,7 +26,7 @@ class LabelsSettings:
 
 @final
 class Labels(Condition):
-    """Label names -> (B,1): each name's place in the list of names."""
+    """Label names -> (B,1): the index of each name."""
 
     key = "label"
     length = 1
@@ -57,16 +57,16 @@ class Labels(Condition):
 
 @settings
 class UnconditionalSettings:
-    """Nothing needs to be said of nothing."""
+    """No settings."""
 
     name: Literal["unconditional"] = "unconditional"
 
 
 @final
 class Unconditional(Condition):
-    """No condition: every value becomes the code "nothing", with which the prior starts.
+    """No condition: every value becomes the start code 0.
 
-    A prior that starts with a code of its own says so in its `null_prefix`, which is what sampling uses.
+    A prior with another start code returns it from `null_prefix`, which sampling uses.
     """
 
     key = ""

@@ -169,7 +169,7 @@ def encode_layout(
         (relative_to_crop(crop, annotation.box, flip=flip), _object_code(annotation, settings))
         for annotation in visible
     ]
-    codes += rasterize(shapes, settings.drawn, none=settings.none)
+    codes += rasterize(shapes, settings.drawn, empty=settings.none)
     assert len(codes) == settings.length
     return tuple(codes)
 
@@ -203,10 +203,10 @@ def _place_codes(box: Box, settings: LayoutSettings) -> Codes:
     return (point_code(box.left + box.width / 2, box.top + box.height / 2, sections=settings.sections),)
 
 
-def _overlap(one: Box, other: Box) -> float:
+def _overlap(first: Box, second: Box) -> float:
     """The area that two boxes share."""
-    width = min(one.left + one.width, other.left + other.width) - max(one.left, other.left)
-    height = min(one.top + one.height, other.top + other.height) - max(one.top, other.top)
+    width = min(first.left + first.width, second.left + second.width) - max(first.left, second.left)
+    height = min(first.top + first.height, second.top + second.height) - max(first.top, second.top)
     return max(width, 0.0) * max(height, 0.0)
 
 

@@ -45,7 +45,7 @@ def check_crop(crop: Box) -> None:
     inside = left >= -ROUNDING and top >= -ROUNDING and left + width <= 1 + ROUNDING and top + height <= 1 + ROUNDING
     if not (inside and width > 0 and height > 0):
         raise SmaltiError(
-            f"the crop {tuple(crop)} is no part of an image; give left, top, width, height as shares of it, within 0 to 1"
+            f"the crop {tuple(crop)} is not a part of an image; give left, top, width, height as shares of it, within 0 to 1"
         )
 
 
@@ -94,19 +94,19 @@ def relative_to_crop(crop: Box, box: Box, *, flip: bool) -> Box:
     return flipped(moved) if flip else moved
 
 
-def rasterize(shapes: Sequence[tuple[Box, int]], grid: tuple[int, int], *, none: int) -> list[int]:
+def rasterize(shapes: Sequence[tuple[Box, int]], grid: tuple[int, int], *, empty: int) -> list[int]:
     """Boxes in what is seen, each with a code, and a grid (h,w) over it -> the code at each place, row by row.
 
-    A box has the places whose middles it holds, and that of its own middle. Small ones lie on large ones; `none` is where there is
+    A box has the places whose middles it holds, and that of its own middle. Small ones lie on large ones; `empty` is where there is
     no box.
     """
     h, w = grid
-    codes = [none] * (h * w)
+    codes = [empty] * (h * w)
     for box, code in sorted(shapes, key=lambda shape: -shape[0].width * shape[0].height):
         rows = _covered(box.top, box.height, h)
         columns = _covered(box.left, box.width, w)
-        for place in (row * w + column for row in rows for column in columns):
-            codes[place] = code
+        for cell in (row * w + column for row in rows for column in columns):
+            codes[cell] = code
     return codes
 
 

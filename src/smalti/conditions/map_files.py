@@ -43,18 +43,18 @@ def read_edges(path: Path) -> Tensor:
     gray, and for what is no image.
     """
     image = read_image(path, channels=3, name=str(path), bits=16)  # (H,W,3)
-    first, most = image[:, :, :1], np.iinfo(image.dtype).max
-    if (image != first).any():
+    gray, white = image[:, :, :1], np.iinfo(image.dtype).max
+    if (image != gray).any():
         return to_tensor(image)
-    if first.max() == 1:
-        first = first * image.dtype.type(most)
-    if (first <= most // 2).mean() < _MIN_DARK_SHARE:
+    if gray.max() == 1:
+        gray = gray * image.dtype.type(white)
+    if (gray <= white // 2).mean() < _MIN_DARK_SHARE:
         raise DamagedImage(
             str(path),
             "has no colors and is not dark enough for edges, which are white on black; give a photograph in colors, "
             "or have its edges drawn by `smalti reconstruct`",
         )
-    return to_tensor(first)
+    return to_tensor(gray)
 
 
 def label_colors(scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Condition codes that somebody made elsewhere, handed to the prior as they are.
+"""Condition codes that are computed elsewhere and passed to the prior unchanged.
 
 Letters: B batch, P prefix codes.
 """
@@ -22,7 +22,7 @@ from smalti.images.io import Array
 
 @settings
 class PrecomputedCodesSettings:
-    """`size`: how many codes there are to choose from; `length`: how many an image has; `key`: the option's name."""
+    """`codebook_size`: the number of different codes. `length`: codes per image. `key`: the name of the option."""
 
     name: Literal["precomputed"] = "precomputed"
     key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "codes"
@@ -32,7 +32,7 @@ class PrecomputedCodesSettings:
 
 @final
 class PrecomputedCodes(Condition):
-    """Rows of P codes -> (B,P), checked and not changed. They are the same for every place of the window."""
+    """Rows of P codes -> (B,P), checked and unchanged. They are the same for every window position."""
 
     def __init__(self, settings: PrecomputedCodesSettings) -> None:
         self.settings = settings
@@ -47,7 +47,8 @@ class PrecomputedCodes(Condition):
             ) from error
 
     def encode(self, values: Sequence[Any]) -> Tensor:
-        """B rows of P whole numbers -> (B,P). Raises `SmaltiError` for another length, and for codes outside [0,size)."""
+        """B rows of P integers -> (B,P). Raises `SmaltiError` for another length, and for codes outside
+        [0,codebook_size)."""
         rows = [self._row(value) for value in values]
         return torch.stack(rows) if rows else torch.empty(0, self.length, dtype=torch.int64)
 
@@ -58,7 +59,7 @@ class PrecomputedCodes(Condition):
             raise SmaltiError(f"{value!r} is not a row of codes; give {self.length} whole numbers") from error
         if row.shape != (self.length,):
             raise SmaltiError(
-                f"the condition {self.key!r} has {self.length} codes an image, and a row of the shape {tuple(row.shape)} "
+                f"the condition {self.key!r} has {self.length} codes per image, and a row of the shape {tuple(row.shape)} "
                 f"was given; give ({self.length},)"
             )
         if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:

@@ -29,6 +29,6 @@ def palette(count: int) -> Pixels:
 
     Hues follow one another by the golden angle.
     """
-    colors = [colorsys.hsv_to_rgb(place * _GOLDEN_ANGLE % 1, 0.8, 0.85) for place in range(count)]
+    colors = [colorsys.hsv_to_rgb(index * _GOLDEN_ANGLE % 1, 0.8, 0.85) for index in range(count)]
     levels: Pixels = (np.array(colors).reshape(count, 3) * 255).round().astype(np.uint8)
     return levels

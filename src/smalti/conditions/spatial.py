@@ -1,8 +1,8 @@
-"""Images of another kind as a condition, through a tokenizer of their own: segmentations, depth, edges, other images.
+"""Images of another kind as a condition, encoded by their own tokenizer: segmentations, depth, edges, other images.
 
-Letters: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes.
-Source: arXiv 2012.09841, section 3.2, "conditioned synthesis": the condition gets a VQGAN of its own, and its codes stand
-before those of the image.
+Letters: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes. Source: arXiv
+2012.09841, section 3.2, "conditioned synthesis": the condition has its own VQGAN, and its codes precede those of
+the image.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from smalti.tokenizer.tiled.tiled_layers import encode_in_strips
 from smalti.tokenizer.vqgan import VQGAN
 
 FOLDER = "condition"
-"""Where in a prior's folder the tokenizer of its condition is."""
+"""The subfolder of a prior's folder for the tokenizer of its condition."""
 
 
 @settings
 class SpatialConditionSettings:
-    """`kind`: what a value is. `key`: the option's name. `grid`: the window (h, w) of the prior, in codes.
+    """`kind`: the kind of map. `key`: the name of the option. `grid`: the window (h, w) of the prior, in codes.
 
-    `unlabeled`: the number in segmentations that stands for no label, for which the tokenizer has its last one; None for none.
-    `names`: what the labels of segmentations are called, in order; empty where nobody said it.
+    `unlabeled`: the number in segmentations that stands for no label, for which the tokenizer has its last channel;
+    None for none. `names`: the names of the labels of segmentations, in order; empty if unknown.
     """
 
     name: Literal["spatial"] = "spatial"
@@ -61,11 +61,11 @@ class SpatialConditionSettings:
 
 @final
 class SpatialCondition(Condition):
-    """B maps (H,W) or (C,H,W) -> (B, h w): the codes that the map's own tokenizer gives them.
+    """B maps (H,W) or (C,H,W) -> (B, h w): the codes from the map's own tokenizer.
 
-    A map is a tensor or an array: a segmentation (H,W) of whole numbers in [0,n), a depth (1,H,W) or an image (3,H,W) of
-    floats in [-1,1]. Edges are (1,H,W), or an image (3,H,W) that they are made of. A map has f times as many pixels as the
-    image that is to be laid has codes, f being the factor of the map's tokenizer.
+    A map is a tensor or an array: a segmentation (H,W) of integers in [0,n), a depth (1,H,W) or an image (3,H,W) of
+    floats in [-1,1]. Edges are (1,H,W), or an image (3,H,W) from which they are computed. A map has f times as many
+    pixels as the generated image has codes, with f the factor of the map's tokenizer.
     """
 
     def __init__(self, settings: SpatialConditionSettings, tokenizer: VQGAN) -> None:
@@ -87,7 +87,7 @@ class SpatialCondition(Condition):
 
     @property
     def channels(self) -> int:
-        """C of the images that the tokenizer is given; n for segmentations."""
+        """C of the tokenizer's images; n for segmentations."""
         return self.tokenizer.settings.autoencoder.channels
 
     def read(self, text: str) -> Tensor:
@@ -95,17 +95,18 @@ class SpatialCondition(Condition):
         return _KINDS[self.settings.kind].read(Path(text))
 
     def fit(self, value: Tensor, *, grid: Grid | None) -> tuple[Tensor, Grid]:
-        """A map of any size, and the grid (h,w) it is for, None for its own -> the map at the right size, and the grid.
+        """A map of any size, and the grid (h,w) to fit, None for its own -> the map at the right size, and the
+        grid.
 
-        Without a grid the map is cut to whole tiles; one smaller than the window is for the smallest grid of its shape that
-        covers it. With a grid it is scaled until it covers the image, as files are for training, and its middle is cut out.
-        Edges are made of images when they have their size, before they are cut, as in training.
-        Raises `SmaltiError` for grids smaller than the window.
+        Without a grid the map is cropped to whole tiles; a map smaller than the window gets the smallest grid of
+        its shape that covers the window. With a grid it is scaled to cover the image, as files are for training,
+        and center-cropped. Edges are computed after scaling and before cropping, as in training. Raises
+        `SmaltiError` for grids smaller than the window.
         """
         factor, image = self.tokenizer.factor, value if value.dim() == 3 else value.unsqueeze(0)  # (C,H,W)
         height, width = image.shape[1:]
         scale = max(
-            1.0, *(least * factor / side for least, side in zip(self.settings.grid, (height, width), strict=True))
+            1.0, *(min_side * factor / side for min_side, side in zip(self.settings.grid, (height, width), strict=True))
         )
         resizes = grid is not None or scale > 1
         if grid is None:  # what rounding has taken from a side that just fits is given back
@@ -139,8 +140,8 @@ class SpatialCondition(Condition):
     def codes(self, values: Sequence[Any], *, grid: Grid) -> Tensor:
         """B maps of images of `grid` (h,w) codes -> their own codes (B,h,w), each map encoded whole.
 
-        A map of the image's shape in another size is scaled, labels to the nearest one. Raises `SmaltiError` for maps of other
-        shapes or numbers of channels, and for labels that there are not.
+        A map of the image's shape in another size is scaled, labels with nearest-neighbor sampling. Raises
+        `SmaltiError` for maps of other shapes or numbers of channels, and for unknown labels.
         """
         if not values:
             return torch.empty(0, *grid, dtype=torch.int64)
@@ -166,19 +167,19 @@ class SpatialCondition(Condition):
         return encoded.codes.cpu()
 
     def _at_grid_size(self, value: Any, grid: Grid) -> Tensor:
-        """One map -> the same with the size that the tokenizer takes."""
+        """One map -> the same at the size for the tokenizer."""
         if not isinstance(value, Tensor | np.ndarray):
             raise SmaltiError(f"{self.key} is a tensor or an array, not {value!r}")
         image, factor = torch.as_tensor(value), self.tokenizer.factor
         if image.dim() not in (2, 3) or image.is_floating_point():
             self._check(image)  # that of labels, with a channel each, waits until they have their size
-        expected, found = (grid[0] * factor, grid[1] * factor), tuple(image.shape[-2:])
-        if found[0] * expected[1] != found[1] * expected[0] or not image.numel():
+        expected, size = (grid[0] * factor, grid[1] * factor), tuple(image.shape[-2:])
+        if size[0] * expected[1] != size[1] * expected[0] or not image.numel():
             raise SmaltiError(
-                f"the {self.key} is {found[0]} x {found[1]} pixels (height x width), and an image of {grid[0]} x {grid[1]} "
+                f"the {self.key} is {size[0]} x {size[1]} pixels (height x width), and an image of {grid[0]} x {grid[1]} "
                 f"codes takes one of the shape of {expected[0]} x {expected[1]}; crop it, or ask for another size"
             )
-        return image if found == expected else self.fit(image, grid=grid)[0]
+        return image if size == expected else self.fit(image, grid=grid)[0]
 
     def _check(self, value: Tensor) -> None:
         """Raise `SmaltiError` for a map of any size that is not of floats, or not of the shape and range of its kind."""
@@ -205,7 +206,7 @@ class SpatialCondition(Condition):
 
     @torch.no_grad()
     def to_image(self, codes: Tensor) -> Array:
-        """Codes (B,h,w) -> what the tokenizer keeps of the maps, as images (B,H,W,3) uint8: labels in colors, depth in gray."""
+        """Codes (B,h,w) -> the decoded maps as images (B,H,W,3) uint8: labels in colors, depth in gray."""
         device = next(self.tokenizer.parameters()).device
         return _KINDS[self.settings.kind].to_image(self.tokenizer.decode_codes(codes.to(device)).cpu())
 
@@ -215,9 +216,9 @@ class SpatialCondition(Condition):
 
 
 def one_hot_labels(labels: Tensor, *, count: int, key: str) -> Tensor:
-    """Labels (H,W), whole numbers in [0,count) -> (count,H,W) float32, 1 in the label's channel and 0 in the others.
+    """Labels (H,W), integers in [0,count) -> (count,H,W) float32, 1 in the label's channel and 0 in the others.
 
-    Raises `SmaltiError` for other shapes, for numbers that are not whole, and for labels that there are not.
+    Raises `SmaltiError` for other shapes, for numbers that are not integers, and for unknown labels.
     """
     if labels.dim() != 2:
         raise SmaltiError(f"{key} has the shape (height, width), not {tuple(labels.shape)}; give one label a pixel")
@@ -233,14 +234,15 @@ def one_hot_labels(labels: Tensor, *, count: int, key: str) -> Tensor:
 
 
 def colorize_labels(maps: Tensor, colorize: Tensor) -> Tensor:
-    """Maps (B,n,H,W) and weights (3,n,1,1) -> colors (B,3,H,W), spread over [-1,1] by the least and the most of the batch.
+    """Maps (B,n,H,W) and weights (3,n,1,1) -> colors (B,3,H,W), scaled to [-1,1] by the minimum and maximum of the
+    batch.
 
-    So the original shows segmentations, by weights that were drawn at random once and are kept in its checkpoints. Where all
-    colors are one, there is nothing to spread, and all are -1 (the original divides by 0).
+    The original displays segmentations this way, with random weights from its checkpoints. If all colors are equal,
+    all are -1 (the original divides by 0).
     """
     colors = F.conv2d(maps, colorize.to(maps))
-    least, most = colors.min(), colors.max()
-    return 2 * (colors - least) / (most - least).clamp(min=torch.finfo(colors.dtype).tiny) - 1
+    lowest, highest = colors.min(), colors.max()
+    return 2 * (colors - lowest) / (highest - lowest).clamp(min=torch.finfo(colors.dtype).tiny) - 1
 
 
 def _channels(value: Tensor, channels: int, key: str) -> Tensor:

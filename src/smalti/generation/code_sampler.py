@@ -1,10 +1,11 @@
-"""Laying codes: from a prior's logits to grids of any size, wave by wave.
+"""Code generation: a prior's logits -> grids of codes of any size, wave by wave.
 
-Shapes: B batch, K image codes, P prefix codes, h w grid, m places laid in one call of the prior.
+Shapes: B batch, K image codes, P prefix codes, h w grid, m positions evaluated in one call of the prior.
 
-`sample` has one program for all cases. Codes that do not need one another are a wave (`prior.wavefront`) and are laid at once; how
-the prior is asked for them is `prior.laying`'s. A grid that fits the prior's window is the case of waves of one code and a window
-that never moves, so that its cache lasts for the whole image; completion is the case that some codes are known already.
+`generate` is the only generation loop. Codes that do not depend on one another form a wave (`generation.wavefront`)
+and are generated together. A `DecodingStrategy` computes their logits. A grid that fits the prior's window has
+waves of one code and a window that never moves, so one cache serves the whole image. Completion is the case in
+which some codes are known beforehand.
 """
 
 from __future__ import annotations
@@ -42,30 +43,34 @@ SCHEDULES: dict[Schedule, Callable[[float], float]] = {
     "linear": lambda place: place,  # Muse (Chang et al., arXiv 2301.00704, section 2.7)
     "cosine": lambda place: (1 - math.cos(math.pi * place)) / 2,  # MDT (Gao et al., arXiv 2303.14389), with power 1
 }
-"""Place in the sequence, 0 for the first code to 1 for the last -> the share of the guidance that is in force there. With little
-guidance at the beginning images are more various, with much at the end they follow the condition."""
+"""Relative position in the sequence, 0 for the first code and 1 for the last -> the share of the guidance to apply
+there. Weak guidance at the beginning gives more diverse images. Strong guidance at the end makes them follow the
+condition."""
 
 
 GREEDY_TEMPERATURE = 1e-30
-"""Temperatures below it are 0: logits divided by it may be too large for float32, and noise has long ceased to count."""
+"""Temperatures below this value are treated as 0: dividing by them could overflow float32, and the noise no longer
+matters."""
 
 MAX_GUIDANCE = 1e6
-"""Far beyond what changes an image; much more would carry logits beyond float32."""
+"""Far beyond any useful scale. Larger values could overflow float32 logits."""
 
 
 def guidance_scale(index: int, *, count: int, sampler: Sampler) -> float:
-    """The scale of the guidance for code `index` of `count`, 0 the first: from 1, none, on to the sampler's."""
+    """The guidance scale for code `index` (from 0) of `count`: from 1, which is no guidance, to the sampler's
+    scale."""
     return 1 + (sampler.guidance - 1) * SCHEDULES[sampler.guidance_schedule](index / max(count - 1, 1))
 
 
 @settings
 class Sampler:
-    """How the next code is chosen from its logits.
+    """How the next code is sampled from its logits.
 
-    `temperature` divides the logits, 0 (and what is below `GREEDY_TEMPERATURE`) takes the likeliest code. `top_k` keeps the k likeliest
-    codes, 0 all. `top_p` keeps the smallest set of likeliest codes whose probabilities exceed p, 1 all. `min_p` keeps the codes
-    that are at least this share as likely as the likeliest, 0 all. `guidance` is the scale of classifier-free guidance, 1 for none,
-    and `guidance_schedule` how it is reached from the first code to the last: a name in `SCHEDULES`.
+    `temperature` divides the logits; 0 (and any value below `GREEDY_TEMPERATURE`) takes the most likely code.
+    `top_k` keeps the k most likely codes, 0 keeps all. `top_p` keeps the smallest set of most likely codes whose
+    probabilities sum to more than p, 1 keeps all. `min_p` keeps the codes that are at least this share as likely as
+    the most likely one, 0 keeps all. `guidance` is the scale of classifier-free guidance, 1 for none.
+    `guidance_schedule` is the name in `SCHEDULES` of its schedule over the sequence.
     """
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -77,7 +82,8 @@ class Sampler:
 
 
 def make_sampler(**options: float | str) -> Sampler:
-    """Options by name, those left out as by default -> the sampler. Raises `SmaltiError` for a name or a value that is none."""
+    """Options by name -> the sampler, with defaults for options that are left out. Raises `SmaltiError` for an
+    unknown name or an invalid value."""
     return parse(Sampler, options, where="sampling")
 
 
@@ -110,30 +116,31 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
 
 
 def apply_guidance(conditional: Tensor, unconditional: Tensor, *, scale: float) -> Tensor:
-    """Logits with the condition and with the empty one -> guided logits, all of the same shape.
+    """Conditional and unconditional logits -> guided logits, all of the same shape.
 
-    Classifier-free guidance (Ho and Salimans, arXiv 2207.12598), with the scale counted so that 1 is the condition
-    alone.
+    Classifier-free guidance (Ho and Salimans, arXiv 2207.12598). A scale of 1 gives the conditional logits.
     """
     return unconditional + scale * (conditional - unconditional)
 
 
 def gumbel_argmax(logits: Tensor, noise: Tensor) -> Tensor:
-    """Logits and standard Gumbel noise (B, K) -> codes (B,) int64, drawn from softmax(logits): the Gumbel-max trick."""
+    """Logits and standard Gumbel noise (B, K) -> codes (B,) int64, sampled from softmax(logits): the Gumbel-max
+    trick."""
     return (logits + noise).argmax(dim=1)
 
 
 def unknown_codes(batch: int, grid: tuple[int, int]) -> Tensor:
-    """The grid (h, w) of a `batch` of images of which nothing is known: (batch, h, w) int64, all -1.
+    """A grid (h, w) for a `batch` of images with no known code: (batch, h, w) int64, all -1.
 
-    Raises `SmaltiError` for fewer images than one, and for what is beyond the memory of this machine.
+    Raises `SmaltiError` for fewer than one image, and for grids that exceed the memory of this machine.
     """
     check_generation_memory(whole_number(batch, "the number of images", least=1), grid)
     return torch.full((batch, *grid), -1)
 
 
 def seed_range(seed: int, count: int) -> Tensor:
-    """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""
+    """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for a count below
+    one."""
     seed, count = whole_number(seed, "seed"), whole_number(count, "count", least=1)
     if seed < 0 or seed + count >= 2**63:
         raise SmaltiError(f"the seed {seed} is not from 0 to {2**63 - 1 - count}; choose a smaller one, not negative")
@@ -142,11 +149,12 @@ def seed_range(seed: int, count: int) -> Tensor:
 
 
 def check_generation_memory(batch: int, grid: tuple[int, int]) -> None:
-    """Raise `SmaltiError` where laying a `batch` of images of a grid (h, w) takes more memory than this machine has."""
+    """Raise `SmaltiError` if generating a `batch` of images of a grid (h, w) takes more memory than this machine
+    has."""
     codes = grid[0] * grid[1]
     check_memory(
         batch * codes * _CODE_BYTES + codes * _POSITION_BYTES,
-        f"laying {batch:,} image{'s' * (batch != 1)} of {grid[0]:,} x {grid[1]:,} codes (height x width)",
+        f"generating {batch:,} image{'s' * (batch != 1)} of {grid[0]:,} x {grid[1]:,} codes (height x width)",
     )
 
 
@@ -155,18 +163,19 @@ def sample(
 ) -> Iterator[Tensor]:
     """Prefix codes (B, P) -> image codes (B, h, w) of a `grid` (h, w) of any size.
 
-    They are laid in the prior's order and yielded whenever w codes more are laid, with -1 where one is not yet; the last is
-    complete. In raster order w codes are a row, but where the grid is wider than the prior's window: there several rows are laid
-    side by side, each a little behind the one above it.
+    Codes are generated in the prior's order. The codes so far are yielded after every w new codes, with -1 where a
+    code is not generated yet; the last yield is complete. In raster order w codes are a row, unless the grid is
+    wider than the prior's window: then several rows advance together, each a little behind the row above.
 
-    `seeds` is (B,) int64, not negative. An image's chance hangs on its own seed and the place of each code alone, not on
-    the batch it is in; laid on from some of its own codes, it becomes the same image. `known` is (B, h, w): codes to
-    keep, and -1 where one is to be laid; `unknown_codes` makes one without any. Where the grid is larger than the prior's
-    window, the window slides (arXiv 2012.09841, section 3.2); a neighborhood transformer needs none.
+    `seeds` is (B,) int64, not negative. The noise of a code depends only on the image's seed and the code's
+    position, not on the batch; resuming from some of an image's own codes gives the same image. `known` is (B, h,
+    w): codes to keep, and -1 where a code is to be generated; `unknown_codes` makes one without known codes. If the
+    grid is larger than the prior's window, the window slides (arXiv 2012.09841, section 3.2). A neighborhood
+    transformer needs no window.
 
-    Raises `SmaltiError` for a grid without codes, for another grid than the prior's window where its order is not
-    raster, for shapes that do not belong together, for a negative seed, for known codes that the prior does not have,
-    for guidance where the prior has no empty condition, and for a prior in training mode.
+    Raises `SmaltiError` for an empty grid, for a grid other than the prior's window if its order is not raster, for
+    mismatched shapes, for a negative seed, for known codes outside the codebook, for guidance if the prior has no
+    unconditional prefix, and for a prior in training mode.
     """
     batch = len(prefix)
     if prefix.shape != (batch, prior.prefix_length):
@@ -182,7 +191,7 @@ def sample(
 
 
 def final_codes(steps: Iterator[Tensor]) -> Tensor:
-    """What `sample` yields -> the last of it, the complete codes (B, h, w)."""
+    """The iterator of `sample` or `generate` -> its last item, the complete codes (B, h, w)."""
     return deque(steps, maxlen=1).pop()
 
 
@@ -196,13 +205,13 @@ def generate(
     middle: Middle = after_middle,
     speculate: int = 0,
 ) -> Iterator[Tensor]:
-    """As `sample`, with a prefix (B, P) for each place of the window, for a condition that has places itself.
+    """As `sample`, with a prefix (B, P) per window position, for conditions that depend on the position.
 
-    `middle` says where in a window that stands freely the code is that is laid. The prefixes are on the device of `known`,
-    and the caller sees to it that their shape is right. A neighborhood transformer has one window, the image, of whatever size,
-    and its prefix is that of the image. `speculate` codes are guessed at once (`prior.speculation`): the codes that are laid are
-    the same, in fewer calls of the prior. Raises `SmaltiError` as `sample` does, for fewer guesses than none, and for guesses
-    where the grid is larger than the window or there is no window.
+    `middle` gives the index in a freely placed window of the code that is generated. Prefixes must be on the device
+    of `known` and have the right shape. A neighborhood transformer has one window, the whole image, and one prefix
+    for it. `speculate` is the number of draft codes per call (`generation.speculative`): the generated codes are
+    the same, with fewer calls of the prior. Raises `SmaltiError` as `sample`, for a negative `speculate`, and for
+    speculation if the grid is larger than the window or the prior has no window.
     """
     _check(prior, seeds=seeds, known=known)
     batch, height, width = known.shape
@@ -220,7 +229,7 @@ def generate(
 def decoding_strategy(
     prior: Prior, prefix_at: Callable[[Window], Tensor], null_prefix: Tensor, *, known: Tensor, middle: Middle
 ) -> DecodingStrategy:
-    """A prior, what it is told and codes (B, h, w), -1 where one is to be laid -> how it is asked for them."""
+    """A prior, its prefixes and codes (B, h, w) with -1 where a code is to be generated -> the decoding strategy."""
     missing = (known < 0).any(dim=0).cpu()
     if isinstance(prior, Neighborhood):
         return NeighborhoodDecoding(prepacked(prior), prefix_at, null_prefix, missing=missing)
@@ -231,7 +240,7 @@ def decoding_strategy(
 
 @torch.no_grad()
 def _generate(strategy: DecodingStrategy, code_sampler: CodeSampler, known: Tensor) -> Iterator[Tensor]:
-    """`generate`, given how the prior is asked and how codes are drawn."""
+    """The loop of `generate`: logits of each wave, sampled codes, and the codes so far after each row."""
     ends = row_ends(strategy.schedule, width=known.shape[2])
     codes = known.clone()
     yield from (codes.clone() for _ in range(ends.count(0)))
@@ -249,19 +258,21 @@ def _generate(strategy: DecodingStrategy, code_sampler: CodeSampler, known: Tens
 
 @final
 class CodeSampler:
-    """Logits -> codes: what is laid at a place is a function of its logits, for its chance, and what is known, are its own."""
+    """Logits -> codes. The code at a position is a function of its logits, of the position's own noise, and of the
+    known codes."""
 
     def __init__(
         self, strategy: DecodingStrategy, *, sampler: Sampler, seeds: Tensor, known: Tensor, order: Tensor, size: int
     ) -> None:
-        """Known codes (B, h, w), the grid's places in order (h w,), and how many codes K there are."""
+        """`known` is (B, h, w), `order` the grid's positions in generation order (h w,), and `size` the codebook
+        size K."""
         positions = [position for wave in strategy.schedule for position in wave]
         self.sampler, self.known, self.order_index = sampler, known, order.argsort().tolist()
         self.upcoming = zip(positions, _noise(seeds, [position[:2] for position in positions], size=size), strict=True)
         self.noise: dict[CodePosition, Tensor] = {}  # (B, K) each
 
     def sample(self, positions: Sequence[CodePosition], logits: Tensor) -> Tensor:
-        """m places and their logits, (1, m, B, K) or guided (2, m, B, K) -> their codes (m, B)."""
+        """m positions and their logits, (1, m, B, K) or guided (2, m, B, K) -> their codes (m, B)."""
         for position in positions:
             while position not in self.noise:
                 self.noise.update([next(self.upcoming)])
@@ -273,13 +284,13 @@ class CodeSampler:
         return known.where(known >= 0, _sample_codes(logits, noise, scales, sampler=self.sampler))
 
     def forget(self, positions: Sequence[CodePosition]) -> None:
-        """Let go of the noise of places that are laid."""
+        """Release the noise of positions that are generated."""
         for position in positions:
             del self.noise[position]
 
 
 def _sample_codes(logits: Tensor, noise: Tensor, scales: Sequence[float], *, sampler: Sampler) -> Tensor:
-    """Logits (1 or 2, m, B, K), noise (m, B, K), the guidance of each of m places -> codes (m, B)."""
+    """Logits (1 or 2, m, B, K), noise (m, B, K) and the guidance scale of each of m positions -> codes (m, B)."""
     if len(logits) == 1:
         guided = logits[0]
     else:
@@ -297,7 +308,8 @@ def _sample_codes(logits: Tensor, noise: Tensor, scales: Sequence[float], *, sam
 
 
 def _noise(seeds: Tensor, positions: Sequence[tuple[int, int]], *, size: int) -> Iterator[Tensor]:
-    """Rows and columns of `positions` -> the noise (B, size) of each. Sixteen are made at once, for small tensors are slow."""
+    """Rows and columns of `positions` -> the noise (B, size) of each. It is computed for sixteen positions at a
+    time, since small tensors are slow."""
     for first in range(0, len(positions), 16):
         chunk = torch.tensor(positions[first : first + 16], device=seeds.device)
         rows, columns = chunk.repeat_interleave(len(seeds), dim=0).unbind(1)
@@ -308,18 +320,18 @@ def _noise(seeds: Tensor, positions: Sequence[tuple[int, int]], *, size: int) ->
 def _check(prior: Prior, *, seeds: Tensor, known: Tensor) -> None:
     if known.dim() != 3 or known.is_floating_point() or known.dtype == torch.bool:
         raise SmaltiError(
-            f"known codes are whole numbers of the shape (batch, height, width), -1 where one is to be laid, not {known.dtype} of "
-            f"shape {tuple(known.shape)}"
+            f"known codes are integers of the shape (batch, height, width), -1 where a code is to be "
+            f"generated, not {known.dtype} of shape {tuple(known.shape)}"
         )
     batch, height, width = known.shape
     if not batch:
-        raise SmaltiError("there is no image to lay; ask for one or more")
+        raise SmaltiError("there is no image to generate; request one or more")
     if prior.training:
         raise SmaltiError(
             "the prior is in training mode, and its dropout would disturb the sampling; call prior.eval() first"
         )
     if min(height, width) < 1:
-        raise SmaltiError(f"a grid of {height} x {width} codes has no place for a code; ask for at least 1 x 1")
+        raise SmaltiError(f"a grid of {height} x {width} codes is empty; request at least 1 x 1")
     if seeds.shape != (batch,):
         raise SmaltiError(f"for {batch} images seeds must have the shape ({batch},); they have {tuple(seeds.shape)}")
     if seeds.is_floating_point() or seeds.dtype == torch.bool:
@@ -329,6 +341,6 @@ def _check(prior: Prior, *, seeds: Tensor, known: Tensor) -> None:
     if known.numel() and (known.min() < -1 or known.max() >= prior.size):
         invalid = int(known.max()) if known.max() >= prior.size else int(known.min())
         raise SmaltiError(
-            f"the known code {invalid} is none of this prior's {prior.size} codes; "
-            f"give 0 to {prior.size - 1}, or -1 where a code is to be laid"
+            f"the known code {invalid} is not one of this prior's {prior.size} codes; "
+            f"give 0 to {prior.size - 1}, or -1 where a code is to be generated"
         )

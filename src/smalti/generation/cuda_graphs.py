@@ -1,10 +1,10 @@
-"""The next code by a call that is the same at every place, so that a GPU can be given all of its kernels at once: a CUDA graph.
+"""Next-code logits by a call with fixed shapes, which a CUDA graph can capture and replay.
 
-An ordinary call reads a cache that grows, and each time launches some hundreds of small kernels. Here the shapes never change: the
-whole memory of the cache is looked at, and what is not laid yet is hidden; where the code stands is a number on the device. Such a
-call is captured once and played back for each code. (Not run on a GPU. On a CPU the same call is made plainly.)
+An ordinary call reads a growing cache and launches hundreds of small kernels. Here shapes never change: the call
+reads the whole cache buffer and masks what is not generated yet, and the position is a number on the device. The
+call is captured once and replayed for each code. (Not run on a GPU. On a CPU the same call runs without a graph.)
 
-Letters: B sequences, N heads, S codes that a cache has room for, D width, K image codes.
+Letters: B sequences, N heads, S codes that fit into the cache, D width, K image codes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from smalti.prior.gpt import GPT
 from smalti.prior.transformer import Transformer
 
 GraphablePrior: TypeAlias = GPT | Transformer
-"""Priors with a `step` that looks at no number on the device."""
+"""Priors whose `decode_step` reads no number from the device."""
 
 WARMUP_CALLS = 3
-"""Calls before the one that is captured, in which libraries choose their kernels and take their memory."""
+"""Calls before the captured one, in which libraries select their kernels and allocate memory."""
 
 
 @final
 class FixedShapeCache(Cache):
-    """The memory of a `StaticCache`, which is handed out whole after the new code's part was written at `place` (1,) int64."""
+    """The buffers of a `StaticCache`, returned whole after the new code's part is written at `position` (1,) int64."""
 
     def __init__(self, cache: StaticCache, *, device: torch.device) -> None:
         self.columns, self.buffers = cache.columns, cache.buffers
@@ -41,7 +41,7 @@ class FixedShapeCache(Cache):
         self.set_length(cache.length)
 
     def set_length(self, length: int) -> None:
-        """Say how many codes came before the next."""
+        """Set how many codes precede the next one."""
         self.length = length
         self.position.fill_(length)
 
@@ -54,7 +54,7 @@ class FixedShapeCache(Cache):
 
 @final
 class MaskedQuery(QuerySelection):
-    """The one code of a call, which sees those of the S that the mask (S,) shows."""
+    """The one query of a call, which attends to those of the S codes that the mask (S,) selects."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
@@ -68,15 +68,17 @@ class MaskedQuery(QuerySelection):
 
 @final
 class GraphDecoder:
-    """Image codes one after another, (B,) int64 each -> logits of the next, (B, K) float32, as of `Prior.next_logits`.
+    """Image codes one after another, (B,) int64 each -> logits of the next, (B, K) float32, as of
+    `Prior.next_logits`.
 
-    It goes on from a cache that holds the prefix at least, and writes into it and advances it, so that ordinary calls may be made
-    in between. Logits are equal to theirs up to rounding.
+    It continues from a cache that holds the prefix at least, and writes into it and advances it, so ordinary calls
+    are possible in between. Logits equal theirs up to rounding.
     """
 
     @torch.no_grad()
     def __init__(self, prior: GraphablePrior, cache: StaticCache) -> None:
-        """Raises `SmaltiError` under autocast that keeps converted weights, for a graph would outlive them."""
+        """Raises `SmaltiError` under autocast with a weight cache, since a graph would outlive the converted
+        weights."""
         assert cache.length >= prior.prefix_length, (
             f"{cache.length} codes are kept, and the prefix alone has {prior.prefix_length}"
         )
@@ -94,7 +96,7 @@ class GraphDecoder:
 
     @torch.no_grad()
     def logits(self, codes: Tensor) -> Tensor:
-        """The codes (B,) that follow those of the cache -> logits (B, K) of what comes after them."""
+        """The codes (B,) that follow those of the cache -> logits (B, K) of the next code."""
         assert self.cache.length < self.cache.capacity - 1, f"nothing follows code {self.cache.length} of this cache"
         self.fixed_cache.set_length(self.cache.length)
         self.codes.copy_(codes[:, None])
@@ -112,9 +114,9 @@ class GraphDecoder:
 
 
 def capture_graph(call: Callable[[], Tensor], *, device: torch.device) -> Callable[[], Tensor]:
-    """A call that reads and writes the same memory of a GPU each time -> one that plays back its kernels.
+    """A call that reads and writes the same GPU memory each time -> a function that replays its kernels.
 
-    As PyTorch's notes on CUDA graphs have it: first some calls on a stream of their own.
+    As in PyTorch's notes on CUDA graphs, warm-up calls on a stream of their own come first.
     """
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]

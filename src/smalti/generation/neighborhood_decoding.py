@@ -1,6 +1,8 @@
-"""Laying with a neighborhood transformer: a code costs one place, and only the rows in radius are kept.
+"""Decoding with a neighborhood transformer: each code costs one position, and only the rows within the radius are
+cached.
 
-Letters: B batch, K image codes, P prefix codes, h w grid, m places of a wave, N heads, d width of a head, r radius, R rows kept.
+Letters: B batch, K image codes, P prefix codes, h w grid, m positions of a wave, N heads, d head dimension, r
+radius, R cached rows.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from smalti.prior.window import Window
 
 
 def neighborhood_waves(missing: Tensor, *, radius: int) -> list[list[CodePosition]]:
-    """Where codes are to be laid, (h, w) bool -> the places of each wave, row by row.
+    """Missing codes, (h, w) bool -> the positions of each wave, row by row.
 
-    A code sees the row above up to `radius` columns ahead, so a row begins when the one above has laid `radius` + 1 codes: there are
-    w + (h - 1) (r + 1) waves. All codes up to the last missing one are in them, for those that are known are seen as well.
+    A code attends to the row above up to `radius` columns ahead, so a row starts after the row above has `radius` +
+    1 codes: there are w + (h - 1) (r + 1) waves. They contain all codes up to the last missing one, since the
+    others attend to known codes too.
     """
     height, width = missing.shape
     last = int(missing.flatten().nonzero().max()) if missing.any() else -1
@@ -40,9 +43,11 @@ def neighborhood_waves(missing: Tensor, *, radius: int) -> list[list[CodePositio
 
 @final
 class RowCacheAttention(AttentionContext):
-    """The places of a wave, which see those of earlier waves: what each layer made of the last rows, in memory taken once.
+    """Attention of a wave's positions to those of earlier waves: each layer's keys and values of the last rows, in
+    a ring buffer.
 
-    Row i is kept where row i - R was. The rows in flight and the r above them fit into R, so that nothing is lost too soon.
+    Row i replaces row i - R. The rows in progress and the r rows above them fit into R, so no row is overwritten
+    too early.
     """
 
     def __init__(self, grid: tuple[int, int], *, prefix: PrefixAttention, radius: int) -> None:
@@ -56,7 +61,7 @@ class RowCacheAttention(AttentionContext):
         self.keys_values: dict[str, tuple[Tensor, Tensor]] = {}
 
     def set_positions(self, rows: Tensor, columns: Tensor, rotation: tuple[Tensor, Tensor], *, batch: int) -> None:
-        """Say where the places of the next call are (m,), how they are turned, and in how many images, before each call."""
+        """Set the positions (m,) of the next call, their rotation and the batch size, before each call."""
         row, column = rows[:, None] - self.up.to(rows.device), columns[:, None] + self.right.to(rows.device)  # (m, s)
         visible = (row >= 0) & (column >= 0) & (column < self.width)
         self.mask = visible.repeat(batch, 1)[:, None, None]  # (B m, 1, 1, s)
@@ -85,12 +90,13 @@ class RowCacheAttention(AttentionContext):
 
 @final
 class NeighborhoodDecoding(DecodingStrategy):
-    """A neighborhood transformer: the codes of a wave in one call, one place each."""
+    """Decoding with a neighborhood transformer: all codes of a wave in one call, one position each."""
 
     def __init__(
         self, prior: Neighborhood, prefix_at: Callable[[Window], Tensor], null_prefix: Tensor, *, missing: Tensor
     ) -> None:
-        """`null_prefix` (B, P) says nothing, or is of no images without guidance; `missing` (h, w) is where codes are to be laid."""
+        """`null_prefix` (B, P) is the unconditional prefix, or has no rows without guidance; `missing` (h, w) marks
+        the codes to generate."""
         height, width = missing.shape
         self.prior, self.schedule = prior, neighborhood_waves(missing, radius=prior.radius)
         prefix = torch.cat(
@@ -104,7 +110,7 @@ class NeighborhoodDecoding(DecodingStrategy):
             )
 
     def _fit_prefix(self, prefix: Tensor, height: int, width: int) -> Tensor:
-        """The prefix of an image, or one of the trained size that says nothing -> the prefix of an image."""
+        """The prefix of an image, or an unconditional one of the trained size -> the prefix of an image."""
         prior = self.prior
         length = prior.free_length + len(prior.hints) * height * width
         if prefix.shape[1] == length:

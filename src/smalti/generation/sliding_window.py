@@ -1,6 +1,7 @@
-"""How a prior is asked for the codes of a wave: several at once, and with what it kept of those before.
+"""Decoding strategies: the logits of each wave, computed in few calls and with cached keys and values.
 
-Letters: B batch, K image codes, P prefix codes, h w grid, m places laid in one call of the prior, T codes before the last of them.
+Letters: B batch, K image codes, P prefix codes, h w grid, m positions per call of the prior, T codes before the
+last of them.
 """
 
 from __future__ import annotations
@@ -22,30 +23,32 @@ from smalti.prior.transformer import Transformer
 from smalti.prior.window import Middle, Window
 
 MAX_CALL_CODES = 2**14
-"""Codes that one call of the prior reads at most, where it reads sequences of several places: enough to keep a device busy. A
-wave over a very wide image takes several calls, so that the memory of a call does not grow with the image."""
+"""Maximum number of codes in one call of the prior with several positions: enough to keep a device busy. A wave
+over a very wide image takes several calls, so the memory of a call does not grow with the image."""
 
 MAX_CACHE_BYTES = 2**30
-"""Bytes of keys and values that are kept at most for windows that come back."""
+"""Maximum size in bytes of the cached keys and values of windows that are used again."""
 
 
 class DecodingStrategy(abc.ABC):
-    """An image's codes -> logits of those that are laid next, wave after wave."""
+    """An image's codes -> logits of the codes to generate next, wave after wave."""
 
     schedule: list[list[CodePosition]]
-    """The places of each wave."""
+    """The positions of each wave."""
 
     @abc.abstractmethod
     def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
-        """Codes so far (B, h, w), the waves before number `wave` laid -> some places of it, and of these the logits, float32.
+        """Codes so far (B, h, w), complete up to wave number `wave` -> batches of its positions with their float32
+        logits.
 
-        They are (1, m, B, K), or with guidance (2, m, B, K): with the condition, and with the empty one. Each wave is asked for
-        once, in turn. What is laid meanwhile of the same wave does not matter.
+        Logits are (1, m, B, K), or (2, m, B, K) with guidance: conditional, then unconditional. Call it once per
+        wave, in order. Codes of the same wave that are generated in the meantime do not matter.
         """
 
 
 class _WindowState(NamedTuple):
-    """One window, or several side by side: their prefixes, guided with the empty ones below, and what the prior keeps of them."""
+    """One window, or several in one call: their prefixes, with guidance the unconditional ones below, and the
+    prior's cache."""
 
     prefix: Tensor
     cache: NoCache | StaticCache
@@ -53,10 +56,12 @@ class _WindowState(NamedTuple):
 
 @final
 class SlidingWindowDecoding(DecodingStrategy):
-    """A prior that reads one window at a time: a whole sequence for each code, or its end where the window has been there before.
+    """Decoding with a prior that reads one window at a time: a whole sequence per code, or its end if the window
+    has a cache.
 
-    Keys and values hang on the places of codes in their window. So they are kept for a window that stands over later codes too:
-    the next of its row, or at the upper and lower border, where the windows of one row come back over the next, those of the next.
+    Keys and values depend on the positions of codes in their window. So the cache is kept for a window that later
+    codes share: the next code of the row or, at the upper and lower border, where a row uses the windows of the row
+    above, codes of the next row.
     """
 
     def __init__(
@@ -69,7 +74,8 @@ class SlidingWindowDecoding(DecodingStrategy):
         middle: Middle,
         device: torch.device,
     ) -> None:
-        """`null_prefix` (B, P) says nothing, or is of no images without guidance; `missing` (h, w) is where codes are to be laid."""
+        """`null_prefix` (B, P) is the unconditional prefix, or has no rows without guidance; `missing` (h, w) marks
+        the codes to generate."""
         height, width = missing.shape
         self.prior, self.prefix_at, self.null_prefix = prior, prefix_at, null_prefix
         self.window = (min(prior.max_grid[0], height), min(prior.max_grid[1], width))
@@ -86,13 +92,13 @@ class SlidingWindowDecoding(DecodingStrategy):
     def _schedule(self, missing: Tensor, middle: Middle) -> list[list[CodePosition]]:
         if self.prior.order == "raster":
             return wavefront_schedule(missing, window=self.window, middle=middle)
-        is_missing, window = missing.flatten().tolist(), Window(0, 0, *self.window)
+        is_missing, whole_window = missing.flatten().tolist(), Window(0, 0, *self.window)
         positions = (
             (*divmod(index, self.window[1]), offset)
             for offset, index in enumerate(self.window_order.tolist())
             if is_missing[index]
         )
-        return [[CodePosition(row, column, window, offset)] for row, column, offset in positions]
+        return [[CodePosition(row, column, whole_window, offset)] for row, column, offset in positions]
 
     def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
         positions = self.schedule[wave]
@@ -114,7 +120,7 @@ class SlidingWindowDecoding(DecodingStrategy):
         self.states = {window: state for window, state in self.states.items() if self.remaining_uses[window]}
 
     def _reused_windows(self, positions: Sequence[CodePosition]) -> set[Window]:
-        """Windows over these places that come back, as far as there is memory to keep them."""
+        """Windows over these positions that are used again, as far as there is memory for their caches."""
         if not self.states:
             return {position.window for position in positions if self.remaining_uses[position.window]}
         largest = max(_cache_bytes(state.cache) for state in self.states.values())
@@ -127,11 +133,10 @@ class SlidingWindowDecoding(DecodingStrategy):
         return set(reused[: max(room, 0)])
 
     def _logits(self, codes: Tensor, positions: Sequence[CodePosition], *, use_cache: bool) -> Tensor:
-        """Codes so far and m places -> logits (1, m, B, K), guided (2, m, B, K).
+        """Codes so far and m positions -> logits (1, m, B, K), guided (2, m, B, K).
 
-        What a cache holds already is not read again. Codes that were known, and so never asked for, are read now. Places that
-        have fewer codes before them than others are followed by codes that come later or by filler, which a causal prior does
-        not see.
+        Cached codes are not read again. Known codes, which were never queries, are read now. Shorter sequences are
+        padded with later codes or filler, which a causal prior ignores.
         """
         prior, window = self.prior, positions[0].window
         state = self.states.get(window) if len(positions) == 1 else None
@@ -160,12 +165,13 @@ class SlidingWindowDecoding(DecodingStrategy):
 
 
 def _prefers_few_calls(device: torch.device) -> bool:
-    """Whether a call that reads a few hundred codes takes about as long as one that reads a single code: not on a CPU."""
+    """Whether a call with a few hundred codes takes about as long as a call with one code: not on a CPU."""
     return device.type != "cpu"
 
 
 def uses_cuda_graphs(device: torch.device) -> bool:
-    """Whether codes under one window are laid by a CUDA graph (`prior.graphed`): on a GPU, with `SMALTI_GRAPHS` set."""
+    """Whether codes under a fixed window are generated by a CUDA graph (`generation.cuda_graphs`): on a GPU, if
+    `SMALTI_GRAPHS` is set."""
     return device.type == "cuda" and bool(os.environ.get("SMALTI_GRAPHS"))
 
 

@@ -1,11 +1,12 @@
-"""Guessing ahead: codes that are not laid yet are guessed, and one call of the prior answers for all of them at once.
+"""Speculative decoding: draft codes for several positions, verified by one call of the prior.
 
-The noise of a place is known before its code is drawn, and so each code is a function of those before it. What the prior answers
-to guesses is a better guess: Jacobi decoding (Santilli et al., arXiv 2305.10427), here for codes that are drawn. A place keeps
-its noise from guess to guess, so that they settle early: the Gumbel coupling of So et al., arXiv 2510.24211. All chance is in the
-noise, none in what is accepted, and so the codes are those that are laid one by one.
+The noise of a position is fixed before its code is sampled, so each code is a deterministic function of the codes
+before it. The prior's output for draft codes gives better drafts: Jacobi decoding (Santilli et al., arXiv
+2305.10427), here for sampled codes. A position keeps its noise from iteration to iteration, so drafts converge
+early: the Gumbel coupling of So et al., arXiv 2510.24211. All randomness is in the noise and none in the
+acceptance, so the result equals one-by-one generation.
 
-Letters: B batch, K image codes, T codes before the last that is asked for, n codes that are guessed at once, m of one call.
+Letters: B batch, K image codes, T codes before the last query, n draft codes per call, m queries per call.
 """
 
 from __future__ import annotations
@@ -23,19 +24,21 @@ from smalti.generation.wavefront import CodePosition
 from smalti.prior.window import Window
 
 SampleCodes: TypeAlias = Callable[[Sequence[CodePosition], Tensor], Tensor]
-"""m places and their logits, (1, m, B, K) or guided (2, m, B, K) -> the codes that these and the places' noise make (m, B)."""
+"""m positions and their logits, (1, m, B, K) or guided (2, m, B, K) -> the codes sampled with the positions' noise
+(m, B)."""
 
 
 @final
 class SpeculativeDecoding(DecodingStrategy):
-    """A window that stands over the whole image: each call reads n codes that are guessed, and answers for n + 1.
+    """One window over the whole image: each call reads n draft codes and returns logits for n + 1 positions.
 
-    An answer counts as long as all codes before it came out as they were guessed; the first always does. From there on the next
-    call goes on, with what the others say as new guesses. In a batch the image that was guessed worst decides.
+    Logits are accepted if all draft codes before them were right; the first always are. The next call continues
+    from there, and the remaining logits give its drafts. In a batch, the image with the fewest accepted codes
+    decides.
     """
 
     def __init__(self, windows: SlidingWindowDecoding, sample: SampleCodes, *, count: int) -> None:
-        """How the prior would be asked without guesses, how codes are drawn, and how many are guessed at once, n."""
+        """The strategy without speculation, the sampler of codes, and the number n of draft codes per call."""
         self.prior, self.sample, self.count = windows.prior, sample, count
         self.schedule, self.order = windows.schedule, windows.window_order
         self.offsets = [position.offset for (position,) in windows.schedule]
@@ -53,7 +56,8 @@ class SpeculativeDecoding(DecodingStrategy):
         yield self.schedule[wave], self.results[wave - self.first_wave][:, None]
 
     def _evaluate(self, codes_in_order: Tensor, wave: int) -> None:
-        """Codes in the prior's order (B, h w), -1 where none is laid -> the answers for a wave, and as far as it is guessed."""
+        """Codes in the prior's order (B, h w), -1 where not generated -> the logits of a wave and of the draft
+        positions after it."""
         prior, cache = self.prior, self.cache
         offsets = self.offsets[wave : wave + 1 + (self.count if self.results else 0)]
         self.inputs = codes_in_order[:, : offsets[-1]].clone()  # (B, T)
@@ -78,21 +82,19 @@ class SpeculativeDecoding(DecodingStrategy):
 def with_speculation(
     strategy: DecodingStrategy, sample: SampleCodes, *, grid: tuple[int, int], count: int
 ) -> DecodingStrategy:
-    """How the prior is asked for a grid (h, w), how codes are drawn -> how it is asked with `count` guesses; 0 leaves it as it is.
+    """The strategy for a grid (h, w) -> the same with `count` draft codes per call; 0 returns it unchanged.
 
-    Raises `SmaltiError` for fewer, and where there is no window that stands over the whole grid.
+    Raises `SmaltiError` for a negative count, and if no window covers the whole grid.
     """
     if whole_number(count, "speculate") < 0:
-        raise SmaltiError(f"speculate = {count} is no number of codes; give 0 for no guesses, or 1 and more")
+        raise SmaltiError(f"speculate = {count} is not a number of codes; give 0 for no speculation, or 1 or more")
     if count == 0:
         return strategy
     if not isinstance(strategy, SlidingWindowDecoding):
-        raise SmaltiError(
-            f"speculate = {count} guesses codes under a window, and a neighborhood transformer has none; leave it at 0"
-        )
+        raise SmaltiError(f"speculate = {count} needs a window, and a neighborhood transformer has none; leave it at 0")
     if strategy.window != grid:
         raise SmaltiError(
-            f"speculate = {count} guesses codes under a window that stands still, and one of {strategy.window[0]} x "
-            f"{strategy.window[1]} codes moves over a grid of {grid[0]} x {grid[1]}; leave it at 0, or lay a smaller image"
+            f"speculate = {count} needs a window that covers the grid, and a window of {strategy.window[0]} x "
+            f"{strategy.window[1]} codes moves over a grid of {grid[0]} x {grid[1]}; leave it at 0, or generate a smaller image"
         )
     return SpeculativeDecoding(strategy, sample, count=count)

@@ -1,10 +1,10 @@
-"""When each code of a grid is laid: in waves, of codes that do not need one another.
+"""The schedule of generation: waves of codes that do not depend on one another.
 
-Under the sliding window a code needs only the codes that its window shows before it. Of the row above, those are the ones up to
-half a window ahead. So a row may begin before the one above has ended, and the codes of several rows are laid at once.
-docs/high-resolution.md draws it and counts the waves.
+Under the sliding window a code depends only on the earlier codes in its window. Of the row above, these are the
+codes up to half a window ahead. So a row can start before the row above ends, and codes of several rows are
+generated together. docs/high-resolution.md draws the waves and counts them.
 
-Letters: H W grid, h w window, P prefix codes, B sequences of one place.
+Letters: H W grid, h w window, P prefix codes, B sequences per position.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from smalti.prior.window import Middle, Window, placement, window_at
 
 
 class CodePosition(NamedTuple):
-    """A code that is laid: its row and column in the grid, the window over it, and how many codes come before it there."""
+    """A code to generate: its row and column in the grid, the window over it, and the number of codes before it in
+    that window."""
 
     row: int
     column: int
@@ -30,11 +31,11 @@ class CodePosition(NamedTuple):
 
 
 def wavefront_schedule(missing: Tensor, *, window: tuple[int, int], middle: Middle) -> list[list[CodePosition]]:
-    """Where codes are to be laid in raster order, (H, W) bool -> the places of each wave, row by row.
+    """Missing codes in raster order, (H, W) bool -> the positions of each wave, row by row.
 
-    A wave is laid when the waves before it are: none of its codes is shown before another of it by the `window` (h, w), no
-    larger than the grid, that stands over that other. Each code is in the first wave that it can be in, so that no schedule has
-    fewer. Codes that are not missing wait for nothing, and nothing waits for them.
+    A wave is generated after the waves before it. No code of a wave is an earlier code in the `window` (h, w), no
+    larger than the grid, of another code of the same wave. Each code is in the first possible wave, so no schedule
+    is shorter. Known codes take no part.
     """
     height, width = missing.shape
     tops = [row - placement(row, height, window[0], middle=middle) for row in range(height)]
@@ -73,10 +74,12 @@ def batch_wave(
     max_codes: int,
     few_calls: bool,
 ) -> list[list[CodePosition]]:
-    """Places of one wave -> those that are laid in one call of the prior, which is told `copies` sequences for each.
+    """Positions of one wave -> the positions of each call of the prior, which reads `copies` sequences per
+    position.
 
-    A place whose window is `cached_windows` is laid alone, since it has a cache, and others `batch_by_length` when their sequences are about
-    as long. Where a call costs more than what it reads, and so there should be `few_calls`, all are laid together if that makes fewer.
+    A position whose window is in `cached_windows` gets a call of its own, since it has a cache. The others are
+    batched by length. With `few_calls`, where the cost of a call exceeds that of its codes, all positions share
+    calls if that takes fewer.
     """
     uncached = [position for position in wave if position.window not in cached_windows]
     single = [[position] for position in wave if position.window in cached_windows]
@@ -96,10 +99,11 @@ def batch_wave(
 def batch_by_length(
     positions: Iterable[CodePosition], *, prefix_length: int, copies: int, max_codes: int, min_share: float
 ) -> list[list[CodePosition]]:
-    """Places that do not need one another -> those whose sequences are read in one call.
+    """Independent positions -> the positions that share one call.
 
-    Near the border fewer codes come before a place than elsewhere, and its sequence is filled up to the longest of the call. It is
-    at least this `min_share` of it, prefix of P codes included. A call reads no more than `max_codes` codes, if it has several places.
+    Near the border fewer codes precede a position, and its sequence is padded to the longest of the call. Its
+    length is at least `min_share` of the longest, including the prefix of P codes. A call with several positions
+    reads at most `max_codes` codes.
     """
     batches: list[list[CodePosition]] = []
     longest = 0
@@ -117,6 +121,7 @@ def batch_by_length(
 
 
 def row_ends(schedule: Sequence[Sequence[CodePosition]], *, width: int) -> list[int]:
-    """Waves -> after how many of them `width` codes are laid, twice as many, and so on; last, after how many all are."""
+    """Waves -> the number of waves after which `width` codes are generated, twice `width`, and so on; last, the
+    number of waves."""
     count = list(accumulate((len(wave) for wave in schedule), initial=0))
     return [*(bisect_left(count, target) for target in range(width, count[-1], width)), len(schedule)]

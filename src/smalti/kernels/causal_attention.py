@@ -1,9 +1,9 @@
-"""Attention of a causal network while it learns, on a CPU, by `causal_attention.c`.
+"""Training of causal attention on a CPU, by `causal_attention.c`.
 
-PyTorch's own takes 1.1 to 1.5 times as long (docs/log.md). Where nothing is learned, PyTorch's stays, so that sampling and
-likelihoods are what they are on any machine.
+PyTorch's own takes 1.1 to 1.5 times as long (docs/log.md). Without gradients PyTorch's is used, so that samples and
+likelihoods are equal on any machine.
 
-Shapes: B batch, N heads, T codes, d width of a head.
+Shapes: B batch, N heads, T codes, d head dimension.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from smalti.kernels.native import compile_library, is_cpu_float32, require_libra
 
 
 def is_supported(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether `attend` takes these and gains by it: float32 of a CPU, of which one learns."""
+    """Whether `attend` supports these and is faster: float32 on a CPU, with gradients."""
     tensors = queries, keys, values
     trainable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     return trainable and is_cpu_float32(*tensors) and _library() is not None
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """(B,N,T,d) three times, that suit -> what each code sees of itself and those before it (B,N,T,d).
+    """(B,N,T,d) three times, supported -> attention output of each code over itself and the codes before it
+    (B,N,T,d).
 
-    It has gradients, and they have none. Memory that runs out: MemoryError.
+    It has gradients, but no second derivatives. Raises MemoryError.
     """
     result: Tensor = _CausalAttention.apply(queries, keys, values)  # type: ignore[no-untyped-call]
     return result
@@ -60,12 +61,12 @@ class _CausalAttention(torch.autograd.Function):
 
 
 def _contiguous_rows(x: Tensor) -> Tensor:
-    """x (B,N,T,d) with the numbers of each code side by side."""
+    """x (B,N,T,d) with contiguous rows."""
     return x if x.stride(3) == 1 else x.contiguous()
 
 
 def _empty_like_heads(x: Tensor) -> Tensor:
-    """Room for (B,N,T,d), which lies as heads are taken from maps and put together again: (B,T,N,d)."""
+    """An empty (B,N,T,d) with the memory layout (B,T,N,d)."""
     return x.transpose(1, 2).new_empty(x.transpose(1, 2).shape).transpose(1, 2)
 
 

@@ -1,7 +1,8 @@
-"""What a prior does for each code, in C (`decode_block.c`): linear maps of few rows, attention of one query, norms and gates.
+"""A prior's decoding step in C (`decode_block.c`): linear maps of few rows, attention of one query, norms and
+gates.
 
-Letters: R rows, D width, E numbers made, P numbers of a panel, B sequences, T codes of one call, N heads, S codes so far, d width
-of a head.
+Letters: R rows, D width, E outputs, P panel width, B sequences, T codes of one call, N heads, S codes so far, d
+head dimension.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from torch import Tensor, nn
 from smalti.kernels.native import LANES, PANEL, compile_library, is_cpu_float32, require_library
 
 MAX_ROWS = 64
-"""Rows up to which weights in panels are sooner; with more, products are what costs, and plain ones are as fast."""
+"""Maximum number of rows for which packed weights are faster; with more, computation dominates."""
 
 
 def available() -> bool:
-    """Whether this machine has what the C file needs; makes it, if this was not done before."""
+    """Whether the C file is compiled on this machine; compiles it if necessary."""
     return _library() is not None
 
 
 @final
 class PackedLinear(nn.Module):
-    """(...,D) -> (...,E), as the `nn.Linear` in float32 that it is made of. It carries no gradients.
+    """(...,D) -> (...,E), equal to the float32 `nn.Linear` it is made of. It has no gradients.
 
-    What is made of a row is the same, bit for bit, whatever rows are beside it, if they are few.
+    The output of a row does not depend on the other rows, bit for bit, up to `MAX_ROWS` rows.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -54,13 +55,13 @@ class PackedLinear(nn.Module):
 
 
 def as_packed_linear(module: nn.Module) -> PackedLinear:
-    """A linear map of a packed block, as what it is by then."""
+    """A linear map of a prepacked block, with its actual type."""
     assert isinstance(module, PackedLinear), f"{type(module).__name__} is not packed"
     return module
 
 
 class NormParameters(NamedTuple):
-    """A LayerNorm, or where it adds nothing an RMSNorm."""
+    """The parameters of a LayerNorm, or of an RMSNorm if `shift` is None."""
 
     gain: Tensor
     shift: Tensor | None
@@ -69,7 +70,7 @@ class NormParameters(NamedTuple):
 
 @final
 class DecodeBlock:
-    """A block of a transformer but for its attention: what is before it in one call, and what comes after it in another."""
+    """A transformer block except for its attention: one call before the attention, and one after it."""
 
     def __init__(
         self,
@@ -83,9 +84,9 @@ class DecodeBlock:
         up: PackedLinear,
         down: PackedLinear,
     ) -> None:
-        """`project` is a map to queries, one to keys and one to values, or one to all three. `query_key_norms` are the norms of queries
-        and keys, if they have any. What `up` makes goes through GELU, or where that is twice as much as `down` reads, SwiGLU.
-        """
+        """`project` is one map each to queries, keys and values, or one to all three. `query_key_norms` are the
+        norms of queries and keys, if any. The activation is GELU, or SwiGLU if `up` has twice as many outputs as
+        `down` has inputs."""
         self.heads, self.width, self.hidden = heads, len(down.weight), down.weight.shape[1]
         self._tensors = (attention_norm, mlp_norm, *query_key_norms, *project, out, up, down)
         query, key = query_key_norms or (NormParameters(torch.empty(0), None, 0.0),) * 2
@@ -102,12 +103,12 @@ class DecodeBlock:
         )
 
     def is_supported(self, x: Tensor) -> bool:
-        """Whether x (B,T,D) is read by C: few rows, and widths of whole registers and panels."""
+        """Whether C reads x (B,T,D): few rows, and widths of whole registers and panels."""
         divisible = not (self.width // self.heads % LANES or self.hidden % PANEL)
         return divisible and x.numel() <= MAX_ROWS * self.width and not torch.is_grad_enabled() and is_cpu_float32(x)
 
     def project_qkv(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B,T,D), and by which cosines and sines (T,d) codes are turned -> queries, keys and values (B,N,T,d)."""
+        """x (B,T,D), and the cosines and sines (T,d) of the rotation -> queries, keys and values (B,N,T,d)."""
         x, (B, T, D) = x.contiguous(), x.shape
         threads = torch.get_num_threads()
         work, output = x.new_empty(threads, *x.shape), x.new_empty(B, T, 3, self.heads, D // self.heads)
@@ -120,7 +121,7 @@ class DecodeBlock:
         return queries, keys, values
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x (B,T,D) and what its codes see (B,N,T,d) -> what the next block reads (B,T,D)."""
+        """x (B,T,D) and the attention output (B,N,T,d) -> the input of the next block (B,T,D)."""
         x, attended, rows = x.contiguous(), attended.transpose(1, 2).contiguous(), x.numel() // self.width
         threads = torch.get_num_threads()
         work, hidden, output = x.new_empty(threads, *x.shape), x.new_empty(rows, self.hidden), torch.empty_like(x)
@@ -130,7 +131,8 @@ class DecodeBlock:
 
 
 def attention_is_supported(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether `attend` takes a query of each sequence (B,N,1,d), and keys and values (B,N,S,d), which may lie in a cache."""
+    """Whether `attend` supports one query per sequence (B,N,1,d), with keys and values (B,N,S,d), which may be
+    views of a cache."""
     if queries.shape[2] != 1 or queries.shape[3] % LANES or torch.is_grad_enabled():
         return False
     contiguous_heads = keys.stride() == values.stride() and keys.stride()[2:] == (keys.shape[3], 1)
@@ -138,7 +140,7 @@ def attention_is_supported(queries: Tensor, keys: Tensor, values: Tensor) -> boo
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """A query of each sequence (B,N,1,d), keys and values (B,N,S,d) -> what it sees of all of them (B,N,1,d)."""
+    """One query per sequence (B,N,1,d), keys and values (B,N,S,d) -> attention output (B,N,1,d)."""
     query, (B, N, S, d) = queries.contiguous(), keys.shape
     output, scores = torch.empty_like(query), query.new_empty(B, N, S + LANES - 1)
     layout, threads = _CacheLayout(B, N, S, d, *keys.stride()[:2]), torch.get_num_threads()
@@ -176,7 +178,7 @@ class _CacheLayout(ctypes.Structure):
 
 
 def _address(tensor: Tensor | None) -> int | None:
-    """Where it lies; that of a tensor without numbers is none."""
+    """The address of a tensor; None for an empty one."""
     return None if tensor is None else tensor.data_ptr() or None
 
 

@@ -22,7 +22,7 @@ from smalti.kernels.native import LANES, compile_library, is_cpu_float32, requir
 
 @final
 class GroupNorm(nn.GroupNorm):
-    """(B,C,H,W) -> (B,C,H,W), as PyTorch's but for its rounding; by `group_norm.c` where that suits."""
+    """(B,C,H,W) -> (B,C,H,W), equal to PyTorch's up to rounding; by `group_norm.c` if it supports the input."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_supported(x) or not is_cpu_float32(self.weight, self.bias):
@@ -32,7 +32,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def is_supported(x: Tensor) -> bool:
-    """Whether the C file takes x (B,C,H,W): channels last, which are not contiguous too."""
+    """Whether the C file supports x (B,C,H,W): channels last, and not contiguous as well."""
     channels_last = x.dim() == 4 and x.permute(0, 2, 3, 1).is_contiguous() and not x.is_contiguous()
     return channels_last and x.shape[1] % LANES == 0 and is_cpu_float32(x) and _library() is not None
 
@@ -58,7 +58,7 @@ class _GroupNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight, bias, mean, scale = ctx.saved_tensors
         needs_grad = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # a gradient of this gradient will be asked for, which PyTorch's own has
+        if torch.is_grad_enabled():  # double backward, which PyTorch's own supports
             output = F.group_norm(x, ctx.groups, weight, bias, ctx.epsilon)
             differentiated = [tensor for tensor, needed in zip((x, weight, bias), needs_grad, strict=True) if needed]
             computed = iter(torch.autograd.grad(output, differentiated, gradient, create_graph=True))

@@ -31,7 +31,7 @@ INSTRUCTIONS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx2", "-mfma", *_WID
 
 
 def compile_library(source: Path) -> ctypes.CDLL | None:
-    """A C file -> its library, compiled if this was not done before, in about two seconds; None where that cannot be done."""
+    """A C file -> its library, compiled in about two seconds unless it is cached; None if it cannot be compiled."""
     compiler, options = shutil.which(os.environ.get("CC", "cc")), _instructions()
     if compiler is None or options is None or os.environ.get("SMALTI_DIRECT"):
         return None
@@ -48,13 +48,13 @@ def compile_library(source: Path) -> ctypes.CDLL | None:
 
 
 def require_library(library: ctypes.CDLL | None) -> ctypes.CDLL:
-    """What `compile_library` gave, where something was found to suit it."""
-    assert library is not None, "nothing suits without it"
+    """The result of `compile_library`, after `is_supported` has checked it."""
+    assert library is not None, "checked by is_supported"
     return library
 
 
 def is_cpu_float32(*tensors: Tensor) -> bool:
-    """Whether C may read these: float32 of the CPU, and nothing that only watches operations, as a compiler or an export does."""
+    """Whether C may read these tensors: float32 on the CPU, and not under compilation, tracing or autocast."""
     tracing = torch.compiler.is_compiling() or torch._C._is_tracing() or torch.is_autocast_enabled("cpu")
     return not tracing and all(
         type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype == torch.float32

@@ -1,6 +1,6 @@
-"""Linear maps packed for few rows: a prior that lays codes reads all its weights for each of them.
+"""Prepacked linear maps for few rows: decoding reads all of a prior's weights for each code.
 
-Letters: R rows, D numbers read, E numbers made.
+Letters: R rows, D inputs, E outputs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def prepacked(module: Module) -> Module:
-    """A module -> one that computes the same up to rounding, sooner for few rows, and carries no gradients.
+    """A module -> an equivalent one, up to rounding, that is faster for few rows and has no gradients.
 
-    Its linear maps hold their weights a second time, ordered for our C file, or where that cannot be compiled for oneDNN; and
-    where it can, blocks go by their `step`. All else is the module's own. Where neither has anything to offer (other devices, other
-    types than float32) it is the module itself.
+    Its linear maps hold a packed copy of their weights, for the C file or, if that cannot be compiled, for oneDNN;
+    with the C file, blocks use their `DecodeBlock`. Everything else is shared with the module. If neither is
+    available (other devices, other types than float32), the result is the module itself.
     """
     children = {name: _prepacked_child(child) for name, child in module.named_children()}
     if all(child is module.get_submodule(name) for name, child in children.items()):
@@ -36,20 +36,20 @@ def prepacked(module: Module) -> Module:
 
 
 class DecodableBlock(nn.Module, abc.ABC):
-    """A block of a prior of which our C file does all but the attention."""
+    """A transformer block of a prior that the C file computes except for the attention."""
 
     @abc.abstractmethod
     def make_decode_block(self) -> DecodeBlock:
-        """What the C file does of it. All linear maps of this block are `PackedLinear` already."""
+        """The part for the C file. All linear maps of this block are `PackedLinear` already."""
 
     @abc.abstractmethod
     def decode(self, decode_block: DecodeBlock, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As `forward` up to rounding, by its `decode_block`, which takes x."""
+        """As `forward` up to rounding, by its `decode_block`, which must support x."""
 
 
 @final
 class _FastBlock(nn.Module):
-    """As the block it is made of, by our C file where few codes are read: (B, T, D) -> (B, T, D)."""
+    """As the block it is made of, by the C file if few codes are read: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, block: DecodableBlock) -> None:
         super().__init__()

@@ -22,16 +22,18 @@ from torch import Tensor, nn
 from smalti.kernels.native import LANES, PANEL, compile_library, is_cpu_float32, require_library
 
 MIN_TILES = 64
-"""Squares of 4 x 4 pixels in a batch, below which mapping the weight costs what is gained (measured on two AVX2 cores)."""
+"""Minimum number of 4 x 4 pixel tiles in a batch; with fewer, the weight transform costs more than is saved (two
+AVX2 cores)."""
 
 
 def available() -> bool:
-    """Whether this machine has what the C file needs; makes it, if this was not done before."""
+    """Whether the C file is compiled on this machine; compiles it if necessary."""
     return _library() is not None
 
 
 def is_supported(x: Tensor, weight: Tensor, *, min_tiles: int = MIN_TILES) -> bool:
-    """Whether `convolve` takes x (B,C,H,W) and weight (K,C,3,3) and gains by it: in float32 on a CPU, from `min_tiles` squares on."""
+    """Whether `convolve` supports x (B,C,H,W) and weight (K,C,3,3) and is faster: float32 on a CPU, `min_tiles`
+    tiles or more."""
     if not is_cpu_float32(x, weight):
         return False
     (K, C), (B, _, H, W) = weight.shape[:2], x.shape
@@ -40,9 +42,9 @@ def is_supported(x: Tensor, weight: Tensor, *, min_tiles: int = MIN_TILES) -> bo
 
 
 def transform_weight(weight: Tensor, *, backward: bool = False) -> Tensor:
-    """weight (K,C,3,3) -> what the products take, (36,K/P,C,P), K/P rounded up, four times as many numbers.
+    """weight (K,C,3,3) -> the transformed weight (36,K/P,C,P), K/P rounded up, four times as large.
 
-    With `backward` it is that of the convolution which takes a gradient of the results to that of the image: (36,C/P,K,P).
+    With `backward` it is that of the convolution from output gradients to input gradients: (36,C/P,K,P).
     """
     K, C = weight.shape[:2]
     strides, corner = weight.stride(), weight.data_ptr()
@@ -60,9 +62,9 @@ WeightTransform = Callable[..., Tensor]  # the signature of `transform_weight`
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, transform: WeightTransform = transform_weight
 ) -> Tensor:
-    """x (B,C,H,W), weight (K,C,3,3) and bias (K) that suit -> (B,K,H,W): stride 1, one pixel of zeros around.
+    """x (B,C,H,W), weight (K,C,3,3) and bias (K), supported -> (B,K,H,W): stride 1, zero padding of one pixel.
 
-    `transform` is `transform_weight`, or keeps what that has made. Memory that runs out: MemoryError.
+    `transform` is `transform_weight`, or a cached version of it. Raises MemoryError.
     """
     result: Tensor = _Convolution.apply(x, weight, bias, transform)  # type: ignore[no-untyped-call]
     return result
@@ -70,10 +72,10 @@ def convolve(
 
 @final
 class FrozenConvolution(nn.Module):
-    """(B,C,H,W) -> (B,K,H,W): a 3x3 convolution with one pixel of zeros around, for weights that do not learn.
+    """(B,C,H,W) -> (B,K,H,W): a 3x3 convolution with zero padding of one pixel, for frozen weights.
 
-    The mapped weights are kept (235 MB for all of VGG16, and as much again where gradients go back), and made anew when the
-    weights have changed.
+    The transformed weights are cached (235 MB for all of VGG16, and as much again with gradients), and recomputed
+    if the weights change.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
@@ -107,10 +109,10 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # a gradient of this gradient will be asked for, which PyTorch's own has
-            ones, wanted = [1, 1], [needs_x, needs_weight, needs_bias]
+        if torch.is_grad_enabled():  # double backward, which PyTorch's own supports
+            ones, needs_grad = [1, 1], [needs_x, needs_weight, needs_bias]
             gradients: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
-                gradient, x, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, wanted
+                gradient, x, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, needs_grad
             )
             return *gradients, None
         grad_x = _convolve(gradient, ctx.transform(weight, backward=True), None, weight.shape[1]) if needs_x else None
@@ -161,7 +163,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _with_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Without this, ctypes would cut addresses to the size of an int."""
+    """Set the signatures; without them ctypes would truncate addresses to the size of an int."""
     address, long, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     library.map_weight.argtypes = [address, _Strides, long, long, number, address]
     library.map_weight.restype = None

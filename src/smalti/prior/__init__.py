@@ -1,4 +1,4 @@
-"""Stage 2: priors, which learn how likely codes are to follow one another."""
+"""Stage 2: priors, autoregressive models of image codes."""
 
 from smalti.prior.base import Cache, NoCache, Prior, StaticCache, nll, parameter_groups
 from smalti.prior.gpt import GPT, GPTSettings

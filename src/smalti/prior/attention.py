@@ -1,6 +1,6 @@
-"""Attention of a causal network with or without a cache, as the priors share it.
+"""Causal attention with or without a cache, shared by the priors.
 
-Shapes: B batch, N heads, T codes of one call, S codes so far (cache and call), d width of a head.
+Shapes: B batch, N heads, T codes of one call, S codes so far (cache and call), d head dimension.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from smalti.kernels import causal_attention, decode_block
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
-    """Queries of the last T of S codes (B, N, T, d), keys and values of all (B, N, S, d) -> what each sees (B, N, T, d).
+    """Queries of the last T of S codes (B, N, T, d), keys and values of all (B, N, S, d) -> attention output (B, N,
+    T, d).
 
-    A code sees itself and those before it. Of the first `unmasked` codes of a sequence, those that come in its first
-    call see one another as well. `dropout` is a probability, 0 outside of training.
+    A code attends to itself and to the codes before it. Those of the first `unmasked` codes of a sequence that are
+    in its first call also attend to one another. `dropout` is a probability, 0 outside of training.
     """
     query_count, key_count = queries.shape[2], keys.shape[2]
     is_first_call = query_count == key_count
     if is_first_call and unmasked < 2:
         if dropout == 0 and causal_attention.is_supported(queries, keys, values):
             return causal_attention.attend(queries, keys, values)
-        # said as a word, because kernels then skip the masked half
+        # is_causal instead of a mask, since kernels then skip the masked half
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
     if query_count == 1:  # the last code sees everything
         if dropout == 0 and decode_block.attention_is_supported(queries, keys, values):
@@ -39,15 +40,15 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unm
 
 
 class QuerySelection(abc.ABC):
-    """Which of the T codes of a call the last block is asked for; of the others only keys and values are needed there."""
+    """The codes of a call that are queries in the last block; of the others it needs only keys and values."""
 
     @abc.abstractmethod
     def select(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, t, D), those asked for."""
+        """(B, T, D) -> the selected codes (B, t, D)."""
 
     @abc.abstractmethod
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
-        """As the function, with queries (B, N, t, d) of those asked for -> (B, N, t, d)."""
+        """As the function, with queries (B, N, t, d) of the selected codes -> (B, N, t, d)."""
 
 
 @final
@@ -66,7 +67,8 @@ ALL_QUERIES = AllQueries()
 
 @final
 class SingleQuery(QuerySelection):
-    """One code of each sequence of a call of `new` codes: number `index` (B,) int64. None before the last of the `unmasked`."""
+    """One code of each sequence of a call of `new` codes: number `index` (B,) int64, not before the last of the
+    `unmasked`."""
 
     def __init__(self, index: Tensor, *, new: int) -> None:
         self.index, self.new = index, new
@@ -76,7 +78,7 @@ class SingleQuery(QuerySelection):
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
         key_count = keys.shape[2]
-        if self.new == 1:  # there is no other to be asked for
+        if self.new == 1:  # the only code
             return attend(queries, keys, values, dropout=dropout, unmasked=unmasked)
         mask = torch.arange(key_count, device=keys.device) <= (key_count - self.new + self.index)[:, None]  # (B, S)
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None, None], dropout_p=dropout)

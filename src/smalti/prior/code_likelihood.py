@@ -1,4 +1,4 @@
-"""How likely codes are on a grid of any size: as the sliding window would have laid them.
+"""The likelihood of codes on a grid of any size, under the sliding window.
 
 Shapes: B batch, P prefix codes, h w grid.
 """
@@ -18,12 +18,14 @@ from smalti.prior.window import Middle, Window, after_middle, window_at
 def window_nll(
     prior: Prior, prefix_at: Callable[[Window], Tensor], codes: Tensor, *, middle: Middle = after_middle
 ) -> Tensor:
-    """Image codes (B, h, w) and a prefix (B, P) for each place of the window -> nats of each code (B, h, w).
+    """Image codes (B, h, w) and a prefix (B, P) per window position -> negative log-likelihood of each code in nats
+    (B, h, w).
 
-    Each code is told what `sampling.sample_windows` would tell it: the prefix and the codes before it within the window that
-    stands over it. A grid that fits the window is `nll`; a larger one costs a pass for each place where the window stands.
+    Each code is conditioned as in `generation.code_sampler.generate`: on the prefix and the codes before it in the
+    window over it. For a grid that fits the window this is `nll`; a larger grid costs a pass per window position.
 
-    Raises `SmaltiError` for another grid than the prior's window where its order is not raster, and where weights are not finite.
+    Raises `SmaltiError` for a grid other than the prior's window if its order is not raster, and for weights that
+    are not finite.
     """
     _, height, width = codes.shape
     prior.sequence_order((height, width), device=codes.device)  # the check

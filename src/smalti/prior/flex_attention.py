@@ -1,6 +1,7 @@
-"""What a neighborhood transformer sees of a grid, as FlexAttention (Dong et al., arXiv 2412.05496) is told of it.
+"""The attention of a neighborhood transformer over a whole grid by FlexAttention (Dong et al., arXiv 2412.05496).
 
-Letters: B batch, h w grid, T = h w places row by row, N heads, d width of a head, r reach, b blocks of places.
+Letters: B batch, h w grid, T = h w positions row by row, N heads, d head dimension, r radius, b blocks of
+positions.
 """
 
 from __future__ import annotations
@@ -12,30 +13,30 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK_SIZE = 128
-"""Places side by side in the sequence that are looked at, or left out, together: the size that FlexAttention is made for."""
+"""Adjacent positions in the sequence that are computed or skipped together: FlexAttention's default."""
 
 MIN_HEAD_DIM = 16
-"""The smallest width of a head that its kernel takes."""
+"""The smallest head dimension that its kernel supports."""
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
-    """Queries, keys and values of all places of a grid (B, N, T, d) each -> what each sees (B, N, T, d).
+    """Queries, keys and values of all positions of a grid (B, N, T, d) each -> attention output (B, N, T, d).
 
-    One kernel where it is compiled. Where it is not, the scores of all pairs of places are held at once, and on a CPU it has no
-    gradients.
+    One kernel if compiled. Otherwise the scores of all pairs are held at once, and there are no gradients on a CPU.
     """
     # Of strided maps, some made in the same compiled code and some views, PyTorch 2.13 makes wrong numbers on a CPU.
-    queries, keys, values = (one.contiguous() for one in (queries, keys, values))
+    queries, keys, values = (tensor.contiguous() for tensor in (queries, keys, values))
     output: Tensor = flex_attention(queries, keys, values, block_mask=mask)
     return output
 
 
 @lru_cache(maxsize=16)
 def block_mask(grid: tuple[int, int], radius: int, device: torch.device) -> BlockMask:
-    """A grid (h, w) -> which places each of its places sees: `neighborhood.visible` of the whole grid, never written out.
+    """A grid (h, w) -> the block mask of `neighborhood.neighborhood_mask` for the whole grid, without the full
+    mask.
 
-    Two blocks are compared place by place only where the rectangles around them are within reach of one another, so that memory
-    grows with b x b, and time with the blocks in reach.
+    Two blocks are compared position by position only if their bounding rectangles are within the radius of one
+    another, so memory grows with b x b, and time with the blocks within the radius.
     """
     height, width = grid
 

@@ -1,10 +1,10 @@
-"""The prior of the paper: a GPT-2 with learned positions and one vocabulary for the codes of condition and image.
+"""The prior of the paper: a GPT-2 with learned positions and one vocabulary for condition and image codes.
 
-Shapes: B batch, T codes of one call, S codes so far (cache and call), P prefix codes, h w grid, D width, N heads,
-d = D / N, K image codes, V codes of condition and image.
+Shapes: B batch, T codes of one call, S codes so far (cache and call), P prefix codes, h w grid, D width, N heads, d
+= D / N, K image codes, V codes of condition and image.
 
-Esser et al., arXiv 2012.09841, section 3.2, after GPT-2 (Radford et al., 2019) as minGPT has it. Unlike GPT-2, it does
-not draw the weights at the end of residual branches smaller, and its head is a matrix of its own.
+Esser et al., arXiv 2012.09841, section 3.2, after GPT-2 (Radford et al., 2019) as in minGPT. Unlike GPT-2, it does
+not scale the initial weights at the end of residual branches, and its head has its own weights.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from smalti.prior.order import Order
 
 @settings
 class GPTSettings:
-    """The sizes of a GPT, and what its codes are.
+    """The sizes of a GPT, and the meaning of its codes.
 
-    `vocabulary`: V, codes of condition and image, which share their numbers; the first `size`, K, can be image codes.
-    `prefix`: prefix codes P. `grid`: the window (h, w), in codes. `block`: learned positions. `unmasked`: how many of
-    the prefix codes, from the first on, see one another and not only those before them. `start`: the code that stands
-    for "nothing" in the prefix; None where a condition always stands there. `order`: how the image codes follow one
-    another. Dropouts are probabilities.
+    `vocab_size`: V, codes of condition and image, which share their numbers; the first `codebook_size`, K, can be
+    image codes. `prefix_length`: prefix codes P. `grid`: the window (h, w), in codes. `block_size`: learned
+    positions. `unmasked`: how many of the prefix codes, from the first on, attend to one another and not only to
+    those before them. `start_code`: the unconditional prefix code; None if there always is a condition. `order`:
+    the order of the image codes. Dropouts are probabilities.
     """
 
     name: Literal["gpt"] = "gpt"
@@ -69,11 +69,11 @@ class GPTSettings:
             raise ValueError(f"width = {self.embed_dim} is not a multiple of heads = {self.heads}")
         if self.unmasked > self.prefix_length:
             raise ValueError(
-                f"unmasked = {self.unmasked} reaches beyond the prefix = {self.prefix_length}: image codes would be told what "
+                f"unmasked = {self.unmasked} reaches beyond the prefix = {self.prefix_length}: image codes would see what "
                 "comes after them"
             )
         if self.start_code is not None and self.start_code >= self.vocab_size:
-            raise ValueError(f"start = {self.start_code} is none of the vocabulary, 0 to {self.vocab_size - 1}")
+            raise ValueError(f"start = {self.start_code} is not in the vocabulary, 0 to {self.vocab_size - 1}")
         return self
 
 
@@ -81,9 +81,9 @@ class GPTSettings:
 class GPT(Prior):
     """Sequences of prefix and image codes -> logits of the next code: (B, T) int64 -> (B, T, V).
 
-    A prefix code and an image code of the same number are the same code; only their positions tell them apart. In
-    raster order an image code in row i and column j of its window has the position P + i w + j, in a narrower window too
-    (there, the original takes the place in the sequence, and so reads the codes as if they stood elsewhere). In any
+    A prefix code and an image code of the same number share an embedding; only their positions differ. In raster
+    order an image code in row i and column j of its window has the position P + i w + j, in a narrower window too
+    (there, the original uses the index in the sequence, and so reads the codes as if they stood elsewhere). In any
     other order positions count along the sequence.
     """
 
@@ -116,7 +116,7 @@ class GPT(Prior):
     def null_prefix(self, batch: int) -> Tensor:
         if self.settings.start_code is None:
             raise SmaltiError(
-                "this prior never learned to do without its condition; give one to every image, and leave guidance at 1"
+                "this prior was not trained unconditionally; give every image a condition, and leave guidance at 1"
             )
         device = self.embedding.weight.device
         return torch.full((batch, self.prefix_length), self.settings.start_code, device=device)
@@ -128,7 +128,7 @@ class GPT(Prior):
         return self.forward_embeddings(self.embedding(codes), cache, SingleQuery(index, new=codes.shape[1]))[:, 0]
 
     def forward_embeddings(self, embeddings: Tensor, cache: Cache, selection: QuerySelection = ALL_QUERIES) -> Tensor:
-        """As `features`, with vectors in place of codes (B, T, D) -> (B, t, D): not all that is told need be codes."""
+        """As `features`, with embeddings in place of codes (B, T, D) -> (B, t, D), for inputs that are not codes."""
         end = cache.length + embeddings.shape[1]
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
         assert end <= self.prefix_length + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
@@ -138,20 +138,21 @@ class GPT(Prior):
         return features
 
     def position_tables(self, count: int, *, columns: int) -> tuple[Tensor, ...]:
-        """What each of the first `count` codes of a sequence is told by its place: learned positions (count, D)."""
+        """The position inputs of the first `count` codes of a sequence: learned positions (count, D)."""
         return (self._positions(0, count, columns),)
 
     def decode_step(
         self, codes: Tensor, position_rows: Sequence[Tensor], cache: Cache, selection: QuerySelection
     ) -> Tensor:
-        """As `features`, of one image code each (B, 1), with the rows (1, ...) of `tables` for its place -> (B, 1, D).
+        """As `features`, for one image code each (B, 1), with the rows (1, ...) of `position_tables` for its
+        position -> (B, 1, D).
 
-        It does the same whatever numbers its tensors hold, and leaves it to others to advance the cache.
+        It runs the same kernels for all tensor values, and does not advance the cache.
         """
         return self._run_blocks(self.dropout(self.embedding(codes) + position_rows[0]), cache, selection, selection)
 
     def _run_blocks(self, x: Tensor, cache: Cache, selection: QuerySelection, last_selection: QuerySelection) -> Tensor:
-        """Codes that know their places (B, T, D) -> what the head reads of those that the `last_selection` block is asked for (B, t, D)."""
+        """Embedded codes (B, T, D) -> the input of the head for those that `last_selection` selects (B, t, D)."""
         for block in self.blocks:
             x = block(
                 x, cache, last_selection if block is self.blocks[-1] else selection
@@ -173,7 +174,7 @@ class GPT(Prior):
 
 @final
 class _Block(DecodableBlock):
-    """Attention and a perceptron, each added to what it reads: (B, T, D) -> (B, t, D), those asked for."""
+    """Attention and an MLP with residual connections: (B, T, D) -> (B, t, D), the selected codes."""
 
     def __init__(self, settings: GPTSettings, *, name: str) -> None:
         super().__init__()
@@ -215,7 +216,8 @@ class _Block(DecodableBlock):
 
 @final
 class _Attention(nn.Module):
-    """Self-attention over the codes so far: (B, T, D) -> (B, t, D), those asked for. `name` is its name in the cache."""
+    """Self-attention over the codes so far: (B, T, D) -> (B, t, D), the selected codes. `name` is its name in the
+    cache."""
 
     def __init__(self, settings: GPTSettings, *, name: str) -> None:
         super().__init__()
@@ -234,7 +236,8 @@ class _Attention(nn.Module):
         return output
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
-        """Queries (B, N, t, d), keys and values (B, N, T, d) -> what is seen of all codes so far (B, N, t, d)."""
+        """Queries (B, N, t, d), keys and values (B, N, T, d) -> attention output over all codes so far (B, N, t,
+        d)."""
         keys = cache.append(f"{self.name}.keys", keys)  # (B, N, S, d)
         values = cache.append(f"{self.name}.values", values)  # (B, N, S, d)
         dropout = self.dropout if self.training else 0.0

@@ -1,12 +1,12 @@
-"""The neighborhood transformer: each code sees those near it, so that an image may be of any size.
+"""The neighborhood transformer: attention to nearby codes only, for images of any size.
 
-Letters: B batch, T places of one call, F free prefix codes, M maps, h w grid, D width, N heads, d = D / N, r reach, K image
-codes, C condition codes.
+Letters: B batch, T positions of one call, F free prefix codes, M maps, h w grid, D width, N heads, d = D / N, r
+radius, K image codes, C condition codes.
 
-Attention is limited to a causal neighborhood, as in Image Transformer (arXiv 1802.05751) and Neighborhood Attention (arXiv
-2204.07143), and places are told apart by how far they are from one another (rotary positions along two axes, 2403.13298). So
-nothing hangs on the size of the image that it was trained on, and what was computed for a place is never computed again. It sees
-further than its reach, for what it sees has looked around as well: r rows a layer.
+Attention is limited to a causal neighborhood, as in Image Transformer (arXiv 1802.05751) and Neighborhood Attention
+(arXiv 2204.07143), and positions are relative (rotary positions along two axes, 2403.13298). So nothing depends on
+the size of the training images, and no position is computed twice. The receptive field exceeds the radius, since it
+grows by r rows per layer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from smalti.prior.base import Cache, Prior
 from smalti.prior.transformer import RMSNorm, apply_rotary, check_rotary_heads
 
 TILE_SIZE = 32
-"""Rows and columns of places whose attention is computed at once: its mask is never larger, however large the image."""
+"""Rows and columns of positions whose attention is computed at once: it limits the size of the mask for any image."""
 UNBOUNDED = 2**31
 
 
@@ -36,9 +36,10 @@ UNBOUNDED = 2**31
 class NeighborhoodSettings:
     """The sizes of a neighborhood transformer.
 
-    `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes for an image of `grid` (h, w)
-    codes, the size it is trained on. `reach`: r, how many rows above a code, and columns to both sides of it, the code sees.
-    `hidden`: width of the gated perceptron, 0 for 8/3 of the width. `dropout`: a probability, as of the transformer.
+    `codebook_size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix_length`: prefix codes
+    for an image of `grid` (h, w) codes, the training size. `radius`: r, the number of rows above a code, and
+    columns on both sides, it attends to. `mlp_dim`: width of the gated MLP, 0 for 8/3 of the width. `dropout`: a
+    probability, as of the transformer.
     """
 
     name: Literal["neighborhood"] = "neighborhood"
@@ -46,7 +47,7 @@ class NeighborhoodSettings:
     condition_size: Natural = 0
     prefix_length: Positive = 1
     maps: tuple[Natural, ...] = ()
-    """Where in the prefix a map of the image begins, with a code for each of its places, row by row."""
+    """Start indices in the prefix of maps with one code per position of the image, row by row."""
     grid: tuple[Positive, Positive] = (16, 16)
     radius: Positive = 4
     layers: Positive = 12
@@ -73,16 +74,17 @@ class NeighborhoodSettings:
 
 
 class AttentionContext(abc.ABC):
-    """What the places of one call see in each layer."""
+    """The keys and values that the positions of one call attend to in each layer."""
 
     @abc.abstractmethod
     def attend(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Layer `name`'s queries, keys and values of the places of this call, (B, N, T, d) each -> what each sees (B, N, T, d)."""
+        """Layer `name`'s queries, keys and values of the positions of this call, (B, N, T, d) each -> attention
+        output (B, N, T, d)."""
 
 
 @final
 class PrefixAttention(AttentionContext):
-    """The free prefix codes: they see one another, and all places see them, wherever they are."""
+    """The free prefix codes: they attend to one another, and all positions attend to them."""
 
     def __init__(self) -> None:
         self.keys_values: dict[str, tuple[Tensor, Tensor]] = {}
@@ -92,7 +94,7 @@ class PrefixAttention(AttentionContext):
         return F.scaled_dot_product_attention(queries, keys, values)
 
     def add_prefix(self, name: str, queries: Tensor, attended: Tensor) -> Tensor:
-        """What places see of one another (B, N, T, d) -> the same, and added to it what they see of the prefix."""
+        """Attention output over positions (B, N, T, d) -> the same plus the attention output over the prefix."""
         if name not in self.keys_values:
             return attended
         return attended + F.scaled_dot_product_attention(queries, *self.keys_values[name])
@@ -100,7 +102,7 @@ class PrefixAttention(AttentionContext):
 
 @final
 class TiledGridAttention(AttentionContext):
-    """All places of a grid (h, w), tile by tile, so that no mask is as large as T x T."""
+    """All positions of a grid (h, w), tile by tile, so that no mask is as large as T x T."""
 
     def __init__(
         self, grid: tuple[int, int], *, prefix: PrefixAttention, radius: int, rotation: tuple[Tensor, Tensor]
@@ -139,7 +141,7 @@ class TiledGridAttention(AttentionContext):
 
 @final
 class FlexGridAttention(AttentionContext):
-    """As `TiledGridAttention`, by FlexAttention: not in tiles, but by one kernel that passes over blocks of places out of reach."""
+    """As `TiledGridAttention`, by FlexAttention: one kernel that skips blocks of positions outside the radius."""
 
     def __init__(
         self, grid: tuple[int, int], *, prefix: PrefixAttention, radius: int, rotation: tuple[Tensor, Tensor]
@@ -153,9 +155,11 @@ class FlexGridAttention(AttentionContext):
 
 
 def neighborhood_mask(queries: tuple[int, ...], keys: tuple[int, ...], radius: int, device: torch.device) -> Tensor:
-    """Two parts of a grid (top, bottom, left, right) -> which places of the second each of the first sees, (t, s) bool.
+    """Two parts of a grid (top, bottom, left, right) -> which positions of the second each of the first attends to,
+    (t, s) bool.
 
-    Those in the `radius` rows above, up to as many columns to both sides, and those before it in its own row, with itself.
+    Those in the `radius` rows above, up to as many columns on both sides, and those before it in its own row, with
+    itself.
     """
 
     def positions(part: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -171,15 +175,15 @@ def neighborhood_mask(queries: tuple[int, ...], keys: tuple[int, ...], radius: i
 class Neighborhood(Prior):
     """Sequences of prefix and image codes -> logits of the next image code: (B, T) int64 -> (B, T, K).
 
-    Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing". A sequence
-    is whole, for a grid of any size: the prefix, with as many codes in each of its maps as the grid has, and the image codes but
-    the last.
+    Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, is the
+    unconditional code. A sequence is whole, for a grid of any size: the prefix, with as many codes in each of its
+    maps as the grid has, and the image codes but the last.
 
-    A place starts from the code at its left, the code above, and what the maps say there. It does not start from the code before
-    it in the sequence, because for the first of a row that one is far away. A map is told where it is and costs no attention, so
-    that it can be as large as the image. Other prefix codes are seen by all places.
+    The input of a position is the code to its left, the code above, and the maps' codes at the position. It is not
+    the previous code in the sequence, which is far away for the first code of a row. Maps cost no attention, so
+    they can be as large as the image. All positions attend to the other prefix codes.
 
-    A cache holds nothing of use to it: `prior.neighbors` lays images with a memory of the rows in reach.
+    It uses no `Cache`: `generation.neighborhood_decoding` caches the rows within the radius.
     """
 
     def __init__(self, settings: NeighborhoodSettings) -> None:
@@ -236,13 +240,13 @@ class Neighborhood(Prior):
             grid, prefix=self.encode_prefix(free_codes), radius=self.radius, rotation=rotation
         )
         x = self.dropout(self.embed(left, above, maps))  # (B, h w, D)
-        # Nothing is asked for before the last prefix code: there the head reads zeros.
+        # Prefix codes have no logits: there the head reads zeros.
         return F.pad(self.run_blocks(x, context), (0, 0, prefix.shape[1] - 1, 0))  # (B, T, D)
 
     def grid_attention(self, device: torch.device) -> type[TiledGridAttention] | type[FlexGridAttention]:
-        """How all places of a grid see one another: in tiles, but by FlexAttention where blocks are compiled for a GPU.
+        """The attention class for a whole grid: tiles, or FlexAttention if the blocks are compiled for a GPU.
 
-        Only compiled it is one kernel, and only there it has gradients. (Not run on a GPU.)
+        Only compiled it is one kernel with gradients. (Not run on a GPU.)
         """
         compiled = self.blocks[0]._compiled_call_impl is not None  # what `nn.Module.compile` leaves
         head = self.settings.embed_dim // self.settings.heads
@@ -257,7 +261,7 @@ class Neighborhood(Prior):
         return features[torch.arange(len(features), device=features.device), index]
 
     def split_prefix(self, prefix: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The prefix of a grid of `count` places (B, P) -> its free codes (B, F), and its maps (B, M, count)."""
+        """The prefix of a grid of `count` positions (B, P) -> its free codes (B, F), and its maps (B, M, count)."""
         map_length, at, read = self.grid[0] * self.grid[1], 0, 0
         free_codes, maps = [], []
         for begin in self.settings.maps:
@@ -271,7 +275,7 @@ class Neighborhood(Prior):
         )
 
     def encode_prefix(self, free_codes: Tensor) -> PrefixAttention:
-        """Free prefix codes (B, F) -> what places see of them."""
+        """Free prefix codes (B, F) -> their keys and values."""
         prefix = PrefixAttention()
         if self.free_length:
             self.run_blocks(self.dropout(self.prefix_codes(free_codes) + self.prefix_positions.weight), prefix)
@@ -285,7 +289,7 @@ class Neighborhood(Prior):
         return x  # type: ignore[no-any-return]
 
     def run_blocks(self, x: Tensor, context: AttentionContext) -> Tensor:
-        """Places (B, T, D) -> what the head reads of them (B, T, D)."""
+        """Positions (B, T, D) -> the input of the head (B, T, D)."""
         for block in self.blocks:
             x = block(x, context)
         features: Tensor = self.norm(x)
@@ -302,7 +306,7 @@ class Neighborhood(Prior):
 
 @final
 class _Block(DecodableBlock):
-    """Attention and a gated perceptron, each added to what it reads: (B, T, D) -> (B, T, D)."""
+    """Attention and a gated MLP with residual connections: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, settings: NeighborhoodSettings, *, name: str) -> None:
         super().__init__()

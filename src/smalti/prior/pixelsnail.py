@@ -36,11 +36,11 @@ and its 2 x 1 convolution, shifted right, see these together."""
 class PixelSNAILSettings:
     """The sizes of a PixelSNAIL.
 
-    `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes P, at least the start
-    code. `grid`: the window (h, w), in codes. `order`: "raster"; no other. `layers`: blocks, each of which ends in
-    attention. `residuals`: gated residual blocks in each. `kernel`: side of their convolutions, which see so many rows
-    and columns up to their own place; the paper has 2. `heads`: of the attention, which has half the width. `dropout`: a
-    probability, within gated residual blocks and of attention.
+    `codebook_size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix_length`: prefix codes
+    P, at least the start code. `grid`: the window (h, w), in codes. `order`: "raster" only. `layers`: blocks, each
+    of which ends in attention. `res_blocks`: gated residual blocks in each. `kernel_size`: side of their
+    convolutions, which read so many rows and columns up to their own position; the paper has 2. `heads`: of the
+    attention, which has half the width. `dropout`: a probability, within gated residual blocks and of attention.
     """
 
     name: Literal["pixelsnail"] = "pixelsnail"
@@ -69,8 +69,8 @@ class PixelSNAILSettings:
     def _reads_rows(cls, order: Order) -> Order:
         if order != "raster":
             raise ValueError(
-                f"the convolutions of PixelSNAIL see what lies above and at the left, and so take the order raster alone, not "
-                f"{order}; take another network for it, such as the transformer"
+                f"the convolutions of PixelSNAIL read the codes above and to the left, so they support the order raster only, not "
+                f"{order}; use another network for it, such as the transformer"
             )
         return order
 
@@ -149,7 +149,7 @@ class PixelSNAIL(Prior):
         return features[torch.arange(len(features), device=features.device), index]
 
     def _features(self, codes: Tensor, count: int, cache: Cache) -> Tensor:
-        """All codes so far -> what the head reads at the last `count` places: (B, end) -> (B, n, D)."""
+        """All codes so far -> the input of the head at the last `count` positions: (B, end) -> (B, n, D)."""
         if count == 0:
             return self.embedding.weight.new_empty(len(codes), 0, self.settings.embed_dim)
         positions = GridPositions.of(
@@ -165,7 +165,8 @@ class PixelSNAIL(Prior):
         return F.elu(x)
 
     def _condition_bias(self, prefix: Tensor, positions: GridPositions) -> Tensor:
-        """Prefix codes (B, P) -> what the condition tells each place: (B, n, D), or all places alike: (B, 1, D)."""
+        """Prefix codes (B, P) -> the condition's input to each position: (B, n, D), or the same for all positions:
+        (B, 1, D)."""
         embeddings: Tensor = self.embedding(prefix) * self.prefix_gains  # (B, P, D)
         if self.prefix_length == self.grid[0] * self.grid[1]:
             return embeddings[:, positions.rows * self.grid[1] + positions.columns]

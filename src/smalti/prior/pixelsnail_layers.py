@@ -21,11 +21,12 @@ from smalti.prior.attention import attend
 from smalti.prior.base import Cache
 
 RESIDUAL_INIT_SCALE = 0.1
-"""What ends a residual branch starts so much smaller, as in the code of Chen et al., so that their sum does not grow with depth."""
+"""The factor of the initial weights at the end of residual branches, as in the code of Chen et al., so that their
+sum does not grow with depth."""
 
 
 class GridPositions(NamedTuple):
-    """The places of one call, in raster order."""
+    """The positions of one call, in raster order."""
 
     indices: Tensor
     """(n,) int64, counted from the first of the grid."""
@@ -35,28 +36,28 @@ class GridPositions(NamedTuple):
     coordinates: Tensor
     """(n, 2) rows and columns as shares of the prior's window, from -1/2 on: the "background" of the paper."""
     total: int
-    """s: these and those before them."""
+    """s: the number of these and the positions before them."""
     cache: Cache
 
     @classmethod
     def of(cls, first: int, count: int, *, grid: tuple[int, int], cache: Cache, like: Tensor) -> GridPositions:
-        """`count` places from the indices `first` on, in rows as long as the cache has them; on the device of `like`."""
+        """`count` positions from the index `first` on, in rows of the cache's width; on the device of `like`."""
         indices = torch.arange(first, first + count, device=like.device)
         rows, columns = indices // cache.columns, indices % cache.columns
         coordinates = torch.stack((rows / grid[0] - 0.5, columns / grid[1] - 0.5), dim=1)
         return cls(indices, rows, columns, coordinates, first + count, cache)
 
     def append(self, name: str, new: Tensor) -> Tensor:
-        """What layer `name` made of these places (B, ..., n, D) -> the same of all so far (B, ..., s, D)."""
+        """Layer `name`'s output for these positions (B, ..., n, D) -> the same for all so far (B, ..., s, D)."""
         return self.cache.append(name, new)[..., -self.total :, :]
 
 
 @final
 class CausalConv(nn.Module):
-    """A causal convolution: (B, n, I) -> (B, n, O), a linear map of places above and at the left, side by side.
+    """A causal convolution: (B, n, I) -> (B, n, O), a linear map of the concatenated inputs above and to the left.
 
-    `offsets`: rows up and columns to the left of what is seen; columns to the right are negative. `behind`: 1 where the
-    input at a place is what stood at the place before it, else 0. What lies outside of the grid is zero.
+    `offsets`: rows up and columns to the left of each input; columns to the right are negative. `behind`: 1 if the
+    input at a position belongs to the position before it, else 0. Inputs outside the grid are zero.
     """
 
     def __init__(self, size: int, out: int, *, offsets: Sequence[tuple[int, int]], behind: int, name: str) -> None:
@@ -79,10 +80,10 @@ class CausalConv(nn.Module):
 
 
 def shifted(x: Tensor, by: int, *, count: int) -> Tensor:
-    """Values of all places so far (B, s, O) -> those that stood `by` places before each of the last `count`, zeros before the
-    first place: (B, count, O).
+    """Values of all positions so far (B, s, O) -> those `by` positions before each of the last `count`, zeros
+    before the first: (B, count, O).
 
-    A `by` below 0 would be a look at what comes; there the result is of other places, and only for the caller to hide.
+    For a `by` below 0 the result belongs to other positions, and the caller must mask it.
     """
     end = x.shape[1] - max(by, 0)
     values = x[:, max(end - count, 0) : max(end, 0)]
@@ -130,7 +131,7 @@ class GatedResBlock(nn.Module):
 
 @final
 class SnailBlock(nn.Module):
-    """Gated residual blocks, attention over all places so far, and both joined: (B, n, D) -> (B, n, D)."""
+    """Gated residual blocks and attention over all positions so far, combined: (B, n, D) -> (B, n, D)."""
 
     def __init__(self, width: int, *, residuals: int, kernel: int, heads: int, dropout: float, name: str) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ class SnailBlock(nn.Module):
         self.out = pointwise(width)
 
     def forward(self, x: Tensor, previous: Tensor, positions: GridPositions) -> Tensor:
-        """`previous` (B, n, D): the embedded code before each place."""
+        """`previous` (B, n, D): the embedded code before each position."""
         for block in self.residuals:
             x = block(x, positions)  # (B, n, D)
         coordinates = positions.coordinates.to(x.dtype).expand(len(x), -1, -1)  # (B, n, 2)

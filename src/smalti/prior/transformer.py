@@ -28,7 +28,7 @@ from smalti.prior.order import Order
 
 
 def check_rotary_heads(heads: int, info: ValidationInfo) -> int:
-    """A check of settings that have a `width` before their `heads`. Raises ValueError where heads cannot be rotated."""
+    """A validator of settings with `embed_dim` before `heads`. Raises ValueError for heads that cannot be rotated."""
     width = info.data.get("embed_dim", 4 * heads)
     if width % (4 * heads):
         raise ValueError(f"the width {width} must be a multiple of 4 x heads, for each head is rotated along two axes")
@@ -39,9 +39,10 @@ def check_rotary_heads(heads: int, info: ValidationInfo) -> int:
 class TransformerSettings:
     """The sizes of a transformer.
 
-    `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes P, at least the start
-    code. `grid`: the window (h, w), in codes. `order`: how the image codes follow one another. `hidden`: width of the
-    gated perceptron, 0 for 8/3 of the width. `dropout`: a probability, of embeddings and residual branches.
+    `codebook_size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix_length`: prefix codes
+    P, at least the start code. `grid`: the window (h, w), in codes. `order`: the order of the image codes.
+    `mlp_dim`: width of the gated MLP, 0 for 8/3 of the width. `dropout`: a probability, of embeddings and residual
+    branches.
     """
 
     name: Literal["transformer"] = "transformer"
@@ -49,7 +50,7 @@ class TransformerSettings:
     condition_size: Annotated[int, Field(ge=0)] = 0
     prefix_length: Positive = 1
     maps: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Where in the prefix a map of the window begins, with a code for each of its places, row by row."""
+    """Start indices in the prefix of maps with one code per position of the window, row by row."""
     grid: tuple[Positive, Positive] = (16, 16)
     layers: Positive = 12
     embed_dim: Positive = 512
@@ -87,13 +88,14 @@ class TransformerSettings:
 class Transformer(Prior):
     """Sequences of prefix and image codes -> logits of the next image code: (B, T) int64 -> (B, T, K).
 
-    Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing".
-    An image code is placed by its row and column in the window, by rotating queries and keys. A prefix code is not
-    rotated; it has a learned position, which also tells it from the image code at (0, 0).
+    Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, is the
+    unconditional code. An image code's row and column in the window rotate its queries and keys. A prefix code is
+    not rotated; it has a learned position, which also distinguishes it from the image code at (0, 0).
 
-    The codes of a map are rotated as the image codes of their places are, and what stands in the map at the place of the next
-    image code is added to what is read of the last one: so a map is followed from the first steps of training on
-    (docs/log.md). The paper's GPT has to find out by attention which code of the map belongs to which place.
+    The codes of a map are rotated like the image codes of their positions, and the map's code at the position of
+    the next image code is added to the input of the current one: so the prior follows a map from the first training
+    steps on (docs/log.md). The paper's GPT has to learn by attention which code of the map belongs to which
+    position.
     """
 
     def __init__(self, settings: TransformerSettings) -> None:
@@ -151,7 +153,7 @@ class Transformer(Prior):
             x = x + F.pad(positions, (0, 0, 0, x.shape[1] - len(positions)))  # (B, T, D)
         if self.settings.maps:
             all_embeddings = cache.append("embedded", embeddings)  # (B, S, D)
-            if end >= self.prefix_length:  # an image code is asked for
+            if end >= self.prefix_length:  # the call predicts an image code
                 predicts_image_code = torch.arange(start, end, device=codes.device) >= self.prefix_length - 1  # (T,)
                 next_positions = self._next_positions(start, end, cache.columns)  # (T,)
                 x = x + self._map_hints(all_embeddings, next_positions) * predicts_image_code[:, None]  # (B, T, D)
@@ -161,16 +163,17 @@ class Transformer(Prior):
         return features
 
     def position_tables(self, count: int, *, columns: int) -> tuple[Tensor, ...]:
-        """What each of the first `count` codes of a sequence is told by its place: cosines and signed sines (count, d), and which
-        place of the maps follows (count,)."""
+        """The position inputs of the first `count` codes of a sequence: cosines and signed sines (count, d), and
+        the next index in the maps (count,)."""
         return (*self.rotation(0, count, columns), self._next_positions(0, count, columns))
 
     def decode_step(
         self, codes: Tensor, position_rows: Sequence[Tensor], cache: Cache, selection: QuerySelection
     ) -> Tensor:
-        """As `features`, of one image code each (B, 1), with the rows (1, ...) of `tables` for its place -> (B, 1, D).
+        """As `features`, for one image code each (B, 1), with the rows (1, ...) of `position_tables` for its
+        position -> (B, 1, D).
 
-        It does the same whatever numbers its tensors hold, and leaves it to others to advance the cache.
+        It runs the same kernels for all tensor values, and does not advance the cache.
         """
         cosines, sines, next_positions = position_rows
         x = embeddings = self.embedding(codes)  # (B, 1, D)
@@ -186,7 +189,7 @@ class Transformer(Prior):
         selection: QuerySelection,
         last_selection: QuerySelection,
     ) -> Tensor:
-        """Codes (B, T, D) -> what the head reads of those that the `last_selection` block is asked for (B, t, D)."""
+        """Embedded codes (B, T, D) -> the input of the head for those that `last_selection` selects (B, t, D)."""
         for block in self.blocks:
             x = block(
                 x, rotation, cache, last_selection if block is self.blocks[-1] else selection
@@ -195,16 +198,17 @@ class Transformer(Prior):
         return features
 
     def _map_hints(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        """What all codes so far are (B, S, D) -> what the maps say, added up, at some places of the window (T,): (B, T, D)."""
+        """Embeddings of all codes so far (B, S, D) -> the sum of the maps' hints at positions of the window (T,):
+        (B, T, D)."""
         hints = [
             hint(embeddings[:, begin + positions]) for hint, begin in zip(self.hints, self.settings.maps, strict=True)
         ]
         return torch.stack(hints).sum(0)
 
     def _next_positions(self, start: int, end: int, columns: int) -> Tensor:
-        """The place in the window of the image code after each of what stands at `start` to `end` of the sequence: (T,).
+        """The window position of the image code after each index from `start` to `end` of the sequence: (T,).
 
-        The first where that is a prefix code, and the last after the last.
+        The first position if that is a prefix code, and the last position after the last code.
         """
         device = self.embedding.weight.device
         order = self.sequence_order((self.grid[0], columns), device=device)
@@ -228,9 +232,9 @@ class Transformer(Prior):
         coordinates = torch.stack((positions // columns, positions % columns), dim=1).where(is_image, 0)  # (T, 2)
         for begin in self.settings.maps:
             map_index = index + self.prefix_length - begin  # (T,), the place in the map
-            inside = (map_index >= 0) & (map_index < self.grid[0] * self.grid[1])
+            in_map = (map_index >= 0) & (map_index < self.grid[0] * self.grid[1])
             coordinates = torch.where(
-                inside[:, None], torch.stack((map_index // self.grid[1], map_index % self.grid[1]), dim=1), coordinates
+                in_map[:, None], torch.stack((map_index // self.grid[1], map_index % self.grid[1]), dim=1), coordinates
             )
         angles = (coordinates[:, :, None] * frequencies).flatten(1)  # (T, d / 2)
         cosines, sines = angles.cos(), angles.sin()
@@ -254,10 +258,10 @@ class _TiedHead(nn.Module):
 
 @final
 class RMSNorm(nn.Module):
-    """RMSNorm: (..., D) -> (..., D), the root mean square of the last axis brought to one and each number given a gain.
+    """RMSNorm: (..., D) -> (..., D), the last axis divided by its root mean square and multiplied by a gain.
 
-    The gain takes the type of what it multiplies. With `nn.RMSNorm` autocast mixes the two types, for which there is no
-    fused kernel, and warns.
+    The gain takes the type of its input. With `nn.RMSNorm` autocast mixes the two types, which has no fused kernel
+    and warns.
     """
 
     def __init__(self, width: int, *, epsilon: float) -> None:
@@ -269,13 +273,13 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=self.epsilon)
 
     def norm_parameters(self) -> NormParameters:
-        """As our C file is told of it."""
+        """Its parameters for the C kernel."""
         return NormParameters(self.weight, None, self.epsilon)
 
 
 @final
 class _Block(DecodableBlock):
-    """Attention and a gated perceptron, each added to what it reads: (B, T, D) -> (B, t, D), those asked for."""
+    """Attention and a gated MLP with residual connections: (B, T, D) -> (B, t, D), the selected codes."""
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
@@ -327,7 +331,8 @@ class _Block(DecodableBlock):
 
 @final
 class _Attention(nn.Module):
-    """Causal self-attention over the codes so far: (B, T, D) -> (B, t, D), those asked for. `name` is its name in the cache."""
+    """Causal self-attention over the codes so far: (B, T, D) -> (B, t, D), the selected codes. `name` is its name
+    in the cache."""
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
@@ -351,13 +356,14 @@ class _Attention(nn.Module):
         return output
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
-        """Queries (B, N, t, d), keys and values (B, N, T, d) -> what is seen of all codes so far (B, N, t, d)."""
+        """Queries (B, N, t, d), keys and values (B, N, T, d) -> attention output over all codes so far (B, N, t,
+        d)."""
         keys = cache.append(f"{self.name}.keys", keys)  # (B, N, S, d)
         values = cache.append(f"{self.name}.values", values)  # (B, N, S, d)
         return selection.attend(queries, keys, values, dropout=0.0)
 
 
 def apply_rotary(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys (..., T, d), cosines and signed sines (T, d) -> each turned by the angles of its place."""
+    """Queries or keys (..., T, d), cosines and signed sines (T, d) -> each rotated by the angles of its position."""
     cosines, signed_sines = rotation
     return x * cosines + x.roll(x.shape[-1] // 2, dims=-1) * signed_sines  # (B, N, T, d)
