@@ -174,7 +174,8 @@ def test_labels_saved_by_earlier_versions_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["lables", None])
 def test_an_unknown_condition_is_told(name: str | None, tmp_path: Path) -> None:
     with pytest.raises(
-        SmaltiError, match=rf"unknown condition {name!r}; .*here are: coordinates, given, keypoints, labels, layout, m"
+        SmaltiError,
+        match=rf"unknown condition {name!r}; .*here are: composite, coordinates, keypoints, labels, layout, p",
     ):
         build_condition({"name": name}, tmp_path)
 

@@ -92,7 +92,10 @@ def test_coordinates_come_back_but_for_rounding() -> None:
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ((0, 0), r"\(0, 0\) is no place in a larger image; leave it out, or give Within\(top, left, of=\(H, W\)\)"),
+        (
+            (0, 0),
+            r"\(0, 0\) is not a crop of a larger image; leave it out, or give ImageCrop\(top, left, full_size=\(H, W\)\)",
+        ),
         (
             ImageCrop(-1, 0, full_size=(40, 60)),
             r"an image of 8 x 8 pixels .* at \(-1, 0\) reaches beyond .* 40 x 60; begin",

@@ -341,7 +341,7 @@ def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
         ),
         (
             {"condition": {"name": "depth"}},
-            r"unknown condition 'depth'; there are: coordinates, given, keypoints, labels, ",
+            r"unknown condition 'depth'; there are: composite, coordinates, keypoints, labels, ",
         ),
     ],
 )

@@ -191,7 +191,7 @@ def test_weights_that_learn_get_gradients() -> None:
     learning = FrozenConvolution(16, 16)
     learning(noise(1, 16, 16, 16)).sum().backward()
     assert learning.weight.grad is not None
-    assert not learning._kept
+    assert not learning._transformed
 
 
 @here
@@ -200,4 +200,6 @@ def test_vgg_is_computed_so_but_for_its_first_layer_and_its_last_pixels() -> Non
     distance = Perceptual(vgg16())
     distance(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32))
     layers = [each for each in distance.modules() if isinstance(each, FrozenConvolution)]
-    assert [bool(each._kept) for each in layers] == [False] + [True] * 3 + [False] * 9  # then fewer than 8 squares
+    assert [bool(each._transformed) for each in layers] == [False] + [True] * 3 + [
+        False
+    ] * 9  # then fewer than 8 squares

@@ -165,7 +165,7 @@ class _Norm(ctypes.Structure):
 @final
 class _Block(ctypes.Structure):
     _fields_ = [
-        *((name, _Norm) for name in ("attention", "query", "key", "perceptron")),
+        *((name, _Norm) for name in ("attention", "query", "key", "mlp")),
         ("project", _Map * 3),
         *((name, _Map) for name in ("out", "up", "down")),
         *((name, ctypes.c_long) for name in ("D", "N", "H")),
