@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from smalti.core.settings import parse
 from smalti.tokenizer.quantizers import VQ, Gumbel, GumbelSettings, Quantized, RemapSettings, VQSettings
-from smalti.tokenizer.quantizers.gumbel import warm_up_cosine
+from smalti.tokenizer.quantizers.gumbel import warmup_cosine
 from tests.golden import Golden, fixtures
 
 pytestmark = pytest.mark.golden
@@ -124,9 +124,9 @@ def test_temperatures(folder: Path) -> None:
         (facts["warmup_cosine"]["params"], facts["warmup_cosine"]["values"]),
     ):
         plan = {"start": numbers["lr_start"], "peak": numbers["lr_max"], "end": numbers["lr_min"]}
-        plan |= {"warm_up": numbers["warm_up_steps"], "decay": numbers["max_decay_steps"]}
+        plan |= {"warmup": numbers["warm_up_steps"], "decay": numbers["max_decay_steps"]}
         for step, value in values:
-            assert warm_up_cosine(step, **plan) == pytest.approx(value, rel=1e-12)
+            assert warmup_cosine(step, **plan) == pytest.approx(value, rel=1e-12)
 
 
 # --- code tables ----------------------------------------------------------------------------------------------------

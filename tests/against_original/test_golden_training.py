@@ -252,12 +252,12 @@ def prepared(golden: Golden, folder: Path, *, fabric: Fabric) -> TokenizerStage:
     images, params = golden["in.x"], loss_params(golden, {})
     tokenizer, weights = networks(golden)
     optimizer = {
-        "rate": golden.facts["lr"],
+        "lr": golden.facts["lr"],
         "betas": (0.5, 0.9),
         "weight_decay": 0.0,
-        "warm_up": 0.0,
-        "final": 1.0,
-        "clip": 0.0,
+        "warmup": 0.0,
+        "final_lr": 1.0,
+        "grad_clip": 0.0,
     }
     every = {f"{name}_every": LENGTH for name in ("log", "validate", "sample", "checkpoint")}
     settings = parse(

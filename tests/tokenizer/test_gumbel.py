@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from smalti.core.settings import parse
 from smalti.tokenizer.quantizers import Gumbel, GumbelSettings, Quantized
-from smalti.tokenizer.quantizers.gumbel import warm_up_cosine
+from smalti.tokenizer.quantizers.gumbel import warmup_cosine
 
 USED = [4, 0, 3]
 
@@ -166,20 +166,20 @@ def test_the_loss_lies_between_0_and_the_logarithm_of_the_size() -> None:
     start=st.floats(0.01, 2),
     peak=st.floats(0.01, 2),
     end=st.floats(0.01, 2),
-    warm_up=st.floats(0, 100),
+    warmup=st.floats(0, 100),
     decay=st.floats(0, 100),
 )
 def test_the_temperature_goes_from_start_over_peak_to_end(
-    start: float, peak: float, end: float, warm_up: float, decay: float
+    start: float, peak: float, end: float, warmup: float, decay: float
 ) -> None:
-    plan = {"start": start, "peak": peak, "end": end, "warm_up": warm_up, "decay": decay}
-    assert warm_up_cosine(0, **plan) == pytest.approx(start if warm_up else peak if decay else end)
-    if decay > warm_up:
-        assert warm_up_cosine(warm_up, **plan) == pytest.approx(peak)
-        assert warm_up_cosine((warm_up + decay) / 2, **plan) == pytest.approx((peak + end) / 2)
-    for seen in (max(warm_up, decay), 200.0):
-        assert warm_up_cosine(seen, **plan) == pytest.approx(end)
-    values = [warm_up_cosine(seen, **plan) for seen in range(120)]
+    plan = {"start": start, "peak": peak, "end": end, "warmup": warmup, "decay": decay}
+    assert warmup_cosine(0, **plan) == pytest.approx(start if warmup else peak if decay else end)
+    if decay > warmup:
+        assert warmup_cosine(warmup, **plan) == pytest.approx(peak)
+        assert warmup_cosine((warmup + decay) / 2, **plan) == pytest.approx((peak + end) / 2)
+    for seen in (max(warmup, decay), 200.0):
+        assert warmup_cosine(seen, **plan) == pytest.approx(end)
+    values = [warmup_cosine(seen, **plan) for seen in range(120)]
     assert min(start, peak, end) <= min(values) * (1 + 1e-9)
     assert max(values) <= max(start, peak, end) * (1 + 1e-9)
 

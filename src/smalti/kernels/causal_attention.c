@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../lanes.h"
+#include "lanes.h"
 
 #define ROWS (WIDE == PANEL ? PANEL : 4) /* at once; a divisor of PANEL */
 #define HALVES (PANEL / LANES)

@@ -8,7 +8,7 @@
 
 #include <omp.h>
 
-#include "../lanes.h"
+#include "lanes.h"
 
 #define ROWS 6 /* at once; times two registers of sums: as many as there are, but for what is multiplied */
 #define MANY 8 /* registers of one sum of values */

@@ -42,17 +42,17 @@ class TemperatureSettings:
     warmup: Amount = 0.0
     """When `peak` is reached, as a share of the training or in images."""
     decay: Amount = 0.5
-    """When `end` is reached, likewise; counted from the beginning of the training, as `warm_up` is."""
+    """When `end` is reached, likewise; counted from the beginning of the training, as `warmup` is."""
 
 
-def warm_up_cosine(seen: float, *, start: float, peak: float, end: float, warm_up: float, decay: float) -> float:
-    """The value after `seen`: from `start` in a line to `peak` at `warm_up`, then along half a cosine to `end` at `decay`.
+def warmup_cosine(seen: float, *, start: float, peak: float, end: float, warmup: float, decay: float) -> float:
+    """The value after `seen`: from `start` in a line to `peak` at `warmup`, then along half a cosine to `end` at `decay`.
 
-    All three counts in one unit. With `decay` at or before `warm_up` the value falls from `peak` to `end` at once.
+    All three counts in one unit. With `decay` at or before `warmup` the value falls from `peak` to `end` at once.
     """
-    if seen < warm_up:
-        return start + (peak - start) * seen / warm_up
-    progress = min((seen - warm_up) / (decay - warm_up), 1.0) if decay > warm_up else 1.0
+    if seen < warmup:
+        return start + (peak - start) * seen / warmup
+    progress = min((seen - warmup) / (decay - warmup), 1.0) if decay > warmup else 1.0
     return end + 0.5 * (peak - end) * (1 + math.cos(math.pi * progress))
 
 
@@ -137,8 +137,8 @@ class Gumbel(Quantizer):
 
     def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
         plan = self.settings.temperature
-        warm_up, decay = amount(plan.warmup, length=length), amount(plan.decay, length=length)
-        value = warm_up_cosine(seen, start=plan.start, peak=plan.peak, end=plan.end, warm_up=warm_up, decay=decay)
+        warmup, decay = amount(plan.warmup, length=length), amount(plan.decay, length=length)
+        value = warmup_cosine(seen, start=plan.start, peak=plan.peak, end=plan.end, warmup=warmup, decay=decay)
         return partial(self._drawn, temperature=value)
 
     def relaxed(self, features: Tensor) -> Quantized:
