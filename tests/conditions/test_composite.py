@@ -65,10 +65,10 @@ def test_a_prior_that_sees_the_whole_image_is_told_all_of_it() -> None:
 
 def test_a_window_is_told_its_part() -> None:
     both = several()
-    laid = both.encode_windows([{"label": "day"}, {}], grid=(4, 3))
+    generated = both.encode_windows([{"label": "day"}, {}], grid=(4, 3))
     whole = Coordinates(PLACES).encode_windows([None], grid=(4, 3))
     for window in (Window(0, 0, 2, 2), Window(2, 1, 2, 2)):
-        prefix = laid(window)
+        prefix = generated(window)
         assert prefix[:, 0].tolist() == [0, 3]
         assert torch.equal(prefix[0, 1:], whole(window)[0] + 4)
 
@@ -88,11 +88,11 @@ def test_it_is_saved_and_shown(tmp_path: Path) -> None:
     again = build_condition(both.save(tmp_path), tmp_path)
     codes = both.encode([{"label": "dusk"}])
     assert torch.equal(again.encode([{"label": "dusk"}]), codes)
-    shown = both.preview(codes[0])
-    assert shown.shape == (128, 256, 3)
+    displayed = both.preview(codes[0])
+    assert displayed.shape == (128, 256, 3)
     left_open = both.preview(both.drop_parts(codes, torch.tensor([[True, False]]))[0])
     assert (left_open[:, :128] == 0).all()
-    assert np.array_equal(left_open[:, 128:], shown[:, 128:])
+    assert np.array_equal(left_open[:, 128:], displayed[:, 128:])
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,11 @@ def test_where_a_part_lies_is_said(home: Path) -> None:
     mirrored = 0
     for draw in range(12):
         view = crops.view(3, draw)
-        said = sayer.of(crops)(3, view, draw).view(2, 2)
+        output = sayer.of(crops)(3, view, draw).view(2, 2)
         (height, width), left = view.whole, view.left_when_mirrored
         for row, column in ((0, 0), (1, 1)):
             y, x = view.top + 8 * row + 3.5, left + 8 * column + 3.5
-            assert abs(int(said[row, column]) / 100 - (y * width + x) / (height * width)) < 0.006
+            assert abs(int(output[row, column]) / 100 - (y * width + x) / (height * width)) < 0.006
         mirrored += view.mirrored
     assert 0 < mirrored < 12
 

@@ -119,7 +119,7 @@ def test_under_a_window_stands_what_is_true_there(name: str, changes: bool) -> N
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_a_prior_lays_a_image_that_is_larger_than_its_window(name: str) -> None:
+def test_a_prior_generates_a_image_that_is_larger_than_its_window(name: str) -> None:
     condition = EXAMPLES[name]
     torch.manual_seed(0)
     sizes = TransformerSettings(
@@ -132,10 +132,10 @@ def test_a_prior_lays_a_image_that_is_larger_than_its_window(name: str) -> None:
         heads=2,
     )
     at = condition.encode_windows(values_of(name, (5, 6)), grid=(5, 6))
-    laying = generate(
+    generation = generate(
         Transformer(sizes).eval(), at, sampler=Sampler(), seeds=torch.arange(2), known=unknown_codes(2, (5, 6))
     )
-    codes = final_codes(laying)
+    codes = final_codes(generation)
     assert codes.shape == (2, 5, 6)
     assert codes.min() >= 0
 
@@ -172,7 +172,7 @@ def test_labels_saved_by_earlier_versions_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["lables", None])
-def test_an_unknown_condition_is_told(name: str | None, tmp_path: Path) -> None:
+def test_an_unknown_condition_raises_an_error(name: str | None, tmp_path: Path) -> None:
     with pytest.raises(
         SmaltiError,
         match=rf"unknown condition {name!r}; .*here are: composite, coordinates, keypoints, labels, layout, p",
@@ -214,7 +214,7 @@ def test_codes_under_a_window_by_eye() -> None:
 
 @pytest.mark.parametrize("name", ["coordinates", "spatial"])
 @pytest.mark.parametrize(("grid", "least"), [((3, 8), "4 x 8"), ((4, 3), "4 x 4")])
-def test_images_smaller_than_the_window_are_told(name: str, grid: tuple[int, int], least: str) -> None:
+def test_images_smaller_than_the_window_raise_errors(name: str, grid: tuple[int, int], least: str) -> None:
     sentence = rf"lays 4 x 4 codes .* or more, {grid[0]} x {grid[1]} were requested; request at least {least}"
     with pytest.raises(SmaltiError, match=sentence):
         EXAMPLES[name].encode_windows(values_of(name, grid), grid=grid)
@@ -286,12 +286,12 @@ def test_given_codes_stay_as_they_are() -> None:
         (None, "None is not a row of codes; give 4 whole numbers"),
     ],
 )
-def test_codes_that_cannot_be_are_told(value: object, sentence: str) -> None:
+def test_codes_that_are_invalid_raise_errors(value: object, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         GIVEN.encode([[0, 1, 2, 3], value])
 
 
-def test_typed_codes_that_are_none_are_told() -> None:
+def test_typed_codes_that_are_none_raise_errors() -> None:
     with pytest.raises(SmaltiError, match="'1,two' is not a list of codes; give 4 whole numbers: 4,0,7"):
         GIVEN.read("1,two")
 
@@ -314,8 +314,10 @@ def test_classes_have_colors_of_their_own(count: int) -> None:
 
 
 def test_parts_by_eye() -> None:
-    shown = {name: ["".join(".#"[kept] for kept in row) for row in kept_part(name, (4, 8)).tolist()] for name in PARTS}
-    assert shown == {
+    displayed = {
+        name: ["".join(".#"[kept] for kept in row) for row in kept_part(name, (4, 8)).tolist()] for name in PARTS
+    }
+    assert displayed == {
         "top-half": ["########"] * 2 + ["........"] * 2,
         "bottom-half": ["........"] * 2 + ["########"] * 2,
         "left-half": ["####...."] * 4,
@@ -353,7 +355,7 @@ def test_a_mask_is_scaled_and_cropped_with_its_image(tmp_path: Path) -> None:
     assert kept.tolist() == [[False] * 4 + [True] * 4] * 8  # the middle 8 of 8 x 16
 
 
-def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_masks_that_do_not_fit_raise_errors(tmp_path: Path) -> None:
     Image.new("L", (8, 4)).save(tmp_path / "mask.png")
     with pytest.raises(SmaltiError, match=r"mask\.png is 4x8 pixels, its image 8x4; a mask has the size of its"):
         kept_by_mask(tmp_path / "mask.png", image=(8, 4), size=(4, 4))

@@ -105,7 +105,7 @@ def test_coordinates_come_back_but_for_rounding() -> None:
         (ImageCrop(0, 53, full_size=(40, 60)), r"at \(0, 53\) reaches beyond .* begin between \(0, 0\) and \(32, 52\)"),
     ],
 )
-def test_places_that_cannot_be_are_told(value: object, sentence: str) -> None:
+def test_places_that_are_invalid_raise_errors(value: object, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         COORDINATES.encode([value])
 
@@ -120,13 +120,13 @@ def test_places_that_cannot_be_are_told(value: object, sentence: str) -> None:
         (torch.full((1, 1, 8, 8), torch.nan), "from 0 to 1, and these are from nan to nan"),
     ],
 )
-def test_coordinate_images_that_cannot_be_are_told(images: Tensor, sentence: str) -> None:
+def test_coordinate_images_that_are_invalid_raise_errors(images: Tensor, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         COORDINATES.codes(images)
 
 
 @pytest.mark.parametrize("text", ["1,2", "a,b,4x4", "1,2,3,4", "-1,0,4x4"])
-def test_typed_places_that_are_none_are_told(text: str) -> None:
+def test_typed_places_that_are_none_raise_errors(text: str) -> None:
     with pytest.raises(SmaltiError, match=rf"'{text}' is not a crop of a larger image; write TOP,LEFT,HEIGHTxWIDTH"):
         COORDINATES.read(text)
 

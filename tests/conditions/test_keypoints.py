@@ -114,7 +114,7 @@ def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
     assert truncate([FACE, OTHER], ALONE) == [FACE, OTHER]
 
 
-def test_crops_and_lengths_that_cannot_be_are_told() -> None:
+def test_crops_and_lengths_that_are_invalid_raise_errors() -> None:
     with pytest.raises(SmaltiError, match="is not a part of an image; give left, top, width, height as shares of it"):
         encode_keypoints([FACE], ALONE, crop=Box(0.5, 0.0, 0.6, 1.0))
     with pytest.raises(SmaltiError, match="keypoints of this kind have 8 codes, and 6 were given"):
@@ -169,12 +169,12 @@ def test_too_many_figures_are_told_once_for_all_windows() -> None:
         ([[None, [float("nan"), 0.5], None]], r"left eye is at \[nan, 0.5\]"),
     ],
 )
-def test_figures_that_cannot_be_are_told(value: Any, sentence: str) -> None:
+def test_figures_that_are_invalid_raise_errors(value: Any, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         KEYPOINTS.encode([value])
 
 
-def test_files_that_hold_no_figures_are_told(tmp_path: Path) -> None:
+def test_files_that_hold_no_figures_raise_errors(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="there is no file"):
         KEYPOINTS.read(str(tmp_path / "nowhere.json"))
     (tmp_path / "one.json").write_text(json.dumps({"nose": [0, 0]}))
@@ -193,7 +193,7 @@ def test_files_that_hold_no_figures_are_told(tmp_path: Path) -> None:
         ("codebook_size", 4, "codebook_size = 4"),
     ],
 )
-def test_settings_that_cannot_be_are_told(key: str, value: Any, sentence: str, tmp_path: Path) -> None:
+def test_settings_that_are_invalid_raise_errors(key: str, value: Any, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         build_condition({**KEYPOINTS.save(tmp_path), key: value}, tmp_path)
 

@@ -116,10 +116,10 @@ def test_codes_say_what_was_written(objects: list[Annotation], crop: Box, flip: 
 
     # Whether boxes that only touch share a hair's breadth is a matter of rounding.
     assume(all(abs(shared(one.box, axis)) > 1e-9 for one in objects for axis in (0, 1)))
-    shown = [one for one in objects if min(shared(one.box, 0), shared(one.box, 1)) > 0]
+    displayed = [one for one in objects if min(shared(one.box, 0), shared(one.box, 1)) > 0]
     assert read.crop == pytest.approx(seen(crop))
-    assert [one.category for one in read.objects] == [one.category for one in shown]
-    for told, one in zip(read.objects, shown, strict=True):
+    assert [one.category for one in read.objects] == [one.category for one in displayed]
+    for told, one in zip(read.objects, displayed, strict=True):
         assert told.place == pytest.approx(seen(one.box))
         assert (told.group, told.occluded, told.depiction, told.inside) == (
             one.group,
@@ -169,7 +169,7 @@ def test_shuffling_leaves_the_list_that_was_given_alone() -> None:
         ((0, Box(0.5, 0.5, 0.1, -0.2)), "has a negative width or height"),
     ],
 )
-def test_objects_that_cannot_be_are_told(values: tuple[Any, ...], sentence: str) -> None:
+def test_objects_that_are_invalid_raise_errors(values: tuple[Any, ...], sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         Annotation(*values)
 
@@ -182,7 +182,7 @@ def test_an_object_without_area_or_outside_is_not_seen() -> None:
 @pytest.mark.parametrize(
     "crop", [Box(0.5, 0.0, 0.6, 1.0), Box(-0.1, 0.0, 0.6, 1.0), Box(0.0, 0.5, 1.0, 0.6), Box(0, 0, 0, 1)]
 )
-def test_crops_that_cannot_be_are_told(crop: Box) -> None:
+def test_crops_that_are_invalid_raise_errors(crop: Box) -> None:
     with pytest.raises(SmaltiError, match="is not a part of an image; give left, top, width, height as shares of it"):
         encode_layout([TREE], BOXES, crop=crop)
 
@@ -194,7 +194,7 @@ def test_a_crop_may_reach_beyond_its_image_by_a_hair() -> None:
         assert encode_layout([TREE, HOUSE], BOXES, crop=crop) == encode_layout([TREE, HOUSE], BOXES, crop=Box(*whole))
 
 
-def test_objects_without_a_code_are_told() -> None:
+def test_objects_without_a_code_raise_errors() -> None:
     with pytest.raises(SmaltiError, match="there is no object class 3; classes are 0 to 2"):
         encode_layout([Annotation(3, FULL_IMAGE)], BOXES)
     narrow = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=16, flags=True)
@@ -285,12 +285,12 @@ def test_all_windows_of_a_grid_are_crops() -> None:
         ([{**PLAIN[0], "group": 1}], "object 1 of the layout: group is true or false, not 1"),
     ],
 )
-def test_layouts_that_cannot_be_are_told(value: Any, sentence: str) -> None:
+def test_layouts_that_are_invalid_raise_errors(value: Any, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         LAYOUT.encode([value])
 
 
-def test_files_that_hold_no_layout_are_told(tmp_path: Path) -> None:
+def test_files_that_hold_no_layout_raise_errors(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="there is no file"):
         LAYOUT.read(str(tmp_path / "nowhere.json"))
     (tmp_path / "one.json").write_text(json.dumps(PLAIN[0]))
@@ -308,7 +308,7 @@ def test_files_that_hold_no_layout_are_told(tmp_path: Path) -> None:
         ("codebook_size", 3, "codebook_size = 3"),
     ],
 )
-def test_settings_that_cannot_be_are_told(key: str, value: Any, sentence: str, tmp_path: Path) -> None:
+def test_settings_that_are_invalid_raise_errors(key: str, value: Any, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         build_condition({**LAYOUT.save(tmp_path), key: value}, tmp_path)
 

@@ -138,12 +138,12 @@ def test_a_condition_has_its_tokenizer_in_its_folder(tmp_path: Path) -> None:
         ("depth", "depth.png", r"depth is a tensor or an array, not 'depth\.png'"),
     ],
 )
-def test_maps_that_cannot_be_are_told(kind: str, given: Any, sentence: str) -> None:
+def test_maps_that_are_invalid_raise_errors(kind: str, given: Any, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         maps(kind).encode([value(kind, 8, 12), given])
 
 
-def test_a_map_must_belong_to_the_grid_that_is_laid() -> None:
+def test_a_map_must_belong_to_the_grid_that_is_generated() -> None:
     with pytest.raises(
         SmaltiError, match=r"the depth is 8 x 12 pixels .* an image of 4 x 5 codes takes one of the shape of 16 x 20"
     ):
@@ -151,7 +151,7 @@ def test_a_map_must_belong_to_the_grid_that_is_laid() -> None:
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("depth", 3), ("image", 1), ("image", 5)])
-def test_a_tokenizer_for_other_channels_is_told(kind: str, channels: int) -> None:
+def test_a_tokenizer_for_other_channels_raises_an_error(kind: str, channels: int) -> None:
     settings = SpatialConditionSettings(kind=kind, key="map", grid=(2, 3))  # type: ignore[arg-type]
     with pytest.raises(
         SmaltiError, match=rf"'map' is for {channels} channels, and a {kind} has {KINDS[kind]}; take another"
@@ -224,7 +224,7 @@ def test_a_map_smaller_than_the_window_is_scaled_to_cover_it(
     assert maps(kind).codes([fitted], grid=grid).shape == (1, *grid)
 
 
-def test_a_image_smaller_than_the_window_is_told() -> None:
+def test_a_image_smaller_than_the_window_raises_an_error() -> None:
     with pytest.raises(SmaltiError, match=r"'depth' generates 2 x 3 codes .* or more, 2 x 2 were requested"):
         maps("depth").fit(value("depth", 8, 11), grid=(2, 2))
 
@@ -243,12 +243,12 @@ def test_a_file_tells_what_it_told_in_training(name: str, kind: str, size: tuple
     Image.fromarray(image).save(tmp_path / "file.png")
     source = open_source(tmp_path, kind=data_kinds.KINDS[kind](None))
     in_training = Crops(source, source.images, size=(8, 12), channels=KINDS[name], crop=CenterCrop(), seed=0)
-    wanted = in_training.to_images(in_training[0, 0].image)
+    expected = in_training.to_images(in_training[0, 0].image)
     condition = maps(name)
     fitted, _ = condition.fit(condition.read(str(tmp_path / "file.png")), grid=(2, 3))
     found = one_hot_labels(fitted, count=LABELS, key=name) if name == "segmentation" else fitted
-    assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= 2 * 2 / 255  # colors are scaled with 8 bits there
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 2 * 2 / 255  # colors are scaled with 8 bits there
     assert len(set(fitted.flatten().tolist())) > 3
 
 
@@ -338,7 +338,7 @@ def test_maps_are_turned_upright_as_images_are(tmp_path: Path) -> None:
     assert read_segmentation(tmp_path / "turned.png").tolist() == [[4, 3], [2, 1]]
 
 
-def test_files_that_are_no_segmentation_are_told(tmp_path: Path) -> None:
+def test_files_that_are_no_segmentation_raise_errors(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2), "red").save(tmp_path / "red.png")
     with pytest.raises(
         DamagedImage, match=r"red\.png holds colors, and a segmentation one label a pixel; save it with a pal"

@@ -103,10 +103,10 @@ def test_images_are_the_same(monkeypatch: pytest.MonkeyPatch, kind: str, guidanc
 def test_graphs_are_for_who_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU alone, and there only where the variable is set: the capture was never run."""
     monkeypatch.delenv("SMALTI_GRAPHS", raising=False)
-    asked = [torch.device("cpu"), torch.device("cuda")]
-    assert [sliding_window.uses_cuda_graphs(device) for device in asked] == [False, False]
+    requested = [torch.device("cpu"), torch.device("cuda")]
+    assert [sliding_window.uses_cuda_graphs(device) for device in requested] == [False, False]
     monkeypatch.setenv("SMALTI_GRAPHS", "1")
-    assert [sliding_window.uses_cuda_graphs(device) for device in asked] == [False, True]
+    assert [sliding_window.uses_cuda_graphs(device) for device in requested] == [False, True]
 
 
 class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]

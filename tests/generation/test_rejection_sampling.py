@@ -88,7 +88,7 @@ def test_the_best_is_that_of_the_slow_truth(size: tuple[int, int]) -> None:
     assert len(set(chosen.candidates.tolist())) > 1, "else nothing was chosen"
 
 
-def test_one_try_is_what_is_laid_today() -> None:
+def test_one_try_is_what_is_generated_today() -> None:
     pipe, known = pipeline(), unknown_codes(4, (3, 4))
     chosen = best_of(pipe, ["night"] * 4, known, sampler=Sampler(), seeds=pipe.seeds(9, 4), tries=1, score=indifferent)
     assert torch.equal(pipe.decode(chosen.codes), pipe.sample(4, label="night", seed=9))
@@ -109,7 +109,7 @@ def test_a_image_hangs_on_its_seed_alone() -> None:
         assert torch.equal(of(20 + place, 1)[0], together[place])
 
 
-def test_of_equals_the_first_is_kept_and_codes_are_told() -> None:
+def test_the_first_of_equals_is_kept() -> None:
     pipe, told = pipeline(), []
     chosen = best_of(
         pipe,
@@ -133,7 +133,7 @@ def test_of_equals_the_first_is_kept_and_codes_are_told() -> None:
         (2, lambda codes: torch.full((3,), math.nan), r"not \[nan, nan, nan\]; .* without NaN"),
     ],
 )
-def test_what_is_no_choice_is_told(tries: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
+def test_what_is_no_choice_raises_an_error(tries: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
     pipe = pipeline()
     with pytest.raises(SmaltiError, match=sentence):
         best_of(
@@ -187,7 +187,7 @@ def slow_nats(pipe: Pipeline, codes: Tensor, label: str | None, *, middle: Middl
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (2, 3), (5, 4), (3, 7), (6, 6)])
-def test_likelihood_is_that_under_the_window_that_would_lay_the_code(grid: tuple[int, int]) -> None:
+def test_likelihood_is_that_under_the_window_that_would_generate_the_code(grid: tuple[int, int]) -> None:
     pipe = pipeline()
     codes = torch.randint(16, (2, *grid), generator=torch.Generator().manual_seed(3))
     found = pipe.nll(codes, values=["dusk", None])
@@ -233,10 +233,10 @@ def test_the_score_is_the_mean_of_the_judged_codes() -> None:
     codes = final_codes(pipe.generate_codes(values, known, sampler=Sampler(guidance=2.0), seeds=pipe.seeds(0, 2)))
     scores = by_likelihood(pipe, values, known=known)(codes)
     with torch.no_grad():
-        nats = torch.stack([slow_nats(pipe, codes[place], value) for place, value in enumerate(values)])
+        losses = torch.stack([slow_nats(pipe, codes[place], value) for place, value in enumerate(values)])
     hole = torch.ones(4, 5, dtype=torch.bool)
     hole[0] = hole[1, :3] = False
-    torch.testing.assert_close(scores, -torch.stack([nats[0][hole].mean(), nats[1].mean()]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores, -torch.stack([losses[0][hole].mean(), losses[1].mean()]), rtol=1e-4, atol=1e-5)
 
 
 def test_tries_make_holes_fit() -> None:
@@ -313,7 +313,7 @@ def test_a_resnet_is_read_from_its_file(resnet: Path) -> None:
         )
 
 
-def test_files_that_hold_no_resnet_are_told(tmp_path: Path) -> None:
+def test_files_that_hold_no_resnet_raise_errors(tmp_path: Path) -> None:
     save_file({"fc.weight": torch.zeros(10, 2048), "extra": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(SmaltiError, match=r"other.safetensors \(a ResNet-50\) do not fit: conv1.weight is missing"):
         read_classifier(str(tmp_path / "other.safetensors"))
@@ -332,9 +332,9 @@ def test_published_weights_know_real_images(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SMALTI_WEIGHTS", str(SHARED / "weights"))
     arrays = [read_image(file, channels=3, name=file.name) for file in files]
     images = torch.stack([to_tensor(center_crop(resize_to_cover(each, (224, 224)), (224, 224))) for each in arrays])
-    classifier, asked = read_classifier("squeezenet"), [int(file.name[:3]) for file in files]
-    own = by_class(classifier, asked)(images).exp().mean()
-    others = by_class(classifier, [(number + 1) % 1000 for number in asked])(images).exp().mean()
+    classifier, requested = read_classifier("squeezenet"), [int(file.name[:3]) for file in files]
+    own = by_class(classifier, requested)(images).exp().mean()
+    others = by_class(classifier, [(number + 1) % 1000 for number in requested])(images).exp().mean()
     assert own > 0.3
     assert own > 5 * others
 
@@ -361,8 +361,8 @@ def test_the_command_keeps_the_try_that_shows_its_class(
         assert (told["tries"], told["chosen_by"]) == (3, resnet.name)
         assert (told["seed"], told["laid_with_seed"]) == (seed, seeds[best])
         assert told["score"] == pytest.approx(scores[best], abs=1e-3)
-        shown = to_tensor(pixels(kept).copy())
-        assert (shown - every[best][0]).abs().max() <= 1 / 127
+        displayed = to_tensor(pixels(kept).copy())
+        assert (displayed - every[best][0]).abs().max() <= 1 / 127
     for options, sentence, status in (
         (("--label", "12", "--tries", 1), "ask for --tries 2", 2),
         ((), "say which: --label", 1),

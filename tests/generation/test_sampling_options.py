@@ -18,7 +18,7 @@ from smalti.core.settings import parse
 from smalti.generation.code_sampler import SCHEDULES, Sampler, Schedule, filter_logits, guidance_scale, unknown_codes
 from smalti.pipeline import Pipeline
 from tests import reference
-from tests.generation.test_code_sampler import laid, small
+from tests.generation.test_code_sampler import sample_codes, small
 
 SAMPLERS = {
     "min-p": Sampler(min_p=0.2, temperature=0.8),
@@ -76,7 +76,7 @@ def test_schedules_begin_without_guidance_and_reach_all_of_it() -> None:
 def test_images_are_the_slow_truth(name: str, order: str, grid: tuple[int, int]) -> None:
     prior, known = small(order=order), unknown_codes(2, grid)
     known[:, 0, :2] = torch.tensor([3, 5])
-    codes = laid(prior, known, sampler=SAMPLERS[name])
+    codes = sample_codes(prior, known, sampler=SAMPLERS[name])
     for item in range(2):
         truth = reference.sampled(prior, torch.tensor([item]), known[item], sampler=SAMPLERS[name], seed=item)
         assert torch.equal(codes[item], truth)
@@ -84,18 +84,20 @@ def test_images_are_the_slow_truth(name: str, order: str, grid: tuple[int, int])
 
 def test_the_options_change_images() -> None:
     prior, known = small(), unknown_codes(3, (4, 4))
-    images = [laid(prior, known, sampler=Sampler(guidance=3.0, guidance_schedule=name)) for name in get_args(Schedule)]
-    images += [laid(prior, known), laid(prior, known, sampler=Sampler(min_p=0.5))]
+    images = [
+        sample_codes(prior, known, sampler=Sampler(guidance=3.0, guidance_schedule=name)) for name in get_args(Schedule)
+    ]
+    images += [sample_codes(prior, known), sample_codes(prior, known, sampler=Sampler(min_p=0.5))]
     assert all(not torch.equal(a, b) for place, a in enumerate(images) for b in images[:place])
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_a_image_laid_on_from_its_own_codes_is_the_same_under_a_schedule(name: str) -> None:
+def test_an_image_resumed_from_its_own_codes_is_the_same_under_a_schedule(name: str) -> None:
     prior = small()
-    whole = laid(prior, unknown_codes(1, (7, 4)), sampler=SAMPLERS[name])
+    whole = sample_codes(prior, unknown_codes(1, (7, 4)), sampler=SAMPLERS[name])
     half = whole.clone()
     half[:, 3:] = -1
-    assert torch.equal(laid(prior, half, sampler=SAMPLERS[name]), whole)
+    assert torch.equal(sample_codes(prior, half, sampler=SAMPLERS[name]), whole)
 
 
 @pytest.mark.parametrize("offered", [Pipeline.sample, Pipeline.stream, commands.sample, commands.complete])

@@ -14,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from smalti.generation import code_sampler as laying
+from smalti.generation import code_sampler
 from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.kernels.decode_block import MAX_ROWS, DecodeBlock, PackedLinear, attend, attention_is_supported, available
 from smalti.kernels.prepacked import prepacked
@@ -112,13 +112,13 @@ def test_blocks_are_the_same_code_by_code(
     prior.requires_grad_(False)
     exact = copy.deepcopy(prior).double()
     caches = prior.empty_cache(), exact.empty_cache()
-    twin = prepacked(prior)
-    steps = [block.decode_block for block in twin.get_submodule("blocks").children()]
+    copied = prepacked(prior)
+    steps = [block.decode_block for block in copied.get_submodule("blocks").children()]
     assert all(isinstance(step, DecodeBlock) for step in steps)
     with threads(threaded):
         for count in calls:
             codes = torch.randint(9, (batch, count), generator=torch.Generator().manual_seed(count))
-            close_to_exact(twin.features(codes, caches[0]), exact.features(codes, caches[1]), far=2e-5)
+            close_to_exact(copied.features(codes, caches[0]), exact.features(codes, caches[1]), far=2e-5)
 
 
 @here
@@ -164,7 +164,7 @@ def test_the_codes_are_those_of_pytorch(
 
     found = laid()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(laying, "prepacked", lambda module: module)
+        patch.setattr(code_sampler, "prepacked", lambda module: module)
         assert torch.equal(found, laid())
 
 
@@ -182,9 +182,9 @@ def test_widths_that_do_not_suit_are_pytorchs(build: Callable[..., Transformer |
 def test_without_a_compiler_it_is_onednns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smalti.kernels.decode_block._library", lambda: None)
     prior = BUILDERS[name]()
-    twin, codes = prepacked(prior), torch.tensor([[1, 2]])
-    assert not any(isinstance(module, PackedLinear) for module in twin.modules())
+    copied, codes = prepacked(prior), torch.tensor([[1, 2]])
+    assert not any(isinstance(module, PackedLinear) for module in copied.modules())
     if isinstance(prior, Neighborhood):
         codes = prior.join(prior.null_prefix(1), torch.zeros(1, 15, dtype=torch.int64))
-    found = twin(codes, cache=prior.empty_cache())
+    found = copied(codes, cache=prior.empty_cache())
     torch.testing.assert_close(found, prior(codes, cache=prior.empty_cache()), rtol=1e-4, atol=1e-4)

@@ -11,7 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from smalti.generation import code_sampler as laying
+from smalti.generation import code_sampler
 from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.kernels.decode_block import MAX_ROWS
 from smalti.kernels.prepacked import prepacked
@@ -41,7 +41,7 @@ def test_products_are_the_same_up_to_rounding(rows: int, read: int, made: int, b
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_packed_prior_lays_the_same_codes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepacked_prior_generates_the_same_codes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = BUILDERS[name](grid=(4, 4))
 
     def laid() -> Tensor:
@@ -51,19 +51,19 @@ def test_a_packed_prior_lays_the_same_codes(name: str, monkeypatch: pytest.Monke
         )
 
     found = laid()
-    monkeypatch.setattr(laying, "prepacked", lambda module: module)
+    monkeypatch.setattr(code_sampler, "prepacked", lambda module: module)
     assert torch.equal(found, laid())
 
 
 def test_packing_leaves_the_module_as_it_is_and_shares_what_it_can() -> None:
     prior = small_gpt()
     before = copy.deepcopy(prior.state_dict())
-    twin = prepacked(prior)
-    assert type(twin) is type(prior)
-    assert twin.embedding is prior.embedding
+    copied = prepacked(prior)
+    assert type(copied) is type(prior)
+    assert copied.embedding is prior.embedding
     assert isinstance(prior.head, nn.Linear)
-    assert not isinstance(twin.head, nn.Linear)
-    assert twin.head.weight is prior.head.weight
+    assert not isinstance(copied.head, nn.Linear)
+    assert copied.head.weight is prior.head.weight
     assert all(torch.equal(value, before[key]) for key, value in prior.state_dict().items())
 
 

@@ -73,7 +73,7 @@ def maps(seed: int) -> SpatialCondition:
     return SpatialCondition(SpatialConditionSettings(kind="image", key="before", grid=(4, 4)), model)
 
 
-def told(condition: Condition, beside: Tensor) -> Tensor:
+def prefix_codes(condition: Condition, beside: Tensor) -> Tensor:
     """What lies beside images -> the codes before theirs: those of images (B,3,H,W), or of noise (B,3) from 0 to 4."""
     return condition.encode([*beside]) if beside.ndim == 4 else ((beside + 1) * 2.5).long().clamp(max=4)
 
@@ -98,7 +98,7 @@ def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise
     """Codes of three images for training and five held out, and the latter."""
     beside = (3, SIDE, SIDE) if isinstance(condition, SpatialCondition) else (3,)
     parts, model = [Noise(count, beside=beside, seed=count) for count in (3, 5)], tokenizer()
-    prefix = None if condition is None else Prefix(condition, "somebody", partial(told, condition))
+    prefix = None if condition is None else Prefix(condition, "somebody", partial(prefix_codes, condition))
     write_codes(
         folder, training=parts[0], validation=parts[1], encode=lambda images: model.encode(images).codes, batch=4,
         copies=1, fingerprint=model.fingerprint(), size=16, factor=4, labels=("a", "b"), seed=0, prefix=prefix,
@@ -116,7 +116,10 @@ def test_codes_are_measured_with_what_stands_before_them(
     found = measure_prior(pipe, kept, protocol=priors("images.count=4"), device=CPU, batch=3)
     some = [0, 1, 2, 3]  # 5 images, 4 of them evenly spread
     with torch.no_grad():
-        prefix, codes = told(condition, held_out.beside[some]), pipe.tokenizer.encode(held_out.images[some]).codes
+        prefix, codes = (
+            prefix_codes(condition, held_out.beside[some]),
+            pipe.tokenizer.encode(held_out.images[some]).codes,
+        )
         expected = nll(pipe.prior, prefix, codes).mean((1, 2))
         others = nll(pipe.prior, prefix.roll(1, 0), codes).mean((1, 2))
     torch.testing.assert_close(found.values["nats_a_code"], expected, rtol=1e-4, atol=1e-5)

@@ -137,7 +137,7 @@ def test_condition_and_image_codes_share_their_numbers() -> None:
     assert prior.join(torch.tensor([[0, 13, 2]]), torch.tensor([[0, 10]])).tolist() == [[0, 13, 2, 0, 10]]
 
 
-def test_codes_of_the_condition_alone_are_never_laid() -> None:
+def test_codes_of_the_condition_alone_are_never_generated() -> None:
     prior = small()
     state = prior.state_dict()
     state["head.weight"][11:] = 100 * state["norm.bias"]  # their logits are above all others
@@ -147,8 +147,8 @@ def test_codes_of_the_condition_alone_are_never_laid() -> None:
     assert logits[0, -1].argmax() >= 11
     torch.testing.assert_close(prior.next_logits(prefix, cache=NoCache(columns=4)), logits[:, -1, :11])
     known, seeds = unknown_codes(1, (3, 4)), torch.tensor([0])
-    laid = final_codes(sample(prior, prefix, (3, 4), sampler=Sampler(), seeds=seeds, known=known))
-    assert laid.max() < 11
+    generated = final_codes(sample(prior, prefix, (3, 4), sampler=Sampler(), seeds=seeds, known=known))
+    assert generated.max() < 11
 
 
 def test_the_start_code_says_nothing() -> None:
@@ -226,6 +226,6 @@ def test_each_dropout_works_in_training_only(kind: str) -> None:
         ({"positions": 3}, "unknown key 'positions'"),
     ],
 )
-def test_settings_that_cannot_be_are_told(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_are_invalid_raise_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SmaltiError, match=message):
         small(**changes)

@@ -15,8 +15,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
 from smalti.generation.neighborhood_decoding import RowCacheAttention, neighborhood_waves
-from smalti.prior import Neighborhood, NeighborhoodSettings, NoCache, nll, parameter_groups
-from smalti.prior import neighborhood as rooms
+from smalti.prior import Neighborhood, NeighborhoodSettings, NoCache, neighborhood, nll, parameter_groups
 from smalti.prior.code_likelihood import window_nll
 from smalti.training.prior_networks import Codes, NeighborhoodNetwork, build_network
 from tests import reference
@@ -82,11 +81,11 @@ def test_one_layer_sees_its_neighborhood_and_nothing_else(reach: int) -> None:
         other = codes.clone()
         other[0, i, j] = (other[0, i, j] + 1) % 9
         changed = (logits_of(prior, prefix, other)[0] - before).abs().amax(-1) > 1e-6
-        told = [(i, j + 1)] * (j + 1 < grid[1]) + [(i + 1, j)] * (i + 1 < grid[0])
+        inputs = [(i, j + 1)] * (j + 1 < grid[1]) + [(i + 1, j)] * (i + 1 < grid[0])
         for a in range(grid[0]):
             for b in range(grid[1]):
                 near = any(
-                    (0 < a - x <= reach and abs(b - y) <= reach) or (a == x and 0 <= b - y <= reach) for x, y in told
+                    (0 < a - x <= reach and abs(b - y) <= reach) or (a == x and 0 <= b - y <= reach) for x, y in inputs
                 )
                 assert bool(changed[a, b]) == near, (i, j, a, b)
 
@@ -127,7 +126,7 @@ def test_tiles_are_the_whole_mask(grid: tuple[int, int], reach: int, tile: int) 
     prefix, codes = prefix_for(prior, 2, grid), drawn(2, *grid, below=9)
     whole = logits_of(prior, prefix, codes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rooms, "TILE_SIZE", tile)
+        patch.setattr(neighborhood, "TILE_SIZE", tile)
         torch.testing.assert_close(logits_of(prior, prefix, codes), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -200,17 +199,17 @@ def test_each_wave_is_one_call_and_a_row_of_codes_is_more_each_time() -> None:
     assert len(calls) == 12 + 4 * 3
     assert sum(count for _, count in calls) == 5 * 12
     assert len(steps) == 5
-    laid = [int((codes[0] >= 0).sum()) for codes in steps]
-    assert all(12 * row <= count < 12 * row + 5 for row, count in enumerate(laid, start=1))
+    generated = [int((codes[0] >= 0).sum()) for codes in steps]
+    assert all(12 * row <= count < 12 * row + 5 for row, count in enumerate(generated, start=1))
 
 
 def test_a_image_that_is_told_nothing_may_have_any_size() -> None:
     prior = small(**KINDS["label, map, more"])
     null, known, seeds = prior.null_prefix(1), unknown_codes(1, (3, 7)), torch.arange(1)
-    laid = final_codes(generate(prior, lambda window: null, sampler=Sampler(), seeds=seeds, known=known))
+    generated = final_codes(generate(prior, lambda window: null, sampler=Sampler(), seeds=seeds, known=known))
     whole = torch.full((1, 3 + 21), 3)
     same = final_codes(generate(prior, lambda window: whole, sampler=Sampler(), seeds=seeds, known=known))
-    assert torch.equal(laid, same)
+    assert torch.equal(generated, same)
     with pytest.raises(SmaltiError, match="the prefix has 19 codes, and for 3 x 7 codes this prior reads 24"):
         final_codes(generate(prior, lambda window: null * 0, sampler=Sampler(), seeds=seeds, known=known))
 
@@ -254,7 +253,7 @@ def test_it_learns_from_crops_and_knows_larger_images() -> None:
     assert larger < 0.1
 
 
-def test_settings_that_do_not_go_together_are_told() -> None:
+def test_settings_that_do_not_go_together_raise_errors() -> None:
     with pytest.raises(SmaltiError, match="multiple of 4 x heads"):
         small(embed_dim=36)
     with pytest.raises(SmaltiError, match="a map of 16 codes from 1 on does not fit into 16 prefix codes"):

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import flex_attention as theirs
 
-from smalti.prior import Neighborhood, NoCache
-from smalti.prior import neighborhood as rooms
+from smalti.prior import Neighborhood, NoCache, neighborhood
 from smalti.prior.flex_attention import BLOCK_SIZE, MIN_HEAD_DIM, block_mask
 from smalti.prior.neighborhood import FlexGridAttention, TiledGridAttention, neighborhood_mask
 from tests.prior.test_neighborhood import KINDS, drawn, prefix_for, small
@@ -161,7 +160,7 @@ def test_on_a_gpu_compiled_blocks_see_and_learn_the_same(
         return [found, *torch.autograd.grad(found.square().mean(), list(prior.blocks.parameters()))]
 
     truth = learned()
-    monkeypatch.setattr(rooms, "FlexGridAttention", Spy)
+    monkeypatch.setattr(neighborhood, "FlexGridAttention", Spy)
     for block in prior.blocks:
         block.compile(dynamic=False)
     for found, expected in zip(learned(), truth, strict=True):

@@ -108,14 +108,14 @@ def test_a_code_changes_its_own_and_later_logits_only(
             changed[0, place] = first + (changed[0, place] - first + 1) % count
             difference = (prior(changed, cache=context) - before).abs().amax(dim=(0, 2))
             assert (difference[:place] == 0).all(), f"code {place} is seen too early"
-            told = prefix - 1
+            inputs = prefix - 1
             if place >= prefix:
-                told = place
+                inputs = place
             elif prefix == window[0] * window[1]:  # a map
                 row, column = divmod(place, window[1])
-                told += row * grid[1] + column if row < grid[0] and column < grid[1] else codes.shape[1]
-            assert (difference[:told] == 0).all()
-            assert (difference[told:] > 1e-9).all(), f"code {place} is not seen"
+                inputs += row * grid[1] + column if row < grid[0] and column < grid[1] else codes.shape[1]
+            assert (difference[:inputs] == 0).all()
+            assert (difference[inputs:] > 1e-9).all(), f"code {place} is not seen"
 
 
 @examples(deadline=None, max_examples=40)
@@ -263,14 +263,14 @@ def test_the_order_of_prefix_codes_matters() -> None:
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (2, 3), (1, 1)])
-def test_nats_are_those_of_one_code_after_the_other(grid: tuple[int, int]) -> None:
+def test_nlls_are_those_of_one_code_after_the_other(grid: tuple[int, int]) -> None:
     prior = small().double()
     codes, prefix = torch.randint(K, (2, *grid)), torch.tensor([[0, 3], [2, 1]])
     with torch.no_grad():
         losses = nll(prior, prefix, codes)
         for turn in range(grid[0] * grid[1]):
-            heard = codes.flatten(1)[:, :turn]
-            logits = prior(prior.join(prefix, heard), cache=NoCache(columns=grid[1]))[:, -1]
+            inputs = codes.flatten(1)[:, :turn]
+            logits = prior(prior.join(prefix, inputs), cache=NoCache(columns=grid[1]))[:, -1]
             truth = -logits.log_softmax(dim=1).gather(1, codes.flatten(1)[:, [turn]])[:, 0]
             torch.testing.assert_close(losses.flatten(1)[:, turn], truth)
 
@@ -293,16 +293,16 @@ def test_a_fresh_one_knows_nothing() -> None:
 @pytest.mark.parametrize("prefix", [1, 12])
 def test_it_learns_a_few_images_by_heart(prefix: int) -> None:
     prior = fresh(prefix_length=prefix, embed_dim=32)
-    codes, told = torch.randint(K, (3, 3, 4)), torch.arange(3)[:, None].expand(-1, prefix)
+    codes, inputs = torch.randint(K, (3, 3, 4)), torch.arange(3)[:, None].expand(-1, prefix)
     optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.01), lr=5e-3, betas=(0.9, 0.95))
     for _ in range(80):
         optimizer.zero_grad()
-        nll(prior, told, codes).mean().backward()  # type: ignore[no-untyped-call]
+        nll(prior, inputs, codes).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     prior.eval()
     with torch.no_grad():
-        assert nll(prior, told, codes).mean() < 0.05
-        assert nll(prior, told.roll(1, 0), codes)[:, 0, 0].mean() > 1, "the condition is not read"
+        assert nll(prior, inputs, codes).mean() < 0.05
+        assert nll(prior, inputs.roll(1, 0), codes)[:, 0, 0].mean() > 1, "the condition is not read"
 
 
 def test_dropout_works_in_training_only() -> None:
@@ -326,7 +326,7 @@ def test_matrices_decay_and_nothing_else() -> None:
 SAMPLERS = {"plain": Sampler(), "guided": Sampler(guidance=1.7, top_k=7), "unconditional": Sampler(guidance=0)}
 
 
-def laid(prior: PixelSNAIL, prefix: Tensor, known: Tensor, *, sampler: Sampler) -> Tensor:
+def sample_codes(prior: PixelSNAIL, prefix: Tensor, known: Tensor, *, sampler: Sampler) -> Tensor:
     seeds, grid = torch.arange(len(known)), (known.shape[1], known.shape[2])
     return final_codes(sample(prior, prefix, grid, sampler=sampler, seeds=seeds, known=known))
 
@@ -340,7 +340,7 @@ def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int], cou
     known = torch.randint(K, (2, *grid), generator=generator)
     known[torch.rand(known.shape, generator=generator) < 0.7] = -1
     prefix = torch.randint(C, (2, count), generator=generator)
-    codes = laid(prior, prefix, known, sampler=SAMPLERS[name])
+    codes = sample_codes(prior, prefix, known, sampler=SAMPLERS[name])
     assert torch.equal(codes[known >= 0], known[known >= 0])
     for item in range(2):
         truth = reference.sampled(prior, prefix[item], known[item], sampler=SAMPLERS[name], seed=item)
@@ -350,9 +350,9 @@ def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int], cou
 def test_guidance_reads_the_empty_prefix() -> None:
     prior, known = small(), unknown_codes(1, (3, 4))
     for label in (0, 1):
-        forgotten = laid(prior, torch.full((1, 2), label), known, sampler=SAMPLERS["unconditional"])
-        assert torch.equal(forgotten, laid(prior, prior.null_prefix(1), known, sampler=SAMPLERS["plain"]))
-    guided = [laid(prior, torch.zeros(1, 2).long(), known, sampler=Sampler(guidance=g)) for g in (1.0, 3.0)]
+        forgotten = sample_codes(prior, torch.full((1, 2), label), known, sampler=SAMPLERS["unconditional"])
+        assert torch.equal(forgotten, sample_codes(prior, prior.null_prefix(1), known, sampler=SAMPLERS["plain"]))
+    guided = [sample_codes(prior, torch.zeros(1, 2).long(), known, sampler=Sampler(guidance=g)) for g in (1.0, 3.0)]
     assert not torch.equal(*guided)
 
 
@@ -371,7 +371,7 @@ def test_guidance_reads_the_empty_prefix() -> None:
         ({"res_block": 3}, "did you mean 'res_blocks'"),
     ],
 )
-def test_settings_that_cannot_be_are_told(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_are_invalid_raise_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SmaltiError, match=message):
         fresh(**changes)
 
@@ -386,8 +386,8 @@ def test_it_is_built_for_the_codes_that_it_reads() -> None:
     network = PixelSNAILNetwork(layers=1, res_blocks=3, embed_dim=16, heads=2, kernel_size=3, dropout=0.2)
     prior, vocabulary = build_network(network, read)
     assert isinstance(prior, PixelSNAIL)
-    wanted = {**as_mapping(network), "codebook_size": 19, "grid": (2, 3), "condition_size": 5, "prefix_length": 6}
-    assert prior.settings == PixelSNAILSettings(**wanted)
+    expected = {**as_mapping(network), "codebook_size": 19, "grid": (2, 3), "condition_size": 5, "prefix_length": 6}
+    assert prior.settings == PixelSNAILSettings(**expected)
     assert vocabulary == 19
     with pytest.raises(SmaltiError, match=r"network: order = 'random': .* take the order raster alone"):
         build_network(PixelSNAILNetwork(order="random"), read)

@@ -227,7 +227,7 @@ def test_a_fresh_prior_knows_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("grid", [(3, 4), (2, 3), (1, 1)])
 @pytest.mark.parametrize("corrupted", [False, True])
-def test_nats_are_those_of_one_code_after_the_other(kind: str, grid: tuple[int, int], corrupted: bool) -> None:
+def test_nlls_are_those_of_one_code_after_the_other(kind: str, grid: tuple[int, int], corrupted: bool) -> None:
     prior = some(kind)
     grid = grid if prior.order == "raster" else prior.grid
     codes, prefix = torch.randint(11, (2, *grid)), torch.tensor([[0, 3], [2, 1]])
@@ -236,14 +236,14 @@ def test_nats_are_those_of_one_code_after_the_other(kind: str, grid: tuple[int, 
     with torch.no_grad():
         losses = nll(prior, prefix, codes, inputs=told) if corrupted else nll(prior, prefix, codes)
         for turn, place in enumerate(order.tolist()):
-            heard = told.flatten(1)[:, order[:turn]]
-            logits = prior(prior.join(prefix, heard), cache=NoCache(columns=grid[1]))[:, -1]
+            inputs = told.flatten(1)[:, order[:turn]]
+            logits = prior(prior.join(prefix, inputs), cache=NoCache(columns=grid[1]))[:, -1]
             truth = -logits.log_softmax(dim=1).gather(1, codes.flatten(1)[:, [place]])[:, 0]
             torch.testing.assert_close(losses.flatten(1)[:, place], truth, atol=1e-4, rtol=1e-5)
     assert losses.shape == codes.shape
 
 
-def test_nats_are_single_precision_at_least(kind: str) -> None:
+def test_nlls_are_single_precision_at_least(kind: str) -> None:
     prefix, codes = torch.tensor([[0, 3]]), torch.randint(11, (1, 3, 4))
     single = nll(some(kind), prefix, codes)
     assert single.dtype == torch.float32
@@ -404,7 +404,7 @@ def test_settings_change_the_logits(changes: dict[str, Any]) -> None:
         ({"mlp_dim": -1}, "mlp_dim = -1"),
     ],
 )
-def test_settings_that_cannot_be_are_told(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_are_invalid_raise_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SmaltiError, match=message):
         small(**changes)
 
