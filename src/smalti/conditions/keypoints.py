@@ -1,8 +1,8 @@
-"""Points of figures as a condition: the pose of a person, the corners of a house.
+"""Keypoints of figures as a condition: the pose of a person, the corners of a house.
 
-Letters: B batch, P prefix codes, h w grid of codes, n x n points of an image (see `places`).
-The paper (Esser et al., arXiv 2012.09841, section 4.2) makes persons of poses that are drawn as images; here the points
-themselves are the codes, one each, so that no tokenizer of its own is needed.
+Letters: B batch, P prefix codes, h w grid of codes, n x n points of an image (see `location_codes`). The paper
+(Esser et al., arXiv 2012.09841, section 4.2) generates persons from poses that are drawn as images; here the points
+themselves are the codes, one each, so no separate tokenizer is needed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from smalti.prior.window import Window, before_middle
 Point: TypeAlias = tuple[float, float]
 """x and y in shares of the image's width and height, from the left top."""
 Figure: TypeAlias = tuple[Point | None, ...]
-"""A place for each of the settings' points, None where it is not seen."""
+"""One position per point of the settings, None if it is not visible."""
 
 _MAX_COORDINATE = (
     10.0  # a figure may be cut by the border, but no point of it is so far outside: then its numbers are pixels
@@ -59,12 +59,13 @@ _GRAY = (160, 160, 160)
 
 @settings
 class KeypointsSettings:
-    """How figures are written as codes.
+    """The encoding of figures.
 
-    `points`: the names of a figure's points, in the order of their codes. `most`: figures an image has room for. `size`: how
-    many codes there are, n x n places and one more for "none". `encode_crop`: places are those in the whole image, and the
-    part of it that is seen is two codes more; else places are those in the part. `rasterize`: rows and columns of a map behind all
-    that, in which each place has the number of a point that lies there, in what is seen; (0, 0) for none.
+    `points`: the names of a figure's points, in the order of their codes. `max_figures`: the maximum number of
+    figures. `codebook_size`: the number of codes, n x n positions plus one for "none". `encode_crop`: positions are
+    relative to the whole image, and the visible crop takes two more codes; otherwise positions are relative to the
+    crop. `drawn`: rows and columns of an additional map, in which each position has the index of a point there; (0,
+    0) for none.
     """
 
     name: Literal["keypoints"] = "keypoints"
@@ -81,33 +82,33 @@ class KeypointsSettings:
 
     @property
     def none(self) -> int:
-        """The code of a point that is not seen."""
+        """The code of an invisible point."""
         return self.codebook_size - 1
 
     @property
     def sections(self) -> int:
-        """n: places along one side of an image."""
+        """n: points along one side of an image."""
         return math.isqrt(self.codebook_size - 1)
 
     @property
     def list_length(self) -> int:
-        """Codes of the list of figures and of the crop."""
+        """Number of codes of the list of figures and of the crop."""
         return self.max_figures * len(self.points) + 2 * self.encode_crop
 
     @property
     def length(self) -> int:
-        """Codes an image."""
+        """Number of codes per image."""
         return self.list_length + self.drawn[0] * self.drawn[1]
 
     @property
     def flip_permutation(self) -> tuple[int, ...]:
-        """For each point the number of the one that stands in its place in a mirror: a left hand is a right one there."""
+        """For each point the index of its counterpart in the mirrored image: left and right are exchanged."""
         number = {name: place for place, name in enumerate(self.points)}
         return tuple(number.get(_other_side(name), place) for place, name in enumerate(self.points))
 
 
 def _other_side(name: str) -> str:
-    """A name -> the same with left for right and right for left."""
+    """A name with left and right exchanged."""
     return re.sub("left|right|Left|Right|LEFT|RIGHT", lambda found: _SIDES[found[0]], name)
 
 
@@ -115,7 +116,7 @@ _SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "L
 
 
 class DecodedKeypoints(NamedTuple):
-    """The figures of an image as their codes tell of them. Where the crop is not among the codes, it is all that is seen."""
+    """The decoded figures of an image. If the crop is not encoded, it is the whole visible part."""
 
     figures: tuple[Figure, ...]
     crop: Box
@@ -124,11 +125,11 @@ class DecodedKeypoints(NamedTuple):
 def encode_keypoints(
     figures: Sequence[Figure], settings: KeypointsSettings, *, crop: Box = FULL_IMAGE, flip: bool = False
 ) -> tuple[int, ...]:
-    """Figures in an image -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
+    """Figures in an image -> their `settings.length` codes, in order, for the part of the image in `crop`.
 
-    Points outside the crop are not seen, and a figure of which no point is seen is left out, after the list was shortened to
-    what there is room for. `flip` mirrors the image left to right, and exchanges points that are called left and right.
-    Raises `SmaltiError` for a crop that is no part of the image.
+    The list is truncated first. Points outside the crop are invisible, and figures without visible points are
+    dropped. `flip` mirrors the image left to right, and exchanges left and right points. Raises `SmaltiError` for a
+    crop that is not a part of the image.
     """
     check_crop(crop)
     view = FULL_IMAGE if settings.encode_crop else crop
@@ -158,7 +159,7 @@ def encode_keypoints(
 
 
 def truncate(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Figure]:
-    """The first figures, as many as there is room for. Warns when others are left out."""
+    """The first `max_figures` figures. Warns if figures are dropped."""
     if len(figures) > settings.max_figures:
         warnings.warn(
             f"{len(figures)} figures with keypoints; there is room for {settings.max_figures}, and the last ones are left out",
@@ -168,7 +169,7 @@ def truncate(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Fig
 
 
 def _to_view(point: Point | None, crop: Box, view: Box) -> Point | None:
-    """A place in an image -> in its part `view`; None where it is not in the crop."""
+    """A point in an image -> relative to its part `view`; None if it is outside the crop."""
     if point is None:
         return None
     x, y = point[0] - crop.left, point[1] - crop.top
@@ -183,9 +184,9 @@ def _flipped(point: Point | None) -> Point | None:
 
 
 def decode_keypoints(codes: Sequence[int], settings: KeypointsSettings) -> DecodedKeypoints:
-    """The codes of keypoints -> what they say: the inverse of `encode_keypoints`, as far as rounding lets it be.
+    """The codes of keypoints -> the figures: the inverse of `encode_keypoints`, up to rounding.
 
-    Raises `SmaltiError` for another number of codes than `settings.length`.
+    Raises `SmaltiError` for a number of codes other than `settings.length`.
     """
     if len(codes) != settings.length:
         raise SmaltiError(f"keypoints of this kind have {settings.length} codes, and {len(codes)} were given")
@@ -199,11 +200,11 @@ def decode_keypoints(codes: Sequence[int], settings: KeypointsSettings) -> Decod
 
 @final
 class Keypoints(Condition):
-    """Lists of figures -> (B,P): where each of their points is, and which part of the image is seen.
+    """Lists of figures -> (B,P): the positions of their points, and the visible crop.
 
-    A figure is a list with (x, y), in shares of the image, for each of `settings.points`, or None (null in JSON) where it is
-    not seen; or a mapping of their names to places, with those left out that are not seen. Points outside the image are not
-    seen either. The figures keep their order.
+    A figure is a list with (x, y), in shares of the image, for each of `settings.points`, or None (null in JSON) if
+    it is not visible; or a mapping of point names to positions without the invisible points. Points outside the
+    image are invisible. The figures keep their order.
     """
 
     key = "keypoints"
@@ -256,7 +257,7 @@ class Keypoints(Condition):
         return self._codes([self.figures(value) for value in values], FULL_IMAGE)
 
     def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
-        """As the base says: under a window the figures are those of the image, with the window as the part that is seen."""
+        """As in the base class; the crop is the window."""
         images = [truncate(self.figures(value), self.settings) for value in values]
 
         def prefix_at(window: Window) -> Tensor:
@@ -269,7 +270,7 @@ class Keypoints(Condition):
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
 
     def preview(self, codes: Tensor) -> Array:
-        """Codes (P,) -> a dot for each point, in a color of its own, lines between points that follow, and the crop in gray."""
+        """Codes (P,) -> a colored dot for each point, lines between consecutive points, and the crop in gray."""
         decoded = decode_keypoints(codes.tolist(), self.settings)
         image = Image.new("RGB", (_SIDE, _SIDE), "white")
         draw = ImageDraw.Draw(image)

@@ -1,8 +1,7 @@
-"""A list of objects with their boxes as a condition: the scene layouts of the original's last models.
+"""A list of objects with boxes as a condition: the scene layouts of the original's last models.
 
-Letters: B batch, P prefix codes, h w grid of codes.
-Source: the scene models of CompVis/taming-transformers (Jahn, Rombach, Ommer, arXiv 2105.06458). The codes themselves are
-written in `encode_layout`.
+Letters: B batch, P prefix codes, h w grid of codes. Source: the scene models of CompVis/taming-transformers (Jahn,
+Rombach, Ommer, arXiv 2105.06458). `layout_codes` defines the codes.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ _PROPERTIES = ("group", "occluded", "depiction", "inside")
 
 @final
 class Layout(Condition):
-    """Lists of objects -> (B,P): what each is and where, and which part of the image is seen.
+    """Lists of objects -> (B,P): their classes and boxes, and the visible crop.
 
-    An object is an `Annotation`, or a mapping as it stands in a JSON file:
-    `{"class": "tree", "box": [left, top, width, height], "group": false}`, with the class's name, the box in shares of the
-    image, and what is true of `group`, `occluded`, `depiction` and `inside`. The objects keep their order, which says
-    nothing; a training shuffles them (`encode_layout.shuffled`).
+    An object is an `Annotation`, or a mapping as in a JSON file: `{"class": "tree", "box": [left, top, width,
+    height], "group": false}`, with the class's name, the box in shares of the image, and the properties `group`,
+    `occluded`, `depiction` and `inside`. The objects keep their order, which has no meaning; training shuffles them
+    (`layout_codes.shuffle_objects`).
     """
 
     key = "layout"
@@ -98,7 +97,7 @@ class Layout(Condition):
         return self._codes([self.annotations(value) for value in values], FULL_IMAGE)
 
     def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
-        """As the base says: under a window the layout is that of the image, with the window as the part that is seen."""
+        """As in the base class; the crop is the window."""
         layouts = [truncate(self.annotations(value), self.settings) for value in values]
 
         def prefix_at(window: Window) -> Tensor:
@@ -111,7 +110,7 @@ class Layout(Condition):
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
 
     def preview(self, codes: Tensor) -> Array:
-        """Codes (P,) -> a drawing of the boxes (or the centers) with their classes, and of the crop in gray."""
+        """Codes (P,) -> a drawing of the boxes (or centers) with their classes, and of the crop in gray."""
         decoded = decode_layout(codes.tolist(), self.settings)
         image = Image.new("RGB", (_SIDE, _SIDE), "white")
         draw = ImageDraw.Draw(image)

@@ -1,8 +1,8 @@
-"""Scene layouts as codes: objects with a class and a box, each written as two or three codes, and a crop as two more.
+"""Scene layouts as codes: each object as two or three codes for its class and box, and two codes for the crop.
 
-The format is that of the original's scene models. A place is one code (see `places`), n the root of the number of codes. An
-object is the code of what it is, followed by the places of its box's two corners, or by that of its middle; a list is filled
-up with the last code, which says "none". `Box` and `FULL_IMAGE` are named here too.
+The format is that of the original's scene models. A position is one code (see `location_codes`), and n is the root
+of the number of codes. An object is the code of its class, followed by the codes of its box's two corners, or of
+its center. The list is padded with the last code, which means "none".
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _MAX_COORDINATE = 2.0  # a box may reach beyond its image, but not that far: the
 @final
 @dataclass(frozen=True)
 class Annotation:
-    """An object in an image: the number of its class, its box, and what else is known.
+    """An object in an image: its class index, its box and its properties.
 
-    `group`: the box holds several. `occluded`: something hides a part. `depiction`: it is an image of the thing.
-    `inside`: it is seen from within. Raises `SmaltiError` for a class or a box that cannot be.
+    `group`: the box holds several objects. `occluded`: a part is hidden. `depiction`: it is an image of the object.
+    `inside`: it is seen from within. Raises `SmaltiError` for an invalid class or box.
     """
 
     category: int
@@ -70,14 +70,15 @@ class Annotation:
 
 @settings
 class LayoutSettings:
-    """How layouts are written as codes.
+    """The encoding of layouts.
 
-    `classes`: the names of the object classes, in the order of their numbers. `most`: objects a layout has room for.
-    `size`: how many codes there are. `places`: an object's `boxes` (two codes) or `centers` (one). `encode_crop`: boxes are
-    those in the whole image, and the part of it that is seen is two codes more; else boxes are those in the part.
-    `group` and `flags`: whether an object's code tells of groups, and of the three other properties of `Annotation`.
-    `rasterize`: rows and columns of a map behind all that, in which each place has the code of the smallest object whose box holds
-    it, as in what is seen; (0, 0) for none. The original has none: its prior finds out from numbers which places they mean.
+    `classes`: the names of the object classes, in order. `max_objects`: the maximum number of objects.
+    `codebook_size`: the number of codes. `places`: an object's `boxes` (two codes) or `centers` (one).
+    `encode_crop`: boxes are relative to the whole image, and the visible crop takes two more codes; otherwise boxes
+    are relative to the crop. `group` and `flags`: whether an object's code contains the group property, and the
+    three other properties of `Annotation`. `drawn`: rows and columns of an additional map, in which each position
+    has the code of the smallest object whose box contains it; (0, 0) for none. The original has no such map: its
+    prior learns the meaning of the position codes.
     """
 
     name: Literal["layout"] = "layout"
@@ -97,7 +98,7 @@ class LayoutSettings:
 
     @property
     def none(self) -> int:
-        """The code that fills up a layout with fewer objects than there is room for."""
+        """The padding code."""
         return self.codebook_size - 1
 
     @property
@@ -107,17 +108,17 @@ class LayoutSettings:
 
     @property
     def codes_per_object(self) -> int:
-        """What it is, and where."""
+        """One for the class, and the codes of the box or center."""
         return 1 + _CODES_PER_BOX[self.places]
 
     @property
     def list_length(self) -> int:
-        """Codes of the list of objects and of the crop."""
+        """Number of codes of the list of objects and of the crop."""
         return self.max_objects * self.codes_per_object + 2 * self.encode_crop
 
     @property
     def length(self) -> int:
-        """Codes a layout."""
+        """Number of codes per layout."""
         return self.list_length + self.drawn[0] * self.drawn[1]
 
 
@@ -127,7 +128,7 @@ _BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
 
 
 def truncate(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
-    """The first objects, as many as there is room for. Warns when others are left out."""
+    """The first `max_objects` objects. Warns if objects are dropped."""
     if len(annotations) > settings.max_objects:
         warnings.warn(
             f"a layout of {len(annotations)} objects; there is room for {settings.max_objects}, and the last ones are left out",
@@ -137,9 +138,9 @@ def truncate(annotations: Sequence[Annotation], settings: LayoutSettings) -> lis
 
 
 def shuffle_objects(annotations: Sequence[T], rng: random.Random) -> list[T]:
-    """The objects in another order, drawn from `rng`; what was given keeps its own.
+    """A copy of the objects in random order.
 
-    Their order says nothing, and a prior in training is shown many of them. Shorten first.
+    The order has no meaning, and training shows a prior many of them. Truncate first.
     """
     order = list(annotations)
     rng.shuffle(order)
@@ -149,11 +150,11 @@ def shuffle_objects(annotations: Sequence[T], rng: random.Random) -> list[T]:
 def encode_layout(
     annotations: Sequence[Annotation], settings: LayoutSettings, *, crop: Box = FULL_IMAGE, flip: bool = False
 ) -> Codes:
-    """Objects in an image -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
+    """Objects in an image -> their `settings.length` codes, in order, for the part of the image in `crop`.
 
-    What lies outside the crop is left out, after the list was shortened to what there is room for. `flip` mirrors the
-    image left to right. Raises `SmaltiError` for a crop that is no part of the image, and for an object whose class or
-    properties have no code.
+    The list is truncated first; then objects outside the crop are dropped. `flip` mirrors the image left to right.
+    Raises `SmaltiError` for a crop that is not a part of the image, and for an object whose class or properties
+    have no code.
     """
     check_crop(crop)
     visible = [annotation for annotation in truncate(annotations, settings) if _overlap(annotation.box, crop) > 0]
@@ -193,7 +194,7 @@ def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
 
 
 def _encoded_properties(settings: LayoutSettings) -> tuple[bool, bool, bool, bool]:
-    """Which properties, in the order of `_BITS`, an object's code tells of."""
+    """Which properties, in the order of `_BITS`, an object's code contains."""
     return settings.group, settings.flags, settings.flags, settings.flags
 
 
@@ -222,7 +223,7 @@ def _to_view(box: Box, view: Box) -> Box:
 
 
 class DecodedObject(NamedTuple):
-    """An object as its codes tell of it. `place` is (left, top, width, height), or (x, y) where only centers are written."""
+    """A decoded object. `place` is (left, top, width, height), or (x, y) if only centers are encoded."""
 
     code: int
     category: int
@@ -234,16 +235,16 @@ class DecodedObject(NamedTuple):
 
 
 class DecodedLayout(NamedTuple):
-    """A layout as its codes tell of it. Where the crop is not among them, it is the whole of what is seen."""
+    """A decoded layout. If the crop is not encoded, it is the whole visible part."""
 
     objects: tuple[DecodedObject, ...]
     crop: Box
 
 
 def decode_layout(codes: Sequence[int], settings: LayoutSettings) -> DecodedLayout:
-    """The codes of a layout -> what they say: the inverse of `encode_layout`, as far as rounding lets it be.
+    """The codes of a layout -> the layout: the inverse of `encode_layout`, up to rounding.
 
-    Raises `SmaltiError` for another number of codes than `settings.length`.
+    Raises `SmaltiError` for a number of codes other than `settings.length`.
     """
     if len(codes) != settings.length:
         raise SmaltiError(f"a layout of this kind has {settings.length} codes, and {len(codes)} were given")

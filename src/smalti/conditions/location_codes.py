@@ -1,7 +1,7 @@
-"""Places in an image as codes: points, boxes, and the part of the image that is seen.
+"""Positions in an image as codes: points, boxes and crops.
 
-A place is one code: the image is divided into n x n points, n its `sections`, and the code of a point is its number row by
-row. Layouts and keypoints are written so.
+A position is one code: the image has n x n points, n its `sections`, and the code of a point is its raster index.
+Layouts and keypoints use these codes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from smalti.core.errors import SmaltiError
 from smalti.prior.window import Window
 
 ROUNDING = 1e-6
-"""What a sum of shares may be off by."""
+"""Tolerance of sums of shares."""
 
 
 class Box(NamedTuple):
@@ -28,11 +28,11 @@ class Box(NamedTuple):
 
 
 FULL_IMAGE = Box(0.0, 0.0, 1.0, 1.0)
-"""The box of all of an image."""
+"""The box of the whole image."""
 
 
 def check_unique(names: tuple[str, ...], *, what: str) -> tuple[str, ...]:
-    """Names of classes or points -> the same. Raises `ValueError`, for settings, where one stands twice."""
+    """Names of classes or points -> the same. Raises `ValueError`, for settings, if a name occurs twice."""
     duplicates = [name for name, count in Counter(names).items() if count > 1]
     if duplicates:
         raise ValueError(f"the {what} {duplicates[0]!r} is named twice")
@@ -40,7 +40,7 @@ def check_unique(names: tuple[str, ...], *, what: str) -> tuple[str, ...]:
 
 
 def check_crop(crop: Box) -> None:
-    """Raise `SmaltiError` for a box that is no part of the image, but for a hair's breadth, or has no area."""
+    """Raise `SmaltiError` for a box that is not a part of the image, up to rounding, or has no area."""
     left, top, width, height = crop
     inside = left >= -ROUNDING and top >= -ROUNDING and left + width <= 1 + ROUNDING and top + height <= 1 + ROUNDING
     if not (inside and width > 0 and height > 0):
@@ -50,24 +50,24 @@ def check_crop(crop: Box) -> None:
 
 
 def window_crop(window: Window, *, grid: tuple[int, int]) -> Box:
-    """A place of the prior's window on a grid (h,w) of codes -> the part of the image that is seen there."""
+    """A position of the prior's window on a grid (h,w) of codes -> the part of the image under it."""
     top, left, rows, columns = window
     height, width = grid
     return Box(left / width, top / height, columns / width, rows / height)
 
 
 def flipped(box: Box) -> Box:
-    """A box -> where it is in the image that is mirrored left to right."""
+    """A box -> the box in the horizontally mirrored image."""
     return box._replace(left=1 - (box.left + box.width))
 
 
 def point_code(x: float, y: float, *, sections: int) -> int:
-    """A place in [0,1] x [0,1] -> the code of the nearest of n x n points; halves are rounded to even."""
+    """A position in [0,1] x [0,1] -> the code of the nearest of n x n points; halves are rounded to even."""
     return round(y * (sections - 1)) * sections + round(x * (sections - 1))
 
 
 def corner_codes(box: Box, *, sections: int) -> tuple[int, int]:
-    """A box -> the codes of its left top and of its right bottom."""
+    """A box -> the codes of its left top and right bottom corners."""
     return (
         point_code(box.left, box.top, sections=sections),
         point_code(box.left + box.width, box.top + box.height, sections=sections),
@@ -81,24 +81,26 @@ def point_from_code(code: int, *, sections: int) -> tuple[float, float]:
 
 
 def box_from_codes(first: int, second: int, *, sections: int) -> Box:
-    """The codes of a box's left top and right bottom -> the box; its size is negative where they are exchanged."""
+    """The codes of a box's left top and right bottom corners -> the box; its size is negative if they are
+    exchanged."""
     left, top = point_from_code(first, sections=sections)
     right, bottom = point_from_code(second, sections=sections)
     return Box(left, top, right - left, bottom - top)
 
 
 def relative_to_crop(crop: Box, box: Box, *, flip: bool) -> Box:
-    """A box in an image -> the same in the part of it that is seen, which it may leave; `flip` mirrors that part."""
+    """A box in an image -> the same relative to a crop, which it may exceed; `flip` mirrors the crop."""
     left, top = (box.left - crop.left) / crop.width, (box.top - crop.top) / crop.height
     moved = Box(left, top, box.width / crop.width, box.height / crop.height)
     return flipped(moved) if flip else moved
 
 
 def rasterize(shapes: Sequence[tuple[Box, int]], grid: tuple[int, int], *, empty: int) -> list[int]:
-    """Boxes in what is seen, each with a code, and a grid (h,w) over it -> the code at each place, row by row.
+    """Boxes relative to the crop, each with a code, and a grid (h,w) over it -> the code at each position, row by
+    row.
 
-    A box has the places whose middles it holds, and that of its own middle. Small ones lie on large ones; `empty` is where there is
-    no box.
+    A box covers the positions whose centers it contains, and the position of its own center. Small boxes cover
+    large ones; `empty` is the code without a box.
     """
     h, w = grid
     codes = [empty] * (h * w)
@@ -111,7 +113,8 @@ def rasterize(shapes: Sequence[tuple[Box, int]], grid: tuple[int, int], *, empty
 
 
 def _covered(begin: float, length: float, count: int) -> range:
-    """A stretch of [0,1], which it may leave -> which of `count` equal parts it covers; the one with its middle at least."""
+    """An interval of [0,1], which it may exceed -> the range of `count` equal parts it covers, at least the part
+    with its center."""
     first, end = math.ceil(begin * count - 0.5), math.ceil((begin + length) * count - 0.5)
     middle = begin + length / 2
     if first >= end and 0 <= middle <= 1:

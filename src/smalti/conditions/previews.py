@@ -1,4 +1,4 @@
-"""Small images of things that are no images: lines of text, classes as colors.
+"""Preview images of text and classes.
 
 H W pixels.
 """
@@ -25,9 +25,9 @@ def render_text(text: str) -> Pixels:
 
 
 def palette(count: int) -> Pixels:
-    """-> `count` colors (count,3) that differ, most of all those of classes with close numbers. They are always the same.
+    """-> `count` different colors (count,3), most different for adjacent classes, and always the same.
 
-    Hues follow one another by the golden angle.
+    Adjacent hues differ by the golden angle.
     """
     colors = [colorsys.hsv_to_rgb(index * _GOLDEN_ANGLE % 1, 0.8, 0.85) for index in range(count)]
     levels: Pixels = (np.array(colors).reshape(count, 3) * 255).round().astype(np.uint8)

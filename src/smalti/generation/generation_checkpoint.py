@@ -111,7 +111,7 @@ class GenerationCheckpoint:
         """
         self.path = path
         self.codes = known
-        """What is laid so far, with what the file held."""
+        """The codes so far, including those from the file."""
         self._fingerprint, self._settings, self._written = lru_cache(fingerprint), _jsonable(settings), time.monotonic()
         if path.exists():
             saved = read_generation(path)

@@ -44,8 +44,8 @@ class SpeculativeDecoding(DecodingStrategy):
         self.offsets = [position.offset for (position,) in windows.schedule]
         self.prefix = torch.cat((windows.prefix_at(Window(0, 0, *windows.window)), windows.null_prefix))
         self.cache = self.prior.empty_cache(window=windows.window)
-        self.inputs = self.prefix[:, :0]  # (B, T), what the last call was told
-        self.results: tuple[Tensor, ...] = ()  # m x (1 or 2, B, K), what it answered
+        self.inputs = self.prefix[:, :0]  # (B, T), the codes that the last call read
+        self.results: tuple[Tensor, ...] = ()  # m x (1 or 2, B, K), its logits
         self.first_wave = 0  # the wave that the first of them belongs to
 
     def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
@@ -69,7 +69,7 @@ class SpeculativeDecoding(DecodingStrategy):
             # A place without an answer yet: the code before it. The one above, or what the last answer makes with the noise of
             # this place, is right about as often (docs/high-resolution.md).
             self.inputs[:, offset] = self.inputs[:, offset - 1]
-        # The cache is right up to the code before the last one laid, which is read now, whatever was guessed there.
+        # The cache is valid up to the code before the last generated one, which is read now in place of its draft.
         cache.length = start = prior.prefix_length + self.offsets[wave - 1] if wave else 0
         copies = len(self.prefix) // len(codes_in_order)
         features = prior.features(prior.join(self.prefix, self.inputs.repeat(copies, 1))[:, start:], cache)

@@ -12,7 +12,7 @@
 
 #define ROWS 6 /* at once; times two registers of sums: as many as there are, but for what is multiplied */
 #define MANY 8 /* registers of one sum of values */
-#define AHEAD 256 /* floats: how far before its use a weight is asked for */
+#define AHEAD 256 /* floats: prefetch distance of weights */
 
 typedef struct { const float *panels, *bias; long E; } Map; /* a weight (E/PANEL,D,PANEL), E/PANEL rounded up; bias may be null */
 typedef struct { const float *gain, *shift; float epsilon; } Norm; /* LayerNorm; where shift is null, RMSNorm */

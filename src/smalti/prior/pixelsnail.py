@@ -82,14 +82,14 @@ class PixelSNAIL(Prior):
     Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing".
 
     Image codes alone have a place in the grid. What the prefix says is added to what all places start from. Where it has
-    as many codes as the grid (P = h w) it is a map of it, and each place is told the code at that place; the convolutions
-    and attention carry it on to later places, never to earlier ones. Otherwise all places are told the mean of its
+    as many codes as the grid (P = h w) it is a map of it, and each position gets the code at that position; the convolutions
+    and attention carry it on to later places, never to earlier ones. Otherwise all positions get the mean of its
     codes, each weighted number by number by what is learned for its position; that suits a label or a coordinate, and is
     little for a long list such as a layout. Logits before the last prefix code would be of prefix codes, which nobody asks
     for; there the head reads zeros.
 
     A cache holds the codes so far and, of each place, what convolutions read and attention made, so that a code that
-    follows costs the work of one place. Attention is told the rows and columns of the window, in a narrower one as in the
+    follows costs the work of one place. Attention reads the rows and columns of the window, in a narrower one as in the
     whole.
     """
 
