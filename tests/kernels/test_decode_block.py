@@ -106,9 +106,9 @@ def test_blocks_are_the_same_code_by_code(
 ) -> None:
     width, heads = size
     changes = (
-        {"query_key_norm": False, "hidden": 48, "prefix_rotation": "erased"} if name == "plain transformer" else {}
+        {"query_key_norm": False, "mlp_dim": 48, "prefix_rotation": "erased"} if name == "plain transformer" else {}
     )
-    prior = BUILDERS[name.split()[-1]](width=width, heads=heads, **changes)
+    prior = BUILDERS[name.split()[-1]](embed_dim=width, heads=heads, **changes)
     prior.requires_grad_(False)
     exact = copy.deepcopy(prior).double()
     caches = prior.empty_cache(), exact.empty_cache()
