@@ -215,7 +215,7 @@ def test_codes_under_a_window_by_eye() -> None:
 @pytest.mark.parametrize("name", ["coordinates", "spatial"])
 @pytest.mark.parametrize(("grid", "least"), [((3, 8), "4 x 8"), ((4, 3), "4 x 4")])
 def test_images_smaller_than_the_window_raise_errors(name: str, grid: tuple[int, int], least: str) -> None:
-    sentence = rf"lays 4 x 4 codes .* or more, {grid[0]} x {grid[1]} were requested; request at least {least}"
+    sentence = rf"generates 4 x 4 codes .* or more, {grid[0]} x {grid[1]} were requested; request at least {least}"
     with pytest.raises(SmaltiError, match=sentence):
         EXAMPLES[name].encode_windows(values_of(name, grid), grid=grid)
     check_grid((4, 4), window=(4, 4), key="depth")
