@@ -178,7 +178,7 @@ def test_a_code_that_repeats_is_guessed_at_once() -> None:
             "speculate = 8 needs a window .* a window of 4 x 4 codes moves over a grid of 4 x 5; leave it at 0, or gen",
         ),
         ((5, 4), 1, "speculate = 1 needs a window .* a window of 4 x 4 codes moves over a grid of 5 x 4"),
-        ((4, 4), -1, "speculate = -1 is no number of codes; give 0"),
+        ((4, 4), -1, "speculate = -1 is not a number of codes; give 0"),
     ],
 )
 def test_wrong_drafts_are_sentences(grid: tuple[int, int], count: int, sentence: str) -> None:
@@ -236,5 +236,5 @@ def test_commands_guess(smalti: Runner, tmp_path: Path) -> None:
         assert (tmp_path / "guessed" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
     out = ("--out", tmp_path / "out", "--speculate", 2)
     for larger in ((*sample, "--size", "20x24"), (*complete, "--canvas", "20x24")):
-        smalti.fails(*larger, *out, sentence="one of 3 x 4 codes moves over a grid of 5 x 6; leave it at 0")
+        smalti.fails(*larger, *out, sentence="a window of 3 x 4 codes moves over a grid of 5 x 6; leave it at 0")
     assert not list(tmp_path.glob("out/*"))
