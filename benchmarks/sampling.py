@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from pairs import line_of, matrix_rate, middle
 from smalti.core.allocator import keep_memory
-from smalti.generation.code_sampler import Sampler, finished, laid_by, sample_windows, unknown
+from smalti.generation.code_sampler import Sampler, decoding_strategy, final_codes, generate, unknown_codes
 from smalti.prior import GPT, GPTSettings, Neighborhood, NeighborhoodSettings, Prior, Window, after_middle
 
 SIZES = GPTSettings(
@@ -126,13 +126,13 @@ def weights(module: nn.Module) -> int:
 
 def lay(prior: Prior, work: Work) -> Tensor:
     prefix = prior.null_prefix(work.batch)
-    return finished(
-        sample_windows(
+    return final_codes(
+        generate(
             prior,
             lambda window: prefix,
             sampler=SAMPLER,
             seeds=torch.arange(work.batch),
-            known=unknown(work.batch, work.grid),
+            known=unknown_codes(work.batch, work.grid),
         )
     )
 
@@ -169,8 +169,8 @@ def ours(name: str) -> dict[str, Any]:
 
 def steps(prior: Prior, work: Work) -> int:
     """Waves in which the image is laid, one after the other."""
-    prefix, known = prior.null_prefix(work.batch), unknown(work.batch, work.grid)
-    return len(laid_by(prior, lambda window: prefix, prefix[:0], known=known, middle=after_middle).schedule)
+    prefix, known = prior.null_prefix(work.batch), unknown_codes(work.batch, work.grid)
+    return len(decoding_strategy(prior, lambda window: prefix, prefix[:0], known=known, middle=after_middle).schedule)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from smalti.conditions.labels import Nothing
+from smalti.conditions.labels import Unconditional
 from smalti.core.allocator import keep_memory
 from smalti.core.progress import counting
 from smalti.data.code_shards import CodeBatch, dtype_of, open_codes
@@ -98,7 +98,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
     paint(folder / "images")
     size = list(recipe.images.size)
     fixed = (f"encode.images.size={size}", "encode.images.cache_mib=0", "encode.images.validation=0.1")
-    alone = ("condition=nothing", "condition_dropout=0", "run.workers=0")
+    alone = ("condition=unconditional", "condition_dropout=0", "run.workers=0")
     asked = resolve(PriorTraining, stage="prior", recipe=pair.prior, overrides=[*pair.changes, *fixed, *alone])
     once = replace(asked.encode, copies=1)
     began = time.process_time()
@@ -108,7 +108,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
         )
     encoding = (time.process_time() - began) / IMAGES
     shards, tokenizer = open_codes(folder / "codes"), load_tokenizer(folder / "tokenizer")
-    stage = PriorStage(asked, shards, Nothing(), tokenizer, fabric=launch(asked.run), about={})
+    stage = PriorStage(asked, shards, Unconditional(), tokenizer, fabric=launch(asked.run), about={})
     training, _ = crops(open_source(folder / "images"), asked.encode.images, channels=3, seed=0)
     kept, read = stage.batches(0), stream(training, start=0, run=asked.run, fabric=stage.fabric)
     encode, chance = encoder(tokenizer, training.to_images), torch.Generator()

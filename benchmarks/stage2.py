@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pairs import Item, Work, main
-from smalti.prior import GPT, GPTSettings, nats, parameter_groups
+from smalti.prior import GPT, GPTSettings, nll, parameter_groups
 from smalti.training.config import OptimizerSettings
 from smalti.training.launcher import BFloat16
 from smalti.training.optimizer import build_optimizer
@@ -46,7 +46,7 @@ def trained(prior: GPT) -> Callable[[Tensor], None]:
     prefix = prior.null_prefix(BATCH)
 
     def step(codes: Tensor) -> None:
-        nats(prior, prefix, codes).mean().backward()
+        nll(prior, prefix, codes).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

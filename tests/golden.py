@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from smalti.conditions.coordinates import Coordinates
-from smalti.conditions.labels import Labels, Nothing
-from smalti.conditions.precomputed import Given
-from smalti.conditions.spatial import Maps
+from smalti.conditions.labels import Labels, Unconditional
+from smalti.conditions.precomputed import PrecomputedCodes
+from smalti.conditions.spatial import SpatialCondition
 from smalti.losses.perceptual import BACKBONES, Backbone, Perceptual
 from smalti.pipeline import Pipeline
 
@@ -126,16 +126,16 @@ def random_vgg(seed: int) -> dict[str, Tensor]:
 def prefix_of(pipeline: Pipeline, given: Tensor, count: int) -> Tensor:
     """What the original was given -> prefix codes, through what a user of ours would give."""
     condition = pipeline.condition
-    if isinstance(condition, Nothing):
+    if isinstance(condition, Unconditional):
         return pipeline.prior.null_prefix(count)
     if isinstance(condition, Labels):
         return condition.encode([str(int(label)) for label in given])
     if isinstance(condition, Coordinates):
         return condition.codes(given.float()).flatten(1)
-    if isinstance(condition, Maps):
+    if isinstance(condition, SpatialCondition):
         segmentation = condition.settings.kind == "segmentation"
         return condition.encode(list(given.argmax(1)) if segmentation else list(given.float()))
-    assert isinstance(condition, Given)
+    assert isinstance(condition, PrecomputedCodes)
     return condition.encode(list(given))
 
 

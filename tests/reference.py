@@ -112,7 +112,7 @@ def sampled(
         def logits_with(start: Tensor, inside: Tensor = inside, turn: int = turn) -> Tensor:
             sequence = prior.join(start[None], inside[:, order])[:, :-1]
             logits: Tensor = prior(sequence, cache=NoCache(columns=columns))
-            return logits[0, prior.prefix - 1 + turn, : prior.size]
+            return logits[0, prior.prefix_length - 1 + turn, : prior.size]
 
         logits = scale * logits_with(prefix if isinstance(prefix, Tensor) else prefix(window))
         if sampler.guidance != 1:

@@ -1,4 +1,4 @@
-"""Both stages joined: a condition -> codes -> images; completion and reconstruction of given images.
+"""Both stages joined: a condition -> codes -> images; completion and reconstruction of images.
 
 Letters: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h.
 """
@@ -18,22 +18,22 @@ from torch import Tensor
 
 from smalti.checkpoints.base import check_window
 from smalti.checkpoints.formats import find_foreign
-from smalti.conditions.base import Condition, Grid, check_count, everywhere, keys, value_of
-from smalti.conditions.spatial import Maps
+from smalti.conditions.base import Condition, Grid, check_count, condition_keys, condition_value, constant_prefix
+from smalti.conditions.spatial import SpatialCondition
 from smalti.core.arguments import tiles
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
 from smalti.core.settings import as_mapping
 from smalti.generation.code_sampler import (
     Sampler,
-    check_room,
-    finished,
-    sample_windows,
-    sampler_of,
-    seeds_from,
-    unknown,
+    check_generation_memory,
+    final_codes,
+    generate,
+    make_sampler,
+    seed_range,
+    unknown_codes,
 )
-from smalti.generation.generation_checkpoint import Keeper, fingerprint
+from smalti.generation.generation_checkpoint import GenerationCheckpoint, generation_fingerprint
 from smalti.hub.bundled_models import SCENES
 from smalti.hub.model_cards import Sources, publish
 from smalti.hub.pretrained import find_model, here
@@ -41,7 +41,7 @@ from smalti.images.io import NO_SETTINGS, to_array
 from smalti.images.masks import whole_tiles
 from smalti.images.png_stream import write_png
 from smalti.prior import Prior, Window
-from smalti.prior.code_likelihood import window_nats
+from smalti.prior.code_likelihood import window_nll
 from smalti.prior_folder import Network, load_prior, save_prior
 from smalti.tokenizer.batches import Codes, Images, code_batch
 from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size, strips_of
@@ -51,7 +51,7 @@ from smalti.tokenizer.vqgan import VQGAN
 
 @final
 class Pipeline:
-    """A tokenizer, a prior over its codes, and the condition that the prior knows."""
+    """A tokenizer, a prior over its codes, and the prior's condition."""
 
     def __init__(self, tokenizer: VQGAN, prior: Prior, condition: Condition) -> None:
         self.tokenizer = tokenizer.eval()
@@ -60,11 +60,12 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls, name: str | Path = SCENES, *, grid: Grid | None = None) -> Pipeline:
-        """A folder with `tokenizer` and `prior` in it (models or run folders), the Hub id of one, or a run folder of the original
-        or another foreign format that holds both stages -> the pipeline, on the CPU.
+        """A folder with `tokenizer` and `prior` (models or run folders), the Hub id of one, or a run folder of the
+        original or another foreign format that holds both stages -> the pipeline, on the CPU.
 
-        "scenes", the default, is the model that comes with smalti. `grid` (h,w): the window in codes, where a foreign checkpoint
-        does not hold it. Raises `SmaltiError` when one is missing or damaged, or the prior has another tokenizer or grid.
+        "scenes", the default, is the model that comes with smalti. `grid` (h,w) is the window in codes, needed if a
+        foreign checkpoint does not hold it. Raises `SmaltiError` if a model is missing or damaged, or if the prior
+        has another tokenizer or grid.
         """
         root = here(name)
         if is_pipeline(root):
@@ -72,10 +73,12 @@ class Pipeline:
         parts = [part for part in ("tokenizer", "prior") if (root / part).is_dir()]
         imported = None if parts or not root.exists() else find_foreign(root, grid=grid)
         if imported is None:
-            raise SmaltiError(_not_a_pipeline(root, parts))
+            raise SmaltiError(_missing_parts_message(root, parts))
         if imported.tokenizer is None or imported.prior is None or imported.condition is None:
-            there, missing = ("tokenizer", "prior") if imported.prior is None else ("prior", "tokenizer")
-            raise SmaltiError(f"{root} holds a {there} alone ({imported.format}); to sample, a {missing} is needed too")
+            present, missing = ("tokenizer", "prior") if imported.prior is None else ("prior", "tokenizer")
+            raise SmaltiError(
+                f"{root} holds a {present} alone ({imported.format}); to sample, a {missing} is needed too"
+            )
         return cls(imported.tokenizer, imported.prior, imported.condition)
 
     @classmethod
@@ -84,10 +87,10 @@ class Pipeline:
         saved = find_model(root / "prior", kind="prior")
         prior, condition = load_prior(saved)
         check_window(prior, grid, where=root)
-        wanted, fingerprint = saved.settings["tokenizer_fingerprint"], tokenizer.fingerprint()
-        if wanted != fingerprint:
+        expected, fingerprint = saved.settings["tokenizer_fingerprint"], tokenizer.fingerprint()
+        if expected != fingerprint:
             raise SmaltiError(
-                f"the prior in {root} was trained on codes of the tokenizer {wanted}, but {root / 'tokenizer'} is {fingerprint}; "
+                f"the prior in {root} was trained on codes of the tokenizer {expected}, but {root / 'tokenizer'} is {fingerprint}; "
                 "train the prior again, or bring back its tokenizer"
             )
         return cls(tokenizer, prior, condition)
@@ -95,7 +98,7 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path, *, about: Mapping[str, Any]) -> None:
         """Write the folders `tokenizer` and `prior` into `folder`, which must not exist yet.
 
-        `about` is kept beside the tokenizer's settings, what it holds under the key "prior" beside the prior's.
+        `about` is stored with the tokenizer's settings, except its key "prior", which is stored with the prior's.
         """
         assert isinstance(self.prior, Network), "a prior of a kind that is in PRIORS"
         with folder_written_atomically(Path(folder)) as temporary:
@@ -144,18 +147,18 @@ class Pipeline:
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
         speculate: int = 0,
-        **given: Any,
+        **conditions: Any,
     ) -> Tensor:
         """-> `count` images (B,C,H,W) in [-1,1] of `size` (H,W), with the seeds seed, seed + 1, ...
 
-        An image depends on its own seed alone, not on the others it is sampled with. `given` is the condition by its key, such
-        as `label="dusk"` or `segmentation=labels`; without it the condition is left open. Sizes above the trained one are laid by
-        the sliding window. `speculate` codes are guessed at once: the image is the same, in fewer calls of the prior. Raises
-        `SmaltiError` for an unknown key or label (listing those there are), for sizes that are no multiple of f, and for guesses
-        above the trained size.
+        An image depends only on its own seed, not on the rest of the batch. `conditions` are condition values by
+        key, such as `label="dusk"` or `segmentation=labels`; without any, generation is unconditional. Sizes above
+        the trained size use the sliding window. `speculate` is the number of draft codes per call: the image is the
+        same, with fewer calls of the prior. Raises `SmaltiError` for an unknown key or label (listing the known
+        ones), for sizes that are not multiples of f, and for speculation above the trained size.
         """
-        known, values = unknown(count, self.grid(size)), [self.value(given)] * count
-        sampler = sampler_of(
+        known, values = unknown_codes(count, self.grid(size)), [self.condition_value(conditions)] * count
+        sampler = make_sampler(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -164,7 +167,9 @@ class Pipeline:
             guidance_schedule=guidance_schedule,
         )
         seeds = self.seeds(seed, count)
-        return self.decode(finished(self.lay(values, known, sampler=sampler, seeds=seeds, speculate=speculate)))
+        return self.decode(
+            final_codes(self.generate_codes(values, known, sampler=sampler, seeds=seeds, speculate=speculate))
+        )
 
     def stream(
         self,
@@ -179,17 +184,22 @@ class Pipeline:
         guidance_schedule: str = "constant",
         speculate: int = 0,
         every: float = 0.0,
-        keep: str | Path | None = None,
-        **given: Any,
+        checkpoint: str | Path | None = None,
+        **conditions: Any,
     ) -> Iterator[Tensor]:
-        """As `sample`, one image, yielded (C,H,W) whenever another row's worth of codes is laid; what is not yet is mid-gray.
+        """As `sample`, for one image, yielded (C,H,W) after each row's worth of codes; missing codes are mid-gray.
 
-        At most one is yielded in `every` seconds, and the last in any case: each time all of it is decoded. With `keep` a loop that
-        is left early, by Ctrl-C too, keeps what is laid in that file; the same call goes on, and ends in the same image.
-        Raises `SmaltiError` as `sample`, and where the file keeps another laying.
+        At most one image is yielded per `every` seconds, plus the last one, since each yield decodes the whole
+        image. With `checkpoint`, a loop that ends early, also by Ctrl-C, saves its codes to that file; the same
+        call resumes, and gives the same image. Raises `SmaltiError` as `sample`, and if the file holds another
+        generation.
         """
-        known, values, seeds = unknown(1, self.grid(size)), [self.value(given)], self.seeds(seed, 1)
-        sampler = sampler_of(
+        known, values, seeds = (
+            unknown_codes(1, self.grid(size)),
+            [self.condition_value(conditions)],
+            self.seeds(seed, 1),
+        )
+        sampler = make_sampler(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -197,17 +207,21 @@ class Pipeline:
             guidance=guidance,
             guidance_schedule=guidance_schedule,
         )
-        said = {"seed": seed, "size": size, **as_mapping(sampler), **given}
-        keeper = self.keeper(Path(keep), values, known, sampler=sampler, seeds=seeds, said=said) if keep else None
-        shown = -every
-        with keeper or nullcontext():
-            known = keeper.codes if keeper else known
-            for codes in self.lay(values, known, sampler=sampler, seeds=seeds, speculate=speculate):
-                if keeper:
-                    keeper.laid(codes)
-                if time.monotonic() - shown >= every or codes.min() >= 0:
-                    yield self.partial(codes)[0]
-                    shown = time.monotonic()
+        settings = {"seed": seed, "size": size, **as_mapping(sampler), **conditions}
+        writer = (
+            self.generation_checkpoint(Path(checkpoint), values, known, sampler=sampler, seeds=seeds, settings=settings)
+            if checkpoint
+            else None
+        )
+        last_shown = -every
+        with writer or nullcontext():
+            known = writer.codes if writer else known
+            for codes in self.generate_codes(values, known, sampler=sampler, seeds=seeds, speculate=speculate):
+                if writer:
+                    writer.update(codes)
+                if time.monotonic() - last_shown >= every or codes.min() >= 0:
+                    yield self.decode_partial(codes)[0]
+                    last_shown = time.monotonic()
 
     def complete(
         self,
@@ -219,10 +233,11 @@ class Pipeline:
         seed: int = 0,
         speculate: int = 0,
     ) -> Tensor:
-        """Images, as `encode` takes them, and a mask (H,W) bool, True where a pixel is kept -> completed images (B,C,H,W).
+        """Images, as for `encode`, and a mask (H,W) bool, True for pixels to keep -> completed images (B,C,H,W).
 
-        A code is kept when its whole tile is. The code order is raster: what lies above and to the left of a code guides it;
-        kept codes below and to the right stay, but do not guide what comes before them. `speculate` and errors as in `sample`.
+        A code is kept if its whole tile is. Codes are generated in raster order: each is conditioned on the codes
+        above and to its left. Kept codes below and to the right stay, but do not influence the codes before them.
+        `speculate` and errors as in `sample`.
         """
         codes = self.complete_codes(images, known, values=values, sampler=sampler, seed=seed, speculate=speculate)
         return self.decode(codes)
@@ -237,115 +252,137 @@ class Pipeline:
         seed: int = 0,
         speculate: int = 0,
     ) -> Tensor:
-        """As `complete`, the codes (B,h,w)."""
-        kept = self.kept(images, known)
-        seeds = self.seeds(seed, len(kept))
-        return finished(self.lay(values, kept, sampler=sampler, seeds=seeds, speculate=speculate))
+        """As `complete`, but returns the codes (B,h,w)."""
+        known_codes = self.known_codes(images, known)
+        seeds = self.seeds(seed, len(known_codes))
+        return final_codes(self.generate_codes(values, known_codes, sampler=sampler, seeds=seeds, speculate=speculate))
 
-    def kept(self, images: Images, known: Tensor) -> Tensor:
-        """Images and a mask (H,W) bool, True where a pixel is kept -> codes (B,h,w), -1 where one is to be laid.
+    def known_codes(self, images: Images, known: Tensor) -> Tensor:
+        """Images and a mask (H,W) bool, True for pixels to keep -> codes (B,h,w), -1 where a code is to be
+        generated.
 
-        A code is kept when its whole tile is. Raises `SmaltiError` as `encode`, and as `masks.whole_tiles`.
+        A code is kept if its whole tile is. Raises `SmaltiError` as `encode` and `masks.whole_tiles`.
         """
         images = self.tokenizer.batch(images)
         image = (images.shape[2], images.shape[3])
-        whole = whole_tiles(known, factor=self.tokenizer.factor, image=image)  # (h,w)
-        # The whole image is encoded, as in the paper's code: gray in place of what is laid anew would shift the statistics of
-        # every GroupNorm, and with them the kept codes.
+        known_tiles = whole_tiles(known, factor=self.tokenizer.factor, image=image)  # (h,w)
+        # The whole image is encoded, as in the paper's code: gray in place of the generated part would shift the
+        # statistics of every GroupNorm, and so the kept codes.
         codes = self.encode(images)
-        return torch.where(whole.to(codes.device), codes, -1)
+        return torch.where(known_tiles.to(codes.device), codes, -1)
 
-    def lay(
+    def generate_codes(
         self, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor, speculate: int = 0
     ) -> Iterator[Tensor]:
-        """Values of the condition, None for "nothing", and codes (B,h,w) with -1 where one is to be laid -> the codes after each
-        row, the last complete. Raises `SmaltiError` for values that the condition does not know and codes that are none, and for
-        guesses (`speculate`, as in `sample`) on a grid above the trained one."""
+        """Condition values, None for unconditional, and codes (B,h,w) with -1 where a code is to be generated ->
+        the codes after each row; the last are complete.
+
+        Raises `SmaltiError` for unknown condition values and invalid codes, and for speculation (`speculate`, as in
+        `sample`) on a grid above the trained one.
+        """
         check_count(values, known)
         grid = (known.shape[1], known.shape[2])
-        prefixes, middle = self.prefixes(values, grid=grid), self.condition.middle
+        prefix_at, middle = self.window_prefix(values, grid=grid), self.condition.middle
         known = known.to(self.device)
-        return sample_windows(
-            self.prior, prefixes, sampler=sampler, seeds=seeds, known=known, middle=middle, speculate=speculate
+        return generate(
+            self.prior, prefix_at, sampler=sampler, seeds=seeds, known=known, middle=middle, speculate=speculate
         )
 
-    def keeper(
-        self, path: Path, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor, said: dict[str, Any]
-    ) -> Keeper:
-        """A file, what `lay` is given, and what is to be said of it -> what keeps the laying there. Raises as `Keeper`."""
-        prefixes = partial(self.prefixes, values, grid=(known.shape[1], known.shape[2]))
-        told = partial(fingerprint, self.prior, prefixes, known, sampler=sampler, seeds=seeds)
-        return Keeper(path, known, hangs_on=told, settings=said)
+    def generation_checkpoint(
+        self,
+        path: Path,
+        values: Sequence[Any],
+        known: Tensor,
+        *,
+        sampler: Sampler,
+        seeds: Tensor,
+        settings: dict[str, Any],
+    ) -> GenerationCheckpoint:
+        """A file, the arguments of `generate_codes`, and the settings to store -> the checkpoint of that
+        generation. Raises as `GenerationCheckpoint`."""
+        prefixes = partial(self.window_prefix, values, grid=(known.shape[1], known.shape[2]))
+        fingerprint = partial(generation_fingerprint, self.prior, prefixes, known, sampler=sampler, seeds=seeds)
+        return GenerationCheckpoint(path, known, fingerprint=fingerprint, settings=settings)
 
-    def fitted(self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None) -> tuple[Any, tuple[int, int]]:
-        """What a person typed for the condition by its keys, names or paths of files -> its value, and the image's grid (h,w).
+    def fit_condition(
+        self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None
+    ) -> tuple[Any, tuple[int, int]]:
+        """Condition values as text by key, names or file paths -> the condition's value, and the image's grid
+        (h,w).
 
-        A map without a `size` (H,W) makes an image as large as it is itself, cut to whole tiles; with one it is scaled and cut.
-        Raises `SmaltiError` for other keys, for files that cannot be read and for sizes that are no multiple of f.
+        Without a `size` (H,W) a map determines the image's size and is cropped to whole tiles; with one it is
+        scaled and cropped. Raises `SmaltiError` for unknown keys, for unreadable files and for sizes that are not
+        multiples of f.
         """
-        self.value(texts)  # which refuses other keys
+        self.condition_value(texts)  # checks the keys
         grid, values = None if size is None else self.grid(size), {}
         for part in self.condition.parts or (self.condition,):
             if part.key in texts:
                 values[part.key] = part.read(texts[part.key])
-                if isinstance(part, Maps):
+                if isinstance(part, SpatialCondition):
                     values[part.key], grid = part.fit(values[part.key], grid=grid)
         if grid is None:
-            return self.value(values), self.grid(size)
-        check_room(1, grid)
-        return self.value(values), grid
+            return self.condition_value(values), self.grid(size)
+        check_generation_memory(1, grid)
+        return self.condition_value(values), grid
 
-    def value(self, given: Mapping[str, Any]) -> Any:
-        """What was given by name -> the condition's value, None for "nothing". Raises `SmaltiError` for another name."""
-        named, known = {key: value for key, value in given.items() if value is not None}, keys(self.condition)
-        for key in named:
-            if key not in known:
-                takes = f"takes {' and '.join(map(repr, known))}" if known else "takes no condition"
-                raise SmaltiError(f"this model {takes}, {key} = {named[key]!r:.40} was given; leave it out")
-        return value_of(self.condition, named)
+    def condition_value(self, named_values: Mapping[str, Any]) -> Any:
+        """Values by key -> the condition's value, None for unconditional. Raises `SmaltiError` for an unknown key."""
+        values, keys = (
+            {key: value for key, value in named_values.items() if value is not None},
+            condition_keys(self.condition),
+        )
+        for key in values:
+            if key not in keys:
+                accepted = f"takes {' and '.join(map(repr, keys))}" if keys else "takes no condition"
+                raise SmaltiError(f"this model {accepted}, {key} = {values[key]!r:.40} was given; leave it out")
+        return condition_value(self.condition, values)
 
-    def prefixes(self, values: Sequence[Any], *, grid: tuple[int, int]) -> Callable[[Window], Tensor]:
-        """Values of the condition, None for "nothing", on a grid (h,w) of codes -> the prefix (B,P) at each place of the window."""
-        said = [place for place, value in enumerate(values) if value is not None or self.condition.takes_none]
-        if not said:
-            return everywhere(self.prior.null_prefix(len(values)))
-        laid = self.condition.laid([values[place] for place in said], grid=grid)
-        if len(said) == len(values):
-            return lambda window: laid(window).to(self.device)
-        empty = self.prior.null_prefix(len(values))
+    def window_prefix(self, values: Sequence[Any], *, grid: tuple[int, int]) -> Callable[[Window], Tensor]:
+        """Condition values, None for unconditional, on a grid (h,w) of codes -> the prefix (B,P) per window
+        position."""
+        conditioned = [row for row, value in enumerate(values) if value is not None or self.condition.optional]
+        if not conditioned:
+            return constant_prefix(self.prior.null_prefix(len(values)))
+        encoded = self.condition.encode_windows([values[row] for row in conditioned], grid=grid)
+        if len(conditioned) == len(values):
+            return lambda window: encoded(window).to(self.device)
+        null_prefix = self.prior.null_prefix(len(values))
 
         def mixed(window: Window) -> Tensor:
-            told = laid(window).to(empty)
-            prefix = empty[:, :1].repeat(1, told.shape[1])  # as long as the image's, where the prior sees all of it
-            prefix[said] = told
+            codes = encoded(window).to(null_prefix)
+            prefix = null_prefix[:, :1].repeat(
+                1, codes.shape[1]
+            )  # as long as the image's, where the prior sees all of it
+            prefix[conditioned] = codes
             return prefix
 
         return mixed
 
     @torch.no_grad()
-    def nats(self, codes: Codes, *, values: Sequence[Any]) -> Tensor:
-        """Codes (B,h,w) of images of any size and what each is told, None for "nothing" -> nats of each code (B,h,w).
+    def nll(self, codes: Codes, *, values: Sequence[Any]) -> Tensor:
+        """Codes (B,h,w) of images of any size and their condition values, None for unconditional -> the negative
+        log-likelihood of each code in nats (B,h,w).
 
-        That is how unlikely the prior itself finds a code after those before it, without temperature, filters or guidance. Raises
-        `SmaltiError` for values that the condition does not know.
+        It is computed without temperature, filters or guidance. Raises `SmaltiError` for unknown condition values.
         """
         codes = code_batch(codes, size=self.prior.size).to(self.device)
-        prefixes = self.prefixes(values, grid=(codes.shape[1], codes.shape[2]))
-        return window_nats(self.prior, prefixes, codes, middle=self.condition.middle)
+        prefix_at = self.window_prefix(values, grid=(codes.shape[1], codes.shape[2]))
+        return window_nll(self.prior, prefix_at, codes, middle=self.condition.middle)
 
     def seeds(self, seed: int, count: int) -> Tensor:
         """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""
-        return seeds_from(seed, count)
+        return seed_range(seed, count)
 
     def encode(self, images: Images, *, progress: Progress = unwatched) -> Tensor:
-        """Images, as `VQGAN.encode` takes them: (B,C,H,W), floats in [-1,1] or uint8, or Pillow's -> codes (B,h,w).
+        """Images, as for `VQGAN.encode`: (B,C,H,W), floats in [-1,1] or uint8, or Pillow images -> codes (B,h,w).
 
-        Large images in bounded memory; `progress` is told rows of pixels.
+        Large images take bounded memory; `progress` counts rows of pixels.
         """
         return encode_of_any_size(self.tokenizer, images, progress=progress).codes
 
     def decode(self, codes: Codes, *, progress: Progress = unwatched) -> Tensor:
-        """Codes (B,h,w) -> images (B,C,H,W) in [-1,1] on the CPU, clamped; what is large and `progress` as in `encode`."""
+        """Codes (B,h,w) -> images (B,C,H,W) in [-1,1] on the CPU, clamped. Memory and `progress` as in `encode`."""
         latents = self.tokenizer.latents_of(codes)
         return decode_of_any_size(self.tokenizer, latents, progress=progress).clamp_(-1, 1).contiguous()
 
@@ -357,36 +394,39 @@ class Pipeline:
         settings: Mapping[str, Any] = NO_SETTINGS,
         progress: Progress = unwatched,
     ) -> None:
-        """Codes (h,w) -> a PNG file of their image, of any size, written as it is decoded. Settings, errors as `write_png`."""
+        """Codes (h,w) -> a PNG file of the image, of any size, written while it is decoded. Settings and errors as
+        `write_png`."""
         latents = self.tokenizer.latents_of(codes[None])
         height, width = (side * self.tokenizer.factor for side in codes.shape)
         strips = (to_array(strip[0]) for strip in strips_of(self.tokenizer, latents, progress=progress))
         write_png(Path(path), strips, size=(height, width), settings=settings)
 
     def reconstruct(self, images: Images) -> Tensor:
-        """Images, as `encode` takes them -> what the tokenizer keeps of them (B,C,H,W)."""
+        """Images, as for `encode` -> their reconstructions (B,C,H,W)."""
         return self.decode(self.encode(images))
 
-    def partial(self, codes: Tensor) -> Tensor:
-        """Codes (B,h,w) of which some are -1 -> images (B,C,H,W), mid-gray where nothing is laid yet."""
+    def decode_partial(self, codes: Tensor) -> Tensor:
+        """Codes (B,h,w), some of them -1 -> images (B,C,H,W), mid-gray where codes are missing."""
         images, f = self.decode(codes.clamp(min=0)), self.tokenizer.factor
-        laid = (codes >= 0).repeat_interleave(f, 1).repeat_interleave(f, 2).unsqueeze(1).cpu()
-        return torch.where(laid, images, 0.0)
+        is_known = (codes >= 0).repeat_interleave(f, 1).repeat_interleave(f, 2).unsqueeze(1).cpu()
+        return torch.where(is_known, images, 0.0)
 
     def grid(self, size: tuple[int, int] | int | None) -> tuple[int, int]:
-        """(H,W) in pixels, one number for both, None for the trained size -> (h,w).
+        """(H,W) in pixels, one number for both, or None for the trained size -> (h,w).
 
-        Raises `SmaltiError` when f does not divide them, for what is no size, and for what is beyond this machine's memory.
+        Raises `SmaltiError` if f does not divide them, for invalid sizes, and for sizes that exceed this machine's
+        memory.
         """
         grid = tiles(self.default_size if size is None else size, factor=self.tokenizer.factor)
-        check_room(1, grid)
+        check_generation_memory(1, grid)
         return grid
 
 
-def amid(codes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Codes (B,h,w) -> the same in the middle of a larger `grid`, -1 around them, where codes are to be laid.
+def center_on_canvas(codes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Codes (B,h,w) -> the same in the center of a larger `grid`, with -1 around them, where codes are to be
+    generated.
 
-    Where the middle is between two places, there is one row or column more below or to the right. Raises `SmaltiError` for a
+    If the margins cannot be equal, the one below or to the right is larger by one. Raises `SmaltiError` for a
     smaller grid.
     """
     height, width = codes.shape[1:]
@@ -405,7 +445,7 @@ def is_pipeline(root: Path) -> bool:
     return (root / "tokenizer").is_dir() and (root / "prior").is_dir()
 
 
-def _not_a_pipeline(root: Path, parts: Sequence[str]) -> str:
+def _missing_parts_message(root: Path, parts: Sequence[str]) -> str:
     if not root.exists():
         return f"there is no folder {root}; it should hold the folders tokenizer and prior"
     part = "tokenizer" if "tokenizer" not in parts else "prior"

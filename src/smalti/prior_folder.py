@@ -24,9 +24,11 @@ from smalti.prior import (
 
 Network: TypeAlias = Transformer | GPT | Neighborhood | PixelSNAIL
 """A prior of a kind that can be saved."""
-Sizes: TypeAlias = type[TransformerSettings] | type[GPTSettings] | type[NeighborhoodSettings] | type[PixelSNAILSettings]
+PriorSettings: TypeAlias = (
+    type[TransformerSettings] | type[GPTSettings] | type[NeighborhoodSettings] | type[PixelSNAILSettings]
+)
 
-PRIORS: dict[str, tuple[Callable[[Any], Network], Sizes]] = {
+PRIORS: dict[str, tuple[Callable[[Any], Network], PriorSettings]] = {
     "transformer": (Transformer, TransformerSettings),
     "gpt": (GPT, GPTSettings),
     "neighborhood": (Neighborhood, NeighborhoodSettings),

@@ -14,14 +14,21 @@ from torch import Tensor
 from smalti.checkpoints.taming_parts import MASKS, Part, gpt_names, gpt_settings, read_tokenizer
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
 from smalti.conditions.layout import Layout
-from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, read_codes, shortened, shuffled
-from smalti.conditions.location_codes import WHOLE, Box
-from smalti.conditions.precomputed import Given, GivenSettings
-from smalti.conditions.spatial import Maps, MapsSettings, colorized, labels_as_channels
+from smalti.conditions.layout_codes import (
+    Annotation,
+    LayoutSettings,
+    decode_layout,
+    encode_layout,
+    shuffle_objects,
+    truncate,
+)
+from smalti.conditions.location_codes import FULL_IMAGE, Box
+from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings, colorize_labels, one_hot_labels
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
 from smalti.prior.gpt import GPT
-from smalti.prior.window import Window, window_over
+from smalti.prior.window import Window, window_at
 from tests.golden import FOLDER, Golden, fixtures
 
 pytestmark = pytest.mark.golden
@@ -75,8 +82,8 @@ def objects_of(stored: dict[str, Any], case: dict[str, Any], settings: LayoutSet
         with pytest.warns(
             UserWarning, match=f"a layout of {len(objects)} objects; there is room for {settings.max_objects}"
         ):
-            objects = shortened(objects, settings)
-    return shuffled(objects, random.Random(case["order"]))
+            objects = truncate(objects, settings)
+    return shuffle_objects(objects, random.Random(case["order"]))
 
 
 @pytest.mark.filterwarnings("ignore:a layout of")
@@ -85,18 +92,18 @@ def objects_of(stored: dict[str, Any], case: dict[str, Any], settings: LayoutSet
 )
 def test_layouts(stored: dict[str, Any], case: dict[str, Any]) -> None:
     settings = layout_settings(stored["configs"][case["config"]], case["builder"])
-    crop = Box(*case["crop"]) if case["crop"] else WHOLE
+    crop = Box(*case["crop"]) if case["crop"] else FULL_IMAGE
     if "error" in case:
         with pytest.raises(SmaltiError):
-            layout_codes(objects_of(stored, case, settings), settings, crop=crop, flip=case["flip"])
+            encode_layout(objects_of(stored, case, settings), settings, crop=crop, flip=case["flip"])
         return
     objects = objects_of(stored, case, settings)
-    codes = layout_codes(objects, settings, crop=crop, flip=case["flip"])
+    codes = encode_layout(objects, settings, crop=crop, flip=case["flip"])
     assert list(codes) == case["tokens"]
     assert settings.length == len(codes) == case["embedding_dim"]
-    read = read_codes(codes, settings)
+    read = decode_layout(codes, settings)
     assert [[one.code, list(one.place)] for one in read.objects] == case["inverse"]
-    assert list(read.crop) == (case["inverse_crop"] if settings.encode_crop else list(WHOLE))
+    assert list(read.crop) == (case["inverse_crop"] if settings.encode_crop else list(FULL_IMAGE))
     told = [
         {"category_no": one.category, **{theirs: getattr(one, ours) for theirs, ours in PROPERTIES.items()}}
         for one in read.objects
@@ -135,7 +142,7 @@ def test_given_codes(path: Path) -> None:
     golden = Golden.read(path)
     size = golden.facts["params"]["transformer_config"]["params"]["vocab_size"]
     given = golden["in.c"]
-    condition = Given(GivenSettings(codebook_size=size, length=given.shape[1]))
+    condition = PrecomputedCodes(PrecomputedCodesSettings(codebook_size=size, length=given.shape[1]))
     golden.check("out.c_indices", condition.encode(given.tolist()))
     golden.check("out.c_indices", condition.encode(list(given)))
 
@@ -149,7 +156,9 @@ def test_maps(path: Path) -> None:
         Part(stage["target"], stage["params"]), weights, prefix="cond_stage_model.", where=path.name
     )
     h, w = golden.facts["latent_grid"]
-    condition = Maps(MapsSettings(kind="segmentation", key="segmentation", grid=(h, w)), tokenizer)
+    condition = SpatialCondition(
+        SpatialConditionSettings(kind="segmentation", key="segmentation", grid=(h, w)), tokenizer
+    )
     labels = golden["in.c"].argmax(dim=1)  # (B,H,W)
     golden.check("out.c_indices", condition.encode(list(labels)))
     golden.check("out.cond_decoded", tokenizer.decode_codes(condition.codes(list(labels), grid=(h, w))))
@@ -160,12 +169,12 @@ def test_label_maps_and_their_colors(path: Path) -> None:
     golden = Golden.read(path)
     stored = golden["in.segmentation"].movedim(-1, 1)  # (B,n,H,W)
     count, colorize = stored.shape[1], golden["colorize"].float()
-    maps = torch.stack([labels_as_channels(one.argmax(dim=0), count=count, key="segmentation") for one in stored])
+    maps = torch.stack([one_hot_labels(one.argmax(dim=0), count=count, key="segmentation") for one in stored])
     assert torch.equal(maps, stored)
-    golden.check("out.rgb_in", colorized(maps, colorize))
+    golden.check("out.rgb_in", colorize_labels(maps, colorize))
     best = golden["out.dec"].argmax(dim=1)
-    maps = torch.stack([labels_as_channels(one, count=count, key="segmentation") for one in best])
-    golden.check("out.rgb_rec", colorized(maps, colorize))
+    maps = torch.stack([one_hot_labels(one, count=count, key="segmentation") for one in best])
+    golden.check("out.rgb_rec", colorize_labels(maps, colorize))
 
 
 def scene_layout(golden: Golden) -> tuple[Layout, list[Annotation]]:
@@ -189,12 +198,12 @@ def test_layouts_under_a_window(path: Path) -> None:
     golden = Golden.read(path)
     layout, objects = scene_layout(golden)
     height, width = golden.facts["latent_grid"]
-    at = layout.laid([objects], grid=(height, width))
+    at = layout.encode_windows([objects], grid=(height, width))
     windows = scene_windows(golden)
     for (row, column), window in windows.items():
         crop = Box(window.left / width, window.top / height, window.columns / width, window.rows / height)
         assert list(crop) == golden.facts["crop_per_position"][f"{column},{row}"]
-        assert at(window).tolist() == [list(layout_codes(objects, layout.settings, crop=crop))]
+        assert at(window).tolist() == [list(encode_layout(objects, layout.settings, crop=crop))]
     assert len({tuple(at(window)[0].tolist()) for window in windows.values()}) > 1
 
 
@@ -207,14 +216,14 @@ def test_the_window_over_a_layout_stands_one_code_further_on(path: Path) -> None
     for (row, column), window in scene_windows(golden).items():
         for place, length, start in ((row, height, window.top), (column, width, window.left)):
             assert start == min(max(place - (side // 2 - 1), 0), length - side)
-        assert window == window_over(row, column, grid=(height, width), window=(side, side), middle=layout.middle)
+        assert window == window_at(row, column, grid=(height, width), window=(side, side), middle=layout.middle)
 
 
 @torch.no_grad()
 def laid_greedily(prior: GPT, golden: Golden, layout: Layout, objects: list[Annotation]) -> Tensor:
     """The slow truth: for each code one pass over all that stands before it in its window, and the likeliest is taken."""
     height, width = golden.facts["latent_grid"]
-    at, codes = layout.laid([objects], grid=(height, width)), torch.full((1, height, width), -1)
+    at, codes = layout.encode_windows([objects], grid=(height, width)), torch.full((1, height, width), -1)
     for (row, column), window in sorted(scene_windows(golden).items()):
         top, left, rows, columns = window
         inside = codes[:, top : top + rows, left : left + columns].flatten(1)
@@ -244,12 +253,12 @@ def test_sampling_of_a_layout(path: Path) -> None:
     gpt_names(prior).read_into(prior, golden.weights("transformer."), where=path.name, ignored=MASKS)
     golden.check("out.grid", laid_greedily(prior.eval(), golden, layout, objects))
     height, width = golden.facts["latent_grid"]
-    laying = sample_windows(
+    laying = generate(
         prior,
-        layout.laid([objects], grid=(height, width)),
+        layout.encode_windows([objects], grid=(height, width)),
         sampler=Sampler(temperature=0),
         seeds=torch.zeros(1, dtype=torch.int64),
-        known=unknown(1, (height, width)),
+        known=unknown_codes(1, (height, width)),
         middle=layout.middle,
     )
-    golden.check("out.grid", finished(laying))
+    golden.check("out.grid", final_codes(laying))

@@ -10,16 +10,16 @@ import torch
 
 from smalti.checkpoints.taming import read_net2net
 from smalti.checkpoints.taming_parts import ORDERS, Part
-from smalti.conditions.base import crops
+from smalti.conditions.base import code_crops
 from smalti.conditions.coordinates import Coordinates
 from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import Annotation, LayoutSettings
 from smalti.conditions.location_codes import Box
-from smalti.conditions.spatial import Maps
-from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
+from smalti.conditions.spatial import SpatialCondition
+from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
 from smalti.pipeline import Pipeline
 from smalti.prior import ORDERS as ORDERS_HERE
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.prior.gpt import GPT
 from tests.golden import Golden, fixtures, known_codes, prefix_of
 
@@ -54,9 +54,9 @@ def test_from_images_to_logits_and_back(path: Path) -> None:
     prior = pipeline.prior
     logits = prior(prior.join(prefix, quantized.codes.flatten(1)[:, :-1]))[:, prefix.shape[1] - 1 :]
     golden.check("out.logits", logits)
-    golden.check("out.loss", nats(prior, prefix, quantized.codes).mean())
+    golden.check("out.loss", nll(prior, prefix, quantized.codes).mean())
     condition = pipeline.condition
-    if isinstance(condition, Maps):
+    if isinstance(condition, SpatialCondition):
         decoded = condition.tokenizer.decode_codes(prefix.view(-1, *condition.settings.grid))
         golden.check("out.cond_decoded", decoded)
     if isinstance(condition, Coordinates):
@@ -99,8 +99,8 @@ def test_cached_greedy_samples(path: Path) -> None:
     golden = Golden.read(path)
     pipeline = pipeline_of(golden)
     labels = [str(label) for label in golden.facts["swp_classes"]]
-    known, seeds = unknown(len(labels), pipeline.prior.grid), torch.arange(len(labels))
-    laid = finished(pipeline.lay(labels, known, sampler=Sampler(temperature=0.0), seeds=seeds))
+    known, seeds = unknown_codes(len(labels), pipeline.prior.grid), torch.arange(len(labels))
+    laid = final_codes(pipeline.generate_codes(labels, known, sampler=Sampler(temperature=0.0), seeds=seeds))
     golden.check("out.swp.tokens", laid.flatten(1))
     golden.check("out.swp.decoded", pipeline.tokenizer.decode_codes(laid))
 
@@ -119,14 +119,14 @@ def test_sliding_windows_with_the_whole_model(path: Path) -> None:
     if isinstance(condition, Coordinates):
         codes = condition.codes(given)
     else:
-        assert isinstance(condition, Maps)
+        assert isinstance(condition, SpatialCondition)
         segmentation = condition.settings.kind == "segmentation"
         codes = condition.codes(list(given.argmax(1)) if segmentation else list(given), grid=(rows, columns))
     golden.check("in.c_indices", codes.flatten(1))
     known = known_codes(golden)
     seeds = torch.zeros(1, dtype=torch.int64)
-    laid = finished(
-        sample_windows(pipeline.prior, crops(codes), sampler=Sampler(temperature=0.0), seeds=seeds, known=known)
+    laid = final_codes(
+        generate(pipeline.prior, code_crops(codes), sampler=Sampler(temperature=0.0), seeds=seeds, known=known)
     )
     golden.check("out.grid", laid)
     golden.check("out.image", pipeline.tokenizer.decode_codes(laid))
@@ -150,9 +150,9 @@ def test_layouts_larger_than_the_window(path: Path) -> None:
     assert pipeline.condition.length == settings.length
     layout = [Annotation(one["category_no"], Box(*one["bbox"])) for one in facts["annotations"]]
     scene = Pipeline(pipeline.tokenizer, pipeline.prior, Layout(settings))
-    known = unknown(1, (facts["latent_grid"][0], facts["latent_grid"][1]))
-    laid = finished(
-        scene.lay([layout], known, sampler=Sampler(temperature=0.0), seeds=torch.zeros(1, dtype=torch.int64))
+    known = unknown_codes(1, (facts["latent_grid"][0], facts["latent_grid"][1]))
+    laid = final_codes(
+        scene.generate_codes([layout], known, sampler=Sampler(temperature=0.0), seeds=torch.zeros(1, dtype=torch.int64))
     )
     golden.check("out.grid", laid)
     golden.check("out.image", scene.tokenizer.decode_codes(laid))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from smalti.checkpoints.taming_parts import GPTS, MASKS, Part, gpt_names, gpt_settings
 from smalti.checkpoints.taming_parts import ORDERS as ORDERS_THERE
-from smalti.generation.code_sampler import Sampler, filter_logits, finished, sample, sample_windows, unknown
-from smalti.prior import GPT, ORDERS, NoCache, Order, Window, nats, parameter_groups
+from smalti.generation.code_sampler import Sampler, filter_logits, final_codes, generate, sample, unknown_codes
+from smalti.prior import GPT, ORDERS, NoCache, Order, Window, nll, parameter_groups
 from tests.golden import Golden, fixtures, known_codes, number_of
 
 pytestmark = pytest.mark.golden
@@ -91,11 +91,11 @@ def test_vectors_can_stand_before_the_codes(path: Path) -> None:
         return torch.cat((vectors, prior.embedding(golden["in.idx"][:, : count - vectors.shape[1]])), dim=1)
 
     whole = joined(golden["out.prefix.logits"].shape[1])
-    logits = prior.head(prior.read(whole, NoCache(columns=prior.grid[1])))
+    logits = prior.head(prior.forward_embeddings(whole, NoCache(columns=prior.grid[1])))
     golden.check("out.prefix.logits", logits)
     golden.check("out.prefix.loss", F.cross_entropy(logits.flatten(0, 1), golden["in.targets"].flatten()))
     first, cache = joined(golden["out.past_embeddings.logits"].shape[1]), prior.empty_cache()
-    golden.check("out.past_embeddings.logits", prior.head(prior.read(first, cache)))
+    golden.check("out.past_embeddings.logits", prior.head(prior.forward_embeddings(first, cache)))
     assert cache.length == first.shape[1]
 
 
@@ -110,7 +110,7 @@ def test_cached_decoding(path: Path) -> None:
     pieces = [prior(codes[:, :first], cache=cache)]
     pieces += [prior(code[:, None], cache=cache) for code in codes[:, first:].unbind(1)]
     golden.check("out.past_prefix.logits", torch.cat(pieces, dim=1))
-    kept = [[cache.kept[f"{layer}.{part}"] for part in ("keys", "values")] for layer in range(prior.settings.layers)]
+    kept = [[cache.buffers[f"{layer}.{part}"] for part in ("keys", "values")] for layer in range(prior.settings.layers)]
     presents = torch.stack([torch.stack(pair) for pair in kept])[..., : cache.length, :]
     golden.check("out.past_prefix.presents", presents)
 
@@ -129,9 +129,9 @@ def test_conditional_logits_loss_and_gradients(path: Path) -> None:
     golden = Golden.read(path)
     prefix, codes, grid = codes_of(golden)
     prior = conditional(golden, prefix=prefix.shape[1], grid=grid)
-    losses = nats(prior, prefix, codes)
+    losses = nll(prior, prefix, codes)
     losses.mean().backward()  # type: ignore[no-untyped-call]
-    golden.check("out.logits", prior(prior.join(prefix, codes.flatten(1)[:, :-1]))[:, prior.prefix - 1 :])
+    golden.check("out.logits", prior(prior.join(prefix, codes.flatten(1)[:, :-1]))[:, prior.prefix_length - 1 :])
     golden.check("out.target", codes.flatten(1))
     golden.check("out.loss", losses.mean())
     for key, gradient in by_their_name(prior, golden, "out.grad.transformer.").items():
@@ -145,8 +145,8 @@ def test_some_codes_are_told_wrong_and_the_right_ones_asked_for(path: Path) -> N
     prior = conditional(golden, prefix=prefix.shape[1], grid=grid).train()
     told = golden["in.pkeep_random"].where(golden["in.pkeep_mask"] == 0, codes.flatten(1))
     golden.check("out.pkeep.target", codes.flatten(1))
-    golden.check("out.pkeep.logits", prior(prior.join(prefix, told[:, :-1]))[:, prior.prefix - 1 :])
-    golden.check("out.pkeep.loss", nats(prior, prefix, codes, told=told.view_as(codes)).mean())
+    golden.check("out.pkeep.logits", prior(prior.join(prefix, told[:, :-1]))[:, prior.prefix_length - 1 :])
+    golden.check("out.pkeep.loss", nll(prior, prefix, codes, inputs=told.view_as(codes)).mean())
 
 
 @pytest.mark.parametrize("path", fixtures("09a_"))
@@ -157,12 +157,12 @@ def test_a_prior_reads_in_its_order(path: Path) -> None:
     assert names
     for name in names:
         prior = conditional(golden, prefix=prefix.shape[1], grid=grid, order=order_of(name))
-        target = codes.flatten(1)[:, prior.places(grid, device=codes.device)]
-        logits = prior(prior.join(prefix, target[:, :-1]))[:, prior.prefix - 1 :]
+        target = codes.flatten(1)[:, prior.sequence_order(grid, device=codes.device)]
+        logits = prior(prior.join(prefix, target[:, :-1]))[:, prior.prefix_length - 1 :]
         golden.check(f"out.perm.{name}.target", target)
         golden.check(f"out.perm.{name}.logits", logits)
         expected = F.cross_entropy(golden[f"out.perm.{name}.logits"].flatten(0, 1), target.flatten())
-        torch.testing.assert_close(nats(prior, prefix, codes).mean(), expected)
+        torch.testing.assert_close(nll(prior, prefix, codes).mean(), expected)
 
 
 @pytest.mark.parametrize("path", fixtures("09b_"))
@@ -170,17 +170,19 @@ def test_greedy_samples_of_classes(path: Path) -> None:
     golden = Golden.read(path)
     prefix, codes, grid = codes_of(golden)
     prior = conditional(golden, prefix=prefix.shape[1], grid=grid)
-    half = unknown(len(codes), grid)
+    half = unknown_codes(len(codes), grid)
     half.flatten(1)[:, : codes[0].numel() // 2] = codes.flatten(1)[:, : codes[0].numel() // 2]
     listed = torch.tensor(golden.facts["swp_classes"])[:, None]
     for key, labels, known, sampler in (
-        ("out.swp.tokens", listed, unknown(len(listed), grid), GREEDY),
-        ("out.sample_full_greedy", prefix, unknown(len(codes), grid), GREEDY),
+        ("out.swp.tokens", listed, unknown_codes(len(listed), grid), GREEDY),
+        ("out.sample_full_greedy", prefix, unknown_codes(len(codes), grid), GREEDY),
         ("out.sample_half_greedy", prefix, half, GREEDY),
-        ("out.sample_full_topk1", prefix, unknown(len(codes), grid), Sampler(top_k=1)),
+        ("out.sample_full_topk1", prefix, unknown_codes(len(codes), grid), Sampler(top_k=1)),
     ):
         seeds = torch.arange(len(labels))
-        golden.check(key, finished(sample(prior, labels, grid, sampler=sampler, seeds=seeds, known=known)).flatten(1))
+        golden.check(
+            key, final_codes(sample(prior, labels, grid, sampler=sampler, seeds=seeds, known=known)).flatten(1)
+        )
 
 
 @pytest.mark.parametrize("path", fixtures("09c_"))
@@ -189,11 +191,11 @@ def test_greedy_samples_of_a_segmentation(path: Path) -> None:
     golden = Golden.read(path)
     prefix, codes, grid = codes_of(golden)
     prior = conditional(golden, prefix=prefix.shape[1], grid=grid)
-    seeds, known = torch.arange(len(codes)), unknown(len(codes), grid)
-    laid = finished(sample(prior, prefix, grid, sampler=GREEDY, seeds=seeds, known=known))
+    seeds, known = torch.arange(len(codes)), unknown_codes(len(codes), grid)
+    laid = final_codes(sample(prior, prefix, grid, sampler=GREEDY, seeds=seeds, known=known))
     golden.check("out.sample_full_greedy", laid.flatten(1))
     # A prior that was told nothing but wrong codes needs one pass: the condition's codes stand for them.
-    at_once = prior(prior.join(prefix, prefix[:, :-1]))[:, prior.prefix - 1 :].argmax(dim=2, keepdim=True)
+    at_once = prior(prior.join(prefix, prefix[:, :-1]))[:, prior.prefix_length - 1 :].argmax(dim=2, keepdim=True)
     golden.check("out.sample_pkeep0_greedy", at_once)
 
 
@@ -245,7 +247,7 @@ def test_sliding_windows(path: Path) -> None:
         return condition[:, place.top : place.top + place.rows, place.left : place.left + place.columns].flatten(1)
 
     prior = conditional(golden, prefix=window * window, grid=(window, window))
-    laid = finished(sample_windows(prior, prefix_at, sampler=GREEDY, seeds=torch.tensor([0]), known=known))
+    laid = final_codes(generate(prior, prefix_at, sampler=GREEDY, seeds=torch.tensor([0]), known=known))
     golden.check("out.grid", laid)
 
 
@@ -270,7 +272,7 @@ def test_groups_and_trajectory_of_the_optimizer(path: Path) -> None:
     losses = []
     for _ in range(golden.facts["steps"]):
         optimizer.zero_grad()
-        loss = nats(prior, prefix, codes).mean()
+        loss = nll(prior, prefix, codes).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())

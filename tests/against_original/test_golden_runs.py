@@ -12,10 +12,10 @@ import torch
 from smalti.checkpoints.formats import FORMATS, read_foreign
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.taming import find
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
 from smalti.pipeline import Pipeline
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.tokenizer.quantizers import Gumbel
 from tests.golden import FOLDER, Golden, prefix_of
 
@@ -93,15 +93,15 @@ def test_pipelines_on_run_folders(name: str) -> None:
     prior = pipeline.prior.requires_grad_(True)
     logits = prior(prior.join(prefix, codes.flatten(1)[:, :-1]))[:, prefix.shape[1] - 1 :]
     golden.check("out.logits", logits)
-    loss = nats(prior, prefix, codes).mean()
+    loss = nll(prior, prefix, codes).mean()
     golden.check("out.loss", loss)
     loss.backward()  # type: ignore[no-untyped-call]
     for key, place in (("head.weight", "head.weight"), ("tok_emb.weight", "embedding.weight")):
         gradient = prior.get_parameter(place).grad
         assert gradient is not None
         golden.check(f"out.grad.transformer.{key}", gradient)
-    grid, known, seeds = prior.grid, unknown(len(images), prior.grid), torch.arange(len(images))
-    laid = finished(sample(prior, prefix, grid, sampler=Sampler(temperature=0.0), seeds=seeds, known=known))
+    grid, known, seeds = prior.grid, unknown_codes(len(images), prior.grid), torch.arange(len(images))
+    laid = final_codes(sample(prior, prefix, grid, sampler=Sampler(temperature=0.0), seeds=seeds, known=known))
     golden.check("out.sample_full_greedy", laid.flatten(1))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smalti.checkpoints.taming_parts import Part, gpt_names, read_tokenizer, tokenizer_names
-from smalti.conditions.spatial import colorized
+from smalti.conditions.spatial import colorize_labels
 from smalti.core.settings import parse
 from smalti.images.io import to_array
 from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
@@ -166,8 +166,8 @@ def test_segmentation(path: Path) -> None:
         golden.check(f"out.{name}", gradient)
     colors = golden.weights()["colorize"]
     best = torch.zeros_like(decoded).scatter_(1, decoded.argmax(1, keepdim=True), 1.0)
-    golden.check("out.rgb_in", colorized(maps, colors))
-    golden.check("out.rgb_rec", colorized(best, colors))
+    golden.check("out.rgb_in", colorize_labels(maps, colors))
+    golden.check("out.rgb_rec", colorize_labels(best, colors))
 
 
 def misc() -> dict[str, Any]:

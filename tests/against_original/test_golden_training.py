@@ -180,8 +180,8 @@ class Compared:
 @pytest.fixture(autouse=True)
 def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
     """The original's convolutions and norms, as `SMALTI_DIRECT` has them: in single precision, steps of Adam show each rounding."""
-    monkeypatch.setattr(winograd, "suits", lambda x, weight, *, least=0: False)
-    monkeypatch.setattr(group_norm, "suits", lambda x: False)
+    monkeypatch.setattr(winograd, "is_supported", lambda x, weight, *, least=0: False)
+    monkeypatch.setattr(group_norm, "is_supported", lambda x: False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

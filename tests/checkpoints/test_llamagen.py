@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smalti.checkpoints.llamagen import REFERENCE_GPT, SIZES, read, write
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.pipeline import Pipeline
 from smalti.prior import GPT, GPTSettings, Transformer, TransformerSettings
 from smalti.tokenizer.encoder import AutoencoderSettings
@@ -264,7 +264,9 @@ def test_guided_codes_are_those_that_their_logits_choose(guidance: float, tmp_pa
         best = (without + (with_class - without) * guidance).argmax(1, keepdim=True)
         codes = torch.cat((codes, best), 1)
     sampler, grid = Sampler(temperature=0, guidance=guidance), (net.side, net.side)
-    laid = finished(sample(prior, told[:, None], grid, sampler=sampler, seeds=torch.arange(2), known=unknown(2, grid)))
+    laid = final_codes(
+        sample(prior, told[:, None], grid, sampler=sampler, seeds=torch.arange(2), known=unknown_codes(2, grid))
+    )
     assert torch.equal(laid.flatten(1), codes)
 
 
@@ -468,7 +470,7 @@ def test_priors_that_theirs_cannot_be_are_refused(values: dict[str, Any], tmp_pa
     with pytest.raises(SmaltiError, match="the prior 'transformer'"):
         write(None, gpt, Labels(["a"]), tmp_path / "out", about={})
     with pytest.raises(SmaltiError, match="not told a label"):
-        write(None, small_prior(), Nothing(), tmp_path / "out", about={})
+        write(None, small_prior(), Unconditional(), tmp_path / "out", about={})
 
 
 @torch.no_grad()

@@ -19,12 +19,12 @@ from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.taming_parts import ORDERS, TOKENIZERS, tokenizer_names
 from smalti.conditions.base import Condition
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
-from smalti.conditions.labels import Labels, Nothing
-from smalti.conditions.precomputed import Given, GivenSettings
-from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.conditions.labels import Labels, Unconditional
+from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.model_loading import load_tokenizer, read_models, save_models
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
@@ -152,16 +152,16 @@ def test_label_maps_keep_their_class(tmp_path: Path) -> None:
 
 def conditions() -> dict[str, Condition]:
     grid = (4, 4)
-    maps = parse(MapsSettings, {"kind": "segmentation", "key": "segmentation", "grid": grid}, where="test")
-    depth = parse(MapsSettings, {"kind": "depth", "key": "depth", "grid": grid}, where="test")
+    maps = parse(SpatialConditionSettings, {"kind": "segmentation", "key": "segmentation", "grid": grid}, where="test")
+    depth = parse(SpatialConditionSettings, {"kind": "depth", "key": "depth", "grid": grid}, where="test")
     coordinates = CoordinatesSettings(levels=30, codebook_size=31, factor=2, grid=grid)
     return {
-        "nothing": Nothing(),
+        "nothing": Unconditional(),
         "labels": Labels(["0", "1", "2"]),
         "coordinates": Coordinates(coordinates),
-        "segmentation": Maps(maps, tokenizer(channels=5)),
-        "depth": Maps(depth, tokenizer(channels=1)),
-        "given": Given(GivenSettings(key="objects_bbox", codebook_size=32, length=11)),
+        "segmentation": SpatialCondition(maps, tokenizer(channels=5)),
+        "depth": SpatialCondition(depth, tokenizer(channels=1)),
+        "given": PrecomputedCodes(PrecomputedCodesSettings(key="objects_bbox", codebook_size=32, length=11)),
     }
 
 
@@ -177,14 +177,14 @@ def test_pipelines_go_round(tmp_path: Path, kind: str) -> None:
     assert same(again.tokenizer, made)
     assert again.condition is not None
     assert again.condition.save(tmp_path / "a") == condition.save(tmp_path / "b")
-    if isinstance(condition, Maps) and isinstance(again.condition, Maps):
+    if isinstance(condition, SpatialCondition) and isinstance(again.condition, SpatialCondition):
         assert same(condition.tokenizer, again.condition.tokenizer)
 
 
 @pytest.mark.parametrize("order", sorted(set(ORDERS.values())))
 def test_code_orders_go_round(tmp_path: Path, order: str) -> None:
-    prior = gpt(Nothing(), start_code=0, order=order)
-    run = written(tmp_path / "run", tokenizer(), prior, Nothing())
+    prior = gpt(Unconditional(), start_code=0, order=order)
+    run = written(tmp_path / "run", tokenizer(), prior, Unconditional())
     again = read_foreign(run).prior
     assert isinstance(again, GPT)
     assert again.settings == prior.settings
@@ -216,13 +216,13 @@ def test_from_theirs_to_ours_and_back(tmp_path: Path) -> None:
 
 def test_the_first_stage_as_condition(tmp_path: Path) -> None:
     """`__is_first_stage__`: the tokenizer of the images is that of the condition too, and its weights are there twice."""
-    settings = parse(MapsSettings, {"kind": "image", "key": "image", "grid": (4, 4)}, where="test")
-    condition = Maps(settings, tokenizer())
+    settings = parse(SpatialConditionSettings, {"kind": "image", "key": "image", "grid": (4, 4)}, where="test")
+    condition = SpatialCondition(settings, tokenizer())
     run = written(tmp_path / "run", tokenizer(), gpt(condition), condition)
     config = config_of(run)
     config["model"]["params"]["cond_stage_config"] = "__is_first_stage__"
     again = read_foreign(changed(run, config))
-    assert isinstance(again.condition, Maps)
+    assert isinstance(again.condition, SpatialCondition)
     assert again.tokenizer is not None
     assert same(again.condition.tokenizer, again.tokenizer)
 
@@ -231,7 +231,7 @@ def test_the_first_stage_as_condition(tmp_path: Path) -> None:
     ("target", "classes"), [("coco.AnnotatedObjectsCoco", 171), ("open_images.AnnotatedObjectsOpenImages", 340)]
 )
 def test_layouts_are_read_from_the_data_section(tmp_path: Path, target: str, classes: int) -> None:
-    condition = Given(GivenSettings(key="objects_bbox", codebook_size=4096, length=3 * 3 + 2))
+    condition = PrecomputedCodes(PrecomputedCodesSettings(key="objects_bbox", codebook_size=4096, length=3 * 3 + 2))
     run = written(tmp_path / "run", tokenizer(), gpt(condition, vocab_size=4096), condition)
     config = config_of(run)
     options = {"no_tokens": 4096, "max_objects_per_image": 3, "encode_crop": True, "use_group_parameter": True}
@@ -403,8 +403,8 @@ def test_what_the_original_cannot_hold_is_refused(tmp_path: Path) -> None:
     refused("this tokenizer has model.autoencoder.decoder_res_blocks = 3", tokenizer(decoder_res_blocks=3))
     refused("model.quantizer.l2_normalize = true", tokenizer(quantizer={"codebook_size": 24, "codebook_dim": 6}))
     modern = Transformer(TransformerSettings(codebook_size=24, grid=(4, 4), layers=1, embed_dim=16, heads=2))
-    refused("the prior 'gpt'", tokenizer(), modern, Nothing())
-    refused("together with its tokenizer", None, gpt(Nothing(), start_code=0), Nothing())
+    refused("the prior 'gpt'", tokenizer(), modern, Unconditional())
+    refused("together with its tokenizer", None, gpt(Unconditional(), start_code=0), Unconditional())
 
 
 def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:
@@ -430,14 +430,18 @@ def test_a_tokenizer_alone_is_no_pipeline(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"holds a tokenizer alone \(taming\); to sample, a prior is needed too"):
         Pipeline.from_pretrained(run)
     with pytest.raises(SmaltiError, match="there is a prior alone"):
-        save_models(Imported("llamagen", None, gpt(Nothing(), start_code=0), Nothing(), {}), tmp_path / "out")
+        save_models(
+            Imported("llamagen", None, gpt(Unconditional(), start_code=0), Unconditional(), {}), tmp_path / "out"
+        )
 
 
 def test_sampling_a_run_folder_of_theirs(tmp_path: Path) -> None:
     """A code above the codebook, which the shared vocabulary has, is never laid."""
     run = written(tmp_path / "run", tokenizer(), gpt(Labels(["0", "1"])), Labels(["0", "1"]))
     pipe = Pipeline.from_pretrained(run)
-    codes = finished(pipe.lay(["1"] * 4, unknown(4, (4, 4)), sampler=Sampler(), seeds=torch.arange(4)))
+    codes = final_codes(
+        pipe.generate_codes(["1"] * 4, unknown_codes(4, (4, 4)), sampler=Sampler(), seeds=torch.arange(4))
+    )
     assert codes.max() < 24
     assert len(set(codes.flatten().tolist())) > 8
     assert pipe.sample(2, label="0").shape == (2, 3, 8, 8)

@@ -11,12 +11,12 @@ import torch
 from smalti.checkpoints.formats import FORMATS, read_foreign
 from smalti.conditions.base import Condition
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.conditions.layout import Layout
-from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.model_loading import load_tokenizer, read_models, save_models
 from smalti.pipeline import Pipeline
 from smalti.prior import ORDERS
@@ -29,12 +29,14 @@ GRID = (3, 7)
 
 
 def conditions() -> dict[str, Condition]:
-    segmentation = parse(MapsSettings, {"kind": "segmentation", "key": "segmentation", "grid": GRID}, where="test")
+    segmentation = parse(
+        SpatialConditionSettings, {"kind": "segmentation", "key": "segmentation", "grid": GRID}, where="test"
+    )
     return {
-        "nothing": Nothing(),
+        "nothing": Unconditional(),
         "labels": Labels(["0", "1", "2"]),
         "coordinates": Coordinates(CoordinatesSettings(levels=30, codebook_size=31, factor=2, grid=GRID)),
-        "segmentation": Maps(segmentation, tokenizer(channels=5)),
+        "segmentation": SpatialCondition(segmentation, tokenizer(channels=5)),
     }
 
 
@@ -118,8 +120,8 @@ def test_images_of_such_a_grid(tmp_path: Path, kind: str) -> None:
         given = said.get(kind, {})
         images = pipeline.sample(2, size=size, seed=1, **given)
         assert images.shape == (2, 3, *size)
-        value = pipeline.value(given)
-        nats = pipeline.nats(pipeline.encode(images), values=[value, value])
+        value = pipeline.condition_value(given)
+        nats = pipeline.nll(pipeline.encode(images), values=[value, value])
         assert nats.shape == (2, size[0] // 2, size[1] // 2)
         assert bool(nats.isfinite().all())
         known = torch.ones(size, dtype=torch.bool)
@@ -133,7 +135,7 @@ def test_codes_are_chosen_by_what_the_transformer_says_of_them(tmp_path: Path) -
     """Code after code by the whole network over all codes so far, which knows of no grid: the same."""
     pipeline = Pipeline.from_pretrained(theirs(tmp_path / "run", "labels"), grid=GRID)
     greedy = Sampler(temperature=0.0)
-    laid = finished(pipeline.lay(["2"], unknown(1, GRID), sampler=greedy, seeds=torch.tensor([0])))
+    laid = final_codes(pipeline.generate_codes(["2"], unknown_codes(1, GRID), sampler=greedy, seeds=torch.tensor([0])))
     sequence = torch.tensor([[2]])
     for _ in range(21):
         code = pipeline.prior(sequence)[:, -1, : pipeline.tokenizer.size].argmax(1)

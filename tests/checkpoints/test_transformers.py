@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from smalti.checkpoints.transformers import read, write
 from smalti.cli.main import main
 from smalti.conditions.base import Condition
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.model_loading import read_models
 from smalti.pipeline import Pipeline
 from smalti.prior import GPT, GPTSettings, PixelSNAIL, PixelSNAILSettings, Transformer, TransformerSettings
@@ -98,7 +98,7 @@ def forward(weights: dict[str, Tensor], config: dict[str, Any], codes: Tensor) -
 
 
 def some_codes(prior: GPT) -> Tensor:
-    count = prior.prefix + prior.grid[0] * prior.grid[1] - 1
+    count = prior.prefix_length + prior.grid[0] * prior.grid[1] - 1
     return torch.randint(prior.settings.vocab_size, (2, count), generator=torch.Generator().manual_seed(1))
 
 
@@ -166,7 +166,7 @@ def test_the_command_goes_there_and_back(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 REFUSED: dict[str, tuple[Any, Condition, str]] = {
-    "nothing": (None, Nothing(), "this is a tokenizer alone"),
+    "nothing": (None, Unconditional(), "this is a tokenizer alone"),
     "two axes": (
         Transformer(TransformerSettings(codebook_size=4, condition_size=2, embed_dim=16, heads=2, layers=1)),
         LABELS,
@@ -237,9 +237,11 @@ def test_the_numbers_and_the_codes_are_those_of_the_package(changes: dict[str, A
     assert not any(info.values())
     codes = some_codes(prior)
     torch.testing.assert_close(model.eval()(codes).logits, prior(codes), rtol=1e-4, atol=1e-4)
-    prefix = torch.randint(11, (2, prior.prefix), generator=torch.Generator().manual_seed(2))
-    theirs = model.generate(prefix, do_sample=False)[:, prior.prefix :]
+    prefix = torch.randint(11, (2, prior.prefix_length), generator=torch.Generator().manual_seed(2))
+    theirs = model.generate(prefix, do_sample=False)[:, prior.prefix_length :]
     greedy, seeds = Sampler(top_k=1), torch.arange(2)
-    ours = finished(sample(prior, prefix, prior.grid, sampler=greedy, seeds=seeds, known=unknown(2, prior.grid)))
-    laid = ours.flatten(1)[:, prior.places(prior.grid, device=ours.device)]
+    ours = final_codes(
+        sample(prior, prefix, prior.grid, sampler=greedy, seeds=seeds, known=unknown_codes(2, prior.grid))
+    )
+    laid = ours.flatten(1)[:, prior.sequence_order(prior.grid, device=ours.device)]
     assert torch.equal(theirs, laid)

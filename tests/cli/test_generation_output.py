@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.cli.generation_output import ABOVE, File, Partial
-from smalti.generation.code_sampler import Sampler, unknown
+from smalti.generation.code_sampler import Sampler, unknown_codes
 from smalti.images.io import read_settings, save_png, to_array
 from smalti.pipeline import Pipeline
 from smalti.tokenizer.tiled import any_size
@@ -40,7 +40,7 @@ def names(folder: Path) -> list[str]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """The first laying from now on gets a SIGTERM when it has laid so many rows."""
-    lay = Pipeline.lay
+    lay = Pipeline.generate_codes
 
     def stopped(self: Pipeline, *arguments: Any, **options: Any) -> Iterator[Tensor]:
         monkeypatch.setattr(Pipeline, "lay", lay)
@@ -58,14 +58,16 @@ def test_a_stopped_sample_goes_on(smalti: Runner, model: Path, tmp_path: Path, m
     out = ("--out", tmp_path / "out")
     before = signal.getsignal(signal.SIGTERM)
     stop_after(monkeypatch, 3)
-    smalti.fails(*command, *out, sentence=r"stopped with \d+ of 90 codes laid, kept in .*dusk-000007\.laying; the same")
+    smalti.fails(
+        *command, *out, sentence=r"stopped with \d+ of 90 codes laid, kept in .*dusk-000007\.generation; the same"
+    )
     assert signal.getsignal(signal.SIGTERM) is before
-    assert names(tmp_path / "out") == ["dusk-000007.laying"]
-    said = smalti("info", tmp_path / "out" / "dusk-000007.laying").out
+    assert names(tmp_path / "out") == ["dusk-000007.generation"]
+    said = smalti("info", tmp_path / "out" / "dusk-000007.generation").out
     assert "of 90 codes, 3 x 5 x 6 (images x rows x columns)" in said
     assert "label: dusk" in said
     smalti.fails(*command, *out, sentence="keeps what a stopped command has laid; go on with --resume, or delete it")
-    smalti.fails(*command, *out, "--resume", "--top-k", 3, sentence="another laying: top_k 0 there and 3 here")
+    smalti.fails(*command, *out, "--resume", "--top-k", 3, sentence="another generation: top_k 0 there and 3 here")
     done = smalti(*command, *out, "--resume")
     assert done.status == 0, done.err
     assert "going on from" in done.out
@@ -81,10 +83,10 @@ def test_images_that_are_there_stay(
     assert smalti(*command, "-n", 2).status == 0
     kept, other = (tmp_path / "out" / f"dusk-00000{seed}.png" for seed in (0, 1))
     save_png(other, np.zeros((20, 24, 3), np.uint8), settings={**(read_settings(other) or {}), "temperature": 0.5})
-    (tmp_path / "out" / "dusk-000000.laying").write_bytes(b"left behind by a kill after the image was written")
+    (tmp_path / "out" / "dusk-000000.generation").write_bytes(b"left behind by a kill after the image was written")
     before = os.stat(kept).st_mtime_ns
     laid = []
-    lay = Pipeline.lay
+    lay = Pipeline.generate_codes
 
     def counted(self: Pipeline, values: Any, known: Tensor, *, seeds: Tensor, **options: Any) -> Iterator[Tensor]:
         laid.extend(seeds.tolist())
@@ -122,7 +124,7 @@ def test_a_stop_while_decoding_keeps_the_codes(
     command = ("sample", model, "-n", 1, *SIZE, "--out", tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, "save", stopped)
-        smalti.fails(*command, sentence=r"stopped with 30 of 30 codes laid, kept in .*sample-000000\.laying")
+        smalti.fails(*command, sentence=r"stopped with 30 of 30 codes laid, kept in .*sample-000000\.generation")
     assert smalti(*command, "--resume").status == 0
     assert names(tmp_path / "out") == ["sample-000000.png"]
 
@@ -135,7 +137,7 @@ def test_a_stopped_completion_goes_on(
     assert smalti(*command, "--out", tmp_path / "whole").status == 0
     out = ("--out", tmp_path / "out")
     stop_after(monkeypatch, 2)
-    smalti.fails(*command, *out, sentence=r"kept in .*given-000000\.laying")
+    smalti.fails(*command, *out, sentence=r"kept in .*given-000000\.generation")
     assert smalti(*command, *out, "--resume").status == 0
     assert names(tmp_path / "out") == names(tmp_path / "whole")
     for name in names(tmp_path / "out"):
@@ -195,7 +197,7 @@ def test_a_partial_image_while_it_lays(
 @torch.no_grad()
 def test_a_partial_image_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, now, heights = pipeline(), [0.0], []
-    grid, decode = (40, 6), Pipeline.partial
+    grid, decode = (40, 6), Pipeline.decode_partial
 
     def spy(self: Pipeline, codes: Tensor) -> Tensor:
         heights.append(codes.shape[1])
@@ -205,7 +207,7 @@ def test_a_partial_image_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Pipeline, "partial", spy)
     monkeypatch.setattr("smalti.cli.generation_output.time.monotonic", lambda: now[0])
     partial = Partial(pipe, tmp_path / "a.png", grid, every=5)
-    rows = list(pipe.lay([None], unknown(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1)))
+    rows = list(pipe.generate_codes([None], unknown_codes(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1)))
     times: list[float] = []
     for codes in rows:
         now[0] += 1

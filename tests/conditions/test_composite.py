@@ -12,14 +12,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from smalti.cli.main import app
-from smalti.conditions.base import keys
-from smalti.conditions.composite import Several
+from smalti.conditions.base import condition_keys
+from smalti.conditions.composite import CompositeCondition
 from smalti.conditions.condition_registry import build_condition
-from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within
-from smalti.conditions.keypoints import read_figures
+from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, ImageCrop
+from smalti.conditions.keypoints import decode_keypoints
 from smalti.conditions.labels import Labels
 from smalti.conditions.layout import Layout
-from smalti.conditions.layout_codes import LayoutSettings, read_codes
+from smalti.conditions.layout_codes import LayoutSettings, decode_layout
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop, View
@@ -39,36 +39,36 @@ NAMES = ("day", "dusk", "night")
 PLACES = CoordinatesSettings(levels=16, codebook_size=16, factor=8, grid=(2, 2))
 
 
-def several() -> Several:
+def several() -> CompositeCondition:
     """Labels 0-2, nothing 3; coordinates 4-19, nothing 20."""
-    return Several([Labels(NAMES), Coordinates(PLACES)])
+    return CompositeCondition([Labels(NAMES), Coordinates(PLACES)])
 
 
 def test_each_part_has_its_own_codes() -> None:
     both = several()
-    assert (both.size, both.length, both.maps, keys(both)) == (21, 5, (1,), ("label", "coordinates"))
-    codes = both.encode([{"label": "dusk"}, {"coordinates": Within(0, 0, (16, 16)), "label": "night"}, {}, None])
+    assert (both.size, both.length, both.maps, condition_keys(both)) == (21, 5, (1,), ("label", "coordinates"))
+    codes = both.encode([{"label": "dusk"}, {"coordinates": ImageCrop(0, 0, (16, 16)), "label": "night"}, {}, None])
     alone = Coordinates(PLACES).encode([None])[0] + 4
     assert codes[:, 0].tolist() == [1, 2, 3, 3]
     assert (codes[:, 1:] == alone).all()  # what takes None is not left open
-    assert torch.equal(both.joined([torch.tensor([[1]]), alone[None] - 4]), codes[:1])
+    assert torch.equal(both.join([torch.tensor([[1]]), alone[None] - 4]), codes[:1])
     assert [part.tolist() for part in both.split(codes[1])] == [[2], (alone - 4).tolist()]
 
 
 def test_a_prior_that_sees_the_whole_image_is_told_all_of_it() -> None:
     """A map of the image's size, larger than the trained grid; also beside one of which nothing is said at all."""
     both, whole = several(), Window(0, 0, 4, 3)
-    alone = Coordinates(PLACES).laid([None, None], grid=(4, 3))(whole) + 4
-    told = both.laid([{"label": "dusk"}, {}], grid=(4, 3))(whole)
+    alone = Coordinates(PLACES).encode_windows([None, None], grid=(4, 3))(whole) + 4
+    told = both.encode_windows([{"label": "dusk"}, {}], grid=(4, 3))(whole)
     assert torch.equal(told, torch.cat((torch.tensor([[1], [3]]), alone), dim=1))
 
 
 def test_a_window_is_told_its_part() -> None:
     both = several()
-    laid = both.laid([{"label": "day"}, {}], grid=(4, 3))
-    whole = Coordinates(PLACES).laid([None], grid=(4, 3))
+    generated = both.encode_windows([{"label": "day"}, {}], grid=(4, 3))
+    whole = Coordinates(PLACES).encode_windows([None], grid=(4, 3))
     for window in (Window(0, 0, 2, 2), Window(2, 1, 2, 2)):
-        prefix = laid(window)
+        prefix = generated(window)
         assert prefix[:, 0].tolist() == [0, 3]
         assert torch.equal(prefix[0, 1:], whole(window)[0] + 4)
 
@@ -76,7 +76,7 @@ def test_a_window_is_told_its_part() -> None:
 def test_parts_are_hidden_one_by_one() -> None:
     both = several()
     prefix = both.encode([{"label": "dusk"}] * 4)
-    hidden = both.partly_hidden(prefix, torch.tensor([[False, False], [True, False], [False, True], [True, True]]))
+    hidden = both.drop_parts(prefix, torch.tensor([[False, False], [True, False], [False, True], [True, True]]))
     assert torch.equal(hidden[0], prefix[0])
     assert hidden[1].tolist() == [3, *prefix[1, 1:].tolist()]
     assert hidden[2].tolist() == [1, 20, 20, 20, 20]
@@ -88,11 +88,11 @@ def test_it_is_saved_and_shown(tmp_path: Path) -> None:
     again = build_condition(both.save(tmp_path), tmp_path)
     codes = both.encode([{"label": "dusk"}])
     assert torch.equal(again.encode([{"label": "dusk"}]), codes)
-    shown = both.preview(codes[0])
-    assert shown.shape == (128, 256, 3)
-    left_open = both.preview(both.partly_hidden(codes, torch.tensor([[True, False]]))[0])
+    displayed = both.preview(codes[0])
+    assert displayed.shape == (128, 256, 3)
+    left_open = both.preview(both.drop_parts(codes, torch.tensor([[True, False]]))[0])
     assert (left_open[:, :128] == 0).all()
-    assert np.array_equal(left_open[:, 128:], shown[:, 128:])
+    assert np.array_equal(left_open[:, 128:], displayed[:, 128:])
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_other_values_are_refused(value: object, message: str) -> None:
 
 def test_two_of_one_name_are_refused() -> None:
     with pytest.raises(SmaltiError, match="no name twice; not 'label', 'label'"):
-        Several([Labels(NAMES), Labels(NAMES)])
+        CompositeCondition([Labels(NAMES), Labels(NAMES)])
     with pytest.raises(SmaltiError, match="two or more"):
-        Several([Labels(NAMES)])
+        CompositeCondition([Labels(NAMES)])
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +160,11 @@ def test_where_a_part_lies_is_said(home: Path) -> None:
     mirrored = 0
     for draw in range(12):
         view = crops.view(3, draw)
-        said = sayer.of(crops)(3, view, draw).view(2, 2)
+        output = sayer.of(crops)(3, view, draw).view(2, 2)
         (height, width), left = view.whole, view.left_when_mirrored
         for row, column in ((0, 0), (1, 1)):
             y, x = view.top + 8 * row + 3.5, left + 8 * column + 3.5
-            assert abs(int(said[row, column]) / 100 - (y * width + x) / (height * width)) < 0.006
+            assert abs(int(output[row, column]) / 100 - (y * width + x) / (height * width)) < 0.006
         mirrored += view.mirrored
     assert 0 < mirrored < 12
 
@@ -179,7 +179,7 @@ def test_objects_are_said_as_they_are_seen(home: Path) -> None:
     orders = set()
     for draw in range(16):
         view = crops.view(0, draw)
-        seen = read_codes(sayer.of(crops)(0, view, draw).tolist(), settings)
+        seen = decode_layout(sayer.of(crops)(0, view, draw).tolist(), settings)
         box = view_box(view)
         orders.add(tuple(one.category for one in seen.objects))
         for one in seen.objects:
@@ -195,7 +195,7 @@ def objects_of(home: Path, **options: object) -> tuple[LayoutSettings, list[str]
     sayer = SAYINGS["layout"](home / "objects.json", options, crops_of(home), (2, 2), 8)
     settings = sayer.condition.settings  # type: ignore[attr-defined]
     whole = View(0, 0, (SIDE, SIDE), (SIDE, SIDE), mirrored=False)
-    seen = read_codes(sayer.of(crops_of(home))(0, whole, 0).tolist(), settings)
+    seen = decode_layout(sayer.of(crops_of(home))(0, whole, 0).tolist(), settings)
     return settings, sorted(settings.classes[one.category] for one in seen.objects)
 
 
@@ -235,7 +235,7 @@ def test_figures_are_said_as_they_are_seen(home: Path) -> None:
     for draw in range(8):
         view = crops.view(0, draw)
         codes = sayer.of(crops)(0, view, draw).tolist()
-        figures, crop = read_figures(codes, sayer.condition.settings)  # type: ignore[attr-defined]
+        figures, crop = decode_keypoints(codes, sayer.condition.settings)  # type: ignore[attr-defined]
         box = view_box(view)
         assert crop.width == pytest.approx(box.width, abs=0.05)
         for figure in figures:
@@ -284,12 +284,12 @@ def test_from_files_to_samples(home: Path) -> None:
     assert ran.exit_code == 0, ran.output
     shards = open_codes(home / "codes")
     condition = condition_of(shards, "auto")
-    assert isinstance(condition, Several)
+    assert isinstance(condition, CompositeCondition)
     told = CliRunner().invoke(app, ["info", str(home / "codes")])
     assert "told: label, segmentation, layout, 38 codes of 1039" in told.output
     with pytest.raises(SmaltiError, match="were made with label and segmentation and layout; set condition=auto"):
         condition_of(shards, "segmentation")
-    assert keys(condition) == ("label", "segmentation", "layout")
+    assert condition_keys(condition) == ("label", "segmentation", "layout")
     label, _, layout = condition.split(shards.training[0, 0].prefix)
     assert label.tolist() == [int(shards.training.labels[0])]
     assert layout.shape == (5 + 16,)

@@ -12,20 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
-from smalti.conditions.base import Condition, as_prefix, check_grid, crops, everywhere
-from smalti.conditions.composite import Several
+from smalti.conditions.base import Condition, as_prefix, check_grid, code_crops, constant_prefix
+from smalti.conditions.composite import CompositeCondition
 from smalti.conditions.condition_registry import CONDITIONS, build_condition
-from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within
+from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, ImageCrop
 from smalti.conditions.keypoints import Keypoints, KeypointsSettings
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import Annotation, LayoutSettings
 from smalti.conditions.location_codes import Box
-from smalti.conditions.precomputed import Given, GivenSettings
+from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
 from smalti.conditions.previews import palette
-from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
 from smalti.images.io import DamagedImage
 from smalti.images.masks import PARTS, kept_by_mask, kept_part
 from smalti.prior import Transformer, TransformerSettings
@@ -35,30 +35,30 @@ from smalti.tokenizer.quantizers import VQSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 
 LABELS = Labels(["dawn", "dusk", "night"])
-GIVEN = Given(GivenSettings(key="words", codebook_size=9, length=4))
+GIVEN = PrecomputedCodes(PrecomputedCodesSettings(key="words", codebook_size=9, length=4))
 COORDINATES = Coordinates(CoordinatesSettings(levels=63, codebook_size=64, factor=2, grid=(4, 4)))
 LAYOUT = Layout(LayoutSettings(classes=("tree", "house"), max_objects=2, codebook_size=64))
 TREES = [Annotation(0, Box(0.1, 0.5, 0.3, 0.4)), Annotation(1, Box(0.6, 0.2, 0.3, 0.6))]
 
 
-def depths() -> Maps:
+def depths() -> SpatialCondition:
     torch.manual_seed(0)
     autoencoder = AutoencoderSettings(
         channels=1, patch_size=2, base_channels=8, channel_multipliers=(1,), res_blocks=1, latent_channels=8
     )
     tokenizer = VQGAN(VQGANSettings(autoencoder=autoencoder, quantizer=VQSettings(codebook_size=16, codebook_dim=4)))
-    return Maps(MapsSettings(kind="depth", key="depth", grid=(4, 4)), tokenizer)
+    return SpatialCondition(SpatialConditionSettings(kind="depth", key="depth", grid=(4, 4)), tokenizer)
 
 
 EXAMPLES: dict[str, Condition] = {
     "labels": LABELS,
-    "nothing": Nothing(),
+    "unconditional": Unconditional(),
     "coordinates": COORDINATES,
-    "maps": depths(),
+    "spatial": depths(),
     "layout": LAYOUT,
-    "given": GIVEN,
+    "precomputed": GIVEN,
     "keypoints": Keypoints(KeypointsSettings(points=("left hand", "right hand"), max_figures=2, codebook_size=65)),
-    "several": Several([LABELS, LAYOUT]),
+    "composite": CompositeCondition([LABELS, LAYOUT]),
 }
 
 
@@ -68,13 +68,13 @@ def values_of(name: str, grid: tuple[int, int]) -> list[Any]:
     slope = torch.linspace(-1, 1, height * width).view(1, height, width)
     values: dict[str, list[Any]] = {
         "labels": ["night", "dawn"],
-        "nothing": [None, None],
-        "coordinates": [None, Within(2, 4, of=(40, 60))],
-        "maps": [slope, -slope],
+        "unconditional": [None, None],
+        "coordinates": [None, ImageCrop(2, 4, full_size=(40, 60))],
+        "spatial": [slope, -slope],
         "layout": [TREES, []],
-        "given": [[8, 0, 3, 3], (1, 2, 3, 4)],
+        "precomputed": [[8, 0, 3, 3], (1, 2, 3, 4)],
         "keypoints": [[[(0.2, 0.4), (0.8, 0.5)]], []],
-        "several": [{"label": "dusk", "layout": TREES}, {"label": "dawn"}],
+        "composite": [{"label": "dusk", "layout": TREES}, {"label": "dawn"}],
     }
     return values[name]
 
@@ -94,23 +94,23 @@ def test_values_become_prefixes(name: str) -> None:
     assert condition.encode([]).dtype == torch.int64
     alone = torch.cat([condition.encode([value]) for value in values_of(name, (4, 4))])
     assert torch.equal(alone, codes)
-    assert name == "nothing" or not torch.equal(codes[0], codes[1])
+    assert name == "unconditional" or not torch.equal(codes[0], codes[1])
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_a_window_that_is_the_image_reads_what_is_encoded(name: str) -> None:
     condition, values = EXAMPLES[name], values_of(name, (4, 4))
-    at = condition.laid(values, grid=(4, 4))
+    at = condition.encode_windows(values, grid=(4, 4))
     assert torch.equal(at(Window(0, 0, 4, 4)), condition.encode(values))
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [(name, name in ("coordinates", "maps", "layout", "keypoints", "several")) for name in CONDITIONS],
+    [(name, name in ("coordinates", "spatial", "layout", "keypoints", "composite")) for name in CONDITIONS],
 )
 def test_under_a_window_stands_what_is_true_there(name: str, changes: bool) -> None:
     condition = EXAMPLES[name]
-    at = condition.laid(values_of(name, (6, 9)), grid=(6, 9))
+    at = condition.encode_windows(values_of(name, (6, 9)), grid=(6, 9))
     prefixes = [at(Window(top, left, 4, 4)) for top in range(3) for left in range(6)]
     for prefix in prefixes:
         assert prefix.shape == (2, condition.length)
@@ -119,7 +119,7 @@ def test_under_a_window_stands_what_is_true_there(name: str, changes: bool) -> N
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_a_prior_lays_a_image_that_is_larger_than_its_window(name: str) -> None:
+def test_a_prior_generates_a_image_that_is_larger_than_its_window(name: str) -> None:
     condition = EXAMPLES[name]
     torch.manual_seed(0)
     sizes = TransformerSettings(
@@ -131,11 +131,11 @@ def test_a_prior_lays_a_image_that_is_larger_than_its_window(name: str) -> None:
         embed_dim=16,
         heads=2,
     )
-    at = condition.laid(values_of(name, (5, 6)), grid=(5, 6))
-    laying = sample_windows(
-        Transformer(sizes).eval(), at, sampler=Sampler(), seeds=torch.arange(2), known=unknown(2, (5, 6))
+    at = condition.encode_windows(values_of(name, (5, 6)), grid=(5, 6))
+    generation = generate(
+        Transformer(sizes).eval(), at, sampler=Sampler(), seeds=torch.arange(2), known=unknown_codes(2, (5, 6))
     )
-    codes = finished(laying)
+    codes = final_codes(generation)
     assert codes.shape == (2, 5, 6)
     assert codes.min() >= 0
 
@@ -148,7 +148,7 @@ def test_conditions_come_back_from_what_they_saved(name: str, tmp_path: Path) ->
     again = build_condition(plain, tmp_path)
     assert type(again) is type(condition)
     assert (again.key, again.size, again.length) == (condition.key, condition.size, condition.length)
-    assert again.takes_none == condition.takes_none
+    assert again.optional == condition.optional
     assert torch.equal(again.encode(values), condition.encode(values))
     assert again.save(tmp_path) == condition.save(tmp_path)
 
@@ -168,13 +168,14 @@ def test_damaged_settings_are_told_by_name(name: str, tmp_path: Path) -> None:
 def test_labels_saved_by_earlier_versions_are_read(tmp_path: Path) -> None:
     again = build_condition({"name": "labels", "labels": ["dawn", "dusk"]}, tmp_path)
     assert again.encode(["dusk"]).tolist() == [[1]]
-    assert build_condition({"name": "nothing"}, tmp_path).size == 0
+    assert build_condition({"name": "unconditional"}, tmp_path).size == 0
 
 
 @pytest.mark.parametrize("name", ["lables", None])
-def test_an_unknown_condition_is_told(name: str | None, tmp_path: Path) -> None:
+def test_an_unknown_condition_raises_an_error(name: str | None, tmp_path: Path) -> None:
     with pytest.raises(
-        SmaltiError, match=rf"unknown condition {name!r}; .*here are: coordinates, given, keypoints, labels, layout, m"
+        SmaltiError,
+        match=rf"unknown condition {name!r}; .*here are: composite, coordinates, keypoints, labels, layout, p",
     ):
         build_condition({"name": name}, tmp_path)
 
@@ -188,15 +189,15 @@ def test_previews_are_images_that_differ(name: str) -> None:
         assert image.ndim == 3
         assert image.shape[2] == 3
         assert image.min() < image.max()
-    assert name == "nothing" or images[0].tobytes() != images[1].tobytes()
+    assert name == "unconditional" or images[0].tobytes() != images[1].tobytes()
 
 
 def test_only_coordinates_need_no_value() -> None:
-    assert [name for name, condition in EXAMPLES.items() if condition.takes_none] == ["coordinates"]
+    assert [name for name, condition in EXAMPLES.items() if condition.optional] == ["coordinates"]
 
 
 def test_only_maps_have_a_network_to_move() -> None:
-    assert [name for name, condition in EXAMPLES.items() if condition.networks] == ["maps"]
+    assert [name for name, condition in EXAMPLES.items() if condition.networks] == ["spatial"]
 
 
 def test_prefixes_have_one_column() -> None:
@@ -206,17 +207,17 @@ def test_prefixes_have_one_column() -> None:
 
 def test_codes_under_a_window_by_eye() -> None:
     codes = torch.arange(30).view(1, 5, 6)
-    assert crops(codes)(Window(1, 2, 2, 3)).tolist() == [[8, 9, 10, 14, 15, 16]]
-    assert everywhere(codes[0])(Window(1, 2, 2, 3)) is not None
-    assert torch.equal(everywhere(codes[0])(Window(0, 0, 1, 1)), codes[0])
+    assert code_crops(codes)(Window(1, 2, 2, 3)).tolist() == [[8, 9, 10, 14, 15, 16]]
+    assert constant_prefix(codes[0])(Window(1, 2, 2, 3)) is not None
+    assert torch.equal(constant_prefix(codes[0])(Window(0, 0, 1, 1)), codes[0])
 
 
-@pytest.mark.parametrize("name", ["coordinates", "maps"])
+@pytest.mark.parametrize("name", ["coordinates", "spatial"])
 @pytest.mark.parametrize(("grid", "least"), [((3, 8), "4 x 8"), ((4, 3), "4 x 4")])
-def test_images_smaller_than_the_window_are_told(name: str, grid: tuple[int, int], least: str) -> None:
-    sentence = rf"lays 4 x 4 codes .* or more, {grid[0]} x {grid[1]} were asked for; ask for at least {least}"
+def test_images_smaller_than_the_window_raise_errors(name: str, grid: tuple[int, int], least: str) -> None:
+    sentence = rf"generates 4 x 4 codes .* or more, {grid[0]} x {grid[1]} were requested; request at least {least}"
     with pytest.raises(SmaltiError, match=sentence):
-        EXAMPLES[name].laid(values_of(name, grid), grid=grid)
+        EXAMPLES[name].encode_windows(values_of(name, grid), grid=grid)
     check_grid((4, 4), window=(4, 4), key="depth")
 
 
@@ -245,13 +246,13 @@ def test_an_unknown_label_lists_those_there_are(value: object, sentence: str) ->
 
 
 def test_no_condition_takes_no_value() -> None:
-    nothing = Nothing()
-    assert (nothing.key, nothing.size, nothing.length) == ("", 0, 1)
-    assert nothing.encode([None, None]).tolist() == [[0], [0]]
+    unconditional = Unconditional()
+    assert (unconditional.key, unconditional.size, unconditional.length) == ("", 0, 1)
+    assert unconditional.encode([None, None]).tolist() == [[0], [0]]
     with pytest.raises(SmaltiError, match="this model takes no condition, 'dusk' was given; leave it out"):
-        nothing.encode([None, "dusk"])
+        unconditional.encode([None, "dusk"])
     with pytest.raises(SmaltiError, match="this model takes no condition, 'dusk' was given; leave it out"):
-        nothing.read("dusk")
+        unconditional.read("dusk")
 
 
 def test_written_labels_have_ink_and_a_margin() -> None:
@@ -276,7 +277,7 @@ def test_given_codes_stay_as_they_are() -> None:
     [
         ([0, 1, 2, 9], "there is no condition code 9; the codes are 0 to 8"),
         ([0, -1, 2, 3], "there is no condition code -1; the codes are 0 to 8"),
-        ([0, 1, 2], r"'words' has 4 codes an image, and a row of the shape \(3,\) was given; give \(4,\)"),
+        ([0, 1, 2], r"'words' has 4 codes per image, and a row of the shape \(3,\) was given; give \(4,\)"),
         ([[0, 1, 2, 3]], r"a row of the shape \(1, 4\) was given"),
         ([], r"a row of the shape \(0,\) was given"),
         ([0.0, 1.0, 2.0, 3.0], r"condition codes are whole numbers, \[0.0, 1.0, 2.0, 3.0\] holds torch.float32; round"),
@@ -285,12 +286,12 @@ def test_given_codes_stay_as_they_are() -> None:
         (None, "None is not a row of codes; give 4 whole numbers"),
     ],
 )
-def test_codes_that_cannot_be_are_told(value: object, sentence: str) -> None:
+def test_codes_that_are_invalid_raise_errors(value: object, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         GIVEN.encode([[0, 1, 2, 3], value])
 
 
-def test_typed_codes_that_are_none_are_told() -> None:
+def test_typed_codes_that_are_none_raise_errors() -> None:
     with pytest.raises(SmaltiError, match="'1,two' is not a list of codes; give 4 whole numbers: 4,0,7"):
         GIVEN.read("1,two")
 
@@ -313,8 +314,10 @@ def test_classes_have_colors_of_their_own(count: int) -> None:
 
 
 def test_parts_by_eye() -> None:
-    shown = {name: ["".join(".#"[kept] for kept in row) for row in kept_part(name, (4, 8)).tolist()] for name in PARTS}
-    assert shown == {
+    displayed = {
+        name: ["".join(".#"[kept] for kept in row) for row in kept_part(name, (4, 8)).tolist()] for name in PARTS
+    }
+    assert displayed == {
         "top-half": ["########"] * 2 + ["........"] * 2,
         "bottom-half": ["........"] * 2 + ["########"] * 2,
         "left-half": ["####...."] * 4,
@@ -352,7 +355,7 @@ def test_a_mask_is_scaled_and_cropped_with_its_image(tmp_path: Path) -> None:
     assert kept.tolist() == [[False] * 4 + [True] * 4] * 8  # the middle 8 of 8 x 16
 
 
-def test_masks_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_masks_that_do_not_fit_raise_errors(tmp_path: Path) -> None:
     Image.new("L", (8, 4)).save(tmp_path / "mask.png")
     with pytest.raises(SmaltiError, match=r"mask\.png is 4x8 pixels, its image 8x4; a mask has the size of its"):
         kept_by_mask(tmp_path / "mask.png", image=(8, 4), size=(4, 4))

@@ -12,7 +12,7 @@ from hypothesis import settings as checked
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within, coordinate_image
+from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, ImageCrop, coordinate_image
 from smalti.core.errors import SmaltiError
 from smalti.prior.window import Window
 
@@ -66,15 +66,17 @@ def test_a_part_of_a_larger_image_has_that_one_s_coordinates() -> None:
     assert whole.shape == (1, 40, 60)
     assert whole.dtype == torch.float32
     assert whole[0, 0, :2].tolist() == pytest.approx([0.0, 1 / 2400])
-    part = COORDINATES.encode([Within(6, 10, of=(40, 60))])
+    part = COORDINATES.encode([ImageCrop(6, 10, full_size=(40, 60))])
     assert torch.equal(part, COORDINATES.codes(whole[None, :, 6:14, 10:18]).flatten(1))
-    assert COORDINATES.read("6, 10, 40x60") == Within(6, 10, of=(40, 60))
-    assert torch.equal(part, COORDINATES.laid([Within(6, 10, of=(40, 60))], grid=(6, 5))(Window(0, 0, 4, 4)))
+    assert COORDINATES.read("6, 10, 40x60") == ImageCrop(6, 10, full_size=(40, 60))
+    assert torch.equal(
+        part, COORDINATES.encode_windows([ImageCrop(6, 10, full_size=(40, 60))], grid=(6, 5))(Window(0, 0, 4, 4))
+    )
 
 
 def test_a_window_reads_the_coordinates_of_the_whole_image() -> None:
     whole = COORDINATES.codes(coordinate_image((12, 18))[None])[0]
-    at = COORDINATES.laid([None], grid=(6, 9))
+    at = COORDINATES.encode_windows([None], grid=(6, 9))
     assert torch.equal(at(Window(2, 5, 4, 4))[0].view(4, 4), whole[2:6, 5:9])
 
 
@@ -90,14 +92,20 @@ def test_coordinates_come_back_but_for_rounding() -> None:
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ((0, 0), r"\(0, 0\) is no place in a larger image; leave it out, or give Within\(top, left, of=\(H, W\)\)"),
-        (Within(-1, 0, of=(40, 60)), r"an image of 8 x 8 pixels .* at \(-1, 0\) reaches beyond .* 40 x 60; begin"),
-        (Within(0, -1, of=(40, 60)), r"at \(0, -1\) reaches beyond"),
-        (Within(33, 0, of=(40, 60)), r"at \(33, 0\) reaches beyond .* begin between \(0, 0\) and \(32, 52\)"),
-        (Within(0, 53, of=(40, 60)), r"at \(0, 53\) reaches beyond .* begin between \(0, 0\) and \(32, 52\)"),
+        (
+            (0, 0),
+            r"\(0, 0\) is not a crop of a larger image; leave it out, or give ImageCrop\(top, left, full_size=\(H, W\)\)",
+        ),
+        (
+            ImageCrop(-1, 0, full_size=(40, 60)),
+            r"an image of 8 x 8 pixels .* at \(-1, 0\) reaches beyond .* 40 x 60; begin",
+        ),
+        (ImageCrop(0, -1, full_size=(40, 60)), r"at \(0, -1\) reaches beyond"),
+        (ImageCrop(33, 0, full_size=(40, 60)), r"at \(33, 0\) reaches beyond .* begin between \(0, 0\) and \(32, 52\)"),
+        (ImageCrop(0, 53, full_size=(40, 60)), r"at \(0, 53\) reaches beyond .* begin between \(0, 0\) and \(32, 52\)"),
     ],
 )
-def test_places_that_cannot_be_are_told(value: object, sentence: str) -> None:
+def test_places_that_are_invalid_raise_errors(value: object, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         COORDINATES.encode([value])
 
@@ -112,14 +120,14 @@ def test_places_that_cannot_be_are_told(value: object, sentence: str) -> None:
         (torch.full((1, 1, 8, 8), torch.nan), "from 0 to 1, and these are from nan to nan"),
     ],
 )
-def test_coordinate_images_that_cannot_be_are_told(images: Tensor, sentence: str) -> None:
+def test_coordinate_images_that_are_invalid_raise_errors(images: Tensor, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         COORDINATES.codes(images)
 
 
 @pytest.mark.parametrize("text", ["1,2", "a,b,4x4", "1,2,3,4", "-1,0,4x4"])
-def test_typed_places_that_are_none_are_told(text: str) -> None:
-    with pytest.raises(SmaltiError, match=rf"'{text}' is no place in a larger image; write TOP,LEFT,HEIGHTxWIDTH"):
+def test_typed_places_that_are_none_raise_errors(text: str) -> None:
+    with pytest.raises(SmaltiError, match=rf"'{text}' is not a crop of a larger image; write TOP,LEFT,HEIGHTxWIDTH"):
         COORDINATES.read(text)
 
 

@@ -14,8 +14,15 @@ from hypothesis import settings as checked
 from hypothesis import strategies as st
 
 from smalti.conditions.condition_registry import build_condition
-from smalti.conditions.keypoints import Figure, Keypoints, KeypointsSettings, keypoint_codes, read_figures, shortened
-from smalti.conditions.location_codes import WHOLE, Box, under
+from smalti.conditions.keypoints import (
+    Figure,
+    Keypoints,
+    KeypointsSettings,
+    decode_keypoints,
+    encode_keypoints,
+    truncate,
+)
+from smalti.conditions.location_codes import FULL_IMAGE, Box, window_crop
 from smalti.core.errors import SmaltiError
 from smalti.data.annotations.annotation_files import read_annotations
 from smalti.prior.window import Window
@@ -31,9 +38,9 @@ OTHER: Figure = ((0.75, 0.5), None, (1.0, 0.25))
 
 def test_keypoints_by_eye() -> None:
     # 0.5 of 7 steps is 3.5, which rounds to the even 4; 0.25 is 1.75 -> 2; 0.75 is 5.25 -> 5.
-    assert keypoint_codes([FACE, OTHER], ALONE) == (7 * 8 + 4, 2, 64, 4 * 8 + 5, 64, 2 * 8 + 7)
-    assert keypoint_codes([FACE], WITH_CROP) == (7 * 8 + 4, 2, 64, 64, 64, 64, 0, 63)
-    assert keypoint_codes([], ALONE) == (64,) * 6
+    assert encode_keypoints([FACE, OTHER], ALONE) == (7 * 8 + 4, 2, 64, 4 * 8 + 5, 64, 2 * 8 + 7)
+    assert encode_keypoints([FACE], WITH_CROP) == (7 * 8 + 4, 2, 64, 64, 64, 64, 0, 63)
+    assert encode_keypoints([], ALONE) == (64,) * 6
     assert (WITH_CROP.length, ALONE.length) == (8, 6)
     usual = KeypointsSettings(points=POINTS)
     assert (usual.sections, usual.none, usual.length) == (32, 1024, 4 * 3 + 2)
@@ -42,26 +49,26 @@ def test_keypoints_by_eye() -> None:
 
 def test_figures_seen_in_part() -> None:
     left = Box(0.0, 0.0, 0.5, 1.0)  # the other is outside, and the nose on the border
-    assert keypoint_codes([OTHER, FACE], WITH_CROP, crop=left) == (60, 2, 64, 64, 64, 64, 0, 7 * 8 + 4)
-    assert keypoint_codes([OTHER, FACE], ALONE, crop=left) == (63, 4, 64, 64, 64, 64)
+    assert encode_keypoints([OTHER, FACE], WITH_CROP, crop=left) == (60, 2, 64, 64, 64, 64, 0, 7 * 8 + 4)
+    assert encode_keypoints([OTHER, FACE], ALONE, crop=left) == (63, 4, 64, 64, 64, 64)
     below = Box(0.25, 0.5, 0.5, 0.5)
-    assert keypoint_codes([FACE, OTHER], ALONE, crop=below) == (7 * 8 + 4, 64, 64, 7, 64, 64)
+    assert encode_keypoints([FACE, OTHER], ALONE, crop=below) == (7 * 8 + 4, 64, 64, 7, 64, 64)
 
 
 def test_a_point_outside_the_image_is_not_seen() -> None:
     outside: Figure = ((-0.1, 0.5), (0.5, 1.2), (0.0, 1.0))
-    assert keypoint_codes([outside], ALONE) == (64, 64, 7 * 8, 64, 64, 64)
+    assert encode_keypoints([outside], ALONE) == (64, 64, 7 * 8, 64, 64, 64)
     hair: Figure = ((1 + 1e-9, -1e-9), None, None)
-    assert keypoint_codes([hair], ALONE)[0] == 7
+    assert encode_keypoints([hair], ALONE)[0] == 7
 
 
 def test_in_a_mirror_left_is_right() -> None:
-    assert WITH_CROP.mirrored == (0, 2, 1)
+    assert WITH_CROP.flip_permutation == (0, 2, 1)
     # The left eye at 0.25 is the right one at 0.75.
-    assert keypoint_codes([FACE], ALONE, flip=True) == (7 * 8 + 4, 64, 5, 64, 64, 64)
+    assert encode_keypoints([FACE], ALONE, flip=True) == (7 * 8 + 4, 64, 5, 64, 64, 64)
     left = Box(0.0, 0.0, 0.5, 1.0)
-    assert keypoint_codes([FACE], WITH_CROP, crop=left, flip=True)[-2:] == (4, 63)
-    assert keypoint_codes([FACE], ALONE, crop=left, flip=True) == (7 * 8, 64, 4, 64, 64, 64)
+    assert encode_keypoints([FACE], WITH_CROP, crop=left, flip=True)[-2:] == (4, 63)
+    assert encode_keypoints([FACE], ALONE, crop=left, flip=True) == (7 * 8, 64, 4, 64, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +82,7 @@ def test_in_a_mirror_left_is_right() -> None:
     ],
 )
 def test_points_that_differ_by_their_side_change_places(points: tuple[str, ...], mirrored: tuple[int, ...]) -> None:
-    assert KeypointsSettings(points=points).mirrored == mirrored
+    assert KeypointsSettings(points=points).flip_permutation == mirrored
 
 
 # Places on the points of a grid of 8 x 8, so that nothing is rounded.
@@ -85,10 +92,10 @@ PLACES = st.none() | st.tuples(st.integers(0, 7), st.integers(0, 7)).map(lambda 
 @checked(max_examples=100, deadline=None)
 @drawn(figures=st.lists(st.tuples(PLACES, PLACES, PLACES), max_size=2), flip=st.booleans())
 def test_codes_say_what_was_written(figures: list[Figure], flip: bool) -> None:
-    codes = keypoint_codes(figures, WITH_CROP, flip=flip)
+    codes = encode_keypoints(figures, WITH_CROP, flip=flip)
     assert all(0 <= code < 65 for code in codes)
-    read = read_figures(codes, WITH_CROP)
-    assert read.crop == WHOLE
+    read = decode_keypoints(codes, WITH_CROP)
+    assert read.crop == FULL_IMAGE
     seen = [figure for figure in figures if any(figure)]
     assert len(read.figures) == len(seen)
     for told, (nose, left, right) in zip(read.figures, seen, strict=True):
@@ -96,22 +103,22 @@ def test_codes_say_what_was_written(figures: list[Figure], flip: bool) -> None:
             assert (place is None) == (given is None)
             if place is not None and given is not None:
                 assert place == pytest.approx((1 - given[0] if flip else given[0], given[1]))
-    assert flip or keypoint_codes(read.figures, WITH_CROP) == codes
+    assert flip or encode_keypoints(read.figures, WITH_CROP) == codes
 
 
 def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
     with pytest.warns(
         UserWarning, match="3 figures with keypoints; there is room for 2, and the last ones are left out"
     ):
-        assert shortened([FACE, OTHER, FACE], ALONE) == [FACE, OTHER]
-    assert shortened([FACE, OTHER], ALONE) == [FACE, OTHER]
+        assert truncate([FACE, OTHER, FACE], ALONE) == [FACE, OTHER]
+    assert truncate([FACE, OTHER], ALONE) == [FACE, OTHER]
 
 
-def test_crops_and_lengths_that_cannot_be_are_told() -> None:
-    with pytest.raises(SmaltiError, match="is no part of an image; give left, top, width, height as shares of it"):
-        keypoint_codes([FACE], ALONE, crop=Box(0.5, 0.0, 0.6, 1.0))
+def test_crops_and_lengths_that_are_invalid_raise_errors() -> None:
+    with pytest.raises(SmaltiError, match="is not a part of an image; give left, top, width, height as shares of it"):
+        encode_keypoints([FACE], ALONE, crop=Box(0.5, 0.0, 0.6, 1.0))
     with pytest.raises(SmaltiError, match="keypoints of this kind have 8 codes, and 6 were given"):
-        read_figures([0] * 6, WITH_CROP)
+        decode_keypoints([0] * 6, WITH_CROP)
 
 
 # --- the condition -------------------------------------------------------------------------------------------------
@@ -120,7 +127,7 @@ KEYPOINTS = Keypoints(WITH_CROP)
 
 
 def test_figures_are_given_by_name_or_in_order(tmp_path: Path) -> None:
-    expected = [list(keypoint_codes([FACE, OTHER], WITH_CROP))]
+    expected = [list(encode_keypoints([FACE, OTHER], WITH_CROP))]
     named = [{"left eye": [0.25, 0], "nose": [0.5, 1]}, {"right eye": [1, 0.25], "nose": [0.75, 0.5], "left eye": None}]
     assert KEYPOINTS.encode([[FACE, OTHER]]).tolist() == expected
     assert KEYPOINTS.encode([named]).tolist() == expected
@@ -132,16 +139,16 @@ def test_figures_are_given_by_name_or_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("settings", [WITH_CROP, ALONE])
 def test_under_a_window_the_window_is_the_crop(settings: KeypointsSettings) -> None:
-    at = Keypoints(settings).laid([[FACE, OTHER], [OTHER]], grid=(5, 8))
+    at = Keypoints(settings).encode_windows([[FACE, OTHER], [OTHER]], grid=(5, 8))
     crop = Box(2 / 8, 1 / 5, 4 / 8, 4 / 5)
-    assert under(Window(1, 2, 4, 4), grid=(5, 8)) == crop
-    expected = [list(keypoint_codes(figures, settings, crop=crop)) for figures in ([FACE, OTHER], [OTHER])]
+    assert window_crop(Window(1, 2, 4, 4), grid=(5, 8)) == crop
+    expected = [list(encode_keypoints(figures, settings, crop=crop)) for figures in ([FACE, OTHER], [OTHER])]
     assert at(Window(1, 2, 4, 4)).tolist() == expected
 
 
 def test_too_many_figures_are_told_once_for_all_windows() -> None:
     with pytest.warns(UserWarning, match="3 figures"):
-        at = KEYPOINTS.laid([[FACE, OTHER, FACE]], grid=(5, 8))
+        at = KEYPOINTS.encode_windows([[FACE, OTHER, FACE]], grid=(5, 8))
     at(Window(0, 0, 4, 4))  # warnings are errors here
 
 
@@ -162,12 +169,12 @@ def test_too_many_figures_are_told_once_for_all_windows() -> None:
         ([[None, [float("nan"), 0.5], None]], r"left eye is at \[nan, 0.5\]"),
     ],
 )
-def test_figures_that_cannot_be_are_told(value: Any, sentence: str) -> None:
+def test_figures_that_are_invalid_raise_errors(value: Any, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         KEYPOINTS.encode([value])
 
 
-def test_files_that_hold_no_figures_are_told(tmp_path: Path) -> None:
+def test_files_that_hold_no_figures_raise_errors(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="there is no file"):
         KEYPOINTS.read(str(tmp_path / "nowhere.json"))
     (tmp_path / "one.json").write_text(json.dumps({"nose": [0, 0]}))
@@ -186,7 +193,7 @@ def test_files_that_hold_no_figures_are_told(tmp_path: Path) -> None:
         ("codebook_size", 4, "codebook_size = 4"),
     ],
 )
-def test_settings_that_cannot_be_are_told(key: str, value: Any, sentence: str, tmp_path: Path) -> None:
+def test_settings_that_are_invalid_raise_errors(key: str, value: Any, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         build_condition({**KEYPOINTS.save(tmp_path), key: value}, tmp_path)
 
@@ -225,5 +232,5 @@ def test_the_houses_of_scenes_are_figures(tmp_path: Path) -> None:
     assert any(values)
     for value, row in zip(values, codes, strict=True):
         inside = [[place for place in figure if place and min(place) >= 0 and max(place) <= 1] for figure in value]
-        told = read_figures(row.tolist(), condition.settings).figures
+        told = decode_keypoints(row.tolist(), condition.settings).figures
         assert [sum(place is not None for place in figure) for figure in told] == [len(one) for one in inside if one]

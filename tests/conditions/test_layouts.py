@@ -17,8 +17,15 @@ from hypothesis import strategies as st
 
 from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.layout import Layout
-from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, read_codes, shortened, shuffled
-from smalti.conditions.location_codes import WHOLE, Box
+from smalti.conditions.layout_codes import (
+    Annotation,
+    LayoutSettings,
+    decode_layout,
+    encode_layout,
+    shuffle_objects,
+    truncate,
+)
+from smalti.conditions.location_codes import FULL_IMAGE, Box
 from smalti.core.errors import SmaltiError
 from smalti.prior.window import Window
 
@@ -31,33 +38,37 @@ TREE, HOUSE = Annotation(0, Box(0.0, 0.0, 0.5, 1.0)), Annotation(1, Box(0.5, 0.5
 
 def test_layouts_by_eye() -> None:
     # 0.5 of 7 steps is 3.5, which rounds to the even 4.
-    assert layout_codes([TREE, HOUSE], BOXES) == (0, 0, 7 * 8 + 4, 1 + 3, 4 * 8 + 4, 63, 63, 63, 63, 0, 63)
+    assert encode_layout([TREE, HOUSE], BOXES) == (0, 0, 7 * 8 + 4, 1 + 3, 4 * 8 + 4, 63, 63, 63, 63, 0, 63)
     assert BOXES.length == 11
     # Centers: (0.25, 0.5) -> column 1.75, row 3.5; (0.75, 0.75) -> 5.25, 5.25.
-    assert layout_codes([TREE, HOUSE], CENTERS) == (0, 4 * 8 + 2, 1, 5 * 8 + 5, 63, 63)
+    assert encode_layout([TREE, HOUSE], CENTERS) == (0, 4 * 8 + 2, 1, 5 * 8 + 5, 63, 63)
     assert CENTERS.length == 6
     # With 6 x 6 points there are 5 steps, and 0.5 of them is 2.5, which rounds to the even 2.
     few = LayoutSettings(classes=CLASSES, max_objects=1, codebook_size=36, places="centers", encode_crop=False)
-    assert layout_codes([Annotation(0, WHOLE)], few) == (0, 2 * 6 + 2)
+    assert encode_layout([Annotation(0, FULL_IMAGE)], few) == (0, 2 * 6 + 2)
 
 
 def test_a_layout_seen_in_part() -> None:
     crop = Box(0.0, 0.0, 0.5, 1.0)  # the house is outside
-    assert layout_codes([TREE, HOUSE], BOXES, crop=crop) == (0, 0, 7 * 8 + 4, *[63] * 6, 0, 7 * 8 + 4)
-    assert layout_codes([TREE, HOUSE], CENTERS, crop=crop) == (0, 4 * 8 + 4, *[63] * 4)
+    assert encode_layout([TREE, HOUSE], BOXES, crop=crop) == (0, 0, 7 * 8 + 4, *[63] * 6, 0, 7 * 8 + 4)
+    assert encode_layout([TREE, HOUSE], CENTERS, crop=crop) == (0, 4 * 8 + 4, *[63] * 4)
     right = Box(0.25, 0.0, 0.75, 1.0)
     # The tree begins outside: it is moved to the border and keeps its width, 0.5 / 0.75 of what is seen.
     corners = LayoutSettings(classes=CLASSES, max_objects=1, codebook_size=64, encode_crop=False)
-    assert layout_codes([TREE], corners, crop=right) == (0, 0, 7 * 8 + 5)
+    assert encode_layout([TREE], corners, crop=right) == (0, 0, 7 * 8 + 5)
     # What reaches beyond the right and the bottom is cut off, however much it is.
-    assert layout_codes([Annotation(0, WHOLE)], corners, crop=Box(0.0, 0.0, 0.5, 0.5)) == (0, 0, 63)
-    assert layout_codes([Annotation(2, Box(0.0, 0.0, 0.505, 0.01))], corners, crop=Box(0.5, 0.0, 0.5, 0.5)) == (2, 0, 7)
+    assert encode_layout([Annotation(0, FULL_IMAGE)], corners, crop=Box(0.0, 0.0, 0.5, 0.5)) == (0, 0, 63)
+    assert encode_layout([Annotation(2, Box(0.0, 0.0, 0.505, 0.01))], corners, crop=Box(0.5, 0.0, 0.5, 0.5)) == (
+        2,
+        0,
+        7,
+    )
 
 
 def test_a_layout_in_a_mirror() -> None:
     # The crop is the left half; in the mirror it is the right one, and the tree stands there.
-    assert layout_codes([TREE], BOXES, crop=Box(0.0, 0.0, 0.5, 1.0), flip=True) == (0, 4, 63, *[63] * 6, 4, 63)
-    assert layout_codes([TREE], CENTERS, flip=True) == (0, 4 * 8 + 5, *[63] * 4)
+    assert encode_layout([TREE], BOXES, crop=Box(0.0, 0.0, 0.5, 1.0), flip=True) == (0, 4, 63, *[63] * 6, 4, 63)
+    assert encode_layout([TREE], CENTERS, flip=True) == (0, 4 * 8 + 5, *[63] * 4)
 
 
 @pytest.mark.parametrize(
@@ -65,16 +76,16 @@ def test_a_layout_in_a_mirror() -> None:
     [({"group": True}, 1), ({"occluded": True}, 2), ({"depiction": True}, 4), ({"inside": True}, 8), ({}, 0)],
 )
 def test_properties_are_multiples_of_the_number_of_classes(properties: dict[str, bool], bits: int) -> None:
-    one = Annotation(2, WHOLE, **properties)
-    assert layout_codes([one], BOXES)[0] == 2 + 3 * bits
-    read = read_codes(layout_codes([one], BOXES), BOXES).objects[0]
+    one = Annotation(2, FULL_IMAGE, **properties)
+    assert encode_layout([one], BOXES)[0] == 2 + 3 * bits
+    read = decode_layout(encode_layout([one], BOXES), BOXES).objects[0]
     assert {
         key: getattr(read, key) for key in ("group", "occluded", "depiction", "inside") if getattr(read, key)
     } == properties
-    assert layout_codes([one], CENTERS)[0] == 2  # told of neither
+    assert encode_layout([one], CENTERS)[0] == 2  # told of neither
     only = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=64, group=True)
-    assert layout_codes([one], only)[0] == 2 + 3 * (bits & 1)
-    assert not read_codes([2 + 3 * 2, *[0] * 10], only).objects[0].occluded
+    assert encode_layout([one], only)[0] == 2 + 3 * (bits & 1)
+    assert not decode_layout([2 + 3 * 2, *[0] * 10], only).objects[0].occluded
 
 
 @st.composite
@@ -93,9 +104,9 @@ OBJECTS: st.SearchStrategy[Annotation] = st.builds(
 @checked(max_examples=100, deadline=None)
 @drawn(objects=st.lists(OBJECTS, max_size=3), crop=boxes(), flip=st.booleans())
 def test_codes_say_what_was_written(objects: list[Annotation], crop: Box, flip: bool) -> None:
-    codes = layout_codes(objects, BOXES, crop=crop, flip=flip)
+    codes = encode_layout(objects, BOXES, crop=crop, flip=flip)
     assert all(0 <= code < 64 for code in codes)
-    read = read_codes(codes, BOXES)
+    read = decode_layout(codes, BOXES)
 
     def seen(box: Box) -> tuple[float, ...]:
         return (1 - box.left - box.width if flip else box.left, *box[1:])
@@ -105,10 +116,10 @@ def test_codes_say_what_was_written(objects: list[Annotation], crop: Box, flip: 
 
     # Whether boxes that only touch share a hair's breadth is a matter of rounding.
     assume(all(abs(shared(one.box, axis)) > 1e-9 for one in objects for axis in (0, 1)))
-    shown = [one for one in objects if min(shared(one.box, 0), shared(one.box, 1)) > 0]
+    displayed = [one for one in objects if min(shared(one.box, 0), shared(one.box, 1)) > 0]
     assert read.crop == pytest.approx(seen(crop))
-    assert [one.category for one in read.objects] == [one.category for one in shown]
-    for told, one in zip(read.objects, shown, strict=True):
+    assert [one.category for one in read.objects] == [one.category for one in displayed]
+    for told, one in zip(read.objects, displayed, strict=True):
         assert told.place == pytest.approx(seen(one.box))
         assert (told.group, told.occluded, told.depiction, told.inside) == (
             one.group,
@@ -120,37 +131,37 @@ def test_codes_say_what_was_written(objects: list[Annotation], crop: Box, flip: 
 
 def test_the_last_point_is_not_taken_for_none() -> None:
     corner = Annotation(1, Box(0.95, 0.95, 0.05, 0.05))
-    assert layout_codes([corner], CENTERS)[:2] == (1, CENTERS.none)
-    assert [one.place for one in read_codes(layout_codes([corner], CENTERS), CENTERS).objects] == [(1.0, 1.0)]
+    assert encode_layout([corner], CENTERS)[:2] == (1, CENTERS.none)
+    assert [one.place for one in decode_layout(encode_layout([corner], CENTERS), CENTERS).objects] == [(1.0, 1.0)]
 
 
 def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
     objects = [TREE, HOUSE, TREE, HOUSE]
     with pytest.warns(UserWarning, match="a layout of 4 objects; there is room for 3, and the last ones are left out"):
-        assert shortened(objects, BOXES) == objects[:3]
-    assert shortened(objects[:3], BOXES) == objects[:3]
+        assert truncate(objects, BOXES) == objects[:3]
+    assert truncate(objects[:3], BOXES) == objects[:3]
     # Before the crop, so that an object may be missing though there is room for it: the last house alone is in the crop.
     with pytest.warns(UserWarning, match="a layout of 4 objects"):
-        codes = layout_codes([TREE, TREE, TREE, HOUSE], BOXES, crop=Box(0.5, 0.5, 0.5, 0.5))
-    assert read_codes(codes, BOXES).objects == ()
+        codes = encode_layout([TREE, TREE, TREE, HOUSE], BOXES, crop=Box(0.5, 0.5, 0.5, 0.5))
+    assert decode_layout(codes, BOXES).objects == ()
 
 
 def test_shuffling_leaves_the_list_that_was_given_alone() -> None:
-    objects = [Annotation(number, WHOLE) for number in range(3)] * 4
+    objects = [Annotation(number, FULL_IMAGE) for number in range(3)] * 4
     before = list(objects)
-    order = shuffled(objects, random.Random(3))
+    order = shuffle_objects(objects, random.Random(3))
     assert objects == before
     assert order != before
     theirs = list(objects)
     random.Random(3).shuffle(theirs)
     assert order == theirs
-    assert shuffled(objects, random.Random(3)) == order
+    assert shuffle_objects(objects, random.Random(3)) == order
 
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ((-1, WHOLE), "the class -1 of an object is negative"),
+        ((-1, FULL_IMAGE), "the class -1 of an object is negative"),
         ((0, Box(120, 40, 60, 80)), r"\(120, 40, 60, 80\) is not a box: give .* as shares .* not in pixels"),
         ((0, Box(float("nan"), 0, 1, 1)), "is not a box"),
         ((0, (0.0, 0.0, 1.0)), "is not a box"),
@@ -158,49 +169,49 @@ def test_shuffling_leaves_the_list_that_was_given_alone() -> None:
         ((0, Box(0.5, 0.5, 0.1, -0.2)), "has a negative width or height"),
     ],
 )
-def test_objects_that_cannot_be_are_told(values: tuple[Any, ...], sentence: str) -> None:
+def test_objects_that_are_invalid_raise_errors(values: tuple[Any, ...], sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         Annotation(*values)
 
 
 def test_an_object_without_area_or_outside_is_not_seen() -> None:
     for box in (Box(0.5, 0.5, 0.0, 0.2), Box(1.2, 0.5, 0.2, 0.2), Box(-0.5, 0.1, 0.4, 0.2)):
-        assert read_codes(layout_codes([Annotation(0, box)], BOXES), BOXES).objects == ()
+        assert decode_layout(encode_layout([Annotation(0, box)], BOXES), BOXES).objects == ()
 
 
 @pytest.mark.parametrize(
     "crop", [Box(0.5, 0.0, 0.6, 1.0), Box(-0.1, 0.0, 0.6, 1.0), Box(0.0, 0.5, 1.0, 0.6), Box(0, 0, 0, 1)]
 )
-def test_crops_that_cannot_be_are_told(crop: Box) -> None:
-    with pytest.raises(SmaltiError, match="is no part of an image; give left, top, width, height as shares of it"):
-        layout_codes([TREE], BOXES, crop=crop)
+def test_crops_that_are_invalid_raise_errors(crop: Box) -> None:
+    with pytest.raises(SmaltiError, match="is not a part of an image; give left, top, width, height as shares of it"):
+        encode_layout([TREE], BOXES, crop=crop)
 
 
 def test_a_crop_may_reach_beyond_its_image_by_a_hair() -> None:
     hair = 1e-9  # such as shares in decimals have when they are added
     for crop in (Box(0.5, 0.5, 0.5 + hair, 0.5 + hair), Box(-hair, -hair, 1.0, 1.0)):
         whole = tuple(round(number, 3) for number in crop)
-        assert layout_codes([TREE, HOUSE], BOXES, crop=crop) == layout_codes([TREE, HOUSE], BOXES, crop=Box(*whole))
+        assert encode_layout([TREE, HOUSE], BOXES, crop=crop) == encode_layout([TREE, HOUSE], BOXES, crop=Box(*whole))
 
 
-def test_objects_without_a_code_are_told() -> None:
+def test_objects_without_a_code_raise_errors() -> None:
     with pytest.raises(SmaltiError, match="there is no object class 3; classes are 0 to 2"):
-        layout_codes([Annotation(3, WHOLE)], BOXES)
+        encode_layout([Annotation(3, FULL_IMAGE)], BOXES)
     narrow = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=16, flags=True)
-    assert layout_codes([Annotation(2, WHOLE, occluded=True, depiction=True)], CENTERS)[0] == 2
+    assert encode_layout([Annotation(2, FULL_IMAGE, occluded=True, depiction=True)], CENTERS)[0] == 2
     with pytest.raises(
         SmaltiError, match="properties 6 has the code 20, and codes of objects are 0 to 14; raise size to 22"
     ):
-        layout_codes([Annotation(2, WHOLE, occluded=True, depiction=True)], narrow)
+        encode_layout([Annotation(2, FULL_IMAGE, occluded=True, depiction=True)], narrow)
     # The last code is "none": an object that had it would vanish.
     narrow = LayoutSettings(classes=CLASSES, max_objects=3, codebook_size=16, group=True, flags=True)
     with pytest.raises(SmaltiError, match="has the code 15, and codes of objects are 0 to 14; raise size to 17"):
-        layout_codes([Annotation(0, WHOLE, group=True, depiction=True)], narrow)
+        encode_layout([Annotation(0, FULL_IMAGE, group=True, depiction=True)], narrow)
 
 
 def test_layouts_of_another_length_cannot_be_read() -> None:
     with pytest.raises(SmaltiError, match="a layout of this kind has 11 codes, and 6 were given"):
-        read_codes([0] * 6, BOXES)
+        decode_layout([0] * 6, BOXES)
 
 
 # --- the condition -------------------------------------------------------------------------------------------------
@@ -213,7 +224,7 @@ PLAIN: list[dict[str, Any]] = [
 
 
 def test_objects_are_given_by_name_or_as_annotations(tmp_path: Path) -> None:
-    expected = [list(layout_codes([TREE, HOUSE], BOXES))]
+    expected = [list(encode_layout([TREE, HOUSE], BOXES))]
     assert LAYOUT.encode([[TREE, HOUSE]]).tolist() == expected
     assert LAYOUT.encode([PLAIN]).tolist() == expected
     assert LAYOUT.encode([(TREE, PLAIN[1])]).tolist() == expected
@@ -223,28 +234,28 @@ def test_objects_are_given_by_name_or_as_annotations(tmp_path: Path) -> None:
 
 
 def test_the_order_of_objects_is_kept() -> None:
-    assert LAYOUT.encode([[HOUSE, TREE]]).tolist() == [list(layout_codes([HOUSE, TREE], BOXES))]
+    assert LAYOUT.encode([[HOUSE, TREE]]).tolist() == [list(encode_layout([HOUSE, TREE], BOXES))]
     assert not torch.equal(LAYOUT.encode([[HOUSE, TREE]]), LAYOUT.encode([[TREE, HOUSE]]))
 
 
 @pytest.mark.parametrize("settings", [BOXES, CENTERS])
 def test_under_a_window_the_window_is_the_crop(settings: LayoutSettings) -> None:
-    at = Layout(settings).laid([[TREE, HOUSE], [HOUSE]], grid=(5, 8))
+    at = Layout(settings).encode_windows([[TREE, HOUSE], [HOUSE]], grid=(5, 8))
     got = at(Window(1, 2, 4, 4))
     crop = Box(2 / 8, 1 / 5, 4 / 8, 4 / 5)
-    assert got.tolist() == [list(layout_codes(objects, settings, crop=crop)) for objects in ([TREE, HOUSE], [HOUSE])]
+    assert got.tolist() == [list(encode_layout(objects, settings, crop=crop)) for objects in ([TREE, HOUSE], [HOUSE])]
 
 
 def test_too_many_objects_are_told_once_for_all_windows() -> None:
     with pytest.warns(UserWarning, match="a layout of 4 objects"):
-        at = LAYOUT.laid([[TREE] * 4], grid=(5, 8))
+        at = LAYOUT.encode_windows([[TREE] * 4], grid=(5, 8))
     at(Window(0, 0, 4, 4))  # warnings are errors here
-    assert torch.equal(at(Window(1, 2, 4, 4)), LAYOUT.laid([[TREE] * 3], grid=(5, 8))(Window(1, 2, 4, 4)))
+    assert torch.equal(at(Window(1, 2, 4, 4)), LAYOUT.encode_windows([[TREE] * 3], grid=(5, 8))(Window(1, 2, 4, 4)))
 
 
 def test_all_windows_of_a_grid_are_crops() -> None:
     for length in range(2, 60):
-        at, side = LAYOUT.laid([[TREE]], grid=(length, length)), length // 2
+        at, side = LAYOUT.encode_windows([[TREE]], grid=(length, length)), length // 2
         for start in range(length - side + 1):
             assert at(Window(start, start, side, side)).shape == (1, 11)
 
@@ -274,12 +285,12 @@ def test_all_windows_of_a_grid_are_crops() -> None:
         ([{**PLAIN[0], "group": 1}], "object 1 of the layout: group is true or false, not 1"),
     ],
 )
-def test_layouts_that_cannot_be_are_told(value: Any, sentence: str) -> None:
+def test_layouts_that_are_invalid_raise_errors(value: Any, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         LAYOUT.encode([value])
 
 
-def test_files_that_hold_no_layout_are_told(tmp_path: Path) -> None:
+def test_files_that_hold_no_layout_raise_errors(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="there is no file"):
         LAYOUT.read(str(tmp_path / "nowhere.json"))
     (tmp_path / "one.json").write_text(json.dumps(PLAIN[0]))
@@ -297,7 +308,7 @@ def test_files_that_hold_no_layout_are_told(tmp_path: Path) -> None:
         ("codebook_size", 3, "codebook_size = 3"),
     ],
 )
-def test_settings_that_cannot_be_are_told(key: str, value: Any, sentence: str, tmp_path: Path) -> None:
+def test_settings_that_are_invalid_raise_errors(key: str, value: Any, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         build_condition({**LAYOUT.save(tmp_path), key: value}, tmp_path)
 

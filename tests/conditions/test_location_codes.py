@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from smalti.conditions.keypoints import Keypoints, KeypointsSettings, keypoint_codes, read_figures
+from smalti.conditions.keypoints import Keypoints, KeypointsSettings, decode_keypoints, encode_keypoints
 from smalti.conditions.layout import Layout
-from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, read_codes
-from smalti.conditions.location_codes import WHOLE, Box, drawn, seen_in
+from smalti.conditions.layout_codes import Annotation, LayoutSettings, decode_layout, encode_layout
+from smalti.conditions.location_codes import FULL_IMAGE, Box, rasterize, relative_to_crop
 
 NONE = 9
 
@@ -25,22 +25,24 @@ NONE = 9
     ],
 )
 def test_which_places_a_box_has(box: Box, places: list[int]) -> None:
-    codes = drawn([(box, 1)], (3, 4), none=NONE)
+    codes = rasterize([(box, 1)], (3, 4), empty=NONE)
     assert [place for place, code in enumerate(codes) if code == 1] == places
     assert set(codes) <= {1, NONE}
 
 
 def test_small_boxes_lie_on_large_ones() -> None:
-    small, large = (Box(0, 0, 0.5, 0.5), 1), (WHOLE, 2)
-    assert drawn([small, large], (2, 2), none=NONE) == drawn([large, small], (2, 2), none=NONE) == [1, 2, 2, 2]
-    assert drawn([], (2, 2), none=NONE) == [NONE] * 4
-    assert drawn([large], (0, 0), none=NONE) == []
+    small, large = (Box(0, 0, 0.5, 0.5), 1), (FULL_IMAGE, 2)
+    assert (
+        rasterize([small, large], (2, 2), empty=NONE) == rasterize([large, small], (2, 2), empty=NONE) == [1, 2, 2, 2]
+    )
+    assert rasterize([], (2, 2), empty=NONE) == [NONE] * 4
+    assert rasterize([large], (0, 0), empty=NONE) == []
 
 
 def test_a_box_as_it_is_seen() -> None:
     crop = Box(0.5, 0.0, 0.5, 0.5)
-    assert seen_in(crop, Box(0.5, 0.25, 0.25, 0.25), flip=False) == (0.0, 0.5, 0.5, 0.5)
-    assert seen_in(crop, Box(0.5, 0.25, 0.25, 0.25), flip=True) == (0.5, 0.5, 0.5, 0.5)
+    assert relative_to_crop(crop, Box(0.5, 0.25, 0.25, 0.25), flip=False) == (0.0, 0.5, 0.5, 0.5)
+    assert relative_to_crop(crop, Box(0.5, 0.25, 0.25, 0.25), flip=True) == (0.5, 0.5, 0.5, 0.5)
 
 
 def test_layouts_draw_what_is_seen() -> None:
@@ -49,13 +51,15 @@ def test_layouts_draw_what_is_seen() -> None:
     condition = Layout(settings)
     assert condition.maps == (8,)
     assert condition.length == 12
-    assert layout_codes(things, settings)[8:] == (1, 64, 64, 0)
-    assert layout_codes(things, settings, flip=True)[8:] == (64, 1, 0, 64)
-    assert layout_codes(things, settings, crop=Box(0.25, 0.25, 0.5, 0.5))[8:] == (1, 64, 64, 64)
+    assert encode_layout(things, settings)[8:] == (1, 64, 64, 0)
+    assert encode_layout(things, settings, flip=True)[8:] == (64, 1, 0, 64)
+    assert encode_layout(things, settings, crop=Box(0.25, 0.25, 0.5, 0.5))[8:] == (1, 64, 64, 64)
     plain = LayoutSettings(classes=("tree", "house"), max_objects=2, codebook_size=65)
     assert Layout(plain).maps == ()
-    assert layout_codes(things, plain) == layout_codes(things, settings)[:8]
-    assert read_codes(layout_codes(things, settings), settings) == read_codes(layout_codes(things, plain), plain)
+    assert encode_layout(things, plain) == encode_layout(things, settings)[:8]
+    assert decode_layout(encode_layout(things, settings), settings) == decode_layout(
+        encode_layout(things, plain), plain
+    )
 
 
 def test_keypoints_draw_what_is_seen() -> None:
@@ -63,11 +67,11 @@ def test_keypoints_draw_what_is_seen() -> None:
     figures = [((0.1, 0.1), (0.9, 0.9))]
     condition = Keypoints(settings)
     assert condition.maps == (4,)
-    assert keypoint_codes(figures, settings)[4:] == (0, 64, 64, 1)
+    assert encode_keypoints(figures, settings)[4:] == (0, 64, 64, 1)
     # Mirrored, the right hand is at the left below, and is called the left one.
-    assert keypoint_codes(figures, settings, flip=True)[4:] == (64, 1, 0, 64)
-    assert keypoint_codes(figures, settings, crop=Box(0.5, 0.5, 0.5, 0.5))[4:] == (64, 64, 64, 1)
+    assert encode_keypoints(figures, settings, flip=True)[4:] == (64, 1, 0, 64)
+    assert encode_keypoints(figures, settings, crop=Box(0.5, 0.5, 0.5, 0.5))[4:] == (64, 64, 64, 1)
     plain = KeypointsSettings(points=("left hand", "right hand"), max_figures=1, codebook_size=65)
-    assert read_figures(keypoint_codes(figures, settings), settings) == read_figures(
-        keypoint_codes(figures, plain), plain
+    assert decode_keypoints(encode_keypoints(figures, settings), settings) == decode_keypoints(
+        encode_keypoints(figures, plain), plain
     )

@@ -14,14 +14,14 @@ from torch import Tensor
 from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.map_files import read_depth, read_segmentation
 from smalti.conditions.previews import palette
-from smalti.conditions.spatial import Maps, MapsSettings, colorized, labels_as_channels
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings, colorize_labels, one_hot_labels
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data import file_types as data_kinds
 from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
-from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.images.io import DamagedImage, edges, save_png, to_array, to_tensor
 from smalti.images.label_maps import spread
 from smalti.pipeline import Pipeline
@@ -43,9 +43,9 @@ def tokenizer(channels: int) -> VQGAN:
     return VQGAN(VQGANSettings(autoencoder=autoencoder, quantizer=VQSettings(codebook_size=16, codebook_dim=4)))
 
 
-def maps(kind: str, *, grid: tuple[int, int] = (2, 3), key: str | None = None) -> Maps:
-    settings = MapsSettings(kind=kind, key=key or kind, grid=grid)  # type: ignore[arg-type]
-    return Maps(settings, tokenizer(KINDS[kind]))
+def maps(kind: str, *, grid: tuple[int, int] = (2, 3), key: str | None = None) -> SpatialCondition:
+    settings = SpatialConditionSettings(kind=kind, key=key or kind, grid=grid)  # type: ignore[arg-type]
+    return SpatialCondition(settings, tokenizer(KINDS[kind]))
 
 
 def value(kind: str, height: int, width: int, *, seed: int = 0) -> Tensor:
@@ -72,7 +72,7 @@ def test_the_map_of_a_larger_image_is_encoded_whole_and_its_codes_are_cut(kind: 
     condition = maps(kind)
     given = [value(kind, 16, 20), value(kind, 16, 20, seed=1)]
     whole = condition.codes(given, grid=(4, 5))
-    at = condition.laid(given, grid=(4, 5))
+    at = condition.encode_windows(given, grid=(4, 5))
     for top in range(3):
         for left in range(3):
             assert torch.equal(at(Window(top, left, 2, 3)), whole[:, top : top + 2, left : left + 3].flatten(1))
@@ -90,7 +90,7 @@ def test_a_condition_has_its_tokenizer_in_its_folder(tmp_path: Path) -> None:
     plain = condition.save(tmp_path)
     assert sorted(path.name for path in (tmp_path / "condition").iterdir()) == ["config.json", "model.safetensors"]
     again = build_condition(plain, tmp_path)
-    assert isinstance(again, Maps)
+    assert isinstance(again, SpatialCondition)
     assert again.key == "labels"
     assert again.tokenizer.fingerprint() == condition.tokenizer.fingerprint()
     (tmp_path / "condition" / "model.safetensors").unlink()
@@ -138,25 +138,25 @@ def test_a_condition_has_its_tokenizer_in_its_folder(tmp_path: Path) -> None:
         ("depth", "depth.png", r"depth is a tensor or an array, not 'depth\.png'"),
     ],
 )
-def test_maps_that_cannot_be_are_told(kind: str, given: Any, sentence: str) -> None:
+def test_maps_that_are_invalid_raise_errors(kind: str, given: Any, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         maps(kind).encode([value(kind, 8, 12), given])
 
 
-def test_a_map_must_belong_to_the_grid_that_is_laid() -> None:
+def test_a_map_must_belong_to_the_grid_that_is_generated() -> None:
     with pytest.raises(
         SmaltiError, match=r"the depth is 8 x 12 pixels .* an image of 4 x 5 codes takes one of the shape of 16 x 20"
     ):
-        maps("depth").laid([value("depth", 8, 12)], grid=(4, 5))
+        maps("depth").encode_windows([value("depth", 8, 12)], grid=(4, 5))
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("depth", 3), ("image", 1), ("image", 5)])
-def test_a_tokenizer_for_other_channels_is_told(kind: str, channels: int) -> None:
-    settings = MapsSettings(kind=kind, key="map", grid=(2, 3))  # type: ignore[arg-type]
+def test_a_tokenizer_for_other_channels_raises_an_error(kind: str, channels: int) -> None:
+    settings = SpatialConditionSettings(kind=kind, key="map", grid=(2, 3))  # type: ignore[arg-type]
     with pytest.raises(
         SmaltiError, match=rf"'map' is for {channels} channels, and a {kind} has {KINDS[kind]}; take another"
     ):
-        Maps(settings, tokenizer(channels))
+        SpatialCondition(settings, tokenizer(channels))
 
 
 @pytest.mark.parametrize("key", ["", "2d", "Depth", "a-map", "a map"])
@@ -224,8 +224,8 @@ def test_a_map_smaller_than_the_window_is_scaled_to_cover_it(
     assert maps(kind).codes([fitted], grid=grid).shape == (1, *grid)
 
 
-def test_a_image_smaller_than_the_window_is_told() -> None:
-    with pytest.raises(SmaltiError, match=r"'depth' lays 2 x 3 codes .* or more, 2 x 2 were asked for"):
+def test_a_image_smaller_than_the_window_raises_an_error() -> None:
+    with pytest.raises(SmaltiError, match=r"'depth' generates 2 x 3 codes .* or more, 2 x 2 were requested"):
         maps("depth").fit(value("depth", 8, 11), grid=(2, 2))
 
 
@@ -243,12 +243,12 @@ def test_a_file_tells_what_it_told_in_training(name: str, kind: str, size: tuple
     Image.fromarray(image).save(tmp_path / "file.png")
     source = open_source(tmp_path, kind=data_kinds.KINDS[kind](None))
     in_training = Crops(source, source.images, size=(8, 12), channels=KINDS[name], crop=CenterCrop(), seed=0)
-    wanted = in_training.to_images(in_training[0, 0].image)
+    expected = in_training.to_images(in_training[0, 0].image)
     condition = maps(name)
     fitted, _ = condition.fit(condition.read(str(tmp_path / "file.png")), grid=(2, 3))
-    found = labels_as_channels(fitted, count=LABELS, key=name) if name == "segmentation" else fitted
-    assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= 2 * 2 / 255  # colors are scaled with 8 bits there
+    found = one_hot_labels(fitted, count=LABELS, key=name) if name == "segmentation" else fitted
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 2 * 2 / 255  # colors are scaled with 8 bits there
     assert len(set(fitted.flatten().tolist())) > 3
 
 
@@ -285,13 +285,13 @@ def test_previews_show_what_the_tokenizer_keeps() -> None:
                 assert image[i, j].tolist() == palette(LABELS)[int(best[i, j])].tolist()
         else:
             assert np.array_equal(image, np.broadcast_to(to_array(decoded)[0], (8, 12, 3)))
-        both = condition.shown(codes.view(1, 2, 3).repeat(2, 1, 1))
+        both = condition.to_image(codes.view(1, 2, 3).repeat(2, 1, 1))
         assert np.array_equal(both[1], image)
 
 
 def test_labels_become_channels_by_eye() -> None:
     labels = torch.tensor([[0, 2], [1, 1]], dtype=torch.uint8)
-    channels = labels_as_channels(labels, count=3, key="segmentation")
+    channels = one_hot_labels(labels, count=3, key="segmentation")
     assert channels.dtype == torch.float32
     assert channels.tolist() == [[[1, 0], [0, 0]], [[0, 0], [1, 1]], [[0, 1], [0, 0]]]
 
@@ -300,13 +300,13 @@ def test_colors_are_spread_over_the_whole_batch() -> None:
     maps = torch.eye(4).T.reshape(1, 4, 2, 2).repeat(2, 1, 1, 1)
     maps[1] *= 3
     colorize = torch.randn(3, 4, 1, 1, generator=torch.Generator().manual_seed(0))
-    colors = colorized(maps, colorize)
+    colors = colorize_labels(maps, colorize)
     assert colors.shape == (2, 3, 2, 2)
     assert (float(colors.min()), float(colors.max())) == (-1.0, 1.0)
     plain = torch.einsum("bnhw,cn->bchw", maps, colorize[:, :, 0, 0])
     torch.testing.assert_close(colors, (plain - plain.min()) / (plain.max() - plain.min()) * 2 - 1)
     assert (colors[0].min() > -1) or (colors[0].max() < 1)  # the second image alone reaches the ends
-    assert torch.equal(colorized(torch.zeros(1, 4, 2, 2), colorize), torch.full((1, 3, 2, 2), -1.0))
+    assert torch.equal(colorize_labels(torch.zeros(1, 4, 2, 2), colorize), torch.full((1, 3, 2, 2), -1.0))
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -325,7 +325,9 @@ def test_the_numbers_of_a_palette_are_labels(tmp_path: Path) -> None:
         assert read.dtype == torch.int64
         assert read.tolist() == labels.tolist()
     assert read_segmentation(tmp_path / "wide.png").tolist() == (labels.astype(int) * 1000).tolist()
-    condition = Maps(MapsSettings(kind="segmentation", key="labels", grid=(2, 3)), tokenizer(LABELS))
+    condition = SpatialCondition(
+        SpatialConditionSettings(kind="segmentation", key="labels", grid=(2, 3)), tokenizer(LABELS)
+    )
     assert condition.read(str(tmp_path / "palette.png")).tolist() == labels.tolist()
 
 
@@ -336,7 +338,7 @@ def test_maps_are_turned_upright_as_images_are(tmp_path: Path) -> None:
     assert read_segmentation(tmp_path / "turned.png").tolist() == [[4, 3], [2, 1]]
 
 
-def test_files_that_are_no_segmentation_are_told(tmp_path: Path) -> None:
+def test_files_that_are_no_segmentation_raise_errors(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2), "red").save(tmp_path / "red.png")
     with pytest.raises(
         DamagedImage, match=r"red\.png holds colors, and a segmentation one label a pixel; save it with a pal"
@@ -405,8 +407,8 @@ def test_of_images_beyond_the_trained_grid_some_may_be_told_a_map_and_some_nothi
     prior = Neighborhood(parse(NeighborhoodSettings, {**plain, "embed_dim": 16, "heads": 2}, where="test"))
     pipe = Pipeline(tokenizer(3), prior, condition)
     told, window = value("depth", 16, 24), Window(0, 0, 4, 6)
-    mixed = pipe.prefixes([None, told], grid=(4, 6))(window)
+    mixed = pipe.window_prefix([None, told], grid=(4, 6))(window)
     assert (mixed[0] == 16).all()  # nothing, at every place
-    assert torch.equal(mixed[1:], pipe.prefixes([told], grid=(4, 6))(window))
-    known, seeds = unknown(2, (4, 6)), pipe.seeds(0, 2)
-    assert finished(pipe.lay([None, told], known, sampler=Sampler(), seeds=seeds)).min() >= 0
+    assert torch.equal(mixed[1:], pipe.window_prefix([told], grid=(4, 6))(window))
+    known, seeds = unknown_codes(2, (4, 6)), pipe.seeds(0, 2)
+    assert final_codes(pipe.generate_codes([None, told], known, sampler=Sampler(), seeds=seeds)).min() >= 0

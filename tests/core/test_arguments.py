@@ -15,7 +15,7 @@ from torch import nn
 from smalti.core.arguments import tiles, whole_number
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import assignment, read_yaml
-from smalti.generation.code_sampler import MOST_GUIDANCE, Sampler, filter_logits, sampler_of, unknown
+from smalti.generation.code_sampler import MAX_GUIDANCE, Sampler, filter_logits, make_sampler, unknown_codes
 from smalti.images.io import read_image, to_tensor
 from smalti.pipeline import Pipeline
 from tests.generation.test_pipeline import pipeline
@@ -127,7 +127,7 @@ def test_codes_that_are_none_are_told(pipe: Pipeline, name: str) -> None:
     calls: list[Callable[[Any], Any]] = [
         pipe.tokenizer.decode_codes,
         pipe.decode,
-        lambda codes: pipe.nats(codes, values=[None]),
+        lambda codes: pipe.nll(codes, values=[None]),
     ]
     for call in calls:
         with pytest.raises(SmaltiError, match=said):
@@ -171,7 +171,7 @@ def test_guesses_that_are_none_are_told(pipe: Pipeline, speculate: Any) -> None:
 
 def test_values_of_another_number_than_images_are_told(pipe: Pipeline) -> None:
     with pytest.raises(SmaltiError, match=r"3 values of the condition and codes of shape \(2, 2, 3\)"):
-        pipe.lay([None] * 3, unknown(2, (2, 3)), sampler=SAMPLER, seeds=torch.arange(2))
+        pipe.generate_codes([None] * 3, unknown_codes(2, (2, 3)), sampler=SAMPLER, seeds=torch.arange(2))
 
 
 def test_whole_numbers() -> None:
@@ -201,7 +201,7 @@ def test_a_prior_whose_weights_are_no_numbers_is_told(value: float) -> None:
         lambda: pipe.sample(size=(16, 24)),
         lambda: list(pipe.stream()),
         lambda: pipe.sample(speculate=2),
-        lambda: pipe.nats(torch.zeros(1, 2, 3, dtype=torch.int64), values=[None]),
+        lambda: pipe.nll(torch.zeros(1, 2, 3, dtype=torch.int64), values=[None]),
     ]
     for call in calls:
         with pytest.raises(SmaltiError, match="the prior gives are not finite"):
@@ -235,10 +235,10 @@ def test_temperatures_that_carry_logits_beyond_floats_take_the_likeliest_code(
     assert torch.equal(pipe.sample(temperature=temperature), pipe.sample(temperature=0.0))
 
 
-@pytest.mark.parametrize("guidance", [MOST_GUIDANCE * 2, 1e38, torch.inf, torch.nan])
+@pytest.mark.parametrize("guidance", [MAX_GUIDANCE * 2, 1e38, torch.inf, torch.nan])
 def test_guidance_beyond_floats_is_refused(guidance: float) -> None:
     with pytest.raises(SmaltiError, match="guidance"):
-        sampler_of(guidance=guidance)
+        make_sampler(guidance=guidance)
 
 
 @pytest.mark.parametrize("value", ["[" * 3000, "2026-99-99", "{", "'"])
@@ -253,4 +253,4 @@ def test_values_that_are_no_yaml_are_told(value: str, tmp_path: Path) -> None:
 
 def test_unfinished_images_of_one_grid_are_told() -> None:
     with pytest.raises(SmaltiError, match=r"codes have the shape \(B, h, w\).* codes\[None\] makes a batch of one"):
-        pipeline().partial(torch.zeros(16, 16, dtype=torch.int64))
+        pipeline().decode_partial(torch.zeros(16, 16, dtype=torch.int64))

@@ -11,7 +11,7 @@ from smalti.cli import main
 from smalti.core import capacity
 from smalti.core.capacity import available_cores, check_memory, machine_memory
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import check_room, seeds_from, unknown
+from smalti.generation.code_sampler import check_generation_memory, seed_range, unknown_codes
 from smalti.images.io import covered_middle, resize_to_cover
 
 MIB = 2**20
@@ -45,15 +45,15 @@ def test_more_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("grid", [(62500, 62500), (1, 2**40), (10**9, 10**9)])
 def test_grids_beyond_memory_are_refused(grid: tuple[int, int]) -> None:
-    with pytest.raises(SmaltiError, match=r"laying 1 image of .* codes .* would take about .* ask for less"):
-        unknown(1, grid)
+    with pytest.raises(SmaltiError, match=r"generating 1 image of .* codes .* would take about .* ask for less"):
+        unknown_codes(1, grid)
 
 
 def test_too_many_images_are_refused() -> None:
-    with pytest.raises(SmaltiError, match=r"laying 1,000,000,000,000 images of 4 x 4 codes .* ask for less"):
-        check_room(10**12, (4, 4))
+    with pytest.raises(SmaltiError, match=r"generating 1,000,000,000,000 images of 4 x 4 codes .* ask for less"):
+        check_generation_memory(10**12, (4, 4))
     with pytest.raises(SmaltiError, match=r"seeds of 1,000,000,000,000,000 images would take"):
-        seeds_from(0, 10**15)
+        seed_range(0, 10**15)
 
 
 @pytest.mark.parametrize("side", [10**6, 10**9])

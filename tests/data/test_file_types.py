@@ -17,9 +17,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from smalti.cli.main import app
-from smalti.conditions.map_files import label_colors, read_depth, right_labels
+from smalti.conditions.map_files import label_accuracy, label_colors, read_depth
 from smalti.conditions.previews import palette
-from smalti.conditions.spatial import labels_as_channels
+from smalti.conditions.spatial import one_hot_labels
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data.code_shards import open_codes
@@ -170,9 +170,7 @@ def test_channels_of_labels_are_those_of_conditions() -> None:
     for channels, dtype in ((5, np.uint8), (300, np.uint16)):
         labels = np.random.default_rng(0).integers(0, channels, (2, 7, 9)).astype(dtype)
         held = torch.stack([Labels().held(one[:, :, None], channels) for one in labels])
-        expected = [
-            labels_as_channels(torch.from_numpy(one.astype(np.int64)), count=channels, key="x") for one in labels
-        ]
+        expected = [one_hot_labels(torch.from_numpy(one.astype(np.int64)), count=channels, key="x") for one in labels]
         assert torch.equal(Labels().to_images(held, channels), torch.stack(expected))
         assert torch.equal(Labels().to_images(held, channels), reference.one_hot(held, channels))
     assert held.dtype == torch.int32
@@ -297,7 +295,7 @@ def test_likeness_and_looks_of_label_maps() -> None:
     maps = torch.eye(3).T.reshape(1, 3, 1, 3).repeat(2, 1, 2, 1)  # (2,3,2,3): the labels 0 1 2 in each row
     scores = maps.roll(1, dims=3)
     scores[1] = maps[1] * 7 - 3
-    assert right_labels(maps, scores).tolist() == [0, 1]
+    assert label_accuracy(maps, scores).tolist() == [0, 1]
     assert label_colors(scores).shape == (2, 3, 2, 3)
     assert np.array_equal(to_array(label_colors(scores))[1, 0], palette(3))
 

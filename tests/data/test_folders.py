@@ -156,7 +156,7 @@ def test_what_is_no_file_is_not_read(kind: str, tmp_path: Path) -> None:
 
 @needs_pipes
 @pytest.mark.parametrize(
-    "name", ["x.png", "x.ckpt", "x.pt", "x.safetensors", "x.laying", "run/config.yaml", "run/codes.json"]
+    "name", ["x.png", "x.ckpt", "x.pt", "x.safetensors", "x.generation", "run/config.yaml", "run/codes.json"]
 )
 def test_info_does_not_wait_for_a_pipe(name: str, tmp_path: Path) -> None:
     path = special(tmp_path / name, "pipe")

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from smalti.cli.main import app
-from smalti.conditions.spatial import Maps
+from smalti.conditions.spatial import SpatialCondition
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop
@@ -24,7 +24,7 @@ from smalti.data.sources import open_source, split
 from smalti.images.io import edges, read_image, to_tensor
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.scenes.painter import LABELS
 from smalti.scenes.scene_files import scene_labels, write_scenes
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
@@ -131,7 +131,7 @@ def test_codes_of_the_condition_stand_beside_those_of_the_images(home: Path) -> 
     grid = shards.meta.grid
     assert (shards.meta.prefix.size, shards.meta.prefix.length) == (9, grid[0] * grid[1])
     condition = condition_of(shards, "auto")
-    assert isinstance(condition, Maps)
+    assert isinstance(condition, SpatialCondition)
     assert condition.key == "segmentation"
     expected = paired(home)
     names = {image.key: index for index, image in enumerate(expected.images.images)}
@@ -153,7 +153,7 @@ def test_a_prior_is_told(home: Path, tmp_path: Path) -> None:
     for part, run in (("tokenizer", "tokenizer"), ("prior", "told")):
         (folder / part).symlink_to(home / run)
     pipeline = Pipeline.from_pretrained(folder)
-    assert isinstance(pipeline.condition, Maps)
+    assert isinstance(pipeline.condition, SpatialCondition)
     labels = torch.zeros(SIDE, SIDE, dtype=torch.int64)
     images = pipeline.sample(2, segmentation=labels)
     assert images.shape == (2, 3, SIDE, SIDE)
@@ -165,7 +165,7 @@ def test_the_condition_reaches_the_prior(home: Path, tmp_path: Path, monkeypatch
 
     def watched(prior, prefix, codes, **more):  # type: ignore[no-untyped-def]
         seen.append(prefix)
-        return nats(prior, prefix, codes, **more)
+        return nll(prior, prefix, codes, **more)
 
     monkeypatch.setattr("smalti.training.stage2.nats", watched)
     overrides = ("run.length=64", "condition_dropout=0", "network.dropout=0")
@@ -209,7 +209,7 @@ def test_labels_have_the_names_that_they_are_given(home: Path) -> None:
     ran = encode(home, "named", "--condition-set", "segmentation.names=[sky, lake, hill]")
     assert ran.exit_code == 0, ran.output
     condition = condition_of(open_codes(home / "named"), "segmentation")
-    assert isinstance(condition, Maps)
+    assert isinstance(condition, SpatialCondition)
     assert condition.settings.names == ("sky", "lake", "hill")
     for said, answer in (
         ("names=[sky, lake]", "2 names were given .* 3 labels"),
@@ -261,7 +261,7 @@ def test_edges_are_made_of_the_images_themselves(home: Path) -> None:
     assert ran.exit_code == 0, ran.output
     shards = open_codes(home / "with-edges")
     condition = condition_of(shards, "edges")
-    assert isinstance(condition, Maps)
+    assert isinstance(condition, SpatialCondition)
     assert (condition.key, condition.settings.kind) == ("edges", "edges")
     # A photograph tells when images are laid what it told in training.
     _, held_out = split(open_source(home / "images").images, validation=0.2)
@@ -290,7 +290,7 @@ def test_smaller_copies_are_made_of_the_images_themselves(home: Path) -> None:
     ran = CliRunner().invoke(app, [str(word) for word in (*words, *told)])
     assert ran.exit_code == 0, ran.output
     condition = condition_of(open_codes(home / "with-small"), "auto")
-    assert isinstance(condition, Maps)
+    assert isinstance(condition, SpatialCondition)
     assert (condition.key, condition.settings.kind, condition.tokenizer.factor) == ("lowres", "image", 2)
     assert condition.encode([torch.zeros(3, 8, 8)]).shape == (1, condition.length)
 
@@ -311,14 +311,14 @@ def test_what_edges_are() -> None:
     [
         ("depth", "were made with segmentation; set condition=segmentation"),
         ("labels", None),
-        ("nothing", None),
+        ("unconditional", None),
         ("segmentation", None),
     ],
 )
 def test_other_conditions_than_the_kept_one(home: Path, name: str, message: str | None) -> None:
     shards = open_codes(home / "codes")
     if message is None:
-        assert condition_of(shards, name).key == {"labels": "label", "nothing": ""}.get(name, name)
+        assert condition_of(shards, name).key == {"labels": "label", "unconditional": ""}.get(name, name)
         return
     with pytest.raises(SmaltiError, match=message):
         condition_of(shards, name)

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smalti.conditions.labels import Labels, Nothing
-from smalti.conditions.precomputed import Given, GivenSettings
+from smalti.conditions.labels import Labels, Unconditional
+from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data.code_shards import open_codes
@@ -26,7 +26,7 @@ from smalti.evaluation.metrics import psnr
 from smalti.evaluation.protocols import PRIOR_PROTOCOLS, TOKENIZER_PROTOCOLS, choose
 from smalti.images.io import center_crop, read_image, resize_to_cover, to_array, to_tensor
 from smalti.pipeline import Pipeline
-from smalti.prior import Transformer, TransformerSettings, nats
+from smalti.prior import Transformer, TransformerSettings, nll
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from tests.judged import forbid_downloads, use_means, write_noise
 from tests.small import write_images
@@ -242,7 +242,7 @@ def test_likelihood_is_that_of_the_prior(data_folder: Path, batch: int) -> None:
     with torch.no_grad():
         codes = pipe.tokenizer.encode(images_of(data_folder, 16)).codes
         prefix = torch.tensor([[0]] * 10 + [[1]] * 10)  # the folders come in the order of their names: dark, light
-        expected = nats(pipe.prior, prefix, codes)
+        expected = nll(pipe.prior, prefix, codes)
     assert torch.allclose(found.values["nats_a_code"], expected.mean((1, 2)), atol=1e-5)
     assert found.places is not None
     assert torch.allclose(found.places, expected.mean(0), atol=1e-5)
@@ -256,11 +256,11 @@ def test_likelihood_is_that_of_the_prior(data_folder: Path, batch: int) -> None:
 
 
 def test_a_prior_that_is_told_nothing(data_folder: Path) -> None:
-    pipe = pipeline(Nothing())
+    pipe = pipeline(Unconditional())
     found = measure_prior(pipe, open_source(data_folder), protocol=priors("images.count=4"), device=CPU)
     with torch.no_grad():
         codes = pipe.tokenizer.encode(images_of(data_folder, 16)[[0, 5, 10, 15]]).codes
-        expected = nats(pipe.prior, pipe.prior.null_prefix(4), codes)
+        expected = nll(pipe.prior, pipe.prior.null_prefix(4), codes)
     assert torch.allclose(found.values["nats_a_code"], expected.mean((1, 2)), atol=1e-5)
 
 
@@ -314,7 +314,7 @@ def test_samples_are_compared_with_the_data(data_folder: Path, monkeypatch: pyte
 
 def test_what_a_prior_cannot_be_measured_on(data_folder: Path, codes: Path) -> None:
     source, shards = open_source(data_folder), open_codes(codes)
-    given = Given(GivenSettings(codebook_size=3, length=2))
+    given = PrecomputedCodes(PrecomputedCodesSettings(codebook_size=3, length=2))
     for pipe, data, protocol, sentence in (
         (pipeline(Labels(("dark", "dim"))), source, priors(), "there is no label 'light'"),
         (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from smalti.conditions.base import keys
+from smalti.conditions.base import condition_keys
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.data.config import ImageSettings
@@ -78,7 +78,7 @@ def test_each_is_told_laid_and_measured(home: Path, name: str) -> None:
     shards = open_codes(folder_of(home, f"codes-{name}") / "codes")
     _, condition = load_prior(find_model(folder_of(home, f"prior-{name}"), kind="prior"))
     wanted = {"label": ("label",), "label-segmentation": ("label", "segmentation")}.get(name, (name,))
-    assert keys(condition) == wanted
+    assert condition_keys(condition) == wanted
     assert shards.meta.prefix is not None
     assert shards.meta.prefix.length == condition.length
     shown = sorted(path.name for path in (folder_of(home, f"obeyed-{name}") / "shown").iterdir())

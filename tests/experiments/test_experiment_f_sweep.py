@@ -17,7 +17,7 @@ from smalti.experiments import sampling
 from smalti.experiments.base import Asked, Place
 from smalti.experiments.experiment_registry import STUDIES
 from smalti.experiments.palette import Palette, fitted_palette, load_palette
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import read_image, to_tensor
 from smalti.model_loading import load_tokenizer
@@ -114,9 +114,9 @@ def test_whole_images_are_laid_and_depend_on_their_seed_alone(home: Path, name: 
     assert [file.stem for file in files] == ["0000", "0001"]
     prior, _ = load_prior(find_model(home / "out" / found[f"prior-{name}"]["folder"], kind="prior"))
     grid = (SIDE // f, SIDE // f)
-    known = unknown(1, grid)
+    known = unknown_codes(1, grid)
     with torch.no_grad():
-        laid = finished(
+        laid = final_codes(
             sample(prior, prior.null_prefix(1), grid, sampler=Sampler(), seeds=torch.tensor([1]), known=known)
         )
         image = tokenizer(home, name).decode_codes(laid)[0].clamp(-1, 1)

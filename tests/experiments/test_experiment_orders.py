@@ -20,12 +20,12 @@ from smalti.experiments.orders import experiment as study
 from smalti.experiments.orders.experiment import in_turn
 from smalti.experiments.orders.page import CALLED, RASTER, by_part, ranked, shown, told_apart
 from smalti.experiments.page_parts import pixels, signed
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import to_array
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.prior.order import ORDERS, Order
 from smalti.prior_folder import load_prior
 from tests.small import SIDE, write_images, write_recipe
@@ -92,7 +92,7 @@ def test_figures_are_those_of_the_model_on_the_held_out_images(home: Path, found
     codes = held_out(home, found)
     assert compared["images"] == len(codes) > 1
     with torch.no_grad():
-        each = nats(prior, prior.null_prefix(len(codes)), codes)  # (B,h,w)
+        each = nll(prior, prior.null_prefix(len(codes)), codes)  # (B,h,w)
     row = compared["rows"][order]
     assert row["nats"] == pytest.approx(each.mean().item(), abs=1e-4)
     assert row["codes"] == LENGTH == found[f"prior-{order}"]["outcome"]["curve"][-1]["codes"]
@@ -107,7 +107,7 @@ def test_differences_from_raster_are_image_by_image(home: Path, found: dict[str,
     for name in (order, RASTER):
         prior, _ = load_prior(find_model(folder(home, found, f"prior-{name}"), kind="prior"))
         with torch.no_grad():
-            values[name] = nats(prior, prior.null_prefix(len(codes)), codes).double().mean((1, 2))
+            values[name] = nll(prior, prior.null_prefix(len(codes)), codes).double().mean((1, 2))
     gains = values[order] - values[RASTER]
     row = found["compare"]["outcome"]["rows"][order]
     assert row["over_raster"] == pytest.approx(gains.mean().item(), abs=1e-5)
@@ -119,8 +119,8 @@ def test_samples_are_what_the_program_lays_in_that_order(home: Path, found: dict
     tokenizer = load_tokenizer(folder(home, found, "tokenizer"))
     prior, condition = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
     pipeline = Pipeline(tokenizer, prior, condition)
-    prefix, known = prior.null_prefix(SEEDS), unknown(SEEDS, prior.grid)
-    codes = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=torch.arange(SEEDS), known=known))
+    prefix, known = prior.null_prefix(SEEDS), unknown_codes(SEEDS, prior.grid)
+    codes = final_codes(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=torch.arange(SEEDS), known=known))
     files = sorted((folder(home, found, f"samples-{order}") / "samples").glob("*.png"))
     assert len(files) == SEEDS
     wanted = to_array(pipeline.decode(codes))

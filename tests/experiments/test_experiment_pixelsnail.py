@@ -19,7 +19,7 @@ from smalti.experiments.experiment_registry import STUDIES
 from smalti.experiments.pixelsnail.page import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME
 from smalti.experiments.prior_steps import curve, parameters
 from smalti.hub.pretrained import find_model
-from smalti.prior import PixelSNAIL, Transformer, nats
+from smalti.prior import PixelSNAIL, Transformer, nll
 from smalti.prior_folder import load_prior
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.prior_networks import Codes
@@ -82,7 +82,7 @@ def test_figures_are_those_of_the_models_on_the_held_out_codes(home: Path, name:
     codes = torch.stack([shards.validation[place, 0].codes for place in range(len(shards.validation))])
     assert found["compare"]["outcome"]["images"] == len(codes) == found["codes"]["outcome"]["held_out"]
     with torch.no_grad():
-        values = nats(prior, prior.null_prefix(len(codes)), codes).mean(dim=(1, 2))
+        values = nll(prior, prior.null_prefix(len(codes)), codes).mean(dim=(1, 2))
     assert row["nats"] == pytest.approx(values.mean().item(), abs=1e-4)
     points = found[f"prior-{name}"]["outcome"]["curve"]
     assert row["nats"] == pytest.approx(min(point["nats"] for point in points), abs=1e-3), "the best model is kept"

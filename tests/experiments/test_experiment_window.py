@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smalti.conditions.coordinates import Coordinates, Within
+from smalti.conditions.coordinates import Coordinates, ImageCrop
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop
@@ -26,13 +26,13 @@ from smalti.experiments.page_parts import pixels, signed
 from smalti.experiments.window import experiment as study
 from smalti.experiments.window.metrics import cut, joined, roughness, seams, sequential
 from smalti.experiments.window.page import CALLED, COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, growing, named
-from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import to_array, to_tensor
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
-from smalti.prior import Neighborhood, NeighborhoodSettings, after_middle, nats
-from smalti.prior.window import Window, window_over
+from smalti.prior import Neighborhood, NeighborhoodSettings, after_middle, nll
+from smalti.prior.window import Window, window_at
 from smalti.prior_folder import load_prior
 from tests.generation.test_code_sampler import small
 from tests.reference import earliest
@@ -109,7 +109,7 @@ def pipeline_of(home: Path, found: dict[str, Any], way: str) -> Pipeline:
     return Pipeline(tokenizer, *load_prior(find_model(folder(home, found, f"prior-{name}"), kind="prior")))
 
 
-def held_out(home: Path, found: dict[str, Any], grid: tuple[int, int]) -> tuple[Tensor, list[Within]]:
+def held_out(home: Path, found: dict[str, Any], grid: tuple[int, int]) -> tuple[Tensor, list[ImageCrop]]:
     """Scenes that no training saw, cut by hand as large as they are -> their codes (B,h,w), and where each part lies."""
     source = open_source(folder(home, found, "scenes") / "images")
     tokenizer, (H, W) = load_tokenizer(folder(home, found, "tokenizer")), PLACES[grid]
@@ -121,7 +121,7 @@ def held_out(home: Path, found: dict[str, Any], grid: tuple[int, int]) -> tuple[
         view = RandomCrop(zoom=(2.0, 2.0), flip=False).view((16, 32), (H, W), seed=1, draw=index)
         whole = pixels(source.path / image.key)
         cuts.append(to_tensor(whole[view.top : view.top + H, view.left : view.left + W]))
-        places.append(Within(view.top, view.left, (16, 32)))
+        places.append(ImageCrop(view.top, view.left, (16, 32)))
     with torch.no_grad():
         return tokenizer.encode(torch.stack(cuts)).codes, places
 
@@ -136,26 +136,26 @@ def test_held_out_codes_are_those_of_crops_as_large_as_they_are(
     assert torch.equal(torch.stack([example.codes for example in examples]), codes)
     condition = pipeline_of(home, found, COORDINATES).condition
     assert isinstance(condition, Coordinates)
-    told = condition.laid(places, grid=grid)
+    told = condition.encode_windows(places, grid=grid)
     assert torch.equal(torch.stack([example.prefix for example in examples]), told(Window(0, 0, *grid))), (
         "where each part lies in its scene"
     )
 
 
-def by_hand(pipeline: Pipeline, way: str, codes: Tensor, places: list[Within]) -> Tensor:
+def by_hand(pipeline: Pipeline, way: str, codes: Tensor, places: list[ImageCrop]) -> Tensor:
     """Codes (B,h,w) -> nats a code (B,), each code under a window of its own."""
     prior, (B, h, w) = pipeline.prior, codes.shape
     if way in (NEIGHBORHOOD, WHOLE):
-        return nats(prior, prior.null_prefix(B), codes).mean((1, 2))
-    told = pipeline.prefixes(places if way == COORDINATES else [None] * B, grid=(h, w))
+        return nll(prior, prior.null_prefix(B), codes).mean((1, 2))
+    told = pipeline.window_prefix(places if way == COORDINATES else [None] * B, grid=(h, w))
     each = torch.zeros(B, h, w)
     for row in range(h):
         for column in range(w):
-            over = window_over(row, column, grid=(h, w), window=SMALLEST, middle=after_middle)
+            over = window_at(row, column, grid=(h, w), window=SMALLEST, middle=after_middle)
             if way == TILES:
                 over = Window(row // 2 * 2, column // 2 * 2, 2, 2)
             top, left, rows, columns = over
-            part = nats(prior, told(over), codes[:, top : top + rows, left : left + columns])
+            part = nll(prior, told(over), codes[:, top : top + rows, left : left + columns])
             each[:, row, column] = part[:, row - top, column - left]
     return each.mean((1, 2))
 
@@ -180,15 +180,17 @@ def test_images_are_what_the_program_lays(home: Path, found: dict[str, Any], way
     pipeline = pipeline_of(home, found, way)
     if way == TILES:
         columns, number = grid[1] // 2, grid[0] * grid[1] // 4
-        known, seeds = unknown(number * SAMPLES, SMALLEST), torch.arange(number * SAMPLES)
-        tiles = finished(pipeline.lay([None] * len(known), known, sampler=Sampler(), seeds=seeds))
+        known, seeds = unknown_codes(number * SAMPLES, SMALLEST), torch.arange(number * SAMPLES)
+        tiles = final_codes(pipeline.generate_codes([None] * len(known), known, sampler=Sampler(), seeds=seeds))
         codes = torch.zeros(SAMPLES, *grid, dtype=torch.int64)
         for place, tile in enumerate(tiles):
             index, (row, column) = place // number, divmod(place % number, columns)
             codes[index, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = tile
     else:
-        known = unknown(SAMPLES, grid)
-        codes = finished(pipeline.lay([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES)))
+        known = unknown_codes(SAMPLES, grid)
+        codes = final_codes(
+            pipeline.generate_codes([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES))
+        )
     files = sorted((folder(home, found, f"laid-{way}-{named(grid)}") / "samples").glob("*.png"))
     assert len(files) == SAMPLES
     for file, image in zip(files, to_array(pipeline.decode(codes)), strict=True):
@@ -333,7 +335,7 @@ def test_every_scale_can_be_planned(scale: str) -> None:
         ({"whole": [[2, 4]]}, "", "whole has 2x4, which is none of sizes"),
         ({"neighborhood": ["network={name: neighborhood, embed_dim: 64}"]}, "", "neighborhood=\\[...\\], or set parameters_wi"),
         ({}, "prior.network.layers=2", "decides network.layers itself"),
-        ({}, "prior.condition=nothing", "decides condition itself"),
+        ({}, "prior.condition=unconditional", "decides condition itself"),
         ({}, "tokenizer.images.size=[8, 8]", "decides images.size itself"),
     ],
 )  # fmt: skip

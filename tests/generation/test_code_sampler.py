@@ -16,13 +16,13 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.generation.code_sampler import (
     Sampler,
-    choose,
+    apply_guidance,
     filter_logits,
-    finished,
-    guide,
+    final_codes,
+    generate,
+    gumbel_argmax,
     sample,
-    sample_windows,
-    unknown,
+    unknown_codes,
 )
 from smalti.prior import GPT, ORDERS, GPTSettings, Prior, Transformer, TransformerSettings, Window, placement
 from tests import reference
@@ -75,10 +75,10 @@ def small_gpt(**changes: Any) -> GPT:
     return prior.eval()
 
 
-def laid(prior: Prior, known: Tensor, *, sampler: Sampler = SAMPLERS["plain"], first: int = 0) -> Tensor:
+def sample_codes(prior: Prior, known: Tensor, *, sampler: Sampler = SAMPLERS["plain"], first: int = 0) -> Tensor:
     """The finished codes of images with labels 0, 1, 2, 0, ... and seeds from `first` on."""
     batch, height, width = known.shape
-    prefix = (torch.arange(first, first + batch) % 3)[:, None].expand(-1, prior.prefix)
+    prefix = (torch.arange(first, first + batch) % 3)[:, None].expand(-1, prior.prefix_length)
     seeds = torch.arange(first, first + batch)
     return list(sample(prior, prefix, (height, width), sampler=sampler, seeds=seeds, known=known))[-1]
 
@@ -126,14 +126,14 @@ def test_temperature_zero_keeps_the_first_of_the_likeliest() -> None:
     logits = torch.tensor([[1.0, 5.0, 5.0], [0.0, -1.0, -2.0]])
     filtered = filter_logits(logits, temperature=0, top_k=3, top_p=0.5)
     assert filtered.isfinite().tolist() == [[False, True, False], [True, False, False]]
-    assert choose(filtered, 100 * torch.rand(2, 3)).tolist() == [1, 0]
+    assert gumbel_argmax(filtered, 100 * torch.rand(2, 3)).tolist() == [1, 0]
 
 
 def test_guidance_moves_from_the_empty_logits_through_the_conditional_ones() -> None:
     conditional, empty = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0]])
-    assert guide(conditional, empty, scale=0).tolist() == empty.tolist()
-    assert guide(conditional, empty, scale=1).tolist() == conditional.tolist()
-    assert guide(conditional, empty, scale=3).tolist() == [[4.0, -2.0]]
+    assert apply_guidance(conditional, empty, scale=0).tolist() == empty.tolist()
+    assert apply_guidance(conditional, empty, scale=1).tolist() == conditional.tolist()
+    assert apply_guidance(conditional, empty, scale=3).tolist() == [[4.0, -2.0]]
 
 
 # The window
@@ -160,8 +160,8 @@ def test_placement_is_the_rule_of_the_original(window: int, more: int) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("grid", [(4, 4), (3, 2), (5, 5), (2, 6)])
 def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int]) -> None:
-    prior, known = small(), unknown(2, grid)
-    codes = laid(prior, known, sampler=SAMPLERS[name])
+    prior, known = small(), unknown_codes(2, grid)
+    codes = sample_codes(prior, known, sampler=SAMPLERS[name])
     for item in range(2):
         truth = reference.sampled(prior, torch.tensor([item]), known[item], sampler=SAMPLERS[name], seed=item)
         assert torch.equal(codes[item], truth)
@@ -169,9 +169,9 @@ def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("name", ["plain", "guided"])
 @pytest.mark.parametrize("grid", [(4, 4), (3, 2), (5, 6)])
-def test_a_gpt_lays_what_the_slow_loop_lays(name: str, grid: tuple[int, int]) -> None:
-    prior, known = small_gpt(unmasked=2, prefix_length=2), unknown(2, grid)
-    codes = laid(prior, known, sampler=SAMPLERS[name])
+def test_a_gpt_generates_what_the_slow_loop_does(name: str, grid: tuple[int, int]) -> None:
+    prior, known = small_gpt(unmasked=2, prefix_length=2), unknown_codes(2, grid)
+    codes = sample_codes(prior, known, sampler=SAMPLERS[name])
     for item in range(2):
         truth = reference.sampled(prior, torch.tensor([item, item]), known[item], sampler=SAMPLERS[name], seed=item)
         assert torch.equal(codes[item], truth)
@@ -181,20 +181,20 @@ def test_a_gpt_lays_what_the_slow_loop_lays(name: str, grid: tuple[int, int]) ->
 @pytest.mark.parametrize("order", ORDERS)
 @examples(max_examples=2)
 @given(number=st.integers(0, 2**31))
-def test_every_order_is_laid_as_the_slow_loop_does(build: Callable[..., Prior], order: str, number: int) -> None:
+def test_every_order_is_generated_as_the_slow_loop_does(build: Callable[..., Prior], order: str, number: int) -> None:
     prior, generator = build(order=order, grid=(3, 4)), torch.Generator().manual_seed(number)
     known = torch.randint(9, (2, 3, 4), generator=generator)
     known[torch.rand(known.shape, generator=generator) < 0.7] = -1
-    codes = laid(prior, known, sampler=SAMPLERS["guided"])
+    codes = sample_codes(prior, known, sampler=SAMPLERS["guided"])
     for item in range(2):
         truth = reference.sampled(prior, torch.tensor([item]), known[item], sampler=SAMPLERS["guided"], seed=item)
         assert torch.equal(codes[item], truth)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_codes_come_in_the_order_as_they_are_laid(order: str) -> None:
+def test_codes_come_in_the_order_as_they_are_generated(order: str) -> None:
     prior, seeds = small(order=order, grid=(3, 4)), torch.arange(2)
-    prefix, known = torch.zeros(2, 1).long(), unknown(2, (3, 4))
+    prefix, known = torch.zeros(2, 1).long(), unknown_codes(2, (3, 4))
     steps = list(sample(prior, prefix, (3, 4), sampler=Sampler(), seeds=seeds, known=known))
     visited = ORDERS[prior.order](3, 4)
     assert len(steps) == 3
@@ -210,42 +210,44 @@ def test_chance_belongs_to_the_place_in_every_order() -> None:
     for order in ORDERS:
         prior = small(order=order)
         prior.state_dict()["head.weight"].zero_()
-        images.append(laid(prior, unknown(2, (4, 4))))
+        images.append(sample_codes(prior, unknown_codes(2, (4, 4))))
     assert all(torch.equal(image, images[0]) for image in images)
     assert len(set(images[0].flatten().tolist())) > 4
 
 
 @pytest.mark.parametrize("grid", [(4, 3), (8, 8)])
 def test_an_order_other_than_raster_takes_its_own_grid_alone(grid: tuple[int, int]) -> None:
-    with pytest.raises(SmaltiError, match=f"in the order 'spiral_in', .* 4 x 4 codes alone, not for {grid[0]} x"):
-        laid(small(order="spiral_in"), unknown(1, grid))
+    with pytest.raises(SmaltiError, match=f"in the order 'spiral_in', .* 4 x 4 codes only, not for {grid[0]} x"):
+        sample_codes(small(order="spiral_in"), unknown_codes(1, grid))
 
 
 @pytest.mark.parametrize("window", [(3, 5), (5, 3), (1, 1), (3, 4)])
 def test_odd_windows_slide_as_the_slow_loop_does(window: tuple[int, int]) -> None:
-    prior, known = small(grid=window, prefix_length=2), unknown(1, (5, 6))
+    prior, known = small(grid=window, prefix_length=2), unknown_codes(1, (5, 6))
     truth = reference.sampled(prior, torch.tensor([0, 0]), known[0], sampler=SAMPLERS["plain"], seed=0)
-    assert torch.equal(laid(prior, known)[0], truth)
+    assert torch.equal(sample_codes(prior, known)[0], truth)
 
 
 @pytest.mark.parametrize("name", ["plain", "guided"])
 @pytest.mark.parametrize("grid", [(4, 4), (5, 5)])
 def test_a_image_does_not_depend_on_its_batch(name: str, grid: tuple[int, int]) -> None:
     prior = small()
-    together = laid(prior, unknown(7, grid), sampler=SAMPLERS[name])
-    alone = torch.cat([laid(prior, unknown(1, grid), sampler=SAMPLERS[name], first=item) for item in range(7)])
+    together = sample_codes(prior, unknown_codes(7, grid), sampler=SAMPLERS[name])
+    alone = torch.cat(
+        [sample_codes(prior, unknown_codes(1, grid), sampler=SAMPLERS[name], first=item) for item in range(7)]
+    )
     assert torch.equal(together, alone)
     assert len({str(codes.tolist()) for codes in together}) == 7, "all images are the same"
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (5, 5), (2, 3)])
 @pytest.mark.parametrize("places", [1, 3, 9])
-def test_laying_goes_on_as_if_it_had_not_stopped(grid: tuple[int, int], places: int) -> None:
+def test_generation_goes_on_as_if_it_had_not_stopped(grid: tuple[int, int], places: int) -> None:
     prior = small()
-    whole = laid(prior, unknown(2, grid))
+    whole = sample_codes(prior, unknown_codes(2, grid))
     known = whole.clone()
     known.flatten(1)[:, min(places, grid[0] * grid[1] - 1) :] = -1
-    assert torch.equal(laid(prior, known), whole)
+    assert torch.equal(sample_codes(prior, known), whole)
 
 
 @examples(max_examples=5)
@@ -254,7 +256,7 @@ def test_known_codes_stay_and_are_heeded(number: int, grid: tuple[int, int]) -> 
     prior, generator = small(), torch.Generator().manual_seed(number)
     known = torch.randint(9, (2, *grid), generator=generator)
     known[torch.rand(known.shape, generator=generator) < 0.5] = -1
-    codes = laid(prior, known)
+    codes = sample_codes(prior, known)
     assert torch.equal(codes[known >= 0], known[known >= 0])
     for item in range(2):
         truth = reference.sampled(prior, torch.tensor([item]), known[item], sampler=Sampler(), seed=item)
@@ -265,7 +267,12 @@ def test_rows_come_as_they_are_filled() -> None:
     prior = small()
     steps = list(
         sample(
-            prior, torch.zeros(2, 1).long(), (3, 4), sampler=Sampler(), seeds=torch.arange(2), known=unknown(2, (3, 4))
+            prior,
+            torch.zeros(2, 1).long(),
+            (3, 4),
+            sampler=Sampler(),
+            seeds=torch.arange(2),
+            known=unknown_codes(2, (3, 4)),
         )
     )
     assert len(steps) == 3
@@ -276,7 +283,7 @@ def test_rows_come_as_they_are_filled() -> None:
 
 
 def test_the_condition_is_read_and_guidance_strengthens_it() -> None:
-    prior, known = small(), unknown(1, (4, 4))
+    prior, known = small(), unknown_codes(1, (4, 4))
     sampled = {
         (label, scale): list(
             sample(
@@ -303,12 +310,12 @@ def test_a_prefix_can_follow_the_window() -> None:
         seen.append(window)
         return torch.full((1, 1), (window.left + window.top) % 3)
 
-    known, seeds = unknown(1, (3, 3)), torch.tensor([0])
-    codes = list(sample_windows(prior, prefix_at, sampler=Sampler(), seeds=seeds, known=known))[-1]
+    known, seeds = unknown_codes(1, (3, 3)), torch.tensor([0])
+    codes = list(generate(prior, prefix_at, sampler=Sampler(), seeds=seeds, known=known))[-1]
     # Rows and columns 0 and 1 stand in the first window, 2 in the second. Each is asked once, for those that come back are kept.
     places = [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert sorted(seen) == [Window(top, left, 2, 2) for top, left in places]
-    assert not torch.equal(codes, laid(prior, known))
+    assert not torch.equal(codes, sample_codes(prior, known))
 
 
 @examples(max_examples=6)
@@ -318,7 +325,7 @@ def test_a_prefix_can_follow_the_window() -> None:
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.integers(0, 2**31),
 )
-def test_a_prefix_for_each_window_is_laid_as_the_slow_loop_does(
+def test_a_prefix_for_each_window_is_generated_as_the_slow_loop_does(
     build: Callable[..., Prior], grid: tuple[int, int], window: tuple[int, int], number: int
 ) -> None:
     prior, generator = build(grid=window, prefix_length=2), torch.Generator().manual_seed(number)
@@ -329,8 +336,8 @@ def test_a_prefix_for_each_window_is_laid_as_the_slow_loop_does(
         return torch.tensor([[place.top % 3, place.left % 3], [place.left % 3, place.top % 3]])
 
     seeds = torch.tensor([number, 7])
-    laying = sample_windows(prior, prefix_at, sampler=SAMPLERS["guided"], seeds=seeds, known=known)
-    codes = finished(laying)
+    generation = generate(prior, prefix_at, sampler=SAMPLERS["guided"], seeds=seeds, known=known)
+    codes = final_codes(generation)
     for item in range(2):
 
         def prefix_of(place: Window, item: int = item) -> Tensor:
@@ -343,7 +350,7 @@ def test_a_prefix_for_each_window_is_laid_as_the_slow_loop_does(
 def test_images_can_be_used_for_training_afterward() -> None:
     """Codes laid under inference mode cannot be saved for a backward pass."""
     prior = small()
-    codes = laid(prior, unknown(1, (4, 4)))
+    codes = sample_codes(prior, unknown_codes(1, (4, 4)))
     prior(prior.join(prior.null_prefix(1), codes.flatten(1)[:, :-1])).sum().backward()
     assert not codes.is_inference()
 
@@ -354,17 +361,17 @@ def test_images_can_be_used_for_training_afterward() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grid": (0, 4), "known": unknown(2, (0, 4))}, "grid of 0 x 4 codes"),
+        ({"grid": (0, 4), "known": unknown_codes(2, (0, 4))}, "grid of 0 x 4 codes"),
         ({"prefix": torch.zeros(2, 3).long()}, r"shape \(2, 3\), and this prior reads \(batch, 1\)"),
         ({"seeds": torch.arange(3)}, r"seeds must have the shape \(2,\)"),
-        ({"known": unknown(2, (4, 5))}, r"they have \(2,\) and \(2, 4, 5\)"),
+        ({"known": unknown_codes(2, (4, 5))}, r"they have \(2,\) and \(2, 4, 5\)"),
         ({"seeds": torch.tensor([0, -4])}, "seed -4 is negative"),
-        ({"known": unknown(2, (4, 4)) + 10}, "known code 9 is none of this prior's 9"),
-        ({"known": unknown(2, (4, 4)) - 1}, "known code -2"),
+        ({"known": unknown_codes(2, (4, 4)) + 10}, "known code 9 is not one of this prior's 9"),
+        ({"known": unknown_codes(2, (4, 4)) - 1}, "known code -2"),
     ],
 )
-def test_what_does_not_belong_together_is_told(changes: dict[str, Any], message: str) -> None:
-    right: dict[str, Any] = {"prefix": torch.zeros(2, 1).long(), "grid": (4, 4), "known": unknown(2, (4, 4))}
+def test_what_does_not_belong_together_raises_an_error(changes: dict[str, Any], message: str) -> None:
+    right: dict[str, Any] = {"prefix": torch.zeros(2, 1).long(), "grid": (4, 4), "known": unknown_codes(2, (4, 4))}
     values = {**right, "seeds": torch.arange(2), **changes}
     with pytest.raises(SmaltiError, match=message):
         sample(small(), values.pop("prefix"), values.pop("grid"), sampler=Sampler(), **values)
@@ -373,26 +380,26 @@ def test_what_does_not_belong_together_is_told(changes: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"known": unknown(2, (4, 0))}, "grid of 4 x 0 codes"),
+        ({"known": unknown_codes(2, (4, 0))}, "grid of 4 x 0 codes"),
         ({"seeds": torch.arange(3)}, r"for 2 images seeds must have the shape \(2,\); they have \(3,\)"),
         ({"seeds": torch.tensor([0, -4])}, "seed -4 is negative"),
-        ({"known": unknown(2, (4, 4)) + 10}, "known code 9 is none of this prior's 9"),
+        ({"known": unknown_codes(2, (4, 4)) + 10}, "known code 9 is not one of this prior's 9"),
     ],
 )
 def test_a_prefix_for_each_window_does_not_hide_mistakes(changes: dict[str, Any], message: str) -> None:
-    right: dict[str, Any] = {"seeds": torch.arange(2), "known": unknown(2, (4, 4))}
+    right: dict[str, Any] = {"seeds": torch.arange(2), "known": unknown_codes(2, (4, 4))}
     with pytest.raises(SmaltiError, match=message):
-        sample_windows(small(), lambda window: torch.zeros(2, 1).long(), sampler=Sampler(), **{**right, **changes})
+        generate(small(), lambda window: torch.zeros(2, 1).long(), sampler=Sampler(), **{**right, **changes})
 
 
 def test_a_prior_in_training_is_refused() -> None:
     prior = small().train()
     with pytest.raises(SmaltiError, match=r"prior\.eval\(\)"):
-        laid(prior, unknown(1, (4, 4)))
+        sample_codes(prior, unknown_codes(1, (4, 4)))
 
 
 @pytest.mark.parametrize("values", [{"temperature": -1}, {"top_k": -1}, {"top_p": 1.5}, {"guidance": float("inf")}])
-def test_samplers_that_cannot_be_are_told(values: dict[str, float]) -> None:
+def test_samplers_that_are_invalid_raise_errors(values: dict[str, float]) -> None:
     name, value = next(iter(values.items()))
     with pytest.raises(SmaltiError, match=f"{name} = {value}"):
         parse(Sampler, values, where="--set")

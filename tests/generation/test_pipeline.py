@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from smalti.conditions.base import Condition
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_json
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, finished, unknown
-from smalti.pipeline import Pipeline, amid
+from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+from smalti.pipeline import Pipeline, center_on_canvas
 from smalti.prior import Transformer, TransformerSettings, Window
 from smalti.prior_folder import save_prior
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
@@ -72,7 +72,7 @@ def pipeline(condition: Condition = LABELS) -> Pipeline:
     return Pipeline(tokenizer(), prior(condition), condition)
 
 
-def laid(
+def generate_final(
     pipe: Pipeline,
     *,
     labels: Sequence[str | None] = (None,),
@@ -81,8 +81,8 @@ def laid(
     sampler: Sampler | None = None,
 ) -> Tensor:
     """The codes behind `Pipeline.sample`."""
-    known, seeds = unknown(len(labels), pipe.grid(size)), pipe.seeds(seed, len(labels))
-    return finished(pipe.lay(labels, known, sampler=sampler or Sampler(), seeds=seeds))
+    known, seeds = unknown_codes(len(labels), pipe.grid(size)), pipe.seeds(seed, len(labels))
+    return final_codes(pipe.generate_codes(labels, known, sampler=sampler or Sampler(), seeds=seeds))
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -91,11 +91,11 @@ def laid(
 @pytest.mark.parametrize("options", [{}, {"guidance": 3.0}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}])
 def test_one_seed_is_one_image(options: dict[str, Any]) -> None:
     pipe, sampler = pipeline(), Sampler(**options)
-    together = laid(pipe, labels=["dusk"] * 7, seed=5, sampler=sampler)
+    together = generate_final(pipe, labels=["dusk"] * 7, seed=5, sampler=sampler)
     images = pipe.sample(7, label="dusk", seed=5, **options)
     assert len({tuple(codes.flatten().tolist()) for codes in together}) == 7
     for place in range(7):
-        alone = laid(pipe, labels=["dusk"], seed=5 + place, sampler=sampler)
+        alone = generate_final(pipe, labels=["dusk"], seed=5 + place, sampler=sampler)
         assert torch.equal(alone[0], together[place])
         image = pipe.sample(1, label="dusk", seed=5 + place, **options)
         torch.testing.assert_close(image[0], images[place], rtol=1e-4, atol=1e-5)
@@ -109,14 +109,14 @@ def test_images_are_what_is_promised() -> None:
     assert images.dtype == torch.float32
     assert not images.requires_grad
     assert images.abs().max() <= 1
-    assert torch.equal(images, pipe.decode(laid(pipe, labels=[None, None])))
+    assert torch.equal(images, pipe.decode(generate_final(pipe, labels=[None, None])))
 
 
 @pytest.mark.parametrize("size", [(12, 16), (4, 4), (8, 16), (12, 40), (20, 8), (24, 24)])
 def test_sizes(size: tuple[int, int]) -> None:
     pipe = pipeline()
     assert pipe.sample(2, size=size, seed=1).shape == (2, 3, *size)
-    codes = laid(pipe, labels=["night"], size=size, seed=1)[0]
+    codes = generate_final(pipe, labels=["night"], size=size, seed=1)[0]
     known = torch.full((size[0] // 4, size[1] // 4), -1)
     expected = reference.sampled(pipe.prior, torch.tensor([2]), known, sampler=Sampler(), seed=1)
     assert torch.equal(codes, expected)
@@ -131,44 +131,46 @@ def test_sizes(size: tuple[int, int]) -> None:
         ((-4, 8), "try 4x8"),
     ],
 )
-def test_sizes_that_are_no_tiles_are_told(size: tuple[int, int], sentence: str) -> None:
+def test_sizes_that_are_no_tiles_raise_errors(size: tuple[int, int], sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         pipeline().sample(size=size)
 
 
 def test_labels_seeds_and_temperature_count() -> None:
     pipe = pipeline()
-    different = [laid(pipe, labels=[label], seed=seed) for label in (None, "dawn", "dusk") for seed in (0, 1)]
+    different = [generate_final(pipe, labels=[label], seed=seed) for label in (None, "dawn", "dusk") for seed in (0, 1)]
     assert len({tuple(codes.flatten().tolist()) for codes in different}) == 6
     cold = Sampler(temperature=0)
-    assert torch.equal(laid(pipe, seed=0, sampler=cold), laid(pipe, seed=1, sampler=cold))
+    assert torch.equal(generate_final(pipe, seed=0, sampler=cold), generate_final(pipe, seed=1, sampler=cold))
 
 
 def test_guidance_0_forgets_the_label() -> None:
     pipe = pipeline()
-    assert torch.equal(laid(pipe, labels=["dusk"], sampler=Sampler(guidance=0)), laid(pipe, labels=[None]))
+    assert torch.equal(
+        generate_final(pipe, labels=["dusk"], sampler=Sampler(guidance=0)), generate_final(pipe, labels=[None])
+    )
 
 
 def test_labels_may_be_left_open_one_by_one() -> None:
     pipe = pipeline()
     window = Window(0, 0, 3, 4)
-    assert pipe.prefixes([None, "night", None, "dawn"], grid=(3, 4))(window).tolist() == [[3], [2], [3], [0]]
-    assert pipe.prefixes([None, None], grid=(3, 4))(window).tolist() == [[3], [3]]
-    mixed = laid(pipe, labels=[None, "night"], seed=4)
-    assert torch.equal(mixed[0], laid(pipe, seed=4)[0])
-    assert torch.equal(mixed[1], laid(pipe, labels=["night"], seed=5)[0])
+    assert pipe.window_prefix([None, "night", None, "dawn"], grid=(3, 4))(window).tolist() == [[3], [2], [3], [0]]
+    assert pipe.window_prefix([None, None], grid=(3, 4))(window).tolist() == [[3], [3]]
+    mixed = generate_final(pipe, labels=[None, "night"], seed=4)
+    assert torch.equal(mixed[0], generate_final(pipe, seed=4)[0])
+    assert torch.equal(mixed[1], generate_final(pipe, labels=["night"], seed=5)[0])
 
 
 def test_unknown_labels_list_those_there_are() -> None:
     with pytest.raises(SmaltiError, match=r"no label 'dawm'; did you mean 'dawn'\? There are: dawn, dusk, night"):
         pipeline().sample(label="dawm")
     with pytest.raises(SmaltiError, match="this model takes no condition, label = 'dusk' was given; leave it out"):
-        pipeline(Nothing()).sample(label="dusk")
-    assert pipeline(Nothing()).sample().shape == (1, 3, 12, 16)
+        pipeline(Unconditional()).sample(label="dusk")
+    assert pipeline(Unconditional()).sample().shape == (1, 3, 12, 16)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
-def test_seeds_that_are_none_are_told(seed: int) -> None:
+def test_seeds_that_are_none_raise_errors(seed: int) -> None:
     with pytest.raises(
         SmaltiError, match=rf"the seed {seed} is not from 0 to {2**63 - 2}; choose a smaller one, not neg"
     ):
@@ -176,13 +178,13 @@ def test_seeds_that_are_none_are_told(seed: int) -> None:
 
 
 def test_the_largest_seed_is_one() -> None:
-    assert not torch.equal(laid(pipeline(), seed=2**63 - 2), laid(pipeline(), seed=2**63 - 3))
+    assert not torch.equal(generate_final(pipeline(), seed=2**63 - 2), generate_final(pipeline(), seed=2**63 - 3))
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [("temperature", -1.0), ("temperature", float("nan")), ("top_k", -1), ("top_p", 2.0)]
 )
-def test_options_of_the_sampler_are_told(option: str, value: float) -> None:
+def test_options_of_the_sampler_raise_errors(option: str, value: float) -> None:
     options: dict[str, Any] = {option: value}
     with pytest.raises(SmaltiError, match=rf"sampling: {option} = {value}: input should be"):
         pipeline().sample(**options)
@@ -193,21 +195,21 @@ def test_options_of_the_sampler_are_told(option: str, value: float) -> None:
 @pytest.mark.parametrize("size", [None, (20, 24)])
 def test_a_stream_ends_in_what_is_sampled(size: tuple[int, int] | None) -> None:
     pipe = pipeline()
-    codes = laid(pipe, labels=["dusk"], seed=3, size=size)
+    codes = generate_final(pipe, labels=["dusk"], seed=3, size=size)
     steps = list(pipe.stream(label="dusk", seed=3, size=size))
     assert len(steps) == codes.shape[1]
     assert torch.equal(steps[-1], pipe.sample(label="dusk", seed=3, size=size)[0])
     for rows, image in enumerate(steps, start=1):
         assert image.shape == steps[-1].shape
-        shown = int((image != 0).any(0).sum()) / 16  # codes, of 4 x 4 pixels each
-        assert rows * codes.shape[2] <= shown < (rows + 1) * codes.shape[2]
+        displayed = int((image != 0).any(0).sum()) / 16  # codes, of 4 x 4 pixels each
+        assert rows * codes.shape[2] <= displayed < (rows + 1) * codes.shape[2]
         assert size is not None or (image[:, 4 * rows :] == 0).all()
 
 
 # --- completion and reconstruction ---------------------------------------------------------------------------------
 
 
-def test_completion_keeps_known_codes_and_lays_the_others() -> None:
+def test_completion_keeps_known_codes_and_generates_the_others() -> None:
     pipe, images = pipeline(), noise(2, 3, 12, 16)
     known = torch.zeros(12, 16, dtype=torch.bool)
     known[:6] = True  # one and a half rows of tiles
@@ -229,11 +231,11 @@ def test_completion_keeps_known_codes_and_lays_the_others() -> None:
 
 def test_a_image_amid_a_larger_grid() -> None:
     codes = torch.arange(6).view(1, 2, 3)
-    assert amid(codes, (2, 3)).tolist() == codes.tolist()
-    assert amid(codes, (3, 6)).tolist() == [[[-1, 0, 1, 2, -1, -1], [-1, 3, 4, 5, -1, -1], [-1] * 6]]
-    assert amid(codes, (4, 5))[0, 1:3, 1:4].tolist() == codes[0].tolist()
+    assert center_on_canvas(codes, (2, 3)).tolist() == codes.tolist()
+    assert center_on_canvas(codes, (3, 6)).tolist() == [[[-1, 0, 1, 2, -1, -1], [-1, 3, 4, 5, -1, -1], [-1] * 6]]
+    assert center_on_canvas(codes, (4, 5))[0, 1:3, 1:4].tolist() == codes[0].tolist()
     with pytest.raises(SmaltiError, match=r"2 x 3 codes \(height x width\) has no place on a canvas of 4 x 2"):
-        amid(codes, (4, 2))
+        center_on_canvas(codes, (4, 2))
 
 
 def test_completion_of_everything_and_of_nothing() -> None:
@@ -245,7 +247,7 @@ def test_completion_of_everything_and_of_nothing() -> None:
     assert torch.equal(laid_anew, pipe.sample(label="dawn", seed=2))
 
 
-def test_masks_and_images_that_do_not_fit_are_told() -> None:
+def test_masks_and_images_that_do_not_fit_raise_errors() -> None:
     pipe = pipeline()
     for shape in ((12, 12), (12,), (1, 12, 16)):
         sentence = re.escape(f"the mask has the shape {shape}, the image (height, width) (12, 16); give a mask")
@@ -277,11 +279,11 @@ def written(folder: Path, condition: Condition = LABELS) -> Pipeline:
     return pipe
 
 
-@pytest.mark.parametrize("condition", [LABELS, Nothing()], ids=lambda condition: type(condition).__name__)
+@pytest.mark.parametrize("condition", [LABELS, Unconditional()], ids=lambda condition: type(condition).__name__)
 def test_a_pipeline_comes_back(tmp_path: Path, condition: Condition) -> None:
     before, after = written(tmp_path, condition), Pipeline.from_pretrained(str(tmp_path))
-    labels = [None] if isinstance(condition, Nothing) else ["dusk"]
-    assert torch.equal(laid(after, labels=labels, seed=9), laid(before, labels=labels, seed=9))
+    labels = [None] if isinstance(condition, Unconditional) else ["dusk"]
+    assert torch.equal(generate_final(after, labels=labels, seed=9), generate_final(before, labels=labels, seed=9))
     assert torch.equal(after.sample(2, size=(12, 32)), before.sample(2, size=(12, 32)))
     assert after.condition.save(tmp_path) == condition.save(tmp_path)
     assert not after.prior.training
@@ -305,7 +307,7 @@ def test_a_prior_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
         Pipeline.from_pretrained(tmp_path)
 
 
-def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
+def test_folders_that_are_no_pipeline_raise_errors(tmp_path: Path) -> None:
     with pytest.raises(
         SmaltiError, match=r"there is no folder .*nowhere; it should hold the folders tokenizer and prior"
     ):
@@ -341,11 +343,11 @@ def test_folders_that_are_no_pipeline_are_told(tmp_path: Path) -> None:
         ),
         (
             {"condition": {"name": "depth"}},
-            r"unknown condition 'depth'; there are: coordinates, given, keypoints, labels, ",
+            r"unknown condition 'depth'; there are: composite, coordinates, keypoints, labels, ",
         ),
     ],
 )
-def test_priors_that_cannot_be_built_are_told(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+def test_priors_that_cannot_be_built_raise_errors(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
     written(tmp_path)
     path = tmp_path / "prior" / "config.json"
     config = json.loads(path.read_text())

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
 from smalti.evaluation.imagenet_classifier import by_class, imagenet_classes, read_classifier
 from smalti.evaluation.rejection_sampling import (
@@ -22,7 +22,7 @@ from smalti.evaluation.rejection_sampling import (
     indifferent,
     judged,
 )
-from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.images.io import center_crop, read_image, read_settings, resize_to_cover, to_tensor
 from smalti.losses.logits import LogitDistance
 from smalti.losses.resnet50 import ResNet50
@@ -72,13 +72,13 @@ def test_candidates_are_the_same_for_ever() -> None:
 @pytest.mark.parametrize("size", [(12, 16), (16, 20)])
 def test_the_best_is_that_of_the_slow_truth(size: tuple[int, int]) -> None:
     pipe, labels, sampler = pipeline(), ["dusk", None, "dawn"], Sampler(top_k=12)
-    known, seeds = unknown(3, pipe.grid(size)), pipe.seeds(4, 3)
+    known, seeds = unknown_codes(3, pipe.grid(size)), pipe.seeds(4, 3)
     chosen = best_of(pipe, labels, known, sampler=sampler, seeds=seeds, tries=5, score=mean_code)
     for place, label in enumerate(labels):
         alone = []
         for candidate in range(5):
             seed = candidate_seeds(seeds[place : place + 1], candidate)
-            alone.append(finished(pipe.lay([label], known[:1], sampler=sampler, seeds=seed))[0])
+            alone.append(final_codes(pipe.generate_codes([label], known[:1], sampler=sampler, seeds=seed))[0])
         scores = [float(codes.double().mean()) for codes in alone]
         best = max(range(5), key=lambda k: scores[k])
         assert torch.equal(chosen.codes[place], alone[best])
@@ -88,8 +88,8 @@ def test_the_best_is_that_of_the_slow_truth(size: tuple[int, int]) -> None:
     assert len(set(chosen.candidates.tolist())) > 1, "else nothing was chosen"
 
 
-def test_one_try_is_what_is_laid_today() -> None:
-    pipe, known = pipeline(), unknown(4, (3, 4))
+def test_one_try_is_what_is_generated_today() -> None:
+    pipe, known = pipeline(), unknown_codes(4, (3, 4))
     chosen = best_of(pipe, ["night"] * 4, known, sampler=Sampler(), seeds=pipe.seeds(9, 4), tries=1, score=indifferent)
     assert torch.equal(pipe.decode(chosen.codes), pipe.sample(4, label="night", seed=9))
     assert chosen.seeds.tolist() == [9, 10, 11, 12]
@@ -99,7 +99,7 @@ def test_a_image_hangs_on_its_seed_alone() -> None:
     pipe = pipeline()
 
     def of(first: int, count: int) -> Tensor:
-        known, seeds = unknown(count, (3, 4)), pipe.seeds(first, count)
+        known, seeds = unknown_codes(count, (3, 4)), pipe.seeds(first, count)
         values = ["dusk"] * count
         score = by_likelihood(pipe, values, known=known)
         return best_of(pipe, values, known, sampler=Sampler(), seeds=seeds, tries=4, score=score).codes
@@ -109,12 +109,12 @@ def test_a_image_hangs_on_its_seed_alone() -> None:
         assert torch.equal(of(20 + place, 1)[0], together[place])
 
 
-def test_of_equals_the_first_is_kept_and_codes_are_told() -> None:
+def test_the_first_of_equals_is_kept() -> None:
     pipe, told = pipeline(), []
     chosen = best_of(
         pipe,
         [None] * 2,
-        unknown(2, (3, 4)),
+        unknown_codes(2, (3, 4)),
         sampler=Sampler(),
         seeds=pipe.seeds(0, 2),
         tries=3,
@@ -133,13 +133,13 @@ def test_of_equals_the_first_is_kept_and_codes_are_told() -> None:
         (2, lambda codes: torch.full((3,), math.nan), r"not \[nan, nan, nan\]; .* without NaN"),
     ],
 )
-def test_what_is_no_choice_is_told(tries: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
+def test_what_is_no_choice_raises_an_error(tries: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
     pipe = pipeline()
     with pytest.raises(SmaltiError, match=sentence):
         best_of(
             pipe,
             [None] * 3,
-            unknown(3, (3, 4)),
+            unknown_codes(3, (3, 4)),
             sampler=Sampler(),
             seeds=pipe.seeds(0, 3),
             tries=tries,
@@ -154,7 +154,7 @@ def test_anything_that_looks_at_images_can_choose() -> None:
         seen.append(images)
         return images.mean((1, 2, 3))
 
-    known, seeds = unknown(3, (3, 4)), pipe.seeds(0, 3)
+    known, seeds = unknown_codes(3, (3, 4)), pipe.seeds(0, 3)
     chosen = best_of(
         pipe, [None] * 3, known, sampler=Sampler(), seeds=seeds, tries=6, score=by_images(pipe, brightness)
     )
@@ -171,7 +171,7 @@ def slow_nats(pipe: Pipeline, codes: Tensor, label: str | None, *, middle: Middl
     """One image's codes (h,w) -> nats of each, a pass for each code over those that its window would see."""
     height, width = codes.shape
     shape = (min(pipe.prior.grid[0], height), min(pipe.prior.grid[1], width))
-    prefix = pipe.prefixes([label], grid=(height, width))(Window(0, 0, *shape))
+    prefix = pipe.window_prefix([label], grid=(height, width))(Window(0, 0, *shape))
     found = torch.zeros(height, width)
     for row in range(height):
         for column in range(width):
@@ -187,10 +187,10 @@ def slow_nats(pipe: Pipeline, codes: Tensor, label: str | None, *, middle: Middl
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (2, 3), (5, 4), (3, 7), (6, 6)])
-def test_likelihood_is_that_under_the_window_that_would_lay_the_code(grid: tuple[int, int]) -> None:
+def test_likelihood_is_that_under_the_window_that_would_generate_the_code(grid: tuple[int, int]) -> None:
     pipe = pipeline()
     codes = torch.randint(16, (2, *grid), generator=torch.Generator().manual_seed(3))
-    found = pipe.nats(codes, values=["dusk", None])
+    found = pipe.nll(codes, values=["dusk", None])
     with torch.no_grad():
         for place, label in enumerate(("dusk", None)):
             torch.testing.assert_close(found[place], slow_nats(pipe, codes[place], label), rtol=1e-4, atol=1e-5)
@@ -198,9 +198,9 @@ def test_likelihood_is_that_under_the_window_that_would_lay_the_code(grid: tuple
 
 def test_windows_of_layouts_stand_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe, codes = pipeline(), torch.randint(16, (1, 6, 7), generator=torch.Generator().manual_seed(3))
-    plain = pipe.nats(codes, values=["dusk"])
+    plain = pipe.nll(codes, values=["dusk"])
     monkeypatch.setattr(pipe.condition, "middle", before_middle)
-    found = pipe.nats(codes, values=["dusk"])
+    found = pipe.nll(codes, values=["dusk"])
     with torch.no_grad():
         expected = slow_nats(pipe, codes[0], "dusk", middle=before_middle)
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-5)
@@ -230,13 +230,13 @@ def test_the_score_is_the_mean_of_the_judged_codes() -> None:
     known[0, 1, 1:3] = -1
     known[1] = -1
     values = ["dawn", "night"]
-    codes = finished(pipe.lay(values, known, sampler=Sampler(guidance=2.0), seeds=pipe.seeds(0, 2)))
+    codes = final_codes(pipe.generate_codes(values, known, sampler=Sampler(guidance=2.0), seeds=pipe.seeds(0, 2)))
     scores = by_likelihood(pipe, values, known=known)(codes)
     with torch.no_grad():
-        nats = torch.stack([slow_nats(pipe, codes[place], value) for place, value in enumerate(values)])
+        losses = torch.stack([slow_nats(pipe, codes[place], value) for place, value in enumerate(values)])
     hole = torch.ones(4, 5, dtype=torch.bool)
     hole[0] = hole[1, :3] = False
-    torch.testing.assert_close(scores, -torch.stack([nats[0][hole].mean(), nats[1].mean()]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores, -torch.stack([losses[0][hole].mean(), losses[1].mean()]), rtol=1e-4, atol=1e-5)
 
 
 def test_tries_make_holes_fit() -> None:
@@ -244,8 +244,10 @@ def test_tries_make_holes_fit() -> None:
 
     One row of codes with the last known: the chance of a candidate is known exactly, and with it that of the code behind.
     """
-    pipe = pipeline(Nothing())
-    whole = finished(pipe.lay([None], unknown(1, (1, 4)), sampler=Sampler(), seeds=pipe.seeds(3, 1)))
+    pipe = pipeline(Unconditional())
+    whole = final_codes(
+        pipe.generate_codes([None], unknown_codes(1, (1, 4)), sampler=Sampler(), seeds=pipe.seeds(3, 1))
+    )
     known = whole.repeat(40, 1, 1)
     known[:, 0, 2] = -1
     values = [None] * 40
@@ -254,7 +256,7 @@ def test_tries_make_holes_fit() -> None:
         best_of(pipe, values, known, sampler=Sampler(), seeds=pipe.seeds(100, 40), tries=tries, score=score).codes
         for tries in (1, 12)
     )
-    likely = [float(pipe.nats(codes, values=values)[:, 0, 3].mean()) for codes in (one, many)]
+    likely = [float(pipe.nll(codes, values=values)[:, 0, 3].mean()) for codes in (one, many)]
     assert likely[1] < likely[0] - 0.3
 
 
@@ -311,7 +313,7 @@ def test_a_resnet_is_read_from_its_file(resnet: Path) -> None:
         )
 
 
-def test_files_that_hold_no_resnet_are_told(tmp_path: Path) -> None:
+def test_files_that_hold_no_resnet_raise_errors(tmp_path: Path) -> None:
     save_file({"fc.weight": torch.zeros(10, 2048), "extra": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(SmaltiError, match=r"other.safetensors \(a ResNet-50\) do not fit: conv1.weight is missing"):
         read_classifier(str(tmp_path / "other.safetensors"))
@@ -330,9 +332,9 @@ def test_published_weights_know_real_images(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SMALTI_WEIGHTS", str(SHARED / "weights"))
     arrays = [read_image(file, channels=3, name=file.name) for file in files]
     images = torch.stack([to_tensor(center_crop(resize_to_cover(each, (224, 224)), (224, 224))) for each in arrays])
-    classifier, asked = read_classifier("squeezenet"), [int(file.name[:3]) for file in files]
-    own = by_class(classifier, asked)(images).exp().mean()
-    others = by_class(classifier, [(number + 1) % 1000 for number in asked])(images).exp().mean()
+    classifier, requested = read_classifier("squeezenet"), [int(file.name[:3]) for file in files]
+    own = by_class(classifier, requested)(images).exp().mean()
+    others = by_class(classifier, [(number + 1) % 1000 for number in requested])(images).exp().mean()
     assert own > 0.3
     assert own > 5 * others
 
@@ -359,8 +361,8 @@ def test_the_command_keeps_the_try_that_shows_its_class(
         assert (told["tries"], told["chosen_by"]) == (3, resnet.name)
         assert (told["seed"], told["laid_with_seed"]) == (seed, seeds[best])
         assert told["score"] == pytest.approx(scores[best], abs=1e-3)
-        shown = to_tensor(pixels(kept).copy())
-        assert (shown - every[best][0]).abs().max() <= 1 / 127
+        displayed = to_tensor(pixels(kept).copy())
+        assert (displayed - every[best][0]).abs().max() <= 1 / 127
     for options, sentence, status in (
         (("--label", "12", "--tries", 1), "ask for --tries 2", 2),
         ((), "say which: --label", 1),
@@ -372,7 +374,7 @@ def test_the_command_keeps_the_try_that_shows_its_class(
     pipeline(LABELS).save_pretrained(tmp_path / "times", about={})
     times = ("sample", tmp_path / "times", "--label", "dusk", "--classifier", resnet, "--out", tmp_path / "o")
     smalti.fails(*times, sentence="which of its 1000 classes the label 'dawn'")
-    pipeline(Nothing()).save_pretrained(tmp_path / "nothing", about={})
+    pipeline(Unconditional()).save_pretrained(tmp_path / "nothing", about={})
     smalti.fails(
         "sample",
         tmp_path / "nothing",

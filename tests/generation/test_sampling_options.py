@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from smalti.cli import sample as commands
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import SCHEDULES, Sampler, Schedule, filter_logits, guidance_at, unknown
+from smalti.generation.code_sampler import SCHEDULES, Sampler, Schedule, filter_logits, guidance_scale, unknown_codes
 from smalti.pipeline import Pipeline
 from tests import reference
-from tests.generation.test_code_sampler import laid, small
+from tests.generation.test_code_sampler import sample_codes, small
 
 SAMPLERS = {
     "min-p": Sampler(min_p=0.2, temperature=0.8),
@@ -60,40 +60,44 @@ def test_min_p_is_a_share_of_the_largest_probability() -> None:
 def test_schedules_begin_without_guidance_and_reach_all_of_it() -> None:
     assert set(SCHEDULES) == set(get_args(Schedule))
     scales = {
-        name: [guidance_at(turn, count=5, sampler=Sampler(guidance=3.0, guidance_schedule=name)) for turn in range(5)]
+        name: [
+            guidance_scale(turn, count=5, sampler=Sampler(guidance=3.0, guidance_schedule=name)) for turn in range(5)
+        ]
         for name in get_args(Schedule)
     }
     assert scales["constant"] == [3.0] * 5
     assert scales["linear"] == [1.0, 1.5, 2.0, 2.5, 3.0]
     assert scales["cosine"] == pytest.approx([1.0, 2 - 0.5**0.5, 2.0, 2 + 0.5**0.5, 3.0])
-    assert guidance_at(0, count=1, sampler=Sampler(guidance=3.0, guidance_schedule="linear")) == 1.0
+    assert guidance_scale(0, count=1, sampler=Sampler(guidance=3.0, guidance_schedule="linear")) == 1.0
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize(("order", "grid"), [("raster", (4, 4)), ("raster", (6, 5)), ("spiral_in", (4, 4))])
 def test_images_are_the_slow_truth(name: str, order: str, grid: tuple[int, int]) -> None:
-    prior, known = small(order=order), unknown(2, grid)
+    prior, known = small(order=order), unknown_codes(2, grid)
     known[:, 0, :2] = torch.tensor([3, 5])
-    codes = laid(prior, known, sampler=SAMPLERS[name])
+    codes = sample_codes(prior, known, sampler=SAMPLERS[name])
     for item in range(2):
         truth = reference.sampled(prior, torch.tensor([item]), known[item], sampler=SAMPLERS[name], seed=item)
         assert torch.equal(codes[item], truth)
 
 
 def test_the_options_change_images() -> None:
-    prior, known = small(), unknown(3, (4, 4))
-    images = [laid(prior, known, sampler=Sampler(guidance=3.0, guidance_schedule=name)) for name in get_args(Schedule)]
-    images += [laid(prior, known), laid(prior, known, sampler=Sampler(min_p=0.5))]
+    prior, known = small(), unknown_codes(3, (4, 4))
+    images = [
+        sample_codes(prior, known, sampler=Sampler(guidance=3.0, guidance_schedule=name)) for name in get_args(Schedule)
+    ]
+    images += [sample_codes(prior, known), sample_codes(prior, known, sampler=Sampler(min_p=0.5))]
     assert all(not torch.equal(a, b) for place, a in enumerate(images) for b in images[:place])
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_a_image_laid_on_from_its_own_codes_is_the_same_under_a_schedule(name: str) -> None:
+def test_an_image_resumed_from_its_own_codes_is_the_same_under_a_schedule(name: str) -> None:
     prior = small()
-    whole = laid(prior, unknown(1, (7, 4)), sampler=SAMPLERS[name])
+    whole = sample_codes(prior, unknown_codes(1, (7, 4)), sampler=SAMPLERS[name])
     half = whole.clone()
     half[:, 3:] = -1
-    assert torch.equal(laid(prior, half, sampler=SAMPLERS[name]), whole)
+    assert torch.equal(sample_codes(prior, half, sampler=SAMPLERS[name]), whole)
 
 
 @pytest.mark.parametrize("offered", [Pipeline.sample, Pipeline.stream, commands.sample, commands.complete])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smalti.cli import sample as commands
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, sample_windows, unknown
+from smalti.generation.code_sampler import Sampler, generate, unknown_codes
 from smalti.images.io import save_png
 from smalti.pipeline import Pipeline
 from smalti.prior import ORDERS, Prior, Window
@@ -25,7 +25,7 @@ from tests.cli.test_cli import Runner
 from tests.cli.test_cli import smalti as smalti
 from tests.generation.test_code_sampler import small
 from tests.generation.test_pipeline import noise, pipeline, written
-from tests.generation.test_wavefront import Reads, networks, told
+from tests.generation.test_wavefront import Reads, networks, prefix_function
 from tests.prior.test_neighborhood import small as small_neighborhood
 
 SAMPLERS = {
@@ -38,12 +38,12 @@ SAMPLERS = {
 }
 
 
-def lay(prior: Prior, known: Tensor, *, speculate: int, first: int = 0, **options: Any) -> list[Tensor]:
+def generate_steps(prior: Prior, known: Tensor, *, speculate: int, first: int = 0, **options: Any) -> list[Tensor]:
     """All that is yielded for images with seeds from `first` on, each told a map of its own where the prior reads one."""
-    prefix_at = told(prior, len(known), (known.shape[1], known.shape[2]), 3)
+    prefix_at = prefix_function(prior, len(known), (known.shape[1], known.shape[2]), 3)
     options = {"sampler": Sampler(), **options}
     seeds = torch.arange(first, first + len(known))
-    return list(sample_windows(prior, prefix_at, seeds=seeds, known=known, speculate=speculate, **options))
+    return list(generate(prior, prefix_at, seeds=seeds, known=known, speculate=speculate, **options))
 
 
 def partly_known(batch: int, grid: tuple[int, int], share: float, number: int) -> Tensor:
@@ -73,11 +73,11 @@ def test_images_are_those_of_the_plain_loop(
     prior = networks()[network]((4, 4), 2)
     known = partly_known(batch, grid, share, number)
     options: dict[str, Any] = {"sampler": SAMPLERS[sampler], "first": number}
-    steps = lay(prior, known, speculate=count, **options)
-    plain = lay(prior, known, speculate=0, **options)
+    steps = generate_steps(prior, known, speculate=count, **options)
+    plain = generate_steps(prior, known, speculate=0, **options)
     assert len(steps) == len(plain)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(steps, plain, strict=True))
-    prefix_at = told(prior, batch, grid, 3)
+    prefix_at = prefix_function(prior, batch, grid, 3)
     for item in range(batch):
 
         def prefix_of(window: Window, item: int = item) -> Tensor:
@@ -92,22 +92,22 @@ def test_images_are_those_of_the_plain_loop(
 def test_any_order_will_do(order: str, share: float) -> None:
     prior, known = small(order=order, prefix_length=2), partly_known(2, (4, 4), share, 8)
     options: dict[str, Any] = {"sampler": SAMPLERS["rising"], "first": 5}
-    guessed, plain = (lay(prior, known, speculate=count, **options)[-1] for count in (5, 0))
+    guessed, plain = (generate_steps(prior, known, speculate=count, **options)[-1] for count in (5, 0))
     assert torch.equal(guessed, plain)
 
 
-def test_a_image_laid_on_from_its_own_codes_is_the_same() -> None:
+def test_an_image_resumed_from_its_own_codes_is_the_same() -> None:
     prior = small()
-    whole = lay(prior, unknown(2, (4, 4)), speculate=3)[-1]
+    whole = generate_steps(prior, unknown_codes(2, (4, 4)), speculate=3)[-1]
     half = whole.clone()
     half[:, 1:, 2:] = -1
-    assert torch.equal(lay(prior, half, speculate=3)[-1], whole)
+    assert torch.equal(generate_steps(prior, half, speculate=3)[-1], whole)
 
 
 def test_what_is_known_is_not_asked_for() -> None:
     prior = small()
     reads, known = Reads(prior), partly_known(2, (4, 4), 0.0, 1)
-    (steps,) = lay(prior, known, speculate=4)
+    (steps,) = generate_steps(prior, known, speculate=4)
     assert torch.equal(steps, known)
     assert not reads.shapes
 
@@ -117,7 +117,7 @@ def test_what_is_known_is_not_asked_for() -> None:
 
 def calls_of(prior: Prior, known: Tensor, *, speculate: int, **options: Any) -> tuple[Tensor, list[tuple[int, int]]]:
     reads = Reads(prior)
-    return lay(prior, known, speculate=speculate, **options)[-1], list(reads.shapes)
+    return generate_steps(prior, known, speculate=speculate, **options)[-1], list(reads.shapes)
 
 
 @pytest.mark.parametrize("network", ["gpt", "maps", "transformer"])
@@ -127,10 +127,10 @@ def test_there_are_as_many_calls_as_in_the_slow_loop(network: str, sampler: str,
     grid = (3, 4)
     for seed in range(3):
         prior = networks()[network]((4, 4), 2)
-        codes, shapes = calls_of(prior, unknown(batch, grid), speculate=3, sampler=SAMPLERS[sampler], first=seed)
+        codes, shapes = calls_of(prior, unknown_codes(batch, grid), speculate=3, sampler=SAMPLERS[sampler], first=seed)
         truth, calls = reference.guessed_ahead(
             prior,
-            told(prior, batch, grid, 3),
+            prefix_function(prior, batch, grid, 3),
             grid,
             sampler=SAMPLERS[sampler],
             seeds=range(seed, seed + batch),
@@ -151,15 +151,17 @@ def flat(prior: Prior) -> Prior:
 def test_answers_that_are_right_already_are_believed_in_the_next_call() -> None:
     """Where the noise alone says what is laid, one call answers for all, and the next finds all guesses right."""
     prior = flat(small(prefix_length=2))
-    codes, shapes = calls_of(prior, unknown(2, (4, 4)), speculate=15)
-    assert torch.equal(codes, lay(prior, unknown(2, (4, 4)), speculate=0)[-1])
+    codes, shapes = calls_of(prior, unknown_codes(2, (4, 4)), speculate=15)
+    assert torch.equal(codes, generate_steps(prior, unknown_codes(2, (4, 4)), speculate=0)[-1])
     assert len(shapes) <= 3
     assert shapes[:2] == [(2, 2), (2, 15)], "the last code is never read"
 
 
 def test_a_code_that_repeats_is_guessed_at_once() -> None:
     """The likeliest code is everywhere the same; a call lays one code more than it guesses, and reads one that is laid."""
-    codes, shapes = calls_of(flat(small(prefix_length=2)), unknown(3, (4, 4)), speculate=4, sampler=SAMPLERS["greedy"])
+    codes, shapes = calls_of(
+        flat(small(prefix_length=2)), unknown_codes(3, (4, 4)), speculate=4, sampler=SAMPLERS["greedy"]
+    )
     assert (codes == 0).all()
     assert shapes == [(3, 2), (3, 5), (3, 5), (3, 5)]
 
@@ -170,44 +172,46 @@ def test_a_code_that_repeats_is_guessed_at_once() -> None:
 @pytest.mark.parametrize(
     ("grid", "count", "sentence"),
     [
-        ((4, 5), 8, "speculate = 8 guesses .* one of 4 x 4 codes moves over a grid of 4 x 5; leave it at 0, or lay a"),
-        ((5, 4), 1, "speculate = 1 guesses .* one of 4 x 4 codes moves over a grid of 5 x 4"),
-        ((4, 4), -1, "speculate = -1 is no number of codes; give 0"),
+        (
+            (4, 5),
+            8,
+            "speculate = 8 needs a window .* a window of 4 x 4 codes moves over a grid of 4 x 5; leave it at 0, or gen",
+        ),
+        ((5, 4), 1, "speculate = 1 needs a window .* a window of 4 x 4 codes moves over a grid of 5 x 4"),
+        ((4, 4), -1, "speculate = -1 is not a number of codes; give 0"),
     ],
 )
-def test_wrong_guesses_are_sentences(grid: tuple[int, int], count: int, sentence: str) -> None:
+def test_wrong_drafts_are_sentences(grid: tuple[int, int], count: int, sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        lay(small(), unknown(1, grid), speculate=count)
+        generate_steps(small(), unknown_codes(1, grid), speculate=count)
 
 
 def test_a_neighborhood_transformer_has_no_window_to_guess_under() -> None:
     prior = small_neighborhood()
-    prefix, known = prior.null_prefix(1), unknown(1, prior.grid)
+    prefix, known = prior.null_prefix(1), unknown_codes(1, prior.grid)
     with pytest.raises(
-        SmaltiError, match=r"speculate = 2 guesses .* a neighborhood transformer has none; leave it at 0"
+        SmaltiError, match=r"speculate = 2 needs a window, .* a neighborhood transformer has none; leave it at 0"
     ):
-        sample_windows(
-            prior, lambda window: prefix, sampler=Sampler(), seeds=torch.zeros(1).long(), known=known, speculate=2
-        )
+        generate(prior, lambda window: prefix, sampler=Sampler(), seeds=torch.zeros(1).long(), known=known, speculate=2)
 
 
 @pytest.mark.parametrize(
     "offered",
-    [Pipeline.sample, Pipeline.stream, Pipeline.complete, Pipeline.lay, commands.sample, commands.complete],
+    [Pipeline.sample, Pipeline.stream, Pipeline.complete, Pipeline.generate_codes, commands.sample, commands.complete],
 )
 def test_it_is_offered_and_off(offered: Any) -> None:
     assert inspect.signature(offered).parameters["speculate"].default == 0
 
 
-def test_a_pipeline_guesses_in_all_that_lays_images() -> None:
+def test_a_pipeline_drafts_in_all_that_generates_images() -> None:
     pipe = pipeline()
     images = pipe.sample(1, label="dusk", seed=3)
     nothing = torch.zeros(images.shape[2:], dtype=torch.bool)
-    asked: dict[str, Any] = {"values": ["dusk"], "sampler": Sampler(), "seed": 3}
+    requested: dict[str, Any] = {"values": ["dusk"], "sampler": Sampler(), "seed": 3}
     reads = Reads(pipe.prior)
     ways: list[Callable[[], Tensor]] = [
         lambda: pipe.sample(1, label="dusk", seed=3, speculate=4),
-        lambda: pipe.complete(images, nothing, **asked, speculate=4),
+        lambda: pipe.complete(images, nothing, **requested, speculate=4),
         lambda: list(pipe.stream(label="dusk", seed=3, speculate=4))[-1][None],
     ]
     for way in ways:
@@ -232,5 +236,5 @@ def test_commands_guess(smalti: Runner, tmp_path: Path) -> None:
         assert (tmp_path / "guessed" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
     out = ("--out", tmp_path / "out", "--speculate", 2)
     for larger in ((*sample, "--size", "20x24"), (*complete, "--canvas", "20x24")):
-        smalti.fails(*larger, *out, sentence="one of 3 x 4 codes moves over a grid of 5 x 6; leave it at 0")
+        smalti.fails(*larger, *out, sentence="a window of 3 x 4 codes moves over a grid of 5 x 6; leave it at 0")
     assert not list(tmp_path.glob("out/*"))

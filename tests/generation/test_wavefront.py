@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smalti.generation import sliding_window
-from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
-from smalti.generation.wavefront import Place, calls, stretches, together, waves
+from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
+from smalti.generation.wavefront import CodePosition, batch_by_length, batch_wave, row_ends, wavefront_schedule
 from smalti.prior import Middle, Prior, Window, after_middle, before_middle
 from tests import reference
 from tests.generation.test_code_sampler import small, small_gpt
@@ -54,20 +54,20 @@ def test_each_code_is_in_the_first_wave_that_it_can_be_in(
 ) -> None:
     missing, window = scattered(grid, share, number), within(grid, window)
     steps = reference.earliest(missing, window, middle=MIDDLES[name])
-    laid = waves(missing, window=window, middle=MIDDLES[name])
+    generated = wavefront_schedule(missing, window=window, middle=MIDDLES[name])
     truth: dict[int, list[tuple[int, int]]] = {}
     for row, numbers in enumerate(steps):
         for column, step in enumerate(numbers):
             if step:
                 truth.setdefault(step, []).append((row, column))
-    assert {count: [place[:2] for place in wave] for count, wave in enumerate(laid, start=1)} == truth
+    assert {count: [place[:2] for place in wave] for count, wave in enumerate(generated, start=1)} == truth
 
 
 @given(GRIDS, GRIDS, st.sampled_from(sorted(MIDDLES)))
 def test_places_know_their_windows_and_turns(grid: tuple[int, int], window: tuple[int, int], name: str) -> None:
     rows, columns = within(grid, window)
     middle = MIDDLES[name]
-    for wave in waves(everything(*grid), window=(rows, columns), middle=middle):
+    for wave in wavefront_schedule(everything(*grid), window=(rows, columns), middle=middle):
         for row, column, over, turn in wave:
             local = tuple(
                 reference.placement(i, N, n, half=middle(n))
@@ -79,9 +79,9 @@ def test_places_know_their_windows_and_turns(grid: tuple[int, int], window: tupl
 
 @pytest.mark.parametrize("middle", MIDDLES.values())
 def test_a_grid_of_64_under_a_window_of_16_takes_1072_waves(middle: Middle) -> None:
-    laid = waves(everything(64, 64), window=(16, 16), middle=middle)
-    assert len(laid) == 1072  # of 4096 codes
-    assert max(len(wave) for wave in laid) == 4
+    generated = wavefront_schedule(everything(64, 64), window=(16, 16), middle=middle)
+    assert len(generated) == 1072  # of 4096 codes
+    assert max(len(wave) for wave in generated) == 4
 
 
 @given(
@@ -95,20 +95,22 @@ def test_a_row_begins_one_window_behind_the_row_above(
 ) -> None:
     """As docs/high-resolution.md derives it: W + (H - 1) w waves."""
     width = window[1] + more
-    laid = waves(everything(height, width), window=(min(window[0], height), window[1]), middle=MIDDLES[name])
-    assert len(laid) == width + (height - 1) * window[1]
+    generated = wavefront_schedule(
+        everything(height, width), window=(min(window[0], height), window[1]), middle=MIDDLES[name]
+    )
+    assert len(generated) == width + (height - 1) * window[1]
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 2), (9, 4)])
-def test_a_grid_no_wider_than_the_window_is_laid_code_by_code(grid: tuple[int, int]) -> None:
-    laid = waves(everything(*grid), window=(min(grid[0], 4), min(grid[1], 4)), middle=after_middle)
-    assert [[place[:2] for place in wave] for wave in laid] == [
+def test_a_grid_no_wider_than_the_window_is_generated_code_by_code(grid: tuple[int, int]) -> None:
+    generated = wavefront_schedule(everything(*grid), window=(min(grid[0], 4), min(grid[1], 4)), middle=after_middle)
+    assert [[place[:2] for place in wave] for wave in generated] == [
         [divmod(place, grid[1])] for place in range(grid[0] * grid[1])
     ]
 
 
-def places(turns: list[int]) -> list[Place]:
-    return [Place(row, 0, Window(row, 0, 8, 8), turn) for row, turn in enumerate(turns)]
+def places(turns: list[int]) -> list[CodePosition]:
+    return [CodePosition(row, 0, Window(row, 0, 8, 8), turn) for row, turn in enumerate(turns)]
 
 
 @given(
@@ -118,14 +120,14 @@ def places(turns: list[int]) -> list[Place]:
     st.integers(1, 900),
     st.sampled_from([0, 0.5, 1]),
 )
-def test_what_is_laid_in_one_call_is_about_as_long(
+def test_what_is_generated_in_one_call_is_about_as_long(
     turns: list[int], prefix: int, copies: int, most: int, share: float
 ) -> None:
     wave = places(turns)
-    found = together(wave, prefix=prefix, copies=copies, most=most, share=share)
+    found = batch_by_length(wave, prefix_length=prefix, copies=copies, max_codes=most, min_share=share)
     assert sorted(place for call in found for place in call) == wave
     for call in found:
-        lengths = [prefix + place.turn for place in call]
+        lengths = [prefix + place.offset for place in call]
         assert min(lengths) >= share * max(lengths)
         assert len(call) == 1 or len(call) * copies * max(lengths) <= most
 
@@ -141,21 +143,21 @@ def test_what_is_laid_in_one_call_is_about_as_long(
         ([30], True, 999, [[30]]),
     ],
 )
-def test_a_place_with_a_cache_is_laid_alone_unless_there_should_be_few_calls(
+def test_a_place_with_a_cache_is_generated_alone_unless_there_should_be_few_calls(
     turns: list[int], few: bool, most: int, expected: list[list[int]]
 ) -> None:
     wave = places(turns)
-    found = calls(wave, standing={wave[-1].window}, prefix=1, copies=1, most=most, few=few)
-    assert [[place.turn for place in call] for call in found] == expected
+    found = batch_wave(wave, cached_windows={wave[-1].window}, prefix_length=1, copies=1, max_codes=most, few_calls=few)
+    assert [[place.offset for place in call] for call in found] == expected
 
 
 def test_stretches_have_as_many_codes_each() -> None:
     missing = torch.tensor([[False, False], [True, True], [False, False], [True, False]])
-    laid = waves(missing, window=(1, 1), middle=after_middle)
-    assert [len(wave) for wave in laid] == [3]
-    assert stretches(laid, width=2) == [1, 1]
-    assert stretches(waves(everything(2, 6), window=(2, 2), middle=after_middle), width=6) == [4, 8]
-    assert stretches([], width=6) == [0]
+    generated = wavefront_schedule(missing, window=(1, 1), middle=after_middle)
+    assert [len(wave) for wave in generated] == [3]
+    assert row_ends(generated, width=2) == [1, 1]
+    assert row_ends(wavefront_schedule(everything(2, 6), window=(2, 2), middle=after_middle), width=6) == [4, 8]
+    assert row_ends([], width=6) == [0]
 
 
 # Whole images
@@ -170,16 +172,16 @@ def networks() -> dict[str, Callable[..., Prior]]:
     }
 
 
-def told(prior: Prior, batch: int, grid: tuple[int, int], number: int) -> Callable[[Window], Tensor]:
+def prefix_function(prior: Prior, batch: int, grid: tuple[int, int], number: int) -> Callable[[Window], Tensor]:
     """A prefix for each window: codes that hang on where it stands, then those of a map of the grid that lie under it."""
     drawn = torch.randint(3, (batch, *grid), generator=torch.Generator().manual_seed(number))
 
     def prefix_at(window: Window) -> Tensor:
         top, left, rows, columns = window
         under = drawn[:, top : top + rows, left : left + columns].flatten(1)
-        free = torch.full((batch, prior.prefix), (2 * top + left) % 3)
+        free = torch.full((batch, prior.prefix_length), (2 * top + left) % 3)
         filled = torch.cat((free[:, :1], under, free), dim=1)
-        return filled[:, : prior.prefix]
+        return filled[:, : prior.prefix_length]
 
     return prefix_at
 
@@ -210,11 +212,11 @@ def test_images_are_those_of_the_plain_loop(
     prior = networks()[network](window, 2)
     known = torch.randint(9, (batch, *grid), generator=torch.Generator().manual_seed(number))
     known[scattered((batch * grid[0], grid[1]), share, number).view_as(known)] = -1
-    prefix_at, seeds = told(prior, batch, grid, number), torch.arange(batch) + number
+    prefix_at, seeds = prefix_function(prior, batch, grid, number), torch.arange(batch) + number
     options: dict[str, Any] = {"sampler": SAMPLERS[sampler], "middle": MIDDLES[name]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sliding_window, "_wants_few_calls", lambda device: few_calls)
-        codes = finished(sample_windows(prior, prefix_at, seeds=seeds, known=known, **options))
+        patch.setattr(sliding_window, "_prefers_few_calls", lambda device: few_calls)
+        codes = final_codes(generate(prior, prefix_at, seeds=seeds, known=known, **options))
     for item in range(batch):
 
         def prefix_of(place: Window, item: int = item) -> Tensor:
@@ -231,13 +233,13 @@ def test_guidance_that_rises_is_that_of_each_place(
 ) -> None:
     """On a grid so wide that several places share a call, each with a scale of its own."""
     prior, grid = networks()[network]((3, 3), 2), (8, 12)
-    prefix_at = told(prior, 1, grid, 5)
-    monkeypatch.setattr(sliding_window, "_wants_few_calls", lambda device: few_calls)
+    prefix_at = prefix_function(prior, 1, grid, 5)
+    monkeypatch.setattr(sliding_window, "_prefers_few_calls", lambda device: few_calls)
     reads = Reads(prior)
-    codes = lay(prior, unknown(1, grid), sampler=SAMPLERS["rising"], prefix_at=prefix_at)[-1]
+    codes = generate_steps(prior, unknown_codes(1, grid), sampler=SAMPLERS["rising"], prefix_at=prefix_at)[-1]
     assert max(sequences for sequences, _ in reads.shapes) >= 2 * 3
     truth = reference.sampled(
-        prior, lambda place: prefix_at(place)[0], unknown(1, grid)[0], sampler=SAMPLERS["rising"], seed=0
+        prior, lambda place: prefix_at(place)[0], unknown_codes(1, grid)[0], sampler=SAMPLERS["rising"], seed=0
     )
     assert torch.equal(codes[0], truth)
 
@@ -253,37 +255,37 @@ class Reads:
         self.shapes.append((codes.shape[0], codes.shape[1]))
 
 
-def lay(prior: Prior, known: Tensor, **options: Any) -> list[Tensor]:
+def generate_steps(prior: Prior, known: Tensor, **options: Any) -> list[Tensor]:
     seeds, place = torch.arange(len(known)), (known.shape[1], known.shape[2])
-    options = {"sampler": Sampler(), "prefix_at": told(prior, len(known), place, 3), **options}
-    return list(sample_windows(prior, seeds=seeds, known=known, **options))
+    options = {"sampler": Sampler(), "prefix_at": prefix_function(prior, len(known), place, 3), **options}
+    return list(generate(prior, seeds=seeds, known=known, **options))
 
 
 def test_rows_in_flight_share_their_calls() -> None:
     prior = small(grid=(4, 4))
     reads = Reads(prior)
-    lay(prior, unknown(2, (12, 24)))
+    generate_steps(prior, unknown_codes(2, (12, 24)))
     # In the middle of a grid six windows wide, up to six rows are in flight: one begins or ends, and the rest share a call.
     assert max(sequences for sequences, _ in reads.shapes) >= 2 * 4
     assert len(reads.shapes) < 12 * 24 * 0.75  # at the borders calls of one place keep caches
 
 
 def test_where_calls_are_what_costs_a_wave_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    prior, known = small(grid=(4, 4)), unknown(2, (12, 24))
-    codes = lay(prior, known)[-1]
-    monkeypatch.setattr(sliding_window, "_wants_few_calls", lambda device: True)
+    prior, known = small(grid=(4, 4)), unknown_codes(2, (12, 24))
+    codes = generate_steps(prior, known)[-1]
+    monkeypatch.setattr(sliding_window, "_prefers_few_calls", lambda device: True)
     reads = Reads(prior)
-    assert torch.equal(lay(prior, known)[-1], codes)
+    assert torch.equal(generate_steps(prior, known)[-1], codes)
     assert len(reads.shapes) == 24 + 11 * 4
 
 
 def test_a_window_that_stands_still_keeps_its_cache() -> None:
     prior = small(grid=(4, 4), prefix_length=2)
     reads = Reads(prior)
-    lay(prior, unknown(2, (4, 4)))
+    generate_steps(prior, unknown_codes(2, (4, 4)))
     assert reads.shapes == [(2, 2)] + 15 * [(2, 1)]
     reads.shapes.clear()
-    lay(prior, unknown(1, (1, 9)))
+    generate_steps(prior, unknown_codes(1, (1, 9)))
     # Columns 0 to 2, and 7 to 8, lie under a window that stands; the second is opened at column 7, over three codes and the prefix.
     assert reads.shapes == [(1, 2), (1, 1), (1, 1), (1, 4), (1, 4), (1, 4), (1, 4), (1, 4), (1, 1)]
 
@@ -292,47 +294,47 @@ def test_a_window_that_comes_back_keeps_its_cache() -> None:
     """At the upper border the windows of row 0 come back over rows 1 and 2, and are told the codes that are new alone."""
     prior = small(grid=(4, 4), prefix_length=2)
     reads = Reads(prior)
-    lay(prior, unknown(1, (4, 6)))
+    generate_steps(prior, unknown_codes(1, (4, 6)))
     assert len(reads.shapes) == 4 * 6
     # Three windows, of whose codes the last is not read; under two of them neither is the one before.
     assert sum(codes for _, codes in reads.shapes) == (2 + 14) + (2 + 14) + (2 + 15)
     reads.shapes.clear()
-    known = unknown(1, (4, 6))
+    known = unknown_codes(1, (4, 6))
     known[0, 2:] = 0
-    lay(prior, known)
+    generate_steps(prior, known)
     assert sum(codes for _, codes in reads.shapes) == (2 + 6) + (2 + 6) + (2 + 7)
 
 
 def test_windows_are_kept_as_far_as_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """And images do not depend on it."""
-    prior, known = small(grid=(4, 4)), unknown(2, (5, 12))
+    prior, known = small(grid=(4, 4)), unknown_codes(2, (5, 12))
     reads = Reads(prior)
-    whole = lay(prior, known, sampler=SAMPLERS["guided"])[-1]
+    whole = generate_steps(prior, known, sampler=SAMPLERS["guided"])[-1]
     told_all = sum(sequences * codes for sequences, codes in reads.shapes)
     reads.shapes.clear()
-    monkeypatch.setattr(sliding_window, "KEPT", 0)
-    assert torch.equal(lay(prior, known, sampler=SAMPLERS["guided"])[-1], whole)
+    monkeypatch.setattr(sliding_window, "MAX_CACHE_BYTES", 0)
+    assert torch.equal(generate_steps(prior, known, sampler=SAMPLERS["guided"])[-1], whole)
     assert sum(sequences * codes for sequences, codes in reads.shapes) > 1.5 * told_all
 
 
 def test_no_call_is_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """And images do not depend on how many places share a call."""
-    prior, known = small(grid=(4, 4)), unknown(2, (8, 24))
-    whole = lay(prior, known, sampler=SAMPLERS["guided"])[-1]
-    monkeypatch.setattr(sliding_window, "MOST", 100)
+    prior, known = small(grid=(4, 4)), unknown_codes(2, (8, 24))
+    whole = generate_steps(prior, known, sampler=SAMPLERS["guided"])[-1]
+    monkeypatch.setattr(sliding_window, "MAX_CALL_CODES", 100)
     reads = Reads(prior)
-    assert torch.equal(lay(prior, known, sampler=SAMPLERS["guided"])[-1], whole)
+    assert torch.equal(generate_steps(prior, known, sampler=SAMPLERS["guided"])[-1], whole)
     assert max(sequences * codes for sequences, codes in reads.shapes if sequences > 4) <= 100
 
 
 def test_a_wide_grid_is_shown_before_its_first_row_is_complete() -> None:
     """A row begins when the one above is a window ahead; what is shown has a row's worth of codes more each time."""
-    steps = lay(small(grid=(4, 4)), unknown(2, (6, 20)))
+    steps = generate_steps(small(grid=(4, 4)), unknown_codes(2, (6, 20)))
     assert len(steps) == 6
     for row, codes in enumerate(steps):
-        laid = codes >= 0
-        assert torch.equal(codes[laid], steps[-1][laid])
-        counts = laid[0].sum(dim=1).tolist()
+        generated = codes >= 0
+        assert torch.equal(codes[generated], steps[-1][generated])
+        counts = generated[0].sum(dim=1).tolist()
         assert (row + 1) * 20 <= sum(counts) < (row + 1) * 20 + 6  # no wave has more codes than there are rows
         assert counts == sorted(counts, reverse=True)
     assert 0 < int((steps[0][0, 1] >= 0).sum()) <= int((steps[0][0, 0] >= 0).sum()) - 4 < 16
@@ -342,11 +344,11 @@ def test_what_is_known_is_not_asked_for() -> None:
     prior = small(grid=(4, 4))
     reads = Reads(prior)
     known = torch.randint(9, (2, 6, 9), generator=torch.Generator().manual_seed(0))
-    (steps,) = lay(prior, known)
+    (steps,) = generate_steps(prior, known)
     assert torch.equal(steps, known)
     assert not reads.shapes
     known[1, 3, 5] = -1
-    (steps,) = lay(prior, known)
+    (steps,) = generate_steps(prior, known)
     assert (steps >= 0).all()
     assert len(reads.shapes) == 1
 
@@ -355,6 +357,6 @@ def test_a_row_that_misses_nothing_holds_up_no_other() -> None:
     """Under a known row, the next one waits for nothing above the window's reach."""
     missing = everything(5, 20)
     missing[1:4] = False
-    laid = waves(missing, window=(4, 4), middle=after_middle)
-    assert len(laid) == 20
-    assert [place[:2] for place in laid[0]] == [(0, 0), (4, 0)]
+    generated = wavefront_schedule(missing, window=(4, 4), middle=after_middle)
+    assert len(generated) == 20
+    assert [place[:2] for place in generated[0]] == [(0, 0), (4, 0)]

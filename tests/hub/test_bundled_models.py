@@ -18,7 +18,7 @@ from torch import Tensor
 import smalti as package
 from smalti.core.errors import SmaltiError
 from smalti.evaluation.metrics import psnr
-from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.hub.bundled_models import BUNDLED, SCENES, named
 from smalti.images.io import to_tensor
 from smalti.pipeline import Pipeline
@@ -65,8 +65,8 @@ def test_it_is_small_and_for_scenes(scenes: Pipeline) -> None:
 def test_it_lays_what_it_is_told(scenes: Pipeline, told: str) -> None:
     said = {"label": "summer-day", "segmentation": segmentation(ground="water")}
     value = {key: each for key, each in said.items() if told in (key, "both")} or None
-    known, seeds = unknown(2, scenes.grid(None)), scenes.seeds(0, 2)
-    codes = finished(scenes.lay([value] * 2, known, sampler=Sampler(), seeds=seeds))
+    known, seeds = unknown_codes(2, scenes.grid(None)), scenes.seeds(0, 2)
+    codes = final_codes(scenes.generate_codes([value] * 2, known, sampler=Sampler(), seeds=seeds))
     assert codes.shape == (2, 16, 16)
     assert codes.min() >= 0
     assert codes.max() < scenes.tokenizer.size

@@ -39,7 +39,7 @@ def test_a_machine_without_bfloat16_is_told(tmp_path: Path, has: bool, monkeypat
 @pytest.mark.parametrize("kind", PRIORS)
 def test_logits_likelihood_and_gradient_are_near_those_of_single_precision(kind: str) -> None:
     prior = PRIORS[kind]()
-    prefix = torch.zeros(3, prior.prefix, dtype=torch.int64)
+    prefix = torch.zeros(3, prior.prefix_length, dtype=torch.int64)
     codes = torch.randint(prior.size, (3, 3, 4), generator=torch.Generator().manual_seed(0))
     told = prior.join(prefix, codes.flatten(1)[:, :-1])
 
@@ -47,7 +47,7 @@ def test_logits_likelihood_and_gradient_are_near_those_of_single_precision(kind:
         """Logits (B,T,V), the loss (), and its gradient, flat."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             logits = prior(told)
-        seen = logits[:, prior.prefix - 1 :].float()  # what is said of the image codes
+        seen = logits[:, prior.prefix_length - 1 :].float()  # what is said of the image codes
         loss = F.cross_entropy(seen.flatten(0, 1), codes.flatten())
         gradients = torch.autograd.grad(loss, list(prior.parameters()), allow_unused=True)
         return logits.detach(), loss.detach(), torch.cat([each.flatten() for each in gradients if each is not None])

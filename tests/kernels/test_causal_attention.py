@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smalti.kernels import causal_attention
-from smalti.prior import Prior, nats
-from smalti.prior.attention import attended
+from smalti.prior import Prior, nll
+from smalti.prior.attention import attend
 from tests.generation.test_code_sampler import small, small_gpt
 from tests.processes import threads
 
@@ -49,8 +49,8 @@ def exactly(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(1, 70), st.booleans())
 def test_it_is_the_definition_and_its_gradients(B: int, N: int, T: int, d: int, lying: bool) -> None:
     *told, upstream = parts(B, N, T, d, lying=lying)
-    assert causal_attention.suits(*told)
-    found, exact = attended(*told, dropout=0.0), exactly(*told)
+    assert causal_attention.is_supported(*told)
+    found, exact = attend(*told, dropout=0.0), exactly(*told)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
     gradients = torch.autograd.grad(found, told, upstream), torch.autograd.grad(exact, told, upstream.double())
     for ours, theirs in zip(*gradients, strict=True):
@@ -61,7 +61,7 @@ def test_it_is_the_definition_and_its_gradients(B: int, N: int, T: int, d: int, 
 def test_large_scores_stay_finite() -> None:
     *told, upstream = parts(1, 2, 40, 16)
     told = [(each.detach() * 100).requires_grad_() for each in told]
-    found, exact = causal_attention.attended(*told), exactly(*told)
+    found, exact = causal_attention.attend(*told), exactly(*told)
     torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-3)
     assert all(each.isfinite().all() for each in torch.autograd.grad(found, told, upstream))
 
@@ -72,7 +72,7 @@ def test_the_number_of_threads_changes_nothing(count: int) -> None:
     *told, upstream = parts(3, 2, 50, 24)
 
     def made() -> tuple[Tensor, ...]:
-        seen = causal_attention.attended(*told)
+        seen = causal_attention.attend(*told)
         return seen, *torch.autograd.grad(seen, told, upstream)
 
     with threads(2):
@@ -87,7 +87,7 @@ def test_a_prior_learns_the_same_by_it(build: Callable[..., Prior], monkeypatch:
     prior = build().train()
     codes = torch.randint(0, 9, (2, 4, 4), generator=torch.Generator().manual_seed(0))
     counted: list[Tensor] = []
-    own = causal_attention.attended
+    own = causal_attention.attend
 
     def counting(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         counted.append(queries)
@@ -95,13 +95,13 @@ def test_a_prior_learns_the_same_by_it(build: Callable[..., Prior], monkeypatch:
 
     def learned() -> tuple[Tensor, ...]:
         weights = [weight for weight in prior.parameters() if weight.requires_grad]
-        loss = nats(prior, prior.null_prefix(2), codes).mean()
+        loss = nll(prior, prior.null_prefix(2), codes).mean()
         return torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
 
-    monkeypatch.setattr(causal_attention, "attended", counting)
+    monkeypatch.setattr(causal_attention, "attend", counting)
     ours = learned()
     assert len(counted) == 2  # blocks
-    monkeypatch.setattr(causal_attention, "suits", lambda *told: False)
+    monkeypatch.setattr(causal_attention, "is_supported", lambda *told: False)
     for one, other in zip(ours, learned(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -109,19 +109,19 @@ def test_a_prior_learns_the_same_by_it(build: Callable[..., Prior], monkeypatch:
 @here
 def test_where_nothing_is_learned_it_is_left_to_pytorch() -> None:
     *told, _ = parts(1, 1, 8, 8)
-    assert not causal_attention.suits(*(each.detach() for each in told))
+    assert not causal_attention.is_supported(*(each.detach() for each in told))
     with torch.no_grad():
-        assert not causal_attention.suits(*told)
+        assert not causal_attention.is_supported(*told)
         plain = F.scaled_dot_product_attention(told[0], told[1], told[2], is_causal=True)
-        assert torch.equal(attended(*told, dropout=0.0), plain)
+        assert torch.equal(attend(*told, dropout=0.0), plain)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not causal_attention.suits(*told)
-    assert not causal_attention.suits(*(each.double() for each in told))
+        assert not causal_attention.is_supported(*told)
+    assert not causal_attention.is_supported(*(each.double() for each in told))
 
 
 @here
 def test_a_gradient_of_its_gradient_is_refused() -> None:
     *told, _ = parts(1, 1, 8, 8)
-    (first,) = torch.autograd.grad(causal_attention.attended(*told).pow(2).sum(), told[0], create_graph=True)
+    (first,) = torch.autograd.grad(causal_attention.attend(*told).pow(2).sum(), told[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         torch.autograd.backward(first.sum())

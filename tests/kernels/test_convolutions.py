@@ -60,17 +60,17 @@ def test_gradients_have_gradients(case: tuple[int, int, int, tuple[int, int], Ge
 
 
 def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[bool, bool, bool]] = []
+    requested: list[tuple[bool, bool, bool]] = []
     plain = convolutions._gradients
 
     def watched(*given: object) -> object:
-        asked.append(given[-1])  # type: ignore[arg-type]
+        requested.append(given[-1])  # type: ignore[arg-type]
         return plain(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(convolutions, "_gradients", watched)
     layer = Convolution(16, 16, 3, padding=1)
     layer(torch.randn(1, 16, 4, 4)).sum().backward()  # an image needs no gradient
-    assert asked == [(False, True, True)]
+    assert requested == [(False, True, True)]
 
 
 def test_the_plain_way_where_the_fast_one_has_nothing_to_gain() -> None:

@@ -14,10 +14,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from smalti.generation import code_sampler as laying
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
-from smalti.kernels.decode_block import FEW, Panels, Step, attended, attends, available
-from smalti.kernels.prepacked import packed
+from smalti.generation import code_sampler
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.kernels.decode_block import MAX_ROWS, DecodeBlock, PackedLinear, attend, attention_is_supported, available
+from smalti.kernels.prepacked import prepacked
 from smalti.prior import GPT, Neighborhood, Prior, Transformer
 from tests.generation.test_code_sampler import small, small_gpt
 from tests.prior.test_neighborhood import small as small_neighborhood
@@ -45,11 +45,11 @@ def close_to_exact(found: Tensor, exact: Tensor, *, far: float = 1e-5) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("read", "made"), [(40, 72), (7, 16), (64, 5)])
 def test_a_row_does_not_hang_on_the_others(read: int, made: int, bias: bool) -> None:
-    panels = Panels(nn.Linear(read, made, bias=bias))
-    x = numbers(FEW, read)
+    panels = PackedLinear(nn.Linear(read, made, bias=bias))
+    x = numbers(MAX_ROWS, read)
     alone = torch.cat([panels(row[None]) for row in x])
     with threads(3):
-        for rows in range(1, FEW + 1):
+        for rows in range(1, MAX_ROWS + 1):
             assert torch.equal(panels(x[:rows]), alone[:rows])
 
 
@@ -65,27 +65,27 @@ def test_one_query_sees_what_attention_is(B: int, N: int, S: int, free: int, d: 
         3 + numbers(B, N, S + free, d),
     )
     keys, values = keys[:, :, :S], values[:, :, :S]  # as they lie in a cache that is not full
-    assert attends(query, keys, values)
+    assert attention_is_supported(query, keys, values)
     exact = F.scaled_dot_product_attention(query.double(), keys.double(), values.double())
-    found = attended(query, keys, values)
+    found = attend(query, keys, values)
     close_to_exact(found, exact)
     with threads(3):
-        assert torch.equal(attended(query, keys, values), found)
+        assert torch.equal(attend(query, keys, values), found)
 
 
 @here
 def test_what_attention_is_pytorchs() -> None:
     one, kept = numbers(1, 2, 1, 16), numbers(1, 2, 5, 16)
-    assert not attends(one, kept, kept)  # gradients may be asked for
+    assert not attention_is_supported(one, kept, kept)  # gradients may be asked for
     with torch.no_grad():
-        assert attends(one, kept, kept)
-        assert not attends(kept, kept, kept)
-        assert not attends(one[..., :4], kept[..., :4], kept[..., :4])
-        assert not attends(one.double(), kept.double(), kept.double())
-        assert not attends(one, kept, kept.transpose(1, 2).contiguous().transpose(1, 2))
-        assert not attends(one, kept[..., ::2], kept[..., ::2])
+        assert attention_is_supported(one, kept, kept)
+        assert not attention_is_supported(kept, kept, kept)
+        assert not attention_is_supported(one[..., :4], kept[..., :4], kept[..., :4])
+        assert not attention_is_supported(one.double(), kept.double(), kept.double())
+        assert not attention_is_supported(one, kept, kept.transpose(1, 2).contiguous().transpose(1, 2))
+        assert not attention_is_supported(one, kept[..., ::2], kept[..., ::2])
         with torch.autocast("cpu"):
-            assert not attends(one, kept, kept)
+            assert not attention_is_supported(one, kept, kept)
 
 
 SIZES = st.sampled_from([(16, 1), (32, 2), (48, 2), (64, 1)])
@@ -106,19 +106,19 @@ def test_blocks_are_the_same_code_by_code(
 ) -> None:
     width, heads = size
     changes = (
-        {"query_key_norm": False, "hidden": 48, "prefix_rotation": "erased"} if name == "plain transformer" else {}
+        {"query_key_norm": False, "mlp_dim": 48, "prefix_rotation": "erased"} if name == "plain transformer" else {}
     )
-    prior = BUILDERS[name.split()[-1]](width=width, heads=heads, **changes)
+    prior = BUILDERS[name.split()[-1]](embed_dim=width, heads=heads, **changes)
     prior.requires_grad_(False)
     exact = copy.deepcopy(prior).double()
     caches = prior.empty_cache(), exact.empty_cache()
-    twin = packed(prior)
-    steps = [block.step for block in twin.get_submodule("blocks").children()]
-    assert all(isinstance(step, Step) for step in steps)
+    copied = prepacked(prior)
+    steps = [block.decode_block for block in copied.get_submodule("blocks").children()]
+    assert all(isinstance(step, DecodeBlock) for step in steps)
     with threads(threaded):
         for count in calls:
             codes = torch.randint(9, (batch, count), generator=torch.Generator().manual_seed(count))
-            close_to_exact(twin.features(codes, caches[0]), exact.features(codes, caches[1]), far=2e-5)
+            close_to_exact(copied.features(codes, caches[0]), exact.features(codes, caches[1]), far=2e-5)
 
 
 @here
@@ -133,7 +133,7 @@ def test_gates_are_right_far_from_zero(name: str, scale: float) -> None:
     block.up.weight.mul_(scale * 10)
     block.down.weight.div_(scale)
     x, seen = numbers(2, 1, 32), numbers(2, 2, 1, 16)
-    step: Any = packed(prior).get_submodule("blocks.0").step
+    step: Any = prepacked(prior).get_submodule("blocks.0").decode_block
     double = copy.deepcopy(block).double()
     exact = x.double() + double.attention.out(seen.double().transpose(1, 2).flatten(2))
     hidden = double.up(double.mlp_norm(exact))
@@ -159,12 +159,12 @@ def test_the_codes_are_those_of_pytorch(
 
     def laid() -> Tensor:
         prefix, seeds = prior.null_prefix(batch), seed + torch.arange(batch)
-        known, sampler = unknown(batch, (height, width)), Sampler(top_k=5, guidance=guidance)
-        return finished(sample(prior, prefix, (height, width), sampler=sampler, seeds=seeds, known=known))
+        known, sampler = unknown_codes(batch, (height, width)), Sampler(top_k=5, guidance=guidance)
+        return final_codes(sample(prior, prefix, (height, width), sampler=sampler, seeds=seeds, known=known))
 
     found = laid()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(laying, "packed", lambda module: module)
+        patch.setattr(code_sampler, "prepacked", lambda module: module)
         assert torch.equal(found, laid())
 
 
@@ -173,7 +173,7 @@ def test_the_codes_are_those_of_pytorch(
 def test_widths_that_do_not_suit_are_pytorchs(build: Callable[..., Transformer | GPT]) -> None:
     prior = build(embed_dim=24, heads=2)  # heads of 12 numbers
     codes = torch.tensor([[1], [2]])
-    found = packed(prior).features(codes, prior.empty_cache())
+    found = prepacked(prior).features(codes, prior.empty_cache())
     torch.testing.assert_close(found, prior.features(codes, prior.empty_cache()), rtol=1e-5, atol=1e-5)
 
 
@@ -182,9 +182,9 @@ def test_widths_that_do_not_suit_are_pytorchs(build: Callable[..., Transformer |
 def test_without_a_compiler_it_is_onednns(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smalti.kernels.decode_block._library", lambda: None)
     prior = BUILDERS[name]()
-    twin, codes = packed(prior), torch.tensor([[1, 2]])
-    assert not any(isinstance(module, Panels) for module in twin.modules())
+    copied, codes = prepacked(prior), torch.tensor([[1, 2]])
+    assert not any(isinstance(module, PackedLinear) for module in copied.modules())
     if isinstance(prior, Neighborhood):
         codes = prior.join(prior.null_prefix(1), torch.zeros(1, 15, dtype=torch.int64))
-    found = twin(codes, cache=prior.empty_cache())
+    found = copied(codes, cache=prior.empty_cache())
     torch.testing.assert_close(found, prior(codes, cache=prior.empty_cache()), rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from smalti.kernels import group_norm
-from smalti.kernels.group_norm import GroupNorm, suits
+from smalti.kernels.group_norm import GroupNorm, is_supported
 from tests.processes import threads
 
 here = pytest.mark.skipif(group_norm._library() is None, reason="no C compiler with OpenMP on this machine")
@@ -47,7 +47,7 @@ def test_it_is_the_definition_and_its_gradients(
     B: int, groups_and_channels: tuple[int, int], H: int, W: int, shift: float
 ) -> None:
     norm, x = made(*groups_and_channels), maps(B, groups_and_channels[1], H, W, shift=shift).requires_grad_()
-    assert suits(x)
+    assert is_supported(x)
     found, exact, upstream = norm(x), by_pytorch(norm, x), torch.randn(x.shape)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=3e-5 if shift else 1e-5)
     parts = [x, norm.weight, norm.bias]
@@ -97,7 +97,7 @@ def test_the_number_of_threads_changes_nothing(count: int) -> None:
     ],
 )
 def test_what_does_not_suit_is_pytorchs(x: Tensor) -> None:
-    assert not suits(x)
+    assert not is_supported(x)
     norm = made(4, x.shape[1]).to(x.dtype)
     assert torch.equal(norm(x), F.group_norm(x, 4, norm.weight, norm.bias, norm.eps))
 

@@ -11,10 +11,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from smalti.generation import code_sampler as laying
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
-from smalti.kernels.decode_block import FEW
-from smalti.kernels.prepacked import packed
+from smalti.generation import code_sampler
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.kernels.decode_block import MAX_ROWS
+from smalti.kernels.prepacked import prepacked
 from tests.generation.test_code_sampler import small, small_gpt
 from tests.prior.test_neighborhood import small as small_neighborhood
 from tests.prior.test_pixelsnail import small as small_pixelsnail
@@ -28,7 +28,7 @@ BUILDERS = {
 
 
 @examples(max_examples=20)
-@given(st.integers(1, FEW + 8), st.integers(1, 70), st.integers(1, 70), st.booleans())
+@given(st.integers(1, MAX_ROWS + 8), st.integers(1, 70), st.integers(1, 70), st.booleans())
 def test_products_are_the_same_up_to_rounding(rows: int, read: int, made: int, bias: bool) -> None:
     holder = nn.Sequential(nn.Linear(read, made, bias=bias))
     x = torch.randn(rows, read)
@@ -36,37 +36,37 @@ def test_products_are_the_same_up_to_rounding(rows: int, read: int, made: int, b
         exact = holder.double()(x.double()).float()
         holder.float()
         for shape in ((rows, read), (rows, 1, read), (1, rows, read)):
-            found = packed(holder)(x.view(shape))
+            found = prepacked(holder)(x.view(shape))
             torch.testing.assert_close(found.view(rows, made), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_a_packed_prior_lays_the_same_codes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepacked_prior_generates_the_same_codes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = BUILDERS[name](grid=(4, 4))
 
     def laid() -> Tensor:
         prefix, seeds = prior.null_prefix(3), torch.arange(3)
-        return finished(
-            sample(prior, prefix, (6, 7), sampler=Sampler(guidance=1.5), seeds=seeds, known=unknown(3, (6, 7)))
+        return final_codes(
+            sample(prior, prefix, (6, 7), sampler=Sampler(guidance=1.5), seeds=seeds, known=unknown_codes(3, (6, 7)))
         )
 
     found = laid()
-    monkeypatch.setattr(laying, "packed", lambda module: module)
+    monkeypatch.setattr(code_sampler, "prepacked", lambda module: module)
     assert torch.equal(found, laid())
 
 
 def test_packing_leaves_the_module_as_it_is_and_shares_what_it_can() -> None:
     prior = small_gpt()
     before = copy.deepcopy(prior.state_dict())
-    twin = packed(prior)
-    assert type(twin) is type(prior)
-    assert twin.embedding is prior.embedding
+    copied = prepacked(prior)
+    assert type(copied) is type(prior)
+    assert copied.embedding is prior.embedding
     assert isinstance(prior.head, nn.Linear)
-    assert not isinstance(twin.head, nn.Linear)
-    assert twin.head.weight is prior.head.weight
+    assert not isinstance(copied.head, nn.Linear)
+    assert copied.head.weight is prior.head.weight
     assert all(torch.equal(value, before[key]) for key, value in prior.state_dict().items())
 
 
 def test_what_onednn_has_nothing_for_stays_as_it_is() -> None:
     prior = small_gpt().double()
-    assert packed(prior) is prior
+    assert prepacked(prior) is prior

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smalti.kernels import winograd
-from smalti.kernels.winograd import FrozenConvolution, convolve, mapped, suits
+from smalti.kernels.winograd import FrozenConvolution, convolve, is_supported, transform_weight
 from smalti.losses.perceptual import Perceptual, vgg16
 from smalti.tokenizer.convolutions import Convolution
 from tests import reference
@@ -117,7 +117,7 @@ X, WEIGHT = noise(4, 16, 16, 16), noise(32, 16, 3, 3)
     ],
 )
 def test_what_suits(x: Tensor, weight: Tensor, fits: bool) -> None:
-    assert suits(x, weight) is fits
+    assert is_supported(x, weight) is fits
 
 
 @here
@@ -160,14 +160,14 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_changed_weights_are_mapped_anew() -> None:
     layer, x = FrozenConvolution(16, 16).requires_grad_(False), noise(1, 16, 16, 16)
     layer(x)
-    first = layer._map(layer.weight)
-    assert layer._map(layer.weight) is first
+    first = layer._transformed_weight(layer.weight)
+    assert layer._transformed_weight(layer.weight) is first
     for change in (
         lambda: layer.weight.mul_(2.0),
         lambda: layer.load_state_dict({key: torch.ones_like(value) for key, value in layer.state_dict().items()}),
     ):
         change()
-        assert layer._map(layer.weight) is not first
+        assert layer._transformed_weight(layer.weight) is not first
         assert_near(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
     double = copy.deepcopy(layer).double()
     assert torch.equal(double(x.double()), F.conv2d(x.double(), double.weight, double.bias, padding=1))
@@ -182,14 +182,16 @@ def test_both_maps_are_kept_apart() -> None:
         (gradient,) = torch.autograd.grad(layer(x).square().sum(), x)
         exact = torch.autograd.grad(F.conv2d(x, layer.weight, layer.bias, padding=1).square().sum(), x)[0]
         assert_near(gradient, exact)
-    assert torch.equal(layer._map(layer.weight, back=True), mapped(layer.weight, back=True))
+    assert torch.equal(
+        layer._transformed_weight(layer.weight, backward=True), transform_weight(layer.weight, backward=True)
+    )
 
 
 def test_weights_that_learn_get_gradients() -> None:
     learning = FrozenConvolution(16, 16)
     learning(noise(1, 16, 16, 16)).sum().backward()
     assert learning.weight.grad is not None
-    assert not learning._kept
+    assert not learning._transformed
 
 
 @here
@@ -198,4 +200,6 @@ def test_vgg_is_computed_so_but_for_its_first_layer_and_its_last_pixels() -> Non
     distance = Perceptual(vgg16())
     distance(torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32))
     layers = [each for each in distance.modules() if isinstance(each, FrozenConvolution)]
-    assert [bool(each._kept) for each in layers] == [False] + [True] * 3 + [False] * 9  # then fewer than 8 squares
+    assert [bool(each._transformed) for each in layers] == [False] + [True] * 3 + [
+        False
+    ] * 9  # then fewer than 8 squares

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from smalti.conditions.base import Condition
 from smalti.conditions.labels import Labels
-from smalti.conditions.precomputed import Given, GivenSettings
-from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json
 from smalti.core.settings import parse
@@ -24,7 +24,7 @@ from smalti.encoding.code_writer import Prefix, write_codes
 from smalti.evaluation.measures import measure_prior
 from smalti.evaluation.results import as_plain, write_result
 from smalti.pipeline import Pipeline
-from smalti.prior import Transformer, TransformerSettings, nats
+from smalti.prior import Transformer, TransformerSettings, nll
 from smalti.tokenizer.vqgan import VQGAN
 from tests.evaluation.test_measures import CPU, pipeline, priors, tokenizer
 from tests.evaluation.test_measures import data_folder as data_folder
@@ -60,20 +60,20 @@ class Noise:
         return {"keys": "noise"}
 
 
-def given(*, size: int = 5) -> Given:
-    return Given(GivenSettings(codebook_size=size, length=3))
+def given(*, size: int = 5) -> PrecomputedCodes:
+    return PrecomputedCodes(PrecomputedCodesSettings(codebook_size=size, length=3))
 
 
-def maps(seed: int) -> Maps:
+def maps(seed: int) -> SpatialCondition:
     """Another image, of 16 x 16 pixels, through a tokenizer of its own."""
     model: VQGAN = tokenizer()
     torch.manual_seed(seed)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.2)
-    return Maps(MapsSettings(kind="image", key="before", grid=(4, 4)), model)
+    return SpatialCondition(SpatialConditionSettings(kind="image", key="before", grid=(4, 4)), model)
 
 
-def told(condition: Condition, beside: Tensor) -> Tensor:
+def prefix_codes(condition: Condition, beside: Tensor) -> Tensor:
     """What lies beside images -> the codes before theirs: those of images (B,3,H,W), or of noise (B,3) from 0 to 4."""
     return condition.encode([*beside]) if beside.ndim == 4 else ((beside + 1) * 2.5).long().clamp(max=4)
 
@@ -96,9 +96,9 @@ def reading(condition: Condition) -> Pipeline:
 
 def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise]:
     """Codes of three images for training and five held out, and the latter."""
-    beside = (3, SIDE, SIDE) if isinstance(condition, Maps) else (3,)
+    beside = (3, SIDE, SIDE) if isinstance(condition, SpatialCondition) else (3,)
     parts, model = [Noise(count, beside=beside, seed=count) for count in (3, 5)], tokenizer()
-    prefix = None if condition is None else Prefix(condition, "somebody", partial(told, condition))
+    prefix = None if condition is None else Prefix(condition, "somebody", partial(prefix_codes, condition))
     write_codes(
         folder, training=parts[0], validation=parts[1], encode=lambda images: model.encode(images).codes, batch=4,
         copies=1, fingerprint=model.fingerprint(), size=16, factor=4, labels=("a", "b"), seed=0, prefix=prefix,
@@ -108,15 +108,20 @@ def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise
 
 
 @pytest.mark.parametrize("condition", [given(), maps(1)], ids=["given", "maps"])
-def test_codes_are_measured_with_what_stands_before_them(condition: Given | Maps, tmp_path: Path) -> None:
+def test_codes_are_measured_with_what_stands_before_them(
+    condition: PrecomputedCodes | SpatialCondition, tmp_path: Path
+) -> None:
     kept, held_out = shards(tmp_path / "codes", condition)
     pipe = reading(condition)
     found = measure_prior(pipe, kept, protocol=priors("images.count=4"), device=CPU, batch=3)
     some = [0, 1, 2, 3]  # 5 images, 4 of them evenly spread
     with torch.no_grad():
-        prefix, codes = told(condition, held_out.beside[some]), pipe.tokenizer.encode(held_out.images[some]).codes
-        expected = nats(pipe.prior, prefix, codes).mean((1, 2))
-        others = nats(pipe.prior, prefix.roll(1, 0), codes).mean((1, 2))
+        prefix, codes = (
+            prefix_codes(condition, held_out.beside[some]),
+            pipe.tokenizer.encode(held_out.images[some]).codes,
+        )
+        expected = nll(pipe.prior, prefix, codes).mean((1, 2))
+        others = nll(pipe.prior, prefix.roll(1, 0), codes).mean((1, 2))
     torch.testing.assert_close(found.values["nats_a_code"], expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(others, expected, atol=1e-4), "what is told counts"
     bits = expected / math.log(2) / 16  # 16 codes, 256 pixels
@@ -139,7 +144,7 @@ def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path
     found = measure_prior(pipe, kept, protocol=priors(), device=CPU)
     with torch.no_grad():
         codes = pipe.tokenizer.encode(held_out.images).codes
-        expected = nats(pipe.prior, torch.tensor([[0], [1], [0], [1], [0]]), codes)
+        expected = nll(pipe.prior, torch.tensor([[0], [1], [0], [1], [0]]), codes)
     torch.testing.assert_close(found.values["nats_a_code"], expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 

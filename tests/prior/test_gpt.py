@@ -13,9 +13,9 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.prior import GPT, GPTSettings, NoCache
-from smalti.prior.attention import attended
+from smalti.prior.attention import attend
 
 
 def fresh(**changes: Any) -> GPT:
@@ -37,7 +37,7 @@ def small(**changes: Any) -> GPT:
 
 def some_codes(prior: GPT, *, batch: int = 2, count: int | None = None) -> Tensor:
     """Random codes of the whole vocabulary, as many as there are to read."""
-    count = prior.prefix + prior.grid[0] * prior.grid[1] - 1 if count is None else count
+    count = prior.prefix_length + prior.grid[0] * prior.grid[1] - 1 if count is None else count
     return torch.randint(prior.settings.vocab_size, (batch, count), generator=torch.Generator().manual_seed(1))
 
 
@@ -107,7 +107,7 @@ def test_attention_is_the_plain_formula(before: int, new: int, unmasked: int) ->
         visible[:unmasked, :unmasked] = True
     scores = (queries @ keys.transpose(2, 3) / 2).where(visible, -torch.inf)
     truth = scores.softmax(dim=3) @ values
-    seen = attended(queries[:, :, before:], keys, values, dropout=0.0, unmasked=unmasked)
+    seen = attend(queries[:, :, before:], keys, values, dropout=0.0, unmasked=unmasked)
     torch.testing.assert_close(seen, truth[:, :, before:])
 
 
@@ -127,9 +127,9 @@ def test_the_beginning_sees_itself_wholly_only_when_it_comes_at_once() -> None:
 def test_vectors_can_be_read_in_place_of_codes() -> None:
     prior = small()
     codes = some_codes(prior)
-    read = prior.read(prior.embedding(codes), NoCache(columns=4))
+    read = prior.forward_embeddings(prior.embedding(codes), NoCache(columns=4))
     assert torch.equal(prior.head(read), prior(codes))
-    assert not torch.equal(prior.read(prior.embedding(codes) + 0.1, NoCache(columns=4)), read)
+    assert not torch.equal(prior.forward_embeddings(prior.embedding(codes) + 0.1, NoCache(columns=4)), read)
 
 
 def test_condition_and_image_codes_share_their_numbers() -> None:
@@ -137,7 +137,7 @@ def test_condition_and_image_codes_share_their_numbers() -> None:
     assert prior.join(torch.tensor([[0, 13, 2]]), torch.tensor([[0, 10]])).tolist() == [[0, 13, 2, 0, 10]]
 
 
-def test_codes_of_the_condition_alone_are_never_laid() -> None:
+def test_codes_of_the_condition_alone_are_never_generated() -> None:
     prior = small()
     state = prior.state_dict()
     state["head.weight"][11:] = 100 * state["norm.bias"]  # their logits are above all others
@@ -146,9 +146,9 @@ def test_codes_of_the_condition_alone_are_never_laid() -> None:
     assert logits.shape == (1, 3, 14)
     assert logits[0, -1].argmax() >= 11
     torch.testing.assert_close(prior.next_logits(prefix, cache=NoCache(columns=4)), logits[:, -1, :11])
-    known, seeds = unknown(1, (3, 4)), torch.tensor([0])
-    laid = finished(sample(prior, prefix, (3, 4), sampler=Sampler(), seeds=seeds, known=known))
-    assert laid.max() < 11
+    known, seeds = unknown_codes(1, (3, 4)), torch.tensor([0])
+    generated = final_codes(sample(prior, prefix, (3, 4), sampler=Sampler(), seeds=seeds, known=known))
+    assert generated.max() < 11
 
 
 def test_the_start_code_says_nothing() -> None:
@@ -159,7 +159,7 @@ def test_a_conditioned_prior_has_no_empty_condition() -> None:
     prior = small()
     with pytest.raises(SmaltiError, match=r"never learned to do without its condition; .* guidance at 1"):
         prior.null_prefix(1)
-    values: dict[str, Any] = {"seeds": torch.tensor([0]), "known": unknown(1, (3, 4))}
+    values: dict[str, Any] = {"seeds": torch.tensor([0]), "known": unknown_codes(1, (3, 4))}
     with pytest.raises(SmaltiError, match="never learned to do without its condition"):
         sample(prior, torch.zeros(1, 3).long(), (3, 4), sampler=Sampler(guidance=2), **values)
 
@@ -219,13 +219,13 @@ def test_each_dropout_works_in_training_only(kind: str) -> None:
         ),
         ({"heads": 5}, "width = 32 is not a multiple of heads = 5"),
         ({"unmasked": 4}, "unmasked = 4 reaches beyond the prefix = 3"),
-        ({"start_code": 14}, "start = 14 is none of the vocabulary, 0 to 13"),
+        ({"start_code": 14}, "start = 14 is not in the vocabulary, 0 to 13"),
         ({"start_code": -1}, "start_code = -1"),
         ({"attention_dropout": 1.0}, r"attention_dropout = 1\.0"),
         ({"order": "spiral"}, "order = 'spiral': input should be 'raster', .*'spiral_out'"),
         ({"positions": 3}, "unknown key 'positions'"),
     ],
 )
-def test_settings_that_cannot_be_are_told(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_are_invalid_raise_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SmaltiError, match=message):
         small(**changes)

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, finished, sample_windows, unknown
-from smalti.generation.neighborhood_decoding import Ring, slanted
-from smalti.prior import Neighborhood, NeighborhoodSettings, NoCache, nats, parameter_groups
-from smalti.prior import neighborhood as rooms
-from smalti.prior.code_likelihood import window_nats
+from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
+from smalti.generation.neighborhood_decoding import RowCacheAttention, neighborhood_waves
+from smalti.prior import Neighborhood, NeighborhoodSettings, NoCache, neighborhood, nll, parameter_groups
+from smalti.prior.code_likelihood import window_nll
 from smalti.training.prior_networks import Codes, NeighborhoodNetwork, build_network
 from tests import reference
 
@@ -57,7 +56,7 @@ def drawn(*shape: int, below: int, number: int = 0) -> Tensor:
 
 
 def prefix_for(prior: Neighborhood, batch: int, grid: tuple[int, int], number: int = 0) -> Tensor:
-    count = prior.free + len(prior.hints) * grid[0] * grid[1]
+    count = prior.free_length + len(prior.hints) * grid[0] * grid[1]
     return drawn(batch, count, below=3, number=number)
 
 
@@ -82,11 +81,11 @@ def test_one_layer_sees_its_neighborhood_and_nothing_else(reach: int) -> None:
         other = codes.clone()
         other[0, i, j] = (other[0, i, j] + 1) % 9
         changed = (logits_of(prior, prefix, other)[0] - before).abs().amax(-1) > 1e-6
-        told = [(i, j + 1)] * (j + 1 < grid[1]) + [(i + 1, j)] * (i + 1 < grid[0])
+        inputs = [(i, j + 1)] * (j + 1 < grid[1]) + [(i + 1, j)] * (i + 1 < grid[0])
         for a in range(grid[0]):
             for b in range(grid[1]):
                 near = any(
-                    (0 < a - x <= reach and abs(b - y) <= reach) or (a == x and 0 <= b - y <= reach) for x, y in told
+                    (0 < a - x <= reach and abs(b - y) <= reach) or (a == x and 0 <= b - y <= reach) for x, y in inputs
                 )
                 assert bool(changed[a, b]) == near, (i, j, a, b)
 
@@ -127,7 +126,7 @@ def test_tiles_are_the_whole_mask(grid: tuple[int, int], reach: int, tile: int) 
     prefix, codes = prefix_for(prior, 2, grid), drawn(2, *grid, below=9)
     whole = logits_of(prior, prefix, codes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rooms, "TILE", tile)
+        patch.setattr(neighborhood, "TILE_SIZE", tile)
         torch.testing.assert_close(logits_of(prior, prefix, codes), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -136,7 +135,7 @@ def test_tiles_are_the_whole_mask(grid: tuple[int, int], reach: int, tile: int) 
 
 @given(GRIDS, st.integers(1, 4))
 def test_a_wave_sees_earlier_waves_alone(grid: tuple[int, int], reach: int) -> None:
-    waves = slanted(torch.ones(grid, dtype=torch.bool), reach=reach)
+    waves = neighborhood_waves(torch.ones(grid, dtype=torch.bool), radius=reach)
     number = {place[:2]: count for count, wave in enumerate(waves) for place in wave}
     assert len(number) == grid[0] * grid[1]
     for i, j in number:
@@ -147,13 +146,13 @@ def test_a_wave_sees_earlier_waves_alone(grid: tuple[int, int], reach: int) -> N
 
 
 def test_a_grid_of_64_with_a_reach_of_4_takes_379_waves() -> None:
-    assert len(slanted(torch.ones(64, 64, dtype=torch.bool), reach=4)) == 64 + 63 * 5
+    assert len(neighborhood_waves(torch.ones(64, 64, dtype=torch.bool), radius=4)) == 64 + 63 * 5
 
 
 @pytest.mark.parametrize(("grid", "rows"), [((64, 16), 2 + 1 + 6), ((4, 16), 4), ((64, 2), 2 + 1 + 1)])
 def test_only_the_rows_in_reach_are_kept(grid: tuple[int, int], rows: int) -> None:
     prior = small()
-    ring = Ring(grid, told=prior.told(drawn(1, 1, below=3)), reach=prior.reach)
+    ring = RowCacheAttention(grid, prefix=prior.encode_prefix(drawn(1, 1, below=3)), radius=prior.radius)
     assert ring.rows == rows
 
 
@@ -178,7 +177,7 @@ def test_images_are_those_of_the_plain_loop(
     known[torch.rand(known.shape, generator=torch.Generator().manual_seed(number)) < share] = -1
     prefix, seeds = prefix_for(prior, batch, grid, number), torch.arange(batch) + number
     sampler = Sampler(temperature=0.9, guidance=guidance)
-    codes = finished(sample_windows(prior, lambda window: prefix, sampler=sampler, seeds=seeds, known=known))
+    codes = final_codes(generate(prior, lambda window: prefix, sampler=sampler, seeds=seeds, known=known))
     empty = torch.full((prefix.shape[1],), 3)
     for item in range(batch):
         truth = reference.sampled_whole(prior, prefix[item], empty, known[item], sampler=sampler, seed=int(seeds[item]))
@@ -189,37 +188,37 @@ def test_each_wave_is_one_call_and_a_row_of_codes_is_more_each_time() -> None:
     prior, calls = small(), []
     prior.left.register_forward_hook(lambda module, inputs, out: calls.append(tuple(inputs[0].shape)))
     steps = list(
-        sample_windows(
+        generate(
             prior,
             lambda window: drawn(2, 1, below=3),
             sampler=Sampler(),
             seeds=torch.arange(2),
-            known=unknown(2, (5, 12)),
+            known=unknown_codes(2, (5, 12)),
         )
     )
     assert len(calls) == 12 + 4 * 3
     assert sum(count for _, count in calls) == 5 * 12
     assert len(steps) == 5
-    laid = [int((codes[0] >= 0).sum()) for codes in steps]
-    assert all(12 * row <= count < 12 * row + 5 for row, count in enumerate(laid, start=1))
+    generated = [int((codes[0] >= 0).sum()) for codes in steps]
+    assert all(12 * row <= count < 12 * row + 5 for row, count in enumerate(generated, start=1))
 
 
 def test_a_image_that_is_told_nothing_may_have_any_size() -> None:
     prior = small(**KINDS["label, map, more"])
-    null, known, seeds = prior.null_prefix(1), unknown(1, (3, 7)), torch.arange(1)
-    laid = finished(sample_windows(prior, lambda window: null, sampler=Sampler(), seeds=seeds, known=known))
+    null, known, seeds = prior.null_prefix(1), unknown_codes(1, (3, 7)), torch.arange(1)
+    generated = final_codes(generate(prior, lambda window: null, sampler=Sampler(), seeds=seeds, known=known))
     whole = torch.full((1, 3 + 21), 3)
-    same = finished(sample_windows(prior, lambda window: whole, sampler=Sampler(), seeds=seeds, known=known))
-    assert torch.equal(laid, same)
+    same = final_codes(generate(prior, lambda window: whole, sampler=Sampler(), seeds=seeds, known=known))
+    assert torch.equal(generated, same)
     with pytest.raises(SmaltiError, match="the prefix has 19 codes, and for 3 x 7 codes this prior reads 24"):
-        finished(sample_windows(prior, lambda window: null * 0, sampler=Sampler(), seeds=seeds, known=known))
+        final_codes(generate(prior, lambda window: null * 0, sampler=Sampler(), seeds=seeds, known=known))
 
 
 def test_likelihoods_of_any_size_are_those_of_the_whole_image() -> None:
     prior, codes = small(), drawn(2, 6, 9, below=9)
     prefix = prefix_for(prior, 2, (6, 9))
     with torch.no_grad():
-        found = window_nats(prior, lambda window: prefix, codes)
+        found = window_nll(prior, lambda window: prefix, codes)
     truth = -logits_of(prior, prefix, codes).log_softmax(-1).gather(3, codes[..., None])[..., 0]
     torch.testing.assert_close(found, truth)
 
@@ -245,16 +244,16 @@ def test_it_learns_from_crops_and_knows_larger_images() -> None:
 
     for _ in range(60):
         optimizer.zero_grad()
-        torch.autograd.backward(nats(prior, *batch((6, 6))).mean())
+        torch.autograd.backward(nll(prior, *batch((6, 6))).mean())
         optimizer.step()
     prior.eval()
     with torch.no_grad():
-        trained, larger = (float(nats(prior, *batch(size))[:, 1:].mean()) for size in ((6, 6), (12, 18)))
+        trained, larger = (float(nll(prior, *batch(size))[:, 1:].mean()) for size in ((6, 6), (12, 18)))
     assert trained < 0.1
     assert larger < 0.1
 
 
-def test_settings_that_do_not_go_together_are_told() -> None:
+def test_settings_that_do_not_go_together_raise_errors() -> None:
     with pytest.raises(SmaltiError, match="multiple of 4 x heads"):
         small(embed_dim=36)
     with pytest.raises(SmaltiError, match="a map of 16 codes from 1 on does not fit into 16 prefix codes"):

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import flex_attention as theirs
 
-from smalti.prior import Neighborhood, NoCache
-from smalti.prior import neighborhood as rooms
-from smalti.prior.flex_attention import BLOCK, NARROWEST, near
-from smalti.prior.neighborhood import FlexGrid, WholeGrid, visible
+from smalti.prior import Neighborhood, NoCache, neighborhood
+from smalti.prior.flex_attention import BLOCK_SIZE, MIN_HEAD_DIM, block_mask
+from smalti.prior.neighborhood import FlexGridAttention, TiledGridAttention, neighborhood_mask
 from tests.prior.test_neighborhood import KINDS, drawn, prefix_for, small
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -36,7 +35,7 @@ def features(prior: Neighborhood, prefix: Tensor, codes: Tensor) -> Tensor:
 def by_flex(monkeypatch: pytest.MonkeyPatch) -> Callable[[Neighborhood], None]:
     """Let a prior use FlexAttention here, with the gradients that PyTorch has for it on a CPU but does not offer."""
     monkeypatch.setattr(theirs, "_validate_device", lambda *given: None)
-    return lambda prior: monkeypatch.setattr(prior, "whole", lambda device: FlexGrid)
+    return lambda prior: monkeypatch.setattr(prior, "grid_attention", lambda device: FlexGridAttention)
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +47,8 @@ def afresh() -> Iterator[None]:
 
 def blocks(mask: Tensor) -> Tensor:
     """Which places see which (T, T) -> which blocks of places hold such a pair (b, b)."""
-    count = -(-len(mask) // BLOCK)
-    whole = F.pad(mask, (0, count * BLOCK - len(mask)) * 2).view(count, BLOCK, count, BLOCK)
+    count = -(-len(mask) // BLOCK_SIZE)
+    whole = F.pad(mask, (0, count * BLOCK_SIZE - len(mask)) * 2).view(count, BLOCK_SIZE, count, BLOCK_SIZE)
     return whole.any(3).any(1)
 
 
@@ -60,7 +59,7 @@ def blocks(mask: Tensor) -> Tensor:
 @example((3, 200), 2)
 def test_what_is_seen_is_what_tiles_show(grid: tuple[int, int], reach: int) -> None:
     count, whole = grid[0] * grid[1], (0, grid[0], 0, grid[1])
-    mask, truth = near(grid, reach, CPU), visible(whole, whole, reach, CPU)  # (T, T)
+    mask, truth = block_mask(grid, reach, CPU), neighborhood_mask(whole, whole, reach, CPU)  # (T, T)
     place = torch.arange(count)
     assert torch.equal(mask.mask_mod(place * 0, place * 0, place[:, None], place[None]), truth)
     looked_at = mask.to_dense()[0, 0].bool()
@@ -72,13 +71,15 @@ def test_what_is_seen_is_what_tiles_show(grid: tuple[int, int], reach: int) -> N
 @pytest.mark.parametrize("grid", [(6, 128), (5, 64), (3, 256), (64, 32), (20, 30), (3, 150)])
 def test_no_other_block_is_looked_at(grid: tuple[int, int]) -> None:
     whole = (0, grid[0], 0, grid[1])
-    assert torch.equal(near(grid, 2, CPU).to_dense()[0, 0].bool(), blocks(visible(whole, whole, 2, CPU)))
+    assert torch.equal(
+        block_mask(grid, 2, CPU).to_dense()[0, 0].bool(), blocks(neighborhood_mask(whole, whole, 2, CPU))
+    )
 
 
 def test_a_mask_is_made_once_and_is_good_for_training_too() -> None:
     with torch.inference_mode():
-        mask = near((7, 9), 2, CPU)
-    assert near((7, 9), 2, CPU) is mask
+        mask = block_mask((7, 9), 2, CPU)
+    assert block_mask((7, 9), 2, CPU) is mask
     assert not mask.kv_indices.is_inference()
 
 
@@ -89,7 +90,7 @@ def test_features_are_those_of_tiles(kind: str, grid: tuple[int, int], reach: in
     prefix, codes = prefix_for(prior, 2, grid), drawn(2, *grid, below=9)
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         truth = features(prior, prefix, codes)
-        patch.setattr(prior, "whole", lambda device: FlexGrid)
+        patch.setattr(prior, "grid_attention", lambda device: FlexGridAttention)
         torch.testing.assert_close(features(prior, prefix, codes), truth, rtol=1e-5, atol=1e-5)
 
 
@@ -112,15 +113,15 @@ def test_gradients_are_those_of_tiles(
 
 def test_it_is_taken_where_blocks_are_compiled_for_a_gpu() -> None:
     prior = small()
-    assert prior.settings.embed_dim // prior.settings.heads == NARROWEST
-    assert prior.whole(CUDA) is WholeGrid
+    assert prior.settings.embed_dim // prior.settings.heads == MIN_HEAD_DIM
+    assert prior.grid_attention(CUDA) is TiledGridAttention
     for block in prior.blocks:
         block.compile(dynamic=False)
-    assert prior.whole(CUDA) is FlexGrid
-    assert prior.whole(CPU) is WholeGrid
+    assert prior.grid_attention(CUDA) is FlexGridAttention
+    assert prior.grid_attention(CPU) is TiledGridAttention
     narrow = small(heads=4)
     narrow.blocks[0].compile()
-    assert narrow.whole(CUDA) is WholeGrid
+    assert narrow.grid_attention(CUDA) is TiledGridAttention
 
 
 @pytest.mark.slow  # the compiler takes its time
@@ -130,7 +131,7 @@ def test_compiled_blocks_see_the_same(autocast: bool, monkeypatch: pytest.Monkey
     prefix, codes = prefix_for(prior, 2, grid), drawn(2, *grid, below=9)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         truth = features(prior, prefix, codes)
-        monkeypatch.setattr(prior, "whole", lambda device: FlexGrid)
+        monkeypatch.setattr(prior, "grid_attention", lambda device: FlexGridAttention)
         for block in prior.blocks:
             block.compile(dynamic=False)
         found = features(prior, prefix, codes)
@@ -151,7 +152,7 @@ def test_on_a_gpu_compiled_blocks_see_and_learn_the_same(
     class Spy:
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             used.append(grid)
-            return FlexGrid(*args, **kwargs)
+            return FlexGridAttention(*args, **kwargs)
 
     def learned() -> list[Tensor]:
         prefix, codes = prefix_for(prior, 2, grid).cuda(), drawn(2, *grid, below=9).cuda()
@@ -159,7 +160,7 @@ def test_on_a_gpu_compiled_blocks_see_and_learn_the_same(
         return [found, *torch.autograd.grad(found.square().mean(), list(prior.blocks.parameters()))]
 
     truth = learned()
-    monkeypatch.setattr(rooms, "FlexGrid", Spy)
+    monkeypatch.setattr(neighborhood, "FlexGridAttention", Spy)
     for block in prior.blocks:
         block.compile(dynamic=False)
     for found, expected in zip(learned(), truth, strict=True):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.prior import GPT, ORDERS, GPTSettings, Order, Transformer, TransformerSettings, nats
+from smalti.prior import GPT, ORDERS, GPTSettings, Order, Transformer, TransformerSettings, nll
 
 # Places of a grid of 4 x 4, in the order in which the original visits them.
 VISITS: dict[Order, list[int]] = {
@@ -103,25 +103,25 @@ def test_alternate_rows_go_back(rows: int, columns: int) -> None:
 @pytest.mark.parametrize("kind", ["gpt", "transformer"])
 @pytest.mark.parametrize("name", VISITS)
 def test_a_prior_gives_its_places(kind: str, name: Order) -> None:
-    assert prior(kind, order=name).places((4, 4), device=torch.device("cpu")).tolist() == VISITS[name]
+    assert prior(kind, order=name).sequence_order((4, 4), device=torch.device("cpu")).tolist() == VISITS[name]
 
 
 @pytest.mark.parametrize("kind", ["gpt", "transformer"])
 @pytest.mark.parametrize("grid", [(4, 2), (2, 4), (8, 8)])
 def test_an_order_other_than_raster_takes_its_own_grid_alone(kind: str, grid: tuple[int, int]) -> None:
     cpu = torch.device("cpu")
-    assert len(prior(kind).places(grid, device=cpu)) == grid[0] * grid[1]
-    message = f"in the order 'alternate', .* 4 x 4 codes alone, not for {grid[0]} x {grid[1]}; only a prior in raster"
+    assert len(prior(kind).sequence_order(grid, device=cpu)) == grid[0] * grid[1]
+    message = f"in the order 'alternate', .* 4 x 4 codes only, not for {grid[0]} x {grid[1]}; only a prior in raster"
     with pytest.raises(SmaltiError, match=message):
-        prior(kind, order="alternate").places(grid, device=cpu)
+        prior(kind, order="alternate").sequence_order(grid, device=cpu)
     with pytest.raises(SmaltiError, match=message):
-        nats(prior(kind, order="alternate"), torch.zeros(1, 1).long(), torch.zeros(1, *grid).long())
+        nll(prior(kind, order="alternate"), torch.zeros(1, 1).long(), torch.zeros(1, *grid).long())
 
 
 def test_places_are_not_changed_by_who_reads_them() -> None:
     curved = prior(order="z_curve")
-    curved.places((4, 4), device=torch.device("cpu")).zero_()
-    assert curved.places((4, 4), device=torch.device("cpu")).tolist() == VISITS["z_curve"]
+    curved.sequence_order((4, 4), device=torch.device("cpu")).zero_()
+    assert curved.sequence_order((4, 4), device=torch.device("cpu")).tolist() == VISITS["z_curve"]
 
 
 @pytest.mark.parametrize("name", VISITS)
@@ -130,8 +130,8 @@ def test_likelihoods_can_be_learned_after_inference_mode(name: Order) -> None:
     trained = prior("transformer", order=name)
     prefix, codes = trained.null_prefix(1), torch.randint(7, (1, 4, 4))
     with torch.inference_mode():
-        nats(trained, prefix, codes)
-    nats(trained, prefix, codes).mean().backward()  # type: ignore[no-untyped-call]
+        nll(trained, prefix, codes)
+    nll(trained, prefix, codes).mean().backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("name", ["z_curve", "spiral_out"])

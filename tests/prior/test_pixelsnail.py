@@ -17,12 +17,19 @@ from torch import Tensor
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping, parse
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
-from smalti.prior import NoCache, PixelSNAIL, PixelSNAILSettings, nats, parameter_groups
-from smalti.prior.pixelsnail_layers import Causal, Gated, Places, Pointwise, earlier, square
+from smalti.prior import NoCache, PixelSNAIL, PixelSNAILSettings, nll, parameter_groups
+from smalti.prior.pixelsnail_layers import (
+    CausalConv,
+    GatedResBlock,
+    GridPositions,
+    PointwiseConv,
+    kernel_offsets,
+    shifted,
+)
 from smalti.prior_folder import load_prior
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.prior_networks import Codes, PixelSNAILNetwork, build_network
@@ -62,7 +69,7 @@ def sequences(prior: PixelSNAIL, batch: int = 2, *, grid: tuple[int, int] | None
     """Random prefix and all image codes of a grid but the last, joined."""
     rows, columns = grid or prior.grid
     generator = torch.Generator().manual_seed(1)
-    prefix = torch.randint(C, (batch, prior.prefix), generator=generator)
+    prefix = torch.randint(C, (batch, prior.prefix_length), generator=generator)
     return prior.join(prefix, torch.randint(K, (batch, rows * columns - 1), generator=generator))
 
 
@@ -101,14 +108,14 @@ def test_a_code_changes_its_own_and_later_logits_only(
             changed[0, place] = first + (changed[0, place] - first + 1) % count
             difference = (prior(changed, cache=context) - before).abs().amax(dim=(0, 2))
             assert (difference[:place] == 0).all(), f"code {place} is seen too early"
-            told = prefix - 1
+            inputs = prefix - 1
             if place >= prefix:
-                told = place
+                inputs = place
             elif prefix == window[0] * window[1]:  # a map
                 row, column = divmod(place, window[1])
-                told += row * grid[1] + column if row < grid[0] and column < grid[1] else codes.shape[1]
-            assert (difference[:told] == 0).all()
-            assert (difference[told:] > 1e-9).all(), f"code {place} is not seen"
+                inputs += row * grid[1] + column if row < grid[0] and column < grid[1] else codes.shape[1]
+            assert (difference[:inputs] == 0).all()
+            assert (difference[inputs:] > 1e-9).all(), f"code {place} is not seen"
 
 
 @examples(deadline=None, max_examples=40)
@@ -132,7 +139,9 @@ def test_a_narrower_window_stands_at_the_left_of_the_whole() -> None:
     prior = small()
     codes = sequences(prior, grid=(2, 2))
     narrow, wide = prior(codes, cache=NoCache(columns=2)), prior(codes, cache=NoCache(columns=4))
-    same = prior.prefix + 1  # up to the code before the last of the first row; the next place is below or beside it
+    same = (
+        prior.prefix_length + 1
+    )  # up to the code before the last of the first row; the next place is below or beside it
     torch.testing.assert_close(narrow[:, :same], wide[:, :same])
     assert (narrow[:, same:] - wide[:, same:]).abs().max() > 1e-3
 
@@ -163,7 +172,7 @@ def test_a_cache_refuses_gradients_and_follows_autocast() -> None:
         whole = prior(codes)
         cache = prior.empty_cache()
         pieces = [prior(piece[:, None], cache=cache) for piece in codes.unbind(dim=1)]
-    kept = {name: memory.dtype for name, memory in cache.kept.items()}
+    kept = {name: memory.dtype for name, memory in cache.buffers.items()}
     assert kept.pop("codes") == torch.int64
     attended = {dtype for name, dtype in kept.items() if name.endswith(("keys", "values"))}
     assert attended == {torch.bfloat16}
@@ -189,9 +198,9 @@ def test_sequences_that_do_not_fit_are_refused() -> None:
 def test_it_is_a_down_right_convolution(grid: tuple[int, int], kernel: int) -> None:
     """PyTorch's own, on the map with zeros above it and at its left."""
     torch.manual_seed(0)
-    layer = Causal(6, 3, offsets=square(kernel), behind=0, name="layer")
+    layer = CausalConv(6, 3, offsets=kernel_offsets(kernel), behind=0, name="layer")
     x = torch.randn(2, 6, *grid)
-    places = Places.of(0, grid[0] * grid[1], grid=grid, cache=NoCache(columns=grid[1]), like=x)
+    places = GridPositions.of(0, grid[0] * grid[1], grid=grid, cache=NoCache(columns=grid[1]), like=x)
     ours = layer(x.flatten(2).transpose(1, 2), places)
     weight = layer.project.weight.view(3, kernel, kernel, 6).flip(1, 2).permute(0, 3, 1, 2)
     truth = F.conv2d(F.pad(x, (kernel - 1, 0, kernel - 1, 0)), weight, layer.project.bias)
@@ -203,7 +212,7 @@ def test_the_first_layer_is_the_two_shifted_convolutions_of_the_paper(grid: tupl
     """Three codes of the row above and the one at the left, whose embeddings come one place later."""
     prior = small(grid=grid)
     x = torch.randn(2, 16, *grid)
-    places = Places.of(0, grid[0] * grid[1], grid=grid, cache=NoCache(columns=grid[1]), like=x)
+    places = GridPositions.of(0, grid[0] * grid[1], grid=grid, cache=NoCache(columns=grid[1]), like=x)
     before = F.pad(x.flatten(2).transpose(1, 2), (0, 0, 1, 0))[:, :-1]
     ours = prior.first(before, places)
     above_left, above, above_right, left = prior.first.project.weight.chunk(4, dim=1)
@@ -222,15 +231,15 @@ def test_earlier_looks_back_over_the_beginning() -> None:
     for by in range(8):
         for count in range(6):
             truth = [float(place - by + 1) if place >= by else 0.0 for place in range(5 - count, 5)]
-            assert earlier(x, by, count=count)[0, :, 0].tolist() == truth
+            assert shifted(x, by, count=count)[0, :, 0].tolist() == truth
 
 
 def test_the_gate_opens_for_half_of_the_numbers() -> None:
     """x + a sigmoid(b)."""
     torch.manual_seed(0)
-    block = Gated(Pointwise(4, 6), Pointwise(6, 8), dropout=0.0)
+    block = GatedResBlock(PointwiseConv(4, 6), PointwiseConv(6, 8), dropout=0.0)
     x = torch.randn(2, 3, 4)
-    places = Places.of(0, 3, grid=(1, 3), cache=NoCache(columns=3), like=x)
+    places = GridPositions.of(0, 3, grid=(1, 3), cache=NoCache(columns=3), like=x)
     both = block.outer.project(F.elu(block.inner.project(F.elu(x))))
     torch.testing.assert_close(block(x, places), x + both[..., :4] * both[..., 4:].sigmoid())
 
@@ -254,14 +263,14 @@ def test_the_order_of_prefix_codes_matters() -> None:
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (2, 3), (1, 1)])
-def test_nats_are_those_of_one_code_after_the_other(grid: tuple[int, int]) -> None:
+def test_nlls_are_those_of_one_code_after_the_other(grid: tuple[int, int]) -> None:
     prior = small().double()
     codes, prefix = torch.randint(K, (2, *grid)), torch.tensor([[0, 3], [2, 1]])
     with torch.no_grad():
-        losses = nats(prior, prefix, codes)
+        losses = nll(prior, prefix, codes)
         for turn in range(grid[0] * grid[1]):
-            heard = codes.flatten(1)[:, :turn]
-            logits = prior(prior.join(prefix, heard), cache=NoCache(columns=grid[1]))[:, -1]
+            inputs = codes.flatten(1)[:, :turn]
+            logits = prior(prior.join(prefix, inputs), cache=NoCache(columns=grid[1]))[:, -1]
             truth = -logits.log_softmax(dim=1).gather(1, codes.flatten(1)[:, [turn]])[:, 0]
             torch.testing.assert_close(losses.flatten(1)[:, turn], truth)
 
@@ -269,7 +278,7 @@ def test_nats_are_those_of_one_code_after_the_other(grid: tuple[int, int]) -> No
 @pytest.mark.parametrize("prefix", [1, 2, 12])
 def test_every_weight_learns_from_the_first_step(prefix: int) -> None:
     prior = fresh(prefix_length=prefix)
-    nats(prior, prior.null_prefix(2), torch.randint(K, (2, 3, 4))).mean().backward()  # type: ignore[no-untyped-call]
+    nll(prior, prior.null_prefix(2), torch.randint(K, (2, 3, 4))).mean().backward()  # type: ignore[no-untyped-call]
     for name, weight in prior.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.abs().max() > 1e-9, name
@@ -277,23 +286,23 @@ def test_every_weight_learns_from_the_first_step(prefix: int) -> None:
 
 def test_a_fresh_one_knows_nothing() -> None:
     prior = fresh(codebook_size=64, embed_dim=64).eval()
-    loss = nats(prior, prior.null_prefix(4), torch.randint(64, (4, 3, 4))).mean()
+    loss = nll(prior, prior.null_prefix(4), torch.randint(64, (4, 3, 4))).mean()
     assert loss.item() == pytest.approx(math.log(64), abs=0.15)
 
 
 @pytest.mark.parametrize("prefix", [1, 12])
 def test_it_learns_a_few_images_by_heart(prefix: int) -> None:
     prior = fresh(prefix_length=prefix, embed_dim=32)
-    codes, told = torch.randint(K, (3, 3, 4)), torch.arange(3)[:, None].expand(-1, prefix)
+    codes, inputs = torch.randint(K, (3, 3, 4)), torch.arange(3)[:, None].expand(-1, prefix)
     optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.01), lr=5e-3, betas=(0.9, 0.95))
     for _ in range(80):
         optimizer.zero_grad()
-        nats(prior, told, codes).mean().backward()  # type: ignore[no-untyped-call]
+        nll(prior, inputs, codes).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     prior.eval()
     with torch.no_grad():
-        assert nats(prior, told, codes).mean() < 0.05
-        assert nats(prior, told.roll(1, 0), codes)[:, 0, 0].mean() > 1, "the condition is not read"
+        assert nll(prior, inputs, codes).mean() < 0.05
+        assert nll(prior, inputs.roll(1, 0), codes)[:, 0, 0].mean() > 1, "the condition is not read"
 
 
 def test_dropout_works_in_training_only() -> None:
@@ -317,9 +326,9 @@ def test_matrices_decay_and_nothing_else() -> None:
 SAMPLERS = {"plain": Sampler(), "guided": Sampler(guidance=1.7, top_k=7), "unconditional": Sampler(guidance=0)}
 
 
-def laid(prior: PixelSNAIL, prefix: Tensor, known: Tensor, *, sampler: Sampler) -> Tensor:
+def sample_codes(prior: PixelSNAIL, prefix: Tensor, known: Tensor, *, sampler: Sampler) -> Tensor:
     seeds, grid = torch.arange(len(known)), (known.shape[1], known.shape[2])
-    return finished(sample(prior, prefix, grid, sampler=sampler, seeds=seeds, known=known))
+    return final_codes(sample(prior, prefix, grid, sampler=sampler, seeds=seeds, known=known))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -331,7 +340,7 @@ def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int], cou
     known = torch.randint(K, (2, *grid), generator=generator)
     known[torch.rand(known.shape, generator=generator) < 0.7] = -1
     prefix = torch.randint(C, (2, count), generator=generator)
-    codes = laid(prior, prefix, known, sampler=SAMPLERS[name])
+    codes = sample_codes(prior, prefix, known, sampler=SAMPLERS[name])
     assert torch.equal(codes[known >= 0], known[known >= 0])
     for item in range(2):
         truth = reference.sampled(prior, prefix[item], known[item], sampler=SAMPLERS[name], seed=item)
@@ -339,11 +348,11 @@ def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int], cou
 
 
 def test_guidance_reads_the_empty_prefix() -> None:
-    prior, known = small(), unknown(1, (3, 4))
+    prior, known = small(), unknown_codes(1, (3, 4))
     for label in (0, 1):
-        forgotten = laid(prior, torch.full((1, 2), label), known, sampler=SAMPLERS["unconditional"])
-        assert torch.equal(forgotten, laid(prior, prior.null_prefix(1), known, sampler=SAMPLERS["plain"]))
-    guided = [laid(prior, torch.zeros(1, 2).long(), known, sampler=Sampler(guidance=g)) for g in (1.0, 3.0)]
+        forgotten = sample_codes(prior, torch.full((1, 2), label), known, sampler=SAMPLERS["unconditional"])
+        assert torch.equal(forgotten, sample_codes(prior, prior.null_prefix(1), known, sampler=SAMPLERS["plain"]))
+    guided = [sample_codes(prior, torch.zeros(1, 2).long(), known, sampler=Sampler(guidance=g)) for g in (1.0, 3.0)]
     assert not torch.equal(*guided)
 
 
@@ -362,7 +371,7 @@ def test_guidance_reads_the_empty_prefix() -> None:
         ({"res_block": 3}, "did you mean 'res_blocks'"),
     ],
 )
-def test_settings_that_cannot_be_are_told(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_are_invalid_raise_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SmaltiError, match=message):
         fresh(**changes)
 
@@ -377,8 +386,8 @@ def test_it_is_built_for_the_codes_that_it_reads() -> None:
     network = PixelSNAILNetwork(layers=1, res_blocks=3, embed_dim=16, heads=2, kernel_size=3, dropout=0.2)
     prior, vocabulary = build_network(network, read)
     assert isinstance(prior, PixelSNAIL)
-    wanted = {**as_mapping(network), "codebook_size": 19, "grid": (2, 3), "condition_size": 5, "prefix_length": 6}
-    assert prior.settings == PixelSNAILSettings(**wanted)
+    expected = {**as_mapping(network), "codebook_size": 19, "grid": (2, 3), "condition_size": 5, "prefix_length": 6}
+    assert prior.settings == PixelSNAILSettings(**expected)
     assert vocabulary == 19
     with pytest.raises(SmaltiError, match=r"network: order = 'random': .* take the order raster alone"):
         build_network(PixelSNAILNetwork(order="random"), read)
@@ -394,9 +403,9 @@ def test_a_pipeline_with_it_is_saved_and_comes_back(home: Path, tmp_path: Path) 
     for size in (None, (24, 20), (8, 12)):
         ours, theirs = (each.sample(2, seed=3, size=size, label="dark", guidance=2.0) for each in (pipeline, again))
         assert torch.equal(ours, theirs)
-    codes = unknown(1, (4, 4))
+    codes = unknown_codes(1, (4, 4))
     codes[0, :2] = 5
-    kept = finished(again.lay(["light"], codes, sampler=Sampler(), seeds=torch.tensor([1])))
+    kept = final_codes(again.generate_codes(["light"], codes, sampler=Sampler(), seeds=torch.tensor([1])))
     assert (kept[0, :2] == 5).all()
 
 

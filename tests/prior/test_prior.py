@@ -23,10 +23,10 @@ from smalti.prior import (
     Prior,
     Transformer,
     TransformerSettings,
-    nats,
+    nll,
     parameter_groups,
 )
-from smalti.prior.transformer import rotated
+from smalti.prior.transformer import apply_rotary
 
 COMMON = {"codebook_size": 11, "prefix_length": 2, "grid": (3, 4), "layers": 2, "embed_dim": 32, "heads": 2}
 LLAMAGEN = {"query_key_norm": False, "rotary_base": 10000, "prefix_rotation": "erased", "norm_epsilon": 1e-5}
@@ -76,7 +76,7 @@ def sequences(prior: Prior, batch: int = 2, *, grid: tuple[int, int] | None = No
     """Random prefix and all image codes of a grid but the last, joined."""
     rows, columns = grid or prior.grid
     generator = torch.Generator().manual_seed(1)
-    prefix = torch.randint(4, (batch, prior.prefix), generator=generator)
+    prefix = torch.randint(4, (batch, prior.prefix_length), generator=generator)
     return prior.join(prefix, torch.randint(prior.size, (batch, rows * columns - 1), generator=generator))
 
 
@@ -122,10 +122,10 @@ def test_a_cache_takes_its_memory_once_and_refuses_gradients(kind: str) -> None:
         prior(codes, cache=cache)
     with torch.no_grad():
         prior(codes[:, :3], cache=cache)
-        places = {name: memory.data_ptr() for name, memory in cache.kept.items()}
+        places = {name: memory.data_ptr() for name, memory in cache.buffers.items()}
         prior(codes[:, 3:], cache=cache)
     assert len(places) == 4
-    assert places == {name: memory.data_ptr() for name, memory in cache.kept.items()}
+    assert places == {name: memory.data_ptr() for name, memory in cache.buffers.items()}
 
 
 def test_a_cache_follows_the_type_of_autocast(kind: str) -> None:
@@ -134,7 +134,7 @@ def test_a_cache_follows_the_type_of_autocast(kind: str) -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         whole = prior(codes)
         pieces = [prior(piece[:, None], cache=cache) for piece in codes.unbind(dim=1)]
-    assert {memory.dtype for memory in cache.kept.values()} == {torch.bfloat16}
+    assert {memory.dtype for memory in cache.buffers.values()} == {torch.bfloat16}
     difference = torch.cat(pieces, dim=1).softmax(dim=2) - whole.softmax(dim=2)
     assert difference.abs().mean() < 0.02
 
@@ -144,7 +144,7 @@ def test_the_width_of_the_grid_places_the_codes(kind: str) -> None:
     prior = some(kind, grid=(3, 4))
     codes = sequences(prior, grid=(2, 2))
     narrow, wide = prior(codes, cache=NoCache(columns=2)), prior(codes, cache=NoCache(columns=4))
-    same = prior.prefix + 2  # prefix and first row stand where they stood
+    same = prior.prefix_length + 2  # prefix and first row stand where they stood
     torch.testing.assert_close(narrow[:, :same], wide[:, :same])
     assert (narrow[:, same:] - wide[:, same:]).abs().max() > 1e-3
 
@@ -163,8 +163,8 @@ def test_codes_of_one_row_or_of_one_column_are_told_apart(columns: int) -> None:
 def test_rotary_positions_turn_and_products_depend_on_the_distance_alone() -> None:
     prior = small(grid=(3, 4))
     query, key = torch.randn(2, 16)
-    rotation = prior.rotation(prior.prefix, prior.prefix + 12, 4)
-    queries, keys = (rotated(one.expand(12, 16), rotation).view(3, 4, 16) for one in (query, key))
+    rotation = prior.rotation(prior.prefix_length, prior.prefix_length + 12, 4)
+    queries, keys = (apply_rotary(one.expand(12, 16), rotation).view(3, 4, 16) for one in (query, key))
     torch.testing.assert_close(queries.norm(dim=-1), query.norm().expand(3, 4))
     torch.testing.assert_close(queries[2, 1] @ keys[1, 0], queries[1, 3] @ keys[0, 2])
     assert torch.equal(queries[0, 0], query)
@@ -204,7 +204,7 @@ def test_the_order_of_prefix_codes_matters(kind: str) -> None:
 
 def test_every_weight_learns_from_the_first_step(kind: str) -> None:
     prior = fresh(kind)
-    nats(prior, prior.null_prefix(2), torch.randint(11, (2, 3, 4))).mean().backward()  # type: ignore[no-untyped-call]
+    nll(prior, prior.null_prefix(2), torch.randint(11, (2, 3, 4))).mean().backward()  # type: ignore[no-untyped-call]
     for name, weight in prior.named_parameters():
         assert weight.grad is not None, name
         if not name.endswith("key.bias"):  # adds the same to all scores of a query
@@ -221,36 +221,36 @@ def test_a_fresh_prior_knows_nothing(name: str) -> None:
         heads=4,
         **({"vocab_size": 64, "block_size": 17} if name == "gpt" else {}),
     )
-    loss = nats(prior.eval(), prior.null_prefix(4), torch.randint(64, (4, 4, 4))).mean()
+    loss = nll(prior.eval(), prior.null_prefix(4), torch.randint(64, (4, 4, 4))).mean()
     assert loss.item() == pytest.approx(math.log(64), abs=0.15)
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (2, 3), (1, 1)])
 @pytest.mark.parametrize("corrupted", [False, True])
-def test_nats_are_those_of_one_code_after_the_other(kind: str, grid: tuple[int, int], corrupted: bool) -> None:
+def test_nlls_are_those_of_one_code_after_the_other(kind: str, grid: tuple[int, int], corrupted: bool) -> None:
     prior = some(kind)
     grid = grid if prior.order == "raster" else prior.grid
     codes, prefix = torch.randint(11, (2, *grid)), torch.tensor([[0, 3], [2, 1]])
     told = torch.randint(11, (2, *grid)) if corrupted else codes
     order = ORDERS[prior.order](*grid)
     with torch.no_grad():
-        losses = nats(prior, prefix, codes, told=told) if corrupted else nats(prior, prefix, codes)
+        losses = nll(prior, prefix, codes, inputs=told) if corrupted else nll(prior, prefix, codes)
         for turn, place in enumerate(order.tolist()):
-            heard = told.flatten(1)[:, order[:turn]]
-            logits = prior(prior.join(prefix, heard), cache=NoCache(columns=grid[1]))[:, -1]
+            inputs = told.flatten(1)[:, order[:turn]]
+            logits = prior(prior.join(prefix, inputs), cache=NoCache(columns=grid[1]))[:, -1]
             truth = -logits.log_softmax(dim=1).gather(1, codes.flatten(1)[:, [place]])[:, 0]
             torch.testing.assert_close(losses.flatten(1)[:, place], truth, atol=1e-4, rtol=1e-5)
     assert losses.shape == codes.shape
 
 
-def test_nats_are_single_precision_at_least(kind: str) -> None:
+def test_nlls_are_single_precision_at_least(kind: str) -> None:
     prefix, codes = torch.tensor([[0, 3]]), torch.randint(11, (1, 3, 4))
-    single = nats(some(kind), prefix, codes)
+    single = nll(some(kind), prefix, codes)
     assert single.dtype == torch.float32
-    double = nats(some(kind).double(), prefix, codes)
+    double = nll(some(kind).double(), prefix, codes)
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), single)
-    assert nats(some(kind).bfloat16(), prefix, codes).dtype == torch.float32
+    assert nll(some(kind).bfloat16(), prefix, codes).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["transformer", "gpt spiral_out"])
@@ -260,13 +260,13 @@ def test_it_learns_a_few_images_by_heart(name: str) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(prior, weight_decay=0.01), lr=5e-3, betas=(0.9, 0.95))
     for _ in range(80):
         optimizer.zero_grad()
-        nats(prior, labels, codes).mean().backward()  # type: ignore[no-untyped-call]
+        nll(prior, labels, codes).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     prior.eval()
     with torch.no_grad():
-        assert nats(prior, labels, codes).mean() < 0.05
-        first = prior.places(prior.grid, device=codes.device)[0]
-        assert nats(prior, labels.roll(1), codes).flatten(1)[:, first].mean() > 1, "the label is not read"
+        assert nll(prior, labels, codes).mean() < 0.05
+        first = prior.sequence_order(prior.grid, device=codes.device)[0]
+        assert nll(prior, labels.roll(1), codes).flatten(1)[:, first].mean() > 1, "the label is not read"
 
 
 def test_dropout_works_in_training_only() -> None:
@@ -404,7 +404,7 @@ def test_settings_change_the_logits(changes: dict[str, Any]) -> None:
         ({"mlp_dim": -1}, "mlp_dim = -1"),
     ],
 )
-def test_settings_that_cannot_be_are_told(changes: dict[str, Any], message: str) -> None:
+def test_settings_that_are_invalid_raise_errors(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SmaltiError, match=message):
         small(**changes)
 

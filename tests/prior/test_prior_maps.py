@@ -7,8 +7,8 @@ import torch
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
-from smalti.prior import Transformer, TransformerSettings, nats
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.prior import Transformer, TransformerSettings, nll
 
 GRID, SIZE, CONDITION = (3, 4), 11, 7
 
@@ -30,16 +30,16 @@ def built(*, maps: tuple[int, ...], prefix: int, seed: int = 0) -> Transformer:
 
 def drawn(prefix: int, *, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     chance = torch.Generator().manual_seed(3)
-    told = torch.randint(CONDITION, (batch, prefix), generator=chance)
-    return told, torch.randint(SIZE, (batch, GRID[0] * GRID[1]), generator=chance)
+    inputs = torch.randint(CONDITION, (batch, prefix), generator=chance)
+    return inputs, torch.randint(SIZE, (batch, GRID[0] * GRID[1]), generator=chance)
 
 
 @pytest.mark.parametrize(("maps", "prefix"), [((0,), 12), ((1,), 13), ((0, 14), 26)])
 @torch.no_grad()
 def test_code_by_code_it_is_the_same(maps: tuple[int, ...], prefix: int) -> None:
     prior = built(maps=maps, prefix=prefix)
-    told, codes = drawn(prefix)
-    sequence = prior.join(told, codes[:, :-1])
+    inputs, codes = drawn(prefix)
+    sequence = prior.join(inputs, codes[:, :-1])
     whole = prior(sequence)
     for first in (1, prefix, prefix + 5):
         cache = prior.empty_cache()
@@ -49,18 +49,18 @@ def test_code_by_code_it_is_the_same(maps: tuple[int, ...], prefix: int) -> None
 
 
 @torch.no_grad()
-def test_the_map_is_told_where_the_next_code_is_laid() -> None:
+def test_the_map_is_told_where_the_next_code_is_generated() -> None:
     """With attention and perceptrons silenced, nothing but the hint is left: each code hears its own place of the map alone."""
     prior = built(maps=(1,), prefix=13)
     for block in prior.blocks:
         block.attention.out.weight.zero_()  # type: ignore[union-attr,operator]
         block.down.weight.zero_()  # type: ignore[union-attr,operator]
-    told, codes = drawn(13, batch=1)
-    before = nats(prior, told, codes.view(1, *GRID))
+    inputs, codes = drawn(13, batch=1)
+    before = nll(prior, inputs, codes.view(1, *GRID))
     for place in range(12):
-        changed = told.clone()
+        changed = inputs.clone()
         changed[:, 1 + place] = (changed[:, 1 + place] + 1) % CONDITION
-        moved = (nats(prior, changed, codes.view(1, *GRID)) - before).abs().flatten() > 1e-7
+        moved = (nll(prior, changed, codes.view(1, *GRID)) - before).abs().flatten() > 1e-7
         # The last code of the prefix is also what the first image code is read from.
         assert moved.nonzero().flatten().tolist() == sorted({place, *([0] if place == 11 else [])})
 
@@ -68,25 +68,27 @@ def test_the_map_is_told_where_the_next_code_is_laid() -> None:
 @torch.no_grad()
 def test_later_codes_do_not_reach_earlier_ones() -> None:
     prior = built(maps=(0,), prefix=12)
-    told, codes = drawn(12, batch=1)
-    before = prior(prior.join(told, codes))
+    inputs, codes = drawn(12, batch=1)
+    before = prior(prior.join(inputs, codes))
     for place in range(12):
         changed = codes.clone()
         changed[:, place] = (changed[:, place] + 1) % SIZE
-        same = (prior(prior.join(told, changed)) == before).all(-1)[0]
+        same = (prior(prior.join(inputs, changed)) == before).all(-1)[0]
         assert same[: 12 + place].all()
         assert not same[12 + place]
 
 
 @torch.no_grad()
-def test_larger_and_narrower_grids_are_laid() -> None:
+def test_larger_and_narrower_grids_are_generated() -> None:
     prior = built(maps=(0,), prefix=12)
     sampler = Sampler()
     for grid in ((5, 6), (3, 2)):
         prefix = prior.null_prefix(2)
-        laid = finished(sample(prior, prefix, grid, sampler=sampler, seeds=torch.arange(2), known=unknown(2, grid)))
-        assert laid.shape == (2, *grid)
-        assert (laid >= 0).all()
+        generated = final_codes(
+            sample(prior, prefix, grid, sampler=sampler, seeds=torch.arange(2), known=unknown_codes(2, grid))
+        )
+        assert generated.shape == (2, *grid)
+        assert (generated >= 0).all()
 
 
 def test_orders_other_than_raster_are_told_their_own_places() -> None:
@@ -105,13 +107,13 @@ def test_orders_other_than_raster_are_told_their_own_places() -> None:
     prior = Transformer(settings).eval()
     prior.blocks[0].attention.out.weight.data.zero_()  # type: ignore[union-attr,operator]
     prior.blocks[0].down.weight.data.zero_()  # type: ignore[union-attr,operator]
-    told, codes = drawn(12, batch=1)
+    inputs, codes = drawn(12, batch=1)
     with torch.no_grad():
-        before = nats(prior, told, codes.view(1, *GRID))
+        before = nll(prior, inputs, codes.view(1, *GRID))
         for place in range(11):
-            changed = told.clone()
+            changed = inputs.clone()
             changed[:, place] = (changed[:, place] + 1) % CONDITION
-            moved = (nats(prior, changed, codes.view(1, *GRID)) - before).abs().flatten() > 1e-7
+            moved = (nll(prior, changed, codes.view(1, *GRID)) - before).abs().flatten() > 1e-7
             assert moved.nonzero().flatten().tolist() == [place]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from smalti.prior import Transformer, TransformerSettings, nats, parameter_groups
+from smalti.prior import Transformer, TransformerSettings, nll, parameter_groups
 
 
 def built(*, tied: bool) -> Transformer:
@@ -37,7 +37,7 @@ def test_it_learns_and_copies_its_own_matrix(tmp_path: Path) -> None:
     codes = torch.randint(11, (4, 3, 3))
     losses = []
     for _ in range(30):
-        loss = nats(prior, prior.null_prefix(4), codes).mean()
+        loss = nll(prior, prior.null_prefix(4), codes).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

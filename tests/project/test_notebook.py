@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from smalti.conditions.composite import Several
+from smalti.conditions.composite import CompositeCondition
 from smalti.conditions.labels import Labels
-from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.settings import parse
 from smalti.hub.bundled_models import SCENES
 from smalti.pipeline import Pipeline
@@ -48,7 +48,9 @@ def tokenizer(channels: int) -> VQGAN:
 def pipeline() -> Pipeline:
     """Told what the model that comes with smalti is told, and of its size in pixels."""
     maps = {"kind": "segmentation", "key": "segmentation", "grid": (16, 16), "names": LABELS}
-    told = Several([Labels(CLASSES), Maps(parse(MapsSettings, maps, where="test"), tokenizer(len(LABELS)))])
+    told = CompositeCondition(
+        [Labels(CLASSES), SpatialCondition(parse(SpatialConditionSettings, maps, where="test"), tokenizer(len(LABELS)))]
+    )
     sizes = {
         "codebook_size": 16,
         "condition_size": told.size,

@@ -24,7 +24,7 @@ from smalti.prior import (
     Prior,
     Transformer,
     TransformerSettings,
-    nats,
+    nll,
 )
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from smalti.training.activation_checkpointing import check_compiler, recompute, tokenizer_blocks, tokenizer_stages
@@ -222,7 +222,7 @@ def test_blocks_of_a_prior_are_computed_again(name: str) -> None:
     codes, prefix = torch.arange(16).view(1, 4, 4), torch.zeros(1, 1, dtype=torch.int64)
     for prior in (plain, again):
         torch.manual_seed(0)
-        torch.autograd.backward(nats(prior, prefix, codes).mean())
+        torch.autograd.backward(nll(prior, prefix, codes).mean())
     for a, b in zip(plain.parameters(), again.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None)
         assert a.grad is None or (b.grad is not None and torch.equal(a.grad, b.grad))

@@ -10,7 +10,7 @@ import pytest
 
 from smalti.conditions.base import Condition
 from smalti.conditions.coordinates import Coordinates
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import CodeShards, open_codes
 from smalti.encoding.annotators import SAYINGS
@@ -83,7 +83,7 @@ def test_what_is_made_of_images_has_as_many_codes_as_they_have() -> None:
 
 
 TOLD = {
-    "class": "labels", "unconditional": "nothing", "coordinates": "coordinates", "layout": "layout", "pose": "keypoints"
+    "class": "labels", "unconditional": "unconditional", "coordinates": "coordinates", "layout": "layout", "pose": "keypoints"
 }  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def test_small_priors_train_from_images(folder: Path) -> None:
         smalti(*words, *overridden(TRANSFORMER))
         codes[recipe] = open_codes(folder / recipe / "codes")
     assert {name: class_of(shards, TOLD[name]) for name, shards in codes.items()} == {
-        "class": Labels, "unconditional": Nothing, "coordinates": Coordinates
+        "class": Labels, "unconditional": Unconditional, "coordinates": Coordinates
     }  # fmt: skip
     with pytest.raises(SmaltiError, match=r"condition = keypoints, and the codes in .* were made without one"):
         condition_of(codes["class"], "keypoints")

@@ -238,7 +238,7 @@ def test_what_all_priors_share(recipe: str) -> None:
         ("drin", "depth", (1024, 512, 24, 16, 1024), 0.0, 2),
         ("sflckr", "segmentation", (1024, 512, 24, 16, 1024), 0.0, 2),
         ("class", "labels", (16384, 256, 48, 24, 1536), 0.0, 64),
-        ("faces", "nothing", (1024, 256, 24, 16, 1664), 0.0, 8),
+        ("faces", "unconditional", (1024, 256, 24, 16, 1664), 0.0, 8),
         ("coco-layout", "layout", (8192, 348, 40, 16, 1408), 0.1, 6),
         ("open-images-layout", "layout", (8192, 348, 36, 16, 1536), 0.1, 6),
     ],
@@ -273,7 +273,7 @@ def test_tokenizers_have_as_many_weights_as_the_original(recipe: str, weights: i
         assert judged is None or count(DISCRIMINATORS[judge.name](judge)) == judged
 
 
-PREFIXES = {"coordinates": 256, "depth": 256, "segmentation": 256, "layout": 92, "labels": 1, "nothing": 1}
+PREFIXES = {"coordinates": 256, "depth": 256, "segmentation": 256, "layout": 92, "labels": 1, "unconditional": 1}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ PREFIXES = {"coordinates": 256, "depth": 256, "segmentation": 256, "layout": 92,
 def test_priors_have_as_many_weights_as_the_original(recipe: str, weights: int) -> None:
     settings = prior(f"reference-{recipe}")
     assert isinstance(settings.network, GPTNetwork)
-    some = {"labels": 1000, "nothing": 0}.get(settings.condition, settings.network.vocab_size)
+    some = {"labels": 1000, "unconditional": 0}.get(settings.condition, settings.network.vocab_size)
     size, prefix = settings.network.vocab_size, PREFIXES[settings.condition]
     with torch.device("meta"):
         made = build_network(settings.network, Codes(size=size, grid=(16, 16), condition_size=some, prefix=prefix))

@@ -18,7 +18,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping, parse
 from smalti.data.sources import open_source
 from smalti.losses.objective import AdversarialSettings
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.tokenizer.quantizers import VQ, VQSettings
 from smalti.training import stage1 as stage_one
 from smalti.training.config import OptimizerSettings, PriorTraining, TokenizerTraining, resolve
@@ -351,7 +351,7 @@ def test_the_prior_is_asked_for_the_true_codes_and_validates_on_them(
 
     def noted(prior: Any, prefix: Tensor, codes: Tensor, *, told: Tensor | None = None) -> Tensor:
         asked.append((torch.is_grad_enabled(), told is None or torch.equal(told, codes)))
-        return nats(prior, prefix, codes, told=told)
+        return nll(prior, prefix, codes, inputs=told)
 
     monkeypatch.setattr("smalti.training.stage2.nats", noted)
     train(folder, "prior-noted", "run.length=512", "keep_probability=0.5")
@@ -362,7 +362,9 @@ def test_a_gpt_with_a_condition_has_no_empty_one(folder: Path) -> None:
     with pytest.raises(SmaltiError, match=r"condition_dropout = 0.1, but a GPT has no code .* set condition_dropout=0"):
         train(folder, "refused", "condition_dropout=0.1")
     assert not (folder / "refused").exists()
-    train(folder, "start", "condition_dropout=0.1", "condition=nothing", "run.length=256")  # there, it is the start
+    train(
+        folder, "start", "condition_dropout=0.1", "condition=unconditional", "run.length=256"
+    )  # there, it is the start
 
 
 @pytest.mark.parametrize("name", ["keypoints", "layout"])
@@ -396,7 +398,7 @@ def test_a_gpt_is_as_large_as_what_it_reads() -> None:
 
 def test_a_transformer_is_told_image_codes_alone() -> None:
     prior, vocabulary = build_network(TransformerNetwork(layers=1, embed_dim=16, heads=2, order="alternate"), READ)
-    assert (prior.size, prior.prefix, prior.grid, prior.order, vocabulary) == (32, 3, (4, 4), "alternate", 32)
+    assert (prior.size, prior.prefix_length, prior.grid, prior.order, vocabulary) == (32, 3, (4, 4), "alternate", 32)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.conditions.base import Condition
-from smalti.conditions.composite import Several
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.composite import CompositeCondition
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import LayoutSettings
-from smalti.conditions.precomputed import Given, GivenSettings
-from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_json
 from smalti.core.settings import parse
@@ -79,10 +79,10 @@ def pipeline(condition: Condition) -> Pipeline:
     return Pipeline(tokenizer(), prior, condition)
 
 
-def both() -> Several:
+def both() -> CompositeCondition:
     """A class and a segmentation."""
-    maps = MapsSettings(kind="segmentation", key="segmentation", grid=(3, 4))
-    return Several([Labels(CLASSES), Maps(maps, tokenizer(len(PLACES)))])
+    maps = SpatialConditionSettings(kind="segmentation", key="segmentation", grid=(3, 4))
+    return CompositeCondition([Labels(CLASSES), SpatialCondition(maps, tokenizer(len(PLACES)))])
 
 
 def studio(condition: Condition | None = None, limits: Limits = LIMITS) -> Studio:
@@ -106,19 +106,19 @@ def painted(labels: Tensor) -> str:
 
 
 def test_parts_say_how_they_are_given() -> None:
-    assert parts_of(Nothing()) == ()
+    assert parts_of(Unconditional()) == ()
     assert parts_of(Labels(CLASSES)) == (Part("label", "choose", CLASSES),)
     label, segmentation = parts_of(both(), names=PLACES)
     assert (label.way, segmentation.way, segmentation.names) == ("choose", "paint", PLACES)
     assert len(set(segmentation.colors)) == 3
     assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in segmentation.colors)
     assert parts_of(both())[1].names == ("label 0", "label 1", "label 2")
-    assert parts_of(Given(GivenSettings(codebook_size=4, length=2)))[0].way == "write"
+    assert parts_of(PrecomputedCodes(PrecomputedCodesSettings(codebook_size=4, length=2)))[0].way == "write"
     assert parts_of(Layout(LayoutSettings(classes=("tree",), codebook_size=101)))[0].way == "list"
-    depth = Maps(MapsSettings(kind="depth", key="depth", grid=(3, 4)), tokenizer(1))
+    depth = SpatialCondition(SpatialConditionSettings(kind="depth", key="depth", grid=(3, 4)), tokenizer(1))
     assert parts_of(depth)[0].way == "image"
-    named = MapsSettings(kind="segmentation", key="segmentation", grid=(3, 4), names=PLACES)
-    assert parts_of(Maps(named, tokenizer(3)))[0].names == PLACES
+    named = SpatialConditionSettings(kind="segmentation", key="segmentation", grid=(3, 4), names=PLACES)
+    assert parts_of(SpatialCondition(named, tokenizer(3)))[0].names == PLACES
     with pytest.raises(SmaltiError, match="paints with 3 labels, and 2 names were given"):
         parts_of(both(), names=PLACES[:2])
 
@@ -216,12 +216,14 @@ def test_a_painted_map_is_scaled_to_the_image(tmp_path: Path) -> None:
 
 
 def test_a_place_without_a_label_is_painted_and_loaded(tmp_path: Path) -> None:
-    maps = MapsSettings(kind="segmentation", key="segmentation", grid=(3, 4), unlabeled=255, names=PLACES[:2])
-    work = studio(Maps(maps, tokenizer(3)))
+    maps = SpatialConditionSettings(
+        kind="segmentation", key="segmentation", grid=(3, 4), unlabeled=255, names=PLACES[:2]
+    )
+    work = studio(SpatialCondition(maps, tokenizer(3)))
     assert work.parts[0].names == ("sky", "ground", "no label")
     labels = torch.tensor([[0, 1, 2, 2]]).repeat_interleave(4, 1).repeat(12, 1)
     wanted = labels.masked_fill(labels == 2, 255)
-    assert isinstance(work.pipeline.condition, Maps)
+    assert isinstance(work.pipeline.condition, SpatialCondition)
     values = [work.told({"segmentation": painted(labels)}, (12, 16)), wanted]
     by_paint, by_numbers = work.pipeline.condition.encode(values)
     assert torch.equal(by_paint, by_numbers)
@@ -241,7 +243,9 @@ def test_files_and_texts_are_not_mistaken(tmp_path: Path) -> None:
         studio().told({"label": file}, (12, 16))
     with pytest.raises(SmaltiError, match="takes 'label', color = 'red' was given"):
         studio().told({"color": "red"}, (12, 16))
-    assert studio(Given(GivenSettings(codebook_size=4, length=2))).told({"codes": "1, 3"}, (12, 16)) == (1, 3)
+    assert studio(PrecomputedCodes(PrecomputedCodesSettings(codebook_size=4, length=2))).told(
+        {"codes": "1, 3"}, (12, 16)
+    ) == (1, 3)
 
 
 def test_laying_stops_when_it_is_told_to() -> None:

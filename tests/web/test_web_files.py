@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.images import io as image_io
 from smalti.web.code_images import from_text
@@ -59,7 +59,7 @@ def test_thin_images_are_cut_or_refused(full: tuple[int, int], tmp_path: Path) -
 @pytest.mark.parametrize("full", THIN)
 @pytest.mark.parametrize(("kind", "channels"), [("segmentation", 3), ("depth", 1), ("edges", 1), ("image", 3)])
 def test_thin_maps_are_cut(kind: Any, channels: int, full: tuple[int, int], tmp_path: Path) -> None:
-    work = studio(Maps(MapsSettings(kind=kind, key=kind, grid=(3, 4)), tokenizer(channels)))
+    work = studio(SpatialCondition(SpatialConditionSettings(kind=kind, key=kind, grid=(3, 4)), tokenizer(channels)))
     shape = full if kind in ("segmentation", "depth") else (*full, 3)
     pixels = np.zeros(shape, np.uint8)
     if kind in ("edges", "image"):

@@ -20,11 +20,11 @@ from smalti.checkpoints.taming_parts import (
 )
 from smalti.conditions.base import Condition, Grid
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import LayoutSettings
-from smalti.conditions.precomputed import Given, GivenSettings
-from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.tokenizer.vqgan import VQGAN
@@ -124,7 +124,7 @@ def _square(around: Surroundings, count: int) -> Grid:
 
 
 def _unconditional(around: Surroundings, start: int) -> Built:
-    return Built(Nothing(), _window(around, prefix=1), start)
+    return Built(Unconditional(), _window(around, prefix=1), start)
 
 
 def _sos(around: Surroundings, part: Part) -> Built:
@@ -163,8 +163,8 @@ def _own_tokenizer(around: Surroundings, part: Part) -> Built:
 
 def _maps(around: Surroundings, tokenizer: VQGAN, *, kind: str, key: str) -> Built:
     grid = _window_of_half(around)
-    settings = parse(MapsSettings, {"kind": kind, "key": key, "grid": grid}, where=around.where)
-    return Built(Maps(settings, tokenizer), grid, None)
+    settings = parse(SpatialConditionSettings, {"kind": kind, "key": key, "grid": grid}, where=around.where)
+    return Built(SpatialCondition(settings, tokenizer), grid, None)
 
 
 def _codes(around: Surroundings, part: Part) -> Built:
@@ -193,7 +193,7 @@ def _codes(around: Surroundings, part: Part) -> Built:
             "that it is of, height x width: --grid HxW, in Python grid=(h, w)"
         )
     given = {"key": _key(around), "codebook_size": around.vocabulary, "length": length}
-    return Built(Given(parse(GivenSettings, given, where=around.where)), grid, None)
+    return Built(PrecomputedCodes(parse(PrecomputedCodesSettings, given, where=around.where)), grid, None)
 
 
 _STAGES: dict[str, Callable[[Surroundings, Part], Built]] = {
@@ -209,7 +209,7 @@ def section_of(condition: Condition, *, start: int | None) -> tuple[dict[str, An
 
     Raises `SmaltiError` for a condition that the original has no stage for.
     """
-    if isinstance(condition, Nothing):
+    if isinstance(condition, Unconditional):
         params: dict[str, Any] = {"cond_stage_config": UNCONDITIONAL, "sos_token": start or 0}
         return {**params, "first_stage_key": "image", "cond_stage_key": "image"}, {}
     weights: dict[str, Tensor] = {}
@@ -219,14 +219,20 @@ def section_of(condition: Condition, *, start: int | None) -> tuple[dict[str, An
     elif isinstance(condition, Coordinates):
         options = {"n_embed": condition.settings.levels, "down_factor": condition.settings.factor}
         stage, key = {"target": COORDINATES, "params": options}, "coord"
-    elif isinstance(condition, Maps):
+    elif isinstance(condition, SpatialCondition):
         labels = {"imported_from": SEGMENTATION} if condition.settings.kind == "segmentation" else {}
         stage, key = tokenizer_section(condition.tokenizer, about=labels), condition.key
         stage["params"]["sane_index_shape"] = True  # without it the original's forward pass fails
         weights = section_weights(condition.tokenizer, stage)
-    elif isinstance(condition, Layout | Given):
+    elif isinstance(condition, Layout | PrecomputedCodes):
         centers = isinstance(condition, Layout) and condition.settings.places == "centers"
-        key = condition.key if isinstance(condition, Given) else "objects_center_points" if centers else "objects_bbox"
+        key = (
+            condition.key
+            if isinstance(condition, PrecomputedCodes)
+            else "objects_center_points"
+            if centers
+            else "objects_bbox"
+        )
         stage = {"target": DUMMY, "params": {"conditional_key": key}}
     else:
         raise SmaltiError(f"the original has no stage for the condition {condition.key!r}")

@@ -77,7 +77,7 @@ def _works(models: Imported, size: tuple[int, int], batch: int, device: torch.de
     import torch
 
     from smalti.core.errors import SmaltiError
-    from smalti.generation.code_sampler import Sampler, finished, unknown
+    from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
     from smalti.pipeline import Pipeline
     from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size
 
@@ -98,8 +98,8 @@ def _works(models: Imported, size: tuple[int, int], batch: int, device: torch.de
         grid = pipeline.grid(size)
 
         def lay(count: int) -> object:
-            known, seeds = unknown(count, grid), pipeline.seeds(0, count)
-            return finished(pipeline.lay([None] * count, known, sampler=Sampler(), seeds=seeds)).cpu()
+            known, seeds = unknown_codes(count, grid), pipeline.seeds(0, count)
+            return final_codes(pipeline.generate_codes([None] * count, known, sampler=Sampler(), seeds=seeds)).cpu()
 
         works.append(Work("laying", "codes", grid[0] * grid[1], lay))
     return works

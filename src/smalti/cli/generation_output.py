@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from smalti.evaluation.rejection_sampling import Score
     from smalti.generation.code_sampler import Sampler
-    from smalti.generation.generation_checkpoint import Keeper
+    from smalti.generation.generation_checkpoint import GenerationCheckpoint
     from smalti.pipeline import Pipeline
 
 Resume = Annotated[
@@ -106,7 +106,7 @@ class Partial:
 
         laid, p = codes >= 0, self._pixels
         top, end = max(self._done - ABOVE, 0), int(laid.any(1).nonzero().max()) + 1
-        rows = self._pipeline.partial(codes[None, top:end])[0]  # (C, .., W)
+        rows = self._pipeline.decode_partial(codes[None, top:end])[0]  # (C, .., W)
         small = F.avg_pool2d(rows, self._pipeline.tokenizer.factor // p)  # (C, .., w p)
         self._canvas[:, self._done * p : end * p] = small[:, (self._done - top) * p :]
         self._done = int(laid.all(1).long().cumprod(0).sum())
@@ -237,21 +237,21 @@ def _lay_and_keep(laying: Laying) -> None:
     path, first, total = laying.kept, files[0], known.numel()
     if path.exists() and not way.resume:
         raise SmaltiError(
-            f"{path} keeps what a stopped command has laid; go on with --resume, or delete it to begin anew"
+            f"{path} keeps what a stopped command has laid; go on with --resume, or delete it to start again"
         )
     said = {**first.settings, "images": len(files)}
-    keeper = pipeline.keeper(path, values, known, sampler=way.sampler, seeds=seeds, said=said)
+    keeper = pipeline.generation_checkpoint(path, values, known, sampler=way.sampler, seeds=seeds, settings=said)
     partial = Partial(pipeline, laying.partial, (known.shape[1], known.shape[2]), every=way.preview)
-    if keeper.begun > (known >= 0).sum():
-        CONSOLE.print(f"going on from {keeper.begun:,} of {total:,} codes", soft_wrap=True)
+    if keeper.initial_count > (known >= 0).sum():
+        CONSOLE.print(f"going on from {keeper.initial_count:,} of {total:,} codes", soft_wrap=True)
     try:
         with stopped_by_sigterm(), keeper:
             with counting(f"laying{title}", "codes") as progress:
-                for codes in pipeline.lay(
+                for codes in pipeline.generate_codes(
                     values, keeper.codes, sampler=way.sampler, seeds=seeds, speculate=way.speculate
                 ):
-                    keeper.laid(codes)
-                    progress(keeper.count - keeper.begun, total - keeper.begun)
+                    keeper.update(codes)
+                    progress(keeper.count - keeper.initial_count, total - keeper.initial_count)
                     partial.laid(codes[0])
             _save(laying, keeper.codes)
             partial.remove()
@@ -259,7 +259,7 @@ def _lay_and_keep(laying: Laying) -> None:
         raise SmaltiError(_stopped(keeper, total)) from error
 
 
-def _stopped(keeper: Keeper, total: int) -> str:
+def _stopped(keeper: GenerationCheckpoint, total: int) -> str:
     if not keeper.path.exists():
         return "stopped before as many codes as a row has were laid; nothing is kept"
     count = keeper.count

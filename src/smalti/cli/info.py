@@ -96,9 +96,9 @@ def _image(path: Path) -> dict[str, Any]:
 
 
 def _laying(path: Path) -> dict[str, Any]:
-    from smalti.generation.generation_checkpoint import read_kept
+    from smalti.generation.generation_checkpoint import read_generation
 
-    kept = read_kept(path)
+    kept = read_generation(path)
     count, rows, columns = kept.codes.shape
     laid = int((kept.codes >= 0).sum())
     return {
@@ -170,9 +170,9 @@ def _model(path: Path, config: Any) -> dict[str, Any]:
 
 def _told(condition: Condition) -> str:
     """What a condition is given by, and how many codes it has."""
-    from smalti.conditions.base import keys
+    from smalti.conditions.base import condition_keys
 
-    names = ", ".join(keys(condition))
+    names = ", ".join(condition_keys(condition))
     return f"{names}, {condition.length} codes of {condition.size}" if names else "none"
 
 

@@ -87,15 +87,15 @@ def sample(
     device: Device = "auto",
 ) -> None:
     """Paint new images, of any size. Ctrl-C keeps what is laid."""
-    from smalti.conditions.base import keys
+    from smalti.conditions.base import condition_keys
     from smalti.core.devices import pick_device
     from smalti.core.settings import as_mapping
-    from smalti.generation.code_sampler import sampler_of, unknown
+    from smalti.generation.code_sampler import make_sampler, unknown_codes
     from smalti.pipeline import Pipeline
 
     tell_default(model)
     pipeline = Pipeline.from_pretrained(model, grid=grid_option(window)).to(pick_device(device))
-    sampler = sampler_of(
+    sampler = make_sampler(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -104,7 +104,7 @@ def sample(
         guidance_schedule=guidance_schedule,
     )
     told = _told(
-        keys(pipeline.condition),
+        condition_keys(pipeline.condition),
         label=label,
         segmentation=segmentation,
         depth=depth,
@@ -112,7 +112,7 @@ def sample(
         any=condition or [],
     )
     wanted = size_option(size)
-    value, grid = pipeline.fitted(told, size=wanted)
+    value, grid = pipeline.fit_condition(told, size=wanted)
     height_width = grid[0] * pipeline.tokenizer.factor, grid[1] * pipeline.tokenizer.factor
     tries = tries or (8 if classifier else 1)
     choice = _choice(pipeline, classifier, label=label, tries=tries)
@@ -130,7 +130,7 @@ def sample(
             for own in seeds.tolist()
         ]
         title = f" {first + 1} to {first + len(seeds)} of {count}" if count > batch else ""
-        values, known = [value] * len(seeds), unknown(len(seeds), grid)
+        values, known = [value] * len(seeds), unknown_codes(len(seeds), grid)
         lay_and_save(Laying(pipeline, values, known, seeds, files, way, inputs, title))
     CONSOLE.print(f"{count} images of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
 
@@ -209,13 +209,13 @@ def complete(
     """Keep a part of an image and lay the rest anew. The image is scaled and cropped to `--size`."""
     import torch
 
-    from smalti.conditions.base import keys
+    from smalti.conditions.base import condition_keys
     from smalti.core.devices import pick_device
     from smalti.core.settings import as_mapping
-    from smalti.generation.code_sampler import check_room, sampler_of
+    from smalti.generation.code_sampler import check_generation_memory, make_sampler
     from smalti.images.io import covered_middle, read_image, to_tensor
     from smalti.images.masks import kept_by_mask, kept_part
-    from smalti.pipeline import Pipeline, amid
+    from smalti.pipeline import Pipeline, center_on_canvas
 
     if (mask is not None and keep is not None) or not any((mask, keep, canvas)):
         raise typer.BadParameter("give either --mask or --keep, or a --canvas around all of the image")
@@ -230,7 +230,7 @@ def complete(
         known = kept_part(keep, height_width)
     else:
         known = torch.ones(height_width, dtype=torch.bool)
-    sampler = sampler_of(
+    sampler = make_sampler(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -240,12 +240,12 @@ def complete(
     )
     said = {"model": model.resolve().name, "image": image.name, "keep": keep, "canvas": canvas, "label": label}
     said |= as_mapping(sampler)
-    told = _told(keys(pipeline.condition), label=label, any=condition or [])
+    told = _told(condition_keys(pipeline.condition), label=label, any=condition or [])
     wide = size_option(canvas) or height_width
-    value, grid = pipeline.fitted(told, size=wide)
-    check_room(count, grid)
-    kept = pipeline.kept(given, known)
-    codes = amid(kept, grid).repeat(count, 1, 1)
+    value, grid = pipeline.fit_condition(told, size=wide)
+    check_generation_memory(count, grid)
+    kept = pipeline.known_codes(given, known)
+    codes = center_on_canvas(kept, grid).repeat(count, 1, 1)
     if not (codes < 0).any():
         raise SmaltiError(
             "all of the image is kept, and nothing would be laid; make black in the mask what is to be laid anew, or give a "
@@ -278,7 +278,7 @@ def reconstruct(
     device: Device = "auto",
 ) -> None:
     """Send images through the codebook and back, and say how much survives."""
-    from smalti.conditions.map_files import label_colors, right_labels
+    from smalti.conditions.map_files import label_accuracy, label_colors
     from smalti.core.devices import pick_device
     from smalti.data.file_types import kind_of
     from smalti.data.outputs import check_outputs, output_paths, without_results
@@ -298,7 +298,7 @@ def reconstruct(
     streams = source.files(entries) if source else ()
     check_outputs(paths, out, inputs=(images, *streams))
     labels = kind.name == "labels"
-    name, like = ("right labels", right_labels) if labels else ("PSNR", psnr)
+    name, like = ("right labels", label_accuracy) if labels else ("PSNR", psnr)
     use, likenesses = CodeUse(model.size), []
     with counting("reconstructing", "images") as progress:
         for done, (entry, path) in enumerate(zip(entries, paths, strict=True), 1):

@@ -1,1 +1,1 @@
-"""What an image is asked to be: one file a kind of condition, all with the signature of `base.Condition`."""
+"""Conditions of generation: one file per kind, all with the signature of `base.Condition`."""

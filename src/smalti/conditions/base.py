@@ -1,4 +1,4 @@
-"""The one signature of all conditions: a value a person gives -> prefix codes a prior reads.
+"""The common interface of all conditions: a value -> prefix codes for the prior.
 
 Letters: B batch, P prefix codes, C number of condition codes, h w grid of codes.
 """
@@ -19,82 +19,82 @@ from smalti.prior.window import Middle, Window, after_middle
 
 Grid: TypeAlias = tuple[int, int]
 """(h, w): rows and columns of codes."""
-Laid: TypeAlias = Callable[[Window], Tensor]
-"""A place of the prior's window on a grid of codes -> the prefix (B,P) that is true there."""
+WindowPrefix: TypeAlias = Callable[[Window], Tensor]
+"""A position of the prior's window on a grid of codes -> the prefix (B,P) for that position."""
 
 
 class Condition(ABC):
-    """Values -> prefix codes (B,P) int64 in [0,C), on the CPU, and back to something that can be looked at."""
+    """Values -> prefix codes (B,P) int64 in [0,C), on the CPU, and back to a preview image."""
 
     key: str
-    """The option it is given by: `--label`, `pipeline.sample(label=...)`."""
+    """The name of the option and the argument: `--label`, `pipeline.sample(label=...)`."""
     size: int
-    """C; a prior may have one more code, C itself, for "nothing"."""
+    """C. A prior may have one more code, C itself, for unconditional generation."""
     length: int
     """P."""
-    takes_none: bool = False
-    """Whether None is a value like others: that of an image of which nothing needs to be said."""
+    optional: bool = False
+    """Whether None is a valid value, for an image without the condition."""
     maps: tuple[int, ...] = ()
-    """Where in the prefix a map begins that has a code for each code of the window, row by row."""
+    """Start indices in the prefix of maps with one code per code of the window, row by row."""
     parts: tuple[Condition, ...] = ()
-    """The conditions that it is made of, each with a key of its own; its values are then mappings of those keys."""
+    """The parts of a composite condition, each with its own key. Its values are mappings of these keys."""
     middle: Middle = staticmethod(after_middle)
-    """Where in the prior's window the code is that is laid, while the window may stand freely."""
+    """The index in the prior's window of the code to generate, if the window is placed freely."""
     networks: tuple[nn.Module, ...] = ()
-    """What must be moved to another device together with the prior. None of them is trained."""
+    """Networks to move to another device together with the prior. None of them is trained."""
 
     @abstractmethod
     def read(self, text: str) -> Any:
-        """What a person types behind the option, a name or the path of a file -> a value for `encode`.
+        """The text of the option, a name or a file path -> a value for `encode`.
 
-        Raises `SmaltiError` for files that are missing or damaged. Whether the value fits is seen when it is encoded.
+        Raises `SmaltiError` for missing or damaged files. `encode` checks the value itself.
         """
 
     @abstractmethod
     def encode(self, values: Sequence[Any]) -> Tensor:
         """B values, each for an image of the prior's window -> (B,P) int64.
 
-        Raises `SmaltiError` naming a value that is not one of this condition.
+        Raises `SmaltiError` that names an invalid value.
         """
 
     @abstractmethod
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        """B values, each for an image of `grid` (h,w) codes -> the prefix for each place of the window.
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
+        """B values, each for an image of `grid` (h,w) codes -> the prefix per window position.
 
-        It is what `prior.sampling.sample_windows` takes. Raises as `encode`, and for grids smaller than the window where
-        the condition has places.
+        `generation.code_sampler.generate` takes the result. Raises as `encode`, and for grids smaller than the
+        window if the condition depends on the position.
         """
 
     @abstractmethod
     def preview(self, codes: Tensor) -> Array:
-        """Codes (P,) -> a small image (H,W,3) uint8 that shows them."""
+        """Codes (P,) -> a small image (H,W,3) uint8 of them."""
 
     @abstractmethod
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write what does not fit into settings below `folder`, and return the plain values it is made from again.
+        """Write everything that does not fit into settings below `folder`, and return the settings.
 
-        `conditions.build.build_condition` is the inverse.
+        `condition_registry.build_condition` is the inverse.
         """
 
 
-def keys(condition: Condition) -> tuple[str, ...]:
-    """The options that a condition is given by; none for one that takes no value."""
+def condition_keys(condition: Condition) -> tuple[str, ...]:
+    """The keys of a condition; empty for one without a value."""
     return tuple(part.key for part in condition.parts or (condition,) if part.key)
 
 
-def value_of(condition: Condition, named: Mapping[str, Any]) -> Any:
-    """Values by their keys, all of them keys of the condition -> its value, None for "nothing"."""
+def condition_value(condition: Condition, values: Mapping[str, Any]) -> Any:
+    """Values by key, all of them keys of the condition -> its value, None for unconditional."""
     if condition.parts:
-        return dict(named) or None
-    return named.get(condition.key)
+        return dict(values) or None
+    return values.get(condition.key)
 
 
 def check_count(values: Sequence[Any], known: Tensor) -> None:
-    """Raise `SmaltiError` unless there is a value of the condition for each grid of known codes (B,h,w)."""
+    """Raise `SmaltiError` unless there is one condition value per grid of known codes (B,h,w)."""
     if known.dim() != 3 or len(values) != len(known):
         raise SmaltiError(
             f"{len(values)} values of the condition and codes of shape {tuple(known.shape)} were given; the shape is (B, h, w), "
-            "with as many values, None for nothing"
+            "with one value per image, None for unconditional"
         )
 
 
@@ -103,16 +103,16 @@ def as_prefix(codes: Sequence[int]) -> Tensor:
     return torch.tensor(list(codes), dtype=torch.int64).reshape(-1, 1)
 
 
-def everywhere(prefix: Tensor) -> Laid:
-    """A prefix (B,P) -> the same for every place of the window."""
+def constant_prefix(prefix: Tensor) -> WindowPrefix:
+    """A prefix (B,P) -> the same for every window position."""
     return lambda window: prefix
 
 
-def crops(codes: Tensor) -> Laid:
-    """Condition codes (B,h,w), one for each code of the image -> those under the window, row by row.
+def code_crops(codes: Tensor) -> WindowPrefix:
+    """Condition codes (B,h,w), one per code of the image -> those under the window, row by row.
 
-    The condition of the whole image is encoded once, and its codes are cut: so does the original's sampling of images
-    larger than the window.
+    The condition of the whole image is encoded once and its codes are cropped, as in the original's sampling of
+    images larger than the window.
     """
 
     def prefix_at(window: Window) -> Tensor:
@@ -125,9 +125,9 @@ def crops(codes: Tensor) -> Laid:
 
 
 def check_grid(grid: Grid, *, window: Grid, key: str) -> None:
-    """Refuse a grid in which the window does not fit: a prior reads the condition codes of a whole window, no fewer."""
+    """Raise `SmaltiError` for a grid smaller than the window: a prior reads the condition codes of a whole window."""
     if grid[0] < window[0] or grid[1] < window[1]:
         raise SmaltiError(
-            f"a prior with the condition {key!r} lays {window[0]} x {window[1]} codes (height x width) or more, "
-            f"{grid[0]} x {grid[1]} were asked for; ask for at least {max(grid[0], window[0])} x {max(grid[1], window[1])}"
+            f"a prior with the condition {key!r} generates {window[0]} x {window[1]} codes (height x width) or more, "
+            f"{grid[0]} x {grid[1]} were requested; request at least {max(grid[0], window[0])} x {max(grid[1], window[1])}"
         )

@@ -1,4 +1,4 @@
-"""Several conditions at once: a class and a segmentation, say. The codes of one stand after those of the other.
+"""Composite conditions, such as a class and a segmentation. The codes of the parts are concatenated.
 
 Letters: B batch, P prefix codes, C condition codes, n parts.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, Laid
+from smalti.conditions.base import Condition, Grid, WindowPrefix
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import as_mapping, settings
 from smalti.images.io import Array, to_array, to_tensor
@@ -24,36 +24,38 @@ _SIDE = 128  # pixels of a part's preview
 
 
 @settings
-class SeveralSettings:
-    """`parts`: the plain values of each condition; what does not fit into them lies in the folders part-0, part-1, ..."""
+class CompositeConditionSettings:
+    """`parts`: the settings of each part; other files of a part are in the folders part-0, part-1, ..."""
 
-    name: Literal["several"] = "several"
+    name: Literal["composite"] = "composite"
     parts: tuple[dict[str, Any], ...]
 
 
 @final
-class Several(Condition):
+class CompositeCondition(Condition):
     """Values by the keys of the parts, `{"label": "dusk", "segmentation": map}` -> (B,P), part after part.
 
-    Each part has a range of codes of its own, and one code more, which stands in place of all of its codes where nothing is said
-    of it. So an image can be told one part alone.
+    Each part has its own range of codes, plus one code that replaces all of its codes if the part has no value. So
+    an image can be conditioned on some parts only.
     """
 
     key = ""
 
     def __init__(self, parts: Sequence[Condition]) -> None:
         self.parts = tuple(parts)
-        twice = [part.key for place, part in enumerate(parts) if part.key in [other.key for other in parts[:place]]]
-        if len(parts) < 2 or twice or not all(part.key for part in parts):
-            said = ", ".join(repr(part.key) for part in parts)
+        duplicates = [
+            part.key for index, part in enumerate(parts) if part.key in [other.key for other in parts[:index]]
+        ]
+        if len(parts) < 2 or duplicates or not all(part.key for part in parts):
+            keys = ", ".join(repr(part.key) for part in parts)
             raise SmaltiError(
-                f"several conditions are two or more that have a name each, and no name twice; not {said}"
+                f"several conditions are two or more that have a name each, and no name twice; not {keys}"
             )
-        self.starts = tuple(sum(part.size + 1 for part in parts[:place]) for place in range(len(parts)))
+        self.starts = tuple(sum(part.size + 1 for part in parts[:index]) for index in range(len(parts)))
         self.lengths = tuple(part.length for part in parts)
         self.size, self.length = sum(part.size + 1 for part in parts), sum(self.lengths)
-        self.maps = tuple(sum(self.lengths[:place]) + begin for place, part in enumerate(parts) for begin in part.maps)
-        self.takes_none = any(part.takes_none for part in parts)
+        self.maps = tuple(sum(self.lengths[:index]) + begin for index, part in enumerate(parts) for begin in part.maps)
+        self.optional = any(part.optional for part in parts)
         self.middle = self.parts[0].middle
         self.networks = tuple(network for part in parts for network in part.networks)
 
@@ -63,37 +65,42 @@ class Several(Condition):
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         codes = []
-        for place, part in enumerate(self.parts):
-            given = self._said(part, values)
-            own = part.encode([value for _, value in given])
-            codes.append(self._placed(place, [row for row, _ in given], own, count=len(values)))
+        for index, part in enumerate(self.parts):
+            rows_and_values = self._given_values(part, values)
+            part_codes = part.encode([value for _, value in rows_and_values])
+            codes.append(
+                self._with_empty_code(index, [row for row, _ in rows_and_values], part_codes, count=len(values))
+            )
         return torch.cat(codes, dim=1)
 
-    def joined(self, codes: Sequence[Tensor]) -> Tensor:
+    def join(self, codes: Sequence[Tensor]) -> Tensor:
         """Codes (B,p) of each part, in its own range -> (B,P)."""
-        return torch.cat([own + start for own, start in zip(codes, self.starts, strict=True)], dim=1)
+        return torch.cat([part_codes + start for part_codes, start in zip(codes, self.starts, strict=True)], dim=1)
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        said = [self._said(part, values) for part in self.parts]
-        laying = [
-            part.laid([value for _, value in given], grid=grid) for part, given in zip(self.parts, said, strict=True)
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
+        values_of_parts = [self._given_values(part, values) for part in self.parts]
+        encoded = [
+            part.encode_windows([value for _, value in rows_and_values], grid=grid)
+            for part, rows_and_values in zip(self.parts, values_of_parts, strict=True)
         ]
 
         def prefix_at(window: Window) -> Tensor:
             codes = (
-                self._placed(place, [row for row, _ in given], laid(window), count=len(values))
-                for place, (given, laid) in enumerate(zip(said, laying, strict=True))
+                self._with_empty_code(
+                    index, [row for row, _ in rows_and_values], part_prefix(window), count=len(values)
+                )
+                for index, (rows_and_values, part_prefix) in enumerate(zip(values_of_parts, encoded, strict=True))
             )
             return torch.cat(list(codes), dim=1)  # (B,P)
 
         return prefix_at
 
-    def _said(self, part: Condition, values: Sequence[Any]) -> list[tuple[int, Any]]:
-        """The rows of the batch of which something is said of this part, and what."""
-        given = [(row, self._checked(value).get(part.key)) for row, value in enumerate(values)]
-        return [(row, value) for row, value in given if value is not None or part.takes_none]
+    def _given_values(self, part: Condition, values: Sequence[Any]) -> list[tuple[int, Any]]:
+        """The rows of the batch that have a value for this part, and these values."""
+        rows_and_values = [(row, self._as_mapping(value).get(part.key)) for row, value in enumerate(values)]
+        return [(row, value) for row, value in rows_and_values if value is not None or part.optional]
 
-    def _checked(self, value: Any) -> Mapping[str, Any]:
+    def _as_mapping(self, value: Any) -> Mapping[str, Any]:
         if value is None:
             return {}
         keys = tuple(part.key for part in self.parts)
@@ -106,46 +113,47 @@ class Several(Condition):
                 raise SmaltiError(f"this model takes no {key!r}; {suggestion(str(key), keys)}")
         return value
 
-    def _placed(self, place: int, rows: Sequence[int], codes: Tensor, *, count: int) -> Tensor:
-        """A part's codes (b,p) of some rows of the batch -> in the part's range, its code for nothing elsewhere: (B,p).
+    def _with_empty_code(self, index: int, rows: Sequence[int], codes: Tensor, *, count: int) -> Tensor:
+        """A part's codes (b,p) of some rows of the batch -> codes in the part's range, and its empty code in other
+        rows: (B,p).
 
-        There are as many as it has, and where a prior sees more than its trained grid, as many as it has there.
+        p may exceed the part's length if a prior sees more than its trained grid.
         """
-        part, start = self.parts[place], self.starts[place]
-        whole = torch.full((count, codes.shape[1]), start + part.size)
-        whole[list(rows)] = codes + start
-        return whole
+        part, start = self.parts[index], self.starts[index]
+        placed = torch.full((count, codes.shape[1]), start + part.size)
+        placed[list(rows)] = codes + start
+        return placed
 
     def split(self, codes: Tensor) -> tuple[Tensor, ...]:
-        """Codes (...,P) -> those of each part, in its own range; its size stands for nothing."""
+        """Codes (...,P) -> those of each part, in its own range; the part's size is its empty code."""
         parts = torch.split(codes, list(self.lengths), dim=-1)
         return tuple(part - start for part, start in zip(parts, self.starts, strict=True))
 
-    def partly_hidden(self, prefix: Tensor, hidden: Tensor) -> Tensor:
-        """Codes (B,P) and which parts are to be left open (B,n) bool -> codes that say nothing of those."""
+    def drop_parts(self, prefix: Tensor, dropped: Tensor) -> Tensor:
+        """Codes (B,P) and the parts to drop (B,n) bool -> codes with the empty code for these parts."""
         ends = [start + part.size for start, part in zip(self.starts, self.parts, strict=True)]
         empty = torch.cat([prefix.new_full((length,), end) for length, end in zip(self.lengths, ends, strict=True)])
         lengths = torch.tensor(self.lengths, device=prefix.device)
-        return torch.where(hidden.repeat_interleave(lengths, dim=1), empty, prefix)
+        return torch.where(dropped.repeat_interleave(lengths, dim=1), empty, prefix)
 
     def preview(self, codes: Tensor) -> Array:
-        """The previews of the parts beside one another; black where nothing is said."""
-        shown = []
-        for part, own in zip(self.parts, self.split(codes), strict=True):
-            said = bool((own < part.size).all())
-            image = to_tensor(part.preview(own)) if said else torch.full((3, _SIDE, _SIDE), -1.0)
-            shown.append(F.interpolate(image[None], size=(_SIDE, _SIDE), mode="nearest-exact")[0])
-        return np.asarray(to_array(torch.cat(shown, dim=2)))
+        """The previews of the parts side by side; black for parts without a value."""
+        previews = []
+        for part, part_codes in zip(self.parts, self.split(codes), strict=True):
+            is_given = bool((part_codes < part.size).all())
+            image = to_tensor(part.preview(part_codes)) if is_given else torch.full((3, _SIDE, _SIDE), -1.0)
+            previews.append(F.interpolate(image[None], size=(_SIDE, _SIDE), mode="nearest-exact")[0])
+        return np.asarray(to_array(torch.cat(previews, dim=2)))
 
     def save(self, folder: Path) -> dict[str, Any]:
         parts = []
-        for place, part in enumerate(self.parts):
-            own = part_folder(folder, place)
-            own.mkdir(parents=True, exist_ok=True)
-            parts.append(part.save(own))
-        return as_mapping(SeveralSettings(parts=tuple(parts)))
+        for index, part in enumerate(self.parts):
+            part_path = part_folder(folder, index)
+            part_path.mkdir(parents=True, exist_ok=True)
+            parts.append(part.save(part_path))
+        return as_mapping(CompositeConditionSettings(parts=tuple(parts)))
 
 
-def part_folder(folder: Path, place: int) -> Path:
-    """The folder of a prior, and a part's place among several -> where that part writes what does not fit into settings."""
-    return folder / f"part-{place}"
+def part_folder(folder: Path, index: int) -> Path:
+    """The folder of a prior, and the index of a part -> the folder for that part's files."""
+    return folder / f"part-{index}"

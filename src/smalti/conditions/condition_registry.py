@@ -1,4 +1,4 @@
-"""The table of all conditions: the plain values that one was saved as -> the condition."""
+"""The table of all conditions: saved settings -> the condition."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from smalti.conditions.base import Condition
-from smalti.conditions.composite import Several, SeveralSettings, part_folder
+from smalti.conditions.composite import CompositeCondition, CompositeConditionSettings, part_folder
 from smalti.conditions.coordinates import Coordinates, CoordinatesSettings
 from smalti.conditions.keypoints import Keypoints, KeypointsSettings
-from smalti.conditions.labels import Labels, LabelsSettings, Nothing, NothingSettings
+from smalti.conditions.labels import Labels, LabelsSettings, Unconditional, UnconditionalSettings
 from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import LayoutSettings
-from smalti.conditions.precomputed import Given, GivenSettings
-from smalti.conditions.spatial import FOLDER, Maps, MapsSettings
+from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
+from smalti.conditions.spatial import FOLDER, SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import parse
 from smalti.tokenizer.vqgan import VQGAN
@@ -24,18 +24,18 @@ def _labels(plain: Mapping[str, Any], folder: Path) -> Condition:
     return Labels(parse(LabelsSettings, plain, where=_where(folder)).labels)
 
 
-def _nothing(plain: Mapping[str, Any], folder: Path) -> Condition:
-    parse(NothingSettings, plain, where=_where(folder))
-    return Nothing()
+def _unconditional(plain: Mapping[str, Any], folder: Path) -> Condition:
+    parse(UnconditionalSettings, plain, where=_where(folder))
+    return Unconditional()
 
 
 def _coordinates(plain: Mapping[str, Any], folder: Path) -> Condition:
     return Coordinates(parse(CoordinatesSettings, plain, where=_where(folder)))
 
 
-def _maps(plain: Mapping[str, Any], folder: Path) -> Condition:
-    settings = parse(MapsSettings, plain, where=_where(folder))
-    return Maps(settings, VQGAN.from_pretrained(folder / FOLDER))
+def _spatial(plain: Mapping[str, Any], folder: Path) -> Condition:
+    settings = parse(SpatialConditionSettings, plain, where=_where(folder))
+    return SpatialCondition(settings, VQGAN.from_pretrained(folder / FOLDER))
 
 
 def _layout(plain: Mapping[str, Any], folder: Path) -> Condition:
@@ -46,13 +46,13 @@ def _keypoints(plain: Mapping[str, Any], folder: Path) -> Condition:
     return Keypoints(parse(KeypointsSettings, plain, where=_where(folder)))
 
 
-def _given(plain: Mapping[str, Any], folder: Path) -> Condition:
-    return Given(parse(GivenSettings, plain, where=_where(folder)))
+def _precomputed(plain: Mapping[str, Any], folder: Path) -> Condition:
+    return PrecomputedCodes(parse(PrecomputedCodesSettings, plain, where=_where(folder)))
 
 
-def _several(plain: Mapping[str, Any], folder: Path) -> Condition:
-    parts = parse(SeveralSettings, plain, where=_where(folder)).parts
-    return Several([build_condition(part, part_folder(folder, place)) for place, part in enumerate(parts)])
+def _composite(plain: Mapping[str, Any], folder: Path) -> Condition:
+    parts = parse(CompositeConditionSettings, plain, where=_where(folder)).parts
+    return CompositeCondition([build_condition(part, part_folder(folder, index)) for index, part in enumerate(parts)])
 
 
 def _where(folder: Path) -> str:
@@ -61,20 +61,20 @@ def _where(folder: Path) -> str:
 
 CONDITIONS: dict[str, Callable[[Mapping[str, Any], Path], Condition]] = {
     "labels": _labels,
-    "nothing": _nothing,
+    "unconditional": _unconditional,
     "coordinates": _coordinates,
-    "maps": _maps,
+    "spatial": _spatial,
     "layout": _layout,
     "keypoints": _keypoints,
-    "given": _given,
-    "several": _several,
+    "precomputed": _precomputed,
+    "composite": _composite,
 }
 
 
 def build_condition(settings: Mapping[str, Any], folder: Path) -> Condition:
-    """The plain values of `Condition.save`, and the folder it wrote into -> the condition.
+    """The settings from `Condition.save`, and the folder it wrote into -> the condition.
 
-    Raises `SmaltiError` for a name that is not in `CONDITIONS`, and for settings or files that are damaged.
+    Raises `SmaltiError` for a name that is not in `CONDITIONS`, and for damaged settings or files.
     """
     name = settings.get("name")
     if name not in CONDITIONS:

@@ -1,7 +1,8 @@
-"""Where in its image a code lies, as its condition: the paper's way to lay faces and other things that have one place.
+"""The position of each code in the image as a condition: the paper's way to generate faces and other aligned
+images.
 
-Letters: B batch, H W pixels, h w grid of codes, f = H/h, L levels.
-Source: arXiv 2012.09841, section 3.2, "generating high-resolution images".
+Letters: B batch, H W pixels, h w grid of codes, f = H/h, L levels. Source: arXiv 2012.09841, section 3.2,
+"generating high-resolution images".
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, Laid, check_grid, crops
+from smalti.conditions.base import Condition, Grid, WindowPrefix, check_grid, code_crops
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, as_mapping, settings
 from smalti.images.io import Array, to_array
@@ -24,11 +25,11 @@ from smalti.images.io import Array, to_array
 
 @settings
 class CoordinatesSettings:
-    """`levels` L: the codes between the first and the last pixel of an image. `size`: how many codes there are.
+    """`levels` L: the number of levels between the first and the last pixel. `codebook_size`: the number of codes.
 
-    Coordinates are rounded to the nearest level, so that their codes are 0 to L, and L itself is reached near the lower
-    right corner of large images alone. With a `size` of L, what would be L becomes L - 1; with L + 1 nothing is changed.
-    `factor`: pixels a code, along one side. `grid`: the window (h, w) of the prior, in codes.
+    Coordinates are rounded to the nearest level, so codes are 0 to L, and L occurs only near the lower right corner
+    of large images. With a `codebook_size` of L, code L becomes L - 1; with L + 1 nothing changes. `factor`: pixels
+    per code, along one side. `grid`: the window (h, w) of the prior, in codes.
     """
 
     name: Literal["coordinates"] = "coordinates"
@@ -38,31 +39,31 @@ class CoordinatesSettings:
     grid: tuple[Positive, Positive]
 
 
-class Within(NamedTuple):
-    """An image that is a part of a larger one: its first row and column there, and the size (H, W) of the larger one."""
+class ImageCrop(NamedTuple):
+    """A crop of a larger image: its first row and column there, and the size (H, W) of the larger image."""
 
     top: int
     left: int
-    of: tuple[int, int]
+    full_size: tuple[int, int]
 
 
 def coordinate_image(size: tuple[int, int]) -> Tensor:
-    """A size (H, W) -> the share of the pixels that come before each one, row by row: (1, H, W) float32 in [0, 1)."""
+    """A size (H, W) -> the share of the pixels before each pixel in raster order: (1, H, W) float32 in [0, 1)."""
     height, width = size
     # In double precision first, as the original has it: the nearest float32 of the exact share.
-    before = torch.arange(height * width, dtype=torch.float64) / (height * width)
-    return before.view(1, height, width).float()
+    shares = torch.arange(height * width, dtype=torch.float64) / (height * width)
+    return shares.view(1, height, width).float()
 
 
 @final
 class Coordinates(Condition):
-    """None or a place `Within` a larger image -> (B, h w): at each code the share of the image that lies before it.
+    """None or an `ImageCrop` -> (B, h w): for each code the share of the image before it in raster order.
 
-    None stands for an image that is all there is. What is before means above, or in the same row to the left.
+    None stands for a whole image.
     """
 
     key = "coordinates"
-    takes_none = True
+    optional = True
 
     def __init__(self, settings: CoordinatesSettings) -> None:
         if not settings.levels <= settings.codebook_size <= settings.levels + 1:
@@ -73,20 +74,20 @@ class Coordinates(Condition):
         self.settings = settings
         self.size, self.length, self.maps = settings.codebook_size, settings.grid[0] * settings.grid[1], (0,)
 
-    def read(self, text: str) -> Within:
-        """Where the image begins in the larger one, and that one's size: "TOP,LEFT,HEIGHTxWIDTH" in pixels."""
-        found = re.fullmatch(r"(\d+),(\d+),(\d+)x(\d+)", text.replace(" ", ""))
-        if found is None:
-            raise SmaltiError(f"{text!r} is no place in a larger image; write TOP,LEFT,HEIGHTxWIDTH: 0,128,512x512")
-        top, left, height, width = (int(number) for number in found.groups())
-        return Within(top, left, (height, width))
+    def read(self, text: str) -> ImageCrop:
+        """The crop's position in the larger image, and its size: "TOP,LEFT,HEIGHTxWIDTH" in pixels."""
+        match = re.fullmatch(r"(\d+),(\d+),(\d+)x(\d+)", text.replace(" ", ""))
+        if match is None:
+            raise SmaltiError(f"{text!r} is not a crop of a larger image; write TOP,LEFT,HEIGHTxWIDTH: 0,128,512x512")
+        top, left, height, width = (int(number) for number in match.groups())
+        return ImageCrop(top, left, (height, width))
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         return self._codes(values, self.settings.grid).flatten(1)
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
         check_grid(grid, window=self.settings.grid, key=self.key)
-        return crops(self._codes(values, grid))
+        return code_crops(self._codes(values, grid))
 
     def _codes(self, values: Sequence[Any], grid: Grid) -> Tensor:
         """B values -> (B,h,w) codes of images of `grid` codes."""
@@ -132,15 +133,15 @@ def _image(value: Any, size: tuple[int, int]) -> Tensor:
     """A value, and the size (H, W) of the image it is for -> its coordinates (1,H,W)."""
     if value is None:
         return coordinate_image(size)
-    if not isinstance(value, Within):
+    if not isinstance(value, ImageCrop):
         raise SmaltiError(
-            f"{value!r} is no place in a larger image; leave it out, or give Within(top, left, of=(H, W))"
+            f"{value!r} is not a crop of a larger image; leave it out, or give ImageCrop(top, left, full_size=(H, W))"
         )
     bottom, right = value.top + size[0], value.left + size[1]
-    if value.top < 0 or value.left < 0 or bottom > value.of[0] or right > value.of[1]:
+    if value.top < 0 or value.left < 0 or bottom > value.full_size[0] or right > value.full_size[1]:
         raise SmaltiError(
             f"an image of {size[0]} x {size[1]} pixels (height x width) at ({value.top}, {value.left}) reaches beyond the "
-            f"larger one of {value.of[0]} x {value.of[1]}; begin between (0, 0) and "
-            f"({max(value.of[0] - size[0], 0)}, {max(value.of[1] - size[1], 0)})"
+            f"larger one of {value.full_size[0]} x {value.full_size[1]}; begin between (0, 0) and "
+            f"({max(value.full_size[0] - size[0], 0)}, {max(value.full_size[1] - size[1], 0)})"
         )
-    return coordinate_image(value.of)[:, value.top : bottom, value.left : right]
+    return coordinate_image(value.full_size)[:, value.top : bottom, value.left : right]

@@ -1,8 +1,8 @@
-"""Points of figures as a condition: the pose of a person, the corners of a house.
+"""Keypoints of figures as a condition: the pose of a person, the corners of a house.
 
-Letters: B batch, P prefix codes, h w grid of codes, n x n points of an image (see `places`).
-The paper (Esser et al., arXiv 2012.09841, section 4.2) makes persons of poses that are drawn as images; here the points
-themselves are the codes, one each, so that no tokenizer of its own is needed.
+Letters: B batch, P prefix codes, h w grid of codes, n x n points of an image (see `location_codes`). The paper
+(Esser et al., arXiv 2012.09841, section 4.2) generates persons from poses that are drawn as images; here the points
+themselves are the codes, one each, so no separate tokenizer is needed.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from PIL import Image, ImageDraw
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, Laid
+from smalti.conditions.base import Condition, Grid, WindowPrefix
 from smalti.conditions.location_codes import (
+    FULL_IMAGE,
     ROUNDING,
-    WHOLE,
     Box,
-    box_at,
+    box_from_codes,
     check_crop,
-    corners,
-    differing,
-    drawn,
+    check_unique,
+    corner_codes,
     flipped,
     outline,
-    point,
-    point_at,
-    seen_in,
-    under,
+    point_code,
+    point_from_code,
+    rasterize,
+    relative_to_crop,
+    window_crop,
 )
 from smalti.conditions.previews import palette
 from smalti.core.errors import SmaltiError, suggestion
@@ -48,21 +48,24 @@ from smalti.prior.window import Window, before_middle
 Point: TypeAlias = tuple[float, float]
 """x and y in shares of the image's width and height, from the left top."""
 Figure: TypeAlias = tuple[Point | None, ...]
-"""A place for each of the settings' points, None where it is not seen."""
+"""One position per point of the settings, None if it is not visible."""
 
-_FARTHEST = 10.0  # a figure may be cut by the border, but no point of it is so far outside: then its numbers are pixels
+_MAX_COORDINATE = (
+    10.0  # a figure may be cut by the border, but no point of it is so far outside: then its numbers are pixels
+)
 _SIDE = 256  # pixels of a preview
 _GRAY = (160, 160, 160)
 
 
 @settings
 class KeypointsSettings:
-    """How figures are written as codes.
+    """The encoding of figures.
 
-    `points`: the names of a figure's points, in the order of their codes. `most`: figures an image has room for. `size`: how
-    many codes there are, n x n places and one more for "none". `encode_crop`: places are those in the whole image, and the
-    part of it that is seen is two codes more; else places are those in the part. `drawn`: rows and columns of a map behind all
-    that, in which each place has the number of a point that lies there, in what is seen; (0, 0) for none.
+    `points`: the names of a figure's points, in the order of their codes. `max_figures`: the maximum number of
+    figures. `codebook_size`: the number of codes, n x n positions plus one for "none". `encode_crop`: positions are
+    relative to the whole image, and the visible crop takes two more codes; otherwise positions are relative to the
+    crop. `drawn`: rows and columns of an additional map, in which each position has the index of a point there; (0,
+    0) for none.
     """
 
     name: Literal["keypoints"] = "keypoints"
@@ -75,86 +78,88 @@ class KeypointsSettings:
     @field_validator("points")
     @classmethod
     def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return differing(names, what="point")
+        return check_unique(names, what="point")
 
     @property
     def none(self) -> int:
-        """The code of a point that is not seen."""
+        """The code of an invisible point."""
         return self.codebook_size - 1
 
     @property
     def sections(self) -> int:
-        """n: places along one side of an image."""
+        """n: points along one side of an image."""
         return math.isqrt(self.codebook_size - 1)
 
     @property
-    def listed(self) -> int:
-        """Codes of the list of figures and of the crop."""
+    def list_length(self) -> int:
+        """Number of codes of the list of figures and of the crop."""
         return self.max_figures * len(self.points) + 2 * self.encode_crop
 
     @property
     def length(self) -> int:
-        """Codes an image."""
-        return self.listed + self.drawn[0] * self.drawn[1]
+        """Number of codes per image."""
+        return self.list_length + self.drawn[0] * self.drawn[1]
 
     @property
-    def mirrored(self) -> tuple[int, ...]:
-        """For each point the number of the one that stands in its place in a mirror: a left hand is a right one there."""
+    def flip_permutation(self) -> tuple[int, ...]:
+        """For each point the index of its counterpart in the mirrored image: left and right are exchanged."""
         number = {name: place for place, name in enumerate(self.points)}
         return tuple(number.get(_other_side(name), place) for place, name in enumerate(self.points))
 
 
 def _other_side(name: str) -> str:
-    """A name -> the same with left for right and right for left."""
+    """A name with left and right exchanged."""
     return re.sub("left|right|Left|Right|LEFT|RIGHT", lambda found: _SIDES[found[0]], name)
 
 
 _SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "LEFT": "RIGHT", "RIGHT": "LEFT"}
 
 
-class Figures(NamedTuple):
-    """The figures of an image as their codes tell of them. Where the crop is not among the codes, it is all that is seen."""
+class DecodedKeypoints(NamedTuple):
+    """The decoded figures of an image. If the crop is not encoded, it is the whole visible part."""
 
     figures: tuple[Figure, ...]
     crop: Box
 
 
-def keypoint_codes(
-    figures: Sequence[Figure], settings: KeypointsSettings, *, crop: Box = WHOLE, flip: bool = False
+def encode_keypoints(
+    figures: Sequence[Figure], settings: KeypointsSettings, *, crop: Box = FULL_IMAGE, flip: bool = False
 ) -> tuple[int, ...]:
-    """Figures in an image -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
+    """Figures in an image -> their `settings.length` codes, in order, for the part of the image in `crop`.
 
-    Points outside the crop are not seen, and a figure of which no point is seen is left out, after the list was shortened to
-    what there is room for. `flip` mirrors the image left to right, and exchanges points that are called left and right.
-    Raises `SmaltiError` for a crop that is no part of the image.
+    The list is truncated first. Points outside the crop are invisible, and figures without visible points are
+    dropped. `flip` mirrors the image left to right, and exchanges left and right points. Raises `SmaltiError` for a
+    crop that is not a part of the image.
     """
     check_crop(crop)
-    view = WHOLE if settings.encode_crop else crop
-    order = settings.mirrored if flip else range(len(settings.points))
+    view = FULL_IMAGE if settings.encode_crop else crop
+    order = settings.flip_permutation if flip else range(len(settings.points))
     codes: list[int] = []
-    for figure in shortened(figures, settings):
+    for figure in truncate(figures, settings):
         assert len(figure) == len(settings.points), f"{len(figure)} points instead of {len(settings.points)}"
-        seen = [_within(figure[number], crop, view) for number in order]
+        visible = [_to_view(figure[number], crop, view) for number in order]
         if flip:
-            seen = [_flipped(place) for place in seen]
-        if any(seen):
-            codes += [settings.none if place is None else point(*place, sections=settings.sections) for place in seen]
+            visible = [_flipped(point) for point in visible]
+        if any(visible):
+            codes += [
+                settings.none if point is None else point_code(*point, sections=settings.sections) for point in visible
+            ]
     codes += [settings.none] * (settings.max_figures * len(settings.points) - len(codes))
     if settings.encode_crop:
-        codes += corners(flipped(crop) if flip else crop, sections=settings.sections)
+        codes += corner_codes(flipped(crop) if flip else crop, sections=settings.sections)
     points = [
-        (seen_in(crop, Box(*place, 0.0, 0.0), flip=flip), number)
-        for figure in shortened(figures, settings)
-        for number, place in enumerate(figure[source] for source in order)
-        if place is not None and _within(place, crop, crop) is not None
+        (relative_to_crop(crop, Box(*point, 0.0, 0.0), flip=flip), number)
+        for figure in truncate(figures, settings)
+        for number, point in enumerate(figure[source] for source in order)
+        if point is not None and _to_view(point, crop, crop) is not None
     ]
-    codes += drawn(points, settings.drawn, none=settings.none)
+    codes += rasterize(points, settings.drawn, empty=settings.none)
     assert len(codes) == settings.length
     return tuple(codes)
 
 
-def shortened(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Figure]:
-    """The first figures, as many as there is room for. Warns when others are left out."""
+def truncate(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Figure]:
+    """The first `max_figures` figures. Warns if figures are dropped."""
     if len(figures) > settings.max_figures:
         warnings.warn(
             f"{len(figures)} figures with keypoints; there is room for {settings.max_figures}, and the last ones are left out",
@@ -163,43 +168,43 @@ def shortened(figures: Sequence[Figure], settings: KeypointsSettings) -> list[Fi
     return list(figures[: settings.max_figures])
 
 
-def _within(place: Point | None, crop: Box, view: Box) -> Point | None:
-    """A place in an image -> in its part `view`; None where it is not in the crop."""
-    if place is None:
+def _to_view(point: Point | None, crop: Box, view: Box) -> Point | None:
+    """A point in an image -> relative to its part `view`; None if it is outside the crop."""
+    if point is None:
         return None
-    x, y = place[0] - crop.left, place[1] - crop.top
+    x, y = point[0] - crop.left, point[1] - crop.top
     if not (-ROUNDING <= x <= crop.width + ROUNDING and -ROUNDING <= y <= crop.height + ROUNDING):
         return None
-    across, down = (place[0] - view.left) / view.width, (place[1] - view.top) / view.height
+    across, down = (point[0] - view.left) / view.width, (point[1] - view.top) / view.height
     return min(max(across, 0.0), 1.0), min(max(down, 0.0), 1.0)
 
 
-def _flipped(place: Point | None) -> Point | None:
-    return None if place is None else (1 - place[0], place[1])
+def _flipped(point: Point | None) -> Point | None:
+    return None if point is None else (1 - point[0], point[1])
 
 
-def read_figures(codes: Sequence[int], settings: KeypointsSettings) -> Figures:
-    """The codes of keypoints -> what they say: the inverse of `keypoint_codes`, as far as rounding lets it be.
+def decode_keypoints(codes: Sequence[int], settings: KeypointsSettings) -> DecodedKeypoints:
+    """The codes of keypoints -> the figures: the inverse of `encode_keypoints`, up to rounding.
 
-    Raises `SmaltiError` for another number of codes than `settings.length`.
+    Raises `SmaltiError` for a number of codes other than `settings.length`.
     """
     if len(codes) != settings.length:
         raise SmaltiError(f"keypoints of this kind have {settings.length} codes, and {len(codes)} were given")
     places, step = settings.sections**2, len(settings.points)
-    points = [point_at(code, sections=settings.sections) if code < places else None for code in codes]
+    points = [point_from_code(code, sections=settings.sections) if code < places else None for code in codes]
     figures = [tuple(points[start : start + step]) for start in range(0, settings.max_figures * step, step)]
-    seen = codes[settings.listed - 2 : settings.listed]
-    crop = box_at(*seen, sections=settings.sections) if settings.encode_crop else WHOLE
-    return Figures(tuple(figure for figure in figures if any(figure)), crop)
+    crop_codes = codes[settings.list_length - 2 : settings.list_length]
+    crop = box_from_codes(*crop_codes, sections=settings.sections) if settings.encode_crop else FULL_IMAGE
+    return DecodedKeypoints(tuple(figure for figure in figures if any(figure)), crop)
 
 
 @final
 class Keypoints(Condition):
-    """Lists of figures -> (B,P): where each of their points is, and which part of the image is seen.
+    """Lists of figures -> (B,P): the positions of their points, and the visible crop.
 
-    A figure is a list with (x, y), in shares of the image, for each of `settings.points`, or None (null in JSON) where it is
-    not seen; or a mapping of their names to places, with those left out that are not seen. Points outside the image are not
-    seen either. The figures keep their order.
+    A figure is a list with (x, y), in shares of the image, for each of `settings.points`, or None (null in JSON) if
+    it is not visible; or a mapping of point names to positions without the invisible points. Points outside the
+    image are invisible. The figures keep their order.
     """
 
     key = "keypoints"
@@ -208,14 +213,14 @@ class Keypoints(Condition):
     def __init__(self, settings: KeypointsSettings) -> None:
         self.settings = settings
         self.size, self.length = settings.codebook_size, settings.length
-        self.maps = (settings.listed,) if math.prod(settings.drawn) else ()
+        self.maps = (settings.list_length,) if math.prod(settings.drawn) else ()
 
     def read(self, text: str) -> tuple[Figure, ...]:
         """The path of a JSON file, a list of figures."""
-        found = read_json(Path(text))
-        if not isinstance(found, list):
+        parsed = read_json(Path(text))
+        if not isinstance(parsed, list):
             raise SmaltiError(f"{text} holds no list of figures; write [{self._example}, ...]")
-        return self.figures(found)
+        return self.figures(parsed)
 
     @property
     def _example(self) -> str:
@@ -225,58 +230,58 @@ class Keypoints(Condition):
         """A list of figures of either kind -> figures. Raises `SmaltiError` for one that is neither."""
         if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
             raise SmaltiError(f"keypoints are a list of figures, not {value!r}")
-        return tuple(self._figure(one, number) for number, one in enumerate(value, start=1))
+        return tuple(self._figure(item, number) for number, item in enumerate(value, start=1))
 
-    def _figure(self, one: Any, number: int) -> Figure:
+    def _figure(self, item: Any, number: int) -> Figure:
         names = self.settings.points
-        if isinstance(one, Mapping):
-            named = {normalized(str(name)): place for name, place in one.items()}
+        if isinstance(item, Mapping):
+            named = {normalized(str(name)): place for name, place in item.items()}
             points = [normalized(name) for name in names]
             for name in named:
                 if name not in points:
                     known = suggestion(name, names)
                     raise SmaltiError(f"figure {number} of the keypoints: there is no point {name!r}; {known}")
             places = [named.get(name) for name in points]
-        elif isinstance(one, Sequence) and not isinstance(one, str):
-            places = list(one)
+        elif isinstance(item, Sequence) and not isinstance(item, str):
+            places = list(item)
         else:
-            raise SmaltiError(f"figure {number} of the keypoints is {one!r}; write {self._example}")
+            raise SmaltiError(f"figure {number} of the keypoints is {item!r}; write {self._example}")
         if len(places) != len(names):
             raise SmaltiError(
                 f"figure {number} of the keypoints has {len(places)} points, and {len(names)} have names "
                 f"({', '.join(names)}); give null for those that are not seen"
             )
-        return tuple(_place(place, name, number) for place, name in zip(places, names, strict=True))
+        return tuple(_parse_point(place, name, number) for place, name in zip(places, names, strict=True))
 
     def encode(self, values: Sequence[Any]) -> Tensor:
-        return self._codes([self.figures(value) for value in values], WHOLE)
+        return self._codes([self.figures(value) for value in values], FULL_IMAGE)
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        """As the base says: under a window the figures are those of the image, with the window as the part that is seen."""
-        images = [shortened(self.figures(value), self.settings) for value in values]
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
+        """As in the base class; the crop is the window."""
+        images = [truncate(self.figures(value), self.settings) for value in values]
 
         def prefix_at(window: Window) -> Tensor:
-            return self._codes(images, under(window, grid=grid))
+            return self._codes(images, window_crop(window, grid=grid))
 
         return prefix_at
 
     def _codes(self, images: Sequence[Sequence[Figure]], crop: Box) -> Tensor:
-        rows = [keypoint_codes(figures, self.settings, crop=crop) for figures in images]
+        rows = [encode_keypoints(figures, self.settings, crop=crop) for figures in images]
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self.length)
 
     def preview(self, codes: Tensor) -> Array:
-        """Codes (P,) -> a dot for each point, in a color of its own, lines between points that follow, and the crop in gray."""
-        read = read_figures(codes.tolist(), self.settings)
+        """Codes (P,) -> a colored dot for each point, lines between consecutive points, and the crop in gray."""
+        decoded = decode_keypoints(codes.tolist(), self.settings)
         image = Image.new("RGB", (_SIDE, _SIDE), "white")
         draw = ImageDraw.Draw(image)
         if self.settings.encode_crop:
-            draw.rectangle(outline(read.crop, side=_SIDE), outline=_GRAY, width=3)
+            draw.rectangle(outline(decoded.crop, side=_SIDE), outline=_GRAY, width=3)
         colors = palette(len(self.settings.points)).tolist()
-        for figure in read.figures:
-            seen = [(place[0] * (_SIDE - 1), place[1] * (_SIDE - 1)) for place in figure if place is not None]
-            draw.line(seen, fill=_GRAY)
-            marked = [tuple(color) for color, place in zip(colors, figure, strict=True) if place is not None]
-            for (x, y), color in zip(seen, marked, strict=True):
+        for figure in decoded.figures:
+            pixels = [(place[0] * (_SIDE - 1), place[1] * (_SIDE - 1)) for place in figure if place is not None]
+            draw.line(pixels, fill=_GRAY)
+            point_colors = [tuple(color) for color, place in zip(colors, figure, strict=True) if place is not None]
+            for (x, y), color in zip(pixels, point_colors, strict=True):
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
         return np.asarray(image)
 
@@ -284,13 +289,13 @@ class Keypoints(Condition):
         return as_mapping(self.settings)
 
 
-def _place(place: Any, name: str, number: int) -> Point | None:
-    if place is None:
+def _parse_point(value: Any, name: str, number: int) -> Point | None:
+    if value is None:
         return None
-    pair = isinstance(place, Sequence) and len(place) == 2
-    if not pair or not all(is_number(share) and abs(share) <= _FARTHEST for share in place):
+    is_pair = isinstance(value, Sequence) and len(value) == 2
+    if not is_pair or not all(is_number(coordinate) and abs(coordinate) <= _MAX_COORDINATE for coordinate in value):
         raise SmaltiError(
-            f"figure {number} of the keypoints: {name} is at {place!r}; give x and y as shares of the image, from 0 to 1, "
+            f"figure {number} of the keypoints: {name} is at {value!r}; give x and y as shares of the image, from 0 to 1, "
             "not in pixels, or null where it is not seen"
         )
-    return float(place[0]), float(place[1])
+    return float(value[0]), float(value[1])

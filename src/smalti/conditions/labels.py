@@ -1,4 +1,4 @@
-"""A class label as one prefix code (section 3.2 of arXiv 2012.09841), and the condition of a prior that has none."""
+"""A class label as one prefix code (section 3.2 of arXiv 2012.09841), and the condition of an unconditional prior."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal, final
 
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, Laid, as_prefix, everywhere
-from smalti.conditions.previews import written
+from smalti.conditions.base import Condition, Grid, WindowPrefix, as_prefix, constant_prefix
+from smalti.conditions.previews import render_text
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import normalized
 from smalti.core.settings import as_mapping, settings
@@ -18,7 +18,7 @@ from smalti.images.io import Array
 
 @settings
 class LabelsSettings:
-    """The names of the labels; a label's code is its place among them."""
+    """The names of the labels; a label's code is its index."""
 
     name: Literal["labels"] = "labels"
     labels: tuple[str, ...]
@@ -26,7 +26,7 @@ class LabelsSettings:
 
 @final
 class Labels(Condition):
-    """Label names -> (B,1): each name's place in the list of names."""
+    """Label names -> (B,1): the index of each name."""
 
     key = "label"
     length = 1
@@ -45,28 +45,28 @@ class Labels(Condition):
                 raise SmaltiError(f"there is no label {value!r}; {suggestion(str(value), self.names)}")
         return as_prefix([self._codes[normalized(value)] for value in values])
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        return everywhere(self.encode(values))
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
+        return constant_prefix(self.encode(values))
 
     def preview(self, codes: Tensor) -> Array:
-        return written(self.names[int(codes[0])])
+        return render_text(self.names[int(codes[0])])
 
     def save(self, folder: Path) -> dict[str, Any]:
         return as_mapping(LabelsSettings(labels=self.names))
 
 
 @settings
-class NothingSettings:
-    """Nothing needs to be said of nothing."""
+class UnconditionalSettings:
+    """No settings."""
 
-    name: Literal["nothing"] = "nothing"
+    name: Literal["unconditional"] = "unconditional"
 
 
 @final
-class Nothing(Condition):
-    """No condition: every value becomes the code "nothing", with which the prior starts.
+class Unconditional(Condition):
+    """No condition: every value becomes the start code 0.
 
-    A prior that starts with a code of its own says so in its `null_prefix`, which is what sampling uses.
+    A prior with another start code returns it from `null_prefix`, which sampling uses.
     """
 
     key = ""
@@ -82,11 +82,11 @@ class Nothing(Condition):
                 raise SmaltiError(f"this model takes no condition, {value!r} was given; leave it out")
         return as_prefix([0] * len(values))
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        return everywhere(self.encode(values))
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
+        return constant_prefix(self.encode(values))
 
     def preview(self, codes: Tensor) -> Array:
-        return written("no condition")
+        return render_text("no condition")
 
     def save(self, folder: Path) -> dict[str, Any]:
-        return as_mapping(NothingSettings())
+        return as_mapping(UnconditionalSettings())

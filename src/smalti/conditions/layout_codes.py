@@ -1,8 +1,8 @@
-"""Scene layouts as codes: objects with a class and a box, each written as two or three codes, and a crop as two more.
+"""Scene layouts as codes: each object as two or three codes for its class and box, and two codes for the crop.
 
-The format is that of the original's scene models. A place is one code (see `places`), n the root of the number of codes. An
-object is the code of what it is, followed by the places of its box's two corners, or by that of its middle; a list is filled
-up with the last code, which says "none". `Box` and `WHOLE` are named here too.
+The format is that of the original's scene models. A position is one code (see `location_codes`), and n is the root
+of the number of codes. An object is the code of its class, followed by the codes of its box's two corners, or of
+its center. The list is padded with the last code, which means "none".
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Annotated, Literal, NamedTuple, TypeVar, final
 from pydantic import Field, field_validator
 
 from smalti.conditions.location_codes import (
-    WHOLE,
+    FULL_IMAGE,
     Box,
-    box_at,
+    box_from_codes,
     check_crop,
-    corners,
-    differing,
-    drawn,
+    check_unique,
+    corner_codes,
     flipped,
-    point,
-    point_at,
-    seen_in,
+    point_code,
+    point_from_code,
+    rasterize,
+    relative_to_crop,
 )
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, settings
@@ -35,16 +35,16 @@ from smalti.core.settings import Positive, settings
 Codes = tuple[int, ...]
 T = TypeVar("T")
 
-_FARTHEST = 2.0  # a box may reach beyond its image, but not that far: then its numbers are pixels
+_MAX_COORDINATE = 2.0  # a box may reach beyond its image, but not that far: then its numbers are pixels
 
 
 @final
 @dataclass(frozen=True)
 class Annotation:
-    """An object in an image: the number of its class, its box, and what else is known.
+    """An object in an image: its class index, its box and its properties.
 
-    `group`: the box holds several. `occluded`: something hides a part. `depiction`: it is an image of the thing.
-    `inside`: it is seen from within. Raises `SmaltiError` for a class or a box that cannot be.
+    `group`: the box holds several objects. `occluded`: a part is hidden. `depiction`: it is an image of the object.
+    `inside`: it is seen from within. Raises `SmaltiError` for an invalid class or box.
     """
 
     category: int
@@ -57,7 +57,7 @@ class Annotation:
     def __post_init__(self) -> None:
         if self.category < 0:
             raise SmaltiError(f"the class {self.category} of an object is negative; classes are counted from 0")
-        if len(self.box) != 4 or not all(abs(number) <= _FARTHEST for number in self.box):  # NaN fails too
+        if len(self.box) != 4 or not all(abs(number) <= _MAX_COORDINATE for number in self.box):  # NaN fails too
             raise SmaltiError(
                 f"{tuple(self.box)} is not a box: give left, top, width, height as shares of the image, from 0 to 1, "
                 "not in pixels"
@@ -70,14 +70,15 @@ class Annotation:
 
 @settings
 class LayoutSettings:
-    """How layouts are written as codes.
+    """The encoding of layouts.
 
-    `classes`: the names of the object classes, in the order of their numbers. `most`: objects a layout has room for.
-    `size`: how many codes there are. `places`: an object's `boxes` (two codes) or `centers` (one). `encode_crop`: boxes are
-    those in the whole image, and the part of it that is seen is two codes more; else boxes are those in the part.
-    `group` and `flags`: whether an object's code tells of groups, and of the three other properties of `Annotation`.
-    `drawn`: rows and columns of a map behind all that, in which each place has the code of the smallest object whose box holds
-    it, as in what is seen; (0, 0) for none. The original has none: its prior finds out from numbers which places they mean.
+    `classes`: the names of the object classes, in order. `max_objects`: the maximum number of objects.
+    `codebook_size`: the number of codes. `places`: an object's `boxes` (two codes) or `centers` (one).
+    `encode_crop`: boxes are relative to the whole image, and the visible crop takes two more codes; otherwise boxes
+    are relative to the crop. `group` and `flags`: whether an object's code contains the group property, and the
+    three other properties of `Annotation`. `drawn`: rows and columns of an additional map, in which each position
+    has the code of the smallest object whose box contains it; (0, 0) for none. The original has no such map: its
+    prior learns the meaning of the position codes.
     """
 
     name: Literal["layout"] = "layout"
@@ -93,11 +94,11 @@ class LayoutSettings:
     @field_validator("classes")
     @classmethod
     def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return differing(names, what="class")
+        return check_unique(names, what="class")
 
     @property
     def none(self) -> int:
-        """The code that fills up a layout with fewer objects than there is room for."""
+        """The padding code."""
         return self.codebook_size - 1
 
     @property
@@ -106,28 +107,28 @@ class LayoutSettings:
         return math.isqrt(self.codebook_size)
 
     @property
-    def codes_an_object(self) -> int:
-        """What it is, and where."""
-        return 1 + _PLACES[self.places]
+    def codes_per_object(self) -> int:
+        """One for the class, and the codes of the box or center."""
+        return 1 + _CODES_PER_BOX[self.places]
 
     @property
-    def listed(self) -> int:
-        """Codes of the list of objects and of the crop."""
-        return self.max_objects * self.codes_an_object + 2 * self.encode_crop
+    def list_length(self) -> int:
+        """Number of codes of the list of objects and of the crop."""
+        return self.max_objects * self.codes_per_object + 2 * self.encode_crop
 
     @property
     def length(self) -> int:
-        """Codes a layout."""
-        return self.listed + self.drawn[0] * self.drawn[1]
+        """Number of codes per layout."""
+        return self.list_length + self.drawn[0] * self.drawn[1]
 
 
-_PLACES = {"boxes": 2, "centers": 1}
+_CODES_PER_BOX = {"boxes": 2, "centers": 1}
 _BITS = {"group": 1, "occluded": 2, "depiction": 4, "inside": 8}
 """Property of an object -> its part of a number that is multiplied with the number of classes and added to the class."""
 
 
-def shortened(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
-    """The first objects, as many as there is room for. Warns when others are left out."""
+def truncate(annotations: Sequence[Annotation], settings: LayoutSettings) -> list[Annotation]:
+    """The first `max_objects` objects. Warns if objects are dropped."""
     if len(annotations) > settings.max_objects:
         warnings.warn(
             f"a layout of {len(annotations)} objects; there is room for {settings.max_objects}, and the last ones are left out",
@@ -136,37 +137,40 @@ def shortened(annotations: Sequence[Annotation], settings: LayoutSettings) -> li
     return list(annotations[: settings.max_objects])
 
 
-def shuffled(annotations: Sequence[T], chance: random.Random) -> list[T]:
-    """The objects in another order, drawn from `chance`; what was given keeps its own.
+def shuffle_objects(annotations: Sequence[T], rng: random.Random) -> list[T]:
+    """A copy of the objects in random order.
 
-    Their order says nothing, and a prior in training is shown many of them. Shorten first.
+    The order has no meaning, and training shows a prior many of them. Truncate first.
     """
     order = list(annotations)
-    chance.shuffle(order)
+    rng.shuffle(order)
     return order
 
 
-def layout_codes(
-    annotations: Sequence[Annotation], settings: LayoutSettings, *, crop: Box = WHOLE, flip: bool = False
+def encode_layout(
+    annotations: Sequence[Annotation], settings: LayoutSettings, *, crop: Box = FULL_IMAGE, flip: bool = False
 ) -> Codes:
-    """Objects in an image -> the `settings.length` codes of them, in their order, as seen in a part of it, `crop`.
+    """Objects in an image -> their `settings.length` codes, in order, for the part of the image in `crop`.
 
-    What lies outside the crop is left out, after the list was shortened to what there is room for. `flip` mirrors the
-    image left to right. Raises `SmaltiError` for a crop that is no part of the image, and for an object whose class or
-    properties have no code.
+    The list is truncated first; then objects outside the crop are dropped. `flip` mirrors the image left to right.
+    Raises `SmaltiError` for a crop that is not a part of the image, and for an object whose class or properties
+    have no code.
     """
     check_crop(crop)
-    seen = [one for one in shortened(annotations, settings) if _overlap(one.box, crop) > 0]
-    view = WHOLE if settings.encode_crop else crop
+    visible = [annotation for annotation in truncate(annotations, settings) if _overlap(annotation.box, crop) > 0]
+    view = FULL_IMAGE if settings.encode_crop else crop
     codes: list[int] = []
-    for one in seen:
-        box = _within(one.box, view)
-        codes += (_object_code(one, settings), *_place_codes(flipped(box) if flip else box, settings))
-    codes += [settings.none] * (settings.max_objects - len(seen)) * settings.codes_an_object
+    for annotation in visible:
+        box = _to_view(annotation.box, view)
+        codes += (_object_code(annotation, settings), *_place_codes(flipped(box) if flip else box, settings))
+    codes += [settings.none] * (settings.max_objects - len(visible)) * settings.codes_per_object
     if settings.encode_crop:
-        codes += corners(flipped(crop) if flip else crop, sections=settings.sections)
-    shapes = [(seen_in(crop, one.box, flip=flip), _object_code(one, settings)) for one in seen]
-    codes += drawn(shapes, settings.drawn, none=settings.none)
+        codes += corner_codes(flipped(crop) if flip else crop, sections=settings.sections)
+    shapes = [
+        (relative_to_crop(crop, annotation.box, flip=flip), _object_code(annotation, settings))
+        for annotation in visible
+    ]
+    codes += rasterize(shapes, settings.drawn, empty=settings.none)
     assert len(codes) == settings.length
     return tuple(codes)
 
@@ -177,8 +181,8 @@ def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
         raise SmaltiError(f"there is no object class {annotation.category}; classes are 0 to {count - 1}")
     bits = sum(
         bit
-        for (name, bit), wanted in zip(_BITS.items(), _told(settings), strict=True)
-        if wanted and getattr(annotation, name)
+        for (name, bit), encoded in zip(_BITS.items(), _encoded_properties(settings), strict=True)
+        if encoded and getattr(annotation, name)
     )
     code = annotation.category + count * bits
     if code >= settings.none:
@@ -189,25 +193,25 @@ def _object_code(annotation: Annotation, settings: LayoutSettings) -> int:
     return code
 
 
-def _told(settings: LayoutSettings) -> tuple[bool, bool, bool, bool]:
-    """Which properties, in the order of `_BITS`, an object's code tells of."""
+def _encoded_properties(settings: LayoutSettings) -> tuple[bool, bool, bool, bool]:
+    """Which properties, in the order of `_BITS`, an object's code contains."""
     return settings.group, settings.flags, settings.flags, settings.flags
 
 
 def _place_codes(box: Box, settings: LayoutSettings) -> Codes:
     if settings.places == "boxes":
-        return corners(box, sections=settings.sections)
-    return (point(box.left + box.width / 2, box.top + box.height / 2, sections=settings.sections),)
+        return corner_codes(box, sections=settings.sections)
+    return (point_code(box.left + box.width / 2, box.top + box.height / 2, sections=settings.sections),)
 
 
-def _overlap(one: Box, other: Box) -> float:
+def _overlap(first: Box, second: Box) -> float:
     """The area that two boxes share."""
-    width = min(one.left + one.width, other.left + other.width) - max(one.left, other.left)
-    height = min(one.top + one.height, other.top + other.height) - max(one.top, other.top)
+    width = min(first.left + first.width, second.left + second.width) - max(first.left, second.left)
+    height = min(first.top + first.height, second.top + second.height) - max(first.top, second.top)
     return max(width, 0.0) * max(height, 0.0)
 
 
-def _within(box: Box, view: Box) -> Box:
+def _to_view(box: Box, view: Box) -> Box:
     """A box in an image -> in a part of it, moved and scaled.
 
     A box that begins outside the part is moved to its border and keeps its width or height: so it was done where the
@@ -218,8 +222,8 @@ def _within(box: Box, view: Box) -> Box:
     return Box(left, top, min(box.width / view.width, 1 - left), min(box.height / view.height, 1 - top))
 
 
-class Described(NamedTuple):
-    """An object as its codes tell of it. `place` is (left, top, width, height), or (x, y) where only centers are written."""
+class DecodedObject(NamedTuple):
+    """A decoded object. `place` is (left, top, width, height), or (x, y) if only centers are encoded."""
 
     code: int
     category: int
@@ -230,32 +234,37 @@ class Described(NamedTuple):
     place: tuple[float, ...]
 
 
-class Reading(NamedTuple):
-    """A layout as its codes tell of it. Where the crop is not among them, it is the whole of what is seen."""
+class DecodedLayout(NamedTuple):
+    """A decoded layout. If the crop is not encoded, it is the whole visible part."""
 
-    objects: tuple[Described, ...]
+    objects: tuple[DecodedObject, ...]
     crop: Box
 
 
-def read_codes(codes: Sequence[int], settings: LayoutSettings) -> Reading:
-    """The codes of a layout -> what they say: the inverse of `layout_codes`, as far as rounding lets it be.
+def decode_layout(codes: Sequence[int], settings: LayoutSettings) -> DecodedLayout:
+    """The codes of a layout -> the layout: the inverse of `encode_layout`, up to rounding.
 
-    Raises `SmaltiError` for another number of codes than `settings.length`.
+    Raises `SmaltiError` for a number of codes other than `settings.length`.
     """
     if len(codes) != settings.length:
         raise SmaltiError(f"a layout of this kind has {settings.length} codes, and {len(codes)} were given")
-    step, crop = settings.codes_an_object, codes[settings.listed - 2 : settings.listed]
+    step, crop = settings.codes_per_object, codes[settings.list_length - 2 : settings.list_length]
     objects = [codes[start : start + step] for start in range(0, settings.max_objects * step, step)]
-    told = tuple(_described(one, settings) for one in objects if one[0] != settings.none)
-    return Reading(told, box_at(*crop, sections=settings.sections) if settings.encode_crop else WHOLE)
+    decoded = tuple(
+        _decode_object(object_codes, settings) for object_codes in objects if object_codes[0] != settings.none
+    )
+    return DecodedLayout(
+        decoded, box_from_codes(*crop, sections=settings.sections) if settings.encode_crop else FULL_IMAGE
+    )
 
 
-def _described(codes: Sequence[int], settings: LayoutSettings) -> Described:
+def _decode_object(codes: Sequence[int], settings: LayoutSettings) -> DecodedObject:
     bits, category = divmod(codes[0], len(settings.classes))
-    told = {
-        name: bool(bits & bit) and wanted for (name, bit), wanted in zip(_BITS.items(), _told(settings), strict=True)
+    properties = {
+        name: bool(bits & bit) and encoded
+        for (name, bit), encoded in zip(_BITS.items(), _encoded_properties(settings), strict=True)
     }
     n = settings.sections
-    boxed = settings.places == "boxes"
-    place = box_at(codes[1], codes[2], sections=n) if boxed else point_at(codes[1], sections=n)
-    return Described(codes[0], category, **told, place=tuple(place))
+    has_boxes = settings.places == "boxes"
+    place = box_from_codes(codes[1], codes[2], sections=n) if has_boxes else point_from_code(codes[1], sections=n)
+    return DecodedObject(codes[0], category, **properties, place=tuple(place))

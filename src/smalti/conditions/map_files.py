@@ -1,4 +1,4 @@
-"""Files of segmentations, depths and edges as conditions; how label maps look, and how alike they are.
+"""Files of segmentations, depths and edges as conditions; colors and accuracy of label maps.
 
 B batch, n labels, H W pixels.
 """
@@ -16,8 +16,8 @@ from smalti.images import label_maps
 from smalti.images.io import DamagedImage, read_image, to_tensor
 from smalti.images.label_maps import spread
 
-_DARK = 0.7
-"""Of drawn edges such a share of the pixels is below half the brightness: in 60 photographs of houses it was 0.76 at least."""
+_MIN_DARK_SHARE = 0.7
+"""Minimum share of pixels below half brightness in a drawing of edges: 0.76 or more in 60 photographs of houses."""
 
 
 def read_segmentation(path: Path) -> Tensor:
@@ -43,26 +43,26 @@ def read_edges(path: Path) -> Tensor:
     gray, and for what is no image.
     """
     image = read_image(path, channels=3, name=str(path), bits=16)  # (H,W,3)
-    first, most = image[:, :, :1], np.iinfo(image.dtype).max
-    if (image != first).any():
+    gray, white = image[:, :, :1], np.iinfo(image.dtype).max
+    if (image != gray).any():
         return to_tensor(image)
-    if first.max() == 1:
-        first = first * image.dtype.type(most)
-    if (first <= most // 2).mean() < _DARK:
+    if gray.max() == 1:
+        gray = gray * image.dtype.type(white)
+    if (gray <= white // 2).mean() < _MIN_DARK_SHARE:
         raise DamagedImage(
             str(path),
             "has no colors and is not dark enough for edges, which are white on black; give a photograph in colors, "
             "or have its edges drawn by `smalti reconstruct`",
         )
-    return to_tensor(first)
+    return to_tensor(gray)
 
 
 def label_colors(scores: Tensor) -> Tensor:
-    """Label maps (B,n,H,W), one-hot or as a tokenizer gives them -> the colors of the likeliest labels (B,3,H,W) in [-1,1]."""
+    """Label maps (B,n,H,W), one-hot or decoded -> the colors of the most likely labels (B,3,H,W) in [-1,1]."""
     colors = to_tensor(palette(scores.shape[1])[None]).to(scores.device)  # (3,1,n)
     return colors[:, 0, scores.argmax(dim=1)].movedim(0, 1)
 
 
-def right_labels(maps: Tensor, others: Tensor) -> Tensor:
-    """Label maps (B,n,H,W) and what a tokenizer makes of them -> the share of pixels (B,) whose likeliest labels are the same."""
-    return (maps.argmax(dim=1) == others.argmax(dim=1)).float().mean((1, 2))
+def label_accuracy(maps: Tensor, reconstructions: Tensor) -> Tensor:
+    """Label maps (B,n,H,W) and their reconstructions -> the share of pixels (B,) with the same most likely label."""
+    return (maps.argmax(dim=1) == reconstructions.argmax(dim=1)).float().mean((1, 2))

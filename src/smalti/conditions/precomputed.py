@@ -1,4 +1,4 @@
-"""Condition codes that somebody made elsewhere, handed to the prior as they are.
+"""Condition codes that are computed elsewhere and passed to the prior unchanged.
 
 Letters: B batch, P prefix codes.
 """
@@ -13,28 +13,28 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, Laid, everywhere
-from smalti.conditions.previews import written
+from smalti.conditions.base import Condition, Grid, WindowPrefix, constant_prefix
+from smalti.conditions.previews import render_text
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping, settings
 from smalti.images.io import Array
 
 
 @settings
-class GivenSettings:
-    """`size`: how many codes there are to choose from; `length`: how many an image has; `key`: the option's name."""
+class PrecomputedCodesSettings:
+    """`codebook_size`: the number of different codes. `length`: codes per image. `key`: the name of the option."""
 
-    name: Literal["given"] = "given"
+    name: Literal["precomputed"] = "precomputed"
     key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "codes"
     codebook_size: Annotated[int, Field(ge=1)]
     length: Annotated[int, Field(ge=1)]
 
 
 @final
-class Given(Condition):
-    """Rows of P codes -> (B,P), checked and not changed. They are the same for every place of the window."""
+class PrecomputedCodes(Condition):
+    """Rows of P codes -> (B,P), checked and unchanged. They are the same for every window position."""
 
-    def __init__(self, settings: GivenSettings) -> None:
+    def __init__(self, settings: PrecomputedCodesSettings) -> None:
         self.settings = settings
         self.key, self.size, self.length = settings.key, settings.codebook_size, settings.length
 
@@ -47,7 +47,8 @@ class Given(Condition):
             ) from error
 
     def encode(self, values: Sequence[Any]) -> Tensor:
-        """B rows of P whole numbers -> (B,P). Raises `SmaltiError` for another length, and for codes outside [0,size)."""
+        """B rows of P integers -> (B,P). Raises `SmaltiError` for another length, and for codes outside
+        [0,codebook_size)."""
         rows = [self._row(value) for value in values]
         return torch.stack(rows) if rows else torch.empty(0, self.length, dtype=torch.int64)
 
@@ -58,21 +59,21 @@ class Given(Condition):
             raise SmaltiError(f"{value!r} is not a row of codes; give {self.length} whole numbers") from error
         if row.shape != (self.length,):
             raise SmaltiError(
-                f"the condition {self.key!r} has {self.length} codes an image, and a row of the shape {tuple(row.shape)} "
+                f"the condition {self.key!r} has {self.length} codes per image, and a row of the shape {tuple(row.shape)} "
                 f"was given; give ({self.length},)"
             )
         if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
             raise SmaltiError(f"condition codes are whole numbers, {value!r} holds {row.dtype}; round them first")
-        wrong = row[(row < 0) | (row >= self.size)]
-        if len(wrong):
-            raise SmaltiError(f"there is no condition code {int(wrong[0])}; the codes are 0 to {self.size - 1}")
+        invalid = row[(row < 0) | (row >= self.size)]
+        if len(invalid):
+            raise SmaltiError(f"there is no condition code {int(invalid[0])}; the codes are 0 to {self.size - 1}")
         return row.to("cpu", torch.int64)
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
-        return everywhere(self.encode(values))
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
+        return constant_prefix(self.encode(values))
 
     def preview(self, codes: Tensor) -> Array:
-        return written(" ".join(str(code) for code in codes.tolist()))
+        return render_text(" ".join(str(code) for code in codes.tolist()))
 
     def save(self, folder: Path) -> dict[str, Any]:
         return as_mapping(self.settings)

@@ -1,4 +1,4 @@
-"""Small images of things that are no images: lines of text, classes as colors.
+"""Preview images of text and classes.
 
 H W pixels.
 """
@@ -16,7 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 _GOLDEN_ANGLE = 0.3819660112501051  # of a whole turn; no two multiples come close, however many there are
 
 
-def written(text: str) -> Pixels:
+def render_text(text: str) -> Pixels:
     """A line of text -> (H,W,3), black on white."""
     left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text)
     image = Image.new("RGB", (int(right - left) + 8, int(bottom - top) + 8), "white")
@@ -25,10 +25,10 @@ def written(text: str) -> Pixels:
 
 
 def palette(count: int) -> Pixels:
-    """-> `count` colors (count,3) that differ, most of all those of classes with close numbers. They are always the same.
+    """-> `count` different colors (count,3), most different for adjacent classes, and always the same.
 
-    Hues follow one another by the golden angle.
+    Adjacent hues differ by the golden angle.
     """
-    colors = [colorsys.hsv_to_rgb(place * _GOLDEN_ANGLE % 1, 0.8, 0.85) for place in range(count)]
+    colors = [colorsys.hsv_to_rgb(index * _GOLDEN_ANGLE % 1, 0.8, 0.85) for index in range(count)]
     levels: Pixels = (np.array(colors).reshape(count, 3) * 255).round().astype(np.uint8)
     return levels

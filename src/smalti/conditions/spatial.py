@@ -1,8 +1,8 @@
-"""Images of another kind as a condition, through a tokenizer of their own: segmentations, depth, edges, other images.
+"""Images of another kind as a condition, encoded by their own tokenizer: segmentations, depth, edges, other images.
 
-Letters: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes.
-Source: arXiv 2012.09841, section 3.2, "conditioned synthesis": the condition gets a VQGAN of its own, and its codes stand
-before those of the image.
+Letters: B batch, C channels, H W pixels, h w grid of codes, f = H/h, n labels, P prefix codes. Source: arXiv
+2012.09841, section 3.2, "conditioned synthesis": the condition has its own VQGAN, and its codes precede those of
+the image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, Laid, check_grid, crops
+from smalti.conditions.base import Condition, Grid, WindowPrefix, check_grid, code_crops
 from smalti.conditions.map_files import read_depth, read_edges, read_segmentation
 from smalti.conditions.previews import palette
 from smalti.core.errors import SmaltiError
@@ -40,18 +40,18 @@ from smalti.tokenizer.tiled.tiled_layers import encode_in_strips
 from smalti.tokenizer.vqgan import VQGAN
 
 FOLDER = "condition"
-"""Where in a prior's folder the tokenizer of its condition is."""
+"""The subfolder of a prior's folder for the tokenizer of its condition."""
 
 
 @settings
-class MapsSettings:
-    """`kind`: what a value is. `key`: the option's name. `grid`: the window (h, w) of the prior, in codes.
+class SpatialConditionSettings:
+    """`kind`: the kind of map. `key`: the name of the option. `grid`: the window (h, w) of the prior, in codes.
 
-    `unlabeled`: the number in segmentations that stands for no label, for which the tokenizer has its last one; None for none.
-    `names`: what the labels of segmentations are called, in order; empty where nobody said it.
+    `unlabeled`: the number in segmentations that stands for no label, for which the tokenizer has its last channel;
+    None for none. `names`: the names of the labels of segmentations, in order; empty if unknown.
     """
 
-    name: Literal["maps"] = "maps"
+    name: Literal["spatial"] = "spatial"
     kind: Literal["segmentation", "depth", "edges", "image"]
     key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     grid: tuple[Positive, Positive]
@@ -60,15 +60,15 @@ class MapsSettings:
 
 
 @final
-class Maps(Condition):
-    """B maps (H,W) or (C,H,W) -> (B, h w): the codes that the map's own tokenizer gives them.
+class SpatialCondition(Condition):
+    """B maps (H,W) or (C,H,W) -> (B, h w): the codes from the map's own tokenizer.
 
-    A map is a tensor or an array: a segmentation (H,W) of whole numbers in [0,n), a depth (1,H,W) or an image (3,H,W) of
-    floats in [-1,1]. Edges are (1,H,W), or an image (3,H,W) that they are made of. A map has f times as many pixels as the
-    image that is to be laid has codes, f being the factor of the map's tokenizer.
+    A map is a tensor or an array: a segmentation (H,W) of integers in [0,n), a depth (1,H,W) or an image (3,H,W) of
+    floats in [-1,1]. Edges are (1,H,W), or an image (3,H,W) from which they are computed. A map has f times as many
+    pixels as the generated image has codes, with f the factor of the map's tokenizer.
     """
 
-    def __init__(self, settings: MapsSettings, tokenizer: VQGAN) -> None:
+    def __init__(self, settings: SpatialConditionSettings, tokenizer: VQGAN) -> None:
         kind, channels = _KINDS[settings.kind], tokenizer.settings.autoencoder.channels
         if kind.channels not in (0, channels):
             raise SmaltiError(
@@ -87,7 +87,7 @@ class Maps(Condition):
 
     @property
     def channels(self) -> int:
-        """C of the images that the tokenizer is given; n for segmentations."""
+        """C of the tokenizer's images; n for segmentations."""
         return self.tokenizer.settings.autoencoder.channels
 
     def read(self, text: str) -> Tensor:
@@ -95,56 +95,57 @@ class Maps(Condition):
         return _KINDS[self.settings.kind].read(Path(text))
 
     def fit(self, value: Tensor, *, grid: Grid | None) -> tuple[Tensor, Grid]:
-        """A map of any size, and the grid (h,w) it is for, None for its own -> the map at the right size, and the grid.
+        """A map of any size, and the grid (h,w) to fit, None for its own -> the map at the right size, and the
+        grid.
 
-        Without a grid the map is cut to whole tiles; one smaller than the window is for the smallest grid of its shape that
-        covers it. With a grid it is scaled until it covers the image, as files are for training, and its middle is cut out.
-        Edges are made of images when they have their size, before they are cut, as in training.
-        Raises `SmaltiError` for grids smaller than the window.
+        Without a grid the map is cropped to whole tiles; a map smaller than the window gets the smallest grid of
+        its shape that covers the window. With a grid it is scaled to cover the image, as files are for training,
+        and center-cropped. Edges are computed after scaling and before cropping, as in training. Raises
+        `SmaltiError` for grids smaller than the window.
         """
-        factor, whole = self.tokenizer.factor, value if value.dim() == 3 else value.unsqueeze(0)  # (C,H,W)
-        height, width = whole.shape[1:]
-        larger = max(
-            1.0, *(least * factor / side for least, side in zip(self.settings.grid, (height, width), strict=True))
+        factor, image = self.tokenizer.factor, value if value.dim() == 3 else value.unsqueeze(0)  # (C,H,W)
+        height, width = image.shape[1:]
+        scale = max(
+            1.0, *(min_side * factor / side for min_side, side in zip(self.settings.grid, (height, width), strict=True))
         )
-        asked = grid is not None or larger > 1
+        resizes = grid is not None or scale > 1
         if grid is None:  # what rounding has taken from a side that just fits is given back
-            grid = (int(height * larger / factor + 1e-6), int(width * larger / factor + 1e-6))
-            if larger > 1 and grid[0] * grid[1] * factor**2 > MOST_COVERING:
+            grid = (int(height * scale / factor + 1e-6), int(width * scale / factor + 1e-6))
+            if scale > 1 and grid[0] * grid[1] * factor**2 > MOST_COVERING:
                 raise SmaltiError(
                     f"the {self.key} is {height}x{width} pixels (height x width), and the smallest image of its shape has "
                     f"{grid[0]}x{grid[1]} codes; crop it, or ask for a size"
                 )
         check_grid(grid, window=self.settings.grid, key=self.key)
         rows, columns = grid[0] * factor, grid[1] * factor
-        if asked and is_excessive((height, width), (rows, columns)):
-            whole = _scaled(
-                whole, (rows, columns), middle=True
+        if resizes and is_excessive((height, width), (rows, columns)):
+            image = _resized(
+                image, (rows, columns), middle=True
             )  # edges at its border are found without what is beyond it
-        elif asked:
-            whole = _scaled(whole, covering_size((height, width), (rows, columns)))
-        whole = _KINDS[self.settings.kind].made(whole)
-        top, left = (whole.shape[1] - rows) // 2, (whole.shape[2] - columns) // 2
-        fitted = whole[:, top : top + rows, left : left + columns]
+        elif resizes:
+            image = _resized(image, covering_size((height, width), (rows, columns)))
+        image = _KINDS[self.settings.kind].prepare(image)
+        top, left = (image.shape[1] - rows) // 2, (image.shape[2] - columns) // 2
+        fitted = image[:, top : top + rows, left : left + columns]
         return (fitted if value.dim() == 3 else fitted[0]), grid
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         return self.codes(values, grid=self.settings.grid).flatten(1)
 
-    def laid(self, values: Sequence[Any], *, grid: Grid) -> Laid:
+    def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
         check_grid(grid, window=self.settings.grid, key=self.key)
-        return crops(self.codes(values, grid=grid))
+        return code_crops(self.codes(values, grid=grid))
 
     @torch.no_grad()
     def codes(self, values: Sequence[Any], *, grid: Grid) -> Tensor:
         """B maps of images of `grid` (h,w) codes -> their own codes (B,h,w), each map encoded whole.
 
-        A map of the image's shape in another size is scaled, labels to the nearest one. Raises `SmaltiError` for maps of other
-        shapes or numbers of channels, and for labels that there are not.
+        A map of the image's shape in another size is scaled, labels with nearest-neighbor sampling. Raises
+        `SmaltiError` for maps of other shapes or numbers of channels, and for unknown labels.
         """
         if not values:
             return torch.empty(0, *grid, dtype=torch.int64)
-        fitted = [self._checked(value, grid) for value in values]
+        fitted = [self._at_grid_size(value, grid) for value in values]
         device = next(self.tokenizer.parameters()).device
         if grid[0] * grid[1] * self.tokenizer.factor**2 > LARGE:
             codes = torch.cat([self._codes_in_strips(value, device) for value in fitted])
@@ -156,29 +157,29 @@ class Maps(Condition):
 
     def _codes_in_strips(self, value: Tensor, device: torch.device) -> Tensor:
         """A large map that has its size -> its codes (1,h,w), in bounded memory: of labels only strips have channels."""
-        made = _KINDS[self.settings.kind].made(value)
-        height, width = made.shape[-2:]
+        prepared = _KINDS[self.settings.kind].prepare(value)
+        height, width = prepared.shape[-2:]
 
         def read(first: int, last: int) -> Tensor:
-            return self._image(made[..., first:last, :])[None].to(device)
+            return self._image(prepared[..., first:last, :])[None].to(device)
 
         encoded = encode_in_strips(self.tokenizer, read, height, rows=strip_rows(self.tokenizer, width))
         return encoded.codes.cpu()
 
-    def _checked(self, value: Any, grid: Grid) -> Tensor:
-        """One map -> the same with the size that the tokenizer takes."""
+    def _at_grid_size(self, value: Any, grid: Grid) -> Tensor:
+        """One map -> the same at the size for the tokenizer."""
         if not isinstance(value, Tensor | np.ndarray):
             raise SmaltiError(f"{self.key} is a tensor or an array, not {value!r}")
-        given, factor = torch.as_tensor(value), self.tokenizer.factor
-        if given.dim() not in (2, 3) or given.is_floating_point():
-            self._check(given)  # that of labels, with a channel each, waits until they have their size
-        wanted, found = (grid[0] * factor, grid[1] * factor), tuple(given.shape[-2:])
-        if found[0] * wanted[1] != found[1] * wanted[0] or not given.numel():
+        image, factor = torch.as_tensor(value), self.tokenizer.factor
+        if image.dim() not in (2, 3) or image.is_floating_point():
+            self._check(image)  # that of labels, with a channel each, waits until they have their size
+        expected, size = (grid[0] * factor, grid[1] * factor), tuple(image.shape[-2:])
+        if size[0] * expected[1] != size[1] * expected[0] or not image.numel():
             raise SmaltiError(
-                f"the {self.key} is {found[0]} x {found[1]} pixels (height x width), and an image of {grid[0]} x {grid[1]} "
-                f"codes takes one of the shape of {wanted[0]} x {wanted[1]}; crop it, or ask for another size"
+                f"the {self.key} is {size[0]} x {size[1]} pixels (height x width), and an image of {grid[0]} x {grid[1]} "
+                f"codes takes one of the shape of {expected[0]} x {expected[1]}; crop it, or ask for another size"
             )
-        return given if found == wanted else self.fit(given, grid=grid)[0]
+        return image if size == expected else self.fit(image, grid=grid)[0]
 
     def _check(self, value: Tensor) -> None:
         """Raise `SmaltiError` for a map of any size that is not of floats, or not of the shape and range of its kind."""
@@ -190,7 +191,7 @@ class Maps(Condition):
     def _image(self, value: Tensor) -> Tensor:
         """A map of any size (H,W) or (C,H,W) -> its channels (C,H,W) float32, one a label."""
         kind = _KINDS[self.settings.kind]
-        return kind.image(kind.made(self._labeled(value)), self.channels, self.key)
+        return kind.image(kind.prepare(self._labeled(value)), self.channels, self.key)
 
     def _labeled(self, value: Tensor) -> Tensor:
         """A map -> the same with the last label where it has none, as the tokenizer was trained."""
@@ -200,24 +201,24 @@ class Maps(Condition):
         return labels.masked_fill(labels == self.settings.unlabeled, self.channels - 1)
 
     def preview(self, codes: Tensor) -> Array:
-        image: Array = self.shown(codes.reshape(1, *self.settings.grid))[0]
+        image: Array = self.to_image(codes.reshape(1, *self.settings.grid))[0]
         return image
 
     @torch.no_grad()
-    def shown(self, codes: Tensor) -> Array:
-        """Codes (B,h,w) -> what the tokenizer keeps of the maps, as images (B,H,W,3) uint8: labels in colors, depth in gray."""
+    def to_image(self, codes: Tensor) -> Array:
+        """Codes (B,h,w) -> the decoded maps as images (B,H,W,3) uint8: labels in colors, depth in gray."""
         device = next(self.tokenizer.parameters()).device
-        return _KINDS[self.settings.kind].shown(self.tokenizer.decode_codes(codes.to(device)).cpu())
+        return _KINDS[self.settings.kind].to_image(self.tokenizer.decode_codes(codes.to(device)).cpu())
 
     def save(self, folder: Path) -> dict[str, Any]:
         self.tokenizer.save_pretrained(folder / FOLDER, about={"condition": self.key})
         return as_mapping(self.settings)
 
 
-def labels_as_channels(labels: Tensor, *, count: int, key: str) -> Tensor:
-    """Labels (H,W), whole numbers in [0,count) -> (count,H,W) float32, 1 in the label's channel and 0 in the others.
+def one_hot_labels(labels: Tensor, *, count: int, key: str) -> Tensor:
+    """Labels (H,W), integers in [0,count) -> (count,H,W) float32, 1 in the label's channel and 0 in the others.
 
-    Raises `SmaltiError` for other shapes, for numbers that are not whole, and for labels that there are not.
+    Raises `SmaltiError` for other shapes, for numbers that are not integers, and for unknown labels.
     """
     if labels.dim() != 2:
         raise SmaltiError(f"{key} has the shape (height, width), not {tuple(labels.shape)}; give one label a pixel")
@@ -225,22 +226,23 @@ def labels_as_channels(labels: Tensor, *, count: int, key: str) -> Tensor:
         raise SmaltiError(f"{key} holds whole numbers, not {labels.dtype}; round it first")
     labels = labels.long()
     if labels.numel() and (labels.min() < 0 or labels.max() >= count):
-        worst = int(labels.min()) if labels.min() < 0 else int(labels.max())
+        invalid = int(labels.min()) if labels.min() < 0 else int(labels.max())
         raise SmaltiError(
-            f"the {key} holds the label {worst}, and there are the labels 0 to {count - 1}; give what is unknown one of them"
+            f"the {key} holds the label {invalid}, and there are the labels 0 to {count - 1}; give what is unknown one of them"
         )
     return (labels == torch.arange(count, device=labels.device)[:, None, None]).float()
 
 
-def colorized(maps: Tensor, colorize: Tensor) -> Tensor:
-    """Maps (B,n,H,W) and weights (3,n,1,1) -> colors (B,3,H,W), spread over [-1,1] by the least and the most of the batch.
+def colorize_labels(maps: Tensor, colorize: Tensor) -> Tensor:
+    """Maps (B,n,H,W) and weights (3,n,1,1) -> colors (B,3,H,W), scaled to [-1,1] by the minimum and maximum of the
+    batch.
 
-    So the original shows segmentations, by weights that were drawn at random once and are kept in its checkpoints. Where all
-    colors are one, there is nothing to spread, and all are -1 (the original divides by 0).
+    The original displays segmentations this way, with random weights from its checkpoints. If all colors are equal,
+    all are -1 (the original divides by 0).
     """
     colors = F.conv2d(maps, colorize.to(maps))
-    least, most = colors.min(), colors.max()
-    return 2 * (colors - least) / (most - least).clamp(min=torch.finfo(colors.dtype).tiny) - 1
+    lowest, highest = colors.min(), colors.max()
+    return 2 * (colors - lowest) / (highest - lowest).clamp(min=torch.finfo(colors.dtype).tiny) - 1
 
 
 def _channels(value: Tensor, channels: int, key: str) -> Tensor:
@@ -257,7 +259,7 @@ def _channels(value: Tensor, channels: int, key: str) -> Tensor:
     return value.float()
 
 
-def _scaled(value: Tensor, size: Grid, *, middle: bool = False) -> Tensor:
+def _resized(value: Tensor, size: Grid, *, middle: bool = False) -> Tensor:
     """A map (C,H,W), labels or floats in [-1,1] -> the same of another size, as files are scaled for training: labels to the
     nearest one, floats by Lanczos, which leaves 16 bits of them. `middle`: the middle of what covers the size, as
     `images.covered_middle`."""
@@ -265,10 +267,10 @@ def _scaled(value: Tensor, size: Grid, *, middle: bool = False) -> Tensor:
         return value
     if not value.is_floating_point():
         if middle:
-            kept = covered_middle(value.cpu().numpy().transpose(1, 2, 0), size, filter="nearest")
-            return torch.from_numpy(np.ascontiguousarray(kept.transpose(2, 0, 1)))
-        whole = resize(value.cpu().numpy().transpose(1, 2, 0), size, filter="nearest")
-        return torch.from_numpy(np.ascontiguousarray(whole.transpose(2, 0, 1)))
+            cropped = covered_middle(value.cpu().numpy().transpose(1, 2, 0), size, filter="nearest")
+            return torch.from_numpy(np.ascontiguousarray(cropped.transpose(2, 0, 1)))
+        resized = resize(value.cpu().numpy().transpose(1, 2, 0), size, filter="nearest")
+        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
     planes = [_levels(plane) for plane in value.cpu()]
     scaled = [covered_middle(plane, size) if middle else resize(plane, size, filter="lanczos") for plane in planes]
     return torch.cat([to_tensor(plane) for plane in scaled]).to(value.dtype)
@@ -276,10 +278,10 @@ def _scaled(value: Tensor, size: Grid, *, middle: bool = False) -> Tensor:
 
 def _levels(plane: Tensor) -> Array:
     """(H,W) in [-1,1] -> (H,W,1) uint16."""
-    levels, several = np.empty((*plane.shape, 1), np.uint16), strip_of((plane.shape[0], plane.shape[1]))
-    for first in range(0, len(plane), several):
-        part = plane[first : first + several].double()
-        levels[first : first + several, :, 0] = ((part.clamp(-1, 1) + 1) * 32767.5).round().numpy()
+    levels, strip_rows = np.empty((*plane.shape, 1), np.uint16), strip_of((plane.shape[0], plane.shape[1]))
+    for first in range(0, len(plane), strip_rows):
+        part = plane[first : first + strip_rows].double()
+        levels[first : first + strip_rows, :, 0] = ((part.clamp(-1, 1) + 1) * 32767.5).round().numpy()
     return levels
 
 
@@ -294,12 +296,12 @@ def _edges(value: Tensor) -> Tensor:
         return value
     photograph = _channels(value, 3, "photograph")
     height, width = photograph.shape[1:]
-    made, several = torch.empty(1, height, width), strip_of((height, width))
-    for first in range(0, height, several):
-        last, above = min(first + several, height), max(first - 1, 0)  # a slope is that of the rows above and below
+    edge_map, strip_rows = torch.empty(1, height, width), strip_of((height, width))
+    for first in range(0, height, strip_rows):
+        last, above = min(first + strip_rows, height), max(first - 1, 0)  # a slope is that of the rows above and below
         strip = edges(to_array(photograph[:, above : last + 1]))
-        made[:, first:last] = to_tensor(strip[first - above : last - above])
-    return made
+        edge_map[:, first:last] = to_tensor(strip[first - above : last - above])
+    return edge_map
 
 
 def _label_colors(decoded: Tensor) -> Array:
@@ -317,14 +319,14 @@ class _Kind(NamedTuple):
 
     channels: int
     image: Callable[[Tensor, int, str], Tensor]
-    shown: Callable[[Tensor], Array]
+    to_image: Callable[[Tensor], Array]
     read: Callable[[Path], Tensor]
-    made: Callable[[Tensor], Tensor] = lambda value: value
+    prepare: Callable[[Tensor], Tensor] = lambda value: value
 
 
 _KINDS: dict[str, _Kind] = {
     "segmentation": _Kind(
-        0, lambda value, count, key: labels_as_channels(value, count=count, key=key), _label_colors, read_segmentation
+        0, lambda value, count, key: one_hot_labels(value, count=count, key=key), _label_colors, read_segmentation
     ),
     "depth": _Kind(1, _channels, _gray, read_depth),
     "edges": _Kind(1, lambda value, count, key: _channels(value, count, f"map of {key}"), _gray, read_edges, _edges),

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from smalti.conditions.base import Condition
-from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, Within
-from smalti.conditions.keypoints import Keypoints, KeypointsSettings, keypoint_codes
+from smalti.conditions.coordinates import Coordinates, CoordinatesSettings, ImageCrop
+from smalti.conditions.keypoints import Keypoints, KeypointsSettings, encode_keypoints
 from smalti.conditions.labels import Labels
 from smalti.conditions.layout import Layout
-from smalti.conditions.layout_codes import Annotation, LayoutSettings, layout_codes, shuffled
+from smalti.conditions.layout_codes import Annotation, LayoutSettings, encode_layout, shuffle_objects
 from smalti.conditions.location_codes import Box
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import Share, as_mapping, parse, settings
@@ -114,7 +114,7 @@ class _Where:
     condition: Coordinates
 
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
-        return self.condition.encode([Within(view.top, view.left_when_mirrored, view.whole)])[0]
+        return self.condition.encode([ImageCrop(view.top, view.left_when_mirrored, view.whole)])[0]
 
     def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
         pass  # the view itself says where it lies
@@ -155,7 +155,7 @@ class _Listed(Generic[T]):
     things: tuple[tuple[T, ...], ...]
     settings: LayoutSettings | KeypointsSettings
     codes: Callable[..., tuple[int, ...]]
-    """`layout_codes` or `keypoint_codes`."""
+    """`encode_layout` or `encode_keypoints`."""
     seed: int
     sizes: tuple[tuple[float, float] | None, ...]
     """The (height, width) of each image for which they were written down, None where nobody says it."""
@@ -163,7 +163,7 @@ class _Listed(Generic[T]):
     """Where they stand."""
 
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
-        order = shuffled(self.things[index], random.Random(chances(self.seed, draw)[0]))
+        order = shuffle_objects(self.things[index], random.Random(chances(self.seed, draw)[0]))
         return torch.tensor(self.codes(order, self.settings, crop=view_box(view), flip=view.mirrored))
 
     def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
@@ -214,7 +214,7 @@ class _Objects(Sayer):
         found = beside(part.images, self.annotated)
         lists = tuple(tuple(map(self._annotation, _largest(things, self.settings.max_objects))) for things in found)
         sizes = sizes_beside(part.images, self.annotated)
-        return _Listed(lists, self.settings, layout_codes, part.seed, sizes, self.annotated.path)
+        return _Listed(lists, self.settings, encode_layout, part.seed, sizes, self.annotated.path)
 
     def _annotation(self, thing: Thing) -> Annotation:
         properties = thing.group, thing.occluded, thing.depiction, thing.inside
@@ -248,7 +248,7 @@ class _Figures(Sayer):
             figures = [thing for thing in things if thing.keypoints]
             lists.append(tuple(thing.keypoints for thing in _largest(figures, self.settings.max_figures)))
         sizes = sizes_beside(part.images, self.annotated)
-        return _Listed(tuple(lists), self.settings, keypoint_codes, part.seed, sizes, self.annotated.path)
+        return _Listed(tuple(lists), self.settings, encode_keypoints, part.seed, sizes, self.annotated.path)
 
 
 def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:

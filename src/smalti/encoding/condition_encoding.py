@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from smalti.conditions.base import Condition
-from smalti.conditions.composite import Several
-from smalti.conditions.spatial import Maps, MapsSettings
+from smalti.conditions.composite import CompositeCondition
+from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data.damage import DamageRecord
@@ -89,11 +89,11 @@ def beside_images(told: Sequence[Told], parts: tuple[Crops, Crops], *, factor: i
     """
     grid = code_grid(parts[0].size, factor)
     made = [_made(one, parts, grid=grid, factor=factor, device=device) for one in told]
-    several = Several([part.condition for part in made]) if len(made) > 1 else None
+    several = CompositeCondition([part.condition for part in made]) if len(made) > 1 else None
 
     def encode(*held: Tensor) -> Tensor:
         codes = [part.encode(each).cpu() for part, each in zip(made, held, strict=True)]
-        return several.joined(codes) if several else codes[0]
+        return several.join(codes) if several else codes[0]
 
     fingerprint = made[0].fingerprint if len(made) == 1 else digest([part.fingerprint for part in made])
     prefix = Prefix(several or made[0].condition, fingerprint, encode)
@@ -137,7 +137,7 @@ def _map(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], devic
     values["unlabeled"] = kind.described().get("unlabeled")
     if kind.name == "labels" and "names" not in values:
         values["names"] = scene_labels(source.path)
-    condition = Maps(parse(MapsSettings, values, where="the condition"), model)
+    condition = SpatialCondition(parse(SpatialConditionSettings, values, where="the condition"), model)
     size = grid[0] * model.factor, grid[1] * model.factor
     record = DamageRecord(source, [len(part) for part in parts])
     training, validation = (

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from smalti.conditions.base import Condition, keys, value_of
+from smalti.conditions.base import Condition, condition_keys, condition_value
 from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
@@ -40,10 +40,10 @@ from smalti.evaluation.prepared_images import Taken
 from smalti.evaluation.protocols import PriorProtocol
 from smalti.evaluation.results import DEFINITIONS, Measured, Shown
 from smalti.evaluation.set_scores import Scores, score_sets
-from smalti.generation.code_sampler import finished, unknown
+from smalti.generation.code_sampler import final_codes, unknown_codes
 from smalti.images.io import to_array, to_tensor
 from smalti.pipeline import Pipeline
-from smalti.prior import nats
+from smalti.prior import nll
 
 SHOWN_SAMPLES = 12
 """Samples that are kept to be shown."""
@@ -210,8 +210,8 @@ def measure_prior(
 
 def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol) -> None:
     condition = pipeline.condition
-    if not isinstance(data, CodeShards) and _stands_before(condition) and not condition.takes_none:
-        told = " and a ".join(keys(condition))
+    if not isinstance(data, CodeShards) and _stands_before(condition) and not condition.optional:
+        told = " and a ".join(condition_keys(condition))
         raise SmaltiError(
             f"this prior is told a {told}, which images do not say of themselves; encode them with what they are told, "
             "smalti encode --condition, and give the codes"
@@ -228,14 +228,17 @@ def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtoco
 def _nats(pipeline: Pipeline, coded: _Coded) -> Tensor:
     """Images as codes -> nats of each code (B,h,w)."""
     if coded.prefix.shape[1] and _stands_before(pipeline.condition):
-        return nats(pipeline.prior, coded.prefix.to(coded.codes.device), coded.codes)
-    return pipeline.nats(coded.codes, values=_told(pipeline.condition, coded.labels))
+        return nll(pipeline.prior, coded.prefix.to(coded.codes.device), coded.codes)
+    return pipeline.nll(coded.codes, values=_told(pipeline.condition, coded.labels))
 
 
 def _told(condition: Condition, labels: Sequence[str | None]) -> list[Any]:
     """The labels of images -> what they tell the prior, a value each; None for "nothing"."""
-    names = keys(condition)
-    return [value_of(condition, {"label": label} if label is not None and "label" in names else {}) for label in labels]
+    names = condition_keys(condition)
+    return [
+        condition_value(condition, {"label": label} if label is not None and "label" in names else {})
+        for label in labels
+    ]
 
 
 def _stands_before(condition: Condition) -> bool:
@@ -246,9 +249,9 @@ def _stands_before(condition: Condition) -> bool:
 def _check_prefix(condition: Condition, shards: CodeShards) -> None:
     """Refuse codes before which the codes of another condition stand, or none though the prior reads some."""
     kept = shards.meta.prefix
-    if not _stands_before(condition) or (kept is None and condition.takes_none):
+    if not _stands_before(condition) or (kept is None and condition.optional):
         return
-    told = " and a ".join(keys(condition))
+    told = " and a ".join(condition_keys(condition))
     again = f"encode the images with what this prior is told, a {told}: smalti encode --condition"
     if kept is None:
         raise SmaltiError(
@@ -309,8 +312,8 @@ def _sampled(
     told = _told(pipeline.condition, labels)
     for first in range(0, count, batch):
         some = told[first : first + batch]
-        known, seeds = unknown(len(some), pipeline.prior.grid), pipeline.seeds(protocol.seed + first, len(some))
-        codes = finished(pipeline.lay(some, known, sampler=protocol.sampler, seeds=seeds))
+        known, seeds = unknown_codes(len(some), pipeline.prior.grid), pipeline.seeds(protocol.seed + first, len(some))
+        codes = final_codes(pipeline.generate_codes(some, known, sampler=protocol.sampler, seeds=seeds))
         pixels = to_array(pipeline.decode(codes), rounding=protocol.rounding)
         places = torch.arange(first, first + len(some))
         gatherer.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), places)

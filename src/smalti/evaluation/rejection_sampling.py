@@ -18,7 +18,7 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.core.rng import philox
 from smalti.evaluation.measurement import Progress, unwatched
-from smalti.generation.code_sampler import Sampler, finished
+from smalti.generation.code_sampler import Sampler, final_codes
 from smalti.pipeline import Pipeline
 from smalti.prior import Prior
 
@@ -80,8 +80,8 @@ def best_of(
     codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(tries)]
     missing = int((known < 0).sum())
     for candidate, some in enumerate(every):
-        laying = pipeline.lay(values, known, sampler=sampler, seeds=some, speculate=speculate)
-        codes.append(finished(_counted(laying, progress, until=(candidate + 1) * missing, total=tries * missing)))
+        laying = pipeline.generate_codes(values, known, sampler=sampler, seeds=some, speculate=speculate)
+        codes.append(final_codes(_counted(laying, progress, until=(candidate + 1) * missing, total=tries * missing)))
         scores.append(_checked(score(codes[-1]), count=len(seeds)))
     scored = torch.stack(scores, dim=1)  # (B,N)
     best = scored.argmax(1)
@@ -123,7 +123,7 @@ def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -
     counted = judged(pipeline.prior, known)  # (B,h,w)
 
     def score(codes: Tensor) -> Tensor:
-        nats = pipeline.nats(codes, values=values).cpu()
+        nats = pipeline.nll(codes, values=values).cpu()
         return -(nats * counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
 
     return score
@@ -137,7 +137,7 @@ def judged(prior: Prior, known: Tensor) -> Tensor:
     left of the likelihood of the whole is that of these. Where no known code comes later, they are the laid codes themselves.
     """
     known = known.cpu()
-    order = prior.places((known.shape[1], known.shape[2]), device=known.device)
+    order = prior.sequence_order((known.shape[1], known.shape[2]), device=known.device)
     begun = (known.flatten(1)[:, order] < 0).cumsum(1) > 0  # (B,n), in the prior's order
     later = begun[:, order.argsort()].view_as(known) & (known >= 0)
     return torch.where(later.any(2, keepdim=True).any(1, keepdim=True), later, known < 0)

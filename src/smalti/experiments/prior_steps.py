@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smalti.conditions.labels import Nothing
+from smalti.conditions.labels import Unconditional
 from smalti.core.devices import pick_device
 from smalti.core.settings import as_mapping
 from smalti.data.code_shards import open_codes
@@ -26,13 +26,13 @@ from smalti.experiments.steps import Images
 from smalti.experiments.tokenizer_comparison import difference
 from smalti.hub.pretrained import find_model
 from smalti.model_loading import load_tokenizer
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.prior_folder import load_prior
 from smalti.training.config import PriorTraining, TokenizerTraining
 from smalti.training.prior_networks import Codes, build_network
 from smalti.training.run_folder import read_metrics
 
-FIXED = ("condition=nothing", "condition_dropout=0", "encode={}", "run.patience=0")
+FIXED = ("condition=unconditional", "condition_dropout=0", "encode={}", "run.patience=0")
 """Of all priors of such a study: they are told nothing, and none stops before the others."""
 JUDGED = 64
 """Images whose codes are judged at once."""
@@ -55,7 +55,7 @@ def prior_training(recipe: str, shared: Sequence[str], asked: Asked, *, changes:
 def codes_of_images(tokenizer: TokenizerTraining) -> Codes:
     """The training of a tokenizer -> what priors read of its images."""
     f, (H, W) = tokenizer.model.autoencoder.factor, tokenizer.images.size
-    nothing = Nothing()
+    nothing = Unconditional()
     return Codes(
         size=tokenizer.model.quantizer.codebook_size,
         grid=(H // f, W // f),
@@ -131,7 +131,7 @@ def judged(place: Place, name: str) -> Iterator[Tensor]:
     network.to(device)
     shards = open_codes(place.before["codes"].folder / "codes")
     for batch in in_order(shards.validation, batch=JUDGED):
-        yield from nats(network, network.null_prefix(len(batch.codes)), batch.codes.to(device)).cpu()  # (B,h,w)
+        yield from nll(network, network.null_prefix(len(batch.codes)), batch.codes.to(device)).cpu()  # (B,h,w)
 
 
 def row(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smalti.conditions.labels import Nothing
+from smalti.conditions.labels import Unconditional
 from smalti.core.devices import pick_device
 from smalti.core.files import write_atomically
 from smalti.core.progress import counting
@@ -28,7 +28,7 @@ from smalti.encoding.code_writer import write_codes
 from smalti.evaluation.image_sets import measure_sets
 from smalti.evaluation.protocols import FeatureProtocol, ImageProtocol, SetProtocol
 from smalti.experiments.base import Place
-from smalti.generation.code_sampler import Sampler, unknown
+from smalti.generation.code_sampler import Sampler, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import save_png
 from smalti.pipeline import Pipeline
@@ -101,7 +101,7 @@ def trained_prior(tokenizer: Any, codes: Path, place: Place, *, settings: PriorT
     """Codes -> a prior that is told nothing else, trained in the step's folder; how likely the kept one finds held-out codes."""
     shards = open_codes(codes)
     shards.check_fingerprint(tokenizer.fingerprint())
-    train_prior_on(shards, tokenizer, Nothing(), place.folder, settings=settings, console=place.console)
+    train_prior_on(shards, tokenizer, Unconditional(), place.folder, settings=settings, console=place.console)
     lines = [line for line in read_metrics(place.folder) if line["part"] == "validation"]
     return {
         "nats_a_code": lines[-1]["best_nats"],
@@ -153,12 +153,12 @@ def _laid(pipeline: Pipeline, seeds: Tensor, grid: tuple[int, int], place: Place
     What has been laid is kept now and then, and is what a later call goes on from: an image depends on its seed alone.
     """
     kept = place.folder / f"codes-{int(seeds[0]):04d}.npy"
-    known = torch.from_numpy(np.load(kept)) if kept.is_file() else unknown(len(seeds), grid)
+    known = torch.from_numpy(np.load(kept)) if kept.is_file() else unknown_codes(len(seeds), grid)
     missing = max(int((known < 0).sum()), 1)
     codes, began = known, time.monotonic()
     saved = began
     with counting(place.console, title="laying", unit="codes") as progress:
-        for codes in pipeline.lay([None] * len(seeds), known, sampler=Sampler(), seeds=seeds):
+        for codes in pipeline.generate_codes([None] * len(seeds), known, sampler=Sampler(), seeds=seeds):
             progress(int((codes >= 0).sum()), codes.numel())
             if time.monotonic() - saved > KEPT_EVERY:
                 _keep(kept, codes)

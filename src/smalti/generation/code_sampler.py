@@ -1,10 +1,11 @@
-"""Laying codes: from a prior's logits to grids of any size, wave by wave.
+"""Code generation: a prior's logits -> grids of codes of any size, wave by wave.
 
-Shapes: B batch, K image codes, P prefix codes, h w grid, m places laid in one call of the prior.
+Shapes: B batch, K image codes, P prefix codes, h w grid, m positions evaluated in one call of the prior.
 
-`sample` has one program for all cases. Codes that do not need one another are a wave (`prior.wavefront`) and are laid at once; how
-the prior is asked for them is `prior.laying`'s. A grid that fits the prior's window is the case of waves of one code and a window
-that never moves, so that its cache lasts for the whole image; completion is the case that some codes are known already.
+`generate` is the only generation loop. Codes that do not depend on one another form a wave (`generation.wavefront`)
+and are generated together. A `DecodingStrategy` computes their logits. A grid that fits the prior's window has
+waves of one code and a window that never moves, so one cache serves the whole image. Completion is the case in
+which some codes are known beforehand.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from smalti.core.capacity import check_memory
 from smalti.core.errors import SmaltiError
 from smalti.core.rng import gumbel
 from smalti.core.settings import parse, settings
-from smalti.generation.neighborhood_decoding import AmongNeighbors
-from smalti.generation.sliding_window import Laying, UnderWindows
-from smalti.generation.speculative import guessing
-from smalti.generation.wavefront import Place, stretches
-from smalti.kernels.prepacked import packed
+from smalti.generation.neighborhood_decoding import NeighborhoodDecoding
+from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding
+from smalti.generation.speculative import with_speculation
+from smalti.generation.wavefront import CodePosition, row_ends
+from smalti.kernels.prepacked import prepacked
 from smalti.prior.base import Prior
 from smalti.prior.neighborhood import Neighborhood
 from smalti.prior.window import Middle, Window, after_middle
 
-_CODE_BYTES, _PLACE_BYTES = 4 * 8, 300
+_CODE_BYTES, _POSITION_BYTES = 4 * 8, 300
 """Memory of a code: the known ones, those so far and copies of them, int64; and of its place in the schedule, for all images."""
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -42,42 +43,47 @@ SCHEDULES: dict[Schedule, Callable[[float], float]] = {
     "linear": lambda place: place,  # Muse (Chang et al., arXiv 2301.00704, section 2.7)
     "cosine": lambda place: (1 - math.cos(math.pi * place)) / 2,  # MDT (Gao et al., arXiv 2303.14389), with power 1
 }
-"""Place in the sequence, 0 for the first code to 1 for the last -> the share of the guidance that is in force there. With little
-guidance at the beginning images are more various, with much at the end they follow the condition."""
+"""Relative position in the sequence, 0 for the first code and 1 for the last -> the share of the guidance to apply
+there. Weak guidance at the beginning gives more diverse images. Strong guidance at the end makes them follow the
+condition."""
 
 
-GREEDY = 1e-30
-"""Temperatures below it are 0: logits divided by it may be too large for float32, and noise has long ceased to count."""
+GREEDY_TEMPERATURE = 1e-30
+"""Temperatures below this value are treated as 0: dividing by them could overflow float32, and the noise no longer
+matters."""
 
-MOST_GUIDANCE = 1e6
-"""Far beyond what changes an image; much more would carry logits beyond float32."""
+MAX_GUIDANCE = 1e6
+"""Far beyond any useful scale. Larger values could overflow float32 logits."""
 
 
-def guidance_at(turn: int, *, count: int, sampler: Sampler) -> float:
-    """The scale of the guidance for code `turn` of `count`, 0 the first: from 1, none, on to the sampler's."""
-    return 1 + (sampler.guidance - 1) * SCHEDULES[sampler.guidance_schedule](turn / max(count - 1, 1))
+def guidance_scale(index: int, *, count: int, sampler: Sampler) -> float:
+    """The guidance scale for code `index` (from 0) of `count`: from 1, which is no guidance, to the sampler's
+    scale."""
+    return 1 + (sampler.guidance - 1) * SCHEDULES[sampler.guidance_schedule](index / max(count - 1, 1))
 
 
 @settings
 class Sampler:
-    """How the next code is chosen from its logits.
+    """How the next code is sampled from its logits.
 
-    `temperature` divides the logits, 0 (and what is below `GREEDY`) takes the likeliest code. `top_k` keeps the k likeliest
-    codes, 0 all. `top_p` keeps the smallest set of likeliest codes whose probabilities exceed p, 1 all. `min_p` keeps the codes
-    that are at least this share as likely as the likeliest, 0 all. `guidance` is the scale of classifier-free guidance, 1 for none,
-    and `guidance_schedule` how it is reached from the first code to the last: a name in `SCHEDULES`.
+    `temperature` divides the logits; 0 (and any value below `GREEDY_TEMPERATURE`) takes the most likely code.
+    `top_k` keeps the k most likely codes, 0 keeps all. `top_p` keeps the smallest set of most likely codes whose
+    probabilities sum to more than p, 1 keeps all. `min_p` keeps the codes that are at least this share as likely as
+    the most likely one, 0 keeps all. `guidance` is the scale of classifier-free guidance, 1 for none.
+    `guidance_schedule` is the name in `SCHEDULES` of its schedule over the sequence.
     """
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    guidance: Annotated[float, Field(ge=0, le=MOST_GUIDANCE)] = 1.0
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
     guidance_schedule: Schedule = "constant"
 
 
-def sampler_of(**options: float | str) -> Sampler:
-    """Options by name, those left out as by default -> the sampler. Raises `SmaltiError` for a name or a value that is none."""
+def make_sampler(**options: float | str) -> Sampler:
+    """Options by name -> the sampler, with defaults for options that are left out. Raises `SmaltiError` for an
+    unknown name or an invalid value."""
     return parse(Sampler, options, where="sampling")
 
 
@@ -88,52 +94,53 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
     smallest set of the likeliest codes left by top-k whose probabilities sum to more than p, and always one code.
     Min-p (Nguyen et al., arXiv 2407.01082) keeps the codes whose probability is at least `min_p` times the largest: few
     where one code is clear, many where many are possible. `top_k` 0, or K and more, `top_p` 1 and `min_p` 0 are off.
-    Temperature 0 keeps the likeliest code alone, the first of equals, and so does one below `GREEDY`.
+    Temperature 0 keeps the likeliest code alone, the first of equals, and so does one below `GREEDY_TEMPERATURE`.
     """
-    if temperature < GREEDY:
-        best = logits.argmax(dim=1, keepdim=True)
-        return torch.full_like(logits, -torch.inf).scatter(1, best, logits.gather(1, best))
+    if temperature < GREEDY_TEMPERATURE:
+        likeliest = logits.argmax(dim=1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter(1, likeliest, logits.gather(1, likeliest))
     logits = logits / temperature
     if 0 < top_k < logits.shape[1]:
         threshold = logits.topk(top_k, dim=1).values[:, -1:]
         logits = logits.where(logits >= threshold, -torch.inf)
     if top_p < 1:
         ordered, order = logits.sort(dim=1, descending=True, stable=True)
-        through = ordered.softmax(dim=1).cumsum(dim=1)
+        cumulative = ordered.softmax(dim=1).cumsum(dim=1)
         dropped = torch.zeros_like(logits, dtype=torch.bool)
         # "More than p", as the original's sampler has it, where Holtzman et al. say "at least p".
-        dropped[:, 1:] = through[:, :-1] > top_p
+        dropped[:, 1:] = cumulative[:, :-1] > top_p
         logits = logits.masked_fill(torch.zeros_like(dropped).scatter(1, order, dropped), -torch.inf)
     if min_p > 0:  # a share of probabilities is a difference of logits, whatever the filters before have left
         logits = logits.where(logits >= logits.amax(dim=1, keepdim=True) + math.log(min_p), -torch.inf)
     return logits
 
 
-def guide(conditional: Tensor, empty: Tensor, *, scale: float) -> Tensor:
-    """Logits with the condition and with the empty one -> guided logits, all of the same shape.
+def apply_guidance(conditional: Tensor, unconditional: Tensor, *, scale: float) -> Tensor:
+    """Conditional and unconditional logits -> guided logits, all of the same shape.
 
-    Classifier-free guidance (Ho and Salimans, arXiv 2207.12598), with the scale counted so that 1 is the condition
-    alone.
+    Classifier-free guidance (Ho and Salimans, arXiv 2207.12598). A scale of 1 gives the conditional logits.
     """
-    return empty + scale * (conditional - empty)
+    return unconditional + scale * (conditional - unconditional)
 
 
-def choose(logits: Tensor, noise: Tensor) -> Tensor:
-    """Logits and standard Gumbel noise (B, K) -> codes (B,) int64, drawn from softmax(logits): the Gumbel-max trick."""
+def gumbel_argmax(logits: Tensor, noise: Tensor) -> Tensor:
+    """Logits and standard Gumbel noise (B, K) -> codes (B,) int64, sampled from softmax(logits): the Gumbel-max
+    trick."""
     return (logits + noise).argmax(dim=1)
 
 
-def unknown(batch: int, grid: tuple[int, int]) -> Tensor:
-    """The grid (h, w) of a `batch` of images of which nothing is known: (batch, h, w) int64, all -1.
+def unknown_codes(batch: int, grid: tuple[int, int]) -> Tensor:
+    """A grid (h, w) for a `batch` of images with no known code: (batch, h, w) int64, all -1.
 
-    Raises `SmaltiError` for fewer images than one, and for what is beyond the memory of this machine.
+    Raises `SmaltiError` for fewer than one image, and for grids that exceed the memory of this machine.
     """
-    check_room(whole_number(batch, "the number of images", least=1), grid)
+    check_generation_memory(whole_number(batch, "the number of images", least=1), grid)
     return torch.full((batch, *grid), -1)
 
 
-def seeds_from(seed: int, count: int) -> Tensor:
-    """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""
+def seed_range(seed: int, count: int) -> Tensor:
+    """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for a count below
+    one."""
     seed, count = whole_number(seed, "seed"), whole_number(count, "count", least=1)
     if seed < 0 or seed + count >= 2**63:
         raise SmaltiError(f"the seed {seed} is not from 0 to {2**63 - 1 - count}; choose a smaller one, not negative")
@@ -141,12 +148,13 @@ def seeds_from(seed: int, count: int) -> Tensor:
     return torch.arange(seed, seed + count)
 
 
-def check_room(batch: int, grid: tuple[int, int]) -> None:
-    """Raise `SmaltiError` where laying a `batch` of images of a grid (h, w) takes more memory than this machine has."""
+def check_generation_memory(batch: int, grid: tuple[int, int]) -> None:
+    """Raise `SmaltiError` if generating a `batch` of images of a grid (h, w) takes more memory than this machine
+    has."""
     codes = grid[0] * grid[1]
     check_memory(
-        batch * codes * _CODE_BYTES + codes * _PLACE_BYTES,
-        f"laying {batch:,} image{'s' * (batch != 1)} of {grid[0]:,} x {grid[1]:,} codes (height x width)",
+        batch * codes * _CODE_BYTES + codes * _POSITION_BYTES,
+        f"generating {batch:,} image{'s' * (batch != 1)} of {grid[0]:,} x {grid[1]:,} codes (height x width)",
     )
 
 
@@ -155,38 +163,39 @@ def sample(
 ) -> Iterator[Tensor]:
     """Prefix codes (B, P) -> image codes (B, h, w) of a `grid` (h, w) of any size.
 
-    They are laid in the prior's order and yielded whenever w codes more are laid, with -1 where one is not yet; the last is
-    complete. In raster order w codes are a row, but where the grid is wider than the prior's window: there several rows are laid
-    side by side, each a little behind the one above it.
+    Codes are generated in the prior's order. The codes so far are yielded after every w new codes, with -1 where a
+    code is not generated yet; the last yield is complete. In raster order w codes are a row, unless the grid is
+    wider than the prior's window: then several rows advance together, each a little behind the row above.
 
-    `seeds` is (B,) int64, not negative. An image's chance hangs on its own seed and the place of each code alone, not on
-    the batch it is in; laid on from some of its own codes, it becomes the same image. `known` is (B, h, w): codes to
-    keep, and -1 where one is to be laid; `unknown` makes one without any. Where the grid is larger than the prior's
-    window, the window slides (arXiv 2012.09841, section 3.2); a neighborhood transformer needs none.
+    `seeds` is (B,) int64, not negative. The noise of a code depends only on the image's seed and the code's
+    position, not on the batch; resuming from some of an image's own codes gives the same image. `known` is (B, h,
+    w): codes to keep, and -1 where a code is to be generated; `unknown_codes` makes one without known codes. If the
+    grid is larger than the prior's window, the window slides (arXiv 2012.09841, section 3.2). A neighborhood
+    transformer needs no window.
 
-    Raises `SmaltiError` for a grid without codes, for another grid than the prior's window where its order is not
-    raster, for shapes that do not belong together, for a negative seed, for known codes that the prior does not have,
-    for guidance where the prior has no empty condition, and for a prior in training mode.
+    Raises `SmaltiError` for an empty grid, for a grid other than the prior's window if its order is not raster, for
+    mismatched shapes, for a negative seed, for known codes outside the codebook, for guidance if the prior has no
+    unconditional prefix, and for a prior in training mode.
     """
     batch = len(prefix)
-    if prefix.shape != (batch, prior.prefix):
+    if prefix.shape != (batch, prior.prefix_length):
         raise SmaltiError(
-            f"the prefix has the shape {tuple(prefix.shape)}, and this prior reads (batch, {prior.prefix})"
+            f"the prefix has the shape {tuple(prefix.shape)}, and this prior reads (batch, {prior.prefix_length})"
         )
     if seeds.shape != (batch,) or known.shape != (batch, *grid):
         raise SmaltiError(
             f"for {batch} prefixes and a grid of {grid[0]} x {grid[1]} codes, seeds must have the shape ({batch},) and "
             f"known ({batch}, {grid[0]}, {grid[1]}); they have {tuple(seeds.shape)} and {tuple(known.shape)}"
         )
-    return sample_windows(prior, lambda window: prefix, sampler=sampler, seeds=seeds, known=known.to(prefix.device))
+    return generate(prior, lambda window: prefix, sampler=sampler, seeds=seeds, known=known.to(prefix.device))
 
 
-def finished(laying: Iterator[Tensor]) -> Tensor:
-    """What `sample` yields -> the last of it, the complete codes (B, h, w)."""
-    return deque(laying, maxlen=1).pop()
+def final_codes(steps: Iterator[Tensor]) -> Tensor:
+    """The iterator of `sample` or `generate` -> its last item, the complete codes (B, h, w)."""
+    return deque(steps, maxlen=1).pop()
 
 
-def sample_windows(
+def generate(
     prior: Prior,
     prefix_at: Callable[[Window], Tensor],
     *,
@@ -196,88 +205,98 @@ def sample_windows(
     middle: Middle = after_middle,
     speculate: int = 0,
 ) -> Iterator[Tensor]:
-    """As `sample`, with a prefix (B, P) for each place of the window, for a condition that has places itself.
+    """As `sample`, with a prefix (B, P) per window position, for conditions that depend on the position.
 
-    `middle` says where in a window that stands freely the code is that is laid. The prefixes are on the device of `known`,
-    and the caller sees to it that their shape is right. A neighborhood transformer has one window, the image, of whatever size,
-    and its prefix is that of the image. `speculate` codes are guessed at once (`prior.speculation`): the codes that are laid are
-    the same, in fewer calls of the prior. Raises `SmaltiError` as `sample` does, for fewer guesses than none, and for guesses
-    where the grid is larger than the window or there is no window.
+    `middle` gives the index in a freely placed window of the code that is generated. Prefixes must be on the device
+    of `known` and have the right shape. A neighborhood transformer has one window, the whole image, and one prefix
+    for it. `speculate` is the number of draft codes per call (`generation.speculative`): the generated codes are
+    the same, with fewer calls of the prior. Raises `SmaltiError` as `sample`, for a negative `speculate`, and for
+    speculation if the grid is larger than the window or the prior has no window.
     """
     _check(prior, seeds=seeds, known=known)
     batch, height, width = known.shape
-    order = prior.places((height, width), device=known.device)
-    empty = prior.null_prefix(batch) if sampler.guidance != 1 else known.new_empty(0, prior.prefix)
-    laying = laid_by(prior, prefix_at, empty, known=known, middle=middle)
-    drawing = Drawing(laying, sampler=sampler, seeds=seeds.to(known.device), known=known, order=order, size=prior.size)
-    return _lay(guessing(laying, drawing.drawn, grid=(height, width), count=speculate), drawing, known)
+    order = prior.sequence_order((height, width), device=known.device)
+    null_prefix = prior.null_prefix(batch) if sampler.guidance != 1 else known.new_empty(0, prior.prefix_length)
+    strategy = decoding_strategy(prior, prefix_at, null_prefix, known=known, middle=middle)
+    code_sampler = CodeSampler(
+        strategy, sampler=sampler, seeds=seeds.to(known.device), known=known, order=order, size=prior.size
+    )
+    return _generate(
+        with_speculation(strategy, code_sampler.sample, grid=(height, width), count=speculate), code_sampler, known
+    )
 
 
-def laid_by(
-    prior: Prior, prefix_at: Callable[[Window], Tensor], empty: Tensor, *, known: Tensor, middle: Middle
-) -> Laying:
-    """A prior, what it is told and codes (B, h, w), -1 where one is to be laid -> how it is asked for them."""
+def decoding_strategy(
+    prior: Prior, prefix_at: Callable[[Window], Tensor], null_prefix: Tensor, *, known: Tensor, middle: Middle
+) -> DecodingStrategy:
+    """A prior, its prefixes and codes (B, h, w) with -1 where a code is to be generated -> the decoding strategy."""
     missing = (known < 0).any(dim=0).cpu()
     if isinstance(prior, Neighborhood):
-        return AmongNeighbors(packed(prior), prefix_at, empty, missing=missing)
-    return UnderWindows(packed(prior), prefix_at, empty, missing=missing, middle=middle, device=known.device)
+        return NeighborhoodDecoding(prepacked(prior), prefix_at, null_prefix, missing=missing)
+    return SlidingWindowDecoding(
+        prepacked(prior), prefix_at, null_prefix, missing=missing, middle=middle, device=known.device
+    )
 
 
 @torch.no_grad()
-def _lay(laying: Laying, drawing: Drawing, known: Tensor) -> Iterator[Tensor]:
-    """`sample_windows`, given how the prior is asked and how codes are drawn."""
-    ends = stretches(laying.schedule, width=known.shape[2])
+def _generate(strategy: DecodingStrategy, code_sampler: CodeSampler, known: Tensor) -> Iterator[Tensor]:
+    """The loop of `generate`: logits of each wave, sampled codes, and the codes so far after each row."""
+    ends = row_ends(strategy.schedule, width=known.shape[2])
     codes = known.clone()
     yield from (codes.clone() for _ in range(ends.count(0)))
     finite = torch.zeros((), device=known.device)
-    for count, wave in enumerate(laying.schedule):
-        for places, logits in laying.logits(codes, count):
+    for number, wave in enumerate(strategy.schedule):
+        for positions, logits in strategy.logits(codes, number):
             finite = finite + logits.sum()  # NaN and infinity stay: one number to look at for many codes
-            for place, new in zip(places, drawing.drawn(places, logits), strict=True):
-                codes[:, place.row, place.column] = new
-        drawing.forget(wave)
-        if rows := ends.count(count + 1):
+            for position, new in zip(positions, code_sampler.sample(positions, logits), strict=True):
+                codes[:, position.row, position.column] = new
+        code_sampler.forget(wave)
+        if rows := ends.count(number + 1):
             check_finite(finite, what="the logits that the prior gives")
             yield from (codes.clone() for _ in range(rows))
 
 
 @final
-class Drawing:
-    """Logits -> codes: what is laid at a place is a function of its logits, for its chance, and what is known, are its own."""
+class CodeSampler:
+    """Logits -> codes. The code at a position is a function of its logits, of the position's own noise, and of the
+    known codes."""
 
     def __init__(
-        self, laying: Laying, *, sampler: Sampler, seeds: Tensor, known: Tensor, order: Tensor, size: int
+        self, strategy: DecodingStrategy, *, sampler: Sampler, seeds: Tensor, known: Tensor, order: Tensor, size: int
     ) -> None:
-        """Known codes (B, h, w), the grid's places in order (h w,), and how many codes K there are."""
-        places = [place for wave in laying.schedule for place in wave]
-        self.sampler, self.known, self.turns = sampler, known, order.argsort().tolist()
-        self.upcoming = zip(places, _noise(seeds, [place[:2] for place in places], size=size), strict=True)
-        self.noise: dict[Place, Tensor] = {}  # (B, K) each
+        """`known` is (B, h, w), `order` the grid's positions in generation order (h w,), and `size` the codebook
+        size K."""
+        positions = [position for wave in strategy.schedule for position in wave]
+        self.sampler, self.known, self.order_index = sampler, known, order.argsort().tolist()
+        self.upcoming = zip(positions, _noise(seeds, [position[:2] for position in positions], size=size), strict=True)
+        self.noise: dict[CodePosition, Tensor] = {}  # (B, K) each
 
-    def drawn(self, places: Sequence[Place], logits: Tensor) -> Tensor:
-        """m places and their logits, (1, m, B, K) or guided (2, m, B, K) -> their codes (m, B)."""
-        for place in places:
-            while place not in self.noise:
+    def sample(self, positions: Sequence[CodePosition], logits: Tensor) -> Tensor:
+        """m positions and their logits, (1, m, B, K) or guided (2, m, B, K) -> their codes (m, B)."""
+        for position in positions:
+            while position not in self.noise:
                 self.noise.update([next(self.upcoming)])
-        noise = torch.stack([self.noise[place] for place in places])  # (m, B, K)
-        width, count = self.known.shape[2], len(self.turns)
-        turns = [self.turns[place.row * width + place.column] for place in places]
-        scales = [guidance_at(turn, count=count, sampler=self.sampler) for turn in turns]
-        own = torch.stack([self.known[:, place.row, place.column] for place in places])  # (m, B)
-        return own.where(own >= 0, _drawn(logits, noise, scales, sampler=self.sampler))
+        noise = torch.stack([self.noise[position] for position in positions])  # (m, B, K)
+        width, count = self.known.shape[2], len(self.order_index)
+        indices = [self.order_index[position.row * width + position.column] for position in positions]
+        scales = [guidance_scale(index, count=count, sampler=self.sampler) for index in indices]
+        known = torch.stack([self.known[:, position.row, position.column] for position in positions])  # (m, B)
+        return known.where(known >= 0, _sample_codes(logits, noise, scales, sampler=self.sampler))
 
-    def forget(self, places: Sequence[Place]) -> None:
-        """Let go of the noise of places that are laid."""
-        for place in places:
-            del self.noise[place]
+    def forget(self, positions: Sequence[CodePosition]) -> None:
+        """Release the noise of positions that are generated."""
+        for position in positions:
+            del self.noise[position]
 
 
-def _drawn(logits: Tensor, noise: Tensor, scales: Sequence[float], *, sampler: Sampler) -> Tensor:
-    """Logits (1 or 2, m, B, K), noise (m, B, K), the guidance of each of m places -> codes (m, B)."""
+def _sample_codes(logits: Tensor, noise: Tensor, scales: Sequence[float], *, sampler: Sampler) -> Tensor:
+    """Logits (1 or 2, m, B, K), noise (m, B, K) and the guidance scale of each of m positions -> codes (m, B)."""
     if len(logits) == 1:
         guided = logits[0]
     else:
-        guided = torch.stack([guide(*own, scale=scale) for own, scale in zip(logits.unbind(1), scales, strict=True)])
+        guided = torch.stack(
+            [apply_guidance(*pair, scale=scale) for pair, scale in zip(logits.unbind(1), scales, strict=True)]
+        )
     filtered = filter_logits(
         guided.flatten(0, 1),
         temperature=sampler.temperature,
@@ -285,33 +304,34 @@ def _drawn(logits: Tensor, noise: Tensor, scales: Sequence[float], *, sampler: S
         top_p=sampler.top_p,
         min_p=sampler.min_p,
     )
-    return choose(filtered, noise.flatten(0, 1)).view(noise.shape[:2])
+    return gumbel_argmax(filtered, noise.flatten(0, 1)).view(noise.shape[:2])
 
 
-def _noise(seeds: Tensor, places: Sequence[tuple[int, int]], *, size: int) -> Iterator[Tensor]:
-    """Rows and columns of `places` -> the noise (B, size) of each. Sixteen are made at once, for small tensors are slow."""
-    for first in range(0, len(places), 16):
-        stretch = torch.tensor(places[first : first + 16], device=seeds.device)
-        rows, columns = stretch.repeat_interleave(len(seeds), dim=0).unbind(1)
-        noise = gumbel(seeds.repeat(len(stretch)), size, rows=rows, columns=columns)
-        yield from noise.view(len(stretch), len(seeds), size)
+def _noise(seeds: Tensor, positions: Sequence[tuple[int, int]], *, size: int) -> Iterator[Tensor]:
+    """Rows and columns of `positions` -> the noise (B, size) of each. It is computed for sixteen positions at a
+    time, since small tensors are slow."""
+    for first in range(0, len(positions), 16):
+        chunk = torch.tensor(positions[first : first + 16], device=seeds.device)
+        rows, columns = chunk.repeat_interleave(len(seeds), dim=0).unbind(1)
+        noise = gumbel(seeds.repeat(len(chunk)), size, rows=rows, columns=columns)
+        yield from noise.view(len(chunk), len(seeds), size)
 
 
 def _check(prior: Prior, *, seeds: Tensor, known: Tensor) -> None:
     if known.dim() != 3 or known.is_floating_point() or known.dtype == torch.bool:
         raise SmaltiError(
-            f"known codes are whole numbers of the shape (batch, height, width), -1 where one is to be laid, not {known.dtype} of "
-            f"shape {tuple(known.shape)}"
+            f"known codes are integers of the shape (batch, height, width), -1 where a code is to be "
+            f"generated, not {known.dtype} of shape {tuple(known.shape)}"
         )
     batch, height, width = known.shape
     if not batch:
-        raise SmaltiError("there is no image to lay; ask for one or more")
+        raise SmaltiError("there is no image to generate; request one or more")
     if prior.training:
         raise SmaltiError(
             "the prior is in training mode, and its dropout would disturb the sampling; call prior.eval() first"
         )
     if min(height, width) < 1:
-        raise SmaltiError(f"a grid of {height} x {width} codes has no place for a code; ask for at least 1 x 1")
+        raise SmaltiError(f"a grid of {height} x {width} codes is empty; request at least 1 x 1")
     if seeds.shape != (batch,):
         raise SmaltiError(f"for {batch} images seeds must have the shape ({batch},); they have {tuple(seeds.shape)}")
     if seeds.is_floating_point() or seeds.dtype == torch.bool:
@@ -319,8 +339,8 @@ def _check(prior: Prior, *, seeds: Tensor, known: Tensor) -> None:
     if seeds.numel() and seeds.min() < 0:
         raise SmaltiError(f"the seed {int(seeds.min())} is negative; seeds are whole numbers from 0 on")
     if known.numel() and (known.min() < -1 or known.max() >= prior.size):
-        wrong = int(known.max()) if known.max() >= prior.size else int(known.min())
+        invalid = int(known.max()) if known.max() >= prior.size else int(known.min())
         raise SmaltiError(
-            f"the known code {wrong} is none of this prior's {prior.size} codes; "
-            f"give 0 to {prior.size - 1}, or -1 where a code is to be laid"
+            f"the known code {invalid} is not one of this prior's {prior.size} codes; "
+            f"give 0 to {prior.size - 1}, or -1 where a code is to be generated"
         )

@@ -1,10 +1,10 @@
-"""The next code by a call that is the same at every place, so that a GPU can be given all of its kernels at once: a CUDA graph.
+"""Next-code logits by a call with fixed shapes, which a CUDA graph can capture and replay.
 
-An ordinary call reads a cache that grows, and each time launches some hundreds of small kernels. Here the shapes never change: the
-whole memory of the cache is looked at, and what is not laid yet is hidden; where the code stands is a number on the device. Such a
-call is captured once and played back for each code. (Not run on a GPU. On a CPU the same call is made plainly.)
+An ordinary call reads a growing cache and launches hundreds of small kernels. Here shapes never change: the call
+reads the whole cache buffer and masks what is not generated yet, and the position is a number on the device. The
+call is captured once and replayed for each code. (Not run on a GPU. On a CPU the same call runs without a graph.)
 
-Letters: B sequences, N heads, S codes that a cache has room for, D width, K image codes.
+Letters: B sequences, N heads, S codes that fit into the cache, D width, K image codes.
 """
 
 from __future__ import annotations
@@ -17,112 +17,120 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.prior.attention import Asked
+from smalti.prior.attention import QuerySelection
 from smalti.prior.base import Cache, StaticCache
 from smalti.prior.gpt import GPT
 from smalti.prior.transformer import Transformer
 
-Steady: TypeAlias = GPT | Transformer
-"""Priors with a `step` that looks at no number on the device."""
+GraphablePrior: TypeAlias = GPT | Transformer
+"""Priors whose `decode_step` reads no number from the device."""
 
-WARM = 3
-"""Calls before the one that is captured, in which libraries choose their kernels and take their memory."""
+WARMUP_CALLS = 3
+"""Calls before the captured one, in which libraries select their kernels and allocate memory."""
 
 
 @final
-class WholeCache(Cache):
-    """The memory of a `StaticCache`, which is handed out whole after the new code's part was written at `place` (1,) int64."""
+class FixedShapeCache(Cache):
+    """The buffers of a `StaticCache`, returned whole after the new code's part is written at `position` (1,) int64."""
 
-    def __init__(self, begun: StaticCache, *, device: torch.device) -> None:
-        self.columns, self.memory = begun.columns, begun.kept
-        for kept in self.memory.values():
-            kept[..., begun.length :, :] = 0  # what lay there may be no number, and 0 times that is none either
-        self.place = torch.empty(1, dtype=torch.int64, device=device)
-        self.stand(begun.length)
+    def __init__(self, cache: StaticCache, *, device: torch.device) -> None:
+        self.columns, self.buffers = cache.columns, cache.buffers
+        for buffer in self.buffers.values():
+            buffer[..., cache.length :, :] = 0  # what lay there may be no number, and 0 times that is none either
+        self.position = torch.empty(1, dtype=torch.int64, device=device)
+        self.set_length(cache.length)
 
-    def stand(self, length: int) -> None:
-        """Say how many codes came before the next."""
+    def set_length(self, length: int) -> None:
+        """Set how many codes precede the next one."""
         self.length = length
-        self.place.fill_(length)
+        self.position.fill_(length)
 
-    def extended(self, name: str, new: Tensor) -> Tensor:
-        return self.memory[name].index_copy_(-2, self.place, new)  # (B, ..., S, D)
+    def append(self, name: str, new: Tensor) -> Tensor:
+        return self.buffers[name].index_copy_(-2, self.position, new)  # (B, ..., S, D)
 
     def advance(self, count: int) -> None:
-        self.stand(self.length + count)
+        self.set_length(self.length + count)
 
 
 @final
-class Visible(Asked):
-    """The one code of a call, which sees those of the S that the mask (S,) shows."""
+class MaskedQuery(QuerySelection):
+    """The one query of a call, which attends to those of the S codes that the mask (S,) selects."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
 
-    def of(self, x: Tensor) -> Tensor:
+    def select(self, x: Tensor) -> Tensor:
         return x
 
-    def attended(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.mask[None], dropout_p=dropout)
 
 
 @final
-class NextCode:
-    """Image codes one after another, (B,) int64 each -> logits of the next, (B, K) float32, as of `Prior.next_logits`.
+class GraphDecoder:
+    """Image codes one after another, (B,) int64 each -> logits of the next, (B, K) float32, as of
+    `Prior.next_logits`.
 
-    It goes on from a cache that holds the prefix at least, and writes into it and advances it, so that ordinary calls may be made
-    in between. Logits are equal to theirs up to rounding.
+    It continues from a cache that holds the prefix at least, and writes into it and advances it, so ordinary calls
+    are possible in between. Logits equal theirs up to rounding.
     """
 
     @torch.no_grad()
-    def __init__(self, prior: Steady, cache: StaticCache) -> None:
-        """Raises `SmaltiError` under autocast that keeps converted weights, for a graph would outlive them."""
-        assert cache.length >= prior.prefix, f"{cache.length} codes are kept, and the prefix alone has {prior.prefix}"
+    def __init__(self, prior: GraphablePrior, cache: StaticCache) -> None:
+        """Raises `SmaltiError` under autocast with a weight cache, since a graph would outlive the converted
+        weights."""
+        assert cache.length >= prior.prefix_length, (
+            f"{cache.length} codes are kept, and the prefix alone has {prior.prefix_length}"
+        )
         device = next(prior.parameters()).device
         if device.type == "cuda" and torch.is_autocast_enabled(device.type) and torch.is_autocast_cache_enabled():
             raise SmaltiError("a CUDA graph cannot be captured under this autocast; give it cache_enabled=False")
-        self.prior, self.cache, self.whole = prior, cache, WholeCache(cache, device=device)
-        self.tables = prior.tables(cache.capacity - 1, columns=cache.columns)  # the last code is never read
-        self.turns = torch.arange(cache.capacity, device=device)
-        sequences = len(next(iter(cache.kept.values())))
+        self.prior, self.cache, self.fixed_cache = prior, cache, FixedShapeCache(cache, device=device)
+        self.position_tables = prior.position_tables(
+            cache.capacity - 1, columns=cache.columns
+        )  # the last code is never read
+        self.positions = torch.arange(cache.capacity, device=device)
+        sequences = len(next(iter(cache.buffers.values())))
         self.codes = torch.zeros(sequences, 1, dtype=torch.int64, device=device)
-        self.call = captured(self._call, device=device) if device.type == "cuda" else self._call
+        self.call = capture_graph(self._call, device=device) if device.type == "cuda" else self._call
 
     @torch.no_grad()
     def logits(self, codes: Tensor) -> Tensor:
-        """The codes (B,) that follow those of the cache -> logits (B, K) of what comes after them."""
+        """The codes (B,) that follow those of the cache -> logits (B, K) of the next code."""
         assert self.cache.length < self.cache.capacity - 1, f"nothing follows code {self.cache.length} of this cache"
-        self.whole.stand(self.cache.length)
+        self.fixed_cache.set_length(self.cache.length)
         self.codes.copy_(codes[:, None])
-        made = self.call().clone()  # a graph writes into the same memory again
+        logits = self.call().clone()  # a graph writes into the same memory again
         self.cache.advance(1)
-        return made
+        return logits
 
     def _call(self) -> Tensor:
-        told = [table.index_select(0, self.whole.place) for table in self.tables]
-        features = self.prior.step(self.codes, told, self.whole, Visible(self.turns <= self.whole.place))  # (B, 1, D)
+        position_rows = [table.index_select(0, self.fixed_cache.position) for table in self.position_tables]
+        features = self.prior.decode_step(
+            self.codes, position_rows, self.fixed_cache, MaskedQuery(self.positions <= self.fixed_cache.position)
+        )  # (B, 1, D)
         logits: Tensor = self.prior.head(features)[:, 0, : self.prior.size].float()  # (B, K)
         return logits
 
 
-def captured(call: Callable[[], Tensor], *, device: torch.device) -> Callable[[], Tensor]:
-    """A call that reads and writes the same memory of a GPU each time -> one that plays back its kernels.
+def capture_graph(call: Callable[[], Tensor], *, device: torch.device) -> Callable[[], Tensor]:
+    """A call that reads and writes the same GPU memory each time -> a function that replays its kernels.
 
-    As PyTorch's notes on CUDA graphs have it: first some calls on a stream of their own.
+    As in PyTorch's notes on CUDA graphs, warm-up calls on a stream of their own come first.
     """
     with torch.cuda.device(device):
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP_CALLS):
                 call()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            made = call()
+            output = call()
 
-    def played() -> Tensor:
+    def replay() -> Tensor:
         graph.replay()
-        return made
+        return output
 
-    return played
+    return replay

@@ -1,7 +1,7 @@
-"""What is laid of an image, kept in a file, so that a stop at any time loses little and the same image is laid on.
+"""Generation checkpoints: the codes of an unfinished image in a file, to resume generation after an interruption.
 
-A code's chance belongs to its seed and its place (`smalti.core.rng`). So codes that are laid already, given as known ones, change
-nothing: the image is the one that would have been laid without the stop, code for code.
+The noise of a code depends on its seed and its position (`smalti.core.rng`). So known codes change nothing: a
+resumed image equals the uninterrupted one, code for code.
 
 Letters: B batch, h w code grid, P prefix codes.
 """
@@ -28,30 +28,30 @@ from smalti.core.settings import as_mapping
 from smalti.generation.code_sampler import Sampler
 from smalti.prior import Prior, Window
 
-SUFFIX = ".laying"
+SUFFIX = ".generation"
 FORMAT = 1
-SECONDS = 10.0
-"""What is laid is written again when the last writing is so long ago."""
+WRITE_INTERVAL = 10.0
+"""Seconds between two writes of the file."""
 
 
-class Kept(NamedTuple):
-    """What a file of a laying holds."""
+class SavedGeneration(NamedTuple):
+    """The content of a generation checkpoint."""
 
     codes: Tensor
-    """(B,h,w) int64, -1 where none is laid yet."""
+    """(B,h,w) int64, -1 where not generated yet."""
     fingerprint: str
-    """Of all that the codes depend on, as `fingerprint` gives it."""
+    """Of all inputs that the codes depend on, from `generation_fingerprint`."""
     settings: dict[str, Any]
-    """For people: what was asked for."""
+    """The request, for display."""
 
 
-def fingerprint(
+def generation_fingerprint(
     prior: Prior, prefixes: Callable[[], Callable[[Window], Tensor]], known: Tensor, *, sampler: Sampler, seeds: Tensor
 ) -> str:
-    """All that the codes of a laying depend on -> 16 hexadecimal digits.
+    """All inputs that the generated codes depend on -> 16 hexadecimal digits.
 
-    They are what `prior.sampling.sample_windows` is given: the prior's weights, the prefix (B,P) at each place of the window (asked
-    for at places side by side that cover the grid), codes (B,h,w) that are known beforehand, -1 elsewhere, and the seeds (B,).
+    They are the inputs of `generation.code_sampler.generate`: the prior's weights, the prefix (B,P) per window
+    position (at adjacent windows that cover the grid), the known codes (B,h,w), -1 elsewhere, and the seeds (B,).
     """
     digest = hashlib.sha256(json.dumps(as_mapping(sampler), sort_keys=True).encode())
     height, width = known.shape[1:]
@@ -66,15 +66,16 @@ def fingerprint(
     return digest.hexdigest()[:16]
 
 
-def save_kept(path: Path, kept: Kept) -> None:
-    """Write what is laid, whole or not at all. Raises `SmaltiError` when the disk refuses."""
-    about = {"format": FORMAT, "fingerprint": kept.fingerprint, "settings": kept.settings}
-    tensors = {"codes": kept.codes.to("cpu", torch.int32).contiguous()}
+def save_generation(path: Path, saved: SavedGeneration) -> None:
+    """Write a checkpoint atomically. Raises `SmaltiError` if the file cannot be written."""
+    about = {"format": FORMAT, "fingerprint": saved.fingerprint, "settings": saved.settings}
+    tensors = {"codes": saved.codes.to("cpu", torch.int32).contiguous()}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"smalti": json.dumps(about)}))
 
 
-def read_kept(path: Path) -> Kept:
-    """The inverse of `save_kept`. Raises `SmaltiError` for a file that is missing, damaged or another."""
+def read_generation(path: Path) -> SavedGeneration:
+    """The inverse of `save_generation`. Raises `SmaltiError` for a file that is missing, damaged or of another
+    kind."""
     if not path.is_file():
         raise SmaltiError(f"there is no file {path}")
     try:
@@ -83,73 +84,80 @@ def read_kept(path: Path) -> Kept:
             codes = file.get_tensor("codes").long()
             if about["format"] > FORMAT:
                 raise SmaltiError(f"{path} was written by a newer smalti (format {about['format']}); update smalti")
-            return Kept(codes, about["fingerprint"], about["settings"])
+            return SavedGeneration(codes, about["fingerprint"], about["settings"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise SmaltiError(f"{path} keeps no laying, or is damaged ({error}); delete it to begin anew") from error
+        raise SmaltiError(
+            f"{path} is not a generation checkpoint, or is damaged ({error}); delete it to start again"
+        ) from error
 
 
 @final
-class Keeper:
-    """Keeps one laying in a file, from which the next one goes on. A context manager around laying and all that is done with it.
+class GenerationCheckpoint:
+    """Saves the progress of one generation to a file, and resumes from it. A context manager around generation and
+    all use of its result.
 
-    The file is written every `SECONDS` and when the block is left by an exception (Ctrl-C is one), and is gone when the block
-    ends: then nothing needs it.
+    The file is written every `WRITE_INTERVAL` seconds and when an exception (including Ctrl-C) leaves the block. It
+    is deleted when the block ends normally.
     """
 
-    def __init__(self, path: Path, known: Tensor, *, hangs_on: Callable[[], str], settings: Mapping[str, Any]) -> None:
-        """`known` (B,h,w): the codes that are there before anything is laid, -1 elsewhere. `hangs_on` gives the `fingerprint`; it
-        reads all weights, and so is asked only when there is something to write or to compare.
+    def __init__(
+        self, path: Path, known: Tensor, *, fingerprint: Callable[[], str], settings: Mapping[str, Any]
+    ) -> None:
+        """`known` (B,h,w): the codes known before generation, -1 elsewhere. `fingerprint` returns the
+        `generation_fingerprint`; it reads all weights, so it is called only when there is something to write or to
+        compare.
 
-        Raises `SmaltiError` where the file at `path` keeps another laying, or cannot be read.
+        Raises `SmaltiError` if the file at `path` holds another generation, or cannot be read.
         """
         self.path = path
         self.codes = known
-        """What is laid so far, with what the file held."""
-        self._hangs_on, self._settings, self._written = lru_cache(hangs_on), _plain(settings), time.monotonic()
+        """The codes so far, including those from the file."""
+        self._fingerprint, self._settings, self._written = lru_cache(fingerprint), _jsonable(settings), time.monotonic()
         if path.exists():
-            kept = read_kept(path)
-            if kept.fingerprint != self._hangs_on():
-                raise SmaltiError(_another(path, kept.settings, self._settings))
-            self.codes = kept.codes.to(known.device)
-        self.begun = self.count
+            saved = read_generation(path)
+            if saved.fingerprint != self._fingerprint():
+                raise SmaltiError(_mismatch_message(path, saved.settings, self._settings))
+            self.codes = saved.codes.to(known.device)
+        self.initial_count = self.count
         """How many codes were there at the beginning."""
 
     @property
     def count(self) -> int:
-        """How many codes there are now, of all images."""
+        """The current number of codes of all images."""
         return int((self.codes >= 0).sum())
 
-    def laid(self, codes: Tensor) -> None:
-        """More codes (B,h,w) are laid."""
+    def update(self, codes: Tensor) -> None:
+        """Record the codes so far (B,h,w)."""
         self.codes = codes
-        if time.monotonic() - self._written >= SECONDS:
+        if time.monotonic() - self._written >= WRITE_INTERVAL:
             self._write()
 
     def _write(self) -> None:
-        save_kept(self.path, Kept(self.codes, self._hangs_on(), self._settings))
+        save_generation(self.path, SavedGeneration(self.codes, self._fingerprint(), self._settings))
         self._written = time.monotonic()
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> GenerationCheckpoint:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
             self.path.unlink(missing_ok=True)
-        elif self.count > self.begun:
+        elif self.count > self.initial_count:
             self._write()
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as a file holds them: what JSON has no word for, a map of segments say, in a few words of Python's."""
+def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON holds them: other values, such as a segmentation map, become a short Python representation."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings), default=lambda value: f"{value!r:.80}"))
     return plain
 
 
-def _another(path: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Why a file is not gone on from."""
-    differ = [name for name in dict.fromkeys((*kept, *wanted)) if kept.get(name) != wanted.get(name)]
-    what = ", ".join(f"{name} {kept.get(name)!r} there and {wanted.get(name)!r} here" for name in differ)
+def _mismatch_message(path: Path, saved: Mapping[str, Any], requested: Mapping[str, Any]) -> str:
+    """Why generation cannot resume from a file."""
+    differing = [name for name in dict.fromkeys((*saved, *requested)) if saved.get(name) != requested.get(name)]
+    differences = ", ".join(f"{name} {saved.get(name)!r} there and {requested.get(name)!r} here" for name in differing)
     return (
-        f"{path} keeps another laying: {what or 'the model or a file of its condition has changed since'}; ask for what is kept "
-        "there, or delete it to begin anew"
+        f"{path} holds another generation: "
+        f"{differences or 'the model or a file of its condition has changed since'}; "
+        "repeat that request, or delete it to start again"
     )

@@ -1,6 +1,7 @@
-"""How a prior is asked for the codes of a wave: several at once, and with what it kept of those before.
+"""Decoding strategies: the logits of each wave, computed in few calls and with cached keys and values.
 
-Letters: B batch, K image codes, P prefix codes, h w grid, m places laid in one call of the prior, T codes before the last of them.
+Letters: B batch, K image codes, P prefix codes, h w grid, m positions per call of the prior, T codes before the
+last of them.
 """
 
 from __future__ import annotations
@@ -14,147 +15,171 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from smalti.generation.cuda_graphs import NextCode
-from smalti.generation.wavefront import Place, calls, waves
+from smalti.generation.cuda_graphs import GraphDecoder
+from smalti.generation.wavefront import CodePosition, batch_wave, wavefront_schedule
 from smalti.prior.base import NoCache, Prior, StaticCache
 from smalti.prior.gpt import GPT
 from smalti.prior.transformer import Transformer
 from smalti.prior.window import Middle, Window
 
-MOST = 2**14
-"""Codes that one call of the prior reads at most, where it reads sequences of several places: enough to keep a device busy. A
-wave over a very wide image takes several calls, so that the memory of a call does not grow with the image."""
+MAX_CALL_CODES = 2**14
+"""Maximum number of codes in one call of the prior with several positions: enough to keep a device busy. A wave
+over a very wide image takes several calls, so the memory of a call does not grow with the image."""
 
-KEPT = 2**30
-"""Bytes of keys and values that are kept at most for windows that come back."""
+MAX_CACHE_BYTES = 2**30
+"""Maximum size in bytes of the cached keys and values of windows that are used again."""
 
 
-class Laying(abc.ABC):
-    """An image's codes -> logits of those that are laid next, wave after wave."""
+class DecodingStrategy(abc.ABC):
+    """An image's codes -> logits of the codes to generate next, wave after wave."""
 
-    schedule: list[list[Place]]
-    """The places of each wave."""
+    schedule: list[list[CodePosition]]
+    """The positions of each wave."""
 
     @abc.abstractmethod
-    def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[Place], Tensor]]:
-        """Codes so far (B, h, w), the waves before number `wave` laid -> some places of it, and of these the logits, float32.
+    def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
+        """Codes so far (B, h, w), complete up to wave number `wave` -> batches of its positions with their float32
+        logits.
 
-        They are (1, m, B, K), or with guidance (2, m, B, K): with the condition, and with the empty one. Each wave is asked for
-        once, in turn. What is laid meanwhile of the same wave does not matter.
+        Logits are (1, m, B, K), or (2, m, B, K) with guidance: conditional, then unconditional. Call it once per
+        wave, in order. Codes of the same wave that are generated in the meantime do not matter.
         """
 
 
-class _Stand(NamedTuple):
-    """One window, or several side by side: their prefixes, guided with the empty ones below, and what the prior keeps of them."""
+class _WindowState(NamedTuple):
+    """One window, or several in one call: their prefixes, with guidance the unconditional ones below, and the
+    prior's cache."""
 
     prefix: Tensor
     cache: NoCache | StaticCache
 
 
 @final
-class UnderWindows(Laying):
-    """A prior that reads one window at a time: a whole sequence for each code, or its end where the window has been there before.
+class SlidingWindowDecoding(DecodingStrategy):
+    """Decoding with a prior that reads one window at a time: a whole sequence per code, or its end if the window
+    has a cache.
 
-    Keys and values hang on the places of codes in their window. So they are kept for a window that stands over later codes too:
-    the next of its row, or at the upper and lower border, where the windows of one row come back over the next, those of the next.
+    Keys and values depend on the positions of codes in their window. So the cache is kept for a window that later
+    codes share: the next code of the row or, at the upper and lower border, where a row uses the windows of the row
+    above, codes of the next row.
     """
 
     def __init__(
         self,
         prior: Prior,
         prefix_at: Callable[[Window], Tensor],
-        empty: Tensor,
+        null_prefix: Tensor,
         *,
         missing: Tensor,
         middle: Middle,
         device: torch.device,
     ) -> None:
-        """`empty` (B, P) says nothing, or is of no images without guidance; `missing` (h, w) is where codes are to be laid."""
+        """`null_prefix` (B, P) is the unconditional prefix, or has no rows without guidance; `missing` (h, w) marks
+        the codes to generate."""
         height, width = missing.shape
-        self.prior, self.prefix_at, self.empty = prior, prefix_at, empty
-        self.window = (min(prior.limit[0], height), min(prior.limit[1], width))
-        self.inside = prior.places(self.window, device=device)  # the window's own places, in order
-        self.few, stays = _wants_few_calls(device), self.window == (height, width)
-        self.steady = prior if graphs(device) and stays and isinstance(prior, GPT | Transformer) else None
-        self.schedule = self._schedule(missing, middle)
-        self.uses = Counter(place.window for wave in self.schedule for place in wave)
-        self.stands: dict[Window, _Stand] = {}
-        self.next_code: NextCode | None = None
-
-    def _schedule(self, missing: Tensor, middle: Middle) -> list[list[Place]]:
-        if self.prior.order == "raster":
-            return waves(missing, window=self.window, middle=middle)
-        asked, whole = missing.flatten().tolist(), Window(0, 0, *self.window)
-        places = (
-            (*divmod(place, self.window[1]), turn) for turn, place in enumerate(self.inside.tolist()) if asked[place]
+        self.prior, self.prefix_at, self.null_prefix = prior, prefix_at, null_prefix
+        self.window = (min(prior.max_grid[0], height), min(prior.max_grid[1], width))
+        self.window_order = prior.sequence_order(self.window, device=device)  # the window's own places, in order
+        self.few_calls, is_fixed = _prefers_few_calls(device), self.window == (height, width)
+        self.graphable_prior = (
+            prior if uses_cuda_graphs(device) and is_fixed and isinstance(prior, GPT | Transformer) else None
         )
-        return [[Place(row, column, whole, turn)] for row, column, turn in places]
+        self.schedule = self._schedule(missing, middle)
+        self.remaining_uses = Counter(position.window for wave in self.schedule for position in wave)
+        self.states: dict[Window, _WindowState] = {}
+        self.graph_decoder: GraphDecoder | None = None
 
-    def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[Place], Tensor]]:
-        places = self.schedule[wave]
-        self.uses.subtract(place.window for place in places)
-        following = self.schedule[wave + 1] if wave + 1 < len(self.schedule) else []
-        standing = {place.window for place in following} | self.stands.keys() | self._returning(places)
-        copies = len(codes) + len(self.empty)
-        for some in calls(places, standing=standing, prefix=self.prior.prefix, copies=copies, most=MOST, few=self.few):
-            yield some, self._asked(codes, some, kept=len(some) == 1 and some[0].window in standing)
-        self.stands = {window: stand for window, stand in self.stands.items() if self.uses[window]}
+    def _schedule(self, missing: Tensor, middle: Middle) -> list[list[CodePosition]]:
+        if self.prior.order == "raster":
+            return wavefront_schedule(missing, window=self.window, middle=middle)
+        is_missing, whole_window = missing.flatten().tolist(), Window(0, 0, *self.window)
+        positions = (
+            (*divmod(index, self.window[1]), offset)
+            for offset, index in enumerate(self.window_order.tolist())
+            if is_missing[index]
+        )
+        return [[CodePosition(row, column, whole_window, offset)] for row, column, offset in positions]
 
-    def _returning(self, places: Sequence[Place]) -> set[Window]:
-        """Windows over these places that come back, as far as there is memory to keep them."""
-        if not self.stands:
-            return {place.window for place in places if self.uses[place.window]}
-        most = max(_bytes(stand.cache) for stand in self.stands.values())
-        room = KEPT // max(most, 1) - len(self.stands)
-        returning = [place.window for place in places if self.uses[place.window] and place.window not in self.stands]
-        return set(returning[: max(room, 0)])
+    def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
+        positions = self.schedule[wave]
+        self.remaining_uses.subtract(position.window for position in positions)
+        next_wave = self.schedule[wave + 1] if wave + 1 < len(self.schedule) else []
+        cached_windows = (
+            {position.window for position in next_wave} | self.states.keys() | self._reused_windows(positions)
+        )
+        copies = len(codes) + len(self.null_prefix)
+        for batch in batch_wave(
+            positions,
+            cached_windows=cached_windows,
+            prefix_length=self.prior.prefix_length,
+            copies=copies,
+            max_codes=MAX_CALL_CODES,
+            few_calls=self.few_calls,
+        ):
+            yield batch, self._logits(codes, batch, use_cache=len(batch) == 1 and batch[0].window in cached_windows)
+        self.states = {window: state for window, state in self.states.items() if self.remaining_uses[window]}
 
-    def _asked(self, codes: Tensor, places: Sequence[Place], *, kept: bool) -> Tensor:
-        """Codes so far and m places -> logits (1, m, B, K), guided (2, m, B, K).
+    def _reused_windows(self, positions: Sequence[CodePosition]) -> set[Window]:
+        """Windows over these positions that are used again, as far as there is memory for their caches."""
+        if not self.states:
+            return {position.window for position in positions if self.remaining_uses[position.window]}
+        largest = max(_cache_bytes(state.cache) for state in self.states.values())
+        room = MAX_CACHE_BYTES // max(largest, 1) - len(self.states)
+        reused = [
+            position.window
+            for position in positions
+            if self.remaining_uses[position.window] and position.window not in self.states
+        ]
+        return set(reused[: max(room, 0)])
 
-        What a cache holds already is not read again. Codes that were known, and so never asked for, are read now. Places that
-        have fewer codes before them than others are followed by codes that come later or by filler, which a causal prior does
-        not see.
+    def _logits(self, codes: Tensor, positions: Sequence[CodePosition], *, use_cache: bool) -> Tensor:
+        """Codes so far and m positions -> logits (1, m, B, K), guided (2, m, B, K).
+
+        Cached codes are not read again. Known codes, which were never queries, are read now. Shorter sequences are
+        padded with later codes or filler, which a causal prior ignores.
         """
-        prior, window = self.prior, places[0].window
-        stand = self.stands.get(window) if len(places) == 1 else None
-        if stand is None:
-            keeping = kept and self.uses[window] > 0
-            prefixes = [self.prefix_at(place.window) for place in places]
-            cache = prior.empty_cache(window=self.window) if keeping else NoCache(columns=self.window[1])
-            stand = _Stand(torch.cat((*prefixes, self.empty.repeat(len(places), 1))), cache)
-            if keeping:
-                self.stands[window] = stand
-        longest, start = max(place.turn for place in places), stand.cache.length
-        before = [_within(codes, place.window)[:, self.inside[:longest]] for place in places]
-        heard = torch.cat(before).clamp(min=0)  # (m B, T)
-        heard = heard.repeat(len(stand.prefix) // len(heard), 1)
-        goes_on = start == prior.prefix + longest - 1 >= prior.prefix  # by one image code
-        if self.steady is not None and isinstance(stand.cache, StaticCache) and goes_on:
-            self.next_code = self.next_code or NextCode(self.steady, stand.cache)
-            return self.next_code.logits(heard[:, -1]).view(-1, len(places), len(codes), prior.size)
-        turns = torch.tensor([place.turn for place in places], device=codes.device).repeat_interleave(len(codes))
-        asked = (prior.prefix - 1 - start + turns).repeat(len(heard) // len(turns))
-        features = prior.features_at(prior.join(stand.prefix, heard)[:, start:], stand.cache, asked)
+        prior, window = self.prior, positions[0].window
+        state = self.states.get(window) if len(positions) == 1 else None
+        if state is None:
+            caches = use_cache and self.remaining_uses[window] > 0
+            prefixes = [self.prefix_at(position.window) for position in positions]
+            cache = prior.empty_cache(window=self.window) if caches else NoCache(columns=self.window[1])
+            state = _WindowState(torch.cat((*prefixes, self.null_prefix.repeat(len(positions), 1))), cache)
+            if caches:
+                self.states[window] = state
+        longest, start = max(position.offset for position in positions), state.cache.length
+        previous = [_window_codes(codes, position.window)[:, self.window_order[:longest]] for position in positions]
+        inputs = torch.cat(previous).clamp(min=0)  # (m B, T)
+        inputs = inputs.repeat(len(state.prefix) // len(inputs), 1)
+        continues = start == prior.prefix_length + longest - 1 >= prior.prefix_length  # by one image code
+        if self.graphable_prior is not None and isinstance(state.cache, StaticCache) and continues:
+            self.graph_decoder = self.graph_decoder or GraphDecoder(self.graphable_prior, state.cache)
+            return self.graph_decoder.logits(inputs[:, -1]).view(-1, len(positions), len(codes), prior.size)
+        offsets = torch.tensor([position.offset for position in positions], device=codes.device).repeat_interleave(
+            len(codes)
+        )
+        query_index = (prior.prefix_length - 1 - start + offsets).repeat(len(inputs) // len(offsets))
+        features = prior.features_at(prior.join(state.prefix, inputs)[:, start:], state.cache, query_index)
         logits: Tensor = prior.head(features)[:, : prior.size].float()
-        return logits.view(-1, len(places), len(codes), prior.size)
+        return logits.view(-1, len(positions), len(codes), prior.size)
 
 
-def _wants_few_calls(device: torch.device) -> bool:
-    """Whether a call that reads a few hundred codes takes about as long as one that reads a single code: not on a CPU."""
+def _prefers_few_calls(device: torch.device) -> bool:
+    """Whether a call with a few hundred codes takes about as long as a call with one code: not on a CPU."""
     return device.type != "cpu"
 
 
-def graphs(device: torch.device) -> bool:
-    """Whether codes under one window are laid by a CUDA graph (`prior.graphed`): on a GPU, with `SMALTI_GRAPHS` set."""
+def uses_cuda_graphs(device: torch.device) -> bool:
+    """Whether codes under a fixed window are generated by a CUDA graph (`generation.cuda_graphs`): on a GPU, if
+    `SMALTI_GRAPHS` is set."""
     return device.type == "cuda" and bool(os.environ.get("SMALTI_GRAPHS"))
 
 
-def _bytes(cache: NoCache | StaticCache) -> int:
-    return sum(kept.nbytes for kept in cache.kept.values()) if isinstance(cache, StaticCache) else 0
+def _cache_bytes(cache: NoCache | StaticCache) -> int:
+    return sum(buffer.nbytes for buffer in cache.buffers.values()) if isinstance(cache, StaticCache) else 0
 
 
-def _within(codes: Tensor, window: Window) -> Tensor:
+def _window_codes(codes: Tensor, window: Window) -> Tensor:
     """Codes (B, h, w) -> those of the window in raster order (B, n)."""
     top, left, rows, columns = window
     return codes[:, top : top + rows, left : left + columns].flatten(1)

@@ -1,11 +1,12 @@
-"""Guessing ahead: codes that are not laid yet are guessed, and one call of the prior answers for all of them at once.
+"""Speculative decoding: draft codes for several positions, verified by one call of the prior.
 
-The noise of a place is known before its code is drawn, and so each code is a function of those before it. What the prior answers
-to guesses is a better guess: Jacobi decoding (Santilli et al., arXiv 2305.10427), here for codes that are drawn. A place keeps
-its noise from guess to guess, so that they settle early: the Gumbel coupling of So et al., arXiv 2510.24211. All chance is in the
-noise, none in what is accepted, and so the codes are those that are laid one by one.
+The noise of a position is fixed before its code is sampled, so each code is a deterministic function of the codes
+before it. The prior's output for draft codes gives better drafts: Jacobi decoding (Santilli et al., arXiv
+2305.10427), here for sampled codes. A position keeps its noise from iteration to iteration, so drafts converge
+early: the Gumbel coupling of So et al., arXiv 2510.24211. All randomness is in the noise and none in the
+acceptance, so the result equals one-by-one generation.
 
-Letters: B batch, K image codes, T codes before the last that is asked for, n codes that are guessed at once, m of one call.
+Letters: B batch, K image codes, T codes before the last query, n draft codes per call, m queries per call.
 """
 
 from __future__ import annotations
@@ -18,79 +19,82 @@ from torch import Tensor
 
 from smalti.core.arguments import whole_number
 from smalti.core.errors import SmaltiError
-from smalti.generation.sliding_window import Laying, UnderWindows
-from smalti.generation.wavefront import Place
+from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding
+from smalti.generation.wavefront import CodePosition
 from smalti.prior.window import Window
 
-Drawn: TypeAlias = Callable[[Sequence[Place], Tensor], Tensor]
-"""m places and their logits, (1, m, B, K) or guided (2, m, B, K) -> the codes that these and the places' noise make (m, B)."""
+SampleCodes: TypeAlias = Callable[[Sequence[CodePosition], Tensor], Tensor]
+"""m positions and their logits, (1, m, B, K) or guided (2, m, B, K) -> the codes sampled with the positions' noise
+(m, B)."""
 
 
 @final
-class GuessingAhead(Laying):
-    """A window that stands over the whole image: each call reads n codes that are guessed, and answers for n + 1.
+class SpeculativeDecoding(DecodingStrategy):
+    """One window over the whole image: each call reads n draft codes and returns logits for n + 1 positions.
 
-    An answer counts as long as all codes before it came out as they were guessed; the first always does. From there on the next
-    call goes on, with what the others say as new guesses. In a batch the image that was guessed worst decides.
+    Logits are accepted if all draft codes before them were right; the first always are. The next call continues
+    from there, and the remaining logits give its drafts. In a batch, the image with the fewest accepted codes
+    decides.
     """
 
-    def __init__(self, under: UnderWindows, drawn: Drawn, *, count: int) -> None:
-        """How the prior would be asked without guesses, how codes are drawn, and how many are guessed at once, n."""
-        self.prior, self.drawn, self.count = under.prior, drawn, count
-        self.schedule, self.order = under.schedule, under.inside
-        self.turns = [place.turn for (place,) in under.schedule]
-        self.prefix = torch.cat((under.prefix_at(Window(0, 0, *under.window)), under.empty))
-        self.cache = self.prior.empty_cache(window=under.window)
-        self.heard = self.prefix[:, :0]  # (B, T), what the last call was told
-        self.answers: tuple[Tensor, ...] = ()  # m x (1 or 2, B, K), what it answered
-        self.first = 0  # the wave that the first of them belongs to
+    def __init__(self, windows: SlidingWindowDecoding, sample: SampleCodes, *, count: int) -> None:
+        """The strategy without speculation, the sampler of codes, and the number n of draft codes per call."""
+        self.prior, self.sample, self.count = windows.prior, sample, count
+        self.schedule, self.order = windows.schedule, windows.window_order
+        self.offsets = [position.offset for (position,) in windows.schedule]
+        self.prefix = torch.cat((windows.prefix_at(Window(0, 0, *windows.window)), windows.null_prefix))
+        self.cache = self.prior.empty_cache(window=windows.window)
+        self.inputs = self.prefix[:, :0]  # (B, T), the codes that the last call read
+        self.results: tuple[Tensor, ...] = ()  # m x (1 or 2, B, K), its logits
+        self.first_wave = 0  # the wave that the first of them belongs to
 
-    def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[Place], Tensor]]:
-        laid, before = codes.flatten(1)[:, self.order], self.turns[wave]
-        answered = wave < self.first + len(self.answers)
-        if not answered or not torch.equal(self.heard[:, :before], laid[:, :before]):
-            self._ask(laid, wave)
-        yield self.schedule[wave], self.answers[wave - self.first][:, None]
+    def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
+        codes_in_order, offset = codes.flatten(1)[:, self.order], self.offsets[wave]
+        has_result = wave < self.first_wave + len(self.results)
+        if not has_result or not torch.equal(self.inputs[:, :offset], codes_in_order[:, :offset]):
+            self._evaluate(codes_in_order, wave)
+        yield self.schedule[wave], self.results[wave - self.first_wave][:, None]
 
-    def _ask(self, laid: Tensor, wave: int) -> None:
-        """Codes in the prior's order (B, h w), -1 where none is laid -> the answers for a wave, and as far as it is guessed."""
+    def _evaluate(self, codes_in_order: Tensor, wave: int) -> None:
+        """Codes in the prior's order (B, h w), -1 where not generated -> the logits of a wave and of the draft
+        positions after it."""
         prior, cache = self.prior, self.cache
-        asked = self.turns[wave : wave + 1 + (self.count if self.answers else 0)]
-        self.heard = laid[:, : asked[-1]].clone()  # (B, T)
-        said = self.answers[wave - self.first : wave - self.first + len(asked) - 1]
-        if said:
-            places = [place for (place,) in self.schedule[wave : wave + len(said)]]
-            self.heard[:, asked[: len(said)]] = self.drawn(places, torch.stack(said, dim=1)).T
-        for turn in asked[len(said) : -1]:
+        offsets = self.offsets[wave : wave + 1 + (self.count if self.results else 0)]
+        self.inputs = codes_in_order[:, : offsets[-1]].clone()  # (B, T)
+        previous = self.results[wave - self.first_wave : wave - self.first_wave + len(offsets) - 1]
+        if previous:
+            positions = [position for (position,) in self.schedule[wave : wave + len(previous)]]
+            self.inputs[:, offsets[: len(previous)]] = self.sample(positions, torch.stack(previous, dim=1)).T
+        for offset in offsets[len(previous) : -1]:
             # A place without an answer yet: the code before it. The one above, or what the last answer makes with the noise of
             # this place, is right about as often (docs/high-resolution.md).
-            self.heard[:, turn] = self.heard[:, turn - 1]
-        # The cache is right up to the code before the last one laid, which is read now, whatever was guessed there.
-        cache.length = start = prior.prefix + self.turns[wave - 1] if wave else 0
-        copies = len(self.prefix) // len(laid)
-        features = prior.features(prior.join(self.prefix, self.heard.repeat(copies, 1))[:, start:], cache)
-        at = torch.tensor(asked, device=laid.device) + (prior.prefix - 1 - start)
-        logits: Tensor = prior.head(features[:, at])[..., : prior.size].float()  # (B or 2 B, m, K)
-        self.answers = logits.view(copies, len(laid), len(asked), -1).unbind(2)
-        self.first = wave
+            self.inputs[:, offset] = self.inputs[:, offset - 1]
+        # The cache is valid up to the code before the last generated one, which is read now in place of its draft.
+        cache.length = start = prior.prefix_length + self.offsets[wave - 1] if wave else 0
+        copies = len(self.prefix) // len(codes_in_order)
+        features = prior.features(prior.join(self.prefix, self.inputs.repeat(copies, 1))[:, start:], cache)
+        query_index = torch.tensor(offsets, device=codes_in_order.device) + (prior.prefix_length - 1 - start)
+        logits: Tensor = prior.head(features[:, query_index])[..., : prior.size].float()  # (B or 2 B, m, K)
+        self.results = logits.view(copies, len(codes_in_order), len(offsets), -1).unbind(2)
+        self.first_wave = wave
 
 
-def guessing(laying: Laying, drawn: Drawn, *, grid: tuple[int, int], count: int) -> Laying:
-    """How the prior is asked for a grid (h, w), how codes are drawn -> how it is asked with `count` guesses; 0 leaves it as it is.
+def with_speculation(
+    strategy: DecodingStrategy, sample: SampleCodes, *, grid: tuple[int, int], count: int
+) -> DecodingStrategy:
+    """The strategy for a grid (h, w) -> the same with `count` draft codes per call; 0 returns it unchanged.
 
-    Raises `SmaltiError` for fewer, and where there is no window that stands over the whole grid.
+    Raises `SmaltiError` for a negative count, and if no window covers the whole grid.
     """
     if whole_number(count, "speculate") < 0:
-        raise SmaltiError(f"speculate = {count} is no number of codes; give 0 for no guesses, or 1 and more")
+        raise SmaltiError(f"speculate = {count} is not a number of codes; give 0 for no speculation, or 1 or more")
     if count == 0:
-        return laying
-    if not isinstance(laying, UnderWindows):
+        return strategy
+    if not isinstance(strategy, SlidingWindowDecoding):
+        raise SmaltiError(f"speculate = {count} needs a window, and a neighborhood transformer has none; leave it at 0")
+    if strategy.window != grid:
         raise SmaltiError(
-            f"speculate = {count} guesses codes under a window, and a neighborhood transformer has none; leave it at 0"
+            f"speculate = {count} needs a window that covers the grid, and a window of {strategy.window[0]} x "
+            f"{strategy.window[1]} codes moves over a grid of {grid[0]} x {grid[1]}; leave it at 0, or generate a smaller image"
         )
-    if laying.window != grid:
-        raise SmaltiError(
-            f"speculate = {count} guesses codes under a window that stands still, and one of {laying.window[0]} x "
-            f"{laying.window[1]} codes moves over a grid of {grid[0]} x {grid[1]}; leave it at 0, or lay a smaller image"
-        )
-    return GuessingAhead(laying, drawn, count=count)
+    return SpeculativeDecoding(strategy, sample, count=count)

@@ -1,10 +1,10 @@
-"""When each code of a grid is laid: in waves, of codes that do not need one another.
+"""The schedule of generation: waves of codes that do not depend on one another.
 
-Under the sliding window a code needs only the codes that its window shows before it. Of the row above, those are the ones up to
-half a window ahead. So a row may begin before the one above has ended, and the codes of several rows are laid at once.
-docs/high-resolution.md draws it and counts the waves.
+Under the sliding window a code depends only on the earlier codes in its window. Of the row above, these are the
+codes up to half a window ahead. So a row can start before the row above ends, and codes of several rows are
+generated together. docs/high-resolution.md draws the waves and counts them.
 
-Letters: H W grid, h w window, P prefix codes, B sequences of one place.
+Letters: H W grid, h w window, P prefix codes, B sequences per position.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smalti.prior.window import Middle, Window, placement, window_over
+from smalti.prior.window import Middle, Window, placement, window_at
 
 
-class Place(NamedTuple):
-    """A code that is laid: its row and column in the grid, the window over it, and how many codes come before it there."""
+class CodePosition(NamedTuple):
+    """A code to generate: its row and column in the grid, the window over it, and the number of codes before it in
+    that window."""
 
     row: int
     column: int
     window: Window
-    turn: int
+    offset: int
 
 
-def waves(missing: Tensor, *, window: tuple[int, int], middle: Middle) -> list[list[Place]]:
-    """Where codes are to be laid in raster order, (H, W) bool -> the places of each wave, row by row.
+def wavefront_schedule(missing: Tensor, *, window: tuple[int, int], middle: Middle) -> list[list[CodePosition]]:
+    """Missing codes in raster order, (H, W) bool -> the positions of each wave, row by row.
 
-    A wave is laid when the waves before it are: none of its codes is shown before another of it by the `window` (h, w), no
-    larger than the grid, that stands over that other. Each code is in the first wave that it can be in, so that no schedule has
-    fewer. Codes that are not missing wait for nothing, and nothing waits for them.
+    A wave is generated after the waves before it. No code of a wave is an earlier code in the `window` (h, w), no
+    larger than the grid, of another code of the same wave. Each code is in the first possible wave, so no schedule
+    is shorter. Known codes take no part.
     """
     height, width = missing.shape
     tops = [row - placement(row, height, window[0], middle=middle) for row in range(height)]
@@ -42,58 +43,85 @@ def waves(missing: Tensor, *, window: tuple[int, int], middle: Middle) -> list[l
     latest = torch.zeros(
         height, width, dtype=torch.int64
     )  # the wave of each code, counted from 1; 0 for one that is known
-    laid: list[list[Place]] = []
+    schedule: list[list[CodePosition]] = []
     for row, top in enumerate(tops):
         # The last wave of each column above, and of each w columns side by side, the first of which is the window's left.
         above = latest[top:row].amax(dim=0) if row > top else torch.zeros(width, dtype=torch.int64)
-        shown = above.unfold(0, window[1], 1).amax(dim=1).tolist()
-        here: list[int] = []
-        for column, (left, asked) in enumerate(zip(lefts, missing[row].tolist(), strict=True)):
-            wave = 1 + max(shown[left], *here[left:], 0) if asked else 0
-            here.append(wave)
-            if asked:
-                if wave > len(laid):
-                    laid.append([])
-                over = window_over(row, column, grid=(height, width), window=window, middle=middle)
-                laid[wave - 1].append(Place(row, column, over, (row - over.top) * window[1] + column - over.left))
-        latest[row] = torch.tensor(here)
-    return laid
+        window_latest = above.unfold(0, window[1], 1).amax(dim=1).tolist()
+        row_waves: list[int] = []
+        for column, (left, is_missing) in enumerate(zip(lefts, missing[row].tolist(), strict=True)):
+            wave = 1 + max(window_latest[left], *row_waves[left:], 0) if is_missing else 0
+            row_waves.append(wave)
+            if is_missing:
+                if wave > len(schedule):
+                    schedule.append([])
+                window_here = window_at(row, column, grid=(height, width), window=window, middle=middle)
+                schedule[wave - 1].append(
+                    CodePosition(
+                        row, column, window_here, (row - window_here.top) * window[1] + column - window_here.left
+                    )
+                )
+        latest[row] = torch.tensor(row_waves)
+    return schedule
 
 
-def calls(
-    wave: Sequence[Place], *, standing: Set[Window], prefix: int, copies: int, most: int, few: bool
-) -> list[list[Place]]:
-    """Places of one wave -> those that are laid in one call of the prior, which is told `copies` sequences for each.
+def batch_wave(
+    wave: Sequence[CodePosition],
+    *,
+    cached_windows: Set[Window],
+    prefix_length: int,
+    copies: int,
+    max_codes: int,
+    few_calls: bool,
+) -> list[list[CodePosition]]:
+    """Positions of one wave -> the positions of each call of the prior, which reads `copies` sequences per
+    position.
 
-    A place whose window is `standing` is laid alone, since it has a cache, and others `together` when their sequences are about
-    as long. Where a call costs more than what it reads, and so there should be `few`, all are laid together if that makes fewer.
+    A position whose window is in `cached_windows` gets a call of its own, since it has a cache. The others are
+    batched by length. With `few_calls`, where the cost of a call exceeds that of its codes, all positions share
+    calls if that takes fewer.
     """
-    moving = [place for place in wave if place.window not in standing]
-    alone = [[place] for place in wave if place.window in standing]
-    frugal = together(moving, prefix=prefix, copies=copies, most=most, share=0.5) + alone
-    if not few:
-        return frugal
-    return min(frugal, together(wave, prefix=prefix, copies=copies, most=most, share=0), key=len)
+    uncached = [position for position in wave if position.window not in cached_windows]
+    single = [[position] for position in wave if position.window in cached_windows]
+    batches = (
+        batch_by_length(uncached, prefix_length=prefix_length, copies=copies, max_codes=max_codes, min_share=0.5)
+        + single
+    )
+    if not few_calls:
+        return batches
+    return min(
+        batches,
+        batch_by_length(wave, prefix_length=prefix_length, copies=copies, max_codes=max_codes, min_share=0),
+        key=len,
+    )
 
 
-def together(places: Iterable[Place], *, prefix: int, copies: int, most: int, share: float) -> list[list[Place]]:
-    """Places that do not need one another -> those whose sequences are read in one call.
+def batch_by_length(
+    positions: Iterable[CodePosition], *, prefix_length: int, copies: int, max_codes: int, min_share: float
+) -> list[list[CodePosition]]:
+    """Independent positions -> the positions that share one call.
 
-    Near the border fewer codes come before a place than elsewhere, and its sequence is filled up to the longest of the call. It is
-    at least this `share` of it, prefix of P codes included. A call reads no more than `most` codes, if it has several places.
+    Near the border fewer codes precede a position, and its sequence is padded to the longest of the call. Its
+    length is at least `min_share` of the longest, including the prefix of P codes. A call with several positions
+    reads at most `max_codes` codes.
     """
-    found: list[list[Place]] = []
+    batches: list[list[CodePosition]] = []
     longest = 0
-    for place in sorted(places, key=lambda place: -place.turn):
-        if found and prefix + place.turn >= share * longest and (len(found[-1]) + 1) * copies * longest <= most:
-            found[-1].append(place)
+    for position in sorted(positions, key=lambda position: -position.offset):
+        if (
+            batches
+            and prefix_length + position.offset >= min_share * longest
+            and (len(batches[-1]) + 1) * copies * longest <= max_codes
+        ):
+            batches[-1].append(position)
         else:
-            found.append([place])
-            longest = prefix + place.turn
-    return found
+            batches.append([position])
+            longest = prefix_length + position.offset
+    return batches
 
 
-def stretches(laid: Sequence[Sequence[Place]], *, width: int) -> list[int]:
-    """Waves -> after how many of them `width` codes are laid, twice as many, and so on; last, after how many all are."""
-    count = list(accumulate((len(wave) for wave in laid), initial=0))
-    return [*(bisect_left(count, some) for some in range(width, count[-1], width)), len(laid)]
+def row_ends(schedule: Sequence[Sequence[CodePosition]], *, width: int) -> list[int]:
+    """Waves -> the number of waves after which `width` codes are generated, twice `width`, and so on; last, the
+    number of waves."""
+    count = list(accumulate((len(wave) for wave in schedule), initial=0))
+    return [*(bisect_left(count, target) for target in range(width, count[-1], width)), len(schedule)]

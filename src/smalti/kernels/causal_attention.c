@@ -50,7 +50,7 @@ static inline float *place(const Part *part, long b, long n, long t) {
     return part->at + b * part->sequence + n * part->head + t * part->code;
 }
 
-/* Codes (count,d) of a head -> (.,D), and where asked for a panel of them transposed (D,PANEL). What is there beyond them stays. */
+/* Codes (count,d) of a head -> (.,D), and if `turned` a panel of them transposed (D,PANEL). What is there beyond them stays. */
 static void copied(const Part *from, long b, long n, long t, long count, long d, long D, float *to, float *turned) {
     const float *x = place(from, b, n, t);
     for (long r = 0; r < count; r++, x += from->code) memcpy(to + r * D, x, d * sizeof(float));

@@ -1,10 +1,10 @@
-/* What a prior does for each code it lays, in C: all of a block but what it keeps of earlier codes.
+/* One decoding step of a transformer block in C, except for its key-value cache.
 
-   All of it reads much and computes little: weights, or keys and values, pass once through the processor. A number that is made
-   depends on its own row alone, and not on how many rows or threads there are.
+   It is bound by memory bandwidth: weights, or keys and values, are read once. An output row depends on its input row only, not on
+   the number of rows or threads.
 
-   Letters: R rows, D width, E numbers made, H width within the perceptron, B sequences, N heads, S codes so far, d width of a
-   head. D and d are divisible by LANES, H by PANEL. */
+   Letters: R rows, D width, E outputs, H width of the MLP, B sequences, N heads, S codes so far, d head dimension. D and d are
+   divisible by LANES, H by PANEL. */
 
 #include <omp.h>
 
@@ -12,16 +12,16 @@
 
 #define ROWS 6 /* at once; times two registers of sums: as many as there are, but for what is multiplied */
 #define MANY 8 /* registers of one sum of values */
-#define AHEAD 256 /* floats: how far before its use a weight is asked for */
+#define AHEAD 256 /* floats: prefetch distance of weights */
 
 typedef struct { const float *panels, *bias; long E; } Map; /* a weight (E/PANEL,D,PANEL), E/PANEL rounded up; bias may be null */
 typedef struct { const float *gain, *shift; float epsilon; } Norm; /* LayerNorm; where shift is null, RMSNorm */
 typedef struct {
-    Norm attention, query, key, perceptron; /* without a gain, queries and keys stay as they are */
+    Norm attention, query, key, mlp; /* without a gain, queries and keys are not normalized */
     Map project[3], out, up, down; /* queries, keys and values by one map, and the others make nothing, or by three */
-    long D, N, H; /* where `up` makes 2 H numbers, the perceptron is gated */
+    long D, N, H; /* if `up` has 2 H outputs, the MLP is gated */
 } Block;
-typedef struct { long B, N, S, d, sequence, head; } Kept; /* the last two: how far apart sequences and heads lie, in floats */
+typedef struct { long B, N, S, d, sequence, head; } CacheLayout; /* the last two: strides of sequences and heads, in floats */
 
 /* --- of numbers ------------------------------------------------------------------------------------------------------------ */
 
@@ -83,9 +83,9 @@ static void products(const float *x, const float *panel, const float *bias, long
     }
 }
 
-/* x (R,D) -> y (R,E), rows `stride` apart, added to `plus` if there is one, which lies as y. Shared by the threads that come by;
-   they do not wait for one another. */
-static void mapped(const float *x, Map map, const float *plus, long R, long D, float *y, long stride) {
+/* x (R,D) -> y (R,E), rows `stride` apart, added to `plus` if there is one, which lies as y. Work is shared among the threads,
+   without a barrier. */
+static void linear_rows(const float *x, Map map, const float *plus, long R, long D, float *y, long stride) {
 #pragma omp for schedule(static) nowait
     for (long e = 0; e < map.E; e += PANEL) {
         float made[ROWS * PANEL], bias[PANEL] = {0};
@@ -104,7 +104,7 @@ static void mapped(const float *x, Map map, const float *plus, long R, long D, f
 }
 
 /* x (R,D) -> y (R,H), H divisible by PANEL, through GELU; or where the map makes 2 H numbers, the second half by SiLU of the first. */
-static void bent(const float *x, Map map, long R, long D, long H, float *y) {
+static void mlp_rows(const float *x, Map map, long R, long D, long H, float *y) {
 #pragma omp for schedule(static) nowait
     for (long h = 0; h < H; h += PANEL)
         for (long first = 0; first < R; first += ROWS) {
@@ -119,8 +119,8 @@ static void bent(const float *x, Map map, long R, long D, long H, float *y) {
         }
 }
 
-/* A query or key x (d): normalized, and turned by cosines and signed sines (d) if there are any. */
-static void turn(float *x, Norm norm, const float *cosines, const float *sines, long d) {
+/* A query or key x (d): normalized, and rotated by cosines and signed sines (d) if there are any. */
+static void normalize_and_rotate(float *x, Norm norm, const float *cosines, const float *sines, long d) {
     float own[d];
     if (norm.gain) normalize(x, norm, d, x);
     if (!cosines) return;
@@ -143,11 +143,11 @@ static inline __attribute__((always_inline)) void mix(
 /* x (R,D) -> y (R,E) */
 void linear(const float *x, Map map, long R, long D, int threads, float *y) {
 #pragma omp parallel num_threads(threads)
-    mapped(x, map, 0, R, D, y, map.E);
+    linear_rows(x, map, 0, R, D, y, map.E);
 }
 
-/* x (R,D) -> queries, keys and values (R,3,N,d). Row r turns by number r % T of the cosines and signed sines (T,d), which may be
-   null. `work` (threads,R,D) is room: each thread normalizes all rows, which is sooner than waiting for others. */
+/* x (R,D) -> queries, keys and values (R,3,N,d). Row r is rotated by row r % T of the cosines and signed sines (T,d), which may be
+   null. `work` (threads,R,D) is scratch: each thread normalizes all rows, which is faster than a barrier. */
 void project(const Block *block, const float *x, const float *cosines, const float *sines, long R, long T, int threads,
              float *work, float *y) {
     long D = block->D, N = block->N, d = D / N;
@@ -155,25 +155,25 @@ void project(const Block *block, const float *x, const float *cosines, const flo
     {
         float *rows = work + omp_get_thread_num() * R * D;
         for (long r = 0; r < R; r++) normalize(x + r * D, block->attention, D, rows + r * D);
-        for (long m = 0; m < 3; m++) mapped(rows, block->project[m], 0, R, D, y + m * D, 3 * D);
+        for (long m = 0; m < 3; m++) linear_rows(rows, block->project[m], 0, R, D, y + m * D, 3 * D);
         if (block->query.gain || cosines) {
 #pragma omp barrier
 #pragma omp for
             for (long n = 0; n < 2 * R * N; n++) {
                 long r = n / (2 * N), at = r % T * d, is_key = n / N % 2;
                 Norm norm = is_key ? block->key : block->query;
-                turn(y + r * 3 * D + n % (2 * N) * d, norm, cosines ? cosines + at : 0, sines ? sines + at : 0, d);
+                normalize_and_rotate(y + r * 3 * D + n % (2 * N) * d, norm, cosines ? cosines + at : 0, sines ? sines + at : 0, d);
             }
         }
     }
 }
 
-/* A query (B,N,d), keys and values (B,N,S,d) -> what it sees (B,N,d). `scores` (B,N,S rounded up to LANES) is room. */
-void attend(const float *query, const float *keys, const float *values, Kept kept, int threads, float *scores, float *seen) {
-    long d = kept.d, S = kept.S, room = (S + LANES - 1) / LANES * LANES;
+/* A query (B,N,d), keys and values (B,N,S,d) -> attention output (B,N,d). `scores` (B,N,S rounded up to LANES) is scratch. */
+void attend(const float *query, const float *keys, const float *values, CacheLayout layout, int threads, float *scores, float *output) {
+    long d = layout.d, S = layout.S, room = (S + LANES - 1) / LANES * LANES;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long n = 0; n < kept.B * kept.N; n++) {
-        long from = n / kept.N * kept.sequence + n % kept.N * kept.head;
+    for (long n = 0; n < layout.B * layout.N; n++) {
+        long from = n / layout.N * layout.sequence + n % layout.N * layout.head;
         const float *q = query + n * d, *k = keys + from, *v = values + from;
         float *p = scores + n * room, most = -INFINITY, scale = 1 / sqrtf(d);
         lane sum = {0};
@@ -191,22 +191,22 @@ void attend(const float *query, const float *keys, const float *values, Kept kep
         }
         float share = 1 / total(sum);
         long i = 0;
-        for (; i + MANY * LANES <= d; i += MANY * LANES) mix(p, v + i, S, d, MANY, share, seen + n * d + i);
-        for (; i < d; i += LANES) mix(p, v + i, S, d, 1, share, seen + n * d + i);
+        for (; i + MANY * LANES <= d; i += MANY * LANES) mix(p, v + i, S, d, MANY, share, output + n * d + i);
+        for (; i < d; i += LANES) mix(p, v + i, S, d, 1, share, output + n * d + i);
     }
 }
 
-/* x and what its codes see (R,D) -> y (R,D), both branches added. `work` (threads,R,D) and `hidden` (R,H) are room. */
-void finish(const Block *block, const float *x, const float *seen, long R, int threads, float *work, float *hidden, float *y) {
+/* x and the attention output (R,D) -> y (R,D), both residual branches added. `work` (threads,R,D) and `hidden` (R,H) are scratch. */
+void finish(const Block *block, const float *x, const float *attended, long R, int threads, float *work, float *hidden, float *y) {
     long D = block->D, H = block->H;
 #pragma omp parallel num_threads(threads)
     {
         float *rows = work + omp_get_thread_num() * R * D;
-        mapped(seen, block->out, x, R, D, y, D);
+        linear_rows(attended, block->out, x, R, D, y, D);
 #pragma omp barrier
-        for (long r = 0; r < R; r++) normalize(y + r * D, block->perceptron, D, rows + r * D);
-        bent(rows, block->up, R, D, H, hidden);
+        for (long r = 0; r < R; r++) normalize(y + r * D, block->mlp, D, rows + r * D);
+        mlp_rows(rows, block->up, R, D, H, hidden);
 #pragma omp barrier
-        mapped(hidden, block->down, y, R, H, y, D);
+        linear_rows(hidden, block->down, y, R, H, y, D);
     }
 }

@@ -1,7 +1,8 @@
-"""What a prior does for each code, in C (`decode_block.c`): linear maps of few rows, attention of one query, norms and gates.
+"""A prior's decoding step in C (`decode_block.c`): linear maps of few rows, attention of one query, norms and
+gates.
 
-Letters: R rows, D width, E numbers made, P numbers of a panel, B sequences, T codes of one call, N heads, S codes so far, d width
-of a head.
+Letters: R rows, D width, E outputs, P panel width, B sequences, T codes of one call, N heads, S codes so far, d
+head dimension.
 """
 
 from __future__ import annotations
@@ -16,51 +17,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.kernels.native import LANES, PANEL, compiled, needed, reaches
+from smalti.kernels.native import LANES, PANEL, compile_library, is_cpu_float32, require_library
 
-FEW = 64
-"""Rows up to which weights in panels are sooner; with more, products are what costs, and plain ones are as fast."""
+MAX_ROWS = 64
+"""Maximum number of rows for which packed weights are faster; with more, computation dominates."""
 
 
 def available() -> bool:
-    """Whether this machine has what the C file needs; makes it, if this was not done before."""
+    """Whether the C file is compiled on this machine; compiles it if necessary."""
     return _library() is not None
 
 
 @final
-class Panels(nn.Module):
-    """(...,D) -> (...,E), as the `nn.Linear` in float32 that it is made of. It carries no gradients.
+class PackedLinear(nn.Module):
+    """(...,D) -> (...,E), equal to the float32 `nn.Linear` it is made of. It has no gradients.
 
-    What is made of a row is the same, bit for bit, whatever rows are beside it, if they are few.
+    The output of a row does not depend on the other rows, bit for bit, up to `MAX_ROWS` rows.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        filled = F.pad(linear.weight.detach(), (0, 0, 0, -len(linear.weight) % PANEL))
-        self.ordered = filled.view(-1, PANEL, filled.shape[1]).transpose(1, 2).contiguous()  # (E/P,D,P)
-        self.map = _Map(self.ordered.data_ptr(), _address(linear.bias), len(linear.weight))
+        padded = F.pad(linear.weight.detach(), (0, 0, 0, -len(linear.weight) % PANEL))
+        self.packed = padded.view(-1, PANEL, padded.shape[1]).transpose(1, 2).contiguous()  # (E/P,D,P)
+        self.map = _Map(self.packed.data_ptr(), _address(linear.bias), len(linear.weight))
 
     def forward(self, x: Tensor) -> Tensor:
-        read = x.shape[-1]
-        if x.numel() > FEW * read or not reaches(x):
+        width = x.shape[-1]
+        if x.numel() > MAX_ROWS * width or not is_cpu_float32(x):
             return F.linear(x, self.weight, self.bias)
         x = x.contiguous()
-        made = x.new_empty(*x.shape[:-1], self.map.E)
-        needed(_library()).linear(
-            x.data_ptr(), self.map, x.numel() // read, read, torch.get_num_threads(), made.data_ptr()
+        output = x.new_empty(*x.shape[:-1], self.map.E)
+        require_library(_library()).linear(
+            x.data_ptr(), self.map, x.numel() // width, width, torch.get_num_threads(), output.data_ptr()
         )
-        return made
+        return output
 
 
-def panels(module: nn.Module) -> Panels:
-    """A linear map of a packed block, as what it is by then."""
-    assert isinstance(module, Panels), f"{type(module).__name__} is not packed"
+def as_packed_linear(module: nn.Module) -> PackedLinear:
+    """A linear map of a prepacked block, with its actual type."""
+    assert isinstance(module, PackedLinear), f"{type(module).__name__} is not packed"
     return module
 
 
-class Normed(NamedTuple):
-    """A LayerNorm, or where it adds nothing an RMSNorm."""
+class NormParameters(NamedTuple):
+    """The parameters of a LayerNorm, or of an RMSNorm if `shift` is None."""
 
     gain: Tensor
     shift: Tensor | None
@@ -68,80 +69,84 @@ class Normed(NamedTuple):
 
 
 @final
-class Step:
-    """A block of a transformer but for its attention: what is before it in one call, and what comes after it in another."""
+class DecodeBlock:
+    """A transformer block except for its attention: one call before the attention, and one after it."""
 
     def __init__(
         self,
         *,
         heads: int,
-        attention: Normed,
-        project: Sequence[Panels],
-        turned: Sequence[Normed],
-        out: Panels,
-        mlp: Normed,
-        up: Panels,
-        down: Panels,
+        attention_norm: NormParameters,
+        project: Sequence[PackedLinear],
+        query_key_norms: Sequence[NormParameters],
+        out: PackedLinear,
+        mlp_norm: NormParameters,
+        up: PackedLinear,
+        down: PackedLinear,
     ) -> None:
-        """`project` is a map to queries, one to keys and one to values, or one to all three. `turned` are the norms of queries
-        and keys, if they have any. What `up` makes goes through GELU, or where that is twice as much as `down` reads, SwiGLU.
-        """
+        """`project` is one map each to queries, keys and values, or one to all three. `query_key_norms` are the
+        norms of queries and keys, if any. The activation is GELU, or SwiGLU if `up` has twice as many outputs as
+        `down` has inputs."""
         self.heads, self.width, self.hidden = heads, len(down.weight), down.weight.shape[1]
-        self.held = (attention, mlp, *turned, *project, out, up, down)
-        query, key = turned or (Normed(torch.empty(0), None, 0.0),) * 2
+        self._tensors = (attention_norm, mlp_norm, *query_key_norms, *project, out, up, down)
+        query, key = query_key_norms or (NormParameters(torch.empty(0), None, 0.0),) * 2
         self.block = _Block(
-            *(_Norm(_address(each.gain), _address(each.shift), each.epsilon) for each in (attention, query, key, mlp)),
-            (_Map * 3)(*(each.map for each in project)),
-            *(each.map for each in (out, up, down)),
+            *(
+                _Norm(_address(part.gain), _address(part.shift), part.epsilon)
+                for part in (attention_norm, query, key, mlp_norm)
+            ),
+            (_Map * 3)(*(part.map for part in project)),
+            *(part.map for part in (out, up, down)),
             self.width,
             heads,
             self.hidden,
         )
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether x (B,T,D) is read by C: few rows, and widths of whole registers and panels."""
-        whole = not (self.width // self.heads % LANES or self.hidden % PANEL)
-        return whole and x.numel() <= FEW * self.width and not torch.is_grad_enabled() and reaches(x)
+    def is_supported(self, x: Tensor) -> bool:
+        """Whether C reads x (B,T,D): few rows, and widths of whole registers and panels."""
+        divisible = not (self.width // self.heads % LANES or self.hidden % PANEL)
+        return divisible and x.numel() <= MAX_ROWS * self.width and not torch.is_grad_enabled() and is_cpu_float32(x)
 
-    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B,T,D), and by which cosines and sines (T,d) codes are turned -> queries, keys and values (B,N,T,d)."""
+    def project_qkv(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B,T,D), and the cosines and sines (T,d) of the rotation -> queries, keys and values (B,N,T,d)."""
         x, (B, T, D) = x.contiguous(), x.shape
         threads = torch.get_num_threads()
-        work, made = x.new_empty(threads, *x.shape), x.new_empty(B, T, 3, self.heads, D // self.heads)
-        turning = (None, None) if rotation is None else [each.contiguous() for each in rotation]
+        work, output = x.new_empty(threads, *x.shape), x.new_empty(B, T, 3, self.heads, D // self.heads)
+        rotation_tables = (None, None) if rotation is None else [table.contiguous() for table in rotation]
         sizes = B * T, T, threads
-        needed(_library()).project(
-            self.block, x.data_ptr(), *map(_address, turning), *sizes, work.data_ptr(), made.data_ptr()
+        require_library(_library()).project(
+            self.block, x.data_ptr(), *map(_address, rotation_tables), *sizes, work.data_ptr(), output.data_ptr()
         )
-        queries, keys, values = made.permute(2, 0, 3, 1, 4).unbind(0)
+        queries, keys, values = output.permute(2, 0, 3, 1, 4).unbind(0)
         return queries, keys, values
 
-    def finish(self, x: Tensor, seen: Tensor) -> Tensor:
-        """x (B,T,D) and what its codes see (B,N,T,d) -> what the next block reads (B,T,D)."""
-        x, seen, rows = x.contiguous(), seen.transpose(1, 2).contiguous(), x.numel() // self.width
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x (B,T,D) and the attention output (B,N,T,d) -> the input of the next block (B,T,D)."""
+        x, attended, rows = x.contiguous(), attended.transpose(1, 2).contiguous(), x.numel() // self.width
         threads = torch.get_num_threads()
-        work, hidden, made = x.new_empty(threads, *x.shape), x.new_empty(rows, self.hidden), torch.empty_like(x)
-        ends = (each.data_ptr() for each in (work, hidden, made))
-        needed(_library()).finish(self.block, x.data_ptr(), seen.data_ptr(), rows, threads, *ends)
-        return made
+        work, hidden, output = x.new_empty(threads, *x.shape), x.new_empty(rows, self.hidden), torch.empty_like(x)
+        buffers = (buffer.data_ptr() for buffer in (work, hidden, output))
+        require_library(_library()).finish(self.block, x.data_ptr(), attended.data_ptr(), rows, threads, *buffers)
+        return output
 
 
-def attends(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether `attended` takes a query of each sequence (B,N,1,d), and keys and values (B,N,S,d), which may lie in a cache."""
+def attention_is_supported(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether `attend` supports one query per sequence (B,N,1,d), with keys and values (B,N,S,d), which may be
+    views of a cache."""
     if queries.shape[2] != 1 or queries.shape[3] % LANES or torch.is_grad_enabled():
         return False
-    alike = keys.stride() == values.stride() and keys.stride()[2:] == (keys.shape[3], 1)
-    return alike and reaches(queries, keys, values) and available()
+    contiguous_heads = keys.stride() == values.stride() and keys.stride()[2:] == (keys.shape[3], 1)
+    return contiguous_heads and is_cpu_float32(queries, keys, values) and available()
 
 
-def attended(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """A query of each sequence (B,N,1,d), keys and values (B,N,S,d) -> what it sees of all of them (B,N,1,d)."""
-    asked, (B, N, S, d) = queries.contiguous(), keys.shape
-    seen, scores = torch.empty_like(asked), asked.new_empty(B, N, S + LANES - 1)
-    kept, threads = _Kept(B, N, S, d, *keys.stride()[:2]), torch.get_num_threads()
-    parts = (each.data_ptr() for each in (asked, keys, values))
-    needed(_library()).attend(*parts, kept, threads, scores.data_ptr(), seen.data_ptr())
-    return seen
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """One query per sequence (B,N,1,d), keys and values (B,N,S,d) -> attention output (B,N,1,d)."""
+    query, (B, N, S, d) = queries.contiguous(), keys.shape
+    output, scores = torch.empty_like(query), query.new_empty(B, N, S + LANES - 1)
+    layout, threads = _CacheLayout(B, N, S, d, *keys.stride()[:2]), torch.get_num_threads()
+    addresses = (tensor.data_ptr() for tensor in (query, keys, values))
+    require_library(_library()).attend(*addresses, layout, threads, scores.data_ptr(), output.data_ptr())
+    return output
 
 
 # --- the C file ----------------------------------------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ class _Norm(ctypes.Structure):
 @final
 class _Block(ctypes.Structure):
     _fields_ = [
-        *((name, _Norm) for name in ("attention", "query", "key", "perceptron")),
+        *((name, _Norm) for name in ("attention", "query", "key", "mlp")),
         ("project", _Map * 3),
         *((name, _Map) for name in ("out", "up", "down")),
         *((name, ctypes.c_long) for name in ("D", "N", "H")),
@@ -168,23 +173,23 @@ class _Block(ctypes.Structure):
 
 
 @final
-class _Kept(ctypes.Structure):
+class _CacheLayout(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("B", "N", "S", "d", "sequence", "head")]
 
 
 def _address(tensor: Tensor | None) -> int | None:
-    """Where it lies; that of a tensor without numbers is none."""
+    """The address of a tensor; None for an empty one."""
     return None if tensor is None else tensor.data_ptr() or None
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = compiled(Path(__file__).with_name("decode_block.c"))
+    library = compile_library(Path(__file__).with_name("decode_block.c"))
     if library is not None:
         address, block, long, number = ctypes.c_void_p, ctypes.POINTER(_Block), ctypes.c_long, ctypes.c_int
         library.linear.argtypes = [address, _Map, long, long, number, address]
         library.project.argtypes = [block, *[address] * 3, long, long, number, *[address] * 2]
-        library.attend.argtypes = [*[address] * 3, _Kept, number, *[address] * 2]
+        library.attend.argtypes = [*[address] * 3, _CacheLayout, number, *[address] * 2]
         library.finish.argtypes = [block, *[address] * 2, long, number, *[address] * 3]
         for function in (library.linear, library.project, library.attend, library.finish):
             function.restype = None

@@ -30,14 +30,14 @@ INSTRUCTIONS = {"AVX2": ("-mavx2", "-mfma"), "AVX512": ("-mavx2", "-mfma", *_WID
 """Options for each kind of x86 processor that PyTorch tells apart; for an older one PyTorch is as fast."""
 
 
-def compiled(source: Path) -> ctypes.CDLL | None:
-    """A C file -> its library, compiled if this was not done before, in about two seconds; None where that cannot be done."""
+def compile_library(source: Path) -> ctypes.CDLL | None:
+    """A C file -> its library, compiled in about two seconds unless it is cached; None if it cannot be compiled."""
     compiler, options = shutil.which(os.environ.get("CC", "cc")), _instructions()
     if compiler is None or options is None or os.environ.get("SMALTI_DIRECT"):
         return None
     files = (source, *sorted(Path(__file__).parent.glob("*.h")))
-    made_of = "".join(file.read_text("utf-8") for file in files) + " ".join((platform.machine(), *OPTIONS, *options))
-    path = cache_folder() / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    contents = "".join(file.read_text("utf-8") for file in files) + " ".join((platform.machine(), *OPTIONS, *options))
+    path = cache_folder() / f"{source.stem}-{hashlib.sha256(contents.encode()).hexdigest()[:16]}.so"
     try:
         if not path.exists():
             command = [compiler, *OPTIONS, *options, str(source), "-lm", "-o"]
@@ -47,18 +47,18 @@ def compiled(source: Path) -> ctypes.CDLL | None:
         return None  # no OpenMP, no room, or a folder that nothing may be written to
 
 
-def needed(library: ctypes.CDLL | None) -> ctypes.CDLL:
-    """What `compiled` gave, where something was found to suit it."""
-    assert library is not None, "nothing suits without it"
+def require_library(library: ctypes.CDLL | None) -> ctypes.CDLL:
+    """The result of `compile_library`, after `is_supported` has checked it."""
+    assert library is not None, "checked by is_supported"
     return library
 
 
-def reaches(*tensors: Tensor) -> bool:
-    """Whether C may read these: float32 of the CPU, and nothing that only watches operations, as a compiler or an export does."""
-    watched = torch.compiler.is_compiling() or torch._C._is_tracing() or torch.is_autocast_enabled("cpu")
-    return not watched and all(
-        type(each) in (Tensor, nn.Parameter) and each.device.type == "cpu" and each.dtype == torch.float32
-        for each in tensors
+def is_cpu_float32(*tensors: Tensor) -> bool:
+    """Whether C may read these tensors: float32 on the CPU, and not under compilation, tracing or autocast."""
+    tracing = torch.compiler.is_compiling() or torch._C._is_tracing() or torch.is_autocast_enabled("cpu")
+    return not tracing and all(
+        type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+        for tensor in tensors
     )
 
 

@@ -1,6 +1,6 @@
-"""Linear maps packed for few rows: a prior that lays codes reads all its weights for each of them.
+"""Prepacked linear maps for few rows: decoding reads all of a prior's weights for each code.
 
-Letters: R rows, D numbers read, E numbers made.
+Letters: R rows, D inputs, E outputs.
 """
 
 from __future__ import annotations
@@ -14,79 +14,83 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.kernels import decode_block
-from smalti.kernels.decode_block import FEW, Panels, Step
-from smalti.kernels.native import reaches
+from smalti.kernels.decode_block import MAX_ROWS, DecodeBlock, PackedLinear
+from smalti.kernels.native import is_cpu_float32
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def packed(module: Module) -> Module:
-    """A module -> one that computes the same up to rounding, sooner for few rows, and carries no gradients.
+def prepacked(module: Module) -> Module:
+    """A module -> an equivalent one, up to rounding, that is faster for few rows and has no gradients.
 
-    Its linear maps hold their weights a second time, ordered for our C file, or where that cannot be compiled for oneDNN; and
-    where it can, blocks go by their `step`. All else is the module's own. Where neither has anything to offer (other devices, other
-    types than float32) it is the module itself.
+    Its linear maps hold a packed copy of their weights, for the C file or, if that cannot be compiled, for oneDNN;
+    with the C file, blocks use their `DecodeBlock`. Everything else is shared with the module. If neither is
+    available (other devices, other types than float32), the result is the module itself.
     """
-    children = {name: _packed(child) for name, child in module.named_children()}
+    children = {name: _prepacked_child(child) for name, child in module.named_children()}
     if all(child is module.get_submodule(name) for name, child in children.items()):
         return module
-    twin = copy.copy(module)
-    twin.__dict__["_modules"] = children
-    return twin
+    copied = copy.copy(module)
+    copied.__dict__["_modules"] = children
+    return copied
 
 
-class Block(nn.Module, abc.ABC):
-    """A block of a prior of which our C file does all but the attention."""
-
-    @abc.abstractmethod
-    def step(self) -> Step:
-        """What the C file does of it. All linear maps of this block are `Panels` already."""
+class DecodableBlock(nn.Module, abc.ABC):
+    """A transformer block of a prior that the C file computes except for the attention."""
 
     @abc.abstractmethod
-    def stepped(self, step: Step, x: Tensor, *given: Any, **named: Any) -> Tensor:
-        """As `forward` up to rounding, by its `step`, which takes x."""
+    def make_decode_block(self) -> DecodeBlock:
+        """The part for the C file. All linear maps of this block are `PackedLinear` already."""
+
+    @abc.abstractmethod
+    def decode(self, decode_block: DecodeBlock, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """As `forward` up to rounding, by its `decode_block`, which must support x."""
 
 
 @final
-class _Quick(nn.Module):
-    """As the block it is made of, by our C file where few codes are read: (B, T, D) -> (B, T, D)."""
+class _FastBlock(nn.Module):
+    """As the block it is made of, by the C file if few codes are read: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: DecodableBlock) -> None:
         super().__init__()
-        self.block, self.step = block, block.step()
+        self.block, self.decode_block = block, block.make_decode_block()
 
-    def forward(self, x: Tensor, *given: Any) -> Tensor:
-        made: Tensor = self.block.stepped(self.step, x, *given) if self.step.takes(x) else self.block(x, *given)
-        return made
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        output: Tensor = (
+            self.block.decode(self.decode_block, x, *args)
+            if self.decode_block.is_supported(x)
+            else self.block(x, *args)
+        )
+        return output
 
 
-def _packed(module: nn.Module) -> nn.Module:
+def _prepacked_child(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Linear):
-        twin = packed(module)
+        child = prepacked(module)
         return (
-            _Quick(twin)
-            if isinstance(twin, Block) and decode_block.available() and reaches(*twin.parameters())
-            else twin
+            _FastBlock(child)
+            if isinstance(child, DecodableBlock) and decode_block.available() and is_cpu_float32(*child.parameters())
+            else child
         )
     if module.weight.device.type != "cpu" or module.weight.dtype != torch.float32:
         return module
     if decode_block.available():
-        return Panels(module)
-    offered: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return _OneDNN(module) if offered else module
+        return PackedLinear(module)
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return _OneDNNLinear(module) if available else module
 
 
 @final
-class _OneDNN(nn.Module):
+class _OneDNNLinear(nn.Module):
     """(..., D) -> (..., E), as the `nn.Linear` it is made of, by oneDNN."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.ordered = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 4)  # for about 4 rows
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 4)  # for about 4 rows
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() > FEW * x.shape[-1] or x.dtype != torch.float32:
+        if x.numel() > MAX_ROWS * x.shape[-1] or x.dtype != torch.float32:
             return F.linear(x, self.weight, self.bias)
-        made: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.ordered, self.bias, "none", [], "")
-        return made
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return output

@@ -19,59 +19,63 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smalti.kernels.native import LANES, PANEL, compiled, needed, reaches
+from smalti.kernels.native import LANES, PANEL, compile_library, is_cpu_float32, require_library
 
-LEAST = 64
-"""Squares of 4 x 4 pixels in a batch, below which mapping the weight costs what is gained (measured on two AVX2 cores)."""
+MIN_TILES = 64
+"""Minimum number of 4 x 4 pixel tiles in a batch; with fewer, the weight transform costs more than is saved (two
+AVX2 cores)."""
 
 
 def available() -> bool:
-    """Whether this machine has what the C file needs; makes it, if this was not done before."""
+    """Whether the C file is compiled on this machine; compiles it if necessary."""
     return _library() is not None
 
 
-def suits(x: Tensor, weight: Tensor, *, least: int = LEAST) -> bool:
-    """Whether `convolve` takes x (B,C,H,W) and weight (K,C,3,3) and gains by it: in float32 on a CPU, from `least` squares on."""
-    if not reaches(x, weight):
+def is_supported(x: Tensor, weight: Tensor, *, min_tiles: int = MIN_TILES) -> bool:
+    """Whether `convolve` supports x (B,C,H,W) and weight (K,C,3,3) and is faster: float32 on a CPU, `min_tiles`
+    tiles or more."""
+    if not is_cpu_float32(x, weight):
         return False
     (K, C), (B, _, H, W) = weight.shape[:2], x.shape
-    squares = B * -(-H // 4) * -(-W // 4)
-    return squares >= least and C % LANES == 0 and K % LANES == 0 and _library() is not None
+    tile_count = B * -(-H // 4) * -(-W // 4)
+    return tile_count >= min_tiles and C % LANES == 0 and K % LANES == 0 and _library() is not None
 
 
-def mapped(weight: Tensor, *, back: bool = False) -> Tensor:
-    """weight (K,C,3,3) -> what the products take, (36,K/P,C,P), K/P rounded up, four times as many numbers.
+def transform_weight(weight: Tensor, *, backward: bool = False) -> Tensor:
+    """weight (K,C,3,3) -> the transformed weight (36,K/P,C,P), K/P rounded up, four times as large.
 
-    With `back` it is that of the convolution which takes a gradient of the results to that of the image: (36,C/P,K,P).
+    With `backward` it is that of the convolution from output gradients to input gradients: (36,C/P,K,P).
     """
     K, C = weight.shape[:2]
     strides, corner = weight.stride(), weight.data_ptr()
-    if back:  # channels exchanged, the kernel turned by half a turn: read from its last corner backwards
+    if backward:  # channels exchanged, the kernel turned by half a turn: read from its last corner backwards
         K, C, corner = C, K, corner + 4 * 2 * (strides[2] + strides[3])
         strides = strides[1], strides[0], -strides[2], -strides[3]
-    made = torch.zeros(36, -(-K // PANEL), C, PANEL)
-    needed(_library()).map_weight(corner, _Four(*strides), C, K, torch.get_num_threads(), made.data_ptr())
-    return made
+    output = torch.zeros(36, -(-K // PANEL), C, PANEL)
+    require_library(_library()).map_weight(corner, _Strides(*strides), C, K, torch.get_num_threads(), output.data_ptr())
+    return output
 
 
-Map = Callable[..., Tensor]  # the signature of `mapped`
+WeightTransform = Callable[..., Tensor]  # the signature of `transform_weight`
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *, map_weight: Map = mapped) -> Tensor:
-    """x (B,C,H,W), weight (K,C,3,3) and bias (K) that suit -> (B,K,H,W): stride 1, one pixel of zeros around.
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, transform: WeightTransform = transform_weight
+) -> Tensor:
+    """x (B,C,H,W), weight (K,C,3,3) and bias (K), supported -> (B,K,H,W): stride 1, zero padding of one pixel.
 
-    `map_weight` is `mapped`, or keeps what that has made. Memory that runs out: MemoryError.
+    `transform` is `transform_weight`, or a cached version of it. Raises MemoryError.
     """
-    result: Tensor = _Convolution.apply(x, weight, bias, map_weight)  # type: ignore[no-untyped-call]
+    result: Tensor = _Convolution.apply(x, weight, bias, transform)  # type: ignore[no-untyped-call]
     return result
 
 
 @final
 class FrozenConvolution(nn.Module):
-    """(B,C,H,W) -> (B,K,H,W): a 3x3 convolution with one pixel of zeros around, for weights that do not learn.
+    """(B,C,H,W) -> (B,K,H,W): a 3x3 convolution with zero padding of one pixel, for frozen weights.
 
-    The mapped weights are kept (235 MB for all of VGG16, and as much again where gradients go back), and made anew when the
-    weights have changed.
+    The transformed weights are cached (235 MB for all of VGG16, and as much again with gradients), and recomputed
+    if the weights change.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
@@ -79,68 +83,72 @@ class FrozenConvolution(nn.Module):
         convolution = nn.Conv2d(channels, out_channels, 3, padding=1)  # for its initial values
         assert convolution.bias is not None
         self.weight, self.bias = convolution.weight, convolution.bias
-        self._kept: dict[bool, tuple[tuple[int, int], Tensor]] = {}
+        self._transformed: dict[bool, tuple[tuple[int, int], Tensor]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.requires_grad or not suits(x, self.weight, least=8):
+        if self.weight.requires_grad or not is_supported(x, self.weight, min_tiles=8):
             return F.conv2d(x, self.weight, self.bias, padding=1)
-        return convolve(x, self.weight, self.bias, map_weight=self._map)
+        return convolve(x, self.weight, self.bias, transform=self._transformed_weight)
 
-    def _map(self, weight: Tensor, *, back: bool = False) -> Tensor:
-        now = weight.data_ptr(), weight._version
-        if back not in self._kept or self._kept[back][0] != now:
-            self._kept[back] = now, mapped(weight, back=back)
-        return self._kept[back][1]
+    def _transformed_weight(self, weight: Tensor, *, backward: bool = False) -> Tensor:
+        version = weight.data_ptr(), weight._version
+        if backward not in self._transformed or self._transformed[backward][0] != version:
+            self._transformed[backward] = version, transform_weight(weight, backward=backward)
+        return self._transformed[backward][1]
 
 
 @final
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, map_weight: Map) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, transform: WeightTransform) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.map_weight = map_weight
-        return _convolved(x, map_weight(weight), bias, weight.shape[0])
+        ctx.transform = transform
+        return _convolve(x, transform(weight), bias, weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # a gradient of this gradient will be asked for, which PyTorch's own has
-            ones, wanted = [1, 1], [of_x, of_weight, of_bias]
-            given: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
-                gradient, x, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, wanted
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # double backward, which PyTorch's own supports
+            ones, needs_grad = [1, 1], [needs_x, needs_weight, needs_bias]
+            gradients: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
+                gradient, x, weight, [len(weight)], ones, ones, ones, False, [0, 0], 1, needs_grad
             )
-            return *given, None
-        given_x = _convolved(gradient, ctx.map_weight(weight, back=True), None, weight.shape[1]) if of_x else None
-        given_weight = _weight_gradient(x, gradient, weight) if of_weight else None
-        return given_x, given_weight, gradient.sum((0, 2, 3)) if of_bias else None, None
+            return *gradients, None
+        grad_x = _convolve(gradient, ctx.transform(weight, backward=True), None, weight.shape[1]) if needs_x else None
+        grad_weight = _weight_gradient(x, gradient, weight) if needs_weight else None
+        return grad_x, grad_weight, gradient.sum((0, 2, 3)) if needs_bias else None, None
 
 
-def _convolved(x: Tensor, weights: Tensor, bias: Tensor | None, K: int) -> Tensor:
+def _convolve(x: Tensor, weights: Tensor, bias: Tensor | None, K: int) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     B, C, H, W = x.shape
     result = torch.empty((B, K, H, W), memory_format=torch.channels_last)
-    begun = None if bias is None else bias.contiguous().data_ptr()
+    bias_address = None if bias is None else bias.contiguous().data_ptr()
     shape, threads = _Shape(B, H, W, C, K), torch.get_num_threads()
-    if needed(_library()).convolve(x.data_ptr(), weights.data_ptr(), begun, shape, threads, result.data_ptr()):
+    if require_library(_library()).convolve(
+        x.data_ptr(), weights.data_ptr(), bias_address, shape, threads, result.data_ptr()
+    ):
         raise MemoryError(f"There is no memory for a convolution of {C} channels.")
     return result
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    x, gradient = (each.contiguous(memory_format=torch.channels_last) for each in (x, gradient))
+    x, gradient = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, gradient))
     B, C, H, W = x.shape
-    made = torch.empty_like(weight)
-    shape, strides = _Shape(B, H, W, C, len(weight)), _Four(*made.stride())
+    output = torch.empty_like(weight)
+    shape, strides = _Shape(B, H, W, C, len(weight)), _Strides(*output.stride())
     threads = torch.get_num_threads()
-    if needed(_library()).weight_gradient(x.data_ptr(), gradient.data_ptr(), shape, strides, threads, made.data_ptr()):
+    if require_library(_library()).weight_gradient(
+        x.data_ptr(), gradient.data_ptr(), shape, strides, threads, output.data_ptr()
+    ):
         raise MemoryError(f"There is no memory for the gradient of a weight of {C} x {len(weight)} channels.")
-    return made
+    return output
 
 
 # --- the C file ----------------------------------------------------------------------------------------------------------------
 
-_Four = ctypes.c_long * 4
+_Strides = ctypes.c_long * 4
 
 
 @final
@@ -150,15 +158,15 @@ class _Shape(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = compiled(Path(__file__).with_name("winograd.c"))
-    return None if library is None else _declared(library)
+    library = compile_library(Path(__file__).with_name("winograd.c"))
+    return None if library is None else _with_signatures(library)
 
 
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Without this, ctypes would cut addresses to the size of an int."""
+def _with_signatures(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Set the signatures; without them ctypes would truncate addresses to the size of an int."""
     address, long, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    library.map_weight.argtypes = [address, _Four, long, long, number, address]
+    library.map_weight.argtypes = [address, _Strides, long, long, number, address]
     library.map_weight.restype = None
     library.convolve.argtypes = [address, address, address, _Shape, number, address]
-    library.weight_gradient.argtypes = [address, address, _Shape, _Four, number, address]
+    library.weight_gradient.argtypes = [address, address, _Shape, _Strides, number, address]
     return library

@@ -90,7 +90,7 @@ class HeadConvolution(nn.Conv2d):
     """(B,C,h,w) -> (B,D,h,w): a 3x3 convolution with one pixel of zeros around, by Winograd's products where they pay."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if winograd.suits(x, self.weight):
+        if winograd.is_supported(x, self.weight):
             return winograd.convolve(x, self.weight, self.bias)
         return super().forward(x)
 

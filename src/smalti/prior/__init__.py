@@ -1,6 +1,6 @@
-"""Stage 2: priors, which learn how likely codes are to follow one another."""
+"""Stage 2: priors, autoregressive models of image codes."""
 
-from smalti.prior.base import Cache, NoCache, Prior, StaticCache, nats, parameter_groups
+from smalti.prior.base import Cache, NoCache, Prior, StaticCache, nll, parameter_groups
 from smalti.prior.gpt import GPT, GPTSettings
 from smalti.prior.neighborhood import Neighborhood, NeighborhoodSettings
 from smalti.prior.order import ORDERS, Order
@@ -27,7 +27,7 @@ __all__ = [
     "Window",
     "after_middle",
     "before_middle",
-    "nats",
+    "nll",
     "parameter_groups",
     "placement",
 ]

@@ -1,7 +1,7 @@
-"""What a prior is: a causal network over prefix codes and image codes, in raster or another order; and what follows.
+"""The interface of priors: a causal network over prefix codes and image codes, in raster or another order.
 
-Shapes: B batch, P prefix codes, h w grid, n image codes so far, T codes of one call, D width, K size of the codebook,
-V codes that the head scores.
+Shapes: B batch, P prefix codes, h w grid, n image codes so far, T codes of one call, D width, K codebook size, V
+codes that the head scores.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from smalti.prior.order import ORDERS, Order
 
 
 class Cache(abc.ABC):
-    """What a prior is told about the codes that came before its input.
+    """A prior's record of the codes before its input.
 
-    `columns` is the width of the grid that the image codes fill, and `length` counts the codes, prefix included, that
-    came before.
+    `columns` is the width of the grid of image codes, and `length` the number of codes before the input, including
+    the prefix.
     """
 
     columns: int
     length: int
 
     @abc.abstractmethod
-    def extended(self, name: str, new: Tensor) -> Tensor:
-        """What layer `name` made of the input (B, ..., T, D) -> the same of all so far (B, ..., length + T, D)."""
+    def append(self, name: str, new: Tensor) -> Tensor:
+        """Layer `name`'s output for the input (B, ..., T, D) -> its output for all codes so far (B, ..., length +
+        T, D)."""
 
     @abc.abstractmethod
     def advance(self, count: int) -> None:
-        """Note that `count` codes have passed through all layers. A prior's `features` does this at its end."""
+        """Count `count` codes that have passed all layers. A prior's `features` calls this at its end."""
 
 
 @final
 class NoCache(Cache):
-    """Nothing came before the input, and nothing is kept: the input is the whole sequence."""
+    """No codes before the input, and nothing is stored: the input is the whole sequence."""
 
     def __init__(self, *, columns: int) -> None:
         self.columns, self.length = columns, 0
 
-    def extended(self, name: str, new: Tensor) -> Tensor:
+    def append(self, name: str, new: Tensor) -> Tensor:
         return new
 
     def advance(self, count: int) -> None:
@@ -56,45 +57,44 @@ class NoCache(Cache):
 @final
 @dataclass(kw_only=True)
 class StaticCache(Cache):
-    """Keeps what each layer made of the codes so far, in memory that is taken once, for `capacity` codes.
+    """Stores each layer's output for the codes so far in preallocated buffers for `capacity` codes.
 
-    The memory of a layer is taken when it first comes by, because only then its type is known (autocast) and its
-    device. It carries no gradients.
+    A layer's buffer is allocated on its first use, when its type (autocast) and device are known. It has no
+    gradients.
     """
 
     columns: int
     capacity: int
     length: int = 0
-    kept: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
-    def extended(self, name: str, new: Tensor) -> Tensor:
+    def append(self, name: str, new: Tensor) -> Tensor:
         assert not torch.is_grad_enabled(), "a cache carries no gradients: call the prior under torch.no_grad()"
         end = self.length + new.shape[-2]
         assert end <= self.capacity, f"{end} codes in a cache for {self.capacity}"
-        if name not in self.kept:
-            self.kept[name] = new.new_empty(*new.shape[:-2], self.capacity, new.shape[-1])
-        memory = self.kept[name]
-        memory[..., self.length : end, :] = new
-        return memory[..., :end, :]
+        if name not in self.buffers:
+            self.buffers[name] = new.new_empty(*new.shape[:-2], self.capacity, new.shape[-1])
+        buffer = self.buffers[name]
+        buffer[..., self.length : end, :] = new
+        return buffer[..., :end, :]
 
     def advance(self, count: int) -> None:
         self.length += count
 
 
 class Prior(nn.Module, abc.ABC):
-    """Prefix codes and image codes -> scores of the code that comes next, each from the codes before it alone.
+    """Prefix codes and image codes -> logits of the next code, each from the codes before it only.
 
-    The sequence is the prefix (B, P), which carries the condition or stands for "nothing", and then the image codes in
-    the prior's `order`, a name in `smalti.prior.order.ORDERS`. A prior knows its window `grid` = (h, w); for one that
-    reads in raster order, a grid that is smaller in some direction is a narrower window, and the cache's `columns`
-    tells its width.
+    The sequence is the prefix (B, P), which carries the condition or is unconditional, and then the image codes in
+    the prior's `order`, a name in `smalti.prior.order.ORDERS`. `grid` = (h, w) is the prior's window. In raster
+    order a grid that is smaller in some direction is a narrower window, and the cache's `columns` gives its width.
     """
 
     size: int
-    prefix: int
+    prefix_length: int
     grid: tuple[int, int]
-    limit: tuple[int, int]
-    """The largest grid that is read as one: the window, or for a prior that never looks far any there is."""
+    max_grid: tuple[int, int]
+    """The largest grid that is read at once: the window, or any grid for a prior with local attention."""
     order: Order
     head: nn.Module
 
@@ -104,25 +104,26 @@ class Prior(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def null_prefix(self, batch: int) -> Tensor:
-        """The prefix (batch, P) that says nothing: start of an unconditional prior, empty condition of the guidance.
+        """The unconditional prefix (batch, P): the start of an unconditional prior, and the unconditional branch of
+        guidance.
 
-        All its codes are the same, so that a longer one says nothing as well.
+        All its codes are equal, so a longer one is unconditional as well.
 
-        Raises `SmaltiError` where a prior never learned one.
+        Raises `SmaltiError` if the prior was not trained with one.
         """
 
     @abc.abstractmethod
     def features(self, codes: Tensor, cache: Cache) -> Tensor:
-        """A sequence (B, T), or its continuation where `cache` holds the beginning -> what `head` reads (B, T, D).
+        """A sequence (B, T), or its continuation if `cache` holds the beginning -> the input of `head` (B, T, D).
 
         Advances the cache by T.
         """
 
     @abc.abstractmethod
     def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
-        """As `features`, of one code of each sequence: its `index` (B,) int64 among the T -> (B, D).
+        """As `features`, for one code of each sequence: its `index` (B,) int64 among the T -> (B, D).
 
-        It is the last prefix code or an image code. Its last block is spared what nobody asks for.
+        It is the last prefix code or an image code. The last block skips all other queries.
         """
 
     def forward(self, codes: Tensor, *, cache: Cache | None = None) -> Tensor:
@@ -143,52 +144,53 @@ class Prior(nn.Module, abc.ABC):
         return logits[:, : self.size]
 
     @final
-    def places(self, grid: tuple[int, int], *, device: torch.device) -> Tensor:
-        """A grid (h, w) -> the raster places of its codes as they follow one another in the sequence: (h w,) int64.
+    def sequence_order(self, grid: tuple[int, int], *, device: torch.device) -> Tensor:
+        """A grid (h, w) -> the raster indices of its codes in sequence order: (h w,) int64.
 
-        Raises `SmaltiError` for another grid than the prior's window where the order is not raster: of such an order
-        a prior has learned the steps, and not where it would begin and end in another grid.
+        Raises `SmaltiError` for a grid other than the prior's window if the order is not raster: the prior has not
+        learned such an order for other grids.
         """
         if self.order == "raster":
             return torch.arange(grid[0] * grid[1], device=device)
         if tuple(grid) != tuple(self.grid):
             raise SmaltiError(
-                f"this prior reads codes in the order {self.order!r}, which it has learned for grids of {self.grid[0]} x "
-                f"{self.grid[1]} codes alone, not for {grid[0]} x {grid[1]}; only a prior in raster order takes any size"
+                f"this prior reads codes in the order {self.order!r}, which it learned for grids of {self.grid[0]} x "
+                f"{self.grid[1]} codes only, not for {grid[0]} x {grid[1]}; only a prior in raster order supports other sizes"
             )
-        return torch.tensor(_ordered(self.order, *self.grid), device=device)
+        return torch.tensor(_cached_order(self.order, *self.grid), device=device)
 
     @final
     def empty_cache(self, *, window: tuple[int, int] | None = None) -> StaticCache:
         """A window (h, w), or the prior's own where none is given -> an empty cache for a prefix and its codes."""
         rows, columns = self.grid if window is None else window
-        return StaticCache(columns=columns, capacity=self.prefix + rows * columns)
+        return StaticCache(columns=columns, capacity=self.prefix_length + rows * columns)
 
 
 @lru_cache(maxsize=16)
-def _ordered(order: Order, rows: int, columns: int) -> tuple[int, ...]:
-    """The raster places of an order, made once. Numbers, because a kept tensor would belong to one device and mode."""
+def _cached_order(order: Order, rows: int, columns: int) -> tuple[int, ...]:
+    """The raster indices of an order, computed once. A tuple, since a cached tensor would belong to one device and
+    mode."""
     return tuple(ORDERS[order](rows, columns).tolist())
 
 
-def nats(prior: Prior, prefix: Tensor, codes: Tensor, *, told: Tensor | None = None) -> Tensor:
-    """Prefix codes (B, P) and image codes (B, h, w) -> negative log-likelihood of each, in nats: (B, h, w).
+def nll(prior: Prior, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+    """Prefix codes (B, P) and image codes (B, h, w) -> negative log-likelihood of each code in nats: (B, h, w).
 
-    In the prior's order each code is told the prefix and all codes before it: equation 9 of Esser et al., arXiv
-    2012.09841. With `told` (B, h, w) it is told those in place of the codes before it, and is itself still what is asked
-    for: the original's corruption of a share of the codes in training. The grid may be the prior's window or, in raster
-    order, a smaller one. The mean is the training loss. It is float32, or float64 where the prior is.
+    In the prior's order each code is conditioned on the prefix and on all codes before it: equation 9 of Esser et
+    al., arXiv 2012.09841. With `inputs` (B, h, w) it is conditioned on those codes instead, and the targets stay
+    the same: the original's corruption of a share of the codes in training. The grid may be the prior's window or,
+    in raster order, a smaller one. The mean is the training loss. It is float32, or float64 if the prior is.
 
-    Raises `SmaltiError` for another grid than the prior's window where its order is not raster.
+    Raises `SmaltiError` for a grid other than the prior's window if its order is not raster.
     """
-    places = prior.places((codes.shape[1], codes.shape[2]), device=codes.device)
-    targets = codes.flatten(1)[:, places]
-    heard = targets if told is None else told.flatten(1)[:, places]
-    sequence = prior.join(prefix, heard[:, :-1])
+    order = prior.sequence_order((codes.shape[1], codes.shape[2]), device=codes.device)
+    targets = codes.flatten(1)[:, order]
+    input_codes = targets if inputs is None else inputs.flatten(1)[:, order]
+    sequence = prior.join(prefix, input_codes[:, :-1])
     logits = prior(sequence, cache=NoCache(columns=codes.shape[2]))[:, prefix.shape[1] - 1 :]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    return losses[:, places.argsort()].view_as(codes)
+    return losses[:, order.argsort()].view_as(codes)
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -198,15 +200,15 @@ def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str
     looked up, or multiply single numbers. Each group is sorted by the names of its parameters. Parameters that do not
     require a gradient are in neither group.
     """
-    multiplied = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    decayed = {id(layer.weight) for layer in module.modules() if isinstance(layer, multiplied)}
-    named = sorted(module.named_parameters(), key=lambda pair: pair[0])
-    trained = [parameter for _, parameter in named if parameter.requires_grad]
+    decayed_types = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    decayed_ids = {id(layer.weight) for layer in module.modules() if isinstance(layer, decayed_types)}
+    named_parameters = sorted(module.named_parameters(), key=lambda pair: pair[0])
+    trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
 
-    def group(chosen: Iterable[nn.Parameter], decay: float) -> dict[str, Any]:
-        return {"params": list(chosen), "weight_decay": decay}
+    def group(parameters: Iterable[nn.Parameter], decay: float) -> dict[str, Any]:
+        return {"params": list(parameters), "weight_decay": decay}
 
     return [
-        group((parameter for parameter in trained if id(parameter) in decayed), weight_decay),
-        group((parameter for parameter in trained if id(parameter) not in decayed), 0.0),
+        group((parameter for parameter in trained if id(parameter) in decayed_ids), weight_decay),
+        group((parameter for parameter in trained if id(parameter) not in decayed_ids), 0.0),
     ]

@@ -1,6 +1,7 @@
-"""What a neighborhood transformer sees of a grid, as FlexAttention (Dong et al., arXiv 2412.05496) is told of it.
+"""The attention of a neighborhood transformer over a whole grid by FlexAttention (Dong et al., arXiv 2412.05496).
 
-Letters: B batch, h w grid, T = h w places row by row, N heads, d width of a head, r reach, b blocks of places.
+Letters: B batch, h w grid, T = h w positions row by row, N heads, d head dimension, r radius, b blocks of
+positions.
 """
 
 from __future__ import annotations
@@ -11,47 +12,53 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-BLOCK = 128
-"""Places side by side in the sequence that are looked at, or left out, together: the size that FlexAttention is made for."""
+BLOCK_SIZE = 128
+"""Adjacent positions in the sequence that are computed or skipped together: FlexAttention's default."""
 
-NARROWEST = 16
-"""The smallest width of a head that its kernel takes."""
+MIN_HEAD_DIM = 16
+"""The smallest head dimension that its kernel supports."""
 
 
-def seen(queries: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
-    """Queries, keys and values of all places of a grid (B, N, T, d) each -> what each sees (B, N, T, d).
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: BlockMask) -> Tensor:
+    """Queries, keys and values of all positions of a grid (B, N, T, d) each -> attention output (B, N, T, d).
 
-    One kernel where it is compiled. Where it is not, the scores of all pairs of places are held at once, and on a CPU it has no
-    gradients.
+    One kernel if compiled. Otherwise the scores of all pairs are held at once, and there are no gradients on a CPU.
     """
     # Of strided maps, some made in the same compiled code and some views, PyTorch 2.13 makes wrong numbers on a CPU.
-    queries, keys, values = (one.contiguous() for one in (queries, keys, values))
-    found: Tensor = flex_attention(queries, keys, values, block_mask=mask)
-    return found
+    queries, keys, values = (tensor.contiguous() for tensor in (queries, keys, values))
+    output: Tensor = flex_attention(queries, keys, values, block_mask=mask)
+    return output
 
 
 @lru_cache(maxsize=16)
-def near(grid: tuple[int, int], reach: int, device: torch.device) -> BlockMask:
-    """A grid (h, w) -> which places each of its places sees: `neighborhood.visible` of the whole grid, never written out.
+def block_mask(grid: tuple[int, int], radius: int, device: torch.device) -> BlockMask:
+    """A grid (h, w) -> the block mask of `neighborhood.neighborhood_mask` for the whole grid, without the full
+    mask.
 
-    Two blocks are compared place by place only where the rectangles around them are within reach of one another, so that memory
-    grows with b x b, and time with the blocks in reach.
+    Two blocks are compared position by position only if their bounding rectangles are within the radius of one
+    another, so memory grows with b x b, and time with the blocks within the radius.
     """
     height, width = grid
 
-    def visible(batch: Tensor, head: Tensor, place: Tensor, other: Tensor) -> Tensor:
-        up, right = place // width - other // width, other % width - place % width
-        return (up >= 0) & (up <= reach) & (right.abs() <= reach) & ((up > 0) | (right <= 0))
+    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        up, right = query // width - key // width, key % width - query % width
+        return (up >= 0) & (up <= radius) & (right.abs() <= radius) & ((up > 0) | (right <= 0))
 
     with torch.inference_mode(False):  # kept, and so perhaps used for a gradient later
-        first = torch.arange(0, height * width, BLOCK, device=device)  # (b,)
-        last = (first + BLOCK - 1).clamp(max=height * width - 1)
+        first = torch.arange(0, height * width, BLOCK_SIZE, device=device)  # (b,)
+        last = (first + BLOCK_SIZE - 1).clamp(max=height * width - 1)
         top, bottom = first // width, last // width
         left, right = (first % width).where(top == bottom, 0), (last % width).where(top == bottom, width - 1)
-        above = (top <= bottom[:, None]) & (bottom >= top[:, None] - reach)  # (b, b), who asks and who is seen
-        beside = (left <= right[:, None] + reach) & (right >= left[:, None] - reach) & (first <= first[:, None])
-        within = (above & beside).int()
-        count, order = within.sum(1, dtype=torch.int32), within.argsort(dim=1, descending=True, stable=True).int()
+        rows_overlap = (top <= bottom[:, None]) & (bottom >= top[:, None] - radius)  # (b, b), who asks and who is seen
+        columns_overlap = (
+            (left <= right[:, None] + radius) & (right >= left[:, None] - radius) & (first <= first[:, None])
+        )
+        overlap = (rows_overlap & columns_overlap).int()
+        count, order = overlap.sum(1, dtype=torch.int32), overlap.argsort(dim=1, descending=True, stable=True).int()
         return BlockMask.from_kv_blocks(
-            count[None, None], order[None, None], BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(height * width,) * 2
+            count[None, None],
+            order[None, None],
+            BLOCK_SIZE=BLOCK_SIZE,
+            mask_mod=mask_mod,
+            seq_lengths=(height * width,) * 2,
         )

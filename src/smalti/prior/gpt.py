@@ -1,10 +1,10 @@
-"""The prior of the paper: a GPT-2 with learned positions and one vocabulary for the codes of condition and image.
+"""The prior of the paper: a GPT-2 with learned positions and one vocabulary for condition and image codes.
 
-Shapes: B batch, T codes of one call, S codes so far (cache and call), P prefix codes, h w grid, D width, N heads,
-d = D / N, K image codes, V codes of condition and image.
+Shapes: B batch, T codes of one call, S codes so far (cache and call), P prefix codes, h w grid, D width, N heads, d
+= D / N, K image codes, V codes of condition and image.
 
-Esser et al., arXiv 2012.09841, section 3.2, after GPT-2 (Radford et al., 2019) as minGPT has it. Unlike GPT-2, it does
-not draw the weights at the end of residual branches smaller, and its head is a matrix of its own.
+Esser et al., arXiv 2012.09841, section 3.2, after GPT-2 (Radford et al., 2019) as in minGPT. Unlike GPT-2, it does
+not scale the initial weights at the end of residual branches, and its head has its own weights.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch import Tensor, nn
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Chance, Natural, Positive, settings
-from smalti.kernels.decode_block import Normed, Step, panels
-from smalti.kernels.prepacked import Block
-from smalti.prior.attention import EVERY, Asked, One
+from smalti.kernels.decode_block import DecodeBlock, NormParameters, as_packed_linear
+from smalti.kernels.prepacked import DecodableBlock
+from smalti.prior.attention import ALL_QUERIES, QuerySelection, SingleQuery
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
 
 
 @settings
 class GPTSettings:
-    """The sizes of a GPT, and what its codes are.
+    """The sizes of a GPT, and the meaning of its codes.
 
-    `vocabulary`: V, codes of condition and image, which share their numbers; the first `size`, K, can be image codes.
-    `prefix`: prefix codes P. `grid`: the window (h, w), in codes. `block`: learned positions. `unmasked`: how many of
-    the prefix codes, from the first on, see one another and not only those before them. `start`: the code that stands
-    for "nothing" in the prefix; None where a condition always stands there. `order`: how the image codes follow one
-    another. Dropouts are probabilities.
+    `vocab_size`: V, codes of condition and image, which share their numbers; the first `codebook_size`, K, can be
+    image codes. `prefix_length`: prefix codes P. `grid`: the window (h, w), in codes. `block_size`: learned
+    positions. `unmasked`: how many of the prefix codes, from the first on, attend to one another and not only to
+    those before them. `start_code`: the unconditional prefix code; None if there always is a condition. `order`:
+    the order of the image codes. Dropouts are probabilities.
     """
 
     name: Literal["gpt"] = "gpt"
@@ -54,26 +54,26 @@ class GPTSettings:
     order: Order = "raster"
 
     @model_validator(mode="after")
-    def _belong_together(self) -> GPTSettings:
-        read = self.prefix_length + self.grid[0] * self.grid[1] - 1  # the last code is never read
+    def _check_consistency(self) -> GPTSettings:
+        length = self.prefix_length + self.grid[0] * self.grid[1] - 1  # the last code is never read
         if self.codebook_size > self.vocab_size:
             raise ValueError(
                 f"size = {self.codebook_size} image codes are more than the vocabulary = {self.vocab_size} has"
             )
-        if self.block_size < read:
+        if self.block_size < length:
             raise ValueError(
                 f"block = {self.block_size} positions are too few for prefix = {self.prefix_length} and a grid of {self.grid[0]} x "
-                f"{self.grid[1]} codes, of which {read} are read; make it {read} or more"
+                f"{self.grid[1]} codes, of which {length} are read; make it {length} or more"
             )
         if self.embed_dim % self.heads:
             raise ValueError(f"width = {self.embed_dim} is not a multiple of heads = {self.heads}")
         if self.unmasked > self.prefix_length:
             raise ValueError(
-                f"unmasked = {self.unmasked} reaches beyond the prefix = {self.prefix_length}: image codes would be told what "
+                f"unmasked = {self.unmasked} reaches beyond the prefix = {self.prefix_length}: image codes would see what "
                 "comes after them"
             )
         if self.start_code is not None and self.start_code >= self.vocab_size:
-            raise ValueError(f"start = {self.start_code} is none of the vocabulary, 0 to {self.vocab_size - 1}")
+            raise ValueError(f"start = {self.start_code} is not in the vocabulary, 0 to {self.vocab_size - 1}")
         return self
 
 
@@ -81,22 +81,22 @@ class GPTSettings:
 class GPT(Prior):
     """Sequences of prefix and image codes -> logits of the next code: (B, T) int64 -> (B, T, V).
 
-    A prefix code and an image code of the same number are the same code; only their positions tell them apart. In
-    raster order an image code in row i and column j of its window has the position P + i w + j, in a narrower window too
-    (there, the original takes the place in the sequence, and so reads the codes as if they stood elsewhere). In any
+    A prefix code and an image code of the same number share an embedding; only their positions differ. In raster
+    order an image code in row i and column j of its window has the position P + i w + j, in a narrower window too
+    (there, the original uses the index in the sequence, and so reads the codes as if they stood elsewhere). In any
     other order positions count along the sequence.
     """
 
     def __init__(self, settings: GPTSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size, self.prefix, self.grid, self.order = (
+        self.size, self.prefix_length, self.grid, self.order = (
             settings.codebook_size,
             settings.prefix_length,
             settings.grid,
             settings.order,
         )
-        self.limit = settings.grid
+        self.max_grid = settings.grid
         self.embedding = nn.Embedding(settings.vocab_size, settings.embed_dim)
         self.positions = nn.Embedding(settings.block_size, settings.embed_dim)
         self.dropout = nn.Dropout(settings.embedding_dropout)
@@ -116,42 +116,47 @@ class GPT(Prior):
     def null_prefix(self, batch: int) -> Tensor:
         if self.settings.start_code is None:
             raise SmaltiError(
-                "this prior never learned to do without its condition; give one to every image, and leave guidance at 1"
+                "this prior was not trained unconditionally; give every image a condition, and leave guidance at 1"
             )
         device = self.embedding.weight.device
-        return torch.full((batch, self.prefix), self.settings.start_code, device=device)
+        return torch.full((batch, self.prefix_length), self.settings.start_code, device=device)
 
     def features(self, codes: Tensor, cache: Cache) -> Tensor:
-        return self.read(self.embedding(codes), cache)
+        return self.forward_embeddings(self.embedding(codes), cache)
 
     def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
-        return self.read(self.embedding(codes), cache, One(index, new=codes.shape[1]))[:, 0]
+        return self.forward_embeddings(self.embedding(codes), cache, SingleQuery(index, new=codes.shape[1]))[:, 0]
 
-    def read(self, vectors: Tensor, cache: Cache, asked: Asked = EVERY) -> Tensor:
-        """As `features`, with vectors in place of codes (B, T, D) -> (B, t, D): not all that is told need be codes."""
-        end = cache.length + vectors.shape[1]
+    def forward_embeddings(self, embeddings: Tensor, cache: Cache, selection: QuerySelection = ALL_QUERIES) -> Tensor:
+        """As `features`, with embeddings in place of codes (B, T, D) -> (B, t, D), for inputs that are not codes."""
+        end = cache.length + embeddings.shape[1]
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
-        assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
-        x = self.dropout(vectors + self._positions(cache.length, end, cache.columns))  # (B, T, D)
-        features = self._through(x, cache, EVERY, asked)  # (B, t, D)
-        cache.advance(vectors.shape[1])
+        assert end <= self.prefix_length + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
+        x = self.dropout(embeddings + self._positions(cache.length, end, cache.columns))  # (B, T, D)
+        features = self._run_blocks(x, cache, ALL_QUERIES, selection)  # (B, t, D)
+        cache.advance(embeddings.shape[1])
         return features
 
-    def tables(self, count: int, *, columns: int) -> tuple[Tensor, ...]:
-        """What each of the first `count` codes of a sequence is told by its place: learned positions (count, D)."""
+    def position_tables(self, count: int, *, columns: int) -> tuple[Tensor, ...]:
+        """The position inputs of the first `count` codes of a sequence: learned positions (count, D)."""
         return (self._positions(0, count, columns),)
 
-    def step(self, codes: Tensor, told: Sequence[Tensor], cache: Cache, asked: Asked) -> Tensor:
-        """As `features`, of one image code each (B, 1), with the rows (1, ...) of `tables` for its place -> (B, 1, D).
+    def decode_step(
+        self, codes: Tensor, position_rows: Sequence[Tensor], cache: Cache, selection: QuerySelection
+    ) -> Tensor:
+        """As `features`, for one image code each (B, 1), with the rows (1, ...) of `position_tables` for its
+        position -> (B, 1, D).
 
-        It does the same whatever numbers its tensors hold, and leaves it to others to advance the cache.
+        It runs the same kernels for all tensor values, and does not advance the cache.
         """
-        return self._through(self.dropout(self.embedding(codes) + told[0]), cache, asked, asked)
+        return self._run_blocks(self.dropout(self.embedding(codes) + position_rows[0]), cache, selection, selection)
 
-    def _through(self, x: Tensor, cache: Cache, asked: Asked, last: Asked) -> Tensor:
-        """Codes that know their places (B, T, D) -> what the head reads of those that the `last` block is asked for (B, t, D)."""
+    def _run_blocks(self, x: Tensor, cache: Cache, selection: QuerySelection, last_selection: QuerySelection) -> Tensor:
+        """Embedded codes (B, T, D) -> the input of the head for those that `last_selection` selects (B, t, D)."""
         for block in self.blocks:
-            x = block(x, cache, last if block is self.blocks[-1] else asked)  # (B, T, D), the last (B, t, D)
+            x = block(
+                x, cache, last_selection if block is self.blocks[-1] else selection
+            )  # (B, T, D), the last (B, t, D)
         features: Tensor = self.norm(x)  # (B, t, D)
         return features
 
@@ -162,14 +167,14 @@ class GPT(Prior):
             assert end <= len(learned), f"{end} codes and {len(learned)} positions"
             return learned[start:end]
         index = torch.arange(start, end, device=learned.device)
-        rows = (index - self.prefix).clamp(min=0) // columns
+        rows = (index - self.prefix_length).clamp(min=0) // columns
         # A narrow row leaves out the positions at the right of the window.
         return learned[index + rows * (self.grid[1] - columns)]
 
 
 @final
-class _Block(Block):
-    """Attention and a perceptron, each added to what it reads: (B, T, D) -> (B, t, D), those asked for."""
+class _Block(DecodableBlock):
+    """Attention and an MLP with residual connections: (B, T, D) -> (B, t, D), the selected codes."""
 
     def __init__(self, settings: GPTSettings, *, name: str) -> None:
         super().__init__()
@@ -180,36 +185,39 @@ class _Block(Block):
         self.down = nn.Linear(4 * settings.embed_dim, settings.embed_dim)
         self.dropout = nn.Dropout(settings.residual_dropout)
 
-    def forward(self, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
-        x = asked.of(x) + self.dropout(self.attention(self.attention_norm(x), cache, asked))  # (B, t, D)
+    def forward(self, x: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
+        x = selection.select(x) + self.dropout(self.attention(self.attention_norm(x), cache, selection))  # (B, t, D)
         hidden = F.gelu(self.up(self.mlp_norm(x)))  # (B, t, 4 D)
-        change: Tensor = self.dropout(self.down(hidden))  # (B, t, D)
-        return x + change
+        update: Tensor = self.dropout(self.down(hidden))  # (B, t, D)
+        return x + update
 
-    def step(self) -> Step:
+    def make_decode_block(self) -> DecodeBlock:
         attention = self.attention
-        first, second = (Normed(norm.weight, norm.bias, norm.eps) for norm in (self.attention_norm, self.mlp_norm))
-        return Step(
+        attention_norm, mlp_norm = (
+            NormParameters(norm.weight, norm.bias, norm.eps) for norm in (self.attention_norm, self.mlp_norm)
+        )
+        return DecodeBlock(
             heads=attention.heads,
-            attention=first,
-            project=[panels(one) for one in (attention.query, attention.key, attention.value)],
-            turned=(),
-            out=panels(attention.out),
-            mlp=second,
-            up=panels(self.up),
-            down=panels(self.down),
+            attention_norm=attention_norm,
+            project=[as_packed_linear(linear) for linear in (attention.query, attention.key, attention.value)],
+            query_key_norms=(),
+            out=as_packed_linear(attention.out),
+            mlp_norm=mlp_norm,
+            up=as_packed_linear(self.up),
+            down=as_packed_linear(self.down),
         )
 
-    def stepped(self, step: Step, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
-        if x.shape[1] > 1 and asked is not EVERY:
-            some: Tensor = self(x, cache, asked)
-            return some
-        return step.finish(x, self.attention.seen(*step.project(x), cache, asked))
+    def decode(self, decode_block: DecodeBlock, x: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
+        if x.shape[1] > 1 and selection is not ALL_QUERIES:
+            output: Tensor = self(x, cache, selection)
+            return output
+        return decode_block.finish(x, self.attention.attend(*decode_block.project_qkv(x), cache, selection))
 
 
 @final
 class _Attention(nn.Module):
-    """Self-attention over the codes so far: (B, T, D) -> (B, t, D), those asked for. `name` is its name in the cache."""
+    """Self-attention over the codes so far: (B, T, D) -> (B, t, D), the selected codes. `name` is its name in the
+    cache."""
 
     def __init__(self, settings: GPTSettings, *, name: str) -> None:
         super().__init__()
@@ -220,16 +228,17 @@ class _Attention(nn.Module):
         self.value = nn.Linear(settings.embed_dim, settings.embed_dim)
         self.out = nn.Linear(settings.embed_dim, settings.embed_dim)
 
-    def forward(self, x: Tensor, cache: Cache, asked: Asked) -> Tensor:
-        projected = (self.query(asked.of(x)), self.key(x), self.value(x))  # (B, t, D), 2 x (B, T, D)
-        queries, keys, values = (one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in projected)
-        seen = self.seen(queries, keys, values, cache, asked)  # (B, N, t, d)
-        mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, t, D)
-        return mixed
+    def forward(self, x: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
+        projected = (self.query(selection.select(x)), self.key(x), self.value(x))  # (B, t, D), 2 x (B, T, D)
+        queries, keys, values = (projection.unflatten(2, (self.heads, -1)).transpose(1, 2) for projection in projected)
+        attended = self.attend(queries, keys, values, cache, selection)  # (B, N, t, d)
+        output: Tensor = self.out(attended.transpose(1, 2).flatten(2))  # (B, t, D)
+        return output
 
-    def seen(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, asked: Asked) -> Tensor:
-        """Queries (B, N, t, d), keys and values (B, N, T, d) -> what is seen of all codes so far (B, N, t, d)."""
-        keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
-        values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
+        """Queries (B, N, t, d), keys and values (B, N, T, d) -> attention output over all codes so far (B, N, t,
+        d)."""
+        keys = cache.append(f"{self.name}.keys", keys)  # (B, N, S, d)
+        values = cache.append(f"{self.name}.values", values)  # (B, N, S, d)
         dropout = self.dropout if self.training else 0.0
-        return asked.attended(queries, keys, values, dropout=dropout, unmasked=self.unmasked)
+        return selection.attend(queries, keys, values, dropout=dropout, unmasked=self.unmasked)

@@ -1,9 +1,9 @@
-"""Orders in which the codes of a grid are read and laid, beside the raster order: those that the paper compares.
+"""Orders in which the codes of a grid are read and generated: raster, and those that the paper compares.
 
 Esser et al., arXiv 2012.09841, in the appendix on the ordering of image representations. For the shapes that the
-original code takes, the orders here are its own; the definitions hold for every other shape as well.
+original code supports, the orders here are equal to its own; the definitions hold for every other shape as well.
 
-Shapes: h w grid, n = h w codes. The raster place of row i and column j is i w + j.
+Shapes: h w grid, n = h w codes. The raster index of row i and column j is i w + j.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from smalti.core.settings import Positive, settings
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
-from smalti.prior.pixelsnail_layers import Causal, Places, SnailBlock
+from smalti.prior.pixelsnail_layers import CausalConv, GridPositions, SnailBlock
 
-FIRST = ((1, 1), (1, 0), (1, -1), (0, 1))
+FIRST_OFFSETS = ((1, 1), (1, 0), (1, -1), (0, 1))
 """What the first layer sees: three codes of the row above and the one at the left. The paper's 1 x 3 convolution, shifted down,
 and its 2 x 1 convolution, shifted right, see these together."""
 
@@ -36,11 +36,11 @@ and its 2 x 1 convolution, shifted right, see these together."""
 class PixelSNAILSettings:
     """The sizes of a PixelSNAIL.
 
-    `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes P, at least the start
-    code. `grid`: the window (h, w), in codes. `order`: "raster"; no other. `layers`: blocks, each of which ends in
-    attention. `residuals`: gated residual blocks in each. `kernel`: side of their convolutions, which see so many rows
-    and columns up to their own place; the paper has 2. `heads`: of the attention, which has half the width. `dropout`: a
-    probability, within gated residual blocks and of attention.
+    `codebook_size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix_length`: prefix codes
+    P, at least the start code. `grid`: the window (h, w), in codes. `order`: "raster" only. `layers`: blocks, each
+    of which ends in attention. `res_blocks`: gated residual blocks in each. `kernel_size`: side of their
+    convolutions, which read so many rows and columns up to their own position; the paper has 2. `heads`: of the
+    attention, which has half the width. `dropout`: a probability, within gated residual blocks and of attention.
     """
 
     name: Literal["pixelsnail"] = "pixelsnail"
@@ -69,8 +69,8 @@ class PixelSNAILSettings:
     def _reads_rows(cls, order: Order) -> Order:
         if order != "raster":
             raise ValueError(
-                f"the convolutions of PixelSNAIL see what lies above and at the left, and so take the order raster alone, not "
-                f"{order}; take another network for it, such as the transformer"
+                f"the convolutions of PixelSNAIL read the codes above and to the left, so they support the order raster only, not "
+                f"{order}; use another network for it, such as the transformer"
             )
         return order
 
@@ -82,32 +82,32 @@ class PixelSNAIL(Prior):
     Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing".
 
     Image codes alone have a place in the grid. What the prefix says is added to what all places start from. Where it has
-    as many codes as the grid (P = h w) it is a map of it, and each place is told the code at that place; the convolutions
-    and attention carry it on to later places, never to earlier ones. Otherwise all places are told the mean of its
+    as many codes as the grid (P = h w) it is a map of it, and each position gets the code at that position; the convolutions
+    and attention carry it on to later places, never to earlier ones. Otherwise all positions get the mean of its
     codes, each weighted number by number by what is learned for its position; that suits a label or a coordinate, and is
     little for a long list such as a layout. Logits before the last prefix code would be of prefix codes, which nobody asks
     for; there the head reads zeros.
 
     A cache holds the codes so far and, of each place, what convolutions read and attention made, so that a code that
-    follows costs the work of one place. Attention is told the rows and columns of the window, in a narrower one as in the
+    follows costs the work of one place. Attention reads the rows and columns of the window, in a narrower one as in the
     whole.
     """
 
     def __init__(self, settings: PixelSNAILSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size, self.prefix, self.grid, self.order = (
+        self.size, self.prefix_length, self.grid, self.order = (
             settings.codebook_size,
             settings.prefix_length,
             settings.grid,
             settings.order,
         )
-        self.limit = settings.grid
+        self.max_grid = settings.grid
         width = settings.embed_dim
         self.embedding = nn.Embedding(settings.codebook_size + settings.condition_size + 1, width)
         # Not all ones, so that two prefix codes that change places are told apart from the first step.
         self.prefix_gains = nn.Parameter(torch.empty(settings.prefix_length, width).normal_(mean=1.0, std=0.02))
-        self.first = Causal(width, width, offsets=FIRST, behind=1, name="first")
+        self.first = CausalConv(width, width, offsets=FIRST_OFFSETS, behind=1, name="first")
         self.blocks = nn.ModuleList(
             SnailBlock(
                 width,
@@ -129,40 +129,45 @@ class PixelSNAIL(Prior):
 
     def null_prefix(self, batch: int) -> Tensor:
         device = self.embedding.weight.device
-        return torch.full((batch, self.prefix), self.settings.condition_size, device=device)
+        return torch.full((batch, self.prefix_length), self.settings.condition_size, device=device)
 
     def features(self, codes: Tensor, cache: Cache) -> Tensor:
         new = codes.shape[1]
         end = cache.length + new
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
-        assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
+        assert end <= self.prefix_length + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
         # The last prefix code stands where the first image code is scored: that is place 0.
-        placeless = min(max(self.prefix - 1 - cache.length, 0), new)
-        so_far = cache.extended("codes", codes[:, :, None])[:, -end:, 0]  # (B, end)
-        cache.advance(placeless)
-        x = self._seen(so_far, new - placeless, cache)  # (B, n, D)
-        cache.advance(new - placeless)
-        return F.pad(x, (0, 0, placeless, 0))  # (B, T, D)
+        without_position = min(max(self.prefix_length - 1 - cache.length, 0), new)
+        all_codes = cache.append("codes", codes[:, :, None])[:, -end:, 0]  # (B, end)
+        cache.advance(without_position)
+        x = self._features(all_codes, new - without_position, cache)  # (B, n, D)
+        cache.advance(new - without_position)
+        return F.pad(x, (0, 0, without_position, 0))  # (B, T, D)
 
     def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
         features = self.features(codes, cache)
         return features[torch.arange(len(features), device=features.device), index]
 
-    def _seen(self, codes: Tensor, count: int, cache: Cache) -> Tensor:
-        """All codes so far -> what the head reads at the last `count` places: (B, end) -> (B, n, D)."""
+    def _features(self, codes: Tensor, count: int, cache: Cache) -> Tensor:
+        """All codes so far -> the input of the head at the last `count` positions: (B, end) -> (B, n, D)."""
         if count == 0:
             return self.embedding.weight.new_empty(len(codes), 0, self.settings.embed_dim)
-        places = Places.of(codes.shape[1] - self.prefix + 1 - count, count, grid=self.grid, cache=cache, like=codes)
-        start = (places.numbers == 0)[:, None]  # (n, 1): before this place there is the prefix, and no image code
-        before = self.embedding(codes[:, -count:]).masked_fill(start, 0)  # (B, n, D)
-        x: Tensor = self.first(before, places) + self._told(codes[:, : self.prefix], places)  # (B, n, D)
+        positions = GridPositions.of(
+            codes.shape[1] - self.prefix_length + 1 - count, count, grid=self.grid, cache=cache, like=codes
+        )
+        is_first = (positions.indices == 0)[:, None]  # (n, 1): before this place there is the prefix, and no image code
+        previous = self.embedding(codes[:, -count:]).masked_fill(is_first, 0)  # (B, n, D)
+        x: Tensor = self.first(previous, positions) + self._condition_bias(
+            codes[:, : self.prefix_length], positions
+        )  # (B, n, D)
         for block in self.blocks:
-            x = block(x, before, places)  # (B, n, D)
+            x = block(x, previous, positions)  # (B, n, D)
         return F.elu(x)
 
-    def _told(self, prefix: Tensor, places: Places) -> Tensor:
-        """Prefix codes (B, P) -> what the condition tells each place: (B, n, D), or all places alike: (B, 1, D)."""
-        said: Tensor = self.embedding(prefix) * self.prefix_gains  # (B, P, D)
-        if self.prefix == self.grid[0] * self.grid[1]:
-            return said[:, places.rows * self.grid[1] + places.columns]
-        return said.mean(dim=1, keepdim=True)
+    def _condition_bias(self, prefix: Tensor, positions: GridPositions) -> Tensor:
+        """Prefix codes (B, P) -> the condition's input to each position: (B, n, D), or the same for all positions:
+        (B, 1, D)."""
+        embeddings: Tensor = self.embedding(prefix) * self.prefix_gains  # (B, P, D)
+        if self.prefix_length == self.grid[0] * self.grid[1]:
+            return embeddings[:, positions.rows * self.grid[1] + positions.columns]
+        return embeddings.mean(dim=1, keepdim=True)

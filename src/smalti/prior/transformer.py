@@ -20,15 +20,15 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from smalti.core.settings import Positive, settings
-from smalti.kernels.decode_block import Normed, Step, panels
-from smalti.kernels.prepacked import Block
-from smalti.prior.attention import EVERY, Asked, One
+from smalti.kernels.decode_block import DecodeBlock, NormParameters, as_packed_linear
+from smalti.kernels.prepacked import DecodableBlock
+from smalti.prior.attention import ALL_QUERIES, QuerySelection, SingleQuery
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
 
 
-def heads_for_rotation(heads: int, info: ValidationInfo) -> int:
-    """A check of settings that have a `width` before their `heads`. Raises ValueError where heads cannot be rotated."""
+def check_rotary_heads(heads: int, info: ValidationInfo) -> int:
+    """A validator of settings with `embed_dim` before `heads`. Raises ValueError for heads that cannot be rotated."""
     width = info.data.get("embed_dim", 4 * heads)
     if width % (4 * heads):
         raise ValueError(f"the width {width} must be a multiple of 4 x heads, for each head is rotated along two axes")
@@ -39,9 +39,10 @@ def heads_for_rotation(heads: int, info: ValidationInfo) -> int:
 class TransformerSettings:
     """The sizes of a transformer.
 
-    `size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix`: prefix codes P, at least the start
-    code. `grid`: the window (h, w), in codes. `order`: how the image codes follow one another. `hidden`: width of the
-    gated perceptron, 0 for 8/3 of the width. `dropout`: a probability, of embeddings and residual branches.
+    `codebook_size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix_length`: prefix codes
+    P, at least the start code. `grid`: the window (h, w), in codes. `order`: the order of the image codes.
+    `mlp_dim`: width of the gated MLP, 0 for 8/3 of the width. `dropout`: a probability, of embeddings and residual
+    branches.
     """
 
     name: Literal["transformer"] = "transformer"
@@ -49,7 +50,7 @@ class TransformerSettings:
     condition_size: Annotated[int, Field(ge=0)] = 0
     prefix_length: Positive = 1
     maps: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Where in the prefix a map of the window begins, with a code for each of its places, row by row."""
+    """Start indices in the prefix of maps with one code per position of the window, row by row."""
     grid: tuple[Positive, Positive] = (16, 16)
     layers: Positive = 12
     embed_dim: Positive = 512
@@ -70,7 +71,7 @@ class TransformerSettings:
     norm_epsilon: Annotated[float, Field(gt=0)] = 1e-6
     """What is added to the mean square of a vector before it is normalized."""
 
-    _heads_divide_width = field_validator("heads")(heads_for_rotation)
+    _heads_divide_width = field_validator("heads")(check_rotary_heads)
 
     @model_validator(mode="after")
     def _maps_fit_the_prefix(self) -> TransformerSettings:
@@ -87,32 +88,33 @@ class TransformerSettings:
 class Transformer(Prior):
     """Sequences of prefix and image codes -> logits of the next image code: (B, T) int64 -> (B, T, K).
 
-    Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, says "nothing".
-    An image code is placed by its row and column in the window, by rotating queries and keys. A prefix code is not
-    rotated; it has a learned position, which also tells it from the image code at (0, 0).
+    Image codes are 0 to K - 1, condition codes follow from K on, and the last of the vocabulary, K + C, is the
+    unconditional code. An image code's row and column in the window rotate its queries and keys. A prefix code is
+    not rotated; it has a learned position, which also distinguishes it from the image code at (0, 0).
 
-    The codes of a map are rotated as the image codes of their places are, and what stands in the map at the place of the next
-    image code is added to what is read of the last one: so a map is followed from the first steps of training on
-    (docs/log.md). The paper's GPT has to find out by attention which code of the map belongs to which place.
+    The codes of a map are rotated like the image codes of their positions, and the map's code at the position of
+    the next image code is added to the input of the current one: so the prior follows a map from the first training
+    steps on (docs/log.md). The paper's GPT has to learn by attention which code of the map belongs to which
+    position.
     """
 
     def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.size, self.prefix, self.grid, self.order = (
+        self.size, self.prefix_length, self.grid, self.order = (
             settings.codebook_size,
             settings.prefix_length,
             settings.grid,
             settings.order,
         )
-        self.limit = settings.grid
+        self.max_grid = settings.grid
         self.embedding = nn.Embedding(settings.codebook_size + settings.condition_size + 1, settings.embed_dim)
         self.prefix_positions = nn.Embedding(settings.prefix_length, settings.embed_dim)
         self.hints = nn.ModuleList(nn.Linear(settings.embed_dim, settings.embed_dim, bias=False) for _ in settings.maps)
         self.dropout = nn.Dropout(settings.dropout)
         blocks = [_Block(settings, name=str(index)) for index in range(settings.layers)]
         self.blocks = nn.ModuleList(blocks)
-        self.norm = Norm(settings.embed_dim, epsilon=settings.norm_epsilon)
+        self.norm = RMSNorm(settings.embed_dim, epsilon=settings.norm_epsilon)
         self.head = (
             _TiedHead(self.embedding, settings.codebook_size)
             if settings.tied
@@ -133,72 +135,87 @@ class Transformer(Prior):
 
     def null_prefix(self, batch: int) -> Tensor:
         device = self.embedding.weight.device
-        return torch.full((batch, self.prefix), self.settings.condition_size, device=device)
+        return torch.full((batch, self.prefix_length), self.settings.condition_size, device=device)
 
     def features(self, codes: Tensor, cache: Cache) -> Tensor:
-        return self._read(codes, cache, EVERY)
+        return self._read(codes, cache, ALL_QUERIES)
 
     def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
-        return self._read(codes, cache, One(index, new=codes.shape[1]))[:, 0]
+        return self._read(codes, cache, SingleQuery(index, new=codes.shape[1]))[:, 0]
 
-    def _read(self, codes: Tensor, cache: Cache, asked: Asked) -> Tensor:
+    def _read(self, codes: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
         start, end = cache.length, cache.length + codes.shape[1]
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
-        assert end <= self.prefix + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
-        x = embedded = self.embedding(codes)  # (B, T, D)
-        if start < self.prefix:
+        assert end <= self.prefix_length + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
+        x = embeddings = self.embedding(codes)  # (B, T, D)
+        if start < self.prefix_length:
             positions = self.prefix_positions.weight[start:end]  # (p, D)
             x = x + F.pad(positions, (0, 0, 0, x.shape[1] - len(positions)))  # (B, T, D)
         if self.settings.maps:
-            so_far = cache.extended("embedded", embedded)  # (B, S, D)
-            if end >= self.prefix:  # an image code is asked for
-                asking = torch.arange(start, end, device=codes.device) >= self.prefix - 1  # (T,)
-                followed = self._followed(start, end, cache.columns)  # (T,)
-                x = x + self._hinted(so_far, followed) * asking[:, None]  # (B, T, D)
+            all_embeddings = cache.append("embedded", embeddings)  # (B, S, D)
+            if end >= self.prefix_length:  # the call predicts an image code
+                predicts_image_code = torch.arange(start, end, device=codes.device) >= self.prefix_length - 1  # (T,)
+                next_positions = self._next_positions(start, end, cache.columns)  # (T,)
+                x = x + self._map_hints(all_embeddings, next_positions) * predicts_image_code[:, None]  # (B, T, D)
         rotation = self.rotation(start, end, cache.columns)  # 2 x (T, d)
-        features = self._through(self.dropout(x), rotation, cache, EVERY, asked)  # (B, t, D)
+        features = self._run_blocks(self.dropout(x), rotation, cache, ALL_QUERIES, selection)  # (B, t, D)
         cache.advance(codes.shape[1])
         return features
 
-    def tables(self, count: int, *, columns: int) -> tuple[Tensor, ...]:
-        """What each of the first `count` codes of a sequence is told by its place: cosines and signed sines (count, d), and which
-        place of the maps follows (count,)."""
-        return (*self.rotation(0, count, columns), self._followed(0, count, columns))
+    def position_tables(self, count: int, *, columns: int) -> tuple[Tensor, ...]:
+        """The position inputs of the first `count` codes of a sequence: cosines and signed sines (count, d), and
+        the next index in the maps (count,)."""
+        return (*self.rotation(0, count, columns), self._next_positions(0, count, columns))
 
-    def step(self, codes: Tensor, told: Sequence[Tensor], cache: Cache, asked: Asked) -> Tensor:
-        """As `features`, of one image code each (B, 1), with the rows (1, ...) of `tables` for its place -> (B, 1, D).
+    def decode_step(
+        self, codes: Tensor, position_rows: Sequence[Tensor], cache: Cache, selection: QuerySelection
+    ) -> Tensor:
+        """As `features`, for one image code each (B, 1), with the rows (1, ...) of `position_tables` for its
+        position -> (B, 1, D).
 
-        It does the same whatever numbers its tensors hold, and leaves it to others to advance the cache.
+        It runs the same kernels for all tensor values, and does not advance the cache.
         """
-        cosines, sines, followed = told
-        x = embedded = self.embedding(codes)  # (B, 1, D)
+        cosines, sines, next_positions = position_rows
+        x = embeddings = self.embedding(codes)  # (B, 1, D)
         if self.settings.maps:
-            x = x + self._hinted(cache.extended("embedded", embedded), followed)
-        return self._through(self.dropout(x), (cosines, sines), cache, asked, asked)
+            x = x + self._map_hints(cache.append("embedded", embeddings), next_positions)
+        return self._run_blocks(self.dropout(x), (cosines, sines), cache, selection, selection)
 
-    def _through(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked, last: Asked) -> Tensor:
-        """Codes (B, T, D) -> what the head reads of those that the `last` block is asked for (B, t, D)."""
+    def _run_blocks(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: Cache,
+        selection: QuerySelection,
+        last_selection: QuerySelection,
+    ) -> Tensor:
+        """Embedded codes (B, T, D) -> the input of the head for those that `last_selection` selects (B, t, D)."""
         for block in self.blocks:
-            x = block(x, rotation, cache, last if block is self.blocks[-1] else asked)  # (B, T, D), the last (B, t, D)
+            x = block(
+                x, rotation, cache, last_selection if block is self.blocks[-1] else selection
+            )  # (B, T, D), the last (B, t, D)
         features: Tensor = self.norm(x)  # (B, t, D)
         return features
 
-    def _hinted(self, so_far: Tensor, place: Tensor) -> Tensor:
-        """What all codes so far are (B, S, D) -> what the maps say, added up, at some places of the window (T,): (B, T, D)."""
-        told = [hint(so_far[:, begin + place]) for hint, begin in zip(self.hints, self.settings.maps, strict=True)]
-        return torch.stack(told).sum(0)
+    def _map_hints(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+        """Embeddings of all codes so far (B, S, D) -> the sum of the maps' hints at positions of the window (T,):
+        (B, T, D)."""
+        hints = [
+            hint(embeddings[:, begin + positions]) for hint, begin in zip(self.hints, self.settings.maps, strict=True)
+        ]
+        return torch.stack(hints).sum(0)
 
-    def _followed(self, start: int, end: int, columns: int) -> Tensor:
-        """The place in the window of the image code after each of what stands at `start` to `end` of the sequence: (T,).
+    def _next_positions(self, start: int, end: int, columns: int) -> Tensor:
+        """The window position of the image code after each index from `start` to `end` of the sequence: (T,).
 
-        The first where that is a prefix code, and the last after the last.
+        The first position if that is a prefix code, and the last position after the last code.
         """
         device = self.embedding.weight.device
-        places = self.places((self.grid[0], columns), device=device)
-        turns = torch.arange(start, end, device=device) - (self.prefix - 1)
-        place = places[turns.clamp(0, len(places) - 1)]
+        order = self.sequence_order((self.grid[0], columns), device=device)
+        index = torch.arange(start, end, device=device) - (self.prefix_length - 1)
+        position = order[index.clamp(0, len(order) - 1)]
         # A window that is narrower than the prior's own has maps that say nothing, the same everywhere.
-        return place // columns * self.grid[1] + place % columns
+        return position // columns * self.grid[1] + position % columns
 
     def rotation(self, start: int, end: int, columns: int) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines (T, d) of places `start` to `end` of the sequence, in float32 whatever the weights.
@@ -209,18 +226,20 @@ class Transformer(Prior):
         axis = self.settings.embed_dim // self.settings.heads // 4  # pairs an axis
         device = self.embedding.weight.device
         frequencies = self.settings.rotary_base ** -(torch.arange(axis, device=device, dtype=torch.float32) / axis)
-        index = torch.arange(start - self.prefix, end - self.prefix, device=device)  # (T,)
-        image = index[:, None] >= 0  # (T, 1)
-        places = self.places((self.grid[0], columns), device=device)[index.clamp(min=0)]  # (T,)
-        where = torch.stack((places // columns, places % columns), dim=1).where(image, 0)  # (T, 2)
+        index = torch.arange(start - self.prefix_length, end - self.prefix_length, device=device)  # (T,)
+        is_image = index[:, None] >= 0  # (T, 1)
+        positions = self.sequence_order((self.grid[0], columns), device=device)[index.clamp(min=0)]  # (T,)
+        coordinates = torch.stack((positions // columns, positions % columns), dim=1).where(is_image, 0)  # (T, 2)
         for begin in self.settings.maps:
-            at = index + self.prefix - begin  # (T,), the place in the map
-            inside = (at >= 0) & (at < self.grid[0] * self.grid[1])
-            where = torch.where(inside[:, None], torch.stack((at // self.grid[1], at % self.grid[1]), dim=1), where)
-        angles = (where[:, :, None] * frequencies).flatten(1)  # (T, d / 2)
+            map_index = index + self.prefix_length - begin  # (T,), the place in the map
+            in_map = (map_index >= 0) & (map_index < self.grid[0] * self.grid[1])
+            coordinates = torch.where(
+                in_map[:, None], torch.stack((map_index // self.grid[1], map_index % self.grid[1]), dim=1), coordinates
+            )
+        angles = (coordinates[:, :, None] * frequencies).flatten(1)  # (T, d / 2)
         cosines, sines = angles.cos(), angles.sin()
         if self.settings.prefix_rotation == "erased":
-            cosines = cosines.where(image, 0)
+            cosines = cosines.where(is_image, 0)
         return torch.cat((cosines, cosines), dim=1), torch.cat((-sines, sines), dim=1)
 
 
@@ -238,11 +257,11 @@ class _TiedHead(nn.Module):
 
 
 @final
-class Norm(nn.Module):
-    """RMSNorm: (..., D) -> (..., D), the root mean square of the last axis brought to one and each number given a gain.
+class RMSNorm(nn.Module):
+    """RMSNorm: (..., D) -> (..., D), the last axis divided by its root mean square and multiplied by a gain.
 
-    The gain takes the type of what it multiplies. With `nn.RMSNorm` autocast mixes the two types, for which there is no
-    fused kernel, and warns.
+    The gain takes the type of its input. With `nn.RMSNorm` autocast mixes the two types, which has no fused kernel
+    and warns.
     """
 
     def __init__(self, width: int, *, epsilon: float) -> None:
@@ -253,20 +272,20 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=self.epsilon)
 
-    def said(self) -> Normed:
-        """As our C file is told of it."""
-        return Normed(self.weight, None, self.epsilon)
+    def norm_parameters(self) -> NormParameters:
+        """Its parameters for the C kernel."""
+        return NormParameters(self.weight, None, self.epsilon)
 
 
 @final
-class _Block(Block):
-    """Attention and a gated perceptron, each added to what it reads: (B, T, D) -> (B, t, D), those asked for."""
+class _Block(DecodableBlock):
+    """Attention and a gated MLP with residual connections: (B, T, D) -> (B, t, D), the selected codes."""
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
-        self.attention_norm = Norm(settings.embed_dim, epsilon=settings.norm_epsilon)
+        self.attention_norm = RMSNorm(settings.embed_dim, epsilon=settings.norm_epsilon)
         self.attention = _Attention(settings, name=name)
-        self.mlp_norm = Norm(settings.embed_dim, epsilon=settings.norm_epsilon)
+        self.mlp_norm = RMSNorm(settings.embed_dim, epsilon=settings.norm_epsilon)
         # Three matrices where a GPT has two: 8/3 of the width instead of 4 keeps the number of weights (2002.05202,
         # section 2).
         hidden = settings.mlp_dim or 16 * math.ceil(settings.embed_dim * 8 / 3 / 16)
@@ -274,36 +293,46 @@ class _Block(Block):
         self.down = nn.Linear(hidden, settings.embed_dim, bias=False)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked) -> Tensor:
-        x = asked.of(x) + self.dropout(self.attention(self.attention_norm(x), rotation, cache, asked))  # (B, t, D)
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, selection: QuerySelection) -> Tensor:
+        x = selection.select(x) + self.dropout(
+            self.attention(self.attention_norm(x), rotation, cache, selection)
+        )  # (B, t, D)
         gate, value = self.up(self.mlp_norm(x)).chunk(2, dim=-1)  # 2 x (B, t, hidden)
-        change: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, t, D)
-        return x + change
+        update: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, t, D)
+        return x + update
 
-    def step(self) -> Step:
+    def make_decode_block(self) -> DecodeBlock:
         attention = self.attention
-        heads = [norm for norm in (attention.query_norm, attention.key_norm) if isinstance(norm, Norm)]
-        return Step(
+        query_key_norms = [norm for norm in (attention.query_norm, attention.key_norm) if isinstance(norm, RMSNorm)]
+        return DecodeBlock(
             heads=attention.heads,
-            attention=self.attention_norm.said(),
-            project=[panels(attention.project)],
-            turned=[norm.said() for norm in heads],
-            out=panels(attention.out),
-            mlp=self.mlp_norm.said(),
-            up=panels(self.up),
-            down=panels(self.down),
+            attention_norm=self.attention_norm.norm_parameters(),
+            project=[as_packed_linear(attention.project)],
+            query_key_norms=[norm.norm_parameters() for norm in query_key_norms],
+            out=as_packed_linear(attention.out),
+            mlp_norm=self.mlp_norm.norm_parameters(),
+            up=as_packed_linear(self.up),
+            down=as_packed_linear(self.down),
         )
 
-    def stepped(self, step: Step, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked) -> Tensor:
-        if x.shape[1] > 1 and asked is not EVERY:
-            some: Tensor = self(x, rotation, cache, asked)
-            return some
-        return step.finish(x, self.attention.seen(*step.project(x, rotation), cache, asked))
+    def decode(
+        self,
+        decode_block: DecodeBlock,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: Cache,
+        selection: QuerySelection,
+    ) -> Tensor:
+        if x.shape[1] > 1 and selection is not ALL_QUERIES:
+            output: Tensor = self(x, rotation, cache, selection)
+            return output
+        return decode_block.finish(x, self.attention.attend(*decode_block.project_qkv(x, rotation), cache, selection))
 
 
 @final
 class _Attention(nn.Module):
-    """Causal self-attention over the codes so far: (B, T, D) -> (B, t, D), those asked for. `name` is its name in the cache."""
+    """Causal self-attention over the codes so far: (B, T, D) -> (B, t, D), the selected codes. `name` is its name
+    in the cache."""
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
@@ -311,28 +340,30 @@ class _Attention(nn.Module):
         self.project = nn.Linear(settings.embed_dim, 3 * settings.embed_dim, bias=False)
         width = settings.embed_dim // settings.heads
         self.query_norm, self.key_norm = (
-            Norm(width, epsilon=settings.norm_epsilon) if settings.query_key_norm else nn.Identity() for _ in range(2)
+            RMSNorm(width, epsilon=settings.norm_epsilon) if settings.query_key_norm else nn.Identity()
+            for _ in range(2)
         )
         self.out = nn.Linear(settings.embed_dim, settings.embed_dim, bias=False)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, asked: Asked) -> Tensor:
-        together = self.project(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, N, d)
-        queries, keys, values = together.permute(2, 0, 3, 1, 4)  # 3 x (B, N, T, d)
-        queries = rotated(self.query_norm(queries), rotation).type_as(values)  # (B, N, T, d)
-        keys = rotated(self.key_norm(keys), rotation).type_as(values)  # (B, N, T, d)
-        queries = asked.of(queries.transpose(1, 2)).transpose(1, 2)  # (B, N, t, d)
-        seen = self.seen(queries, keys, values, cache, asked)  # (B, N, t, d)
-        mixed: Tensor = self.out(seen.transpose(1, 2).flatten(2))  # (B, t, D)
-        return mixed
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, selection: QuerySelection) -> Tensor:
+        qkv = self.project(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, N, d)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, N, T, d)
+        queries = apply_rotary(self.query_norm(queries), rotation).type_as(values)  # (B, N, T, d)
+        keys = apply_rotary(self.key_norm(keys), rotation).type_as(values)  # (B, N, T, d)
+        queries = selection.select(queries.transpose(1, 2)).transpose(1, 2)  # (B, N, t, d)
+        attended = self.attend(queries, keys, values, cache, selection)  # (B, N, t, d)
+        output: Tensor = self.out(attended.transpose(1, 2).flatten(2))  # (B, t, D)
+        return output
 
-    def seen(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, asked: Asked) -> Tensor:
-        """Queries (B, N, t, d), keys and values (B, N, T, d) -> what is seen of all codes so far (B, N, t, d)."""
-        keys = cache.extended(f"{self.name}.keys", keys)  # (B, N, S, d)
-        values = cache.extended(f"{self.name}.values", values)  # (B, N, S, d)
-        return asked.attended(queries, keys, values, dropout=0.0)
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
+        """Queries (B, N, t, d), keys and values (B, N, T, d) -> attention output over all codes so far (B, N, t,
+        d)."""
+        keys = cache.append(f"{self.name}.keys", keys)  # (B, N, S, d)
+        values = cache.append(f"{self.name}.values", values)  # (B, N, S, d)
+        return selection.attend(queries, keys, values, dropout=0.0)
 
 
-def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys (..., T, d), cosines and signed sines (T, d) -> each turned by the angles of its place."""
+def apply_rotary(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys (..., T, d), cosines and signed sines (T, d) -> each rotated by the angles of its position."""
     cosines, signed_sines = rotation
     return x * cosines + x.roll(x.shape[-1] // 2, dims=-1) * signed_sines  # (B, N, T, d)

@@ -1,7 +1,7 @@
-"""Where the window stands while a grid larger than it is laid: the placement rule of the paper.
+"""The position of the window on a larger grid: the placement rule of the paper.
 
-Esser et al., arXiv 2012.09841, section 3.2 and figure 3: a window slides over the grid and keeps the code being laid at
-its center, as far as the grid reaches.
+Esser et al., arXiv 2012.09841, section 3.2 and figure 3: a window slides over the grid with the code to generate at
+its center, as far as the grid's border permits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Window(NamedTuple):
 
 
 Middle: TypeAlias = Callable[[int], int]
-"""The number n of codes along a window -> the index in it of the code that is laid, where the window may stand freely."""
+"""The number n of codes along a window -> the index in it of the code to generate, if the window is placed freely."""
 
 
 def after_middle(window: int) -> int:
@@ -45,8 +45,8 @@ def placement(index: int, length: int, window: int, *, middle: Middle = after_mi
     return index - start
 
 
-def window_over(row: int, column: int, *, grid: tuple[int, int], window: tuple[int, int], middle: Middle) -> Window:
-    """A place in a grid (H, W) -> the part of it under a window (h, w), no larger, while that place is laid."""
+def window_at(row: int, column: int, *, grid: tuple[int, int], window: tuple[int, int], middle: Middle) -> Window:
+    """A position in a grid (H, W) -> the window (h, w), no larger than the grid, that is used to generate it."""
     top = row - placement(row, grid[0], window[0], middle=middle)
     left = column - placement(column, grid[1], window[1], middle=middle)
     return Window(top, left, window[0], window[1])

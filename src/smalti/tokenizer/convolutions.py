@@ -50,7 +50,7 @@ class Convolution(nn.Conv2d):
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """x (B,C,.,.) and a weight (K,C,k,k), or (C,K,k,k) of a transposed convolution -> (B,K,H,W), the same as PyTorch's."""
-    if geometry == AS_IT_IS and weight.shape[2:] == (3, 3) and winograd.suits(x, weight):
+    if geometry == AS_IT_IS and weight.shape[2:] == (3, 3) and winograd.is_supported(x, weight):
         return winograd.convolve(x, weight, bias)
     if not _suits(x, weight):
         return _plain(x, weight, bias, geometry)

@@ -195,8 +195,8 @@ class PriorTraining:
     run: RunSettings
     network: NetworkSettings = TransformerNetwork()
     condition: str = "auto"
-    """What an image is told: "labels", of the sub-folders that the images lie in; "nothing"; or the name of the condition that
-    was encoded with the images, such as "segmentation". "auto": that condition, else labels, else nothing."""
+    """The condition: "labels", the names of the images' subfolders; "unconditional"; or the name of the condition that was
+    encoded with the images, such as "segmentation". "auto": that condition, else labels, else unconditional."""
     keep_probability: Share = 1.0
     """Share of the codes that the prior is told as they are while it trains; it is told codes by chance in place of the others,
     and asked for the true ones all the same. The original's guard against learning by heart."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from smalti.conditions.base import Condition, keys
+from smalti.conditions.base import Condition, condition_keys
 from smalti.conditions.condition_registry import build_condition
-from smalti.conditions.labels import Labels, Nothing
+from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.devices import multiplies_bfloat16, pick_device
 from smalti.core.errors import SmaltiError
 from smalti.core.progress import Watch, say
@@ -38,7 +38,7 @@ from smalti.training.stage2 import PriorStage, blocks
 ENCODE_BATCH = 64
 """Images that are encoded at once."""
 
-OWN = ("auto", "labels", "nothing")
+OWN = ("auto", "labels", "unconditional")
 """What can be said of a prior's condition without codes of one."""
 
 ALONE = ("coordinates",)
@@ -164,13 +164,13 @@ def condition_of(shards: CodeShards, name: str) -> Condition:
     if name not in OWN or (name == "auto" and kept is not None):
         return _kept_condition(shards, name)
     if name == "labels" and not labels:
-        raise SmaltiError(f"the images of {shards.path} have no labels (no sub-folders); set condition=nothing")
-    if name == "nothing" or not labels:
-        return Nothing()
+        raise SmaltiError(f"the images of {shards.path} have no labels (no sub-folders); set condition=unconditional")
+    if name == "unconditional" or not labels:
+        return Unconditional()
     if (shards.training.labels < 0).any():
         raise SmaltiError(
             f"some images of {shards.path} lie in sub-folders and some do not, so that some have no label; "
-            "move them, or set condition=nothing"
+            "move them, or set condition=unconditional"
         )
     return Labels(labels)
 
@@ -183,7 +183,7 @@ def _kept_condition(shards: CodeShards, name: str) -> Condition:
             f"--condition {name}, or set condition=auto"
         )
     condition = build_condition(kept.condition, shards.path)
-    made = keys(condition)
+    made = condition_keys(condition)
     if name != "auto" and made != (name,):
         raise SmaltiError(
             f"condition = {name}, and the codes in {shards.path} were made with {' and '.join(made)}; set "

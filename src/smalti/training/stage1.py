@@ -17,7 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.conditions.map_files import label_colors, right_labels
+from smalti.conditions.map_files import label_accuracy, label_colors
 from smalti.core.distributed import everyones
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import amount
@@ -376,7 +376,7 @@ class TokenizerStage(Stage):
         used, scores = CodeUse(self.tokenizer.size), []
         share = Share(self.held_out, rank=self.fabric.global_rank, world=self.fabric.world_size)
         self.score.eval()
-        likeness, like = ("accuracy", right_labels) if self.settings.images.file_type == "labels" else ("psnr", psnr)
+        likeness, like = ("accuracy", label_accuracy) if self.settings.images.file_type == "labels" else ("psnr", psnr)
         several = max(self.settings.run.batch // self.fabric.world_size, 1)
         with self.exported.shown() as tokenizer:
             others = self._other_reconstructions(tokenizer, batch=several)

@@ -17,13 +17,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from smalti.conditions.base import Condition
-from smalti.conditions.composite import Several
+from smalti.conditions.composite import CompositeCondition
 from smalti.conditions.labels import Labels
 from smalti.data.code_shards import CodeBatch, CodeShards, entropy
 from smalti.data.loader import in_order, spread
-from smalti.generation.code_sampler import Sampler, finished, sample, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.images.io import grid, to_tensor
-from smalti.prior import Prior, nats, parameter_groups
+from smalti.prior import Prior, nll, parameter_groups
 from smalti.prior_folder import save_prior
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.activation_checkpointing import compiled, recompute
@@ -59,7 +59,7 @@ class _Joined(nn.Module):
         self.prior = prior
 
     def forward(self, prefix: Tensor, codes: Tensor, told: Tensor) -> Tensor:
-        return nats(self.prior, prefix, codes, told=told)
+        return nll(self.prior, prefix, codes, inputs=told)
 
 
 def blocks(joined: Any) -> nn.ModuleList:
@@ -146,9 +146,9 @@ class PriorStage(Stage):
         chance = self.settings.condition_dropout
         if not chance:
             return prefix
-        if isinstance(self.condition, Several):
+        if isinstance(self.condition, CompositeCondition):
             parts = torch.rand(len(prefix), len(self.condition.parts), device=prefix.device) < chance
-            prefix = self.condition.partly_hidden(prefix, parts)
+            prefix = self.condition.drop_parts(prefix, parts)
         hidden = torch.rand(len(prefix), 1, device=prefix.device) < chance
         return torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
 
@@ -172,7 +172,7 @@ class PriorStage(Stage):
         every = itertools.islice(in_order(self.shards.validation, batch=self.settings.run.batch), most)
         with self.exported.shown() as prior:
             for batch in itertools.islice(every, self.fabric.global_rank, None, self.fabric.world_size):
-                losses = nats(prior, self._prefix(batch), self.fabric.to_device(batch.codes))
+                losses = nll(prior, self._prefix(batch), self.fabric.to_device(batch.codes))
                 total, count = total + float(losses.sum()), count + losses.numel()
         mean = quotient_of_processes(self.fabric, total, count)
         return {"nats": mean, "code_entropy_nats": self.entropy, "below_entropy": 1 - mean / self.entropy}
@@ -182,8 +182,8 @@ class PriorStage(Stage):
         """Samples of the exported prior, one seed each: the labels in turn, or what held-out images are told, shown before."""
         with self.exported.shown() as prior:
             prefix = self._shown(prior)
-            known, seeds = unknown(len(prefix), prior.grid), torch.arange(len(prefix))
-            laid = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
+            known, seeds = unknown_codes(len(prefix), prior.grid), torch.arange(len(prefix))
+            laid = final_codes(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
         images = self.tokenizer.decode_codes(laid).cpu().contiguous()  # (B,C,H,W)
         if self.condition.size and not isinstance(self.condition, Labels):
             told = torch.stack([to_tensor(self.condition.preview(codes)) for codes in prefix.cpu()])  # (B,3,H',W')

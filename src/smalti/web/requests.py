@@ -17,10 +17,10 @@ from smalti.conditions.keypoints import Keypoints
 from smalti.conditions.labels import Labels
 from smalti.conditions.layout import Layout
 from smalti.conditions.previews import palette
-from smalti.conditions.spatial import Maps
+from smalti.conditions.spatial import SpatialCondition
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import Positive, as_mapping, parse, settings
-from smalti.generation.code_sampler import MOST_GUIDANCE, Sampler
+from smalti.generation.code_sampler import MAX_GUIDANCE, Sampler
 from smalti.pipeline import Pipeline
 
 Way: TypeAlias = Literal["choose", "paint", "image", "list", "write"]
@@ -60,7 +60,7 @@ class Asked:
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
-    guidance: Annotated[float, Field(ge=0, le=MOST_GUIDANCE)] = 1.0
+    guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
 
     @property
     def sampler(self) -> Sampler:
@@ -96,14 +96,14 @@ def parts_of(condition: Condition, *, names: Sequence[str] = ()) -> tuple[Part, 
 def _part(one: Condition, names: Sequence[str]) -> Part:
     if isinstance(one, Labels):
         return Part(one.key, "choose", one.names)
-    if isinstance(one, Maps) and one.settings.kind == "segmentation":
+    if isinstance(one, SpatialCondition) and one.settings.kind == "segmentation":
         return _painted(one, names)
-    if isinstance(one, Maps):
+    if isinstance(one, SpatialCondition):
         return Part(one.key, "image")
     return Part(one.key, "list" if isinstance(one, Layout | Keypoints) else "write")
 
 
-def _painted(one: Maps, names: Sequence[str]) -> Part:
+def _painted(one: SpatialCondition, names: Sequence[str]) -> Part:
     count, open_too = one.channels, one.settings.unlabeled is not None
     labels = count - open_too
     known = tuple(names) or one.settings.names or tuple(f"label {number}" for number in range(labels))
@@ -117,7 +117,7 @@ def _painted(one: Maps, names: Sequence[str]) -> Part:
 
 def smallest(pipeline: Pipeline) -> tuple[int, int]:
     """(H,W) in pixels of the smallest image that may be asked for: a map fills the prior's window, else one tile does."""
-    whole = any(isinstance(one, Maps) for one in pipeline.condition.parts or (pipeline.condition,))
+    whole = any(isinstance(one, SpatialCondition) for one in pipeline.condition.parts or (pipeline.condition,))
     f = pipeline.tokenizer.factor
     return pipeline.default_size if whole else (f, f)
 

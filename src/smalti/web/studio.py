@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.conditions.base import Condition
-from smalti.conditions.spatial import Maps
+from smalti.conditions.spatial import SpatialCondition
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import unknown
+from smalti.generation.code_sampler import unknown_codes
 from smalti.images.io import DamagedImage, covered_middle, read_middle, read_size, to_tensor
 from smalti.images.masks import read_mask
 from smalti.pipeline import Pipeline
@@ -74,9 +74,9 @@ class Studio:
         to the image's `size` (H,W) and cut. Raises `SmaltiError`.
         """
         said = {key: text for key, text in given.items() if text}
-        self.pipeline.value(said)  # which refuses other keys
+        self.pipeline.condition_value(said)  # which refuses other keys
         values = {part.key: self._value(part, said[part.key], size) for part in self.parts if part.key in said}
-        return self.pipeline.value(values)
+        return self.pipeline.condition_value(values)
 
     def _value(self, part: Part, text: str | Path, size: tuple[int, int]) -> Any:
         condition, as_file = self._conditions[part.key], part.way in ("paint", "image", "list")
@@ -89,7 +89,7 @@ class Studio:
             value = condition.read(text)
         else:  # text is never the name of a file of this machine
             raise SmaltiError(f"the {part.key} is given as {'a file' if as_file else 'text'}, not as {text!r:.40}")
-        if isinstance(condition, Maps):
+        if isinstance(condition, SpatialCondition):
             return condition.fit(value, grid=self.pipeline.grid(size))[0]
         return value
 
@@ -98,7 +98,7 @@ class Studio:
         labels = self.told({key: file}, size)
         labels = labels[key] if isinstance(labels, Mapping) else labels  # (H,W)
         condition = self._conditions[key]
-        assert isinstance(condition, Maps), "a key of a part that is painted"
+        assert isinstance(condition, SpatialCondition), "a key of a part that is painted"
         if condition.settings.unlabeled is not None:  # the last of those on the canvas
             labels = labels.masked_fill(labels == condition.settings.unlabeled, condition.channels - 1)
         numbers = labels.numpy().astype(np.uint8)
@@ -106,7 +106,7 @@ class Studio:
 
     def lay(self, request: Asked, value: Any, stop: threading.Event) -> Iterator[Moment]:
         """New images of a checked request, moment by moment; the last one is whole, unless `stop` was set."""
-        known = unknown(request.count, self.pipeline.grid(request.size))
+        known = unknown_codes(request.count, self.pipeline.grid(request.size))
         yield from self._laid(known, request, value, stop)
 
     def complete(
@@ -129,7 +129,7 @@ class Studio:
             raise SmaltiError(f"an image is extended by whole tiles of {f} pixels, not by {around}")
         height, width = image.shape[1:]
         check_size(self.pipeline, (height + top + bottom, width + left + right), self.limits, count=request.count)
-        kept = self.pipeline.kept(image.unsqueeze(0), ~erased)
+        kept = self.pipeline.known_codes(image.unsqueeze(0), ~erased)
         known = F.pad(kept, (left // f, right // f, top // f, bottom // f), value=-1)
         if not (known < 0).any():
             raise SmaltiError(
@@ -142,7 +142,7 @@ class Studio:
         begun, next_shown = time.monotonic(), 0.0
         missing = int((known < 0).sum())
         codes = known.cpu()
-        for codes in pipeline.lay(
+        for codes in pipeline.generate_codes(
             [value] * count, known, sampler=request.sampler, seeds=pipeline.seeds(request.seed, count)
         ):
             now, open_places = time.monotonic(), int((codes < 0).sum())
@@ -151,7 +151,7 @@ class Studio:
             if now < next_shown and open_places:
                 continue
             share = 1 - open_places / missing
-            images = pipeline.partial(codes) if open_places else pipeline.decode(codes)
+            images = pipeline.decode_partial(codes) if open_places else pipeline.decode(codes)
             # Decoding a large image takes longer than laying a row of it.
             next_shown = time.monotonic() + (time.monotonic() - now) * (1 / SHOWING - 1)
             yield Moment(codes, images, share, (now - begun) * (1 / share - 1) if share else math.inf)

@@ -20,7 +20,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from smalti.conditions.base import Condition, everywhere
+from smalti.conditions.base import Condition, constant_prefix
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_atomically
@@ -44,7 +44,7 @@ from smalti.experiments.conditions.page import page
 from smalti.experiments.conditions.scales import SCALES
 from smalti.experiments.scene_network import Judge, Known, train_judge
 from smalti.experiments.steps import SCENES, refuse_idle
-from smalti.generation.code_sampler import Sampler, sample_windows, sampler_of, unknown
+from smalti.generation.code_sampler import Sampler, generate, make_sampler, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import save_png
 from smalti.model_loading import load_tokenizer
@@ -313,15 +313,15 @@ def _obeyed(name: Name, chosen: ConditionsSettings) -> Step:
         asked = _asked(place.before[f"codes-{name}"].folder / "codes", held_out, cut, pipeline.condition)
         grid, nothing = pipeline.grid(cut.size), pipeline.prior.null_prefix(len(asked))
         # What is told of windows in a larger image follows from the image's size.
-        laid_at = pipeline.prefixes([None] * len(asked), grid=grid) if trial.large else everywhere(asked)
-        guided = sampler_of(top_p=chosen.top_p, guidance=chosen.guidance)
+        laid_at = pipeline.window_prefix([None] * len(asked), grid=grid) if trial.large else constant_prefix(asked)
+        guided = make_sampler(top_p=chosen.top_p, guidance=chosen.guidance)
         images = condition_fidelity.ComparedImages(
             told=_laid(pipeline, laid_at, grid, sampler=guided, count=len(asked), place=place),
             left_open=_laid(
                 pipeline,
-                everywhere(nothing),
+                constant_prefix(nothing),
                 grid,
-                sampler=sampler_of(top_p=chosen.top_p),
+                sampler=make_sampler(top_p=chosen.top_p),
                 count=len(asked),
                 place=place,
             ),
@@ -371,8 +371,8 @@ def _laid(
     place: Place,
 ) -> Tensor:
     """Prefixes (B,P) at each place of the window -> images of a grid (h,w) of codes, with the seeds 0, 1, ..."""
-    seeds, codes = torch.arange(count), unknown(count, grid)
-    laying = sample_windows(pipeline.prior, laid_at, sampler=sampler, seeds=seeds, known=codes)
+    seeds, codes = torch.arange(count), unknown_codes(count, grid)
+    laying = generate(pipeline.prior, laid_at, sampler=sampler, seeds=seeds, known=codes)
     with counting(place.console, title="laying", unit="rows") as progress:
         for row in range(1, grid[0] + 1):
             codes = next(laying)

@@ -25,11 +25,11 @@ from smalti.data.sources import open_source
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.experiments.class_network import Classifier, accuracy, train_classifier
 from smalti.experiments.demo.page import Results, write_page
-from smalti.generation.code_sampler import Sampler, unknown
+from smalti.generation.code_sampler import Sampler, unknown_codes
 from smalti.images.io import grid, save_png
 from smalti.images.masks import kept_part
 from smalti.pipeline import Pipeline
-from smalti.prior import nats
+from smalti.prior import nll
 from smalti.scenes.scene_files import write_scenes
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.runs import encode_images, train_prior, train_tokenizer
@@ -109,7 +109,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
     shards = open_codes(out / "codes")
     with torch.no_grad():
         losses = [
-            nats(pipeline.prior, batch.labels.unsqueeze(1), batch.codes)
+            nll(pipeline.prior, batch.labels.unsqueeze(1), batch.codes)
             for batch in in_order(shards.validation, batch=BATCH)
         ]
     samples = {label: _samples(pipeline, label) for label in source.labels}
@@ -166,7 +166,7 @@ def _named_right(judge: Classifier, samples: dict[str, Tensor], labels: tuple[st
 
 def _while_laid(pipeline: Pipeline, label: str) -> list[Tensor]:
     """One image after every second row of codes."""
-    codes = unknown(1, pipeline.prior.grid)
+    codes = unknown_codes(1, pipeline.prior.grid)
     sampler = Sampler(top_p=TOP_P, guidance=GUIDANCE)
-    laying = pipeline.lay([label], codes, sampler=sampler, seeds=pipeline.seeds(3, 1))
-    return [pipeline.partial(codes)[0] for codes in itertools.islice(laying, 1, None, 2)]
+    laying = pipeline.generate_codes([label], codes, sampler=sampler, seeds=pipeline.seeds(3, 1))
+    return [pipeline.decode_partial(codes)[0] for codes in itertools.islice(laying, 1, None, 2)]

@@ -93,7 +93,7 @@ def plan(chosen: FSweepSettings, asked: Asked) -> list[Step]:
         chosen.recipe,
         shared=chosen.prior,
         overrides=asked.of("prior"),
-        changes=["condition=nothing", "condition_dropout=0", "encode={}"],
+        changes=["condition=unconditional", "condition_dropout=0", "encode={}"],
     )
     how = Measuring.of("f-sweep", size=chosen.size, count=chosen.images, held_out=chosen.held_out, shown=chosen.shown)
     found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]

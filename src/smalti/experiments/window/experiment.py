@@ -42,7 +42,7 @@ from smalti.experiments.steps import SCENES, Images, refuse_idle
 from smalti.experiments.window.metrics import fitting, images_in, joined, likelihood, nats_of, sequential
 from smalti.experiments.window.page import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, named, page
 from smalti.experiments.window.scales import SCALES
-from smalti.generation.code_sampler import Sampler, finished, unknown
+from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import save_png
 from smalti.model_loading import load_tokenizer
@@ -154,11 +154,11 @@ def _trainings(chosen: WindowSettings, asked: Asked) -> dict[str, tuple[PriorTra
         changes = [*network, f"condition={condition}", "condition_dropout=0", "encode={}", "run.patience=0"]
         return steps.varied_prior(chosen.recipe, shared=chosen.prior, overrides=asked.of("prior"), changes=changes)
 
-    transformer = varied(chosen.transformer, "nothing")
+    transformer = varied(chosen.transformer, "unconditional")
     return {
         WINDOW: (transformer, chosen.window),
         COORDINATES: (varied(chosen.transformer, "coordinates"), chosen.window),
-        NEIGHBORHOOD: (varied(chosen.neighborhood, "nothing"), chosen.window),
+        NEIGHBORHOOD: (varied(chosen.neighborhood, "unconditional"), chosen.window),
         **{f"{WHOLE}-{named(grid)}": (_fewer(transformer, grid, chosen.window), grid) for grid in chosen.whole},
     }
 
@@ -171,7 +171,7 @@ def _fewer(training: PriorTraining, grid: tuple[int, int], window: tuple[int, in
 
 def _read(training: PriorTraining, grid: tuple[int, int], size: int, chosen: WindowSettings) -> Codes:
     """What a prior reads, on a grid (h,w) of codes of a codebook of `size`."""
-    if training.condition == "nothing":
+    if training.condition == "unconditional":
         return Codes(size=size, grid=grid, condition_size=0, prefix=1)
     return Codes(size=size, grid=grid, condition_size=chosen.levels, prefix=grid[0] * grid[1], maps=(0,))
 
@@ -300,8 +300,8 @@ def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, place: Place) 
     """Images of a grid (h,w) made of windows that know nothing of one another, all laid at once."""
     prior, began = pipeline.prior, time.monotonic()
     number = grid[0] * grid[1] // (prior.grid[0] * prior.grid[1])
-    known, seeds = unknown(count * number, prior.grid), torch.arange(count * number)
-    laid = finished(pipeline.lay([None] * len(known), known, sampler=Sampler(), seeds=seeds))
+    known, seeds = unknown_codes(count * number, prior.grid), torch.arange(count * number)
+    laid = final_codes(pipeline.generate_codes([None] * len(known), known, sampler=Sampler(), seeds=seeds))
     seconds = (time.monotonic() - began) / count
     codes = joined(laid.view(count, number, *prior.grid), grid)  # (B,h,w)
     for seed, image in enumerate(pipeline.decode(codes)):

@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smalti.conditions.base import crops as under
-from smalti.conditions.base import everywhere
+from smalti.conditions.base import code_crops as under
+from smalti.conditions.base import constant_prefix
 from smalti.experiments.page_parts import pixels
 from smalti.experiments.tokenizer_comparison import difference
 from smalti.experiments.window.page import COORDINATES, TILES
-from smalti.generation.code_sampler import laid_by, unknown
+from smalti.generation.code_sampler import decoding_strategy, unknown_codes
 from smalti.images.io import to_tensor
 from smalti.prior import Prior, after_middle
-from smalti.prior.code_likelihood import window_nats
+from smalti.prior.code_likelihood import window_nll
 
 JUDGED = 8
 """Images whose codes are judged at once."""
@@ -32,8 +32,8 @@ def nats_of(prior: Prior, way: str, codes: Tensor, told: Tensor, *, window: tupl
     found = []
     for some, where in zip(torch.split(codes.to(device), JUDGED), torch.split(told.to(device), JUDGED), strict=True):
         parts = cut(some, window).flatten(0, 1) if way == TILES else some
-        prefix = under(where) if way == COORDINATES else everywhere(prior.null_prefix(len(parts)))
-        found.append(window_nats(prior, prefix, parts).reshape(len(some), -1).mean(1).cpu())
+        prefix = under(where) if way == COORDINATES else constant_prefix(prior.null_prefix(len(parts)))
+        found.append(window_nll(prior, prefix, parts).reshape(len(some), -1).mean(1).cpu())
     return torch.cat(found)
 
 
@@ -49,8 +49,8 @@ def likelihood(values: Sequence[float], others: Sequence[float]) -> dict[str, fl
 
 def sequential(prior: Prior, grid: tuple[int, int]) -> int:
     """How many waves lay a grid (h,w): what remains to be done one after the other."""
-    nothing, none = everywhere(prior.null_prefix(1)), prior.null_prefix(0)
-    return len(laid_by(prior, nothing, none, known=unknown(1, grid), middle=after_middle).schedule)
+    nothing, none = constant_prefix(prior.null_prefix(1)), prior.null_prefix(0)
+    return len(decoding_strategy(prior, nothing, none, known=unknown_codes(1, grid), middle=after_middle).schedule)
 
 
 def fitting(folder: Path, window: int, f: int) -> dict[str, float | None]:
