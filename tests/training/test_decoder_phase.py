@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from smalti.data.file_types import KINDS
 from smalti.data.sources import open_source
 from smalti.tokenizer.quantizers import QUANTIZERS
 from smalti.tokenizer.vqgan import VQGAN
-from smalti.training import optimizer_step
+from smalti.training import gan_step, optimizer_step
 from smalti.training.codebook_training import encoding_parts
 from smalti.training.config import TokenizerTraining, resolve
 from smalti.training.initialization import resolve_from, start_from
@@ -145,14 +146,14 @@ def test_frozen_parts_get_no_gradients_and_no_graph(folder: Path, monkeypatch: p
 
     monkeypatch.setattr(VQGAN, "features", watched)
     with_gradients: set[str] = set()
-    clipped = optimizer_step.Mover.clipped
+    clip = optimizer_step.clip_gradients
 
-    def noted(mover: optimizer_step.Mover) -> Tensor:
+    def noted(*given: Any) -> Tensor:
         named = stage.tokenizer.named_parameters()
         with_gradients.update(name for name, weight in named if weight.grad is not None)
-        return clipped(mover)
+        return clip(*given)
 
-    monkeypatch.setattr(optimizer_step.Mover, "clipped", noted)
+    monkeypatch.setattr(gan_step, "clip_gradients", noted)
     steps(stage, 24, 32)
     assert asked == [False, False]
     assert with_gradients == {
@@ -175,7 +176,7 @@ def test_the_decoder_sees_replaced_codes_and_the_statistics_true_ones(
     monkeypatch.setattr(VQGAN, "decode", watched)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     quantize = stage.codebook.quantize(28, generator=torch.Generator())
-    _, quantized, _ = stage.generate(images, quantize)
+    _, quantized, _ = stage.autoencoder(images, quantize)
     codes = stage.exported.module.encode(images).codes
     assert torch.equal(quantized.codes, codes)
     vectors = stage.tokenizer.quantizer.lookup(torch.arange(16).view(1, 1, -1))[0, :, 0].T  # (K,D)

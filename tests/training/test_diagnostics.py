@@ -18,9 +18,10 @@ from smalti.core.settings import parse
 from smalti.data.loader import Batch
 from smalti.data.sources import open_source
 from smalti.losses.objective import AdversarialSettings
+from smalti.training import gan_step
 from smalti.training.config import TokenizerTraining, resolve
 from smalti.training.diagnostics import Alarms, judge_codes, judge_game, judge_skips, told_alarms
-from smalti.training.gan_step import PLAYS, Played, Players, simultaneous
+from smalti.training.gan_step import UPDATES
 from smalti.training.optimizer_step import NotFiniteError, not_finite
 from smalti.training.run_folder import read_alarms, read_metrics
 from smalti.training.running_metrics import Record
@@ -136,11 +137,11 @@ def stage_of(folder: Path, *overrides: str) -> TokenizerStage:
 
 def everything(stage: TokenizerStage) -> dict[str, Any]:
     """Copies of all that a step may move."""
-    modules = {"tokenizer": stage.tokenizer, "judge": stage.judge, "average": stage.exported.module}
+    modules = {"tokenizer": stage.tokenizer, "discriminator": stage.discriminator, "average": stage.exported.module}
     kept: dict[str, Any] = {name: module.state_dict() for name, module in modules.items()}
-    optimizers = {"optimizer": stage.optimizer, "judge_optimizer": stage.judge_optimizer}
+    optimizers = {"optimizer": stage.optimizer, "discriminator_optimizer": stage.discriminator_optimizer}
     kept |= {name: optimizer.state_dict()["state"] for name, optimizer in optimizers.items()}
-    return copy.deepcopy({**kept, "lecam": stage.lecam._asdict(), "used": {"counts": stage.used.counts}})
+    return copy.deepcopy({**kept, "lecam": stage.lecam_ema._asdict(), "used": {"counts": stage.used.counts}})
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
@@ -160,11 +161,11 @@ NAN = torch.full((4, 3, 16, 16), torch.nan)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch", "act"])
-@pytest.mark.parametrize(("play", "parts"), [*((play, 1) for play in sorted(PLAYS)), ("simultaneous", 2)])
+@pytest.mark.parametrize(("updates", "parts"), [*((updates, 1) for updates in sorted(UPDATES)), ("simultaneous", 2)])
 def test_a_step_that_is_not_finite_leaves_everything_as_it_was(
-    tmp_path: Path, norm: str, play: str, parts: int
+    tmp_path: Path, norm: str, updates: str, parts: int
 ) -> None:
-    given = f"objective.adversarial.discriminator.norm={norm}", f"objective.adversarial.updates={play}"
+    given = f"objective.adversarial.discriminator.norm={norm}", f"objective.adversarial.updates={updates}"
     stage = stage_of(tmp_path, *given, "objective.adversarial.start=0", f"run.accumulate={parts}")
     for seen in (0, 4, 8):
         step(stage, seen)
@@ -183,7 +184,7 @@ def test_the_first_batch_of_an_actnorm_may_be_a_bad_one(tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError):
         step(stage, 0, images=NAN)
     step(stage, 4)
-    assert all(parameter.isfinite().all() for parameter in stage.judge.parameters())
+    assert all(parameter.isfinite().all() for parameter in stage.discriminator.parameters())
 
 
 def test_the_names_of_what_is_not_finite() -> None:
@@ -213,16 +214,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def broken_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the game give numbers that are not finite at some of its calls, counted from 0."""
+    """Let some steps, counted from 0, have metrics that are not finite."""
     calls = iter(range(10**6))
 
-    def sometimes(players: Players, images: Tensor, **given: Any) -> Played:
-        played = simultaneous(players, images, **given)
-        if next(calls) in steps:
-            return played._replace(values={**played.values, "pixel": torch.tensor(torch.nan)})
-        return played
+    def sometimes(fabric: Fabric, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**values, "pixel": torch.tensor(torch.nan)} if next(calls) in steps else values
 
-    monkeypatch.setitem(PLAYS, "simultaneous", sometimes)
+    monkeypatch.setattr(gan_step, "mean_of_processes", sometimes)
 
 
 def test_skipped_steps_are_counted_told_and_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

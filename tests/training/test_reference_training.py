@@ -22,12 +22,12 @@ from smalti.prior import nats
 from smalti.tokenizer.quantizers import VQ, VQSettings
 from smalti.training import stage1 as stage_one
 from smalti.training.config import OptimizerSettings, PriorTraining, TokenizerTraining, resolve
-from smalti.training.gan_step import Strength
+from smalti.training.gan_step import AdversarialSchedule
 from smalti.training.optimizer import Average, Latest, exported, rate_at
-from smalti.training.optimizer_step import Mover, Moves
+from smalti.training.optimizer_step import apply_gradients, clip_gradients
 from smalti.training.prior_networks import Codes, GPTNetwork, TransformerNetwork, build_network
 from smalti.training.runs import codes_of, train_prior, train_tokenizer
-from smalti.training.stage1 import TokenizerStage, strength_at
+from smalti.training.stage1 import TokenizerStage, adversarial_schedule
 from smalti.training.stage2 import corrupted
 from tests.small import RECIPE, write_images
 
@@ -50,13 +50,15 @@ def test_a_start_in_images_is_the_start_in_batches_times_the_batch() -> None:
     """250001 batches of 12 in the original: batch number 250001, counted from 0, is the first that counts."""
     settings = AdversarialSettings(start=250001 * 12, ramp=0.0, discriminator_from_start=False)
     for batch, expected in ((0, 0.0), (250000, 0.0), (250001, 1.0), (400000, 1.0)):
-        assert strength_at(batch * 12, length=12_000_000, settings=settings) == Strength(expected, expected)
+        assert adversarial_schedule(batch * 12, length=12_000_000, settings=settings) == AdversarialSchedule(
+            expected, expected
+        )
 
 
 def test_shares_and_images_say_the_same() -> None:
     shares, images = AdversarialSettings(start=0.25, ramp=0.5), AdversarialSettings(start=100, ramp=200)
-    found = [strength_at(seen, length=400, settings=shares) for seen in range(0, 401, 20)]
-    assert found == [strength_at(seen, length=400, settings=images) for seen in range(0, 401, 20)]
+    found = [adversarial_schedule(seen, length=400, settings=shares) for seen in range(0, 401, 20)]
+    assert found == [adversarial_schedule(seen, length=400, settings=images) for seen in range(0, 401, 20)]
     assert [each.generator for each in found[::5]] == [0.0, 0.0, 0.5, 1.0, 1.0]
     assert {each.discriminator for each in found} == {1.0}  # early is the default
 
@@ -72,37 +74,24 @@ def fabric_of(module: nn.Module) -> tuple[Fabric, Any, Any]:
     return (fabric, *fabric.setup(module, optimizer))
 
 
-def mover(module: nn.Module, *, clip: float) -> tuple[Fabric, Any, Mover]:
-    fabric, wrapped, optimizer = fabric_of(module)
-    options = OptimizerSettings(lr=0.5, **{**CONSTANT, "grad_clip": clip})
-    return fabric, wrapped, Mover(fabric, wrapped, optimizer, settings=options, length=100)
-
-
 @pytest.mark.parametrize(("clip", "moved"), [(0.0, 3.0), (5.0, 3.0), (1.0, 1.0)])
 def test_clipping_and_none(clip: float, moved: float) -> None:
     """The norm before clipping is returned; one weight with the gradient 3 moves by the rate times what is left of it."""
     module = nn.Linear(1, 1, bias=False)
-    fabric, wrapped, moving = mover(module, clip=clip)
+    fabric, wrapped, optimizer = fabric_of(module)
     before = module.weight.item()
     fabric.backward(3 * wrapped(torch.ones(1, 1)).sum())
-    assert float(moving.clipped()) == pytest.approx(3.0)
-    moving.move(0)
+    assert float(clip_gradients(fabric, wrapped, optimizer, clip)) == pytest.approx(3.0)
+    apply_gradients(optimizer, lr=0.5)
     assert before - module.weight.item() == pytest.approx(0.5 * moved, rel=1e-5)
-    assert module.weight.grad is None
 
 
-@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_gradients_that_are_not_finite_move_nothing(clip: float, at_once: bool) -> None:
+def test_the_norm_of_gradients_that_are_not_finite_is_not_finite(clip: float) -> None:
     module = nn.Linear(1, 1, bias=False)
-    fabric, wrapped, moving = mover(module, clip=clip)
-    before = module.weight.detach().clone()
+    fabric, wrapped, optimizer = fabric_of(module)
     fabric.backward(wrapped(torch.full((1, 1), torch.inf)).sum())
-    moves = Moves(seen=0, at_once=at_once)
-    assert moves.finish({"gradient_norm": moves.of(moving)()}) == ["gradient_norm"]
-    assert moves.moved == []
-    assert module.weight.equal(before)
-    assert module.weight.grad is None
+    assert not clip_gradients(fabric, wrapped, optimizer, clip).isfinite()
 
 
 # --- what is exported -----------------------------------------------------------------------------------------------
@@ -293,7 +282,7 @@ def test_each_network_has_its_own_optimizer(folder: Path) -> None:
     judged = ["discriminator_optimizer.lr=0.02", "discriminator_optimizer.weight_decay=0.3"]
     stage = stage_of(folder, "optimizer.lr=0.01", *judged)
     step(stage, 0)
-    groups = [optimizer.param_groups[0] for optimizer in (stage.optimizer, stage.judge_optimizer)]
+    groups = [optimizer.param_groups[0] for optimizer in (stage.optimizer, stage.discriminator_optimizer)]
     assert [(group["lr"], group["betas"], group["weight_decay"]) for group in groups] == [
         (0.01, (0.9, 0.99), 0.0),
         (0.02, (0.5, 0.9), 0.3),  # the discriminator's decay once was the tokenizer's

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,9 +18,8 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.progress import Watch
-from smalti.training import optimizer_step
+from smalti.training import gan_step, optimizer_step
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
-from smalti.training.gan_step import PLAYS, Played, Players, simultaneous
 from smalti.training.loop import seed_step
 from smalti.training.optimizer import Average, rate_at
 from smalti.training.run_folder import read_metrics
@@ -252,11 +250,10 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_last_state(folder: Path, monkey
 
 
 def test_not_a_number_stops_the_run_and_names_the_term(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(players: Players, images: Tensor, **given: Any) -> Played:
-        played = simultaneous(players, images, **given)
-        return played._replace(values={"generator": torch.tensor(torch.nan)})
+    def broken(*_: object) -> dict[str, Tensor]:
+        return {"generator": torch.tensor(torch.nan)}
 
-    monkeypatch.setitem(PLAYS, "simultaneous", broken)
+    monkeypatch.setattr(gan_step, "mean_of_processes", broken)
     with pytest.raises(SmaltiError, match=r"10 steps in a row had to be skipped, for generator is no longer a finite"):
         small_tokenizer(folder, "broken")
 

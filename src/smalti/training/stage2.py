@@ -32,11 +32,12 @@ from smalti.training.diagnostics import Judged
 from smalti.training.loop import Stage, stream
 from smalti.training.optimizer import build_optimizer, exported, rate_at
 from smalti.training.optimizer_step import (
-    Mover,
-    Moves,
     NotFiniteError,
-    gathering,
+    apply_gradients,
+    clip_gradients,
+    gradient_sync,
     mean_of_processes,
+    not_finite,
     quotient_of_processes,
 )
 from smalti.training.prior_networks import Codes, build_network
@@ -114,8 +115,6 @@ class PriorStage(Stage):
         self.likelihood: Any = fabric.setup_module(_Joined(prior))
         groups = parameter_groups(prior, weight_decay=settings.optimizer.weight_decay)  # of the weights as they lie now
         self.optimizer: Any = fabric.setup_optimizers(build_optimizer(groups, settings.optimizer))
-        length = settings.run.length
-        self.mover = Mover(fabric, self.likelihood, self.optimizer, settings=settings.optimizer, length=length)
 
     def batches(self, examples: int) -> Iterator[CodeBatch]:
         return stream(self.shards.training, start=examples, run=self.settings.run, fabric=self.fabric)
@@ -126,20 +125,22 @@ class PriorStage(Stage):
         told = corrupted(codes, keep=self.settings.keep_probability, vocabulary=self.vocabulary)
         parts = self.settings.run.accumulate
         losses = []
-        moves = Moves(seen=seen, at_once=False)
         for number, part in enumerate(zip(*(each.chunk(parts) for each in (prefix, codes, told)), strict=True), 1):
-            moves.whole = number == parts
-            with gathering(self.fabric, (self.likelihood,), last=moves.whole):
+            with gradient_sync(self.fabric, (self.likelihood,), enabled=number == parts):
                 losses.append(self.likelihood(*part).mean())
                 self.fabric.backward(losses[-1] / parts)
-        mine = {"nats": torch.stack([loss.detach() for loss in losses]).mean(), "gradient_norm": moves.of(self.mover)()}
+        norm = clip_gradients(self.fabric, self.likelihood, self.optimizer, self.settings.optimizer.grad_clip)
+        mine = {"nats": torch.stack([loss.detach() for loss in losses]).mean(), "gradient_norm": norm}
         values = mean_of_processes(self.fabric, mine)
-        broken = moves.finish(values)
+        lr = rate_at(seen, length=self.settings.run.length, settings=self.settings.optimizer)
+        broken = not_finite(values)
+        if not broken:
+            apply_gradients(self.optimizer, lr=lr)
+        self.optimizer.zero_grad(set_to_none=True)
         if broken:
             raise NotFiniteError(broken)
         self.exported.update(self.prior, seen=seen, step=count)
-        rate = rate_at(seen, length=self.settings.run.length, settings=self.settings.optimizer)
-        return {**values, "rate": torch.tensor(rate)}
+        return {**values, "rate": torch.tensor(lr)}
 
     def _partly_hidden(self, prefix: Tensor) -> Tensor:
         """The codes (B,P) of conditions -> the same, with nothing said in place of some: of parts alone, and of all."""
