@@ -146,7 +146,7 @@ class Turn:
     def take(self, turn: int, *, strength: float) -> dict[str, Tensor]:
         """The generator's (0) or the discriminator's (1) -> what is recorded."""
         inputs = StepInputs(
-            quantize=self.tokenizer.quantizer.at(0, length=LENGTH),
+            quantize=self.tokenizer.quantizer.schedule(0, length=LENGTH),
             schedule=AdversarialSchedule(generator=strength, discriminator=strength),
             lecam_ema=LeCam.start(),
             lr=0.0,

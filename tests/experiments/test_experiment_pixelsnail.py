@@ -119,7 +119,7 @@ def test_the_clock_stands_still_while_held_out_codes_are_looked_at() -> None:
         {"part": "train", "seen": 5, "elapsed": 10.0},
         {"part": "validation", "seen": 5, "elapsed": 13.0, "nats": 4.0},
         {"part": "train", "seen": 10, "elapsed": 23.0},
-        {"part": "alarm", "seen": 10, "elapsed": 23.0},
+        {"part": "diagnostic", "seen": 10, "elapsed": 23.0},
         {"part": "validation", "seen": 10, "elapsed": 30.0, "nats": 3.0},
         {"part": "train", "seen": 15, "elapsed": 41.0},
         {"part": "validation", "seen": 15, "elapsed": 41.5, "nats": 3.5},

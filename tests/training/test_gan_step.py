@@ -114,7 +114,7 @@ class SmallGAN:
 
     def inputs(self, generator: float, discriminator: float, **changes: Any) -> StepInputs:
         values = {
-            "quantize": self.tokenizer.quantizer.at(0, length=1),
+            "quantize": self.tokenizer.quantizer.schedule(0, length=1),
             "schedule": AdversarialSchedule(generator, discriminator),
             "lecam_ema": LeCam.start(),
             "lr": 1e-3,
@@ -374,7 +374,7 @@ def test_label_maps_are_learned_alone(pixel: str) -> None:
         discriminator_optimizer=None,
     )
     inputs = StepInputs(
-        quantize=tokenizer.quantizer.relaxed,
+        quantize=tokenizer.quantizer.bypass,
         schedule=AdversarialSchedule(1.0, 1.0),
         lecam_ema=LeCam.start(),
         lr=3e-3,
@@ -385,7 +385,7 @@ def test_label_maps_are_learned_alone(pixel: str) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=count == 0):
             losses.append(float(gan_step(gan, images, inputs).values["pixel"]))
     assert losses[-1] < 0.5 * losses[0]
-    _, _, logits = autoencode(images, tokenizer.quantizer.relaxed)
+    _, _, logits = autoencode(images, tokenizer.quantizer.bypass)
     assert (logits.argmax(1) == labels).float().mean() > 0.9
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.core.progress import Watch
+from smalti.core.progress import ProgressReporter
 from smalti.training import gan_step, optimizer_step
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.loop import seed_step
@@ -123,10 +123,10 @@ def test_a_report_covers_the_steps_before_a_stop_too(folder: Path) -> None:
 def test_time_left_is_never_negative() -> None:
     """The last step may go beyond the length."""
     console = Console(record=True, width=200, file=io.StringIO())
-    watch = Watch(console, title="tokenizer", tensorboard=None, quiet=False)
-    watch.begin(seen=0, length=10, unit="images")
-    watch.advance(12)
-    watch.report("train", 12, {"pixel": 0.1})
+    progress = ProgressReporter(console, title="tokenizer", tensorboard=None, quiet=False)
+    progress.begin(seen=0, length=10, unit="images")
+    progress.advance(12)
+    progress.report("train", 12, {"pixel": 0.1})
     assert "0:00 left" in console.export_text()
 
 

@@ -28,7 +28,7 @@ from tests.small import write_images, write_recipe
 STEPS = 20
 LONG = ("run.length=80", "run.log_every=4", "quantize_from=0.1", "run.strategy=ddp")
 PROGRAM = Path(__file__).parents[1] / "in_double.py"
-CLOCKS = ("time", "elapsed", "part", "alarm", "state", "message")
+CLOCKS = ("time", "elapsed", "part", "diagnostic", "state", "message")
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "joint": ("model.quantizer.dead_code_threshold=0.9",),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.core.distributed import mean_of_all
+from smalti.core.distributed import all_reduce_mean
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class LeCam(NamedTuple):
         The first 1 / (1 - decay) updates make a plain mean of all seen, since an exponential mean that begins at 0
         would pull the logits there.
         """
-        now_real, now_fake = mean_of_all(torch.stack((_precise(real).mean(), _precise(fake).mean())))
+        now_real, now_fake = all_reduce_mean(torch.stack((_precise(real).mean(), _precise(fake).mean())))
         weight = (1.0 / (self.updates.to(now_real.dtype) + 1.0)).clamp(min=1.0 - decay)
         return LeCam(
             real=self.real + weight * (now_real - self.real),

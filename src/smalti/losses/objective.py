@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.core.distributed import mean_of_all
+from smalti.core.distributed import all_reduce_mean
 from smalti.core.settings import Amount, settings
 from smalti.losses.adversarial import ADVERSARIAL, adaptive_weight
 from smalti.losses.diff_augment import Policy
@@ -286,7 +286,7 @@ def _adaptive(
         for gradient in (reconstruction_gradient, adversarial_gradient)
     ]
     # Norms are no means: they are taken of the whole batch's gradients, not of those of this process's share.
-    data, real = mean_of_all(torch.stack(at_last_layer))
+    data, real = all_reduce_mean(torch.stack(at_last_layer))
     return adaptive_weight(data, real, limit=settings.max_weight)
 
 

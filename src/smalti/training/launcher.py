@@ -150,7 +150,7 @@ def _check_strategy(run: RunSettings, blocks: Callable[[Any], nn.ModuleList] | N
 
 def _strategy(processes: int, blocks: Callable[[Any], nn.ModuleList] | None) -> Any:
     """Buffers are not sent around before each pass: they are alike everywhere, for everything that moves them is computed from
-    what all processes saw (`everyones`, SyncBatchNorm)."""
+    what all processes saw (`all_gather`, SyncBatchNorm)."""
     if processes == 1:
         return "auto"
     if blocks is not None:

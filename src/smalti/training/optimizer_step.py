@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.core.distributed import sum_of_all
+from smalti.core.distributed import all_reduce_sum
 from smalti.training.fsdp import whole
 from smalti.training.optimizer import set_rate
 
@@ -91,7 +91,7 @@ def mean_of_processes(fabric: Fabric, values: Mapping[str, Tensor]) -> dict[str,
 
 def sum_of_processes(fabric: Fabric, tensor: Tensor) -> Tensor:
     """A tensor of any shape, on any device -> the sum over all processes, on the run's device."""
-    return sum_of_all(tensor.to(fabric.device)) if fabric.world_size > 1 else tensor
+    return all_reduce_sum(tensor.to(fabric.device)) if fabric.world_size > 1 else tensor
 
 
 def quotient_of_processes(fabric: Fabric, total: float, count: float) -> float:

@@ -1,4 +1,4 @@
-"""The page of a training run: what was reached, its alarms, its curves, its images on the way, its settings."""
+"""The page of a training run: what was reached, its diagnostics, its curves, its images on the way, its settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from smalti.images.io import read_image
 from smalti.reports.charts import Line, LinePlot, short
 from smalti.reports.report import Card, Cards, EmbeddedImage, Images, Listing, Plots, Report, Section, Text
 from smalti.training.config import as_yaml
-from smalti.training.diagnostics import told_alarms
-from smalti.training.run_folder import read_alarms, read_metrics
+from smalti.training.diagnostics import describe_diagnostics
+from smalti.training.run_folder import read_diagnostics, read_metrics
 
 PAGE = "report.html"
 SHOWN = 6
@@ -34,14 +34,14 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
     images = _images(folder / "images", unit)
     stage = config["stage"]
     best = _told_best(validation, unit)
-    alarms = told_alarms(read_alarms(folder), unit=unit)
+    diagnostics = describe_diagnostics(read_diagnostics(folder), unit=unit)
     Report(
         title=f"Training of a {stage}",
         lead=f"{folder.resolve().name}, after {seen:,} {unit}. Validation is on held-out data.",
         blocks=[Cards([Card(name.replace("_", " "), short(value)) for name, value in last.items()])],
         sections=[
             *([Section("The model that is kept", [Text(best)])] if best else []),
-            *([Section("Alarms", [Text("\n\n".join(alarms))])] if alarms else []),
+            *([Section("Diagnostics", [Text("\n\n".join(diagnostics))])] if diagnostics else []),
             Section("Curves", [Plots(_plots(metrics, unit))]),
             Section("On the way", [Text(_ABOUT[stage]), Images(images, width=420)]),
             Section("Settings", [Listing(as_yaml(config))]),

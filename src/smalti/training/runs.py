@@ -13,7 +13,7 @@ from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.labels import Labels, Nothing
 from smalti.core.devices import multiplies_bfloat16, pick_device
 from smalti.core.errors import SmaltiError
-from smalti.core.progress import Watch, say
+from smalti.core.progress import ProgressReporter, say
 from smalti.core.settings import as_mapping
 from smalti.core.version import __version__
 from smalti.data.code_shards import CodeShards, open_codes
@@ -150,10 +150,12 @@ def _run(
 ) -> None:
     """Train to the end, and write the run's page."""
     tensorboard = folder.tensorboard if run.tensorboard else None
-    watch = Watch(console, title=config["stage"], tensorboard=tensorboard, quiet=not fabric.is_global_zero)
+    progress = ProgressReporter(
+        console, title=config["stage"], tensorboard=tensorboard, quiet=not fabric.is_global_zero
+    )
     if fabric.is_global_zero and run.precision == "bf16-mixed" and not multiplies_bfloat16(fabric.device):
         say(console, _SLOW)
-    fit(stage, folder, run=run, fabric=fabric, watch=watch)
+    fit(stage, folder, run=run, fabric=fabric, progress=progress)
     if fabric.is_global_zero:
         write_page(folder.path, config, unit=stage.unit)
 

@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from smalti.conditions.map_files import label_colors, right_labels
-from smalti.core.distributed import everyones
+from smalti.core.distributed import all_gather
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import amount
 from smalti.data.config import ImageSettings
@@ -43,7 +43,7 @@ from smalti.training.codebook_training import (
     validation_chances,
 )
 from smalti.training.config import TokenizerTraining
-from smalti.training.diagnostics import Judged, judge_codes, judge_game
+from smalti.training.diagnostics import Diagnoses, diagnose_codebook, diagnose_gan
 from smalti.training.gan_step import (
     GAN,
     AdversarialSchedule,
@@ -145,7 +145,7 @@ def in_stream_order(mine: Tensor) -> Tensor:
 
     Each process reads every world-th example of the stream (see `loading.batches`).
     """
-    gathered = everyones(mine)
+    gathered = all_gather(mine)
     processes = len(gathered) // len(mine)
     return gathered.view(processes, *mine.shape).transpose(0, 1).flatten(0, 1) if processes > 1 else gathered
 
@@ -164,7 +164,7 @@ class TokenizerStage(Stage):
     """Trains a VQGAN. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
 
     unit = "images"
-    judged_by = ""  # sharper images have more pixel error: no single number of them says which model is the best
+    selection_metric = ""  # sharper images have more pixel error: no single number of them says which model is the best
     per_example = 1
 
     def __init__(
@@ -293,7 +293,7 @@ class TokenizerStage(Stage):
 
     def _place_codes(self, seen: int, generator: torch.Generator) -> None:
         """Let the quantizer place its codes on features of the next images, where it wants any."""
-        wanted = self.tokenizer.quantizer.start_features
+        wanted = self.tokenizer.quantizer.init_features
         if not wanted:
             return
         gathered: list[Tensor] = []
@@ -302,7 +302,7 @@ class TokenizerStage(Stage):
                 gathered.append(in_stream_order(self.tokenizer.features(self._on_device(batch))))
             if sum(each.numel() // each.shape[1] for each in gathered) >= wanted:
                 break
-        self.tokenizer.quantizer.start(torch.cat(gathered), generator=generator)
+        self.tokenizer.quantizer.init_codebook(torch.cat(gathered), generator=generator)
 
     def _freeze_codebook(self) -> None:
         """Begin the decoder phase, or go on with it after a resume."""
@@ -313,7 +313,7 @@ class TokenizerStage(Stage):
 
     def _update_codebook(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         features, codes = in_stream_order(features), in_stream_order(codes)
-        moved = self.codebook.observe(features, codes, generator=generator)
+        moved = self.codebook.update_codebook(features, codes, generator=generator)
         self.used.add(codes)
         if int(self.used.counts.sum()) < 64 * self.tokenizer.size:  # too few codes to say how many are in use
             return {"restarted_codes": torch.tensor(float(moved))}
@@ -325,14 +325,14 @@ class TokenizerStage(Stage):
         self.used = CodeUse(self.tokenizer.size)
         return values
 
-    def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
+    def diagnose(self, means: Mapping[str, float], *, seen: int) -> Diagnoses:
         length, adversarial = self.settings.run.length, self.settings.objective.adversarial
         learns_from = 0.0 if adversarial.discriminator_from_start else amount(adversarial.start, length=length)
         factor = adversarial_schedule(seen, length=length, settings=adversarial).generator
         trained = (seen - learns_from) / length
         return {
-            **judge_codes(means, size=self.tokenizer.size),
-            **judge_game(means, settings=adversarial, trained=trained, strength=factor),
+            **diagnose_codebook(means, size=self.tokenizer.size),
+            **diagnose_gan(means, settings=adversarial, trained=trained, strength=factor),
         }
 
     def _on_device(self, batch: Batch) -> Tensor:

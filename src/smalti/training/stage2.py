@@ -28,7 +28,7 @@ from smalti.prior_folder import save_prior
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.activation_checkpointing import compiled, recompute
 from smalti.training.config import PriorTraining
-from smalti.training.diagnostics import Judged
+from smalti.training.diagnostics import Diagnoses
 from smalti.training.loop import Stage, stream
 from smalti.training.optimizer import build_optimizer, exported, rate_at
 from smalti.training.optimizer_step import (
@@ -84,7 +84,7 @@ class PriorStage(Stage):
     """Trains a prior. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
 
     unit = "codes"
-    judged_by = "nats"
+    selection_metric = "nats"
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class PriorStage(Stage):
         hidden = torch.rand(len(prefix), 1, device=prefix.device) < chance
         return torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
 
-    def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
+    def diagnose(self, means: Mapping[str, float], *, seen: int) -> Diagnoses:
         """A prior has none of its own."""
         return {}
 
