@@ -133,10 +133,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = {"images": images, "keypoints": ["left foot", "right foot"]}
     (folder / "objects.json").write_text(json.dumps(file), "utf-8")
     recipe = str(write_recipe(folder / "small.yaml"))
-    settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=("run.length=8",))
+    settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=("run.images=8",))
     train_tokenizer(folder / "images", folder / "tokenizer", settings=settings, console=QUIET)
     of_labels = (
-        "run.length=8", "images.file_type=labels", "objective.pixel=cross_entropy", "objective.adversarial.weight=0",
+        "run.images=8", "images.file_type=labels", "objective.pixel=cross_entropy", "objective.adversarial.weight=0",
         "model.quantizer.codebook_size=9",
     )  # fmt: skip
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=of_labels)
@@ -294,7 +294,7 @@ def test_from_files_to_samples(home: Path) -> None:
     assert label.tolist() == [int(shards.training.labels[0])]
     assert layout.shape == (5 + 16,)
     assert condition.parts[2].settings.classes == ("tree",)  # type: ignore[attr-defined]
-    overrides = ("run.length=640", "condition_dropout=0.5")
+    overrides = ("run.codes=640", "condition_dropout=0.5")
     settings = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)
     train_prior(shards, home / "tokenizer", home / "told", settings=settings, console=QUIET)
     (home / "whole").mkdir()
@@ -318,7 +318,7 @@ def test_from_files_to_samples(home: Path) -> None:
 
 def test_coordinates_are_encoded_with_the_images(home: Path) -> None:
     words = ["train", "prior", home / "images", "--tokenizer", home / "tokenizer", "--out", home / "placed"]
-    more = ["--recipe", home / "small.yaml", "--set", "run.length=64", "--set", "condition=coordinates"]
+    more = ["--recipe", home / "small.yaml", "--set", "run.codes=64", "--set", "condition=coordinates"]
     ran = CliRunner().invoke(app, [str(word) for word in (*words, *more)])
     assert ran.exit_code == 0, ran.output
     shards = open_codes(home / "placed" / "codes")

@@ -306,7 +306,7 @@ def test_likeness_and_looks_of_label_maps() -> None:
 
 OBJECTIVE = {"perceptual": "none", "adversarial": {"weight": 0.0}}
 RUN: dict[str, Any] = {
-    "run": {"length": 24, "batch": 4, "log_every": 8, "validate_every": 24, "sample_every": 24, "checkpoint_every": 24,
+    "run": {"images": 24, "batch": 4, "log_every": 8, "validate_every": 24, "sample_every": 24, "checkpoint_every": 24,
             "accelerator": "cpu", "tensorboard": False},
     "model": {
         "autoencoder": {

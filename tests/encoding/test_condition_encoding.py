@@ -63,7 +63,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`images` and `maps`, a tokenizer for each, `codes` of both, `told`, a prior on those, and the recipe `small.yaml`."""
     folder = write_pairs(tmp_path_factory.mktemp("telling"))
     recipe = str(write_recipe(folder / "small.yaml"))
-    overrides = ("run.length=8",)
+    overrides = ("run.images=8",)
     plain = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=overrides)
     train_tokenizer(folder / "images", folder / "tokenizer", settings=plain, console=QUIET)
     of_labels = (
@@ -74,7 +74,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_tokenizer(folder / "maps", folder / "maps-tokenizer", settings=labels, console=QUIET)
     ran = encode(folder, "codes")
     assert ran.exit_code == 0, ran.output
-    training = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=("run.length=640",))
+    training = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=("run.codes=640",))
     train_prior(open_codes(folder / "codes"), folder / "tokenizer", folder / "told", settings=training, console=QUIET)
     return folder
 
@@ -168,7 +168,7 @@ def test_the_condition_reaches_the_prior(home: Path, tmp_path: Path, monkeypatch
         return nats(prior, prefix, codes, **more)
 
     monkeypatch.setattr("smalti.training.stage2.nats", watched)
-    overrides = ("run.length=64", "condition_dropout=0", "network.dropout=0")
+    overrides = ("run.codes=64", "condition_dropout=0", "network.dropout=0")
     training = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)
     shards = open_codes(home / "codes")
     train_prior(shards, home / "tokenizer", tmp_path / "run", settings=training, console=QUIET)
@@ -187,7 +187,7 @@ def test_what_has_no_label_is_known_again_when_images_are_laid(home: Path, tmp_p
         copy.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.where(drawn == 2, 255, drawn).astype(np.uint8)).save(copy)
     overrides = (
-        "run.length=8", "images.file_type=labels", "images.unlabeled=255", "objective.pixel=cross_entropy",
+        "run.images=8", "images.file_type=labels", "images.unlabeled=255", "objective.pixel=cross_entropy",
         "objective.adversarial.weight=0",
     )  # fmt: skip
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
@@ -248,7 +248,7 @@ def test_the_same_command_again_makes_nothing_anew(home: Path) -> None:
 
 def test_edges_are_made_of_the_images_themselves(home: Path) -> None:
     overrides = (
-        "run.length=8",
+        "run.images=8",
         "images.file_type=edges",
         "model.autoencoder.channels=1",
         "objective.adversarial.weight=0",
@@ -278,7 +278,7 @@ def test_edges_are_made_of_the_images_themselves(home: Path) -> None:
 
 def test_smaller_copies_are_made_of_the_images_themselves(home: Path) -> None:
     overrides = (
-        "run.length=8",
+        "run.images=8",
         "images.size=[8,8]",
         "model.autoencoder.channel_multipliers=[1]",
         "objective.adversarial.weight=0",

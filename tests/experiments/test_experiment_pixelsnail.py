@@ -36,8 +36,8 @@ BATCH = 4 * 16
 def chosen(home: Path) -> dict[str, Any]:
     return {
         "recipe": str(home / "small.yaml"),
-        "tokenizer": ["run.length=16"],
-        "prior": [f"run.length={LENGTH}"],
+        "tokenizer": ["run.images=16"],
+        "prior": [f"run.codes={LENGTH}"],
         "transformer": ["network={name: transformer, layers: 2, embed_dim: 24, heads: 2}"],
         "pixelsnail": [
             "network={name: pixelsnail, layers: 1, res_blocks: 1, embed_dim: 20, heads: 2}",
@@ -181,7 +181,7 @@ def test_a_training_of_another_length_validates_as_often(home: Path) -> None:
     training = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=[])
     for length in (640, 10**6):
         run = of_length(training.run, length)
-        assert run.length == run.sample_every == length
+        assert run.codes == run.sample_every == length
         assert run.log_every == run.validate_every == math.ceil(length / POINTS)
 
 

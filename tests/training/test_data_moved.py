@@ -25,7 +25,7 @@ QUIET = Console(quiet=True)
 
 
 def trained(folder: Path, data: Path, *, length: int, out: str = "run", more: tuple[str, ...] = ()) -> Path:
-    overrides = (f"run.length={length}", "run.checkpoint_every=8", *more)
+    overrides = (f"run.images={length}", "run.checkpoint_every=8", *more)
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(folder / "small.yaml"), overrides=overrides)
     train_tokenizer(data, folder / out, settings=settings, console=QUIET)
     return folder / out

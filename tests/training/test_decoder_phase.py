@@ -264,31 +264,31 @@ def exported(run: Path) -> VQGAN:
 
 
 def test_a_longer_run_learns_everything_again_until_its_own_phase(folder: Path) -> None:
-    frozen = copied(*encoding_parts(exported(trained(folder, "longer", "run.length=32"))))
-    assert not equal(copied(*encoding_parts(exported(trained(folder, "longer", "run.length=80")))), frozen)
+    frozen = copied(*encoding_parts(exported(trained(folder, "longer", "run.images=32"))))
+    assert not equal(copied(*encoding_parts(exported(trained(folder, "longer", "run.images=80")))), frozen)
 
 
 def test_a_run_that_is_made_shorter_begins_its_phase_at_once(folder: Path) -> None:
     """Half of 80 images are 40, half of 48 are 24, and it was stopped between them."""
-    stopped(folder, "shorter", "run.length=80", move=18)
+    stopped(folder, "shorter", "run.images=80", move=18)
     frozen = copied(*encoding_parts(exported(folder / "shorter")))
-    assert equal(copied(*encoding_parts(exported(trained(folder, "shorter", "run.length=48")))), frozen)
+    assert equal(copied(*encoding_parts(exported(trained(folder, "shorter", "run.images=48")))), frozen)
 
 
 def test_a_phase_may_begin_after_a_number_of_images(folder: Path) -> None:
     """Which does not depend on the length; while that is less there is no phase."""
     start = ("decoder_phase.start=40",)
-    run = trained(folder, "in-images", *start, "run.length=40")
+    run = trained(folder, "in-images", *start, "run.images=40")
     assert not any("psnr_replaced" in line for line in read_metrics(run))
     frozen = copied(*encoding_parts(exported(run)))
-    assert equal(copied(*encoding_parts(exported(trained(folder, "in-images", *start, "run.length=48")))), frozen)
+    assert equal(copied(*encoding_parts(exported(trained(folder, "in-images", *start, "run.images=48")))), frozen)
     assert "psnr_replaced" in read_metrics(run)[-1]
 
 
 def test_only_the_decoder_of_a_trained_tokenizer_learns_where_the_phase_is_all(folder: Path) -> None:
     """Codes of one are codes of the other. Weights of the discriminator and of the decoder move from the first step."""
     start = start_from(str(folder / "whole"))
-    given = ("decoder_phase.start=0", "decoder_phase.neighbors=3", "run.length=16")
+    given = ("decoder_phase.start=0", "decoder_phase.neighbors=3", "run.images=16")
     settings = resolve_from(start, recipe=str(folder / "small.yaml"), overrides=given)
     train_tokenizer(folder / "images", folder / "post", settings=settings, console=QUIET, start=start)
     old, new = (VQGAN.from_pretrained(folder / run) for run in ("whole", "post"))

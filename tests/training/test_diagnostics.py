@@ -260,8 +260,8 @@ def test_too_many_in_a_row_stop_the_run_with_the_last_state_intact(
 
 
 def test_every_line_has_the_seconds_of_training(folder: Path) -> None:
-    run(folder, "run", "run.length=16")
-    run(folder, "run", "run.length=32")
+    run(folder, "run", "run.images=16")
+    run(folder, "run", "run.images=32")
     elapsed = [json.loads(line)["elapsed"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert elapsed == sorted(elapsed)
     notes = json.loads(max((folder / "run" / "state").glob("0*/notes.json")).read_text())

@@ -32,7 +32,7 @@ from tests.training.test_training import KILLED, small_tokenizer
 # Without dropout, at a high rate, on sixteen images: the likelihood of the four others soon falls. States are written at every
 # third validation, so that a best model may come between two of them.
 OVERFIT = (
-    "optimizer.lr=0.03", "network.dropout=0", "network.embed_dim=32", "encode.copies=1", "run.ema_half_life=0", "run.length=6400",
+    "optimizer.lr=0.03", "network.dropout=0", "network.embed_dim=32", "encode.copies=1", "run.ema_half_life=0", "run.codes=6400",
     "run.sample_every=6400", "run.checkpoint_every=960",
 )  # fmt: skip
 BEST, STOP = 1600, 2560

@@ -185,7 +185,7 @@ def test_tokenizers_with_a_game(
         layers,
     )
     assert game.start != 1  # it would be a share of the training
-    assert settings.run.length > game.start
+    assert settings.run.images > game.start
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_the_quantizers() -> None:
     assert (quantizer.kl_weight, quantizer.straight_through, quantizer.noisy) == (1e-8, True, True)
     plan = quantizer.temperature
     assert (plan.start, plan.peak, plan.end, plan.warmup) == (0.9, 0.9, 1e-6, 0)
-    assert plan.decay == 1000001 * settings.run.batch == settings.run.length
+    assert plan.decay == 1000001 * settings.run.batch == settings.run.images
 
 
 @pytest.mark.parametrize("recipe", PRIORS)
@@ -228,7 +228,7 @@ def test_what_all_priors_share(recipe: str) -> None:
     assert (settings.run.ema_half_life, settings.condition_dropout, settings.keep_probability) == (0, 0, 1)
     assert isinstance(settings.network, GPTNetwork)
     assert (settings.network.unmasked, settings.network.start_code, settings.network.order) == (0, 0, "raster")
-    assert settings.run.length % (256 * settings.run.batch) == 0
+    assert settings.run.codes % (256 * settings.run.batch) == 0
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def overridden(values: dict[str, Any]) -> list[str]:
 EVERY = {f"run.{name}_every": 8 for name in ("log", "validate", "sample", "checkpoint")}
 SMALL: dict[str, Any] = {
     **EVERY,
-    "run.length": 24,
+    "run.images": 24,
     "run.batch": 4,
     "run.workers": 0,
     "run.tensorboard": "false",
@@ -329,7 +329,7 @@ SMALL: dict[str, Any] = {
 }
 SMALL_PRIOR: dict[str, Any] = {
     **{key: 64 * value for key, value in EVERY.items()},
-    "run.length": 24 * 64,
+    "run.codes": 24 * 64,
     "run.batch": 4,
     "run.tensorboard": "false",
     "run.accelerator": "cpu",

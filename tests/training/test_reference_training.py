@@ -121,7 +121,7 @@ def test_an_average_is_another_module() -> None:
 REFERENCE_TRAINING: dict[str, Any] = {
     "run": {
         "ema_half_life": 0.0,
-        "length": 24,
+        "images": 24,
         "log_every": 4,
         "validate_every": 8,
         "sample_every": 8,
@@ -194,14 +194,14 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def test_a_reference_run_in_two_parts_is_the_run_in_one(folder: Path) -> None:
     images, out = folder / "images", folder / "parts"
-    train_tokenizer(images, out, settings=settings_of(folder, "run.length=12"), console=QUIET)
+    train_tokenizer(images, out, settings=settings_of(folder, "run.images=12"), console=QUIET)
     assert not same_weights(out, folder / "tokenizer")
     train_tokenizer(images, out, settings=settings_of(folder), console=QUIET)
     assert same_weights(out, folder / "tokenizer")
 
 
 def test_a_reference_prior_in_two_parts_is_the_prior_in_one(folder: Path) -> None:
-    train(folder, "prior-parts", "run.length=512")
+    train(folder, "prior-parts", "run.codes=512")
     assert not same_weights(folder / "prior-parts", folder / "prior")
     train(folder, "prior-parts")
     assert same_weights(folder / "prior-parts", folder / "prior")
@@ -210,9 +210,7 @@ def test_a_reference_prior_in_two_parts_is_the_prior_in_one(folder: Path) -> Non
 def test_images_given_to_train_prior_are_encoded_into_the_run(folder: Path) -> None:
     """The codes are there before the run is; the run's folder was once refused for that."""
     out = folder / "prior-of-images"
-    settings = resolve(
-        PriorTraining, stage="prior", recipe=str(folder / "reference.yaml"), overrides=["run.length=512"]
-    )
+    settings = resolve(PriorTraining, stage="prior", recipe=str(folder / "reference.yaml"), overrides=["run.codes=512"])
     (out / ".codes.cut-short.tmp").mkdir(parents=True)
     for _ in range(2):
         shards = codes_of(
@@ -343,7 +341,7 @@ def test_the_prior_is_asked_for_the_true_codes_and_validates_on_them(
         return nats(prior, prefix, codes, told=told)
 
     monkeypatch.setattr("smalti.training.stage2.nats", noted)
-    train(folder, "prior-noted", "run.length=512", "keep_probability=0.5")
+    train(folder, "prior-noted", "run.codes=512", "keep_probability=0.5")
     assert set(asked) == {(True, False), (False, True)}  # training is told others, validation the codes themselves
 
 
@@ -351,7 +349,7 @@ def test_a_gpt_with_a_condition_has_no_empty_one(folder: Path) -> None:
     with pytest.raises(SmaltiError, match=r"condition_dropout = 0.1, but a GPT has no code .* set condition_dropout=0"):
         train(folder, "refused", "condition_dropout=0.1")
     assert not (folder / "refused").exists()
-    train(folder, "start", "condition_dropout=0.1", "condition=nothing", "run.length=256")  # there, it is the start
+    train(folder, "start", "condition_dropout=0.1", "condition=nothing", "run.codes=256")  # there, it is the start
 
 
 @pytest.mark.parametrize("name", ["keypoints", "layout"])
@@ -405,7 +403,7 @@ def test_networks_that_are_too_small_say_so(options: dict[str, int], sentence: s
 
 def test_settings_without_a_name_are_those_of_the_transformer() -> None:
     """Recipes from before there were two kinds go on to mean what they meant."""
-    run = {"length": 1, "log_every": 1, "validate_every": 1, "sample_every": 1, "checkpoint_every": 1}
+    run = {"images": 1, "log_every": 1, "validate_every": 1, "sample_every": 1, "checkpoint_every": 1}
     settings = parse(PriorTraining, {"run": run, "network": {"layers": 3}}, where="here")
     assert settings.network == TransformerNetwork(layers=3)
     assert as_mapping(settings)["network"]["name"] == "transformer"

@@ -136,7 +136,8 @@ def _run(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "smalti" not in config:
         raise SmaltiError(f"{path} holds the run of another program")
     metrics = read_metrics(path)
-    length = config["run"]["length"]
+    run = config["run"]
+    length = run["images"] if "images" in run else run["codes"]
     last: dict[str, Any] = {}
     for line in metrics:
         last[line["part"]] = {key: value for key, value in line.items() if key not in ("part", "time")}

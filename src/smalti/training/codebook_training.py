@@ -85,7 +85,7 @@ class LearningCodebook(CodebookTraining):
     frozen = False
 
     def __init__(self, quantizer: Quantizer, settings: TokenizerTraining, *, placed: bool) -> None:
-        self._quantizer, self._phase, self._length = quantizer, settings.decoder_phase, settings.run.length
+        self._quantizer, self._phase, self._length = quantizer, settings.decoder_phase, settings.run.images
         self.placed = placed
 
     def quantize(self, seen: int, *, generator: torch.Generator) -> Callable[[Tensor], Quantized]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, final
 
 import yaml
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import (
@@ -56,11 +59,9 @@ class OptimizerSettings:
 
 
 @settings
-class RunSettings:
-    """How long, how often, and on what. "Seen" is counted in images by the tokenizer and in codes by the prior."""
+class RunSettings(ABC):
+    """How long, how often, and on what. A tokenizer's run is counted in images, a prior's in codes."""
 
-    length: Positive
-    """How much is seen in all."""
     batch: Positive = 16
     """Images a step, all devices together."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -103,6 +104,47 @@ class RunSettings:
             raise ValueError(f"batch = {self.batch} cannot be cut into accumulate = {self.accumulate} equal parts")
         return self
 
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """How many images or codes are seen in all."""
+
+    @abstractmethod
+    def with_total(self, total: int) -> Self:
+        """The same settings with another total."""
+
+
+@final
+@settings
+class TokenizerRun(RunSettings):
+    """The run of a tokenizer, counted in images."""
+
+    images: Positive
+    """How many images are seen in all."""
+
+    @property
+    def total(self) -> int:
+        return self.images
+
+    def with_total(self, total: int) -> TokenizerRun:
+        return replace(self, images=total)
+
+
+@final
+@settings
+class PriorRun(RunSettings):
+    """The run of a prior, counted in codes."""
+
+    codes: Positive
+    """How many codes are seen in all."""
+
+    @property
+    def total(self) -> int:
+        return self.codes
+
+    def with_total(self, total: int) -> PriorRun:
+        return replace(self, codes=total)
+
 
 @settings
 class DecoderPhaseSettings:
@@ -124,7 +166,7 @@ class DecoderPhaseSettings:
 class TokenizerTraining:
     """Stage 1."""
 
-    run: RunSettings
+    run: TokenizerRun
     model: VQGANSettings = VQGANSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -137,7 +179,7 @@ class TokenizerTraining:
     @property
     def has_decoder_phase(self) -> bool:
         """Whether the decoder learns alone at the end."""
-        return self.decoder_phase.begins(self.run.length) < self.run.length
+        return self.decoder_phase.begins(self.run.images) < self.run.images
 
     @model_validator(mode="after")
     def _whole_tiles(self) -> TokenizerTraining:
@@ -161,7 +203,7 @@ class TokenizerTraining:
         if not self.has_decoder_phase:
             return self
         phase, codes = self.decoder_phase, code_count(self.model.quantizer)
-        if self.quantize_from and phase.begins(self.run.length) <= self.quantize_from * self.run.length:
+        if self.quantize_from and phase.begins(self.run.images) <= self.quantize_from * self.run.images:
             raise ValueError(
                 f"decoder_phase.start = {phase.start:g} is not after quantize_from = {self.quantize_from:g}, when the codes are "
                 "placed that the decoder learns from; start later"
@@ -192,7 +234,7 @@ class CopiesSettings:
 class PriorTraining:
     """Stage 2."""
 
-    run: RunSettings
+    run: PriorRun
     network: NetworkSettings = TransformerNetwork()
     condition: str = "auto"
     """What an image is told: "labels", of the sub-folders that the images lie in; "nothing"; or the name of the condition that

@@ -91,7 +91,8 @@ def _diagnose_adaptive_weight(
         return {"adaptive weight": ""}
     return {
         "adaptive weight": f"the adaptive weight is at its limit ({adaptive:.3g} of {settings.max_weight:g}): the "
-        "discriminator's gradient is close to zero and is scaled up. See whether the discriminator is overpowering or not learning; else set "
+        "discriminator's gradient is close to zero and is scaled up. See whether the discriminator is overpowering "
+        "or not learning; else set "
         "objective.adversarial.weighting=fixed, or a lower objective.adversarial.max_weight"
     }
 

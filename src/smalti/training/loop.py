@@ -124,7 +124,7 @@ def seed_step(seed: int, seen: int, rank: int) -> torch.Generator:
 
 
 def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, progress: ProgressReporter) -> None:
-    """Train `stage` until `run.length` has been seen, from where `folder` says it stopped.
+    """Train `stage` until `run.total` has been seen, from where `folder` says it stopped.
 
     It ends earlier where `run.patience` says so. The model in `folder` is then the best one, where the stage has a selection
     metric, else the last one. Raises `SmaltiError` on a signal to stop (everything is saved), after too many skipped steps in a
@@ -142,16 +142,16 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, pr
     if fabric.is_global_zero:
         folder.cut_metrics(seen)
     metrics = MetricsWriter(folder, progress, fabric, notes, selection_metric=stage.selection_metric)
-    if seen >= run.length or metrics.best.exhausted(run.patience):
+    if seen >= run.total or metrics.best.exhausted(run.patience):
         metrics.export(stage, seen)  # nothing is left to do, but the last export may have been cut short
         metrics.ended(seen, run=run, unit=stage.unit, before=True)
         return
-    progress.begin(seen=seen, length=run.length, unit=stage.unit)
+    progress.begin(seen=seen, length=run.total, unit=stage.unit)
     batches = stage.batches(seen // stage.per_example)
     began, stopping = seen, ""
     with StopRequest().listening() as stop, progress:
         while True:
-            done = seen >= run.length
+            done = seen >= run.total
             if metrics.running.steps and (done or _due(seen, count, run.log_every)):
                 metrics.report(stage, seen)
             moved = seen > began  # what was due at the state that was read was done before it was written
@@ -167,7 +167,7 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, pr
                 break
             if stopping:
                 raise SmaltiError(
-                    f"stopped by {stopping} after {seen:,} of {run.length:,} {stage.unit}; "
+                    f"stopped by {stopping} after {seen:,} of {run.total:,} {stage.unit}; "
                     "all is saved, and the same command goes on from there"
                 )
             generator = seed_step(run.seed, seen, fabric.global_rank)
@@ -254,15 +254,15 @@ class MetricsWriter:
             stage.export(self._folder.model, seen=seen)
 
     def ended(self, seen: int, *, run: RunSettings, unit: str, before: bool) -> None:
-        """Say why training is over, where it is before its length, and which model was kept, where it is not the last.
+        """Say why training is over, where it ends early, and which model was kept, where it is not the last.
 
         `before`: it was over before this command began.
         """
         best = self.best
         kept = f"the model of {best.seen:,} {unit} is kept ({best.name} {best.value:.4g})"
-        if seen < run.length:
+        if seen < run.total:
             self._progress.say(
-                f"{'had ' * before}stopped after {seen:,} of {run.length:,} {unit}: {best.name} have not fallen for {best.since} "
+                f"{'had ' * before}stopped after {seen:,} of {run.total:,} {unit}: {best.name} have not fallen for {best.since} "
                 f"validations; {kept}. A larger run.patience goes on from there"
             )
         elif best.since:

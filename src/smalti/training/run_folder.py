@@ -42,7 +42,8 @@ KEPT_STATES = 2
 """The newest state, and the one before it in case the newest is damaged."""
 
 FREE_TO_CHANGE = (
-    "run.length",
+    "run.images",
+    "run.codes",
     "run.log_every",
     "run.validate_every",
     "run.sample_every",

@@ -240,7 +240,7 @@ class TokenizerStage(Stage):
         return stream(self.training, start=examples, run=self.settings.run, fabric=self.fabric)
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        length = self.settings.run.length
+        length = self.settings.run.images
         just_placed = self._place_codes_when_due(seen, count, generator)
         if seen >= self.settings.decoder_phase.begins(length) and not self.codebook.frozen:
             if just_placed:  # of a run that goes on with a shorter length: the average knows no codes yet
@@ -282,7 +282,7 @@ class TokenizerStage(Stage):
 
         A run that goes on with another length may have passed that point without having placed them.
         """
-        first = self.settings.quantize_from * self.settings.run.length
+        first = self.settings.quantize_from * self.settings.run.images
         if self.codebook.placed or seen < first:
             return False
         due = self._notes_placing or seen - count < first
@@ -326,7 +326,7 @@ class TokenizerStage(Stage):
         return values
 
     def diagnose(self, means: Mapping[str, float], *, seen: int) -> Diagnoses:
-        length, adversarial = self.settings.run.length, self.settings.objective.adversarial
+        length, adversarial = self.settings.run.images, self.settings.objective.adversarial
         learns_from = 0.0 if adversarial.discriminator_from_start else amount(adversarial.start, length=length)
         factor = adversarial_schedule(seen, length=length, settings=adversarial).generator
         trained = (seen - learns_from) / length

@@ -132,7 +132,7 @@ class PriorStage(Stage):
         norm = clip_gradients(self.fabric, self.likelihood, self.optimizer, self.settings.optimizer.grad_clip)
         mine = {"nats": torch.stack([loss.detach() for loss in losses]).mean(), "gradient_norm": norm}
         values = mean_of_processes(self.fabric, mine)
-        lr = rate_at(seen, length=self.settings.run.length, settings=self.settings.optimizer)
+        lr = rate_at(seen, length=self.settings.run.codes, settings=self.settings.optimizer)
         broken = not_finite(values)
         if not broken:
             apply_gradients(self.optimizer, lr=lr)

@@ -243,7 +243,7 @@ def _codes(name: Name, chosen: ConditionsSettings) -> Step:
 
 
 def _prior(name: Name, training: PriorTraining) -> Step:
-    training = replace(training, run=replace(training.run, length=training.run.length * TRIALS[name].times))
+    training = replace(training, run=replace(training.run, codes=training.run.codes * TRIALS[name].times))
 
     def work(place: Place) -> dict[str, Any]:
         shards, tokenizer = open_codes(place.before[f"codes-{name}"].folder / "codes"), place.before["tokenizer"].folder

@@ -70,7 +70,7 @@ class WindowSettings:
     tokenizer: tuple[str, ...] = ()
     """`a.b=c` over the recipe, for the tokenizer."""
     prior: tuple[str, ...] = ()
-    """`a.b=c` over the recipe, for all priors. `run.length` says how many codes each sees, `run.batch` how many windows at once; of
+    """`a.b=c` over the recipe, for all priors. `run.codes` says how many codes each sees, `run.batch` how many windows at once; of
     whole images so many fewer that there are as many codes."""
     transformer: tuple[str, ...] = ()
     """... for those under a window and those of whole images: their network."""

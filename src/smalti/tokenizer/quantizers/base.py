@@ -39,7 +39,7 @@ class Quantizer(nn.Module, ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """What besides the weights decides which code a feature is mapped to. It is part of the tokenizer's fingerprint: never change it."""
+        """What besides the weights decides the code of a feature. It is part of the tokenizer's fingerprint: never change it."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Quantized:
