@@ -25,7 +25,7 @@ from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop, View
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
-from smalti.encoding.annotators import SAYINGS, view_box
+from smalti.encoding.annotators import ANNOTATORS, view_box
 from smalti.pipeline import Pipeline
 from smalti.prior.window import Window
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
@@ -156,7 +156,7 @@ def crops_of(folder: Path, *, seed: int = 5) -> Crops:
 
 def test_where_a_part_lies_is_said(home: Path) -> None:
     crops = crops_of(home)
-    sayer = SAYINGS["coordinates"](None, {"levels": 100}, crops, (2, 2), 8)
+    sayer = ANNOTATORS["coordinates"](None, {"levels": 100}, crops, (2, 2), 8)
     mirrored = 0
     for draw in range(12):
         view = crops.view(3, draw)
@@ -171,7 +171,7 @@ def test_where_a_part_lies_is_said(home: Path) -> None:
 
 def test_objects_are_said_as_they_are_seen(home: Path) -> None:
     crops = crops_of(home)
-    sayer = SAYINGS["layout"](home / "objects.json", {"encode_crop": False}, crops, (2, 2), 8)
+    sayer = ANNOTATORS["layout"](home / "objects.json", {"encode_crop": False}, crops, (2, 2), 8)
     assert isinstance(sayer.condition, Layout)
     settings = sayer.condition.settings
     assert isinstance(settings, LayoutSettings)
@@ -192,7 +192,7 @@ def test_objects_are_said_as_they_are_seen(home: Path) -> None:
 
 def objects_of(home: Path, **options: object) -> tuple[LayoutSettings, list[str]]:
     """The settings of a layout of half the objects, and the classes that the whole image 0 is said to show."""
-    sayer = SAYINGS["layout"](home / "objects.json", options, crops_of(home), (2, 2), 8)
+    sayer = ANNOTATORS["layout"](home / "objects.json", options, crops_of(home), (2, 2), 8)
     settings = sayer.condition.settings  # type: ignore[attr-defined]
     whole = View(0, 0, (SIDE, SIDE), (SIDE, SIDE), mirrored=False)
     seen = read_codes(sayer.of(crops_of(home))(0, whole, 0).tolist(), settings)
@@ -231,7 +231,7 @@ def tmp_path_of(home: Path, folder: Path) -> Path:
 
 def test_figures_are_said_as_they_are_seen(home: Path) -> None:
     crops = crops_of(home)
-    sayer = SAYINGS["keypoints"](home / "objects.json", {}, crops, (2, 2), 8)
+    sayer = ANNOTATORS["keypoints"](home / "objects.json", {}, crops, (2, 2), 8)
     for draw in range(8):
         view = crops.view(0, draw)
         codes = sayer.of(crops)(0, view, draw).tolist()
@@ -271,7 +271,7 @@ def test_figures_are_said_as_they_are_seen(home: Path) -> None:
 )
 def test_what_cannot_be_said(home: Path, name: str, data: str | None, options: dict[str, int], message: str) -> None:
     with pytest.raises(SmaltiError, match=message):
-        SAYINGS[name](None if data is None else home / data, options, crops_of(home), (2, 2), 8)
+        ANNOTATORS[name](None if data is None else home / data, options, crops_of(home), (2, 2), 8)
 
 
 def test_from_files_to_samples(home: Path) -> None:

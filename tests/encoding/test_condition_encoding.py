@@ -17,9 +17,9 @@ from smalti.conditions.spatial import Maps
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop
-from smalti.data.file_types import COLOR, KINDS
+from smalti.data.file_types import COLOR, FILE_TYPES
 from smalti.data.loader import Crops
-from smalti.data.paired import CutAlike, Paired, beside
+from smalti.data.paired import AlignedCrops, Paired, beside
 from smalti.data.sources import open_source, split
 from smalti.images.io import edges, read_image, to_tensor
 from smalti.model_loading import load_tokenizer
@@ -50,12 +50,12 @@ def write_pairs(folder: Path, *, count: int = 10) -> Path:
 
 
 def paired(folder: Path, *, crop: RandomCrop | None = None) -> Paired:
-    images, maps = open_source(folder / "images"), open_source(folder / "maps", kind=KINDS["labels"](None))
+    images, maps = open_source(folder / "images"), open_source(folder / "maps", kind=FILE_TYPES["labels"](None))
     cut = crop or RandomCrop(zoom=(1.0, 1.5))
     crops = Crops(images, images.images, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
     found = beside(images.images, maps)
     files = Crops(maps, found, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
-    return Paired(crops, [CutAlike(crops, files)])
+    return Paired(crops, [AlignedCrops(crops, files)])
 
 
 @pytest.fixture(scope="module")
@@ -100,20 +100,20 @@ def test_both_show_the_same_part(tmp_path: Path) -> None:
 
 def test_maps_go_with_images_by_name(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
-    images, maps = open_source(folder / "images"), open_source(folder / "maps", kind=KINDS["labels"](None))
+    images, maps = open_source(folder / "images"), open_source(folder / "maps", kind=FILE_TYPES["labels"](None))
     found = beside(images.images[::-1], maps)
     assert [image.key for image in found] == [image.key for image in images.images[::-1]]
     (folder / "maps" / "a" / "02.png").unlink()
     (folder / "maps" / "a" / "04.png").unlink()
     with pytest.raises(SmaltiError, match=r"no a/02\.\* in .*maps for the image a/02.png, and 1 more"):
-        beside(images.images, open_source(folder / "maps", kind=KINDS["labels"](None)))
+        beside(images.images, open_source(folder / "maps", kind=FILE_TYPES["labels"](None)))
 
 
 def test_two_maps_of_one_image_are_refused(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
     Image.new("L", (SIDE, SIDE)).save(folder / "maps" / "a" / "00.tif")
     with pytest.raises(SmaltiError, match=r"a/00\.png and a/00\.tif .* belong to one image"):
-        beside(open_source(folder / "images").images, open_source(folder / "maps", kind=KINDS["labels"](None)))
+        beside(open_source(folder / "images").images, open_source(folder / "maps", kind=FILE_TYPES["labels"](None)))
 
 
 def test_a_map_of_another_size_is_named(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_smaller_copies_are_made_of_the_images_themselves(home: Path) -> None:
 def test_what_edges_are() -> None:
     step = np.zeros((6, 8, 3), dtype=np.uint8)
     step[:, 4:] = 100
-    found = KINDS["edges"](None)
+    found = FILE_TYPES["edges"](None)
     assert edges(step)[:, :, 0].tolist() == [[0, 0, 0, 200, 200, 0, 0, 0]] * 6
     assert (edges(step.astype(np.uint16) * 257) == edges(step)).all()
     assert (edges(np.full((4, 4, 3), 255, dtype=np.uint8)) == 0).all()

@@ -19,7 +19,7 @@ from tests.tokenizer.test_tiled_layers import AUTOENCODERS, away, random_images
 from tests.tokenizer.test_tokenizer import noise, small
 
 
-class Told:
+class ProgressCalls:
     """Notes what a progress is told."""
 
     def __init__(self) -> None:
@@ -53,12 +53,12 @@ def test_a_image_of_1024_pixels_is_that_of_the_whole(monkeypatch: pytest.MonkeyP
     exact = copy.deepcopy(model).double()
     images = random_images(model, (side, side + 1), batch=1)
     assert images.shape[2] * images.shape[3] > LARGE
-    told = Told()
+    told = ProgressCalls()
     quantized = encode_of_any_size(model, images, progress=told)
     assert told.ended(1024)
     assert away(exact.features(images.double()), features_of(model, images, rows=124)) < 1e-4
     truth = exact.decode(exact.latents_of(quantized.codes))
-    told = Told()
+    told = ProgressCalls()
     assert away(decode_of_any_size(model, model.latents_of(quantized.codes), progress=told), truth) < 1e-4
     assert told.ended(1024)
     assert len(list(strips_of(model, quantized.latents))) == 9  # of 124 rows
@@ -74,7 +74,7 @@ def features_of(model: VQGAN, images: Tensor, *, rows: int, progress: Progress =
 @torch.no_grad()
 def test_small_images_take_the_way_of_the_whole() -> None:
     model = small()
-    images, told = random_images(model, (3, 4), batch=3), Told()
+    images, told = random_images(model, (3, 4), batch=3), ProgressCalls()
     whole = model.encode(images)
     for one, other in zip(whole, encode_of_any_size(model, images), strict=True):
         assert torch.equal(one, other)
@@ -88,7 +88,7 @@ def test_small_images_take_the_way_of_the_whole() -> None:
 def test_large_images_are_taken_one_by_one() -> None:
     model = copy.deepcopy(small()).double()
     images = random_images(model, (5, 4), batch=3).double()
-    whole, told, batches = model.encode(images), Told(), set()
+    whole, told, batches = model.encode(images), ProgressCalls(), set()
     quantized = encode_of_any_size(model, images)
     assert torch.equal(quantized.codes, whole.codes)
     assert away(quantized.latents, whole.latents) < 1e-12
@@ -138,10 +138,10 @@ def test_rows_of_a_strip(width: int, rows: int) -> None:
 def test_all_work_is_counted(autoencoder: dict[str, Any], grid: tuple[int, int]) -> None:
     model = small(**autoencoder)
     for rows in (1, 5, 1000):
-        images, told = random_images(model, grid), Told()
+        images, told = random_images(model, grid), ProgressCalls()
         features = features_of(model, images, rows=rows, progress=told)
         assert told.ended(images.shape[2])
-        told = Told()
+        told = ProgressCalls()
         for _ in decode_in_strips(model, features, rows=rows, progress=told):
             pass
         assert told.ended(images.shape[2])
@@ -151,7 +151,7 @@ def test_all_work_is_counted(autoencoder: dict[str, Any], grid: tuple[int, int])
 def test_half_of_the_work_is_told_as_half() -> None:
     """One level, no attention, one row at a time: half of the multiplications are half of the calls, of each layer."""
     model = small(patch_size=1, channel_multipliers=[1], middle_attention=False, latent_channels=8)
-    told = Told()
+    told = ProgressCalls()
     for _ in decode_in_strips(model, noise(1, 4, 40, 3), rows=40, progress=told):
         pass
     weights = [each.numel() for each in model.decoder.parameters() if each.dim() == 4]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from smalti.cli.main import app
 from smalti.core.errors import SmaltiError
-from smalti.data.file_types import KINDS
+from smalti.data.file_types import FILE_TYPES
 from smalti.data.sources import open_source
 from smalti.tokenizer.quantizers import QUANTIZERS
 from smalti.tokenizer.vqgan import VQGAN
@@ -222,7 +222,7 @@ def test_label_maps_have_a_share_of_right_labels_instead(folder: Path, tmp_path:
         Image.fromarray(labels).save(tmp_path / f"{number}.png")
     maps = ("images.file_type=labels", "model.autoencoder.channels=3", "objective.pixel=cross_entropy")
     settings = settings_of(folder, *PHASE, *maps, "objective.adversarial.weight=0", "images.validation=0.4")
-    source = open_source(tmp_path, kind=KINDS["labels"](None))
+    source = open_source(tmp_path, kind=FILE_TYPES["labels"](None))
     stage = TokenizerStage(settings, source, fabric=Fabric(accelerator="cpu"), about={})
     assert {"accuracy", "accuracy_replaced"} <= stage.validate().keys()
 

@@ -13,7 +13,7 @@ from smalti.conditions.coordinates import Coordinates
 from smalti.conditions.labels import Labels, Nothing
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import CodeShards, open_codes
-from smalti.encoding.annotators import SAYINGS
+from smalti.encoding.annotators import ANNOTATORS
 from smalti.losses.patch_discriminator import PatchSettings
 from smalti.scenes.painter import LABELS
 from smalti.tokenizer.quantizers import VQSettings
@@ -91,7 +91,7 @@ TOLD = {
 def test_priors_of_conditions_are_small_but_for_what_they_are_told(recipe: str) -> None:
     settings, small = prior(recipe), prior("small")
     assert settings.condition == TOLD[recipe] != small.condition
-    assert settings.condition in (*OWN, *SAYINGS)
+    assert settings.condition in (*OWN, *ANNOTATORS)
     assert (settings.run, settings.network, settings.optimizer) == (small.run, small.network, small.optimizer)
     hides = recipe not in ("unconditional", "coordinates")  # where a part lies is always known
     assert settings.condition_dropout == (small.condition_dropout if hides else 0)

@@ -19,7 +19,7 @@ from smalti.data.loader import Crops
 from smalti.data.sources import ImageEntry, Source
 
 
-class Beside(ABC):
+class PairedCrops(ABC):
     """One thing beside each image of a set."""
 
     @abstractmethod
@@ -32,7 +32,7 @@ class Beside(ABC):
 
 
 @final
-class CutAlike(Beside):
+class AlignedCrops(PairedCrops):
     """Crops of files that show what the images show: both are cut by the same chances, in shares of their sizes.
 
     Both sets of crops have the same seed. Reading raises `SmaltiError` for a file of another size than its image.
@@ -57,7 +57,7 @@ class CutAlike(Beside):
         return self.files.described()
 
 
-class Saying(Protocol):
+class CropAnnotator(Protocol):
     """What is said of a part of an image. It can be handed to other processes."""
 
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
@@ -71,18 +71,18 @@ class Saying(Protocol):
 
 
 @final
-class Said(Beside):
+class AnnotatedCrops(PairedCrops):
     """What is said of the part that each example shows, such as where in its image it lies."""
 
-    def __init__(self, images: Crops, saying: Saying) -> None:
-        self.images, self.saying = images, saying
+    def __init__(self, images: Crops, annotator: CropAnnotator) -> None:
+        self.images, self.annotator = images, annotator
 
     def example(self, index: int, draw: int) -> Tensor:
-        self.saying.check_size(index, self.images.images[index].key, self.images.full_size(index))
-        return self.saying(index, self.images.view(index, draw), draw)
+        self.annotator.check_size(index, self.images.images[index].key, self.images.full_size(index))
+        return self.annotator(index, self.images.view(index, draw), draw)
 
     def described(self) -> dict[str, Any]:
-        return self.saying.described()
+        return self.annotator.described()
 
 
 @final
@@ -92,7 +92,7 @@ class Paired:
     An example is damaged where one of its parts is.
     """
 
-    def __init__(self, images: Crops, beside: Sequence[Beside]) -> None:
+    def __init__(self, images: Crops, beside: Sequence[PairedCrops]) -> None:
         self.images, self.beside = images, tuple(beside)
 
     @property

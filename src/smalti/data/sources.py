@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, final
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import check_file, normalized, read_text
-from smalti.data.file_types import COLOR, Kind
+from smalti.data.file_types import COLOR, FileType
 from smalti.data.folders import PathFinder, files_below, warn_of_generated, written_here
 from smalti.data.tar_shards import Extent, Shards, expanded, is_hidden, read_index
 from smalti.data.zip_files import read_members
@@ -56,7 +56,7 @@ class ImageEntry(NamedTuple):
 class Source(ABC):
     """The images that `path` holds, and their kind. An instance can be handed to other processes."""
 
-    def __init__(self, path: Path, images: Sequence[ImageEntry], kind: Kind = COLOR) -> None:
+    def __init__(self, path: Path, images: Sequence[ImageEntry], kind: FileType = COLOR) -> None:
         self.path, self.kind = path, kind
         self.images = tuple(images)
         self.labels = tuple(sorted({image.label for image in images if image.label is not None}))
@@ -93,7 +93,7 @@ class Source(ABC):
 class FolderSource(Source):
     """Those of the `files` in and below a folder that are images, sorted by name."""
 
-    def __init__(self, path: Path, files: Sequence[str], kind: Kind) -> None:
+    def __init__(self, path: Path, files: Sequence[str], kind: FileType) -> None:
         keys = sorted(name for name in files if _is_image(name, kind))
         if not keys:
             raise _no_images(path, files, kind)
@@ -118,7 +118,7 @@ class ListSource(Source):
     their paths below the deepest folder that holds them, so that list and images can be moved.
     """
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, kind: FileType) -> None:
         try:
             lines = re.split(r"\r\n|\r|\n", read_text(path))
         except (OSError, UnicodeDecodeError) as error:
@@ -162,7 +162,7 @@ class ListSource(Source):
 class ZipSource(Source):
     """The images in a zip file, sorted by name, read without unpacking it."""
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, kind: FileType) -> None:
         members = {name: member for name, member in read_members(path).items() if _is_visible(name)}
         found = {name: member for name, member in members.items() if _is_image(name, kind)}
         if not found:
@@ -201,7 +201,7 @@ class ShardSource(Source):
     The key of an image is the name of its shard (below `path`, where that is a folder), without `.tar`, then its path there.
     """
 
-    def __init__(self, path: Path, shards: Sequence[Path], kind: Kind) -> None:
+    def __init__(self, path: Path, shards: Sequence[Path], kind: FileType) -> None:
         self._shards = Shards(shards)
         self._extents: dict[str, Extent] = {}
         keys: list[str] = []
@@ -248,7 +248,7 @@ def _different(path: Path, shards: Sequence[Path]) -> list[str]:
     return [shard.relative_to(root).with_suffix("").as_posix() for shard in shards]
 
 
-def open_source(path: Path, *, kind: Kind = COLOR) -> Source:
+def open_source(path: Path, *, kind: FileType = COLOR) -> Source:
     """A folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> the images, or other files, of a `kind`.
 
     All that lies in and below a folder counts, but hidden files and folders, and what smalti wrote; links are followed.
@@ -372,7 +372,7 @@ def _file_length(path: Path) -> int:
         return -1
 
 
-def _is_image(name: str, kind: Kind) -> bool:
+def _is_image(name: str, kind: FileType) -> bool:
     return name.lower().endswith(kind.suffixes)
 
 
@@ -421,7 +421,7 @@ def _label(key: str, root: tuple[str, ...]) -> str | None:
     return normalized(below[0]) if below else None
 
 
-def _no_images(path: Path, others: Sequence[str], kind: Kind) -> SmaltiError:
+def _no_images(path: Path, others: Sequence[str], kind: FileType) -> SmaltiError:
     kinds = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in others)
     listed = ", ".join(sorted(kinds, key=lambda kind: (-kinds[kind], kind))[:5])
     holds = f"{len(others)} file{'s' * (len(others) != 1)} of the kind{'s' * (len(kinds) != 1)} {listed}"

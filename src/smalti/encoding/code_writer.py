@@ -40,7 +40,7 @@ class Encodable(Protocol):
         """What decides the examples, as plain values."""
 
 
-class Told(Protocol):
+class PrefixCondition(Protocol):
     """What images are told, such as `smalti.conditions.base.Condition`."""
 
     size: int
@@ -53,7 +53,7 @@ class Told(Protocol):
 class Prefix(NamedTuple):
     """Whose codes stand before those of an image, and how they are made of what lies beside it."""
 
-    told: Told
+    told: PrefixCondition
     fingerprint: str
     encode: Callable[..., Tensor]
     """What examples hold beside images, a tensor for each thing, at most `batch` of them -> codes (B, P) int64."""

@@ -20,11 +20,11 @@ from smalti.conditions.spatial import Maps, MapsSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data.damage import DamageRecord
-from smalti.data.file_types import kind_of
+from smalti.data.file_types import file_type_of
 from smalti.data.loader import Crops
-from smalti.data.paired import Beside, CutAlike, Paired, Said, beside
+from smalti.data.paired import AlignedCrops, AnnotatedCrops, Paired, PairedCrops, beside
 from smalti.data.sources import Source, open_source
-from smalti.encoding.annotators import SAYINGS, digest
+from smalti.encoding.annotators import ANNOTATORS, digest
 from smalti.encoding.code_writer import Prefix, code_grid
 from smalti.model_loading import read_tokenizer
 from smalti.scenes.scene_files import scene_labels
@@ -39,10 +39,10 @@ VALUES: dict[str, Literal["segmentation", "depth", "edges", "image"]] = {
 """The kind of files that a tokenizer is for -> what a value of its condition is."""
 
 
-class Told(NamedTuple):
+class ConditionSource(NamedTuple):
     """One thing that images are told: the name it is given by when images are laid, its tokenizer, and where it lies.
 
-    Names in `SAYINGS` need no tokenizer, and their `options` are the settings of their condition. What has a tokenizer and no
+    Names in `ANNOTATORS` need no tokenizer, and their `options` are the settings of their condition. What has a tokenizer and no
     `data` is made of the images themselves: their edges, or a smaller copy, as the kind and the size say that the tokenizer was
     trained on.
     """
@@ -66,8 +66,8 @@ class _Part(NamedTuple):
 
     condition: Condition
     fingerprint: str
-    training: Beside
-    validation: Beside
+    training: PairedCrops
+    validation: PairedCrops
     encode: Callable[[Tensor], Tensor]
 
 
@@ -82,7 +82,9 @@ def encoder(model: VQGAN, images: Callable[[Tensor], Tensor]) -> Callable[[Tenso
     return encode
 
 
-def beside_images(told: Sequence[Told], parts: tuple[Crops, Crops], *, factor: int, device: torch.device) -> Pairs:
+def beside_images(
+    told: Sequence[ConditionSource], parts: tuple[Crops, Crops], *, factor: int, device: torch.device
+) -> Pairs:
     """The crops of training and held-out images, whose tokenizer has `factor` pixels a code -> the same with their condition.
 
     Raises `SmaltiError` for a tokenizer that is none, for images without a condition and for sizes that do not divide.
@@ -105,29 +107,31 @@ def beside_images(told: Sequence[Told], parts: tuple[Crops, Crops], *, factor: i
     )
 
 
-def _made(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], factor: int, device: torch.device) -> _Part:
-    if told.key not in SAYINGS:
+def _made(
+    told: ConditionSource, parts: tuple[Crops, Crops], *, grid: tuple[int, int], factor: int, device: torch.device
+) -> _Part:
+    if told.key not in ANNOTATORS:
         return _map(told, parts, grid=grid, device=device)
     if told.tokenizer is not None:
         raise SmaltiError(f"the condition {told.key} takes no tokenizer, {told.tokenizer} was given; leave it out")
-    saying = SAYINGS[told.key](told.data, told.options, parts[0], grid, factor)
-    training, validation = (Said(part, saying.of(part)) for part in parts)
-    return _Part(saying.condition, saying.fingerprint, training, validation, lambda codes: codes)
+    annotator = ANNOTATORS[told.key](told.data, told.options, parts[0], grid, factor)
+    training, validation = (AnnotatedCrops(part, annotator.of(part)) for part in parts)
+    return _Part(annotator.condition, annotator.fingerprint, training, validation, lambda codes: codes)
 
 
-def _map(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], device: torch.device) -> _Part:
+def _map(told: ConditionSource, parts: tuple[Crops, Crops], *, grid: tuple[int, int], device: torch.device) -> _Part:
     """Files through a tokenizer of their own."""
     if told.tokenizer is None:
         raise SmaltiError(
             f"the condition {told.key} takes a tokenizer of its own: --condition-tokenizer {told.key}=RUN; those that take none "
-            f"are {', '.join(SAYINGS)}"
+            f"are {', '.join(ANNOTATORS)}"
         )
     if beyond := {key: value for key, value in told.options.items() if key != "names"}:
         raise SmaltiError(f"the condition {told.key} has no settings but names, {beyond} were given; leave them out")
     model, about = read_tokenizer(told.tokenizer)
     model.to(device)
     channels = model.settings.autoencoder.channels
-    kind = kind_of(about, channels=channels)
+    kind = file_type_of(about, channels=channels)
     if told.data is None and kind.name not in ("color", "edges"):
         raise SmaltiError(
             f"{told.tokenizer} is for {kind.files}, which cannot be made of images; say where they lie: --condition-data"
@@ -141,16 +145,16 @@ def _map(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], devic
     size = grid[0] * model.factor, grid[1] * model.factor
     record = DamageRecord(source, [len(part) for part in parts])
     training, validation = (
-        _cut_alike(part, source, size=size, channels=channels, record=(record, number))
+        _aligned_crops(part, source, size=size, channels=channels, record=(record, number))
         for number, part in enumerate(parts)
     )
     encode = encoder(model, training.files.to_images)
     return _Part(condition, model.fingerprint(), training, validation, lambda held: encode(held).flatten(1))
 
 
-def _cut_alike(
+def _aligned_crops(
     images: Crops, source: Source, *, size: tuple[int, int], channels: int, record: tuple[DamageRecord, int]
-) -> CutAlike:
+) -> AlignedCrops:
     chosen = beside(images.images, source)
     files = Crops(source, chosen, size=size, channels=channels, crop=images.crop, seed=images.seed, record=record)
-    return CutAlike(images, files)
+    return AlignedCrops(images, files)

@@ -18,12 +18,12 @@ from smalti.core.settings import as_mapping
 from smalti.core.version import __version__
 from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.contents import CONTENTS, contents
-from smalti.data.file_types import KINDS, Kind, kind_of
+from smalti.data.file_types import FILE_TYPES, FileType, file_type_of
 from smalti.data.loader import first_readable, holding_out
 from smalti.data.sources import held_out_order, open_source
-from smalti.encoding.annotators import SAYINGS
+from smalti.encoding.annotators import ANNOTATORS
 from smalti.encoding.code_writer import write_codes
-from smalti.encoding.condition_encoding import Told, beside_images, encoder
+from smalti.encoding.condition_encoding import ConditionSource, beside_images, encoder
 from smalti.losses.pixel import LABEL_LOSSES
 from smalti.model_loading import load_tokenizer, read_tokenizer
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
@@ -91,7 +91,7 @@ def train_tokenizer(
     _run(stage, folder, config, run=settings.run, fabric=fabric, console=console)
 
 
-def _kind_to_learn(settings: TokenizerTraining) -> Kind:
+def _kind_to_learn(settings: TokenizerTraining) -> FileType:
     """What a tokenizer is to be trained on. Raises `SmaltiError` where its channels or its objective are for something else."""
     images, objective, channels = settings.images, settings.objective, settings.model.autoencoder.channels
     if (images.file_type == "labels") != (objective.pixel in LABEL_LOSSES):
@@ -101,7 +101,7 @@ def _kind_to_learn(settings: TokenizerTraining) -> Kind:
             f"{images.file_type}; for label maps set images.file_type=labels, objective.pixel={losses}, for images "
             "images.file_type=color and objective.pixel=l1"
         )
-    kind = KINDS[images.file_type](images.unlabeled)
+    kind = FILE_TYPES[images.file_type](images.unlabeled)
     kind.check(channels)
     if channels == 4 and "perceptual" in objective.terms:
         raise SmaltiError(
@@ -205,10 +205,10 @@ def codes_of(
         raise SmaltiError(
             f"condition = {settings.condition} has codes of its own, which are made together with those of the images: first "
             f"smalti encode {tokenizer} {data} --condition {settings.condition} "
-            f"{'--condition-data' if settings.condition in SAYINGS else '--condition-tokenizer'} ... --out CODES; then train on "
+            f"{'--condition-data' if settings.condition in ANNOTATORS else '--condition-tokenizer'} ... --out CODES; then train on "
             "CODES"
         )
-    told = [Told(settings.condition)] if settings.condition in ALONE else []
+    told = [ConditionSource(settings.condition)] if settings.condition in ALONE else []
     if is_started_with_others() and not (out / "codes.json").is_file():
         raise SmaltiError(
             f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} --out {out}, "
@@ -228,7 +228,7 @@ def encode_images(
     progress: Callable[[int, int], object],
     device: str = "auto",
     workers: int = 0,
-    told: Sequence[Told] = (),
+    told: Sequence[ConditionSource] = (),
 ) -> bool:
     """Images -> code shards in `out`; False when they are there already, made by the same settings.
 
@@ -241,7 +241,7 @@ def encode_images(
     model.to(pick_device(device))
     channels, images = model.settings.autoencoder.channels, settings.images
     said = {} if images.file_type == "color" else {"kind": images.file_type, "unlabeled": images.unlabeled}
-    source = open_source(data, kind=kind_of({**said, **about}, channels=channels))
+    source = open_source(data, kind=file_type_of({**said, **about}, channels=channels))
     parts = crops(source, settings.images, channels=channels, seed=seed)
     place = next(model.parameters()).device
     pairs = beside_images(told, parts, factor=model.factor, device=place) if told else None
