@@ -61,7 +61,7 @@ def files(folder: Path, name: str, *, count: int = 6, **size: int) -> Path:
 
 
 def crops(folder: Path, name: str, **changed: Any) -> Crops:
-    source = open_source(folder, kind=changed.pop("kind", kind(name)))
+    source = open_source(folder, file_type=changed.pop("kind", kind(name)))
     given = {"size": (12, 20), "channels": CHANNELS[name], "crop": RandomCrop(zoom=(1, 1.5)), "seed": 0, **changed}
     return Crops(source, source.images, **given)
 
@@ -249,7 +249,7 @@ def test_the_last_channel_is_not_for_a_label_too(tmp_path: Path) -> None:
 def test_kinds_that_a_tokenizer_cannot_be_given_are_told(
     kind: FileType, channels: int, said: str, tmp_path: Path
 ) -> None:
-    source = open_source(files(tmp_path, "labels"), kind=kind)
+    source = open_source(files(tmp_path, "labels"), file_type=kind)
     with pytest.raises(SmaltiError, match=said):
         Crops(source, source.images, size=(8, 8), channels=channels, crop=CenterCrop(), seed=0)
 
@@ -266,7 +266,7 @@ def test_photographs_are_no_label_maps(tmp_path: Path) -> None:
     with pytest.raises(
         SmaltiError, match=r"no label maps in .*; it holds 1 file of the kind \.jpg; label maps are \.bmp"
     ):
-        open_source(tmp_path, kind=Labels())
+        open_source(tmp_path, file_type=Labels())
 
 
 # ------------------------------------------------------------------------------------------------------- what models say of it
@@ -356,7 +356,7 @@ def test_a_tokenizer_learns_every_kind_and_encodes_it(name: str, tmp_path: Path)
     assert written.meta.grid == (4, 6)
     assert written.meta.training.data.get("kind", "color") == name
     model = VQGAN.from_pretrained(run)
-    source = open_source(data, kind=kind(name))
+    source = open_source(data, file_type=kind(name))
     kept = split(source.images, validation=0.05)[1]  # the share that `smalti encode` holds out
     held_out = Crops(source, kept, size=(16, 24), channels=CHANNELS[name], crop=CenterCrop(), seed=0)
     (batch,) = in_order(held_out, batch=len(held_out))
@@ -387,9 +387,9 @@ def test_images_of_four_channels_are_learned(tmp_path: Path) -> None:
     [
         (
             training("labels", pixel="l1"),
-            r"objective\.pixel = l1 is not for label maps, and images\.kind = labels; for label",
+            r"objective\.pixel = l1 is not for label maps, and images\.file_type = labels; for label",
         ),
-        (training("color", pixel="bce"), r"objective\.pixel = bce is for label maps, and images\.kind = color"),
+        (training("color", pixel="bce"), r"objective\.pixel = bce is for label maps, and images\.file_type = color"),
         (training("depth", channels=3), "a depth map has 1 channel, and the tokenizer takes 3"),
         (training("labels", unlabeled=2), r"images\.unlabeled = 2 is one of the 5 labels"),
         (training("color", channels=7), "a tokenizer of 7 channels is given no images"),

@@ -71,8 +71,8 @@ def test_the_folder_of_scenes_is_not_that_of_their_images(kind: str, folder: str
     """It was read with label maps, depths and edges as images, whose labels were `images`, `depths` ..., without a word."""
     write_scenes(tmp_path / "scenes", count=2, size=(16, 16))
     with pytest.raises(SmaltiError, match=rf"holds scenes, .* give .*scenes/{folder}$"):
-        open_source(tmp_path / "scenes", kind=FILE_TYPES[kind](None))
-    assert len(open_source(tmp_path / "scenes" / folder, kind=FILE_TYPES[kind](None)).images) == 2
+        open_source(tmp_path / "scenes", file_type=FILE_TYPES[kind](None))
+    assert len(open_source(tmp_path / "scenes" / folder, file_type=FILE_TYPES[kind](None)).images) == 2
 
 
 def test_labels_do_not_depend_on_how_accents_are_spelled(tmp_path: Path) -> None:

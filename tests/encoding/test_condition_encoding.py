@@ -50,7 +50,7 @@ def write_pairs(folder: Path, *, count: int = 10) -> Path:
 
 
 def paired(folder: Path, *, crop: RandomCrop | None = None) -> Paired:
-    images, maps = open_source(folder / "images"), open_source(folder / "maps", kind=FILE_TYPES["labels"](None))
+    images, maps = open_source(folder / "images"), open_source(folder / "maps", file_type=FILE_TYPES["labels"](None))
     cut = crop or RandomCrop(zoom=(1.0, 1.5))
     crops = Crops(images, images.images, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
     found = beside(images.images, maps)
@@ -100,20 +100,22 @@ def test_both_show_the_same_part(tmp_path: Path) -> None:
 
 def test_maps_go_with_images_by_name(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
-    images, maps = open_source(folder / "images"), open_source(folder / "maps", kind=FILE_TYPES["labels"](None))
+    images, maps = open_source(folder / "images"), open_source(folder / "maps", file_type=FILE_TYPES["labels"](None))
     found = beside(images.images[::-1], maps)
     assert [image.key for image in found] == [image.key for image in images.images[::-1]]
     (folder / "maps" / "a" / "02.png").unlink()
     (folder / "maps" / "a" / "04.png").unlink()
     with pytest.raises(SmaltiError, match=r"no a/02\.\* in .*maps for the image a/02.png, and 1 more"):
-        beside(images.images, open_source(folder / "maps", kind=FILE_TYPES["labels"](None)))
+        beside(images.images, open_source(folder / "maps", file_type=FILE_TYPES["labels"](None)))
 
 
 def test_two_maps_of_one_image_are_refused(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
     Image.new("L", (SIDE, SIDE)).save(folder / "maps" / "a" / "00.tif")
     with pytest.raises(SmaltiError, match=r"a/00\.png and a/00\.tif .* belong to one image"):
-        beside(open_source(folder / "images").images, open_source(folder / "maps", kind=FILE_TYPES["labels"](None)))
+        beside(
+            open_source(folder / "images").images, open_source(folder / "maps", file_type=FILE_TYPES["labels"](None))
+        )
 
 
 def test_a_map_of_another_size_is_named(tmp_path: Path) -> None:

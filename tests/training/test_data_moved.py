@@ -143,7 +143,7 @@ def encoded(folder: Path, data: str, *, told: tuple[ConditionSource, ...] = (), 
         settings=settings,
         seed=0,
         progress=lambda done, total: None,
-        told=told,
+        conditions=told,
     )
 
 

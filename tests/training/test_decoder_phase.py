@@ -222,7 +222,7 @@ def test_label_maps_have_a_share_of_right_labels_instead(folder: Path, tmp_path:
         Image.fromarray(labels).save(tmp_path / f"{number}.png")
     maps = ("images.file_type=labels", "model.autoencoder.channels=3", "objective.pixel=cross_entropy")
     settings = settings_of(folder, *PHASE, *maps, "objective.adversarial.weight=0", "images.validation=0.4")
-    source = open_source(tmp_path, kind=FILE_TYPES["labels"](None))
+    source = open_source(tmp_path, file_type=FILE_TYPES["labels"](None))
     stage = TokenizerStage(settings, source, fabric=Fabric(accelerator="cpu"), about={})
     assert {"accuracy", "accuracy_replaced"} <= stage.validate().keys()
 

@@ -110,7 +110,7 @@ def encode(
             progress=progress,
             device=device,
             workers=workers,
-            told=told,
+            conditions=told,
         )
     meta = open_codes(out).meta
     images_in = sum(meta.training.shards)

@@ -207,7 +207,7 @@ def _images(path: Path) -> dict[str, Any]:
     from smalti.data.sources import open_source
 
     try:
-        source = open_source(path, kind=Depth())  # of all kinds the one that most files may be
+        source = open_source(path, file_type=Depth())  # of all kinds the one that most files may be
     except SmaltiError:
         source = open_source(path)  # whose error speaks of images
     labels = Counter(image.label for image in source.images)

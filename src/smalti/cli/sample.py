@@ -292,7 +292,7 @@ def reconstruct(
     model.to(pick_device(device))
     channels, f, wanted = model.settings.autoencoder.channels, model.factor, size_option(size)
     kind = file_type_of(about, channels=channels)
-    source = open_source(images, kind=kind) if holds_many(images) or not images.exists() else None
+    source = open_source(images, file_type=kind) if holds_many(images) or not images.exists() else None
     entries = without_results(source, out, command="reconstruct") if source else (ImageEntry(images.name, None),)
     paths = output_paths(entries, out)
     streams = source.files(entries) if source else ()

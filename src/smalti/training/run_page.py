@@ -33,7 +33,7 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
     last = {key: value for key, value in (validation[-1] if validation else {}).items() if key not in _NO_CURVES}
     images = _images(folder / "images", unit)
     stage = config["stage"]
-    best = _told_best(validation, unit)
+    best = _best_described(validation, unit)
     diagnostics = describe_diagnostics(read_diagnostics(folder), unit=unit)
     Report(
         title=f"Training of a {stage}",
@@ -50,7 +50,7 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
     ).write(folder / PAGE)
 
 
-def _told_best(validation: Sequence[Mapping[str, Any]], unit: str) -> str:
+def _best_described(validation: Sequence[Mapping[str, Any]], unit: str) -> str:
     """Validated lines -> which model is kept and what came after it, "" where none was judged to be the best."""
     if not validation or "best_seen" not in validation[-1]:
         return ""

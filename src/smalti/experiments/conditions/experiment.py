@@ -235,7 +235,7 @@ def _codes(name: Name, chosen: ConditionsSettings) -> Step:
                 settings=copies,
                 seed=0,
                 progress=progress,
-                told=[told(each, place) for each in trial.told],
+                conditions=[told(each, place) for each in trial.told],
             )
         return {"held_out": len(open_codes(place.folder / "codes").validation)}
 
@@ -284,7 +284,7 @@ def known_of(crops: Crops, scenes: Path, *, progress: Any = lambda done, total: 
     """Crops of the images of a folder of scenes -> the first crop of each, with all that is known of it."""
     beside_them = []
     for folder, kind in (("segmentations", FILE_TYPES["labels"](None)), ("depths", FILE_TYPES["depth"](None))):
-        source = open_source(scenes / folder, kind=kind)
+        source = open_source(scenes / folder, file_type=kind)
         chosen, channels = files_beside(crops.images, source), len(LABELS) if folder == "segmentations" else 1
         files = Crops(source, chosen, size=crops.size, channels=channels, crop=crops.crop, seed=crops.seed)
         beside_them.append(AlignedCrops(crops, files))

@@ -31,7 +31,7 @@ from smalti.data.crops import RandomCrop
 from smalti.data.loader import Crops, in_order
 from smalti.data.sources import open_source, split
 from smalti.encoding.code_writer import write_codes
-from smalti.encoding.condition_encoding import ConditionSource, beside_images, encoder
+from smalti.encoding.condition_encoding import ConditionSource, encoder, paired_images
 from smalti.experiments import condition_fidelity, prior_steps, steps
 from smalti.experiments.base import Asked, Place, Step, Study
 from smalti.experiments.conditions.experiment import known_of
@@ -231,7 +231,7 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
             of(held_out, crop=RandomCrop(zoom=zoom, flip=False), seed=1),
         )
         told = [ConditionSource("coordinates", options={"levels": chosen.levels})]
-        pairs = beside_images(told, parts, factor=f, device=pick_device("auto"))
+        pairs = paired_images(told, parts, factor=f, device=pick_device("auto"))
         with counting(place.console, title="encoding", unit="crops") as progress:
             write_codes(
                 place.folder / "codes",
