@@ -258,7 +258,7 @@ def test_a_damaged_image_is_left_out_and_told(home: Path, tmp_path: Path, capfd:
         (["reconstruction", "--data", "DATA", "--set", "scenes=9"], "no scenes are painted"),
         (["reconstruction", "--set", "prior.run.codes=9"], "no prior is trained in this study"),
         (["reconstruction", "--set", "tokenizer.model.quantizer.codebook_size=9"], "decides model.quantizer.codebook_size itself"),
-        (["reconstruction", "--set", "tokenizer.run.lenght=9"], "unknown key 'run.lenght'; did you mean 'length'"),
+        (["reconstruction", "--set", "tokenizer.run.imagse=9"], "unknown key 'run.imagse'; did you mean 'images'"),
         (["reconstruction", "--set", "tokenizers=[{name: a}, {name: a}]"], "two tokenizers are called 'a'"),
         (["reconstruction", "--set", "tokenizers=[{name: a/b}]"], "tokenizers.0.name = 'a/b'"),
         (["reconstruction", "--data", "nowhere"], "there is no nowhere; images come from"),

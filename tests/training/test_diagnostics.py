@@ -56,40 +56,42 @@ def test_nothing_is_said_of_codes_that_were_not_counted() -> None:
     assert diagnose_codebook({"pixel": 0.1}, size=1024) == {}
 
 
-def game(means: dict[str, float], *, trained: float = 0.5, strength: float = 1.0, **options: Any) -> set[str]:
+def gan_diagnostics(
+    means: dict[str, float], *, trained: float = 0.5, strength: float = 1.0, **options: Any
+) -> set[str]:
     judged = diagnose_gan(means, settings=AdversarialSettings(**options), trained=trained, strength=strength)
     return {name for name, sentence in judged.items() if sentence}
 
 
 def test_a_healthy_gan_gives_no_diagnostic() -> None:
-    assert game(HEALTHY) == set()
+    assert gan_diagnostics(HEALTHY) == set()
     judged = diagnose_gan(HEALTHY, settings=AdversarialSettings(), trained=0.5, strength=1.0)
     assert judged.keys() == {"discriminator overpowering", "discriminator not learning", "adaptive weight"}
 
 
 @pytest.mark.parametrize("loss", ["hinge", "vanilla", "nonsaturating"])
 def test_a_discriminator_that_has_won(loss: str) -> None:
-    won = {**HEALTHY, "discriminator": 0.02, "real_logits": 3.0, "fake_logits": -3.0}
-    assert game(won, loss=loss) == {"discriminator overpowering"}
-    assert game({**won, "discriminator": 0.3}, loss=loss) == set()
-    assert game({**won, "real_logits": -1.5}, loss=loss) == set()
+    overpowering = {**HEALTHY, "discriminator": 0.02, "real_logits": 3.0, "fake_logits": -3.0}
+    assert gan_diagnostics(overpowering, loss=loss) == {"discriminator overpowering"}
+    assert gan_diagnostics({**overpowering, "discriminator": 0.3}, loss=loss) == set()
+    assert gan_diagnostics({**overpowering, "real_logits": -1.5}, loss=loss) == set()
 
 
 @pytest.mark.parametrize(("loss", "guess"), [("hinge", 1.0), ("vanilla", 0.6931), ("nonsaturating", 0.6931)])
 def test_a_discriminator_that_sleeps(loss: str, guess: float) -> None:
-    asleep = {**HEALTHY, "discriminator": guess, "real_logits": 0.001, "fake_logits": 0.0}
-    assert game(asleep, loss=loss) == {"discriminator not learning"}
-    assert game(asleep, loss=loss, trained=0.01) == set()  # it has only begun
-    assert game({**asleep, "real_logits": 0.1}, loss=loss) == set()
-    assert game({**asleep, "discriminator": 0.9 * guess}, loss=loss) == set()
+    not_learning = {**HEALTHY, "discriminator": guess, "real_logits": 0.001, "fake_logits": 0.0}
+    assert gan_diagnostics(not_learning, loss=loss) == {"discriminator not learning"}
+    assert gan_diagnostics(not_learning, loss=loss, trained=0.01) == set()  # it has only begun
+    assert gan_diagnostics({**not_learning, "real_logits": 0.1}, loss=loss) == set()
+    assert gan_diagnostics({**not_learning, "discriminator": 0.9 * guess}, loss=loss) == set()
 
 
 def test_an_adaptive_weight_at_its_limit() -> None:
-    assert game({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4) == {"adaptive weight"}
-    assert game({**HEALTHY, "adaptive_weight": 1000.0}, weight=0.4, strength=0.25) == {"adaptive weight"}
-    assert game({**HEALTHY, "adaptive_weight": 1000.0}, weight=0.4) == set()
-    assert game({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4, weighting="fixed") == set()
-    assert game({**HEALTHY, "adaptive_weight": 0.0}, strength=0.0) == set()
+    assert gan_diagnostics({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4) == {"adaptive weight"}
+    assert gan_diagnostics({**HEALTHY, "adaptive_weight": 1000.0}, weight=0.4, strength=0.25) == {"adaptive weight"}
+    assert gan_diagnostics({**HEALTHY, "adaptive_weight": 1000.0}, weight=0.4) == set()
+    assert gan_diagnostics({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4, weighting="fixed") == set()
+    assert gan_diagnostics({**HEALTHY, "adaptive_weight": 0.0}, strength=0.0) == set()
 
 
 def test_without_a_discriminator_there_is_no_diagnostic_of_it() -> None:

@@ -42,9 +42,13 @@ def test_photographs_are_the_originals_networks_trained_the_modern_way(recipe: s
     assert autoencoder.attention_levels == (len(autoencoder.channel_multipliers) - 1,)
     assert quantizer.name == "vq"
     assert quantizer == VQSettings(codebook_size=16384)  # all else is the modern default
-    game = settings.objective.adversarial
-    assert isinstance(game.discriminator, PatchSettings)
-    assert (game.updates, game.discriminator_from_start, game.discriminator.norm) == ("simultaneous", True, "group")
+    adversarial = settings.objective.adversarial
+    assert isinstance(adversarial.discriminator, PatchSettings)
+    assert (adversarial.updates, adversarial.discriminator_from_start, adversarial.discriminator.norm) == (
+        "simultaneous",
+        True,
+        "group",
+    )
     assert (settings.run.ema_half_life, settings.run.precision, settings.optimizer.grad_clip) == (0.05, "bf16-mixed", 1)
 
 

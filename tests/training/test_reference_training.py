@@ -28,7 +28,7 @@ from smalti.training.optimizer_step import apply_gradients, clip_gradients
 from smalti.training.prior_networks import Codes, GPTNetwork, TransformerNetwork, build_network
 from smalti.training.runs import codes_of, train_prior, train_tokenizer
 from smalti.training.stage1 import TokenizerStage, adversarial_schedule
-from smalti.training.stage2 import corrupted
+from smalti.training.stage2 import corrupt_codes
 from tests.small import RECIPE, write_images
 
 QUIET = Console(quiet=True)
@@ -316,7 +316,7 @@ def test_images_are_cut_in_the_middle_where_that_is_asked_for(folder: Path) -> N
 def test_a_share_of_the_codes_is_kept() -> None:
     torch.manual_seed(0)
     codes = torch.full((8, 64, 64), 5)
-    told = corrupted(codes, keep=0.75, vocabulary=40)
+    told = corrupt_codes(codes, keep_probability=0.75, vocabulary=40)
     others = told[told != 5]
     assert len(others) / told.numel() == pytest.approx(0.25 * 39 / 40, abs=0.01)
     assert set(others.tolist()) == set(range(40)) - {5}  # any code of the vocabulary, also one that no image has
@@ -326,9 +326,9 @@ def test_a_share_of_the_codes_is_kept() -> None:
 def test_all_codes_are_kept_without_a_draw() -> None:
     before = torch.get_rng_state()
     codes = torch.zeros(2, 3, 3, dtype=torch.int64)
-    assert corrupted(codes, keep=1.0, vocabulary=4) is codes
+    assert corrupt_codes(codes, keep_probability=1.0, vocabulary=4) is codes
     assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(corrupted(codes, keep=0.0, vocabulary=4), codes)
+    assert not torch.equal(corrupt_codes(codes, keep_probability=0.0, vocabulary=4), codes)
 
 
 def test_the_prior_is_asked_for_the_true_codes_and_validates_on_them(

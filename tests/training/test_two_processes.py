@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from smalti.core.errors import SmaltiError
 from smalti.training.config import TokenizerRun, TokenizerTraining, resolve
-from smalti.training.launcher import arranged, first_alone, is_first, launch, told_once
+from smalti.training.launcher import arranged, first_alone, is_first, launch, report_once
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
 from tests import processes
@@ -232,10 +232,10 @@ def test_what_cannot_be_is_a_sentence(change: dict[str, Any], sentence: str, now
 
 
 def test_the_others_say_nothing(nowhere: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SmaltiError, match="once"), told_once():
+    with pytest.raises(SmaltiError, match="once"), report_once():
         raise SmaltiError("once")
     nowhere.setenv("LOCAL_RANK", "1")
-    with pytest.raises(SystemExit, match="1"), told_once():
+    with pytest.raises(SystemExit, match="1"), report_once():
         raise SmaltiError("once")
 
 

@@ -1,4 +1,4 @@
-"""One step of stage 1: the tokenizer against the images and a discriminator.
+"""Training of stage 1: the tokenizer with its losses and a discriminator.
 
 Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
 Source: arXiv 2012.09841, section 3.1.
@@ -59,14 +59,14 @@ from smalti.training.optimizer import build_optimizer, exported, rate_at
 from smalti.training.optimizer_step import NotFiniteError, copied_buffers, restore_buffers, sum_of_processes
 
 SHOWN = 8
-"""Images in the grid that is saved on the way."""
+"""Images in the grid that is saved during training."""
 
 
 CROPS: dict[str, Callable[[ImageSettings], Crop]] = {
     "random": lambda images: RandomCrop(zoom=images.zoom, flip=images.flip),
     "center": lambda images: CenterCrop(zoom=images.zoom[0]),
 }
-"""How training images are cut, by the name in the settings."""
+"""How training images are cropped, by the name in the settings."""
 
 
 @final
@@ -123,7 +123,7 @@ def crops(
 
 @final
 class Share:
-    """Every so-manieth example of a data set: `rank`, `rank + world`, ..., so that `world` processes have each of them once."""
+    """Examples `rank`, `rank + world`, ... of a data set, so that `world` processes share them."""
 
     def __init__(self, whole: Crops, *, rank: int, world: int) -> None:
         self._whole, self._places = whole, range(rank, len(whole), world)
@@ -143,7 +143,7 @@ class Share:
 def in_stream_order(mine: Tensor) -> Tensor:
     """(B,..) of this process -> (world B,..) of all, in the order in which one process would have read the examples.
 
-    Each process reads every world-th example of the stream (see `loading.batches`).
+    Each process reads every world-th example of the stream (see `data.loader.batches`).
     """
     gathered = all_gather(mine)
     processes = len(gathered) // len(mine)
@@ -161,10 +161,10 @@ def adversarial_schedule(seen: int, *, length: int, settings: AdversarialSetting
 
 @final
 class TokenizerStage(Stage):
-    """Trains a VQGAN. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
+    """Trains a VQGAN. It validates, shows and exports a running average of the weights, or with `ema_half_life` 0 the weights."""
 
     unit = "images"
-    selection_metric = ""  # sharper images have more pixel error: no single number of them says which model is the best
+    selection_metric = ""  # sharper images have more pixel error: no single metric selects the best model
     per_example = 1
 
     def __init__(
@@ -241,7 +241,7 @@ class TokenizerStage(Stage):
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         length = self.settings.run.images
-        just_placed = self._place_codes_when_due(seen, count, generator)
+        just_placed = self._init_codebook_when_due(seen, count, generator)
         if seen >= self.settings.decoder_phase.begins(length) and not self.codebook.frozen:
             if just_placed:  # of a run that goes on with a shorter length: the average knows no codes yet
                 self.exported.module.quantizer.load_state_dict(self.tokenizer.quantizer.state_dict())
@@ -277,22 +277,22 @@ class TokenizerStage(Stage):
         choices = draw_choices(self.settings.objective, batch * self.share.world, generator=generator)
         return choices._replace(augmentation=choices.augmentation.part(self.share.places))
 
-    def _place_codes_when_due(self, seen: int, count: int, generator: torch.Generator) -> bool:
-        """Place the codes once, in the first step from `quantize_from` on -> whether that was now.
+    def _init_codebook_when_due(self, seen: int, count: int, generator: torch.Generator) -> bool:
+        """Initialize the codebook once, in the first step from `quantize_from` on -> whether that was now.
 
-        A run that goes on with another length may have passed that point without having placed them.
+        A run that is resumed with another total may have passed that point without an initialized codebook.
         """
         first = self.settings.quantize_from * self.settings.run.images
         if self.codebook.placed or seen < first:
             return False
         due = self._notes_placing or seen - count < first
         if due:
-            self._place_codes(seen, generator)
+            self._init_codebook(seen, generator)
         self.codebook.placed = True
         return due
 
-    def _place_codes(self, seen: int, generator: torch.Generator) -> None:
-        """Let the quantizer place its codes on features of the next images, where it wants any."""
+    def _init_codebook(self, seen: int, generator: torch.Generator) -> None:
+        """Initialize the codebook from features of the next images, where the quantizer needs any."""
         wanted = self.tokenizer.quantizer.init_features
         if not wanted:
             return
@@ -305,7 +305,7 @@ class TokenizerStage(Stage):
         self.tokenizer.quantizer.init_codebook(torch.cat(gathered), generator=generator)
 
     def _freeze_codebook(self) -> None:
-        """Begin the decoder phase, or go on with it after a resume."""
+        """Begin the decoder phase, or continue it after a resume."""
         settings, exported = self.settings.decoder_phase, self.exported.module
         self.codebook = FrozenCodebook(self.tokenizer, exported, settings=settings, share=self.share)
         # A data-parallel wrapper waits for the gradients of all that learned when it was made.

@@ -43,14 +43,14 @@ from smalti.training.optimizer_step import (
 from smalti.training.prior_networks import Codes, build_network
 
 SHOWN = 16
-"""Images in the grid that is sampled on the way."""
+"""Images in the grid of samples during training."""
 VALIDATION_IMAGES = 2048
-"""Most held-out images whose likelihood is measured each time."""
+"""The largest number of held-out images whose likelihood is measured."""
 
 
 @final
 class _Joined(nn.Module):
-    """prefix (B,P), codes (B,h,w), what is told of them (B,h,w) -> nats of each code (B,h,w).
+    """prefix (B,P), codes (B,h,w), input codes (B,h,w) -> negative log-likelihood in nats of each code (B,h,w).
 
     In one `forward`, so that data-parallel wrappers see it.
     """
@@ -59,8 +59,8 @@ class _Joined(nn.Module):
         super().__init__()
         self.prior = prior
 
-    def forward(self, prefix: Tensor, codes: Tensor, told: Tensor) -> Tensor:
-        return nats(self.prior, prefix, codes, told=told)
+    def forward(self, prefix: Tensor, codes: Tensor, inputs: Tensor) -> Tensor:
+        return nats(self.prior, prefix, codes, told=inputs)
 
 
 def blocks(joined: Any) -> nn.ModuleList:
@@ -68,20 +68,20 @@ def blocks(joined: Any) -> nn.ModuleList:
     return joined.prior.blocks  # type: ignore[no-any-return]
 
 
-def corrupted(codes: Tensor, *, keep: float, vocabulary: int) -> Tensor:
-    """Codes (B,h,w) -> a share `keep` of them, and in place of each of the others any code below `vocabulary`, (B,h,w).
+def corrupt_codes(codes: Tensor, *, keep_probability: float, vocabulary: int) -> Tensor:
+    """Codes (B,h,w) -> the same with each code kept with `keep_probability`, else replaced by a random one below `vocabulary`.
 
-    The original's `pkeep`. Draws from torch's default generator, unless all are kept.
+    The original's `pkeep`. Draws from torch's default generator, unless the probability is 1.
     """
-    if keep == 1.0:
+    if keep_probability == 1.0:
         return codes
-    kept = torch.rand(codes.shape, device=codes.device) < keep
+    kept = torch.rand(codes.shape, device=codes.device) < keep_probability
     return torch.where(kept, codes, torch.randint_like(codes, vocabulary))
 
 
 @final
 class PriorStage(Stage):
-    """Trains a prior. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
+    """Trains a prior. It validates, samples and exports a running average of the weights, or with `ema_half_life` 0 the weights."""
 
     unit = "codes"
     selection_metric = "nats"
@@ -121,11 +121,11 @@ class PriorStage(Stage):
 
     def step(self, batch: CodeBatch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         prefix, codes = self._prefix(batch), self.fabric.to_device(batch.codes)  # (B,P), (B,h,w)
-        prefix = self._partly_hidden(prefix)
-        told = corrupted(codes, keep=self.settings.keep_probability, vocabulary=self.vocabulary)
+        prefix = self._drop_conditions(prefix)
+        inputs = corrupt_codes(codes, keep_probability=self.settings.keep_probability, vocabulary=self.vocabulary)
         parts = self.settings.run.accumulate
         losses = []
-        for number, part in enumerate(zip(*(each.chunk(parts) for each in (prefix, codes, told)), strict=True), 1):
+        for number, part in enumerate(zip(*(each.chunk(parts) for each in (prefix, codes, inputs)), strict=True), 1):
             with gradient_sync(self.fabric, (self.likelihood,), enabled=number == parts):
                 losses.append(self.likelihood(*part).mean())
                 self.fabric.backward(losses[-1] / parts)
@@ -142,8 +142,8 @@ class PriorStage(Stage):
         self.exported.update(self.prior, seen=seen, step=count)
         return {**values, "rate": torch.tensor(lr)}
 
-    def _partly_hidden(self, prefix: Tensor) -> Tensor:
-        """The codes (B,P) of conditions -> the same, with nothing said in place of some: of parts alone, and of all."""
+    def _drop_conditions(self, prefix: Tensor) -> Tensor:
+        """The codes (B,P) of conditions -> the same with some dropped: parts of composite conditions, and whole ones."""
         chance = self.settings.condition_dropout
         if not chance:
             return prefix
@@ -154,20 +154,20 @@ class PriorStage(Stage):
         return torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
 
     def diagnose(self, means: Mapping[str, float], *, seen: int) -> Diagnoses:
-        """A prior has none of its own."""
+        """A prior has no diagnostics of its own."""
         return {}
 
     def _prefix(self, batch: CodeBatch) -> Tensor:
-        """The condition's codes as the shards hold them, or labels, places in the list of labels -> prefix codes (B,P)."""
+        """The condition's codes as in the shards, or label indices -> prefix codes (B,P)."""
         if self.condition.size == 0:
             return self.prior.null_prefix(len(batch.labels))
-        kept = batch.labels.reshape(-1, 1) if isinstance(self.condition, Labels) else batch.prefix
-        prefix: Tensor = self.fabric.to_device(kept)
+        values = batch.labels.reshape(-1, 1) if isinstance(self.condition, Labels) else batch.prefix
+        prefix: Tensor = self.fabric.to_device(values)
         return prefix
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Nats a code on held-out images with their conditions, beside the entropy of single codes; each process a share."""
+        """Nats per code on held-out images with their conditions, and the entropy of single codes; each process has a share."""
         total, count = 0.0, 0
         most = -(-VALIDATION_IMAGES // self.settings.run.batch)
         every = itertools.islice(in_order(self.shards.validation, batch=self.settings.run.batch), most)
@@ -180,25 +180,25 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def image(self) -> Tensor:
-        """Samples of the exported prior, one seed each: the labels in turn, or what held-out images are told, shown before."""
+        """Samples of the exported prior, one seed each: of all labels in turn, or after each of some held-out conditions."""
         with self.exported.shown() as prior:
-            prefix = self._shown(prior)
+            prefix = self._sample_prefix(prior)
             known, seeds = unknown(len(prefix), prior.grid), torch.arange(len(prefix))
-            laid = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
-        images = self.tokenizer.decode_codes(laid).cpu().contiguous()  # (B,C,H,W)
+            codes = finished(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
+        images = self.tokenizer.decode_codes(codes).cpu().contiguous()  # (B,C,H,W)
         if self.condition.size and not isinstance(self.condition, Labels):
-            told = torch.stack([to_tensor(self.condition.preview(codes)) for codes in prefix.cpu()])  # (B,3,H',W')
-            told = F.interpolate(told, size=images.shape[2:], mode="nearest-exact")
-            images = torch.stack((told, images.expand_as(told)), dim=1).flatten(0, 1)  # (2B,3,H,W)
+            previews = torch.stack([to_tensor(self.condition.preview(row)) for row in prefix.cpu()])  # (B,3,H',W')
+            previews = F.interpolate(previews, size=images.shape[2:], mode="nearest-exact")
+            images = torch.stack((previews, images.expand_as(previews)), dim=1).flatten(0, 1)  # (2B,3,H,W)
         return grid(images, columns=8, gap=2)
 
-    def _shown(self, prior: Prior) -> Tensor:
-        """What the samples are told, (B,P)."""
+    def _sample_prefix(self, prior: Prior) -> Tensor:
+        """The conditions of the samples, (B,P)."""
         if isinstance(self.condition, Labels):
             return (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
         if self.condition.size:
-            told: Tensor = self.fabric.to_device(spread(self.shards.validation, SHOWN).prefix)
-            return told
+            prefix: Tensor = self.fabric.to_device(spread(self.shards.validation, SHOWN).prefix)
+            return prefix
         return prior.null_prefix(SHOWN)
 
     def state(self) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = unw
         def read(first: int, last: int, image: Tensor = images[number : number + 1]) -> Tensor:
             return image[:, :, first:last].to(device)
 
-        told = further(progress, number, len(images))
-        each.append(encode_tiled(model, read, height, rows=tile_rows(model, width), progress=told))
+        report = further(progress, number, len(images))
+        each.append(encode_tiled(model, read, height, rows=tile_rows(model, width), progress=report))
     latents, codes, losses = zip(*each, strict=True)
     return Quantized(torch.cat(latents), torch.cat(codes), torch.stack(losses).mean())
 

@@ -58,7 +58,7 @@ def decode_tiled(
     """Latents (B,D,h,w) -> what `model.decode` makes of them, in strips (B,C,r,W) from top to bottom.
 
     Each strip has `rows` rows (a multiple of the stem: the next smaller, but at least the stem), the last what remains. The first
-    comes late: all maps but the last are computed before it, and `progress` is told how far they are. Without gradients. `model` is
+    comes late: all maps but the last are computed before it, and `progress` reports them. Without gradients. `model` is
     in evaluation mode: dropout would be drawn anew for each strip. Temporary files lie in `folder`, or in the system's folder for
     them.
 
@@ -97,7 +97,7 @@ def encode_tiled(
     bottom, each time with a row or two (of the stem's squares) of the time before, and the first row once more before all, to see
     how wide it is. What lies on the code grid is held whole. The rest as in `decode_tiled`.
 
-    Raises `SmaltiError` for fewer than 1 row, images that f does not divide, strips of another shape than was asked for, weights
+    Raises `SmaltiError` for fewer than 1 row, images that f does not divide, strips of another shape than requested, weights
     that are not finite, and where there is no room for a file.
     """
     features = features_tiled(model, read, height, rows=rows, kept=kept, folder=folder, progress=progress)
@@ -145,7 +145,7 @@ def features_tiled(
 def _check_strip(model: VQGAN, images: Tensor, rows: int) -> None:
     channels = model.settings.autoencoder.channels
     if images.dim() != 4 or images.shape[1] != channels or images.shape[2] != rows:
-        raise SmaltiError(f"a strip of shape (B, {channels}, {rows}, W) was asked for, and got {tuple(images.shape)}")
+        raise SmaltiError(f"a strip of shape (B, {channels}, {rows}, W) was requested, and got {tuple(images.shape)}")
     width = images.shape[3]
     if not width or width % model.factor:
         raise SmaltiError(f"an image {width} pixels wide cannot be cut into tiles of {model.factor}; crop or pad it")
