@@ -258,18 +258,18 @@ def prepared(golden: Golden, folder: Path, *, fabric: Fabric) -> TokenizerStage:
     images, params = golden["in.x"], loss_params(golden, {})
     tokenizer, weights = networks(golden)
     optimizer = {
-        "rate": golden.facts["lr"],
+        "lr": golden.facts["lr"],
         "betas": (0.5, 0.9),
         "weight_decay": 0.0,
-        "warm_up": 0.0,
-        "final": 1.0,
-        "clip": 0.0,
+        "warmup": 0.0,
+        "final_lr": 1.0,
+        "grad_clip": 0.0,
     }
     every = {f"{name}_every": LENGTH for name in ("log", "validate", "sample", "checkpoint")}
     settings = parse(
         TokenizerTraining,
         {
-            "run": {"length": LENGTH, "batch": len(images), "ema_half_life": 0.0, "accelerator": "cpu", **every},
+            "run": {"images": LENGTH, "batch": len(images), "ema_half_life": 0.0, "accelerator": "cpu", **every},
             "model": tokenizer.settings,
             "objective": objective_settings(params, start=params["disc_start"] * len(images) / LENGTH),
             "optimizer": optimizer,

@@ -275,7 +275,7 @@ def test_edges_are_made_of_the_images_themselves(home: Path) -> None:
     assert len(set(kept.flatten().tolist())) > 1
     labels = encode(home, "of-images", data="")
     assert labels.exit_code == 1
-    assert "cannot be made of images" in str(labels.exception)
+    assert "cannot be computed from images" in str(labels.exception)
 
 
 def test_smaller_copies_are_made_of_the_images_themselves(home: Path) -> None:

@@ -338,7 +338,7 @@ def test_wrong_sizes_are_told() -> None:
             encode_tiled(model, reader(images), height, rows=4)
     with pytest.raises(SmaltiError, match="6 pixels wide cannot be cut into tiles of 4"):
         encode_tiled(model, reader(images[..., :6]), 8, rows=4)
-    with pytest.raises(SmaltiError, match=r"\(B, 3, 2, W\) was asked for, and got \(1, 1, 2, 8\)"):
+    with pytest.raises(SmaltiError, match=r"\(B, 3, 2, W\) was requested, and got \(1, 1, 2, 8\)"):
         encode_tiled(model, reader(images[:, :1]), 8, rows=8)
-    with pytest.raises(SmaltiError, match=r"\(B, 3, 8, W\) was asked for, and got \(1, 3, 6, 8\)"):
+    with pytest.raises(SmaltiError, match=r"\(B, 3, 8, W\) was requested, and got \(1, 3, 6, 8\)"):
         encode_tiled(model, reader(images[:, :, :6]), 8, rows=8)

@@ -58,6 +58,6 @@ def test_a_run_that_goes_on_with_a_longer_length_keeps_its_codes(
         step(before, seen)
     assert before.codebook.placed
     stage = gone_on(folder, before, *kmeans, "run.images=24" if old else "run.images=240", old=old)
-    monkeypatch.setattr(VQ, "start", refused)
+    monkeypatch.setattr(VQ, "init_codebook", refused)
     for seen in (12, 16 if old else 48):
         assert float(step(stage, seen)["codebook"]) > 0

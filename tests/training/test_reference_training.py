@@ -243,10 +243,10 @@ def refused(*given: Any, **named: Any) -> Any:
 
 def test_codes_from_the_first_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `quantize_from` 0 and without k-means nothing is relaxed, and no features are gathered."""
-    monkeypatch.setattr(VQ, "relaxed", refused)
-    monkeypatch.setattr(VQ, "start", refused)
+    monkeypatch.setattr(VQ, "bypass", refused)
+    monkeypatch.setattr(VQ, "init_codebook", refused)
     stage = stage_of(folder)
-    monkeypatch.setattr(stage.tokenizer.quantizer, "start", refused)
+    monkeypatch.setattr(stage.tokenizer.quantizer, "init_codebook", refused)
     assert float(step(stage, 0)["codebook"]) > 0
 
 
@@ -256,7 +256,7 @@ def test_codes_are_placed_once_where_k_means_is_asked_for(folder: Path, monkeypa
     def noted(quantizer: VQ, features: Tensor, **given: Any) -> None:
         places.append(len(features))
 
-    monkeypatch.setattr(VQ, "start", noted)
+    monkeypatch.setattr(VQ, "init_codebook", noted)
     stage = stage_of(folder, "model.quantizer.kmeans_iterations=2", "quantize_from=0.5")
     for seen in range(0, 24, 4):
         values = step(stage, seen)
@@ -271,7 +271,7 @@ def test_the_quantizer_is_told_how_far_the_training_is(folder: Path, monkeypatch
         told.append((seen, length))
         return quantizer
 
-    monkeypatch.setattr(VQ, "at", at)
+    monkeypatch.setattr(VQ, "schedule", at)
     step(stage_of(folder), 8)
     assert told == [(8, 24)]
 
@@ -403,7 +403,7 @@ def test_networks_that_are_too_small_say_so(options: dict[str, int], sentence: s
 
 def test_settings_without_a_name_are_those_of_the_transformer() -> None:
     """Recipes from before there were two kinds go on to mean what they meant."""
-    run = {"images": 1, "log_every": 1, "validate_every": 1, "sample_every": 1, "checkpoint_every": 1}
+    run = {"codes": 1, "log_every": 1, "validate_every": 1, "sample_every": 1, "checkpoint_every": 1}
     settings = parse(PriorTraining, {"run": run, "network": {"layers": 3}}, where="here")
     assert settings.network == TransformerNetwork(layers=3)
     assert as_mapping(settings)["network"]["name"] == "transformer"

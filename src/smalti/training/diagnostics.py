@@ -47,7 +47,7 @@ def diagnose_codebook(means: Mapping[str, float], *, size: int) -> Diagnoses:
         "codebook": f"the codebook has collapsed: {used:.1%} of {size:,} codes are in use, as good as {perplexity:.0f} equally "
         "frequent ones. Let codes start from features and restart (model.quantizer.kmeans_iterations, "
         "dead_code_threshold), use fewer or lower-"
-        "dimensional normalized codes (model.quantizer.codebook_size, dimension), or a lower optimizer.lr"
+        "dimensional normalized codes (model.quantizer.codebook_size, codebook_dim), or a lower optimizer.lr"
     }
 
 
