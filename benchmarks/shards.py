@@ -114,7 +114,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
     encode, chance = encoder(tokenizer, training.to_images), torch.Generator()
 
     def step(batch: CodeBatch) -> None:
-        stage.step(batch, seen=asked.run.length // 2, count=1, generator=chance)
+        stage.step(batch, seen=asked.run.codes // 2, count=1, generator=chance)
 
     def in_the_loop() -> None:
         images, labels = next(read)

@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,7 +34,7 @@ from smalti.tokenizer.blocks import Upsample, as_channels_last
 from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings, nearest
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
-from smalti.training.gan_step import Players, Strength, simultaneous
+from smalti.training.gan_step import GAN, AdversarialSchedule, StepInputs, simultaneous
 
 AUTOENCODER = AutoencoderSettings(
     base_channels=64,
@@ -104,51 +105,50 @@ def score() -> ReconstructionLoss:
 
 
 def stage1() -> Work:
-    model, judge, distance = tokenizer(), PatchDiscriminator(OBJECTIVE.adversarial.discriminator), score()
-    for module in (model, judge):
+    model, discriminator, distance = tokenizer(), PatchDiscriminator(OBJECTIVE.adversarial.discriminator), score()
+    for module in (model, discriminator):
         as_channels_last(module)
     images = random_images(2, 128).contiguous(memory_format=torch.channels_last)
 
-    def generate(images: Tensor, quantize: object) -> tuple[Tensor, object, Tensor]:
+    def autoencode(images: Tensor, quantize: object) -> tuple[Tensor, object, Tensor]:
         features = model.features(images)
         quantized = model.quantizer(features)
         return features, quantized, model.decode(quantized.latents)
 
-    def mover(module: nn.Module) -> object:
-        optimizer = adam(module)
-
-        def move() -> Tensor:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            return torch.zeros(())
-
-        return move
-
-    players = Players(
-        generate=generate,
-        judge=judge,
-        score=distance,
+    gan = GAN(
+        fabric=Fabric(accelerator="cpu"),
+        autoencoder=autoencode,
+        discriminator=discriminator,
+        discriminator_weights=list(discriminator.parameters()),
+        reconstruction_loss=distance,
         last_layer=model.decoder.last_layer,
         settings=OBJECTIVE,
-        backward=torch.autograd.backward,
-        judge_weights=list(judge.parameters()),
-        move_generator=mover(model),
-        move_judge=mover(judge),
+        optimizer=adam(model),
+        discriminator_optimizer=adam(discriminator),
     )
-    strength = Strength(generator=1.0, discriminator=1.0)
+    inputs = StepInputs(
+        quantize=model.quantizer,
+        schedule=AdversarialSchedule(generator=1.0, discriminator=1.0),
+        lecam_ema=LeCam.start(),
+        lr=2 * RATE,
+        discriminator_lr=2 * RATE,
+    )
 
     def run() -> None:
-        simultaneous(players, images, quantize=model.quantizer, strength=strength, anchors=LeCam.start())
+        simultaneous(gan, images, inputs)
 
-    return Work(run, step_floor(model, judge, distance, images))
+    return Work(run, step_floor(model, discriminator, distance, images))
 
 
-def step_floor(model: VQGAN, judge: nn.Module, distance: ReconstructionLoss, images: Tensor) -> float:
+def step_floor(model: VQGAN, discriminator: nn.Module, distance: ReconstructionLoss, images: Tensor) -> float:
     """Operations that no step can do without, a backward pass through a network counted as one forward pass for the gradient of its
     input and one for that of its weights: the tokenizer 3; the frozen perceptual network 3 (target, reconstructions, and back to
     them); the discriminator 7 (two batches, back to the reconstructions, and twice 2 for its own loss)."""
     with torch.no_grad():
-        passes = {3: [lambda: model(images), lambda: distance.perceptual.target(images)], 7: [lambda: judge(images)]}
+        passes = {
+            3: [lambda: model(images), lambda: distance.perceptual.target(images)],
+            7: [lambda: discriminator(images)],
+        }
         return sum(times * counted(run) for times, runs in passes.items() for run in runs)
 
 
@@ -191,14 +191,18 @@ def plain_decode() -> Work:
 
 def plain_stage1() -> Work:
     """Two turns: every loss from a forward pass of its own, the adaptive weight from two backward passes more."""
-    model, judge, distance = plain(tokenizer()), PatchDiscriminator(OBJECTIVE.adversarial.discriminator), score()
-    optimizers = adam(model), adam(judge)
+    model, discriminator, distance = (
+        plain(tokenizer()),
+        PatchDiscriminator(OBJECTIVE.adversarial.discriminator),
+        score(),
+    )
+    optimizers = adam(model), adam(discriminator)
     images, last = random_images(2, 128), model.decoder.last_layer
 
     def generator_turn() -> None:
         reconstructions, quantized = model(images)
         total = distance(images, reconstructions).total
-        adversarial = hinge_generator(judge(reconstructions))
+        adversarial = hinge_generator(discriminator(reconstructions))
         gradients = (torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (total, adversarial))
         weight = 0.8 * adaptive_weight(*gradients)
         optimizers[0].zero_grad(set_to_none=True)
@@ -207,7 +211,7 @@ def plain_stage1() -> Work:
 
     def judge_turn() -> None:
         reconstructions, _ = model(images)  # with a graph that nothing asks for, as in the original
-        loss = hinge_discriminator(judge(images), judge(reconstructions.detach()))
+        loss = hinge_discriminator(discriminator(images), discriminator(reconstructions.detach()))
         optimizers[1].zero_grad(set_to_none=True)
         loss.backward()
         optimizers[1].step()
@@ -216,7 +220,7 @@ def plain_stage1() -> Work:
         generator_turn()
         judge_turn()
 
-    return Work(run, step_floor(model, judge, distance, images))
+    return Work(run, step_floor(model, discriminator, distance, images))
 
 
 def plain_nearest() -> Work:

@@ -20,7 +20,7 @@ RECIPE: dict[str, Any] = {
     "about": "Small enough for tests.",
     "tokenizer": {
         "run": {
-            "length": 48,
+            "images": 48,
             "batch": 4,
             "log_every": 8,
             "validate_every": 16,
@@ -47,7 +47,7 @@ RECIPE: dict[str, Any] = {
     },
     "prior": {
         "run": {
-            "length": 960,
+            "codes": 960,
             "batch": 4,
             "log_every": 64,
             "validate_every": 320,

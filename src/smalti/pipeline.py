@@ -44,7 +44,7 @@ from smalti.prior import Prior, Window
 from smalti.prior.code_likelihood import window_nll
 from smalti.prior_folder import Network, load_prior, save_prior
 from smalti.tokenizer.batches import Codes, Images, code_batch
-from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size, strips_of
+from smalti.tokenizer.tiled.any_size import decode_of_any_size, decode_tiles, encode_of_any_size
 from smalti.tokenizer.tiled.work import Progress, unwatched
 from smalti.tokenizer.vqgan import VQGAN
 
@@ -398,7 +398,7 @@ class Pipeline:
         `write_png`."""
         latents = self.tokenizer.latents_of(codes[None])
         height, width = (side * self.tokenizer.factor for side in codes.shape)
-        strips = (to_array(strip[0]) for strip in strips_of(self.tokenizer, latents, progress=progress))
+        strips = (to_array(strip[0]) for strip in decode_tiles(self.tokenizer, latents, progress=progress))
         write_png(Path(path), strips, size=(height, width), settings=settings)
 
     def reconstruct(self, images: Images) -> Tensor:

@@ -27,7 +27,7 @@ from smalti.losses.objective import ObjectiveSettings, ReconstructionLoss
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training import stage1 as stage_one
 from smalti.training.config import TokenizerTraining
-from smalti.training.gan_step import Players, Strength, generators_turn, judges_turn
+from smalti.training.gan_step import GAN, AdversarialSchedule, StepInputs, discriminator_step, generator_step
 from smalti.training.stage1 import TokenizerStage
 from tests.golden import Golden, fixtures, random_lpips
 from tests.small import write_images
@@ -92,10 +92,10 @@ def networks(golden: Golden) -> tuple[VQGAN, dict[str, Tensor]]:
     return tokenizer.train().requires_grad_(), golden.weights("loss.discriminator.")
 
 
-def in_their_names(tokenizer: VQGAN, judge: torch.nn.Module) -> dict[str, Tensor]:
+def in_their_names(tokenizer: VQGAN, discriminator: torch.nn.Module) -> dict[str, Tensor]:
     """All weights, by the original's names."""
     theirs = tokenizer_names(tokenizer).written_from(tokenizer)
-    return theirs | {f"loss.discriminator.{name}": value for name, value in judge.state_dict().items()}
+    return theirs | {f"loss.discriminator.{name}": value for name, value in discriminator.state_dict().items()}
 
 
 # --- 07a: one turn ---------------------------------------------------------------------------------------------------
@@ -108,47 +108,53 @@ class Turn:
         settings = objective_settings(params, start=0.0)
         self.tokenizer, weights = networks(golden)
         self.tokenizer.to(dtype)
-        judge = settings.adversarial.discriminator
-        self.judge: Discriminator = DISCRIMINATORS[judge.name](judge).to(dtype)
-        self.judge.load_state_dict(weights)
+        chosen = settings.adversarial.discriminator
+        self.discriminator: Discriminator = DISCRIMINATORS[chosen.name](chosen).to(dtype)
+        self.discriminator.load_state_dict(weights)
         self.gradients: dict[str, Tensor] = {}
         self.images = golden["in.x"].to(dtype)
         self.score = ReconstructionLoss(settings).to(dtype)
         named = dict(self.tokenizer.named_parameters())
         pairs = tokenizer_names(self.tokenizer).pairs
         generated = {theirs: named[ours] for ours, (theirs, _) in pairs.items() if ours in named}
-        judged = {f"loss.discriminator.{name}": weight for name, weight in self.judge.named_parameters()}
-        self.players = Players(
-            generate=self.generate,
-            judge=self.judge,
-            score=self.score,
+        discriminated = {f"loss.discriminator.{name}": weight for name, weight in self.discriminator.named_parameters()}
+        modules = (self.tokenizer, self.discriminator)
+        optimizers = [torch.optim.SGD(module.parameters(), lr=0.0) for module in modules]
+        for optimizer, noted in zip(optimizers, (generated, discriminated), strict=True):
+            optimizer.register_step_pre_hook(partial(self.note_gradients, noted))
+        self.gan = GAN(
+            fabric=Fabric(accelerator="cpu"),
+            autoencoder=self.autoencode,
+            discriminator=self.discriminator,
+            discriminator_weights=list(self.discriminator.parameters()),
+            reconstruction_loss=self.score,
             last_layer=self.tokenizer.decoder.last_layer,
             settings=settings,
-            backward=torch.autograd.backward,
-            judge_weights=list(self.judge.parameters()),
-            move_generator=lambda: self.moved(generated),
-            move_judge=lambda: self.moved(judged),
+            optimizer=optimizers[0],
+            discriminator_optimizer=optimizers[1],
         )
 
-    def generate(self, images: Tensor, quantize: Callable[[Tensor], Any]) -> Any:
+    def autoencode(self, images: Tensor, quantize: Callable[[Tensor], Any]) -> Any:
         features = self.tokenizer.features(images)
         quantized = quantize(features)
         self.made = self.tokenizer.decode(quantized.latents)
         return features, quantized, self.made
 
-    def moved(self, weights: Mapping[str, Tensor]) -> Tensor:
+    def note_gradients(self, weights: Mapping[str, Tensor], *_: object) -> None:
         self.gradients = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
-        return torch.zeros(())
 
     def take(self, turn: int, *, strength: float) -> dict[str, Tensor]:
         """The generator's (0) or the discriminator's (1) -> what is recorded."""
-        quantize = self.tokenizer.quantizer.at(0, length=LENGTH)
-        both = Strength(generator=strength, discriminator=strength)
+        inputs = StepInputs(
+            quantize=self.tokenizer.quantizer.schedule(0, length=LENGTH),
+            schedule=AdversarialSchedule(generator=strength, discriminator=strength),
+            lecam_ema=LeCam.start(),
+            lr=0.0,
+            discriminator_lr=0.0,
+        )
         if turn == 0:
-            return generators_turn(self.players, self.images, quantize=quantize, strength=both, anchors=LeCam.start())[
-                2
-            ]
-        return judges_turn(self.players, self.images, quantize=quantize, strength=both, anchors=LeCam.start())[0]
+            return generator_step(self.gan, self.images, inputs)[2]
+        return discriminator_step(self.gan, self.images, inputs)[0]
 
 
 class Compared:
@@ -202,7 +208,7 @@ def test_both_turns_on_one_batch(path: Path, dtype: torch.dtype, monkeypatch: py
             check(f"{name}.log.train.{key}", recorded.reshape(check.golden[f"{name}.log.train.{key}"].shape))
         for key in check.under(f"{name}.grad."):
             check(f"{name}.grad.{key}", case.gradients[key])
-        weights = in_their_names(case.tokenizer, case.judge)
+        weights = in_their_names(case.tokenizer, case.discriminator)
         for key in check.under(f"{name}.state_after."):
             check(f"{name}.state_after.{key}", weights[key])
         if "out.xrec" in check.left:
@@ -215,22 +221,22 @@ def test_the_losses_of_validation(path: Path, monkeypatch: pytest.MonkeyPatch) -
     check = Compared(path, torch.float32, monkeypatch)
     params = loss_params(check.golden, {})
     case = Turn(check.golden, params, torch.float32)
-    for module in (case.tokenizer, case.judge, case.score):
+    for module in (case.tokenizer, case.discriminator, case.score):
         module.eval()
     with torch.no_grad():
         reconstructions, quantized = case.tokenizer(case.images)
         found = case.score(case.images, reconstructions)
-        real, fake = case.judge(case.images), case.judge(reconstructions)
-    game = ADVERSARIAL[case.players.settings.adversarial.loss]
+        real, fake = case.discriminator(case.images), case.discriminator(reconstructions)
+    losses = ADVERSARIAL[case.gan.settings.adversarial.loss]
     strength = check.golden["out.validation.opt0.log.val.disc_factor"]
     values = {
-        "total": found.total + case.players.settings.codebook_weight * quantized.loss,
+        "total": found.total + case.gan.settings.codebook_weight * quantized.loss,
         "codebook": quantized.loss,
         "reconstruction": found.total,
         "perceptual": found.perceptual,
         "full_weight": torch.zeros(()),  # no gradient is asked for in validation
-        "generator": game.generator(fake),
-        "discriminator": strength * game.discriminator(real, fake),
+        "generator": losses.generator(fake),
+        "discriminator": strength * losses.discriminator(real, fake),
         "real_logits": real.mean(),
         "fake_logits": fake.mean(),
         "factor": torch.tensor([factor(params, step) for step in (0, LENGTH)]).max() * (strength > 0),
@@ -263,7 +269,7 @@ def prepared(golden: Golden, folder: Path, *, fabric: Fabric) -> TokenizerStage:
     settings = parse(
         TokenizerTraining,
         {
-            "run": {"length": LENGTH, "batch": len(images), "ema_half_life": 0.0, "accelerator": "cpu", **every},
+            "run": {"images": LENGTH, "batch": len(images), "ema_half_life": 0.0, "accelerator": "cpu", **every},
             "model": tokenizer.settings,
             "objective": objective_settings(params, start=params["disc_start"] * len(images) / LENGTH),
             "optimizer": optimizer,
@@ -275,7 +281,7 @@ def prepared(golden: Golden, folder: Path, *, fabric: Fabric) -> TokenizerStage:
     )
     stage = TokenizerStage(settings, open_source(write_images(folder)), fabric=fabric, about={})
     stage.tokenizer.load_state_dict(tokenizer.state_dict())
-    stage.judge.load_state_dict(weights)
+    stage.discriminator.load_state_dict(weights)
     return stage
 
 
@@ -294,7 +300,9 @@ def one_step(stage: TokenizerStage, golden: Golden, step: int) -> dict[str, floa
     adversarial = stage.settings.objective.adversarial
     return {
         **recorded(values),
-        "train/disc_factor": stage_one.strength_at(step * count, length=LENGTH, settings=adversarial).generator,
+        "train/disc_factor": stage_one.adversarial_schedule(
+            step * count, length=LENGTH, settings=adversarial
+        ).generator,
     }
 
 
@@ -307,20 +315,23 @@ def codes_of(stage: TokenizerStage, golden: Golden) -> Tensor:
 def set_as(stage: TokenizerStage, other: TokenizerStage) -> None:
     """Give a stage the weights of another one and what its optimizers remember, rounded to its own precision."""
     stage.tokenizer.load_state_dict(other.tokenizer.state_dict())
-    stage.judge.load_state_dict(other.judge.state_dict())
-    for mine, theirs in ((stage.optimizer, other.optimizer), (stage.judge_optimizer, other.judge_optimizer)):
+    stage.discriminator.load_state_dict(other.discriminator.state_dict())
+    for mine, theirs in (
+        (stage.optimizer, other.optimizer),
+        (stage.discriminator_optimizer, other.discriminator_optimizer),
+    ):
         mine.optimizer.load_state_dict(copy.deepcopy(theirs.optimizer.state_dict()))
 
 
 def as_there(golden: Golden, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Fabric:
     """The perceptual network of these numbers, and their `disc_factor`, which is 1 in all of the original's configurations."""
-    strength_at, share = stage_one.strength_at, loss_params(golden, {}).get("disc_factor", 1.0)
+    schedule, share = stage_one.adversarial_schedule, loss_params(golden, {}).get("disc_factor", 1.0)
 
-    def scaled(seen: int, **given: Any) -> Strength:
-        generator, discriminator = strength_at(seen, **given)
-        return Strength(generator * share, discriminator * share)
+    def scaled(seen: int, **given: Any) -> AdversarialSchedule:
+        generator, discriminator = schedule(seen, **given)
+        return AdversarialSchedule(generator * share, discriminator * share)
 
-    monkeypatch.setattr(stage_one, "strength_at", scaled)
+    monkeypatch.setattr(stage_one, "adversarial_schedule", scaled)
     monkeypatch.setitem(
         objective.PERCEPTUAL, "vgg16", lambda dropout: random_lpips(golden, "loss.perceptual_loss.", dtype=dtype)
     )
@@ -341,7 +352,7 @@ def test_five_steps_in_double_precision(path: Path, tmp_path: Path, monkeypatch:
         for name in expected:
             assert found[name] == pytest.approx(expected[name], rel=1e-9, abs=1e-12), (step, name)
     assert torch.equal(torch.stack(codes), golden["out.indices_after_each_step_64"].flatten(1))
-    weights = in_their_names(stage.tokenizer, stage.judge)
+    weights = in_their_names(stage.tokenizer, stage.discriminator)
     names = [key.removeprefix("final64.") for key in golden.tensors if key.startswith("final64.")]
     assert names
     for name in names:
@@ -372,7 +383,7 @@ def test_each_step_in_single_precision(path: Path, tmp_path: Path, monkeypatch: 
         for name in expected:
             bound = max(20 * golden.facts["max_abs_diff_32_vs_64"].get(name, 0.0), 2e-6)
             assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=bound), (step, name)
-    weights = in_their_names(stage.tokenizer, stage.judge)
+    weights = in_their_names(stage.tokenizer, stage.discriminator)
     names = [key.removeprefix("final32.") for key in golden.tensors if key.startswith("final32.")]
     assert names
     for name in names:

@@ -302,7 +302,7 @@ def test_wrong_settings(smalti: Runner, models: Path, tmp_path: Path) -> None:
     smalti.fails(
         *command, "--recipe", "smal", sentence="there is no recipe 'smal'.*did you mean 'small'.*demo, .*, small"
     )
-    smalti.fails(*command, "--set", "run.lenght=3", sentence="unknown key 'run.lenght'; did you mean 'length'")
+    smalti.fails(*command, "--set", "run.imagse=3", sentence="unknown key 'run.imagse'; did you mean 'images'")
     smalti.fails(*command, "--set", "images.size=[16,18]", sentence="16 x 18|18 x 16")
     assert not (tmp_path / "run").exists()
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from smalti.cli.console import CONSOLE, ERRORS
 from smalti.cli.main import app
-from smalti.core.progress import Watch, counting, plain_console, say
+from smalti.core.progress import ProgressReporter, counting, plain_console, say
 from tests.cli.test_cli import Runner
 from tests.cli.test_cli import smalti as smalti
 
@@ -58,11 +58,11 @@ def test_bars_and_lines_are_plain(name: str, terminal: bool) -> None:
         progress(3, 3)
     assert f"reading {name}" in printed(console)
     assert f"u{name}" in printed(console)
-    with Watch(console, title=f"run {name}", tensorboard=None, quiet=False) as watch:
-        watch.begin(seen=1, length=10, unit=f"i{name}")
-        watch.advance(5)
-        watch.report(f"part {name}", 5, {f"loss {name}": 0.5})
-        watch.say(f"of {name}")
+    with ProgressReporter(console, title=f"run {name}", tensorboard=None, quiet=False) as progress:
+        progress.begin(seen=1, length=10, unit=f"i{name}")
+        progress.advance(5)
+        progress.report(f"part {name}", 5, {f"loss {name}": 0.5})
+        progress.say(f"of {name}")
     for said in (f"run {name}", f"i{name}", f"part {name}", f"loss {name} 0.5", f"of {name}"):
         assert said in printed(console)
 

@@ -25,7 +25,7 @@ from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop, View
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
-from smalti.encoding.annotators import SAYINGS, view_box
+from smalti.encoding.annotators import ANNOTATORS, view_box
 from smalti.pipeline import Pipeline
 from smalti.prior.window import Window
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
@@ -133,10 +133,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = {"images": images, "keypoints": ["left foot", "right foot"]}
     (folder / "objects.json").write_text(json.dumps(file), "utf-8")
     recipe = str(write_recipe(folder / "small.yaml"))
-    settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=("run.length=8",))
+    settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=("run.images=8",))
     train_tokenizer(folder / "images", folder / "tokenizer", settings=settings, console=QUIET)
     of_labels = (
-        "run.length=8", "images.file_type=labels", "objective.pixel=cross_entropy", "objective.adversarial.weight=0",
+        "run.images=8", "images.file_type=labels", "objective.pixel=cross_entropy", "objective.adversarial.weight=0",
         "model.quantizer.codebook_size=9",
     )  # fmt: skip
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=of_labels)
@@ -156,7 +156,7 @@ def crops_of(folder: Path, *, seed: int = 5) -> Crops:
 
 def test_where_a_part_lies_is_said(home: Path) -> None:
     crops = crops_of(home)
-    sayer = SAYINGS["coordinates"](None, {"levels": 100}, crops, (2, 2), 8)
+    sayer = ANNOTATORS["coordinates"](None, {"levels": 100}, crops, (2, 2), 8)
     mirrored = 0
     for draw in range(12):
         view = crops.view(3, draw)
@@ -171,7 +171,7 @@ def test_where_a_part_lies_is_said(home: Path) -> None:
 
 def test_objects_are_said_as_they_are_seen(home: Path) -> None:
     crops = crops_of(home)
-    sayer = SAYINGS["layout"](home / "objects.json", {"encode_crop": False}, crops, (2, 2), 8)
+    sayer = ANNOTATORS["layout"](home / "objects.json", {"encode_crop": False}, crops, (2, 2), 8)
     assert isinstance(sayer.condition, Layout)
     settings = sayer.condition.settings
     assert isinstance(settings, LayoutSettings)
@@ -192,7 +192,7 @@ def test_objects_are_said_as_they_are_seen(home: Path) -> None:
 
 def objects_of(home: Path, **options: object) -> tuple[LayoutSettings, list[str]]:
     """The settings of a layout of half the objects, and the classes that the whole image 0 is said to show."""
-    sayer = SAYINGS["layout"](home / "objects.json", options, crops_of(home), (2, 2), 8)
+    sayer = ANNOTATORS["layout"](home / "objects.json", options, crops_of(home), (2, 2), 8)
     settings = sayer.condition.settings  # type: ignore[attr-defined]
     whole = View(0, 0, (SIDE, SIDE), (SIDE, SIDE), mirrored=False)
     seen = decode_layout(sayer.of(crops_of(home))(0, whole, 0).tolist(), settings)
@@ -231,7 +231,7 @@ def tmp_path_of(home: Path, folder: Path) -> Path:
 
 def test_figures_are_said_as_they_are_seen(home: Path) -> None:
     crops = crops_of(home)
-    sayer = SAYINGS["keypoints"](home / "objects.json", {}, crops, (2, 2), 8)
+    sayer = ANNOTATORS["keypoints"](home / "objects.json", {}, crops, (2, 2), 8)
     for draw in range(8):
         view = crops.view(0, draw)
         codes = sayer.of(crops)(0, view, draw).tolist()
@@ -271,7 +271,7 @@ def test_figures_are_said_as_they_are_seen(home: Path) -> None:
 )
 def test_what_cannot_be_said(home: Path, name: str, data: str | None, options: dict[str, int], message: str) -> None:
     with pytest.raises(SmaltiError, match=message):
-        SAYINGS[name](None if data is None else home / data, options, crops_of(home), (2, 2), 8)
+        ANNOTATORS[name](None if data is None else home / data, options, crops_of(home), (2, 2), 8)
 
 
 def test_from_files_to_samples(home: Path) -> None:
@@ -294,7 +294,7 @@ def test_from_files_to_samples(home: Path) -> None:
     assert label.tolist() == [int(shards.training.labels[0])]
     assert layout.shape == (5 + 16,)
     assert condition.parts[2].settings.classes == ("tree",)  # type: ignore[attr-defined]
-    overrides = ("run.length=640", "condition_dropout=0.5")
+    overrides = ("run.codes=640", "condition_dropout=0.5")
     settings = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)
     train_prior(shards, home / "tokenizer", home / "told", settings=settings, console=QUIET)
     (home / "whole").mkdir()
@@ -318,7 +318,7 @@ def test_from_files_to_samples(home: Path) -> None:
 
 def test_coordinates_are_encoded_with_the_images(home: Path) -> None:
     words = ["train", "prior", home / "images", "--tokenizer", home / "tokenizer", "--out", home / "placed"]
-    more = ["--recipe", home / "small.yaml", "--set", "run.length=64", "--set", "condition=coordinates"]
+    more = ["--recipe", home / "small.yaml", "--set", "run.codes=64", "--set", "condition=coordinates"]
     ran = CliRunner().invoke(app, [str(word) for word in (*words, *more)])
     assert ran.exit_code == 0, ran.output
     shards = open_codes(home / "placed" / "codes")

@@ -66,7 +66,7 @@ def test_large_maps_are_encoded_in_strips(kind: str, scale: int, monkeypatch: py
     given = [value(kind, scale * 160, scale * 96), value(kind, scale * 160, scale * 96)]
     whole = condition.codes(given, grid=grid)
     monkeypatch.setattr(module, "LARGE", 2**10)
-    monkeypatch.setattr(module, "strip_rows", lambda tokenizer, width: 16)
+    monkeypatch.setattr(module, "tile_rows", lambda tokenizer, width: 16)
     image, most = type(condition)._image, []
 
     def watched(self: Any, part: Tensor) -> Tensor:

@@ -241,7 +241,7 @@ def test_a_file_tells_what_it_told_in_training(name: str, kind: str, size: tuple
     else:
         image = chance.randint(256, size=(*size, 3)).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "file.png")
-    source = open_source(tmp_path, kind=data_kinds.KINDS[kind](None))
+    source = open_source(tmp_path, file_type=data_kinds.FILE_TYPES[kind](None))
     in_training = Crops(source, source.images, size=(8, 12), channels=KINDS[name], crop=CenterCrop(), seed=0)
     expected = in_training.to_images(in_training[0, 0].image)
     condition = maps(name)

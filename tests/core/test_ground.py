@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import errno
 import importlib
+import inspect
 import json
 import os
 import re
@@ -146,9 +147,10 @@ def settings_classes() -> list[type]:
             if isinstance(node, ast.ClassDef) and "settings" in [ast.unparse(item) for item in node.decorator_list]:
                 module = ".".join(path.relative_to(source).with_suffix("").parts)
                 found.append(getattr(importlib.import_module(module), node.name))
-    return found
+    return [cls for cls in found if not inspect.isabstract(cls)]
 
 
+EVERY = {"log_every": 1, "validate_every": 2, "sample_every": 3, "checkpoint_every": 4}
 NEEDED: dict[str, dict[str, Any]] = {
     "TransformerSettings": {"codebook_size": 16},
     "GPTSettings": {"vocab_size": 20, "codebook_size": 16},
@@ -227,13 +229,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "LabelsSettings": {"labels": ("day", "night")},
     "LayoutSettings": {"classes": ("tree", "house"), "codebook_size": 64},
     "SpatialConditionSettings": {"kind": "depth", "key": "depth", "grid": (2, 3)},
-    "RunSettings": {
-        "length": 100,
-        "log_every": 1,
-        "validate_every": 2,
-        "sample_every": 3,
-        "checkpoint_every": 4,
-    },
+    "TokenizerRun": {"images": 100, **EVERY},
+    "PriorRun": {"codes": 100, **EVERY},
     "PrefixSettings": {"size": 16, "length": 6, "fingerprint": "0123", "condition": {"name": "spatial"}},
     "PartSettings": {"shards": (2, 1), "copies": 8, "damaged": 0, "data": {"path": "a"}},
     "CodesSettings": {
@@ -247,7 +244,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     },
 }
 """What stands in place of the values that have no default."""
-NEEDED["TokenizerTraining"] = NEEDED["PriorTraining"] = {"run": NEEDED["RunSettings"]}
+NEEDED["TokenizerTraining"] = {"run": NEEDED["TokenizerRun"]}
+NEEDED["PriorTraining"] = {"run": NEEDED["PriorRun"]}
 NEEDED["CodesSettings"]["training"] = NEEDED["CodesSettings"]["validation"] = NEEDED["PartSettings"]
 
 

@@ -161,7 +161,7 @@ def test_more_codes_than_distinct_features_start_on_the_features(normalized: boo
 
 def test_a_simvq_starts_on_features_that_are_all_alike() -> None:
     quantizer = SimVQ(SimVQSettings(codebook_size=16, codebook_dim=6))
-    quantizer.start(torch.full((2, 6, 4, 4), 0.5), generator=torch.Generator())
+    quantizer.init_codebook(torch.full((2, 6, 4, 4), 0.5), generator=torch.Generator())
     assert bool(quantizer.vectors().isfinite().all())
     with pytest.raises(SmaltiError, match="the covariance of the features holds values that are not finite"):
-        quantizer.start(torch.full((2, 6, 4, 4), math.nan), generator=torch.Generator())
+        quantizer.init_codebook(torch.full((2, 6, 4, 4), math.nan), generator=torch.Generator())

@@ -15,9 +15,9 @@ from smalti.core.errors import SmaltiError
 from smalti.data.annotations.objects import check_annotated_size
 from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops
-from smalti.data.paired import Said
+from smalti.data.paired import AnnotatedCrops
 from smalti.data.sources import open_source
-from smalti.encoding.annotators import SAYINGS
+from smalti.encoding.annotators import ANNOTATORS
 
 POINTS = ["nose", "tail"]
 
@@ -69,9 +69,9 @@ def test_boxes_of_turned_photos_are_those_of_the_photo_as_it_is_seen(
     stored, turned = (32, 48), (48, 32)
     crops = photos(tmp_path / "photos", stored, orientation=orientation)
     seen, other = (turned, stored) if orientation > 4 else (stored, turned)
-    said = Said(crops, SAYINGS[key](write(tmp_path, seen), {}, crops, (2, 2), 8).of(crops))
+    said = AnnotatedCrops(crops, ANNOTATORS[key](write(tmp_path, seen), {}, crops, (2, 2), 8).of(crops))
     assert len(said.example(1, 0)) > 0
-    said = Said(crops, SAYINGS[key](write(tmp_path, other), {}, crops, (2, 2), 8).of(crops))
+    said = AnnotatedCrops(crops, ANNOTATORS[key](write(tmp_path, other), {}, crops, (2, 2), 8).of(crops))
     with pytest.raises(SmaltiError, match=f"says that 1.jpg is {other[0]}x{other[1]} .* and it is {seen[0]}x{seen[1]}"):
         said.example(1, 0)
 

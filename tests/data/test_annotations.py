@@ -11,7 +11,7 @@ import pytest
 
 from smalti.core.errors import SmaltiError
 from smalti.data.annotations.annotation_files import read_annotations
-from smalti.data.annotations.objects import Annotated, Thing, beside
+from smalti.data.annotations.objects import Annotated, ObjectAnnotation, beside
 from smalti.data.sources import ImageEntry, open_source
 from smalti.scenes.painter import KEYPOINTS, LABELS, paint
 from smalti.scenes.scene_files import write_scenes
@@ -42,7 +42,7 @@ def test_a_file_written_by_hand(tmp_path: Path) -> None:
     path = written(tmp_path / "boxes.json", by_hand(TREE, {**TREE, "class": "bush", "occluded": True, "group": True}))
     read = read_annotations(path)
     assert (read.path, read.classes, read.keypoints) == (path, ("bush", "tree"), ())
-    tree = Thing("tree", (0.25, 0.5, 0.25, 0.5))
+    tree = ObjectAnnotation("tree", (0.25, 0.5, 0.25, 0.5))
     assert read.images == {"street/04": (tree, tree._replace(name="bush", occluded=True, group=True))}
 
 
@@ -163,7 +163,7 @@ def test_shares_may_be_rounded_up(tmp_path: Path) -> None:
 
 
 def annotated(*names: str) -> Annotated:
-    images = {name: (Thing(name, (0.0, 0.0, 1.0, 1.0)),) for name in names}
+    images = {name: (ObjectAnnotation(name, (0.0, 0.0, 1.0, 1.0)),) for name in names}
     return Annotated(Path("boxes.json"), names, (), {**images, "empty": ()})
 
 
@@ -214,8 +214,8 @@ def test_coco_by_eye(tmp_path: Path) -> None:
     assert (read.classes, read.keypoints) == (("person", "dog"), ("nose", "left_eye"))
     assert list(read.images) == ["0007", "0003"]
     dog, person = read.images["0007"]
-    assert dog == Thing("dog", (0.25, 0.25, 0.5, 0.5), group=True)
-    assert person == Thing("person", about(0.95, 0.9, 0.05, 0.1), keypoints=((0.1, 0.5), None))
+    assert dog == ObjectAnnotation("dog", (0.25, 0.25, 0.5, 0.5), group=True)
+    assert person == ObjectAnnotation("person", about(0.95, 0.9, 0.05, 0.1), keypoints=((0.1, 0.5), None))
     assert read.images["0003"] == ()
 
 
@@ -225,7 +225,7 @@ def test_panoptic_entries_are_taken_apart(tmp_path: Path) -> None:
         "annotations": [{"image_id": 3, "segments_info": [{"id": 5, "category_id": 18, "bbox": [1, 2, 3, 4]}]}],
     }
     read = read_annotations(written(tmp_path / "panoptic.json", content))
-    assert read.images["0003"] == (Thing("dog", (0.1, 0.2, 0.3, 0.4)),)
+    assert read.images["0003"] == (ObjectAnnotation("dog", (0.1, 0.2, 0.3, 0.4)),)
 
 
 def test_a_folder_of_coco_joins_things_and_stuff(tmp_path: Path) -> None:
@@ -317,8 +317,11 @@ def test_open_images_by_eye(tmp_path: Path) -> None:
     read = read_annotations(tmp_path)
     assert read.classes == ("Tree", "Houseplant, green", "Case (/m/3)", "Case (/m/4)")
     assert read.images == {
-        "0a": (Thing("Tree", (0.25, 0.0, 0.25, 1.0), occluded=True), Thing("Case (/m/4)", (0.0, 0.0, 1.0, 1.0))),
-        "0b": (Thing("Houseplant, green", (0.0, 0.5, 1.0, 0.25), group=True, depiction=True, inside=True),),
+        "0a": (
+            ObjectAnnotation("Tree", (0.25, 0.0, 0.25, 1.0), occluded=True),
+            ObjectAnnotation("Case (/m/4)", (0.0, 0.0, 1.0, 1.0)),
+        ),
+        "0b": (ObjectAnnotation("Houseplant, green", (0.0, 0.5, 1.0, 0.25), group=True, depiction=True, inside=True),),
     }
     assert read_annotations(table).images == read.images
     written(tmp_path / "train-images-boxable.csv", "image_name,image_url\n0a.jpg,there\n0c.jpg,there\n")
@@ -379,8 +382,8 @@ def test_visual_genome_by_eye(tmp_path: Path) -> None:
     read = read_annotations(path)
     assert read.classes == ("car", "tree")
     assert read.images == {
-        "12": (Thing("tree", (0.25, 0.0, 0.5, 1.0)),),
-        "2": (Thing("car", (0.0, 0.25, 0.25, 0.25)),),
+        "12": (ObjectAnnotation("tree", (0.25, 0.0, 0.5, 1.0)),),
+        "2": (ObjectAnnotation("car", (0.0, 0.25, 0.25, 0.25)),),
     }
     assert read_annotations(tmp_path).images == read.images
 
@@ -439,5 +442,5 @@ def test_open_images_as_it_is_published() -> None:
     assert (len(read.classes), len(read.images)) == (601, 200)
     assert sum(map(len, read.images.values())) == 948 + 894
     hat = read.images["000ab31e6be35fed"][0]
-    assert hat == Thing("Fedora", about(0.013125, 0.288333, 0.290625, 0.445834))
+    assert hat == ObjectAnnotation("Fedora", about(0.013125, 0.288333, 0.290625, 0.445834))
     assert len(beside(open_source(folder / "validation").images, read)) == 100

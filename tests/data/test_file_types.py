@@ -24,7 +24,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data.code_shards import open_codes
 from smalti.data.crops import CenterCrop, RandomCrop
-from smalti.data.file_types import COLOR, KINDS, Color, Depth, Kind, Labels, kind_of
+from smalti.data.file_types import COLOR, FILE_TYPES, Color, Depth, FileType, Labels, file_type_of
 from smalti.data.loader import Crops, batches, in_order
 from smalti.data.sources import open_source, split
 from smalti.hub.pretrained import find_model
@@ -38,8 +38,8 @@ from tests import reference
 CHANNELS = {"color": 3, "labels": 5, "depth": 1, "edges": 1}
 
 
-def kind(name: str) -> Kind:
-    return KINDS[name](None)
+def kind(name: str) -> FileType:
+    return FILE_TYPES[name](None)
 
 
 def numbers(name: str, place: int, height: int = 24, width: int = 40) -> npt.NDArray[Any]:
@@ -61,7 +61,7 @@ def files(folder: Path, name: str, *, count: int = 6, **size: int) -> Path:
 
 
 def crops(folder: Path, name: str, **changed: Any) -> Crops:
-    source = open_source(folder, kind=changed.pop("kind", kind(name)))
+    source = open_source(folder, file_type=changed.pop("kind", kind(name)))
     given = {"size": (12, 20), "channels": CHANNELS[name], "crop": RandomCrop(zoom=(1, 1.5)), "seed": 0, **changed}
     return Crops(source, source.images, **given)
 
@@ -69,7 +69,7 @@ def crops(folder: Path, name: str, **changed: Any) -> Crops:
 # ------------------------------------------------------------------------------------------------------ from file to tokenizer
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FILE_TYPES)
 @pytest.mark.parametrize("size", [(12, 20), (20, 12), (16, 16)])
 def test_examples_become_what_the_tokenizer_is_given(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     data = crops(files(tmp_path, name), name, size=size)
@@ -82,7 +82,7 @@ def test_examples_become_what_the_tokenizer_is_given(name: str, size: tuple[int,
     assert torch.equal(data.to_images(data[2, 7].image), data.to_images(torch.stack([data[2, 7].image]))[0])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FILE_TYPES)
 def test_a_whole_file_is_given_as_it_is(name: str, tmp_path: Path) -> None:
     """Nothing is scaled where the size is that of the file: by eye, what it must be."""
     data = crops(files(tmp_path, name), name, size=(24, 40), crop=CenterCrop())
@@ -123,7 +123,7 @@ def test_sixteen_bits_reach_the_tokenizer(name: str, tmp_path: Path) -> None:
         assert len(set(data[0, 0].image[0].flatten().tolist())) == 16 * 64
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FILE_TYPES)
 def test_a_cache_keeps_little_and_changes_nothing(name: str, tmp_path: Path) -> None:
     files(tmp_path, name)
     kept, read = crops(tmp_path, name), crops(tmp_path, name, cache_mib=0)
@@ -244,8 +244,10 @@ def test_the_last_channel_is_not_for_a_label_too(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_kinds_that_a_tokenizer_cannot_be_given_are_told(kind: Kind, channels: int, said: str, tmp_path: Path) -> None:
-    source = open_source(files(tmp_path, "labels"), kind=kind)
+def test_kinds_that_a_tokenizer_cannot_be_given_are_told(
+    kind: FileType, channels: int, said: str, tmp_path: Path
+) -> None:
+    source = open_source(files(tmp_path, "labels"), file_type=kind)
     with pytest.raises(SmaltiError, match=said):
         Crops(source, source.images, size=(8, 8), channels=channels, crop=CenterCrop(), seed=0)
 
@@ -262,27 +264,27 @@ def test_photographs_are_no_label_maps(tmp_path: Path) -> None:
     with pytest.raises(
         SmaltiError, match=r"no label maps in .*; it holds 1 file of the kind \.jpg; label maps are \.bmp"
     ):
-        open_source(tmp_path, kind=Labels())
+        open_source(tmp_path, file_type=Labels())
 
 
 # ------------------------------------------------------------------------------------------------------- what models say of it
 
 
 @pytest.mark.parametrize("given", [Color(), Labels(), Labels(255), Depth()])
-def test_a_kind_is_read_back_from_what_it_says(given: Kind) -> None:
+def test_a_kind_is_read_back_from_what_it_says(given: FileType) -> None:
     said = json.loads(json.dumps(given.described()))
-    assert kind_of({"smalti": "0.1.0", **said}, channels=1) == given
-    assert given.name in KINDS
+    assert file_type_of({"smalti": "0.1.0", **said}, channels=1) == given
+    assert given.name in FILE_TYPES
 
 
 def test_tokenizers_that_do_not_say_what_they_read_are_judged_by_their_channels() -> None:
-    assert [kind_of({}, channels=channels).name for channels in (1, 3, 4)] == ["color"] * 3
-    assert kind_of({}, channels=183) == Labels()
+    assert [file_type_of({}, channels=channels).name for channels in (1, 3, 4)] == ["color"] * 3
+    assert file_type_of({}, channels=183) == Labels()
     with pytest.raises(SmaltiError, match=r"an unknown kind of files, 'lables'; did you mean 'labels'"):
-        kind_of({"kind": "lables"}, channels=3)
+        file_type_of({"kind": "lables"}, channels=3)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FILE_TYPES)
 def test_data_are_described_by_what_they_are(name: str, tmp_path: Path) -> None:
     described = crops(files(tmp_path, name), name).described()
     assert ("kind" in described) == (name != "color")  # codes that were made before there were kinds are as they were
@@ -304,7 +306,7 @@ def test_likeness_and_looks_of_label_maps() -> None:
 
 OBJECTIVE = {"perceptual": "none", "adversarial": {"weight": 0.0}}
 RUN: dict[str, Any] = {
-    "run": {"length": 24, "batch": 4, "log_every": 8, "validate_every": 24, "sample_every": 24, "checkpoint_every": 24,
+    "run": {"images": 24, "batch": 4, "log_every": 8, "validate_every": 24, "sample_every": 24, "checkpoint_every": 24,
             "accelerator": "cpu", "tensorboard": False},
     "model": {
         "autoencoder": {
@@ -333,11 +335,11 @@ def shown(run: Path) -> npt.NDArray[Any]:
     return read_image(image, channels=3, name=str(image))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FILE_TYPES)
 def test_a_tokenizer_learns_every_kind_and_encodes_it(name: str, tmp_path: Path) -> None:
     data, run, codes = files(tmp_path / "data", name, count=12), tmp_path / "run", tmp_path / "codes"
     train_tokenizer(data, run, settings=training(name), console=Console(quiet=True))
-    assert kind_of(find_model(run, kind="tokenizer").about, channels=CHANNELS[name]) == kind(name)
+    assert file_type_of(find_model(run, kind="tokenizer").about, channels=CHANNELS[name]) == kind(name)
     lines = [line for line in read_metrics(run) if line["part"] == "validation"]
     assert ("accuracy" in lines[-1]) == (name == "labels")
     assert ("psnr" in lines[-1]) == (name != "labels")
@@ -352,7 +354,7 @@ def test_a_tokenizer_learns_every_kind_and_encodes_it(name: str, tmp_path: Path)
     assert written.meta.grid == (4, 6)
     assert written.meta.training.data.get("kind", "color") == name
     model = VQGAN.from_pretrained(run)
-    source = open_source(data, kind=kind(name))
+    source = open_source(data, file_type=kind(name))
     kept = split(source.images, validation=0.05)[1]  # the share that `smalti encode` holds out
     held_out = Crops(source, kept, size=(16, 24), channels=CHANNELS[name], crop=CenterCrop(), seed=0)
     (batch,) = in_order(held_out, batch=len(held_out))
@@ -383,9 +385,9 @@ def test_images_of_four_channels_are_learned(tmp_path: Path) -> None:
     [
         (
             training("labels", pixel="l1"),
-            r"objective\.pixel = l1 is not for label maps, and images\.kind = labels; for label",
+            r"objective\.pixel = l1 is not for label maps, and images\.file_type = labels; for label",
         ),
-        (training("color", pixel="bce"), r"objective\.pixel = bce is for label maps, and images\.kind = color"),
+        (training("color", pixel="bce"), r"objective\.pixel = bce is for label maps, and images\.file_type = color"),
         (training("depth", channels=3), "a depth map has 1 channel, and the tokenizer takes 3"),
         (training("labels", unlabeled=2), r"images\.unlabeled = 2 is one of the 5 labels"),
         (training("color", channels=7), "a tokenizer of 7 channels is given no images"),

@@ -15,7 +15,7 @@ import yaml
 from smalti.cli.info import info
 from smalti.core.errors import SmaltiError
 from smalti.core.files import open_file, read_json, read_text
-from smalti.data.file_types import KINDS
+from smalti.data.file_types import FILE_TYPES
 from smalti.data.folders import PathFinder, files_below, written_here
 from smalti.data.sources import open_source
 from smalti.images.io import DamagedImage, save_png
@@ -55,7 +55,7 @@ def test_settings_of_other_programs_make_no_result(text: str, tmp_path: Path) ->
 def test_of_scenes_below_a_folder_one_sub_folder_counts(kind: str, folder: str, tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", count=1, size=(16, 16))
     fill(tmp_path, {"own/1.png": make_image(1)})
-    keys = [each.key for each in open_source(tmp_path, kind=KINDS[kind](None)).images]
+    keys = [each.key for each in open_source(tmp_path, file_type=FILE_TYPES[kind](None)).images]
     assert [key.split("/")[:2] for key in keys] == [["own", "1.png"], ["scenes", folder]]
 
 
@@ -129,7 +129,7 @@ def test_what_is_no_file_is_a_damaged_image(kind: str, tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert [each.key for each in source.images] == ["a.png", "x.png"]
     for depth in (False, True):
-        source = open_source(tmp_path, kind=KINDS["depth" if depth else "color"](None))
+        source = open_source(tmp_path, file_type=FILE_TYPES["depth" if depth else "color"](None))
         with pytest.raises(DamagedImage, match=r"x\.png cannot be read \(it is a .*, not a file\)"):
             source.read(source.images[1], 1)
 

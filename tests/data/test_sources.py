@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from smalti.core.errors import SmaltiError
-from smalti.data.file_types import KINDS
+from smalti.data.file_types import FILE_TYPES
 from smalti.data.sources import ImageEntry, Source, holds_many, open_source, split
 from smalti.images.io import DamagedImage
 from smalti.scenes.scene_classes import write_scenes
@@ -71,8 +71,8 @@ def test_the_folder_of_scenes_is_not_that_of_their_images(kind: str, folder: str
     """It was read with label maps, depths and edges as images, whose labels were `images`, `depths` ..., without a word."""
     write_scenes(tmp_path / "scenes", count=2, size=(16, 16))
     with pytest.raises(SmaltiError, match=rf"holds scenes, .* give .*scenes/{folder}$"):
-        open_source(tmp_path / "scenes", kind=KINDS[kind](None))
-    assert len(open_source(tmp_path / "scenes" / folder, kind=KINDS[kind](None)).images) == 2
+        open_source(tmp_path / "scenes", file_type=FILE_TYPES[kind](None))
+    assert len(open_source(tmp_path / "scenes" / folder, file_type=FILE_TYPES[kind](None)).images) == 2
 
 
 def test_labels_do_not_depend_on_how_accents_are_spelled(tmp_path: Path) -> None:

@@ -214,11 +214,11 @@ def test_one_image_of_a_sample_is_taken(tmp_path: Path) -> None:
     both = {"1.seg.png": make_image(1), "1.jpg": make_image(2), "1.npy": b""}
     path = tarred(tmp_path / "a.tar", both)
     assert [each.key for each in open_source(path).images] == ["a/1.jpg"]
-    assert [each.key for each in open_source(path, kind=Labels()).images] == ["a/1.seg.png"]
+    assert [each.key for each in open_source(path, file_type=Labels()).images] == ["a/1.seg.png"]
     with pytest.raises(
         SmaltiError, match=r"the sample 1 of .*a\.tar holds several images \(jpg, npy\); a sample is one"
     ):
-        open_source(path, kind=Depth())
+        open_source(path, file_type=Depth())
     with pytest.raises(SmaltiError, match=r"the sample x/1 of .*b\.tar holds several images \(a\.png, b\.png\)"):
         open_source(tarred(tmp_path / "b.tar", {"x/1.b.png": b"", "x/1.a.png": b""}))
     with tarfile.open(tmp_path / "c.tar", "w") as archive:

@@ -44,7 +44,7 @@ def test_backslashes_part_folders(tmp_path: Path) -> None:
 
 def test_label_maps_with_backslashes_go_with_images(tmp_path: Path) -> None:
     images = open_source(fill(tmp_path / "p", {"cats/1.png": make_image(1), "dogs/2.png": make_image(2)}))
-    maps = open_source(zipped(tmp_path / "m.zip", {"dogs\\2.png": b"", "cats\\1.png": b""}), kind=Labels())
+    maps = open_source(zipped(tmp_path / "m.zip", {"dogs\\2.png": b"", "cats\\1.png": b""}), file_type=Labels())
     assert [each.key for each in beside(images.images, maps)] == ["cats/1.png", "dogs/2.png"]
 
 

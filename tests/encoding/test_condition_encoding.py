@@ -17,9 +17,9 @@ from smalti.conditions.spatial import SpatialCondition
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop
-from smalti.data.file_types import COLOR, KINDS
+from smalti.data.file_types import COLOR, FILE_TYPES
 from smalti.data.loader import Crops
-from smalti.data.paired import CutAlike, Paired, beside
+from smalti.data.paired import AlignedCrops, Paired, beside
 from smalti.data.sources import open_source, split
 from smalti.images.io import edges, read_image, to_tensor
 from smalti.model_loading import load_tokenizer
@@ -50,12 +50,12 @@ def write_pairs(folder: Path, *, count: int = 10) -> Path:
 
 
 def paired(folder: Path, *, crop: RandomCrop | None = None) -> Paired:
-    images, maps = open_source(folder / "images"), open_source(folder / "maps", kind=KINDS["labels"](None))
+    images, maps = open_source(folder / "images"), open_source(folder / "maps", file_type=FILE_TYPES["labels"](None))
     cut = crop or RandomCrop(zoom=(1.0, 1.5))
     crops = Crops(images, images.images, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
     found = beside(images.images, maps)
     files = Crops(maps, found, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
-    return Paired(crops, [CutAlike(crops, files)])
+    return Paired(crops, [AlignedCrops(crops, files)])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`images` and `maps`, a tokenizer for each, `codes` of both, `told`, a prior on those, and the recipe `small.yaml`."""
     folder = write_pairs(tmp_path_factory.mktemp("telling"))
     recipe = str(write_recipe(folder / "small.yaml"))
-    overrides = ("run.length=8",)
+    overrides = ("run.images=8",)
     plain = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=overrides)
     train_tokenizer(folder / "images", folder / "tokenizer", settings=plain, console=QUIET)
     of_labels = (
@@ -74,7 +74,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_tokenizer(folder / "maps", folder / "maps-tokenizer", settings=labels, console=QUIET)
     ran = encode(folder, "codes")
     assert ran.exit_code == 0, ran.output
-    training = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=("run.length=640",))
+    training = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=("run.codes=640",))
     train_prior(open_codes(folder / "codes"), folder / "tokenizer", folder / "told", settings=training, console=QUIET)
     return folder
 
@@ -100,20 +100,22 @@ def test_both_show_the_same_part(tmp_path: Path) -> None:
 
 def test_maps_go_with_images_by_name(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
-    images, maps = open_source(folder / "images"), open_source(folder / "maps", kind=KINDS["labels"](None))
+    images, maps = open_source(folder / "images"), open_source(folder / "maps", file_type=FILE_TYPES["labels"](None))
     found = beside(images.images[::-1], maps)
     assert [image.key for image in found] == [image.key for image in images.images[::-1]]
     (folder / "maps" / "a" / "02.png").unlink()
     (folder / "maps" / "a" / "04.png").unlink()
     with pytest.raises(SmaltiError, match=r"no a/02\.\* in .*maps for the image a/02.png, and 1 more"):
-        beside(images.images, open_source(folder / "maps", kind=KINDS["labels"](None)))
+        beside(images.images, open_source(folder / "maps", file_type=FILE_TYPES["labels"](None)))
 
 
 def test_two_maps_of_one_image_are_refused(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
     Image.new("L", (SIDE, SIDE)).save(folder / "maps" / "a" / "00.tif")
     with pytest.raises(SmaltiError, match=r"a/00\.png and a/00\.tif .* belong to one image"):
-        beside(open_source(folder / "images").images, open_source(folder / "maps", kind=KINDS["labels"](None)))
+        beside(
+            open_source(folder / "images").images, open_source(folder / "maps", file_type=FILE_TYPES["labels"](None))
+        )
 
 
 def test_a_map_of_another_size_is_named(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_the_condition_reaches_the_prior(home: Path, tmp_path: Path, monkeypatch
         return nll(prior, prefix, codes, **more)
 
     monkeypatch.setattr("smalti.training.stage2.nats", watched)
-    overrides = ("run.length=64", "condition_dropout=0", "network.dropout=0")
+    overrides = ("run.codes=64", "condition_dropout=0", "network.dropout=0")
     training = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)
     shards = open_codes(home / "codes")
     train_prior(shards, home / "tokenizer", tmp_path / "run", settings=training, console=QUIET)
@@ -187,7 +189,7 @@ def test_what_has_no_label_is_known_again_when_images_are_laid(home: Path, tmp_p
         copy.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.where(drawn == 2, 255, drawn).astype(np.uint8)).save(copy)
     overrides = (
-        "run.length=8", "images.file_type=labels", "images.unlabeled=255", "objective.pixel=cross_entropy",
+        "run.images=8", "images.file_type=labels", "images.unlabeled=255", "objective.pixel=cross_entropy",
         "objective.adversarial.weight=0",
     )  # fmt: skip
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
@@ -248,7 +250,7 @@ def test_the_same_command_again_makes_nothing_anew(home: Path) -> None:
 
 def test_edges_are_made_of_the_images_themselves(home: Path) -> None:
     overrides = (
-        "run.length=8",
+        "run.images=8",
         "images.file_type=edges",
         "model.autoencoder.channels=1",
         "objective.adversarial.weight=0",
@@ -273,12 +275,12 @@ def test_edges_are_made_of_the_images_themselves(home: Path) -> None:
     assert len(set(kept.flatten().tolist())) > 1
     labels = encode(home, "of-images", data="")
     assert labels.exit_code == 1
-    assert "cannot be made of images" in str(labels.exception)
+    assert "cannot be computed from images" in str(labels.exception)
 
 
 def test_smaller_copies_are_made_of_the_images_themselves(home: Path) -> None:
     overrides = (
-        "run.length=8",
+        "run.images=8",
         "images.size=[8,8]",
         "model.autoencoder.channel_multipliers=[1]",
         "objective.adversarial.weight=0",
@@ -298,7 +300,7 @@ def test_smaller_copies_are_made_of_the_images_themselves(home: Path) -> None:
 def test_what_edges_are() -> None:
     step = np.zeros((6, 8, 3), dtype=np.uint8)
     step[:, 4:] = 100
-    found = KINDS["edges"](None)
+    found = FILE_TYPES["edges"](None)
     assert edges(step)[:, :, 0].tolist() == [[0, 0, 0, 200, 200, 0, 0, 0]] * 6
     assert (edges(step.astype(np.uint16) * 257) == edges(step)).all()
     assert (edges(np.full((4, 4, 3), 255, dtype=np.uint8)) == 0).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smalti.data.annotations.objects import Thing
+from smalti.data.annotations.objects import ObjectAnnotation
 from smalti.experiments import condition_fidelity
 from smalti.experiments.condition_fidelity import ComparedImages, f_score, mean_iou, rank_correlation
 from smalti.experiments.scene_network import Judge, Known, Verdict, judged, train_judge
@@ -90,7 +90,12 @@ def test_boxes_that_show_their_class() -> None:
     labels[0, 8:12, 4:8] = house
     depths = torch.zeros(1, 1, SIDE, SIDE)
     shown, empty = painted(labels, depths), painted(torch.zeros_like(labels), depths)
-    things = [[Thing("house", (0.25, 0.5, 0.25, 0.25), keypoints=((0.3, 0.5),)), Thing("tree", (0.0, 0.0, 0.2, 0.2))]]
+    things = [
+        [
+            ObjectAnnotation("house", (0.25, 0.5, 0.25, 0.25), keypoints=((0.3, 0.5),)),
+            ObjectAnnotation("tree", (0.0, 0.0, 0.2, 0.2)),
+        ]
+    ]
     known = Known(shown, torch.zeros(1, dtype=torch.long), labels, depths)
     compared = ComparedImages(shown, empty, shown, known, things, Seeing())  # type: ignore[arg-type]
     all_of_them = condition_fidelity.boxes(compared, names=LABELS, only=lambda thing: True)

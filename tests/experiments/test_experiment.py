@@ -254,11 +254,11 @@ def test_a_damaged_image_is_left_out_and_told(home: Path, tmp_path: Path, capfd:
         (["reconstruction", "nowhere"], "no model folder nowhere"),
         (["reconstruction", "RUN", "--data", "DATA", "--set", "measured_at=[16, 18]"], r"tiles of 4 pixels.*at=\[16, 16\]"),
         (["reconstruction", "RUN", "--data", "DATA", "--set", "size=[16, 18]"], "set measured_at for the size"),
-        (["reconstruction", "RUN", "--data", "DATA", "--set", "tokenizer.run.length=9"], "models are given and none is trained"),
+        (["reconstruction", "RUN", "--data", "DATA", "--set", "tokenizer.run.images=9"], "models are given and none is trained"),
         (["reconstruction", "--data", "DATA", "--set", "scenes=9"], "no scenes are painted"),
-        (["reconstruction", "--set", "prior.run.length=9"], "no prior is trained in this study"),
+        (["reconstruction", "--set", "prior.run.codes=9"], "no prior is trained in this study"),
         (["reconstruction", "--set", "tokenizer.model.quantizer.codebook_size=9"], "decides model.quantizer.codebook_size itself"),
-        (["reconstruction", "--set", "tokenizer.run.lenght=9"], "unknown key 'run.lenght'; did you mean 'length'"),
+        (["reconstruction", "--set", "tokenizer.run.imagse=9"], "unknown key 'run.imagse'; did you mean 'images'"),
         (["reconstruction", "--set", "tokenizers=[{name: a}, {name: a}]"], "two tokenizers are called 'a'"),
         (["reconstruction", "--set", "tokenizers=[{name: a/b}]"], "tokenizers.0.name = 'a/b'"),
         (["reconstruction", "--data", "nowhere"], "there is no nowhere; images come from"),
@@ -300,7 +300,7 @@ def test_tokenizers_of_gray_and_color_are_not_compared(
 ) -> None:
     for place in range(4):
         save_png(tmp_path / "gray" / f"{place}.png", np.full((SIDE, SIDE, 1), 40 * place, np.uint8))
-    options = ["--recipe", home / "small.yaml", "--set", "model.autoencoder.channels=1", "--set", "run.length=4"]
+    options = ["--recipe", home / "small.yaml", "--set", "model.autoencoder.channels=1", "--set", "run.images=4"]
     smalti(capfd, "train", "tokenizer", tmp_path / "gray", "--out", tmp_path / "run", *options)
     run = home / "out" / result(home / "out")["steps"]["tokenizer-f4"]["folder"]
     ended = smalti(capfd, "experiment", "reconstruction", run, tmp_path / "run", "--out", tmp_path / "out")

@@ -35,9 +35,9 @@ STUDY = STUDIES[NAME]
 def asking(home: Path, *more: str) -> Asked:
     chosen = {
         "recipe": str(home / "small.yaml"),
-        "tokenizer": ["run.length=8"],
+        "tokenizer": ["run.images=8"],
         "maps": ["model.quantizer.codebook_size=9"],
-        "prior": ["run.length=64"],
+        "prior": ["run.codes=64"],
         "scenes": 24,
         "size": [SIDE, SIDE],
         "held_out": 0.2,

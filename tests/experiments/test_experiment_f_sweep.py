@@ -37,8 +37,8 @@ FACTORS = {"f1": 1, "f2": 2, "f4": 4}
 def chosen(home: Path) -> dict[str, Any]:
     return {
         "recipe": str(home / "small.yaml"),
-        "tokenizer": ["run.length=8"],
-        "prior": ["run.length=128", "run.validate_every=64", "run.sample_every=128"],
+        "tokenizer": ["run.images=8"],
+        "prior": ["run.codes=128", "run.validate_every=64", "run.sample_every=128"],
         "tokenizers": [
             {"name": "f2", "changes": ["model.autoencoder.channel_multipliers=[1]"]},
             {"name": "f4", "changes": ["model.autoencoder.channel_multipliers=[1, 1]"]},

@@ -144,9 +144,9 @@ def test_a_change_of_one_training_leaves_the_others_as_they_are(home: Path, tmp_
         ),
         ({"without": [{"name": "modern"}]}, (), "two trainings are called 'modern'"),
         ({"sets": [{"name": "a", "size": [8, 8]}] * 2}, (), "two sets of images are called 'a'"),
-        ({}, ("tokenizer.run.length=9",), "each training lasts as long as the others; set minutes"),
+        ({}, ("tokenizer.run.images=9",), "each training lasts as long as the others; set minutes"),
         ({}, ("tokenizer.run.ema_half_life=1",), "the study decides run.ema_half_life itself"),
-        ({}, ("prior.run.length=9",), "no prior is trained in this study"),
+        ({}, ("prior.run.codes=9",), "no prior is trained in this study"),
         ({}, ("scenes=9",), "images are given and no scenes are painted"),
     ],
 )  # fmt: skip
@@ -226,15 +226,15 @@ def test_parameters_may_differ_by_a_share() -> None:
 def test_a_training_is_as_long_as_the_minutes_allow() -> None:
     small = training("small-64")
     run = lasting(small, minutes=2.0, seconds_a_image=0.7).run
-    assert run.length == 168, "120 seconds are 171.4 images, in batches of 4"
+    assert run.images == 168, "120 seconds are 171.4 images, in batches of 4"
     assert (run.validate_every, run.checkpoint_every) == (14, 56)
-    assert lasting(small, minutes=1e-6, seconds_a_image=1.0).run.length == 4, "at least a step"
+    assert lasting(small, minutes=1e-6, seconds_a_image=1.0).run.images == 4, "at least a step"
 
 
 def test_the_pace_is_taken_away_from_the_borders_between_phases() -> None:
     """A step on the border would place the codes, which is done once in a training and not in each step."""
     small = nominal(training("small-64"))
-    assert small.run.length == NOMINAL
+    assert small.run.images == NOMINAL
     game = small.objective.adversarial
     borders = [0.0, small.quantize_from, game.start, game.start + game.ramp, 1.0]
     places = [(2 * number + 1) / (2 * PLACES) for number in range(PLACES)]

@@ -40,9 +40,9 @@ SEEDS = 3
 def chosen(home: Path) -> dict[str, Any]:
     return {
         "recipe": str(home / "small.yaml"),
-        "tokenizer": ["run.length=16"],
+        "tokenizer": ["run.images=16"],
         "prior": [
-            f"run.length={LENGTH}",
+            f"run.codes={LENGTH}",
             "network={name: gpt, layers: 1, embed_dim: 16, heads: 2}",
             "optimizer.lr=2e-3",
         ],

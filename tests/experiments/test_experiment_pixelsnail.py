@@ -36,8 +36,8 @@ BATCH = 4 * 16
 def chosen(home: Path) -> dict[str, Any]:
     return {
         "recipe": str(home / "small.yaml"),
-        "tokenizer": ["run.length=16"],
-        "prior": [f"run.length={LENGTH}"],
+        "tokenizer": ["run.images=16"],
+        "prior": [f"run.codes={LENGTH}"],
         "transformer": ["network={name: transformer, layers: 2, embed_dim: 24, heads: 2}"],
         "pixelsnail": [
             "network={name: pixelsnail, layers: 1, res_blocks: 1, embed_dim: 20, heads: 2}",
@@ -119,7 +119,7 @@ def test_the_clock_stands_still_while_held_out_codes_are_looked_at() -> None:
         {"part": "train", "seen": 5, "elapsed": 10.0},
         {"part": "validation", "seen": 5, "elapsed": 13.0, "nats": 4.0},
         {"part": "train", "seen": 10, "elapsed": 23.0},
-        {"part": "alarm", "seen": 10, "elapsed": 23.0},
+        {"part": "diagnostic", "seen": 10, "elapsed": 23.0},
         {"part": "validation", "seen": 10, "elapsed": 30.0, "nats": 3.0},
         {"part": "train", "seen": 15, "elapsed": 41.0},
         {"part": "validation", "seen": 15, "elapsed": 41.5, "nats": 3.5},
@@ -181,7 +181,7 @@ def test_a_training_of_another_length_validates_as_often(home: Path) -> None:
     training = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=[])
     for length in (640, 10**6):
         run = of_length(training.run, length)
-        assert run.length == run.sample_every == length
+        assert run.codes == run.sample_every == length
         assert run.log_every == run.validate_every == math.ceil(length / POINTS)
 
 

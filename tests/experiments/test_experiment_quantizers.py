@@ -40,7 +40,7 @@ SMALL = [
 def chosen(home: Path) -> dict[str, Any]:
     return {
         "recipe": str(home / "small.yaml"),
-        "training": ["run.length=16"],
+        "training": ["run.images=16"],
         "quantizers": SMALL,
         "size": [SIDE, SIDE],
         "pace_seconds": 0.01,
@@ -102,7 +102,7 @@ def test_every_quantizer_there_is_is_compared_with_as_many_codes(scale: str) -> 
         ("tokenizer.model.quantizer.codebook_size=9", "decides model.quantizer.codebook_size itself"),
         ("tokenizer.model={}", "decides model itself"),
         ("quantizers=[{name: a}, {name: a}]", "two quantizers are called 'a'"),
-        ("prior.run.length=9", "no prior is trained in this study"),
+        ("prior.run.codes=9", "no prior is trained in this study"),
     ],
 )
 def test_mistakes_are_sentences(home: Path, tmp_path: Path, override: str, sentence: str) -> None:

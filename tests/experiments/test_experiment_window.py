@@ -52,8 +52,8 @@ LAID += [(TILES, MIDDLE), (TILES, LARGEST), (WHOLE, LARGEST)]
 def asking(home: Path, *more: str, **changed: Any) -> Asked:
     chosen = {
         "recipe": str(home / "small.yaml"),
-        "tokenizer": ["run.length=8"],
-        "prior": ["run.length=64", "run.batch=8", "run.log_every=32", "run.validate_every=32"],
+        "tokenizer": ["run.images=8"],
+        "prior": ["run.codes=64", "run.batch=8", "run.log_every=32", "run.validate_every=32"],
         "transformer": ["network={layers: 1, embed_dim: 16, heads: 2}"],
         "neighborhood": ["network={name: neighborhood, radius: 2, layers: 1, embed_dim: 16, heads: 2}"],
         "parameters_within": 0.2,

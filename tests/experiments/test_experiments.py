@@ -204,7 +204,7 @@ def trainings(chosen: Numbers, asked: Asked) -> list[Step]:
     """As the studies to come: a tokenizer, its codes, then priors, the last trained as long as the one before took."""
     assert asked.data is not None
     images, recipe = Images.of(asked.data), str(asked.data.parent / "small.yaml")
-    tokenizer = steps.varied(recipe, shared=["run.length=16"], overrides=asked.of("tokenizer"), changes=[])
+    tokenizer = steps.varied(recipe, shared=["run.images=16"], overrides=asked.of("tokenizer"), changes=[])
 
     def encode(place: Place) -> dict[str, Any]:
         copies = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[]).encode
@@ -215,7 +215,7 @@ def trainings(chosen: Numbers, asked: Asked) -> list[Step]:
     def prior(layers: int) -> Work:
         def work(place: Place) -> dict[str, Any]:
             seen = place.before["prior-1"].outcome["seen"] if layers > 1 else 640
-            changes = [f"network.layers={layers}", f"run.length={seen}"]
+            changes = [f"network.layers={layers}", f"run.codes={seen}"]
             training = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[*asked.of("prior"), *changes])
             run, shards = place.before["tokenizer"].folder, place.before["codes"].folder / "codes"
             train_prior(open_codes(shards), run, place.folder, settings=training, console=place.console)
@@ -257,7 +257,7 @@ def test_a_tokenizer_of_other_workers_goes_on_and_of_other_length_is_another(tmp
         training = steps.varied(str(tmp_path / "small.yaml"), shared=[], overrides=overrides, changes=[])
         return steps.tokenizer("one", images=images, training=training).settings
 
-    assert described("run.workers=2") == described() != described("run.length=60")
+    assert described("run.workers=2") == described() != described("run.images=60")
     assert (
         described()["training"]["model"]["quantizer"]["codebook_size"]
         == RECIPE["tokenizer"]["model"]["quantizer"]["codebook_size"]

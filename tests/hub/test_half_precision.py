@@ -29,7 +29,7 @@ def test_a_machine_without_bfloat16_is_told(tmp_path: Path, has: bool, monkeypat
     write_images(tmp_path / "images")
     write_recipe(tmp_path / "small.yaml")
     monkeypatch.setattr(runs, "multiplies_bfloat16", lambda device: has)
-    overrides = ("run.length=4", "run.precision=bf16-mixed", "run.accelerator=cpu")
+    overrides = ("run.images=4", "run.precision=bf16-mixed", "run.accelerator=cpu")
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(tmp_path / "small.yaml"), overrides=overrides)
     said = io.StringIO()
     runs.train_tokenizer(tmp_path / "images", tmp_path / "run", settings=settings, console=Console(file=said))

@@ -14,7 +14,7 @@ from PIL import Image
 from smalti.conditions.map_files import read_edges
 from smalti.core.errors import SmaltiError
 from smalti.data.crops import CenterCrop
-from smalti.data.file_types import KINDS
+from smalti.data.file_types import FILE_TYPES
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
 from smalti.evaluation.prepared_images import FILTERS, fitted
@@ -49,7 +49,7 @@ def test_training_leaves_thin_images_out_before_it_scales_them(
 ) -> None:
     for name, size in (("good.png", (200, 200)), ("thin.png", full)):
         Image.new("L" if kind in ("labels", "depth") else "RGB", size[::-1]).save(tmp_path / name)
-    source = open_source(tmp_path, kind=KINDS[kind](None))
+    source = open_source(tmp_path, file_type=FILE_TYPES[kind](None))
     channels = {"color": 3, "labels": 5}.get(kind, 1)
     crops = Crops(source, source.images, size=SIZE, channels=channels, crop=CenterCrop(), seed=0)
     crops.example(0, 0)

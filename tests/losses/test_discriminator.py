@@ -65,8 +65,8 @@ def made(name: str, **values: Any) -> Discriminator:
 def test_logits_have_the_documented_grid(
     name: str, norm: str, spectral: bool, channels: int, layers: int, stem: int
 ) -> None:
-    judge = made(name, channels=channels, layers=layers, norm=norm, space_to_depth=stem, spectral=spectral)
-    logits = judge(noise(2, channels, 48, 64))
+    discriminator = made(name, channels=channels, layers=layers, norm=norm, space_to_depth=stem, spectral=spectral)
+    logits = discriminator(noise(2, channels, 48, 64))
     factor, lost = stem * 2**layers, {"patch": 2, "blur": 0}[name]
     assert logits.shape == (2, 1, 48 // factor - lost, 64 // factor - lost)
     assert logits.isfinite().all()
@@ -162,20 +162,20 @@ def test_what_is_too_fine_for_the_grid_is_gone() -> None:
 def test_a_logit_of_the_blurred_one_sees_a_patch_of_the_documented_size() -> None:
     torch.manual_seed(0)
     settings = BlurSettings(base_channels=8, norm="none")
-    judge = BlurDiscriminator(settings)
+    discriminator = BlurDiscriminator(settings)
     images = noise(1, 3, 160, 160).requires_grad_()
-    (gradient,) = torch.autograd.grad(judge(images)[0, 0, 10, 10], images)
+    (gradient,) = torch.autograd.grad(discriminator(images)[0, 0, 10, 10], images)
     touched = gradient.abs().sum((0, 1, 2)).nonzero().flatten()
     assert int(touched.max() - touched.min()) + 1 == 64 == (9 * 2**settings.layers - 4) * settings.space_to_depth
 
 
 def test_the_blurred_ones_smallest_image_gives_four_logits() -> None:
     """With a single position a group of one channel would have nothing to be normalized by."""
-    judge = BlurDiscriminator(BlurSettings(base_channels=8))
-    assert judge.smallest == 16
-    assert judge(noise(1, 3, 16, 16)).shape == (1, 1, 2, 2)
+    discriminator = BlurDiscriminator(BlurSettings(base_channels=8))
+    assert discriminator.smallest == 16
+    assert discriminator(noise(1, 3, 16, 16)).shape == (1, 1, 2, 2)
     with pytest.raises(SmaltiError, match=r"16x14 are too small.*2 layers and stem 2.*16 pixels"):
-        judge(noise(1, 3, 16, 14))
+        discriminator(noise(1, 3, 16, 14))
 
 
 # --- spectral normalization ----------------------------------------------------------------------------------------
@@ -184,11 +184,11 @@ def test_the_blurred_ones_smallest_image_gives_four_logits() -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_convolution_has_the_largest_singular_value_1(name: str) -> None:
     torch.manual_seed(0)
-    judge = made(name, spectral=True, norm="none")
+    discriminator = made(name, spectral=True, norm="none")
     for _ in range(200):
-        judge(noise(1, 3, 32, 32))
-    judge.eval()
-    convolutions = [layer for layer in judge.modules() if isinstance(layer, nn.Conv2d)]
+        discriminator(noise(1, 3, 32, 32))
+    discriminator.eval()
+    convolutions = [layer for layer in discriminator.modules() if isinstance(layer, nn.Conv2d)]
     assert len(convolutions) == 4
     for layer in convolutions:
         assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1.0, rel=1e-2)
@@ -197,24 +197,24 @@ def test_every_convolution_has_the_largest_singular_value_1(name: str) -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_normalized_weights_survive_copies_and_evaluation(name: str) -> None:
     torch.manual_seed(0)
-    judge = made(name, spectral=True)
-    judge(noise(2, 3, 32, 32))
-    other, twin = made(name, spectral=True), copy.deepcopy(judge).eval()
-    other.load_state_dict(judge.state_dict())
+    discriminator = made(name, spectral=True)
+    discriminator(noise(2, 3, 32, 32))
+    other, twin = made(name, spectral=True), copy.deepcopy(discriminator).eval()
+    other.load_state_dict(discriminator.state_dict())
     images = noise(2, 3, 32, 32, seed=1)
-    logits = judge.eval()(images)
+    logits = discriminator.eval()(images)
     torch.testing.assert_close(other.eval()(images), logits)
     torch.testing.assert_close(twin(images), logits)
-    assert judge(images).equal(logits)  # the singular value stands still
+    assert discriminator(images).equal(logits)  # the singular value stands still
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_two_passes_wait_for_one_backward(name: str) -> None:
     """The iteration of the second pass must not spoil what the first one keeps. The gradient is that of what was computed."""
     torch.manual_seed(0)
-    judge = made(name, spectral=True)
-    fake, real = judge(noise(2, 3, 32, 32)), judge(noise(2, 3, 32, 32, seed=1))
-    gradients = torch.autograd.grad((fake - real).square().mean(), list(judge.parameters()))
+    discriminator = made(name, spectral=True)
+    fake, real = discriminator(noise(2, 3, 32, 32)), discriminator(noise(2, 3, 32, 32, seed=1))
+    gradients = torch.autograd.grad((fake - real).square().mean(), list(discriminator.parameters()))
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.abs().max() > 0 for gradient in gradients)
 
@@ -222,12 +222,12 @@ def test_two_passes_wait_for_one_backward(name: str) -> None:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_in_half_precision_the_normalized_weights_are_nearly_the_same(name: str) -> None:
     torch.manual_seed(0)
-    judge = made(name, spectral=True)
+    discriminator = made(name, spectral=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for _ in range(20):
-            half = judge(noise(2, 3, 32, 32))
-    exact = judge.eval()(noise(2, 3, 32, 32))
-    assert all(buffer.dtype == torch.float32 for buffer in judge.buffers() if buffer.is_floating_point())
+            half = discriminator(noise(2, 3, 32, 32))
+    exact = discriminator.eval()(noise(2, 3, 32, 32))
+    assert all(buffer.dtype == torch.float32 for buffer in discriminator.buffers() if buffer.is_floating_point())
     assert (half - exact).abs().max() < 0.1 * exact.std() + 0.02
 
 

@@ -29,7 +29,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-# --- the adversarial game ------------------------------------------------------------------------------------------
+# --- adversarial losses --------------------------------------------------------------------------------------------
 
 REAL, FAKE = torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 0.0]])
 
@@ -51,17 +51,17 @@ def softplus(value: float) -> float:
     ],
 )
 def test_games_have_their_hand_values(name: str, discriminator: float, generator: float) -> None:
-    game = ADVERSARIAL[name]
-    assert math.isclose(game.discriminator(REAL, FAKE).item(), discriminator, rel_tol=1e-6)
-    assert math.isclose(game.generator(FAKE).item(), generator, rel_tol=1e-6)
+    losses = ADVERSARIAL[name]
+    assert math.isclose(losses.discriminator(REAL, FAKE).item(), discriminator, rel_tol=1e-6)
+    assert math.isclose(losses.generator(FAKE).item(), generator, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_the_two_sides_of_a_game_pull_apart(name: str) -> None:
-    game = ADVERSARIAL[name]
+    losses = ADVERSARIAL[name]
     real, fake = (torch.zeros(2, 1, 3, 3, requires_grad=True) for _ in range(2))
-    up, down = torch.autograd.grad(game.discriminator(real, fake), (real, fake))
-    (generator,) = torch.autograd.grad(game.generator(fake), fake)
+    up, down = torch.autograd.grad(losses.discriminator(real, fake), (real, fake))
+    (generator,) = torch.autograd.grad(losses.generator(fake), fake)
     assert (up < 0).all()
     assert (down > 0).all()
     assert (generator < 0).all()
@@ -135,8 +135,8 @@ def test_in_double_precision_the_game_is_exact(first: torch.dtype, other: torch.
     assert (anchors.real.dtype, anchors.fake.dtype) == (torch.float64, torch.float64)
     assert math.isclose(anchors.real.item(), 0.4 * 11 / 18, rel_tol=1e-14)
     assert math.isclose(lecam(real, fake, anchors.real, anchors.fake).item(), lecam_by_hand(), rel_tol=1e-14)
-    for game in ADVERSARIAL.values():
-        assert game.discriminator(real, fake).dtype == game.generator(fake).dtype == torch.float64
+    for losses in ADVERSARIAL.values():
+        assert losses.discriminator(real, fake).dtype == losses.generator(fake).dtype == torch.float64
 
 
 def lecam_by_hand() -> float:

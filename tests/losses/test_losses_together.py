@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
@@ -15,11 +16,11 @@ from smalti.losses.adversarial import LeCam
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.losses.objective import ObjectiveSettings, ReconstructionLoss
 from smalti.tokenizer.quantizers import Quantized
-from smalti.training.gan_step import PLAYS, Players, Strength, play_of
+from smalti.training.gan_step import GAN, UPDATES, AdversarialSchedule, StepInputs, gan_step
 
 BATCH, SIDE, STEPS = 4, 16, 3
 
-GAMES: dict[str, dict[str, Any]] = {
+GANS: dict[str, dict[str, Any]] = {
     "adaptive weight and LeCam": {"lecam": 0.5, "discriminator": {"base_channels": 8, "layers": 1}},
     "R1, blurred and spectral": {
         "r1": 2.0,
@@ -54,52 +55,50 @@ def random_images() -> Tensor:
     return drawn * 2 - 1
 
 
-def played(name: str, play: str, *, rank: int, world: int) -> dict[str, Any]:
+def trained(name: str, updates: str, *, rank: int, world: int) -> dict[str, Any]:
     """Some steps of one of `world` processes with its share of every batch -> what it recorded and where it came."""
     torch.manual_seed(0)
-    values = {"perceptual": "none", "adversarial": {"updates": play, **GAMES[name]}}
+    values = {"perceptual": "none", "adversarial": {"updates": updates, **GANS[name]}}
     settings = parse(ObjectiveSettings, values, where="test")
-    judge_settings = settings.adversarial.discriminator
-    networks: list[Any] = [_Tokenizer().double(), DISCRIMINATORS[judge_settings.name](judge_settings).double()]
+    chosen = settings.adversarial.discriminator
+    networks: list[Any] = [_Tokenizer().double(), DISCRIMINATORS[chosen.name](chosen).double()]
     with torch.no_grad():
         for parameter in networks[1].parameters():
             parameter.mul_(3.0)
     wrapped = [DistributedDataParallel(network) for network in networks] if world > 1 else networks
     optimizers = [torch.optim.SGD(network.parameters(), lr=0.05) for network in networks]
 
-    def mover(place: int) -> Any:
-        def step() -> Tensor:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in networks[place].parameters() if p.grad is not None])
-            optimizers[place].step()
-            optimizers[place].zero_grad()
-            return norm
-
-        return step
-
-    players = Players(
-        generate=wrapped[0],
-        judge=wrapped[1],
-        score=ReconstructionLoss(settings),
+    gan = GAN(
+        fabric=Fabric(accelerator="cpu"),
+        autoencoder=wrapped[0],
+        discriminator=wrapped[1],
+        discriminator_weights=list(wrapped[1].parameters()),
+        reconstruction_loss=ReconstructionLoss(settings),
         last_layer=networks[0].last.weight,
         settings=settings,
-        backward=torch.autograd.backward,
-        judge_weights=list(wrapped[1].parameters()),
-        move_generator=mover(0),
-        move_judge=mover(1),
+        optimizer=optimizers[0],
+        discriminator_optimizer=optimizers[1],
     )
-    recorded, anchors, share = [], LeCam.start(), BATCH // world
+    recorded, ema, share = [], LeCam.start(), BATCH // world
     for batch in random_images():
         images = batch[rank * share : (rank + 1) * share]
-        result = play_of(settings)(players, images, quantize=_unused, strength=Strength(0.7, 1.0), anchors=anchors)
-        anchors = result.anchors
+        inputs = StepInputs(
+            quantize=_unused,
+            schedule=AdversarialSchedule(0.7, 1.0),
+            lecam_ema=ema,
+            lr=0.05,
+            discriminator_lr=0.05,
+        )
+        result = gan_step(gan, images, inputs)
+        ema = result.lecam_ema
         recorded.append({key: value.double() for key, value in result.values.items()})
     state = [{key: value.clone() for key, value in network.state_dict().items()} for network in networks]
-    return {"recorded": recorded, "anchors": dict(anchors._asdict()), "state": state}
+    return {"recorded": recorded, "lecam_ema": dict(ema._asdict()), "state": state}
 
 
 def _half(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    found = {f"{name} {play}": played(name, play, rank=rank, world=2) for name in GAMES for play in PLAYS}
+    found = {f"{name} {updates}": trained(name, updates, rank=rank, world=2) for name in GANS for updates in UPDATES}
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -113,16 +112,16 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("play", sorted(PLAYS))
-@pytest.mark.parametrize("name", GAMES)
-def test_two_processes_play_as_one(name: str, play: str, both: list[dict[str, Any]]) -> None:
-    alone = played(name, play, rank=0, world=1)
-    halves = [found[f"{name} {play}"] for found in both]
+@pytest.mark.parametrize("updates", sorted(UPDATES))
+@pytest.mark.parametrize("name", GANS)
+def test_two_processes_train_as_one(name: str, updates: str, both: list[dict[str, Any]]) -> None:
+    alone = trained(name, updates, rank=0, world=1)
+    halves = [found[f"{name} {updates}"] for found in both]
     for half in halves:
         for a, b in zip(half["state"], alone["state"], strict=True):
             for key in a:
                 torch.testing.assert_close(a[key], b[key], rtol=1e-9, atol=1e-11, msg=f"{name}: {key}")
-        torch.testing.assert_close(half["anchors"], alone["anchors"], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(half["lecam_ema"], alone["lecam_ema"], rtol=1e-10, atol=1e-12)
     for step, expected in enumerate(alone["recorded"]):
         first, second = (half["recorded"][step] for half in halves)
         assert first.keys() == second.keys() == expected.keys()

@@ -188,10 +188,10 @@ def published() -> LogitDistance:
 
 def test_squeezenets_logits_are_those_of_the_scores(published: LogitDistance) -> None:
     """The same network as in the evaluation, which was compared with torchvision's."""
-    judge = SqueezeNetFeatures()
-    judge.load_state_dict(published.network.state_dict())
+    features = SqueezeNetFeatures()
+    features.load_state_dict(published.network.state_dict())
     whole = torch.randint(256, (2, 3, 48, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    torch.testing.assert_close(published.logits(whole / 127.5 - 1), judge(whole).logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(published.logits(whole / 127.5 - 1), features(whole).logits, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_shown_counts_more_than_where_it_stands(published: LogitDistance) -> None:

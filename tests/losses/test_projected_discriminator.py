@@ -36,28 +36,28 @@ def test_there_is_a_logit_of_each_scale_at_each_place_of_the_finest(mixing: str,
 
 
 def test_only_the_heads_learn() -> None:
-    judge = made()
-    learned = {name.split(".")[0] for name, weight in judge.named_parameters() if weight.requires_grad}
+    discriminator = made()
+    learned = {name.split(".")[0] for name, weight in discriminator.named_parameters() if weight.requires_grad}
     assert learned == {"heads"}
     images = noise(1, 3, 32, 32).requires_grad_()
-    torch.autograd.backward(judge(images).mean())
+    torch.autograd.backward(discriminator(images).mean())
     assert images.grad is not None
     assert images.grad.abs().max() > 0
-    frozen = [weight for weight in judge.parameters() if not weight.requires_grad]
+    frozen = [weight for weight in discriminator.parameters() if not weight.requires_grad]
     assert frozen
     assert all(weight.grad is None for weight in frozen)
 
 
 def test_a_scale_weighs_as_much_as_another() -> None:
     """The mean over all logits is the mean over scales of their own means, however many places a scale has."""
-    judge = made()
-    for number, head in enumerate(judge.heads):
+    discriminator = made()
+    for number, head in enumerate(discriminator.heads):
         for layer in head.modules():
             if isinstance(layer, nn.Conv2d):
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
         head.register_forward_hook(lambda module, given, result, number=number: torch.full_like(result, 10.0**number))
-    assert judge(noise(1, 3, 32, 48)).mean().item() == pytest.approx(1111 / 4)
+    assert discriminator(noise(1, 3, 32, 48)).mean().item() == pytest.approx(1111 / 4)
 
 
 def test_the_mixing_is_that_of_its_seed() -> None:
@@ -79,15 +79,15 @@ def test_mixing_across_scales_is_its_definition() -> None:
 
 
 def test_it_learns_to_tell_an_image_from_its_blur_within_steps() -> None:
-    judge = made()
+    discriminator = made()
     optimizer = torch.optim.Adam(
-        [weight for weight in judge.parameters() if weight.requires_grad], lr=2e-3, betas=(0.0, 0.99)
+        [weight for weight in discriminator.parameters() if weight.requires_grad], lr=2e-3, betas=(0.0, 0.99)
     )
     real = F.interpolate(noise(4, 3, 24, 24), (48, 48), mode="nearest")
     fake = F.avg_pool2d(real, 5, stride=1, padding=2)
     losses = []
     for _ in range(25):
-        loss = ADVERSARIAL["hinge"].discriminator(judge(real), judge(fake))
+        loss = ADVERSARIAL["hinge"].discriminator(discriminator(real), discriminator(fake))
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -96,11 +96,11 @@ def test_it_learns_to_tell_an_image_from_its_blur_within_steps() -> None:
 
 
 def test_r1_and_double_precision_work() -> None:
-    judge = made().double()
+    discriminator = made().double()
     images = noise(1, 3, 32, 32).double().requires_grad_()
-    (gradient,) = torch.autograd.grad(judge(images).sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
     torch.autograd.backward(gradient.square().sum())
-    assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in judge.parameters())
+    assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in discriminator.parameters())
 
 
 def test_its_settings_are_read_by_name() -> None:
@@ -112,10 +112,10 @@ def test_its_settings_are_read_by_name() -> None:
 
 
 def test_other_images_are_refused() -> None:
-    for judge, images, words in (
+    for discriminator, images, words in (
         (made(), noise(1, 1, 32, 32), "of 3 channels, these have 1"),
         (made(channels=4), noise(1, 4, 32, 32), "it knows 1 and 3"),
         (made(), noise(1, 3, 32, 8), "32x8 are too small"),
     ):
         with pytest.raises(SmaltiError, match=words):
-            judge(images)
+            discriminator(images)

@@ -416,7 +416,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(path / "images")
     write_recipe(path / "small.yaml")
     training = resolve(
-        TokenizerTraining, stage="tokenizer", recipe=str(path / "small.yaml"), overrides=["run.length=16"]
+        TokenizerTraining, stage="tokenizer", recipe=str(path / "small.yaml"), overrides=["run.images=16"]
     )
     train_tokenizer(path / "images", path / "tokenizer", settings=training, console=QUIET)
     return path
@@ -436,7 +436,7 @@ def test_the_recipes_of_the_transformer_train_it_too(home: Path) -> None:
 
 @pytest.mark.parametrize("given", ["run.accumulate=2", "run.recompute=true"])
 def test_parts_and_what_is_computed_again_change_nothing(home: Path, given: str) -> None:
-    fixed = ("network.name=pixelsnail", "network.dropout=0", "condition_dropout=0", "run.length=320")
+    fixed = ("network.name=pixelsnail", "network.dropout=0", "condition_dropout=0", "run.codes=320")
     plain, other = (
         load_prior(find_model(small_prior(home, out, *fixed, *more), kind="prior"))[0]
         for out, more in (("plain", ()), (given, (given,)))

@@ -289,7 +289,7 @@ def test_every_setting_is_read_by_something() -> None:
     # A format's number is read from the plain values, before they are settings.
     read |= {ast.unparse(node.slice).strip("'") for node in nodes if isinstance(node, ast.Subscript)}
     fields = [field for tree in TREES.values() for field in settings_fields(tree)]
-    assert {("RunSettings", "length"), ("AutoencoderSettings", "patch_size"), ("PriorTraining", "condition")} <= set(
+    assert {("TokenizerRun", "images"), ("AutoencoderSettings", "patch_size"), ("PriorTraining", "condition")} <= set(
         fields
     )
     assert not [f"{cls}.{field}" for cls, field in fields if field not in read]

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.tokenizer.tiled import any_size
-from smalti.tokenizer.tiled.any_size import LARGE, decode_of_any_size, encode_of_any_size, strip_rows, strips_of
-from smalti.tokenizer.tiled.tiled_layers import decode_in_strips, features_in_strips
+from smalti.tokenizer.tiled.any_size import LARGE, decode_of_any_size, decode_tiles, encode_of_any_size, tile_rows
+from smalti.tokenizer.tiled.tiled_layers import decode_tiled, features_tiled
 from smalti.tokenizer.tiled.work import Progress, unwatched
 from smalti.tokenizer.vqgan import VQGAN
 from tests.tokenizer.test_tiled_layers import AUTOENCODERS, away, random_images
 from tests.tokenizer.test_tokenizer import noise, small
 
 
-class Told:
+class ProgressCalls:
     """Notes what a progress is told."""
 
     def __init__(self) -> None:
@@ -53,20 +53,20 @@ def test_a_image_of_1024_pixels_is_that_of_the_whole(monkeypatch: pytest.MonkeyP
     exact = copy.deepcopy(model).double()
     images = random_images(model, (side, side + 1), batch=1)
     assert images.shape[2] * images.shape[3] > LARGE
-    told = Told()
-    quantized = encode_of_any_size(model, images, progress=told)
-    assert told.ended(1024)
+    calls = ProgressCalls()
+    quantized = encode_of_any_size(model, images, progress=calls)
+    assert calls.ended(1024)
     assert away(exact.features(images.double()), features_of(model, images, rows=124)) < 1e-4
     truth = exact.decode(exact.latents_of(quantized.codes))
-    told = Told()
-    assert away(decode_of_any_size(model, model.latents_of(quantized.codes), progress=told), truth) < 1e-4
-    assert told.ended(1024)
-    assert len(list(strips_of(model, quantized.latents))) == 9  # of 124 rows
+    calls = ProgressCalls()
+    assert away(decode_of_any_size(model, model.latents_of(quantized.codes), progress=calls), truth) < 1e-4
+    assert calls.ended(1024)
+    assert len(list(decode_tiles(model, quantized.latents))) == 9  # of 124 rows
 
 
 def features_of(model: VQGAN, images: Tensor, *, rows: int, progress: Progress = unwatched) -> Tensor:
     """Before codes are chosen."""
-    return features_in_strips(
+    return features_tiled(
         model, lambda first, last: images[:, :, first:last], images.shape[2], rows=rows, progress=progress
     )
 
@@ -74,13 +74,13 @@ def features_of(model: VQGAN, images: Tensor, *, rows: int, progress: Progress =
 @torch.no_grad()
 def test_small_images_take_the_way_of_the_whole() -> None:
     model = small()
-    images, told = random_images(model, (3, 4), batch=3), Told()
+    images, calls = random_images(model, (3, 4), batch=3), ProgressCalls()
     whole = model.encode(images)
     for one, other in zip(whole, encode_of_any_size(model, images), strict=True):
         assert torch.equal(one, other)
-    assert torch.equal(decode_of_any_size(model, whole.latents, progress=told), model.decode(whole.latents))
-    assert told.calls == [(12, 12)]
-    assert len(list(strips_of(model, whole.latents))) == 1
+    assert torch.equal(decode_of_any_size(model, whole.latents, progress=calls), model.decode(whole.latents))
+    assert calls.calls == [(12, 12)]
+    assert len(list(decode_tiles(model, whole.latents))) == 1
 
 
 @pytest.mark.usefixtures("by_strips")
@@ -88,16 +88,16 @@ def test_small_images_take_the_way_of_the_whole() -> None:
 def test_large_images_are_taken_one_by_one() -> None:
     model = copy.deepcopy(small()).double()
     images = random_images(model, (5, 4), batch=3).double()
-    whole, told, batches = model.encode(images), Told(), set()
+    whole, calls, batches = model.encode(images), ProgressCalls(), set()
     quantized = encode_of_any_size(model, images)
     assert torch.equal(quantized.codes, whole.codes)
     assert away(quantized.latents, whole.latents) < 1e-12
     assert abs(quantized.loss - whole.loss) < 1e-12
     hook = model.decoder.conv_out.register_forward_hook(lambda module, given, made: batches.add(made.shape[0]))
-    assert away(decode_of_any_size(model, whole.latents, progress=told), model.decode(whole.latents)) < 1e-12
+    assert away(decode_of_any_size(model, whole.latents, progress=calls), model.decode(whole.latents)) < 1e-12
     hook.remove()
     assert batches == {1, 3}  # 3 is the whole
-    assert told.ended(3 * 20)
+    assert calls.ended(3 * 20)
 
 
 @pytest.mark.usefixtures("by_strips")
@@ -127,10 +127,10 @@ def test_rows_of_a_strip(width: int, rows: int) -> None:
         "channel_multipliers": [1, 2],
         "middle_attention": False,
     }
-    assert strip_rows(small(**autoencoder), width) == rows
-    assert strip_rows(small(**{**autoencoder, "patch_size": 2}), 2 * width) == 2 * rows
-    assert strip_rows(small(**{**autoencoder, "base_channels": 8, "decoder_base_channels": 64}), width) == rows
-    assert strip_rows(small(**{**autoencoder, "decoder_base_channels": 8}), width) == rows
+    assert tile_rows(small(**autoencoder), width) == rows
+    assert tile_rows(small(**{**autoencoder, "patch_size": 2}), 2 * width) == 2 * rows
+    assert tile_rows(small(**{**autoencoder, "base_channels": 8, "decoder_base_channels": 64}), width) == rows
+    assert tile_rows(small(**{**autoencoder, "decoder_base_channels": 8}), width) == rows
 
 
 @pytest.mark.parametrize(("autoencoder", "grid"), AUTOENCODERS)
@@ -138,22 +138,22 @@ def test_rows_of_a_strip(width: int, rows: int) -> None:
 def test_all_work_is_counted(autoencoder: dict[str, Any], grid: tuple[int, int]) -> None:
     model = small(**autoencoder)
     for rows in (1, 5, 1000):
-        images, told = random_images(model, grid), Told()
-        features = features_of(model, images, rows=rows, progress=told)
-        assert told.ended(images.shape[2])
-        told = Told()
-        for _ in decode_in_strips(model, features, rows=rows, progress=told):
+        images, calls = random_images(model, grid), ProgressCalls()
+        features = features_of(model, images, rows=rows, progress=calls)
+        assert calls.ended(images.shape[2])
+        calls = ProgressCalls()
+        for _ in decode_tiled(model, features, rows=rows, progress=calls):
             pass
-        assert told.ended(images.shape[2])
+        assert calls.ended(images.shape[2])
 
 
 @torch.no_grad()
 def test_half_of_the_work_is_told_as_half() -> None:
     """One level, no attention, one row at a time: half of the multiplications are half of the calls, of each layer."""
     model = small(patch_size=1, channel_multipliers=[1], middle_attention=False, latent_channels=8)
-    told = Told()
-    for _ in decode_in_strips(model, noise(1, 4, 40, 3), rows=40, progress=told):
+    calls = ProgressCalls()
+    for _ in decode_tiled(model, noise(1, 4, 40, 3), rows=40, progress=calls):
         pass
     weights = [each.numel() for each in model.decoder.parameters() if each.dim() == 4]
     done = torch.tensor(weights).cumsum(0) * 40 // sum(weights)
-    assert sorted({count for count, _ in told.calls}) == sorted(set(done.tolist()))
+    assert sorted({count for count, _ in calls.calls}) == sorted(set(done.tolist()))

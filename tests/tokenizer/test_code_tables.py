@@ -96,7 +96,7 @@ def test_a_table_keeps_the_values_of_its_codes() -> None:
 
 def test_a_table_changes_the_codes_and_nothing_else() -> None:
     plain, made = quantizer(), quantizer(remap={"used": 3, "unknown": "extra"})
-    expected, found, relaxed = plain(features()), made(features()), made.relaxed(features())
+    expected, found, relaxed = plain(features()), made(features()), made.bypass(features())
     assert torch.equal(found.latents, expected.latents)
     assert torch.equal(found.loss, expected.loss)
     places = torch.tensor([1, 3, 3, 2, 0, 3])
@@ -110,7 +110,7 @@ def test_a_table_changes_the_codes_and_nothing_else() -> None:
 def test_k_means_places_the_codes_that_are_not_in_the_table_too() -> None:
     made = quantizer(remap={"used": 3})
     before = made.codebook.detach().clone()
-    made.start(features(), generator=torch.Generator().manual_seed(0))
+    made.init_codebook(features(), generator=torch.Generator().manual_seed(0))
     assert (made.codebook != before).any(1).all()
 
 
@@ -119,6 +119,6 @@ def test_only_codes_of_the_table_restart() -> None:
     made = quantizer(usage_decay=0.0, remap={"used": 3, "unknown": "extra"})
     before = made.codebook.detach().clone()
     codes = torch.tensor([1, 1, 1, 2]).repeat(20).view(2, 8, 5)
-    assert made.observe(features(), codes, generator=torch.Generator().manual_seed(0)) == 1
+    assert made.update_codebook(features(), codes, generator=torch.Generator().manual_seed(0)) == 1
     assert torch.equal((made.codebook != before).any(1), torch.tensor([False] * 4 + [True, False]))
     torch.testing.assert_close(made.use[USED], torch.tensor([1.0, 2.25, 0.75]))

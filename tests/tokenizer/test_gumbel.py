@@ -50,7 +50,7 @@ def test_training_draws_as_pytorch_does(hard: bool, used: bool) -> None:
     made = quantizer(used=used, straight_through=hard, temperature={"start": 0.7, "peak": 0.7, "end": 0.7})
     features, direction = noise(2, 3, 4, 5).requires_grad_(), noise(2, 3, 4, 5, seed=1)
     torch.manual_seed(3)
-    quantized = made.at(0, length=10)(features)
+    quantized = made.schedule(0, length=10)(features)
 
     rows = torch.tensor(USED if used else range(6))
     logits = made.projection(features)[:, rows]
@@ -70,7 +70,7 @@ def test_training_draws_as_pytorch_does(hard: bool, used: bool) -> None:
 def test_hard_latents_are_exactly_those_of_the_code() -> None:
     """The original leaves the rounding of 1 - p + p in them."""
     made = quantizer()
-    quantized = made.at(0, length=10)(noise(2, 3, 4, 5))
+    quantized = made.schedule(0, length=10)(noise(2, 3, 4, 5))
     assert torch.equal(quantized.latents, made.lookup(quantized.codes))
 
 
@@ -144,9 +144,9 @@ def test_the_loss_is_the_distance_from_the_uniform_distribution(used: bool) -> N
     logits = made.logits(features).movedim(1, -1)
     uniform = Categorical(logits=torch.zeros_like(logits))
     nats = kl_divergence(Categorical(logits=logits), uniform).mean() + math.log(6 / logits.shape[-1])
-    for quantized in (made(features), made.at(0, length=10)(features), made.at(9, length=10)(features)):
+    for quantized in (made(features), made.schedule(0, length=10)(features), made.schedule(9, length=10)(features)):
         torch.testing.assert_close(quantized.loss, 0.3 * nats)
-    assert made.relaxed(features).loss.item() == 0
+    assert made.bypass(features).loss.item() == 0
 
 
 def test_the_loss_lies_between_0_and_the_logarithm_of_the_size() -> None:
@@ -201,7 +201,7 @@ def test_training_follows_its_plan(plan: dict[str, float], seen: int, expected: 
     """Times are shares of the training up to 1, and images above."""
     made, features = quantizer(straight_through=False, temperature=plan), noise(2, 3, 4, 5)
     torch.manual_seed(5)
-    found = made.at(seen, length=1000)(features)
+    found = made.schedule(seen, length=1000)(features)
     torch.manual_seed(5)
     gumbel_noise = -torch.empty(2, 6, 4, 5).exponential_().log()
     wanted = made.choose(features, gumbel_noise, temperature=expected, hard=False)
@@ -216,7 +216,7 @@ def test_before_codes_are_used_they_are_drawn_without_a_loss() -> None:
     """Where they are not placed."""
     made = quantizer(kmeans_iterations=0, straight_through=False, temperature={"start": 0.3, "warmup": 0.5})
     features, results = noise(2, 3, 4, 5), []
-    for quantize in (made.relaxed, made.at(0, length=10)):
+    for quantize in (made.bypass, made.schedule(0, length=10)):
         torch.manual_seed(0)
         results.append(quantize(features))
     relaxed, first = results
@@ -227,7 +227,7 @@ def test_before_codes_are_used_they_are_drawn_without_a_loss() -> None:
 
 def test_before_codes_are_placed_features_are_left_alone() -> None:
     made, features = quantizer(), noise(2, 3, 4, 5).requires_grad_()
-    relaxed = made.relaxed(features)
+    relaxed = made.bypass(features)
     assert torch.equal(relaxed.latents, features)
     assert torch.equal(relaxed.codes, made(features).codes)
     assert relaxed.loss.item() == 0
@@ -237,8 +237,8 @@ def test_before_codes_are_placed_features_are_left_alone() -> None:
 def test_placed_codes_are_drawn_by_their_distance(used: bool) -> None:
     """exp(-|feature - code|^2 / 2 s^2), where s^2 is the mean squared distance of features from their codes."""
     made, features = quantizer(used=used), noise(2, 3, 6, 5)
-    assert made.start_features == 24
-    made.start(features, generator=torch.Generator().manual_seed(0))
+    assert made.init_features == 24
+    made.init_codebook(features, generator=torch.Generator().manual_seed(0))
     flat = features.permute(0, 2, 3, 1).reshape(-1, 3)
     squares = (flat[:, None] - made.codebook.detach()).square().sum(2)  # (N,K)
     assert len(torch.unique(squares.argmin(1))) == 6
@@ -250,16 +250,16 @@ def test_placed_codes_are_drawn_by_their_distance(used: bool) -> None:
 
 def test_fewer_features_than_codes_can_be_started_from() -> None:
     made = quantizer()
-    made.start(noise(1, 3, 1, 2), generator=torch.Generator().manual_seed(0))
+    made.init_codebook(noise(1, 3, 1, 2), generator=torch.Generator().manual_seed(0))
     assert all(torch.isfinite(parameter).all() for parameter in made.parameters())
 
 
 def test_nothing_is_placed_and_nothing_mended() -> None:
     made, features = quantizer(kmeans_iterations=0), noise(2, 3, 4, 5)
-    assert made.start_features == 0
+    assert made.init_features == 0
     before = {name: value.clone() for name, value in made.state_dict().items()}
-    made.start(features, generator=torch.Generator())
-    assert made.observe(features, torch.zeros(2, 4, 5, dtype=torch.int64), generator=torch.Generator()) == 0
+    made.init_codebook(features, generator=torch.Generator())
+    assert made.update_codebook(features, torch.zeros(2, 4, 5, dtype=torch.int64), generator=torch.Generator()) == 0
     for name, value in made.state_dict().items():
         assert torch.equal(value, before[name])
 

@@ -108,7 +108,7 @@ def test_running_means(normalized: bool) -> None:
         torch.testing.assert_close(found.latents, latents, rtol=1e-5, atol=1e-5)
         if not normalized:  # theirs measures the features before they are scaled
             torch.testing.assert_close(found.loss, loss.squeeze(), rtol=1e-5, atol=1e-5)
-        ours.observe(features, found.codes, generator=torch.Generator())
+        ours.update_codebook(features, found.codes, generator=torch.Generator())
         torch.testing.assert_close(ours.vectors(), other._codebook.embed[0], rtol=1e-4, atol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_finite_scalars(levels: tuple[int, ...]) -> None:
     assert same.float().mean() > 0.98
     torch.testing.assert_close(found.latents.movedim(1, -1)[same], latents.movedim(1, -1)[same])
     half = torch.tensor([level // 2 for level in levels]).view(-1, 1, 1)
-    bounded = ours.relaxed(features).latents * half
+    bounded = ours.bypass(features).latents * half
     from_edge = 0.5 - (bounded - bounded.round()).abs().amax(1)  # (B,h,w)
     assert same[from_edge > 0.01].all()
     assert (from_edge > 0.01).float().mean() > 0.8

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 
-from smalti.core.distributed import everyones
+from smalti.core.distributed import all_gather
 from smalti.core.settings import parse
 from smalti.tokenizer.quantizers import QUANTIZERS
 from smalti.tokenizer.vqgan import VQGANSettings
@@ -46,21 +46,23 @@ def trained(plain: dict[str, Any], *, mine: slice) -> tuple[dict[str, Tensor], i
     encoder: Any = module["encoder"]
     quantizer: Any = module["quantizer"]
     generator, moved = torch.Generator().manual_seed(5), 0
-    if quantizer.start_features:
-        quantizer.start(everyones(encoder(images(100)[mine]).detach()), generator=generator)
+    if quantizer.init_features:
+        quantizer.init_codebook(all_gather(encoder(images(100)[mine]).detach()), generator=generator)
     for step in range(STEPS):
         features = encoder(images(step)[mine])
         # Drawn codes are each process's own; what can be compared is the likeliest.
-        quantize = quantizer if settings.name == "gumbel" else quantizer.at(step, length=STEPS)
+        quantize = quantizer if settings.name == "gumbel" else quantizer.schedule(step, length=STEPS)
         quantized = quantize(features)
         loss = quantized.latents.square().mean() + quantized.loss
         parameters = list(module.parameters())
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                mean = everyones(gradient.unsqueeze(0)).mean(0)  # as data-parallel training does
+                mean = all_gather(gradient.unsqueeze(0)).mean(0)  # as data-parallel training does
                 parameter.sub_(mean, alpha=0.5)
-        moved += quantizer.observe(everyones(features.detach()), everyones(quantized.codes), generator=generator)
+        moved += quantizer.update_codebook(
+            all_gather(features.detach()), all_gather(quantized.codes), generator=generator
+        )
     return {name: value.clone() for name, value in module.state_dict().items()}, moved
 
 

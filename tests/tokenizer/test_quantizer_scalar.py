@@ -80,13 +80,13 @@ def test_one_number_takes_each_of_its_levels(level: int) -> None:
     assert torch.equal(torch.unique(codes), torch.arange(level))
     zero = made(torch.zeros(1, 1, 1, 1))
     assert float(zero.latents) == 0
-    assert float(made.relaxed(torch.zeros(1, 1, 1, 1)).latents) == pytest.approx(0, abs=2e-3 * level)
+    assert float(made.bypass(torch.zeros(1, 1, 1, 1)).latents) == pytest.approx(0, abs=2e-3 * level)
 
 
 def test_gradients_are_those_of_the_bound() -> None:
     made, features, gradient = fsq(8, 5, 4), drawn(2, 3, 3, 4).requires_grad_(), drawn(2, 3, 3, 4, seed=1)
     (found,) = torch.autograd.grad((made(features).latents * gradient).sum(), features)
-    (bounded,) = torch.autograd.grad((made.relaxed(features).latents * gradient).sum(), features)
+    (bounded,) = torch.autograd.grad((made.bypass(features).latents * gradient).sum(), features)
     torch.testing.assert_close(found, bounded)
     for d, level in enumerate((8, 5, 4)):
         reach = (level - 1) * (1 - 1e-3) / 2
@@ -98,7 +98,7 @@ def test_gradients_are_those_of_the_bound() -> None:
 def test_rounding_asks_for_nothing() -> None:
     made, features = fsq(5, 5), drawn(1, 2, 3, 3)
     assert float(made(features).loss) == 0
-    assert (made(features).latents - made.relaxed(features).latents).abs().max() <= 0.25 + 1e-6
+    assert (made(features).latents - made.bypass(features).latents).abs().max() <= 0.25 + 1e-6
     assert list(made.state_dict()) == []
 
 
@@ -133,9 +133,9 @@ def test_the_loss_is_that_of_the_whole_softmax(spherical: bool) -> None:
     likely = reference.code_probabilities(flat, table, temperature=0.7 * made.unit**2)
     chosen = table[reference.nearest(flat, table)]
     expected = 0.3 * (flat - chosen).square().mean() + 0.2 * (entropy(likely).mean() - entropy(likely.mean(0)))
-    for quantized in (made(features), made.at(0, length=10)(features)):
+    for quantized in (made(features), made.schedule(0, length=10)(features)):
         torch.testing.assert_close(quantized.loss, expected)
-    assert float(made.relaxed(features).loss) == 0
+    assert float(made.bypass(features).loss) == 0
 
 
 @given(seed=st.integers(0, 10**6), D=st.integers(1, 7), scale=st.floats(0.01, 30))
@@ -179,7 +179,7 @@ def test_18_bits_are_counted_together() -> None:
     """2^18 codes of 512 vectors: 134 million probabilities, of which none but the means are held."""
     made = lfq(codebook_dim=18)
     features = drawn(2, 18, 16, 16).requires_grad_()
-    quantized = made.at(0, length=10)(features)
+    quantized = made.schedule(0, length=10)(features)
     quantized.loss.backward()  # type: ignore[no-untyped-call]
     assert quantized.codes.max() < 2**18
     assert features.grad is not None

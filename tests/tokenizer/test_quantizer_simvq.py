@@ -50,18 +50,18 @@ def test_the_codes_begin_where_the_features_are() -> None:
         1, 3, 20, 20
     )
     made = quantizer(size=4000)
-    assert made.start_features == 768
+    assert made.init_features == 768
     frozen = made.frozen.clone()
-    made.start(features, generator=torch.Generator())
+    made.init_codebook(features, generator=torch.Generator())
     assert torch.equal(made.frozen, frozen)
     codes, flat = made.vectors().detach(), rows(features)
     torch.testing.assert_close(codes.mean(0), flat.mean(0), rtol=0.05, atol=0.05)
     torch.testing.assert_close(torch.cov(codes.T), torch.cov(flat.T, correction=0), rtol=0.1, atol=0.1)
-    assert quantizer(fitted=False).start_features == 0
+    assert quantizer(fitted=False).init_features == 0
 
 
 def test_nothing_is_mended() -> None:
     made, features = quantizer(), drawn(2, 3, 4, 5)
     before = {name: value.clone() for name, value in made.state_dict().items()}
-    assert made.observe(features, made(features).codes, generator=torch.Generator()) == 0
+    assert made.update_codebook(features, made(features).codes, generator=torch.Generator()) == 0
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())

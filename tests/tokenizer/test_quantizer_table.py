@@ -128,7 +128,7 @@ def test_every_code_is_that_of_its_own_latents(plain: dict[str, Any]) -> None:
 def test_everything_learns(plain: dict[str, Any]) -> None:
     """The features and every parameter have gradients: before the codes are placed and after, early and late."""
     made, features = any_quantizer(plain), noise(2, 3, 4, 5).requires_grad_()
-    for quantize in (made.relaxed, made.at(0, length=100), made.at(100, length=100)):
+    for quantize in (made.bypass, made.schedule(0, length=100), made.schedule(100, length=100)):
         made.zero_grad()
         quantized = quantize(features)
         assert (quantized.codes < made.size).all()
@@ -145,7 +145,7 @@ def test_a_feature_of_zeros_does_no_harm(plain: dict[str, Any]) -> None:
     made, features = any_quantizer(plain), noise(1, 3, 1, 2)
     features[..., 0] = 0
     features.requires_grad_()
-    quantized = made.at(0, length=10)(features)
+    quantized = made.schedule(0, length=10)(features)
     (quantized.latents.sum() + quantized.loss).backward()  # type: ignore[no-untyped-call]
     assert features.grad is not None
     assert torch.isfinite(features.grad).all()
@@ -155,9 +155,9 @@ def test_a_feature_of_zeros_does_no_harm(plain: dict[str, Any]) -> None:
 @each
 def test_start_and_observe_leave_a_working_quantizer(plain: dict[str, Any]) -> None:
     made, features = any_quantizer(plain), noise(2, 3, 4, 5)
-    assert made.start_features >= 0
-    made.start(features, generator=seeded(0))
-    assert 0 <= made.observe(features, made(features).codes, generator=seeded(0)) <= 8
+    assert made.init_features >= 0
+    made.init_codebook(features, generator=seeded(0))
+    assert 0 <= made.update_codebook(features, made(features).codes, generator=seeded(0)) <= 8
     assert all(torch.isfinite(value).all() for value in made.state_dict().values())
     assert torch.isfinite(made(features).latents).all()
 
@@ -177,15 +177,15 @@ def test_a_small_batch_is_learned(plain: dict[str, Any]) -> None:
         return float(F.mse_loss(decoder(made(encoder(images)).latents), images).detach())
 
     before, length = error(), 150
-    made.start(encoder(images).detach(), generator=seeded(3))
+    made.init_codebook(encoder(images).detach(), generator=seeded(3))
     for step in range(length):
         features = encoder(images)
-        quantized = made.at(step, length=length)(features)
+        quantized = made.schedule(step, length=length)(features)
         loss = F.mse_loss(decoder(quantized.latents), images) + quantized.loss
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        made.observe(features.detach(), quantized.codes, generator=seeded(step))
+        made.update_codebook(features.detach(), quantized.codes, generator=seeded(step))
     assert error() < 0.3 * before
 
 
@@ -193,10 +193,10 @@ def test_a_small_batch_is_learned(plain: dict[str, Any]) -> None:
 def test_half_precision_changes_nothing(plain: dict[str, Any]) -> None:
     """Under autocast a feature of 16 bits is quantized as the same feature of 32 bits; drawn codes aside."""
     made, features = any_quantizer(plain), (2 * noise(2, 3, 4, 5)).bfloat16()
-    made.start(features.float(), generator=seeded(0))
-    expected, before = made(features.float()), made.relaxed(features.float())
+    made.init_codebook(features.float(), generator=seeded(0))
+    expected, before = made(features.float()), made.bypass(features.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, relaxed = made(features), made.relaxed(features)
+        found, relaxed = made(features), made.bypass(features)
         looked_up = made.lookup(found.codes)
     assert found.latents.dtype == found.loss.dtype == relaxed.latents.dtype == looked_up.dtype == torch.float32
     for a, b in zip(found, expected, strict=True):
@@ -210,20 +210,20 @@ def test_half_precision_changes_nothing(plain: dict[str, Any]) -> None:
 @each_without_table
 def test_float64_stays_float64(plain: dict[str, Any]) -> None:
     made, features = any_quantizer(plain).double(), noise(2, 3, 4, 5).double()
-    made.start(features, generator=seeded(0))
+    made.init_codebook(features, generator=seeded(0))
     quantized = made(features)
     assert quantized.latents.dtype == quantized.loss.dtype == torch.float64
-    assert made.relaxed(features).latents.dtype == torch.float64
+    assert made.bypass(features).latents.dtype == torch.float64
     torch.testing.assert_close(quantized.latents, made.lookup(quantized.codes), rtol=1e-12, atol=1e-12)
-    made.observe(features, quantized.codes, generator=seeded(0))
+    made.update_codebook(features, quantized.codes, generator=seeded(0))
     assert all(value.dtype == torch.float64 for value in made.state_dict().values() if value.is_floating_point())
 
 
 @each
 def test_weights_tell_all(plain: dict[str, Any]) -> None:
     made, features = any_quantizer(plain), noise(2, 3, 4, 5)
-    made.start(features, generator=seeded(0))
-    made.observe(features, made(features).codes, generator=seeded(0))
+    made.init_codebook(features, generator=seeded(0))
+    made.update_codebook(features, made(features).codes, generator=seeded(0))
     file = io.BytesIO()
     torch.save(made.state_dict(), file)
     file.seek(0)

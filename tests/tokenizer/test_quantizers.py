@@ -105,14 +105,14 @@ def test_float64_stays_float64() -> None:
     torch.testing.assert_close(quantized.latents.detach(), chosen, rtol=0, atol=1e-15)
     expected = 1.25 * (features - chosen).square().mean()
     torch.testing.assert_close(quantized.loss.detach(), expected, rtol=1e-14, atol=0)
-    made.observe(features, quantized.codes, generator=seeded(0))
+    made.update_codebook(features, quantized.codes, generator=seeded(0))
     assert made.use.dtype == torch.float64
 
 
 def test_nearest_codes_are_the_same_early_and_late() -> None:
     made = quantizer()
-    assert made.at(0, length=10) is made
-    assert made.at(10, length=10) is made
+    assert made.schedule(0, length=10) is made
+    assert made.schedule(10, length=10) is made
 
 
 def test_gradients_pass_straight_through() -> None:
@@ -208,14 +208,14 @@ def test_start_places_codes_on_features() -> None:
     _, vectors = clusters(normalized=False)
     features = vectors.view(2, 8, 10, 4).permute(0, 3, 1, 2)
     made = quantizer(codebook_size=16, codebook_dim=4, kmeans_iterations=10)
-    assert made.start_features == 64
-    made.start(features, generator=seeded(0))
+    assert made.init_features == 64
+    made.init_codebook(features, generator=seeded(0))
     assert float(made(features).loss.detach()) < 0.01
     assert made.codebook.requires_grad
 
 
 def test_without_kmeans_nothing_is_asked_for() -> None:
-    assert quantizer(codebook_size=16, codebook_dim=4, kmeans_iterations=0).start_features == 0
+    assert quantizer(codebook_size=16, codebook_dim=4, kmeans_iterations=0).init_features == 0
 
 
 def test_dead_codes_restart_and_only_they() -> None:
@@ -224,7 +224,7 @@ def test_dead_codes_restart_and_only_they() -> None:
     codes[0, :2] = 3
     made = quantizer(usage_decay=0.0)
     before = made.codebook.detach().clone()
-    assert made.observe(features, codes, generator=seeded(0)) == 3
+    assert made.update_codebook(features, codes, generator=seeded(0)) == 3
     assert torch.equal(made.codebook[[0, 3]], before[[0, 3]])
     flat = features.permute(0, 2, 3, 1).reshape(-1, 3)
     rows = nearest(made.codebook[[1, 2, 4]].detach(), flat)
@@ -237,7 +237,7 @@ def test_restarts_are_repeatable() -> None:
     features, codes, books = noise(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64), []
     for seed in (0, 0, 1):
         made = quantizer(usage_decay=0.0)
-        made.observe(features, codes, generator=seeded(seed))
+        made.update_codebook(features, codes, generator=seeded(seed))
         books.append(made.codebook.detach())
     assert torch.equal(books[0], books[1])
     assert not torch.equal(books[0], books[2])
@@ -246,9 +246,11 @@ def test_restarts_are_repeatable() -> None:
 def test_use_is_remembered() -> None:
     features, codes = noise(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
     made = quantizer(usage_decay=0.5, dead_code_threshold=0.1)
-    moved = [made.observe(features, codes, generator=seeded(0)) for _ in range(4)]
+    moved = [made.update_codebook(features, codes, generator=seeded(0)) for _ in range(4)]
     assert moved == [0, 0, 0, 4]  # 1/2, 1/4, 1/8, 1/16 of the mean use
-    assert quantizer(usage_decay=0.0, dead_code_threshold=0.0).observe(features, codes, generator=seeded(0)) == 0
+    assert (
+        quantizer(usage_decay=0.0, dead_code_threshold=0.0).update_codebook(features, codes, generator=seeded(0)) == 0
+    )
 
 
 def test_no_more_codes_restart_than_a_quarter_of_the_vectors() -> None:
@@ -256,7 +258,7 @@ def test_no_more_codes_restart_than_a_quarter_of_the_vectors() -> None:
     made = quantizer(usage_decay=0.0, dead_code_threshold=0.9)
     made.use[1:] = torch.tensor([0.5, 0.3, 0.6, 0.2])
     before = made.codebook.detach().clone()
-    assert made.observe(noise(1, 3, 2, 4), torch.zeros(1, 2, 4, dtype=torch.int64), generator=seeded(0)) == 2
+    assert made.update_codebook(noise(1, 3, 2, 4), torch.zeros(1, 2, 4, dtype=torch.int64), generator=seeded(0)) == 2
     assert (made.codebook != before).any(1).tolist() == [False, False, True, False, True]
 
 
@@ -271,7 +273,7 @@ def test_codes_that_are_all_used_alike_are_not_called_dead_by_chance() -> None:
     made, generator = quantizer(codebook_size=256), seeded(0)
     features = noise(1, 3, 4, 4)
     moved = [
-        made.observe(features, torch.randint(0, 256, (1, 4, 4), generator=generator), generator=generator)
+        made.update_codebook(features, torch.randint(0, 256, (1, 4, 4), generator=generator), generator=generator)
         for _ in range(400)
     ]
     assert sum(moved) < 5
@@ -285,7 +287,7 @@ def test_counts_are_those_of_bincount() -> None:
 
 def test_restarted_codes_have_length_1_where_codes_are_normalized() -> None:
     made = quantizer(usage_decay=0.0, l2_normalize=True)
-    made.observe(9 * noise(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64), generator=seeded(0))
+    made.update_codebook(9 * noise(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64), generator=seeded(0))
     torch.testing.assert_close(made.codebook[1:].norm(dim=1), torch.ones(4))
 
 
@@ -293,7 +295,7 @@ def test_relaxed_latents_are_the_features_themselves() -> None:
     """Before the codes are placed: unquantized, of length 1, without a loss, and with a gradient for every parameter."""
     quantizer = VQ(VQSettings(codebook_size=8, codebook_dim=4))
     features = noise(2, 4, 3, 5).requires_grad_()
-    relaxed = quantizer.relaxed(features)
+    relaxed = quantizer.bypass(features)
     assert torch.equal(relaxed.latents, torch.nn.functional.normalize(features, dim=1))
     assert torch.equal(relaxed.codes, quantizer(features).codes)
     assert float(relaxed.loss.detach()) == 0

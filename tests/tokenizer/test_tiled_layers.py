@@ -20,7 +20,7 @@ from smalti.core.errors import SmaltiError
 from smalti.tokenizer.blocks import Downsample, Upsample, group_norm
 from smalti.tokenizer.tiled import tiled_layers
 from smalti.tokenizer.tiled.feature_maps import Room, gathered, joined, moments_of
-from smalti.tokenizer.tiled.tiled_layers import _Walk, decode_in_strips, encode_in_strips, features_in_strips
+from smalti.tokenizer.tiled.tiled_layers import _Walk, decode_tiled, encode_tiled, features_tiled
 from smalti.tokenizer.tiled.work import Work
 from smalti.tokenizer.vqgan import VQGAN
 from tests.tokenizer.test_tokenizer import noise, small
@@ -80,7 +80,7 @@ def random_images(model: VQGAN, grid: tuple[int, int], *, batch: int = 2) -> Ten
 
 
 def decoded(model: VQGAN, latents: Tensor, *, rows: int, kept: int) -> Tensor:
-    return torch.cat(list(decode_in_strips(model, latents, rows=rows, kept=kept)), 2)
+    return torch.cat(list(decode_tiled(model, latents, rows=rows, kept=kept)), 2)
 
 
 def away(one: Tensor, other: Tensor) -> float:
@@ -103,9 +103,9 @@ def test_strips_are_the_whole_image(autoencoder: dict[str, Any], grid: tuple[int
     for rows, kept in STRIPS:
         assert away(decoded(model, latents, rows=rows, kept=kept), exact_image) < 1e-5
         assert away(decoded(exact, latents.double(), rows=rows, kept=kept), exact_image) < 1e-12
-        given = features_in_strips(model, reader(images), images.shape[2], rows=rows, kept=kept)
+        given = features_tiled(model, reader(images), images.shape[2], rows=rows, kept=kept)
         assert away(given, features) < 1e-5
-        given = features_in_strips(exact, reader(images.double()), images.shape[2], rows=rows, kept=kept)
+        given = features_tiled(exact, reader(images.double()), images.shape[2], rows=rows, kept=kept)
         assert away(given, features) < 1e-12
     assert torch.equal(before[0], latents)
     assert torch.equal(before[1], images)
@@ -124,7 +124,7 @@ def test_strips_of_any_size_are_the_whole_image(h: int, w: int, batch: int, rows
     model = wide(small(patch_size=1, channel_multipliers=[1, 2], attention_levels=[1]))
     images = random_images(model, (h, w), batch=batch).double()
     whole = model.encode(images)
-    quantized = encode_in_strips(model, reader(images), images.shape[2], rows=rows, kept=kept)
+    quantized = encode_tiled(model, reader(images), images.shape[2], rows=rows, kept=kept)
     assert torch.equal(quantized.codes, whole.codes)
     assert away(quantized.latents, whole.latents) < 1e-12
     assert away(decoded(model, whole.latents, rows=rows, kept=kept), model.decode(whole.latents)) < 1e-12
@@ -167,7 +167,7 @@ def test_half_precision_goes_through_files() -> None:
 def test_heights_of_strips(stem: int, rows: int, heights: list[int]) -> None:
     model = small(patch_size=stem, channel_multipliers=[1])
     latents = noise(1, 4, 20 // stem, 3)
-    strips = list(decode_in_strips(model, latents, rows=rows))
+    strips = list(decode_tiled(model, latents, rows=rows))
     assert [strip.shape[2] for strip in strips] == heights
     assert {strip.shape[:2] + strip.shape[3:] for strip in strips} == {(1, 3, 3 * stem)}
     assert not any(strip.requires_grad for strip in strips)  # though the weights do
@@ -233,7 +233,7 @@ def test_no_map_is_made_whole(stem: int) -> None:
     row = squares * 16  # numbers at the highest level, where the first block has the width of the level below
     strip, whole = (rows + 2) * row * 8, 64 * row * 4  # bytes; moments are taken in float64
     with Largest() as largest:
-        for _ in decode_in_strips(model, latents, rows=rows * stem, kept=NOTHING):
+        for _ in decode_tiled(model, latents, rows=rows * stem, kept=NOTHING):
             pass
     assert largest.bytes <= strip
     with Largest() as largest:
@@ -247,7 +247,7 @@ def test_no_map_is_made_whole(stem: int) -> None:
         return images.narrow(2, first, last - first)
 
     with Largest() as largest:
-        features_in_strips(model, read, images.shape[2], rows=rows * stem, kept=NOTHING)
+        features_tiled(model, read, images.shape[2], rows=rows * stem, kept=NOTHING)
     assert largest.bytes <= strip
     assert asked == sorted(asked)
     assert (asked[0][0], asked[-1][1]) == (0, images.shape[2])
@@ -287,12 +287,12 @@ def test_maps_within_what_is_kept_need_no_file(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     # Of float32: H/s x W/s x width of the level below, for the first block of the highest level.
     largest = 8 * 6 * 16 * 4
-    assert len(list(decode_in_strips(model, latents, rows=8, kept=largest, folder=nowhere))) == 2
+    assert len(list(decode_tiled(model, latents, rows=8, kept=largest, folder=nowhere))) == 2
     for kept in (largest - 1, 0):
         with pytest.raises(SmaltiError, match=r"bytes cannot be kept in .*nowhere.*give another folder"):
-            next(decode_in_strips(model, latents, rows=8, kept=kept, folder=nowhere))
+            next(decode_tiled(model, latents, rows=8, kept=kept, folder=nowhere))
     with pytest.raises(SmaltiError, match="nowhere"):
-        encode_in_strips(model, reader(noise(1, 3, 16, 12)), 16, rows=8, kept=0, folder=nowhere)
+        encode_tiled(model, reader(noise(1, 3, 16, 12)), 16, rows=8, kept=0, folder=nowhere)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in /proc")
@@ -304,7 +304,7 @@ def test_files_are_closed_also_where_strips_are_not_all_taken(tmp_path: Path) ->
         yield from os.listdir("/proc/self/fd")
 
     model, latents = small(), noise(1, 4, 4, 3)
-    strips = decode_in_strips(model, latents, rows=4, kept=NOTHING, folder=tmp_path)
+    strips = decode_tiled(model, latents, rows=4, kept=NOTHING, folder=tmp_path)
     next(strips)
     assert files() == 1  # the last map: the others are gone
     assert not list(tmp_path.iterdir())  # without a name: nothing stays behind a process that is killed
@@ -330,15 +330,15 @@ def test_wrong_sizes_are_told() -> None:
     model = small()
     images = noise(1, 3, 8, 8)
     with pytest.raises(SmaltiError, match="strips of 0 rows"):
-        decode_in_strips(model, noise(1, 4, 2, 2), rows=0)
+        decode_tiled(model, noise(1, 4, 2, 2), rows=0)
     with pytest.raises(SmaltiError, match="strips of -1 rows"):
-        encode_in_strips(model, reader(images), 8, rows=-1)
+        encode_tiled(model, reader(images), 8, rows=-1)
     for height in (0, 6):
         with pytest.raises(SmaltiError, match=f"an image of {height} rows cannot be cut into tiles of 4"):
-            encode_in_strips(model, reader(images), height, rows=4)
+            encode_tiled(model, reader(images), height, rows=4)
     with pytest.raises(SmaltiError, match="6 pixels wide cannot be cut into tiles of 4"):
-        encode_in_strips(model, reader(images[..., :6]), 8, rows=4)
-    with pytest.raises(SmaltiError, match=r"\(B, 3, 2, W\) was asked for, and got \(1, 1, 2, 8\)"):
-        encode_in_strips(model, reader(images[:, :1]), 8, rows=8)
-    with pytest.raises(SmaltiError, match=r"\(B, 3, 8, W\) was asked for, and got \(1, 3, 6, 8\)"):
-        encode_in_strips(model, reader(images[:, :, :6]), 8, rows=8)
+        encode_tiled(model, reader(images[..., :6]), 8, rows=4)
+    with pytest.raises(SmaltiError, match=r"\(B, 3, 2, W\) was requested, and got \(1, 1, 2, 8\)"):
+        encode_tiled(model, reader(images[:, :1]), 8, rows=8)
+    with pytest.raises(SmaltiError, match=r"\(B, 3, 8, W\) was requested, and got \(1, 3, 6, 8\)"):
+        encode_tiled(model, reader(images[:, :, :6]), 8, rows=8)

@@ -39,7 +39,7 @@ def small(quantizer: dict[str, Any] | None = None, **autoencoder: Any) -> VQGAN:
     factor = tokenizer.factor
     with torch.no_grad():
         images = noise(4, tokenizer.settings.autoencoder.channels, 4 * factor, 4 * factor, seed=1)
-        tokenizer.quantizer.start(tokenizer.features(images), generator=seeded(0))
+        tokenizer.quantizer.init_codebook(tokenizer.features(images), generator=seeded(0))
     return tokenizer.eval()
 
 

@@ -35,7 +35,7 @@ def gone_on(folder: Path, before: TokenizerStage, *overrides: str, old: bool = F
 def test_a_run_that_goes_on_with_a_shorter_length_places_its_codes(folder: Path, late: tuple[str, ...]) -> None:
     """It was past the point where they are placed, and so never placed them: all of its codes were noise."""
     kmeans = ("model.quantizer.kmeans_iterations=2", "quantize_from=0.2")
-    before = stage_of(folder, *kmeans, "run.length=240")
+    before = stage_of(folder, *kmeans, "run.images=240")
     for seen in (0, 4):
         step(before, seen)
     noise = before.tokenizer.quantizer.state_dict()["codebook"].abs().max()
@@ -57,7 +57,7 @@ def test_a_run_that_goes_on_with_a_longer_length_keeps_its_codes(
     for seen in (0, 4, 8):
         step(before, seen)
     assert before.codebook.placed
-    stage = gone_on(folder, before, *kmeans, "run.length=24" if old else "run.length=240", old=old)
-    monkeypatch.setattr(VQ, "start", refused)
+    stage = gone_on(folder, before, *kmeans, "run.images=24" if old else "run.images=240", old=old)
+    monkeypatch.setattr(VQ, "init_codebook", refused)
     for seen in (12, 16 if old else 48):
         assert float(step(stage, seen)["codebook"]) > 0

@@ -15,7 +15,7 @@ from smalti.data.annotations.objects import stems
 from smalti.data.code_shards import open_codes
 from smalti.data.config import ImageSettings
 from smalti.data.sources import held_out_order, open_source, split
-from smalti.encoding.condition_encoding import Told
+from smalti.encoding.condition_encoding import ConditionSource
 from smalti.training.config import CopiesSettings, TokenizerTraining, resolve
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import encode_images, train_tokenizer
@@ -25,7 +25,7 @@ QUIET = Console(quiet=True)
 
 
 def trained(folder: Path, data: Path, *, length: int, out: str = "run", more: tuple[str, ...] = ()) -> Path:
-    overrides = (f"run.length={length}", "run.checkpoint_every=8", *more)
+    overrides = (f"run.images={length}", "run.checkpoint_every=8", *more)
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(folder / "small.yaml"), overrides=overrides)
     train_tokenizer(data, folder / out, settings=settings, console=QUIET)
     return folder / out
@@ -96,7 +96,7 @@ def test_what_lies_beside_images_is_found_by_their_paths_below_the_root_of_a_lis
     assert stems(listed, known) == list(known)
     assert stems(listed, {}) == [image.key.removesuffix(".png") for image in listed]
     shutil.copytree(folder / "images", folder / "maps")
-    told = (Told("image", folder / "run", folder / "maps"),)
+    told = (ConditionSource("image", folder / "run", folder / "maps"),)
     assert encoded(folder, "lists/train.txt", told=told)
 
 
@@ -134,7 +134,7 @@ def test_a_run_does_not_go_on_with_other_data(folder: Path) -> None:
         trained(folder, folder / "others", length=16)
 
 
-def encoded(folder: Path, data: str, *, told: tuple[Told, ...] = (), validation: float = 0.2) -> bool:
+def encoded(folder: Path, data: str, *, told: tuple[ConditionSource, ...] = (), validation: float = 0.2) -> bool:
     settings = CopiesSettings(copies=1, images=ImageSettings(size=(16, 16), validation=validation))
     return encode_images(
         folder / "run",
@@ -143,7 +143,7 @@ def encoded(folder: Path, data: str, *, told: tuple[Told, ...] = (), validation:
         settings=settings,
         seed=0,
         progress=lambda done, total: None,
-        told=told,
+        conditions=told,
     )
 
 
@@ -173,7 +173,7 @@ def test_training_goes_on_where_the_only_held_out_image_is_damaged(folder: Path)
 def test_some_image_is_held_out_of_codes(damaged: str, folder: Path) -> None:
     shutil.copytree(folder / "images", folder / "maps")
     (folder / damaged / first_held_out(folder / "images")).write_bytes(b"")
-    told = (Told("image", folder / "run", folder / "maps"),)
+    told = (ConditionSource("image", folder / "run", folder / "maps"),)
     assert encoded(folder, "images", told=told, validation=0.001)
     meta = open_codes(folder / "codes").meta
     assert (sum(meta.training.shards), sum(meta.validation.shards), meta.validation.damaged) == (18, 1, 1)

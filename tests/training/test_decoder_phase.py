@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ from typer.testing import CliRunner
 
 from smalti.cli.main import app
 from smalti.core.errors import SmaltiError
-from smalti.data.file_types import KINDS
+from smalti.data.file_types import FILE_TYPES
 from smalti.data.sources import open_source
 from smalti.tokenizer.quantizers import QUANTIZERS
 from smalti.tokenizer.vqgan import VQGAN
-from smalti.training import optimizer_step
+from smalti.training import gan_step, optimizer_step
 from smalti.training.codebook_training import encoding_parts
 from smalti.training.config import TokenizerTraining, resolve
 from smalti.training.initialization import resolve_from, start_from
@@ -145,14 +146,14 @@ def test_frozen_parts_get_no_gradients_and_no_graph(folder: Path, monkeypatch: p
 
     monkeypatch.setattr(VQGAN, "features", watched)
     with_gradients: set[str] = set()
-    clipped = optimizer_step.Mover.clipped
+    clip = optimizer_step.clip_gradients
 
-    def noted(mover: optimizer_step.Mover) -> Tensor:
+    def noted(*given: Any) -> Tensor:
         named = stage.tokenizer.named_parameters()
         with_gradients.update(name for name, weight in named if weight.grad is not None)
-        return clipped(mover)
+        return clip(*given)
 
-    monkeypatch.setattr(optimizer_step.Mover, "clipped", noted)
+    monkeypatch.setattr(gan_step, "clip_gradients", noted)
     steps(stage, 24, 32)
     assert asked == [False, False]
     assert with_gradients == {
@@ -175,7 +176,7 @@ def test_the_decoder_sees_replaced_codes_and_the_statistics_true_ones(
     monkeypatch.setattr(VQGAN, "decode", watched)
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     quantize = stage.codebook.quantize(28, generator=torch.Generator())
-    _, quantized, _ = stage.generate(images, quantize)
+    _, quantized, _ = stage.autoencoder(images, quantize)
     codes = stage.exported.module.encode(images).codes
     assert torch.equal(quantized.codes, codes)
     vectors = stage.tokenizer.quantizer.lookup(torch.arange(16).view(1, 1, -1))[0, :, 0].T  # (K,D)
@@ -221,7 +222,7 @@ def test_label_maps_have_a_share_of_right_labels_instead(folder: Path, tmp_path:
         Image.fromarray(labels).save(tmp_path / f"{number}.png")
     maps = ("images.file_type=labels", "model.autoencoder.channels=3", "objective.pixel=cross_entropy")
     settings = settings_of(folder, *PHASE, *maps, "objective.adversarial.weight=0", "images.validation=0.4")
-    source = open_source(tmp_path, kind=KINDS["labels"](None))
+    source = open_source(tmp_path, file_type=FILE_TYPES["labels"](None))
     stage = TokenizerStage(settings, source, fabric=Fabric(accelerator="cpu"), about={})
     assert {"accuracy", "accuracy_replaced"} <= stage.validate().keys()
 
@@ -263,31 +264,31 @@ def exported(run: Path) -> VQGAN:
 
 
 def test_a_longer_run_learns_everything_again_until_its_own_phase(folder: Path) -> None:
-    frozen = copied(*encoding_parts(exported(trained(folder, "longer", "run.length=32"))))
-    assert not equal(copied(*encoding_parts(exported(trained(folder, "longer", "run.length=80")))), frozen)
+    frozen = copied(*encoding_parts(exported(trained(folder, "longer", "run.images=32"))))
+    assert not equal(copied(*encoding_parts(exported(trained(folder, "longer", "run.images=80")))), frozen)
 
 
 def test_a_run_that_is_made_shorter_begins_its_phase_at_once(folder: Path) -> None:
     """Half of 80 images are 40, half of 48 are 24, and it was stopped between them."""
-    stopped(folder, "shorter", "run.length=80", move=18)
+    stopped(folder, "shorter", "run.images=80", move=18)
     frozen = copied(*encoding_parts(exported(folder / "shorter")))
-    assert equal(copied(*encoding_parts(exported(trained(folder, "shorter", "run.length=48")))), frozen)
+    assert equal(copied(*encoding_parts(exported(trained(folder, "shorter", "run.images=48")))), frozen)
 
 
 def test_a_phase_may_begin_after_a_number_of_images(folder: Path) -> None:
     """Which does not depend on the length; while that is less there is no phase."""
     start = ("decoder_phase.start=40",)
-    run = trained(folder, "in-images", *start, "run.length=40")
+    run = trained(folder, "in-images", *start, "run.images=40")
     assert not any("psnr_replaced" in line for line in read_metrics(run))
     frozen = copied(*encoding_parts(exported(run)))
-    assert equal(copied(*encoding_parts(exported(trained(folder, "in-images", *start, "run.length=48")))), frozen)
+    assert equal(copied(*encoding_parts(exported(trained(folder, "in-images", *start, "run.images=48")))), frozen)
     assert "psnr_replaced" in read_metrics(run)[-1]
 
 
 def test_only_the_decoder_of_a_trained_tokenizer_learns_where_the_phase_is_all(folder: Path) -> None:
     """Codes of one are codes of the other. Weights of the discriminator and of the decoder move from the first step."""
     start = start_from(str(folder / "whole"))
-    given = ("decoder_phase.start=0", "decoder_phase.neighbors=3", "run.length=16")
+    given = ("decoder_phase.start=0", "decoder_phase.neighbors=3", "run.images=16")
     settings = resolve_from(start, recipe=str(folder / "small.yaml"), overrides=given)
     train_tokenizer(folder / "images", folder / "post", settings=settings, console=QUIET, start=start)
     old, new = (VQGAN.from_pretrained(folder / run) for run in ("whole", "post"))

@@ -1,4 +1,4 @@
-"""Alarms: each symptom by itself, that they are told once, and that steps whose numbers are not finite leave no trace."""
+"""Diagnostics: each symptom by itself, that each is reported once, and that steps that are not finite change nothing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ from smalti.core.settings import parse
 from smalti.data.loader import Batch
 from smalti.data.sources import open_source
 from smalti.losses.objective import AdversarialSettings
+from smalti.training import gan_step
 from smalti.training.config import TokenizerTraining, resolve
-from smalti.training.diagnostics import Alarms, judge_codes, judge_game, judge_skips, told_alarms
-from smalti.training.gan_step import PLAYS, Played, Players, simultaneous
+from smalti.training.diagnostics import (
+    Diagnostics,
+    describe_diagnostics,
+    diagnose_codebook,
+    diagnose_gan,
+    diagnose_skipped_steps,
+)
+from smalti.training.gan_step import UPDATES
 from smalti.training.optimizer_step import NotFiniteError, not_finite
-from smalti.training.run_folder import read_alarms, read_metrics
-from smalti.training.running_metrics import Record
+from smalti.training.run_folder import read_diagnostics, read_metrics
+from smalti.training.running_metrics import RunningMetrics
 from smalti.training.runs import train_tokenizer
 from smalti.training.stage1 import TokenizerStage
 from tests.small import RECIPE, write_images, write_recipe
@@ -38,7 +45,7 @@ HEALTHY = {"discriminator": 0.7, "real_logits": 0.3, "fake_logits": -0.3, "adapt
     ("used", "perplexity", "sick"), [(0.9, 700, False), (0.19, 190, True), (0.9, 51, True), (0.2, 52, False)]
 )
 def test_a_codebook_that_has_collapsed(used: float, perplexity: float, sick: bool) -> None:
-    judged = judge_codes({"codes_in_use": used, "perplexity": perplexity}, size=1024)
+    judged = diagnose_codebook({"codes_in_use": used, "perplexity": perplexity}, size=1024)
     assert judged.keys() == {"codebook"}
     assert bool(judged["codebook"]) == sick
     if sick:
@@ -46,81 +53,86 @@ def test_a_codebook_that_has_collapsed(used: float, perplexity: float, sick: boo
 
 
 def test_nothing_is_said_of_codes_that_were_not_counted() -> None:
-    assert judge_codes({"pixel": 0.1}, size=1024) == {}
+    assert diagnose_codebook({"pixel": 0.1}, size=1024) == {}
 
 
-def game(means: dict[str, float], *, trained: float = 0.5, strength: float = 1.0, **options: Any) -> set[str]:
-    judged = judge_game(means, settings=AdversarialSettings(**options), trained=trained, strength=strength)
+def gan_diagnostics(
+    means: dict[str, float], *, trained: float = 0.5, strength: float = 1.0, **options: Any
+) -> set[str]:
+    judged = diagnose_gan(means, settings=AdversarialSettings(**options), trained=trained, strength=strength)
     return {name for name, sentence in judged.items() if sentence}
 
 
-def test_a_healthy_game_gives_no_alarm() -> None:
-    assert game(HEALTHY) == set()
-    judged = judge_game(HEALTHY, settings=AdversarialSettings(), trained=0.5, strength=1.0)
-    assert judged.keys() == {"discriminator won", "discriminator asleep", "adaptive weight"}
+def test_a_healthy_gan_gives_no_diagnostic() -> None:
+    assert gan_diagnostics(HEALTHY) == set()
+    judged = diagnose_gan(HEALTHY, settings=AdversarialSettings(), trained=0.5, strength=1.0)
+    assert judged.keys() == {"discriminator overpowering", "discriminator not learning", "adaptive weight"}
 
 
 @pytest.mark.parametrize("loss", ["hinge", "vanilla", "nonsaturating"])
 def test_a_discriminator_that_has_won(loss: str) -> None:
-    won = {**HEALTHY, "discriminator": 0.02, "real_logits": 3.0, "fake_logits": -3.0}
-    assert game(won, loss=loss) == {"discriminator won"}
-    assert game({**won, "discriminator": 0.3}, loss=loss) == set()
-    assert game({**won, "real_logits": -1.5}, loss=loss) == set()
+    overpowering = {**HEALTHY, "discriminator": 0.02, "real_logits": 3.0, "fake_logits": -3.0}
+    assert gan_diagnostics(overpowering, loss=loss) == {"discriminator overpowering"}
+    assert gan_diagnostics({**overpowering, "discriminator": 0.3}, loss=loss) == set()
+    assert gan_diagnostics({**overpowering, "real_logits": -1.5}, loss=loss) == set()
 
 
 @pytest.mark.parametrize(("loss", "guess"), [("hinge", 1.0), ("vanilla", 0.6931), ("nonsaturating", 0.6931)])
 def test_a_discriminator_that_sleeps(loss: str, guess: float) -> None:
-    asleep = {**HEALTHY, "discriminator": guess, "real_logits": 0.001, "fake_logits": 0.0}
-    assert game(asleep, loss=loss) == {"discriminator asleep"}
-    assert game(asleep, loss=loss, trained=0.01) == set()  # it has only begun
-    assert game({**asleep, "real_logits": 0.1}, loss=loss) == set()
-    assert game({**asleep, "discriminator": 0.9 * guess}, loss=loss) == set()
+    not_learning = {**HEALTHY, "discriminator": guess, "real_logits": 0.001, "fake_logits": 0.0}
+    assert gan_diagnostics(not_learning, loss=loss) == {"discriminator not learning"}
+    assert gan_diagnostics(not_learning, loss=loss, trained=0.01) == set()  # it has only begun
+    assert gan_diagnostics({**not_learning, "real_logits": 0.1}, loss=loss) == set()
+    assert gan_diagnostics({**not_learning, "discriminator": 0.9 * guess}, loss=loss) == set()
 
 
 def test_an_adaptive_weight_at_its_limit() -> None:
-    assert game({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4) == {"adaptive weight"}
-    assert game({**HEALTHY, "adaptive_weight": 1000.0}, weight=0.4, strength=0.25) == {"adaptive weight"}
-    assert game({**HEALTHY, "adaptive_weight": 1000.0}, weight=0.4) == set()
-    assert game({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4, weighting="fixed") == set()
-    assert game({**HEALTHY, "adaptive_weight": 0.0}, strength=0.0) == set()
+    assert gan_diagnostics({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4) == {"adaptive weight"}
+    assert gan_diagnostics({**HEALTHY, "adaptive_weight": 1000.0}, weight=0.4, strength=0.25) == {"adaptive weight"}
+    assert gan_diagnostics({**HEALTHY, "adaptive_weight": 1000.0}, weight=0.4) == set()
+    assert gan_diagnostics({**HEALTHY, "adaptive_weight": 4000.0}, weight=0.4, weighting="fixed") == set()
+    assert gan_diagnostics({**HEALTHY, "adaptive_weight": 0.0}, strength=0.0) == set()
 
 
-def test_no_game_no_alarm() -> None:
-    assert judge_game({"pixel": 0.1}, settings=AdversarialSettings(), trained=0.5, strength=1.0) == {}
-    assert judge_game(HEALTHY, settings=AdversarialSettings(weight=0.0), trained=0.5, strength=1.0) == {}
-    assert judge_game(HEALTHY, settings=AdversarialSettings(), trained=-0.1, strength=0.0) == {}
+def test_without_a_discriminator_there_is_no_diagnostic_of_it() -> None:
+    assert diagnose_gan({"pixel": 0.1}, settings=AdversarialSettings(), trained=0.5, strength=1.0) == {}
+    assert diagnose_gan(HEALTHY, settings=AdversarialSettings(weight=0.0), trained=0.5, strength=1.0) == {}
+    assert diagnose_gan(HEALTHY, settings=AdversarialSettings(), trained=-0.1, strength=0.0) == {}
 
 
 def test_skipped_steps() -> None:
-    assert judge_skips(0, 10, names=[]) == {"not finite": ""}
-    sentence = judge_skips(2, 10, names=["gradient_norm"])["not finite"]
+    assert diagnose_skipped_steps(0, 10, names=[]) == {"not finite": ""}
+    sentence = diagnose_skipped_steps(2, 10, names=["gradient_norm"])["not finite"]
     assert sentence.startswith("2 of 10 steps were skipped")
     assert "gradient_norm" in sentence
 
 
-# --- told once --------------------------------------------------------------------------------------------------------
+# --- reported once -----------------------------------------------------------------------------------------------------
 
 
-def test_an_alarm_is_told_when_it_begins_and_when_it_is_over() -> None:
-    alarms = Alarms({})
-    assert alarms.changes({"codebook": ""}) == []
-    (begun,) = alarms.changes({"codebook": "it is bad"})
-    assert (begun.state, begun.told()) == ("begun", "ALARM: it is bad")
-    assert alarms.changes({"codebook": "it is worse"}) == []
-    assert alarms.changes({}) == []  # not judged: as it was
-    resumed = Alarms(json.loads(json.dumps(alarms.active)))
+def test_a_diagnostic_is_reported_when_it_begins_and_when_it_is_resolved() -> None:
+    diagnostics = Diagnostics({})
+    assert diagnostics.changes({"codebook": ""}) == []
+    (begun,) = diagnostics.changes({"codebook": "it is bad"})
+    assert (begun.state, begun.described()) == ("begun", "WARNING: it is bad")
+    assert diagnostics.changes({"codebook": "it is worse"}) == []
+    assert diagnostics.changes({}) == []  # not judged: as it was
+    resumed = Diagnostics(json.loads(json.dumps(diagnostics.active)))
     assert resumed.changes({"codebook": "it is worse"}) == []
-    (over,) = resumed.changes({"codebook": ""})
-    assert (over.state, over.told()) == ("over", "alarm over: codebook")
+    (resolved,) = resumed.changes({"codebook": ""})
+    assert (resolved.state, resolved.described()) == ("resolved", "resolved: codebook")
 
 
 def test_the_page_tells_from_when_to_when() -> None:
     lines = [
-        {"seen": 10, "alarm": "a", "state": "begun", "message": "x"},
-        {"seen": 20, "alarm": "b", "state": "begun", "message": "y"},
-        {"seen": 3000, "alarm": "a", "state": "over", "message": "x"},
+        {"seen": 10, "diagnostic": "a", "state": "begun", "message": "x"},
+        {"seen": 20, "diagnostic": "b", "state": "begun", "message": "y"},
+        {"seen": 3000, "diagnostic": "a", "state": "resolved", "message": "x"},
     ]
-    assert told_alarms(lines, unit="images") == ["From 10 to 3,000 images: x.", "From 20 images on, to the end: y."]
+    assert describe_diagnostics(lines, unit="images") == [
+        "From 10 to 3,000 images: x.",
+        "From 20 images on, to the end: y.",
+    ]
 
 
 # --- steps that are left out ------------------------------------------------------------------------------------------
@@ -136,11 +148,11 @@ def stage_of(folder: Path, *overrides: str) -> TokenizerStage:
 
 def everything(stage: TokenizerStage) -> dict[str, Any]:
     """Copies of all that a step may move."""
-    modules = {"tokenizer": stage.tokenizer, "judge": stage.judge, "average": stage.exported.module}
+    modules = {"tokenizer": stage.tokenizer, "discriminator": stage.discriminator, "average": stage.exported.module}
     kept: dict[str, Any] = {name: module.state_dict() for name, module in modules.items()}
-    optimizers = {"optimizer": stage.optimizer, "judge_optimizer": stage.judge_optimizer}
+    optimizers = {"optimizer": stage.optimizer, "discriminator_optimizer": stage.discriminator_optimizer}
     kept |= {name: optimizer.state_dict()["state"] for name, optimizer in optimizers.items()}
-    return copy.deepcopy({**kept, "lecam": stage.lecam._asdict(), "used": {"counts": stage.used.counts}})
+    return copy.deepcopy({**kept, "lecam": stage.lecam_ema._asdict(), "used": {"counts": stage.used.counts}})
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
@@ -160,11 +172,11 @@ NAN = torch.full((4, 3, 16, 16), torch.nan)
 
 
 @pytest.mark.parametrize("norm", ["group", "batch", "act"])
-@pytest.mark.parametrize(("play", "parts"), [*((play, 1) for play in sorted(PLAYS)), ("simultaneous", 2)])
+@pytest.mark.parametrize(("updates", "parts"), [*((updates, 1) for updates in sorted(UPDATES)), ("simultaneous", 2)])
 def test_a_step_that_is_not_finite_leaves_everything_as_it_was(
-    tmp_path: Path, norm: str, play: str, parts: int
+    tmp_path: Path, norm: str, updates: str, parts: int
 ) -> None:
-    given = f"objective.adversarial.discriminator.norm={norm}", f"objective.adversarial.updates={play}"
+    given = f"objective.adversarial.discriminator.norm={norm}", f"objective.adversarial.updates={updates}"
     stage = stage_of(tmp_path, *given, "objective.adversarial.start=0", f"run.accumulate={parts}")
     for seen in (0, 4, 8):
         step(stage, seen)
@@ -183,7 +195,7 @@ def test_the_first_batch_of_an_actnorm_may_be_a_bad_one(tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError):
         step(stage, 0, images=NAN)
     step(stage, 4)
-    assert all(parameter.isfinite().all() for parameter in stage.judge.parameters())
+    assert all(parameter.isfinite().all() for parameter in stage.discriminator.parameters())
 
 
 def test_the_names_of_what_is_not_finite() -> None:
@@ -213,16 +225,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def broken_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the game give numbers that are not finite at some of its calls, counted from 0."""
+    """Let some steps, counted from 0, have metrics that are not finite."""
     calls = iter(range(10**6))
 
-    def sometimes(players: Players, images: Tensor, **given: Any) -> Played:
-        played = simultaneous(players, images, **given)
-        if next(calls) in steps:
-            return played._replace(values={**played.values, "pixel": torch.tensor(torch.nan)})
-        return played
+    def sometimes(fabric: Fabric, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**values, "pixel": torch.tensor(torch.nan)} if next(calls) in steps else values
 
-    monkeypatch.setitem(PLAYS, "simultaneous", sometimes)
+    monkeypatch.setattr(gan_step, "mean_of_processes", sometimes)
 
 
 def test_skipped_steps_are_counted_told_and_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,10 +241,10 @@ def test_skipped_steps_are_counted_told_and_forgotten(folder: Path, monkeypatch:
     assert [line["skipped"] for line in lines] == [0, 2, 1, 0, 0, 0]
     assert "pixel" not in lines[1]  # both of its steps were skipped
     assert lines[2]["pixel"] > 0
-    alarms = [(line["seen"], line["alarm"], line["state"]) for line in read_alarms(folder / "run")]
-    assert alarms == [(16, "not finite", "begun"), (32, "not finite", "over")]
-    assert text.count("ALARM: 2 of 2 steps were skipped") == 1
-    assert text.count("alarm over: not finite") == 1
+    diagnostics = [(line["seen"], line["diagnostic"], line["state"]) for line in read_diagnostics(folder / "run")]
+    assert diagnostics == [(16, "not finite", "begun"), (32, "not finite", "resolved")]
+    assert text.count("WARNING: 2 of 2 steps were skipped") == 1
+    assert text.count("resolved: not finite") == 1
     page = (folder / "run" / "report.html").read_text("utf-8")
     assert "From 16 to 32 images: 2 of 2 steps were skipped" in page
 
@@ -253,18 +262,18 @@ def test_too_many_in_a_row_stop_the_run_with_the_last_state_intact(
 
 
 def test_every_line_has_the_seconds_of_training(folder: Path) -> None:
-    run(folder, "run", "run.length=16")
-    run(folder, "run", "run.length=32")
+    run(folder, "run", "run.images=16")
+    run(folder, "run", "run.images=32")
     elapsed = [json.loads(line)["elapsed"] for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert elapsed == sorted(elapsed)
     notes = json.loads(max((folder / "run" / "state").glob("0*/notes.json")).read_text())
-    assert notes["record"]["elapsed"] >= elapsed[-2] > 0
+    assert notes["running_metrics"]["elapsed"] >= elapsed[-2] > 0
 
 
-def test_a_healthy_run_has_no_alarms_on_its_page(folder: Path) -> None:
+def test_a_healthy_run_has_no_diagnostics_on_its_page(folder: Path) -> None:
     run(folder, "run")
-    assert read_alarms(folder / "run") == []
-    assert "Alarms" not in (folder / "run" / "report.html").read_text("utf-8")
+    assert read_diagnostics(folder / "run") == []
+    assert "Diagnostics" not in (folder / "run" / "report.html").read_text("utf-8")
     assert parse(TokenizerTraining, RECIPE["tokenizer"], where="test").run.max_skipped_steps == 10
 
 
@@ -275,14 +284,14 @@ def test_a_record_goes_through_a_stop_unharmed() -> None:
     """Means of a report in two parts, with a stop between them, are those of one."""
     torch.manual_seed(0)
     steps = [{"a": torch.rand(()), **({"b": torch.rand(())} if place % 3 else {})} for place in range(11)]
-    whole, first = Record({}), Record({})
+    whole, first = RunningMetrics({}), RunningMetrics({})
     for place, values in enumerate(steps):
         whole.add(values)
         first.add(values)
         if place == 4:
             whole.skip(["a"])
             first.skip(["a"])
-            first = Record(json.loads(json.dumps(first.notes())))
+            first = RunningMetrics(json.loads(json.dumps(first.notes())))
     assert first.steps == 12
     assert first.elapsed > 0
     expected, found = whole.report(), first.report()
@@ -293,10 +302,10 @@ def test_a_record_goes_through_a_stop_unharmed() -> None:
 
 
 def test_skips_in_a_row_are_counted_anew_after_a_step() -> None:
-    record = Record({})
+    record = RunningMetrics({})
     record.skip(["a"])
     record.skip(["b", "a"])
-    assert (record.in_a_row, record.broken) == (2, ["a", "b"])
+    assert (record.consecutive, record.broken) == (2, ["a", "b"])
     record.add({"a": torch.zeros(())})
     record.skip(["a"])
-    assert (record.in_a_row, record.skipped, record.steps) == (1, 3, 4)
+    assert (record.consecutive, record.skipped, record.steps) == (1, 3, 4)

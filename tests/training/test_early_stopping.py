@@ -23,7 +23,7 @@ from smalti.core.errors import SmaltiError
 from smalti.hub.pretrained import find_model
 from smalti.training import optimizer_step
 from smalti.training.early_stopping import RISEN, Best
-from smalti.training.run_folder import read_alarms, read_metrics
+from smalti.training.run_folder import read_diagnostics, read_metrics
 from smalti.training.stage2 import PriorStage
 from tests.processes import finished, started
 from tests.small import small_prior, write_images, write_recipe
@@ -32,7 +32,7 @@ from tests.training.test_training import KILLED, small_tokenizer
 # Without dropout, at a high rate, on sixteen images: the likelihood of the four others soon falls. States are written at every
 # third validation, so that a best model may come between two of them.
 OVERFIT = (
-    "optimizer.lr=0.03", "network.dropout=0", "network.embed_dim=32", "encode.copies=1", "run.ema_half_life=0", "run.length=6400",
+    "optimizer.lr=0.03", "network.dropout=0", "network.embed_dim=32", "encode.copies=1", "run.ema_half_life=0", "run.codes=6400",
     "run.sample_every=6400", "run.checkpoint_every=960",
 )  # fmt: skip
 BEST, STOP = 1600, 2560
@@ -194,9 +194,9 @@ def test_a_stop_is_told_again_and_is_no_failure(folder: Path, monkeypatch: pytes
     )
 
 
-def test_overfitting_is_an_alarm(folder: Path) -> None:
-    begun = [line for line in read_alarms(folder / "overfitted") if line["state"] == "begun"]
-    assert {line["alarm"] for line in begun} == {"overfitting"}
+def test_overfitting_is_a_diagnostic(folder: Path) -> None:
+    begun = [line for line in read_diagnostics(folder / "overfitted") if line["state"] == "begun"]
+    assert {line["diagnostic"] for line in begun} == {"overfitting"}
     assert begun[0]["seen"] == BEST + 2 * 320, "at the second validation"
     best = next(line["nats"] for line in validated(folder / "overfitted") if line["seen"] == BEST)
     assert best == pytest.approx(1.18, abs=0.03), "as processors round"
@@ -228,13 +228,13 @@ def test_what_is_best() -> None:
     assert not best.exhausted(3)
     again = Best("nats", json.loads(json.dumps(best.notes())))
     assert (again.seen, again.value, again.since) == (2, 2.0, 2)
-    assert again.judged({"nats": 2.0 * (1 + RISEN) + 0.01})["overfitting"]
-    assert again.judged({"nats": 2.0 * (1 + RISEN) - 0.01}) == {"overfitting": ""}
+    assert again.diagnose({"nats": 2.0 * (1 + RISEN) + 0.01})["overfitting"]
+    assert again.diagnose({"nats": 2.0 * (1 + RISEN) - 0.01}) == {"overfitting": ""}
     assert again.take({"nats": 1.0}, seen=5)
     assert again.described() == {"best_nats": 1.0, "best_seen": 5}
-    unjudged = Best("", {})
-    assert not unjudged.take({"psnr": 20.0}, seen=1)
-    assert (unjudged.judged({"psnr": 20.0}), unjudged.exhausted(1)) == ({}, False)
+    without_metric = Best("", {})
+    assert not without_metric.take({"psnr": 20.0}, seen=1)
+    assert (without_metric.diagnose({"psnr": 20.0}), without_metric.exhausted(1)) == ({}, False)
 
 
 @pytest.mark.slow

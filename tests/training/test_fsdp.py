@@ -14,14 +14,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from smalti.core.errors import SmaltiError
-from smalti.training.config import RunSettings, TokenizerTraining, resolve
+from smalti.training.config import PriorRun, TokenizerTraining, resolve
 from smalti.training.launcher import launch
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
 from tests.processes import finished, started
 from tests.small import small_prior, write_images, write_recipe
 
-LONG = ("run.length=3200", "run.log_every=160", "network.dropout=0", "condition_dropout=0", "run.checkpoint_every=320")
+LONG = ("run.codes=3200", "run.log_every=160", "network.dropout=0", "condition_dropout=0", "run.checkpoint_every=320")
 """50 steps; without chance, which each process draws for itself."""
 
 
@@ -100,4 +100,4 @@ def test_what_parts_have_written_is_whole(folder: Path) -> None:
 def test_a_prior_in_parts_needs_a_running_average() -> None:
     some: dict[str, Any] = {f"{name}_every": 8 for name in ("log", "validate", "sample", "checkpoint")}
     with pytest.raises(SmaltiError, match=r"'fsdp' needs a running average.*run.ema_half_life above 0"):
-        launch(RunSettings(length=8, **some, ema_half_life=0, strategy="fsdp"), blocks=lambda joined: joined)
+        launch(PriorRun(codes=8, **some, ema_half_life=0, strategy="fsdp"), blocks=lambda joined: joined)

@@ -21,12 +21,12 @@ THEIRS = (
     "model.quantizer.l2_normalize=false",
     "model.autoencoder.patch_size=1",
     "model.autoencoder.base_channels=32",
-    "run.length=16",
+    "run.images=16",
 )
 OTHER = [
     "model.quantizer.codebook_size=8",
     "model.autoencoder.base_channels=16",
-    "run.length=16",
+    "run.images=16",
     "model.quantizer.dead_code_threshold=0",
 ]
 
@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_weights_and_codebook_are_kept(folder: Path) -> None:
     """With rates of almost zero nothing moves: neither k-means nor the warm-up of codes touches what was learned."""
-    slow = ("optimizer.lr=1e-12", "run.ema_half_life=0", "run.length=16")
+    slow = ("optimizer.lr=1e-12", "run.ema_half_life=0", "run.images=16")
     train(folder, "still", "--from", str(folder / "other"), overrides=slow)
     before, after = (load_file(folder / run / "model" / "model.safetensors") for run in ("other", "still"))
     assert before.keys() == after.keys()
@@ -69,7 +69,7 @@ def test_weights_and_codebook_are_kept(folder: Path) -> None:
 
 
 def test_the_config_says_where_it_came_from(folder: Path) -> None:
-    train(folder, "told", "--from", str(folder / "other"), overrides=("run.length=16",))
+    train(folder, "told", "--from", str(folder / "other"), overrides=("run.images=16",))
     config = yaml.safe_load((folder / "told" / "config.yaml").read_text("utf-8"))
     fingerprint = VQGAN.from_pretrained(folder / "other").fingerprint()
     expected = {"model": str(folder / "other"), "fingerprint": fingerprint}
@@ -81,25 +81,25 @@ def test_the_config_says_where_it_came_from(folder: Path) -> None:
 
 def test_it_is_resumed_as_any_run(folder: Path) -> None:
     given = ("--from", str(folder / "other"))
-    train(folder, "whole", *given, overrides=("run.length=32",))
-    train(folder, "cut", *given, overrides=("run.length=32", "run.checkpoint_every=16"))
+    train(folder, "whole", *given, overrides=("run.images=32",))
+    train(folder, "cut", *given, overrides=("run.images=32", "run.checkpoint_every=16"))
     for state in (folder / "cut" / "state").iterdir():  # as if it had been killed after 16 images
         if int(state.name) > 16:
             (state / "state.ckpt").write_bytes(b"")
-    train(folder, "cut", *given, overrides=("run.length=32", "run.checkpoint_every=16"))
+    train(folder, "cut", *given, overrides=("run.images=32", "run.checkpoint_every=16"))
     one, other = (load_file(folder / run / "model" / "model.safetensors") for run in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_without_its_origin_it_is_another_run(folder: Path) -> None:
-    train(folder, "origin", "--from", str(folder / "other"), overrides=("run.length=16",))
-    assert "holds a run with other settings" in train(folder, "origin", overrides=("run.length=16",), status=1)
+    train(folder, "origin", "--from", str(folder / "other"), overrides=("run.images=16",))
+    assert "holds a run with other settings" in train(folder, "origin", overrides=("run.images=16",), status=1)
 
 
 def test_another_programs_checkpoint(folder: Path) -> None:
     train(folder, "plain", overrides=THEIRS)
     smalti("convert", folder / "plain" / "model", folder / "taming", "--to", "taming")
-    train(folder, "foreign", "--from", str(folder / "taming"), overrides=("run.length=16",))
+    train(folder, "foreign", "--from", str(folder / "taming"), overrides=("run.images=16",))
     assert find_model(folder / "foreign", kind="tokenizer").about["images_seen"] == 16
 
 

@@ -17,8 +17,8 @@ from tests.small import write_images, write_recipe
 
 KILLS = 10
 COMMANDS = {
-    "tokenizer": ["images", "--set", "run.length=640"],
-    "prior": ["codes", "--tokenizer", "tokenizer", "--set", "run.length=9600"],
+    "tokenizer": ["images", "--set", "run.images=640"],
+    "prior": ["codes", "--tokenizer", "tokenizer", "--set", "run.codes=9600"],
 }
 
 

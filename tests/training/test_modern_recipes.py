@@ -13,7 +13,7 @@ from smalti.conditions.coordinates import Coordinates
 from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import CodeShards, open_codes
-from smalti.encoding.annotators import SAYINGS
+from smalti.encoding.annotators import ANNOTATORS
 from smalti.losses.patch_discriminator import PatchSettings
 from smalti.scenes.painter import LABELS
 from smalti.tokenizer.quantizers import VQSettings
@@ -42,9 +42,13 @@ def test_photographs_are_the_originals_networks_trained_the_modern_way(recipe: s
     assert autoencoder.attention_levels == (len(autoencoder.channel_multipliers) - 1,)
     assert quantizer.name == "vq"
     assert quantizer == VQSettings(codebook_size=16384)  # all else is the modern default
-    game = settings.objective.adversarial
-    assert isinstance(game.discriminator, PatchSettings)
-    assert (game.updates, game.discriminator_from_start, game.discriminator.norm) == ("simultaneous", True, "group")
+    adversarial = settings.objective.adversarial
+    assert isinstance(adversarial.discriminator, PatchSettings)
+    assert (adversarial.updates, adversarial.discriminator_from_start, adversarial.discriminator.norm) == (
+        "simultaneous",
+        True,
+        "group",
+    )
     assert (settings.run.ema_half_life, settings.run.precision, settings.optimizer.grad_clip) == (0.05, "bf16-mixed", 1)
 
 
@@ -91,7 +95,7 @@ TOLD = {
 def test_priors_of_conditions_are_small_but_for_what_they_are_told(recipe: str) -> None:
     settings, small = prior(recipe), prior("small")
     assert settings.condition == TOLD[recipe] != small.condition
-    assert settings.condition in (*OWN, *SAYINGS)
+    assert settings.condition in (*OWN, *ANNOTATORS)
     assert (settings.run, settings.network, settings.optimizer) == (small.run, small.network, small.optimizer)
     hides = recipe not in ("unconditional", "coordinates")  # where a part lies is always known
     assert settings.condition_dropout == (small.condition_dropout if hides else 0)

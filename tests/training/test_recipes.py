@@ -119,7 +119,7 @@ def test_all_of_them_are_there() -> None:
 @pytest.mark.parametrize("recipe", TOKENIZERS)
 def test_what_all_tokenizers_share(recipe: str) -> None:
     settings = tokenizer(recipe)
-    run, objective, game = settings.run, settings.objective, settings.objective.adversarial
+    run, objective, adversarial = settings.run, settings.objective, settings.objective.adversarial
     for optimizer in (settings.optimizer, settings.discriminator_optimizer):
         assert optimizer.lr == pytest.approx(BASE_RATE * run.batch, rel=1e-12)
         assert optimizer.betas == (0.5, 0.9)
@@ -136,19 +136,19 @@ def test_what_all_tokenizers_share(recipe: str) -> None:
     )
     assert (autoencoder.dropout, autoencoder.zero_residuals, autoencoder.middle_attention) == (0, False, True)
     assert settings.model.quantizer.codebook_dim == 256
-    if game.weight:
+    if adversarial.weight:
         assert (objective.pixel, objective.perceptual, objective.perceptual_weight) == ("l1", "vgg16", 1)
         assert objective.perceptual_dropout == 0.5
-        assert (game.loss, game.weighting, game.updates, game.discriminator_from_start) == (
+        assert (adversarial.loss, adversarial.weighting, adversarial.updates, adversarial.discriminator_from_start) == (
             "hinge",
             "adaptive",
             "alternating",
             False,
         )
-        assert (game.ramp, game.lecam, game.max_weight) == (0, 0, 1e4)
-        judge = game.discriminator
-        assert isinstance(judge, PatchSettings)
-        assert (judge.norm, judge.base_channels, judge.space_to_depth) == ("batch", 64, 1)
+        assert (adversarial.ramp, adversarial.lecam, adversarial.max_weight) == (0, 0, 1e4)
+        discriminator = adversarial.discriminator
+        assert isinstance(discriminator, PatchSettings)
+        assert (discriminator.norm, discriminator.base_channels, discriminator.space_to_depth) == ("batch", 64, 1)
 
 
 VQ_1024 = (1024, [1, 1, 2, 2, 4], (4,), 3)
@@ -169,7 +169,7 @@ def test_tokenizers_with_a_game(
     recipe: str, model: tuple[Any, ...], batch: int, disc_start: int, weight: float, layers: int
 ) -> None:
     settings = tokenizer(f"reference-{recipe}")
-    autoencoder, game = settings.model.autoencoder, settings.objective.adversarial
+    autoencoder, adversarial = settings.model.autoencoder, settings.objective.adversarial
     found = (
         settings.model.quantizer.codebook_size,
         list(autoencoder.channel_multipliers),
@@ -177,15 +177,15 @@ def test_tokenizers_with_a_game(
         autoencoder.channels,
     )
     assert found == model
-    assert isinstance(game.discriminator, PatchSettings)
-    assert (settings.run.batch, game.start, game.weight, game.discriminator.layers) == (
+    assert isinstance(adversarial.discriminator, PatchSettings)
+    assert (settings.run.batch, adversarial.start, adversarial.weight, adversarial.discriminator.layers) == (
         batch,
         disc_start * batch,
         weight,
         layers,
     )
-    assert game.start != 1  # it would be a share of the training
-    assert settings.run.length > game.start
+    assert adversarial.start != 1  # it would be a share of the training
+    assert settings.run.images > adversarial.start
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_the_quantizers() -> None:
     assert (quantizer.kl_weight, quantizer.straight_through, quantizer.noisy) == (1e-8, True, True)
     plan = quantizer.temperature
     assert (plan.start, plan.peak, plan.end, plan.warmup) == (0.9, 0.9, 1e-6, 0)
-    assert plan.decay == 1000001 * settings.run.batch == settings.run.length
+    assert plan.decay == 1000001 * settings.run.batch == settings.run.images
 
 
 @pytest.mark.parametrize("recipe", PRIORS)
@@ -228,7 +228,7 @@ def test_what_all_priors_share(recipe: str) -> None:
     assert (settings.run.ema_half_life, settings.condition_dropout, settings.keep_probability) == (0, 0, 1)
     assert isinstance(settings.network, GPTNetwork)
     assert (settings.network.unmasked, settings.network.start_code, settings.network.order) == (0, 0, "raster")
-    assert settings.run.length % (256 * settings.run.batch) == 0
+    assert settings.run.codes % (256 * settings.run.batch) == 0
 
 
 @pytest.mark.parametrize(
@@ -267,10 +267,10 @@ def count(module: torch.nn.Module) -> int:
 )
 def test_tokenizers_have_as_many_weights_as_the_original(recipe: str, weights: int, judged: int | None) -> None:
     settings = tokenizer(f"reference-{recipe}")
-    judge = settings.objective.adversarial.discriminator
+    discriminator = settings.objective.adversarial.discriminator
     with torch.device("meta"):
         assert count(VQGAN(settings.model)) == weights
-        assert judged is None or count(DISCRIMINATORS[judge.name](judge)) == judged
+        assert judged is None or count(DISCRIMINATORS[discriminator.name](discriminator)) == judged
 
 
 PREFIXES = {"coordinates": 256, "depth": 256, "segmentation": 256, "layout": 92, "labels": 1, "unconditional": 1}
@@ -308,7 +308,7 @@ def overridden(values: dict[str, Any]) -> list[str]:
 EVERY = {f"run.{name}_every": 8 for name in ("log", "validate", "sample", "checkpoint")}
 SMALL: dict[str, Any] = {
     **EVERY,
-    "run.length": 24,
+    "run.images": 24,
     "run.batch": 4,
     "run.workers": 0,
     "run.tensorboard": "false",
@@ -329,7 +329,7 @@ SMALL: dict[str, Any] = {
 }
 SMALL_PRIOR: dict[str, Any] = {
     **{key: 64 * value for key, value in EVERY.items()},
-    "run.length": 24 * 64,
+    "run.codes": 24 * 64,
     "run.batch": 4,
     "run.tensorboard": "false",
     "run.accelerator": "cpu",

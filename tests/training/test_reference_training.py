@@ -22,13 +22,13 @@ from smalti.prior import nll
 from smalti.tokenizer.quantizers import VQ, VQSettings
 from smalti.training import stage1 as stage_one
 from smalti.training.config import OptimizerSettings, PriorTraining, TokenizerTraining, resolve
-from smalti.training.gan_step import Strength
+from smalti.training.gan_step import AdversarialSchedule
 from smalti.training.optimizer import Average, Latest, exported, rate_at
-from smalti.training.optimizer_step import Mover, Moves
+from smalti.training.optimizer_step import apply_gradients, clip_gradients
 from smalti.training.prior_networks import Codes, GPTNetwork, TransformerNetwork, build_network
 from smalti.training.runs import codes_of, train_prior, train_tokenizer
-from smalti.training.stage1 import TokenizerStage, strength_at
-from smalti.training.stage2 import corrupted
+from smalti.training.stage1 import TokenizerStage, adversarial_schedule
+from smalti.training.stage2 import corrupt_codes
 from tests.small import RECIPE, write_images
 
 QUIET = Console(quiet=True)
@@ -50,13 +50,15 @@ def test_a_start_in_images_is_the_start_in_batches_times_the_batch() -> None:
     """250001 batches of 12 in the original: batch number 250001, counted from 0, is the first that counts."""
     settings = AdversarialSettings(start=250001 * 12, ramp=0.0, discriminator_from_start=False)
     for batch, expected in ((0, 0.0), (250000, 0.0), (250001, 1.0), (400000, 1.0)):
-        assert strength_at(batch * 12, length=12_000_000, settings=settings) == Strength(expected, expected)
+        assert adversarial_schedule(batch * 12, length=12_000_000, settings=settings) == AdversarialSchedule(
+            expected, expected
+        )
 
 
 def test_shares_and_images_say_the_same() -> None:
     shares, images = AdversarialSettings(start=0.25, ramp=0.5), AdversarialSettings(start=100, ramp=200)
-    found = [strength_at(seen, length=400, settings=shares) for seen in range(0, 401, 20)]
-    assert found == [strength_at(seen, length=400, settings=images) for seen in range(0, 401, 20)]
+    found = [adversarial_schedule(seen, length=400, settings=shares) for seen in range(0, 401, 20)]
+    assert found == [adversarial_schedule(seen, length=400, settings=images) for seen in range(0, 401, 20)]
     assert [each.generator for each in found[::5]] == [0.0, 0.0, 0.5, 1.0, 1.0]
     assert {each.discriminator for each in found} == {1.0}  # early is the default
 
@@ -72,37 +74,24 @@ def fabric_of(module: nn.Module) -> tuple[Fabric, Any, Any]:
     return (fabric, *fabric.setup(module, optimizer))
 
 
-def mover(module: nn.Module, *, clip: float) -> tuple[Fabric, Any, Mover]:
-    fabric, wrapped, optimizer = fabric_of(module)
-    options = OptimizerSettings(lr=0.5, **{**CONSTANT, "grad_clip": clip})
-    return fabric, wrapped, Mover(fabric, wrapped, optimizer, settings=options, length=100)
-
-
 @pytest.mark.parametrize(("clip", "moved"), [(0.0, 3.0), (5.0, 3.0), (1.0, 1.0)])
 def test_clipping_and_none(clip: float, moved: float) -> None:
     """The norm before clipping is returned; one weight with the gradient 3 moves by the rate times what is left of it."""
     module = nn.Linear(1, 1, bias=False)
-    fabric, wrapped, moving = mover(module, clip=clip)
+    fabric, wrapped, optimizer = fabric_of(module)
     before = module.weight.item()
     fabric.backward(3 * wrapped(torch.ones(1, 1)).sum())
-    assert float(moving.clipped()) == pytest.approx(3.0)
-    moving.move(0)
+    assert float(clip_gradients(fabric, wrapped, optimizer, clip)) == pytest.approx(3.0)
+    apply_gradients(optimizer, lr=0.5)
     assert before - module.weight.item() == pytest.approx(0.5 * moved, rel=1e-5)
-    assert module.weight.grad is None
 
 
-@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_gradients_that_are_not_finite_move_nothing(clip: float, at_once: bool) -> None:
+def test_the_norm_of_gradients_that_are_not_finite_is_not_finite(clip: float) -> None:
     module = nn.Linear(1, 1, bias=False)
-    fabric, wrapped, moving = mover(module, clip=clip)
-    before = module.weight.detach().clone()
+    fabric, wrapped, optimizer = fabric_of(module)
     fabric.backward(wrapped(torch.full((1, 1), torch.inf)).sum())
-    moves = Moves(seen=0, at_once=at_once)
-    assert moves.finish({"gradient_norm": moves.of(moving)()}) == ["gradient_norm"]
-    assert moves.moved == []
-    assert module.weight.equal(before)
-    assert module.weight.grad is None
+    assert not clip_gradients(fabric, wrapped, optimizer, clip).isfinite()
 
 
 # --- what is exported -----------------------------------------------------------------------------------------------
@@ -132,7 +121,7 @@ def test_an_average_is_another_module() -> None:
 REFERENCE_TRAINING: dict[str, Any] = {
     "run": {
         "ema_half_life": 0.0,
-        "length": 24,
+        "images": 24,
         "log_every": 4,
         "validate_every": 8,
         "sample_every": 8,
@@ -205,14 +194,14 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def test_a_reference_run_in_two_parts_is_the_run_in_one(folder: Path) -> None:
     images, out = folder / "images", folder / "parts"
-    train_tokenizer(images, out, settings=settings_of(folder, "run.length=12"), console=QUIET)
+    train_tokenizer(images, out, settings=settings_of(folder, "run.images=12"), console=QUIET)
     assert not same_weights(out, folder / "tokenizer")
     train_tokenizer(images, out, settings=settings_of(folder), console=QUIET)
     assert same_weights(out, folder / "tokenizer")
 
 
 def test_a_reference_prior_in_two_parts_is_the_prior_in_one(folder: Path) -> None:
-    train(folder, "prior-parts", "run.length=512")
+    train(folder, "prior-parts", "run.codes=512")
     assert not same_weights(folder / "prior-parts", folder / "prior")
     train(folder, "prior-parts")
     assert same_weights(folder / "prior-parts", folder / "prior")
@@ -221,9 +210,7 @@ def test_a_reference_prior_in_two_parts_is_the_prior_in_one(folder: Path) -> Non
 def test_images_given_to_train_prior_are_encoded_into_the_run(folder: Path) -> None:
     """The codes are there before the run is; the run's folder was once refused for that."""
     out = folder / "prior-of-images"
-    settings = resolve(
-        PriorTraining, stage="prior", recipe=str(folder / "reference.yaml"), overrides=["run.length=512"]
-    )
+    settings = resolve(PriorTraining, stage="prior", recipe=str(folder / "reference.yaml"), overrides=["run.codes=512"])
     (out / ".codes.cut-short.tmp").mkdir(parents=True)
     for _ in range(2):
         shards = codes_of(
@@ -256,10 +243,10 @@ def refused(*given: Any, **named: Any) -> Any:
 
 def test_codes_from_the_first_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `quantize_from` 0 and without k-means nothing is relaxed, and no features are gathered."""
-    monkeypatch.setattr(VQ, "relaxed", refused)
-    monkeypatch.setattr(VQ, "start", refused)
+    monkeypatch.setattr(VQ, "bypass", refused)
+    monkeypatch.setattr(VQ, "init_codebook", refused)
     stage = stage_of(folder)
-    monkeypatch.setattr(stage.tokenizer.quantizer, "start", refused)
+    monkeypatch.setattr(stage.tokenizer.quantizer, "init_codebook", refused)
     assert float(step(stage, 0)["codebook"]) > 0
 
 
@@ -269,7 +256,7 @@ def test_codes_are_placed_once_where_k_means_is_asked_for(folder: Path, monkeypa
     def noted(quantizer: VQ, features: Tensor, **given: Any) -> None:
         places.append(len(features))
 
-    monkeypatch.setattr(VQ, "start", noted)
+    monkeypatch.setattr(VQ, "init_codebook", noted)
     stage = stage_of(folder, "model.quantizer.kmeans_iterations=2", "quantize_from=0.5")
     for seen in range(0, 24, 4):
         values = step(stage, seen)
@@ -284,7 +271,7 @@ def test_the_quantizer_is_told_how_far_the_training_is(folder: Path, monkeypatch
         told.append((seen, length))
         return quantizer
 
-    monkeypatch.setattr(VQ, "at", at)
+    monkeypatch.setattr(VQ, "schedule", at)
     step(stage_of(folder), 8)
     assert told == [(8, 24)]
 
@@ -293,7 +280,7 @@ def test_each_network_has_its_own_optimizer(folder: Path) -> None:
     judged = ["discriminator_optimizer.lr=0.02", "discriminator_optimizer.weight_decay=0.3"]
     stage = stage_of(folder, "optimizer.lr=0.01", *judged)
     step(stage, 0)
-    groups = [optimizer.param_groups[0] for optimizer in (stage.optimizer, stage.judge_optimizer)]
+    groups = [optimizer.param_groups[0] for optimizer in (stage.optimizer, stage.discriminator_optimizer)]
     assert [(group["lr"], group["betas"], group["weight_decay"]) for group in groups] == [
         (0.01, (0.9, 0.99), 0.0),
         (0.02, (0.5, 0.9), 0.3),  # the discriminator's decay once was the tokenizer's
@@ -329,7 +316,7 @@ def test_images_are_cut_in_the_middle_where_that_is_asked_for(folder: Path) -> N
 def test_a_share_of_the_codes_is_kept() -> None:
     torch.manual_seed(0)
     codes = torch.full((8, 64, 64), 5)
-    told = corrupted(codes, keep=0.75, vocabulary=40)
+    told = corrupt_codes(codes, keep_probability=0.75, vocabulary=40)
     others = told[told != 5]
     assert len(others) / told.numel() == pytest.approx(0.25 * 39 / 40, abs=0.01)
     assert set(others.tolist()) == set(range(40)) - {5}  # any code of the vocabulary, also one that no image has
@@ -339,9 +326,9 @@ def test_a_share_of_the_codes_is_kept() -> None:
 def test_all_codes_are_kept_without_a_draw() -> None:
     before = torch.get_rng_state()
     codes = torch.zeros(2, 3, 3, dtype=torch.int64)
-    assert corrupted(codes, keep=1.0, vocabulary=4) is codes
+    assert corrupt_codes(codes, keep_probability=1.0, vocabulary=4) is codes
     assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(corrupted(codes, keep=0.0, vocabulary=4), codes)
+    assert not torch.equal(corrupt_codes(codes, keep_probability=0.0, vocabulary=4), codes)
 
 
 def test_the_prior_is_asked_for_the_true_codes_and_validates_on_them(
@@ -354,7 +341,7 @@ def test_the_prior_is_asked_for_the_true_codes_and_validates_on_them(
         return nll(prior, prefix, codes, inputs=told)
 
     monkeypatch.setattr("smalti.training.stage2.nats", noted)
-    train(folder, "prior-noted", "run.length=512", "keep_probability=0.5")
+    train(folder, "prior-noted", "run.codes=512", "keep_probability=0.5")
     assert set(asked) == {(True, False), (False, True)}  # training is told others, validation the codes themselves
 
 
@@ -363,7 +350,7 @@ def test_a_gpt_with_a_condition_has_no_empty_one(folder: Path) -> None:
         train(folder, "refused", "condition_dropout=0.1")
     assert not (folder / "refused").exists()
     train(
-        folder, "start", "condition_dropout=0.1", "condition=unconditional", "run.length=256"
+        folder, "start", "condition_dropout=0.1", "condition=unconditional", "run.codes=256"
     )  # there, it is the start
 
 
@@ -418,7 +405,7 @@ def test_networks_that_are_too_small_say_so(options: dict[str, int], sentence: s
 
 def test_settings_without_a_name_are_those_of_the_transformer() -> None:
     """Recipes from before there were two kinds go on to mean what they meant."""
-    run = {"length": 1, "log_every": 1, "validate_every": 1, "sample_every": 1, "checkpoint_every": 1}
+    run = {"codes": 1, "log_every": 1, "validate_every": 1, "sample_every": 1, "checkpoint_every": 1}
     settings = parse(PriorTraining, {"run": run, "network": {"layers": 3}}, where="here")
     assert settings.network == TransformerNetwork(layers=3)
     assert as_mapping(settings)["network"]["name"] == "transformer"

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,10 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.core.progress import Watch
-from smalti.training import optimizer_step
+from smalti.core.progress import ProgressReporter
+from smalti.training import gan_step, optimizer_step
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
-from smalti.training.gan_step import PLAYS, Played, Players, simultaneous
 from smalti.training.loop import seed_step
 from smalti.training.optimizer import Average, rate_at
 from smalti.training.run_folder import read_metrics
@@ -56,7 +54,7 @@ def small_tokenizer(folder: Path, out: str, *overrides: str) -> Path:
 
 
 def small_tokenizer_in_twelves(folder: Path, out: str) -> Path:
-    return small_tokenizer(folder, out, "run.log_every=12", "run.length=48")
+    return small_tokenizer(folder, out, "run.log_every=12", "run.images=48")
 
 
 def small_tokenizer_with_decoder_phase(folder: Path, out: str) -> Path:
@@ -108,7 +106,7 @@ def test_a_run_killed_while_its_decoder_learns_alone_ends_with_the_same_weights(
 
 def test_a_report_covers_the_steps_before_a_stop_too(folder: Path) -> None:
     """Reports after 12, 24, 36 images and states after 16, 32: the third report is of steps on both sides of the cut."""
-    given = ("run.log_every=12", "run.length=48")
+    given = ("run.log_every=12", "run.images=48")
     small_tokenizer(folder, "uncut", *given)
     killed(folder, "small_tokenizer_in_twelves", "cut", module="smalti.training.optimizer_step", name="set_rate", at=17)
     small_tokenizer(folder, "cut", *given)
@@ -125,17 +123,17 @@ def test_a_report_covers_the_steps_before_a_stop_too(folder: Path) -> None:
 def test_time_left_is_never_negative() -> None:
     """The last step may go beyond the length."""
     console = Console(record=True, width=200, file=io.StringIO())
-    watch = Watch(console, title="tokenizer", tensorboard=None, quiet=False)
-    watch.begin(seen=0, length=10, unit="images")
-    watch.advance(12)
-    watch.report("train", 12, {"pixel": 0.1})
+    progress = ProgressReporter(console, title="tokenizer", tensorboard=None, quiet=False)
+    progress.begin(seen=0, length=10, unit="images")
+    progress.advance(12)
+    progress.report("train", 12, {"pixel": 0.1})
     assert "0:00 left" in console.export_text()
 
 
 def test_a_run_of_an_older_smalti_goes_on(folder: Path) -> None:
     """Its config lacks the settings that are new, and its states the notes."""
     for run in ("older", "newer"):
-        small_tokenizer(folder, run, "run.length=16")
+        small_tokenizer(folder, run, "run.images=16")
     config = folder / "older" / "config.yaml"
     values = yaml.safe_load(config.read_text("utf-8"))
     values["run"] = {key: value for key, value in values["run"].items() if key in RECIPE["tokenizer"]["run"]}
@@ -171,14 +169,14 @@ def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, monkeypatch: p
 
 
 def test_a_damaged_state_is_passed_over_for_the_one_before(folder: Path) -> None:
-    small_tokenizer(folder, "damaged", "run.length=32")
+    small_tokenizer(folder, "damaged", "run.images=32")
     newest = max((folder / "damaged" / "state").iterdir()) / "state.ckpt"
     newest.write_bytes(newest.read_bytes()[:1000])
-    small_tokenizer(folder, "damaged", "run.length=32")
+    small_tokenizer(folder, "damaged", "run.images=32")
     for state in (folder / "damaged" / "state").iterdir():
         (state / "state.ckpt").write_bytes(b"")
     with pytest.raises(SmaltiError, match=r"no state in .* can be read"):
-        small_tokenizer(folder, "damaged", "run.length=32")
+        small_tokenizer(folder, "damaged", "run.images=32")
 
 
 def test_a_finished_run_is_left_as_it_is(folder: Path) -> None:
@@ -204,10 +202,10 @@ def test_every_term_is_recorded(folder: Path) -> None:
 
 
 def test_both_stages_learn(folder: Path) -> None:
-    small_tokenizer(folder, "longer", "run.length=320", "optimizer.lr=0.003")
+    small_tokenizer(folder, "longer", "run.images=320", "optimizer.lr=0.003")
     metrics = [line for line in read_metrics(folder / "longer") if line["part"] == "validation"]
     assert metrics[-1]["psnr"] > metrics[0]["psnr"] + 3
-    small_prior(folder, "longer-prior", "run.length=12800", "optimizer.lr=0.01")
+    small_prior(folder, "longer-prior", "run.codes=12800", "optimizer.lr=0.01")
     nats = [line["nats"] for line in read_metrics(folder / "longer-prior") if line["part"] == "validation"]
     assert nats[-1] < 0.85 * nats[0]
 
@@ -230,7 +228,7 @@ def test_the_folder_of_another_program_is_refused(folder: Path) -> None:
 
 
 def test_codes_of_another_tokenizer_are_refused(folder: Path) -> None:
-    small_tokenizer(folder, "second", "run.seed=1", "run.length=16")
+    small_tokenizer(folder, "second", "run.seed=1", "run.images=16")
     settings = resolve(PriorTraining, stage="prior", recipe=str(folder / "small.yaml"), overrides=[])
     shards = codes_of(folder / "codes", folder / "second", folder / "x", settings=settings, progress=lambda a, b: None)
     with pytest.raises(SmaltiError, match="were made by the tokenizer"):
@@ -238,25 +236,24 @@ def test_codes_of_another_tokenizer_are_refused(folder: Path) -> None:
 
 
 def test_a_full_disk_is_a_sentence_and_keeps_the_last_state(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_tokenizer(folder, "full", "run.length=16")
+    small_tokenizer(folder, "full", "run.images=16")
 
     def refused(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("smalti.core.files._sync", refused)
     with pytest.raises(SmaltiError, match=r"cannot write .*No space left"):
-        small_tokenizer(folder, "full", "run.length=48")
+        small_tokenizer(folder, "full", "run.images=48")
     monkeypatch.undo()
     assert [state.name.lstrip("0") for state in (folder / "full" / "state").iterdir()] == ["16"]
     assert same_weights(small_tokenizer(folder, "full"), small_tokenizer(folder, "full"))
 
 
 def test_not_a_number_stops_the_run_and_names_the_term(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(players: Players, images: Tensor, **given: Any) -> Played:
-        played = simultaneous(players, images, **given)
-        return played._replace(values={"generator": torch.tensor(torch.nan)})
+    def broken(*_: object) -> dict[str, Tensor]:
+        return {"generator": torch.tensor(torch.nan)}
 
-    monkeypatch.setitem(PLAYS, "simultaneous", broken)
+    monkeypatch.setattr(gan_step, "mean_of_processes", broken)
     with pytest.raises(SmaltiError, match=r"10 steps in a row had to be skipped, for generator is no longer a finite"):
         small_tokenizer(folder, "broken")
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from smalti.core.errors import SmaltiError
-from smalti.training.config import RunSettings, TokenizerTraining, resolve
-from smalti.training.launcher import arranged, first_alone, is_first, launch, told_once
+from smalti.training.config import TokenizerRun, TokenizerTraining, resolve
+from smalti.training.launcher import arranged, first_alone, is_first, launch, report_once
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
 from tests import processes
@@ -26,9 +26,9 @@ from tests.processes import finished, threads
 from tests.small import write_images, write_recipe
 
 STEPS = 20
-LONG = ("run.length=80", "run.log_every=4", "quantize_from=0.1", "run.strategy=ddp")
+LONG = ("run.images=80", "run.log_every=4", "quantize_from=0.1", "run.strategy=ddp")
 PROGRAM = Path(__file__).parents[1] / "in_double.py"
-CLOCKS = ("time", "elapsed", "part", "alarm", "state", "message")
+CLOCKS = ("time", "elapsed", "part", "diagnostic", "state", "message")
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "joint": ("model.quantizer.dead_code_threshold=0.9",),
@@ -125,7 +125,7 @@ def test_killed_and_resumed_two_are_still_one(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_request_to_one_process_stops_all_after_the_same_step(folder: Path) -> None:
-    both = started(folder, "stopped", "run.length=400000")
+    both = started(folder, "stopped", "run.images=400000")
     while not (folder / "stopped" / "metrics.jsonl").is_file():
         time.sleep(0.02)
     both[1].send_signal(signal.SIGTERM)
@@ -172,7 +172,7 @@ def test_what_goes_wrong_in_both_is_told_once(folder: Path) -> None:
 # --- how many processes, without starting any -------------------------------------------------------------------------
 
 SOME: dict[str, Any] = {
-    "length": 8,
+    "images": 8,
     **{f"{name}_every": 8 for name in ("log", "validate", "sample", "checkpoint")},
     "accelerator": "cpu",
 }
@@ -188,34 +188,34 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_one_process_unless_more_are_asked_for(nowhere: pytest.MonkeyPatch) -> None:
-    assert arranged(RunSettings(**SOME)) == (1, 1)
+    assert arranged(TokenizerRun(**SOME)) == (1, 1)
     assert is_first()
     nowhere.setattr("smalti.core.devices.available_cores", lambda: 4)
-    assert arranged(RunSettings(**SOME, devices=3, nodes=2)) == (3, 2)
+    assert arranged(TokenizerRun(**SOME, devices=3, nodes=2)) == (3, 2)
     with pytest.raises(
         SmaltiError, match=r"run.devices = 5, but this machine has 4 CPU cores; set run.devices=4 or less"
     ):
-        launch(RunSettings(**SOME, devices=5))
+        launch(TokenizerRun(**SOME, devices=5))
 
 
 def test_torchrun_decides(nowhere: pytest.MonkeyPatch) -> None:
     for name, value in TORCHRUN.items():
         nowhere.setenv(name, value)
-    assert arranged(RunSettings(**SOME)) == (3, 2)
-    assert arranged(RunSettings(**SOME, devices=3)) == (3, 2)
+    assert arranged(TokenizerRun(**SOME)) == (3, 2)
+    assert arranged(TokenizerRun(**SOME, devices=3)) == (3, 2)
     assert not is_first()
     with pytest.raises(SmaltiError, match=r"run.devices = 4 on run.nodes = 2 .* 8 processes, but torchrun started 6"):
-        arranged(RunSettings(**SOME, devices=4))
+        arranged(TokenizerRun(**SOME, devices=4))
 
 
 def test_slurm_decides(nowhere: pytest.MonkeyPatch) -> None:
     nowhere.setattr("smalti.training.launcher.SLURMEnvironment.detect", staticmethod(lambda: True))
     for name, value in {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "0"}.items():
         nowhere.setenv(name, value)
-    assert arranged(RunSettings(**SOME)) == (4, 2)
+    assert arranged(TokenizerRun(**SOME)) == (4, 2)
     assert is_first()
     nowhere.setenv("SLURM_NTASKS_PER_NODE", "8")
-    assert arranged(RunSettings(**SOME)) == (8, 1)
+    assert arranged(TokenizerRun(**SOME)) == (8, 1)
 
 
 @pytest.mark.parametrize(
@@ -228,17 +228,17 @@ def test_slurm_decides(nowhere: pytest.MonkeyPatch) -> None:
 )
 def test_what_cannot_be_is_a_sentence(change: dict[str, Any], sentence: str, nowhere: pytest.MonkeyPatch) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        launch(RunSettings(**{**SOME, **change}))
+        launch(TokenizerRun(**{**SOME, **change}))
 
 
 def test_the_others_say_nothing(nowhere: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SmaltiError, match="once"), told_once():
+    with pytest.raises(SmaltiError, match="once"), report_once():
         raise SmaltiError("once")
     nowhere.setenv("LOCAL_RANK", "1")
-    with pytest.raises(SystemExit, match="1"), told_once():
+    with pytest.raises(SystemExit, match="1"), report_once():
         raise SmaltiError("once")
 
 
 def test_one_process_acts_for_itself(nowhere: pytest.MonkeyPatch) -> None:
-    fabric = launch(RunSettings(**SOME))
+    fabric = launch(TokenizerRun(**SOME))
     assert first_alone(fabric, lambda: json.loads("3")) == 3

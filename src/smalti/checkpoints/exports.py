@@ -49,7 +49,7 @@ class Encoding(nn.Module):
         if isinstance(quantizer, Gumbel):  # the likeliest code, where `encode` may draw one
             return quantizer.logits(features).argmax(1)
         # The codes of `encode` without its loss, which some quantizers compute in pieces: their number would be fixed.
-        return quantizer.relaxed(features).codes
+        return quantizer.bypass(features).codes
 
 
 @final

@@ -69,7 +69,7 @@ def encode(
     from smalti.core.errors import SmaltiError
     from smalti.core.settings import parse
     from smalti.data.code_shards import open_codes
-    from smalti.encoding.condition_encoding import Told
+    from smalti.encoding.condition_encoding import ConditionSource
     from smalti.hub.pretrained import find_model
     from smalti.training.config import CopiesSettings, lay_over
     from smalti.training.runs import encode_images
@@ -84,7 +84,7 @@ def encode(
         if name not in names:
             raise SmaltiError(f"--condition-set {name}. ...: there is no --condition {name}")
     told = [
-        Told(
+        ConditionSource(
             name,
             Path(tokenizers[name]) if name in tokenizers else None,
             Path(paths[name]) if name in paths else None,
@@ -110,7 +110,7 @@ def encode(
             progress=progress,
             device=device,
             workers=workers,
-            told=told,
+            conditions=told,
         )
     meta = open_codes(out).meta
     images_in = sum(meta.training.shards)

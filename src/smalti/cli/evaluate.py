@@ -62,7 +62,7 @@ def tokenizer(
     """Reconstruct images, and say how much survives and how the codes are used."""
     from smalti.core.devices import pick_device
     from smalti.core.errors import SmaltiError
-    from smalti.data.file_types import kind_of
+    from smalti.data.file_types import file_type_of
     from smalti.evaluation.measures import measure_tokenizer
     from smalti.evaluation.prepared_images import open_images
     from smalti.evaluation.protocols import TOKENIZER_PROTOCOLS, choose
@@ -77,7 +77,7 @@ def tokenizer(
     models = read_models(model, prior=False)
     if models.tokenizer is None:
         raise SmaltiError(f"{model} holds no tokenizer")
-    kind = kind_of(models.about, channels=models.tokenizer.settings.autoencoder.channels)
+    kind = file_type_of(models.about, channels=models.tokenizer.settings.autoencoder.channels)
     if kind.name != "color":
         raise SmaltiError(
             f"{model} is for {kind.files}, and these scores compare images; smalti reconstruct tells how much of them survives"

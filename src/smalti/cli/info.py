@@ -136,7 +136,8 @@ def _run(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "smalti" not in config:
         raise SmaltiError(f"{path} holds the run of another program")
     metrics = read_metrics(path)
-    length = config["run"]["length"]
+    run = config["run"]
+    length = run["images"] if "images" in run else run["codes"]
     last: dict[str, Any] = {}
     for line in metrics:
         last[line["part"]] = {key: value for key, value in line.items() if key not in ("part", "time")}
@@ -206,7 +207,7 @@ def _images(path: Path) -> dict[str, Any]:
     from smalti.data.sources import open_source
 
     try:
-        source = open_source(path, kind=Depth())  # of all kinds the one that most files may be
+        source = open_source(path, file_type=Depth())  # of all kinds the one that most files may be
     except SmaltiError:
         source = open_source(path)  # whose error speaks of images
     labels = Counter(image.label for image in source.images)

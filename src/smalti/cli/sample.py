@@ -280,7 +280,7 @@ def reconstruct(
     """Send images through the codebook and back, and say how much survives."""
     from smalti.conditions.map_files import label_accuracy, label_colors
     from smalti.core.devices import pick_device
-    from smalti.data.file_types import kind_of
+    from smalti.data.file_types import file_type_of
     from smalti.data.outputs import check_outputs, output_paths, without_results
     from smalti.data.sources import ImageEntry, holds_many, open_source
     from smalti.evaluation.metrics import CodeUse, psnr
@@ -291,8 +291,8 @@ def reconstruct(
     model, about = read_tokenizer(tokenizer)
     model.to(pick_device(device))
     channels, f, wanted = model.settings.autoencoder.channels, model.factor, size_option(size)
-    kind = kind_of(about, channels=channels)
-    source = open_source(images, kind=kind) if holds_many(images) or not images.exists() else None
+    kind = file_type_of(about, channels=channels)
+    source = open_source(images, file_type=kind) if holds_many(images) or not images.exists() else None
     entries = without_results(source, out, command="reconstruct") if source else (ImageEntry(images.name, None),)
     paths = output_paths(entries, out)
     streams = source.files(entries) if source else ()

@@ -47,10 +47,10 @@ def tokenizer(
     """Learn a codebook from images (stage 1)."""
     from smalti.training.config import TokenizerTraining, resolve
     from smalti.training.initialization import resolve_from, start_from
-    from smalti.training.launcher import is_first, told_once
+    from smalti.training.launcher import is_first, report_once
     from smalti.training.runs import show_settings, train_tokenizer
 
-    with told_once():
+    with report_once():
         asked = overrides or []
         start = start_from(source) if source else None
         if start is None:
@@ -79,10 +79,10 @@ def prior(
 ) -> None:
     """Learn how codes follow one another (stage 2)."""
     from smalti.training.config import PriorTraining, resolve
-    from smalti.training.launcher import is_first, told_once
+    from smalti.training.launcher import is_first, report_once
     from smalti.training.runs import codes_of, show_settings, train_prior
 
-    with told_once():
+    with report_once():
         asked = [*(overrides or []), *([] if patience is None else [f"run.patience={patience}"])]
         settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=asked)
         if is_first():

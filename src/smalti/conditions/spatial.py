@@ -35,8 +35,8 @@ from smalti.images.io import (
     to_tensor,
 )
 from smalti.images.large_planes import strip_of
-from smalti.tokenizer.tiled.any_size import LARGE, strip_rows
-from smalti.tokenizer.tiled.tiled_layers import encode_in_strips
+from smalti.tokenizer.tiled.any_size import LARGE, tile_rows
+from smalti.tokenizer.tiled.tiled_layers import encode_tiled
 from smalti.tokenizer.vqgan import VQGAN
 
 FOLDER = "condition"
@@ -148,14 +148,14 @@ class SpatialCondition(Condition):
         fitted = [self._at_grid_size(value, grid) for value in values]
         device = next(self.tokenizer.parameters()).device
         if grid[0] * grid[1] * self.tokenizer.factor**2 > LARGE:
-            codes = torch.cat([self._codes_in_strips(value, device) for value in fitted])
+            codes = torch.cat([self._codes_tiled(value, device) for value in fitted])
         else:
             maps = torch.stack([self._image(value) for value in fitted])  # (B,C,H,W)
             codes = self.tokenizer.encode(maps.to(device)).codes.cpu()  # (B,h,w)
         assert codes.shape[1:] == grid, f"{tuple(codes.shape)} codes for a grid of {grid}"
         return codes
 
-    def _codes_in_strips(self, value: Tensor, device: torch.device) -> Tensor:
+    def _codes_tiled(self, value: Tensor, device: torch.device) -> Tensor:
         """A large map that has its size -> its codes (1,h,w), in bounded memory: of labels only strips have channels."""
         prepared = _KINDS[self.settings.kind].prepare(value)
         height, width = prepared.shape[-2:]
@@ -163,7 +163,7 @@ class SpatialCondition(Condition):
         def read(first: int, last: int) -> Tensor:
             return self._image(prepared[..., first:last, :])[None].to(device)
 
-        encoded = encode_in_strips(self.tokenizer, read, height, rows=strip_rows(self.tokenizer, width))
+        encoded = encode_tiled(self.tokenizer, read, height, rows=tile_rows(self.tokenizer, width))
         return encoded.codes.cpu()
 
     def _at_grid_size(self, value: Any, grid: Grid) -> Tensor:

@@ -1,4 +1,4 @@
-"""Memory that is freed and asked for again, step after step: kept by the process instead of going back and forth."""
+"""Keeps memory that is freed and allocated again in every step in the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # names of the settings in glibc's malloc.h
 KEPT = 2**31 - 1  # the largest int, 2 GiB
 PADDING = 2**26
-"""Bytes by which the heap grows beyond what is asked for."""
+"""Bytes by which the heap grows beyond each request."""
 
 
 def keep_memory() -> bool:

@@ -1,6 +1,6 @@
-"""What several processes that train together know of one another: a value of each <-> a value of all.
+"""Collective operations of processes that train together.
 
-Every function is the identity where there is one process. All processes must call it, in the same order.
+With one process every function is the identity. All processes must call it, in the same order.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from torch import Tensor, distributed
 
 
 def world() -> int:
-    """How many processes train together."""
+    """The number of processes."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def everyones(tensor: Tensor) -> Tensor:
+def all_gather(tensor: Tensor) -> Tensor:
     """(B,..) of this process -> (world B,..) of all, in the order of ranks, without gradient."""
     if world() == 1:
         return tensor
@@ -24,7 +24,7 @@ def everyones(tensor: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
-def sum_of_all(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum of this tensor over all processes, without gradient where there are several."""
     if world() == 1:
         return tensor
@@ -33,7 +33,7 @@ def sum_of_all(tensor: Tensor) -> Tensor:
     return total
 
 
-def mean_of_all(tensor: Tensor) -> Tensor:
+def all_reduce_mean(tensor: Tensor) -> Tensor:
     """The mean of this tensor over all processes, with the gradient of this process's part.
 
     Where the mean enters a loss, each process so has the gradient of its own examples, scaled as if they were all: exactly what
@@ -41,10 +41,10 @@ def mean_of_all(tensor: Tensor) -> Tensor:
     """
     if world() == 1:
         return tensor
-    return tensor + (sum_of_all(tensor) / world() - tensor.detach())
+    return tensor + (all_reduce_sum(tensor) / world() - tensor.detach())
 
 
-def first_ones(tensor: Tensor) -> None:
+def broadcast(tensor: Tensor) -> None:
     """Make `tensor` that of the first process, in place."""
     if world() > 1:
         distributed.broadcast(tensor, src=0)

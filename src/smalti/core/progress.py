@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar with rate and time left on a terminal, plain lines elsewhere, TensorBoard."""
+"""How a run reports its progress: a progress bar with rate and time left on a terminal, plain lines elsewhere, TensorBoard."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def plain_column(template: str) -> TextColumn:
 
 
 @final
-class Watch:
-    """Follows one run. A context manager: the bar is drawn inside the block."""
+class ProgressReporter:
+    """Reports one run. A context manager: the bar is drawn inside the block."""
 
     def __init__(self, console: Console, *, title: str, tensorboard: Path | None, quiet: bool) -> None:
         """`tensorboard`: the folder for its event files, None writes none. `quiet`: the processes that are not the first."""
@@ -80,7 +80,7 @@ class Watch:
 
             self._writer = SummaryWriter(str(self._folder), purge_step=seen)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProgressReporter:
         self._progress.start()
         return self
 

@@ -1,7 +1,7 @@
 """Randomness that belongs to a place: a counter-based generator, keyed by seed, row, column and code.
 
-An image laid with this noise depends on its seed alone: not on the batch it was in, the device, the order in which its
-codes were laid, or caching. The generator is Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2,
+An image generated with this noise depends on its seed alone: not on the batch it was in, the device, the order in which its
+codes were generated, or caching. The generator is Philox4x32-10 of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2,
 3" (SC 2011), written with 64-bit integer tensor operations, so that it gives the same words on every device.
 """
 

@@ -38,7 +38,7 @@ Size: TypeAlias = tuple[int, int]
 """(height, width) in pixels."""
 
 
-class Kind(ABC):
+class FileType(ABC):
     """One kind of files. Its settings are plain values, and can be handed to other processes."""
 
     name: str
@@ -78,10 +78,10 @@ class Kind(ABC):
 
     @abstractmethod
     def described(self) -> dict[str, Any]:
-        """What a model folder and a code folder say of it, as plain values; `kind_of` reads them back."""
+        """What a model folder and a code folder say of it, as plain values; `file_type_of` reads them back."""
 
 
-class Levels(Kind):
+class Levels(FileType):
     """Kinds whose arrays are levels of brightness: examples hold what the tokenizer is given, and nothing more is to be said."""
 
     def held(self, array: Array, channels: int) -> Tensor:
@@ -125,7 +125,7 @@ class Color(Levels):
 
 @final
 @dataclass(frozen=True)
-class Labels(Kind):
+class Labels(FileType):
     """Maps of the labels 0 to C-1 -> arrays (H,W,1) uint8 or uint16, (H,W) whole numbers, and (C,H,W) float32: 1 in the
     label's channel and 0 in the others.
 
@@ -253,7 +253,7 @@ class Edges(Levels):
 
 COLOR = Color()
 
-KINDS: dict[str, Callable[[int | None], Kind]] = {  # of the number that stands for no label
+FILE_TYPES: dict[str, Callable[[int | None], FileType]] = {  # of the number that stands for no label
     "color": lambda unlabeled: COLOR,
     "labels": Labels,
     "depth": lambda unlabeled: Depth(),
@@ -261,16 +261,18 @@ KINDS: dict[str, Callable[[int | None], Kind]] = {  # of the number that stands 
 }
 
 
-def kind_of(described: Mapping[str, Any], *, channels: int) -> Kind:
+def file_type_of(described: Mapping[str, Any], *, channels: int) -> FileType:
     """What a model folder says of its tokenizer -> the kind of files it is for.
 
     Where it says nothing (it was made elsewhere, or before there were kinds) 1, 3 and 4 channels are for images, others for
     label maps. Raises `SmaltiError` for an unknown kind.
     """
     name = described.get("kind", "color" if channels in (1, 3, 4) else "labels")
-    if name not in KINDS:
-        raise SmaltiError(f"this tokenizer is for an unknown kind of files, {name!r}; {suggestion(str(name), KINDS)}")
-    return KINDS[name](described.get("unlabeled"))
+    if name not in FILE_TYPES:
+        raise SmaltiError(
+            f"this tokenizer is for an unknown kind of files, {name!r}; {suggestion(str(name), FILE_TYPES)}"
+        )
+    return FILE_TYPES[name](described.get("unlabeled"))
 
 
 def _covered(array: Array, size: Size, filter: Filter, *, window: Size, name: str) -> Covering:

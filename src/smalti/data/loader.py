@@ -87,7 +87,7 @@ class Crops:
         record: tuple[DamageRecord, int] | None = None,
     ) -> None:
         """`record`: that of all parts of the source, and which part this is; by default it is all there is."""
-        source.kind.check(channels)
+        source.file_type.check(channels)
         self.source, self._cache_mib = source, cache_mib
         self.images = tuple(images)
         self.size = size
@@ -97,7 +97,7 @@ class Crops:
         self._kept_size = (math.ceil(size[0] * crop.margin), math.ceil(size[1] * crop.margin))
         self._places = {label: place for place, label in enumerate(source.labels)}
         # Until they are read their aspects are unknown; photos are often 4:3.
-        expected = len(self.images) * source.kind.width(channels) * math.prod(self._kept_size) * 4 / 3
+        expected = len(self.images) * source.file_type.width(channels) * math.prod(self._kept_size) * 4 / 3
         self._allowance = cache_mib * 2**20 if expected <= cache_mib * 2**20 else 0
         self._cached: dict[int, Array] = {}
         self._cached_bytes = 0
@@ -122,7 +122,7 @@ class Crops:
         """The example of image `index` itself. Raises `DamagedImage` where `crops[index, draw]` would step to the
         next one.
         """
-        kind = self.source.kind
+        kind = self.source.file_type
         array = cut(self._scaled(index), self.view(index, draw), filter=kind.filter)
         label = self.images[index].label
         place = self._places[label] if label is not None else -1
@@ -154,7 +154,7 @@ class Crops:
 
     def to_images(self, held: Tensor) -> Tensor:
         """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32 for the tokenizer."""
-        return self.source.kind.to_images(held, self._channels)
+        return self.source.file_type.to_images(held, self._channels)
 
     def batch_of(self, *stacked: Tensor) -> Batch:
         """The fields of examples, stacked -> a batch."""
@@ -186,7 +186,9 @@ class Crops:
             "channels": self._channels,
             "seed": self.seed,
             **self.crop.described(),
-            **(self.source.kind.described() if self.source.kind != COLOR else {}),  # as before there were other kinds
+            **(
+                self.source.file_type.described() if self.source.file_type != COLOR else {}
+            ),  # as before there were other kinds
         }
 
     def _scaled(self, index: int) -> Array:

@@ -1,5 +1,5 @@
-"""Images, each with something beside it: a file that is cut in the same way (a label map, a depth, a smaller image), or what
-is said of the part of the image that is seen.
+"""Images paired with conditions: a file that is cropped in the same way (a label map, a depth map, a smaller image), or an
+annotation of the crop.
 
 C channels, H W pixels.
 """
@@ -19,12 +19,12 @@ from smalti.data.loader import Crops
 from smalti.data.sources import ImageEntry, Source
 
 
-class Beside(ABC):
-    """One thing beside each image of a set."""
+class PairedCrops(ABC):
+    """A condition of each image of a set."""
 
     @abstractmethod
     def example(self, index: int, draw: int) -> Tensor:
-        """What belongs to the example of image `index` by draw number `draw`. Raises `DamagedImage`."""
+        """The condition of the example of image `index` by draw number `draw`. Raises `DamagedImage`."""
 
     @abstractmethod
     def described(self) -> dict[str, Any]:
@@ -32,14 +32,14 @@ class Beside(ABC):
 
 
 @final
-class CutAlike(Beside):
-    """Crops of files that show what the images show: both are cut by the same chances, in shares of their sizes.
+class AlignedCrops(PairedCrops):
+    """Crops of files that are aligned with the images: both are cropped at the same place, in shares of their sizes.
 
     Both sets of crops have the same seed. Reading raises `SmaltiError` for a file of another size than its image.
     """
 
     def __init__(self, images: Crops, files: Crops) -> None:
-        assert len(images) == len(files), f"{len(images)} images and {len(files)} beside them"
+        assert len(images) == len(files), f"{len(images)} images and {len(files)} files"
         self.images, self.files = images, files
 
     def example(self, index: int, draw: int) -> Tensor:
@@ -49,7 +49,7 @@ class CutAlike(Beside):
             other = self.files.source.path / self.files.images[index].key
             raise SmaltiError(
                 f"{other} is {h}x{w} pixels (height x width), and its image {self.images.images[index].key} is "
-                f"{height}x{width}; scale one of them, so that both show the same at the same place"
+                f"{height}x{width}; scale one of them, so that both are aligned"
             )
         return held
 
@@ -57,42 +57,42 @@ class CutAlike(Beside):
         return self.files.described()
 
 
-class Saying(Protocol):
-    """What is said of a part of an image. It can be handed to other processes."""
+class CropAnnotator(Protocol):
+    """Annotates a crop of an image. It can be pickled for other processes."""
 
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
-        """Image `index`, seen in a `view`; `draw` for what hangs on chance."""
+        """The codes of image `index` in a `view`; `draw` seeds random choices."""
 
     def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
-        """Raise `SmaltiError` where what is said is of image `index`, called `key`, in another shape than its (height, width)."""
+        """Raise `SmaltiError` where the annotations of image `index`, called `key`, are for another (height, width)."""
 
     def described(self) -> dict[str, Any]:
         """What decides it, as plain values."""
 
 
 @final
-class Said(Beside):
-    """What is said of the part that each example shows, such as where in its image it lies."""
+class AnnotatedCrops(PairedCrops):
+    """The annotation of each crop, such as its position in the image."""
 
-    def __init__(self, images: Crops, saying: Saying) -> None:
-        self.images, self.saying = images, saying
+    def __init__(self, images: Crops, annotator: CropAnnotator) -> None:
+        self.images, self.annotator = images, annotator
 
     def example(self, index: int, draw: int) -> Tensor:
-        self.saying.check_size(index, self.images.images[index].key, self.images.full_size(index))
-        return self.saying(index, self.images.view(index, draw), draw)
+        self.annotator.check_size(index, self.images.images[index].key, self.images.full_size(index))
+        return self.annotator(index, self.images.view(index, draw), draw)
 
     def described(self) -> dict[str, Any]:
-        return self.saying.described()
+        return self.annotator.described()
 
 
 @final
 class Paired:
-    """Crops of images, and what lies beside them -> examples of all: image, label, and a tensor of each thing beside it.
+    """Crops of images and their conditions -> examples: image, label, and a tensor for each condition.
 
     An example is damaged where one of its parts is.
     """
 
-    def __init__(self, images: Crops, beside: Sequence[Beside]) -> None:
+    def __init__(self, images: Crops, beside: Sequence[PairedCrops]) -> None:
         self.images, self.beside = images, tuple(beside)
 
     @property
@@ -104,7 +104,7 @@ class Paired:
         return len(self.images)
 
     def example(self, index: int, draw: int) -> tuple[Tensor, ...]:
-        """One of them. Raises `DamagedImage`."""
+        """One example. Raises `DamagedImage`."""
         return (*self.images.example(index, draw), *(each.example(index, draw) for each in self.beside))
 
     def described(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Paired:
 
 
 def beside(images: Sequence[ImageEntry], source: Source) -> tuple[ImageEntry, ...]:
-    """Images of one source -> those of another that have the same names but for what follows the last dot, in that order.
+    """Images of one source -> those of another with the same names, apart from the suffix, in that order.
 
     Names are paths below each of the two sources: `street/04.jpg` goes with `street/04.png`. Raises `SmaltiError` where there is
     none, or more than one.
@@ -127,8 +127,8 @@ def beside(images: Sequence[ImageEntry], source: Source) -> tuple[ImageEntry, ..
     if missing:
         more = f", and {len(missing) - 1} more have none" if len(missing) > 1 else ""
         raise SmaltiError(
-            f"there is no {stem(missing[0])}.* in {source.path} for the image {missing[0]}{more}; what belongs to an image "
-            "has its name, in a folder laid out as that of the images"
+            f"there is no {stem(missing[0])}.* in {source.path} for the image {missing[0]}{more}; give it the name "
+            "of its image, in the same sub-folder"
         )
     found = [named[name] for name in names]
     for several in found:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, final
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import check_file, normalized, read_text
-from smalti.data.file_types import COLOR, Kind
+from smalti.data.file_types import COLOR, FileType
 from smalti.data.folders import PathFinder, files_below, warn_of_generated, written_here
 from smalti.data.tar_shards import Extent, Shards, expanded, is_hidden, read_index
 from smalti.data.zip_files import read_members
@@ -56,8 +56,8 @@ class ImageEntry(NamedTuple):
 class Source(ABC):
     """The images that `path` holds, and their kind. An instance can be handed to other processes."""
 
-    def __init__(self, path: Path, images: Sequence[ImageEntry], kind: Kind = COLOR) -> None:
-        self.path, self.kind = path, kind
+    def __init__(self, path: Path, images: Sequence[ImageEntry], file_type: FileType = COLOR) -> None:
+        self.path, self.file_type = path, file_type
         self.images = tuple(images)
         self.labels = tuple(sorted({image.label for image in images if image.label is not None}))
 
@@ -76,7 +76,7 @@ class Source(ABC):
     @final
     def read(self, image: ImageEntry, channels: int) -> Array:
         """One image -> (H, W, C), as its kind is read for a tokenizer of so many channels. Raises `DamagedImage`."""
-        return self.kind.read(self.stream(image), channels=channels, name=image.key)
+        return self.file_type.read(self.stream(image), channels=channels, name=image.key)
 
     @final
     def covering(
@@ -86,18 +86,18 @@ class Source(ABC):
 
         Raises `DamagedImage`, also for an image that is too small for the window or too thin.
         """
-        return self.kind.covering(self.stream(image), size, channels=channels, name=image.key, window=window)
+        return self.file_type.covering(self.stream(image), size, channels=channels, name=image.key, window=window)
 
 
 @final
 class FolderSource(Source):
     """Those of the `files` in and below a folder that are images, sorted by name."""
 
-    def __init__(self, path: Path, files: Sequence[str], kind: Kind) -> None:
-        keys = sorted(name for name in files if _is_image(name, kind))
+    def __init__(self, path: Path, files: Sequence[str], file_type: FileType) -> None:
+        keys = sorted(name for name in files if _is_image(name, file_type))
         if not keys:
-            raise _no_images(path, files, kind)
-        super().__init__(path, [ImageEntry(key, _label(key, root=())) for key in keys], kind)
+            raise _no_images(path, files, file_type)
+        super().__init__(path, [ImageEntry(key, _label(key, root=())) for key in keys], file_type)
 
     def stream(self, image: ImageEntry) -> Path:
         return self.path / image.key
@@ -118,7 +118,7 @@ class ListSource(Source):
     their paths below the deepest folder that holds them, so that list and images can be moved.
     """
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, file_type: FileType) -> None:
         try:
             lines = re.split(r"\r\n|\r|\n", read_text(path))
         except (OSError, UnicodeDecodeError) as error:
@@ -146,7 +146,7 @@ class ListSource(Source):
             logger.warning("left out: %s", said)
         if not keys:
             raise SmaltiError(f"{path} names no images; it should hold one path a line")
-        super().__init__(path, _listed(path.parent.absolute(), list(keys)), kind)
+        super().__init__(path, _listed(path.parent.absolute(), list(keys)), file_type)
 
     def stream(self, image: ImageEntry) -> Path:
         return self.path.parent / image.key
@@ -162,14 +162,14 @@ class ListSource(Source):
 class ZipSource(Source):
     """The images in a zip file, sorted by name, read without unpacking it."""
 
-    def __init__(self, path: Path, kind: Kind) -> None:
+    def __init__(self, path: Path, file_type: FileType) -> None:
         members = {name: member for name, member in read_members(path).items() if _is_visible(name)}
-        found = {name: member for name, member in members.items() if _is_image(name, kind)}
+        found = {name: member for name, member in members.items() if _is_image(name, file_type)}
         if not found:
-            raise _no_images(path, list(members), kind)
+            raise _no_images(path, list(members), file_type)
         if any(member.flag_bits & 1 for member in found.values()):
             raise SmaltiError(f"{path} is locked with a password; unpack it and give the folder")
-        super().__init__(path, _labeled(sorted(found)), kind)
+        super().__init__(path, _labeled(sorted(found)), file_type)
         self._members = found
         self._archive: zipfile.ZipFile | None = None
         self._process = 0
@@ -201,7 +201,7 @@ class ShardSource(Source):
     The key of an image is the name of its shard (below `path`, where that is a folder), without `.tar`, then its path there.
     """
 
-    def __init__(self, path: Path, shards: Sequence[Path], kind: Kind) -> None:
+    def __init__(self, path: Path, shards: Sequence[Path], file_type: FileType) -> None:
         self._shards = Shards(shards)
         self._extents: dict[str, Extent] = {}
         keys: list[str] = []
@@ -210,7 +210,7 @@ class ShardSource(Source):
         others: list[str] = []
         names = _different(path, shards)
         for number, shard in enumerate(shards):
-            index = read_index(shard, number, kind.suffixes)
+            index = read_index(shard, number, file_type.suffixes)
             others += index.others
             for sample in index.samples:
                 keys.append(f"{names[number]}/{sample.path}")
@@ -218,13 +218,13 @@ class ShardSource(Source):
                 labels.append(sample.label)
                 self._extents[keys[-1]] = sample.extent
         if not keys:
-            raise _no_images(path, others, kind)
+            raise _no_images(path, others, file_type)
         found = _labeled(paths)
         images = [
             ImageEntry(key, said if said is not None else by_folder.label)
             for key, said, by_folder in zip(keys, labels, found, strict=True)
         ]
-        super().__init__(path, images, kind)
+        super().__init__(path, images, file_type)
 
     def stream(self, image: ImageEntry) -> BinaryIO:
         extent = self._extents[image.key]
@@ -248,8 +248,8 @@ def _different(path: Path, shards: Sequence[Path]) -> list[str]:
     return [shard.relative_to(root).with_suffix("").as_posix() for shard in shards]
 
 
-def open_source(path: Path, *, kind: Kind = COLOR) -> Source:
-    """A folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> the images, or other files, of a `kind`.
+def open_source(path: Path, *, file_type: FileType = COLOR) -> Source:
+    """A folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> the images, or other files, of a `file_type`.
 
     All that lies in and below a folder counts, but hidden files and folders, and what smalti wrote; links are followed.
     A folder without images, but with `.tar` files, is one of shards. Shards may also be named as
@@ -261,30 +261,32 @@ def open_source(path: Path, *, kind: Kind = COLOR) -> Source:
     if path.is_dir():
         if (path / "scenes.json").is_file():
             raise SmaltiError(
-                f"{path} holds scenes, whose label maps, depths and edges are no images; for their {kind.files} give "
-                f"{path / OF_SCENES.get(kind.name, 'images')}"
+                f"{path} holds scenes, whose label maps, depths and edges are no images; for their {file_type.files} give "
+                f"{path / OF_SCENES.get(file_type.name, 'images')}"
             )
         what = written_here(path)
         if what:
-            raise SmaltiError(f"{path} is {what} of smalti, and no folder of {kind.files}; give the folder they lie in")
-        files = files_below(path, scenes=OF_SCENES.get(kind.name, "images"))
+            raise SmaltiError(
+                f"{path} is {what} of smalti, and no folder of {file_type.files}; give the folder they lie in"
+            )
+        files = files_below(path, scenes=OF_SCENES.get(file_type.name, "images"))
         tars = sorted(name for name in files if name.lower().endswith(".tar"))
-        if tars and not any(_is_image(name, kind) for name in files):
-            return ShardSource(path, [path / name for name in tars], kind)
-        source = FolderSource(path, files, kind)
+        if tars and not any(_is_image(name, file_type) for name in files):
+            return ShardSource(path, [path / name for name in tars], file_type)
+        source = FolderSource(path, files, file_type)
         warn_of_generated(path, [image.key for image in source.images])
         return source
     if not path.exists():
         if is_pattern(path):
-            return ShardSource(path, _named(path), kind)
+            return ShardSource(path, _named(path), file_type)
         raise SmaltiError(f"there is no {path}; images come from {TAKEN}")
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        return ListSource(path, kind)
+        return ListSource(path, file_type)
     if suffix == ".zip":
-        return ZipSource(path, kind)
+        return ZipSource(path, file_type)
     if suffix == ".tar" or path.name.lower().endswith(COMPRESSED):
-        return ShardSource(path, [path], kind)
+        return ShardSource(path, [path], file_type)
     raise SmaltiError(
         f"{path} is neither a folder, a .txt list of paths, a .zip file nor a .tar shard; give the folder it lies in"
     )
@@ -372,8 +374,8 @@ def _file_length(path: Path) -> int:
         return -1
 
 
-def _is_image(name: str, kind: Kind) -> bool:
-    return name.lower().endswith(kind.suffixes)
+def _is_image(name: str, file_type: FileType) -> bool:
+    return name.lower().endswith(file_type.suffixes)
 
 
 def _is_visible(name: str) -> bool:
@@ -421,11 +423,11 @@ def _label(key: str, root: tuple[str, ...]) -> str | None:
     return normalized(below[0]) if below else None
 
 
-def _no_images(path: Path, others: Sequence[str], kind: Kind) -> SmaltiError:
+def _no_images(path: Path, others: Sequence[str], file_type: FileType) -> SmaltiError:
     kinds = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in others)
-    listed = ", ".join(sorted(kinds, key=lambda kind: (-kinds[kind], kind))[:5])
+    listed = ", ".join(sorted(kinds, key=lambda file_type: (-kinds[file_type], file_type))[:5])
     holds = f"{len(others)} file{'s' * (len(others) != 1)} of the kind{'s' * (len(kinds) != 1)} {listed}"
     return SmaltiError(
-        f"no {kind.files} in {path}; it holds {holds if others else 'no files'}; "
-        f"{kind.files} are {', '.join(kind.suffixes)}"
+        f"no {file_type.files} in {path}; it holds {holds if others else 'no files'}; "
+        f"{file_type.files} are {', '.join(file_type.suffixes)}"
     )

@@ -92,7 +92,7 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
 
     Raises `SmaltiError` for a compressed, truncated or otherwise damaged file, and for samples with several images.
     """
-    with _damage_told(path), open_file(path) as file:
+    with _damage_explained(path), open_file(path) as file:
         _refuse_compressed(path, file)
         found: dict[str, dict[str, Extent]] = {}
         others: list[str] = []
@@ -202,7 +202,7 @@ def _after_zeros(file: BinaryIO) -> int:
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _damage_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, tarfile.TarError, UnicodeDecodeError) as error:

@@ -29,10 +29,18 @@ from smalti.conditions.location_codes import Box
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import Share, as_mapping, parse, settings
 from smalti.data.annotations.annotation_files import read_annotations
-from smalti.data.annotations.objects import Annotated, Thing, area, beside, check_annotated_size, only, sizes_beside
+from smalti.data.annotations.objects import (
+    Annotated,
+    ObjectAnnotation,
+    area,
+    beside,
+    check_annotated_size,
+    only,
+    sizes_beside,
+)
 from smalti.data.crops import View, chances
 from smalti.data.loader import Crops
-from smalti.data.paired import Saying
+from smalti.data.paired import CropAnnotator
 
 Grid: TypeAlias = tuple[int, int]
 T = TypeVar("T")
@@ -50,7 +58,7 @@ def digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class Sayer(ABC):
+class Annotator(ABC):
     """A condition, and how it is said of the images of a set."""
 
     condition: Condition
@@ -58,7 +66,7 @@ class Sayer(ABC):
     """Of all that decides what a code means."""
 
     @abstractmethod
-    def of(self, part: Crops) -> Saying:
+    def of(self, part: Crops) -> CropAnnotator:
         """The crops of some images -> what is said of them. Raises `SmaltiError` where nothing is known of one."""
 
 
@@ -70,7 +78,7 @@ def view_box(view: View) -> Box:
 
 @final
 @dataclass(frozen=True)
-class _Labeled:
+class _LabelCodes:
     """The code of each image's label."""
 
     codes: tuple[int, ...]
@@ -86,29 +94,29 @@ class _Labeled:
 
 
 @final
-class _Labels(Sayer):
+class _Labels(Annotator):
     """The sub-folder that an image lies in."""
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
-        _nothing_given("labels", data, options)
+        _check_no_options("labels", data, options)
         names = images.source.labels
         if not names:
             raise SmaltiError(f"the images of {images.source.path} have no labels (no sub-folders)")
         self.condition, self.fingerprint = Labels(names), digest(names)
         self._places = {name: place for place, name in enumerate(names)}
 
-    def of(self, part: Crops) -> Saying:
+    def of(self, part: Crops) -> CropAnnotator:
         missing = [image.key for image in part.images if image.label is None]
         if missing:
             raise SmaltiError(
                 f"{missing[0]} lies in no sub-folder and has no label, as {len(missing) - 1} more; move them into sub-folders"
             )
-        return _Labeled(tuple(self._places[str(image.label)] for image in part.images))
+        return _LabelCodes(tuple(self._places[str(image.label)] for image in part.images))
 
 
 @final
 @dataclass(frozen=True)
-class _Where:
+class _CropCoordinates:
     """Where the part that is seen lies in its image. A mirrored part lies in a mirrored image."""
 
     condition: Coordinates
@@ -124,11 +132,11 @@ class _Where:
 
 
 @final
-class _Coordinates(Sayer):
+class _Coordinates(Annotator):
     """Where the part that is seen lies in its image; settings: levels."""
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
-        _nothing_given("coordinates", data, {})
+        _check_no_options("coordinates", data, {})
         values = {
             "levels": LEVELS,
             "codebook_size": options.get("levels", LEVELS),
@@ -139,14 +147,14 @@ class _Coordinates(Sayer):
         settings = parse(CoordinatesSettings, values, where="the condition coordinates")
         self.condition, self.fingerprint = Coordinates(settings), digest(as_mapping(settings))
 
-    def of(self, part: Crops) -> Saying:
+    def of(self, part: Crops) -> CropAnnotator:
         assert isinstance(self.condition, Coordinates)
-        return _Where(self.condition)
+        return _CropCoordinates(self.condition)
 
 
 @final
 @dataclass(frozen=True)
-class _Listed(Generic[T]):
+class _ObjectCodes(Generic[T]):
     """The codes of the objects or figures of each image, in the part of it that is seen.
 
     Their order says nothing, and a prior is shown many of them.
@@ -176,7 +184,7 @@ class _Listed(Generic[T]):
 
 
 @settings
-class _Kept:
+class _ObjectFilter:
     """Which objects a layout tells of."""
 
     classes: tuple[str, ...] = ()
@@ -186,7 +194,7 @@ class _Kept:
 
 
 @final
-class _Objects(Sayer):
+class _Objects(Annotator):
     """The objects of an image and their boxes; settings: those of `LayoutSettings`, and `smallest`.
 
     `classes` keeps some of those that the annotations have, and `smallest` objects of some size; all others are left out.
@@ -195,7 +203,7 @@ class _Objects(Sayer):
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         annotated = _annotations("layout", data)
         chosen = {name: options[name] for name in ("classes", "smallest") if name in options}
-        kept = parse(_Kept, chosen, where="the condition layout")
+        kept = parse(_ObjectFilter, chosen, where="the condition layout")
         known = {field.name for field in dataclasses.fields(LayoutSettings)} | {"smallest"}
         for name in options:
             if name not in known:
@@ -210,19 +218,19 @@ class _Objects(Sayer):
         self.settings, self.condition, self.fingerprint = settings, Layout(settings), digest(as_mapping(settings))
         self._numbers = {name: number for number, name in enumerate(classes)}
 
-    def of(self, part: Crops) -> Saying:
+    def of(self, part: Crops) -> CropAnnotator:
         found = beside(part.images, self.annotated)
         lists = tuple(tuple(map(self._annotation, _largest(things, self.settings.max_objects))) for things in found)
         sizes = sizes_beside(part.images, self.annotated)
-        return _Listed(lists, self.settings, encode_layout, part.seed, sizes, self.annotated.path)
+        return _ObjectCodes(lists, self.settings, encode_layout, part.seed, sizes, self.annotated.path)
 
-    def _annotation(self, thing: Thing) -> Annotation:
+    def _annotation(self, thing: ObjectAnnotation) -> Annotation:
         properties = thing.group, thing.occluded, thing.depiction, thing.inside
         return Annotation(self._numbers[thing.name], Box(*thing.box), *properties)
 
 
 @final
-class _Figures(Sayer):
+class _Figures(Annotator):
     """The keypoints of an image's figures; settings: those of `KeypointsSettings` but for the names of the points."""
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
@@ -242,13 +250,13 @@ class _Figures(Sayer):
         _check_drawn("keypoints", settings.drawn, grid)
         self.settings, self.condition, self.fingerprint = settings, Keypoints(settings), digest(as_mapping(settings))
 
-    def of(self, part: Crops) -> Saying:
+    def of(self, part: Crops) -> CropAnnotator:
         lists = []
         for things in beside(part.images, self.annotated):
             figures = [thing for thing in things if thing.keypoints]
             lists.append(tuple(thing.keypoints for thing in _largest(figures, self.settings.max_figures)))
         sizes = sizes_beside(part.images, self.annotated)
-        return _Listed(tuple(lists), self.settings, encode_keypoints, part.seed, sizes, self.annotated.path)
+        return _ObjectCodes(tuple(lists), self.settings, encode_keypoints, part.seed, sizes, self.annotated.path)
 
 
 def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
@@ -260,7 +268,7 @@ def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
         )
 
 
-def _largest(things: Sequence[Thing], most: int) -> Sequence[Thing]:
+def _largest(things: Sequence[ObjectAnnotation], most: int) -> Sequence[ObjectAnnotation]:
     """The things with the largest boxes, as many as there is room for, as they followed one another."""
     by_size = sorted(range(len(things)), key=lambda place: -area(things[place]))
     return [things[place] for place in sorted(by_size[:most])]
@@ -272,14 +280,14 @@ def _annotations(key: str, data: Path | None) -> Annotated:
     return read_annotations(data)
 
 
-def _nothing_given(key: str, data: Path | None, options: Mapping[str, Any]) -> None:
+def _check_no_options(key: str, data: Path | None, options: Mapping[str, Any]) -> None:
     if data is not None:
         raise SmaltiError(f"the condition {key} needs no data of its own, {data} was given; leave it out")
     if options:
         raise SmaltiError(f"the condition {key} has no settings, {dict(options)} were given; leave them out")
 
 
-SAYINGS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int], Sayer]] = {
+ANNOTATORS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int], Annotator]] = {
     "labels": _Labels,
     "coordinates": _Coordinates,
     "layout": _Objects,

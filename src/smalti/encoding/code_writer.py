@@ -1,4 +1,4 @@
-"""From images to shards of codes; `smalti.data.code_shards` says what stands in them, and reads them.
+"""Encodes images into code shards; `smalti.data.code_shards` defines and reads their format.
 
 B batch, C channels, H W pixels, h w grid, N images, P prefix codes.
 """
@@ -34,14 +34,14 @@ class Encodable(Protocol):
     def __len__(self) -> int: ...
 
     def example(self, index: int, draw: int) -> tuple[Tensor, ...]:
-        """One example: its image, its label, and what lies beside it, if there is a prefix. Raises `DamagedImage`."""
+        """One example: its image, its label, and its conditions, if there is a prefix. Raises `DamagedImage`."""
 
     def described(self) -> dict[str, Any]:
         """What decides the examples, as plain values."""
 
 
-class Told(Protocol):
-    """What images are told, such as `smalti.conditions.base.Condition`."""
+class PrefixCondition(Protocol):
+    """The condition of images, such as `smalti.conditions.base.Condition`."""
 
     size: int
     length: int
@@ -51,12 +51,12 @@ class Told(Protocol):
 
 
 class Prefix(NamedTuple):
-    """Whose codes stand before those of an image, and how they are made of what lies beside it."""
+    """The condition whose codes precede those of an image, and how they are computed."""
 
-    told: Told
+    condition: PrefixCondition
     fingerprint: str
     encode: Callable[..., Tensor]
-    """What examples hold beside images, a tensor for each thing, at most `batch` of them -> codes (B, P) int64."""
+    """The conditions of at most `batch` examples, a tensor for each condition -> codes (B, P) int64."""
 
 
 def write_codes(
@@ -76,16 +76,16 @@ def write_codes(
     workers: int = 0,
     prefix: Prefix | None = None,
 ) -> bool:
-    """Two sets of images -> a folder of codes at `out`, which appears when it is whole. True if it was written.
+    """Two sets of images -> a folder of codes at `out`, written atomically. True if it was written.
 
     `encode` maps images as examples hold them, (B, C, H, W) in [-1, 1] or maps (B, H, W) of labels, to codes (B, h, w)
     int64 below `size`, B at most `batch`;
-    `fingerprint` names the tokenizer. With a `prefix` what lies beside the images becomes codes too. Each training image is
-    encoded `copies` times: copy c of image i is draw i * copies + c. Damaged images are left out. `progress` is told the
-    number of images done and their total.
+    `fingerprint` names the tokenizer. With a `prefix` their conditions are encoded too. Each training image is
+    encoded `copies` times: copy c of image i is draw i * copies + c. Damaged images are left out. `progress` is called with
+    the number of images done and their total.
 
     False if the folder is there already and was made by the same tokenizer from the same images with the same
-    settings; if not by the same, `SmaltiError` names what differs. It is also raised when the size of the images
+    settings; otherwise `SmaltiError` names what differs. It is also raised when the size of the images
     is no multiple of `factor`, when too many images are damaged, and when the disk refuses.
     """
     if copies < 1:
@@ -120,9 +120,9 @@ def write_codes(
 def _saved(prefix: Prefix | None, folder: Path) -> PrefixSettings | None:
     if prefix is None:
         return None
-    told = prefix.told
+    condition = prefix.condition
     return PrefixSettings(
-        size=told.size, length=told.length, fingerprint=prefix.fingerprint, condition=told.save(folder)
+        size=condition.size, length=condition.length, fingerprint=prefix.fingerprint, condition=condition.save(folder)
     )
 
 
@@ -184,7 +184,7 @@ class _ShardWriter:
         workers: int,
         report: Callable[[int], object],
     ) -> PartSettings:
-        """All images that are not damaged -> shards; `report` is told the number of images done."""
+        """All images that are not damaged -> shards; `report` is called with the number of images done."""
         copies = self._shape[0]
         at_once = max(1, batch // copies)  # at once
         starts = range(0, len(dataset), at_once)
@@ -194,9 +194,9 @@ class _ShardWriter:
                 images, labels, *beside = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
                 self._codes.extend(self._encoded([images], encode, shape=self._shape[1:], size=self._size, batch=batch))
                 if self._prefix is not None:
-                    told, length = self._prefix.told, (self._prefix.told.length,)
+                    condition, length = self._prefix.condition, (self._prefix.condition.length,)
                     self._prefixes.extend(
-                        self._encoded(beside, self._prefix.encode, shape=length, size=told.size, batch=batch)
+                        self._encoded(beside, self._prefix.encode, shape=length, size=condition.size, batch=batch)
                     )
                 self._labels.extend(labels.tolist())
                 while len(self._labels) >= self._rows:

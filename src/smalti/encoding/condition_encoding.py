@@ -20,11 +20,11 @@ from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
 from smalti.data.damage import DamageRecord
-from smalti.data.file_types import kind_of
+from smalti.data.file_types import file_type_of
 from smalti.data.loader import Crops
-from smalti.data.paired import Beside, CutAlike, Paired, Said, beside
+from smalti.data.paired import AlignedCrops, AnnotatedCrops, Paired, PairedCrops, beside
 from smalti.data.sources import Source, open_source
-from smalti.encoding.annotators import SAYINGS, digest
+from smalti.encoding.annotators import ANNOTATORS, digest
 from smalti.encoding.code_writer import Prefix, code_grid
 from smalti.model_loading import read_tokenizer
 from smalti.scenes.scene_files import scene_labels
@@ -36,15 +36,15 @@ VALUES: dict[str, Literal["segmentation", "depth", "edges", "image"]] = {
     "depth": "depth",
     "edges": "edges",
 }
-"""The kind of files that a tokenizer is for -> what a value of its condition is."""
+"""The file type of a tokenizer -> the kind of its condition."""
 
 
-class Told(NamedTuple):
-    """One thing that images are told: the name it is given by when images are laid, its tokenizer, and where it lies.
+class ConditionSource(NamedTuple):
+    """A condition of the images of a data set: its name (that of its option in generation), its tokenizer and its data.
 
-    Names in `SAYINGS` need no tokenizer, and their `options` are the settings of their condition. What has a tokenizer and no
-    `data` is made of the images themselves: their edges, or a smaller copy, as the kind and the size say that the tokenizer was
-    trained on.
+    Names in `ANNOTATORS` need no tokenizer, and their `options` are the settings of their condition. A condition with a tokenizer
+    and without `data` is computed from the images themselves: their edges, or a smaller copy, depending on the file type and the
+    size of images that the tokenizer was trained on.
     """
 
     key: str
@@ -54,7 +54,7 @@ class Told(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Both parts of the data with what lies beside the images, and how that becomes codes."""
+    """Both splits of the data, each image paired with its conditions, and how conditions become codes."""
 
     training: Paired
     validation: Paired
@@ -62,17 +62,17 @@ class Pairs(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """One thing that images are told."""
+    """One condition of the images."""
 
     condition: Condition
     fingerprint: str
-    training: Beside
-    validation: Beside
+    training: PairedCrops
+    validation: PairedCrops
     encode: Callable[[Tensor], Tensor]
 
 
 def encoder(model: VQGAN, images: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A tokenizer, and what makes images of what examples hold -> the codes (B,h,w) of what B examples hold."""
+    """A tokenizer, and a function from the values of examples to images -> a function from B values to codes (B,h,w)."""
     device = next(model.parameters()).device
 
     @torch.no_grad()
@@ -82,13 +82,15 @@ def encoder(model: VQGAN, images: Callable[[Tensor], Tensor]) -> Callable[[Tenso
     return encode
 
 
-def beside_images(told: Sequence[Told], parts: tuple[Crops, Crops], *, factor: int, device: torch.device) -> Pairs:
+def paired_images(
+    sources: Sequence[ConditionSource], parts: tuple[Crops, Crops], *, factor: int, device: torch.device
+) -> Pairs:
     """The crops of training and held-out images, whose tokenizer has `factor` pixels a code -> the same with their condition.
 
     Raises `SmaltiError` for a tokenizer that is none, for images without a condition and for sizes that do not divide.
     """
     grid = code_grid(parts[0].size, factor)
-    made = [_made(one, parts, grid=grid, factor=factor, device=device) for one in told]
+    made = [_paired_condition(one, parts, grid=grid, factor=factor, device=device) for one in sources]
     several = CompositeCondition([part.condition for part in made]) if len(made) > 1 else None
 
     def encode(*held: Tensor) -> Tensor:
@@ -105,52 +107,57 @@ def beside_images(told: Sequence[Told], parts: tuple[Crops, Crops], *, factor: i
     )
 
 
-def _made(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], factor: int, device: torch.device) -> _Part:
-    if told.key not in SAYINGS:
-        return _map(told, parts, grid=grid, device=device)
-    if told.tokenizer is not None:
-        raise SmaltiError(f"the condition {told.key} takes no tokenizer, {told.tokenizer} was given; leave it out")
-    saying = SAYINGS[told.key](told.data, told.options, parts[0], grid, factor)
-    training, validation = (Said(part, saying.of(part)) for part in parts)
-    return _Part(saying.condition, saying.fingerprint, training, validation, lambda codes: codes)
+def _paired_condition(
+    wanted: ConditionSource, parts: tuple[Crops, Crops], *, grid: tuple[int, int], factor: int, device: torch.device
+) -> _Part:
+    if wanted.key not in ANNOTATORS:
+        return _spatial_condition(wanted, parts, grid=grid, device=device)
+    if wanted.tokenizer is not None:
+        raise SmaltiError(f"the condition {wanted.key} takes no tokenizer, {wanted.tokenizer} was given; leave it out")
+    annotator = ANNOTATORS[wanted.key](wanted.data, wanted.options, parts[0], grid, factor)
+    training, validation = (AnnotatedCrops(part, annotator.of(part)) for part in parts)
+    return _Part(annotator.condition, annotator.fingerprint, training, validation, lambda codes: codes)
 
 
-def _map(told: Told, parts: tuple[Crops, Crops], *, grid: tuple[int, int], device: torch.device) -> _Part:
-    """Files through a tokenizer of their own."""
-    if told.tokenizer is None:
+def _spatial_condition(
+    wanted: ConditionSource, parts: tuple[Crops, Crops], *, grid: tuple[int, int], device: torch.device
+) -> _Part:
+    """A condition of files that have a tokenizer of their own."""
+    if wanted.tokenizer is None:
         raise SmaltiError(
-            f"the condition {told.key} takes a tokenizer of its own: --condition-tokenizer {told.key}=RUN; those that take none "
-            f"are {', '.join(SAYINGS)}"
+            f"the condition {wanted.key} takes a tokenizer of its own: --condition-tokenizer {wanted.key}=RUN; "
+            f"those that need none are {', '.join(ANNOTATORS)}"
         )
-    if beyond := {key: value for key, value in told.options.items() if key != "names"}:
-        raise SmaltiError(f"the condition {told.key} has no settings but names, {beyond} were given; leave them out")
-    model, about = read_tokenizer(told.tokenizer)
+    if beyond := {key: value for key, value in wanted.options.items() if key != "names"}:
+        raise SmaltiError(f"the condition {wanted.key} has no settings but names, {beyond} were given; leave them out")
+    model, about = read_tokenizer(wanted.tokenizer)
     model.to(device)
     channels = model.settings.autoencoder.channels
-    kind = kind_of(about, channels=channels)
-    if told.data is None and kind.name not in ("color", "edges"):
+    file_type = file_type_of(about, channels=channels)
+    if wanted.data is None and file_type.name not in ("color", "edges"):
         raise SmaltiError(
-            f"{told.tokenizer} is for {kind.files}, which cannot be made of images; say where they lie: --condition-data"
+            f"{wanted.tokenizer} is for {file_type.files}, which cannot be computed from images; "
+            "give their location: --condition-data"
         )
-    source = open_source(told.data or parts[0].source.path, kind=kind)
-    values = {"kind": VALUES[kind.name], "key": told.key, "grid": grid, **told.options}
-    values["unlabeled"] = kind.described().get("unlabeled")
-    if kind.name == "labels" and "names" not in values:
+    source = open_source(wanted.data or parts[0].source.path, file_type=file_type)
+    values = {"kind": VALUES[file_type.name], "key": wanted.key, "grid": grid, **wanted.options}
+    values["unlabeled"] = file_type.described().get("unlabeled")
+    if file_type.name == "labels" and "names" not in values:
         values["names"] = scene_labels(source.path)
     condition = SpatialCondition(parse(SpatialConditionSettings, values, where="the condition"), model)
     size = grid[0] * model.factor, grid[1] * model.factor
     record = DamageRecord(source, [len(part) for part in parts])
     training, validation = (
-        _cut_alike(part, source, size=size, channels=channels, record=(record, number))
+        _aligned_crops(part, source, size=size, channels=channels, record=(record, number))
         for number, part in enumerate(parts)
     )
     encode = encoder(model, training.files.to_images)
     return _Part(condition, model.fingerprint(), training, validation, lambda held: encode(held).flatten(1))
 
 
-def _cut_alike(
+def _aligned_crops(
     images: Crops, source: Source, *, size: tuple[int, int], channels: int, record: tuple[DamageRecord, int]
-) -> CutAlike:
+) -> AlignedCrops:
     chosen = beside(images.images, source)
     files = Crops(source, chosen, size=size, channels=channels, crop=images.crop, seed=images.seed, record=record)
-    return CutAlike(images, files)
+    return AlignedCrops(images, files)

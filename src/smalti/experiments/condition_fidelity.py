@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.data.annotations.objects import Thing
+from smalti.data.annotations.objects import ObjectAnnotation
 from smalti.experiments.scene_network import Judge, Known, judged
 from smalti.images.io import edges, to_array
 
@@ -36,7 +36,7 @@ class ComparedImages(NamedTuple):
     real: Tensor
     """(B,3,H,W), the scenes as the tokenizer gives them back"""
     known: Known
-    things: Sequence[Sequence[Thing]]
+    things: Sequence[Sequence[ObjectAnnotation]]
     """What stands in each scene, in shares of it"""
     judge: Judge
 
@@ -109,7 +109,7 @@ def smaller(compared: ComparedImages, *, times: int) -> Obeyed:
     return Obeyed(told, real, left_open, score=told, goal=20.0)
 
 
-def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[Thing], bool]) -> Obeyed:
+def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[ObjectAnnotation], bool]) -> Obeyed:
     """How often the judge sees the class of a thing in its box; the score is how many times as often as in boxes of the same size
     at other places of the same images. `names`: of the labels, in order."""
     chance = torch.Generator().manual_seed(0)

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -31,6 +31,8 @@ from smalti.training.loop import seed_step
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
 from smalti.training.stage1 import TokenizerStage
+
+R = TypeVar("R", bound=RunSettings)
 
 NOMINAL = 10**9
 """Images of the training whose pace is taken: so many that no step of it falls onto the border of two of its phases."""
@@ -91,12 +93,11 @@ def _of_length(training: TokenizerTraining, length: int) -> TokenizerTraining:
     return replace(training, run=of_length(training.run, length), images=images)
 
 
-def of_length(run: RunSettings, length: int) -> RunSettings:
-    """A run -> the same over `length`: it looks at held-out data right after each report, which is when the clock is read."""
+def of_length(run: R, length: int) -> R:
+    """A run -> the same with a total of `length`. It validates right after each report, which is when the clock is read."""
     every = math.ceil(length / POINTS)
     return replace(
-        run,
-        length=length,
+        run.with_total(length),
         log_every=every,
         validate_every=every,
         checkpoint_every=math.ceil(length / SAVED),
@@ -158,7 +159,7 @@ def timed(name: str, *, images: Images, training: TokenizerTraining, minutes: fl
         run = lasting(training, minutes=minutes, seconds_a_image=planned["seconds_a_image"])
         train_tokenizer(images.path(place), place.folder, settings=run, console=place.console)
         points = curve(read_metrics(place.folder))
-        return {"images": run.run.length, "seconds": points[-1]["seconds"], "curve": points}
+        return {"images": run.run.images, "seconds": points[-1]["seconds"], "curve": points}
 
     settings = {**images.described, "training": decisive(as_mapping(training)), "minutes": minutes}
     return Step(name=f"tokenizer-{name}", settings=settings, work=work, after=(*images.after, f"pace-{name}"))

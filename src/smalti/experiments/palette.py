@@ -105,5 +105,5 @@ def fitted_palette(images: Iterable[Tensor], *, size: int, rounds: int, count: i
         for image in batch:
             pixels = image.flatten(1)  # (3,n)
             some.append(pixels[:, torch.randint(pixels.shape[1], (wanted,), generator=generator)])
-    palette.quantizer.start(torch.cat(some, 1)[None, :, :, None], generator=generator)
+    palette.quantizer.init_codebook(torch.cat(some, 1)[None, :, :, None], generator=generator)
     return palette.eval().requires_grad_(False)

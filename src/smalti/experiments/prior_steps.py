@@ -100,8 +100,8 @@ def codes(
 
 
 def prior(name: str, training: PriorTraining) -> Step:
-    """The step that trains a prior over `run.length`; its folder is a run folder."""
-    training = replace(training, run=of_length(training.run, training.run.length))
+    """The step that trains a prior over `run.codes`; its folder is a run folder."""
+    training = replace(training, run=of_length(training.run, training.run.codes))
     return Step(
         name=f"prior-{name}",
         settings={"training": steps.decisive(as_mapping(training))},

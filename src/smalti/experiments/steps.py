@@ -139,6 +139,6 @@ def decisive(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             kept[key] = decisive(value, f"{prefix}{key}.")
-        elif prefix + key == "run.length" or prefix + key not in FREE_TO_CHANGE:
+        elif prefix + key in ("run.images", "run.codes") or prefix + key not in FREE_TO_CHANGE:
             kept[key] = value
     return kept

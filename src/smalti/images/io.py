@@ -75,7 +75,7 @@ class DamagedImage(SmaltiError):  # noqa: N818 - named after what is wrong
 
 
 @contextmanager
-def damage_told(name: str) -> Iterator[None]:
+def damage_explained(name: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes `DamagedImage` with `name` and the reason; a `SmaltiError` stays what it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd but readable metadata
@@ -98,9 +98,9 @@ def damage_told(name: str) -> Iterator[None]:
 @contextmanager
 def opened(source: Path | BinaryIO, *, name: str) -> Iterator[BinaryIO]:
     """A file, or what one holds -> its stream, at the beginning. Damage of every kind, also damage found inside the `with`, is
-    told as by `damage_told`, and so is an empty file.
+    told as by `damage_explained`, and so is an empty file.
     """
-    with damage_told(name), open_file(source) if isinstance(source, Path) else nullcontext(source) as stream:
+    with damage_explained(name), open_file(source) if isinstance(source, Path) else nullcontext(source) as stream:
         if stream.seek(0, os.SEEK_END) == 0:
             raise DamagedImage(name, "is empty (0 bytes)")
         stream.seek(0)

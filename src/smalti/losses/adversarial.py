@@ -1,4 +1,4 @@
-"""The adversarial game in small pure functions: logits -> losses, gradients -> the weight between them, and the ramp.
+"""Adversarial losses as pure functions: logits -> losses, gradients -> the weight between them, and the ramp.
 
 Letters: B batch, C channels, H W pixels. `real` and `fake` are a discriminator's logits, of any shape, on images of
 the data and on images of the generator. Every loss is a mean over all logits, so images of any size weigh alike.
@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.core.distributed import mean_of_all
+from smalti.core.distributed import all_reduce_mean
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """Logits -> (): half of mean relu(1 - real) + mean relu(1 + fake). The default of VQGAN.
 
-    Lim and Ye 2017, "Geometric GAN". It is 1 where the discriminator knows nothing (all logits 0) and 0 where every
+    Lim and Ye 2017, "Geometric GAN". It is 1 where all logits are 0 and 0 where every
     logit is beyond the margin.
     """
     return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
@@ -44,7 +44,7 @@ hinge_generator = linear_generator
 
 
 class Adversarial(NamedTuple):
-    """The two sides of one game: (real, fake) -> () for the discriminator, (fake) -> () for the generator."""
+    """A pair of adversarial losses: (real, fake) -> () for the discriminator, (fake) -> () for the generator."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
@@ -80,11 +80,11 @@ def adaptive_weight(
 
 
 def lecam(real: Tensor, fake: Tensor, ema_real: Tensor, ema_fake: Tensor) -> Tensor:
-    """Logits and the two anchors () -> (): mean relu(real - ema_fake)^2 + mean relu(ema_real - fake)^2.
+    """Logits and their two running means () -> (): mean relu(real - ema_fake)^2 + mean relu(ema_real - fake)^2.
 
     Tseng et al. 2021, "Regularizing Generative Adversarial Networks under Limited Data", equation 3: the discriminator
-    is held back from driving its logits on the two kinds of image apart. The relu is in the authors' code and not in
-    their equation: a logit on the far side of the other kind's anchor costs nothing. Add it, with a small weight
+    is kept from driving its logits on the two kinds of image apart. The relu is in the authors' code and not in
+    their equation: a logit on the far side of the other kind's mean costs nothing. Add it, with a small weight
     (0.001 to 0.05), to the discriminator's loss.
     """
     return F.relu(real - ema_fake).square().mean() + F.relu(ema_real - fake).square().mean()
@@ -106,10 +106,10 @@ def gradient_penalty(real: Tensor, images: Tensor) -> Tensor:
 
 
 class LeCam(NamedTuple):
-    """The anchors of `lecam`: running means () of the discriminator's logits, as a value that is carried along.
+    """The running means () of the discriminator's logits that `lecam` needs, as an immutable value.
 
     `updates` counts, as a tensor (), what the means have seen, so that nothing waits for a GPU. Several processes have the
-    same anchors: means of the logits of all.
+    same means: those of the logits of all.
     """
 
     real: Tensor
@@ -118,17 +118,17 @@ class LeCam(NamedTuple):
 
     @classmethod
     def start(cls, device: torch.device | str = "cpu") -> LeCam:
-        """Anchors that have seen nothing: update them before the first use."""
+        """Means of nothing: update them before the first use."""
         zero = torch.zeros((), device=device)
         return cls(real=zero, fake=zero, updates=zero)
 
     def update(self, real: Tensor, fake: Tensor, *, decay: float = 0.999) -> LeCam:
-        """This step's logits, of any shape -> new anchors; the old ones stay as they were. Float32 at least, without gradient.
+        """This step's logits, of any shape -> new means; the old ones stay as they were. Float32 at least, without gradient.
 
         The first 1 / (1 - decay) updates make a plain mean of all seen, since an exponential mean that begins at 0
         would pull the logits there.
         """
-        now_real, now_fake = mean_of_all(torch.stack((_precise(real).mean(), _precise(fake).mean())))
+        now_real, now_fake = all_reduce_mean(torch.stack((_precise(real).mean(), _precise(fake).mean())))
         weight = (1.0 / (self.updates.to(now_real.dtype) + 1.0)).clamp(min=1.0 - decay)
         return LeCam(
             real=self.real + weight * (now_real - self.real),

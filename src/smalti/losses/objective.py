@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from smalti.core.distributed import mean_of_all
+from smalti.core.distributed import all_reduce_mean
 from smalti.core.settings import Amount, settings
 from smalti.losses.adversarial import ADVERSARIAL, adaptive_weight
 from smalti.losses.diff_augment import Policy
@@ -36,7 +36,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 @settings
 class AdversarialSettings:
-    """The patch discriminator and how much the generator listens to it."""
+    """The patch discriminator and the weight of its term in the generator's loss."""
 
     weight: Weight = 0.4
     """Factor of the generator's term; 0 trains no discriminator at all."""
@@ -46,14 +46,14 @@ class AdversarialSettings:
     max_weight: Weight = 1e4
     """Largest adaptive weight."""
     start: Amount = 0.3
-    """When the generator begins to listen, as a share of the training or in images."""
+    """When the adversarial term of the generator starts, as a share of the training or in images."""
     ramp: Amount = 0.2
-    """Over how much of the training its term then rises to its full weight, likewise; 0 switches it on at once."""
+    """Over how much of the training the term then rises to its full weight, likewise; 0 switches it on at once."""
     discriminator_from_start: bool = True
     """The discriminator learns from the first step. False: its loss is multiplied by 0 before `start`, as the original's, whose
     optimizer steps all the same."""
     updates: Literal["simultaneous", "alternating"] = "simultaneous"
-    """"simultaneous": both learn from one pass of each. "alternating": the original's two turns on each batch, the
+    """"simultaneous": both networks learn from one pass of each. "alternating": the original's two steps for each batch, the
     discriminator's on reconstructions by the generator just updated."""
     lecam: Weight = 0.01
     """Weight of the LeCam regularizer of the discriminator."""
@@ -66,8 +66,8 @@ class AdversarialSettings:
     """DiffAugment: random changes of real and generated images before the discriminator, the same for both: "color",
     "translation", "cutout". They keep a discriminator from learning a small data set by heart."""
     margin: Weight = 0.0
-    """The generator listens only while the discriminator is ahead: while the running means of its logits of real and of generated
-    images are more than this apart. 0 always listens."""
+    """The generator's adversarial term counts only while the running means of the logits of real and of generated images are more
+    than this apart. 0: always."""
     discriminator: DiscriminatorSettings = PatchSettings()
 
     @model_validator(mode="after")
@@ -125,11 +125,11 @@ class ObjectiveSettings:
 
     @model_validator(mode="after")
     def _labels_are_not_images(self) -> ObjectiveSettings:
-        judged = {"perceptual": self.perceptual, "logits": self.logits, "adversarial.weight": self.adversarial.weight}
-        if self.pixel in LABEL_LOSSES and any(value not in ("none", 0.0) for value in judged.values()):
+        networks = {"perceptual": self.perceptual, "logits": self.logits, "adversarial.weight": self.adversarial.weight}
+        if self.pixel in LABEL_LOSSES and any(value not in ("none", 0.0) for value in networks.values()):
             raise ValueError(
                 f"pixel = {self.pixel!r} compares label maps with logits, which no network made for images can look at "
-                f"(here {', '.join(f'{name} = {value!r}' for name, value in judged.items())}); "
+                f"(here {', '.join(f'{name} = {value!r}' for name, value in networks.items())}); "
                 f"set perceptual and logits to none and adversarial.weight to 0, or pixel to l1 or l2 for images"
             )
         return self
@@ -200,17 +200,17 @@ class ReconstructionLoss(nn.Module):
         return Reconstruction(total, pixel, perceptual, logits)
 
 
-class Pulls(NamedTuple):
-    """What both terms ask of the reconstructions (B,C,H,W), and the weight between them."""
+class LossGradients(NamedTuple):
+    """The gradients of both losses with respect to the reconstructions (B,C,H,W), and the weight between them."""
 
-    toward_data: Tensor
+    reconstruction_gradient: Tensor
     """(B,C,H,W): the gradient of the distance."""
-    toward_real: Tensor
+    adversarial_gradient: Tensor
     """(B,C,H,W): the gradient of the generator's adversarial loss, unweighted."""
     generator: Tensor
     """(): that loss."""
     weight: Tensor
-    """(): what it is multiplied with at full strength."""
+    """(): its factor before the schedule's."""
 
 
 class Balanced(NamedTuple):
@@ -240,18 +240,22 @@ def balanced_gradient(
     - images (B,C,H,W): the same values as a leaf; `distance` () and `fake` (logits) were computed from it.
     - last_layer: the decoder's last weight. Its two gradient norms give the adaptive weight; to reach it from the image's
       gradient costs one convolution's weight gradient each, not a pass through a loss network.
-    - strength in [0,1]: how far the ramp has come. At 0 the discriminator is not asked.
+    - strength in [0,1]: how far the ramp has come. At 0 the adversarial gradient is not computed.
     """
     if strength == 0.0:
-        (toward_data,) = torch.autograd.grad(distance, images)
+        (reconstruction_gradient,) = torch.autograd.grad(distance, images)
         zero = distance.new_zeros(())
-        return Balanced(toward_data, zero, zero)
-    pull = pulls(reconstructions, images, distance=distance, fake=fake, last_layer=last_layer, settings=settings)
-    weight = pull.weight * strength
-    return Balanced(pull.toward_data + weight * pull.toward_real, pull.generator, weight)
+        return Balanced(reconstruction_gradient, zero, zero)
+    gradients = loss_gradients(
+        reconstructions, images, distance=distance, fake=fake, last_layer=last_layer, settings=settings
+    )
+    weight = gradients.weight * strength
+    return Balanced(
+        gradients.reconstruction_gradient + weight * gradients.adversarial_gradient, gradients.generator, weight
+    )
 
 
-def pulls(
+def loss_gradients(
     reconstructions: Tensor,
     images: Tensor,
     *,
@@ -259,29 +263,39 @@ def pulls(
     fake: Tensor,
     last_layer: Tensor,
     settings: AdversarialSettings,
-) -> Pulls:
+) -> LossGradients:
     """The gradients at the image of both terms, and the weight between them (Eq. 7). Arguments as of `balanced_gradient`."""
-    (toward_data,) = torch.autograd.grad(distance, images)
+    (reconstruction_gradient,) = torch.autograd.grad(distance, images)
     generator = ADVERSARIAL[settings.loss].generator(fake)
-    (toward_real,) = torch.autograd.grad(generator, images, retain_graph=True)
-    weight = _BALANCES[settings.weighting](reconstructions, toward_data, toward_real, last_layer, settings)
-    return Pulls(toward_data, toward_real, generator.detach(), weight * settings.weight)
+    (adversarial_gradient,) = torch.autograd.grad(generator, images, retain_graph=True)
+    weight = _BALANCES[settings.weighting](
+        reconstructions, reconstruction_gradient, adversarial_gradient, last_layer, settings
+    )
+    return LossGradients(reconstruction_gradient, adversarial_gradient, generator.detach(), weight * settings.weight)
 
 
 def _adaptive(
-    reconstructions: Tensor, toward_data: Tensor, toward_real: Tensor, last_layer: Tensor, settings: AdversarialSettings
+    reconstructions: Tensor,
+    reconstruction_gradient: Tensor,
+    adversarial_gradient: Tensor,
+    last_layer: Tensor,
+    settings: AdversarialSettings,
 ) -> Tensor:
     at_last_layer = [
         torch.autograd.grad(reconstructions, last_layer, gradient, retain_graph=True)[0]
-        for gradient in (toward_data, toward_real)
+        for gradient in (reconstruction_gradient, adversarial_gradient)
     ]
     # Norms are no means: they are taken of the whole batch's gradients, not of those of this process's share.
-    data, real = mean_of_all(torch.stack(at_last_layer))
+    data, real = all_reduce_mean(torch.stack(at_last_layer))
     return adaptive_weight(data, real, limit=settings.max_weight)
 
 
 def _fixed(
-    reconstructions: Tensor, toward_data: Tensor, toward_real: Tensor, last_layer: Tensor, settings: AdversarialSettings
+    reconstructions: Tensor,
+    reconstruction_gradient: Tensor,
+    adversarial_gradient: Tensor,
+    last_layer: Tensor,
+    settings: AdversarialSettings,
 ) -> Tensor:
     return reconstructions.new_ones(())
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from smalti.core.distributed import everyones, first_ones
+from smalti.core.distributed import all_gather, broadcast
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import settings
 from smalti.losses.base import Discriminator, spectrally_normalized
@@ -46,12 +46,12 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def _start(self, x: Tensor) -> None:
-        precise = everyones(x.to(torch.promote_types(x.dtype, torch.float32)))
+        precise = all_gather(x.to(torch.promote_types(x.dtype, torch.float32)))
         deviation, mean = torch.std_mean(precise, (0, 2, 3), correction=1, keepdim=True)  # (1,C,1,1)
         self.loc.copy_(-mean)
         self.scale.copy_(1.0 / (deviation + 1e-6))  # the original's constant
         for parameter in (self.loc, self.scale):
-            first_ones(parameter)  # machines that differ may have rounded differently
+            broadcast(parameter)  # machines that differ may have rounded differently
         self.initialized.fill_(1)
 
 

@@ -25,8 +25,8 @@ def swish(x: Tensor) -> Tensor:
 def plus(branch: Tensor, shortcut: Tensor) -> Tensor:
     """The sum of two maps, in the memory of `branch` where no gradient will ask for it: `branch` must be the caller's own."""
     # Under autocast one of them may be in half precision, and the sum then is in the other's.
-    asked_for = branch.requires_grad or shortcut.requires_grad or branch.dtype != shortcut.dtype
-    return branch + shortcut if asked_for else branch.add_(shortcut)
+    needs_copy = branch.requires_grad or shortcut.requires_grad or branch.dtype != shortcut.dtype
+    return branch + shortcut if needs_copy else branch.add_(shortcut)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -149,7 +149,7 @@ def start_as_shortcuts(module: nn.Module) -> None:
 
 
 def middle(channels: int, *, attention: bool, dropout: float) -> nn.Sequential:
-    """The blocks at the lowest resolution: residual, attention (nothing in its place where it is not asked for), residual."""
+    """The blocks at the lowest resolution: residual, attention (optional), residual."""
     return nn.Sequential(
         ResidualBlock(channels, channels, dropout=dropout),
         AttentionBlock(channels) if attention else nn.Identity(),
@@ -159,7 +159,7 @@ def middle(channels: int, *, attention: bool, dropout: float) -> nn.Sequential:
 
 @final
 class Stage(nn.Module):
-    """(B,C,H,W) -> (B,C',H,W): the residual blocks of one resolution, each followed by attention where it is asked for."""
+    """(B,C,H,W) -> (B,C',H,W): the residual blocks of one resolution, each followed by attention where the settings have it."""
 
     def __init__(self, channels: int, out_channels: int, *, blocks: int, attention: bool, dropout: float) -> None:
         super().__init__()

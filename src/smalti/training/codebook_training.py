@@ -35,9 +35,9 @@ class ProcessShare(NamedTuple):
         """Of the examples of all processes, those of this one."""
         return slice(self.rank, None, self.world)
 
-    def of(self, everyones: Tensor) -> Tensor:
+    def of(self, tensor: Tensor) -> Tensor:
         """(N,..) of all processes -> those of this one."""
-        return everyones[self.places]
+        return tensor[self.places]
 
 
 @final
@@ -70,8 +70,8 @@ class CodebookTraining(ABC):
         """
 
     @abstractmethod
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """As `Quantizer.observe`."""
+    def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+        """As `Quantizer.update_codebook`."""
 
     @abstractmethod
     def noise(self, exported: VQGAN) -> CodeNoise:
@@ -85,14 +85,14 @@ class LearningCodebook(CodebookTraining):
     frozen = False
 
     def __init__(self, quantizer: Quantizer, settings: TokenizerTraining, *, placed: bool) -> None:
-        self._quantizer, self._phase, self._length = quantizer, settings.decoder_phase, settings.run.length
+        self._quantizer, self._phase, self._length = quantizer, settings.decoder_phase, settings.run.images
         self.placed = placed
 
     def quantize(self, seen: int, *, generator: torch.Generator) -> Callable[[Tensor], Quantized]:
-        return self._quantizer.at(seen, length=self._length) if self.placed else self._quantizer.relaxed
+        return self._quantizer.schedule(seen, length=self._length) if self.placed else self._quantizer.bypass
 
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        return self._quantizer.observe(features, codes, generator=generator)
+    def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+        return self._quantizer.update_codebook(features, codes, generator=generator)
 
     def noise(self, exported: VQGAN) -> CodeNoise:
         return CodeNoise(exported.quantizer, self._phase)
@@ -123,7 +123,7 @@ class FrozenCodebook(CodebookTraining):
 
         return replaced
 
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+    def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """Nothing: no code moves, and no use is noted. Returns 0."""
         return 0
 

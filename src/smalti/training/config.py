@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, final
 
 import yaml
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import (
@@ -40,7 +43,7 @@ T = TypeVar("T")
 class OptimizerSettings:
     """AdamW with warm-up, cosine decay and gradient clipping.
 
-    With `weight_decay` 0 it is Adam, with `warm_up` 0 and `final` 1 at a constant rate.
+    With `weight_decay` 0 it is Adam; with `warmup` 0 and `final_lr` 1 the learning rate is constant.
     """
 
     lr: Rate = 2e-4
@@ -52,21 +55,19 @@ class OptimizerSettings:
     final_lr: Share = 0.1
     """Share of the largest rate that the cosine ends at."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
-    """Gradients whose norm is larger are scaled down to it; 0 leaves all as they are."""
+    """Gradients with a larger norm are scaled down to it; 0 does not clip."""
 
 
 @settings
-class RunSettings:
-    """How long, how often, and on what. "Seen" is counted in images by the tokenizer and in codes by the prior."""
+class RunSettings(ABC):
+    """How long, how often, and on what. A tokenizer's run is counted in images, a prior's in codes."""
 
-    length: Positive
-    """How much is seen in all."""
     batch: Positive = 16
-    """Images a step, all devices together."""
+    """Images per step, over all devices."""
     seed: Annotated[int, Field(ge=0)] = 0
     ema_half_life: Annotated[float, Field(ge=0)] = 0.05
-    """Half-life of the running average of the weights, as a share of what has been seen; the average is what is exported.
-    0 keeps none, and exports the weights themselves."""
+    """Half-life of the running average (EMA) of the weights, as a share of what has been seen; the average is exported.
+    0 keeps no average, and exports the weights themselves."""
     log_every: Positive
     validate_every: Positive
     sample_every: Positive
@@ -74,25 +75,25 @@ class RunSettings:
     accelerator: str = "auto"
     """"auto", "cpu", "gpu": as Lightning Fabric names them."""
     devices: Annotated[int, Field(ge=0)] = 0
-    """Processes on each machine, one a GPU. 0: as many as torchrun or Slurm started, and one without them."""
+    """Processes on each machine, one per GPU. 0: as many as torchrun or Slurm started, and one without them."""
     nodes: Annotated[int, Field(ge=0)] = 0
-    """Machines; 0 likewise."""
+    """Number of machines; 0 likewise."""
     strategy: str = "auto"
     """"auto" and "ddp": every process has the whole model, and gradients are averaged. "fsdp", of priors: each has a part of it."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """"bf16-mixed" computes convolutions and matrix products in half the memory; weights, distances and losses stay float32."""
     accumulate: Positive = 1
-    """Parts of a process's share of the batch that are computed one after another before the weights move, where memory is short.
+    """Number of parts of a process's share of the batch whose gradients are accumulated before an optimizer step, to save memory.
     The losses are those of the whole batch, but the adaptive weight of the discriminator is that of each part."""
     recompute: bool = False
-    """Compute the insides of each block again in the backward pass in place of keeping them: less memory, about a third slower."""
+    """Activation checkpointing: compute each block again in the backward pass. Less memory, about a third slower."""
     compile: bool = False
-    """Compile the blocks with torch.compile: the first steps take minutes, the later ones less than before."""
+    """Compile the blocks with torch.compile: the first steps take minutes, later steps are faster."""
     max_skipped_steps: Positive = 10
-    """A step whose numbers are not finite is skipped. So many in a row, and training stops."""
+    """A step whose metrics are not finite is skipped. Training stops after this many skipped steps in a row."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """For a prior: training stops when its likelihood of held-out data was no better at so many validations in a row; 0: never.
-    The best model is the one that is kept either way."""
+    """For a prior: training stops after this many validations without a better likelihood of held-out data; 0: never.
+    The best model is exported in any case."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that read images; 0 reads them in the training process."""
     tensorboard: bool = True
@@ -103,17 +104,58 @@ class RunSettings:
             raise ValueError(f"batch = {self.batch} cannot be cut into accumulate = {self.accumulate} equal parts")
         return self
 
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """How many images or codes are seen in all."""
+
+    @abstractmethod
+    def with_total(self, total: int) -> Self:
+        """The same settings with another total."""
+
+
+@final
+@settings
+class TokenizerRun(RunSettings):
+    """The run of a tokenizer, counted in images."""
+
+    images: Positive
+    """How many images are seen in all."""
+
+    @property
+    def total(self) -> int:
+        return self.images
+
+    def with_total(self, total: int) -> TokenizerRun:
+        return replace(self, images=total)
+
+
+@final
+@settings
+class PriorRun(RunSettings):
+    """The run of a prior, counted in codes."""
+
+    codes: Positive
+    """How many codes are seen in all."""
+
+    @property
+    def total(self) -> int:
+        return self.codes
+
+    def with_total(self, total: int) -> PriorRun:
+        return replace(self, codes=total)
+
 
 @settings
 class DecoderPhaseSettings:
-    """A last phase in which encoder and codebook are frozen, and the decoder learns from codes of which some are replaced."""
+    """A last phase that freezes encoder and codebook, and trains the decoder on codes some of which are replaced."""
 
     start: Amount = 1.0
-    """When it begins, as a share of the training or in images; 1.0: there is no such phase."""
+    """When it begins, as a share of the training or in images; 1.0: no such phase."""
     replaced: Share = 0.1
-    """Probability with which each code is replaced by one near it."""
+    """Probability that a code is replaced by one of its neighbors."""
     neighbors: Positive = 16
-    """How many of the nearest codes, by distance of latents, it is drawn from."""
+    """The number of nearest codes, by distance of latents, to draw from."""
 
     def begins(self, length: int) -> float:
         """When it begins in a training of `length` images, in images."""
@@ -124,20 +166,20 @@ class DecoderPhaseSettings:
 class TokenizerTraining:
     """Stage 1."""
 
-    run: RunSettings
+    run: TokenizerRun
     model: VQGANSettings = VQGANSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     discriminator_optimizer: OptimizerSettings = OptimizerSettings(betas=(0.5, 0.99))
     images: ImageSettings = ImageSettings()
     quantize_from: Share = 0.05
-    """Share of the training after which the codes are placed and used; until then the decoder sees unquantized features."""
+    """Share of the training after which the codebook is initialized and used; until then the decoder sees unquantized features."""
     decoder_phase: DecoderPhaseSettings = DecoderPhaseSettings()
 
     @property
     def has_decoder_phase(self) -> bool:
         """Whether the decoder learns alone at the end."""
-        return self.decoder_phase.begins(self.run.length) < self.run.length
+        return self.decoder_phase.begins(self.run.images) < self.run.images
 
     @model_validator(mode="after")
     def _whole_tiles(self) -> TokenizerTraining:
@@ -147,12 +189,12 @@ class TokenizerTraining:
         return self
 
     @model_validator(mode="after")
-    def _turns_are_whole(self) -> TokenizerTraining:
-        game, parts = self.objective.adversarial, self.run.accumulate
-        if game.weight and game.updates == "alternating" and parts > 1:
+    def _alternating_batch_is_whole(self) -> TokenizerTraining:
+        adversarial, parts = self.objective.adversarial, self.run.accumulate
+        if adversarial.weight and adversarial.updates == "alternating" and parts > 1:
             raise ValueError(
-                f"run.accumulate = {parts} and objective.adversarial.updates = alternating: the generator would move before the "
-                "discriminator has seen all parts of the batch; set updates to simultaneous, or accumulate to 1"
+                f"run.accumulate = {parts} and objective.adversarial.updates = alternating: the generator would be updated before "
+                "the discriminator has seen all parts of the batch; set updates to simultaneous, or accumulate to 1"
             )
         return self
 
@@ -161,7 +203,7 @@ class TokenizerTraining:
         if not self.has_decoder_phase:
             return self
         phase, codes = self.decoder_phase, code_count(self.model.quantizer)
-        if self.quantize_from and phase.begins(self.run.length) <= self.quantize_from * self.run.length:
+        if self.quantize_from and phase.begins(self.run.images) <= self.quantize_from * self.run.images:
             raise ValueError(
                 f"decoder_phase.start = {phase.start:g} is not after quantize_from = {self.quantize_from:g}, when the codes are "
                 "placed that the decoder learns from; start later"
@@ -181,10 +223,10 @@ class TokenizerTraining:
 
 @settings
 class CopiesSettings:
-    """How images become code shards, where the prior is given images."""
+    """How images are encoded into code shards, where the prior is trained on images."""
 
     copies: Positive = 8
-    """Codes of so many random crops and flips of each training image."""
+    """The number of random crops and flips of each training image that are encoded."""
     images: ImageSettings = ImageSettings()
 
 
@@ -192,16 +234,16 @@ class CopiesSettings:
 class PriorTraining:
     """Stage 2."""
 
-    run: RunSettings
+    run: PriorRun
     network: NetworkSettings = TransformerNetwork()
     condition: str = "auto"
     """The condition: "labels", the names of the images' subfolders; "unconditional"; or the name of the condition that was
     encoded with the images, such as "segmentation". "auto": that condition, else labels, else unconditional."""
     keep_probability: Share = 1.0
-    """Share of the codes that the prior is told as they are while it trains; it is told codes by chance in place of the others,
-    and asked for the true ones all the same. The original's guard against learning by heart."""
+    """Probability that an input code of the prior is kept in training; all others are replaced by random codes, while the targets
+    stay. The original's `pkeep`, against overfitting."""
     condition_dropout: Share = 0.1
-    """Share of the training images whose condition is hidden, which classifier-free guidance needs."""
+    """Share of the training images whose condition is dropped, which classifier-free guidance needs."""
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
     encode: CopiesSettings = CopiesSettings()
 

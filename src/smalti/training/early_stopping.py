@@ -1,4 +1,4 @@
-"""The best validation of a run so far: which model is kept, when it is time to stop, and when to warn."""
+"""The best validation of a run so far: which model is exported, when to stop, and when to warn."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, final
 
-from smalti.training.diagnostics import Judged
+from smalti.training.diagnostics import Diagnoses
 
 RISEN = 0.01
-"""Share by which the value must stand above its best before overfitting is told, at two validations in a row: one may be chance."""
+"""Share by which the value must exceed its best at two validations in a row before overfitting is reported: one may be chance."""
 
 
 @final
@@ -17,7 +17,7 @@ class Best:
     """The smallest of the validated values of one name, how much had been seen then, and how many validations there were since."""
 
     def __init__(self, name: str, notes: Mapping[str, Any]) -> None:
-        """`name`: of the value, "" where there is none to judge by. `notes`: what `notes()` gave, empty at the beginning."""
+        """`name`: of the value, "" where there is none. `notes`: what `notes()` gave, empty at the beginning."""
         self.name = name
         self.seen: int = notes.get("seen", 0)
         """How much had been seen at the best; 0 before there is one."""
@@ -39,7 +39,7 @@ class Best:
         """Whether `patience` validations in a row were no better; with 0 never."""
         return 0 < patience <= self.since
 
-    def judged(self, values: Mapping[str, float]) -> Judged:
+    def diagnose(self, values: Mapping[str, float]) -> Diagnoses:
         """Validated numbers that were taken -> "overfitting", where there is a best."""
         if not self.seen:
             return {}
@@ -49,7 +49,7 @@ class Best:
         return {
             "overfitting": f"{self.name} on held-out data are {risen:.1%} above their best ({self.value:.4g}, after "
             f"{self.seen:,}): what is learned now is the training data by heart. The best model is kept. Give it more data or "
-            "copies (encode.copies), more dropout (network.dropout), keep below 1, a smaller network, or patience (run.patience)"
+            "copies (encode.copies), more dropout (network.dropout), keep_probability below 1, a smaller network, or run.patience"
         }
 
     def described(self) -> dict[str, float]:

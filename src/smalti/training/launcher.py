@@ -96,7 +96,7 @@ def _device_type(accelerator: str) -> str:
     return {"auto": chosen, "gpu": chosen}.get(accelerator, accelerator)
 
 
-_PRECISIONS: dict[str, Callable[[str], dict[str, Any]]] = {  # of the accelerator: how Fabric is told
+_PRECISIONS: dict[str, Callable[[str], dict[str, Any]]] = {  # of the accelerator: the arguments of Fabric
     "32-true": lambda accelerator: {"precision": "32-true"},
     "bf16-mixed": lambda accelerator: {"plugins": BFloat16(_device_type(accelerator))},
 }
@@ -150,7 +150,7 @@ def _check_strategy(run: RunSettings, blocks: Callable[[Any], nn.ModuleList] | N
 
 def _strategy(processes: int, blocks: Callable[[Any], nn.ModuleList] | None) -> Any:
     """Buffers are not sent around before each pass: they are alike everywhere, for everything that moves them is computed from
-    what all processes saw (`everyones`, SyncBatchNorm)."""
+    what all processes saw (`all_gather`, SyncBatchNorm)."""
     if processes == 1:
         return "auto"
     if blocks is not None:
@@ -208,8 +208,8 @@ def is_started_with_others() -> bool:
 
 
 @contextmanager
-def told_once() -> Iterator[None]:
-    """What goes wrong in all processes is told by the first alone; the others end with status 1 and say nothing."""
+def report_once() -> Iterator[None]:
+    """Errors of all processes are reported by the first alone; the others exit with status 1 and print nothing."""
     try:
         yield
     except SmaltiError as error:

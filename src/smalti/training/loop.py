@@ -1,6 +1,6 @@
-"""The loop that runs either stage: report, image, validate, checkpoint, done?, step.
+"""The training loop of either stage: report, sample, validate, checkpoint, done?, step.
 
-It knows no model and no loss: a `Stage` does one step at a time, and says how much it has seen in its own unit.
+It knows no model and no loss: a `Stage` makes one step at a time, and counts images or codes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.core.progress import Watch
+from smalti.core.progress import ProgressReporter
 from smalti.data.loader import Examples, batches
 from smalti.images.io import save_png
 from smalti.training.config import RunSettings
-from smalti.training.diagnostics import Alarms, Judged, judge_skips
+from smalti.training.diagnostics import Diagnoses, Diagnostics, diagnose_skipped_steps
 from smalti.training.early_stopping import Best
 from smalti.training.optimizer_step import NotFiniteError, sum_of_processes
-from smalti.training.run_folder import ALARM, RunFolder
-from smalti.training.running_metrics import Record
+from smalti.training.run_folder import DIAGNOSTIC, RunFolder
+from smalti.training.running_metrics import RunningMetrics
 
 B = TypeVar("B")
 
@@ -43,8 +43,8 @@ class Stage(ABC):
     """What is counted: "images" or "codes"."""
     per_example: int
     """How many of them one image is."""
-    judged_by: str
-    """The validated number whose smallest value makes the best model, which is then kept; "" keeps the last one."""
+    selection_metric: str
+    """The validated metric whose smallest value selects the best model, which is then exported; "" exports the last one."""
 
     @abstractmethod
     def batches(self, examples: int) -> Iterator[Any]:
@@ -63,8 +63,8 @@ class Stage(ABC):
         """Named numbers of the averaged model on held-out data."""
 
     @abstractmethod
-    def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
-        """The means of a report -> what they say of each alarm that can be judged by them, see `alarms`."""
+    def diagnose(self, means: Mapping[str, float], *, seen: int) -> Diagnoses:
+        """The means of a report -> the diagnostics that they allow, see the module `diagnostics`."""
 
     @abstractmethod
     def image(self) -> Tensor:
@@ -123,14 +123,14 @@ def seed_step(seed: int, seen: int, rank: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * SEED_STRIDE + seen * 8191) % 2**63)  # the same on all ranks
 
 
-def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, watch: Watch) -> None:
-    """Train `stage` until `run.length` has been seen, from where `folder` says it stopped.
+def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, progress: ProgressReporter) -> None:
+    """Train `stage` until `run.total` has been seen, from where `folder` says it stopped.
 
-    It ends before where `run.patience` says so. What `folder` holds as the model is then the best one, where the stage is judged
-    by a number, else the last one. Raises `SmaltiError` when it was asked to stop (everything is saved), when too many steps in a
-    row had to be skipped, and for patience with a stage that no number judges.
+    It ends earlier where `run.patience` says so. The model in `folder` is then the best one, where the stage has a selection
+    metric, else the last one. Raises `SmaltiError` on a signal to stop (everything is saved), after too many skipped steps in a
+    row, and for patience with a stage that has no selection metric.
     """
-    if run.patience and not stage.judged_by:
+    if run.patience and not stage.selection_metric:
         raise SmaltiError(
             f"run.patience = {run.patience}: patience waits for better {stage.unit} by one number, which only a prior has (its "
             "likelihood); set run.patience=0"
@@ -141,53 +141,53 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, wa
     count = run.batch * stage.per_example
     if fabric.is_global_zero:
         folder.cut_metrics(seen)
-    book = Book(folder, watch, fabric, notes, judged_by=stage.judged_by)
-    if seen >= run.length or book.best.exhausted(run.patience):
-        book.export(stage, seen)  # nothing is left to do, but the last export may have been cut short
-        book.ended(seen, run=run, unit=stage.unit, before=True)
+    metrics = MetricsWriter(folder, progress, fabric, notes, selection_metric=stage.selection_metric)
+    if seen >= run.total or metrics.best.exhausted(run.patience):
+        metrics.export(stage, seen)  # nothing is left to do, but the last export may have been cut short
+        metrics.ended(seen, run=run, unit=stage.unit, before=True)
         return
-    watch.begin(seen=seen, length=run.length, unit=stage.unit)
+    progress.begin(seen=seen, length=run.total, unit=stage.unit)
     batches = stage.batches(seen // stage.per_example)
     began, stopping = seen, ""
-    with StopRequest().listening() as stop, watch:
+    with StopRequest().listening() as stop, progress:
         while True:
-            done = seen >= run.length
-            if book.record.steps and (done or _due(seen, count, run.log_every)):
-                book.report(stage, seen)
+            done = seen >= run.total
+            if metrics.running.steps and (done or _due(seen, count, run.log_every)):
+                metrics.report(stage, seen)
             moved = seen > began  # what was due at the state that was read was done before it was written
             if moved and fabric.is_global_zero and (done or _due(seen, count, run.sample_every)):
                 save_png(folder.images / f"{seen:010d}.png", stage.image(), settings={"seen": seen})
             if moved and (done or _due(seen, count, run.validate_every)):
-                book.validation(stage, seen)
-            hopeless = book.best.exhausted(run.patience)
+                metrics.validation(stage, seen)
+            hopeless = metrics.best.exhausted(run.patience)
             if moved and (done or hopeless or stopping or _due(seen, count, run.checkpoint_every)):
-                folder.save_state(fabric, stage.state(), seen=seen, notes=book.notes())
-                book.export(stage, seen)
+                folder.save_state(fabric, stage.state(), seen=seen, notes=metrics.notes())
+                metrics.export(stage, seen)
             if done or hopeless:
                 break
             if stopping:
                 raise SmaltiError(
-                    f"stopped by {stopping} after {seen:,} of {run.length:,} {stage.unit}; "
+                    f"stopped by {stopping} after {seen:,} of {run.total:,} {stage.unit}; "
                     "all is saved, and the same command goes on from there"
                 )
             generator = seed_step(run.seed, seen, fabric.global_rank)
             batch = next(batches)
-            asked = everyones_request(stop, fabric)
+            stop_request = agreed_stop(stop, fabric)
             try:
                 values = stage.step(batch, seen=seen, count=count, generator=generator)
             except NotFiniteError as error:
-                book.record.skip(error.names)
-                if book.record.in_a_row >= run.max_skipped_steps:
-                    raise SmaltiError(_failed(book.record)) from error
+                metrics.running.skip(error.names)
+                if metrics.running.consecutive >= run.max_skipped_steps:
+                    raise SmaltiError(_failed(metrics.running)) from error
             else:
-                book.record.add(values)
+                metrics.running.add(values)
             seen += count
-            watch.advance(seen)
-            stopping = asked()
-    book.ended(seen, run=run, unit=stage.unit, before=False)
+            progress.advance(seen)
+            stopping = stop_request()
+    metrics.ended(seen, run=run, unit=stage.unit, before=False)
 
 
-def everyones_request(stop: StopRequest, fabric: Fabric) -> Callable[[], str]:
+def agreed_stop(stop: StopRequest, fabric: Fabric) -> Callable[[], str]:
     """-> a function that says, after the next step, the signal that asked any process to stop, "" for none.
 
     A signal reaches the processes at different moments, but all must stop after the same step. What is exchanged here is there
@@ -204,33 +204,39 @@ def _due(seen: int, count: int, every: int) -> bool:
     return seen // every > (seen - count) // every
 
 
-def _failed(record: Record) -> str:
-    names = ", ".join(record.broken)
+def _failed(running: RunningMetrics) -> str:
+    names = ", ".join(running.broken)
     return (
-        f"training has failed: {record.in_a_row} steps in a row had to be skipped, for {names} is no longer a finite number; the "
-        "last saved state is intact. Try a smaller learning rate (--set optimizer.lr=...), or precision 32-true"
+        f"training has failed: {running.consecutive} steps in a row had to be skipped, for {names} is no longer a finite "
+        "number; the last saved state is intact. Try a smaller learning rate (--set optimizer.lr=...), or precision 32-true"
     )
 
 
 @final
-class Book:
-    """What is written down of a run and shown, and the models that it gives: the first process does all of that."""
+class MetricsWriter:
+    """Writes and prints the metrics of a run, and exports its models: the first process does all of that."""
 
     def __init__(
-        self, folder: RunFolder, watch: Watch, fabric: Fabric, notes: Mapping[str, Any], *, judged_by: str
+        self,
+        folder: RunFolder,
+        progress: ProgressReporter,
+        fabric: Fabric,
+        notes: Mapping[str, Any],
+        *,
+        selection_metric: str,
     ) -> None:
-        """`notes`: what `notes()` gave when the state was saved, empty at the beginning. `judged_by`: see `Stage`."""
-        self._folder, self._watch, self._first = folder, watch, fabric.is_global_zero
-        self.record = Record(notes.get("record", {}))
-        self.alarms = Alarms(notes.get("alarms", {}))
-        self.best = Best(judged_by, notes.get("best", {}))
+        """`notes`: what `notes()` gave when the state was saved, empty at the beginning. `selection_metric`: see `Stage`."""
+        self._folder, self._progress, self._first = folder, progress, fabric.is_global_zero
+        self.running = RunningMetrics(notes.get("running_metrics", {}))
+        self.diagnostics = Diagnostics(notes.get("diagnostics", {}))
+        self.best = Best(selection_metric, notes.get("best", {}))
 
     def report(self, stage: Stage, seen: int) -> None:
-        """Write the means of the steps since the last report, and what they give reason to tell."""
-        skips = judge_skips(self.record.skipped, self.record.steps, names=self.record.broken)
-        means = self.record.report()
+        """Write the means of the steps since the last report, and the diagnostics."""
+        skips = diagnose_skipped_steps(self.running.skipped, self.running.steps, names=self.running.broken)
+        means = self.running.report()
         self._write("train", seen, means)
-        self._tell({**stage.alarms(means, seen=seen), **skips}, seen)
+        self._note({**stage.diagnose(means, seen=seen), **skips}, seen)
 
     def validation(self, stage: Stage, seen: int) -> None:
         """Validate, write the numbers with the best so far, and keep the model if it is that."""
@@ -238,47 +244,51 @@ class Book:
         if self.best.take(values, seen=seen) and self._first:
             stage.export(self._folder.best(seen), seen=seen)
         self._write("validation", seen, {**values, **self.best.described()})
-        self._tell(self.best.judged(values), seen)
+        self._note(self.best.diagnose(values), seen)
 
     def export(self, stage: Stage, seen: int) -> None:
-        """Make the best model that of the run, or the present one where none was judged."""
+        """Make the best model that of the run, or the present one where no best was selected."""
         if self._first and self.best.seen:
             self._folder.publish(self._folder.best(self.best.seen))
         elif self._first:
             stage.export(self._folder.model, seen=seen)
 
     def ended(self, seen: int, *, run: RunSettings, unit: str, before: bool) -> None:
-        """Say why training is over, where it is before its length, and which model was kept, where it is not the last.
+        """Say why training is over, where it ends early, and which model was kept, where it is not the last.
 
         `before`: it was over before this command began.
         """
         best = self.best
         kept = f"the model of {best.seen:,} {unit} is kept ({best.name} {best.value:.4g})"
-        if seen < run.length:
-            self._watch.say(
-                f"{'had ' * before}stopped after {seen:,} of {run.length:,} {unit}: {best.name} have not fallen for {best.since} "
+        if seen < run.total:
+            self._progress.say(
+                f"{'had ' * before}stopped after {seen:,} of {run.total:,} {unit}: {best.name} have not fallen for {best.since} "
                 f"validations; {kept}. A larger run.patience goes on from there"
             )
         elif best.since:
-            self._watch.say(f"ended after {seen:,} {unit}, {best.since} validations after the best; {kept}")
+            self._progress.say(f"ended after {seen:,} {unit}, {best.since} validations after the best; {kept}")
 
     def notes(self) -> dict[str, Any]:
         """All that the next report depends on, as plain values."""
-        return {"record": self.record.notes(), "alarms": self.alarms.active, "best": self.best.notes()}
+        return {
+            "running_metrics": self.running.notes(),
+            "diagnostics": self.diagnostics.active,
+            "best": self.best.notes(),
+        }
 
     def _write(self, part: str, seen: int, values: Mapping[str, float]) -> None:
         """Write measured numbers, and show them."""
         self._line(part, seen, values)
         if self._first:
-            self._watch.report(part, seen, values)
+            self._progress.report(part, seen, values)
 
-    def _tell(self, judged: Judged, seen: int) -> None:
-        """Write and say which alarms begin and which are over."""
-        for change in self.alarms.changes(judged):
-            self._line(ALARM, seen, {"alarm": change.name, "state": change.state, "message": change.message})
-            self._watch.say(change.told())
+    def _note(self, found: Diagnoses, seen: int) -> None:
+        """Write and print which diagnostics begin and which are resolved."""
+        for change in self.diagnostics.changes(found):
+            self._line(DIAGNOSTIC, seen, {"diagnostic": change.name, "state": change.state, "message": change.message})
+            self._progress.say(change.described())
 
     def _line(self, part: str, seen: int, values: Mapping[str, Any]) -> None:
         if self._first:
-            clock = {"time": round(time.time(), 1), "elapsed": round(self.record.elapsed, 3)}
+            clock = {"time": round(time.time(), 1), "elapsed": round(self.running.elapsed, 3)}
             self._folder.append_metrics({"seen": seen, "part": part, **clock, **values})

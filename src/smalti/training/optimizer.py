@@ -23,9 +23,9 @@ def build_optimizer(groups: Iterable[dict[str, Any]], settings: OptimizerSetting
 
 
 def rate_at(seen: int, *, length: int, settings: OptimizerSettings) -> float:
-    """How much was seen -> the learning rate: linear warm-up, then a cosine down to `final` times `rate`.
+    """How much was seen -> the learning rate: linear warm-up, then cosine decay to `final_lr` times `lr`.
 
-    With `warm_up` 0 and `final` 1 the rate is constant.
+    With `warmup` 0 and `final_lr` 1 it is constant.
     """
     progress = min(seen / length, 1.0)
     if progress < settings.warmup:

@@ -34,15 +34,16 @@ from smalti.training.fsdp import load, save
 log = logging.getLogger("smalti")
 
 NOTES = "notes.json"
-ALARM = "alarm"
-"""The part of the lines in `metrics.jsonl` that say that an alarm began or is over; the other parts are measured."""
+DIAGNOSTIC = "diagnostic"
+"""The `part` of the lines in `metrics.jsonl` for diagnostics that begin or are resolved; all other parts are metrics."""
 BEST = "best"
 """The folder in `state` for models that are the best so far."""
 KEPT_STATES = 2
 """The newest state, and the one before it in case the newest is damaged."""
 
 FREE_TO_CHANGE = (
-    "run.length",
+    "run.images",
+    "run.codes",
     "run.log_every",
     "run.validate_every",
     "run.sample_every",
@@ -73,7 +74,7 @@ class Restored(NamedTuple):
     seen: int
     """How much had been seen, 0 without a state."""
     notes: dict[str, Any]
-    """What the loop noted: numbers of the steps since the last report, alarms, seconds. Empty without a state, and for old ones."""
+    """The loop's own state: metrics since the last report, active diagnostics, seconds. Empty without a state, and for old ones."""
 
 
 @final
@@ -256,13 +257,13 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """A run folder -> what was measured: the lines of its `metrics.jsonl`, oldest first, without the alarms."""
-    return [line for line in _lines(path) if line.get("part") != ALARM]
+    """A run folder -> what was measured: the lines of its `metrics.jsonl`, oldest first, without the diagnostics."""
+    return [line for line in _lines(path) if line.get("part") != DIAGNOSTIC]
 
 
-def read_alarms(path: Path) -> list[dict[str, Any]]:
-    """A run folder -> the alarms that began and ended: lines of its `metrics.jsonl`, oldest first."""
-    return [line for line in _lines(path) if line.get("part") == ALARM]
+def read_diagnostics(path: Path) -> list[dict[str, Any]]:
+    """A run folder -> the diagnostics that began and were resolved: lines of its `metrics.jsonl`, oldest first."""
+    return [line for line in _lines(path) if line.get("part") == DIAGNOSTIC]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

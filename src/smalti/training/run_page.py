@@ -1,4 +1,4 @@
-"""The page of a training run: what was reached, its alarms, its curves, its images on the way, its settings."""
+"""The page of a training run: what was reached, its diagnostics, its curves, its images on the way, its settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from smalti.images.io import read_image
 from smalti.reports.charts import Line, LinePlot, short
 from smalti.reports.report import Card, Cards, EmbeddedImage, Images, Listing, Plots, Report, Section, Text
 from smalti.training.config import as_yaml
-from smalti.training.diagnostics import told_alarms
-from smalti.training.run_folder import read_alarms, read_metrics
+from smalti.training.diagnostics import describe_diagnostics
+from smalti.training.run_folder import read_diagnostics, read_metrics
 
 PAGE = "report.html"
 SHOWN = 6
@@ -33,15 +33,15 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
     last = {key: value for key, value in (validation[-1] if validation else {}).items() if key not in _NO_CURVES}
     images = _images(folder / "images", unit)
     stage = config["stage"]
-    best = _told_best(validation, unit)
-    alarms = told_alarms(read_alarms(folder), unit=unit)
+    best = _best_described(validation, unit)
+    diagnostics = describe_diagnostics(read_diagnostics(folder), unit=unit)
     Report(
         title=f"Training of a {stage}",
         lead=f"{folder.resolve().name}, after {seen:,} {unit}. Validation is on held-out data.",
         blocks=[Cards([Card(name.replace("_", " "), short(value)) for name, value in last.items()])],
         sections=[
             *([Section("The model that is kept", [Text(best)])] if best else []),
-            *([Section("Alarms", [Text("\n\n".join(alarms))])] if alarms else []),
+            *([Section("Diagnostics", [Text("\n\n".join(diagnostics))])] if diagnostics else []),
             Section("Curves", [Plots(_plots(metrics, unit))]),
             Section("On the way", [Text(_ABOUT[stage]), Images(images, width=420)]),
             Section("Settings", [Listing(as_yaml(config))]),
@@ -50,7 +50,7 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
     ).write(folder / PAGE)
 
 
-def _told_best(validation: Sequence[Mapping[str, Any]], unit: str) -> str:
+def _best_described(validation: Sequence[Mapping[str, Any]], unit: str) -> str:
     """Validated lines -> which model is kept and what came after it, "" where none was judged to be the best."""
     if not validation or "best_seen" not in validation[-1]:
         return ""

@@ -1,4 +1,4 @@
-"""What was measured since the last report, and how long training has taken: it goes through a stop and a resume unharmed."""
+"""Metrics since the last report and the duration of training; both survive a stop and a resume."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Numbers = dict[str, Tensor]
 
 
 @final
-class Record:
-    """The steps since the last report: their numbers, those that were skipped, and the seconds of training so far."""
+class RunningMetrics:
+    """Sums of the metrics of the steps since the last report, counts of skipped steps, and the seconds of training so far."""
 
     def __init__(self, notes: Mapping[str, Any]) -> None:
         """`notes`: what `notes()` gave when the state was saved; empty at the beginning, and for states of smalti 0.1."""
@@ -24,26 +24,26 @@ class Record:
         self._gathered: list[Numbers] = []
         self.steps: int = notes.get("steps", 0)
         self.skipped: int = notes.get("skipped", 0)
-        """Steps since the last report that were left out because numbers of them are not finite."""
-        self.in_a_row: int = notes.get("in_a_row", 0)
-        """How many of the last steps were left out, without one between them that was not."""
+        """Steps since the last report that were skipped because metrics of them are not finite."""
+        self.consecutive: int = notes.get("consecutive", 0)
+        """Number of the last steps in a row that were skipped."""
         self.broken: list[str] = list(notes.get("broken", []))
-        """The names of those numbers."""
+        """The names of those metrics."""
         self._elapsed: float = notes.get("elapsed", 0.0)
         self._began = time.monotonic()
 
     def add(self, values: Numbers) -> None:
-        """A step was made. The numbers stay where they are: nothing waits for a GPU."""
+        """Add the metrics of a step. They stay on their device, so that nothing waits for a GPU."""
         self._gathered.append(values)
-        self.steps, self.in_a_row = self.steps + 1, 0
+        self.steps, self.consecutive = self.steps + 1, 0
 
     def skip(self, names: list[str]) -> None:
-        """A step was left out."""
-        self.steps, self.skipped, self.in_a_row = self.steps + 1, self.skipped + 1, self.in_a_row + 1
+        """Count a skipped step."""
+        self.steps, self.skipped, self.consecutive = self.steps + 1, self.skipped + 1, self.consecutive + 1
         self.broken = list(dict.fromkeys([*self.broken, *names]))
 
     def report(self) -> dict[str, float]:
-        """The mean of each number over the steps that have it, and `skipped`; the next steps begin anew."""
+        """The mean of each metric over the steps that have it, and `skipped`; then reset all of them."""
         self._add_up()
         means = {name: self._sums[name] / self._counts[name] for name in self._sums}
         # Rounded to single precision, in which a sum in two parts is the sum in one.
@@ -59,14 +59,14 @@ class Record:
         return self._elapsed + time.monotonic() - self._began
 
     def notes(self) -> dict[str, Any]:
-        """All of it, as plain values."""
+        """The whole state as plain values."""
         self._add_up()
         return {
             "sums": self._sums,
             "counts": self._counts,
             "steps": self.steps,
             "skipped": self.skipped,
-            "in_a_row": self.in_a_row,
+            "consecutive": self.consecutive,
             "broken": self.broken,
             "elapsed": self.elapsed,
         }

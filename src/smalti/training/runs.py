@@ -13,17 +13,17 @@ from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.devices import multiplies_bfloat16, pick_device
 from smalti.core.errors import SmaltiError
-from smalti.core.progress import Watch, say
+from smalti.core.progress import ProgressReporter, say
 from smalti.core.settings import as_mapping
 from smalti.core.version import __version__
 from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.contents import CONTENTS, contents
-from smalti.data.file_types import KINDS, Kind, kind_of
+from smalti.data.file_types import FILE_TYPES, FileType, file_type_of
 from smalti.data.loader import first_readable, holding_out
 from smalti.data.sources import held_out_order, open_source
-from smalti.encoding.annotators import SAYINGS
+from smalti.encoding.annotators import ANNOTATORS
 from smalti.encoding.code_writer import write_codes
-from smalti.encoding.condition_encoding import Told, beside_images, encoder
+from smalti.encoding.condition_encoding import ConditionSource, encoder, paired_images
 from smalti.losses.pixel import LABEL_LOSSES
 from smalti.model_loading import load_tokenizer, read_tokenizer
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
@@ -65,8 +65,8 @@ def train_tokenizer(
     Raises `SmaltiError` for data without images, for an objective that is not for their kind, for a folder that holds
     something else, and when it is asked to stop.
     """
-    kind = _kind_to_learn(settings)
-    source = open_source(data, kind=kind)
+    kind = _file_type_of_training(settings)
+    source = open_source(data, file_type=kind)
     begun = {} if start is None else {"from": start.described()}
     config = {
         "smalti": __version__,
@@ -91,24 +91,25 @@ def train_tokenizer(
     _run(stage, folder, config, run=settings.run, fabric=fabric, console=console)
 
 
-def _kind_to_learn(settings: TokenizerTraining) -> Kind:
+def _file_type_of_training(settings: TokenizerTraining) -> FileType:
     """What a tokenizer is to be trained on. Raises `SmaltiError` where its channels or its objective are for something else."""
     images, objective, channels = settings.images, settings.objective, settings.model.autoencoder.channels
     if (images.file_type == "labels") != (objective.pixel in LABEL_LOSSES):
         losses = f"{' or '.join(LABEL_LOSSES)}, objective.perceptual=none and objective.adversarial.weight=0"
         raise SmaltiError(
-            f"objective.pixel = {objective.pixel} is {'not ' * (images.file_type == 'labels')}for label maps, and images.kind = "
-            f"{images.file_type}; for label maps set images.file_type=labels, objective.pixel={losses}, for images "
+            f"objective.pixel = {objective.pixel} is {'not ' * (images.file_type == 'labels')}for label maps, and "
+            f"images.file_type = {images.file_type}; for label maps set images.file_type=labels, "
+            f"objective.pixel={losses}, for images "
             "images.file_type=color and objective.pixel=l1"
         )
-    kind = KINDS[images.file_type](images.unlabeled)
-    kind.check(channels)
+    file_type = FILE_TYPES[images.file_type](images.unlabeled)
+    file_type.check(channels)
     if channels == 4 and "perceptual" in objective.terms:
         raise SmaltiError(
             f"objective.perceptual = {objective.perceptual} knows images of 1 or 3 channels, and the model has 4; set "
             "objective.perceptual=none, or model.autoencoder.channels=3, which lays images over white"
         )
-    return kind
+    return file_type
 
 
 def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: PriorTraining, console: Console) -> None:
@@ -150,10 +151,12 @@ def _run(
 ) -> None:
     """Train to the end, and write the run's page."""
     tensorboard = folder.tensorboard if run.tensorboard else None
-    watch = Watch(console, title=config["stage"], tensorboard=tensorboard, quiet=not fabric.is_global_zero)
+    progress = ProgressReporter(
+        console, title=config["stage"], tensorboard=tensorboard, quiet=not fabric.is_global_zero
+    )
     if fabric.is_global_zero and run.precision == "bf16-mixed" and not multiplies_bfloat16(fabric.device):
         say(console, _SLOW)
-    fit(stage, folder, run=run, fabric=fabric, watch=watch)
+    fit(stage, folder, run=run, fabric=fabric, progress=progress)
     if fabric.is_global_zero:
         write_page(folder.path, config, unit=stage.unit)
 
@@ -203,16 +206,18 @@ def codes_of(
         raise SmaltiError(
             f"condition = {settings.condition} has codes of its own, which are made together with those of the images: first "
             f"smalti encode {tokenizer} {data} --condition {settings.condition} "
-            f"{'--condition-data' if settings.condition in SAYINGS else '--condition-tokenizer'} ... --out CODES; then train on "
+            f"{'--condition-data' if settings.condition in ANNOTATORS else '--condition-tokenizer'} ... --out CODES; then train on "
             "CODES"
         )
-    told = [Told(settings.condition)] if settings.condition in ALONE else []
+    conditions = [ConditionSource(settings.condition)] if settings.condition in ALONE else []
     if is_started_with_others() and not (out / "codes.json").is_file():
         raise SmaltiError(
             f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} --out {out}, "
             f"then train on {out}"
         )
-    encode_images(tokenizer, data, out, settings=settings.encode, seed=settings.run.seed, progress=progress, told=told)
+    encode_images(
+        tokenizer, data, out, settings=settings.encode, seed=settings.run.seed, progress=progress, conditions=conditions
+    )
     return open_codes(out)
 
 
@@ -226,12 +231,12 @@ def encode_images(
     progress: Callable[[int, int], object],
     device: str = "auto",
     workers: int = 0,
-    told: Sequence[Told] = (),
+    conditions: Sequence[ConditionSource] = (),
 ) -> bool:
     """Images -> code shards in `out`; False when they are there already, made by the same settings.
 
-    What kind of files they are the tokenizer says, where it was trained by smalti; else `settings.images` say it. `told`: the
-    conditions whose codes stand before theirs.
+    Their file type is that of the tokenizer, where it was trained by smalti, else that of `settings.images`. `conditions`:
+    those whose codes precede the codes of the images.
 
     Raises `SmaltiError` for data without images, a tokenizer that is none, and a folder that holds other things.
     """
@@ -239,15 +244,15 @@ def encode_images(
     model.to(pick_device(device))
     channels, images = model.settings.autoencoder.channels, settings.images
     said = {} if images.file_type == "color" else {"kind": images.file_type, "unlabeled": images.unlabeled}
-    source = open_source(data, kind=kind_of({**said, **about}, channels=channels))
+    source = open_source(data, file_type=file_type_of({**said, **about}, channels=channels))
     parts = crops(source, settings.images, channels=channels, seed=seed)
     place = next(model.parameters()).device
-    pairs = beside_images(told, parts, factor=model.factor, device=place) if told else None
+    pairs = paired_images(conditions, parts, factor=model.factor, device=place) if conditions else None
     if pairs is not None and len(parts[0]) > 1 and first_readable(pairs.validation) is None:
         other = first_readable(pairs.training, held_out_order(parts[0].images))
         if other is not None:  # one held-out image whose condition can be read too
             parts = holding_out(parts, other)
-            pairs = beside_images(told, parts, factor=model.factor, device=place)
+            pairs = paired_images(conditions, parts, factor=model.factor, device=place)
     training, validation = parts if pairs is None else (pairs.training, pairs.validation)
     return write_codes(
         out,

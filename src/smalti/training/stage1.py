@@ -1,4 +1,4 @@
-"""One step of stage 1: the tokenizer against the images and a discriminator.
+"""Training of stage 1: the tokenizer with its losses and a discriminator.
 
 Letters: B batch, C channels, H W pixels, h w code grid, D dimension of a code.
 Source: arXiv 2012.09841, section 3.1.
@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from smalti.conditions.map_files import label_accuracy, label_colors
-from smalti.core.distributed import everyones
+from smalti.core.distributed import all_gather
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import amount
 from smalti.data.config import ImageSettings
@@ -43,31 +43,30 @@ from smalti.training.codebook_training import (
     validation_chances,
 )
 from smalti.training.config import TokenizerTraining
-from smalti.training.diagnostics import Judged, judge_codes, judge_game
-from smalti.training.gan_step import Draws, Played, Players, Quantize, Strength, draws_of, penalty_at, play_of
+from smalti.training.diagnostics import Diagnoses, diagnose_codebook, diagnose_gan
+from smalti.training.gan_step import (
+    GAN,
+    AdversarialSchedule,
+    RandomChoices,
+    StepInputs,
+    draw_choices,
+    gan_step,
+    r1_factor_at,
+)
 from smalti.training.launcher import synchronized
 from smalti.training.loop import Stage, stream
-from smalti.training.optimizer import build_optimizer, exported
-from smalti.training.optimizer_step import (
-    Mover,
-    Moves,
-    NotFiniteError,
-    gathering,
-    kept_buffers,
-    mean_of_parts,
-    mean_of_processes,
-    sum_of_processes,
-)
+from smalti.training.optimizer import build_optimizer, exported, rate_at
+from smalti.training.optimizer_step import NotFiniteError, copied_buffers, restore_buffers, sum_of_processes
 
 SHOWN = 8
-"""Images in the grid that is saved on the way."""
+"""Images in the grid that is saved during training."""
 
 
 CROPS: dict[str, Callable[[ImageSettings], Crop]] = {
     "random": lambda images: RandomCrop(zoom=images.zoom, flip=images.flip),
     "center": lambda images: CenterCrop(zoom=images.zoom[0]),
 }
-"""How training images are cut, by the name in the settings."""
+"""How training images are cropped, by the name in the settings."""
 
 
 @final
@@ -124,7 +123,7 @@ def crops(
 
 @final
 class Share:
-    """Every so-manieth example of a data set: `rank`, `rank + world`, ..., so that `world` processes have each of them once."""
+    """Examples `rank`, `rank + world`, ... of a data set, so that `world` processes share them."""
 
     def __init__(self, whole: Crops, *, rank: int, world: int) -> None:
         self._whole, self._places = whole, range(rank, len(whole), world)
@@ -144,17 +143,17 @@ class Share:
 def in_stream_order(mine: Tensor) -> Tensor:
     """(B,..) of this process -> (world B,..) of all, in the order in which one process would have read the examples.
 
-    Each process reads every world-th example of the stream (see `loading.batches`).
+    Each process reads every world-th example of the stream (see `data.loader.batches`).
     """
-    gathered = everyones(mine)
+    gathered = all_gather(mine)
     processes = len(gathered) // len(mine)
     return gathered.view(processes, *mine.shape).transpose(0, 1).flatten(0, 1) if processes > 1 else gathered
 
 
-def strength_at(seen: int, *, length: int, settings: AdversarialSettings) -> Strength:
-    """How far the game has come after `seen` of `length` images."""
+def adversarial_schedule(seen: int, *, length: int, settings: AdversarialSettings) -> AdversarialSchedule:
+    """The factors of the adversarial losses after `seen` of `length` images."""
     start = amount(settings.start, length=length)
-    return Strength(
+    return AdversarialSchedule(
         generator=ramp(seen, start=start, length=amount(settings.ramp, length=length)),
         discriminator=1.0 if settings.discriminator_from_start or seen >= start else 0.0,
     )
@@ -162,10 +161,10 @@ def strength_at(seen: int, *, length: int, settings: AdversarialSettings) -> Str
 
 @final
 class TokenizerStage(Stage):
-    """Trains a VQGAN. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
+    """Trains a VQGAN. It validates, shows and exports a running average of the weights, or with `ema_half_life` 0 the weights."""
 
     unit = "images"
-    judged_by = ""  # sharper images have more pixel error: no single number of them says which model is the best
+    selection_metric = ""  # sharper images have more pixel error: no single metric selects the best model
     per_example = 1
 
     def __init__(
@@ -180,7 +179,7 @@ class TokenizerStage(Stage):
         """`weights`: of the tokenizer that training begins with, whose codes stay where they are; none begins anew."""
         torch.manual_seed(settings.run.seed)
         self.settings, self.fabric, self.about = settings, fabric, dict(about)
-        run, game = settings.run, settings.objective.adversarial
+        run, adversarial = settings.run, settings.objective.adversarial
         channels = settings.model.autoencoder.channels
         images = settings.images
         self.training, self.held_out = crops(
@@ -195,133 +194,106 @@ class TokenizerStage(Stage):
                 "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer (--from), or "
                 "set decoder_phase.start above 0"
             )
-        judge = replace(game.discriminator, channels=channels)
-        self.judge = synchronized(DISCRIMINATORS[judge.name](judge), fabric=fabric)
-        for module in (self.tokenizer, self.judge):
+        discriminator = replace(adversarial.discriminator, channels=channels)
+        self.discriminator = synchronized(DISCRIMINATORS[discriminator.name](discriminator), fabric=fabric)
+        for module in (self.tokenizer, self.discriminator):
             as_channels_last(module)
         self.exported = exported(self.tokenizer, half_life=run.ema_half_life)
         self.exported.module.to(fabric.device)
         self.score = ReconstructionLoss(settings.objective).to(fabric.device)
-        self.play = play_of(settings.objective)
-        self.alternating = bool(game.weight) and game.updates == "alternating"
-        self.lecam = LeCam.start(fabric.device)
+        self.lecam_ema = LeCam.start(fabric.device)
         if run.recompute:
             recompute(tokenizer_blocks(self.tokenizer))
         if run.compile:
             compiled(tokenizer_stages(self.tokenizer), device=fabric.device)
         self.optimizer: Any = build_optimizer([{"params": list(self.tokenizer.parameters())}], settings.optimizer)
-        self.judge_weights = [weight for weight in self.judge.parameters() if weight.requires_grad]
-        self.judge_optimizer: Any = build_optimizer([{"params": self.judge_weights}], settings.discriminator_optimizer)
-        self.generate: Any
-        self.generate, self.optimizer = fabric.setup(_Joined(self.tokenizer), self.optimizer)
-        self.judged: Any
-        self.judged, self.judge_optimizer = fabric.setup(self.judge, self.judge_optimizer)
-        self.mover = self._mover()
-        self.judge_mover = Mover(
-            fabric, self.judged, self.judge_optimizer, settings=settings.discriminator_optimizer, length=run.length
+        learned = [weight for weight in self.discriminator.parameters() if weight.requires_grad]
+        self.discriminator_optimizer: Any = build_optimizer([{"params": learned}], settings.discriminator_optimizer)
+        self.autoencoder: Any
+        self.autoencoder, self.optimizer = fabric.setup(_Joined(self.tokenizer), self.optimizer)
+        self.wrapped_discriminator: Any
+        self.wrapped_discriminator, self.discriminator_optimizer = fabric.setup(
+            self.discriminator, self.discriminator_optimizer
         )
         self.used = CodeUse(self.tokenizer.size)
         self.codebook: CodebookTraining = LearningCodebook(self.tokenizer.quantizer, settings, placed=bool(weights))
         self._notes_placing = True  # states of smalti 0.1 do not say whether the codes are placed
 
-    def _mover(self) -> Mover:
+    def _gan(self) -> GAN:
+        """Networks, losses and optimizers as a GAN step takes them."""
         settings = self.settings
-        return Mover(
-            self.fabric, self.generate, self.optimizer, settings=settings.optimizer, length=settings.run.length
+        return GAN(
+            fabric=self.fabric,
+            autoencoder=self.autoencoder,
+            discriminator=self.wrapped_discriminator,
+            discriminator_weights=[weight for weight in self.discriminator.parameters() if weight.requires_grad],
+            reconstruction_loss=self.score,
+            last_layer=self.tokenizer.decoder.last_layer,
+            settings=settings.objective,
+            optimizer=self.optimizer,
+            discriminator_optimizer=self.discriminator_optimizer,
+            grad_clip=settings.optimizer.grad_clip,
+            discriminator_grad_clip=settings.discriminator_optimizer.grad_clip,
         )
 
     def batches(self, examples: int) -> Iterator[Batch]:
         return stream(self.training, start=examples, run=self.settings.run, fabric=self.fabric)
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        length = self.settings.run.length
-        just_placed = self._place_codes_when_due(seen, count, generator)
+        length = self.settings.run.images
+        just_placed = self._init_codebook_when_due(seen, count, generator)
         if seen >= self.settings.decoder_phase.begins(length) and not self.codebook.frozen:
             if just_placed:  # of a run that goes on with a shorter length: the average knows no codes yet
                 self.exported.module.quantizer.load_state_dict(self.tokenizer.quantizer.state_dict())
             self._freeze_codebook()
         quantize = self.codebook.quantize(seen, generator=generator)
         images = self._on_device(batch)  # (B,C,H,W)
-        moves = Moves(seen=seen, at_once=self.alternating)
-        bring_back = kept_buffers(self.judge)
-        draws = self._draws(len(images), generator)
-        played = self._played(moves, images, seen=seen, quantize=quantize, draws=draws)
-        values = mean_of_processes(self.fabric, played.values)
-        broken = moves.finish(values)
-        mended: dict[str, Tensor] = {}
-        if self.mover in moves.moved:
-            mended = self._mend_codebook(played.features, played.codes, generator) if self.codebook.placed else {}
+        buffers = copied_buffers(self.discriminator)
+        settings, objective = self.settings, self.settings.objective
+        inputs = StepInputs(
+            quantize=quantize,
+            schedule=adversarial_schedule(seen, length=length, settings=objective.adversarial),
+            lecam_ema=self.lecam_ema,
+            lr=rate_at(seen, length=length, settings=settings.optimizer),
+            discriminator_lr=rate_at(seen, length=length, settings=settings.discriminator_optimizer),
+            choices=self._choices(len(images), generator),
+            r1_factor=r1_factor_at(seen // settings.run.batch, settings=objective.adversarial),
+            accumulate=settings.run.accumulate,
+        )
+        result = gan_step(self._gan(), images, inputs)
+        codebook_values: dict[str, Tensor] = {}
+        if result.stepped:
+            if self.codebook.placed:
+                codebook_values = self._update_codebook(result.features, result.codes, generator)
             self.exported.update(self.tokenizer, seen=seen, step=count)
-        if broken:
-            bring_back()
-            raise NotFiniteError(broken)
-        self.lecam = played.anchors
-        return {**values, **mended}
+        if result.not_finite:
+            restore_buffers(self.discriminator, buffers)
+            raise NotFiniteError(result.not_finite)
+        self.lecam_ema = result.lecam_ema
+        return {**result.values, **codebook_values}
 
-    def _draws(self, batch: int, generator: torch.Generator) -> Draws:
-        """What chance decides for the images of this process: its share of what one process would draw for all of them."""
-        draws = draws_of(self.settings.objective, batch * self.share.world, generator=generator)
-        return draws._replace(augmentation=draws.augmentation.part(self.share.places))
+    def _choices(self, batch: int, generator: torch.Generator) -> RandomChoices:
+        """The random choices for the images of this process: its share of what one process would draw for all of them."""
+        choices = draw_choices(self.settings.objective, batch * self.share.world, generator=generator)
+        return choices._replace(augmentation=choices.augmentation.part(self.share.places))
 
-    def _played(self, moves: Moves, images: Tensor, *, seen: int, quantize: Quantize, draws: Draws) -> Played:
-        """The game on each part of the batch (B,C,H,W) -> what it leaves behind, of the whole batch."""
-        strength = strength_at(seen, length=self.settings.run.length, settings=self.settings.objective.adversarial)
-        parts = images.chunk(self.settings.run.accumulate)
-        played = []
-        first = 0
-        for number, part in enumerate(parts, 1):
-            moves.whole = number == len(parts)
-            its = draws._replace(augmentation=draws.augmentation.part(slice(first, first + len(part))))
-            first += len(part)
-            players = self._players(moves, seen=seen, parts=len(parts), draws=its)
-            with gathering(self.fabric, (self.generate, self.judged), last=moves.whole):
-                played.append(self.play(players, part, quantize=quantize, strength=strength, anchors=self.lecam))
-        if len(played) == 1:
-            return played[0]
-        anchors = (torch.stack(numbers).mean(0) for numbers in zip(*(each.anchors for each in played), strict=True))
-        return Played(
-            features=torch.cat([each.features for each in played]),
-            codes=torch.cat([each.codes for each in played]),
-            anchors=LeCam(
-                *anchors
-            ),  # each part has moved the same old ones: the mean is what the whole batch moves them to
-            values=mean_of_parts([each.values for each in played]),
-        )
+    def _init_codebook_when_due(self, seen: int, count: int, generator: torch.Generator) -> bool:
+        """Initialize the codebook once, in the first step from `quantize_from` on -> whether that was now.
 
-    def _players(self, moves: Moves, *, seen: int, parts: int, draws: Draws) -> Players:
-        """Both networks as they step after `seen` images, on one of several parts of the batch."""
-        backward = self.fabric.backward
-        return Players(
-            generate=self.generate,
-            judge=self.judged,
-            score=self.score,
-            last_layer=self.tokenizer.decoder.last_layer,
-            settings=self.settings.objective,
-            backward=backward if parts == 1 else lambda loss, **kwargs: backward(loss / parts, **kwargs),
-            judge_weights=self.judge_weights,
-            draws=draws,
-            move_generator=moves.of(self.mover),
-            move_judge=moves.of(self.judge_mover),
-            penalty=penalty_at(seen // self.settings.run.batch, settings=self.settings.objective.adversarial),
-        )
-
-    def _place_codes_when_due(self, seen: int, count: int, generator: torch.Generator) -> bool:
-        """Place the codes once, in the first step from `quantize_from` on -> whether that was now.
-
-        A run that goes on with another length may have passed that point without having placed them.
+        A run that is resumed with another total may have passed that point without an initialized codebook.
         """
-        first = self.settings.quantize_from * self.settings.run.length
+        first = self.settings.quantize_from * self.settings.run.images
         if self.codebook.placed or seen < first:
             return False
         due = self._notes_placing or seen - count < first
         if due:
-            self._place_codes(seen, generator)
+            self._init_codebook(seen, generator)
         self.codebook.placed = True
         return due
 
-    def _place_codes(self, seen: int, generator: torch.Generator) -> None:
-        """Let the quantizer place its codes on features of the next images, where it wants any."""
-        wanted = self.tokenizer.quantizer.start_features
+    def _init_codebook(self, seen: int, generator: torch.Generator) -> None:
+        """Initialize the codebook from features of the next images, where the quantizer needs any."""
+        wanted = self.tokenizer.quantizer.init_features
         if not wanted:
             return
         gathered: list[Tensor] = []
@@ -330,19 +302,18 @@ class TokenizerStage(Stage):
                 gathered.append(in_stream_order(self.tokenizer.features(self._on_device(batch))))
             if sum(each.numel() // each.shape[1] for each in gathered) >= wanted:
                 break
-        self.tokenizer.quantizer.start(torch.cat(gathered), generator=generator)
+        self.tokenizer.quantizer.init_codebook(torch.cat(gathered), generator=generator)
 
     def _freeze_codebook(self) -> None:
-        """Begin the decoder phase, or go on with it after a resume."""
+        """Begin the decoder phase, or continue it after a resume."""
         settings, exported = self.settings.decoder_phase, self.exported.module
         self.codebook = FrozenCodebook(self.tokenizer, exported, settings=settings, share=self.share)
         # A data-parallel wrapper waits for the gradients of all that learned when it was made.
-        self.generate = self.fabric.setup_module(_Joined(self.tokenizer))
-        self.mover = self._mover()
+        self.autoencoder = self.fabric.setup_module(_Joined(self.tokenizer))
 
-    def _mend_codebook(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def _update_codebook(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         features, codes = in_stream_order(features), in_stream_order(codes)
-        moved = self.codebook.observe(features, codes, generator=generator)
+        moved = self.codebook.update_codebook(features, codes, generator=generator)
         self.used.add(codes)
         if int(self.used.counts.sum()) < 64 * self.tokenizer.size:  # too few codes to say how many are in use
             return {"restarted_codes": torch.tensor(float(moved))}
@@ -354,14 +325,14 @@ class TokenizerStage(Stage):
         self.used = CodeUse(self.tokenizer.size)
         return values
 
-    def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
-        length, game = self.settings.run.length, self.settings.objective.adversarial
-        learns_from = 0.0 if game.discriminator_from_start else amount(game.start, length=length)
-        strength = strength_at(seen, length=length, settings=game).generator
+    def diagnose(self, means: Mapping[str, float], *, seen: int) -> Diagnoses:
+        length, adversarial = self.settings.run.images, self.settings.objective.adversarial
+        learns_from = 0.0 if adversarial.discriminator_from_start else amount(adversarial.start, length=length)
+        factor = adversarial_schedule(seen, length=length, settings=adversarial).generator
         trained = (seen - learns_from) / length
         return {
-            **judge_codes(means, size=self.tokenizer.size),
-            **judge_game(means, settings=game, trained=trained, strength=strength),
+            **diagnose_codebook(means, size=self.tokenizer.size),
+            **diagnose_gan(means, settings=adversarial, trained=trained, strength=factor),
         }
 
     def _on_device(self, batch: Batch) -> Tensor:
@@ -425,17 +396,17 @@ class TokenizerStage(Stage):
 
     def state(self) -> dict[str, Any]:
         return {
-            "model": self.generate,
-            "discriminator": self.judged,
+            "model": self.autoencoder,
+            "discriminator": self.wrapped_discriminator,
             "optimizer": self.optimizer,
-            "discriminator_optimizer": self.judge_optimizer,
+            "discriminator_optimizer": self.discriminator_optimizer,
             "average": self.exported.module,
-            "lecam": self.lecam._asdict(),
+            "lecam": self.lecam_ema._asdict(),
             "used": {"counts": self.used.counts, "placed": self.codebook.placed},
         }
 
     def restored(self, state: Mapping[str, Any]) -> None:
-        self.lecam = LeCam(**{name: value.to(self.fabric.device) for name, value in state["lecam"].items()})
+        self.lecam_ema = LeCam(**{name: value.to(self.fabric.device) for name, value in state["lecam"].items()})
         used = state["used"]
         self._notes_placing = not isinstance(used, Tensor)
         if self._notes_placing:

@@ -28,28 +28,29 @@ from smalti.prior_folder import save_prior
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.activation_checkpointing import compiled, recompute
 from smalti.training.config import PriorTraining
-from smalti.training.diagnostics import Judged
+from smalti.training.diagnostics import Diagnoses
 from smalti.training.loop import Stage, stream
 from smalti.training.optimizer import build_optimizer, exported, rate_at
 from smalti.training.optimizer_step import (
-    Mover,
-    Moves,
     NotFiniteError,
-    gathering,
+    apply_gradients,
+    clip_gradients,
+    gradient_sync,
     mean_of_processes,
+    not_finite,
     quotient_of_processes,
 )
 from smalti.training.prior_networks import Codes, build_network
 
 SHOWN = 16
-"""Images in the grid that is sampled on the way."""
+"""Images in the grid of samples during training."""
 VALIDATION_IMAGES = 2048
-"""Most held-out images whose likelihood is measured each time."""
+"""The largest number of held-out images whose likelihood is measured."""
 
 
 @final
 class _Joined(nn.Module):
-    """prefix (B,P), codes (B,h,w), what is told of them (B,h,w) -> nats of each code (B,h,w).
+    """prefix (B,P), codes (B,h,w), input codes (B,h,w) -> negative log-likelihood in nats of each code (B,h,w).
 
     In one `forward`, so that data-parallel wrappers see it.
     """
@@ -58,8 +59,8 @@ class _Joined(nn.Module):
         super().__init__()
         self.prior = prior
 
-    def forward(self, prefix: Tensor, codes: Tensor, told: Tensor) -> Tensor:
-        return nll(self.prior, prefix, codes, inputs=told)
+    def forward(self, prefix: Tensor, codes: Tensor, inputs: Tensor) -> Tensor:
+        return nll(self.prior, prefix, codes, inputs=inputs)
 
 
 def blocks(joined: Any) -> nn.ModuleList:
@@ -67,23 +68,23 @@ def blocks(joined: Any) -> nn.ModuleList:
     return joined.prior.blocks  # type: ignore[no-any-return]
 
 
-def corrupted(codes: Tensor, *, keep: float, vocabulary: int) -> Tensor:
-    """Codes (B,h,w) -> a share `keep` of them, and in place of each of the others any code below `vocabulary`, (B,h,w).
+def corrupt_codes(codes: Tensor, *, keep_probability: float, vocabulary: int) -> Tensor:
+    """Codes (B,h,w) -> the same with each code kept with `keep_probability`, else replaced by a random one below `vocabulary`.
 
-    The original's `pkeep`. Draws from torch's default generator, unless all are kept.
+    The original's `pkeep`. Draws from torch's default generator, unless the probability is 1.
     """
-    if keep == 1.0:
+    if keep_probability == 1.0:
         return codes
-    kept = torch.rand(codes.shape, device=codes.device) < keep
+    kept = torch.rand(codes.shape, device=codes.device) < keep_probability
     return torch.where(kept, codes, torch.randint_like(codes, vocabulary))
 
 
 @final
 class PriorStage(Stage):
-    """Trains a prior. What is validated, shown and exported is a running average of its weights, or with `average` 0 they."""
+    """Trains a prior. It validates, samples and exports a running average of the weights, or with `ema_half_life` 0 the weights."""
 
     unit = "codes"
-    judged_by = "nats"
+    selection_metric = "nats"
 
     def __init__(
         self,
@@ -114,35 +115,35 @@ class PriorStage(Stage):
         self.likelihood: Any = fabric.setup_module(_Joined(prior))
         groups = parameter_groups(prior, weight_decay=settings.optimizer.weight_decay)  # of the weights as they lie now
         self.optimizer: Any = fabric.setup_optimizers(build_optimizer(groups, settings.optimizer))
-        length = settings.run.length
-        self.mover = Mover(fabric, self.likelihood, self.optimizer, settings=settings.optimizer, length=length)
 
     def batches(self, examples: int) -> Iterator[CodeBatch]:
         return stream(self.shards.training, start=examples, run=self.settings.run, fabric=self.fabric)
 
     def step(self, batch: CodeBatch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         prefix, codes = self._prefix(batch), self.fabric.to_device(batch.codes)  # (B,P), (B,h,w)
-        prefix = self._partly_hidden(prefix)
-        told = corrupted(codes, keep=self.settings.keep_probability, vocabulary=self.vocabulary)
+        prefix = self._drop_conditions(prefix)
+        inputs = corrupt_codes(codes, keep_probability=self.settings.keep_probability, vocabulary=self.vocabulary)
         parts = self.settings.run.accumulate
         losses = []
-        moves = Moves(seen=seen, at_once=False)
-        for number, part in enumerate(zip(*(each.chunk(parts) for each in (prefix, codes, told)), strict=True), 1):
-            moves.whole = number == parts
-            with gathering(self.fabric, (self.likelihood,), last=moves.whole):
+        for number, part in enumerate(zip(*(each.chunk(parts) for each in (prefix, codes, inputs)), strict=True), 1):
+            with gradient_sync(self.fabric, (self.likelihood,), enabled=number == parts):
                 losses.append(self.likelihood(*part).mean())
                 self.fabric.backward(losses[-1] / parts)
-        mine = {"nats": torch.stack([loss.detach() for loss in losses]).mean(), "gradient_norm": moves.of(self.mover)()}
+        norm = clip_gradients(self.fabric, self.likelihood, self.optimizer, self.settings.optimizer.grad_clip)
+        mine = {"nats": torch.stack([loss.detach() for loss in losses]).mean(), "gradient_norm": norm}
         values = mean_of_processes(self.fabric, mine)
-        broken = moves.finish(values)
+        lr = rate_at(seen, length=self.settings.run.codes, settings=self.settings.optimizer)
+        broken = not_finite(values)
+        if not broken:
+            apply_gradients(self.optimizer, lr=lr)
+        self.optimizer.zero_grad(set_to_none=True)
         if broken:
             raise NotFiniteError(broken)
         self.exported.update(self.prior, seen=seen, step=count)
-        rate = rate_at(seen, length=self.settings.run.length, settings=self.settings.optimizer)
-        return {**values, "rate": torch.tensor(rate)}
+        return {**values, "rate": torch.tensor(lr)}
 
-    def _partly_hidden(self, prefix: Tensor) -> Tensor:
-        """The codes (B,P) of conditions -> the same, with nothing said in place of some: of parts alone, and of all."""
+    def _drop_conditions(self, prefix: Tensor) -> Tensor:
+        """The codes (B,P) of conditions -> the same with some dropped: parts of composite conditions, and whole ones."""
         chance = self.settings.condition_dropout
         if not chance:
             return prefix
@@ -152,21 +153,21 @@ class PriorStage(Stage):
         hidden = torch.rand(len(prefix), 1, device=prefix.device) < chance
         return torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
 
-    def alarms(self, means: Mapping[str, float], *, seen: int) -> Judged:
-        """A prior has none of its own."""
+    def diagnose(self, means: Mapping[str, float], *, seen: int) -> Diagnoses:
+        """A prior has no diagnostics of its own."""
         return {}
 
     def _prefix(self, batch: CodeBatch) -> Tensor:
-        """The condition's codes as the shards hold them, or labels, places in the list of labels -> prefix codes (B,P)."""
+        """The condition's codes as in the shards, or label indices -> prefix codes (B,P)."""
         if self.condition.size == 0:
             return self.prior.null_prefix(len(batch.labels))
-        kept = batch.labels.reshape(-1, 1) if isinstance(self.condition, Labels) else batch.prefix
-        prefix: Tensor = self.fabric.to_device(kept)
+        values = batch.labels.reshape(-1, 1) if isinstance(self.condition, Labels) else batch.prefix
+        prefix: Tensor = self.fabric.to_device(values)
         return prefix
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Nats a code on held-out images with their conditions, beside the entropy of single codes; each process a share."""
+        """Nats per code on held-out images with their conditions, and the entropy of single codes; each process has a share."""
         total, count = 0.0, 0
         most = -(-VALIDATION_IMAGES // self.settings.run.batch)
         every = itertools.islice(in_order(self.shards.validation, batch=self.settings.run.batch), most)
@@ -179,25 +180,25 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def image(self) -> Tensor:
-        """Samples of the exported prior, one seed each: the labels in turn, or what held-out images are told, shown before."""
+        """Samples of the exported prior, one seed each: of all labels in turn, or after each of some held-out conditions."""
         with self.exported.shown() as prior:
-            prefix = self._shown(prior)
+            prefix = self._sample_prefix(prior)
             known, seeds = unknown_codes(len(prefix), prior.grid), torch.arange(len(prefix))
-            laid = final_codes(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
-        images = self.tokenizer.decode_codes(laid).cpu().contiguous()  # (B,C,H,W)
+            codes = final_codes(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
+        images = self.tokenizer.decode_codes(codes).cpu().contiguous()  # (B,C,H,W)
         if self.condition.size and not isinstance(self.condition, Labels):
-            told = torch.stack([to_tensor(self.condition.preview(codes)) for codes in prefix.cpu()])  # (B,3,H',W')
-            told = F.interpolate(told, size=images.shape[2:], mode="nearest-exact")
-            images = torch.stack((told, images.expand_as(told)), dim=1).flatten(0, 1)  # (2B,3,H,W)
+            previews = torch.stack([to_tensor(self.condition.preview(row)) for row in prefix.cpu()])  # (B,3,H',W')
+            previews = F.interpolate(previews, size=images.shape[2:], mode="nearest-exact")
+            images = torch.stack((previews, images.expand_as(previews)), dim=1).flatten(0, 1)  # (2B,3,H,W)
         return grid(images, columns=8, gap=2)
 
-    def _shown(self, prior: Prior) -> Tensor:
-        """What the samples are told, (B,P)."""
+    def _sample_prefix(self, prior: Prior) -> Tensor:
+        """The conditions of the samples, (B,P)."""
         if isinstance(self.condition, Labels):
             return (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
         if self.condition.size:
-            told: Tensor = self.fabric.to_device(spread(self.shards.validation, SHOWN).prefix)
-            return told
+            prefix: Tensor = self.fabric.to_device(spread(self.shards.validation, SHOWN).prefix)
+            return prefix
         return prior.null_prefix(SHOWN)
 
     def state(self) -> dict[str, Any]:

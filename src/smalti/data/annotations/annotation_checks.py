@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import normalized
-from smalti.data.annotations.objects import Annotated, Thing
+from smalti.data.annotations.objects import Annotated, ObjectAnnotation
 from smalti.images.boxes import Size, is_number
 from smalti.images.io import IMAGE_SUFFIXES
 
@@ -98,7 +98,7 @@ def collected(
     return Annotated(path, tuple(classes), tuple(keypoints), things, upright)
 
 
-def occurring(images: Mapping[str, Sequence[Thing]]) -> list[str]:
+def occurring(images: Mapping[str, Sequence[ObjectAnnotation]]) -> list[str]:
     """The classes of things, in alphabetical order."""
     return sorted({thing.name for things in images.values() for thing in things})
 

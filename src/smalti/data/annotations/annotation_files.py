@@ -34,7 +34,7 @@ from smalti.data.annotations.annotation_checks import (
     twice,
     whole_number,
 )
-from smalti.data.annotations.objects import Annotated, Thing
+from smalti.data.annotations.objects import Annotated, ObjectAnnotation
 from smalti.data.annotations.published_sets import is_coco, read_coco, read_coco_folder, read_open_images
 from smalti.images.boxes import SHARES, Size, box_within, place_of
 
@@ -82,7 +82,7 @@ def _ours(path: Path, content: Any) -> Annotated:
         raise SmaltiError(f"{path} is of version {content['version']!r}, and 1 is read; get a newer smalti")
     classes, keypoints = _our_names(path, content)
     known = frozenset(classes)
-    images: dict[str, list[Thing]] = {}
+    images: dict[str, list[ObjectAnnotation]] = {}
     for entry in items(path, content["images"], "images"):
         name = image_name(entry.get("key"), path)
         _refuse_unknown(entry, ("key", "class", "objects"), f"{path}: the image {name}")
@@ -117,7 +117,7 @@ def _refuse_unknown(mapping: Plain, known: tuple[str, ...], where: str) -> None:
             raise SmaltiError(f"{where}: unknown key {key!r}; {suggestion(str(key), known)}")
 
 
-def _our_thing(one: Plain, names: tuple[str, ...], at: At) -> Thing:
+def _our_thing(one: Plain, names: tuple[str, ...], at: At) -> ObjectAnnotation:
     for key in one:
         if key not in _OURS:
             raise at.error(f"unknown key {key!r}; {suggestion(str(key), _OURS)}")
@@ -135,7 +135,7 @@ def _our_thing(one: Plain, names: tuple[str, ...], at: At) -> Thing:
             raise at.error(f"a keypoint is {place!r}; give [x, y] in shares of the image, or null where it is not seen")
     seen = tuple(None if place is None else place_of(place[0], place[1], SHARES, at.error) for place in places)
     group, occluded, depiction, inside = flags
-    return Thing(
+    return ObjectAnnotation(
         normalized(name), box_within(one.get("box"), SHARES, at.error), group, occluded, depiction, inside, seen
     )
 
@@ -156,7 +156,7 @@ def _visual_genome(path: Path, content: Any) -> Annotated:
         if name in sizes:
             raise twice(beside, name)
         sizes[name] = size_of(image, beside, name)
-    images: dict[str, list[Thing]] = {}
+    images: dict[str, list[ObjectAnnotation]] = {}
     for entry in items(path, content, "the file"):
         name = image_name(str(whole_number(entry.get("image_id"))), path)
         if name in images:
@@ -170,11 +170,11 @@ def _visual_genome(path: Path, content: Any) -> Annotated:
     return collected(path, occurring(images), (), images, sizes=sizes)
 
 
-def _genome_thing(one: Plain, size: Size, at: At) -> Thing:
+def _genome_thing(one: Plain, size: Size, at: At) -> ObjectAnnotation:
     names = one.get("names", [one.get("name")])
     if not isinstance(names, list) or not names or not isinstance(names[0], str) or not names[0]:
         raise at.error(f"its name is {names!r}; give the name of its class")
-    return Thing(normalized(names[0]), box_within([one.get(side) for side in "xywh"], size, at.error))
+    return ObjectAnnotation(normalized(names[0]), box_within([one.get(side) for side in "xywh"], size, at.error))
 
 
 # --- the tables of readers -----------------------------------------------------------------------------------------

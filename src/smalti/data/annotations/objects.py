@@ -18,7 +18,7 @@ Place: TypeAlias = tuple[float, float]
 """x and y in shares of an image's width and height, from the left top."""
 
 
-class Thing(NamedTuple):
+class ObjectAnnotation(NamedTuple):
     """One object of an image.
 
     `name` is that of its class, `box` its left, top, width and height in shares of the image, within 0 to 1. `group`: the box
@@ -49,7 +49,7 @@ class Annotated:
     path: Path
     classes: tuple[str, ...]
     keypoints: tuple[str, ...]
-    images: Mapping[str, tuple[Thing, ...]]
+    images: Mapping[str, tuple[ObjectAnnotation, ...]]
     sizes: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -68,7 +68,7 @@ def stems(images: Sequence[ImageEntry], known: Container[str]) -> list[str]:
     return below if all(name in known for name in below) else [stem(image.key) for image in images]
 
 
-def beside(images: Sequence[ImageEntry], annotated: Annotated) -> tuple[tuple[Thing, ...], ...]:
+def beside(images: Sequence[ImageEntry], annotated: Annotated) -> tuple[tuple[ObjectAnnotation, ...], ...]:
     """For each image its objects, in the order of the images.
 
     Where no name in the file has a folder (COCO, Open Images), images are looked for by the last part of theirs also, as long
@@ -145,6 +145,6 @@ def only(annotated: Annotated, *, classes: Sequence[str], smallest: float) -> An
     return replace(annotated, classes=tuple(name for name in annotated.classes if name in wanted), images=images)
 
 
-def area(thing: Thing) -> float:
+def area(thing: ObjectAnnotation) -> float:
     """The share of its image that a thing's box takes."""
     return thing.box[2] * thing.box[3]

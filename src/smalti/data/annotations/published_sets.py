@@ -27,7 +27,7 @@ from smalti.data.annotations.annotation_checks import (
     twice,
     whole_number,
 )
-from smalti.data.annotations.objects import Annotated, Place, Thing
+from smalti.data.annotations.objects import Annotated, ObjectAnnotation, Place
 from smalti.images.boxes import SHARES, Size, box_within, place_of
 
 _REST = {"supercategory": "other", "id": 183, "name": "other"}  # COCO-Stuff: whatever the things' own file tells of
@@ -41,7 +41,7 @@ class _Coco(NamedTuple):
 
     classes: dict[int, str]
     keypoints: tuple[str, ...]
-    images: dict[str, list[Thing]]
+    images: dict[str, list[ObjectAnnotation]]
     sizes: dict[str, Size]
 
 
@@ -60,7 +60,7 @@ def _joined(path: Path, groups: Sequence[Sequence[tuple[Path, _Coco]]]) -> Annot
     """Files of different images within a group; another group tells more of the same."""
     classes: dict[int, str] = {}
     keypoints: tuple[str, ...] = ()
-    images: dict[str, list[Thing]] = {}
+    images: dict[str, list[ObjectAnnotation]] = {}
     sizes: dict[str, Size] = {}
     for group in groups:
         seen: set[str] = set()
@@ -93,7 +93,7 @@ def _coco_file(path: Path, content: Any) -> _Coco:
     classes, points = _categories(path, [one for one in categories if one != _REST])
     keypoints = next((names for names in points.values() if names), ())
     images = _coco_images(path, items(path, content["images"], "images"))
-    things: dict[Any, list[Thing]] = {number: [] for number in images}
+    things: dict[Any, list[ObjectAnnotation]] = {number: [] for number in images}
     for one in _segments(path, items(path, content["annotations"], "annotations")):
         image, category = _hashable(one.get("image_id")), _hashable(one.get("category_id"))
         if image not in images:
@@ -108,7 +108,7 @@ def _coco_file(path: Path, content: Any) -> _Coco:
             raise at.error(f"there is no class {one.get('category_id')!r} among categories")
         seen = _coco_points(one.get("keypoints"), points[category], size, at)
         box = box_within(one.get("bbox"), size, at.error)
-        things[image].append(Thing(classes[category], box, group=one.get("iscrowd") == 1, keypoints=seen))
+        things[image].append(ObjectAnnotation(classes[category], box, group=one.get("iscrowd") == 1, keypoints=seen))
     listed = {name: things[number] for number, (name, _) in images.items()}
     return _Coco(classes, keypoints, listed, dict(images.values()))
 
@@ -190,7 +190,7 @@ def read_open_images(path: Path) -> Annotated:
     folder = path if path.is_dir() else path.parent
     tables = sorted(path.glob("*annotations-bbox.csv")) if path.is_dir() else [path]
     names = _class_names(folder)
-    images: dict[str, list[Thing]] = {}
+    images: dict[str, list[ObjectAnnotation]] = {}
     for table in tables:
         before = frozenset(images)
         for line, row in _rows(table, _COLUMNS):
@@ -206,7 +206,7 @@ def read_open_images(path: Path) -> Annotated:
     return collected(path, list(names.values()), (), images)
 
 
-def _open_images_thing(row: tuple[str, ...], names: Mapping[str, str], at: At) -> Thing:
+def _open_images_thing(row: tuple[str, ...], names: Mapping[str, str], at: At) -> ObjectAnnotation:
     _, label, *edges = row[:6]
     if label not in names:
         raise at.error(f"there is no class {label!r} in the table of class descriptions")
@@ -216,7 +216,7 @@ def _open_images_thing(row: tuple[str, ...], names: Mapping[str, str], at: At) -
         raise at.error(f"the box {edges!r} is not four numbers, XMin, XMax, YMin, YMax") from error
     group, occluded, depiction, inside = (flag in ("1", "1.0") for flag in row[6:])
     box = box_within((left, top, right - left, bottom - top), SHARES, at.error)
-    return Thing(names[label], box, group, occluded, depiction, inside)
+    return ObjectAnnotation(names[label], box, group, occluded, depiction, inside)
 
 
 def _class_names(folder: Path) -> dict[str, str]:

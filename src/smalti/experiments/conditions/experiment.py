@@ -27,16 +27,16 @@ from smalti.core.files import write_atomically
 from smalti.core.progress import counting
 from smalti.core.settings import Positive, as_mapping, settings
 from smalti.data.annotations.annotation_files import read_annotations
-from smalti.data.annotations.objects import Thing, beside
+from smalti.data.annotations.objects import ObjectAnnotation, beside
 from smalti.data.code_shards import open_codes
 from smalti.data.config import ImageSettings
-from smalti.data.file_types import KINDS
+from smalti.data.file_types import FILE_TYPES
 from smalti.data.loader import Crops
-from smalti.data.paired import CutAlike
+from smalti.data.paired import AlignedCrops
 from smalti.data.paired import beside as files_beside
 from smalti.data.sources import open_source
-from smalti.encoding.annotators import SAYINGS
-from smalti.encoding.condition_encoding import Told
+from smalti.encoding.annotators import ANNOTATORS
+from smalti.encoding.condition_encoding import ConditionSource
 from smalti.experiments import condition_fidelity, steps
 from smalti.experiments.base import Asked, Place, Step, Study
 from smalti.experiments.condition_fidelity import Measure
@@ -100,7 +100,7 @@ class Trial(NamedTuple):
     """Other trials by whose measures it is judged too."""
 
 
-def _is_figure(thing: Thing) -> bool:
+def _is_figure(thing: ObjectAnnotation) -> bool:
     return bool(thing.keypoints)
 
 
@@ -219,12 +219,12 @@ def _codes(name: Name, chosen: ConditionsSettings) -> Step:
     after = ("tokenizer", *(f"tokenizer-{each}" for each in trial.told if each in MAPS))
     copies = CopiesSettings(copies=chosen.copies, images=_images(name, chosen))
 
-    def told(each: str, place: Place) -> Told:
+    def told(each: str, place: Place) -> ConditionSource:
         folder = place.before[scenes].folder
-        if each in SAYINGS:
-            return Told(each, data=folder if each in ("layout", "keypoints") else None)
+        if each in ANNOTATORS:
+            return ConditionSource(each, data=folder if each in ("layout", "keypoints") else None)
         data = None if MAPS[each].folder == "images" else folder / MAPS[each].folder
-        return Told(each, place.before[f"tokenizer-{each}"].folder, data)
+        return ConditionSource(each, place.before[f"tokenizer-{each}"].folder, data)
 
     def work(place: Place) -> dict[str, Any]:
         with counting(place.console, title="encoding", unit="images") as progress:
@@ -235,7 +235,7 @@ def _codes(name: Name, chosen: ConditionsSettings) -> Step:
                 settings=copies,
                 seed=0,
                 progress=progress,
-                told=[told(each, place) for each in trial.told],
+                conditions=[told(each, place) for each in trial.told],
             )
         return {"held_out": len(open_codes(place.folder / "codes").validation)}
 
@@ -243,7 +243,7 @@ def _codes(name: Name, chosen: ConditionsSettings) -> Step:
 
 
 def _prior(name: Name, training: PriorTraining) -> Step:
-    training = replace(training, run=replace(training.run, length=training.run.length * TRIALS[name].times))
+    training = replace(training, run=replace(training.run, codes=training.run.codes * TRIALS[name].times))
 
     def work(place: Place) -> dict[str, Any]:
         shards, tokenizer = open_codes(place.before[f"codes-{name}"].folder / "codes"), place.before["tokenizer"].folder
@@ -283,11 +283,11 @@ def _judge(chosen: ConditionsSettings) -> Step:
 def known_of(crops: Crops, scenes: Path, *, progress: Any = lambda done, total: None) -> Known:
     """Crops of the images of a folder of scenes -> the first crop of each, with all that is known of it."""
     beside_them = []
-    for folder, kind in (("segmentations", KINDS["labels"](None)), ("depths", KINDS["depth"](None))):
-        source = open_source(scenes / folder, kind=kind)
+    for folder, kind in (("segmentations", FILE_TYPES["labels"](None)), ("depths", FILE_TYPES["depth"](None))):
+        source = open_source(scenes / folder, file_type=kind)
         chosen, channels = files_beside(crops.images, source), len(LABELS) if folder == "segmentations" else 1
         files = Crops(source, chosen, size=crops.size, channels=channels, crop=crops.crop, seed=crops.seed)
-        beside_them.append(CutAlike(crops, files))
+        beside_them.append(AlignedCrops(crops, files))
     rows = []
     for place in range(len(crops)):
         rows.append((*crops.example(place, place), *(each.example(place, place) for each in beside_them)))

@@ -30,7 +30,7 @@ SCALES = {
             "recipe": "demo",
             "tokenizer": [
                 *_ALIKE,
-                "run.length=600",
+                "run.images=600",
                 "run.log_every=100",
                 "run.validate_every=300",
                 "run.sample_every=600",
@@ -39,7 +39,7 @@ SCALES = {
                 "objective.adversarial.weight=0",
             ],
             "prior": [
-                "run.length=204800",
+                "run.codes=204800",
                 "run.log_every=20480",
                 "run.validate_every=51200",
                 "run.sample_every=204800",
@@ -68,14 +68,14 @@ SCALES = {
             "recipe": "small-64",
             "tokenizer": [
                 *_ALIKE,
-                "run.length=2400",
+                "run.images=2400",
                 "run.validate_every=600",
                 "run.sample_every=2400",
                 "run.checkpoint_every=600",
                 "model.autoencoder.base_channels=64",
             ],
             "prior": [
-                "run.length=1000000",
+                "run.codes=1000000",
                 "run.sample_every=1000000",
                 "network.layers=3",
                 "network.embed_dim=160",
@@ -100,7 +100,7 @@ SCALES = {
             "recipe": "small-64",
             "tokenizer": [
                 *_ALIKE,
-                "run.length=1000000",
+                "run.images=1000000",
                 "run.batch=16",
                 "run.validate_every=50000",
                 "run.sample_every=50000",
@@ -109,7 +109,7 @@ SCALES = {
                 "model.autoencoder.res_blocks=2",
             ],
             "prior": [
-                "run.length=500000000",
+                "run.codes=500000000",
                 "run.batch=64",
                 "run.validate_every=20000000",
                 "run.sample_every=100000000",

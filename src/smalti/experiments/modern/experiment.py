@@ -161,7 +161,7 @@ def _trainings(
 def _unpaced(overrides: Sequence[str]) -> Sequence[str]:
     """Raise `SmaltiError` for a length: the clock decides it."""
     for override in overrides:
-        if override.partition("=")[0] == "run.length":
+        if override.partition("=")[0] == "run.images":
             raise SmaltiError(f"--set tokenizer.{override}: each training lasts as long as the others; set minutes")
     return overrides
 

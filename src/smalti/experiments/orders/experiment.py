@@ -35,7 +35,7 @@ class OrdersSettings:
     tokenizer: tuple[str, ...] = ()
     """`a.b=c` over the recipe, for the tokenizer."""
     prior: tuple[str, ...] = ()
-    """`a.b=c` over the recipe, for all priors: their network, and `run.length`, how many codes each sees."""
+    """`a.b=c` over the recipe, for all priors: their network, and `run.codes`, how many codes each sees."""
     orders: tuple[Order, ...] = tuple(ORDERS)
     """Those that are compared; raster, which the others are set against, is always one of them."""
     size: tuple[Positive, Positive]

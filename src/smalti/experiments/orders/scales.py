@@ -23,7 +23,7 @@ SCALES = {
         settings={
             "recipe": "demo",
             "tokenizer": [
-                "run.length=1000",
+                "run.images=1000",
                 "run.log_every=100",
                 "run.validate_every=500",
                 "run.sample_every=1000",
@@ -32,7 +32,7 @@ SCALES = {
                 "model.autoencoder.base_channels=64",
                 "objective.adversarial.weight=0",
             ],
-            "prior": ["run.length=102400", "optimizer.lr=3e-3", *_gpt(5, 128, 4)],
+            "prior": ["run.codes=102400", "optimizer.lr=3e-3", *_gpt(5, 128, 4)],
             "size": [64, 64],
             "copies": 2,
             "held_out": 0.15,
@@ -45,8 +45,8 @@ SCALES = {
         paints=False,
         settings={
             "recipe": "small-64",
-            "tokenizer": ["run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
-            "prior": ["run.length=2000000", *_gpt(5, 208, 4)],
+            "tokenizer": ["run.images=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
+            "prior": ["run.codes=2000000", *_gpt(5, 208, 4)],
             "size": [64, 64],
             "copies": 4,
             "held_out": 0.05,
@@ -59,7 +59,7 @@ SCALES = {
         settings={
             "recipe": "small-64",
             "tokenizer": [
-                "run.length=1000000",
+                "run.images=1000000",
                 "run.batch=16",
                 "run.log_every=3200",
                 "run.validate_every=50000",
@@ -69,7 +69,7 @@ SCALES = {
                 "model.autoencoder.channel_multipliers=[1, 1, 2]",
                 "model.autoencoder.res_blocks=2",
             ],
-            "prior": ["run.length=500000000", "run.batch=64", "optimizer.lr=3e-4", *_gpt(12, 768, 12)],
+            "prior": ["run.codes=500000000", "run.batch=64", "optimizer.lr=3e-4", *_gpt(12, 768, 12)],
             "size": [256, 256],
             "copies": 4,
             "held_out": 0.02,

@@ -35,7 +35,7 @@ class PixelSNAILStudySettings:
     tokenizer: tuple[str, ...] = ()
     """`a.b=c` over the recipe, for the tokenizer."""
     prior: tuple[str, ...] = ()
-    """`a.b=c` over the recipe, for both priors. `run.length` is how many codes PixelSNAIL sees, and the transformer at first."""
+    """`a.b=c` over the recipe, for both priors. `run.codes` is how many codes PixelSNAIL sees, and the transformer at first."""
     transformer: tuple[str, ...]
     """`a.b=c` over that, for the transformer: its network, and what else it needs."""
     pixelsnail: tuple[str, ...]

@@ -26,7 +26,7 @@ SCALES = {
         settings={
             "recipe": "demo",
             "tokenizer": [
-                "run.length=1000",
+                "run.images=1000",
                 "run.log_every=100",
                 "run.validate_every=500",
                 "run.sample_every=1000",
@@ -35,7 +35,7 @@ SCALES = {
                 "model.autoencoder.base_channels=64",
                 "objective.adversarial.weight=0",
             ],
-            "prior": ["run.length=204800"],
+            "prior": ["run.codes=204800"],
             "transformer": _transformer(3, 160, 4),
             "pixelsnail": [*_pixelsnail(2, 2, 112, 4), "optimizer.lr=6e-3"],
             "size": [64, 64],
@@ -50,8 +50,8 @@ SCALES = {
         paints=False,
         settings={
             "recipe": "small-64",
-            "tokenizer": ["run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
-            "prior": ["run.length=3000000"],
+            "tokenizer": ["run.images=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
+            "prior": ["run.codes=3000000"],
             "transformer": _transformer(5, 224, 4),
             "pixelsnail": [*_pixelsnail(4, 2, 144, 4), "optimizer.lr=3e-3"],
             "size": [64, 64],
@@ -66,7 +66,7 @@ SCALES = {
         settings={
             "recipe": "small-64",
             "tokenizer": [
-                "run.length=1000000",
+                "run.images=1000000",
                 "run.batch=16",
                 "run.log_every=3200",
                 "run.validate_every=50000",
@@ -76,7 +76,7 @@ SCALES = {
                 "model.autoencoder.channel_multipliers=[1, 1, 2]",
                 "model.autoencoder.res_blocks=2",
             ],
-            "prior": ["run.length=1000000000", "run.batch=64", "optimizer.lr=3e-4"],
+            "prior": ["run.codes=1000000000", "run.batch=64", "optimizer.lr=3e-4"],
             "transformer": _transformer(12, 768, 12),
             "pixelsnail": _pixelsnail(8, 5, 384, 8),
             "size": [256, 256],

@@ -108,7 +108,7 @@ QUANTIZERS_COMPARED = Study(
             settings={
                 "recipe": "demo",
                 "training": [
-                    "run.length=1000",
+                    "run.images=1000",
                     "run.log_every=100",
                     "run.validate_every=200",
                     "run.sample_every=1000",
@@ -131,7 +131,7 @@ QUANTIZERS_COMPARED = Study(
             paints=False,
             settings={
                 "recipe": "small-64",
-                "training": ["run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
+                "training": ["run.images=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
                 "quantizers": _all(size=1024, levels=(8, 5, 5, 5)),
                 "size": [64, 64],
                 "held_out": 0.05,
@@ -146,7 +146,7 @@ QUANTIZERS_COMPARED = Study(
             settings={
                 "recipe": "small-64",
                 "training": [
-                    "run.length=1000000",
+                    "run.images=1000000",
                     "run.batch=32",
                     "run.log_every=3200",
                     "run.validate_every=50000",

@@ -214,7 +214,7 @@ RECONSTRUCTION = Study(
             settings={
                 "recipe": "demo",
                 "training": [
-                    "run.length=1600",
+                    "run.images=1600",
                     "run.log_every=200",
                     "run.validate_every=400",
                     "run.sample_every=1600",

@@ -31,7 +31,7 @@ from smalti.data.crops import RandomCrop
 from smalti.data.loader import Crops, in_order
 from smalti.data.sources import open_source, split
 from smalti.encoding.code_writer import write_codes
-from smalti.encoding.condition_encoding import Told, beside_images, encoder
+from smalti.encoding.condition_encoding import ConditionSource, encoder, paired_images
 from smalti.experiments import condition_fidelity, prior_steps, steps
 from smalti.experiments.base import Asked, Place, Step, Study
 from smalti.experiments.conditions.experiment import known_of
@@ -70,7 +70,7 @@ class WindowSettings:
     tokenizer: tuple[str, ...] = ()
     """`a.b=c` over the recipe, for the tokenizer."""
     prior: tuple[str, ...] = ()
-    """`a.b=c` over the recipe, for all priors. `run.length` says how many codes each sees, `run.batch` how many windows at once; of
+    """`a.b=c` over the recipe, for all priors. `run.codes` says how many codes each sees, `run.batch` how many windows at once; of
     whole images so many fewer that there are as many codes."""
     transformer: tuple[str, ...] = ()
     """... for those under a window and those of whole images: their network."""
@@ -230,8 +230,8 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
             of(training, crop=RandomCrop(zoom=zoom), seed=0),
             of(held_out, crop=RandomCrop(zoom=zoom, flip=False), seed=1),
         )
-        told = [Told("coordinates", options={"levels": chosen.levels})]
-        pairs = beside_images(told, parts, factor=f, device=pick_device("auto"))
+        told = [ConditionSource("coordinates", options={"levels": chosen.levels})]
+        pairs = paired_images(told, parts, factor=f, device=pick_device("auto"))
         with counting(place.console, title="encoding", unit="crops") as progress:
             write_codes(
                 place.folder / "codes",

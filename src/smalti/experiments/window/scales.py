@@ -28,7 +28,7 @@ SCALES = {
             "tokenizer": [
                 *_TOKENIZER,
                 *_QUIET,
-                "run.length=2400",
+                "run.images=2400",
                 "run.log_every=100",
                 "run.validate_every=1200",
                 "run.sample_every=2400",
@@ -37,7 +37,7 @@ SCALES = {
                 "model.quantizer.codebook_size=256",
                 "objective.adversarial.weight=0",
             ],
-            "prior": ["run.length=245760", "run.validate_every=61440", "run.sample_every=245760", *_QUIET],
+            "prior": ["run.codes=245760", "run.validate_every=61440", "run.sample_every=245760", *_QUIET],
             **_networks(3, 128, 4),
             "window": [8, 8],
             "sizes": [[16, 16], [16, 64]],
@@ -60,8 +60,8 @@ SCALES = {
         paints=True,
         settings={
             "recipe": "demo",
-            "tokenizer": [*_TOKENIZER, "run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
-            "prior": ["run.length=4000000", "run.validate_every=400000", "run.sample_every=4000000"],
+            "tokenizer": [*_TOKENIZER, "run.images=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
+            "prior": ["run.codes=4000000", "run.validate_every=400000", "run.sample_every=4000000"],
             **_networks(5, 224, 4),
             "window": [16, 16],
             "sizes": [[32, 32], [32, 128]],
@@ -85,7 +85,7 @@ SCALES = {
         settings={
             "recipe": "demo",
             "tokenizer": [
-                "run.length=400000",
+                "run.images=400000",
                 "run.batch=16",
                 "run.log_every=4000",
                 "run.validate_every=20000",
@@ -95,7 +95,7 @@ SCALES = {
                 "model.quantizer.codebook_size=1024",
             ],
             "prior": [
-                "run.length=500000000",
+                "run.codes=500000000",
                 "run.batch=64",
                 "run.validate_every=20000000",
                 "run.sample_every=100000000",

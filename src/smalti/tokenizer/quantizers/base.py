@@ -1,4 +1,4 @@
-"""What a quantizer is: features -> codes and latents, and codes -> latents.
+"""The base class of quantizers: features -> codes and latents, and codes -> latents.
 
 Letters: B batch, D dimension of a code, h w code grid, K size of the codebook.
 Source: arXiv 2012.09841, section 3.1.
@@ -16,21 +16,21 @@ from torch import Tensor, nn
 
 
 class Quantized(NamedTuple):
-    """What a quantizer makes of features."""
+    """The result of a quantizer."""
 
     latents: Tensor
     """(B,D,h,w): the chosen codes' vectors; gradients pass straight through to the features."""
     codes: Tensor
     """(B,h,w) int64 in [0,size)."""
     loss: Tensor
-    """(): what the quantizer asks of encoder and codebook, to be added to the objective."""
+    """(): codebook and commitment loss, to be added to the objective."""
 
 
 class Quantizer(nn.Module, ABC):
     """Features (B,D,h,w) -> `Quantized`.
 
-    `forward` is what evaluation and encoding use. Training uses `at`, and also asks the quantizer to `start` from data and to
-    `observe` what was used.
+    Evaluation and encoding use `forward`. Training uses what `schedule` returns, places the codes with `init_codebook`, and calls
+    `update_codebook` after each step.
     """
 
     size: int
@@ -39,19 +39,19 @@ class Quantizer(nn.Module, ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """What besides the weights decides which code a feature takes; a part of the tokenizer's fingerprint, for ever."""
+        """What besides the weights decides the code of a feature. It is part of the tokenizer's fingerprint: never change it."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Quantized:
         """(B,D,h,w) -> latents (B,D,h,w), codes (B,h,w), loss ()."""
 
     @abstractmethod
-    def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
-        """The quantizer as training uses it after `seen` of `length` images: a function with the shapes of `forward`."""
+    def schedule(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
+        """The quantizer after `seen` of `length` training images: a function with the shapes of `forward`."""
 
     @abstractmethod
-    def relaxed(self, features: Tensor) -> Quantized:
-        """As `forward`, with the latents that an endless codebook would give, and no loss: before the codes are placed."""
+    def bypass(self, features: Tensor) -> Quantized:
+        """As `forward`, with latents that are not quantized and no loss: used before the codebook is initialized."""
 
     @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
@@ -59,18 +59,18 @@ class Quantizer(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def start_features(self) -> int:
-        """How many feature vectors `start` wants to see, of all processes together; 0: it is not called."""
+    def init_features(self) -> int:
+        """The number of feature vectors that `init_codebook` needs, of all processes together; 0: it is not called."""
 
     @abstractmethod
-    def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """Place the codes where features (B,D,h,w) of some images, everyone's, are, before they are first used."""
+    def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
+        """Initialize the codebook from features (B,D,h,w) of some images, of all processes, before its first use."""
 
     @abstractmethod
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """After a step: note the codes (B,h,w) that features (B,D,h,w) took, everyone's, and mend the codebook.
+    def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+        """After a step: count the codes (B,h,w) of features (B,D,h,w), of all processes, and update the codebook.
 
-        `generator` is the same in all processes, so that all mend alike. Returns how many codes moved.
+        `generator` is the same in all processes, so that all updates agree. Returns the number of replaced codes.
         """
 
 

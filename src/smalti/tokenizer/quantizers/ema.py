@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from smalti.core.distributed import first_ones
+from smalti.core.distributed import broadcast
 from smalti.core.settings import settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
@@ -56,7 +56,7 @@ def smoothed(use: Tensor) -> Tensor:
 
 @final
 class EMA(Quantizer):
-    """The nearest code, of a codebook that `observe` moves (appendix A.1 there, with N and m in units of the mean count).
+    """The nearest code, of a codebook that `update_codebook` moves (appendix A.1 there, with N and m in units of the mean count).
 
     The running sums m are not kept: they are `codebook` times the smoothed counts, and so always match the codes, also after
     k-means and restarts. Where codes are normalized `codebook` holds the means as they are, and `vectors` their directions.
@@ -90,11 +90,11 @@ class EMA(Quantizer):
             latents = GRADIENTS[self.settings.gradient](flat, chosen)  # (N,D)
             return Quantized(grid_of(latents, features), codes.view(B, h, w), loss)
 
-    def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
+    def schedule(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
         """The quantizer itself: it is the same in training and evaluation, early and late."""
         return self
 
-    def relaxed(self, features: Tensor) -> Quantized:
+    def bypass(self, features: Tensor) -> Quantized:
         B, _, h, w = features.shape
         flat = self._flat(features)  # (N,D)
         codes = nearest(flat.detach(), self.vectors())  # (N,)
@@ -104,25 +104,25 @@ class EMA(Quantizer):
         return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)
 
     @property
-    def start_features(self) -> int:
+    def init_features(self) -> int:
         return VECTORS_A_CODE * self.size if self.settings.kmeans_iterations else 0
 
     @torch.no_grad()
-    def start(self, features: Tensor, *, generator: torch.Generator) -> None:
+    def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
         rounds, normalized = self.settings.kmeans_iterations, self.settings.l2_normalize
         flat = self._flat(features)
         self.codebook.copy_(kmeans(flat, self.size, rounds=rounds, normalized=normalized, generator=generator))
         self.use.fill_(1.0)
 
     @torch.no_grad()
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+    def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         flat, codes, fresh = self._flat(features), codes.flatten(), 1 - self.settings.decay
         a_mean = self.size / len(codes)  # 1 in units of the mean count
         sums = self.codebook * smoothed(self.use).unsqueeze(1)  # m of A.1
         added = torch.zeros_like(sums).index_add_(0, codes, flat.to(sums.dtype))
         self.use.lerp_(counted(codes, self.size).to(self.use.dtype) * a_mean, fresh)
         self.codebook.copy_(sums.lerp_(added * a_mean, fresh) / smoothed(self.use).unsqueeze(1))
-        first_ones(self.codebook)  # a GPU adds in any order: the last bits differ between processes
+        broadcast(self.codebook)  # a GPU adds in any order: the last bits differ between processes
         everywhere = torch.arange(self.size, device=codes.device)
         below = self.settings.dead_code_threshold
         dead, places = restarted(self.use, everywhere, below=below, among=len(flat), generator=generator)

@@ -80,12 +80,12 @@ class FSQ(Quantizer):
             codes = ((rounded + half).long() * self.places).sum(1)  # (B,h,w)
             return Quantized(straight_through(bounded, rounded) / half, codes, bounded.new_zeros(()))
 
-    def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
+    def schedule(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
         """The quantizer itself: it is the same in training and evaluation, early and late."""
         return self
 
-    def relaxed(self, features: Tensor) -> Quantized:
-        """As `Quantizer.relaxed`: the features bounded, but not rounded."""
+    def bypass(self, features: Tensor) -> Quantized:
+        """As `Quantizer.bypass`: the features bounded, but not rounded."""
         with torch.autocast(features.device.type, enabled=False):
             return self.forward(features)._replace(latents=self._bounded(features) / self._half())
 
@@ -94,13 +94,13 @@ class FSQ(Quantizer):
         return (digits - self._half()) / self._half()
 
     @property
-    def start_features(self) -> int:
+    def init_features(self) -> int:
         return 0
 
-    def start(self, features: Tensor, *, generator: torch.Generator) -> None:
+    def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
         """Nothing: the levels stand where they stand."""
 
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+    def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """Nothing to mend: a code is only a name for a place that the encoder can always reach. Returns 0."""
         return 0
 

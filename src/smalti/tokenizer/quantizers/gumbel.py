@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.core.distributed import first_ones
+from smalti.core.distributed import broadcast
 from smalti.core.settings import Amount, amount, settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision, rows_of
 from smalti.tokenizer.quantizers.code_table import RemapSettings, check_table_fits, code_table
@@ -31,7 +31,7 @@ Temperature = Annotated[float, Field(gt=0)]
 
 @settings
 class TemperatureSettings:
-    """How the temperature moves over a training: in a line from `start` to `peak`, then along half a cosine down to `end`.
+    """How the temperature moves over a training: in a line from `init_codebook` to `peak`, then along half a cosine down to `end`.
 
     The defaults are DALL-E's 1 and 1/16, with a decay over half of the training.
     """
@@ -46,7 +46,7 @@ class TemperatureSettings:
 
 
 def warmup_cosine(seen: float, *, start: float, peak: float, end: float, warmup: float, decay: float) -> float:
-    """The value after `seen`: from `start` in a line to `peak` at `warmup`, then along half a cosine to `end` at `decay`.
+    """The value after `seen`: from `init_codebook` in a line to `peak` at `warmup`, then along half a cosine to `end` at `decay`.
 
     All three counts in one unit. With `decay` at or before `warmup` the value falls from `peak` to `end` at once.
     """
@@ -135,13 +135,13 @@ class Gumbel(Quantizer):
         noise = self._noise(features) if self.settings.noisy else features.new_zeros(())
         return self.choose(features, noise, temperature=1.0, hard=True)
 
-    def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
+    def schedule(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
         plan = self.settings.temperature
         warmup, decay = amount(plan.warmup, length=length), amount(plan.decay, length=length)
         value = warmup_cosine(seen, start=plan.start, peak=plan.peak, end=plan.end, warmup=warmup, decay=decay)
         return partial(self._drawn, temperature=value)
 
-    def relaxed(self, features: Tensor) -> Quantized:
+    def bypass(self, features: Tensor) -> Quantized:
         """(B,D,h,w) -> the features themselves, where they will place the codes; else as training at its first temperature.
 
         Without a loss. Where codes are not placed it is not the mean of the codes without noise: an encoder that has learned to
@@ -161,12 +161,12 @@ class Gumbel(Quantizer):
         return F.embedding(self.table.inside(codes), self.codebook).permute(0, 3, 1, 2)
 
     @property
-    def start_features(self) -> int:
+    def init_features(self) -> int:
         return VECTORS_A_CODE * self.settings.codebook_size if self.settings.kmeans_iterations else 0
 
     @torch.no_grad()
-    def start(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """As `Quantizer.start`. The logits become -|feature - code|^2 / 2 s^2 (plus a number that all codes share).
+    def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
+        """As `Quantizer.init_codebook`. The logits become -|feature - code|^2 / 2 s^2 (plus a number that all codes share).
 
         s^2 is the mean squared distance of a feature from its code, so that a draw is of a code nearby. Left to chance, logits
         are even at first and every code is drawn for everything, until a few codes that began to mean something take all.
@@ -184,9 +184,9 @@ class Gumbel(Quantizer):
         self.projection.weight.copy_((sharpness * codes)[:, :, None, None])
         self.projection.bias.copy_(-0.5 * sharpness * codes.square().sum(1))
         for parameter in self.parameters():
-            first_ones(parameter)
+            broadcast(parameter)
 
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+    def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """Nothing to mend: the noise and the term for the uniform distribution keep codes in use. Returns 0."""
         return 0
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from smalti.core.distributed import mean_of_all
+from smalti.core.distributed import all_reduce_mean
 from smalti.core.settings import settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.gradient_estimators import straight_through
@@ -111,12 +111,12 @@ class LFQ(Quantizer):
         """As `Quantizer.forward`; the batch whose entropy counts is this one alone, whatever other processes do."""
         return self._quantized(features, mean=lambda tensor: tensor)
 
-    def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
+    def schedule(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
         """As `forward`, with the entropy of everyone's batch."""
-        return partial(self._quantized, mean=mean_of_all)
+        return partial(self._quantized, mean=all_reduce_mean)
 
-    def relaxed(self, features: Tensor) -> Quantized:
-        """As `Quantizer.relaxed`: the features themselves, of length 1 where codes are spherical."""
+    def bypass(self, features: Tensor) -> Quantized:
+        """As `Quantizer.bypass`: the features themselves, of length 1 where codes are spherical."""
         flat = self._flat(features)  # (N,D)
         return Quantized(grid_of(flat, features), self._codes(flat, features), flat.new_zeros(()))
 
@@ -125,13 +125,13 @@ class LFQ(Quantizer):
         return self.ends[bits] * self.unit
 
     @property
-    def start_features(self) -> int:
+    def init_features(self) -> int:
         return 0
 
-    def start(self, features: Tensor, *, generator: torch.Generator) -> None:
+    def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
         """Nothing: a code is a corner of a cube, and they stand where they stand."""
 
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+    def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """Nothing to mend: the entropy term keeps codes in use. Returns 0."""
         return 0
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.core.distributed import first_ones
+from smalti.core.distributed import broadcast
 from smalti.core.settings import settings
 from smalti.core.spectra import spectrum
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
@@ -77,11 +77,11 @@ class SimVQ(Quantizer):
             latents = GRADIENTS[self.settings.gradient](flat, chosen)  # (N,D)
             return Quantized(grid_of(latents, features), codes.view(B, h, w), loss)
 
-    def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
+    def schedule(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
         """The quantizer itself: it is the same in training and evaluation, early and late."""
         return self
 
-    def relaxed(self, features: Tensor) -> Quantized:
+    def bypass(self, features: Tensor) -> Quantized:
         B, _, h, w = features.shape
         flat, vectors = self._flat(features), self.vectors()  # (N,D), (K,D)
         codes = nearest(flat.detach(), vectors.detach())  # (N,)
@@ -94,11 +94,11 @@ class SimVQ(Quantizer):
         return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)
 
     @property
-    def start_features(self) -> int:
+    def init_features(self) -> int:
         return VECTORS_A_NUMBER * self.settings.codebook_dim if self.settings.fitted else 0
 
     @torch.no_grad()
-    def start(self, features: Tensor, *, generator: torch.Generator) -> None:
+    def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
         flat, D = self._flat(features), self.settings.codebook_dim
         mean = flat.mean(0)
         values, directions = spectrum(
@@ -109,9 +109,9 @@ class SimVQ(Quantizer):
         self.linear.weight.copy_(root)
         self.linear.bias.copy_(mean)
         for parameter in self.linear.parameters():
-            first_ones(parameter)  # a GPU adds in any order: the last bits differ between processes
+            broadcast(parameter)  # a GPU adds in any order: the last bits differ between processes
 
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+    def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """Nothing to mend: a code that nobody takes moves with all others. Returns 0."""
         return 0
 

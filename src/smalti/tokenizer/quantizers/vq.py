@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.core.distributed import first_ones
+from smalti.core.distributed import broadcast
 from smalti.core.settings import settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.code_table import RemapSettings, check_table_fits, code_table
@@ -79,7 +79,7 @@ def kmeans(vectors: Tensor, size: int, *, rounds: int, normalized: bool, generat
         centers = torch.where(counts.unsqueeze(1) > 0, means, fresh)
         if normalized:
             centers = F.normalize(centers, dim=1)
-    first_ones(centers)
+    broadcast(centers)
     return centers
 
 
@@ -162,11 +162,11 @@ class VQ(Quantizer):
             latents = GRADIENTS[self.settings.gradient](flat, chosen)  # (N,D); straight-through in section 3.1
             return Quantized(grid_of(latents, features), self.table.outside(codes).view(B, h, w), loss)
 
-    def at(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
+    def schedule(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
         """The quantizer itself: it is the same in training and evaluation, early and late."""
         return self
 
-    def relaxed(self, features: Tensor) -> Quantized:
+    def bypass(self, features: Tensor) -> Quantized:
         B, _, h, w = features.shape
         flat = self._flat(features)  # (N,D)
         codes = self.table.outside(nearest(flat.detach(), self.vectors().detach()))  # (N,)
@@ -177,18 +177,18 @@ class VQ(Quantizer):
         return F.embedding(self.table.inside(codes), self.vectors()).permute(0, 3, 1, 2)
 
     @property
-    def start_features(self) -> int:
+    def init_features(self) -> int:
         return VECTORS_A_CODE * self.settings.codebook_size if self.settings.kmeans_iterations else 0
 
     @torch.no_grad()
-    def start(self, features: Tensor, *, generator: torch.Generator) -> None:
+    def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
         flat, size = self._flat(features), self.settings.codebook_size
         rounds, normalized = self.settings.kmeans_iterations, self.settings.l2_normalize
         self.codebook.copy_(kmeans(flat, size, rounds=rounds, normalized=normalized, generator=generator))
 
     @torch.no_grad()
-    def observe(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """As `Quantizer.observe`. Where there is a code table only its codes are counted, and only they restart."""
+    def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
+        """As `Quantizer.update_codebook`. Where there is a code table only its codes are counted, and only they restart."""
         size, settings, vectors = self.settings.codebook_size, self.settings, codes.numel()
         known = self.table.kept(torch.arange(size, device=codes.device), dim=0)
         counts = counted(self.table.inside(codes), size).to(self.use.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 from smalti.core.arguments import check_finite
 from smalti.tokenizer.batches import Images
 from smalti.tokenizer.quantizers import Quantized
-from smalti.tokenizer.tiled.tiled_layers import decode_in_strips, encode_in_strips
+from smalti.tokenizer.tiled.tiled_layers import decode_tiled, encode_tiled
 from smalti.tokenizer.tiled.work import Progress, further, unwatched
 from smalti.tokenizer.vqgan import VQGAN
 
@@ -24,7 +24,7 @@ STRIP = 2**26
 """Bytes of a strip of the widest map, of float32: 64 MiB. About ten are in memory."""
 
 
-def strip_rows(model: VQGAN, width: int) -> int:
+def tile_rows(model: VQGAN, width: int) -> int:
     """Pixels of a row of an image -> how many rows make a strip of about `STRIP` bytes; 8 of the highest map at least."""
     autoencoder = model.settings.autoencoder
     # The first block of the decoder's highest level has the width of the level below.
@@ -41,7 +41,7 @@ def is_large(model: VQGAN, grid: Tensor) -> bool:
 def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = unwatched) -> Quantized:
     """Images, on any device, as `model.encode` takes them -> what it makes of them, without gradients.
 
-    Images of more than `LARGE` pixels are encoded one by one. Errors as in `encode_in_strips`, and as in `VQGAN.encode`.
+    Images of more than `LARGE` pixels are encoded one by one. Errors as in `encode_tiled`, and as in `VQGAN.encode`.
     """
     images, device = model.batch(images), next(model.parameters()).device
     if images.shape[2] * images.shape[3] <= LARGE:
@@ -52,8 +52,8 @@ def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = unw
         def read(first: int, last: int, image: Tensor = images[number : number + 1]) -> Tensor:
             return image[:, :, first:last].to(device)
 
-        told = further(progress, number, len(images))
-        each.append(encode_in_strips(model, read, height, rows=strip_rows(model, width), progress=told))
+        report = further(progress, number, len(images))
+        each.append(encode_tiled(model, read, height, rows=tile_rows(model, width), progress=report))
     latents, codes, losses = zip(*each, strict=True)
     return Quantized(torch.cat(latents), torch.cat(codes), torch.stack(losses).mean())
 
@@ -65,14 +65,16 @@ def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = un
     """
     parts = torch.split(latents, 1 if is_large(model, latents) else max(len(latents), 1))
     images = [
-        torch.cat([strip.cpu() for strip in strips_of(model, part, progress=further(progress, number, len(parts)))], 2)
+        torch.cat(
+            [strip.cpu() for strip in decode_tiles(model, part, progress=further(progress, number, len(parts)))], 2
+        )
         for number, part in enumerate(parts)
     ]
     return torch.cat(images)
 
 
 @torch.no_grad()
-def strips_of(model: VQGAN, latents: Tensor, *, progress: Progress = unwatched) -> Iterator[Tensor]:
+def decode_tiles(model: VQGAN, latents: Tensor, *, progress: Progress = unwatched) -> Iterator[Tensor]:
     """Latents (B,D,h,w) -> their images in strips (B,C,r,W) from top to bottom, on the model's device.
 
     Images of at most `LARGE` pixels are one strip. Raises `SmaltiError` where there is no room for a temporary file, and where
@@ -80,7 +82,7 @@ def strips_of(model: VQGAN, latents: Tensor, *, progress: Progress = unwatched) 
     """
     height, width = latents.shape[2] * model.factor, latents.shape[3] * model.factor
     if is_large(model, latents):
-        for strip in decode_in_strips(model, latents, rows=strip_rows(model, width), progress=progress):
+        for strip in decode_tiled(model, latents, rows=tile_rows(model, width), progress=progress):
             check_finite(strip, what="the images that the decoder gives")
             yield strip
     else:

@@ -94,7 +94,7 @@ class Storage(ABC):
 
 
 @final
-class Held(Storage):
+class InMemory(Storage):
     """In memory, on the device of the strips."""
 
     def __init__(self, strip: Tensor, height: int) -> None:
@@ -109,7 +109,7 @@ class Held(Storage):
 
 
 @final
-class Spilled(Storage):
+class OnDisk(Storage):
     """In a file without a name. Raises `SmaltiError` where the folder has no room for it.
 
     It is read and written, not mapped: the pages of a mapped file would count as memory of the process.
@@ -121,7 +121,7 @@ class Spilled(Storage):
         self._batch, self._row = B, (W, C)
         self._dtype, self._device = strip.dtype, strip.device
         self._row_bytes = W * C * strip.element_size()
-        with self._told():
+        with self._write_errors_explained():
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # open while the map is there
         weakref.finalize(self, self._file.close)
 
@@ -129,7 +129,7 @@ class Spilled(Storage):
         values = strip.permute(0, 2, 3, 1).to("cpu", self._dtype).contiguous()  # (B,r,W,C)
         for item in range(self._batch):
             rest = _bytes(values[item])
-            with self._told():
+            with self._write_errors_explained():
                 self._file.seek((item * self._height + first) * self._row_bytes)
                 while rest:  # a system may take less than it is given
                     rest = rest[self._file.write(rest) :]
@@ -138,7 +138,7 @@ class Spilled(Storage):
         values = torch.empty(self._batch, last - first, *self._row, dtype=self._dtype)  # (B,r,W,C)
         for item in range(self._batch):
             rest = _bytes(values[item])
-            with self._told():
+            with self._write_errors_explained():
                 self._file.seek((item * self._height + first) * self._row_bytes)
                 while rest:
                     got = self._file.readinto(rest)
@@ -147,7 +147,7 @@ class Spilled(Storage):
         return values.to(self._device).permute(0, 3, 1, 2)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _write_errors_explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -194,5 +194,5 @@ def gathered(strips: Iterable[Tensor], height: int, room: Room) -> Map:
     rest = iter(strips)
     strip = next(rest)
     size = strip[:, :, :1].numel() * height * strip.element_size()
-    storage = Held(strip, height) if size <= room.kept else Spilled(strip, height, folder=room.folder)
+    storage = InMemory(strip, height) if size <= room.kept else OnDisk(strip, height, folder=room.folder)
     return Map(storage, chain([strip], rest), height)

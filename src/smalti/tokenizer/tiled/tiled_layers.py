@@ -46,7 +46,7 @@ SCORES = 2**25
 """Scores of queries and keys that are taken at a time, where PyTorch holds them: 128 MiB of float32."""
 
 
-def decode_in_strips(
+def decode_tiled(
     model: VQGAN,
     latents: Tensor,
     *,
@@ -58,7 +58,7 @@ def decode_in_strips(
     """Latents (B,D,h,w) -> what `model.decode` makes of them, in strips (B,C,r,W) from top to bottom.
 
     Each strip has `rows` rows (a multiple of the stem: the next smaller, but at least the stem), the last what remains. The first
-    comes late: all maps but the last are computed before it, and `progress` is told how far they are. Without gradients. `model` is
+    comes late: all maps but the last are computed before it, and `progress` reports them. Without gradients. `model` is
     in evaluation mode: dropout would be drawn anew for each strip. Temporary files lie in `folder`, or in the system's folder for
     them.
 
@@ -81,7 +81,7 @@ def _decoded(model: VQGAN, latents: Tensor, walk: _Walk) -> Iterator[Tensor]:
         yield F.pixel_shuffle(strip, decoder.folded)  # (B, C, r, W)
 
 
-def encode_in_strips(
+def encode_tiled(
     model: VQGAN,
     read: Rows,
     height: int,
@@ -95,12 +95,12 @@ def encode_in_strips(
 
     `read(first, last)` gives rows first to last - 1 of the images, (B,C,last-first,W): about `rows` at a time, from top to
     bottom, each time with a row or two (of the stem's squares) of the time before, and the first row once more before all, to see
-    how wide it is. What lies on the code grid is held whole. The rest as in `decode_in_strips`.
+    how wide it is. What lies on the code grid is held whole. The rest as in `decode_tiled`.
 
-    Raises `SmaltiError` for fewer than 1 row, images that f does not divide, strips of another shape than was asked for, weights
+    Raises `SmaltiError` for fewer than 1 row, images that f does not divide, strips of another shape than requested, weights
     that are not finite, and where there is no room for a file.
     """
-    features = features_in_strips(model, read, height, rows=rows, kept=kept, folder=folder, progress=progress)
+    features = features_tiled(model, read, height, rows=rows, kept=kept, folder=folder, progress=progress)
     check_finite(features, what="the features that the encoder gives")
     with torch.no_grad():
         quantized: Quantized = model.quantizer(features)
@@ -109,7 +109,7 @@ def encode_in_strips(
 
 
 @torch.no_grad()
-def features_in_strips(
+def features_tiled(
     model: VQGAN,
     read: Rows,
     height: int,
@@ -119,7 +119,7 @@ def features_in_strips(
     folder: Path | None = None,
     progress: Progress = unwatched,
 ) -> Tensor:
-    """Images as in `encode_in_strips` -> what `model.features` makes of them: (B,D,h,w) before quantization. Errors as there."""
+    """Images as in `encode_tiled` -> what `model.features` makes of them: (B,D,h,w) before quantization. Errors as there."""
     if height < 1 or height % model.factor:
         raise SmaltiError(f"an image of {height} rows cannot be cut into tiles of {model.factor}; crop or pad it")
     encoder = model.encoder
@@ -145,7 +145,7 @@ def features_in_strips(
 def _check_strip(model: VQGAN, images: Tensor, rows: int) -> None:
     channels = model.settings.autoencoder.channels
     if images.dim() != 4 or images.shape[1] != channels or images.shape[2] != rows:
-        raise SmaltiError(f"a strip of shape (B, {channels}, {rows}, W) was asked for, and got {tuple(images.shape)}")
+        raise SmaltiError(f"a strip of shape (B, {channels}, {rows}, W) was requested, and got {tuple(images.shape)}")
     width = images.shape[3]
     if not width or width % model.factor:
         raise SmaltiError(f"an image {width} pixels wide cannot be cut into tiles of {model.factor}; crop or pad it")

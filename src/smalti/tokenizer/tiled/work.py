@@ -1,7 +1,7 @@
-"""How far a walk over the layers of a network has come, told in rows of the image.
+"""Progress of tiled encoding and decoding, in rows of the image.
 
-Nearly all of the time goes by before the first strip of an image, so that counting its strips would tell nothing. Multiplications
-are counted: of each convolution its weights, once for each position of what it makes, and of attention its scores and sums.
+Nearly all of the time passes before the first strip of an image is done, so progress counts multiplications instead of strips.
+They are counted: of each convolution its weights, once for each position of what it makes, and of attention its scores and sums.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from smalti.tokenizer.decoder import Decoder
 from smalti.tokenizer.encoder import Encoder
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""Is told (rows, of how many): the share of the work that is done, in rows of the image."""
+"""Called with (rows done, rows in all): the share of the work that is done, in rows of the image."""
 
 
 def unwatched(done: int, total: int) -> None:
-    """The progress that nobody watches."""
+    """No progress report."""
 
 
 def further(progress: Progress, number: int, count: int) -> Progress:
-    """The progress of image `number` of `count`, 0 the first, all of one size -> told as that of all."""
+    """Progress of all images -> progress of image `number` (from 0) of `count`, all of one size."""
     return lambda done, total: progress(number * total + done, count * total)
 
 
@@ -64,7 +64,7 @@ def encoder_work(encoder: Encoder, squares: int) -> int:
 
 @final
 class Work:
-    """Adds up what is done of a `total` of multiplications, and tells it in `rows`."""
+    """Sums up the multiplications done of a `total`, and reports them in `rows`."""
 
     def __init__(self, total: int, *, rows: int, progress: Progress) -> None:
         self._total, self._rows, self._progress = total, rows, progress
