@@ -167,7 +167,8 @@ def their_half(weights: Weights, half: str, x: Tensor) -> Tensor:
 
 
 def their_rotations(net: Net) -> Tensor:
-    """(1 + side^2, d / 2) complex: zero for the class, then a turn for each pair of numbers, by the row and by the column."""
+    """(1 + side^2, d / 2) complex: zero for the class, then a turn for each pair of numbers, by the row and by the
+    column."""
     pairs, places = net.width // net.heads // 4, torch.arange(net.side**2)[:, None]
     speeds = 10000.0 ** (-torch.arange(pairs) / pairs)
     angles = torch.cat((places // net.side * speeds, places % net.side * speeds), dim=1)

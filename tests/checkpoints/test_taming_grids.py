@@ -1,4 +1,5 @@
-"""Runs of the original over grids that are not square: where their shape comes from, and that all that follows takes it."""
+"""Runs of the original over grids that are not square: where their shape comes from, and that all that follows takes
+it."""
 
 from __future__ import annotations
 

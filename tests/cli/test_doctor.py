@@ -14,7 +14,7 @@ from smalti.checkpoints.formats import EXPORTS
 from smalti.checkpoints.formats import FORMATS as FOREIGN
 from smalti.cli import doctor, shell_completion
 from smalti.core.published_weights import WEIGHTS
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.kernels import winograd
 from smalti.training.config import TokenizerTraining, recipes, resolve
 
@@ -113,7 +113,7 @@ def test_what_a_image_takes_follows_from_its_size_and_precision(change: str) -> 
 
 def test_what_the_shell_offers_is_what_there_is() -> None:
     assert shell_completion.formats() == ["smalti", *sorted(FOREIGN, key=shell_completion.FORMATS.index), *EXPORTS]
-    assert shell_completion.studies() == list(STUDIES)
+    assert shell_completion.experiments() == list(EXPERIMENTS)
     assert shell_completion.recipes() == sorted(recipes())
 
 
@@ -128,18 +128,18 @@ def test_what_the_shell_offers_is_what_there_is() -> None:
 )
 def test_a_tab_completes(typed: str, offered: set[str]) -> None:
     words = f"smalti {typed}"
-    asked = {"_SMALTI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    request = {"_SMALTI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
     code = "from smalti.cli.main import app; app(prog_name='smalti')"
     run = [sys.executable, "-X", "importtime", "-c", code]
-    ended = subprocess.run(run, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+    ended = subprocess.run(run, env={**os.environ, **request}, capture_output=True, text=True, check=False)
     assert set(ended.stdout.split()) == offered, ended.stderr[-500:]
     assert " torch" not in ended.stderr
 
 
 def test_completion_can_be_installed(tmp_path: Path) -> None:
     # Typer's own switch for tests: it would ask which shell runs it, and that may be one that it does not know.
-    asked = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    environment = {**os.environ, **asked}
+    request = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    environment = {**os.environ, **request}
     code = "import sys; from smalti.cli.main import main; sys.argv = ['smalti', '--show-completion', 'bash']; main()"
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -22,7 +22,7 @@ from smalti.evaluation.results import read_result
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
 from smalti.tokenizer.vqgan import VQGAN
-from tests.judged import forbid_downloads, use_means, write_noise
+from tests.feature_networks import forbid_downloads, use_means, write_noise
 from tests.small import LABELS, write_images, write_recipe
 
 
@@ -152,7 +152,7 @@ def test_results_are_compared(evaluate: Runner, models: Path, tmp_path: Path) ->
 
 def test_a_prior_on_codes_and_on_images(evaluate: Runner, models: Path, tmp_path: Path) -> None:
     said = evaluate.works("prior", models / "pipeline", models / "codes", "--out", tmp_path / "codes")
-    assert re.search(r"nats_a_code +\d", said)
+    assert re.search(r"nats_per_code +\d", said)
     said = evaluate.works(
         "prior", models / "pipeline", models / "images", "--protocol", "prior-samples-squeezenet", "--set", "samples=6",
         "--held-out", "0.3", "--out", tmp_path / "images",

@@ -28,7 +28,7 @@ from smalti.images.io import center_crop, read_image, resize_to_cover, to_array,
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings, nats
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
-from tests.judged import forbid_downloads, use_means, write_noise
+from tests.feature_networks import forbid_downloads, use_means, write_noise
 from tests.small import write_images
 
 CPU = torch.device("cpu")
@@ -243,16 +243,16 @@ def test_likelihood_is_that_of_the_prior(data_folder: Path, batch: int) -> None:
         codes = pipe.tokenizer.encode(images_of(data_folder, 16)).codes
         prefix = torch.tensor([[0]] * 10 + [[1]] * 10)  # the folders come in the order of their names: dark, light
         expected = nats(pipe.prior, prefix, codes)
-    assert torch.allclose(found.values["nats_a_code"], expected.mean((1, 2)), atol=1e-5)
+    assert torch.allclose(found.values["nats_per_code"], expected.mean((1, 2)), atol=1e-5)
     assert found.places is not None
     assert torch.allclose(found.places, expected.mean(0), atol=1e-5)
     mean = float(expected.mean())
-    assert found.scores["nats_a_code"] == pytest.approx(mean, rel=1e-5)
-    assert found.scores["bits_a_pixel"] == pytest.approx(mean / math.log(2) * 16 / 256, rel=1e-5)
-    entropy = found.scores["entropy_nats_a_code"]
+    assert found.scores["nats_per_code"] == pytest.approx(mean, rel=1e-5)
+    assert found.scores["bits_per_pixel"] == pytest.approx(mean / math.log(2) * 16 / 256, rel=1e-5)
+    entropy = found.scores["entropy_nats_per_code"]
     assert found.scores["below_entropy"] == pytest.approx(1 - mean / entropy, rel=1e-5)
     assert [each.rank for each in found.examples] == ["worst"] * 4 + ["median"] * 4 + ["best"] * 4
-    assert found.examples[0].name == found.names[int(found.values["nats_a_code"].argmax())]
+    assert found.examples[0].name == found.names[int(found.values["nats_per_code"].argmax())]
 
 
 def test_a_prior_that_is_told_nothing(data_folder: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_prior_that_is_told_nothing(data_folder: Path) -> None:
     with torch.no_grad():
         codes = pipe.tokenizer.encode(images_of(data_folder, 16)[[0, 5, 10, 15]]).codes
         expected = nats(pipe.prior, pipe.prior.null_prefix(4), codes)
-    assert torch.allclose(found.values["nats_a_code"], expected.mean((1, 2)), atol=1e-5)
+    assert torch.allclose(found.values["nats_per_code"], expected.mean((1, 2)), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -281,12 +281,12 @@ def codes(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_codes_give_what_their_images_give(data_folder: Path, codes: Path) -> None:
     pipe = pipeline(Labels(LABELS))
-    whole = measure_prior(pipe, open_source(data_folder), protocol=priors(), device=CPU).values["nats_a_code"]
+    whole = measure_prior(pipe, open_source(data_folder), protocol=priors(), device=CPU).values["nats_per_code"]
     held_out = measure_prior(pipe, open_codes(codes), protocol=priors(), device=CPU)
-    assert torch.allclose(held_out.values["nats_a_code"], whole[10:], atol=1e-5)
+    assert torch.allclose(held_out.values["nats_per_code"], whole[10:], atol=1e-5)
     assert held_out.data["images"] == 10
     two = measure_prior(pipe, open_codes(codes), protocol=priors("images.count=2"), device=CPU)
-    assert torch.allclose(two.values["nats_a_code"], whole[[10, 15]], atol=1e-5)
+    assert torch.allclose(two.values["nats_per_code"], whole[[10, 15]], atol=1e-5)
 
 
 def test_samples_are_compared_with_the_data(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The study `orders`: the same codes and the same network in every order; its figures are those of its models."""
+"""The experiment `orders`: the same codes and the same network in every order; its figures are those of its models."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.experiments import equal_time, prior_steps
-from smalti.experiments.base import Asked
-from smalti.experiments.experiment_registry import STUDIES
-from smalti.experiments.orders import experiment as study
+from smalti.experiments.base import ExperimentRequest
+from smalti.experiments.experiment_registry import EXPERIMENTS
+from smalti.experiments.orders import experiment
 from smalti.experiments.orders.experiment import in_turn
 from smalti.experiments.orders.page import CALLED, RASTER, by_part, ranked, shown, told_apart
 from smalti.experiments.page_parts import pixels, signed
@@ -28,11 +28,11 @@ from smalti.pipeline import Pipeline
 from smalti.prior import nats
 from smalti.prior.order import ORDERS, Order
 from smalti.prior_folder import load_prior
+from tests.experiment_helpers import no_weights, page, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
-from tests.studied import asked, no_weights, page, studied
 
 NAME = "orders"
-STUDY = STUDIES[NAME]
+STUDY = EXPERIMENTS[NAME]
 LENGTH = 384
 SEEDS = 3
 
@@ -55,13 +55,13 @@ def chosen(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, a recipe, and the study done once in `out`, with all orders there are."""
+    """Images, a recipe, and the experiment done once in `out`, with all orders there are."""
     path = tmp_path_factory.mktemp("orders")
     write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 2)
-        studied(NAME, path / "out", asked(path / "a", chosen(path)))
+        run_and_read(NAME, path / "out", request(path / "a", chosen(path)))
     return path
 
 
@@ -195,17 +195,17 @@ def test_fewer_orders_train_nothing_anew(home: Path, tmp_path: Path, found: dict
     with no_weights(home / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 2)
         patch.setattr(prior_steps, "trained_prior", None)
-        patch.setattr(study, "laid_images", None)
-        again = studied(NAME, home / "out", asked(home / "a", few))["steps"]
+        patch.setattr(experiment, "generate_images", None)
+        again = run_and_read(NAME, home / "out", request(home / "a", few))["steps"]
         compared = again.pop("compare")["outcome"]["rows"]
         assert again == {name: found[name] for name in again}
         assert compared == {order: found["compare"]["outcome"]["rows"][order] for order in ("raster", "random")}
-        studied(NAME, home / "out", asked(home / "a", chosen(home)))
+        run_and_read(NAME, home / "out", request(home / "a", chosen(home)))
 
 
 @pytest.mark.parametrize("scale", STUDY.scales)
 def test_every_scale_can_be_planned(home: Path, scale: str) -> None:
-    what = Asked(scale=scale, data=home / "a")
+    what = ExperimentRequest(scale=scale, data=home / "a")
     settings = STUDY.resolved(what)
     assert settings.orders == tuple(ORDERS)
     steps = [step.name for step in STUDY.plan(settings, what)]
@@ -227,5 +227,5 @@ def test_every_scale_can_be_planned(home: Path, scale: str) -> None:
 )
 def test_mistakes_are_sentences(home: Path, tmp_path: Path, override: str, sentence: str) -> None:
     with no_weights(tmp_path), pytest.raises(SmaltiError, match=sentence):
-        studied(NAME, tmp_path / "out", asked(home / "a", chosen(home), override))
+        run_and_read(NAME, tmp_path / "out", request(home / "a", chosen(home), override))
     assert not (tmp_path / "out").exists(), "nothing is begun"

@@ -15,12 +15,12 @@ from smalti.conditions.labels import Labels, Nothing
 from smalti.core.errors import SmaltiError
 from smalti.evaluation.imagenet_classifier import by_class, imagenet_classes, read_classifier
 from smalti.evaluation.rejection_sampling import (
-    best_of,
     by_images,
     by_likelihood,
     candidate_seeds,
-    indifferent,
-    judged,
+    rejection_sample,
+    scored_positions,
+    zero_score,
 )
 from smalti.generation.code_sampler import Sampler, finished, unknown
 from smalti.images.io import center_crop, read_image, read_settings, resize_to_cover, to_tensor
@@ -73,7 +73,7 @@ def test_candidates_are_the_same_for_ever() -> None:
 def test_the_best_is_that_of_the_slow_truth(size: tuple[int, int]) -> None:
     pipe, labels, sampler = pipeline(), ["dusk", None, "dawn"], Sampler(top_k=12)
     known, seeds = unknown(3, pipe.grid(size)), pipe.seeds(4, 3)
-    chosen = best_of(pipe, labels, known, sampler=sampler, seeds=seeds, tries=5, score=mean_code)
+    chosen = rejection_sample(pipe, labels, known, sampler=sampler, seeds=seeds, num_candidates=5, score=mean_code)
     for place, label in enumerate(labels):
         alone = []
         for candidate in range(5):
@@ -90,7 +90,9 @@ def test_the_best_is_that_of_the_slow_truth(size: tuple[int, int]) -> None:
 
 def test_one_try_is_what_is_laid_today() -> None:
     pipe, known = pipeline(), unknown(4, (3, 4))
-    chosen = best_of(pipe, ["night"] * 4, known, sampler=Sampler(), seeds=pipe.seeds(9, 4), tries=1, score=indifferent)
+    chosen = rejection_sample(
+        pipe, ["night"] * 4, known, sampler=Sampler(), seeds=pipe.seeds(9, 4), num_candidates=1, score=zero_score
+    )
     assert torch.equal(pipe.decode(chosen.codes), pipe.sample(4, label="night", seed=9))
     assert chosen.seeds.tolist() == [9, 10, 11, 12]
 
@@ -102,7 +104,9 @@ def test_a_image_hangs_on_its_seed_alone() -> None:
         known, seeds = unknown(count, (3, 4)), pipe.seeds(first, count)
         values = ["dusk"] * count
         score = by_likelihood(pipe, values, known=known)
-        return best_of(pipe, values, known, sampler=Sampler(), seeds=seeds, tries=4, score=score).codes
+        return rejection_sample(
+            pipe, values, known, sampler=Sampler(), seeds=seeds, num_candidates=4, score=score
+        ).codes
 
     together = of(20, 5)
     for place in range(5):
@@ -111,14 +115,14 @@ def test_a_image_hangs_on_its_seed_alone() -> None:
 
 def test_of_equals_the_first_is_kept_and_codes_are_told() -> None:
     pipe, told = pipeline(), []
-    chosen = best_of(
+    chosen = rejection_sample(
         pipe,
         [None] * 2,
         unknown(2, (3, 4)),
         sampler=Sampler(),
         seeds=pipe.seeds(0, 2),
-        tries=3,
-        score=indifferent,
+        num_candidates=3,
+        score=zero_score,
         progress=lambda done, total: told.append((done, total)),
     )
     assert chosen.candidates.tolist() == [0, 0]
@@ -133,16 +137,16 @@ def test_of_equals_the_first_is_kept_and_codes_are_told() -> None:
         (2, lambda codes: torch.full((3,), math.nan), r"not \[nan, nan, nan\]; .* without NaN"),
     ],
 )
-def test_what_is_no_choice_is_told(tries: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
+def test_what_is_no_choice_is_told(num_candidates: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
     pipe = pipeline()
     with pytest.raises(SmaltiError, match=sentence):
-        best_of(
+        rejection_sample(
             pipe,
             [None] * 3,
             unknown(3, (3, 4)),
             sampler=Sampler(),
             seeds=pipe.seeds(0, 3),
-            tries=tries,
+            num_candidates=num_candidates,
             score=score,
         )
 
@@ -155,8 +159,8 @@ def test_anything_that_looks_at_images_can_choose() -> None:
         return images.mean((1, 2, 3))
 
     known, seeds = unknown(3, (3, 4)), pipe.seeds(0, 3)
-    chosen = best_of(
-        pipe, [None] * 3, known, sampler=Sampler(), seeds=seeds, tries=6, score=by_images(pipe, brightness)
+    chosen = rejection_sample(
+        pipe, [None] * 3, known, sampler=Sampler(), seeds=seeds, num_candidates=6, score=by_images(pipe, brightness)
     )
     every = torch.stack(seen)  # (N,B,C,H,W)
     assert every.shape == (6, 3, 3, 12, 16)
@@ -214,13 +218,13 @@ def test_what_candidates_are_judged_by() -> None:
     known[1, 2:] = -1  # the lower half
     known[2] = -1  # all
     known[3, :, 2:] = -1  # the right half
-    of = judged(small(), known).int()
+    of = scored_positions(small(), known).int()
     assert of[0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 1, 1], [1, 1, 1, 1]]
     assert of[1].tolist() == [[0] * 4] * 2 + [[1] * 4] * 2
     assert of[2].tolist() == [[1] * 4] * 4
     assert of[3].tolist() == [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
     assert of[4].tolist() == [[0] * 4] * 4, "nothing is laid, and nothing to judge"
-    inward = judged(small(order="spiral_in"), known[:1]).int()[0]  # which ends with (1, 2), (1, 1) and (2, 1)
+    inward = scored_positions(small(order="spiral_in"), known[:1]).int()[0]  # which ends with (1, 2), (1, 1) and (2, 1)
     assert inward.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
@@ -251,8 +255,16 @@ def test_tries_make_holes_fit() -> None:
     values = [None] * 40
     score = by_likelihood(pipe, values, known=known)
     one, many = (
-        best_of(pipe, values, known, sampler=Sampler(), seeds=pipe.seeds(100, 40), tries=tries, score=score).codes
-        for tries in (1, 12)
+        rejection_sample(
+            pipe,
+            values,
+            known,
+            sampler=Sampler(),
+            seeds=pipe.seeds(100, 40),
+            num_candidates=num_candidates,
+            score=score,
+        ).codes
+        for num_candidates in (1, 12)
     )
     likely = [float(pipe.nats(codes, values=values)[:, 0, 3].mean()) for codes in (one, many)]
     assert likely[1] < likely[0] - 0.3

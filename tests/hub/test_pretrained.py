@@ -1,4 +1,5 @@
-"""Model folders: what is written comes back, and all that is not whole, not ours or not fitting is told in a sentence."""
+"""Model folders: what is written comes back, and all that is not whole, not ours or not fitting is told in a
+sentence."""
 
 from __future__ import annotations
 

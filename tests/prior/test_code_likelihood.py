@@ -117,19 +117,21 @@ def test_codes_are_measured_with_what_stands_before_them(condition: Given | Maps
         prefix, codes = told(condition, held_out.beside[some]), pipe.tokenizer.encode(held_out.images[some]).codes
         expected = nats(pipe.prior, prefix, codes).mean((1, 2))
         others = nats(pipe.prior, prefix.roll(1, 0), codes).mean((1, 2))
-    torch.testing.assert_close(found.values["nats_a_code"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.values["nats_per_code"], expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(others, expected, atol=1e-4), "what is told counts"
     bits = expected / math.log(2) / 16  # 16 codes, 256 pixels
-    torch.testing.assert_close(found.values["bits_a_pixel"], bits, rtol=1e-4, atol=1e-6)
-    assert found.scores["bits_a_pixel"] == pytest.approx(float(bits.mean()), rel=1e-4)
+    torch.testing.assert_close(found.values["bits_per_pixel"], bits, rtol=1e-4, atol=1e-6)
+    assert found.scores["bits_per_pixel"] == pytest.approx(float(bits.mean()), rel=1e-4)
     write_result(tmp_path / "out", as_plain(found, command="", model={}), found)
     lines = (tmp_path / "out" / "images.csv").read_text("utf-8").splitlines()
-    assert lines[0] == "image,nats_a_code,bits_a_pixel"
+    assert lines[0] == "image,nats_per_code,bits_per_pixel"
     name, first, second = lines[1].split(",")
     assert name == "held-out image 0"
     assert float(first) == pytest.approx(float(expected[0]), rel=1e-4)
     assert float(second) == pytest.approx(float(bits[0]), rel=1e-4)
-    assert read_json(tmp_path / "out" / "result.json")["scores"]["nats_a_code"] == pytest.approx(float(expected.mean()))
+    assert read_json(tmp_path / "out" / "result.json")["scores"]["nats_per_code"] == pytest.approx(
+        float(expected.mean())
+    )
 
 
 def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path
     with torch.no_grad():
         codes = pipe.tokenizer.encode(held_out.images).codes
         expected = nats(pipe.prior, torch.tensor([[0], [1], [0], [1], [0]]), codes)
-    torch.testing.assert_close(found.values["nats_a_code"], expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.values["nats_per_code"], expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
 def test_codes_of_another_condition_are_refused(tmp_path: Path, data_folder: Path) -> None:

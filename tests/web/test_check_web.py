@@ -1,7 +1,8 @@
-"""The studio as a person sees it, in a browser without a window: every way through the page, and nothing from elsewhere.
+"""The studio as a person sees it, in a browser without a window: every way through the page, and nothing from
+elsewhere.
 
-Run by `make check-web`. SMALTI_CHROMIUM names the browser where it is in none of the usual places; SMALTI_SCREENSHOTS a folder for
-what it looked like.
+Run by `make check-web`. SMALTI_CHROMIUM names the browser where it is in none of the usual places; SMALTI_SCREENSHOTS a
+folder for what it looked like.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The studio without its page: what may be asked, what is shown, whose images are whose, and every mistake one sentence."""
+"""The studio without its page: what may be asked, what is shown, whose images are whose, and every mistake one
+sentence."""
 
 from __future__ import annotations
 

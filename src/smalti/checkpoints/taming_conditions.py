@@ -38,7 +38,8 @@ CLASSES: dict[str, int] = {
     "taming.data.annotated_objects_coco.AnnotatedObjectsCoco": 171,
     "taming.data.annotated_objects_open_images.AnnotatedObjectsOpenImages": 340,
 }
-"""Their data sets of scene layouts -> how many object classes they tell apart. The names are in their annotation files."""
+"""Their data sets of scene layouts -> how many object classes they tell apart. The names are in their annotation
+files."""
 
 PLACES = {"objects_bbox": "boxes", "objects_center_points": "centers"}
 
@@ -76,7 +77,8 @@ class Built(NamedTuple):
 
 
 def condition_of(around: Surroundings) -> Built:
-    """A model of theirs -> what its transformer is told. Raises `SmaltiError` for stages and settings that are not known."""
+    """A model of theirs -> what its transformer is told. Raises `SmaltiError` for stages and settings that are not
+    known."""
     config = around.params.get("cond_stage_config", UNCONDITIONAL)
     if around.params.get("unconditional") or config == UNCONDITIONAL:
         return _unconditional(around, int(around.params.get("sos_token", 0)))

@@ -1,4 +1,5 @@
-"""Our models -> the original's layout: `configs/smalti-project.yaml` and `checkpoints/last.ckpt`, which its own loader takes."""
+"""Our models -> the original's layout: `configs/smalti-project.yaml` and `checkpoints/last.ckpt`, which its own loader
+takes."""
 
 from __future__ import annotations
 

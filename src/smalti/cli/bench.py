@@ -25,7 +25,8 @@ MIB = 2**20
 
 
 class Work(NamedTuple):
-    """What is measured: so many `unit` of each image; `run` does it to so many images at once, and waits for the device."""
+    """What is measured: so many `unit` of each image; `run` does it to so many images at once, and waits for the
+    device."""
 
     name: str
     unit: str

@@ -21,7 +21,8 @@ def counting(title: str, unit: str) -> AbstractContextManager[Callable[[int, int
 
 
 def by_name(given: Sequence[str], names: Sequence[str], *, option: str) -> dict[str, str]:
-    """What an option was given, `NAME=TEXT` for each of some names, or `TEXT` alone where there is one name -> texts by name.
+    """What an option was given, `NAME=TEXT` for each of some names, or `TEXT` alone where there is one name -> texts by
+    name.
 
     Raises `SmaltiError` for another name, for none where there are several, and for a name that is given twice.
     """

@@ -26,7 +26,8 @@ EXTRAS = {"web": "gradio", "wandb": "wandb", "onnx": "onnxscript", "check-web": 
 A_WEIGHT = 20
 """Bytes: the weight, its gradient, two moments of Adam and the running average, in float32."""
 BESIDE = 2
-"""What a step keeps, as a multiple of what the tokenizer does: discriminator and perceptual network together come to as much."""
+"""What a step keeps, as a multiple of what the tokenizer does: discriminator and perceptual network together come to as
+much."""
 SHARE = 0.8
 """How much of the free memory a training may take."""
 PARTS = (1, 2, 4, 8)
@@ -152,7 +153,8 @@ def _weights() -> Iterator[tuple[str, str]]:
 def suggested(device: torch.device, memory: int) -> str:
     """A device and its free bytes -> the command to begin with.
 
-    On a GPU that is the recipe f16 for photographs, where its batch fits into the memory, whole or in parts; else the recipe small.
+    On a GPU that is the recipe f16 for photographs, where its batch fits into the memory, whole or in parts; else the
+    recipe small.
     """
     from smalti.training.config import TokenizerTraining, resolve
 
@@ -170,10 +172,11 @@ def suggested(device: torch.device, memory: int) -> str:
 
 
 def taken(settings: TokenizerTraining) -> tuple[float, float]:
-    """A training of stage 1 -> bytes that it takes, about: whatever the batch, and for each image that is computed at once.
+    """A training of stage 1 -> bytes that it takes, about: whatever the batch, and for each image that is computed at
+    once.
 
-    What the gradients need is counted, not guessed: a tokenizer of any weights says what it keeps of a few tiles, and what of twice
-    as many. The difference grows with the image.
+    What the gradients need is counted, not guessed: a tokenizer of any weights says what it keeps of a few tiles, and
+    what of twice as many. The difference grows with the image.
     """
     import torch
 

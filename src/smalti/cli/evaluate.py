@@ -195,10 +195,10 @@ def compare(
 ) -> None:
     """Put two results side by side; refused, with the difference named, where they were not measured alike."""
     from smalti.evaluation.results import compare as compared
-    from smalti.evaluation.results import in_words, read_result
+    from smalti.evaluation.results import format_score, read_result
 
     for score, a, b in compared(read_result(first), read_result(second)):
-        CONSOLE.print(f"{score}: {in_words(score, a)} | {in_words(score, b)}  ({b - a:+.4g})", soft_wrap=True)
+        CONSOLE.print(f"{score}: {format_score(score, a)} | {format_score(score, b)}  ({b - a:+.4g})", soft_wrap=True)
 
 
 @app.command("protocols")
@@ -227,7 +227,8 @@ def _sized(size: str | None, part: str) -> list[str]:
 
 
 def _held_out(given: float | None, model: Path, data: Path, source: Source) -> list[str]:
-    """The share to measure: as given, or that of the training where `model` is a run on these images, which is then said."""
+    """The share to measure: as given, or that of the training where `model` is a run on these images, which is then
+    said."""
     import yaml
 
     from smalti.core.settings import parse_yaml
@@ -265,14 +266,14 @@ def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], note
 
     from rich.table import Table
 
-    from smalti.evaluation.results import FEATURES, REPORT, as_plain, in_words, write_result
+    from smalti.evaluation.results import FEATURES, REPORT, as_plain, format_score, write_result
     from smalti.reports.evaluation_page import page
 
     measured = replace(measured, notes=(*notes, *measured.notes))
     table = Table(box=None, pad_edge=False, show_header=False)
     networks: dict[str, None] = {}
     for name, value in measured.scores.items():
-        shown = in_words(name, value, deviation=measured.deviations.get(name))
+        shown = format_score(name, value, deviation=measured.deviations.get(name))
         words, features, network = measured.definitions.get(name, "").partition(FEATURES)
         table.add_row(name, shown, words)
         if features:

@@ -1,4 +1,5 @@
-"""What the commands that lay images share: progress, a partial image to look at, and a file from which `--resume` goes on.
+"""What the commands that lay images share: progress, a partial image to look at, and a file from which `--resume` goes
+on.
 
 Letters: B images, C channels, H W pixels, h w code grid, f = H/h, p pixels of a code in the partial image.
 """
@@ -51,7 +52,8 @@ SIDE = 1024
 ABOVE = 4
 """Rows of codes that are decoded again with the new ones below them, and not shown again."""
 SHARE = 9
-"""A partial image is waited for at least so many times as long as the last one took: a tenth of the time goes into them."""
+"""A partial image is waited for at least so many times as long as the last one took: a tenth of the time goes into
+them."""
 CHOSEN = ("chosen_by", "laid_with_seed", "score")
 """What only a finished image can say of how it was chosen among several tries."""
 
@@ -207,19 +209,19 @@ def lay_and_save(laying: Laying) -> None:
 
 
 def _lay_and_choose(laying: Laying) -> None:
-    from smalti.evaluation.rejection_sampling import best_of
+    from smalti.evaluation.rejection_sampling import rejection_sample
 
     pipeline, values, known, seeds, files, way, _, title = laying
     tries, judge, scoring = way.choice
     score = scoring(values, known)
     with counting(f"laying{title}", "codes") as progress:
-        chosen = best_of(
+        chosen = rejection_sample(
             pipeline,
             values,
             known,
             sampler=way.sampler,
             seeds=seeds,
-            tries=tries,
+            num_candidates=tries,
             score=score,
             speculate=way.speculate,
             progress=progress,
@@ -269,7 +271,8 @@ def _stopped(keeper: Keeper, total: int) -> str:
 
 
 def _save(laying: Laying, codes: Tensor) -> None:
-    """Codes (B,h,w) -> the files of their images, each written while it is decoded; large ones show how far they are."""
+    """Codes (B,h,w) -> the files of their images, each written while it is decoded; large ones show how far they
+    are."""
     from smalti.tokenizer.tiled.any_size import is_large
     from smalti.tokenizer.tiled.work import further, unwatched
 

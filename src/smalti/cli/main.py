@@ -1,4 +1,5 @@
-"""The `smalti` command: what it is made of, and how it ends. Status 0 success, 1 a failure told in one sentence, 2 wrong usage."""
+"""The `smalti` command: what it is made of, and how it ends. Status 0 success, 1 a failure told in one sentence, 2
+wrong usage."""
 
 from __future__ import annotations
 

@@ -136,8 +136,8 @@ def sample(
 
 
 def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tries: int) -> Choice:
-    """How tries are compared. Raises `SmaltiError` for a classifier that is none, and where it is not known which class was asked
-    for."""
+    """How tries are compared. Raises `SmaltiError` for a classifier that is none, and where it is not known which class
+    was asked for."""
     from smalti.conditions.labels import Labels
     from smalti.core.files import normalized
     from smalti.evaluation.imagenet_classifier import by_class, imagenet_classes, read_classifier
@@ -167,7 +167,8 @@ def _tries(choice: Choice) -> dict[str, int]:
 
 
 def _told(known: Sequence[str], *, any: Sequence[str], **options: str | None) -> dict[str, str]:
-    """The options of the conditions as they were typed -> texts by the keys that the model knows. `SmaltiError` for others."""
+    """The options of the conditions as they were typed -> texts by the keys that the model knows. `SmaltiError` for
+    others."""
     given = {name: text for name, text in options.items() if text is not None}
     for name in given:
         if name not in known:

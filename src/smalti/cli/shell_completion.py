@@ -1,11 +1,11 @@
-"""What the shell offers after Tab: names of recipes, studies and formats, without loading what they name."""
+"""What the shell offers after Tab: names of recipes, experiments and formats, without loading what they name."""
 
 from __future__ import annotations
 
 from importlib import resources
 
 FORMATS = ("smalti", "taming", "llamagen", "diffusers", "transformers", "onnx", "export")
-STUDIES = (
+EXPERIMENTS = (
     "reconstruction",
     "modern-vs-reference",
     "quantizers",
@@ -23,9 +23,9 @@ def formats() -> list[str]:
     return list(FORMATS)
 
 
-def studies() -> list[str]:
+def experiments() -> list[str]:
     """What `smalti experiment` takes."""
-    return list(STUDIES)
+    return list(EXPERIMENTS)
 
 
 def recipes() -> list[str]:

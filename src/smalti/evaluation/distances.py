@@ -75,7 +75,8 @@ class Moments(Accumulator):
         self.count = total
 
     def gaussian(self) -> Gaussian:
-        """The distribution so far. Raises `SmaltiError` for fewer than 2 images, and for features that are not numbers."""
+        """The distribution so far. Raises `SmaltiError` for fewer than 2 images, and for features that are not
+        numbers."""
         count = int(self.count)
         if count < 2:
             raise SmaltiError(f"a covariance needs at least 2 images, there {'is' if count == 1 else 'are'} {count}")
@@ -211,7 +212,8 @@ class InceptionScore(Accumulator):
         self.certainty += state["certainty"].to(self.counts.device)
 
     def score(self) -> Spread:
-        """The score so far, in [1, C]. Raises `SmaltiError` when a part has no image, and for logits that are not finite."""
+        """The score so far, in [1, C]. Raises `SmaltiError` when a part has no image, and for logits that are not
+        finite."""
         if not bool((self.counts > 0).all()):
             part = int((self.counts == 0).nonzero()[0]) + 1
             raise SmaltiError(

@@ -27,7 +27,7 @@ from smalti.core.files import write_atomically
 from smalti.data.sources import Source
 from smalti.evaluation.distances import CPU, Gaussian, InceptionScore, Moments
 from smalti.evaluation.features import FeatureNetwork
-from smalti.evaluation.nearest_neighbors import Kept
+from smalti.evaluation.nearest_neighbors import FeatureReservoir
 from smalti.evaluation.prepared_images import ArraySource
 from smalti.evaluation.protocols import FeatureProtocol
 
@@ -51,7 +51,7 @@ class Statistics:
 
 
 @final
-class Gatherer:
+class StatisticsAccumulator:
     """Images of one set, in any order and batch size -> their `Statistics`, and the Inception Score.
 
     `total` is N, the number of places. Memory: D x D and S x S numbers and the features kept.
@@ -65,9 +65,9 @@ class Gatherer:
         self.network = network
         self.pool = Moments(network.width, device=place)
         self.spatial = Moments(network.spatial_width, device=place) if "spatial_frechet" in wanted else None
-        self.kept: Kept | None = None
+        self.kept: FeatureReservoir | None = None
         if wanted & COMPARING:
-            self.kept = Kept(network.width, limit=protocol.kept, seed=protocol.kept_seed, device=place)
+            self.kept = FeatureReservoir(network.width, limit=protocol.kept, seed=protocol.kept_seed, device=place)
         self.score: InceptionScore | None = None
         if score and "score" in wanted and protocol.splits <= total:
             self.score = InceptionScore(network.classes, images=total, splits=protocol.splits, device=place)

@@ -17,12 +17,18 @@ from smalti.core.errors import SmaltiError
 from smalti.core.published_weights import find_weights, found_weights
 from smalti.core.settings import as_mapping
 from smalti.data.sources import Source, identity
-from smalti.evaluation.feature_statistics import COMPARING, Gatherer, Statistics, read_statistics, write_statistics
+from smalti.evaluation.feature_statistics import (
+    COMPARING,
+    Statistics,
+    StatisticsAccumulator,
+    read_statistics,
+    write_statistics,
+)
 from smalti.evaluation.features import PUBLISHED, FeatureNetwork, feature_network
 from smalti.evaluation.measurement import Counter, Progress, unwatched
-from smalti.evaluation.prepared_images import ArraySource, Taken
+from smalti.evaluation.prepared_images import ArraySource, PreparedImages
 from smalti.evaluation.protocols import SetProtocol
-from smalti.evaluation.results import Measured, Shown
+from smalti.evaluation.results import ExampleImage, Measured
 from smalti.evaluation.set_scores import score_sets
 from smalti.images.io import DamagedImage, read_settings, resize_shorter, to_array, to_tensor
 
@@ -42,7 +48,8 @@ class Available(NamedTuple):
 
 
 def with_available_network(protocol: SetProtocol) -> Available:
-    """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of EfficientNet.
+    """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of
+    EfficientNet.
 
     The weights are found, not read: whether they are damaged shows when the network is made.
     Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is no folder.
@@ -82,16 +89,16 @@ def measure_sets(
     file that holds other statistics.
     """
     features = protocol.features
-    first = Taken(samples, protocol.samples, channels=3)
+    first = PreparedImages(samples, protocol.samples, channels=3)
     judge = feature_network(features.network).to(device)
     known, second = _reference(reference, protocol, judge, statistics)
     counter = Counter(progress, len(first) + (0 if second is None else len(second)))
-    gathered = Gatherer(judge, features, total=len(first), score=True, device=device)
+    gathered = StatisticsAccumulator(judge, features, total=len(first), score=True, device=device)
     _gather(first, gathered, batch=batch, device=device, counter=counter)
     data = None if known is None else _described(known)
     unlike: tuple[str, ...] = ()
     if second is not None:
-        other = Gatherer(judge, features, total=len(second), score=False, device=device)
+        other = StatisticsAccumulator(judge, features, total=len(second), score=False, device=device)
         _gather(second, other, batch=batch, device=device, counter=counter)
         fresh = other.statistics(made=_made(second, protocol, judge))
         fresh = replace(fresh, notes=(*second.notes(), *fresh.notes))
@@ -121,15 +128,15 @@ def measure_sets(
 
 def _reference(
     given: Source | Statistics, protocol: SetProtocol, network: FeatureNetwork, cache: Path | None
-) -> tuple[Statistics | None, Taken | None]:
+) -> tuple[Statistics | None, PreparedImages | None]:
     """What is known of the reference already, and the images that must still be looked at."""
     if isinstance(given, Statistics):
         if given.made is not None:
             _refuse_other(given, _settings(protocol, network), where="the reference file")
         if given.images is not None and given.features is None and COMPARING & set(protocol.features.scores):
-            return given, Taken(given.images, protocol.reference, channels=3)
+            return given, PreparedImages(given.images, protocol.reference, channels=3)
         return given, None
-    taken = Taken(given, protocol.reference, channels=3)
+    taken = PreparedImages(given, protocol.reference, channels=3)
     if cache is None or not cache.is_file():
         return None, taken
     kept = read_statistics(cache)
@@ -150,7 +157,7 @@ def _refuse_other(statistics: Statistics, wanted: Mapping[str, Any], *, where: s
             )
 
 
-def _made(taken: Taken, protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
+def _made(taken: PreparedImages, protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
     """All that statistics of a reference depend on, as plain values."""
     return {
         "name": taken.source.path.name,
@@ -172,9 +179,11 @@ def _settings(protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
     }
 
 
-def _gather(taken: Taken, gatherer: Gatherer, *, batch: int, device: torch.device, counter: Counter) -> None:
-    for places, pixels in taken.portions(batch):
-        gatherer.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device), places)
+def _gather(
+    taken: PreparedImages, accumulator: StatisticsAccumulator, *, batch: int, device: torch.device, counter: Counter
+) -> None:
+    for places, pixels in taken.batches(batch):
+        accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device), places)
         counter.add(len(places))
     counter.add(len(taken.left_out))
 
@@ -197,14 +206,14 @@ def _unknown(reference: Source | Statistics) -> tuple[str, ...]:
     )
 
 
-def _shown(taken: Taken, rank: str) -> Iterator[Shown]:
+def _shown(taken: PreparedImages, rank: str) -> Iterator[ExampleImage]:
     for name, array in taken.spread(SHOWN):
         small = array if min(array.shape[:2]) <= SHOWN_SIDE else resize_shorter(array, SHOWN_SIDE)
         pixels = to_array(to_tensor(small))
-        yield Shown(rank, name, {}, pixels, pixels)
+        yield ExampleImage(rank, name, {}, pixels, pixels)
 
 
-def _unlike_sizes(first: Taken, second: Taken) -> tuple[str, ...]:
+def _unlike_sizes(first: PreparedImages, second: PreparedImages) -> tuple[str, ...]:
     if len(first.sizes) != 1 or len(second.sizes) != 1 or first.sizes == second.sizes:
         return ()
     (a,), (b,) = first.sizes, second.sizes
@@ -214,7 +223,7 @@ def _unlike_sizes(first: Taken, second: Taken) -> tuple[str, ...]:
     )
 
 
-def _maker(taken: Taken) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _maker(taken: PreparedImages) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the samples' files say of the model and the sampler that made them, and a note where they differ."""
     said: list[dict[str, Any]] = []
     for place in sorted({number * len(taken) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):

@@ -22,8 +22,8 @@ _WNID = re.compile(r"n\d{8}(?!\d)")  # a synset of WordNet: n01440764, or n01440
 
 
 def read_classifier(name: str) -> LogitDistance:
-    """The file of a ResNet-50 in torchvision's keys (.pth, .safetensors), or a name in `losses.logits.CLASSIFIERS` whose
-    published weights are looked for -> the classifier, whose `logits` are asked, on the CPU.
+    """The file of a ResNet-50 in torchvision's keys (.pth, .safetensors), or a name in `losses.logits.CLASSIFIERS`
+    whose published weights are looked for -> the classifier, whose `logits` are asked, on the CPU.
 
     Raises `SmaltiError` for a file that is damaged or holds something else, and for weights that cannot be had.
     """
@@ -45,8 +45,9 @@ def read_classifier(name: str) -> LogitDistance:
 def imagenet_classes(labels: Sequence[str]) -> dict[str, int]:
     """The labels of a model -> the number of each among the 1000 classes of ImageNet's classifiers.
 
-    Labels are synsets, or begin with one (`n01440764_tench`), of all 1000 classes: sorted they are the classes in order. Or they
-    are the numbers themselves, 0 to 999. Raises `SmaltiError` for others: which class they are is then not known.
+    Labels are synsets, or begin with one (`n01440764_tench`), of all 1000 classes: sorted they are the classes in
+    order. Or they are the numbers themselves, 0 to 999. Raises `SmaltiError` for others: which class they are is then
+    not known.
     """
     synsets = {label: found[0] for label in labels if (found := _WNID.match(label))}
     if len(synsets) == len(set(synsets.values())) == len(labels) == CLASSES:
@@ -66,13 +67,13 @@ def imagenet_classes(labels: Sequence[str]) -> dict[str, int]:
 def by_class(classifier: LogitDistance, classes: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """A classifier and the class that each of B images was asked for -> the judge: images (B,C,H,W) -> (B,).
 
-    It gives the logarithm of the probability of that class: the order is that of the probabilities, also where they round to 1.
-    The judge raises `SmaltiError` for images that have neither 1 nor 3 channels.
+    It gives the logarithm of the probability of that class: the order is that of the probabilities, also where they
+    round to 1. The judge raises `SmaltiError` for images that have neither 1 nor 3 channels.
     """
     asked = torch.tensor(list(classes), dtype=torch.int64)
 
     @torch.no_grad()
-    def judge(images: Tensor) -> Tensor:
+    def classifier_score(images: Tensor) -> Tensor:
         if images.shape[1] not in (1, 3):
             raise SmaltiError(
                 f"a classifier looks at images of 1 or 3 channels, these have {images.shape[1]}; choose by likelihood, "
@@ -82,4 +83,4 @@ def by_class(classifier: LogitDistance, classes: Sequence[int]) -> Callable[[Ten
         chances = classifier.logits(images.to(device)).log_softmax(1)  # (B,K)
         return chances[torch.arange(len(asked)), asked.to(device)].cpu()
 
-    return judge
+    return classifier_score

@@ -64,7 +64,7 @@ class Values:
         return {name: float(column[place]) for name, column in self.columns.items() if not column[place].isnan()}
 
 
-class Judges(NamedTuple):
+class PretrainedNetworks(NamedTuple):
     """Networks of others that look at images; those left out are told in `notes`."""
 
     lpips: dict[str, Perceptual]
@@ -72,7 +72,9 @@ class Judges(NamedTuple):
     notes: tuple[str, ...]
 
 
-def judges(lpips: tuple[str, ...], features: FeatureProtocol | None, *, missing: str, device: torch.device) -> Judges:
+def load_networks(
+    lpips: tuple[str, ...], features: FeatureProtocol | None, *, missing: str, device: torch.device
+) -> PretrainedNetworks:
     """Names of LPIPS's backbones and a protocol -> the networks, on the device.
 
     Raises `SmaltiError` for weights that cannot be had; with `missing` "leave_out" they are left out and told.
@@ -93,10 +95,10 @@ def judges(lpips: tuple[str, ...], features: FeatureProtocol | None, *, missing:
     network = None
     if features is not None:
         network = found(feature_network, features.network, f"the scores in {features.network}'s features are")
-    return Judges(kept, None if network is None else network.to(device), tuple(notes))
+    return PretrainedNetworks(kept, None if network is None else network.to(device), tuple(notes))
 
 
-def fingerprints(who: Judges) -> dict[str, str]:
+def fingerprints(who: PretrainedNetworks) -> dict[str, str]:
     """The networks -> the fingerprints of their weights, by their names in a result."""
     found = {f"lpips_{name}": weights_fingerprint(judge) for name, judge in who.lpips.items()}
     if who.network is not None:
@@ -105,7 +107,8 @@ def fingerprints(who: Judges) -> dict[str, str]:
 
 
 def ranked(values: Tensor, *, count: int, lower_is_better: bool) -> list[tuple[str, int]]:
-    """Numbers (N,) of images, NaN where there is none -> ("worst" | "median" | "best", place), `count` of each or fewer.
+    """Numbers (N,) of images, NaN where there is none -> ("worst" | "median" | "best", place), `count` of each or
+    fewer.
 
     No image comes twice. Within a rank the worse come first.
     """
@@ -130,7 +133,7 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def thin_use(use: CodeUse) -> tuple[str, ...]:
+def sparse_codebook_note(use: CodeUse) -> tuple[str, ...]:
     """A note where there were too few codes to show how much of the codebook is in use."""
     seen, size = int(use.counts.sum()), len(use.counts)
     if seen >= 10 * size:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 
 def levels(images: Tensor) -> Tensor:
-    """Images in [-1,1], of any float type -> their 8-bit levels 0 to 255, float32, as a saved file has them; NaN is black."""
+    """Images in [-1,1], of any float type -> their 8-bit levels 0 to 255, float32, as a saved file has them; NaN is
+    black."""
     return ((images.float().nan_to_num(nan=-1.0).clamp(-1, 1) + 1) * 127.5).round()
 
 
@@ -35,7 +36,8 @@ class Accumulator(abc.ABC):
 
     @abc.abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """All that was counted so far; the shapes depend on the settings alone, so that the tensors can be all-gathered."""
+        """All that was counted so far; the shapes depend on the settings alone, so that the tensors can be
+        all-gathered."""
 
     @abc.abstractmethod
     def merge_state(self, state: Mapping[str, Tensor]) -> None:
@@ -46,7 +48,8 @@ class Accumulator(abc.ABC):
         self.merge_state(other.state())
 
     def merge_gathered(self, states: Mapping[str, Tensor]) -> None:
-        """Count also what many have counted: their states stacked along a new first dimension, as all-gather gives them.
+        """Count also what many have counted: their states stacked along a new first dimension, as all-gather gives
+        them.
 
         The states include this process's own, so this is called on a fresh accumulator.
         """

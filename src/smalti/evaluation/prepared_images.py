@@ -83,7 +83,7 @@ def _resized(array: Array, height: int, width: int, resampling: Image.Resampling
     return wide[:, :, None]
 
 
-class Portion(NamedTuple):
+class ImageBatch(NamedTuple):
     """Some of the images, all of one size."""
 
     places: Tensor
@@ -93,7 +93,7 @@ class Portion(NamedTuple):
 
 
 @final
-class Taken:
+class PreparedImages:
     """The images that a protocol takes of a source, made alike; and, once they were read, what was found.
 
     Where all held-out ones are damaged, the next one is held out too, as in training.
@@ -151,7 +151,7 @@ class Taken:
             raise DamagedImage(image.key, f"is {height}x{width} pixels, smaller than one tile of {self._tile}")
         return center_crop(array, whole), False
 
-    def portions(self, batch: int) -> Iterator[Portion]:
+    def batches(self, batch: int) -> Iterator[ImageBatch]:
         """All of them once, at most `batch` at a time, those of one size together; reading ahead is bounded.
 
         Raises `SmaltiError` when none can be read.
@@ -245,11 +245,13 @@ def _too_many(waiting: dict[tuple[Any, ...], list[tuple[int, Array]]], batch: in
     return count >= _PENDING * batch or sum(some[0][1].nbytes * len(some) for some in waiting.values()) > _PENDING_BYTES
 
 
-def _stacked(some: list[tuple[int, Array]]) -> Portion:
-    return Portion(torch.tensor([place for place, _ in some]), np.stack([array for _, array in some]))
+def _stacked(some: list[tuple[int, Array]]) -> ImageBatch:
+    return ImageBatch(torch.tensor([place for place, _ in some]), np.stack([array for _, array in some]))
 
 
-def _read_ahead(taken: Taken, places: Iterable[int]) -> Iterator[tuple[int, tuple[Array, bool] | DamagedImage]]:
+def _read_ahead(
+    taken: PreparedImages, places: Iterable[int]
+) -> Iterator[tuple[int, tuple[Array, bool] | DamagedImage]]:
     """Places -> each with its image, or with what is wrong with it, in order."""
 
     def read(some: list[int]) -> list[tuple[int, tuple[Array, bool] | DamagedImage]]:

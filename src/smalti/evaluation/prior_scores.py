@@ -22,23 +22,23 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping
 from smalti.data.code_shards import CodeShards
 from smalti.data.sources import Source
-from smalti.evaluation.feature_statistics import Gatherer
+from smalti.evaluation.feature_statistics import StatisticsAccumulator
 from smalti.evaluation.measurement import (
     Counter,
-    Judges,
+    PretrainedNetworks,
     Progress,
     Values,
     fingerprints,
-    judges,
+    load_networks,
     ranked,
-    thin_use,
+    sparse_codebook_note,
     unwatched,
     weights_fingerprint,
 )
 from smalti.evaluation.metrics import CodeUse
-from smalti.evaluation.prepared_images import Taken
+from smalti.evaluation.prepared_images import PreparedImages
 from smalti.evaluation.protocols import PriorProtocol
-from smalti.evaluation.results import DEFINITIONS, Measured, Shown
+from smalti.evaluation.results import DEFINITIONS, ExampleImage, Measured
 from smalti.evaluation.set_scores import Scores, score_sets
 from smalti.generation.code_sampler import finished, unknown
 from smalti.images.io import to_array, to_tensor
@@ -68,7 +68,7 @@ class _Data:
 
     def __init__(self, pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol, *, batch: int) -> None:
         self._pipeline, self._data, self._batch = pipeline, data, batch
-        self.taken: Taken | None = None
+        self.taken: PreparedImages | None = None
         self._rows: list[int] = []
         if isinstance(data, CodeShards):
             self._open_codes(data, protocol)
@@ -99,7 +99,7 @@ class _Data:
         channels = self._pipeline.tokenizer.settings.autoencoder.channels
         if channels not in (1, 3):
             raise SmaltiError(f"this tokenizer takes {channels} channels; images have 1 or 3; give its codes instead")
-        self.taken = Taken(source, replace(protocol.images, size=size), channels=channels)
+        self.taken = PreparedImages(source, replace(protocol.images, size=size), channels=channels)
 
     def __len__(self) -> int:
         return len(self._rows) if self.taken is None else len(self.taken)
@@ -115,10 +115,10 @@ class _Data:
     def name(self, place: int) -> str:
         return f"held-out image {self._rows[place]}" if self.taken is None else self.taken.images[place].key
 
-    def portions(self) -> Iterator[_Coded]:
+    def batches(self) -> Iterator[_Coded]:
         """All of them, encoded, on the pipeline's device."""
         if self.taken is not None:
-            for places, pixels in self.taken.portions(self._batch):
+            for places, pixels in self.taken.batches(self._batch):
                 images = to_tensor(pixels).to(self._pipeline.device)
                 labels = [self.label(place) for place in places.tolist()]
                 none = torch.empty(len(places), 0, dtype=torch.int64)
@@ -159,10 +159,11 @@ def measure_prior(
     progress: Progress = unwatched,
     batch: int = 16,
 ) -> Measured:
-    """A pipeline, which is moved to `device`, and images or codes -> how likely its prior finds them, given what they are told.
+    """A pipeline, which is moved to `device`, and images or codes -> how likely its prior finds them, given what they
+    are told.
 
-    Images are told their labels, codes also what stands before them. Of a folder of codes the held-out ones are measured. With
-    `protocol.samples` it also lays images and compares them with the data.
+    Images are told their labels, codes also what stands before them. Of a folder of codes the held-out ones are
+    measured. With `protocol.samples` it also lays images and compares them with the data.
 
     Raises `SmaltiError` for images where the prior is told more than labels, labels it does not know, codes of another
     tokenizer, condition or grid, samples without images or features to compare them by, and weights that cannot be had.
@@ -170,24 +171,24 @@ def measure_prior(
     pipeline = pipeline.to(device)
     _check(pipeline, data, protocol)
     given = _Data(pipeline, data, protocol, batch=batch)
-    who = judges((), protocol.features if protocol.samples else None, missing=protocol.missing, device=device)
+    who = load_networks((), protocol.features if protocol.samples else None, missing=protocol.missing, device=device)
     counter = Counter(progress, len(given) + protocol.samples)
     use, values = CodeUse(pipeline.tokenizer.size), Values(len(given))
     total = torch.zeros(pipeline.prior.grid, dtype=torch.float64)
-    reference = _gatherer(who, protocol, len(given), score=False, device=device)
-    for coded in given.portions():
+    reference = _accumulator(who, protocol, len(given), score=False, device=device)
+    for coded in given.batches():
         places, codes = coded.places, coded.codes
         found = _nats(pipeline, coded)  # (B,h,w)
         use.add(codes)
         total += found.double().sum(0).cpu()
-        values.put("nats_a_code", places, found.mean((1, 2)))
+        values.put("nats_per_code", places, found.mean((1, 2)))
         if reference is not None and coded.images is not None:
             reference.update(coded.images, places)
         counter.add(len(places))
     counter.add(0 if given.taken is None else len(given.taken.left_out))
-    measured = int((~values.columns["nats_a_code"].isnan()).sum())
+    measured = int((~values.columns["nats_per_code"].isnan()).sum())
     examples = _examples(pipeline, given, values, protocol)
-    values.columns["bits_a_pixel"] = _bits_a_pixel(pipeline, values.columns["nats_a_code"])
+    values.columns["bits_per_pixel"] = _bits_per_pixel(pipeline, values.columns["nats_per_code"])
     scored, shown = _sampled(pipeline, given, reference, who, protocol, counter, batch=batch)
     scores = {**_likelihood(pipeline, total / measured, use), **scored.values}
     return Measured(
@@ -199,7 +200,12 @@ def measure_prior(
         networks=fingerprints(who),
         data=given.described(),
         model={"tokenizer": pipeline.tokenizer.fingerprint(), "prior": weights_fingerprint(pipeline.prior)},
-        notes=(*who.notes, *(() if given.taken is None else given.taken.notes()), *thin_use(use), *scored.notes),
+        notes=(
+            *who.notes,
+            *(() if given.taken is None else given.taken.notes()),
+            *sparse_codebook_note(use),
+            *scored.notes,
+        ),
         names=tuple(given.name(place) for place in range(len(given))),
         values=values.columns,
         counts=use.counts,
@@ -239,7 +245,8 @@ def _told(condition: Condition, labels: Sequence[str | None]) -> list[Any]:
 
 
 def _stands_before(condition: Condition) -> bool:
-    """Whether folders of codes hold the condition's codes before those of an image: its label stands beside them, not before."""
+    """Whether folders of codes hold the condition's codes before those of an image: its label stands beside them, not
+    before."""
     return condition.size > 0 and not isinstance(condition, Labels)
 
 
@@ -263,47 +270,47 @@ def _check_prefix(condition: Condition, shards: CodeShards) -> None:
         raise SmaltiError(f"before the codes in {shards.path} stand those of another condition; {again}")
 
 
-def _bits_a_pixel(pipeline: Pipeline, nats_a_code: Tensor) -> Tensor:
+def _bits_per_pixel(pipeline: Pipeline, nats_per_code: Tensor) -> Tensor:
     """Nats a code, of any shape -> bits of the code grid for each pixel of the image, of the same shape."""
     (h, w), (H, W) = pipeline.prior.grid, pipeline.default_size
-    return nats_a_code / math.log(2) * (h * w / (H * W))
+    return nats_per_code / math.log(2) * (h * w / (H * W))
 
 
 def _likelihood(pipeline: Pipeline, places: Tensor, use: CodeUse) -> dict[str, float]:
     """Mean nats at each place (h,w) -> the scores of the likelihood."""
     mean, entropy = float(places.mean()), use.entropy
     return {
-        "nats_a_code": mean,
-        "bits_a_pixel": float(_bits_a_pixel(pipeline, places.mean())),
-        "entropy_nats_a_code": entropy,
+        "nats_per_code": mean,
+        "bits_per_pixel": float(_bits_per_pixel(pipeline, places.mean())),
+        "entropy_nats_per_code": entropy,
         "below_entropy": 1 - mean / entropy if entropy else math.nan,
         "codes_in_use": use.in_use,
     }
 
 
-def _gatherer(
-    who: Judges, protocol: PriorProtocol, total: int, *, score: bool, device: torch.device
-) -> Gatherer | None:
+def _accumulator(
+    who: PretrainedNetworks, protocol: PriorProtocol, total: int, *, score: bool, device: torch.device
+) -> StatisticsAccumulator | None:
     if who.network is None or protocol.features is None:
         return None
-    return Gatherer(who.network, protocol.features, total=total, score=score, device=device)
+    return StatisticsAccumulator(who.network, protocol.features, total=total, score=score, device=device)
 
 
 def _sampled(
     pipeline: Pipeline,
     data: _Data,
-    reference: Gatherer | None,
-    who: Judges,
+    reference: StatisticsAccumulator | None,
+    who: PretrainedNetworks,
     protocol: PriorProtocol,
     counter: Counter,
     *,
     batch: int,
-) -> tuple[Scores, tuple[Shown, ...]]:
+) -> tuple[Scores, tuple[ExampleImage, ...]]:
     """Lay images with the labels of the data -> their scores against it, and the first of them."""
     count = protocol.samples
-    shown: list[Shown] = []
-    gatherer = _gatherer(who, protocol, count, score=True, device=pipeline.device)
-    if gatherer is None or reference is None or protocol.features is None:
+    shown: list[ExampleImage] = []
+    accumulator = _accumulator(who, protocol, count, score=True, device=pipeline.device)
+    if accumulator is None or reference is None or protocol.features is None:
         return Scores({}, {}, {}, []), ()
     labels = [data.label(place * len(data) // count) for place in range(count)]
     told = _told(pipeline.condition, labels)
@@ -313,22 +320,22 @@ def _sampled(
         codes = finished(pipeline.lay(some, known, sampler=protocol.sampler, seeds=seeds))
         pixels = to_array(pipeline.decode(codes), rounding=protocol.rounding)
         places = torch.arange(first, first + len(some))
-        gatherer.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), places)
+        accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), places)
         for place, each in zip(places.tolist(), pixels, strict=True):
             if len(shown) < SHOWN_SAMPLES:
                 name = f"seed {protocol.seed + place}" + (f", {labels[place]}" if told[place] is not None else "")
-                shown.append(Shown("sample", name, {}, each, each))
+                shown.append(ExampleImage("sample", name, {}, each, each))
         counter.add(len(some))
-    ours, theirs = gatherer.statistics(), reference.statistics()
-    scored = score_sets(ours, theirs, protocol=protocol.features, network=gatherer.network, score=gatherer.score)
+    ours, theirs = accumulator.statistics(), reference.statistics()
+    scored = score_sets(ours, theirs, protocol=protocol.features, network=accumulator.network, score=accumulator.score)
     return scored, tuple(shown)
 
 
-def _examples(pipeline: Pipeline, data: _Data, values: Values, protocol: PriorProtocol) -> tuple[Shown, ...]:
+def _examples(pipeline: Pipeline, data: _Data, values: Values, protocol: PriorProtocol) -> tuple[ExampleImage, ...]:
     """The least, the median and the most likely images, and their codes decoded."""
     shown = []
-    for rank, place in ranked(values.columns["nats_a_code"], count=protocol.examples, lower_is_better=True):
+    for rank, place in ranked(values.columns["nats_per_code"], count=protocol.examples, lower_is_better=True):
         back = to_array(pipeline.decode(data.codes(place))[0], rounding=protocol.rounding)
         original = back if data.taken is None else to_array(to_tensor(data.taken.read(place)))
-        shown.append(Shown(rank, data.name(place), values.at(place), original, back))
+        shown.append(ExampleImage(rank, data.name(place), values.at(place), original, back))
     return tuple(shown)

@@ -1,8 +1,9 @@
-"""Laying each image several times and keeping the best: by how likely the prior finds it, or by anything that looks at images.
+"""Laying each image several times and keeping the best: by how likely the prior finds it, or by anything that looks at
+images.
 
-Rejection sampling as in VQ-VAE-2 (Razavi et al., arXiv 1906.00446, section 3.3) and in table 4 of Esser et al.,
-arXiv 2012.09841, but for each image on its own: of its N candidates one is kept, where they keep the best share of all samples
-of a class. So an image stays a function of its seed.
+Rejection sampling as in VQ-VAE-2 (Razavi et al., arXiv 1906.00446, section 3.3) and in table 4 of Esser et al., arXiv
+2012.09841, but for each image on its own: of its N candidates one is kept, where they keep the best share of all
+samples of a class. So an image stays a function of its seed.
 
 Letters: B batch, C channels, H W pixels, h w code grid, N candidates of an image.
 """
@@ -29,7 +30,7 @@ _WORD = 0xFFFFFFFF
 _HIGH = 0x3FFFFFFF  # the upper word of a seed: seeds that count on from a candidate's stay below 2^63
 
 
-class Chosen(NamedTuple):
+class BestCandidates(NamedTuple):
     """The best candidate of each image."""
 
     codes: Tensor
@@ -45,7 +46,8 @@ class Chosen(NamedTuple):
 def candidate_seeds(seeds: Tensor, candidate: int) -> Tensor:
     """The seeds of images (B,) int64, and the number of a candidate -> the seed of that candidate of each (B,) int64.
 
-    Candidate 0 has the image's own seed. The others have random ones, which hang on the image's seed and their number alone.
+    Candidate 0 has the image's own seed. The others have random ones, which hang on the image's seed and their number
+    alone.
     """
     if candidate == 0:
         return seeds
@@ -56,38 +58,42 @@ def candidate_seeds(seeds: Tensor, candidate: int) -> Tensor:
     return (words[0] & _HIGH) << 32 | words[1]
 
 
-def best_of(
+def rejection_sample(
     pipeline: Pipeline,
     values: Sequence[Any],
     known: Tensor,
     *,
     sampler: Sampler,
     seeds: Tensor,
-    tries: int,
+    num_candidates: int,
     score: Score,
     speculate: int = 0,
     progress: Progress = unwatched,
-) -> Chosen:
-    """As `Pipeline.lay`, each image laid `tries` times -> the candidate of each with the highest score, the first of equals.
+) -> BestCandidates:
+    """As `Pipeline.lay`, each image laid `num_candidates` times -> the candidate of each with the highest score, the
+    first of equals.
 
     With one try it is what `Pipeline.lay` lays. `speculate` is as there. `progress` is told how many codes are laid,
     and of how many.
 
-    Raises `SmaltiError` as `Pipeline.lay`, for fewer tries than one, and for a score that is not one number for each image.
+    Raises `SmaltiError` as `Pipeline.lay`, for fewer tries than one, and for a score that is not one number for each
+    image.
     """
-    if tries < 1:
-        raise SmaltiError(f"{tries} tries give no image to choose; ask for 1 or more")
-    codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(tries)]
+    if num_candidates < 1:
+        raise SmaltiError(f"{num_candidates} tries give no image to choose; ask for 1 or more")
+    codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(num_candidates)]
     missing = int((known < 0).sum())
     for candidate, some in enumerate(every):
         laying = pipeline.lay(values, known, sampler=sampler, seeds=some, speculate=speculate)
-        codes.append(finished(_counted(laying, progress, until=(candidate + 1) * missing, total=tries * missing)))
+        codes.append(
+            finished(_counted(laying, progress, until=(candidate + 1) * missing, total=num_candidates * missing))
+        )
         scores.append(_checked(score(codes[-1]), count=len(seeds)))
     scored = torch.stack(scores, dim=1)  # (B,N)
     best = scored.argmax(1)
     place = torch.arange(len(best))
     laid = torch.stack(codes, dim=1)  # (B,N,h,w)
-    return Chosen(laid[place, best.to(laid.device)], torch.stack(every, dim=1)[place, best], best, scored)
+    return BestCandidates(laid[place, best.to(laid.device)], torch.stack(every, dim=1)[place, best], best, scored)
 
 
 def _counted(laying: Iterator[Tensor], progress: Progress, *, until: int, total: int) -> Iterator[Tensor]:
@@ -105,22 +111,23 @@ def _checked(scores: Tensor, *, count: int) -> Tensor:
     return scores.detach().double().cpu()
 
 
-def indifferent(codes: Tensor) -> Tensor:
+def zero_score(codes: Tensor) -> Tensor:
     """Codes (B,h,w) -> zeros (B,): the score where there is nothing to choose, as with one try."""
     return torch.zeros(len(codes))
 
 
 def by_images(pipeline: Pipeline, judge: Callable[[Tensor], Tensor]) -> Score:
-    """What maps images (B,C,H,W) in [-1,1] on the CPU to numbers (B,) -> the score of the codes that become these images."""
+    """What maps images (B,C,H,W) in [-1,1] on the CPU to numbers (B,) -> the score of the codes that become these
+    images."""
     return lambda codes: judge(pipeline.decode(codes))
 
 
 def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -> Score:
     """What B images are told, and their known codes (B,h,w), -1 where one is laid -> the score minus nats a code (B,).
 
-    It is the mean over the `judged` codes. Temperature, filters and guidance do not count.
+    It is the mean over the `scored_positions` codes. Temperature, filters and guidance do not count.
     """
-    counted = judged(pipeline.prior, known)  # (B,h,w)
+    counted = scored_positions(pipeline.prior, known)  # (B,h,w)
 
     def score(codes: Tensor) -> Tensor:
         nats = pipeline.nats(codes, values=values).cpu()
@@ -129,12 +136,14 @@ def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -
     return score
 
 
-def judged(prior: Prior, known: Tensor) -> Tensor:
-    """Known codes (B,h,w), -1 where one is laid -> those by whose likelihood candidates are compared: (B,h,w) bool on the CPU.
+def scored_positions(prior: Prior, known: Tensor) -> Tensor:
+    """Known codes (B,h,w), -1 where one is laid -> those by whose likelihood candidates are compared: (B,h,w) bool on
+    the CPU.
 
-    They are the known codes that come after the first laid one in the prior's order: they did not guide it, and tell whether it
-    fits. That is the weight of importance sampling: candidates are drawn as likely as the prior finds the laid codes, and what is
-    left of the likelihood of the whole is that of these. Where no known code comes later, they are the laid codes themselves.
+    They are the known codes that come after the first laid one in the prior's order: they did not guide it, and tell
+    whether it fits. That is the weight of importance sampling: candidates are drawn as likely as the prior finds the
+    laid codes, and what is left of the likelihood of the whole is that of these. Where no known code comes later, they
+    are the laid codes themselves.
     """
     known = known.cpu()
     order = prior.places((known.shape[1], known.shape[2]), device=known.device)

@@ -39,10 +39,10 @@ DEFINITIONS: dict[str, str] = {
     "codes_in_use": "share of the codebook's codes that occur at least once in all images together",
     "perplexity": "exp(entropy in nats) of single codes over all images together, not a mean over batches: the number "
     "of equally frequent codes that would be as hard to guess",
-    "nats_a_code": "negative log-likelihood of a code given its condition and the codes before it; mean over codes",
-    "bits_a_pixel": "nats a code / ln 2 x codes / pixels: bits of the code grid for each pixel of the image; not the "
+    "nats_per_code": "negative log-likelihood of a code given its condition and the codes before it; mean over codes",
+    "bits_per_pixel": "nats a code / ln 2 x codes / pixels: bits of the code grid for each pixel of the image; not the "
     "likelihood of the pixels themselves",
-    "entropy_nats_a_code": "entropy in nats of single codes of the images measured: what knowing frequencies alone gives",
+    "entropy_nats_per_code": "entropy in nats of single codes of the images measured: what knowing frequencies alone gives",
     "below_entropy": "1 - nats a code / entropy of single codes",
 }
 """What a score's name means; those in the features of a network are told with its name beside them."""
@@ -62,7 +62,7 @@ FEATURES = ", in the features of "
 """What stands between a score's meaning and the network it holds for."""
 
 
-class Shown(NamedTuple):
+class ExampleImage(NamedTuple):
     """An image to look at, (H,W,C) uint8, and what became of it; the same array where nothing did."""
 
     rank: str
@@ -99,7 +99,7 @@ class Measured:
     """Of each image, (N,) each, NaN where there is none; `names` are the images'."""
     counts: Tensor | None = None
     """How often each code occurred, (K,) int64."""
-    examples: tuple[Shown, ...] = ()
+    examples: tuple[ExampleImage, ...] = ()
     places: Tensor | None = None
     """Of a prior: mean nats at each place of the grid, (h,w)."""
 
@@ -166,7 +166,7 @@ def read_result(path: Path) -> dict[str, Any]:
     return values
 
 
-class Compared(NamedTuple):
+class ScorePair(NamedTuple):
     """One score of two results."""
 
     score: str
@@ -174,7 +174,7 @@ class Compared(NamedTuple):
     second: float
 
 
-def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Compared]:
+def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[ScorePair]:
     """Two results as plain values -> the scores that both have, side by side.
 
     Raises `SmaltiError` naming the first differences where they were not measured alike: protocol, weights, data and
@@ -193,7 +193,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Compare
     both = [name for name in scores if name in others]
     if not both:
         raise SmaltiError("these results have no score in common")
-    return [Compared(name, scores[name], others[name]) for name in both]
+    return [ScorePair(name, scores[name], others[name]) for name in both]
 
 
 def _alike(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -219,7 +219,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, list(value) if isinstance(value, tuple) else value
 
 
-def in_words(name: str, value: float, *, deviation: float | None = None) -> str:
+def format_score(name: str, value: float, *, deviation: float | None = None) -> str:
     """A score -> how it is shown: shares in per cent, others to four digits, with the deviation where there is one."""
     if name in ("codes_in_use", "below_entropy"):
         return f"{value:.1%}"

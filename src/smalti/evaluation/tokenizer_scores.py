@@ -15,23 +15,23 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping
 from smalti.data.sources import Source
-from smalti.evaluation.feature_statistics import Gatherer
+from smalti.evaluation.feature_statistics import StatisticsAccumulator
 from smalti.evaluation.measurement import (
     Counter,
-    Judges,
+    PretrainedNetworks,
     Progress,
     Values,
     fingerprints,
-    judges,
+    load_networks,
     ranked,
-    thin_use,
+    sparse_codebook_note,
     unwatched,
 )
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.evaluation.periodic_artifacts import PowerSpectrum, hatch, is_measurable
-from smalti.evaluation.prepared_images import Taken
+from smalti.evaluation.prepared_images import PreparedImages
 from smalti.evaluation.protocols import TokenizerProtocol
-from smalti.evaluation.results import DEFINITIONS, Measured, Shown
+from smalti.evaluation.results import DEFINITIONS, ExampleImage, Measured
 from smalti.evaluation.set_scores import Scores, score_sets
 from smalti.evaluation.similarity import SMALLEST, WINDOW, ms_ssim, ssim
 from smalti.images.io import to_array, to_tensor
@@ -54,7 +54,7 @@ class _Back(NamedTuple):
 
 
 @torch.no_grad()
-def _there_and_back(tokenizer: VQGAN, pixels: npt.NDArray[Any], protocol: TokenizerProtocol) -> _Back:
+def _reconstruct(tokenizer: VQGAN, pixels: npt.NDArray[Any], protocol: TokenizerProtocol) -> _Back:
     """Images (B,H,W,C) uint8 or uint16 -> through the codes and back, both as 8-bit files would hold them."""
     device = next(tokenizer.parameters()).device
     given = to_tensor(pixels)
@@ -81,25 +81,28 @@ def measure_tokenizer(
     channels = tokenizer.settings.autoencoder.channels
     if channels not in (1, 3):
         raise SmaltiError(f"this tokenizer takes {channels} channels; only those of images, with 1 or 3, are measured")
-    taken = Taken(source, protocol.images, channels=channels, tile=tokenizer.factor)
-    who = judges(protocol.lpips, protocol.features, missing=protocol.missing, device=device)
+    taken = PreparedImages(source, protocol.images, channels=channels, tile=tokenizer.factor)
+    who = load_networks(protocol.lpips, protocol.features, missing=protocol.missing, device=device)
     tokenizer = tokenizer.to(device).eval()
     counter, use, values = Counter(progress, len(taken)), CodeUse(tokenizer.size), Values(len(taken))
-    sets: list[Gatherer] = []
+    sets: list[StatisticsAccumulator] = []
     spectra, period = (PowerSpectrum(), PowerSpectrum()), _hatch_period(tokenizer)
     if who.network is not None and protocol.features is not None:
         network, features = who.network, protocol.features
-        sets = [Gatherer(network, features, total=len(taken), score=score, device=device) for score in (True, False)]
-    for places, pixels in taken.portions(batch):
-        images, back, codes = _there_and_back(tokenizer, pixels, protocol)
+        sets = [
+            StatisticsAccumulator(network, features, total=len(taken), score=score, device=device)
+            for score in (True, False)
+        ]
+    for places, pixels in taken.batches(batch):
+        images, back, codes = _reconstruct(tokenizer, pixels, protocol)
         use.add(codes)
         if is_measurable((images.shape[2], images.shape[3]), period=period):
             for spectrum, set_images in zip(spectra, (back, images), strict=True):
                 spectrum.update(set_images)
         for name, found in _similarities(images, back, protocol, who.lpips).items():
             values.put(name, places, found)
-        for gatherer, set_images in zip(sets, (back, images)[: len(sets)], strict=True):
-            gatherer.update(set_images, places)
+        for accumulator, set_images in zip(sets, (back, images)[: len(sets)], strict=True):
+            accumulator.update(set_images, places)
         counter.add(len(places))
     counter.add(len(taken.left_out))
     scored = _score_sets(sets, protocol)
@@ -119,7 +122,13 @@ def measure_tokenizer(
         networks=fingerprints(who),
         data=taken.described(),
         model={"tokenizer": tokenizer.fingerprint(), "codes": tokenizer.size, "factor": tokenizer.factor},
-        notes=(*who.notes, *taken.notes(), *_gaps(values, taken, protocol, who), *thin_use(use), *scored.notes),
+        notes=(
+            *who.notes,
+            *taken.notes(),
+            *_gaps(values, taken, protocol, who),
+            *sparse_codebook_note(use),
+            *scored.notes,
+        ),
         names=tuple(image.key for image in taken.images),
         values=values.columns,
         counts=use.counts,
@@ -157,7 +166,7 @@ def _hatch(back: PowerSpectrum, images: PowerSpectrum, *, period: int) -> dict[s
     return {"hatch": hatch(back.mean(), period=period) / hatch(images.mean(), period=period)}
 
 
-def _gaps(values: Values, taken: Taken, protocol: TokenizerProtocol, who: Judges) -> list[str]:
+def _gaps(values: Values, taken: PreparedImages, protocol: TokenizerProtocol, who: PretrainedNetworks) -> list[str]:
     """Notes on measures that are not defined for some or all of the images."""
     asked = [*protocol.similarity, *(f"lpips_{name}" for name in who.lpips)]
     found = []
@@ -172,7 +181,7 @@ def _gaps(values: Values, taken: Taken, protocol: TokenizerProtocol, who: Judges
     return found
 
 
-def _score_sets(sets: list[Gatherer], protocol: TokenizerProtocol) -> Scores:
+def _score_sets(sets: list[StatisticsAccumulator], protocol: TokenizerProtocol) -> Scores:
     """The reconstructions against the originals of the same images, in names of their own: `rfid` is such an FID."""
     if not sets or protocol.features is None:
         return Scores({}, {}, {}, [])
@@ -189,15 +198,18 @@ def _score_sets(sets: list[Gatherer], protocol: TokenizerProtocol) -> Scores:
     )
 
 
-def _examples(tokenizer: VQGAN, taken: Taken, values: Values, protocol: TokenizerProtocol) -> tuple[Shown, ...]:
-    """The worst, the median and the best, by LPIPS where it was measured, else by the first measure; reconstructed again."""
+def _examples(
+    tokenizer: VQGAN, taken: PreparedImages, values: Values, protocol: TokenizerProtocol
+) -> tuple[ExampleImage, ...]:
+    """The worst, the median and the best, by LPIPS where it was measured, else by the first measure; reconstructed
+    again."""
     judged_by = next((name for name in values.columns if name.startswith("lpips")), next(iter(values.columns), None))
     if judged_by is None:
         return ()
     column, lower = values.columns[judged_by], judged_by.startswith("lpips")
     shown = []
     for rank, place in ranked(column, count=protocol.examples, lower_is_better=lower):
-        images, back, _ = _there_and_back(tokenizer, taken.read(place)[None], protocol)
+        images, back, _ = _reconstruct(tokenizer, taken.read(place)[None], protocol)
         name = taken.images[place].key
-        shown.append(Shown(rank, name, values.at(place), to_array(images[0]), to_array(back[0])))
+        shown.append(ExampleImage(rank, name, values.at(place), to_array(images[0]), to_array(back[0])))
     return tuple(shown)

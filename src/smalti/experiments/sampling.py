@@ -1,4 +1,4 @@
-"""Stage 2 for any tokenizer of a study: codes of crops, a prior on them, images laid by the sliding window.
+"""Stage 2 for any tokenizer of an experiment: codes of crops, a prior on them, images laid by the sliding window.
 
 A tokenizer here is a `VQGAN` or what has its methods.
 
@@ -27,7 +27,7 @@ from smalti.data.sources import open_source, split
 from smalti.encoding.code_writer import write_codes
 from smalti.evaluation.image_sets import measure_sets
 from smalti.evaluation.protocols import FeatureProtocol, ImageProtocol, SetProtocol
-from smalti.experiments.base import Place
+from smalti.experiments.base import StepContext
 from smalti.generation.code_sampler import Sampler, unknown
 from smalti.hub.pretrained import find_model
 from smalti.images.io import save_png
@@ -55,7 +55,7 @@ def zoom_of(side: tuple[int, int], size: tuple[int, int]) -> float:
 def codes_of_crops(
     tokenizer: Any,
     data: Path,
-    place: Place,
+    context: StepContext,
     *,
     window: tuple[int, int],
     size: tuple[int, int],
@@ -78,9 +78,9 @@ def codes_of_crops(
         codes: Tensor = tokenizer.encode(images.to(device)).codes
         return codes
 
-    with counting(place.console, title="encoding", unit="crops") as progress:
+    with counting(context.console, title="encoding", unit="crops") as progress:
         write_codes(
-            place.folder / "codes",
+            context.folder / "codes",
             training=crops(training, crop=RandomCrop(zoom=(zoom, zoom)), seed=0),
             # Shards hold one crop of each held-out image, so that an image is named as often as crops are wanted.
             validation=crops(validation * copies[1], crop=RandomCrop(zoom=(zoom, zoom), flip=False), seed=1),
@@ -97,67 +97,73 @@ def codes_of_crops(
     return {"training": len(training) * copies[0], "held_out": len(validation) * copies[1]}
 
 
-def trained_prior(tokenizer: Any, codes: Path, place: Place, *, settings: PriorTraining) -> dict[str, Any]:
-    """Codes -> a prior that is told nothing else, trained in the step's folder; how likely the kept one finds held-out codes."""
+def train_prior_on_codes(
+    tokenizer: Any, codes: Path, context: StepContext, *, settings: PriorTraining
+) -> dict[str, Any]:
+    """Codes -> a prior that is told nothing else, trained in the step's folder; how likely the kept one finds held-out
+    codes."""
     shards = open_codes(codes)
     shards.check_fingerprint(tokenizer.fingerprint())
-    train_prior_on(shards, tokenizer, Nothing(), place.folder, settings=settings, console=place.console)
-    lines = [line for line in read_metrics(place.folder) if line["part"] == "validation"]
+    train_prior_on(shards, tokenizer, Nothing(), context.folder, settings=settings, console=context.console)
+    lines = [line for line in read_metrics(context.folder) if line["part"] == "validation"]
     return {
-        "nats_a_code": lines[-1]["best_nats"],
-        "nats_a_pixel": lines[-1]["best_nats"] / shards.meta.factor**2,
+        "nats_per_code": lines[-1]["best_nats"],
+        "nats_per_pixel": lines[-1]["best_nats"] / shards.meta.factor**2,
         "code_entropy_nats": lines[-1]["code_entropy_nats"],
         "curve": [{"codes": line["seen"], "nats": line["nats"]} for line in lines],
     }
 
 
-class Laid(NamedTuple):
+class SampleSettings(NamedTuple):
     """The samples that are wanted."""
 
     number: int
     size: tuple[int, int]
     """(H,W)"""
-    judged: bool
+    with_frechet: bool
     """Whether the weights of the feature network can be had."""
 
 
-def laid_images(tokenizer: Any, prior: Path, images: Path, place: Place, *, wanted: Laid) -> dict[str, Any]:
-    """A tokenizer and the run folder of its prior -> images with the seeds 0, 1, ... in `samples` of the step's folder, how
-    long an image takes, and where they suffice their Frechet distance from all `images` in SqueezeNet's features."""
+def generate_images(
+    tokenizer: Any, prior: Path, images: Path, context: StepContext, *, wanted: SampleSettings
+) -> dict[str, Any]:
+    """A tokenizer and the run folder of its prior -> images with the seeds 0, 1, ... in `samples` of the step's folder,
+    how long an image takes, and where they suffice their Frechet distance from all `images` in SqueezeNet's
+    features."""
     network, condition = load_prior(find_model(prior, kind="prior"))
     pipeline = Pipeline(tokenizer, network, condition).to(pick_device("auto"))
     (H, W), f = wanted.size, tokenizer.factor
     took = []
     for first in range(0, wanted.number, TOGETHER):
         seeds = torch.arange(first, min(first + TOGETHER, wanted.number))
-        codes, seconds = _laid(pipeline, seeds, (H // f, W // f), place)
+        codes, seconds = _generate(pipeline, seeds, (H // f, W // f), context)
         took.append(seconds)
         for seed, image in zip(seeds.tolist(), pipeline.decode(codes), strict=True):
-            save_png(place.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
-    found: dict[str, Any] = {"codes": (H // f) * (W // f), "seconds_a_image": sum(took) / len(took)}
-    if wanted.judged and wanted.number >= FEWEST:
+            save_png(context.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
+    found: dict[str, Any] = {"codes": (H // f) * (W // f), "seconds_per_image": sum(took) / len(took)}
+    if wanted.with_frechet and wanted.number >= FEWEST:
         protocol = SetProtocol(
-            about="Samples against all images of the study.",
+            about="Samples against all images of the experiment.",
             reference=ImageProtocol(size=wanted.size),
             features=FeatureProtocol(network="squeezenet", scores=("frechet",)),
         )
-        samples, device = open_source(place.folder / "samples"), pick_device("auto")
+        samples, device = open_source(context.folder / "samples"), pick_device("auto")
         scores = measure_sets(samples, open_source(images), protocol=protocol, device=device).scores
         found["frechet"] = scores["frechet_squeezenet"]
     return found
 
 
-def _laid(pipeline: Pipeline, seeds: Tensor, grid: tuple[int, int], place: Place) -> tuple[Tensor, float]:
+def _generate(pipeline: Pipeline, seeds: Tensor, grid: tuple[int, int], context: StepContext) -> tuple[Tensor, float]:
     """Seeds (B,) -> codes (B,h,w) of a `grid` of any size, and seconds an image.
 
     What has been laid is kept now and then, and is what a later call goes on from: an image depends on its seed alone.
     """
-    kept = place.folder / f"codes-{int(seeds[0]):04d}.npy"
+    kept = context.folder / f"codes-{int(seeds[0]):04d}.npy"
     known = torch.from_numpy(np.load(kept)) if kept.is_file() else unknown(len(seeds), grid)
     missing = max(int((known < 0).sum()), 1)
     codes, began = known, time.monotonic()
     saved = began
-    with counting(place.console, title="laying", unit="codes") as progress:
+    with counting(context.console, title="laying", unit="codes") as progress:
         for codes in pipeline.lay([None] * len(seeds), known, sampler=Sampler(), seeds=seeds):
             progress(int((codes >= 0).sum()), codes.numel())
             if time.monotonic() - saved > KEPT_EVERY:

@@ -1,7 +1,8 @@
-"""Model cards: what a model folder, its runs and its measurements say -> the README.md that stands beside the model on the Hub.
+"""Model cards: what a model folder, its runs and its measurements say -> the README.md that stands beside the model on
+the Hub.
 
-Nothing is claimed that is not in a file: scores come with their protocol from `result.json`, else from the run's last validation
-and are called that; a license is what its owner says it is.
+Nothing is claimed that is not in a file: scores come with their protocol from `result.json`, else from the run's last
+validation and are called that; a license is what its owner says it is.
 """
 
 from __future__ import annotations
@@ -48,13 +49,15 @@ class Sources(NamedTuple):
 
 
 def publish(folder: Path, name: str, sources: Sources, *, private: bool) -> str:
-    """Write the card of the models in `folder` beside them, and send all -> the repository's address. Errors as both."""
+    """Write the card of the models in `folder` beside them, and send all -> the repository's address. Errors as
+    both."""
     write_card(folder, name, sources)
     return pushed(folder, name, private=private)
 
 
 def write_card(folder: Path, name: str, sources: Sources) -> None:
-    """Write README.md, and the images that it shows, beside the models in `folder`; `name` is the repository's, owner/name.
+    """Write README.md, and the images that it shows, beside the models in `folder`; `name` is the repository's,
+    owner/name.
 
     Raises `SmaltiError` for what is no license and for results that were not written by `smalti evaluate`.
     """
@@ -231,7 +234,8 @@ def _folded(title: str, values: Mapping[str, Any]) -> str:
 
 
 def _without_places(value: Any) -> Any:
-    """Plain values with the last part alone of each absolute path: where somebody keeps their images is nobody's business."""
+    """Plain values with the last part alone of each absolute path: where somebody keeps their images is nobody's
+    business."""
     if isinstance(value, Mapping):
         return {key: _without_places(each) for key, each in value.items()}
     if isinstance(value, list):

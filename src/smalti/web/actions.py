@@ -1,4 +1,5 @@
-"""What the page's buttons and the functions of `gradio_client` do, for one visitor each; a wrong wish is told in one sentence."""
+"""What the page's buttons and the functions of `gradio_client` do, for one visitor each; a wrong wish is told in one
+sentence."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class Actions:
         return asked(self.studio.pipeline, values, self.studio.limits)
 
     def lay(self, number: str, values: Mapping[str, Any], given: Given) -> Iterator[Seen]:
-        """New images for a visitor, by the names of `Asked` and the keys of the conditions; seen while they are laid."""
+        """New images for a visitor, by the names of `Asked` and the keys of the conditions; seen while they are
+        laid."""
         with told():
             request = self.checked(values)
             value = self.studio.told(given, request.size)

@@ -1,4 +1,5 @@
-"""What the page shows of codes: images of which a part is laid, the codes as a mosaic, and images as text that a page holds.
+"""What the page shows of codes: images of which a part is laid, the codes as a mosaic, and images as text that a page
+holds.
 
 B batch, C channels, H W pixels, h w code grid, f = H/h.
 """
@@ -41,7 +42,8 @@ def laid_so_far(image: Tensor, codes: Tensor) -> Pixels:
 def mosaic(codes: Tensor, image: Tensor) -> Pixels:
     """Codes (h,w) and the image (C,H,W) in [-1,1] that they decode to -> their mosaic (H,W,3).
 
-    A code has one color, the mean of all tiles that are laid with it; so tiles of one color are one code. Lines part the tiles.
+    A code has one color, the mean of all tiles that are laid with it; so tiles of one color are one code. Lines part
+    the tiles.
     """
     pixels = torch.from_numpy(colors(image)[:, :, :3].copy()).double()
     f = image.shape[1] // codes.shape[0]

@@ -1,4 +1,5 @@
-"""The canvas of the page: labels painted in their colors, or over an image what is to be erased. Its script is mask_editor.js."""
+"""The canvas of the page: labels painted in their colors, or over an image what is to be erased. Its script is
+mask_editor.js."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import gradio as gr
 
 @final
 class Canvas:
-    """A canvas for labels, pairs of a name and a color. The value of its `component` is what `drawing.from_text` reads."""
+    """A canvas for labels, pairs of a name and a color. The value of its `component` is what `drawing.from_text`
+    reads."""
 
     def __init__(
         self, labels: Sequence[tuple[str, str]], *, first: int, size: tuple[int, int], hint: str, name: str
@@ -27,7 +29,8 @@ class Canvas:
         )
 
     def fitted(self, size: tuple[int, int], image: str) -> Any:
-        """What makes the canvas one of another size (H,W), over another image, "" for none: a value for its component."""
+        """What makes the canvas one of another size (H,W), over another image, "" for none: a value for its
+        component."""
         return gr.HTML(**self._props(size, image))
 
     def _props(self, size: tuple[int, int], image: str) -> dict[str, Any]:

@@ -275,7 +275,8 @@ class Page:
         return load
 
     def _restore(self, request: gr.Request) -> list[Any]:
-        """What the address of the page asks for. One that asks for nothing changes nothing: a person may have begun already."""
+        """What the address of the page asks for. One that asks for nothing changes nothing: a person may have begun
+        already."""
         query, nothing = dict(request.query_params), gr.skip()
         chosen = [one.part for one in self.parts if one.part.way == "choose"]
         left = [nothing] * (len(self.settings) + len(chosen))

@@ -32,8 +32,9 @@ class Limits:
     """How much one request, one visitor and all visitors may take.
 
     `side`: pixels of an image's longer side. `codes`: codes of all images of a request. `count`: images of a request.
-    `upload`: MiB of a file. `pixels`: millions of pixels of an image file. `waiting`: requests that wait. `kept`: images that a
-    visitor keeps. `visitors`: those whose images are kept; the one who was longest away is forgotten first.
+    `upload`: MiB of a file. `pixels`: millions of pixels of an image file. `waiting`: requests that wait. `kept`:
+    images that a visitor keeps. `visitors`: those whose images are kept; the one who was longest away is forgotten
+    first.
     """
 
     side: Positive = 1024
@@ -76,7 +77,8 @@ class Asked:
 @final
 @dataclass(frozen=True)
 class Part:
-    """A condition as a person meets it: its key, how it is given, and for `choose` and `paint` its names and their colors."""
+    """A condition as a person meets it: its key, how it is given, and for `choose` and `paint` its names and their
+    colors."""
 
     key: str
     way: Way
@@ -116,7 +118,8 @@ def _painted(one: Maps, names: Sequence[str]) -> Part:
 
 
 def smallest(pipeline: Pipeline) -> tuple[int, int]:
-    """(H,W) in pixels of the smallest image that may be asked for: a map fills the prior's window, else one tile does."""
+    """(H,W) in pixels of the smallest image that may be asked for: a map fills the prior's window, else one tile
+    does."""
     whole = any(isinstance(one, Maps) for one in pipeline.condition.parts or (pipeline.condition,))
     f = pipeline.tokenizer.factor
     return pipeline.default_size if whole else (f, f)
@@ -125,7 +128,8 @@ def smallest(pipeline: Pipeline) -> tuple[int, int]:
 def asked(pipeline: Pipeline, values: Mapping[str, Any], limits: Limits) -> Asked:
     """What was asked, by the names of `Asked`; a size that is left out is the trained one -> the request.
 
-    Raises `SmaltiError` for names and values that there are not, for sizes that are not made of tiles, and beyond the limits.
+    Raises `SmaltiError` for names and values that there are not, for sizes that are not made of tiles, and beyond the
+    limits.
     """
     height, width = pipeline.default_size
     found = parse(Asked, {"height": height, "width": width, **values}, where="the request")
@@ -157,7 +161,8 @@ def link(request: Asked, chosen: Mapping[str, str]) -> str:
 def from_link(
     pipeline: Pipeline, query: Mapping[str, str], parts: Sequence[Part], limits: Limits
 ) -> tuple[Asked, dict[str, str]]:
-    """A query -> the request and the classes it restores, the inverse of `link`; other names in it are nobody's business.
+    """A query -> the request and the classes it restores, the inverse of `link`; other names in it are nobody's
+    business.
 
     Raises `SmaltiError` as `asked`, and for classes that there are not.
     """

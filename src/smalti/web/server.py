@@ -87,9 +87,10 @@ def serve(
 ) -> Served:
     """Serve the page of a pipeline's folder; it is there when this returns, and as long as the `Served` is not closed.
 
-    `host` and `port` None are gradio's: those of the environment, 127.0.0.1 and the first free port from 7860 on. With a `password`
-    one logs in as the user "smalti". `names` are those of a segmentation's labels, `grid` as in `Pipeline.from_pretrained`. Raises
-    `SmaltiError` where gradio is not installed, for a model that is none, and for a port that is taken.
+    `host` and `port` None are gradio's: those of the environment, 127.0.0.1 and the first free port from 7860 on. With
+    a `password` one logs in as the user "smalti". `names` are those of a segmentation's labels, `grid` as in
+    `Pipeline.from_pretrained`. Raises `SmaltiError` where gradio is not installed, for a model that is none, and for a
+    port that is taken.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio when it is imported, too
     try:

@@ -40,7 +40,8 @@ class Visitor:
             return list(self._kept)
 
     def keep(self, image: Tensor, *, name: str, caption: str, settings: Mapping[str, Any]) -> Path:
-        """Write an image (C,H,W) with its settings in it -> its file. The oldest is forgotten where there are too many."""
+        """Write an image (C,H,W) with its settings in it -> its file. The oldest is forgotten where there are too
+        many."""
         # Names come from models, whose labels may hold anything; the number keeps two of one name apart.
         plain = re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "image"
         path = self._folder / f"{plain}-{secrets.token_hex(3)}.png"

@@ -70,8 +70,8 @@ class Studio:
     def told(self, given: Mapping[str, str | Path | None], size: tuple[int, int]) -> Any:
         """What a person gave by the parts' keys, as their ways say; None and "" for nothing -> the condition's value.
 
-        `choose` and `write` take text, `paint` what the page's canvas holds or a file, `image` and `list` a file. Maps are scaled
-        to the image's `size` (H,W) and cut. Raises `SmaltiError`.
+        `choose` and `write` take text, `paint` what the page's canvas holds or a file, `image` and `list` a file. Maps
+        are scaled to the image's `size` (H,W) and cut. Raises `SmaltiError`.
         """
         said = {key: text for key, text in given.items() if text}
         self.pipeline.value(said)  # which refuses other keys
@@ -94,7 +94,8 @@ class Studio:
         return value
 
     def canvas(self, key: str, file: Path, size: tuple[int, int]) -> str:
-        """A label map's file -> what the page's canvas holds of it, for an image of a size (H,W): the inverse of `from_text`."""
+        """A label map's file -> what the page's canvas holds of it, for an image of a size (H,W): the inverse of
+        `from_text`."""
         labels = self.told({key: file}, size)
         labels = labels[key] if isinstance(labels, Mapping) else labels  # (H,W)
         condition = self._conditions[key]
@@ -120,8 +121,8 @@ class Studio:
     ) -> Iterator[Moment]:
         """As `lay`, with what is kept of an image: (C,H,W), and True where a pixel is erased, (H,W) bool.
 
-        `around` is how many pixels are added above, to the right, below and to the left. Raises `SmaltiError` where nothing is to
-        be laid, and as `check_size`.
+        `around` is how many pixels are added above, to the right, below and to the left. Raises `SmaltiError` where
+        nothing is to be laid, and as `check_size`.
         """
         top, right, bottom, left = around
         f = self.pipeline.tokenizer.factor
@@ -157,12 +158,14 @@ class Studio:
             yield Moment(codes, images, share, (now - begun) * (1 / share - 1) if share else math.inf)
 
     def image(self, file: Path, size: tuple[int, int]) -> Tensor:
-        """An image file of a visitor -> (C,H,W), scaled until it covers the size (H,W) and cut. Raises `DamagedImage`."""
+        """An image file of a visitor -> (C,H,W), scaled until it covers the size (H,W) and cut. Raises
+        `DamagedImage`."""
         self.check_image(file)
         return to_tensor(read_middle(file, size, channels=self.channels, name=file.name))
 
     def fitting(self, file: Path) -> Tensor:
-        """An image file of a visitor -> (C,H,W) of its own shape, scaled down to the longest side, cut to whole tiles."""
+        """An image file of a visitor -> (C,H,W) of its own shape, scaled down to the longest side, cut to whole
+        tiles."""
         f, most = self.pipeline.tokenizer.factor, self.limits.side // 2  # what is compared stands side by side
         height, width = self.check_image(file)
         scale = min(most / max(height, width), 1)
@@ -181,8 +184,8 @@ class Studio:
         return Reconstructed(image, kept, codes[0].cpu(), -10 * math.log10(max(error, 1e-10)))
 
     def erased(self, painted: str | Path, size: tuple[int, int]) -> Tensor:
-        """What the canvas over an image holds, "" for nothing, or a mask file that is white there -> (H,W) bool, True where a
-        pixel is erased."""
+        """What the canvas over an image holds, "" for nothing, or a mask file that is white there -> (H,W) bool, True
+        where a pixel is erased."""
         if not painted:
             return torch.zeros(size, dtype=torch.bool)
         if isinstance(painted, Path):
@@ -194,8 +197,8 @@ class Studio:
         return torch.from_numpy(covered_middle(mask.astype(np.uint8), size, filter="nearest")[:, :, 0].copy()) > 0
 
     def check_image(self, file: Path) -> tuple[int, int]:
-        """An image file -> its (height, width) upright. Raises `SmaltiError` as `check_file`, for more than `limits.pixels`, which
-        a small file may have too, and for what is no image."""
+        """An image file -> its (height, width) upright. Raises `SmaltiError` as `check_file`, for more than
+        `limits.pixels`, which a small file may have too, and for what is no image."""
         self.check_file(file)
         height, width = read_size(file, name=file.name)
         if height * width > self.limits.pixels * 10**6:

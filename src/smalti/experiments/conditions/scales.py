@@ -1,4 +1,4 @@
-"""What the study `conditions` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `conditions` trains at each scale: plain values, to be changed here or with `--set`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SCALES = {
             "tokenizer": ["run.length=1000", "objective.adversarial.weight=0", *_QUIET],
             "maps": ["run.length=800", "model.quantizer.codebook_size=128"],
             "prior": ["run.length=61440", "run.sample_every=614400", "optimizer.lr=0.001", "run.tensorboard=false"],
-            "told": ["label", "segmentation", "lowres", "coordinates"],
+            "conditions": ["label", "segmentation", "lowres", "coordinates"],
             "scenes": 400,
             "copies": 2,
-            "judge_steps": 150,
+            "scene_network_steps": 150,
             "samples": 24,
         },
     ),
@@ -55,7 +55,7 @@ SCALES = {
             "scenes": 20000,
             "size": [128, 128],
             "copies": 8,
-            "judge_steps": 3000,
+            "scene_network_steps": 3000,
             "samples": 512,
         },
     ),

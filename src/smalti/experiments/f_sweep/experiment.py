@@ -1,9 +1,9 @@
-"""The study `f-sweep`: how large should the tile of a code be? Section 4.4 of the paper and its figure.
+"""The experiment `f-sweep`: how large should the tile of a code be? Section 4.4 of the paper and its figure.
 
-A prior sees a fixed number of codes at once. With a small f these are a small part of the image, so that details are exact and
-the composition is lost; with a large f they are the whole image, and details are lost. Here tokenizers of several f, with as many
-codes, are trained on the same number of images; priors of one size, with a window of one size, on the codes of crops that fill
-it; and images of one size are laid by the sliding window.
+A prior sees a fixed number of codes at once. With a small f these are a small part of the image, so that details are
+exact and the composition is lost; with a large f they are the whole image, and details are lost. Here tokenizers of
+several f, with as many codes, are trained on the same number of images; priors of one size, with a window of one size,
+on the codes of crops that fill it; and images of one size are laid by the sliding window.
 
 H W pixels, f = H/h, h w the window of the priors, K size of the codebook.
 """
@@ -22,11 +22,11 @@ from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops, in_order
 from smalti.data.sources import open_source, split
 from smalti.experiments import steps
-from smalti.experiments.base import Asked, Place, Step, Study
+from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.f_sweep.page import page
 from smalti.experiments.f_sweep.scales import SCALES
 from smalti.experiments.palette import fitted_palette, load_palette
-from smalti.experiments.sampling import Laid, codes_of_crops, laid_images, trained_prior, zoom_of
+from smalti.experiments.sampling import SampleSettings, codes_of_crops, generate_images, train_prior_on_codes, zoom_of
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_comparison import FEATURES
 from smalti.experiments.tokenizer_measurement import Measuring
@@ -79,12 +79,13 @@ class FSweepSettings:
     """How many scenes are painted, where no images are given."""
 
 
-def plan(chosen: FSweepSettings, asked: Asked) -> list[Step]:
-    """Scenes where no images are given; then for each f its tokenizer, its codes, its prior, its measuring, its samples."""
-    refuse_idle(asked, trains=("tokenizer", "prior"))
+def plan(chosen: FSweepSettings, request: ExperimentRequest) -> list[Step]:
+    """Scenes where no images are given; then for each f its tokenizer, its codes, its prior, its measuring, its
+    samples."""
+    refuse_idle(request, trains=("tokenizer", "prior"))
     refuse_twins([PALETTE, *(each.name for each in chosen.tokenizers)], what="tokenizers")
-    images = Images.of(asked.data)
-    trainings = {each.name: _training(each, chosen, asked) for each in chosen.tokenizers}
+    images = Images.of(request.data)
+    trainings = {each.name: _training(each, chosen, request) for each in chosen.tokenizers}
     factors = {name: training.model.autoencoder.factor for name, training in trainings.items()}
     if chosen.palette_rounds:
         factors = {PALETTE: 1, **factors}
@@ -92,11 +93,11 @@ def plan(chosen: FSweepSettings, asked: Asked) -> list[Step]:
     prior = steps.varied_prior(
         chosen.recipe,
         shared=chosen.prior,
-        overrides=asked.of("prior"),
+        overrides=request.of("prior"),
         changes=["condition=nothing", "condition_dropout=0", "encode={}"],
     )
     how = Measuring.of("f-sweep", size=chosen.size, count=chosen.images, held_out=chosen.held_out, shown=chosen.shown)
-    found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
+    found = [] if request.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
     for name, f in factors.items():
         if name in trainings:
             found.append(steps.tokenizer(f"tokenizer-{name}", images=images, training=trainings[name]))
@@ -107,12 +108,12 @@ def plan(chosen: FSweepSettings, asked: Asked) -> list[Step]:
             _codes(name, f, images, chosen, load),
             _prior(name, prior, load),
             how.step(name, images=images, described={}, after=(f"tokenizer-{name}",), load=load),
-            _samples(name, f, images, chosen, load, judged=FEATURES not in how.missing),
+            _samples(name, f, images, chosen, load, with_frechet=FEATURES not in how.missing),
         ]
     return found
 
 
-def _training(each: Variation, chosen: FSweepSettings, asked: Asked) -> TokenizerTraining:
+def _training(each: Variation, chosen: FSweepSettings, request: ExperimentRequest) -> TokenizerTraining:
     zoom = zoom_of(chosen.crop, chosen.size)
     fixed = [
         f"images.size={list(chosen.crop)}",
@@ -121,7 +122,7 @@ def _training(each: Variation, chosen: FSweepSettings, asked: Asked) -> Tokenize
         f"model.quantizer.codebook_size={chosen.codebook}",
     ]
     return steps.varied(
-        chosen.recipe, shared=chosen.tokenizer, overrides=asked.of("tokenizer"), changes=[*each.changes, *fixed]
+        chosen.recipe, shared=chosen.tokenizer, overrides=request.of("tokenizer"), changes=[*each.changes, *fixed]
     )
 
 
@@ -141,11 +142,11 @@ def _refuse_sizes(factors: dict[str, int], chosen: FSweepSettings) -> None:
             )
 
 
-def _loading(name: str) -> Callable[[Place], Any]:
+def _loading(name: str) -> Callable[[StepContext], Any]:
     """How later steps find a tokenizer: a `VQGAN`, or the palette, which has its methods."""
 
-    def load(place: Place) -> Any:
-        folder = place.before[f"tokenizer-{name}"].folder
+    def load(context: StepContext) -> Any:
+        folder = context.before[f"tokenizer-{name}"].folder
         return load_palette(folder) if name == PALETTE else load_tokenizer(folder)
 
     return load
@@ -154,15 +155,15 @@ def _loading(name: str) -> Callable[[Place], Any]:
 def _palette(data: Images, chosen: FSweepSettings) -> Step:
     """The step that makes the palette, on the training images as they are measured."""
 
-    def work(place: Place) -> dict[str, Any]:
-        source = open_source(data.path(place))
+    def work(context: StepContext) -> dict[str, Any]:
+        source = open_source(data.path(context))
         training, _ = split(source.images, validation=chosen.held_out)
         count = min(chosen.palette_images, len(training))
         some = [training[number * len(training) // count] for number in range(count)]
         crops = Crops(source, some, size=chosen.size, channels=3, crop=CenterCrop(), seed=0)
         images = (batch.images for batch in in_order(crops, batch=16))
         palette = fitted_palette(images, size=chosen.codebook, rounds=chosen.palette_rounds, count=count, seed=0)
-        palette.save(place.folder / "model", about={"images": count})
+        palette.save(context.folder / "model", about={"images": count})
         return {}
 
     shaped = {"size": list(chosen.size), "held_out": chosen.held_out, "codebook": chosen.codebook}
@@ -175,14 +176,14 @@ def _palette(data: Images, chosen: FSweepSettings) -> Step:
     )
 
 
-def _codes(name: str, f: int, images: Images, chosen: FSweepSettings, load: Callable[[Place], Any]) -> Step:
+def _codes(name: str, f: int, images: Images, chosen: FSweepSettings, load: Callable[[StepContext], Any]) -> Step:
     """The step that encodes crops that fill the priors' window, cut from images at their whole size."""
 
-    def work(place: Place) -> dict[str, Any]:
+    def work(context: StepContext) -> dict[str, Any]:
         return codes_of_crops(
-            load(place),
-            images.path(place),
-            place,
+            load(context),
+            images.path(context),
+            context,
             window=chosen.window,
             size=chosen.size,
             held_out=chosen.held_out,
@@ -199,11 +200,13 @@ def _codes(name: str, f: int, images: Images, chosen: FSweepSettings, load: Call
     )
 
 
-def _prior(name: str, training: PriorTraining, load: Callable[[Place], Any]) -> Step:
+def _prior(name: str, training: PriorTraining, load: Callable[[StepContext], Any]) -> Step:
     """The step that trains a prior on the codes of one tokenizer; its folder is a run folder."""
 
-    def work(place: Place) -> dict[str, Any]:
-        return trained_prior(load(place), place.before[f"codes-{name}"].folder / "codes", place, settings=training)
+    def work(context: StepContext) -> dict[str, Any]:
+        return train_prior_on_codes(
+            load(context), context.before[f"codes-{name}"].folder / "codes", context, settings=training
+        )
 
     return Step(
         name=f"prior-{name}",
@@ -214,24 +217,30 @@ def _prior(name: str, training: PriorTraining, load: Callable[[Place], Any]) -> 
 
 
 def _samples(
-    name: str, f: int, images: Images, chosen: FSweepSettings, load: Callable[[Place], Any], *, judged: bool
+    name: str, f: int, images: Images, chosen: FSweepSettings, load: Callable[[StepContext], Any], *, with_frechet: bool
 ) -> Step:
     """The step that lays whole images by the sliding window, and compares them with all images there are."""
 
-    def work(place: Place) -> dict[str, Any]:
-        prior: Path = place.before[f"prior-{name}"].folder
-        wanted = Laid(number=chosen.samples, size=chosen.size, judged=judged)
-        return laid_images(load(place), prior, images.path(place), place, wanted=wanted)
+    def work(context: StepContext) -> dict[str, Any]:
+        prior: Path = context.before[f"prior-{name}"].folder
+        wanted = SampleSettings(number=chosen.samples, size=chosen.size, with_frechet=with_frechet)
+        return generate_images(load(context), prior, images.path(context), context, wanted=wanted)
 
     return Step(
         name=f"samples-{name}",
-        settings={**images.described, "count": chosen.samples, "size": list(chosen.size), "f": f, "judged": judged},
+        settings={
+            **images.described,
+            "count": chosen.samples,
+            "size": list(chosen.size),
+            "f": f,
+            "judged": with_frechet,
+        },
         work=work,
         after=(*images.after, f"tokenizer-{name}", f"prior-{name}"),
     )
 
 
-F_SWEEP = Study(
+F_SWEEP = Experiment(
     about="how large should the tile of a code be: reconstruction against composition over f, as in the paper's section 4.4",
     takes_models=False,
     settings=FSweepSettings,

@@ -1,4 +1,4 @@
-"""The page of the study `f-sweep`: curves over f, reconstructions, and images laid at each f."""
+"""The page of the experiment `f-sweep`: curves over f, reconstructions, and images laid at each f."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from smalti.core.version import __version__
-from smalti.experiments.base import Asked, Done
+from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import counted, made, minutes, not_measured, pixels, remarks, side_by_side
 from smalti.experiments.sampling import FEWEST
 from smalti.experiments.tokenizer_comparison import HEADS, LPIPS, Compared
@@ -23,11 +23,11 @@ class _One(NamedTuple):
     f: int
     measured: Compared
     prior: Mapping[str, Any]
-    samples: Done
+    samples: StepResult
 
 
-def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
-    """The finished steps of the study -> its page."""
+def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    """The finished steps of the experiment -> its page."""
     names = [step.removeprefix("samples-") for step in done if step.startswith("samples-")]
     found = sorted((_one(name, done) for name in names), key=lambda one: one.f)
     h, w = settings.window
@@ -47,21 +47,21 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
             ),
             Section("Over f", [_curves(found), _table(found), *remarks([one.measured for one in found])]),
             Section("How the priors learned", [_learning(found)]),
-            made("f-sweep", settings, asked, protocol=found[0].measured.outcome["result"]["protocol"]),
+            made("f-sweep", settings, request, protocol=found[0].measured.outcome["result"]["protocol"]),
         ],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
     )
 
 
-def _one(name: str, done: Mapping[str, Done]) -> _One:
+def _one(name: str, done: Mapping[str, StepResult]) -> _One:
     measured = done[f"measure-{name}"]
     compared = Compared(name, measured.folder, measured.outcome)
     return _One(measured.outcome["factor"], compared, done[f"prior-{name}"].outcome, done[f"samples-{name}"])
 
 
-def _cards(found: Sequence[_One], done: Mapping[str, Done]) -> Cards:
+def _cards(found: Sequence[_One], done: Mapping[str, StepResult]) -> Cards:
     small, large = found[0], found[-1]
-    faster = small.samples.outcome["seconds_a_image"] / large.samples.outcome["seconds_a_image"]
+    faster = small.samples.outcome["seconds_per_image"] / large.samples.outcome["seconds_per_image"]
     return Cards(
         [
             Card(f"f {small.f} keeps", f"{small.measured.scores['psnr']:.2f}", unit="dB PSNR"),
@@ -71,7 +71,7 @@ def _cards(found: Sequence[_One], done: Mapping[str, Done]) -> Cards:
                 f"{small.samples.outcome['codes']:,} to {large.samples.outcome['codes']:,}",
             ),
             Card(f"Laying at f {large.f} is faster", f"{faster:.0f}", unit=f"times than at f {small.f}"),
-            Card("Whole study", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
+            Card("Whole experiment", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
         ]
     )
 
@@ -80,8 +80,8 @@ def _shows(found: Sequence[_One]) -> str:
     small, large = found[0], found[-1]
     said = [
         f"From f {small.f} to f {large.f} the PSNR of reconstructions goes from {small.measured.scores['psnr']:.2f} to "
-        f"{large.measured.scores['psnr']:.2f} dB, while a prior that needs {small.prior['nats_a_pixel']:.3f} nats a pixel at "
-        f"f {small.f} needs {large.prior['nats_a_pixel']:.4f} at f {large.f}. A window of the prior covers the whole image at "
+        f"{large.measured.scores['psnr']:.2f} dB, while a prior that needs {small.prior['nats_per_pixel']:.3f} nats a pixel at "
+        f"f {small.f} needs {large.prior['nats_per_pixel']:.4f} at f {large.f}. A window of the prior covers the whole image at "
         "the largest f that was trained and a small part of it at the smallest; whether the rows below lose the composition "
         "toward small f, as in the paper's figure, is for the eye."
     ]
@@ -130,14 +130,14 @@ def _curves(found: Sequence[_One]) -> Plots:
     if all(LPIPS in one.measured.scores for one in found):
         plots.append(over_f("Reconstruction: LPIPS, lower is better", "LPIPS", lambda one: one.measured.scores[LPIPS]))
     plots += [
-        over_f("Prior: nats a code", "nats", lambda one: one.prior["nats_a_code"]),
-        over_f("Prior: nats a pixel", "nats", lambda one: one.prior["nats_a_pixel"], Logarithmic()),
+        over_f("Prior: nats a code", "nats", lambda one: one.prior["nats_per_code"]),
+        over_f("Prior: nats a pixel", "nats", lambda one: one.prior["nats_per_pixel"], Logarithmic()),
     ]
     if all("frechet" in one.samples.outcome for one in found):
         plots.append(
             over_f("Samples: Frechet distance, lower is better", "Frechet", lambda one: one.samples.outcome["frechet"])
         )
-    laying = [(f"f {one.f}", one.samples.outcome["seconds_a_image"]) for one in found]
+    laying = [(f"f {one.f}", one.samples.outcome["seconds_per_image"]) for one in found]
     plots.append(Bars("Laying an image", laying, unit="s"))
     return Plots(plots, caption="log2 f: 0 stands for single pixels, 4 for tiles of 16 x 16.")
 
@@ -156,14 +156,14 @@ def _table(found: Sequence[_One]) -> Block:
     rows: list[list[str | int | float]] = [
         [
             one.f,
-            one.measured.outcome["bits_a_pixel"],
+            one.measured.outcome["bits_per_pixel"],
             *(one.measured.scores.get(name, math.nan) for name in scores),
             f"{one.measured.scores['codes_in_use']:.1%}",
-            one.prior["nats_a_code"],
-            f"{one.prior['nats_a_code'] / max(one.prior['code_entropy_nats'], 1e-9):.0%}",
-            one.prior["nats_a_pixel"],
+            one.prior["nats_per_code"],
+            f"{one.prior['nats_per_code'] / max(one.prior['code_entropy_nats'], 1e-9):.0%}",
+            one.prior["nats_per_pixel"],
             one.samples.outcome["codes"],
-            one.samples.outcome["seconds_a_image"],
+            one.samples.outcome["seconds_per_image"],
             one.samples.outcome.get("frechet", math.nan),
         ]
         for one in found

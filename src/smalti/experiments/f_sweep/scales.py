@@ -1,4 +1,4 @@
-"""What the study `f-sweep` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `f-sweep` trains at each scale: plain values, to be changed here or with `--set`."""
 
 from __future__ import annotations
 

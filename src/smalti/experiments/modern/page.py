@@ -1,4 +1,5 @@
-"""The page of the study `modern-vs-reference`: images of both, their scores over time, and what each single change costs."""
+"""The page of the experiment `modern-vs-reference`: images of both, their scores over time, and what each single change
+costs."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smalti.core.version import __version__
-from smalti.experiments.base import Asked, Done
+from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import counted, hero, made, minutes, not_measured, remarks, side_by_side
 from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, measured_on
 from smalti.reports.charts import Bars, Line, LinePlot, Plot, Reference
@@ -18,8 +19,8 @@ FAR = 0.15
 """Trainings whose measured times are further from what was asked, as a share, are told."""
 
 
-def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
-    """The finished steps of the study -> its page."""
+def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    """The finished steps of the experiment -> its page."""
     names = [REFERENCE, MODERN, *(each.name for each in settings.without)]
     first = settings.sets[0].name
     ours = _measured(done, first, MODERN)
@@ -38,17 +39,17 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
         lead=lead,
         blocks=[_cards(first, done)],
         hero=hero(ours),
-        sections=[*sections, made("modern-vs-reference", settings, asked, protocol=protocol)],
+        sections=[*sections, made("modern-vs-reference", settings, request, protocol=protocol)],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
     )
 
 
-def _measured(done: Mapping[str, Done], given: str, name: str) -> Compared:
+def _measured(done: Mapping[str, StepResult], given: str, name: str) -> Compared:
     step = done[f"measure-{given}-{name}"]
     return Compared(name, step.folder, step.outcome)
 
 
-def _cards(given: str, done: Mapping[str, Done]) -> Cards:
+def _cards(given: str, done: Mapping[str, StepResult]) -> Cards:
     outcome = done[f"compare-{given}"].outcome
     rows, judge = outcome["rows"], outcome["judge"]
     share = rows[MODERN]["share"]
@@ -62,12 +63,12 @@ def _cards(given: str, done: Mapping[str, Done]) -> Cards:
                 "never" if share is None else f"{share:.0%}",
                 unit="" if share is None else "of its time",
             ),
-            Card("Whole study", minutes(seconds), unit="minutes of work"),
+            Card("Whole experiment", minutes(seconds), unit="minutes of work"),
         ]
     )
 
 
-def _shows(settings: Any, done: Mapping[str, Done]) -> str:
+def _shows(settings: Any, done: Mapping[str, StepResult]) -> str:
     said = []
     for each in settings.sets:
         outcome = done[f"compare-{each.name}"].outcome
@@ -85,7 +86,7 @@ def _shows(settings: Any, done: Mapping[str, Done]) -> str:
     return " ".join(said)
 
 
-def _hides(settings: Any, done: Mapping[str, Done]) -> str:
+def _hides(settings: Any, done: Mapping[str, StepResult]) -> str:
     said = [
         "Each was trained once, with one seed. Another seed moves the scores, by how much is not measured here: standard errors "
         "below are over images alone.",
@@ -110,7 +111,7 @@ def _hides(settings: Any, done: Mapping[str, Done]) -> str:
     return " ".join([*said, *not_measured(first)])
 
 
-def _sections(given: str, names: Sequence[str], done: Mapping[str, Done]) -> list[Section]:
+def _sections(given: str, names: Sequence[str], done: Mapping[str, StepResult]) -> list[Section]:
     """All that is shown of one set of images."""
     outcome = done[f"compare-{given}"].outcome
     rows, judge = outcome["rows"], outcome["judge"]
@@ -125,7 +126,7 @@ def _sections(given: str, names: Sequence[str], done: Mapping[str, Done]) -> lis
     return [*found, *([Section(f"Remarks: {given}", notes)] if notes else [])]
 
 
-def _curves(given: str, names: Sequence[str], done: Mapping[str, Done], judge: str) -> Plots:
+def _curves(given: str, names: Sequence[str], done: Mapping[str, StepResult], judge: str) -> Plots:
     plots: list[Plot] = []
     for score in dict.fromkeys((judge, "psnr")):
         for chosen, title in ((names[:2], ""), (names[1:], ", single changes")):
@@ -147,7 +148,7 @@ def _curves(given: str, names: Sequence[str], done: Mapping[str, Done], judge: s
     )
 
 
-def _points(done: Mapping[str, Done], given: str, name: str, score: str) -> list[tuple[float, float]]:
+def _points(done: Mapping[str, StepResult], given: str, name: str, score: str) -> list[tuple[float, float]]:
     curve = done[f"tokenizer-{given}-{name}"].outcome["curve"]
     return [(point["seconds"] / 60, point[score]) for point in curve]
 

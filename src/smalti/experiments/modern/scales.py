@@ -1,4 +1,4 @@
-"""What the study `modern-vs-reference` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `modern-vs-reference` trains at each scale: plain values, to be changed here or with `--set`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def rates(batch: int) -> list[str]:
 
 
 def without(batch: int = 4) -> dict[str, list[str]]:
-    """Name -> the change away from the recipe small-64, back to the original's choice as the recipe small-reference has it.
+    """Name -> the change away from the recipe small-64, back to the original's choice as the recipe small-reference has
+    it.
 
     "reference-our-rate" is all of them but the rate and its course, for the original's rate is made for days.
     """

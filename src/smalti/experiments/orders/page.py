@@ -1,4 +1,5 @@
-"""The page of the study `orders`: likelihoods, curves over codes and over the turns of a sequence, samples side by side.
+"""The page of the experiment `orders`: likelihoods, curves over codes and over the turns of a sequence, samples side by
+side.
 
 H W pixels, h w grid of codes.
 """
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smalti.core.version import __version__
-from smalti.experiments.base import Asked, Done
+from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import Pixels, counted, learning, made, minutes, pixels, signed
 from smalti.prior.order import ORDERS, Order
 from smalti.reports.charts import Bars, Line, LinePlot, Reference
@@ -35,8 +36,8 @@ PARTS = 8
 """Parts of a sequence over which the nats of single turns are averaged."""
 
 
-def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
-    """The finished steps of the study -> its page."""
+def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    """The finished steps of the experiment -> its page."""
     outcome = done["compare"].outcome
     rows, (h, w) = outcome["rows"], outcome["grid"]
     return Report(
@@ -51,7 +52,7 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
             Section("The orders, and samples", [_samples(settings, outcome, done)]),
             Section("On the way", [_curves(outcome, done)]),
             Section("Within an image", [_turns(outcome)]),
-            made("orders", settings, asked, protocol={}),
+            made("orders", settings, request, protocol={}),
         ],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
     )
@@ -62,14 +63,14 @@ def ranked(rows: Mapping[Order, Mapping[str, Any]]) -> list[Order]:
     return sorted(rows, key=lambda order: float(rows[order]["nats"]))
 
 
-def _cards(rows: Mapping[Order, Mapping[str, Any]], done: Mapping[str, Done]) -> Cards:
+def _cards(rows: Mapping[Order, Mapping[str, Any]], done: Mapping[str, StepResult]) -> Cards:
     best, *_, worst = ranked(rows) if len(rows) > 1 else [RASTER, RASTER]
     return Cards(
         [
             Card(f"Likeliest: {CALLED[best]}", f"{rows[best]['nats']:.3f}", unit="nats a code"),
             Card(f"Least likely: {CALLED[worst]}", f"{rows[worst]['nats']:.3f}", unit="nats a code"),
             Card("Each has seen", f"{rows[RASTER]['codes']:,}", unit="codes"),
-            Card("Whole study", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
+            Card("Whole experiment", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
         ]
     )
 
@@ -83,7 +84,8 @@ class Verdict(NamedTuple):
 
 
 def told_apart(rows: Mapping[Order, Mapping[str, Any]]) -> Verdict:
-    """Rows of all orders -> which are further from raster than two standard errors of the difference, and to which side."""
+    """Rows of all orders -> which are further from raster than two standard errors of the difference, and to which
+    side."""
     found = Verdict([], [], [])
     for order in ranked(rows):
         over, error = rows[order]["over_raster"], rows[order]["error"]
@@ -158,7 +160,7 @@ def _table(outcome: Mapping[str, Any]) -> Table:
     )
 
 
-def _samples(settings: Any, outcome: Mapping[str, Any], done: Mapping[str, Done]) -> Comparison:
+def _samples(settings: Any, outcome: Mapping[str, Any], done: Mapping[str, StepResult]) -> Comparison:
     found: list[tuple[str, Sequence[EmbeddedImage]]] = []
     for order in outcome["rows"]:
         files = sorted((done[f"samples-{order}"].folder / "samples").glob("*.png"))
@@ -189,7 +191,7 @@ def shown(order: Order, grid: tuple[int, int], *, size: tuple[int, int]) -> Pixe
     return np.kron(gray, np.ones((size[0] // h, size[1] // w), np.uint8))
 
 
-def _curves(outcome: Mapping[str, Any], done: Mapping[str, Done]) -> Plots:
+def _curves(outcome: Mapping[str, Any], done: Mapping[str, StepResult]) -> Plots:
     return learning(
         {CALLED[order]: done[f"prior-{order}"].outcome["curve"] for order in outcome["rows"]},
         entropy=outcome["code_entropy_nats"],

@@ -1,4 +1,4 @@
-"""What the study `orders` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `orders` trains at each scale: plain values, to be changed here or with `--set`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from smalti.experiments.base import Scale
 
 
 def _gpt(layers: int, width: int, heads: int) -> list[str]:
-    # The paper's network: it learns a position for each turn of the sequence and knows nothing of rows and columns, so that
-    # no order is nearer to it than another. The modern transformer is told where each code is, though not where the next will be.
+    # The paper's network: it learns a position for each turn of the sequence and knows nothing of rows and columns, so
+    # that no order is nearer to it than another. The modern transformer is told where each code is, though not where
+    # the next will be.
     sizes = f"layers: {layers}, embed_dim: {width}, heads: {heads}"
     dropouts = "embedding_dropout: 0.1, attention_dropout: 0.1, residual_dropout: 0.1"
     return [f"network={{name: gpt, {sizes}, {dropouts}}}"]
 
 
-# Rates were looked for at tiny alone, with one seed, in raster order: 4.92 nats after 102,400 codes at 7e-4, 4.62 at 3e-3; higher
-# ones were not tried. One rate serves all orders.
+# Rates were looked for at tiny alone, with one seed, in raster order: 4.92 nats after 102,400 codes at 7e-4, 4.62 at
+# 3e-3; higher ones were not tried. One rate serves all orders.
 SCALES = {
     "tiny": Scale(
         about="512 codes, 8 x 8 an image, seven priors of 1.1 million parameters: ten minutes on two busy CPU cores",

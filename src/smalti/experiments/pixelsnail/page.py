@@ -1,4 +1,5 @@
-"""The page of the study `transformer-vs-pixelsnail`: its table, curves over codes and over seconds, samples on the way."""
+"""The page of the experiment `transformer-vs-pixelsnail`: its table, curves over codes and over seconds, samples on the
+way."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smalti.core.version import __version__
-from smalti.experiments.base import Asked, Done
+from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import counted, learning, made, minutes, pixels, signed
 from smalti.reports.charts import Bars
 from smalti.reports.report import Card, Cards, EmbeddedImage, Images, Plots, Report, Section, Table, Text
@@ -23,8 +24,8 @@ FAR = 0.15
 """Where times that should be equal are further apart, as a share, it is told."""
 
 
-def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
-    """The finished steps of the study -> its page."""
+def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    """The finished steps of the experiment -> its page."""
     outcome = done["compare"].outcome
     rows = outcome["rows"]
     return Report(
@@ -38,20 +39,20 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
             Section("Likelihood", [_bars(rows), _table(outcome)]),
             Section("On the way", [_curves(outcome, done)]),
             Section("Samples at the end", [_samples(done)]),
-            made("transformer-vs-pixelsnail", settings, asked, protocol={}),
+            made("transformer-vs-pixelsnail", settings, request, protocol={}),
         ],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
     )
 
 
-def _cards(rows: Mapping[str, Mapping[str, Any]], done: Mapping[str, Done]) -> Cards:
+def _cards(rows: Mapping[str, Mapping[str, Any]], done: Mapping[str, StepResult]) -> Cards:
     found = [Card(CALLED[name], f"{rows[name]['nats']:.3f}", unit="nats a code") for name in CONTENDERS]
     slower = pace(rows[PIXELSNAIL]) / pace(rows[SAME_STEPS])
     return Cards(
         [
             *found,
             Card("A code of training costs PixelSNAIL", f"{slower:.2f}", unit="times what it costs the transformer"),
-            Card("Whole study", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
+            Card("Whole experiment", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
         ]
     )
 
@@ -137,7 +138,7 @@ def _table(outcome: Mapping[str, Any]) -> Table:
     )
 
 
-def _curves(outcome: Mapping[str, Any], done: Mapping[str, Done]) -> Plots:
+def _curves(outcome: Mapping[str, Any], done: Mapping[str, StepResult]) -> Plots:
     return learning(
         {CALLED[name]: done[f"prior-{name}"].outcome["curve"] for name in CONTENDERS},
         entropy=outcome["code_entropy_nats"],
@@ -145,7 +146,7 @@ def _curves(outcome: Mapping[str, Any], done: Mapping[str, Done]) -> Plots:
     )
 
 
-def _samples(done: Mapping[str, Done]) -> Images:
+def _samples(done: Mapping[str, StepResult]) -> Images:
     found = []
     for name in CONTENDERS:
         file = sorted((done[f"prior-{name}"].folder / "images").glob("*.png"))[-1]

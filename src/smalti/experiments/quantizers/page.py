@@ -1,4 +1,4 @@
-"""The page of the study `quantizers`: bars, a table, curves, and images side by side."""
+"""The page of the experiment `quantizers`: bars, a table, curves, and images side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from smalti.core.version import __version__
-from smalti.experiments.base import Asked, Done
+from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import counted, hero, made, minutes, not_measured, remarks, side_by_side
 from smalti.experiments.tokenizer_comparison import HEADS, LPIPS, Compared, measured_on
 from smalti.reports.charts import Bars, Line, LinePlot
@@ -26,11 +26,11 @@ class _One(NamedTuple):
     @property
     def speed(self) -> float:
         """Images a second of training."""
-        return 1 / float(self.pace["seconds_a_image"])
+        return 1 / float(self.pace["seconds_per_image"])
 
 
-def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
-    """The finished steps of the study -> its page."""
+def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    """The finished steps of the experiment -> its page."""
     found = [_one(each.name, done) for each in settings.quantizers]
     best = max(found, key=lambda one: one.measured.scores["psnr"])
     count = counted(measured_on(best.measured), "held-out image")
@@ -44,19 +44,19 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
             Section("Side by side", side_by_side([(one.measured.name, one.measured) for one in found])),
             Section("Quality, use, speed", [_bars(found), _table(found), *remarks([one.measured for one in found])]),
             Section("On the way", [_curves(found)]),
-            made("quantizers", settings, asked, protocol=best.measured.outcome["result"]["protocol"]),
+            made("quantizers", settings, request, protocol=best.measured.outcome["result"]["protocol"]),
         ],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
     )
 
 
-def _one(name: str, done: Mapping[str, Done]) -> _One:
+def _one(name: str, done: Mapping[str, StepResult]) -> _One:
     measured, run = done[f"measure-{name}"], done[f"tokenizer-{name}"]
     validation = [line for line in read_metrics(run.folder) if line["part"] == "validation"]
     return _One(Compared(name, measured.folder, measured.outcome), done[f"pace-{name}"].outcome, validation)
 
 
-def _cards(found: Sequence[_One], best: _One, done: Mapping[str, Done]) -> Cards:
+def _cards(found: Sequence[_One], best: _One, done: Mapping[str, StepResult]) -> Cards:
     fullest = max(found, key=lambda one: one.measured.scores["perplexity"])
     fastest = max(found, key=lambda one: one.speed)
     return Cards(
@@ -68,7 +68,7 @@ def _cards(found: Sequence[_One], best: _One, done: Mapping[str, Done]) -> Cards
                 unit=f"perplexity of {fullest.measured.outcome['codes']:,} codes",
             ),
             Card(f"The fastest: {fastest.measured.name}", f"{fastest.speed:.1f}", unit="images a second of training"),
-            Card("Whole study", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
+            Card("Whole experiment", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
         ]
     )
 

@@ -1,7 +1,7 @@
-"""The study `reconstruction`: what different tokenizers keep of the same images, and at how many bits.
+"""The experiment `reconstruction`: what different tokenizers keep of the same images, and at how many bits.
 
-As the notebook of the original code did for VQGAN and DALL-E, for any number of tokenizers: given ones, ours or imported, or
-some that the study trains itself, which differ in f and K.
+As the notebook of the original code did for VQGAN and DALL-E, for any number of tokenizers: given ones, ours or
+imported, or some that the experiment trains itself, which differ in f and K.
 
 H W pixels, f = H/h, K size of the codebook, N images.
 """
@@ -19,7 +19,7 @@ from pydantic import Field
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
-from smalti.experiments.base import Asked, Scale, Step, Study
+from smalti.experiments.base import Experiment, ExperimentRequest, Scale, Step
 from smalti.experiments.reconstruction.page import page
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_measurement import Measuring
@@ -43,7 +43,8 @@ class ReconstructionSettings:
     size: tuple[Positive, Positive]
     """(H,W) of the images that tokenizers are trained on, and of painted scenes."""
     measured_at: tuple[Positive, Positive] | None = None
-    """(H,W) that images are scaled and cropped to, to be measured; None: the largest that a tokenizer was trained on."""
+    """(H,W) that images are scaled and cropped to, to be measured; None: the largest that a tokenizer was trained
+    on."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Share of the images that trainings do not see, and on which their tokenizers are measured. Given tokenizers are
     measured on all."""
@@ -56,7 +57,7 @@ class ReconstructionSettings:
 
 
 class _Compared(NamedTuple):
-    """One tokenizer on its way through the study."""
+    """One tokenizer on its way through the experiment."""
 
     name: str
     factor: int
@@ -68,16 +69,16 @@ class _Compared(NamedTuple):
     """What the settings of its measuring hold."""
 
 
-def plan(chosen: ReconstructionSettings, asked: Asked) -> list[Step]:
+def plan(chosen: ReconstructionSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given, tokenizers where none are given, and the measuring of each."""
-    _refuse_idle(asked)
-    images = Images.of(asked.data)
-    compared = _given(asked) if asked.models else _trained(asked, chosen)
+    _refuse_idle(request)
+    images = Images.of(request.data)
+    compared = _given(request) if request.models else _trained(request, chosen)
     size = _size(chosen, compared)
-    held_out = 0.0 if asked.models else chosen.held_out
+    held_out = 0.0 if request.models else chosen.held_out
     how = Measuring.of("reconstruction", size=size, count=chosen.images, held_out=held_out, shown=chosen.shown)
     found: list[Step] = []
-    if asked.data is None:
+    if request.data is None:
         found.append(steps.scenes(count=chosen.scenes, size=chosen.size))
     for each in compared:
         if each.training is not None:
@@ -88,14 +89,14 @@ def plan(chosen: ReconstructionSettings, asked: Asked) -> list[Step]:
 _OF_TRAININGS = ("tokenizer", "recipe", "training", "tokenizers", "held_out")
 
 
-def _refuse_idle(asked: Asked) -> None:
+def _refuse_idle(request: ExperimentRequest) -> None:
     """Raise `SmaltiError` for what was set and would change nothing."""
-    refuse_idle(asked, trains=("tokenizer",))
-    for override in asked.overrides:
+    refuse_idle(request, trains=("tokenizer",))
+    for override in request.overrides:
         key = override.partition("=")[0].partition(".")[0]
-        if asked.models and key in _OF_TRAININGS:
+        if request.models and key in _OF_TRAININGS:
             raise SmaltiError(f"--set {override}: models are given and none is trained; leave it out")
-        if asked.models and asked.data and key == "size":
+        if request.models and request.data and key == "size":
             raise SmaltiError(
                 f"--set {override}: nothing is trained or painted; set measured_at for the size to measure at"
             )
@@ -118,30 +119,30 @@ def _size(chosen: ReconstructionSettings, compared: Sequence[_Compared]) -> tupl
     return height, width
 
 
-def _trained(asked: Asked, chosen: ReconstructionSettings) -> list[_Compared]:
-    """The tokenizers that the study trains, with what a person set for all of them."""
+def _trained(request: ExperimentRequest, chosen: ReconstructionSettings) -> list[_Compared]:
+    """The tokenizers that the experiment trains, with what a person set for all of them."""
     refuse_twins([each.name for each in chosen.tokenizers], what="tokenizers")
     fixed = [f"images.size={list(chosen.size)}", f"images.validation={chosen.held_out}"]
     found = []
     for each in chosen.tokenizers:
         training = steps.varied(
-            chosen.recipe, shared=chosen.training, overrides=asked.of("tokenizer"), changes=[*each.changes, *fixed]
+            chosen.recipe, shared=chosen.training, overrides=request.of("tokenizer"), changes=[*each.changes, *fixed]
         )
         found.append(_Compared(each.name, training.model.autoencoder.factor, chosen.size, None, training, {}))
     return found
 
 
-def _given(asked: Asked) -> list[_Compared]:
+def _given(request: ExperimentRequest) -> list[_Compared]:
     """Given tokenizers, each opened once to see that it is one, and that all take images of one kind."""
     found: list[_Compared] = []
     first = 0
-    for name, path in zip(_names(asked.models), asked.models, strict=True):
+    for name, path in zip(_names(request.models), request.models, strict=True):
         model = load_tokenizer(path)
         channels = model.settings.autoencoder.channels
         first = first or channels
         if channels != first:
             raise SmaltiError(
-                f"{path} takes images of {channels} channels and {asked.models[0]} of {first}; compare like with like"
+                f"{path} takes images of {channels} channels and {request.models[0]} of {first}; compare like with like"
             )
         described = {"model": name, "fingerprint": model.fingerprint()}
         found.append(_Compared(name, model.factor, _trained_on(path), path, None, described))
@@ -158,7 +159,7 @@ def _trained_on(path: Path) -> tuple[int, int]:
 
 
 _SAYS_NOTHING = re.compile(r"model|tokenizer|checkpoints|[0-9a-f]{12}")
-"""Names of folders that many models lie in; the last is a key of a study's step."""
+"""Names of folders that many models lie in; the last is a key of an experiment's step."""
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -202,7 +203,7 @@ _FULL = {
     8: ["model.autoencoder.channel_multipliers=[1, 1, 2, 4]", "model.autoencoder.attention_levels=[3]"],
     16: ["model.autoencoder.channel_multipliers=[1, 1, 2, 2, 4]", "model.autoencoder.attention_levels=[4]"],
 }
-RECONSTRUCTION = Study(
+RECONSTRUCTION = Experiment(
     about="what tokenizers keep of images, and at how many bits: given ones, or a grid of f and K trained here",
     takes_models=True,
     settings=ReconstructionSettings,

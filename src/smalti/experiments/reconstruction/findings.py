@@ -1,4 +1,4 @@
-"""What the figures of the study `reconstruction` say, and what they do not, in sentences."""
+"""What the figures of the experiment `reconstruction` say, and what they do not, in sentences."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def shows(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
     """What can be said from the figures. `grid`: they differ in f and K alone."""
     said = [
         f"By PSNR, {best.name} ({best.kind}) keeps most: {best.scores['psnr']:.2f} dB at "
-        f"{best.outcome['bits_a_image']:,.0f} bits an image, {best.outcome['bits_a_pixel']:.3g} a pixel where the image "
+        f"{best.outcome['bits_per_image']:,.0f} bits an image, {best.outcome['bits_per_pixel']:.3g} a pixel where the image "
         f"itself has {8 * best.outcome['channels']}."
     ]
     least = compared[0]
-    share = least.outcome["bits_a_image"] / best.outcome["bits_a_image"]
+    share = least.outcome["bits_per_image"] / best.outcome["bits_per_image"]
     if share < 1:
         loss = best.scores["psnr"] - least.scores["psnr"]
         said.append(
-            f"{least.name} ({least.kind}) makes do with {least.outcome['bits_a_image']:,.0f} bits, {share:.0%} of that, and "
+            f"{least.name} ({least.kind}) makes do with {least.outcome['bits_per_image']:,.0f} bits, {share:.0%} of that, and "
             f"gives up {loss:.2f} dB for it."
         )
     rivals = [one for one in compared if one is not best]
@@ -34,9 +34,9 @@ def shows(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
         )
         if abs(gain.mean) < 2 * gain.error:
             said.append("That is within two standard errors: on these images the two cannot be told apart.")
-    judged = [one for one in compared if LPIPS in one.scores]
-    if len(judged) > 1:
-        nearest = min(judged, key=lambda one: one.scores[LPIPS])
+    measured = [one for one in compared if LPIPS in one.scores]
+    if len(measured) > 1:
+        nearest = min(measured, key=lambda one: one.scores[LPIPS])
         agrees = "agrees" if nearest is best else f"prefers {nearest.name}"
         said.append(
             f"LPIPS, which follows what people see more closely than PSNR, {agrees} ({nearest.scores[LPIPS]:.3f})."
@@ -56,7 +56,7 @@ def _steps_up(compared: Sequence[Compared]) -> str:
         found = [(by_kind[a], by_kind[b]) for a, b in pairs if a in by_kind and b in by_kind]
         if found:
             gains = [b.scores["psnr"] - a.scores["psnr"] for a, b in found]
-            bits = [b.outcome["bits_a_image"] / a.outcome["bits_a_image"] for a, b in found]
+            bits = [b.outcome["bits_per_image"] / a.outcome["bits_per_image"] for a, b in found]
             change = "the next smaller f" if what == "f" else "the next larger K"
             said.append(f"{change} brings {_range(gains, '.2f')} dB for {_range(bits, '.3g')} times the bits")
     return (

@@ -1,4 +1,4 @@
-"""The page of the study `reconstruction`: side by side, in details, in a table, and as bits against distortion."""
+"""The page of the experiment `reconstruction`: side by side, in details, in a table, and as bits against distortion."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from smalti.core.version import __version__
-from smalti.experiments.base import Asked, Done
+from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import counted, hero, made, minutes, remarks, side_by_side
 from smalti.experiments.reconstruction.findings import hides, shows
 from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, difference, measured_on, spread
@@ -26,15 +26,15 @@ F_AND_K = {
 """Tokenizers that differ in these settings alone differ in f and K alone."""
 
 
-def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
-    """The finished steps of the study -> its page."""
+def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    """The finished steps of the experiment -> its page."""
     named = [(step.removeprefix("measure-"), each) for step, each in done.items() if step.startswith("measure-")]
     compared = sorted(
         (Compared(name, each.folder, each.outcome) for name, each in named),
-        key=lambda one: one.outcome["bits_a_image"],
+        key=lambda one: one.outcome["bits_per_image"],
     )
     best = max(compared, key=lambda one: one.scores["psnr"])
-    trained = not asked.models
+    trained = not request.models
     changes = [change.partition("=")[0] for each in settings.tokenizers for change in each.changes]
     grid = trained and set(changes) <= F_AND_K
     lead = (
@@ -60,7 +60,7 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
             made(
                 "reconstruction",
                 settings,
-                asked,
+                request,
                 protocol=compared[0].outcome["result"]["protocol"],
                 others=[
                     (
@@ -74,15 +74,15 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
     )
 
 
-def _cards(compared: Sequence[Compared], best: Compared, done: Mapping[str, Done]) -> Cards:
+def _cards(compared: Sequence[Compared], best: Compared, done: Mapping[str, StepResult]) -> Cards:
     least = compared[0]
     seconds = sum(each.seconds for each in done.values())
     return Cards(
         [
             Card(f"Most is kept by {best.name}", f"{best.scores['psnr']:.2f}", unit="dB PSNR"),
-            Card(f"The fewest bits: {least.name}", f"{least.outcome['bits_a_image']:,.0f}", unit="bits an image"),
+            Card(f"The fewest bits: {least.name}", f"{least.outcome['bits_per_image']:,.0f}", unit="bits an image"),
             Card("What those keep", f"{least.scores['psnr']:.2f}", unit="dB PSNR"),
-            Card("Whole study", minutes(seconds), unit="minutes of work"),
+            Card("Whole experiment", minutes(seconds), unit="minutes of work"),
         ]
     )
 
@@ -96,7 +96,7 @@ def _distortion(compared: Sequence[Compared], *, grid: bool) -> list[Block]:
     for score, label in HEADS.items():
         if score != FEATURES and all(score in one.scores for one in compared):
             lines = [
-                Line(name, [(one.outcome["bits_a_pixel"], one.scores[score]) for one in group])
+                Line(name, [(one.outcome["bits_per_pixel"], one.scores[score]) for one in group])
                 for name, group in groups.items()
             ]
             better = "lower is better" if score == LPIPS else "higher is better"
@@ -115,8 +115,8 @@ def _tables(compared: Sequence[Compared]) -> list[Block]:
     rows: list[list[str | int | float]] = []
     for one in compared:
         values = [one.scores.get(name, math.nan) for name in scores]
-        rest = [f"{one.scores['codes_in_use']:.1%}", 1000 * one.outcome["seconds_a_image"], one.outcome["parameters"]]
-        bits = [round(one.outcome["bits_a_image"]), one.outcome["bits_a_pixel"]]
+        rest = [f"{one.scores['codes_in_use']:.1%}", 1000 * one.outcome["seconds_per_image"], one.outcome["parameters"]]
+        bits = [round(one.outcome["bits_per_image"]), one.outcome["bits_per_pixel"]]
         rows.append([one.name, one.outcome["factor"], one.outcome["codes"], *bits, *values, *rest])
     device = compared[0].outcome["device"]
     blocks: list[Block] = [
@@ -139,7 +139,7 @@ def _pairs(compared: Sequence[Compared]) -> Table:
     rows: list[list[str | int | float]] = []
     for less, more in pairwise(compared):
         gain = difference(more.columns["psnr"], less.columns["psnr"])
-        bits = more.outcome["bits_a_image"] / less.outcome["bits_a_image"]
+        bits = more.outcome["bits_per_image"] / less.outcome["bits_per_image"]
         rows.append(
             [f"{less.name} to {more.name}", f"{bits:.3g} times", spread(gain), f"{gain.above} of {gain.images}"]
         )
@@ -150,8 +150,8 @@ def _pairs(compared: Sequence[Compared]) -> Table:
     )
 
 
-def _training(compared: Sequence[Compared], done: Mapping[str, Done]) -> Section:
-    """How the tokenizers that the study trained came to be what they are."""
+def _training(compared: Sequence[Compared], done: Mapping[str, StepResult]) -> Section:
+    """How the tokenizers that the experiment trained came to be what they are."""
     lines, minutes = [], []
     for one in compared:
         run = done[f"tokenizer-{one.name}"]

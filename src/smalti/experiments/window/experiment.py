@@ -1,9 +1,10 @@
-"""The study `window`: how are images laid that are larger than what a prior learned from? Section 3.2 of the paper.
+"""The experiment `window`: how are images laid that are larger than what a prior learned from? Section 3.2 of the
+paper.
 
-One tokenizer, and priors of about as many parameters that see as many codes. Three learn from crops of one size and grow: the
-transformer under the paper's sliding window, the same told where each part lies, and the neighborhood transformer. One learns
-whole images of each larger size: what could be had, by a prior that cannot grow. And one does not look around at all: tiles,
-each laid by itself, which show what a seam is.
+One tokenizer, and priors of about as many parameters that see as many codes. Three learn from crops of one size and
+grow: the transformer under the paper's sliding window, the same told where each part lies, and the neighborhood
+transformer. One learns whole images of each larger size: what could be had, by a prior that cannot grow. And one does
+not look around at all: tiles, each laid by itself, which show what a seam is.
 
 H W pixels, f = H/h, h w grid of codes, P prefix codes, B images.
 """
@@ -33,11 +34,11 @@ from smalti.data.sources import open_source, split
 from smalti.encoding.code_writer import write_codes
 from smalti.encoding.condition_encoding import Told, beside_images, encoder
 from smalti.experiments import condition_fidelity, prior_steps, steps
-from smalti.experiments.base import Asked, Place, Step, Study
+from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.conditions.experiment import known_of
 from smalti.experiments.equal_time import refuse_unequal
-from smalti.experiments.sampling import ENCODED, Laid, laid_images, zoom_of
-from smalti.experiments.scene_network import train_judge
+from smalti.experiments.sampling import ENCODED, SampleSettings, generate_images, zoom_of
+from smalti.experiments.scene_network import train_scene_network
 from smalti.experiments.steps import SCENES, Images, refuse_idle
 from smalti.experiments.window.metrics import fitting, images_in, joined, likelihood, nats_of, sequential
 from smalti.experiments.window.page import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, named, page
@@ -70,8 +71,8 @@ class WindowSettings:
     tokenizer: tuple[str, ...] = ()
     """`a.b=c` over the recipe, for the tokenizer."""
     prior: tuple[str, ...] = ()
-    """`a.b=c` over the recipe, for all priors. `run.length` says how many codes each sees, `run.batch` how many windows at once; of
-    whole images so many fewer that there are as many codes."""
+    """`a.b=c` over the recipe, for all priors. `run.length` says how many codes each sees, `run.batch` how many windows
+    at once; of whole images so many fewer that there are as many codes."""
     transformer: tuple[str, ...] = ()
     """... for those under a window and those of whole images: their network."""
     neighborhood: tuple[str, ...]
@@ -91,7 +92,8 @@ class WindowSettings:
     crop: Side
     """(H,W) of the parts of them that the tokenizer is trained on."""
     copies: Positive
-    """Crops of the window's size of each training scene; of larger ones so many fewer that there are about as many codes."""
+    """Crops of the window's size of each training scene; of larger ones so many fewer that there are about as many
+    codes."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Share of the scenes that trainings do not see."""
     images: Positive
@@ -100,21 +102,24 @@ class WindowSettings:
     """Images laid in each way at each size."""
     shown: Positive
     """How many of those are shown, at most."""
-    judge_steps: Positive
+    scene_network_steps: Positive
     """Batches that the judge of sky and ground learns from."""
     scenes: Positive
 
 
-def plan(chosen: WindowSettings, asked: Asked) -> list[Step]:
-    """Scenes; the tokenizer; codes of crops of each size; the priors; images in each way and size; comparisons; the judge."""
-    refuse_idle(asked, trains=("tokenizer", "prior"))
-    if asked.data is not None:
-        raise SmaltiError("this study needs scenes, of which it is known where sky and ground are; leave --data out")
-    training = _tokenizer(chosen, asked)
+def plan(chosen: WindowSettings, request: ExperimentRequest) -> list[Step]:
+    """Scenes; the tokenizer; codes of crops of each size; the priors; images in each way and size; comparisons; the
+    judge."""
+    refuse_idle(request, trains=("tokenizer", "prior"))
+    if request.data is not None:
+        raise SmaltiError(
+            "this experiment needs scenes, of which it is known where sky and ground are; leave --data out"
+        )
+    training = _tokenizer(chosen, request)
     f = training.model.autoencoder.factor
     _refuse_sizes(chosen, f)
     scenes = Images.of(None)
-    trainings = _trainings(chosen, asked)
+    trainings = _trainings(chosen, request)
     grids = (chosen.window, *chosen.sizes)
     found = [
         steps.scenes(count=chosen.scenes, size=chosen.size),
@@ -132,27 +137,27 @@ def plan(chosen: WindowSettings, asked: Asked) -> list[Step]:
         change="set its network by transformer=[...] or neighborhood=[...]",
     )
     for grid in grids:
-        found += [_laid(way, grid, f, chosen) for way in _ways(grid, chosen)]
+        found += [_generating(way, grid, f, chosen) for way in _ways(grid, chosen)]
         found.append(_comparing(grid, f, counts, chosen))
     return [*found, _structure(f, chosen)]
 
 
-def _tokenizer(chosen: WindowSettings, asked: Asked) -> TokenizerTraining:
+def _tokenizer(chosen: WindowSettings, request: ExperimentRequest) -> TokenizerTraining:
     zoom = zoom_of(chosen.crop, chosen.size)
     fixed = [
         f"images.size={list(chosen.crop)}",
         f"images.zoom=[{zoom}, {zoom}]",
         f"images.validation={chosen.held_out}",
     ]
-    return steps.varied(chosen.recipe, shared=chosen.tokenizer, overrides=asked.of("tokenizer"), changes=fixed)
+    return steps.varied(chosen.recipe, shared=chosen.tokenizer, overrides=request.of("tokenizer"), changes=fixed)
 
 
-def _trainings(chosen: WindowSettings, asked: Asked) -> dict[str, tuple[PriorTraining, tuple[int, int]]]:
+def _trainings(chosen: WindowSettings, request: ExperimentRequest) -> dict[str, tuple[PriorTraining, tuple[int, int]]]:
     """Each prior by its name -> its training, and the grid (h,w) of the crops it learns from."""
 
     def varied(network: tuple[str, ...], condition: str) -> PriorTraining:
         changes = [*network, f"condition={condition}", "condition_dropout=0", "encode={}", "run.patience=0"]
-        return steps.varied_prior(chosen.recipe, shared=chosen.prior, overrides=asked.of("prior"), changes=changes)
+        return steps.varied_prior(chosen.recipe, shared=chosen.prior, overrides=request.of("prior"), changes=changes)
 
     transformer = varied(chosen.transformer, "nothing")
     return {
@@ -164,7 +169,8 @@ def _trainings(chosen: WindowSettings, asked: Asked) -> dict[str, tuple[PriorTra
 
 
 def _fewer(training: PriorTraining, grid: tuple[int, int], window: tuple[int, int]) -> PriorTraining:
-    """A training on crops of the window's size -> the same on larger grids (h,w), as far as can be with as many codes a step."""
+    """A training on crops of the window's size -> the same on larger grids (h,w), as far as can be with as many codes a
+    step."""
     run, times = training.run, grid[0] * grid[1] // (window[0] * window[1])
     return replace(training, run=replace(run, batch=max(run.batch // times // run.accumulate, 1) * run.accumulate))
 
@@ -184,7 +190,8 @@ def _ways(grid: tuple[int, int], chosen: WindowSettings) -> dict[str, str]:
 
 
 def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
-    """Raise `SmaltiError` for grids that are not laid by windows or not cut from scenes, and where sky and ground are not seen."""
+    """Raise `SmaltiError` for grids that are not laid by windows or not cut from scenes, and where sky and ground are
+    not seen."""
     h, w = chosen.window
     (H, W), grids = chosen.size, chosen.sizes
     for grid in grids:
@@ -217,9 +224,9 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
     """The step that encodes crops of a grid (h,w) of codes, with where each lies in its scene."""
     copies = max(chosen.copies * chosen.window[0] * chosen.window[1] // (grid[0] * grid[1]), 1)
 
-    def work(place: Place) -> dict[str, Any]:
-        tokenizer = load_tokenizer(place.before["tokenizer"].folder).to(pick_device("auto"))
-        source, f = open_source(scenes.path(place)), tokenizer.factor
+    def work(context: StepContext) -> dict[str, Any]:
+        tokenizer = load_tokenizer(context.before["tokenizer"].folder).to(pick_device("auto"))
+        source, f = open_source(scenes.path(context)), tokenizer.factor
         side = grid[0] * f, grid[1] * f
         zoom = (zoom_of(side, chosen.size),) * 2
         training, others = split(source.images, validation=chosen.held_out)
@@ -230,11 +237,11 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
             of(training, crop=RandomCrop(zoom=zoom), seed=0),
             of(held_out, crop=RandomCrop(zoom=zoom, flip=False), seed=1),
         )
-        told = [Told("coordinates", options={"levels": chosen.levels})]
-        pairs = beside_images(told, parts, factor=f, device=pick_device("auto"))
-        with counting(place.console, title="encoding", unit="crops") as progress:
+        annotated = [Told("coordinates", options={"levels": chosen.levels})]
+        pairs = beside_images(annotated, parts, factor=f, device=pick_device("auto"))
+        with counting(context.console, title="encoding", unit="crops") as progress:
             write_codes(
-                place.folder / "codes",
+                context.folder / "codes",
                 training=pairs.training,
                 validation=pairs.validation,
                 encode=encoder(tokenizer, parts[0].to_images),
@@ -260,11 +267,11 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
 def _prior(name: str, training: PriorTraining, grid: tuple[int, int]) -> Step:
     """The step that trains a prior on crops of a grid (h,w) of codes; its folder is a run folder."""
 
-    def work(place: Place) -> dict[str, Any]:
-        shards = open_codes(place.before[f"codes-{named(grid)}"].folder / "codes")
-        tokenizer = place.before["tokenizer"].folder
-        train_prior(shards, tokenizer, place.folder, settings=training, console=place.console)
-        lines = read_metrics(place.folder)
+    def work(context: StepContext) -> dict[str, Any]:
+        shards = open_codes(context.before[f"codes-{named(grid)}"].folder / "codes")
+        tokenizer = context.before["tokenizer"].folder
+        train_prior(shards, tokenizer, context.folder, settings=training, console=context.console)
+        lines = read_metrics(context.folder)
         entropies = [line["code_entropy_nats"] for line in lines if line["part"] == "validation"]
         return {"curve": prior_steps.curve(lines), "code_entropy_nats": entropies[-1]}
 
@@ -272,23 +279,23 @@ def _prior(name: str, training: PriorTraining, grid: tuple[int, int]) -> Step:
     return Step(name=f"prior-{name}", settings=said, work=work, after=("tokenizer", f"codes-{named(grid)}"))
 
 
-def _pipeline(place: Place, prior: str) -> Pipeline:
-    tokenizer = load_tokenizer(place.before["tokenizer"].folder)
-    kept = find_model(place.before[f"prior-{prior}"].folder, kind="prior")
+def _pipeline(context: StepContext, prior: str) -> Pipeline:
+    tokenizer = load_tokenizer(context.before["tokenizer"].folder)
+    kept = find_model(context.before[f"prior-{prior}"].folder, kind="prior")
     return Pipeline(tokenizer, *load_prior(kept)).to(pick_device("auto"))
 
 
-def _laid(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> Step:
+def _generating(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> Step:
     """The step that lays images of a grid (h,w) in one way; where coordinates are told, as all there is of an image."""
     prior = _ways(grid, chosen)[way]
 
-    def work(place: Place) -> dict[str, Any]:
-        pipeline = _pipeline(place, prior)
+    def work(context: StepContext) -> dict[str, Any]:
+        pipeline = _pipeline(context, prior)
         if way == TILES:
-            return _tiles(pipeline, grid, chosen.samples, place)
-        wanted = Laid(number=chosen.samples, size=(grid[0] * f, grid[1] * f), judged=False)
-        folder, images = place.before[f"prior-{prior}"].folder, place.before[SCENES].folder / "images"
-        found = laid_images(pipeline.tokenizer, folder, images, place, wanted=wanted)
+            return _tiles(pipeline, grid, chosen.samples, context)
+        wanted = SampleSettings(number=chosen.samples, size=(grid[0] * f, grid[1] * f), with_frechet=False)
+        folder, images = context.before[f"prior-{prior}"].folder, context.before[SCENES].folder / "images"
+        found = generate_images(pipeline.tokenizer, folder, images, context, wanted=wanted)
         return {**found, "steps": sequential(pipeline.prior, grid)}
 
     said = {"count": chosen.samples, "grid": list(grid), "way": way}
@@ -296,7 +303,7 @@ def _laid(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> St
     return Step(name=f"laid-{way}-{named(grid)}", settings=said, work=work, after=after)
 
 
-def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, place: Place) -> dict[str, Any]:
+def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepContext) -> dict[str, Any]:
     """Images of a grid (h,w) made of windows that know nothing of one another, all laid at once."""
     prior, began = pipeline.prior, time.monotonic()
     number = grid[0] * grid[1] // (prior.grid[0] * prior.grid[1])
@@ -305,38 +312,39 @@ def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, place: Place) 
     seconds = (time.monotonic() - began) / count
     codes = joined(laid.view(count, number, *prior.grid), grid)  # (B,h,w)
     for seed, image in enumerate(pipeline.decode(codes)):
-        save_png(place.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
+        save_png(context.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
     return {
         "codes": grid[0] * grid[1],
-        "seconds_a_image": seconds,
+        "seconds_per_image": seconds,
         "steps": sequential(prior, prior.grid),
     }
 
 
 def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen: WindowSettings) -> Step:
-    """The step that asks each prior for the likelihood of held-out crops of one size, and looks at what each has laid."""
+    """The step that asks each prior for the likelihood of held-out crops of one size, and looks at what each has
+    laid."""
     ways = _ways(grid, chosen)
 
-    def work(place: Place) -> dict[str, Any]:
-        codes, told = _held_out(place.before[f"codes-{named(grid)}"].folder / "codes")
-        for number, image in enumerate(_pipeline(place, WINDOW).decode(codes)):
-            save_png(place.folder / "real" / f"{number:04d}.png", image)
+    def work(context: StepContext) -> dict[str, Any]:
+        codes, annotated = _held_out(context.before[f"codes-{named(grid)}"].folder / "codes")
+        for number, image in enumerate(_pipeline(context, WINDOW).decode(codes)):
+            save_png(context.folder / "real" / f"{number:04d}.png", image)
         values = {
-            way: nats_of(_pipeline(place, prior).prior, way, codes, told, window=chosen.window).tolist()
+            way: nats_of(_pipeline(context, prior).prior, way, codes, annotated, window=chosen.window).tolist()
             for way, prior in ways.items()
         }
-        done = {way: place.before[f"laid-{way}-{named(grid)}"] for way in ways}
+        done = {way: context.before[f"laid-{way}-{named(grid)}"] for way in ways}
         rows = {
             way: {
                 "parameters": counts[prior],
                 **likelihood(values[way], values[WINDOW]),
                 **fitting(done[way].folder / "samples", chosen.window[1], f),
-                "seconds": done[way].outcome["seconds_a_image"],
+                "seconds": done[way].outcome["seconds_per_image"],
                 "steps": done[way].outcome["steps"],
             }
             for way, prior in ways.items()
         }
-        return {"images": len(codes), "rows": rows, "real": fitting(place.folder / "real", chosen.window[1], f)}
+        return {"images": len(codes), "rows": rows, "real": fitting(context.folder / "real", chosen.window[1], f)}
 
     after = (
         "tokenizer",
@@ -351,35 +359,36 @@ def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen:
 def _held_out(shards: Path) -> tuple[Tensor, Tensor]:
     """Codes of held-out crops (B,h,w), and where each of their codes lies in its scene (B,h,w)."""
     batches = list(in_order(open_codes(shards).validation, batch=ENCODED))
-    codes, told = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("codes", "prefix"))
-    return codes, told.view_as(codes)
+    codes, annotated = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("codes", "prefix"))
+    return codes, annotated.view_as(codes)
 
 
 def _structure(f: int, chosen: WindowSettings) -> Step:
-    """The step that teaches a judge what is in scenes, and asks it where sky and ground are, in images as high as scenes."""
+    """The step that teaches a judge what is in scenes, and asks it where sky and ground are, in images as high as
+    scenes."""
     tall, (H, W) = _tall(chosen, f), chosen.size
     square = ImageSettings(size=(H, min(H, W)), zoom=(1.0, 1.0), validation=chosen.held_out)
 
-    def work(place: Place) -> dict[str, Any]:
-        training, _ = crops(open_source(place.before[SCENES].folder / "images"), square, channels=3, seed=0)
-        with counting(place.console, title="reading", unit="scenes") as progress:
-            known = known_of(training, place.before[SCENES].folder, progress=progress)
-        with counting(place.console, title="the judge learns", unit="steps") as progress:
-            judge = train_judge(
-                known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.judge_steps, progress=progress
+    def work(context: StepContext) -> dict[str, Any]:
+        training, _ = crops(open_source(context.before[SCENES].folder / "images"), square, channels=3, seed=0)
+        with counting(context.console, title="reading", unit="scenes") as progress:
+            known = known_of(training, context.before[SCENES].folder, progress=progress)
+        with counting(context.console, title="training the scene network", unit="steps") as progress:
+            scene_network = train_scene_network(
+                known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.scene_network_steps, progress=progress
             )
 
         def share(folder: Path) -> float:
             images = torch.stack(list(images_in(folder)))
             return condition_fidelity.heights(
-                condition_fidelity.ComparedImages(images, images, images, known, [], judge)
-            ).told
+                condition_fidelity.ComparedImages(images, images, images, known, [], scene_network)
+            ).conditioned
 
         return {
             named(grid): {
-                "real": share(place.before[f"compare-{named(grid)}"].folder / "real"),
+                "real": share(context.before[f"compare-{named(grid)}"].folder / "real"),
                 **{
-                    way: share(place.before[f"laid-{way}-{named(grid)}"].folder / "samples")
+                    way: share(context.before[f"laid-{way}-{named(grid)}"].folder / "samples")
                     for way in _ways(grid, chosen)
                 },
             }
@@ -389,11 +398,11 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
     after = [SCENES]
     for grid in tall:
         after += [f"compare-{named(grid)}", *(f"laid-{way}-{named(grid)}" for way in _ways(grid, chosen))]
-    said = {"steps": chosen.judge_steps, "size": list(square.size), "held_out": chosen.held_out}
+    said = {"steps": chosen.scene_network_steps, "size": list(square.size), "held_out": chosen.held_out}
     return Step(name="structure", settings=said, work=work, after=tuple(after))
 
 
-WINDOWS_COMPARED = Study(
+WINDOWS_COMPARED = Experiment(
     about="how are images laid that are larger than what a prior learned from: window, neighborhood, whole grid",
     takes_models=False,
     settings=WindowSettings,

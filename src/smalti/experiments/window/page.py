@@ -1,4 +1,4 @@
-"""The page of the study `window`: images of each size in each way, charts over the size, a table.
+"""The page of the experiment `window`: images of each size in each way, charts over the size, a table.
 
 h w grid of codes.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from smalti.core.version import __version__
-from smalti.experiments.base import Asked, Done
+from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import counted, learning, made, minutes, pixels, signed
 from smalti.reports.charts import Line, Linear, LinePlot, Logarithmic
 from smalti.reports.report import Card, Cards, Comparison, EmbeddedImage, Plots, Report, Section, Table, Text
@@ -44,8 +44,8 @@ def named(grid: Sequence[int]) -> str:
     return f"{grid[0]}x{grid[1]}"
 
 
-def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
-    """The finished steps of the study -> its page."""
+def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    """The finished steps of the experiment -> its page."""
     window = settings.window
     found = {grid: _rows(done, grid) for grid in (window, *settings.sizes)}
     largest = max(found, key=math.prod)
@@ -63,13 +63,13 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
             Section("Over the size", [_curves(found, window)]),
             Section("In numbers", [_table(found, settings)]),
             Section("How the priors learned", [_learning(done)]),
-            made("window", settings, asked, protocol={}),
+            made("window", settings, request, protocol={}),
         ],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
     )
 
 
-def _rows(done: Mapping[str, Done], grid: Grid) -> dict[str, Row]:
+def _rows(done: Mapping[str, StepResult], grid: Grid) -> dict[str, Row]:
     """All that is known of images of one size: of real ones, and of each way."""
     compared = done[f"compare-{named(grid)}"].outcome
     seen = done["structure"].outcome.get(named(grid), {})
@@ -78,7 +78,8 @@ def _rows(done: Mapping[str, Done], grid: Grid) -> dict[str, Row]:
 
 
 def growing(rows: Mapping[str, Row]) -> list[str]:
-    """The ways whose priors have learned from windows and that look around, from the one under which codes are likeliest on."""
+    """The ways whose priors have learned from windows and that look around, from the one under which codes are
+    likeliest on."""
     return sorted((way for way in rows if way not in (REAL, TILES, WHOLE)), key=lambda way: float(rows[way]["nats"]))
 
 
@@ -87,7 +88,7 @@ def _title(grid: Grid, window: Grid) -> str:
     return f"{grid[0]} x {grid[1]} codes, {'as learned' if times == 1 else f'{times:g} times as many as learned'}"
 
 
-def _cards(rows: Mapping[str, Row], grid: Grid, done: Mapping[str, Done]) -> Cards:
+def _cards(rows: Mapping[str, Row], grid: Grid, done: Mapping[str, StepResult]) -> Cards:
     best, fewest = growing(rows)[0], min(growing(rows), key=lambda way: int(rows[way]["steps"]))
     whole = sum(each.seconds for each in done.values())
     return Cards(
@@ -96,7 +97,7 @@ def _cards(rows: Mapping[str, Row], grid: Grid, done: Mapping[str, Done]) -> Car
             Card(
                 f"Fewest steps: {CALLED[fewest]}", f"{rows[fewest]['steps']:,}", unit=f"for {math.prod(grid):,} codes"
             ),
-            Card("Whole study", minutes(whole), unit="minutes of work"),
+            Card("Whole experiment", minutes(whole), unit="minutes of work"),
         ]
     )
 
@@ -142,7 +143,7 @@ def _hides(settings: Any) -> str:
     )
 
 
-def _images(settings: Any, grid: Grid, rows: Mapping[str, Row], done: Mapping[str, Done]) -> Comparison:
+def _images(settings: Any, grid: Grid, rows: Mapping[str, Row], done: Mapping[str, StepResult]) -> Comparison:
     folders = {
         way: done[f"compare-{named(grid)}"].folder / "real"
         if way == REAL
@@ -217,7 +218,7 @@ def _table(found: Mapping[Grid, Mapping[str, Row]], settings: Any) -> Table:
     )
 
 
-def _learning(done: Mapping[str, Done]) -> Plots:
+def _learning(done: Mapping[str, StepResult]) -> Plots:
     trained = {step.removeprefix("prior-"): each.outcome for step, each in done.items() if step.startswith("prior-")}
     entropy = max(outcome["code_entropy_nats"] for outcome in trained.values())
     return learning(

@@ -1,4 +1,4 @@
-"""What the study `window` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `window` trains at each scale: plain values, to be changed here or with `--set`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SCALES = {
             "images": 24,
             "samples": 8,
             "shown": 3,
-            "judge_steps": 150,
+            "scene_network_steps": 150,
             "scenes": 480,
         },
     ),
@@ -73,7 +73,7 @@ SCALES = {
             "images": 48,
             "samples": 16,
             "shown": 3,
-            "judge_steps": 400,
+            "scene_network_steps": 400,
             "scenes": 1600,
         },
     ),
@@ -113,7 +113,7 @@ SCALES = {
             "images": 200,
             "samples": 64,
             "shown": 4,
-            "judge_steps": 3000,
+            "scene_network_steps": 3000,
             "scenes": 20000,
         },
     ),
