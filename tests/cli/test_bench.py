@@ -50,7 +50,7 @@ def test_the_typical_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         counts.append(count)
 
     monkeypatch.setattr("smalti.cli.bench.time.perf_counter", lambda: now[0])
-    assert bench._seconds(bench.Work("laying", "codes", 1, run), 7) == pytest.approx(0.25)
+    assert bench._seconds(bench.Task("laying", "codes", 1, run), 7) == pytest.approx(0.25)
     assert counts == [7] * 5
 
 

@@ -286,7 +286,7 @@ def test_from_files_to_samples(home: Path) -> None:
     condition = condition_of(shards, "auto")
     assert isinstance(condition, Several)
     told = CliRunner().invoke(app, ["info", str(home / "codes")])
-    assert "told: label, segmentation, layout, 38 codes of 1039" in told.output
+    assert "condition: label, segmentation, layout, 38 codes with 1039 values" in " ".join(told.output.split())
     with pytest.raises(SmaltiError, match="were made with label and segmentation and layout; set condition=auto"):
         condition_of(shards, "segmentation")
     assert keys(condition) == ("label", "segmentation", "layout")

@@ -130,7 +130,7 @@ def test_of_equals_the_first_is_kept_and_codes_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tries", "score", "sentence"),
+    ("num_candidates", "score", "sentence"),
     [
         (0, mean_code, "0 tries give no image to choose"),
         (2, lambda codes: codes.double().mean(), r"one number for each of the 3 images"),
@@ -357,7 +357,7 @@ def test_the_command_keeps_the_try_that_shows_its_class(
     pipe = pipeline(Labels(["3", "12", "999"]))
     pipe.save_pretrained(tmp_path / "model", about={})
     command: tuple[object, ...] = ("sample", tmp_path / "model", "--label", "12", "-n", 2, "--seed", 5)
-    done = smalti(*command, "--classifier", resnet, "--tries", 3, "--out", tmp_path / "best")
+    done = smalti(*command, "--classifier", resnet, "--best-of", 3, "--out", tmp_path / "best")
     assert done.status == 0, done.err
     judge = by_class(read_classifier(str(resnet)), [12])
     for seed in (5, 6):
@@ -368,14 +368,14 @@ def test_the_command_keeps_the_try_that_shows_its_class(
         kept = tmp_path / "best" / f"12-{seed:06d}.png"
         told = read_settings(kept)
         assert told is not None
-        assert (told["tries"], told["chosen_by"]) == (3, resnet.name)
-        assert (told["seed"], told["laid_with_seed"]) == (seed, seeds[best])
+        assert (told["best_of"], told["selected_by"]) == (3, resnet.name)
+        assert (told["seed"], told["candidate_seed"]) == (seed, seeds[best])
         assert told["score"] == pytest.approx(scores[best], abs=1e-3)
         shown = to_tensor(pixels(kept).copy())
         assert (shown - every[best][0]).abs().max() <= 1 / 127
     for options, sentence, status in (
-        (("--label", "12", "--tries", 1), "ask for --tries 2", 2),
-        ((), "say which: --label", 1),
+        (("--label", "12", "--best-of", 1), "needs --best-of 2", 2),
+        ((), "give --label", 1),
         (("--label", "13"), "there is no label '13'", 1),
     ):
         smalti.fails(

@@ -1,4 +1,4 @@
-"""`smalti experiment`: lists the experiments, or runs one. The same command again goes on where it stopped."""
+"""`smalti experiment`: list the experiments, or run one. The same command again resumes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from smalti.cli.shell_completion import experiments
 
 def experiment(
     name: Annotated[
-        str | None, typer.Argument(help="An experiment; without one, all are listed.", autocompletion=experiments)
+        str | None,
+        typer.Argument(help="Name of an experiment; without it, all are listed.", autocompletion=experiments),
     ] = None,
     models: Annotated[
         list[Path] | None,
-        typer.Argument(help="Models to compare, where an experiment takes given ones.", show_default=False),
+        typer.Argument(help="Models to compare, for experiments that accept them.", show_default=False),
     ] = None,
     scale: Annotated[str, typer.Option("--scale", help="tiny, small or full.")] = "tiny",
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Images: a folder, a .txt list or a .zip file. Tiny paints scenes without."),
+        typer.Option(
+            "--data", help="Images: a folder, a .txt list or a .zip file. The scale tiny renders scenes without it."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the experiment; runs/experiments/NAME-SCALE by default.")
+        Path | None, typer.Option("--out", help="Output folder; runs/experiments/NAME-SCALE by default.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="key=value of the experiment, or tokenizer.a.b=value of trainings; may be repeated."
+            "--set",
+            help="Setting key=value of the experiment, or tokenizer.a.b=value of its trainings; may be repeated.",
         ),
     ] = None,
 ) -> None:
-    """Run an experiment and write its page: what is compared is trained or given, measured, and shown."""
+    """Run an experiment of the paper: train or load models, measure them, and write a report."""
     from smalti.core.errors import SmaltiError, suggestion
     from smalti.experiments.base import ExperimentRequest, run_experiment
     from smalti.experiments.experiment_registry import EXPERIMENTS
