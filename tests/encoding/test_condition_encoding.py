@@ -239,7 +239,7 @@ def test_parts_at_one_scale(home: Path) -> None:
 def test_the_same_command_again_makes_nothing_anew(home: Path) -> None:
     again = encode(home, "codes")
     assert again.exit_code == 0
-    assert "already there" in again.output
+    assert "already encoded" in again.output
     words = ["encode", home / "tokenizer", home / "images", "--out", home / "codes", "--copies", 2, "--size", SIDE]
     other = CliRunner().invoke(app, [str(word) for word in (*words, "--validation", 0.2)])
     assert other.exit_code == 1

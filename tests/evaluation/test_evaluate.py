@@ -17,7 +17,7 @@ from smalti.core.files import read_json, write_json
 from smalti.core.published_weights import WEIGHTS
 from smalti.core.settings import parse
 from smalti.evaluation import image_sets
-from smalti.evaluation.protocols import PRIOR_PROTOCOLS, SET_PROTOCOLS, TOKENIZER_PROTOCOLS, choose
+from smalti.evaluation.protocols import PRIOR_PROTOCOLS, SET_PROTOCOLS, TOKENIZER_PROTOCOLS, select_protocol
 from smalti.evaluation.results import read_result
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
@@ -250,7 +250,7 @@ def test_a_network_is_loaded_once(models: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(image_sets, "feature_network", made.append)
     monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path))
     (tmp_path / WEIGHTS["inception-fid"].files[0]).write_bytes(b"any")
-    chosen = choose(SET_PROTOCOLS, None, overrides=[])
+    chosen = select_protocol(SET_PROTOCOLS, None, overrides=[])
     assert image_sets.with_available_network(chosen) == (chosen, "")
     assert not made
 

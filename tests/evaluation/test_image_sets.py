@@ -29,7 +29,7 @@ from smalti.evaluation.features import NetworkOutput
 from smalti.evaluation.measures import Measured, measure_sets
 from smalti.evaluation.nearest_neighbors import manifold
 from smalti.evaluation.prepared_images import FILTERS, PreparedImages, fitted, open_images
-from smalti.evaluation.protocols import SET_PROTOCOLS, ImageProtocol, SetProtocol, choose
+from smalti.evaluation.protocols import SET_PROTOCOLS, ImageProtocol, SetProtocol, select_protocol
 from smalti.images.io import center_crop, resize_to_cover, save_png
 from tests.feature_networks import Means, forbid_downloads, use_means, write_noise
 
@@ -49,7 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def protocol(*overrides: str) -> SetProtocol:
-    return choose(
+    return select_protocol(
         SET_PROTOCOLS,
         "folder-vs-folder-squeezenet",
         overrides=["features.subset_size=20", "features.splits=3", *overrides],

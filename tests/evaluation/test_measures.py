@@ -23,7 +23,7 @@ from smalti.data.sources import open_source, split
 from smalti.encoding.code_writer import write_codes
 from smalti.evaluation.measures import measure_prior, measure_tokenizer
 from smalti.evaluation.metrics import psnr
-from smalti.evaluation.protocols import PRIOR_PROTOCOLS, TOKENIZER_PROTOCOLS, choose
+from smalti.evaluation.protocols import PRIOR_PROTOCOLS, TOKENIZER_PROTOCOLS, select_protocol
 from smalti.images.io import center_crop, read_image, resize_to_cover, to_array, to_tensor
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings, nats
@@ -69,11 +69,11 @@ def pipeline(condition: Any, *, grid: tuple[int, int] = (4, 4)) -> Pipeline:
 
 
 def tokens(*overrides: str) -> Any:
-    return choose(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["lpips=[]", "features=null", *overrides])
+    return select_protocol(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["lpips=[]", "features=null", *overrides])
 
 
 def priors(*overrides: str) -> Any:
-    return choose(PRIOR_PROTOCOLS, "prior", overrides=overrides)
+    return select_protocol(PRIOR_PROTOCOLS, "prior", overrides=overrides)
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +169,12 @@ def test_weights_that_are_missing_are_left_out_or_refused(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_downloads(monkeypatch, tmp_path)
-    protocol = choose(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["images.size=[16,16]"])
+    protocol = select_protocol(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["images.size=[16,16]"])
     found = measure_tokenizer(tokenizer(), open_source(data_folder), protocol=protocol, device=CPU)
     assert set(found.scores) == {"psnr", "ssim", "codes_in_use", "perplexity"}
     for words in ("lpips_squeezenet is left out: squeezenet1_1", "the scores in squeezenet's features are left out"):
         assert any(words in note for note in found.notes), found.notes
-    strict = choose(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["missing=refuse"])
+    strict = select_protocol(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["missing=refuse"])
     with pytest.raises(SmaltiError, match=r"is needed .* and was not found"):
         measure_tokenizer(tokenizer(), open_source(data_folder), protocol=strict, device=CPU)
 

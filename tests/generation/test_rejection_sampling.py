@@ -349,7 +349,7 @@ def test_published_weights_know_real_images(monkeypatch: pytest.MonkeyPatch) -> 
     assert own > 5 * others
 
 
-def test_the_command_keeps_the_try_that_shows_its_class(
+def test_the_command_keeps_the_candidate_of_the_highest_class_score(
     smalti: Runner,  # noqa: F811
     resnet: Path,
     tmp_path: Path,
@@ -392,6 +392,6 @@ def test_the_command_keeps_the_try_that_shows_its_class(
         resnet,
         "--out",
         tmp_path / "o",
-        sentence="this model takes none",
+        sentence="needs a model conditioned on labels",
     )
     assert not (tmp_path / "o").exists()

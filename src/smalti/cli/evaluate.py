@@ -40,9 +40,8 @@ HeldOut = Annotated[
     typer.Option(
         min=0.0,
         max=0.99,
-        help="Measure the share of DATA that a training with the same share holds out; 0 measures all. By "
-        "default that "
-        "the fraction of the training, where MODEL is a run on DATA.",
+        help="Evaluate the fraction of DATA that a training with this validation fraction holds out; 0 evaluates all. "
+        "By default the fraction of the training, where MODEL is a run on DATA.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for result.json, report.html and images.csv.")]
@@ -71,7 +70,7 @@ def tokenizer(
     from smalti.data.file_types import kind_of
     from smalti.evaluation.measures import measure_tokenizer
     from smalti.evaluation.prepared_images import open_images
-    from smalti.evaluation.protocols import TOKENIZER_PROTOCOLS, choose
+    from smalti.evaluation.protocols import TOKENIZER_PROTOCOLS, select_protocol
     from smalti.evaluation.results import check_folder
     from smalti.model_loading import read_models
 
@@ -79,19 +78,18 @@ def tokenizer(
         check_folder(out)
     place, source = pick_device(device), open_images(data)
     changes = [*_sized(size, "images"), *_held_out(held_out, model, data, source), *(overrides or [])]
-    chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=changes)
+    chosen = select_protocol(TOKENIZER_PROTOCOLS, protocol, overrides=changes)
     models = read_models(model, prior=False)
     if models.tokenizer is None:
         raise SmaltiError(f"{model} holds no tokenizer")
     kind = kind_of(models.about, channels=models.tokenizer.settings.autoencoder.channels)
     if kind.name != "color":
         raise SmaltiError(
-            f"{model} is for {kind.files}, and these scores compare images; smalti reconstruct tells how much "
-            "of them survives"
+            f"{model} is for {kind.files}, and these scores are for color images; use `smalti reconstruct`"
         )
     trained = models.about.get("size")
     if chosen.images.size is None and trained is not None and not any("images.size" in each for each in changes):
-        chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=[f"images.size={list(trained)}", *changes])
+        chosen = select_protocol(TOKENIZER_PROTOCOLS, protocol, overrides=[f"images.size={list(trained)}", *changes])
     with counting("measuring", "images") as progress:
         measured = measure_tokenizer(
             models.tokenizer, source, protocol=chosen, device=place, progress=progress, batch=batch
@@ -126,7 +124,7 @@ def prior(
     from smalti.data.code_shards import CodeShards, open_codes
     from smalti.evaluation.measures import measure_prior
     from smalti.evaluation.prepared_images import open_images
-    from smalti.evaluation.protocols import PRIOR_PROTOCOLS, choose
+    from smalti.evaluation.protocols import PRIOR_PROTOCOLS, select_protocol
     from smalti.evaluation.results import check_folder
     from smalti.model_loading import read_models
     from smalti.pipeline import Pipeline
@@ -135,7 +133,7 @@ def prior(
         check_folder(out)
     given = open_codes(data) if (data / "codes.json").is_file() else open_images(data)
     share = [] if isinstance(given, CodeShards) else _held_out(held_out, model / "tokenizer", data, given)
-    chosen = choose(PRIOR_PROTOCOLS, protocol, overrides=[*share, *(overrides or [])])
+    chosen = select_protocol(PRIOR_PROTOCOLS, protocol, overrides=[*share, *(overrides or [])])
     place = pick_device(device)
     models = read_models(model, grid=grid_option(grid))
     if models.tokenizer is None or models.prior is None or models.condition is None:
@@ -171,13 +169,13 @@ def folders(
     from smalti.evaluation.feature_statistics import holds_statistics, read_statistics
     from smalti.evaluation.measures import measure_sets, with_available_network
     from smalti.evaluation.prepared_images import open_images
-    from smalti.evaluation.protocols import SET_PROTOCOLS, choose
+    from smalti.evaluation.protocols import SET_PROTOCOLS, select_protocol
     from smalti.evaluation.results import check_folder
 
     if out is not None:
         check_folder(out)
     changes = [*_sized(size, "samples"), *_sized(size, "reference"), *(overrides or [])]
-    chosen = choose(SET_PROTOCOLS, protocol, overrides=changes)
+    chosen = select_protocol(SET_PROTOCOLS, protocol, overrides=changes)
     known = holds_statistics(reference)
     note = ""
     if protocol is None and not known and not any(each.startswith("features.network=") for each in changes):

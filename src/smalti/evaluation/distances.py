@@ -110,7 +110,8 @@ def frechet(samples: Gaussian, reference: Gaussian) -> Frechet:
     width = len(samples.mean)
     if samples.mean.shape != reference.mean.shape:
         raise SmaltiError(
-            f"statistics of {width} and of {len(reference.mean)} features cannot be compared; they are from different networks"
+            f"statistics of {width} and of {len(reference.mean)} features cannot be compared; they are from "
+            "different networks"
         )
     first, second = _Root.of(samples, name="samples"), _Root.of(reference, name="reference")
     means = float((samples.mean - reference.mean.to(samples.mean.device)).square().sum())
@@ -142,7 +143,8 @@ class _Root(NamedTuple):
         largest = float(values[-1].clamp(min=0))
         if float(values[0]) < -1e-3 * largest or (largest == 0 and bool(values.any())):
             raise SmaltiError(
-                f"the statistics of the {name} hold no covariance: it has the negative eigenvalue {float(values[0]):.3g}; "
+                f"the statistics of the {name} hold no covariance: it has the negative eigenvalue "
+                f"{float(values[0]):.3g}; "
                 "compute them again"
             )
         kept = values > largest * len(mean) * torch.finfo(torch.float64).eps  # the rest is rounding
@@ -222,7 +224,8 @@ class InceptionScore(Accumulator):
             )
         if not bool(self.shares.isfinite().all() and self.certainty.isfinite().all()):
             raise SmaltiError(
-                f"the logits of {int(self.counts.sum())} images are not all finite numbers; look for a damaged weight file"
+                f"the logits of {int(self.counts.sum())} images are not all finite numbers; look for a damaged "
+                "weight file"
             )
         mean = self.shares / self.counts[:, None]  # p(y)
         divergence = self.certainty / self.counts - torch.special.xlogy(mean, mean).sum(1)

@@ -69,7 +69,7 @@ class FeatureNetwork(nn.Module, abc.ABC):
         Raises `SmaltiError` for another channel count.
         """
         if images.shape[1] not in (1, 3):
-            raise SmaltiError(f"scores are computed of images of 1 or 3 channels, these have {images.shape[1]}")
+            raise SmaltiError(f"scores need images of 1 or 3 channels, these have {images.shape[1]}")
         whole = images if images.dtype == torch.uint8 else levels(images).to(torch.uint8)
         with _in_full_precision(images.device):
             return self.extract(whole.expand(-1, 3, -1, -1))

@@ -63,7 +63,8 @@ def with_available_network(protocol: SetProtocol) -> Available:
     except SmaltiError:
         features = replace(protocol.features, network="efficientnet")
         note = (
-            f"measured in EfficientNet-Lite0's features, for the weights of {wanted} are not on this machine: compare these scores "
+            f"measured in EfficientNet-Lite0's features, because the weights of {wanted} are not on this "
+            "machine: compare these scores "
             "with each other only, never with FID (smalti doctor says which file is missing, and where it goes)"
         )
         return Available(replace(protocol, features=features), note)
@@ -136,13 +137,13 @@ def _reference(
         if given.images is not None and given.features is None and COMPARING & set(protocol.features.scores):
             return given, PreparedImages(given.images, protocol.reference, channels=3)
         return given, None
-    taken = PreparedImages(given, protocol.reference, channels=3)
+    prepared = PreparedImages(given, protocol.reference, channels=3)
     if cache is None or not cache.is_file():
-        return None, taken
+        return None, prepared
     kept = read_statistics(cache)
     if kept.made is None:
         raise SmaltiError(f"{cache} was not written by smalti; give it as the reference itself, in place of the images")
-    _refuse_other(kept, _made(taken, protocol, network), where=str(cache))
+    _refuse_other(kept, _made(prepared, protocol, network), where=str(cache))
     return kept, None
 
 
@@ -153,15 +154,15 @@ def _refuse_other(statistics: Statistics, wanted: Mapping[str, Any], *, where: s
         if made.get(key) != value:
             raise SmaltiError(
                 f"{where} holds other statistics: {key} is {made.get(key)!r} there and {value!r} here; "
-                "name another file, or remove it"
+                "name another file, or delete it"
             )
 
 
-def _made(taken: PreparedImages, protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
+def _made(prepared: PreparedImages, protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
     """All that statistics of a reference depend on, as plain values."""
     return {
-        "name": taken.source.path.name,
-        "identity": identity(taken.source),
+        "name": prepared.source.path.name,
+        "identity": identity(prepared.source),
         **({"spatial": True} if "spatial_frechet" in protocol.features.scores else {}),
         **_settings(protocol, network),
     }
@@ -180,12 +181,12 @@ def _settings(protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
 
 
 def _gather(
-    taken: PreparedImages, accumulator: StatisticsAccumulator, *, batch: int, device: torch.device, counter: Counter
+    prepared: PreparedImages, accumulator: StatisticsAccumulator, *, batch: int, device: torch.device, counter: Counter
 ) -> None:
-    for places, pixels in taken.batches(batch):
+    for places, pixels in prepared.batches(batch):
         accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device), places)
         counter.add(len(places))
-    counter.add(len(taken.left_out))
+    counter.add(len(prepared.left_out))
 
 
 def _described(statistics: Statistics) -> dict[str, Any]:
@@ -201,13 +202,14 @@ def _unknown(reference: Source | Statistics) -> tuple[str, ...]:
     if not isinstance(reference, Statistics) or reference.made is not None:
         return ()
     return (
-        "the reference's statistics are of another program, which does not say of how many images, how resized, or with "
+        "the reference's statistics are of another program, which does not say of how many images, how "
+        "resized, or with "
         "which network they were made",
     )
 
 
-def _shown(taken: PreparedImages, rank: str) -> Iterator[ExampleImage]:
-    for name, array in taken.spread(SHOWN):
+def _shown(prepared: PreparedImages, rank: str) -> Iterator[ExampleImage]:
+    for name, array in prepared.spread(SHOWN):
         small = array if min(array.shape[:2]) <= SHOWN_SIDE else resize_shorter(array, SHOWN_SIDE)
         pixels = to_array(to_tensor(small))
         yield ExampleImage(rank, name, {}, pixels, pixels)
@@ -218,16 +220,17 @@ def _unlike_sizes(first: PreparedImages, second: PreparedImages) -> tuple[str, .
         return ()
     (a,), (b,) = first.sizes, second.sizes
     return (
-        f"the samples are {a[0]}x{a[1]} and the reference {b[0]}x{b[1]} (height x width), and the network scales both "
+        f"the samples are {a[0]}x{a[1]} and the reference {b[0]}x{b[1]} (height x width), and the network "
+        "scales both "
         "to its own size; set one size for both to make them alike",
     )
 
 
-def _maker(taken: PreparedImages) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _maker(prepared: PreparedImages) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the samples' files say of the model and the sampler that made them, and a note where they differ."""
     said: list[dict[str, Any]] = []
-    for place in sorted({number * len(taken) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):
-        where = None if isinstance(taken.source, ArraySource) else taken.source.stream(taken.images[place])
+    for place in sorted({number * len(prepared) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):
+        where = None if isinstance(prepared.source, ArraySource) else prepared.source.stream(prepared.images[place])
         try:
             found = read_settings(where) if isinstance(where, Path) and where.suffix.lower() == ".png" else None
         except DamagedImage:

@@ -1,4 +1,4 @@
-"""What the measurements share: counting, values of single images, the networks of others, and what is shown.
+"""Shared parts of measurements: progress, per-image values, pretrained networks, and examples.
 
 B batch, N images.
 """
@@ -25,7 +25,7 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 
 def unwatched(done: int, total: int) -> None:
-    """The progress that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 @final
@@ -43,7 +43,7 @@ class Counter:
 
 
 @final
-class Values:
+class ImageValues:
     """Numbers of single images, by name: (N,) float32 each, NaN where there is none."""
 
     def __init__(self, images: int) -> None:
@@ -65,7 +65,7 @@ class Values:
 
 
 class PretrainedNetworks(NamedTuple):
-    """Networks of others that look at images; those left out are told in `notes`."""
+    """Pretrained networks of scores; `notes` names missing ones."""
 
     lpips: dict[str, Perceptual]
     network: FeatureNetwork | None
@@ -87,22 +87,22 @@ def load_networks(
         except SmaltiError as error:
             if missing == "refuse":
                 raise
-            notes.append(f"{what} left out: {error}")
+            notes.append(f"{what} skipped: {error}")
             return None
 
     distances = {name: found(perceptual, name, f"lpips_{name} is") for name in lpips}
-    kept = {name: judge.to(device).eval() for name, judge in distances.items() if judge is not None}
+    kept = {name: network.to(device).eval() for name, network in distances.items() if network is not None}
     network = None
     if features is not None:
         network = found(feature_network, features.network, f"the scores in {features.network}'s features are")
     return PretrainedNetworks(kept, None if network is None else network.to(device), tuple(notes))
 
 
-def fingerprints(who: PretrainedNetworks) -> dict[str, str]:
+def fingerprints(networks: PretrainedNetworks) -> dict[str, str]:
     """The networks -> the fingerprints of their weights, by their names in a result."""
-    found = {f"lpips_{name}": weights_fingerprint(judge) for name, judge in who.lpips.items()}
-    if who.network is not None:
-        found[who.network.weights] = who.network.fingerprint()
+    found = {f"lpips_{name}": weights_fingerprint(network) for name, network in networks.lpips.items()}
+    if networks.network is not None:
+        found[networks.network.weights] = networks.network.fingerprint()
     return found
 
 
@@ -134,8 +134,10 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
 
 
 def sparse_codebook_note(use: CodeUse) -> tuple[str, ...]:
-    """A note where there were too few codes to show how much of the codebook is in use."""
+    """A note where there were too few codes for reliable usage statistics."""
     seen, size = int(use.counts.sum()), len(use.counts)
     if seen >= 10 * size:
         return ()
-    return (f"{seen:,} codes were seen of a codebook of {size:,}: use, entropy and perplexity grow with more images",)
+    return (
+        f"{seen:,} codes were measured for a codebook of {size:,}: usage, entropy and perplexity grow with more images",
+    )

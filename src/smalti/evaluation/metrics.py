@@ -1,4 +1,4 @@
-"""Numbers that say how good images and codes are, and what every count over many of them has in common.
+"""Image and codebook metrics, and accumulators over many images.
 
 Letters: B batch, C channels, H W pixels, K size of the codebook.
 """
@@ -59,13 +59,13 @@ class Accumulator(abc.ABC):
 
 @final
 class CodeUse(Accumulator):
-    """Counts codes as they come by, and says how much of the codebook they use."""
+    """Accumulates code counts -> codebook usage, entropy and perplexity."""
 
     def __init__(self, size: int) -> None:
         self.counts = torch.zeros(size, dtype=torch.int64)
 
     def add(self, codes: Tensor) -> None:
-        """Codes of any shape, int64 in [0,K)."""
+        """Count codes of any shape, int64 in [0,K)."""
         self.counts += torch.bincount(codes.detach().flatten().cpu(), minlength=len(self.counts))
 
     def state(self) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ class CodeUse(Accumulator):
 
     @property
     def in_use(self) -> float:
-        """Share of the K codes that came by at least once."""
+        """Fraction of the K codes that occurred at least once."""
         return float((self.counts > 0).float().mean())
 
     @property

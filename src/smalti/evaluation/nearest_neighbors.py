@@ -39,7 +39,7 @@ class _Rows(NamedTuple):
 
 @final
 class FeatureReservoir(Accumulator):
-    """Features (B,D) as they come by -> those of at most `limit` images, in float32.
+    """A reservoir of features (B,D) -> those of at most `limit` images, in float32.
 
     The images kept are those with the least of random numbers that belong to (seed, place): a uniform choice without
     replacement, whose members do not depend on what comes first or on which process. Memory is up to 2 x `limit` x D x
@@ -85,7 +85,7 @@ class FeatureReservoir(Accumulator):
         """A sentence where not all images were kept."""
         if int(self.count) <= self.limit:
             return ()
-        return (f"{self.limit} of {int(self.count)} images were compared, chosen with seed {self.seed}",)
+        return (f"{self.limit} of {int(self.count)} images were compared, selected with seed {self.seed}",)
 
     def _rank(self, places: Tensor) -> Tensor:
         zero = torch.zeros_like(places)
@@ -124,7 +124,8 @@ def kernel_distance(
     least = min(len(samples), len(reference))
     if not 2 <= size <= least:
         raise SmaltiError(
-            f"the kernel distance cannot draw subsets of {size} images from sets of {len(samples)} and {len(reference)}; "
+            f"the kernel distance cannot draw subsets of {size} images from sets of {len(samples)} and "
+            f"{len(reference)}; "
             f"a subset has 2 to {least}"
         )
     a, b = _double(samples), _double(reference)

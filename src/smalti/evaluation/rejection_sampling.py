@@ -1,7 +1,6 @@
-"""Laying each image several times and keeping the best: by how likely the prior finds it, or by anything that looks at
-images.
+"""Rejection sampling: generate several candidates per image and keep the best, by likelihood or by a score of images.
 
-Rejection sampling as in VQ-VAE-2 (Razavi et al., arXiv 1906.00446, section 3.3) and in table 4 of Esser et al., arXiv
+As in VQ-VAE-2 (Razavi et al., arXiv 1906.00446, section 3.3) and in table 4 of Esser et al., arXiv
 2012.09841, but for each image on its own: of its N candidates one is kept, where they keep the best share of all
 samples of a class. So an image stays a function of its seed.
 
@@ -36,7 +35,7 @@ class BestCandidates(NamedTuple):
     codes: Tensor
     """(B,h,w)"""
     seeds: Tensor
-    """(B,) int64: laid with this seed alone, an image is the same."""
+    """(B,) int64: this seed alone reproduces the image."""
     candidates: Tensor
     """(B,) int64: which of the N they are; 0 is the one of the image's own seed."""
     scores: Tensor
@@ -46,8 +45,8 @@ class BestCandidates(NamedTuple):
 def candidate_seeds(seeds: Tensor, candidate: int) -> Tensor:
     """The seeds of images (B,) int64, and the number of a candidate -> the seed of that candidate of each (B,) int64.
 
-    Candidate 0 has the image's own seed. The others have random ones, which hang on the image's seed and their number
-    alone.
+    Candidate 0 has the image's own seed. The others have random ones, which depend only on the image's seed and their
+    number.
     """
     if candidate == 0:
         return seeds
@@ -70,34 +69,36 @@ def rejection_sample(
     speculate: int = 0,
     progress: Progress = unwatched,
 ) -> BestCandidates:
-    """As `Pipeline.lay`, each image laid `num_candidates` times -> the candidate of each with the highest score, the
-    first of equals.
+    """As `Pipeline.lay`, with `num_candidates` candidates per image -> the candidate of each with the highest score;
+    ties go to the first.
 
-    With one try it is what `Pipeline.lay` lays. `speculate` is as there. `progress` is told how many codes are laid,
-    and of how many.
+    One candidate equals `Pipeline.lay`. `speculate` is as there. `progress` receives the number of generated codes and
+    the total.
 
-    Raises `SmaltiError` as `Pipeline.lay`, for fewer tries than one, and for a score that is not one number for each
-    image.
+    Raises `SmaltiError` as `Pipeline.lay`, for fewer candidates than one, and for a score that is not one number for
+    each image.
     """
     if num_candidates < 1:
-        raise SmaltiError(f"{num_candidates} tries give no image to choose; ask for 1 or more")
+        raise SmaltiError(f"num_candidates is {num_candidates}; use 1 or more")
     codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(num_candidates)]
     missing = int((known < 0).sum())
     for candidate, some in enumerate(every):
-        laying = pipeline.lay(values, known, sampler=sampler, seeds=some, speculate=speculate)
+        generated = pipeline.lay(values, known, sampler=sampler, seeds=some, speculate=speculate)
         codes.append(
-            finished(_counted(laying, progress, until=(candidate + 1) * missing, total=num_candidates * missing))
+            finished(_counted(generated, progress, until=(candidate + 1) * missing, total=num_candidates * missing))
         )
         scores.append(_checked(score(codes[-1]), count=len(seeds)))
     scored = torch.stack(scores, dim=1)  # (B,N)
     best = scored.argmax(1)
     place = torch.arange(len(best))
-    laid = torch.stack(codes, dim=1)  # (B,N,h,w)
-    return BestCandidates(laid[place, best.to(laid.device)], torch.stack(every, dim=1)[place, best], best, scored)
+    candidates = torch.stack(codes, dim=1)  # (B,N,h,w)
+    return BestCandidates(
+        candidates[place, best.to(candidates.device)], torch.stack(every, dim=1)[place, best], best, scored
+    )
 
 
-def _counted(laying: Iterator[Tensor], progress: Progress, *, until: int, total: int) -> Iterator[Tensor]:
-    for codes in laying:
+def _counted(generated: Iterator[Tensor], progress: Progress, *, until: int, total: int) -> Iterator[Tensor]:
+    for codes in generated:
         progress(until - int((codes < 0).sum()), total)
         yield codes
 
@@ -112,20 +113,19 @@ def _checked(scores: Tensor, *, count: int) -> Tensor:
 
 
 def zero_score(codes: Tensor) -> Tensor:
-    """Codes (B,h,w) -> zeros (B,): the score where there is nothing to choose, as with one try."""
+    """Codes (B,h,w) -> zeros (B,): the score without a preference, as with one candidate."""
     return torch.zeros(len(codes))
 
 
-def by_images(pipeline: Pipeline, judge: Callable[[Tensor], Tensor]) -> Score:
-    """What maps images (B,C,H,W) in [-1,1] on the CPU to numbers (B,) -> the score of the codes that become these
-    images."""
-    return lambda codes: judge(pipeline.decode(codes))
+def by_images(pipeline: Pipeline, score: Callable[[Tensor], Tensor]) -> Score:
+    """A score of images (B,C,H,W) in [-1,1] on the CPU -> the score of their codes."""
+    return lambda codes: score(pipeline.decode(codes))
 
 
 def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -> Score:
-    """What B images are told, and their known codes (B,h,w), -1 where one is laid -> the score minus nats a code (B,).
+    """Condition values of B images and their known codes (B,h,w), -1 where generated -> minus the nats per code (B,).
 
-    It is the mean over the `scored_positions` codes. Temperature, filters and guidance do not count.
+    The mean is over `scored_positions`. Temperature, top-k, top-p and guidance are not applied.
     """
     counted = scored_positions(pipeline.prior, known)  # (B,h,w)
 
@@ -137,8 +137,7 @@ def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -
 
 
 def scored_positions(prior: Prior, known: Tensor) -> Tensor:
-    """Known codes (B,h,w), -1 where one is laid -> those by whose likelihood candidates are compared: (B,h,w) bool on
-    the CPU.
+    """Known codes (B,h,w), -1 where generated -> the positions whose likelihood is scored: (B,h,w) bool on the CPU.
 
     They are the known codes that come after the first laid one in the prior's order: they did not guide it, and tell
     whether it fits. That is the weight of importance sampling: candidates are drawn as likely as the prior finds the

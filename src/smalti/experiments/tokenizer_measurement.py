@@ -89,7 +89,7 @@ class Measuring(NamedTuple):
             measured = measure_tokenizer(tokenizer, source, protocol=protocol, device=device, progress=progress)
         plain = as_plain(measured)
         write_result(context.folder, plain, measured)
-        taken = PreparedImages(source, protocol.images, channels=tokenizer.settings.autoencoder.channels)
+        prepared = PreparedImages(source, protocol.images, channels=tokenizer.settings.autoencoder.channels)
         height, width = protocol.images.size or (0, 0)
         f, K = tokenizer.factor, tokenizer.size
         return {
@@ -99,7 +99,7 @@ class Measuring(NamedTuple):
             "bits_per_image": height // f * (width // f) * math.log2(K),
             "bits_per_pixel": math.log2(K) / f**2,
             "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
-            "shown": _set_down(tokenizer, taken, context.folder / "shown", count=self.shown),
+            "shown": _set_down(tokenizer, prepared, context.folder / "shown", count=self.shown),
             **_timed(tokenizer, (height, width), device),
             "missing": dict(self.missing),
             "result": plain,
@@ -139,21 +139,21 @@ def _at_most(protocol: TokenizerProtocol, available: int) -> TokenizerProtocol:
 
 
 @torch.no_grad()
-def _set_down(tokenizer: Any, taken: PreparedImages, folder: Path, *, count: int) -> list[dict[str, Any]]:
+def _set_down(tokenizer: Any, prepared: PreparedImages, folder: Path, *, count: int) -> list[dict[str, Any]]:
     """Write `count` of the images, evenly spread, and what the tokenizer makes of them, as PNG files -> their names."""
     device = next(tokenizer.parameters()).device
-    count = min(count, len(taken))
+    count = min(count, len(prepared))
     found: list[dict[str, Any]] = []
     for number in range(count):
-        at = number * len(taken) // count
+        at = number * len(prepared) // count
         try:
-            original = to_tensor(taken.read(at))
+            original = to_tensor(prepared.read(at))
         except DamagedImage:
             continue  # measuring has told of it
         back = tokenizer(original.unsqueeze(0).to(device))[0][0].clamp(-1, 1).cpu()
         save_png(folder / f"{number:03d}-original.png", original)
         save_png(folder / f"{number:03d}.png", back)
-        found.append({"number": number, "place": at, "name": taken.images[at].key})
+        found.append({"number": number, "place": at, "name": prepared.images[at].key})
     return found
 
 
