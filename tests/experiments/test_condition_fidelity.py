@@ -1,4 +1,4 @@
-"""How far images show what they were told: each measure on images of which the answer is known, and the judge."""
+"""How far images show what they were told: each measure on images of which the answer is known, and the scene network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def painted(labels: Tensor, depths: Tensor) -> Tensor:
 
 @pytest.fixture
 def compared() -> ComparedImages:
-    """Told images show what they should, those told nothing another scene's, and the real ones half of it."""
+    """Told images show what they should, those unconditional another scene's, and the real ones half of it."""
     chance = torch.Generator().manual_seed(0)
     labels = torch.randint(len(LABELS), (4, SIDE, SIDE), generator=chance)
     depths = torch.rand(4, 1, SIDE, SIDE, generator=chance) * 2 - 1

@@ -255,7 +255,7 @@ def test_a_damaged_image_is_left_out_and_told(home: Path, tmp_path: Path, capfd:
         (["reconstruction", "RUN", "--data", "DATA", "--set", "measured_at=[16, 18]"], r"tiles of 4 pixels.*at=\[16, 16\]"),
         (["reconstruction", "RUN", "--data", "DATA", "--set", "size=[16, 18]"], "set measured_at for the size"),
         (["reconstruction", "RUN", "--data", "DATA", "--set", "tokenizer.run.length=9"], "models are given and none is trained"),
-        (["reconstruction", "--data", "DATA", "--set", "scenes=9"], "no scenes are painted"),
+        (["reconstruction", "--data", "DATA", "--set", "scenes=9"], "no scenes are rendered"),
         (["reconstruction", "--set", "prior.run.length=9"], "no prior is trained in this experiment"),
         (["reconstruction", "--set", "tokenizer.model.quantizer.codebook_size=9"], "decides model.quantizer.codebook_size itself"),
         (["reconstruction", "--set", "tokenizer.run.lenght=9"], "unknown key 'run.lenght'; did you mean 'length'"),

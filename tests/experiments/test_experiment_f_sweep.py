@@ -1,4 +1,4 @@
-"""The experiment `f-sweep`: one window for all priors, crops that fill it, whole images laid; and the palette of f =
+"""The experiment `f-sweep`: one window for all priors, crops that fill it, whole images generated; and the palette of f =
 1."""
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def test_what_was_laid_before_a_stop_is_not_laid_again(
     seeds, place = torch.arange(2), StepContext(tmp_path, {}, QUIET)
     whole, _ = sampling._generate(pipeline, seeds, (8, 8), StepContext(tmp_path / "whole", {}, QUIET))
     kept = []
-    monkeypatch.setattr(sampling, "KEPT_EVERY", 0.0)
+    monkeypatch.setattr(sampling, "CHECKPOINT_SECONDS", 0.0)
     keep = sampling._keep
 
     def stopping(path: Path, codes: torch.Tensor) -> None:

@@ -85,7 +85,7 @@ def test_the_figures_of_each_set_are_those_of_its_trainings(home: Path, result: 
     steps = result["steps"]
     compared = steps[f"compare-{given}"]["outcome"]
     assert list(compared["rows"]) == NAMES
-    assert compared["judge"] == "psnr", "without weights there is no LPIPS"
+    assert compared["metric"] == "psnr", "without weights there is no LPIPS"
     for name, row in compared["rows"].items():
         run = steps[f"tokenizer-{given}-{name}"]
         measured = steps[f"measure-{given}-{name}"]["outcome"]
@@ -147,7 +147,7 @@ def test_a_change_of_one_training_leaves_the_others_as_they_are(home: Path, tmp_
         ({}, ("tokenizer.run.length=9",), "each training lasts as long as the others; set minutes"),
         ({}, ("tokenizer.run.ema_half_life=1",), "the experiment decides run.ema_half_life itself"),
         ({}, ("prior.run.length=9",), "no prior is trained in this experiment"),
-        ({}, ("scenes=9",), "images are given and no scenes are painted"),
+        ({}, ("scenes=9",), "images are given and no scenes are rendered"),
     ],
 )  # fmt: skip
 def test_mistakes_are_sentences_before_anything_is_done(
@@ -284,7 +284,7 @@ def test_the_pace_is_the_mean_over_all_phases_of_the_step_that_is_neither_fast_n
 
     monkeypatch.setattr(equal_time, "_step", step)
     monkeypatch.setattr(equal_time, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    found = equal_time.taken(nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0)
+    found = equal_time.measure_pace(nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0)
     assert found == pytest.approx(2.0 / 4), "a mean step takes 2 seconds and has 4 images"
     assert len(set(seen_at)) == PLACES
     assert POINTS > SAVED

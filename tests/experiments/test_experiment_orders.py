@@ -18,7 +18,7 @@ from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.orders import experiment
 from smalti.experiments.orders.experiment import in_turn
-from smalti.experiments.orders.page import CALLED, RASTER, by_part, ranked, shown, told_apart
+from smalti.experiments.orders.page import CALLED, RASTER, by_part, compare_to_raster, ranked, shown
 from smalti.experiments.page_parts import pixels, signed
 from smalti.generation.code_sampler import Sampler, finished, sample, unknown
 from smalti.hub.pretrained import find_model
@@ -172,18 +172,18 @@ def test_orders_are_told_apart_by_two_standard_errors() -> None:
     rows: dict[Order, dict[str, float]] = {
         name: {"nats": mean, "over_raster": over, "error": error} for name, (mean, over, error) in values.items()
     }
-    assert told_apart(rows) == (["subsample"], ["alternate", "z_curve"], ["random"])
+    assert compare_to_raster(rows) == (["subsample"], ["alternate", "z_curve"], ["random"])
     assert ranked(rows) == ["subsample", "alternate", "raster", "z_curve", "random"]
 
 
 def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> None:
     text, images = page(home / "out")
     rows = found["compare"]["outcome"]["rows"]
-    assert f"row major has {rows[RASTER]['nats']:.3f} nats a code" in text
+    assert f"row major has {rows[RASTER]['nats']:.3f} nats per code" in text
     best = ranked(rows)[0]
     assert rows[best]["nats"] == min(row["nats"] for row in rows.values())
     assert f"Likeliest: {CALLED[best]}" in text
-    for order in told_apart(rows).alike:
+    for order in compare_to_raster(rows).alike:
         row = rows[order]
         assert f"{CALLED[order]} ({signed(row['over_raster'], row['error'])})" in text
     assert images == len(ORDERS) * (1 + SEEDS)
@@ -221,7 +221,7 @@ def test_every_scale_can_be_planned(home: Path, scale: str) -> None:
         ("prior.network.order=random", "decides network.order itself"),
         ("prior.run.patience=3", "decides run.patience itself"),
         ("tokenizer.images.size=[8, 8]", "decides images.size itself"),
-        ("scenes=3", "no scenes are painted"),
+        ("scenes=3", "no scenes are rendered"),
         ('prior=["network={name: pixelsnail, layers: 1, res_blocks: 1, embed_dim: 20, heads: 2}"]', "raster"),
     ],
 )

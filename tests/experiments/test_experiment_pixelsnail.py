@@ -135,10 +135,12 @@ def test_the_clock_stands_still_while_held_out_codes_are_looked_at() -> None:
 def test_the_page_tells_what_was_found(home: Path) -> None:
     text, images = page(home / "out")
     rows = steps(home)["compare"]["outcome"]["rows"]
-    assert f"{rows[SAME_STEPS]['nats']:.3f} nats a code for the transformer, {rows[PIXELSNAIL]['nats']:.3f}" in text
+    assert f"{rows[SAME_STEPS]['nats']:.3f} nats per code for the transformer, {rows[PIXELSNAIL]['nats']:.3f}" in text
     better = rows[SAME_STEPS]["over_pixelsnail"] < 0
     apart = abs(rows[SAME_STEPS]["over_pixelsnail"]) >= 2 * rows[SAME_STEPS]["error"]
-    verdict = ("the transformer is better" if better else "PixelSNAIL is better") if apart else "cannot be told apart"
+    verdict = (
+        ("the transformer is better" if better else "PixelSNAIL is better") if apart else "do not differ significantly"
+    )
     assert verdict in text.partition("After as long a time")[0]
     assert "Held-out codes over time" in text
     assert "nan" not in text.lower().split()
@@ -197,7 +199,7 @@ def test_a_training_of_another_length_validates_as_often(home: Path) -> None:
         ("prior.run.patience=3", "decides run.patience itself"),
         ("prior.condition=labels", "decides condition itself"),
         ("tokenizer.images.size=[8, 8]", "decides images.size itself"),
-        ("scenes=3", "no scenes are painted"),
+        ("scenes=3", "no scenes are rendered"),
     ],
 )
 def test_mistakes_are_sentences(home: Path, tmp_path: Path, override: str, sentence: str) -> None:

@@ -77,7 +77,7 @@ def asking(home: Path, *more: str, **changed: Any) -> ExperimentRequest:
 
 
 def brightness(images: condition_fidelity.ComparedImages) -> Fidelity:
-    """In place of what the judge sees: which images it is shown."""
+    """In place of what the scene network predicts: which images it is shown."""
     return Fidelity(float(images.conditioned.mean()), 0.0, 0.0, 0.0, 0.0)
 
 
@@ -145,7 +145,7 @@ def test_held_out_codes_are_those_of_crops_as_large_as_they_are(
 
 
 def by_hand(pipeline: Pipeline, way: str, codes: Tensor, places: list[Within]) -> Tensor:
-    """Codes (B,h,w) -> nats a code (B,), each code under a window of its own."""
+    """Codes (B,h,w) -> nats per code (B,), each code under a window of its own."""
     prior, (B, h, w) = pipeline.prior, codes.shape
     if way in (NEIGHBORHOOD, WHOLE):
         return nats(prior, prior.null_prefix(B), codes).mean((1, 2))
@@ -191,7 +191,7 @@ def test_images_are_what_the_program_lays(home: Path, found: dict[str, Any], way
     else:
         known = unknown(SAMPLES, grid)
         codes = finished(pipeline.lay([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES)))
-    files = sorted((folder(home, found, f"laid-{way}-{named(grid)}") / "samples").glob("*.png"))
+    files = sorted((folder(home, found, f"samples-{way}-{named(grid)}") / "samples").glob("*.png"))
     assert len(files) == SAMPLES
     for file, image in zip(files, to_array(pipeline.decode(codes)), strict=True):
         assert np.array_equal(pixels(file), image)
@@ -207,7 +207,7 @@ def test_seams_and_structure_are_those_of_the_images(
         again = pipeline_of(home, found, WINDOW).decode(held_out(home, found, grid)[0])
         assert np.array_equal(np.stack([pixels(file) for file in sorted(path.glob("*.png"))]), to_array(again))
     else:
-        path, row = folder(home, found, f"laid-{way}-{named(grid)}") / "samples", compared["rows"][way]
+        path, row = folder(home, found, f"samples-{way}-{named(grid)}") / "samples", compared["rows"][way]
     images = torch.stack([to_tensor(pixels(file)) for file in sorted(path.glob("*.png"))])
     assert row["seams"] == seams(images, F, window=2)
     assert (row["seams"] is None) == (grid == SMALLEST), "a single tile has no borders"
@@ -290,7 +290,7 @@ def test_a_ramp_has_no_seams() -> None:
 def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> None:
     text, images = page(home / "out")
     rows = found[f"compare-{named(LARGEST)}"]["outcome"]["rows"]
-    assert f"have {rows[WINDOW]['nats']:.3f} nats a code" in text
+    assert f"have {rows[WINDOW]['nats']:.3f} nats per code" in text
     best = growing(rows)[0]
     assert rows[best]["nats"] == min(rows[way]["nats"] for way in GROWING)
     assert f"Likeliest at 4x8: {CALLED[best]}" in text

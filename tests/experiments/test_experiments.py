@@ -66,8 +66,8 @@ class Reckoning:
     @property
     def experiment(self) -> Experiment[Numbers]:
         scales = {
-            "tiny": Scale(about="at once", data="nothing", paints=True, settings={"first": 1}),
-            "small": Scale(about="at once", data="a folder of stones", paints=False, settings={"first": 2}),
+            "tiny": Scale(about="at once", data="nothing", renders_scenes=True, settings={"first": 1}),
+            "small": Scale(about="at once", data="a folder of stones", renders_scenes=False, settings={"first": 2}),
         }
         return Experiment(
             about="how much is one and ten",
@@ -295,7 +295,7 @@ def test_every_study_can_be_planned_at_every_scale(name: str, tmp_path: Path, mo
     monkeypatch.setenv("SMALTI_CACHE", str(tmp_path))
     experiment, data = EXPERIMENTS[name], write_images(tmp_path / "images")
     assert set(experiment.scales) == {"tiny", "small", "full"}
-    assert experiment.scales["tiny"].paints
+    assert experiment.scales["tiny"].renders_scenes
     assert "\n" not in experiment.about
     for scale in experiment.scales:
         request = ExperimentRequest(scale=scale, data=None if name in ("conditions", "window") else data)

@@ -18,7 +18,7 @@ class Imported(NamedTuple):
     tokenizer: VQGAN | None
     prior: Prior | None
     condition: Condition | None
-    """With a prior, what it is told; else None."""
+    """The condition of the prior; None without one."""
     about: dict[str, Any]
     """What is worth keeping of the source, for `config.json`."""
 

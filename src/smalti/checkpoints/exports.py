@@ -90,7 +90,8 @@ def write_onnx(
                 )
         except torch.onnx.OnnxExporterError as error:
             raise SmaltiError(
-                f"ONNX has no operations for this {path.stem} (model.quantizer.name = {kind!r}); --to export writes it for PyTorch"
+                f"ONNX has no operations for this {path.stem} (model.quantizer.name = {kind!r}); --to export "
+                "writes it for PyTorch"
             ) from error
         assert graph is not None
         onnx.save(graph.model_proto, path)

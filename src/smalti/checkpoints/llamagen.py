@@ -138,7 +138,7 @@ def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Importe
 def write(
     tokenizer: VQGAN | None, prior: Prior | None, condition: Condition | None, folder: Path, *, about: Mapping[str, Any]
 ) -> None:
-    """A tokenizer, a prior told by labels, or both -> a folder of `.pt` files, which must not exist yet.
+    """A tokenizer, a prior conditioned on labels, or both -> a folder of `.pt` files, which must not exist yet.
 
     Their programs load them where they have a model of that size: widths and depths that they do not offer are written
     too. `about` holds nothing that such a file has a place for. Raises `SmaltiError` for what their networks cannot be,
@@ -372,7 +372,7 @@ def _checked_gpt(prior: Prior, condition: Condition | None) -> tuple[Transformer
     if not isinstance(prior, Transformer):
         raise SmaltiError("LlamaGen's GPT is the prior 'transformer'; this one is of another kind")
     if not isinstance(condition, Labels):
-        raise SmaltiError("LlamaGen's GPT is told one of its classes; this prior is not told a label")
+        raise SmaltiError("LlamaGen's GPT is conditioned on class labels; this prior is not")
     plain = as_mapping(prior.settings)
     for key, value in REFERENCE_GPT.items():
         if plain[key] != value:

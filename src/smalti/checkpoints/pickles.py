@@ -57,7 +57,7 @@ def _empty(cls: Any) -> Any:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise SmaltiError(f"it asks to call {name}, which no weights need; nothing was run. Do not use this file")
+    raise SmaltiError(f"it calls {name}, which weights do not need; nothing was executed. Do not use this file")
 
 
 def _stand_in(home: str, name: str) -> _Dead:
@@ -174,7 +174,8 @@ def _shards(index: Path) -> list[Path]:
     missing = [name for name in names if not index.with_name(name).is_file()]
     if missing:
         raise SmaltiError(
-            f"{index} names {len(names)} shards, of which {len(missing)} are missing, first {missing[0]}; put them beside it"
+            f"{index} names {len(names)} shards, of which {len(missing)} are missing, first {missing[0]}; put "
+            "them beside it"
         )
     return [index.with_name(name) for name in names]
 

@@ -301,7 +301,8 @@ def _window(params: Mapping[str, Any], given: Grid | None, *, where: str) -> Gri
     shape = (int(permuter.params["H"]), int(permuter.params["W"]))
     if given is not None and given != shape:
         raise SmaltiError(
-            f"{where}: the permuter is for {shape[0]} x {shape[1]} codes, the grid given is {given[0]} x {given[1]}; leave it out"
+            f"{where}: the permuter is for {shape[0]} x {shape[1]} codes, the grid given is {given[0]} x "
+            f"{given[1]}; leave it out"
         )
     return shape
 

@@ -250,7 +250,8 @@ def tokenizer_section(tokenizer: VQGAN, *, about: Mapping[str, Any]) -> dict[str
     autoencoder, quantizer = tokenizer.settings.autoencoder, tokenizer.settings.quantizer
     if not isinstance(quantizer, VQSettings | GumbelSettings):
         raise SmaltiError(
-            f"the original has no place for model.quantizer.name = {quantizer.name!r}; this tokenizer cannot be written as one of "
+            f"the original has no place for model.quantizer.name = {quantizer.name!r}; this tokenizer cannot "
+            "be written as one of "
             "its own, which are 'vq' and 'gumbel'"
         )
     if isinstance(quantizer, VQSettings) and quantizer.l2_normalize:
@@ -304,7 +305,8 @@ def _ddconfig(autoencoder: AutoencoderSettings, *, side: int) -> dict[str, Any]:
     for what, there in autoencoder.decoder_differences.items():
         if there:
             raise SmaltiError(
-                f"the original's decoder has the encoder's widths and one residual block more, this tokenizer has {what}"
+                "the original's decoder has the encoder's widths and one residual block more, this tokenizer has "
+                f"{what}"
             )
     return {
         "double_z": False,

@@ -274,7 +274,7 @@ def _check_prefix(condition: Condition, shards: CodeShards) -> None:
 
 
 def _bits_per_pixel(pipeline: Pipeline, nats_per_code: Tensor) -> Tensor:
-    """Nats a code, of any shape -> bits of the code grid for each pixel of the image, of the same shape."""
+    """Nats per code, of any shape -> bits of the code grid for each pixel of the image, of the same shape."""
     (h, w), (H, W) = pipeline.prior.grid, pipeline.default_size
     return nats_per_code / math.log(2) * (h * w / (H * W))
 

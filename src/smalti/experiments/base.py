@@ -1,4 +1,4 @@
-"""The frame of experiments: what one is made of, and how it is run so that it can be stopped at any moment and goes on.
+"""The framework of experiments: their steps, and how a run stops at any moment and resumes.
 
 An experiment is a list of steps and a page. Each step has a name, the settings that decide what comes of it, and the
 earlier steps whose results it uses; together they give its key. A step works in a folder of its own and ends with a
@@ -36,7 +36,7 @@ from smalti.reports.report import Report
 S = TypeVar("S")
 
 TRAININGS = ("tokenizer", "prior")
-"""`--set tokenizer.a.b=c` and `--set prior.a.b=c` are laid over the trainings of an experiment; other keys are the
+"""`--set tokenizer.a.b=c` and `--set prior.a.b=c` are generated over the trainings of an experiment; other keys are the
 experiment's own."""
 
 
@@ -52,7 +52,7 @@ class StepResult(NamedTuple):
 @final
 @dataclass(frozen=True)
 class StepContext:
-    """Where a step works: its own folder, which exists, and the steps that it comes after."""
+    """The context of a step: its own folder, which exists, and the results of the steps that it depends on."""
 
     folder: Path
     before: Mapping[str, StepResult]
@@ -84,8 +84,8 @@ class Scale:
     """How long it takes, and where."""
     data: str
     """The images it is made for, in words."""
-    paints: bool
-    """Without `--data` the embedded scenes are painted; False: it has to be given."""
+    renders_scenes: bool
+    """Without `--data` the embedded scenes are rendered; False: it has to be given."""
     settings: Mapping[str, Any]
     """Plain values of the experiment's settings."""
 
@@ -93,13 +93,13 @@ class Scale:
 @final
 @dataclass(frozen=True, kw_only=True)
 class ExperimentRequest:
-    """What a person asked of an experiment."""
+    """The command line options of an experiment."""
 
     scale: str = "tiny"
     models: tuple[Path, ...] = ()
     """Given models, for experiments that compare such."""
     data: Path | None = None
-    """Given images; None: the experiment paints the embedded scenes."""
+    """Given images; None: the experiment renders the embedded scenes."""
     overrides: tuple[str, ...] = ()
     """`a.b=c`, as typed."""
 
@@ -111,7 +111,7 @@ class ExperimentRequest:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Generic[S]):
-    """What is varied, what is measured, and the page that tells of it."""
+    """An experiment: settings, scales, a plan of steps, and a report page."""
 
     about: str
     """One line: the question it answers."""
@@ -133,16 +133,16 @@ class Experiment(Generic[S]):
         Raises `SmaltiError` for an unknown scale or key, and where images or models are missing or not wanted.
         """
         if request.scale not in self.scales:
-            raise SmaltiError(f"there is no scale {request.scale!r}; {suggestion(request.scale, self.scales)}")
+            raise SmaltiError(f"unknown scale {request.scale!r}; {suggestion(request.scale, self.scales)}")
         scale = self.scales[request.scale]
         if request.models and not self.takes_models:
-            raise SmaltiError(f"this experiment trains its own models, {request.models[0]} was given; leave it out")
+            raise SmaltiError(f"this experiment trains its own models; omit {request.models[0]}")
         own = [each for each in request.overrides if each.partition(".")[0] not in TRAININGS]
         values = {**scale.settings, **dict(assignment(each, form="key=value") for each in own)}
         settings = parse(self.settings, values, where=f"scale {request.scale}" + (" with --set" if own else ""))
-        if request.data is None and not scale.paints and not self.brings_images(settings):
+        if request.data is None and not scale.renders_scenes and not self.brings_images(settings):
             raise SmaltiError(
-                f"the scale {request.scale} is made for {scale.data}; give the images with --data, or take another --scale"
+                f"the scale {request.scale} needs {scale.data}; give the images with --data, or use another --scale"
             )
         return settings
 
@@ -205,9 +205,9 @@ def _do(
     folder, marker = home / key, home / f"{key}.json"
     begun = read_json(marker) if marker.is_file() else {}
     if begun.get("finished"):
-        say(console, f"{title}: done before")
+        say(console, f"{title}: already done")
         return StepResult(folder, begun["outcome"], begun["seconds"])
-    said = ", going on" if begun else "".join(_changes(step, home))
+    said = ", resuming" if begun else "".join(_changes(step, home))
     say(console, f"{title}{said}")
     note = {"settings": dict(step.settings), "after": list(step.after)}
     spent = float(begun.get("seconds", 0.0))
@@ -223,7 +223,7 @@ def _do(
         outcome = dict(step.work(StepContext(folder, before, console)))
     except (SmaltiError, KeyboardInterrupt) as error:
         write_json(marker, {**note, "finished": False, "seconds": seconds()})
-        said = str(error) if isinstance(error, SmaltiError) else "interrupted; the same command goes on with it"
+        said = str(error) if isinstance(error, SmaltiError) else "interrupted; run the same command again to resume"
         raise SmaltiError(f"{title}: {said}") from error
     took = seconds()
     write_json(marker, {**note, "finished": True, "seconds": took, "outcome": outcome})
@@ -238,7 +238,7 @@ def _changes(step: Step, home: Path) -> Iterator[str]:
     then, now = dict(flattened(read_json(others[-1])["settings"])), dict(flattened(step.settings))
     differ = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     what = [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in differ[:3]]
-    yield f": {'; '.join(what) or 'an earlier step has changed'}; it is done anew, what was made before stays"
+    yield f": {'; '.join(what) or 'an earlier step has changed'}; it is run again; earlier results are kept"
 
 
 def _result(

@@ -1,4 +1,4 @@
-"""How far images show what they were told: a measure for each condition.
+"""Condition fidelity: how well generated images follow their condition, with a measure for each kind of condition.
 
 Letters: B images, H W pixels, n labels.
 """
@@ -32,7 +32,7 @@ class ComparedImages(NamedTuple):
     conditioned: Tensor
     """(B,3,H,W) in [-1,1], each with the condition of the scene in its place"""
     unconditional: Tensor
-    """(B,3,H,W), of the same prior and seeds, told nothing"""
+    """(B,3,H,W), of the same prior and seeds, unconditional"""
     real: Tensor
     """(B,3,H,W), the scenes as the tokenizer gives them back"""
     known: KnownScenes
@@ -42,7 +42,7 @@ class ComparedImages(NamedTuple):
 
 
 class Fidelity(NamedTuple):
-    """A measure of told images, of real ones as the tokenizer gives them back, and of those that were told nothing."""
+    """A measure of conditional images, of reconstructed real images, and of unconditional images."""
 
     conditioned: float
     real: float
@@ -60,8 +60,8 @@ def _each(of: Callable[[Tensor], float], compared: ComparedImages) -> tuple[floa
 
 
 def labels(compared: ComparedImages) -> Fidelity:
-    """Mean intersection over union of the labels that the judge sees and those of the maps; the score is a share of
-    what real images reach."""
+    """Mean intersection over union of the labels that the scene network predicts and those of the maps; the score is a
+    share of what real images reach."""
     conditioned, real, unconditional = _each(
         lambda images: mean_iou(predict(compared.network, images).labels.argmax(1), compared.known.labels), compared
     )
@@ -69,7 +69,7 @@ def labels(compared: ComparedImages) -> Fidelity:
 
 
 def depths(compared: ComparedImages) -> Fidelity:
-    """Rank correlation of the depths that the judge sees and those of the maps, the mean over images."""
+    """Rank correlation of the depths that the scene network predicts and those of the maps, the mean over images."""
 
     def of(images: Tensor) -> float:
         seen = predict(compared.network, images).depths
@@ -81,14 +81,14 @@ def depths(compared: ComparedImages) -> Fidelity:
 
 
 def edge_maps(compared: ComparedImages) -> Fidelity:
-    """F-score of edges, a pixel off allowed; the score is how many times that of images that were told nothing."""
+    """F-score of edges, a pixel off allowed; the score is how many times that of unconditional images."""
     wanted = _steep(compared.known.images)
     conditioned, real, unconditional = _each(lambda images: f_score(_steep(images), wanted), compared)
     return Fidelity(conditioned, real, unconditional, score=conditioned / max(unconditional, 1e-9), goal=2.0)
 
 
 def classes(compared: ComparedImages) -> Fidelity:
-    """Share of images whose class the judge names right."""
+    """Share of images whose class the scene network classifies correctly."""
 
     def of(images: Tensor) -> float:
         return float((predict(compared.network, images).classes.argmax(1) == compared.known.classes).float().mean())
@@ -110,8 +110,8 @@ def smaller(compared: ComparedImages, *, times: int) -> Fidelity:
 
 
 def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[Thing], bool]) -> Fidelity:
-    """How often the judge sees the class of a thing in its box; the score is how many times as often as in boxes of the
-    same size at other places of the same images. `names`: of the labels, in order."""
+    """How often the scene network predicts the class of a thing in its box; the score is how many times as often as in
+    boxes of the same size at other places of the same images. `names`: of the labels, in order."""
     chance = torch.Generator().manual_seed(0)
 
     def of(images: Tensor) -> tuple[float, float]:

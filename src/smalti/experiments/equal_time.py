@@ -42,7 +42,7 @@ FEWEST = 3
 """Timed steps at each place, at least; one more goes before them."""
 POINTS = 12
 """How often a training looks at held-out images ..."""
-LOOKED_AT = 64
+VALIDATION_IMAGES = 64
 """... and at how many of them, at most."""
 SAVED = 3
 """How often it saves its state."""
@@ -72,7 +72,8 @@ def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change
     for name, count in found.items():
         if abs(count / wanted - 1) > within:
             raise SmaltiError(
-                f"{name} has {count:,} parameters and {like} {wanted:,}: {count / wanted - 1:+.0%}, where {within:.0%} is "
+                f"{name} has {count:,} parameters and {like} {wanted:,}: {count / wanted - 1:+.0%}, where "
+                f"{within:.0%} is "
                 f"allowed; {change}, or set parameters_within"
             )
 
@@ -90,7 +91,7 @@ def lasting(training: TokenizerTraining, *, minutes: float, seconds_per_image: f
 
 
 def _of_length(training: TokenizerTraining, length: int) -> TokenizerTraining:
-    looked_at = min(training.images.validation_images, LOOKED_AT)
+    looked_at = min(training.images.validation_images, VALIDATION_IMAGES)
     images = replace(training.images, validation_images=looked_at)
     return replace(training, run=of_length(training.run, length), images=images)
 
@@ -114,9 +115,9 @@ def pace(name: str, *, images: Images, training: TokenizerTraining, seconds: flo
     """The step that takes the pace of a training, by `seconds` of steps. `training` is `nominal`."""
 
     def work(context: StepContext) -> dict[str, Any]:
-        say(context.console, f"taking the pace of {name}")
+        say(context.console, f"measuring the training speed of {name}")
         return {
-            "seconds_per_image": taken(training, open_source(images.path(context)), seconds=seconds),
+            "seconds_per_image": measure_pace(training, open_source(images.path(context)), seconds=seconds),
             **weights(training)._asdict(),
             "threads": torch.get_num_threads(),
         }
@@ -125,7 +126,7 @@ def pace(name: str, *, images: Images, training: TokenizerTraining, seconds: flo
     return Step(name=f"pace-{name}", settings=settings, work=work, after=images.after)
 
 
-def taken(training: TokenizerTraining, source: Source, *, seconds: float) -> float:
+def measure_pace(training: TokenizerTraining, source: Source, *, seconds: float) -> float:
     """A training that is `nominal` -> the seconds that an image takes it on this machine, with its reading.
 
     The mean over `PLACES` of the medians of the steps there, about `seconds` of them. What they teach is thrown away.

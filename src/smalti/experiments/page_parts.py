@@ -43,7 +43,7 @@ def signed(mean: float, error: float | None) -> str:
 
 
 def learning(lines: Mapping[str, Sequence[Mapping[str, float]]], *, entropy: float, over: Mapping[str, str]) -> Plots:
-    """What priors are called and their curves -> charts of the nats a code, over "codes" or "seconds" as `over` names
+    """What priors are called and their curves -> charts of the nats per code, over "codes" or "seconds" as `over` names
     and titles them."""
     units = {"codes": "codes seen", "seconds": "seconds of training"}
     plots = [
@@ -51,14 +51,15 @@ def learning(lines: Mapping[str, Sequence[Mapping[str, float]]], *, entropy: flo
             title,
             [Line(called, [(point[key], point["nats"]) for point in points]) for called, points in lines.items()],
             x_label=units[key],
-            y_label="nats a code",
+            y_label="nats per code",
             references=[Reference(entropy, "entropy of single codes")],
         )
         for key, title in over.items()
     ]
     return Plots(
         plots,
-        caption="Lines that still fall say that more training would help; lines that rise, that codes are learned by heart.",
+        caption="Lines that still fall say that more training would help; lines that rise, that codes are learned "
+        "by heart.",
     )
 
 

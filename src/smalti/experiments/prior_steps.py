@@ -34,8 +34,8 @@ from smalti.training.prior_networks import Codes, build_network
 from smalti.training.run_folder import read_metrics
 
 FIXED = ("condition=nothing", "condition_dropout=0", "encode={}", "run.patience=0")
-"""Of all priors of such an experiment: they are told nothing, and none stops before the others."""
-JUDGED = 64
+"""Of all priors of such an experiment: they are unconditional, and none stops before the others."""
+BATCH = 64
 """Images whose codes are judged at once."""
 
 
@@ -124,7 +124,8 @@ def trained(context: StepContext, training: PriorTraining) -> dict[str, Any]:
 
 
 def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Lines of a prior's metrics -> the nats a code of held-out codes, after how many codes and seconds of training."""
+    """Lines of a prior's metrics -> the nats per code of held-out codes, after how many codes and seconds of
+    training."""
     return [{"seconds": seconds, "codes": line["seen"], "nats": line["nats"]} for seconds, line in validations(lines)]
 
 
@@ -135,14 +136,14 @@ def validation_nll(context: StepContext, name: str) -> Iterator[Tensor]:
     network, _ = load_prior(find_model(context.before[f"prior-{name}"].folder, kind="prior"))
     network.to(device)
     shards = open_codes(context.before["codes"].folder / "codes")
-    for batch in in_order(shards.validation, batch=JUDGED):
+    for batch in in_order(shards.validation, batch=BATCH):
         yield from nats(network, network.null_prefix(len(batch.codes)), batch.codes.to(device)).cpu()  # (B,h,w)
 
 
 def row(
     outcome: Mapping[str, Any], values: Sequence[float], *, over: str, others: Sequence[float]
 ) -> dict[str, float | None]:
-    """What is known of a prior, and its nats a code on each held-out image -> what stands of it in a table.
+    """What is known of a prior, and its nats per code on each held-out image -> what stands of it in a table.
 
     `over_` and the name `over`: how much more than the `others`, on the same images, and `error` the standard error of
     that; None where there is one image.

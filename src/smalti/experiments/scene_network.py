@@ -1,5 +1,5 @@
-"""A small network that says what is in a scene: the label and the depth of each pixel, and the class of the whole. It
-learns from real scenes alone, and judges samples.
+"""A small network that predicts the labels and depths of the pixels of a scene, and its class. It is trained on real
+scenes and evaluates samples.
 
 Letters: B batch, C channels, H W pixels, n labels, N classes, M images.
 """
@@ -19,7 +19,7 @@ BATCH = 16
 
 
 class KnownScenes(NamedTuple):
-    """Scenes, and what is known of them."""
+    """Scenes with their labels."""
 
     images: Tensor
     """(M,3,H,W) in [-1,1]"""
@@ -36,7 +36,7 @@ class KnownScenes(NamedTuple):
 
 
 class ScenePrediction(NamedTuple):
-    """What the judge sees."""
+    """What the scene network predicts."""
 
     labels: Tensor
     """(B,n,H,W) logits"""
@@ -48,7 +48,7 @@ class ScenePrediction(NamedTuple):
 
 @final
 class SceneNetwork(nn.Module):
-    """(B,3,H,W) in [-1,1], sides divisible by 8 -> a verdict. Convolutions down to an eighth and up again, with
+    """(B,3,H,W) in [-1,1], sides divisible by 8 -> predictions. Convolutions down to an eighth and up again, with
     shortcuts."""
 
     def __init__(self, labels: int, classes: int) -> None:
@@ -81,7 +81,7 @@ def _block(channels: int, out_channels: int) -> nn.Sequential:
 def train_scene_network(
     known: KnownScenes, *, labels: int, classes: int, steps: int, progress: Callable[[int, int], object]
 ) -> SceneNetwork:
-    """Scenes -> a judge in evaluation mode, the same each time: batches are drawn by a seed."""
+    """Scenes -> a network in evaluation mode, the same each time: batches are drawn by a seed."""
     torch.manual_seed(0)
     model = SceneNetwork(labels, classes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
@@ -105,6 +105,6 @@ def train_scene_network(
 
 @torch.no_grad()
 def predict(model: SceneNetwork, images: Tensor) -> ScenePrediction:
-    """(B,3,H,W), any number of them -> what is seen in them."""
+    """(B,3,H,W), B of any size -> predictions."""
     parts = [model(some) for some in torch.split(images, BATCH)]
     return ScenePrediction(*(torch.cat(each) for each in zip(*parts, strict=True)))

@@ -19,7 +19,7 @@ from smalti.training.run_folder import FREE_TO_CHANGE
 from smalti.training.runs import train_tokenizer
 
 SCENES = "scenes"
-"""Name of the step that paints."""
+"""Name of the step that renders."""
 
 
 @settings
@@ -44,9 +44,9 @@ def refuse_idle(request: ExperimentRequest, *, trains: Sequence[str]) -> None:
     for override in request.overrides:
         key = override.partition("=")[0].partition(".")[0]
         if key in TRAININGS and key not in trains:
-            raise SmaltiError(f"--set {override}: no {key} is trained in this experiment; leave it out")
+            raise SmaltiError(f"--set {override}: no {key} is trained in this experiment; omit it")
         if request.data and key == "scenes":
-            raise SmaltiError(f"--set {override}: images are given and no scenes are painted; leave it out")
+            raise SmaltiError(f"--set {override}: images are given and no scenes are rendered; omit it")
 
 
 class Images(NamedTuple):
@@ -75,10 +75,10 @@ class Images(NamedTuple):
 
 
 def scenes(*, count: int, size: tuple[int, int], seed: int = 0, name: str = SCENES) -> Step:
-    """The step that paints `count` embedded scenes of `size` (H,W)."""
+    """The step that renders `count` embedded scenes of `size` (H,W)."""
 
     def work(context: StepContext) -> dict[str, Any]:
-        with counting(context.console, title="painting", unit="scenes") as progress:
+        with counting(context.console, title="rendering", unit="scenes") as progress:
             write_scenes(
                 context.folder,
                 count=count,

@@ -29,7 +29,7 @@ from smalti.experiments.steps import Images
 from smalti.experiments.tokenizer_comparison import FEATURES, LPIPS
 from smalti.images.io import DamagedImage, save_png, to_tensor
 
-JUDGES = {LPIPS: ("squeezenet1_1", "lpips-squeeze"), FEATURES: ("squeezenet1_1",)}
+WEIGHTS_OF_SCORES = {LPIPS: ("squeezenet1_1", "lpips-squeeze"), FEATURES: ("squeezenet1_1",)}
 """Scores that need published weights, and which."""
 REPEATS = 5
 TIMED = 8
@@ -38,7 +38,7 @@ OUTCOME = 1
 """Raised when measuring leaves other values behind, so that those of before are not taken for them."""
 
 
-class Measuring(NamedTuple):
+class TokenizerMeasurement(NamedTuple):
     """How all tokenizers of an experiment are measured."""
 
     protocol: TokenizerProtocol
@@ -48,7 +48,9 @@ class Measuring(NamedTuple):
     """How many images are set down beside what the tokenizer makes of them."""
 
     @classmethod
-    def of(cls, experiment: str, *, size: tuple[int, int], count: int, held_out: float, shown: int) -> Measuring:
+    def of(
+        cls, experiment: str, *, size: tuple[int, int], count: int, held_out: float, shown: int
+    ) -> TokenizerMeasurement:
         """Images of `size` (H,W), at most `count` of them, those held out at a share or with 0 all -> how they are
         measured."""
         found, missing = available_networks()
@@ -99,7 +101,7 @@ class Measuring(NamedTuple):
             "bits_per_image": height // f * (width // f) * math.log2(K),
             "bits_per_pixel": math.log2(K) / f**2,
             "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
-            "shown": _set_down(tokenizer, prepared, context.folder / "shown", count=self.shown),
+            "shown": _write_examples(tokenizer, prepared, context.folder / "shown", count=self.shown),
             **_timed(tokenizer, (height, width), device),
             "missing": dict(self.missing),
             "result": plain,
@@ -110,7 +112,7 @@ def available_networks() -> tuple[list[str], dict[str, str]]:
     """The scores whose published weights can be had -> their names; and of the others, why not."""
     found: list[str] = []
     missing: dict[str, str] = {}
-    for score, weights in JUDGES.items():
+    for score, weights in WEIGHTS_OF_SCORES.items():
         try:
             for name in weights:
                 find_weights(name)
@@ -139,7 +141,7 @@ def _at_most(protocol: TokenizerProtocol, available: int) -> TokenizerProtocol:
 
 
 @torch.no_grad()
-def _set_down(tokenizer: Any, prepared: PreparedImages, folder: Path, *, count: int) -> list[dict[str, Any]]:
+def _write_examples(tokenizer: Any, prepared: PreparedImages, folder: Path, *, count: int) -> list[dict[str, Any]]:
     """Write `count` of the images, evenly spread, and what the tokenizer makes of them, as PNG files -> their names."""
     device = next(tokenizer.parameters()).device
     count = min(count, len(prepared))

@@ -60,7 +60,8 @@ def pushed(folder: Path, name: str, *, private: bool) -> str:
         )
     except Exception as error:  # as above: offline, no token, no right to write, a license that the Hub does not know
         raise SmaltiError(
-            f"the Hub did not take {name} ({_first_line(error)}); log in with `hf auth login` or set HF_TOKEN, and try again"
+            f"the Hub did not take {name} ({_first_line(error)}); log in with `hf auth login` or set HF_TOKEN, "
+            "and try again"
         ) from error
     return str(address)
 

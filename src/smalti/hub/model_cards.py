@@ -63,7 +63,8 @@ def write_card(folder: Path, name: str, sources: Sources) -> None:
     """
     if not _LICENSE.fullmatch(sources.license):
         raise SmaltiError(
-            f"{sources.license!r} is no license as the Hub names them; write one such as mit, apache-2.0, cc-by-4.0 or other"
+            f"{sources.license!r} is no license as the Hub names them; write one such as mit, apache-2.0, "
+            "cc-by-4.0 or other"
         )
     models = {kind: read_json(path) for kind, path in _configs(folder).items()}
     sections = [
@@ -95,7 +96,8 @@ def _head(models: Mapping[str, Any], license: str) -> str:
 def _sentence(models: Mapping[str, Any]) -> str:
     if "prior" in models:
         return (
-            "A tokenizer, which turns images into codes and back, and a prior, which lays new codes. Made with smalti."
+            "A tokenizer, which encodes images to codes and decodes them, and a prior, which generates codes. "
+            "Made with smalti."
         )
     return "A tokenizer, which turns images into codes and back. Made with smalti."
 
@@ -144,7 +146,7 @@ def _facts(models: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         settings, about = models["prior"]["settings"], models["prior"]["about"]
         network, condition = settings["network"], settings["condition"]
         yield "prior", f"{network['name']}, a window of {' x '.join(map(str, network['grid']))} codes"
-        yield "told by", condition["name"]
+        yield "conditioned on", condition["name"]
         labels = condition.get("labels", [])
         if labels:
             more = f", and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
@@ -200,7 +202,8 @@ def _scores(sources: Sources) -> Iterator[str]:
             rows = ((key, _number(value)) for key, value in last.items() if key not in ("part", "time", "seen"))
             unit = "codes" if kind == "prior" else "images"
             yield (
-                f"The {kind}, on the held-out part of its own training data, after {last['seen']:,} {unit}: the last validation of "
+                f"The {kind}, on the held-out part of its own training data, after {last['seen']:,} {unit}: the "
+                "last validation of "
                 f"the training, no protocol of `smalti evaluate`.\n\n{_table(rows, head=('score', 'value'))}"
             )
 

@@ -47,7 +47,7 @@ NAMES = {
     "codes_in_use": "Codes in use",
     "perplexity": "Perplexity of codes",
     "nats_per_code": "Likelihood",
-    "bits_per_pixel": "Bits a pixel",
+    "bits_per_pixel": "Bits per pixel",
     "entropy_nats_per_code": "Entropy of single codes",
     "below_entropy": "Below that entropy",
     "fid": "FID",
@@ -57,9 +57,9 @@ NAMES = {
 }
 UNITS = {
     "psnr": "dB",
-    "nats_per_code": "nats a code",
+    "nats_per_code": "nats per code",
     "bits_per_pixel": "bits, of the codes",
-    "entropy_nats_per_code": "nats a code",
+    "entropy_nats_per_code": "nats per code",
 }
 HEADLINES = {
     "tokenizer": ("rfid", "reconstruction_frechet_squeezenet", "lpips_vgg16", "lpips_squeezenet", "psnr", "ssim"),
@@ -95,12 +95,14 @@ def page(measured: Measured, plain: Mapping[str, Any]) -> Report:
     subject = _subject(measured, plain)
     return Report(
         title=TITLES[measured.kind],
-        lead=f"{subject}, measured {WITH[measured.kind]} {count} of `{data['name']}`. The scores hold only together with "
+        lead=f"{subject}, measured {WITH[measured.kind]} {count} of `{data['name']}`. The scores hold only "
+        "together with "
         "the protocol at the end of this page.",
         blocks=[_cards(measured)],
         hero=[*_hero(measured)],
         sections=[*_sections(measured, plain)],
-        colophon=f"Made by smalti {made['smalti']} with PyTorch {made['torch']} on {made['date']}. The figures stand in "
+        colophon=f"Made by smalti {made['smalti']} with PyTorch {made['torch']} on {made['date']}. The figures "
+        "stand in "
         "result.json beside this page.",
     )
 
@@ -123,11 +125,11 @@ def _subject(measured: Measured, plain: Mapping[str, Any]) -> str:
 
 def _hero(measured: Measured) -> Iterator[EmbeddedImage]:
     """Originals and reconstructions of middling quality, side by side; or samples."""
-    laid = [shown for shown in measured.examples if shown.rank == "sample"]
+    samples = [shown for shown in measured.examples if shown.rank == "sample"]
     middling = [shown for shown in measured.examples if shown.rank == "median"]
-    for shown in (laid or middling)[:8]:
+    for shown in (samples or middling)[:8]:
         yield _image(shown.original, shown.name)
-        if not laid:
+        if not samples:
             yield _image(shown.reconstruction, f"what the codes keep of {shown.name}")
 
 
@@ -270,7 +272,8 @@ def _codes(counts: Tensor) -> Section:
         for count in dict.fromkeys((1, max(1, size // 100), max(1, size // 10), max(1, size // 2)))
     ]
     words = (
-        f"{len(used):,} of {size:,} codes occur among {total:,}. A codebook is well used when the line is long and flat, "
+        f"{len(used):,} of {size:,} codes occur among {total:,}. A codebook is well used when the line is "
+        "long and flat, "
         "and nowhere falls far below the dotted one."
     )
     return Section(

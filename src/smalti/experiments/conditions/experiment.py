@@ -1,8 +1,8 @@
-"""The experiment `conditions`: do images show what they are told? Each condition of the paper, and more, on the
+"""The experiment `conditions`: do generated images follow their conditions? Those of the paper, and more, on the
 embedded scenes.
 
-One tokenizer of images, one of each kind of maps, and for each condition a prior. Held-out scenes say what is asked
-for; a network that has learned from real scenes says what is seen in the samples.
+One tokenizer of images, one of each kind of maps, and for each condition a prior. The conditions come from held-out
+scenes; a network trained on real scenes predicts the content of the samples.
 
 H W pixels, f = H/h, h w grid of codes.
 """
@@ -63,7 +63,7 @@ Name = Literal[
 ]
 
 LARGE = "scenes-large"
-"""Name of the step that paints scenes twice as high and wide, of which a window sees a part."""
+"""Name of the step that renders scenes twice as high and wide, of which a window sees a part."""
 
 
 class Map(NamedTuple):
@@ -85,21 +85,21 @@ MAPS: dict[str, Map] = {
     "lowres": Map("images", ()),
 }
 SMALLER = 4
-"""How many times higher and wider the images are than those that `lowres` is told."""
+"""The factor between the size of the images and that of the condition `lowres`."""
 
 
 class Trial(NamedTuple):
-    """What images are told, and how it is seen whether they show it."""
+    """The conditions of a prior, and the measure of their fidelity."""
 
     conditions: tuple[str, ...]
     measure: Measure
     large: bool = False
-    """Whether it is told of windows in larger scenes, and larger images are laid."""
+    """Whether it is trained on crops of larger scenes and generates larger images."""
     times: int = 1
     """How many times as long as the others its prior is trained: things in boxes are a small part of the image, learned
     late."""
     also: tuple[Name, ...] = ()
-    """Other trials by whose measures it is judged too."""
+    """Other trials whose measures apply too."""
 
 
 def _is_figure(thing: Thing) -> bool:
@@ -121,7 +121,7 @@ TRIALS: dict[Name, Trial] = {
 
 @settings
 class ConditionsSettings:
-    """What is told, and how it is trained."""
+    """The conditions and their trainings."""
 
     recipe: str
     """Of the tokenizers and of the priors."""
@@ -136,26 +136,26 @@ class ConditionsSettings:
     """(H,W) of all images, sides divisible by 16."""
     scenes: Positive
     held_out: Share = 0.1
-    """Share of the scenes that trainings do not see, and that say what is asked for."""
+    """Fraction of the scenes that is held out and provides the conditions of the samples."""
     copies: Positive = 3
     """Crops of each training image that priors learn from."""
     scene_network_steps: Positive = 400
-    """Batches that the judge learns from."""
+    """Batches that training the scene network from."""
     samples: Positive = 64
     """Images of each condition, as far as there are held-out scenes."""
     shown: Positive = 8
     """Of them on the page."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     guidance: Annotated[float, Field(ge=0)] = 2.0
-    """Of what is told; the images that are told nothing have none."""
+    """Guidance scale of the conditional images."""
 
 
 def plan(chosen: ConditionsSettings, request: ExperimentRequest) -> list[Step]:
-    """Scenes; a judge; tokenizers of images and of maps; and for each condition its codes, its prior, and its
+    """Scenes; a scene network; tokenizers of images and of maps; and for each condition its codes, its prior, and its
     samples."""
     refuse_idle(request, trains=("tokenizer", "prior"))
     if request.data is not None:
-        raise SmaltiError("this experiment needs scenes, of which everything is known; leave --data out")
+        raise SmaltiError("this experiment needs scenes with known labels; omit --data")
     if any(side % 16 for side in chosen.size):
         raise SmaltiError(f"size = {chosen.size[0]}x{chosen.size[1]}: sides are multiples of 16 here")
     training = steps.varied(
@@ -213,7 +213,7 @@ def _map_tokenizer(name: str, chosen: ConditionsSettings, request: ExperimentReq
 
 
 def _images(name: Name, chosen: ConditionsSettings) -> ImageSettings:
-    """How images are cut that are told this."""
+    """How images with this condition are cropped."""
     zoom, flip = ((2.0, 2.0), False) if TRIALS[name].large else ((1.0, 1.25), True)
     return ImageSettings(size=chosen.size, zoom=zoom, flip=flip, validation=chosen.held_out)
 
@@ -263,7 +263,7 @@ def _prior(name: Name, training: PriorTraining) -> Step:
 
 
 def _scene_network(chosen: ConditionsSettings) -> Step:
-    """The step that trains the judge, and says how right it is on held-out scenes."""
+    """The step that trains the scene network and measures it on held-out scenes."""
 
     def work(context: StepContext) -> dict[str, Any]:
         training, held_out = crops(
@@ -305,7 +305,7 @@ def known_of(crops: Crops, scenes: Path, *, progress: Any = lambda done, total: 
 
 
 def _fidelity(name: Name, chosen: ConditionsSettings) -> Step:
-    """The step that lays images of held-out conditions, and of none, and measures."""
+    """The step that generates images of held-out conditions, and of none, and measures."""
     trial = TRIALS[name]
     scenes, times = (LARGE, 2) if trial.large else (SCENES, 1)
     cut = ImageSettings(
@@ -322,7 +322,7 @@ def _fidelity(name: Name, chosen: ConditionsSettings) -> Step:
             context.before[f"codes-{name}"].folder / "codes", held_out, cut, pipeline.condition
         )
         grid, nothing = pipeline.grid(cut.size), pipeline.prior.null_prefix(len(prefixes))
-        # What is told of windows in a larger image follows from the image's size.
+        # The coordinates of windows in a larger image depend on the image's size.
         prefix_at = pipeline.prefixes([None] * len(prefixes), grid=grid) if trial.large else everywhere(prefixes)
         guided = sampler_of(top_p=chosen.top_p, guidance=chosen.guidance)
         images = condition_fidelity.ComparedImages(
@@ -364,7 +364,7 @@ def _read_scene_network(folder: Path) -> SceneNetwork:
 
 
 def _requested_conditions(codes: Path, chosen: Crops, cut: ImageSettings, condition: Condition) -> Tensor:
-    """What some held-out images are told, as shards hold it of all of them, (B,P)."""
+    """The condition codes (B,P) of some held-out images, from the shards of all of them."""
     _, every = crops(chosen.source, cut, channels=3, seed=0)
     places = {image.key: place for place, image in enumerate(every.images)}
     shards = open_codes(codes)
@@ -393,7 +393,7 @@ def _generate(
 
 
 def _save(folder: Path, images: condition_fidelity.ComparedImages, previews: Sequence[Any], shown: int) -> None:
-    """Set down what the page shows: what was asked for, and the images, evenly spread over all of them."""
+    """Write the conditions and images for the page, evenly spread over all of them."""
     count = len(images.conditioned)
     for number in range(min(shown, count)):
         seed = number * count // min(shown, count)
@@ -408,7 +408,7 @@ def _save(folder: Path, images: condition_fidelity.ComparedImages, previews: Seq
 
 
 CONDITION_FIDELITY = Experiment(
-    about="do images show what they are told? Every condition, on scenes of which everything is known",
+    about="do generated images follow their conditions? Every condition, on scenes with known labels",
     takes_models=False,
     settings=ConditionsSettings,
     scales=SCALES,

@@ -51,12 +51,13 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
     names = list(settings.conditions)
     return Report(
         title="Condition fidelity",
-        lead=f"{counted(len(names), 'condition')} on the embedded scenes, with one prior each. The conditions come from held-out "
+        lead=f"{counted(len(names), 'condition')} on the embedded scenes, with one prior each. The conditions "
+        "come from held-out "
         "scenes; a network trained on real scenes predicts what the generated images show. "
         f"{goals_reached(names, done)} of {len(names)} goals are reached.",
         blocks=[_cards(names, done)],
         sections=[
-            Section("What this shows, and what it does not", [Text(_hides(done))]),
+            Section("Findings and limitations", [Text(_limitations(done))]),
             Section("Fidelity of each condition", [_table(names, done)]),
             *(Section(name, _shown(settings, name, done)) for name in names),
             Section("Training curves", [_curves(names, done)]),
@@ -93,13 +94,17 @@ def _cards(names: list[str], done: Mapping[str, StepResult]) -> Cards:
     )
 
 
-def _hides(done: Mapping[str, StepResult]) -> str:
+def _limitations(done: Mapping[str, StepResult]) -> str:
     network = done["scene-network"].outcome
     return (
-        f"The scene network makes errors of its own. On real held-out scenes it reaches a mean IoU of {network['labels']:.3f} "
-        f"for labels, a rank correlation of {network['depths']:.3f} for depth and an accuracy of {network['classes']:.0%} for "
-        "classes. Each prior was trained once, with one seed and one learning rate. An image that follows its condition can "
-        "still be a poor image. The conditions come from scenes like those of training; a map that a person draws may differ."
+        "The scene network makes errors of its own. On real held-out scenes it reaches a mean IoU of "
+        f"{network['labels']:.3f} "
+        f"for labels, a rank correlation of {network['depths']:.3f} for depth and an accuracy of "
+        f"{network['classes']:.0%} for "
+        "classes. Each prior was trained once, with one seed and one learning rate. An image that follows "
+        "its condition can "
+        "still be a poor image. The conditions come from scenes like those of training; a map that a "
+        "person draws may differ."
     )
 
 

@@ -14,9 +14,10 @@ _QUIET = [
 
 SCALES = {
     "tiny": Scale(
-        about="four conditions for a minute each: ten minutes on two CPU cores; shows that all of it works, not how well",
+        about="four conditions for a minute each: ten minutes on two CPU cores; shows that all of it works, not "
+        "how well",
         data="the embedded scenes at 64 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": ["run.length=1000", "objective.adversarial.weight=0", *_QUIET],
@@ -30,9 +31,10 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="nine conditions, three to ten minutes each, boxes and keypoints three times that: one to three hours on a CPU",
+        about="nine conditions, three to ten minutes each, boxes and keypoints three times that: one to three "
+        "hours on a CPU",
         data="the embedded scenes at 64 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": ["run.length=3600", *_QUIET],
@@ -46,7 +48,7 @@ SCALES = {
     "full": Scale(
         about="nine conditions for as long as they gain from it: hours on a GPU; not run",
         data="the embedded scenes at 128 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": ["run.length=100000", "run.batch=16"],

@@ -100,7 +100,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
     pipeline = Pipeline.from_pretrained(out)
     source = open_source(out / "scenes" / "images")
     training, held_out = crops(source, settings.images, channels=3, seed=settings.run.seed)
-    judge = train_classifier(_some(training), classes=len(source.labels), seed=settings.run.seed)
+    classifier = train_classifier(_some(training), classes=len(source.labels), seed=settings.run.seed)
     ratios, use = [], CodeUse(pipeline.tokenizer.size)
     for batch in in_order(held_out, batch=BATCH):
         codes = pipeline.encode(batch.images)
@@ -113,7 +113,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
             for batch in in_order(shards.validation, batch=BATCH)
         ]
     samples = {label: _samples(pipeline, label) for label in source.labels}
-    right = _named_right(judge, samples, source.labels)
+    right = _sample_accuracy(classifier, samples, source.labels)
     shown, labels = spread(held_out, COMPLETED)
     names = [source.labels[int(label)] for label in labels]
     known = kept_part("top-half", settings.images.size)
@@ -126,7 +126,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
             "code_entropy_nats": entropy(shards.training, pipeline.tokenizer.size),
             "class_accuracy": right,
             "class_chance": 1 / len(source.labels),
-            "class_accuracy_of_real": accuracy(judge, in_order(held_out, batch=BATCH)),
+            "class_accuracy_of_real": accuracy(classifier, in_order(held_out, batch=BATCH)),
             "held_out_images": float(len(held_out)),
         },
         counts=use.counts,
@@ -137,7 +137,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
             label: pipeline.sample(1, label=label, size=(H, 4 * W), seed=1, top_p=TOP_P, guidance=GUIDANCE)[0]
             for label in PANORAMAS
         },
-        laid=_while_laid(pipeline, PANORAMAS[1]),
+        intermediate=_intermediate_images(pipeline, PANORAMAS[1]),
         kept=torch.where(known, shown, 0.0),
         completions=pipeline.complete(
             shown, known, values=names, sampler=Sampler(top_p=TOP_P, guidance=GUIDANCE), seed=0
@@ -159,12 +159,12 @@ def _samples(pipeline: Pipeline, label: str) -> Tensor:
     return pipeline.sample(SAMPLES_A_CLASS, label=label, seed=0, top_p=TOP_P, guidance=GUIDANCE)
 
 
-def _named_right(judge: Classifier, samples: dict[str, Tensor], labels: tuple[str, ...]) -> float:
+def _sample_accuracy(classifier: Classifier, samples: dict[str, Tensor], labels: tuple[str, ...]) -> float:
     batches_of = (Batch(images, torch.full((len(images),), labels.index(label))) for label, images in samples.items())
-    return accuracy(judge, batches_of)
+    return accuracy(classifier, batches_of)
 
 
-def _while_laid(pipeline: Pipeline, label: str) -> list[Tensor]:
+def _intermediate_images(pipeline: Pipeline, label: str) -> list[Tensor]:
     """One image after every second row of codes."""
     codes = unknown(1, pipeline.prior.grid)
     sampler = Sampler(top_p=TOP_P, guidance=GUIDANCE)

@@ -1,4 +1,4 @@
-"""The page of the experiment `f-sweep`: curves over f, reconstructions, and images laid at each f."""
+"""The page of the experiment `f-sweep`: curves over f, reconstructions, and images generated at each f."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from smalti.core.version import __version__
 from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import counted, made, minutes, not_measured, pixels, remarks, side_by_side
-from smalti.experiments.sampling import FEWEST
+from smalti.experiments.sampling import MIN_SAMPLES
 from smalti.experiments.tokenizer_comparison import HEADS, LPIPS, Compared
 from smalti.reports.charts import Bars, Line, Linear, LinePlot, Logarithmic, Plot, Reference, Scale
 from smalti.reports.report import Block, Card, Cards, Comparison, EmbeddedImage, Plots, Report, Section, Table, Text
@@ -34,12 +34,14 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
     H, W = settings.size
     return Report(
         title="How large should a tile be",
-        lead=f"Tokenizers with tiles of {', '.join(str(one.f) for one in found)} pixels a side and {settings.codebook:,} codes "
-        f"each; priors of one size, which see {h} x {w} codes at once; images of {H} x {W} pixels, laid by the sliding window.",
+        lead=f"Tokenizers with tiles of {', '.join(str(one.f) for one in found)} pixels a side and "
+        f"{settings.codebook:,} codes "
+        f"each; priors of one size, which see {h} x {w} codes at once; images of {H} x {W} pixels, "
+        "generated with the sliding window.",
         blocks=[_cards(found, done)],
         hero=[image for one in reversed(found[-2:]) for image in _laid(one, 4)],
         sections=[
-            Section("What this shows, and what it does not", [Text(_shows(found)), Text(_hides(settings, found))]),
+            Section("Findings and limitations", [Text(_findings(found)), Text(_limitations(settings, found))]),
             Section("Laid, from the smallest tile to the largest", [_rows(found, settings)]),
             Section(
                 "Reconstructed",
@@ -76,13 +78,17 @@ def _cards(found: Sequence[_One], done: Mapping[str, StepResult]) -> Cards:
     )
 
 
-def _shows(found: Sequence[_One]) -> str:
+def _findings(found: Sequence[_One]) -> str:
     small, large = found[0], found[-1]
     said = [
-        f"From f {small.f} to f {large.f} the PSNR of reconstructions goes from {small.measured.scores['psnr']:.2f} to "
-        f"{large.measured.scores['psnr']:.2f} dB, while a prior that needs {small.prior['nats_per_pixel']:.3f} nats a pixel at "
-        f"f {small.f} needs {large.prior['nats_per_pixel']:.4f} at f {large.f}. A window of the prior covers the whole image at "
-        "the largest f that was trained and a small part of it at the smallest; whether the rows below lose the composition "
+        f"From f {small.f} to f {large.f} the PSNR of reconstructions goes from "
+        f"{small.measured.scores['psnr']:.2f} to "
+        f"{large.measured.scores['psnr']:.2f} dB, while a prior that needs "
+        f"{small.prior['nats_per_pixel']:.3f} nats per pixel at "
+        f"f {small.f} needs {large.prior['nats_per_pixel']:.4f} at f {large.f}. A window of the prior "
+        "covers the whole image at "
+        "the largest f that was trained and a small part of it at the smallest; whether the rows below "
+        "lose the composition "
         "toward small f, as in the paper's figure, is for the eye."
     ]
     if all("frechet" in one.samples.outcome for one in found):
@@ -91,15 +97,18 @@ def _shows(found: Sequence[_One]) -> str:
     return " ".join(said)
 
 
-def _hides(settings: Any, found: Sequence[_One]) -> str:
+def _limitations(settings: Any, found: Sequence[_One]) -> str:
     said = [
-        "Each was trained once, with one seed, tokenizers on the same number of images and priors on the same number of codes. "
-        "With the same layers but another number of levels the tokenizers differ in size, and the palette of f 1 has no network.",
-        "Nats a pixel are those of codes: at a larger f they leave out what the decoder paints, so that they fall whatever the "
+        "Each was trained once, with one seed, tokenizers on the same number of images and priors on the "
+        "same number of codes. "
+        "With the same layers but another number of levels the tokenizers differ in size, and the palette "
+        "of f 1 has no network.",
+        "Nats per pixel are those of codes: at a larger f they leave out what the decoder paints, so that "
+        "they fall whatever the "
         "prior has learned.",
         "Details of reconstructions bound those of samples from above.",
     ]
-    if settings.samples < FEWEST:
+    if settings.samples < MIN_SAMPLES:
         said.append(
             f"No Frechet distance of the samples is given: {counted(settings.samples, 'image')} for each f are too few."
         )
@@ -130,8 +139,8 @@ def _curves(found: Sequence[_One]) -> Plots:
     if all(LPIPS in one.measured.scores for one in found):
         plots.append(over_f("Reconstruction: LPIPS, lower is better", "LPIPS", lambda one: one.measured.scores[LPIPS]))
     plots += [
-        over_f("Prior: nats a code", "nats", lambda one: one.prior["nats_per_code"]),
-        over_f("Prior: nats a pixel", "nats", lambda one: one.prior["nats_per_pixel"], Logarithmic()),
+        over_f("Prior: nats per code", "nats", lambda one: one.prior["nats_per_code"]),
+        over_f("Prior: nats per pixel", "nats", lambda one: one.prior["nats_per_pixel"], Logarithmic()),
     ]
     if all("frechet" in one.samples.outcome for one in found):
         plots.append(
@@ -146,12 +155,12 @@ def _table(found: Sequence[_One]) -> Block:
     scores = [name for name in HEADS if any(name in one.measured.scores for one in found)]
     head = [
         "f",
-        "bits a pixel",
+        "bits per pixel",
         *(HEADS[name] for name in scores),
         "in use",
-        "nats a code",
+        "nats per code",
         "of entropy",
-        "nats a pixel",
+        "nats per pixel",
     ]
     rows: list[list[str | int | float]] = [
         [
@@ -169,11 +178,13 @@ def _table(found: Sequence[_One]) -> Block:
         for one in found
     ]
     return Table(
-        [*head, "codes laid", "seconds", "samples' Frechet"],
+        [*head, "codes generated", "seconds", "samples' Frechet"],
         rows,
-        caption="Reconstruction of held-out images: means of PSNR in dB, SSIM, LPIPS over SqueezeNet, and the Frechet distance "
-        "in SqueezeNet's features. Nats: of held-out codes, and as a share of the entropy of single codes. Codes laid, and seconds "
-        "an image, among those laid together.",
+        caption="Reconstruction of held-out images: means of PSNR in dB, SSIM, LPIPS over SqueezeNet, and the "
+        "Frechet distance "
+        "in SqueezeNet's features. Nats: of held-out codes, and as a share of the entropy of single "
+        "codes. Codes generated, and seconds "
+        "an image, among those generated together.",
     )
 
 
@@ -182,6 +193,6 @@ def _learning(found: Sequence[_One]) -> Plots:
     entropies = [one.prior["code_entropy_nats"] for one in found]
     references = [Reference(max(entropies), "largest entropy of single codes")]
     return Plots(
-        [LinePlot("Held-out codes", lines, x_label="codes seen", y_label="nats a code", references=references)],
+        [LinePlot("Held-out codes", lines, x_label="codes seen", y_label="nats per code", references=references)],
         caption="Lines that still fall say that more training would help.",
     )

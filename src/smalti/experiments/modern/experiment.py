@@ -1,8 +1,8 @@
 """The experiment `modern-vs-reference`: the original's way of training and ours, for the same time on the same machine.
 
-Both tokenizers have about as many parameters, and are judged on the same images, which neither has seen. Single changes
-away from ours, back to the original's choice, are trained as long, so that it is seen what each of our choices is
-worth.
+Both tokenizers have about as many parameters, and are evaluated on the same images, which neither has seen. Single
+changes away from ours, back to the original's choice, are trained as long, so that it is seen what each of our choices
+is worth.
 
 H W pixels, f = H/h, K size of the codebook.
 """
@@ -24,7 +24,7 @@ from smalti.experiments.modern.page import MODERN, REFERENCE, page
 from smalti.experiments.modern.scales import SCALES
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, difference
-from smalti.experiments.tokenizer_measurement import Measuring
+from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.model_loading import load_tokenizer
 from smalti.training.config import TokenizerTraining
 
@@ -44,7 +44,7 @@ class ImageSetSettings:
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     data: str | None = None
-    """A folder, a .txt list or a .zip file; None: what is given with --data, or else painted scenes."""
+    """A folder, a .txt list or a .zip file; None: what is given with --data, or else rendered scenes."""
     size: tuple[Positive, Positive]
     """(H,W) that all are trained on and measured at."""
     changes: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class ModernSettings:
     shown: Positive
     """How many of those are set side by side."""
     scenes: Positive = 480
-    """How many scenes are painted, where no images are given."""
+    """How many scenes are rendered, where no images are given."""
 
 
 def plan(chosen: ModernSettings, request: ExperimentRequest) -> list[Step]:
@@ -97,7 +97,7 @@ def plan(chosen: ModernSettings, request: ExperimentRequest) -> list[Step]:
 def _on(given: ImageSetSettings, chosen: ModernSettings, request: ExperimentRequest) -> list[Step]:
     """All that is done on one set of images."""
     images = Images.of(Path(given.data) if given.data else request.data)
-    how = Measuring.of(
+    how = TokenizerMeasurement.of(
         "modern-vs-reference",
         size=given.size,
         count=chosen.images,
@@ -188,7 +188,7 @@ class _Trained(NamedTuple):
 def compared_all(name: str, names: Sequence[str], done: Mapping[str, StepResult]) -> dict[str, Any]:
     """The steps of a set of images -> what stands in its tables, as plain values.
 
-    `judge` is the score whose curve is followed: LPIPS, or PSNR where its weights are missing. `reached` is the second
+    `metric` is the score whose curve is followed: LPIPS, or PSNR where its weights are missing. `reached` is the second
     at which a training was as good as the reference at its end, `share` that as a share of the reference's time.
     """
     found = {
@@ -199,12 +199,12 @@ def compared_all(name: str, names: Sequence[str], done: Mapping[str, StepResult]
         )
         for each in names
     }
-    judge = LPIPS if all(LPIPS in point for each in found.values() for point in each.run["curve"]) else "psnr"
+    metric = LPIPS if all(LPIPS in point for each in found.values() for point in each.run["curve"]) else "psnr"
     reference = found[REFERENCE].run
-    target = reference["curve"][-1][judge]
+    target = reference["curve"][-1][metric]
     rows = {}
     for each, one in found.items():
-        second = reached(one.run["curve"], judge, target=target)
+        second = reached(one.run["curve"], metric, target=target)
         rows[each] = {
             "parameters": one.pace["tokenizer"],
             "discriminator_parameters": one.pace["discriminator"],
@@ -215,7 +215,7 @@ def compared_all(name: str, names: Sequence[str], done: Mapping[str, StepResult]
             "share": None if second is None else second / reference["seconds"],
             "over_modern": _differences(one.measured, found[MODERN].measured),
         }
-    return {"judge": judge, "target": target, "threads": found[MODERN].pace["threads"], "rows": rows}
+    return {"metric": metric, "target": target, "threads": found[MODERN].pace["threads"], "rows": rows}
 
 
 def _differences(one: Compared, other: Compared) -> dict[str, list[float]]:

@@ -25,11 +25,12 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
     first = settings.sets[0].name
     ours = _measured(done, first, MODERN)
     lead = (
-        f"The original's way of training and the modern one, each for {settings.minutes:g} minutes on the same machine, with about "
-        f"as many parameters, judged on the same held-out images."
+        f"The original's way of training and the modern one, each for {settings.minutes:g} minutes on the "
+        "same machine, with about "
+        f"as many parameters, evaluated on the same held-out images."
     )
     sections = [
-        Section("What this shows, and what it does not", [Text(_shows(settings, done)), Text(_hides(settings, done))])
+        Section("Findings and limitations", [Text(_findings(settings, done)), Text(_limitations(settings, done))])
     ]
     for each in settings.sets:
         sections += _sections(each.name, names, done)
@@ -51,15 +52,15 @@ def _measured(done: Mapping[str, StepResult], given: str, name: str) -> Compared
 
 def _cards(given: str, done: Mapping[str, StepResult]) -> Cards:
     outcome = done[f"compare-{given}"].outcome
-    rows, judge = outcome["rows"], outcome["judge"]
+    rows, metric = outcome["rows"], outcome["metric"]
     share = rows[MODERN]["share"]
     seconds = sum(each.seconds for each in done.values())
     return Cards(
         [
-            Card(f"{HEADS[judge]}, reference", f"{rows[REFERENCE][judge]:.4g}"),
-            Card(f"{HEADS[judge]}, modern", f"{rows[MODERN][judge]:.4g}"),
+            Card(f"{HEADS[metric]}, reference", f"{rows[REFERENCE][metric]:.4g}"),
+            Card(f"{HEADS[metric]}, modern", f"{rows[MODERN][metric]:.4g}"),
             Card(
-                f"Modern reaches the reference's last {HEADS[judge]} after",
+                f"Modern reaches the reference's last {HEADS[metric]} after",
                 "never" if share is None else f"{share:.0%}",
                 unit="" if share is None else "of its time",
             ),
@@ -68,30 +69,34 @@ def _cards(given: str, done: Mapping[str, StepResult]) -> Cards:
     )
 
 
-def _shows(settings: Any, done: Mapping[str, StepResult]) -> str:
+def _findings(settings: Any, done: Mapping[str, StepResult]) -> str:
     said = []
     for each in settings.sets:
         outcome = done[f"compare-{each.name}"].outcome
-        rows, judge = outcome["rows"], outcome["judge"]
-        better = "lower is better" if judge == LPIPS else "higher is better"
+        rows, metric = outcome["rows"], outcome["metric"]
+        better = "lower is better" if metric == LPIPS else "higher is better"
         said.append(
-            f"On `{each.name}` the reference ends at {HEADS[judge]} {rows[REFERENCE][judge]:.4g} and the modern way at "
-            f"{rows[MODERN][judge]:.4g} ({better}), with {rows[REFERENCE]['codes_in_use']:.0%} and "
+            f"On `{each.name}` the reference ends at {HEADS[metric]} {rows[REFERENCE][metric]:.4g} and the "
+            "modern way at "
+            f"{rows[MODERN][metric]:.4g} ({better}), with {rows[REFERENCE]['codes_in_use']:.0%} and "
             f"{rows[MODERN]['codes_in_use']:.0%} of their codes in use, after {rows[REFERENCE]['images']:,} and "
             f"{rows[MODERN]['images']:,} images."
         )
-        over = rows[REFERENCE]["over_modern"].get(judge)
+        over = rows[REFERENCE]["over_modern"].get(metric)
         if over is not None and abs(over[0]) < 2 * over[1]:
-            said.append("Image by image that is within two standard errors: the two cannot be told apart here.")
+            said.append("Image by image that is within two standard errors: the two do not differ significantly here.")
     return " ".join(said)
 
 
-def _hides(settings: Any, done: Mapping[str, StepResult]) -> str:
+def _limitations(settings: Any, done: Mapping[str, StepResult]) -> str:
     said = [
-        "Each was trained once, with one seed. Another seed moves the scores, by how much is not measured here: standard errors "
+        "Each was trained once, with one seed. Another seed moves the scores, by how much is not measured "
+        "here: standard errors "
         "below are over images alone.",
-        "What is better after so many minutes need not be better after days: the reference's learning rate is made for long runs.",
-        "Equal are the time on this machine and the number of parameters, not the work an image takes; on a GPU both paces "
+        "What is better after so many minutes need not be better after days: the reference's learning "
+        "rate is made for long runs.",
+        "Equal are the time on this machine and the number of parameters, not the work an image takes; on "
+        "a GPU both paces "
         "are others.",
     ]
     far = []
@@ -114,21 +119,21 @@ def _hides(settings: Any, done: Mapping[str, StepResult]) -> str:
 def _sections(given: str, names: Sequence[str], done: Mapping[str, StepResult]) -> list[Section]:
     """All that is shown of one set of images."""
     outcome = done[f"compare-{given}"].outcome
-    rows, judge = outcome["rows"], outcome["judge"]
+    rows, metric = outcome["rows"], outcome["metric"]
     both = [_measured(done, given, name) for name in (REFERENCE, MODERN)]
     found = [
         Section(f"Side by side: {given}", side_by_side([(one.name, one) for one in both])),
-        Section(f"Over time: {given}", [_curves(given, names, done, judge), _table(rows, measured_on(both[0]))]),
+        Section(f"Over time: {given}", [_curves(given, names, done, metric), _table(rows, measured_on(both[0]))]),
     ]
     if len(names) > 2:
-        found.append(Section(f"What single changes cost: {given}", _ablations(rows, judge)))
+        found.append(Section(f"What single changes cost: {given}", _ablations(rows, metric)))
     notes = remarks([_measured(done, given, name) for name in names])
     return [*found, *([Section(f"Remarks: {given}", notes)] if notes else [])]
 
 
-def _curves(given: str, names: Sequence[str], done: Mapping[str, StepResult], judge: str) -> Plots:
+def _curves(given: str, names: Sequence[str], done: Mapping[str, StepResult], metric: str) -> Plots:
     plots: list[Plot] = []
-    for score in dict.fromkeys((judge, "psnr")):
+    for score in dict.fromkeys((metric, "psnr")):
         for chosen, title in ((names[:2], ""), (names[1:], ", single changes")):
             if len(chosen) < 2:
                 continue
@@ -172,13 +177,15 @@ def _table(rows: Mapping[str, Mapping[str, Any]], images: int) -> Table:
     return Table(
         [*head, "in use", "as good as the reference after"],
         body,
-        caption=f"Means over {counted(images, 'held-out image')}. Minutes of training, as measured, and the images seen in "
-        "them. Frechet: distance in SqueezeNet's features between the images and what returns. The last column is a share of the "
+        caption=f"Means over {counted(images, 'held-out image')}. Minutes of training, as measured, and the images "
+        "seen in "
+        "them. Frechet: distance in SqueezeNet's features between the images and what returns. The last "
+        "column is a share of the "
         "reference's time.",
     )
 
 
-def _ablations(rows: Mapping[str, Mapping[str, Any]], judge: str) -> list[Block]:
+def _ablations(rows: Mapping[str, Mapping[str, Any]], metric: str) -> list[Block]:
     changed = {name: row for name, row in rows.items() if name != MODERN}
     scores = [score for score in HEADS if score != FEATURES and score in rows[MODERN]]
     body: list[list[str | int | float]] = [
@@ -193,11 +200,13 @@ def _ablations(rows: Mapping[str, Mapping[str, Any]], judge: str) -> list[Block]
     table = Table(
         ["without", *(HEADS[score] for score in scores), "codes in use", "images seen"],
         body,
-        caption="What is measured less what modern reaches in the same time: mean difference over the same images and its "
-        "standard error. Each row is modern with one change back to the original's choice; the first is the reference itself.",
+        caption="What is measured less what modern reaches in the same time: mean difference over the same images "
+        "and its "
+        "standard error. Each row is modern with one change back to the original's choice; the first is "
+        "the reference itself.",
     )
-    bars = [(name, row[judge] - rows[MODERN][judge]) for name, row in changed.items()]
-    return [table, Plots([Bars(f"{HEADS[judge]}, less modern's", bars)])]
+    bars = [(name, row[metric] - rows[MODERN][metric]) for name, row in changed.items()]
+    return [table, Plots([Bars(f"{HEADS[metric]}, less modern's", bars)])]
 
 
 def _spread(values: Sequence[float] | None) -> str:

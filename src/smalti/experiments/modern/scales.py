@@ -80,7 +80,7 @@ SCALES = {
     "tiny": Scale(
         about="both, and two single changes, for a minute each: six to seven minutes on two CPU cores",
         data="the embedded scenes at 64 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "reference": {"recipe": "small-reference"},
             "modern": {"recipe": "small-64"},
@@ -97,7 +97,7 @@ SCALES = {
     "small": Scale(
         about="both, and six single changes, for nine minutes each: an hour and a half on two CPU cores",
         data="a folder of some thousand photographs, seen at 64 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "reference": {"recipe": "small-reference"},
             "modern": {"recipe": "small-64"},
@@ -118,9 +118,10 @@ SCALES = {
         },
     ),
     "full": Scale(
-        about="both, and all single changes, for an hour and a half each at two sizes: three days on a GPU; has not been run",
+        about="both, and all single changes, for an hour and a half each at two sizes: three days on a GPU; has "
+        "not been run",
         data="ten thousand photographs and more, seen at 64 and at 128 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "reference": {
                 "recipe": "small-reference",

@@ -1,8 +1,8 @@
 """The experiment `orders`: in which order should the codes of an image follow one another? The paper's appendix on
 their ordering.
 
-One tokenizer, one set of codes, one network, one rate. A prior for each order sees the same batches; all are judged on
-the same held-out images, and lay images of the same seeds.
+One tokenizer, one set of codes, one network, one rate. A prior for each order sees the same batches; all are evaluated
+on the same held-out images, and lay images of the same seeds.
 
 H W pixels, f = H/h, h w grid of codes, n = h w.
 """
@@ -46,9 +46,9 @@ class OrdersSettings:
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Share of the images that trainings do not see."""
     samples: Positive = 8
-    """Images that each prior lays."""
+    """Images that each prior generates."""
     scenes: Positive = 480
-    """How many scenes are painted, where no images are given."""
+    """How many scenes are rendered, where no images are given."""
 
 
 def plan(chosen: OrdersSettings, request: ExperimentRequest) -> list[Step]:
@@ -91,7 +91,7 @@ def _refuse_orders(orders: Sequence[Order]) -> None:
 
 
 def _samples(order: Order, images: Images, chosen: OrdersSettings) -> Step:
-    """The step that lays images with the model that a training has kept, as `smalti sample` does."""
+    """The step that generates images with the model that a training has kept, as `smalti sample` does."""
 
     def work(context: StepContext) -> dict[str, Any]:
         tokenizer = load_tokenizer(context.before["tokenizer"].folder)

@@ -20,7 +20,7 @@ SCALES = {
     "tiny": Scale(
         about="512 codes, 8 x 8 an image, seven priors of 1.1 million parameters: ten minutes on two busy CPU cores",
         data="the embedded scenes at 64 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [
@@ -41,9 +41,10 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="1,024 codes, 8 x 8 an image, seven priors of 3.0 million parameters: an hour and a half and more on a CPU",
+        about="1,024 codes, 8 x 8 an image, seven priors of 3.0 million parameters: an hour and a half and more "
+        "on a CPU",
         data="a folder of some thousand photographs, seen at 64 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "recipe": "small-64",
             "tokenizer": ["run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
@@ -56,7 +57,7 @@ SCALES = {
     "full": Scale(
         about="1,024 codes, 16 x 16 an image, seven priors of 87 million parameters: days on a GPU; not run",
         data="ImageNet or another hundred thousand photographs, seen at 256 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "recipe": "small-64",
             "tokenizer": [

@@ -1,8 +1,8 @@
 """The experiment `transformer-vs-pixelsnail`: the paper's table 1. Which prior finds the same codes likelier?
 
 One tokenizer, one set of codes. PixelSNAIL and the transformer, with about as many parameters, are trained on as many
-codes; then the transformer once more, for as long by the clock as PixelSNAIL took. All are judged on the same held-out
-codes.
+codes; then the transformer once more, for as long by the clock as PixelSNAIL took. All are evaluated on the same
+held-out codes.
 
 H W pixels, f = H/h, h w grid of codes, K size of the codebook, B batch.
 """
@@ -53,7 +53,7 @@ class PixelSNAILExperimentSettings:
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Share of the images that trainings do not see."""
     scenes: Positive = 480
-    """How many scenes are painted, where no images are given."""
+    """How many scenes are rendered, where no images are given."""
 
 
 def plan(chosen: PixelSNAILExperimentSettings, request: ExperimentRequest) -> list[Step]:

@@ -31,11 +31,11 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
     return Report(
         title="Transformer against PixelSNAIL",
         lead=f"Two priors with about as many parameters ({rows[SAME_STEPS]['parameters']:,} and "
-        f"{rows[PIXELSNAIL]['parameters']:,}) on the codes of one tokenizer, judged on those of "
+        f"{rows[PIXELSNAIL]['parameters']:,}) on the codes of one tokenizer, evaluated on those of "
         f"{counted(outcome['images'], 'held-out crop')}.",
         blocks=[_cards(rows, done)],
         sections=[
-            Section("What this shows, and what it does not", [Text(_shows(rows)), Text(_hides(rows))]),
+            Section("Findings and limitations", [Text(_findings(rows)), Text(_limitations(rows))]),
             Section("Likelihood", [_bars(rows), _table(outcome)]),
             Section("On the way", [_curves(outcome, done)]),
             Section("Samples at the end", [_samples(done)]),
@@ -46,7 +46,7 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
 
 
 def _cards(rows: Mapping[str, Mapping[str, Any]], done: Mapping[str, StepResult]) -> Cards:
-    found = [Card(CALLED[name], f"{rows[name]['nats']:.3f}", unit="nats a code") for name in CONTENDERS]
+    found = [Card(CALLED[name], f"{rows[name]['nats']:.3f}", unit="nats per code") for name in CONTENDERS]
     slower = pace(rows[PIXELSNAIL]) / pace(rows[SAME_STEPS])
     return Cards(
         [
@@ -62,17 +62,17 @@ def pace(row: Mapping[str, Any]) -> float:
     return float(row["seconds"]) / float(row["codes"])
 
 
-def _shows(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _findings(rows: Mapping[str, Mapping[str, Any]]) -> str:
     said = []
     for name, how in ((SAME_STEPS, "after as many codes"), (SAME_TIME, "after as long a time")):
         row = rows[name]
         gain = -row["over_pixelsnail"]
         verdict = "the transformer is better" if gain > 0 else "PixelSNAIL is better"
         if row["error"] is not None and abs(gain) < 2 * row["error"]:
-            verdict = "the two cannot be told apart"
+            verdict = "the two do not differ significantly"
         error = "" if row["error"] is None else f" ± {row['error']:.3f}"
         said.append(
-            f"{how[0].upper()}{how[1:]} {verdict}: {row['nats']:.3f} nats a code for the transformer, "
+            f"{how[0].upper()}{how[1:]} {verdict}: {row['nats']:.3f} nats per code for the transformer, "
             f"{rows[PIXELSNAIL]['nats']:.3f} for PixelSNAIL, {abs(gain):.3f}{error} apart image by image."
         )
     said.append(
@@ -81,14 +81,17 @@ def _shows(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return " ".join(said)
 
 
-def _hides(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _limitations(rows: Mapping[str, Mapping[str, Any]]) -> str:
     said = [
         "Each was trained once, with one seed; standard errors are over images alone.",
-        "Each is the model of its training that found the held-out codes likeliest, and these are the codes it is judged on: "
+        "Each is the model of its training that found the held-out codes likeliest, and these are the "
+        "codes it is evaluated on: "
         "all gain alike by that, and a little.",
-        "Neither was tuned beyond what the settings below say. Learning rates weigh much: what is best for one is not for the "
+        "Neither was tuned beyond what the settings below say. Learning rates weigh much: what is best "
+        "for one is not for the "
         "other, and at one rate for both the result can be the opposite.",
-        "Equal are parameters, codes and time on this machine, not the work that a code takes; on a GPU the paces are others, "
+        "Equal are parameters, codes and time on this machine, not the work that a code takes; on a GPU "
+        "the paces are others, "
         "and with them the second column.",
     ]
     far = rows[SAME_TIME]["seconds"] / rows[PIXELSNAIL]["seconds"] - 1
@@ -126,15 +129,18 @@ def _table(outcome: Mapping[str, Any]) -> Table:
             "parameters",
             "codes seen",
             "minutes",
-            "nats a code",
+            "nats per code",
             "less PixelSNAIL's",
             "of entropy",
             "at the end",
         ],
         body,
-        caption=f"Means over {counted(outcome['images'], 'held-out crop')}, of the model that each training has kept; the "
-        f"difference with its standard error; as a share of the entropy of single codes ({outcome['code_entropy_nats']:.3f} nats); "
-        "and what the last model of the training had, as far as its validation looked. Minutes of training, as measured.",
+        caption=f"Means over {counted(outcome['images'], 'held-out crop')}, of the model that each training has "
+        "kept; the "
+        "difference with its standard error; as a share of the entropy of single codes "
+        f"({outcome['code_entropy_nats']:.3f} nats); "
+        "and what the last model of the training had, as far as its validation looked. Minutes of "
+        "training, as measured.",
     )
 
 

@@ -24,7 +24,7 @@ SCALES = {
     "tiny": Scale(
         about="512 codes, 8 x 8 an image, priors of 1.1 million parameters: seven to nine minutes on two CPU cores",
         data="the embedded scenes at 64 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [
@@ -49,7 +49,7 @@ SCALES = {
     "small": Scale(
         about="1,024 codes, 8 x 8 an image, priors of 3.5 million parameters: an hour and a half and more on a CPU",
         data="a folder of some thousand photographs, seen at 64 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "recipe": "small-64",
             "tokenizer": ["run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
@@ -62,9 +62,10 @@ SCALES = {
         },
     ),
     "full": Scale(
-        about="1,024 codes, 16 x 16 an image, priors of 85 million parameters, the paper's smallest: days on a GPU; not run",
+        about="1,024 codes, 16 x 16 an image, priors of 85 million parameters, the paper's smallest: days on a "
+        "GPU; not run",
         data="ImageNet's animals (RIN of the paper) or another hundred thousand photographs, seen at 256 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "recipe": "small-64",
             "tokenizer": [

@@ -20,7 +20,7 @@ from smalti.experiments.base import Experiment, ExperimentRequest, Scale, Step, 
 from smalti.experiments.equal_time import nominal, pace
 from smalti.experiments.quantizers.page import page
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
-from smalti.experiments.tokenizer_measurement import Measuring
+from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.model_loading import load_tokenizer
 
 
@@ -33,7 +33,7 @@ class QuantizersSettings:
     """`a.b=c` over the recipe, for all."""
     quantizers: Annotated[tuple[Variation, ...], Field(min_length=1)]
     size: tuple[Positive, Positive]
-    """(H,W) of the images that all are trained on and measured at, and of painted scenes."""
+    """(H,W) of the images that all are trained on and measured at, and of rendered scenes."""
     pace_seconds: Annotated[float, Field(gt=0)] = 5.0
     """How long the pace of each is taken."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
@@ -43,7 +43,7 @@ class QuantizersSettings:
     shown: Positive
     """How many of those are set side by side."""
     scenes: Positive = 480
-    """How many scenes are painted, where no images are given."""
+    """How many scenes are rendered, where no images are given."""
 
 
 def plan(chosen: QuantizersSettings, request: ExperimentRequest) -> list[Step]:
@@ -51,7 +51,7 @@ def plan(chosen: QuantizersSettings, request: ExperimentRequest) -> list[Step]:
     refuse_idle(request, trains=("tokenizer",))
     refuse_twins([each.name for each in chosen.quantizers], what="quantizers")
     images = Images.of(request.data)
-    how = Measuring.of(
+    how = TokenizerMeasurement.of(
         "quantizers", size=chosen.size, count=chosen.images, held_out=chosen.held_out, shown=chosen.shown
     )
     found = [] if request.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
@@ -106,7 +106,7 @@ QUANTIZERS_COMPARED = Experiment(
         "tiny": Scale(
             about="eight quantizers of 512 codes, 1,000 images each: six to seven minutes on two CPU cores",
             data="the embedded scenes at 64 pixels",
-            paints=True,
+            renders_scenes=True,
             settings={
                 "recipe": "demo",
                 "training": [
@@ -130,7 +130,7 @@ QUANTIZERS_COMPARED = Experiment(
         "small": Scale(
             about="eight quantizers of 1,024 codes (FSQ 1,000), 6,000 images each: an hour and a half on two CPU cores",
             data="a folder of some thousand photographs, seen at 64 pixels",
-            paints=False,
+            renders_scenes=False,
             settings={
                 "recipe": "small-64",
                 "training": ["run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
@@ -144,7 +144,7 @@ QUANTIZERS_COMPARED = Experiment(
         "full": Scale(
             about="eight quantizers of 1,024 codes, a million images each: two days on a GPU; has not been run",
             data="ImageNet's training images (ILSVRC 2012), seen at 128 pixels",
-            paints=False,
+            renders_scenes=False,
             settings={
                 "recipe": "small-64",
                 "training": [

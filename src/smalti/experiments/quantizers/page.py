@@ -36,11 +36,12 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
     count = counted(measured_on(best.measured), "held-out image")
     return Report(
         title="From features to codes",
-        lead=f"{counted(len(found), 'quantizer')}, all else equal, trained on the same number of images and judged on {count}.",
+        lead=f"{counted(len(found), 'quantizer')}, all else equal, trained on the same number of images and "
+        f"evaluated on {count}.",
         blocks=[_cards(found, best, done)],
         hero=hero(best.measured),
         sections=[
-            Section("What this shows, and what it does not", [Text(_shows(found, best)), Text(_hides(best))]),
+            Section("Findings and limitations", [Text(_findings(found, best)), Text(_limitations(best))]),
             Section("Side by side", side_by_side([(one.measured.name, one.measured) for one in found])),
             Section("Quality, use, speed", [_bars(found), _table(found), *remarks([one.measured for one in found])]),
             Section("On the way", [_curves(found)]),
@@ -73,14 +74,16 @@ def _cards(found: Sequence[_One], best: _One, done: Mapping[str, StepResult]) ->
     )
 
 
-def _shows(found: Sequence[_One], best: _One) -> str:
+def _findings(found: Sequence[_One], best: _One) -> str:
     least = min(found, key=lambda one: one.measured.scores["psnr"])
     slow, fast = min(found, key=lambda one: one.speed), max(found, key=lambda one: one.speed)
     said = [
-        f"By PSNR {best.measured.name} keeps most ({best.measured.scores['psnr']:.2f} dB) and {least.measured.name} least "
+        f"By PSNR {best.measured.name} keeps most ({best.measured.scores['psnr']:.2f} dB) and "
+        f"{least.measured.name} least "
         f"({least.measured.scores['psnr']:.2f} dB). Of the codes, "
         + ", ".join(f"{one.measured.name} has {one.measured.scores['codes_in_use']:.0%} in use" for one in found)
-        + f". An image costs {slow.measured.name} {fast.speed / slow.speed:.2f} times the training time that it costs "
+        + f". An image costs {slow.measured.name} {fast.speed / slow.speed:.2f} times the training time that "
+        "it costs "
         f"{fast.measured.name}."
     ]
     if all(LPIPS in one.measured.scores for one in found):
@@ -89,9 +92,10 @@ def _shows(found: Sequence[_One], best: _One) -> str:
     return " ".join(said)
 
 
-def _hides(best: _One) -> str:
+def _limitations(best: _One) -> str:
     said = [
-        "Each was trained once, with one seed, by settings that were chosen for nearest codes: none was tuned, and differences "
+        "Each was trained once, with one seed, by settings that were chosen for nearest codes: none was "
+        "tuned, and differences "
         "of a few tenths of a dB may be chance.",
         "Reconstruction is half of what codes are for: how easily a prior learns them is not measured here.",
         "Speed is that of whole training steps on this machine, whatever else it did.",
@@ -140,8 +144,10 @@ def _table(found: Sequence[_One]) -> Block:
     return Table(
         head,
         rows,
-        caption="Means over the held-out images: PSNR in dB, SSIM, LPIPS over SqueezeNet. Frechet: distance in SqueezeNet's "
-        "features between the images and what returns. Loss: pixel term (L1) and, where it is trained for, perceptual term, at "
+        caption="Means over the held-out images: PSNR in dB, SSIM, LPIPS over SqueezeNet. Frechet: distance in "
+        "SqueezeNet's "
+        "features between the images and what returns. Loss: pixel term (L1) and, where it is trained "
+        "for, perceptual term, at "
         "the end of training.",
     )
 

@@ -22,7 +22,7 @@ from smalti.experiments import steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Scale, Step
 from smalti.experiments.reconstruction.page import page
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
-from smalti.experiments.tokenizer_measurement import Measuring
+from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.hub.pretrained import find_model, is_ours
 from smalti.model_loading import load_tokenizer
 from smalti.training.config import TokenizerTraining
@@ -41,7 +41,7 @@ class ReconstructionSettings:
     """`a.b=c` over the recipe, for all of them."""
     tokenizers: Annotated[tuple[Variation, ...], Field(min_length=1)]
     size: tuple[Positive, Positive]
-    """(H,W) of the images that tokenizers are trained on, and of painted scenes."""
+    """(H,W) of the images that tokenizers are trained on, and of rendered scenes."""
     measured_at: tuple[Positive, Positive] | None = None
     """(H,W) that images are scaled and cropped to, to be measured; None: the largest that a tokenizer was trained
     on."""
@@ -53,7 +53,7 @@ class ReconstructionSettings:
     shown: Positive
     """How many of those are set side by side."""
     scenes: Positive = 480
-    """How many scenes are painted, where no images are given."""
+    """How many scenes are rendered, where no images are given."""
 
 
 class _Compared(NamedTuple):
@@ -76,7 +76,9 @@ def plan(chosen: ReconstructionSettings, request: ExperimentRequest) -> list[Ste
     compared = _given(request) if request.models else _trained(request, chosen)
     size = _size(chosen, compared)
     held_out = 0.0 if request.models else chosen.held_out
-    how = Measuring.of("reconstruction", size=size, count=chosen.images, held_out=held_out, shown=chosen.shown)
+    how = TokenizerMeasurement.of(
+        "reconstruction", size=size, count=chosen.images, held_out=held_out, shown=chosen.shown
+    )
     found: list[Step] = []
     if request.data is None:
         found.append(steps.scenes(count=chosen.scenes, size=chosen.size))
@@ -113,7 +115,8 @@ def _size(chosen: ReconstructionSettings, compared: Sequence[_Compared]) -> tupl
             f = math.lcm(*(each.factor for each in compared))
             whole = [max(round(side / f), 1) * f for side in (height, width)]
             raise SmaltiError(
-                f"{one.name} has tiles of {one.factor} pixels, of which {height} x {width} (height x width) is not made; "
+                f"{one.name} has tiles of {one.factor} pixels, of which {height} x {width} (height x width) is not "
+                "made; "
                 f"add --set measured_at={whole}"
             )
     return height, width
@@ -174,7 +177,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def _measuring(compared: _Compared, images: Images, how: Measuring) -> Step:
+def _measuring(compared: _Compared, images: Images, how: TokenizerMeasurement) -> Step:
     """The step that measures one tokenizer, given or trained by the step before it."""
     trained = () if compared.training is None else (f"tokenizer-{compared.name}",)
     return how.step(
@@ -211,7 +214,7 @@ RECONSTRUCTION = Experiment(
         "tiny": Scale(
             about="four tokenizers (f 4 and 8, K 128 and 512) trained in about four minutes on two CPU cores",
             data="the embedded scenes at 64 pixels",
-            paints=True,
+            renders_scenes=True,
             settings={
                 "recipe": "demo",
                 "training": [
@@ -232,9 +235,10 @@ RECONSTRUCTION = Experiment(
             },
         ),
         "small": Scale(
-            about="six tokenizers (f 4, 8 and 16, K 256 and 1,024) by the recipe small-64: hours on a CPU, an hour on a GPU",
+            about="six tokenizers (f 4, 8 and 16, K 256 and 1,024) by the recipe small-64: hours on a CPU, an hour "
+            "on a GPU",
             data="a folder of some thousand photographs, seen at 64 pixels",
-            paints=False,
+            renders_scenes=False,
             settings={
                 "recipe": "small-64",
                 "tokenizers": _grid(_SMALL, (256, 1024)),
@@ -247,7 +251,7 @@ RECONSTRUCTION = Experiment(
         "full": Scale(
             about="f 8 and 16, K 1,024 and 16,384 by the recipe reference-imagenet: weeks on a GPU",
             data="ImageNet's training images (ILSVRC 2012), seen at 256 pixels",
-            paints=False,
+            renders_scenes=False,
             settings={
                 "recipe": "reference-imagenet",
                 "tokenizers": _grid(_FULL, (1024, 16384)),

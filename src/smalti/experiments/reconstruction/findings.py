@@ -9,11 +9,12 @@ from smalti.experiments.page_parts import not_measured
 from smalti.experiments.tokenizer_comparison import LPIPS, Compared, difference, measured_on, spread
 
 
-def shows(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
+def findings(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
     """What can be said from the figures. `grid`: they differ in f and K alone."""
     said = [
         f"By PSNR, {best.name} ({best.kind}) keeps most: {best.scores['psnr']:.2f} dB at "
-        f"{best.outcome['bits_per_image']:,.0f} bits an image, {best.outcome['bits_per_pixel']:.3g} a pixel where the image "
+        f"{best.outcome['bits_per_image']:,.0f} bits per image, {best.outcome['bits_per_pixel']:.3g} a "
+        "pixel where the image "
         f"itself has {8 * best.outcome['channels']}."
     ]
     least = compared[0]
@@ -21,7 +22,8 @@ def shows(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
     if share < 1:
         loss = best.scores["psnr"] - least.scores["psnr"]
         said.append(
-            f"{least.name} ({least.kind}) makes do with {least.outcome['bits_per_image']:,.0f} bits, {share:.0%} of that, and "
+            f"{least.name} ({least.kind}) makes do with {least.outcome['bits_per_image']:,.0f} bits, "
+            f"{share:.0%} of that, and "
             f"gives up {loss:.2f} dB for it."
         )
     rivals = [one for one in compared if one is not best]
@@ -29,11 +31,12 @@ def shows(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
         next_best = max(rivals, key=lambda one: one.scores["psnr"])
         gain = difference(best.columns["psnr"], next_best.columns["psnr"])
         said.append(
-            f"Image by image, {best.name} is {spread(gain)} dB above the next best, {next_best.name}, and above it on "
+            f"Image by image, {best.name} is {spread(gain)} dB above the next best, {next_best.name}, and "
+            "above it on "
             f"{gain.above} of {gain.images} images."
         )
         if abs(gain.mean) < 2 * gain.error:
-            said.append("That is within two standard errors: on these images the two cannot be told apart.")
+            said.append("That is within two standard errors: on these images the two do not differ significantly.")
     measured = [one for one in compared if LPIPS in one.scores]
     if len(measured) > 1:
         nearest = min(measured, key=lambda one: one.scores[LPIPS])
@@ -69,22 +72,26 @@ def _range(values: Sequence[float], digits: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def hides(best: Compared, *, trained: bool) -> str:
+def limitations(best: Compared, *, trained: bool) -> str:
     """What must not be concluded."""
     count = measured_on(best)
     said = [
-        "PSNR and SSIM reward images that are blurred rather than wrong; look at the details below before believing them.",
-        "Bits are those of codes written one by one with log2 K each, not what a prior would need for them: a tokenizer with "
+        "PSNR and SSIM reward images that are blurred rather than wrong; look at the details below before "
+        "believing them.",
+        "Bits are those of codes written one by one with log2 K each, not what a prior would need for "
+        "them: a tokenizer with "
         "more codes an image also leaves more to be learned in stage 2, which is not measured here.",
     ]
     if trained:
         said.append(
-            "Each tokenizer was trained once, with one seed, for the same number of images, which suits some better than "
+            "Each tokenizer was trained once, with one seed, for the same number of images, which suits some "
+            "better than "
             "others: the figures compare these trainings, not what f and K can reach."
         )
     else:
         said.append(
-            "The tokenizers were given: what they learned from is not known here, perhaps some of these very images, and more "
+            "The tokenizers were given: what they learned from is not known here, perhaps some of these very "
+            "images, and more "
             "than f and K may differ between them."
         )
     if count < 2048:

@@ -10,7 +10,7 @@ from typing import Any
 from smalti.core.version import __version__
 from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import counted, hero, made, minutes, remarks, side_by_side
-from smalti.experiments.reconstruction.findings import hides, shows
+from smalti.experiments.reconstruction.findings import findings, limitations
 from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, difference, measured_on, spread
 from smalti.experiments.tokenizer_measurement import TIMED
 from smalti.reports.charts import Bars, Line, LinePlot, Plot
@@ -38,7 +38,8 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
     changes = [change.partition("=")[0] for each in settings.tokenizers for change in each.changes]
     grid = trained and set(changes) <= F_AND_K
     lead = (
-        f"{counted(len(compared), 'tokenizer')}, the same {counted(measured_on(best), 'image')}: each image is turned into "
+        f"{counted(len(compared), 'tokenizer')}, the same {counted(measured_on(best), 'image')}: each "
+        "image is turned into "
         "codes and back, and what returns is set beside what was sent."
     )
     best_first = list(reversed(compared))
@@ -50,8 +51,8 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
         hero=hero(best),
         sections=[
             Section(
-                "What this shows, and what it does not",
-                [Text(shows(compared, best, grid=grid)), Text(hides(best, trained=trained))],
+                "Findings and limitations",
+                [Text(findings(compared, best, grid=grid)), Text(limitations(best, trained=trained))],
             ),
             Section("Side by side", [Text("The most bits stand above."), *side_by_side(rows)]),
             Section("Bits and distortion", _distortion(compared, grid=grid)),
@@ -80,7 +81,7 @@ def _cards(compared: Sequence[Compared], best: Compared, done: Mapping[str, Step
     return Cards(
         [
             Card(f"Most is kept by {best.name}", f"{best.scores['psnr']:.2f}", unit="dB PSNR"),
-            Card(f"The fewest bits: {least.name}", f"{least.outcome['bits_per_image']:,.0f}", unit="bits an image"),
+            Card(f"The fewest bits: {least.name}", f"{least.outcome['bits_per_image']:,.0f}", unit="bits per image"),
             Card("What those keep", f"{least.scores['psnr']:.2f}", unit="dB PSNR"),
             Card("Whole experiment", minutes(seconds), unit="minutes of work"),
         ]
@@ -101,7 +102,7 @@ def _distortion(compared: Sequence[Compared], *, grid: bool) -> list[Block]:
             ]
             better = "lower is better" if score == LPIPS else "higher is better"
             unit = "dB" if score == "psnr" else label
-            plots.append(LinePlot(f"{label}: {better}", lines, x_label="bits a pixel", y_label=unit))
+            plots.append(LinePlot(f"{label}: {better}", lines, x_label="bits per pixel", y_label=unit))
     use = [(one.name, 100 * one.scores["codes_in_use"]) for one in compared]
     plots.append(Bars("Codes in use on these images", use, unit="%"))
     said = "A line joins tokenizers of one f; to the right K grows." if grid else "Each dot is a tokenizer."
@@ -110,7 +111,7 @@ def _distortion(compared: Sequence[Compared], *, grid: bool) -> list[Block]:
 
 def _tables(compared: Sequence[Compared]) -> list[Block]:
     scores = [name for name in HEADS if any(name in one.scores for one in compared)]
-    head = ["tokenizer", "f", "K", "bits", "bits a pixel", *(HEADS[name] for name in scores)]
+    head = ["tokenizer", "f", "K", "bits", "bits per pixel", *(HEADS[name] for name in scores)]
     head += ["in use", "ms", "weights"]
     rows: list[list[str | int | float]] = []
     for one in compared:
@@ -123,9 +124,12 @@ def _tables(compared: Sequence[Compared]) -> list[Block]:
         Table(
             head,
             rows,
-            caption=f"Means over {measured_on(compared[0]):,} images: bits, PSNR in dB, SSIM, LPIPS over SqueezeNet. Frechet: "
-            "distance in SqueezeNet's features between the images and what returns. In use: share of the codes on these "
-            f"images. Milliseconds an image, there and back in batches of {TIMED} on {device}, whatever else the machine did.",
+            caption=f"Means over {measured_on(compared[0]):,} images: bits, PSNR in dB, SSIM, LPIPS over "
+            "SqueezeNet. Frechet: "
+            "distance in SqueezeNet's features between the images and what returns. In use: share of the "
+            "codes on these "
+            f"images. Milliseconds an image, there and back in batches of {TIMED} on {device}, whatever else "
+            "the machine did.",
         )
     ]
     if len(compared) > 1:

@@ -1,8 +1,8 @@
-"""The experiment `window`: how are images laid that are larger than what a prior learned from? Section 3.2 of the
+"""The experiment `window`: how are images generated that are larger than what a prior learned from? Section 3.2 of the
 paper.
 
 One tokenizer, and priors of about as many parameters that see as many codes. Three learn from crops of one size and
-grow: the transformer under the paper's sliding window, the same told where each part lies, and the neighborhood
+grow: the transformer under the paper's sliding window, the same conditioned on coordinates, and the neighborhood
 transformer. One learns whole images of each larger size: what could be had, by a prior that cannot grow. And one does
 not look around at all: tiles, each laid by itself, which show what a seam is.
 
@@ -59,7 +59,7 @@ from smalti.training.stage1 import crops
 Side = tuple[Positive, Positive]
 
 EIGHTHS = 8
-"""Sides of images that the judge takes are multiples of this."""
+"""Sides of images that the scene network takes are multiples of this."""
 
 
 @settings
@@ -84,7 +84,7 @@ class WindowSettings:
     window: Side
     """(h,w) codes of the crops that priors learn from."""
     sizes: Annotated[tuple[Side, ...], Field(min_length=1)]
-    """Larger grids (h,w) that are laid, of whole windows; the page goes through them in this order."""
+    """Larger grids (h,w) that are generated, of whole windows; the page goes through them in this order."""
     whole: tuple[Side, ...] = ()
     """Those of them on which a transformer learns whole images."""
     size: Side
@@ -103,7 +103,7 @@ class WindowSettings:
     shown: Positive
     """How many of those are shown, at most."""
     scene_network_steps: Positive
-    """Batches that the judge of sky and ground learns from."""
+    """Batches that the scene network of sky and ground learns from."""
     scenes: Positive
 
 
@@ -112,9 +112,7 @@ def plan(chosen: WindowSettings, request: ExperimentRequest) -> list[Step]:
     judge."""
     refuse_idle(request, trains=("tokenizer", "prior"))
     if request.data is not None:
-        raise SmaltiError(
-            "this experiment needs scenes, of which it is known where sky and ground are; leave --data out"
-        )
+        raise SmaltiError("this experiment needs scenes with known sky and ground; omit --data")
     training = _tokenizer(chosen, request)
     f = training.model.autoencoder.factor
     _refuse_sizes(chosen, f)
@@ -183,7 +181,7 @@ def _read(training: PriorTraining, grid: tuple[int, int], size: int, chosen: Win
 
 
 def _ways(grid: tuple[int, int], chosen: WindowSettings) -> dict[str, str]:
-    """A grid (h,w) -> the ways in which it is laid, and the name of the prior of each."""
+    """A grid (h,w) -> the ways in which it is generated, and the name of the prior of each."""
     tiles = {TILES: WINDOW} if grid != chosen.window else {}
     whole = {WHOLE: f"{WHOLE}-{named(grid)}"} if grid in chosen.whole else {}
     return {**tiles, **{name: name for name in (WINDOW, COORDINATES, NEIGHBORHOOD)}, **whole}
@@ -197,11 +195,13 @@ def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
     for grid in grids:
         if grid[0] % h or grid[1] % w or grid == chosen.window or grids.count(grid) > 1:
             raise SmaltiError(
-                f"sizes has {named(grid)}, and the window is {h}x{w} codes; give larger grids of whole windows, each once"
+                f"sizes has {named(grid)}, and the window is {h}x{w} codes; give larger grids of whole windows, "
+                "each once"
             )
         if grid[0] * f > H or grid[1] * f > W:
             raise SmaltiError(
-                f"{named(grid)} codes are {grid[0] * f} x {grid[1] * f} pixels, more than the scenes of {H} x {W}; set a "
+                f"{named(grid)} codes are {grid[0] * f} x {grid[1] * f} pixels, more than the scenes of {H} x {W}; "
+                "set a "
                 "smaller one in sizes, or a larger size"
             )
     for grid in chosen.whole:
@@ -210,7 +210,8 @@ def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
     tall = _tall(chosen, f)
     if not tall or any(side % EIGHTHS for side in (H, min(H, W), *(grid[1] * f for grid in tall))):
         raise SmaltiError(
-            f"sky and ground are looked for in those of sizes that are as high as the scenes, {H} pixels, and the judge takes "
+            f"sky and ground are looked for in those of sizes that are as high as the scenes, {H} pixels, and "
+            "the scene network takes "
             f"sides of multiples of {EIGHTHS}; set size and sizes so that there is one, and each of them is so"
         )
 
@@ -286,7 +287,8 @@ def _pipeline(context: StepContext, prior: str) -> Pipeline:
 
 
 def _generating(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> Step:
-    """The step that lays images of a grid (h,w) in one way; where coordinates are told, as all there is of an image."""
+    """The step that generates images of a grid (h,w) in one way; where coordinates are told, as all there is of an
+    image."""
     prior = _ways(grid, chosen)[way]
 
     def work(context: StepContext) -> dict[str, Any]:
@@ -300,7 +302,7 @@ def _generating(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings)
 
     said = {"count": chosen.samples, "grid": list(grid), "way": way}
     after = (SCENES, "tokenizer", f"prior-{prior}")
-    return Step(name=f"laid-{way}-{named(grid)}", settings=said, work=work, after=after)
+    return Step(name=f"samples-{way}-{named(grid)}", settings=said, work=work, after=after)
 
 
 def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepContext) -> dict[str, Any]:
@@ -333,7 +335,7 @@ def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen:
             way: nats_of(_pipeline(context, prior).prior, way, codes, annotated, window=chosen.window).tolist()
             for way, prior in ways.items()
         }
-        done = {way: context.before[f"laid-{way}-{named(grid)}"] for way in ways}
+        done = {way: context.before[f"samples-{way}-{named(grid)}"] for way in ways}
         rows = {
             way: {
                 "parameters": counts[prior],
@@ -350,7 +352,7 @@ def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen:
         "tokenizer",
         f"codes-{named(grid)}",
         *dict.fromkeys(f"prior-{prior}" for prior in ways.values()),
-        *(f"laid-{way}-{named(grid)}" for way in ways),
+        *(f"samples-{way}-{named(grid)}" for way in ways),
     )
     said = {"grid": list(grid), "parameters": {way: counts[ways[way]] for way in ways}}
     return Step(name=f"compare-{named(grid)}", settings=said, work=work, after=after)
@@ -364,8 +366,8 @@ def _held_out(shards: Path) -> tuple[Tensor, Tensor]:
 
 
 def _structure(f: int, chosen: WindowSettings) -> Step:
-    """The step that teaches a judge what is in scenes, and asks it where sky and ground are, in images as high as
-    scenes."""
+    """The step that teaches a scene network what is in scenes, and asks it where sky and ground are, in images as high
+    as scenes."""
     tall, (H, W) = _tall(chosen, f), chosen.size
     square = ImageSettings(size=(H, min(H, W)), zoom=(1.0, 1.0), validation=chosen.held_out)
 
@@ -388,7 +390,7 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
             named(grid): {
                 "real": share(context.before[f"compare-{named(grid)}"].folder / "real"),
                 **{
-                    way: share(context.before[f"laid-{way}-{named(grid)}"].folder / "samples")
+                    way: share(context.before[f"samples-{way}-{named(grid)}"].folder / "samples")
                     for way in _ways(grid, chosen)
                 },
             }
@@ -397,13 +399,13 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
 
     after = [SCENES]
     for grid in tall:
-        after += [f"compare-{named(grid)}", *(f"laid-{way}-{named(grid)}" for way in _ways(grid, chosen))]
+        after += [f"compare-{named(grid)}", *(f"samples-{way}-{named(grid)}" for way in _ways(grid, chosen))]
     said = {"steps": chosen.scene_network_steps, "size": list(square.size), "held_out": chosen.held_out}
     return Step(name="structure", settings=said, work=work, after=tuple(after))
 
 
 WINDOWS_COMPARED = Experiment(
-    about="how are images laid that are larger than what a prior learned from: window, neighborhood, whole grid",
+    about="images larger than the training size: sliding window, neighborhood attention, whole grid",
     takes_models=False,
     settings=WindowSettings,
     scales=SCALES,

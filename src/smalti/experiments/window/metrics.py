@@ -22,17 +22,19 @@ from smalti.images.io import to_tensor
 from smalti.prior import Prior, after_middle
 from smalti.prior.code_likelihood import window_nats
 
-JUDGED = 8
+BATCH = 8
 """Images whose codes are judged at once."""
 
 
 @torch.no_grad()
-def nats_of(prior: Prior, way: str, codes: Tensor, told: Tensor, *, window: tuple[int, int]) -> Tensor:
-    """Codes (B,h,w) of real images, and where each lies -> nats a code of each image (B,), as they are laid in this
-    `way`."""
+def nats_of(prior: Prior, way: str, codes: Tensor, coordinates: Tensor, *, window: tuple[int, int]) -> Tensor:
+    """Codes (B,h,w) of real images, and where each lies -> nats per code of each image (B,), as they are generated in
+    this `way`."""
     device = next(prior.parameters()).device
     found = []
-    for some, where in zip(torch.split(codes.to(device), JUDGED), torch.split(told.to(device), JUDGED), strict=True):
+    for some, where in zip(
+        torch.split(codes.to(device), BATCH), torch.split(coordinates.to(device), BATCH), strict=True
+    ):
         parts = cut(some, window).flatten(0, 1) if way == TILES else some
         prefix = under(where) if way == COORDINATES else everywhere(prior.null_prefix(len(parts)))
         found.append(window_nats(prior, prefix, parts).reshape(len(some), -1).mean(1).cpu())
@@ -40,7 +42,7 @@ def nats_of(prior: Prior, way: str, codes: Tensor, told: Tensor, *, window: tupl
 
 
 def likelihood(values: Sequence[float], others: Sequence[float]) -> dict[str, float | None]:
-    """Nats a code of images in one way, and under the window -> the mean, and how much more it is with its standard
+    """Nats per code of images in one way, and under the window -> the mean, and how much more it is with its standard
     error."""
     gain = difference(values, others)
     return {

@@ -19,10 +19,11 @@ _QUIET = ["run.tensorboard=false"]
 
 SCALES = {
     "tiny": Scale(
-        about="windows of 8 x 8 of 256 codes, panoramas of 16 x 64, five priors of 0.7 million parameters: seven minutes on two "
+        about="windows of 8 x 8 of 256 codes, panoramas of 16 x 64, five priors of 0.7 million parameters: "
+        "seven minutes on two "
         "CPU cores",
         data="the embedded scenes at 64 x 256 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [
@@ -54,10 +55,11 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="windows of 16 x 16 of 512 codes, panoramas of 32 x 128, five priors of 3.5 million parameters: hours on two CPU "
+        about="windows of 16 x 16 of 512 codes, panoramas of 32 x 128, five priors of 3.5 million parameters: "
+        "hours on two CPU "
         "cores; has not been run",
         data="the embedded scenes at 128 x 512 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [*_TOKENIZER, "run.length=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
@@ -78,10 +80,11 @@ SCALES = {
         },
     ),
     "full": Scale(
-        about="windows of 16 x 16 of 1,024 codes, images of up to 64 x 64, six priors of 38 million parameters: days on a GPU; "
+        about="windows of 16 x 16 of 1,024 codes, images of up to 64 x 64, six priors of 38 million parameters: "
+        "days on a GPU; "
         "has not been run",
         data="the embedded scenes at 512 x 512 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [
