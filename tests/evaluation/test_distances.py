@@ -282,7 +282,7 @@ def test_what_is_kept_does_not_depend_on_order_batches_or_processes(division: li
     alone = FeatureReservoir(D, limit=7, seed=3)
     alone.update(features, torch.arange(23))
     assert total.features().equal(alone.features())
-    assert total.notes() == ("7 of 23 images were compared, chosen with seed 3",)
+    assert total.notes() == ("7 of 23 images were compared, selected with seed 3",)
 
 
 def test_fewer_than_the_limit_are_all_kept_in_the_order_of_places() -> None:

@@ -97,7 +97,7 @@ def test_a_tokenizer_on_what_its_training_held_out(evaluate: Runner, models: Pat
         "tokenizer", models / "runs" / "tokenizer", models / "images", "--out", out, "--set", "lpips=[]"
     )
     assert "was trained on" in said
-    assert "measuring the 20% held out there" in said
+    assert "evaluating the 20% held out there" in said
     assert re.search(r"psnr +\d", said)
     assert "reconstruction_frechet_squeezenet" in said
     assert "features: the mean colors of four quarters" in said
@@ -117,7 +117,7 @@ def test_what_was_held_out_is_found_where_the_images_were_moved(evaluate: Runner
     moved = shutil.copytree(models / "images", tmp_path / "photos")
     run = (models / "runs" / "tokenizer", moved, "--set", "lpips=[]", "--set", "features=null")
     said = evaluate.works("tokenizer", *run)
-    assert "measuring the 20% held out there" in said
+    assert "evaluating the 20% held out there" in said
     next(iter(sorted(moved.rglob("*.png")))).unlink()
     said = evaluate.works("tokenizer", *run)
     assert "held out there" not in said, "these are other images"
@@ -181,7 +181,7 @@ def test_folders_and_kept_statistics(evaluate: Runner, tmp_path: Path) -> None:
     assert re.search(r"^fid +\d", said, re.MULTILINE), "with Inception's names it is FID"
     evaluate.fails(
         "folders", a, tmp_path / "b.npz", *options, "--statistics", tmp_path / "c.npz",
-        sentence="holds statistics already; leave out --statistics",
+        sentence="holds statistics already; omit --statistics",
     )  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def test_mistakes_are_sentences(evaluate: Runner, models: Path, tmp_path: Path) 
         (("tokenizer", tokenizer, empty), "no images in"),
         (("tokenizer", tmp_path / "gone", images), "there is no model folder"),
         (("tokenizer", tokenizer, images, "--set", "sise=3"), "unknown key 'sise'"),
-        (("prior", tokenizer, images), "holds no prior with its tokenizer"),
+        (("prior", tokenizer, images), "does not hold both a prior and its tokenizer"),
         (("folders", images, tmp_path / "gone.npz"), "there is no"),
         (("compare", tmp_path, tmp_path), "there is no file"),
     ):

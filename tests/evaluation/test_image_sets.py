@@ -120,7 +120,7 @@ def test_a_corrupt_image_is_left_out_and_said(folders: tuple[Path, Path], tmp_pa
     assert found.scores == pytest.approx(without.scores, rel=1e-9)
     assert found.samples["images"] == 39
     assert list(found.samples["left_out"]) == ["007.png"]
-    assert any(note.startswith("samples: 1 of 40 images was left out as damaged: 007.png") for note in found.notes)
+    assert any(note.startswith("samples: 1 of 40 images was skipped as damaged: 007.png") for note in found.notes)
 
 
 def test_unequal_sizes_are_told_and_can_be_made_equal(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     for read, name, sentence in (
         (read_statistics, "gone.npz", "there is no file"),
         (read_statistics, "broken.npz", r"cannot be read as an \.npz file"),
-        (read_statistics, "other.npz", "mu and sigma are needed, and there is weights"),
+        (read_statistics, "other.npz", "mu and sigma are needed, and it has weights"),
         (open_images, "broken.npz", r"cannot be read as an \.npz file"),
         (open_images, "other.npz", "has no array arr_0"),
         (open_images, "float.npz", r"arr_0 is float64 of shape \(2, 8, 8, 3\); samples are uint8"),

@@ -195,8 +195,8 @@ def test_images_keep_their_sizes_where_none_is_asked_for(tmp_path: Path) -> None
     found = measure_tokenizer(tokenizer(), open_source(tmp_path), protocol=tokens(), device=CPU, batch=2)
     assert found.data["sizes"] == [[12, 12], [16, 24]], "cut to whole tiles of 4"
     assert found.data["images"] == 5
-    assert found.data["left_out"]["thin.png"].startswith("is 3x40 pixels, smaller than one tile of 4")
-    assert any(note.startswith("2 of 7 images were left out as damaged: broken.png is not a") for note in found.notes)
+    assert found.data["left_out"]["thin.png"].startswith("is 3x40 pixels, smaller than the downsampling factor 4")
+    assert any(note.startswith("2 of 7 images were skipped as damaged: broken.png is not a") for note in found.notes)
     assert any("2 different sizes, from 12x12 to 16x24" in note for note in found.notes)
     assert int(found.values["psnr"].isnan().sum()) == 2
     assert math.isfinite(found.scores["psnr"])
@@ -329,10 +329,10 @@ def test_what_a_prior_cannot_be_measured_on(data_folder: Path, codes: Path) -> N
             pipeline(Labels(LABELS)),
             shards,
             priors("samples=4", "features.kept=9"),
-            "codes were given; give the images",
+            "not codes; give the images",
         ),
         (pipeline(Labels(LABELS)), source, priors("samples=4"), "set features.network, or samples=0"),
-        (pipeline(given), source, priors(), "this prior is told a codes"),
+        (pipeline(given), source, priors(), "this prior is conditioned on a codes"),
     ):
         with pytest.raises(SmaltiError, match=sentence):
             measure_prior(pipe, data, protocol=protocol, device=CPU)

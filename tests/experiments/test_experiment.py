@@ -242,7 +242,7 @@ def test_a_damaged_image_is_left_out_and_told(home: Path, tmp_path: Path, capfd:
     outcome = result(tmp_path / "out")["steps"]["measure-tokenizer-f2"]["outcome"]
     assert outcome["result"]["data"]["images"] == 19
     assert outcome["bits_per_image"] == 6 * 12 * 4
-    assert "left out as damaged: dark/00.png" in read(tmp_path / "out" / "report.html")[0]
+    assert "skipped as damaged: dark/00.png" in read(tmp_path / "out" / "report.html")[0]
 
 
 @pytest.mark.parametrize(

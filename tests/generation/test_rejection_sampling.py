@@ -132,12 +132,12 @@ def test_of_equals_the_first_is_kept_and_codes_are_told() -> None:
 @pytest.mark.parametrize(
     ("num_candidates", "score", "sentence"),
     [
-        (0, mean_code, "0 tries give no image to choose"),
+        (0, mean_code, "num_candidates is 0; use 1 or more"),
         (2, lambda codes: codes.double().mean(), r"one number for each of the 3 images"),
         (2, lambda codes: torch.full((3,), math.nan), r"not \[nan, nan, nan\]; .* without NaN"),
     ],
 )
-def test_what_is_no_choice_is_told(num_candidates: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
+def test_invalid_scores_are_refused(num_candidates: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
     pipe = pipeline()
     with pytest.raises(SmaltiError, match=sentence):
         rejection_sample(
@@ -383,7 +383,7 @@ def test_the_command_keeps_the_candidate_of_the_highest_class_score(
         )
     pipeline(LABELS).save_pretrained(tmp_path / "times", about={})
     times = ("sample", tmp_path / "times", "--label", "dusk", "--classifier", resnet, "--out", tmp_path / "o")
-    smalti.fails(*times, sentence="which of its 1000 classes the label 'dawn'")
+    smalti.fails(*times, sentence="cannot map the label 'dawn'")
     pipeline(Nothing()).save_pretrained(tmp_path / "nothing", about={})
     smalti.fails(
         "sample",

@@ -148,18 +148,18 @@ def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path
 def test_codes_of_another_condition_are_refused(tmp_path: Path, data_folder: Path) -> None:
     for place, (made, read, sentence) in enumerate(
         (
-            (None, given(), r"nothing stands of what this prior is told, a codes; encode .* smalti encode --condition"),
+            (None, given(), r"have no condition codes, and this prior is conditioned on a codes; encode .* smalti encode --condition"),
             (
                 given(),
                 given(size=6),
-                "stand those of another condition; encode the images with what this prior is told",
+                "have those of another condition; encode the images with a",
             ),
-            (maps(1), maps(2), "stand those of another condition"),
-            (given(), maps(1), "stand those of another condition"),
+            (maps(1), maps(2), "have those of another condition"),
+            (given(), maps(1), "have those of another condition"),
         )
     ):
         kept, _ = shards(tmp_path / f"{place}", made)
         with pytest.raises(SmaltiError, match=sentence):
             measure_prior(pipeline(read), kept, protocol=priors(), device=CPU)
-    with pytest.raises(SmaltiError, match=r"told a before, .* smalti encode --condition, and give the codes"):
+    with pytest.raises(SmaltiError, match=r"conditioned on a before, .* smalti encode --condition, and give the codes"):
         measure_prior(pipeline(maps(1)), open_source(data_folder), protocol=priors(), device=CPU)

@@ -87,7 +87,7 @@ def load_networks(
         except SmaltiError as error:
             if missing == "refuse":
                 raise
-            notes.append(f"{what} skipped: {error}")
+            notes.append(f"{what} left out: {error}")
             return None
 
     distances = {name: found(perceptual, name, f"lpips_{name} is") for name in lpips}
