@@ -182,7 +182,7 @@ def test_the_same_command_again_does_nothing_anew(
     shutil.copytree(home / "out", tmp_path / "out")
     ended = smalti(capfd, *trained(home), "--out", tmp_path / "out")
     assert ended.status == 0, ended.err
-    assert ended.out.count(": done before") == 4
+    assert ended.out.count(": already done") == 4
     assert result(tmp_path / "out") == result(home / "out")
 
 
@@ -206,7 +206,7 @@ def test_given_tokenizers_are_measured_on_all_images(
     assert "what they learned from is not known here" in text
     assert "the next smaller f" not in text
     again = smalti(capfd, *arguments[:3], "--data", home / "images", "--out", tmp_path / "out")
-    assert again.out.count(": done before") == 1, "one of them alone is measured already"
+    assert again.out.count(": already done") == 1, "one of them alone is measured already"
 
 
 def test_ours_beside_one_of_another_program(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -113,7 +113,7 @@ def test_a_changed_setting_does_its_step_and_those_after_it_anew_and_keeps_the_o
     assert reckoning.did == ["one", "sum"]
     said = capsys.readouterr().out
     assert "one: a.value was 1 and is 5; it is done anew, what was made before stays" in said
-    assert "two: done before" in said
+    assert "two: already done" in said
     assert "sum: an earlier step has changed" in said
     assert go(reckoning, tmp_path) == 11
     assert reckoning.did == ["one", "sum"], "going back finds what was there"

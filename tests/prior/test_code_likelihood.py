@@ -148,7 +148,11 @@ def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path
 def test_codes_of_another_condition_are_refused(tmp_path: Path, data_folder: Path) -> None:
     for place, (made, read, sentence) in enumerate(
         (
-            (None, given(), r"have no condition codes, and this prior is conditioned on a codes; encode .* smalti encode --condition"),
+            (
+                None,
+                given(),
+                r"have no condition codes, and this prior is conditioned on a codes; encode .* smalti encode --condition",
+            ),
             (
                 given(),
                 given(size=6),

@@ -81,8 +81,8 @@ class Renaming(NamedTuple):
         ]
         if problems:
             more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
-            told = _prefixed({theirs for theirs, _ in self.pairs.values()}, weights)
-            raise SmaltiError(f"the weights of {where} do not fit{told}: {'; '.join(problems[:4])}{more}")
+            prefix_hint = _prefixed({theirs for theirs, _ in self.pairs.values()}, weights)
+            raise SmaltiError(f"the weights of {where} do not fit{prefix_hint}: {'; '.join(problems[:4])}{more}")
         with torch.no_grad():
             for name, tensor in mine.items():
                 state[name].copy_(tensor)

@@ -158,7 +158,7 @@ def _shared(file: Path, *, home: Path) -> list[Path]:
 
 
 def _merged(paths: list[Path]) -> dict[str, Any]:
-    """YAML files laid over one another, from left to right."""
+    """YAML files merged from left to right."""
     whole: dict[str, Any] = {}
     for path in paths:
         try:

@@ -38,7 +38,7 @@ CLASSES: dict[str, int] = {
     "taming.data.annotated_objects_coco.AnnotatedObjectsCoco": 171,
     "taming.data.annotated_objects_open_images.AnnotatedObjectsOpenImages": 340,
 }
-"""Their data sets of scene layouts -> how many object classes they tell apart. The names are in their annotation
+"""Their data sets of scene layouts -> their number of object classes. The names are in their annotation
 files."""
 
 PLACES = {"objects_bbox": "boxes", "objects_center_points": "centers"}

@@ -92,7 +92,7 @@ def encode(
     for name in options:
         if name not in names:
             raise SmaltiError(f"--condition-set {name}. ...: no --condition {name} is given")
-    told = [
+    requested = [
         Told(
             name,
             Path(tokenizers[name]) if name in tokenizers else None,
@@ -119,7 +119,7 @@ def encode(
             progress=progress,
             device=device,
             workers=workers,
-            told=told,
+            told=requested,
         )
     meta = open_codes(out).meta
     images_in = sum(meta.training.shards)

@@ -103,7 +103,7 @@ def frechet(samples: Gaussian, reference: Gaussian) -> Frechet:
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)): Dowson and Landau 1982; with InceptionV3's `pool2048` it is FID (Heusel
     et al. 2017). The trace of the root is the sum of the singular values of R1 R2, R being the symmetric roots: no root
     of a small eigenvalue's rounding error is taken, and singular covariances need no special treatment. Fewer images
-    than features, and singular covariances, are told in `notes`.
+    than features, and singular covariances, are in `notes`.
 
     Raises `SmaltiError` for statistics of unequal widths, or that are no mean and covariance.
     """

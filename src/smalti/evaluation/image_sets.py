@@ -33,7 +33,7 @@ from smalti.evaluation.set_scores import score_sets
 from smalti.images.io import DamagedImage, read_settings, resize_shorter, to_array, to_tensor
 
 SAMPLERS_READ = 16
-"""Files of the samples that are asked for the settings they were made by."""
+"""Number of sample files whose settings are read."""
 
 SHOWN, SHOWN_SIDE = 8, 160
 """Images of each set that are kept to be shown, and the most pixels of their shorter sides."""
@@ -91,17 +91,17 @@ def measure_sets(
     """
     features = protocol.features
     first = PreparedImages(samples, protocol.samples, channels=3)
-    judge = feature_network(features.network).to(device)
-    known, second = _reference(reference, protocol, judge, statistics)
+    network = feature_network(features.network).to(device)
+    known, second = _reference(reference, protocol, network, statistics)
     counter = Counter(progress, len(first) + (0 if second is None else len(second)))
-    gathered = StatisticsAccumulator(judge, features, total=len(first), score=True, device=device)
+    gathered = StatisticsAccumulator(network, features, total=len(first), score=True, device=device)
     _gather(first, gathered, batch=batch, device=device, counter=counter)
     data = None if known is None else _described(known)
     unlike: tuple[str, ...] = ()
     if second is not None:
-        other = StatisticsAccumulator(judge, features, total=len(second), score=False, device=device)
+        other = StatisticsAccumulator(network, features, total=len(second), score=False, device=device)
         _gather(second, other, batch=batch, device=device, counter=counter)
-        fresh = other.statistics(made=_made(second, protocol, judge))
+        fresh = other.statistics(made=_made(second, protocol, network))
         fresh = replace(fresh, notes=(*second.notes(), *fresh.notes))
         known = fresh if known is None else replace(known, features=fresh.features, notes=fresh.notes)
         data = data or second.described()
@@ -111,7 +111,7 @@ def measure_sets(
     assert known is not None, "a reference is images, statistics or both"
     ours = gathered.statistics()
     ours = replace(ours, notes=(*first.notes(), *ours.notes))
-    scored = score_sets(ours, known, protocol=features, network=judge, score=gathered.score)
+    scored = score_sets(ours, known, protocol=features, network=network, score=gathered.score)
     maker, differing = _maker(first)
     return Measured(
         kind="folders",
@@ -119,7 +119,7 @@ def measure_sets(
         deviations=scored.deviations,
         definitions=scored.definitions,
         protocol=as_mapping(protocol),
-        networks={features.network: judge.fingerprint()},
+        networks={features.network: network.fingerprint()},
         data=data or {},
         samples={**first.described(), "made_by": maker},
         notes=(*_unknown(reference), *unlike, *differing, *scored.notes),

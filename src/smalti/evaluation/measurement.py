@@ -21,7 +21,7 @@ from smalti.losses.perceptual import Perceptual, perceptual
 T = TypeVar("T")
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""Is told (done, of how many)."""
+"""Called with (done, total)."""
 
 
 def unwatched(done: int, total: int) -> None:
@@ -77,7 +77,7 @@ def load_networks(
 ) -> PretrainedNetworks:
     """Names of LPIPS's backbones and a protocol -> the networks, on the device.
 
-    Raises `SmaltiError` for weights that cannot be had; with `missing` "leave_out" they are left out and told.
+    Raises `SmaltiError` for weights that cannot be had; with `missing` "leave_out" they are left out and noted.
     """
     notes: list[str] = []
 

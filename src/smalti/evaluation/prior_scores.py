@@ -164,10 +164,10 @@ def measure_prior(
     """A pipeline, which is moved to `device`, and images or codes -> their likelihood under its prior, given their
     conditions.
 
-    Images are told their labels, codes also what stands before them. Of a folder of codes the held-out ones are
-    measured. With `protocol.samples` it also lays images and compares them with the data.
+    Images are conditioned on their labels, codes also on their condition codes. Of code shards the held-out codes are
+    measured. With `protocol.samples`, generated images are compared with the data.
 
-    Raises `SmaltiError` for images where the prior is told more than labels, labels it does not know, codes of another
+    Raises `SmaltiError` for images where the prior has other conditions than labels, unknown labels, codes of another
     tokenizer, condition or grid, samples without images or features to compare them by, and weights that cannot be had.
     """
     pipeline = pipeline.to(device)

@@ -117,7 +117,7 @@ class PriorProtocol:
 
     - `images`: its `size` None is the prior's window, the only size it is measured at.
     - `samples`: how many images are generated, with the seeds `seed`, `seed` + 1, ... and labels spread as in the data, to be
-      compared with the data in `features`; 0 lays none. `sampler`, `rounding`: how they are generated and become 8
+      compared with the data in `features`; 0 generates none. `sampler`, `rounding`: how they are generated and become 8
       bits.
     - `missing`, `examples`: as in `TokenizerProtocol`; the examples are the least, the median and the most likely images.
     """

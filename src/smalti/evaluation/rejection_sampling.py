@@ -139,10 +139,10 @@ def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -
 def scored_positions(prior: Prior, known: Tensor) -> Tensor:
     """Known codes (B,h,w), -1 where generated -> the positions whose likelihood is scored: (B,h,w) bool on the CPU.
 
-    They are the known codes that come after the first laid one in the prior's order: they did not guide it, and tell
-    whether it fits. That is the weight of importance sampling: candidates are drawn as likely as the prior finds the
-    laid codes, and what is left of the likelihood of the whole is that of these. Where no known code comes later, they
-    are the laid codes themselves.
+    They are the known codes that come after the first generated one in the prior's order: they did not guide it, and
+    tell whether it fits. That is the weight of importance sampling: candidates are drawn as likely as the prior finds
+    the laid codes, and what is left of the likelihood of the whole is that of these. Where no known code comes later,
+    they are the laid codes themselves.
     """
     known = known.cpu()
     order = prior.places((known.shape[1], known.shape[2]), device=known.device)

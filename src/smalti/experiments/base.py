@@ -65,7 +65,7 @@ class Step:
     """A part of an experiment that is done once.
 
     `work` fills its folder and returns plain values. It may be stopped at any moment, and is then called again with the
-    same folder: it goes on with what is there, or makes it again.
+    same folder: it resumes from what is there, or starts over.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Experiment(Generic[S]):
     """Whether settings name all the images that they need themselves."""
 
     def resolved(self, request: ExperimentRequest) -> S:
-        """The settings of a scale with overrides laid over them.
+        """The settings of a scale with overrides applied.
 
         Raises `SmaltiError` for an unknown scale or key, and where images or models are missing or not wanted.
         """
@@ -153,7 +153,7 @@ def run_experiment(
     """Do the steps of an experiment that are not done yet, write `out/result.json` and `out/report.html` -> the path of
     the latter.
 
-    The same call goes on where it was stopped. Raises `SmaltiError` as `Experiment.resolved`, for a folder that holds
+    The same call resumes a stopped run. Raises `SmaltiError` as `Experiment.resolved`, for a folder that holds
     something else, and for what a step raises, naming the step.
     """
     settings = experiment.resolved(request)

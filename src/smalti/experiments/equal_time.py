@@ -58,9 +58,11 @@ class Weights(NamedTuple):
 def weights(training: TokenizerTraining) -> Weights:
     """A training -> the parameters of its networks, without making them; no discriminator where it is not played
     against."""
-    judge = replace(training.objective.adversarial.discriminator, channels=training.model.autoencoder.channels)
+    discriminator_settings = replace(
+        training.objective.adversarial.discriminator, channels=training.model.autoencoder.channels
+    )
     with torch.device("meta"):
-        networks = VQGAN(training.model), DISCRIMINATORS[judge.name](judge)
+        networks = VQGAN(training.model), DISCRIMINATORS[discriminator_settings.name](discriminator_settings)
     tokenizer, discriminator = (sum(each.numel() for each in network.parameters()) for network in networks)
     return Weights(tokenizer, discriminator if training.objective.adversarial.weight else 0)
 

@@ -36,7 +36,7 @@ from smalti.training.run_folder import read_metrics
 FIXED = ("condition=nothing", "condition_dropout=0", "encode={}", "run.patience=0")
 """Of all priors of such an experiment: they are unconditional, and none stops before the others."""
 BATCH = 64
-"""Images whose codes are judged at once."""
+"""Images per batch."""
 
 
 def tokenizer_training(

@@ -44,7 +44,7 @@ BATCH = 64
 CHECKPOINT_SECONDS = 20.0
 """Seconds after which what has been generated so far is kept."""
 MIN_SAMPLES = 64
-"""Samples below which no Frechet distance is computed: it would tell of their number."""
+"""Samples below which no Frechet distance is computed: it would mostly depend on their number."""
 
 
 def zoom_of(side: tuple[int, int], size: tuple[int, int]) -> float:
@@ -156,8 +156,7 @@ def generate_images(
 def _generate(pipeline: Pipeline, seeds: Tensor, grid: tuple[int, int], context: StepContext) -> tuple[Tensor, float]:
     """Seeds (B,) -> codes (B,h,w) of a `grid` of any size, and seconds per image.
 
-    What has been generated is kept now and then, and is what a later call goes on from: an image depends on its seed
-    alone.
+    Partial codes are saved periodically, and a later call resumes from them: an image depends on its seed alone.
     """
     kept = context.folder / f"codes-{int(seeds[0]):04d}.npy"
     known = torch.from_numpy(np.load(kept)) if kept.is_file() else unknown(len(seeds), grid)
@@ -170,7 +169,7 @@ def _generate(pipeline: Pipeline, seeds: Tensor, grid: tuple[int, int], context:
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 _keep(kept, codes)
                 saved = time.monotonic()
-    seconds = (time.monotonic() - began) / missing * grid[0] * grid[1]  # of those that were laid now
+    seconds = (time.monotonic() - began) / missing * grid[0] * grid[1]  # of the codes generated now
     _keep(kept, codes)
     return codes, seconds
 

@@ -1,4 +1,4 @@
-"""Steps that experiments share: painting scenes, training a tokenizer."""
+"""Steps that experiments share: rendering scenes, training a tokenizer."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _write_examples(tokenizer: Any, prepared: PreparedImages, folder: Path, *, c
         try:
             original = to_tensor(prepared.read(at))
         except DamagedImage:
-            continue  # measuring has told of it
+            continue  # the measurement has reported it
         back = tokenizer(original.unsqueeze(0).to(device))[0][0].clamp(-1, 1).cpu()
         save_png(folder / f"{number:03d}-original.png", original)
         save_png(folder / f"{number:03d}.png", back)

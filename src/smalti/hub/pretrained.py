@@ -104,15 +104,17 @@ def here(name: str | Path) -> Path:
     """A path, or where there is nothing at it the name of a bundled model or a Hub id -> the path, or the folder of
     that model.
 
-    Where there is a folder of a Hub id's first part, the second is a mistyped name in it: the Hub is not asked. Raises
-    `SmaltiError` for such a name, and when the Hub is asked and does not give a model.
+    Where there is a folder of a Hub id's first part, the second is a mistyped name in it: the Hub is not queried.
+    Raises `SmaltiError` for such a name, and when the Hub has no such model.
     """
     path = named(name)
     if path.exists() or not hugging_face.is_name(str(name)):
         return path
     if path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()], n=1)
-        hint = f"did you mean '{path.parent / near[0]}'?" if near else f"{path.parent} is one, so the Hub was not asked"
+        hint = (
+            f"did you mean '{path.parent / near[0]}'?" if near else f"{path.parent} is one, so the Hub was not queried"
+        )
         raise SmaltiError(f"there is no folder {path}; {hint}")
     return hugging_face.fetched(str(name))
 

@@ -162,7 +162,7 @@ def _tick_labels(values: Sequence[float], step: float) -> list[str]:
 @final
 @dataclass(frozen=True)
 class _Axis:
-    """A scale between two values, laid between two positions of the drawing."""
+    """A scale from an interval of values to an interval of positions."""
 
     scale: Scale
     low: float
@@ -203,7 +203,7 @@ def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str) -> str:
 def _figure(
     title: str, drawing: str, description: str, *, height: float = _HEIGHT, legend: str = "", note: str = ""
 ) -> str:
-    """The parts of a chart -> its `<figure>`; an empty drawing is told in a sentence instead."""
+    """The parts of a chart -> its `<figure>`; a sentence replaces an empty drawing."""
     svg = (
         f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{escaped(title)}. {escaped(description)}">'
         f"{drawing}</svg>"

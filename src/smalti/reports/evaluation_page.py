@@ -1,4 +1,4 @@
-"""The page of a measurement: its scores and protocol, images to judge by, how codes are used, and what to beware of.
+"""The page of a measurement: its scores and protocol, example images, codebook usage, and notes.
 
 H W pixels, K size of the codebook, h w code grid.
 """

@@ -63,13 +63,14 @@ class Timings:
 
 
 def run_demo(out: Path, *, recipe: str, count: int, console: Console) -> None:
-    """Paint, train, sample, measure, and write `out/report.html` and `out/report.json`. The same call again goes on."""
+    """Render, train, sample, measure, and write `out/report.html` and `out/report.json`. The same call again
+    resumes."""
     tokenizer = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=[])
     prior = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[])
     if out.is_dir() and any(out.iterdir()) and not (out / "seconds.json").is_file():
         raise SmaltiError(f"{out} is not empty and holds no demo; choose another --out")
     timings = Timings(out / "seconds.json")
-    with timings.measured("scenes"), counting(console, title="painting", unit="scenes") as progress:
+    with timings.measured("scenes"), counting(console, title="rendering", unit="scenes") as progress:
         write_scenes(
             out / "scenes",
             count=count,
@@ -168,5 +169,5 @@ def _intermediate_images(pipeline: Pipeline, label: str) -> list[Tensor]:
     """One image after every second row of codes."""
     codes = unknown(1, pipeline.prior.grid)
     sampler = Sampler(top_p=TOP_P, guidance=GUIDANCE)
-    laying = pipeline.lay([label], codes, sampler=sampler, seeds=pipeline.seeds(3, 1))
-    return [pipeline.partial(codes)[0] for codes in itertools.islice(laying, 1, None, 2)]
+    generated = pipeline.lay([label], codes, sampler=sampler, seeds=pipeline.seeds(3, 1))
+    return [pipeline.partial(codes)[0] for codes in itertools.islice(generated, 1, None, 2)]

@@ -54,10 +54,9 @@ def write_page(
 ) -> None:
     """Write `out/report.html`."""
     Report(
-        title="smalti: tiles learned, images generated",
-        lead="In one run on this machine, a tokenizer learned a codebook of image tiles from painted "
-        "landscapes, and a "
-        "transformer learned to lay those tiles into new ones. Nothing on this page was made anywhere else.",
+        title="smalti demo",
+        lead="In one run on this machine, a tokenizer learned a codebook from rendered landscapes, and a transformer "
+        "learned to generate images from those codes. Everything on this page was computed on this machine.",
         blocks=[_cards(results.figures)],
         hero=[_image(images[0], f"a new landscape, {label}") for label, images in results.samples.items()],
         sections=[
@@ -122,7 +121,7 @@ def _scenes(settings: TokenizerTraining) -> Section:
         "What it learned from",
         [
             Text(
-                "Procedurally painted landscapes in four seasons at three times of day. They come with exact "
+                "Procedurally rendered landscapes in four seasons at three times of day. They come with exact "
                 f"segmentation, depth, edges and boxes; here only the image and its class are used, at {height} x "
                 f"{width} pixels."
             ),
@@ -131,7 +130,7 @@ def _scenes(settings: TokenizerTraining) -> Section:
                     (
                         "scene",
                         [
-                            EmbeddedImage(scene.image, f"a painted {scene.label}", caption=scene.label)
+                            EmbeddedImage(scene.image, f"a rendered {scene.label}", caption=scene.label)
                             for scene in shown
                         ],
                     ),
@@ -234,7 +233,7 @@ def _samples(results: Results) -> Section:
         (label, [_image(image, f"a sample of {label}") for image in images[:8]])
         for label, images in results.samples.items()
     ]
-    steps = [_image(image, "an image being laid") for image in results.intermediate]
+    steps = [_image(image, "a partially generated image") for image in results.intermediate]
     return Section(
         "New landscapes",
         [
@@ -253,7 +252,7 @@ def _panoramas(results: Results, settings: TokenizerTraining) -> Section:
             Text(
                 f"The prior was trained on {height} x {width} pixels. A window of that size slides over the grid "
                 "of codes and "
-                f"lays images of {height} x {4 * width}."
+                f"generates images of {height} x {4 * width}."
             ),
             Images(images, width=520),
         ],
@@ -271,7 +270,7 @@ def _completions(results: Results) -> Section:
                     ("completed", [_image(results.completions[i], "the half completed") for i in shown]),
                     ("the scene", [_image(results.originals[i], "the held-out scene") for i in shown]),
                 ],
-                caption="The upper half is kept, the lower half laid anew.",
+                caption="The upper half is kept, the lower half generated.",
             )
         ],
     )

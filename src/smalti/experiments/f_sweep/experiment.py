@@ -60,7 +60,7 @@ class FSweepSettings:
     window: Side
     """(h,w) codes that a prior sees at once, at every f."""
     size: Side
-    """(H,W) of whole images: laid, measured, painted."""
+    """(H,W) of whole images."""
     crop: Side
     """(H,W) of the parts of them that tokenizers are trained on."""
     copies: Positive
@@ -68,7 +68,7 @@ class FSweepSettings:
     held_out_copies: Positive = 4
     """Likewise of each held-out image."""
     samples: Positive
-    """Images laid for each f."""
+    """Images generated for each f."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Share of the images that trainings do not see."""
     images: Positive
@@ -222,7 +222,7 @@ def _prior(name: str, training: PriorTraining, load: Callable[[StepContext], Any
 def _samples(
     name: str, f: int, images: Images, chosen: FSweepSettings, load: Callable[[StepContext], Any], *, with_frechet: bool
 ) -> Step:
-    """The step that lays whole images by the sliding window, and compares them with all images there are."""
+    """The step that generates whole images with the sliding window, and compares them with all images there are."""
 
     def work(context: StepContext) -> dict[str, Any]:
         prior: Path = context.before[f"prior-{name}"].folder

@@ -103,7 +103,7 @@ def _limitations(settings: Any, found: Sequence[_One]) -> str:
         "same number of codes. "
         "With the same layers but another number of levels the tokenizers differ in size, and the palette "
         "of f 1 has no network.",
-        "Nats per pixel are those of codes: at a larger f they leave out what the decoder paints, so that "
+        "Nats per pixel are those of codes: at a larger f they leave out what the decoder adds, so that "
         "they fall whatever the "
         "prior has learned.",
         "Details of reconstructions bound those of samples from above.",
@@ -119,7 +119,7 @@ def _limitations(settings: Any, found: Sequence[_One]) -> str:
 
 def _laid(one: _One, count: int) -> list[EmbeddedImage]:
     files = sorted((one.samples.folder / "samples").glob("*.png"))[:count]
-    return [EmbeddedImage(pixels(file), f"an image laid at f {one.f}, seed {int(file.stem)}") for file in files]
+    return [EmbeddedImage(pixels(file), f"an image generated at f {one.f}, seed {int(file.stem)}") for file in files]
 
 
 def _rows(found: Sequence[_One], settings: Any) -> Comparison:
@@ -146,8 +146,8 @@ def _curves(found: Sequence[_One]) -> Plots:
         plots.append(
             over_f("Samples: Frechet distance, lower is better", "Frechet", lambda one: one.samples.outcome["frechet"])
         )
-    laying = [(f"f {one.f}", one.samples.outcome["seconds_per_image"]) for one in found]
-    plots.append(Bars("Laying an image", laying, unit="s"))
+    times = [(f"f {one.f}", one.samples.outcome["seconds_per_image"]) for one in found]
+    plots.append(Bars("Generating an image", times, unit="s"))
     return Plots(plots, caption="log2 f: 0 stands for single pixels, 4 for tiles of 16 x 16.")
 
 

@@ -84,10 +84,10 @@ def plan(chosen: ModernSettings, request: ExperimentRequest) -> list[Step]:
     refuse_idle(request, trains=("tokenizer",))
     refuse_twins([each.name for each in chosen.sets], what="sets of images")
     refuse_twins([MODERN, REFERENCE, *(each.name for each in chosen.without)], what="trainings")
-    painted = [each.size for each in chosen.sets if each.data is None and request.data is None]
+    sizes = [each.size for each in chosen.sets if each.data is None and request.data is None]
     found: list[Step] = []
-    if painted:
-        largest = max(height for height, _ in painted), max(width for _, width in painted)
+    if sizes:
+        largest = max(height for height, _ in sizes), max(width for _, width in sizes)
         found.append(steps.scenes(count=chosen.scenes, size=largest))
     for each in chosen.sets:
         found += _on(each, chosen, request)

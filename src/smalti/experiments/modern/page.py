@@ -16,7 +16,7 @@ from smalti.reports.report import Block, Card, Cards, Plots, Report, Section, Ta
 
 MODERN, REFERENCE = "modern", "reference"
 FAR = 0.15
-"""Trainings whose measured times are further from what was asked, as a share, are told."""
+"""Relative deviation of a training time above which the page reports it."""
 
 
 def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
@@ -106,7 +106,7 @@ def _limitations(settings: Any, done: Mapping[str, StepResult]) -> str:
                 far.append(f"{name} on `{each.name}` {minutes(row['seconds'])} minutes")
     if far:
         said.append(
-            f"The pace of some changed on the way, so that they did not last as long as asked: {', '.join(far)}."
+            f"The speed of some trainings changed, so their durations deviate from the setting: {', '.join(far)}."
         )
     first = _measured(done, settings.sets[0].name, MODERN)
     if measured_on(first) < 2048:

@@ -2,7 +2,7 @@
 their ordering.
 
 One tokenizer, one set of codes, one network, one rate. A prior for each order sees the same batches; all are evaluated
-on the same held-out images, and lay images of the same seeds.
+on the same held-out images, and generate images with the same seeds.
 
 H W pixels, f = H/h, h w grid of codes, n = h w.
 """

@@ -41,7 +41,7 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
     outcome = done["compare"].outcome
     rows, (h, w) = outcome["rows"], outcome["grid"]
     return Report(
-        title="In which order to lay the tiles",
+        title="Code orders compared",
         lead=f"{counted(len(rows), 'order')} of {h} x {w} codes: for each a prior of the same "
         f"{outcome['parameters']:,} "
         "parameters, on the same batches of codes of one tokenizer, evaluated on those of "
@@ -103,7 +103,7 @@ def _findings(rows: Mapping[Order, Mapping[str, Any]]) -> str:
     said = [f"After as many codes {CALLED[RASTER]} has {rows[RASTER]['nats']:.3f} nats per code."]
     for verdict, orders in (
         ("Likelier than that, with the difference in nats per code", found.better),
-        ("Not told apart from it", found.alike),
+        ("Not significantly different", found.alike),
         ("Less likely", found.worse),
     ):
         if orders:
@@ -115,7 +115,7 @@ def _findings(rows: Mapping[Order, Mapping[str, Any]]) -> str:
 
 def _limitations(outcome: Mapping[str, Any]) -> str:
     said = [
-        "Each was trained once, with one seed, at one rate. Orders are told apart where they differ by "
+        "Each was trained once, with one seed, at one rate. Orders count as different where they differ by "
         "more than two standard "
         "errors. These are over images alone; what another seed would change is not in them, and may be "
         "as much as a small "
@@ -127,7 +127,7 @@ def _limitations(outcome: Mapping[str, Any]) -> str:
     ]
     if outcome["network"] == "transformer":
         said.append(
-            "The network `transformer` is told the rows and columns of the codes behind it, and not of the "
+            "The network `transformer` receives the rows and columns of the previous codes, and not of the "
             "one to come, and may "
             "find an order hard for that alone; the paper's, `gpt`, learns both by the turn."
         )
@@ -174,7 +174,7 @@ def _samples(settings: Any, outcome: Mapping[str, Any], done: Mapping[str, StepR
         files = sorted((done[f"samples-{order}"].folder / "samples").glob("*.png"))
         generated = [
             EmbeddedImage(
-                pixels(file), f"laid in the order {CALLED[order]}, {_seed(file.stem)}", caption=_seed(file.stem)
+                pixels(file), f"generated in the order {CALLED[order]}, {_seed(file.stem)}", caption=_seed(file.stem)
             )
             for file in files
         ]

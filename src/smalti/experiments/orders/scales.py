@@ -7,7 +7,7 @@ from smalti.experiments.base import Scale
 
 def _gpt(layers: int, width: int, heads: int) -> list[str]:
     # The paper's network: it learns a position for each turn of the sequence and knows nothing of rows and columns, so
-    # that no order is nearer to it than another. The modern transformer is told where each code is, though not where
+    # that no order is nearer to it than another. The modern transformer knows where each code is, though not where
     # the next will be.
     sizes = f"layers: {layers}, embed_dim: {width}, heads: {heads}"
     dropouts = "embedding_dropout: 0.1, attention_dropout: 0.1, residual_dropout: 0.1"

@@ -21,7 +21,7 @@ CALLED = {
     SAME_TIME: "transformer, as long",
 }
 FAR = 0.15
-"""Where times that should be equal are further apart, as a share, it is told."""
+"""Relative difference of training times above which the page reports it."""
 
 
 def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:

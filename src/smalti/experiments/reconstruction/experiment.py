@@ -100,7 +100,7 @@ def _refuse_idle(request: ExperimentRequest) -> None:
             raise SmaltiError(f"--set {override}: models are given and none is trained; leave it out")
         if request.models and request.data and key == "size":
             raise SmaltiError(
-                f"--set {override}: nothing is trained or painted; set measured_at for the size to measure at"
+                f"--set {override}: nothing is trained or rendered; set measured_at for the size to measure at"
             )
 
 

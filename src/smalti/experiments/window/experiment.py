@@ -4,7 +4,7 @@ paper.
 One tokenizer, and priors of about as many parameters that see as many codes. Three learn from crops of one size and
 grow: the transformer under the paper's sliding window, the same conditioned on coordinates, and the neighborhood
 transformer. One learns whole images of each larger size: what could be had, by a prior that cannot grow. And one does
-not look around at all: tiles, each laid by itself, which show what a seam is.
+not use any context: independent tiles, which show what a seam is.
 
 H W pixels, f = H/h, h w grid of codes, P prefix codes, B images.
 """
@@ -80,7 +80,7 @@ class WindowSettings:
     parameters_within: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """The share by which the parameters of the others may differ from those of the transformer."""
     levels: Positive = 64
-    """Codes between the first and the last pixel of an image, for the prior that is told coordinates."""
+    """Codes between the first and the last pixel of an image, for the prior conditioned on coordinates."""
     window: Side
     """(h,w) codes of the crops that priors learn from."""
     sizes: Annotated[tuple[Side, ...], Field(min_length=1)]
@@ -99,7 +99,7 @@ class WindowSettings:
     images: Positive
     """Held-out scenes, evenly spread, of which a crop of each size is measured and kept from trainings, at most."""
     samples: Positive
-    """Images laid in each way at each size."""
+    """Images generated with each method at each size."""
     shown: Positive
     """How many of those are shown, at most."""
     scene_network_steps: Positive
@@ -188,7 +188,7 @@ def _ways(grid: tuple[int, int], chosen: WindowSettings) -> dict[str, str]:
 
 
 def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
-    """Raise `SmaltiError` for grids that are not laid by windows or not cut from scenes, and where sky and ground are
+    """Raise `SmaltiError` for grids that are not whole windows or larger than scenes, and where sky and ground are
     not seen."""
     h, w = chosen.window
     (H, W), grids = chosen.size, chosen.sizes
@@ -287,8 +287,7 @@ def _pipeline(context: StepContext, prior: str) -> Pipeline:
 
 
 def _generating(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> Step:
-    """The step that generates images of a grid (h,w) in one way; where coordinates are told, as all there is of an
-    image."""
+    """The step that generates images of a grid (h,w) with one method; coordinates span the whole image."""
     prior = _ways(grid, chosen)[way]
 
     def work(context: StepContext) -> dict[str, Any]:
@@ -306,13 +305,13 @@ def _generating(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings)
 
 
 def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepContext) -> dict[str, Any]:
-    """Images of a grid (h,w) made of windows that know nothing of one another, all laid at once."""
+    """Images of a grid (h,w) made of independent windows, all generated at once."""
     prior, began = pipeline.prior, time.monotonic()
     number = grid[0] * grid[1] // (prior.grid[0] * prior.grid[1])
     known, seeds = unknown(count * number, prior.grid), torch.arange(count * number)
-    laid = finished(pipeline.lay([None] * len(known), known, sampler=Sampler(), seeds=seeds))
+    codes_of_tiles = finished(pipeline.lay([None] * len(known), known, sampler=Sampler(), seeds=seeds))
     seconds = (time.monotonic() - began) / count
-    codes = joined(laid.view(count, number, *prior.grid), grid)  # (B,h,w)
+    codes = joined(codes_of_tiles.view(count, number, *prior.grid), grid)  # (B,h,w)
     for seed, image in enumerate(pipeline.decode(codes)):
         save_png(context.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
     return {
@@ -323,8 +322,7 @@ def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepC
 
 
 def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen: WindowSettings) -> Step:
-    """The step that asks each prior for the likelihood of held-out crops of one size, and looks at what each has
-    laid."""
+    """The step that asks each prior for the likelihood of held-out crops of one size, and measures their samples."""
     ways = _ways(grid, chosen)
 
     def work(context: StepContext) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the experiment `window` measures of each way to lay images: likelihood, steps, and on pixels how well parts fit
+"""What the experiment `window` measures of each generation method: likelihood, steps, and on pixels how well parts fit
 together.
 
 Letters: B images, C channels, H W pixels, f pixels a code, h w grid of codes, n tiles of a grid.
@@ -23,7 +23,7 @@ from smalti.prior import Prior, after_middle
 from smalti.prior.code_likelihood import window_nats
 
 BATCH = 8
-"""Images whose codes are judged at once."""
+"""Images per batch."""
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def likelihood(values: Sequence[float], others: Sequence[float]) -> dict[str, fl
 
 
 def sequential(prior: Prior, grid: tuple[int, int]) -> int:
-    """How many waves lay a grid (h,w): what remains to be done one after the other."""
+    """Number of sequential steps to generate a grid (h,w)."""
     nothing, none = everywhere(prior.null_prefix(1)), prior.null_prefix(0)
     return len(laid_by(prior, nothing, none, known=unknown(1, grid), middle=after_middle).schedule)
 

@@ -51,7 +51,7 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
     largest = max(found, key=math.prod)
     return Report(
         title="Larger than what was learned",
-        lead=f"Priors that have learned from {window[0]} x {window[1]} codes of scenes lay up to {largest[0]} x "
+        lead=f"Priors trained on {window[0]} x {window[1]} codes of scenes generate up to {largest[0]} x "
         f"{largest[1]}, "
         "beside some that have learned whole images: all with about as many parameters, after as many codes of one "
         "tokenizer.",
@@ -140,12 +140,12 @@ def _limitations(settings: Any) -> str:
             f"Seams and sky are measured on {counted(settings.samples, 'image')} in each way. A seam here is "
             "what stands out at "
             "the borders of tiles; what goes wrong everywhere alike, as colors that drift, is not in it.",
-            "Likelihood is that of real images, told what each way would tell: the prior that is told where "
-            "is told it of them "
-            "too. Images that it lays are told to be all there is.",
+            "Likelihood is that of real images under each method; the prior with coordinates "
+            "receives those of the crops "
+            "too. For generation, its coordinates span the whole image.",
             "Seconds are those by the clock, of images generated together, on a machine that may have had "
             "other work; steps are "
-            "what remains to be done in turn, however many codes each of them lays.",
+            "the sequential steps, however many codes each generates.",
         ]
     )
 
