@@ -228,14 +228,14 @@ def _unlike_sizes(first: PreparedImages, second: PreparedImages) -> tuple[str, .
 
 def _maker(prepared: PreparedImages) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the samples' files say of the model and the sampler that made them, and a note where they differ."""
-    said: list[dict[str, Any]] = []
+    file_settings: list[dict[str, Any]] = []
     for place in sorted({number * len(prepared) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):
         where = None if isinstance(prepared.source, ArraySource) else prepared.source.stream(prepared.images[place])
         try:
             found = read_settings(where) if isinstance(where, Path) and where.suffix.lower() == ".png" else None
         except DamagedImage:
             continue
-        said.append({key: value for key, value in (found or {}).items() if key not in ("seed", "label")})
-    if any(each != said[0] for each in said):
+        file_settings.append({key: value for key, value in (found or {}).items() if key not in ("seed", "label")})
+    if any(each != file_settings[0] for each in file_settings):
         return {}, ("the samples' files say that they were made with different settings",)
-    return (said[0] if said else {}), ()
+    return (file_settings[0] if file_settings else {}), ()

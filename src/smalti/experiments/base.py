@@ -207,8 +207,8 @@ def _do(
     if begun.get("finished"):
         say(console, f"{title}: already done")
         return StepResult(folder, begun["outcome"], begun["seconds"])
-    said = ", resuming" if begun else "".join(_changes(step, home))
-    say(console, f"{title}{said}")
+    message = ", resuming" if begun else "".join(_changes(step, home))
+    say(console, f"{title}{message}")
     note = {"settings": dict(step.settings), "after": list(step.after)}
     spent = float(begun.get("seconds", 0.0))
     write_json(marker, {**note, "finished": False, "seconds": spent})
@@ -223,8 +223,8 @@ def _do(
         outcome = dict(step.work(StepContext(folder, before, console)))
     except (SmaltiError, KeyboardInterrupt) as error:
         write_json(marker, {**note, "finished": False, "seconds": seconds()})
-        said = str(error) if isinstance(error, SmaltiError) else "interrupted; run the same command again to resume"
-        raise SmaltiError(f"{title}: {said}") from error
+        message = str(error) if isinstance(error, SmaltiError) else "interrupted; run the same command again to resume"
+        raise SmaltiError(f"{title}: {message}") from error
     took = seconds()
     write_json(marker, {**note, "finished": True, "seconds": took, "outcome": outcome})
     return StepResult(folder, outcome, took)

@@ -156,8 +156,8 @@ def remarks(compared: Sequence[Compared]) -> list[Block]:
     for one in compared:
         for note in one.outcome["result"]["notes"]:
             found.setdefault(note, []).append(one.name)
-    said = [[note, "all" if len(names) == len(compared) else ", ".join(names)] for note, names in found.items()]
-    return [Table(["remark of the measuring", "on"], said)] if said else []
+    sentences = [[note, "all" if len(names) == len(compared) else ", ".join(names)] for note, names in found.items()]
+    return [Table(["remark of the measuring", "on"], sentences)] if sentences else []
 
 
 def not_measured(one: Compared) -> list[str]:

@@ -100,8 +100,10 @@ def codes(
             copies=copies,
         )
 
-    said = {"size": list(size), "held_out": held_out, "copies": list(copies)}
-    return Step(name="codes", settings={**images.described, **said}, work=work, after=(*images.after, "tokenizer"))
+    step_settings = {"size": list(size), "held_out": held_out, "copies": list(copies)}
+    return Step(
+        name="codes", settings={**images.described, **step_settings}, work=work, after=(*images.after, "tokenizer")
+    )
 
 
 def prior(name: str, training: PriorTraining) -> Step:

@@ -186,8 +186,8 @@ def _tokenizer(name: str, folder: str, training: TokenizerTraining) -> Step:
         )
         return {}
 
-    said = {"folder": folder, "training": steps.decisive(as_mapping(training))}
-    return Step(name=name, settings=said, work=work, after=(SCENES,))
+    step_settings = {"folder": folder, "training": steps.decisive(as_mapping(training))}
+    return Step(name=name, settings=step_settings, work=work, after=(SCENES,))
 
 
 def _map_tokenizer(name: str, chosen: ConditionsSettings, request: ExperimentRequest, *, factor: int) -> Step:
@@ -258,8 +258,8 @@ def _prior(name: Name, training: PriorTraining) -> Step:
         train_prior(shards, tokenizer, context.folder, settings=training, console=context.console)
         return {}
 
-    said = {"training": steps.decisive(as_mapping(training))}
-    return Step(name=f"prior-{name}", settings=said, work=work, after=("tokenizer", f"codes-{name}"))
+    step_settings = {"training": steps.decisive(as_mapping(training))}
+    return Step(name=f"prior-{name}", settings=step_settings, work=work, after=("tokenizer", f"codes-{name}"))
 
 
 def _scene_network(chosen: ConditionsSettings) -> Step:
@@ -284,8 +284,8 @@ def _scene_network(chosen: ConditionsSettings) -> Step:
             "classes": condition_fidelity.classes(whole).real,
         }
 
-    said = {"steps": chosen.scene_network_steps, "size": list(chosen.size), "held_out": chosen.held_out}
-    return Step(name="scene-network", settings=said, work=work, after=(SCENES,))
+    step_settings = {"steps": chosen.scene_network_steps, "size": list(chosen.size), "held_out": chosen.held_out}
+    return Step(name="scene-network", settings=step_settings, work=work, after=(SCENES,))
 
 
 def known_of(crops: Crops, scenes: Path, *, progress: Any = lambda done, total: None) -> KnownScenes:

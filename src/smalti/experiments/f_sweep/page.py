@@ -80,7 +80,7 @@ def _cards(found: Sequence[_One], done: Mapping[str, StepResult]) -> Cards:
 
 def _findings(found: Sequence[_One]) -> str:
     small, large = found[0], found[-1]
-    said = [
+    sentences = [
         f"From f {small.f} to f {large.f} the PSNR of reconstructions goes from "
         f"{small.measured.scores['psnr']:.2f} to "
         f"{large.measured.scores['psnr']:.2f} dB, while a prior that needs "
@@ -93,12 +93,12 @@ def _findings(found: Sequence[_One]) -> str:
     ]
     if all("frechet" in one.samples.outcome for one in found):
         best = min(found, key=lambda one: one.samples.outcome["frechet"])
-        said.append(f"By the Frechet distance of the samples in SqueezeNet's features f {best.f} is best.")
-    return " ".join(said)
+        sentences.append(f"By the Frechet distance of the samples in SqueezeNet's features f {best.f} is best.")
+    return " ".join(sentences)
 
 
 def _limitations(settings: Any, found: Sequence[_One]) -> str:
-    said = [
+    sentences = [
         "Each was trained once, with one seed, tokenizers on the same number of images and priors on the "
         "same number of codes. "
         "With the same layers but another number of levels the tokenizers differ in size, and the palette "
@@ -109,12 +109,12 @@ def _limitations(settings: Any, found: Sequence[_One]) -> str:
         "Details of reconstructions bound those of samples from above.",
     ]
     if settings.samples < MIN_SAMPLES:
-        said.append(
+        sentences.append(
             f"No Frechet distance of the samples is given: {counted(settings.samples, 'image')} for each f are too few."
         )
     elif settings.samples < 2048:
-        said.append(f"A Frechet distance over {settings.samples:,} images is biased and noisy; it ranks, at best.")
-    return " ".join([*said, *not_measured(found[0].measured)])
+        sentences.append(f"A Frechet distance over {settings.samples:,} images is biased and noisy; it ranks, at best.")
+    return " ".join([*sentences, *not_measured(found[0].measured)])
 
 
 def _laid(one: _One, count: int) -> list[EmbeddedImage]:

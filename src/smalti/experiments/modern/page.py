@@ -70,12 +70,12 @@ def _cards(given: str, done: Mapping[str, StepResult]) -> Cards:
 
 
 def _findings(settings: Any, done: Mapping[str, StepResult]) -> str:
-    said = []
+    sentences = []
     for each in settings.sets:
         outcome = done[f"compare-{each.name}"].outcome
         rows, metric = outcome["rows"], outcome["metric"]
         better = "lower is better" if metric == LPIPS else "higher is better"
-        said.append(
+        sentences.append(
             f"On `{each.name}` the reference ends at {HEADS[metric]} {rows[REFERENCE][metric]:.4g} and the "
             "modern way at "
             f"{rows[MODERN][metric]:.4g} ({better}), with {rows[REFERENCE]['codes_in_use']:.0%} and "
@@ -84,12 +84,14 @@ def _findings(settings: Any, done: Mapping[str, StepResult]) -> str:
         )
         over = rows[REFERENCE]["over_modern"].get(metric)
         if over is not None and abs(over[0]) < 2 * over[1]:
-            said.append("Image by image that is within two standard errors: the two do not differ significantly here.")
-    return " ".join(said)
+            sentences.append(
+                "Image by image that is within two standard errors: the two do not differ significantly here."
+            )
+    return " ".join(sentences)
 
 
 def _limitations(settings: Any, done: Mapping[str, StepResult]) -> str:
-    said = [
+    sentences = [
         "Each was trained once, with one seed. Another seed moves the scores, by how much is not measured "
         "here: standard errors "
         "below are over images alone.",
@@ -105,15 +107,15 @@ def _limitations(settings: Any, done: Mapping[str, StepResult]) -> str:
             if abs(row["seconds"] / (60 * settings.minutes) - 1) > FAR:
                 far.append(f"{name} on `{each.name}` {minutes(row['seconds'])} minutes")
     if far:
-        said.append(
+        sentences.append(
             f"The speed of some trainings changed, so their durations deviate from the setting: {', '.join(far)}."
         )
     first = _measured(done, settings.sets[0].name, MODERN)
     if measured_on(first) < 2048:
-        said.append(
+        sentences.append(
             f"A Frechet distance over {counted(measured_on(first), 'image')} is biased and noisy; it ranks, at best."
         )
-    return " ".join([*said, *not_measured(first)])
+    return " ".join([*sentences, *not_measured(first)])
 
 
 def _sections(given: str, names: Sequence[str], done: Mapping[str, StepResult]) -> list[Section]:

@@ -100,7 +100,7 @@ def compare_to_raster(rows: Mapping[Order, Mapping[str, Any]]) -> Verdict:
 
 def _findings(rows: Mapping[Order, Mapping[str, Any]]) -> str:
     found = compare_to_raster(rows)
-    said = [f"After as many codes {CALLED[RASTER]} has {rows[RASTER]['nats']:.3f} nats per code."]
+    sentences = [f"After as many codes {CALLED[RASTER]} has {rows[RASTER]['nats']:.3f} nats per code."]
     for verdict, orders in (
         ("Likelier than that, with the difference in nats per code", found.better),
         ("Not significantly different", found.alike),
@@ -108,13 +108,13 @@ def _findings(rows: Mapping[Order, Mapping[str, Any]]) -> str:
     ):
         if orders:
             each = [f"{CALLED[order]} ({signed(rows[order]['over_raster'], rows[order]['error'])})" for order in orders]
-            said.append(f"{verdict}: {', '.join(each)}.")
-    said.append("In the paper's figure row major is the best at the end of training.")
-    return " ".join(said)
+            sentences.append(f"{verdict}: {', '.join(each)}.")
+    sentences.append("In the paper's figure row major is the best at the end of training.")
+    return " ".join(sentences)
 
 
 def _limitations(outcome: Mapping[str, Any]) -> str:
-    said = [
+    sentences = [
         "Each was trained once, with one seed, at one rate. Orders count as different where they differ by "
         "more than two standard "
         "errors. These are over images alone; what another seed would change is not in them, and may be "
@@ -126,14 +126,14 @@ def _limitations(outcome: Mapping[str, Any]) -> str:
         "An order that is ahead early need not be so at the end: the curves say how far they are from it.",
     ]
     if outcome["network"] == "transformer":
-        said.append(
+        sentences.append(
             "The network `transformer` receives the rows and columns of the previous codes, and not of the "
             "one to come, and may "
             "find an order hard for that alone; the paper's, `gpt`, learns both by the turn."
         )
     if outcome["images"] < 2:
-        said.append("One image has no standard error.")
-    return " ".join(said)
+        sentences.append("One image has no standard error.")
+    return " ".join(sentences)
 
 
 def _bars(rows: Mapping[Order, Mapping[str, Any]]) -> Plots:

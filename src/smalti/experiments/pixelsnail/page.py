@@ -63,7 +63,7 @@ def pace(row: Mapping[str, Any]) -> float:
 
 
 def _findings(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    said = []
+    sentences = []
     for name, how in ((SAME_STEPS, "after as many codes"), (SAME_TIME, "after as long a time")):
         row = rows[name]
         gain = -row["over_pixelsnail"]
@@ -71,18 +71,18 @@ def _findings(rows: Mapping[str, Mapping[str, Any]]) -> str:
         if row["error"] is not None and abs(gain) < 2 * row["error"]:
             verdict = "the two do not differ significantly"
         error = "" if row["error"] is None else f" ± {row['error']:.3f}"
-        said.append(
+        sentences.append(
             f"{how[0].upper()}{how[1:]} {verdict}: {row['nats']:.3f} nats per code for the transformer, "
             f"{rows[PIXELSNAIL]['nats']:.3f} for PixelSNAIL, {abs(gain):.3f}{error} apart image by image."
         )
-    said.append(
+    sentences.append(
         "In the paper's table 1 the transformer is better by 0.07 to 0.26 nats in both columns of all data sets."
     )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _limitations(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    said = [
+    sentences = [
         "Each was trained once, with one seed; standard errors are over images alone.",
         "Each is the model of its training that found the held-out codes likeliest, and these are the "
         "codes it is evaluated on: "
@@ -96,11 +96,11 @@ def _limitations(rows: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     far = rows[SAME_TIME]["seconds"] / rows[PIXELSNAIL]["seconds"] - 1
     if abs(far) > FAR:
-        said.append(
+        sentences.append(
             f"The pace of this machine changed on the way: the transformer that was to last as long took "
             f"{minutes(rows[SAME_TIME]['seconds'])} minutes, PixelSNAIL {minutes(rows[PIXELSNAIL]['seconds'])}."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _bars(rows: Mapping[str, Mapping[str, Any]]) -> Plots:

@@ -77,7 +77,7 @@ def _cards(found: Sequence[_One], best: _One, done: Mapping[str, StepResult]) ->
 def _findings(found: Sequence[_One], best: _One) -> str:
     least = min(found, key=lambda one: one.measured.scores["psnr"])
     slow, fast = min(found, key=lambda one: one.speed), max(found, key=lambda one: one.speed)
-    said = [
+    sentences = [
         f"By PSNR {best.measured.name} keeps most ({best.measured.scores['psnr']:.2f} dB) and "
         f"{least.measured.name} least "
         f"({least.measured.scores['psnr']:.2f} dB). Of the codes, "
@@ -88,19 +88,19 @@ def _findings(found: Sequence[_One], best: _One) -> str:
     ]
     if all(LPIPS in one.measured.scores for one in found):
         nearest = min(found, key=lambda one: one.measured.scores[LPIPS])
-        said.append(f"By LPIPS {nearest.measured.name} is nearest ({nearest.measured.scores[LPIPS]:.3f}).")
-    return " ".join(said)
+        sentences.append(f"By LPIPS {nearest.measured.name} is nearest ({nearest.measured.scores[LPIPS]:.3f}).")
+    return " ".join(sentences)
 
 
 def _limitations(best: _One) -> str:
-    said = [
+    sentences = [
         "Each was trained once, with one seed, by settings that were chosen for nearest codes: none was "
         "tuned, and differences "
         "of a few tenths of a dB may be chance.",
         "Reconstruction is half of what codes are for: how easily a prior learns them is not measured here.",
         "Speed is that of whole training steps on this machine, whatever else it did.",
     ]
-    return " ".join([*said, *not_measured(best.measured)])
+    return " ".join([*sentences, *not_measured(best.measured)])
 
 
 def _bars(found: Sequence[_One]) -> Plots:

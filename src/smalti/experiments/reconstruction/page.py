@@ -105,8 +105,8 @@ def _distortion(compared: Sequence[Compared], *, grid: bool) -> list[Block]:
             plots.append(LinePlot(f"{label}: {better}", lines, x_label="bits per pixel", y_label=unit))
     use = [(one.name, 100 * one.scores["codes_in_use"]) for one in compared]
     plots.append(Bars("Codes in use on these images", use, unit="%"))
-    said = "A line joins tokenizers of one f; to the right K grows." if grid else "Each dot is a tokenizer."
-    return [Plots(plots, caption=f"{said} The figure beside a name is its last value. A code counts log2 K bits.")]
+    sentences = "A line joins tokenizers of one f; to the right K grows." if grid else "Each dot is a tokenizer."
+    return [Plots(plots, caption=f"{sentences} The figure beside a name is its last value. A code counts log2 K bits.")]
 
 
 def _tables(compared: Sequence[Compared]) -> list[Block]:

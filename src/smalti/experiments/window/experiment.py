@@ -259,9 +259,12 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
         return {"training": len(training) * copies, "held_out": count}
 
     shaped = {"grid": list(grid), "size": list(chosen.size), "levels": chosen.levels}
-    said = {**shaped, "copies": copies, "held_out": chosen.held_out, "images": chosen.images}
+    step_settings = {**shaped, "copies": copies, "held_out": chosen.held_out, "images": chosen.images}
     return Step(
-        name=f"codes-{named(grid)}", settings={**scenes.described, **said}, work=work, after=(SCENES, "tokenizer")
+        name=f"codes-{named(grid)}",
+        settings={**scenes.described, **step_settings},
+        work=work,
+        after=(SCENES, "tokenizer"),
     )
 
 
@@ -276,8 +279,8 @@ def _prior(name: str, training: PriorTraining, grid: tuple[int, int]) -> Step:
         entropies = [line["code_entropy_nats"] for line in lines if line["part"] == "validation"]
         return {"curve": prior_steps.curve(lines), "code_entropy_nats": entropies[-1]}
 
-    said = {"training": steps.decisive(as_mapping(training))}
-    return Step(name=f"prior-{name}", settings=said, work=work, after=("tokenizer", f"codes-{named(grid)}"))
+    step_settings = {"training": steps.decisive(as_mapping(training))}
+    return Step(name=f"prior-{name}", settings=step_settings, work=work, after=("tokenizer", f"codes-{named(grid)}"))
 
 
 def _pipeline(context: StepContext, prior: str) -> Pipeline:
@@ -299,9 +302,9 @@ def _generating(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings)
         found = generate_images(pipeline.tokenizer, folder, images, context, wanted=wanted)
         return {**found, "steps": sequential(pipeline.prior, grid)}
 
-    said = {"count": chosen.samples, "grid": list(grid), "way": way}
+    step_settings = {"count": chosen.samples, "grid": list(grid), "way": way}
     after = (SCENES, "tokenizer", f"prior-{prior}")
-    return Step(name=f"samples-{way}-{named(grid)}", settings=said, work=work, after=after)
+    return Step(name=f"samples-{way}-{named(grid)}", settings=step_settings, work=work, after=after)
 
 
 def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepContext) -> dict[str, Any]:
@@ -352,8 +355,8 @@ def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen:
         *dict.fromkeys(f"prior-{prior}" for prior in ways.values()),
         *(f"samples-{way}-{named(grid)}" for way in ways),
     )
-    said = {"grid": list(grid), "parameters": {way: counts[ways[way]] for way in ways}}
-    return Step(name=f"compare-{named(grid)}", settings=said, work=work, after=after)
+    step_settings = {"grid": list(grid), "parameters": {way: counts[ways[way]] for way in ways}}
+    return Step(name=f"compare-{named(grid)}", settings=step_settings, work=work, after=after)
 
 
 def _held_out(shards: Path) -> tuple[Tensor, Tensor]:
@@ -398,8 +401,8 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
     after = [SCENES]
     for grid in tall:
         after += [f"compare-{named(grid)}", *(f"samples-{way}-{named(grid)}" for way in _ways(grid, chosen))]
-    said = {"steps": chosen.scene_network_steps, "size": list(square.size), "held_out": chosen.held_out}
-    return Step(name="structure", settings=said, work=work, after=tuple(after))
+    step_settings = {"steps": chosen.scene_network_steps, "size": list(square.size), "held_out": chosen.held_out}
+    return Step(name="structure", settings=step_settings, work=work, after=tuple(after))
 
 
 WINDOWS_COMPARED = Experiment(

@@ -110,25 +110,25 @@ def _findings(rows: Mapping[str, Row], grid: Grid) -> str:
         for way, row in rows.items()
         if way not in (REAL, WINDOW)
     ]
-    said = [
+    sentences = [
         f"Under the sliding window real images of {named(grid)} codes have {rows[WINDOW]['nats']:.3f} nats "
         "per code. More than "
         f"that, or less: {', '.join(each)}."
     ]
     if rows[TILES]["seams"] is not None:
         others = [f"{CALLED[way]} {rows[way]['seams']:.2f}" for way in rows if way not in (REAL, TILES)]
-        said.append(
+        sentences.append(
             f"Where tiles know nothing of one another, pixels jump {rows[TILES]['seams']:.2f} times as far "
             "across their borders as "
             f"across other borders of codes; in real images {rows[REAL]['seams']:.2f} times; {', '.join(others)}."
         )
     if rows[REAL]["structure"] is not None:
         others = [f"{CALLED[way]} {row['structure']:.0%}" for way, row in rows.items() if way != REAL]
-        said.append(
+        sentences.append(
             "Of the upper and the lower third, the scene network predicts as sky and as ground: in real images "
             f"{rows[REAL]['structure']:.0%}; {', '.join(others)}."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _limitations(settings: Any) -> str:
