@@ -468,7 +468,7 @@ def test_priors_that_theirs_cannot_be_are_refused(values: dict[str, Any], tmp_pa
     )
     with pytest.raises(SmaltiError, match="the prior 'transformer'"):
         write(None, gpt, Labels(["a"]), tmp_path / "out", about={})
-    with pytest.raises(SmaltiError, match="not told a label"):
+    with pytest.raises(SmaltiError, match="conditioned on class labels; this prior is not"):
         write(None, small_prior(), Nothing(), tmp_path / "out", about={})
 
 

@@ -275,7 +275,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(SmaltiError, match=sentence):
             read(tmp_path / name)
     np.savez(tmp_path / "said.npz", mu=np.zeros(3), sigma=np.eye(3), smalti=np.array("{no json"))
-    with pytest.raises(SmaltiError, match="what it says of itself is no JSON"):
+    with pytest.raises(SmaltiError, match="its metadata is not JSON"):
         read_statistics(tmp_path / "said.npz")
 
 

@@ -167,5 +167,5 @@ def test_images_of_which_nothing_is_known_are_refused(home: Path) -> None:
         data=home, overrides=tuple(each for each in request.overrides if not each.startswith("scenes"))
     )
     asked_for = STUDY.resolved(request)
-    with pytest.raises(SmaltiError, match="needs scenes, of which everything is known; leave --data out"):
+    with pytest.raises(SmaltiError, match="needs scenes with known labels; omit --data"):
         STUDY.plan(asked_for, request)

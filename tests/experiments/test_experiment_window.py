@@ -348,5 +348,5 @@ def test_mistakes_are_sentences(
 
 
 def test_images_without_known_sky_are_refused(home: Path, found: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(SmaltiError, match="leave --data out"):
+    with pytest.raises(SmaltiError, match="omit --data"):
         run_and_read("window", tmp_path / "out", ExperimentRequest(data=folder(home, found, "scenes") / "images"))

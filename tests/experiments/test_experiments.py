@@ -177,7 +177,7 @@ def test_the_result_says_what_was_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "sentence"),
     [
-        (ExperimentRequest(scale="tny"), "no scale 'tny'; did you mean 'tiny'"),
+        (ExperimentRequest(scale="tny"), "unknown scale 'tny'; did you mean 'tiny'"),
         (ExperimentRequest(overrides=("frist=2",)), "unknown key 'frist'; did you mean 'first'"),
         (ExperimentRequest(overrides=("first=many",)), "first = 'many'"),
         (ExperimentRequest(overrides=("first",)), "'first' is not of the form key=value"),

@@ -275,7 +275,7 @@ def test_nothing_to_lay_is_a_sentence_and_the_page_goes_on(page: Any) -> None:
     page.click("#newest")
     page.wait_for_function("document.querySelector('#mask img').src.length > 100")
     page.click("#generate")
-    page.get_by_text("nothing is erased and nothing added").wait_for()
+    page.get_by_text("nothing is masked and nothing added").wait_for()
     page.wait_for_selector("#generate:not([disabled])")
     page.wait_for_function("document.querySelector('#mask canvas').width === 24")
     stroke(page, "#mask canvas", (0.5, 0.5))
