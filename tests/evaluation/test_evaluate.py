@@ -226,7 +226,7 @@ def test_missing_weights(evaluate: Runner, models: Path, tmp_path: Path, monkeyp
     out = tmp_path / "out"
     said = evaluate.works(*folders, "--out", out)
     assert said.startswith(
-        "measured in EfficientNet-Lite0's features, for the weights of inception are not on this machine"
+        "measured in EfficientNet-Lite0's features, because the weights of inception are not on this machine"
     )
     assert "frechet_efficientnet" in said
     result = read_json(out / "result.json")

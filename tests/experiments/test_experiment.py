@@ -250,7 +250,7 @@ def test_a_damaged_image_is_left_out_and_told(home: Path, tmp_path: Path, capfd:
     [
         (["reconstuction"], "no experiment 'reconstuction'; did you mean 'reconstruction'"),
         (["reconstruction", "--scale", "tall"], "unknown scale 'tall'; did you mean"),
-        (["reconstruction", "--scale", "full"], "made for ImageNet's training images .* give the images with --data"),
+        (["reconstruction", "--scale", "full"], "needs ImageNet's training images .* give the images with --data"),
         (["reconstruction", "nowhere"], "no model folder nowhere"),
         (["reconstruction", "RUN", "--data", "DATA", "--set", "measured_at=[16, 18]"], r"tiles of 4 pixels.*at=\[16, 16\]"),
         (["reconstruction", "RUN", "--data", "DATA", "--set", "size=[16, 18]"], "set measured_at for the size"),

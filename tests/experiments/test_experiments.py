@@ -112,7 +112,7 @@ def test_a_changed_setting_does_its_step_and_those_after_it_anew_and_keeps_the_o
     assert go(reckoning, tmp_path, "first=5", console=Console(width=200)) == 15
     assert reckoning.did == ["one", "sum"]
     said = capsys.readouterr().out
-    assert "one: a.value was 1 and is 5; it is done anew, what was made before stays" in said
+    assert "one: a.value was 1 and is 5; it is run again; earlier results are kept" in said
     assert "two: already done" in said
     assert "sum: an earlier step has changed" in said
     assert go(reckoning, tmp_path) == 11
@@ -122,7 +122,7 @@ def test_a_changed_setting_does_its_step_and_those_after_it_anew_and_keeps_the_o
 def test_a_stopped_step_goes_on_in_its_own_folder(tmp_path: Path) -> None:
     reckoning = Reckoning()
     reckoning.breaks["two"] = KeyboardInterrupt()
-    with pytest.raises(SmaltiError, match="step 2 of 3, two: interrupted; the same command goes on"):
+    with pytest.raises(SmaltiError, match="step 2 of 3, two: interrupted; run the same command again to resume"):
         go(reckoning, tmp_path)
     assert not (tmp_path / "result.json").exists()
     assert go(reckoning, tmp_path) == 11
@@ -182,8 +182,8 @@ def test_the_result_says_what_was_asked(tmp_path: Path) -> None:
         (ExperimentRequest(overrides=("first=many",)), "first = 'many'"),
         (ExperimentRequest(overrides=("first",)), "'first' is not of the form key=value"),
         (ExperimentRequest(overrides=("first=[",)), "the value is not YAML"),
-        (ExperimentRequest(scale="small"), "made for a folder of stones; give the images with --data"),
-        (ExperimentRequest(models=(Path("stone"),)), "trains its own models, stone was given"),
+        (ExperimentRequest(scale="small"), "needs a folder of stones; give the images with --data"),
+        (ExperimentRequest(models=(Path("stone"),)), "trains its own models; omit stone"),
     ],
 )
 def test_mistakes_are_sentences_before_anything_is_written(
