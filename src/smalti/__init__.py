@@ -16,7 +16,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.version import __version__
 
 if TYPE_CHECKING:
-    from smalti.evaluation.rejection_sampling import best_of
+    from smalti.evaluation.rejection_sampling import rejection_sample
     from smalti.generation.code_sampler import Sampler
     from smalti.images.io import read_image, save_png, to_array, to_tensor
     from smalti.pipeline import Pipeline
@@ -32,7 +32,7 @@ _HOMES = {
     "VQGAN": "smalti.tokenizer.vqgan",
     "VQGANSettings": "smalti.tokenizer.vqgan",
     "VQSettings": "smalti.tokenizer.quantizers",
-    "best_of": "smalti.evaluation.rejection_sampling",
+    "rejection_sample": "smalti.evaluation.rejection_sampling",
     "read_image": "smalti.images",
     "save_png": "smalti.images",
     "to_array": "smalti.images",
@@ -49,8 +49,8 @@ __all__ = [
     "VQGANSettings",
     "VQSettings",
     "__version__",
-    "best_of",
     "read_image",
+    "rejection_sample",
     "save_png",
     "to_array",
     "to_tensor",

@@ -1,4 +1,5 @@
-"""Which files of a folder belong together: settings and weights of one model among others, shards, variants, wrapped names."""
+"""Which files of a folder belong together: settings and weights of one model among others, shards, variants, wrapped
+names."""
 
 from __future__ import annotations
 

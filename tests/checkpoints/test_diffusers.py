@@ -1,4 +1,5 @@
-"""diffusers' VQModel: read and written name for name, and the same numbers as an independent forward pass and as the package."""
+"""diffusers' VQModel: read and written name for name, and the same numbers as an independent forward pass and as the
+package."""
 
 from __future__ import annotations
 

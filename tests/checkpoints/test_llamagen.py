@@ -167,7 +167,8 @@ def their_half(weights: Weights, half: str, x: Tensor) -> Tensor:
 
 
 def their_rotations(net: Net) -> Tensor:
-    """(1 + side^2, d / 2) complex: zero for the class, then a turn for each pair of numbers, by the row and by the column."""
+    """(1 + side^2, d / 2) complex: zero for the class, then a turn for each pair of numbers, by the row and by the
+    column."""
     pairs, places = net.width // net.heads // 4, torch.arange(net.side**2)[:, None]
     speeds = 10000.0 ** (-torch.arange(pairs) / pairs)
     angles = torch.cat((places // net.side * speeds, places % net.side * speeds), dim=1)
@@ -469,7 +470,7 @@ def test_priors_that_theirs_cannot_be_are_refused(values: dict[str, Any], tmp_pa
     )
     with pytest.raises(SmaltiError, match="the prior 'transformer'"):
         write(None, gpt, Labels(["a"]), tmp_path / "out", about={})
-    with pytest.raises(SmaltiError, match="not told a label"):
+    with pytest.raises(SmaltiError, match="conditioned on class labels; this prior is not"):
         write(None, small_prior(), Unconditional(), tmp_path / "out", about={})
 
 

@@ -110,7 +110,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, how: str, zipped:
     }[how]
     path = tmp_path / "evil.ckpt"
     torch.save({"state_dict": WEIGHTS, "extra": evil}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(SmaltiError, match=r"was refused: it asks to call .+, which no weights need; nothing was run"):
+    with pytest.raises(SmaltiError, match=r"was refused: it calls .+, which weights do not need; nothing was executed"):
         read_tensors(path)
     assert not target.exists()
 

@@ -215,7 +215,8 @@ def test_from_theirs_to_ours_and_back(tmp_path: Path) -> None:
 
 
 def test_the_first_stage_as_condition(tmp_path: Path) -> None:
-    """`__is_first_stage__`: the tokenizer of the images is that of the condition too, and its weights are there twice."""
+    """`__is_first_stage__`: the tokenizer of the images is that of the condition too, and its weights are there
+    twice."""
     settings = parse(SpatialConditionSettings, {"kind": "image", "key": "image", "grid": (4, 4)}, where="test")
     condition = SpatialCondition(settings, tokenizer())
     run = written(tmp_path / "run", tokenizer(), gpt(condition), condition)

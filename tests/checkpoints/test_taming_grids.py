@@ -1,4 +1,5 @@
-"""Runs of the original over grids that are not square: where their shape comes from, and that all that follows takes it."""
+"""Runs of the original over grids that are not square: where their shape comes from, and that all that follows takes
+it."""
 
 from __future__ import annotations
 
@@ -187,7 +188,7 @@ def test_the_command_line_takes_a_grid(tmp_path: Path, smalti: Runner) -> None:
     smalti.fails("convert", run, tmp_path / "ours", "--grid", "3:7", status=2, sentence="'3:7' is not a grid")
     assert smalti("convert", run, tmp_path / "ours", *grid).status == 0
     assert "a window of 3x7 codes" in smalti("info", run, *grid).out
-    smalti.fails("info", tmp_path / "ours", *grid, sentence="--grid is for those; leave it out")
+    smalti.fails("info", tmp_path / "ours", *grid, sentence="--grid is for those; omit it")
     assert smalti("sample", run, "--out", tmp_path / "samples", "-n", "2", *grid).status == 0
     images = sorted((tmp_path / "samples").glob("*.png"))
     assert [pixels(image).shape for image in images] == [(6, 14, 3)] * 2

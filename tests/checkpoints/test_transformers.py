@@ -1,4 +1,5 @@
-"""transformers' GPT-2: names and shapes as published, outputs by their formulas, exact round trips; the package where it is."""
+"""transformers' GPT-2: names and shapes as published, outputs by their formulas, exact round trips; the package where
+it is."""
 
 from __future__ import annotations
 

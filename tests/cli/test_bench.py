@@ -15,7 +15,7 @@ from tests.generation.test_pipeline import written
 def rows(out: str) -> list[list[str]]:
     """The cells of the lines below the head of the table."""
     lines = [line.split() for line in out.splitlines()]
-    first = next(place for place, line in enumerate(lines) if line[:1] == ["what"])
+    first = next(place for place, line in enumerate(lines) if line[:1] == ["task"])
     return lines[first + 1 : -1]
 
 
@@ -29,10 +29,10 @@ def test_a_pipeline_and_its_tokenizer(smalti: Runner, tmp_path: Path, monkeypatc
     assert [row[:4] for row in rows(done.out)] == [
         ["encoding", "1", "2.0", "images"],
         ["decoding", "1", "2.0", "images"],
-        ["laying", "1", "24.0", "codes"],
+        ["generation", "1", "24.0", "codes"],
         ["encoding", "3", "6.0", "images"],
         ["decoding", "3", "6.0", "images"],
-        ["laying", "3", "72.0", "codes"],
+        ["generation", "3", "72.0", "codes"],
     ]
     assert all(row[5] == "MiB" and int(row[4].replace(",", "")) > 50 for row in rows(done.out))
     done = smalti("bench", tmp_path / "model" / "tokenizer", "--batch", 1, "--size", "8x4", "--device", "cpu")
@@ -50,7 +50,7 @@ def test_the_typical_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         counts.append(count)
 
     monkeypatch.setattr("smalti.cli.bench.time.perf_counter", lambda: now[0])
-    assert bench._seconds(bench.Work("laying", "codes", 1, run), 7) == pytest.approx(0.25)
+    assert bench._seconds(bench.Task("generation", "codes", 1, run), 7) == pytest.approx(0.25)
     assert counts == [7] * 5
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from smalti.cli.main import main
-from smalti.evaluation.rejection_sampling import best_of, by_likelihood
+from smalti.evaluation.rejection_sampling import by_likelihood, rejection_sample
 from smalti.generation.code_sampler import Sampler
 from smalti.images.io import center_crop, read_image, read_settings, resize_to_cover, to_array, to_tensor
 from smalti.pipeline import Pipeline
@@ -101,7 +101,7 @@ def test_samples_carry_their_settings(smalti: Runner, models: Path, tmp_path: Pa
     assert settings is not None
     assert (settings["seed"], settings["label"], settings["size"]) == (5, "dark", [16, 24])
     assert pixels(tmp_path / names[0]).shape == (16, 24, 3)
-    assert "seed: 5" in smalti("info", tmp_path / names[0]).out
+    assert "seed: 5" in " ".join(smalti("info", tmp_path / names[0]).out.split())
 
 
 def test_one_seed_is_one_image(smalti: Runner, models: Path, tmp_path: Path) -> None:
@@ -122,21 +122,21 @@ def test_completion_by_part_and_by_mask(smalti: Runner, models: Path, tmp_path: 
     assert len(list((tmp_path / "done").glob("03-*.png"))) == 2
 
 
-def test_of_several_tries_the_likeliest_is_kept(smalti: Runner, models: Path, tmp_path: Path) -> None:
+def test_the_most_likely_candidate_is_kept(smalti: Runner, models: Path, tmp_path: Path) -> None:
     command = ("sample", models / "model", "--label", "light", "--size", "16x24")
-    best = (*command, "--tries", 4, "--out", tmp_path / "best")
+    best = (*command, "--best-of", 4, "--out", tmp_path / "best")
     assert smalti(*best, "-n", 3, "--batch", 2, "--seed", 8).status == 0
     tried = []
     for path in sorted((tmp_path / "best").iterdir()):
         told = read_settings(path)
         assert told is not None
-        assert (told["tries"], told["chosen_by"]) == (4, "likelihood")
-        tried.append(told["laid_with_seed"] != told["seed"])
-        assert smalti(*command, "-n", 1, "--seed", told["laid_with_seed"], "--out", tmp_path / "again").status == 0
-        assert (pixels(tmp_path / "again" / f"light-{told['laid_with_seed']:06d}.png") == pixels(path)).all()
+        assert (told["best_of"], told["selected_by"]) == (4, "likelihood")
+        tried.append(told["candidate_seed"] != told["seed"])
+        assert smalti(*command, "-n", 1, "--seed", told["candidate_seed"], "--out", tmp_path / "again").status == 0
+        assert (pixels(tmp_path / "again" / f"light-{told['candidate_seed']:06d}.png") == pixels(path)).all()
     assert len(tried) == 3
     assert any(tried)
-    assert smalti(*command, "--tries", 1, "-n", 1, "--out", tmp_path / "one").status == 0
+    assert smalti(*command, "--best-of", 1, "-n", 1, "--out", tmp_path / "one").status == 0
     assert smalti(*command, "-n", 1, "--out", tmp_path / "plain").status == 0
     one, plain = (tmp_path / name / "light-000000.png" for name in ("one", "plain"))
     assert one.read_bytes() == plain.read_bytes(), "also in what they say of themselves"
@@ -145,18 +145,20 @@ def test_of_several_tries_the_likeliest_is_kept(smalti: Runner, models: Path, tm
 def test_a_canvas_around_a_image(smalti: Runner, models: Path, tmp_path: Path) -> None:
     pipe, image = Pipeline.from_pretrained(models / "model"), models / "images" / "dark" / "03.png"
     command = ("complete", models / "model", image, "--label", "dark", "-n", 2)
-    assert smalti(*command, "--canvas", "20x32", "--tries", 2, "--out", tmp_path / "wide").status == 0
+    assert smalti(*command, "--canvas", "20x32", "--best-of", 2, "--out", tmp_path / "wide").status == 0
     given = to_tensor(center_crop(resize_to_cover(read_image(image, channels=3, name=""), (16, 16)), (16, 16)))
     known = torch.full((2, 5, 8), -1)
     known[:, :4, 2:6] = pipe.encode(given[None])  # 5 rows of 4, and 8 columns of 4, in the middle
     score = by_likelihood(pipe, ["dark"] * 2, known=known)
-    chosen = best_of(pipe, ["dark"] * 2, known, sampler=Sampler(), seeds=pipe.seeds(0, 2), tries=2, score=score)
+    chosen = rejection_sample(
+        pipe, ["dark"] * 2, known, sampler=Sampler(), seeds=pipe.seeds(0, 2), num_candidates=2, score=score
+    )
     for place, expected in enumerate(pipe.decode(chosen.codes)):
         path = tmp_path / "wide" / f"03-{place:06d}.png"
         assert np.abs(pixels(path).astype(int) - to_array(expected)).max() <= 1
         told = read_settings(path)
         assert told is not None
-        assert (told["canvas"], told["laid_with_seed"]) == ("20x32", int(chosen.seeds[place]))
+        assert (told["canvas"], told["candidate_seed"]) == ("20x32", int(chosen.seeds[place]))
     both = smalti(*command, "--canvas", 24, "--keep", "left-half", "--size", "8x16", "--out", tmp_path / "both")
     assert both.status == 0, both.err
     assert pixels(tmp_path / "both" / "03-000001.png").shape == (24, 24, 3)
@@ -174,7 +176,7 @@ def test_reconstruction_names_what_it_leaves_out(smalti: Runner, models: Path, t
     (tmp_path / "images" / "dark" / "cut.png").write_bytes(good[: len(good) // 2])
     done = smalti("reconstruct", models / "model" / "tokenizer", tmp_path / "images", "--out", tmp_path / "back")
     assert done.status == 0
-    assert re.search(r"20 images, 1 left out: PSNR \d+\.\d\d dB", done.out)
+    assert re.search(r"20 images, 1 skipped: PSNR \d+\.\d\d dB", done.out)
     assert "dark/cut.png" in done.err
 
 
@@ -184,12 +186,12 @@ def test_reconstruction_names_what_it_leaves_out(smalti: Runner, models: Path, t
         ("images", "labels: dark (10), light (10)"),
         ("codes", "grid: 4x4 codes of 4x4 pixels"),
         ("model", "prior run:"),
-        ("model/tokenizer", "seen: 48 of 48"),
+        ("model/tokenizer", "progress: 48 of 48 images"),
         ("model/prior/model", "model: prior"),
     ],
 )
 def test_info_says_what_it_is(smalti: Runner, models: Path, part: str, said: str) -> None:
-    assert said in smalti("info", models / part).out
+    assert said in " ".join(smalti("info", models / part).out.split())
 
 
 def test_the_settings_are_shown_and_a_dry_run_writes_nothing(smalti: Runner, models: Path, tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_wrong_masks_and_parts(smalti: Runner, models: Path, tmp_path: Path) -> 
     smalti.fails(*command, "--mask", tmp_path / "mask.png", sentence="a mask has the size of its image")
     Image.new("L", pixels(image).shape[1::-1], 255).save(tmp_path / "white.png")
     for nothing in (("--mask", tmp_path / "white.png"), ("--canvas", "16")):  # was decoded and saved without a word
-        smalti.fails(*command, *nothing, sentence="all of the image is kept, and nothing would be laid")
+        smalti.fails(*command, *nothing, sentence="the whole image is kept, and there is nothing to generate")
     smalti.fails(*command, "--keep", "tophalf", sentence="did you mean 'top-half'")
     smalti.fails(*command, status=2, sentence="either --mask or --keep")
 

@@ -80,7 +80,8 @@ def test_commands_name_their_folders_as_they_are(name: str, tmp_path: Path, smal
     ended = smalti("scenes", folder, "--count", "2", "--size", "16", "--workers", "1")
     assert ended.status == 0, ended.err
     assert f"2 scenes in {folder}; images by class in {folder / 'images'}" in ended.out
-    assert f"path {folder}" in smalti("info", folder).out.replace("scenes: ", "path ")
+    described = [line.partition(":") for line in smalti("info", folder).out.splitlines()]
+    assert ("scenes", str(folder)) in [(key, value.strip()) for key, _, value in described]
     smalti.fails("info", tmp_path / "missing" / name, sentence="there is nothing at")
     assert name in smalti("info", tmp_path / "missing" / name).err
     for wrong in (

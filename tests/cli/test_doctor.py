@@ -14,7 +14,7 @@ from smalti.checkpoints.formats import EXPORTS
 from smalti.checkpoints.formats import FORMATS as FOREIGN
 from smalti.cli import doctor, shell_completion
 from smalti.core.published_weights import WEIGHTS
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.kernels import winograd
 from smalti.training.config import TokenizerTraining, recipes, resolve
 
@@ -22,7 +22,7 @@ GIB = 2**30
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], **variables: str) -> dict[str, str]:
+def report(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], **variables: str) -> dict[str, str]:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     capfd.readouterr()
@@ -36,21 +36,21 @@ def test_it_says_what_there_is(
 ) -> None:
     there = tmp_path / WEIGHTS["vgg16"].files[0]
     there.touch()
-    lines = told(monkeypatch, capfd, SMALTI_WEIGHTS=str(tmp_path), SMALTI_CACHE=str(tmp_path / "a" / "b"))
+    lines = report(monkeypatch, capfd, SMALTI_WEIGHTS=str(tmp_path), SMALTI_CACHE=str(tmp_path / "a" / "b"))
     assert lines["weights vgg16"] == str(there)
-    assert lines["weights alexnet"].startswith("not here")
+    assert lines["weights alexnet"].startswith("missing")
     assert torch.__version__ in lines["smalti"]
     assert lines["cores"].endswith(f"PyTorch uses {torch.get_num_threads()}")
     assert str(tmp_path / "a" / "b") in lines["free disk"]
-    assert lines["to begin"].startswith("smalti train tokenizer IMAGES")
+    assert lines["suggested command"].startswith("smalti train tokenizer IMAGES")
 
 
 def test_wrong_weights_are_said_and_all_else_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    lines = told(monkeypatch, capfd, SMALTI_WEIGHTS=str(tmp_path / "gone"))
+    lines = report(monkeypatch, capfd, SMALTI_WEIGHTS=str(tmp_path / "gone"))
     assert "which is not a folder" in lines["weights"]
-    assert "to begin" in lines
+    assert "suggested command" in lines
 
 
 def test_it_warns_of_what_makes_training_slow(
@@ -76,7 +76,7 @@ def test_it_warns_of_what_makes_training_slow(
         assert said in out
     monkeypatch.delenv("SMALTI_DIRECT")
     monkeypatch.setenv("CC", "no-such-compiler")
-    lines = told(monkeypatch, capfd)
+    lines = report(monkeypatch, capfd)
     assert "there is no C compiler no-such-compiler" in lines["3x3 convolutions on the CPU"]
 
 
@@ -90,17 +90,19 @@ def test_bfloat16_is_named_where_the_processor_has_it(has: bool, said: str, monk
 
 
 def test_the_suggestion_fits_the_memory() -> None:
-    assert "--recipe small (batches of 4, 4 at once" in doctor.suggested(CPU, 4 * GIB)
-    assert "--recipe f16 (batches of 32, 32 at once" in doctor.suggested(GPU, 80 * GIB)
-    assert "--recipe f16 --set run.accumulate=4 (batches of 32, 8 at once" in doctor.suggested(GPU, 24 * GIB)
-    assert "--recipe small" in doctor.suggested(GPU, 6 * GIB)
-    assert "too little free memory" in doctor.suggested(CPU, GIB // 16)
+    assert "--recipe small (batches of 4, 4 at once" in doctor.suggested_command(CPU, 4 * GIB)
+    assert "--recipe f16 (batches of 32, 32 at once" in doctor.suggested_command(GPU, 80 * GIB)
+    assert "--recipe f16 --set run.accumulate=4 (batches of 32, 8 at once" in doctor.suggested_command(GPU, 24 * GIB)
+    assert "--recipe small" in doctor.suggested_command(GPU, 6 * GIB)
+    assert "too little free memory" in doctor.suggested_command(CPU, GIB // 16)
 
 
 @pytest.mark.parametrize("change", ["images.size=[128,128]", "run.precision=bf16-mixed"])
 def test_what_a_image_takes_follows_from_its_size_and_precision(change: str) -> None:
     def of(*overrides: str) -> tuple[float, float]:
-        return doctor.taken(resolve(TokenizerTraining, stage="tokenizer", recipe="small-64", overrides=overrides))
+        return doctor.memory_needed(
+            resolve(TokenizerTraining, stage="tokenizer", recipe="small-64", overrides=overrides)
+        )
 
     still, each = of()
     factor = 4 if "size" in change else 0.5
@@ -108,12 +110,12 @@ def test_what_a_image_takes_follows_from_its_size_and_precision(change: str) -> 
     assert of(change)[1] == pytest.approx(factor * each)
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe="small-64", overrides=())
     first = settings.model.autoencoder.base_channels * 16 * 16 * 4  # bytes of one map of the first level, stem 4
-    assert each > doctor.BESIDE * 12 * first  # two blocks of encoder and decoder each keep several
+    assert each > doctor.ACTIVATION_FACTOR * 12 * first  # two blocks of encoder and decoder each keep several
 
 
 def test_what_the_shell_offers_is_what_there_is() -> None:
     assert shell_completion.formats() == ["smalti", *sorted(FOREIGN, key=shell_completion.FORMATS.index), *EXPORTS]
-    assert shell_completion.studies() == list(STUDIES)
+    assert shell_completion.experiments() == list(EXPERIMENTS)
     assert shell_completion.recipes() == sorted(recipes())
 
 
@@ -128,18 +130,18 @@ def test_what_the_shell_offers_is_what_there_is() -> None:
 )
 def test_a_tab_completes(typed: str, offered: set[str]) -> None:
     words = f"smalti {typed}"
-    asked = {"_SMALTI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    request = {"_SMALTI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
     code = "from smalti.cli.main import app; app(prog_name='smalti')"
     run = [sys.executable, "-X", "importtime", "-c", code]
-    ended = subprocess.run(run, env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+    ended = subprocess.run(run, env={**os.environ, **request}, capture_output=True, text=True, check=False)
     assert set(ended.stdout.split()) == offered, ended.stderr[-500:]
     assert " torch" not in ended.stderr
 
 
 def test_completion_can_be_installed(tmp_path: Path) -> None:
     # Typer's own switch for tests: it would ask which shell runs it, and that may be one that it does not know.
-    asked = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    environment = {**os.environ, **asked}
+    request = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    environment = {**os.environ, **request}
     code = "import sys; from smalti.cli.main import main; sys.argv = ['smalti', '--show-completion', 'bash']; main()"
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from smalti.cli.generation_output import ABOVE, File, Partial
+from smalti.cli.generation_output import OVERLAP, OutputFile, PartialPreview
 from smalti.generation.code_sampler import Sampler, unknown_codes
 from smalti.images.io import read_settings, save_png, to_array
 from smalti.pipeline import Pipeline
@@ -59,18 +59,24 @@ def test_a_stopped_sample_goes_on(smalti: Runner, model: Path, tmp_path: Path, m
     before = signal.getsignal(signal.SIGTERM)
     stop_after(monkeypatch, 3)
     smalti.fails(
-        *command, *out, sentence=r"stopped with \d+ of 90 codes laid, kept in .*dusk-000007\.generation; the same"
+        *command,
+        *out,
+        sentence=r"stopped with \d+ of 90 codes generated, saved in .*dusk-000007\.generation; run the same",
     )
     assert signal.getsignal(signal.SIGTERM) is before
     assert names(tmp_path / "out") == ["dusk-000007.generation"]
-    said = smalti("info", tmp_path / "out" / "dusk-000007.generation").out
+    said = " ".join(smalti("info", tmp_path / "out" / "dusk-000007.generation").out.split())
     assert "of 90 codes, 3 x 5 x 6 (images x rows x columns)" in said
     assert "label: dusk" in said
-    smalti.fails(*command, *out, sentence="keeps what a stopped command has laid; go on with --resume, or delete it")
+    smalti.fails(
+        *command,
+        *out,
+        sentence="holds the partial result of a stopped command; continue it with --resume, or delete it",
+    )
     smalti.fails(*command, *out, "--resume", "--top-k", 3, sentence="another generation: top_k 0 there and 3 here")
     done = smalti(*command, *out, "--resume")
     assert done.status == 0, done.err
-    assert "going on from" in done.out
+    assert "resuming from" in done.out
     assert names(tmp_path / "out") == names(tmp_path / "whole") == [f"dusk-00000{seed}.png" for seed in (7, 8, 9)]
     for name in names(tmp_path / "out"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -98,10 +104,10 @@ def test_images_that_are_there_stay(
     assert os.stat(kept).st_mtime_ns == before
     assert names(tmp_path / "out") == [f"dusk-00000{seed}.png" for seed in (0, 1, 2)]
     laid.clear()
-    assert smalti(*command, "-n", 1, "--resume", "--tries", 2).status == 0
+    assert smalti(*command, "-n", 1, "--resume", "--best-of", 2).status == 0
     assert len(laid) == 2, "it was not chosen among two"
     laid.clear()
-    assert smalti(*command, "-n", 1, "--resume", "--tries", 2).status == 0
+    assert smalti(*command, "-n", 1, "--resume", "--best-of", 2).status == 0
     assert laid == []
 
 
@@ -111,7 +117,7 @@ def test_a_stop_before_the_first_row_keeps_nothing(
     stop_after(monkeypatch, 0)
     (tmp_path / "out").mkdir()
     command = ("sample", model, "--out", tmp_path / "out", *SIZE)
-    smalti.fails(*command, sentence="stopped before as many codes as a row has were laid; nothing is kept")
+    smalti.fails(*command, sentence="stopped before the first row of codes was finished; nothing was saved")
     assert names(tmp_path / "out") == []
 
 
@@ -124,7 +130,7 @@ def test_a_stop_while_decoding_keeps_the_codes(
     command = ("sample", model, "-n", 1, *SIZE, "--out", tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(Pipeline, "save", stopped)
-        smalti.fails(*command, sentence=r"stopped with 30 of 30 codes laid, kept in .*sample-000000\.generation")
+        smalti.fails(*command, sentence=r"stopped with 30 of 30 codes generated, saved in .*sample-000000\.generation")
     assert smalti(*command, "--resume").status == 0
     assert names(tmp_path / "out") == ["sample-000000.png"]
 
@@ -137,7 +143,7 @@ def test_a_stopped_completion_goes_on(
     assert smalti(*command, "--out", tmp_path / "whole").status == 0
     out = ("--out", tmp_path / "out")
     stop_after(monkeypatch, 2)
-    smalti.fails(*command, *out, sentence=r"kept in .*given-000000\.generation")
+    smalti.fails(*command, *out, sentence=r"saved in .*given-000000\.generation")
     assert smalti(*command, *out, "--resume").status == 0
     assert names(tmp_path / "out") == names(tmp_path / "whole")
     for name in names(tmp_path / "out"):
@@ -173,7 +179,7 @@ def test_info_of_a_image_that_is_never_read_whole(
 ) -> None:
     save_png(tmp_path / "a.png", noise(3, 12, 16), settings={"seed": 5})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    said = smalti("info", tmp_path / "a.png").out
+    said = " ".join(smalti("info", tmp_path / "a.png").out.split())
     assert "size: 12x16 (height x width)" in said
     assert "seed: 5" in said
 
@@ -184,12 +190,12 @@ def test_info_of_a_image_that_is_never_read_whole(
 def test_a_partial_image_while_it_lays(
     smalti: Runner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smalti.cli.generation_output.SHARE", 0)
+    monkeypatch.setattr("smalti.cli.generation_output.MIN_WAIT", 0)
     command = ("sample", model, "-n", 1, *SIZE, "--out", tmp_path)
     stop_after(monkeypatch, 2)
     assert smalti(*command, "--preview", 1e-9).status == 1
     assert pixels(tmp_path / "sample-000000-partial.png").shape == (20, 24, 3)
-    assert "partial: " in smalti("info", tmp_path / "sample-000000-partial.png").out
+    assert "partial:" in smalti("info", tmp_path / "sample-000000-partial.png").out
     assert smalti(*command, "--preview", 0, "--resume").status == 0
     assert not list(tmp_path.glob("*partial*")), "the image is there"
 
@@ -206,18 +212,18 @@ def test_a_partial_image_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Pipeline, "partial", spy)
     monkeypatch.setattr("smalti.cli.generation_output.time.monotonic", lambda: now[0])
-    partial = Partial(pipe, tmp_path / "a.png", grid, every=5)
+    partial = PartialPreview(pipe, tmp_path / "a.png", grid, every=5)
     rows = list(pipe.generate_codes([None], unknown_codes(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1)))
     times: list[float] = []
     for codes in rows:
         now[0] += 1
-        partial.laid(codes[0])
+        partial.update(codes[0])
         if len(heights) > len(times):
             times.append(now[0])
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert set(gaps) == {2 + 9 * 2}, "nine times as long as it took, which is more than the five seconds asked for"
     assert heights[0] <= 5 + 2
-    assert all(height <= 18 + ABOVE + 2 for height in heights[1:])
+    assert all(height <= 18 + OVERLAP + 2 for height in heights[1:])
     # Rows that are laid are shown, what is not is mid-gray.
     shown = pixels(tmp_path / "a.png")
     last = rows[round(times[-1] - 2 * len(times)) - 1][0]
@@ -230,20 +236,25 @@ def test_a_partial_image_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest
 def test_a_partial_image_of_a_large_one_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = pipeline()
     codes = torch.randint(16, (6, 9), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("smalti.cli.generation_output.SIDE", 20)  # 9 codes of 2 pixels; of 4 would be more
-    partial = Partial(pipe, tmp_path / "a.png", (6, 9), every=1e-9)
-    partial.laid(codes)
+    monkeypatch.setattr("smalti.cli.generation_output.MAX_SIDE", 20)  # 9 codes of 2 pixels; of 4 would be more
+    partial = PartialPreview(pipe, tmp_path / "a.png", (6, 9), every=1e-9)
+    partial.update(codes)
     whole = to_array(torch.nn.functional.avg_pool2d(pipe.decode(codes[None]), 2)[0])
     assert np.abs(pixels(tmp_path / "a.png").astype(int) - whole).max() <= 1
-    monkeypatch.setattr("smalti.cli.generation_output.SIDE", 5)
-    Partial(pipe, tmp_path / "b.png", (6, 9), every=1e-9).laid(codes)
+    monkeypatch.setattr("smalti.cli.generation_output.MAX_SIDE", 5)
+    PartialPreview(pipe, tmp_path / "b.png", (6, 9), every=1e-9).update(codes)
     assert pixels(tmp_path / "b.png").shape == (6, 9, 3)
 
 
 def test_other_images_are_not_taken_for_finished(tmp_path: Path) -> None:
     settings = {"seed": 3, "size": [4, 4], "label": None}
-    for name, found in (("a", settings), ("b", {**settings, "score": 1.5}), ("c", {**settings, "tries": 2}), ("d", {})):
+    for name, found in (
+        ("a", settings),
+        ("b", {**settings, "score": 1.5}),
+        ("c", {**settings, "best_of": 2}),
+        ("d", {}),
+    ):
         save_png(tmp_path / f"{name}.png", np.zeros((4, 4, 3), np.uint8), settings=found)
     Image.new("RGB", (4, 4)).save(tmp_path / "e.png")
-    finished = {name: File(tmp_path / f"{name}.png", settings).finished for name in "abcdef"}
+    finished = {name: OutputFile(tmp_path / f"{name}.png", settings).finished for name in "abcdef"}
     assert finished == {"a": True, "b": True, "c": False, "d": False, "e": False, "f": False}

@@ -286,7 +286,7 @@ def test_from_files_to_samples(home: Path) -> None:
     condition = condition_of(shards, "auto")
     assert isinstance(condition, CompositeCondition)
     told = CliRunner().invoke(app, ["info", str(home / "codes")])
-    assert "told: label, segmentation, layout, 38 codes of 1039" in told.output
+    assert "condition: label, segmentation, layout, 38 codes with 1039 values" in " ".join(told.output.split())
     with pytest.raises(SmaltiError, match="were made with label and segmentation and layout; set condition=auto"):
         condition_of(shards, "segmentation")
     assert condition_keys(condition) == ("label", "segmentation", "layout")
@@ -313,7 +313,7 @@ def test_from_files_to_samples(home: Path) -> None:
     ran = CliRunner().invoke(app, [str(word) for word in (*words, f"segmentation={map_file}")])
     assert ran.exit_code == 0, ran.output
     ran = CliRunner().invoke(app, [str(word) for word in (*words, map_file)])
-    assert "say whose it is; --condition label=... or --condition segmentation=..." in str(ran.exception)
+    assert "give a name: --condition label=... or --condition segmentation=..." in str(ran.exception)
 
 
 def test_coordinates_are_encoded_with_the_images(home: Path) -> None:
@@ -332,8 +332,8 @@ def test_coordinates_are_encoded_with_the_images(home: Path) -> None:
     [
         (("--condition", "depth"), "takes a tokenizer of its own: --condition-tokenizer depth=RUN"),
         (("--condition", "labels", "--condition-tokenizer", "x"), "labels takes no tokenizer"),
-        (("--condition", "labels", "--condition-set", "layout.max_objects=1"), "there is no --condition layout"),
-        (("--condition-data", "x"), "--condition-data 'x': say whose it is"),
+        (("--condition", "labels", "--condition-set", "layout.max_objects=1"), "no --condition layout is given"),
+        (("--condition-data", "x"), "--condition-data 'x': give a name"),
         (("--condition", "layout", "--condition-data", "no.json"), r"no\.json"),
     ],
 )

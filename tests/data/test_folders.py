@@ -26,7 +26,7 @@ RESULTS = {
     "config.yaml": b"smalti: 0.1.0\nstage: tokenizer\n",
     "config.json": b'{"smalti": 1, "kind": "tokenizer"}',
     "codes.json": b'{"format": 1, "fingerprint": "ab"}',
-    "study.json": b'{"smalti": "0.1.0", "study": "window"}',
+    "experiment.json": b'{"smalti": "0.1.0", "experiment": "window"}',
 }
 
 

@@ -230,18 +230,18 @@ def test_the_labels_of_scenes_have_names(tmp_path: Path) -> None:
 
 
 def test_parts_at_one_scale(home: Path) -> None:
-    ran = encode(home, "parts", "--zoom", "2", "--least-zoom", "2")
+    ran = encode(home, "parts", "--zoom", "2", "--min-zoom", "2")
     assert ran.exit_code == 0, ran.output
     meta = open_codes(home / "parts").meta
     assert (meta.training.data["zoom"], meta.validation.data["zoom"]) == ([2.0, 2.0], 2.0)
-    refused = encode(home, "others", "--zoom", "1.5", "--least-zoom", "2")
+    refused = encode(home, "others", "--zoom", "1.5", "--min-zoom", "2")
     assert "to a larger one, not 2.0 to 1.5" in str(refused.exception)
 
 
 def test_the_same_command_again_makes_nothing_anew(home: Path) -> None:
     again = encode(home, "codes")
     assert again.exit_code == 0
-    assert "already there" in again.output
+    assert "already encoded" in again.output
     words = ["encode", home / "tokenizer", home / "images", "--out", home / "codes", "--copies", 2, "--size", SIDE]
     other = CliRunner().invoke(app, [str(word) for word in (*words, "--validation", 0.2)])
     assert other.exit_code == 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.evaluation.distances import Gaussian, InceptionScore, Moments, frechet
 from smalti.evaluation.metrics import Accumulator
-from smalti.evaluation.nearest_neighbors import Kept, kernel_distance, manifold
+from smalti.evaluation.nearest_neighbors import FeatureReservoir, kernel_distance, manifold
 
 D, CLASSES = 6, 5
 
@@ -99,7 +99,7 @@ def test_memory_does_not_grow() -> None:
 
 
 def test_states_are_copies() -> None:
-    score, kept = InceptionScore(CLASSES, images=10), Kept(D, limit=7)
+    score, kept = InceptionScore(CLASSES, images=10), FeatureReservoir(D, limit=7)
     made = moments(draws(5))
     score.update(logits(5), torch.arange(5))
     kept.update(draws(5), torch.arange(5))
@@ -273,20 +273,20 @@ def test_the_score_tells_when_it_is_not_what_it_seems() -> None:
 @given(divisions(count=23))
 def test_what_is_kept_does_not_depend_on_order_batches_or_processes(division: list[list[list[int]]]) -> None:
     features = draws(23)
-    parts = [Kept(D, limit=7, seed=3) for _ in division]
+    parts = [FeatureReservoir(D, limit=7, seed=3) for _ in division]
     for part, batches in zip(parts, division, strict=True):
         for places in batches:
             part.update(features[places], torch.tensor(places, dtype=torch.int64))
-    total = Kept(D, limit=7, seed=3)
+    total = FeatureReservoir(D, limit=7, seed=3)
     total.merge_gathered(gathered(parts))
-    alone = Kept(D, limit=7, seed=3)
+    alone = FeatureReservoir(D, limit=7, seed=3)
     alone.update(features, torch.arange(23))
     assert total.features().equal(alone.features())
-    assert total.notes() == ("7 of 23 images were compared, chosen with seed 3",)
+    assert total.notes() == ("7 of 23 images were compared, selected with seed 3",)
 
 
 def test_fewer_than_the_limit_are_all_kept_in_the_order_of_places() -> None:
-    kept = Kept(D, limit=30)
+    kept = FeatureReservoir(D, limit=30)
     order = torch.randperm(23, generator=torch.Generator().manual_seed(1))
     kept.update(draws(23)[order], order)
     assert kept.features().equal(draws(23))
@@ -297,7 +297,7 @@ def test_the_choice_is_even() -> None:
     """Each of 20 images is among 5 in a quarter of 400 choices: 100 times, with a deviation of 8.7."""
     counts = torch.zeros(20)
     for seed in range(400):
-        kept = Kept(1, limit=5, seed=seed)
+        kept = FeatureReservoir(1, limit=5, seed=seed)
         kept.update(torch.arange(20.0)[:, None], torch.arange(20))
         counts[kept.features()[:, 0].long()] += 1
     assert counts.sum() == 2000
@@ -305,7 +305,7 @@ def test_the_choice_is_even() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    kept = Kept(D, limit=8)
+    kept = FeatureReservoir(D, limit=8)
     for places in torch.split(torch.arange(1000), 10):
         kept.update(draws(10), places)
         assert sum(len(part.ranks) for part in kept._parts) <= 16
@@ -319,7 +319,7 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 def test_a_image_counted_twice_is_noticed() -> None:
-    kept = Kept(D, limit=8)
+    kept = FeatureReservoir(D, limit=8)
     kept.update(draws(3), torch.tensor([0, 1, 1]))
     with pytest.raises(AssertionError, match="counted twice"):
         kept.features()

@@ -17,12 +17,12 @@ from smalti.core.files import read_json, write_json
 from smalti.core.published_weights import WEIGHTS
 from smalti.core.settings import parse
 from smalti.evaluation import image_sets
-from smalti.evaluation.protocols import PRIOR_PROTOCOLS, SET_PROTOCOLS, TOKENIZER_PROTOCOLS, choose
+from smalti.evaluation.protocols import PRIOR_PROTOCOLS, SET_PROTOCOLS, TOKENIZER_PROTOCOLS, select_protocol
 from smalti.evaluation.results import read_result
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
 from smalti.tokenizer.vqgan import VQGAN
-from tests.judged import forbid_downloads, use_means, write_noise
+from tests.feature_networks import forbid_downloads, use_means, write_noise
 from tests.small import LABELS, write_images, write_recipe
 
 
@@ -97,7 +97,7 @@ def test_a_tokenizer_on_what_its_training_held_out(evaluate: Runner, models: Pat
         "tokenizer", models / "runs" / "tokenizer", models / "images", "--out", out, "--set", "lpips=[]"
     )
     assert "was trained on" in said
-    assert "measuring the 20% held out there" in said
+    assert "evaluating the 20% held out there" in said
     assert re.search(r"psnr +\d", said)
     assert "reconstruction_frechet_squeezenet" in said
     assert "features: the mean colors of four quarters" in said
@@ -117,7 +117,7 @@ def test_what_was_held_out_is_found_where_the_images_were_moved(evaluate: Runner
     moved = shutil.copytree(models / "images", tmp_path / "photos")
     run = (models / "runs" / "tokenizer", moved, "--set", "lpips=[]", "--set", "features=null")
     said = evaluate.works("tokenizer", *run)
-    assert "measuring the 20% held out there" in said
+    assert "evaluating the 20% held out there" in said
     next(iter(sorted(moved.rglob("*.png")))).unlink()
     said = evaluate.works("tokenizer", *run)
     assert "held out there" not in said, "these are other images"
@@ -152,7 +152,7 @@ def test_results_are_compared(evaluate: Runner, models: Path, tmp_path: Path) ->
 
 def test_a_prior_on_codes_and_on_images(evaluate: Runner, models: Path, tmp_path: Path) -> None:
     said = evaluate.works("prior", models / "pipeline", models / "codes", "--out", tmp_path / "codes")
-    assert re.search(r"nats_a_code +\d", said)
+    assert re.search(r"nats_per_code +\d", said)
     said = evaluate.works(
         "prior", models / "pipeline", models / "images", "--protocol", "prior-samples-squeezenet", "--set", "samples=6",
         "--held-out", "0.3", "--out", tmp_path / "images",
@@ -181,7 +181,7 @@ def test_folders_and_kept_statistics(evaluate: Runner, tmp_path: Path) -> None:
     assert re.search(r"^fid +\d", said, re.MULTILINE), "with Inception's names it is FID"
     evaluate.fails(
         "folders", a, tmp_path / "b.npz", *options, "--statistics", tmp_path / "c.npz",
-        sentence="holds statistics already; leave out --statistics",
+        sentence="holds statistics already; omit --statistics",
     )  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def test_mistakes_are_sentences(evaluate: Runner, models: Path, tmp_path: Path) 
         (("tokenizer", tokenizer, empty), "no images in"),
         (("tokenizer", tmp_path / "gone", images), "there is no model folder"),
         (("tokenizer", tokenizer, images, "--set", "sise=3"), "unknown key 'sise'"),
-        (("prior", tokenizer, images), "holds no prior with its tokenizer"),
+        (("prior", tokenizer, images), "does not hold both a prior and its tokenizer"),
         (("folders", images, tmp_path / "gone.npz"), "there is no"),
         (("compare", tmp_path, tmp_path), "there is no file"),
     ):
@@ -226,7 +226,7 @@ def test_missing_weights(evaluate: Runner, models: Path, tmp_path: Path, monkeyp
     out = tmp_path / "out"
     said = evaluate.works(*folders, "--out", out)
     assert said.startswith(
-        "measured in EfficientNet-Lite0's features, for the weights of inception are not on this machine"
+        "measured in EfficientNet-Lite0's features, because the weights of inception are not on this machine"
     )
     assert "frechet_efficientnet" in said
     result = read_json(out / "result.json")
@@ -250,7 +250,7 @@ def test_a_network_is_loaded_once(models: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(image_sets, "feature_network", made.append)
     monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path))
     (tmp_path / WEIGHTS["inception-fid"].files[0]).write_bytes(b"any")
-    chosen = choose(SET_PROTOCOLS, None, overrides=[])
+    chosen = select_protocol(SET_PROTOCOLS, None, overrides=[])
     assert image_sets.with_available_network(chosen) == (chosen, "")
     assert not made
 

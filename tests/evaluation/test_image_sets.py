@@ -19,19 +19,19 @@ from smalti.core.errors import SmaltiError
 from smalti.data.sources import Source, held_out_order, identity, open_source
 from smalti.evaluation.distances import frechet
 from smalti.evaluation.feature_statistics import (
-    Gatherer,
     Statistics,
+    StatisticsAccumulator,
     holds_statistics,
     read_statistics,
     write_statistics,
 )
-from smalti.evaluation.features import Seen
+from smalti.evaluation.features import NetworkOutput
 from smalti.evaluation.measures import Measured, measure_sets
 from smalti.evaluation.nearest_neighbors import manifold
-from smalti.evaluation.prepared_images import FILTERS, Taken, fitted, open_images
-from smalti.evaluation.protocols import SET_PROTOCOLS, ImageProtocol, SetProtocol, choose
+from smalti.evaluation.prepared_images import FILTERS, PreparedImages, fitted, open_images
+from smalti.evaluation.protocols import SET_PROTOCOLS, ImageProtocol, SetProtocol, select_protocol
 from smalti.images.io import center_crop, resize_to_cover, save_png
-from tests.judged import Means, forbid_downloads, use_means, write_noise
+from tests.feature_networks import Means, forbid_downloads, use_means, write_noise
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def protocol(*overrides: str) -> SetProtocol:
-    return choose(
+    return select_protocol(
         SET_PROTOCOLS,
         "folder-vs-folder-squeezenet",
         overrides=["features.subset_size=20", "features.splits=3", *overrides],
@@ -64,7 +64,7 @@ def measured(samples: Path, reference: Path | Statistics, *overrides: str, **opt
 def features_of(folder: Path) -> torch.Tensor:
     """All features of a folder, the plain way."""
     arrays = [np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]
-    seen: Seen = Means()(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2))
+    seen: NetworkOutput = Means()(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2))
     return seen.features
 
 
@@ -120,7 +120,7 @@ def test_a_corrupt_image_is_left_out_and_said(folders: tuple[Path, Path], tmp_pa
     assert found.scores == pytest.approx(without.scores, rel=1e-9)
     assert found.samples["images"] == 39
     assert list(found.samples["left_out"]) == ["007.png"]
-    assert any(note.startswith("samples: 1 of 40 images was left out as damaged: 007.png") for note in found.notes)
+    assert any(note.startswith("samples: 1 of 40 images was skipped as damaged: 007.png") for note in found.notes)
 
 
 def test_unequal_sizes_are_told_and_can_be_made_equal(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_missing_weights_are_a_sentence(
 def gathered(folder: Path) -> Statistics:
     """The statistics of a folder, as the protocol gathers them."""
     arrays = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])
-    gatherer = Gatherer(Means(), protocol().features, total=len(arrays), score=False, device=CPU)
-    gatherer.update(torch.from_numpy(arrays).permute(0, 3, 1, 2), torch.arange(len(arrays)))
-    return gatherer.statistics()
+    accumulator = StatisticsAccumulator(Means(), protocol().features, total=len(arrays), score=False, device=CPU)
+    accumulator.update(torch.from_numpy(arrays).permute(0, 3, 1, 2), torch.arange(len(arrays)))
+    return accumulator.statistics()
 
 
 def test_statistics_are_kept_and_read_again(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     for read, name, sentence in (
         (read_statistics, "gone.npz", "there is no file"),
         (read_statistics, "broken.npz", r"cannot be read as an \.npz file"),
-        (read_statistics, "other.npz", "mu and sigma are needed, and there is weights"),
+        (read_statistics, "other.npz", "mu and sigma are needed, and it has weights"),
         (open_images, "broken.npz", r"cannot be read as an \.npz file"),
         (open_images, "other.npz", "has no array arr_0"),
         (open_images, "float.npz", r"arr_0 is float64 of shape \(2, 8, 8, 3\); samples are uint8"),
@@ -275,7 +275,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(SmaltiError, match=sentence):
             read(tmp_path / name)
     np.savez(tmp_path / "said.npz", mu=np.zeros(3), sigma=np.eye(3), smalti=np.array("{no json"))
-    with pytest.raises(SmaltiError, match="what it says of itself is no JSON"):
+    with pytest.raises(SmaltiError, match="its metadata is not JSON"):
         read_statistics(tmp_path / "said.npz")
 
 
@@ -332,8 +332,8 @@ def test_lanczos_is_that_of_training() -> None:
     assert np.array_equal(fitted(array, size=(16, 16), filter="lanczos"), expected)
 
 
-def taken(source: Source, **settings: Any) -> Taken:
-    return Taken(source, ImageProtocol(**settings), channels=3)
+def taken(source: Source, **settings: Any) -> PreparedImages:
+    return PreparedImages(source, ImageProtocol(**settings), channels=3)
 
 
 def test_each_image_comes_once_with_its_place(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_each_image_comes_once_with_its_place(tmp_path: Path) -> None:
     for batch in (1, 5, 64):
         some = taken(source)
         seen: dict[int, npt.NDArray[np.uint8]] = {}
-        for places, pixels in some.portions(batch):
+        for places, pixels in some.batches(batch):
             assert len(places) == len(pixels) <= batch
             seen.update(zip(places.tolist(), pixels, strict=True))
         assert sorted(seen) == list(range(87))
@@ -365,7 +365,7 @@ def test_a_set_without_a_readable_image(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(SmaltiError, match=r"none of the 2 images in .* can be read; the first: a\.png is empty"):
-        list(taken(open_source(tmp_path)).portions(4))
+        list(taken(open_source(tmp_path)).batches(4))
 
 
 def test_another_image_is_held_out_where_all_held_out_ones_are_damaged(tmp_path: Path) -> None:
@@ -375,20 +375,20 @@ def test_another_image_is_held_out_where_all_held_out_ones_are_damaged(tmp_path:
     for key in order[:2]:
         (tmp_path / key).write_bytes(b"")
     some = taken(source, held_out=0.001)
-    assert [len(places) for places, _ in some.portions(4)] == [1]
+    assert [len(places) for places, _ in some.batches(4)] == [1]
     assert [each.key for each in some.images] == [order[0], order[2]]
     assert list(some.left_out) == [order[0]]
     for key in order[2:]:
         (tmp_path / key).write_bytes(b"")
     with pytest.raises(SmaltiError, match=r"none of the 1 images in .* can be read"):
-        list(taken(source, held_out=0.001).portions(4))
+        list(taken(source, held_out=0.001).batches(4))
 
 
 def test_a_reader_that_is_left_early_stops(tmp_path: Path) -> None:
-    portions = taken(open_source(write_noise(tmp_path, count=200, size=(4, 4)))).portions(2)
-    assert len(next(portions).places) == 2
+    batches = taken(open_source(write_noise(tmp_path, count=200, size=(4, 4)))).batches(2)
+    assert len(next(batches).places) == 2
     before = threading.active_count()
-    del portions
+    del batches
     assert threading.active_count() < before, "the readers have ended"
 
 

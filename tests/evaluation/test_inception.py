@@ -22,7 +22,7 @@ from smalti.evaluation.features import (
     EfficientNetFeatures,
     FeatureNetwork,
     InceptionFeatures,
-    Seen,
+    NetworkOutput,
     SqueezeNetFeatures,
     feature_network,
 )
@@ -194,7 +194,8 @@ def test_squeezenet_sees_the_means_and_places_of_its_last_map(small: SqueezeNetF
 
 
 def test_squeezenet_antialiases() -> None:
-    """Stripes of two pixels, where the network sees one in four, are gray to it; without antialiasing all would be black."""
+    """Stripes of two pixels, where the network sees one in four, are gray to it; without antialiasing all would be
+    black."""
     stripes = torch.tensor([255, 0, 0, 255], dtype=torch.uint8).repeat(224).expand(1, 3, 224, -1)
     network = SqueezeNetFeatures()
     shake(network)
@@ -222,13 +223,13 @@ class Probe(FeatureNetwork):
         super().__init__()
         self.notes: list[object] = []
 
-    def see(self, images: Tensor) -> Seen:
+    def extract(self, images: Tensor) -> NetworkOutput:
         self.notes += [
             torch.backends.cudnn.allow_tf32,
             torch.get_float32_matmul_precision(),
             torch.is_autocast_enabled("cpu"),
         ]
-        return Seen(images, images, images)
+        return NetworkOutput(images, images, images)
 
 
 def test_the_callers_precision_is_not_that_of_scores() -> None:

@@ -23,12 +23,12 @@ from smalti.data.sources import open_source, split
 from smalti.encoding.code_writer import write_codes
 from smalti.evaluation.measures import measure_prior, measure_tokenizer
 from smalti.evaluation.metrics import psnr
-from smalti.evaluation.protocols import PRIOR_PROTOCOLS, TOKENIZER_PROTOCOLS, choose
+from smalti.evaluation.protocols import PRIOR_PROTOCOLS, TOKENIZER_PROTOCOLS, select_protocol
 from smalti.images.io import center_crop, read_image, resize_to_cover, to_array, to_tensor
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings, nll
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
-from tests.judged import forbid_downloads, use_means, write_noise
+from tests.feature_networks import forbid_downloads, use_means, write_noise
 from tests.small import write_images
 
 CPU = torch.device("cpu")
@@ -69,11 +69,11 @@ def pipeline(condition: Any, *, grid: tuple[int, int] = (4, 4)) -> Pipeline:
 
 
 def tokens(*overrides: str) -> Any:
-    return choose(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["lpips=[]", "features=null", *overrides])
+    return select_protocol(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["lpips=[]", "features=null", *overrides])
 
 
 def priors(*overrides: str) -> Any:
-    return choose(PRIOR_PROTOCOLS, "prior", overrides=overrides)
+    return select_protocol(PRIOR_PROTOCOLS, "prior", overrides=overrides)
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +169,12 @@ def test_weights_that_are_missing_are_left_out_or_refused(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_downloads(monkeypatch, tmp_path)
-    protocol = choose(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["images.size=[16,16]"])
+    protocol = select_protocol(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["images.size=[16,16]"])
     found = measure_tokenizer(tokenizer(), open_source(data_folder), protocol=protocol, device=CPU)
     assert set(found.scores) == {"psnr", "ssim", "codes_in_use", "perplexity"}
     for words in ("lpips_squeezenet is left out: squeezenet1_1", "the scores in squeezenet's features are left out"):
         assert any(words in note for note in found.notes), found.notes
-    strict = choose(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["missing=refuse"])
+    strict = select_protocol(TOKENIZER_PROTOCOLS, "tokenizer", overrides=["missing=refuse"])
     with pytest.raises(SmaltiError, match=r"is needed .* and was not found"):
         measure_tokenizer(tokenizer(), open_source(data_folder), protocol=strict, device=CPU)
 
@@ -195,8 +195,8 @@ def test_images_keep_their_sizes_where_none_is_asked_for(tmp_path: Path) -> None
     found = measure_tokenizer(tokenizer(), open_source(tmp_path), protocol=tokens(), device=CPU, batch=2)
     assert found.data["sizes"] == [[12, 12], [16, 24]], "cut to whole tiles of 4"
     assert found.data["images"] == 5
-    assert found.data["left_out"]["thin.png"].startswith("is 3x40 pixels, smaller than one tile of 4")
-    assert any(note.startswith("2 of 7 images were left out as damaged: broken.png is not a") for note in found.notes)
+    assert found.data["left_out"]["thin.png"].startswith("is 3x40 pixels, smaller than the downsampling factor 4")
+    assert any(note.startswith("2 of 7 images were skipped as damaged: broken.png is not a") for note in found.notes)
     assert any("2 different sizes, from 12x12 to 16x24" in note for note in found.notes)
     assert int(found.values["psnr"].isnan().sum()) == 2
     assert math.isfinite(found.scores["psnr"])
@@ -243,16 +243,16 @@ def test_likelihood_is_that_of_the_prior(data_folder: Path, batch: int) -> None:
         codes = pipe.tokenizer.encode(images_of(data_folder, 16)).codes
         prefix = torch.tensor([[0]] * 10 + [[1]] * 10)  # the folders come in the order of their names: dark, light
         expected = nll(pipe.prior, prefix, codes)
-    assert torch.allclose(found.values["nats_a_code"], expected.mean((1, 2)), atol=1e-5)
+    assert torch.allclose(found.values["nats_per_code"], expected.mean((1, 2)), atol=1e-5)
     assert found.places is not None
     assert torch.allclose(found.places, expected.mean(0), atol=1e-5)
     mean = float(expected.mean())
-    assert found.scores["nats_a_code"] == pytest.approx(mean, rel=1e-5)
-    assert found.scores["bits_a_pixel"] == pytest.approx(mean / math.log(2) * 16 / 256, rel=1e-5)
-    entropy = found.scores["entropy_nats_a_code"]
+    assert found.scores["nats_per_code"] == pytest.approx(mean, rel=1e-5)
+    assert found.scores["bits_per_pixel"] == pytest.approx(mean / math.log(2) * 16 / 256, rel=1e-5)
+    entropy = found.scores["entropy_nats_per_code"]
     assert found.scores["below_entropy"] == pytest.approx(1 - mean / entropy, rel=1e-5)
     assert [each.rank for each in found.examples] == ["worst"] * 4 + ["median"] * 4 + ["best"] * 4
-    assert found.examples[0].name == found.names[int(found.values["nats_a_code"].argmax())]
+    assert found.examples[0].name == found.names[int(found.values["nats_per_code"].argmax())]
 
 
 def test_a_prior_that_is_told_nothing(data_folder: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_prior_that_is_told_nothing(data_folder: Path) -> None:
     with torch.no_grad():
         codes = pipe.tokenizer.encode(images_of(data_folder, 16)[[0, 5, 10, 15]]).codes
         expected = nll(pipe.prior, pipe.prior.null_prefix(4), codes)
-    assert torch.allclose(found.values["nats_a_code"], expected.mean((1, 2)), atol=1e-5)
+    assert torch.allclose(found.values["nats_per_code"], expected.mean((1, 2)), atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -281,12 +281,12 @@ def codes(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_codes_give_what_their_images_give(data_folder: Path, codes: Path) -> None:
     pipe = pipeline(Labels(LABELS))
-    whole = measure_prior(pipe, open_source(data_folder), protocol=priors(), device=CPU).values["nats_a_code"]
+    whole = measure_prior(pipe, open_source(data_folder), protocol=priors(), device=CPU).values["nats_per_code"]
     held_out = measure_prior(pipe, open_codes(codes), protocol=priors(), device=CPU)
-    assert torch.allclose(held_out.values["nats_a_code"], whole[10:], atol=1e-5)
+    assert torch.allclose(held_out.values["nats_per_code"], whole[10:], atol=1e-5)
     assert held_out.data["images"] == 10
     two = measure_prior(pipe, open_codes(codes), protocol=priors("images.count=2"), device=CPU)
-    assert torch.allclose(two.values["nats_a_code"], whole[[10, 15]], atol=1e-5)
+    assert torch.allclose(two.values["nats_per_code"], whole[[10, 15]], atol=1e-5)
 
 
 def test_samples_are_compared_with_the_data(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,10 +329,10 @@ def test_what_a_prior_cannot_be_measured_on(data_folder: Path, codes: Path) -> N
             pipeline(Labels(LABELS)),
             shards,
             priors("samples=4", "features.kept=9"),
-            "codes were given; give the images",
+            "not codes; give the images",
         ),
         (pipeline(Labels(LABELS)), source, priors("samples=4"), "set features.network, or samples=0"),
-        (pipeline(given), source, priors(), "this prior is told a codes"),
+        (pipeline(given), source, priors(), "this prior is conditioned on a codes"),
     ):
         with pytest.raises(SmaltiError, match=sentence):
             measure_prior(pipe, data, protocol=protocol, device=CPU)

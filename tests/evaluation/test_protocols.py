@@ -18,7 +18,7 @@ from smalti.evaluation.protocols import (
     SET_PROTOCOLS,
     TOKENIZER_PROTOCOLS,
     FeatureProtocol,
-    choose,
+    select_protocol,
 )
 
 TABLES: list[Mapping[str, Any]] = [TOKENIZER_PROTOCOLS, PRIOR_PROTOCOLS, SET_PROTOCOLS]
@@ -55,14 +55,14 @@ def test_the_named_ones_are_what_their_names_say() -> None:
 
 
 def test_changes_are_laid_over() -> None:
-    changed = choose(
+    changed = select_protocol(
         TOKENIZER_PROTOCOLS,
         "tokenizer",
         overrides=["images.size=[32,48]", "lpips=[]", "rounding=down", "features=null"],
     )
     assert (changed.images.size, changed.lpips, changed.rounding, changed.features) == ((32, 48), (), "down", None)
     assert TOKENIZER_PROTOCOLS["tokenizer"].rounding == "nearest"
-    laid = choose(PRIOR_PROTOCOLS, "prior", overrides=["features.network=squeezenet", "sampler.top_k=5"])
+    laid = select_protocol(PRIOR_PROTOCOLS, "prior", overrides=["features.network=squeezenet", "sampler.top_k=5"])
     assert laid.features == FeatureProtocol(network="squeezenet")
     assert laid.sampler.top_k == 5
 
@@ -84,5 +84,5 @@ def test_changes_are_laid_over() -> None:
 )
 def test_mistakes_are_named(name: str, overrides: list[str], sentence: str) -> None:
     with pytest.raises(SmaltiError) as refused:
-        choose(TOKENIZER_PROTOCOLS, name, overrides=overrides)
+        select_protocol(TOKENIZER_PROTOCOLS, name, overrides=overrides)
     assert re.search(sentence, str(refused.value)), refused.value

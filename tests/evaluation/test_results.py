@@ -16,12 +16,12 @@ from smalti.core.files import write_json
 from smalti.core.version import __version__
 from smalti.evaluation.results import (
     DEFINITIONS,
-    Compared,
+    ExampleImage,
     Measured,
-    Shown,
+    ScorePair,
     as_plain,
     compare,
-    in_words,
+    format_score,
     read_result,
     write_result,
 )
@@ -45,7 +45,7 @@ def measured(**changes: Any) -> Measured:
         "names": ("a", "b, c", "d"),
         "values": {"psnr": torch.tensor([20.0, torch.nan, 21.0])},
         "counts": torch.tensor([3, 0, 9, 0]),
-        "examples": (Shown("worst", "a", {"psnr": 20.0}, PIXELS, PIXELS + 60),),
+        "examples": (ExampleImage("worst", "a", {"psnr": 20.0}, PIXELS, PIXELS + 60),),
     }
     return Measured(**{**values, **changes})
 
@@ -87,7 +87,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 def test_two_results_side_by_side(tmp_path: Path) -> None:
     other = changed(scores={"ssim": 0.5, "psnr": 22.0}, model={"tokenizer": "another"})
     write_json(tmp_path / "other.json", other)
-    assert compare(changed(), read_result(tmp_path / "other.json")) == [Compared("psnr", 20.5, 22.0)]
+    assert compare(changed(), read_result(tmp_path / "other.json")) == [ScorePair("psnr", 20.5, 22.0)]
 
 
 def test_what_does_not_change_a_score_may_differ() -> None:
@@ -127,16 +127,16 @@ def test_what_was_measured_differently_is_not_compared(changes: dict[str, Any], 
 
 
 def test_likelihoods_of_other_codes_are_not_compared() -> None:
-    one = changed(kind="prior", scores={"nats_a_code": 3.0})
-    other = changed(kind="prior", scores={"nats_a_code": 2.0}, model={"tokenizer": "another"})
+    one = changed(kind="prior", scores={"nats_per_code": 3.0})
+    other = changed(kind="prior", scores={"nats_per_code": 2.0}, model={"tokenizer": "another"})
     with pytest.raises(SmaltiError, match="tokenizer is 'f00d' in one and 'another'"):
         compare(one, other)
 
 
 def test_scores_in_words() -> None:
-    assert in_words("codes_in_use", 0.956) == "95.6%"
-    assert in_words("psnr", 20.5) == "20.5"
-    assert in_words("kid", 0.12345, deviation=0.0123) == "0.1235 ± 0.012"
+    assert format_score("codes_in_use", 0.956) == "95.6%"
+    assert format_score("psnr", 20.5) == "20.5"
+    assert format_score("kid", 0.12345, deviation=0.0123) == "0.1235 ± 0.012"
     assert score_name("spatial_frechet_squeezenet") == "Spatial frechet (SqueezeNet)"
     assert score_name("rfid") == "rFID"
 
@@ -162,10 +162,10 @@ def test_a_page_shows_all_of_it() -> None:
 def test_pages_of_the_other_kinds() -> None:
     prior = measured(
         kind="prior",
-        scores={"nats_a_code": 3.0},
+        scores={"nats_per_code": 3.0},
         model={"tokenizer": "f00d", "prior": "cafe"},
         places=torch.tensor([[1.0, 2.0], [3.0, 3.5]]),
-        examples=(Shown("best", "a", {}, PIXELS, PIXELS), Shown("sample", "seed 0", {}, PIXELS, PIXELS)),
+        examples=(ExampleImage("best", "a", {}, PIXELS, PIXELS), ExampleImage("sample", "seed 0", {}, PIXELS, PIXELS)),
     )
     html = page(prior, as_plain(prior)).render()
     assert "difference</th>" not in html, "of codes there is no original"
@@ -184,7 +184,7 @@ def test_pages_of_the_other_kinds() -> None:
         data={"name": "statistics", "identity": "1", "images": None},
         values={},
         counts=None,
-        examples=(Shown("reference", "z", {}, PIXELS[:, :, :1], PIXELS),),
+        examples=(ExampleImage("reference", "z", {}, PIXELS[:, :, :1], PIXELS),),
     )
     html = page(sets, as_plain(sets)).render()
     for words in ("1,234 images of <code>mine</code>", "an unknown number of images", "Reference", "FID"):

@@ -77,7 +77,8 @@ def test_each_image_has_its_own_value() -> None:
 
 
 def test_a_negative_is_the_contrary() -> None:
-    """Waves around mid-gray and their negative: structure is inverted, and MS-SSIM, which has no roots of that, is 0."""
+    """Waves around mid-gray and their negative: structure is inverted, and MS-SSIM, which has no roots of that, is
+    0."""
     a = torch.sin(torch.arange(200.0))[None, None, None].expand(1, 1, 170, 200)
     assert ssim(a, -a).item() < -0.8
     assert ms_ssim(a, -a).item() == 0.0

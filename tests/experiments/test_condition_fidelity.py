@@ -1,4 +1,4 @@
-"""How far images show what they were told: each measure on images of which the answer is known, and the judge."""
+"""How far images show what they were told: each measure on images of which the answer is known, and the scene network."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor
 from smalti.data.annotations.objects import ObjectAnnotation
 from smalti.experiments import condition_fidelity
 from smalti.experiments.condition_fidelity import ComparedImages, f_score, mean_iou, rank_correlation
-from smalti.experiments.scene_network import Judge, Known, Verdict, judged, train_judge
+from smalti.experiments.scene_network import KnownScenes, SceneNetwork, ScenePrediction, predict, train_scene_network
 from smalti.scenes.painter import CLASSES, LABELS
 
 SIDE = 16
 
 
 class Seeing(torch.nn.Module):
-    """A judge that reads labels, depth and class off the three channels of an image: red is the label, green the depth."""
+    """A judge that reads labels, depth and class off the three channels of an image: red is the label, green the
+    depth."""
 
-    def forward(self, images: Tensor) -> Verdict:
+    def forward(self, images: Tensor) -> ScenePrediction:
         labels = ((images[:, 0] + 1) * 4).round().long()  # -1 -> 0 ... 1 -> 8
         logits = torch.nn.functional.one_hot(labels, len(LABELS)).movedim(-1, 1).float()
         classes = torch.nn.functional.one_hot(labels[:, 0, 0], len(CLASSES)).float()
-        return Verdict(logits, images[:, 1:2], classes)
+        return ScenePrediction(logits, images[:, 1:2], classes)
 
 
 def painted(labels: Tensor, depths: Tensor) -> Tensor:
@@ -34,54 +35,58 @@ def painted(labels: Tensor, depths: Tensor) -> Tensor:
 
 @pytest.fixture
 def compared() -> ComparedImages:
-    """Told images show what they should, those told nothing another scene's, and the real ones half of it."""
+    """Told images show what they should, those unconditional another scene's, and the real ones half of it."""
     chance = torch.Generator().manual_seed(0)
     labels = torch.randint(len(LABELS), (4, SIDE, SIDE), generator=chance)
     depths = torch.rand(4, 1, SIDE, SIDE, generator=chance) * 2 - 1
-    told = painted(labels, depths)
-    half = torch.where(torch.arange(SIDE) < SIDE // 2, told, told.roll(1, 0))
-    known = Known(told, labels[:, 0, 0], labels, depths)
-    return ComparedImages(told, told.roll(1, 0), half, known, [], Seeing())  # type: ignore[arg-type]
+    conditioned = painted(labels, depths)
+    half = torch.where(torch.arange(SIDE) < SIDE // 2, conditioned, conditioned.roll(1, 0))
+    known = KnownScenes(conditioned, labels[:, 0, 0], labels, depths)
+    return ComparedImages(conditioned, conditioned.roll(1, 0), half, known, [], Seeing())  # type: ignore[arg-type]
 
 
 def test_labels_that_are_shown(compared: ComparedImages) -> None:
     found = condition_fidelity.labels(compared)
-    assert found.told == 1.0
+    assert found.conditioned == 1.0
     assert 0.3 < found.real < 0.6
-    assert found.left_open < 0.2
+    assert found.unconditional < 0.2
     assert found.score == pytest.approx(1 / found.real)
 
 
 def test_depths_that_are_shown(compared: ComparedImages) -> None:
     found = condition_fidelity.depths(compared)
-    assert found.told == found.score == pytest.approx(1)
+    assert found.conditioned == found.score == pytest.approx(1)
     assert found.real == pytest.approx(0.5, abs=0.1)
-    assert abs(found.left_open) < 0.15
+    assert abs(found.unconditional) < 0.15
     upside_down = compared._replace(known=compared.known._replace(depths=-compared.known.depths))
-    assert condition_fidelity.depths(upside_down).told == pytest.approx(-1)
+    assert condition_fidelity.depths(upside_down).conditioned == pytest.approx(-1)
 
 
 def test_classes_that_are_shown(compared: ComparedImages) -> None:
     found = condition_fidelity.classes(compared)
-    assert found.told == found.score == 1
-    assert found.left_open < 1
+    assert found.conditioned == found.score == 1
+    assert found.unconditional < 1
 
 
 def test_edges_that_are_shown(compared: ComparedImages) -> None:
     found = condition_fidelity.edge_maps(compared)
-    assert found.told == 1
-    assert found.score == pytest.approx(1 / found.left_open)
+    assert found.conditioned == 1
+    assert found.score == pytest.approx(1 / found.unconditional)
 
 
 def test_smaller_images_are_compared(compared: ComparedImages) -> None:
-    brighter = compared._replace(told=compared.told + 0.2 * (compared.told < 0.8), known=compared.known)
-    flat = torch.zeros_like(compared.told)
-    same = brighter._replace(told=flat + 0.2, known=compared.known._replace(images=flat))
+    brighter = compared._replace(
+        conditioned=compared.conditioned + 0.2 * (compared.conditioned < 0.8), known=compared.known
+    )
+    flat = torch.zeros_like(compared.conditioned)
+    same = brighter._replace(conditioned=flat + 0.2, known=compared.known._replace(images=flat))
     # A difference of a tenth of the range is 20 dB, whatever the size.
-    assert condition_fidelity.smaller(same, times=4).told == pytest.approx(20, abs=1e-4)
+    assert condition_fidelity.smaller(same, times=4).conditioned == pytest.approx(20, abs=1e-4)
     checked = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(SIDE // 2, SIDE // 2).expand_as(flat) * 0.5
-    seen = same._replace(told=checked, known=same.known)
-    assert condition_fidelity.smaller(seen, times=2).told > 60  # what is lost in the smaller image does not count
+    seen = same._replace(conditioned=checked, known=same.known)
+    assert (
+        condition_fidelity.smaller(seen, times=2).conditioned > 60
+    )  # what is lost in the smaller image does not count
 
 
 def test_boxes_that_show_their_class() -> None:
@@ -96,12 +101,12 @@ def test_boxes_that_show_their_class() -> None:
             ObjectAnnotation("tree", (0.0, 0.0, 0.2, 0.2)),
         ]
     ]
-    known = Known(shown, torch.zeros(1, dtype=torch.long), labels, depths)
+    known = KnownScenes(shown, torch.zeros(1, dtype=torch.long), labels, depths)
     compared = ComparedImages(shown, empty, shown, known, things, Seeing())  # type: ignore[arg-type]
     all_of_them = condition_fidelity.boxes(compared, names=LABELS, only=lambda thing: True)
-    assert (all_of_them.told, all_of_them.left_open) == (0.5, 0.0)  # the house, not the tree
+    assert (all_of_them.conditioned, all_of_them.unconditional) == (0.5, 0.0)  # the house, not the tree
     houses = condition_fidelity.boxes(compared, names=LABELS, only=lambda thing: bool(thing.keypoints))
-    assert houses.told == 1.0
+    assert houses.conditioned == 1.0
     assert houses.score >= 2
 
 
@@ -109,8 +114,8 @@ def test_what_is_above_and_below(compared: ComparedImages) -> None:
     labels = torch.zeros(2, 12, 6, dtype=torch.long)
     labels[:, 6:] = LABELS.index("water")
     right = painted(labels, torch.zeros(2, 1, 12, 6))
-    found = condition_fidelity.heights(compared._replace(told=right, real=right, left_open=right.flip(2)))
-    assert (found.told, found.score, found.left_open) == (1, 1, 0)
+    found = condition_fidelity.heights(compared._replace(conditioned=right, real=right, unconditional=right.flip(2)))
+    assert (found.conditioned, found.score, found.unconditional) == (1, 1, 0)
 
 
 def test_intersection_over_union() -> None:
@@ -145,17 +150,17 @@ def test_the_judge_learns_what_is_seen() -> None:
     labels = torch.randint(3, (24, 2, 2), generator=chance).repeat_interleave(8, 1).repeat_interleave(8, 2)
     depths = (labels / 2 - 0.5).unsqueeze(1).float()
     images = torch.stack([labels == each for each in range(3)], dim=1) * 2.0 - 1
-    known = Known(images, labels[:, 0, 0], labels, depths)
+    known = KnownScenes(images, labels[:, 0, 0], labels, depths)
     done: list[int] = []
-    judge = train_judge(known, labels=3, classes=3, steps=40, progress=lambda now, total: done.append(now))
-    verdict = judged(judge, images)
+    network = train_scene_network(known, labels=3, classes=3, steps=40, progress=lambda now, total: done.append(now))
+    verdict = predict(network, images)
     assert (verdict.labels.argmax(1) == labels).float().mean() > 0.95
     assert (verdict.depths - depths).abs().mean() < 0.2
     assert verdict.classes.shape == (24, 3)
     assert done == list(range(1, 41))
     torch.manual_seed(1)
-    again = train_judge(known, labels=3, classes=3, steps=2, progress=lambda now, total: None)
-    other = train_judge(known, labels=3, classes=3, steps=2, progress=lambda now, total: None)
+    again = train_scene_network(known, labels=3, classes=3, steps=2, progress=lambda now, total: None)
+    other = train_scene_network(known, labels=3, classes=3, steps=2, progress=lambda now, total: None)
     assert all(torch.equal(one, two) for one, two in zip(again.parameters(), other.parameters(), strict=True))
-    assert isinstance(judge, Judge)
-    assert not judge.training
+    assert isinstance(network, SceneNetwork)
+    assert not network.training

@@ -1,4 +1,4 @@
-"""`smalti experiment`, and the study `reconstruction` from images to its page."""
+"""`smalti experiment`, and the experiment `reconstruction` from images to its page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from smalti.checkpoints.formats import FORMATS
 from smalti.cli.main import main
 from smalti.data.sources import open_source, split
 from smalti.evaluation.metrics import psnr
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.page_parts import detail
 from smalti.experiments.tokenizer_comparison import difference
 from smalti.images.io import read_image, resize_to_cover, save_png, to_tensor
@@ -61,7 +61,7 @@ def _without_weights(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyte
 
 
 def trained(home: Path) -> list[str]:
-    """The options of a study of two tokenizers that are trained within a second."""
+    """The options of an experiment of two tokenizers that are trained within a second."""
     chosen = {
         "recipe": str(home / "small.yaml"),
         "training": [],
@@ -77,7 +77,7 @@ def trained(home: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, a recipe, and the study done once in `out`."""
+    """Images, a recipe, and the experiment done once in `out`."""
     path = tmp_path_factory.mktemp("experiment")
     write_images(path / "images")
     write_recipe(path / "small.yaml")
@@ -104,9 +104,9 @@ def held_out(home: Path) -> list[str]:
 def test_the_studies_are_listed(capfd: pytest.CaptureFixture[str]) -> None:
     ended = smalti(capfd, "experiment")
     assert ended.status == 0
-    for name, study in STUDIES.items():
-        assert f"{name}: {study.about}" in ended.out
-        assert ended.out.count("--scale ") == 3 * len(STUDIES)
+    for name, experiment in EXPERIMENTS.items():
+        assert f"{name}: {experiment.about}" in ended.out
+        assert ended.out.count("--scale ") == 3 * len(EXPERIMENTS)
 
 
 @pytest.mark.parametrize(("name", "f"), [("f2", 2), ("f4", 4)])
@@ -123,9 +123,9 @@ def test_the_figures_are_those_of_the_trained_tokenizer_on_images_it_has_not_see
     assert outcome["result"]["scores"]["psnr"] == pytest.approx(float(values.mean()), abs=1e-3)
     assert outcome["result"]["data"]["images"] == len(keys) > 3
     assert (outcome["factor"], outcome["codes"]) == (f, 16)
-    assert outcome["bits_a_image"] == (SIDE // f) ** 2 * 4
-    assert outcome["bits_a_pixel"] == pytest.approx(outcome["bits_a_image"] / SIDE**2)
-    assert outcome["seconds_a_image"] > 0
+    assert outcome["bits_per_image"] == (SIDE // f) ** 2 * 4
+    assert outcome["bits_per_pixel"] == pytest.approx(outcome["bits_per_image"] / SIDE**2)
+    assert outcome["seconds_per_image"] > 0
 
 
 def test_what_is_set_side_by_side_is_the_same_images(home: Path) -> None:
@@ -182,7 +182,7 @@ def test_the_same_command_again_does_nothing_anew(
     shutil.copytree(home / "out", tmp_path / "out")
     ended = smalti(capfd, *trained(home), "--out", tmp_path / "out")
     assert ended.status == 0, ended.err
-    assert ended.out.count(": done before") == 4
+    assert ended.out.count(": already done") == 4
     assert result(tmp_path / "out") == result(home / "out")
 
 
@@ -206,7 +206,7 @@ def test_given_tokenizers_are_measured_on_all_images(
     assert "what they learned from is not known here" in text
     assert "the next smaller f" not in text
     again = smalti(capfd, *arguments[:3], "--data", home / "images", "--out", tmp_path / "out")
-    assert again.out.count(": done before") == 1, "one of them alone is measured already"
+    assert again.out.count(": already done") == 1, "one of them alone is measured already"
 
 
 def test_ours_beside_one_of_another_program(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -241,22 +241,22 @@ def test_a_damaged_image_is_left_out_and_told(home: Path, tmp_path: Path, capfd:
     assert ended.status == 0, ended.err
     outcome = result(tmp_path / "out")["steps"]["measure-tokenizer-f2"]["outcome"]
     assert outcome["result"]["data"]["images"] == 19
-    assert outcome["bits_a_image"] == 6 * 12 * 4
-    assert "left out as damaged: dark/00.png" in read(tmp_path / "out" / "report.html")[0]
+    assert outcome["bits_per_image"] == 6 * 12 * 4
+    assert "skipped as damaged: dark/00.png" in read(tmp_path / "out" / "report.html")[0]
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["reconstuction"], "no study 'reconstuction'; did you mean 'reconstruction'"),
-        (["reconstruction", "--scale", "tall"], "no scale 'tall'; did you mean"),
-        (["reconstruction", "--scale", "full"], "made for ImageNet's training images .* give the images with --data"),
+        (["reconstuction"], "no experiment 'reconstuction'; did you mean 'reconstruction'"),
+        (["reconstruction", "--scale", "tall"], "unknown scale 'tall'; did you mean"),
+        (["reconstruction", "--scale", "full"], "needs ImageNet's training images .* give the images with --data"),
         (["reconstruction", "nowhere"], "no model folder nowhere"),
         (["reconstruction", "RUN", "--data", "DATA", "--set", "measured_at=[16, 18]"], r"tiles of 4 pixels.*at=\[16, 16\]"),
         (["reconstruction", "RUN", "--data", "DATA", "--set", "size=[16, 18]"], "set measured_at for the size"),
         (["reconstruction", "RUN", "--data", "DATA", "--set", "tokenizer.run.images=9"], "models are given and none is trained"),
-        (["reconstruction", "--data", "DATA", "--set", "scenes=9"], "no scenes are painted"),
-        (["reconstruction", "--set", "prior.run.codes=9"], "no prior is trained in this study"),
+        (["reconstruction", "--data", "DATA", "--set", "scenes=9"], "no scenes are rendered"),
+        (["reconstruction", "--set", "prior.run.codes=9"], "no prior is trained in this experiment"),
         (["reconstruction", "--set", "tokenizer.model.quantizer.codebook_size=9"], "decides model.quantizer.codebook_size itself"),
         (["reconstruction", "--set", "tokenizer.run.imagse=9"], "unknown key 'run.imagse'; did you mean 'images'"),
         (["reconstruction", "--set", "tokenizers=[{name: a}, {name: a}]"], "two tokenizers are called 'a'"),

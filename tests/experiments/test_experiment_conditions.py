@@ -1,4 +1,5 @@
-"""The study `conditions`: every condition told, laid and measured on small scenes; its figures are those of its images."""
+"""The experiment `conditions`: every condition on small scenes; its figures are those of its
+images."""
 
 from __future__ import annotations
 
@@ -16,23 +17,23 @@ from smalti.data.code_shards import open_codes
 from smalti.data.config import ImageSettings
 from smalti.data.crops import CenterCrop
 from smalti.data.sources import open_source
-from smalti.experiments.base import Asked
+from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.conditions.experiment import MAPS, TRIALS, known_of
 from smalti.experiments.conditions.page import WORDS, goals_reached
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.page_parts import pixels
 from smalti.hub.pretrained import find_model
 from smalti.prior_folder import load_prior
 from smalti.scenes.painter import LABELS
 from smalti.training.stage1 import crops
+from tests.experiment_helpers import page, run_and_read
 from tests.small import SIDE, write_recipe
-from tests.studied import page, studied
 
 NAME = "conditions"
-STUDY = STUDIES[NAME]
+STUDY = EXPERIMENTS[NAME]
 
 
-def asking(home: Path, *more: str) -> Asked:
+def asking(home: Path, *more: str) -> ExperimentRequest:
     chosen = {
         "recipe": str(home / "small.yaml"),
         "tokenizer": ["run.images=8"],
@@ -42,20 +43,20 @@ def asking(home: Path, *more: str) -> Asked:
         "size": [SIDE, SIDE],
         "held_out": 0.2,
         "copies": 1,
-        "judge_steps": 2,
+        "scene_network_steps": 2,
         "samples": 3,
-        "told": list(TRIALS),
+        "conditions": list(TRIALS),
         "shown": 2,
     }
-    return Asked(overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *more))
+    return ExperimentRequest(overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *more))
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe, and the study done once in `out`, with all conditions."""
+    """A recipe, and the experiment done once in `out`, with all conditions."""
     path = tmp_path_factory.mktemp("conditions")
     write_recipe(path / "small.yaml")
-    studied(NAME, path / "out", asking(path))
+    run_and_read(NAME, path / "out", asking(path))
     return path
 
 
@@ -66,13 +67,13 @@ def folder_of(home: Path, step: str) -> Path:
 
 def test_every_trial_has_words() -> None:
     assert list(WORDS) == list(TRIALS)
-    assert {each for trial in TRIALS.values() for each in trial.told} >= set(MAPS)
+    assert {each for trial in TRIALS.values() for each in trial.conditions} >= set(MAPS)
 
 
 @pytest.mark.parametrize("name", TRIALS)
-def test_each_is_told_laid_and_measured(home: Path, name: str) -> None:
-    outcome = json.loads((home / "out" / "result.json").read_text())["steps"][f"obeyed-{name}"]["outcome"]
-    assert set(outcome) == {"told", "real", "left_open", "score", "goal", "also", "images"}
+def test_each_condition_is_measured(home: Path, name: str) -> None:
+    outcome = json.loads((home / "out" / "result.json").read_text())["steps"][f"fidelity-{name}"]["outcome"]
+    assert set(outcome) == {"conditioned", "real", "unconditional", "score", "goal", "also", "images"}
     assert list(outcome["also"]) == (["label"] if name == "label-segmentation" else [])
     assert outcome["images"] == 3
     shards = open_codes(folder_of(home, f"codes-{name}") / "codes")
@@ -81,25 +82,27 @@ def test_each_is_told_laid_and_measured(home: Path, name: str) -> None:
     assert condition_keys(condition) == wanted
     assert shards.meta.prefix is not None
     assert shards.meta.prefix.length == condition.length
-    shown = sorted(path.name for path in (folder_of(home, f"obeyed-{name}") / "shown").iterdir())
-    kinds = ("left_open", "real", "told") if name == "coordinates" else ("asked", "left_open", "real", "told")
+    shown = sorted(path.name for path in (folder_of(home, f"fidelity-{name}") / "shown").iterdir())
+    kinds: tuple[str, ...] = ("conditioned", "real", "unconditional")
+    kinds = kinds if name == "coordinates" else ("condition", *kinds)
     assert shown == [f"{number:03d}-{kind}.png" for number in range(2) for kind in kinds]
     side = 2 * SIDE if name == "coordinates" else SIDE
-    told, left_open = (
-        pixels(folder_of(home, f"obeyed-{name}") / "shown" / f"000-{kind}.png") for kind in kinds[-1:] + kinds[-3:-2]
+    conditioned, unconditional = (
+        pixels(folder_of(home, f"fidelity-{name}") / "shown" / f"000-{kind}.png")
+        for kind in ("conditioned", "unconditional")
     )
-    assert told.shape == left_open.shape == (side, side, 3)
+    assert conditioned.shape == unconditional.shape == (side, side, 3)
 
 
 def test_class_and_segmentation_are_both_measured(home: Path) -> None:
-    outcome = json.loads((home / "out" / "result.json").read_text())["steps"]["obeyed-label-segmentation"]["outcome"]
+    outcome = json.loads((home / "out" / "result.json").read_text())["steps"]["fidelity-label-segmentation"]["outcome"]
     assert (outcome["goal"], outcome["also"]["label"]["goal"]) == (0.5, 0.5)
     shown = page(home / "out")[0]
-    assert f"{outcome['also']['label']['score']:.3g} of images (0.5 asked for)" in shown
+    assert f"{outcome['also']['label']['score']:.3g} of images (goal 0.5)" in shown
     good, bad = {"score": 0.6, "goal": 0.5}, {"score": 0.4, "goal": 0.5}
     for own, other, reached in ((good, good, 1), (good, bad, 0), (bad, good, 0)):
         step = SimpleNamespace(outcome={**own, "also": {"label": other}})
-        assert goals_reached(["label-segmentation"], {"obeyed-label-segmentation": step}) == reached  # type: ignore[dict-item]
+        assert goals_reached(["label-segmentation"], {"fidelity-label-segmentation": step}) == reached  # type: ignore[dict-item]
 
 
 def test_held_out_images_are_as_near_as_those_of_training(home: Path) -> None:
@@ -138,9 +141,9 @@ def test_what_is_known_belongs_to_the_images(home: Path) -> None:
 
 def test_the_page_tells_all(home: Path) -> None:
     words, images = page(home / "out")
-    outcome = json.loads((home / "out" / "result.json").read_text())["steps"]["obeyed-depth"]["outcome"]
+    outcome = json.loads((home / "out" / "result.json").read_text())["steps"]["fidelity-depth"]["outcome"]
     assert "9 conditions on the embedded scenes" in words
-    assert f"{outcome['score']:.3g} correlation (0.6 asked for)" in words
+    assert f"{outcome['score']:.3g} correlation (goal 0.6)" in words
     assert images >= 2 * (8 * 4 + 3)
 
 
@@ -148,19 +151,21 @@ def test_the_page_tells_all(home: Path) -> None:
     ("more", "message"),
     [
         (("size=[24, 24]",), r"size = 24x24: sides are multiples of 16"),
-        (("told=[pose]",), "pose"),
-        (("told=[lowres]", "tokenizer.model.autoencoder.patch_size=1"), "lowres takes a tokenizer of 4"),
+        (("conditions=[pose]",), "pose"),
+        (("conditions=[lowres]", "tokenizer.model.autoencoder.patch_size=1"), "lowres takes a tokenizer of 4"),
     ],
 )
-def test_what_cannot_be_done_is_told_before_anything(home: Path, more: tuple[str, ...], message: str) -> None:
-    asked = asking(home, *more)
+def test_impossible_settings_are_refused_before_any_work(home: Path, more: tuple[str, ...], message: str) -> None:
+    request = asking(home, *more)
     with pytest.raises(SmaltiError, match=message):
-        STUDY.plan(STUDY.resolved(asked), asked)
+        STUDY.plan(STUDY.resolved(request), request)
 
 
 def test_images_of_which_nothing_is_known_are_refused(home: Path) -> None:
-    asked = Asked(data=home, overrides=asking(home).overrides)
-    asked = Asked(data=home, overrides=tuple(each for each in asked.overrides if not each.startswith("scenes")))
-    asked_for = STUDY.resolved(asked)
-    with pytest.raises(SmaltiError, match="needs scenes, of which everything is known; leave --data out"):
-        STUDY.plan(asked_for, asked)
+    request = ExperimentRequest(data=home, overrides=asking(home).overrides)
+    request = ExperimentRequest(
+        data=home, overrides=tuple(each for each in request.overrides if not each.startswith("scenes"))
+    )
+    asked_for = STUDY.resolved(request)
+    with pytest.raises(SmaltiError, match="needs scenes with known labels; omit --data"):
+        STUDY.plan(asked_for, request)

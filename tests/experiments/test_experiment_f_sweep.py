@@ -1,4 +1,5 @@
-"""The study `f-sweep`: one window for all priors, crops that fill it, whole images laid; and the palette of f = 1."""
+"""The experiment `f-sweep`: one window for all priors, crops that fill it, whole images generated; and the palette of f =
+1."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from PIL import Image
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.experiments import sampling
-from smalti.experiments.base import Asked, Place
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.base import ExperimentRequest, StepContext
+from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.palette import Palette, fitted_palette, load_palette
 from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.hub.pretrained import find_model
@@ -26,11 +27,11 @@ from smalti.prior_folder import load_prior
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from tests import reference
+from tests.experiment_helpers import QUIET, no_weights, page, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
-from tests.studied import QUIET, asked, no_weights, page, studied
 
 NAME = "f-sweep"
-STUDY = STUDIES[NAME]
+STUDY = EXPERIMENTS[NAME]
 FACTORS = {"f1": 1, "f2": 2, "f4": 4}
 
 
@@ -59,12 +60,12 @@ def chosen(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, a recipe, and the study done once in `out`."""
+    """Images, a recipe, and the experiment done once in `out`."""
     path = tmp_path_factory.mktemp("f-sweep")
     write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"):
-        studied(NAME, path / "out", asked(path / "a", chosen(path)))
+        run_and_read(NAME, path / "out", request(path / "a", chosen(path)))
     return path
 
 
@@ -87,13 +88,14 @@ def test_all_priors_see_one_window_at_each_f(home: Path, name: str, f: int) -> N
     assert outcome["training"] == 2 * len(shards.training)
     assert outcome["held_out"] == len(shards.validation)
     prior = found[f"prior-{name}"]["outcome"]
-    assert prior["nats_a_pixel"] == pytest.approx(prior["nats_a_code"] / f**2)
+    assert prior["nats_per_pixel"] == pytest.approx(prior["nats_per_code"] / f**2)
     assert [point["codes"] for point in prior["curve"]] == [64, 128]
     assert found[f"measure-{name}"]["outcome"]["factor"] == f
 
 
 def test_codes_are_of_parts_of_whole_images_not_of_small_ones(home: Path) -> None:
-    """A crop of 4 x 4 pixels of an image of 16 has the range of a part of it; scaled down, it would have that of the whole."""
+    """A crop of 4 x 4 pixels of an image of 16 has the range of a part of it; scaled down, it would have that of the
+    whole."""
     shards = open_codes(home / "out" / steps(home)["codes-f1"]["folder"] / "codes")
     palette = tokenizer(home, "f1")
     crops = torch.stack([palette.decode_codes(shards.validation[place, 0].codes[None])[0] for place in range(6)])
@@ -108,7 +110,7 @@ def test_whole_images_are_laid_and_depend_on_their_seed_alone(home: Path, name: 
     found = steps(home)
     outcome, folder = found[f"samples-{name}"]["outcome"], home / "out" / found[f"samples-{name}"]["folder"]
     assert outcome["codes"] == (SIDE // f) ** 2
-    assert outcome["seconds_a_image"] > 0
+    assert outcome["seconds_per_image"] > 0
     assert "frechet" not in outcome, "two images are too few"
     files = sorted((folder / "samples").glob("*.png"))
     assert [file.stem for file in files] == ["0000", "0001"]
@@ -130,10 +132,10 @@ def test_what_was_laid_before_a_stop_is_not_laid_again(
     found = steps(home)
     prior, condition = load_prior(find_model(home / "out" / found["prior-f2"]["folder"], kind="prior"))
     pipeline = Pipeline(tokenizer(home, "f2"), prior, condition)
-    seeds, place = torch.arange(2), Place(tmp_path, {}, QUIET)
-    whole, _ = sampling._laid(pipeline, seeds, (8, 8), Place(tmp_path / "whole", {}, QUIET))
+    seeds, place = torch.arange(2), StepContext(tmp_path, {}, QUIET)
+    whole, _ = sampling._generate(pipeline, seeds, (8, 8), StepContext(tmp_path / "whole", {}, QUIET))
     kept = []
-    monkeypatch.setattr(sampling, "KEPT_EVERY", 0.0)
+    monkeypatch.setattr(sampling, "CHECKPOINT_SECONDS", 0.0)
     keep = sampling._keep
 
     def stopping(path: Path, codes: torch.Tensor) -> None:
@@ -144,9 +146,9 @@ def test_what_was_laid_before_a_stop_is_not_laid_again(
 
     monkeypatch.setattr(sampling, "_keep", stopping)
     with pytest.raises(KeyboardInterrupt):
-        sampling._laid(pipeline, seeds, (8, 8), place)
+        sampling._generate(pipeline, seeds, (8, 8), place)
     assert kept == [16, 32, 48], "as many codes as a row has, of two images"
-    codes, _ = sampling._laid(pipeline, seeds, (8, 8), place)
+    codes, _ = sampling._generate(pipeline, seeds, (8, 8), place)
     assert torch.equal(codes, whole)
     assert min(kept[3:]) >= 48, "it went on from there"
 
@@ -172,12 +174,12 @@ def test_the_page_tells_what_was_found(home: Path) -> None:
 )
 def test_mistakes_are_sentences(home: Path, tmp_path: Path, override: str, sentence: str) -> None:
     with no_weights(tmp_path), pytest.raises(SmaltiError, match=sentence):
-        studied(NAME, tmp_path / "out", asked(home / "a", chosen(home), override))
+        run_and_read(NAME, tmp_path / "out", request(home / "a", chosen(home), override))
 
 
 @pytest.mark.parametrize("scale", STUDY.scales)
 def test_the_scales_are_what_they_say(scale: str) -> None:
-    settings = STUDY.resolved(Asked(scale=scale, data=Path("given")))
+    settings = STUDY.resolved(ExperimentRequest(scale=scale, data=Path("given")))
     found = {}
     for each in settings.tokenizers:
         laid = [*settings.tokenizer, *each.changes]

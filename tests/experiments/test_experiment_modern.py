@@ -1,4 +1,4 @@
-"""The study `modern-vs-reference`: equal time, equal parameters, the same images, and what its figures are."""
+"""The experiment `modern-vs-reference`: equal time, equal parameters, the same images, and what its figures are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping
 from smalti.data.sources import open_source
 from smalti.experiments import equal_time
-from smalti.experiments.base import Asked
+from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.equal_time import (
     NOMINAL,
     PLACES,
@@ -29,7 +29,7 @@ from smalti.experiments.equal_time import (
     refuse_unequal,
     weights,
 )
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.modern.scales import without
 from smalti.experiments.tokenizer_comparison import LPIPS
 from smalti.losses.discriminator import DISCRIMINATORS
@@ -37,11 +37,11 @@ from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import TokenizerTraining, resolve
 from smalti.training.run_folder import read_metrics
 from tests import reference
+from tests.experiment_helpers import no_weights, page, quick, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
-from tests.studied import asked, no_weights, page, quick, studied
 
 NAME = "modern-vs-reference"
-STUDY = STUDIES[NAME]
+STUDY = EXPERIMENTS[NAME]
 NAMES = ["reference", "modern", "no-average"]
 
 
@@ -65,12 +65,12 @@ def chosen(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, a recipe, and the study done once in `out`."""
+    """Images, a recipe, and the experiment done once in `out`."""
     path = tmp_path_factory.mktemp("modern")
     write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"), quick():
-        studied(NAME, path / "out", asked(path / "a", chosen(path)))
+        run_and_read(NAME, path / "out", request(path / "a", chosen(path)))
     return path
 
 
@@ -85,7 +85,7 @@ def test_the_figures_of_each_set_are_those_of_its_trainings(home: Path, result: 
     steps = result["steps"]
     compared = steps[f"compare-{given}"]["outcome"]
     assert list(compared["rows"]) == NAMES
-    assert compared["judge"] == "psnr", "without weights there is no LPIPS"
+    assert compared["metric"] == "psnr", "without weights there is no LPIPS"
     for name, row in compared["rows"].items():
         run = steps[f"tokenizer-{given}-{name}"]
         measured = steps[f"measure-{given}-{name}"]["outcome"]
@@ -94,7 +94,7 @@ def test_the_figures_of_each_set_are_those_of_its_trainings(home: Path, result: 
         assert row["images"] == run["outcome"]["images"] == read_metrics(home / "out" / run["folder"])[-1]["seen"]
         assert row["seconds"] == run["outcome"]["curve"][-1]["seconds"]
         assert row["images"] % 4 == 0
-        planned = 60 * 0.005 / pace["seconds_a_image"]
+        planned = 60 * 0.005 / pace["seconds_per_image"]
         assert max(planned - 4, 4) <= row["images"] <= max(planned, 4), "as many as go into the minutes"
         assert row["parameters"] == measured["parameters"] == pace["tokenizer"]
     assert compared["rows"]["modern"]["over_modern"]["psnr"] == [0.0, 0.0]
@@ -126,7 +126,7 @@ def test_a_change_of_one_training_leaves_the_others_as_they_are(home: Path, tmp_
     changed = chosen(home)
     changed["without"] = [{"name": "no-average", "changes": ["optimizer.grad_clip=0"]}]
     with no_weights(tmp_path / "cache"), quick():
-        after = studied(NAME, tmp_path / "out", asked(home / "a", changed))["steps"]
+        after = run_and_read(NAME, tmp_path / "out", request(home / "a", changed))["steps"]
     moved = {name for name in after if after[name]["folder"] != before[name]["folder"]}
     assert {name.removesuffix("no-average") for name in moved} == {
         *(f"{part}-{each}-" for part in ("pace", "tokenizer", "measure") for each in ("light", "wide")),
@@ -145,9 +145,9 @@ def test_a_change_of_one_training_leaves_the_others_as_they_are(home: Path, tmp_
         ({"without": [{"name": "modern"}]}, (), "two trainings are called 'modern'"),
         ({"sets": [{"name": "a", "size": [8, 8]}] * 2}, (), "two sets of images are called 'a'"),
         ({}, ("tokenizer.run.images=9",), "each training lasts as long as the others; set minutes"),
-        ({}, ("tokenizer.run.ema_half_life=1",), "the study decides run.ema_half_life itself"),
-        ({}, ("prior.run.codes=9",), "no prior is trained in this study"),
-        ({}, ("scenes=9",), "images are given and no scenes are painted"),
+        ({}, ("tokenizer.run.ema_half_life=1",), "the experiment decides run.ema_half_life itself"),
+        ({}, ("prior.run.codes=9",), "no prior is trained in this experiment"),
+        ({}, ("scenes=9",), "images are given and no scenes are rendered"),
     ],
 )  # fmt: skip
 def test_mistakes_are_sentences_before_anything_is_done(
@@ -155,7 +155,7 @@ def test_mistakes_are_sentences_before_anything_is_done(
 ) -> None:
     values = json.loads(json.dumps({**chosen(home), **changes}).replace("RECIPE", str(home / "small.yaml")))
     with no_weights(tmp_path), pytest.raises(SmaltiError, match=sentence):
-        studied(NAME, tmp_path / "out", asked(home / "a", values, *override))
+        run_and_read(NAME, tmp_path / "out", request(home / "a", values, *override))
     assert not (tmp_path / "out").exists()
 
 
@@ -192,7 +192,7 @@ def test_all_that_tells_the_two_apart_is_among_the_single_changes() -> None:
 
 @pytest.mark.parametrize("scale", STUDY.scales)
 def test_all_trainings_of_a_scale_have_about_as_many_parameters(scale: str) -> None:
-    settings = STUDY.resolved(Asked(scale=scale, data=Path("given")))
+    settings = STUDY.resolved(ExperimentRequest(scale=scale, data=Path("given")))
     ways = {"reference": settings.reference, "modern": settings.modern}
     found = {name: weights(training(way.recipe, *way.changes)).tokenizer for name, way in ways.items()}
     for each in settings.without:
@@ -225,10 +225,10 @@ def test_parameters_may_differ_by_a_share() -> None:
 
 def test_a_training_is_as_long_as_the_minutes_allow() -> None:
     small = training("small-64")
-    run = lasting(small, minutes=2.0, seconds_a_image=0.7).run
+    run = lasting(small, minutes=2.0, seconds_per_image=0.7).run
     assert run.images == 168, "120 seconds are 171.4 images, in batches of 4"
     assert (run.validate_every, run.checkpoint_every) == (14, 56)
-    assert lasting(small, minutes=1e-6, seconds_a_image=1.0).run.images == 4, "at least a step"
+    assert lasting(small, minutes=1e-6, seconds_per_image=1.0).run.images == 4, "at least a step"
 
 
 def test_the_pace_is_taken_away_from_the_borders_between_phases() -> None:
@@ -277,13 +277,14 @@ def test_the_pace_is_the_mean_over_all_phases_of_the_step_that_is_neither_fast_n
     seen_at: list[int] = []
 
     def step(stage: Any, batch: Any, seen: int, fabric: Any) -> None:
-        # The first step of all is slow, and so is every tenth; where the discriminator plays a step takes three times as long.
+        # The first step of all is slow, and so is every tenth; where the discriminator plays a step takes three times
+        # as long.
         seen_at.append(seen)
         clock[0] += 50.0 if len(seen_at) % 10 == 1 else 3.0 if seen > NOMINAL / 2 else 1.0
 
     monkeypatch.setattr(equal_time, "_step", step)
     monkeypatch.setattr(equal_time, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    found = equal_time.taken(nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0)
+    found = equal_time.measure_pace(nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0)
     assert found == pytest.approx(2.0 / 4), "a mean step takes 2 seconds and has 4 images"
     assert len(set(seen_at)) == PLACES
     assert POINTS > SAVED
@@ -291,7 +292,7 @@ def test_the_pace_is_the_mean_over_all_phases_of_the_step_that_is_neither_fast_n
 
 def test_images_need_not_be_given_where_every_set_names_its_own() -> None:
     sets = "sets=[{name: a, data: stones, size: [64, 64]}, {name: b, data: %s, size: [64, 64]}]"
-    asked = Asked(scale="small", overrides=(sets % "leaves",))
-    assert [each.data for each in STUDIES["modern-vs-reference"].resolved(asked).sets] == ["stones", "leaves"]
+    request = ExperimentRequest(scale="small", overrides=(sets % "leaves",))
+    assert [each.data for each in EXPERIMENTS["modern-vs-reference"].resolved(request).sets] == ["stones", "leaves"]
     with pytest.raises(SmaltiError, match="give the images with --data"):
-        STUDIES["modern-vs-reference"].resolved(Asked(scale="small", overrides=(sets % "null",)))
+        EXPERIMENTS["modern-vs-reference"].resolved(ExperimentRequest(scale="small", overrides=(sets % "null",)))

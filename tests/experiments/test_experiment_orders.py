@@ -1,4 +1,4 @@
-"""The study `orders`: the same codes and the same network in every order; its figures are those of its models."""
+"""The experiment `orders`: the same codes and the same network in every order; its figures are those of its models."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import torch
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.experiments import equal_time, prior_steps
-from smalti.experiments.base import Asked
-from smalti.experiments.experiment_registry import STUDIES
-from smalti.experiments.orders import experiment as study
+from smalti.experiments.base import ExperimentRequest
+from smalti.experiments.experiment_registry import EXPERIMENTS
+from smalti.experiments.orders import experiment
 from smalti.experiments.orders.experiment import in_turn
-from smalti.experiments.orders.page import CALLED, RASTER, by_part, ranked, shown, told_apart
+from smalti.experiments.orders.page import CALLED, RASTER, by_part, compare_to_raster, ranked, shown
 from smalti.experiments.page_parts import pixels, signed
 from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.hub.pretrained import find_model
@@ -28,11 +28,11 @@ from smalti.pipeline import Pipeline
 from smalti.prior import nll
 from smalti.prior.order import ORDERS, Order
 from smalti.prior_folder import load_prior
+from tests.experiment_helpers import no_weights, page, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
-from tests.studied import asked, no_weights, page, studied
 
 NAME = "orders"
-STUDY = STUDIES[NAME]
+STUDY = EXPERIMENTS[NAME]
 LENGTH = 384
 SEEDS = 3
 
@@ -55,13 +55,13 @@ def chosen(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, a recipe, and the study done once in `out`, with all orders there are."""
+    """Images, a recipe, and the experiment done once in `out`, with all orders there are."""
     path = tmp_path_factory.mktemp("orders")
     write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 2)
-        studied(NAME, path / "out", asked(path / "a", chosen(path)))
+        run_and_read(NAME, path / "out", request(path / "a", chosen(path)))
     return path
 
 
@@ -172,18 +172,18 @@ def test_orders_are_told_apart_by_two_standard_errors() -> None:
     rows: dict[Order, dict[str, float]] = {
         name: {"nats": mean, "over_raster": over, "error": error} for name, (mean, over, error) in values.items()
     }
-    assert told_apart(rows) == (["subsample"], ["alternate", "z_curve"], ["random"])
+    assert compare_to_raster(rows) == (["subsample"], ["alternate", "z_curve"], ["random"])
     assert ranked(rows) == ["subsample", "alternate", "raster", "z_curve", "random"]
 
 
 def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> None:
     text, images = page(home / "out")
     rows = found["compare"]["outcome"]["rows"]
-    assert f"row major has {rows[RASTER]['nats']:.3f} nats a code" in text
+    assert f"row major has {rows[RASTER]['nats']:.3f} nats per code" in text
     best = ranked(rows)[0]
     assert rows[best]["nats"] == min(row["nats"] for row in rows.values())
     assert f"Likeliest: {CALLED[best]}" in text
-    for order in told_apart(rows).alike:
+    for order in compare_to_raster(rows).alike:
         row = rows[order]
         assert f"{CALLED[order]} ({signed(row['over_raster'], row['error'])})" in text
     assert images == len(ORDERS) * (1 + SEEDS)
@@ -195,17 +195,17 @@ def test_fewer_orders_train_nothing_anew(home: Path, tmp_path: Path, found: dict
     with no_weights(home / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 2)
         patch.setattr(prior_steps, "trained_prior", None)
-        patch.setattr(study, "laid_images", None)
-        again = studied(NAME, home / "out", asked(home / "a", few))["steps"]
+        patch.setattr(experiment, "generate_images", None)
+        again = run_and_read(NAME, home / "out", request(home / "a", few))["steps"]
         compared = again.pop("compare")["outcome"]["rows"]
         assert again == {name: found[name] for name in again}
         assert compared == {order: found["compare"]["outcome"]["rows"][order] for order in ("raster", "random")}
-        studied(NAME, home / "out", asked(home / "a", chosen(home)))
+        run_and_read(NAME, home / "out", request(home / "a", chosen(home)))
 
 
 @pytest.mark.parametrize("scale", STUDY.scales)
 def test_every_scale_can_be_planned(home: Path, scale: str) -> None:
-    what = Asked(scale=scale, data=home / "a")
+    what = ExperimentRequest(scale=scale, data=home / "a")
     settings = STUDY.resolved(what)
     assert settings.orders == tuple(ORDERS)
     steps = [step.name for step in STUDY.plan(settings, what)]
@@ -221,11 +221,11 @@ def test_every_scale_can_be_planned(home: Path, scale: str) -> None:
         ("prior.network.order=random", "decides network.order itself"),
         ("prior.run.patience=3", "decides run.patience itself"),
         ("tokenizer.images.size=[8, 8]", "decides images.size itself"),
-        ("scenes=3", "no scenes are painted"),
+        ("scenes=3", "no scenes are rendered"),
         ('prior=["network={name: pixelsnail, layers: 1, res_blocks: 1, embed_dim: 20, heads: 2}"]', "raster"),
     ],
 )
 def test_mistakes_are_sentences(home: Path, tmp_path: Path, override: str, sentence: str) -> None:
     with no_weights(tmp_path), pytest.raises(SmaltiError, match=sentence):
-        studied(NAME, tmp_path / "out", asked(home / "a", chosen(home), override))
+        run_and_read(NAME, tmp_path / "out", request(home / "a", chosen(home), override))
     assert not (tmp_path / "out").exists(), "nothing is begun"

@@ -1,4 +1,5 @@
-"""The study `transformer-vs-pixelsnail`: the same codes, as many parameters, equal steps and equal time; figures of its models."""
+"""The experiment `transformer-vs-pixelsnail`: the same codes, as many parameters, equal steps and equal time; figures
+of its models."""
 
 from __future__ import annotations
 
@@ -13,9 +14,9 @@ import torch
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.experiments import equal_time, prior_steps
-from smalti.experiments.base import Asked
+from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.equal_time import POINTS, of_length
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.pixelsnail.page import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME
 from smalti.experiments.prior_steps import curve, parameters
 from smalti.hub.pretrained import find_model
@@ -24,11 +25,11 @@ from smalti.prior_folder import load_prior
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.prior_networks import Codes
 from smalti.training.run_folder import read_metrics
+from tests.experiment_helpers import no_weights, page, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
-from tests.studied import asked, no_weights, page, studied
 
 NAME = "transformer-vs-pixelsnail"
-STUDY = STUDIES[NAME]
+STUDY = EXPERIMENTS[NAME]
 LENGTH = 1280
 BATCH = 4 * 16
 
@@ -53,13 +54,13 @@ def chosen(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, a recipe, and the study done once in `out`."""
+    """Images, a recipe, and the experiment done once in `out`."""
     path = tmp_path_factory.mktemp("pixelsnail")
     write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 4)
-        studied(NAME, path / "out", asked(path / "a", chosen(path)))
+        run_and_read(NAME, path / "out", request(path / "a", chosen(path)))
     return path
 
 
@@ -134,10 +135,12 @@ def test_the_clock_stands_still_while_held_out_codes_are_looked_at() -> None:
 def test_the_page_tells_what_was_found(home: Path) -> None:
     text, images = page(home / "out")
     rows = steps(home)["compare"]["outcome"]["rows"]
-    assert f"{rows[SAME_STEPS]['nats']:.3f} nats a code for the transformer, {rows[PIXELSNAIL]['nats']:.3f}" in text
+    assert f"{rows[SAME_STEPS]['nats']:.3f} nats per code for the transformer, {rows[PIXELSNAIL]['nats']:.3f}" in text
     better = rows[SAME_STEPS]["over_pixelsnail"] < 0
     apart = abs(rows[SAME_STEPS]["over_pixelsnail"]) >= 2 * rows[SAME_STEPS]["error"]
-    verdict = ("the transformer is better" if better else "PixelSNAIL is better") if apart else "cannot be told apart"
+    verdict = (
+        ("the transformer is better" if better else "PixelSNAIL is better") if apart else "do not differ significantly"
+    )
     assert verdict in text.partition("After as long a time")[0]
     assert "Held-out codes over time" in text
     assert "nan" not in text.lower().split()
@@ -149,13 +152,13 @@ def test_a_finished_study_is_not_done_again(home: Path) -> None:
     with no_weights(home / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 4)
         patch.setattr(prior_steps, "trained_prior", None)
-        again = studied(NAME, home / "out", asked(home / "a", chosen(home)))["steps"]
+        again = run_and_read(NAME, home / "out", request(home / "a", chosen(home)))["steps"]
     assert again == before
 
 
 @pytest.mark.parametrize("scale", STUDY.scales)
 def test_parameters_are_about_equal_at_every_scale(scale: str) -> None:
-    settings = STUDY.resolved(Asked(scale=scale, data=Path("given")))
+    settings = STUDY.resolved(ExperimentRequest(scale=scale, data=Path("given")))
     tokenizer = resolve(
         TokenizerTraining,
         stage="tokenizer",
@@ -196,9 +199,9 @@ def test_a_training_of_another_length_validates_as_often(home: Path) -> None:
         ("prior.run.patience=3", "decides run.patience itself"),
         ("prior.condition=labels", "decides condition itself"),
         ("tokenizer.images.size=[8, 8]", "decides images.size itself"),
-        ("scenes=3", "no scenes are painted"),
+        ("scenes=3", "no scenes are rendered"),
     ],
 )
 def test_mistakes_are_sentences(home: Path, tmp_path: Path, override: str, sentence: str) -> None:
     with no_weights(tmp_path), pytest.raises(SmaltiError, match=sentence):
-        studied(NAME, tmp_path / "out", asked(home / "a", chosen(home), override))
+        run_and_read(NAME, tmp_path / "out", request(home / "a", chosen(home), override))

@@ -1,4 +1,4 @@
-"""The study `quantizers`: one of each, as many codes, as many images, and figures that are those of its models."""
+"""The experiment `quantizers`: one of each, as many codes, as many images, and figures that are those of its models."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from smalti.core.errors import SmaltiError
-from smalti.experiments.base import Asked
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.base import ExperimentRequest
+from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.tokenizer.quantizers import QUANTIZERS
 from smalti.training.config import TokenizerTraining, resolve
 from smalti.training.run_folder import read_metrics
+from tests.experiment_helpers import no_weights, page, quick, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
-from tests.studied import asked, no_weights, page, quick, studied
 
 NAME = "quantizers"
-STUDY = STUDIES[NAME]
+STUDY = EXPERIMENTS[NAME]
 SMALL = [
     {
         "name": "vq-reference",
@@ -52,12 +52,12 @@ def chosen(home: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, a recipe, and the study done once in `out`."""
+    """Images, a recipe, and the experiment done once in `out`."""
     path = tmp_path_factory.mktemp("quantizers")
     write_images(path / "a")
     write_recipe(path / "small.yaml")
     with no_weights(path / "cache"), quick():
-        studied(NAME, path / "out", asked(path / "a", chosen(path)))
+        run_and_read(NAME, path / "out", request(path / "a", chosen(path)))
     return path
 
 
@@ -67,7 +67,7 @@ def test_each_is_trained_timed_and_measured(home: Path, name: str) -> None:
     measured, run = found[f"measure-{name}"]["outcome"], home / "out" / found[f"tokenizer-{name}"]["folder"]
     assert measured["codes"] == 16
     assert read_metrics(run)[-1]["seen"] == 16
-    assert found[f"pace-{name}"]["outcome"]["seconds_a_image"] > 0
+    assert found[f"pace-{name}"]["outcome"]["seconds_per_image"] > 0
     assert 1 <= measured["result"]["scores"]["perplexity"] <= 16
     text, _ = page(home / "out")
     assert f"{name} has {measured['result']['scores']['codes_in_use']:.0%} in use" in text
@@ -84,7 +84,7 @@ def test_the_page_tells_what_was_found_and_what_is_missing(home: Path) -> None:
 
 @pytest.mark.parametrize("scale", STUDY.scales)
 def test_every_quantizer_there_is_is_compared_with_as_many_codes(scale: str) -> None:
-    settings = STUDY.resolved(Asked(scale=scale, data=Path("given")))
+    settings = STUDY.resolved(ExperimentRequest(scale=scale, data=Path("given")))
     found = {}
     for each in settings.quantizers:
         laid = [*settings.training, *each.changes]
@@ -102,9 +102,9 @@ def test_every_quantizer_there_is_is_compared_with_as_many_codes(scale: str) -> 
         ("tokenizer.model.quantizer.codebook_size=9", "decides model.quantizer.codebook_size itself"),
         ("tokenizer.model={}", "decides model itself"),
         ("quantizers=[{name: a}, {name: a}]", "two quantizers are called 'a'"),
-        ("prior.run.codes=9", "no prior is trained in this study"),
+        ("prior.run.codes=9", "no prior is trained in this experiment"),
     ],
 )
 def test_mistakes_are_sentences(home: Path, tmp_path: Path, override: str, sentence: str) -> None:
     with no_weights(tmp_path), pytest.raises(SmaltiError, match=sentence):
-        studied(NAME, tmp_path / "out", asked(home / "a", chosen(home), override))
+        run_and_read(NAME, tmp_path / "out", request(home / "a", chosen(home), override))

@@ -1,4 +1,5 @@
-"""The study `window`: every way lays the same sizes and is asked for the same real images; figures are those of models."""
+"""The experiment `window`: every way lays the same sizes and is asked for the same real images; figures are those of
+models."""
 
 from __future__ import annotations
 
@@ -19,11 +20,11 @@ from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop
 from smalti.data.sources import open_source, split
 from smalti.experiments import condition_fidelity
-from smalti.experiments.base import Asked
-from smalti.experiments.condition_fidelity import Obeyed
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.base import ExperimentRequest
+from smalti.experiments.condition_fidelity import Fidelity
+from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.page_parts import pixels, signed
-from smalti.experiments.window import experiment as study
+from smalti.experiments.window import experiment
 from smalti.experiments.window.metrics import cut, joined, roughness, seams, sequential
 from smalti.experiments.window.page import CALLED, COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, growing, named
 from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
@@ -34,12 +35,12 @@ from smalti.pipeline import Pipeline
 from smalti.prior import Neighborhood, NeighborhoodSettings, after_middle, nll
 from smalti.prior.window import Window, window_at
 from smalti.prior_folder import load_prior
+from tests.experiment_helpers import page, run_and_read
 from tests.generation.test_code_sampler import small
 from tests.reference import earliest
 from tests.small import write_recipe
-from tests.studied import page, studied
 
-STUDY = STUDIES["window"]
+STUDY = EXPERIMENTS["window"]
 F, LEVELS, HELD_OUT, IMAGES, SAMPLES = 4, 16, 0.3, 5, 3
 SMALLEST, MIDDLE, LARGEST = (2, 2), (4, 4), (4, 8)
 PLACES = {SMALLEST: (8, 8), MIDDLE: (16, 16), LARGEST: (16, 32)}
@@ -49,7 +50,7 @@ LAID = [(way, grid) for grid in PLACES for way in GROWING]
 LAID += [(TILES, MIDDLE), (TILES, LARGEST), (WHOLE, LARGEST)]
 
 
-def asking(home: Path, *more: str, **changed: Any) -> Asked:
+def asking(home: Path, *more: str, **changed: Any) -> ExperimentRequest:
     chosen = {
         "recipe": str(home / "small.yaml"),
         "tokenizer": ["run.images=8"],
@@ -68,26 +69,26 @@ def asking(home: Path, *more: str, **changed: Any) -> Asked:
         "images": IMAGES,
         "samples": SAMPLES,
         "shown": 2,
-        "judge_steps": 1,
+        "scene_network_steps": 1,
         "scenes": 14,
         **changed,
     }
-    return Asked(overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *more))
+    return ExperimentRequest(overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *more))
 
 
-def brightness(images: condition_fidelity.ComparedImages) -> Obeyed:
-    """In place of what the judge sees: which images it is shown."""
-    return Obeyed(float(images.told.mean()), 0.0, 0.0, 0.0, 0.0)
+def brightness(images: condition_fidelity.ComparedImages) -> Fidelity:
+    """In place of what the scene network predicts: which images it is shown."""
+    return Fidelity(float(images.conditioned.mean()), 0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe, and the study done once in `out`."""
+    """A recipe, and the experiment done once in `out`."""
     path = tmp_path_factory.mktemp("window")
     write_recipe(path / "small.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(condition_fidelity, "heights", brightness)
-        studied("window", path / "out", asking(path))
+        run_and_read("window", path / "out", asking(path))
     return path
 
 
@@ -110,7 +111,8 @@ def pipeline_of(home: Path, found: dict[str, Any], way: str) -> Pipeline:
 
 
 def held_out(home: Path, found: dict[str, Any], grid: tuple[int, int]) -> tuple[Tensor, list[ImageCrop]]:
-    """Scenes that no training saw, cut by hand as large as they are -> their codes (B,h,w), and where each part lies."""
+    """Scenes that no training saw, cut by hand as large as they are -> their codes (B,h,w), and where each part
+    lies."""
     source = open_source(folder(home, found, "scenes") / "images")
     tokenizer, (H, W) = load_tokenizer(folder(home, found, "tokenizer")), PLACES[grid]
     _, others = split(source.images, validation=HELD_OUT)
@@ -143,7 +145,7 @@ def test_held_out_codes_are_those_of_crops_as_large_as_they_are(
 
 
 def by_hand(pipeline: Pipeline, way: str, codes: Tensor, places: list[ImageCrop]) -> Tensor:
-    """Codes (B,h,w) -> nats a code (B,), each code under a window of its own."""
+    """Codes (B,h,w) -> nats per code (B,), each code under a window of its own."""
     prior, (B, h, w) = pipeline.prior, codes.shape
     if way in (NEIGHBORHOOD, WHOLE):
         return nll(prior, prior.null_prefix(B), codes).mean((1, 2))
@@ -191,7 +193,7 @@ def test_images_are_what_the_program_lays(home: Path, found: dict[str, Any], way
         codes = final_codes(
             pipeline.generate_codes([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES))
         )
-    files = sorted((folder(home, found, f"laid-{way}-{named(grid)}") / "samples").glob("*.png"))
+    files = sorted((folder(home, found, f"samples-{way}-{named(grid)}") / "samples").glob("*.png"))
     assert len(files) == SAMPLES
     for file, image in zip(files, to_array(pipeline.decode(codes)), strict=True):
         assert np.array_equal(pixels(file), image)
@@ -207,7 +209,7 @@ def test_seams_and_structure_are_those_of_the_images(
         again = pipeline_of(home, found, WINDOW).decode(held_out(home, found, grid)[0])
         assert np.array_equal(np.stack([pixels(file) for file in sorted(path.glob("*.png"))]), to_array(again))
     else:
-        path, row = folder(home, found, f"laid-{way}-{named(grid)}") / "samples", compared["rows"][way]
+        path, row = folder(home, found, f"samples-{way}-{named(grid)}") / "samples", compared["rows"][way]
     images = torch.stack([to_tensor(pixels(file)) for file in sorted(path.glob("*.png"))])
     assert row["seams"] == seams(images, F, window=2)
     assert (row["seams"] is None) == (grid == SMALLEST), "a single tile has no borders"
@@ -290,7 +292,7 @@ def test_a_ramp_has_no_seams() -> None:
 def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> None:
     text, images = page(home / "out")
     rows = found[f"compare-{named(LARGEST)}"]["outcome"]["rows"]
-    assert f"have {rows[WINDOW]['nats']:.3f} nats a code" in text
+    assert f"have {rows[WINDOW]['nats']:.3f} nats per code" in text
     best = growing(rows)[0]
     assert rows[best]["nats"] == min(rows[way]["nats"] for way in GROWING)
     assert f"Likeliest at 4x8: {CALLED[best]}" in text
@@ -306,17 +308,17 @@ def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> Non
 def test_one_size_less_trains_nothing_anew(home: Path, found: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(condition_fidelity, "heights", brightness)
-        patch.setattr(study, "train_prior", None)
-        patch.setattr(study, "laid_images", None)
-        again = studied("window", home / "out", asking(home, sizes=[LARGEST]))["steps"]
+        patch.setattr(experiment, "train_prior", None)
+        patch.setattr(experiment, "generate_images", None)
+        again = run_and_read("window", home / "out", asking(home, sizes=[LARGEST]))["steps"]
         again.pop("structure")
         assert again == {name: found[name] for name in again}
-        studied("window", home / "out", asking(home))
+        run_and_read("window", home / "out", asking(home))
 
 
 @pytest.mark.parametrize("scale", STUDY.scales)
 def test_every_scale_can_be_planned(scale: str) -> None:
-    what = Asked(scale=scale)
+    what = ExperimentRequest(scale=scale)
     settings = STUDY.resolved(what)
     steps = [step.name for step in STUDY.plan(settings, what)]
     wholes = [f"prior-{WHOLE}-{named(grid)}" for grid in settings.whole]
@@ -343,10 +345,10 @@ def test_mistakes_are_sentences(
     home: Path, tmp_path: Path, changed: dict[str, Any], override: str, sentence: str
 ) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        studied("window", tmp_path / "out", asking(home, *filter(None, [override]), **changed))
+        run_and_read("window", tmp_path / "out", asking(home, *filter(None, [override]), **changed))
     assert not (tmp_path / "out").exists(), "nothing is begun"
 
 
 def test_images_without_known_sky_are_refused(home: Path, found: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(SmaltiError, match="leave --data out"):
-        studied("window", tmp_path / "out", Asked(data=folder(home, found, "scenes") / "images"))
+    with pytest.raises(SmaltiError, match="omit --data"):
+        run_and_read("window", tmp_path / "out", ExperimentRequest(data=folder(home, found, "scenes") / "images"))

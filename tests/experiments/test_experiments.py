@@ -1,4 +1,5 @@
-"""The frame of studies: what is done stays done, what was stopped goes on, what has changed is done anew; and the table."""
+"""The frame of experiments: what is done stays done, what was stopped goes on, what has changed is done anew; and the
+table."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import settings
 from smalti.data.code_shards import open_codes
 from smalti.experiments import steps
-from smalti.experiments.base import Asked, Done, Place, Scale, Step, Study, run_study
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.base import Experiment, ExperimentRequest, Scale, Step, StepContext, StepResult, run_experiment
+from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.steps import Images
 from smalti.reports.report import Report
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
@@ -24,36 +25,37 @@ from smalti.training.run_folder import read_metrics
 from smalti.training.runs import encode_images, train_prior
 from tests.small import RECIPE, write_images, write_recipe
 
-Work = Callable[[Place], Mapping[str, Any]]
+Work = Callable[[StepContext], Mapping[str, Any]]
 
 
 @settings
 class Numbers:
-    """Settings of a study that reckons."""
+    """Settings of an experiment that reckons."""
 
     first: int
     second: int = 10
 
 
 class Reckoning:
-    """A study of three steps: two numbers and their sum. It notes what is done, and breaks where it is told to."""
+    """An experiment of three steps: two numbers and their sum. It notes what is done, and breaks where it is told
+    to."""
 
     def __init__(self) -> None:
         self.did: list[str] = []
         self.breaks: dict[str, BaseException] = {}
 
-    def work(self, name: str, value: Callable[[Place], int]) -> Work:
-        def work(place: Place) -> dict[str, Any]:
+    def work(self, name: str, value: Callable[[StepContext], int]) -> Work:
+        def work(context: StepContext) -> dict[str, Any]:
             self.did.append(name)
-            begun = place.folder / "begun.txt"
+            begun = context.folder / "begun.txt"
             begun.write_text(begun.read_text() + "again" if begun.is_file() else "once")
             if name in self.breaks:
                 raise self.breaks.pop(name)
-            return {"value": value(place)}
+            return {"value": value(context)}
 
         return work
 
-    def plan(self, chosen: Numbers, asked: Asked) -> list[Step]:
+    def plan(self, chosen: Numbers, request: ExperimentRequest) -> list[Step]:
         first, second = chosen.first, chosen.second
         return [
             Step(name="one", settings={"a": {"value": first}}, work=self.work("one", lambda place: first)),
@@ -62,23 +64,23 @@ class Reckoning:
         ]
 
     @property
-    def study(self) -> Study[Numbers]:
+    def experiment(self) -> Experiment[Numbers]:
         scales = {
-            "tiny": Scale(about="at once", data="nothing", paints=True, settings={"first": 1}),
-            "small": Scale(about="at once", data="a folder of stones", paints=False, settings={"first": 2}),
+            "tiny": Scale(about="at once", data="nothing", renders_scenes=True, settings={"first": 1}),
+            "small": Scale(about="at once", data="a folder of stones", renders_scenes=False, settings={"first": 2}),
         }
-        return Study(
+        return Experiment(
             about="how much is one and ten",
             takes_models=False,
             settings=Numbers,
             scales=scales,
             plan=self.plan,
-            page=lambda chosen, asked, done: Report("Sum", f"It is {done['sum'].outcome['value']}."),
+            page=lambda chosen, request, done: Report("Sum", f"It is {done['sum'].outcome['value']}."),
         )
 
 
-def _sum(place: Place) -> int:
-    return sum(int(each.outcome["value"]) for each in place.before.values())
+def _sum(context: StepContext) -> int:
+    return sum(int(each.outcome["value"]) for each in context.before.values())
 
 
 QUIET = Console(quiet=True)
@@ -86,7 +88,9 @@ QUIET = Console(quiet=True)
 
 def go(reckoning: Reckoning, out: Path, *overrides: str, console: Console = QUIET) -> int:
     """Run it and return the sum that the page tells."""
-    page = run_study("reckoning", reckoning.study, out, asked=Asked(overrides=overrides), console=console)
+    page = run_experiment(
+        "reckoning", reckoning.experiment, out, request=ExperimentRequest(overrides=overrides), console=console
+    )
     value: int = json.loads((out / "result.json").read_text())["steps"]["sum"]["outcome"]["value"]
     assert f"It is {value}." in page.read_text()
     return value
@@ -108,8 +112,8 @@ def test_a_changed_setting_does_its_step_and_those_after_it_anew_and_keeps_the_o
     assert go(reckoning, tmp_path, "first=5", console=Console(width=200)) == 15
     assert reckoning.did == ["one", "sum"]
     said = capsys.readouterr().out
-    assert "one: a.value was 1 and is 5; it is done anew, what was made before stays" in said
-    assert "two: done before" in said
+    assert "one: a.value was 1 and is 5; it is run again; earlier results are kept" in said
+    assert "two: already done" in said
     assert "sum: an earlier step has changed" in said
     assert go(reckoning, tmp_path) == 11
     assert reckoning.did == ["one", "sum"], "going back finds what was there"
@@ -118,7 +122,7 @@ def test_a_changed_setting_does_its_step_and_those_after_it_anew_and_keeps_the_o
 def test_a_stopped_step_goes_on_in_its_own_folder(tmp_path: Path) -> None:
     reckoning = Reckoning()
     reckoning.breaks["two"] = KeyboardInterrupt()
-    with pytest.raises(SmaltiError, match="step 2 of 3, two: interrupted; the same command goes on"):
+    with pytest.raises(SmaltiError, match="step 2 of 3, two: interrupted; run the same command again to resume"):
         go(reckoning, tmp_path)
     assert not (tmp_path / "result.json").exists()
     assert go(reckoning, tmp_path) == 11
@@ -165,26 +169,28 @@ def test_seconds_add_up_over_stops(tmp_path: Path) -> None:
 def test_the_result_says_what_was_asked(tmp_path: Path) -> None:
     go(Reckoning(), tmp_path, "second=3")
     result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["study"], result["scale"], result["overrides"]) == ("reckoning", "tiny", ["second=3"])
+    assert (result["experiment"], result["scale"], result["overrides"]) == ("reckoning", "tiny", ["second=3"])
     assert result["settings"] == {"first": 1, "second": 3}
     assert all((tmp_path / step["folder"]).is_dir() for step in result["steps"].values())
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("wanted", "sentence"),
     [
-        (Asked(scale="tny"), "no scale 'tny'; did you mean 'tiny'"),
-        (Asked(overrides=("frist=2",)), "unknown key 'frist'; did you mean 'first'"),
-        (Asked(overrides=("first=many",)), "first = 'many'"),
-        (Asked(overrides=("first",)), "'first' is not of the form key=value"),
-        (Asked(overrides=("first=[",)), "the value is not YAML"),
-        (Asked(scale="small"), "made for a folder of stones; give the images with --data"),
-        (Asked(models=(Path("stone"),)), "trains its own models, stone was given"),
+        (ExperimentRequest(scale="tny"), "unknown scale 'tny'; did you mean 'tiny'"),
+        (ExperimentRequest(overrides=("frist=2",)), "unknown key 'frist'; did you mean 'first'"),
+        (ExperimentRequest(overrides=("first=many",)), "first = 'many'"),
+        (ExperimentRequest(overrides=("first",)), "'first' is not of the form key=value"),
+        (ExperimentRequest(overrides=("first=[",)), "the value is not YAML"),
+        (ExperimentRequest(scale="small"), "needs a folder of stones; give the images with --data"),
+        (ExperimentRequest(models=(Path("stone"),)), "trains its own models; omit stone"),
     ],
 )
-def test_mistakes_are_sentences_before_anything_is_written(tmp_path: Path, asked: Asked, sentence: str) -> None:
+def test_mistakes_are_sentences_before_anything_is_written(
+    tmp_path: Path, wanted: ExperimentRequest, sentence: str
+) -> None:
     with pytest.raises(SmaltiError, match=sentence.replace("(", r"\(")):
-        run_study("reckoning", Reckoning().study, tmp_path / "out", asked=asked, console=QUIET)
+        run_experiment("reckoning", Reckoning().experiment, tmp_path / "out", request=wanted, console=QUIET)
     assert not (tmp_path / "out").exists()
 
 
@@ -193,33 +199,36 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("")
     go(Reckoning(), tmp_path / "done")
-    for out, sentence in (("file", "is a file"), ("full", "is not empty and holds no study")):
+    for out, sentence in (("file", "is a file"), ("full", "is not empty and holds no experiment")):
         with pytest.raises(SmaltiError, match=sentence):
             go(Reckoning(), tmp_path / out)
-    with pytest.raises(SmaltiError, match="holds the study 'reckoning', not 'counting'; choose another --out"):
-        run_study("counting", Reckoning().study, tmp_path / "done", asked=Asked(), console=QUIET)
+    with pytest.raises(SmaltiError, match="holds the experiment 'reckoning', not 'counting'; choose another --out"):
+        run_experiment(
+            "counting", Reckoning().experiment, tmp_path / "done", request=ExperimentRequest(), console=QUIET
+        )
 
 
-def trainings(chosen: Numbers, asked: Asked) -> list[Step]:
-    """As the studies to come: a tokenizer, its codes, then priors, the last trained as long as the one before took."""
-    assert asked.data is not None
-    images, recipe = Images.of(asked.data), str(asked.data.parent / "small.yaml")
-    tokenizer = steps.varied(recipe, shared=["run.images=16"], overrides=asked.of("tokenizer"), changes=[])
+def trainings(chosen: Numbers, request: ExperimentRequest) -> list[Step]:
+    """As the experiments to come: a tokenizer, its codes, then priors, the last trained as long as the one before
+    took."""
+    assert request.data is not None
+    images, recipe = Images.of(request.data), str(request.data.parent / "small.yaml")
+    tokenizer = steps.varied(recipe, shared=["run.images=16"], overrides=request.of("tokenizer"), changes=[])
 
-    def encode(place: Place) -> dict[str, Any]:
+    def encode(context: StepContext) -> dict[str, Any]:
         copies = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[]).encode
-        run, shards = place.before["tokenizer"].folder, place.folder / "codes"
-        encode_images(run, images.path(place), shards, settings=copies, seed=0, progress=lambda done, total: None)
+        run, shards = context.before["tokenizer"].folder, context.folder / "codes"
+        encode_images(run, images.path(context), shards, settings=copies, seed=0, progress=lambda done, total: None)
         return {"images": len(open_codes(shards).training)}
 
     def prior(layers: int) -> Work:
-        def work(place: Place) -> dict[str, Any]:
-            seen = place.before["prior-1"].outcome["seen"] if layers > 1 else 640
+        def work(context: StepContext) -> dict[str, Any]:
+            seen = context.before["prior-1"].outcome["seen"] if layers > 1 else 640
             changes = [f"network.layers={layers}", f"run.codes={seen}"]
-            training = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[*asked.of("prior"), *changes])
-            run, shards = place.before["tokenizer"].folder, place.before["codes"].folder / "codes"
-            train_prior(open_codes(shards), run, place.folder, settings=training, console=place.console)
-            return {"seen": read_metrics(place.folder)[-1]["seen"], "nats": read_metrics(place.folder)[-1]["nats"]}
+            training = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[*request.of("prior"), *changes])
+            run, shards = context.before["tokenizer"].folder, context.before["codes"].folder / "codes"
+            train_prior(open_codes(shards), run, context.folder, settings=training, console=context.console)
+            return {"seen": read_metrics(context.folder)[-1]["seen"], "nats": read_metrics(context.folder)[-1]["nats"]}
 
         return work
 
@@ -234,15 +243,15 @@ def trainings(chosen: Numbers, asked: Asked) -> list[Step]:
 def test_studies_of_priors_fit(tmp_path: Path) -> None:
     data = write_images(tmp_path / "images")
     write_recipe(tmp_path / "small.yaml")
-    found: dict[str, Done] = {}
+    found: dict[str, StepResult] = {}
 
-    def page(chosen: Numbers, asked: Asked, done: Mapping[str, Done]) -> Report:
+    def page(chosen: Numbers, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
         found.update(done)
         return Report("Priors", "Compared.")
 
-    study = replace(Reckoning().study, plan=trainings, page=page)
-    asked = Asked(data=data, overrides=("prior.network.embed_dim=32",))
-    run_study("priors", study, tmp_path / "out", asked=asked, console=QUIET)
+    experiment = replace(Reckoning().experiment, plan=trainings, page=page)
+    request = ExperimentRequest(data=data, overrides=("prior.network.embed_dim=32",))
+    run_experiment("priors", experiment, tmp_path / "out", request=request, console=QUIET)
     assert [found[name].outcome["seen"] for name in ("prior-1", "prior-2")] == [640, 640]
     widths = (found["prior-2"].folder / "config.yaml").read_text()
     assert "embed_dim: 32" in widths
@@ -268,7 +277,7 @@ def test_what_a_study_varies_is_not_set_over_its_head(tmp_path: Path) -> None:
     recipe = str(write_recipe(tmp_path / "small.yaml"))
     training = steps.varied(recipe, shared=["run.batch=2"], overrides=["run.batch=8"], changes=["run.seed=3"])
     assert (training.run.batch, training.run.seed) == (8, 3)
-    with pytest.raises(SmaltiError, match=r"--set tokenizer\.run\.seed=1: the study decides run\.seed itself"):
+    with pytest.raises(SmaltiError, match=r"--set tokenizer\.run\.seed=1: the experiment decides run\.seed itself"):
         steps.varied(recipe, shared=[], overrides=["run.seed=1"], changes=["run.seed=3"])
 
 
@@ -280,17 +289,17 @@ def test_other_images_in_the_same_folder_are_other_settings(tmp_path: Path) -> N
     assert Images.of(data).described != before
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_study_can_be_planned_at_every_scale(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SMALTI_OFFLINE", "1")
     monkeypatch.setenv("SMALTI_CACHE", str(tmp_path))
-    study, data = STUDIES[name], write_images(tmp_path / "images")
-    assert set(study.scales) == {"tiny", "small", "full"}
-    assert study.scales["tiny"].paints
-    assert "\n" not in study.about
-    for scale in study.scales:
-        asked = Asked(scale=scale, data=None if name in ("conditions", "window") else data)
-        planned = study.plan(study.resolved(asked), asked)
+    experiment, data = EXPERIMENTS[name], write_images(tmp_path / "images")
+    assert set(experiment.scales) == {"tiny", "small", "full"}
+    assert experiment.scales["tiny"].renders_scenes
+    assert "\n" not in experiment.about
+    for scale in experiment.scales:
+        request = ExperimentRequest(scale=scale, data=None if name in ("conditions", "window") else data)
+        planned = experiment.plan(experiment.resolved(request), request)
         names = [step.name for step in planned]
         assert len(set(names)) == len(names)
         assert all(set(step.after) <= set(names[:place]) for place, step in enumerate(planned))
@@ -298,8 +307,8 @@ def test_every_study_can_be_planned_at_every_scale(name: str, tmp_path: Path, mo
 
 
 def test_the_recipes_of_full_are_what_they_say(tmp_path: Path) -> None:
-    asked = Asked(scale="full", data=tmp_path)
-    chosen = STUDIES["reconstruction"].resolved(asked)
+    request = ExperimentRequest(scale="full", data=tmp_path)
+    chosen = EXPERIMENTS["reconstruction"].resolved(request)
     for each in chosen.tokenizers:
         laid = [*chosen.training, *each.changes]
         training = resolve(TokenizerTraining, stage="tokenizer", recipe=chosen.recipe, overrides=laid)

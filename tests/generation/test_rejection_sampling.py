@@ -15,12 +15,12 @@ from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
 from smalti.evaluation.imagenet_classifier import by_class, imagenet_classes, read_classifier
 from smalti.evaluation.rejection_sampling import (
-    best_of,
     by_images,
     by_likelihood,
     candidate_seeds,
-    indifferent,
-    judged,
+    rejection_sample,
+    scored_positions,
+    zero_score,
 )
 from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.images.io import center_crop, read_image, read_settings, resize_to_cover, to_tensor
@@ -73,7 +73,7 @@ def test_candidates_are_the_same_for_ever() -> None:
 def test_the_best_is_that_of_the_slow_truth(size: tuple[int, int]) -> None:
     pipe, labels, sampler = pipeline(), ["dusk", None, "dawn"], Sampler(top_k=12)
     known, seeds = unknown_codes(3, pipe.grid(size)), pipe.seeds(4, 3)
-    chosen = best_of(pipe, labels, known, sampler=sampler, seeds=seeds, tries=5, score=mean_code)
+    chosen = rejection_sample(pipe, labels, known, sampler=sampler, seeds=seeds, num_candidates=5, score=mean_code)
     for place, label in enumerate(labels):
         alone = []
         for candidate in range(5):
@@ -88,9 +88,11 @@ def test_the_best_is_that_of_the_slow_truth(size: tuple[int, int]) -> None:
     assert len(set(chosen.candidates.tolist())) > 1, "else nothing was chosen"
 
 
-def test_one_try_is_what_is_generated_today() -> None:
+def test_one_try_is_what_is_laid_today() -> None:
     pipe, known = pipeline(), unknown_codes(4, (3, 4))
-    chosen = best_of(pipe, ["night"] * 4, known, sampler=Sampler(), seeds=pipe.seeds(9, 4), tries=1, score=indifferent)
+    chosen = rejection_sample(
+        pipe, ["night"] * 4, known, sampler=Sampler(), seeds=pipe.seeds(9, 4), num_candidates=1, score=zero_score
+    )
     assert torch.equal(pipe.decode(chosen.codes), pipe.sample(4, label="night", seed=9))
     assert chosen.seeds.tolist() == [9, 10, 11, 12]
 
@@ -102,7 +104,9 @@ def test_a_image_hangs_on_its_seed_alone() -> None:
         known, seeds = unknown_codes(count, (3, 4)), pipe.seeds(first, count)
         values = ["dusk"] * count
         score = by_likelihood(pipe, values, known=known)
-        return best_of(pipe, values, known, sampler=Sampler(), seeds=seeds, tries=4, score=score).codes
+        return rejection_sample(
+            pipe, values, known, sampler=Sampler(), seeds=seeds, num_candidates=4, score=score
+        ).codes
 
     together = of(20, 5)
     for place in range(5):
@@ -111,14 +115,14 @@ def test_a_image_hangs_on_its_seed_alone() -> None:
 
 def test_the_first_of_equals_is_kept() -> None:
     pipe, told = pipeline(), []
-    chosen = best_of(
+    chosen = rejection_sample(
         pipe,
         [None] * 2,
         unknown_codes(2, (3, 4)),
         sampler=Sampler(),
         seeds=pipe.seeds(0, 2),
-        tries=3,
-        score=indifferent,
+        num_candidates=3,
+        score=zero_score,
         progress=lambda done, total: told.append((done, total)),
     )
     assert chosen.candidates.tolist() == [0, 0]
@@ -126,23 +130,23 @@ def test_the_first_of_equals_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tries", "score", "sentence"),
+    ("num_candidates", "score", "sentence"),
     [
-        (0, mean_code, "0 tries give no image to choose"),
+        (0, mean_code, "num_candidates is 0; use 1 or more"),
         (2, lambda codes: codes.double().mean(), r"one number for each of the 3 images"),
         (2, lambda codes: torch.full((3,), math.nan), r"not \[nan, nan, nan\]; .* without NaN"),
     ],
 )
-def test_what_is_no_choice_raises_an_error(tries: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
+def test_invalid_scores_are_refused(num_candidates: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
     pipe = pipeline()
     with pytest.raises(SmaltiError, match=sentence):
-        best_of(
+        rejection_sample(
             pipe,
             [None] * 3,
             unknown_codes(3, (3, 4)),
             sampler=Sampler(),
             seeds=pipe.seeds(0, 3),
-            tries=tries,
+            num_candidates=num_candidates,
             score=score,
         )
 
@@ -155,8 +159,8 @@ def test_anything_that_looks_at_images_can_choose() -> None:
         return images.mean((1, 2, 3))
 
     known, seeds = unknown_codes(3, (3, 4)), pipe.seeds(0, 3)
-    chosen = best_of(
-        pipe, [None] * 3, known, sampler=Sampler(), seeds=seeds, tries=6, score=by_images(pipe, brightness)
+    chosen = rejection_sample(
+        pipe, [None] * 3, known, sampler=Sampler(), seeds=seeds, num_candidates=6, score=by_images(pipe, brightness)
     )
     every = torch.stack(seen)  # (N,B,C,H,W)
     assert every.shape == (6, 3, 3, 12, 16)
@@ -214,13 +218,13 @@ def test_what_candidates_are_judged_by() -> None:
     known[1, 2:] = -1  # the lower half
     known[2] = -1  # all
     known[3, :, 2:] = -1  # the right half
-    of = judged(small(), known).int()
+    of = scored_positions(small(), known).int()
     assert of[0].tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [1, 0, 1, 1], [1, 1, 1, 1]]
     assert of[1].tolist() == [[0] * 4] * 2 + [[1] * 4] * 2
     assert of[2].tolist() == [[1] * 4] * 4
     assert of[3].tolist() == [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
     assert of[4].tolist() == [[0] * 4] * 4, "nothing is laid, and nothing to judge"
-    inward = judged(small(order="spiral_in"), known[:1]).int()[0]  # which ends with (1, 2), (1, 1) and (2, 1)
+    inward = scored_positions(small(order="spiral_in"), known[:1]).int()[0]  # which ends with (1, 2), (1, 1) and (2, 1)
     assert inward.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
@@ -253,8 +257,16 @@ def test_tries_make_holes_fit() -> None:
     values = [None] * 40
     score = by_likelihood(pipe, values, known=known)
     one, many = (
-        best_of(pipe, values, known, sampler=Sampler(), seeds=pipe.seeds(100, 40), tries=tries, score=score).codes
-        for tries in (1, 12)
+        rejection_sample(
+            pipe,
+            values,
+            known,
+            sampler=Sampler(),
+            seeds=pipe.seeds(100, 40),
+            num_candidates=num_candidates,
+            score=score,
+        ).codes
+        for num_candidates in (1, 12)
     )
     likely = [float(pipe.nll(codes, values=values)[:, 0, 3].mean()) for codes in (one, many)]
     assert likely[1] < likely[0] - 0.3
@@ -339,7 +351,7 @@ def test_published_weights_know_real_images(monkeypatch: pytest.MonkeyPatch) -> 
     assert own > 5 * others
 
 
-def test_the_command_keeps_the_try_that_shows_its_class(
+def test_the_command_keeps_the_candidate_of_the_highest_class_score(
     smalti: Runner,  # noqa: F811
     resnet: Path,
     tmp_path: Path,
@@ -347,7 +359,7 @@ def test_the_command_keeps_the_try_that_shows_its_class(
     pipe = pipeline(Labels(["3", "12", "999"]))
     pipe.save_pretrained(tmp_path / "model", about={})
     command: tuple[object, ...] = ("sample", tmp_path / "model", "--label", "12", "-n", 2, "--seed", 5)
-    done = smalti(*command, "--classifier", resnet, "--tries", 3, "--out", tmp_path / "best")
+    done = smalti(*command, "--classifier", resnet, "--best-of", 3, "--out", tmp_path / "best")
     assert done.status == 0, done.err
     judge = by_class(read_classifier(str(resnet)), [12])
     for seed in (5, 6):
@@ -358,14 +370,14 @@ def test_the_command_keeps_the_try_that_shows_its_class(
         kept = tmp_path / "best" / f"12-{seed:06d}.png"
         told = read_settings(kept)
         assert told is not None
-        assert (told["tries"], told["chosen_by"]) == (3, resnet.name)
-        assert (told["seed"], told["laid_with_seed"]) == (seed, seeds[best])
+        assert (told["best_of"], told["selected_by"]) == (3, resnet.name)
+        assert (told["seed"], told["candidate_seed"]) == (seed, seeds[best])
         assert told["score"] == pytest.approx(scores[best], abs=1e-3)
         displayed = to_tensor(pixels(kept).copy())
         assert (displayed - every[best][0]).abs().max() <= 1 / 127
     for options, sentence, status in (
-        (("--label", "12", "--tries", 1), "ask for --tries 2", 2),
-        ((), "say which: --label", 1),
+        (("--label", "12", "--best-of", 1), "needs --best-of 2", 2),
+        ((), "give --label", 1),
         (("--label", "13"), "there is no label '13'", 1),
     ):
         smalti.fails(
@@ -373,7 +385,7 @@ def test_the_command_keeps_the_try_that_shows_its_class(
         )
     pipeline(LABELS).save_pretrained(tmp_path / "times", about={})
     times = ("sample", tmp_path / "times", "--label", "dusk", "--classifier", resnet, "--out", tmp_path / "o")
-    smalti.fails(*times, sentence="which of its 1000 classes the label 'dawn'")
+    smalti.fails(*times, sentence="cannot map the label 'dawn'")
     pipeline(Unconditional()).save_pretrained(tmp_path / "nothing", about={})
     smalti.fails(
         "sample",
@@ -382,6 +394,6 @@ def test_the_command_keeps_the_try_that_shows_its_class(
         resnet,
         "--out",
         tmp_path / "o",
-        sentence="this model takes none",
+        sentence="needs a model conditioned on labels",
     )
     assert not (tmp_path / "o").exists()

@@ -226,7 +226,7 @@ def test_commands_guess(smalti: Runner, tmp_path: Path) -> None:
     save_png(tmp_path / "given.png", noise(3, 12, 16))
     sample = ("sample", tmp_path / "model", "-n", 2, "--label", "dusk")
     complete = ("complete", tmp_path / "model", tmp_path / "given.png", "--keep", "top-half", "-n", 2)
-    for command in (sample, complete, (*sample, "--tries", 2, "--seed", 7)):
+    for command in (sample, complete, (*sample, "--best-of", 2, "--seed", 7)):
         for name, guesses in (("plain", ()), ("guessed", ("--speculate", 5))):
             ended = smalti(*command, "--out", tmp_path / name, *guesses)
             assert ended.status == 0, ended.err

@@ -1,4 +1,5 @@
-"""Model folders: what is written comes back, and all that is not whole, not ours or not fitting is told in a sentence."""
+"""Model folders: what is written comes back, and all that is not whole, not ours or not fitting is told in a
+sentence."""
 
 from __future__ import annotations
 
@@ -168,7 +169,7 @@ def test_a_mistyped_folder_is_told_before_the_hub_is_asked(tmp_path: Path, monke
     Path("runs/dmep").touch()  # a file is no model
     with pytest.raises(SmaltiError, match=r"^there is no folder runs/dmeo; did you mean 'runs/demo'\?$"):
         here("runs/dmeo")
-    with pytest.raises(SmaltiError, match=r"^there is no folder runs/photos; runs is one, so the Hub was not asked$"):
+    with pytest.raises(SmaltiError, match=r"^there is no folder runs/photos; runs is one, so the Hub was not queried$"):
         here("runs/photos")
     assert not asked
     assert here("runs/demo") == Path("runs/demo")

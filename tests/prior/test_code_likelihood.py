@@ -122,19 +122,21 @@ def test_codes_are_measured_with_what_stands_before_them(
         )
         expected = nll(pipe.prior, prefix, codes).mean((1, 2))
         others = nll(pipe.prior, prefix.roll(1, 0), codes).mean((1, 2))
-    torch.testing.assert_close(found.values["nats_a_code"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.values["nats_per_code"], expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(others, expected, atol=1e-4), "what is told counts"
     bits = expected / math.log(2) / 16  # 16 codes, 256 pixels
-    torch.testing.assert_close(found.values["bits_a_pixel"], bits, rtol=1e-4, atol=1e-6)
-    assert found.scores["bits_a_pixel"] == pytest.approx(float(bits.mean()), rel=1e-4)
+    torch.testing.assert_close(found.values["bits_per_pixel"], bits, rtol=1e-4, atol=1e-6)
+    assert found.scores["bits_per_pixel"] == pytest.approx(float(bits.mean()), rel=1e-4)
     write_result(tmp_path / "out", as_plain(found, command="", model={}), found)
     lines = (tmp_path / "out" / "images.csv").read_text("utf-8").splitlines()
-    assert lines[0] == "image,nats_a_code,bits_a_pixel"
+    assert lines[0] == "image,nats_per_code,bits_per_pixel"
     name, first, second = lines[1].split(",")
     assert name == "held-out image 0"
     assert float(first) == pytest.approx(float(expected[0]), rel=1e-4)
     assert float(second) == pytest.approx(float(bits[0]), rel=1e-4)
-    assert read_json(tmp_path / "out" / "result.json")["scores"]["nats_a_code"] == pytest.approx(float(expected.mean()))
+    assert read_json(tmp_path / "out" / "result.json")["scores"]["nats_per_code"] == pytest.approx(
+        float(expected.mean())
+    )
 
 
 def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path: Path) -> None:
@@ -145,24 +147,28 @@ def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path
     with torch.no_grad():
         codes = pipe.tokenizer.encode(held_out.images).codes
         expected = nll(pipe.prior, torch.tensor([[0], [1], [0], [1], [0]]), codes)
-    torch.testing.assert_close(found.values["nats_a_code"], expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.values["nats_per_code"], expected.mean((1, 2)), rtol=1e-4, atol=1e-5)
 
 
 def test_codes_of_another_condition_are_refused(tmp_path: Path, data_folder: Path) -> None:
     for place, (made, read, sentence) in enumerate(
         (
-            (None, given(), r"nothing stands of what this prior is told, a codes; encode .* smalti encode --condition"),
+            (
+                None,
+                given(),
+                r"have no condition codes, and this prior is conditioned on a codes; encode .* smalti encode --condition",
+            ),
             (
                 given(),
                 given(size=6),
-                "stand those of another condition; encode the images with what this prior is told",
+                "have those of another condition; encode the images with a",
             ),
-            (maps(1), maps(2), "stand those of another condition"),
-            (given(), maps(1), "stand those of another condition"),
+            (maps(1), maps(2), "have those of another condition"),
+            (given(), maps(1), "have those of another condition"),
         )
     ):
         kept, _ = shards(tmp_path / f"{place}", made)
         with pytest.raises(SmaltiError, match=sentence):
             measure_prior(pipeline(read), kept, protocol=priors(), device=CPU)
-    with pytest.raises(SmaltiError, match=r"told a before, .* smalti encode --condition, and give the codes"):
+    with pytest.raises(SmaltiError, match=r"conditioned on a before, .* smalti encode --condition, and give the codes"):
         measure_prior(pipeline(maps(1)), open_source(data_folder), protocol=priors(), device=CPU)

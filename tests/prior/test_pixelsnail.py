@@ -35,8 +35,8 @@ from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.prior_networks import Codes, PixelSNAILNetwork, build_network
 from smalti.training.runs import train_tokenizer
 from tests import reference
+from tests.experiment_helpers import QUIET
 from tests.small import small_prior, write_images, write_recipe
-from tests.studied import QUIET
 
 K, C = 11, 4
 

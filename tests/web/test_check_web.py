@@ -1,7 +1,8 @@
-"""The studio as a person sees it, in a browser without a window: every way through the page, and nothing from elsewhere.
+"""The studio as a person sees it, in a browser without a window: every way through the page, and nothing from
+elsewhere.
 
-Run by `make check-web`. SMALTI_CHROMIUM names the browser where it is in none of the usual places; SMALTI_SCREENSHOTS a folder for
-what it looked like.
+Run by `make check-web`. SMALTI_CHROMIUM names the browser where it is in none of the usual places; SMALTI_SCREENSHOTS a
+folder for what it looked like.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def painted(page: Any, canvas: str) -> Any:
     return np.array(page.locator(canvas).evaluate(script)).reshape(12, 16, 4)
 
 
-def lay(page: Any, *, kept: int) -> list[str]:
-    """Press Lay, and wait until so many images are in the gallery -> all that the stage has shown meanwhile."""
+def generate(page: Any, *, kept: int) -> list[str]:
+    """Press Generate, and wait until so many images are in the gallery -> all that the stage has shown meanwhile."""
     page.evaluate("""() => {
       window.shown = [];
       const look = () => {
@@ -132,9 +133,9 @@ def lay(page: Any, *, kept: int) -> list[str]:
       window.watching = new MutationObserver(look);
       window.watching.observe(document.querySelector('#stage'), {childList: true, subtree: true, attributes: true});
     }""")
-    page.click("#lay")
+    page.click("#generate")
     page.wait_for_function(f"document.querySelectorAll('#gallery .thumbnail-lg').length === {kept}")
-    page.wait_for_selector("#lay:not([disabled])")
+    page.wait_for_selector("#generate:not([disabled])")
     page.wait_for_function("document.querySelectorAll('#stage .track').length === 0")
     shown: list[str] = page.evaluate("window.shown")
     return shown
@@ -162,7 +163,7 @@ def test_a_class_is_chosen_and_a_image_watched_and_taken_along(page: Any, model:
     set_number(page, "width", 256)
     set_number(page, "height", 128)
     set_number(page, "seed", 11)
-    shown = lay(page, kept=1)
+    shown = generate(page, kept=1)
     assert len(shown) > 3  # it changed while it was laid
     expected = to_array(Pipeline.from_pretrained(model).sample(1, size=(128, 256), seed=11, label="dusk")[0])
     assert shows(page, expected)
@@ -192,25 +193,25 @@ def test_a_map_is_painted_and_followed(page: Any, model: Path) -> None:
     assert labels[10, 8] == 2
     assert labels[6, 8] == 1
     assert labels[0, 0] == 0
-    lay(page, kept=1)
+    generate(page, kept=1)
     pipe = Pipeline.from_pretrained(model)
     assert shows(page, to_array(pipe.sample(1, segmentation=labels)[0]))
     page.get_by_role("button", name="Clear", exact=True).first.click()
-    lay(page, kept=2)
+    generate(page, kept=2)
     assert shows(page, to_array(pipe.sample(1)[0]))
 
 
 def test_a_region_is_erased_and_a_image_extended(page: Any, model: Path, tmp_path: Path) -> None:
-    page.get_by_label("Erase or extend").check()
+    page.get_by_label("Edit: inpaint / outpaint").check()
     page.set_input_files("#image input[type=file]", written(tmp_path / "given.png", height=12, width=16))
     page.wait_for_function("document.querySelector('#mask img').src.length > 100")
     stroke(page, "#mask canvas", (0.35, 0.35), (0.4, 0.4))
-    lay(page, kept=1)
+    generate(page, kept=1)
     first = page.locator("#stage img").first.get_attribute("src")
     page.locator("#side input").click()
     page.get_by_role("option", name="to the right").click()
     set_number(page, "amount", 8)
-    lay(page, kept=2)
+    generate(page, kept=2)
     second = page.locator("#stage img").first
     assert second.get_attribute("src") != first
     assert second.evaluate("(image) => [image.naturalWidth, image.naturalHeight]") == [24, 12]
@@ -219,23 +220,23 @@ def test_a_region_is_erased_and_a_image_extended(page: Any, model: Path, tmp_pat
 def test_a_long_job_is_cancelled(page: Any) -> None:
     set_number(page, "width", 512)
     set_number(page, "height", 512)
-    page.click("#lay")
+    page.click("#generate")
     page.wait_for_selector("#stage .track")
-    assert "left" in page.inner_text("#stage .said")
+    assert "left" in page.inner_text("#stage .message")
     page.click("#cancel")
     page.wait_for_function("document.querySelector('#stage').innerText.includes('Cancelled')")
-    page.wait_for_selector("#lay:not([disabled])")
+    page.wait_for_selector("#generate:not([disabled])")
     assert page.locator("#gallery .thumbnail-lg").count() == 0
     set_number(page, "width", 16)
     set_number(page, "height", 12)
-    lay(page, kept=1)  # and the next one is laid
+    generate(page, kept=1)  # and the next one is laid
 
 
 def test_a_link_brings_the_settings_back(page: Any, browser: Any, address: str) -> None:
     page.get_by_label("night", exact=True).check()
     set_number(page, "width", 24)
     set_number(page, "seed", 5)
-    lay(page, kept=1)
+    generate(page, kept=1)
     before = page.locator("#stage img").first.get_attribute("src")
     link = page.locator("#link textarea, #link input").first.input_value()
     assert link == page.url
@@ -245,14 +246,14 @@ def test_a_link_brings_the_settings_back(page: Any, browser: Any, address: str) 
     assert page.get_by_label("night", exact=True).is_checked()
     assert page.locator("#seed input").input_value() == "5"
     assert page.locator("#gallery .thumbnail-lg").count() == 0  # the images were another visit's
-    lay(page, kept=1)
+    generate(page, kept=1)
     assert page.locator("#stage img").first.get_attribute("src") == before
     visit(page, f"{address}?label=noon")
     page.wait_for_function("document.querySelector('#stage').innerText.includes(\"no label 'noon'\")")
 
 
 def test_a_photo_is_seen_in_codes(page: Any, tmp_path: Path) -> None:
-    page.get_by_label("A photo in codes").check()
+    page.get_by_label("Reconstruct").check()
     page.set_input_files("#photo input[type=file]", written(tmp_path / "given.png", height=40, width=60))
     page.wait_for_function("document.querySelectorAll('#stage img').length === 3")
     assert "15 x 10" not in page.inner_text("#stage")
@@ -262,23 +263,23 @@ def test_a_photo_is_seen_in_codes(page: Any, tmp_path: Path) -> None:
 
 def test_a_mistake_is_a_sentence(page: Any, tmp_path: Path) -> None:
     (tmp_path / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    page.get_by_label("A photo in codes").check()
+    page.get_by_label("Reconstruct").check()
     page.set_input_files("#photo input[type=file]", tmp_path / "drawing.svg")
     page.get_by_text("drawing.svg is not an image of any kind that is read").wait_for()
 
 
 def test_nothing_to_lay_is_a_sentence_and_the_page_goes_on(page: Any) -> None:
-    lay(page, kept=1)
+    generate(page, kept=1)
     set_number(page, "width", 24)  # before the canvas over the image is seen for the first time
-    page.get_by_label("Erase or extend").check()
+    page.get_by_label("Edit: inpaint / outpaint").check()
     page.click("#newest")
     page.wait_for_function("document.querySelector('#mask img').src.length > 100")
-    page.click("#lay")
-    page.get_by_text("nothing is erased and nothing added").wait_for()
-    page.wait_for_selector("#lay:not([disabled])")
+    page.click("#generate")
+    page.get_by_text("nothing is masked and nothing added").wait_for()
+    page.wait_for_selector("#generate:not([disabled])")
     page.wait_for_function("document.querySelector('#mask canvas').width === 24")
     stroke(page, "#mask canvas", (0.5, 0.5))
-    lay(page, kept=2)
+    generate(page, kept=2)
 
 
 def test_a_loaded_map_can_be_painted_on(page: Any, tmp_path: Path) -> None:
@@ -299,7 +300,7 @@ def test_it_is_dark_where_people_like_it_dark(browser: Any, address: str) -> Non
         context = browser.new_context(color_scheme=scheme)
         page = context.new_page()
         page.goto(address)
-        page.wait_for_selector("#lay")
+        page.wait_for_selector("#generate")
         grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         context.close()
     light, dark = (sum(int(part) for part in ground.strip("rgba()").split(",")[:3]) for ground in grounds)

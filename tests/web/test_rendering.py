@@ -1,4 +1,4 @@
-"""What the studio shows of codes, what arrives of what was painted, and whose images are whose."""
+"""The page's images of codes, painted maps, and sessions."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from hypothesis import strategies as st
 from smalti.core.errors import SmaltiError
 from smalti.images.io import read_image, read_settings, to_tensor
 from smalti.web import rendering
-from smalti.web.code_images import from_text, laid_so_far, mosaic
-from smalti.web.sessions import Visitors
-from smalti.web.studio import Moment
+from smalti.web.code_images import from_text, masked_image, mosaic
+from smalti.web.sessions import Sessions
+from smalti.web.studio import GenerationState
 from tests.images.test_images import png_of_size
 from tests.web.test_studio import LIMITS, painted
 
 # --- what is shown -------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_laid_is_clear() -> None:
+def test_codes_not_generated_are_transparent() -> None:
     image, codes = torch.rand(3, 8, 12) * 2 - 1, torch.tensor([[3, 4, -1], [-1, -1, -1]])
-    shown = laid_so_far(image, codes)
+    shown = masked_image(image, codes)
     assert shown.shape == (8, 12, 4)
     assert (shown[:4, :8, 3] == 255).all()
     assert shown[:, :, 3].sum() == 255 * 4 * 8
-    assert laid_so_far(image[:1], codes).shape == (8, 12, 4)
+    assert masked_image(image[:1], codes).shape == (8, 12, 4)
 
 
 def test_a_mosaic_has_one_color_a_code() -> None:
@@ -69,13 +69,13 @@ def test_too_much_paint_is_told() -> None:
 
 def test_the_stage_shows_rows_and_time() -> None:
     codes = torch.tensor([[[1, 2], [3, -1], [-1, -1]]])
-    now = Moment(codes, torch.zeros(1, 3, 12, 8), 0.5, 75.0)
-    page = rendering.moment(now)
+    now = GenerationState(codes, torch.zeros(1, 3, 12, 8), 0.5, 75.0)
+    page = rendering.generation(now)
     assert "Row 2 of 3, about 1 min left" in page
     assert "width:50.0%" in page
     assert page.count("<img") == 1
-    assert "left" not in rendering.moment(now._replace(share=0.0, left=math.inf))
-    whole = rendering.moment(now._replace(share=1.0, codes=codes.clamp(min=0)))
+    assert "left" not in rendering.generation(now._replace(share=0.0, left=math.inf))
+    whole = rendering.generation(now._replace(share=1.0, codes=codes.clamp(min=0)))
     assert "Row" not in whole
     assert "track" not in whole
     assert "&lt;script" in rendering.waiting("<script>")
@@ -86,44 +86,44 @@ def test_the_stage_shows_rows_and_time() -> None:
 # --- whose images are whose --------------------------------------------------------------------------------------
 
 
-def test_visitors_keep_their_own_images() -> None:
-    visitors, image = Visitors(LIMITS), torch.rand(3, 4, 4) * 2 - 1
-    one, other = visitors.visitor("a"), visitors.visitor("b")
+def test_sessions_have_their_own_images() -> None:
+    sessions, image = Sessions(LIMITS), torch.rand(3, 4, 4) * 2 - 1
+    one, other = sessions.session("a"), sessions.session("b")
     path = one.keep(image, name="../../dusk/3", caption="dusk 3", settings={"seed": 3})
     assert path.parent != other.keep(image, name="dusk", caption="", settings={}).parent
     assert re.fullmatch(r"dusk-3-[0-9a-f]{6}\.png", path.name)
     assert read_settings(path) == {"seed": 3}
     assert torch.allclose(to_tensor(read_image(path, channels=3, name="")), image, atol=0.01)
-    assert [kept.caption for kept in one.kept] == ["dusk 3"]
-    assert visitors.visitor("a") is one
-    visitors.close()
+    assert [each.caption for each in one.gallery] == ["dusk 3"]
+    assert sessions.session("a") is one
+    sessions.close()
     assert not path.exists()
 
 
-def test_what_is_kept_is_bounded() -> None:
-    visitors, image = Visitors(LIMITS), torch.zeros(3, 4, 4)
-    visitor = visitors.visitor("a")
-    paths = [visitor.keep(image, name="x", caption=str(number), settings={}) for number in range(5)]
-    assert [kept.caption for kept in visitor.kept] == ["4", "3", "2"]
+def test_the_gallery_is_bounded() -> None:
+    sessions, image = Sessions(LIMITS), torch.zeros(3, 4, 4)
+    session = sessions.session("a")
+    paths = [session.keep(image, name="x", caption=str(number), settings={}) for number in range(5)]
+    assert [each.caption for each in session.gallery] == ["4", "3", "2"]
     assert [path.exists() for path in paths] == [False, False, True, True, True]
-    visitors.visitor("b")
-    visitors.visitor("a")
-    visitors.visitor("c")  # two may be there: b was longest away
-    assert len(visitors) == 2
-    assert visitors.visitor("a") is visitor
-    assert not visitor.stop.is_set()
-    visitors.leave("a")
-    assert visitor.stop.is_set()  # what was being laid for nobody
+    sessions.session("b")
+    sessions.session("a")
+    sessions.session("c")  # two may be there: b was longest away
+    assert len(sessions) == 2
+    assert sessions.session("a") is session
+    assert not session.stop.is_set()
+    sessions.leave("a")
+    assert session.stop.is_set()  # what was being laid for nobody
     assert not paths[-1].exists()
-    visitors.close()
+    sessions.close()
 
 
-def test_one_who_leaves_loses_nothing_of_the_server(tmp_path: Path) -> None:
-    visitors = Visitors(LIMITS)
-    visitor = visitors.visitor("a")
-    visitors.leave("a")
-    visitors.leave("a")
-    late = visitor.keep(torch.zeros(3, 4, 4), name="late", caption="", settings={})  # its last row was under way
+def test_a_closed_session_may_still_write(tmp_path: Path) -> None:
+    sessions = Sessions(LIMITS)
+    session = sessions.session("a")
+    sessions.leave("a")
+    sessions.leave("a")
+    late = session.keep(torch.zeros(3, 4, 4), name="late", caption="", settings={})  # its last row was under way
     assert late.is_file()
-    visitors.close()
+    sessions.close()
     assert not late.exists()

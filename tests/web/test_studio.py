@@ -1,4 +1,4 @@
-"""The studio without its page: what may be asked, what is shown, whose images are whose, and every mistake one sentence."""
+"""The studio without its user interface: requests, generation, reconstruction and error messages."""
 
 from __future__ import annotations
 
@@ -27,19 +27,29 @@ from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_json
 from smalti.core.settings import parse
+from smalti.evaluation.metrics import psnr
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
 from smalti.web import rendering
 from smalti.web.code_images import as_text, from_text
-from smalti.web.requests import Asked, Limits, Part, asked, from_link, link, parts_of, smallest
+from smalti.web.requests import (
+    ConditionInput,
+    Limits,
+    SamplingRequest,
+    condition_inputs,
+    from_link,
+    link,
+    parse_request,
+    smallest,
+)
 from smalti.web.server import serve
 from smalti.web.studio import Studio
 from tests.images.test_images import png_of_size
 
 CLASSES = ("dawn", "dusk", "night")
 PLACES = ("sky", "ground", "water")
-LIMITS = Limits(side=64, codes=300, count=4, upload=1, kept=3, visitors=2)
+LIMITS = Limits(side=64, codes=300, count=4, upload=1, gallery=3, sessions=2)
 NEVER = threading.Event()
 
 
@@ -102,25 +112,25 @@ def painted(labels: Tensor) -> str:
     return as_text(np.dstack([numbers, numbers * 0, numbers * 0]), side=10**6)
 
 
-# --- what may be asked ---------------------------------------------------------------------------------------------
+# --- requests ------------------------------------------------------------------------------------------------------
 
 
 def test_parts_say_how_they_are_given() -> None:
-    assert parts_of(Unconditional()) == ()
-    assert parts_of(Labels(CLASSES)) == (Part("label", "choose", CLASSES),)
-    label, segmentation = parts_of(both(), names=PLACES)
-    assert (label.way, segmentation.way, segmentation.names) == ("choose", "paint", PLACES)
+    assert condition_inputs(Unconditional()) == ()
+    assert condition_inputs(Labels(CLASSES)) == (ConditionInput("label", "choice", CLASSES),)
+    label, segmentation = condition_inputs(both(), names=PLACES)
+    assert (label.kind, segmentation.kind, segmentation.names) == ("choice", "paint", PLACES)
     assert len(set(segmentation.colors)) == 3
     assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in segmentation.colors)
-    assert parts_of(both())[1].names == ("label 0", "label 1", "label 2")
-    assert parts_of(PrecomputedCodes(PrecomputedCodesSettings(codebook_size=4, length=2)))[0].way == "write"
-    assert parts_of(Layout(LayoutSettings(classes=("tree",), codebook_size=101)))[0].way == "list"
+    assert condition_inputs(both())[1].names == ("label 0", "label 1", "label 2")
+    assert condition_inputs(PrecomputedCodes(PrecomputedCodesSettings(codebook_size=4, length=2)))[0].kind == "text"
+    assert condition_inputs(Layout(LayoutSettings(classes=("tree",), codebook_size=101)))[0].kind == "json"
     depth = SpatialCondition(SpatialConditionSettings(kind="depth", key="depth", grid=(3, 4)), tokenizer(1))
-    assert parts_of(depth)[0].way == "image"
+    assert condition_inputs(depth)[0].kind == "image"
     named = SpatialConditionSettings(kind="segmentation", key="segmentation", grid=(3, 4), names=PLACES)
-    assert parts_of(SpatialCondition(named, tokenizer(3)))[0].names == PLACES
-    with pytest.raises(SmaltiError, match="paints with 3 labels, and 2 names were given"):
-        parts_of(both(), names=PLACES[:2])
+    assert condition_inputs(SpatialCondition(named, tokenizer(3)))[0].names == PLACES
+    with pytest.raises(SmaltiError, match="the model has 3 segmentation labels, not 2"):
+        condition_inputs(both(), names=PLACES[:2])
 
 
 def test_a_map_fills_the_window_and_a_label_does_not_need_one() -> None:
@@ -133,9 +143,12 @@ def test_a_map_fills_the_window_and_a_label_does_not_need_one() -> None:
     [
         ({"width": -8}, "width = -8: input should be greater than or equal to 1"),
         ({"height": 10}, r"10 x 16 .* is not made of tiles of 4 pixels; try 8x16"),
-        ({"width": 4000}, "64 pixels are the longest side here"),
-        ({"width": 64, "height": 64, "count": 2}, "2 of 64 x 64 pixels are 512 codes, and 300 is the most at once"),
-        ({"count": 5}, "5 images were asked for, and 4 is the most at once"),
+        ({"width": 4000}, "the limit of a side is 64 pixels"),
+        (
+            {"width": 64, "height": 64, "count": 2},
+            "2 of 64 x 64 pixels are 512 codes, and the limit is 300 per request",
+        ),
+        ({"count": 5}, "5 images requested, and the limit is 4 per request"),
         ({"count": 0}, "count = 0"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": 2**60}, "seed = "),
@@ -144,14 +157,14 @@ def test_a_map_fills_the_window_and_a_label_does_not_need_one() -> None:
         ({"guidence": 2}, "unknown key 'guidence'; did you mean 'guidance'"),
     ],
 )
-def test_what_cannot_be_asked_is_told(values: dict[str, float], sentence: str) -> None:
+def test_invalid_requests_are_refused(values: dict[str, float], sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        asked(pipeline(Labels(CLASSES)), values, LIMITS)
+        parse_request(pipeline(Labels(CLASSES)), values, LIMITS)
 
 
 PIPE = pipeline(Labels(CLASSES))
 REQUESTS = st.builds(
-    Asked,
+    SamplingRequest,
     height=st.integers(1, 4).map(lambda rows: 4 * rows),
     width=st.integers(1, 4).map(lambda columns: 4 * columns),
     count=st.integers(1, 4),
@@ -164,54 +177,54 @@ REQUESTS = st.builds(
 
 
 @given(REQUESTS, st.sampled_from(["", *CLASSES]))
-def test_a_link_restores_what_was_asked(request: Asked, label: str) -> None:
+def test_a_link_restores_what_was_asked(request: SamplingRequest, label: str) -> None:
     chosen = {"label": label} if label else {}
     query = link(request, chosen)
     assert query.startswith("?")
-    found = from_link(PIPE, {**dict(parse_qsl(query[1:])), "__theme": "dark"}, parts_of(PIPE.condition), LIMITS)
+    found = from_link(PIPE, {**dict(parse_qsl(query[1:])), "__theme": "dark"}, condition_inputs(PIPE.condition), LIMITS)
     assert found == (request, chosen)
 
 
 def test_a_wrong_link_is_told() -> None:
-    parts = parts_of(PIPE.condition)
+    parts = condition_inputs(PIPE.condition)
     with pytest.raises(SmaltiError, match="there is no label 'dusc'; did you mean 'dusk'"):
         from_link(PIPE, {"label": "dusc"}, parts, LIMITS)
     with pytest.raises(SmaltiError, match="width = 'wide'"):
         from_link(PIPE, {"width": "wide"}, parts, LIMITS)
 
 
-# --- what is laid --------------------------------------------------------------------------------------------------
+# --- generation ---------------------------------------------------------------------------------------------------
 
 
-def test_the_last_moment_is_what_the_pipeline_lays() -> None:
+def test_the_last_state_is_the_pipelines_sample() -> None:
     work = studio(both())
     labels = torch.randint(0, 3, (12, 24))
-    request = asked(work.pipeline, {"width": 24, "count": 2, "seed": 5, "guidance": 2.0}, LIMITS)
-    value = work.told({"label": "dusk", "segmentation": painted(labels)}, request.size)
-    *before, last = work.lay(request, value, NEVER)
+    request = parse_request(work.pipeline, {"width": 24, "count": 2, "seed": 5, "guidance": 2.0}, LIMITS)
+    value = work.condition_value({"label": "dusk", "segmentation": painted(labels)}, request.size)
+    *before, last = work.generate(request, value, NEVER)
     expected = work.pipeline.sample(2, size=(12, 24), seed=5, guidance=2.0, label="dusk", segmentation=labels)
     assert torch.equal(last.images, expected)
     assert last.share == 1
     for now in before:
         assert 0 < now.share < 1
         assert now.share == pytest.approx(float((now.codes >= 0).float().mean()))
-    other = [*work.lay(request, work.told({"label": "dusk"}, request.size), NEVER)][-1]
+    other = [*work.generate(request, work.condition_value({"label": "dusk"}, request.size), NEVER)][-1]
     assert not torch.equal(other.codes, last.codes)
 
 
-def test_nothing_given_is_nothing_said() -> None:
+def test_empty_inputs_are_unconditional() -> None:
     work = studio(both())
-    assert work.told({"label": "", "segmentation": None}, (12, 16)) is None
-    assert work.told({}, (12, 16)) is None
+    assert work.condition_value({"label": "", "segmentation": None}, (12, 16)) is None
+    assert work.condition_value({}, (12, 16)) is None
 
 
 def test_a_painted_map_is_scaled_to_the_image(tmp_path: Path) -> None:
     work, labels = studio(both()), torch.randint(0, 3, (12, 16))
-    value = work.told({"segmentation": painted(labels)}, (24, 32))
+    value = work.condition_value({"segmentation": painted(labels)}, (24, 32))
     assert torch.equal(value["segmentation"], labels.repeat_interleave(2, 0).repeat_interleave(2, 1))
     file = tmp_path / "map.png"
     Image.fromarray(labels.numpy().astype(np.uint8)).save(file)
-    assert torch.equal(work.told({"segmentation": file}, (12, 16))["segmentation"], labels)
+    assert torch.equal(work.condition_value({"segmentation": file}, (12, 16))["segmentation"], labels)
     assert torch.equal(from_text(work.canvas("segmentation", file, (12, 16)), most=10**6, name="map"), labels)
 
 
@@ -224,7 +237,7 @@ def test_a_place_without_a_label_is_painted_and_loaded(tmp_path: Path) -> None:
     labels = torch.tensor([[0, 1, 2, 2]]).repeat_interleave(4, 1).repeat(12, 1)
     wanted = labels.masked_fill(labels == 2, 255)
     assert isinstance(work.pipeline.condition, SpatialCondition)
-    values = [work.told({"segmentation": painted(labels)}, (12, 16)), wanted]
+    values = [work.condition_value({"segmentation": painted(labels)}, (12, 16)), wanted]
     by_paint, by_numbers = work.pipeline.condition.encode(values)
     assert torch.equal(by_paint, by_numbers)
     file = tmp_path / "map.png"
@@ -236,32 +249,35 @@ def test_files_and_texts_are_not_mistaken(tmp_path: Path) -> None:
     layout = studio(Layout(LayoutSettings(classes=("tree",), codebook_size=101)))
     file = tmp_path / "boxes.json"
     write_json(file, [{"class": "tree", "box": [0.1, 0.1, 0.5, 0.5]}])
-    assert layout.told({"layout": file}, (12, 16))[0].category == 0
-    with pytest.raises(SmaltiError, match="the layout is given as a file"):
-        layout.told({"layout": str(file)}, (12, 16))  # a text never opens a file of this machine
-    with pytest.raises(SmaltiError, match="the label is given as text"):
-        studio().told({"label": file}, (12, 16))
+    assert layout.condition_value({"layout": file}, (12, 16))[0].category == 0
+    with pytest.raises(SmaltiError, match="the layout takes a file"):
+        layout.condition_value({"layout": str(file)}, (12, 16))  # a text never opens a file of this machine
+    with pytest.raises(SmaltiError, match="the label takes text"):
+        studio().condition_value({"label": file}, (12, 16))
     with pytest.raises(SmaltiError, match="takes 'label', color = 'red' was given"):
-        studio().told({"color": "red"}, (12, 16))
-    assert studio(PrecomputedCodes(PrecomputedCodesSettings(codebook_size=4, length=2))).told(
+        studio().condition_value({"color": "red"}, (12, 16))
+    assert studio(PrecomputedCodes(PrecomputedCodesSettings(codebook_size=4, length=2))).condition_value(
         {"codes": "1, 3"}, (12, 16)
-    ) == (1, 3)
+    ) == (
+        1,
+        3,
+    )
 
 
-def test_laying_stops_when_it_is_told_to() -> None:
+def test_generation_stops() -> None:
     work, stop = studio(), threading.Event()
-    request = asked(work.pipeline, {"height": 40, "width": 16}, LIMITS)
+    request = parse_request(work.pipeline, {"height": 40, "width": 16}, LIMITS)
     seen = []
-    for now in work.lay(request, None, stop):
+    for now in work.generate(request, None, stop):
         seen.append(now)
         stop.set()
     assert len(seen) == 1
     assert seen[0].share < 1
 
 
-def test_an_erased_region_is_laid_anew_and_the_rest_kept(tmp_path: Path) -> None:
+def test_a_masked_region_is_generated_and_the_rest_kept(tmp_path: Path) -> None:
     work = studio()
-    request = asked(work.pipeline, {"count": 2}, LIMITS)
+    request = parse_request(work.pipeline, {"count": 2}, LIMITS)
     image = work.image(written(tmp_path / "given.png"), request.size)
     assert image.shape == (3, 12, 16)
     erased = torch.zeros(12, 16, dtype=torch.bool)
@@ -290,33 +306,36 @@ def test_a_mask_may_be_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("around", "sentence"),
     [
-        ((0, 0, 0, 0), "nothing is erased and nothing added"),
-        ((0, 3, 0, 0), "whole tiles of 4 pixels"),
-        ((0, -4, 0, 0), "whole tiles of 4 pixels"),
-        ((0, 0, 400, 0), "64 pixels are the longest side"),
+        ((0, 0, 0, 0), "nothing is masked and nothing added"),
+        ((0, 3, 0, 0), "multiples of 4 pixels"),
+        ((0, -4, 0, 0), "multiples of 4 pixels"),
+        ((0, 0, 400, 0), "the limit of a side is 64 pixels"),
     ],
 )
 def test_what_cannot_be_completed_is_told(around: tuple[int, int, int, int], sentence: str) -> None:
     work, nothing = studio(), torch.zeros(12, 16, dtype=torch.bool)
     with pytest.raises(SmaltiError, match=sentence):
-        next(work.complete(asked(work.pipeline, {}, LIMITS), None, torch.zeros(3, 12, 16), nothing, around, NEVER))
+        next(
+            work.complete(
+                parse_request(work.pipeline, {}, LIMITS), None, torch.zeros(3, 12, 16), nothing, around, NEVER
+            )
+        )
 
 
-def test_a_photo_in_codes(tmp_path: Path) -> None:
+def test_reconstruction(tmp_path: Path) -> None:
     work = studio()
-    image = work.fitting(written(tmp_path / "given.png", height=50, width=101))
+    image = work.read_photo(written(tmp_path / "given.png", height=50, width=101))
     assert image.shape == (3, 12, 32)  # half of the longest side, whole tiles
     found = work.reconstruct(image)
-    assert torch.equal(found.kept, work.pipeline.reconstruct(image[None])[0])
-    mean = float(((found.kept - image) / 2).square().mean())
-    assert found.psnr == pytest.approx(-10 * math.log10(mean))
+    assert torch.equal(found.reconstruction, work.pipeline.reconstruct(image[None])[0])
+    assert found.psnr == pytest.approx(float(psnr(found.reconstruction[None], image[None])))
     page = rendering.reconstruction(found, size=16)
     assert page.count("<img") == 3
-    assert "1,152 bytes of pixels became 12 bytes of codes" in page
-    small = work.fitting(written(tmp_path / "small.png", height=9, width=6))
+    assert "1,152 bytes of pixels, 12 bytes of codes" in page
+    small = work.read_photo(written(tmp_path / "small.png", height=9, width=6))
     assert small.shape == (3, 8, 4)  # never scaled up
     with pytest.raises(SmaltiError, match=r"tiny\.png is 3x2 pixels"):
-        work.fitting(written(tmp_path / "tiny.png", height=3, width=2))
+        work.read_photo(written(tmp_path / "tiny.png", height=3, width=2))
 
 
 @pytest.mark.parametrize(
@@ -324,16 +343,16 @@ def test_a_photo_in_codes(tmp_path: Path) -> None:
     [
         ("bomb.png", png_of_size(20_000, 20_000), r"bomb\.png has more than 89,478,485 pixels"),
         ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", r"drawing\.svg is not an image of any kind"),
-        ("large.png", bytes(3 * 2**20), r"large\.png has 3 MiB, and 1 is the most"),
+        ("large.png", bytes(3 * 2**20), r"large\.png has 3 MiB, and the limit is 1"),
         ("empty.png", b"", r"empty\.png is empty"),
     ],
 )
 def test_uploads_that_are_no_images_are_told(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
     (tmp_path / name).write_bytes(data)
-    for read in (lambda file: studio().image(file, (12, 16)), studio().fitting):
+    for read in (lambda file: studio().image(file, (12, 16)), studio().read_photo):
         with pytest.raises(SmaltiError, match=sentence):
             read(tmp_path / name)
-    with pytest.raises(SmaltiError, match=r"the file gone\.png is gone"):
+    with pytest.raises(SmaltiError, match=r"the file gone\.png no longer exists"):
         studio().image(tmp_path / "gone.png", (12, 16))
 
 

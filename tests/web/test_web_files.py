@@ -50,8 +50,10 @@ def saved(path: Path, pixels: Any) -> Path:
 def test_thin_images_are_cut_or_refused(full: tuple[int, int], tmp_path: Path) -> None:
     work, file = studio(), saved(tmp_path / "thin.png", np.full((*full, 3), 90, np.uint8))
     assert work.image(file, SIZE).shape == (3, *SIZE)
-    with pytest.raises(SmaltiError, match=rf"thin.png is {full[0]}x{full[1]} pixels .* less than a tile of 4"):
-        work.fitting(file)
+    with pytest.raises(
+        SmaltiError, match=rf"thin.png is {full[0]}x{full[1]} pixels .* smaller than the downsampling factor 4"
+    ):
+        work.read_photo(file)
     mask = saved(tmp_path / "mask.png", np.full(full, 255, np.uint8))
     assert work.erased(mask, SIZE).all()
 
@@ -64,7 +66,7 @@ def test_thin_maps_are_cut(kind: Any, channels: int, full: tuple[int, int], tmp_
     pixels = np.zeros(shape, np.uint8)
     if kind in ("edges", "image"):
         pixels[..., 0] = 90
-    value = work.told({kind: saved(tmp_path / "thin.png", pixels)}, SIZE)
+    value = work.condition_value({kind: saved(tmp_path / "thin.png", pixels)}, SIZE)
     value = value[kind] if isinstance(value, dict) else value
     assert value.shape[-2:] == SIZE
 
@@ -118,11 +120,11 @@ def test_small_files_of_many_pixels_are_refused_before_they_are_read(
     work = studio(both(), Limits(side=64, pixels=1))
     for read in (
         lambda: work.image(file, SIZE),
-        lambda: work.fitting(file),
+        lambda: work.read_photo(file),
         lambda: work.erased(file, SIZE),
-        lambda: work.told({"segmentation": file}, SIZE),
+        lambda: work.condition_value({"segmentation": file}, SIZE),
     ):
-        with pytest.raises(SmaltiError, match=r"^large\.png has 1001 x 1001 pixels .* 1 million are the most here"):
+        with pytest.raises(SmaltiError, match=r"^large\.png has 1001 x 1001 pixels .* the limit is 1 million"):
             read()
 
 
@@ -131,8 +133,6 @@ def test_a_painted_mask_has_no_more_pixels_than_characters_are_allowed() -> None
     Image.new("L", (300, 300)).save(file, "PNG")
     text = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     assert len(text) < 4 * 64**2
-    with pytest.raises(
-        SmaltiError, match="what was painted for the mask has 300 x 300 pixels, and 16,384 are the most"
-    ):
+    with pytest.raises(SmaltiError, match="the map painted for the mask has 300 x 300 pixels, and the limit is 16,384"):
         studio().erased(text, SIZE)
     assert torch.equal(from_text(text, most=10**6, name="mask"), torch.zeros(300, 300, dtype=torch.int64))

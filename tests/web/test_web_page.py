@@ -17,13 +17,13 @@ from smalti.core.errors import SmaltiError
 from smalti.images.io import read_image, read_settings, save_png, to_array
 from smalti.pipeline import Pipeline
 from smalti.web.requests import Limits
-from smalti.web.server import POLICY, Served, serve
+from smalti.web.server import POLICY, Server, serve
 from tests.images.test_images import png_of_size
 from tests.web.test_studio import CLASSES, PLACES, both, pipeline, written
 
 pytestmark = pytest.mark.web
 
-LIMITS = Limits(side=128, codes=1200, count=4, upload=2, waiting=20, kept=6)
+LIMITS = Limits(side=128, codes=1200, count=4, upload=2, waiting=20, gallery=6)
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +34,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(model: Path) -> Iterator[Served]:
+def served(model: Path) -> Iterator[Server]:
     page = serve(model, limits=LIMITS, names=PLACES, device="cpu")
     yield page
     page.close()
 
 
 @pytest.fixture(scope="module")
-def client(served: Served) -> Any:
+def client(served: Server) -> Any:
     return open_client(served)
 
 
-def open_client(served: Served) -> Any:
+def open_client(served: Server) -> Any:
     from gradio_client import Client
 
     return Client(served.address, verbose=False)
@@ -98,17 +98,17 @@ def test_a_image_is_completed_and_reconstructed(client: Any, tmp_path: Path) -> 
     ("settings", "told", "sentence"),
     [
         ({"width": -4}, {}, "width = -4"),
-        ({"width": 6400}, {}, "128 pixels are the longest side"),
-        ({"count": 99}, {}, "4 is the most"),
+        ({"width": 6400}, {}, "the limit of a side is 128 pixels"),
+        ({"count": 99}, {}, "the limit is 4 per request"),
         ({}, {"label": "dusc"}, "did you mean 'dusk'"),
         ({}, {"color": "red"}, "color"),
-        ({}, {"segmentation": "/etc/hostname"}, "painted for the segmentation"),
-        ({}, {"segmentation": {"path": "/etc/hostname"}}, "not a file that was sent here"),
-        ({}, {"segmentation": {"path": "../../etc/hostname"}}, "not a file that was sent here"),
-        ({}, {"label": ["dusk"]}, "the label is given as text"),
+        ({}, {"segmentation": "/etc/hostname"}, "map painted for the segmentation"),
+        ({}, {"segmentation": {"path": "/etc/hostname"}}, "not an uploaded file"),
+        ({}, {"segmentation": {"path": "../../etc/hostname"}}, "not an uploaded file"),
+        ({}, {"label": ["dusk"]}, "the label takes text"),
     ],
 )
-def test_wrong_wishes_are_sentences(client: Any, settings: Any, told: Any, sentence: str) -> None:
+def test_invalid_requests_are_sentences(client: Any, settings: Any, told: Any, sentence: str) -> None:
     with pytest.raises(Exception, match=sentence) as error:
         client.predict(settings, told, api_name="/sample")
     assert "\n" not in str(error.value)
@@ -129,7 +129,7 @@ def test_wrong_uploads_are_sentences(client: Any, tmp_path: Path, name: str, dat
         client.predict(handle_file(tmp_path / name), api_name="/reconstruct")
 
 
-def test_files_of_the_server_are_not_read_for_anybody(served: Served) -> None:
+def test_files_of_the_server_are_not_read_for_anybody(served: Server) -> None:
     import httpx
 
     claimed = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}
@@ -140,7 +140,7 @@ def test_files_of_the_server_are_not_read_for_anybody(served: Served) -> None:
     assert httpx.get(f"{served.address}gradio_api/file=/etc/hostname").status_code == 403
 
 
-def test_ten_clients_are_served_in_turn_each_with_its_own(served: Served, model: Path) -> None:
+def test_ten_clients_are_served_in_turn_each_with_its_own(served: Server, model: Path) -> None:
     pipe = Pipeline.from_pretrained(model)
 
     def ask(number: int) -> list[str]:
@@ -156,7 +156,7 @@ def test_ten_clients_are_served_in_turn_each_with_its_own(served: Served, model:
         assert (read_image(Path(files[0]), channels=3, name="") == to_array(expected)).all()
 
 
-def test_the_browser_may_load_from_here_alone(served: Served) -> None:
+def test_the_browser_may_load_from_here_alone(served: Server) -> None:
     import httpx
 
     answer = httpx.get(served.address)
@@ -179,7 +179,7 @@ def test_a_password_keeps_others_out(model: Path) -> None:
         page.close()
 
 
-def test_a_taken_port_is_told(model: Path, served: Served) -> None:
+def test_a_taken_port_is_told(model: Path, served: Server) -> None:
     with pytest.raises(SmaltiError, match="choose another --port"):
         serve(model, port=int(served.address.rstrip("/").rpartition(":")[2]), device="cpu")
 

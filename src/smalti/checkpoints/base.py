@@ -18,7 +18,7 @@ class Imported(NamedTuple):
     tokenizer: VQGAN | None
     prior: Prior | None
     condition: Condition | None
-    """With a prior, what it is told; else None."""
+    """The condition of the prior; None without one."""
     about: dict[str, Any]
     """What is worth keeping of the source, for `config.json`."""
 
@@ -26,9 +26,9 @@ class Imported(NamedTuple):
 class Read(Protocol):
     """A path -> the models of one format in it, in evaluation mode on the CPU; None where it is of another format.
 
-    `grid` (h,w) is the window of its prior, in codes, for checkpoints that do not hold it; None where nobody said it. Without
-    `prior` the tokenizer alone is read, and nothing else needs to be known or sound. Raises `SmaltiError` for what is damaged
-    or not supported.
+    `grid` (h,w) is the window of its prior, in codes, for checkpoints that do not hold it; None where nobody said it.
+    Without `prior` the tokenizer alone is read, and nothing else needs to be known or sound. Raises `SmaltiError` for
+    what is damaged or not supported.
     """
 
     def __call__(self, path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None: ...

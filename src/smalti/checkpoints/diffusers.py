@@ -1,7 +1,7 @@
 """diffusers' `VQModel` <-> our tokenizer: a folder with `config.json` and `diffusion_pytorch_model.safetensors`.
 
-Pipelines keep it in a folder `vqvae` or `vae`. The network is that of the original, under other names; its attention is made of
-linear maps where ours is made of 1x1 convolutions, which is the same.
+Pipelines keep it in a folder `vqvae` or `vae`. The network is that of the original, under other names; its attention is
+made of linear maps where ours is made of 1x1 convolutions, which is the same.
 """
 
 from __future__ import annotations
@@ -77,10 +77,11 @@ def _kept(config: Config) -> dict[str, Any]:
 
 
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A folder of a `VQModel` or of a pipeline with one, or a file in it -> our tokenizer; None where `path` is none of theirs.
+    """A folder of a `VQModel` or of a pipeline with one, or a file in it -> our tokenizer; None where `path` is none of
+    theirs.
 
-    Raises `SmaltiError` for their other models, for settings that our tokenizer does not have, for damaged files, and for
-    weights that do not fit, with names.
+    Raises `SmaltiError` for their other models, for settings that our tokenizer does not have, for damaged files, and
+    for weights that do not fit, with names.
     """
     folder = _folder(path)
     if folder is None:
@@ -103,7 +104,8 @@ def write(
 ) -> None:
     """A tokenizer -> a folder that `diffusers.VQModel.from_pretrained` takes, which must not exist yet.
 
-    `about` is what `read` gave, or a model's own. Raises `SmaltiError` for what their class has no place for, naming the setting.
+    `about` is what `read` gave, or a model's own. Raises `SmaltiError` for what their class has no place for, naming
+    the setting.
     """
     if tokenizer is None or prior is not None or condition is not None:
         raise SmaltiError(
@@ -118,7 +120,8 @@ def write(
 
 
 def _folder(path: Path) -> Path | None:
-    """A path -> the folder of the tokenizer in it, or None. Raises `SmaltiError` where there is only another model of theirs."""
+    """A path -> the folder of the tokenizer in it, or None. Raises `SmaltiError` where there is only another model of
+    theirs."""
     if path.is_file():
         path = path.parent if path.name == CONFIG or path.name.startswith(_STEM) else path
     name = _class_name(path)
@@ -149,7 +152,8 @@ def _class_name(folder: Path) -> str | None:
 
 
 def _weights_in(folder: Path) -> Path:
-    """The file of weights in a folder, or the index of its shards; a variant, such as `fp16`, where there is nothing else."""
+    """The file of weights in a folder, or the index of its shards; a variant, such as `fp16`, where there is nothing
+    else."""
     for name in WEIGHTS:
         for file in (folder / name, folder / f"{name}.index.json"):
             if file.is_file():
@@ -252,7 +256,8 @@ def _config(ours: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
         f"model.quantizer.remap.used = {used}": used > 0,
         f"model.autoencoder.patch_size = {autoencoder.patch_size}": autoencoder.patch_size != 1,
         "model.autoencoder.convolutional_resampling = false": not autoencoder.convolutional_resampling,
-        f"the widths {', '.join(map(str, autoencoder.widths))} (model.autoencoder.base_channels and channel_multipliers), "
+        f"the widths {', '.join(map(str, autoencoder.widths))} (model.autoencoder.base_channels and "
+        "channel_multipliers), "
         "whose GroupNorms differ in "
         "their number of groups,": any(math.gcd(width, 32) != groups for width in autoencoder.widths),
         **autoencoder.decoder_differences,

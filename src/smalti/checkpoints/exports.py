@@ -1,7 +1,8 @@
 """A tokenizer -> graphs that run without smalti: ONNX, and PyTorch's own `.pt2`. They are written, never read.
 
-Two files, `encoder` (images -> codes) and `decoder` (codes -> images), for any number of images of any size from two codes
-each way on. Beside them `tokenizer.json` says what they take. An image is computed whole: there are no strips in a graph.
+Two files, `encoder` (images -> codes) and `decoder` (codes -> images), for any number of images of any size from two
+codes each way on. Beside them `tokenizer.json` says what they take. An image is computed whole: there are no strips in
+a graph.
 
 Letters: B batch, C channels, H W pixels, h w code grid, f = H/h.
 """
@@ -89,7 +90,8 @@ def write_onnx(
                 )
         except torch.onnx.OnnxExporterError as error:
             raise SmaltiError(
-                f"ONNX has no operations for this {path.stem} (model.quantizer.name = {kind!r}); --to export writes it for PyTorch"
+                f"ONNX has no operations for this {path.stem} (model.quantizer.name = {kind!r}); --to export "
+                "writes it for PyTorch"
             ) from error
         assert graph is not None
         onnx.save(graph.model_proto, path)
@@ -155,7 +157,8 @@ def decoder_of(tokenizer: VQGAN) -> ExportedProgram:
 
 
 def _any_size() -> tuple[Any, Any, Any]:
-    """The sides that may change. A grid of one row or column would lie in memory in another way, and be another graph."""
+    """The sides that may change. A grid of one row or column would lie in memory in another way, and be another
+    graph."""
     from torch.export import Dim  # slow to import, and only needed here
 
     return Dim("batch", min=1, max=MOST), Dim("rows", min=2, max=MOST), Dim("columns", min=2, max=MOST)

@@ -15,7 +15,8 @@ from smalti.tokenizer.vqgan import VQGAN
 
 
 class Write(Protocol):
-    """Our models -> a folder of the format. Raises `SmaltiError` for what the format cannot hold, naming the setting."""
+    """Our models -> a folder of the format. Raises `SmaltiError` for what the format cannot hold, naming the
+    setting."""
 
     def __call__(
         self,
@@ -54,10 +55,11 @@ EXPORTS: dict[str, Write] = {"onnx": exports.write_onnx, "export": exports.write
 
 
 def find_foreign(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A folder or file -> the models of the first foreign format that knows it, in evaluation mode on the CPU; None if none does.
+    """A folder or file -> the models of the first foreign format that knows it, in evaluation mode on the CPU; None if
+    none does.
 
-    `grid` and `prior` as in `Read`. Raises `SmaltiError` for what a format refuses, for a checkpoint without the settings that
-    belong to it, and for a `grid` that contradicts the checkpoint.
+    `grid` and `prior` as in `Read`. Raises `SmaltiError` for what a format refuses, for a checkpoint without the
+    settings that belong to it, and for a `grid` that contradicts the checkpoint.
     """
     for form in FORMATS.values():
         imported = form.read(path, grid=grid, prior=prior)

@@ -1,8 +1,9 @@
-"""LlamaGen's tokenizers and class-conditional GPTs <-> our models: `.pt` files of weights that say nothing of themselves.
+"""LlamaGen's tokenizers and class-conditional GPTs <-> our models: `.pt` files of weights that say nothing of
+themselves.
 
-Settings follow from the shapes of the weights. What shapes do not show (the heads, the grid) comes from the published table of
-sizes and from the name of the file, such as `c2i_L_384.pt`.
-Source: Sun et al. 2024, "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (arXiv 2406.06525).
+Settings follow from the shapes of the weights. What shapes do not show (the heads, the grid) comes from the published
+table of sizes and from the name of the file, such as `c2i_L_384.pt`. Source: Sun et al. 2024, "Autoregressive Model
+Beats Diffusion: Llama for Scalable Image Generation" (arXiv 2406.06525).
 
 Letters: D width, N heads, d = D / N, K image codes, C classes, h w grid of codes.
 """
@@ -49,7 +50,8 @@ SIZES: dict[str, tuple[int, int, int]] = {
 """Their models: layers, heads, width."""
 
 GRID, FACTOR = 16, 16
-"""Where nothing tells the side of the grid, and without a tokenizer the pixels of a tile: those of most of their models."""
+"""Where nothing tells the side of the grid, and without a tokenizer the pixels of a tile: those of most of their
+models."""
 
 IGNORED = r"freqs_cis|causal_mask|quantize\.codebook_used|layers\.\d+\.attention\.kv_cache\.[kv]_cache"
 """What stands among their weights and is made anew here, or is a statistic of training."""
@@ -67,7 +69,8 @@ REFERENCE_GPT: dict[str, Any] = {
 
 @settings
 class Notes:
-    """What the weights of a GPT do not show. We write it beside them, under `smalti`, where their programs do not look."""
+    """What the weights of a GPT do not show. We write it beside them, under `smalti`, where their programs do not
+    look."""
 
     heads: Positive
     grid: tuple[Positive, Positive]
@@ -104,11 +107,12 @@ class _File(NamedTuple):
 
 
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A file of theirs, or a folder with a tokenizer, a GPT or one of each -> our models; None where there is none of theirs.
+    """A file of theirs, or a folder with a tokenizer, a GPT or one of each -> our models; None where there is none of
+    theirs.
 
-    `grid` and `prior` as in `Read`: their files do not say the grid. Raises `SmaltiError` for damaged files, for weights that do
-    not fit (with their names), for a folder with several models of one kind, for a tokenizer and a GPT of other numbers of codes,
-    and for text-conditional GPTs.
+    `grid` and `prior` as in `Read`: their files do not say the grid. Raises `SmaltiError` for damaged files, for
+    weights that do not fit (with their names), for a folder with several models of one kind, for a tokenizer and a GPT
+    of other numbers of codes, and for text-conditional GPTs.
     """
     files = _files(path)
     if not files:
@@ -134,11 +138,11 @@ def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Importe
 def write(
     tokenizer: VQGAN | None, prior: Prior | None, condition: Condition | None, folder: Path, *, about: Mapping[str, Any]
 ) -> None:
-    """A tokenizer, a prior told by labels, or both -> a folder of `.pt` files, which must not exist yet.
+    """A tokenizer, a prior conditioned on labels, or both -> a folder of `.pt` files, which must not exist yet.
 
-    Their programs load them where they have a model of that size: widths and depths that they do not offer are written too.
-    `about` holds nothing that such a file has a place for. Raises `SmaltiError` for what their networks cannot be, naming the
-    setting.
+    Their programs load them where they have a model of that size: widths and depths that they do not offer are written
+    too. `about` holds nothing that such a file has a place for. Raises `SmaltiError` for what their networks cannot be,
+    naming the setting.
     """
     contents: dict[str, dict[str, Any]] = {}
     if tokenizer is not None:
@@ -368,7 +372,7 @@ def _checked_gpt(prior: Prior, condition: Condition | None) -> tuple[Transformer
     if not isinstance(prior, Transformer):
         raise SmaltiError("LlamaGen's GPT is the prior 'transformer'; this one is of another kind")
     if not isinstance(condition, Labels):
-        raise SmaltiError("LlamaGen's GPT is told one of its classes; this prior is not told a label")
+        raise SmaltiError("LlamaGen's GPT is conditioned on class labels; this prior is not")
     plain = as_mapping(prior.settings)
     for key, value in REFERENCE_GPT.items():
         if plain[key] != value:
@@ -383,7 +387,8 @@ _FIRST_AND_SECOND = (
     (r"tok_embeddings\.weight", r"cls_embedding.embedding_table.weight"),
     (r"(layers\.\d+\.feed_forward)\.w1\.weight", r"\1.w3.weight"),
 )
-"""Weights of theirs that lie one behind the other in one of ours, which has the name of the first in the table of names."""
+"""Weights of theirs that lie one behind the other in one of ours, which has the name of the first in the table of
+names."""
 
 
 def _second(name: str) -> str | None:
@@ -405,7 +410,8 @@ def _joined(file: _File) -> dict[str, Tensor]:
 
 
 def _gpt_weights(prior: Transformer) -> dict[str, Tensor]:
-    """A prior -> their weights. A position that its prefix has learned is added to the classes, which stand nowhere else."""
+    """A prior -> their weights. A position that its prefix has learned is added to the classes, which stand nowhere
+    else."""
     weights = _gpt_names(prior).written_from(prior)
     for name in list(weights):
         second = _second(name)
@@ -418,7 +424,8 @@ def _gpt_weights(prior: Transformer) -> dict[str, Tensor]:
 
 
 def _turned(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A change to the rows of queries or keys -> the same for both in the rows of queries, keys and values together (3D,D)."""
+    """A change to the rows of queries or keys -> the same for both in the rows of queries, keys and values together
+    (3D,D)."""
 
     def both(rows: Tensor) -> Tensor:
         queries, keys, values = rows.chunk(3)
@@ -430,8 +437,8 @@ def _turned(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def _gpt_names(prior: Transformer) -> Renaming:
     """A prior -> the table of its names there.
 
-    Their rotation turns each row of a head's d with its neighbor, ours turns it with the one d / 2 further on. The order of the
-    pairs is the same: first those that the row of the grid turns, then those of the column.
+    Their rotation turns each row of a head's d with its neighbor, ours turns it with the one d / 2 further on. The
+    order of the pairs is the same: first those that the row of the grid turns, then those of the column.
     """
     heads = prior.settings.heads
     project = Rule(

@@ -1,7 +1,7 @@
 """Other people's checkpoint files -> their tensors and plain values; nothing in them is ever run.
 
-Checkpoints of PyTorch Lightning hold, beside the weights, objects of classes that need not be installed here (callbacks, settings).
-Those become dead stand-ins. What would call a function is refused.
+Checkpoints of PyTorch Lightning hold, beside the weights, objects of classes that need not be installed here
+(callbacks, settings). Those become dead stand-ins. What would call a function is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ OBJECTS = (
 
 
 class _Dead(type):
-    """The class of stand-in classes. To call one is to call what it stands for: only objects of known packages may be made so."""
+    """The class of stand-in classes. To call one is to call what it stands for: only objects of known packages may be
+    made so."""
 
     home: str
 
@@ -56,7 +57,7 @@ def _empty(cls: Any) -> Any:
 
 
 def _refuse(name: str) -> NoReturn:
-    raise SmaltiError(f"it asks to call {name}, which no weights need; nothing was run. Do not use this file")
+    raise SmaltiError(f"it calls {name}, which weights do not need; nothing was executed. Do not use this file")
 
 
 def _stand_in(home: str, name: str) -> _Dead:
@@ -145,8 +146,8 @@ def read_pickle(path: Path) -> Any:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A checkpoint (.ckpt, .pt, .pth, .bin or .safetensors) -> its weights by name, as `tensors_in` has them.
 
-    One that was cut into shards is read through its index (.index.json), which may be named itself. Raises as `read_pickle`, and
-    where there are none.
+    One that was cut into shards is read through its index (.index.json), which may be named itself. Raises as
+    `read_pickle`, and where there are none.
     """
     index = path if path.suffix == ".json" else path.with_name(f"{path.name}.index.json")
     if index.is_file() and (index == path or not path.is_file()):
@@ -173,7 +174,8 @@ def _shards(index: Path) -> list[Path]:
     missing = [name for name in names if not index.with_name(name).is_file()]
     if missing:
         raise SmaltiError(
-            f"{index} names {len(names)} shards, of which {len(missing)} are missing, first {missing[0]}; put them beside it"
+            f"{index} names {len(names)} shards, of which {len(missing)} are missing, first {missing[0]}; put "
+            "them beside it"
         )
     return [index.with_name(name) for name in names]
 
@@ -182,11 +184,13 @@ SECTIONS = ("state_dict", "model", "ema", "module")
 """Where programs keep weights in a file: Lightning, others, LlamaGen, DeepSpeed."""
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What PyTorch adds to the names of weights: DistributedDataParallel, `torch.compile`, FSDP, activation checkpointing."""
+"""What PyTorch adds to the names of weights: DistributedDataParallel, `torch.compile`, FSDP, activation
+checkpointing."""
 
 
 def tensors_in(content: Mapping[Any, Any], *, sections: Sequence[str]) -> dict[str, Tensor]:
-    """What a file holds -> the tensors by name in the first of the `sections` that there is, else at the top, `unwrapped`."""
+    """What a file holds -> the tensors by name in the first of the `sections` that there is, else at the top,
+    `unwrapped`."""
     section = next((content[key] for key in sections if isinstance(content.get(key), Mapping)), content)
     return unwrapped({str(name): value for name, value in section.items() if isinstance(value, Tensor)})
 

@@ -1,7 +1,8 @@
 """Names of weights in another program's layout <-> ours: one two-way table for each model, checked name by name.
 
-A format gives rules that turn our names into its names. Applied to all names of one of our models they make the table; reading
-goes through it backwards, writing forwards. Names that are left over on either side are an error that lists them.
+A format gives rules that turn our names into its names. Applied to all names of one of our models they make the table;
+reading goes through it backwards, writing forwards. Names that are left over on either side are an error that lists
+them.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ class Rule(NamedTuple):
 
 
 class Renaming(NamedTuple):
-    """The table of one model: our name -> their name and the rule it comes from; names that they do not have are left out."""
+    """The table of one model: our name -> their name and the rule it comes from; names that they do not have are left
+    out."""
 
     pairs: dict[str, tuple[str, Rule]]
 
     @classmethod
     def of(cls, module: nn.Module, rules: Sequence[Rule]) -> Renaming:
-        """One of our models (on any device, "meta" too) and a format's rules -> its table. The first rule that matches counts."""
+        """One of our models (on any device, "meta" too) and a format's rules -> its table. The first rule that matches
+        counts."""
         pairs: dict[str, tuple[str, Rule]] = {}
         for name in module.state_dict():
             rule, match = next((rule, match) for rule in rules if (match := re.fullmatch(rule.ours, name)))
@@ -54,10 +57,11 @@ class Renaming(NamedTuple):
         return cls(pairs)
 
     def read_into(self, module: nn.Module, weights: Mapping[str, Tensor], *, where: str, ignored: str = "(?!)") -> None:
-        """Fill `module` from `weights` in their names; names that match the regular expression `ignored` may be left over.
+        """Fill `module` from `weights` in their names; names that match the regular expression `ignored` may be left
+        over.
 
-        Raises `SmaltiError` with the names that are missing, unknown, or of another shape. Weights in half precision become what
-        the module holds.
+        Raises `SmaltiError` with the names that are missing, unknown, or of another shape. Weights in half precision
+        become what the module holds.
         """
         state = module.state_dict()
         mine: dict[str, Tensor] = {}
@@ -77,8 +81,8 @@ class Renaming(NamedTuple):
         ]
         if problems:
             more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
-            told = _prefixed({theirs for theirs, _ in self.pairs.values()}, weights)
-            raise SmaltiError(f"the weights of {where} do not fit{told}: {'; '.join(problems[:4])}{more}")
+            prefix_hint = _prefixed({theirs for theirs, _ in self.pairs.values()}, weights)
+            raise SmaltiError(f"the weights of {where} do not fit{prefix_hint}: {'; '.join(problems[:4])}{more}")
         with torch.no_grad():
             for name, tensor in mine.items():
                 state[name].copy_(tensor)

@@ -1,8 +1,9 @@
-"""The original's run folders and checkpoints <-> our models (CompVis/taming-transformers; latent-diffusion's VQ first stages).
+"""The original's run folders and checkpoints <-> our models (CompVis/taming-transformers; latent-diffusion's VQ first
+stages).
 
-A run folder holds `configs/*-project.yaml` (merged in the order of their names) and `checkpoints/last.ckpt`; a published model is
-a `.ckpt` with a YAML of the same name beside it. All weights of both stages are in one checkpoint, so paths inside the YAML are
-not followed.
+A run folder holds `configs/*-project.yaml` (merged in the order of their names) and `checkpoints/last.ckpt`; a
+published model is a `.ckpt` with a YAML of the same name beside it. All weights of both stages are in one checkpoint,
+so paths inside the YAML are not followed.
 """
 
 from __future__ import annotations
@@ -71,10 +72,11 @@ class Found(NamedTuple):
 
 
 def find(path: Path) -> Found | None:
-    """A run folder, a folder with a YAML and a checkpoint, or a checkpoint with its YAML beside it -> both; None for others.
+    """A run folder, a folder with a YAML and a checkpoint, or a checkpoint with its YAML beside it -> both; None for
+    others.
 
-    Raises `SmaltiError` where there is one half only, where a folder holds several models, where it is not known which of several
-    YAML files belongs to a checkpoint, and for YAML that is none.
+    Raises `SmaltiError` where there is one half only, where a folder holds several models, where it is not known which
+    of several YAML files belongs to a checkpoint, and for YAML that is none.
     """
     if path.is_file() and path.suffix in SUFFIXES:
         return _found(path, home=path.parent.parent)
@@ -139,7 +141,8 @@ def _own(file: Path, *, home: Path) -> Path | None:
 
 
 def _shared(file: Path, *, home: Path) -> list[Path]:
-    """The YAML files near a checkpoint that are no other checkpoint's; several are those of one run that was resumed."""
+    """The YAML files near a checkpoint that are no other checkpoint's; several are those of one run that was
+    resumed."""
     for place in _places(file, home=home):
         free = [config for config in _model_yamls(place) if not _owners(config, near=file)]
         if place.name == "configs" and (of_runs := [config for config in free if config.stem.endswith("project")]):
@@ -155,7 +158,7 @@ def _shared(file: Path, *, home: Path) -> list[Path]:
 
 
 def _merged(paths: list[Path]) -> dict[str, Any]:
-    """YAML files laid over one another, from left to right."""
+    """YAML files merged from left to right."""
     whole: dict[str, Any] = {}
     for path in paths:
         try:
@@ -178,8 +181,8 @@ def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A checkpoint of theirs -> our models, in evaluation mode on the CPU; None where `path` is none of theirs.
 
-    `grid` and `prior` as in `Read`. Raises `SmaltiError` for damaged files, unknown targets and settings, weights that do not fit
-    them, with names, and for a transformer over a grid that is not known.
+    `grid` and `prior` as in `Read`. Raises `SmaltiError` for damaged files, unknown targets and settings, weights that
+    do not fit them, with names, and for a transformer over a grid that is not known.
     """
     if path.is_file() and not _own(path, home=path.parent.parent) and llamagen.knows(path):
         return None  # what its weights say counts more than a YAML nearby
@@ -223,8 +226,9 @@ def read_net2net(
 ) -> Imported:
     """A transformer with both its stages -> tokenizer, prior and condition.
 
-    The window is that of its permuter; where it has none, `grid` (h,w) in codes; where that is None too, the square that its
-    positions make. Raises `SmaltiError` where they contradict one another, and where the positions make no square.
+    The window is that of its permuter; where it has none, `grid` (h,w) in codes; where that is None too, the square
+    that its positions make. Raises `SmaltiError` where they contradict one another, and where the positions make no
+    square.
     """
     params = dict(part.params)
     _check_keys(params, where=where)
@@ -297,7 +301,8 @@ def _window(params: Mapping[str, Any], given: Grid | None, *, where: str) -> Gri
     shape = (int(permuter.params["H"]), int(permuter.params["W"]))
     if given is not None and given != shape:
         raise SmaltiError(
-            f"{where}: the permuter is for {shape[0]} x {shape[1]} codes, the grid given is {given[0]} x {given[1]}; leave it out"
+            f"{where}: the permuter is for {shape[0]} x {shape[1]} codes, the grid given is {given[0]} x "
+            f"{given[1]}; leave it out"
         )
     return shape
 

@@ -1,4 +1,4 @@
-"""What the original's transformers are told: its condition stages <-> our conditions."""
+"""The condition stages of the original's transformers <-> our conditions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ CLASSES: dict[str, int] = {
     "taming.data.annotated_objects_coco.AnnotatedObjectsCoco": 171,
     "taming.data.annotated_objects_open_images.AnnotatedObjectsOpenImages": 340,
 }
-"""Their data sets of scene layouts -> how many object classes they tell apart. The names are in their annotation files."""
+"""Their data sets of scene layouts -> their number of object classes. The names are in their annotation
+files."""
 
 PLACES = {"objects_bbox": "boxes", "objects_center_points": "centers"}
 
@@ -76,7 +77,8 @@ class Built(NamedTuple):
 
 
 def condition_of(around: Surroundings) -> Built:
-    """A model of theirs -> what its transformer is told. Raises `SmaltiError` for stages and settings that are not known."""
+    """A model of theirs -> the condition of its transformer. Raises `SmaltiError` for stages and settings that are not
+    known."""
     config = around.params.get("cond_stage_config", UNCONDITIONAL)
     if around.params.get("unconditional") or config == UNCONDITIONAL:
         return _unconditional(around, int(around.params.get("sos_token", 0)))
@@ -118,7 +120,8 @@ def _square(around: Surroundings, count: int) -> Grid:
     fitting = [(around.side, around.side)] if 0 < nominal <= count else []
     tried = ", ".join(in_text(shape) for shape in (*shapes[::-1][:3], *fitting))
     raise SmaltiError(
-        f"{around.where}: its transformer is over {count} codes, which make no square, and nothing in it says their shape; "
+        f"{around.where}: its transformer is over {count} codes, which make no square, and nothing in it "
+        "says their shape; "
         f"give the grid, height x width: --grid HxW, in Python grid=(h, w){f' (such as {tried})' if tried else ''}"
     )
 
@@ -189,7 +192,8 @@ def _codes(around: Surroundings, part: Part) -> Built:
     length = around.block - grid[0] * grid[1]
     if length < 1:
         raise SmaltiError(
-            f"{around.where}: {around.block} positions have no room for a condition beside {in_text(grid)} codes; give the grid "
+            f"{around.where}: {around.block} positions have no room for a condition beside {in_text(grid)} "
+            "codes; give the grid "
             "that it is of, height x width: --grid HxW, in Python grid=(h, w)"
         )
     given = {"key": _key(around), "codebook_size": around.vocabulary, "length": length}

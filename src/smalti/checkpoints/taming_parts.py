@@ -1,7 +1,9 @@
-"""The original's settings and names of weights <-> ours (CompVis/taming-transformers, and latent-diffusion's first stages).
+"""The original's settings and names of weights <-> ours (CompVis/taming-transformers, and latent-diffusion's first
+stages).
 
-Its YAML names classes by import path. Those strings are looked up in literal tables here and never imported. Keys that its
-programs read and that say nothing of the model (learning rates, monitors) are listed as such; any other unknown key is an error.
+Its YAML names classes by import path. Those strings are looked up in literal tables here and never imported. Keys that
+its programs read and that say nothing of the model (learning rates, monitors) are listed as such; any other unknown key
+is an error.
 """
 
 from __future__ import annotations
@@ -51,8 +53,8 @@ ORDERS: dict[str, Order] = {
 IGNORED = (
     r"(loss\.|model_ema\.|optimizer).*|colorize|quantize\.embedding\.(cluster_size|embed_avg)|quantize\.temperature"
 )
-"""Names in their checkpoints that a tokenizer does not consist of: the losses' networks, averages kept beside the weights, the
-random projection that colors label maps, statistics of a codebook."""
+"""Names in their checkpoints that a tokenizer does not consist of: the losses' networks, averages kept beside the
+weights, the random projection that colors label maps, statistics of a codebook."""
 
 NOMINAL = 256
 """Side of the images, where a model does not say what it was trained on; their settings place attention by it."""
@@ -90,7 +92,8 @@ class Part(NamedTuple):
 
     @classmethod
     def of(cls, config: Any, *, where: str, known: Mapping[str, Any] | tuple[str, ...]) -> Part:
-        """A section of the YAML -> its two parts. Raises `SmaltiError` for another shape and for targets not in `known`."""
+        """A section of the YAML -> its two parts. Raises `SmaltiError` for another shape and for targets not in
+        `known`."""
         if not isinstance(config, Mapping) or not isinstance(config.get("target"), str):
             raise SmaltiError(f"{where}: a section with 'target' and 'params' is needed here, found {config!r:.60}")
         target, params = config["target"], config.get("params") or {}
@@ -161,7 +164,8 @@ def _autoencoder(ddconfig: Mapping[str, Any], *, where: str) -> AutoencoderSetti
 
 
 def tokenizer_settings(part: Part, *, used: int, where: str) -> VQGANSettings:
-    """A first stage's section of their YAML -> ours. `used`: length of its table of used codes (`remap`), 0 for none."""
+    """A first stage's section of their YAML -> ours. `used`: length of its table of used codes (`remap`), 0 for
+    none."""
     params = part.params
     for key in params:
         if key not in _READ_ELSEWHERE | {"ddconfig", "n_embed", "embed_dim", "remap", "unknown_index"}:
@@ -246,7 +250,8 @@ def tokenizer_section(tokenizer: VQGAN, *, about: Mapping[str, Any]) -> dict[str
     autoencoder, quantizer = tokenizer.settings.autoencoder, tokenizer.settings.quantizer
     if not isinstance(quantizer, VQSettings | GumbelSettings):
         raise SmaltiError(
-            f"the original has no place for model.quantizer.name = {quantizer.name!r}; this tokenizer cannot be written as one of "
+            f"the original has no place for model.quantizer.name = {quantizer.name!r}; this tokenizer cannot "
+            "be written as one of "
             "its own, which are 'vq' and 'gumbel'"
         )
     if isinstance(quantizer, VQSettings) and quantizer.l2_normalize:
@@ -300,7 +305,8 @@ def _ddconfig(autoencoder: AutoencoderSettings, *, side: int) -> dict[str, Any]:
     for what, there in autoencoder.decoder_differences.items():
         if there:
             raise SmaltiError(
-                f"the original's decoder has the encoder's widths and one residual block more, this tokenizer has {what}"
+                "the original's decoder has the encoder's widths and one residual block more, this tokenizer has "
+                f"{what}"
             )
     return {
         "double_z": False,

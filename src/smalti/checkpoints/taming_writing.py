@@ -1,4 +1,5 @@
-"""Our models -> the original's layout: `configs/smalti-project.yaml` and `checkpoints/last.ckpt`, which its own loader takes."""
+"""Our models -> the original's layout: `configs/smalti-project.yaml` and `checkpoints/last.ckpt`, which its own loader
+takes."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ def _net2net(
         "n_unmasked": settings.unmasked,
     }
     first = tokenizer_section(tokenizer, about=about)
-    told, told_weights = section_of(condition, start=settings.start_code)
+    section, condition_weights = section_of(condition, start=settings.start_code)
     permuter = next(theirs for theirs, ours in ORDERS.items() if ours == settings.order)
     rows, columns = settings.grid
     shape = {} if settings.order == "raster" else {"H": rows, "W": columns}
@@ -75,10 +76,10 @@ def _net2net(
         "transformer_config": {"target": "taming.modules.transformer.mingpt.GPT", "params": transformer},
         "first_stage_config": first,
         "permuter_config": {"target": permuter, "params": shape},
-        **told,
+        **section,
     }
     weights = {f"first_stage_model.{name}": tensor for name, tensor in section_weights(tokenizer, first).items()}
-    weights |= {f"cond_stage_model.{name}": tensor for name, tensor in told_weights.items()}
+    weights |= {f"cond_stage_model.{name}": tensor for name, tensor in condition_weights.items()}
     weights |= {f"transformer.{name}": tensor for name, tensor in gpt_names(prior).written_from(prior).items()}
     visible = mask(prior)
     weights |= {f"transformer.blocks.{layer}.attn.mask": visible for layer in range(settings.layers)}

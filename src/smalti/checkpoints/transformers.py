@@ -1,8 +1,9 @@
-"""Our GPT <-> a folder that `transformers` loads as `GPT2LMHeadModel`, so that its `generate` and engines built on it lay codes.
+"""Our GPT <-> a folder that `transformers` loads as `GPT2LMHeadModel`, so that its `generate` and engines built on it
+generate codes.
 
-The paper's prior is a GPT-2 with a head of its own, so nothing is lost. Beside the network the folder keeps what theirs has no
-place for: the condition and the grid (in `config.json`, under `smalti_prior`) and the tokenizer (in the folder `vqgan`, ours). Only
-folders that were written here are read: of another GPT-2 nobody knows which images its codes are.
+The paper's prior is a GPT-2 with a head of its own, so nothing is lost. Beside the network the folder keeps what theirs
+has no place for: the condition and the grid (in `config.json`, under `smalti_prior`) and the tokenizer (in the folder
+`vqgan`, ours). Only folders that were written here are read: of another GPT-2 nobody knows which images its codes are.
 
 Letters: D width, h w grid, K image codes, V codes of condition and image.
 """
@@ -40,8 +41,8 @@ TOKENIZER = "vqgan"
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A folder that `write` made -> our models; None where `path` is none. Without `prior` its tokenizer alone.
 
-    The window stands in the file; `grid` says nothing new. Raises `SmaltiError` for damaged files and for weights that do not
-    fit, with names.
+    The window stands in the file; `grid` says nothing new. Raises `SmaltiError` for damaged files and for weights that
+    do not fit, with names.
     """
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
     if not isinstance(config, dict) or not isinstance(config.get(NOTES), dict):
@@ -97,8 +98,10 @@ def _checked(prior: Prior | None) -> GPT:
         raise SmaltiError("transformers holds priors, and this is a tokenizer alone; name the pipeline's folder")
     if isinstance(prior, Transformer):
         raise SmaltiError(
-            "transformers has no network like this prior (network.name = 'transformer'): its Llama turns queries and keys by one "
-            "place in the sequence, this prior by row and column of the image; a prior with network.name=gpt fits its GPT-2"
+            "transformers has no network like this prior (network.name = 'transformer'): its Llama turns "
+            "queries and keys by one "
+            "place in the sequence, this prior by row and column of the image; a prior with network.name=gpt "
+            "fits its GPT-2"
         )
     if not isinstance(prior, GPT):
         raise SmaltiError(
@@ -106,7 +109,8 @@ def _checked(prior: Prior | None) -> GPT:
         )
     if prior.settings.unmasked > 1:  # a first code that sees "all" of itself is as masked as any
         raise SmaltiError(
-            f"transformers' GPT-2 has no place for network.unmasked = {prior.settings.unmasked}: there each code sees those before "
+            f"transformers' GPT-2 has no place for network.unmasked = {prior.settings.unmasked}: there each "
+            "code sees those before "
             "it alone; this prior cannot be written as one"
         )
     return prior
@@ -153,7 +157,8 @@ _PART = re.compile(r"(.*\.c_attn)\.\d\.(\w+)")
 
 
 def _names(prior: GPT) -> Renaming:
-    """A prior -> the table of its names there; queries, keys and values, which are one tensor there, are its parts 0, 1, 2."""
+    """A prior -> the table of its names there; queries, keys and values, which are one tensor there, are its parts 0,
+    1, 2."""
     linear, norms = "|".join(map(re.escape, _LINEAR)), "|".join(_NORMS)
     rules = (
         Rule(

@@ -1,4 +1,4 @@
-"""What the commands share of the terminal: where they print, how they count, how they read sizes."""
+"""Terminal helpers of the commands: consoles, progress, and parsing of options."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def counting(title: str, unit: str) -> AbstractContextManager[Callable[[int, int
 
 
 def by_name(given: Sequence[str], names: Sequence[str], *, option: str) -> dict[str, str]:
-    """What an option was given, `NAME=TEXT` for each of some names, or `TEXT` alone where there is one name -> texts by name.
+    """Values of a repeated option, `NAME=TEXT`, or `TEXT` alone where there is one name -> texts by name.
 
-    Raises `SmaltiError` for another name, for none where there are several, and for a name that is given twice.
+    Raises `SmaltiError` for an unknown name, a missing name where there are several, and a name given twice.
     """
     texts: dict[str, str] = {}
     for text in given:
@@ -31,7 +31,7 @@ def by_name(given: Sequence[str], names: Sequence[str], *, option: str) -> dict[
         if not (equals and name in names):
             if len(names) != 1:
                 known = " or ".join(f"{option} {name}=..." for name in names)
-                raise SmaltiError(f"{option} {text!r}: say whose it is; {known or 'it is not taken here'}")
+                raise SmaltiError(f"{option} {text!r}: give a name: {known or 'no condition takes it'}")
             name, rest = names[0], text
         if name in texts:
             raise SmaltiError(f"{option} is given twice for {name}: {texts[name]!r} and {rest!r}")

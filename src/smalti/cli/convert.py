@@ -1,4 +1,4 @@
-"""`smalti convert`: other programs' checkpoints to ours, and ours to theirs."""
+"""`smalti convert`: convert checkpoints from and to other programs' formats."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from smalti.core.errors import SmaltiError, suggestion
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A checkpoint or run folder of another program, or a model of ours.")],
+    source: Annotated[Path, typer.Argument(help="A checkpoint or run folder of another program, or a smalti model.")],
     destination: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
     to: Annotated[str, typer.Option("--to", help=f"{', '.join(FORMATS)}.", autocompletion=formats)] = "smalti",
     half: Annotated[
-        bool, typer.Option("--half", help="Keep weights in half precision: half the size; smalti's format alone.")
+        bool, typer.Option("--half", help="Store weights in half precision; only for smalti's own format.")
     ] = False,
     grid: Grid = None,
 ) -> None:
-    """Turn a checkpoint of another program into ours, or one of ours into another's."""
+    """Convert a checkpoint of another program to smalti's format, or a smalti model to another format."""
     from smalti.checkpoints import formats as foreign
     from smalti.hub.pretrained import halve, halved
     from smalti.model_loading import read_models, save_models
@@ -30,9 +30,9 @@ def convert(
     if to not in FORMATS:
         raise SmaltiError(f"unknown format {to!r}; {suggestion(to, FORMATS)}")
     if destination.exists():
-        raise SmaltiError(f"{destination} exists already; name a new folder, nothing is written over")
+        raise SmaltiError(f"{destination} exists already; name a new folder")
     if half and to != "smalti":
-        raise SmaltiError(f"--half is for smalti's own format, and --to says {to}; leave one of them out")
+        raise SmaltiError(f"--half is for smalti's own format, not for --to {to}; omit one of them")
     models = read_models(source, grid=grid_option(grid))
     if half:
         for network in (models.tokenizer, models.prior, *(models.condition.networks if models.condition else ())):

@@ -1,4 +1,4 @@
-"""`smalti scenes` and `smalti encode`: data sets made by smalti."""
+"""`smalti scenes` and `smalti encode`: commands that write data sets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ def scenes(
     count: Annotated[int, typer.Option(min=1, help="How many images.")] = 2000,
     size: Annotated[str, typer.Option(help="Pixels: 64, or height x width as 64x128.")] = "64",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that paint; all cores by default.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Number of worker processes; all cores by default.")
+    ] = None,
 ) -> None:
-    """Paint the embedded data set: landscapes with classes, segmentation, depth, edges, boxes and keypoints."""
+    """Render the embedded data set: landscapes with classes, segmentation, depth, edges, boxes and keypoints."""
     from smalti.scenes.scene_classes import write_scenes
 
     height_width = size_option(size)
     assert height_width is not None
-    with counting("painting", "scenes") as progress:
+    with counting("rendering", "scenes") as progress:
         write_scenes(
             out, count=count, size=height_width, seed=seed, progress=lambda done: progress(done, count), workers=workers
         )
@@ -35,37 +37,44 @@ def encode(
     out: Annotated[Path, typer.Option("--out", help="Folder for the code shards.")],
     copies: Annotated[int, typer.Option(min=1, help="Random crops and flips of each training image.")] = 8,
     size: Annotated[
-        str | None, typer.Option(help="Pixels: 64, or height x width; what the tokenizer was trained on by default.")
+        str | None,
+        typer.Option(help="Size in pixels: 64, or height x width; the tokenizer's training size by default."),
     ] = None,
-    zoom: Annotated[float, typer.Option(min=1.0, help="Crops are cut after enlarging by --least-zoom to this.")] = 1.25,
-    least_zoom: Annotated[float, typer.Option(min=1.0, help="As --zoom: parts of images, all at one scale.")] = 1.0,
-    flip: Annotated[bool, typer.Option(help="Mirror every second copy.")] = True,
-    validation: Annotated[float, typer.Option(help="Share of the images that is held out.")] = 0.05,
+    zoom: Annotated[
+        float, typer.Option(min=1.0, help="Maximum zoom: images are enlarged by --min-zoom to --zoom before cropping.")
+    ] = 1.25,
+    min_zoom: Annotated[
+        float, typer.Option(min=1.0, help="Minimum zoom; equal to --zoom, all crops have one scale.")
+    ] = 1.0,
+    flip: Annotated[bool, typer.Option(help="Flip every second copy horizontally.")] = True,
+    validation: Annotated[float, typer.Option(help="Fraction of the images held out for validation.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Number of data loading processes.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     condition: Annotated[
         list[str] | None,
         typer.Option(
-            help="What images are told: labels, coordinates, layout, keypoints, or a name of your own for what has a "
-            "tokenizer of its own: segmentation, depth, edges ... Several may be given."
+            help="Condition to encode: labels, coordinates, layout, keypoints, or a name of your own for one with "
+            "its own "
+            "tokenizer: segmentation, depth, edges ... May be repeated."
         ),
     ] = None,
     condition_tokenizer: Annotated[
-        list[str] | None, typer.Option(help="Its tokenizer; NAME=TOKENIZER where there are several conditions.")
+        list[str] | None, typer.Option(help="Tokenizer of the condition; NAME=TOKENIZER with several conditions.")
     ] = None,
     condition_data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where it lies, named as the images are, or a file of annotations; without it, it is made of the images: "
-            "edges, or smaller copies. NAME=PATH where there are several conditions."
+            help="Files of the condition, named like the images, or an annotation file; by default derived from "
+            "the images: "
+            "edges, or smaller copies. NAME=PATH with several conditions."
         ),
     ] = None,
     condition_set: Annotated[
         list[str] | None, typer.Option(help="A setting of a condition: layout.max_objects=10; may be repeated.")
     ] = None,
 ) -> None:
-    """Turn images into code shards, from which a prior is trained without images."""
+    """Encode images to code shards for training a prior."""
     from smalti.core.errors import SmaltiError
     from smalti.core.settings import parse
     from smalti.data.code_shards import open_codes
@@ -82,8 +91,8 @@ def encode(
         lay_over(options, setting)
     for name in options:
         if name not in names:
-            raise SmaltiError(f"--condition-set {name}. ...: there is no --condition {name}")
-    told = [
+            raise SmaltiError(f"--condition-set {name}. ...: no --condition {name} is given")
+    requested = [
         ConditionSource(
             name,
             Path(tokenizers[name]) if name in tokenizers else None,
@@ -95,7 +104,7 @@ def encode(
     trained = find_model(tokenizer, kind="tokenizer").about.get("size", [256, 256])
     images = {
         "size": size_option(size) or trained,
-        "zoom": (least_zoom, zoom),
+        "zoom": (min_zoom, zoom),
         "flip": flip,
         "validation": validation,
     }
@@ -110,13 +119,13 @@ def encode(
             progress=progress,
             device=device,
             workers=workers,
-            conditions=told,
+            conditions=requested,
         )
     meta = open_codes(out).meta
     images_in = sum(meta.training.shards)
-    said = "" if made else "already there: "
+    note = "" if made else "already encoded: "
     CONSOLE.print(
-        f"{said}{images_in} images x {meta.training.copies} copies and {sum(meta.validation.shards)} held out, "
+        f"{note}{images_in} images x {meta.training.copies} copies and {sum(meta.validation.shards)} held out, "
         f"{meta.grid[0]}x{meta.grid[1]} codes each, in {out}",
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""`smalti doctor`: what this machine can do, what of it is used, and with what to begin."""
+"""`smalti doctor`: hardware, weights, optional dependencies, and a suggested first command."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ GIB = 2**30
 EXTRAS = {"web": "gradio", "wandb": "wandb", "onnx": "onnxscript", "check-web": "playwright"}
 """Extra -> a package that comes with it alone."""
 
-A_WEIGHT = 20
+BYTES_PER_WEIGHT = 20
 """Bytes: the weight, its gradient, two moments of Adam and the running average, in float32."""
-BESIDE = 2
-"""What a step keeps, as a multiple of what the tokenizer does: discriminator and perceptual network together come to as much."""
-SHARE = 0.8
+ACTIVATION_FACTOR = 2
+"""What a step keeps, as a multiple of what the tokenizer does: discriminator and perceptual network together come to as
+much."""
+MEMORY_SHARE = 0.8
 """How much of the free memory a training may take."""
-PARTS = (1, 2, 4, 8)
+ACCUMULATION_STEPS = (1, 2, 4, 8)
 """Parts of a batch, one after the other, that are advised; with more, another recipe is the better advice."""
-LITTLE = 1.0
+MIN_FREE_DISK = 1.0
 """GiB of disk below which downloads and checkpoints will fail."""
 
 
 def doctor() -> None:
-    """Say what this machine can do, which weights and extras are there, and with what to begin."""
+    """Report the hardware, available weights and extras of this machine, and suggest a first command."""
     import torch
 
     from smalti.core.devices import pick_device
@@ -49,12 +50,13 @@ def doctor() -> None:
         "device": _device(device),
         "cores": f"{available_cores()}, of which PyTorch uses {torch.get_num_threads()}",
         "free memory": f"{memory / GIB:.1f} GiB",
-        "free disk": f"{_free_disk(Path.cwd()) / GIB:.1f} GiB here, {_free_disk(_cache()) / GIB:.1f} GiB for {_cache()}",
+        "free disk": f"{_free_disk(Path.cwd()) / GIB:.1f} GiB here, {_free_disk(_cache()) / GIB:.1f} GiB for "
+        f"{_cache()}",
         "precision": _precision(device),
         "3x3 convolutions on the CPU": _convolutions(),
         **dict(_weights()),
         "extras": ", ".join(f"{extra} {'yes' if find_spec(package) else 'no'}" for extra, package in EXTRAS.items()),
-        "to begin": suggested(device, memory),
+        "suggested command": suggested_command(device, memory),
     }
     for key, value in lines.items():
         CONSOLE.print(f"{key}: {value}", soft_wrap=True)
@@ -69,14 +71,14 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    told = Path("/proc/meminfo")
-    if told.is_file():
-        lines = (line.split() for line in told.read_text("utf-8").splitlines())
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = (line.split() for line in meminfo.read_text("utf-8").splitlines())
         free = next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), free)
     limits = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current")]
     if all(path.is_file() for path in limits):  # in a container
-        most, taken = (path.read_text("utf-8").strip() for path in limits)
-        free = free if most == "max" else min(free, int(most) - int(taken))
+        most, used = (path.read_text("utf-8").strip() for path in limits)
+        free = free if most == "max" else min(free, int(most) - int(used))
     return max(free, 0)
 
 
@@ -98,7 +100,7 @@ def _precision(device: torch.device) -> str:
     if multiplies_bfloat16(device):
         return "bfloat16 (run.precision=bf16-mixed) or float32"
     kind = "processor" if device.type == "cpu" else "GPU"
-    return f"float32 (run.precision=32-true); this {kind} is not known to multiply bfloat16 by itself"
+    return f"float32 (run.precision=32-true); this {kind} has no known bfloat16 instructions"
 
 
 def _cache() -> Path:
@@ -120,7 +122,7 @@ def _convolutions() -> str:
     from smalti.kernels import native, winograd
 
     if winograd.available():
-        return "ours, a quarter of the products"
+        return "smalti's Winograd kernels"
     compiler = os.environ.get("CC", "cc")
     if os.environ.get("SMALTI_DIRECT"):
         why = "SMALTI_DIRECT is set"
@@ -146,34 +148,36 @@ def _weights() -> Iterator[tuple[str, str]]:
         except SmaltiError as error:
             yield "weights", str(error)
             return
-        yield f"weights {name}", f"{there}" if there else f"not here, downloaded when needed: {entry.about}"
+        yield f"weights {name}", f"{there}" if there else f"missing, downloaded when needed: {entry.about}"
 
 
-def suggested(device: torch.device, memory: int) -> str:
-    """A device and its free bytes -> the command to begin with.
+def suggested_command(device: torch.device, memory: int) -> str:
+    """A device and its free bytes -> a suggested first command.
 
-    On a GPU that is the recipe f16 for photographs, where its batch fits into the memory, whole or in parts; else the recipe small.
+    On a GPU that is the recipe f16 for photographs, where its batch fits into the memory, whole or in parts; else the
+    recipe small.
     """
     from smalti.training.config import TokenizerTraining, resolve
 
     for recipe in ("f16", "small") if device.type == "cuda" else ("small",):
         settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=())
-        still, each = taken(settings)
+        still, each = memory_needed(settings)
         batch = settings.run.batch
-        for parts in (parts for parts in PARTS if batch % parts == 0):
+        for parts in (parts for parts in ACCUMULATION_STEPS if batch % parts == 0):
             need = still + each * batch / parts
-            if need <= SHARE * memory:
+            if need <= MEMORY_SHARE * memory:
                 accumulate = f" --set run.accumulate={parts}" if parts > 1 else ""
                 command = f"smalti train tokenizer IMAGES --out RUN --recipe {recipe}{accumulate}"
                 return f"{command} (batches of {batch}, {batch // parts} at once, about {need / GIB:.1f} GiB)"
-    return "there is too little free memory even for the recipe small; free some, or take another machine"
+    return "too little free memory even for the recipe small; free some, or use another machine"
 
 
-def taken(settings: TokenizerTraining) -> tuple[float, float]:
-    """A training of stage 1 -> bytes that it takes, about: whatever the batch, and for each image that is computed at once.
+def memory_needed(settings: TokenizerTraining) -> tuple[float, float]:
+    """A training of stage 1 -> bytes that it takes, about: whatever the batch, and for each image that is computed at
+    once.
 
-    What the gradients need is counted, not guessed: a tokenizer of any weights says what it keeps of a few tiles, and what of twice
-    as many. The difference grows with the image.
+    What the gradients need is counted, not guessed: a tokenizer of any weights says what it keeps of a few tiles, and
+    what of twice as many. The difference grows with the image.
     """
     import torch
 
@@ -198,19 +202,22 @@ def taken(settings: TokenizerTraining) -> tuple[float, float]:
     image = (kept(2) - kept(1)) * math.prod(settings.images.size) / side**2
     half = 0.5 if settings.run.precision.startswith(("bf16", "16")) else 1.0
     count = sum(parameter.numel() for parameter in tokenizer.parameters())
-    return A_WEIGHT * count, BESIDE * half * image
+    return BYTES_PER_WEIGHT * count, ACTIVATION_FACTOR * half * image
 
 
 def _warnings(memory: int) -> Iterator[str]:
     import torch
 
     if os.environ.get("SMALTI_DIRECT"):
-        yield "SMALTI_DIRECT is set: training on a CPU is slower than it need be; unset it"
+        yield "SMALTI_DIRECT is set, which slows down training on a CPU; unset it"
     if available_cores() > 1 and torch.get_num_threads() == 1:
-        yield f"PyTorch uses one thread of {available_cores()} cores; unset OMP_NUM_THREADS, or set it to {available_cores()}"
-    if _free_disk(_cache()) < LITTLE * GIB:
+        yield (
+            f"PyTorch uses one thread of {available_cores()} cores; unset OMP_NUM_THREADS, or set it to "
+            f"{available_cores()}"
+        )
+    if _free_disk(_cache()) < MIN_FREE_DISK * GIB:
         yield f"there is little room for downloads in {_cache()}; free some, or name another folder in SMALTI_CACHE"
-    if _free_disk(Path.cwd()) < LITTLE * GIB:
+    if _free_disk(Path.cwd()) < MIN_FREE_DISK * GIB:
         yield "there is little room in this folder, and a run keeps two checkpoints; free some, or give --out elsewhere"
     if memory < GIB:
         yield f"only {memory / GIB:.1f} GiB of memory are free"

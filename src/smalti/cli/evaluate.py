@@ -1,4 +1,4 @@
-"""`smalti evaluate`: scores with their protocol, as a table, a JSON file and a page."""
+"""`smalti evaluate`: scores and their protocol as a table, a JSON file and a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Measure a tokenizer, a prior, or one set of images against another; scores carry their protocol.",
+    help="Evaluate a tokenizer, a prior, or one set of images against another.",
 )
 
 Data = Annotated[
@@ -28,27 +28,32 @@ Protocol = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Lay a.b=value over the protocol; may be repeated. It is kept in the result."),
+    typer.Option(
+        "--set", help="Override a setting of the protocol: a.b=value; may be repeated. The result records it."
+    ),
 ]
-Size = Annotated[str | None, typer.Option(help="Scale and crop to these pixels: 64, or height x width as 64x128.")]
+Size = Annotated[
+    str | None, typer.Option(help="Scale and crop to this size in pixels: 64, or height x width as 64x128.")
+]
 HeldOut = Annotated[
     float | None,
     typer.Option(
         min=0.0,
         max=0.99,
-        help="Measure the share of DATA that a training with the same share holds out; 0 measures all. By default that "
-        "of the training, where MODEL is a run that was trained on DATA.",
+        help="Evaluate the fraction of DATA that a training with this validation fraction holds out; 0 evaluates all. "
+        "By default the fraction of the training, where MODEL is a run on DATA.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for result.json, report.html and images.csv.")]
-Batch = Annotated[int, typer.Option(min=1, help="Images at once; does not change the scores.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images per batch; does not change the scores.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 
 @app.command("tokenizer")
 def tokenizer(
     model: Annotated[
-        Path, typer.Argument(help="A tokenizer: model, run or pipeline folder, Hub id, or foreign checkpoint.")
+        Path,
+        typer.Argument(help="A tokenizer: model, run or pipeline folder, Hub id, or a checkpoint of another program."),
     ],
     data: Data,
     protocol: Protocol = None,
@@ -59,32 +64,32 @@ def tokenizer(
     batch: Batch = 16,
     device: Device = "auto",
 ) -> None:
-    """Reconstruct images, and say how much survives and how the codes are used."""
+    """Measure the reconstruction quality and the codebook usage of a tokenizer."""
     from smalti.core.devices import pick_device
     from smalti.core.errors import SmaltiError
     from smalti.data.file_types import file_type_of
     from smalti.evaluation.measures import measure_tokenizer
     from smalti.evaluation.prepared_images import open_images
-    from smalti.evaluation.protocols import TOKENIZER_PROTOCOLS, choose
+    from smalti.evaluation.protocols import TOKENIZER_PROTOCOLS, select_protocol
     from smalti.evaluation.results import check_folder
     from smalti.model_loading import read_models
 
     if out is not None:
         check_folder(out)
     place, source = pick_device(device), open_images(data)
-    laid = [*_sized(size, "images"), *_held_out(held_out, model, data, source), *(overrides or [])]
-    chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=laid)
+    changes = [*_sized(size, "images"), *_held_out(held_out, model, data, source), *(overrides or [])]
+    chosen = select_protocol(TOKENIZER_PROTOCOLS, protocol, overrides=changes)
     models = read_models(model, prior=False)
     if models.tokenizer is None:
         raise SmaltiError(f"{model} holds no tokenizer")
     kind = file_type_of(models.about, channels=models.tokenizer.settings.autoencoder.channels)
     if kind.name != "color":
         raise SmaltiError(
-            f"{model} is for {kind.files}, and these scores compare images; smalti reconstruct tells how much of them survives"
+            f"{model} is for {kind.files}, and these scores are for color images; use `smalti reconstruct`"
         )
     trained = models.about.get("size")
-    if chosen.images.size is None and trained is not None and not any("images.size" in each for each in laid):
-        chosen = choose(TOKENIZER_PROTOCOLS, protocol, overrides=[f"images.size={list(trained)}", *laid])
+    if chosen.images.size is None and trained is not None and not any("images.size" in each for each in changes):
+        chosen = select_protocol(TOKENIZER_PROTOCOLS, protocol, overrides=[f"images.size={list(trained)}", *changes])
     with counting("measuring", "images") as progress:
         measured = measure_tokenizer(
             models.tokenizer, source, protocol=chosen, device=place, progress=progress, batch=batch
@@ -96,10 +101,13 @@ def tokenizer(
 @app.command("prior")
 def prior(
     model: Annotated[
-        Path, typer.Argument(help="A pipeline (folder with tokenizer and prior) or a foreign checkpoint of both.")
+        Path,
+        typer.Argument(
+            help="A pipeline (folder with tokenizer and prior) or a checkpoint of another program with both."
+        ),
     ],
     data: Annotated[
-        Path, typer.Argument(help="Codes made by `smalti encode` (the held-out ones are measured), or images.")
+        Path, typer.Argument(help="Code shards of `smalti encode` (their held-out codes are evaluated), or images.")
     ],
     protocol: Protocol = None,
     overrides: Overrides = None,
@@ -109,13 +117,14 @@ def prior(
     grid: Grid = None,
     device: Device = "auto",
 ) -> None:
-    """Say how likely a prior finds images it has not seen; with a protocol that samples, compare its own with them."""
+    """Measure the likelihood that a prior assigns to held-out images; protocols with samples also compare generated
+    images."""
     from smalti.core.devices import pick_device
     from smalti.core.errors import SmaltiError
     from smalti.data.code_shards import CodeShards, open_codes
     from smalti.evaluation.measures import measure_prior
     from smalti.evaluation.prepared_images import open_images
-    from smalti.evaluation.protocols import PRIOR_PROTOCOLS, choose
+    from smalti.evaluation.protocols import PRIOR_PROTOCOLS, select_protocol
     from smalti.evaluation.results import check_folder
     from smalti.model_loading import read_models
     from smalti.pipeline import Pipeline
@@ -124,13 +133,11 @@ def prior(
         check_folder(out)
     given = open_codes(data) if (data / "codes.json").is_file() else open_images(data)
     share = [] if isinstance(given, CodeShards) else _held_out(held_out, model / "tokenizer", data, given)
-    chosen = choose(PRIOR_PROTOCOLS, protocol, overrides=[*share, *(overrides or [])])
+    chosen = select_protocol(PRIOR_PROTOCOLS, protocol, overrides=[*share, *(overrides or [])])
     place = pick_device(device)
     models = read_models(model, grid=grid_option(grid))
     if models.tokenizer is None or models.prior is None or models.condition is None:
-        raise SmaltiError(
-            f"{model} holds no prior with its tokenizer; both are needed to measure the likelihood of images"
-        )
+        raise SmaltiError(f"{model} does not hold both a prior and its tokenizer; the likelihood of images needs both")
     pipeline = Pipeline(models.tokenizer, models.prior, models.condition)
     with counting("measuring", "images") as progress:
         measured = measure_prior(pipeline, given, protocol=chosen, device=place, progress=progress, batch=batch)
@@ -144,41 +151,39 @@ def folders(
     samples: Annotated[
         Path, typer.Argument(help="The samples: a folder, a .txt list, a .zip file or an .npz of samples.")
     ],
-    reference: Annotated[
-        Path, typer.Argument(help="What they are compared with: images as well, or an .npz file of statistics.")
-    ],
+    reference: Annotated[Path, typer.Argument(help="The reference: images as above, or an .npz file of statistics.")],
     protocol: Protocol = None,
     overrides: Overrides = None,
     size: Size = None,
     statistics: Annotated[
         Path | None,
-        typer.Option(help="Keep the reference's statistics in this .npz file, and read them from it next time."),
+        typer.Option(help="Cache the reference's statistics in this .npz file."),
     ] = None,
     out: Out = None,
     batch: Batch = 32,
     device: Device = "auto",
 ) -> None:
-    """Compare two sets of images: FID, KID, precision and recall, and what else the protocol asks for."""
+    """Compare two sets of images: FID, KID, precision and recall, and the other scores of the protocol."""
     from smalti.core.devices import pick_device
     from smalti.core.errors import SmaltiError
     from smalti.evaluation.feature_statistics import holds_statistics, read_statistics
     from smalti.evaluation.measures import measure_sets, with_available_network
     from smalti.evaluation.prepared_images import open_images
-    from smalti.evaluation.protocols import SET_PROTOCOLS, choose
+    from smalti.evaluation.protocols import SET_PROTOCOLS, select_protocol
     from smalti.evaluation.results import check_folder
 
     if out is not None:
         check_folder(out)
-    laid = [*_sized(size, "samples"), *_sized(size, "reference"), *(overrides or [])]
-    chosen = choose(SET_PROTOCOLS, protocol, overrides=laid)
+    changes = [*_sized(size, "samples"), *_sized(size, "reference"), *(overrides or [])]
+    chosen = select_protocol(SET_PROTOCOLS, protocol, overrides=changes)
     known = holds_statistics(reference)
     note = ""
-    if protocol is None and not known and not any(each.startswith("features.network=") for each in laid):
+    if protocol is None and not known and not any(each.startswith("features.network=") for each in changes):
         chosen, note = with_available_network(chosen)
         if note:
             CONSOLE.print(note, soft_wrap=True)
     if known and statistics is not None:
-        raise SmaltiError(f"{reference} holds statistics already; leave out --statistics")
+        raise SmaltiError(f"{reference} holds statistics already; omit --statistics")
     given = read_statistics(reference) if known else open_images(reference)
     place, source = pick_device(device), open_images(samples)
     with counting("measuring", "images") as progress:
@@ -193,12 +198,12 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A result.json, or the folder it is in.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
 ) -> None:
-    """Put two results side by side; refused, with the difference named, where they were not measured alike."""
+    """Compare two results. An error names the difference where their protocols or data differ."""
     from smalti.evaluation.results import compare as compared
-    from smalti.evaluation.results import in_words, read_result
+    from smalti.evaluation.results import format_score, read_result
 
     for score, a, b in compared(read_result(first), read_result(second)):
-        CONSOLE.print(f"{score}: {in_words(score, a)} | {in_words(score, b)}  ({b - a:+.4g})", soft_wrap=True)
+        CONSOLE.print(f"{score}: {format_score(score, a)} | {format_score(score, b)}  ({b - a:+.4g})", soft_wrap=True)
 
 
 @app.command("protocols")
@@ -217,7 +222,7 @@ def protocols() -> None:
 
 
 def _name(model: Path) -> str:
-    """The last two parts of a path: `photos/tokenizer`. Whole paths belong to a machine."""
+    """The last two parts of a path: `photos/tokenizer`."""
     return "/".join(model.resolve().parts[-2:]) if model.exists() else str(model)
 
 
@@ -227,7 +232,7 @@ def _sized(size: str | None, part: str) -> list[str]:
 
 
 def _held_out(given: float | None, model: Path, data: Path, source: Source) -> list[str]:
-    """The share to measure: as given, or that of the training where `model` is a run on these images, which is then said."""
+    """The fraction to evaluate: as given, or that of the training where `model` is a run on these images."""
     import yaml
 
     from smalti.core.settings import parse_yaml
@@ -240,39 +245,40 @@ def _held_out(given: float | None, model: Path, data: Path, source: Source) -> l
     )
     try:
         run = parse_yaml(config.read_text("utf-8")) if config else None
-    except (yaml.YAMLError, UnicodeDecodeError):  # another program's, perhaps: it does not matter here
+    except (yaml.YAMLError, UnicodeDecodeError):  # perhaps a file of another program
         run = None
     if not isinstance(run, dict) or "images" not in run or not is_data_of(run, data, source):
         return []
     share = run["images"]["validation"]
-    CONSOLE.print(f"{model} was trained on {data}: measuring the {100 * share:g}% held out there", soft_wrap=True)
+    CONSOLE.print(f"{model} was trained on {data}: evaluating the {100 * share:g}% held out there", soft_wrap=True)
     return [f"images.held_out={share}"]
 
 
 def _seen_in_training(about: dict[str, Any], data: Path, images: int, *, held_out: float) -> tuple[str, ...]:
-    """A note where the images look like those of the training."""
+    """A note where the images appear to be the training images."""
     if held_out or about.get("data") != data.name or about.get("images") != images:
         return ()
     return (
-        f"the model was trained on a {data.name} of as many images, and all of them were measured: these scores are not of "
-        "held-out images; use --held-out with the share of the training",
+        f"the model was trained on a {data.name} of as many images, and all of them were measured: these "
+        "scores are not of "
+        "held-out images; use --held-out with the validation fraction of the training",
     )
 
 
 def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], notes: tuple[str, ...]) -> None:
-    """Print the scores, what they mean and what to beware of; write the result and its page."""
+    """Print the scores with their definitions and notes; write the result and its report."""
     from dataclasses import replace
 
     from rich.table import Table
 
-    from smalti.evaluation.results import FEATURES, REPORT, as_plain, in_words, write_result
+    from smalti.evaluation.results import FEATURES, REPORT, as_plain, format_score, write_result
     from smalti.reports.evaluation_page import page
 
     measured = replace(measured, notes=(*notes, *measured.notes))
     table = Table(box=None, pad_edge=False, show_header=False)
     networks: dict[str, None] = {}
     for name, value in measured.scores.items():
-        shown = in_words(name, value, deviation=measured.deviations.get(name))
+        shown = format_score(name, value, deviation=measured.deviations.get(name))
         words, features, network = measured.definitions.get(name, "").partition(FEATURES)
         table.add_row(name, shown, words)
         if features:

@@ -1,4 +1,4 @@
-"""`smalti experiment`: lists the studies, or runs one. The same command again goes on where it stopped."""
+"""`smalti experiment`: list the experiments, or run one. The same command again resumes."""
 
 from __future__ import annotations
 
@@ -8,43 +8,50 @@ from typing import Annotated
 import typer
 
 from smalti.cli.console import CONSOLE
-from smalti.cli.shell_completion import studies
+from smalti.cli.shell_completion import experiments
 
 
 def experiment(
     name: Annotated[
-        str | None, typer.Argument(help="A study; without one, all are listed.", autocompletion=studies)
+        str | None,
+        typer.Argument(help="Name of an experiment; without it, all are listed.", autocompletion=experiments),
     ] = None,
     models: Annotated[
-        list[Path] | None, typer.Argument(help="Models to compare, where a study takes given ones.", show_default=False)
+        list[Path] | None,
+        typer.Argument(help="Models to compare, for experiments that accept them.", show_default=False),
     ] = None,
     scale: Annotated[str, typer.Option("--scale", help="tiny, small or full.")] = "tiny",
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Images: a folder, a .txt list or a .zip file. Tiny paints scenes without."),
+        typer.Option(
+            "--data", help="Images: a folder, a .txt list or a .zip file. The scale tiny renders scenes without it."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the study; runs/experiments/NAME-SCALE by default.")
+        Path | None, typer.Option("--out", help="Output folder; runs/experiments/NAME-SCALE by default.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value of the study, or tokenizer.a.b=value of trainings; may be repeated."),
+        typer.Option(
+            "--set",
+            help="Setting key=value of the experiment, or tokenizer.a.b=value of its trainings; may be repeated.",
+        ),
     ] = None,
 ) -> None:
-    """Run a study and write its page: what is compared is trained or given, measured, and shown."""
+    """Run an experiment of the paper: train or load models, measure them, and write a report."""
     from smalti.core.errors import SmaltiError, suggestion
-    from smalti.experiments.base import Asked, run_study
-    from smalti.experiments.experiment_registry import STUDIES
+    from smalti.experiments.base import ExperimentRequest, run_experiment
+    from smalti.experiments.experiment_registry import EXPERIMENTS
 
     if name is None:
-        for known, study in STUDIES.items():
-            CONSOLE.print(f"{known}: {study.about}", soft_wrap=True)
-            for size, each in study.scales.items():
+        for known, experiment in EXPERIMENTS.items():
+            CONSOLE.print(f"{known}: {experiment.about}", soft_wrap=True)
+            for size, each in experiment.scales.items():
                 CONSOLE.print(f"    --scale {size}: {each.about}; {each.data}", soft_wrap=True)
         return
-    if name not in STUDIES:
-        raise SmaltiError(f"there is no study {name!r}; {suggestion(name, STUDIES)}")
-    asked = Asked(scale=scale, models=tuple(models or ()), data=data, overrides=tuple(overrides or ()))
+    if name not in EXPERIMENTS:
+        raise SmaltiError(f"there is no experiment {name!r}; {suggestion(name, EXPERIMENTS)}")
+    request = ExperimentRequest(scale=scale, models=tuple(models or ()), data=data, overrides=tuple(overrides or ()))
     folder = out or Path("runs") / "experiments" / f"{name}-{scale}"
-    page = run_study(name, STUDIES[name], folder, asked=asked, console=CONSOLE)
+    page = run_experiment(name, EXPERIMENTS[name], folder, request=request, console=CONSOLE)
     CONSOLE.print(f"open {page}", soft_wrap=True)

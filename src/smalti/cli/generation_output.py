@@ -1,6 +1,6 @@
-"""What the commands that lay images share: progress, a partial image to look at, and a file from which `--resume` goes on.
+"""What the commands that generate images share: progress, a partial preview, and the checkpoint for `--resume`.
 
-Letters: B images, C channels, H W pixels, h w code grid, f = H/h, p pixels of a code in the partial image.
+Letters: B images, C channels, H W pixels, h w code grid, f = H/h, p pixels per code in the preview.
 """
 
 from __future__ import annotations
@@ -30,97 +30,98 @@ if TYPE_CHECKING:
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume", help="Go on with what the same command laid before it was stopped; images that are there stay."
+        "--resume", help="Continue from the checkpoint of the same command after it was stopped; keep finished images."
     ),
 ]
 Preview = Annotated[
     float,
-    typer.Option(min=0.0, help="While it lays: seconds between partial images, NAME-partial.png; 0 for none."),
+    typer.Option(min=0.0, help="Seconds between previews of the partial image, NAME-partial.png; 0 for none."),
 ]
 
 Speculate = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Guess so many codes at once: the same images in fewer steps, of the trained size at most; 0 for none.",
+        help="Speculative decoding with this many codes per step: the same images in fewer steps, at most at "
+        "the training size; 0 disables it.",
     ),
 ]
 
-SIDE = 1024
-"""Pixels of the longer side of a partial image at most, but one for each code."""
-ABOVE = 4
-"""Rows of codes that are decoded again with the new ones below them, and not shown again."""
-SHARE = 9
-"""A partial image is waited for at least so many times as long as the last one took: a tenth of the time goes into them."""
-CHOSEN = ("chosen_by", "laid_with_seed", "score")
-"""What only a finished image can say of how it was chosen among several tries."""
+MAX_SIDE = 1024
+"""Maximum longer side of a preview in pixels, unless the code grid is larger."""
+OVERLAP = 4
+"""Rows of codes that are decoded again as context above the new ones."""
+MIN_WAIT = 9
+"""Minimum wait between previews, as a multiple of the time that the last one took: previews cost at most a tenth."""
+SELECTION_KEYS = ("selected_by", "candidate_seed", "score")
+"""PNG settings that only a finished image has: how it was selected among several candidates."""
 
 
-class File(NamedTuple):
-    """Where an image is written, and what it says of itself."""
+class OutputFile(NamedTuple):
+    """The path of an image, and the settings written into its PNG text."""
 
     path: Path
     settings: dict[str, Any]
 
     @property
     def finished(self) -> bool:
-        """Whether the image is there already, made in the same way."""
+        """Whether the image exists already, with the same settings."""
         from smalti.images.png_stream import read_head
 
         head = read_head(self.path)
         found = {} if head is None or head.settings is None else head.settings
-        return {name: value for name, value in found.items() if name not in CHOSEN} == self.settings
+        return {name: value for name, value in found.items() if name not in SELECTION_KEYS} == self.settings
 
 
 @final
-class Partial:
-    """A small image of what is laid so far, in a file that is written again every so many seconds.
+class PartialPreview:
+    """A small preview of the codes generated so far, in a file that is rewritten periodically.
 
-    Each time only the rows of codes that are new are decoded, with a few above them. They have the group statistics of
-    themselves, so that brightness may differ a little from the finished image's.
+    Each update decodes only the new rows of codes and a few above them. Group statistics come from these rows alone, so
+    brightness may differ slightly from the finished image.
     """
 
     def __init__(self, pipeline: Pipeline, path: Path, grid: tuple[int, int], *, every: float) -> None:
-        """`every` 0 writes none."""
+        """`every`: seconds between previews; 0 writes none."""
         import torch
 
         f = pipeline.tokenizer.factor
-        self._pixels = max((p for p in range(1, f + 1) if f % p == 0 and p * max(grid) <= SIDE), default=1)
+        self._pixels = max((p for p in range(1, f + 1) if f % p == 0 and p * max(grid) <= MAX_SIDE), default=1)
         channels = pipeline.tokenizer.settings.autoencoder.channels
         self._canvas = torch.zeros(channels, grid[0] * self._pixels, grid[1] * self._pixels)  # (C, h p, w p)
         self._pipeline, self._path, self._every, self._done = pipeline, path, every, 0
         self._due = time.monotonic() + every if every else float("inf")
 
-    def laid(self, codes: Tensor) -> None:
-        """Codes (h,w) of the image, -1 where none is laid."""
+    def update(self, codes: Tensor) -> None:
+        """Codes (h,w) of the image, -1 where not generated yet -> the preview, if it is due."""
         began = time.monotonic()
         if began >= self._due:
             self._draw(codes)
             now = time.monotonic()
-            self._due = now + max(self._every, SHARE * (now - began))
+            self._due = now + max(self._every, MIN_WAIT * (now - began))
 
     def _draw(self, codes: Tensor) -> None:
         from torch.nn import functional as F
 
         from smalti.images.io import save_png
 
-        laid, p = codes >= 0, self._pixels
-        top, end = max(self._done - ABOVE, 0), int(laid.any(1).nonzero().max()) + 1
+        known, p = codes >= 0, self._pixels
+        top, end = max(self._done - OVERLAP, 0), int(known.any(1).nonzero().max()) + 1
         rows = self._pipeline.decode_partial(codes[None, top:end])[0]  # (C, .., W)
         small = F.avg_pool2d(rows, self._pipeline.tokenizer.factor // p)  # (C, .., w p)
         self._canvas[:, self._done * p : end * p] = small[:, (self._done - top) * p :]
-        self._done = int(laid.all(1).long().cumprod(0).sum())
-        save_png(self._path, self._canvas, settings={"partial": f"{int(laid.sum())} of {laid.numel()} codes"})
+        self._done = int(known.all(1).long().cumprod(0).sum())
+        save_png(self._path, self._canvas, settings={"partial": f"{int(known.sum())} of {known.numel()} codes"})
 
     def remove(self) -> None:
-        """The image is finished, and this one is not needed any longer."""
+        """Delete the preview once the image is finished."""
         self._path.unlink(missing_ok=True)
 
 
 @contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may listen
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
 
@@ -134,153 +135,157 @@ def stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Choice(NamedTuple):
-    """How an image is chosen among several that are laid."""
+class CandidateSelection(NamedTuple):
+    """How an image is selected among several candidates."""
 
-    tries: int
-    """1: there is nothing to choose."""
-    judge: str
-    """What chooses, in a word for the image's settings."""
-    scoring: Callable[[Sequence[Any], Tensor], Score]
-    """What images are told, and their known codes -> the score of their candidates."""
+    num_candidates: int
+    """1: no selection."""
+    scorer: str
+    """The name of the score for the image's settings: "likelihood", or the classifier."""
+    make_score: Callable[[Sequence[Any], Tensor], Score]
+    """Condition values and known codes of images -> the score of their candidates."""
 
 
-class Way(NamedTuple):
-    """How a command lays its images, whichever they are."""
+class GenerationOptions(NamedTuple):
+    """How a command generates its images."""
 
     sampler: Sampler
-    choice: Choice
+    selection: CandidateSelection
     resume: bool
     preview: float
-    """Seconds between partial images, 0 for none."""
+    """Seconds between previews, 0 for none."""
     speculate: int
-    """Codes that are guessed at once, 0 for none."""
+    """Codes per step of speculative decoding, 0 for none."""
 
 
-class Laying(NamedTuple):
-    """B images that are laid together."""
+class GenerationJob(NamedTuple):
+    """B images that are generated together."""
 
     pipeline: Pipeline
     values: Sequence[Any]
-    """What each is told, as in `Pipeline.lay`."""
+    """The condition value of each, as in `Pipeline.lay`."""
     known: Tensor
-    """(B,h,w): codes, -1 where one is to be laid."""
+    """(B,h,w): codes, -1 where one is to be generated."""
     seeds: Tensor
     """(B,)"""
-    files: Sequence[File]
-    way: Way
+    files: Sequence[OutputFile]
+    options: GenerationOptions
     inputs: Sequence[Path]
-    """Files that the command was given, which it never replaces."""
+    """Input files of the command, which are never replaced."""
     title: str = ""
-    """Which of all images they are, for the progress."""
+    """Which of all images they are, for the progress line."""
 
     @property
-    def kept(self) -> Path:
-        """The file that keeps them when they are stopped."""
+    def checkpoint(self) -> Path:
+        """The checkpoint file for `--resume`."""
         from smalti.generation.generation_checkpoint import SUFFIX
 
         return self.files[0].path.with_suffix(SUFFIX)
 
     @property
     def partial(self) -> Path:
-        """The file of the partial image."""
+        """The file of the preview."""
         first = self.files[0].path
         return first.with_name(f"{first.stem}-partial.png")
 
 
-def lay_and_save(laying: Laying) -> None:
-    """Lay images, and write their files. Of several tries nothing is kept when they are stopped.
+def generate_and_save(job: GenerationJob) -> None:
+    """Generate images and write their files. Generation with several candidates has no checkpoint.
 
-    Raises `SmaltiError` when it was stopped, where something is kept and `way.resume` was not asked for, and where a
-    result would replace an input or a file that smalti did not write.
+    Raises `SmaltiError` when it is stopped, where a checkpoint exists without `options.resume`, and where a result
+    would replace an input or a file that smalti did not write.
     """
     from smalti.data.outputs import check_outputs
 
-    outputs = [*(file.path for file in laying.files), laying.partial]
-    check_outputs(outputs, laying.files[0].path.parent, inputs=laying.inputs)
-    if laying.way.resume and all(file.finished for file in laying.files):
-        laying.kept.unlink(missing_ok=True)
-    elif laying.way.choice.tries == 1:
-        _lay_and_keep(laying)
+    outputs = [*(file.path for file in job.files), job.partial]
+    check_outputs(outputs, job.files[0].path.parent, inputs=job.inputs)
+    if job.options.resume and all(file.finished for file in job.files):
+        job.checkpoint.unlink(missing_ok=True)
+    elif job.options.selection.num_candidates == 1:
+        _generate_resumable(job)
     else:
-        _lay_and_choose(laying)
+        _generate_candidates(job)
 
 
-def _lay_and_choose(laying: Laying) -> None:
-    from smalti.evaluation.rejection_sampling import best_of
+def _generate_candidates(job: GenerationJob) -> None:
+    from smalti.evaluation.rejection_sampling import rejection_sample
 
-    pipeline, values, known, seeds, files, way, _, title = laying
-    tries, judge, scoring = way.choice
-    score = scoring(values, known)
-    with counting(f"laying{title}", "codes") as progress:
-        chosen = best_of(
+    pipeline, values, known, seeds, files, options, _, title = job
+    num_candidates, scorer, make_score = options.selection
+    score = make_score(values, known)
+    with counting(f"generating{title}", "codes") as progress:
+        best = rejection_sample(
             pipeline,
             values,
             known,
-            sampler=way.sampler,
+            sampler=options.sampler,
             seeds=seeds,
-            tries=tries,
+            num_candidates=num_candidates,
             score=score,
-            speculate=way.speculate,
+            speculate=options.speculate,
             progress=progress,
         )
-    told = []
+    selected = []
     for place, (path, settings) in enumerate(files):
-        points = float(chosen.scores[place, chosen.candidates[place]])
-        how = (judge, int(chosen.seeds[place]), round(points, 4))
-        told.append(File(path, {**settings, **dict(zip(CHOSEN, how, strict=True))}))
-    _save(laying._replace(files=told), chosen.codes)
+        points = float(best.scores[place, best.candidates[place]])
+        how = (scorer, int(best.seeds[place]), round(points, 4))
+        selected.append(OutputFile(path, {**settings, **dict(zip(SELECTION_KEYS, how, strict=True))}))
+    _save(job._replace(files=selected), best.codes)
 
 
-def _lay_and_keep(laying: Laying) -> None:
-    pipeline, values, known, seeds, files, way, _, title = laying
-    path, first, total = laying.kept, files[0], known.numel()
-    if path.exists() and not way.resume:
+def _generate_resumable(job: GenerationJob) -> None:
+    pipeline, values, known, seeds, files, options, _, title = job
+    path, first, total = job.checkpoint, files[0], known.numel()
+    if path.exists() and not options.resume:
         raise SmaltiError(
-            f"{path} keeps what a stopped command has laid; go on with --resume, or delete it to start again"
+            f"{path} holds the partial result of a stopped command; continue it with --resume, or delete it to "
+            "start over"
         )
-    said = {**first.settings, "images": len(files)}
-    keeper = pipeline.generation_checkpoint(path, values, known, sampler=way.sampler, seeds=seeds, settings=said)
-    partial = Partial(pipeline, laying.partial, (known.shape[1], known.shape[2]), every=way.preview)
-    if keeper.initial_count > (known >= 0).sum():
-        CONSOLE.print(f"going on from {keeper.initial_count:,} of {total:,} codes", soft_wrap=True)
+    notes = {**first.settings, "images": len(files)}
+    checkpoint = pipeline.generation_checkpoint(
+        path, values, known, sampler=options.sampler, seeds=seeds, settings=notes
+    )
+    partial = PartialPreview(pipeline, job.partial, (known.shape[1], known.shape[2]), every=options.preview)
+    if checkpoint.initial_count > (known >= 0).sum():
+        CONSOLE.print(f"resuming from {checkpoint.initial_count:,} of {total:,} codes", soft_wrap=True)
     try:
-        with stopped_by_sigterm(), keeper:
-            with counting(f"laying{title}", "codes") as progress:
+        with stopped_by_sigterm(), checkpoint:
+            with counting(f"generating{title}", "codes") as progress:
                 for codes in pipeline.generate_codes(
-                    values, keeper.codes, sampler=way.sampler, seeds=seeds, speculate=way.speculate
+                    values, checkpoint.codes, sampler=options.sampler, seeds=seeds, speculate=options.speculate
                 ):
-                    keeper.update(codes)
-                    progress(keeper.count - keeper.initial_count, total - keeper.initial_count)
-                    partial.laid(codes[0])
-            _save(laying, keeper.codes)
+                    checkpoint.update(codes)
+                    progress(checkpoint.count - checkpoint.initial_count, total - checkpoint.initial_count)
+                    partial.update(codes[0])
+            _save(job, checkpoint.codes)
             partial.remove()
     except KeyboardInterrupt as error:
-        raise SmaltiError(_stopped(keeper, total)) from error
+        raise SmaltiError(_stopped(checkpoint, total)) from error
 
 
-def _stopped(keeper: GenerationCheckpoint, total: int) -> str:
-    if not keeper.path.exists():
-        return "stopped before as many codes as a row has were laid; nothing is kept"
-    count = keeper.count
+def _stopped(checkpoint: GenerationCheckpoint, total: int) -> str:
+    if not checkpoint.path.exists():
+        return "stopped before the first row of codes was finished; nothing was saved"
+    count = checkpoint.count
     return (
-        f"stopped with {count:,} of {total:,} codes laid, kept in {keeper.path}; the same command with --resume goes on"
+        f"stopped with {count:,} of {total:,} codes generated, saved in {checkpoint.path}; run the same "
+        "command with --resume to continue"
     )
 
 
-def _save(laying: Laying, codes: Tensor) -> None:
-    """Codes (B,h,w) -> the files of their images, each written while it is decoded; large ones show how far they are."""
+def _save(job: GenerationJob, codes: Tensor) -> None:
+    """Codes (B,h,w) -> image files, written while they are decoded; large images show progress."""
     from smalti.tokenizer.tiled.any_size import is_large
     from smalti.tokenizer.tiled.work import further, unwatched
 
-    pipeline, files = laying.pipeline, laying.files
+    pipeline, files = job.pipeline, job.files
 
     def write(progress: Callable[[int, int], object]) -> None:
         for number, (file, own) in enumerate(zip(files, codes, strict=True)):
             pipeline.save(file.path, own, settings=file.settings, progress=further(progress, number, len(files)))
 
     if is_large(pipeline.tokenizer, codes):
-        with counting(f"decoding{laying.title}", "rows") as progress:
+        with counting(f"decoding{job.title}", "rows") as progress:
             write(progress)
     else:
         write(unwatched)

@@ -1,4 +1,4 @@
-"""`smalti info`: what is this? and `smalti recipes`."""
+"""`smalti info`: describe a model, run, data set or image; and `smalti recipes`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smalti.cli.console import CONSOLE
-from smalti.cli.model_options import Grid, grid_option, tell_default
+from smalti.cli.model_options import Grid, announce_default, grid_option
 from smalti.core.errors import SmaltiError
 from smalti.hub.bundled_models import SCENES, named
 
@@ -23,19 +23,37 @@ def info(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A model, run, pipeline, code shard or image folder, or an image; by default the model that comes with smalti.",
+            help="A model, run, pipeline, code shard or image folder, or an image; the bundled model by default.",
             show_default=False,
         ),
     ] = SCENES,
     grid: Grid = None,
 ) -> None:
-    """Say what a checkpoint, run, code folder, image folder or image is."""
-    tell_default(path)
+    """Describe a checkpoint, run, code shard folder, image folder or image."""
+    announce_default(path)
     described = _described(named(path), grid=grid_option(grid))
     if grid is not None and "checkpoint" not in described:
-        raise SmaltiError(f"{path} is no checkpoint of another program, and --grid is for those; leave it out")
-    for key, value in described.items():
-        CONSOLE.print(f"{key}: {value}", soft_wrap=True)
+        raise SmaltiError(f"{path} is not a checkpoint of another program; --grid is for those; omit it")
+    from smalti.core.settings import flattened
+
+    rows = [(key, _text(value)) for key, value in flattened(described)]
+    width = max(len(key) for key, _ in rows) + 1
+    for key, text in rows:
+        CONSOLE.print(f"{key + ':':{width}} {text}", soft_wrap=True)
+
+
+def _text(value: Any) -> str:
+    """A plain value -> its text in a table: lists without brackets, `none` for None and for empty lists."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return (
+            ", ".join(f"({_text(each)})" if isinstance(each, list | tuple | dict) else _text(each) for each in value)
+            or "none"
+        )
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_text(each)}" for key, each in value.items())
+    return "none" if value is None else str(value)
 
 
 def recipes() -> None:
@@ -58,7 +76,7 @@ def _described(path: Path, *, grid: tuple[int, int] | None = None) -> dict[str, 
     if not path.exists():
         raise SmaltiError(f"there is nothing at {path}")
     if path.suffix == SUFFIX:
-        return _laying(path)
+        return _generation_checkpoint(path)
     if (path / "codes.json").is_file():
         return _codes(path)
     if (path / "tokenizer").is_dir() and (path / "prior").is_dir():
@@ -88,22 +106,25 @@ def _image(path: Path) -> dict[str, Any]:
     from smalti.images.png_stream import read_head
 
     head = read_head(path)
-    if head and head.settings and head.size[0] * head.size[1] > (Image.MAX_IMAGE_PIXELS or 0):  # ours, and never whole
+    if (
+        head and head.settings and head.size[0] * head.size[1] > (Image.MAX_IMAGE_PIXELS or 0)
+    ):  # a PNG of ours, too large for Pillow
         return {"image": path, "size": f"{head.size[0]}x{head.size[1]} (height x width)", **head.settings}
     height, width, _ = read_image(path, channels=3, name=str(path)).shape
     made = read_settings(path) if path.suffix.lower() == ".png" else None
-    return {"image": path, "size": f"{height}x{width} (height x width)", **(made or {"made by": "not smalti"})}
+    return {"image": path, "size": f"{height}x{width} (height x width)", **(made or {"made by": "another program"})}
 
 
-def _laying(path: Path) -> dict[str, Any]:
+def _generation_checkpoint(path: Path) -> dict[str, Any]:
     from smalti.generation.generation_checkpoint import read_generation
 
     kept = read_generation(path)
     count, rows, columns = kept.codes.shape
-    laid = int((kept.codes >= 0).sum())
+    generated = int((kept.codes >= 0).sum())
     return {
-        "laying": f"{path}, stopped; the same command with --resume goes on",
-        "laid": f"{laid:,} of {kept.codes.numel():,} codes, {count} x {rows} x {columns} (images x rows x columns)",
+        "generation": f"{path}, stopped; run the same command with --resume to continue",
+        "generated": f"{generated:,} of {kept.codes.numel():,} codes, {count} x {rows} x {columns} (images x rows x "
+        "columns)",
         **kept.settings,
     }
 
@@ -116,13 +137,16 @@ def _codes(path: Path) -> dict[str, Any]:
     meta = shards.meta
     return {
         "codes": path,
-        "training images": f"{len(shards.training)} x {meta.training.copies} copies, {meta.training.damaged} left out as damaged",
-        "validation images": f"{len(shards.validation)}, {meta.validation.damaged} left out as damaged",
+        "training images": f"{len(shards.training)} x {meta.training.copies} copies, {meta.training.damaged} left "
+        "out as damaged",
+        "validation images": f"{len(shards.validation)}, {meta.validation.damaged} skipped as damaged",
         "grid": f"{meta.grid[0]}x{meta.grid[1]} codes of {meta.factor}x{meta.factor} pixels",
         "codebook": meta.size,
-        "entropy": f"{entropy(shards.training, meta.size):.3f} nats a code",
+        "entropy": f"{entropy(shards.training, meta.size):.3f} nats per code",
         "labels": ", ".join(meta.labels) or "none",
-        "told": "nothing else" if meta.prefix is None else _told(build_condition(meta.prefix.condition, path)),
+        "condition": "none"
+        if meta.prefix is None
+        else _condition_summary(build_condition(meta.prefix.condition, path)),
         "tokenizer": meta.fingerprint,
     }
 
@@ -146,9 +170,9 @@ def _run(path: Path) -> dict[str, Any]:
     return {
         "run": f"{path}, {config['stage']}, smalti {config['smalti']}",
         "data": config.get("data", config.get("codes")),
-        "seen": f"{seen:,} of {length:,}",
+        "progress": f"{seen:,} of {length:,} {'codes' if config['stage'] == 'prior' else 'images'}",
         **{f"last {part}": ", ".join(f"{k} {v:.4g}" for k, v in values.items()) for part, values in last.items()},
-        **(_model(path / "model", read_json(model)) if model.is_file() else {"model": "none written yet"}),
+        **(_model(path / "model", read_json(model)) if model.is_file() else {"model": "not written yet"}),
     }
 
 
@@ -166,15 +190,15 @@ def _model(path: Path, config: Any) -> dict[str, Any]:
             count = sum(_product(shape) for shape in slices)
     except SafetensorError as error:
         raise SmaltiError(f"{weights} is damaged or truncated ({error})") from error
-    return {"model": f"{config['kind']}, {count:,} numbers", **config["settings"], **config.get("about", {})}
+    return {"model": f"{config['kind']}, {count:,} parameters", **config["settings"], **config.get("about", {})}
 
 
-def _told(condition: Condition) -> str:
-    """What a condition is given by, and how many codes it has."""
+def _condition_summary(condition: Condition) -> str:
+    """The keys of a condition, the number of its codes and of their values."""
     from smalti.conditions.base import condition_keys
 
     names = ", ".join(condition_keys(condition))
-    return f"{names}, {condition.length} codes of {condition.size}" if names else "none"
+    return f"{names}, {condition.length} codes with {condition.size} values" if names else "none"
 
 
 def _foreign(path: Path, models: Imported) -> dict[str, Any]:
@@ -184,13 +208,13 @@ def _foreign(path: Path, models: Imported) -> dict[str, Any]:
     if models.tokenizer is not None:
         count = sum(parameter.numel() for parameter in models.tokenizer.parameters())
         tiles = f"f = {models.tokenizer.factor}, {models.tokenizer.size} codes"
-        parts["tokenizer"] = f"{count:,} numbers, {tiles}"
+        parts["tokenizer"] = f"{count:,} parameters, {tiles}"
         parts |= {f"tokenizer {key}": value for key, value in as_mapping(models.tokenizer.settings).items()}
     if models.prior is not None and models.condition is not None:
         count = sum(parameter.numel() for parameter in models.prior.parameters())
         rows, columns = models.prior.grid
-        parts["prior"] = f"{count:,} numbers, a window of {rows}x{columns} codes"
-        parts["condition"] = _told(models.condition)
+        parts["prior"] = f"{count:,} parameters, a window of {rows}x{columns} codes"
+        parts["condition"] = _condition_summary(models.condition)
     return {**parts, "about": models.about}
 
 
@@ -207,16 +231,16 @@ def _images(path: Path) -> dict[str, Any]:
     from smalti.data.sources import open_source
 
     try:
-        source = open_source(path, file_type=Depth())  # of all kinds the one that most files may be
+        source = open_source(path, file_type=Depth())  # accepts the most files of all types
     except SmaltiError:
-        source = open_source(path)  # whose error speaks of images
+        source = open_source(path)  # whose error message is about images
     labels = Counter(image.label for image in source.images)
     counted = ", ".join(f"{label} ({labels[label]})" for label in source.labels)
     return {"images": path, "count": len(source.images), "first": _first(source), "labels": counted or "none"}
 
 
 def _first(source: Source) -> str:
-    """What the first of many files holds, in words: nobody can tell a gray image from a label map or a depth."""
+    """A description of the first of many files; a gray image, a label map and a depth map look alike."""
     from smalti.images.io import DamagedImage
     from smalti.images.label_maps import read_any
 

@@ -1,4 +1,4 @@
-"""The `smalti` command: what it is made of, and how it ends. Status 0 success, 1 a failure told in one sentence, 2 wrong usage."""
+"""The `smalti` command: its subcommands and exit status: 0 success, 1 an error in one sentence, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Learn discrete image tokens from your images, and paint new images with them.",
+    help="Train discrete image tokenizers and priors on your images, and generate images with them.",
 )
 app.command("demo")(demo.demo)
 app.command("scenes")(datasets.scenes)
@@ -38,8 +38,8 @@ app.command("info")(info.info)
 app.command("recipes")(info.recipes)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"smalti {__version__}")
         raise typer.Exit()
 
@@ -54,7 +54,7 @@ def _options(
 
 
 def _is_shortage(error: Exception) -> bool:
-    """Whether memory was asked for that there is not, of the machine or of an accelerator."""
+    """Whether an allocation failed, on the machine or on an accelerator."""
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("DefaultCPUAllocator", "out of memory")
     )
@@ -74,7 +74,7 @@ def main() -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_shortage(error):
             raise
-        sentence = "there is not enough memory for this; ask for smaller or fewer images at once, or a smaller batch"
+        sentence = "not enough memory; use smaller images, fewer images at once, or a smaller batch"
         ERRORS.print(f"error: {sentence}", style="red", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""How commands take a pipeline: the folder or name that was typed, else the model that comes with smalti."""
+"""The model argument of commands: a folder or name, by default the bundled model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from smalti.hub.bundled_models import SCENES
 Model = Annotated[
     Path,
     typer.Argument(
-        help="A folder with `tokenizer` and `prior` in it, or a model's name; by default scenes, which comes with smalti.",
+        help="A folder that contains `tokenizer` and `prior`, a Hub id, or a checkpoint; the bundled model "
+        "`scenes` by default.",
         show_default=False,
     ),
 ]
@@ -23,8 +24,9 @@ Grid = Annotated[
     typer.Option(
         "--grid",
         metavar="HxW",
-        help="The prior's window in codes, height x width: for another program's checkpoint that does not say it, as the "
-        "original's do where it is no square.",
+        help="The prior's window in codes, height x width, for a checkpoint of another program that does not "
+        "store it, such as "
+        "the original's with a window that is not square.",
     ),
 ]
 
@@ -34,7 +36,7 @@ def grid_option(text: str | None) -> tuple[int, int] | None:
     return size_option(text, of="a grid", unit="codes")
 
 
-def tell_default(model: Path) -> None:
-    """Say so where no model was named."""
+def announce_default(model: Path) -> None:
+    """Print the model's name where none was given."""
     if model == SCENES:
-        CONSOLE.print(f"no model was named; taking the one that comes with smalti: {model.name}", soft_wrap=True)
+        CONSOLE.print(f"no model given; using the bundled model: {model.name}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`smalti push`: a model, with its card, to the Hugging Face Hub."""
+"""`smalti push`: upload a model and its card to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -20,34 +20,35 @@ if TYPE_CHECKING:
 
 def push(
     model: Annotated[Path, typer.Argument(help="A pipeline, model or run folder, or another program's checkpoint.")],
-    name: Annotated[str, typer.Argument(help="The repository, owner/name; it is made if there is none.")],
+    name: Annotated[str, typer.Argument(help="The repository, owner/name; created if it does not exist.")],
     license: Annotated[
-        str, typer.Option("--license", help="As the Hub names it: mit, apache-2.0, cc-by-4.0, other ...; asked for.")
+        str,
+        typer.Option(
+            "--license", help="License id of the Hub: mit, apache-2.0, cc-by-4.0, other ...; prompted for by default."
+        ),
     ] = "",
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
     results: Annotated[
         list[Path] | None,
-        typer.Option("--result", help="A result.json of `smalti evaluate`, for the card; may be repeated."),
+        typer.Option("--result", help="A result.json of `smalti evaluate` to add to the card; may be repeated."),
     ] = None,
     card_only: Annotated[
-        Path | None, typer.Option("--card-only", help="Write the folder that would be sent here, and send nothing.")
+        Path | None, typer.Option("--card-only", help="Write the upload to this folder instead of uploading it.")
     ] = None,
     grid: Grid = None,
 ) -> None:
-    """Send a model and a card written from its run to the Hugging Face Hub."""
+    """Upload a model, with a model card written from its run, to the Hugging Face Hub."""
     from smalti.core.files import folder_written_atomically
     from smalti.hub import hugging_face
     from smalti.hub.model_cards import Sources, write_card
     from smalti.model_loading import read_models, save_models
 
     if not hugging_face.is_name(name):
-        raise SmaltiError(f"{name!r} is no name of a repository; write owner/name")
+        raise SmaltiError(f"{name!r} is not a repository name; write owner/name")
     if card_only is not None and card_only.exists():
-        raise SmaltiError(f"{card_only} exists already; name a new folder, nothing is written over")
+        raise SmaltiError(f"{card_only} exists already; name a new folder")
     if not license and not sys.stdin.isatty():
-        raise SmaltiError(
-            "say under which license the model is given: --license mit, cc-by-4.0, other ...; there is no default"
-        )
+        raise SmaltiError("give the license of the model: --license mit, cc-by-4.0, other ...; there is no default")
     sources = Sources(
         license or typer.prompt("license (mit, apache-2.0, cc-by-4.0, other ...)"), _runs(model), results or ()
     )
@@ -60,11 +61,11 @@ def push(
             return
         with folder_written_atomically(card_only) as written:
             shutil.copytree(folder, written, dirs_exist_ok=True)
-        CONSOLE.print(f"{card_only} holds what would be sent; nothing was", soft_wrap=True)
+        CONSOLE.print(f"{card_only} holds the upload; nothing was sent", soft_wrap=True)
 
 
 def _runs(model: Path) -> dict[str, Run]:
-    """A run folder, or a folder of two -> what they left behind, by the kind of their model."""
+    """A run folder, or a folder of two -> runs by the kind of their model."""
     from smalti.core.settings import read_yaml
     from smalti.hub.model_cards import Run
     from smalti.hub.pretrained import is_ours

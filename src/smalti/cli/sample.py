@@ -1,4 +1,4 @@
-"""`smalti sample`, `smalti complete` and `smalti reconstruct`: images out."""
+"""`smalti sample`, `smalti complete` and `smalti reconstruct`: commands that write images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from smalti.cli.console import CONSOLE, ERRORS, by_name, counting, size_option
-from smalti.cli.generation_output import Choice, File, Laying, Preview, Resume, Speculate, Way, lay_and_save
-from smalti.cli.model_options import Grid, Model, grid_option, tell_default
+from smalti.cli.generation_output import (
+    CandidateSelection,
+    GenerationJob,
+    GenerationOptions,
+    OutputFile,
+    Preview,
+    Resume,
+    Speculate,
+    generate_and_save,
+)
+from smalti.cli.model_options import Grid, Model, announce_default, grid_option
 from smalti.core.errors import SmaltiError
 from smalti.hub.bundled_models import SCENES
 
@@ -19,39 +28,46 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
 Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")]
-Label = Annotated[str | None, typer.Option(help="Class label; left out, the model chooses.")]
-Segmentation = Annotated[str | None, typer.Option(help="A label map: an image file with one number a pixel.")]
+Label = Annotated[str | None, typer.Option(help="Class label; without it, generation is unconditional.")]
+Segmentation = Annotated[str | None, typer.Option(help="A label map: an image file with one label number per pixel.")]
 Depth = Annotated[str | None, typer.Option(help="A depth map: an image file.")]
 Layout = Annotated[str | None, typer.Option(help="Objects and their boxes: a JSON file.")]
-Told = Annotated[
+Conditions = Annotated[
     list[str] | None,
     typer.Option(
-        "--condition", help="What any other model is told: NAME=TEXT, names are in `smalti info`; may be repeated."
+        "--condition", help="Any other condition, as NAME=TEXT; `smalti info` lists the names. May be repeated."
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; the next ones count up.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="Below 1 safer, above 1 wilder; 0 takes the likeliest code.")]
-TopK = Annotated[int, typer.Option("--top-k", min=0, help="Choose among the k likeliest codes; 0 among all.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; each further image uses the next seed.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Sampling temperature; 0 always takes the most likely code.")]
+TopK = Annotated[int, typer.Option("--top-k", min=0, help="Sample from the k most likely codes; 0 samples from all.")]
 TopP = Annotated[
-    float, typer.Option("--top-p", min=0.0, max=1.0, help="Choose among the likeliest codes that sum to p.")
+    float,
+    typer.Option("--top-p", min=0.0, max=1.0, help="Sample from the most likely codes whose probabilities sum to p."),
 ]
 MinP = Annotated[
     float,
     typer.Option(
-        "--min-p", min=0.0, max=1.0, help="Choose among codes at least this share as likely as the likeliest."
+        "--min-p", min=0.0, max=1.0, help="Sample from codes at least this fraction as likely as the most likely one."
     ),
 ]
-Guidance = Annotated[float, typer.Option(min=0.0, help="How strongly the label is followed; 1 is as trained.")]
-Scheduled = Annotated[
-    str, typer.Option("--guidance-schedule", help="How guidance is reached over an image: constant, linear or cosine.")
+Guidance = Annotated[float, typer.Option(min=0.0, help="Classifier-free guidance scale; 1 applies none.")]
+GuidanceSchedule = Annotated[
+    str, typer.Option("--guidance-schedule", help="How guidance grows over an image: constant, linear or cosine.")
 ]
-Tries = Annotated[
+BestOf = Annotated[
     int | None,
-    typer.Option(min=1, help="Lay each image so many times and keep the best; by default 1, with --classifier 8."),
+    typer.Option(
+        "--best-of",
+        min=1,
+        help="Generate this many candidates per image and keep the best; 1 by default, 8 with --classifier.",
+    ),
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Images at once; does not change them.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images per batch; does not change the images.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Size = Annotated[str | None, typer.Option(help="Pixels: 64, or height x width as 64x256; as trained by default.")]
+Size = Annotated[
+    str | None, typer.Option(help="Size in pixels: 64, or height x width as 64x256; the training size by default.")
+]
 
 
 def sample(
@@ -62,21 +78,22 @@ def sample(
     segmentation: Segmentation = None,
     depth: Depth = None,
     layout: Layout = None,
-    condition: Told = None,
+    condition: Conditions = None,
     size: Size = None,
     temperature: Temperature = 1.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
     guidance: Guidance = 1.0,
-    guidance_schedule: Scheduled = "constant",
+    guidance_schedule: GuidanceSchedule = "constant",
     seed: Seed = 0,
-    tries: Tries = None,
+    best_of: BestOf = None,
     classifier: Annotated[
         str | None,
         typer.Option(
-            help="Keep the try that shows the --label most surely: the file of a ResNet-50 of ImageNet, or a name such as "
-            "resnet50. Without it the likeliest is kept."
+            help="Keep the candidate that this classifier rates highest for --label: an ImageNet ResNet-50 file, "
+            "or a name such as "
+            "resnet50. Without it, the most likely candidate is kept."
         ),
     ] = None,
     batch: Batch = 16,
@@ -86,14 +103,14 @@ def sample(
     window: Grid = None,
     device: Device = "auto",
 ) -> None:
-    """Paint new images, of any size. Ctrl-C keeps what is laid."""
+    """Generate images. Ctrl-C saves the partial result; --resume continues it."""
     from smalti.conditions.base import condition_keys
     from smalti.core.devices import pick_device
     from smalti.core.settings import as_mapping
     from smalti.generation.code_sampler import make_sampler, unknown_codes
     from smalti.pipeline import Pipeline
 
-    tell_default(model)
+    announce_default(model)
     pipeline = Pipeline.from_pretrained(model, grid=grid_option(window)).to(pick_device(device))
     sampler = make_sampler(
         temperature=temperature,
@@ -103,7 +120,7 @@ def sample(
         guidance=guidance,
         guidance_schedule=guidance_schedule,
     )
-    told = _told(
+    conditions = _condition_texts(
         condition_keys(pipeline.condition),
         label=label,
         segmentation=segmentation,
@@ -112,62 +129,71 @@ def sample(
         any=condition or [],
     )
     wanted = size_option(size)
-    value, grid = pipeline.fit_condition(told, size=wanted)
+    value, grid = pipeline.fit_condition(conditions, size=wanted)
     height_width = grid[0] * pipeline.tokenizer.factor, grid[1] * pipeline.tokenizer.factor
-    tries = tries or (8 if classifier else 1)
-    choice = _choice(pipeline, classifier, label=label, tries=tries)
-    said = {"model": model.resolve().name, "size": list(height_width), **as_mapping(sampler), **told, **_tries(choice)}
-    way = Way(sampler, choice, resume, preview, speculate)
-    inputs = [Path(text) for text in (*told.values(), classifier) if text is not None]
+    best_of = best_of or (8 if classifier else 1)
+    selection = _selection(pipeline, classifier, label=label, best_of=best_of)
+    settings = {
+        "model": model.resolve().name,
+        "size": list(height_width),
+        **as_mapping(sampler),
+        **conditions,
+        **_selection_settings(selection),
+    }
+    options = GenerationOptions(sampler, selection, resume, preview, speculate)
+    inputs = [Path(text) for text in (*conditions.values(), classifier) if text is not None]
     all_seeds = pipeline.seeds(seed, count)
     for first in range(0, count, batch):
         seeds = all_seeds[first : first + batch]
         files = [
-            File(
+            OutputFile(
                 out / f"{label or 'sample'}-{own:06d}.png".replace("/", "-"),
-                {"command": "sample", "seed": own, **said},
+                {"command": "sample", "seed": own, **settings},
             )
             for own in seeds.tolist()
         ]
         title = f" {first + 1} to {first + len(seeds)} of {count}" if count > batch else ""
         values, known = [value] * len(seeds), unknown_codes(len(seeds), grid)
-        lay_and_save(Laying(pipeline, values, known, seeds, files, way, inputs, title))
+        generate_and_save(GenerationJob(pipeline, values, known, seeds, files, options, inputs, title))
     CONSOLE.print(f"{count} images of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
 
 
-def _choice(pipeline: Pipeline, classifier: str | None, *, label: str | None, tries: int) -> Choice:
-    """How tries are compared. Raises `SmaltiError` for a classifier that is none, and where it is not known which class was asked
-    for."""
+def _selection(pipeline: Pipeline, classifier: str | None, *, label: str | None, best_of: int) -> CandidateSelection:
+    """How candidates are compared. Raises `SmaltiError` for an invalid classifier or an unknown class."""
     from smalti.conditions.labels import Labels
     from smalti.core.files import normalized
     from smalti.evaluation.imagenet_classifier import by_class, imagenet_classes, read_classifier
     from smalti.evaluation.rejection_sampling import by_images, by_likelihood
 
     if classifier is None:
-        return Choice(tries, "likelihood", lambda values, known: by_likelihood(pipeline, values, known=known))
-    if tries == 1:
-        raise typer.BadParameter("--classifier chooses among several tries; ask for --tries 2 or more")
-    told = [part for part in pipeline.condition.parts or (pipeline.condition,) if isinstance(part, Labels)]
-    if not told:
-        raise SmaltiError("a classifier looks for the class of a label, and this model takes none; leave it out")
+        return CandidateSelection(
+            best_of, "likelihood", lambda values, known: by_likelihood(pipeline, values, known=known)
+        )
+    if best_of == 1:
+        raise typer.BadParameter("--classifier needs --best-of 2 or more")
+    conditions = [part for part in pipeline.condition.parts or (pipeline.condition,) if isinstance(part, Labels)]
+    if not conditions:
+        raise SmaltiError("--classifier needs a model conditioned on labels, and this model is not; omit it")
     if label is None:
-        raise SmaltiError("a classifier looks for a class; say which: --label")
-    told[0].encode([label])  # which tells of labels that there are not
+        raise SmaltiError("--classifier needs a class; give --label")
+    conditions[0].encode([label])  # raises for unknown labels
     number, network = (
-        imagenet_classes(told[0].names)[normalized(label)],
+        imagenet_classes(conditions[0].names)[normalized(label)],
         read_classifier(classifier).to(pipeline.device),
     )
-    judge = Path(classifier).name
-    return Choice(tries, judge, lambda values, known: by_images(pipeline, by_class(network, [number] * len(values))))
+    scorer = Path(classifier).name
+    return CandidateSelection(
+        best_of, scorer, lambda values, known: by_images(pipeline, by_class(network, [number] * len(values)))
+    )
 
 
-def _tries(choice: Choice) -> dict[str, int]:
-    """What an image that was chosen among several says of it from the beginning; nothing where there was one alone."""
-    return {"tries": choice.tries} if choice.tries > 1 else {}
+def _selection_settings(selection: CandidateSelection) -> dict[str, int]:
+    """The PNG settings of an image selected among several candidates; empty for a single candidate."""
+    return {"best_of": selection.num_candidates} if selection.num_candidates > 1 else {}
 
 
-def _told(known: Sequence[str], *, any: Sequence[str], **options: str | None) -> dict[str, str]:
-    """The options of the conditions as they were typed -> texts by the keys that the model knows. `SmaltiError` for others."""
+def _condition_texts(known: Sequence[str], *, any: Sequence[str], **options: str | None) -> dict[str, str]:
+    """The condition options as typed -> texts by the model's condition keys. Raises `SmaltiError` for other keys."""
     given = {name: text for name, text in options.items() if text is not None}
     for name in given:
         if name not in known:
@@ -177,36 +203,42 @@ def _told(known: Sequence[str], *, any: Sequence[str], **options: str | None) ->
 
 
 def complete(
-    model: Annotated[Path, typer.Argument(help="As for `smalti sample`; `scenes` comes with smalti.")],
+    model: Annotated[Path, typer.Argument(help="A model as for `smalti sample`; `scenes` is bundled with smalti.")],
     image: Annotated[Path, typer.Argument(help="The image to complete.")],
     out: Out,
     mask: Annotated[
-        Path | None, typer.Option(help="An image of the same size: white is kept, black is laid anew.")
+        Path | None, typer.Option(help="A mask of the same size: white pixels are kept, black pixels are generated.")
     ] = None,
-    keep: Annotated[str | None, typer.Option(help="top-half, left-half, right-half, bottom-half or center.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="The part to keep: top-half, left-half, right-half, bottom-half or center.")
+    ] = None,
     canvas: Annotated[
         str | None,
-        typer.Option(help="Lay an image of these pixels, 128 or height x width, around the given one, in its middle."),
+        typer.Option(
+            help="Outpaint: the size in pixels, 128 or height x width, of an image with the given one at its center."
+        ),
     ] = None,
     count: Count = 4,
     label: Label = None,
-    condition: Told = None,
+    condition: Conditions = None,
     size: Size = None,
     temperature: Temperature = 1.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
     guidance: Guidance = 1.0,
-    guidance_schedule: Scheduled = "constant",
+    guidance_schedule: GuidanceSchedule = "constant",
     seed: Seed = 0,
-    tries: Annotated[int, typer.Option(min=1, help="Lay each image so many times and keep the likeliest.")] = 1,
+    best_of: Annotated[
+        int, typer.Option("--best-of", min=1, help="Generate this many candidates per image and keep the most likely.")
+    ] = 1,
     resume: Resume = False,
     preview: Preview = 30.0,
     speculate: Speculate = 0,
     window: Grid = None,
     device: Device = "auto",
 ) -> None:
-    """Keep a part of an image and lay the rest anew. The image is scaled and cropped to `--size`."""
+    """Inpaint or outpaint an image: keep a part and generate the rest. The image is scaled and cropped to `--size`."""
     import torch
 
     from smalti.conditions.base import condition_keys
@@ -218,7 +250,7 @@ def complete(
     from smalti.pipeline import Pipeline, center_on_canvas
 
     if (mask is not None and keep is not None) or not any((mask, keep, canvas)):
-        raise typer.BadParameter("give either --mask or --keep, or a --canvas around all of the image")
+        raise typer.BadParameter("give either --mask or --keep, or --canvas to outpaint the whole image")
     pipeline = Pipeline.from_pretrained(model, grid=grid_option(window)).to(pick_device(device))
     height_width = size_option(size) or pipeline.default_size
     pipeline.grid(height_width)
@@ -238,28 +270,32 @@ def complete(
         guidance=guidance,
         guidance_schedule=guidance_schedule,
     )
-    said = {"model": model.resolve().name, "image": image.name, "keep": keep, "canvas": canvas, "label": label}
-    said |= as_mapping(sampler)
-    told = _told(condition_keys(pipeline.condition), label=label, any=condition or [])
+    settings = {"model": model.resolve().name, "image": image.name, "keep": keep, "canvas": canvas, "label": label}
+    settings |= as_mapping(sampler)
+    conditions = _condition_texts(condition_keys(pipeline.condition), label=label, any=condition or [])
     wide = size_option(canvas) or height_width
-    value, grid = pipeline.fit_condition(told, size=wide)
+    value, grid = pipeline.fit_condition(conditions, size=wide)
     check_generation_memory(count, grid)
     kept = pipeline.known_codes(given, known)
     codes = center_on_canvas(kept, grid).repeat(count, 1, 1)
     if not (codes < 0).any():
         raise SmaltiError(
-            "all of the image is kept, and nothing would be laid; make black in the mask what is to be laid anew, or give a "
+            "the whole image is kept, and there is nothing to generate; paint the pixels to generate black in "
+            "the mask, or give a "
             "--canvas larger than the image"
         )
-    choice = _choice(pipeline, None, label=label, tries=tries)
+    selection = _selection(pipeline, None, label=label, best_of=best_of)
     seeds = pipeline.seeds(seed, count)
     files = [
-        File(out / f"{image.stem}-{own:06d}.png", {"command": "complete", "seed": own, **said, **_tries(choice)})
+        OutputFile(
+            out / f"{image.stem}-{own:06d}.png",
+            {"command": "complete", "seed": own, **settings, **_selection_settings(selection)},
+        )
         for own in seeds.tolist()
     ]
-    way = Way(sampler, choice, resume, preview, speculate)
-    inputs = [image, *([] if mask is None else [mask]), *(Path(text) for text in told.values())]
-    lay_and_save(Laying(pipeline, [value] * count, codes, seeds, files, way, inputs))
+    options = GenerationOptions(sampler, selection, resume, preview, speculate)
+    inputs = [image, *([] if mask is None else [mask]), *(Path(text) for text in conditions.values())]
+    generate_and_save(GenerationJob(pipeline, [value] * count, codes, seeds, files, options, inputs))
     CONSOLE.print(f"{count} completions of {image} in {out}", soft_wrap=True)
 
 
@@ -267,17 +303,22 @@ def reconstruct(
     tokenizer: Annotated[
         Path,
         typer.Argument(
-            help="A tokenizer: model folder, run folder, Hub id, or a checkpoint of another program; `scenes` comes with smalti."
+            help="A tokenizer: model folder, run folder, Hub id, or a checkpoint of another program; `scenes` is "
+            "bundled."
         ),
     ],
     images: Annotated[Path, typer.Argument(help="An image, a folder, a .txt list of paths, or a .zip file.")],
     out: Out,
     size: Annotated[
-        str | None, typer.Option(help="Scale and crop to this; by default each keeps its size, cut to whole tiles.")
+        str | None,
+        typer.Option(
+            help="Scale and crop to this size; by default each image keeps its size, cropped "
+            "to a multiple of the downsampling factor."
+        ),
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Send images through the codebook and back, and say how much survives."""
+    """Encode and decode images, and report PSNR."""
     from smalti.conditions.map_files import label_accuracy, label_colors
     from smalti.core.devices import pick_device
     from smalti.data.file_types import file_type_of
@@ -298,7 +339,7 @@ def reconstruct(
     streams = source.files(entries) if source else ()
     check_outputs(paths, out, inputs=(images, *streams))
     labels = kind.name == "labels"
-    name, like = ("right labels", label_accuracy) if labels else ("PSNR", psnr)
+    name, like = ("correct labels", label_accuracy) if labels else ("PSNR", psnr)
     use, likenesses = CodeUse(model.size), []
     with counting("reconstructing", "images") as progress:
         for done, (entry, path) in enumerate(zip(entries, paths, strict=True), 1):
@@ -311,13 +352,14 @@ def reconstruct(
                 height, width = wanted or (array.shape[0] // f * f, array.shape[1] // f * f)
                 if not height or not width:
                     raise DamagedImage(
-                        entry.key, f"is {array.shape[0]}x{array.shape[1]} pixels, smaller than one tile of {f}"
+                        entry.key,
+                        f"is {array.shape[0]}x{array.shape[1]} pixels, smaller than the downsampling factor {f}",
                     )
                 held = kind.held(center_crop(array, (height, width)), channels)
             except DamagedImage as error:
                 if source is None:
                     raise
-                ERRORS.print(f"left out: {error}", soft_wrap=True)
+                ERRORS.print(f"skipped: {error}", soft_wrap=True)
                 continue
             given = kind.to_images(held.unsqueeze(0), channels)
             quantized = encode_of_any_size(model, given)
@@ -325,13 +367,13 @@ def reconstruct(
             use.add(quantized.codes)
             likenesses.append(float(like(given, back)))
             measured = {"right_labels" if labels else "psnr": round(likenesses[-1], 3)}
-            said = {"command": "reconstruct", "tokenizer": tokenizer.resolve().name, **measured}
+            settings = {"command": "reconstruct", "tokenizer": tokenizer.resolve().name, **measured}
             shown = label_colors(back) if labels else back
-            save_png(path, shown[0], settings=said)
+            save_png(path, shown[0], settings=settings)
             progress(done, len(entries))
     if not likenesses:
         raise SmaltiError(f"none of the {len(entries)} images in {images} could be read")
-    left_out = f", {len(entries) - len(likenesses)} left out" if len(likenesses) < len(entries) else ""
+    left_out = f", {len(entries) - len(likenesses)} skipped" if len(likenesses) < len(entries) else ""
     mean = sum(likenesses) / len(likenesses)
     CONSOLE.print(
         f"{len(likenesses)} images{left_out}: {name} {f'{mean:.1%}' if labels else f'{mean:.2f} dB'}, "

@@ -1,11 +1,11 @@
-"""What the shell offers after Tab: names of recipes, studies and formats, without loading what they name."""
+"""Shell completion: names of recipes, experiments and formats, without importing PyTorch."""
 
 from __future__ import annotations
 
 from importlib import resources
 
 FORMATS = ("smalti", "taming", "llamagen", "diffusers", "transformers", "onnx", "export")
-STUDIES = (
+EXPERIMENTS = (
     "reconstruction",
     "modern-vs-reference",
     "quantizers",
@@ -15,20 +15,20 @@ STUDIES = (
     "conditions",
     "window",
 )
-"""Written down here, since their tables load PyTorch; a test holds them against those."""
+"""Listed here, since their registries import PyTorch; a test compares both."""
 
 
 def formats() -> list[str]:
-    """What `smalti convert --to` takes."""
+    """Values of `smalti convert --to`."""
     return list(FORMATS)
 
 
-def studies() -> list[str]:
-    """What `smalti experiment` takes."""
-    return list(STUDIES)
+def experiments() -> list[str]:
+    """Values of `smalti experiment`."""
+    return list(EXPERIMENTS)
 
 
 def recipes() -> list[str]:
-    """What `smalti train --recipe` takes besides files."""
+    """Values of `smalti train --recipe` besides files."""
     entries = (resources.files("smalti") / "recipes").iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))

@@ -1,4 +1,4 @@
-"""`smalti train tokenizer` and `smalti train prior`. The same command again goes on where it stopped."""
+"""`smalti train tokenizer` and `smalti train prior`. The same command again resumes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from smalti.cli.console import CONSOLE, counting
 from smalti.cli.shell_completion import recipes
 
 app = typer.Typer(
-    no_args_is_help=True, help="Train stage 1 (tokenizer) or stage 2 (prior). The same command again resumes."
+    no_args_is_help=True, help="Train stage 1 (tokenizer) or stage 2 (prior). Run the same command again to resume."
 )
 
-Out = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command again goes on with it.")]
+Out = Annotated[Path, typer.Option("--out", help="Run folder; the same command again resumes it.")]
 Recipe = Annotated[
     str,
     typer.Option("--recipe", help="Name of a recipe (see `smalti recipes`) or a YAML file.", autocompletion=recipes),
 ]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Lay a.b=value over the recipe; may be repeated.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting of the recipe: a.b=value; may be repeated.")
+]
 From = Annotated[
     str,
     typer.Option(
-        "--from", help="Begin with this tokenizer: a model or run folder, a Hub id, or another program's checkpoint."
+        "--from", help="Fine-tune this tokenizer: a model or run folder, a Hub id, or a checkpoint of another program."
     ),
 ]
 Patience = Annotated[
     int | None,
     typer.Option(
-        "--patience", min=0, help="Stop after so many validations without a better one; 0 never. Sets run.patience."
+        "--patience",
+        min=0,
+        help="Stop early after this many validations without improvement; 0 disables. Sets run.patience.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")]
@@ -44,19 +48,19 @@ def tokenizer(
     source: From = "",
     dry_run: DryRun = False,
 ) -> None:
-    """Learn a codebook from images (stage 1)."""
+    """Train a tokenizer on images (stage 1)."""
     from smalti.training.config import TokenizerTraining, resolve
     from smalti.training.initialization import resolve_from, start_from
     from smalti.training.launcher import is_first, report_once
     from smalti.training.runs import show_settings, train_tokenizer
 
     with report_once():
-        asked = overrides or []
+        changes = overrides or []
         start = start_from(source) if source else None
         if start is None:
-            settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=asked)
+            settings = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=changes)
         else:
-            settings = resolve_from(start, recipe=recipe, overrides=asked)
+            settings = resolve_from(start, recipe=recipe, overrides=changes)
         if is_first():
             show_settings(settings, CONSOLE)
         if not dry_run:
@@ -66,25 +70,23 @@ def tokenizer(
 @app.command("prior")
 def prior(
     data: Annotated[
-        Path, typer.Argument(help="Codes made by `smalti encode`, or images, which are then encoded into the run.")
+        Path, typer.Argument(help="Code shards of `smalti encode`, or images, which are encoded into the run folder.")
     ],
-    tokenizer: Annotated[
-        Path, typer.Option("--tokenizer", help="The tokenizer that made the codes, or is to make them.")
-    ],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", help="The tokenizer of the codes.")],
     out: Out,
     recipe: Recipe = "small",
     overrides: Overrides = None,
     patience: Patience = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Learn how codes follow one another (stage 2)."""
+    """Train a prior on codes (stage 2)."""
     from smalti.training.config import PriorTraining, resolve
     from smalti.training.launcher import is_first, report_once
     from smalti.training.runs import codes_of, show_settings, train_prior
 
     with report_once():
-        asked = [*(overrides or []), *([] if patience is None else [f"run.patience={patience}"])]
-        settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=asked)
+        changes = [*(overrides or []), *([] if patience is None else [f"run.patience={patience}"])]
+        settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=changes)
         if is_first():
             show_settings(settings, CONSOLE)
         if not dry_run:

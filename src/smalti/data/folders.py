@@ -59,7 +59,7 @@ def written_here(folder: Path) -> str:
     """A folder -> which of smalti's results it is, "" for any other folder."""
     if (folder / "codes.json").is_file() and _is_ours(folder / "codes.json", "fingerprint"):
         return "the codes"
-    if (folder / "study.json").is_file() and _is_ours(folder / "study.json", "smalti"):
+    if (folder / "experiment.json").is_file() and _is_ours(folder / "experiment.json", "smalti"):
         return "an experiment"
     if (folder / "config.yaml").is_file() and _has_version(folder / "config.yaml"):
         return "a run"

@@ -75,7 +75,8 @@ class Moments(Accumulator):
         self.count = total
 
     def gaussian(self) -> Gaussian:
-        """The distribution so far. Raises `SmaltiError` for fewer than 2 images, and for features that are not numbers."""
+        """The distribution so far. Raises `SmaltiError` for fewer than 2 images, and for features that are not
+        numbers."""
         count = int(self.count)
         if count < 2:
             raise SmaltiError(f"a covariance needs at least 2 images, there {'is' if count == 1 else 'are'} {count}")
@@ -102,14 +103,15 @@ def frechet(samples: Gaussian, reference: Gaussian) -> Frechet:
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)): Dowson and Landau 1982; with InceptionV3's `pool2048` it is FID (Heusel
     et al. 2017). The trace of the root is the sum of the singular values of R1 R2, R being the symmetric roots: no root
     of a small eigenvalue's rounding error is taken, and singular covariances need no special treatment. Fewer images
-    than features, and singular covariances, are told in `notes`.
+    than features, and singular covariances, are in `notes`.
 
     Raises `SmaltiError` for statistics of unequal widths, or that are no mean and covariance.
     """
     width = len(samples.mean)
     if samples.mean.shape != reference.mean.shape:
         raise SmaltiError(
-            f"statistics of {width} and of {len(reference.mean)} features cannot be compared; they are from different networks"
+            f"statistics of {width} and of {len(reference.mean)} features cannot be compared; they are from "
+            "different networks"
         )
     first, second = _Root.of(samples, name="samples"), _Root.of(reference, name="reference")
     means = float((samples.mean - reference.mean.to(samples.mean.device)).square().sum())
@@ -141,7 +143,8 @@ class _Root(NamedTuple):
         largest = float(values[-1].clamp(min=0))
         if float(values[0]) < -1e-3 * largest or (largest == 0 and bool(values.any())):
             raise SmaltiError(
-                f"the statistics of the {name} hold no covariance: it has the negative eigenvalue {float(values[0]):.3g}; "
+                f"the statistics of the {name} hold no covariance: it has the negative eigenvalue "
+                f"{float(values[0]):.3g}; "
                 "compute them again"
             )
         kept = values > largest * len(mean) * torch.finfo(torch.float64).eps  # the rest is rounding
@@ -211,7 +214,8 @@ class InceptionScore(Accumulator):
         self.certainty += state["certainty"].to(self.counts.device)
 
     def score(self) -> Spread:
-        """The score so far, in [1, C]. Raises `SmaltiError` when a part has no image, and for logits that are not finite."""
+        """The score so far, in [1, C]. Raises `SmaltiError` when a part has no image, and for logits that are not
+        finite."""
         if not bool((self.counts > 0).all()):
             part = int((self.counts == 0).nonzero()[0]) + 1
             raise SmaltiError(
@@ -220,7 +224,8 @@ class InceptionScore(Accumulator):
             )
         if not bool(self.shares.isfinite().all() and self.certainty.isfinite().all()):
             raise SmaltiError(
-                f"the logits of {int(self.counts.sum())} images are not all finite numbers; look for a damaged weight file"
+                f"the logits of {int(self.counts.sum())} images are not all finite numbers; look for a damaged "
+                "weight file"
             )
         mean = self.shares / self.counts[:, None]  # p(y)
         divergence = self.certainty / self.counts - torch.special.xlogy(mean, mean).sum(1)

@@ -1,4 +1,4 @@
-"""What is kept of a set of images to compare others with it: gathered from features, and kept as `.npz`.
+"""Feature statistics of a set of images, accumulated in batches and stored as `.npz`.
 
 The usual layout of such files is the mean `mu` (D,) and the covariance `sigma` (D,D) of a network's features; ADM's
 files have also those of spatial features, `mu_s` and `sigma_s`, and may hold samples in `arr_0`. A file that smalti
@@ -27,7 +27,7 @@ from smalti.core.files import write_atomically
 from smalti.data.sources import Source
 from smalti.evaluation.distances import CPU, Gaussian, InceptionScore, Moments
 from smalti.evaluation.features import FeatureNetwork
-from smalti.evaluation.nearest_neighbors import Kept
+from smalti.evaluation.nearest_neighbors import FeatureReservoir
 from smalti.evaluation.prepared_images import ArraySource
 from smalti.evaluation.protocols import FeatureProtocol
 
@@ -38,20 +38,20 @@ COMPARING = {"kernel", "precision", "recall", "density", "coverage"}
 @final
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """What is known of a set: distributions of its features, and the features kept of single images (N,D)."""
+    """The statistics of a set: distributions of its features, and features of single images (N,D)."""
 
     pool: Gaussian
     spatial: Gaussian | None = None
     features: Tensor | None = None
     made: Mapping[str, Any] | None = None
-    """How they were made, as `write_statistics` was told; None for a file of another program."""
+    """How they were computed, from `write_statistics`; None for a file of another program."""
     notes: tuple[str, ...] = ()
     images: Source | None = None
     """Samples that lie in the same file."""
 
 
 @final
-class Gatherer:
+class StatisticsAccumulator:
     """Images of one set, in any order and batch size -> their `Statistics`, and the Inception Score.
 
     `total` is N, the number of places. Memory: D x D and S x S numbers and the features kept.
@@ -65,32 +65,32 @@ class Gatherer:
         self.network = network
         self.pool = Moments(network.width, device=place)
         self.spatial = Moments(network.spatial_width, device=place) if "spatial_frechet" in wanted else None
-        self.kept: Kept | None = None
+        self.reservoir: FeatureReservoir | None = None
         if wanted & COMPARING:
-            self.kept = Kept(network.width, limit=protocol.kept, seed=protocol.kept_seed, device=place)
+            self.reservoir = FeatureReservoir(network.width, limit=protocol.kept, seed=protocol.kept_seed, device=place)
         self.score: InceptionScore | None = None
         if score and "score" in wanted and protocol.splits <= total:
             self.score = InceptionScore(network.classes, images=total, splits=protocol.splits, device=place)
 
     def update(self, images: Tensor, places: Tensor) -> None:
         """Images (B,C,H,W) as `FeatureNetwork` takes them, on its device, and their places (B,)."""
-        seen = self.network(images)
-        self.pool.update(seen.features)
+        output = self.network(images)
+        self.pool.update(output.features)
         if self.spatial is not None:
-            self.spatial.update(seen.spatial)
-        if self.kept is not None:
-            self.kept.update(seen.features, places)
+            self.spatial.update(output.spatial)
+        if self.reservoir is not None:
+            self.reservoir.update(output.features, places)
         if self.score is not None:
-            self.score.update(seen.logits, places)
+            self.score.update(output.logits, places)
 
     def statistics(self, *, made: Mapping[str, Any] | None = None) -> Statistics:
         """What was gathered, on the CPU. Raises `SmaltiError` for fewer than two images."""
         return Statistics(
             pool=_on_cpu(self.pool.gaussian()),
             spatial=None if self.spatial is None else _on_cpu(self.spatial.gaussian()),
-            features=None if self.kept is None else self.kept.features().cpu(),
+            features=None if self.reservoir is None else self.reservoir.features().cpu(),
             made=made,
-            notes=() if self.kept is None else self.kept.notes(),
+            notes=() if self.reservoir is None else self.reservoir.notes(),
         )
 
 
@@ -138,10 +138,10 @@ def read_statistics(path: Path) -> Statistics:
             arrays = {name: file[name] for name in file.files if name != "arr_0"}
             samples = "arr_0" in file.files
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise SmaltiError(f"{path} cannot be read as an .npz file ({error}); get it again") from error
+        raise SmaltiError(f"{path} cannot be read as an .npz file ({error}); download it again") from error
     if "mu" not in arrays or "sigma" not in arrays:
         there = ", ".join([*arrays, *(["arr_0"] if samples else [])]) or "nothing"
-        raise SmaltiError(f"{path} holds no statistics: mu and sigma are needed, and there is {there}")
+        raise SmaltiError(f"{path} holds no statistics: mu and sigma are needed, and it has {there}")
     known = _known(path, arrays)
     images = known.get("images")
     features = arrays.get("features") if known else None
@@ -161,7 +161,7 @@ def _known(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]
     try:
         known = json.loads(str(arrays["smalti"]))
     except ValueError as error:
-        raise SmaltiError(f"{path} is damaged: what it says of itself is no JSON; remove it") from error
+        raise SmaltiError(f"{path} is damaged: its metadata is not JSON; delete it") from error
     return known if isinstance(known, dict) else {}
 
 

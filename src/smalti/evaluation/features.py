@@ -32,7 +32,7 @@ SCORES = ("frechet", "spatial_frechet", "kernel", "score", "precision", "recall"
 """What is computed from a network's features: see `smalti.evaluation.distances` and `.neighbors`."""
 
 
-class Seen(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What a network sees in a batch of images; float32."""
 
     features: Tensor
@@ -44,7 +44,7 @@ class Seen(NamedTuple):
 
 
 class FeatureNetwork(nn.Module, abc.ABC):
-    """Images -> `Seen`. All parameters are frozen, and there is no training mode."""
+    """Images -> `NetworkOutput`. All parameters are frozen, and there is no training mode."""
 
     weights: str
     """The name of its published weights, in `smalti.core.published_weights` unless they come with the installation."""
@@ -60,7 +60,7 @@ class FeatureNetwork(nn.Module, abc.ABC):
     """K"""
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Seen:
+    def forward(self, images: Tensor) -> NetworkOutput:
         """Images (B,C,H,W), uint8, or float in [-1,1], C 1 (seen as gray) or 3, any size -> what is seen in them.
 
         Floats are rounded to 8 bits first: what is scored is the image as a file holds it. The network computes in
@@ -69,13 +69,13 @@ class FeatureNetwork(nn.Module, abc.ABC):
         Raises `SmaltiError` for another channel count.
         """
         if images.shape[1] not in (1, 3):
-            raise SmaltiError(f"scores are computed of images of 1 or 3 channels, these have {images.shape[1]}")
+            raise SmaltiError(f"scores need images of 1 or 3 channels, these have {images.shape[1]}")
         whole = images if images.dtype == torch.uint8 else levels(images).to(torch.uint8)
         with _in_full_precision(images.device):
-            return self.see(whole.expand(-1, 3, -1, -1))
+            return self.extract(whole.expand(-1, 3, -1, -1))
 
     @abc.abstractmethod
-    def see(self, images: Tensor) -> Seen:
+    def extract(self, images: Tensor) -> NetworkOutput:
         """Color images (B,3,H,W) uint8 of any size -> what is seen in them."""
 
     def fingerprint(self) -> str:
@@ -89,7 +89,8 @@ class FeatureNetwork(nn.Module, abc.ABC):
 
 @contextmanager
 def _in_full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 throughout: NVIDIA's TF32 rounds what goes into products to 10 bits, which moves features by about 1e-3."""
+    """Float32 throughout: NVIDIA's TF32 rounds what goes into products to 10 bits, which moves features by about
+    1e-3."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
@@ -125,9 +126,9 @@ class InceptionFeatures(FeatureNetwork):
         super().__init__()
         self.network = InceptionV3()
 
-    def see(self, images: Tensor) -> Seen:
+    def extract(self, images: Tensor) -> NetworkOutput:
         taps = self.network(images)
-        return Seen(taps.pool2048, taps.spatial, taps.logits_unbiased)
+        return NetworkOutput(taps.pool2048, taps.spatial, taps.logits_unbiased)
 
     @classmethod
     def published(cls, *, progress: Progress = unwatched) -> InceptionFeatures:
@@ -166,14 +167,14 @@ class SqueezeNetFeatures(FeatureNetwork):
         self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
-    def see(self, images: Tensor) -> Seen:
+    def extract(self, images: Tensor) -> NetworkOutput:
         size = (SQUEEZENET_SIDE, SQUEEZENET_SIDE)
         x = F.interpolate(images.float(), size, mode="bilinear", antialias=True)  # (B,3,224,224)
         x = ((x / 255 - self.mean) / self.deviation).contiguous(memory_format=torch.channels_last)
         x = self.features(x)  # (B,512,13,13)
         logits = self.classifier(x).mean((2, 3))  # (B,1000)
         spatial = x[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B,1183)
-        return Seen(x.mean((2, 3)), spatial, logits)
+        return NetworkOutput(x.mean((2, 3)), spatial, logits)
 
     @classmethod
     def published(cls, *, progress: Progress = unwatched) -> SqueezeNetFeatures:
@@ -187,8 +188,8 @@ class SqueezeNetFeatures(FeatureNetwork):
 class EfficientNetFeatures(FeatureNetwork):
     """EfficientNet-Lite0, whose weights come with the installation: D 1280, S 343, K 1000.
 
-    Its features are the means of the last map over positions, its spatial features 7 channels of that 7x7 map, its logits those
-    of ImageNet's classes. With PyTorch's initial weights.
+    Its features are the means of the last map over positions, its spatial features 7 channels of that 7x7 map, its
+    logits those of ImageNet's classes. With PyTorch's initial weights.
     """
 
     weights = "efficientnet-lite0"
@@ -202,16 +203,17 @@ class EfficientNetFeatures(FeatureNetwork):
         super().__init__()
         self.network = network
 
-    def see(self, images: Tensor) -> Seen:
+    def extract(self, images: Tensor) -> NetworkOutput:
         size = (EFFICIENTNET_SIDE, EFFICIENTNET_SIDE)
         x = F.interpolate(images.float(), size, mode="bilinear", antialias=True) / 127.5 - 1  # (B,3,224,224)
         maps, logits = self.network(x.contiguous(memory_format=torch.channels_last))  # (B,1280,7,7), (B,1000)
         spatial = maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)  # (B,343)
-        return Seen(maps.mean((2, 3)), spatial, logits)
+        return NetworkOutput(maps.mean((2, 3)), spatial, logits)
 
     @classmethod
     def published(cls, *, progress: Progress = unwatched) -> EfficientNetFeatures:
-        """With the installed weights, on the CPU; nothing is downloaded. Raises `SmaltiError` where the package is missing."""
+        """With the installed weights, on the CPU; nothing is downloaded. Raises `SmaltiError` where the package is
+        missing."""
         return cls(efficientnet_classifier())
 
 

@@ -17,17 +17,23 @@ from smalti.core.errors import SmaltiError
 from smalti.core.published_weights import find_weights, found_weights
 from smalti.core.settings import as_mapping
 from smalti.data.sources import Source, identity
-from smalti.evaluation.feature_statistics import COMPARING, Gatherer, Statistics, read_statistics, write_statistics
+from smalti.evaluation.feature_statistics import (
+    COMPARING,
+    Statistics,
+    StatisticsAccumulator,
+    read_statistics,
+    write_statistics,
+)
 from smalti.evaluation.features import PUBLISHED, FeatureNetwork, feature_network
 from smalti.evaluation.measurement import Counter, Progress, unwatched
-from smalti.evaluation.prepared_images import ArraySource, Taken
+from smalti.evaluation.prepared_images import ArraySource, PreparedImages
 from smalti.evaluation.protocols import SetProtocol
-from smalti.evaluation.results import Measured, Shown
+from smalti.evaluation.results import ExampleImage, Measured
 from smalti.evaluation.set_scores import score_sets
 from smalti.images.io import DamagedImage, read_settings, resize_shorter, to_array, to_tensor
 
 SAMPLERS_READ = 16
-"""Files of the samples that are asked for the settings they were made by."""
+"""Number of sample files whose settings are read."""
 
 SHOWN, SHOWN_SIDE = 8, 160
 """Images of each set that are kept to be shown, and the most pixels of their shorter sides."""
@@ -42,7 +48,8 @@ class Available(NamedTuple):
 
 
 def with_available_network(protocol: SetProtocol) -> Available:
-    """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of EfficientNet.
+    """A protocol -> itself where its network's weights are on this machine or can be downloaded, else that of
+    EfficientNet.
 
     The weights are found, not read: whether they are damaged shows when the network is made.
     Raises `SmaltiError` for a `SMALTI_WEIGHTS` that is no folder.
@@ -56,7 +63,8 @@ def with_available_network(protocol: SetProtocol) -> Available:
     except SmaltiError:
         features = replace(protocol.features, network="efficientnet")
         note = (
-            f"measured in EfficientNet-Lite0's features, for the weights of {wanted} are not on this machine: compare these scores "
+            f"measured in EfficientNet-Lite0's features, because the weights of {wanted} are not on this "
+            "machine: compare these scores "
             "with each other only, never with FID (smalti doctor says which file is missing, and where it goes)"
         )
         return Available(replace(protocol, features=features), note)
@@ -82,18 +90,18 @@ def measure_sets(
     file that holds other statistics.
     """
     features = protocol.features
-    first = Taken(samples, protocol.samples, channels=3)
-    judge = feature_network(features.network).to(device)
-    known, second = _reference(reference, protocol, judge, statistics)
+    first = PreparedImages(samples, protocol.samples, channels=3)
+    network = feature_network(features.network).to(device)
+    known, second = _reference(reference, protocol, network, statistics)
     counter = Counter(progress, len(first) + (0 if second is None else len(second)))
-    gathered = Gatherer(judge, features, total=len(first), score=True, device=device)
+    gathered = StatisticsAccumulator(network, features, total=len(first), score=True, device=device)
     _gather(first, gathered, batch=batch, device=device, counter=counter)
     data = None if known is None else _described(known)
     unlike: tuple[str, ...] = ()
     if second is not None:
-        other = Gatherer(judge, features, total=len(second), score=False, device=device)
+        other = StatisticsAccumulator(network, features, total=len(second), score=False, device=device)
         _gather(second, other, batch=batch, device=device, counter=counter)
-        fresh = other.statistics(made=_made(second, protocol, judge))
+        fresh = other.statistics(made=_made(second, protocol, network))
         fresh = replace(fresh, notes=(*second.notes(), *fresh.notes))
         known = fresh if known is None else replace(known, features=fresh.features, notes=fresh.notes)
         data = data or second.described()
@@ -103,7 +111,7 @@ def measure_sets(
     assert known is not None, "a reference is images, statistics or both"
     ours = gathered.statistics()
     ours = replace(ours, notes=(*first.notes(), *ours.notes))
-    scored = score_sets(ours, known, protocol=features, network=judge, score=gathered.score)
+    scored = score_sets(ours, known, protocol=features, network=network, score=gathered.score)
     maker, differing = _maker(first)
     return Measured(
         kind="folders",
@@ -111,7 +119,7 @@ def measure_sets(
         deviations=scored.deviations,
         definitions=scored.definitions,
         protocol=as_mapping(protocol),
-        networks={features.network: judge.fingerprint()},
+        networks={features.network: network.fingerprint()},
         data=data or {},
         samples={**first.described(), "made_by": maker},
         notes=(*_unknown(reference), *unlike, *differing, *scored.notes),
@@ -121,21 +129,21 @@ def measure_sets(
 
 def _reference(
     given: Source | Statistics, protocol: SetProtocol, network: FeatureNetwork, cache: Path | None
-) -> tuple[Statistics | None, Taken | None]:
+) -> tuple[Statistics | None, PreparedImages | None]:
     """What is known of the reference already, and the images that must still be looked at."""
     if isinstance(given, Statistics):
         if given.made is not None:
             _refuse_other(given, _settings(protocol, network), where="the reference file")
         if given.images is not None and given.features is None and COMPARING & set(protocol.features.scores):
-            return given, Taken(given.images, protocol.reference, channels=3)
+            return given, PreparedImages(given.images, protocol.reference, channels=3)
         return given, None
-    taken = Taken(given, protocol.reference, channels=3)
+    prepared = PreparedImages(given, protocol.reference, channels=3)
     if cache is None or not cache.is_file():
-        return None, taken
+        return None, prepared
     kept = read_statistics(cache)
     if kept.made is None:
         raise SmaltiError(f"{cache} was not written by smalti; give it as the reference itself, in place of the images")
-    _refuse_other(kept, _made(taken, protocol, network), where=str(cache))
+    _refuse_other(kept, _made(prepared, protocol, network), where=str(cache))
     return kept, None
 
 
@@ -146,15 +154,15 @@ def _refuse_other(statistics: Statistics, wanted: Mapping[str, Any], *, where: s
         if made.get(key) != value:
             raise SmaltiError(
                 f"{where} holds other statistics: {key} is {made.get(key)!r} there and {value!r} here; "
-                "name another file, or remove it"
+                "name another file, or delete it"
             )
 
 
-def _made(taken: Taken, protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
+def _made(prepared: PreparedImages, protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
     """All that statistics of a reference depend on, as plain values."""
     return {
-        "name": taken.source.path.name,
-        "identity": identity(taken.source),
+        "name": prepared.source.path.name,
+        "identity": identity(prepared.source),
         **({"spatial": True} if "spatial_frechet" in protocol.features.scores else {}),
         **_settings(protocol, network),
     }
@@ -172,11 +180,13 @@ def _settings(protocol: SetProtocol, network: FeatureNetwork) -> dict[str, Any]:
     }
 
 
-def _gather(taken: Taken, gatherer: Gatherer, *, batch: int, device: torch.device, counter: Counter) -> None:
-    for places, pixels in taken.portions(batch):
-        gatherer.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device), places)
+def _gather(
+    prepared: PreparedImages, accumulator: StatisticsAccumulator, *, batch: int, device: torch.device, counter: Counter
+) -> None:
+    for places, pixels in prepared.batches(batch):
+        accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device), places)
         counter.add(len(places))
-    counter.add(len(taken.left_out))
+    counter.add(len(prepared.left_out))
 
 
 def _described(statistics: Statistics) -> dict[str, Any]:
@@ -192,38 +202,40 @@ def _unknown(reference: Source | Statistics) -> tuple[str, ...]:
     if not isinstance(reference, Statistics) or reference.made is not None:
         return ()
     return (
-        "the reference's statistics are of another program, which does not say of how many images, how resized, or with "
+        "the reference's statistics are of another program, which does not say of how many images, how "
+        "resized, or with "
         "which network they were made",
     )
 
 
-def _shown(taken: Taken, rank: str) -> Iterator[Shown]:
-    for name, array in taken.spread(SHOWN):
+def _shown(prepared: PreparedImages, rank: str) -> Iterator[ExampleImage]:
+    for name, array in prepared.spread(SHOWN):
         small = array if min(array.shape[:2]) <= SHOWN_SIDE else resize_shorter(array, SHOWN_SIDE)
         pixels = to_array(to_tensor(small))
-        yield Shown(rank, name, {}, pixels, pixels)
+        yield ExampleImage(rank, name, {}, pixels, pixels)
 
 
-def _unlike_sizes(first: Taken, second: Taken) -> tuple[str, ...]:
+def _unlike_sizes(first: PreparedImages, second: PreparedImages) -> tuple[str, ...]:
     if len(first.sizes) != 1 or len(second.sizes) != 1 or first.sizes == second.sizes:
         return ()
     (a,), (b,) = first.sizes, second.sizes
     return (
-        f"the samples are {a[0]}x{a[1]} and the reference {b[0]}x{b[1]} (height x width), and the network scales both "
+        f"the samples are {a[0]}x{a[1]} and the reference {b[0]}x{b[1]} (height x width), and the network "
+        "scales both "
         "to its own size; set one size for both to make them alike",
     )
 
 
-def _maker(taken: Taken) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _maker(prepared: PreparedImages) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What the samples' files say of the model and the sampler that made them, and a note where they differ."""
-    said: list[dict[str, Any]] = []
-    for place in sorted({number * len(taken) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):
-        where = None if isinstance(taken.source, ArraySource) else taken.source.stream(taken.images[place])
+    file_settings: list[dict[str, Any]] = []
+    for place in sorted({number * len(prepared) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):
+        where = None if isinstance(prepared.source, ArraySource) else prepared.source.stream(prepared.images[place])
         try:
             found = read_settings(where) if isinstance(where, Path) and where.suffix.lower() == ".png" else None
         except DamagedImage:
             continue
-        said.append({key: value for key, value in (found or {}).items() if key not in ("seed", "label")})
-    if any(each != said[0] for each in said):
+        file_settings.append({key: value for key, value in (found or {}).items() if key not in ("seed", "label")})
+    if any(each != file_settings[0] for each in file_settings):
         return {}, ("the samples' files say that they were made with different settings",)
-    return (said[0] if said else {}), ()
+    return (file_settings[0] if file_settings else {}), ()

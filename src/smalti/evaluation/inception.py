@@ -2,8 +2,8 @@
 
 The network is that of Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision", in the form of
 TensorFlow's published graph of 2015-12-05, which every published FID was computed with (Heusel et al. 2017, "GANs
-Trained by a Two Time-Scale Update Rule"). It differs from torchvision's network of the same name: average pooling leaves
-the padding out of the mean, the last block pools by maximum, there are 1008 classes, and images are resized as
+Trained by a Two Time-Scale Update Rule"). It differs from torchvision's network of the same name: average pooling
+leaves the padding out of the mean, the last block pools by maximum, there are 1008 classes, and images are resized as
 TensorFlow 1 did. Keys are those of the published state dict.
 
 Letters: B batch, C channels, H W pixels, h w grid, D channels of a feature map.
@@ -78,7 +78,8 @@ class _Taken(NamedTuple):
 
 @final
 class Norm(nn.Module):
-    """Batch normalization that stays as it was trained: (B,D,h,w) -> (B,D,h,w), as the scale and shift of each channel."""
+    """Batch normalization that stays as it was trained: (B,D,h,w) -> (B,D,h,w), as the scale and shift of each
+    channel."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -171,7 +172,8 @@ class BlockB(nn.Module):
 
 @final
 class BlockC(nn.Module):
-    """(B,768,17,17) -> (B,768,17,17): 7x7 kernels taken apart into rows and columns (figure 6). `inner` is their width."""
+    """(B,768,17,17) -> (B,768,17,17): 7x7 kernels taken apart into rows and columns (figure 6). `inner` is their
+    width."""
 
     def __init__(self, channels: int, *, inner: int) -> None:
         super().__init__()

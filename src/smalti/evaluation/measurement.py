@@ -1,4 +1,4 @@
-"""What the measurements share: counting, values of single images, the networks of others, and what is shown.
+"""Shared parts of measurements: progress, per-image values, pretrained networks, and examples.
 
 B batch, N images.
 """
@@ -21,11 +21,11 @@ from smalti.losses.perceptual import Perceptual, perceptual
 T = TypeVar("T")
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""Is told (done, of how many)."""
+"""Called with (done, total)."""
 
 
 def unwatched(done: int, total: int) -> None:
-    """The progress that nobody watches."""
+    """A progress callback that does nothing."""
 
 
 @final
@@ -43,7 +43,7 @@ class Counter:
 
 
 @final
-class Values:
+class ImageValues:
     """Numbers of single images, by name: (N,) float32 each, NaN where there is none."""
 
     def __init__(self, images: int) -> None:
@@ -64,18 +64,20 @@ class Values:
         return {name: float(column[place]) for name, column in self.columns.items() if not column[place].isnan()}
 
 
-class Judges(NamedTuple):
-    """Networks of others that look at images; those left out are told in `notes`."""
+class PretrainedNetworks(NamedTuple):
+    """Pretrained networks of scores; `notes` names missing ones."""
 
     lpips: dict[str, Perceptual]
     network: FeatureNetwork | None
     notes: tuple[str, ...]
 
 
-def judges(lpips: tuple[str, ...], features: FeatureProtocol | None, *, missing: str, device: torch.device) -> Judges:
+def load_networks(
+    lpips: tuple[str, ...], features: FeatureProtocol | None, *, missing: str, device: torch.device
+) -> PretrainedNetworks:
     """Names of LPIPS's backbones and a protocol -> the networks, on the device.
 
-    Raises `SmaltiError` for weights that cannot be had; with `missing` "leave_out" they are left out and told.
+    Raises `SmaltiError` for weights that cannot be had; with `missing` "leave_out" they are left out and noted.
     """
     notes: list[str] = []
 
@@ -89,23 +91,24 @@ def judges(lpips: tuple[str, ...], features: FeatureProtocol | None, *, missing:
             return None
 
     distances = {name: found(perceptual, name, f"lpips_{name} is") for name in lpips}
-    kept = {name: judge.to(device).eval() for name, judge in distances.items() if judge is not None}
+    kept = {name: network.to(device).eval() for name, network in distances.items() if network is not None}
     network = None
     if features is not None:
         network = found(feature_network, features.network, f"the scores in {features.network}'s features are")
-    return Judges(kept, None if network is None else network.to(device), tuple(notes))
+    return PretrainedNetworks(kept, None if network is None else network.to(device), tuple(notes))
 
 
-def fingerprints(who: Judges) -> dict[str, str]:
+def fingerprints(networks: PretrainedNetworks) -> dict[str, str]:
     """The networks -> the fingerprints of their weights, by their names in a result."""
-    found = {f"lpips_{name}": weights_fingerprint(judge) for name, judge in who.lpips.items()}
-    if who.network is not None:
-        found[who.network.weights] = who.network.fingerprint()
+    found = {f"lpips_{name}": weights_fingerprint(network) for name, network in networks.lpips.items()}
+    if networks.network is not None:
+        found[networks.network.weights] = networks.network.fingerprint()
     return found
 
 
 def ranked(values: Tensor, *, count: int, lower_is_better: bool) -> list[tuple[str, int]]:
-    """Numbers (N,) of images, NaN where there is none -> ("worst" | "median" | "best", place), `count` of each or fewer.
+    """Numbers (N,) of images, NaN where there is none -> ("worst" | "median" | "best", place), `count` of each or
+    fewer.
 
     No image comes twice. Within a rank the worse come first.
     """
@@ -130,9 +133,11 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def thin_use(use: CodeUse) -> tuple[str, ...]:
-    """A note where there were too few codes to show how much of the codebook is in use."""
+def sparse_codebook_note(use: CodeUse) -> tuple[str, ...]:
+    """A note where there were too few codes for reliable usage statistics."""
     seen, size = int(use.counts.sum()), len(use.counts)
     if seen >= 10 * size:
         return ()
-    return (f"{seen:,} codes were seen of a codebook of {size:,}: use, entropy and perplexity grow with more images",)
+    return (
+        f"{seen:,} codes were measured for a codebook of {size:,}: usage, entropy and perplexity grow with more images",
+    )

@@ -1,4 +1,4 @@
-"""Numbers that say how good images and codes are, and what every count over many of them has in common.
+"""Image and codebook metrics, and accumulators over many images.
 
 Letters: B batch, C channels, H W pixels, K size of the codebook.
 """
@@ -14,7 +14,8 @@ from torch import Tensor
 
 
 def levels(images: Tensor) -> Tensor:
-    """Images in [-1,1], of any float type -> their 8-bit levels 0 to 255, float32, as a saved file has them; NaN is black."""
+    """Images in [-1,1], of any float type -> their 8-bit levels 0 to 255, float32, as a saved file has them; NaN is
+    black."""
     return ((images.float().nan_to_num(nan=-1.0).clamp(-1, 1) + 1) * 127.5).round()
 
 
@@ -35,7 +36,8 @@ class Accumulator(abc.ABC):
 
     @abc.abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """All that was counted so far; the shapes depend on the settings alone, so that the tensors can be all-gathered."""
+        """All that was counted so far; the shapes depend on the settings alone, so that the tensors can be
+        all-gathered."""
 
     @abc.abstractmethod
     def merge_state(self, state: Mapping[str, Tensor]) -> None:
@@ -46,7 +48,8 @@ class Accumulator(abc.ABC):
         self.merge_state(other.state())
 
     def merge_gathered(self, states: Mapping[str, Tensor]) -> None:
-        """Count also what many have counted: their states stacked along a new first dimension, as all-gather gives them.
+        """Count also what many have counted: their states stacked along a new first dimension, as all-gather gives
+        them.
 
         The states include this process's own, so this is called on a fresh accumulator.
         """
@@ -56,13 +59,13 @@ class Accumulator(abc.ABC):
 
 @final
 class CodeUse(Accumulator):
-    """Counts codes as they come by, and says how much of the codebook they use."""
+    """Accumulates code counts -> codebook usage, entropy and perplexity."""
 
     def __init__(self, size: int) -> None:
         self.counts = torch.zeros(size, dtype=torch.int64)
 
     def add(self, codes: Tensor) -> None:
-        """Codes of any shape, int64 in [0,K)."""
+        """Count codes of any shape, int64 in [0,K)."""
         self.counts += torch.bincount(codes.detach().flatten().cpu(), minlength=len(self.counts))
 
     def state(self) -> dict[str, Tensor]:
@@ -73,7 +76,7 @@ class CodeUse(Accumulator):
 
     @property
     def in_use(self) -> float:
-        """Share of the K codes that came by at least once."""
+        """Fraction of the K codes that occurred at least once."""
         return float((self.counts > 0).float().mean())
 
     @property

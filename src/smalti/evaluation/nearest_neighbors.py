@@ -1,7 +1,8 @@
 """Scores of sets of images that compare single features: the kernel distance, and the measures of nearest neighbors.
 
-The features have to be kept. `Kept` bounds their number by choosing images; its choice goes by their places (a
-image's place is its number in the set, 0 to N-1), and so is the same for any order, batch size and number of processes.
+The features have to be kept. `FeatureReservoir` bounds their number by choosing images; its choice goes by their places
+(a image's place is its number in the set, 0 to N-1), and so is the same for any order, batch size and number of
+processes.
 
 Letters: B batch, N M images of two sets, D features, S subsets.
 """
@@ -37,12 +38,12 @@ class _Rows(NamedTuple):
 
 
 @final
-class Kept(Accumulator):
-    """Features (B,D) as they come by -> those of at most `limit` images, in float32.
+class FeatureReservoir(Accumulator):
+    """A reservoir of features (B,D) -> those of at most `limit` images, in float32.
 
     The images kept are those with the least of random numbers that belong to (seed, place): a uniform choice without
-    replacement, whose members do not depend on what comes first or on which process. Memory is up to 2 x `limit` x D x 4
-    bytes, since it is sorted out in large portions.
+    replacement, whose members do not depend on what comes first or on which process. Memory is up to 2 x `limit` x D x
+    4 bytes, since it is sorted out in large portions.
     """
 
     def __init__(self, width: int, *, limit: int = 10_000, seed: int = 0, device: torch.device = CPU) -> None:
@@ -84,7 +85,7 @@ class Kept(Accumulator):
         """A sentence where not all images were kept."""
         if int(self.count) <= self.limit:
             return ()
-        return (f"{self.limit} of {int(self.count)} images were compared, chosen with seed {self.seed}",)
+        return (f"{self.limit} of {int(self.count)} images were compared, selected with seed {self.seed}",)
 
     def _rank(self, places: Tensor) -> Tensor:
         zero = torch.zeros_like(places)
@@ -123,7 +124,8 @@ def kernel_distance(
     least = min(len(samples), len(reference))
     if not 2 <= size <= least:
         raise SmaltiError(
-            f"the kernel distance cannot draw subsets of {size} images from sets of {len(samples)} and {len(reference)}; "
+            f"the kernel distance cannot draw subsets of {size} images from sets of {len(samples)} and "
+            f"{len(reference)}; "
             f"a subset has 2 to {least}"
         )
     a, b = _double(samples), _double(reference)
@@ -159,7 +161,8 @@ def _pairs(a: Tensor, b: Tensor, chosen_a: Tensor, chosen_b: Tensor) -> Tensor:
 
 
 class Manifold(NamedTuple):
-    """How much two sets of images lie where the other does, judged by balls around them that reach to near neighbors."""
+    """How much two sets of images lie where the other does, judged by balls around them that reach to near
+    neighbors."""
 
     precision: float
     """Share of the samples that lie in the ball of some reference image: how many look real."""

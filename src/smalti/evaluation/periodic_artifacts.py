@@ -1,7 +1,8 @@
-"""How strongly a hatch lies over images: the energy at the frequencies of a period, relative to that of the frequencies around.
+"""How strongly a hatch lies over images: the energy at the frequencies of a period, relative to that of the frequencies
+around.
 
-A decoder that makes squares of pixels by weights of their own leaves a pattern that repeats with the square. In the spectrum it
-is a lattice of peaks over what real images have there, which falls off smoothly.
+A decoder that makes squares of pixels by weights of their own leaves a pattern that repeats with the square. In the
+spectrum it is a lattice of peaks over what real images have there, which falls off smoothly.
 
 The measure of reconstructions is `hatch` of theirs divided by that of their originals.
 
@@ -20,7 +21,8 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 
 PEAK = 1.5
-"""Frequencies up to this far (in steps of the spectrum) belong to a peak: its own, and those that the window smears it over."""
+"""Frequencies up to this far (in steps of the spectrum) belong to a peak: its own, and those that the window smears it
+over."""
 RING = (3.0, 7.0)
 """Frequencies this far belong to its surroundings."""
 
@@ -59,15 +61,17 @@ def is_measurable(size: tuple[int, int], *, period: int) -> bool:
 
 
 def hatch(spectrum: Tensor, *, period: int) -> float:
-    """A spectrum (H,W) of `PowerSpectrum` -> the energy at the lattice of a period over that around, 1 where nothing repeats.
+    """A spectrum (H,W) of `PowerSpectrum` -> the energy at the lattice of a period over that around, 1 where nothing
+    repeats.
 
-    It is the geometric mean over all peaks of the lattice of mean power near the peak / mean power in a ring around it. Raises
-    `SmaltiError` for a period below 2, and for images so small that rings of neighboring peaks overlap.
+    It is the geometric mean over all peaks of the lattice of mean power near the peak / mean power in a ring around it.
+    Raises `SmaltiError` for a period below 2, and for images so small that rings of neighboring peaks overlap.
     """
     height, width = spectrum.shape
     if not is_measurable((height, width), period=period):
         raise SmaltiError(
-            f"a hatch of period {period} cannot be measured in images of {height}x{width}; a period is 2 or more, and the images "
+            f"a hatch of period {period} cannot be measured in images of {height}x{width}; a period is 2 or "
+            "more, and the images "
             f"need {period * 2 * RING[1]:.0f} pixels each way"
         )
     ratios = [

@@ -1,4 +1,4 @@
-"""Images on their way to be measured: read ahead by threads, made alike, damaged ones left out and counted.
+"""Images prepared for evaluation: read ahead by threads, resized and cropped; damaged ones are skipped and counted.
 
 Every image has a place, its number among those taken, which does not depend on batches or on the order in which they
 are read. Memory does not depend on the number of images, but for their names.
@@ -83,8 +83,8 @@ def _resized(array: Array, height: int, width: int, resampling: Image.Resampling
     return wide[:, :, None]
 
 
-class Portion(NamedTuple):
-    """Some of the images, all of one size."""
+class ImageBatch(NamedTuple):
+    """A batch of images of one size."""
 
     places: Tensor
     """(B,) int64"""
@@ -93,8 +93,8 @@ class Portion(NamedTuple):
 
 
 @final
-class Taken:
-    """The images that a protocol takes of a source, made alike; and, once they were read, what was found.
+class PreparedImages:
+    """The images that a protocol selects from a source, resized and cropped, with notes on what was read.
 
     Where all held-out ones are damaged, the next one is held out too, as in training.
 
@@ -108,7 +108,7 @@ class Taken:
         if protocol.held_out:
             chosen = split(chosen, validation=protocol.held_out)[1]
             if not chosen:
-                raise SmaltiError(f"{source.path} holds a single image, and none is held out; measure all of them")
+                raise SmaltiError(f"{source.path} holds a single image, and none is held out; evaluate all of them")
             chosen = _with_readable(source, chosen, channels)
         if protocol.count is not None:
             if len(chosen) < protocol.count:
@@ -135,11 +135,11 @@ class Taken:
         return len(self) - len(self.left_out)
 
     def read(self, place: int) -> Array:
-        """One image, made alike: (H,W,C). Raises `DamagedImage`."""
+        """One prepared image (H,W,C). Raises `DamagedImage`."""
         return self._fitted(place)[0]
 
     def _fitted(self, place: int) -> tuple[Array, bool]:
-        """A place -> the image made alike, and whether it had to be enlarged."""
+        """An index -> the prepared image, and whether it was enlarged."""
         image, size = self.images[place], self.protocol.size
         array = self.source.read(image, self._channels)
         height, width = array.shape[:2]
@@ -148,10 +148,12 @@ class Taken:
             return fitted(array, size=size, filter=self.protocol.filter), smaller
         whole = height // self._tile * self._tile, width // self._tile * self._tile
         if not all(whole):
-            raise DamagedImage(image.key, f"is {height}x{width} pixels, smaller than one tile of {self._tile}")
+            raise DamagedImage(
+                image.key, f"is {height}x{width} pixels, smaller than the downsampling factor {self._tile}"
+            )
         return center_crop(array, whole), False
 
-    def portions(self, batch: int) -> Iterator[Portion]:
+    def batches(self, batch: int) -> Iterator[ImageBatch]:
         """All of them once, at most `batch` at a time, those of one size together; reading ahead is bounded.
 
         Raises `SmaltiError` when none can be read.
@@ -187,15 +189,16 @@ class Taken:
             more = "; ..." if len(self.left_out) > 3 else ""
             was = "was" if len(self.left_out) == 1 else "were"
             found.append(
-                f"{len(self.left_out)} of {len(self)} images {was} left out as damaged: {'; '.join(listed)}{more}"
+                f"{len(self.left_out)} of {len(self)} images {was} skipped as damaged: {'; '.join(listed)}{more}"
             )
         if len(self.sizes) > 1:
             ordered = sorted(self.sizes, key=lambda size: (math.prod(size), size))
             many = "1,000 or more" if len(ordered) >= 1000 else f"{len(ordered)}"
             (a, b), (c, d) = ordered[0], ordered[-1]
             found.append(
-                f"the images have {many} different sizes, from {a}x{b} to {c}x{d} (height x width), and were measured as "
-                "they are; choose a size to make them alike first"
+                f"the images have {many} different sizes, from {a}x{b} to {c}x{d} (height x width), and were "
+                "measured as "
+                "they are; set a size to resize them first"
             )
         if self.enlarged:
             was = "image was" if self.enlarged == 1 else "images were"
@@ -245,18 +248,20 @@ def _too_many(waiting: dict[tuple[Any, ...], list[tuple[int, Array]]], batch: in
     return count >= _PENDING * batch or sum(some[0][1].nbytes * len(some) for some in waiting.values()) > _PENDING_BYTES
 
 
-def _stacked(some: list[tuple[int, Array]]) -> Portion:
-    return Portion(torch.tensor([place for place, _ in some]), np.stack([array for _, array in some]))
+def _stacked(some: list[tuple[int, Array]]) -> ImageBatch:
+    return ImageBatch(torch.tensor([place for place, _ in some]), np.stack([array for _, array in some]))
 
 
-def _read_ahead(taken: Taken, places: Iterable[int]) -> Iterator[tuple[int, tuple[Array, bool] | DamagedImage]]:
+def _read_ahead(
+    prepared: PreparedImages, places: Iterable[int]
+) -> Iterator[tuple[int, tuple[Array, bool] | DamagedImage]]:
     """Places -> each with its image, or with what is wrong with it, in order."""
 
     def read(some: list[int]) -> list[tuple[int, tuple[Array, bool] | DamagedImage]]:
         done: list[tuple[int, tuple[Array, bool] | DamagedImage]] = []
         for place in some:
             try:
-                done.append((place, taken._fitted(place)))
+                done.append((place, prepared._fitted(place)))
             except DamagedImage as error:
                 done.append((place, error))
         return done
@@ -328,7 +333,7 @@ def _mapped(path: Path) -> npt.NDArray[Any]:
     except KeyError as error:
         raise SmaltiError(f"{path} holds no images: it has no array arr_0") from error
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise SmaltiError(f"{path} cannot be read as an .npz file ({error}); get it again") from error
+        raise SmaltiError(f"{path} cannot be read as an .npz file ({error}); download it again") from error
 
 
 def open_images(path: Path) -> Source:

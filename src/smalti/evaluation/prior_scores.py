@@ -1,4 +1,4 @@
-"""How likely a prior finds images, and how its own images compare with them.
+"""The likelihood that a prior assigns to images, and scores of its samples.
 
 B batch, H W pixels, h w code grid, P prefix codes, K size of the codebook, N images.
 """
@@ -22,23 +22,23 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping
 from smalti.data.code_shards import CodeShards
 from smalti.data.sources import Source
-from smalti.evaluation.feature_statistics import Gatherer
+from smalti.evaluation.feature_statistics import StatisticsAccumulator
 from smalti.evaluation.measurement import (
     Counter,
-    Judges,
+    ImageValues,
+    PretrainedNetworks,
     Progress,
-    Values,
     fingerprints,
-    judges,
+    load_networks,
     ranked,
-    thin_use,
+    sparse_codebook_note,
     unwatched,
     weights_fingerprint,
 )
 from smalti.evaluation.metrics import CodeUse
-from smalti.evaluation.prepared_images import Taken
+from smalti.evaluation.prepared_images import PreparedImages
 from smalti.evaluation.protocols import PriorProtocol
-from smalti.evaluation.results import DEFINITIONS, Measured, Shown
+from smalti.evaluation.results import DEFINITIONS, ExampleImage, Measured
 from smalti.evaluation.set_scores import Scores, score_sets
 from smalti.generation.code_sampler import final_codes, unknown_codes
 from smalti.images.io import to_array, to_tensor
@@ -46,10 +46,10 @@ from smalti.pipeline import Pipeline
 from smalti.prior import nll
 
 SHOWN_SAMPLES = 12
-"""Samples that are kept to be shown."""
+"""Number of samples stored as examples."""
 
 
-class _Coded(NamedTuple):
+class _CodeBatch(NamedTuple):
     """Some images as codes."""
 
     places: Tensor
@@ -64,11 +64,11 @@ class _Coded(NamedTuple):
 
 
 class _Data:
-    """Images that are encoded as they come, or the held-out codes of a folder of codes."""
+    """Images that are encoded in batches, or the held-out codes of code shards."""
 
     def __init__(self, pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol, *, batch: int) -> None:
         self._pipeline, self._data, self._batch = pipeline, data, batch
-        self.taken: Taken | None = None
+        self.prepared: PreparedImages | None = None
         self._rows: list[int] = []
         if isinstance(data, CodeShards):
             self._open_codes(data, protocol)
@@ -80,7 +80,8 @@ class _Data:
         _check_prefix(self._pipeline.condition, shards)
         if tuple(shards.meta.grid) != tuple(self._pipeline.prior.grid):
             raise SmaltiError(
-                f"the codes in {shards.path} are grids of {shards.meta.grid[0]}x{shards.meta.grid[1]}, the prior's window is "
+                f"the codes in {shards.path} are grids of {shards.meta.grid[0]}x{shards.meta.grid[1]}, the prior's "
+                "window is "
                 f"{self._pipeline.prior.grid[0]}x{self._pipeline.prior.grid[1]}; encode images of its size"
             )
         total = len(shards.validation)
@@ -93,36 +94,37 @@ class _Data:
         size, wanted = self._pipeline.default_size, protocol.images.size
         if wanted is not None and tuple(wanted) != tuple(size):
             raise SmaltiError(
-                f"the likelihood is measured in the prior's window, {size[0]}x{size[1]} pixels, not {wanted[0]}x{wanted[1]}; "
-                "leave the size out"
+                f"the likelihood is measured in the prior's window, {size[0]}x{size[1]} pixels, not "
+                f"{wanted[0]}x{wanted[1]}; "
+                "omit the size"
             )
         channels = self._pipeline.tokenizer.settings.autoencoder.channels
         if channels not in (1, 3):
-            raise SmaltiError(f"this tokenizer takes {channels} channels; images have 1 or 3; give its codes instead")
-        self.taken = Taken(source, replace(protocol.images, size=size), channels=channels)
+            raise SmaltiError(f"this tokenizer takes {channels} channels; images have 1 or 3; give code shards instead")
+        self.prepared = PreparedImages(source, replace(protocol.images, size=size), channels=channels)
 
     def __len__(self) -> int:
-        return len(self._rows) if self.taken is None else len(self.taken)
+        return len(self._rows) if self.prepared is None else len(self.prepared)
 
     def label(self, place: int) -> str | None:
         """The label of an image, where it has one."""
-        if self.taken is not None:
-            return self.taken.images[place].label
+        if self.prepared is not None:
+            return self.prepared.images[place].label
         assert isinstance(self._data, CodeShards)
         label = int(self._data.validation.labels[self._rows[place]])
         return None if label < 0 else self._data.meta.labels[label]
 
     def name(self, place: int) -> str:
-        return f"held-out image {self._rows[place]}" if self.taken is None else self.taken.images[place].key
+        return f"held-out image {self._rows[place]}" if self.prepared is None else self.prepared.images[place].key
 
-    def portions(self) -> Iterator[_Coded]:
+    def batches(self) -> Iterator[_CodeBatch]:
         """All of them, encoded, on the pipeline's device."""
-        if self.taken is not None:
-            for places, pixels in self.taken.portions(self._batch):
+        if self.prepared is not None:
+            for places, pixels in self.prepared.batches(self._batch):
                 images = to_tensor(pixels).to(self._pipeline.device)
                 labels = [self.label(place) for place in places.tolist()]
                 none = torch.empty(len(places), 0, dtype=torch.int64)
-                yield _Coded(places, self._pipeline.encode(images), labels, none, images)
+                yield _CodeBatch(places, self._pipeline.encode(images), labels, none, images)
             return
         assert isinstance(self._data, CodeShards)
         for first in range(0, len(self._rows), self._batch):
@@ -132,19 +134,19 @@ class _Data:
                 zip(*(self._data.validation[self._rows[place], 0] for place in places.tolist()), strict=True),
             )
             labels = [self.label(place) for place in places.tolist()]
-            yield _Coded(places, codes.to(self._pipeline.device), labels, prefix, None)
+            yield _CodeBatch(places, codes.to(self._pipeline.device), labels, prefix, None)
 
     def codes(self, place: int) -> Tensor:
         """Those of one image: (1,h,w)."""
-        if self.taken is not None:
-            return self._pipeline.encode(to_tensor(self.taken.read(place)[None]))
+        if self.prepared is not None:
+            return self._pipeline.encode(to_tensor(self.prepared.read(place)[None]))
         assert isinstance(self._data, CodeShards)
         return self._data.validation[self._rows[place], 0].codes[None]
 
     def described(self) -> dict[str, Any]:
         """As it stands in a result."""
-        if self.taken is not None:
-            return self.taken.described()
+        if self.prepared is not None:
+            return self.prepared.described()
         assert isinstance(self._data, CodeShards)
         keys = self._data.meta.validation.data.get("keys")
         return {"name": self._data.path.name, "identity": f"codes {keys}", "images": len(self)}
@@ -159,35 +161,36 @@ def measure_prior(
     progress: Progress = unwatched,
     batch: int = 16,
 ) -> Measured:
-    """A pipeline, which is moved to `device`, and images or codes -> how likely its prior finds them, given what they are told.
+    """A pipeline, which is moved to `device`, and images or codes -> their likelihood under its prior, given their
+    conditions.
 
-    Images are told their labels, codes also what stands before them. Of a folder of codes the held-out ones are measured. With
-    `protocol.samples` it also lays images and compares them with the data.
+    Images are conditioned on their labels, codes also on their condition codes. Of code shards the held-out codes are
+    measured. With `protocol.samples`, generated images are compared with the data.
 
-    Raises `SmaltiError` for images where the prior is told more than labels, labels it does not know, codes of another
+    Raises `SmaltiError` for images where the prior has other conditions than labels, unknown labels, codes of another
     tokenizer, condition or grid, samples without images or features to compare them by, and weights that cannot be had.
     """
     pipeline = pipeline.to(device)
     _check(pipeline, data, protocol)
     given = _Data(pipeline, data, protocol, batch=batch)
-    who = judges((), protocol.features if protocol.samples else None, missing=protocol.missing, device=device)
+    who = load_networks((), protocol.features if protocol.samples else None, missing=protocol.missing, device=device)
     counter = Counter(progress, len(given) + protocol.samples)
-    use, values = CodeUse(pipeline.tokenizer.size), Values(len(given))
+    use, values = CodeUse(pipeline.tokenizer.size), ImageValues(len(given))
     total = torch.zeros(pipeline.prior.grid, dtype=torch.float64)
-    reference = _gatherer(who, protocol, len(given), score=False, device=device)
-    for coded in given.portions():
+    reference = _accumulator(who, protocol, len(given), score=False, device=device)
+    for coded in given.batches():
         places, codes = coded.places, coded.codes
-        found = _nats(pipeline, coded)  # (B,h,w)
+        found = _nll(pipeline, coded)  # (B,h,w)
         use.add(codes)
         total += found.double().sum(0).cpu()
-        values.put("nats_a_code", places, found.mean((1, 2)))
+        values.put("nats_per_code", places, found.mean((1, 2)))
         if reference is not None and coded.images is not None:
             reference.update(coded.images, places)
         counter.add(len(places))
-    counter.add(0 if given.taken is None else len(given.taken.left_out))
-    measured = int((~values.columns["nats_a_code"].isnan()).sum())
+    counter.add(0 if given.prepared is None else len(given.prepared.left_out))
+    measured = int((~values.columns["nats_per_code"].isnan()).sum())
     examples = _examples(pipeline, given, values, protocol)
-    values.columns["bits_a_pixel"] = _bits_a_pixel(pipeline, values.columns["nats_a_code"])
+    values.columns["bits_per_pixel"] = _bits_per_pixel(pipeline, values.columns["nats_per_code"])
     scored, shown = _sampled(pipeline, given, reference, who, protocol, counter, batch=batch)
     scores = {**_likelihood(pipeline, total / measured, use), **scored.values}
     return Measured(
@@ -199,7 +202,12 @@ def measure_prior(
         networks=fingerprints(who),
         data=given.described(),
         model={"tokenizer": pipeline.tokenizer.fingerprint(), "prior": weights_fingerprint(pipeline.prior)},
-        notes=(*who.notes, *(() if given.taken is None else given.taken.notes()), *thin_use(use), *scored.notes),
+        notes=(
+            *who.notes,
+            *(() if given.prepared is None else given.prepared.notes()),
+            *sparse_codebook_note(use),
+            *scored.notes,
+        ),
         names=tuple(given.name(place) for place in range(len(given))),
         values=values.columns,
         counts=use.counts,
@@ -210,10 +218,10 @@ def measure_prior(
 
 def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol) -> None:
     condition = pipeline.condition
-    if not isinstance(data, CodeShards) and _stands_before(condition) and not condition.optional:
-        told = " and a ".join(condition_keys(condition))
+    if not isinstance(data, CodeShards) and _has_prefix(condition) and not condition.optional:
+        conditions = " and a ".join(condition_keys(condition))
         raise SmaltiError(
-            f"this prior is told a {told}, which images do not say of themselves; encode them with what they are told, "
+            f"this prior is conditioned on a {conditions}, which image files do not hold; encode the images with it, "
             "smalti encode --condition, and give the codes"
         )
     if not protocol.samples:
@@ -221,19 +229,19 @@ def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtoco
     if protocol.features is None:
         raise SmaltiError("samples are compared in the features of a network; set features.network, or samples=0")
     if isinstance(data, CodeShards):
-        raise SmaltiError("samples are compared with images, and codes were given; give the images, or samples=0")
+        raise SmaltiError("samples are compared with images, not codes; give the images, or samples=0")
 
 
 @torch.no_grad()
-def _nats(pipeline: Pipeline, coded: _Coded) -> Tensor:
+def _nll(pipeline: Pipeline, coded: _CodeBatch) -> Tensor:
     """Images as codes -> nats of each code (B,h,w)."""
-    if coded.prefix.shape[1] and _stands_before(pipeline.condition):
+    if coded.prefix.shape[1] and _has_prefix(pipeline.condition):
         return nll(pipeline.prior, coded.prefix.to(coded.codes.device), coded.codes)
-    return pipeline.nll(coded.codes, values=_told(pipeline.condition, coded.labels))
+    return pipeline.nll(coded.codes, values=_condition_values(pipeline.condition, coded.labels))
 
 
-def _told(condition: Condition, labels: Sequence[str | None]) -> list[Any]:
-    """The labels of images -> what they tell the prior, a value each; None for "nothing"."""
+def _condition_values(condition: Condition, labels: Sequence[str | None]) -> list[Any]:
+    """The labels of images -> their condition values; None is unconditional."""
     names = condition_keys(condition)
     return [
         condition_value(condition, {"label": label} if label is not None and "label" in names else {})
@@ -241,21 +249,23 @@ def _told(condition: Condition, labels: Sequence[str | None]) -> list[Any]:
     ]
 
 
-def _stands_before(condition: Condition) -> bool:
-    """Whether folders of codes hold the condition's codes before those of an image: its label stands beside them, not before."""
+def _has_prefix(condition: Condition) -> bool:
+    """Whether folders of codes hold the condition's codes before those of an image: its label stands beside them, not
+    before."""
     return condition.size > 0 and not isinstance(condition, Labels)
 
 
 def _check_prefix(condition: Condition, shards: CodeShards) -> None:
     """Refuse codes before which the codes of another condition stand, or none though the prior reads some."""
     kept = shards.meta.prefix
-    if not _stands_before(condition) or (kept is None and condition.optional):
+    if not _has_prefix(condition) or (kept is None and condition.optional):
         return
-    told = " and a ".join(condition_keys(condition))
-    again = f"encode the images with what this prior is told, a {told}: smalti encode --condition"
+    conditions = " and a ".join(condition_keys(condition))
+    again = f"encode the images with a {conditions}: smalti encode --condition"
     if kept is None:
         raise SmaltiError(
-            f"before the codes in {shards.path} nothing stands of what this prior is told, a {told}; {again}"
+            f"the codes in {shards.path} have no condition codes, and this prior is conditioned on a "
+            f"{conditions}; {again}"
         )
     with TemporaryDirectory() as folder:
         same = condition.save(Path(folder)) == kept.condition
@@ -263,75 +273,77 @@ def _check_prefix(condition: Condition, shards: CodeShards) -> None:
         theirs = build_condition(kept.condition, shards.path).networks
         same = [weights_fingerprint(each) for each in theirs] == [weights_fingerprint(x) for x in condition.networks]
     if not same:
-        raise SmaltiError(f"before the codes in {shards.path} stand those of another condition; {again}")
+        raise SmaltiError(f"the codes in {shards.path} have those of another condition; {again}")
 
 
-def _bits_a_pixel(pipeline: Pipeline, nats_a_code: Tensor) -> Tensor:
-    """Nats a code, of any shape -> bits of the code grid for each pixel of the image, of the same shape."""
+def _bits_per_pixel(pipeline: Pipeline, nats_per_code: Tensor) -> Tensor:
+    """Nats per code, of any shape -> bits of the code grid for each pixel of the image, of the same shape."""
     (h, w), (H, W) = pipeline.prior.grid, pipeline.default_size
-    return nats_a_code / math.log(2) * (h * w / (H * W))
+    return nats_per_code / math.log(2) * (h * w / (H * W))
 
 
 def _likelihood(pipeline: Pipeline, places: Tensor, use: CodeUse) -> dict[str, float]:
     """Mean nats at each place (h,w) -> the scores of the likelihood."""
     mean, entropy = float(places.mean()), use.entropy
     return {
-        "nats_a_code": mean,
-        "bits_a_pixel": float(_bits_a_pixel(pipeline, places.mean())),
-        "entropy_nats_a_code": entropy,
+        "nats_per_code": mean,
+        "bits_per_pixel": float(_bits_per_pixel(pipeline, places.mean())),
+        "entropy_nats_per_code": entropy,
         "below_entropy": 1 - mean / entropy if entropy else math.nan,
         "codes_in_use": use.in_use,
     }
 
 
-def _gatherer(
-    who: Judges, protocol: PriorProtocol, total: int, *, score: bool, device: torch.device
-) -> Gatherer | None:
+def _accumulator(
+    who: PretrainedNetworks, protocol: PriorProtocol, total: int, *, score: bool, device: torch.device
+) -> StatisticsAccumulator | None:
     if who.network is None or protocol.features is None:
         return None
-    return Gatherer(who.network, protocol.features, total=total, score=score, device=device)
+    return StatisticsAccumulator(who.network, protocol.features, total=total, score=score, device=device)
 
 
 def _sampled(
     pipeline: Pipeline,
     data: _Data,
-    reference: Gatherer | None,
-    who: Judges,
+    reference: StatisticsAccumulator | None,
+    who: PretrainedNetworks,
     protocol: PriorProtocol,
     counter: Counter,
     *,
     batch: int,
-) -> tuple[Scores, tuple[Shown, ...]]:
-    """Lay images with the labels of the data -> their scores against it, and the first of them."""
+) -> tuple[Scores, tuple[ExampleImage, ...]]:
+    """Generate images with the labels of the data -> their scores against it, and the first of them."""
     count = protocol.samples
-    shown: list[Shown] = []
-    gatherer = _gatherer(who, protocol, count, score=True, device=pipeline.device)
-    if gatherer is None or reference is None or protocol.features is None:
+    shown: list[ExampleImage] = []
+    accumulator = _accumulator(who, protocol, count, score=True, device=pipeline.device)
+    if accumulator is None or reference is None or protocol.features is None:
         return Scores({}, {}, {}, []), ()
     labels = [data.label(place * len(data) // count) for place in range(count)]
-    told = _told(pipeline.condition, labels)
+    conditions = _condition_values(pipeline.condition, labels)
     for first in range(0, count, batch):
-        some = told[first : first + batch]
+        some = conditions[first : first + batch]
         known, seeds = unknown_codes(len(some), pipeline.prior.grid), pipeline.seeds(protocol.seed + first, len(some))
         codes = final_codes(pipeline.generate_codes(some, known, sampler=protocol.sampler, seeds=seeds))
         pixels = to_array(pipeline.decode(codes), rounding=protocol.rounding)
         places = torch.arange(first, first + len(some))
-        gatherer.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), places)
+        accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), places)
         for place, each in zip(places.tolist(), pixels, strict=True):
             if len(shown) < SHOWN_SAMPLES:
-                name = f"seed {protocol.seed + place}" + (f", {labels[place]}" if told[place] is not None else "")
-                shown.append(Shown("sample", name, {}, each, each))
+                name = f"seed {protocol.seed + place}" + (f", {labels[place]}" if conditions[place] is not None else "")
+                shown.append(ExampleImage("sample", name, {}, each, each))
         counter.add(len(some))
-    ours, theirs = gatherer.statistics(), reference.statistics()
-    scored = score_sets(ours, theirs, protocol=protocol.features, network=gatherer.network, score=gatherer.score)
+    ours, theirs = accumulator.statistics(), reference.statistics()
+    scored = score_sets(ours, theirs, protocol=protocol.features, network=accumulator.network, score=accumulator.score)
     return scored, tuple(shown)
 
 
-def _examples(pipeline: Pipeline, data: _Data, values: Values, protocol: PriorProtocol) -> tuple[Shown, ...]:
+def _examples(
+    pipeline: Pipeline, data: _Data, values: ImageValues, protocol: PriorProtocol
+) -> tuple[ExampleImage, ...]:
     """The least, the median and the most likely images, and their codes decoded."""
     shown = []
-    for rank, place in ranked(values.columns["nats_a_code"], count=protocol.examples, lower_is_better=True):
+    for rank, place in ranked(values.columns["nats_per_code"], count=protocol.examples, lower_is_better=True):
         back = to_array(pipeline.decode(data.codes(place))[0], rounding=protocol.rounding)
-        original = back if data.taken is None else to_array(to_tensor(data.taken.read(place)))
-        shown.append(Shown(rank, data.name(place), values.at(place), original, back))
+        original = back if data.prepared is None else to_array(to_tensor(data.prepared.read(place)))
+        shown.append(ExampleImage(rank, data.name(place), values.at(place), original, back))
     return tuple(shown)

@@ -38,7 +38,7 @@ ALL_SCORES: tuple[Score, ...] = (
 
 @settings
 class ImageProtocol:
-    """Which images of a source are taken, and how they are made alike.
+    """Which images of a source are selected, and how they are resized and cropped.
 
     - `count`: how many, evenly spread over the source in its order; None takes all.
     - `held_out`: with a share above 0, only those that `smalti.data.sources.split` holds out at that share: a training
@@ -113,11 +113,12 @@ class TokenizerProtocol:
 
 @settings
 class PriorProtocol:
-    """Images or codes, and how likely a prior finds them; and, with `samples`, images that it lays itself.
+    """Images or codes, and how likely a prior finds them; and, with `samples`, images that it generates.
 
     - `images`: its `size` None is the prior's window, the only size it is measured at.
-    - `samples`: how many images are laid, with the seeds `seed`, `seed` + 1, ... and labels spread as in the data, to be
-      compared with the data in `features`; 0 lays none. `sampler`, `rounding`: how they are laid and become 8 bits.
+    - `samples`: how many images are generated, with the seeds `seed`, `seed` + 1, ... and labels spread as in the data, to be
+      compared with the data in `features`; 0 generates none. `sampler`, `rounding`: how they are generated and become 8
+      bits.
     - `missing`, `examples`: as in `TokenizerProtocol`; the examples are the least, the median and the most likely images.
     """
 
@@ -147,18 +148,21 @@ SET_PROTOCOLS: dict[str, SetProtocol] = {
         features=FeatureProtocol(network="squeezenet"),
     ),
     "folder-vs-folder-efficientnet": SetProtocol(
-        about="As folder-vs-folder, in EfficientNet-Lite0's features, whose weights are installed with smalti: to be compared with "
+        about="As folder-vs-folder, in EfficientNet-Lite0's features, whose weights are installed with smalti: "
+        "to be compared with "
         "each other only, never with FID.",
         features=FeatureProtocol(network="efficientnet"),
     ),
     "imagenet-val-50k-center256": SetProtocol(
-        about="50,000 images of 256x256, reconstructions or samples, against the 50,000 of ImageNet's validation set, "
+        about="50,000 images of 256x256, reconstructions or samples, against the 50,000 of ImageNet's "
+        "validation set, "
         "scaled and center-cropped as by ADM.",
         samples=_VALIDATION,
         reference=_VALIDATION,
     ),
     "adm-train-stats": SetProtocol(
-        about="50,000 samples against an ADM reference file: FID and sFID against the training set's statistics in it, "
+        about="50,000 samples against an ADM reference file: FID and sFID against the training set's statistics "
+        "in it, "
         "precision and recall against the images in it.",
         samples=ImageProtocol(count=50_000),
         features=FeatureProtocol(scores=(*_STREAMED, "precision", "recall")),
@@ -179,7 +183,8 @@ TOKENIZER_PROTOCOLS: dict[str, TokenizerProtocol] = {
         features=FeatureProtocol(scores=_STREAMED),
     ),
     "imagenet-val-50k-center256": TokenizerProtocol(
-        about="ImageNet's validation set, scaled and center-cropped to 256x256 as by ADM; rFID against the same images.",
+        about="ImageNet's validation set, scaled and center-cropped to 256x256 as by ADM; rFID against the same "
+        "images.",
         images=_VALIDATION,
         lpips=("vgg16",),
         features=FeatureProtocol(scores=_STREAMED),
@@ -200,7 +205,8 @@ PRIOR_PROTOCOLS: dict[str, PriorProtocol] = {
         features=FeatureProtocol(network="squeezenet"),
     ),
     "prior-samples-efficientnet": PriorProtocol(
-        about="As prior-samples, in EfficientNet-Lite0's features: to be compared with each other only, never with FID.",
+        about="As prior-samples, in EfficientNet-Lite0's features: to be compared with each other only, never "
+        "with FID.",
         samples=5000,
         features=FeatureProtocol(network="efficientnet"),
     ),
@@ -208,7 +214,7 @@ PRIOR_PROTOCOLS: dict[str, PriorProtocol] = {
 """For `smalti evaluate prior`; the first is the default."""
 
 
-def choose(protocols: Mapping[str, P], name: str | None, *, overrides: Sequence[str] = ()) -> P:
+def select_protocol(protocols: Mapping[str, P], name: str | None, *, overrides: Sequence[str] = ()) -> P:
     """A name in one of the tables (None: its first, the default), and changes `a.b=value` -> the protocol with them.
 
     Raises `SmaltiError` for an unknown name (listing those there are), and for changes that are no `a.b=value`, name no
@@ -219,11 +225,11 @@ def choose(protocols: Mapping[str, P], name: str | None, *, overrides: Sequence[
         raise SmaltiError(f"there is no protocol {name!r}; {suggestion(name, protocols)}")
     values = as_mapping(protocols[name])
     for override in overrides:
-        _lay_over(values, override)
+        _apply_override(values, override)
     return parse(type(protocols[name]), values, where=f"protocol {name}" + (" with changes" if overrides else ""))
 
 
-def _lay_over(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str) -> None:
     """Write one `a.b=value` into nested `values`, in place; the value is read as YAML."""
     key, value = assignment(override)
     *path, last = key.split(".")

@@ -1,8 +1,8 @@
-"""Laying each image several times and keeping the best: by how likely the prior finds it, or by anything that looks at images.
+"""Rejection sampling: generate several candidates per image and keep the best, by likelihood or by a score of images.
 
-Rejection sampling as in VQ-VAE-2 (Razavi et al., arXiv 1906.00446, section 3.3) and in table 4 of Esser et al.,
-arXiv 2012.09841, but for each image on its own: of its N candidates one is kept, where they keep the best share of all samples
-of a class. So an image stays a function of its seed.
+As in VQ-VAE-2 (Razavi et al., arXiv 1906.00446, section 3.3) and in table 4 of Esser et al., arXiv
+2012.09841, but for each image on its own: of its N candidates one is kept, where they keep the best share of all
+samples of a class. So an image stays a function of its seed.
 
 Letters: B batch, C channels, H W pixels, h w code grid, N candidates of an image.
 """
@@ -29,13 +29,13 @@ _WORD = 0xFFFFFFFF
 _HIGH = 0x3FFFFFFF  # the upper word of a seed: seeds that count on from a candidate's stay below 2^63
 
 
-class Chosen(NamedTuple):
+class BestCandidates(NamedTuple):
     """The best candidate of each image."""
 
     codes: Tensor
     """(B,h,w)"""
     seeds: Tensor
-    """(B,) int64: laid with this seed alone, an image is the same."""
+    """(B,) int64: this seed alone reproduces the image."""
     candidates: Tensor
     """(B,) int64: which of the N they are; 0 is the one of the image's own seed."""
     scores: Tensor
@@ -45,7 +45,8 @@ class Chosen(NamedTuple):
 def candidate_seeds(seeds: Tensor, candidate: int) -> Tensor:
     """The seeds of images (B,) int64, and the number of a candidate -> the seed of that candidate of each (B,) int64.
 
-    Candidate 0 has the image's own seed. The others have random ones, which hang on the image's seed and their number alone.
+    Candidate 0 has the image's own seed. The others have random ones, which depend only on the image's seed and their
+    number.
     """
     if candidate == 0:
         return seeds
@@ -56,42 +57,48 @@ def candidate_seeds(seeds: Tensor, candidate: int) -> Tensor:
     return (words[0] & _HIGH) << 32 | words[1]
 
 
-def best_of(
+def rejection_sample(
     pipeline: Pipeline,
     values: Sequence[Any],
     known: Tensor,
     *,
     sampler: Sampler,
     seeds: Tensor,
-    tries: int,
+    num_candidates: int,
     score: Score,
     speculate: int = 0,
     progress: Progress = unwatched,
-) -> Chosen:
-    """As `Pipeline.lay`, each image laid `tries` times -> the candidate of each with the highest score, the first of equals.
+) -> BestCandidates:
+    """As `Pipeline.lay`, with `num_candidates` candidates per image -> the candidate of each with the highest score;
+    ties go to the first.
 
-    With one try it is what `Pipeline.lay` lays. `speculate` is as there. `progress` is told how many codes are laid,
-    and of how many.
+    One candidate equals `Pipeline.lay`. `speculate` is as there. `progress` receives the number of generated codes and
+    the total.
 
-    Raises `SmaltiError` as `Pipeline.lay`, for fewer tries than one, and for a score that is not one number for each image.
+    Raises `SmaltiError` as `Pipeline.lay`, for fewer candidates than one, and for a score that is not one number for
+    each image.
     """
-    if tries < 1:
-        raise SmaltiError(f"{tries} tries give no image to choose; ask for 1 or more")
-    codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(tries)]
+    if num_candidates < 1:
+        raise SmaltiError(f"num_candidates is {num_candidates}; use 1 or more")
+    codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(num_candidates)]
     missing = int((known < 0).sum())
     for candidate, some in enumerate(every):
-        laying = pipeline.generate_codes(values, known, sampler=sampler, seeds=some, speculate=speculate)
-        codes.append(final_codes(_counted(laying, progress, until=(candidate + 1) * missing, total=tries * missing)))
+        generated = pipeline.generate_codes(values, known, sampler=sampler, seeds=some, speculate=speculate)
+        codes.append(
+            final_codes(_counted(generated, progress, until=(candidate + 1) * missing, total=num_candidates * missing))
+        )
         scores.append(_checked(score(codes[-1]), count=len(seeds)))
     scored = torch.stack(scores, dim=1)  # (B,N)
     best = scored.argmax(1)
     place = torch.arange(len(best))
-    laid = torch.stack(codes, dim=1)  # (B,N,h,w)
-    return Chosen(laid[place, best.to(laid.device)], torch.stack(every, dim=1)[place, best], best, scored)
+    candidates = torch.stack(codes, dim=1)  # (B,N,h,w)
+    return BestCandidates(
+        candidates[place, best.to(candidates.device)], torch.stack(every, dim=1)[place, best], best, scored
+    )
 
 
-def _counted(laying: Iterator[Tensor], progress: Progress, *, until: int, total: int) -> Iterator[Tensor]:
-    for codes in laying:
+def _counted(generated: Iterator[Tensor], progress: Progress, *, until: int, total: int) -> Iterator[Tensor]:
+    for codes in generated:
         progress(until - int((codes < 0).sum()), total)
         yield codes
 
@@ -105,22 +112,22 @@ def _checked(scores: Tensor, *, count: int) -> Tensor:
     return scores.detach().double().cpu()
 
 
-def indifferent(codes: Tensor) -> Tensor:
-    """Codes (B,h,w) -> zeros (B,): the score where there is nothing to choose, as with one try."""
+def zero_score(codes: Tensor) -> Tensor:
+    """Codes (B,h,w) -> zeros (B,): the score without a preference, as with one candidate."""
     return torch.zeros(len(codes))
 
 
-def by_images(pipeline: Pipeline, judge: Callable[[Tensor], Tensor]) -> Score:
-    """What maps images (B,C,H,W) in [-1,1] on the CPU to numbers (B,) -> the score of the codes that become these images."""
-    return lambda codes: judge(pipeline.decode(codes))
+def by_images(pipeline: Pipeline, score: Callable[[Tensor], Tensor]) -> Score:
+    """A score of images (B,C,H,W) in [-1,1] on the CPU -> the score of their codes."""
+    return lambda codes: score(pipeline.decode(codes))
 
 
 def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -> Score:
-    """What B images are told, and their known codes (B,h,w), -1 where one is laid -> the score minus nats a code (B,).
+    """Condition values of B images and their known codes (B,h,w), -1 where generated -> minus the nats per code (B,).
 
-    It is the mean over the `judged` codes. Temperature, filters and guidance do not count.
+    The mean is over `scored_positions`. Temperature, top-k, top-p and guidance are not applied.
     """
-    counted = judged(pipeline.prior, known)  # (B,h,w)
+    counted = scored_positions(pipeline.prior, known)  # (B,h,w)
 
     def score(codes: Tensor) -> Tensor:
         nats = pipeline.nll(codes, values=values).cpu()
@@ -129,12 +136,13 @@ def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -
     return score
 
 
-def judged(prior: Prior, known: Tensor) -> Tensor:
-    """Known codes (B,h,w), -1 where one is laid -> those by whose likelihood candidates are compared: (B,h,w) bool on the CPU.
+def scored_positions(prior: Prior, known: Tensor) -> Tensor:
+    """Known codes (B,h,w), -1 where generated -> the positions whose likelihood is scored: (B,h,w) bool on the CPU.
 
-    They are the known codes that come after the first laid one in the prior's order: they did not guide it, and tell whether it
-    fits. That is the weight of importance sampling: candidates are drawn as likely as the prior finds the laid codes, and what is
-    left of the likelihood of the whole is that of these. Where no known code comes later, they are the laid codes themselves.
+    They are the known codes that come after the first generated one in the prior's order: they did not guide it, and
+    tell whether it fits. That is the weight of importance sampling: candidates are drawn as likely as the prior finds
+    the laid codes, and what is left of the likelihood of the whole is that of these. Where no known code comes later,
+    they are the laid codes themselves.
     """
     known = known.cpu()
     order = prior.sequence_order((known.shape[1], known.shape[2]), device=known.device)

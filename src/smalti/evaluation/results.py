@@ -35,17 +35,21 @@ DEFINITIONS: dict[str, str] = {
     "lpips_squeezenet": "perceptual distance LPIPS 0.1 over SqueezeNet 1.1; mean over images",
     "lpips_vgg16": "perceptual distance LPIPS 0.1 over VGG16; mean over images",
     "lpips_alexnet": "perceptual distance LPIPS 0.1 over AlexNet; mean over images",
-    "hatch": "energy at the period of the decoder's squares over that around it, divided by that of the originals; 1 is none",
+    "hatch": "energy at the period of the decoder's squares over that around it, divided by that of the "
+    "originals; 1 is none",
     "codes_in_use": "share of the codebook's codes that occur at least once in all images together",
-    "perplexity": "exp(entropy in nats) of single codes over all images together, not a mean over batches: the number "
+    "perplexity": "exp(entropy in nats) of single codes over all images together, not a mean over batches: the "
+    "number "
     "of equally frequent codes that would be as hard to guess",
-    "nats_a_code": "negative log-likelihood of a code given its condition and the codes before it; mean over codes",
-    "bits_a_pixel": "nats a code / ln 2 x codes / pixels: bits of the code grid for each pixel of the image; not the "
+    "nats_per_code": "negative log-likelihood of a code given its condition and the codes before it; mean over codes",
+    "bits_per_pixel": "nats per code / ln 2 x codes / pixels: bits of the code grid for each pixel of the image; "
+    "not the "
     "likelihood of the pixels themselves",
-    "entropy_nats_a_code": "entropy in nats of single codes of the images measured: what knowing frequencies alone gives",
-    "below_entropy": "1 - nats a code / entropy of single codes",
+    "entropy_nats_per_code": "entropy in nats of single codes of the images measured: what knowing frequencies "
+    "alone gives",
+    "below_entropy": "1 - nats per code / entropy of single codes",
 }
-"""What a score's name means; those in the features of a network are told with its name beside them."""
+"""Definitions of scores; feature scores also name their network."""
 
 FEATURE_DEFINITIONS: dict[str, str] = {
     "frechet": "Frechet distance",
@@ -59,11 +63,11 @@ FEATURE_DEFINITIONS: dict[str, str] = {
 }
 
 FEATURES = ", in the features of "
-"""What stands between a score's meaning and the network it holds for."""
+"""Separates a score's definition from its network."""
 
 
-class Shown(NamedTuple):
-    """An image to look at, (H,W,C) uint8, and what became of it; the same array where nothing did."""
+class ExampleImage(NamedTuple):
+    """An example (H,W,C) uint8 and its reconstruction; the same array without one."""
 
     rank: str
     """"worst", "median" or "best"; "sample" or "reference" for members of sets."""
@@ -76,7 +80,7 @@ class Shown(NamedTuple):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was measured. All but the last five fields stand in `result.json`."""
+    """A measurement. `result.json` holds all but the last five fields."""
 
     kind: str
     """"tokenizer", "prior" or "folders"."""
@@ -86,7 +90,7 @@ class Measured:
     """Standard deviations over parts or subsets of those scores that are means of such; not errors of the mean."""
     protocol: dict[str, Any]
     networks: dict[str, str] = field(default_factory=dict)
-    """Networks that judged -> the fingerprints of their weights."""
+    """Networks used by the scores -> the fingerprints of their weights."""
     data: dict[str, Any]
     """What was measured on, or what with: name, identity, N, sizes, how many were left out."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -99,7 +103,7 @@ class Measured:
     """Of each image, (N,) each, NaN where there is none; `names` are the images'."""
     counts: Tensor | None = None
     """How often each code occurred, (K,) int64."""
-    examples: tuple[Shown, ...] = ()
+    examples: tuple[ExampleImage, ...] = ()
     places: Tensor | None = None
     """Of a prior: mean nats at each place of the grid, (h,w)."""
 
@@ -137,9 +141,7 @@ def check_folder(folder: Path) -> None:
         return
     for name in (VALUES, REPORT):
         if (folder / name).exists():
-            raise SmaltiError(
-                f"{folder / name} is there, and no result of `smalti evaluate` beside it; choose another --out"
-            )
+            raise SmaltiError(f"{folder / name} exists without a result of `smalti evaluate`; choose another --out")
 
 
 def write_result(folder: Path, plain: Mapping[str, Any], measured: Measured) -> None:
@@ -166,7 +168,7 @@ def read_result(path: Path) -> dict[str, Any]:
     return values
 
 
-class Compared(NamedTuple):
+class ScorePair(NamedTuple):
     """One score of two results."""
 
     score: str
@@ -174,29 +176,29 @@ class Compared(NamedTuple):
     second: float
 
 
-def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Compared]:
-    """Two results as plain values -> the scores that both have, side by side.
+def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[ScorePair]:
+    """Two results as plain values -> pairs of the scores that both have.
 
     Raises `SmaltiError` naming the first differences where they were not measured alike: protocol, weights, data and
     numbers of images; for priors also the tokenizer, since nats of other codes are other nats.
     """
     if first["kind"] != second["kind"]:
         raise SmaltiError(f"a result of {first['kind']} cannot be compared with one of {second['kind']}")
-    a, b = dict(_alike(first)), dict(_alike(second))
-    judged = {key for key in {**a, **b} if key.startswith("weights of ") and not (key in a and key in b)}
-    different = [key for key in {**a, **b} if key not in judged and a.get(key) != b.get(key)]
+    a, b = dict(_comparable(first)), dict(_comparable(second))
+    weights_keys = {key for key in {**a, **b} if key.startswith("weights of ") and not (key in a and key in b)}
+    different = [key for key in {**a, **b} if key not in weights_keys and a.get(key) != b.get(key)]
     if different:
         listed = "; ".join(f"{key} is {a.get(key)!r} in one and {b.get(key)!r} in the other" for key in different[:3])
         more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
-        raise SmaltiError(f"these results cannot be compared, they were measured differently: {listed}{more}")
+        raise SmaltiError(f"these results cannot be compared; they differ: {listed}{more}")
     scores, others = first["scores"], second["scores"]
     both = [name for name in scores if name in others]
     if not both:
         raise SmaltiError("these results have no score in common")
-    return [Compared(name, scores[name], others[name]) for name in both]
+    return [ScorePair(name, scores[name], others[name]) for name in both]
 
 
-def _alike(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _comparable(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What must agree, by its dotted name."""
     for key, value in _flat(result["protocol"]):
         # What is shown does not change a score, and what is missing is not compared.
@@ -219,8 +221,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, list(value) if isinstance(value, tuple) else value
 
 
-def in_words(name: str, value: float, *, deviation: float | None = None) -> str:
-    """A score -> how it is shown: shares in per cent, others to four digits, with the deviation where there is one."""
+def format_score(name: str, value: float, *, deviation: float | None = None) -> str:
+    """A score -> its text: fractions in percent, others to four digits, with the deviation if any."""
     if name in ("codes_in_use", "below_entropy"):
         return f"{value:.1%}"
     shown = f"{value:.4g}"

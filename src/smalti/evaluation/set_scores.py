@@ -98,9 +98,9 @@ def _put_comparisons(
     found: Scores, samples: Statistics, reference: Statistics, protocol: FeatureProtocol, names: Names
 ) -> None:
     a, b = samples.features, reference.features
-    asked = [names[score] for score in protocol.scores if score in COMPARING]
+    requested = [names[score] for score in protocol.scores if score in COMPARING]
     if a is None or b is None:
-        found.notes.append(f"{', '.join(asked)}: left out, since the reference holds no features of single images")
+        found.notes.append(f"{', '.join(requested)}: left out, since the reference holds no features of single images")
         return
     _put_kernel(found, a, b, protocol, names)
     _put_manifold(found, a, b, protocol, names)

@@ -41,10 +41,11 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
 def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
     """Two batches of images (B,C,H,W) in [-1,1] -> multi-scale structural similarity (B,), in [0,1], 1 for equal ones.
 
-    Wang, Simoncelli and Bovik 2003, "Multi-scale Structural Similarity for Image Quality Assessment", equation 7: contrast
-    and structure at five scales, luminance at the coarsest only, of each channel; the mean over channels. Between scales
-    each 2x2 pixels become their mean; an odd last row or column is doubled first. A scale whose structure is inverted
-    on the whole counts as 0, where the formula has no real value. Levels and window are those of `ssim`.
+    Wang, Simoncelli and Bovik 2003, "Multi-scale Structural Similarity for Image Quality Assessment", equation 7:
+    contrast and structure at five scales, luminance at the coarsest only, of each channel; the mean over channels.
+    Between scales each 2x2 pixels become their mean; an odd last row or column is doubled first. A scale whose
+    structure is inverted on the whole counts as 0, where the formula has no real value. Levels and window are those of
+    `ssim`.
 
     Raises `SmaltiError` for batches of unequal shapes, and for images under 161 pixels either way.
     """
@@ -84,8 +85,8 @@ def _blurred(maps: Tensor) -> Tensor:
 
 
 def _window(length: int, like: Tensor) -> Tensor:
-    """The window at each of its places along a side: (length-10,length). As a product with this matrix of bands it takes a
-    quarter of the time of a convolution in float64 (64 to 256 pixels, one CPU core).
+    """The window at each of its places along a side: (length-10,length). As a product with this matrix of bands it
+    takes a quarter of the time of a convolution in float64 (64 to 256 pixels, one CPU core).
     """
     places = torch.arange(length, dtype=like.dtype, device=like.device)
     offsets = places - places[: length - WINDOW + 1, None] - WINDOW // 2

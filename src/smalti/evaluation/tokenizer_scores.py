@@ -1,4 +1,4 @@
-"""How well a tokenizer keeps images, and how it uses its codes.
+"""Reconstruction quality and codebook usage of a tokenizer.
 
 B batch, C channels, H W pixels, h w code grid, K size of the codebook, N images.
 """
@@ -15,23 +15,23 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping
 from smalti.data.sources import Source
-from smalti.evaluation.feature_statistics import Gatherer
+from smalti.evaluation.feature_statistics import StatisticsAccumulator
 from smalti.evaluation.measurement import (
     Counter,
-    Judges,
+    ImageValues,
+    PretrainedNetworks,
     Progress,
-    Values,
     fingerprints,
-    judges,
+    load_networks,
     ranked,
-    thin_use,
+    sparse_codebook_note,
     unwatched,
 )
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.evaluation.periodic_artifacts import PowerSpectrum, hatch, is_measurable
-from smalti.evaluation.prepared_images import Taken
+from smalti.evaluation.prepared_images import PreparedImages
 from smalti.evaluation.protocols import TokenizerProtocol
-from smalti.evaluation.results import DEFINITIONS, Measured, Shown
+from smalti.evaluation.results import DEFINITIONS, ExampleImage, Measured
 from smalti.evaluation.set_scores import Scores, score_sets
 from smalti.evaluation.similarity import SMALLEST, WINDOW, ms_ssim, ssim
 from smalti.images.io import to_array, to_tensor
@@ -42,8 +42,8 @@ SIMILARITIES = {"psnr": (psnr, 1), "ssim": (ssim, WINDOW), "ms_ssim": (ms_ssim, 
 """Names in a protocol -> the measure, and the least height and width it is defined for."""
 
 
-class _Back(NamedTuple):
-    """A batch and what became of it."""
+class _Reconstructions(NamedTuple):
+    """A batch of images, their reconstructions and their codes."""
 
     images: Tensor
     """(B,C,H,W) in [-1,1], on 8-bit levels"""
@@ -54,14 +54,14 @@ class _Back(NamedTuple):
 
 
 @torch.no_grad()
-def _there_and_back(tokenizer: VQGAN, pixels: npt.NDArray[Any], protocol: TokenizerProtocol) -> _Back:
+def _reconstruct(tokenizer: VQGAN, pixels: npt.NDArray[Any], protocol: TokenizerProtocol) -> _Reconstructions:
     """Images (B,H,W,C) uint8 or uint16 -> through the codes and back, both as 8-bit files would hold them."""
     device = next(tokenizer.parameters()).device
     given = to_tensor(pixels)
     back, quantized = tokenizer(given.to(device))
     images = given if pixels.dtype == np.uint8 else to_tensor(to_array(given))
     rounded = to_tensor(to_array(back, rounding=protocol.rounding))
-    return _Back(images.to(device), rounded.to(device), quantized.codes)
+    return _Reconstructions(images.to(device), rounded.to(device), quantized.codes)
 
 
 def measure_tokenizer(
@@ -73,35 +73,38 @@ def measure_tokenizer(
     progress: Progress = unwatched,
     batch: int = 16,
 ) -> Measured:
-    """A tokenizer, which is moved to `device`, and images -> how well it keeps them, and how it uses its codes.
+    """A tokenizer, which is moved to `device`, and images -> its reconstruction scores and codebook usage.
 
     Raises `SmaltiError` for sizes that are no multiple of f, tokenizers of other than 1 or 3 channels, and weights that
     cannot be had where the protocol does not leave them out.
     """
     channels = tokenizer.settings.autoencoder.channels
     if channels not in (1, 3):
-        raise SmaltiError(f"this tokenizer takes {channels} channels; only those of images, with 1 or 3, are measured")
-    taken = Taken(source, protocol.images, channels=channels, tile=tokenizer.factor)
-    who = judges(protocol.lpips, protocol.features, missing=protocol.missing, device=device)
+        raise SmaltiError(f"this tokenizer takes {channels} channels; evaluation supports 1 or 3")
+    prepared = PreparedImages(source, protocol.images, channels=channels, tile=tokenizer.factor)
+    who = load_networks(protocol.lpips, protocol.features, missing=protocol.missing, device=device)
     tokenizer = tokenizer.to(device).eval()
-    counter, use, values = Counter(progress, len(taken)), CodeUse(tokenizer.size), Values(len(taken))
-    sets: list[Gatherer] = []
+    counter, use, values = Counter(progress, len(prepared)), CodeUse(tokenizer.size), ImageValues(len(prepared))
+    sets: list[StatisticsAccumulator] = []
     spectra, period = (PowerSpectrum(), PowerSpectrum()), _hatch_period(tokenizer)
     if who.network is not None and protocol.features is not None:
         network, features = who.network, protocol.features
-        sets = [Gatherer(network, features, total=len(taken), score=score, device=device) for score in (True, False)]
-    for places, pixels in taken.portions(batch):
-        images, back, codes = _there_and_back(tokenizer, pixels, protocol)
+        sets = [
+            StatisticsAccumulator(network, features, total=len(prepared), score=score, device=device)
+            for score in (True, False)
+        ]
+    for places, pixels in prepared.batches(batch):
+        images, back, codes = _reconstruct(tokenizer, pixels, protocol)
         use.add(codes)
         if is_measurable((images.shape[2], images.shape[3]), period=period):
             for spectrum, set_images in zip(spectra, (back, images), strict=True):
                 spectrum.update(set_images)
         for name, found in _similarities(images, back, protocol, who.lpips).items():
             values.put(name, places, found)
-        for gatherer, set_images in zip(sets, (back, images)[: len(sets)], strict=True):
-            gatherer.update(set_images, places)
+        for accumulator, set_images in zip(sets, (back, images)[: len(sets)], strict=True):
+            accumulator.update(set_images, places)
         counter.add(len(places))
-    counter.add(len(taken.left_out))
+    counter.add(len(prepared.left_out))
     scored = _score_sets(sets, protocol)
     scores = {
         **values.means(),
@@ -117,13 +120,19 @@ def measure_tokenizer(
         definitions={**{name: DEFINITIONS[name] for name in scores if name in DEFINITIONS}, **scored.definitions},
         protocol=as_mapping(protocol),
         networks=fingerprints(who),
-        data=taken.described(),
+        data=prepared.described(),
         model={"tokenizer": tokenizer.fingerprint(), "codes": tokenizer.size, "factor": tokenizer.factor},
-        notes=(*who.notes, *taken.notes(), *_gaps(values, taken, protocol, who), *thin_use(use), *scored.notes),
-        names=tuple(image.key for image in taken.images),
+        notes=(
+            *who.notes,
+            *prepared.notes(),
+            *_gaps(values, prepared, protocol, who),
+            *sparse_codebook_note(use),
+            *scored.notes,
+        ),
+        names=tuple(image.key for image in prepared.images),
         values=values.columns,
         counts=use.counts,
-        examples=_examples(tokenizer, taken, values, protocol),
+        examples=_examples(tokenizer, prepared, values, protocol),
     )
 
 
@@ -137,10 +146,10 @@ def _similarities(
         measure, smallest = SIMILARITIES[name]
         if least >= smallest:
             found[name] = measure(back, images)
-    for backbone, judge in lpips.items():
-        if least >= judge.backbone.smallest:
+    for backbone, network in lpips.items():
+        if least >= network.backbone.smallest:
             with torch.no_grad():
-                found[f"lpips_{backbone}"] = judge(images, back)
+                found[f"lpips_{backbone}"] = network(images, back)
     return found
 
 
@@ -157,22 +166,24 @@ def _hatch(back: PowerSpectrum, images: PowerSpectrum, *, period: int) -> dict[s
     return {"hatch": hatch(back.mean(), period=period) / hatch(images.mean(), period=period)}
 
 
-def _gaps(values: Values, taken: Taken, protocol: TokenizerProtocol, who: Judges) -> list[str]:
+def _gaps(
+    values: ImageValues, prepared: PreparedImages, protocol: TokenizerProtocol, who: PretrainedNetworks
+) -> list[str]:
     """Notes on measures that are not defined for some or all of the images."""
-    asked = [*protocol.similarity, *(f"lpips_{name}" for name in who.lpips)]
+    requested = [*protocol.similarity, *(f"lpips_{name}" for name in who.lpips)]
     found = []
-    for name in asked:
+    for name in requested:
         count = 0 if name not in values.columns else int((~values.columns[name].isnan()).sum())
         smallest = (
             SIMILARITIES[name][1] if name in SIMILARITIES else who.lpips[name.partition("_")[2]].backbone.smallest
         )
-        if count < taken.measured and min(min(size) for size in taken.sizes) < smallest:
-            which = f"measured on {count} of {taken.measured} images" if count else "left out"
+        if count < prepared.measured and min(min(size) for size in prepared.sizes) < smallest:
+            which = f"measured on {count} of {prepared.measured} images" if count else "left out"
             found.append(f"{name} is {which}: it needs {smallest} pixels each way")
     return found
 
 
-def _score_sets(sets: list[Gatherer], protocol: TokenizerProtocol) -> Scores:
+def _score_sets(sets: list[StatisticsAccumulator], protocol: TokenizerProtocol) -> Scores:
     """The reconstructions against the originals of the same images, in names of their own: `rfid` is such an FID."""
     if not sets or protocol.features is None:
         return Scores({}, {}, {}, [])
@@ -189,15 +200,18 @@ def _score_sets(sets: list[Gatherer], protocol: TokenizerProtocol) -> Scores:
     )
 
 
-def _examples(tokenizer: VQGAN, taken: Taken, values: Values, protocol: TokenizerProtocol) -> tuple[Shown, ...]:
-    """The worst, the median and the best, by LPIPS where it was measured, else by the first measure; reconstructed again."""
+def _examples(
+    tokenizer: VQGAN, prepared: PreparedImages, values: ImageValues, protocol: TokenizerProtocol
+) -> tuple[ExampleImage, ...]:
+    """The worst, the median and the best, by LPIPS where it was measured, else by the first measure; reconstructed
+    again."""
     judged_by = next((name for name in values.columns if name.startswith("lpips")), next(iter(values.columns), None))
     if judged_by is None:
         return ()
     column, lower = values.columns[judged_by], judged_by.startswith("lpips")
     shown = []
     for rank, place in ranked(column, count=protocol.examples, lower_is_better=lower):
-        images, back, _ = _there_and_back(tokenizer, taken.read(place)[None], protocol)
-        name = taken.images[place].key
-        shown.append(Shown(rank, name, values.at(place), to_array(images[0]), to_array(back[0])))
+        images, back, _ = _reconstruct(tokenizer, prepared.read(place)[None], protocol)
+        name = prepared.images[place].key
+        shown.append(ExampleImage(rank, name, values.at(place), to_array(images[0]), to_array(back[0])))
     return tuple(shown)

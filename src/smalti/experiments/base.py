@@ -1,15 +1,16 @@
-"""The frame of studies: what one is made of, and how it is run so that it can be stopped at any moment and goes on.
+"""The framework of experiments: their steps, and how a run stops at any moment and resumes.
 
-A study is a list of steps and a page. Each step has a name, the settings that decide what comes of it, and the earlier steps
-whose results it uses; together they give its key. A step works in a folder of its own and ends with a marker:
+An experiment is a list of steps and a page. Each step has a name, the settings that decide what comes of it, and the
+earlier steps whose results it uses; together they give its key. A step works in a folder of its own and ends with a
+marker:
 
-    OUT/study.json                   which study this folder is of
+    OUT/experiment.json                   which experiment this folder is of
     OUT/steps/NAME/KEY/              what step NAME made with the settings of that key
     OUT/steps/NAME/KEY.json          its settings; when it is finished, its outcome and how long it took
     OUT/result.json, OUT/report.html
 
-A finished step is not done again. With other settings it has another key, and so another folder: nothing that was made is ever
-mistaken for something else or written over, and going back to the former settings finds what they had made.
+A finished step is not done again. With other settings it has another key, and so another folder: nothing that was made
+is ever mistaken for something else or written over, and going back to the former settings finds what they had made.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from smalti.reports.report import Report
 S = TypeVar("S")
 
 TRAININGS = ("tokenizer", "prior")
-"""`--set tokenizer.a.b=c` and `--set prior.a.b=c` are laid over the trainings of a study; other keys are the study's own."""
+"""`--set tokenizer.a.b=c` and `--set prior.a.b=c` are generated over the trainings of an experiment; other keys are the
+experiment's own."""
 
 
-class Done(NamedTuple):
+class StepResult(NamedTuple):
     """A finished step."""
 
     folder: Path
@@ -49,55 +51,55 @@ class Done(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class Place:
-    """Where a step works: its own folder, which exists, and the steps that it comes after."""
+class StepContext:
+    """The context of a step: its own folder, which exists, and the results of the steps that it depends on."""
 
     folder: Path
-    before: Mapping[str, Done]
+    before: Mapping[str, StepResult]
     console: Console
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A part of a study that is done once.
+    """A part of an experiment that is done once.
 
-    `work` fills its folder and returns plain values. It may be stopped at any moment, and is then called again with the same
-    folder: it goes on with what is there, or makes it again.
+    `work` fills its folder and returns plain values. It may be stopped at any moment, and is then called again with the
+    same folder: it resumes from what is there, or starts over.
     """
 
     name: str
     settings: Mapping[str, Any]
     """Plain values: all that decides what comes of it, besides the steps it comes `after`."""
-    work: Callable[[Place], Mapping[str, Any]]
+    work: Callable[[StepContext], Mapping[str, Any]]
     after: tuple[str, ...] = ()
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large a study is run."""
+    """How large an experiment is run."""
 
     about: str
     """How long it takes, and where."""
     data: str
     """The images it is made for, in words."""
-    paints: bool
-    """Without `--data` the embedded scenes are painted; False: it has to be given."""
+    renders_scenes: bool
+    """Without `--data` the embedded scenes are rendered; False: it has to be given."""
     settings: Mapping[str, Any]
-    """Plain values of the study's settings."""
+    """Plain values of the experiment's settings."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a person asked of a study."""
+class ExperimentRequest:
+    """The command line options of an experiment."""
 
     scale: str = "tiny"
     models: tuple[Path, ...] = ()
-    """Given models, for studies that compare such."""
+    """Given models, for experiments that compare such."""
     data: Path | None = None
-    """Given images; None: the study paints the embedded scenes."""
+    """Given images; None: the experiment renders the embedded scenes."""
     overrides: tuple[str, ...] = ()
     """`a.b=c`, as typed."""
 
@@ -108,8 +110,8 @@ class Asked:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Study(Generic[S]):
-    """What is varied, what is measured, and the page that tells of it."""
+class Experiment(Generic[S]):
+    """An experiment: settings, scales, a plan of steps, and a report page."""
 
     about: str
     """One line: the question it answers."""
@@ -117,50 +119,54 @@ class Study(Generic[S]):
     """Whether models can be given."""
     settings: type[S]
     scales: Mapping[str, Scale]
-    plan: Callable[[S, Asked], Sequence[Step]]
-    """Settings -> the steps, each after those it uses. Raises `SmaltiError` for what cannot be done, before any work."""
-    page: Callable[[S, Asked, Mapping[str, Done]], Report]
+    plan: Callable[[S, ExperimentRequest], Sequence[Step]]
+    """Settings -> the steps, each after those it uses. Raises `SmaltiError` for what cannot be done, before any
+    work."""
+    page: Callable[[S, ExperimentRequest, Mapping[str, StepResult]], Report]
     """The finished steps -> the page."""
     brings_images: Callable[[S], bool] = lambda settings: False
     """Whether settings name all the images that they need themselves."""
 
-    def resolved(self, asked: Asked) -> S:
-        """The settings of a scale with overrides laid over them.
+    def resolved(self, request: ExperimentRequest) -> S:
+        """The settings of a scale with overrides applied.
 
         Raises `SmaltiError` for an unknown scale or key, and where images or models are missing or not wanted.
         """
-        if asked.scale not in self.scales:
-            raise SmaltiError(f"there is no scale {asked.scale!r}; {suggestion(asked.scale, self.scales)}")
-        scale = self.scales[asked.scale]
-        if asked.models and not self.takes_models:
-            raise SmaltiError(f"this study trains its own models, {asked.models[0]} was given; leave it out")
-        own = [each for each in asked.overrides if each.partition(".")[0] not in TRAININGS]
+        if request.scale not in self.scales:
+            raise SmaltiError(f"unknown scale {request.scale!r}; {suggestion(request.scale, self.scales)}")
+        scale = self.scales[request.scale]
+        if request.models and not self.takes_models:
+            raise SmaltiError(f"this experiment trains its own models; omit {request.models[0]}")
+        own = [each for each in request.overrides if each.partition(".")[0] not in TRAININGS]
         values = {**scale.settings, **dict(assignment(each, form="key=value") for each in own)}
-        settings = parse(self.settings, values, where=f"scale {asked.scale}" + (" with --set" if own else ""))
-        if asked.data is None and not scale.paints and not self.brings_images(settings):
+        settings = parse(self.settings, values, where=f"scale {request.scale}" + (" with --set" if own else ""))
+        if request.data is None and not scale.renders_scenes and not self.brings_images(settings):
             raise SmaltiError(
-                f"the scale {asked.scale} is made for {scale.data}; give the images with --data, or take another --scale"
+                f"the scale {request.scale} needs {scale.data}; give the images with --data, or use another --scale"
             )
         return settings
 
 
-def run_study(name: str, study: Study[S], out: Path, *, asked: Asked, console: Console) -> Path:
-    """Do the steps of a study that are not done yet, write `out/result.json` and `out/report.html` -> the path of the latter.
+def run_experiment(
+    name: str, experiment: Experiment[S], out: Path, *, request: ExperimentRequest, console: Console
+) -> Path:
+    """Do the steps of an experiment that are not done yet, write `out/result.json` and `out/report.html` -> the path of
+    the latter.
 
-    The same call goes on where it was stopped. Raises `SmaltiError` as `Study.resolved`, for a folder that holds something
-    else, and for what a step raises, naming the step.
+    The same call resumes a stopped run. Raises `SmaltiError` as `Experiment.resolved`, for a folder that holds
+    something else, and for what a step raises, naming the step.
     """
-    settings = study.resolved(asked)
-    steps = study.plan(settings, asked)
+    settings = experiment.resolved(request)
+    steps = experiment.plan(settings, request)
     keys = _keys(steps)
     _claim(out, name)
-    done: dict[str, Done] = {}
+    done: dict[str, StepResult] = {}
     for number, step in enumerate(steps, 1):
         before = {earlier: done[earlier] for earlier in step.after}
         title = f"step {number} of {len(steps)}, {step.name}"
         done[step.name] = _do(step, keys[step.name], before, root=out / "steps", title=title, console=console)
-    write_json(out / "result.json", _result(name, settings, asked, done, out))
-    study.page(settings, asked, done).write(out / "report.html")
+    write_json(out / "result.json", _result(name, settings, request, done, out))
+    experiment.page(settings, request, done).write(out / "report.html")
     return out / "report.html"
 
 
@@ -176,31 +182,33 @@ def _keys(steps: Sequence[Step]) -> dict[str, str]:
 
 
 def _claim(out: Path, name: str) -> None:
-    """Make `out` the folder of this study, or see that it is."""
-    marker = out / "study.json"
+    """Make `out` the folder of this experiment, or see that it is."""
+    marker = out / "experiment.json"
     if out.exists() and not out.is_dir():
-        raise SmaltiError(f"{out} is a file; name a folder for the study with --out")
+        raise SmaltiError(f"{out} is a file; name a folder for the experiment with --out")
     if marker.is_file():
         there = read_json(marker)
-        study = there.get("study") if isinstance(there, dict) else None
-        if study != name:
-            raise SmaltiError(f"{out} holds the study {study!r}, not {name!r}; choose another --out")
-    elif out.is_dir() and any(not entry.name.startswith(".study.json") for entry in out.iterdir()):
-        raise SmaltiError(f"{out} is not empty and holds no study; choose another --out")
+        experiment = there.get("experiment") if isinstance(there, dict) else None
+        if experiment != name:
+            raise SmaltiError(f"{out} holds the experiment {experiment!r}, not {name!r}; choose another --out")
+    elif out.is_dir() and any(not entry.name.startswith(".experiment.json") for entry in out.iterdir()):
+        raise SmaltiError(f"{out} is not empty and holds no experiment; choose another --out")
     else:
-        write_json(marker, {"smalti": __version__, "study": name})
+        write_json(marker, {"smalti": __version__, "experiment": name})
 
 
-def _do(step: Step, key: str, before: Mapping[str, Done], *, root: Path, title: str, console: Console) -> Done:
+def _do(
+    step: Step, key: str, before: Mapping[str, StepResult], *, root: Path, title: str, console: Console
+) -> StepResult:
     """Do one step, or find it done."""
     home = root / step.name
     folder, marker = home / key, home / f"{key}.json"
     begun = read_json(marker) if marker.is_file() else {}
     if begun.get("finished"):
-        say(console, f"{title}: done before")
-        return Done(folder, begun["outcome"], begun["seconds"])
-    said = ", going on" if begun else "".join(_changes(step, home))
-    say(console, f"{title}{said}")
+        say(console, f"{title}: already done")
+        return StepResult(folder, begun["outcome"], begun["seconds"])
+    message = ", resuming" if begun else "".join(_changes(step, home))
+    say(console, f"{title}{message}")
     note = {"settings": dict(step.settings), "after": list(step.after)}
     spent = float(begun.get("seconds", 0.0))
     write_json(marker, {**note, "finished": False, "seconds": spent})
@@ -212,14 +220,14 @@ def _do(step: Step, key: str, before: Mapping[str, Done], *, root: Path, title: 
         return round(spent + time.monotonic() - began, 1)
 
     try:
-        outcome = dict(step.work(Place(folder, before, console)))
+        outcome = dict(step.work(StepContext(folder, before, console)))
     except (SmaltiError, KeyboardInterrupt) as error:
         write_json(marker, {**note, "finished": False, "seconds": seconds()})
-        said = str(error) if isinstance(error, SmaltiError) else "interrupted; the same command goes on with it"
-        raise SmaltiError(f"{title}: {said}") from error
+        message = str(error) if isinstance(error, SmaltiError) else "interrupted; run the same command again to resume"
+        raise SmaltiError(f"{title}: {message}") from error
     took = seconds()
     write_json(marker, {**note, "finished": True, "seconds": took, "outcome": outcome})
-    return Done(folder, outcome, took)
+    return StepResult(folder, outcome, took)
 
 
 def _changes(step: Step, home: Path) -> Iterator[str]:
@@ -230,17 +238,19 @@ def _changes(step: Step, home: Path) -> Iterator[str]:
     then, now = dict(flattened(read_json(others[-1])["settings"])), dict(flattened(step.settings))
     differ = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
     what = [f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in differ[:3]]
-    yield f": {'; '.join(what) or 'an earlier step has changed'}; it is done anew, what was made before stays"
+    yield f": {'; '.join(what) or 'an earlier step has changed'}; it is run again; earlier results are kept"
 
 
-def _result(name: str, settings: Any, asked: Asked, done: Mapping[str, Done], out: Path) -> dict[str, Any]:
+def _result(
+    name: str, settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult], out: Path
+) -> dict[str, Any]:
     return {
         "smalti": __version__,
-        "study": name,
-        "scale": asked.scale,
-        "data": str(asked.data) if asked.data else "embedded scenes",
-        "models": [str(model) for model in asked.models],
-        "overrides": list(asked.overrides),
+        "experiment": name,
+        "scale": request.scale,
+        "data": str(request.data) if request.data else "embedded scenes",
+        "models": [str(model) for model in request.models],
+        "overrides": list(request.overrides),
         "settings": as_mapping(settings),
         "seconds": round(sum(step.seconds for step in done.values()), 1),
         "steps": {

@@ -1,4 +1,4 @@
-"""A small network that names the class of an image: a judge of samples, trained on real images only.
+"""A small network that names the class of an image: a metric of samples, trained on real images only.
 
 Letters: B batch, C channels, H W pixels, N classes.
 """

@@ -1,4 +1,4 @@
-"""How far images show what they were told: a measure for each condition.
+"""Condition fidelity: how well generated images follow their condition, with a measure for each kind of condition.
 
 Letters: B images, H W pixels, n labels.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.data.annotations.objects import ObjectAnnotation
-from smalti.experiments.scene_network import Judge, Known, judged
+from smalti.experiments.scene_network import KnownScenes, SceneNetwork, predict
 from smalti.images.io import edges, to_array
 
 STEEP = 48
@@ -29,75 +29,75 @@ SKY, GROUND = (0, 1, 2, 3), (5, 6, 7, 8)
 class ComparedImages(NamedTuple):
     """Samples of held-out conditions, and what they are held against."""
 
-    told: Tensor
+    conditioned: Tensor
     """(B,3,H,W) in [-1,1], each with the condition of the scene in its place"""
-    left_open: Tensor
-    """(B,3,H,W), of the same prior and seeds, told nothing"""
+    unconditional: Tensor
+    """(B,3,H,W), of the same prior and seeds, unconditional"""
     real: Tensor
     """(B,3,H,W), the scenes as the tokenizer gives them back"""
-    known: Known
+    known: KnownScenes
     things: Sequence[Sequence[ObjectAnnotation]]
     """What stands in each scene, in shares of it"""
-    judge: Judge
+    network: SceneNetwork
 
 
-class Obeyed(NamedTuple):
-    """A measure of told images, of real ones as the tokenizer gives them back, and of those that were told nothing."""
+class Fidelity(NamedTuple):
+    """A measure of conditional images, of reconstructed real images, and of unconditional images."""
 
-    told: float
+    conditioned: float
     real: float
-    left_open: float
+    unconditional: float
     score: float
     """What the goal is for."""
     goal: float
 
 
-Measure = Callable[[ComparedImages], Obeyed]
+Measure = Callable[[ComparedImages], Fidelity]
 
 
 def _each(of: Callable[[Tensor], float], compared: ComparedImages) -> tuple[float, float, float]:
-    return of(compared.told), of(compared.real), of(compared.left_open)
+    return of(compared.conditioned), of(compared.real), of(compared.unconditional)
 
 
-def labels(compared: ComparedImages) -> Obeyed:
-    """Mean intersection over union of the labels that the judge sees and those of the maps; the score is a share of what real
-    images reach."""
-    told, real, left_open = _each(
-        lambda images: mean_iou(judged(compared.judge, images).labels.argmax(1), compared.known.labels), compared
+def labels(compared: ComparedImages) -> Fidelity:
+    """Mean intersection over union of the labels that the scene network predicts and those of the maps; the score is a
+    share of what real images reach."""
+    conditioned, real, unconditional = _each(
+        lambda images: mean_iou(predict(compared.network, images).labels.argmax(1), compared.known.labels), compared
     )
-    return Obeyed(told, real, left_open, score=told / max(real, 1e-9), goal=0.5)
+    return Fidelity(conditioned, real, unconditional, score=conditioned / max(real, 1e-9), goal=0.5)
 
 
-def depths(compared: ComparedImages) -> Obeyed:
-    """Rank correlation of the depths that the judge sees and those of the maps, the mean over images."""
+def depths(compared: ComparedImages) -> Fidelity:
+    """Rank correlation of the depths that the scene network predicts and those of the maps, the mean over images."""
 
     def of(images: Tensor) -> float:
-        seen = judged(compared.judge, images).depths
+        seen = predict(compared.network, images).depths
         pairs = zip(seen, compared.known.depths, strict=True)
         return float(torch.stack([rank_correlation(one, other) for one, other in pairs]).mean())
 
-    told, real, left_open = _each(of, compared)
-    return Obeyed(told, real, left_open, score=told, goal=0.6)
+    conditioned, real, unconditional = _each(of, compared)
+    return Fidelity(conditioned, real, unconditional, score=conditioned, goal=0.6)
 
 
-def edge_maps(compared: ComparedImages) -> Obeyed:
-    """F-score of edges, a pixel off allowed; the score is how many times that of images that were told nothing."""
+def edge_maps(compared: ComparedImages) -> Fidelity:
+    """F-score of edges, a pixel off allowed; the score is how many times that of unconditional images."""
     wanted = _steep(compared.known.images)
-    told, real, left_open = _each(lambda images: f_score(_steep(images), wanted), compared)
-    return Obeyed(told, real, left_open, score=told / max(left_open, 1e-9), goal=2.0)
+    conditioned, real, unconditional = _each(lambda images: f_score(_steep(images), wanted), compared)
+    return Fidelity(conditioned, real, unconditional, score=conditioned / max(unconditional, 1e-9), goal=2.0)
 
 
-def classes(compared: ComparedImages) -> Obeyed:
-    """Share of images whose class the judge names right."""
+def classes(compared: ComparedImages) -> Fidelity:
+    """Share of images whose class the scene network classifies correctly."""
 
     def of(images: Tensor) -> float:
-        return float((judged(compared.judge, images).classes.argmax(1) == compared.known.classes).float().mean())
+        return float((predict(compared.network, images).classes.argmax(1) == compared.known.classes).float().mean())
 
-    told, real, left_open = _each(of, compared)
-    return Obeyed(told, real, left_open, score=told, goal=0.5)
+    conditioned, real, unconditional = _each(of, compared)
+    return Fidelity(conditioned, real, unconditional, score=conditioned, goal=0.5)
 
 
-def smaller(compared: ComparedImages, *, times: int) -> Obeyed:
+def smaller(compared: ComparedImages, *, times: int) -> Fidelity:
     """PSNR in dB of the images made so many times smaller, against the scenes made smaller."""
     wanted = F.avg_pool2d(compared.known.images, times)
 
@@ -105,17 +105,17 @@ def smaller(compared: ComparedImages, *, times: int) -> Obeyed:
         errors = (F.avg_pool2d(images.clamp(-1, 1), times) - wanted).square().mean((1, 2, 3)) / 4
         return float((-10 * errors.log10()).mean())
 
-    told, real, left_open = _each(of, compared)
-    return Obeyed(told, real, left_open, score=told, goal=20.0)
+    conditioned, real, unconditional = _each(of, compared)
+    return Fidelity(conditioned, real, unconditional, score=conditioned, goal=20.0)
 
 
-def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[ObjectAnnotation], bool]) -> Obeyed:
-    """How often the judge sees the class of a thing in its box; the score is how many times as often as in boxes of the same size
-    at other places of the same images. `names`: of the labels, in order."""
+def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[ObjectAnnotation], bool]) -> Fidelity:
+    """How often the scene network predicts the class of a thing in its box; the score is how many times as often as in
+    boxes of the same size at other places of the same images. `names`: of the labels, in order."""
     chance = torch.Generator().manual_seed(0)
 
     def of(images: Tensor) -> tuple[float, float]:
-        seen = judged(compared.judge, images).labels.argmax(1)  # (B,H,W)
+        seen = predict(compared.network, images).labels.argmax(1)  # (B,H,W)
         here, elsewhere = [], []
         for labeled, things in zip(seen, compared.things, strict=True):
             for thing in filter(only, things):
@@ -127,22 +127,27 @@ def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[Obj
                     elsewhere.append(_shown(shows, box) >= FOUND)
         return _share(here), _share(elsewhere)
 
-    (told, others), (real, _), (left_open, _) = of(compared.told), of(compared.real), of(compared.left_open)
-    return Obeyed(told, real, left_open, score=told / max(others, 1e-9), goal=3.0)
+    (conditioned, others), (real, _), (unconditional, _) = (
+        of(compared.conditioned),
+        of(compared.real),
+        of(compared.unconditional),
+    )
+    return Fidelity(conditioned, real, unconditional, score=conditioned / max(others, 1e-9), goal=3.0)
 
 
-def heights(compared: ComparedImages) -> Obeyed:
-    """Of tall images: the share of the sky's pixels in the upper third, and of the ground's in the lower, of both thirds."""
+def heights(compared: ComparedImages) -> Fidelity:
+    """Of tall images: the share of the sky's pixels in the upper third, and of the ground's in the lower, of both
+    thirds."""
 
     def of(images: Tensor) -> float:
-        seen = judged(compared.judge, images).labels.argmax(1)  # (B,H,W)
+        seen = predict(compared.network, images).labels.argmax(1)  # (B,H,W)
         third = seen.shape[1] // 3
         above = torch.isin(seen[:, :third], torch.tensor(SKY)).float().mean()
         below = torch.isin(seen[:, -third:], torch.tensor(GROUND)).float().mean()
         return float(above + below) / 2
 
-    told, real, left_open = _each(of, compared)
-    return Obeyed(told, real, left_open, score=told / max(real, 1e-9), goal=0.8)
+    conditioned, real, unconditional = _each(of, compared)
+    return Fidelity(conditioned, real, unconditional, score=conditioned / max(real, 1e-9), goal=0.8)
 
 
 def mean_iou(seen: Tensor, wanted: Tensor) -> float:
@@ -155,8 +160,8 @@ def mean_iou(seen: Tensor, wanted: Tensor) -> float:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Two tensors of as many numbers -> the correlation of their ranks (Spearman's), equal numbers sharing their mean rank; 0 where
-    one of the two is all the same."""
+    """Two tensors of as many numbers -> the correlation of their ranks (Spearman's), equal numbers sharing their mean
+    rank; 0 where one of the two is all the same."""
     ranks = torch.stack([_ranks(one.flatten()), _ranks(other.flatten())])
     ranks -= ranks.mean(1, keepdim=True)
     spread = ranks.norm(dim=1).prod()

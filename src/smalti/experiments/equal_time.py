@@ -1,7 +1,9 @@
-"""Trainings that last equally long on the clock: how fast each is, how many images that makes, and what it then learned.
+"""Trainings that last equally long on the clock: how fast each is, how many images that makes, and what it then
+learned.
 
-A schedule has to know where it ends, so a training cannot simply be stopped when its time is over. Its pace is taken first, and
-its length in images follows; how long it really took stands in its outcome. Steps run one after the other, never two at once.
+A schedule has to know where it ends, so a training cannot simply be stopped when its time is over. Its pace is taken
+first, and its length in images follows; how long it really took stands in its outcome. Steps run one after the other,
+never two at once.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.progress import say
 from smalti.core.settings import as_mapping
 from smalti.data.sources import Source, open_source
-from smalti.experiments.base import Place, Step
+from smalti.experiments.base import Step, StepContext
 from smalti.experiments.steps import Images, decisive
 from smalti.experiments.tokenizer_comparison import LPIPS
 from smalti.losses.discriminator import DISCRIMINATORS
@@ -42,7 +44,7 @@ FEWEST = 3
 """Timed steps at each place, at least; one more goes before them."""
 POINTS = 12
 """How often a training looks at held-out images ..."""
-LOOKED_AT = 64
+VALIDATION_IMAGES = 64
 """... and at how many of them, at most."""
 SAVED = 3
 """How often it saves its state."""
@@ -56,45 +58,51 @@ class Weights(NamedTuple):
 
 
 def weights(training: TokenizerTraining) -> Weights:
-    """A training -> the parameters of its networks, without making them; no discriminator where it is not played against."""
-    judge = replace(training.objective.adversarial.discriminator, channels=training.model.autoencoder.channels)
+    """A training -> the parameters of its networks, without making them; no discriminator where it is not played
+    against."""
+    discriminator_settings = replace(
+        training.objective.adversarial.discriminator, channels=training.model.autoencoder.channels
+    )
     with torch.device("meta"):
-        networks = VQGAN(training.model), DISCRIMINATORS[judge.name](judge)
+        networks = VQGAN(training.model), DISCRIMINATORS[discriminator_settings.name](discriminator_settings)
     tokenizer, discriminator = (sum(each.numel() for each in network.parameters()) for network in networks)
     return Weights(tokenizer, discriminator if training.objective.adversarial.weight else 0)
 
 
 def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change: str) -> None:
-    """Raise `SmaltiError` where one has more or fewer parameters than that called `like`, beyond a share of them. `change`: what a
-    person can do about it, besides setting `parameters_within`."""
+    """Raise `SmaltiError` where one has more or fewer parameters than that called `like`, beyond a share of them.
+    `change`: what a person can do about it, besides setting `parameters_within`."""
     wanted = found[like]
     for name, count in found.items():
         if abs(count / wanted - 1) > within:
             raise SmaltiError(
-                f"{name} has {count:,} parameters and {like} {wanted:,}: {count / wanted - 1:+.0%}, where {within:.0%} is "
+                f"{name} has {count:,} parameters and {like} {wanted:,}: {count / wanted - 1:+.0%}, where "
+                f"{within:.0%} is "
                 f"allowed; {change}, or set parameters_within"
             )
 
 
 def nominal(training: TokenizerTraining) -> TokenizerTraining:
-    """A training as all of its kind are, whatever their length: what decides its pace, and stands in the keys of steps."""
+    """A training as all of its kind are, whatever their length: what decides its pace, and stands in the keys of
+    steps."""
     return _of_length(training, NOMINAL)
 
 
-def lasting(training: TokenizerTraining, *, minutes: float, seconds_a_image: float) -> TokenizerTraining:
+def lasting(training: TokenizerTraining, *, minutes: float, seconds_per_image: float) -> TokenizerTraining:
     """A training -> the same with as many images, in whole batches, as go into `minutes`."""
-    batches = max(math.floor(60 * minutes / seconds_a_image / training.run.batch), 1)
+    batches = max(math.floor(60 * minutes / seconds_per_image / training.run.batch), 1)
     return _of_length(training, batches * training.run.batch)
 
 
 def _of_length(training: TokenizerTraining, length: int) -> TokenizerTraining:
-    looked_at = min(training.images.validation_images, LOOKED_AT)
+    looked_at = min(training.images.validation_images, VALIDATION_IMAGES)
     images = replace(training.images, validation_images=looked_at)
     return replace(training, run=of_length(training.run, length), images=images)
 
 
 def of_length(run: R, length: int) -> R:
-    """A run -> the same with a total of `length`. It validates right after each report, which is when the clock is read."""
+    """A run -> the same with a total of `length`. It validates right after each report, which is when the clock is
+    read."""
     every = math.ceil(length / POINTS)
     return replace(
         run.with_total(length),
@@ -109,10 +117,10 @@ def of_length(run: R, length: int) -> R:
 def pace(name: str, *, images: Images, training: TokenizerTraining, seconds: float) -> Step:
     """The step that takes the pace of a training, by `seconds` of steps. `training` is `nominal`."""
 
-    def work(place: Place) -> dict[str, Any]:
-        say(place.console, f"taking the pace of {name}")
+    def work(context: StepContext) -> dict[str, Any]:
+        say(context.console, f"measuring the training speed of {name}")
         return {
-            "seconds_a_image": taken(training, open_source(images.path(place)), seconds=seconds),
+            "seconds_per_image": measure_pace(training, open_source(images.path(context)), seconds=seconds),
             **weights(training)._asdict(),
             "threads": torch.get_num_threads(),
         }
@@ -121,7 +129,7 @@ def pace(name: str, *, images: Images, training: TokenizerTraining, seconds: flo
     return Step(name=f"pace-{name}", settings=settings, work=work, after=images.after)
 
 
-def taken(training: TokenizerTraining, source: Source, *, seconds: float) -> float:
+def measure_pace(training: TokenizerTraining, source: Source, *, seconds: float) -> float:
     """A training that is `nominal` -> the seconds that an image takes it on this machine, with its reading.
 
     The mean over `PLACES` of the medians of the steps there, about `seconds` of them. What they teach is thrown away.
@@ -154,11 +162,11 @@ def timed(name: str, *, images: Images, training: TokenizerTraining, minutes: fl
     `training` is `nominal`.
     """
 
-    def work(place: Place) -> dict[str, Any]:
-        planned = place.before[f"pace-{name}"].outcome
-        run = lasting(training, minutes=minutes, seconds_a_image=planned["seconds_a_image"])
-        train_tokenizer(images.path(place), place.folder, settings=run, console=place.console)
-        points = curve(read_metrics(place.folder))
+    def work(context: StepContext) -> dict[str, Any]:
+        planned = context.before[f"pace-{name}"].outcome
+        run = lasting(training, minutes=minutes, seconds_per_image=planned["seconds_per_image"])
+        train_tokenizer(images.path(context), context.folder, settings=run, console=context.console)
+        points = curve(read_metrics(context.folder))
         return {"images": run.run.images, "seconds": points[-1]["seconds"], "curve": points}
 
     settings = {**images.described, "training": decisive(as_mapping(training)), "minutes": minutes}
@@ -177,8 +185,8 @@ def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 def validations(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, Mapping[str, Any]]]:
     """Lines of a run's metrics -> those of its validations, each after the seconds of training before it.
 
-    The clock of a run goes on while it looks at held-out data; that time is taken off again. It lies between the line of a
-    report and the validation after it.
+    The clock of a run goes on while it looks at held-out data; that time is taken off again. It lies between the line
+    of a report and the validation after it.
     """
     reported, looking = 0.0, 0.0
     for line in lines:
@@ -189,7 +197,8 @@ def validations(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, Map
 
 
 def reached(points: Sequence[Mapping[str, float]], score: str, *, target: float) -> float | None:
-    """A curve -> the second at which its score first was as good as `target`, straight between its points; None: never."""
+    """A curve -> the second at which its score first was as good as `target`, straight between its points; None:
+    never."""
     sign = -1 if score == LPIPS else 1
     before: Mapping[str, float] | None = None
     for point in points:

@@ -1,11 +1,11 @@
-"""The studies there are, by name."""
+"""The experiments there are, by name."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from smalti.experiments.base import Study
-from smalti.experiments.conditions.experiment import CONDITIONS_OBEYED
+from smalti.experiments.base import Experiment
+from smalti.experiments.conditions.experiment import CONDITION_FIDELITY
 from smalti.experiments.f_sweep.experiment import F_SWEEP
 from smalti.experiments.modern.experiment import MODERN_VS_REFERENCE
 from smalti.experiments.orders.experiment import ORDERS_COMPARED
@@ -14,13 +14,13 @@ from smalti.experiments.quantizers.experiment import QUANTIZERS_COMPARED
 from smalti.experiments.reconstruction.experiment import RECONSTRUCTION
 from smalti.experiments.window.experiment import WINDOWS_COMPARED
 
-STUDIES: dict[str, Study[Any]] = {
+EXPERIMENTS: dict[str, Experiment[Any]] = {
     "reconstruction": RECONSTRUCTION,
     "modern-vs-reference": MODERN_VS_REFERENCE,
     "quantizers": QUANTIZERS_COMPARED,
     "f-sweep": F_SWEEP,
     "transformer-vs-pixelsnail": TRANSFORMER_VS_PIXELSNAIL,
     "orders": ORDERS_COMPARED,
-    "conditions": CONDITIONS_OBEYED,
+    "conditions": CONDITION_FIDELITY,
     "window": WINDOWS_COMPARED,
 }

@@ -1,4 +1,4 @@
-"""What the pages of studies share: images side by side and in details, curves, and how a study was made."""
+"""What the pages of experiments share: images side by side and in details, curves, and how an experiment was made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from smalti.core.settings import as_mapping
-from smalti.experiments.base import Asked
+from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.tokenizer_comparison import HEADS, Compared
 from smalti.reports.charts import Line, LinePlot, Reference
 from smalti.reports.report import Block, Commands, Comparison, EmbeddedImage, Listing, Plots, Section, Table
@@ -43,22 +43,23 @@ def signed(mean: float, error: float | None) -> str:
 
 
 def learning(lines: Mapping[str, Sequence[Mapping[str, float]]], *, entropy: float, over: Mapping[str, str]) -> Plots:
-    """What priors are called and their curves -> charts of the nats a code, over "codes" or "seconds" as `over` names and titles
-    them."""
+    """What priors are called and their curves -> charts of the nats per code, over "codes" or "seconds" as `over` names
+    and titles them."""
     units = {"codes": "codes seen", "seconds": "seconds of training"}
     plots = [
         LinePlot(
             title,
             [Line(called, [(point[key], point["nats"]) for point in points]) for called, points in lines.items()],
             x_label=units[key],
-            y_label="nats a code",
+            y_label="nats per code",
             references=[Reference(entropy, "entropy of single codes")],
         )
         for key, title in over.items()
     ]
     return Plots(
         plots,
-        caption="Lines that still fall say that more training would help; lines that rise, that codes are learned by heart.",
+        caption="Lines that still fall say that more training would help; lines that rise, that codes are learned "
+        "by heart.",
     )
 
 
@@ -155,8 +156,8 @@ def remarks(compared: Sequence[Compared]) -> list[Block]:
     for one in compared:
         for note in one.outcome["result"]["notes"]:
             found.setdefault(note, []).append(one.name)
-    said = [[note, "all" if len(names) == len(compared) else ", ".join(names)] for note, names in found.items()]
-    return [Table(["remark of the measuring", "on"], said)] if said else []
+    sentences = [[note, "all" if len(names) == len(compared) else ", ".join(names)] for note, names in found.items()]
+    return [Table(["remark of the measuring", "on"], sentences)] if sentences else []
 
 
 def not_measured(one: Compared) -> list[str]:
@@ -165,17 +166,18 @@ def not_measured(one: Compared) -> list[str]:
 
 
 def made(
-    study: str,
+    experiment: str,
     settings: Any,
-    asked: Asked,
+    request: ExperimentRequest,
     *,
     protocol: Mapping[str, Any],
     others: Sequence[tuple[str, str]] = (),
 ) -> Section:
-    """How a study was made: the command, its settings, and the protocol of its measuring, if any. `others`: commands beside it."""
-    words = ["smalti", "experiment", study, *map(str, asked.models), "--scale", asked.scale]
-    words += ["--data", str(asked.data)] if asked.data else []
-    words += [word for override in asked.overrides for word in ("--set", override)]
+    """How an experiment was made: the command, its settings, and the protocol of its measuring, if any. `others`:
+    commands beside it."""
+    words = ["smalti", "experiment", experiment, *map(str, request.models), "--scale", request.scale]
+    words += ["--data", str(request.data)] if request.data else []
+    words += [word for override in request.overrides for word in ("--set", override)]
     again = shlex.join([*words, "--out", "OUT"])
     known = {name: value for name, value in protocol.items() if value is not None}
     measured = [Listing(as_yaml(known), caption="The protocol by which each tokenizer was measured.")] if known else []
@@ -183,7 +185,7 @@ def made(
         "How this was made",
         [
             Commands([(again, "The same again; in the same folder, what is finished is not done again."), *others]),
-            Listing(as_yaml(as_mapping(settings)), caption="The settings of the study."),
+            Listing(as_yaml(as_mapping(settings)), caption="The settings of the experiment."),
             *measured,
         ],
     )

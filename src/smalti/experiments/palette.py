@@ -1,7 +1,7 @@
 """The tokenizer of f = 1: a palette of K colors. The code of a pixel is the color nearest to it.
 
-It has the methods of a `VQGAN` and is none: there is nothing to its encoder and decoder. It is what section 4.4 of the paper
-compares with, transformers on pixels, as in Chen et al. 2020 (iGPT).
+It has the methods of a `VQGAN` and is none: there is nothing to its encoder and decoder. It is what section 4.4 of the
+paper compares with, transformers on pixels, as in Chen et al. 2020 (iGPT).
 
 Letters: B batch, H W pixels, K colors, n pixels.
 """

@@ -1,4 +1,5 @@
-"""What studies of priors share: the codes of whole images, a prior trained on them, and how likely it finds held-out ones.
+"""What experiments of priors share: the codes of whole images, a prior trained on them, and how likely it finds
+held-out ones.
 
 B batch, H W pixels, f = H/h, h w grid of codes.
 """
@@ -19,9 +20,9 @@ from smalti.core.settings import as_mapping
 from smalti.data.code_shards import open_codes
 from smalti.data.loader import in_order
 from smalti.experiments import steps
-from smalti.experiments.base import Asked, Place, Step
+from smalti.experiments.base import ExperimentRequest, Step, StepContext
 from smalti.experiments.equal_time import of_length, validations
-from smalti.experiments.sampling import codes_of_crops, trained_prior
+from smalti.experiments.sampling import codes_of_crops, train_prior_on_codes
 from smalti.experiments.steps import Images
 from smalti.experiments.tokenizer_comparison import difference
 from smalti.hub.pretrained import find_model
@@ -33,23 +34,26 @@ from smalti.training.prior_networks import Codes, build_network
 from smalti.training.run_folder import read_metrics
 
 FIXED = ("condition=unconditional", "condition_dropout=0", "encode={}", "run.patience=0")
-"""Of all priors of such a study: they are told nothing, and none stops before the others."""
-JUDGED = 64
-"""Images whose codes are judged at once."""
+"""Of all priors of such an experiment: they are unconditional, and none stops before the others."""
+BATCH = 64
+"""Images per batch."""
 
 
 def tokenizer_training(
-    recipe: str, changes: Sequence[str], asked: Asked, *, size: tuple[int, int], held_out: float
+    recipe: str, changes: Sequence[str], request: ExperimentRequest, *, size: tuple[int, int], held_out: float
 ) -> TokenizerTraining:
-    """A recipe, a study's changes of it, and what a person set -> the training of the one tokenizer, on whole images of `size`
-    (H,W)."""
+    """A recipe, an experiment's changes of it, and what a person set -> the training of the one tokenizer, on whole
+    images of `size` (H,W)."""
     fixed = [f"images.size={list(size)}", f"images.validation={held_out}"]
-    return steps.varied(recipe, shared=changes, overrides=asked.of("tokenizer"), changes=fixed)
+    return steps.varied(recipe, shared=changes, overrides=request.of("tokenizer"), changes=fixed)
 
 
-def prior_training(recipe: str, shared: Sequence[str], asked: Asked, *, changes: Sequence[str]) -> PriorTraining:
-    """A recipe, a study's changes for all priors, what a person set, and what is one prior's own -> its training."""
-    return steps.varied_prior(recipe, shared=shared, overrides=asked.of("prior"), changes=[*changes, *FIXED])
+def prior_training(
+    recipe: str, shared: Sequence[str], request: ExperimentRequest, *, changes: Sequence[str]
+) -> PriorTraining:
+    """A recipe, an experiment's changes for all priors, what a person set, and what is one prior's own -> its
+    training."""
+    return steps.varied_prior(recipe, shared=shared, overrides=request.of("prior"), changes=[*changes, *FIXED])
 
 
 def codes_of_images(tokenizer: TokenizerTraining) -> Codes:
@@ -82,21 +86,24 @@ def codes(
     held_out: float,
     copies: tuple[int, int],
 ) -> Step:
-    """The step that encodes whole images, and their mirror images. `copies`: of each training image, of each held-out one."""
+    """The step that encodes whole images, and their mirror images. `copies`: of each training image, of each held-out
+    one."""
 
-    def work(place: Place) -> dict[str, Any]:
+    def work(context: StepContext) -> dict[str, Any]:
         return codes_of_crops(
-            load_tokenizer(place.before["tokenizer"].folder),
-            images.path(place),
-            place,
+            load_tokenizer(context.before["tokenizer"].folder),
+            images.path(context),
+            context,
             window=grid,
             size=size,
             held_out=held_out,
             copies=copies,
         )
 
-    said = {"size": list(size), "held_out": held_out, "copies": list(copies)}
-    return Step(name="codes", settings={**images.described, **said}, work=work, after=(*images.after, "tokenizer"))
+    step_settings = {"size": list(size), "held_out": held_out, "copies": list(copies)}
+    return Step(
+        name="codes", settings={**images.described, **step_settings}, work=work, after=(*images.after, "tokenizer")
+    )
 
 
 def prior(name: str, training: PriorTraining) -> Step:
@@ -110,37 +117,38 @@ def prior(name: str, training: PriorTraining) -> Step:
     )
 
 
-def trained(place: Place, training: PriorTraining) -> dict[str, Any]:
+def trained(context: StepContext, training: PriorTraining) -> dict[str, Any]:
     """Train a prior in the step's folder -> what is known of it then. `run` is `timed.of_length`."""
-    tokenizer = load_tokenizer(place.before["tokenizer"].folder)
-    outcome = trained_prior(tokenizer, place.before["codes"].folder / "codes", place, settings=training)
-    points = curve(read_metrics(place.folder))
+    tokenizer = load_tokenizer(context.before["tokenizer"].folder)
+    outcome = train_prior_on_codes(tokenizer, context.before["codes"].folder / "codes", context, settings=training)
+    points = curve(read_metrics(context.folder))
     return {**outcome, "codes": points[-1]["codes"], "seconds": points[-1]["seconds"], "curve": points}
 
 
 def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Lines of a prior's metrics -> the nats a code of held-out codes, after how many codes and seconds of training."""
+    """Lines of a prior's metrics -> the nats per code of held-out codes, after how many codes and seconds of
+    training."""
     return [{"seconds": seconds, "codes": line["seen"], "nats": line["nats"]} for seconds, line in validations(lines)]
 
 
 @torch.no_grad()
-def judged(place: Place, name: str) -> Iterator[Tensor]:
+def validation_nll(context: StepContext, name: str) -> Iterator[Tensor]:
     """The nats of the codes of each held-out image, (h,w), by the model that the training of one prior has kept."""
     device = pick_device("auto")
-    network, _ = load_prior(find_model(place.before[f"prior-{name}"].folder, kind="prior"))
+    network, _ = load_prior(find_model(context.before[f"prior-{name}"].folder, kind="prior"))
     network.to(device)
-    shards = open_codes(place.before["codes"].folder / "codes")
-    for batch in in_order(shards.validation, batch=JUDGED):
+    shards = open_codes(context.before["codes"].folder / "codes")
+    for batch in in_order(shards.validation, batch=BATCH):
         yield from nll(network, network.null_prefix(len(batch.codes)), batch.codes.to(device)).cpu()  # (B,h,w)
 
 
 def row(
     outcome: Mapping[str, Any], values: Sequence[float], *, over: str, others: Sequence[float]
 ) -> dict[str, float | None]:
-    """What is known of a prior, and its nats a code on each held-out image -> what stands of it in a table.
+    """What is known of a prior, and its nats per code on each held-out image -> what stands of it in a table.
 
-    `over_` and the name `over`: how much more than the `others`, on the same images, and `error` the standard error of that; None
-    where there is one image.
+    `over_` and the name `over`: how much more than the `others`, on the same images, and `error` the standard error of
+    that; None where there is one image.
     """
     gain = difference(values, others)
     return {

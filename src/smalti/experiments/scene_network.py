@@ -1,5 +1,5 @@
-"""A small network that says what is in a scene: the label and the depth of each pixel, and the class of the whole. It learns from
-real scenes alone, and judges samples.
+"""A small network that predicts the labels and depths of the pixels of a scene, and its class. It is trained on real
+scenes and evaluates samples.
 
 Letters: B batch, C channels, H W pixels, n labels, N classes, M images.
 """
@@ -18,8 +18,8 @@ WIDTHS = (24, 48, 64, 96)
 BATCH = 16
 
 
-class Known(NamedTuple):
-    """Scenes, and what is known of them."""
+class KnownScenes(NamedTuple):
+    """Scenes with their labels."""
 
     images: Tensor
     """(M,3,H,W) in [-1,1]"""
@@ -30,13 +30,13 @@ class Known(NamedTuple):
     depths: Tensor
     """(M,1,H,W) in [-1,1], each from its nearest to its farthest"""
 
-    def at(self, places: Tensor) -> Known:
+    def at(self, places: Tensor) -> KnownScenes:
         """Some of them."""
-        return Known(*(each[places] for each in self))
+        return KnownScenes(*(each[places] for each in self))
 
 
-class Verdict(NamedTuple):
-    """What the judge sees."""
+class ScenePrediction(NamedTuple):
+    """What the scene network predicts."""
 
     labels: Tensor
     """(B,n,H,W) logits"""
@@ -47,8 +47,9 @@ class Verdict(NamedTuple):
 
 
 @final
-class Judge(nn.Module):
-    """(B,3,H,W) in [-1,1], sides divisible by 8 -> a verdict. Convolutions down to an eighth and up again, with shortcuts."""
+class SceneNetwork(nn.Module):
+    """(B,3,H,W) in [-1,1], sides divisible by 8 -> predictions. Convolutions down to an eighth and up again, with
+    shortcuts."""
 
     def __init__(self, labels: int, classes: int) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class Judge(nn.Module):
         self.pixels = nn.Conv2d(WIDTHS[0], labels + 1, 1)
         self.whole = nn.Linear(WIDTHS[-1], classes)
 
-    def forward(self, images: Tensor) -> Verdict:
+    def forward(self, images: Tensor) -> ScenePrediction:
         levels = [self.first(images)]  # (B,24,H,W)
         for block in self.down:
             levels.append(block(F.avg_pool2d(levels[-1], 2)))  # (B, .., H/2, W/2)
@@ -67,7 +68,7 @@ class Judge(nn.Module):
         for block, shortcut in zip(self.up, levels[-2::-1], strict=True):
             x = block(torch.cat((F.interpolate(x, scale_factor=2.0), shortcut), dim=1))  # (B, .., 2H, 2W)
         pixels = self.pixels(x)  # (B,n+1,H,W)
-        return Verdict(pixels[:, :-1], pixels[:, -1:], classes)
+        return ScenePrediction(pixels[:, :-1], pixels[:, -1:], classes)
 
 
 def _block(channels: int, out_channels: int) -> nn.Sequential:
@@ -77,12 +78,12 @@ def _block(channels: int, out_channels: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def train_judge(
-    known: Known, *, labels: int, classes: int, steps: int, progress: Callable[[int, int], object]
-) -> Judge:
-    """Scenes -> a judge in evaluation mode, the same each time: batches are drawn by a seed."""
+def train_scene_network(
+    known: KnownScenes, *, labels: int, classes: int, steps: int, progress: Callable[[int, int], object]
+) -> SceneNetwork:
+    """Scenes -> a network in evaluation mode, the same each time: batches are drawn by a seed."""
     torch.manual_seed(0)
-    model = Judge(labels, classes)
+    model = SceneNetwork(labels, classes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps + 1)
     chance = torch.Generator().manual_seed(0)
@@ -103,7 +104,7 @@ def train_judge(
 
 
 @torch.no_grad()
-def judged(model: Judge, images: Tensor) -> Verdict:
-    """(B,3,H,W), any number of them -> what is seen in them."""
+def predict(model: SceneNetwork, images: Tensor) -> ScenePrediction:
+    """(B,3,H,W), B of any size -> predictions."""
     parts = [model(some) for some in torch.split(images, BATCH)]
-    return Verdict(*(torch.cat(each) for each in zip(*parts, strict=True)))
+    return ScenePrediction(*(torch.cat(each) for each in zip(*parts, strict=True)))

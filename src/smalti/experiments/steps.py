@@ -1,4 +1,4 @@
-"""Steps that studies share: painting scenes, training a tokenizer."""
+"""Steps that experiments share: rendering scenes, training a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from smalti.core.errors import SmaltiError
 from smalti.core.progress import counting
 from smalti.core.settings import as_mapping, settings
 from smalti.data.sources import identity, open_source
-from smalti.experiments.base import TRAININGS, Asked, Place, Step
+from smalti.experiments.base import TRAININGS, ExperimentRequest, Step, StepContext
 from smalti.scenes.scene_files import write_scenes
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.run_folder import FREE_TO_CHANGE
 from smalti.training.runs import train_tokenizer
 
 SCENES = "scenes"
-"""Name of the step that paints."""
+"""Name of the step that renders."""
 
 
 @settings
 class Variation:
-    """One of the trainings that a study compares."""
+    """One of the trainings that an experiment compares."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     changes: tuple[str, ...] = ()
@@ -38,19 +38,20 @@ def refuse_twins(names: Sequence[str], *, what: str) -> None:
         raise SmaltiError(f"two {what} are called {twice!r}; name each differently")
 
 
-def refuse_idle(asked: Asked, *, trains: Sequence[str]) -> None:
-    """Raise `SmaltiError` for what was set and would change nothing: trainings that the study has none of, scenes that are not
-    painted. `trains`: those of `TRAININGS` that it has."""
-    for override in asked.overrides:
+def refuse_idle(request: ExperimentRequest, *, trains: Sequence[str]) -> None:
+    """Raise `SmaltiError` for what was set and would change nothing: trainings that the experiment has none of, scenes
+    that are not painted. `trains`: those of `TRAININGS` that it has."""
+    for override in request.overrides:
         key = override.partition("=")[0].partition(".")[0]
         if key in TRAININGS and key not in trains:
-            raise SmaltiError(f"--set {override}: no {key} is trained in this study; leave it out")
-        if asked.data and key == "scenes":
-            raise SmaltiError(f"--set {override}: images are given and no scenes are painted; leave it out")
+            raise SmaltiError(f"--set {override}: no {key} is trained in this experiment; omit it")
+        if request.data and key == "scenes":
+            raise SmaltiError(f"--set {override}: images are given and no scenes are rendered; omit it")
 
 
 class Images(NamedTuple):
-    """Where a study's images come from: a path that was given, or else the scenes that an earlier step has painted."""
+    """Where an experiment's images come from: a path that was given, or else the scenes that an earlier step has
+    painted."""
 
     given: Path | None
     described: dict[str, Any]
@@ -68,18 +69,18 @@ class Images(NamedTuple):
         """The steps that must be done before there are images."""
         return () if self.given else (SCENES,)
 
-    def path(self, place: Place) -> Path:
+    def path(self, context: StepContext) -> Path:
         """Where they are, for a step that comes `after`."""
-        return self.given or place.before[SCENES].folder / "images"
+        return self.given or context.before[SCENES].folder / "images"
 
 
 def scenes(*, count: int, size: tuple[int, int], seed: int = 0, name: str = SCENES) -> Step:
-    """The step that paints `count` embedded scenes of `size` (H,W)."""
+    """The step that renders `count` embedded scenes of `size` (H,W)."""
 
-    def work(place: Place) -> dict[str, Any]:
-        with counting(place.console, title="painting", unit="scenes") as progress:
+    def work(context: StepContext) -> dict[str, Any]:
+        with counting(context.console, title="rendering", unit="scenes") as progress:
             write_scenes(
-                place.folder,
+                context.folder,
                 count=count,
                 size=size,
                 seed=seed,
@@ -94,9 +95,10 @@ def scenes(*, count: int, size: tuple[int, int], seed: int = 0, name: str = SCEN
 def varied(
     recipe: str, *, shared: Sequence[str], overrides: Sequence[str], changes: Sequence[str]
 ) -> TokenizerTraining:
-    """A recipe, then the study's changes for all, what a person set, and what the study varies -> a tokenizer's training.
+    """A recipe, then the experiment's changes for all, what a person set, and what the experiment varies -> a
+    tokenizer's training.
 
-    Raises `SmaltiError` where a person sets what the study varies: it would change nothing.
+    Raises `SmaltiError` where a person sets what the experiment varies: it would change nothing.
     """
     _refuse_decided("tokenizer", overrides, changes)
     return resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=[*shared, *overrides, *changes])
@@ -111,22 +113,23 @@ def varied_prior(
 
 
 def _refuse_decided(stage: str, overrides: Sequence[str], changes: Sequence[str]) -> None:
-    """Raise `SmaltiError` for an override of what a study decides, of a part of it, or of a section that it is a part of."""
+    """Raise `SmaltiError` for an override of what an experiment decides, of a part of it, or of a section that it is a
+    part of."""
     varies = {change.partition("=")[0] for change in changes}
     for override in overrides:
         key = override.partition("=")[0]
         if any(f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for each in varies):
             raise SmaltiError(
-                f"--set {stage}.{override}: the study decides {key} itself, by settings of its own; set those "
-                "(its page lists them, and docs/studies.md explains)"
+                f"--set {stage}.{override}: the experiment decides {key} itself, by settings of its own; set those "
+                "(its page lists them, and docs/experiments.md explains)"
             )
 
 
 def tokenizer(name: str, *, images: Images, training: TokenizerTraining) -> Step:
     """The step that trains a tokenizer; its folder is a run folder."""
 
-    def work(place: Place) -> dict[str, Any]:
-        train_tokenizer(images.path(place), place.folder, settings=training, console=place.console)
+    def work(context: StepContext) -> dict[str, Any]:
+        train_tokenizer(images.path(context), context.folder, settings=training, console=context.console)
         return {}
 
     settings = {**images.described, "training": decisive(as_mapping(training))}
@@ -134,7 +137,8 @@ def tokenizer(name: str, *, images: Images, training: TokenizerTraining) -> Step
 
 
 def decisive(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a training without those that change nothing of what it learns: the run goes on with others of them."""
+    """The settings of a training without those that change nothing of what it learns: the run goes on with others of
+    them."""
     kept: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

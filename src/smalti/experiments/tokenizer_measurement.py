@@ -21,15 +21,15 @@ from smalti.core.published_weights import find_weights
 from smalti.core.settings import as_mapping
 from smalti.data.sources import open_source
 from smalti.evaluation.measures import measure_tokenizer
-from smalti.evaluation.prepared_images import Taken
+from smalti.evaluation.prepared_images import PreparedImages
 from smalti.evaluation.protocols import FeatureProtocol, ImageProtocol, TokenizerProtocol
 from smalti.evaluation.results import as_plain, write_result
-from smalti.experiments.base import Place, Step
+from smalti.experiments.base import Step, StepContext
 from smalti.experiments.steps import Images
 from smalti.experiments.tokenizer_comparison import FEATURES, LPIPS
 from smalti.images.io import DamagedImage, save_png, to_tensor
 
-JUDGES = {LPIPS: ("squeezenet1_1", "lpips-squeeze"), FEATURES: ("squeezenet1_1",)}
+WEIGHTS_OF_SCORES = {LPIPS: ("squeezenet1_1", "lpips-squeeze"), FEATURES: ("squeezenet1_1",)}
 """Scores that need published weights, and which."""
 REPEATS = 5
 TIMED = 8
@@ -38,8 +38,8 @@ OUTCOME = 1
 """Raised when measuring leaves other values behind, so that those of before are not taken for them."""
 
 
-class Measuring(NamedTuple):
-    """How all tokenizers of a study are measured."""
+class TokenizerMeasurement(NamedTuple):
+    """How all tokenizers of an experiment are measured."""
 
     protocol: TokenizerProtocol
     missing: dict[str, str]
@@ -48,11 +48,14 @@ class Measuring(NamedTuple):
     """How many images are set down beside what the tokenizer makes of them."""
 
     @classmethod
-    def of(cls, study: str, *, size: tuple[int, int], count: int, held_out: float, shown: int) -> Measuring:
-        """Images of `size` (H,W), at most `count` of them, those held out at a share or with 0 all -> how they are measured."""
-        found, missing = judges()
+    def of(
+        cls, experiment: str, *, size: tuple[int, int], count: int, held_out: float, shown: int
+    ) -> TokenizerMeasurement:
+        """Images of `size` (H,W), at most `count` of them, those held out at a share or with 0 all -> how they are
+        measured."""
+        found, missing = available_networks()
         protocol = TokenizerProtocol(
-            about=f"The study `{study}`: images of one size, evenly spread over those there are.",
+            about=f"The experiment `{experiment}`: images of one size, evenly spread over those there are.",
             images=ImageProtocol(held_out=held_out, size=size, count=count),
             similarity=("psnr", "ssim"),
             lpips=("squeezenet",) if LPIPS in found else (),
@@ -67,10 +70,10 @@ class Measuring(NamedTuple):
         images: Images,
         described: Mapping[str, Any],
         after: Sequence[str],
-        load: Callable[[Place], Any],
+        load: Callable[[StepContext], Any],
     ) -> Step:
-        """The step that measures the tokenizer `load` finds. Its folder holds `result.json`, `images.csv`, and in `shown`
-        some images. `described`: what the settings hold of the tokenizer besides the steps it comes `after`."""
+        """The step that measures the tokenizer `load` finds. Its folder holds `result.json`, `images.csv`, and in
+        `shown` some images. `described`: what the settings hold of the tokenizer besides the steps it comes `after`."""
         settings = {"protocol": as_mapping(self.protocol), "shown": self.shown, "outcome": OUTCOME}
         return Step(
             name=f"measure-{name}",
@@ -79,37 +82,37 @@ class Measuring(NamedTuple):
             after=(*images.after, *after),
         )
 
-    def measured(self, tokenizer: Any, name: str, images: Path, place: Place) -> dict[str, Any]:
-        """A tokenizer, or what has its methods -> its scores; its values on each image, and some images, are set down in
-        the step's folder."""
+    def measured(self, tokenizer: Any, name: str, images: Path, context: StepContext) -> dict[str, Any]:
+        """A tokenizer, or what has its methods -> its scores; its values on each image, and some images, are set down
+        in the step's folder."""
         source, device = open_source(images), pick_device("auto")
-        protocol = _at_most(self.protocol, len(Taken(source, _uncounted(self.protocol.images), channels=3)))
-        with counting(place.console, title=f"measuring {name}", unit="images") as progress:
+        protocol = _at_most(self.protocol, len(PreparedImages(source, _uncounted(self.protocol.images), channels=3)))
+        with counting(context.console, title=f"measuring {name}", unit="images") as progress:
             measured = measure_tokenizer(tokenizer, source, protocol=protocol, device=device, progress=progress)
         plain = as_plain(measured)
-        write_result(place.folder, plain, measured)
-        taken = Taken(source, protocol.images, channels=tokenizer.settings.autoencoder.channels)
+        write_result(context.folder, plain, measured)
+        prepared = PreparedImages(source, protocol.images, channels=tokenizer.settings.autoencoder.channels)
         height, width = protocol.images.size or (0, 0)
         f, K = tokenizer.factor, tokenizer.size
         return {
             "factor": f,
             "codes": K,
             "channels": tokenizer.settings.autoencoder.channels,
-            "bits_a_image": height // f * (width // f) * math.log2(K),
-            "bits_a_pixel": math.log2(K) / f**2,
+            "bits_per_image": height // f * (width // f) * math.log2(K),
+            "bits_per_pixel": math.log2(K) / f**2,
             "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
-            "shown": _set_down(tokenizer, taken, place.folder / "shown", count=self.shown),
+            "shown": _write_examples(tokenizer, prepared, context.folder / "shown", count=self.shown),
             **_timed(tokenizer, (height, width), device),
             "missing": dict(self.missing),
             "result": plain,
         }
 
 
-def judges() -> tuple[list[str], dict[str, str]]:
+def available_networks() -> tuple[list[str], dict[str, str]]:
     """The scores whose published weights can be had -> their names; and of the others, why not."""
     found: list[str] = []
     missing: dict[str, str] = {}
-    for score, weights in JUDGES.items():
+    for score, weights in WEIGHTS_OF_SCORES.items():
         try:
             for name in weights:
                 find_weights(name)
@@ -138,31 +141,32 @@ def _at_most(protocol: TokenizerProtocol, available: int) -> TokenizerProtocol:
 
 
 @torch.no_grad()
-def _set_down(tokenizer: Any, taken: Taken, folder: Path, *, count: int) -> list[dict[str, Any]]:
+def _write_examples(tokenizer: Any, prepared: PreparedImages, folder: Path, *, count: int) -> list[dict[str, Any]]:
     """Write `count` of the images, evenly spread, and what the tokenizer makes of them, as PNG files -> their names."""
     device = next(tokenizer.parameters()).device
-    count = min(count, len(taken))
+    count = min(count, len(prepared))
     found: list[dict[str, Any]] = []
     for number in range(count):
-        at = number * len(taken) // count
+        at = number * len(prepared) // count
         try:
-            original = to_tensor(taken.read(at))
+            original = to_tensor(prepared.read(at))
         except DamagedImage:
-            continue  # measuring has told of it
+            continue  # the measurement has reported it
         back = tokenizer(original.unsqueeze(0).to(device))[0][0].clamp(-1, 1).cpu()
         save_png(folder / f"{number:03d}-original.png", original)
         save_png(folder / f"{number:03d}.png", back)
-        found.append({"number": number, "place": at, "name": taken.images[at].key})
+        found.append({"number": number, "place": at, "name": prepared.images[at].key})
     return found
 
 
 @torch.no_grad()
 def _timed(tokenizer: Any, size: tuple[int, int], device: torch.device) -> dict[str, Any]:
-    """Seconds an image of `size` takes, to codes and back, in a batch of `TIMED`: the median of some repeats after one."""
+    """Seconds an image of `size` takes, to codes and back, in a batch of `TIMED`: the median of some repeats after
+    one."""
     images = torch.zeros(TIMED, tokenizer.settings.autoencoder.channels, *size, device=device)
     took = []
     for _ in range(REPEATS + 1):
         began = time.perf_counter()
         float(tokenizer(images)[0].sum())  # reading a number waits for the device
         took.append((time.perf_counter() - began) / TIMED)
-    return {"seconds_a_image": statistics.median(took[1:]), "device": str(device)}
+    return {"seconds_per_image": statistics.median(took[1:]), "device": str(device)}

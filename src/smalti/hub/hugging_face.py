@@ -1,6 +1,7 @@
 """The Hugging Face Hub: a name there -> a folder here, and a folder here -> a repository there.
 
-Tokens, the cache and `HF_HUB_OFFLINE` are huggingface_hub's business: a repository that is in the cache is read without a network.
+Tokens, the cache and `HF_HUB_OFFLINE` are huggingface_hub's business: a repository that is in the cache is read without
+a network.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def fetched(name: str) -> Path:
 def pushed(folder: Path, name: str, *, private: bool) -> str:
     """Send all files of `folder` to the repository `name`, which is made if there is none -> its address.
 
-    What an earlier model left there is removed in the same commit: a half-new model is never to be seen. `private` holds for a new
-    repository. Raises `SmaltiError` for what is no name, and when the Hub refuses, with its reason.
+    What an earlier model left there is removed in the same commit: a half-new model is never to be seen. `private`
+    holds for a new repository. Raises `SmaltiError` for what is no name, and when the Hub refuses, with its reason.
     """
     if not is_name(name):
         raise SmaltiError(
@@ -59,7 +60,8 @@ def pushed(folder: Path, name: str, *, private: bool) -> str:
         )
     except Exception as error:  # as above: offline, no token, no right to write, a license that the Hub does not know
         raise SmaltiError(
-            f"the Hub did not take {name} ({_first_line(error)}); log in with `hf auth login` or set HF_TOKEN, and try again"
+            f"the Hub did not take {name} ({_first_line(error)}); log in with `hf auth login` or set HF_TOKEN, "
+            "and try again"
         ) from error
     return str(address)
 

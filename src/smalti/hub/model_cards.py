@@ -1,7 +1,8 @@
-"""Model cards: what a model folder, its runs and its measurements say -> the README.md that stands beside the model on the Hub.
+"""Model cards: what a model folder, its runs and its measurements say -> the README.md that stands beside the model on
+the Hub.
 
-Nothing is claimed that is not in a file: scores come with their protocol from `result.json`, else from the run's last validation
-and are called that; a license is what its owner says it is.
+Nothing is claimed that is not in a file: scores come with their protocol from `result.json`, else from the run's last
+validation and are called that; a license is what its owner says it is.
 """
 
 from __future__ import annotations
@@ -48,19 +49,22 @@ class Sources(NamedTuple):
 
 
 def publish(folder: Path, name: str, sources: Sources, *, private: bool) -> str:
-    """Write the card of the models in `folder` beside them, and send all -> the repository's address. Errors as both."""
+    """Write the card of the models in `folder` beside them, and send all -> the repository's address. Errors as
+    both."""
     write_card(folder, name, sources)
     return pushed(folder, name, private=private)
 
 
 def write_card(folder: Path, name: str, sources: Sources) -> None:
-    """Write README.md, and the images that it shows, beside the models in `folder`; `name` is the repository's, owner/name.
+    """Write README.md, and the images that it shows, beside the models in `folder`; `name` is the repository's,
+    owner/name.
 
     Raises `SmaltiError` for what is no license and for results that were not written by `smalti evaluate`.
     """
     if not _LICENSE.fullmatch(sources.license):
         raise SmaltiError(
-            f"{sources.license!r} is no license as the Hub names them; write one such as mit, apache-2.0, cc-by-4.0 or other"
+            f"{sources.license!r} is no license as the Hub names them; write one such as mit, apache-2.0, "
+            "cc-by-4.0 or other"
         )
     models = {kind: read_json(path) for kind, path in _configs(folder).items()}
     sections = [
@@ -92,7 +96,8 @@ def _head(models: Mapping[str, Any], license: str) -> str:
 def _sentence(models: Mapping[str, Any]) -> str:
     if "prior" in models:
         return (
-            "A tokenizer, which turns images into codes and back, and a prior, which lays new codes. Made with smalti."
+            "A tokenizer, which encodes images to codes and decodes them, and a prior, which generates codes. "
+            "Made with smalti."
         )
     return "A tokenizer, which turns images into codes and back. Made with smalti."
 
@@ -141,7 +146,7 @@ def _facts(models: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         settings, about = models["prior"]["settings"], models["prior"]["about"]
         network, condition = settings["network"], settings["condition"]
         yield "prior", f"{network['name']}, a window of {' x '.join(map(str, network['grid']))} codes"
-        yield "told by", condition["name"]
+        yield "conditioned on", condition["name"]
         labels = condition.get("labels", [])
         if labels:
             more = f", and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
@@ -197,7 +202,8 @@ def _scores(sources: Sources) -> Iterator[str]:
             rows = ((key, _number(value)) for key, value in last.items() if key not in ("part", "time", "seen"))
             unit = "codes" if kind == "prior" else "images"
             yield (
-                f"The {kind}, on the held-out part of its own training data, after {last['seen']:,} {unit}: the last validation of "
+                f"The {kind}, on the held-out part of its own training data, after {last['seen']:,} {unit}: the "
+                "last validation of "
                 f"the training, no protocol of `smalti evaluate`.\n\n{_table(rows, head=('score', 'value'))}"
             )
 
@@ -231,7 +237,8 @@ def _folded(title: str, values: Mapping[str, Any]) -> str:
 
 
 def _without_places(value: Any) -> Any:
-    """Plain values with the last part alone of each absolute path: where somebody keeps their images is nobody's business."""
+    """Plain values with the last part alone of each absolute path: where somebody keeps their images is nobody's
+    business."""
     if isinstance(value, Mapping):
         return {key: _without_places(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,7 @@
 """Models on disk: a folder with `config.json` (what it is, its settings) and `model.safetensors` (its weights).
 
-Nothing in such a folder is ever executed. A name that is no folder here is that of a model that comes with smalti, or is looked
-for on the Hugging Face Hub.
+Nothing in such a folder is ever executed. A name that is no folder here is that of a model that comes with smalti, or
+is looked for on the Hugging Face Hub.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def halved(module: nn.Module) -> None:
 
 
 def halve(folder: Path) -> None:
-    """Keep the float32 weights of all models in `folder` in half precision: half the size; they are read as float32 again."""
+    """Keep the float32 weights of all models in `folder` in half precision: half the size; they are read as float32
+    again."""
     for path in sorted(folder.rglob(WEIGHTS)):
         weights = load_file(path)
         small = {name: each.half() if each.dtype == torch.float32 else each for name, each in weights.items()}
@@ -65,8 +66,8 @@ def halve(folder: Path) -> None:
 
 
 def find_model(name: str | Path, *, kind: str) -> Saved:
-    """A folder (of a model, a run with a `model` folder inside, or a pipeline with a folder `kind`), or a Hub id -> what the model
-    of that kind says of itself.
+    """A folder (of a model, a run with a `model` folder inside, or a pipeline with a folder `kind`), or a Hub id ->
+    what the model of that kind says of itself.
 
     Raises `SmaltiError` when there is nothing, when it is another program's folder, or a model of another kind.
     """
@@ -100,17 +101,20 @@ def locate(name: str | Path) -> Path:
 
 
 def here(name: str | Path) -> Path:
-    """A path, or where there is nothing at it the name of a bundled model or a Hub id -> the path, or the folder of that model.
+    """A path, or where there is nothing at it the name of a bundled model or a Hub id -> the path, or the folder of
+    that model.
 
-    Where there is a folder of a Hub id's first part, the second is a mistyped name in it: the Hub is not asked. Raises
-    `SmaltiError` for such a name, and when the Hub is asked and does not give a model.
+    Where there is a folder of a Hub id's first part, the second is a mistyped name in it: the Hub is not queried.
+    Raises `SmaltiError` for such a name, and when the Hub has no such model.
     """
     path = named(name)
     if path.exists() or not hugging_face.is_name(str(name)):
         return path
     if path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()], n=1)
-        hint = f"did you mean '{path.parent / near[0]}'?" if near else f"{path.parent} is one, so the Hub was not asked"
+        hint = (
+            f"did you mean '{path.parent / near[0]}'?" if near else f"{path.parent} is one, so the Hub was not queried"
+        )
         raise SmaltiError(f"there is no folder {path}; {hint}")
     return hugging_face.fetched(str(name))
 

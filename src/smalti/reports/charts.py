@@ -162,7 +162,7 @@ def _tick_labels(values: Sequence[float], step: float) -> list[str]:
 @final
 @dataclass(frozen=True)
 class _Axis:
-    """A scale between two values, laid between two positions of the drawing."""
+    """A scale from an interval of values to an interval of positions."""
 
     scale: Scale
     low: float
@@ -200,10 +200,12 @@ def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str) -> str:
     return "".join(parts)
 
 
-def _figure(title: str, drawing: str, told: str, *, height: float = _HEIGHT, legend: str = "", note: str = "") -> str:
-    """The parts of a chart -> its `<figure>`; an empty drawing is told in a sentence instead."""
+def _figure(
+    title: str, drawing: str, description: str, *, height: float = _HEIGHT, legend: str = "", note: str = ""
+) -> str:
+    """The parts of a chart -> its `<figure>`; a sentence replaces an empty drawing."""
     svg = (
-        f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{escaped(title)}. {escaped(told)}">'
+        f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{escaped(title)}. {escaped(description)}">'
         f"{drawing}</svg>"
         if drawing
         else '<p class="nothing">There is nothing to draw yet.</p>'
@@ -286,8 +288,8 @@ class LinePlot(Plot):
             parts += [_path(run, x, y, _look(number)) for run in of_line]
         ends = [of_line[-1][-1][1] if of_line else math.nan for of_line in smoothed]
         texts = [f"{line.label} ends at {short(end)}" for line, end in zip(self.lines, ends, strict=True)]
-        told = f"{self.y_label} against {self.x_label}: {'; '.join(texts)}."
-        return _figure(self.title, "".join(parts), told, legend=self._legend(ends), note=self._note())
+        description = f"{self.y_label} against {self.x_label}: {'; '.join(texts)}."
+        return _figure(self.title, "".join(parts), description, legend=self._legend(ends), note=self._note())
 
     def _legend(self, ends: Sequence[float]) -> str:
         """A swatch and a label for each line, with the value at which it ends."""
@@ -361,7 +363,7 @@ def _reference(reference: Reference, x: _Axis, y: _Axis) -> str:
     above = at - 5 if at > _TOP + 16 else at + 14
     return (
         f'<line class="reference" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        f'<text class="told" x="{x.end:.1f}" y="{above:.1f}" text-anchor="end">{escaped(reference.label)}</text>'
+        f'<text class="label" x="{x.end:.1f}" y="{above:.1f}" text-anchor="end">{escaped(reference.label)}</text>'
     )
 
 
@@ -410,7 +412,7 @@ class Bars(Plot):
     def render(self) -> str:
         drawable = [value for _, value in self.bars if Linear().holds(value)]
         x = _Axis(Linear(), *_apart(min([0.0, *drawable]), max([0.0, *drawable])), 2.0, _WIDTH - 2)
-        parts, told = [], []
+        parts, description = [], []
         for row, (label, value) in enumerate(self.bars):
             known = Linear().holds(value)
             shown = f"{short(value)} {self.unit}".strip() if known else "not measured"
@@ -423,8 +425,8 @@ class Bars(Plot):
                 f'<rect class="groove" x="2" y="{top:g}" width="{_WIDTH - 4:g}" height="10"/>',
                 f'<rect class="c0" x="{start:.1f}" y="{top:g}" width="{end - start:.1f}" height="10"/>',
             ]
-            told.append(f"{label}: {shown}")
-        return _figure(self.title, "".join(parts), "; ".join(told) + ".", height=40.0 * len(self.bars) - 4)
+            description.append(f"{label}: {shown}")
+        return _figure(self.title, "".join(parts), "; ".join(description) + ".", height=40.0 * len(self.bars) - 4)
 
 
 # Six hues that stay apart in the common forms of color blindness, at 3:1 or more against the page in both schemes.
@@ -435,8 +437,8 @@ STYLE = """
 }
 .plot svg { display: block; width: 100%; height: auto; overflow: visible; }
 .plot svg text { font: 12px var(--sans); fill: var(--muted); font-variant-numeric: tabular-nums; }
-.plot svg .name, .plot svg .value, .plot svg .told { fill: var(--ink); }
-.plot svg .told { paint-order: stroke; stroke: var(--surface); stroke-width: 4px; stroke-linejoin: round; }
+.plot svg .name, .plot svg .value, .plot svg .label { fill: var(--ink); }
+.plot svg .label { paint-order: stroke; stroke: var(--surface); stroke-width: 4px; stroke-linejoin: round; }
 .plot .grid { stroke: var(--rule); } .plot .base, .plot .mark { stroke: var(--muted); }
 .plot .reference { stroke: var(--ink); stroke-dasharray: 2 3; } .plot .groove { fill: var(--rule); opacity: .55; }
 .plot polyline { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }

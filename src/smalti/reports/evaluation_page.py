@@ -1,4 +1,4 @@
-"""The page of a measurement: its scores and protocol, images to judge by, how codes are used, and what to beware of.
+"""The page of a measurement: its scores and protocol, example images, codebook usage, and notes.
 
 H W pixels, K size of the codebook, h w code grid.
 """
@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from smalti.evaluation.results import FEATURES, Measured, Shown, in_words
+from smalti.evaluation.results import FEATURES, ExampleImage, Measured, format_score
 from smalti.reports.charts import Bars, Histogram, Line, LinePlot, Logarithmic, Plot, Reference
 from smalti.reports.report import (
     Block,
@@ -46,9 +46,9 @@ NAMES = {
     "lpips_alexnet": "LPIPS (AlexNet)",
     "codes_in_use": "Codes in use",
     "perplexity": "Perplexity of codes",
-    "nats_a_code": "Likelihood",
-    "bits_a_pixel": "Bits a pixel",
-    "entropy_nats_a_code": "Entropy of single codes",
+    "nats_per_code": "Likelihood",
+    "bits_per_pixel": "Bits per pixel",
+    "entropy_nats_per_code": "Entropy of single codes",
     "below_entropy": "Below that entropy",
     "fid": "FID",
     "rfid": "rFID",
@@ -57,13 +57,13 @@ NAMES = {
 }
 UNITS = {
     "psnr": "dB",
-    "nats_a_code": "nats a code",
-    "bits_a_pixel": "bits, of the codes",
-    "entropy_nats_a_code": "nats a code",
+    "nats_per_code": "nats per code",
+    "bits_per_pixel": "bits, of the codes",
+    "entropy_nats_per_code": "nats per code",
 }
 HEADLINES = {
     "tokenizer": ("rfid", "reconstruction_frechet_squeezenet", "lpips_vgg16", "lpips_squeezenet", "psnr", "ssim"),
-    "prior": ("nats_a_code", "below_entropy", "bits_a_pixel", "fid", "frechet_squeezenet"),
+    "prior": ("nats_per_code", "below_entropy", "bits_per_pixel", "fid", "frechet_squeezenet"),
     "folders": ("fid", "frechet_squeezenet", "kid", "kernel_squeezenet", "precision", "precision_squeezenet", "recall",
                 "recall_squeezenet"),
 }  # fmt: skip
@@ -95,12 +95,14 @@ def page(measured: Measured, plain: Mapping[str, Any]) -> Report:
     subject = _subject(measured, plain)
     return Report(
         title=TITLES[measured.kind],
-        lead=f"{subject}, measured {WITH[measured.kind]} {count} of `{data['name']}`. The scores hold only together with "
+        lead=f"{subject}, measured {WITH[measured.kind]} {count} of `{data['name']}`. The scores hold only "
+        "together with "
         "the protocol at the end of this page.",
         blocks=[_cards(measured)],
         hero=[*_hero(measured)],
         sections=[*_sections(measured, plain)],
-        colophon=f"Made by smalti {made['smalti']} with PyTorch {made['torch']} on {made['date']}. The figures stand in "
+        colophon=f"Made by smalti {made['smalti']} with PyTorch {made['torch']} on {made['date']}. The figures "
+        "stand in "
         "result.json beside this page.",
     )
 
@@ -123,11 +125,11 @@ def _subject(measured: Measured, plain: Mapping[str, Any]) -> str:
 
 def _hero(measured: Measured) -> Iterator[EmbeddedImage]:
     """Originals and reconstructions of middling quality, side by side; or samples."""
-    laid = [shown for shown in measured.examples if shown.rank == "sample"]
+    samples = [shown for shown in measured.examples if shown.rank == "sample"]
     middling = [shown for shown in measured.examples if shown.rank == "median"]
-    for shown in (laid or middling)[:8]:
+    for shown in (samples or middling)[:8]:
         yield _image(shown.original, shown.name)
-        if not laid:
+        if not samples:
             yield _image(shown.reconstruction, f"what the codes keep of {shown.name}")
 
 
@@ -136,7 +138,7 @@ def _cards(measured: Measured) -> Cards:
     if measured.kind == "tokenizer" and "codes_in_use" in measured.scores:
         chosen = [*chosen[:3], "codes_in_use"]
     return Cards(
-        [Card(score_name(name), in_words(name, measured.scores[name]), unit=UNITS.get(name, "")) for name in chosen]
+        [Card(score_name(name), format_score(name, measured.scores[name]), unit=UNITS.get(name, "")) for name in chosen]
     )
 
 
@@ -166,7 +168,7 @@ def _scores(measured: Measured) -> Table:
     for name, value in measured.scores.items():
         words, _, network = measured.definitions.get(name, "").partition(FEATURES)
         networks[network] = True
-        shown = in_words(name, value, deviation=measured.deviations.get(name))
+        shown = format_score(name, value, deviation=measured.deviations.get(name))
         rows.append((score_name(name), shown, f"{words} (`{name}`)"))
     caption = [f"Features: {network}." for network in networks if network]
     if measured.deviations:
@@ -193,7 +195,7 @@ def _images(measured: Measured) -> Iterator[Section]:
             yield Section(title, [Images(images, caption="Spread evenly over the set, not chosen.", width=120)])
 
 
-def _comparison(some: Sequence[Shown], caption: str) -> Comparison:
+def _comparison(some: Sequence[ExampleImage], caption: str) -> Comparison:
     originals = [_image(shown.original, f"the original {shown.name}", _short(shown.name)) for shown in some]
     back = [_image(shown.reconstruction, f"its reconstruction, {shown.name}", _values(shown)) for shown in some]
     gaps = [_image(_difference(shown), f"the difference between {shown.name} and its reconstruction") for shown in some]
@@ -213,12 +215,12 @@ def _short(name: str) -> str:
     return name if len(name) <= 28 else f"…{name[-27:]}"
 
 
-def _values(shown: Shown) -> str:
+def _values(shown: ExampleImage) -> str:
     order = sorted(shown.values.items(), key=lambda item: not item[0].startswith(("lpips", "psnr", "nats")))
     return ", ".join(f"{score_name(name)} {value:.3g} {UNITS.get(name, '')}".strip() for name, value in order[:2])
 
 
-def _difference(shown: Shown) -> npt.NDArray[np.uint8]:
+def _difference(shown: ExampleImage) -> npt.NDArray[np.uint8]:
     apart = np.abs(shown.original.astype(np.int16) - shown.reconstruction.astype(np.int16)).mean(2)
     levels: npt.NDArray[np.uint8] = (DIFFERENCE * apart).clip(0, 255).astype(np.uint8)
     return levels
@@ -270,7 +272,8 @@ def _codes(counts: Tensor) -> Section:
         for count in dict.fromkeys((1, max(1, size // 100), max(1, size // 10), max(1, size // 2)))
     ]
     words = (
-        f"{len(used):,} of {size:,} codes occur among {total:,}. A codebook is well used when the line is long and flat, "
+        f"{len(used):,} of {size:,} codes occur among {total:,}. A codebook is well used when the line is "
+        "long and flat, "
         "and nowhere falls far below the dotted one."
     )
     return Section(

@@ -342,7 +342,7 @@ class Report:
 
 
 def _mosaic() -> str:
-    """A strip of small tiles, laid by hand: the same on every page."""
+    """A decorative strip of small tiles, the same on every page."""
     chance = random.Random(64)
     tiles = []
     for column in range(72):

@@ -1,4 +1,4 @@
-"""From settings and paths to a trained model: what the command line, the demo and the studies all call."""
+"""From settings and paths to a trained model: what the command line, the demo and the experiments all call."""
 
 from __future__ import annotations
 

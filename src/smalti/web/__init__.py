@@ -1,1 +1,1 @@
-"""The studio: a page on which a person asks a pipeline for images and watches them being laid."""
+"""The studio: a web page to generate, inpaint, outpaint and reconstruct images."""

@@ -1,4 +1,4 @@
-"""What the page's buttons and the functions of `gradio_client` do, for one visitor each; a wrong wish is told in one sentence."""
+"""The actions of the page's buttons and of the API functions, each for one session."""
 
 from __future__ import annotations
 
@@ -13,62 +13,62 @@ import gradio as gr
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping
 from smalti.web import rendering
-from smalti.web.requests import Asked, asked, check_size, smallest
-from smalti.web.sessions import Kept, Visitor, Visitors
-from smalti.web.studio import Moment, Reconstructed, Studio
+from smalti.web.requests import SamplingRequest, check_size, parse_request, smallest
+from smalti.web.sessions import GalleryImage, Session, Sessions
+from smalti.web.studio import GenerationState, Reconstruction, Studio
 
 Given = Mapping[str, str | Path | None]
 SIDES = {
-    "not at all": (0, 0, 0, 0),
+    "none": (0, 0, 0, 0),
     "above": (1, 0, 0, 0),
     "to the right": (0, 1, 0, 0),
     "below": (0, 0, 1, 0),
     "to the left": (0, 0, 0, 1),
     "all around": (1, 1, 1, 1),
 }
-"""Where an image is extended -> the share of the amount above, to the right, below and to the left."""
+"""The side of outpainting -> the fractions of the amount above, to the right, below and to the left."""
 
 
-class Seen(NamedTuple):
-    """What a visitor sees: the large image as HTML, and the images kept; the first `new` of them came last."""
+class PageUpdate(NamedTuple):
+    """An update of the page: the image area as HTML, and the gallery; its first `new` images are new."""
 
     stage: str
-    kept: list[Kept]
+    gallery: list[GalleryImage]
     new: int = 0
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """What a person can mend becomes a message on the page, and in the client's exception."""
+def user_errors() -> Iterator[None]:
+    """Turn a `SmaltiError` into a message on the page and an exception of the client."""
     try:
         yield
     except SmaltiError as error:
-        raise gr.Error(str(error), title="That cannot be laid", print_exception=False) from error
+        raise gr.Error(str(error), title="Cannot generate this", print_exception=False) from error
 
 
 @final
 class Actions:
-    """A studio and its visitors."""
+    """A studio and its sessions."""
 
-    def __init__(self, studio: Studio, visitors: Visitors) -> None:
-        self.studio, self.visitors = studio, visitors
+    def __init__(self, studio: Studio, sessions: Sessions) -> None:
+        self.studio, self.sessions = studio, sessions
 
-    def checked(self, values: Mapping[str, Any]) -> Asked:
-        """As `asking.asked`, for this studio."""
-        return asked(self.studio.pipeline, values, self.studio.limits)
+    def parse(self, values: Mapping[str, Any]) -> SamplingRequest:
+        """As `requests.parse_request`, for this studio."""
+        return parse_request(self.studio.pipeline, values, self.studio.limits)
 
-    def lay(self, number: str, values: Mapping[str, Any], given: Given) -> Iterator[Seen]:
-        """New images for a visitor, by the names of `Asked` and the keys of the conditions; seen while they are laid."""
-        with told():
-            request = self.checked(values)
-            value = self.studio.told(given, request.size)
-            visitor = self.visitors.visitor(number)
-            moments = self.studio.lay(request, value, visitor.stop)
-            yield from self._watched(visitor, moments, request, given, command="sample", more={})
+    def generate(self, session_id: str, values: Mapping[str, Any], given: Given) -> Iterator[PageUpdate]:
+        """Generate images for a session: values by the names of `SamplingRequest`, inputs by the conditions' keys."""
+        with user_errors():
+            request = self.parse(values)
+            value = self.studio.condition_value(given, request.size)
+            session = self.sessions.session(session_id)
+            states = self.studio.generate(request, value, session.stop)
+            yield from self._updates(session, states, request, given, command="sample", more={})
 
     def complete(
         self,
-        number: str,
+        session_id: str,
         values: Mapping[str, Any],
         given: Given,
         *,
@@ -76,54 +76,55 @@ class Actions:
         erased: str | Path,
         side: str,
         amount: int,
-    ) -> Iterator[Seen]:
-        """As `lay`, what is erased of an image, and what is added on a side of it, that many pixels."""
-        with told():
+    ) -> Iterator[PageUpdate]:
+        """As `generate`, for the masked region of an image, and for `amount` pixels added on a side of it."""
+        with user_errors():
             if image is None:
-                raise SmaltiError("there is no image to erase in; load one, or take the newest")
-            request = self.checked(values)
+                raise SmaltiError("there is no image to edit; load one, or use the newest")
+            request = self.parse(values)
             if side not in SIDES:
-                raise SmaltiError(f"an image is extended {', '.join(SIDES)}; not {side!r}")
+                raise SmaltiError(f"unknown side {side!r}; use one of {', '.join(SIDES)}")
             if not isinstance(amount, int) or amount < 0:
-                raise SmaltiError(f"an image is extended by whole numbers of pixels from 0 on, not by {amount!r}")
+                raise SmaltiError(f"the amount of pixels is an integer of 0 or more, not {amount!r}")
             top, right, bottom, left = (amount * share for share in SIDES[side])
             whole = (request.height + top + bottom, request.width + left + right)
             check_size(self.studio.pipeline, whole, self.studio.limits, count=request.count)
-            value = self.studio.told(given, whole)
+            value = self.studio.condition_value(given, whole)
             pixels = self.studio.image(image, request.size)
             mask = self.studio.erased(erased, request.size)
-            visitor = self.visitors.visitor(number)
-            moments = self.studio.complete(request, value, pixels, mask, (top, right, bottom, left), visitor.stop)
+            session = self.sessions.session(session_id)
+            states = self.studio.complete(request, value, pixels, mask, (top, right, bottom, left), session.stop)
             more = {"image": image.name, "erased": int(mask.sum()), "extended": f"{side} {amount}"}
-            yield from self._watched(visitor, moments, request, given, command="complete", more=more)
+            yield from self._updates(session, states, request, given, command="complete", more=more)
 
-    def _watched(
+    def _updates(
         self,
-        visitor: Visitor,
-        moments: Iterator[Moment],
-        request: Asked,
+        session: Session,
+        states: Iterator[GenerationState],
+        request: SamplingRequest,
         given: Given,
         *,
         command: str,
         more: Mapping[str, Any],
-    ) -> Iterator[Seen]:
-        """Moments -> what is seen at each; the images of the last are kept with their settings."""
-        if visitor.stop.is_set():  # while it waited for its turn
-            yield Seen(rendering.waiting("Cancelled before it began."), visitor.kept)
+    ) -> Iterator[PageUpdate]:
+        """States of generation -> updates of the page; the final images are added to the gallery with their
+        settings."""
+        if session.stop.is_set():  # while it was queued
+            yield PageUpdate(rendering.waiting("Cancelled while queued."), session.gallery)
             return
         last = None
-        for last in moments:
+        for last in states:
             if last.share < 1:
-                yield Seen(rendering.moment(last), visitor.kept)
+                yield PageUpdate(rendering.generation(last), session.gallery)
         if last is None or last.share < 1:
-            yield Seen(rendering.stopped(last), visitor.kept)
+            yield PageUpdate(rendering.stopped(last), session.gallery)
             return
         names = {
-            key: text if isinstance(text, str) and len(text) < 100 else "a file or painted"
+            key: text if isinstance(text, str) and len(text) < 100 else "a file or painted map"
             for key, text in given.items()
             if text
         }
-        title = next((part.key for part in self.studio.parts if part.way == "choose" and given.get(part.key)), "")
+        title = next((part.key for part in self.studio.parts if part.kind == "choice" and given.get(part.key)), "")
         for place, image in enumerate(last.images):
             seed = request.seed + place
             name = f"{given[title] if title else 'image'}-{seed}"
@@ -135,17 +136,17 @@ class Actions:
                 **more,
                 "seed": seed,
             }
-            visitor.keep(image, name=name, caption=name, settings=settings)
-        yield Seen(rendering.moment(last), visitor.kept, len(last.images))
+            session.keep(image, name=name, caption=name, settings=settings)
+        yield PageUpdate(rendering.generation(last), session.gallery, len(last.images))
 
     def codes(self, image: Path | None) -> dict[str, Any]:
-        """An image file -> its codes (h,w) as lists, and how near they bring it back, in decibels."""
-        with told():
-            found = self._reconstructed(image)
+        """An image file -> its codes (h,w) as lists, and the PSNR of its reconstruction in dB."""
+        with user_errors():
+            found = self._reconstruct(image)
             return {"codes": found.codes.tolist(), "psnr": round(found.psnr, 3)}
 
-    def described(self) -> dict[str, Any]:
-        """What can be asked for, as plain values."""
+    def describe(self) -> dict[str, Any]:
+        """The model's sizes, conditions and limits as plain values."""
         pipeline = self.studio.pipeline
         return {
             "model": self.studio.name,
@@ -158,13 +159,13 @@ class Actions:
             "extend": list(SIDES),
         }
 
-    def _reconstructed(self, image: Path | None) -> Reconstructed:
+    def _reconstruct(self, image: Path | None) -> Reconstruction:
         if image is None:
             raise SmaltiError("there is no image; load one")
-        return self.studio.reconstruct(self.studio.fitting(image))
+        return self.studio.reconstruct(self.studio.read_photo(image))
 
     def reconstruct(self, image: Path | None) -> str:
-        """An image file -> the page's comparison of it with what its codes keep."""
-        with told():
-            found = self._reconstructed(image)
+        """An image file -> HTML that compares it with its reconstruction."""
+        with user_errors():
+            found = self._reconstruct(image)
             return rendering.reconstruction(found, size=self.studio.pipeline.tokenizer.size)

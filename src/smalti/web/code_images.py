@@ -1,4 +1,4 @@
-"""What the page shows of codes: images of which a part is laid, the codes as a mosaic, and images as text that a page holds.
+"""Images of codes for the page: partial images, code mosaics, and images as data URLs.
 
 B batch, C channels, H W pixels, h w code grid, f = H/h.
 """
@@ -20,7 +20,7 @@ from smalti.images.io import Array, read_image, read_size, to_array
 
 Pixels = npt.NDArray[np.uint8]
 
-GROUT = 0.82  # how bright the lines between the tiles of a mosaic are, of their tiles
+GROUT = 0.82  # brightness of the grid lines of a mosaic relative to its tiles
 _BEGIN = "data:image/png;base64,"
 
 
@@ -30,18 +30,18 @@ def colors(image: Tensor) -> Pixels:
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array
 
 
-def laid_so_far(image: Tensor, codes: Tensor) -> Pixels:
-    """An image (C,H,W) in [-1,1] and its codes (h,w), -1 where none is laid -> (H,W,4), clear where nothing is laid."""
+def masked_image(image: Tensor, codes: Tensor) -> Pixels:
+    """An image (C,H,W) in [-1,1] and its codes (h,w), -1 where not generated -> (H,W,4), transparent there."""
     pixels = colors(image)[:, :, :3]
     f = image.shape[1] // codes.shape[0]
-    laid = (codes >= 0).repeat_interleave(f, 0).repeat_interleave(f, 1).cpu().numpy()
-    return np.dstack([pixels, laid.astype(np.uint8) * 255])
+    known = (codes >= 0).repeat_interleave(f, 0).repeat_interleave(f, 1).cpu().numpy()
+    return np.dstack([pixels, known.astype(np.uint8) * 255])
 
 
 def mosaic(codes: Tensor, image: Tensor) -> Pixels:
     """Codes (h,w) and the image (C,H,W) in [-1,1] that they decode to -> their mosaic (H,W,3).
 
-    A code has one color, the mean of all tiles that are laid with it; so tiles of one color are one code. Lines part the tiles.
+    Each code has one color, the mean of all its tiles. Grid lines separate the tiles.
     """
     pixels = torch.from_numpy(colors(image)[:, :, :3].copy()).double()
     f = image.shape[1] // codes.shape[0]
@@ -59,29 +59,31 @@ def mosaic(codes: Tensor, image: Tensor) -> Pixels:
 
 
 def as_text(pixels: Array, *, side: int) -> str:
-    """Pixels (H,W,3 or 4) -> a PNG as a `data:` address. What is longer than `side` is scaled down to it."""
+    """Pixels (H,W,3 or 4) -> a PNG as a `data:` URL, scaled down to a longer side of at most `side`."""
     image = Image.fromarray(pixels)
     if max(image.size) > side:
         image.thumbnail((side, side), Image.Resampling.BILINEAR)
     stream = io.BytesIO()
-    image.save(stream, format="PNG", compress_level=1)  # it is looked at for less than a second
+    image.save(stream, format="PNG", compress_level=1)  # fast; previews are replaced within a second
     return _BEGIN + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def from_text(text: str, *, most: int, name: str) -> Tensor:
-    """A `data:` address of what was painted in the browser, its numbers in the first channel -> (H,W) int64.
+    """A `data:` URL of a map painted in the browser, with labels in the first channel -> (H,W) int64.
 
-    Raises `SmaltiError` for what is none, and for more than `most` characters or pixels.
+    Raises `SmaltiError` for other texts, and for more than `most` characters or pixels.
     """
     if not text.startswith(_BEGIN) or len(text) > most:
-        raise SmaltiError(f"what was painted for the {name} is no image of at most {most:,} characters; paint it again")
+        raise SmaltiError(
+            f"the map painted for the {name} is not an image of at most {most:,} characters; paint it again"
+        )
     try:
         data = base64.b64decode(text[len(_BEGIN) :], validate=True)
     except binascii.Error as error:
-        raise SmaltiError(f"what was painted for the {name} did not arrive whole; paint it again") from error
-    painted = f"what was painted for the {name}"
+        raise SmaltiError(f"the map painted for the {name} is incomplete; paint it again") from error
+    painted = f"the map painted for the {name}"
     height, width = read_size(io.BytesIO(data), name=painted)
     if height * width > most:
-        raise SmaltiError(f"{painted} has {height} x {width} pixels, and {most:,} are the most; paint it again")
+        raise SmaltiError(f"{painted} has {height} x {width} pixels, and the limit is {most:,}; paint it again")
     array = read_image(io.BytesIO(data), channels=3, name=painted)
     return torch.from_numpy(array[:, :, 0].astype(np.int64))

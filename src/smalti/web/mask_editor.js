@@ -1,12 +1,12 @@
-// The canvas on which labels are painted, or over an image what is to be erased. It belongs to a gr.HTML component, which gives
-// `element`, `props`, `watch` and `trigger`.
-// props: width, height (pixels of the image), labels ([{name, color}]), first (the label that is chosen at first), image (an
-// address, "" for none) and hint. props.value is what was painted: "" for nothing, else a PNG with a pixel's label in its red.
+// The mask editor: paints labels, or a mask over an image. It belongs to a gr.HTML component, which provides `element`,
+// `props`, `watch` and `trigger`.
+// props: width, height (pixels of the image), labels ([{name, color}]), first (the initially selected label), image (a URL,
+// "" for none) and hint. props.value is the painted map: "" for none, else a PNG with the labels in its red channel.
 const UNDO = 30;
 let width = 0, height = 0, numbers = new Uint8Array(0), past = [], chosen = props.first, filling = false, last = null;
 let sent = "", painted = false;
 
-element.innerHTML = `<div class="painter"><div class="labels" role="radiogroup"></div>
+element.innerHTML = `<div class="mask-editor"><div class="labels" role="radiogroup"></div>
   <div class="ground"><img alt=""><canvas aria-label="Canvas to paint on"></canvas></div>
   <p class="hint"></p>
   <div class="tools"><label>Brush <input type="range" min="1" max="40" value="12" aria-label="Width of the brush"></label>
@@ -57,7 +57,7 @@ function send() {
   trigger("change");
 }
 
-// Another size: what is painted is kept and stretched. Another image: it is forgotten.
+// On a new size the painted map is resized; on a new image it is discarded.
 function fit(forget) {
   const [oldWidth, oldHeight, old] = [width, height, numbers];
   [width, height] = [props.width, props.height];
@@ -74,7 +74,7 @@ function fit(forget) {
   show();
 }
 
-// A map from elsewhere: its labels are the red of its pixels.
+// Loads a map: its labels are in the red channel.
 function load(address) {
   const image = new Image();
   image.onload = () => {

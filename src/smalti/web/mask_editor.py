@@ -1,4 +1,4 @@
-"""The canvas of the page: labels painted in their colors, or over an image what is to be erased. Its script is mask_editor.js."""
+"""The mask editor of the page: a canvas for labels, or for a mask over an image. Its script is mask_editor.js."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import gradio as gr
 
 
 @final
-class Canvas:
-    """A canvas for labels, pairs of a name and a color. The value of its `component` is what `drawing.from_text` reads."""
+class MaskEditor:
+    """An editor for labels, pairs of a name and a color. `code_images.from_text` reads the value of its `component`."""
 
     def __init__(
         self, labels: Sequence[tuple[str, str]], *, first: int, size: tuple[int, int], hint: str, name: str
@@ -27,9 +27,9 @@ class Canvas:
         )
 
     def fitted(self, size: tuple[int, int], image: str) -> Any:
-        """What makes the canvas one of another size (H,W), over another image, "" for none: a value for its component."""
+        """An update of the component to another size (H,W) and another image, "" for none."""
         return gr.HTML(**self._props(size, image))
 
     def _props(self, size: tuple[int, int], image: str) -> dict[str, Any]:
-        """All of them each time: what comes before the canvas is seen takes the place of what it was made with."""
+        """All props, since an update before the first render replaces the initial ones."""
         return {**self._same, "height": size[0], "width": size[1], "image": image}

@@ -1,4 +1,4 @@
-"""From a model's folder to a page that is served: nothing of it comes from, or goes to, any other machine."""
+"""Serve the page of a model. The page loads nothing from other machines and sends nothing to them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from smalti.core.devices import pick_device
 from smalti.core.errors import SmaltiError
 from smalti.pipeline import Pipeline
 from smalti.web.requests import Limits
-from smalti.web.sessions import Visitors
+from smalti.web.sessions import Sessions
 from smalti.web.studio import Studio
 
 if TYPE_CHECKING:
     import gradio as gr
 
 INSTALL = "the page needs gradio, which is not installed; install it with: pip install 'smalti[web]'"
-USER = "smalti"  # who logs in where there is a password
+USER = "smalti"  # user name with a password
 
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
     "connect-src 'self' data: blob:; object-src 'none'"
 )
-"""What the browser is allowed to load: what this server gives. Gradio builds its components by inline scripts."""
+"""The content security policy: only this server. Gradio needs inline scripts."""
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -36,8 +36,8 @@ Application: TypeAlias = Callable[
 
 
 @final
-class Guarded:
-    """An ASGI application with `POLICY` among the headers of each answer."""
+class ContentSecurityPolicy:
+    """ASGI middleware that adds `POLICY` to the headers of each response."""
 
     def __init__(self, app: Application) -> None:
         self._app = app
@@ -55,11 +55,11 @@ class Guarded:
 
 
 @final
-class Served:
-    """A page that is served at `address`."""
+class Server:
+    """A running server of the page at `address`."""
 
-    def __init__(self, address: str, page: gr.Blocks, visitors: Visitors) -> None:
-        self.address, self._page, self._visitors = address, page, visitors
+    def __init__(self, address: str, page: gr.Blocks, sessions: Sessions) -> None:
+        self.address, self._page, self._sessions = address, page, sessions
 
     def wait(self) -> None:
         """Serve until Ctrl-C, and close."""
@@ -69,9 +69,9 @@ class Served:
             self.close()
 
     def close(self) -> None:
-        """End it, and remove all images of its visitors."""
+        """Stop the server, and delete the images of all sessions."""
         self._page.close(verbose=False)
-        self._visitors.close()
+        self._sessions.close()
 
 
 def serve(
@@ -84,12 +84,13 @@ def serve(
     names: tuple[str, ...] = (),
     grid: tuple[int, int] | None = None,
     device: str = "auto",
-) -> Served:
-    """Serve the page of a pipeline's folder; it is there when this returns, and as long as the `Served` is not closed.
+) -> Server:
+    """Serve the page of a pipeline's folder; it is there when this returns, and as long as the `Server` is not closed.
 
-    `host` and `port` None are gradio's: those of the environment, 127.0.0.1 and the first free port from 7860 on. With a `password`
-    one logs in as the user "smalti". `names` are those of a segmentation's labels, `grid` as in `Pipeline.from_pretrained`. Raises
-    `SmaltiError` where gradio is not installed, for a model that is none, and for a port that is taken.
+    `host` and `port` None are gradio's: those of the environment, 127.0.0.1 and the first free port from 7860 on. With
+    a `password` one logs in as the user "smalti". `names` are those of a segmentation's labels, `grid` as in
+    `Pipeline.from_pretrained`. Raises `SmaltiError` where gradio is not installed, for a model that is none, and for a
+    port that is taken.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio when it is imported, too
     try:
@@ -102,8 +103,8 @@ def serve(
 
     chosen = limits or Limits()
     pipeline = Pipeline.from_pretrained(model, grid=grid).to(pick_device(device))
-    visitors = Visitors(chosen)
-    page = Page(Actions(Studio(pipeline, chosen, name=Path(model).resolve().name, names=names), visitors)).blocks
+    sessions = Sessions(chosen)
+    page = Page(Actions(Studio(pipeline, chosen, name=Path(model).resolve().name, names=names), sessions)).blocks
     page.queue(max_size=chosen.waiting, default_concurrency_limit=4)
     fonts = ["ui-sans-serif", "system-ui", "sans-serif"]
     try:
@@ -115,17 +116,17 @@ def serve(
             prevent_thread_lock=True,
             quiet=True,
             max_file_size=chosen.upload * 2**20,
-            state_session_capacity=chosen.visitors,
+            state_session_capacity=chosen.sessions,
             ssr_mode=False,
             theme=gr.themes.Base(
                 primary_hue="teal", neutral_hue="stone", font=fonts, font_mono=["ui-monospace", "monospace"]
             ),
             css=files("smalti.web").joinpath("studio.css").read_text("utf-8"),
             footer_links=[],
-            app_kwargs={"middleware": [Middleware(Guarded)]},
+            app_kwargs={"middleware": [Middleware(ContentSecurityPolicy)]},
         )
     except OSError as error:
-        visitors.close()
+        sessions.close()
         raise SmaltiError(f"the page cannot be served: {error}; choose another --port") from error
 
-    return Served(address, page, visitors)
+    return Server(address, page, sessions)

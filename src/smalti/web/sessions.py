@@ -1,4 +1,4 @@
-"""Who is on the page: each visitor's own folder of images and wish to stop. Nobody sees another's; all are bounded."""
+"""Sessions of the page: each has its own bounded gallery and stop event, invisible to other sessions."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from smalti.images.io import save_png
 from smalti.web.requests import Limits
 
 
-class Kept(NamedTuple):
-    """An image that a visitor may take along, and what is written under it."""
+class GalleryImage(NamedTuple):
+    """An image that can be downloaded, and its caption."""
 
     path: Path
     caption: str
 
 
 @final
-class Visitor:
-    """One visitor: images, the newest first, and whether what is being laid is to stop."""
+class Session:
+    """A session: its images, the newest first, and the event that stops its generation."""
 
     def __init__(self, folder: Path, *, most: int) -> None:
         self.stop = threading.Event()
-        self._folder, self._most, self._kept, self._lock = folder, most, list[Kept](), threading.Lock()
+        self._folder, self._most, self._kept, self._lock = folder, most, list[GalleryImage](), threading.Lock()
 
     @property
-    def kept(self) -> list[Kept]:
+    def gallery(self) -> list[GalleryImage]:
         """The images, the newest first."""
         with self._lock:
             return list(self._kept)
 
     def keep(self, image: Tensor, *, name: str, caption: str, settings: Mapping[str, Any]) -> Path:
-        """Write an image (C,H,W) with its settings in it -> its file. The oldest is forgotten where there are too many."""
-        # Names come from models, whose labels may hold anything; the number keeps two of one name apart.
+        """Write an image (C,H,W) with its settings -> its file. The oldest image is deleted beyond the limit."""
+        # Labels may contain any character; the suffix keeps names unique.
         plain = re.sub(r"[^\w-]+", "-", name).strip("-")[:60] or "image"
         path = self._folder / f"{plain}-{secrets.token_hex(3)}.png"
         save_png(path, image, settings=settings)
         with self._lock:
-            self._kept.insert(0, Kept(path, caption))
+            self._kept.insert(0, GalleryImage(path, caption))
             for old in self._kept[self._most :]:
                 old.path.unlink(missing_ok=True)
             del self._kept[self._most :]
@@ -61,36 +61,36 @@ class Visitor:
 
 
 @final
-class Visitors:
-    """Visitors by the number that the page gives each of them."""
+class Sessions:
+    """Sessions by the id that gradio gives each of them."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._lock = limits, threading.Lock()
         self._root = tempfile.TemporaryDirectory(prefix="smalti-web-")
-        self._known: OrderedDict[str, Visitor] = OrderedDict()
+        self._known: OrderedDict[str, Session] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def visitor(self, number: str) -> Visitor:
-        """The visitor of a number, a new one for a new number. The one longest away makes room."""
+    def session(self, number: str) -> Session:
+        """The session of an id, created for a new id. The least recently used one is closed beyond the limit."""
         with self._lock:
             if number not in self._known:
                 folder = Path(tempfile.mkdtemp(dir=self._root.name))
-                self._known[number] = Visitor(folder, most=self._limits.kept)
+                self._known[number] = Session(folder, most=self._limits.gallery)
             self._known.move_to_end(number)
-            gone = [self._known.popitem(last=False)[1] for _ in range(len(self._known) - self._limits.visitors)]
+            gone = [self._known.popitem(last=False)[1] for _ in range(len(self._known) - self._limits.sessions)]
             found = self._known[number]
-        for visitor in gone:
-            visitor.leave()
+        for session in gone:
+            session.leave()
         return found
 
     def leave(self, number: str) -> None:
-        """A visitor has closed the page."""
+        """Close a session: the page was closed."""
         with self._lock:
-            visitor = self._known.pop(number, None)
-        if visitor is not None:
-            visitor.leave()
+            session = self._known.pop(number, None)
+        if session is not None:
+            session.leave()
 
     def close(self) -> None:
         """Remove everything."""

@@ -1,7 +1,8 @@
-"""The study `conditions`: do images show what they are told? Each condition of the paper, and more, on the embedded scenes.
+"""The experiment `conditions`: do generated images follow their conditions? Those of the paper, and more, on the
+embedded scenes.
 
-One tokenizer of images, one of each kind of maps, and for each condition a prior. Held-out scenes say what is asked for; a
-network that has learned from real scenes says what is seen in the samples.
+One tokenizer of images, one of each kind of maps, and for each condition a prior. The conditions come from held-out
+scenes; a network trained on real scenes predicts the content of the samples.
 
 H W pixels, f = H/h, h w grid of codes.
 """
@@ -38,11 +39,11 @@ from smalti.data.sources import open_source
 from smalti.encoding.annotators import ANNOTATORS
 from smalti.encoding.condition_encoding import ConditionSource
 from smalti.experiments import condition_fidelity, steps
-from smalti.experiments.base import Asked, Place, Step, Study
+from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.condition_fidelity import Measure
 from smalti.experiments.conditions.page import page
 from smalti.experiments.conditions.scales import SCALES
-from smalti.experiments.scene_network import Judge, Known, train_judge
+from smalti.experiments.scene_network import KnownScenes, SceneNetwork, train_scene_network
 from smalti.experiments.steps import SCENES, refuse_idle
 from smalti.generation.code_sampler import Sampler, generate, make_sampler, unknown_codes
 from smalti.hub.pretrained import find_model
@@ -62,12 +63,12 @@ Name = Literal[
 ]
 
 LARGE = "scenes-large"
-"""Name of the step that paints scenes twice as high and wide, of which a window sees a part."""
+"""Name of the step that renders scenes twice as high and wide, of which a window sees a part."""
 
 
 class Map(NamedTuple):
-    """A condition that has a tokenizer of its own: where its files lie among the scenes ("images": it is made of them), and what
-    its training changes."""
+    """A condition that has a tokenizer of its own: where its files lie among the scenes ("images": it is made of them),
+    and what its training changes."""
 
     folder: str
     changes: tuple[str, ...]
@@ -84,20 +85,21 @@ MAPS: dict[str, Map] = {
     "lowres": Map("images", ()),
 }
 SMALLER = 4
-"""How many times higher and wider the images are than those that `lowres` is told."""
+"""The factor between the size of the images and that of the condition `lowres`."""
 
 
 class Trial(NamedTuple):
-    """What images are told, and how it is seen whether they show it."""
+    """The conditions of a prior, and the measure of their fidelity."""
 
-    told: tuple[str, ...]
+    conditions: tuple[str, ...]
     measure: Measure
     large: bool = False
-    """Whether it is told of windows in larger scenes, and larger images are laid."""
+    """Whether it is trained on crops of larger scenes and generates larger images."""
     times: int = 1
-    """How many times as long as the others its prior is trained: things in boxes are a small part of the image, learned late."""
+    """How many times as long as the others its prior is trained: things in boxes are a small part of the image, learned
+    late."""
     also: tuple[Name, ...] = ()
-    """Other trials by whose measures it is judged too."""
+    """Other trials whose measures apply too."""
 
 
 def _is_figure(thing: ObjectAnnotation) -> bool:
@@ -119,7 +121,7 @@ TRIALS: dict[Name, Trial] = {
 
 @settings
 class ConditionsSettings:
-    """What is told, and how it is trained."""
+    """The conditions and their trainings."""
 
     recipe: str
     """Of the tokenizers and of the priors."""
@@ -129,63 +131,66 @@ class ConditionsSettings:
     """... for those of conditions alone."""
     prior: tuple[str, ...] = ()
     """... for the priors."""
-    told: tuple[Name, ...] = tuple(TRIALS)
+    conditions: tuple[Name, ...] = tuple(TRIALS)
     size: tuple[Positive, Positive] = (64, 64)
     """(H,W) of all images, sides divisible by 16."""
     scenes: Positive
     held_out: Share = 0.1
-    """Share of the scenes that trainings do not see, and that say what is asked for."""
+    """Fraction of the scenes that is held out and provides the conditions of the samples."""
     copies: Positive = 3
     """Crops of each training image that priors learn from."""
-    judge_steps: Positive = 400
-    """Batches that the judge learns from."""
+    scene_network_steps: Positive = 400
+    """Batches that training the scene network from."""
     samples: Positive = 64
     """Images of each condition, as far as there are held-out scenes."""
     shown: Positive = 8
     """Of them on the page."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     guidance: Annotated[float, Field(ge=0)] = 2.0
-    """Of what is told; the images that are told nothing have none."""
+    """Guidance scale of the conditional images."""
 
 
-def plan(chosen: ConditionsSettings, asked: Asked) -> list[Step]:
-    """Scenes; a judge; tokenizers of images and of maps; and for each condition its codes, its prior, and its samples."""
-    refuse_idle(asked, trains=("tokenizer", "prior"))
-    if asked.data is not None:
-        raise SmaltiError("this study needs scenes, of which everything is known; leave --data out")
+def plan(chosen: ConditionsSettings, request: ExperimentRequest) -> list[Step]:
+    """Scenes; a scene network; tokenizers of images and of maps; and for each condition its codes, its prior, and its
+    samples."""
+    refuse_idle(request, trains=("tokenizer", "prior"))
+    if request.data is not None:
+        raise SmaltiError("this experiment needs scenes with known labels; omit --data")
     if any(side % 16 for side in chosen.size):
         raise SmaltiError(f"size = {chosen.size[0]}x{chosen.size[1]}: sides are multiples of 16 here")
     training = steps.varied(
         chosen.recipe,
         shared=chosen.tokenizer,
-        overrides=asked.of("tokenizer"),
+        overrides=request.of("tokenizer"),
         changes=[f"images.size={list(chosen.size)}", f"images.validation={chosen.held_out}"],
     )
     prior = steps.varied_prior(
-        chosen.recipe, shared=chosen.prior, overrides=asked.of("prior"), changes=["condition=auto", "encode={}"]
+        chosen.recipe, shared=chosen.prior, overrides=request.of("prior"), changes=["condition=auto", "encode={}"]
     )
     large = chosen.size[0] * 2, chosen.size[1] * 2
     found = [steps.scenes(count=chosen.scenes, size=chosen.size)]
-    if any(TRIALS[name].large for name in chosen.told):
+    if any(TRIALS[name].large for name in chosen.conditions):
         found.append(steps.scenes(count=chosen.scenes, size=large, name=LARGE))
-    found += [_judge(chosen), _tokenizer("tokenizer", "images", training)]
-    needed = [name for name in MAPS if any(name in TRIALS[each].told for each in chosen.told)]
-    found += [_map_tokenizer(name, chosen, asked, factor=training.model.autoencoder.factor) for name in needed]
-    for name in chosen.told:
-        found += [_codes(name, chosen), _prior(name, prior), _obeyed(name, chosen)]
+    found += [_scene_network(chosen), _tokenizer("tokenizer", "images", training)]
+    needed = [name for name in MAPS if any(name in TRIALS[each].conditions for each in chosen.conditions)]
+    found += [_map_tokenizer(name, chosen, request, factor=training.model.autoencoder.factor) for name in needed]
+    for name in chosen.conditions:
+        found += [_codes(name, chosen), _prior(name, prior), _fidelity(name, chosen)]
     return found
 
 
 def _tokenizer(name: str, folder: str, training: TokenizerTraining) -> Step:
-    def work(place: Place) -> dict[str, Any]:
-        train_tokenizer(place.before[SCENES].folder / folder, place.folder, settings=training, console=place.console)
+    def work(context: StepContext) -> dict[str, Any]:
+        train_tokenizer(
+            context.before[SCENES].folder / folder, context.folder, settings=training, console=context.console
+        )
         return {}
 
-    said = {"folder": folder, "training": steps.decisive(as_mapping(training))}
-    return Step(name=name, settings=said, work=work, after=(SCENES,))
+    step_settings = {"folder": folder, "training": steps.decisive(as_mapping(training))}
+    return Step(name=name, settings=step_settings, work=work, after=(SCENES,))
 
 
-def _map_tokenizer(name: str, chosen: ConditionsSettings, asked: Asked, *, factor: int) -> Step:
+def _map_tokenizer(name: str, chosen: ConditionsSettings, request: ExperimentRequest, *, factor: int) -> Step:
     """`factor`: pixels a code of the images' tokenizer. Raises `SmaltiError` where there is none for smaller copies."""
     shape = [f"images.size={list(chosen.size)}"]
     if name == "lowres":
@@ -202,13 +207,13 @@ def _map_tokenizer(name: str, chosen: ConditionsSettings, asked: Asked, *, facto
     fixed = ["objective.adversarial.weight=0", "objective.perceptual=none", f"images.validation={chosen.held_out}"]
     changes = [*MAPS[name].changes, *shape, *fixed]
     training = steps.varied(
-        chosen.recipe, shared=[*chosen.tokenizer, *chosen.maps], overrides=asked.of("tokenizer"), changes=changes
+        chosen.recipe, shared=[*chosen.tokenizer, *chosen.maps], overrides=request.of("tokenizer"), changes=changes
     )
     return _tokenizer(f"tokenizer-{name}", MAPS[name].folder, training)
 
 
 def _images(name: Name, chosen: ConditionsSettings) -> ImageSettings:
-    """How images are cut that are told this."""
+    """How images with this condition are cropped."""
     zoom, flip = ((2.0, 2.0), False) if TRIALS[name].large else ((1.0, 1.25), True)
     return ImageSettings(size=chosen.size, zoom=zoom, flip=flip, validation=chosen.held_out)
 
@@ -216,28 +221,28 @@ def _images(name: Name, chosen: ConditionsSettings) -> ImageSettings:
 def _codes(name: Name, chosen: ConditionsSettings) -> Step:
     trial = TRIALS[name]
     scenes = LARGE if trial.large else SCENES
-    after = ("tokenizer", *(f"tokenizer-{each}" for each in trial.told if each in MAPS))
+    after = ("tokenizer", *(f"tokenizer-{each}" for each in trial.conditions if each in MAPS))
     copies = CopiesSettings(copies=chosen.copies, images=_images(name, chosen))
 
-    def told(each: str, place: Place) -> ConditionSource:
-        folder = place.before[scenes].folder
+    def annotator(each: str, context: StepContext) -> ConditionSource:
+        folder = context.before[scenes].folder
         if each in ANNOTATORS:
             return ConditionSource(each, data=folder if each in ("layout", "keypoints") else None)
         data = None if MAPS[each].folder == "images" else folder / MAPS[each].folder
-        return ConditionSource(each, place.before[f"tokenizer-{each}"].folder, data)
+        return ConditionSource(each, context.before[f"tokenizer-{each}"].folder, data)
 
-    def work(place: Place) -> dict[str, Any]:
-        with counting(place.console, title="encoding", unit="images") as progress:
+    def work(context: StepContext) -> dict[str, Any]:
+        with counting(context.console, title="encoding", unit="images") as progress:
             encode_images(
-                place.before["tokenizer"].folder,
-                place.before[scenes].folder / "images",
-                place.folder / "codes",
+                context.before["tokenizer"].folder,
+                context.before[scenes].folder / "images",
+                context.folder / "codes",
                 settings=copies,
                 seed=0,
                 progress=progress,
-                conditions=[told(each, place) for each in trial.told],
+                conditions=[annotator(each, context) for each in trial.conditions],
             )
-        return {"held_out": len(open_codes(place.folder / "codes").validation)}
+        return {"held_out": len(open_codes(context.folder / "codes").validation)}
 
     return Step(name=f"codes-{name}", settings=as_mapping(copies), work=work, after=(scenes, *after))
 
@@ -245,42 +250,45 @@ def _codes(name: Name, chosen: ConditionsSettings) -> Step:
 def _prior(name: Name, training: PriorTraining) -> Step:
     training = replace(training, run=replace(training.run, codes=training.run.codes * TRIALS[name].times))
 
-    def work(place: Place) -> dict[str, Any]:
-        shards, tokenizer = open_codes(place.before[f"codes-{name}"].folder / "codes"), place.before["tokenizer"].folder
-        train_prior(shards, tokenizer, place.folder, settings=training, console=place.console)
+    def work(context: StepContext) -> dict[str, Any]:
+        shards, tokenizer = (
+            open_codes(context.before[f"codes-{name}"].folder / "codes"),
+            context.before["tokenizer"].folder,
+        )
+        train_prior(shards, tokenizer, context.folder, settings=training, console=context.console)
         return {}
 
-    said = {"training": steps.decisive(as_mapping(training))}
-    return Step(name=f"prior-{name}", settings=said, work=work, after=("tokenizer", f"codes-{name}"))
+    step_settings = {"training": steps.decisive(as_mapping(training))}
+    return Step(name=f"prior-{name}", settings=step_settings, work=work, after=("tokenizer", f"codes-{name}"))
 
 
-def _judge(chosen: ConditionsSettings) -> Step:
-    """The step that trains the judge, and says how right it is on held-out scenes."""
+def _scene_network(chosen: ConditionsSettings) -> Step:
+    """The step that trains the scene network and measures it on held-out scenes."""
 
-    def work(place: Place) -> dict[str, Any]:
+    def work(context: StepContext) -> dict[str, Any]:
         training, held_out = crops(
-            open_source(place.before[SCENES].folder / "images"), _images("label", chosen), channels=3, seed=0
+            open_source(context.before[SCENES].folder / "images"), _images("label", chosen), channels=3, seed=0
         )
-        with counting(place.console, title="reading", unit="scenes") as progress:
-            known = known_of(training, place.before[SCENES].folder, progress=progress)
-        with counting(place.console, title="the judge learns", unit="steps") as progress:
-            judge = train_judge(
-                known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.judge_steps, progress=progress
+        with counting(context.console, title="reading", unit="scenes") as progress:
+            known = known_of(training, context.before[SCENES].folder, progress=progress)
+        with counting(context.console, title="training the scene network", unit="steps") as progress:
+            scene_network = train_scene_network(
+                known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.scene_network_steps, progress=progress
             )
-        write_atomically(place.folder / "judge.safetensors", partial(save_file, judge.state_dict()))
-        real = known_of(held_out, place.before[SCENES].folder)
-        whole = condition_fidelity.ComparedImages(real.images, real.images, real.images, real, [], judge)
+        write_atomically(context.folder / "scene_network.safetensors", partial(save_file, scene_network.state_dict()))
+        real = known_of(held_out, context.before[SCENES].folder)
+        whole = condition_fidelity.ComparedImages(real.images, real.images, real.images, real, [], scene_network)
         return {
             "labels": condition_fidelity.labels(whole).real,
             "depths": condition_fidelity.depths(whole).real,
             "classes": condition_fidelity.classes(whole).real,
         }
 
-    said = {"steps": chosen.judge_steps, "size": list(chosen.size), "held_out": chosen.held_out}
-    return Step(name="judge", settings=said, work=work, after=(SCENES,))
+    step_settings = {"steps": chosen.scene_network_steps, "size": list(chosen.size), "held_out": chosen.held_out}
+    return Step(name="scene-network", settings=step_settings, work=work, after=(SCENES,))
 
 
-def known_of(crops: Crops, scenes: Path, *, progress: Any = lambda done, total: None) -> Known:
+def known_of(crops: Crops, scenes: Path, *, progress: Any = lambda done, total: None) -> KnownScenes:
     """Crops of the images of a folder of scenes -> the first crop of each, with all that is known of it."""
     beside_them = []
     for folder, kind in (("segmentations", FILE_TYPES["labels"](None)), ("depths", FILE_TYPES["depth"](None))):
@@ -293,46 +301,52 @@ def known_of(crops: Crops, scenes: Path, *, progress: Any = lambda done, total: 
         rows.append((*crops.example(place, place), *(each.example(place, place) for each in beside_them)))
         progress(place + 1, len(crops))
     images, classes, labels, depths = (torch.stack(each) for each in zip(*rows, strict=True))
-    return Known(images, classes, labels.long(), depths)
+    return KnownScenes(images, classes, labels.long(), depths)
 
 
-def _obeyed(name: Name, chosen: ConditionsSettings) -> Step:
-    """The step that lays images of held-out conditions, and of none, and measures."""
+def _fidelity(name: Name, chosen: ConditionsSettings) -> Step:
+    """The step that generates images of held-out conditions, and of none, and measures."""
     trial = TRIALS[name]
     scenes, times = (LARGE, 2) if trial.large else (SCENES, 1)
     cut = ImageSettings(
         size=(chosen.size[0] * times, chosen.size[1] * times), zoom=(1.0, 1.0), validation=chosen.held_out
     )
 
-    def work(place: Place) -> dict[str, Any]:
-        folder = place.before[scenes].folder
+    def work(context: StepContext) -> dict[str, Any]:
+        folder = context.before[scenes].folder
         _, held_out = crops(open_source(folder / "images"), cut, channels=3, seed=0, most=chosen.samples)
         known = known_of(held_out, folder)
-        tokenizer = load_tokenizer(place.before["tokenizer"].folder)
-        pipeline = Pipeline(tokenizer, *load_prior(find_model(place.before[f"prior-{name}"].folder, kind="prior")))
-        asked = _asked(place.before[f"codes-{name}"].folder / "codes", held_out, cut, pipeline.condition)
-        grid, nothing = pipeline.grid(cut.size), pipeline.prior.null_prefix(len(asked))
-        # What is told of windows in a larger image follows from the image's size.
-        laid_at = pipeline.window_prefix([None] * len(asked), grid=grid) if trial.large else constant_prefix(asked)
+        tokenizer = load_tokenizer(context.before["tokenizer"].folder)
+        pipeline = Pipeline(tokenizer, *load_prior(find_model(context.before[f"prior-{name}"].folder, kind="prior")))
+        prefixes = _requested_conditions(
+            context.before[f"codes-{name}"].folder / "codes", held_out, cut, pipeline.condition
+        )
+        grid, nothing = pipeline.grid(cut.size), pipeline.prior.null_prefix(len(prefixes))
+        # The coordinates of windows in a larger image depend on the image's size.
+        prefix_at = (
+            pipeline.window_prefix([None] * len(prefixes), grid=grid) if trial.large else constant_prefix(prefixes)
+        )
         guided = make_sampler(top_p=chosen.top_p, guidance=chosen.guidance)
         images = condition_fidelity.ComparedImages(
-            told=_laid(pipeline, laid_at, grid, sampler=guided, count=len(asked), place=place),
-            left_open=_laid(
+            conditioned=_generate(pipeline, prefix_at, grid, sampler=guided, count=len(prefixes), context=context),
+            unconditional=_generate(
                 pipeline,
                 constant_prefix(nothing),
                 grid,
                 sampler=make_sampler(top_p=chosen.top_p),
-                count=len(asked),
-                place=place,
+                count=len(prefixes),
+                context=context,
             ),
             real=pipeline.reconstruct(known.images),
             known=known,
             things=beside(held_out.images, read_annotations(folder)),
-            judge=_read_judge(place.before["judge"].folder),
+            network=_read_scene_network(context.before["scene-network"].folder),
         )
-        _save(place.folder, images, [] if trial.large else list(map(pipeline.condition.preview, asked)), chosen.shown)
+        _save(
+            context.folder, images, [] if trial.large else list(map(pipeline.condition.preview, prefixes)), chosen.shown
+        )
         also = {each: TRIALS[each].measure(images)._asdict() for each in trial.also}
-        return {**trial.measure(images)._asdict(), "also": also, "images": len(asked)}
+        return {**trial.measure(images)._asdict(), "also": also, "images": len(prefixes)}
 
     settings = {
         "samples": chosen.samples,
@@ -341,18 +355,18 @@ def _obeyed(name: Name, chosen: ConditionsSettings) -> Step:
         "guidance": chosen.guidance,
         **({"also": list(trial.also)} if trial.also else {}),
     }
-    after = (scenes, "judge", "tokenizer", f"codes-{name}", f"prior-{name}")
-    return Step(name=f"obeyed-{name}", settings=settings, work=work, after=after)
+    after = (scenes, "scene-network", "tokenizer", f"codes-{name}", f"prior-{name}")
+    return Step(name=f"fidelity-{name}", settings=settings, work=work, after=after)
 
 
-def _read_judge(folder: Path) -> Judge:
-    judge = Judge(len(LABELS), len(CLASSES))
-    judge.load_state_dict(load_file(folder / "judge.safetensors"))
-    return judge.eval().requires_grad_(False)
+def _read_scene_network(folder: Path) -> SceneNetwork:
+    scene_network = SceneNetwork(len(LABELS), len(CLASSES))
+    scene_network.load_state_dict(load_file(folder / "scene_network.safetensors"))
+    return scene_network.eval().requires_grad_(False)
 
 
-def _asked(codes: Path, chosen: Crops, cut: ImageSettings, condition: Condition) -> Tensor:
-    """What some held-out images are told, as shards hold it of all of them, (B,P)."""
+def _requested_conditions(codes: Path, chosen: Crops, cut: ImageSettings, condition: Condition) -> Tensor:
+    """The condition codes (B,P) of some held-out images, from the shards of all of them."""
     _, every = crops(chosen.source, cut, channels=3, seed=0)
     places = {image.key: place for place, image in enumerate(every.images)}
     shards = open_codes(codes)
@@ -361,42 +375,42 @@ def _asked(codes: Path, chosen: Crops, cut: ImageSettings, condition: Condition)
     return torch.stack(own)
 
 
-def _laid(
+def _generate(
     pipeline: Pipeline,
-    laid_at: Callable[[Window], Tensor],
+    prefix_at: Callable[[Window], Tensor],
     grid: tuple[int, int],
     *,
     sampler: Sampler,
     count: int,
-    place: Place,
+    context: StepContext,
 ) -> Tensor:
     """Prefixes (B,P) at each place of the window -> images of a grid (h,w) of codes, with the seeds 0, 1, ..."""
     seeds, codes = torch.arange(count), unknown_codes(count, grid)
-    laying = generate(pipeline.prior, laid_at, sampler=sampler, seeds=seeds, known=codes)
-    with counting(place.console, title="laying", unit="rows") as progress:
+    generated = generate(pipeline.prior, prefix_at, sampler=sampler, seeds=seeds, known=codes)
+    with counting(context.console, title="generating", unit="rows") as progress:
         for row in range(1, grid[0] + 1):
-            codes = next(laying)
+            codes = next(generated)
             progress(row, grid[0])
     return pipeline.decode(codes)
 
 
-def _save(folder: Path, images: condition_fidelity.ComparedImages, asked: Sequence[Any], shown: int) -> None:
-    """Set down what the page shows: what was asked for, and the images, evenly spread over all of them."""
-    count = len(images.told)
+def _save(folder: Path, images: condition_fidelity.ComparedImages, previews: Sequence[Any], shown: int) -> None:
+    """Write the conditions and images for the page, evenly spread over all of them."""
+    count = len(images.conditioned)
     for number in range(min(shown, count)):
         seed = number * count // min(shown, count)
-        for name in ("told", "real", "left_open"):
+        for name in ("conditioned", "real", "unconditional"):
             image = getattr(images, name)[seed]
             save_png(folder / "shown" / f"{number:03d}-{name}.png", image, settings={"seed": seed})
-        if asked:
+        if previews:
             write_atomically(
-                folder / "shown" / f"{number:03d}-asked.png",
-                partial(Image.fromarray(asked[seed]).save, format="PNG"),
+                folder / "shown" / f"{number:03d}-condition.png",
+                partial(Image.fromarray(previews[seed]).save, format="PNG"),
             )
 
 
-CONDITIONS_OBEYED = Study(
-    about="do images show what they are told? Every condition, on scenes of which everything is known",
+CONDITION_FIDELITY = Experiment(
+    about="do generated images follow their conditions? Every condition, on scenes with known labels",
     takes_models=False,
     settings=ConditionsSettings,
     scales=SCALES,

@@ -1,4 +1,4 @@
-"""What the study `conditions` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `conditions` trains at each scale: plain values, to be changed here or with `--set`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ _QUIET = [
 
 SCALES = {
     "tiny": Scale(
-        about="four conditions for a minute each: ten minutes on two CPU cores; shows that all of it works, not how well",
+        about="four conditions for a minute each: ten minutes on two CPU cores; shows that all of it works, not "
+        "how well",
         data="the embedded scenes at 64 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": ["run.images=1000", "objective.adversarial.weight=0", *_QUIET],
             "maps": ["run.images=800", "model.quantizer.codebook_size=128"],
             "prior": ["run.codes=61440", "run.sample_every=614400", "optimizer.lr=0.001", "run.tensorboard=false"],
-            "told": ["label", "segmentation", "lowres", "coordinates"],
+            "conditions": ["label", "segmentation", "lowres", "coordinates"],
             "scenes": 400,
             "copies": 2,
-            "judge_steps": 150,
+            "scene_network_steps": 150,
             "samples": 24,
         },
     ),
     "small": Scale(
-        about="nine conditions, three to ten minutes each, boxes and keypoints three times that: one to three hours on a CPU",
+        about="nine conditions, three to ten minutes each, boxes and keypoints three times that: one to three "
+        "hours on a CPU",
         data="the embedded scenes at 64 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": ["run.images=3600", *_QUIET],
@@ -46,7 +48,7 @@ SCALES = {
     "full": Scale(
         about="nine conditions for as long as they gain from it: hours on a GPU; not run",
         data="the embedded scenes at 128 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": ["run.images=100000", "run.batch=16"],
@@ -55,7 +57,7 @@ SCALES = {
             "scenes": 20000,
             "size": [128, 128],
             "copies": 8,
-            "judge_steps": 3000,
+            "scene_network_steps": 3000,
             "samples": 512,
         },
     ),

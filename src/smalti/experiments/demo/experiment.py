@@ -63,13 +63,14 @@ class Timings:
 
 
 def run_demo(out: Path, *, recipe: str, count: int, console: Console) -> None:
-    """Paint, train, sample, measure, and write `out/report.html` and `out/report.json`. The same call again goes on."""
+    """Render, train, sample, measure, and write `out/report.html` and `out/report.json`. The same call again
+    resumes."""
     tokenizer = resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=[])
     prior = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=[])
     if out.is_dir() and any(out.iterdir()) and not (out / "seconds.json").is_file():
         raise SmaltiError(f"{out} is not empty and holds no demo; choose another --out")
     timings = Timings(out / "seconds.json")
-    with timings.measured("scenes"), counting(console, title="painting", unit="scenes") as progress:
+    with timings.measured("scenes"), counting(console, title="rendering", unit="scenes") as progress:
         write_scenes(
             out / "scenes",
             count=count,
@@ -100,7 +101,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
     pipeline = Pipeline.from_pretrained(out)
     source = open_source(out / "scenes" / "images")
     training, held_out = crops(source, settings.images, channels=3, seed=settings.run.seed)
-    judge = train_classifier(_some(training), classes=len(source.labels), seed=settings.run.seed)
+    classifier = train_classifier(_some(training), classes=len(source.labels), seed=settings.run.seed)
     ratios, use = [], CodeUse(pipeline.tokenizer.size)
     for batch in in_order(held_out, batch=BATCH):
         codes = pipeline.encode(batch.images)
@@ -113,7 +114,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
             for batch in in_order(shards.validation, batch=BATCH)
         ]
     samples = {label: _samples(pipeline, label) for label in source.labels}
-    right = _named_right(judge, samples, source.labels)
+    right = _sample_accuracy(classifier, samples, source.labels)
     shown, labels = spread(held_out, COMPLETED)
     names = [source.labels[int(label)] for label in labels]
     known = kept_part("top-half", settings.images.size)
@@ -126,7 +127,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
             "code_entropy_nats": entropy(shards.training, pipeline.tokenizer.size),
             "class_accuracy": right,
             "class_chance": 1 / len(source.labels),
-            "class_accuracy_of_real": accuracy(judge, in_order(held_out, batch=BATCH)),
+            "class_accuracy_of_real": accuracy(classifier, in_order(held_out, batch=BATCH)),
             "held_out_images": float(len(held_out)),
         },
         counts=use.counts,
@@ -137,7 +138,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
             label: pipeline.sample(1, label=label, size=(H, 4 * W), seed=1, top_p=TOP_P, guidance=GUIDANCE)[0]
             for label in PANORAMAS
         },
-        laid=_while_laid(pipeline, PANORAMAS[1]),
+        intermediate=_intermediate_images(pipeline, PANORAMAS[1]),
         kept=torch.where(known, shown, 0.0),
         completions=pipeline.complete(
             shown, known, values=names, sampler=Sampler(top_p=TOP_P, guidance=GUIDANCE), seed=0
@@ -159,14 +160,14 @@ def _samples(pipeline: Pipeline, label: str) -> Tensor:
     return pipeline.sample(SAMPLES_A_CLASS, label=label, seed=0, top_p=TOP_P, guidance=GUIDANCE)
 
 
-def _named_right(judge: Classifier, samples: dict[str, Tensor], labels: tuple[str, ...]) -> float:
+def _sample_accuracy(classifier: Classifier, samples: dict[str, Tensor], labels: tuple[str, ...]) -> float:
     batches_of = (Batch(images, torch.full((len(images),), labels.index(label))) for label, images in samples.items())
-    return accuracy(judge, batches_of)
+    return accuracy(classifier, batches_of)
 
 
-def _while_laid(pipeline: Pipeline, label: str) -> list[Tensor]:
+def _intermediate_images(pipeline: Pipeline, label: str) -> list[Tensor]:
     """One image after every second row of codes."""
     codes = unknown_codes(1, pipeline.prior.grid)
     sampler = Sampler(top_p=TOP_P, guidance=GUIDANCE)
-    laying = pipeline.generate_codes([label], codes, sampler=sampler, seeds=pipeline.seeds(3, 1))
-    return [pipeline.decode_partial(codes)[0] for codes in itertools.islice(laying, 1, None, 2)]
+    generated = pipeline.generate_codes([label], codes, sampler=sampler, seeds=pipeline.seeds(3, 1))
+    return [pipeline.decode_partial(codes)[0] for codes in itertools.islice(generated, 1, None, 2)]

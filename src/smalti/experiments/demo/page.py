@@ -40,7 +40,7 @@ class Results(NamedTuple):
     reconstructions: Tensor
     samples: dict[str, Tensor]
     panoramas: dict[str, Tensor]
-    laid: list[Tensor]
+    intermediate: list[Tensor]
     kept: Tensor
     completions: Tensor
 
@@ -54,9 +54,9 @@ def write_page(
 ) -> None:
     """Write `out/report.html`."""
     Report(
-        title="smalti: tiles learned, images laid",
-        lead="In one run on this machine, a tokenizer learned a codebook of image tiles from painted landscapes, and a "
-        "transformer learned to lay those tiles into new ones. Nothing on this page was made anywhere else.",
+        title="smalti demo",
+        lead="In one run on this machine, a tokenizer learned a codebook from rendered landscapes, and a transformer "
+        "learned to generate images from those codes. Everything on this page was computed on this machine.",
         blocks=[_cards(results.figures)],
         hero=[_image(images[0], f"a new landscape, {label}") for label, images in results.samples.items()],
         sections=[
@@ -99,7 +99,7 @@ def _cards(figures: Mapping[str, float]) -> Cards:
             Card(
                 f"Prior, below the {entropy:.2f} nats of single codes",
                 f"{below:.0%}",
-                unit=f"({likelihood:.2f} nats a code)",
+                unit=f"({likelihood:.2f} nats per code)",
                 target=Target("at least 25 %", reached=below >= 0.25),
             ),
             Card(
@@ -121,15 +121,16 @@ def _scenes(settings: TokenizerTraining) -> Section:
         "What it learned from",
         [
             Text(
-                "Procedurally painted landscapes in four seasons at three times of day. They come with exact "
-                f"segmentation, depth, edges and boxes; here only the image and its class are used, at {height} x {width} pixels."
+                "Procedurally rendered landscapes in four seasons at three times of day. They come with exact "
+                f"segmentation, depth, edges and boxes; here only the image and its class are used, at {height} x "
+                f"{width} pixels."
             ),
             Comparison(
                 [
                     (
                         "scene",
                         [
-                            EmbeddedImage(scene.image, f"a painted {scene.label}", caption=scene.label)
+                            EmbeddedImage(scene.image, f"a rendered {scene.label}", caption=scene.label)
                             for scene in shown
                         ],
                     ),
@@ -187,7 +188,8 @@ def _tokenizer(out: Path, results: Results) -> Section:
         "Stage 1: the tokenizer",
         [
             Text(
-                "Each scene becomes a small grid of codes, one of a few hundred for each tile, and is painted back from them."
+                "Each scene becomes a small grid of codes, one of a few hundred for each tile, and is painted "
+                "back from them."
             ),
             Comparison(
                 [
@@ -210,14 +212,15 @@ def _prior(out: Path, figures: Mapping[str, float]) -> Section:
             Line("held-out scenes", _curve(metrics, "validation", "nats")),
         ],
         x_label="codes seen",
-        y_label="nats a code",
+        y_label="nats per code",
         references=[Reference(figures["code_entropy_nats"], "entropy of single codes")],
     )
     return Section(
         "Stage 2: the prior",
         [
             Text(
-                "A transformer reads a class and the codes laid so far, and says how likely each code is to come next. "
+                "A transformer reads a class and the codes generated so far, and says how likely each code is to "
+                "come next. "
                 "The fewer nats it needs, the more of a landscape's order it has learned."
             ),
             Plots([plot]),
@@ -230,7 +233,7 @@ def _samples(results: Results) -> Section:
         (label, [_image(image, f"a sample of {label}") for image in images[:8]])
         for label, images in results.samples.items()
     ]
-    steps = [_image(image, "an image being laid") for image in results.laid]
+    steps = [_image(image, "a partially generated image") for image in results.intermediate]
     return Section(
         "New landscapes",
         [
@@ -247,8 +250,9 @@ def _panoramas(results: Results, settings: TokenizerTraining) -> Section:
         "Wider than anything it has seen",
         [
             Text(
-                f"The prior was trained on {height} x {width} pixels. A window of that size slides over the grid of codes and "
-                f"lays images of {height} x {4 * width}."
+                f"The prior was trained on {height} x {width} pixels. A window of that size slides over the grid "
+                "of codes and "
+                f"generates images of {height} x {4 * width}."
             ),
             Images(images, width=520),
         ],
@@ -266,7 +270,7 @@ def _completions(results: Results) -> Section:
                     ("completed", [_image(results.completions[i], "the half completed") for i in shown]),
                     ("the scene", [_image(results.originals[i], "the held-out scene") for i in shown]),
                 ],
-                caption="The upper half is kept, the lower half laid anew.",
+                caption="The upper half is kept, the lower half generated.",
             )
         ],
     )

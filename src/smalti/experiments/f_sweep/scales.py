@@ -1,4 +1,4 @@
-"""What the study `f-sweep` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `f-sweep` trains at each scale: plain values, to be changed here or with `--set`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCALES = {
     "tiny": Scale(
         about="f 1 to 16 with 256 codes, windows of 8 x 8 codes: seven minutes on two CPU cores",
         data="the embedded scenes at 128 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [
@@ -63,7 +63,7 @@ SCALES = {
     "small": Scale(
         about="f 1 to 16 with 512 codes, windows of 8 x 8 codes: less than an hour on two CPU cores",
         data="a folder of some thousand photographs of one kind, seen at 128 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "recipe": "small-64",
             "tokenizer": [
@@ -95,7 +95,7 @@ SCALES = {
     "full": Scale(
         about="f 1 to 16 with 1,024 codes, windows of 16 x 16 codes: days on a GPU; has not been run",
         data="FFHQ or CelebA-HQ, seen at 256 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "recipe": "small-64",
             "tokenizer": [

@@ -1,7 +1,8 @@
-"""The study `modern-vs-reference`: the original's way of training and ours, for the same time on the same machine.
+"""The experiment `modern-vs-reference`: the original's way of training and ours, for the same time on the same machine.
 
-Both tokenizers have about as many parameters, and are judged on the same images, which neither has seen. Single changes away from
-ours, back to the original's choice, are trained as long, so that it is seen what each of our choices is worth.
+Both tokenizers have about as many parameters, and are evaluated on the same images, which neither has seen. Single
+changes away from ours, back to the original's choice, are trained as long, so that it is seen what each of our choices
+is worth.
 
 H W pixels, f = H/h, K size of the codebook.
 """
@@ -17,13 +18,13 @@ from pydantic import Field
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
-from smalti.experiments.base import Asked, Done, Place, Step, Study
+from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext, StepResult
 from smalti.experiments.equal_time import Weights, nominal, pace, reached, refuse_unequal, timed, weights
 from smalti.experiments.modern.page import MODERN, REFERENCE, page
 from smalti.experiments.modern.scales import SCALES
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, difference
-from smalti.experiments.tokenizer_measurement import Measuring
+from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.model_loading import load_tokenizer
 from smalti.training.config import TokenizerTraining
 
@@ -43,7 +44,7 @@ class ImageSetSettings:
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     data: str | None = None
-    """A folder, a .txt list or a .zip file; None: what is given with --data, or else painted scenes."""
+    """A folder, a .txt list or a .zip file; None: what is given with --data, or else rendered scenes."""
     size: tuple[Positive, Positive]
     """(H,W) that all are trained on and measured at."""
     changes: tuple[str, ...] = ()
@@ -74,36 +75,36 @@ class ModernSettings:
     shown: Positive
     """How many of those are set side by side."""
     scenes: Positive = 480
-    """How many scenes are painted, where no images are given."""
+    """How many scenes are rendered, where no images are given."""
 
 
-def plan(chosen: ModernSettings, asked: Asked) -> list[Step]:
-    """Scenes where they are wanted; then for each set of images the pace, the training and the measuring of each, one after
-    the other, and the comparison of all."""
-    refuse_idle(asked, trains=("tokenizer",))
+def plan(chosen: ModernSettings, request: ExperimentRequest) -> list[Step]:
+    """Scenes where they are wanted; then for each set of images the pace, the training and the measuring of each, one
+    after the other, and the comparison of all."""
+    refuse_idle(request, trains=("tokenizer",))
     refuse_twins([each.name for each in chosen.sets], what="sets of images")
     refuse_twins([MODERN, REFERENCE, *(each.name for each in chosen.without)], what="trainings")
-    painted = [each.size for each in chosen.sets if each.data is None and asked.data is None]
+    sizes = [each.size for each in chosen.sets if each.data is None and request.data is None]
     found: list[Step] = []
-    if painted:
-        largest = max(height for height, _ in painted), max(width for _, width in painted)
+    if sizes:
+        largest = max(height for height, _ in sizes), max(width for _, width in sizes)
         found.append(steps.scenes(count=chosen.scenes, size=largest))
     for each in chosen.sets:
-        found += _on(each, chosen, asked)
+        found += _on(each, chosen, request)
     return found
 
 
-def _on(given: ImageSetSettings, chosen: ModernSettings, asked: Asked) -> list[Step]:
+def _on(given: ImageSetSettings, chosen: ModernSettings, request: ExperimentRequest) -> list[Step]:
     """All that is done on one set of images."""
-    images = Images.of(Path(given.data) if given.data else asked.data)
-    how = Measuring.of(
+    images = Images.of(Path(given.data) if given.data else request.data)
+    how = TokenizerMeasurement.of(
         "modern-vs-reference",
         size=given.size,
         count=chosen.images,
         held_out=chosen.held_out,
         shown=chosen.shown,
     )
-    trainings = _trainings(given, chosen, asked, without_perceptual=LPIPS in how.missing)
+    trainings = _trainings(given, chosen, request, without_perceptual=LPIPS in how.missing)
     sizes = {name: weights(training) for name, training in trainings.items()}
     refuse_unequal(
         {name: each.tokenizer for name, each in sizes.items()},
@@ -133,7 +134,7 @@ def _loading(step: str) -> Any:
 
 
 def _trainings(
-    given: ImageSetSettings, chosen: ModernSettings, asked: Asked, *, without_perceptual: bool
+    given: ImageSetSettings, chosen: ModernSettings, request: ExperimentRequest, *, without_perceptual: bool
 ) -> dict[str, TokenizerTraining]:
     """All that are trained on a set, by name."""
     fixed = [f"images.size={list(given.size)}", f"images.validation={chosen.held_out}"]
@@ -150,7 +151,7 @@ def _trainings(
             steps.varied(
                 way.recipe,
                 shared=[*way.changes, *given.changes],
-                overrides=_unpaced(asked.of("tokenizer")),
+                overrides=_unpaced(request.of("tokenizer")),
                 changes=[*changes, *fixed],
             )
         )
@@ -169,8 +170,8 @@ def _unpaced(overrides: Sequence[str]) -> Sequence[str]:
 def _comparing(name: str, sizes: Mapping[str, Weights], images: Images) -> Step:
     """The step that sets the figures of one set of images side by side: nothing is computed but from them."""
 
-    def work(place: Place) -> dict[str, Any]:
-        return compared_all(name, list(sizes), place.before)
+    def work(context: StepContext) -> dict[str, Any]:
+        return compared_all(name, list(sizes), context.before)
 
     after = [f"{part}-{name}-{each}" for each in sizes for part in ("pace", "tokenizer", "measure")]
     return Step(name=f"compare-{name}", settings={}, work=work, after=(*images.after, *after))
@@ -184,11 +185,11 @@ class _Trained(NamedTuple):
     measured: Compared
 
 
-def compared_all(name: str, names: Sequence[str], done: Mapping[str, Done]) -> dict[str, Any]:
+def compared_all(name: str, names: Sequence[str], done: Mapping[str, StepResult]) -> dict[str, Any]:
     """The steps of a set of images -> what stands in its tables, as plain values.
 
-    `judge` is the score whose curve is followed: LPIPS, or PSNR where its weights are missing. `reached` is the second at which a
-    training was as good as the reference at its end, `share` that as a share of the reference's time.
+    `metric` is the score whose curve is followed: LPIPS, or PSNR where its weights are missing. `reached` is the second
+    at which a training was as good as the reference at its end, `share` that as a share of the reference's time.
     """
     found = {
         each: _Trained(
@@ -198,12 +199,12 @@ def compared_all(name: str, names: Sequence[str], done: Mapping[str, Done]) -> d
         )
         for each in names
     }
-    judge = LPIPS if all(LPIPS in point for each in found.values() for point in each.run["curve"]) else "psnr"
+    metric = LPIPS if all(LPIPS in point for each in found.values() for point in each.run["curve"]) else "psnr"
     reference = found[REFERENCE].run
-    target = reference["curve"][-1][judge]
+    target = reference["curve"][-1][metric]
     rows = {}
     for each, one in found.items():
-        second = reached(one.run["curve"], judge, target=target)
+        second = reached(one.run["curve"], metric, target=target)
         rows[each] = {
             "parameters": one.pace["tokenizer"],
             "discriminator_parameters": one.pace["discriminator"],
@@ -214,7 +215,7 @@ def compared_all(name: str, names: Sequence[str], done: Mapping[str, Done]) -> d
             "share": None if second is None else second / reference["seconds"],
             "over_modern": _differences(one.measured, found[MODERN].measured),
         }
-    return {"judge": judge, "target": target, "threads": found[MODERN].pace["threads"], "rows": rows}
+    return {"metric": metric, "target": target, "threads": found[MODERN].pace["threads"], "rows": rows}
 
 
 def _differences(one: Compared, other: Compared) -> dict[str, list[float]]:
@@ -227,7 +228,7 @@ def _differences(one: Compared, other: Compared) -> dict[str, list[float]]:
     }
 
 
-MODERN_VS_REFERENCE = Study(
+MODERN_VS_REFERENCE = Experiment(
     about="is the modern way of training better than the original's in the same time, and which of its choices pay",
     takes_models=False,
     settings=ModernSettings,

@@ -1,4 +1,5 @@
-"""The page of the study `modern-vs-reference`: images of both, their scores over time, and what each single change costs."""
+"""The page of the experiment `modern-vs-reference`: images of both, their scores over time, and what each single change
+costs."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smalti.core.version import __version__
-from smalti.experiments.base import Asked, Done
+from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import counted, hero, made, minutes, not_measured, remarks, side_by_side
 from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, measured_on
 from smalti.reports.charts import Bars, Line, LinePlot, Plot, Reference
@@ -15,20 +16,21 @@ from smalti.reports.report import Block, Card, Cards, Plots, Report, Section, Ta
 
 MODERN, REFERENCE = "modern", "reference"
 FAR = 0.15
-"""Trainings whose measured times are further from what was asked, as a share, are told."""
+"""Relative deviation of a training time above which the page reports it."""
 
 
-def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
-    """The finished steps of the study -> its page."""
+def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    """The finished steps of the experiment -> its page."""
     names = [REFERENCE, MODERN, *(each.name for each in settings.without)]
     first = settings.sets[0].name
     ours = _measured(done, first, MODERN)
     lead = (
-        f"The original's way of training and the modern one, each for {settings.minutes:g} minutes on the same machine, with about "
-        f"as many parameters, judged on the same held-out images."
+        f"The original's way of training and the modern one, each for {settings.minutes:g} minutes on the "
+        "same machine, with about "
+        f"as many parameters, evaluated on the same held-out images."
     )
     sections = [
-        Section("What this shows, and what it does not", [Text(_shows(settings, done)), Text(_hides(settings, done))])
+        Section("Findings and limitations", [Text(_findings(settings, done)), Text(_limitations(settings, done))])
     ]
     for each in settings.sets:
         sections += _sections(each.name, names, done)
@@ -38,59 +40,65 @@ def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
         lead=lead,
         blocks=[_cards(first, done)],
         hero=hero(ours),
-        sections=[*sections, made("modern-vs-reference", settings, asked, protocol=protocol)],
+        sections=[*sections, made("modern-vs-reference", settings, request, protocol=protocol)],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
     )
 
 
-def _measured(done: Mapping[str, Done], given: str, name: str) -> Compared:
+def _measured(done: Mapping[str, StepResult], given: str, name: str) -> Compared:
     step = done[f"measure-{given}-{name}"]
     return Compared(name, step.folder, step.outcome)
 
 
-def _cards(given: str, done: Mapping[str, Done]) -> Cards:
+def _cards(given: str, done: Mapping[str, StepResult]) -> Cards:
     outcome = done[f"compare-{given}"].outcome
-    rows, judge = outcome["rows"], outcome["judge"]
+    rows, metric = outcome["rows"], outcome["metric"]
     share = rows[MODERN]["share"]
     seconds = sum(each.seconds for each in done.values())
     return Cards(
         [
-            Card(f"{HEADS[judge]}, reference", f"{rows[REFERENCE][judge]:.4g}"),
-            Card(f"{HEADS[judge]}, modern", f"{rows[MODERN][judge]:.4g}"),
+            Card(f"{HEADS[metric]}, reference", f"{rows[REFERENCE][metric]:.4g}"),
+            Card(f"{HEADS[metric]}, modern", f"{rows[MODERN][metric]:.4g}"),
             Card(
-                f"Modern reaches the reference's last {HEADS[judge]} after",
+                f"Modern reaches the reference's last {HEADS[metric]} after",
                 "never" if share is None else f"{share:.0%}",
                 unit="" if share is None else "of its time",
             ),
-            Card("Whole study", minutes(seconds), unit="minutes of work"),
+            Card("Whole experiment", minutes(seconds), unit="minutes of work"),
         ]
     )
 
 
-def _shows(settings: Any, done: Mapping[str, Done]) -> str:
-    said = []
+def _findings(settings: Any, done: Mapping[str, StepResult]) -> str:
+    sentences = []
     for each in settings.sets:
         outcome = done[f"compare-{each.name}"].outcome
-        rows, judge = outcome["rows"], outcome["judge"]
-        better = "lower is better" if judge == LPIPS else "higher is better"
-        said.append(
-            f"On `{each.name}` the reference ends at {HEADS[judge]} {rows[REFERENCE][judge]:.4g} and the modern way at "
-            f"{rows[MODERN][judge]:.4g} ({better}), with {rows[REFERENCE]['codes_in_use']:.0%} and "
+        rows, metric = outcome["rows"], outcome["metric"]
+        better = "lower is better" if metric == LPIPS else "higher is better"
+        sentences.append(
+            f"On `{each.name}` the reference ends at {HEADS[metric]} {rows[REFERENCE][metric]:.4g} and the "
+            "modern way at "
+            f"{rows[MODERN][metric]:.4g} ({better}), with {rows[REFERENCE]['codes_in_use']:.0%} and "
             f"{rows[MODERN]['codes_in_use']:.0%} of their codes in use, after {rows[REFERENCE]['images']:,} and "
             f"{rows[MODERN]['images']:,} images."
         )
-        over = rows[REFERENCE]["over_modern"].get(judge)
+        over = rows[REFERENCE]["over_modern"].get(metric)
         if over is not None and abs(over[0]) < 2 * over[1]:
-            said.append("Image by image that is within two standard errors: the two cannot be told apart here.")
-    return " ".join(said)
+            sentences.append(
+                "Image by image that is within two standard errors: the two do not differ significantly here."
+            )
+    return " ".join(sentences)
 
 
-def _hides(settings: Any, done: Mapping[str, Done]) -> str:
-    said = [
-        "Each was trained once, with one seed. Another seed moves the scores, by how much is not measured here: standard errors "
+def _limitations(settings: Any, done: Mapping[str, StepResult]) -> str:
+    sentences = [
+        "Each was trained once, with one seed. Another seed moves the scores, by how much is not measured "
+        "here: standard errors "
         "below are over images alone.",
-        "What is better after so many minutes need not be better after days: the reference's learning rate is made for long runs.",
-        "Equal are the time on this machine and the number of parameters, not the work an image takes; on a GPU both paces "
+        "What is better after so many minutes need not be better after days: the reference's learning "
+        "rate is made for long runs.",
+        "Equal are the time on this machine and the number of parameters, not the work an image takes; on "
+        "a GPU both paces "
         "are others.",
     ]
     far = []
@@ -99,35 +107,35 @@ def _hides(settings: Any, done: Mapping[str, Done]) -> str:
             if abs(row["seconds"] / (60 * settings.minutes) - 1) > FAR:
                 far.append(f"{name} on `{each.name}` {minutes(row['seconds'])} minutes")
     if far:
-        said.append(
-            f"The pace of some changed on the way, so that they did not last as long as asked: {', '.join(far)}."
+        sentences.append(
+            f"The speed of some trainings changed, so their durations deviate from the setting: {', '.join(far)}."
         )
     first = _measured(done, settings.sets[0].name, MODERN)
     if measured_on(first) < 2048:
-        said.append(
+        sentences.append(
             f"A Frechet distance over {counted(measured_on(first), 'image')} is biased and noisy; it ranks, at best."
         )
-    return " ".join([*said, *not_measured(first)])
+    return " ".join([*sentences, *not_measured(first)])
 
 
-def _sections(given: str, names: Sequence[str], done: Mapping[str, Done]) -> list[Section]:
+def _sections(given: str, names: Sequence[str], done: Mapping[str, StepResult]) -> list[Section]:
     """All that is shown of one set of images."""
     outcome = done[f"compare-{given}"].outcome
-    rows, judge = outcome["rows"], outcome["judge"]
+    rows, metric = outcome["rows"], outcome["metric"]
     both = [_measured(done, given, name) for name in (REFERENCE, MODERN)]
     found = [
         Section(f"Side by side: {given}", side_by_side([(one.name, one) for one in both])),
-        Section(f"Over time: {given}", [_curves(given, names, done, judge), _table(rows, measured_on(both[0]))]),
+        Section(f"Over time: {given}", [_curves(given, names, done, metric), _table(rows, measured_on(both[0]))]),
     ]
     if len(names) > 2:
-        found.append(Section(f"What single changes cost: {given}", _ablations(rows, judge)))
+        found.append(Section(f"What single changes cost: {given}", _ablations(rows, metric)))
     notes = remarks([_measured(done, given, name) for name in names])
     return [*found, *([Section(f"Remarks: {given}", notes)] if notes else [])]
 
 
-def _curves(given: str, names: Sequence[str], done: Mapping[str, Done], judge: str) -> Plots:
+def _curves(given: str, names: Sequence[str], done: Mapping[str, StepResult], metric: str) -> Plots:
     plots: list[Plot] = []
-    for score in dict.fromkeys((judge, "psnr")):
+    for score in dict.fromkeys((metric, "psnr")):
         for chosen, title in ((names[:2], ""), (names[1:], ", single changes")):
             if len(chosen) < 2:
                 continue
@@ -147,7 +155,7 @@ def _curves(given: str, names: Sequence[str], done: Mapping[str, Done], judge: s
     )
 
 
-def _points(done: Mapping[str, Done], given: str, name: str, score: str) -> list[tuple[float, float]]:
+def _points(done: Mapping[str, StepResult], given: str, name: str, score: str) -> list[tuple[float, float]]:
     curve = done[f"tokenizer-{given}-{name}"].outcome["curve"]
     return [(point["seconds"] / 60, point[score]) for point in curve]
 
@@ -171,13 +179,15 @@ def _table(rows: Mapping[str, Mapping[str, Any]], images: int) -> Table:
     return Table(
         [*head, "in use", "as good as the reference after"],
         body,
-        caption=f"Means over {counted(images, 'held-out image')}. Minutes of training, as measured, and the images seen in "
-        "them. Frechet: distance in SqueezeNet's features between the images and what returns. The last column is a share of the "
+        caption=f"Means over {counted(images, 'held-out image')}. Minutes of training, as measured, and the images "
+        "seen in "
+        "them. Frechet: distance in SqueezeNet's features between the images and what returns. The last "
+        "column is a share of the "
         "reference's time.",
     )
 
 
-def _ablations(rows: Mapping[str, Mapping[str, Any]], judge: str) -> list[Block]:
+def _ablations(rows: Mapping[str, Mapping[str, Any]], metric: str) -> list[Block]:
     changed = {name: row for name, row in rows.items() if name != MODERN}
     scores = [score for score in HEADS if score != FEATURES and score in rows[MODERN]]
     body: list[list[str | int | float]] = [
@@ -192,11 +202,13 @@ def _ablations(rows: Mapping[str, Mapping[str, Any]], judge: str) -> list[Block]
     table = Table(
         ["without", *(HEADS[score] for score in scores), "codes in use", "images seen"],
         body,
-        caption="What is measured less what modern reaches in the same time: mean difference over the same images and its "
-        "standard error. Each row is modern with one change back to the original's choice; the first is the reference itself.",
+        caption="What is measured less what modern reaches in the same time: mean difference over the same images "
+        "and its "
+        "standard error. Each row is modern with one change back to the original's choice; the first is "
+        "the reference itself.",
     )
-    bars = [(name, row[judge] - rows[MODERN][judge]) for name, row in changed.items()]
-    return [table, Plots([Bars(f"{HEADS[judge]}, less modern's", bars)])]
+    bars = [(name, row[metric] - rows[MODERN][metric]) for name, row in changed.items()]
+    return [table, Plots([Bars(f"{HEADS[metric]}, less modern's", bars)])]
 
 
 def _spread(values: Sequence[float] | None) -> str:

@@ -1,4 +1,4 @@
-"""What the study `modern-vs-reference` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `modern-vs-reference` trains at each scale: plain values, to be changed here or with `--set`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def rates(batch: int) -> list[str]:
 
 
 def without(batch: int = 4) -> dict[str, list[str]]:
-    """Name -> the change away from the recipe small-64, back to the original's choice as the recipe small-reference has it.
+    """Name -> the change away from the recipe small-64, back to the original's choice as the recipe small-reference has
+    it.
 
     "reference-our-rate" is all of them but the rate and its course, for the original's rate is made for days.
     """
@@ -79,7 +80,7 @@ SCALES = {
     "tiny": Scale(
         about="both, and two single changes, for a minute each: six to seven minutes on two CPU cores",
         data="the embedded scenes at 64 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "reference": {"recipe": "small-reference"},
             "modern": {"recipe": "small-64"},
@@ -96,7 +97,7 @@ SCALES = {
     "small": Scale(
         about="both, and six single changes, for nine minutes each: an hour and a half on two CPU cores",
         data="a folder of some thousand photographs, seen at 64 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "reference": {"recipe": "small-reference"},
             "modern": {"recipe": "small-64"},
@@ -117,9 +118,10 @@ SCALES = {
         },
     ),
     "full": Scale(
-        about="both, and all single changes, for an hour and a half each at two sizes: three days on a GPU; has not been run",
+        about="both, and all single changes, for an hour and a half each at two sizes: three days on a GPU; has "
+        "not been run",
         data="ten thousand photographs and more, seen at 64 and at 128 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "reference": {
                 "recipe": "small-reference",

@@ -1,7 +1,8 @@
-"""The study `orders`: in which order should the codes of an image follow one another? The paper's appendix on their ordering.
+"""The experiment `orders`: in which order should the codes of an image follow one another? The paper's appendix on
+their ordering.
 
-One tokenizer, one set of codes, one network, one rate. A prior for each order sees the same batches; all are judged on the same
-held-out images, and lay images of the same seeds.
+One tokenizer, one set of codes, one network, one rate. A prior for each order sees the same batches; all are evaluated
+on the same held-out images, and generate images with the same seeds.
 
 H W pixels, f = H/h, h w grid of codes, n = h w.
 """
@@ -17,10 +18,10 @@ from pydantic import Field
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, settings
 from smalti.experiments import prior_steps, steps
-from smalti.experiments.base import Asked, Place, Step, Study
+from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.orders.page import RASTER, page
 from smalti.experiments.orders.scales import SCALES
-from smalti.experiments.sampling import Laid, laid_images
+from smalti.experiments.sampling import SampleSettings, generate_images
 from smalti.experiments.steps import Images, refuse_idle
 from smalti.model_loading import load_tokenizer
 from smalti.prior.order import ORDERS, Order
@@ -45,27 +46,28 @@ class OrdersSettings:
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Share of the images that trainings do not see."""
     samples: Positive = 8
-    """Images that each prior lays."""
+    """Images that each prior generates."""
     scenes: Positive = 480
-    """How many scenes are painted, where no images are given."""
+    """How many scenes are rendered, where no images are given."""
 
 
-def plan(chosen: OrdersSettings, asked: Asked) -> list[Step]:
-    """Scenes where no images are given; the tokenizer and its codes; for each order a prior and its samples; the comparison."""
-    refuse_idle(asked, trains=("tokenizer", "prior"))
+def plan(chosen: OrdersSettings, request: ExperimentRequest) -> list[Step]:
+    """Scenes where no images are given; the tokenizer and its codes; for each order a prior and its samples; the
+    comparison."""
+    refuse_idle(request, trains=("tokenizer", "prior"))
     _refuse_orders(chosen.orders)
-    images = Images.of(asked.data)
+    images = Images.of(request.data)
     tokenizer = prior_steps.tokenizer_training(
-        chosen.recipe, chosen.tokenizer, asked, size=chosen.size, held_out=chosen.held_out
+        chosen.recipe, chosen.tokenizer, request, size=chosen.size, held_out=chosen.held_out
     )
     trainings = {
-        order: prior_steps.prior_training(chosen.recipe, chosen.prior, asked, changes=[f"network.order={order}"])
+        order: prior_steps.prior_training(chosen.recipe, chosen.prior, request, changes=[f"network.order={order}"])
         for order in chosen.orders
     }
     read = prior_steps.codes_of_images(tokenizer)
     parameters = {order: prior_steps.parameters(training, read) for order, training in trainings.items()}
     network = {"network": trainings[RASTER].network.name, "parameters": parameters[RASTER]}
-    found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
+    found = [] if request.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
     found += [
         steps.tokenizer("tokenizer", images=images, training=tokenizer),
         prior_steps.codes(
@@ -89,12 +91,14 @@ def _refuse_orders(orders: Sequence[Order]) -> None:
 
 
 def _samples(order: Order, images: Images, chosen: OrdersSettings) -> Step:
-    """The step that lays images with the model that a training has kept, as `smalti sample` does."""
+    """The step that generates images with the model that a training has kept, as `smalti sample` does."""
 
-    def work(place: Place) -> dict[str, Any]:
-        tokenizer = load_tokenizer(place.before["tokenizer"].folder)
-        wanted = Laid(number=chosen.samples, size=chosen.size, judged=False)
-        return laid_images(tokenizer, place.before[f"prior-{order}"].folder, images.path(place), place, wanted=wanted)
+    def work(context: StepContext) -> dict[str, Any]:
+        tokenizer = load_tokenizer(context.before["tokenizer"].folder)
+        wanted = SampleSettings(number=chosen.samples, size=chosen.size, with_frechet=False)
+        return generate_images(
+            tokenizer, context.before[f"prior-{order}"].folder, images.path(context), context, wanted=wanted
+        )
 
     return Step(
         name=f"samples-{order}",
@@ -110,10 +114,10 @@ def _comparing(orders: Sequence[Order], network: Mapping[str, Any]) -> Step:
     `network`: what all are, for the page.
     """
 
-    def work(place: Place) -> dict[str, Any]:
-        found = {order: torch.stack(list(prior_steps.judged(place, order))) for order in orders}  # (B,h,w)
+    def work(context: StepContext) -> dict[str, Any]:
+        found = {order: torch.stack(list(prior_steps.validation_nll(context, order))) for order in orders}  # (B,h,w)
         values = {order: nats.mean((1, 2)).tolist() for order, nats in found.items()}
-        done = {order: place.before[f"prior-{order}"].outcome for order in orders}
+        done = {order: context.before[f"prior-{order}"].outcome for order in orders}
         return {
             "images": len(values[RASTER]),
             **network,
@@ -136,7 +140,7 @@ def in_turn(values: torch.Tensor, order: Order) -> torch.Tensor:
     return values.flatten()[ORDERS[order](h, w)]
 
 
-ORDERS_COMPARED = Study(
+ORDERS_COMPARED = Experiment(
     about="in which order should the codes of an image follow one another: the paper's appendix on their ordering",
     takes_models=False,
     settings=OrdersSettings,

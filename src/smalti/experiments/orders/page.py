@@ -1,4 +1,5 @@
-"""The page of the study `orders`: likelihoods, curves over codes and over the turns of a sequence, samples side by side.
+"""The page of the experiment `orders`: likelihoods, curves over codes and over the turns of a sequence, samples side by
+side.
 
 H W pixels, h w grid of codes.
 """
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smalti.core.version import __version__
-from smalti.experiments.base import Asked, Done
+from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import Pixels, counted, learning, made, minutes, pixels, signed
 from smalti.prior.order import ORDERS, Order
 from smalti.reports.charts import Bars, Line, LinePlot, Reference
@@ -35,23 +36,24 @@ PARTS = 8
 """Parts of a sequence over which the nats of single turns are averaged."""
 
 
-def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
-    """The finished steps of the study -> its page."""
+def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    """The finished steps of the experiment -> its page."""
     outcome = done["compare"].outcome
     rows, (h, w) = outcome["rows"], outcome["grid"]
     return Report(
-        title="In which order to lay the tiles",
-        lead=f"{counted(len(rows), 'order')} of {h} x {w} codes: for each a prior of the same {outcome['parameters']:,} "
-        "parameters, on the same batches of codes of one tokenizer, judged on those of "
+        title="Code orders compared",
+        lead=f"{counted(len(rows), 'order')} of {h} x {w} codes: for each a prior of the same "
+        f"{outcome['parameters']:,} "
+        "parameters, on the same batches of codes of one tokenizer, evaluated on those of "
         f"{counted(outcome['images'], 'held-out image')}.",
         blocks=[_cards(rows, done)],
         sections=[
-            Section("What this shows, and what it does not", [Text(_shows(rows)), Text(_hides(outcome))]),
+            Section("Findings and limitations", [Text(_findings(rows)), Text(_limitations(outcome))]),
             Section("Likelihood", [_bars(rows), _table(outcome)]),
             Section("The orders, and samples", [_samples(settings, outcome, done)]),
             Section("On the way", [_curves(outcome, done)]),
             Section("Within an image", [_turns(outcome)]),
-            made("orders", settings, asked, protocol={}),
+            made("orders", settings, request, protocol={}),
         ],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
     )
@@ -62,14 +64,14 @@ def ranked(rows: Mapping[Order, Mapping[str, Any]]) -> list[Order]:
     return sorted(rows, key=lambda order: float(rows[order]["nats"]))
 
 
-def _cards(rows: Mapping[Order, Mapping[str, Any]], done: Mapping[str, Done]) -> Cards:
+def _cards(rows: Mapping[Order, Mapping[str, Any]], done: Mapping[str, StepResult]) -> Cards:
     best, *_, worst = ranked(rows) if len(rows) > 1 else [RASTER, RASTER]
     return Cards(
         [
-            Card(f"Likeliest: {CALLED[best]}", f"{rows[best]['nats']:.3f}", unit="nats a code"),
-            Card(f"Least likely: {CALLED[worst]}", f"{rows[worst]['nats']:.3f}", unit="nats a code"),
+            Card(f"Likeliest: {CALLED[best]}", f"{rows[best]['nats']:.3f}", unit="nats per code"),
+            Card(f"Least likely: {CALLED[worst]}", f"{rows[worst]['nats']:.3f}", unit="nats per code"),
             Card("Each has seen", f"{rows[RASTER]['codes']:,}", unit="codes"),
-            Card("Whole study", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
+            Card("Whole experiment", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
         ]
     )
 
@@ -82,8 +84,9 @@ class Verdict(NamedTuple):
     worse: list[Order]
 
 
-def told_apart(rows: Mapping[Order, Mapping[str, Any]]) -> Verdict:
-    """Rows of all orders -> which are further from raster than two standard errors of the difference, and to which side."""
+def compare_to_raster(rows: Mapping[Order, Mapping[str, Any]]) -> Verdict:
+    """Rows of all orders -> which are further from raster than two standard errors of the difference, and to which
+    side."""
     found = Verdict([], [], [])
     for order in ranked(rows):
         over, error = rows[order]["over_raster"], rows[order]["error"]
@@ -95,38 +98,42 @@ def told_apart(rows: Mapping[Order, Mapping[str, Any]]) -> Verdict:
     return found
 
 
-def _shows(rows: Mapping[Order, Mapping[str, Any]]) -> str:
-    found = told_apart(rows)
-    said = [f"After as many codes {CALLED[RASTER]} has {rows[RASTER]['nats']:.3f} nats a code."]
+def _findings(rows: Mapping[Order, Mapping[str, Any]]) -> str:
+    found = compare_to_raster(rows)
+    sentences = [f"After as many codes {CALLED[RASTER]} has {rows[RASTER]['nats']:.3f} nats per code."]
     for verdict, orders in (
-        ("Likelier than that, with the difference in nats a code", found.better),
-        ("Not told apart from it", found.alike),
+        ("Likelier than that, with the difference in nats per code", found.better),
+        ("Not significantly different", found.alike),
         ("Less likely", found.worse),
     ):
         if orders:
             each = [f"{CALLED[order]} ({signed(rows[order]['over_raster'], rows[order]['error'])})" for order in orders]
-            said.append(f"{verdict}: {', '.join(each)}.")
-    said.append("In the paper's figure row major is the best at the end of training.")
-    return " ".join(said)
+            sentences.append(f"{verdict}: {', '.join(each)}.")
+    sentences.append("In the paper's figure row major is the best at the end of training.")
+    return " ".join(sentences)
 
 
-def _hides(outcome: Mapping[str, Any]) -> str:
-    said = [
-        "Each was trained once, with one seed, at one rate. Orders are told apart where they differ by more than two standard "
-        "errors. These are over images alone; what another seed would change is not in them, and may be as much as a small "
+def _limitations(outcome: Mapping[str, Any]) -> str:
+    sentences = [
+        "Each was trained once, with one seed, at one rate. Orders count as different where they differ by "
+        "more than two standard "
+        "errors. These are over images alone; what another seed would change is not in them, and may be "
+        "as much as a small "
         "difference.",
-        "Each is the model of its training that found the held-out codes likeliest, and these are the codes it is judged on: "
+        "Each is the model of its training that found the held-out codes likeliest, and these are the "
+        "codes it is evaluated on: "
         "all gain alike by that, and a little.",
         "An order that is ahead early need not be so at the end: the curves say how far they are from it.",
     ]
     if outcome["network"] == "transformer":
-        said.append(
-            "The network `transformer` is told the rows and columns of the codes behind it, and not of the one to come, and may "
+        sentences.append(
+            "The network `transformer` receives the rows and columns of the previous codes, and not of the "
+            "one to come, and may "
             "find an order hard for that alone; the paper's, `gpt`, learns both by the turn."
         )
     if outcome["images"] < 2:
-        said.append("One image has no standard error.")
-    return " ".join(said)
+        sentences.append("One image has no standard error.")
+    return " ".join(sentences)
 
 
 def _bars(rows: Mapping[Order, Mapping[str, Any]]) -> Plots:
@@ -150,29 +157,35 @@ def _table(outcome: Mapping[str, Any]) -> Table:
         for order in ranked(rows)
     ]
     return Table(
-        ["order", "nats a code", "less row major's", "of entropy", "at the end", "minutes"],
+        ["order", "nats per code", "less row major's", "of entropy", "at the end", "minutes"],
         body,
-        caption=f"Means over {counted(outcome['images'], 'held-out image')}, of the model that each training has kept; the "
-        f"difference with its standard error; as a share of the entropy of single codes ({outcome['code_entropy_nats']:.3f} nats); "
-        "what the last model of the training had, as far as its validation looked; and the minutes of training, as measured.",
+        caption=f"Means over {counted(outcome['images'], 'held-out image')}, of the model that each training has "
+        "kept; the "
+        "difference with its standard error; as a share of the entropy of single codes "
+        f"({outcome['code_entropy_nats']:.3f} nats); "
+        "what the last model of the training had, as far as its validation looked; and the minutes of "
+        "training, as measured.",
     )
 
 
-def _samples(settings: Any, outcome: Mapping[str, Any], done: Mapping[str, Done]) -> Comparison:
+def _samples(settings: Any, outcome: Mapping[str, Any], done: Mapping[str, StepResult]) -> Comparison:
     found: list[tuple[str, Sequence[EmbeddedImage]]] = []
     for order in outcome["rows"]:
         files = sorted((done[f"samples-{order}"].folder / "samples").glob("*.png"))
-        laid = [
+        generated = [
             EmbeddedImage(
-                pixels(file), f"laid in the order {CALLED[order]}, {_seed(file.stem)}", caption=_seed(file.stem)
+                pixels(file), f"generated in the order {CALLED[order]}, {_seed(file.stem)}", caption=_seed(file.stem)
             )
             for file in files
         ]
         way = shown(order, tuple(outcome["grid"]), size=settings.size)
-        found.append((CALLED[order], [EmbeddedImage(way, f"the order {CALLED[order]}", caption="the order"), *laid]))
+        found.append(
+            (CALLED[order], [EmbeddedImage(way, f"the order {CALLED[order]}", caption="the order"), *generated])
+        )
     return Comparison(
         found,
-        caption="In front the order itself: the first code bright, the last one dark. Seeds from 0 on, not chosen; in a column "
+        caption="In front the order itself: the first code bright, the last one dark. Seeds from 0 on, not "
+        "chosen; in a column "
         "each place has the same chance in all orders.",
     )
 
@@ -189,7 +202,7 @@ def shown(order: Order, grid: tuple[int, int], *, size: tuple[int, int]) -> Pixe
     return np.kron(gray, np.ones((size[0] // h, size[1] // w), np.uint8))
 
 
-def _curves(outcome: Mapping[str, Any], done: Mapping[str, Done]) -> Plots:
+def _curves(outcome: Mapping[str, Any], done: Mapping[str, StepResult]) -> Plots:
     return learning(
         {CALLED[order]: done[f"prior-{order}"].outcome["curve"] for order in outcome["rows"]},
         entropy=outcome["code_entropy_nats"],

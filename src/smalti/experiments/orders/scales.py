@@ -1,4 +1,4 @@
-"""What the study `orders` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `orders` trains at each scale: plain values, to be changed here or with `--set`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from smalti.experiments.base import Scale
 
 
 def _gpt(layers: int, width: int, heads: int) -> list[str]:
-    # The paper's network: it learns a position for each turn of the sequence and knows nothing of rows and columns, so that
-    # no order is nearer to it than another. The modern transformer is told where each code is, though not where the next will be.
+    # The paper's network: it learns a position for each turn of the sequence and knows nothing of rows and columns, so
+    # that no order is nearer to it than another. The modern transformer knows where each code is, though not where
+    # the next will be.
     sizes = f"layers: {layers}, embed_dim: {width}, heads: {heads}"
     dropouts = "embedding_dropout: 0.1, attention_dropout: 0.1, residual_dropout: 0.1"
     return [f"network={{name: gpt, {sizes}, {dropouts}}}"]
 
 
-# Rates were looked for at tiny alone, with one seed, in raster order: 4.92 nats after 102,400 codes at 7e-4, 4.62 at 3e-3; higher
-# ones were not tried. One rate serves all orders.
+# Rates were looked for at tiny alone, with one seed, in raster order: 4.92 nats after 102,400 codes at 7e-4, 4.62 at
+# 3e-3; higher ones were not tried. One rate serves all orders.
 SCALES = {
     "tiny": Scale(
         about="512 codes, 8 x 8 an image, seven priors of 1.1 million parameters: ten minutes on two busy CPU cores",
         data="the embedded scenes at 64 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [
@@ -40,9 +41,10 @@ SCALES = {
         },
     ),
     "small": Scale(
-        about="1,024 codes, 8 x 8 an image, seven priors of 3.0 million parameters: an hour and a half and more on a CPU",
+        about="1,024 codes, 8 x 8 an image, seven priors of 3.0 million parameters: an hour and a half and more "
+        "on a CPU",
         data="a folder of some thousand photographs, seen at 64 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "recipe": "small-64",
             "tokenizer": ["run.images=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
@@ -55,7 +57,7 @@ SCALES = {
     "full": Scale(
         about="1,024 codes, 16 x 16 an image, seven priors of 87 million parameters: days on a GPU; not run",
         data="ImageNet or another hundred thousand photographs, seen at 256 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "recipe": "small-64",
             "tokenizer": [

@@ -1,7 +1,8 @@
-"""The study `transformer-vs-pixelsnail`: the paper's table 1. Which prior finds the same codes likelier?
+"""The experiment `transformer-vs-pixelsnail`: the paper's table 1. Which prior finds the same codes likelier?
 
-One tokenizer, one set of codes. PixelSNAIL and the transformer, with about as many parameters, are trained on as many codes; then
-the transformer once more, for as long by the clock as PixelSNAIL took. All are judged on the same held-out codes.
+One tokenizer, one set of codes. PixelSNAIL and the transformer, with about as many parameters, are trained on as many
+codes; then the transformer once more, for as long by the clock as PixelSNAIL took. All are evaluated on the same
+held-out codes.
 
 H W pixels, f = H/h, h w grid of codes, K size of the codebook, B batch.
 """
@@ -18,7 +19,7 @@ from pydantic import Field
 from smalti.core.settings import Positive, as_mapping, settings
 from smalti.data.code_shards import open_codes
 from smalti.experiments import prior_steps, steps
-from smalti.experiments.base import Asked, Place, Step, Study
+from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.equal_time import of_length, refuse_unequal
 from smalti.experiments.pixelsnail.page import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME, page
 from smalti.experiments.pixelsnail.scales import SCALES
@@ -27,7 +28,7 @@ from smalti.training.config import PriorTraining
 
 
 @settings
-class PixelSNAILStudySettings:
+class PixelSNAILExperimentSettings:
     """What is compared, and on what."""
 
     recipe: str
@@ -35,7 +36,8 @@ class PixelSNAILStudySettings:
     tokenizer: tuple[str, ...] = ()
     """`a.b=c` over the recipe, for the tokenizer."""
     prior: tuple[str, ...] = ()
-    """`a.b=c` over the recipe, for both priors. `run.codes` is how many codes PixelSNAIL sees, and the transformer at first."""
+    """`a.b=c` over the recipe, for both priors. `run.codes` is how many codes PixelSNAIL sees, and the transformer at
+    first."""
     transformer: tuple[str, ...]
     """`a.b=c` over that, for the transformer: its network, and what else it needs."""
     pixelsnail: tuple[str, ...]
@@ -51,19 +53,19 @@ class PixelSNAILStudySettings:
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Share of the images that trainings do not see."""
     scenes: Positive = 480
-    """How many scenes are painted, where no images are given."""
+    """How many scenes are rendered, where no images are given."""
 
 
-def plan(chosen: PixelSNAILStudySettings, asked: Asked) -> list[Step]:
+def plan(chosen: PixelSNAILExperimentSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given; the tokenizer, its codes, the three trainings, and the comparison."""
-    refuse_idle(asked, trains=("tokenizer", "prior"))
-    images = Images.of(asked.data)
+    refuse_idle(request, trains=("tokenizer", "prior"))
+    images = Images.of(request.data)
     tokenizer = prior_steps.tokenizer_training(
-        chosen.recipe, chosen.tokenizer, asked, size=chosen.size, held_out=chosen.held_out
+        chosen.recipe, chosen.tokenizer, request, size=chosen.size, held_out=chosen.held_out
     )
     varied = {PIXELSNAIL: chosen.pixelsnail, SAME_STEPS: chosen.transformer, SAME_TIME: chosen.transformer}
     trainings = {
-        name: prior_steps.prior_training(chosen.recipe, chosen.prior, asked, changes=changes)
+        name: prior_steps.prior_training(chosen.recipe, chosen.prior, request, changes=changes)
         for name, changes in varied.items()
     }
     read = prior_steps.codes_of_images(tokenizer)
@@ -74,7 +76,7 @@ def plan(chosen: PixelSNAILStudySettings, asked: Asked) -> list[Step]:
         within=chosen.parameters_within,
         change="change network.embed_dim or network.layers of one of them (settings transformer, pixelsnail)",
     )
-    found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
+    found = [] if request.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
     return [
         *found,
         steps.tokenizer("tokenizer", images=images, training=tokenizer),
@@ -98,13 +100,13 @@ def _timed_prior(name: str, training: PriorTraining) -> Step:
     A schedule has to know where it ends, so that the pace must be known before: it is that of the training before.
     """
 
-    def work(place: Place) -> dict[str, Any]:
-        shards = open_codes(place.before["codes"].folder / "codes")
+    def work(context: StepContext) -> dict[str, Any]:
+        shards = open_codes(context.before["codes"].folder / "codes")
         batch = training.run.batch * math.prod(shards.meta.grid)
-        pace = place.before[f"prior-{SAME_STEPS}"].outcome
-        seen = pace["codes"] * place.before[f"prior-{PIXELSNAIL}"].outcome["seconds"] / pace["seconds"]
+        pace = context.before[f"prior-{SAME_STEPS}"].outcome
+        seen = pace["codes"] * context.before[f"prior-{PIXELSNAIL}"].outcome["seconds"] / pace["seconds"]
         length = max(round(seen / batch), 1) * batch
-        return prior_steps.trained(place, replace(training, run=of_length(training.run, length)))
+        return prior_steps.trained(context, replace(training, run=of_length(training.run, length)))
 
     settings = {"training": steps.decisive(as_mapping(training))}
     after = ("tokenizer", "codes", f"prior-{PIXELSNAIL}", f"prior-{SAME_STEPS}")
@@ -114,28 +116,30 @@ def _timed_prior(name: str, training: PriorTraining) -> Step:
 def _comparing(sizes: Mapping[str, int]) -> Step:
     """The step that asks all for the likelihood of each held-out image, with the model that each training has kept."""
 
-    def work(place: Place) -> dict[str, Any]:
-        values = {name: [float(each.mean()) for each in prior_steps.judged(place, name)] for name in CONTENDERS}
+    def work(context: StepContext) -> dict[str, Any]:
+        values = {
+            name: [float(each.mean()) for each in prior_steps.validation_nll(context, name)] for name in CONTENDERS
+        }
         rows = {
             name: {
                 "parameters": sizes[name],
                 **prior_steps.row(
-                    place.before[f"prior-{name}"].outcome, values[name], over=PIXELSNAIL, others=values[PIXELSNAIL]
+                    context.before[f"prior-{name}"].outcome, values[name], over=PIXELSNAIL, others=values[PIXELSNAIL]
                 ),
             }
             for name in CONTENDERS
         }
-        entropy = place.before[f"prior-{PIXELSNAIL}"].outcome["code_entropy_nats"]
+        entropy = context.before[f"prior-{PIXELSNAIL}"].outcome["code_entropy_nats"]
         return {"images": len(values[PIXELSNAIL]), "code_entropy_nats": entropy, "rows": rows}
 
     after = ("codes", *(f"prior-{name}" for name in CONTENDERS))
     return Step(name="compare", settings={"parameters": dict(sizes)}, work=work, after=after)
 
 
-TRANSFORMER_VS_PIXELSNAIL = Study(
+TRANSFORMER_VS_PIXELSNAIL = Experiment(
     about="which prior finds the same codes likelier at equal steps and in equal time: the paper's table 1",
     takes_models=False,
-    settings=PixelSNAILStudySettings,
+    settings=PixelSNAILExperimentSettings,
     scales=SCALES,
     plan=plan,
     page=page,

@@ -1,4 +1,5 @@
-"""What the study `transformer-vs-pixelsnail` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `transformer-vs-pixelsnail` trains at each scale: plain values, to be changed here or with
+`--set`."""
 
 from __future__ import annotations
 
@@ -14,15 +15,16 @@ def _pixelsnail(layers: int, residuals: int, width: int, heads: int) -> list[str
     return [f"network={{name: pixelsnail, {sizes}, dropout: 0.1}}"]
 
 
-# Rates were looked for one seed each, on 102,400 codes of scenes, four of PixelSNAIL's and three of the transformer's. PixelSNAIL's
-# nats: 4.78 at 7e-4 (after 94,208 codes, where that run ended), 4.14 at 1.5e-3, 3.69 at 3e-3, 3.40 at 6e-3 (the last with biases
-# that start by chance, the others at 0); higher ones were not tried. The transformer's: 4.10 at the recipe's 1.5e-3, 4.07 at 2e-3,
-# 4.12 at 3e-3. One rate for both would decide the comparison. Those of small and full were not looked for.
+# Rates were looked for one seed each, on 102,400 codes of scenes, four of PixelSNAIL's and three of the transformer's.
+# PixelSNAIL's nats: 4.78 at 7e-4 (after 94,208 codes, where that run ended), 4.14 at 1.5e-3, 3.69 at 3e-3, 3.40 at 6e-3
+# (the last with biases that start by chance, the others at 0); higher ones were not tried. The transformer's: 4.10 at
+# the recipe's 1.5e-3, 4.07 at 2e-3, 4.12 at 3e-3. One rate for both would decide the comparison. Those of small and
+# full were not looked for.
 SCALES = {
     "tiny": Scale(
         about="512 codes, 8 x 8 an image, priors of 1.1 million parameters: seven to nine minutes on two CPU cores",
         data="the embedded scenes at 64 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [
@@ -47,7 +49,7 @@ SCALES = {
     "small": Scale(
         about="1,024 codes, 8 x 8 an image, priors of 3.5 million parameters: an hour and a half and more on a CPU",
         data="a folder of some thousand photographs, seen at 64 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "recipe": "small-64",
             "tokenizer": ["run.images=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
@@ -60,9 +62,10 @@ SCALES = {
         },
     ),
     "full": Scale(
-        about="1,024 codes, 16 x 16 an image, priors of 85 million parameters, the paper's smallest: days on a GPU; not run",
+        about="1,024 codes, 16 x 16 an image, priors of 85 million parameters, the paper's smallest: days on a "
+        "GPU; not run",
         data="ImageNet's animals (RIN of the paper) or another hundred thousand photographs, seen at 256 pixels",
-        paints=False,
+        renders_scenes=False,
         settings={
             "recipe": "small-64",
             "tokenizer": [

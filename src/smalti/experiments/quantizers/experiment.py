@@ -1,6 +1,8 @@
-"""The study `quantizers`: features become codes in many ways; what each keeps, how it uses its codes, and what it costs.
+"""The experiment `quantizers`: features become codes in many ways; what each keeps, how it uses its codes, and what it
+costs.
 
-All are trained on the same number of images by the same settings but for the quantizer, with as many codes or nearly so.
+All are trained on the same number of images by the same settings but for the quantizer, with as many codes or nearly
+so.
 
 H W pixels, K size of the codebook, D dimension of a code.
 """
@@ -14,11 +16,11 @@ from pydantic import Field
 
 from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
-from smalti.experiments.base import Asked, Place, Scale, Step, Study
+from smalti.experiments.base import Experiment, ExperimentRequest, Scale, Step, StepContext
 from smalti.experiments.equal_time import nominal, pace
 from smalti.experiments.quantizers.page import page
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
-from smalti.experiments.tokenizer_measurement import Measuring
+from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.model_loading import load_tokenizer
 
 
@@ -31,7 +33,7 @@ class QuantizersSettings:
     """`a.b=c` over the recipe, for all."""
     quantizers: Annotated[tuple[Variation, ...], Field(min_length=1)]
     size: tuple[Positive, Positive]
-    """(H,W) of the images that all are trained on and measured at, and of painted scenes."""
+    """(H,W) of the images that all are trained on and measured at, and of rendered scenes."""
     pace_seconds: Annotated[float, Field(gt=0)] = 5.0
     """How long the pace of each is taken."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
@@ -41,22 +43,22 @@ class QuantizersSettings:
     shown: Positive
     """How many of those are set side by side."""
     scenes: Positive = 480
-    """How many scenes are painted, where no images are given."""
+    """How many scenes are rendered, where no images are given."""
 
 
-def plan(chosen: QuantizersSettings, asked: Asked) -> list[Step]:
+def plan(chosen: QuantizersSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given; then for each quantizer its training, its pace and its measuring."""
-    refuse_idle(asked, trains=("tokenizer",))
+    refuse_idle(request, trains=("tokenizer",))
     refuse_twins([each.name for each in chosen.quantizers], what="quantizers")
-    images = Images.of(asked.data)
-    how = Measuring.of(
+    images = Images.of(request.data)
+    how = TokenizerMeasurement.of(
         "quantizers", size=chosen.size, count=chosen.images, held_out=chosen.held_out, shown=chosen.shown
     )
-    found = [] if asked.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
+    found = [] if request.data else [steps.scenes(count=chosen.scenes, size=chosen.size)]
     fixed = [f"images.size={list(chosen.size)}", f"images.validation={chosen.held_out}"]
     for each in chosen.quantizers:
         training = steps.varied(
-            chosen.recipe, shared=chosen.training, overrides=asked.of("tokenizer"), changes=[*each.changes, *fixed]
+            chosen.recipe, shared=chosen.training, overrides=request.of("tokenizer"), changes=[*each.changes, *fixed]
         )
         found += [
             pace(each.name, images=images, training=nominal(training), seconds=chosen.pace_seconds),
@@ -72,7 +74,7 @@ def plan(chosen: QuantizersSettings, asked: Asked) -> list[Step]:
     return found
 
 
-def _loading(step: str) -> Callable[[Place], Any]:
+def _loading(step: str) -> Callable[[StepContext], Any]:
     return lambda place: load_tokenizer(place.before[step].folder)
 
 
@@ -96,7 +98,7 @@ def _all(*, size: int, levels: Sequence[int]) -> list[dict[str, Any]]:
     return [{"name": name, "changes": change} for name, change in changes.items()]
 
 
-QUANTIZERS_COMPARED = Study(
+QUANTIZERS_COMPARED = Experiment(
     about="what each quantizer keeps of images, how it uses its codes, and how fast it trains",
     takes_models=False,
     settings=QuantizersSettings,
@@ -104,7 +106,7 @@ QUANTIZERS_COMPARED = Study(
         "tiny": Scale(
             about="eight quantizers of 512 codes, 1,000 images each: six to seven minutes on two CPU cores",
             data="the embedded scenes at 64 pixels",
-            paints=True,
+            renders_scenes=True,
             settings={
                 "recipe": "demo",
                 "training": [
@@ -128,7 +130,7 @@ QUANTIZERS_COMPARED = Study(
         "small": Scale(
             about="eight quantizers of 1,024 codes (FSQ 1,000), 6,000 images each: an hour and a half on two CPU cores",
             data="a folder of some thousand photographs, seen at 64 pixels",
-            paints=False,
+            renders_scenes=False,
             settings={
                 "recipe": "small-64",
                 "training": ["run.images=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
@@ -142,7 +144,7 @@ QUANTIZERS_COMPARED = Study(
         "full": Scale(
             about="eight quantizers of 1,024 codes, a million images each: two days on a GPU; has not been run",
             data="ImageNet's training images (ILSVRC 2012), seen at 128 pixels",
-            paints=False,
+            renders_scenes=False,
             settings={
                 "recipe": "small-64",
                 "training": [

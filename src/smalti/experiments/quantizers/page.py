@@ -1,4 +1,4 @@
-"""The page of the study `quantizers`: bars, a table, curves, and images side by side."""
+"""The page of the experiment `quantizers`: bars, a table, curves, and images side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from smalti.core.version import __version__
-from smalti.experiments.base import Asked, Done
+from smalti.experiments.base import ExperimentRequest, StepResult
 from smalti.experiments.page_parts import counted, hero, made, minutes, not_measured, remarks, side_by_side
 from smalti.experiments.tokenizer_comparison import HEADS, LPIPS, Compared, measured_on
 from smalti.reports.charts import Bars, Line, LinePlot
@@ -26,37 +26,38 @@ class _One(NamedTuple):
     @property
     def speed(self) -> float:
         """Images a second of training."""
-        return 1 / float(self.pace["seconds_a_image"])
+        return 1 / float(self.pace["seconds_per_image"])
 
 
-def page(settings: Any, asked: Asked, done: Mapping[str, Done]) -> Report:
-    """The finished steps of the study -> its page."""
+def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    """The finished steps of the experiment -> its page."""
     found = [_one(each.name, done) for each in settings.quantizers]
     best = max(found, key=lambda one: one.measured.scores["psnr"])
     count = counted(measured_on(best.measured), "held-out image")
     return Report(
         title="From features to codes",
-        lead=f"{counted(len(found), 'quantizer')}, all else equal, trained on the same number of images and judged on {count}.",
+        lead=f"{counted(len(found), 'quantizer')}, all else equal, trained on the same number of images and "
+        f"evaluated on {count}.",
         blocks=[_cards(found, best, done)],
         hero=hero(best.measured),
         sections=[
-            Section("What this shows, and what it does not", [Text(_shows(found, best)), Text(_hides(best))]),
+            Section("Findings and limitations", [Text(_findings(found, best)), Text(_limitations(best))]),
             Section("Side by side", side_by_side([(one.measured.name, one.measured) for one in found])),
             Section("Quality, use, speed", [_bars(found), _table(found), *remarks([one.measured for one in found])]),
             Section("On the way", [_curves(found)]),
-            made("quantizers", settings, asked, protocol=best.measured.outcome["result"]["protocol"]),
+            made("quantizers", settings, request, protocol=best.measured.outcome["result"]["protocol"]),
         ],
         colophon=f"Made by smalti {__version__}. All figures stand in result.json beside this page.",
     )
 
 
-def _one(name: str, done: Mapping[str, Done]) -> _One:
+def _one(name: str, done: Mapping[str, StepResult]) -> _One:
     measured, run = done[f"measure-{name}"], done[f"tokenizer-{name}"]
     validation = [line for line in read_metrics(run.folder) if line["part"] == "validation"]
     return _One(Compared(name, measured.folder, measured.outcome), done[f"pace-{name}"].outcome, validation)
 
 
-def _cards(found: Sequence[_One], best: _One, done: Mapping[str, Done]) -> Cards:
+def _cards(found: Sequence[_One], best: _One, done: Mapping[str, StepResult]) -> Cards:
     fullest = max(found, key=lambda one: one.measured.scores["perplexity"])
     fastest = max(found, key=lambda one: one.speed)
     return Cards(
@@ -68,35 +69,38 @@ def _cards(found: Sequence[_One], best: _One, done: Mapping[str, Done]) -> Cards
                 unit=f"perplexity of {fullest.measured.outcome['codes']:,} codes",
             ),
             Card(f"The fastest: {fastest.measured.name}", f"{fastest.speed:.1f}", unit="images a second of training"),
-            Card("Whole study", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
+            Card("Whole experiment", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
         ]
     )
 
 
-def _shows(found: Sequence[_One], best: _One) -> str:
+def _findings(found: Sequence[_One], best: _One) -> str:
     least = min(found, key=lambda one: one.measured.scores["psnr"])
     slow, fast = min(found, key=lambda one: one.speed), max(found, key=lambda one: one.speed)
-    said = [
-        f"By PSNR {best.measured.name} keeps most ({best.measured.scores['psnr']:.2f} dB) and {least.measured.name} least "
+    sentences = [
+        f"By PSNR {best.measured.name} keeps most ({best.measured.scores['psnr']:.2f} dB) and "
+        f"{least.measured.name} least "
         f"({least.measured.scores['psnr']:.2f} dB). Of the codes, "
         + ", ".join(f"{one.measured.name} has {one.measured.scores['codes_in_use']:.0%} in use" for one in found)
-        + f". An image costs {slow.measured.name} {fast.speed / slow.speed:.2f} times the training time that it costs "
+        + f". An image costs {slow.measured.name} {fast.speed / slow.speed:.2f} times the training time that "
+        "it costs "
         f"{fast.measured.name}."
     ]
     if all(LPIPS in one.measured.scores for one in found):
         nearest = min(found, key=lambda one: one.measured.scores[LPIPS])
-        said.append(f"By LPIPS {nearest.measured.name} is nearest ({nearest.measured.scores[LPIPS]:.3f}).")
-    return " ".join(said)
+        sentences.append(f"By LPIPS {nearest.measured.name} is nearest ({nearest.measured.scores[LPIPS]:.3f}).")
+    return " ".join(sentences)
 
 
-def _hides(best: _One) -> str:
-    said = [
-        "Each was trained once, with one seed, by settings that were chosen for nearest codes: none was tuned, and differences "
+def _limitations(best: _One) -> str:
+    sentences = [
+        "Each was trained once, with one seed, by settings that were chosen for nearest codes: none was "
+        "tuned, and differences "
         "of a few tenths of a dB may be chance.",
         "Reconstruction is half of what codes are for: how easily a prior learns them is not measured here.",
         "Speed is that of whole training steps on this machine, whatever else it did.",
     ]
-    return " ".join([*said, *not_measured(best.measured)])
+    return " ".join([*sentences, *not_measured(best.measured)])
 
 
 def _bars(found: Sequence[_One]) -> Plots:
@@ -140,8 +144,10 @@ def _table(found: Sequence[_One]) -> Block:
     return Table(
         head,
         rows,
-        caption="Means over the held-out images: PSNR in dB, SSIM, LPIPS over SqueezeNet. Frechet: distance in SqueezeNet's "
-        "features between the images and what returns. Loss: pixel term (L1) and, where it is trained for, perceptual term, at "
+        caption="Means over the held-out images: PSNR in dB, SSIM, LPIPS over SqueezeNet. Frechet: distance in "
+        "SqueezeNet's "
+        "features between the images and what returns. Loss: pixel term (L1) and, where it is trained "
+        "for, perceptual term, at "
         "the end of training.",
     )
 

@@ -1,7 +1,7 @@
-"""The study `reconstruction`: what different tokenizers keep of the same images, and at how many bits.
+"""The experiment `reconstruction`: what different tokenizers keep of the same images, and at how many bits.
 
-As the notebook of the original code did for VQGAN and DALL-E, for any number of tokenizers: given ones, ours or imported, or
-some that the study trains itself, which differ in f and K.
+As the notebook of the original code did for VQGAN and DALL-E, for any number of tokenizers: given ones, ours or
+imported, or some that the experiment trains itself, which differ in f and K.
 
 H W pixels, f = H/h, K size of the codebook, N images.
 """
@@ -19,10 +19,10 @@ from pydantic import Field
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
-from smalti.experiments.base import Asked, Scale, Step, Study
+from smalti.experiments.base import Experiment, ExperimentRequest, Scale, Step
 from smalti.experiments.reconstruction.page import page
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
-from smalti.experiments.tokenizer_measurement import Measuring
+from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.hub.pretrained import find_model, is_ours
 from smalti.model_loading import load_tokenizer
 from smalti.training.config import TokenizerTraining
@@ -41,9 +41,10 @@ class ReconstructionSettings:
     """`a.b=c` over the recipe, for all of them."""
     tokenizers: Annotated[tuple[Variation, ...], Field(min_length=1)]
     size: tuple[Positive, Positive]
-    """(H,W) of the images that tokenizers are trained on, and of painted scenes."""
+    """(H,W) of the images that tokenizers are trained on, and of rendered scenes."""
     measured_at: tuple[Positive, Positive] | None = None
-    """(H,W) that images are scaled and cropped to, to be measured; None: the largest that a tokenizer was trained on."""
+    """(H,W) that images are scaled and cropped to, to be measured; None: the largest that a tokenizer was trained
+    on."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Share of the images that trainings do not see, and on which their tokenizers are measured. Given tokenizers are
     measured on all."""
@@ -52,11 +53,11 @@ class ReconstructionSettings:
     shown: Positive
     """How many of those are set side by side."""
     scenes: Positive = 480
-    """How many scenes are painted, where no images are given."""
+    """How many scenes are rendered, where no images are given."""
 
 
 class _Compared(NamedTuple):
-    """One tokenizer on its way through the study."""
+    """One tokenizer on its way through the experiment."""
 
     name: str
     factor: int
@@ -68,16 +69,18 @@ class _Compared(NamedTuple):
     """What the settings of its measuring hold."""
 
 
-def plan(chosen: ReconstructionSettings, asked: Asked) -> list[Step]:
+def plan(chosen: ReconstructionSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes where no images are given, tokenizers where none are given, and the measuring of each."""
-    _refuse_idle(asked)
-    images = Images.of(asked.data)
-    compared = _given(asked) if asked.models else _trained(asked, chosen)
+    _refuse_idle(request)
+    images = Images.of(request.data)
+    compared = _given(request) if request.models else _trained(request, chosen)
     size = _size(chosen, compared)
-    held_out = 0.0 if asked.models else chosen.held_out
-    how = Measuring.of("reconstruction", size=size, count=chosen.images, held_out=held_out, shown=chosen.shown)
+    held_out = 0.0 if request.models else chosen.held_out
+    how = TokenizerMeasurement.of(
+        "reconstruction", size=size, count=chosen.images, held_out=held_out, shown=chosen.shown
+    )
     found: list[Step] = []
-    if asked.data is None:
+    if request.data is None:
         found.append(steps.scenes(count=chosen.scenes, size=chosen.size))
     for each in compared:
         if each.training is not None:
@@ -88,16 +91,16 @@ def plan(chosen: ReconstructionSettings, asked: Asked) -> list[Step]:
 _OF_TRAININGS = ("tokenizer", "recipe", "training", "tokenizers", "held_out")
 
 
-def _refuse_idle(asked: Asked) -> None:
+def _refuse_idle(request: ExperimentRequest) -> None:
     """Raise `SmaltiError` for what was set and would change nothing."""
-    refuse_idle(asked, trains=("tokenizer",))
-    for override in asked.overrides:
+    refuse_idle(request, trains=("tokenizer",))
+    for override in request.overrides:
         key = override.partition("=")[0].partition(".")[0]
-        if asked.models and key in _OF_TRAININGS:
+        if request.models and key in _OF_TRAININGS:
             raise SmaltiError(f"--set {override}: models are given and none is trained; leave it out")
-        if asked.models and asked.data and key == "size":
+        if request.models and request.data and key == "size":
             raise SmaltiError(
-                f"--set {override}: nothing is trained or painted; set measured_at for the size to measure at"
+                f"--set {override}: nothing is trained or rendered; set measured_at for the size to measure at"
             )
 
 
@@ -112,36 +115,37 @@ def _size(chosen: ReconstructionSettings, compared: Sequence[_Compared]) -> tupl
             f = math.lcm(*(each.factor for each in compared))
             whole = [max(round(side / f), 1) * f for side in (height, width)]
             raise SmaltiError(
-                f"{one.name} has tiles of {one.factor} pixels, of which {height} x {width} (height x width) is not made; "
+                f"{one.name} has tiles of {one.factor} pixels, of which {height} x {width} (height x width) is not "
+                "made; "
                 f"add --set measured_at={whole}"
             )
     return height, width
 
 
-def _trained(asked: Asked, chosen: ReconstructionSettings) -> list[_Compared]:
-    """The tokenizers that the study trains, with what a person set for all of them."""
+def _trained(request: ExperimentRequest, chosen: ReconstructionSettings) -> list[_Compared]:
+    """The tokenizers that the experiment trains, with what a person set for all of them."""
     refuse_twins([each.name for each in chosen.tokenizers], what="tokenizers")
     fixed = [f"images.size={list(chosen.size)}", f"images.validation={chosen.held_out}"]
     found = []
     for each in chosen.tokenizers:
         training = steps.varied(
-            chosen.recipe, shared=chosen.training, overrides=asked.of("tokenizer"), changes=[*each.changes, *fixed]
+            chosen.recipe, shared=chosen.training, overrides=request.of("tokenizer"), changes=[*each.changes, *fixed]
         )
         found.append(_Compared(each.name, training.model.autoencoder.factor, chosen.size, None, training, {}))
     return found
 
 
-def _given(asked: Asked) -> list[_Compared]:
+def _given(request: ExperimentRequest) -> list[_Compared]:
     """Given tokenizers, each opened once to see that it is one, and that all take images of one kind."""
     found: list[_Compared] = []
     first = 0
-    for name, path in zip(_names(asked.models), asked.models, strict=True):
+    for name, path in zip(_names(request.models), request.models, strict=True):
         model = load_tokenizer(path)
         channels = model.settings.autoencoder.channels
         first = first or channels
         if channels != first:
             raise SmaltiError(
-                f"{path} takes images of {channels} channels and {asked.models[0]} of {first}; compare like with like"
+                f"{path} takes images of {channels} channels and {request.models[0]} of {first}; compare like with like"
             )
         described = {"model": name, "fingerprint": model.fingerprint()}
         found.append(_Compared(name, model.factor, _trained_on(path), path, None, described))
@@ -158,7 +162,7 @@ def _trained_on(path: Path) -> tuple[int, int]:
 
 
 _SAYS_NOTHING = re.compile(r"model|tokenizer|checkpoints|[0-9a-f]{12}")
-"""Names of folders that many models lie in; the last is a key of a study's step."""
+"""Names of folders that many models lie in; the last is a key of an experiment's step."""
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -173,7 +177,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def _measuring(compared: _Compared, images: Images, how: Measuring) -> Step:
+def _measuring(compared: _Compared, images: Images, how: TokenizerMeasurement) -> Step:
     """The step that measures one tokenizer, given or trained by the step before it."""
     trained = () if compared.training is None else (f"tokenizer-{compared.name}",)
     return how.step(
@@ -202,7 +206,7 @@ _FULL = {
     8: ["model.autoencoder.channel_multipliers=[1, 1, 2, 4]", "model.autoencoder.attention_levels=[3]"],
     16: ["model.autoencoder.channel_multipliers=[1, 1, 2, 2, 4]", "model.autoencoder.attention_levels=[4]"],
 }
-RECONSTRUCTION = Study(
+RECONSTRUCTION = Experiment(
     about="what tokenizers keep of images, and at how many bits: given ones, or a grid of f and K trained here",
     takes_models=True,
     settings=ReconstructionSettings,
@@ -210,7 +214,7 @@ RECONSTRUCTION = Study(
         "tiny": Scale(
             about="four tokenizers (f 4 and 8, K 128 and 512) trained in about four minutes on two CPU cores",
             data="the embedded scenes at 64 pixels",
-            paints=True,
+            renders_scenes=True,
             settings={
                 "recipe": "demo",
                 "training": [
@@ -231,9 +235,10 @@ RECONSTRUCTION = Study(
             },
         ),
         "small": Scale(
-            about="six tokenizers (f 4, 8 and 16, K 256 and 1,024) by the recipe small-64: hours on a CPU, an hour on a GPU",
+            about="six tokenizers (f 4, 8 and 16, K 256 and 1,024) by the recipe small-64: hours on a CPU, an hour "
+            "on a GPU",
             data="a folder of some thousand photographs, seen at 64 pixels",
-            paints=False,
+            renders_scenes=False,
             settings={
                 "recipe": "small-64",
                 "tokenizers": _grid(_SMALL, (256, 1024)),
@@ -246,7 +251,7 @@ RECONSTRUCTION = Study(
         "full": Scale(
             about="f 8 and 16, K 1,024 and 16,384 by the recipe reference-imagenet: weeks on a GPU",
             data="ImageNet's training images (ILSVRC 2012), seen at 256 pixels",
-            paints=False,
+            renders_scenes=False,
             settings={
                 "recipe": "reference-imagenet",
                 "tokenizers": _grid(_FULL, (1024, 16384)),

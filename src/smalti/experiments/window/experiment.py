@@ -1,9 +1,10 @@
-"""The study `window`: how are images laid that are larger than what a prior learned from? Section 3.2 of the paper.
+"""The experiment `window`: how are images generated that are larger than what a prior learned from? Section 3.2 of the
+paper.
 
-One tokenizer, and priors of about as many parameters that see as many codes. Three learn from crops of one size and grow: the
-transformer under the paper's sliding window, the same told where each part lies, and the neighborhood transformer. One learns
-whole images of each larger size: what could be had, by a prior that cannot grow. And one does not look around at all: tiles,
-each laid by itself, which show what a seam is.
+One tokenizer, and priors of about as many parameters that see as many codes. Three learn from crops of one size and
+grow: the transformer under the paper's sliding window, the same conditioned on coordinates, and the neighborhood
+transformer. One learns whole images of each larger size: what could be had, by a prior that cannot grow. And one does
+not use any context: independent tiles, which show what a seam is.
 
 H W pixels, f = H/h, h w grid of codes, P prefix codes, B images.
 """
@@ -33,11 +34,11 @@ from smalti.data.sources import open_source, split
 from smalti.encoding.code_writer import write_codes
 from smalti.encoding.condition_encoding import ConditionSource, encoder, paired_images
 from smalti.experiments import condition_fidelity, prior_steps, steps
-from smalti.experiments.base import Asked, Place, Step, Study
+from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.conditions.experiment import known_of
 from smalti.experiments.equal_time import refuse_unequal
-from smalti.experiments.sampling import ENCODED, Laid, laid_images, zoom_of
-from smalti.experiments.scene_network import train_judge
+from smalti.experiments.sampling import ENCODED, SampleSettings, generate_images, zoom_of
+from smalti.experiments.scene_network import train_scene_network
 from smalti.experiments.steps import SCENES, Images, refuse_idle
 from smalti.experiments.window.metrics import fitting, images_in, joined, likelihood, nats_of, sequential
 from smalti.experiments.window.page import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, named, page
@@ -58,7 +59,7 @@ from smalti.training.stage1 import crops
 Side = tuple[Positive, Positive]
 
 EIGHTHS = 8
-"""Sides of images that the judge takes are multiples of this."""
+"""Sides of images that the scene network takes are multiples of this."""
 
 
 @settings
@@ -70,8 +71,8 @@ class WindowSettings:
     tokenizer: tuple[str, ...] = ()
     """`a.b=c` over the recipe, for the tokenizer."""
     prior: tuple[str, ...] = ()
-    """`a.b=c` over the recipe, for all priors. `run.codes` says how many codes each sees, `run.batch` how many windows at once; of
-    whole images so many fewer that there are as many codes."""
+    """`a.b=c` over the recipe, for all priors. `run.codes` says how many codes each sees, `run.batch` how many windows
+    at once; of whole images so many fewer that there are as many codes."""
     transformer: tuple[str, ...] = ()
     """... for those under a window and those of whole images: their network."""
     neighborhood: tuple[str, ...]
@@ -79,11 +80,11 @@ class WindowSettings:
     parameters_within: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """The share by which the parameters of the others may differ from those of the transformer."""
     levels: Positive = 64
-    """Codes between the first and the last pixel of an image, for the prior that is told coordinates."""
+    """Codes between the first and the last pixel of an image, for the prior conditioned on coordinates."""
     window: Side
     """(h,w) codes of the crops that priors learn from."""
     sizes: Annotated[tuple[Side, ...], Field(min_length=1)]
-    """Larger grids (h,w) that are laid, of whole windows; the page goes through them in this order."""
+    """Larger grids (h,w) that are generated, of whole windows; the page goes through them in this order."""
     whole: tuple[Side, ...] = ()
     """Those of them on which a transformer learns whole images."""
     size: Side
@@ -91,30 +92,32 @@ class WindowSettings:
     crop: Side
     """(H,W) of the parts of them that the tokenizer is trained on."""
     copies: Positive
-    """Crops of the window's size of each training scene; of larger ones so many fewer that there are about as many codes."""
+    """Crops of the window's size of each training scene; of larger ones so many fewer that there are about as many
+    codes."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
     """Share of the scenes that trainings do not see."""
     images: Positive
     """Held-out scenes, evenly spread, of which a crop of each size is measured and kept from trainings, at most."""
     samples: Positive
-    """Images laid in each way at each size."""
+    """Images generated with each method at each size."""
     shown: Positive
     """How many of those are shown, at most."""
-    judge_steps: Positive
-    """Batches that the judge of sky and ground learns from."""
+    scene_network_steps: Positive
+    """Batches that the scene network of sky and ground learns from."""
     scenes: Positive
 
 
-def plan(chosen: WindowSettings, asked: Asked) -> list[Step]:
-    """Scenes; the tokenizer; codes of crops of each size; the priors; images in each way and size; comparisons; the judge."""
-    refuse_idle(asked, trains=("tokenizer", "prior"))
-    if asked.data is not None:
-        raise SmaltiError("this study needs scenes, of which it is known where sky and ground are; leave --data out")
-    training = _tokenizer(chosen, asked)
+def plan(chosen: WindowSettings, request: ExperimentRequest) -> list[Step]:
+    """Scenes; the tokenizer; codes of crops of each size; the priors; images in each way and size; comparisons; the
+    judge."""
+    refuse_idle(request, trains=("tokenizer", "prior"))
+    if request.data is not None:
+        raise SmaltiError("this experiment needs scenes with known sky and ground; omit --data")
+    training = _tokenizer(chosen, request)
     f = training.model.autoencoder.factor
     _refuse_sizes(chosen, f)
     scenes = Images.of(None)
-    trainings = _trainings(chosen, asked)
+    trainings = _trainings(chosen, request)
     grids = (chosen.window, *chosen.sizes)
     found = [
         steps.scenes(count=chosen.scenes, size=chosen.size),
@@ -132,27 +135,27 @@ def plan(chosen: WindowSettings, asked: Asked) -> list[Step]:
         change="set its network by transformer=[...] or neighborhood=[...]",
     )
     for grid in grids:
-        found += [_laid(way, grid, f, chosen) for way in _ways(grid, chosen)]
+        found += [_generating(way, grid, f, chosen) for way in _ways(grid, chosen)]
         found.append(_comparing(grid, f, counts, chosen))
     return [*found, _structure(f, chosen)]
 
 
-def _tokenizer(chosen: WindowSettings, asked: Asked) -> TokenizerTraining:
+def _tokenizer(chosen: WindowSettings, request: ExperimentRequest) -> TokenizerTraining:
     zoom = zoom_of(chosen.crop, chosen.size)
     fixed = [
         f"images.size={list(chosen.crop)}",
         f"images.zoom=[{zoom}, {zoom}]",
         f"images.validation={chosen.held_out}",
     ]
-    return steps.varied(chosen.recipe, shared=chosen.tokenizer, overrides=asked.of("tokenizer"), changes=fixed)
+    return steps.varied(chosen.recipe, shared=chosen.tokenizer, overrides=request.of("tokenizer"), changes=fixed)
 
 
-def _trainings(chosen: WindowSettings, asked: Asked) -> dict[str, tuple[PriorTraining, tuple[int, int]]]:
+def _trainings(chosen: WindowSettings, request: ExperimentRequest) -> dict[str, tuple[PriorTraining, tuple[int, int]]]:
     """Each prior by its name -> its training, and the grid (h,w) of the crops it learns from."""
 
     def varied(network: tuple[str, ...], condition: str) -> PriorTraining:
         changes = [*network, f"condition={condition}", "condition_dropout=0", "encode={}", "run.patience=0"]
-        return steps.varied_prior(chosen.recipe, shared=chosen.prior, overrides=asked.of("prior"), changes=changes)
+        return steps.varied_prior(chosen.recipe, shared=chosen.prior, overrides=request.of("prior"), changes=changes)
 
     transformer = varied(chosen.transformer, "unconditional")
     return {
@@ -164,7 +167,8 @@ def _trainings(chosen: WindowSettings, asked: Asked) -> dict[str, tuple[PriorTra
 
 
 def _fewer(training: PriorTraining, grid: tuple[int, int], window: tuple[int, int]) -> PriorTraining:
-    """A training on crops of the window's size -> the same on larger grids (h,w), as far as can be with as many codes a step."""
+    """A training on crops of the window's size -> the same on larger grids (h,w), as far as can be with as many codes a
+    step."""
     run, times = training.run, grid[0] * grid[1] // (window[0] * window[1])
     return replace(training, run=replace(run, batch=max(run.batch // times // run.accumulate, 1) * run.accumulate))
 
@@ -177,24 +181,27 @@ def _read(training: PriorTraining, grid: tuple[int, int], size: int, chosen: Win
 
 
 def _ways(grid: tuple[int, int], chosen: WindowSettings) -> dict[str, str]:
-    """A grid (h,w) -> the ways in which it is laid, and the name of the prior of each."""
+    """A grid (h,w) -> the ways in which it is generated, and the name of the prior of each."""
     tiles = {TILES: WINDOW} if grid != chosen.window else {}
     whole = {WHOLE: f"{WHOLE}-{named(grid)}"} if grid in chosen.whole else {}
     return {**tiles, **{name: name for name in (WINDOW, COORDINATES, NEIGHBORHOOD)}, **whole}
 
 
 def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
-    """Raise `SmaltiError` for grids that are not laid by windows or not cut from scenes, and where sky and ground are not seen."""
+    """Raise `SmaltiError` for grids that are not whole windows or larger than scenes, and where sky and ground are
+    not seen."""
     h, w = chosen.window
     (H, W), grids = chosen.size, chosen.sizes
     for grid in grids:
         if grid[0] % h or grid[1] % w or grid == chosen.window or grids.count(grid) > 1:
             raise SmaltiError(
-                f"sizes has {named(grid)}, and the window is {h}x{w} codes; give larger grids of whole windows, each once"
+                f"sizes has {named(grid)}, and the window is {h}x{w} codes; give larger grids of whole windows, "
+                "each once"
             )
         if grid[0] * f > H or grid[1] * f > W:
             raise SmaltiError(
-                f"{named(grid)} codes are {grid[0] * f} x {grid[1] * f} pixels, more than the scenes of {H} x {W}; set a "
+                f"{named(grid)} codes are {grid[0] * f} x {grid[1] * f} pixels, more than the scenes of {H} x {W}; "
+                "set a "
                 "smaller one in sizes, or a larger size"
             )
     for grid in chosen.whole:
@@ -203,7 +210,8 @@ def _refuse_sizes(chosen: WindowSettings, f: int) -> None:
     tall = _tall(chosen, f)
     if not tall or any(side % EIGHTHS for side in (H, min(H, W), *(grid[1] * f for grid in tall))):
         raise SmaltiError(
-            f"sky and ground are looked for in those of sizes that are as high as the scenes, {H} pixels, and the judge takes "
+            f"sky and ground are looked for in those of sizes that are as high as the scenes, {H} pixels, and "
+            "the scene network takes "
             f"sides of multiples of {EIGHTHS}; set size and sizes so that there is one, and each of them is so"
         )
 
@@ -217,9 +225,9 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
     """The step that encodes crops of a grid (h,w) of codes, with where each lies in its scene."""
     copies = max(chosen.copies * chosen.window[0] * chosen.window[1] // (grid[0] * grid[1]), 1)
 
-    def work(place: Place) -> dict[str, Any]:
-        tokenizer = load_tokenizer(place.before["tokenizer"].folder).to(pick_device("auto"))
-        source, f = open_source(scenes.path(place)), tokenizer.factor
+    def work(context: StepContext) -> dict[str, Any]:
+        tokenizer = load_tokenizer(context.before["tokenizer"].folder).to(pick_device("auto"))
+        source, f = open_source(scenes.path(context)), tokenizer.factor
         side = grid[0] * f, grid[1] * f
         zoom = (zoom_of(side, chosen.size),) * 2
         training, others = split(source.images, validation=chosen.held_out)
@@ -230,11 +238,11 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
             of(training, crop=RandomCrop(zoom=zoom), seed=0),
             of(held_out, crop=RandomCrop(zoom=zoom, flip=False), seed=1),
         )
-        told = [ConditionSource("coordinates", options={"levels": chosen.levels})]
-        pairs = paired_images(told, parts, factor=f, device=pick_device("auto"))
-        with counting(place.console, title="encoding", unit="crops") as progress:
+        annotated = [ConditionSource("coordinates", options={"levels": chosen.levels})]
+        pairs = paired_images(annotated, parts, factor=f, device=pick_device("auto"))
+        with counting(context.console, title="encoding", unit="crops") as progress:
             write_codes(
-                place.folder / "codes",
+                context.folder / "codes",
                 training=pairs.training,
                 validation=pairs.validation,
                 encode=encoder(tokenizer, parts[0].to_images),
@@ -251,135 +259,139 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
         return {"training": len(training) * copies, "held_out": count}
 
     shaped = {"grid": list(grid), "size": list(chosen.size), "levels": chosen.levels}
-    said = {**shaped, "copies": copies, "held_out": chosen.held_out, "images": chosen.images}
+    step_settings = {**shaped, "copies": copies, "held_out": chosen.held_out, "images": chosen.images}
     return Step(
-        name=f"codes-{named(grid)}", settings={**scenes.described, **said}, work=work, after=(SCENES, "tokenizer")
+        name=f"codes-{named(grid)}",
+        settings={**scenes.described, **step_settings},
+        work=work,
+        after=(SCENES, "tokenizer"),
     )
 
 
 def _prior(name: str, training: PriorTraining, grid: tuple[int, int]) -> Step:
     """The step that trains a prior on crops of a grid (h,w) of codes; its folder is a run folder."""
 
-    def work(place: Place) -> dict[str, Any]:
-        shards = open_codes(place.before[f"codes-{named(grid)}"].folder / "codes")
-        tokenizer = place.before["tokenizer"].folder
-        train_prior(shards, tokenizer, place.folder, settings=training, console=place.console)
-        lines = read_metrics(place.folder)
+    def work(context: StepContext) -> dict[str, Any]:
+        shards = open_codes(context.before[f"codes-{named(grid)}"].folder / "codes")
+        tokenizer = context.before["tokenizer"].folder
+        train_prior(shards, tokenizer, context.folder, settings=training, console=context.console)
+        lines = read_metrics(context.folder)
         entropies = [line["code_entropy_nats"] for line in lines if line["part"] == "validation"]
         return {"curve": prior_steps.curve(lines), "code_entropy_nats": entropies[-1]}
 
-    said = {"training": steps.decisive(as_mapping(training))}
-    return Step(name=f"prior-{name}", settings=said, work=work, after=("tokenizer", f"codes-{named(grid)}"))
+    step_settings = {"training": steps.decisive(as_mapping(training))}
+    return Step(name=f"prior-{name}", settings=step_settings, work=work, after=("tokenizer", f"codes-{named(grid)}"))
 
 
-def _pipeline(place: Place, prior: str) -> Pipeline:
-    tokenizer = load_tokenizer(place.before["tokenizer"].folder)
-    kept = find_model(place.before[f"prior-{prior}"].folder, kind="prior")
+def _pipeline(context: StepContext, prior: str) -> Pipeline:
+    tokenizer = load_tokenizer(context.before["tokenizer"].folder)
+    kept = find_model(context.before[f"prior-{prior}"].folder, kind="prior")
     return Pipeline(tokenizer, *load_prior(kept)).to(pick_device("auto"))
 
 
-def _laid(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> Step:
-    """The step that lays images of a grid (h,w) in one way; where coordinates are told, as all there is of an image."""
+def _generating(way: str, grid: tuple[int, int], f: int, chosen: WindowSettings) -> Step:
+    """The step that generates images of a grid (h,w) with one method; coordinates span the whole image."""
     prior = _ways(grid, chosen)[way]
 
-    def work(place: Place) -> dict[str, Any]:
-        pipeline = _pipeline(place, prior)
+    def work(context: StepContext) -> dict[str, Any]:
+        pipeline = _pipeline(context, prior)
         if way == TILES:
-            return _tiles(pipeline, grid, chosen.samples, place)
-        wanted = Laid(number=chosen.samples, size=(grid[0] * f, grid[1] * f), judged=False)
-        folder, images = place.before[f"prior-{prior}"].folder, place.before[SCENES].folder / "images"
-        found = laid_images(pipeline.tokenizer, folder, images, place, wanted=wanted)
+            return _tiles(pipeline, grid, chosen.samples, context)
+        wanted = SampleSettings(number=chosen.samples, size=(grid[0] * f, grid[1] * f), with_frechet=False)
+        folder, images = context.before[f"prior-{prior}"].folder, context.before[SCENES].folder / "images"
+        found = generate_images(pipeline.tokenizer, folder, images, context, wanted=wanted)
         return {**found, "steps": sequential(pipeline.prior, grid)}
 
-    said = {"count": chosen.samples, "grid": list(grid), "way": way}
+    step_settings = {"count": chosen.samples, "grid": list(grid), "way": way}
     after = (SCENES, "tokenizer", f"prior-{prior}")
-    return Step(name=f"laid-{way}-{named(grid)}", settings=said, work=work, after=after)
+    return Step(name=f"samples-{way}-{named(grid)}", settings=step_settings, work=work, after=after)
 
 
-def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, place: Place) -> dict[str, Any]:
-    """Images of a grid (h,w) made of windows that know nothing of one another, all laid at once."""
+def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepContext) -> dict[str, Any]:
+    """Images of a grid (h,w) made of independent windows, all generated at once."""
     prior, began = pipeline.prior, time.monotonic()
     number = grid[0] * grid[1] // (prior.grid[0] * prior.grid[1])
     known, seeds = unknown_codes(count * number, prior.grid), torch.arange(count * number)
-    laid = final_codes(pipeline.generate_codes([None] * len(known), known, sampler=Sampler(), seeds=seeds))
+    codes_of_tiles = final_codes(pipeline.generate_codes([None] * len(known), known, sampler=Sampler(), seeds=seeds))
     seconds = (time.monotonic() - began) / count
-    codes = joined(laid.view(count, number, *prior.grid), grid)  # (B,h,w)
+    codes = joined(codes_of_tiles.view(count, number, *prior.grid), grid)  # (B,h,w)
     for seed, image in enumerate(pipeline.decode(codes)):
-        save_png(place.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
+        save_png(context.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
     return {
         "codes": grid[0] * grid[1],
-        "seconds_a_image": seconds,
+        "seconds_per_image": seconds,
         "steps": sequential(prior, prior.grid),
     }
 
 
 def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen: WindowSettings) -> Step:
-    """The step that asks each prior for the likelihood of held-out crops of one size, and looks at what each has laid."""
+    """The step that asks each prior for the likelihood of held-out crops of one size, and measures their samples."""
     ways = _ways(grid, chosen)
 
-    def work(place: Place) -> dict[str, Any]:
-        codes, told = _held_out(place.before[f"codes-{named(grid)}"].folder / "codes")
-        for number, image in enumerate(_pipeline(place, WINDOW).decode(codes)):
-            save_png(place.folder / "real" / f"{number:04d}.png", image)
+    def work(context: StepContext) -> dict[str, Any]:
+        codes, annotated = _held_out(context.before[f"codes-{named(grid)}"].folder / "codes")
+        for number, image in enumerate(_pipeline(context, WINDOW).decode(codes)):
+            save_png(context.folder / "real" / f"{number:04d}.png", image)
         values = {
-            way: nats_of(_pipeline(place, prior).prior, way, codes, told, window=chosen.window).tolist()
+            way: nats_of(_pipeline(context, prior).prior, way, codes, annotated, window=chosen.window).tolist()
             for way, prior in ways.items()
         }
-        done = {way: place.before[f"laid-{way}-{named(grid)}"] for way in ways}
+        done = {way: context.before[f"samples-{way}-{named(grid)}"] for way in ways}
         rows = {
             way: {
                 "parameters": counts[prior],
                 **likelihood(values[way], values[WINDOW]),
                 **fitting(done[way].folder / "samples", chosen.window[1], f),
-                "seconds": done[way].outcome["seconds_a_image"],
+                "seconds": done[way].outcome["seconds_per_image"],
                 "steps": done[way].outcome["steps"],
             }
             for way, prior in ways.items()
         }
-        return {"images": len(codes), "rows": rows, "real": fitting(place.folder / "real", chosen.window[1], f)}
+        return {"images": len(codes), "rows": rows, "real": fitting(context.folder / "real", chosen.window[1], f)}
 
     after = (
         "tokenizer",
         f"codes-{named(grid)}",
         *dict.fromkeys(f"prior-{prior}" for prior in ways.values()),
-        *(f"laid-{way}-{named(grid)}" for way in ways),
+        *(f"samples-{way}-{named(grid)}" for way in ways),
     )
-    said = {"grid": list(grid), "parameters": {way: counts[ways[way]] for way in ways}}
-    return Step(name=f"compare-{named(grid)}", settings=said, work=work, after=after)
+    step_settings = {"grid": list(grid), "parameters": {way: counts[ways[way]] for way in ways}}
+    return Step(name=f"compare-{named(grid)}", settings=step_settings, work=work, after=after)
 
 
 def _held_out(shards: Path) -> tuple[Tensor, Tensor]:
     """Codes of held-out crops (B,h,w), and where each of their codes lies in its scene (B,h,w)."""
     batches = list(in_order(open_codes(shards).validation, batch=ENCODED))
-    codes, told = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("codes", "prefix"))
-    return codes, told.view_as(codes)
+    codes, annotated = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("codes", "prefix"))
+    return codes, annotated.view_as(codes)
 
 
 def _structure(f: int, chosen: WindowSettings) -> Step:
-    """The step that teaches a judge what is in scenes, and asks it where sky and ground are, in images as high as scenes."""
+    """The step that teaches a scene network what is in scenes, and asks it where sky and ground are, in images as high
+    as scenes."""
     tall, (H, W) = _tall(chosen, f), chosen.size
     square = ImageSettings(size=(H, min(H, W)), zoom=(1.0, 1.0), validation=chosen.held_out)
 
-    def work(place: Place) -> dict[str, Any]:
-        training, _ = crops(open_source(place.before[SCENES].folder / "images"), square, channels=3, seed=0)
-        with counting(place.console, title="reading", unit="scenes") as progress:
-            known = known_of(training, place.before[SCENES].folder, progress=progress)
-        with counting(place.console, title="the judge learns", unit="steps") as progress:
-            judge = train_judge(
-                known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.judge_steps, progress=progress
+    def work(context: StepContext) -> dict[str, Any]:
+        training, _ = crops(open_source(context.before[SCENES].folder / "images"), square, channels=3, seed=0)
+        with counting(context.console, title="reading", unit="scenes") as progress:
+            known = known_of(training, context.before[SCENES].folder, progress=progress)
+        with counting(context.console, title="training the scene network", unit="steps") as progress:
+            scene_network = train_scene_network(
+                known, labels=len(LABELS), classes=len(CLASSES), steps=chosen.scene_network_steps, progress=progress
             )
 
         def share(folder: Path) -> float:
             images = torch.stack(list(images_in(folder)))
             return condition_fidelity.heights(
-                condition_fidelity.ComparedImages(images, images, images, known, [], judge)
-            ).told
+                condition_fidelity.ComparedImages(images, images, images, known, [], scene_network)
+            ).conditioned
 
         return {
             named(grid): {
-                "real": share(place.before[f"compare-{named(grid)}"].folder / "real"),
+                "real": share(context.before[f"compare-{named(grid)}"].folder / "real"),
                 **{
-                    way: share(place.before[f"laid-{way}-{named(grid)}"].folder / "samples")
+                    way: share(context.before[f"samples-{way}-{named(grid)}"].folder / "samples")
                     for way in _ways(grid, chosen)
                 },
             }
@@ -388,13 +400,13 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
 
     after = [SCENES]
     for grid in tall:
-        after += [f"compare-{named(grid)}", *(f"laid-{way}-{named(grid)}" for way in _ways(grid, chosen))]
-    said = {"steps": chosen.judge_steps, "size": list(square.size), "held_out": chosen.held_out}
-    return Step(name="structure", settings=said, work=work, after=tuple(after))
+        after += [f"compare-{named(grid)}", *(f"samples-{way}-{named(grid)}" for way in _ways(grid, chosen))]
+    step_settings = {"steps": chosen.scene_network_steps, "size": list(square.size), "held_out": chosen.held_out}
+    return Step(name="structure", settings=step_settings, work=work, after=tuple(after))
 
 
-WINDOWS_COMPARED = Study(
-    about="how are images laid that are larger than what a prior learned from: window, neighborhood, whole grid",
+WINDOWS_COMPARED = Experiment(
+    about="images larger than the training size: sliding window, neighborhood attention, whole grid",
     takes_models=False,
     settings=WindowSettings,
     scales=SCALES,

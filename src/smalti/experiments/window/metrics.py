@@ -1,4 +1,5 @@
-"""What the study `window` measures of each way to lay images: likelihood, steps, and on pixels how well parts fit together.
+"""What the experiment `window` measures of each generation method: likelihood, steps, and on pixels how well parts fit
+together.
 
 Letters: B images, C channels, H W pixels, f pixels a code, h w grid of codes, n tiles of a grid.
 """
@@ -21,16 +22,19 @@ from smalti.images.io import to_tensor
 from smalti.prior import Prior, after_middle
 from smalti.prior.code_likelihood import window_nll
 
-JUDGED = 8
-"""Images whose codes are judged at once."""
+BATCH = 8
+"""Images per batch."""
 
 
 @torch.no_grad()
-def nats_of(prior: Prior, way: str, codes: Tensor, told: Tensor, *, window: tuple[int, int]) -> Tensor:
-    """Codes (B,h,w) of real images, and where each lies -> nats a code of each image (B,), as they are laid in this `way`."""
+def nats_of(prior: Prior, way: str, codes: Tensor, coordinates: Tensor, *, window: tuple[int, int]) -> Tensor:
+    """Codes (B,h,w) of real images, and where each lies -> nats per code of each image (B,), as they are generated in
+    this `way`."""
     device = next(prior.parameters()).device
     found = []
-    for some, where in zip(torch.split(codes.to(device), JUDGED), torch.split(told.to(device), JUDGED), strict=True):
+    for some, where in zip(
+        torch.split(codes.to(device), BATCH), torch.split(coordinates.to(device), BATCH), strict=True
+    ):
         parts = cut(some, window).flatten(0, 1) if way == TILES else some
         prefix = under(where) if way == COORDINATES else constant_prefix(prior.null_prefix(len(parts)))
         found.append(window_nll(prior, prefix, parts).reshape(len(some), -1).mean(1).cpu())
@@ -38,7 +42,8 @@ def nats_of(prior: Prior, way: str, codes: Tensor, told: Tensor, *, window: tupl
 
 
 def likelihood(values: Sequence[float], others: Sequence[float]) -> dict[str, float | None]:
-    """Nats a code of images in one way, and under the window -> the mean, and how much more it is with its standard error."""
+    """Nats per code of images in one way, and under the window -> the mean, and how much more it is with its standard
+    error."""
     gain = difference(values, others)
     return {
         "nats": sum(values) / len(values),
@@ -48,7 +53,7 @@ def likelihood(values: Sequence[float], others: Sequence[float]) -> dict[str, fl
 
 
 def sequential(prior: Prior, grid: tuple[int, int]) -> int:
-    """How many waves lay a grid (h,w): what remains to be done one after the other."""
+    """Number of sequential steps to generate a grid (h,w)."""
     nothing, none = constant_prefix(prior.null_prefix(1)), prior.null_prefix(0)
     return len(decoding_strategy(prior, nothing, none, known=unknown_codes(1, grid), middle=after_middle).schedule)
 
@@ -66,16 +71,18 @@ def images_in(folder: Path) -> Iterator[Tensor]:
 
 
 def jumps(images: Tensor) -> Tensor:
-    """Images (B,C,H,W) -> the mean difference between the pixels of neighboring columns, before columns 1, 2, ...: (W-1,).
+    """Images (B,C,H,W) -> the mean difference between the pixels of neighboring columns, before columns 1, 2, ...:
+    (W-1,).
 
-    Columns alone, for from left to right a scene is the same kind of thing everywhere, while from top to bottom it has a
-    horizon, which would pass for a seam.
+    Columns alone, for from left to right a scene is the same kind of thing everywhere, while from top to bottom it has
+    a horizon, which would pass for a seam.
     """
     return images.diff(dim=3).abs().mean((0, 1, 2))
 
 
 def roughness(images: Tensor, f: int) -> float:
-    """Images (B,C,H,W) of tiles of f pixels a code -> the mean jump from one code to the next, in the pixels' own units.
+    """Images (B,C,H,W) of tiles of f pixels a code -> the mean jump from one code to the next, in the pixels' own
+    units.
 
     Where it is larger than in real images, codes stand beside one another that do not fit, or that drift too fast.
     """
@@ -83,8 +90,9 @@ def roughness(images: Tensor, f: int) -> float:
 
 
 def seams(images: Tensor, f: int, *, window: int) -> float | None:
-    """The same, and how many codes wide a window is -> the mean jump where one tile of a window's width would end and the next
-    begin, over that at all other borders of codes. None where there is one such tile, or tiles of a single code.
+    """The same, and how many codes wide a window is -> the mean jump where one tile of a window's width would end and
+    the next begin, over that at all other borders of codes. None where there is one such tile, or tiles of a single
+    code.
 
     Where nothing sets those borders apart it is 1, whatever the decoder does at the borders of codes.
     """

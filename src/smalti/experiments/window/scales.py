@@ -1,4 +1,4 @@
-"""What the study `window` trains at each scale: plain values, to be changed here or with `--set`."""
+"""What the experiment `window` trains at each scale: plain values, to be changed here or with `--set`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _QUIET = ["run.tensorboard=false"]
 
 SCALES = {
     "tiny": Scale(
-        about="windows of 8 x 8 of 256 codes, panoramas of 16 x 64, five priors of 0.7 million parameters: seven minutes on two "
+        about="windows of 8 x 8 of 256 codes, panoramas of 16 x 64, five priors of 0.7 million parameters: "
+        "seven minutes on two "
         "CPU cores",
         data="the embedded scenes at 64 x 256 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [
@@ -49,15 +50,16 @@ SCALES = {
             "images": 24,
             "samples": 8,
             "shown": 3,
-            "judge_steps": 150,
+            "scene_network_steps": 150,
             "scenes": 480,
         },
     ),
     "small": Scale(
-        about="windows of 16 x 16 of 512 codes, panoramas of 32 x 128, five priors of 3.5 million parameters: hours on two CPU "
+        about="windows of 16 x 16 of 512 codes, panoramas of 32 x 128, five priors of 3.5 million parameters: "
+        "hours on two CPU "
         "cores; has not been run",
         data="the embedded scenes at 128 x 512 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [*_TOKENIZER, "run.images=6000", "run.validate_every=1000", "run.checkpoint_every=1000"],
@@ -73,15 +75,16 @@ SCALES = {
             "images": 48,
             "samples": 16,
             "shown": 3,
-            "judge_steps": 400,
+            "scene_network_steps": 400,
             "scenes": 1600,
         },
     ),
     "full": Scale(
-        about="windows of 16 x 16 of 1,024 codes, images of up to 64 x 64, six priors of 38 million parameters: days on a GPU; "
+        about="windows of 16 x 16 of 1,024 codes, images of up to 64 x 64, six priors of 38 million parameters: "
+        "days on a GPU; "
         "has not been run",
         data="the embedded scenes at 512 x 512 pixels",
-        paints=True,
+        renders_scenes=True,
         settings={
             "recipe": "demo",
             "tokenizer": [
@@ -113,7 +116,7 @@ SCALES = {
             "images": 200,
             "samples": 64,
             "shown": 4,
-            "judge_steps": 3000,
+            "scene_network_steps": 3000,
             "scenes": 20000,
         },
     ),

@@ -1,4 +1,5 @@
-"""What the tests of single studies share: small images and recipes, no weights from elsewhere, the text of a page."""
+"""What the tests of single experiments share: small images and recipes, no weights from elsewhere, the text of a
+page."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from smalti.experiments import equal_time
-from smalti.experiments.base import Asked, run_study
-from smalti.experiments.experiment_registry import STUDIES
+from smalti.experiments.base import ExperimentRequest, run_experiment
+from smalti.experiments.experiment_registry import EXPERIMENTS
 
 QUIET = Console(quiet=True)
 
@@ -38,14 +39,16 @@ def quick() -> Iterator[None]:
         yield
 
 
-def asked(data: Path, chosen: Mapping[str, Any], *overrides: str) -> Asked:
-    """A study on images, with settings in place of those of the scale tiny."""
-    return Asked(data=data, overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *overrides))
+def request(data: Path, chosen: Mapping[str, Any], *overrides: str) -> ExperimentRequest:
+    """An experiment on images, with settings in place of those of the scale tiny."""
+    return ExperimentRequest(
+        data=data, overrides=(*(f"{key}={json.dumps(value)}" for key, value in chosen.items()), *overrides)
+    )
 
 
-def studied(name: str, out: Path, what: Asked) -> dict[str, Any]:
-    """Run a study in `out` -> the content of its `result.json`."""
-    run_study(name, STUDIES[name], out, asked=what, console=QUIET)
+def run_and_read(name: str, out: Path, what: ExperimentRequest) -> dict[str, Any]:
+    """Run an experiment in `out` -> the content of its `result.json`."""
+    run_experiment(name, EXPERIMENTS[name], out, request=what, console=QUIET)
     values: dict[str, Any] = json.loads((out / "result.json").read_text())
     return values
 
@@ -64,7 +67,7 @@ class _Reader(HTMLParser):
 
 
 def page(out: Path) -> tuple[str, int]:
-    """The page of a study -> its words, and how many images it holds."""
+    """The page of an experiment -> its words, and how many images it holds."""
     reader = _Reader()
     reader.feed((out / "report.html").read_text())
     return " ".join(" ".join(reader.words).split()), reader.images

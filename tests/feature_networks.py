@@ -15,7 +15,7 @@ from torch import Tensor
 
 from smalti.core.published_weights import Progress, unwatched
 from smalti.evaluation import features
-from smalti.evaluation.features import SCORES, FeatureNetwork, InceptionFeatures, Seen
+from smalti.evaluation.features import SCORES, FeatureNetwork, InceptionFeatures, NetworkOutput
 
 
 @final
@@ -31,10 +31,10 @@ class Means(FeatureNetwork):
         super().__init__()
         self.register_buffer("scale", torch.tensor(1 / 255))
 
-    def see(self, images: Tensor) -> Seen:
+    def extract(self, images: Tensor) -> NetworkOutput:
         x = images.float() * self.get_buffer("scale")
         quarters = F.adaptive_avg_pool2d(x, 2).flatten(1)
-        return Seen(quarters, F.adaptive_avg_pool2d(x, 3).flatten(1), 8 * quarters[:, :5])
+        return NetworkOutput(quarters, F.adaptive_avg_pool2d(x, 3).flatten(1), 8 * quarters[:, :5])
 
 
 @final
@@ -46,8 +46,8 @@ class NamedAsInception(FeatureNetwork):
     names: ClassVar[Mapping[str, str]] = InceptionFeatures.names
     width, spatial_width, classes = 12, 27, 5
 
-    def see(self, images: Tensor) -> Seen:
-        return Means().see(images)
+    def extract(self, images: Tensor) -> NetworkOutput:
+        return Means().extract(images)
 
 
 def use_means(patch: pytest.MonkeyPatch) -> None:
