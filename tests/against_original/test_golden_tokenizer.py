@@ -221,7 +221,7 @@ def _fresh(name: str, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
             "block_size": shapes["pos_emb"][1],
             "heads": 1,
         }
-        prior = GPT(parse(GPTSettings, {**options, "layers": layers, "width": width}, where="test"))
+        prior = GPT(parse(GPTSettings, {**options, "layers": layers, "embed_dim": width}, where="test"))
         return gpt_names(prior).written_from(prior)
     convolutions = [key for key in shapes if key.endswith("weight") and len(shapes[key]) == 4]
     channels, width = shapes["main.0.weight"][1], shapes["main.0.weight"][0]

@@ -186,7 +186,7 @@ class Compared:
 @pytest.fixture(autouse=True)
 def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
     """The original's convolutions and norms, as `SMALTI_DIRECT` has them: in single precision, steps of Adam show each rounding."""
-    monkeypatch.setattr(winograd, "is_supported", lambda x, weight, *, least=0: False)
+    monkeypatch.setattr(winograd, "is_supported", lambda x, weight, *, min_tiles=0: False)
     monkeypatch.setattr(group_norm, "is_supported", lambda x: False)
 
 

@@ -43,13 +43,13 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     lay = Pipeline.generate_codes
 
     def stopped(self: Pipeline, *arguments: Any, **options: Any) -> Iterator[Tensor]:
-        monkeypatch.setattr(Pipeline, "lay", lay)
+        monkeypatch.setattr(Pipeline, "generate_codes", lay)
         for row, codes in enumerate(lay(self, *arguments, **options)):
             if row == rows:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield codes
 
-    monkeypatch.setattr(Pipeline, "lay", stopped)
+    monkeypatch.setattr(Pipeline, "generate_codes", stopped)
 
 
 def test_a_stopped_sample_goes_on(smalti: Runner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_images_that_are_there_stay(
         laid.extend(seeds.tolist())
         return lay(self, values, known, seeds=seeds, **options)
 
-    monkeypatch.setattr(Pipeline, "lay", counted)
+    monkeypatch.setattr(Pipeline, "generate_codes", counted)
     assert smalti(*command, "-n", 3, "--resume").status == 0
     assert laid == [1, 2], "one was made with another temperature, and one is not there"
     assert os.stat(kept).st_mtime_ns == before
@@ -210,7 +210,7 @@ def test_a_partial_image_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest
         now[0] += 2
         return decode(self, codes)
 
-    monkeypatch.setattr(Pipeline, "partial", spy)
+    monkeypatch.setattr(Pipeline, "decode_partial", spy)
     monkeypatch.setattr("smalti.cli.generation_output.time.monotonic", lambda: now[0])
     partial = PartialPreview(pipe, tmp_path / "a.png", grid, every=5)
     rows = list(pipe.generate_codes([None], unknown_codes(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1)))

@@ -155,7 +155,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "TransformerSettings": {"codebook_size": 16},
     "GPTSettings": {"vocab_size": 20, "codebook_size": 16},
     "NeighborhoodSettings": {"codebook_size": 16},
-    "Asked": {"height": 64, "width": 128},
+    "SamplingRequest": {"height": 64, "width": 128},
     "PixelSNAILSettings": {"codebook_size": 16},
     "ConditionsSettings": {"recipe": "demo", "scenes": 40},
     "KeypointsSettings": {"points": ("left hand", "right hand")},
@@ -204,7 +204,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         "images": 10,
         "shown": 4,
     },
-    "PixelSNAILStudySettings": {
+    "PixelSNAILExperimentSettings": {
         "recipe": "demo",
         "transformer": ("network={name: transformer}",),
         "pixelsnail": ("network={name: pixelsnail}",),
@@ -220,7 +220,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         "sizes": ((16, 16),),
         "size": (64, 64),
         "crop": (64, 64),
-        **dict.fromkeys(("copies", "images", "samples", "shown", "judge_steps", "scenes"), 2),
+        **dict.fromkeys(("copies", "images", "samples", "shown", "scene_network_steps", "scenes"), 2),
         "held_out": 0.1,
     },
     "Notes": {"heads": 2, "grid": (2, 3), "labels": ("a", "b"), "dropout": 0.1},

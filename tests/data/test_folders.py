@@ -170,7 +170,7 @@ def test_info_of_a_folder_without_images_speaks_of_images(tmp_path: Path, capsys
         info(tmp_path)
     np.save(tmp_path / "a.npy", np.zeros((4, 4), np.float32))
     info(tmp_path)
-    assert "first: a.npy, 4x4" in capsys.readouterr().out
+    assert "first:  a.npy, 4x4" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------------------------------- lists

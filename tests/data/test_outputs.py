@@ -128,7 +128,7 @@ def test_the_folder_of_an_evaluation_holds_nothing_else(tmp_path: Path) -> None:
         {"a/report.html": b"mine", "b/result.json": b'{"mine": 1}', "c/result.json": b'{"smalti": 1, "scores": {}}'},
     )
     check_folder(tmp_path / "c")
-    with pytest.raises(SmaltiError, match=r"report\.html is there, and no result of .* choose another --out"):
+    with pytest.raises(SmaltiError, match=r"report\.html exists without a result of .* choose another --out"):
         check_folder(tmp_path / "a")
     with pytest.raises(SmaltiError, match=r"result\.json is no result .* choose another --out"):
         check_folder(tmp_path / "b")

@@ -169,7 +169,7 @@ def test_the_condition_reaches_the_prior(home: Path, tmp_path: Path, monkeypatch
         seen.append(prefix)
         return nll(prior, prefix, codes, **more)
 
-    monkeypatch.setattr("smalti.training.stage2.nats", watched)
+    monkeypatch.setattr("smalti.training.stage2.nll", watched)
     overrides = ("run.codes=64", "condition_dropout=0", "network.dropout=0")
     training = resolve(PriorTraining, stage="prior", recipe=str(home / "small.yaml"), overrides=overrides)
     shards = open_codes(home / "codes")

@@ -194,7 +194,7 @@ def test_fewer_orders_train_nothing_anew(home: Path, tmp_path: Path, found: dict
     few = {**chosen(home), "orders": ["raster", "random"]}
     with no_weights(home / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 2)
-        patch.setattr(prior_steps, "trained_prior", None)
+        patch.setattr(prior_steps, "trained", None)
         patch.setattr(experiment, "generate_images", None)
         again = run_and_read(NAME, home / "out", request(home / "a", few))["steps"]
         compared = again.pop("compare")["outcome"]["rows"]

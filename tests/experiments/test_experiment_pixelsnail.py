@@ -151,7 +151,7 @@ def test_a_finished_study_is_not_done_again(home: Path) -> None:
     before = steps(home)
     with no_weights(home / "cache"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equal_time, "POINTS", 4)
-        patch.setattr(prior_steps, "trained_prior", None)
+        patch.setattr(prior_steps, "trained", None)
         again = run_and_read(NAME, home / "out", request(home / "a", chosen(home)))["steps"]
     assert again == before
 

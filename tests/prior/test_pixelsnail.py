@@ -363,7 +363,7 @@ def test_guidance_reads_the_empty_prefix() -> None:
     ("changes", "message"),
     [
         ({"embed_dim": 18}, "the width 18 must be a multiple of 2 x heads"),
-        ({"order": "z_curve"}, "take the order raster alone, not z_curve; take another network"),
+        ({"order": "z_curve"}, "support the order raster only, not z_curve; use another network"),
         ({"order": "zcurve"}, "order = 'zcurve'"),
         ({"kernel_size": 1}, "kernel_size = 1"),
         ({"layers": 0}, "layers = 0"),
@@ -389,7 +389,7 @@ def test_it_is_built_for_the_codes_that_it_reads() -> None:
     expected = {**as_mapping(network), "codebook_size": 19, "grid": (2, 3), "condition_size": 5, "prefix_length": 6}
     assert prior.settings == PixelSNAILSettings(**expected)
     assert vocabulary == 19
-    with pytest.raises(SmaltiError, match=r"network: order = 'random': .* take the order raster alone"):
+    with pytest.raises(SmaltiError, match=r"network: order = 'random': .* support the order raster only"):
         build_network(PixelSNAILNetwork(order="random"), read)
 
 

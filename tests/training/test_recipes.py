@@ -445,6 +445,6 @@ def test_tokenizers_of_label_maps_are_for_label_maps(recipe: str, tmp_path: Path
     assert CliRunner().invoke(app, [*command, "--dry-run"]).exit_code == 0
     with pytest.raises(SmaltiError, match=r"there is no nowhere; images come from"):
         CliRunner().invoke(app, command, catch_exceptions=False)
-    with pytest.raises(SmaltiError, match=r"objective\.pixel = bce is for label maps, and images\.kind = color"):
+    with pytest.raises(SmaltiError, match=r"objective\.pixel = bce is for label maps, and images\.file_type = color"):
         CliRunner().invoke(app, [*command, "--set", "images.file_type=color"], catch_exceptions=False)
     assert not (tmp_path / "run").exists()

@@ -336,11 +336,11 @@ def test_the_prior_is_asked_for_the_true_codes_and_validates_on_them(
 ) -> None:
     asked: list[tuple[bool, bool]] = []
 
-    def noted(prior: Any, prefix: Tensor, codes: Tensor, *, told: Tensor | None = None) -> Tensor:
-        asked.append((torch.is_grad_enabled(), told is None or torch.equal(told, codes)))
-        return nll(prior, prefix, codes, inputs=told)
+    def noted(prior: Any, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+        asked.append((torch.is_grad_enabled(), inputs is None or torch.equal(inputs, codes)))
+        return nll(prior, prefix, codes, inputs=inputs)
 
-    monkeypatch.setattr("smalti.training.stage2.nats", noted)
+    monkeypatch.setattr("smalti.training.stage2.nll", noted)
     train(folder, "prior-noted", "run.codes=512", "keep_probability=0.5")
     assert set(asked) == {(True, False), (False, True)}  # training is told others, validation the codes themselves
 
