@@ -56,7 +56,7 @@ KINDS = [
 
 def made(name: str, **values: Any) -> Discriminator:
     """A small discriminator."""
-    settings: Any = SETTINGS[name](**{"base_channels": 8, "layers": 2, "space_to_depth": 1, **values})
+    settings: Any = SETTINGS[name](**{"base_channels": 8, "layers": 2, "patch_size": 1, **values})
     return DISCRIMINATORS[name](settings)
 
 
@@ -65,7 +65,7 @@ def made(name: str, **values: Any) -> Discriminator:
 def test_logits_have_the_documented_grid(
     name: str, norm: str, spectral: bool, channels: int, layers: int, stem: int
 ) -> None:
-    discriminator = made(name, channels=channels, layers=layers, norm=norm, space_to_depth=stem, spectral=spectral)
+    discriminator = made(name, channels=channels, layers=layers, norm=norm, patch_size=stem, spectral=spectral)
     logits = discriminator(noise(2, channels, 48, 64))
     factor, lost = stem * 2**layers, {"patch": 2, "blur": 0}[name]
     assert logits.shape == (2, 1, 48 // factor - lost, 64 // factor - lost)
@@ -113,7 +113,7 @@ def test_a_logit_depends_on_its_image_alone_but_with_batch_norm(name: str, norm:
 
 
 def test_the_smallest_image_gives_one_logit_and_a_smaller_one_a_sentence() -> None:
-    discriminator = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, space_to_depth=2))
+    discriminator = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, patch_size=2))
     assert discriminator.smallest == 24
     assert discriminator(noise(1, 3, 24, 24)).shape == (1, 1, 1, 1)
     with pytest.raises(SmaltiError, match=r"24x22 are too small.*2 layers and stem 2.*24 pixels"):
@@ -121,7 +121,7 @@ def test_the_smallest_image_gives_one_logit_and_a_smaller_one_a_sentence() -> No
 
 
 def test_other_images_than_those_it_was_made_for_are_told() -> None:
-    discriminator = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, space_to_depth=2))
+    discriminator = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, patch_size=2))
     with pytest.raises(SmaltiError, match=r"3 channels, these have 4.*set its channels to 4"):
         discriminator(noise(1, 4, 32, 32))
     with pytest.raises(SmaltiError, match="stem 2 does not divide images of 33x32"):
@@ -129,7 +129,7 @@ def test_other_images_than_those_it_was_made_for_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"layers": 0}, {"base_channels": 0}, {"space_to_depth": 0}, {"channels": 0}, {"norm": "layer"}]
+    "wrong", [{"layers": 0}, {"base_channels": 0}, {"patch_size": 0}, {"channels": 0}, {"norm": "layer"}]
 )
 def test_settings_that_make_no_discriminator_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -166,7 +166,7 @@ def test_a_logit_of_the_blurred_one_sees_a_patch_of_the_documented_size() -> Non
     images = noise(1, 3, 160, 160).requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(images)[0, 0, 10, 10], images)
     touched = gradient.abs().sum((0, 1, 2)).nonzero().flatten()
-    assert int(touched.max() - touched.min()) + 1 == 64 == (9 * 2**settings.layers - 4) * settings.space_to_depth
+    assert int(touched.max() - touched.min()) + 1 == 64 == (9 * 2**settings.layers - 4) * settings.patch_size
 
 
 def test_the_blurred_ones_smallest_image_gives_four_logits() -> None:

@@ -252,12 +252,12 @@ def test_nothing_narrows_double_precision() -> None:
 
 # --- R1 --------------------------------------------------------------------------------------------------------------
 
-R1 = {"r1": 5.0, "discriminator": {"name": "blur", "base_channels": 8, "space_to_depth": 1, "spectral": True}}
+R1 = {"r1": 5.0, "discriminator": {"name": "blur", "base_channels": 8, "patch_size": 1, "spectral": True}}
 
 
 # The projected one is always spectrally normalized, so that every forward moves its weights a little.
 @pytest.mark.parametrize(
-    "chosen", [{"name": name, "base_channels": 8, "layers": 1, "space_to_depth": 1} for name in ("patch", "blur")]
+    "chosen", [{"name": name, "base_channels": 8, "layers": 1, "patch_size": 1} for name in ("patch", "blur")]
 )
 @pytest.mark.parametrize("updates", sorted(UPDATES))
 def test_the_penalty_is_that_of_each_image_by_itself(updates: str, chosen: dict[str, Any]) -> None:
@@ -272,7 +272,7 @@ def test_the_penalty_is_that_of_each_image_by_itself(updates: str, chosen: dict[
 @pytest.mark.parametrize(("penalty", "factor"), [(1.0, 1.0), (4.0, 1.0), (1.0, 0.5)])
 def test_the_discriminator_steps_along_loss_and_penalty(updates: str, penalty: float, factor: float) -> None:
     """Against the gradient of the whole loss by its definition, with half of gamma = 5."""
-    chosen = {"name": "blur", "base_channels": 8, "layers": 1, "space_to_depth": 1}
+    chosen = {"name": "blur", "base_channels": 8, "layers": 1, "patch_size": 1}
     gan, slow = (SmallGAN(updates=updates, r1=5.0, discriminator=chosen) for _ in range(2))
     gan.step(0.0, factor, r1_factor=penalty)
     if updates == "alternating":  # the discriminator sees what the generator makes after its step

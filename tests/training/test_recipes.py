@@ -148,7 +148,7 @@ def test_what_all_tokenizers_share(recipe: str) -> None:
         assert (adversarial.ramp, adversarial.lecam, adversarial.max_weight) == (0, 0, 1e4)
         discriminator = adversarial.discriminator
         assert isinstance(discriminator, PatchSettings)
-        assert (discriminator.norm, discriminator.base_channels, discriminator.space_to_depth) == ("batch", 64, 1)
+        assert (discriminator.norm, discriminator.base_channels, discriminator.patch_size) == ("batch", 64, 1)
 
 
 VQ_1024 = (1024, [1, 1, 2, 2, 4], (4,), 3)

@@ -99,7 +99,8 @@ class PatchSettings:
     layers: Annotated[int, Field(ge=1, le=6)] = 3
     norm: Literal["batch", "group", "act", "none"] = "group"
     spectral: bool = False
-    space_to_depth: Annotated[int, Field(ge=1, le=8)] = 1
+    patch_size: Annotated[int, Field(ge=1, le=8)] = 1
+    """Side of the squares of pixels that become channels before the first convolution (space to depth)."""
 
     @property
     def mixes_batch(self) -> bool:
@@ -123,7 +124,7 @@ class PatchDiscriminator(Discriminator):
         norm = NORMS[settings.norm]
         width = settings.base_channels
         layers: list[nn.Module] = [
-            nn.Conv2d(settings.channels * settings.space_to_depth**2, width, 4, stride=2, padding=1),
+            nn.Conv2d(settings.channels * settings.patch_size**2, width, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
         ]
         for depth in range(1, settings.layers + 1):
@@ -144,11 +145,11 @@ class PatchDiscriminator(Discriminator):
     @property
     def smallest(self) -> int:
         """The smallest height and width, in pixels, that give a logit."""
-        return 3 * self.settings.space_to_depth << self.settings.layers
+        return 3 * self.settings.patch_size << self.settings.layers
 
     def forward(self, images: Tensor) -> Tensor:
         _check(images, self.settings, smallest=self.smallest)
-        folded = F.pixel_unshuffle(images, self.settings.space_to_depth)  # (B,C*s*s,H/s,W/s)
+        folded = F.pixel_unshuffle(images, self.settings.patch_size)  # (B,C*s*s,H/s,W/s)
         logits: Tensor = self.main(folded)  # (B,1,h,w)
         return logits
 
@@ -190,7 +191,7 @@ class BlurSettings:
     layers: Annotated[int, Field(ge=1, le=6)] = 2
     norm: Literal["group", "none"] = "group"
     spectral: bool = False
-    space_to_depth: Annotated[int, Field(ge=1, le=8)] = 2
+    patch_size: Annotated[int, Field(ge=1, le=8)] = 2
 
     @property
     def mixes_batch(self) -> bool:
@@ -214,7 +215,7 @@ class BlurDiscriminator(Discriminator):
         self.settings = settings
         width = settings.base_channels
         layers: list[nn.Module] = [
-            nn.Conv2d(settings.channels * settings.space_to_depth**2, width, 3, padding=1),
+            nn.Conv2d(settings.channels * settings.patch_size**2, width, 3, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
         ]
         for depth in range(1, settings.layers + 1):
@@ -234,11 +235,11 @@ class BlurDiscriminator(Discriminator):
     @property
     def smallest(self) -> int:
         """The smallest height and width, in pixels: 2 x 2 logits, since a single position cannot be normalized."""
-        return 2 * self.settings.space_to_depth << self.settings.layers
+        return 2 * self.settings.patch_size << self.settings.layers
 
     def forward(self, images: Tensor) -> Tensor:
         _check(images, self.settings, smallest=self.smallest)
-        folded = F.pixel_unshuffle(images, self.settings.space_to_depth)  # (B,C*s*s,H/s,W/s)
+        folded = F.pixel_unshuffle(images, self.settings.patch_size)  # (B,C*s*s,H/s,W/s)
         logits: Tensor = self.main(folded)  # (B,1,h,w)
         return logits
 
@@ -250,15 +251,15 @@ def _check(images: Tensor, settings: PatchSettings | BlurSettings, *, smallest: 
             f"the discriminator was made for images of {settings.channels} channels, these have {channels}; "
             f"set its channels to {channels}"
         )
-    if height % settings.space_to_depth or width % settings.space_to_depth:
+    if height % settings.patch_size or width % settings.patch_size:
         raise SmaltiError(
-            f"the discriminator's stem {settings.space_to_depth} does not divide images of {height}x{width}; "
+            f"the discriminator's stem {settings.patch_size} does not divide images of {height}x{width}; "
             f"use stem 1 or images of another size"
         )
     if min(height, width) < smallest:
         raise SmaltiError(
             f"images of {height}x{width} are too small for a discriminator with {settings.layers} layers and stem "
-            f"{settings.space_to_depth}, which needs {smallest} pixels each way; use fewer layers, less stem or larger ones"
+            f"{settings.patch_size}, which needs {smallest} pixels each way; use fewer layers, less stem or larger ones"
         )
 
 
