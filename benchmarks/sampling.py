@@ -7,10 +7,10 @@ COMMAND is another program that prints such lines: "python bench_original.py --t
 items
   cached            256 codes under one window of 16 x 16, batch 4
   window-32         a grid of 32 x 32 under a window of 16 x 16 with a spatial condition (511 positions), batch 1
-  window-64         a grid of 64 x 64 under a window of 16 x 16, told nothing, batch 1
+  window-64         a grid of 64 x 64 under a window of 16 x 16, unconditional, batch 1
   neighborhood-64  a grid of 64 x 64 by a neighborhood transformer of as many weights, batch 1
 
-Vocabulary 1024, 8 layers, 8 heads, width 512, top-k 100; random weights, for the work is the same. A whole image is laid, in
+Vocabulary 1024, 8 layers, 8 heads, width 512, top-k 100; random weights, for the work is the same. A whole image is generated, in
 `steps` waves. `ratio` is of codes a second. The peer of `cached` is its own item `cached`, and of `window-32` and of
 `neighborhood-64` one code of its sliding window, `window`. For `window-64`, and for all without --peer, our own plain loop stands
 in: the whole window through the network for each code.
@@ -51,7 +51,7 @@ PLAIN = 3
 
 
 class Work(NamedTuple):
-    """An image to be laid."""
+    """An image to generate."""
 
     prior: Callable[[], Prior]
     batch: int
@@ -94,7 +94,7 @@ def read_rate() -> float:
 
 
 class Calls:
-    """What a prior was asked for: the codes that each call reads, and those of them that the head scores."""
+    """The calls of a prior: the codes that each call reads, and those of them that the head scores."""
 
     def __init__(self, prior: Prior) -> None:
         self.prior, self.read, self.scored = prior, list[int](), list[int]()
@@ -138,7 +138,7 @@ def lay(prior: Prior, work: Work) -> Tensor:
 
 
 def ours(name: str) -> dict[str, Any]:
-    """An item, laid once after a warm-up of a few codes -> its line."""
+    """An item, generated once after a warm-up of a few codes -> its line."""
     torch.manual_seed(0)
     work, gflops, gigabytes = ITEMS[name], matrix_rate(), read_rate()
     prior = work.prior().eval()
@@ -168,7 +168,7 @@ def ours(name: str) -> dict[str, Any]:
 
 
 def steps(prior: Prior, work: Work) -> int:
-    """Waves in which the image is laid, one after the other."""
+    """Waves in which the image is generated, one after the other."""
     prefix, known = prior.null_prefix(work.batch), unknown_codes(work.batch, work.grid)
     return len(decoding_strategy(prior, lambda window: prefix, prefix[:0], known=known, middle=after_middle).schedule)
 

@@ -422,25 +422,6 @@ class Pipeline:
         return grid
 
 
-def center_on_canvas(codes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Codes (B,h,w) -> the same in the center of a larger `grid`, with -1 around them, where codes are to be
-    generated.
-
-    If the margins cannot be equal, the one below or to the right is larger by one. Raises `SmaltiError` for a
-    smaller grid.
-    """
-    height, width = codes.shape[1:]
-    if grid[0] < height or grid[1] < width:
-        raise SmaltiError(
-            f"an image of {height} x {width} codes (height x width) has no place on a canvas of {grid[0]} x {grid[1]}; make the "
-            "canvas larger or the image smaller"
-        )
-    top, left = (grid[0] - height) // 2, (grid[1] - width) // 2
-    canvas = codes.new_full((len(codes), *grid), -1)
-    canvas[:, top : top + height, left : left + width] = codes
-    return canvas
-
-
 def is_pipeline(root: Path) -> bool:
     return (root / "tokenizer").is_dir() and (root / "prior").is_dir()
 

@@ -364,29 +364,15 @@ def test_a_pipeline_without_a_tokenizer_is_told(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+BY_DISTANCE = VQSettings(codebook_size=16, l2_normalize=False)
 REFUSED: dict[str, tuple[dict[str, Any], Any, str]] = {
     "l2_normalize": ({}, VQSettings(codebook_size=16), r"model\.quantizer\.l2_normalize = true"),
     "gumbel": ({}, GumbelSettings(codebook_size=16), r"model\.quantizer\.name = 'gumbel'"),
     "remap": ({}, VQSettings(codebook_size=16, l2_normalize=False, remap=RemapSettings(used=3)), r"remap\.used = 3"),
-    "patch_size": (
-        {"patch_size": 2},
-        VQSettings(codebook_size=16, l2_normalize=False),
-        r"model\.autoencoder\.patch_size = 2",
-    ),
-    "resampling": (
-        {"convolutional_resampling": False},
-        VQSettings(codebook_size=16, l2_normalize=False),
-        "convolutional_resampling = false",
-    ),
-    "groups": (
-        {"base_channels": 8, "channel_multipliers": (1, 2)},
-        VQSettings(codebook_size=16, l2_normalize=False),
-        "the widths 8, 16",
-    ),
-    **{
-        name: ({name: 16}, VQSettings(codebook_size=16, l2_normalize=False), f"{name} = 16")
-        for name in ("decoder_base_channels", "decoder_res_blocks")
-    },
+    "patch_size": ({"patch_size": 2}, BY_DISTANCE, r"model\.autoencoder\.patch_size = 2"),
+    "resampling": ({"convolutional_resampling": False}, BY_DISTANCE, "convolutional_resampling = false"),
+    "groups": ({"base_channels": 8, "channel_multipliers": (1, 2)}, BY_DISTANCE, "the widths 8, 16"),
+    **{name: ({name: 16}, BY_DISTANCE, f"{name} = 16") for name in ("decoder_base_channels", "decoder_res_blocks")},
 }
 
 

@@ -19,8 +19,8 @@ from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_json
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
-from smalti.pipeline import Pipeline, center_on_canvas
+from smalti.generation.code_sampler import Sampler, center_on_canvas, final_codes, unknown_codes
+from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings, Window
 from smalti.prior_folder import save_prior
 from smalti.tokenizer.vqgan import VQGAN, VQGANSettings

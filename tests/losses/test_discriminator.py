@@ -116,7 +116,7 @@ def test_the_smallest_image_gives_one_logit_and_a_smaller_one_a_sentence() -> No
     discriminator = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, patch_size=2))
     assert discriminator.smallest == 24
     assert discriminator(noise(1, 3, 24, 24)).shape == (1, 1, 1, 1)
-    with pytest.raises(SmaltiError, match=r"24x22 are too small.*2 layers and stem 2.*24 pixels"):
+    with pytest.raises(SmaltiError, match=r"24x22 are too small.*2 layers and patch_size 2.*24 pixels"):
         discriminator(noise(1, 3, 24, 22))
 
 
@@ -124,7 +124,7 @@ def test_other_images_than_those_it_was_made_for_are_told() -> None:
     discriminator = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, patch_size=2))
     with pytest.raises(SmaltiError, match=r"3 channels, these have 4.*set its channels to 4"):
         discriminator(noise(1, 4, 32, 32))
-    with pytest.raises(SmaltiError, match="stem 2 does not divide images of 33x32"):
+    with pytest.raises(SmaltiError, match="patch_size 2 does not divide images of 33x32"):
         discriminator(noise(1, 3, 33, 32))
 
 
@@ -174,7 +174,7 @@ def test_the_blurred_ones_smallest_image_gives_four_logits() -> None:
     discriminator = BlurDiscriminator(BlurSettings(base_channels=8))
     assert discriminator.smallest == 16
     assert discriminator(noise(1, 3, 16, 16)).shape == (1, 1, 2, 2)
-    with pytest.raises(SmaltiError, match=r"16x14 are too small.*2 layers and stem 2.*16 pixels"):
+    with pytest.raises(SmaltiError, match=r"16x14 are too small.*2 layers and patch_size 2.*16 pixels"):
         discriminator(noise(1, 3, 16, 14))
 
 

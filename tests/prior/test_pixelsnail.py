@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
@@ -430,8 +430,7 @@ def test_the_recipes_of_the_transformer_train_it_too(home: Path) -> None:
     assert isinstance(condition, Labels)
     assert (prior.settings.layers, prior.settings.embed_dim, prior.settings.dropout) == (1, 16, 0.1)
     before = fresh(codebook_size=16, condition_size=2, prefix_length=1, grid=(4, 4), layers=1, res_blocks=2)
-    moved = [not torch.equal(a, b) for a, b in zip(prior.parameters(), before.parameters(), strict=True)]
-    assert all(moved)
+    assert all(not torch.equal(a, b) for a, b in zip(prior.parameters(), before.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("given", ["run.accumulate=2", "run.recompute=true"])

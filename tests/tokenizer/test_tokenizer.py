@@ -439,5 +439,5 @@ def test_the_last_layer_of_a_smooth_output_makes_the_channels() -> None:
 
 @pytest.mark.parametrize("stem", [3, 6])
 def test_smooth_doublings_lead_to_powers_of_two(stem: int) -> None:
-    with pytest.raises(SmaltiError, match=f"the stem is {stem}"):
+    with pytest.raises(SmaltiError, match=f"patch_size is {stem}"):
         parse(AutoencoderSettings, {"patch_size": stem, "output_channels": 8}, where="test")

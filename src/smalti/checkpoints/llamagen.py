@@ -1,5 +1,4 @@
-"""LlamaGen's tokenizers and class-conditional GPTs <-> our models: `.pt` files of weights that say nothing of
-themselves.
+"""LlamaGen's tokenizers and class-conditional GPTs <-> our models: `.pt` files that hold nothing but weights.
 
 Settings follow from the shapes of the weights. What shapes do not show (the heads, the grid) comes from the published
 table of sizes and from the name of the file, such as `c2i_L_384.pt`. Source: Sun et al. 2024, "Autoregressive Model
@@ -27,7 +26,7 @@ from smalti.conditions.base import Condition, Grid
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
-from smalti.core.settings import Positive, as_mapping, parse, settings
+from smalti.core.settings import Chance, Positive, as_mapping, parse, settings
 from smalti.prior import Prior, Transformer, TransformerSettings
 from smalti.tokenizer.encoder import AutoencoderSettings
 from smalti.tokenizer.quantizers import VQSettings
@@ -50,8 +49,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 """Their models: layers, heads, width."""
 
 GRID, FACTOR = 16, 16
-"""Where nothing tells the side of the grid, and without a tokenizer the pixels of a tile: those of most of their
-models."""
+"""The defaults of the grid's side, and without a tokenizer of f: those of most of their models."""
 
 IGNORED = r"freqs_cis|causal_mask|quantize\.codebook_used|layers\.\d+\.attention\.kv_cache\.[kv]_cache"
 """What stands among their weights and is made anew here, or is a statistic of training."""
@@ -69,13 +67,12 @@ REFERENCE_GPT: dict[str, Any] = {
 
 @settings
 class Notes:
-    """What the weights of a GPT do not show. We write it beside them, under `smalti`, where their programs do not
-    look."""
+    """What the weights of a GPT do not show; written beside them under `smalti`, where their programs do not look."""
 
     heads: Positive
     grid: tuple[Positive, Positive]
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dropout: Chance
 
 
 class _File(NamedTuple):
@@ -107,8 +104,7 @@ class _File(NamedTuple):
 
 
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
-    """A file of theirs, or a folder with a tokenizer, a GPT or one of each -> our models; None where there is none of
-    theirs.
+    """A file of theirs, or a folder with a tokenizer, a GPT or both -> our models; None where it holds none of theirs.
 
     `grid` and `prior` as in `Read`: their files do not say the grid. Raises `SmaltiError` for damaged files, for
     weights that do not fit (with their names), for a folder with several models of one kind, for a tokenizer and a GPT
@@ -128,10 +124,7 @@ def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Importe
             f"{files['GPT'].path} is of {gpt.size} codes and {files['tokenizer'].path} has {tokenizer.size}; "
             "they do not belong together"
         )
-    about |= {
-        "size": [side * factor for side in gpt.grid],
-        "prior": {"imported_from": "LlamaGen", **sources},
-    }
+    about |= {"size": [side * factor for side in gpt.grid], "prior": {"imported_from": "LlamaGen", **sources}}
     return Imported("llamagen", tokenizer, gpt, condition, about)
 
 
@@ -229,13 +222,8 @@ def _tokenizer_settings(file: _File) -> VQGANSettings:
         "latent_channels": file.shape("encoder.conv_out.weight", axes=4)[0],
         "zero_residuals": False,
     }
-    quantizer = {
-        "codebook_size": size,
-        "codebook_dim": dimension,
-        "l2_normalize": True,
-        "kmeans_iterations": 0,
-        "dead_code_threshold": 0.0,
-    }
+    trained = {"kmeans_iterations": 0, "dead_code_threshold": 0.0}
+    quantizer = {"codebook_size": size, "codebook_dim": dimension, "l2_normalize": True, **trained}
     where = str(file.path)
     return VQGANSettings(
         autoencoder=parse(AutoencoderSettings, autoencoder, where=where),
@@ -387,8 +375,7 @@ _FIRST_AND_SECOND = (
     (r"tok_embeddings\.weight", r"cls_embedding.embedding_table.weight"),
     (r"(layers\.\d+\.feed_forward)\.w1\.weight", r"\1.w3.weight"),
 )
-"""Weights of theirs that lie one behind the other in one of ours, which has the name of the first in the table of
-names."""
+"""Weights of theirs that are joined in one of ours, which the table of names calls by the first."""
 
 
 def _second(name: str) -> str | None:
@@ -410,8 +397,7 @@ def _joined(file: _File) -> dict[str, Tensor]:
 
 
 def _gpt_weights(prior: Transformer) -> dict[str, Tensor]:
-    """A prior -> their weights. A position that its prefix has learned is added to the classes, which stand nowhere
-    else."""
+    """A prior -> their weights. The learned position of its prefix is added to the classes, for they have no other."""
     weights = _gpt_names(prior).written_from(prior)
     for name in list(weights):
         second = _second(name)
@@ -424,8 +410,7 @@ def _gpt_weights(prior: Transformer) -> dict[str, Tensor]:
 
 
 def _turned(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A change to the rows of queries or keys -> the same for both in the rows of queries, keys and values together
-    (3D,D)."""
+    """A change to the rows of queries or keys -> the same for both in the joined rows (3D,D) of q, k and v."""
 
     def both(rows: Tensor) -> Tensor:
         queries, keys, values = rows.chunk(3)

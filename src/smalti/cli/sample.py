@@ -244,10 +244,10 @@ def complete(
     from smalti.conditions.base import condition_keys
     from smalti.core.devices import pick_device
     from smalti.core.settings import as_mapping
-    from smalti.generation.code_sampler import check_generation_memory, make_sampler
+    from smalti.generation.code_sampler import center_on_canvas, check_generation_memory, make_sampler
     from smalti.images.io import covered_middle, read_image, to_tensor
     from smalti.images.masks import kept_by_mask, kept_part
-    from smalti.pipeline import Pipeline, center_on_canvas
+    from smalti.pipeline import Pipeline
 
     if (mask is not None and keep is not None) or not any((mask, keep, canvas)):
         raise typer.BadParameter("give either --mask or --keep, or --canvas to outpaint the whole image")

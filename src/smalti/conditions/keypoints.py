@@ -40,7 +40,7 @@ from smalti.conditions.location_codes import (
 from smalti.conditions.previews import palette
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import normalized, read_json
-from smalti.core.settings import as_mapping, settings
+from smalti.core.settings import Natural, Positive, as_mapping, settings
 from smalti.images.boxes import is_number
 from smalti.images.io import Array
 from smalti.prior.window import Window, before_middle
@@ -70,10 +70,10 @@ class KeypointsSettings:
 
     name: Literal["keypoints"] = "keypoints"
     points: Annotated[tuple[str, ...], Field(min_length=1)]
-    max_figures: Annotated[int, Field(ge=1)] = 4
+    max_figures: Positive = 4
     codebook_size: Annotated[int, Field(ge=5)] = 1025
     encode_crop: bool = True
-    drawn: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
+    drawn: tuple[Natural, Natural] = (0, 0)
 
     @field_validator("points")
     @classmethod

@@ -30,7 +30,7 @@ from smalti.conditions.location_codes import (
     relative_to_crop,
 )
 from smalti.core.errors import SmaltiError
-from smalti.core.settings import Positive, settings
+from smalti.core.settings import Natural, Positive, settings
 
 Codes = tuple[int, ...]
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class LayoutSettings:
     encode_crop: bool = True
     group: bool = False
     flags: bool = False
-    drawn: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (0, 0)
+    drawn: tuple[Natural, Natural] = (0, 0)
 
     @field_validator("classes")
     @classmethod

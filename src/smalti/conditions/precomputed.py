@@ -16,7 +16,7 @@ from torch import Tensor
 from smalti.conditions.base import Condition, Grid, WindowPrefix, constant_prefix
 from smalti.conditions.previews import render_text
 from smalti.core.errors import SmaltiError
-from smalti.core.settings import as_mapping, settings
+from smalti.core.settings import Positive, as_mapping, settings
 from smalti.images.io import Array
 
 
@@ -26,8 +26,8 @@ class PrecomputedCodesSettings:
 
     name: Literal["precomputed"] = "precomputed"
     key: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "codes"
-    codebook_size: Annotated[int, Field(ge=1)]
-    length: Annotated[int, Field(ge=1)]
+    codebook_size: Positive
+    length: Positive
 
 
 @final

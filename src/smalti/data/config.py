@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from smalti.core.settings import Positive, settings
+from smalti.core.settings import Natural, Positive, settings
 
 
 @settings
@@ -33,5 +33,5 @@ class ImageSettings:
     """Share of the images that is held out, chosen by a hash of the path."""
     validation_images: Positive = 256
     """How many of those are looked at each time."""
-    cache_mib: Annotated[int, Field(ge=0)] = 1024
+    cache_mib: Natural = 1024
     """Images are kept decoded in memory if they all fit into this many MiB."""

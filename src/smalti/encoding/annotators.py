@@ -48,7 +48,7 @@ T = TypeVar("T")
 LEVELS = 1024
 """Codes between the first and the last pixel of an image, as in the original's coordinates."""
 MOST_OBJECTS, MOST_FIGURES = 30, 4
-"""What a layout, and an image of figures, have room for at most, where nothing else is asked for."""
+"""What a layout, and an image of figures, have room for at most, by default."""
 PLACES = 1025
 """Codes of a condition with places: 32 x 32 of them, and one for none."""
 

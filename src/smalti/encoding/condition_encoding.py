@@ -1,4 +1,4 @@
-"""What images are told, beside them: files that become codes by a tokenizer of their own, and what is said of their parts.
+"""The conditions of images: files beside them that become codes by a tokenizer of their own, and annotations of their parts.
 
 Letters: B batch, C channels, H W pixels, h w grid of codes, P prefix codes.
 Source: arXiv 2012.09841, section 3.2: the condition has a VQGAN of its own, and its codes stand before those of the image.

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import Field
 
 from smalti.core.errors import SmaltiError, suggestion
-from smalti.core.settings import Positive, as_mapping, assignment, parse, settings
+from smalti.core.settings import Chance, Natural, Positive, as_mapping, assignment, parse, settings
 from smalti.generation.code_sampler import Sampler
 
 Filter: TypeAlias = Literal["lanczos", "bicubic", "bilinear", "halving"]
@@ -49,7 +49,7 @@ class ImageProtocol:
     """
 
     count: Positive | None = None
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    held_out: Chance = 0.0
     size: tuple[Positive, Positive] | None = None
     filter: Filter = "lanczos"
 
@@ -69,10 +69,10 @@ class FeatureProtocol:
     network: Literal["inception", "squeezenet", "efficientnet"] = "inception"
     scores: tuple[Score, ...] = ALL_SCORES
     kept: Positive = 10_000
-    kept_seed: Annotated[int, Field(ge=0)] = 0
+    kept_seed: Natural = 0
     subsets: Positive = 100
     subset_size: Annotated[int, Field(ge=2)] = 1000
-    subset_seed: Annotated[int, Field(ge=0)] = 2020
+    subset_seed: Natural = 2020
     splits: Positive = 10
     neighbors: Positive = 3
     density_neighbors: Positive = 5
@@ -124,9 +124,9 @@ class PriorProtocol:
 
     about: str
     images: ImageProtocol = ImageProtocol()
-    samples: Annotated[int, Field(ge=0)] = 0
+    samples: Natural = 0
     sampler: Sampler = Sampler()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     rounding: Literal["nearest", "down"] = "nearest"
     features: FeatureProtocol | None = None
     missing: Literal["refuse", "leave_out"] = "refuse"

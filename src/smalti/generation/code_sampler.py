@@ -23,7 +23,7 @@ from smalti.core.arguments import check_finite, whole_number
 from smalti.core.capacity import check_memory
 from smalti.core.errors import SmaltiError
 from smalti.core.rng import gumbel
-from smalti.core.settings import parse, settings
+from smalti.core.settings import Natural, Share, parse, settings
 from smalti.generation.neighborhood_decoding import NeighborhoodDecoding
 from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding
 from smalti.generation.speculative import with_speculation
@@ -74,9 +74,9 @@ class Sampler:
     """
 
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    top_k: Natural = 0
+    top_p: Share = 1.0
+    min_p: Share = 0.0
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
     guidance_schedule: Schedule = "constant"
 
@@ -136,6 +136,25 @@ def unknown_codes(batch: int, grid: tuple[int, int]) -> Tensor:
     """
     check_generation_memory(whole_number(batch, "the number of images", least=1), grid)
     return torch.full((batch, *grid), -1)
+
+
+def center_on_canvas(codes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Codes (B,h,w) -> the same in the center of a larger `grid`, with -1 around them, where codes are to be
+    generated.
+
+    If the margins cannot be equal, the one below or to the right is larger by one. Raises `SmaltiError` for a
+    smaller grid.
+    """
+    height, width = codes.shape[1:]
+    if grid[0] < height or grid[1] < width:
+        raise SmaltiError(
+            f"an image of {height} x {width} codes (height x width) has no place on a canvas of {grid[0]} x {grid[1]}; make the "
+            "canvas larger or the image smaller"
+        )
+    top, left = (grid[0] - height) // 2, (grid[1] - width) // 2
+    canvas = codes.new_full((len(codes), *grid), -1)
+    canvas[:, top : top + height, left : left + width] = codes
+    return canvas
 
 
 def seed_range(seed: int, count: int) -> Tensor:

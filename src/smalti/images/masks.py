@@ -1,4 +1,4 @@
-"""Which pixels of an image are kept when the rest is laid anew: a named part, or a mask that a person painted.
+"""Which pixels of an image are kept when the rest is generated: a named part, or a mask that a person painted.
 
 H W pixels; True is kept.
 """

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from smalti.core.distributed import all_reduce_mean
-from smalti.core.settings import Amount, settings
+from smalti.core.settings import Amount, Chance, Natural, Positive, settings
 from smalti.losses.adversarial import ADVERSARIAL, adaptive_weight
 from smalti.losses.diff_augment import Policy
 from smalti.losses.discriminator import DiscriminatorSettings
@@ -60,7 +60,7 @@ class AdversarialSettings:
     r1: Weight = 0.0
     """Weight (the paper's gamma) of the penalty on the discriminator's gradients at real images. 0 computes none; it needs a
     discriminator that scores each image by itself, so not one with norm "batch"."""
-    r1_every: Annotated[int, Field(ge=1)] = 1
+    r1_every: Positive = 1
     """The penalty is taken in every so-manieth step only, and so many times as strong: 16 in StyleGAN2, which makes it cheap."""
     augment: tuple[Policy, ...] = ()
     """DiffAugment: random changes of real and generated images before the discriminator, the same for both: "color",
@@ -92,9 +92,9 @@ class ObjectiveSettings:
     The others: LPIPS, whose published weights are looked for in $SMALTI_WEIGHTS, the cache, and then downloaded."""
     perceptual_weight: Weight = 1.0
     """With 0 the network is not even loaded."""
-    perceptual_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    perceptual_dropout: Chance = 0.0
     """Dropout in the perceptual term while training. The original's accident is 0.5; 0 makes a steadier loss of the same mean."""
-    perceptual_shift: Annotated[int, Field(ge=0)] = 0
+    perceptual_shift: Natural = 0
     """In training, image and reconstruction are shifted by up to this many pixels down and right before the perceptual network,
     both alike, drawn anew each step. A network that subsamples prefers patterns with the period of its strides; where its grid
     never moves against the decoder's, the decoder learns to paint them."""

@@ -1,6 +1,6 @@
 """Patch discriminators: an image -> a grid of logits, one for each overlapping patch, high where the patch looks real.
 
-Letters: B batch, C channels, H W pixels, s stem (the factor of space-to-depth), h w grid of patch logits.
+Letters: B batch, C channels, H W pixels, s patch size (the factor of space-to-depth), h w grid of patch logits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from smalti.core.distributed import all_gather, broadcast
 from smalti.core.errors import SmaltiError
-from smalti.core.settings import settings
+from smalti.core.settings import Positive, settings
 from smalti.losses.base import Discriminator, spectrally_normalized
 
 
@@ -89,18 +89,18 @@ class PatchSettings:
       shared between devices. "group" scores each image by itself, alike in training and evaluation. "act" too, once the
       first training batch has set its scales; it is an option of the original. "none" goes with `spectral` or with R1.
     - `spectral`: every convolution's weight is divided by its largest singular value, see `spectrally_normalized`.
-    - `stem`: squares of stem x stem pixels are first folded into channels, without loss, so that every convolution
-      works on 1/stem of the resolution and sees a patch stem times as wide. 1 is the reference; 2 suits small machines.
+    - `patch_size`: squares of that many pixels a side are first folded into channels, without loss, so that every
+      convolution works on 1/patch_size of the resolution and sees a patch that many times as wide. 1 is the
+      reference; 2 suits small machines.
     """
 
     name: Literal["patch"] = "patch"
-    channels: Annotated[int, Field(ge=1)] = 3
-    base_channels: Annotated[int, Field(ge=1)] = 64
+    channels: Positive = 3
+    base_channels: Positive = 64
     layers: Annotated[int, Field(ge=1, le=6)] = 3
     norm: Literal["batch", "group", "act", "none"] = "group"
     spectral: bool = False
     patch_size: Annotated[int, Field(ge=1, le=8)] = 1
-    """Side of the squares of pixels that become channels before the first convolution (space to depth)."""
 
     @property
     def mixes_batch(self) -> bool:
@@ -110,12 +110,12 @@ class PatchSettings:
 
 @final
 class PatchDiscriminator(Discriminator):
-    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (stem * 2**layers)) - 2, and w alike.
+    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (patch_size * 2**layers)) - 2, and w alike.
 
     PatchGAN (Isola et al. 2017, "Image-to-Image Translation with Conditional Adversarial Networks", section 3.2.2), as
     used by VQGAN (Esser et al. 2021). Convolution weights begin as N(0, 0.02), the scales of the norms as N(1, 0.02).
 
-    Raises `SmaltiError` for images of other channels, too small for one logit, or not divisible by the stem.
+    Raises `SmaltiError` for images of other channels, too small for one logit, or not divisible by the patch size.
     """
 
     def __init__(self, settings: PatchSettings) -> None:
@@ -179,15 +179,16 @@ class BlurPool(nn.Module):
 class BlurSettings:
     """The settings of `BlurDiscriminator`.
 
-    - `channels`, `width`, `spectral` and `stem`: as in `PatchSettings`.
-    - `layers`: how many times the resolution is halved after the stem. It looks at patches of 9 * 2**layers - 4 pixels, times the
-      stem: 64 x 64 for 2 and stem 2, which has an eighth of the resolution in all, as the reference with 3 layers.
+    - `channels`, `base_channels`, `spectral` and `patch_size`: as in `PatchSettings`.
+    - `layers`: how many times the resolution is halved after that. It looks at patches of 9 * 2**layers - 4 pixels,
+      times the patch size: 64 x 64 for 2 and patch size 2, which has an eighth of the resolution in all, as the
+      reference with 3 layers.
     - `norm`: "group" or "none"; there is none whose logits depend on other images.
     """
 
     name: Literal["blur"] = "blur"
-    channels: Annotated[int, Field(ge=1)] = 3
-    base_channels: Annotated[int, Field(ge=1)] = 128
+    channels: Positive = 3
+    base_channels: Positive = 128
     layers: Annotated[int, Field(ge=1, le=6)] = 2
     norm: Literal["group", "none"] = "group"
     spectral: bool = False
@@ -201,13 +202,13 @@ class BlurSettings:
 
 @final
 class BlurDiscriminator(Discriminator):
-    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (stem * 2**layers)), and w alike.
+    """Images (B,C,H,W) in [-1, 1] -> patch logits (B,1,h,w), where h = floor(H / (patch_size * 2**layers)), and w alike.
 
     After MaskBit's (Weber et al. 2024, arXiv 2409.16211): 3x3 convolutions, GroupNorm, blurred subsampling. The
     convolution that widens comes after the subsampling and not before it, which costs a quarter of the products, and the
     logits are not pooled to a fixed grid. Convolution weights keep PyTorch's initial values; each adds its bias.
 
-    Raises `SmaltiError` for images of other channels, too small for 2 x 2 logits, or not divisible by the stem.
+    Raises `SmaltiError` for images of other channels, too small for 2 x 2 logits, or not divisible by the patch size.
     """
 
     def __init__(self, settings: BlurSettings) -> None:
@@ -253,13 +254,13 @@ def _check(images: Tensor, settings: PatchSettings | BlurSettings, *, smallest: 
         )
     if height % settings.patch_size or width % settings.patch_size:
         raise SmaltiError(
-            f"the discriminator's stem {settings.patch_size} does not divide images of {height}x{width}; "
-            f"use stem 1 or images of another size"
+            f"the discriminator's patch_size {settings.patch_size} does not divide images of {height}x{width}; "
+            f"use patch_size 1 or images of another size"
         )
     if min(height, width) < smallest:
         raise SmaltiError(
-            f"images of {height}x{width} are too small for a discriminator with {settings.layers} layers and stem "
-            f"{settings.patch_size}, which needs {smallest} pixels each way; use fewer layers, less stem or larger ones"
+            f"images of {height}x{width} are too small for a discriminator with {settings.layers} layers and patch_size "
+            f"{settings.patch_size}, which needs {smallest} pixels each way; use fewer layers, a smaller patch_size or larger images"
         )
 
 

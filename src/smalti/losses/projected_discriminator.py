@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from smalti.core.errors import SmaltiError
-from smalti.core.settings import settings
+from smalti.core.settings import Natural, Positive, settings
 from smalti.kernels import winograd
 from smalti.kernels.winograd import FrozenConvolution
 from smalti.losses.base import Discriminator, spectrally_normalized
@@ -40,12 +40,12 @@ class ProjectedSettings:
     """
 
     name: Literal["projected"] = "projected"
-    channels: Annotated[int, Field(ge=1)] = 3
-    base_channels: Annotated[int, Field(ge=1)] = 32
-    head_channels: Annotated[int, Field(ge=1)] = 32
+    channels: Positive = 3
+    base_channels: Positive = 32
+    head_channels: Positive = 32
     scales: Annotated[int, Field(ge=1, le=len(TAP_WIDTHS))] = len(TAP_WIDTHS)
     mixing: Literal["channels_and_scales", "channels", "none"] = "channels_and_scales"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
 
     @property
     def mixes_batch(self) -> bool:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import Positive, settings
+from smalti.core.settings import Chance, Natural, Positive, settings
 from smalti.prior.base import Cache, Prior
 from smalti.prior.order import Order
 from smalti.prior.pixelsnail_layers import CausalConv, GridPositions, SnailBlock
@@ -45,7 +45,7 @@ class PixelSNAILSettings:
 
     name: Literal["pixelsnail"] = "pixelsnail"
     codebook_size: Positive
-    condition_size: Annotated[int, Field(ge=0)] = 0
+    condition_size: Natural = 0
     prefix_length: Positive = 1
     grid: tuple[Positive, Positive] = (16, 16)
     layers: Positive = 6
@@ -53,7 +53,7 @@ class PixelSNAILSettings:
     embed_dim: Positive = 256
     heads: Positive = 8
     kernel_size: Annotated[int, Field(ge=2)] = 2
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Chance = 0.0
     order: Order = "raster"
 
     @field_validator("heads")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import Positive, settings
+from smalti.core.settings import Chance, Natural, Positive, settings
 from smalti.kernels.decode_block import DecodeBlock, NormParameters, as_packed_linear
 from smalti.kernels.prepacked import DecodableBlock
 from smalti.prior.attention import ALL_QUERIES, QuerySelection, SingleQuery
@@ -47,16 +47,16 @@ class TransformerSettings:
 
     name: Literal["transformer"] = "transformer"
     codebook_size: Positive
-    condition_size: Annotated[int, Field(ge=0)] = 0
+    condition_size: Natural = 0
     prefix_length: Positive = 1
-    maps: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    maps: tuple[Natural, ...] = ()
     """Start indices in the prefix of maps with one code per position of the window, row by row."""
     grid: tuple[Positive, Positive] = (16, 16)
     layers: Positive = 12
     embed_dim: Positive = 512
     heads: Positive = 8
-    mlp_dim: Annotated[int, Field(ge=0)] = 0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mlp_dim: Natural = 0
+    dropout: Chance = 0.0
     order: Order = "raster"
     tied: bool = False
     """Whether the head scores codes by their embeddings (arXiv 1608.05859) instead of having weights of its own."""

@@ -200,12 +200,10 @@ def _frame(x: _Axis, y: _Axis, x_label: str, y_label: str) -> str:
     return "".join(parts)
 
 
-def _figure(
-    title: str, drawing: str, description: str, *, height: float = _HEIGHT, legend: str = "", note: str = ""
-) -> str:
+def _figure(title: str, drawing: str, text: str, *, height: float = _HEIGHT, legend: str = "", note: str = "") -> str:
     """The parts of a chart -> its `<figure>`; a sentence replaces an empty drawing."""
     svg = (
-        f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{escaped(title)}. {escaped(description)}">'
+        f'<svg viewBox="0 0 {_WIDTH:g} {height:g}" role="img" aria-label="{escaped(title)}. {escaped(text)}">'
         f"{drawing}</svg>"
         if drawing
         else '<p class="nothing">There is nothing to draw yet.</p>'

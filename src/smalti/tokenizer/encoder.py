@@ -1,4 +1,4 @@
-"""The encoder E: images -> features on the code grid; and the settings of the pyramid it shares with the decoder.
+"""The encoder E: images -> features on the code grid; and the settings it shares with the decoder.
 
 Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, Z latent channels.
 Source: arXiv 2012.09841, appendix A, table 7.
@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.core.settings import settings
+from smalti.core.settings import Chance, Natural, Positive, settings
 from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, start_as_shortcuts, swish
 from smalti.tokenizer.convolutions import Convolution
 
@@ -22,33 +22,33 @@ LEAST_WIDTH = 8
 
 @settings
 class AutoencoderSettings:
-    """The convolutional pyramid of encoder and decoder; the factor f is `stem` times 2 for each multiplier after the first."""
+    """Encoder and decoder; the factor f is `patch_size` times 2 for each multiplier after the first."""
 
-    channels: Annotated[int, Field(ge=1)] = 3
+    channels: Positive = 3
     """Channels of an image: 3 color, 1 grayscale or depth, n one-hot labels."""
-    patch_size: Annotated[int, Field(ge=1)] = 1
+    patch_size: Positive = 1
     """Space-to-depth before the first convolution: 2 does all work at half resolution (about 4 times less of it)."""
-    output_channels: Annotated[int, Field(ge=0)] = 0
-    """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each, for a stem of 2, 4
-    or 8; a stem of 1 needs none. 0: the last convolution works at 1/stem of the resolution and makes each pixel of a square by
-    weights of its own, which costs less and shows as a hatch with the period of the stem."""
+    output_channels: Natural = 0
+    """Channels at full resolution, to which the decoder goes by smooth doublings of twice as many channels each, for a patch
+    size of 2, 4 or 8; 1 needs none. 0: the last convolution works at 1/patch_size of the resolution and makes each pixel of a
+    square by weights of its own, which costs less and shows as a hatch with the period of the patch."""
     base_channels: Annotated[int, Field(ge=LEAST_WIDTH)] = 64
     """Channels at the highest resolution."""
-    channel_multipliers: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 2)
+    channel_multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 2)
     """Width of each resolution, from the highest to the lowest, as a multiple of `base_channels`."""
-    res_blocks: Annotated[int, Field(ge=1)] = 2
+    res_blocks: Positive = 2
     """Residual blocks a resolution in the encoder; the decoder has one more, as in the paper."""
-    decoder_base_channels: Annotated[int, Field(ge=0)] = 0
+    decoder_base_channels: Natural = 0
     """Channels of the decoder at the highest resolution, which `channel_multipliers` multiply too; 0: `base_channels`."""
-    decoder_res_blocks: Annotated[int, Field(ge=0)] = 0
+    decoder_res_blocks: Natural = 0
     """Residual blocks per resolution in the decoder; 0: one more than `res_blocks`."""
     attention_levels: tuple[int, ...] = ()
     """Levels (0 is the highest resolution) with attention after each block."""
     middle_attention: bool = True
     """Attention between the last two blocks of the lowest resolution; latent-diffusion's f4-noattn models have none."""
-    latent_channels: Annotated[int, Field(ge=1)] = 64
+    latent_channels: Positive = 64
     """Channels Z of the features at the code grid."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Chance = 0.0
     zero_residuals: bool = True
     """Residual blocks begin as their shortcuts; False begins as the original does."""
     convolutional_resampling: bool = True
@@ -74,7 +74,9 @@ class AutoencoderSettings:
     def _the_stem_is_made_of_doublings(cls, output_channels: int, info: ValidationInfo) -> int:
         stem = info.data.get("patch_size", 2)
         if output_channels and stem & (stem - 1):
-            raise ValueError(f"the stem is {stem}, and smooth doublings lead to stems of 2, 4 and 8; set it to 0")
+            raise ValueError(
+                f"patch_size is {stem}, and smooth doublings lead to patch sizes of 2, 4 and 8; set it to 0"
+            )
         return output_channels
 
     @property

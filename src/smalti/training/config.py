@@ -19,6 +19,7 @@ from typing_extensions import Self
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import (
     Amount,
+    Natural,
     Positive,
     Rate,
     Share,
@@ -64,7 +65,7 @@ class RunSettings(ABC):
 
     batch: Positive = 16
     """Images per step, over all devices."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     ema_half_life: Annotated[float, Field(ge=0)] = 0.05
     """Half-life of the running average (EMA) of the weights, as a share of what has been seen; the average is exported.
     0 keeps no average, and exports the weights themselves."""
@@ -74,9 +75,9 @@ class RunSettings(ABC):
     checkpoint_every: Positive
     accelerator: str = "auto"
     """"auto", "cpu", "gpu": as Lightning Fabric names them."""
-    devices: Annotated[int, Field(ge=0)] = 0
+    devices: Natural = 0
     """Processes on each machine, one per GPU. 0: as many as torchrun or Slurm started, and one without them."""
-    nodes: Annotated[int, Field(ge=0)] = 0
+    nodes: Natural = 0
     """Number of machines; 0 likewise."""
     strategy: str = "auto"
     """"auto" and "ddp": every process has the whole model, and gradients are averaged. "fsdp", of priors: each has a part of it."""
@@ -91,10 +92,10 @@ class RunSettings(ABC):
     """Compile the blocks with torch.compile: the first steps take minutes, later steps are faster."""
     max_skipped_steps: Positive = 10
     """A step whose metrics are not finite is skipped. Training stops after this many skipped steps in a row."""
-    patience: Annotated[int, Field(ge=0)] = 0
+    patience: Natural = 0
     """For a prior: training stops after this many validations without a better likelihood of held-out data; 0: never.
     The best model is exported in any case."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Natural = 0
     """Processes that read images; 0 reads them in the training process."""
     tensorboard: bool = True
 

@@ -1,4 +1,4 @@
-"""A run folder: what was asked for, what was measured, the model to use, and the state to go on from.
+"""A run folder: its settings, its metrics, the model to use, and the state to go on from.
 
 config.yaml  metrics.jsonl  tensorboard/  images/  model/ (config.json, model.safetensors)  state/<seen>/state.ckpt
 Where the best model is kept, state/best/<seen>/ is that model, for each of the states.

@@ -19,7 +19,7 @@ from smalti.conditions.layout import Layout
 from smalti.conditions.previews import palette
 from smalti.conditions.spatial import SpatialCondition
 from smalti.core.errors import SmaltiError, suggestion
-from smalti.core.settings import Positive, as_mapping, parse, settings
+from smalti.core.settings import Natural, Positive, Share, as_mapping, parse, settings
 from smalti.generation.code_sampler import MAX_GUIDANCE, Sampler
 from smalti.pipeline import Pipeline
 
@@ -58,8 +58,8 @@ class SamplingRequest:
     count: Positive = 1
     seed: Annotated[int, Field(ge=0, le=2**53)] = 0  # integers that a browser represents exactly
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    top_k: Natural = 0
+    top_p: Share = 1.0
     guidance: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)] = 1.0
 
     @property

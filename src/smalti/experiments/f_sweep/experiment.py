@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from smalti.core.errors import SmaltiError
-from smalti.core.settings import Positive, as_mapping, settings
+from smalti.core.settings import Natural, Positive, as_mapping, settings
 from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops, in_order
 from smalti.data.sources import open_source, split
@@ -53,7 +53,7 @@ class FSweepSettings:
     """Those of f above 1; what makes their f."""
     codebook: Annotated[int, Field(ge=2)]
     """K, of all."""
-    palette_rounds: Annotated[int, Field(ge=0)] = 15
+    palette_rounds: Natural = 15
     """Rounds of k-means for the palette of f = 1; 0 leaves f = 1 out."""
     palette_images: Positive = 128
     """Training images whose pixels it is made of, at most."""

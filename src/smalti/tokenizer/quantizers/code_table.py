@@ -8,20 +8,20 @@ Source: the table of used codes in the code of arXiv 2012.09841.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Literal, final
+from typing import Any, Literal, final
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from smalti.core.settings import settings
+from smalti.core.settings import Natural, settings
 
 
 @settings
 class RemapSettings:
     """Which codes of the codebook are shown outside, and what becomes of the others."""
 
-    used: Annotated[int, Field(ge=0)] = 0
+    used: Natural = 0
     """U, the codes in the table; which ones is a weight of the model (`table.used`). 0: no table, all codes are shown."""
     unknown: Literal["random", "extra"] | int = "random"
     """The outside code of a feature whose code is not in the table: any one by chance, one more code U, or this code."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smalti.core.distributed import broadcast
-from smalti.core.settings import settings
+from smalti.core.settings import Chance, Natural, Positive, settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
 from smalti.tokenizer.quantizers.search import nearest
@@ -33,7 +33,7 @@ class EMASettings:
     name: Literal["ema"] = "ema"
     codebook_size: Annotated[int, Field(ge=2)] = 1024
     """K."""
-    codebook_dim: Annotated[int, Field(ge=1)] = 8
+    codebook_dim: Positive = 8
     """D."""
     l2_normalize: bool = True
     """Compare directions only: features and codes are scaled to length 1."""
@@ -41,11 +41,11 @@ class EMASettings:
     """Weight beta of the distance of features from their codes, the only term: the codes need none."""
     gradient: GradientName = "straight-through"
     """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
-    kmeans_iterations: Annotated[int, Field(ge=0)] = 10
+    kmeans_iterations: Natural = 10
     """k-means rounds that place the codes on the first images' features; 0 starts from normal noise."""
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    decay: Chance = 0.99
     """gamma: how much of a code's running count and sum remains after a step."""
-    dead_code_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dead_code_threshold: Chance = 0.1
     """A code used less than this share of the mean use is dead and restarts on a feature of the batch; 0 never."""
 
 

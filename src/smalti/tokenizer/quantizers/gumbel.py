@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.core.distributed import broadcast
-from smalti.core.settings import Amount, amount, settings
+from smalti.core.settings import Amount, Natural, Positive, amount, settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision, rows_of
 from smalti.tokenizer.quantizers.code_table import RemapSettings, check_table_fits, code_table
 from smalti.tokenizer.quantizers.search import nearest
@@ -63,9 +63,9 @@ class GumbelSettings:
     name: Literal["gumbel"] = "gumbel"
     codebook_size: Annotated[int, Field(ge=2)] = 1024
     """K."""
-    codebook_dim: Annotated[int, Field(ge=1)] = 8
+    codebook_dim: Positive = 8
     """D, of the features that the logits are made of, and of the codes' vectors; 256 is the original's."""
-    kmeans_iterations: Annotated[int, Field(ge=0)] = 10
+    kmeans_iterations: Natural = 10
     """k-means rounds that place the codes on the first images' features, where the nearest code is then the likeliest; 0 starts
     logits and codes by chance, as the original does, and leaves most codes unused for long."""
     kl_weight: Annotated[float, Field(ge=0)] = 5e-4

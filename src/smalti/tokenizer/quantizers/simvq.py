@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.core.distributed import broadcast
-from smalti.core.settings import settings
+from smalti.core.settings import Positive, settings
 from smalti.core.spectra import spectrum
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
@@ -33,7 +33,7 @@ class SimVQSettings:
     name: Literal["simvq"] = "simvq"
     codebook_size: Annotated[int, Field(ge=2)] = 1024
     """K."""
-    codebook_dim: Annotated[int, Field(ge=1)] = 8
+    codebook_dim: Positive = 8
     """D."""
     commitment: Annotated[float, Field(ge=0)] = 0.25
     """Weight beta of the term that moves features toward codes, as in VQ."""

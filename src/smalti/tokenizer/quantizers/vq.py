@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.core.distributed import broadcast
-from smalti.core.settings import settings
+from smalti.core.settings import Chance, Natural, Positive, settings
 from smalti.tokenizer.quantizers.base import Quantized, Quantizer, grid_of, precision, rows_of
 from smalti.tokenizer.quantizers.code_table import RemapSettings, check_table_fits, code_table
 from smalti.tokenizer.quantizers.gradient_estimators import GRADIENTS, GradientName
@@ -38,7 +38,7 @@ class VQSettings:
     name: Literal["vq"] = "vq"
     codebook_size: Annotated[int, Field(ge=2)] = 1024
     """K."""
-    codebook_dim: Annotated[int, Field(ge=1)] = 8
+    codebook_dim: Positive = 8
     """D; 8 to 16 with normalized codes keeps nearly all codes in use, 256 is the paper's."""
     l2_normalize: bool = True
     """Compare directions only: features and codes are scaled to length 1."""
@@ -48,11 +48,11 @@ class VQSettings:
     """"commitment" is the paper; "codebook" is what its code does (beta on the term that moves the codes)."""
     gradient: GradientName = "straight-through"
     """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
-    kmeans_iterations: Annotated[int, Field(ge=0)] = 10
+    kmeans_iterations: Natural = 10
     """k-means rounds that place the codes on the first images' features; 0 starts from uniform noise as the paper's code."""
-    dead_code_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dead_code_threshold: Chance = 0.1
     """A code used less than this share of the mean use is dead and restarts on a feature of the batch; 0 never."""
-    usage_decay: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    usage_decay: Chance = 0.95
     """How much of the running use of a code remains after a step; more, where a step has few features for so many codes."""
     remap: RemapSettings = RemapSettings()
     """A table of the codes that are shown outside."""
