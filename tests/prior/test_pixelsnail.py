@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from smalti.conditions.base import constant_prefix
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping, parse
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
@@ -327,8 +330,8 @@ SAMPLERS = {"plain": Sampler(), "guided": Sampler(guidance=1.7, top_k=7), "uncon
 
 
 def sample_codes(prior: PixelSNAIL, prefix: Tensor, known: Tensor, *, sampler: Sampler) -> Tensor:
-    seeds, grid = torch.arange(len(known)), (known.shape[1], known.shape[2])
-    return final_codes(sample(prior, prefix, grid, sampler=sampler, seeds=seeds, known=known))
+    request = GenerationRequest(constant_prefix(prefix), known, seeds=torch.arange(len(known)), sampler=sampler)
+    return final_codes(generate(prior, request))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -405,7 +408,7 @@ def test_a_pipeline_with_it_is_saved_and_comes_back(home: Path, tmp_path: Path) 
         assert torch.equal(ours, theirs)
     codes = unknown_codes(1, (4, 4))
     codes[0, :2] = 5
-    kept = final_codes(again.generate_codes(["light"], codes, sampler=Sampler(), seeds=torch.tensor([1])))
+    kept = final_codes(generate(again.prior, again.request(codes, conditions={"label": "light"}, seed=1)))
     assert (kept[0, :2] == 5).all()
 
 

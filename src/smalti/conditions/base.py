@@ -61,8 +61,8 @@ class Condition(ABC):
     def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
         """B values, each for an image of `grid` (h,w) codes -> the prefix per window position.
 
-        `generation.code_sampler.generate` takes the result. Raises as `encode`, and for grids smaller than the
-        window if the condition depends on the position.
+        A `GenerationRequest` holds the result. Raises as `encode`, and for grids smaller than the window if the
+        condition depends on the position.
         """
 
     @abstractmethod

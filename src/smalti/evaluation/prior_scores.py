@@ -40,7 +40,8 @@ from smalti.evaluation.prepared_images import PreparedImages
 from smalti.evaluation.protocols import PriorProtocol
 from smalti.evaluation.results import DEFINITIONS, ExampleImage, Measured
 from smalti.evaluation.set_scores import Scores, score_sets
-from smalti.generation.code_sampler import final_codes, unknown_codes
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
 from smalti.images.io import to_array, to_tensor
 from smalti.pipeline import Pipeline
 from smalti.prior import nll
@@ -323,7 +324,8 @@ def _sampled(
     for first in range(0, count, batch):
         some = conditions[first : first + batch]
         known, seeds = unknown_codes(len(some), pipeline.prior.grid), pipeline.seeds(protocol.seed + first, len(some))
-        codes = final_codes(pipeline.generate_codes(some, known, sampler=protocol.sampler, seeds=seeds))
+        request = pipeline.request_for(some, known, seeds=seeds, sampler=protocol.sampler)
+        codes = final_codes(generate(pipeline.prior, request))
         pixels = to_array(pipeline.decode(codes), rounding=protocol.rounding)
         places = torch.arange(first, first + len(some))
         accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), places)

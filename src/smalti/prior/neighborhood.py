@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from smalti.core.settings import Chance, Natural, Positive, settings
 from smalti.kernels.decode_block import DecodeBlock, as_packed_linear
 from smalti.kernels.prepacked import DecodableBlock
-from smalti.prior import flex_attention
 from smalti.prior.base import Cache, Prior
 from smalti.prior.transformer import RMSNorm, apply_rotary, check_rotary_heads
 
@@ -139,21 +138,6 @@ class TiledGridAttention(AttentionContext):
         return self.prefix.add_prefix(name, queries, torch.cat(rows, dim=2).flatten(2, 3))
 
 
-@final
-class FlexGridAttention(AttentionContext):
-    """As `TiledGridAttention`, by FlexAttention: one kernel that skips blocks of positions outside the radius."""
-
-    def __init__(
-        self, grid: tuple[int, int], *, prefix: PrefixAttention, radius: int, rotation: tuple[Tensor, Tensor]
-    ) -> None:
-        self.prefix, self.rotation = prefix, rotation
-        self.mask = flex_attention.block_mask(grid, radius, rotation[0].device)
-
-    def attend(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k = (apply_rotary(tensor, self.rotation).type_as(values) for tensor in (queries, keys))  # 2 x (B, N, T, d)
-        return self.prefix.add_prefix(name, queries, flex_attention.attend(q, k, values, self.mask))
-
-
 def neighborhood_mask(queries: tuple[int, ...], keys: tuple[int, ...], radius: int, device: torch.device) -> Tensor:
     """Two parts of a grid (top, bottom, left, right) -> which positions of the second each of the first attends to,
     (t, s) bool.
@@ -236,25 +220,10 @@ class Neighborhood(Prior):
         above = F.pad(image[:, :-1], (0, 0, 1, 0), value=self.size).flatten(1)  # (B, h w)
         positions = torch.arange(count, device=codes.device)
         rotation = self.rotation(positions // grid[1], positions % grid[1])
-        context = self.grid_attention(codes.device)(
-            grid, prefix=self.encode_prefix(free_codes), radius=self.radius, rotation=rotation
-        )
+        context = TiledGridAttention(grid, prefix=self.encode_prefix(free_codes), radius=self.radius, rotation=rotation)
         x = self.dropout(self.embed(left, above, maps))  # (B, h w, D)
         # Prefix codes have no logits: there the head reads zeros.
         return F.pad(self.run_blocks(x, context), (0, 0, prefix.shape[1] - 1, 0))  # (B, T, D)
-
-    def grid_attention(self, device: torch.device) -> type[TiledGridAttention] | type[FlexGridAttention]:
-        """The attention class for a whole grid: tiles, or FlexAttention if the blocks are compiled for a GPU.
-
-        Only compiled it is one kernel with gradients. (Not run on a GPU.)
-        """
-        compiled = self.blocks[0]._compiled_call_impl is not None  # what `nn.Module.compile` leaves
-        head = self.settings.embed_dim // self.settings.heads
-        return (
-            FlexGridAttention
-            if compiled and device.type == "cuda" and head >= flex_attention.MIN_HEAD_DIM
-            else TiledGridAttention
-        )
 
     def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
         features = self.features(codes, cache)

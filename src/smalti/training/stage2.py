@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.conditions.base import Condition
+from smalti.conditions.base import Condition, constant_prefix
 from smalti.conditions.composite import CompositeCondition
 from smalti.conditions.labels import Labels
 from smalti.data.code_shards import CodeBatch, CodeShards, entropy
 from smalti.data.loader import in_order, spread
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.images.io import grid, to_tensor
 from smalti.prior import Prior, nll, parameter_groups
 from smalti.prior_folder import save_prior
@@ -184,7 +185,7 @@ class PriorStage(Stage):
         with self.exported.shown() as prior:
             prefix = self._sample_prefix(prior)
             known, seeds = unknown_codes(len(prefix), prior.grid), torch.arange(len(prefix))
-            codes = final_codes(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
+            codes = final_codes(generate(prior, GenerationRequest(constant_prefix(prefix), known, seeds=seeds)))
         images = self.tokenizer.decode_codes(codes).cpu().contiguous()  # (B,C,H,W)
         if self.condition.size and not isinstance(self.condition, Labels):
             previews = torch.stack([to_tensor(self.condition.preview(row)) for row in prefix.cpu()])  # (B,3,H',W')

@@ -43,7 +43,9 @@ from smalti.experiments.steps import SCENES, Images, refuse_idle
 from smalti.experiments.window.metrics import fitting, images_in, joined, likelihood, nats_of, sequential
 from smalti.experiments.window.page import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, named, page
 from smalti.experiments.window.scales import SCALES
-from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import save_png
 from smalti.model_loading import load_tokenizer
@@ -312,7 +314,8 @@ def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepC
     prior, began = pipeline.prior, time.monotonic()
     number = grid[0] * grid[1] // (prior.grid[0] * prior.grid[1])
     known, seeds = unknown_codes(count * number, prior.grid), torch.arange(count * number)
-    codes_of_tiles = final_codes(pipeline.generate_codes([None] * len(known), known, sampler=Sampler(), seeds=seeds))
+    request = pipeline.request_for([None] * len(known), known, seeds=seeds, sampler=Sampler())
+    codes_of_tiles = final_codes(generate(prior, request))
     seconds = (time.monotonic() - began) / count
     codes = joined(codes_of_tiles.view(count, number, *prior.grid), grid)  # (B,h,w)
     for seed, image in enumerate(pipeline.decode(codes)):
