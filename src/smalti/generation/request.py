@@ -19,7 +19,8 @@ from smalti.generation.code_sampler import Sampler
 from smalti.prior.window import Middle, after_middle
 
 _CODE_BYTES, _POSITION_BYTES = 4 * 8, 300
-"""Memory of a code: the known ones, those so far and copies of them, int64; and of its place in the schedule, for all images."""
+"""Memory of a code: the known ones, those so far and copies of them, int64; and of its position in the schedule, which
+all images share."""
 
 
 @final
@@ -115,8 +116,8 @@ def center_on_canvas(codes: Tensor, grid: tuple[int, int]) -> Tensor:
     height, width = codes.shape[1:]
     if grid[0] < height or grid[1] < width:
         raise SmaltiError(
-            f"an image of {height} x {width} codes (height x width) has no place on a canvas of {grid[0]} x {grid[1]}; make the "
-            "canvas larger or the image smaller"
+            f"an image of {height} x {width} codes (height x width) has no place on a canvas of {grid[0]} x {grid[1]}; "
+            "make the canvas larger or the image smaller"
         )
     top, left = (grid[0] - height) // 2, (grid[1] - width) // 2
     canvas = codes.new_full((len(codes), *grid), -1)
