@@ -28,20 +28,36 @@ class Prior(nn.Module, abc.ABC):
     order a grid that is smaller in some direction is a narrower window, and the cache's `columns` gives its width.
     """
 
-    size: int
-    prefix_length: int
-    grid: tuple[int, int]
+    settings: Any
+    """The network's settings, a frozen dataclass; with its weights all that is needed to build the prior again."""
     max_grid: tuple[int, int]
     """The largest grid that is read at once: the window, or any grid for a prior with local attention."""
-    order: Order
     head: nn.Module
     """The last layer, which scores codes: (..., D) -> (..., V)."""
 
-    @abc.abstractmethod
+    def __init__(
+        self,
+        *,
+        size: int,
+        prefix_length: int,
+        grid: tuple[int, int],
+        order: Order,
+        condition_start: int,
+        null_code: int | None,
+    ) -> None:
+        """`size`: image codes K. `condition_start`: the number of the first condition code in the vocabulary, 0 if
+        image codes have the same numbers. `null_code`: the condition code of the unconditional prefix, None without one.
+        """
+        super().__init__()
+        self.size, self.prefix_length, self.grid, self.order = size, prefix_length, grid, order
+        self.condition_start, self.null_code = condition_start, null_code
+
+    @final
     def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
         """Prefix codes (B, P) and image codes (B, n) -> the sequence (B, P + n) that `forward` reads."""
+        return torch.cat((prefix + self.condition_start, codes), dim=1)
 
-    @abc.abstractmethod
+    @final
     def null_prefix(self, batch: int) -> Tensor:
         """The unconditional prefix (batch, P): the start of an unconditional prior, and the unconditional branch of
         guidance.
@@ -50,6 +66,12 @@ class Prior(nn.Module, abc.ABC):
 
         Raises `SmaltiError` if the prior was not trained with one.
         """
+        if self.null_code is None:
+            raise SmaltiError(
+                "this prior was not trained unconditionally; give every image a condition, and leave guidance at 1"
+            )
+        device = next(self.parameters()).device
+        return torch.full((batch, self.prefix_length), self.null_code, device=device)
 
     @abc.abstractmethod
     def forward(self, codes: Tensor, *, cache: Cache | None = None, query_index: Tensor | None = None) -> Tensor:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from smalti.core.errors import SmaltiError
 from smalti.core.settings import Chance, Natural, Positive, settings
 from smalti.kernels.decode_block import BlockDescription, NormParameters
 from smalti.kernels.prepacked import DecodableBlock
@@ -88,14 +87,15 @@ class GPT(Prior):
     """
 
     def __init__(self, settings: GPTSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.size, self.prefix_length, self.grid, self.order = (
-            settings.codebook_size,
-            settings.prefix_length,
-            settings.grid,
-            settings.order,
+        super().__init__(
+            size=settings.codebook_size,
+            prefix_length=settings.prefix_length,
+            grid=settings.grid,
+            order=settings.order,
+            condition_start=0,
+            null_code=settings.start_code,
         )
+        self.settings = settings
         self.max_grid = settings.grid
         self.embedding = nn.Embedding(settings.vocab_size, settings.embed_dim)
         self.positions = nn.Embedding(settings.block_size, settings.embed_dim)
@@ -109,17 +109,6 @@ class GPT(Prior):
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
         nn.init.zeros_(self.positions.weight)
-
-    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
-        return torch.cat((prefix, codes), dim=1)
-
-    def null_prefix(self, batch: int) -> Tensor:
-        if self.settings.start_code is None:
-            raise SmaltiError(
-                "this prior was not trained unconditionally; give every image a condition, and leave guidance at 1"
-            )
-        device = self.embedding.weight.device
-        return torch.full((batch, self.prefix_length), self.settings.start_code, device=device)
 
     def forward(self, codes: Tensor, *, cache: Cache | None = None, query_index: Tensor | None = None) -> Tensor:
         cache = NoCache(columns=self.grid[1]) if cache is None else cache

@@ -173,14 +173,15 @@ class Neighborhood(Prior):
     """
 
     def __init__(self, settings: NeighborhoodSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.size, self.prefix_length, self.grid, self.order = (
-            settings.codebook_size,
-            settings.prefix_length,
-            settings.grid,
-            "raster",
+        super().__init__(
+            size=settings.codebook_size,
+            prefix_length=settings.prefix_length,
+            grid=settings.grid,
+            order="raster",
+            condition_start=settings.codebook_size,
+            null_code=settings.condition_size,
         )
+        self.settings = settings
         self.max_grid, self.radius = (UNBOUNDED, UNBOUNDED), settings.radius
         self.free_length = settings.prefix_length - len(settings.maps) * settings.grid[0] * settings.grid[1]
         width = settings.embed_dim
@@ -201,13 +202,6 @@ class Neighborhood(Prior):
         for block in blocks:  # smaller, as in the transformer
             for last in (block.out, block.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * settings.layers))
-
-    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
-        return torch.cat((prefix + self.size, codes), dim=1)
-
-    def null_prefix(self, batch: int) -> Tensor:
-        device = self.left.weight.device
-        return torch.full((batch, self.prefix_length), self.settings.condition_size, device=device)
 
     def forward(self, codes: Tensor, *, cache: Cache | None = None, query_index: Tensor | None = None) -> Tensor:
         cache = NoCache(columns=self.grid[1]) if cache is None else cache

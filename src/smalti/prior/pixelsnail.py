@@ -96,14 +96,15 @@ class PixelSNAIL(Prior):
     """
 
     def __init__(self, settings: PixelSNAILSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.size, self.prefix_length, self.grid, self.order = (
-            settings.codebook_size,
-            settings.prefix_length,
-            settings.grid,
-            settings.order,
+        super().__init__(
+            size=settings.codebook_size,
+            prefix_length=settings.prefix_length,
+            grid=settings.grid,
+            order=settings.order,
+            condition_start=settings.codebook_size,
+            null_code=settings.condition_size,
         )
+        self.settings = settings
         self.max_grid = settings.grid
         width = settings.embed_dim
         self.embedding = nn.Embedding(settings.codebook_size + settings.condition_size + 1, width)
@@ -125,13 +126,6 @@ class PixelSNAIL(Prior):
         # A fresh prior finds all codes about equally likely.
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-
-    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
-        return torch.cat((prefix + self.size, codes), dim=1)
-
-    def null_prefix(self, batch: int) -> Tensor:
-        device = self.embedding.weight.device
-        return torch.full((batch, self.prefix_length), self.settings.condition_size, device=device)
 
     def forward(self, codes: Tensor, *, cache: Cache | None = None, query_index: Tensor | None = None) -> Tensor:
         cache = NoCache(columns=self.grid[1]) if cache is None else cache

@@ -99,14 +99,15 @@ class Transformer(Prior):
     """
 
     def __init__(self, settings: TransformerSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.size, self.prefix_length, self.grid, self.order = (
-            settings.codebook_size,
-            settings.prefix_length,
-            settings.grid,
-            settings.order,
+        super().__init__(
+            size=settings.codebook_size,
+            prefix_length=settings.prefix_length,
+            grid=settings.grid,
+            order=settings.order,
+            condition_start=settings.codebook_size,
+            null_code=settings.condition_size,
         )
+        self.settings = settings
         self.max_grid = settings.grid
         self.embedding = nn.Embedding(settings.codebook_size + settings.condition_size + 1, settings.embed_dim)
         self.prefix_positions = nn.Embedding(settings.prefix_length, settings.embed_dim)
@@ -129,13 +130,6 @@ class Transformer(Prior):
         for block in blocks:
             for last in (block.attention.out, block.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * settings.layers))
-
-    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
-        return torch.cat((prefix + self.size, codes), dim=1)
-
-    def null_prefix(self, batch: int) -> Tensor:
-        device = self.embedding.weight.device
-        return torch.full((batch, self.prefix_length), self.settings.condition_size, device=device)
 
     def forward(self, codes: Tensor, *, cache: Cache | None = None, query_index: Tensor | None = None) -> Tensor:
         cache = NoCache(columns=self.grid[1]) if cache is None else cache
