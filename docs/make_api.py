@@ -16,7 +16,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "pipeline": ("pipeline", "model_loading", "core/errors"),
     "images": ("io", "masks", "label_maps"),
     "tokenizer": ("vqgan", "encoder", "decoder", "quantizers", "tiled"),
-    "prior": ("base", "transformer", "gpt", "neighborhood", "pixelsnail", "order", "window", "code_likelihood"),
+    "prior": ("base", "cache", "transformer", "gpt", "neighborhood", "pixelsnail", "order", "window", "code_likelihood"),
     "generation": (
         "request",
         "generation_loop",

@@ -17,7 +17,6 @@ from torch import Tensor
 from smalti.checkpoints.base import check_window
 from smalti.checkpoints.formats import find_foreign
 from smalti.conditions.base import Condition, Grid, check_count, condition_keys, condition_value, constant_prefix
-from smalti.conditions.spatial import SpatialCondition
 from smalti.core.arguments import tiles
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
@@ -35,7 +34,7 @@ from smalti.images.masks import whole_tiles
 from smalti.images.png_stream import write_png
 from smalti.prior import Prior, Window
 from smalti.prior.code_likelihood import window_nll
-from smalti.prior_folder import Network, load_prior, save_prior
+from smalti.prior_folder import load_prior, save_prior
 from smalti.tokenizer.batches import Codes, Images, code_batch
 from smalti.tokenizer.tiled.any_size import decode_of_any_size, decode_tiles, encode_of_any_size
 from smalti.tokenizer.tiled.work import Progress, unwatched
@@ -96,7 +95,6 @@ class Pipeline:
 
         `about` is stored with the tokenizer's settings, except its key "prior", which is stored with the prior's.
         """
-        assert isinstance(self.prior, Network), "a prior of a kind that is in PRIORS"
         with folder_written_atomically(Path(folder)) as temporary:
             fingerprint = self.tokenizer.fingerprint()
             facts = {key: value for key, value in about.items() if key != "prior"}
@@ -321,16 +319,14 @@ class Pipeline:
         multiples of f.
         """
         self.condition_value(texts)  # checks the keys
-        grid, values = None if size is None else self.grid(size), {}
-        for part in self.condition.parts or (self.condition,):
-            if part.key in texts:
-                values[part.key] = part.read(texts[part.key])
-                if isinstance(part, SpatialCondition):
-                    values[part.key], grid = part.fit(values[part.key], grid=grid)
+        values = {part.key: part.read(texts[part.key]) for part in self.condition.members if part.key in texts}
+        value, grid = self.condition_value(values), None if size is None else self.grid(size)
+        if value is not None:
+            value, grid = self.condition.fit(value, grid=grid)
         if grid is None:
-            return self.condition_value(values), self.grid(size)
+            return value, self.grid(size)
         check_generation_memory(1, grid)
-        return self.condition_value(values), grid
+        return value, grid
 
     def condition_value(self, named_values: Mapping[str, Any]) -> Any:
         """Values by key -> the condition's value, None for unconditional. Raises `SmaltiError` for an unknown key."""

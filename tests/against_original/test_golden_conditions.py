@@ -232,7 +232,8 @@ def laid_greedily(prior: GPT, golden: Golden, layout: Layout, objects: list[Anno
         before = inside[:, : (row - top) * columns + column - left]
         assert (before >= 0).all()
         sequence = prior.join(at(window), before)
-        codes[:, row, column] = prior.next_logits(sequence, cache=prior.empty_cache(window=(rows, columns))).argmax()
+        logits = prior(sequence, cache=prior.empty_cache(window=(rows, columns)))[0, -1, : prior.size]
+        codes[:, row, column] = logits.argmax()
     return codes
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from smalti.checkpoints.taming_parts import GPTS, MASKS, Part, gpt_names, gpt_settings
 from smalti.checkpoints.taming_parts import ORDERS as ORDERS_THERE
@@ -17,7 +17,7 @@ from smalti.conditions.base import constant_prefix
 from smalti.generation.code_sampler import Sampler, filter_logits
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import GenerationRequest, unknown_codes
-from smalti.prior import GPT, ORDERS, NoCache, Order, Window, nll, parameter_groups
+from smalti.prior import GPT, ORDERS, Order, Window, nll, parameter_groups
 from tests.golden import Golden, fixtures, known_codes, number_of
 
 pytestmark = pytest.mark.golden
@@ -94,11 +94,12 @@ def test_vectors_can_stand_before_the_codes(path: Path) -> None:
         return torch.cat((vectors, prior.embedding(golden["in.idx"][:, : count - vectors.shape[1]])), dim=1)
 
     whole = joined(golden["out.prefix.logits"].shape[1])
-    logits = prior.head(prior.forward_embeddings(whole, NoCache(columns=prior.grid[1])))
+    first, cache = joined(golden["out.past_embeddings.logits"].shape[1]), prior.empty_cache()
+    prior.embedding = nn.Identity()  # type: ignore[assignment]
+    logits = prior(whole)
     golden.check("out.prefix.logits", logits)
     golden.check("out.prefix.loss", F.cross_entropy(logits.flatten(0, 1), golden["in.targets"].flatten()))
-    first, cache = joined(golden["out.past_embeddings.logits"].shape[1]), prior.empty_cache()
-    golden.check("out.past_embeddings.logits", prior.head(prior.forward_embeddings(first, cache)))
+    golden.check("out.past_embeddings.logits", prior(first, cache=cache))
     assert cache.length == first.shape[1]
 
 

@@ -246,7 +246,7 @@ def test_the_priors_numbers_are_those_of_an_independent_forward_pass(net: Net, t
     sequence = prior.join(torch.cat((classes[:2, None], prior.null_prefix(1))), codes)
     torch.testing.assert_close(prior(sequence), wanted, rtol=1e-5, atol=1e-5)
     cache = prior.empty_cache()
-    stepwise = torch.stack([prior.next_logits(sequence[:, [t]], cache=cache) for t in range(sequence.shape[1])], 1)
+    stepwise = torch.cat([prior(sequence[:, [t]], cache=cache) for t in range(sequence.shape[1])], 1)
     torch.testing.assert_close(stepwise, wanted, rtol=1e-5, atol=1e-5)
 
 

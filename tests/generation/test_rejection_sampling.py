@@ -170,10 +170,9 @@ def slow_nats(pipe: Pipeline, codes: Tensor, label: str | None, *, middle: Middl
             right = placement(column, width, shape[1], middle=middle)
             top, left = row - down, column - right
             within = codes[top : top + shape[0], left : left + shape[1]].flatten()[: down * shape[1] + right]
-            logits = pipe.prior.next_logits(
-                pipe.prior.join(prefix, within[None]), cache=pipe.prior.empty_cache(window=shape)
-            )
-            found[row, column] = -logits.log_softmax(1)[0, codes[row, column]]
+            sequence = pipe.prior.join(prefix, within[None])
+            logits = pipe.prior(sequence, cache=pipe.prior.empty_cache(window=shape))[0, -1, : pipe.prior.size]
+            found[row, column] = -logits.log_softmax(0)[codes[row, column]]
     return found
 
 

@@ -121,7 +121,7 @@ def test_blocks_are_the_same_code_by_code(
     with threads(threaded):
         for count in calls:
             codes = torch.randint(9, (batch, count), generator=torch.Generator().manual_seed(count))
-            close_to_exact(copied.features(codes, caches[0]), exact.features(codes, caches[1]), far=2e-5)
+            close_to_exact(copied(codes, cache=caches[0]), exact(codes, cache=caches[1]), far=2e-5)
 
 
 @here
@@ -178,8 +178,8 @@ def test_the_codes_are_those_of_pytorch(
 def test_widths_that_do_not_suit_are_pytorchs(build: Callable[..., Transformer | GPT]) -> None:
     prior = build(embed_dim=24, heads=2)  # heads of 12 numbers
     codes = torch.tensor([[1], [2]])
-    found = prepacked(prior).features(codes, prior.empty_cache())
-    torch.testing.assert_close(found, prior.features(codes, prior.empty_cache()), rtol=1e-5, atol=1e-5)
+    found = prepacked(prior)(codes, cache=prior.empty_cache())
+    torch.testing.assert_close(found, prior(codes, cache=prior.empty_cache()), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

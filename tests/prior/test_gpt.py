@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from smalti.conditions.base import constant_prefix
 from smalti.core.errors import SmaltiError
@@ -130,9 +130,10 @@ def test_the_beginning_sees_itself_wholly_only_when_it_comes_at_once() -> None:
 def test_vectors_can_be_read_in_place_of_codes() -> None:
     prior = small()
     codes = some_codes(prior)
-    read = prior.forward_embeddings(prior.embedding(codes), NoCache(columns=4))
-    assert torch.equal(prior.head(read), prior(codes))
-    assert not torch.equal(prior.forward_embeddings(prior.embedding(codes) + 0.1, NoCache(columns=4)), read)
+    embeddings, expected = prior.embedding(codes), prior(codes)
+    prior.embedding = nn.Identity()  # type: ignore[assignment]
+    assert torch.equal(prior(embeddings), expected)
+    assert not torch.equal(prior(embeddings + 0.1), expected)
 
 
 def test_condition_and_image_codes_share_their_numbers() -> None:
@@ -148,7 +149,8 @@ def test_codes_of_the_condition_alone_are_never_generated() -> None:
     logits = prior(prior.join(prefix, prefix[:, :0]))
     assert logits.shape == (1, 3, 14)
     assert logits[0, -1].argmax() >= 11
-    torch.testing.assert_close(prior.next_logits(prefix, cache=NoCache(columns=4)), logits[:, -1, :11])
+    last = prior(prefix, query_index=torch.tensor([[2]]))
+    torch.testing.assert_close(last, logits[:, -1:])
     known, seeds = unknown_codes(1, (3, 4)), torch.tensor([0])
     generated = final_codes(
         generate(prior, GenerationRequest(constant_prefix(prefix), sampler=Sampler(), seeds=seeds, known=known))

@@ -165,7 +165,6 @@ def sample(
 
 def _selection(pipeline: Pipeline, classifier: str | None, *, label: str | None, best_of: int) -> CandidateSelection:
     """How candidates are compared. Raises `SmaltiError` for an invalid classifier or an unknown class."""
-    from smalti.conditions.labels import Labels
     from smalti.core.files import normalized
     from smalti.evaluation.imagenet_classifier import imagenet_classes, read_classifier
     from smalti.evaluation.rejection_sampling import by_likelihood
@@ -174,7 +173,7 @@ def _selection(pipeline: Pipeline, classifier: str | None, *, label: str | None,
         return CandidateSelection(best_of, "likelihood", by_likelihood)
     if best_of == 1:
         raise typer.BadParameter("--classifier needs --best-of 2 or more")
-    conditions = [part for part in pipeline.condition.parts or (pipeline.condition,) if isinstance(part, Labels)]
+    conditions = [part for part in pipeline.condition.members if part.value_type == "label"]
     if not conditions:
         raise SmaltiError("--classifier needs a model conditioned on labels, and this model is not; omit it")
     if label is None:

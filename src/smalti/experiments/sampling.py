@@ -22,7 +22,7 @@ from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source, split
-from smalti.encoding.code_writer import write_codes
+from smalti.encoding.code_writer import ImageEncoder, ImageSets, WritingSettings, write_codes
 from smalti.evaluation.image_sets import measure_sets
 from smalti.evaluation.protocols import FeatureProtocol, ImageProtocol, SetProtocol
 from smalti.experiments.base import StepContext
@@ -79,17 +79,15 @@ def codes_of_crops(
     with counting(context.console, title="encoding", unit="crops") as progress:
         write_codes(
             context.folder / "codes",
-            training=crops(training, crop=RandomCrop(zoom=(zoom, zoom)), seed=0),
-            # Shards hold one crop of each held-out image, so that an image is named as often as crops are wanted.
-            validation=crops(validation * copies[1], crop=RandomCrop(zoom=(zoom, zoom), flip=False), seed=1),
-            encode=encode,
-            fingerprint=tokenizer.fingerprint(),
-            size=tokenizer.size,
-            factor=f,
-            labels=(),
-            copies=copies[0],
-            seed=0,
-            batch=ENCODED,
+            ImageSets(
+                training=crops(training, crop=RandomCrop(zoom=(zoom, zoom)), seed=0),
+                # Shards hold one crop of each held-out image, so that an image is named as often as crops are wanted.
+                validation=crops(validation * copies[1], crop=RandomCrop(zoom=(zoom, zoom), flip=False), seed=1),
+            ),
+            encoder=ImageEncoder(
+                encode=encode, fingerprint=tokenizer.fingerprint(), size=tokenizer.size, factor=tokenizer.factor
+            ),
+            settings=WritingSettings(copies=copies[0], batch=ENCODED),
             progress=progress,
         )
     return {"training": len(training) * copies[0], "held_out": len(validation) * copies[1]}

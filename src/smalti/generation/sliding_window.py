@@ -17,7 +17,8 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.generation.request import GenerationRequest
 from smalti.generation.wavefront import CodePosition, batch_wave, wavefront_schedule
-from smalti.prior.base import NoCache, Prior, StaticCache
+from smalti.prior.base import Prior
+from smalti.prior.cache import NoCache, StaticCache
 from smalti.prior.window import Window
 
 MAX_CALL_CODES = 2**14
@@ -150,8 +151,9 @@ class SlidingWindowDecoding(DecodingStrategy):
             len(codes)
         )
         query_index = (prior.prefix_length - 1 - start + offsets).repeat(len(inputs) // len(offsets))
-        features = prior.features_at(prior.join(state.prefix, inputs)[:, start:], state.cache, query_index)
-        logits: Tensor = prior.head(features)[:, : prior.size].float()
+        sequence = prior.join(state.prefix, inputs)[:, start:]  # (m B or 2 m B, T)
+        scored = prior(sequence, cache=state.cache, query_index=query_index[:, None])  # (m B or 2 m B, 1, V)
+        logits: Tensor = scored[:, 0, : prior.size].float()
         return logits.view(-1, len(positions), len(codes), prior.size)
 
 

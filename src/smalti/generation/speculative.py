@@ -71,9 +71,9 @@ class SpeculativeDecoding(DecodingStrategy):
         # The cache is valid up to the code before the last generated one, which is read now in place of its draft.
         cache.length = start = prior.prefix_length + self.offsets[wave - 1] if wave else 0
         copies = len(self.prefix) // len(codes_in_order)
-        features = prior.features(prior.join(self.prefix, self.inputs.repeat(copies, 1))[:, start:], cache)
+        sequence = prior.join(self.prefix, self.inputs.repeat(copies, 1))[:, start:]
         query_index = torch.tensor(offsets, device=codes_in_order.device) + (prior.prefix_length - 1 - start)
-        logits: Tensor = prior.head(features[:, query_index])[..., : prior.size].float()  # (B or 2 B, m, K)
+        logits = prior(sequence, cache=cache)[:, query_index, : prior.size].float()  # (B or 2 B, m, K)
         self.results = logits.view(copies, len(codes_in_order), len(offsets), -1).unbind(2)
         self.first_wave = wave
 

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.conditions.base import Condition
-from smalti.conditions.spatial import SpatialCondition
 from smalti.core.errors import SmaltiError
 from smalti.evaluation.metrics import psnr
 from smalti.generation.generation_loop import generation_states
@@ -79,18 +78,15 @@ class Studio:
             value = condition.read(text)
         else:  # text never names a file of this machine
             raise SmaltiError(f"the {part.key} takes {'a file' if as_file else 'text'}, not {text!r:.40}")
-        if isinstance(condition, SpatialCondition):
-            return condition.fit(value, grid=self.pipeline.grid(size))[0]
-        return value
+        return condition.fit(value, grid=self.pipeline.grid(size))[0]
 
     def canvas(self, key: str, file: Path, size: tuple[int, int]) -> str:
         """A label map file -> the mask editor's value for an image of a size (H,W), the inverse of `from_text`."""
         labels = self.condition_value({key: file}, size)
         labels = labels[key] if isinstance(labels, Mapping) else labels  # (H,W)
         condition = self._conditions[key]
-        assert isinstance(condition, SpatialCondition), "the key of a painted part"
-        if condition.settings.unlabeled is not None:  # the last label of the editor
-            labels = labels.masked_fill(labels == condition.settings.unlabeled, condition.channels - 1)
+        if condition.unlabeled is not None:  # the last label of the editor
+            labels = labels.masked_fill(labels == condition.unlabeled, len(condition.names))
         numbers = labels.numpy().astype(np.uint8)
         return as_text(np.dstack([numbers, numbers * 0, numbers * 0]), side=max(numbers.shape))
 

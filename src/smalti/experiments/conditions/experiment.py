@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from smalti.conditions.base import Condition, constant_prefix
-from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_atomically
 from smalti.core.progress import counting
@@ -368,8 +367,10 @@ def _requested_conditions(codes: Path, chosen: Crops, cut: ImageSettings, condit
     places = {image.key: place for place, image in enumerate(every.images)}
     shards = open_codes(codes)
     examples = [shards.validation[places[image.key], 0] for image in chosen.images]
-    own = [each.label.reshape(1) if isinstance(condition, Labels) else each.prefix for each in examples]
-    return torch.stack(own)
+    labels, prefixes = (
+        torch.stack(part) for part in zip(*((each.label, each.prefix) for each in examples), strict=True)
+    )
+    return condition.example_prefix(labels, prefixes)
 
 
 def _generate(pipeline: Pipeline, request: GenerationRequest, context: StepContext) -> Tensor:

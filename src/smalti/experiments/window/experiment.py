@@ -31,8 +31,8 @@ from smalti.data.config import ImageSettings
 from smalti.data.crops import RandomCrop
 from smalti.data.loader import Crops, in_order
 from smalti.data.sources import open_source, split
-from smalti.encoding.code_writer import write_codes
-from smalti.encoding.condition_encoding import ConditionSource, encoder, paired_images
+from smalti.encoding.code_writer import ImageSets, WritingSettings, write_codes
+from smalti.encoding.condition_encoding import ConditionSource, paired_images, tokenizer_encoder
 from smalti.experiments import condition_fidelity, prior_steps, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.conditions.experiment import known_of
@@ -245,18 +245,10 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
         with counting(context.console, title="encoding", unit="crops") as progress:
             write_codes(
                 context.folder / "codes",
-                training=pairs.training,
-                validation=pairs.validation,
-                encode=encoder(tokenizer, parts[0].to_images),
-                fingerprint=tokenizer.fingerprint(),
-                size=tokenizer.size,
-                factor=f,
-                labels=(),
-                copies=copies,
-                seed=0,
-                batch=ENCODED,
+                ImageSets(training=pairs.training, validation=pairs.validation, prefix=pairs.prefix),
+                encoder=tokenizer_encoder(tokenizer, parts[0].to_images),
+                settings=WritingSettings(copies=copies, batch=ENCODED),
                 progress=progress,
-                prefix=pairs.prefix,
             )
         return {"training": len(training) * copies, "held_out": count}
 
