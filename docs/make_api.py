@@ -68,20 +68,20 @@ def _module(file: Path) -> Iterator[str]:
     parts = path.with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     yield f"## `{name}`\n\n[source](../../src/{path.as_posix()})"
-    yield from _said(tree)
+    yield from _message_of(tree)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and _public(node.name):
             yield from _class(node)
         elif isinstance(node, ast.FunctionDef) and _public(node.name):
             yield f"### `{_signature(node)}`"
-            yield from _said(node)
+            yield from _message_of(node)
 
 
 def _class(node: ast.ClassDef) -> Iterator[str]:
     """What it is built from and its docstring; its fields and methods as a list."""
     built = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
     yield f"### class `{node.name}{_signature(built).removeprefix('__init__').removesuffix(' -> None') if built else ''}`"
-    yield from _said(node)
+    yield from _message_of(node)
     for each, after in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(each, ast.AnnAssign) and _public(ast.unparse(each.target)):
             told = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
@@ -99,7 +99,7 @@ def _signature(node: ast.FunctionDef) -> str:
     return f"{node.name}({arguments})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
 
 
-def _said(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
+def _message_of(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
     told = ast.get_docstring(node)
     return [_text(told)] if told else []
 

@@ -92,15 +92,15 @@ def test_images_are_the_same(monkeypatch: pytest.MonkeyPatch, kind: str, guidanc
     prior, seeds, sampler = KINDS[kind](), torch.arange(3), Sampler(temperature=0.9, top_k=7, guidance=guidance)
     prefix, known = drawn(3, prior.prefix_length, below=3), unknown_codes(3, (4, 4))
     known[:, 1:3, 2] = 1
-    lay = partial(sample, prior, prefix, (4, 4), sampler=sampler, seeds=seeds, known=known)
-    truth = final_codes(lay())
+    generate_codes = partial(sample, prior, prefix, (4, 4), sampler=sampler, seeds=seeds, known=known)
+    truth = final_codes(generate_codes())
     monkeypatch.setattr(sliding_window, "uses_cuda_graphs", lambda device: True)
-    with mock.patch.object(GraphDecoder, "logits", autospec=True, side_effect=GraphDecoder.logits) as played:
-        assert torch.equal(final_codes(lay()), truth)
-    assert played.call_count >= 10  # all but the first, and those after known ones, which are read together with them
+    with mock.patch.object(GraphDecoder, "logits", autospec=True, side_effect=GraphDecoder.logits) as replayed:
+        assert torch.equal(final_codes(generate_codes()), truth)
+    assert replayed.call_count >= 10  # all but the first, and those after known ones, which are read together with them
 
 
-def test_graphs_are_for_who_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_for_who_requests_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU alone, and there only where the variable is set: the capture was never run."""
     monkeypatch.delenv("SMALTI_GRAPHS", raising=False)
     requested = [torch.device("cpu"), torch.device("cuda")]
@@ -170,7 +170,7 @@ def test_a_cache_without_its_prefix_and_a_place_beyond_the_last_are_our_own_mist
 @cuda
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_graph_that_is_played_back_gives_the_logits_of_the_ordinary_call(kind: str) -> None:
+def test_a_graph_that_is_replayed_gives_the_logits_of_the_ordinary_call(kind: str) -> None:
     prior = KINDS[kind]().to("cuda")
     codes = drawn(4, 16, below=9).to("cuda")
     ordinary, cache = (begun(prior, 4, prior.grid, codes[:, :2], "cuda") for _ in range(2))

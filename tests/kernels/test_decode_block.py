@@ -157,15 +157,15 @@ def test_the_codes_are_those_of_pytorch(
 ) -> None:
     prior = BUILDERS[name]()
 
-    def laid() -> Tensor:
+    def generated() -> Tensor:
         prefix, seeds = prior.null_prefix(batch), seed + torch.arange(batch)
         known, sampler = unknown_codes(batch, (height, width)), Sampler(top_k=5, guidance=guidance)
         return final_codes(sample(prior, prefix, (height, width), sampler=sampler, seeds=seeds, known=known))
 
-    found = laid()
+    found = generated()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_sampler, "prepacked", lambda module: module)
-        assert torch.equal(found, laid())
+        assert torch.equal(found, generated())
 
 
 @torch.no_grad()

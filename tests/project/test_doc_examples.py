@@ -135,7 +135,9 @@ def test_python_blocks_run_in_order(page: str, tmp_path: Path, monkeypatch: pyte
             exec(compile("\n" * block.line + text, page, "exec"), names)
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if reason_not_to_run(block)], ids=lambda b: f"{b[0]}:{b[1]}")
+@pytest.mark.parametrize(
+    "block", [block for block in PYTHON if reason_not_to_run(block)], ids=lambda b: f"{b[0]}:{b[1]}"
+)
 def test_other_python_blocks_compile_and_import_what_there_is(block: Block) -> None:
     for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("smalti"):

@@ -191,12 +191,12 @@ class _ShardWriter:
         keys = ([(i, 0) for i in range(start, min(start + at_once, len(dataset)))] for start in starts)
         for start, fields in zip(starts, stacks(_Copies(dataset, copies), keys, workers=workers), strict=True):
             if fields is not None:
-                images, labels, *beside = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
+                images, labels, *conditions = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
                 self._codes.extend(self._encoded([images], encode, shape=self._shape[1:], size=self._size, batch=batch))
                 if self._prefix is not None:
                     condition, length = self._prefix.condition, (self._prefix.condition.length,)
                     self._prefixes.extend(
-                        self._encoded(beside, self._prefix.encode, shape=length, size=condition.size, batch=batch)
+                        self._encoded(conditions, self._prefix.encode, shape=length, size=condition.size, batch=batch)
                     )
                 self._labels.extend(labels.tolist())
                 while len(self._labels) >= self._rows:
@@ -207,10 +207,10 @@ class _ShardWriter:
         return PartSettings(shards=tuple(self._shards), copies=copies, damaged=damaged, data=dataset.described())
 
     def _encoded(
-        self, held: Sequence[Tensor], encode: Callable[..., Tensor], *, shape: tuple[int, ...], size: int, batch: int
+        self, inputs: Sequence[Tensor], encode: Callable[..., Tensor], *, shape: tuple[int, ...], size: int, batch: int
     ) -> npt.NDArray[Any]:
         """What examples hold, (N, copies, ...) each -> codes (N, copies, *shape) below `size`."""
-        some = zip(*(torch.split(each.flatten(0, 1), batch) for each in held), strict=True)
+        some = zip(*(torch.split(each.flatten(0, 1), batch) for each in inputs), strict=True)
         codes = torch.cat([encode(*each).detach().cpu() for each in some])
         assert codes.shape[1:] == shape, f"encode gave codes {tuple(codes.shape)}, not (B, {shape})"
         low, high = int(codes.min()), int(codes.max())
@@ -241,5 +241,5 @@ class _Copies:
     def __call__(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
         index = key[0]
         examples = [self._dataset.example(index, index * self._copies + copy) for copy in range(self._copies)]
-        images, labels, *beside = zip(*examples, strict=True)
-        return torch.stack(images), labels[0], *(torch.stack(each) for each in beside)
+        images, labels, *conditions = zip(*examples, strict=True)
+        return torch.stack(images), labels[0], *(torch.stack(each) for each in conditions)

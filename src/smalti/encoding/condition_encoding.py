@@ -22,7 +22,7 @@ from smalti.core.settings import parse
 from smalti.data.damage import DamageRecord
 from smalti.data.file_types import file_type_of
 from smalti.data.loader import Crops
-from smalti.data.paired import AlignedCrops, AnnotatedCrops, Paired, PairedCrops, beside
+from smalti.data.paired import AlignedCrops, AnnotatedCrops, PairedCrops, PairedExamples, paired_entries
 from smalti.data.sources import Source, open_source
 from smalti.encoding.annotators import ANNOTATORS, digest
 from smalti.encoding.code_writer import Prefix, code_grid
@@ -56,8 +56,8 @@ class ConditionSource(NamedTuple):
 class Pairs(NamedTuple):
     """Both splits of the data, each image paired with its conditions, and how conditions become codes."""
 
-    training: Paired
-    validation: Paired
+    training: PairedExamples
+    validation: PairedExamples
     prefix: Prefix
 
 
@@ -76,8 +76,8 @@ def encoder(model: VQGAN, images: Callable[[Tensor], Tensor]) -> Callable[[Tenso
     device = next(model.parameters()).device
 
     @torch.no_grad()
-    def encode(held: Tensor) -> Tensor:
-        return model.encode(images(held.to(device)).contiguous(memory_format=torch.channels_last)).codes
+    def encode(inputs: Tensor) -> Tensor:
+        return model.encode(images(inputs.to(device)).contiguous(memory_format=torch.channels_last)).codes
 
     return encode
 
@@ -93,16 +93,16 @@ def paired_images(
     made = [_paired_condition(one, parts, grid=grid, factor=factor, device=device) for one in sources]
     several = CompositeCondition([part.condition for part in made]) if len(made) > 1 else None
 
-    def encode(*held: Tensor) -> Tensor:
-        codes = [part.encode(each).cpu() for part, each in zip(made, held, strict=True)]
+    def encode(*inputs: Tensor) -> Tensor:
+        codes = [part.encode(each).cpu() for part, each in zip(made, inputs, strict=True)]
         return several.join(codes) if several else codes[0]
 
     fingerprint = made[0].fingerprint if len(made) == 1 else digest([part.fingerprint for part in made])
     prefix = Prefix(several or made[0].condition, fingerprint, encode)
     training, validation = parts
     return Pairs(
-        Paired(training, [part.training for part in made]),
-        Paired(validation, [part.validation for part in made]),
+        PairedExamples(training, [part.training for part in made]),
+        PairedExamples(validation, [part.validation for part in made]),
         prefix,
     )
 
@@ -152,12 +152,12 @@ def _spatial_condition(
         for number, part in enumerate(parts)
     )
     encode = encoder(model, training.files.to_images)
-    return _Part(condition, model.fingerprint(), training, validation, lambda held: encode(held).flatten(1))
+    return _Part(condition, model.fingerprint(), training, validation, lambda inputs: encode(inputs).flatten(1))
 
 
 def _aligned_crops(
     images: Crops, source: Source, *, size: tuple[int, int], channels: int, record: tuple[DamageRecord, int]
 ) -> AlignedCrops:
-    chosen = beside(images.images, source)
+    chosen = paired_entries(images.images, source)
     files = Crops(source, chosen, size=size, channels=channels, crop=images.crop, seed=images.seed, record=record)
     return AlignedCrops(images, files)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.rng import philox
-from smalti.evaluation.measurement import Progress, unwatched
+from smalti.evaluation.measurement import Progress, no_progress
 from smalti.generation.code_sampler import Sampler, final_codes
 from smalti.pipeline import Pipeline
 from smalti.prior import Prior
@@ -67,7 +67,7 @@ def rejection_sample(
     num_candidates: int,
     score: Score,
     speculate: int = 0,
-    progress: Progress = unwatched,
+    progress: Progress = no_progress,
 ) -> BestCandidates:
     """As `Pipeline.lay`, with `num_candidates` candidates per image -> the candidate of each with the highest score;
     ties go to the first.
