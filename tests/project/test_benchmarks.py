@@ -12,8 +12,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OURS = f"""
 import sys
 sys.path.insert(0, {str(BENCHMARKS)!r})
-from pairs import Work, main
-items = {{"wait": lambda: Work(lambda: sum(range(10**5)), 0.001)}}
+from pairs import Workload, main
+items = {{"wait": lambda: Workload(lambda: sum(range(10**5)), 0.001)}}
 main("a benchmark", {{"ours": items, "reference": items}})
 """
 THEIRS = """

@@ -136,9 +136,12 @@ def commands(text: str) -> Iterator[str]:
             yield match[1]
 
 
+ROOT_COMMAND = get_command(app)
+
+
 def wrong_word(command: str) -> str | None:
     """The first sub-command or option of a command line that there is not; None when all exist."""
-    place = get_command(app)
+    place = ROOT_COMMAND
     for word in shlex.split(command.translate(str.maketrans("[]()", "    ")), comments=True):
         if word in ("|", "||", "&", "&&", ";", ">", ">>"):
             return None

@@ -74,7 +74,7 @@ def fabric_of(module: nn.Module) -> tuple[Fabric, Any, Any]:
     return (fabric, *fabric.setup(module, optimizer))
 
 
-@pytest.mark.parametrize(("clip", "moved"), [(0.0, 3.0), (5.0, 3.0), (1.0, 1.0)])
+@pytest.mark.parametrize(("grad_clip", "moved"), [(0.0, 3.0), (5.0, 3.0), (1.0, 1.0)])
 def test_clipping_and_none(grad_clip: float, moved: float) -> None:
     """The norm before clipping is returned; one weight with the gradient 3 moves by the rate times what is left of it."""
     module = nn.Linear(1, 1, bias=False)
@@ -86,7 +86,7 @@ def test_clipping_and_none(grad_clip: float, moved: float) -> None:
     assert before - module.weight.item() == pytest.approx(0.5 * moved, rel=1e-5)
 
 
-@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("grad_clip", [0.0, 1.0])
 def test_the_norm_of_gradients_that_are_not_finite_is_not_finite(grad_clip: float) -> None:
     module = nn.Linear(1, 1, bias=False)
     fabric, wrapped, optimizer = fabric_of(module)

@@ -9,15 +9,15 @@ A map larger than `memory_limit` bytes is in a temporary file, written once and 
 again. Costs, for strips of r rows:
 
     operations   (r + 2) / r times those of the whole image
-    on disk      two maps of the highest level, B x H/s x W/s x width numbers each, with stem s and the width of the first two
-                 levels that is larger; three where they differ
-    in memory    up to three maps of `memory_limit` bytes, about ten strips, and keys and values of one attention: two maps
-                 of its level
+    on disk      two maps of the highest level, B x H/s x W/s x width numbers each, with patch size s and the width
+                 of the first two levels that is larger; three where they differ
+    in memory    up to three maps of `memory_limit` bytes, about ten strips, and keys and values of one attention:
+                 two maps of its level
 
 Nearly all the time of a large image goes by before the decoder gives its first strip, since each GroupNorm waits for the whole
 of its map.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, s stem, r rows of a strip, D dimension of a code, T positions.
+Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, s patch size, r rows of a strip, D dimension of a code, T positions.
 """
 
 from __future__ import annotations
