@@ -167,6 +167,7 @@ def test_settings_in_commands_exist(page: str) -> None:
 def check_settings(words: list[str]) -> None:
     """Resolve the recipe and the overrides of a training; look up those of an experiment."""
     overrides = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    overrides += ["quantize_from=0"] * ("--from" in words)  # which a codebook that is kept implies
     recipe = words[words.index("--recipe") + 1] if "--recipe" in words else "small"
     if words[:2] == ["train", "tokenizer"] and recipe in recipes():
         resolve(TokenizerTraining, stage="tokenizer", recipe=recipe, overrides=overrides)
@@ -198,7 +199,7 @@ def test_the_commands_of_the_quickstart_run(tmp_path: Path, monkeypatch: pytest.
     lines = [smalti_command(line) or "" for line in commands_in(first.text)]
     assert len(lines) >= 5
     for line in lines:
-        words = shlex.split(line)
+        words = shlex.split(line.replace("64x256", "64x80"))  # a fifth of the time
         run([words[0], "scenes", *words[1:]] if words[0] == "sample" else words)
     assert len(list(tmp_path.glob("completed/*.png"))) == 4
 

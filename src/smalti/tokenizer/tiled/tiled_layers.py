@@ -17,7 +17,8 @@ again. Costs, for strips of r rows:
 Nearly all the time of a large image goes by before the decoder gives its first strip, since each GroupNorm waits for the whole
 of its map.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, s patch size, r rows of a strip, D dimension of a code, T positions.
+Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, s patch size, r rows of a strip, D dimension of a code, T
+positions.
 """
 
 from __future__ import annotations
