@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 
-class Work(NamedTuple):
+class Workload(NamedTuple):
     """What is timed."""
 
     run: Callable[[], object]
@@ -27,7 +27,7 @@ class Work(NamedTuple):
     """Operations of one run in billions, a multiplication and an addition counted as two."""
 
 
-Item = Callable[[], Work]
+Item = Callable[[], Workload]
 
 
 def matrix_rate() -> float:
@@ -85,11 +85,11 @@ def middle(lines: list[dict[str, Any]], key: str) -> float:
     return round(statistics.median(line[key] for line in lines), 4)
 
 
-def _pairs(name: str, ours: list[str], theirs: list[str], *, beside: str, pairs: int) -> dict[str, Any]:
+def _pairs(name: str, ours: list[str], theirs: list[str], *, compare: str, pairs: int) -> dict[str, Any]:
     mine, others = [], []
     for _ in range(pairs):
         mine.append(line_of(ours, name))
-        others.append(line_of(theirs, beside))
+        others.append(line_of(theirs, compare))
         ratio = others[-1]["seconds"] / mine[-1]["seconds"]
         print(
             f"{name}: {mine[-1]['seconds']:.4f} s, theirs {others[-1]['seconds']:.4f} s, ratio {ratio:.2f}", flush=True
@@ -110,10 +110,10 @@ def _pairs(name: str, ours: list[str], theirs: list[str], *, beside: str, pairs:
     }
 
 
-def main(doc: str, paths: Mapping[str, Mapping[str, Item]], *, beside: Mapping[str, str] | None = None) -> None:
+def main(doc: str, paths: Mapping[str, Mapping[str, Item]], *, compare: Mapping[str, str] | None = None) -> None:
     """The command line of a benchmark: `paths` are "ours" and "reference", each with its items by name.
 
-    `beside`: items of ours that run beside another of theirs than that of their own name.
+    `compare`: items of ours that run beside another of theirs than that of their own name.
     """
     from smalti.core.allocator import keep_memory
 
@@ -129,24 +129,25 @@ def main(doc: str, paths: Mapping[str, Mapping[str, Item]], *, beside: Mapping[s
     arguments.add_argument(
         "--path", choices=list(paths), help="measure this path in this process, with nothing beside it"
     )
-    asked = arguments.parse_args()
-    items = asked.items.split(",")
+    options = arguments.parse_args()
+    items = options.items.split(",")
     unknown = [name for name in items if name not in names]
     if unknown:
         arguments.error(f"there is no item {unknown[0]!r}; there are {', '.join(names)}")
-    if asked.path:
+    if options.path:
         import torch
 
-        torch.set_num_threads(asked.threads)
-        if asked.path == "ours":
+        torch.set_num_threads(options.threads)
+        if options.path == "ours":
             keep_memory()  # as smalti's commands do
         for name in items:
-            print(json.dumps(measure(name, paths[asked.path][name], repeat=asked.repeat)), flush=True)
+            print(json.dumps(measure(name, paths[options.path][name], repeat=options.repeat)), flush=True)
         return
-    own = [sys.executable, sys.argv[0], "--threads", str(asked.threads), "--repeat", str(asked.repeat), "--path"]
-    theirs = shlex.split(asked.peer) if asked.peer else [*own, "reference"]
+    own = [sys.executable, sys.argv[0], "--threads", str(options.threads), "--repeat", str(options.repeat), "--path"]
+    theirs = shlex.split(options.peer) if options.peer else [*own, "reference"]
     results = [
-        _pairs(name, [*own, "ours"], theirs, beside=(beside or {}).get(name, name), pairs=asked.pairs) for name in items
+        _pairs(name, [*own, "ours"], theirs, compare=(compare or {}).get(name, name), pairs=options.pairs)
+        for name in items
     ]
     for result in results:
         print(json.dumps(result), flush=True)

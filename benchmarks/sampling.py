@@ -53,7 +53,7 @@ PLAIN = 3
 """Codes that the plain loop lays: each costs the same."""
 
 
-class Work(NamedTuple):
+class Workload(NamedTuple):
     """An image to generate."""
 
     prior: Callable[[], Prior]
@@ -63,11 +63,11 @@ class Work(NamedTuple):
     """Its name in the peer, "" where there is none."""
 
 
-def told_nothing() -> Prior:
+def unconditional() -> Prior:
     return GPT(SIZES)
 
 
-def told_a_map() -> Prior:
+def map_conditional() -> Prior:
     places = SIZES.grid[0] * SIZES.grid[1]
     return GPT(replace(SIZES, prefix_length=places, block_size=2 * places))
 
@@ -77,10 +77,10 @@ def neighborhood() -> Prior:
 
 
 ITEMS = {
-    "cached": Work(told_nothing, 4, (16, 16), "cached"),
-    "window-32": Work(told_a_map, 1, (32, 32), "window"),
-    "window-64": Work(told_nothing, 1, (64, 64), ""),
-    "neighborhood-64": Work(neighborhood, 1, (64, 64), "window"),
+    "cached": Workload(unconditional, 4, (16, 16), "cached"),
+    "window-32": Workload(map_conditional, 1, (32, 32), "window"),
+    "window-64": Workload(unconditional, 1, (64, 64), ""),
+    "neighborhood-64": Workload(neighborhood, 1, (64, 64), "window"),
 }
 
 
@@ -127,13 +127,13 @@ def weights(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
 
 
-def request_of(prior: Prior, work: Work) -> GenerationRequest:
-    prefix_at, known = constant_prefix(prior.null_prefix(work.batch)), unknown_codes(work.batch, work.grid)
-    return GenerationRequest(prefix_at, known, seeds=torch.arange(work.batch), sampler=SAMPLER)
+def request_of(prior: Prior, workload: Workload) -> GenerationRequest:
+    prefix_at, known = constant_prefix(prior.null_prefix(workload.batch)), unknown_codes(workload.batch, workload.grid)
+    return GenerationRequest(prefix_at, known, seeds=torch.arange(workload.batch), sampler=SAMPLER)
 
 
-def lay(prior: Prior, work: Work) -> Tensor:
-    return final_codes(generate(prior, request_of(prior, work)))
+def generate_all(prior: Prior, workload: Workload) -> Tensor:
+    return final_codes(generate(prior, request_of(prior, workload)))
 
 
 def ours(name: str) -> dict[str, Any]:
@@ -141,11 +141,11 @@ def ours(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     work, gflops, gigabytes = ITEMS[name], matrix_rate(), read_rate()
     prior = work.prior().eval()
-    lay(prior, work._replace(grid=(1, 2)))
+    generate_all(prior, work._replace(grid=(1, 2)))
     count = steps(prior, work)
     calls = Calls(prior)
     began, worked = time.perf_counter(), time.process_time()
-    codes = lay(prior, work)
+    codes = generate_all(prior, work)
     seconds, processor = time.perf_counter() - began, time.process_time() - worked
     floor, gflop = calls.floor(gigabytes=gigabytes, gflops=gflops)
     return {
@@ -166,7 +166,7 @@ def ours(name: str) -> dict[str, Any]:
     }
 
 
-def steps(prior: Prior, work: Work) -> int:
+def steps(prior: Prior, work: Workload) -> int:
     """Waves in which the image is generated, one after the other."""
     return len(decoding_strategy(prior, request_of(prior, work)).schedule)
 
@@ -176,7 +176,7 @@ def plain(name: str) -> dict[str, Any]:
     """An item by the plain loop: the whole window through the network for each code, without cache or schedule."""
     torch.manual_seed(0)
     work = ITEMS[name]
-    prior = (told_nothing if name == "neighborhood-64" else work.prior)().eval()
+    prior = (unconditional if name == "neighborhood-64" else work.prior)().eval()
     window, prefix = Window(0, 0, *SIZES.grid), prior.null_prefix(work.batch)
     codes = torch.randint(SIZES.codebook_size, (work.batch, window.rows * window.columns))
 
@@ -194,7 +194,7 @@ def plain(name: str) -> dict[str, Any]:
     return {"item": name, "per_code": per_code, "peak_mib": peak}
 
 
-def beside(name: str, own: list[str], peer: str | None, *, pairs: int) -> dict[str, Any]:
+def compare(name: str, own: list[str], peer: str | None, *, pairs: int) -> dict[str, Any]:
     """An item of ours and of the peer in turn -> its line."""
     theirs, called = (shlex.split(peer), ITEMS[name].peer) if peer and ITEMS[name].peer else ([*own, "plain"], name)
     mine, others = [], []
@@ -228,19 +228,19 @@ def main() -> None:
     arguments.add_argument("--pairs", type=int, default=3, help="how often ours and theirs run in turn")
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--path", choices=["ours", "plain"], help="measure this path here, with nothing beside it")
-    asked = arguments.parse_args()
-    items = asked.items.split(",")
+    options = arguments.parse_args()
+    items = options.items.split(",")
     unknown_items = [name for name in items if name not in ITEMS]
     if unknown_items:
         arguments.error(f"there is no item {unknown_items[0]!r}; there are {', '.join(ITEMS)}")
-    if asked.path:
-        torch.set_num_threads(asked.threads)
+    if options.path:
+        torch.set_num_threads(options.threads)
         keep_memory()  # as smalti's commands do
         for name in items:
-            print(json.dumps(ours(name) if asked.path == "ours" else plain(name)), flush=True)
+            print(json.dumps(ours(name) if options.path == "ours" else plain(name)), flush=True)
         return
-    own = [sys.executable, sys.argv[0], "--threads", str(asked.threads), "--path"]
-    results = [beside(name, own, asked.peer, pairs=asked.pairs) for name in items]
+    own = [sys.executable, sys.argv[0], "--threads", str(options.threads), "--path"]
+    results = [compare(name, own, options.peer, pairs=options.pairs) for name in items]
     for result in results:
         print(json.dumps(result), flush=True)
 

@@ -99,8 +99,8 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
     size = list(recipe.images.size)
     fixed = (f"encode.images.size={size}", "encode.images.cache_mib=0", "encode.images.validation=0.1")
     alone = ("condition=unconditional", "condition_dropout=0", "run.workers=0")
-    asked = resolve(PriorTraining, stage="prior", recipe=pair.prior, overrides=[*pair.changes, *fixed, *alone])
-    once = replace(asked.encode, copies=1)
+    options = resolve(PriorTraining, stage="prior", recipe=pair.prior, overrides=[*pair.changes, *fixed, *alone])
+    once = replace(options.encode, copies=1)
     began = time.process_time()
     with counting(Console(stderr=True), title="encoding", unit="images") as progress:
         encode_images(
@@ -108,20 +108,20 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
         )
     encoding = (time.process_time() - began) / IMAGES
     shards, tokenizer = open_codes(folder / "codes"), load_tokenizer(folder / "tokenizer")
-    stage = PriorStage(asked, shards, Unconditional(), tokenizer, fabric=launch(asked.run), about={})
-    training, _ = crops(open_source(folder / "images"), asked.encode.images, channels=3, seed=0)
-    kept, read = stage.batches(0), stream(training, start=0, run=asked.run, fabric=stage.fabric)
+    stage = PriorStage(options, shards, Unconditional(), tokenizer, fabric=launch(options.run), about={})
+    training, _ = crops(open_source(folder / "images"), options.encode.images, channels=3, seed=0)
+    kept, read = stage.batches(0), stream(training, start=0, run=options.run, fabric=stage.fabric)
     encode, chance = tokenizer_encoder(tokenizer, training.to_images).encode, torch.Generator()
 
     def step(batch: CodeBatch) -> None:
-        stage.step(batch, seen=asked.run.codes // 2, count=1, generator=chance)
+        stage.step(batch, seen=options.run.codes // 2, count=1, generator=chance)
 
     def in_the_loop() -> None:
         images, labels = next(read)
         step(CodeBatch(encode(images), labels, torch.empty(len(images), 0, dtype=torch.int64)))
 
     size_kept = math.prod(shards.meta.grid) * dtype_of(shards.meta.size).itemsize
-    return Ready(lambda: step(next(kept)), in_the_loop, asked.run.batch, asked.encode.copies, encoding, size_kept)
+    return Ready(lambda: step(next(kept)), in_the_loop, options.run.batch, options.encode.copies, encoding, size_kept)
 
 
 def seconds(run: Callable[[], object], *, steps: int) -> float:
@@ -165,14 +165,14 @@ def run() -> None:
     arguments.add_argument("--pairs", type=int, default=5, help="how often steps of both kinds run in turn")
     arguments.add_argument("--steps", type=int, default=2, help="steps of a kind in a row")
     arguments.add_argument("--threads", type=int, default=2)
-    asked = arguments.parse_args()
-    names = asked.of.split(",")
+    options = arguments.parse_args()
+    names = options.of.split(",")
     if unknown := [name for name in names if name not in PAIRS]:
         arguments.error(f"there is no pair {unknown[0]!r}; there are {', '.join(PAIRS)}")
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(options.threads)
     keep_memory()  # as smalti's commands do
     for name in names:
-        print(json.dumps(measured(name, pairs=asked.pairs, steps=asked.steps)), flush=True)
+        print(json.dumps(measured(name, pairs=options.pairs, steps=options.steps)), flush=True)
 
 
 if __name__ == "__main__":

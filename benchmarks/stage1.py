@@ -24,7 +24,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pairs import Work, main
+from pairs import Workload, main
 from smalti.kernels import winograd
 from smalti.losses.adversarial import LeCam, adaptive_weight, hinge_discriminator, hinge_generator
 from smalti.losses.objective import AdversarialSettings, ObjectiveSettings, ReconstructionLoss
@@ -78,20 +78,20 @@ def random_images(batch: int, side: int) -> Tensor:
     return torch.rand(batch, 3, side, side) * 2 - 1
 
 
-def encode() -> Work:
+def encode() -> Workload:
     model = tokenizer().eval()
     as_channels_last(model)
     images = random_images(1, 256).contiguous(memory_format=torch.channels_last)
     run = torch.no_grad()(lambda: model.encode(images))
-    return Work(run, counted(run))
+    return Workload(run, counted(run))
 
 
-def decode() -> Work:
+def decode() -> Workload:
     model = tokenizer().eval()
     as_channels_last(model)
     latents = torch.randn(1, 256, 16, 16)
     run = torch.no_grad()(lambda: model.decode(latents))
-    return Work(run, counted(run))
+    return Workload(run, counted(run))
 
 
 def adam(module: nn.Module) -> torch.optim.Optimizer:
@@ -104,7 +104,7 @@ def score() -> ReconstructionLoss:
     return made
 
 
-def stage1() -> Work:
+def stage1() -> Workload:
     model, discriminator, distance = tokenizer(), PatchDiscriminator(OBJECTIVE.adversarial.discriminator), score()
     for module in (model, discriminator):
         as_channels_last(module)
@@ -137,7 +137,7 @@ def stage1() -> Work:
     def run() -> None:
         simultaneous(gan, images, inputs)
 
-    return Work(run, step_floor(model, discriminator, distance, images))
+    return Workload(run, step_floor(model, discriminator, distance, images))
 
 
 def step_floor(model: VQGAN, discriminator: nn.Module, distance: ReconstructionLoss, images: Tensor) -> float:
@@ -152,10 +152,10 @@ def step_floor(model: VQGAN, discriminator: nn.Module, distance: ReconstructionL
         return sum(times * counted(run) for times, runs in passes.items() for run in runs)
 
 
-def nearest_codes() -> Work:
+def nearest_codes() -> Workload:
     torch.manual_seed(0)
     vectors, codebook = torch.randn(65536, 256), torch.rand(16384, 256) / 16384
-    return Work(lambda: nearest(vectors, codebook), 2 * 65536 * 16384 * 256 / 1e9)
+    return Workload(lambda: nearest(vectors, codebook), 2 * 65536 * 16384 * 256 / 1e9)
 
 
 class PlainUpsample(nn.Module):
@@ -177,19 +177,19 @@ def plain(model: VQGAN) -> VQGAN:
     return model
 
 
-def plain_encode() -> Work:
+def plain_encode() -> Workload:
     model, images = tokenizer().eval(), random_images(1, 256)
     run = torch.no_grad()(lambda: model.encode(images))
-    return Work(run, counted(run))
+    return Workload(run, counted(run))
 
 
-def plain_decode() -> Work:
+def plain_decode() -> Workload:
     model, latents = plain(tokenizer()).eval(), torch.randn(1, 256, 16, 16)
     run = torch.no_grad()(lambda: model.decode(latents))
-    return Work(run, counted(run))
+    return Workload(run, counted(run))
 
 
-def plain_stage1() -> Work:
+def plain_stage1() -> Workload:
     """Two turns: every loss from a forward pass of its own, the adaptive weight from two backward passes more."""
     model, discriminator, distance = (
         plain(tokenizer()),
@@ -209,7 +209,7 @@ def plain_stage1() -> Work:
         (total + weight * adversarial + quantized.loss).backward()
         optimizers[0].step()
 
-    def judge_turn() -> None:
+    def discriminator_turn() -> None:
         reconstructions, _ = model(images)  # with a graph that nothing asks for, as in the original
         loss = hinge_discriminator(discriminator(images), discriminator(reconstructions.detach()))
         optimizers[1].zero_grad(set_to_none=True)
@@ -218,12 +218,12 @@ def plain_stage1() -> Work:
 
     def run() -> None:
         generator_turn()
-        judge_turn()
+        discriminator_turn()
 
-    return Work(run, step_floor(model, discriminator, distance, images))
+    return Workload(run, step_floor(model, discriminator, distance, images))
 
 
-def plain_nearest() -> Work:
+def plain_nearest() -> Workload:
     torch.manual_seed(0)
     vectors, codebook = torch.randn(65536, 256), torch.rand(16384, 256) / 16384
 
@@ -231,7 +231,7 @@ def plain_nearest() -> Work:
         squares = vectors.square().sum(1, keepdim=True) + codebook.square().sum(1)
         return torch.argmin(squares - 2 * (vectors @ codebook.T), 1)
 
-    return Work(run, 2 * 65536 * 16384 * 256 / 1e9)
+    return Workload(run, 2 * 65536 * 16384 * 256 / 1e9)
 
 
 if __name__ == "__main__":

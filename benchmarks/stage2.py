@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pairs import Item, Work, main
+from pairs import Item, Workload, main
 from smalti.prior import GPT, GPTSettings, nll, parameter_groups
 from smalti.training.config import OptimizerSettings
 from smalti.training.launcher import BFloat16
@@ -53,25 +53,25 @@ def trained(prior: GPT) -> Callable[[Tensor], None]:
     return step
 
 
-def stage2_bf16() -> Work:
+def stage2_bf16() -> Workload:
     step, codes = trained(network()), some_codes()
 
     def run() -> None:
         with BFloat16("cpu").forward_context():
             step(codes)
 
-    return Work(run, step_floor())
+    return Workload(run, step_floor())
 
 
 def step_floor() -> float:
     """Operations that no step can do without: a forward pass, as many for the gradient of each input, and of each weight."""
-    plain, told = PlainGPT(network()), some_codes().flatten(1)
-    return 3 * counted(torch.no_grad()(lambda: plain(told)))
+    plain, inputs = PlainGPT(network()), some_codes().flatten(1)
+    return 3 * counted(torch.no_grad()(lambda: plain(inputs)))
 
 
-def stage2() -> Work:
+def stage2() -> Workload:
     step, codes = trained(network()), some_codes()
-    return Work(lambda: step(codes), step_floor())
+    return Workload(lambda: step(codes), step_floor())
 
 
 class PlainGPT(nn.Module):
@@ -102,7 +102,7 @@ class PlainGPT(nn.Module):
         return attention.out(seen.transpose(1, 2).contiguous().view(batch, length, width))
 
 
-def plain_stage2() -> Work:
+def plain_stage2() -> Workload:
     model, codes = PlainGPT(network()), some_codes().flatten(1)
     optimizer = torch.optim.AdamW(
         parameter_groups(model.prior, weight_decay=OPTIMIZER.weight_decay),
@@ -110,22 +110,22 @@ def plain_stage2() -> Work:
         betas=OPTIMIZER.betas,
         foreach=False,
     )
-    told = F.pad(codes[:, :-1], (1, 0))
+    inputs = F.pad(codes[:, :-1], (1, 0))
 
     def run() -> None:
-        loss = F.cross_entropy(model(told).view(-1, SIZES.vocab_size), codes.view(-1))
+        loss = F.cross_entropy(model(inputs).view(-1, SIZES.vocab_size), codes.view(-1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    return Work(run, step_floor())
+    return Workload(run, step_floor())
 
 
 def run() -> None:
     """The command line."""
     ours: dict[str, Item] = {"stage2": stage2, "stage2-bf16": stage2_bf16}
     reference: dict[str, Item] = {"stage2": plain_stage2}
-    main(__doc__ or "", {"ours": ours, "reference": reference}, beside={"stage2-bf16": "stage2"})
+    main(__doc__ or "", {"ours": ours, "reference": reference}, compare={"stage2-bf16": "stage2"})
 
 
 if __name__ == "__main__":

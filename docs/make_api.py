@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import ast
 import inspect
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+WIDTH = 120
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src" / "smalti"
 PAGES: dict[str, tuple[str, ...]] = {
     "pipeline": ("pipeline", "model_loading", "core/errors"),
     "images": ("io", "masks", "label_maps"),
     "tokenizer": ("vqgan", "encoder", "decoder", "quantizers", "tiled"),
-    "prior": ("base", "cache", "transformer", "gpt", "neighborhood", "pixelsnail", "order", "window", "code_likelihood"),
+    "prior": (
+        "base",
+        "cache",
+        "transformer",
+        "gpt",
+        "neighborhood",
+        "pixelsnail",
+        "order",
+        "window",
+        "code_likelihood",
+    ),
     "generation": (
         "request",
         "generation_loop",
@@ -76,27 +88,28 @@ def _module(file: Path) -> Iterator[str]:
     parts = path.with_suffix("").parts
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     yield f"## `{name}`\n\n[source](../../src/{path.as_posix()})"
-    yield from _said(tree)
+    yield from _docstring(tree)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and _public(node.name):
             yield from _class(node)
         elif isinstance(node, ast.FunctionDef) and _public(node.name):
-            yield f"### `{_signature(node)}`"
-            yield from _said(node)
+            yield _heading("", _signature(node))
+            yield from _docstring(node)
 
 
 def _class(node: ast.ClassDef) -> Iterator[str]:
     """What it is built from and its docstring; its fields and methods as a list."""
     built = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
-    yield f"### class `{node.name}{_signature(built).removeprefix('__init__').removesuffix(' -> None') if built else ''}`"
-    yield from _said(node)
+    arguments = _signature(built).removeprefix("__init__").removesuffix(" -> None") if built else ""
+    yield _heading("class ", node.name + arguments)
+    yield from _docstring(node)
     for each, after in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(each, ast.AnnAssign) and _public(ast.unparse(each.target)):
-            told = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-            yield _item(ast.unparse(each), str(told))
-        elif isinstance(each, ast.FunctionDef) and _public(each.name) and (said := ast.get_docstring(each)):
+            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            yield _item(ast.unparse(each), str(text))
+        elif isinstance(each, ast.FunctionDef) and _public(each.name) and (text := ast.get_docstring(each)):
             value = "property" in [ast.unparse(decorator) for decorator in each.decorator_list] and each.returns
-            yield _item(f"{each.name}: {ast.unparse(value)}" if value else _signature(each), said)
+            yield _item(f"{each.name}: {ast.unparse(value)}" if value else _signature(each), text)
 
 
 def _signature(node: ast.FunctionDef) -> str:
@@ -107,20 +120,42 @@ def _signature(node: ast.FunctionDef) -> str:
     return f"{node.name}({arguments})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
 
 
-def _said(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
-    told = ast.get_docstring(node)
-    return [_text(told)] if told else []
+def _heading(kind: str, signature: str) -> str:
+    """A heading of one line; a signature that is too long for it goes into a block below."""
+    if len(line := f"### {kind}`{signature}`") <= WIDTH:
+        return line
+    return f"### {kind}`{signature.partition('(')[0]}`\n\n{_block(signature)}"
 
 
-def _item(code: str, told: str) -> str:
+def _block(signature: str) -> str:
+    return "\n".join(["```python", *textwrap.wrap(signature, WIDTH - 10, subsequent_indent="    "), "```"])
+
+
+def _docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> list[str]:
+    text = ast.get_docstring(node)
+    return [_text(text)] if text else []
+
+
+def _item(code: str, text: str) -> str:
     """A line of a list, with its docstring below."""
-    below = "".join(f"\n  {line}".rstrip(" ") for line in _text(inspect.cleandoc(told)).splitlines())
+    text = _text(inspect.cleandoc(text))
+    if len(code) > WIDTH - 4:
+        code, text = code.partition("(")[0], f"{_block(code)}\n{text}"
+    below = "".join(f"\n  {line}".rstrip(" ") for line in text.splitlines())
     return f"- `{code}`{below}"
 
 
-def _text(told: str) -> str:
-    """A docstring as Markdown: outside of code a [ begins no link, and < no tag."""
-    return "\n".join(line if line.startswith("    ") else _prose(line) for line in told.splitlines())
+def _text(text: str) -> str:
+    """A docstring as Markdown: outside of code a [ begins no link, and < no tag. Long lines are wrapped."""
+    lines = (line if line.startswith("    ") else _prose(line) for line in text.splitlines())
+    return "\n".join(part for line in lines for part in _wrapped(line))
+
+
+def _wrapped(line: str) -> list[str]:
+    if len(line) <= WIDTH - 2 or line.startswith(("    ", "|")):
+        return [line]
+    indent = "  " if line.startswith(("- ", "  ")) else ""
+    return textwrap.wrap(line, WIDTH - 2, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _prose(line: str) -> str:

@@ -1,4 +1,4 @@
-"""What mkdocs does to the pages: README.md is the first one, and links to files that no page stands for become their names."""
+"""What mkdocs does to the pages: README.md is the first one, and links to files outside of the site become their names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:(?:\.\./)+|(?=CHANGES|benchmarks))([^)#]+)[^)]*\)")
-"""A link out of docs/: its text, and the file from the root on."""
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:(?:\.\./)+|(?=CHANGES|CONTRIBUTING|CITATION|benchmarks/))([^)#]+)[^)]*\)")
+"""A link out of docs/: its text, and the path of the file below the root."""
+DEFINED = re.compile(r"^\[([^\]]+)\]: (?:\.\./)+(\S+)\n", re.MULTILINE)
+"""The same, where a link is defined below a table: [encoder.py]: ../src/smalti/tokenizer/encoder.py"""
 
 
 def on_files(files: Any, *, config: Any) -> Any:
@@ -24,7 +26,11 @@ def on_page_markdown(text: str, **_: Any) -> str:
     """`[encoder](../src/smalti/encoder.py)` -> encoder (`src/smalti/encoder.py`); one name where both are the same."""
 
     def named(link: re.Match[str]) -> str:
-        said, file = link.groups()
-        return f"`{file}`" if said.strip("`") == file else f"{said} (`{file}`)"
+        label, file = link.groups()
+        return f"`{file}`" if label.strip("`") == file else f"{label} (`{file}`)"
 
+    files = dict(DEFINED.findall(text))
+    text = DEFINED.sub("", text)
+    for label, file in files.items():
+        text = text.replace(f"[{label}]", f"`{file}`")
     return OUTSIDE.sub(named, text)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from smalti.core.published_weights import Progress, unwatched
+from smalti.core.published_weights import Progress, no_progress
 from smalti.evaluation import features
 from smalti.evaluation.features import SCORES, FeatureNetwork, InceptionFeatures, NetworkOutput
 
@@ -53,10 +53,10 @@ class NamedAsInception(FeatureNetwork):
 def use_means(patch: pytest.MonkeyPatch) -> None:
     """Put the small networks in the places of the published ones."""
 
-    def squeezenet(*, progress: Progress = unwatched) -> FeatureNetwork:
+    def squeezenet(*, progress: Progress = no_progress) -> FeatureNetwork:
         return Means()
 
-    def inception(*, progress: Progress = unwatched) -> FeatureNetwork:
+    def inception(*, progress: Progress = no_progress) -> FeatureNetwork:
         return NamedAsInception()
 
     patch.setitem(features.NETWORKS, "squeezenet", squeezenet)

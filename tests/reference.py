@@ -137,9 +137,9 @@ def balanced(
     nll: Tensor, generator: Tensor, parameters: Sequence[Tensor], *, last_layer: Tensor, weight: float, limit: float
 ) -> tuple[Tensor, ...]:
     """Gradients of Eq. 6 with the lambda of Eq. 7, as the original takes them: three times backward from the losses."""
-    (toward_data,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
-    (toward_real,) = torch.autograd.grad(generator, last_layer, retain_graph=True)
-    adaptive = (toward_data.norm() / (toward_real.norm() + 1e-4)).clamp(0.0, limit)
+    (reconstruction_gradient,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
+    (adversarial_gradient,) = torch.autograd.grad(generator, last_layer, retain_graph=True)
+    adaptive = (reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-4)).clamp(0.0, limit)
     return torch.autograd.grad(nll + weight * adaptive * generator, parameters)
 
 
@@ -199,12 +199,12 @@ def perceptual_of_map(target: Tensor, features: Tensor, weight: Tensor) -> Tenso
     return ((a - b).square() * weight.view(-1, 1, 1)).sum(1).mean((1, 2))
 
 
-def gradient_penalty(judge: Callable[[Tensor], Tensor], images: Tensor) -> float:
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> float:
     """R1 of each image by itself: |gradient of the sum of its logits|^2 / their number, and the mean over images."""
     penalties = []
     for image in images:
         alone = image[None].detach().requires_grad_()
-        logits = judge(alone)
+        logits = discriminator(alone)
         (gradient,) = torch.autograd.grad(logits.sum(), alone)
         penalties.append(float(gradient.square().sum()) / logits.numel())
     return sum(penalties) / len(penalties)
@@ -276,7 +276,7 @@ def sampled_whole(prior: Prior, prefix: Tensor, empty: Tensor, known: Tensor, *,
     return codes
 
 
-def guessed_ahead(
+def speculative(
     prior: Prior,
     prefix: Callable[[Window], Tensor],
     grid: tuple[int, int],
@@ -291,27 +291,27 @@ def guessed_ahead(
     and those after it are guesses of the next call; the other guesses repeat the code before.
     """
     total, calls = grid[0] * grid[1], 0
-    laid: list[list[int]] = [[] for _ in seeds]
+    generated: list[list[int]] = [[] for _ in seeds]
     answers: list[list[int]] = [[] for _ in seeds]
 
-    def answered(item: int, told: list[int]) -> int:
-        codes = torch.tensor(told + [-1] + [0] * (total - len(told) - 1)).view(grid)
+    def answered(item: int, context: list[int]) -> int:
+        codes = torch.tensor(context + [-1] + [0] * (total - len(context) - 1)).view(grid)
         alone = sampled(prior, lambda window: prefix(window)[item], codes, sampler=sampler, seed=seeds[item])
-        return int(alone.flatten()[len(told)])
+        return int(alone.flatten()[len(context)])
 
-    while (done := len(laid[0])) < total:
+    while (done := len(generated[0])) < total:
         ahead = min(count, total - done - 1) if calls else 0
         right, calls = ahead, calls + 1
-        for item, guesses in enumerate(answers):
-            while len(guesses) < ahead:
-                guesses.append((laid[item] + guesses)[-1])
-            told = laid[item] + guesses
-            answers[item] = [answered(item, told[:place]) for place in range(done, done + ahead + 1)]
-            right = min([right, *(place for place in range(ahead) if answers[item][place] != guesses[place])])
+        for item, proposals in enumerate(answers):
+            while len(proposals) < ahead:
+                proposals.append((generated[item] + proposals)[-1])
+            context = generated[item] + proposals
+            answers[item] = [answered(item, context[:place]) for place in range(done, done + ahead + 1)]
+            right = min([right, *(place for place in range(ahead) if answers[item][place] != proposals[place])])
         for item, given in enumerate(answers):
-            laid[item] += given[: right + 1]
+            generated[item] += given[: right + 1]
             answers[item] = given[right + 1 :]
-    return torch.tensor(laid).view(len(seeds), *grid), calls
+    return torch.tensor(generated).view(len(seeds), *grid), calls
 
 
 def feature_distance(targets: list[Tensor], features: list[Tensor]) -> Tensor:

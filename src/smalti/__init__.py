@@ -1,4 +1,4 @@
-"""smalti: learn discrete image tokens from images, and paint new images with them.
+"""smalti: train discrete image tokenizers and priors on images, and generate images with them.
 
     tokenizer = smalti.VQGAN.from_pretrained("runs/photos/tokenizer")
     codes = tokenizer.encode(images).codes                       # (B, h, w)

@@ -37,7 +37,7 @@ from smalti.prior.code_likelihood import window_nll
 from smalti.prior_folder import load_prior, save_prior
 from smalti.tokenizer.batches import Codes, Images, code_batch
 from smalti.tokenizer.tiled.any_size import decode_of_any_size, decode_tiles, encode_of_any_size
-from smalti.tokenizer.tiled.work import Progress, unwatched
+from smalti.tokenizer.tiled.tiled_progress import Progress, no_progress
 from smalti.tokenizer.vqgan import VQGAN
 
 NO_CONDITIONS: Mapping[str, Any] = MappingProxyType({})
@@ -376,14 +376,14 @@ class Pipeline:
         """seed, seed + 1, ... (count,) int64. Raises `SmaltiError` for seeds outside [0, 2^63), and for fewer than one."""
         return seed_range(seed, count)
 
-    def encode(self, images: Images, *, progress: Progress = unwatched) -> Tensor:
+    def encode(self, images: Images, *, progress: Progress = no_progress) -> Tensor:
         """Images, as for `VQGAN.encode`: (B,C,H,W), floats in [-1,1] or uint8, or Pillow images -> codes (B,h,w).
 
         Large images take bounded memory; `progress` counts rows of pixels.
         """
         return encode_of_any_size(self.tokenizer, images, progress=progress).codes
 
-    def decode(self, codes: Codes, *, progress: Progress = unwatched) -> Tensor:
+    def decode(self, codes: Codes, *, progress: Progress = no_progress) -> Tensor:
         """Codes (B,h,w) -> images (B,C,H,W) in [-1,1] on the CPU, clamped. Memory and `progress` as in `encode`."""
         latents = self.tokenizer.latents_of(codes)
         return decode_of_any_size(self.tokenizer, latents, progress=progress).clamp_(-1, 1).contiguous()
@@ -394,7 +394,7 @@ class Pipeline:
         codes: Tensor,
         *,
         settings: Mapping[str, Any] = NO_SETTINGS,
-        progress: Progress = unwatched,
+        progress: Progress = no_progress,
     ) -> None:
         """Codes (h,w) -> a PNG file of the image, of any size, written while it is decoded. Settings and errors as
         `write_png`."""

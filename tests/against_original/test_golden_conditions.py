@@ -106,11 +106,11 @@ def test_layouts(stored: dict[str, Any], case: dict[str, Any]) -> None:
     read = decode_layout(codes, settings)
     assert [[one.code, list(one.place)] for one in read.objects] == case["inverse"]
     assert list(read.crop) == (case["inverse_crop"] if settings.encode_crop else list(FULL_IMAGE))
-    told = [
+    inputs = [
         {"category_no": one.category, **{theirs: getattr(one, ours) for theirs, ours in PROPERTIES.items()}}
         for one in read.objects
     ]
-    assert told == case["inverse_annotations"]
+    assert inputs == case["inverse_annotations"]
 
 
 @pytest.mark.parametrize("path", fixtures("09d"))
@@ -210,7 +210,7 @@ def test_layouts_under_a_window(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", fixtures("11_scene"))
-def test_the_window_over_a_layout_stands_one_code_further_on(path: Path) -> None:
+def test_the_window_over_a_layout_stands_one_code_later(path: Path) -> None:
     """Other than with the original's other conditions, the place laid has a code fewer above and left of it in the window."""
     golden = Golden.read(path)
     layout, _ = scene_layout(golden)
@@ -222,7 +222,7 @@ def test_the_window_over_a_layout_stands_one_code_further_on(path: Path) -> None
 
 
 @torch.no_grad()
-def laid_greedily(prior: GPT, golden: Golden, layout: Layout, objects: list[Annotation]) -> Tensor:
+def generated_greedily(prior: GPT, golden: Golden, layout: Layout, objects: list[Annotation]) -> Tensor:
     """The slow truth: for each code one pass over all that stands before it in its window, and the likeliest is taken."""
     height, width = golden.facts["latent_grid"]
     at, codes = layout.encode_windows([objects], grid=(height, width)), torch.full((1, height, width), -1)
@@ -254,9 +254,9 @@ def test_sampling_of_a_layout(path: Path) -> None:
     )
     prior = GPT(settings)
     gpt_names(prior).read_into(prior, golden.weights("transformer."), where=path.name, ignored=MASKS)
-    golden.check("out.grid", laid_greedily(prior.eval(), golden, layout, objects))
+    golden.check("out.grid", generated_greedily(prior.eval(), golden, layout, objects))
     height, width = golden.facts["latent_grid"]
-    laying = generate(
+    steps = generate(
         prior,
         GenerationRequest(
             layout.encode_windows([objects], grid=(height, width)),
@@ -266,4 +266,4 @@ def test_sampling_of_a_layout(path: Path) -> None:
             middle=layout.middle,
         ),
     )
-    golden.check("out.grid", final_codes(laying))
+    golden.check("out.grid", final_codes(steps))

@@ -187,15 +187,15 @@ class Case:
         self.game = ADVERSARIAL[self.settings.adversarial.loss]
         self.dtype = dtype
 
-    def judge(self) -> PatchDiscriminator:
+    def network_(self) -> PatchDiscriminator:
         """A discriminator with the stored weights: every case of the golden numbers starts from them."""
         return discriminator(of_loss(self.params), self.weights, dtype=self.dtype)
 
 
-def check_generator(check: Checks, case: Case, *, name: str, log: str, judge: PatchDiscriminator) -> None:
+def check_generator(check: Checks, case: Case, *, name: str, log: str, network_: PatchDiscriminator) -> None:
     """The autoencoder's loss and its logged terms; the adaptive weight and the codebook's loss are taken as logged."""
     found = case.found
-    generator = case.game.generator(judge(case.reconstructions))
+    generator = case.game.generator(network_(case.reconstructions))
     check(f"{log}.nll_loss", found.total)
     check(f"{log}.rec_loss", found.total)
     check(f"{log}.p_loss", found.perceptual.view(check.golden[f"{log}.p_loss"].shape))
@@ -206,31 +206,31 @@ def check_generator(check: Checks, case: Case, *, name: str, log: str, judge: Pa
     total = found.total + weight * strength * generator + case.settings.codebook_weight * codebook
     check(f"{log}.total_loss", total)
     check(f"{name}.loss", total)
-    check_state(check, name, judge)
+    check_state(check, name, network_)
 
 
 def check_discriminator(
-    check: Checks, case: Case, *, name: str, log: str, strength: float, judge: PatchDiscriminator
+    check: Checks, case: Case, *, name: str, log: str, strength: float, network_: PatchDiscriminator
 ) -> None:
     """The discriminator's loss, its logged terms and gradients: real images first, then reconstructions, each by itself."""
-    real, fake = judge(case.images), judge(case.reconstructions)
+    real, fake = network_(case.images), network_(case.reconstructions)
     loss = strength * case.game.discriminator(real, fake)
     check(f"{log}.disc_loss", loss)
     check(f"{name}.loss", loss)
     check(f"{log}.logits_real", real.mean())
     check(f"{log}.logits_fake", fake.mean())
     prefix = f"{name}.grad.loss.discriminator."
-    named = dict(judge.named_parameters())
+    named = dict(network_.named_parameters())
     for key in check.left(rf"^{re.escape(prefix)}"):
         (gradient,) = torch.autograd.grad(loss, named[key.removeprefix(prefix)], retain_graph=True)
         check(key, gradient)
-    check_state(check, name, judge)
+    check_state(check, name, network_)
 
 
-def check_state(check: Checks, name: str, judge: PatchDiscriminator) -> None:
+def check_state(check: Checks, name: str, network_: PatchDiscriminator) -> None:
     """What a case's forward passes have made of the discriminator's running statistics."""
     prefix = f"{name}.state_after.loss.discriminator."
-    state = judge.state_dict()
+    state = network_.state_dict()
     for key in check.left(rf"^{re.escape(prefix)}"):
         check(key, state[key.removeprefix(prefix)])
 
@@ -252,9 +252,9 @@ def test_every_term_of_both_losses(path: Path, dtype: torch.dtype, monkeypatch: 
             name, strength = f"out.{variant}.step{step}", factor(case.params, step)
             autoencoder, critic = f"{name}.opt0", f"{name}.opt1"
             check(f"{autoencoder}.log.train.disc_factor", torch.tensor(strength))
-            check_generator(check, case, name=autoencoder, log=f"{autoencoder}.log.train", judge=case.judge())
+            check_generator(check, case, name=autoencoder, log=f"{autoencoder}.log.train", network_=case.network_())
             check_discriminator(
-                check, case, name=critic, log=f"{critic}.log.train", strength=strength, judge=case.judge()
+                check, case, name=critic, log=f"{critic}.log.train", strength=strength, network_=case.network_()
             )
     assert any(steps_of(check, variant) for variant in variants)
     # What is left hangs on the tokenizer: its gradients, its codebook loss, and the adaptive weight at its last layer.
@@ -266,13 +266,13 @@ def test_every_term_of_both_losses(path: Path, dtype: torch.dtype, monkeypatch: 
 def test_the_losses_of_validation(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check = Checks(path)
     case = Case(check, "validation", monkeypatch, torch.float32)
-    judge = case.judge().eval()
+    network_ = case.network_().eval()
     name = "out.validation"
     with torch.no_grad():
-        check_generator(check, case, name=f"{name}.opt0", log=f"{name}.opt0.log.val", judge=judge)
+        check_generator(check, case, name=f"{name}.opt0", log=f"{name}.opt0.log.val", network_=network_)
         strength = check.golden[f"{name}.opt0.log.val.disc_factor"].item()
         check_discriminator(
-            check, case, name=f"{name}.opt1", log=f"{name}.opt1.log.val", strength=strength, judge=judge
+            check, case, name=f"{name}.opt1", log=f"{name}.opt1.log.val", strength=strength, network_=network_
         )
     assert check.golden[f"{name}.opt0.log.val.d_weight"].item() == 0.0  # no gradient is asked for in validation
     assert {key.rsplit(".", 1)[-1] for key in check.left(r"^out\.validation\.")} == {
@@ -293,11 +293,13 @@ def test_the_adaptive_weight_is_the_ratio_of_the_golden_gradients(path: Path) ->
         off = [step for step, strength in strengths.items() if strength == 0]
         for step in (step for step, strength in strengths.items() if strength > 0 and off):
             last = "opt0.grad.decoder.conv_out.weight"
-            toward_data = check.golden[f"out.{variant}.step{off[0]}.{last}"].double()
+            reconstruction_gradient = check.golden[f"out.{variant}.step{off[0]}.{last}"].double()
             both = check.golden[f"out.{variant}.step{step}.{last}"].double()
             logged = check.golden[f"out.{variant}.step{step}.opt0.log.train.d_weight"].double()
-            toward_real = (both - toward_data) / (logged * strengths[step])
-            weight = adaptive_weight(toward_data, toward_real) * {**params, **changes}.get("disc_weight", 1.0)
+            adversarial_gradient = (both - reconstruction_gradient) / (logged * strengths[step])
+            weight = adaptive_weight(reconstruction_gradient, adversarial_gradient) * {**params, **changes}.get(
+                "disc_weight", 1.0
+            )
             torch.testing.assert_close(weight, logged, rtol=1e-3, atol=0.0)
             compared += 1
     assert compared
@@ -331,7 +333,7 @@ def test_a_conditional_loss(path: Path, dtype: torch.dtype, monkeypatch: pytest.
     network = random_lpips(check.golden, "perceptual_loss.", dtype=dtype)
     monkeypatch.setitem(objective.PERCEPTUAL, "vgg16", lambda dropout: network)
     score = ReconstructionLoss(settings)
-    judge = discriminator(of_loss(params), check.golden.weights("discriminator."), dtype=dtype)
+    network_ = discriminator(of_loss(params), check.golden.weights("discriminator."), dtype=dtype)
     game = ADVERSARIAL[settings.adversarial.loss]
     images, features, last, condition, codebook = (
         check.golden[f"in.{name}"].to(dtype) for name in ("x", "feat", "last", "cond", "codebook_loss")
@@ -345,7 +347,7 @@ def test_a_conditional_loss(path: Path, dtype: torch.dtype, monkeypatch: pytest.
         reconstructions,
         fake_images,
         distance=found.total,
-        fake=judge(torch.cat((fake_images, condition), 1)),
+        fake=network_(torch.cat((fake_images, condition), 1)),
         last_layer=last,
         settings=settings.adversarial,
         strength=strength,
@@ -363,8 +365,8 @@ def test_a_conditional_loss(path: Path, dtype: torch.dtype, monkeypatch: pytest.
     check(f"{log}.total_loss", total)
     check("out.opt0.loss", total)
 
-    judge = discriminator(of_loss(params), check.golden.weights("discriminator."), dtype=dtype)  # starts anew
-    real, fake = (judge(torch.cat((each, condition), 1)) for each in (images, reconstructions.detach()))
+    network_ = discriminator(of_loss(params), check.golden.weights("discriminator."), dtype=dtype)  # starts anew
+    real, fake = (network_(torch.cat((each, condition), 1)) for each in (images, reconstructions.detach()))
     loss = strength * game.discriminator(real, fake)
     check("out.opt1.loss", loss)
     check("out.opt1.log.train.disc_loss", loss)

@@ -102,11 +102,11 @@ def test_cached_greedy_samples(path: Path) -> None:
     pipeline = pipeline_of(golden)
     labels = [str(label) for label in golden.facts["swp_classes"]]
     known, seeds = unknown_codes(len(labels), pipeline.prior.grid), torch.arange(len(labels))
-    laid = final_codes(
+    generated = final_codes(
         generate(pipeline.prior, pipeline.request_for(labels, known, sampler=Sampler(temperature=0.0), seeds=seeds))
     )
-    golden.check("out.swp.tokens", laid.flatten(1))
-    golden.check("out.swp.decoded", pipeline.tokenizer.decode_codes(laid))
+    golden.check("out.swp.tokens", generated.flatten(1))
+    golden.check("out.swp.decoded", pipeline.tokenizer.decode_codes(generated))
 
 
 @pytest.mark.parametrize("path", fixtures("11_sliding"))
@@ -129,14 +129,14 @@ def test_sliding_windows_with_the_whole_model(path: Path) -> None:
     golden.check("in.c_indices", codes.flatten(1))
     known = known_codes(golden)
     seeds = torch.zeros(1, dtype=torch.int64)
-    laid = final_codes(
+    generated = final_codes(
         generate(
             pipeline.prior,
             GenerationRequest(code_crops(codes), sampler=Sampler(temperature=0.0), seeds=seeds, known=known),
         )
     )
-    golden.check("out.grid", laid)
-    golden.check("out.image", pipeline.tokenizer.decode_codes(laid))
+    golden.check("out.grid", generated)
+    golden.check("out.image", pipeline.tokenizer.decode_codes(generated))
 
 
 @pytest.mark.parametrize("path", fixtures("11_scene"))
@@ -158,7 +158,7 @@ def test_layouts_larger_than_the_window(path: Path) -> None:
     layout = [Annotation(one["category_no"], Box(*one["bbox"])) for one in facts["annotations"]]
     scene = Pipeline(pipeline.tokenizer, pipeline.prior, Layout(settings))
     known = unknown_codes(1, (facts["latent_grid"][0], facts["latent_grid"][1]))
-    laid = final_codes(
+    generated = final_codes(
         generate(
             scene.prior,
             scene.request_for(
@@ -166,5 +166,5 @@ def test_layouts_larger_than_the_window(path: Path) -> None:
             ),
         )
     )
-    golden.check("out.grid", laid)
-    golden.check("out.image", scene.tokenizer.decode_codes(laid))
+    golden.check("out.grid", generated)
+    golden.check("out.image", scene.tokenizer.decode_codes(generated))

@@ -143,14 +143,14 @@ def test_conditional_logits_loss_and_gradients(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", fixtures("09a_"))
-def test_some_codes_are_told_wrong_and_the_right_ones_asked_for(path: Path) -> None:
+def test_some_codes_are_corrupted_and_the_right_ones_requested(path: Path) -> None:
     golden = Golden.read(path)
     prefix, codes, grid = codes_of(golden)
     prior = conditional(golden, prefix=prefix.shape[1], grid=grid).train()
-    told = golden["in.pkeep_random"].where(golden["in.pkeep_mask"] == 0, codes.flatten(1))
+    given_inputs = golden["in.pkeep_random"].where(golden["in.pkeep_mask"] == 0, codes.flatten(1))
     golden.check("out.pkeep.target", codes.flatten(1))
-    golden.check("out.pkeep.logits", prior(prior.join(prefix, told[:, :-1]))[:, prior.prefix_length - 1 :])
-    golden.check("out.pkeep.loss", nll(prior, prefix, codes, inputs=told.view_as(codes)).mean())
+    golden.check("out.pkeep.logits", prior(prior.join(prefix, given_inputs[:, :-1]))[:, prior.prefix_length - 1 :])
+    golden.check("out.pkeep.loss", nll(prior, prefix, codes, inputs=given_inputs.view_as(codes)).mean())
 
 
 @pytest.mark.parametrize("path", fixtures("09a_"))
@@ -199,10 +199,10 @@ def test_greedy_samples_of_a_segmentation(path: Path) -> None:
     prefix, codes, grid = codes_of(golden)
     prior = conditional(golden, prefix=prefix.shape[1], grid=grid)
     seeds, known = torch.arange(len(codes)), unknown_codes(len(codes), grid)
-    laid = final_codes(
+    generated = final_codes(
         generate(prior, GenerationRequest(constant_prefix(prefix), sampler=GREEDY, seeds=seeds, known=known))
     )
-    golden.check("out.sample_full_greedy", laid.flatten(1))
+    golden.check("out.sample_full_greedy", generated.flatten(1))
     # A prior that was told nothing but wrong codes needs one pass: the condition's codes stand for them.
     at_once = prior(prior.join(prefix, prefix[:, :-1]))[:, prior.prefix_length - 1 :].argmax(dim=2, keepdim=True)
     golden.check("out.sample_pkeep0_greedy", at_once)
@@ -256,10 +256,10 @@ def test_sliding_windows(path: Path) -> None:
         return condition[:, place.top : place.top + place.rows, place.left : place.left + place.columns].flatten(1)
 
     prior = conditional(golden, prefix=window * window, grid=(window, window))
-    laid = final_codes(
+    generated = final_codes(
         generate(prior, GenerationRequest(prefix_at, sampler=GREEDY, seeds=torch.tensor([0]), known=known))
     )
-    golden.check("out.grid", laid)
+    golden.check("out.grid", generated)
 
 
 # The optimizer

@@ -74,11 +74,13 @@ def test_their_discriminators_have_our_names(name: str) -> None:
     assert found is not None
     loss = found.model.params["lossconfig"]["params"]
     settings = PatchSettings(base_channels=loss["disc_ndf"], layers=loss["disc_num_layers"], norm="batch")
-    judge = PatchDiscriminator(settings).eval()
+    critic = PatchDiscriminator(settings).eval()
     prefix = "loss.discriminator."
     weights = read_tensors(found.weights)
-    judge.load_state_dict({key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)})
-    golden.check("out.disc_logits", judge(golden["in.x"].float()))
+    critic.load_state_dict(
+        {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    )
+    golden.check("out.disc_logits", critic(golden["in.x"].float()))
 
 
 @pytest.mark.parametrize("name", stages(prior=True))
@@ -104,13 +106,13 @@ def test_pipelines_on_run_folders(name: str) -> None:
         assert gradient is not None
         golden.check(f"out.grad.transformer.{key}", gradient)
     known, seeds = unknown_codes(len(images), prior.grid), torch.arange(len(images))
-    laid = final_codes(
+    generated = final_codes(
         generate(
             prior,
             GenerationRequest(constant_prefix(prefix), sampler=Sampler(temperature=0.0), seeds=seeds, known=known),
         )
     )
-    golden.check("out.sample_full_greedy", laid.flatten(1))
+    golden.check("out.sample_full_greedy", generated.flatten(1))
 
 
 @pytest.mark.parametrize("name", EXPECTED or MISSING)
@@ -133,7 +135,7 @@ def test_runs_go_round(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED or MISSING)
-def test_a_single_checkpoint_needs_its_settings_beside_it(name: str, tmp_path: Path) -> None:
+def test_a_single_checkpoint_needs_its_settings_nearby_it(name: str, tmp_path: Path) -> None:
     _, run = of(name)
     shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "model.ckpt")
     (config,) = run.glob("configs/*project.yaml")

@@ -47,7 +47,7 @@ GENERATOR = {
     "d_weight": "full_weight",
     "g_loss": "generator",
 }
-JUDGE = {"disc_loss": "discriminator", "logits_real": "real_logits", "logits_fake": "fake_logits"}
+DISCRIMINATOR = {"disc_loss": "discriminator", "logits_real": "real_logits", "logits_fake": "fake_logits"}
 """What the original logs -> what we record."""
 
 
@@ -204,7 +204,7 @@ def test_both_turns_on_one_batch(path: Path, dtype: torch.dtype, monkeypatch: py
         check(f"{name}.loss", values["total" if turn == "0" else "discriminator"])
         values |= {"perceptual": values.get("perceptual", torch.zeros(())), "factor": torch.tensor(strength)}
         for key in check.under(f"{name}.log.train."):
-            recorded = values[{**GENERATOR, **JUDGE, "disc_factor": "factor"}[key]]
+            recorded = values[{**GENERATOR, **DISCRIMINATOR, "disc_factor": "factor"}[key]]
             check(f"{name}.log.train.{key}", recorded.reshape(check.golden[f"{name}.log.train.{key}"].shape))
         for key in check.under(f"{name}.grad."):
             check(f"{name}.grad.{key}", case.gradients[key])
@@ -244,7 +244,7 @@ def test_the_losses_of_validation(path: Path, monkeypatch: pytest.MonkeyPatch) -
     for turn in (0, 1):
         prefix = f"out.validation.opt{turn}.log.val."
         for key in check.under(prefix):
-            recorded = values[{**GENERATOR, **JUDGE, "disc_factor": "factor"}[key]]
+            recorded = values[{**GENERATOR, **DISCRIMINATOR, "disc_factor": "factor"}[key]]
             check(prefix + key, recorded.reshape(check.golden[prefix + key].shape))
         check(f"out.validation.opt{turn}.loss", values["discriminator" if turn else "total"])
     assert not check.under("out.validation.")
@@ -287,9 +287,13 @@ def prepared(golden: Golden, folder: Path, *, fabric: Fabric) -> TokenizerStage:
 
 def recorded(values: Mapping[str, Tensor]) -> dict[str, float]:
     """What a step records -> the original's logs."""
-    logs = {f"train/{theirs}": float(values[ours]) for theirs, ours in {**GENERATOR, **JUDGE}.items() if ours in values}
-    total, judged = float(values["total"]), float(values["discriminator"])
-    return {"train/p_loss": 0.0, **logs, "train/aeloss": total, "train/discloss": judged}
+    logs = {
+        f"train/{theirs}": float(values[ours])
+        for theirs, ours in {**GENERATOR, **DISCRIMINATOR}.items()
+        if ours in values
+    }
+    total, scored = float(values["total"]), float(values["discriminator"])
+    return {"train/p_loss": 0.0, **logs, "train/aeloss": total, "train/discloss": scored}
 
 
 def one_step(stage: TokenizerStage, golden: Golden, step: int) -> dict[str, float]:

@@ -88,7 +88,7 @@ def test_settings_of_another_checkpoint_are_not_taken(runs: Path, tmp_path: Path
     assert codes(tmp_path) == 12  # the only pair
 
 
-def test_several_settings_of_other_names_are_asked_about(runs: Path, tmp_path: Path) -> None:
+def test_several_settings_of_other_names_are_refused(runs: Path, tmp_path: Path) -> None:
     put(runs, "a", tmp_path / "model.ckpt", tmp_path / "one.yaml")
     put(runs, "b", tmp_path / "model.ckpt", tmp_path / "two.yaml")
     for path in (tmp_path / "model.ckpt", tmp_path):
@@ -208,7 +208,7 @@ def test_the_file_that_was_named_is_read(model: Path) -> None:
     assert read_foreign(model / "diffusion_pytorch_model.fp16.safetensors").tokenizer is not None
 
 
-def test_two_tokenizers_in_one_pipeline_are_asked_about(model: Path) -> None:
+def test_two_tokenizers_in_one_pipeline_are_refused(model: Path) -> None:
     shutil.copytree(model, model.with_name("movq"))
     with pytest.raises(SmaltiError, match=r"holds 2 VQModels of diffusers; name one of .*vqvae, .*movq"):
         read_foreign(model.parent)
@@ -252,13 +252,13 @@ def test_wrappers_are_taken_off(runs: Path, model: Path, tmp_path: Path, how: st
         assert read.fingerprint() == expected.fingerprint()
 
 
-def test_names_that_only_a_wrapper_tells_apart_stay(tmp_path: Path) -> None:
+def test_names_that_only_a_wrapper_reports_apart_stay(tmp_path: Path) -> None:
     weights: dict[str, Tensor] = {"module.a": torch.zeros(1), "a": torch.ones(1)}
     save_file(weights, tmp_path / "x.safetensors")
     assert read_tensors(tmp_path / "x.safetensors").keys() == weights.keys()
 
 
-def test_another_prefix_is_told(runs: Path, tmp_path: Path) -> None:
+def test_another_prefix_is_reported(runs: Path, tmp_path: Path) -> None:
     """Not "encoder.conv_in.weight is missing, and 358 more" alone."""
     put(runs, "a", tmp_path / "a.ckpt", tmp_path / "a.yaml")
     renamed(tmp_path / "a.ckpt", lambda name: f"generator.net.{name}")

@@ -332,7 +332,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], Callable[[Weights], Weights], str]] = {
 
 
 @pytest.mark.parametrize(("values", "change", "message"), DAMAGES.values(), ids=DAMAGES.keys())
-def test_what_does_not_fit_is_told_by_name(
+def test_what_does_not_fit_is_reported_by_name(
     values: dict[str, Any], change: Callable[[Weights], Weights], message: str, tmp_path: Path
 ) -> None:
     config = config_of(32, 64)
@@ -341,7 +341,7 @@ def test_what_does_not_fit_is_told_by_name(
         read(folder)
 
 
-def test_damaged_files_are_told_by_name(tmp_path: Path) -> None:
+def test_damaged_files_are_reported_by_name(tmp_path: Path) -> None:
     config, weights = CONFIGS["one level"], random_weights(CONFIGS["one level"])
     folder = save(tmp_path / "vq", config, weights)
     file = folder / "diffusion_pytorch_model.safetensors"
@@ -356,7 +356,7 @@ def test_damaged_files_are_told_by_name(tmp_path: Path) -> None:
         read(folder)
 
 
-def test_a_pipeline_without_a_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_pipeline_without_a_tokenizer_is_reported(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')

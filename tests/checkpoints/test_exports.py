@@ -140,7 +140,7 @@ def test_onnx_gives_what_the_tokenizer_gives(width: int, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_what_onnx_cannot_say_is_told(tmp_path: Path) -> None:
+def test_what_onnx_cannot_say_is_reported(tmp_path: Path) -> None:
     runtime()
     with pytest.raises(SmaltiError, match=r"no operations for this encoder \(model\.quantizer\.name = 'lfq'\)"):
         write_onnx(tokenizer(LFQSettings()), None, None, tmp_path / "graphs", about={})

@@ -256,22 +256,22 @@ def test_guided_codes_are_those_that_their_logits_choose(guidance: float, tmp_pa
     net = Net()
     weights = random_weights(gpt_shapes(net), seed=1)
     prior = imported(save(tmp_path / "gpt.pt", weights)).prior
-    told, empty = torch.tensor([3, 1]), torch.tensor([net.classes] * 2)
+    inputs, empty = torch.tensor([3, 1]), torch.tensor([net.classes] * 2)
     codes = torch.zeros(2, 0, dtype=torch.int64)
     for _ in range(net.side**2):
-        with_class, without = (their_logits(weights, net, classes, codes)[:, -1] for classes in (told, empty))
+        with_class, without = (their_logits(weights, net, classes, codes)[:, -1] for classes in (inputs, empty))
         best = (without + (with_class - without) * guidance).argmax(1, keepdim=True)
         codes = torch.cat((codes, best), 1)
     sampler, grid = Sampler(temperature=0, guidance=guidance), (net.side, net.side)
-    laid = final_codes(
+    generated = final_codes(
         generate(
             prior,
             GenerationRequest(
-                constant_prefix(told[:, None]), sampler=sampler, seeds=torch.arange(2), known=unknown_codes(2, grid)
+                constant_prefix(inputs[:, None]), sampler=sampler, seeds=torch.arange(2), known=unknown_codes(2, grid)
             ),
         )
     )
-    assert torch.equal(laid.flatten(1), codes)
+    assert torch.equal(generated.flatten(1), codes)
 
 
 @pytest.mark.parametrize("place", ["model", "module", "state_dict", "top", "safetensors", "half", "ema"])

@@ -44,7 +44,7 @@ DAMAGES: list[tuple[Shapes, str, tuple[int, ...], str]] = [  # a weight of anoth
 
 
 @pytest.mark.parametrize(("shapes", "name", "shape", "message"), DAMAGES)
-def test_what_does_not_fit_is_told_by_name(
+def test_what_does_not_fit_is_reported_by_name(
     shapes: Shapes, name: str, shape: tuple[int, ...], message: str, tmp_path: Path
 ) -> None:
     others = {other: size for other, size in shapes.items() if other != name}
@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_told_by_name(
         read(path)
 
 
-def test_damaged_files_are_told_and_others_left_alone(tmp_path: Path) -> None:
+def test_damaged_files_are_reported_and_others_left_alone(tmp_path: Path) -> None:
     path = save(tmp_path / "vq.pt", random_weights(tokenizer_shapes(Tokenizer())))
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(SmaltiError, match=r"vq\.pt is damaged"):

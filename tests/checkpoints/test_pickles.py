@@ -134,7 +134,7 @@ def test_damage_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"state_dict": {}}, torch.ones(3)])
-def test_files_without_weights_are_told(tmp_path: Path, content: Any) -> None:
+def test_files_without_weights_are_reported(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "none.ckpt")
     with pytest.raises(SmaltiError, match="holds no weights by name"):
         read_tensors(tmp_path / "none.ckpt")

@@ -268,7 +268,7 @@ def test_each_class_of_first_stages_is_known(tmp_path: Path, target: str) -> Non
     assert again.about["imported_from"] == target
 
 
-def test_settings_are_laid_over_one_another(tmp_path: Path) -> None:
+def test_settings_are_merged_over_one_another(tmp_path: Path) -> None:
     run = written(tmp_path / "run", tokenizer())
     configs = run / "configs"
     config = config_of(run)

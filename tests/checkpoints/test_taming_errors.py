@@ -80,7 +80,7 @@ BREAKS = (
 
 
 @pytest.mark.parametrize("how", BREAKS)
-def test_what_is_wrong_is_told(tmp_path: Path, how: str) -> None:
+def test_what_is_wrong_is_reported(tmp_path: Path, how: str) -> None:
     path, sentence = broken(written(tmp_path / "run", tokenizer()), how)
     with pytest.raises(SmaltiError, match=sentence) as error:
         read_foreign(path)
@@ -88,7 +88,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, how: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_is_wrong_with_a_transformer_is_told(tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_transformer_is_reported(tmp_path: Path) -> None:
     run = written(tmp_path / "run", tokenizer(), gpt(Labels(["0", "1"])), Labels(["0", "1"]))
     whole = config_of(run)
 

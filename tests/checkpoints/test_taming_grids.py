@@ -56,7 +56,7 @@ def theirs(folder: Path, kind: str = "nothing", **changes: Any) -> Path:
 
 @pytest.mark.parametrize("kind", conditions())
 @pytest.mark.parametrize("spare", [0, 1])
-def test_a_grid_is_asked_for_and_taken(tmp_path: Path, kind: str, spare: int) -> None:
+def test_a_grid_is_requested_and_taken(tmp_path: Path, kind: str, spare: int) -> None:
     condition = conditions()[kind]
     run = theirs(tmp_path / "run", kind, block_size=condition.length + 20 + spare)
     with pytest.raises(
@@ -116,11 +116,11 @@ def test_images_of_such_a_grid(tmp_path: Path, kind: str) -> None:
     assert pipeline.default_size == (6, 14)
     spatial = kind in ("coordinates", "segmentation")  # their prefix needs the whole window
     for size in ((6, 14), (10, 18), *([] if spatial else [(6, 6)])):
-        said: dict[str, dict[str, Any]] = {
+        message: dict[str, dict[str, Any]] = {
             "labels": {"label": "1"},
             "segmentation": {"segmentation": torch.arange(size[0] * size[1]).view(size) % 5},
         }
-        given = said.get(kind, {})
+        given = message.get(kind, {})
         images = pipeline.sample(2, size=size, seed=1, **given)
         assert images.shape == (2, 3, *size)
         value = pipeline.condition_value(given)
@@ -140,7 +140,7 @@ def test_codes_are_chosen_by_what_the_transformer_says_of_them(tmp_path: Path) -
     """Code after code by the whole network over all codes so far, which knows of no grid: the same."""
     pipeline = Pipeline.from_pretrained(theirs(tmp_path / "run", "labels"), grid=GRID)
     greedy = Sampler(temperature=0.0)
-    laid = final_codes(
+    generated = final_codes(
         generate(
             pipeline.prior, pipeline.request_for(["2"], unknown_codes(1, GRID), sampler=greedy, seeds=torch.tensor([0]))
         )
@@ -149,7 +149,7 @@ def test_codes_are_chosen_by_what_the_transformer_says_of_them(tmp_path: Path) -
     for _ in range(21):
         code = pipeline.prior(sequence)[:, -1, : pipeline.tokenizer.size].argmax(1)
         sequence = torch.cat((sequence, code[:, None]), dim=1)
-    assert laid.flatten().tolist() == sequence[0, 1:].tolist()
+    assert generated.flatten().tolist() == sequence[0, 1:].tolist()
 
 
 def test_a_tokenizer_is_read_without_the_transformer(tmp_path: Path) -> None:

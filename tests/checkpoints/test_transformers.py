@@ -117,7 +117,7 @@ def test_names_and_outputs_are_theirs(tmp_path: Path) -> None:
     torch.testing.assert_close(prior(codes), forward(weights, config, codes), rtol=1e-4, atol=1e-4)
 
 
-def test_their_generate_is_told_to_lay_a_grid_of_image_codes(tmp_path: Path) -> None:
+def test_their_generate_generates_a_grid_of_image_codes(tmp_path: Path) -> None:
     write(None, gpt(start_code=13), LABELS, tmp_path / "some", about={})
     values = json.loads((tmp_path / "some" / "generation_config.json").read_text())
     assert values == {"max_new_tokens": 12, "bos_token_id": 13, "suppress_tokens": [11, 12, 13]}
@@ -198,7 +198,7 @@ def test_a_folder_that_was_not_written_here_is_left_to_others(tmp_path: Path) ->
     assert read(tmp_path / "gone") is None
 
 
-def test_damage_is_told_by_name(tmp_path: Path) -> None:
+def test_damage_is_reported_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "gpt2"
     write(None, gpt(), LABELS, folder, about={})
     weights = load_file(folder / "model.safetensors")
@@ -249,5 +249,5 @@ def test_the_numbers_and_the_codes_are_those_of_the_package(changes: dict[str, A
             GenerationRequest(constant_prefix(prefix), sampler=greedy, seeds=seeds, known=unknown_codes(2, prior.grid)),
         )
     )
-    laid = ours.flatten(1)[:, prior.sequence_order(prior.grid, device=ours.device)]
-    assert torch.equal(theirs, laid)
+    generated = ours.flatten(1)[:, prior.sequence_order(prior.grid, device=ours.device)]
+    assert torch.equal(theirs, generated)

@@ -54,7 +54,7 @@ def test_the_typical_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts == [7] * 5
 
 
-def test_what_cannot_be_measured_is_told(smalti: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_measured_is_reported(smalti: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     smalti.fails("bench", "model", "--size", "13x16", sentence="13 x 16 .* cannot be cut into tiles of 4 pixels; crop")

@@ -127,12 +127,12 @@ def test_the_most_likely_candidate_is_kept(smalti: Runner, models: Path, tmp_pat
     assert smalti(*best, "-n", 3, "--batch", 2, "--seed", 8).status == 0
     tried = []
     for path in sorted((tmp_path / "best").iterdir()):
-        told = read_settings(path)
-        assert told is not None
-        assert (told["best_of"], told["selected_by"]) == (4, "likelihood")
-        tried.append(told["candidate_seed"] != told["seed"])
-        assert smalti(*command, "-n", 1, "--seed", told["candidate_seed"], "--out", tmp_path / "again").status == 0
-        assert (pixels(tmp_path / "again" / f"light-{told['candidate_seed']:06d}.png") == pixels(path)).all()
+        stored = read_settings(path)
+        assert stored is not None
+        assert (stored["best_of"], stored["selected_by"]) == (4, "likelihood")
+        tried.append(stored["candidate_seed"] != stored["seed"])
+        assert smalti(*command, "-n", 1, "--seed", stored["candidate_seed"], "--out", tmp_path / "again").status == 0
+        assert (pixels(tmp_path / "again" / f"light-{stored['candidate_seed']:06d}.png") == pixels(path)).all()
     assert len(tried) == 3
     assert any(tried)
     assert smalti(*command, "--best-of", 1, "-n", 1, "--out", tmp_path / "one").status == 0
@@ -141,7 +141,7 @@ def test_the_most_likely_candidate_is_kept(smalti: Runner, models: Path, tmp_pat
     assert one.read_bytes() == plain.read_bytes(), "also in what they say of themselves"
 
 
-def test_a_canvas_around_a_image(smalti: Runner, models: Path, tmp_path: Path) -> None:
+def test_a_canvas_around_an_image(smalti: Runner, models: Path, tmp_path: Path) -> None:
     pipe, image = Pipeline.from_pretrained(models / "model"), models / "images" / "dark" / "03.png"
     command = ("complete", models / "model", image, "--label", "dark", "-n", 2)
     assert smalti(*command, "--canvas", "20x32", "--best-of", 2, "--out", tmp_path / "wide").status == 0
@@ -153,9 +153,9 @@ def test_a_canvas_around_a_image(smalti: Runner, models: Path, tmp_path: Path) -
     for place, expected in enumerate(pipe.decode(chosen.codes)):
         path = tmp_path / "wide" / f"03-{place:06d}.png"
         assert np.abs(pixels(path).astype(int) - to_array(expected)).max() <= 1
-        told = read_settings(path)
-        assert told is not None
-        assert (told["canvas"], told["candidate_seed"]) == ("20x32", int(chosen.seeds[place]))
+        stored = read_settings(path)
+        assert stored is not None
+        assert (stored["canvas"], stored["candidate_seed"]) == ("20x32", int(chosen.seeds[place]))
     both = smalti(*command, "--canvas", 24, "--keep", "left-half", "--size", "8x16", "--out", tmp_path / "both")
     assert both.status == 0, both.err
     assert pixels(tmp_path / "both" / "03-000001.png").shape == (24, 24, 3)
@@ -178,7 +178,7 @@ def test_reconstruction_names_what_it_leaves_out(smalti: Runner, models: Path, t
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "message"),
     [
         ("images", "labels: dark (10), light (10)"),
         ("codes", "grid: 4x4 codes of 4x4 pixels"),
@@ -187,11 +187,11 @@ def test_reconstruction_names_what_it_leaves_out(smalti: Runner, models: Path, t
         ("model/prior/model", "model: prior"),
     ],
 )
-def test_info_says_what_it_is(smalti: Runner, models: Path, part: str, said: str) -> None:
-    assert said in " ".join(smalti("info", models / part).out.split())
+def test_info_says_what_it_is(smalti: Runner, models: Path, part: str, message: str) -> None:
+    assert message in " ".join(smalti("info", models / part).out.split())
 
 
-def test_the_settings_are_shown_and_a_dry_run_writes_nothing(smalti: Runner, models: Path, tmp_path: Path) -> None:
+def test_the_settings_are_displayed_and_a_dry_run_writes_nothing(smalti: Runner, models: Path, tmp_path: Path) -> None:
     done = smalti(
         "train", "tokenizer", models / "images", "--out", tmp_path / "run", "--dry-run", "--set", "run.seed=7"
     )

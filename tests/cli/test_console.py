@@ -63,8 +63,8 @@ def test_bars_and_lines_are_plain(name: str, terminal: bool) -> None:
         progress.advance(5)
         progress.report(f"part {name}", 5, {f"loss {name}": 0.5})
         progress.say(f"of {name}")
-    for said in (f"run {name}", f"i{name}", f"part {name}", f"loss {name} 0.5", f"of {name}"):
-        assert said in printed(console)
+    for message in (f"run {name}", f"i{name}", f"part {name}", f"loss {name} 0.5", f"of {name}"):
+        assert message in printed(console)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -45,7 +45,7 @@ def test_it_says_what_there_is(
     assert lines["suggested command"].startswith("smalti train tokenizer IMAGES")
 
 
-def test_wrong_weights_are_said_and_all_else_too(
+def test_wrong_weights_are_printed_and_all_else_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     lines = report(monkeypatch, capfd, SMALTI_WEIGHTS=str(tmp_path / "gone"))
@@ -65,7 +65,7 @@ def test_it_warns_of_what_makes_training_slow(
     capfd.readouterr()
     doctor.doctor()
     out = capfd.readouterr().out
-    for said in (
+    for message in (
         "PyTorch's: SMALTI_DIRECT is set",
         "warning: SMALTI_DIRECT is set",
         "one thread of 8 cores",
@@ -73,7 +73,7 @@ def test_it_warns_of_what_makes_training_slow(
         "little room in this folder",
         "only 0.5 GiB of memory",
     ):
-        assert said in out
+        assert message in out
     monkeypatch.delenv("SMALTI_DIRECT")
     monkeypatch.setenv("CC", "no-such-compiler")
     lines = report(monkeypatch, capfd)
@@ -81,12 +81,12 @@ def test_it_warns_of_what_makes_training_slow(
 
 
 @pytest.mark.parametrize(
-    ("has", "said"),
+    ("has", "message"),
     [(True, "bfloat16 (run.precision=bf16-mixed)"), (False, "float32 (run.precision=32-true); this processor")],
 )
-def test_bfloat16_is_named_where_the_processor_has_it(has: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_named_where_the_processor_has_it(has: bool, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has})
-    assert doctor._precision(CPU).startswith(said)
+    assert doctor._precision(CPU).startswith(message)
 
 
 def test_the_suggestion_fits_the_memory() -> None:
@@ -98,7 +98,7 @@ def test_the_suggestion_fits_the_memory() -> None:
 
 
 @pytest.mark.parametrize("change", ["images.size=[128,128]", "run.precision=bf16-mixed"])
-def test_what_a_image_takes_follows_from_its_size_and_precision(change: str) -> None:
+def test_what_an_image_takes_follows_from_its_size_and_precision(change: str) -> None:
     def of(*overrides: str) -> tuple[float, float]:
         return doctor.memory_needed(
             resolve(TokenizerTraining, stage="tokenizer", recipe="small-64", overrides=overrides)

@@ -67,9 +67,9 @@ def test_a_stopped_sample_goes_on(smalti: Runner, model: Path, tmp_path: Path, m
     )
     assert signal.getsignal(signal.SIGTERM) is before
     assert names(tmp_path / "out") == ["dusk-000007.generation"]
-    said = " ".join(smalti("info", tmp_path / "out" / "dusk-000007.generation").out.split())
-    assert "of 90 codes, 3 x 5 x 6 (images x rows x columns)" in said
-    assert "label: dusk" in said
+    message = " ".join(smalti("info", tmp_path / "out" / "dusk-000007.generation").out.split())
+    assert "of 90 codes, 3 x 5 x 6 (images x rows x columns)" in message
+    assert "label: dusk" in message
     smalti.fails(
         *command,
         *out,
@@ -93,23 +93,23 @@ def test_images_that_are_there_stay(
     save_png(other, np.zeros((20, 24, 3), np.uint8), settings={**(read_settings(other) or {}), "temperature": 0.5})
     (tmp_path / "out" / "dusk-000000.generation").write_bytes(b"left behind by a kill after the image was written")
     before = os.stat(kept).st_mtime_ns
-    laid: list[int] = []
+    generated: list[int] = []
 
     def counted(prior: Prior, request: GenerationRequest) -> Iterator[Tensor]:
-        laid.extend(request.seeds.tolist())
+        generated.extend(request.seeds.tolist())
         return generate(prior, request)
 
     monkeypatch.setattr(generation_loop, "generate", counted)
     assert smalti(*command, "-n", 3, "--resume").status == 0
-    assert laid == [1, 2], "one was made with another temperature, and one is not there"
+    assert generated == [1, 2], "one was made with another temperature, and one is not there"
     assert os.stat(kept).st_mtime_ns == before
     assert names(tmp_path / "out") == [f"dusk-00000{seed}.png" for seed in (0, 1, 2)]
-    laid.clear()
+    generated.clear()
     assert smalti(*command, "-n", 1, "--resume", "--best-of", 2).status == 0
-    assert len(laid) == 2, "it was not chosen among two"
-    laid.clear()
+    assert len(generated) == 2, "it was not chosen among two"
+    generated.clear()
     assert smalti(*command, "-n", 1, "--resume", "--best-of", 2).status == 0
-    assert laid == []
+    assert generated == []
 
 
 def test_a_stop_before_the_first_row_keeps_nothing(
@@ -175,20 +175,20 @@ def test_large_images_go_by_strips_in_every_command(
             assert np.abs(one.astype(int) - other).max() <= 1
 
 
-def test_info_of_a_image_that_is_never_read_whole(
+def test_info_of_an_image_that_is_never_read_whole(
     smalti: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_png(tmp_path / "a.png", noise(3, 12, 16), settings={"seed": 5})
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    said = " ".join(smalti("info", tmp_path / "a.png").out.split())
-    assert "size: 12x16 (height x width)" in said
-    assert "seed: 5" in said
+    message = " ".join(smalti("info", tmp_path / "a.png").out.split())
+    assert "size: 12x16 (height x width)" in message
+    assert "seed: 5" in message
 
 
 # --- partial images ----------------------------------------------------------------------------------------------
 
 
-def test_a_partial_image_while_it_lays(
+def test_a_partial_image_while_it_generates(
     smalti: Runner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smalti.cli.generation_output.MAX_SHARE", 1)
@@ -228,9 +228,9 @@ def test_a_partial_image_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest
     # Rows that are laid are shown, what is not is mid-gray.
     shown = pixels(tmp_path / "a.png")
     last = rows[round(times[-1] - 2 * len(times)) - 1][0]
-    laid = (last >= 0).repeat_interleave(4, 0).repeat_interleave(4, 1).numpy()
-    assert (shown[~laid] == 128).all()
-    assert shown[laid].std() > 10
+    generated = (last >= 0).repeat_interleave(4, 0).repeat_interleave(4, 1).numpy()
+    assert (shown[~generated] == 128).all()
+    assert shown[generated].std() > 10
 
 
 @torch.no_grad()

@@ -55,15 +55,15 @@ def test_each_part_has_its_own_codes() -> None:
     assert [part.tolist() for part in both.split(codes[1])] == [[2], (alone - 4).tolist()]
 
 
-def test_a_prior_that_sees_the_whole_image_is_told_all_of_it() -> None:
+def test_a_prior_that_sees_the_whole_image_sees_all_of_it() -> None:
     """A map of the image's size, larger than the trained grid; also beside one of which nothing is said at all."""
     both, whole = several(), Window(0, 0, 4, 3)
     alone = Coordinates(PLACES).encode_windows([None, None], grid=(4, 3))(whole) + 4
-    told = both.encode_windows([{"label": "dusk"}, {}], grid=(4, 3))(whole)
-    assert torch.equal(told, torch.cat((torch.tensor([[1], [3]]), alone), dim=1))
+    result = both.encode_windows([{"label": "dusk"}, {}], grid=(4, 3))(whole)
+    assert torch.equal(result, torch.cat((torch.tensor([[1], [3]]), alone), dim=1))
 
 
-def test_a_window_is_told_its_part() -> None:
+def test_a_window_sees_its_part() -> None:
     both = several()
     generated = both.encode_windows([{"label": "day"}, {}], grid=(4, 3))
     whole = Coordinates(PLACES).encode_windows([None], grid=(4, 3))
@@ -83,7 +83,7 @@ def test_parts_are_hidden_one_by_one() -> None:
     assert hidden[3].tolist() == [3, 20, 20, 20, 20]
 
 
-def test_it_is_saved_and_shown(tmp_path: Path) -> None:
+def test_it_is_saved_and_displayed(tmp_path: Path) -> None:
     both = several()
     again = build_condition(both.save(tmp_path), tmp_path)
     codes = both.encode([{"label": "dusk"}])
@@ -154,13 +154,13 @@ def crops_of(folder: Path, *, seed: int = 5) -> Crops:
     return Crops(source, source.images, size=(SIDE, SIDE), channels=3, crop=RandomCrop(zoom=(1, 1.5)), seed=seed)
 
 
-def test_where_a_part_lies_is_said(home: Path) -> None:
+def test_where_a_part_lies_is_printed(home: Path) -> None:
     crops = crops_of(home)
-    sayer = ANNOTATORS["coordinates"](None, {"levels": 100}, crops, (2, 2), 8)
+    annotator = ANNOTATORS["coordinates"](None, {"levels": 100}, crops, (2, 2), 8)
     mirrored = 0
     for draw in range(12):
         view = crops.view(3, draw)
-        output = sayer.of(crops)(3, view, draw).view(2, 2)
+        output = annotator.of(crops)(3, view, draw).view(2, 2)
         (height, width), left = view.whole, view.left_when_mirrored
         for row, column in ((0, 0), (1, 1)):
             y, x = view.top + 8 * row + 3.5, left + 8 * column + 3.5
@@ -169,17 +169,17 @@ def test_where_a_part_lies_is_said(home: Path) -> None:
     assert 0 < mirrored < 12
 
 
-def test_objects_are_said_as_they_are_seen(home: Path) -> None:
+def test_objects_are_printed_as_they_are_seen(home: Path) -> None:
     crops = crops_of(home)
-    sayer = ANNOTATORS["layout"](home / "objects.json", {"encode_crop": False}, crops, (2, 2), 8)
-    assert isinstance(sayer.condition, Layout)
-    settings = sayer.condition.settings
+    annotator = ANNOTATORS["layout"](home / "objects.json", {"encode_crop": False}, crops, (2, 2), 8)
+    assert isinstance(annotator.condition, Layout)
+    settings = annotator.condition.settings
     assert isinstance(settings, LayoutSettings)
     assert (settings.max_objects, settings.codebook_size) == (2, 1025)
     orders = set()
     for draw in range(16):
         view = crops.view(0, draw)
-        seen = decode_layout(sayer.of(crops)(0, view, draw).tolist(), settings)
+        seen = decode_layout(annotator.of(crops)(0, view, draw).tolist(), settings)
         box = view_box(view)
         orders.add(tuple(one.category for one in seen.objects))
         for one in seen.objects:
@@ -192,10 +192,10 @@ def test_objects_are_said_as_they_are_seen(home: Path) -> None:
 
 def objects_of(home: Path, **options: object) -> tuple[LayoutSettings, list[str]]:
     """The settings of a layout of half the objects, and the classes that the whole image 0 is said to show."""
-    sayer = ANNOTATORS["layout"](home / "objects.json", options, crops_of(home), (2, 2), 8)
-    settings = sayer.condition.settings  # type: ignore[attr-defined]
+    annotator = ANNOTATORS["layout"](home / "objects.json", options, crops_of(home), (2, 2), 8)
+    settings = annotator.condition.settings  # type: ignore[attr-defined]
     whole = View(0, 0, (SIDE, SIDE), (SIDE, SIDE), mirrored=False)
-    seen = decode_layout(sayer.of(crops_of(home))(0, whole, 0).tolist(), settings)
+    seen = decode_layout(annotator.of(crops_of(home))(0, whole, 0).tolist(), settings)
     return settings, sorted(settings.classes[one.category] for one in seen.objects)
 
 
@@ -229,13 +229,13 @@ def tmp_path_of(home: Path, folder: Path) -> Path:
     return folder
 
 
-def test_figures_are_said_as_they_are_seen(home: Path) -> None:
+def test_figures_are_printed_as_they_are_seen(home: Path) -> None:
     crops = crops_of(home)
-    sayer = ANNOTATORS["keypoints"](home / "objects.json", {}, crops, (2, 2), 8)
+    annotator = ANNOTATORS["keypoints"](home / "objects.json", {}, crops, (2, 2), 8)
     for draw in range(8):
         view = crops.view(0, draw)
-        codes = sayer.of(crops)(0, view, draw).tolist()
-        figures, crop = decode_keypoints(codes, sayer.condition.settings)  # type: ignore[attr-defined]
+        codes = annotator.of(crops)(0, view, draw).tolist()
+        figures, crop = decode_keypoints(codes, annotator.condition.settings)  # type: ignore[attr-defined]
         box = view_box(view)
         assert crop.width == pytest.approx(box.width, abs=0.05)
         for figure in figures:
@@ -269,7 +269,7 @@ def test_figures_are_said_as_they_are_seen(home: Path) -> None:
         ("layout", "objects.json", {"smalest": 0.1}, "layout: unknown key 'smalest'; did you mean 'smallest'"),
     ],
 )
-def test_what_cannot_be_said(home: Path, name: str, data: str | None, options: dict[str, int], message: str) -> None:
+def test_what_cannot_be_printed(home: Path, name: str, data: str | None, options: dict[str, int], message: str) -> None:
     with pytest.raises(SmaltiError, match=message):
         ANNOTATORS[name](None if data is None else home / data, options, crops_of(home), (2, 2), 8)
 
@@ -285,8 +285,8 @@ def test_from_files_to_samples(home: Path) -> None:
     shards = open_codes(home / "codes")
     condition = condition_of(shards, "auto")
     assert isinstance(condition, CompositeCondition)
-    told = CliRunner().invoke(app, ["info", str(home / "codes")])
-    assert "condition: label, segmentation, layout, 38 codes with 1039 values" in " ".join(told.output.split())
+    result = CliRunner().invoke(app, ["info", str(home / "codes")])
+    assert "condition: label, segmentation, layout, 38 codes with 1039 values" in " ".join(result.output.split())
     with pytest.raises(SmaltiError, match="were made with label and segmentation and layout; set condition=auto"):
         condition_of(shards, "segmentation")
     assert condition_keys(condition) == ("label", "segmentation", "layout")

@@ -121,7 +121,7 @@ def test_under_a_window_stands_what_is_true_there(name: str, changes: bool) -> N
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_a_prior_generates_a_image_that_is_larger_than_its_window(name: str) -> None:
+def test_a_prior_generates_an_image_that_is_larger_than_its_window(name: str) -> None:
     condition = EXAMPLES[name]
     torch.manual_seed(0)
     sizes = TransformerSettings(
@@ -157,7 +157,7 @@ def test_conditions_come_back_from_what_they_saved(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_damaged_settings_are_told_by_name(name: str, tmp_path: Path) -> None:
+def test_damaged_settings_are_reported_by_name(name: str, tmp_path: Path) -> None:
     plain = EXAMPLES[name].save(tmp_path)
     with pytest.raises(SmaltiError, match=r"the condition in .*: unknown key 'color'"):
         build_condition({**plain, "color": 3}, tmp_path)

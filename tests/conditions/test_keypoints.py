@@ -98,8 +98,8 @@ def test_codes_say_what_was_written(figures: list[Figure], flip: bool) -> None:
     assert read.crop == FULL_IMAGE
     seen = [figure for figure in figures if any(figure)]
     assert len(read.figures) == len(seen)
-    for told, (nose, left, right) in zip(read.figures, seen, strict=True):
-        for place, given in zip(told, (nose, right, left) if flip else (nose, left, right), strict=True):
+    for result, (nose, left, right) in zip(read.figures, seen, strict=True):
+        for place, given in zip(result, (nose, right, left) if flip else (nose, left, right), strict=True):
             assert (place is None) == (given is None)
             if place is not None and given is not None:
                 assert place == pytest.approx((1 - given[0] if flip else given[0], given[1]))
@@ -146,7 +146,7 @@ def test_under_a_window_the_window_is_the_crop(settings: KeypointsSettings) -> N
     assert at(Window(1, 2, 4, 4)).tolist() == expected
 
 
-def test_too_many_figures_are_told_once_for_all_windows() -> None:
+def test_too_many_figures_are_reported_once_for_all_windows() -> None:
     with pytest.warns(UserWarning, match="3 figures"):
         at = KEYPOINTS.encode_windows([[FACE, OTHER, FACE]], grid=(5, 8))
     at(Window(0, 0, 4, 4))  # warnings are errors here
@@ -227,10 +227,13 @@ def test_the_houses_of_scenes_are_figures(tmp_path: Path) -> None:
     write_scenes(tmp_path, count=12, size=(32, 32))
     annotated = read_annotations(tmp_path)
     condition = Keypoints(KeypointsSettings(points=annotated.keypoints, max_figures=8))
-    values = [[thing.keypoints for thing in things if thing.keypoints] for things in annotated.images.values()]
+    values = [
+        [annotation.keypoints for annotation in objects if annotation.keypoints]
+        for objects in annotated.images.values()
+    ]
     codes = condition.encode(values)
     assert any(values)
     for value, row in zip(values, codes, strict=True):
         inside = [[place for place in figure if place and min(place) >= 0 and max(place) <= 1] for figure in value]
-        told = decode_keypoints(row.tolist(), condition.settings).figures
-        assert [sum(place is not None for place in figure) for figure in told] == [len(one) for one in inside if one]
+        result = decode_keypoints(row.tolist(), condition.settings).figures
+        assert [sum(place is not None for place in figure) for figure in result] == [len(one) for one in inside if one]

@@ -119,9 +119,9 @@ def test_codes_say_what_was_written(objects: list[Annotation], crop: Box, flip: 
     displayed = [one for one in objects if min(shared(one.box, 0), shared(one.box, 1)) > 0]
     assert read.crop == pytest.approx(seen(crop))
     assert [one.category for one in read.objects] == [one.category for one in displayed]
-    for told, one in zip(read.objects, displayed, strict=True):
-        assert told.place == pytest.approx(seen(one.box))
-        assert (told.group, told.occluded, told.depiction, told.inside) == (
+    for result, one in zip(read.objects, displayed, strict=True):
+        assert result.place == pytest.approx(seen(one.box))
+        assert (result.group, result.occluded, result.depiction, result.inside) == (
             one.group,
             one.occluded,
             one.depiction,
@@ -246,7 +246,7 @@ def test_under_a_window_the_window_is_the_crop(settings: LayoutSettings) -> None
     assert got.tolist() == [list(encode_layout(objects, settings, crop=crop)) for objects in ([TREE, HOUSE], [HOUSE])]
 
 
-def test_too_many_objects_are_told_once_for_all_windows() -> None:
+def test_too_many_objects_are_reported_once_for_all_windows() -> None:
     with pytest.warns(UserWarning, match="a layout of 4 objects"):
         at = LAYOUT.encode_windows([[TREE] * 4], grid=(5, 8))
     at(Window(0, 0, 4, 4))  # warnings are errors here

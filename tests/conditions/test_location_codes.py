@@ -47,18 +47,18 @@ def test_a_box_as_it_is_seen() -> None:
 
 def test_layouts_draw_what_is_seen() -> None:
     settings = LayoutSettings(classes=("tree", "house"), max_objects=2, codebook_size=65, drawn=(2, 2))
-    things = [Annotation(1, Box(0.0, 0.0, 0.5, 0.5)), Annotation(0, Box(0.75, 0.75, 0.1, 0.1))]
+    objects = [Annotation(1, Box(0.0, 0.0, 0.5, 0.5)), Annotation(0, Box(0.75, 0.75, 0.1, 0.1))]
     condition = Layout(settings)
     assert condition.maps == (8,)
     assert condition.length == 12
-    assert encode_layout(things, settings)[8:] == (1, 64, 64, 0)
-    assert encode_layout(things, settings, flip=True)[8:] == (64, 1, 0, 64)
-    assert encode_layout(things, settings, crop=Box(0.25, 0.25, 0.5, 0.5))[8:] == (1, 64, 64, 64)
+    assert encode_layout(objects, settings)[8:] == (1, 64, 64, 0)
+    assert encode_layout(objects, settings, flip=True)[8:] == (64, 1, 0, 64)
+    assert encode_layout(objects, settings, crop=Box(0.25, 0.25, 0.5, 0.5))[8:] == (1, 64, 64, 64)
     plain = LayoutSettings(classes=("tree", "house"), max_objects=2, codebook_size=65)
     assert Layout(plain).maps == ()
-    assert encode_layout(things, plain) == encode_layout(things, settings)[:8]
-    assert decode_layout(encode_layout(things, settings), settings) == decode_layout(
-        encode_layout(things, plain), plain
+    assert encode_layout(objects, plain) == encode_layout(objects, settings)[:8]
+    assert decode_layout(encode_layout(objects, settings), settings) == decode_layout(
+        encode_layout(objects, plain), plain
     )
 
 

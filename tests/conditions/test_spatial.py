@@ -182,7 +182,7 @@ def test_a_map_that_is_not_made_of_whole_tiles_is_cut_around_its_middle(kind: st
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(4, 6), (8, 30), (40, 12), (9, 13), (16, 24)])
-def test_a_map_is_scaled_to_cover_the_image_that_was_asked_for(kind: str, size: tuple[int, int]) -> None:
+def test_a_map_is_scaled_to_cover_the_image_that_was_requested(kind: str, size: tuple[int, int]) -> None:
     condition, given = maps(kind), value(kind, *size)
     fitted, grid = condition.fit(given, grid=(3, 4))
     assert grid == (3, 4)
@@ -193,7 +193,7 @@ def test_a_map_is_scaled_to_cover_the_image_that_was_asked_for(kind: str, size: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_map_of_the_size_that_was_asked_for_stays_as_it_is(kind: str) -> None:
+def test_a_map_of_the_size_that_was_requested_stays_as_it_is(kind: str) -> None:
     given = value(kind, 12, 16)
     assert torch.equal(maps(kind).fit(given, grid=(3, 4))[0], given)
 
@@ -226,7 +226,7 @@ def test_a_map_smaller_than_the_window_is_scaled_to_cover_it(
     assert maps(kind).codes([fitted], grid=grid).shape == (1, *grid)
 
 
-def test_a_image_smaller_than_the_window_raises_an_error() -> None:
+def test_an_image_smaller_than_the_window_raises_an_error() -> None:
     with pytest.raises(SmaltiError, match=r"'depth' generates 2 x 3 codes .* or more, 2 x 2 were requested"):
         maps("depth").fit(value("depth", 8, 11), grid=(2, 2))
 
@@ -235,7 +235,7 @@ def test_a_image_smaller_than_the_window_raises_an_error() -> None:
     ("name", "kind"), [("segmentation", "labels"), ("depth", "depth"), ("edges", "edges"), ("image", "color")]
 )
 @pytest.mark.parametrize("size", [(8, 12), (53, 40), (24, 37)])
-def test_a_file_tells_what_it_told_in_training(name: str, kind: str, size: tuple[int, int], tmp_path: Path) -> None:
+def test_a_file_conditions_as_in_training(name: str, kind: str, size: tuple[int, int], tmp_path: Path) -> None:
     """Edges were refused of photographs, depths and small copies scaled by another filter."""
     chance = np.random.RandomState(0)
     if name in ("segmentation", "depth"):
@@ -388,13 +388,13 @@ def test_a_flat_depth_is_far_away() -> None:
     assert spread(torch.full((2, 2), 7.0)).tolist() == [[-1.0, -1.0], [-1.0, -1.0]]
 
 
-def test_a_image_is_read_as_images_are(tmp_path: Path) -> None:
+def test_an_image_is_read_as_images_are(tmp_path: Path) -> None:
     drawn = value("image", 4, 6)
     save_png(tmp_path / "drawn.png", drawn)
     assert np.array_equal(to_array(maps("image").read(str(tmp_path / "drawn.png"))), to_array(drawn))
 
 
-def test_of_images_beyond_the_trained_grid_some_may_be_told_a_map_and_some_nothing() -> None:
+def test_of_images_beyond_the_trained_grid_some_may_have_a_map_and_some_none() -> None:
     condition = maps("depth")
     plain = {
         "codebook_size": 16,
@@ -408,12 +408,12 @@ def test_of_images_beyond_the_trained_grid_some_may_be_told_a_map_and_some_nothi
     torch.manual_seed(0)
     prior = Neighborhood(parse(NeighborhoodSettings, {**plain, "embed_dim": 16, "heads": 2}, where="test"))
     pipe = Pipeline(tokenizer(3), prior, condition)
-    told, window = value("depth", 16, 24), Window(0, 0, 4, 6)
-    mixed = pipe.window_prefix([None, told], grid=(4, 6))(window)
+    result, window = value("depth", 16, 24), Window(0, 0, 4, 6)
+    mixed = pipe.window_prefix([None, result], grid=(4, 6))(window)
     assert (mixed[0] == 16).all()  # nothing, at every place
-    assert torch.equal(mixed[1:], pipe.window_prefix([told], grid=(4, 6))(window))
+    assert torch.equal(mixed[1:], pipe.window_prefix([result], grid=(4, 6))(window))
     known, seeds = unknown_codes(2, (4, 6)), pipe.seeds(0, 2)
     assert (
-        final_codes(generate(pipe.prior, pipe.request_for([None, told], known, sampler=Sampler(), seeds=seeds))).min()
+        final_codes(generate(pipe.prior, pipe.request_for([None, result], known, sampler=Sampler(), seeds=seeds))).min()
         >= 0
     )

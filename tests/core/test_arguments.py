@@ -99,11 +99,11 @@ WRONG_IMAGES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG_IMAGES)
-def test_images_that_are_none_are_told(pipe: Pipeline, name: str) -> None:
-    wrong, said = WRONG_IMAGES[name]
+def test_images_that_are_none_are_reported(pipe: Pipeline, name: str) -> None:
+    wrong, message = WRONG_IMAGES[name]
     calls: list[Callable[[Any], Any]] = [pipe.tokenizer.encode, pipe.encode, pipe.reconstruct]
     for call in calls:
-        with pytest.raises(SmaltiError, match=said):
+        with pytest.raises(SmaltiError, match=message):
             call(wrong)
     with pytest.raises(SmaltiError):
         pipe.complete(wrong, KEPT)
@@ -121,22 +121,22 @@ WRONG_CODES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG_CODES)
-def test_codes_that_are_none_are_told(pipe: Pipeline, name: str) -> None:
-    wrong, said = WRONG_CODES[name]
+def test_codes_that_are_none_are_reported(pipe: Pipeline, name: str) -> None:
+    wrong, message = WRONG_CODES[name]
     calls: list[Callable[[Any], Any]] = [
         pipe.tokenizer.decode_codes,
         pipe.decode,
         lambda codes: pipe.nll(codes, values=[None]),
     ]
     for call in calls:
-        with pytest.raises(SmaltiError, match=said):
+        with pytest.raises(SmaltiError, match=message):
             call(wrong)
 
 
 @pytest.mark.parametrize(
     "mask", [KEPT.long(), KEPT.byte() * 255, KEPT[:4], [[True]], "mask.png", Image.new("1", (12, 8))]
 )
-def test_masks_that_are_none_are_told(pipe: Pipeline, mask: Any) -> None:
+def test_masks_that_are_none_are_reported(pipe: Pipeline, mask: Any) -> None:
     with pytest.raises(SmaltiError, match=r"a mask is True where a pixel is kept|the mask has the shape"):
         pipe.complete(FLOATS, mask)
 
@@ -144,31 +144,31 @@ def test_masks_that_are_none_are_told(pipe: Pipeline, mask: Any) -> None:
 @pytest.mark.parametrize(
     "size", [0, -8, (8,), (8, 8, 3), "8x8", 8.0, (8.0, 8), True, (8, -8), (0, 8), {}, object(), 10**9, (4, 4 * 10**12)]
 )
-def test_sizes_that_are_none_are_told(pipe: Pipeline, size: Any) -> None:
+def test_sizes_that_are_none_are_reported(pipe: Pipeline, size: Any) -> None:
     for call in (lambda: pipe.sample(size=size), lambda: next(pipe.stream(size=size)), lambda: pipe.grid(size)):
         with pytest.raises(SmaltiError, match=r"size|tiles|memory"):
             call()
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "2", None, True, 10**14])
-def test_counts_that_are_none_are_told(pipe: Pipeline, count: Any) -> None:
+def test_counts_that_are_none_are_reported(pipe: Pipeline, count: Any) -> None:
     with pytest.raises(SmaltiError, match=r"number|memory"):
         pipe.sample(count)
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "2", None, 2**63, 2**70])
-def test_seeds_that_are_none_are_told(pipe: Pipeline, seed: Any) -> None:
+def test_seeds_that_are_none_are_reported(pipe: Pipeline, seed: Any) -> None:
     with pytest.raises(SmaltiError, match="seed"):
         pipe.sample(seed=seed)
 
 
 @pytest.mark.parametrize("speculate", [-1, 1.5, "2"])
-def test_guesses_that_are_none_are_told(pipe: Pipeline, speculate: Any) -> None:
+def test_proposals_that_are_none_are_reported(pipe: Pipeline, speculate: Any) -> None:
     with pytest.raises(SmaltiError, match="speculate"):
         pipe.sample(speculate=speculate)
 
 
-def test_values_of_another_number_than_images_are_told(pipe: Pipeline) -> None:
+def test_values_of_another_number_than_images_are_reported(pipe: Pipeline) -> None:
     with pytest.raises(SmaltiError, match=r"3 values of the condition and codes of shape \(2, 2, 3\)"):
         pipe.request_for([None] * 3, unknown_codes(2, (2, 3)), sampler=SAMPLER, seeds=torch.arange(2))
 
@@ -191,7 +191,7 @@ def spoiled(part: Callable[[Pipeline], nn.Module], value: float) -> Pipeline:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_prior_whose_weights_are_no_numbers_is_told(value: float) -> None:
+def test_a_prior_whose_weights_are_no_numbers_is_reported(value: float) -> None:
     """All its images were laid of code 0."""
     pipe = spoiled(lambda pipe: pipe.prior, value)
     calls: list[Callable[[], Any]] = [
@@ -209,7 +209,7 @@ def test_a_prior_whose_weights_are_no_numbers_is_told(value: float) -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("part", ["encoder", "quantizer", "decoder"])
-def test_a_tokenizer_whose_weights_are_no_numbers_is_told(part: str, value: float) -> None:
+def test_a_tokenizer_whose_weights_are_no_numbers_is_reported(part: str, value: float) -> None:
     pipe = spoiled(lambda pipe: getattr(pipe.tokenizer, part), value)
     calls: list[Callable[[], Any]] = [lambda: pipe.reconstruct(FLOATS)]
     if part != "decoder":
@@ -241,7 +241,7 @@ def test_guidance_beyond_floats_is_refused(guidance: float) -> None:
 
 
 @pytest.mark.parametrize("value", ["[" * 3000, "2026-99-99", "{", "'"])
-def test_values_that_are_no_yaml_are_told(value: str, tmp_path: Path) -> None:
+def test_values_that_are_no_yaml_are_reported(value: str, tmp_path: Path) -> None:
     """Deep brackets and dates that there are not ended in a traceback."""
     with pytest.raises(SmaltiError, match="the value is not YAML"):
         assignment(f"a.b={value}")
@@ -250,6 +250,6 @@ def test_values_that_are_no_yaml_are_told(value: str, tmp_path: Path) -> None:
         read_yaml(tmp_path / "config.yaml")
 
 
-def test_unfinished_images_of_one_grid_are_told() -> None:
+def test_unfinished_images_of_one_grid_are_reported() -> None:
     with pytest.raises(SmaltiError, match=r"codes have the shape \(B, h, w\).* codes\[None\] makes a batch of one"):
         pipeline().decode_partial(torch.zeros(16, 16, dtype=torch.int64))

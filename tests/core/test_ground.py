@@ -128,12 +128,12 @@ def test_plain_values_become_settings_and_come_back() -> None:
         ({"label": None}, r"here: label = None: input should be a valid string"),
     ],
 )
-def test_wrong_settings_are_told_with_their_key(change: dict[str, Any], sentence: str) -> None:
+def test_wrong_settings_are_reported_with_their_key(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         parse(Tile, {"label": "a", **change}, where="here")
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_that_is_wrong_is_reported_at_once() -> None:
     with pytest.raises(SmaltiError, match=r"here: the key 'label' is missing; here: fired = 3: .*; .*'coluor'"):
         parse(Tile, {"fired": 3, "coluor": "blue"}, where="here")
 
@@ -306,7 +306,7 @@ def test_a_write_that_fails_leaves_what_was_there(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_a_disk_that_is_really_full_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_disk_that_is_really_full_is_reported_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "there.txt"
     write_text(path, "old")
 
@@ -346,7 +346,7 @@ def test_a_written_file_is_an_ordinary_one(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["there.txt"]
 
 
-def test_a_file_in_place_of_the_folder_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported_in_a_sentence(tmp_path: Path) -> None:
     """Making the folder was once outside of what explains refusals, and a file in its place ended in a traceback."""
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file" / "there.txt", tmp_path / "file" / "deeper" / "there.txt"):
@@ -431,7 +431,7 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:999", "hpu", "xla", "meta", "cpu:x"])
-def test_a_device_that_is_not_here_is_told_in_one_sentence(name: str) -> None:
+def test_a_device_that_is_not_here_is_reported_in_one_sentence(name: str) -> None:
     """PyTorch's own answers are a list of all its backends, or for "hpu" a missing module; "meta" holds no numbers."""
     with pytest.raises(SmaltiError, match=rf"device '{name}' cannot be used here \(.*\); try --device cpu") as raised:
         pick_device(name)

@@ -123,20 +123,22 @@ def test_offline_the_error_says_what_is_needed_and_where_to_put_it(
     monkeypatch.setattr(published_weights.urllib.request, "urlopen", refuse)  # type: ignore[attr-defined]
     with pytest.raises(SmaltiError) as caught:
         load_weights(NAME)
-    said = str(caught.value)
-    assert all(part in said for part in (variable, FIRST, OTHER, WEIGHTS[NAME].url, str(folders[0]), str(folders[1])))
+    message = str(caught.value)
+    assert all(
+        part in message for part in (variable, FIRST, OTHER, WEIGHTS[NAME].url, str(folders[0]), str(folders[1]))
+    )
     monkeypatch.delenv("SMALTI_WEIGHTS")
     with pytest.raises(SmaltiError, match="set SMALTI_WEIGHTS"):
         load_weights(NAME)
 
 
-def test_a_users_folder_that_is_none_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_users_folder_that_is_none_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SMALTI_WEIGHTS", str(tmp_path / "nowhere"))
     with pytest.raises(SmaltiError, match=r"SMALTI_WEIGHTS.*nowhere.*not a folder"):
         find_weights(NAME)
 
 
-def test_an_unknown_name_is_told_with_the_nearest() -> None:
+def test_an_unknown_name_is_reported_with_the_nearest() -> None:
     with pytest.raises(SmaltiError, match="did you mean 'vgg16'"):
         find_weights("vgg61")
 
@@ -175,14 +177,14 @@ def test_a_download_that_breaks_off_leaves_nothing(server: type[_Files], folders
     assert list(folders[1].iterdir()) == []
 
 
-def test_a_file_that_is_not_there_is_told(server: type[_Files]) -> None:
+def test_a_file_that_is_not_there_is_reported(server: type[_Files]) -> None:
     server.content = b""
     with pytest.raises(SmaltiError, match=r"download failed.*404"):
         find_weights("published")
 
 
 @pytest.mark.usefixtures("server")
-def test_a_cache_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_made_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SMALTI_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(SmaltiError, match="cannot write"):
@@ -222,7 +224,7 @@ def test_a_pickle_that_would_run_code_is_refused(folders: tuple[Path, Path], tmp
 
 @pytest.mark.parametrize("file", [FIRST, OTHER])
 @pytest.mark.parametrize("length", [0, 7, 200, -1])
-def test_a_cut_file_is_told(file: str, length: int, folders: tuple[Path, Path]) -> None:
+def test_a_cut_file_is_reported(file: str, length: int, folders: tuple[Path, Path]) -> None:
     path = folders[0] / file
     tensors = {"a": torch.arange(1000.0)}
     if path.suffix == ".pth":
@@ -234,7 +236,7 @@ def test_a_cut_file_is_told(file: str, length: int, folders: tuple[Path, Path]) 
         load_weights(NAME)
 
 
-def test_a_file_of_something_else_is_told(folders: tuple[Path, Path]) -> None:
+def test_a_file_of_something_else_is_reported(folders: tuple[Path, Path]) -> None:
     torch.save([1, 2, 3], folders[0] / FIRST)
     with pytest.raises(SmaltiError, match="no file of tensors"):
         load_weights(NAME)
@@ -245,8 +247,8 @@ def test_tensors_that_do_not_fit_are_named(folders: tuple[Path, Path]) -> None:
     linear = nn.Linear(2, 3)
     with pytest.raises(SmaltiError) as caught:
         load_strictly(linear, {"weight": torch.zeros(3, 1), "other": torch.zeros(1)}, name=NAME)
-    said = str(caught.value)
+    message = str(caught.value)
     for part in ("bias is missing", "other is not known", "weight is (3, 1), not (3, 2)", str(folders[0] / FIRST)):
-        assert part in said
+        assert part in message
     load_strictly(linear, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, name=NAME)
     assert linear.weight.eq(1).all()

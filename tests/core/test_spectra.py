@@ -92,7 +92,7 @@ def test_where_one_way_gives_up_another_is_taken(
     torch.testing.assert_close(singular_values(MATRICES[name], what="it"), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_has_no_spectrum_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_no_spectrum_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (math.nan, math.inf):
         for found in (spectrum, singular_values):
             with pytest.raises(SmaltiError, match="this matrix holds values that are not finite"):

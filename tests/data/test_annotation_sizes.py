@@ -69,11 +69,11 @@ def test_boxes_of_turned_photos_are_those_of_the_photo_as_it_is_seen(
     stored, turned = (32, 48), (48, 32)
     crops = photos(tmp_path / "photos", stored, orientation=orientation)
     seen, other = (turned, stored) if orientation > 4 else (stored, turned)
-    said = AnnotatedCrops(crops, ANNOTATORS[key](write(tmp_path, seen), {}, crops, (2, 2), 8).of(crops))
-    assert len(said.example(1, 0)) > 0
-    said = AnnotatedCrops(crops, ANNOTATORS[key](write(tmp_path, other), {}, crops, (2, 2), 8).of(crops))
+    message = AnnotatedCrops(crops, ANNOTATORS[key](write(tmp_path, seen), {}, crops, (2, 2), 8).of(crops))
+    assert len(message.example(1, 0)) > 0
+    message = AnnotatedCrops(crops, ANNOTATORS[key](write(tmp_path, other), {}, crops, (2, 2), 8).of(crops))
     with pytest.raises(SmaltiError, match=f"says that 1.jpg is {other[0]}x{other[1]} .* and it is {seen[0]}x{seen[1]}"):
-        said.example(1, 0)
+        message.example(1, 0)
 
 
 @pytest.mark.parametrize("annotated", [(96, 64), (48, 32), (480, 320), (481, 320), (145, 97)])

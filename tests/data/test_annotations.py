@@ -11,7 +11,7 @@ import pytest
 
 from smalti.core.errors import SmaltiError
 from smalti.data.annotations.annotation_files import read_annotations
-from smalti.data.annotations.objects import Annotated, ObjectAnnotation, beside
+from smalti.data.annotations.objects import Annotated, ObjectAnnotation, paired_annotations
 from smalti.data.sources import ImageEntry, open_source
 from smalti.scenes.painter import KEYPOINTS, LABELS, paint
 from smalti.scenes.scene_files import write_scenes
@@ -50,7 +50,7 @@ def test_classes_and_keypoints_are_those_that_the_file_lists(tmp_path: Path) -> 
     content = by_hand(TREE, HOUSE, classes=["tree", "car", "house"], keypoints=["roof", "door"])
     read = read_annotations(written(tmp_path / "objects.json", content))
     assert (read.classes, read.keypoints) == (("tree", "car", "house"), ("roof", "door"))
-    assert [thing.keypoints for thing in read.images["street/04"]] == [(), ((0.75, 0.5), None)]
+    assert [annotation.keypoints for annotation in read.images["street/04"]] == [(), ((0.75, 0.5), None)]
     assert read_annotations(tmp_path).images == read.images
 
 
@@ -66,16 +66,18 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
     assert read.keypoints == KEYPOINTS
     assert read.classes == ("sun", "moon", "tree", "house")
     assert [name for name in LABELS if name in read.classes] == list(read.classes)
-    assert set(read.classes) >= {thing.label for index in range(13) for thing in paint(0, index, size=(32, 32)).objects}
-    found = beside(open_source(tmp_path / "images").images, read)
+    assert set(read.classes) >= {
+        annotation.label for index in range(13) for annotation in paint(0, index, size=(32, 32)).objects
+    }
+    found = paired_annotations(open_source(tmp_path / "images").images, read)
     assert len(found) == 13
     scene = paint(0, 5, size=(32, 32))
-    things = read.images[f"{scene.label}/000005"]
-    assert [thing.name for thing in things] == [one.label for one in scene.objects]
-    for thing, one in zip(things, scene.objects, strict=True):
-        assert thing.box == pytest.approx(one.box, abs=1e-5)
-        assert len(thing.keypoints) == len(one.keypoints)
-    assert any(thing.keypoints for image in found for thing in image)
+    listed = read.images[f"{scene.label}/000005"]
+    assert [annotation.name for annotation in listed] == [one.label for one in scene.objects]
+    for annotation, one in zip(listed, scene.objects, strict=True):
+        assert annotation.box == pytest.approx(one.box, abs=1e-5)
+        assert len(annotation.keypoints) == len(one.keypoints)
+    assert any(annotation.keypoints for image in found for annotation in image)
 
 
 @pytest.mark.parametrize(
@@ -139,14 +141,14 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
         ([3], "is no file with annotations"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told(content: Any, sentence: str, tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_file_is_reported(content: Any, sentence: str, tmp_path: Path) -> None:
     written(tmp_path / "objects.json", content)
-    with pytest.raises(SmaltiError, match=sentence) as told:
+    with pytest.raises(SmaltiError, match=sentence) as inputs:
         read_annotations(tmp_path)
-    assert str(tmp_path / "objects.json") in str(told.value)
+    assert str(tmp_path / "objects.json") in str(inputs.value)
 
 
-def test_missing_files_and_empty_folders_are_told(tmp_path: Path) -> None:
+def test_missing_files_and_empty_folders_are_reported(tmp_path: Path) -> None:
     for name in ("nowhere.json", "nowhere.csv"):
         with pytest.raises(SmaltiError, match=f"there is no file or folder .*{name} with annotations"):
             read_annotations(tmp_path / name)
@@ -172,23 +174,23 @@ def images(*keys: str) -> list[ImageEntry]:
 
 
 def test_objects_are_found_by_the_names_of_images() -> None:
-    found = beside(images("b/1.png", "empty.jpg", "a/1.jpg", "b/1.png"), annotated("a/1", "b/1"))
-    assert [[thing.name for thing in things] for things in found] == [["b/1"], [], ["a/1"], ["b/1"]]
+    found = paired_annotations(images("b/1.png", "empty.jpg", "a/1.jpg", "b/1.png"), annotated("a/1", "b/1"))
+    assert [[annotation.name for annotation in listed] for listed in found] == [["b/1"], [], ["a/1"], ["b/1"]]
 
 
 def test_names_without_folders_are_those_of_images_in_any() -> None:
-    found = beside(images("train/2.png", "val/1.jpg", "empty.jpg"), annotated("1", "2"))
-    assert [[thing.name for thing in things] for things in found] == [["2"], ["1"], []]
+    found = paired_annotations(images("train/2.png", "val/1.jpg", "empty.jpg"), annotated("1", "2"))
+    assert [[annotation.name for annotation in listed] for listed in found] == [["2"], ["1"], []]
     with pytest.raises(SmaltiError, match=r"train/1 and val/1 have the same entry 1 in boxes\.json"):
-        beside(images("train/1.png", "val/1.jpg"), annotated("1", "2"))
+        paired_annotations(images("train/1.png", "val/1.jpg"), annotated("1", "2"))
     # Folders in the file are kept to.
     with pytest.raises(SmaltiError, match=r"says nothing of the image val/1\.jpg;"):
-        beside(images("val/1.jpg"), annotated("1", "train/2"))
+        paired_annotations(images("val/1.jpg"), annotated("1", "train/2"))
 
 
-def test_images_without_an_entry_are_told() -> None:
+def test_images_without_an_entry_are_reported() -> None:
     with pytest.raises(SmaltiError, match=r"boxes\.json says nothing of the image a/3\.jpg, nor of 1 more; .* as a/1:"):
-        beside(images("a/1.jpg", "a/3.jpg", "c/1.jpg"), annotated("a/1"))
+        paired_annotations(images("a/1.jpg", "a/3.jpg", "c/1.jpg"), annotated("a/1"))
 
 
 # --- COCO ----------------------------------------------------------------------------------------------------------
@@ -228,7 +230,7 @@ def test_panoptic_entries_are_taken_apart(tmp_path: Path) -> None:
     assert read.images["0003"] == (ObjectAnnotation("dog", (0.1, 0.2, 0.3, 0.4)),)
 
 
-def test_a_folder_of_coco_joins_things_and_stuff(tmp_path: Path) -> None:
+def test_a_folder_of_coco_joins_objects_and_stuff(tmp_path: Path) -> None:
     written(tmp_path / "instances_train.json", COCO)
     written(tmp_path / "person_keypoints_train.json", COCO)  # the same persons once more
     written(tmp_path / "captions_train.json", {"images": [], "annotations": []})
@@ -239,7 +241,7 @@ def test_a_folder_of_coco_joins_things_and_stuff(tmp_path: Path) -> None:
     read = read_annotations(tmp_path)
     assert read.classes == ("person", "dog", "grass")
     assert len(read.images["0007"]) == 2
-    assert [thing.name for thing in read.images["0003"]] == ["grass"]
+    assert [annotation.name for annotation in read.images["0003"]] == ["grass"]
     assert read_annotations(tmp_path / "stuff_train.json").classes == ("grass",)
     written(tmp_path / "instances_val.json", COCO)
     with pytest.raises(SmaltiError, match="holds the image 0007 twice"):
@@ -282,7 +284,7 @@ def test_a_folder_of_coco_joins_things_and_stuff(tmp_path: Path) -> None:
         (("images", 0), 3, "images is no list of mappings"),
     ],
 )
-def test_what_is_wrong_in_a_coco_file_is_told(
+def test_what_is_wrong_in_a_coco_file_is_reported(
     place: tuple[Any, ...], value: Any, sentence: str, tmp_path: Path
 ) -> None:
     content = copy.deepcopy(COCO)
@@ -290,9 +292,9 @@ def test_what_is_wrong_in_a_coco_file_is_told(
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value
-    with pytest.raises(SmaltiError, match=sentence) as told:
+    with pytest.raises(SmaltiError, match=sentence) as inputs:
         read_annotations(written(tmp_path / "people.json", content))
-    assert "people.json" in str(told.value)
+    assert "people.json" in str(inputs.value)
 
 
 # --- Open Images ---------------------------------------------------------------------------------------------------
@@ -326,7 +328,7 @@ def test_open_images_by_eye(tmp_path: Path) -> None:
     assert read_annotations(table).images == read.images
     written(tmp_path / "train-images-boxable.csv", "image_name,image_url\n0a.jpg,there\n0c.jpg,there\n")
     written(tmp_path / "test-images-with-rotation.csv", "ImageID,Subset\n0d,test\n")
-    assert {name: len(things) for name, things in read_annotations(tmp_path).images.items()} == {
+    assert {name: len(listed) for name, listed in read_annotations(tmp_path).images.items()} == {
         "0a": 2, "0b": 1, "0c": 0, "0d": 0,
     }  # fmt: skip
 
@@ -342,14 +344,14 @@ def test_open_images_by_eye(tmp_path: Path) -> None:
         ("0a,x,/m/1,1", "line 2 has 4 columns, and the header 13"),
     ],
 )
-def test_what_is_wrong_in_a_table_is_told(row: str, sentence: str, tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_table_is_reported(row: str, sentence: str, tmp_path: Path) -> None:
     open_images(tmp_path, row)
-    with pytest.raises(SmaltiError, match=sentence) as told:
+    with pytest.raises(SmaltiError, match=sentence) as inputs:
         read_annotations(tmp_path)
-    assert "train-annotations-bbox.csv" in str(told.value)
+    assert "train-annotations-bbox.csv" in str(inputs.value)
 
 
-def test_tables_that_do_not_go_together_are_told(tmp_path: Path) -> None:
+def test_tables_that_do_not_go_together_are_reported(tmp_path: Path) -> None:
     table = open_images(tmp_path, "0a,x,/m/1,1,0,1,0,1,0,0,0,0,0")
     written(tmp_path / "again-annotations-bbox.csv", table.read_text())
     with pytest.raises(
@@ -388,7 +390,7 @@ def test_visual_genome_by_eye(tmp_path: Path) -> None:
     assert read_annotations(tmp_path).images == read.images
 
 
-def test_what_is_wrong_in_visual_genome_is_told(tmp_path: Path) -> None:
+def test_what_is_wrong_in_visual_genome_is_reported(tmp_path: Path) -> None:
     path = written(tmp_path / "objects.json", GENOME)
     with pytest.raises(
         SmaltiError, match=r"there is no file .*image_data\.json; the boxes in .*objects\.json are in pixels"
@@ -427,12 +429,12 @@ def test_coco_as_it_is_published() -> None:
     read = read_annotations(folder / "annotations")
     assert len(read.classes) == 80 + 92 - 1  # as the original counts them, without "other"
     assert (read.classes[0], read.classes[79], read.classes[80]) == ("person", "toothbrush", "banner")
-    assert sum(thing.group for things in read.images.values() for thing in things) == 21
+    assert sum(annotation.group for listed in read.images.values() for annotation in listed) == 21
     for split in ("train2017", "val2017"):
-        things = beside(open_source(folder / split).images, read)
-        assert len(things) == 100
-        assert sum(map(len, things)) > 1000
-    assert len(beside(open_source(folder).images, read)) == 200
+        listed = paired_annotations(open_source(folder / split).images, read)
+        assert len(listed) == 100
+        assert sum(map(len, listed)) > 1000
+    assert len(paired_annotations(open_source(folder).images, read)) == 200
 
 
 @published
@@ -443,4 +445,4 @@ def test_open_images_as_it_is_published() -> None:
     assert sum(map(len, read.images.values())) == 948 + 894
     hat = read.images["000ab31e6be35fed"][0]
     assert hat == ObjectAnnotation("Fedora", about(0.013125, 0.288333, 0.290625, 0.445834))
-    assert len(beside(open_source(folder / "validation").images, read)) == 100
+    assert len(paired_annotations(open_source(folder / "validation").images, read)) == 100

@@ -195,7 +195,7 @@ def test_equal_codes_that_are_there_are_kept(tmp_path: Path, shards: CodeShards)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"fingerprint": "vq-9999"}, "fingerprint is 'vq-1a2b' there, 'vq-9999' now"),
         ({"copies": 2}, "copies is 3 there, 2 now"),
@@ -204,9 +204,9 @@ def test_equal_codes_that_are_there_are_kept(tmp_path: Path, shards: CodeShards)
     ],
 )
 def test_other_codes_that_are_there_are_refused(
-    tmp_path: Path, shards: CodeShards, changed: dict[str, Any], said: str
+    tmp_path: Path, shards: CodeShards, changed: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(SmaltiError, match=f"codes holds other codes already: {said}; give a new folder"):
+    with pytest.raises(SmaltiError, match=f"codes holds other codes already: {message}; give a new folder"):
         write(tmp_path, **changed)
 
 
@@ -226,7 +226,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         write(tmp_path)
 
 
-def test_impossible_settings_are_told(tmp_path: Path) -> None:
+def test_impossible_settings_are_reported(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="images of 8x16 pixels do not divide into codes of 3x3 pixels"):
         write(tmp_path, factor=3)
     with pytest.raises(SmaltiError, match="at least once, not 0 times"):
@@ -259,7 +259,7 @@ def rewritten(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], No
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "said"),
+    ("name", "damage", "message"),
     [
         ("training-00000.npy", Path.unlink, r"there is no file .*training-00000\.npy; the folder is not whole"),
         ("training-00000.npy", cut, r"training-00000\.npy is damaged \("),
@@ -284,24 +284,24 @@ def rewritten(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], No
     ],
 )
 def test_damage_is_a_sentence(
-    tmp_path: Path, shards: CodeShards, name: str, damage: Callable[[Path], object], said: str
+    tmp_path: Path, shards: CodeShards, name: str, damage: Callable[[Path], object], message: str
 ) -> None:
     del shards
     damage(tmp_path / "codes" / name)
-    with pytest.raises(SmaltiError, match=said):
+    with pytest.raises(SmaltiError, match=message):
         open_codes(tmp_path / "codes")
 
 
-def test_a_code_outside_the_codebook_is_told_when_it_is_read(tmp_path: Path, shards: CodeShards) -> None:
+def test_a_code_outside_the_codebook_is_reported_when_it_is_read(tmp_path: Path, shards: CodeShards) -> None:
     del shards
     stored = np.load(tmp_path / "codes" / "training-00000.npy")
     stored[2, :, 1, 1] = 300
     np.save(tmp_path / "codes" / "training-00000.npy", stored)
     opened = open_codes(tmp_path / "codes")
-    said = "training codes in .* are damaged: there is a code 300, but the codebook has 256"
-    with pytest.raises(SmaltiError, match=said):
+    message = "training codes in .* are damaged: there is a code 300, but the codebook has 256"
+    with pytest.raises(SmaltiError, match=message):
         opened.training[2, 0]
-    with pytest.raises(SmaltiError, match=said):
+    with pytest.raises(SmaltiError, match=message):
         entropy(opened.training, SIZE)
     assert opened.training[1, 0].codes.shape == (2, 4)
 

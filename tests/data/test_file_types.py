@@ -169,12 +169,12 @@ def test_a_map_is_cut_as_its_image_is(tmp_path: Path) -> None:
 def test_channels_of_labels_are_those_of_conditions() -> None:
     for channels, dtype in ((5, np.uint8), (300, np.uint16)):
         labels = np.random.default_rng(0).integers(0, channels, (2, 7, 9)).astype(dtype)
-        held = torch.stack([Labels().held(one[:, :, None], channels) for one in labels])
+        compact = torch.stack([Labels().compact(one[:, :, None], channels) for one in labels])
         expected = [one_hot_labels(torch.from_numpy(one.astype(np.int64)), count=channels, key="x") for one in labels]
-        assert torch.equal(Labels().to_images(held, channels), torch.stack(expected))
-        assert torch.equal(Labels().to_images(held, channels), reference.one_hot(held, channels))
-    assert held.dtype == torch.int32
-    given = Labels().to_images(held, 300)
+        assert torch.equal(Labels().to_images(compact, channels), torch.stack(expected))
+        assert torch.equal(Labels().to_images(compact, channels), reference.one_hot(compact, channels))
+    assert compact.dtype == torch.int32
+    given = Labels().to_images(compact, 300)
     assert given.is_contiguous(memory_format=torch.channels_last)  # so that nothing is copied for the convolutions
 
 
@@ -186,8 +186,8 @@ def test_depths_are_those_of_conditions(tmp_path: Path) -> None:
     data = crops(tmp_path, "depth", size=(16, 24), crop=CenterCrop())
     assert [each.key for each in data.images] == ["a.png", "b.npy", "c.tif"]
     for place, image in enumerate(data.images):
-        told = read_depth(tmp_path / image.key)
-        torch.testing.assert_close(data.to_images(data[place, 0].image), told, atol=2e-5, rtol=0)
+        loaded = read_depth(tmp_path / image.key)
+        torch.testing.assert_close(data.to_images(data[place, 0].image), loaded, atol=2e-5, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------------------- what has no label
@@ -202,7 +202,7 @@ def test_what_has_no_label_has_the_last_channel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unlabeled", "said"),
+    ("unlabeled", "message"),
     [
         (None, r"holds the label 255, and there are the labels 0 to 4; set model\.autoencoder\.channels=256, "
                r"or, if 255 stands for no label, images\.unlabeled=255, which takes the last channel"),
@@ -211,9 +211,9 @@ def test_what_has_no_label_has_the_last_channel(tmp_path: Path) -> None:
               r"what has no label \(here 200\)"),
     ],
 )  # fmt: skip
-def test_a_label_without_a_channel_is_told(unlabeled: int | None, said: str, tmp_path: Path) -> None:
+def test_a_label_without_a_channel_is_reported(unlabeled: int | None, message: str, tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 255], [4, 3]], dtype=np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(DamagedImage, match=rf"^x\.png {said}"):
+    with pytest.raises(DamagedImage, match=rf"^x\.png {message}"):
         Labels(unlabeled).read(tmp_path / "a.png", channels=5, name="x.png")
 
 
@@ -228,7 +228,7 @@ def test_the_last_channel_is_not_for_a_label_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "channels", "said"),
+    ("kind", "channels", "message"),
     [
         (
             COLOR,
@@ -244,11 +244,11 @@ def test_the_last_channel_is_not_for_a_label_too(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_kinds_that_a_tokenizer_cannot_be_given_are_told(
-    kind: FileType, channels: int, said: str, tmp_path: Path
+def test_kinds_that_a_tokenizer_cannot_be_given_are_reported(
+    kind: FileType, channels: int, message: str, tmp_path: Path
 ) -> None:
     source = open_source(files(tmp_path, "labels"), file_type=kind)
-    with pytest.raises(SmaltiError, match=said):
+    with pytest.raises(SmaltiError, match=message):
         Crops(source, source.images, size=(8, 8), channels=channels, crop=CenterCrop(), seed=0)
 
 
@@ -272,12 +272,12 @@ def test_photographs_are_no_label_maps(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [Color(), Labels(), Labels(255), Depth()])
 def test_a_kind_is_read_back_from_what_it_says(given: FileType) -> None:
-    said = json.loads(json.dumps(given.described()))
-    assert file_type_of({"smalti": "0.1.0", **said}, channels=1) == given
+    message = json.loads(json.dumps(given.described()))
+    assert file_type_of({"smalti": "0.1.0", **message}, channels=1) == given
     assert given.name in FILE_TYPES
 
 
-def test_tokenizers_that_do_not_say_what_they_read_are_judged_by_their_channels() -> None:
+def test_tokenizers_that_do_not_say_what_they_read_are_scored_by_their_channels() -> None:
     assert [file_type_of({}, channels=channels).name for channels in (1, 3, 4)] == ["color"] * 3
     assert file_type_of({}, channels=183) == Labels()
     with pytest.raises(SmaltiError, match=r"an unknown kind of files, 'lables'; did you mean 'labels'"):
@@ -381,7 +381,7 @@ def test_images_of_four_channels_are_learned(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (
             training("labels", pixel="l1"),
@@ -394,9 +394,9 @@ def test_images_of_four_channels_are_learned(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_contradict_one_another_end_before_anything_begins(
-    settings: TokenizerTraining, said: str, tmp_path: Path
+    settings: TokenizerTraining, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(SmaltiError, match=said):
+    with pytest.raises(SmaltiError, match=message):
         train_tokenizer(tmp_path, tmp_path / "run", settings=settings, console=Console(quiet=True))
     assert not (tmp_path / "run").exists()
 

@@ -98,7 +98,7 @@ def test_zoom_decides_how_much_of_the_image_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zoom", [(0.5, 1.0), (2.0, 1.5)])
-def test_impossible_zooms_are_told(zoom: tuple[float, float]) -> None:
+def test_impossible_zooms_are_reported(zoom: tuple[float, float]) -> None:
     with pytest.raises(SmaltiError, match=f"not {zoom[0]} to {zoom[1]}"):
         RandomCrop(zoom=zoom)
 
@@ -190,7 +190,7 @@ def parts_of(folder: Path, held_out: Sequence[int], *, good: int, bad: Sequence[
     return whole.of(some, record=(record, 0)), whole.of([images[n] for n in held_out], record=(record, 1))
 
 
-def test_parts_of_one_source_are_judged_together(tmp_path: Path) -> None:
+def test_parts_of_one_source_are_scored_together(tmp_path: Path) -> None:
     """The only held-out image was damaged, one of fourteen: all of its part were, and training ended."""
     training, held_out = parts_of(tmp_path / "p", [4], good=13, bad=(4,))
     with pytest.raises(DamagedImage, match=r"004\.png is not an image"):
@@ -304,7 +304,7 @@ def test_ranks_share_out_every_batch(world: int) -> None:
         assert part == [pair for n, pair in enumerate(whole) if n % 6 % world == rank]
 
 
-def test_impossible_batches_are_told() -> None:
+def test_impossible_batches_are_reported() -> None:
     with pytest.raises(SmaltiError, match="a batch of 5 cannot be shared out evenly to 2 devices; use a multiple of 2"):
         batches(Numbers(4), batch=5, seed=0, start=0, rank=0, world=2)
     with pytest.raises(SmaltiError, match="a batch of 0"):

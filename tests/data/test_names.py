@@ -19,7 +19,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.files import decoded, read_json
 from smalti.data import paired
 from smalti.data.annotations.annotation_files import read_annotations
-from smalti.data.annotations.objects import beside, only
+from smalti.data.annotations.objects import only, paired_annotations
 from smalti.data.sources import identity, open_source
 from tests.data.test_annotations import COCO, written
 from tests.data.test_sources import fill, make_image
@@ -42,7 +42,7 @@ def test_files_go_together_however_accents_are_spelled(photo: str, other: str, t
     """macOS takes accents apart in the names of files, Linux does not: photos of the one had no masks of the other."""
     photos = open_source(fill(tmp_path / "p", {f"{photo}/{photo}.png": make_image(1), "b/2.png": make_image(2)}))
     masks = open_source(fill(tmp_path / "m", {f"{other}/{other}.png": make_image(1), "b/2.png": make_image(2)}))
-    found = paired.beside(photos.images, masks)
+    found = paired.paired_entries(photos.images, masks)
     assert sorted(each.key for each in found) == ["b/2.png", f"{other}/{other}.png"]
     assert identity(photos, photos.images[1:]) == identity(masks, masks.images[1:])
 
@@ -52,8 +52,8 @@ def test_objects_are_found_however_accents_are_spelled(photo: str, other: str, t
     photos = open_source(fill(tmp_path / "p", {f"{photo}.png": make_image(1)}))
     entry = {"key": f"{other}.png", "objects": [{"class": other, "box": [0, 0, 1, 1]}]}
     read = read_annotations(written(tmp_path / "a.json", {"images": [entry]}))
-    ((thing,),) = beside(photos.images, read)
-    assert thing.name == COMPOSED
+    ((annotation,),) = paired_annotations(photos.images, read)
+    assert annotation.name == COMPOSED
     assert only(read, classes=[other], smallest=0.0).classes == only(read, classes=[photo], smallest=0.0).classes
 
 
@@ -63,7 +63,7 @@ def test_published_annotations_are_read_in_either_form(form: Form, tmp_path: Pat
     coco["images"][0]["file_name"], coco["categories"][0]["name"] = f"{COMPOSED}.jpg", COMPOSED
     read = read_annotations(written(tmp_path / "coco.json", of_accents(coco, form)))
     assert read.classes == ("person", COMPOSED)
-    assert [thing.name for thing in read.images[COMPOSED]] == [COMPOSED, "person"]
+    assert [annotation.name for annotation in read.images[COMPOSED]] == [COMPOSED, "person"]
     table = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf,IsOccluded,IsDepiction,IsInside\n" + (
         f"{COMPOSED},/m/1,0,1,0,1,1.0,0.0,-1,0\n"
     )
@@ -75,8 +75,8 @@ def test_published_annotations_are_read_in_either_form(form: Form, tmp_path: Pat
             "class-descriptions-boxable.csv": unicodedata.normalize(form, f"/m/1,{COMPOSED}\n").encode("utf-8-sig"),
         },
     )
-    (thing,) = read_annotations(folder).images[COMPOSED]
-    assert (thing.name, thing.group, thing.occluded) == (COMPOSED, True, False)
+    (annotation,) = read_annotations(folder).images[COMPOSED]
+    assert (annotation.name, annotation.group, annotation.occluded) == (COMPOSED, True, False)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), SPELLINGS)
@@ -107,12 +107,12 @@ def test_text_of_any_system_is_read(encoding: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", [codecs.BOM_UTF16_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF32_LE])
-def test_the_order_of_bytes_is_told_by_the_mark(mark: bytes) -> None:
+def test_the_order_of_bytes_is_reported_by_the_mark(mark: bytes) -> None:
     name = {2: "utf-16", 4: "utf-32"}[len(mark)] + ("-be" if mark[0] in (0, 0xFE) else "-le")
     assert decoded(mark + COMPOSED.encode(name)) == COMPOSED
 
 
-def test_damaged_text_is_told(tmp_path: Path) -> None:
+def test_damaged_text_is_reported(tmp_path: Path) -> None:
     fill(tmp_path, {"a.json": b'{"a": "\xff"}', "b.json": b"\xff\xfe\x00"})
     for name in ("a.json", "b.json"):
         with pytest.raises(SmaltiError, match=rf"cannot read .*{name}: .* codec can't decode"):
@@ -136,16 +136,16 @@ def test_whole_numbers_may_have_a_point(changes: tuple[str, str], tmp_path: Path
 
 
 @pytest.mark.parametrize("number", [1.5, [1], None])
-def test_other_numbers_are_told_as_they_stand(number: Any, tmp_path: Path) -> None:
+def test_other_numbers_are_reported_as_they_stand(number: Any, tmp_path: Path) -> None:
     content = deepcopy(COCO)
     content["annotations"][0]["category_id"] = number
-    with pytest.raises(SmaltiError) as told:
+    with pytest.raises(SmaltiError) as inputs:
         read_annotations(written(tmp_path / "a.json", content))
-    assert f"there is no class {number!r} among categories" in str(told.value)
+    assert f"there is no class {number!r} among categories" in str(inputs.value)
 
 
 def test_images_of_visual_genome_may_have_a_point(tmp_path: Path) -> None:
     written(tmp_path / "image_data.json", [{"image_id": 1, "width": 10, "height": 10}])
     one = {"names": [TAKEN_APART], "x": 0, "y": 0, "w": 5, "h": 5}
     read = read_annotations(written(tmp_path / "objects.json", [{"image_id": 1.0, "objects": [one]}]))
-    assert [thing.name for thing in read.images["1"]] == [COMPOSED]
+    assert [annotation.name for annotation in read.images["1"]] == [COMPOSED]

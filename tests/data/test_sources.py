@@ -96,7 +96,7 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-def test_paths_that_are_no_source_are_told(tmp_path: Path) -> None:
+def test_paths_that_are_no_source_are_reported(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"there is no .*gone"):
         open_source(tmp_path / "gone")
     fill(tmp_path, {"a.png": make_image(1), "no.zip": b"not a zip file", "cut.zip": b"PK\x03\x04"})
@@ -110,7 +110,7 @@ def test_paths_that_are_no_source_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tgz", "b.tar.gz", "C.TAR.ZST"])
-def test_compressed_shards_are_told_as_such(name: str, tmp_path: Path) -> None:
+def test_compressed_shards_are_reported_as_such(name: str, tmp_path: Path) -> None:
     """`smalti info` and `smalti reconstruct` said that they are no image."""
     fill(tmp_path, {name: b"\x1f\x8b" + bytes(600)})
     assert holds_many(tmp_path / name)
@@ -193,7 +193,7 @@ def test_every_process_opens_a_zip_file_for_itself(tmp_path: Path, monkeypatch: 
         source.read(source.images[0], 3)
 
 
-def test_a_zip_file_without_images_or_with_a_password_is_told(tmp_path: Path) -> None:
+def test_a_zip_file_without_images_or_with_a_password_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"no images in .*; it holds 1 file of the kind \.md"):
         open_source(zipped(tmp_path / "empty.zip", {"a.md": b"x"}))
     content = bytearray(zipped(tmp_path / "locked.zip", {"a.png": make_image(1)}).read_bytes())
@@ -249,6 +249,6 @@ def test_neither_side_of_a_split_is_empty(count: int, fraction: float) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])
-def test_impossible_fractions_are_told(fraction: float) -> None:
+def test_impossible_fractions_are_reported(fraction: float) -> None:
     with pytest.raises(SmaltiError, match="must be above 0 and below 1, not"):
         split(images(3), validation=fraction)

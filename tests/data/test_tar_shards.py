@@ -101,7 +101,7 @@ def test_shards_in_folders_have_different_names(tmp_path: Path) -> None:
     assert keys_and_labels(open_source(tmp_path / "{a,b}" / "0.tar")) == expected
 
 
-def test_images_beside_shards_are_what_is_meant(tmp_path: Path) -> None:
+def test_images_nearby_shards_are_what_is_meant(tmp_path: Path) -> None:
     tarred(tmp_path / "0.tar", {"x.png": make_image(1)})
     fill(tmp_path, {"own.png": make_image(2)})
     assert [each.key for each in open_source(tmp_path).images] == ["own.png"]
@@ -152,7 +152,7 @@ def test_info_says_what_shards_and_maps_hold(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------- labels
 
 
-def test_labels_stand_beside_a_image_or_are_its_folder(tmp_path: Path) -> None:
+def test_labels_stand_nearby_an_image_or_are_its_folder(tmp_path: Path) -> None:
     files = {
         "cat/1.png": make_image(1),
         "cat/2.cls": b"7\n",
@@ -196,7 +196,7 @@ def test_labels_in_json_may_be_numbers_of_any_kind(value: str, label: str, tmp_p
 
 
 @pytest.mark.parametrize("value", ["[1, 2]", "{}", "NaN", "Infinity"])
-def test_labels_that_are_none_are_told(value: str, tmp_path: Path) -> None:
+def test_labels_that_are_none_are_reported(value: str, tmp_path: Path) -> None:
     files = {"0.json": f'{{"label": {value}}}'.encode(), "0.png": make_image(0)}
     with pytest.raises(SmaltiError, match=r"0\.json in .*a\.tar has the label .*; a label is a text or a number"):
         open_source(tarred(tmp_path / "a.tar", files))
@@ -205,7 +205,7 @@ def test_labels_that_are_none_are_told(value: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"), [("a.json", b"{"), ("a.json", b"[" * 99999), ("a.cls", b"\xff"), ("a.json", b"\xff")]
 )
-def test_a_label_that_cannot_be_read_is_told(name: str, content: bytes, tmp_path: Path) -> None:
+def test_a_label_that_cannot_be_read_is_reported(name: str, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=rf"{name} in .*a\.tar cannot be read as a label"):
         open_source(tarred(tmp_path / "a.tar", {"a.png": make_image(1), name: content}))
 
@@ -240,7 +240,7 @@ def test_shards_without_images_say_what_they_hold(tmp_path: Path) -> None:
         open_source(tmp_path / "empty.tar")
 
 
-def test_a_truncated_shard_is_told_wherever_it_is_cut(tmp_path: Path) -> None:
+def test_a_truncated_shard_is_reported_wherever_it_is_cut(tmp_path: Path) -> None:
     """Python's tarfile takes a file that is cut in a header, or whose header is damaged, for one that ends there."""
     whole = tarred(tmp_path / "whole.tar", {f"{n}.png": make_image(n) for n in range(4)}).read_bytes()
     content = len(make_image(0))
@@ -263,7 +263,7 @@ def test_a_truncated_shard_is_told_wherever_it_is_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz"])
-def test_a_compressed_shard_is_told(name: str, tmp_path: Path) -> None:
+def test_a_compressed_shard_is_reported(name: str, tmp_path: Path) -> None:
     whole = tarred(tmp_path / "whole.tar", {"a.png": make_image(1)}).read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(whole))
     with pytest.raises(SmaltiError, match=rf"{name} is compressed with gzip, .*; unpack it to a \.tar file"):
@@ -393,8 +393,8 @@ def test_links_to_folders_in_a_shard_are_folders(tmp_path: Path, caplog: pytest.
         ("x/dogs/0.png", "dogs"), ("x/cats/1.png", "cats"), ("x/newest/1.png", "newest"), ("x/dogs/2.png", "dogs"),
     ]  # fmt: skip
     assert [red(source, place) for place in range(4)] == [0, 1, 1, 1]
-    (told,) = [record.getMessage() for record in caplog.records]
-    assert told.endswith("x.tar: dogs/self is a link that leads in a circle")
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.endswith("x.tar: dogs/self is a link that leads in a circle")
 
 
 def test_what_a_shard_cannot_give_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

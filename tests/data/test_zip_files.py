@@ -11,7 +11,7 @@ import pytest
 
 from smalti.core.errors import SmaltiError
 from smalti.data.file_types import Labels
-from smalti.data.paired import beside
+from smalti.data.paired import paired_entries
 from smalti.data.sources import open_source
 from smalti.images.io import DamagedImage
 from tests.data.test_sources import fill, keys_and_labels, make_image, zipped
@@ -45,10 +45,10 @@ def test_backslashes_part_folders(tmp_path: Path) -> None:
 def test_label_maps_with_backslashes_go_with_images(tmp_path: Path) -> None:
     images = open_source(fill(tmp_path / "p", {"cats/1.png": make_image(1), "dogs/2.png": make_image(2)}))
     maps = open_source(zipped(tmp_path / "m.zip", {"dogs\\2.png": b"", "cats\\1.png": b""}), file_type=Labels())
-    assert [each.key for each in beside(images.images, maps)] == ["cats/1.png", "dogs/2.png"]
+    assert [each.key for each in paired_entries(images.images, maps)] == ["cats/1.png", "dogs/2.png"]
 
 
-def test_a_name_that_is_there_twice_is_told(tmp_path: Path) -> None:
+def test_a_name_that_is_there_twice_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"a\.zip holds cats/1\.png twice, as .* remove one"):
         open_source(zipped(tmp_path / "a.zip", {"cats\\1.png": make_image(1), "cats/1.png": make_image(2)}))
 

@@ -19,7 +19,7 @@ from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop
 from smalti.data.file_types import COLOR, FILE_TYPES
 from smalti.data.loader import Crops
-from smalti.data.paired import AlignedCrops, Paired, beside
+from smalti.data.paired import AlignedCrops, PairedExamples, paired_entries
 from smalti.data.sources import open_source, split
 from smalti.images.io import edges, read_image, to_tensor
 from smalti.model_loading import load_tokenizer
@@ -49,18 +49,18 @@ def write_pairs(folder: Path, *, count: int = 10) -> Path:
     return folder
 
 
-def paired(folder: Path, *, crop: RandomCrop | None = None) -> Paired:
+def paired_examples(folder: Path, *, crop: RandomCrop | None = None) -> PairedExamples:
     images, maps = open_source(folder / "images"), open_source(folder / "maps", file_type=FILE_TYPES["labels"](None))
     cut = crop or RandomCrop(zoom=(1.0, 1.5))
     crops = Crops(images, images.images, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
-    found = beside(images.images, maps)
+    found = paired_entries(images.images, maps)
     files = Crops(maps, found, size=(SIDE, SIDE), channels=3, crop=cut, seed=3)
-    return Paired(crops, [AlignedCrops(crops, files)])
+    return PairedExamples(crops, [AlignedCrops(crops, files)])
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`images` and `maps`, a tokenizer for each, `codes` of both, `told`, a prior on those, and the recipe `small.yaml`."""
+    """`images` and `maps`, a tokenizer for each, `codes` of both, `options`, a prior on those, and the recipe `small.yaml`."""
     folder = write_pairs(tmp_path_factory.mktemp("telling"))
     recipe = str(write_recipe(folder / "small.yaml"))
     overrides = ("run.images=8",)
@@ -81,13 +81,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def encode(folder: Path, out: str, *more: str, data: str = "maps"):  # type: ignore[no-untyped-def]
     words = ["encode", folder / "tokenizer", folder / "images", "--out", folder / out, "--copies", 2, "--size", SIDE]
-    told = ["--condition", "segmentation", "--condition-tokenizer", folder / "maps-tokenizer"]
-    beside = ["--condition-data", folder / data] if data else []
-    return CliRunner().invoke(app, [str(word) for word in (*words, "--validation", 0.2, *told, *beside, *more)])
+    options = ["--condition", "segmentation", "--condition-tokenizer", folder / "maps-tokenizer"]
+    data_options = ["--condition-data", folder / data] if data else []
+    return CliRunner().invoke(
+        app, [str(word) for word in (*words, "--validation", 0.2, *options, *data_options, *more)]
+    )
 
 
 def test_both_show_the_same_part(tmp_path: Path) -> None:
-    pairs = paired(write_pairs(tmp_path), crop=RandomCrop(zoom=(1.0, 1.0), flip=True))
+    pairs = paired_examples(write_pairs(tmp_path), crop=RandomCrop(zoom=(1.0, 1.0), flip=True))
     seen = set()
     for index in range(len(pairs)):
         for draw in range(4):
@@ -101,19 +103,19 @@ def test_both_show_the_same_part(tmp_path: Path) -> None:
 def test_maps_go_with_images_by_name(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
     images, maps = open_source(folder / "images"), open_source(folder / "maps", file_type=FILE_TYPES["labels"](None))
-    found = beside(images.images[::-1], maps)
+    found = paired_entries(images.images[::-1], maps)
     assert [image.key for image in found] == [image.key for image in images.images[::-1]]
     (folder / "maps" / "a" / "02.png").unlink()
     (folder / "maps" / "a" / "04.png").unlink()
     with pytest.raises(SmaltiError, match=r"no a/02\.\* in .*maps for the image a/02.png, and 1 more"):
-        beside(images.images, open_source(folder / "maps", file_type=FILE_TYPES["labels"](None)))
+        paired_entries(images.images, open_source(folder / "maps", file_type=FILE_TYPES["labels"](None)))
 
 
 def test_two_maps_of_one_image_are_refused(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
     Image.new("L", (SIDE, SIDE)).save(folder / "maps" / "a" / "00.tif")
     with pytest.raises(SmaltiError, match=r"a/00\.png and a/00\.tif .* belong to one image"):
-        beside(
+        paired_entries(
             open_source(folder / "images").images, open_source(folder / "maps", file_type=FILE_TYPES["labels"](None))
         )
 
@@ -121,13 +123,13 @@ def test_two_maps_of_one_image_are_refused(tmp_path: Path) -> None:
 def test_a_map_of_another_size_is_named(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path)
     Image.new("L", (30, 20)).save(folder / "maps" / "b" / "01.png")
-    pairs = paired(folder)
+    pairs = paired_examples(folder)
     place = [image.key for image in pairs.images.images].index("b/01.png")
     with pytest.raises(SmaltiError, match=r"b/01\.png is 20x30 pixels .* its image b/01\.png is 24x28"):
         pairs.example(place, 0)
 
 
-def test_codes_of_the_condition_stand_beside_those_of_the_images(home: Path) -> None:
+def test_codes_of_the_condition_stand_nearby_those_of_the_images(home: Path) -> None:
     shards = open_codes(home / "codes")
     assert shards.meta.prefix is not None
     grid = shards.meta.grid
@@ -135,21 +137,21 @@ def test_codes_of_the_condition_stand_beside_those_of_the_images(home: Path) -> 
     condition = condition_of(shards, "auto")
     assert isinstance(condition, SpatialCondition)
     assert condition.key == "segmentation"
-    expected = paired(home)
+    expected = paired_examples(home)
     names = {image.key: index for index, image in enumerate(expected.images.images)}
     # The held-out images are cut in the middle, and so can be made again here.
     from smalti.data.crops import CenterCrop
     from smalti.data.sources import split
 
     held_out = split(open_source(home / "images").images, validation=0.2)[1]
-    middle = paired(home, crop=CenterCrop())  # type: ignore[arg-type]
+    middle = paired_examples(home, crop=CenterCrop())  # type: ignore[arg-type]
     assert len(held_out) == len(shards.validation) > 0
     for place, image in enumerate(held_out):
         labels = middle.example(names[image.key], 0)[2]
         assert torch.equal(shards.validation[place, 0].prefix, condition.encode([labels])[0])
 
 
-def test_a_prior_is_told(home: Path, tmp_path: Path) -> None:
+def test_a_prior_is_reported(home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "whole"
     folder.mkdir()
     for part, run in (("tokenizer", "tokenizer"), ("prior", "told")):
@@ -181,7 +183,7 @@ def test_the_condition_reaches_the_prior(home: Path, tmp_path: Path, monkeypatch
     assert {tuple(row) for row in seen[0].tolist()} <= kept
 
 
-def test_what_has_no_label_is_known_again_when_images_are_laid(home: Path, tmp_path: Path) -> None:
+def test_what_has_no_label_is_known_again_when_images_are_generated(home: Path, tmp_path: Path) -> None:
     """A tokenizer of maps with 255 for none made codes of them, and the prior on those codes refused the same maps."""
     for path in (home / "maps").rglob("*.png"):
         drawn = np.array(Image.open(path))
@@ -195,8 +197,8 @@ def test_what_has_no_label_is_known_again_when_images_are_laid(home: Path, tmp_p
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
     train_tokenizer(tmp_path / "maps", tmp_path / "tokenizer", settings=settings, console=QUIET)
     words = ["encode", home / "tokenizer", home / "images", "--out", tmp_path / "codes", "--copies", 1, "--size", SIDE]
-    told = ["--condition", "segmentation", "--condition-tokenizer", tmp_path / "tokenizer"]
-    ran = CliRunner().invoke(app, [str(word) for word in (*words, *told, "--condition-data", tmp_path / "maps")])
+    options = ["--condition", "segmentation", "--condition-tokenizer", tmp_path / "tokenizer"]
+    ran = CliRunner().invoke(app, [str(word) for word in (*words, *options, "--condition-data", tmp_path / "maps")])
     assert ran.exit_code == 0, ran.output
     condition = condition_of(open_codes(tmp_path / "codes"), "segmentation")
     labels = torch.randint(3, (SIDE, SIDE), generator=torch.Generator().manual_seed(0))
@@ -213,11 +215,11 @@ def test_labels_have_the_names_that_they_are_given(home: Path) -> None:
     condition = condition_of(open_codes(home / "named"), "segmentation")
     assert isinstance(condition, SpatialCondition)
     assert condition.settings.names == ("sky", "lake", "hill")
-    for said, answer in (
+    for printed, answer in (
         ("names=[sky, lake]", "2 names were given .* 3 labels"),
         ("name=sky", "no settings but names"),
     ):
-        refused = encode(home, "other", "--condition-set", f"segmentation.{said}")
+        refused = encode(home, "other", "--condition-set", f"segmentation.{printed}")
         assert refused.exit_code == 1
         assert re.search(answer, str(refused.exception))
 
@@ -258,8 +260,8 @@ def test_edges_are_made_of_the_images_themselves(home: Path) -> None:
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
     train_tokenizer(home / "images", home / "edges-tokenizer", settings=settings, console=QUIET)
     words = ["encode", home / "tokenizer", home / "images", "--out", home / "with-edges", "--copies", 1, "--size", SIDE]
-    told = ["--validation", 0.2, "--condition", "edges", "--condition-tokenizer", home / "edges-tokenizer"]
-    ran = CliRunner().invoke(app, [str(word) for word in (*words, *told)])
+    options = ["--validation", 0.2, "--condition", "edges", "--condition-tokenizer", home / "edges-tokenizer"]
+    ran = CliRunner().invoke(app, [str(word) for word in (*words, *options)])
     assert ran.exit_code == 0, ran.output
     shards = open_codes(home / "with-edges")
     condition = condition_of(shards, "edges")
@@ -288,8 +290,8 @@ def test_smaller_copies_are_made_of_the_images_themselves(home: Path) -> None:
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(home / "small.yaml"), overrides=overrides)
     train_tokenizer(home / "images", home / "small-tokenizer", settings=settings, console=QUIET)
     words = ["encode", home / "tokenizer", home / "images", "--out", home / "with-small", "--copies", 1, "--size", SIDE]
-    told = ["--condition", "lowres", "--condition-tokenizer", home / "small-tokenizer"]
-    ran = CliRunner().invoke(app, [str(word) for word in (*words, *told)])
+    options = ["--condition", "lowres", "--condition-tokenizer", home / "small-tokenizer"]
+    ran = CliRunner().invoke(app, [str(word) for word in (*words, *options)])
     assert ran.exit_code == 0, ran.output
     condition = condition_of(open_codes(home / "with-small"), "auto")
     assert isinstance(condition, SpatialCondition)
@@ -338,7 +340,7 @@ def test_a_condition_that_was_not_encoded(home: Path) -> None:
     assert "--condition segmentation --condition-tokenizer" in str(ran.exception)
 
 
-def test_a_damaged_condition_code_is_told(home: Path, tmp_path: Path) -> None:
+def test_a_damaged_condition_code_is_reported(home: Path, tmp_path: Path) -> None:
     import shutil
 
     folder = tmp_path / "codes"

@@ -142,7 +142,7 @@ def test_equal_sets_have_no_distance() -> None:
         assert 0 <= frechet(same, same).value < 1e-12
 
 
-def test_singular_covariances_are_handled_and_told() -> None:
+def test_singular_covariances_are_handled_and_reported() -> None:
     """Four images of six features; features that never vary; and one image's features twice."""
     few, many = gaussian(draws(4)), gaussian(draws(60, seed=1))
     found = frechet(few, many)
@@ -250,7 +250,7 @@ def test_extremes_of_the_score() -> None:
         assert score.score().mean == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_score_tells_when_it_is_not_what_it_seems() -> None:
+def test_the_score_reports_when_it_is_not_what_it_seems() -> None:
     score = InceptionScore(CLASSES, images=10, splits=2)
     score.update(logits(9), torch.arange(9))
     first, second = score.score().notes
@@ -318,7 +318,7 @@ def test_what_is_kept_is_bounded() -> None:
     assert len(kept.features()) == 8
 
 
-def test_a_image_counted_twice_is_noticed() -> None:
+def test_an_image_counted_twice_is_noticed() -> None:
     kept = FeatureReservoir(D, limit=8)
     kept.update(draws(3), torch.tensor([0, 1, 1]))
     with pytest.raises(AssertionError, match="counted twice"):

@@ -93,14 +93,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_tokenizer_on_what_its_training_held_out(evaluate: Runner, models: Path, tmp_path: Path) -> None:
     out = tmp_path / "result"
-    said = evaluate.works(
+    message = evaluate.works(
         "tokenizer", models / "runs" / "tokenizer", models / "images", "--out", out, "--set", "lpips=[]"
     )
-    assert "was trained on" in said
-    assert "evaluating the 20% held out there" in said
-    assert re.search(r"psnr +\d", said)
-    assert "reconstruction_frechet_squeezenet" in said
-    assert "features: the mean colors of four quarters" in said
+    assert "was trained on" in message
+    assert "evaluating the 20% held out there" in message
+    assert re.search(r"psnr +\d", message)
+    assert "reconstruction_frechet_squeezenet" in message
+    assert "features: the mean colors of four quarters" in message
     result = read_result(out)
     assert result["protocol"]["images"] == {"count": None, "held_out": 0.2, "size": [16, 16], "filter": "lanczos"}
     assert result["model"]["name"] == "runs/tokenizer"
@@ -116,24 +116,24 @@ def test_what_was_held_out_is_found_where_the_images_were_moved(evaluate: Runner
     """All images were measured where the path was another one, those of the training too."""
     moved = shutil.copytree(models / "images", tmp_path / "photos")
     run = (models / "runs" / "tokenizer", moved, "--set", "lpips=[]", "--set", "features=null")
-    said = evaluate.works("tokenizer", *run)
-    assert "evaluating the 20% held out there" in said
+    message = evaluate.works("tokenizer", *run)
+    assert "evaluating the 20% held out there" in message
     next(iter(sorted(moved.rglob("*.png")))).unlink()
-    said = evaluate.works("tokenizer", *run)
-    assert "held out there" not in said, "these are other images"
-    assert "measured on 19 images" in said
+    message = evaluate.works("tokenizer", *run)
+    assert "held out there" not in message, "these are other images"
+    assert "measured on 19 images" in message
 
 
-def test_images_of_the_training_are_told(evaluate: Runner, models: Path) -> None:
+def test_images_of_the_training_are_reported(evaluate: Runner, models: Path) -> None:
     where = (models / "runs" / "tokenizer", models / "images", "--set", "lpips=[]", "--set", "features=null")
-    said = evaluate.works("tokenizer", *where, "--held-out", "0")
-    assert "these scores are not of held-out images" in said
-    assert "measured on 20 images" in said
-    said = evaluate.works("tokenizer", *where, "--held-out", "0", "--set", "images.size=null")
-    assert "measured on 20 images" in said, "20x20 pixels are whole tiles"
-    said = evaluate.works("tokenizer", models / "pipeline", models / "images", "--size", "8x12", "--set", "lpips=[]")
-    assert "held-out" not in said, "of this model it is not known what it was trained on"
-    assert "ssim is left out: it needs 11 pixels each way" in said
+    message = evaluate.works("tokenizer", *where, "--held-out", "0")
+    assert "these scores are not of held-out images" in message
+    assert "measured on 20 images" in message
+    message = evaluate.works("tokenizer", *where, "--held-out", "0", "--set", "images.size=null")
+    assert "measured on 20 images" in message, "20x20 pixels are whole tiles"
+    message = evaluate.works("tokenizer", models / "pipeline", models / "images", "--size", "8x12", "--set", "lpips=[]")
+    assert "held-out" not in message, "of this model it is not known what it was trained on"
+    assert "ssim is left out: it needs 11 pixels each way" in message
 
 
 def test_results_are_compared(evaluate: Runner, models: Path, tmp_path: Path) -> None:
@@ -151,13 +151,13 @@ def test_results_are_compared(evaluate: Runner, models: Path, tmp_path: Path) ->
 
 
 def test_a_prior_on_codes_and_on_images(evaluate: Runner, models: Path, tmp_path: Path) -> None:
-    said = evaluate.works("prior", models / "pipeline", models / "codes", "--out", tmp_path / "codes")
-    assert re.search(r"nats_per_code +\d", said)
-    said = evaluate.works(
+    message = evaluate.works("prior", models / "pipeline", models / "codes", "--out", tmp_path / "codes")
+    assert re.search(r"nats_per_code +\d", message)
+    message = evaluate.works(
         "prior", models / "pipeline", models / "images", "--protocol", "prior-samples-squeezenet", "--set", "samples=6",
         "--held-out", "0.3", "--out", tmp_path / "images",
     )  # fmt: skip
-    assert "frechet_squeezenet" in said
+    assert "frechet_squeezenet" in message
     result = read_result(tmp_path / "images")
     plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "guidance": 1.0}
     assert result["protocol"]["sampler"] == {**plain, "guidance_schedule": "constant"}
@@ -177,8 +177,8 @@ def test_folders_and_kept_statistics(evaluate: Runner, tmp_path: Path) -> None:
     compared = evaluate.works("compare", tmp_path / "first", tmp_path / "second" / "result.json")
     assert "frechet_squeezenet" in compared
     assert not re.search(r"\([+-][1-9]", compared)
-    said = evaluate.works("folders", a, b)
-    assert re.search(r"^fid +\d", said, re.MULTILINE), "with Inception's names it is FID"
+    message = evaluate.works("folders", a, b)
+    assert re.search(r"^fid +\d", message, re.MULTILINE), "with Inception's names it is FID"
     evaluate.fails(
         "folders", a, tmp_path / "b.npz", *options, "--statistics", tmp_path / "c.npz",
         sentence="holds statistics already; omit --statistics",
@@ -186,9 +186,9 @@ def test_folders_and_kept_statistics(evaluate: Runner, tmp_path: Path) -> None:
 
 
 def test_protocols_are_listed(evaluate: Runner) -> None:
-    said = evaluate.works("protocols")
+    message = evaluate.works("protocols")
     for name in (*TOKENIZER_PROTOCOLS, *PRIOR_PROTOCOLS, *SET_PROTOCOLS):
-        assert f"--protocol {name}:" in said
+        assert f"--protocol {name}:" in message
 
 
 def test_mistakes_are_sentences(evaluate: Runner, models: Path, tmp_path: Path) -> None:
@@ -213,22 +213,22 @@ def test_a_damaged_run_is_measured_as_a_whole(evaluate: Runner, models: Path, tm
     """The run's settings only help to find what was held out: without them the command goes on."""
     shutil.copytree(models / "runs" / "tokenizer", tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text("{")
-    said = evaluate.works("tokenizer", tmp_path / "run", models / "images", "--set", "lpips=[]")
-    assert "measured on 20 images" in said
+    message = evaluate.works("tokenizer", tmp_path / "run", models / "images", "--set", "lpips=[]")
+    assert "measured on 20 images" in message
 
 
 def test_missing_weights(evaluate: Runner, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     forbid_downloads(monkeypatch, tmp_path / "weights")
-    said = evaluate.works("tokenizer", models / "runs" / "tokenizer", models / "images")
-    assert "lpips_squeezenet is left out: squeezenet1_1" in " ".join(said.split())
+    message = evaluate.works("tokenizer", models / "runs" / "tokenizer", models / "images")
+    assert "lpips_squeezenet is left out: squeezenet1_1" in " ".join(message.split())
     folders = ("folders", models / "images", models / "images")
     out = tmp_path / "out"
-    said = evaluate.works(*folders, "--out", out)
-    assert said.startswith(
+    message = evaluate.works(*folders, "--out", out)
+    assert message.startswith(
         "measured in EfficientNet-Lite0's features, because the weights of inception are not on this machine"
     )
-    assert "frechet_efficientnet" in said
+    assert "frechet_efficientnet" in message
     result = read_json(out / "result.json")
     assert result["protocol"]["features"]["network"] == "efficientnet"
     assert any(note.startswith("measured in EfficientNet-Lite0's features") for note in result["notes"])

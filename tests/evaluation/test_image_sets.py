@@ -72,12 +72,12 @@ def features_of(folder: Path) -> torch.Tensor:
 
 
 def test_scores_do_not_depend_on_the_batch(folders: tuple[Path, Path]) -> None:
-    told: list[tuple[int, int]] = []
-    one = measured(*folders, batch=7, progress=lambda done, total: told.append((done, total)))
+    reported: list[tuple[int, int]] = []
+    one = measured(*folders, batch=7, progress=lambda done, total: reported.append((done, total)))
     other = measured(*folders, batch=64)
     assert len(one.scores) == 8
     assert one.scores == pytest.approx(other.scores, rel=1e-6)
-    assert (told[0], told[-1]) == ((7, 100), (100, 100))
+    assert (reported[0], reported[-1]) == ((7, 100), (100, 100))
     close = manifold(features_of(folders[0]), features_of(folders[1]))
     assert one.scores["precision_squeezenet"] == close.precision
     assert one.scores["coverage_squeezenet"] == close.coverage
@@ -92,7 +92,7 @@ def test_a_set_is_no_distance_from_itself(folders: tuple[Path, Path]) -> None:
     assert measured(*folders).scores["frechet_squeezenet"] > 1e-4
 
 
-def test_few_images_are_told(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_few_images_are_reported(folders: tuple[Path, Path], tmp_path: Path) -> None:
     write_noise(tmp_path, count=5)
     found = measured(tmp_path, folders[1], "features.splits=6")
     assert set(found.scores) == {"frechet_squeezenet", "spatial_frechet_squeezenet"}
@@ -110,20 +110,20 @@ def test_few_images_are_told(folders: tuple[Path, Path], tmp_path: Path) -> None
         measured(tmp_path, folders[1])
 
 
-def test_a_corrupt_image_is_left_out_and_said(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_corrupt_image_is_left_out_and_printed(folders: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(folders[0], tmp_path / "damaged")
     (tmp_path / "damaged" / "007.png").write_bytes((folders[0] / "007.png").read_bytes()[:60])
     shutil.copytree(folders[0], tmp_path / "without")
     (tmp_path / "without" / "007.png").unlink()
-    asked = "features.scores=[frechet,spatial_frechet,precision,density]"  # parts and subsets go by places
-    found, without = (measured(tmp_path / name, folders[1], asked) for name in ("damaged", "without"))
+    requested = "features.scores=[frechet,spatial_frechet,precision,density]"  # parts and subsets go by places
+    found, without = (measured(tmp_path / name, folders[1], requested) for name in ("damaged", "without"))
     assert found.scores == pytest.approx(without.scores, rel=1e-9)
     assert found.samples["images"] == 39
     assert list(found.samples["left_out"]) == ["007.png"]
     assert any(note.startswith("samples: 1 of 40 images was skipped as damaged: 007.png") for note in found.notes)
 
 
-def test_unequal_sizes_are_told_and_can_be_made_equal(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_unequal_sizes_are_reported_and_can_be_made_equal(folders: tuple[Path, Path], tmp_path: Path) -> None:
     write_noise(tmp_path, count=30, size=(24, 24))
     sizes = any(
         "the samples are 24x24 and the reference 16x16" in note for note in measured(tmp_path, folders[1]).notes
@@ -139,8 +139,8 @@ def test_unequal_sizes_are_told_and_can_be_made_equal(folders: tuple[Path, Path]
 
 def test_how_samples_were_made_is_read_from_them(folders: tuple[Path, Path], tmp_path: Path) -> None:
     for number in range(8):
-        said = {"command": "sample", "top_k": 5, "seed": number, "label": str(number % 2)}
-        save_png(tmp_path / f"{number}.png", np.full((16, 16, 3), 20 * number, np.uint8), settings=said)
+        message = {"command": "sample", "top_k": 5, "seed": number, "label": str(number % 2)}
+        save_png(tmp_path / f"{number}.png", np.full((16, 16, 3), 20 * number, np.uint8), settings=message)
     assert measured(tmp_path, folders[1]).samples["made_by"] == {"command": "sample", "top_k": 5}
     save_png(tmp_path / "9.png", np.zeros((16, 16, 3), np.uint8), settings={"top_k": 7})
     found = measured(tmp_path, folders[1])
@@ -172,10 +172,10 @@ def gathered(folder: Path) -> Statistics:
 def test_statistics_are_kept_and_read_again(folders: tuple[Path, Path], tmp_path: Path) -> None:
     cache = tmp_path / "kept.npz"
     fresh = measured(*folders, statistics=cache)
-    told: list[int] = []
-    again = measured(*folders, statistics=cache, progress=lambda done, total: told.append(total))
+    reported: list[int] = []
+    again = measured(*folders, statistics=cache, progress=lambda done, total: reported.append(total))
     as_reference = measured(folders[0], read_statistics(cache))
-    assert set(told) == {40}, "the reference's images were not looked at"
+    assert set(reported) == {40}, "the reference's images were not looked at"
     assert fresh.scores == again.scores == as_reference.scores
     assert fresh.notes == again.notes == as_reference.notes
     for found in (again, as_reference):

@@ -205,7 +205,7 @@ def test_squeezenet_antialiases() -> None:
     torch.testing.assert_close(found[middle], expected[middle], rtol=0.05, atol=0.05)
 
 
-def test_all_forms_of_a_image_are_seen_alike(small: SqueezeNetFeatures) -> None:
+def test_all_forms_of_an_image_are_seen_alike(small: SqueezeNetFeatures) -> None:
     levels = noise(1, 1, 33, 20)
     expected = small(levels).features
     floats = levels.float() / 127.5 - 1

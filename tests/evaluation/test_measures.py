@@ -95,14 +95,14 @@ def images_of(folder: Path, size: int) -> Tensor:
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_a_tokenizer_is_measured_as_its_definition_says(data_folder: Path, batch: int) -> None:
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     found = measure_tokenizer(
         tokenizer(),
         open_source(data_folder),
         protocol=tokens("images.size=[16,16]"),
         device=CPU,
         batch=batch,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reported.append((done, total)),
     )
     images = images_of(data_folder, 16)
     with torch.no_grad():
@@ -118,11 +118,11 @@ def test_a_tokenizer_is_measured_as_its_definition_says(data_folder: Path, batch
     assert found.scores["perplexity"] == pytest.approx(math.exp(-float((shares * shares.log()).sum())), rel=1e-5)
     assert "ms_ssim" not in found.scores
     assert any(note.startswith("ms_ssim is left out: it needs 161 pixels") for note in found.notes)
-    assert told[-1] == (20, 20)
+    assert reported[-1] == (20, 20)
     assert found.names == tuple(each.key for each in open_source(data_folder).images)
 
 
-def test_the_worst_the_median_and_the_best_are_shown(data_folder: Path) -> None:
+def test_the_worst_the_median_and_the_best_are_displayed(data_folder: Path) -> None:
     protocol = tokens("images.size=[16,16]", "examples=3")
     found = measure_tokenizer(tokenizer(), open_source(data_folder), protocol=protocol, device=CPU)
     order = [found.names[place] for place in found.values["psnr"].argsort(stable=True).tolist()]
@@ -188,7 +188,7 @@ def test_only_the_held_out_images(data_folder: Path) -> None:
     assert found.data["images"] == len(found.names) < 20
 
 
-def test_images_keep_their_sizes_where_none_is_asked_for(tmp_path: Path) -> None:
+def test_images_keep_their_sizes_where_none_is_requested(tmp_path: Path) -> None:
     write_noise(tmp_path, count=3, size=(19, 24))
     write_noise(tmp_path / "others", count=2, size=(12, 12))
     Image.fromarray(np.zeros((3, 40, 3), np.uint8)).save(tmp_path / "thin.png")
@@ -256,7 +256,7 @@ def test_likelihood_is_that_of_the_prior(data_folder: Path, batch: int) -> None:
     assert found.examples[0].name == found.names[int(found.values["nats_per_code"].argmax())]
 
 
-def test_a_prior_that_is_told_nothing(data_folder: Path) -> None:
+def test_a_prior_that_is_unconditional(data_folder: Path) -> None:
     pipe = pipeline(Unconditional())
     found = measure_prior(pipe, open_source(data_folder), protocol=priors("images.count=4"), device=CPU)
     with torch.no_grad():
@@ -296,7 +296,7 @@ def test_codes_give_what_their_images_give(data_folder: Path, codes: Path) -> No
 def test_samples_are_compared_with_the_data(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_means(monkeypatch)
     pipe = pipeline(Labels(LABELS))
-    asked = [
+    requested = [
         "samples=10",
         "seed=3",
         "sampler.top_k=4",
@@ -304,7 +304,7 @@ def test_samples_are_compared_with_the_data(data_folder: Path, monkeypatch: pyte
         "features.network=squeezenet",
     ]
     found = [
-        measure_prior(pipe, open_source(data_folder), protocol=priors(*asked), device=CPU, batch=batch)
+        measure_prior(pipe, open_source(data_folder), protocol=priors(*requested), device=CPU, batch=batch)
         for batch in (4, 10)
     ]
     assert found[0].scores["frechet_squeezenet"] == pytest.approx(found[1].scores["frechet_squeezenet"], rel=1e-4)

@@ -54,7 +54,7 @@ def test_the_named_ones_are_what_their_names_say() -> None:
     assert next(iter(SET_PROTOCOLS.values())).features.network == "inception", "the default is FID itself"
 
 
-def test_changes_are_laid_over() -> None:
+def test_changes_are_merged_over() -> None:
     changed = select_protocol(
         TOKENIZER_PROTOCOLS,
         "tokenizer",
@@ -62,9 +62,9 @@ def test_changes_are_laid_over() -> None:
     )
     assert (changed.images.size, changed.lpips, changed.rounding, changed.features) == ((32, 48), (), "down", None)
     assert TOKENIZER_PROTOCOLS["tokenizer"].rounding == "nearest"
-    laid = select_protocol(PRIOR_PROTOCOLS, "prior", overrides=["features.network=squeezenet", "sampler.top_k=5"])
-    assert laid.features == FeatureProtocol(network="squeezenet")
-    assert laid.sampler.top_k == 5
+    generated = select_protocol(PRIOR_PROTOCOLS, "prior", overrides=["features.network=squeezenet", "sampler.top_k=5"])
+    assert generated.features == FeatureProtocol(network="squeezenet")
+    assert generated.sampler.top_k == 5
 
 
 @pytest.mark.parametrize(

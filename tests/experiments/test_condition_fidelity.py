@@ -45,7 +45,7 @@ def compared() -> ComparedImages:
     return ComparedImages(conditioned, conditioned.roll(1, 0), half, known, [], Seeing())  # type: ignore[arg-type]
 
 
-def test_labels_that_are_shown(compared: ComparedImages) -> None:
+def test_labels_that_are_displayed(compared: ComparedImages) -> None:
     found = condition_fidelity.labels(compared)
     assert found.conditioned == 1.0
     assert 0.3 < found.real < 0.6
@@ -53,7 +53,7 @@ def test_labels_that_are_shown(compared: ComparedImages) -> None:
     assert found.score == pytest.approx(1 / found.real)
 
 
-def test_depths_that_are_shown(compared: ComparedImages) -> None:
+def test_depths_that_are_displayed(compared: ComparedImages) -> None:
     found = condition_fidelity.depths(compared)
     assert found.conditioned == found.score == pytest.approx(1)
     assert found.real == pytest.approx(0.5, abs=0.1)
@@ -62,13 +62,13 @@ def test_depths_that_are_shown(compared: ComparedImages) -> None:
     assert condition_fidelity.depths(upside_down).conditioned == pytest.approx(-1)
 
 
-def test_classes_that_are_shown(compared: ComparedImages) -> None:
+def test_classes_that_are_displayed(compared: ComparedImages) -> None:
     found = condition_fidelity.classes(compared)
     assert found.conditioned == found.score == 1
     assert found.unconditional < 1
 
 
-def test_edges_that_are_shown(compared: ComparedImages) -> None:
+def test_edges_that_are_displayed(compared: ComparedImages) -> None:
     found = condition_fidelity.edge_maps(compared)
     assert found.conditioned == 1
     assert found.score == pytest.approx(1 / found.unconditional)
@@ -95,17 +95,17 @@ def test_boxes_that_show_their_class() -> None:
     labels[0, 8:12, 4:8] = house
     depths = torch.zeros(1, 1, SIDE, SIDE)
     shown, empty = painted(labels, depths), painted(torch.zeros_like(labels), depths)
-    things = [
+    listed = [
         [
             ObjectAnnotation("house", (0.25, 0.5, 0.25, 0.25), keypoints=((0.3, 0.5),)),
             ObjectAnnotation("tree", (0.0, 0.0, 0.2, 0.2)),
         ]
     ]
     known = KnownScenes(shown, torch.zeros(1, dtype=torch.long), labels, depths)
-    compared = ComparedImages(shown, empty, shown, known, things, Seeing())  # type: ignore[arg-type]
-    all_of_them = condition_fidelity.boxes(compared, names=LABELS, only=lambda thing: True)
+    compared = ComparedImages(shown, empty, shown, known, listed, Seeing())  # type: ignore[arg-type]
+    all_of_them = condition_fidelity.boxes(compared, names=LABELS, only=lambda annotation: True)
     assert (all_of_them.conditioned, all_of_them.unconditional) == (0.5, 0.0)  # the house, not the tree
-    houses = condition_fidelity.boxes(compared, names=LABELS, only=lambda thing: bool(thing.keypoints))
+    houses = condition_fidelity.boxes(compared, names=LABELS, only=lambda annotation: bool(annotation.keypoints))
     assert houses.conditioned == 1.0
     assert houses.score >= 2
 
@@ -145,7 +145,7 @@ def test_edges_may_be_a_pixel_off() -> None:
     assert f_score(torch.zeros_like(wanted), wanted) == 0
 
 
-def test_the_judge_learns_what_is_seen() -> None:
+def test_the_discriminator_learns_what_is_seen() -> None:
     chance = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (24, 2, 2), generator=chance).repeat_interleave(8, 1).repeat_interleave(8, 2)
     depths = (labels / 2 - 0.5).unsqueeze(1).float()

@@ -162,7 +162,7 @@ def read(page: Path) -> tuple[str, list[str]]:
     return " ".join(" ".join(reader.words).split()), reader.alts
 
 
-def test_the_page_tells_what_was_found_and_what_is_missing(home: Path) -> None:
+def test_the_page_reports_what_was_found_and_what_is_missing(home: Path) -> None:
     text, alts = read(home / "out" / "report.html")
     for one in TOKENIZERS:
         scores = result(home / "out")["steps"][f"measure-{one['name']}"]["outcome"]["result"]["scores"]
@@ -209,7 +209,7 @@ def test_given_tokenizers_are_measured_on_all_images(
     assert again.out.count(": already done") == 1, "one of them alone is measured already"
 
 
-def test_ours_beside_one_of_another_program(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ours_nearby_one_of_another_program(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small = [
         "model.autoencoder.base_channels=32",
         "model.autoencoder.channel_multipliers=[1, 1]",
@@ -231,7 +231,9 @@ def test_ours_beside_one_of_another_program(home: Path, tmp_path: Path, capfd: p
     assert "theirs: f2, K 24" in read(tmp_path / "out" / "report.html")[0]
 
 
-def test_a_damaged_image_is_left_out_and_told(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_image_is_left_out_and_reported(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(home / "images", tmp_path / "images")
     good = sorted((tmp_path / "images").rglob("*.png"))[0]
     good.write_bytes(good.read_bytes()[:60])
@@ -268,8 +270,8 @@ def test_mistakes_are_sentences(
     arguments: list[str], sentence: str, home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = home / "out" / result(home / "out")["steps"]["tokenizer-f4"]["folder"]
-    said = [{"RUN": str(run), "DATA": str(home / "images")}.get(word, word) for word in arguments]
-    ended = smalti(capfd, "experiment", *said, "--out", tmp_path / "out")
+    message = [{"RUN": str(run), "DATA": str(home / "images")}.get(word, word) for word in arguments]
+    ended = smalti(capfd, "experiment", *message, "--out", tmp_path / "out")
     assert ended.status == 1
     assert "Traceback" not in ended.err
     assert re.search(sentence, ended.err), ended.err

@@ -33,7 +33,7 @@ NAME = "conditions"
 STUDY = EXPERIMENTS[NAME]
 
 
-def asking(home: Path, *more: str) -> ExperimentRequest:
+def request_for(home: Path, *more: str) -> ExperimentRequest:
     chosen = {
         "recipe": str(home / "small.yaml"),
         "tokenizer": ["run.images=8"],
@@ -56,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe, and the experiment done once in `out`, with all conditions."""
     path = tmp_path_factory.mktemp("conditions")
     write_recipe(path / "small.yaml")
-    run_and_read(NAME, path / "out", asking(path))
+    run_and_read(NAME, path / "out", request_for(path))
     return path
 
 
@@ -83,9 +83,9 @@ def test_each_condition_is_measured(home: Path, name: str) -> None:
     assert shards.meta.prefix is not None
     assert shards.meta.prefix.length == condition.length
     shown = sorted(path.name for path in (folder_of(home, f"fidelity-{name}") / "shown").iterdir())
-    kinds: tuple[str, ...] = ("conditioned", "real", "unconditional")
-    kinds = kinds if name == "coordinates" else ("condition", *kinds)
-    assert shown == [f"{number:03d}-{kind}.png" for number in range(2) for kind in kinds]
+    variants: tuple[str, ...] = ("conditioned", "real", "unconditional")
+    variants = variants if name == "coordinates" else ("condition", *variants)
+    assert shown == [f"{number:03d}-{kind}.png" for number in range(2) for kind in variants]
     side = 2 * SIDE if name == "coordinates" else SIDE
     conditioned, unconditional = (
         pixels(folder_of(home, f"fidelity-{name}") / "shown" / f"000-{kind}.png")
@@ -139,7 +139,7 @@ def test_what_is_known_belongs_to_the_images(home: Path) -> None:
     assert known.depths.shape == (len(held_out), 1, SIDE, SIDE)
 
 
-def test_the_page_tells_all(home: Path) -> None:
+def test_the_page_reports_all(home: Path) -> None:
     words, images = page(home / "out")
     outcome = json.loads((home / "out" / "result.json").read_text())["steps"]["fidelity-depth"]["outcome"]
     assert "9 conditions on the embedded scenes" in words
@@ -156,16 +156,16 @@ def test_the_page_tells_all(home: Path) -> None:
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(home: Path, more: tuple[str, ...], message: str) -> None:
-    request = asking(home, *more)
+    request = request_for(home, *more)
     with pytest.raises(SmaltiError, match=message):
         STUDY.plan(STUDY.resolved(request), request)
 
 
 def test_images_of_which_nothing_is_known_are_refused(home: Path) -> None:
-    request = ExperimentRequest(data=home, overrides=asking(home).overrides)
+    request = ExperimentRequest(data=home, overrides=request_for(home).overrides)
     request = ExperimentRequest(
         data=home, overrides=tuple(each for each in request.overrides if not each.startswith("scenes"))
     )
-    asked_for = STUDY.resolved(request)
+    requested_images = STUDY.resolved(request)
     with pytest.raises(SmaltiError, match="needs scenes with known labels; omit --data"):
-        STUDY.plan(asked_for, request)
+        STUDY.plan(requested_images, request)

@@ -114,7 +114,7 @@ def test_codes_are_of_parts_of_whole_images_not_of_small_ones(home: Path) -> Non
 
 
 @pytest.mark.parametrize(("name", "f"), FACTORS.items())
-def test_whole_images_are_laid_and_depend_on_their_seed_alone(home: Path, name: str, f: int) -> None:
+def test_whole_images_are_generated_and_depend_on_their_seed_alone(home: Path, name: str, f: int) -> None:
     found = steps(home)
     outcome, folder = found[f"samples-{name}"]["outcome"], home / "out" / found[f"samples-{name}"]["folder"]
     assert outcome["codes"] == (SIDE // f) ** 2
@@ -126,7 +126,7 @@ def test_whole_images_are_laid_and_depend_on_their_seed_alone(home: Path, name: 
     grid = (SIDE // f, SIDE // f)
     known = unknown_codes(1, grid)
     with torch.no_grad():
-        laid = final_codes(
+        generated = final_codes(
             generate(
                 prior,
                 GenerationRequest(
@@ -134,12 +134,12 @@ def test_whole_images_are_laid_and_depend_on_their_seed_alone(home: Path, name: 
                 ),
             )
         )
-        image = tokenizer(home, name).decode_codes(laid)[0].clamp(-1, 1)
+        image = tokenizer(home, name).decode_codes(generated)[0].clamp(-1, 1)
     there = to_tensor(read_image(files[1], channels=3, name="there"))
     assert (there - image).abs().max() <= 1 / 127
 
 
-def test_what_was_laid_before_a_stop_is_not_laid_again(
+def test_what_was_generated_before_a_stop_is_not_generated_again(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = steps(home)
@@ -169,7 +169,7 @@ def test_what_was_laid_before_a_stop_is_not_laid_again(
     assert not file.exists()
 
 
-def test_the_page_tells_what_was_found(home: Path) -> None:
+def test_the_page_reports_what_was_found(home: Path) -> None:
     text, images = page(home / "out")
     assert "a window of 4 x 4 pixels" in text
     assert "No Frechet distance of the samples is given: 2 images for each f are too few." in text
@@ -198,8 +198,8 @@ def test_the_scales_are_what_they_say(scale: str) -> None:
     settings = STUDY.resolved(ExperimentRequest(scale=scale, data=Path("given")))
     found = {}
     for each in settings.tokenizers:
-        laid = [*settings.tokenizer, *each.changes]
-        training = resolve(TokenizerTraining, stage="tokenizer", recipe=settings.recipe, overrides=laid)
+        generated = [*settings.tokenizer, *each.changes]
+        training = resolve(TokenizerTraining, stage="tokenizer", recipe=settings.recipe, overrides=generated)
         found[each.name] = training.model.autoencoder.factor
     assert found == {f"f{f}": f for f in (2, 4, 8, 16)}
     h, w = settings.window

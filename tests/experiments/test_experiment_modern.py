@@ -109,7 +109,7 @@ def test_the_steps_follow_one_another_and_nothing_else_is_timed_meanwhile(result
     ]
 
 
-def test_the_page_tells_what_was_found(home: Path, result: dict[str, Any]) -> None:
+def test_the_page_reports_what_was_found(home: Path, result: dict[str, Any]) -> None:
     text, images = page(home / "out")
     rows = result["steps"]["compare-wide"]["outcome"]["rows"]
     assert f"modern way at {rows['modern']['psnr']:.4g}" in text
@@ -183,7 +183,7 @@ def test_each_single_change_is_away_from_modern_to_what_the_reference_has(name: 
     assert {key: changed[key] for key in moved} == {key: original[key] for key in moved}
 
 
-def test_all_that_tells_the_two_apart_is_among_the_single_changes() -> None:
+def test_all_that_reports_the_two_apart_is_among_the_single_changes() -> None:
     modern, original = flat(as_mapping(training("small-64"))), flat(as_mapping(training("small-reference")))
     apart = {key for key in modern if modern[key] != original[key] and not key.startswith(("run.", "images."))}
     changed = {change.partition("=")[0] for changes in without().values() for change in changes}
@@ -205,8 +205,8 @@ def test_parameters_are_those_of_the_networks() -> None:
     small = training(
         "small-64", "model.autoencoder.base_channels=16", "objective.adversarial.discriminator.base_channels=8"
     )
-    judge = DISCRIMINATORS["patch"](small.objective.adversarial.discriminator)
-    counts = [sum(each.numel() for each in network.parameters()) for network in (VQGAN(small.model), judge)]
+    discriminator = DISCRIMINATORS["patch"](small.objective.adversarial.discriminator)
+    counts = [sum(each.numel() for each in network.parameters()) for network in (VQGAN(small.model), discriminator)]
     assert list(weights(small)) == counts
     assert weights(training("small-64", "objective.adversarial.weight=0")).discriminator == 0
 

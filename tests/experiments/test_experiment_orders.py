@@ -118,7 +118,7 @@ def test_differences_from_raster_are_image_by_image(home: Path, found: dict[str,
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_samples_are_what_the_program_lays_in_that_order(home: Path, found: dict[str, Any], order: Order) -> None:
+def test_samples_are_what_the_program_generates_in_that_order(home: Path, found: dict[str, Any], order: Order) -> None:
     tokenizer = load_tokenizer(folder(home, found, "tokenizer"))
     prior, condition = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
     pipeline = Pipeline(tokenizer, prior, condition)
@@ -156,7 +156,7 @@ def test_turns_are_averaged_in_parts() -> None:
     assert by_part([4.0, 2.0]) == [(1.0, 4.0), (2.0, 2.0)]
 
 
-def test_a_image_of_an_order_is_darker_where_codes_come_later() -> None:
+def test_an_image_of_an_order_is_darker_where_codes_come_later() -> None:
     image = shown("spiral_out", (2, 2), size=(4, 6))
     assert image.shape == (4, 6)
     first, second, third, fourth = image[2, 0], image[0, 0], image[0, 3], image[3, 5]
@@ -168,7 +168,7 @@ def test_a_difference_in_words() -> None:
     assert (signed(-0.01, 0.0026), signed(0.25, None)) == ("\u22120.010 ± 0.003", "+0.250")
 
 
-def test_orders_are_told_apart_by_two_standard_errors() -> None:
+def test_orders_are_distinguished_by_two_standard_errors() -> None:
     values: dict[Order, tuple[float, float, float]] = {
         "raster": (4.0, 0.0, 0.0),
         "random": (4.3, 0.3, 0.1),
@@ -183,7 +183,7 @@ def test_orders_are_told_apart_by_two_standard_errors() -> None:
     assert ranked(rows) == ["subsample", "alternate", "raster", "z_curve", "random"]
 
 
-def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> None:
+def test_the_page_reports_what_was_found(home: Path, found: dict[str, Any]) -> None:
     text, images = page(home / "out")
     rows = found["compare"]["outcome"]["rows"]
     assert f"row major has {rows[RASTER]['nats']:.3f} nats per code" in text

@@ -132,7 +132,7 @@ def test_the_clock_stands_still_while_held_out_codes_are_looked_at() -> None:
     ]
 
 
-def test_the_page_tells_what_was_found(home: Path) -> None:
+def test_the_page_reports_what_was_found(home: Path) -> None:
     text, images = page(home / "out")
     rows = steps(home)["compare"]["outcome"]["rows"]
     assert f"{rows[SAME_STEPS]['nats']:.3f} nats per code for the transformer, {rows[PIXELSNAIL]['nats']:.3f}" in text

@@ -73,7 +73,7 @@ def test_each_is_trained_timed_and_measured(home: Path, name: str) -> None:
     assert f"{name} has {measured['result']['scores']['codes_in_use']:.0%} in use" in text
 
 
-def test_the_page_tells_what_was_found_and_what_is_missing(home: Path) -> None:
+def test_the_page_reports_what_was_found_and_what_is_missing(home: Path) -> None:
     text, images = page(home / "out")
     assert "By PSNR" in text
     assert "LPIPS was not measured" in text
@@ -87,8 +87,8 @@ def test_every_quantizer_there_is_is_compared_with_as_many_codes(scale: str) -> 
     settings = STUDY.resolved(ExperimentRequest(scale=scale, data=Path("given")))
     found = {}
     for each in settings.quantizers:
-        laid = [*settings.training, *each.changes]
-        training = resolve(TokenizerTraining, stage="tokenizer", recipe=settings.recipe, overrides=laid)
+        generated = [*settings.training, *each.changes]
+        training = resolve(TokenizerTraining, stage="tokenizer", recipe=settings.recipe, overrides=generated)
         found[each.name] = training.model.quantizer
     assert {quantizer.name for quantizer in found.values()} == set(QUANTIZERS)
     sizes = [quantizer.codebook_size for quantizer in found.values()]

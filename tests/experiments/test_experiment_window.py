@@ -48,11 +48,11 @@ SMALLEST, MIDDLE, LARGEST = (2, 2), (4, 4), (4, 8)
 PLACES = {SMALLEST: (8, 8), MIDDLE: (16, 16), LARGEST: (16, 32)}
 """Grids, and their pixels."""
 GROWING = (WINDOW, COORDINATES, NEIGHBORHOOD)
-LAID = [(way, grid) for grid in PLACES for way in GROWING]
-LAID += [(TILES, MIDDLE), (TILES, LARGEST), (WHOLE, LARGEST)]
+GENERATED = [(way, grid) for grid in PLACES for way in GROWING]
+GENERATED += [(TILES, MIDDLE), (TILES, LARGEST), (WHOLE, LARGEST)]
 
 
-def asking(home: Path, *more: str, **changed: Any) -> ExperimentRequest:
+def request_for(home: Path, *more: str, **changed: Any) -> ExperimentRequest:
     chosen = {
         "recipe": str(home / "small.yaml"),
         "tokenizer": ["run.images=8"],
@@ -90,7 +90,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_recipe(path / "small.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(condition_fidelity, "heights", brightness)
-        run_and_read("window", path / "out", asking(path))
+        run_and_read("window", path / "out", request_for(path))
     return path
 
 
@@ -140,8 +140,8 @@ def test_held_out_codes_are_those_of_crops_as_large_as_they_are(
     assert torch.equal(torch.stack([example.codes for example in examples]), codes)
     condition = pipeline_of(home, found, COORDINATES).condition
     assert isinstance(condition, Coordinates)
-    told = condition.encode_windows(places, grid=grid)
-    assert torch.equal(torch.stack([example.prefix for example in examples]), told(Window(0, 0, *grid))), (
+    prefixes = condition.encode_windows(places, grid=grid)
+    assert torch.equal(torch.stack([example.prefix for example in examples]), prefixes(Window(0, 0, *grid))), (
         "where each part lies in its scene"
     )
 
@@ -151,7 +151,7 @@ def by_hand(pipeline: Pipeline, way: str, codes: Tensor, places: list[ImageCrop]
     prior, (B, h, w) = pipeline.prior, codes.shape
     if way in (NEIGHBORHOOD, WHOLE):
         return nll(prior, prior.null_prefix(B), codes).mean((1, 2))
-    told = pipeline.window_prefix(places if way == COORDINATES else [None] * B, grid=(h, w))
+    prefixes = pipeline.window_prefix(places if way == COORDINATES else [None] * B, grid=(h, w))
     each = torch.zeros(B, h, w)
     for row in range(h):
         for column in range(w):
@@ -159,13 +159,13 @@ def by_hand(pipeline: Pipeline, way: str, codes: Tensor, places: list[ImageCrop]
             if way == TILES:
                 over = Window(row // 2 * 2, column // 2 * 2, 2, 2)
             top, left, rows, columns = over
-            part = nll(prior, told(over), codes[:, top : top + rows, left : left + columns])
+            part = nll(prior, prefixes(over), codes[:, top : top + rows, left : left + columns])
             each[:, row, column] = part[:, row - top, column - left]
     return each.mean((1, 2))
 
 
-@pytest.mark.parametrize(("way", "grid"), LAID)
-def test_likelihoods_are_those_of_the_models_as_they_lay(
+@pytest.mark.parametrize(("way", "grid"), GENERATED)
+def test_likelihoods_are_those_of_the_models_as_they_generate(
     home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]
 ) -> None:
     codes, places = held_out(home, found, grid)
@@ -179,8 +179,10 @@ def test_likelihoods_are_those_of_the_models_as_they_lay(
     assert row["error"] == pytest.approx(gains.std().item() / len(gains) ** 0.5, abs=1e-5)
 
 
-@pytest.mark.parametrize(("way", "grid"), LAID)
-def test_images_are_what_the_program_lays(home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("way", "grid"), GENERATED)
+def test_images_are_what_the_program_generates(
+    home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]
+) -> None:
     pipeline = pipeline_of(home, found, way)
     if way == TILES:
         columns, number = grid[1] // 2, grid[0] * grid[1] // 4
@@ -206,7 +208,7 @@ def test_images_are_what_the_program_lays(home: Path, found: dict[str, Any], way
         assert np.array_equal(pixels(file), image)
 
 
-@pytest.mark.parametrize(("way", "grid"), [*LAID, ("real", MIDDLE), ("real", LARGEST)])
+@pytest.mark.parametrize(("way", "grid"), [*GENERATED, ("real", MIDDLE), ("real", LARGEST)])
 def test_seams_and_structure_are_those_of_the_images(
     home: Path, found: dict[str, Any], way: str, grid: tuple[int, int]
 ) -> None:
@@ -251,7 +253,7 @@ def test_parameters_are_those_of_the_models(home: Path, found: dict[str, Any]) -
         assert row["parameters"] == sum(weight.numel() for weight in prior.parameters())
 
 
-@pytest.mark.parametrize(("way", "grid"), LAID)
+@pytest.mark.parametrize(("way", "grid"), GENERATED)
 def test_steps_are_those_of_the_size(found: dict[str, Any], way: str, grid: tuple[int, int]) -> None:
     (h, w), reach = grid, 2
     under_window = max(map(max, earliest(torch.ones(h, w, dtype=torch.bool), SMALLEST, middle=after_middle)))
@@ -296,7 +298,7 @@ def test_a_ramp_has_no_seams() -> None:
     assert (seams(ramp, 4, window=2), roughness(ramp, 4)) == (1, 1)
 
 
-def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> None:
+def test_the_page_reports_what_was_found(home: Path, found: dict[str, Any]) -> None:
     text, images = page(home / "out")
     rows = found[f"compare-{named(LARGEST)}"]["outcome"]["rows"]
     assert f"have {rows[WINDOW]['nats']:.3f} nats per code" in text
@@ -307,7 +309,7 @@ def test_the_page_tells_what_was_found(home: Path, found: dict[str, Any]) -> Non
         if way != WINDOW:
             assert f"{CALLED[way]} {signed(row['over_window'], row['error'])}" in text
     assert f"pixels jump {rows[TILES]['seams']:.2f} times" in text
-    rows_of = {grid: 1 + sum(each == grid for _, each in LAID) for grid in PLACES}
+    rows_of = {grid: 1 + sum(each == grid for _, each in GENERATED) for grid in PLACES}
     assert images == 2 * rows_of[SMALLEST] + 2 * rows_of[MIDDLE] + rows_of[LARGEST], "the widest one a row"
     assert "nan" not in text.lower().split()
 
@@ -317,10 +319,10 @@ def test_one_size_less_trains_nothing_anew(home: Path, found: dict[str, Any]) ->
         patch.setattr(condition_fidelity, "heights", brightness)
         patch.setattr(experiment, "train_prior", None)
         patch.setattr(experiment, "generate_images", None)
-        again = run_and_read("window", home / "out", asking(home, sizes=[LARGEST]))["steps"]
+        again = run_and_read("window", home / "out", request_for(home, sizes=[LARGEST]))["steps"]
         again.pop("structure")
         assert again == {name: found[name] for name in again}
-        run_and_read("window", home / "out", asking(home))
+        run_and_read("window", home / "out", request_for(home))
 
 
 @pytest.mark.parametrize("scale", STUDY.scales)
@@ -352,7 +354,7 @@ def test_mistakes_are_sentences(
     home: Path, tmp_path: Path, changed: dict[str, Any], override: str, sentence: str
 ) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        run_and_read("window", tmp_path / "out", asking(home, *filter(None, [override]), **changed))
+        run_and_read("window", tmp_path / "out", request_for(home, *filter(None, [override]), **changed))
     assert not (tmp_path / "out").exists(), "nothing is begun"
 
 

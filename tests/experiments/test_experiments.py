@@ -25,7 +25,7 @@ from smalti.training.run_folder import read_metrics
 from smalti.training.runs import encode_images, train_prior
 from tests.small import RECIPE, write_images, write_recipe
 
-Work = Callable[[StepContext], Mapping[str, Any]]
+StepWork = Callable[[StepContext], Mapping[str, Any]]
 
 
 @settings
@@ -44,7 +44,7 @@ class Reckoning:
         self.did: list[str] = []
         self.breaks: dict[str, BaseException] = {}
 
-    def work(self, name: str, value: Callable[[StepContext], int]) -> Work:
+    def work(self, name: str, value: Callable[[StepContext], int]) -> StepWork:
         def work(context: StepContext) -> dict[str, Any]:
             self.did.append(name)
             begun = context.folder / "begun.txt"
@@ -111,10 +111,10 @@ def test_a_changed_setting_does_its_step_and_those_after_it_anew_and_keeps_the_o
     reckoning.did.clear()
     assert go(reckoning, tmp_path, "first=5", console=Console(width=200)) == 15
     assert reckoning.did == ["one", "sum"]
-    said = capsys.readouterr().out
-    assert "one: a.value was 1 and is 5; it is run again; earlier results are kept" in said
-    assert "two: already done" in said
-    assert "sum: an earlier step has changed" in said
+    message = capsys.readouterr().out
+    assert "one: a.value was 1 and is 5; it is run again; earlier results are kept" in message
+    assert "two: already done" in message
+    assert "sum: an earlier step has changed" in message
     assert go(reckoning, tmp_path) == 11
     assert reckoning.did == ["one", "sum"], "going back finds what was there"
 
@@ -166,7 +166,7 @@ def test_seconds_add_up_over_stops(tmp_path: Path) -> None:
     assert result["seconds"] >= 1000
 
 
-def test_the_result_says_what_was_asked(tmp_path: Path) -> None:
+def test_the_result_says_what_was_requested(tmp_path: Path) -> None:
     go(Reckoning(), tmp_path, "second=3")
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["experiment"], result["scale"], result["overrides"]) == ("reckoning", "tiny", ["second=3"])
@@ -221,7 +221,7 @@ def trainings(chosen: Numbers, request: ExperimentRequest) -> list[Step]:
         encode_images(run, images.path(context), shards, settings=copies, seed=0, progress=lambda done, total: None)
         return {"images": len(open_codes(shards).training)}
 
-    def prior(layers: int) -> Work:
+    def prior(layers: int) -> StepWork:
         def work(context: StepContext) -> dict[str, Any]:
             seen = context.before["prior-1"].outcome["seen"] if layers > 1 else 640
             changes = [f"network.layers={layers}", f"run.codes={seen}"]
@@ -310,6 +310,6 @@ def test_the_recipes_of_full_are_what_they_say(tmp_path: Path) -> None:
     request = ExperimentRequest(scale="full", data=tmp_path)
     chosen = EXPERIMENTS["reconstruction"].resolved(request)
     for each in chosen.tokenizers:
-        laid = [*chosen.training, *each.changes]
-        training = resolve(TokenizerTraining, stage="tokenizer", recipe=chosen.recipe, overrides=laid)
+        generated = [*chosen.training, *each.changes]
+        training = resolve(TokenizerTraining, stage="tokenizer", recipe=chosen.recipe, overrides=generated)
         assert each.name == f"f{training.model.autoencoder.factor}-k{training.model.quantizer.codebook_size}"

@@ -226,7 +226,7 @@ def test_odd_windows_slide_as_the_slow_loop_does(window: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("name", ["plain", "guided"])
 @pytest.mark.parametrize("grid", [(4, 4), (5, 5)])
-def test_a_image_does_not_depend_on_its_batch(name: str, grid: tuple[int, int]) -> None:
+def test_an_image_does_not_depend_on_its_batch(name: str, grid: tuple[int, int]) -> None:
     prior = small()
     together = sample_codes(prior, unknown_codes(7, grid), sampler=SAMPLERS[name])
     alone = torch.cat(

@@ -236,7 +236,7 @@ def test_completion_keeps_known_codes_and_generates_the_others() -> None:
     assert torch.equal(completed, pipe.decode(final_codes(generate(pipe.prior, both))))
 
 
-def test_a_image_amid_a_larger_grid() -> None:
+def test_an_image_amid_a_larger_grid() -> None:
     codes = torch.arange(6).view(1, 2, 3)
     assert center_on_canvas(codes, (2, 3)).tolist() == codes.tolist()
     assert center_on_canvas(codes, (3, 6)).tolist() == [[[-1, 0, 1, 2, -1, -1], [-1, 3, 4, 5, -1, -1], [-1] * 6]]
@@ -250,8 +250,8 @@ def test_completion_of_everything_and_of_nothing() -> None:
     everything = torch.ones(12, 16, dtype=torch.bool)
     kept = pipe.complete(images, everything, seed=2)
     assert torch.equal(kept, pipe.reconstruct(images))
-    laid_anew = pipe.complete(images, ~everything, label="dawn", seed=2)
-    assert torch.equal(laid_anew, pipe.sample(label="dawn", seed=2))
+    regenerated = pipe.complete(images, ~everything, label="dawn", seed=2)
+    assert torch.equal(regenerated, pipe.sample(label="dawn", seed=2))
 
 
 def test_masks_and_images_that_do_not_fit_raise_errors() -> None:

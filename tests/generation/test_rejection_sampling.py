@@ -93,7 +93,7 @@ def test_the_best_is_that_of_the_slow_truth(size: tuple[int, int]) -> None:
     assert len(set(chosen.candidates.tolist())) > 1, "else nothing was chosen"
 
 
-def test_one_try_is_what_is_laid_today() -> None:
+def test_one_try_is_what_is_generated_today() -> None:
     pipe, known = pipeline(), unknown_codes(4, (3, 4))
     request = pipe.request(known, conditions={"label": "night"}, seed=9)
     chosen = rejection_sample(pipe, request, num_candidates=1, score=zero_score)
@@ -101,7 +101,7 @@ def test_one_try_is_what_is_laid_today() -> None:
     assert chosen.seeds.tolist() == [9, 10, 11, 12]
 
 
-def test_a_image_hangs_on_its_seed_alone() -> None:
+def test_an_image_hangs_on_its_seed_alone() -> None:
     pipe = pipeline()
 
     def of(first: int, count: int) -> Tensor:
@@ -114,16 +114,16 @@ def test_a_image_hangs_on_its_seed_alone() -> None:
 
 
 def test_the_first_of_equals_is_kept() -> None:
-    pipe, told = pipeline(), []
+    pipe, reported = pipeline(), []
     chosen = rejection_sample(
         pipe,
         pipe.request(unknown_codes(2, (3, 4))),
         num_candidates=3,
         score=zero_score,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: reported.append((done, total)),
     )
     assert chosen.candidates.tolist() == [0, 0]
-    assert told == [(8 * row, 72) for row in range(1, 10)]  # two images, four codes a row
+    assert reported == [(8 * row, 72) for row in range(1, 10)]  # two images, four codes a row
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_windows_of_layouts_stand_elsewhere(monkeypatch: pytest.MonkeyPatch) -> 
     assert not torch.allclose(found, plain, atol=1e-3)
 
 
-def test_what_candidates_are_judged_by() -> None:
+def test_what_candidates_are_scored_by() -> None:
     """Known codes after the first laid one in the order; where there are none, those that are laid. Image by image."""
     known = torch.full((5, 4, 4), 3)
     known[0, 1, 2] = known[0, 2, 1] = -1  # a hole in the middle
@@ -214,7 +214,7 @@ def test_what_candidates_are_judged_by() -> None:
     assert inward.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_the_score_is_the_mean_of_the_judged_codes() -> None:
+def test_the_score_is_the_mean_of_the_scored_codes() -> None:
     pipe = pipeline()
     known = pipe.encode(noise(2, 3, 16, 20))
     known[0, 1, 1:3] = -1
@@ -275,7 +275,7 @@ class Colors(nn.Module):
         return torch.cat((means, -means), dim=1)
 
 
-def test_the_class_that_was_asked_for_decides() -> None:
+def test_the_class_that_was_requested_decides() -> None:
     images = torch.stack([torch.tensor(color).view(3, 1, 1).expand(3, 8, 8) for color in ((1.0, -1, 0), (0, 0, 1))])
     found = by_class(LogitDistance(Colors()), [4, 2])(images)
     logits = LogitDistance(Colors()).logits(images)
@@ -341,18 +341,18 @@ def test_the_command_keeps_the_candidate_of_the_highest_class_score(
     command: tuple[object, ...] = ("sample", tmp_path / "model", "--label", "12", "-n", 2, "--seed", 5)
     done = smalti(*command, "--classifier", resnet, "--best-of", 3, "--out", tmp_path / "best")
     assert done.status == 0, done.err
-    judge = by_class(read_classifier(str(resnet)), [12])
+    discriminator = by_class(read_classifier(str(resnet)), [12])
     for seed in (5, 6):
         seeds = [int(candidate_seeds(torch.tensor([seed]), k)) for k in range(3)]
         every = [pipe.sample(1, label="12", seed=each) for each in seeds]
-        scores = [float(judge(each)) for each in every]
+        scores = [float(discriminator(each)) for each in every]
         best = max(range(3), key=lambda k: scores[k])
         kept = tmp_path / "best" / f"12-{seed:06d}.png"
-        told = read_settings(kept)
-        assert told is not None
-        assert (told["best_of"], told["selected_by"]) == (3, resnet.name)
-        assert (told["seed"], told["candidate_seed"]) == (seed, seeds[best])
-        assert told["score"] == pytest.approx(scores[best], abs=1e-3)
+        reported = read_settings(kept)
+        assert reported is not None
+        assert (reported["best_of"], reported["selected_by"]) == (3, resnet.name)
+        assert (reported["seed"], reported["candidate_seed"]) == (seed, seeds[best])
+        assert reported["score"] == pytest.approx(scores[best], abs=1e-3)
         displayed = to_tensor(pixels(kept).copy())
         assert (displayed - every[best][0]).abs().max() <= 1 / 127
     for options, sentence, status in (

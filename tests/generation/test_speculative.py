@@ -94,8 +94,8 @@ def test_images_are_those_of_the_plain_loop(
 def test_any_order_will_do(order: str, share: float) -> None:
     prior, known = small(order=order, prefix_length=2), partly_known(2, (4, 4), share, 8)
     options: dict[str, Any] = {"sampler": SAMPLERS["rising"], "first": 5}
-    guessed, plain = (generate_steps(prior, known, speculate=count, **options)[-1] for count in (5, 0))
-    assert torch.equal(guessed, plain)
+    proposed, plain = (generate_steps(prior, known, speculate=count, **options)[-1] for count in (5, 0))
+    assert torch.equal(proposed, plain)
 
 
 def test_an_image_resumed_from_its_own_codes_is_the_same() -> None:
@@ -106,7 +106,7 @@ def test_an_image_resumed_from_its_own_codes_is_the_same() -> None:
     assert torch.equal(generate_steps(prior, half, speculate=3)[-1], whole)
 
 
-def test_what_is_known_is_not_asked_for() -> None:
+def test_what_is_known_is_not_requested() -> None:
     prior = small()
     reads, known = Reads(prior), partly_known(2, (4, 4), 0.0, 1)
     (steps,) = generate_steps(prior, known, speculate=4)
@@ -130,7 +130,7 @@ def test_there_are_as_many_calls_as_in_the_slow_loop(network: str, sampler: str,
     for seed in range(3):
         prior = networks()[network]((4, 4), 2)
         codes, shapes = calls_of(prior, unknown_codes(batch, grid), speculate=3, sampler=SAMPLERS[sampler], first=seed)
-        truth, calls = reference.guessed_ahead(
+        truth, calls = reference.speculative(
             prior,
             prefix_function(prior, batch, grid, 3),
             grid,
@@ -159,7 +159,7 @@ def test_answers_that_are_right_already_are_believed_in_the_next_call() -> None:
     assert shapes[:2] == [(2, 2), (2, 15)], "the last code is never read"
 
 
-def test_a_code_that_repeats_is_guessed_at_once() -> None:
+def test_a_code_that_repeats_is_proposed_at_once() -> None:
     """The likeliest code is everywhere the same; a call lays one code more than it guesses, and reads one that is laid."""
     codes, shapes = calls_of(
         flat(small(prefix_length=2)), unknown_codes(3, (4, 4)), speculate=4, sampler=SAMPLERS["greedy"]
@@ -188,7 +188,7 @@ def test_wrong_drafts_are_sentences(grid: tuple[int, int], count: int, sentence:
         generate_steps(small(), unknown_codes(1, grid), speculate=count)
 
 
-def test_a_neighborhood_transformer_has_no_window_to_guess_under() -> None:
+def test_a_neighborhood_transformer_has_no_window_to_proposal_under() -> None:
     prior = small_neighborhood()
     prefix, known = prior.null_prefix(1), unknown_codes(1, prior.grid)
     with pytest.raises(
@@ -234,15 +234,15 @@ def test_a_pipeline_drafts_in_all_that_generates_images() -> None:
         assert max(codes for _, codes in reads.shapes) == 5
 
 
-def test_commands_guess(smalti: Runner, tmp_path: Path) -> None:
+def test_commands_proposal(smalti: Runner, tmp_path: Path) -> None:
     """The files are the same, whatever is guessed: nothing in them tells of it."""
     written(tmp_path / "model")
     save_png(tmp_path / "given.png", noise(3, 12, 16))
     sample = ("sample", tmp_path / "model", "-n", 2, "--label", "dusk")
     complete = ("complete", tmp_path / "model", tmp_path / "given.png", "--keep", "top-half", "-n", 2)
     for command in (sample, complete, (*sample, "--best-of", 2, "--seed", 7)):
-        for name, guesses in (("plain", ()), ("guessed", ("--speculate", 5))):
-            ended = smalti(*command, "--out", tmp_path / name, *guesses)
+        for name, proposals in (("plain", ()), ("guessed", ("--speculate", 5))):
+            ended = smalti(*command, "--out", tmp_path / name, *proposals)
             assert ended.status == 0, ended.err
     names = sorted(path.name for path in (tmp_path / "plain").iterdir())
     assert len(names) == 6

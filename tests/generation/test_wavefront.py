@@ -312,11 +312,11 @@ def test_windows_are_kept_as_far_as_there_is_memory(monkeypatch: pytest.MonkeyPa
     prior, known = small(grid=(4, 4)), unknown_codes(2, (5, 12))
     reads = Reads(prior)
     whole = generate_steps(prior, known, sampler=SAMPLERS["guided"])[-1]
-    told_all = sum(sequences * codes for sequences, codes in reads.shapes)
+    read_all = sum(sequences * codes for sequences, codes in reads.shapes)
     reads.shapes.clear()
     monkeypatch.setattr(sliding_window, "MAX_CACHE_BYTES", 0)
     assert torch.equal(generate_steps(prior, known, sampler=SAMPLERS["guided"])[-1], whole)
-    assert sum(sequences * codes for sequences, codes in reads.shapes) > 1.5 * told_all
+    assert sum(sequences * codes for sequences, codes in reads.shapes) > 1.5 * read_all
 
 
 def test_no_call_is_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ def test_no_call_is_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> No
     assert max(sequences * codes for sequences, codes in reads.shapes if sequences > 4) <= 100
 
 
-def test_a_wide_grid_is_shown_before_its_first_row_is_complete() -> None:
+def test_a_wide_grid_is_displayed_before_its_first_row_is_complete() -> None:
     """A row begins when the one above is a window ahead; what is shown has a row's worth of codes more each time."""
     steps = generate_steps(small(grid=(4, 4)), unknown_codes(2, (6, 20)))
     assert len(steps) == 6
@@ -342,7 +342,7 @@ def test_a_wide_grid_is_shown_before_its_first_row_is_complete() -> None:
     assert 0 < int((steps[0][0, 1] >= 0).sum()) <= int((steps[0][0, 0] >= 0).sum()) - 4 < 16
 
 
-def test_what_is_known_is_not_asked_for() -> None:
+def test_what_is_known_is_not_requested() -> None:
     prior = small(grid=(4, 4))
     reads = Reads(prior)
     known = torch.randint(9, (2, 6, 9), generator=torch.Generator().manual_seed(0))

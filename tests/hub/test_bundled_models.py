@@ -63,10 +63,10 @@ def test_it_is_small_and_for_scenes(scenes: Pipeline) -> None:
 
 
 @there
-@pytest.mark.parametrize("told", ["nothing", "label", "segmentation", "both"])
-def test_it_lays_what_it_is_told(scenes: Pipeline, told: str) -> None:
-    said = {"label": "summer-day", "segmentation": segmentation(ground="water")}
-    value = {key: each for key, each in said.items() if told in (key, "both")} or None
+@pytest.mark.parametrize("conditioned_on", ["nothing", "label", "segmentation", "both"])
+def test_it_generates_what_it_is_conditioned_on(scenes: Pipeline, conditioned_on: str) -> None:
+    message = {"label": "summer-day", "segmentation": segmentation(ground="water")}
+    value = {key: each for key, each in message.items() if conditioned_on in (key, "both")} or None
     known, seeds = unknown_codes(2, scenes.grid(None)), scenes.seeds(0, 2)
     codes = final_codes(generate(scenes.prior, scenes.request_for([value] * 2, known, sampler=Sampler(), seeds=seeds)))
     assert codes.shape == (2, 16, 16)
@@ -108,20 +108,20 @@ def test_it_keeps_most_of_a_scene(scenes: Pipeline) -> None:
 @there
 def test_the_commands_take_it_where_none_is_named(smalti: Runner, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
-    said = "no model given; using the bundled model: scenes"
+    message = "no model given; using the bundled model: scenes"
     done = smalti("sample", "-n", 1, "--label", "winter-dusk", *out)
     assert done.status == 0, done.err
-    assert said in done.out
+    assert message in done.out
     image = tmp_path / "out" / "winter-dusk-000000.png"
     assert "model: scenes" in " ".join(smalti("info", image).out.split())
     described = smalti("info").out
-    assert said in described
+    assert message in described
     assert "prior condition.name: " in described
     assert smalti("info", "scenes").out == described.partition("\n")[2]
     for command in (("complete", "scenes", image, "--keep", "top-half", "-n", 1), ("reconstruct", "scenes", image)):
         done = smalti(*command, "--out", tmp_path / command[0])
         assert done.status == 0, done.err
-        assert said not in done.out
+        assert message not in done.out
 
 
 @there

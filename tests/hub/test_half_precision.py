@@ -25,15 +25,15 @@ PRIORS: dict[str, Callable[[], Prior]] = {
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_a_machine_without_bfloat16_is_told(tmp_path: Path, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_bfloat16_is_reported(tmp_path: Path, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "images")
     write_recipe(tmp_path / "small.yaml")
     monkeypatch.setattr(runs, "multiplies_bfloat16", lambda device: has)
     overrides = ("run.images=4", "run.precision=bf16-mixed", "run.accelerator=cpu")
     settings = resolve(TokenizerTraining, stage="tokenizer", recipe=str(tmp_path / "small.yaml"), overrides=overrides)
-    said = io.StringIO()
-    runs.train_tokenizer(tmp_path / "images", tmp_path / "run", settings=settings, console=Console(file=said))
-    assert ("set run.precision=32-true" in " ".join(said.getvalue().split())) != has
+    message = io.StringIO()
+    runs.train_tokenizer(tmp_path / "images", tmp_path / "run", settings=settings, console=Console(file=message))
+    assert ("set run.precision=32-true" in " ".join(message.getvalue().split())) != has
 
 
 @pytest.mark.parametrize("kind", PRIORS)
@@ -41,12 +41,12 @@ def test_logits_likelihood_and_gradient_are_near_those_of_single_precision(kind:
     prior = PRIORS[kind]()
     prefix = torch.zeros(3, prior.prefix_length, dtype=torch.int64)
     codes = torch.randint(prior.size, (3, 3, 4), generator=torch.Generator().manual_seed(0))
-    told = prior.join(prefix, codes.flatten(1)[:, :-1])
+    inputs = prior.join(prefix, codes.flatten(1)[:, :-1])
 
     def computed(*, half: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (B,T,V), the loss (), and its gradient, flat."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            logits = prior(told)
+            logits = prior(inputs)
         seen = logits[:, prior.prefix_length - 1 :].float()  # what is said of the image codes
         loss = F.cross_entropy(seen.flatten(0, 1), codes.flatten())
         gradients = torch.autograd.grad(loss, list(prior.parameters()), allow_unused=True)

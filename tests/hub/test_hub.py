@@ -104,7 +104,7 @@ def test_a_folder_here_goes_before_the_hub(fake: Fake) -> None:
     assert read_models("me/mosaic").about["data"] == "here"
 
 
-def test_a_hub_that_has_none_or_takes_none_is_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_has_none_or_takes_none_is_reported(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SmaltiError, match=r"no folder me/gone, and the Hub did not .* \(404 for me/gone\)$"):
         Pipeline.from_pretrained("me/gone")
 
@@ -161,7 +161,7 @@ def test_a_card_says_what_the_files_say(tmp_path: Path) -> None:
         "library_name": "smalti",
         "tags": ["smalti", "vqgan", "image-generation"],
     }
-    for said in (
+    for message in (
         'smalti.Pipeline.from_pretrained("me/mosaic")',
         'pipeline.sample(4, label="dusk | dawn", seed=0)',
         "a code stands for 2 x 2 pixels",
@@ -174,7 +174,7 @@ def test_a_card_says_what_the_files_say(tmp_path: Path) -> None:
         "![Samples that the prior drew",
         "run: {batch: 4}",
     ):
-        assert said in body
+        assert message in body
     assert str(tmp_path) not in text
     assert (tmp_path / "model" / "images" / "prior.png").read_bytes() == b"an image"
     code = body.partition("```python\n")[2].partition("```")[0]

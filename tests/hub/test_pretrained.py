@@ -70,7 +70,7 @@ def test_without_weights_there_is_no_config(tmp_path: Path, monkeypatch: pytest.
     assert os.listdir(tmp_path) == []
 
 
-def test_what_is_no_model_folder_is_told(tmp_path: Path) -> None:
+def test_what_is_no_model_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=r"there is no model folder .*nowhere"):
         locate(tmp_path / "nowhere")
     with pytest.raises(SmaltiError, match=rf"is not a model: it has no {CONFIG}"):
@@ -99,7 +99,7 @@ def test_configs_of_other_kinds_are_refused(tmp_path: Path, config: object, sent
         find_model(tmp_path, kind="tokenizer")
 
 
-def test_damaged_weights_are_told(tmp_path: Path) -> None:
+def test_damaged_weights_are_reported(tmp_path: Path) -> None:
     written(tmp_path)
     saved = find_model(tmp_path, kind="tokenizer")
     whole = (tmp_path / WEIGHTS).read_bytes()
@@ -134,7 +134,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, weights: dict[str, to
     assert torch.equal(module.weight, before)
 
 
-def test_a_name_that_is_no_folder_is_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_no_folder_is_requested_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def given(name: str, *, allow_patterns: list[str]) -> str:
         assert name == "somebody/mosaic"
         assert {CONFIG, WEIGHTS} <= set(allow_patterns)
@@ -146,7 +146,7 @@ def test_a_name_that_is_no_folder_is_asked_of_the_hub(tmp_path: Path, monkeypatc
     assert find_model("somebody/mosaic", kind="tokenizer").folder == tmp_path / "snapshot"
 
 
-def test_a_hub_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_does_not_answer_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(name: str, *, allow_patterns: list[str]) -> str:
         raise ConnectionError("no network\nand a long explanation")
 
@@ -156,12 +156,14 @@ def test_a_hub_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.
         locate("some/body")
 
 
-def test_a_mistyped_folder_is_told_before_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistyped_folder_is_reported_before_the_hub_is_requested(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    asked: list[str] = []
+    requested: list[str] = []
 
     def fetched(name: str) -> Path:
-        asked.append(name)
+        requested.append(name)
         return tmp_path
 
     monkeypatch.setattr(hugging_face, "fetched", fetched)
@@ -171,10 +173,10 @@ def test_a_mistyped_folder_is_told_before_the_hub_is_asked(tmp_path: Path, monke
         here("runs/dmeo")
     with pytest.raises(SmaltiError, match=r"^there is no folder runs/photos; runs is one, so the Hub was not queried$"):
         here("runs/photos")
-    assert not asked
+    assert not requested
     assert here("runs/demo") == Path("runs/demo")
     assert here("me/demo") == tmp_path
-    assert asked == ["me/demo"]
+    assert requested == ["me/demo"]
 
 
 def test_a_folder_of_several_models_stands_for_the_one_that_is_needed(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_large_jpeg_is_read_as_if_it_were_read_whole(orientation: int, size: t
         ((129, 128), (512, 512)),
     ],
 )
-def test_the_decoder_leaves_out_what_is_not_asked_for(
+def test_the_decoder_leaves_out_what_is_not_requested(
     size: tuple[int, int], decoded: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1/8 at most, and always at least twice as large as what is asked for."""

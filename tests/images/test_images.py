@@ -133,7 +133,7 @@ def test_transparent_sixteen_bit_pixels_are_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_is_laid_over_white(tmp_path: Path, mode: str) -> None:
+def test_transparency_is_merged_over_white(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "logo.png"
     if mode == "P":
         image = Image.new("P", (2, 1))
@@ -211,7 +211,7 @@ def damaged_files() -> dict[str, tuple[bytes, str]]:
 
 @pytest.mark.parametrize("name", damaged_files())
 @pytest.mark.parametrize("channels", [1, 3])
-def test_damage_is_told_with_the_name(tmp_path: Path, name: str, channels: int) -> None:
+def test_damage_is_reported_with_the_name(tmp_path: Path, name: str, channels: int) -> None:
     content, reason = damaged_files()[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DamagedImage) as caught:
@@ -221,7 +221,7 @@ def test_damage_is_told_with_the_name(tmp_path: Path, name: str, channels: int) 
     assert str(caught.value).startswith(name)
 
 
-def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_reported(tmp_path: Path) -> None:
     with pytest.raises(DamagedImage, match=r"gone\.png is missing"):
         read(tmp_path / "gone.png")
     (tmp_path / "folder.png").mkdir()

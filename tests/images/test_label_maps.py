@@ -60,7 +60,7 @@ def test_labels_of_sixteen_bits_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "message"),
     [
         (np.zeros((2, 2, 3), np.uint8), "holds colors, and a segmentation one label a pixel"),
         (np.zeros((2, 2, 4), np.uint8), "holds colors"),
@@ -69,8 +69,8 @@ def test_labels_of_sixteen_bits_are_kept(tmp_path: Path) -> None:
         (np.array([[-3, 5]], np.int32), "holds the label -3"),
     ],
 )
-def test_what_is_no_label_map_is_told(numbers: npt.NDArray[Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(DamagedImage, match=rf"^wrong\.tif {said}"):
+def test_what_is_no_label_map_is_reported(numbers: npt.NDArray[Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DamagedImage, match=rf"^wrong\.tif {message}"):
         read_labels(saved(tmp_path / "a.tif", numbers), name="wrong.tif")
 
 
@@ -107,7 +107,7 @@ def test_arrays_are_read_whatever_their_type(dtype: Any, shape: tuple[int, ...],
 
 
 @pytest.mark.parametrize(
-    ("array", "said"),
+    ("array", "message"),
     [
         (np.zeros((2, 3, 3)), r"holds float64 of shape \(2, 3, 3\), and a depth is numbers of shape \(H, W\)"),
         (np.zeros(7), r"holds float64 of shape \(7,\)"),
@@ -120,13 +120,13 @@ def test_arrays_are_read_whatever_their_type(dtype: Any, shape: tuple[int, ...],
         (np.array([[1.0, 1e300]]), "holds numbers that are infinite or none"),
     ],
 )
-def test_arrays_that_are_no_depth_are_told(array: npt.NDArray[Any], said: str, tmp_path: Path) -> None:
+def test_arrays_that_are_no_depth_are_reported(array: npt.NDArray[Any], message: str, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(DamagedImage, match=rf"^wrong\.npy {said}"):
+    with pytest.raises(DamagedImage, match=rf"^wrong\.npy {message}"):
         read_depth(tmp_path / "a.npy", name="wrong.npy")
 
 
-def test_damaged_files_are_told(tmp_path: Path) -> None:
+def test_damaged_files_are_reported(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", NUMBERS)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-5])
     (tmp_path / "empty.npy").write_bytes(b"")

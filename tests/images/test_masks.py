@@ -81,24 +81,24 @@ def test_transparent_masks_are_refused_for_nobody_knows_what_they_say(image: Ima
 
 
 @pytest.mark.parametrize(
-    ("levels", "said"),
+    ("levels", "message"),
     [
         (UPPER.astype(np.uint8) * 2, "its brightest pixel is 2 of 255"),
         (UPPER.astype(np.uint8) * 127, "its brightest pixel is 127 of 255"),
         (UPPER.astype(np.uint16) * 255, "its brightest pixel is 255 of 65535"),
     ],
 )
-def test_masks_that_are_dark_everywhere_are_told(levels: npt.NDArray[Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(DamagedImage, match=f"is dark everywhere.*{said}.*save it with white"):
+def test_masks_that_are_dark_everywhere_are_reported(levels: npt.NDArray[Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DamagedImage, match=f"is dark everywhere.*{message}.*save it with white"):
         kept(tmp_path / "mask.png", Image.fromarray(levels))
 
 
-def test_masks_that_keep_nothing_are_told(tmp_path: Path) -> None:
+def test_masks_that_keep_nothing_are_reported(tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match="is black wherever the image is seen, and white is kept: nothing would be"):
         kept(tmp_path / "mask.png", Image.new("L", (32, 32)))
 
 
-def test_masks_that_keep_pixels_but_no_whole_tile_are_told() -> None:
+def test_masks_that_keep_pixels_but_no_whole_tile_are_reported() -> None:
     """All of the image was replaced without a word, from Python and from the page."""
     mask = np.zeros((16, 16), dtype=bool)
     assert not whole_tiles(mask, factor=4, image=(16, 16)).any(), "who keeps nothing has all of it laid anew"

@@ -48,32 +48,32 @@ def exactly(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 @examples(max_examples=40, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(1, 70), st.booleans())
 def test_it_is_the_definition_and_its_gradients(B: int, N: int, T: int, d: int, lying: bool) -> None:
-    *told, upstream = parts(B, N, T, d, lying=lying)
-    assert causal_attention.is_supported(*told)
-    found, exact = attend(*told, dropout=0.0), exactly(*told)
+    *inputs, upstream = parts(B, N, T, d, lying=lying)
+    assert causal_attention.is_supported(*inputs)
+    found, exact = attend(*inputs, dropout=0.0), exactly(*inputs)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
-    gradients = torch.autograd.grad(found, told, upstream), torch.autograd.grad(exact, told, upstream.double())
+    gradients = torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(exact, inputs, upstream.double())
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @here
 def test_large_scores_stay_finite() -> None:
-    *told, upstream = parts(1, 2, 40, 16)
-    told = [(each.detach() * 100).requires_grad_() for each in told]
-    found, exact = causal_attention.attend(*told), exactly(*told)
+    *inputs, upstream = parts(1, 2, 40, 16)
+    inputs = [(each.detach() * 100).requires_grad_() for each in inputs]
+    found, exact = causal_attention.attend(*inputs), exactly(*inputs)
     torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-3)
-    assert all(each.isfinite().all() for each in torch.autograd.grad(found, told, upstream))
+    assert all(each.isfinite().all() for each in torch.autograd.grad(found, inputs, upstream))
 
 
 @here
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_number_of_threads_changes_nothing(count: int) -> None:
-    *told, upstream = parts(3, 2, 50, 24)
+    *inputs, upstream = parts(3, 2, 50, 24)
 
     def made() -> tuple[Tensor, ...]:
-        seen = causal_attention.attend(*told)
-        return seen, *torch.autograd.grad(seen, told, upstream)
+        seen = causal_attention.attend(*inputs)
+        return seen, *torch.autograd.grad(seen, inputs, upstream)
 
     with threads(2):
         before = made()
@@ -101,27 +101,27 @@ def test_a_prior_learns_the_same_by_it(build: Callable[..., Prior], monkeypatch:
     monkeypatch.setattr(causal_attention, "attend", counting)
     ours = learned()
     assert len(counted) == 2  # blocks
-    monkeypatch.setattr(causal_attention, "is_supported", lambda *told: False)
+    monkeypatch.setattr(causal_attention, "is_supported", lambda *inputs: False)
     for one, other in zip(ours, learned(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @here
 def test_where_nothing_is_learned_it_is_left_to_pytorch() -> None:
-    *told, _ = parts(1, 1, 8, 8)
-    assert not causal_attention.is_supported(*(each.detach() for each in told))
+    *inputs, _ = parts(1, 1, 8, 8)
+    assert not causal_attention.is_supported(*(each.detach() for each in inputs))
     with torch.no_grad():
-        assert not causal_attention.is_supported(*told)
-        plain = F.scaled_dot_product_attention(told[0], told[1], told[2], is_causal=True)
-        assert torch.equal(attend(*told, dropout=0.0), plain)
+        assert not causal_attention.is_supported(*inputs)
+        plain = F.scaled_dot_product_attention(inputs[0], inputs[1], inputs[2], is_causal=True)
+        assert torch.equal(attend(*inputs, dropout=0.0), plain)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not causal_attention.is_supported(*told)
-    assert not causal_attention.is_supported(*(each.double() for each in told))
+        assert not causal_attention.is_supported(*inputs)
+    assert not causal_attention.is_supported(*(each.double() for each in inputs))
 
 
 @here
 def test_a_gradient_of_its_gradient_is_refused() -> None:
-    *told, _ = parts(1, 1, 8, 8)
-    (first,) = torch.autograd.grad(causal_attention.attend(*told).pow(2).sum(), told[0], create_graph=True)
+    *inputs, _ = parts(1, 1, 8, 8)
+    (first,) = torch.autograd.grad(causal_attention.attend(*inputs).pow(2).sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         torch.autograd.backward(first.sum())

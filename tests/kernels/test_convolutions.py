@@ -59,7 +59,7 @@ def test_gradients_have_gradients(case: tuple[int, int, int, tuple[int, int], Ge
         torch.testing.assert_close(our, their, rtol=1e-9, atol=1e-9)
 
 
-def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_requested_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     requested: list[tuple[bool, bool, bool]] = []
     plain = convolutions._gradients
 

@@ -160,17 +160,17 @@ def test_the_codes_are_those_of_pytorch(
 ) -> None:
     prior = BUILDERS[name]()
 
-    def laid() -> Tensor:
+    def generated() -> Tensor:
         prefix, seeds = prior.null_prefix(batch), seed + torch.arange(batch)
         known, sampler = unknown_codes(batch, (height, width)), Sampler(top_k=5, guidance=guidance)
         return final_codes(
             generate(prior, GenerationRequest(constant_prefix(prefix), sampler=sampler, seeds=seeds, known=known))
         )
 
-    found = laid()
+    found = generated()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generation_loop, "prepacked", lambda module: module)
-        assert torch.equal(found, laid())
+        assert torch.equal(found, generated())
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def test_products_are_the_same_up_to_rounding(rows: int, read: int, made: int, b
 def test_a_prepacked_prior_generates_the_same_codes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = BUILDERS[name](grid=(4, 4))
 
-    def laid() -> Tensor:
+    def generated() -> Tensor:
         prefix, seeds = prior.null_prefix(3), torch.arange(3)
         return final_codes(
             generate(
@@ -58,9 +58,9 @@ def test_a_prepacked_prior_generates_the_same_codes(name: str, monkeypatch: pyte
             )
         )
 
-    found = laid()
+    found = generated()
     monkeypatch.setattr(generation_loop, "prepacked", lambda module: module)
-    assert torch.equal(found, laid())
+    assert torch.equal(found, generated())
 
 
 def test_packing_leaves_the_module_as_it_is_and_shares_what_it_can() -> None:

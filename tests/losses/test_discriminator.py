@@ -120,7 +120,7 @@ def test_the_smallest_image_gives_one_logit_and_a_smaller_one_a_sentence() -> No
         discriminator(noise(1, 3, 24, 22))
 
 
-def test_other_images_than_those_it_was_made_for_are_told() -> None:
+def test_other_images_than_those_it_was_made_for_are_reported() -> None:
     discriminator = PatchDiscriminator(PatchSettings(base_channels=8, layers=2, patch_size=2))
     with pytest.raises(SmaltiError, match=r"3 channels, these have 4.*set its channels to 4"):
         discriminator(noise(1, 4, 32, 32))

@@ -166,8 +166,8 @@ def test_label_losses_have_their_hand_values() -> None:
     """An image of two pixels and two labels: the first pixel has label 0, the second label 1."""
     images = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
     logits = torch.tensor([[[[2.0, 1.0]], [[-1.0, 3.0]]]])
-    asked = softplus(-2) + softplus(1) + softplus(-1) + softplus(-3)
-    assert math.isclose(PIXEL_LOSSES["bce"](images, logits).item(), asked / 4, rel_tol=1e-6)
+    requested = softplus(-2) + softplus(1) + softplus(-1) + softplus(-3)
+    assert math.isclose(PIXEL_LOSSES["bce"](images, logits).item(), requested / 4, rel_tol=1e-6)
     assert math.isclose(
         PIXEL_LOSSES["cross_entropy"](images, logits).item(), (softplus(-3) + softplus(-2)) / 2, rel_tol=1e-6
     )
@@ -201,7 +201,7 @@ def test_a_pixel_without_a_label_costs_no_cross_entropy() -> None:
     torch.testing.assert_close(cross_entropy(images, logits), cross_entropy(images[..., :2], logits[..., :2]) / 2)
 
 
-def test_cross_entropy_of_a_single_label_is_told() -> None:
+def test_cross_entropy_of_a_single_label_is_reported() -> None:
     with pytest.raises(SmaltiError, match=r"have 1 channel; use the pixel loss bce"):
         cross_entropy(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
 
@@ -266,7 +266,7 @@ def test_where_nothing_is_felt_distance_and_gradient_are_zero() -> None:
     assert gradient.eq(0).all()
 
 
-def test_the_smallest_image_reaches_every_map_and_a_smaller_one_is_told(random: Perceptual) -> None:
+def test_the_smallest_image_reaches_every_map_and_a_smaller_one_is_reported(random: Perceptual) -> None:
     side = random.backbone.smallest
     assert random(noise(1, 3, side, side), noise(1, 3, side, side, seed=1)).isfinite().all()
     with pytest.raises(RuntimeError):
@@ -275,7 +275,7 @@ def test_the_smallest_image_reaches_every_map_and_a_smaller_one_is_told(random: 
         random(noise(1, 3, side - 1, side), noise(1, 3, side - 1, side))
 
 
-def test_images_it_cannot_compare_are_told(random: Perceptual) -> None:
+def test_images_it_cannot_compare_are_reported(random: Perceptual) -> None:
     with pytest.raises(SmaltiError, match="1 or 3 channels, these have 4"):
         random(noise(1, 4, 32, 32), noise(1, 4, 32, 32))
     with pytest.raises(SmaltiError, match=r"of one shape.*\(1, 3, 32, 32\).*\(1, 3, 24, 25\)"):

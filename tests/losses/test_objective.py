@@ -101,14 +101,14 @@ def test_adaptive_terms_pull_the_last_layer_equally() -> None:
     torch.testing.assert_close(norms[0], norms[1], rtol=1e-2, atol=0.0)
 
 
-def test_at_strength_0_the_discriminator_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_strength_0_the_discriminator_is_not_requested(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene()
 
-    def asked(*arguments: object) -> Tensor:
+    def requested(*arguments: object) -> Tensor:
         raise AssertionError("the generator's loss was asked for")
 
-    monkeypatch.setitem(ADVERSARIAL, "hinge", ADVERSARIAL["hinge"]._replace(generator=asked))
-    monkeypatch.setitem(objective._BALANCES, "adaptive", asked)
+    monkeypatch.setitem(ADVERSARIAL, "hinge", ADVERSARIAL["hinge"]._replace(generator=requested))
+    monkeypatch.setitem(objective._BALANCES, "adaptive", requested)
     found, balanced = scene.surrogate(AdversarialSettings(), strength=0.0)
     expected = torch.autograd.grad(scene.distance(scene.decoder(scene.latents)), scene.parameters())
     for a, b in zip(found, expected, strict=True):
@@ -199,10 +199,10 @@ def test_a_perceptual_term_of_weight_0_needs_no_network(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["squeezenet", "vgg16", "alexnet"])
 def test_the_dropout_reaches_the_perceptual_term(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is active while the loss is in training mode and not when it validates."""
-    asked = []
+    requested = []
 
     def build(backbone: str, *, dropout: float) -> Perceptual:
-        asked.append(backbone)
+        requested.append(backbone)
         return Perceptual(
             Backbone(nn.Sequential(nn.Conv2d(3, 8, 3)), taps=(0,), widths=(8,), smallest=3), dropout=dropout
         )
@@ -210,7 +210,7 @@ def test_the_dropout_reaches_the_perceptual_term(name: str, monkeypatch: pytest.
     monkeypatch.setattr(objective, "perceptual", build)
     settings: dict[str, Any] = {"perceptual": name, "perceptual_dropout": 0.5}
     score = ReconstructionLoss(parse(ObjectiveSettings, settings, where="test"))
-    assert asked == [name]
+    assert requested == [name]
     images, others = noise(2, 3, 8, 8), noise(2, 3, 8, 8, seed=1)
     torch.manual_seed(0)
     noisy = [score(images, others).perceptual.item() for _ in range(3)]

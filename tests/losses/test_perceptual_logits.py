@@ -146,7 +146,7 @@ def test_under_autocast_the_difference_is_in_single_precision(distance: LogitDis
     torch.testing.assert_close(half, distance(x, y), rtol=0.1, atol=0.0)
 
 
-def test_images_it_cannot_compare_are_told(distance: LogitDistance) -> None:
+def test_images_it_cannot_compare_are_reported(distance: LogitDistance) -> None:
     with pytest.raises(SmaltiError, match=r"1 or 3 channels, these have 4; set logits to none"):
         distance(noise(1, 4, 32, 32), noise(1, 4, 32, 32))
     with pytest.raises(SmaltiError, match=r"of one shape.*\(1, 3, 32, 32\).*\(1, 3, 24, 25\)"):
@@ -165,8 +165,8 @@ def test_files_in_torchvisions_layout_are_loaded(name: str, monkeypatch: pytest.
     stored = source.build().state_dict()
     file = {**stored, "layer1.0.bn1.num_batches_tracked": torch.zeros((), dtype=torch.int64)}
 
-    def load(asked: str) -> dict[str, Tensor]:
-        assert asked == source.weights
+    def load(requested: str) -> dict[str, Tensor]:
+        assert requested == source.weights
         return file
 
     monkeypatch.setattr(logits, "load_weights", load)
@@ -194,7 +194,7 @@ def test_squeezenets_logits_are_those_of_the_scores(published: LogitDistance) ->
     torch.testing.assert_close(published.logits(whole / 127.5 - 1), features(whole).logits, rtol=1e-3, atol=1e-3)
 
 
-def test_what_is_shown_counts_more_than_where_it_stands(published: LogitDistance) -> None:
+def test_what_is_displayed_counts_more_than_where_it_stands(published: LogitDistance) -> None:
     """An image moved by two pixels is nearer than one turned to its negative."""
     place = torch.linspace(-3, 3, 96)
     disc = (place.view(-1, 1).square() + place.square() < 2).float().mul(2).sub(1).expand(1, 3, -1, -1)
@@ -213,14 +213,14 @@ def test_the_settings_know_the_networks_of_the_tables() -> None:
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_the_objective_adds_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    requested = []
 
     class Halves(nn.Module):
         def forward(self, images: Tensor, others: Tensor) -> Tensor:
             return others.new_tensor([4.0, 6.0])
 
     def build(name: str) -> Any:
-        asked.append(name)
+        requested.append(name)
         return Halves()
 
     monkeypatch.setattr(objective, "logit_distance", build)
@@ -228,9 +228,9 @@ def test_the_objective_adds_it(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     score = ReconstructionLoss(parse(ObjectiveSettings, values, where="test"))
     result = score(torch.zeros(2, 3, 2, 2), torch.ones(2, 3, 2, 2))
     assert (result.pixel.item(), result.logits.item(), result.total.item()) == (1.0, 5.0, 3.5)
-    assert asked == [name]
+    assert requested == [name]
     ReconstructionLoss(parse(ObjectiveSettings, {**values, "logits_weight": 0}, where="test"))
-    assert asked == [name]  # a weight of 0 loads no network
+    assert requested == [name]  # a weight of 0 loads no network
 
 
 def test_label_maps_have_none() -> None:

@@ -78,7 +78,7 @@ def test_mixing_across_scales_is_its_definition() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_learns_to_tell_an_image_from_its_blur_within_steps() -> None:
+def test_it_learns_to_distinguish_an_image_from_its_blur_within_steps() -> None:
     discriminator = made()
     optimizer = torch.optim.Adam(
         [weight for weight in discriminator.parameters() if weight.requires_grad], lr=2e-3, betas=(0.0, 0.99)

@@ -38,7 +38,7 @@ class Example(NamedTuple):
 
     image: Tensor
     label: Tensor
-    beside: Tensor
+    conditions: Tensor
 
 
 class Noise:
@@ -46,16 +46,16 @@ class Noise:
 
     size = (SIDE, SIDE)
 
-    def __init__(self, count: int, *, beside: tuple[int, ...], seed: int) -> None:
+    def __init__(self, count: int, *, conditions: tuple[int, ...], seed: int) -> None:
         chance = torch.Generator().manual_seed(seed)
         self.images = torch.rand(count, 3, SIDE, SIDE, generator=chance) * 2 - 1
-        self.beside = torch.rand(count, *beside, generator=chance) * 2 - 1
+        self.conditions = torch.rand(count, *conditions, generator=chance) * 2 - 1
 
     def __len__(self) -> int:
         return len(self.images)
 
     def example(self, index: int, draw: int) -> Example:
-        return Example(self.images[index], torch.tensor(index % 2), self.beside[index])
+        return Example(self.images[index], torch.tensor(index % 2), self.conditions[index])
 
     def described(self) -> dict[str, Any]:
         return {"keys": "noise"}
@@ -74,9 +74,9 @@ def maps(seed: int) -> SpatialCondition:
     return SpatialCondition(SpatialConditionSettings(kind="image", key="before", grid=(4, 4)), model)
 
 
-def prefix_codes(condition: Condition, beside: Tensor) -> Tensor:
+def prefix_codes(condition: Condition, conditions: Tensor) -> Tensor:
     """What lies beside images -> the codes before theirs: those of images (B,3,H,W), or of noise (B,3) from 0 to 4."""
-    return condition.encode([*beside]) if beside.ndim == 4 else ((beside + 1) * 2.5).long().clamp(max=4)
+    return condition.encode([*conditions]) if conditions.ndim == 4 else ((conditions + 1) * 2.5).long().clamp(max=4)
 
 
 def reading(condition: Condition) -> Pipeline:
@@ -97,8 +97,8 @@ def reading(condition: Condition) -> Pipeline:
 
 def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise]:
     """Codes of three images for training and five held out, and the latter."""
-    beside = (3, SIDE, SIDE) if isinstance(condition, SpatialCondition) else (3,)
-    parts, model = [Noise(count, beside=beside, seed=count) for count in (3, 5)], tokenizer()
+    conditions = (3, SIDE, SIDE) if isinstance(condition, SpatialCondition) else (3,)
+    parts, model = [Noise(count, conditions=conditions, seed=count) for count in (3, 5)], tokenizer()
     prefix = None if condition is None else Prefix(condition, "somebody", partial(prefix_codes, condition))
     write_codes(
         folder,
@@ -120,7 +120,7 @@ def test_codes_are_measured_with_what_stands_before_them(
     some = [0, 1, 2, 3]  # 5 images, 4 of them evenly spread
     with torch.no_grad():
         prefix, codes = (
-            prefix_codes(condition, held_out.beside[some]),
+            prefix_codes(condition, held_out.conditions[some]),
             pipe.tokenizer.encode(held_out.images[some]).codes,
         )
         expected = nll(pipe.prior, prefix, codes).mean((1, 2))
@@ -142,7 +142,7 @@ def test_codes_are_measured_with_what_stands_before_them(
     )
 
 
-def test_labels_beside_codes_count_where_a_condition_stands_before_them(tmp_path: Path) -> None:
+def test_labels_nearby_codes_count_where_a_condition_stands_before_them(tmp_path: Path) -> None:
     """A prior of labels is measured on codes that were made for another: it does not read what stands before them."""
     kept, held_out = shards(tmp_path / "codes", given())
     pipe = pipeline(Labels(("a", "b")))

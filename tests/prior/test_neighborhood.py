@@ -93,7 +93,7 @@ def test_one_layer_sees_its_neighborhood_and_nothing_else(reach: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_map_is_told_at_its_place_and_the_rest_everywhere(kind: str) -> None:
+def test_a_map_conditions_at_its_position_and_the_rest_everywhere(kind: str) -> None:
     prior, grid = small(layers=1, **KINDS[kind]), (3, 9)
     prefix, codes = prefix_for(prior, 1, grid), drawn(1, *grid, below=9)
     before = logits_of(prior, prefix, codes)[0]
@@ -209,7 +209,7 @@ def test_each_wave_is_one_call_and_a_row_of_codes_is_more_each_time() -> None:
     assert all(12 * row <= count < 12 * row + 5 for row, count in enumerate(generated, start=1))
 
 
-def test_a_image_that_is_told_nothing_may_have_any_size() -> None:
+def test_an_image_that_is_unconditional_may_have_any_size() -> None:
     prior = small(**KINDS["label, map, more"])
     null, known, seeds = prior.null_prefix(1), unknown_codes(1, (3, 7)), torch.arange(1)
     generated = final_codes(
@@ -251,8 +251,8 @@ def test_it_learns_from_crops_and_knows_larger_images() -> None:
         return ((torch.arange(width) + start) // (kind + 1) % 4).expand(height, width)
 
     def batch(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        kinds = torch.randint(2, (16, 1))
-        return kinds, torch.stack([striped(int(kind), *size) for kind in kinds])
+        variants = torch.randint(2, (16, 1))
+        return variants, torch.stack([striped(int(kind), *size) for kind in variants])
 
     for _ in range(60):
         optimizer.zero_grad()

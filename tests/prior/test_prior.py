@@ -173,7 +173,7 @@ def test_the_width_of_the_grid_places_the_codes(kind: str) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 4])
-def test_codes_of_one_row_or_of_one_column_are_told_apart(columns: int) -> None:
+def test_codes_of_one_row_or_of_one_column_are_distinguished(columns: int) -> None:
     """One layer sees a bag of codes: only their places can make a difference when two are exchanged."""
     prior = small(layers=1, grid=(4, 4))
     last = []
@@ -203,7 +203,7 @@ def test_sequences_that_do_not_fit_are_refused(kind: str) -> None:
         prior(codes, cache=NoCache(columns=5))
 
 
-def test_a_image_in_a_batch_has_the_logits_it_has_alone(kind: str) -> None:
+def test_an_image_in_a_batch_has_the_logits_it_has_alone(kind: str) -> None:
     prior = some(kind)
     codes = sequences(prior, 7)
     torch.testing.assert_close(prior(codes)[[3]], prior(codes[[3]]), atol=1e-5, rtol=1e-5)
@@ -254,12 +254,12 @@ def test_nlls_are_those_of_one_code_after_the_other(kind: str, grid: tuple[int, 
     prior = some(kind)
     grid = grid if prior.order == "raster" else prior.grid
     codes, prefix = torch.randint(11, (2, *grid)), torch.tensor([[0, 3], [2, 1]])
-    told = torch.randint(11, (2, *grid)) if corrupted else codes
+    given_inputs = torch.randint(11, (2, *grid)) if corrupted else codes
     order = ORDERS[prior.order](*grid)
     with torch.no_grad():
-        losses = nll(prior, prefix, codes, inputs=told) if corrupted else nll(prior, prefix, codes)
+        losses = nll(prior, prefix, codes, inputs=given_inputs) if corrupted else nll(prior, prefix, codes)
         for turn, place in enumerate(order.tolist()):
-            inputs = told.flatten(1)[:, order[:turn]]
+            inputs = given_inputs.flatten(1)[:, order[:turn]]
             logits = prior(prior.join(prefix, inputs), cache=NoCache(columns=grid[1]))[:, -1]
             truth = -logits.log_softmax(dim=1).gather(1, codes.flatten(1)[:, [place]])[:, 0]
             torch.testing.assert_close(losses.flatten(1)[:, place], truth, atol=1e-4, rtol=1e-5)

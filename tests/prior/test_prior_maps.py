@@ -52,7 +52,7 @@ def test_code_by_code_it_is_the_same(maps: tuple[int, ...], prefix: int) -> None
 
 
 @torch.no_grad()
-def test_the_map_is_told_where_the_next_code_is_generated() -> None:
+def test_the_map_conditions_where_the_next_code_is_generated() -> None:
     """With attention and perceptrons silenced, nothing but the hint is left: each code hears its own place of the map alone."""
     prior = built(maps=(1,), prefix=13)
     for block in prior.blocks:
@@ -99,7 +99,7 @@ def test_larger_and_narrower_grids_are_generated() -> None:
         assert (generated >= 0).all()
 
 
-def test_orders_other_than_raster_are_told_their_own_places() -> None:
+def test_orders_other_than_raster_have_their_own_positions() -> None:
     torch.manual_seed(0)
     settings = TransformerSettings(
         codebook_size=SIZE,

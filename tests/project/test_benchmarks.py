@@ -12,8 +12,8 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OURS = f"""
 import sys
 sys.path.insert(0, {str(BENCHMARKS)!r})
-from pairs import Work, main
-items = {{"wait": lambda: Work(lambda: sum(range(10**5)), 0.001)}}
+from pairs import Workload, main
+items = {{"wait": lambda: Workload(lambda: sum(range(10**5)), 0.001)}}
 main("a benchmark", {{"ours": items, "reference": items}})
 """
 THEIRS = """
@@ -31,7 +31,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_a_peer_runs_beside_ours_and_the_last_line_has_the_ratio(tmp_path: Path) -> None:
+def test_a_peer_runs_nearby_ours_and_the_last_line_has_the_ratio(tmp_path: Path) -> None:
     peer = f"{sys.executable} {tmp_path / 'theirs.py'}"
     done = run(tmp_path, "--peer", peer, "--pairs", "1", "--repeat", "1", "--threads", "1")
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,7 @@ def test_a_peer_runs_beside_ours_and_the_last_line_has_the_ratio(tmp_path: Path)
     assert line["floor_share"] > 0
 
 
-def test_an_unknown_item_is_told(tmp_path: Path) -> None:
+def test_an_unknown_item_is_reported(tmp_path: Path) -> None:
     done = run(tmp_path, "--items", "weight")
     assert done.returncode == 2
     assert "there is no item 'weight'; there are wait" in done.stderr

@@ -45,7 +45,7 @@ def test_all_items_run_on_both_paths(tmp_path: Path) -> None:
     assert all(line["per_code"] > 0 for line in run(tmp_path, "--path", "plain"))  # type: ignore[operator]
 
 
-def test_a_peer_is_asked_by_its_own_names(tmp_path: Path) -> None:
+def test_a_peer_is_requested_by_its_own_names(tmp_path: Path) -> None:
     peer = tmp_path / "theirs.py"
     peer.write_text(THEIRS)
     lines = run(tmp_path, "--peer", f"{sys.executable} {peer}", "--items", "cached,window-32", "--pairs", "1")

@@ -58,7 +58,7 @@ def test_both_paths_run() -> None:
         assert all(line["seconds"] > 0 and line["gflop"] > 0 for line in lines)
 
 
-def test_shards_are_measured_beside_the_loop() -> None:
+def test_shards_are_measured_nearby_the_loop() -> None:
     done = run(SHARDS, "--pairs", "1", "--steps", "1", "--threads", "1")
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout)

@@ -83,23 +83,27 @@ def rows(text: str) -> list[tuple[str, str, str]]:
 
 
 def missing_names(file: str, names: str, folder: Path) -> list[str]:
-    (link,) = links(file)
+    link = LINKED[file]
     wanted = CODE.findall(names)
     assert wanted, f"no name beside {file}"
     return sorted(set(wanted) - defined(folder / link))
 
 
 TABLE = rows(PIPELINE.read_text("utf-8"))
+LINKED = {
+    f"[{text}]": link for text, link in re.findall(r"^\[([^\]]+)\]: (\S+)$", PIPELINE.read_text("utf-8"), re.MULTILINE)
+}
+"""[file.py] in the table -> the path that a definition below it gives."""
 
 
 @pytest.mark.parametrize(("what", "file", "names"), TABLE, ids=[what for what, _, _ in TABLE])
-def test_the_names_beside_the_paper_are_in_their_files(what: str, file: str, names: str) -> None:
+def test_the_names_nearby_the_paper_are_in_their_files(what: str, file: str, names: str) -> None:
     assert not missing_names(file, names, PIPELINE.parent)
 
 
 def test_a_wrong_name_would_be_seen() -> None:
     assert len(TABLE) >= 15
-    file = "[vq](../src/smalti/tokenizer/quantizers/vq.py)"
+    file = "[vq.py]"
     names = "`kmeans`, `VQ.forward`, `VQSettings.beta_on`, `forward`, `VQ.backward`, `Module`"
     assert missing_names(file, names, PIPELINE.parent) == ["Module", "VQ.backward", "forward"]
 
@@ -132,9 +136,12 @@ def commands(text: str) -> Iterator[str]:
             yield match[1]
 
 
+ROOT_COMMAND = get_command(app)
+
+
 def wrong_word(command: str) -> str | None:
     """The first sub-command or option of a command line that there is not; None when all exist."""
-    place = get_command(app)
+    place = ROOT_COMMAND
     for word in shlex.split(command.translate(str.maketrans("[]()", "    ")), comments=True):
         if word in ("|", "||", "&", "&&", ";", ">", ">>"):
             return None

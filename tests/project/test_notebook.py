@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from smalti.conditions.composite import CompositeCondition
-from smalti.conditions.labels import Labels
-from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
-from smalti.core.settings import parse
 from smalti.hub.bundled_models import SCENES
 from smalti.pipeline import Pipeline
-from smalti.prior import Transformer, TransformerSettings
-from smalti.scenes.scene_classes import CLASSES, LABELS
-from smalti.tokenizer.vqgan import VQGAN, VQGANSettings
+from tests.project.tiny_scenes import tiny_pipeline
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "quickstart.ipynb"
 CELLS: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
@@ -28,42 +21,8 @@ MOST_IMAGES = 150_000
 PNG = b"\x89PNG"
 
 
-def tokenizer(channels: int) -> VQGAN:
-    """Small and random, f = 4."""
-    plain = {
-        "autoencoder": {
-            "channels": channels,
-            "patch_size": 4,
-            "base_channels": 8,
-            "channel_multipliers": [1],
-            "res_blocks": 1,
-            "latent_channels": 4,
-        },
-        "quantizer": {"codebook_size": 16, "codebook_dim": 4},
-    }
-    torch.manual_seed(0)
-    return VQGAN(parse(VQGANSettings, plain, where="test"))
-
-
-def pipeline() -> Pipeline:
-    """Told what the model that comes with smalti is told, and of its size in pixels."""
-    maps = {"kind": "segmentation", "key": "segmentation", "grid": (16, 16), "names": LABELS}
-    told = CompositeCondition(
-        [Labels(CLASSES), SpatialCondition(parse(SpatialConditionSettings, maps, where="test"), tokenizer(len(LABELS)))]
-    )
-    sizes = {
-        "codebook_size": 16,
-        "condition_size": told.size,
-        "prefix_length": told.length,
-        "grid": (16, 16),
-        "maps": told.maps,
-    }
-    prior = Transformer(parse(TransformerSettings, {**sizes, "layers": 1, "embed_dim": 16, "heads": 2}, where="test"))
-    return Pipeline(tokenizer(3), prior, told)
-
-
 def test_all_cells_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pipeline, "from_pretrained", pipeline)
+    monkeypatch.setattr(Pipeline, "from_pretrained", tiny_pipeline)
     names: dict[str, Any] = {}
     shown = 0
     for number, cell in enumerate(CODE):

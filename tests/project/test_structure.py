@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import smalti
+from tests.project.vocabulary import banned_names, banned_text, strings
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "smalti"
@@ -272,6 +273,68 @@ def test_no_file_knows_a_machine() -> None:
     assert not found
 
 
+CODE = [*FILES, *TESTS, *sorted((ROOT / "benchmarks").glob("*.py"))]
+TEXTS = [
+    *FILES,
+    *(path for path in sorted(SOURCE.rglob("*")) if path.suffix in (".yaml", ".html", ".js")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "log.md"),
+]
+
+
+@pytest.mark.parametrize("path", CODE, ids=in_words)
+def test_identifiers_are_terms_of_the_field(path: Path) -> None:
+    tree = TREES[path] if path in TREES else ast.parse(path.read_text("utf-8"))
+    found = list(banned_names(tree))
+    assert not found, "docs/glossary.md lists the terms"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=in_words)
+def test_texts_are_in_terms_of_the_field(path: Path) -> None:
+    """Strings and docstrings, recipes, pages and documentation."""
+    texts = strings(TREES[path]) if path in TREES else enumerate(path.read_text("utf-8").splitlines(), 1)
+    found = [f"line {line}: {word}" for line, text in texts for word in banned_text(text)]
+    assert not found, "docs/glossary.md lists the terms"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "told_by = 1",
+        "def lay(codes): ...",
+        "class Keeper: ...",
+        "f(beside=1)",
+        "from a.telling import b",
+        "x.pictures",
+        "Work()",
+    ],
+)
+def test_an_identifier_of_the_older_vocabulary_would_be_seen(code: str) -> None:
+    assert list(banned_names(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["threshold = 1", "play = 2", "display(delay)", "held_out", "np.clip(x)", "file.tell()", "working", "layout"],
+)
+def test_other_identifiers_are_not_taken_for_it(code: str) -> None:
+    assert not list(banned_names(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "text", ["The model is told nothing.", "codes are laid", "two pictures", "by colour", "3 images a second"]
+)
+def test_a_text_in_the_older_vocabulary_would_be_seen(text: str) -> None:
+    assert list(banned_text(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["beside the mask", "an overlay", "within the threshold", "the layer delays", "an optimal color"]
+)
+def test_other_texts_are_not_taken_for_it(text: str) -> None:
+    assert not list(banned_text(text))
+
+
 def settings_fields(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """(class, field) of all settings in a file, without the tags that can hold one value only."""
     for node in ast.walk(tree):
@@ -314,7 +377,6 @@ def test_the_library_is_light() -> None:
         "lightning_fabric",
         "webdataset",
         "tensorboard",
-        "wandb",
         "typer",
         "rich",
     }

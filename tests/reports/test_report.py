@@ -132,7 +132,7 @@ def test_a_page_is_well_formed_and_its_headings_are_in_order() -> None:
     assert page.named("html")[0]["lang"] == "en"
 
 
-def test_a_page_asks_for_nothing_outside_itself() -> None:
+def test_a_page_requests_nothing_outside_itself() -> None:
     text = full("plain words").render()
     assert "http:" not in text
     assert "https:" not in text
@@ -180,7 +180,7 @@ def test_a_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("pixels", [_PIXELS, _PIXELS[:, :, 0], _PIXELS[::-1, ::2]])
-def test_a_image_carries_its_pixels_exactly(pixels: npt.NDArray[np.uint8]) -> None:
+def test_an_image_carries_its_pixels_exactly(pixels: npt.NDArray[np.uint8]) -> None:
     image = Page(Images([EmbeddedImage(pixels, "seven tiles")], scaling="pixelated").render()).named("img")[0]
     source = image["src"]
     assert source is not None
@@ -193,7 +193,7 @@ def test_a_image_carries_its_pixels_exactly(pixels: npt.NDArray[np.uint8]) -> No
     )
 
 
-def test_enlarging_is_smooth_unless_asked_otherwise() -> None:
+def test_enlarging_is_smooth_unless_requested_otherwise() -> None:
     image = EmbeddedImage(_PIXELS, "tiles")
     assert 'class="images auto"' in Images([image]).render()
     assert 'class="images pixelated"' in Images([image], scaling="pixelated").render()
@@ -256,7 +256,7 @@ def test_a_chart_draws_each_line_and_over_a_raw_line_its_smoothed_one() -> None:
     assert "plain ends at 0" in (drawing["aria-label"] or "")
 
 
-def test_a_value_that_is_not_a_number_interrupts_the_line_and_is_told() -> None:
+def test_a_value_that_is_not_a_number_interrupts_the_line_and_is_reported() -> None:
     drawn = curve([(0, 1), (1, 2), (2, math.nan), (3, 1), (4, 2), (math.inf, 1), (6, 3)])
     page = Page(drawn)
     assert len(page.named("polyline")) == 2

@@ -52,9 +52,9 @@ def test_light_and_air_follow_their_formulas(color: tuple[int, ...], shade: tupl
 )
 def test_clamp_holds_numbers_and_arrays_of_any_kind(values: float | Floats) -> None:
     before = np.array(values)
-    held = clamp(values, 0, 1)
-    assert held.dtype == np.float32
-    assert np.array_equal(held, np.clip(before, 0, 1).astype(np.float32))
+    clamped = clamp(values, 0, 1)
+    assert clamped.dtype == np.float32
+    assert np.array_equal(clamped, np.clip(before, 0, 1).astype(np.float32))
     assert np.array_equal(values, before)
 
 
@@ -81,7 +81,7 @@ def test_paint_covers_what_it_should() -> None:
     canvas.color += plane((0.2, 0.4, 0.6))
     cover = np.array([[0.0, 0.25, 0.5], [0.75, 1.0, 0.0]], dtype=np.float32)
     color = plane((1.0, 0.0, 0.5))
-    assert canvas.lay(slice(1, 3), slice(2, 5), cover, color, 70.0, 5) == 1
+    assert canvas.composite(slice(1, 3), slice(2, 5), cover, color, 70.0, 5) == 1
     part = canvas.color[:, 1:3, 2:5]
     assert np.allclose(part, plane((0.2, 0.4, 0.6)) * (1 - cover) + color * cover, atol=1e-6)
     mine = np.zeros((4, 6), dtype=bool)
@@ -92,11 +92,11 @@ def test_paint_covers_what_it_should() -> None:
     assert np.array_equal(canvas.color[:, 3], np.broadcast_to(plane((0.2, 0.4, 0.6))[:, 0], (3, 6)))
 
 
-@pytest.mark.parametrize("things", [1, 2, 3, 40])
-def test_of_four_points_the_second_nearest_says_whose_a_pixel_is(things: int) -> None:
+@pytest.mark.parametrize("items", [1, 2, 3, 40])
+def test_of_four_points_the_second_nearest_says_whose_a_pixel_is(items: int) -> None:
     """From one thing everywhere to borders everywhere; equal things may lie at different depths."""
     canvas = Canvas(24, 32)
-    canvas.identity[:] = GENERATOR.integers(0, things, (24, 32))
+    canvas.identity[:] = GENERATOR.integers(0, items, (24, 32))
     canvas.depth[:] = numbers(24, 32)
     identity, depth = _majority(canvas)
     expected = second_nearest(canvas.identity, canvas.depth)

@@ -108,7 +108,7 @@ def test_images_stay_as_they_are(
     assert np.abs(np.bincount(scene.segmentation.ravel(), minlength=len(LABELS)) - counts).max() <= 2
 
 
-def test_a_image_is_a_function_of_seed_index_and_size(scenes: list[Scene]) -> None:
+def test_an_image_is_a_function_of_seed_index_and_size(scenes: list[Scene]) -> None:
     again = paint(5, 7, size=(64, 64))
     for first, second in zip(scenes[7][:4], again[:4], strict=True):
         assert np.array_equal(np.asarray(first), np.asarray(second))
@@ -154,10 +154,10 @@ def test_the_ground_comes_nearer_downwards(scenes: list[Scene]) -> None:
 def test_sun_and_moon_have_the_box_of_their_label(scenes: list[Scene]) -> None:
     found = 0
     for scene in scenes:
-        for thing in scene.objects:
-            if thing.label in ("sun", "moon"):
+        for item in scene.objects:
+            if item.label in ("sun", "moon"):
                 found += 1
-                assert thing.box == pytest.approx(tight(label(scene, thing.label)))
+                assert item.box == pytest.approx(tight(label(scene, item.label)))
         assert label(scene, "moon").any() <= scene.label.endswith("night")
         assert label(scene, "sun").any() <= (not scene.label.endswith("night"))
     assert found > 8
@@ -167,9 +167,9 @@ def test_boxes_are_tight_about_what_is_seen(scenes: list[Scene]) -> None:
     """Every side of a box touches a point of its label at its distance."""
     for scene in scenes:
         height, width = scene.segmentation.shape
-        for thing in scene.objects:
-            mine = label(scene, thing.label) & np.isclose(scene.depth, thing.distance, rtol=1e-5)
-            x, y, w, h = (round(v * s) for v, s in zip(thing.box, (width, height, width, height), strict=True))
+        for item in scene.objects:
+            mine = label(scene, item.label) & np.isclose(scene.depth, item.distance, rtol=1e-5)
+            x, y, w, h = (round(v * s) for v, s in zip(item.box, (width, height, width, height), strict=True))
             inside = mine[y : y + h, x : x + w]
             assert inside[0].any()
             assert inside[-1].any()
@@ -178,20 +178,20 @@ def test_boxes_are_tight_about_what_is_seen(scenes: list[Scene]) -> None:
 
 
 def test_houses_have_keypoints_in_the_shape_of_a_gable(scenes: list[Scene]) -> None:
-    houses = [thing for scene in scenes for thing in scene.objects if thing.label == "house"]
+    houses = [item for scene in scenes for item in scene.objects if item.label == "house"]
     assert len(houses) > 8
     for house in houses:
         assert len(house.keypoints) == len(KEYPOINTS)
         apex, left_eave, right_eave, right_foot, left_foot = house.keypoints
         assert apex[1] < left_eave[1] == right_eave[1] < right_foot[1] == left_foot[1]
         assert left_foot[0] == left_eave[0] < apex[0] < right_eave[0] == right_foot[0]
-    assert all(not thing.keypoints for scene in scenes for thing in scene.objects if thing.label != "house")
+    assert all(not item.keypoints for scene in scenes for item in scene.objects if item.label != "house")
 
 
 def test_keypoints_of_a_house_that_stands_free_lie_at_its_box(scenes: list[Scene]) -> None:
     checked = 0
     for scene in scenes:
-        houses = [thing for thing in scene.objects if thing.label == "house"]
+        houses = [item for item in scene.objects if item.label == "house"]
         for house in houses:
             x, y, w, h = house.box
             if x == 0 or x + w == 1 or y + h == 1 or h < 0.1:
@@ -232,9 +232,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_a_folder_of_scenes_holds_what_paint_returns(tmp_path: Path) -> None:
     out = tmp_path / "scenes"
-    told: list[int] = []
-    write_scenes(out, count=14, size=(32, 40), seed=3, progress=told.append)
-    assert told[-1] == 14
+    reported: list[int] = []
+    write_scenes(out, count=14, size=(32, 40), seed=3, progress=reported.append)
+    assert reported[-1] == 14
     about = json.loads((out / "scenes.json").read_text())
     assert (about["seed"], about["count"], about["size"]) == (3, 14, [32, 40])
     assert [entry["name"] for entry in about["labels"]] == list(LABELS)
@@ -250,10 +250,10 @@ def test_a_folder_of_scenes_holds_what_paint_returns(tmp_path: Path) -> None:
         assert np.abs(depth - scene.depth).max() <= 0.0501
         noted = images[index]
         assert (noted["key"], noted["class"]) == (key, scene.label)
-        assert [thing["class"] for thing in noted["objects"]] == [thing.label for thing in scene.objects]
-        for written, thing in zip(noted["objects"], scene.objects, strict=True):
-            assert written["box"] == pytest.approx(thing.box, abs=1e-5)
-            assert np.allclose(written["keypoints"], thing.keypoints, atol=1e-5) or not thing.keypoints
+        assert [item["class"] for item in noted["objects"]] == [item.label for item in scene.objects]
+        for written, item in zip(noted["objects"], scene.objects, strict=True):
+            assert written["box"] == pytest.approx(item.box, abs=1e-5)
+            assert np.allclose(written["keypoints"], item.keypoints, atol=1e-5) or not item.keypoints
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["images", "segmentations", "depths", "edges", "objects.json", "scenes.json"]
     )
@@ -278,9 +278,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path / "broken", count=10, size=(16, 16), progress=stop)
     assert not (tmp_path / "broken" / "objects.json").exists()
-    told: list[int] = []
-    write_scenes(tmp_path / "broken", count=10, size=(16, 16), progress=told.append)
-    assert told == [4, 8, 10]
+    reported: list[int] = []
+    write_scenes(tmp_path / "broken", count=10, size=(16, 16), progress=reported.append)
+    assert reported == [4, 8, 10]
     assert files(tmp_path / "whole") == files(tmp_path / "broken")
 
 
@@ -370,7 +370,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
 
 
-def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 

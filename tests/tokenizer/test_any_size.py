@@ -13,7 +13,7 @@ from smalti.core.errors import SmaltiError
 from smalti.tokenizer.tiled import any_size
 from smalti.tokenizer.tiled.any_size import LARGE, decode_of_any_size, decode_tiles, encode_of_any_size, tile_rows
 from smalti.tokenizer.tiled.tiled_layers import decode_tiled, features_tiled
-from smalti.tokenizer.tiled.work import Progress, unwatched
+from smalti.tokenizer.tiled.tiled_progress import Progress, no_progress
 from smalti.tokenizer.vqgan import VQGAN
 from tests.tokenizer.test_tiled_layers import AUTOENCODERS, away, random_images
 from tests.tokenizer.test_tokenizer import noise, small
@@ -44,7 +44,7 @@ def by_strips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def test_a_image_of_1024_pixels_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_of_1024_pixels_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole is computed in float64: in float32 PyTorch's own GroupNorm (where there is no compiler for ours) is up to 5e-3 off
     where such a map lies channels last, so that it would be the whole that is wrong, and not its strips."""
     monkeypatch.setattr(any_size, "STRIP", 2**18)  # for the few channels here: strips of 124 rows
@@ -64,7 +64,7 @@ def test_a_image_of_1024_pixels_is_that_of_the_whole(monkeypatch: pytest.MonkeyP
     assert len(list(decode_tiles(model, quantized.latents))) == 9  # of 124 rows
 
 
-def features_of(model: VQGAN, images: Tensor, *, rows: int, progress: Progress = unwatched) -> Tensor:
+def features_of(model: VQGAN, images: Tensor, *, rows: int, progress: Progress = no_progress) -> Tensor:
     """Before codes are chosen."""
     return features_tiled(
         model, lambda first, last: images[:, :, first:last], images.shape[2], rows=rows, progress=progress
@@ -110,7 +110,7 @@ def test_neither_way_takes_gradients() -> None:
 
 
 @pytest.mark.usefixtures("by_strips")
-def test_images_that_do_not_fit_are_told_as_ever() -> None:
+def test_images_that_do_not_fit_are_reported_as_ever() -> None:
     with pytest.raises(SmaltiError, match=r"takes images of shape \(B, 3, H, W\)"):
         encode_of_any_size(small(), torch.zeros(3, 8, 8))
     with pytest.raises(SmaltiError, match="an image of 42 rows cannot be cut into tiles of 4"):
@@ -148,7 +148,7 @@ def test_all_work_is_counted(autoencoder: dict[str, Any], grid: tuple[int, int])
 
 
 @torch.no_grad()
-def test_half_of_the_work_is_told_as_half() -> None:
+def test_half_of_the_work_is_reported_as_half() -> None:
     """One level, no attention, one row at a time: half of the multiplications are half of the calls, of each layer."""
     model = small(patch_size=1, channel_multipliers=[1], middle_attention=False, latent_channels=8)
     calls = ProgressCalls()

@@ -91,7 +91,7 @@ def test_the_first_place_counts_for_a_code_that_stands_twice() -> None:
 
 def test_a_table_keeps_the_values_of_its_codes() -> None:
     values = torch.arange(24).view(2, 6, 2)
-    assert torch.equal(used_codes().kept(values, dim=1), values[:, USED])
+    assert torch.equal(used_codes().select_used(values, dim=1), values[:, USED])
 
 
 def test_a_table_changes_the_codes_and_nothing_else() -> None:

@@ -65,7 +65,7 @@ def test_smoothed_counts_are_above_zero_and_as_many() -> None:
     torch.testing.assert_close(smoothed(use), use, rtol=0, atol=1e-4)
 
 
-def test_only_the_features_are_asked_to_move() -> None:
+def test_only_the_features_are_requested_to_move() -> None:
     made, features = quantizer(l2_normalize=False, commitment=0.3), noise(2, 3, 4, 4).requires_grad_()
     assert not list(made.parameters())
     quantized = made(features)

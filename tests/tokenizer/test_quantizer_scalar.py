@@ -95,7 +95,7 @@ def test_gradients_are_those_of_the_bound() -> None:
         torch.testing.assert_close(found[:, d], slope * gradient[:, d])
 
 
-def test_rounding_asks_for_nothing() -> None:
+def test_rounding_requests_nothing() -> None:
     made, features = fsq(5, 5), drawn(1, 2, 3, 3)
     assert float(made(features).loss) == 0
     assert (made(features).latents - made.bypass(features).latents).abs().max() <= 0.25 + 1e-6

@@ -168,8 +168,8 @@ def test_a_small_batch_is_learned(plain: dict[str, Any]) -> None:
     made = any_quantizer(plain)
     torch.manual_seed(0)
     encoder, decoder = nn.Conv2d(6, 3, 1), nn.Conv2d(3, 6, 1)
-    kinds = noise(5, 6, seed=1)
-    images = kinds[torch.randint(0, 5, (2, 4, 4), generator=seeded(2))].permute(0, 3, 1, 2)
+    variants = noise(5, 6, seed=1)
+    images = variants[torch.randint(0, 5, (2, 4, 4), generator=seeded(2))].permute(0, 3, 1, 2)
     parameters = [*encoder.parameters(), *decoder.parameters(), *made.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=0.02)
 
@@ -220,7 +220,7 @@ def test_float64_stays_float64(plain: dict[str, Any]) -> None:
 
 
 @each
-def test_weights_tell_all(plain: dict[str, Any]) -> None:
+def test_weights_decide_all(plain: dict[str, Any]) -> None:
     made, features = any_quantizer(plain), noise(2, 3, 4, 5)
     made.init_codebook(features, generator=seeded(0))
     made.update_codebook(features, made(features).codes, generator=seeded(0))
@@ -311,6 +311,6 @@ def test_identities_stay_what_they_are() -> None:
         ({"name": "lfq", "codebook_dim": 31}, r"codebook_dim = 31: input should be less than or equal to 30"),
     ],
 )
-def test_wrong_settings_are_told(plain: dict[str, Any], sentence: str) -> None:
+def test_wrong_settings_are_reported(plain: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         settings_of(plain)

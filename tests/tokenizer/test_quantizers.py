@@ -214,7 +214,7 @@ def test_start_places_codes_on_features() -> None:
     assert made.codebook.requires_grad
 
 
-def test_without_kmeans_nothing_is_asked_for() -> None:
+def test_without_kmeans_nothing_is_requested() -> None:
     assert quantizer(codebook_size=16, codebook_dim=4, kmeans_iterations=0).init_features == 0
 
 

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from smalti.core.errors import SmaltiError
 from smalti.tokenizer.blocks import Downsample, Upsample, group_norm
 from smalti.tokenizer.tiled import tiled_layers
-from smalti.tokenizer.tiled.feature_maps import Room, gathered, joined, moments_of
+from smalti.tokenizer.tiled.feature_maps import MapStorage, gathered, joined, moments_of
 from smalti.tokenizer.tiled.tiled_layers import _Walk, decode_tiled, encode_tiled, features_tiled
-from smalti.tokenizer.tiled.work import Work
+from smalti.tokenizer.tiled.tiled_progress import MultiplicationCounter
 from smalti.tokenizer.vqgan import VQGAN
 from tests.tokenizer.test_tokenizer import noise, small
 
@@ -79,8 +79,8 @@ def random_images(model: VQGAN, grid: tuple[int, int], *, batch: int = 2) -> Ten
     return (images + torch.linspace(-1, 1, images.shape[2])[:, None]) / 2
 
 
-def decoded(model: VQGAN, latents: Tensor, *, rows: int, kept: int) -> Tensor:
-    return torch.cat(list(decode_tiled(model, latents, rows=rows, kept=kept)), 2)
+def decoded(model: VQGAN, latents: Tensor, *, rows: int, memory_limit: int) -> Tensor:
+    return torch.cat(list(decode_tiled(model, latents, rows=rows, memory_limit=memory_limit)), 2)
 
 
 def away(one: Tensor, other: Tensor) -> float:
@@ -100,12 +100,12 @@ def test_strips_are_the_whole_image(autoencoder: dict[str, Any], grid: tuple[int
     # The truth is the whole image in float64: where variances are small, the whole image in float32 is no closer to it.
     exact_image, features = exact.decode(latents.double()), exact.features(images.double())
     before = latents.clone(), images.clone()
-    for rows, kept in STRIPS:
-        assert away(decoded(model, latents, rows=rows, kept=kept), exact_image) < 1e-5
-        assert away(decoded(exact, latents.double(), rows=rows, kept=kept), exact_image) < 1e-12
-        given = features_tiled(model, reader(images), images.shape[2], rows=rows, kept=kept)
+    for rows, memory_limit in STRIPS:
+        assert away(decoded(model, latents, rows=rows, memory_limit=memory_limit), exact_image) < 1e-5
+        assert away(decoded(exact, latents.double(), rows=rows, memory_limit=memory_limit), exact_image) < 1e-12
+        given = features_tiled(model, reader(images), images.shape[2], rows=rows, memory_limit=memory_limit)
         assert away(given, features) < 1e-5
-        given = features_tiled(exact, reader(images.double()), images.shape[2], rows=rows, kept=kept)
+        given = features_tiled(exact, reader(images.double()), images.shape[2], rows=rows, memory_limit=memory_limit)
         assert away(given, features) < 1e-12
     assert torch.equal(before[0], latents)
     assert torch.equal(before[1], images)
@@ -116,18 +116,20 @@ def test_strips_are_the_whole_image(autoencoder: dict[str, Any], grid: tuple[int
     w=st.integers(2, 4),
     batch=st.integers(1, 3),
     rows=st.integers(1, 40),
-    kept=st.sampled_from([NOTHING, 2000, ALL]),
+    memory_limit=st.sampled_from([NOTHING, 2000, ALL]),
 )
 @settings(max_examples=12, deadline=None)
 @torch.no_grad()
-def test_strips_of_any_size_are_the_whole_image(h: int, w: int, batch: int, rows: int, kept: int) -> None:
+def test_strips_of_any_size_are_the_whole_image(h: int, w: int, batch: int, rows: int, memory_limit: int) -> None:
     model = wide(small(patch_size=1, channel_multipliers=[1, 2], attention_levels=[1]))
     images = random_images(model, (h, w), batch=batch).double()
     whole = model.encode(images)
-    quantized = encode_tiled(model, reader(images), images.shape[2], rows=rows, kept=kept)
+    quantized = encode_tiled(model, reader(images), images.shape[2], rows=rows, memory_limit=memory_limit)
     assert torch.equal(quantized.codes, whole.codes)
     assert away(quantized.latents, whole.latents) < 1e-12
-    assert away(decoded(model, whole.latents, rows=rows, kept=kept), model.decode(whole.latents)) < 1e-12
+    assert (
+        away(decoded(model, whole.latents, rows=rows, memory_limit=memory_limit), model.decode(whole.latents)) < 1e-12
+    )
 
 
 @torch.no_grad()
@@ -144,7 +146,7 @@ def test_queries_of_attention_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
 
     with monkeypatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", spy)
-        image = decoded(model, latents, rows=3, kept=NOTHING)
+        image = decoded(model, latents, rows=3, memory_limit=NOTHING)
     assert away(image, model.decode(latents)) < 1e-12
     assert {keys for _, keys in sizes} == {15}
     assert {queries for queries, _ in sizes} == {4, 1, 2}  # 3 rows of 3: 4 + 4 + 1; the other 2 of 3: 4 + 2
@@ -154,9 +156,9 @@ def test_queries_of_attention_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
 def test_half_precision_goes_through_files() -> None:
     model = small().bfloat16()
     latents = noise(2, 4, 5, 3).bfloat16()
-    given = decoded(model, latents, rows=4, kept=NOTHING)
+    given = decoded(model, latents, rows=4, memory_limit=NOTHING)
     assert given.dtype == torch.bfloat16
-    assert torch.equal(given, decoded(model, latents, rows=4, kept=ALL))
+    assert torch.equal(given, decoded(model, latents, rows=4, memory_limit=ALL))
     assert away(given, model.decode(latents)) < 0.1
 
 
@@ -233,29 +235,29 @@ def test_no_map_is_made_whole(stem: int) -> None:
     row = squares * 16  # numbers at the highest level, where the first block has the width of the level below
     strip, whole = (rows + 2) * row * 8, 64 * row * 4  # bytes; moments are taken in float64
     with Largest() as largest:
-        for _ in decode_tiled(model, latents, rows=rows * stem, kept=NOTHING):
+        for _ in decode_tiled(model, latents, rows=rows * stem, memory_limit=NOTHING):
             pass
     assert largest.bytes <= strip
     with Largest() as largest:
         model.decode(latents)
     assert largest.bytes >= whole
 
-    asked: list[tuple[int, int]] = []
+    requested: list[tuple[int, int]] = []
 
     def read(first: int, last: int) -> Tensor:
-        asked.append((first, last))
+        requested.append((first, last))
         return images.narrow(2, first, last - first)
 
     with Largest() as largest:
-        features_tiled(model, read, images.shape[2], rows=rows * stem, kept=NOTHING)
+        features_tiled(model, read, images.shape[2], rows=rows * stem, memory_limit=NOTHING)
     assert largest.bytes <= strip
-    assert asked == sorted(asked)
-    assert (asked[0][0], asked[-1][1]) == (0, images.shape[2])
-    assert max(last - first for first, last in asked) == (rows + 2) * stem
+    assert requested == sorted(requested)
+    assert (requested[0][0], requested[-1][1]) == (0, images.shape[2])
+    assert max(last - first for first, last in requested) == (rows + 2) * stem
 
 
 @pytest.mark.parametrize(
-    ("layer", "asked", "gives"),
+    ("layer", "requested", "gives"),
     [
         (Downsample(8, convolution=True), 5, 2),
         (Downsample(8, convolution=False), 5, 2),
@@ -265,7 +267,7 @@ def test_no_map_is_made_whole(stem: int) -> None:
 )
 @torch.no_grad()
 def test_strips_are_small_on_both_sides_of_a_layer(
-    layer: torch.nn.Module, asked: int, gives: int, tmp_path: Path
+    layer: torch.nn.Module, requested: int, gives: int, tmp_path: Path
 ) -> None:
     x, heights = noise(1, 8, 20, 4), []
 
@@ -273,11 +275,11 @@ def test_strips_are_small_on_both_sides_of_a_layer(
         heights.append(last - first)
         return x[:, :, first:last]
 
-    told: list[tuple[int, int]] = []
-    work = Work(1000, rows=10, progress=lambda done, total: told.append((done, total)))
-    made = list(_Walk(4, Room(kept=ALL, folder=tmp_path), work).strips(layer, read, 20))
-    assert len(told) == len(made)
-    assert (max(heights), max(strip.shape[2] for strip in made)) == (asked, gives)
+    reported: list[tuple[int, int]] = []
+    counter = MultiplicationCounter(1000, rows=10, progress=lambda done, total: reported.append((done, total)))
+    made = list(_Walk(4, MapStorage(memory_limit=ALL, folder=tmp_path), counter).strips(layer, read, 20))
+    assert len(reported) == len(made)
+    assert (max(heights), max(strip.shape[2] for strip in made)) == (requested, gives)
     assert away(torch.cat(made, 2), layer(x)) < 1e-6
 
 
@@ -287,12 +289,12 @@ def test_maps_within_what_is_kept_need_no_file(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     # Of float32: H/s x W/s x width of the level below, for the first block of the highest level.
     largest = 8 * 6 * 16 * 4
-    assert len(list(decode_tiled(model, latents, rows=8, kept=largest, folder=nowhere))) == 2
-    for kept in (largest - 1, 0):
+    assert len(list(decode_tiled(model, latents, rows=8, memory_limit=largest, folder=nowhere))) == 2
+    for memory_limit in (largest - 1, 0):
         with pytest.raises(SmaltiError, match=r"bytes cannot be kept in .*nowhere.*give another folder"):
-            next(decode_tiled(model, latents, rows=8, kept=kept, folder=nowhere))
+            next(decode_tiled(model, latents, rows=8, memory_limit=memory_limit, folder=nowhere))
     with pytest.raises(SmaltiError, match="nowhere"):
-        encode_tiled(model, reader(noise(1, 3, 16, 12)), 16, rows=8, kept=0, folder=nowhere)
+        encode_tiled(model, reader(noise(1, 3, 16, 12)), 16, rows=8, memory_limit=0, folder=nowhere)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are counted in /proc")
@@ -304,7 +306,7 @@ def test_files_are_closed_also_where_strips_are_not_all_taken(tmp_path: Path) ->
         yield from os.listdir("/proc/self/fd")
 
     model, latents = small(), noise(1, 4, 4, 3)
-    strips = decode_tiled(model, latents, rows=4, kept=NOTHING, folder=tmp_path)
+    strips = decode_tiled(model, latents, rows=4, memory_limit=NOTHING, folder=tmp_path)
     next(strips)
     assert files() == 1  # the last map: the others are gone
     assert not list(tmp_path.iterdir())  # without a name: nothing stays behind a process that is killed
@@ -314,8 +316,8 @@ def test_files_are_closed_also_where_strips_are_not_all_taken(tmp_path: Path) ->
 
 def test_a_map_may_be_overwritten_while_it_is_read(tmp_path: Path) -> None:
     x = noise(2, 3, 7, 4)
-    for kept in (NOTHING, ALL):
-        x_map = gathered(iter(torch.split(x, 2, 2)), 7, Room(kept=kept, folder=tmp_path))
+    for memory_limit in (NOTHING, ALL):
+        x_map = gathered(iter(torch.split(x, 2, 2)), 7, MapStorage(memory_limit=memory_limit, folder=tmp_path))
         assert torch.equal(x_map.read(0, 7), x)
         doubled = x_map.overwritten(x_map.read(first, min(first + 3, 7)) * 2 for first in (0, 3, 6))
         assert torch.equal(doubled.read(0, 7), x * 2)
@@ -326,7 +328,7 @@ def test_a_map_may_be_overwritten_while_it_is_read(tmp_path: Path) -> None:
 # --- errors --------------------------------------------------------------------------------------------------------
 
 
-def test_wrong_sizes_are_told() -> None:
+def test_wrong_sizes_are_reported() -> None:
     model = small()
     images = noise(1, 3, 8, 8)
     with pytest.raises(SmaltiError, match="strips of 0 rows"):

@@ -114,12 +114,12 @@ def test_shapes_of_every_pyramid(autoencoder: dict[str, Any], size: tuple[int, i
 
 def test_the_decoder_has_a_width_and_a_depth_of_its_own() -> None:
     """By default those of the paper; said in numbers they are the same network, weight for weight."""
-    default, said = small(), small(decoder_base_channels=8, decoder_res_blocks=2)
+    default, message = small(), small(decoder_base_channels=8, decoder_res_blocks=2)
     assert default.settings.autoencoder.decoder_base_channels == default.settings.autoencoder.decoder_res_blocks == 0
-    assert {name: weight.shape for name, weight in said.state_dict().items()} == {
+    assert {name: weight.shape for name, weight in message.state_dict().items()} == {
         name: weight.shape for name, weight in default.state_dict().items()
     }
-    assert said.fingerprint() == default.fingerprint()
+    assert message.fingerprint() == default.fingerprint()
     other = small(decoder_base_channels=24, decoder_res_blocks=4)
     ours, theirs = default.encoder.state_dict(), other.encoder.state_dict()
     assert ours.keys() == theirs.keys()
@@ -138,17 +138,17 @@ def test_upsampling_in_one_step_is_upsampling_and_then_convolving(channels: int,
     weight, bias = upsample.convolution.weight, upsample.convolution.bias
     assert bias is not None
     inputs = [noise(2, channels, *size, seed=seed).double().requires_grad_() for seed in (1, 1)]
-    asked = noise(2, channels, 2 * size[0], 2 * size[1], seed=2).double()
+    requested = noise(2, channels, 2 * size[0], 2 * size[1], seed=2).double()
     both = []
     for x, made in zip(
         inputs, (upsample(inputs[0]), reference.upsampled(inputs[1], weight) + bias.view(-1, 1, 1)), strict=True
     ):
-        both.append((made, *torch.autograd.grad((made * asked).sum(), (x, weight, bias))))
+        both.append((made, *torch.autograd.grad((made * requested).sum(), (x, weight, bias))))
     for one, other in zip(*both, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_swish_writes_over_its_input_only_where_no_gradient_asks_for_it() -> None:
+def test_swish_writes_over_its_input_only_where_no_gradient_requests_it() -> None:
     kept = noise(4, seed=3).requires_grad_()
     before = kept.detach().clone()
     made = swish(kept)
@@ -159,17 +159,17 @@ def test_swish_writes_over_its_input_only_where_no_gradient_asks_for_it() -> Non
     torch.testing.assert_close(made, before * before.sigmoid())
 
 
-@pytest.mark.parametrize("asking", [(True, False), (False, True), (False, False)])
-def test_a_sum_writes_over_its_branch_only_where_no_gradient_asks_for_it(asking: tuple[bool, bool]) -> None:
-    branch, shortcut = (noise(4, seed=3 + number).requires_grad_(asks) for number, asks in enumerate(asking))
+@pytest.mark.parametrize("request_for", [(True, False), (False, True), (False, False)])
+def test_a_sum_writes_over_its_branch_only_where_no_gradient_requests_it(request_for: tuple[bool, bool]) -> None:
+    branch, shortcut = (noise(4, seed=3 + number).requires_grad_(asks) for number, asks in enumerate(request_for))
     before = branch.detach().clone()
     made = plus(branch, shortcut)
     assert torch.equal(made, before + shortcut)
-    assert (made is branch) == (not any(asking))
-    assert torch.equal(branch, before) == any(asking)
+    assert (made is branch) == (not any(request_for))
+    assert torch.equal(branch, before) == any(request_for)
 
 
-def test_attention_stands_where_it_is_asked_for() -> None:
+def test_attention_stands_where_it_is_requested() -> None:
     tokenizer = small(channel_multipliers=[1, 1, 1], attention_levels=[1], res_blocks=2)
     names = [name for name, module in tokenizer.named_modules() if isinstance(module, AttentionBlock)]
     assert names == [
@@ -219,7 +219,7 @@ def test_norms_have_as_many_groups_as_fit() -> None:
     assert group_norm(8).eps == 1e-6
 
 
-def test_blocks_begin_as_their_shortcuts_where_asked() -> None:
+def test_blocks_begin_as_their_shortcuts_where_requested() -> None:
     """Then dropout, which acts inside the blocks, changes nothing before the first step; and every block still learns."""
     tokenizer, images = small(dropout=0.5, zero_residuals=True).train(), noise(1, 3, 8, 8)
     assert torch.equal(tokenizer.features(images), tokenizer.features(images))
@@ -265,7 +265,7 @@ def test_the_memory_layout_changes_no_value() -> None:
         ),
     ],
 )
-def test_autoencoders_that_cannot_be_built_are_told(change: dict[str, Any], sentence: str) -> None:
+def test_autoencoders_that_cannot_be_built_are_reported(change: dict[str, Any], sentence: str) -> None:
     """An attention level that the pyramid does not have was once ignored, a width of 0 a traceback."""
     with pytest.raises(SmaltiError, match=sentence):
         small(**change)
@@ -291,13 +291,13 @@ def test_codes_say_all_that_the_decoder_reads(normalized: bool) -> None:
         ((1, 3, 0, 8), r"0 x 8 \(height x width\) cannot be cut"),
     ],
 )
-def test_images_that_do_not_fit_are_told(shape: tuple[int, ...], sentence: str) -> None:
+def test_images_that_do_not_fit_are_reported(shape: tuple[int, ...], sentence: str) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         small().encode(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("code", [-1, 16, 99])
-def test_codes_outside_the_codebook_are_told(code: int) -> None:
+def test_codes_outside_the_codebook_are_reported(code: int) -> None:
     with pytest.raises(SmaltiError, match=rf"code {code} is outside the codebook, whose codes are 0 to 15"):
         small().decode_codes(torch.tensor([[[0, code]]]))
 
@@ -346,7 +346,7 @@ def test_the_fingerprint_is_of_what_codes_depend_on() -> None:
         seen.add(tokenizer.fingerprint())
 
 
-def test_damaged_tokenizers_are_told(tmp_path: Path) -> None:
+def test_damaged_tokenizers_are_reported(tmp_path: Path) -> None:
     small().save_pretrained(tmp_path, about={})
     config = json.loads((tmp_path / "config.json").read_text())
     weights = (tmp_path / "model.safetensors").read_bytes()
@@ -407,7 +407,7 @@ def test_a_smooth_output_begins_without_a_hatch(stem: int) -> None:
     torch.testing.assert_close(inside, inside[..., :1, :1].expand_as(inside), rtol=1e-5, atol=1e-6)
 
 
-def test_a_smooth_output_sees_no_further_than_it_says() -> None:
+def test_a_smooth_output_sees_as_far_as_it_says() -> None:
     decoder = Decoder(smooth_output(8))
     for side in (12, 13):
         x = torch.zeros(1, 16, side, side, requires_grad=True)

@@ -90,18 +90,18 @@ def test_codes_are_those_of_the_same_list_of_images(folder: Path) -> None:
     assert not encoded(folder, "lists/others.txt")
 
 
-def test_what_lies_beside_images_is_found_by_their_paths_below_the_root_of_a_list(folder: Path) -> None:
+def test_what_lies_nearby_images_is_found_by_their_paths_below_the_root_of_a_list(folder: Path) -> None:
     listed = open_source(list_of(folder / "images", folder / "lists" / "train.txt")).images
     known = dict.fromkeys(image.key.removesuffix(".png") for image in open_source(folder / "images").images)
     assert stems(listed, known) == list(known)
     assert stems(listed, {}) == [image.key.removesuffix(".png") for image in listed]
     shutil.copytree(folder / "images", folder / "maps")
-    told = (ConditionSource("image", folder / "run", folder / "maps"),)
-    assert encoded(folder, "lists/train.txt", told=told)
+    conditions = (ConditionSource("image", folder / "run", folder / "maps"),)
+    assert encoded(folder, "lists/train.txt", conditions=conditions)
 
 
 @pytest.mark.parametrize("change", ["more", "fewer", "other"])
-def test_images_that_changed_before_a_run_goes_on_are_told(
+def test_images_that_changed_before_a_run_goes_on_are_reported(
     change: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = folder / "images" / "dark" / "00.png"
@@ -114,8 +114,8 @@ def test_images_that_changed_before_a_run_goes_on_are_told(
     counts = {"more": (20, "21"), "fewer": (20, "19"), "other": (20, "20, but not the same files")}[change]
     with caplog.at_level(logging.WARNING, logger="smalti"):
         assert seen(trained(folder, folder / "images", length=16)) == 16
-    (told,) = [record.getMessage() for record in caplog.records if "changed" in record.getMessage()]
-    assert told.endswith(
+    (warning,) = [record.getMessage() for record in caplog.records if "changed" in record.getMessage()]
+    assert warning.endswith(
         f"there were {counts[0]}, and there are {counts[1]}; training goes on with those that are there now"
     )
     caplog.clear()
@@ -134,7 +134,7 @@ def test_a_run_does_not_go_on_with_other_data(folder: Path) -> None:
         trained(folder, folder / "others", length=16)
 
 
-def encoded(folder: Path, data: str, *, told: tuple[ConditionSource, ...] = (), validation: float = 0.2) -> bool:
+def encoded(folder: Path, data: str, *, conditions: tuple[ConditionSource, ...] = (), validation: float = 0.2) -> bool:
     settings = CopiesSettings(copies=1, images=ImageSettings(size=(16, 16), validation=validation))
     return encode_images(
         folder / "run",
@@ -143,7 +143,7 @@ def encoded(folder: Path, data: str, *, told: tuple[ConditionSource, ...] = (), 
         settings=settings,
         seed=0,
         progress=lambda done, total: None,
-        conditions=told,
+        conditions=conditions,
     )
 
 
@@ -173,7 +173,7 @@ def test_training_goes_on_where_the_only_held_out_image_is_damaged(folder: Path)
 def test_some_image_is_held_out_of_codes(damaged: str, folder: Path) -> None:
     shutil.copytree(folder / "images", folder / "maps")
     (folder / damaged / first_held_out(folder / "images")).write_bytes(b"")
-    told = (ConditionSource("image", folder / "run", folder / "maps"),)
-    assert encoded(folder, "images", told=told, validation=0.001)
+    conditions = (ConditionSource("image", folder / "run", folder / "maps"),)
+    assert encoded(folder, "images", conditions=conditions, validation=0.001)
     meta = open_codes(folder / "codes").meta
     assert (sum(meta.training.shards), sum(meta.validation.shards), meta.validation.damaged) == (18, 1, 1)

@@ -136,26 +136,26 @@ def test_what_codes_depend_on_does_not_move_by_a_bit(name: str, average: str, fo
 def test_frozen_parts_get_no_gradients_and_no_graph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = stage_of(folder)
     steps(stage, 0, 24)
-    asked: list[bool] = []
+    requested: list[bool] = []
     features = VQGAN.features
 
     def watched(tokenizer: VQGAN, images: Tensor) -> Tensor:
         made = features(tokenizer, images)
-        asked.append(made.requires_grad)
+        requested.append(made.requires_grad)
         return made
 
     monkeypatch.setattr(VQGAN, "features", watched)
     with_gradients: set[str] = set()
-    clip = optimizer_step.clip_gradients
+    grad_clip = optimizer_step.clip_gradients
 
     def noted(*given: Any) -> Tensor:
         named = stage.tokenizer.named_parameters()
         with_gradients.update(name for name, weight in named if weight.grad is not None)
-        return clip(*given)
+        return grad_clip(*given)
 
     monkeypatch.setattr(gan_step, "clip_gradients", noted)
     steps(stage, 24, 32)
-    assert asked == [False, False]
+    assert requested == [False, False]
     assert with_gradients == {
         name for name, _ in stage.tokenizer.named_parameters() if name.startswith(("decoder", "from_"))
     }
@@ -297,7 +297,7 @@ def test_only_the_decoder_of_a_trained_tokenizer_learns_where_the_phase_is_all(f
     assert new.fingerprint() != old.fingerprint()
 
 
-def test_the_settings_are_shown_before_they_are_used(folder: Path) -> None:
+def test_the_settings_are_displayed_before_they_are_used(folder: Path) -> None:
     given = [part for override in PHASE for part in ("--set", override)]
     recipe = ["--recipe", str(folder / "small.yaml"), "--out", str(folder / "dry"), "--dry-run"]
     done = CliRunner().invoke(app, ["train", "tokenizer", str(folder / "images"), *recipe, *given])
@@ -324,12 +324,12 @@ def test_the_settings_are_shown_before_they_are_used(folder: Path) -> None:
         (("decoder_phase.probability=0.1",), r"unknown key 'decoder_phase.probability'"),
     ],
 )
-def test_phases_that_cannot_be_are_told(overrides: tuple[str, ...], sentence: str, folder: Path) -> None:
+def test_phases_that_cannot_be_are_reported(overrides: tuple[str, ...], sentence: str, folder: Path) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         settings_of(folder, *PHASE, *overrides)
 
 
-def test_what_is_off_asks_for_nothing(folder: Path) -> None:
+def test_what_is_off_requests_nothing(folder: Path) -> None:
     """The default has 16 neighbors, which a codebook of 16 codes has not."""
     settings = settings_of(folder)
     assert not settings.has_decoder_phase

@@ -45,28 +45,28 @@ HEALTHY = {"discriminator": 0.7, "real_logits": 0.3, "fake_logits": -0.3, "adapt
     ("used", "perplexity", "sick"), [(0.9, 700, False), (0.19, 190, True), (0.9, 51, True), (0.2, 52, False)]
 )
 def test_a_codebook_that_has_collapsed(used: float, perplexity: float, sick: bool) -> None:
-    judged = diagnose_codebook({"codes_in_use": used, "perplexity": perplexity}, size=1024)
-    assert judged.keys() == {"codebook"}
-    assert bool(judged["codebook"]) == sick
+    scored = diagnose_codebook({"codes_in_use": used, "perplexity": perplexity}, size=1024)
+    assert scored.keys() == {"codebook"}
+    assert bool(scored["codebook"]) == sick
     if sick:
-        assert f"{used:.1%} of 1,024 codes" in judged["codebook"]
+        assert f"{used:.1%} of 1,024 codes" in scored["codebook"]
 
 
-def test_nothing_is_said_of_codes_that_were_not_counted() -> None:
+def test_nothing_is_printed_of_codes_that_were_not_counted() -> None:
     assert diagnose_codebook({"pixel": 0.1}, size=1024) == {}
 
 
 def gan_diagnostics(
     means: dict[str, float], *, trained: float = 0.5, strength: float = 1.0, **options: Any
 ) -> set[str]:
-    judged = diagnose_gan(means, settings=AdversarialSettings(**options), trained=trained, strength=strength)
-    return {name for name, sentence in judged.items() if sentence}
+    scored = diagnose_gan(means, settings=AdversarialSettings(**options), trained=trained, strength=strength)
+    return {name for name, sentence in scored.items() if sentence}
 
 
 def test_a_healthy_gan_gives_no_diagnostic() -> None:
     assert gan_diagnostics(HEALTHY) == set()
-    judged = diagnose_gan(HEALTHY, settings=AdversarialSettings(), trained=0.5, strength=1.0)
-    assert judged.keys() == {"discriminator overpowering", "discriminator not learning", "adaptive weight"}
+    scored = diagnose_gan(HEALTHY, settings=AdversarialSettings(), trained=0.5, strength=1.0)
+    assert scored.keys() == {"discriminator overpowering", "discriminator not learning", "adaptive weight"}
 
 
 @pytest.mark.parametrize("loss", ["hinge", "vanilla", "nonsaturating"])
@@ -123,7 +123,7 @@ def test_a_diagnostic_is_reported_when_it_begins_and_when_it_is_resolved() -> No
     assert (resolved.state, resolved.described()) == ("resolved", "resolved: codebook")
 
 
-def test_the_page_tells_from_when_to_when() -> None:
+def test_the_page_reports_from_when_to_when() -> None:
     lines = [
         {"seen": 10, "diagnostic": "a", "state": "begun", "message": "x"},
         {"seen": 20, "diagnostic": "b", "state": "begun", "message": "y"},
@@ -234,7 +234,7 @@ def broken_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gan_step, "mean_of_processes", sometimes)
 
 
-def test_skipped_steps_are_counted_told_and_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_steps_are_counted_reported_and_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken_at({2, 3, 5}, monkeypatch)
     text = run(folder, "run", "run.max_skipped_steps=3")
     lines = [line for line in read_metrics(folder / "run") if line["part"] == "train"]

@@ -44,13 +44,13 @@ def patient(folder: Path, out: str, patience: int = 3) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged() -> dict[int, dict[str, Tensor]]:
+def scored() -> dict[int, dict[str, Tensor]]:
     """The weights at each validation of the run that was not stopped; filled by `folder`."""
     return {}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, judged: dict[int, dict[str, Tensor]]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, scored: dict[int, dict[str, Tensor]]) -> Path:
     """Images, a recipe, a tokenizer, and a prior that learns its images by heart, to the end and stopped in time."""
     path = tmp_path_factory.mktemp("patience")
     write_images(path / "images")
@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, judged: dict[int, dict[str,
     validate = PriorStage.validate
 
     def noted(stage: PriorStage) -> dict[str, float]:
-        judged[320 * (len(judged) + 1)] = {name: value.clone() for name, value in stage.prior.state_dict().items()}
+        scored[320 * (len(scored) + 1)] = {name: value.clone() for name, value in stage.prior.state_dict().items()}
         return validate(stage)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -122,14 +122,14 @@ def cut(folder: Path, out: str, place: Any, name: str, *, at: int) -> None:
             patient(folder, out)
 
 
-def test_the_best_model_is_kept_and_not_the_last(folder: Path, judged: dict[int, dict[str, Tensor]]) -> None:
+def test_the_best_model_is_kept_and_not_the_last(folder: Path, scored: dict[int, dict[str, Tensor]]) -> None:
     lines = validated(folder / "overfitted")
     best = min(lines, key=lambda line: line["nats"])
     assert best["seen"] == BEST
     assert lines[-1]["seen"] == 6400
     assert lines[-1]["nats"] > 1.2 * best["nats"], "this run does not overfit, so it shows nothing"
-    assert same(weights(folder / "overfitted"), judged[BEST])
-    assert not same(judged[BEST], judged[6400])
+    assert same(weights(folder / "overfitted"), scored[BEST])
+    assert not same(scored[BEST], scored[6400])
     assert find_model(folder / "overfitted", kind="prior").about["codes_seen"] == BEST
 
 
@@ -140,14 +140,14 @@ def test_each_validation_says_the_best_so_far(folder: Path) -> None:
         assert (line["best_nats"], line["best_seen"]) == (best["nats"], best["seen"])
 
 
-def test_training_stops_when_patience_is_over(folder: Path, judged: dict[int, dict[str, Tensor]]) -> None:
+def test_training_stops_when_patience_is_over(folder: Path, scored: dict[int, dict[str, Tensor]]) -> None:
     lines = validated(folder / "patient")
     assert lines == [
         {**line, "time": mine["time"], "elapsed": mine["elapsed"]}
         for line, mine in zip(validated(folder / "overfitted"), lines, strict=False)
     ]
     assert lines[-1]["seen"] == STOP == BEST + 3 * 320
-    assert same(weights(folder / "patient"), judged[BEST])
+    assert same(weights(folder / "patient"), scored[BEST])
     page = (folder / "patient" / "report.html").read_text("utf-8")
     assert f"It is that of {BEST:,} codes" in page
     assert "In 3 validations after it they were higher" in page
@@ -175,18 +175,18 @@ def test_a_killed_run_stops_at_the_same_place_with_the_same_model(folder: Path) 
     assert [kept.name for kept in models.iterdir()] == [f"{BEST:014d}"]
 
 
-def test_a_stop_is_told_again_and_is_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_is_reported_again_and_is_no_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     command = ["train", "prior", "codes", "--tokenizer", "tokenizer", "--out", "told", "--recipe", "small.yaml"]
     command += [part for override in OVERFIT for part in ("--set", override)]
     first = CliRunner().invoke(app, [*command, "--patience", "3"])
     assert first.exit_code == 0, first.output
-    told = f"stopped after {STOP:,} of 6,400 codes: nats have not fallen for 3 validations; the model of {BEST:,} codes is kept"
-    assert f"prior {told}" in first.output
+    sentence = f"stopped after {STOP:,} of 6,400 codes: nats have not fallen for 3 validations; the model of {BEST:,} codes is kept"
+    assert f"prior {sentence}" in first.output
     before = (folder / "told" / "metrics.jsonl").read_text()
     again = CliRunner().invoke(app, [*command, "--patience", "3"])
     assert again.exit_code == 0, again.output
-    assert f"prior had {told}" in again.output
+    assert f"prior had {sentence}" in again.output
     assert (folder / "told" / "metrics.jsonl").read_text() == before
     ended = CliRunner().invoke(app, command)
     assert (

@@ -145,11 +145,11 @@ class SmallGAN:
         with torch.no_grad():
             reconstructions, _ = self.tokenizer(self.images)
         real, fake = self.discriminator(self.images), self.discriminator(reconstructions)
-        judged = factor * 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-        torch.autograd.backward(judged)
+        scored = factor * 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        torch.autograd.backward(scored)
         self.optimizers[1].step()
         self.optimizers[1].zero_grad()
-        logged = {"total": total, "full_weight": weight, "generator": generator, "discriminator": judged}
+        logged = {"total": total, "full_weight": weight, "generator": generator, "discriminator": scored}
         return {name: value.item() for name, value in logged.items()}
 
     def state(self) -> dict[str, Tensor]:

@@ -86,15 +86,15 @@ def test_what_is_made_of_images_has_as_many_codes_as_they_have() -> None:
         assert settings.images.zoom == small.images.zoom  # both are cut alike
 
 
-TOLD = {
+CONDITIONS = {
     "class": "labels", "unconditional": "unconditional", "coordinates": "coordinates", "layout": "layout", "pose": "keypoints"
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", sorted(TOLD))
-def test_priors_of_conditions_are_small_but_for_what_they_are_told(recipe: str) -> None:
+@pytest.mark.parametrize("recipe", sorted(CONDITIONS))
+def test_priors_of_conditions_are_small_but_for_their_condition(recipe: str) -> None:
     settings, small = prior(recipe), prior("small")
-    assert settings.condition == TOLD[recipe] != small.condition
+    assert settings.condition == CONDITIONS[recipe] != small.condition
     assert settings.condition in (*OWN, *ANNOTATORS)
     assert (settings.run, settings.network, settings.optimizer) == (small.run, small.network, small.optimizer)
     hides = recipe not in ("unconditional", "coordinates")  # where a part lies is always known
@@ -135,17 +135,17 @@ def test_small_priors_train_from_images(folder: Path) -> None:
     run, images = folder / "told", folder / "images"
     smalti("train", "tokenizer", images, "--out", run, "--recipe", "vqvae", *overridden({**SMALL, "quantize_from": 0}))
     codes = {}
-    for recipe in TOLD:
+    for recipe in CONDITIONS:
         words = ["train", "prior", images, "--tokenizer", run, "--out", folder / recipe, "--recipe", recipe]
         if recipe in ("layout", "pose"):
             with pytest.raises(
-                SmaltiError, match=rf"condition = {TOLD[recipe]} has codes of its own, .*--condition-data"
+                SmaltiError, match=rf"condition = {CONDITIONS[recipe]} has codes of its own, .*--condition-data"
             ):
                 smalti(*words)
             continue
         smalti(*words, *overridden(TRANSFORMER))
         codes[recipe] = open_codes(folder / recipe / "codes")
-    assert {name: class_of(shards, TOLD[name]) for name, shards in codes.items()} == {
+    assert {name: class_of(shards, CONDITIONS[name]) for name, shards in codes.items()} == {
         "class": Labels, "unconditional": Unconditional, "coordinates": Coordinates
     }  # fmt: skip
     with pytest.raises(SmaltiError, match=r"condition = keypoints, and the codes in .* were made without one"):

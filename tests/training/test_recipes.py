@@ -257,7 +257,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "weights", "judged"),
+    ("recipe", "weights", "scored"),
     [
         ("imagenet", 72_141_699, 2_765_633),
         ("imagenet-16384", 76_073_859, 663_361),
@@ -265,12 +265,12 @@ def count(module: torch.nn.Module) -> int:
         ("sflckr-segmentation", 72_554_294, None),
     ],
 )
-def test_tokenizers_have_as_many_weights_as_the_original(recipe: str, weights: int, judged: int | None) -> None:
+def test_tokenizers_have_as_many_weights_as_the_original(recipe: str, weights: int, scored: int | None) -> None:
     settings = tokenizer(f"reference-{recipe}")
     discriminator = settings.objective.adversarial.discriminator
     with torch.device("meta"):
         assert count(VQGAN(settings.model)) == weights
-        assert judged is None or count(DISCRIMINATORS[discriminator.name](discriminator)) == judged
+        assert scored is None or count(DISCRIMINATORS[discriminator.name](discriminator)) == scored
 
 
 PREFIXES = {"coordinates": 256, "depth": 256, "segmentation": 256, "layout": 92, "labels": 1, "unconditional": 1}

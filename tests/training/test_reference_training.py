@@ -74,24 +74,24 @@ def fabric_of(module: nn.Module) -> tuple[Fabric, Any, Any]:
     return (fabric, *fabric.setup(module, optimizer))
 
 
-@pytest.mark.parametrize(("clip", "moved"), [(0.0, 3.0), (5.0, 3.0), (1.0, 1.0)])
-def test_clipping_and_none(clip: float, moved: float) -> None:
+@pytest.mark.parametrize(("grad_clip", "moved"), [(0.0, 3.0), (5.0, 3.0), (1.0, 1.0)])
+def test_clipping_and_none(grad_clip: float, moved: float) -> None:
     """The norm before clipping is returned; one weight with the gradient 3 moves by the rate times what is left of it."""
     module = nn.Linear(1, 1, bias=False)
     fabric, wrapped, optimizer = fabric_of(module)
     before = module.weight.item()
     fabric.backward(3 * wrapped(torch.ones(1, 1)).sum())
-    assert float(clip_gradients(fabric, wrapped, optimizer, clip)) == pytest.approx(3.0)
+    assert float(clip_gradients(fabric, wrapped, optimizer, grad_clip)) == pytest.approx(3.0)
     apply_gradients(optimizer, lr=0.5)
     assert before - module.weight.item() == pytest.approx(0.5 * moved, rel=1e-5)
 
 
-@pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_the_norm_of_gradients_that_are_not_finite_is_not_finite(clip: float) -> None:
+@pytest.mark.parametrize("grad_clip", [0.0, 1.0])
+def test_the_norm_of_gradients_that_are_not_finite_is_not_finite(grad_clip: float) -> None:
     module = nn.Linear(1, 1, bias=False)
     fabric, wrapped, optimizer = fabric_of(module)
     fabric.backward(wrapped(torch.full((1, 1), torch.inf)).sum())
-    assert not clip_gradients(fabric, wrapped, optimizer, clip).isfinite()
+    assert not clip_gradients(fabric, wrapped, optimizer, grad_clip).isfinite()
 
 
 # --- what is exported -----------------------------------------------------------------------------------------------
@@ -148,16 +148,16 @@ def write_reference(path: Path) -> Path:
     """The small recipe in the reference mode."""
     recipe = copy.deepcopy(RECIPE)
 
-    def lay(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    def generate_codes(values: dict[str, Any], changes: dict[str, Any]) -> None:
         for key, change in changes.items():
             if isinstance(change, dict) and isinstance(values.get(key), dict):
-                lay(values[key], change)
+                generate_codes(values[key], change)
             else:
                 values[key] = change
 
-    lay(recipe["tokenizer"], copy.deepcopy(REFERENCE_TRAINING))
+    generate_codes(recipe["tokenizer"], copy.deepcopy(REFERENCE_TRAINING))
     recipe["prior"]["network"] = {"name": "gpt", "layers": 1, "embed_dim": 16, "heads": 2, "residual_dropout": 0.1}
-    lay(
+    generate_codes(
         recipe["prior"],
         {"run": {"ema_half_life": 0.0}, "condition_dropout": 0.0, "keep_probability": 0.8, "optimizer": CONSTANT},
     )
@@ -250,7 +250,7 @@ def test_codes_from_the_first_step(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert float(step(stage, 0)["codebook"]) > 0
 
 
-def test_codes_are_placed_once_where_k_means_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_are_placed_once_where_k_means_is_requested(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = []
 
     def noted(quantizer: VQ, features: Tensor, **given: Any) -> None:
@@ -264,21 +264,21 @@ def test_codes_are_placed_once_where_k_means_is_asked_for(folder: Path, monkeypa
     assert len(places) == 1
 
 
-def test_the_quantizer_is_told_how_far_the_training_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = []
+def test_the_quantizer_knows_how_far_the_training_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_inputs = []
 
     def at(quantizer: VQ, seen: int, *, length: int) -> VQ:
-        told.append((seen, length))
+        given_inputs.append((seen, length))
         return quantizer
 
     monkeypatch.setattr(VQ, "schedule", at)
     step(stage_of(folder), 8)
-    assert told == [(8, 24)]
+    assert given_inputs == [(8, 24)]
 
 
 def test_each_network_has_its_own_optimizer(folder: Path) -> None:
-    judged = ["discriminator_optimizer.lr=0.02", "discriminator_optimizer.weight_decay=0.3"]
-    stage = stage_of(folder, "optimizer.lr=0.01", *judged)
+    scored = ["discriminator_optimizer.lr=0.02", "discriminator_optimizer.weight_decay=0.3"]
+    stage = stage_of(folder, "optimizer.lr=0.01", *scored)
     step(stage, 0)
     groups = [optimizer.param_groups[0] for optimizer in (stage.optimizer, stage.discriminator_optimizer)]
     assert [(group["lr"], group["betas"], group["weight_decay"]) for group in groups] == [
@@ -300,7 +300,7 @@ def test_validation_is_without_the_noise_of_training(folder: Path) -> None:
     assert stage.tokenizer.training
 
 
-def test_images_are_cut_in_the_middle_where_that_is_asked_for(folder: Path) -> None:
+def test_images_are_cut_in_the_middle_where_that_is_requested(folder: Path) -> None:
     source = open_source(folder / "images")
     random, center = (
         stage_one.crops(source, settings_of(folder, f"images.crop={crop}").images, channels=3, seed=0)[0]
@@ -316,9 +316,9 @@ def test_images_are_cut_in_the_middle_where_that_is_asked_for(folder: Path) -> N
 def test_a_share_of_the_codes_is_kept() -> None:
     torch.manual_seed(0)
     codes = torch.full((8, 64, 64), 5)
-    told = corrupt_codes(codes, keep_probability=0.75, vocabulary=40)
-    others = told[told != 5]
-    assert len(others) / told.numel() == pytest.approx(0.25 * 39 / 40, abs=0.01)
+    given_inputs = corrupt_codes(codes, keep_probability=0.75, vocabulary=40)
+    others = given_inputs[given_inputs != 5]
+    assert len(others) / given_inputs.numel() == pytest.approx(0.25 * 39 / 40, abs=0.01)
     assert set(others.tolist()) == set(range(40)) - {5}  # any code of the vocabulary, also one that no image has
     assert (codes == 5).all()
 
@@ -331,18 +331,18 @@ def test_all_codes_are_kept_without_a_draw() -> None:
     assert not torch.equal(corrupt_codes(codes, keep_probability=0.0, vocabulary=4), codes)
 
 
-def test_the_prior_is_asked_for_the_true_codes_and_validates_on_them(
+def test_the_prior_is_requested_the_true_codes_and_validates_on_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[bool, bool]] = []
+    requested: list[tuple[bool, bool]] = []
 
     def noted(prior: Any, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = None) -> Tensor:
-        asked.append((torch.is_grad_enabled(), inputs is None or torch.equal(inputs, codes)))
+        requested.append((torch.is_grad_enabled(), inputs is None or torch.equal(inputs, codes)))
         return nll(prior, prefix, codes, inputs=inputs)
 
     monkeypatch.setattr("smalti.training.stage2.nll", noted)
     train(folder, "prior-noted", "run.codes=512", "keep_probability=0.5")
-    assert set(asked) == {(True, False), (False, True)}  # training is told others, validation the codes themselves
+    assert set(requested) == {(True, False), (False, True)}  # training is told others, validation the codes themselves
 
 
 def test_a_gpt_with_a_condition_has_no_empty_one(folder: Path) -> None:
@@ -383,7 +383,7 @@ def test_a_gpt_is_as_large_as_what_it_reads() -> None:
     assert build_network(GPTNetwork(layers=1, embed_dim=16, heads=2), READ._replace(condition_size=60)).vocabulary == 60
 
 
-def test_a_transformer_is_told_image_codes_alone() -> None:
+def test_a_transformer_reads_image_codes_alone() -> None:
     prior, vocabulary = build_network(TransformerNetwork(layers=1, embed_dim=16, heads=2, order="alternate"), READ)
     assert (prior.size, prior.prefix_length, prior.grid, prior.order, vocabulary) == (32, 3, (4, 4), "alternate", 32)
 

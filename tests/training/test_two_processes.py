@@ -154,7 +154,7 @@ def test_torchrun(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_both_is_told_once(folder: Path) -> None:
+def test_what_goes_wrong_in_both_is_reported_once(folder: Path) -> None:
     """A batch norm on CPUs, for which there are no shared statistics, and a folder of somebody else, which one process sees."""
     both = started(folder, "refused", "objective.adversarial.discriminator.norm=batch")
     outputs = [process.communicate(timeout=100)[0] for process in both]
@@ -187,7 +187,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_one_process_unless_more_are_asked_for(nowhere: pytest.MonkeyPatch) -> None:
+def test_one_process_unless_more_are_requested(nowhere: pytest.MonkeyPatch) -> None:
     assert arranged(TokenizerRun(**SOME)) == (1, 1)
     assert is_first()
     nowhere.setattr("smalti.core.devices.available_cores", lambda: 4)

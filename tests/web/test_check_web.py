@@ -158,7 +158,7 @@ def shows(page: Any, pixels: Any) -> bool:
     return bool(np.array_equal(array, pixels))
 
 
-def test_a_class_is_chosen_and_a_image_watched_and_taken_along(page: Any, model: Path, tmp_path: Path) -> None:
+def test_a_class_is_chosen_and_an_image_watched_and_taken_along(page: Any, model: Path, tmp_path: Path) -> None:
     page.get_by_label("dusk", exact=True).check()
     set_number(page, "width", 256)
     set_number(page, "height", 128)
@@ -201,7 +201,7 @@ def test_a_map_is_painted_and_followed(page: Any, model: Path) -> None:
     assert shows(page, to_array(pipe.sample(1)[0]))
 
 
-def test_a_region_is_erased_and_a_image_extended(page: Any, model: Path, tmp_path: Path) -> None:
+def test_a_region_is_erased_and_an_image_extended(page: Any, model: Path, tmp_path: Path) -> None:
     page.get_by_label("Edit: inpaint / outpaint").check()
     page.set_input_files("#image input[type=file]", written(tmp_path / "given.png", height=12, width=16))
     page.wait_for_function("document.querySelector('#mask img').src.length > 100")
@@ -268,7 +268,7 @@ def test_a_mistake_is_a_sentence(page: Any, tmp_path: Path) -> None:
     page.get_by_text("drawing.svg is not an image of any kind that is read").wait_for()
 
 
-def test_nothing_to_lay_is_a_sentence_and_the_page_goes_on(page: Any) -> None:
+def test_nothing_to_generate_is_a_sentence_and_the_page_goes_on(page: Any) -> None:
     generate(page, kept=1)
     set_number(page, "width", 24)  # before the canvas over the image is seen for the first time
     page.get_by_label("Edit: inpaint / outpaint").check()

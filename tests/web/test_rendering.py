@@ -54,12 +54,12 @@ def test_what_is_painted_arrives(height: int, width: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["nothing", "/etc/hostname", "data:image/png;base64,?", "data:image/svg+xml,<svg/>"])
-def test_what_is_not_painted_is_told(text: str) -> None:
+def test_what_is_not_painted_is_reported(text: str) -> None:
     with pytest.raises(SmaltiError, match="painted for the map"):
         from_text(text, most=10**6, name="map")
 
 
-def test_too_much_paint_is_told() -> None:
+def test_too_much_paint_is_reported() -> None:
     with pytest.raises(SmaltiError, match="at most 100 characters"):
         from_text(painted(torch.zeros(80, 80)), most=100, name="map")
     bomb = "data:image/png;base64," + base64.b64encode(png_of_size(60_000, 60_000)).decode()
@@ -80,8 +80,8 @@ def test_the_stage_shows_rows_and_time() -> None:
     assert "Row" not in whole
     assert "track" not in whole
     assert "&lt;script" in rendering.waiting("<script>")
-    said = [rendering.time_left(seconds) for seconds in (0.2, 12.4, 59, 61, 7200)]
-    assert said == ["1 s", "12 s", "59 s", "1 min", "2.0 h"]
+    message = [rendering.time_left(seconds) for seconds in (0.2, 12.4, 59, 61, 7200)]
+    assert message == ["1 s", "12 s", "59 s", "1 min", "2.0 h"]
 
 
 # --- whose images are whose --------------------------------------------------------------------------------------

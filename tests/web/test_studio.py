@@ -177,7 +177,7 @@ REQUESTS = st.builds(
 
 
 @given(REQUESTS, st.sampled_from(["", *CLASSES]))
-def test_a_link_restores_what_was_asked(request: SamplingRequest, label: str) -> None:
+def test_a_link_restores_what_was_requested(request: SamplingRequest, label: str) -> None:
     chosen = {"label": label} if label else {}
     query = link(request, chosen)
     assert query.startswith("?")
@@ -185,7 +185,7 @@ def test_a_link_restores_what_was_asked(request: SamplingRequest, label: str) ->
     assert found == (request, chosen)
 
 
-def test_a_wrong_link_is_told() -> None:
+def test_a_wrong_link_is_reported() -> None:
     parts = condition_inputs(PIPE.condition)
     with pytest.raises(SmaltiError, match="there is no label 'dusc'; did you mean 'dusk'"):
         from_link(PIPE, {"label": "dusc"}, parts, LIMITS)
@@ -312,7 +312,7 @@ def test_a_mask_may_be_a_file(tmp_path: Path) -> None:
         ((0, 0, 400, 0), "the limit of a side is 64 pixels"),
     ],
 )
-def test_what_cannot_be_completed_is_told(around: tuple[int, int, int, int], sentence: str) -> None:
+def test_what_cannot_be_completed_is_reported(around: tuple[int, int, int, int], sentence: str) -> None:
     work, nothing = studio(), torch.zeros(12, 16, dtype=torch.bool)
     with pytest.raises(SmaltiError, match=sentence):
         next(
@@ -347,7 +347,7 @@ def test_reconstruction(tmp_path: Path) -> None:
         ("empty.png", b"", r"empty\.png is empty"),
     ],
 )
-def test_uploads_that_are_no_images_are_told(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
+def test_uploads_that_are_no_images_are_reported(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
     (tmp_path / name).write_bytes(data)
     for read in (lambda file: studio().image(file, (12, 16)), studio().read_photo):
         with pytest.raises(SmaltiError, match=sentence):
@@ -359,7 +359,7 @@ def test_uploads_that_are_no_images_are_told(tmp_path: Path, name: str, data: by
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_gradio_is_told_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gradio_is_reported_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SmaltiError, match=r"pip install 'smalti\[web\]'"):
         serve("anything")

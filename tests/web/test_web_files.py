@@ -105,7 +105,7 @@ def test_masks_of_two_colors_and_of_one_bit(tmp_path: Path) -> None:
         (masked(slice(0, 8), 60), r"m\.png is dark everywhere"),
     ],
 )
-def test_masks_that_are_neither_black_nor_white_are_told(pixels: Any, sentence: str, tmp_path: Path) -> None:
+def test_masks_that_are_neither_black_nor_white_are_reported(pixels: Any, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=sentence):
         studio().erased(saved(tmp_path / "m.png", pixels), SIZE)
 

@@ -51,12 +51,12 @@ def open_client(served: Server) -> Any:
     return Client(served.address, verbose=False)
 
 
-def test_the_model_says_what_can_be_asked(client: Any) -> None:
-    said = client.predict(api_name="/describe")
-    assert (said["model"], said["size"], said["factor"], said["codes"]) == ("tiny", [12, 16], 4, 16)
-    assert [part["key"] for part in said["conditions"]] == ["label", "segmentation"]
-    assert tuple(said["conditions"][1]["names"]) == PLACES
-    assert said["limits"]["side"] == 128
+def test_the_model_says_what_can_be_requested(client: Any) -> None:
+    message = client.predict(api_name="/describe")
+    assert (message["model"], message["size"], message["factor"], message["codes"]) == ("tiny", [12, 16], 4, 16)
+    assert [part["key"] for part in message["conditions"]] == ["label", "segmentation"]
+    assert tuple(message["conditions"][1]["names"]) == PLACES
+    assert message["limits"]["side"] == 128
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {
         "/sample",
         "/complete",
@@ -70,8 +70,8 @@ def test_samples_are_those_of_the_pipeline(client: Any, model: Path, tmp_path: P
 
     labels = torch.randint(0, 3, (12, 24))
     save_png(tmp_path / "map.png", labels.numpy().astype("uint8")[:, :, None])
-    told = {"label": "night", "segmentation": handle_file(tmp_path / "map.png")}
-    files = client.predict({"width": 24, "count": 2, "seed": 7}, told, api_name="/sample")
+    conditions = {"label": "night", "segmentation": handle_file(tmp_path / "map.png")}
+    files = client.predict({"width": 24, "count": 2, "seed": 7}, conditions, api_name="/sample")
     expected = Pipeline.from_pretrained(model).sample(2, size=(12, 24), seed=7, label="night", segmentation=labels)
     for place, (file, image) in enumerate(zip(files, expected, strict=True)):
         assert (read_image(Path(file), channels=3, name="") == to_array(image)).all()
@@ -82,7 +82,7 @@ def test_samples_are_those_of_the_pipeline(client: Any, model: Path, tmp_path: P
         assert settings["model"] == "tiny"
 
 
-def test_a_image_is_completed_and_reconstructed(client: Any, tmp_path: Path) -> None:
+def test_an_image_is_completed_and_reconstructed(client: Any, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
     file = handle_file(written(tmp_path / "given.png", height=12, width=16))
@@ -95,7 +95,7 @@ def test_a_image_is_completed_and_reconstructed(client: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("settings", "told", "sentence"),
+    ("settings", "conditions", "sentence"),
     [
         ({"width": -4}, {}, "width = -4"),
         ({"width": 6400}, {}, "the limit of a side is 128 pixels"),
@@ -108,9 +108,9 @@ def test_a_image_is_completed_and_reconstructed(client: Any, tmp_path: Path) -> 
         ({}, {"label": ["dusk"]}, "the label takes text"),
     ],
 )
-def test_invalid_requests_are_sentences(client: Any, settings: Any, told: Any, sentence: str) -> None:
+def test_invalid_requests_are_sentences(client: Any, settings: Any, conditions: Any, sentence: str) -> None:
     with pytest.raises(Exception, match=sentence) as error:
-        client.predict(settings, told, api_name="/sample")
+        client.predict(settings, conditions, api_name="/sample")
     assert "\n" not in str(error.value)
 
 
@@ -144,8 +144,10 @@ def test_ten_clients_are_served_in_turn_each_with_its_own(served: Server, model:
     pipe = Pipeline.from_pretrained(model)
 
     def ask(number: int) -> list[str]:
-        told = {"label": CLASSES[number % 3]}
-        found: list[str] = open_client(served).predict({"seed": 100 * number, "width": 64}, told, api_name="/sample")
+        conditions = {"label": CLASSES[number % 3]}
+        found: list[str] = open_client(served).predict(
+            {"seed": 100 * number, "width": 64}, conditions, api_name="/sample"
+        )
         return found
 
     with ThreadPoolExecutor(10) as pool:
@@ -179,7 +181,7 @@ def test_a_password_keeps_others_out(model: Path) -> None:
         page.close()
 
 
-def test_a_taken_port_is_told(model: Path, served: Server) -> None:
+def test_a_taken_port_is_reported(model: Path, served: Server) -> None:
     with pytest.raises(SmaltiError, match="choose another --port"):
         serve(model, port=int(served.address.rstrip("/").rpartition(":")[2]), device="cpu")
 

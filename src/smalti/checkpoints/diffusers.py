@@ -268,12 +268,12 @@ def _config(ours: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
                 f"diffusers' VQModel has no place for {what.rstrip(',')}; this tokenizer cannot be written as one"
             )
     attention = [level in autoencoder.attention_levels for level in range(len(autoencoder.widths))]
-    kept = about.get("diffusers")
+    saved = about.get("diffusers")
     side = max(about.get("size") or (Config().sample_size,))
     values = {
         "sample_size": side,
         "scaling_factor": 1.0,  # read by their diffusion models alone, and 1 leaves latents as they are
-        **({key: kept[key] for key in _kept(Config()) if key in kept} if isinstance(kept, Mapping) else {}),
+        **({key: saved[key] for key in _kept(Config()) if key in saved} if isinstance(saved, Mapping) else {}),
         "in_channels": autoencoder.channels,
         "out_channels": autoencoder.channels,
         "down_block_types": [_name(_DOWN, there) for there in attention],

@@ -24,7 +24,7 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 
 class Rule(NamedTuple):
-    """How one kind of weight is named and laid out there."""
+    """How one kind of weight is named and arranged there."""
 
     ours: str
     """A regular expression that matches the whole of our name."""

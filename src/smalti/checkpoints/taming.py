@@ -120,8 +120,13 @@ def _describes_a_model(text: str) -> bool:
 
 def _places(file: Path, *, home: Path) -> list[Path]:
     """The folders inside `home` where the settings of a checkpoint may lie, the nearest first."""
-    beside, above = file.parent, file.parent.parent
-    places = (beside, beside / "configs", above / "configs", *([above] if beside.name == "checkpoints" else []))
+    same_folder, above = file.parent, file.parent.parent
+    places = (
+        same_folder,
+        same_folder / "configs",
+        above / "configs",
+        *([above] if same_folder.name == "checkpoints" else []),
+    )
     return [place for place in places if place.is_relative_to(home)]
 
 
@@ -166,14 +171,14 @@ def _merged(paths: list[Path]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise SmaltiError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if isinstance(values, dict):
-            _lay_over(whole, values)
+            _merge_settings(whole, values)
     return whole
 
 
-def _lay_over(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+def _merge_settings(below: dict[str, Any], above: Mapping[str, Any]) -> None:
     for key, value in above.items():
         if isinstance(value, Mapping) and isinstance(below.get(key), dict):
-            _lay_over(below[key], value)
+            _merge_settings(below[key], value)
         else:
             below[key] = value
 
@@ -313,8 +318,8 @@ def _order(params: Mapping[str, Any], weights: Mapping[str, Tensor], grid: Grid,
     if permuter is None:
         return "raster"
     order = ORDERS[permuter.target]
-    kept = weights.get("permuter.forward_shuffle_idx")
-    if kept is not None and not torch.equal(kept.flatten(), ORDERS_HERE[order](*grid)):
+    stored = weights.get("permuter.forward_shuffle_idx")
+    if stored is not None and not torch.equal(stored.flatten(), ORDERS_HERE[order](*grid)):
         raise SmaltiError(
             f"{where}: the indices of its permuter are not those of {permuter.target} over {in_text(grid)} codes"
         )

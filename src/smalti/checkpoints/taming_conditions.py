@@ -155,8 +155,8 @@ def _coordinates(around: Surroundings, part: Part) -> Built:
 
 def _own_tokenizer(around: Surroundings, part: Part) -> Built:
     tokenizer = read_tokenizer(part, around.weights, prefix=PREFIX, where=around.where)
-    kinds = {1: "depth", 3: "image"}
-    kind = "segmentation" if part.target == SEGMENTATION else kinds.get(tokenizer.settings.autoencoder.channels)
+    names = {1: "depth", 3: "image"}
+    kind = "segmentation" if part.target == SEGMENTATION else names.get(tokenizer.settings.autoencoder.channels)
     if kind is None:
         raise SmaltiError(
             f"{around.where}: a condition of {tokenizer.settings.autoencoder.channels} channels is not known"

@@ -80,7 +80,7 @@ def encode(
     from smalti.data.code_shards import open_codes
     from smalti.encoding.condition_encoding import ConditionSource
     from smalti.hub.pretrained import find_model
-    from smalti.training.config import CopiesSettings, lay_over
+    from smalti.training.config import CopiesSettings, apply_override
     from smalti.training.runs import encode_images
 
     names = condition or []
@@ -88,7 +88,7 @@ def encode(
     paths = by_name(condition_data or [], names, option="--condition-data")
     options: dict[str, Any] = {}
     for setting in condition_set or []:
-        lay_over(options, setting)
+        apply_override(options, setting)
     for name in options:
         if name not in names:
             raise SmaltiError(f"--condition-set {name}. ...: no --condition {name} is given")

@@ -254,16 +254,16 @@ def _stopped(checkpoint: GenerationCheckpoint, total: int) -> str:
 def _save(job: GenerationJob, codes: Tensor) -> None:
     """Codes (B,h,w) -> image files, written while they are decoded; large images show progress."""
     from smalti.tokenizer.tiled.any_size import is_large
-    from smalti.tokenizer.tiled.work import further, unwatched
+    from smalti.tokenizer.tiled.tiled_progress import image_progress, no_progress
 
     pipeline, files = job.pipeline, job.files
 
     def write(progress: Callable[[int, int], object]) -> None:
         for number, (file, own) in enumerate(zip(files, codes, strict=True)):
-            pipeline.save(file.path, own, settings=file.settings, progress=further(progress, number, len(files)))
+            pipeline.save(file.path, own, settings=file.settings, progress=image_progress(progress, number, len(files)))
 
     if is_large(pipeline.tokenizer, codes):
         with counting(f"decoding{job.title}", "rows") as progress:
             write(progress)
     else:
-        write(unwatched)
+        write(no_progress)

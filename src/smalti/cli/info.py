@@ -118,14 +118,14 @@ def _image(path: Path) -> dict[str, Any]:
 def _generation_checkpoint(path: Path) -> dict[str, Any]:
     from smalti.generation.generation_checkpoint import read_generation
 
-    kept = read_generation(path)
-    count, rows, columns = kept.codes.shape
-    generated = int((kept.codes >= 0).sum())
+    saved = read_generation(path)
+    count, rows, columns = saved.codes.shape
+    generated = int((saved.codes >= 0).sum())
     return {
         "generation": f"{path}, stopped; run the same command with --resume to continue",
-        "generated": f"{generated:,} of {kept.codes.numel():,} codes, {count} x {rows} x {columns} (images x rows x "
+        "generated": f"{generated:,} of {saved.codes.numel():,} codes, {count} x {rows} x {columns} (images x rows x "
         "columns)",
-        **kept.settings,
+        **saved.settings,
     }
 
 

@@ -362,13 +362,13 @@ def reconstruct(
                         entry.key,
                         f"is {array.shape[0]}x{array.shape[1]} pixels, smaller than the downsampling factor {f}",
                     )
-                held = kind.held(center_crop(array, (height, width)), channels)
+                compact = kind.compact(center_crop(array, (height, width)), channels)
             except DamagedImage as error:
                 if source is None:
                     raise
                 ERRORS.print(f"skipped: {error}", soft_wrap=True)
                 continue
-            given = kind.to_images(held.unsqueeze(0), channels)
+            given = kind.to_images(compact.unsqueeze(0), channels)
             quantized = encode_of_any_size(model, given)
             back = decode_of_any_size(model, quantized.latents)
             use.add(quantized.codes)

@@ -86,7 +86,7 @@ class Layout(UnsizedCondition):
                 f"object {number} of the layout: there is no class {name!r}; {suggestion(str(name), self._categories)}"
             )
         within = box_within(
-            box, SHARES, lambda said: SmaltiError(f"object {number} of the layout: {said}")
+            box, SHARES, lambda problem: SmaltiError(f"object {number} of the layout: {problem}")
         )  # as in training
         properties = {key: item.get(key, False) for key in _PROPERTIES}
         for key, value in properties.items():

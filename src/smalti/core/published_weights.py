@@ -123,7 +123,7 @@ WEIGHTS: dict[str, Weights] = {
 Progress: TypeAlias = Callable[[int, int], object]  # (bytes so far, bytes expected or 0 where that is unknown)
 
 
-def unwatched(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """The progress of a download that nobody watches."""
 
 
@@ -135,7 +135,7 @@ def cache_folder() -> Path:
     return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "smalti"
 
 
-def find_weights(name: str, *, progress: Progress = unwatched) -> Path:
+def find_weights(name: str, *, progress: Progress = no_progress) -> Path:
     """A name in `WEIGHTS` -> the file, downloaded if it is in neither folder.
 
     Raises `SmaltiError` for an unknown name, a `SMALTI_WEIGHTS` that is no folder, and when a download is needed but
@@ -163,7 +163,7 @@ def found_weights(name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def load_weights(name: str, *, progress: Progress = unwatched) -> dict[str, Tensor]:
+def load_weights(name: str, *, progress: Progress = no_progress) -> dict[str, Tensor]:
     """A name in `WEIGHTS` -> its tensors by the publisher's key, float32 (integers as they are), on the CPU.
 
     Raises `SmaltiError` as `find_weights` does, and for a damaged file. Nothing in a file is executed.
@@ -228,7 +228,7 @@ def _download(entry: Weights, path: Path, progress: Progress) -> None:
     try:
         response = urllib.request.urlopen(entry.url, timeout=TIMEOUT)
     except (OSError, http.client.HTTPException) as error:
-        raise _missing(entry, f"the download failed ({_said(error)})") from error
+        raise _missing(entry, f"the download failed ({_message_of(error)})") from error
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -251,7 +251,7 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes], entry: Weights, p
         try:
             chunk = response.read(CHUNK)
         except (OSError, http.client.HTTPException) as error:
-            raise _missing(entry, f"the download broke off after {done} bytes ({_said(error)})") from error
+            raise _missing(entry, f"the download broke off after {done} bytes ({_message_of(error)})") from error
         if not chunk:
             break
         digest.update(chunk)
@@ -263,5 +263,5 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes], entry: Weights, p
     return digest.hexdigest()
 
 
-def _said(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     return str(error) or type(error).__name__

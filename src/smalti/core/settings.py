@@ -55,7 +55,7 @@ def parse(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
-        raise SmaltiError("; ".join(_sentence(cls, item, where) for item in _telling(error.errors()))) from error
+        raise SmaltiError("; ".join(_sentence(cls, item, where) for item in _distinct(error.errors()))) from error
 
 
 def parse_yaml(text: str) -> Any:
@@ -105,7 +105,7 @@ def as_mapping(value: Any) -> dict[str, Any]:
     return plain
 
 
-def _telling(items: Sequence[Any]) -> Iterator[Any]:
+def _distinct(items: Sequence[Any]) -> Iterator[Any]:
     """The errors that say something: of the members of one list the first of each kind, and no list is too short for its errors."""
     seen: set[tuple[Any, ...]] = set()
     lists = {tuple(item["loc"][:-1]) for item in items if item["loc"]}

@@ -65,4 +65,4 @@ class Links(Generic[T]):
             if name in self._files:
                 yield rest, self._files[name]
             else:
-                yield from ((rest + further, file) for further, file in self._followed(name, entered))
+                yield from ((rest + image_progress, file) for image_progress, file in self._followed(name, entered))

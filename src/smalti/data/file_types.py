@@ -69,11 +69,11 @@ class FileType(ABC):
         `images.check_covering` for the `window` that is to be cut out of it."""
 
     @abstractmethod
-    def held(self, array: Array, channels: int) -> Tensor:
+    def compact(self, array: Array, channels: int) -> Tensor:
         """A cut of an array -> what an example holds of it."""
 
     @abstractmethod
-    def to_images(self, held: Tensor, channels: int) -> Tensor:
+    def to_images(self, compact: Tensor, channels: int) -> Tensor:
         """What examples hold, one or a batch of them -> what the tokenizer is given, (C,H,W) or (B,C,H,W) float32."""
 
     @abstractmethod
@@ -84,11 +84,11 @@ class FileType(ABC):
 class Levels(FileType):
     """Kinds whose arrays are levels of brightness: examples hold what the tokenizer is given, and nothing more is to be said."""
 
-    def held(self, array: Array, channels: int) -> Tensor:
+    def compact(self, array: Array, channels: int) -> Tensor:
         return to_tensor(array)
 
-    def to_images(self, held: Tensor, channels: int) -> Tensor:
-        return held
+    def to_images(self, compact: Tensor, channels: int) -> Tensor:
+        return compact
 
     def described(self) -> dict[str, Any]:
         return {"kind": self.name}
@@ -181,12 +181,12 @@ class Labels(FileType):
         array = self.read(source, channels=channels, name=name)
         return _covered(array, size, self.filter, window=window, name=name)
 
-    def held(self, array: Array, channels: int) -> Tensor:
+    def compact(self, array: Array, channels: int) -> Tensor:
         return torch.from_numpy(array[:, :, 0].astype(np.uint8 if channels <= 256 else np.int32))
 
-    def to_images(self, held: Tensor, channels: int) -> Tensor:
-        labels = torch.arange(channels, dtype=held.dtype, device=held.device)
-        return (held.unsqueeze(-1) == labels).movedim(-1, -3).float()
+    def to_images(self, compact: Tensor, channels: int) -> Tensor:
+        labels = torch.arange(channels, dtype=compact.dtype, device=compact.device)
+        return (compact.unsqueeze(-1) == labels).movedim(-1, -3).float()
 
     def described(self) -> dict[str, Any]:
         return {"kind": self.name, "unlabeled": self.unlabeled}

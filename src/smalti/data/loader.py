@@ -65,7 +65,7 @@ class Crops:
     that are too thin (`images.is_excessive`), count as damaged. A damaged image is named once through the logger
     "smalti", and the next good one takes its place. When at least 3 images and more than a tenth of those looked at
     are damaged (judged when 100 or all have been looked at), or all are, reading raises `SmaltiError`. Parts of one
-    source share a record of damage, and are judged together.
+    source share a record of damage, and are checked together.
 
     Scaled images are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:
     never); worker processes share that allowance. What is read does not depend on it.
@@ -126,7 +126,7 @@ class Crops:
         array = cut(self._scaled(index), self.view(index, draw), filter=kind.filter)
         label = self.images[index].label
         place = self._places[label] if label is not None else -1
-        return Example(kind.held(array, self._channels), torch.tensor(place))
+        return Example(kind.compact(array, self._channels), torch.tensor(place))
 
     def of(self, images: Sequence[ImageEntry], *, record: tuple[DamageRecord, int]) -> Crops:
         """The same crops of other images of the source."""
@@ -152,9 +152,9 @@ class Crops:
             self._scaled(index)
         return self._full[index]
 
-    def to_images(self, held: Tensor) -> Tensor:
+    def to_images(self, compact: Tensor) -> Tensor:
         """The images of examples or of a batch, on any device -> (C, H, W) or (B, C, H, W) float32 for the tokenizer."""
-        return self.source.file_type.to_images(held, self._channels)
+        return self.source.file_type.to_images(compact, self._channels)
 
     def batch_of(self, *stacked: Tensor) -> Batch:
         """The fields of examples, stacked -> a batch."""
@@ -218,7 +218,7 @@ class Crops:
             self._cached_bytes += array.nbytes
 
     def _note(self, index: int, state: int) -> None:
-        """Record for all processes what was found of an image; name it if damaged; judge the whole."""
+        """Record for all processes what was found of an image; name it if damaged; check the whole."""
         states = self._record.states(self._part)
         if states[index] in (state, DAMAGED):
             return

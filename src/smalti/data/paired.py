@@ -43,7 +43,7 @@ class AlignedCrops(PairedCrops):
         self.images, self.files = images, files
 
     def example(self, index: int, draw: int) -> Tensor:
-        held = self.files.example(index, draw).image
+        condition = self.files.example(index, draw).image
         (height, width), (h, w) = self.images.full_size(index), self.files.full_size(index)
         if (height, width) != (h, w):
             other = self.files.source.path / self.files.images[index].key
@@ -51,7 +51,7 @@ class AlignedCrops(PairedCrops):
                 f"{other} is {h}x{w} pixels (height x width), and its image {self.images.images[index].key} is "
                 f"{height}x{width}; scale one of them, so that both are aligned"
             )
-        return held
+        return condition
 
     def described(self) -> dict[str, Any]:
         return self.files.described()
@@ -86,14 +86,14 @@ class AnnotatedCrops(PairedCrops):
 
 
 @final
-class Paired:
+class PairedExamples:
     """Crops of images and their conditions -> examples: image, label, and a tensor for each condition.
 
     An example is damaged where one of its parts is.
     """
 
-    def __init__(self, images: Crops, beside: Sequence[PairedCrops]) -> None:
-        self.images, self.beside = images, tuple(beside)
+    def __init__(self, images: Crops, conditions: Sequence[PairedCrops]) -> None:
+        self.images, self.conditions = images, tuple(conditions)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -105,15 +105,15 @@ class Paired:
 
     def example(self, index: int, draw: int) -> tuple[Tensor, ...]:
         """One example. Raises `DamagedImage`."""
-        return (*self.images.example(index, draw), *(each.example(index, draw) for each in self.beside))
+        return (*self.images.example(index, draw), *(each.example(index, draw) for each in self.conditions))
 
     def described(self) -> dict[str, Any]:
         """What decides the examples, as plain values."""
-        beside = {str(place): each.described() for place, each in enumerate(self.beside)}
-        return {**self.images.described(), "beside": beside}
+        conditions = {str(place): each.described() for place, each in enumerate(self.conditions)}
+        return {**self.images.described(), "conditions": conditions}
 
 
-def beside(images: Sequence[ImageEntry], source: Source) -> tuple[ImageEntry, ...]:
+def paired_entries(images: Sequence[ImageEntry], source: Source) -> tuple[ImageEntry, ...]:
     """Images of one source -> those of another with the same names, apart from the suffix, in that order.
 
     Names are paths below each of the two sources: `street/04.jpg` goes with `street/04.png`. Raises `SmaltiError` where there is

@@ -137,13 +137,13 @@ class ListSource(Source):
                 keys[_below(path.parent, found)] = None
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            said = (
+            message = (
                 f"{path} names files that do not exist: {', '.join(missing[:3])}{more}; "
                 f"paths are absolute or relative to {path.parent}"
             )
             if too_many_damaged(len(missing), of=len(missing) + len(keys)):
-                raise SmaltiError(said)
-            logger.warning("left out: %s", said)
+                raise SmaltiError(message)
+            logger.warning("left out: %s", message)
         if not keys:
             raise SmaltiError(f"{path} names no images; it should hold one path a line")
         super().__init__(path, _listed(path.parent.absolute(), list(keys)), file_type)
@@ -221,8 +221,8 @@ class ShardSource(Source):
             raise _no_images(path, others, file_type)
         found = _labeled(paths)
         images = [
-            ImageEntry(key, said if said is not None else by_folder.label)
-            for key, said, by_folder in zip(keys, labels, found, strict=True)
+            ImageEntry(key, message if message is not None else by_folder.label)
+            for key, message, by_folder in zip(keys, labels, found, strict=True)
         ]
         super().__init__(path, images, file_type)
 
@@ -424,9 +424,9 @@ def _label(key: str, root: tuple[str, ...]) -> str | None:
 
 
 def _no_images(path: Path, others: Sequence[str], file_type: FileType) -> SmaltiError:
-    kinds = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in others)
-    listed = ", ".join(sorted(kinds, key=lambda file_type: (-kinds[file_type], file_type))[:5])
-    holds = f"{len(others)} file{'s' * (len(others) != 1)} of the kind{'s' * (len(kinds) != 1)} {listed}"
+    endings = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in others)
+    listed = ", ".join(sorted(endings, key=lambda file_type: (-endings[file_type], file_type))[:5])
+    holds = f"{len(others)} file{'s' * (len(others) != 1)} of the kind{'s' * (len(endings) != 1)} {listed}"
     return SmaltiError(
         f"no {file_type.files} in {path}; it holds {holds if others else 'no files'}; "
         f"{file_type.files} are {', '.join(file_type.suffixes)}"

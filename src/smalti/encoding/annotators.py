@@ -32,10 +32,10 @@ from smalti.data.annotations.objects import (
     Annotated,
     ObjectAnnotation,
     area,
-    beside,
     check_annotated_size,
     only,
-    sizes_beside,
+    paired_annotations,
+    paired_sizes,
 )
 from smalti.data.crops import View, chances
 from smalti.data.loader import Crops
@@ -154,7 +154,7 @@ class _ObjectCodes(Generic[T]):
     Their order says nothing, and a prior is shown many of them.
     """
 
-    things: tuple[tuple[T, ...], ...]
+    listed: tuple[tuple[T, ...], ...]
     settings: LayoutSettings | KeypointsSettings
     codes: Callable[..., tuple[int, ...]]
     """`encode_layout` or `encode_keypoints`."""
@@ -165,7 +165,7 @@ class _ObjectCodes(Generic[T]):
     """Where they stand."""
 
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
-        order = shuffle_objects(self.things[index], random.Random(chances(self.seed, draw)[0]))
+        order = shuffle_objects(self.listed[index], random.Random(chances(self.seed, draw)[0]))
         return torch.tensor(self.codes(order, self.settings, crop=view_box(view), flip=view.mirrored))
 
     def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
@@ -174,12 +174,12 @@ class _ObjectCodes(Generic[T]):
             check_annotated_size(key, full, size, self.path)
 
     def described(self) -> dict[str, Any]:
-        return {"things": values_fingerprint(repr(self.things)), **as_mapping(self.settings)}
+        return {"things": values_fingerprint(repr(self.listed)), **as_mapping(self.settings)}
 
 
 @settings
 class _ObjectFilter:
-    """Which objects a layout tells of."""
+    """Which objects a layout contains."""
 
     classes: tuple[str, ...] = ()
     """Their names; without any, all that the annotations have."""
@@ -204,7 +204,7 @@ class _Objects(Annotator):
                 raise SmaltiError(f"the condition layout: unknown key {name!r}; {suggestion(name, known)}")
         self.annotated = only(annotated, classes=kept.classes or annotated.classes, smallest=kept.smallest)
         classes = self.annotated.classes
-        most = min(max((len(things) for things in self.annotated.images.values()), default=1), MOST_OBJECTS)
+        most = min(max((len(listed) for listed in self.annotated.images.values()), default=1), MOST_OBJECTS)
         sure = {"max_objects": max(most, 1), "codebook_size": max(PLACES, 16 * len(classes) + 2), "drawn": grid}
         others = {name: value for name, value in options.items() if name not in chosen}
         settings = parse(LayoutSettings, {**sure, **others, "classes": classes}, where="the condition layout")
@@ -217,14 +217,14 @@ class _Objects(Annotator):
         self._numbers = {name: number for number, name in enumerate(classes)}
 
     def of(self, part: Crops) -> CropAnnotator:
-        found = beside(part.images, self.annotated)
-        lists = tuple(tuple(map(self._annotation, _largest(things, self.settings.max_objects))) for things in found)
-        sizes = sizes_beside(part.images, self.annotated)
+        found = paired_annotations(part.images, self.annotated)
+        lists = tuple(tuple(map(self._annotation, _largest(listed, self.settings.max_objects))) for listed in found)
+        sizes = paired_sizes(part.images, self.annotated)
         return _ObjectCodes(lists, self.settings, encode_layout, part.seed, sizes, self.annotated.path)
 
-    def _annotation(self, thing: ObjectAnnotation) -> Annotation:
-        properties = thing.group, thing.occluded, thing.depiction, thing.inside
-        return Annotation(self._numbers[thing.name], Box(*thing.box), *properties)
+    def _annotation(self, annotation: ObjectAnnotation) -> Annotation:
+        properties = annotation.group, annotation.occluded, annotation.depiction, annotation.inside
+        return Annotation(self._numbers[annotation.name], Box(*annotation.box), *properties)
 
 
 @final
@@ -234,8 +234,10 @@ class _Figures(Annotator):
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         self.annotated = _annotations("keypoints", data)
         if not self.annotated.keypoints:
-            raise SmaltiError(f"{self.annotated.path} tells of no keypoints; give annotations that do")
-        figures = (sum(bool(thing.keypoints) for thing in things) for things in self.annotated.images.values())
+            raise SmaltiError(f"{self.annotated.path} has no keypoints; give annotations that do")
+        figures = (
+            sum(bool(annotation.keypoints) for annotation in listed) for listed in self.annotated.images.values()
+        )
         most = min(max(figures, default=1), MOST_FIGURES)
         values = {
             "max_figures": max(most, 1),
@@ -254,10 +256,10 @@ class _Figures(Annotator):
 
     def of(self, part: Crops) -> CropAnnotator:
         lists = []
-        for things in beside(part.images, self.annotated):
-            figures = [thing for thing in things if thing.keypoints]
-            lists.append(tuple(thing.keypoints for thing in _largest(figures, self.settings.max_figures)))
-        sizes = sizes_beside(part.images, self.annotated)
+        for listed in paired_annotations(part.images, self.annotated):
+            figures = [annotation for annotation in listed if annotation.keypoints]
+            lists.append(tuple(annotation.keypoints for annotation in _largest(figures, self.settings.max_figures)))
+        sizes = paired_sizes(part.images, self.annotated)
         return _ObjectCodes(tuple(lists), self.settings, encode_keypoints, part.seed, sizes, self.annotated.path)
 
 
@@ -270,10 +272,10 @@ def _check_drawn(key: str, drawn: Grid, grid: Grid) -> None:
         )
 
 
-def _largest(things: Sequence[ObjectAnnotation], most: int) -> Sequence[ObjectAnnotation]:
+def _largest(listed: Sequence[ObjectAnnotation], most: int) -> Sequence[ObjectAnnotation]:
     """The things with the largest boxes, as many as there is room for, as they followed one another."""
-    by_size = sorted(range(len(things)), key=lambda place: -area(things[place]))
-    return [things[place] for place in sorted(by_size[:most])]
+    by_size = sorted(range(len(listed)), key=lambda place: -area(listed[place]))
+    return [listed[place] for place in sorted(by_size[:most])]
 
 
 def _annotations(key: str, data: Path | None) -> Annotated:

@@ -220,12 +220,12 @@ class _ShardWriter:
         read = stacks(_Copies(dataset, copies), keys, workers=self._settings.workers)
         for start, fields in zip(starts, read, strict=True):
             if fields is not None:
-                images, labels, *beside = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
+                images, labels, *conditions = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
                 codes = _encoded([images], encoder.encode, shape=self._grid, size=encoder.size, batch=batch)
                 prefixes = None
                 if prefix is not None:
                     length, size = (prefix.condition.length,), prefix.condition.size
-                    prefixes = _encoded(beside, prefix.encode, shape=length, size=size, batch=batch)
+                    prefixes = _encoded(conditions, prefix.encode, shape=length, size=size, batch=batch)
                 part.append(codes, labels.tolist(), prefixes)
             report(min(start + at_once, len(dataset)) * copies)
         shards = part.finish()
@@ -294,5 +294,5 @@ class _Copies:
     def __call__(self, key: tuple[int, int]) -> tuple[Tensor, ...]:
         index = key[0]
         examples = [self._dataset.example(index, index * self._copies + copy) for copy in range(self._copies)]
-        images, labels, *beside = zip(*examples, strict=True)
-        return torch.stack(images), labels[0], *(torch.stack(each) for each in beside)
+        images, labels, *conditions = zip(*examples, strict=True)
+        return torch.stack(images), labels[0], *(torch.stack(each) for each in conditions)

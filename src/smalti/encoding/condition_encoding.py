@@ -24,7 +24,7 @@ from smalti.core.settings import parse
 from smalti.data.damage import DamageRecord
 from smalti.data.file_types import file_type_of
 from smalti.data.loader import Crops
-from smalti.data.paired import AlignedCrops, AnnotatedCrops, Paired, PairedCrops, beside
+from smalti.data.paired import AlignedCrops, AnnotatedCrops, PairedCrops, PairedExamples, paired_entries
 from smalti.data.sources import Source, open_source
 from smalti.encoding.annotators import ANNOTATORS
 from smalti.encoding.code_writer import ImageEncoder, Prefix, code_grid
@@ -58,8 +58,8 @@ class ConditionSource(NamedTuple):
 class Pairs(NamedTuple):
     """Both splits of the data, each image paired with its conditions, and how conditions become codes."""
 
-    training: Paired
-    validation: Paired
+    training: PairedExamples
+    validation: PairedExamples
     prefix: Prefix
 
 
@@ -101,16 +101,16 @@ def paired_images(
     made = [_paired_condition(one, parts, grid=grid, factor=factor, device=device) for one in sources]
     several = CompositeCondition([part.condition for part in made]) if len(made) > 1 else None
 
-    def encode(*held: Tensor) -> Tensor:
-        codes = [part.encode(each).cpu() for part, each in zip(made, held, strict=True)]
+    def encode(*inputs: Tensor) -> Tensor:
+        codes = [part.encode(each).cpu() for part, each in zip(made, inputs, strict=True)]
         return several.join(codes) if several else codes[0]
 
     fingerprint = made[0].fingerprint if len(made) == 1 else values_fingerprint([part.fingerprint for part in made])
     prefix = Prefix(several or made[0].condition, fingerprint, encode)
     training, validation = parts
     return Pairs(
-        Paired(training, [part.training for part in made]),
-        Paired(validation, [part.validation for part in made]),
+        PairedExamples(training, [part.training for part in made]),
+        PairedExamples(validation, [part.validation for part in made]),
         prefix,
     )
 
@@ -160,12 +160,12 @@ def _spatial_condition(
         for number, part in enumerate(parts)
     )
     encoder = tokenizer_encoder(model, training.files.to_images)
-    return _Part(condition, encoder.fingerprint, training, validation, lambda held: encoder.encode(held).flatten(1))
+    return _Part(condition, encoder.fingerprint, training, validation, lambda inputs: encoder.encode(inputs).flatten(1))
 
 
 def _aligned_crops(
     images: Crops, source: Source, *, size: tuple[int, int], channels: int, record: tuple[DamageRecord, int]
 ) -> AlignedCrops:
-    chosen = beside(images.images, source)
+    chosen = paired_entries(images.images, source)
     files = Crops(source, chosen, size=size, channels=channels, crop=images.crop, seed=images.seed, record=record)
     return AlignedCrops(images, files)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.fingerprints import weights_fingerprint
-from smalti.core.published_weights import Progress, load_strictly, load_weights, unwatched
+from smalti.core.published_weights import Progress, load_strictly, load_weights, no_progress
 from smalti.evaluation.inception import CLASSES, SIDE, SPATIAL_CHANNELS, InceptionV3
 from smalti.evaluation.metrics import levels
 from smalti.losses.efficientnet import HEAD_WIDTH, EfficientNetClassifier, efficientnet_classifier
@@ -127,7 +127,7 @@ class InceptionFeatures(FeatureNetwork):
         return NetworkOutput(taps.pool2048, taps.spatial, taps.logits_unbiased)
 
     @classmethod
-    def published(cls, *, progress: Progress = unwatched) -> InceptionFeatures:
+    def published(cls, *, progress: Progress = no_progress) -> InceptionFeatures:
         """With the published weights, on the CPU. Raises `SmaltiError` as `feature_network` does."""
         made = cls()
         tensors = load_weights(cls.weights, progress=progress)
@@ -173,7 +173,7 @@ class SqueezeNetFeatures(FeatureNetwork):
         return NetworkOutput(x.mean((2, 3)), spatial, logits)
 
     @classmethod
-    def published(cls, *, progress: Progress = unwatched) -> SqueezeNetFeatures:
+    def published(cls, *, progress: Progress = no_progress) -> SqueezeNetFeatures:
         """With the published weights, on the CPU. Raises `SmaltiError` as `feature_network` does."""
         made = cls()
         load_strictly(made, load_weights(cls.weights, progress=progress), name=cls.weights)
@@ -207,7 +207,7 @@ class EfficientNetFeatures(FeatureNetwork):
         return NetworkOutput(maps.mean((2, 3)), spatial, logits)
 
     @classmethod
-    def published(cls, *, progress: Progress = unwatched) -> EfficientNetFeatures:
+    def published(cls, *, progress: Progress = no_progress) -> EfficientNetFeatures:
         """With the installed weights, on the CPU; nothing is downloaded. Raises `SmaltiError` where the package is
         missing."""
         return cls(efficientnet_classifier())
@@ -224,7 +224,7 @@ PUBLISHED = {"inception": InceptionFeatures.weights, "squeezenet": SqueezeNetFea
 """Networks whose weights do not come with the installation -> their names in `smalti.core.published_weights`."""
 
 
-def feature_network(name: str, *, progress: Progress = unwatched) -> FeatureNetwork:
+def feature_network(name: str, *, progress: Progress = no_progress) -> FeatureNetwork:
     """A name in `NETWORKS` -> the network with its published weights, on the CPU.
 
     `progress` watches a download. Raises `SmaltiError` for an unknown name, or when the weights are nowhere and cannot

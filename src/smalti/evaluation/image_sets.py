@@ -25,7 +25,7 @@ from smalti.evaluation.feature_statistics import (
     write_statistics,
 )
 from smalti.evaluation.features import PUBLISHED, FeatureNetwork, feature_network
-from smalti.evaluation.measurement import Counter, Progress, unwatched
+from smalti.evaluation.measurement import Counter, Progress, no_progress
 from smalti.evaluation.prepared_images import ArraySource, PreparedImages
 from smalti.evaluation.protocols import SetProtocol
 from smalti.evaluation.results import ExampleImage, Measured
@@ -77,7 +77,7 @@ def measure_sets(
     *,
     protocol: SetProtocol,
     device: torch.device,
-    progress: Progress = unwatched,
+    progress: Progress = no_progress,
     batch: int = 32,
     statistics: Path | None = None,
 ) -> Measured:

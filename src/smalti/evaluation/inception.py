@@ -50,7 +50,7 @@ def resize_like_tensorflow(images: Tensor, size: tuple[int, int]) -> Tensor:
     Output pixel i is read at i * H / size, without half-pixel offsets, aligned corners or antialiasing: the image is
     shifted by part of a pixel, and details are skipped when it shrinks. Published scores contain both defects.
     """
-    rows, columns = (_Taken.of(images, dim=dim, size=size[dim]) for dim in (0, 1))
+    rows, columns = (_Requested.of(images, dim=dim, size=size[dim]) for dim in (0, 1))
     wide = _between(images[..., columns.low], images[..., columns.high], columns.share)  # (B,C,H,size)
     return _between(wide[..., rows.low, :], wide[..., rows.high, :], rows.share[:, None])  # (B,C,size,size)
 
@@ -59,7 +59,7 @@ def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
     return a + (b - a) * share
 
 
-class _Taken(NamedTuple):
+class _Requested(NamedTuple):
     """Along one side: the two source pixels of each output pixel, and the share of the second."""
 
     low: Tensor
@@ -67,7 +67,7 @@ class _Taken(NamedTuple):
     share: Tensor
 
     @classmethod
-    def of(cls, images: Tensor, *, dim: int, size: int) -> _Taken:
+    def of(cls, images: Tensor, *, dim: int, size: int) -> _Requested:
         length = images.shape[dim - 2]
         # The scale is rounded to the images' float, as in TensorFlow's kernel.
         scale = torch.tensor(length / size, dtype=images.dtype, device=images.device)

@@ -24,7 +24,7 @@ Progress: TypeAlias = Callable[[int, int], object]
 """Called with (done, total)."""
 
 
-def unwatched(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """A progress callback that does nothing."""
 
 

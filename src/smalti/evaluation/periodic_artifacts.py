@@ -31,7 +31,7 @@ RING = (3.0, 7.0)
 class PowerSpectrum:
     """Batches of images of one size -> the mean power of their gray values at each frequency.
 
-    Each image is multiplied by a Hann window, without which its borders would lay a cross over the spectrum.
+    Each image is multiplied by a Hann window, without which its borders would add a cross to the spectrum.
     """
 
     def __init__(self) -> None:

@@ -30,9 +30,9 @@ from smalti.evaluation.measurement import (
     Progress,
     fingerprints,
     load_networks,
+    no_progress,
     ranked,
     sparse_codebook_note,
-    unwatched,
 )
 from smalti.evaluation.metrics import CodeUse
 from smalti.evaluation.prepared_images import PreparedImages
@@ -158,7 +158,7 @@ def measure_prior(
     *,
     protocol: PriorProtocol,
     device: torch.device,
-    progress: Progress = unwatched,
+    progress: Progress = no_progress,
     batch: int = 16,
 ) -> Measured:
     """A pipeline, which is moved to `device`, and images or codes -> their likelihood under its prior, given their

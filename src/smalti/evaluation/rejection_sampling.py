@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.rng import philox
-from smalti.evaluation.measurement import Progress, unwatched
+from smalti.evaluation.measurement import Progress, no_progress
 from smalti.generation.generation_loop import generation_states
 from smalti.generation.request import GenerationRequest
 from smalti.pipeline import Pipeline
@@ -66,7 +66,7 @@ def rejection_sample(
     *,
     num_candidates: int,
     score: Score,
-    progress: Progress = unwatched,
+    progress: Progress = no_progress,
 ) -> BestCandidates:
     """A request, and the number of candidates per image -> the candidate of each with the highest score; ties go to
     the first.

@@ -148,13 +148,13 @@ def write_result(folder: Path, plain: Mapping[str, Any], measured: Measured) -> 
     """Write `result.json` and, where there are values of single images, `images.csv` into `folder`."""
     write_json(folder / RESULT, dict(plain))
     if measured.values:
-        held = io.StringIO()
-        writer = csv.writer(held)
+        buffer = io.StringIO()
+        writer = csv.writer(buffer)
         writer.writerow(["image", *measured.values])
         columns = [each.tolist() for each in measured.values.values()]
         for name, *row in zip(measured.names, *columns, strict=True):
             writer.writerow([name, *("" if math.isnan(value) else f"{value:.6g}" for value in row)])
-        write_text(folder / VALUES, held.getvalue().encode("utf-8", "replace").decode())
+        write_text(folder / VALUES, buffer.getvalue().encode("utf-8", "replace").decode())
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from smalti.evaluation.measurement import (
     Progress,
     fingerprints,
     load_networks,
+    no_progress,
     ranked,
     sparse_codebook_note,
-    unwatched,
 )
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.evaluation.periodic_artifacts import PowerSpectrum, hatch, is_measurable
@@ -70,7 +70,7 @@ def measure_tokenizer(
     *,
     protocol: TokenizerProtocol,
     device: torch.device,
-    progress: Progress = unwatched,
+    progress: Progress = no_progress,
     batch: int = 16,
 ) -> Measured:
     """A tokenizer, which is moved to `device`, and images -> its reconstruction scores and codebook usage.
@@ -205,10 +205,12 @@ def _examples(
 ) -> tuple[ExampleImage, ...]:
     """The worst, the median and the best, by LPIPS where it was measured, else by the first measure; reconstructed
     again."""
-    judged_by = next((name for name in values.columns if name.startswith("lpips")), next(iter(values.columns), None))
-    if judged_by is None:
+    ranking_metric = next(
+        (name for name in values.columns if name.startswith("lpips")), next(iter(values.columns), None)
+    )
+    if ranking_metric is None:
         return ()
-    column, lower = values.columns[judged_by], judged_by.startswith("lpips")
+    column, lower = values.columns[ranking_metric], ranking_metric.startswith("lpips")
     shown = []
     for rank, place in ranked(column, count=protocol.examples, lower_is_better=lower):
         images, back, _ = _reconstruct(tokenizer, prepared.read(place)[None], protocol)

@@ -36,7 +36,7 @@ class ComparedImages(NamedTuple):
     real: Tensor
     """(B,3,H,W), the scenes as the tokenizer gives them back"""
     known: KnownScenes
-    things: Sequence[Sequence[ObjectAnnotation]]
+    listed: Sequence[Sequence[ObjectAnnotation]]
     """What stands in each scene, in shares of it"""
     network: SceneNetwork
 
@@ -117,10 +117,10 @@ def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[Obj
     def of(images: Tensor) -> tuple[float, float]:
         seen = predict(compared.network, images).labels.argmax(1)  # (B,H,W)
         here, elsewhere = [], []
-        for labeled, things in zip(seen, compared.things, strict=True):
-            for thing in filter(only, things):
-                shows = (labeled == names.index(thing.name)).float()
-                left, top, width, height = thing.box
+        for labeled, listed in zip(seen, compared.listed, strict=True):
+            for annotation in filter(only, listed):
+                shows = (labeled == names.index(annotation.name)).float()
+                left, top, width, height = annotation.box
                 here.append(_shown(shows, (left, top, width, height)) >= FOUND)
                 for across, down in torch.rand(PLACES, 2, generator=chance).tolist():
                     box = (across * (1 - width), down * (1 - height), width, height)

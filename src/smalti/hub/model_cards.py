@@ -137,10 +137,10 @@ def _facts(models: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "codebook",
         ", ".join(f"{key} {quantizer[key]}" for key in ("name", "codebook_size", "codebook_dim") if key in quantizer),
     )
-    yield from _told(
-        about, said={"data": "data", "images": "images in the data", "size": "trained at (height x width)"}
+    yield from _stored_facts(
+        about, names={"data": "data", "images": "images in the data", "size": "trained at (height x width)"}
     )
-    yield from _told(about, said={"images_seen": "images seen in training", "imported_from": "imported from"})
+    yield from _stored_facts(about, names={"images_seen": "images seen in training", "imported_from": "imported from"})
     yield "fingerprint of the tokenizer", str(about.get("fingerprint", "none"))
     if "prior" in models:
         settings, about = models["prior"]["settings"], models["prior"]["about"]
@@ -151,12 +151,14 @@ def _facts(models: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if labels:
             more = f", and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
             yield "labels", ", ".join(labels[:SHOWN_LABELS]) + more
-        yield from _told(about, said={"images": "images that its codes are of", "codes_seen": "codes seen in training"})
+        yield from _stored_facts(
+            about, names={"images": "images that its codes are of", "codes_seen": "codes seen in training"}
+        )
 
 
-def _told(about: Mapping[str, Any], *, said: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _stored_facts(about: Mapping[str, Any], *, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Those facts of `about` that are there, in words."""
-    for key, words in said.items():
+    for key, words in names.items():
         if key in about:
             value = about[key]
             yield words, " x ".join(map(str, value)) if isinstance(value, list) else _number(value)

@@ -111,7 +111,7 @@ def read_image(source: Path | BinaryIO, *, channels: int, name: str, bits: Liter
     """An image file -> its pixels (H, W, C), upright, for C `channels`: 1 (grayscale), 3 (color), 4 (color and opacity).
 
     The EXIF orientation is applied. Gray becomes color, and color gray. For 1 and 3 channels transparent pixels are
-    laid over white, as on a page; for 4 a file without opacity is opaque. Palettes, CMYK and one-bit files are
+    composited over white, as on a page; for 4 a file without opacity is opaque. Palettes, CMYK and one-bit files are
     converted; color profiles are not applied. Of an animation the first frame is taken.
 
     All is uint8, but for files with 16 bits: gray for one channel stays uint16, and so does everything where `bits` is

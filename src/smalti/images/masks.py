@@ -33,18 +33,18 @@ def kept_part(name: str, size: tuple[int, int]) -> Tensor:
     """The name of a part -> (H,W) bool. Raises `SmaltiError` for an unknown name, listing those there are."""
     if name not in PARTS:
         raise SmaltiError(f"unknown part {name!r} to keep; {suggestion(name, PARTS)}")
-    kept = torch.zeros(size, dtype=torch.bool)
-    kept[PARTS[name](*size)] = True
-    return kept
+    known = torch.zeros(size, dtype=torch.bool)
+    known[PARTS[name](*size)] = True
+    return known
 
 
-def whole_tiles(kept: Tensor | npt.NDArray[np.bool_], *, factor: int, image: tuple[int, int]) -> Tensor:
+def whole_tiles(known: Tensor | npt.NDArray[np.bool_], *, factor: int, image: tuple[int, int]) -> Tensor:
     """A mask (H,W) bool, True where a pixel is kept, of an image's (height, width) -> True where a whole tile is (h,w).
 
     Raises `SmaltiError` for a mask of another size, for one that is not of True and False, and for one that keeps pixels, but no
     whole tile: nothing would be left of them.
     """
-    mask = torch.as_tensor(kept) if isinstance(kept, np.ndarray) else kept
+    mask = torch.as_tensor(known) if isinstance(known, np.ndarray) else known
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise SmaltiError(f"a mask is True where a pixel is kept and False elsewhere, not {kind}; give mask > 0, say")
@@ -98,10 +98,10 @@ def kept_by_mask(path: Path, *, image: tuple[int, int], size: tuple[int, int]) -
             f"the mask {path} is {mask.shape[0]}x{mask.shape[1]} pixels, its image {image[0]}x{image[1]}; "
             "a mask has the size of its image"
         )
-    kept = to_tensor(covered_middle(mask, size))[0] >= 0
-    if not kept.any():
+    known = to_tensor(covered_middle(mask, size))[0] >= 0
+    if not known.any():
         raise SmaltiError(
             f"the mask {path} is black wherever the image is seen, and white is kept: nothing would be kept; make it white "
             "where the image is to stay"
         )
-    return kept
+    return known

@@ -62,14 +62,14 @@ def stored_numbers(image: Image.Image) -> npt.NDArray[Any]:
 
     Of one bit, white is 1, as every program gives it. Opacity beside a single channel is left out.
     """
-    kept = storage(image)
+    stored = storage(image)
     image.load()
     image = upright(image)
     numbers: npt.NDArray[Any] = np.array(image.getchannel(0) if image.mode in ("LA", "PA") else image)
-    if kept.most != kept.given:
-        numbers = ((numbers.astype(np.int64) * kept.most + kept.given // 2) // kept.given).astype(numbers.dtype)
-    if kept.inverted and numbers.dtype != bool:
-        numbers = kept.most - numbers
+    if stored.most != stored.given:
+        numbers = ((numbers.astype(np.int64) * stored.most + stored.given // 2) // stored.given).astype(numbers.dtype)
+    if stored.inverted and numbers.dtype != bool:
+        numbers = stored.most - numbers
     return numbers
 
 
@@ -103,11 +103,11 @@ def pixels_of(image: Image.Image, stream: BinaryIO, *, channels: int, bits: Lite
 
     Raises `ValueError` for numbers without an agreed range, and whatever decoders raise.
     """
-    kept = storage(image)
+    stored = storage(image)
     tiles = _other_bytes(image) if bits == 16 else None
     image.load()
     if tiles is None:
-        return levels_of(upright(image), channels=channels, bits=bits, kept=kept)
+        return levels_of(upright(image), channels=channels, bits=bits, stored=stored)
     stream.seek(0)
     with Image.open(stream, formats=[str(image.format)]) as other:
         assert isinstance(other, ImageFile.ImageFile)
@@ -124,7 +124,7 @@ def pixels_of(image: Image.Image, stream: BinaryIO, *, channels: int, bits: Lite
 def _other_bytes(image: Image.Image) -> list[ImageFile._Tile] | None:
     """How to read the lower bytes of colors with 16 bits, of which Pillow gives the upper ones; None for other files.
 
-    Pillow's unpacker takes one of two bytes as it is told their order. Told the wrong order, it takes the other one.
+    Pillow's unpacker takes one of two bytes according to their order. With the wrong order it takes the other one.
     """
     others = []
     for tile in image.tile if isinstance(image, ImageFile.ImageFile) else ():
@@ -144,8 +144,8 @@ _WRONG_ORDER = {
 }
 
 
-def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], kept: Storage = AS_GIVEN) -> Levels:
-    """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `kept`: how its file held them."""
+def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], stored: Storage = AS_GIVEN) -> Levels:
+    """An image in memory -> its pixels (H,W,C), as `smalti.images.read_image` says. `stored`: how its file held them."""
     if image.mode == "F":
         raise ValueError(
             "its numbers are 32-bit floats, which have no agreed range; save it with 8 or 16 bits, "
@@ -154,7 +154,7 @@ def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], kept: 
     if image.mode.startswith(
         "I"
     ):  # 16 bits: "I;16" and its byte orders; "I" from older versions of Pillow and from PGM
-        wide = _wide_pixels(image, channels, kept)
+        wide = _wide_pixels(image, channels, stored)
         return wide if channels == 1 or bits == 16 else _narrow(wide)
     if channels == 4:
         # Not every mode has a direct way.
@@ -170,14 +170,14 @@ def levels_of(image: Image.Image, *, channels: int, bits: Literal[8, 16], kept: 
     return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
 
 
-def _wide_pixels(image: Image.Image, channels: int, kept: Storage) -> Wide:
+def _wide_pixels(image: Image.Image, channels: int, stored: Storage) -> Wide:
     wide = np.array(image)
     if wide.min() < 0 or wide.max() > _WHITE:
         raise ValueError("its numbers have 32 bits, which have no agreed range; save it with 8 or 16 bits")
     values = wide.astype(np.uint16)[:, :, None]
-    if kept.given not in (0, _WHITE):  # 12 bits
-        values = ((values.astype(np.uint32) * _WHITE + kept.given // 2) // kept.given).astype(np.uint16)
-    if kept.white_is_zero:
+    if stored.given not in (0, _WHITE):  # 12 bits
+        values = ((values.astype(np.uint32) * _WHITE + stored.given // 2) // stored.given).astype(np.uint16)
+    if stored.white_is_zero:
         values = _WHITE - values
     transparent = image.info.get("transparency")
     opacity = np.where(values == transparent, 0, _WHITE).astype(np.uint16) if isinstance(transparent, int) else None

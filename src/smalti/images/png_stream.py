@@ -79,7 +79,9 @@ def filtered(lines: Bytes, above: Bytes, channels: int) -> Bytes:
     guess = left + up - corner
     near = [np.abs(guess - each) for each in (left, up, corner)]
     paeth = np.where((near[0] <= near[1]) & (near[0] <= near[2]), left, np.where(near[1] <= near[2], up, corner))
-    rest = np.stack([lines - guessed for guessed in (np.zeros_like(up), left, up, (left + up) // 2, paeth)])  # (5,r,n)
+    rest = np.stack(
+        [lines - predicted for predicted in (np.zeros_like(up), left, up, (left + up) // 2, paeth)]
+    )  # (5,r,n)
     rest = rest.astype(np.uint8)  # modulo 256
     best = np.abs(rest.view(np.int8).astype(np.int16)).sum(2, dtype=np.int64).argmin(0)  # (r,)
     return np.concatenate((best[:, None].astype(np.uint8), rest[best, np.arange(len(lines))]), axis=1)

@@ -2,7 +2,7 @@
 
 Zhao, Liu, Lin, Zhu and Han 2020, "Differentiable Augmentation for Data-Efficient GAN Training" (arXiv 2006.10738). The changes
 are differentiable, so the generator learns through them, and one draw serves an image and its reconstruction, so that the two
-are told apart by nothing else.
+differ in nothing else.
 
 Letters: B batch, C channels, H W pixels.
 """

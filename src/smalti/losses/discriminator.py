@@ -20,7 +20,7 @@ def _named(values: Any) -> Any:
 DiscriminatorSettings = Annotated[
     PatchSettings | BlurSettings | ProjectedSettings, Field(discriminator="name"), BeforeValidator(_named)
 ]
-"""The settings of any discriminator; their `name` tells which."""
+"""The settings of any discriminator; their `name` selects one."""
 
 DISCRIMINATORS: dict[str, Callable[[Any], Discriminator]] = {
     "patch": PatchDiscriminator,

@@ -61,7 +61,7 @@ class AdversarialSettings:
     """Weight (the paper's gamma) of the penalty on the discriminator's gradients at real images. 0 computes none; it needs a
     discriminator that scores each image by itself, so not one with norm "batch"."""
     r1_every: Positive = 1
-    """The penalty is taken in every so-manieth step only, and so many times as strong: 16 in StyleGAN2, which makes it cheap."""
+    """The penalty is taken in every n-th step only, n times as strong: 16 in StyleGAN2, which makes it cheap."""
     augment: tuple[Policy, ...] = ()
     """DiffAugment: random changes of real and generated images before the discriminator, the same for both: "color",
     "translation", "cutout". They keep a discriminator from learning a small data set by heart."""

@@ -51,7 +51,9 @@ class Canvas:
         under = self.rows[rows, None] - curve[None, :]
         return rows, under, clamp(under * self.height + 0.5, 0, 1)
 
-    def lay(self, rows: slice, columns: slice, cover: Floats, color: Floats, depth: Floats | float, label: int) -> int:
+    def composite(
+        self, rows: slice, columns: slice, cover: Floats, color: Floats, depth: Floats | float, label: int
+    ) -> int:
         """Paint `color` where `cover` says; where it covers half or more, the point is the new thing's. Returns its identity."""
         under = self.color[:, rows, columns]
         under += _multiplied(color - under, cover)

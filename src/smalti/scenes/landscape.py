@@ -15,7 +15,7 @@ from smalti.scenes.standing_objects import feet_of, inhabit
 from smalti.scenes.textures import Floats, clamp, profile, texture
 
 
-def paint(plan: Composition, things: list[Tree | Home], height: int, width: int) -> Canvas:
+def paint(plan: Composition, items: list[Tree | Home], height: int, width: int) -> Canvas:
     """The landscape `plan` with its trees and houses on a grid of `height` x `width` points."""
     canvas = Canvas(height, width)
     time = TIME[plan.time]
@@ -25,7 +25,7 @@ def paint(plan: Composition, things: list[Tree | Home], height: int, width: int)
     for mountains in plan.ranges:
         _mountains(canvas, plan, mountains, air)
     land = folds(plan, canvas.columns)
-    feet = feet_of(canvas, plan, things)
+    feet = feet_of(canvas, plan, items)
     for i, band in enumerate(plan.bands):
         nearest = i == len(plan.bands) - 1
         if plan.lake and nearest:
@@ -95,7 +95,7 @@ def _disc(canvas: Canvas, plan: Composition, across: Floats, down: Floats, radiu
     elif plan.time == "dusk":
         color = mixed(color, plane((1.0, 0.62, 0.30)), clamp((y / radius + 0.6) * 0.5, 0, 1))
     label = MOON if plan.time == "night" else SUN
-    identity = canvas.lay(rows, columns, cover, color, FAR, label)
+    identity = canvas.composite(rows, columns, cover, color, FAR, label)
     whole = int((cover >= 0.5).sum())
     if whole:
         canvas.standing.append(Standing(identity, label, whole, FAR, ()))
@@ -129,7 +129,7 @@ def _clouds(canvas: Canvas, plan: Composition) -> None:
     color = mixed(shadow, light, shade) + plane(TIME[plan.time].glow) * (close * 0.6).astype(np.float32)
     low = clamp((canvas.rows[rows] / plan.horizon - 0.55) * 1.1, 0, 0.6)[:, None].astype(np.float32)
     color = mixed(color, plane(sky.stops[2]), low)
-    canvas.lay(rows, slice(None), cover, color, FAR, CLOUD)
+    canvas.composite(rows, slice(None), cover, color, FAR, CLOUD)
 
 
 # --- mountains and ground -------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def _mountains(canvas: Canvas, plan: Composition, mountains: Range, air: Air) ->
     mist = clamp(0.45 - high, 0, 1) * 0.75
     color = mixed(color, air.haze, mist)
     depth = clamp(mountains.distance * (1 + 0.25 * clamp(high, -0.1, 1.2)), 0, FAR).astype(np.float32)
-    canvas.lay(rows, slice(None), cover, color, depth, MOUNTAIN)
+    canvas.composite(rows, slice(None), cover, color, depth, MOUNTAIN)
 
 
 def _ground(canvas: Canvas, plan: Composition, band: Band, fold: Fold, air: Air, *, nearest: bool) -> None:
@@ -208,7 +208,7 @@ def _ground(canvas: Canvas, plan: Composition, band: Band, fold: Fold, air: Air,
             texture("grain", canvas.rows[rows] * 0.5, across * 0.37),
         )
     color = air.veiled(air.lit(own, clamp(shade, 0, 1.25)), far)
-    canvas.lay(rows, slice(None), cover, color, far, GROUND)
+    canvas.composite(rows, slice(None), cover, color, far, GROUND)
 
 
 def _flowers(
@@ -251,7 +251,7 @@ def _woods(canvas: Canvas, plan: Composition, band: Band, crest: Floats, air: Ai
         own = mixed(own, plane((0.92, 0.95, 1.0)), clamp(0.35 + 0.35 * grain, 0, 1) * 0.8)
     shade = clamp(0.55 - under * 5 + 0.12 * grain, 0.1, 1)
     far = EYE / max(band.drop, EYE / 1600)
-    canvas.lay(rows, slice(None), cover, air.veiled(air.lit(own, shade), far), far, TREE)
+    canvas.composite(rows, slice(None), cover, air.veiled(air.lit(own, shade), far), far, TREE)
 
 
 # --- water ----------------------------------------------------------------------------------------------------------------
@@ -287,4 +287,4 @@ def _water(canvas: Canvas, plan: Composition, lake: Lake, fold: Fold, air: Air) 
     edge = np.exp(-np.abs(under) * 250.0).astype(np.float32)
     bank = air.lit(plane((0.92, 0.95, 1.0) if plan.season == "winter" else (0.50, 0.44, 0.34)), 0.6)
     color = mixed(color, bank, edge * 0.55)
-    canvas.lay(rows, slice(None), cover, color, distance(under + fold.drop), WATER)
+    canvas.composite(rows, slice(None), cover, color, distance(under + fold.drop), WATER)

@@ -87,11 +87,11 @@ def paint(seed: int, index: int, *, size: tuple[int, int]) -> Scene:
     plan = compose(_generator(seed, index), season, time)
     # Trees that stand on a stretch of land just outside the image may reach into it.
     reach = int(np.ceil(width / height / 2 + 0.3))
-    things: list[Tree | Home] = []
+    items: list[Tree | Home] = []
     for cell in range(-reach, reach + 1):
         code = 2 * cell + 1 if cell >= 0 else -2 * cell
-        things += inhabitants(plan, _generator(seed, index, code), cell)
-    canvas = landscape.paint(plan, things, height * _FINER, width * _FINER)
+        items += inhabitants(plan, _generator(seed, index, code), cell)
+    canvas = landscape.paint(plan, items, height * _FINER, width * _FINER)
     return _developed(canvas, label)
 
 
@@ -149,13 +149,13 @@ def _objects(canvas: Canvas, identity: npt.NDArray[np.int16]) -> tuple[SceneObje
     counts = np.bincount(identity.ravel(), minlength=len(canvas.labels)) * _FINER**2
     smallest = _AREA * canvas.height**2
     found = []
-    for thing in canvas.standing:
-        if counts[thing.identity] < max(_VISIBLE * thing.whole, smallest):
+    for item in canvas.standing:
+        if counts[item.identity] < max(_VISIBLE * item.whole, smallest):
             continue
-        mine = identity == thing.identity
+        mine = identity == item.identity
         rows, columns = np.flatnonzero(mine.any(axis=1)), np.flatnonzero(mine.any(axis=0))
         x, y = float(columns[0] / width), float(rows[0] / height)
         box = (x, y, float((columns[-1] + 1) / width) - x, float((rows[-1] + 1) / height) - y)
-        points = tuple((px / canvas.width, py / canvas.height) for px, py in thing.keypoints)
-        found.append(SceneObject(LABELS[thing.label], box, thing.distance, points))
+        points = tuple((px / canvas.width, py / canvas.height) for px, py in item.keypoints)
+        found.append(SceneObject(LABELS[item.label], box, item.distance, points))
     return tuple(found)

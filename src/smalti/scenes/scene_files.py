@@ -47,13 +47,13 @@ def write_scenes(
     workers: int | None = 1,
     progress: Callable[[int], None] = lambda written: None,
 ) -> None:
-    """Lay images 0 to `count` - 1 of the data set `seed` into the folder `out`, each as PNG under its class.
+    """Write images 0 to `count` - 1 of the data set `seed` to the folder `out`, each as PNG under its class.
 
     `images`, `segmentations` (palette, the values of `LABELS`), `depths` (16 bit) and `edges` hold `CLASS/INDEX.png`;
     `objects.json` has a line per image, `scenes.json` says what all of it means. The same call again finishes what was
     interrupted and leaves a finished folder as it is. `workers` processes (None: one for each core it may use) share the
     work and do not change a byte; a script that asks for more than one needs the guard `if __name__ == "__main__":`, as they
-    are started afresh. `progress` is told now and then how many images are done.
+    are started afresh. `progress` is called now and then with how many images are done.
 
     Raises `SmaltiError` when `out` holds anything else (also scenes of other settings), and for a count, a seed or a size
     that cannot be.
@@ -97,8 +97,8 @@ def _description(count: int, size: tuple[int, int], seed: int) -> dict[str, Any]
 
 def scene_labels(segmentations: Path) -> tuple[str, ...]:
     """The folder of the segmentations of scenes -> what their labels are called, in order; of any other folder nothing is known."""
-    said = segmentations.parent / "scenes.json"
-    known = read_json(said) if segmentations.name == "segmentations" and said.is_file() else {}
+    description_file = segmentations.parent / "scenes.json"
+    known = read_json(description_file) if segmentations.name == "segmentations" and description_file.is_file() else {}
     labels = known.get("labels", []) if isinstance(known, dict) else []
     return tuple(str(label["name"]) for label in labels)
 
@@ -113,9 +113,11 @@ def _claim(out: Path, description: dict[str, Any]) -> None:
         if there != description:
             known = there if isinstance(there, dict) else {}
             differing = [key for key in description if known.get(key) != description[key]]
-            said = ", ".join(f"{key} {known.get(key)!r} instead of {description[key]!r}" for key in differing[:3])
+            description_file = ", ".join(
+                f"{key} {known.get(key)!r} instead of {description[key]!r}" for key in differing[:3]
+            )
             raise SmaltiError(
-                f"{out} holds scenes with other settings ({said}); choose another folder, or remove this one"
+                f"{out} holds scenes with other settings ({description_file}); choose another folder, or remove this one"
             )
         return
     if out.is_dir() and any(out.iterdir()):
@@ -236,12 +238,12 @@ def _save(image: Image.Image, path: Path) -> None:
 def _line(scene: Scene, index: int) -> str:
     objects = [
         {
-            "class": thing.label,
-            "box": [round(number, 5) for number in thing.box],
-            "distance": round(thing.distance, 2),
-            "keypoints": [[round(x, 5), round(y, 5)] for x, y in thing.keypoints],
+            "class": item.label,
+            "box": [round(number, 5) for number in item.box],
+            "distance": round(item.distance, 2),
+            "keypoints": [[round(x, 5), round(y, 5)] for x, y in item.keypoints],
         }
-        for thing in scene.objects
+        for item in scene.objects
     ]
     return json.dumps({"key": f"{scene.label}/{index:06d}", "class": scene.label, "objects": objects})
 

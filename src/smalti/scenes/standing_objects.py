@@ -25,35 +25,35 @@ class Foot(NamedTuple):
     distance: float
 
 
-def feet_of(canvas: Canvas, plan: Composition, things: list[Tree | Home]) -> list[tuple[Foot, Tree | Home]]:
+def feet_of(canvas: Canvas, plan: Composition, items: list[Tree | Home]) -> list[tuple[Foot, Tree | Home]]:
     """Where each thing stands, from far to near."""
-    land = folds(plan, np.array([thing.u for thing in things], dtype=np.float32))
+    land = folds(plan, np.array([item.u for item in items], dtype=np.float32))
     found: list[tuple[Foot, Tree | Home]] = []
     last = len(plan.bands) - 1
-    for i, thing in enumerate(things):
-        fold = land[-1] if thing.band == last else land[thing.band]
+    for i, item in enumerate(items):
+        fold = land[-1] if item.band == last else land[item.band]
         crest = float(fold.crest[i])
-        if thing.band == last:
+        if item.band == last:
             bottom = 1.0
-        elif plan.lake and thing.band == last - 1:
+        elif plan.lake and item.band == last - 1:
             bottom = plan.lake[0].shore - 0.012
         else:
-            bottom = plan.bands[thing.band + 1].crest
-        v = crest + thing.along * max(bottom - crest, 0.004) + 0.004
+            bottom = plan.bands[item.band + 1].crest
+        v = crest + item.along * max(bottom - crest, 0.004) + 0.004
         scale = v - crest + float(fold.drop[i])
-        x = thing.u * canvas.height + canvas.width / 2
-        found.append((Foot(x, v * canvas.height, scale / EYE * canvas.height, EYE / scale), thing))
+        x = item.u * canvas.height + canvas.width / 2
+        found.append((Foot(x, v * canvas.height, scale / EYE * canvas.height, EYE / scale), item))
     return sorted(found, key=lambda pair: (pair[0].y, pair[0].x))
 
 
 def inhabit(canvas: Canvas, plan: Composition, placed: list[tuple[Foot, Tree | Home]], air: Air) -> None:
     """Paint trees and houses, given from far to near."""
     shades = _shades(air)
-    for foot, thing in placed:
-        if isinstance(thing, Tree):
-            _tree(canvas, plan, thing, foot, air, shades)
+    for foot, item in placed:
+        if isinstance(item, Tree):
+            _tree(canvas, plan, item, foot, air, shades)
         else:
-            _home(canvas, plan, thing, foot, air)
+            _home(canvas, plan, item, foot, air)
 
 
 def _window(canvas: Canvas, left: int, top: int, height: int, width: int) -> tuple[slice, slice, slice, slice] | None:
@@ -122,7 +122,7 @@ def _tree(canvas: Canvas, plan: Composition, tree: Tree, foot: Foot, air: Air, s
     if tree.snow:
         color = mixed(color, shades.snow.take(tone, axis=1), clamp((crowned - 0.3) * 2, 0, 1) * tree.snow)
     color = air.veiled(color, foot.distance)
-    identity = canvas.lay(rows, columns, cover * np.float32(1 / 255), color, foot.distance, TREE)
+    identity = canvas.composite(rows, columns, cover * np.float32(1 / 255), color, foot.distance, TREE)
     canvas.standing.append(Standing(identity, TREE, int((whole[..., 3] >= 128).sum()), foot.distance, ()))
 
 
@@ -147,7 +147,7 @@ def _home(canvas: Canvas, plan: Composition, home: Home, foot: Foot, air: Air) -
     grain = texture("grain", y * 2, x * 2)
     color = air.lit(own * (1 + 0.06 * grain), 0.72)
     color = air.veiled(mixed(color, own, glow), foot.distance)
-    identity = canvas.lay(rows, columns, cover, color, foot.distance, HOUSE)
+    identity = canvas.composite(rows, columns, cover, color, foot.distance, HOUSE)
     points = tuple((left + (reach_left + px) * high, top + (up + py) * high) for px, py in houses.keypoints(home.house))
     canvas.standing.append(Standing(identity, HOUSE, int((drawn.cover >= 0.5).sum()), foot.distance, points))
     if home.house.lit:

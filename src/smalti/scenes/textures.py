@@ -46,8 +46,8 @@ def _tile(name: str) -> tuple[Floats, ...]:
 
 def clamp(values: npt.ArrayLike, low: float, high: float) -> Floats:
     """`values` held between `low` and `high`; on small arrays several times faster than numpy's own."""
-    held = np.asarray(np.maximum(values, low), dtype=np.float32)
-    return np.minimum(held, high, out=held)
+    clamped = np.asarray(np.maximum(values, low), dtype=np.float32)
+    return np.minimum(clamped, high, out=clamped)
 
 
 def _weights(places: Floats, side: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]:

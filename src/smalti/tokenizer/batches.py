@@ -66,8 +66,8 @@ def _from_pillow(images: Sequence[Image.Image], channels: int) -> Tensor:
     each = []
     for number, image in enumerate(images):
         try:
-            kept = storage(image)  # before its pixels are read
-            each.append(as_floats(levels_of(upright(image), channels=channels, bits=16, kept=kept)))
+            stored = storage(image)  # before its pixels are read
+            each.append(as_floats(levels_of(upright(image), channels=channels, bits=16, stored=stored)))
         except Exception as error:  # decoders answer damage with every kind of exception
             raise SmaltiError(f"image {number} of the batch cannot be read ({error})") from error
     sizes = {tuple(image.shape[1:]) for image in each}

@@ -177,7 +177,7 @@ class Stage(nn.Module):
 
 
 def as_channels_last(module: nn.Module) -> None:
-    """Lay the convolution weights of `module` out channels last, in place: on CPU this halves a training step."""
+    """Store the convolution weights of `module` channels-last, in place, for GPUs; CPUs gain nothing (docs/decisions.md)."""
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -302,7 +302,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def _changed(values: Any, changes: Any) -> Any:
-    """Nested values with `changes` laid over them; where the kind of a part changes (its `name`), the whole part does."""
+    """Nested values with `changes` merged in; where the kind of a part changes (its `name`), the whole part does."""
     if not (isinstance(values, dict) and isinstance(changes, dict)):
         return changes
     if "name" in changes and changes["name"] != values.get("name"):
@@ -313,7 +313,7 @@ def _changed(values: Any, changes: Any) -> Any:
 def resolve(
     cls: type[T], *, stage: str, recipe: str, overrides: Sequence[str], fixed: Mapping[str, Any] = MappingProxyType({})
 ) -> T:
-    """Settings of `stage` ("tokenizer" or "prior") from a recipe, with `a.b=c` overrides laid over it.
+    """Settings of `stage` ("tokenizer" or "prior") from a recipe, with `a.b=c` overrides applied.
 
     `fixed`: sections that stand in place of the recipe's.
     """
@@ -323,11 +323,11 @@ def resolve(
         raise SmaltiError(f"recipe {recipe} has no section {stage!r}; those that have one are {having}")
     values = {**values, **fixed}
     for override in overrides:
-        lay_over(values, override)
+        apply_override(values, override)
     return parse(cls, values, where=f"recipe {recipe}" + (" with --set" if overrides else ""))
 
 
-def lay_over(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
     """Write one `a.b=c` into nested `values`, in place; c is read as YAML."""
     key, value = assignment(override)
     if isinstance(value, str):

@@ -1,7 +1,7 @@
 """What can go wrong in a training: metrics of a report -> messages that say what to do.
 
 Every check is a pure function: metrics -> the name of each diagnostic that they allow, with its message, or "" where all is
-well. A diagnostic that these metrics do not allow is left out, and stays as it was. docs/training.md describes each of them.
+well. A diagnostic that these metrics do not allow is left out, and stays as it was. docs/troubleshooting.md describes each of them.
 """
 
 from __future__ import annotations

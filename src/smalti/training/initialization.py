@@ -12,7 +12,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping, assignment, flattened
 from smalti.model_loading import load_tokenizer
 from smalti.tokenizer.vqgan import VQGANSettings
-from smalti.training.config import TokenizerTraining, lay_over, resolve
+from smalti.training.config import TokenizerTraining, apply_override, resolve
 
 
 class Start(NamedTuple):
@@ -72,7 +72,7 @@ def _check_same(start: Start, overrides: Sequence[str]) -> None:
     there = as_mapping(start.settings)
     values: dict[str, Any] = {"model": as_mapping(start.settings)}
     for override in overrides:
-        lay_over(values, override)
+        apply_override(values, override)
     if not isinstance(values["model"], Mapping):
         raise SmaltiError(f"--set {overrides[-1]!r}: the model is a section of settings, not a single value")
     before, after = dict(flattened(there)), dict(flattened(values["model"]))

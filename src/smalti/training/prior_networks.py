@@ -98,7 +98,7 @@ def _named(values: Any) -> Any:
 AnyNetwork: TypeAlias = TransformerNetwork | GPTNetwork | PixelSNAILNetwork | NeighborhoodNetwork
 
 NetworkSettings = Annotated[AnyNetwork, Field(discriminator="name"), BeforeValidator(_named)]
-"""The settings of any prior; their `name` tells which."""
+"""The settings of any prior; their `name` selects one."""
 
 
 class Codes(NamedTuple):

@@ -51,15 +51,17 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
 
 
 def _best_described(validation: Sequence[Mapping[str, Any]], unit: str) -> str:
-    """Validated lines -> which model is kept and what came after it, "" where none was judged to be the best."""
+    """Validated lines -> which model is kept and what came after it, "" where none was the best."""
     if not validation or "best_seen" not in validation[-1]:
         return ""
     last = validation[-1]
     best, now = last["best_seen"], last["seen"]
     value, then = short(last["best_nats"]), short(last["nats"])
-    told = f"It is that of {best:,} {unit}, whose nats a code on held-out data are the lowest: {value}."
+    sentence = f"It is that of {best:,} {unit}, whose nats per code on held-out data are the lowest: {value}."
     later = sum(line["seen"] > best for line in validation)
-    return told if now == best else f"{told} In {later} validations after it they were higher; at the end, {then}."
+    return (
+        sentence if now == best else f"{sentence} In {later} validations after it they were higher; at the end, {then}."
+    )
 
 
 _ABOUT = {

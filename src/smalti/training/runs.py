@@ -105,7 +105,7 @@ def _file_type_of_training(settings: TokenizerTraining) -> FileType:
     if channels == 4 and "perceptual" in objective.terms:
         raise SmaltiError(
             f"objective.perceptual = {objective.perceptual} knows images of 1 or 3 channels, and the model has 4; set "
-            "objective.perceptual=none, or model.autoencoder.channels=3, which lays images over white"
+            "objective.perceptual=none, or model.autoencoder.channels=3, which composites images over white"
         )
     return file_type
 
@@ -135,7 +135,7 @@ def train_prior_on(
     meta = shards.meta
     codes = {"fingerprint": meta.fingerprint, "size": meta.size, "grid": list(meta.grid), "labels": list(meta.labels)}
     if meta.prefix is not None:
-        codes["told_by"] = meta.prefix.fingerprint
+        codes["condition_fingerprint"] = meta.prefix.fingerprint
     config = {"smalti": __version__, "stage": "prior", "codes": codes, **as_mapping(settings)}
     fabric = launch(settings.run, blocks=blocks)
     folder = first_alone(fabric, lambda: RunFolder(out, config))
@@ -241,8 +241,8 @@ def encode_images(
     model, about = read_tokenizer(tokenizer)
     model.to(pick_device(device))
     channels, cut = model.settings.autoencoder.channels, settings.images
-    said = {} if cut.file_type == "color" else {"kind": cut.file_type, "unlabeled": cut.unlabeled}
-    source = open_source(data, file_type=file_type_of({**said, **about}, channels=channels))
+    stored = {} if cut.file_type == "color" else {"kind": cut.file_type, "unlabeled": cut.unlabeled}
+    source = open_source(data, file_type=file_type_of({**stored, **about}, channels=channels))
     parts = crops(source, cut, channels=channels, seed=seed)
     place = next(model.parameters()).device
     pairs = paired_images(conditions, parts, factor=model.factor, device=place) if conditions else None

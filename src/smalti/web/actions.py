@@ -18,7 +18,7 @@ from smalti.web.requests import SamplingRequest, check_size, parse_request, smal
 from smalti.web.sessions import GalleryImage, Session, Sessions
 from smalti.web.studio import Reconstruction, Studio
 
-Given = Mapping[str, str | Path | None]
+ConditionInputs = Mapping[str, str | Path | None]
 SIDES = {
     "none": (0, 0, 0, 0),
     "above": (1, 0, 0, 0),
@@ -58,7 +58,7 @@ class Actions:
         """As `requests.parse_request`, for this studio."""
         return parse_request(self.studio.pipeline, values, self.studio.limits)
 
-    def generate(self, session_id: str, values: Mapping[str, Any], given: Given) -> Iterator[PageUpdate]:
+    def generate(self, session_id: str, values: Mapping[str, Any], given: ConditionInputs) -> Iterator[PageUpdate]:
         """Generate images for a session: values by the names of `SamplingRequest`, inputs by the conditions' keys."""
         with user_errors():
             request = self.parse(values)
@@ -71,7 +71,7 @@ class Actions:
         self,
         session_id: str,
         values: Mapping[str, Any],
-        given: Given,
+        given: ConditionInputs,
         *,
         image: Path | None,
         erased: str | Path,
@@ -103,7 +103,7 @@ class Actions:
         session: Session,
         states: Iterator[PartialImages],
         request: SamplingRequest,
-        given: Given,
+        given: ConditionInputs,
         *,
         command: str,
         more: Mapping[str, Any],

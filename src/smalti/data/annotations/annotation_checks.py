@@ -28,9 +28,9 @@ class At(NamedTuple):
     kind: str
     number: int | str
 
-    def error(self, said: str) -> SmaltiError:
+    def error(self, problem: str) -> SmaltiError:
         """What is wrong with it, to be raised."""
-        return SmaltiError(f"{self.path}: {self.kind} {self.number} of the image {self.image}: {said}")
+        return SmaltiError(f"{self.path}: {self.kind} {self.number} of the image {self.image}: {problem}")
 
 
 def image_name(text: Any, path: Path) -> str:
@@ -93,14 +93,14 @@ def collected(
     sizes: Mapping[str, Size] = NO_SIZES,
 ) -> Annotated:
     """What a file says, with the lists that grew while it was read; `sizes` by the names of images."""
-    things = {name: tuple(listed) for name, listed in images.items()}
+    listed_ = {name: tuple(listed) for name, listed in images.items()}
     upright = {name: (height, width) for name, (width, height) in sizes.items()}
-    return Annotated(path, tuple(classes), tuple(keypoints), things, upright)
+    return Annotated(path, tuple(classes), tuple(keypoints), listed_, upright)
 
 
 def occurring(images: Mapping[str, Sequence[ObjectAnnotation]]) -> list[str]:
     """The classes of things, in alphabetical order."""
-    return sorted({thing.name for things in images.values() for thing in things})
+    return sorted({annotation.name for listed_ in images.values() for annotation in listed_})
 
 
 def twice(path: Path, name: str) -> SmaltiError:

@@ -89,13 +89,13 @@ def _ours(path: Path, content: Any) -> Annotated:
         if name in images:
             raise twice(path, name)
         objects = items(path, entry.get("objects"), f"objects of the image {name}")
-        images[name] = things = []
+        images[name] = listed = []
         for number, one in enumerate(objects, start=1):
             at = At(path, name, "object", number)
-            thing = _our_thing(one, keypoints, at)
-            if known and thing.name not in known:
-                raise at.error(f"there is no class {thing.name!r}; {suggestion(thing.name, classes)}")
-            things.append(thing)
+            annotation = _our_object(one, keypoints, at)
+            if known and annotation.name not in known:
+                raise at.error(f"there is no class {annotation.name!r}; {suggestion(annotation.name, classes)}")
+            listed.append(annotation)
     return collected(path, classes or occurring(images), keypoints, images)
 
 
@@ -117,7 +117,7 @@ def _refuse_unknown(mapping: Plain, known: tuple[str, ...], where: str) -> None:
             raise SmaltiError(f"{where}: unknown key {key!r}; {suggestion(str(key), known)}")
 
 
-def _our_thing(one: Plain, names: tuple[str, ...], at: At) -> ObjectAnnotation:
+def _our_object(one: Plain, names: tuple[str, ...], at: At) -> ObjectAnnotation:
     for key in one:
         if key not in _OURS:
             raise at.error(f"unknown key {key!r}; {suggestion(str(key), _OURS)}")
@@ -145,17 +145,17 @@ def _our_thing(one: Plain, names: tuple[str, ...], at: At) -> ObjectAnnotation:
 
 def _visual_genome(path: Path, content: Any) -> Annotated:
     """Images are called by their numbers. Classes are the first names of objects that occur, in alphabetical order."""
-    beside = path.with_name("image_data.json")
-    if not beside.is_file():
+    image_data = path.with_name("image_data.json")
+    if not image_data.is_file():
         raise SmaltiError(
-            f"there is no file {beside}; the boxes in {path} are in pixels, and the images' sizes stand there"
+            f"there is no file {image_data}; the boxes in {path} are in pixels, and the images' sizes stand there"
         )
     sizes: dict[str, Size] = {}
-    for image in items(beside, read_json(beside), "the file"):
-        name = image_name(str(whole_number(image.get("image_id"))), beside)
+    for image in items(image_data, read_json(image_data), "the file"):
+        name = image_name(str(whole_number(image.get("image_id"))), image_data)
         if name in sizes:
-            raise twice(beside, name)
-        sizes[name] = size_of(image, beside, name)
+            raise twice(image_data, name)
+        sizes[name] = size_of(image, image_data, name)
     images: dict[str, list[ObjectAnnotation]] = {}
     for entry in items(path, content, "the file"):
         name = image_name(str(whole_number(entry.get("image_id"))), path)
@@ -163,14 +163,14 @@ def _visual_genome(path: Path, content: Any) -> Annotated:
             raise twice(path, name)
         if name not in sizes:
             raise SmaltiError(
-                f"{beside} holds no size of the image {name} in {path}, whose boxes are in pixels; add it"
+                f"{image_data} holds no size of the image {name} in {path}, whose boxes are in pixels; add it"
             )
         objects = enumerate(items(path, entry.get("objects"), f"objects of the image {name}"), start=1)
-        images[name] = [_genome_thing(one, sizes[name], At(path, name, "object", number)) for number, one in objects]
+        images[name] = [_genome_object(one, sizes[name], At(path, name, "object", number)) for number, one in objects]
     return collected(path, occurring(images), (), images, sizes=sizes)
 
 
-def _genome_thing(one: Plain, size: Size, at: At) -> ObjectAnnotation:
+def _genome_object(one: Plain, size: Size, at: At) -> ObjectAnnotation:
     names = one.get("names", [one.get("name")])
     if not isinstance(names, list) or not names or not isinstance(names[0], str) or not names[0]:
         raise at.error(f"its name is {names!r}; give the name of its class")

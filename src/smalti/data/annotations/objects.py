@@ -68,7 +68,7 @@ def stems(images: Sequence[ImageEntry], known: Container[str]) -> list[str]:
     return below if all(name in known for name in below) else [stem(image.key) for image in images]
 
 
-def beside(images: Sequence[ImageEntry], annotated: Annotated) -> tuple[tuple[ObjectAnnotation, ...], ...]:
+def paired_annotations(images: Sequence[ImageEntry], annotated: Annotated) -> tuple[tuple[ObjectAnnotation, ...], ...]:
     """For each image its objects, in the order of the images.
 
     Where no name in the file has a folder (COCO, Open Images), images are looked for by the last part of theirs also, as long
@@ -87,7 +87,7 @@ def beside(images: Sequence[ImageEntry], annotated: Annotated) -> tuple[tuple[Ob
     return tuple(annotated.images[name] for name in names)
 
 
-def sizes_beside(images: Sequence[ImageEntry], annotated: Annotated) -> tuple[tuple[float, float] | None, ...]:
+def paired_sizes(images: Sequence[ImageEntry], annotated: Annotated) -> tuple[tuple[float, float] | None, ...]:
     """For each image the (height, width) that its annotations are for, None where the file says nothing of it."""
     return tuple(annotated.sizes.get(name) for name in _names(images, annotated))
 
@@ -134,8 +134,8 @@ def only(annotated: Annotated, *, classes: Sequence[str], smallest: float) -> An
             raise SmaltiError(f"{annotated.path} has no class {name!r}; {suggestion(name, annotated.classes)}")
     wanted = frozenset(map(normalized, classes))
     images = {
-        image: tuple(thing for thing in things if thing.name in wanted and area(thing) >= smallest)
-        for image, things in annotated.images.items()
+        image: tuple(annotation for annotation in objects if annotation.name in wanted and area(annotation) >= smallest)
+        for image, objects in annotated.images.items()
     }
     if any(annotated.images.values()) and not any(images.values()):
         raise SmaltiError(
@@ -145,6 +145,6 @@ def only(annotated: Annotated, *, classes: Sequence[str], smallest: float) -> An
     return replace(annotated, classes=tuple(name for name in annotated.classes if name in wanted), images=images)
 
 
-def area(thing: ObjectAnnotation) -> float:
+def area(annotation: ObjectAnnotation) -> float:
     """The share of its image that a thing's box takes."""
-    return thing.box[2] * thing.box[3]
+    return annotation.box[2] * annotation.box[3]

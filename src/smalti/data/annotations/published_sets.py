@@ -68,11 +68,11 @@ def _joined(path: Path, groups: Sequence[Sequence[tuple[Path, _Coco]]]) -> Annot
             for number, name in one.classes.items():
                 if classes.setdefault(number, name) != name:
                     raise SmaltiError(f"{file}: the class {number} is {name!r} here, and {classes[number]!r} in {path}")
-            for name, things in one.images.items():
+            for name, listed_ in one.images.items():
                 if name in seen:
                     raise twice(path, name)
                 seen.add(name)
-                images.setdefault(name, []).extend(things)
+                images.setdefault(name, []).extend(listed_)
                 if sizes.setdefault(name, one.sizes[name]) != one.sizes[name]:
                     raise SmaltiError(f"{file}: the image {name} has another size here than elsewhere in {path}")
             keypoints = keypoints or one.keypoints
@@ -93,7 +93,7 @@ def _coco_file(path: Path, content: Any) -> _Coco:
     classes, points = _categories(path, [one for one in categories if one != _REST])
     keypoints = next((names for names in points.values() if names), ())
     images = _coco_images(path, items(path, content["images"], "images"))
-    things: dict[Any, list[ObjectAnnotation]] = {number: [] for number in images}
+    listed_: dict[Any, list[ObjectAnnotation]] = {number: [] for number in images}
     for one in _segments(path, items(path, content["annotations"], "annotations")):
         image, category = _hashable(one.get("image_id")), _hashable(one.get("category_id"))
         if image not in images:
@@ -108,8 +108,8 @@ def _coco_file(path: Path, content: Any) -> _Coco:
             raise at.error(f"there is no class {one.get('category_id')!r} among categories")
         seen = _coco_points(one.get("keypoints"), points[category], size, at)
         box = box_within(one.get("bbox"), size, at.error)
-        things[image].append(ObjectAnnotation(classes[category], box, group=one.get("iscrowd") == 1, keypoints=seen))
-    listed = {name: things[number] for number, (name, _) in images.items()}
+        listed_[image].append(ObjectAnnotation(classes[category], box, group=one.get("iscrowd") == 1, keypoints=seen))
+    listed = {name: listed_[number] for number, (name, _) in images.items()}
     return _Coco(classes, keypoints, listed, dict(images.values()))
 
 
@@ -198,7 +198,7 @@ def read_open_images(path: Path) -> Annotated:
             if name in before:
                 raise SmaltiError(f"{table} and another table of boxes in {folder} hold the image {name}; remove one")
             at = At(table, name, "line", line)
-            images.setdefault(name, []).append(_open_images_thing(row, names, at))
+            images.setdefault(name, []).append(_open_images_object(row, names, at))
     lists = sorted({file for pattern in _LISTS for file in path.glob(pattern)}) if path.is_dir() else []
     for file in lists:
         for _, (key,) in _rows(file, ("image_name",), ("ImageID",)):
@@ -206,7 +206,7 @@ def read_open_images(path: Path) -> Annotated:
     return collected(path, list(names.values()), (), images)
 
 
-def _open_images_thing(row: tuple[str, ...], names: Mapping[str, str], at: At) -> ObjectAnnotation:
+def _open_images_object(row: tuple[str, ...], names: Mapping[str, str], at: At) -> ObjectAnnotation:
     _, label, *edges = row[:6]
     if label not in names:
         raise at.error(f"there is no class {label!r} in the table of class descriptions")

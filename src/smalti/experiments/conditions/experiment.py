@@ -27,13 +27,12 @@ from smalti.core.files import write_atomically
 from smalti.core.progress import counting
 from smalti.core.settings import Positive, as_mapping, settings
 from smalti.data.annotations.annotation_files import read_annotations
-from smalti.data.annotations.objects import ObjectAnnotation, beside
+from smalti.data.annotations.objects import ObjectAnnotation, paired_annotations
 from smalti.data.code_shards import open_codes
 from smalti.data.config import ImageSettings
 from smalti.data.file_types import FILE_TYPES
 from smalti.data.loader import Crops
-from smalti.data.paired import AlignedCrops
-from smalti.data.paired import beside as files_beside
+from smalti.data.paired import AlignedCrops, paired_entries
 from smalti.data.sources import open_source
 from smalti.encoding.annotators import ANNOTATORS
 from smalti.encoding.condition_encoding import ConditionSource
@@ -102,8 +101,8 @@ class Trial(NamedTuple):
     """Other trials whose measures apply too."""
 
 
-def _is_figure(thing: ObjectAnnotation) -> bool:
-    return bool(thing.keypoints)
+def _is_figure(annotation: ObjectAnnotation) -> bool:
+    return bool(annotation.keypoints)
 
 
 TRIALS: dict[Name, Trial] = {
@@ -112,7 +111,9 @@ TRIALS: dict[Name, Trial] = {
     "depth": Trial(("depth",), condition_fidelity.depths),
     "edges": Trial(("edges",), condition_fidelity.edge_maps),
     "lowres": Trial(("lowres",), partial(condition_fidelity.smaller, times=SMALLER)),
-    "layout": Trial(("layout",), partial(condition_fidelity.boxes, names=LABELS, only=lambda thing: True), times=3),
+    "layout": Trial(
+        ("layout",), partial(condition_fidelity.boxes, names=LABELS, only=lambda annotation: True), times=3
+    ),
     "keypoints": Trial(("keypoints",), partial(condition_fidelity.boxes, names=LABELS, only=_is_figure), times=3),
     "coordinates": Trial(("coordinates",), condition_fidelity.heights, large=True),
     "label-segmentation": Trial(("labels", "segmentation"), condition_fidelity.labels, also=("label",)),
@@ -290,15 +291,15 @@ def _scene_network(chosen: ConditionsSettings) -> Step:
 
 def known_of(crops: Crops, scenes: Path, *, progress: Any = lambda done, total: None) -> KnownScenes:
     """Crops of the images of a folder of scenes -> the first crop of each, with all that is known of it."""
-    beside_them = []
+    condition_crops = []
     for folder, kind in (("segmentations", FILE_TYPES["labels"](None)), ("depths", FILE_TYPES["depth"](None))):
         source = open_source(scenes / folder, file_type=kind)
-        chosen, channels = files_beside(crops.images, source), len(LABELS) if folder == "segmentations" else 1
+        chosen, channels = paired_entries(crops.images, source), len(LABELS) if folder == "segmentations" else 1
         files = Crops(source, chosen, size=crops.size, channels=channels, crop=crops.crop, seed=crops.seed)
-        beside_them.append(AlignedCrops(crops, files))
+        condition_crops.append(AlignedCrops(crops, files))
     rows = []
     for place in range(len(crops)):
-        rows.append((*crops.example(place, place), *(each.example(place, place) for each in beside_them)))
+        rows.append((*crops.example(place, place), *(each.example(place, place) for each in condition_crops)))
         progress(place + 1, len(crops))
     images, classes, labels, depths = (torch.stack(each) for each in zip(*rows, strict=True))
     return KnownScenes(images, classes, labels.long(), depths)
@@ -335,7 +336,7 @@ def _fidelity(name: Name, chosen: ConditionsSettings) -> Step:
             unconditional=_generate(pipeline, unconditional, context),
             real=pipeline.reconstruct(known.images),
             known=known,
-            things=beside(held_out.images, read_annotations(folder)),
+            listed=paired_annotations(held_out.images, read_annotations(folder)),
             network=_read_scene_network(context.before["scene-network"].folder),
         )
         _save(

@@ -17,7 +17,7 @@ from smalti.reports.report import Block, Card, Cards, Comparison, EmbeddedImage,
 LINEAR = Linear()
 
 
-class _One(NamedTuple):
+class _Entry(NamedTuple):
     """All that was done at one f."""
 
     f: int
@@ -39,7 +39,7 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
         f"each; priors of one size, which see {h} x {w} codes at once; images of {H} x {W} pixels, "
         "generated with the sliding window.",
         blocks=[_cards(found, done)],
-        hero=[image for one in reversed(found[-2:]) for image in _laid(one, 4)],
+        hero=[image for one in reversed(found[-2:]) for image in _generated_images(one, 4)],
         sections=[
             Section("Findings and limitations", [Text(_findings(found)), Text(_limitations(settings, found))]),
             Section("Laid, from the smallest tile to the largest", [_rows(found, settings)]),
@@ -55,13 +55,13 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
     )
 
 
-def _one(name: str, done: Mapping[str, StepResult]) -> _One:
+def _one(name: str, done: Mapping[str, StepResult]) -> _Entry:
     measured = done[f"measure-{name}"]
     compared = Compared(name, measured.folder, measured.outcome)
-    return _One(measured.outcome["factor"], compared, done[f"prior-{name}"].outcome, done[f"samples-{name}"])
+    return _Entry(measured.outcome["factor"], compared, done[f"prior-{name}"].outcome, done[f"samples-{name}"])
 
 
-def _cards(found: Sequence[_One], done: Mapping[str, StepResult]) -> Cards:
+def _cards(found: Sequence[_Entry], done: Mapping[str, StepResult]) -> Cards:
     small, large = found[0], found[-1]
     faster = small.samples.outcome["seconds_per_image"] / large.samples.outcome["seconds_per_image"]
     return Cards(
@@ -72,13 +72,13 @@ def _cards(found: Sequence[_One], done: Mapping[str, StepResult]) -> Cards:
                 "Codes of an image",
                 f"{small.samples.outcome['codes']:,} to {large.samples.outcome['codes']:,}",
             ),
-            Card(f"Laying at f {large.f} is faster", f"{faster:.0f}", unit=f"times than at f {small.f}"),
+            Card(f"Generation at f {large.f} is faster", f"{faster:.0f}", unit=f"times than at f {small.f}"),
             Card("Whole experiment", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
         ]
     )
 
 
-def _findings(found: Sequence[_One]) -> str:
+def _findings(found: Sequence[_Entry]) -> str:
     small, large = found[0], found[-1]
     sentences = [
         f"From f {small.f} to f {large.f} the PSNR of reconstructions goes from "
@@ -97,7 +97,7 @@ def _findings(found: Sequence[_One]) -> str:
     return " ".join(sentences)
 
 
-def _limitations(settings: Any, found: Sequence[_One]) -> str:
+def _limitations(settings: Any, found: Sequence[_Entry]) -> str:
     sentences = [
         "Each was trained once, with one seed, tokenizers on the same number of images and priors on the "
         "same number of codes. "
@@ -117,21 +117,24 @@ def _limitations(settings: Any, found: Sequence[_One]) -> str:
     return " ".join([*sentences, *not_measured(found[0].measured)])
 
 
-def _laid(one: _One, count: int) -> list[EmbeddedImage]:
+def _generated_images(one: _Entry, count: int) -> list[EmbeddedImage]:
     files = sorted((one.samples.folder / "samples").glob("*.png"))[:count]
     return [EmbeddedImage(pixels(file), f"an image generated at f {one.f}, seed {int(file.stem)}") for file in files]
 
 
-def _rows(found: Sequence[_One], settings: Any) -> Comparison:
+def _rows(found: Sequence[_Entry], settings: Any) -> Comparison:
     h, w = settings.window
     return Comparison(
-        [(f"f {one.f}: a window of {h * one.f} x {w * one.f} pixels", _laid(one, settings.shown)) for one in found],
+        [
+            (f"f {one.f}: a window of {h * one.f} x {w * one.f} pixels", _generated_images(one, settings.shown))
+            for one in found
+        ],
         caption="Seeds from 0 on, not chosen. In a column nothing but the seed is the same.",
     )
 
 
-def _curves(found: Sequence[_One]) -> Plots:
-    def over_f(title: str, unit: str, value: Callable[[_One], float], scale: Scale = LINEAR) -> Plot:
+def _curves(found: Sequence[_Entry]) -> Plots:
+    def over_f(title: str, unit: str, value: Callable[[_Entry], float], scale: Scale = LINEAR) -> Plot:
         points = [(math.log2(one.f), value(one)) for one in found]
         return LinePlot(title, [Line("", points)], x_label="log2 f", y_label=unit, scale=scale)
 
@@ -151,7 +154,7 @@ def _curves(found: Sequence[_One]) -> Plots:
     return Plots(plots, caption="log2 f: 0 stands for single pixels, 4 for tiles of 16 x 16.")
 
 
-def _table(found: Sequence[_One]) -> Block:
+def _table(found: Sequence[_Entry]) -> Block:
     scores = [name for name in HEADS if any(name in one.measured.scores for one in found)]
     head = [
         "f",
@@ -188,7 +191,7 @@ def _table(found: Sequence[_One]) -> Block:
     )
 
 
-def _learning(found: Sequence[_One]) -> Plots:
+def _learning(found: Sequence[_Entry]) -> Plots:
     lines = [Line(f"f {one.f}", [(point["codes"], point["nats"]) for point in one.prior["curve"]]) for one in found]
     entropies = [one.prior["code_entropy_nats"] for one in found]
     references = [Reference(max(entropies), "largest entropy of single codes")]

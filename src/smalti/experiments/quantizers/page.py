@@ -15,7 +15,7 @@ from smalti.reports.report import Block, Card, Cards, Plots, Report, Section, Ta
 from smalti.training.run_folder import read_metrics
 
 
-class _One(NamedTuple):
+class _Entry(NamedTuple):
     """One quantizer."""
 
     measured: Compared
@@ -25,7 +25,7 @@ class _One(NamedTuple):
 
     @property
     def speed(self) -> float:
-        """Images a second of training."""
+        """Images per second of training."""
         return 1 / float(self.pace["seconds_per_image"])
 
 
@@ -51,13 +51,13 @@ def page(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResul
     )
 
 
-def _one(name: str, done: Mapping[str, StepResult]) -> _One:
+def _one(name: str, done: Mapping[str, StepResult]) -> _Entry:
     measured, run = done[f"measure-{name}"], done[f"tokenizer-{name}"]
     validation = [line for line in read_metrics(run.folder) if line["part"] == "validation"]
-    return _One(Compared(name, measured.folder, measured.outcome), done[f"pace-{name}"].outcome, validation)
+    return _Entry(Compared(name, measured.folder, measured.outcome), done[f"pace-{name}"].outcome, validation)
 
 
-def _cards(found: Sequence[_One], best: _One, done: Mapping[str, StepResult]) -> Cards:
+def _cards(found: Sequence[_Entry], best: _Entry, done: Mapping[str, StepResult]) -> Cards:
     fullest = max(found, key=lambda one: one.measured.scores["perplexity"])
     fastest = max(found, key=lambda one: one.speed)
     return Cards(
@@ -68,13 +68,13 @@ def _cards(found: Sequence[_One], best: _One, done: Mapping[str, StepResult]) ->
                 f"{fullest.measured.scores['perplexity']:.0f}",
                 unit=f"perplexity of {fullest.measured.outcome['codes']:,} codes",
             ),
-            Card(f"The fastest: {fastest.measured.name}", f"{fastest.speed:.1f}", unit="images a second of training"),
+            Card(f"The fastest: {fastest.measured.name}", f"{fastest.speed:.1f}", unit="images per second of training"),
             Card("Whole experiment", minutes(sum(each.seconds for each in done.values())), unit="minutes of work"),
         ]
     )
 
 
-def _findings(found: Sequence[_One], best: _One) -> str:
+def _findings(found: Sequence[_Entry], best: _Entry) -> str:
     least = min(found, key=lambda one: one.measured.scores["psnr"])
     slow, fast = min(found, key=lambda one: one.speed), max(found, key=lambda one: one.speed)
     sentences = [
@@ -92,7 +92,7 @@ def _findings(found: Sequence[_One], best: _One) -> str:
     return " ".join(sentences)
 
 
-def _limitations(best: _One) -> str:
+def _limitations(best: _Entry) -> str:
     sentences = [
         "Each was trained once, with one seed, by settings that were chosen for nearest codes: none was "
         "tuned, and differences "
@@ -103,7 +103,7 @@ def _limitations(best: _One) -> str:
     return " ".join([*sentences, *not_measured(best.measured)])
 
 
-def _bars(found: Sequence[_One]) -> Plots:
+def _bars(found: Sequence[_Entry]) -> Plots:
     scores = [name for name in ("psnr", LPIPS) if all(name in one.measured.scores for one in found)]
     bars = [Bars(HEADS[name], [(one.measured.name, one.measured.scores[name]) for one in found]) for name in scores]
     bars += [
@@ -111,12 +111,12 @@ def _bars(found: Sequence[_One]) -> Plots:
             "Codes in use", [(one.measured.name, 100 * one.measured.scores["codes_in_use"]) for one in found], unit="%"
         ),
         Bars("Perplexity of codes", [(one.measured.name, one.measured.scores["perplexity"]) for one in found]),
-        Bars("Training, images a second", [(one.measured.name, one.speed) for one in found]),
+        Bars("Training, images per second", [(one.measured.name, one.speed) for one in found]),
     ]
     return Plots(bars, caption="PSNR: higher is better; LPIPS: lower is better.")
 
 
-def _table(found: Sequence[_One]) -> Block:
+def _table(found: Sequence[_Entry]) -> Block:
     scores = [name for name in HEADS if any(name in one.measured.scores for one in found)]
     head = [
         "quantizer",
@@ -152,7 +152,7 @@ def _table(found: Sequence[_One]) -> Block:
     )
 
 
-def _curves(found: Sequence[_One]) -> Plots:
+def _curves(found: Sequence[_Entry]) -> Plots:
     plots = [
         LinePlot(
             title,

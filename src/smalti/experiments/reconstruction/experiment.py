@@ -170,8 +170,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
     found: list[str] = []
     for path in paths:
         whole = path.expanduser().absolute()
-        telling = [part for part in whole.parts[1:] if not _SAYS_NOTHING.fullmatch(part)]
-        name = re.sub(r"[^\w.-]+", "-", telling[-1] if telling else whole.name).strip(".-") or "tokenizer"
+        informative = [part for part in whole.parts[1:] if not _SAYS_NOTHING.fullmatch(part)]
+        name = re.sub(r"[^\w.-]+", "-", informative[-1] if informative else whole.name).strip(".-") or "tokenizer"
         count = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in found)
         found.append(f"{name}-{count + 1}" if count else name)
     return found

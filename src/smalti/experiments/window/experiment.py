@@ -111,7 +111,7 @@ class WindowSettings:
 
 def plan(chosen: WindowSettings, request: ExperimentRequest) -> list[Step]:
     """Scenes; the tokenizer; codes of crops of each size; the priors; images in each way and size; comparisons; the
-    judge."""
+    scene network."""
     refuse_idle(request, trains=("tokenizer", "prior"))
     if request.data is not None:
         raise SmaltiError("this experiment needs scenes with known sky and ground; omit --data")

@@ -32,7 +32,7 @@ QuantizerSettings = Annotated[
     Field(discriminator="name"),
     BeforeValidator(_named),
 ]
-"""The settings of any quantizer; their `name` tells which."""
+"""The settings of any quantizer; their `name` selects one."""
 
 QUANTIZERS: dict[str, Callable[[Any], Quantizer]] = {
     "vq": VQ,

@@ -65,7 +65,7 @@ class CodeTable(nn.Module, ABC):
         """Codes outside -> codes of the codebook."""
 
     @abstractmethod
-    def kept(self, values: Tensor, *, dim: int) -> Tensor:
+    def select_used(self, values: Tensor, *, dim: int) -> Tensor:
         """One value for each code of the codebook along `dim` (K long) -> those of the codes in the table (U long)."""
 
 
@@ -85,7 +85,7 @@ class AllCodes(CodeTable):
     def inside(self, codes: Tensor) -> Tensor:
         return codes
 
-    def kept(self, values: Tensor, *, dim: int) -> Tensor:
+    def select_used(self, values: Tensor, *, dim: int) -> Tensor:
         return values
 
 
@@ -122,7 +122,7 @@ class UsedCodes(CodeTable):
         # The original reads its extra code, which stands for many, as the first of the table.
         return torch.cat([self.used, self.used[:1]])[: self.size][codes]
 
-    def kept(self, values: Tensor, *, dim: int) -> Tensor:
+    def select_used(self, values: Tensor, *, dim: int) -> Tensor:
         return values.index_select(dim, self.used)
 
     def _unknown(self, place: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class Gumbel(Quantizer):
         """(B,D,h,w) -> (B,U,h,w) in float32 at least: unnormalized log-probabilities of the codes in the table."""
         with torch.autocast(features.device.type, enabled=False):
             logits = self.projection(features.to(self.projection.weight.dtype))  # (B,K,h,w)
-            return self.table.kept(logits.to(precision(logits)), dim=1)
+            return self.table.select_used(logits.to(precision(logits)), dim=1)
 
     def choose(self, features: Tensor, noise: Tensor, *, temperature: float, hard: bool) -> Quantized:
         """Features (B,D,h,w) and Gumbel noise (B,U,h,w), or () for the same everywhere -> `Quantized`.
@@ -132,7 +132,7 @@ class Gumbel(Quantizer):
             if hard:
                 one = torch.zeros_like(weights).scatter_(1, places.unsqueeze(1), 1.0)
                 weights = one + (weights - weights.detach())
-            vectors = self.table.kept(self.codebook, dim=0)  # (U,D)
+            vectors = self.table.select_used(self.codebook, dim=0)  # (U,D)
             latents = torch.einsum("buhw,ud->bdhw", weights, vectors.to(weights.dtype))
             return Quantized(latents, places, self.settings.kl_weight * self._distance(logits))
 

@@ -198,7 +198,7 @@ class VQ(Quantizer):
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """As `Quantizer.update_codebook`. Where there is a code table only its codes are counted, and only they restart."""
         size, settings, vectors = self.settings.codebook_size, self.settings, codes.numel()
-        known = self.table.kept(torch.arange(size, device=codes.device), dim=0)
+        known = self.table.select_used(torch.arange(size, device=codes.device), dim=0)
         counts = counted(self.table.inside(codes), size).to(self.use.dtype)
         share = forgotten(settings.usage_decay, vectors=vectors, size=len(known))
         self.use.lerp_(counts * (len(known) / vectors), share)

@@ -14,7 +14,7 @@ from smalti.core.arguments import check_finite
 from smalti.tokenizer.batches import Images
 from smalti.tokenizer.quantizers import Quantized
 from smalti.tokenizer.tiled.tiled_layers import decode_tiled, encode_tiled
-from smalti.tokenizer.tiled.work import Progress, further, unwatched
+from smalti.tokenizer.tiled.tiled_progress import Progress, image_progress, no_progress
 from smalti.tokenizer.vqgan import VQGAN
 
 LARGE = 2**20
@@ -38,7 +38,7 @@ def is_large(model: VQGAN, grid: Tensor) -> bool:
 
 
 @torch.no_grad()
-def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = unwatched) -> Quantized:
+def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = no_progress) -> Quantized:
     """Images, on any device, as `model.encode` takes them -> what it makes of them, without gradients.
 
     Images of more than `LARGE` pixels are encoded one by one. Errors as in `encode_tiled`, and as in `VQGAN.encode`.
@@ -52,13 +52,13 @@ def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = unw
         def read(first: int, last: int, image: Tensor = images[number : number + 1]) -> Tensor:
             return image[:, :, first:last].to(device)
 
-        report = further(progress, number, len(images))
+        report = image_progress(progress, number, len(images))
         each.append(encode_tiled(model, read, height, rows=tile_rows(model, width), progress=report))
     latents, codes, losses = zip(*each, strict=True)
     return Quantized(torch.cat(latents), torch.cat(codes), torch.stack(losses).mean())
 
 
-def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = unwatched) -> Tensor:
+def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = no_progress) -> Tensor:
     """Latents (B,D,h,w) -> images (B,C,H,W) on the CPU, as of `model.decode`, without gradients.
 
     Images of more than `LARGE` pixels are decoded one by one. Raises `SmaltiError` where there is no room for a temporary file.
@@ -66,7 +66,8 @@ def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = un
     parts = torch.split(latents, 1 if is_large(model, latents) else max(len(latents), 1))
     images = [
         torch.cat(
-            [strip.cpu() for strip in decode_tiles(model, part, progress=further(progress, number, len(parts)))], 2
+            [strip.cpu() for strip in decode_tiles(model, part, progress=image_progress(progress, number, len(parts)))],
+            2,
         )
         for number, part in enumerate(parts)
     ]
@@ -74,7 +75,7 @@ def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = un
 
 
 @torch.no_grad()
-def decode_tiles(model: VQGAN, latents: Tensor, *, progress: Progress = unwatched) -> Iterator[Tensor]:
+def decode_tiles(model: VQGAN, latents: Tensor, *, progress: Progress = no_progress) -> Iterator[Tensor]:
     """Latents (B,D,h,w) -> their images in strips (B,C,r,W) from top to bottom, on the model's device.
 
     Images of at most `LARGE` pixels are one strip. Raises `SmaltiError` where there is no room for a temporary file, and where

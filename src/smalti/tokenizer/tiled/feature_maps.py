@@ -72,10 +72,10 @@ def joined(parts: Iterable[Moments]) -> Moments:
 
 
 @dataclass(frozen=True)
-class Room:
+class MapStorage:
     """Where maps are kept."""
 
-    kept: int
+    memory_limit: int
     """A map of at most so many bytes is kept in memory, a larger one in a file."""
     folder: Path
     """For the files; they have no names and vanish with the process."""
@@ -189,10 +189,12 @@ class Map:
         assert first == self.height
 
 
-def gathered(strips: Iterable[Tensor], height: int, room: Room) -> Map:
+def gathered(strips: Iterable[Tensor], height: int, settings: MapStorage) -> Map:
     """Strips (B,C,r,W) from top to bottom, `height` rows together -> the map they make up."""
     rest = iter(strips)
     strip = next(rest)
     size = strip[:, :, :1].numel() * height * strip.element_size()
-    storage = InMemory(strip, height) if size <= room.kept else OnDisk(strip, height, folder=room.folder)
+    storage = (
+        InMemory(strip, height) if size <= settings.memory_limit else OnDisk(strip, height, folder=settings.folder)
+    )
     return Map(storage, chain([strip], rest), height)

@@ -5,18 +5,20 @@ that the kernel reaches; the rows at a border of the strip that is no border of 
 statistics are those of the whole map, gathered in float64 while the map was written. Attention has its keys and values whole, and
 its queries in pieces. Where a map is read for the last time, the result is written in its place.
 
-A map larger than `kept` bytes lies in a temporary file, once written and once or twice read; nothing is computed again. Costs, for
-strips of r rows:
+A map larger than `memory_limit` bytes is in a temporary file, written once and read once or twice; nothing is computed
+again. Costs, for strips of r rows:
 
     operations   (r + 2) / r times those of the whole image
-    on disk      two maps of the highest level, B x H/s x W/s x width numbers each, with stem s and the width of the first two
-                 levels that is larger; three where they differ
-    in memory    up to three maps of `kept` bytes, about ten strips, and keys and values of one attention: two maps of its level
+    on disk      two maps of the highest level, B x H/s x W/s x width numbers each, with patch size s and the width
+                 of the first two levels that is larger; three where they differ
+    in memory    up to three maps of `memory_limit` bytes, about ten strips, and keys and values of one attention:
+                 two maps of its level
 
 Nearly all the time of a large image goes by before the decoder gives its first strip, since each GroupNorm waits for the whole
 of its map.
 
-Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, s stem, r rows of a strip, D dimension of a code, T positions.
+Letters: B batch, C channels, H W pixels, h w code grid, f = H/h, s patch size, r rows of a strip, D dimension of a code, T
+positions.
 """
 
 from __future__ import annotations
@@ -36,8 +38,14 @@ from smalti.core.errors import SmaltiError
 from smalti.tokenizer.blocks import AttentionBlock, Downsample, ResidualBlock, Stage, Upsample, plus, swish
 from smalti.tokenizer.decoder import SmoothOutput
 from smalti.tokenizer.quantizers import Quantized
-from smalti.tokenizer.tiled.feature_maps import Map, Room, Rows, gathered
-from smalti.tokenizer.tiled.work import Progress, Work, decoder_work, encoder_work, unwatched
+from smalti.tokenizer.tiled.feature_maps import Map, MapStorage, Rows, gathered
+from smalti.tokenizer.tiled.tiled_progress import (
+    MultiplicationCounter,
+    Progress,
+    decoder_multiplications,
+    encoder_multiplications,
+    no_progress,
+)
 from smalti.tokenizer.vqgan import VQGAN
 
 KEPT = 2**26
@@ -51,9 +59,9 @@ def decode_tiled(
     latents: Tensor,
     *,
     rows: int,
-    kept: int = KEPT,
+    memory_limit: int = KEPT,
     folder: Path | None = None,
-    progress: Progress = unwatched,
+    progress: Progress = no_progress,
 ) -> Iterator[Tensor]:
     """Latents (B,D,h,w) -> what `model.decode` makes of them, in strips (B,C,r,W) from top to bottom.
 
@@ -65,8 +73,10 @@ def decode_tiled(
     Raises `SmaltiError` for fewer than 1 row, and where there is no room for a file.
     """
     h, w = latents.shape[2:]
-    work = Work(decoder_work(model.decoder, h * w), rows=h * model.factor, progress=progress)
-    return _decoded(model, latents, _Walk.of(model, rows, kept, folder, work))
+    counter = MultiplicationCounter(
+        decoder_multiplications(model.decoder, h * w), rows=h * model.factor, progress=progress
+    )
+    return _decoded(model, latents, _Walk.of(model, rows, memory_limit, folder, counter))
 
 
 @torch.no_grad()
@@ -87,9 +97,9 @@ def encode_tiled(
     height: int,
     *,
     rows: int,
-    kept: int = KEPT,
+    memory_limit: int = KEPT,
     folder: Path | None = None,
-    progress: Progress = unwatched,
+    progress: Progress = no_progress,
 ) -> Quantized:
     """Images of `height` rows in [-1,1] -> what `model.encode` makes of them: latents (B,D,h,w), codes (B,h,w), loss ().
 
@@ -100,7 +110,9 @@ def encode_tiled(
     Raises `SmaltiError` for fewer than 1 row, images that f does not divide, strips of another shape than requested, weights
     that are not finite, and where there is no room for a file.
     """
-    features = features_tiled(model, read, height, rows=rows, kept=kept, folder=folder, progress=progress)
+    features = features_tiled(
+        model, read, height, rows=rows, memory_limit=memory_limit, folder=folder, progress=progress
+    )
     check_finite(features, what="the features that the encoder gives")
     with torch.no_grad():
         quantized: Quantized = model.quantizer(features)
@@ -115,9 +127,9 @@ def features_tiled(
     height: int,
     *,
     rows: int,
-    kept: int = KEPT,
+    memory_limit: int = KEPT,
     folder: Path | None = None,
-    progress: Progress = unwatched,
+    progress: Progress = no_progress,
 ) -> Tensor:
     """Images as in `encode_tiled` -> what `model.features` makes of them: (B,D,h,w) before quantization. Errors as there."""
     if height < 1 or height % model.factor:
@@ -126,8 +138,8 @@ def features_tiled(
     first_row = read(0, encoder.stem)
     _check_strip(model, first_row, encoder.stem)
     positions = height // encoder.stem * (first_row.shape[3] // encoder.stem)
-    work = Work(encoder_work(encoder, positions), rows=height, progress=progress)
-    walk = _Walk.of(model, rows, kept, folder, work)
+    counter = MultiplicationCounter(encoder_multiplications(encoder, positions), rows=height, progress=progress)
+    walk = _Walk.of(model, rows, memory_limit, folder, counter)
 
     def squares(first: int, last: int) -> Tensor:
         images = read(first * encoder.stem, last * encoder.stem)
@@ -196,24 +208,27 @@ def _reach(layer: nn.Module) -> _Reach:
 
 @final
 class _Walk:
-    """Layers of a network over maps in strips of at most `rows` rows, what lies between them in `room`, counted as `work`."""
+    """Layers of a network over maps in strips of at most `rows` rows, what lies between them in `storage`, counted as `counter`."""
 
-    def __init__(self, rows: int, room: Room, work: Work) -> None:
+    def __init__(self, rows: int, storage: MapStorage, counter: MultiplicationCounter) -> None:
         self._rows = rows
-        self._room = room
-        self._work = work
+        self._storage = storage
+        self._counter = counter
 
     @classmethod
-    def of(cls, model: VQGAN, rows: int, kept: int, folder: Path | None, work: Work) -> _Walk:
+    def of(
+        cls, model: VQGAN, rows: int, memory_limit: int, folder: Path | None, counter: MultiplicationCounter
+    ) -> _Walk:
         if rows < 1:
             raise SmaltiError(f"strips of {rows} rows hold nothing; ask for 1 or more")
         # A row of the highest map is a row of squares of stem x stem pixels.
         within = max(1, rows // model.settings.autoencoder.patch_size)
-        return cls(within, Room(kept=kept, folder=Path(tempfile.gettempdir()) if folder is None else folder), work)
+        folder = Path(tempfile.gettempdir()) if folder is None else folder
+        return cls(within, MapStorage(memory_limit=memory_limit, folder=folder), counter)
 
     def finer(self, times: int) -> _Walk:
         """The same over maps of so many times the rows."""
-        return _Walk(self._rows * times, self._room, self._work)
+        return _Walk(self._rows * times, self._storage, self._counter)
 
     def bounds(self, height: int, reach: _Reach) -> Iterator[tuple[int, int]]:
         """(first, last) of each strip of what a layer makes, `height` rows; neither it nor its input has more than `rows`."""
@@ -231,12 +246,12 @@ class _Walk:
             # The layer pads at all borders; what it made of the padding is right at the borders of the map alone.
             dropped = (begin - top) * gives // takes
             yield strip[:, :, dropped : dropped + last - first]
-            self._work.add(layer, (last - first) * strip.shape[3], keys=0)
+            self._counter.add(layer, (last - first) * strip.shape[3], keys=0)
 
     def through(self, layer: nn.Module, read: Rows, height: int) -> Map:
         """The map that one layer makes of another map's rows."""
         takes, gives, *_ = _reach(layer)
-        return gathered(self.strips(layer, read, height), height * gives // takes, self._room)
+        return gathered(self.strips(layer, read, height), height * gives // takes, self._storage)
 
     def along(self, layers: nn.Module, x: Map) -> Map:
         """What some layers make of a map, which may be overwritten."""
@@ -266,11 +281,11 @@ class _Walk:
             )  # (B,C',r,W)
             for (first, last), strip in zip(self.bounds(x.height, _Reach()), strips, strict=True):
                 yield plus(strip, block.shortcut(x.read(first, last)))
-                self._work.add(block.shortcut, (last - first) * strip.shape[3], keys=0)
+                self._counter.add(block.shortcut, (last - first) * strip.shape[3], keys=0)
 
         if isinstance(block.shortcut, nn.Identity):
             return x.overwritten(sums())
-        return gathered(sums(), x.height, self._room)
+        return gathered(sums(), x.height, self._storage)
 
     def _attention(self, block: AttentionBlock, x: Map) -> Map:
         read, bounds = normed(block.norm, x), list(self.bounds(x.height, _Reach()))
@@ -289,7 +304,7 @@ class _Walk:
                 )  # (B,1,rW,C)
                 B, C, r, W = strip.shape
                 yield plus(block.out(attended.reshape(B, r, W, C).permute(0, 3, 1, 2)), strip)
-                self._work.add(block, r * W, keys=key.shape[2])
+                self._counter.add(block, r * W, keys=key.shape[2])
 
         return x.overwritten(sums())
 

@@ -19,11 +19,11 @@ Progress: TypeAlias = Callable[[int, int], object]
 """Called with (rows done, rows in all): the share of the work that is done, in rows of the image."""
 
 
-def unwatched(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     """No progress report."""
 
 
-def further(progress: Progress, number: int, count: int) -> Progress:
+def image_progress(progress: Progress, number: int, count: int) -> Progress:
     """Progress of all images -> progress of image `number` (from 0) of `count`, all of one size."""
     return lambda done, total: progress(number * total + done, count * total)
 
@@ -39,7 +39,7 @@ def multiplications(layers: nn.Module, positions: int, *, keys: int) -> int:
     return count
 
 
-def decoder_work(decoder: Decoder, codes: int) -> int:
+def decoder_multiplications(decoder: Decoder, codes: int) -> int:
     """Multiplications of the decoder for a grid of so many codes."""
     count, positions = multiplications(nn.ModuleList([decoder.conv_in, decoder.middle]), codes, keys=codes), codes
     for stage, upsample in zip(reversed(decoder.stages), reversed(decoder.upsamples), strict=True):
@@ -51,7 +51,7 @@ def decoder_work(decoder: Decoder, codes: int) -> int:
     return count + multiplications(decoder.conv_out, positions, keys=positions)
 
 
-def encoder_work(encoder: Encoder, squares: int) -> int:
+def encoder_multiplications(encoder: Encoder, squares: int) -> int:
     """Multiplications of the encoder for an image of so many squares of stem x stem pixels."""
     count, positions = multiplications(encoder.conv_in, squares, keys=squares), squares
     for stage, downsample in zip(encoder.stages, encoder.downsamples, strict=True):
@@ -63,7 +63,7 @@ def encoder_work(encoder: Encoder, squares: int) -> int:
 
 
 @final
-class Work:
+class MultiplicationCounter:
     """Sums up the multiplications done of a `total`, and reports them in `rows`."""
 
     def __init__(self, total: int, *, rows: int, progress: Progress) -> None:
