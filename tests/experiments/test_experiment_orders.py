@@ -18,7 +18,7 @@ from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.orders import experiment
 from smalti.experiments.orders.experiment import in_turn
-from smalti.experiments.orders.page import CALLED, RASTER, by_part, compare_to_raster, ranked, shown
+from smalti.experiments.orders.findings import CALLED, RASTER, by_part, compare_to_raster, ranked, shown
 from smalti.experiments.page_parts import pixels, signed
 from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.hub.pretrained import find_model

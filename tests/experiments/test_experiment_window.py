@@ -26,7 +26,7 @@ from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.page_parts import pixels, signed
 from smalti.experiments.window import experiment
 from smalti.experiments.window.metrics import cut, joined, roughness, seams, sequential
-from smalti.experiments.window.page import CALLED, COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, growing, named
+from smalti.experiments.window.findings import CALLED, COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, growing, named
 from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import to_array, to_tensor
