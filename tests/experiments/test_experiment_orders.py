@@ -19,7 +19,7 @@ from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.orders import experiment
 from smalti.experiments.orders.experiment import in_turn
 from smalti.experiments.orders.findings import CALLED, RASTER, by_part, compare_to_raster, ranked, shown
-from smalti.experiments.page_parts import pixels, signed
+from smalti.experiments.page_parts import pixels
 from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import to_array
@@ -28,6 +28,7 @@ from smalti.pipeline import Pipeline
 from smalti.prior import nll
 from smalti.prior.order import ORDERS, Order
 from smalti.prior_folder import load_prior
+from smalti.reports.number_format import signed
 from tests.experiment_helpers import no_weights, page, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
 

@@ -137,7 +137,7 @@ def _number(value: int | float) -> str:
 def render_report(template: str, values: Mapping[str, Any]) -> str:
     """A template's path within the package, such as "reports/evaluation.html", and its values -> a whole HTML document
     that refers to nothing outside itself (and forbids the browser to)."""
-    return printable(_environment().get_template(template).render(values, contents=[]))
+    return printable(environment().get_template(template).render(values, contents=[]))
 
 
 def write_report(path: Path, template: str, values: Mapping[str, Any]) -> None:
@@ -146,7 +146,8 @@ def write_report(path: Path, template: str, values: Mapping[str, Any]) -> None:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """What reads the templates of the package: text is escaped, and a value that is missing is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("smalti", "."),
         undefined=jinja2.StrictUndefined,
