@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.core.settings import as_mapping, assignment, flattened
+from smalti.core.settings import as_mapping, assignment, flattened, lay_over
 from smalti.model_loading import load_tokenizer
 from smalti.tokenizer.vqgan import VQGANSettings
-from smalti.training.config import TokenizerTraining, lay_over, resolve
+from smalti.training.config import TokenizerTraining, resolve
 
 
 class Start(NamedTuple):
