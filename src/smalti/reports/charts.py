@@ -316,7 +316,7 @@ def _axes(figure: Figure, xs: Point, ys: Point, scale: Scale) -> Axes:
     axes.minorticks_off()
     axes.tick_params(left=False, bottom=False, labelcolor=_PLACEHOLDERS["muted"], pad=6)
     for tick in y_ticks[1:]:
-        axes.axhline(tick, color=_PLACEHOLDERS["rule"], linewidth=1, clip_on=False)
+        axes.axhline(tick, color=_PLACEHOLDERS["rule"], linewidth=1, clip_on=False, zorder=0)
     return axes
 
 
