@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -217,7 +217,21 @@ def read_image_name(text: str, path: Path) -> str:
     return name
 
 
-_SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category", "objects": "object"}
+class _List(NamedTuple):
+    """How the entries of a list are called in an error: the noun, and the keys that name one, the first that it has."""
+
+    noun: str
+    keys: tuple[str, ...]
+
+
+_LISTS = {
+    "images": _List("image", ("key", "file_name", "id")),
+    "annotations": _List("annotation", ("id",)),
+    "categories": _List("category", ("name", "id")),
+    "objects": _List("object", ()),
+}
+_ENTRIES = _List("entry", ("image_id",))
+"""Of a file that is a list."""
 _WAYS_OUT = {
     "version": "get a newer smalti",
     "key": "write the path of the image, such as street/04.jpg",
@@ -228,8 +242,6 @@ _WAYS_OUT = {
     "classes": "give a list of names",
 }
 """What to do about the value of a key, where the problem does not say it."""
-_CALLED = ("key", "file_name", "image_id", "name", "id")
-"""Keys by which an entry is called in an error, the first that it has."""
 
 
 def _sentence(problem: Any, content: Any) -> str:
@@ -240,9 +252,8 @@ def _sentence(problem: Any, content: Any) -> str:
     for part in problem["loc"]:
         if isinstance(part, int) and isinstance(value, list):
             value = value[part]
-            singular = _SINGULAR.get(list_name)
-            if singular or not field:
-                entries.append(f"the {singular or 'entry'} {_called(value, part)}")
+            if list_name in _LISTS or not field:
+                entries.append(_called(value, part, _LISTS.get(list_name, _ENTRIES)))
                 field = []
             else:
                 field.append(str(part))
@@ -264,13 +275,12 @@ def _sentence(problem: Any, content: Any) -> str:
     return f"{where}{name} = {problem['input']!r}: {message}{f'; {way_out}' if way_out and ';' not in message else ''}"
 
 
-def _called(entry: Any, place: int) -> str:
-    """What an entry of a list is called in an error: by its key or number, else by its place, from 1 on."""
-    if isinstance(entry, Mapping):
-        name = next((entry[key] for key in _CALLED if isinstance(entry.get(key), str | int)), None)
-        if name is not None:
-            return str(name)
-    return str(place + 1)
+def _called(entry: Any, place: int, kind: _List) -> str:
+    """What an entry of a list is called in an error: by a key that names it, else by its place, from 1 on."""
+    names = (
+        [entry[key] for key in kind.keys if isinstance(entry.get(key), str | int)] if isinstance(entry, dict) else []
+    )
+    return f"the {kind.noun} {names[0] if names else place + 1}"
 
 
 def _known_keys(loc: Sequence[int | str]) -> list[str]:
