@@ -48,7 +48,7 @@ def request(data: Path, chosen: Mapping[str, Any], *overrides: str) -> Experimen
 
 def run_and_read(name: str, out: Path, what: ExperimentRequest) -> dict[str, Any]:
     """Run an experiment in `out` -> the content of its `result.json`."""
-    run_experiment(name, EXPERIMENTS[name], out, request=what, console=QUIET)
+    run_experiment(EXPERIMENTS[name], out, request=what, console=QUIET)
     values: dict[str, Any] = json.loads((out / "result.json").read_text())
     return values
 

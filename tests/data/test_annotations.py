@@ -1,9 +1,7 @@
-"""Objects of images, read from the files that people have: smalti's own, COCO, Open Images, Visual Genome."""
+"""Objects of images: smalti's own files, and which image an entry belongs to."""
 
 from __future__ import annotations
 
-import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,7 @@ from smalti.data.annotations.objects import Annotated, ObjectAnnotation, paired_
 from smalti.data.sources import ImageEntry, open_source
 from smalti.scenes.painter import KEYPOINTS, LABELS, paint
 from smalti.scenes.scene_files import write_scenes
-
-EXAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data" / "taming_examples"
-
-
-def written(path: Path, content: Any) -> Path:
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def about(*numbers: float) -> Any:
-    return pytest.approx(numbers)
-
+from tests.data.annotation_helpers import written
 
 # --- smalti's own --------------------------------------------------------------------------------------------------
 
@@ -102,12 +89,15 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
         (by_hand({**TREE, "box": ["a", 0, 1, 1]}), "is not four numbers"),
         (by_hand({**TREE, "box": [float("nan"), 0, 1, 1]}), r"the box \[nan, 0, 1, 1\] is not four numbers"),
         (by_hand({**TREE, "box": [0, 0, float("inf"), 1]}), "is not four numbers"),
-        (by_hand({"box": TREE["box"]}), "object 1 of the image street/04: its class is None"),
+        (by_hand({"box": TREE["box"]}), "the image street/04: the object 1: the key 'class' is missing"),
         (by_hand({**TREE, "grup": True}), r"unknown key 'grup'; did you mean 'group'\?"),
-        (by_hand({**TREE, "group": 1}), "group is true or false, not 1"),
+        (
+            by_hand({**TREE, "group": 1}),
+            "the image street/04: the object 1: group = 1: input should be a valid boolean",
+        ),
         (by_hand(TREE, classes=["trees", "house"]), r"object 1 of .*there is no class 'tree'; did you mean 'trees'\?"),
-        (by_hand(TREE, classes=["tree", "tree"]), "classes: 'tree' is there twice"),
-        (by_hand(TREE, classes="tree"), "classes is no list of names but 'tree'"),
+        (by_hand(TREE, classes=["tree", "tree"]), r"classes = .*: 'tree' is there twice; give each a name"),
+        (by_hand(TREE, classes="tree"), "classes = 'tree': input should be a valid list; give a list of names"),
         (by_hand(HOUSE), r"it has 2 keypoints, and 0 have names \(\); give as many"),
         (
             by_hand(HOUSE, keypoints=["roof", "door", "wall"]),
@@ -117,18 +107,25 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
             by_hand({**HOUSE, "keypoints": [[40, 30], None]}, keypoints=["a", "b"]),
             r"a keypoint is at \[40, 30\]; give x and",
         ),
-        (by_hand({**HOUSE, "keypoints": [[0.1], None]}, keypoints=["a", "b"]), r"a keypoint is \[0.1\]; give \[x, y\]"),
-        (by_hand({**HOUSE, "keypoints": 3}, keypoints=["a", "b"]), "it has the keypoints 3, and 2 have names"),
-        (by_hand(TREE, version=2), "is of version 2, and 1 is read"),
+        (
+            by_hand({**HOUSE, "keypoints": [[0.1], None]}, keypoints=["a", "b"]),
+            r"keypoints\.0 = \[0.1\]: list should have at least 2 items .*; give a place for each name: \[x, y\]",
+        ),
+        (
+            by_hand({**HOUSE, "keypoints": 3}, keypoints=["a", "b"]),
+            "keypoints = 3: input should be a valid list; give a place for each name",
+        ),
+        (by_hand(TREE, version=2), "version = 2: input should be 1; get a newer smalti"),
         (by_hand(TREE, image=[]), r"unknown key 'image'; did you mean 'images'\?"),
-        ({"images": 3}, "images is no list of mappings"),
-        ({"images": [{"key": "a"}]}, "objects of the image a is no list of mappings"),
-        ({"images": [{"key": "a", "objects": [3]}]}, "objects of the image a is no list of mappings"),
+        ({"images": 3}, "images = 3: input should be a valid list"),
+        ({"images": [{"key": "a"}]}, "the image a: the key 'objects' is missing"),
+        ({"images": [{"key": "a", "objects": [3]}]}, "the image a: the object 1: input should be a valid dictionary"),
         (
             {"images": [{"key": "a", "objects": [], "object": []}]},
             "the image a: unknown key 'object'; did you mean",
         ),
-        ({"images": [{"objects": []}]}, "None is no name of an image; write its path"),
+        ({"images": [{"objects": []}]}, "the image 1: the key 'key' is missing"),
+        ({"images": [{"key": " ", "objects": []}]}, "key = ' ': this is no name of an image; write its path"),
         (
             {"images": [{"key": "a/1", "objects": []}, {"key": "a/1.png", "objects": []}]},
             "holds the image a/1 twice",
@@ -191,258 +188,3 @@ def test_names_without_folders_are_those_of_images_in_any() -> None:
 def test_images_without_an_entry_are_reported() -> None:
     with pytest.raises(SmaltiError, match=r"boxes\.json says nothing of the image a/3\.jpg, nor of 1 more; .* as a/1:"):
         paired_annotations(images("a/1.jpg", "a/3.jpg", "c/1.jpg"), annotated("a/1"))
-
-
-# --- COCO ----------------------------------------------------------------------------------------------------------
-
-COCO: dict[str, Any] = {
-    "images": [
-        {"id": 7, "file_name": "0007.jpg", "width": 200, "height": 100},
-        {"id": 3, "file_name": "0003.jpg", "width": 10, "height": 10},
-    ],
-    "categories": [
-        {"id": 18, "name": "dog"},
-        {"id": 1, "name": "person", "keypoints": ["nose", "left_eye"], "skeleton": [[1, 2]]},
-    ],
-    "annotations": [
-        {"id": 70, "image_id": 7, "category_id": 18, "bbox": [50, 25, 100, 50], "iscrowd": 1},
-        {"id": 71, "image_id": 7, "category_id": 1, "bbox": [190, 90, 20.5, 30], "keypoints": [20, 50, 1, 0, 0, 0]},
-    ],
-}
-
-
-def test_coco_by_eye(tmp_path: Path) -> None:
-    read = read_annotations(written(tmp_path / "people.json", COCO))
-    assert (read.classes, read.keypoints) == (("person", "dog"), ("nose", "left_eye"))
-    assert list(read.images) == ["0007", "0003"]
-    dog, person = read.images["0007"]
-    assert dog == ObjectAnnotation("dog", (0.25, 0.25, 0.5, 0.5), group=True)
-    assert person == ObjectAnnotation("person", about(0.95, 0.9, 0.05, 0.1), keypoints=((0.1, 0.5), None))
-    assert read.images["0003"] == ()
-
-
-def test_panoptic_entries_are_taken_apart(tmp_path: Path) -> None:
-    content = {
-        **COCO,
-        "annotations": [{"image_id": 3, "segments_info": [{"id": 5, "category_id": 18, "bbox": [1, 2, 3, 4]}]}],
-    }
-    read = read_annotations(written(tmp_path / "panoptic.json", content))
-    assert read.images["0003"] == (ObjectAnnotation("dog", (0.1, 0.2, 0.3, 0.4)),)
-
-
-def test_a_folder_of_coco_joins_objects_and_stuff(tmp_path: Path) -> None:
-    written(tmp_path / "instances_train.json", COCO)
-    written(tmp_path / "person_keypoints_train.json", COCO)  # the same persons once more
-    written(tmp_path / "captions_train.json", {"images": [], "annotations": []})
-    rest = {"supercategory": "other", "id": 183, "name": "other"}
-    boxes = [{"image_id": 3, "bbox": [0, 0, 10, 5], "category_id": number} for number in (183, 124)]
-    stuff = {"images": COCO["images"], "categories": [rest, {"id": 124, "name": "grass"}], "annotations": boxes}
-    written(tmp_path / "stuff_train.json", stuff)
-    read = read_annotations(tmp_path)
-    assert read.classes == ("person", "dog", "grass")
-    assert len(read.images["0007"]) == 2
-    assert [annotation.name for annotation in read.images["0003"]] == ["grass"]
-    assert read_annotations(tmp_path / "stuff_train.json").classes == ("grass",)
-    written(tmp_path / "instances_val.json", COCO)
-    with pytest.raises(SmaltiError, match="holds the image 0007 twice"):
-        read_annotations(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("place", "value", "sentence"),
-    [
-        (
-            ("annotations", 0, "bbox"),
-            [250, 0, 10, 10],
-            r"the annotation 70 of the image 0007: .* outside .* of 200x100 pix",
-        ),
-        (("annotations", 0, "bbox"), [0, 0, -1, 10], "has a negative width"),
-        (("annotations", 0, "bbox"), [], "is not four numbers"),
-        (
-            ("annotations", 0, "category_id"),
-            2,
-            "annotation 70 of the image 0007: there is no class 2 among categories",
-        ),
-        (("annotations", 0, "category_id"), 183, "there is no class 183 among categories"),
-        (("annotations", 0, "image_id"), 8, "the annotation 70 is of an image 8 that is not among images"),
-        (("annotations", 0, "image_id"), [7], "the annotation 70 is of an image None"),
-        (
-            ("annotations", 1, "keypoints"),
-            [1, 2, 2],
-            r"annotation 71 of .*: it has 1 keypoints, and 2 have names \(nose, l",
-        ),
-        (("annotations", 1, "keypoints"), [1, "a", 2, 0, 0, 0], r"a keypoint is at \[1, 'a'\]; give x and y in pixels"),
-        (("images", 1, "width"), 0, r"the image 0003 has no size \(width 0, height 10\)"),
-        (("images", 1, "height"), None, r"the image 0003 has no size \(width 10, height None\)"),
-        (("images", 1, "file_name"), "0007.png", "holds the image 0007 twice"),
-        (("images", 1, "file_name"), None, "None is no name of an image"),
-        (("images", 1, "id"), 7, "the images 0007 and 0003 have the same id 7"),
-        (("images", 1, "id"), None, "the image 0003 has the id None"),
-        (("categories", 0, "id"), 1, "the category 1 with the name 'person' has no number or name of its own"),
-        (("categories", 0, "name"), "person", "categories: 'person' is there twice"),
-        (("categories", 0, "keypoints"), ["tail"], "its classes have different keypoints"),
-        (("images", 0), 3, "images is no list of mappings"),
-    ],
-)
-def test_what_is_wrong_in_a_coco_file_is_reported(
-    place: tuple[Any, ...], value: Any, sentence: str, tmp_path: Path
-) -> None:
-    content = copy.deepcopy(COCO)
-    inner: Any = content
-    for key in place[:-1]:
-        inner = inner[key]
-    inner[place[-1]] = value
-    with pytest.raises(SmaltiError, match=sentence) as inputs:
-        read_annotations(written(tmp_path / "people.json", content))
-    assert "people.json" in str(inputs.value)
-
-
-# --- Open Images ---------------------------------------------------------------------------------------------------
-
-HEADER = (
-    "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n"
-)
-
-
-def open_images(folder: Path, *rows: str) -> Path:
-    written(folder / "class-descriptions-boxable.csv", '/m/1,Tree\n/m/2,"Houseplant, green"\n/m/3,Case\n/m/4,Case\n')
-    return written(folder / "train-annotations-bbox.csv", HEADER + "\n".join(rows) + "\n")
-
-
-def test_open_images_by_eye(tmp_path: Path) -> None:
-    table = open_images(
-        tmp_path,
-        "0a,x,/m/1,1,0.25,0.5,0,1,1,1,0,-1,0",
-        "0b,x,/m/2,1,0,1,0.5,0.75,0,0,1,1,1",
-        "0a,x,/m/4,1,0,1,0,1,0,0,0,0,0",
-    )
-    read = read_annotations(tmp_path)
-    assert read.classes == ("Tree", "Houseplant, green", "Case (/m/3)", "Case (/m/4)")
-    assert read.images == {
-        "0a": (
-            ObjectAnnotation("Tree", (0.25, 0.0, 0.25, 1.0), occluded=True),
-            ObjectAnnotation("Case (/m/4)", (0.0, 0.0, 1.0, 1.0)),
-        ),
-        "0b": (ObjectAnnotation("Houseplant, green", (0.0, 0.5, 1.0, 0.25), group=True, depiction=True, inside=True),),
-    }
-    assert read_annotations(table).images == read.images
-    written(tmp_path / "train-images-boxable.csv", "image_name,image_url\n0a.jpg,there\n0c.jpg,there\n")
-    written(tmp_path / "test-images-with-rotation.csv", "ImageID,Subset\n0d,test\n")
-    assert {name: len(listed) for name, listed in read_annotations(tmp_path).images.items()} == {
-        "0a": 2, "0b": 1, "0c": 0, "0d": 0,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("row", "sentence"),
-    [
-        ("0a,x,/m/9,1,0,1,0,1,0,0,0,0,0", "line 2 of the image 0a: there is no class '/m/9' in the table"),
-        ("0a,x,/m/1,1,0.5,0.25,0,1,0,0,0,0,0", "line 2 of the image 0a: .* has a negative width"),
-        ("0a,x,/m/1,1,0,400,0,200,0,0,0,0,0", "reaches beyond the image; .* not in pixels"),
-        ("0a,x,/m/1,1,nan,1,0,1,0,0,0,0,0", "is not four numbers"),
-        ("0a,x,/m/1,1,a,1,0,1,0,0,0,0,0", "is not four numbers, XMin, XMax, YMin, YMax"),
-        ("0a,x,/m/1,1", "line 2 has 4 columns, and the header 13"),
-    ],
-)
-def test_what_is_wrong_in_a_table_is_reported(row: str, sentence: str, tmp_path: Path) -> None:
-    open_images(tmp_path, row)
-    with pytest.raises(SmaltiError, match=sentence) as inputs:
-        read_annotations(tmp_path)
-    assert "train-annotations-bbox.csv" in str(inputs.value)
-
-
-def test_tables_that_do_not_go_together_are_reported(tmp_path: Path) -> None:
-    table = open_images(tmp_path, "0a,x,/m/1,1,0,1,0,1,0,0,0,0,0")
-    written(tmp_path / "again-annotations-bbox.csv", table.read_text())
-    with pytest.raises(
-        SmaltiError, match=r"train-annotations-bbox\.csv and another table of boxes in .* hold the image 0a"
-    ):
-        read_annotations(tmp_path)
-    written(table, table.read_text().replace("XMin", "Left"))
-    with pytest.raises(SmaltiError, match=r"train-annotations-bbox\.csv has no column XMin; give the table as"):
-        read_annotations(table)
-    (tmp_path / "class-descriptions-boxable.csv").write_text("/m/1\n")
-    with pytest.raises(SmaltiError, match="is no table of classes; write a line such as"):
-        read_annotations(table)
-    (tmp_path / "class-descriptions-boxable.csv").unlink()
-    with pytest.raises(SmaltiError, match=r"holds 0 files \*class-descriptions-boxable.csv with the names"):
-        read_annotations(table)
-
-
-# --- Visual Genome -------------------------------------------------------------------------------------------------
-
-GENOME: list[dict[str, Any]] = [
-    {"image_id": 12, "objects": [{"names": ["tree", "plant"], "x": 50, "y": 0, "w": 100, "h": 120, "object_id": 1}]},
-    {"image_id": 2, "objects": [{"name": "car", "x": 0, "y": 25, "w": 50, "h": 25}]},
-]
-SIZES = [{"image_id": number, "width": 200, "height": 100} for number in (2, 12)]
-
-
-def test_visual_genome_by_eye(tmp_path: Path) -> None:
-    path = written(tmp_path / "objects.json", GENOME)
-    written(tmp_path / "image_data.json", SIZES)
-    read = read_annotations(path)
-    assert read.classes == ("car", "tree")
-    assert read.images == {
-        "12": (ObjectAnnotation("tree", (0.25, 0.0, 0.5, 1.0)),),
-        "2": (ObjectAnnotation("car", (0.0, 0.25, 0.25, 0.25)),),
-    }
-    assert read_annotations(tmp_path).images == read.images
-
-
-def test_what_is_wrong_in_visual_genome_is_reported(tmp_path: Path) -> None:
-    path = written(tmp_path / "objects.json", GENOME)
-    with pytest.raises(
-        SmaltiError, match=r"there is no file .*image_data\.json; the boxes in .*objects\.json are in pixels"
-    ):
-        read_annotations(path)
-    written(tmp_path / "image_data.json", SIZES[:1])
-    with pytest.raises(SmaltiError, match=r"image_data\.json holds no size of the image 12 in .*objects\.json"):
-        read_annotations(path)
-    written(tmp_path / "image_data.json", [*SIZES, SIZES[0]])
-    with pytest.raises(SmaltiError, match=r"image_data\.json holds the image 2 twice"):
-        read_annotations(path)
-    written(tmp_path / "image_data.json", SIZES)
-    for content, sentence in [
-        ([*GENOME, GENOME[1]], "holds the image 2 twice"),
-        (
-            [{"image_id": 2, "objects": [{"names": [], "x": 0, "y": 0, "w": 1, "h": 1}]}],
-            r"object 1 .* 2: its name is \[\]",
-        ),
-        ([{"image_id": 2, "objects": [{"name": "car", "x": 0, "y": 0, "w": 1}]}], "is not four numbers"),
-        ([{"image_id": 2, "objects": [{"name": "car", "x": 201, "y": 0, "w": 1, "h": 1}]}], "lies outside the image"),
-    ]:
-        with pytest.raises(SmaltiError, match=sentence):
-            read_annotations(written(path, content))
-
-
-# --- files as they are published -----------------------------------------------------------------------------------
-
-published = pytest.mark.skipif(
-    not EXAMPLES.is_dir(), reason="the example files of the original are not beside this project"
-)
-
-
-@published
-def test_coco_as_it_is_published() -> None:
-    folder = EXAMPLES / "coco_annotations_100"
-    read = read_annotations(folder / "annotations")
-    assert len(read.classes) == 80 + 92 - 1  # as the original counts them, without "other"
-    assert (read.classes[0], read.classes[79], read.classes[80]) == ("person", "toothbrush", "banner")
-    assert sum(annotation.group for listed in read.images.values() for annotation in listed) == 21
-    for split in ("train2017", "val2017"):
-        listed = paired_annotations(open_source(folder / split).images, read)
-        assert len(listed) == 100
-        assert sum(map(len, listed)) > 1000
-    assert len(paired_annotations(open_source(folder).images, read)) == 200
-
-
-@published
-def test_open_images_as_it_is_published() -> None:
-    folder = EXAMPLES / "open_images_annotations_100"
-    read = read_annotations(folder)
-    assert (len(read.classes), len(read.images)) == (601, 200)
-    assert sum(map(len, read.images.values())) == 948 + 894
-    hat = read.images["000ab31e6be35fed"][0]
-    assert hat == ObjectAnnotation("Fedora", about(0.013125, 0.288333, 0.290625, 0.445834))
-    assert len(paired_annotations(open_source(folder / "validation").images, read)) == 100

@@ -21,7 +21,8 @@ from smalti.data import paired
 from smalti.data.annotations.annotation_files import read_annotations
 from smalti.data.annotations.objects import only, paired_annotations
 from smalti.data.sources import identity, open_source
-from tests.data.test_annotations import COCO, written
+from tests.data.annotation_helpers import written
+from tests.data.test_published_sets import COCO
 from tests.data.test_sources import fill, make_image
 
 Form = Literal["NFC", "NFD"]
@@ -135,13 +136,20 @@ def test_whole_numbers_may_have_a_point(changes: tuple[str, str], tmp_path: Path
     assert read_annotations(written(tmp_path / "b.json", content)).images == expected
 
 
-@pytest.mark.parametrize("number", [1.5, [1], None])
-def test_other_numbers_are_reported_as_they_stand(number: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (1.5, "the annotation 70: category_id = 1.5: input should be a valid integer"),
+        ([1], "the annotation 70: category_id = [1]: input should be a valid integer"),
+        (None, "there is no class None among categories"),
+    ],
+)
+def test_other_numbers_are_reported_as_they_stand(number: Any, sentence: str, tmp_path: Path) -> None:
     content = deepcopy(COCO)
     content["annotations"][0]["category_id"] = number
     with pytest.raises(SmaltiError) as inputs:
         read_annotations(written(tmp_path / "a.json", content))
-    assert f"there is no class {number!r} among categories" in str(inputs.value)
+    assert sentence in str(inputs.value)
 
 
 def test_images_of_visual_genome_may_have_a_point(tmp_path: Path) -> None:

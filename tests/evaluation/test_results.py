@@ -25,7 +25,8 @@ from smalti.evaluation.results import (
     read_result,
     write_result,
 )
-from smalti.reports.evaluation_page import page, score_name
+from smalti.reports.evaluation_page import TEMPLATE, page_values, score_name
+from smalti.reports.report import render_report
 
 PIXELS = np.zeros((16, 16, 3), np.uint8)
 
@@ -141,9 +142,14 @@ def test_scores_in_words() -> None:
     assert score_name("rfid") == "rFID"
 
 
+def page(result: Measured, plain: dict[str, Any]) -> str:
+    """The page with its runs of white space as single spaces."""
+    return " ".join(render_report(TEMPLATE, page_values(result, plain)).split())
+
+
 def test_a_page_shows_all_of_it() -> None:
     plain = as_plain(measured(), command="smalti evaluate tokenizer M D", model={"name": "runs/<i>"})
-    html = page(measured(), plain).render()
+    html = page(measured(), plain)
     assert "runs/&lt;i&gt;" in html
     assert "a &lt;b&gt;test&lt;/b&gt;" in html
     for words in (
@@ -167,7 +173,7 @@ def test_pages_of_the_other_kinds() -> None:
         places=torch.tensor([[1.0, 2.0], [3.0, 3.5]]),
         examples=(ExampleImage("best", "a", {}, PIXELS, PIXELS), ExampleImage("sample", "seed 0", {}, PIXELS, PIXELS)),
     )
-    html = page(prior, as_plain(prior)).render()
+    html = page(prior, as_plain(prior))
     assert "difference</th>" not in html, "of codes there is no original"
     for words in (
         "The most likely images",
@@ -186,6 +192,6 @@ def test_pages_of_the_other_kinds() -> None:
         counts=None,
         examples=(ExampleImage("reference", "z", {}, PIXELS[:, :, :1], PIXELS),),
     )
-    html = page(sets, as_plain(sets)).render()
+    html = page(sets, as_plain(sets))
     for words in ("1,234 images of <code>mine</code>", "an unknown number of images", "Reference", "FID"):
         assert words in html, words

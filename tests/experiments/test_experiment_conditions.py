@@ -19,7 +19,7 @@ from smalti.data.crops import CenterCrop
 from smalti.data.sources import open_source
 from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.conditions.experiment import MAPS, TRIALS, known_of
-from smalti.experiments.conditions.page import WORDS, goals_reached
+from smalti.experiments.conditions.findings import WORDS, goals_reached
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.page_parts import pixels
 from smalti.hub.pretrained import find_model

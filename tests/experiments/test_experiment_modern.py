@@ -30,7 +30,6 @@ from smalti.experiments.equal_time import (
     weights,
 )
 from smalti.experiments.experiment_registry import EXPERIMENTS
-from smalti.experiments.modern.scales import without
 from smalti.experiments.tokenizer_comparison import LPIPS
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.tokenizer.vqgan import VQGAN
@@ -173,20 +172,26 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(without()))
+def single_changes() -> dict[str, list[str]]:
+    """Name -> the change away from modern, for all that are known: those of the scale full, with rates as at small."""
+    known = [each for scale in ("full", "small", "tiny") for each in STUDY.scales[scale].settings["without"]]
+    return {each["name"]: each["changes"] for each in known}
+
+
+@pytest.mark.parametrize("name", sorted(single_changes()))
 def test_each_single_change_is_away_from_modern_to_what_the_reference_has(name: str) -> None:
     modern, original = flat(as_mapping(training("small-64"))), flat(as_mapping(training("small-reference")))
-    changed = flat(as_mapping(training("small-64", *without()[name])))
+    changed = flat(as_mapping(training("small-64", *single_changes()[name])))
     moved = {key for key in changed if changed[key] != modern[key]}
     assert moved, "a change that changes nothing"
-    assert len(moved) >= len(without()[name]) - 1, "each part of it changes something"
+    assert len(moved) >= len(single_changes()[name]) - 1, "each part of it changes something"
     assert {key: changed[key] for key in moved} == {key: original[key] for key in moved}
 
 
 def test_all_that_reports_the_two_apart_is_among_the_single_changes() -> None:
     modern, original = flat(as_mapping(training("small-64"))), flat(as_mapping(training("small-reference")))
     apart = {key for key in modern if modern[key] != original[key] and not key.startswith(("run.", "images."))}
-    changed = {change.partition("=")[0] for changes in without().values() for change in changes}
+    changed = {change.partition("=")[0] for changes in single_changes().values() for change in changes}
     assert apart - changed == set()
 
 
@@ -296,3 +301,9 @@ def test_images_need_not_be_given_where_every_set_names_its_own() -> None:
     assert [each.data for each in EXPERIMENTS["modern-vs-reference"].resolved(request).sets] == ["stones", "leaves"]
     with pytest.raises(SmaltiError, match="give the images with --data"):
         EXPERIMENTS["modern-vs-reference"].resolved(ExperimentRequest(scale="small", overrides=(sets % "null",)))
+
+
+def test_the_change_of_everything_is_the_sum_of_the_others() -> None:
+    changes = {name: each for name, each in single_changes().items() if name not in ("reference-rate", "constant-rate")}
+    everything = changes.pop("reference-our-rate")
+    assert set(everything) == {change for each in changes.values() for change in each}

@@ -19,8 +19,8 @@ from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.orders import experiment
 from smalti.experiments.orders.experiment import in_turn
-from smalti.experiments.orders.page import CALLED, RASTER, by_part, compare_to_raster, ranked, shown
-from smalti.experiments.page_parts import pixels, signed
+from smalti.experiments.orders.findings import CALLED, RASTER, by_part, compare_to_raster, ranked, shown
+from smalti.experiments.page_parts import pixels
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import GenerationRequest, unknown_codes
@@ -31,6 +31,7 @@ from smalti.pipeline import Pipeline
 from smalti.prior import nll
 from smalti.prior.order import ORDERS, Order
 from smalti.prior_folder import load_prior
+from smalti.reports.number_format import signed
 from tests.experiment_helpers import no_weights, page, request, run_and_read
 from tests.small import SIDE, write_images, write_recipe
 

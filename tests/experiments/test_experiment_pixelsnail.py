@@ -17,7 +17,7 @@ from smalti.experiments import equal_time, prior_steps
 from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.equal_time import POINTS, of_length
 from smalti.experiments.experiment_registry import EXPERIMENTS
-from smalti.experiments.pixelsnail.page import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME
+from smalti.experiments.pixelsnail.findings import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME
 from smalti.experiments.prior_steps import curve, parameters
 from smalti.hub.pretrained import find_model
 from smalti.prior import PixelSNAIL, Transformer, nll

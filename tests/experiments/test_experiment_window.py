@@ -23,10 +23,10 @@ from smalti.experiments import condition_fidelity
 from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.condition_fidelity import Fidelity
 from smalti.experiments.experiment_registry import EXPERIMENTS
-from smalti.experiments.page_parts import pixels, signed
+from smalti.experiments.page_parts import pixels
 from smalti.experiments.window import experiment
+from smalti.experiments.window.findings import CALLED, COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, growing, named
 from smalti.experiments.window.metrics import cut, joined, roughness, seams, sequential
-from smalti.experiments.window.page import CALLED, COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, growing, named
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import unknown_codes
@@ -37,6 +37,7 @@ from smalti.pipeline import Pipeline
 from smalti.prior import Neighborhood, NeighborhoodSettings, after_middle, nll
 from smalti.prior.window import Window, window_at
 from smalti.prior_folder import load_prior
+from smalti.reports.number_format import signed
 from tests.experiment_helpers import page, run_and_read
 from tests.generation.test_code_sampler import small
 from tests.reference import earliest

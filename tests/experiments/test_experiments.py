@@ -16,10 +16,17 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import settings
 from smalti.data.code_shards import open_codes
 from smalti.experiments import steps
-from smalti.experiments.base import Experiment, ExperimentRequest, Scale, Step, StepContext, StepResult, run_experiment
+from smalti.experiments.base import (
+    Experiment,
+    ExperimentRequest,
+    Step,
+    StepContext,
+    StepResult,
+    read_scales,
+    run_experiment,
+)
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.steps import Images
-from smalti.reports.report import Report
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import encode_images, train_prior
@@ -65,17 +72,18 @@ class Reckoning:
 
     @property
     def experiment(self) -> Experiment[Numbers]:
-        scales = {
-            "tiny": Scale(about="at once", data="nothing", renders_scenes=True, settings={"first": 1}),
-            "small": Scale(about="at once", data="a folder of stones", renders_scenes=False, settings={"first": 2}),
-        }
         return Experiment(
+            name="reckoning",
             about="how much is one and ten",
             takes_models=False,
             settings=Numbers,
-            scales=scales,
+            scales_file=Path(__file__).with_name("reckoning.yaml"),
             plan=self.plan,
-            page=lambda chosen, request, done: Report("Sum", f"It is {done['sum'].outcome['value']}."),
+            findings=lambda chosen, request, done: {
+                "title": "Sum",
+                "lead": f"It is {done['sum'].outcome['value']}.",
+            },
+            page="reports/report.html",
         )
 
 
@@ -88,9 +96,7 @@ QUIET = Console(quiet=True)
 
 def go(reckoning: Reckoning, out: Path, *overrides: str, console: Console = QUIET) -> int:
     """Run it and return the sum that the page tells."""
-    page = run_experiment(
-        "reckoning", reckoning.experiment, out, request=ExperimentRequest(overrides=overrides), console=console
-    )
+    page = run_experiment(reckoning.experiment, out, request=ExperimentRequest(overrides=overrides), console=console)
     value: int = json.loads((out / "result.json").read_text())["steps"]["sum"]["outcome"]["value"]
     assert f"It is {value}." in page.read_text()
     return value
@@ -190,7 +196,7 @@ def test_mistakes_are_sentences_before_anything_is_written(
     tmp_path: Path, wanted: ExperimentRequest, sentence: str
 ) -> None:
     with pytest.raises(SmaltiError, match=sentence.replace("(", r"\(")):
-        run_experiment("reckoning", Reckoning().experiment, tmp_path / "out", request=wanted, console=QUIET)
+        run_experiment(Reckoning().experiment, tmp_path / "out", request=wanted, console=QUIET)
     assert not (tmp_path / "out").exists()
 
 
@@ -202,10 +208,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     for out, sentence in (("file", "is a file"), ("full", "is not empty and holds no experiment")):
         with pytest.raises(SmaltiError, match=sentence):
             go(Reckoning(), tmp_path / out)
+    counting = replace(Reckoning().experiment, name="counting")
     with pytest.raises(SmaltiError, match="holds the experiment 'reckoning', not 'counting'; choose another --out"):
-        run_experiment(
-            "counting", Reckoning().experiment, tmp_path / "done", request=ExperimentRequest(), console=QUIET
-        )
+        run_experiment(counting, tmp_path / "done", request=ExperimentRequest(), console=QUIET)
 
 
 def trainings(chosen: Numbers, request: ExperimentRequest) -> list[Step]:
@@ -245,13 +250,13 @@ def test_studies_of_priors_fit(tmp_path: Path) -> None:
     write_recipe(tmp_path / "small.yaml")
     found: dict[str, StepResult] = {}
 
-    def page(chosen: Numbers, request: ExperimentRequest, done: Mapping[str, StepResult]) -> Report:
+    def findings(chosen: Numbers, request: ExperimentRequest, done: Mapping[str, StepResult]) -> dict[str, str]:
         found.update(done)
-        return Report("Priors", "Compared.")
+        return {"title": "Priors", "lead": "Compared."}
 
-    experiment = replace(Reckoning().experiment, plan=trainings, page=page)
+    experiment = replace(Reckoning().experiment, plan=trainings, findings=findings)
     request = ExperimentRequest(data=data, overrides=("prior.network.embed_dim=32",))
-    run_experiment("priors", experiment, tmp_path / "out", request=request, console=QUIET)
+    run_experiment(experiment, tmp_path / "out", request=request, console=QUIET)
     assert [found[name].outcome["seen"] for name in ("prior-1", "prior-2")] == [640, 640]
     widths = (found["prior-2"].folder / "config.yaml").read_text()
     assert "embed_dim: 32" in widths
@@ -313,3 +318,18 @@ def test_the_recipes_of_full_are_what_they_say(tmp_path: Path) -> None:
         generated = [*chosen.training, *each.changes]
         training = resolve(TokenizerTraining, stage="tokenizer", recipe=chosen.recipe, overrides=generated)
         assert each.name == f"f{training.model.autoencoder.factor}-k{training.model.quantizer.codebook_size}"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("tiny: [", "cannot read .*scales.yaml"),
+        ("- tiny", "scales.yaml holds no scales"),
+        ("tiny: {about: a, data: b, renders_scenes: true}", "scale tiny: the key 'settings' is missing"),
+        ("tiny: {about: a, data: b, renders_scene: true, settings: {}}", "unknown key 'renders_scene'; did you mean"),
+    ],
+)
+def test_scales_that_are_none_are_refused(tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "scales.yaml").write_text(content)
+    with pytest.raises(SmaltiError, match=sentence):
+        read_scales(tmp_path / "scales.yaml")

@@ -55,7 +55,7 @@ def test_previews_take_no_more_than_their_share(clock: list[float]) -> None:
     )
 
 
-def test_states_tell_how_far_a_generation_is(clock: list[float]) -> None:
+def test_states_report_the_progress_of_a_generation(clock: list[float]) -> None:
     pipe, known = pipeline(), unknown_codes(2, (5, 4))
     known[:, 1] = 3
     states = list(generation_states(pipe.prior, pipe.request(known)))

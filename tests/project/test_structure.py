@@ -379,6 +379,8 @@ def test_the_library_is_light() -> None:
         "tensorboard",
         "typer",
         "rich",
+        "matplotlib",
+        "jinja2",
     }
     assert not loaded & heavy
 
@@ -387,4 +389,4 @@ def test_the_library_is_light() -> None:
 def test_the_command_line_answers_before_torch_is_loaded(module: str) -> None:
     loaded = loaded_after(f"import {module}")
     assert module in loaded
-    assert not loaded & {"torch", "lightning_fabric", "tensorboard"}
+    assert not loaded & {"torch", "lightning_fabric", "tensorboard", "matplotlib"}

@@ -76,11 +76,11 @@ def encode(
 ) -> None:
     """Encode images to code shards for training a prior."""
     from smalti.core.errors import SmaltiError
-    from smalti.core.settings import parse
+    from smalti.core.settings import apply_override, parse
     from smalti.data.code_shards import open_codes
     from smalti.encoding.condition_encoding import ConditionSource
     from smalti.hub.pretrained import find_model
-    from smalti.training.config import CopiesSettings, apply_override
+    from smalti.training.config import CopiesSettings
     from smalti.training.runs import encode_images
 
     names = condition or []

@@ -272,7 +272,8 @@ def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], note
     from rich.table import Table
 
     from smalti.evaluation.results import FEATURES, REPORT, as_plain, format_score, write_result
-    from smalti.reports.evaluation_page import page
+    from smalti.reports.evaluation_page import TEMPLATE, page_values
+    from smalti.reports.report import write_report
 
     measured = replace(measured, notes=(*notes, *measured.notes))
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -296,5 +297,5 @@ def _finish(measured: Measured, out: Path | None, *, model: dict[str, Any], note
         command = " ".join(["smalti", *sys.argv[1:]])
         plain = as_plain(measured, command=command, model=model)
         write_result(out, plain, measured)
-        page(measured, plain).write(out / REPORT)
+        write_report(out / REPORT, TEMPLATE, page_values(measured, plain))
         CONSOLE.print(f"open {out / REPORT}", soft_wrap=True)

@@ -53,5 +53,5 @@ def experiment(
         raise SmaltiError(f"there is no experiment {name!r}; {suggestion(name, EXPERIMENTS)}")
     request = ExperimentRequest(scale=scale, models=tuple(models or ()), data=data, overrides=tuple(overrides or ()))
     folder = out or Path("runs") / "experiments" / f"{name}-{scale}"
-    page = run_experiment(name, EXPERIMENTS[name], folder, request=request, console=CONSOLE)
+    page = run_experiment(EXPERIMENTS[name], folder, request=request, console=CONSOLE)
     CONSOLE.print(f"open {page}", soft_wrap=True)

@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -87,6 +88,26 @@ def assignment(override: str, *, form: str = "a.b=value") -> tuple[str, Any]:
         return key, parse_yaml(text)
     except yaml.YAMLError as error:
         raise SmaltiError(f"--set {override!r}: the value is not YAML") from error
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Write one `a.b=c` into nested `values`, in place; c is read as YAML. A section that is None so far begins empty.
+
+    Raises `SmaltiError` for another form, and for a key below a single value.
+    """
+    key, value = assignment(override)
+    if isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as text; the person who typed it meant a number.
+        with suppress(ValueError):
+            value = float(value)
+    *path, last = key.split(".")
+    for part in path:
+        if values.get(part) is None:
+            values[part] = {}
+        if not isinstance(values[part], dict):
+            raise SmaltiError(f"--set {override!r}: {part!r} is a single value, not a section")
+        values = values[part]
+    values[last] = value
 
 
 def flattened(values: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically, write_json
-from smalti.core.settings import as_mapping
+from smalti.core.settings import as_mapping, flattened
 from smalti.data.code_shards import FORMAT, CodesSettings, PartSettings, PrefixSettings, dtype_of, read_meta
 from smalti.data.loader import stacks
 
@@ -173,7 +173,8 @@ def _refuse_others(out: Path, wanted: Mapping[str, Any]) -> None:
         raise SmaltiError(f"{out} exists and holds no codes; give a new folder")
     meta = as_mapping(read_meta(out))
     parts = {name: meta[name]["data"] for name in ("training", "validation")}
-    present, now = _flat({**meta, "copies": meta["training"]["copies"], **parts}), _flat(wanted)
+    present = dict(flattened({**meta, "copies": meta["training"]["copies"], **parts}))
+    now = dict(flattened(wanted))
     for key, value in now.items():
         home, _, last = key.rpartition(".")
         files = f"{home}.files"
@@ -184,13 +185,6 @@ def _refuse_others(out: Path, wanted: Mapping[str, Any]) -> None:
                 f"{out} holds other codes already: {key} is {present.get(key)!r} there, {value!r} now; "
                 f"give a new folder, or remove this one"
             )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value})
-    return flat
 
 
 @final
@@ -234,11 +228,11 @@ class _ShardWriter:
 
 
 def _encoded(
-    held: Sequence[Tensor], encode: Callable[..., Tensor], *, shape: tuple[int, ...], size: int, batch: int
+    inputs: Sequence[Tensor], encode: Callable[..., Tensor], *, shape: tuple[int, ...], size: int, batch: int
 ) -> npt.NDArray[Any]:
     """What examples hold, (N, copies, ...) each -> codes (N, copies, *shape) below `size`."""
-    copies = held[0].shape[1]
-    some = zip(*(torch.split(each.flatten(0, 1), batch) for each in held), strict=True)
+    copies = inputs[0].shape[1]
+    some = zip(*(torch.split(each.flatten(0, 1), batch) for each in inputs), strict=True)
     codes = torch.cat([encode(*each).detach().cpu() for each in some])
     assert codes.shape[1:] == shape, f"encode gave codes {tuple(codes.shape)}, not (B, {shape})"
     low, high = int(codes.min()), int(codes.max())

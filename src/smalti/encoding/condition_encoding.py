@@ -84,9 +84,9 @@ def tokenizer_encoder(model: VQGAN, to_images: Callable[[Tensor], Tensor]) -> Im
 
 
 @torch.no_grad()
-def _tokenizer_codes(model: VQGAN, to_images: Callable[[Tensor], Tensor], held: Tensor) -> Tensor:
+def _tokenizer_codes(model: VQGAN, to_images: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """B values of examples -> codes (B,h,w)."""
-    images = to_images(held.to(next(model.parameters()).device))  # (B,C,H,W)
+    images = to_images(inputs.to(next(model.parameters()).device))  # (B,C,H,W)
     return model.encode(images.contiguous(memory_format=torch.channels_last)).codes
 
 

@@ -10,12 +10,12 @@ H W pixels, N M images.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import Field
 
 from smalti.core.errors import SmaltiError, suggestion
-from smalti.core.settings import Chance, Natural, Positive, as_mapping, assignment, parse, settings
+from smalti.core.settings import Chance, Natural, Positive, apply_override, as_mapping, parse, settings
 from smalti.generation.code_sampler import Sampler
 
 Filter: TypeAlias = Literal["lanczos", "bicubic", "bilinear", "halving"]
@@ -225,18 +225,5 @@ def select_protocol(protocols: Mapping[str, P], name: str | None, *, overrides: 
         raise SmaltiError(f"there is no protocol {name!r}; {suggestion(name, protocols)}")
     values = as_mapping(protocols[name])
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     return parse(type(protocols[name]), values, where=f"protocol {name}" + (" with changes" if overrides else ""))
-
-
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    """Write one `a.b=value` into nested `values`, in place; the value is read as YAML."""
-    key, value = assignment(override)
-    *path, last = key.split(".")
-    for part in path:
-        # A part that is None so far becomes its defaults with this change.
-        values[part] = values.get(part) or {}
-        if not isinstance(values[part], dict):
-            raise SmaltiError(f"--set {override!r}: {part!r} is a single value, not a section")
-        values = values[part]
-    values[last] = value

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, write_json, write_text
+from smalti.core.settings import flattened
 from smalti.core.version import __version__
 
 FORMAT = 1
@@ -200,10 +201,10 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[ScorePa
 
 def _comparable(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What must agree, by its dotted name."""
-    for key, value in _flat(result["protocol"]):
+    for key, value in flattened(result["protocol"]):
         # What is shown does not change a score, and what is missing is not compared.
         if key not in ("about", "examples", "missing"):
-            yield f"protocol.{key}", value
+            yield f"protocol.{key}", list(value) if isinstance(value, tuple) else value
     for name, fingerprint in sorted(result["networks"].items()):
         yield f"weights of {name}", fingerprint
     for key in ("identity", "images"):
@@ -211,14 +212,6 @@ def _comparable(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "samples.images", result["samples"].get("images")
     if result["kind"] == "prior":
         yield "tokenizer", result["model"].get("tokenizer")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, list(value) if isinstance(value, tuple) else value
 
 
 def format_score(name: str, value: float, *, deviation: float | None = None) -> str:

@@ -18,9 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar, final
 
@@ -29,9 +31,10 @@ from rich.console import Console
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import read_json, refusals_explained, write_json
 from smalti.core.progress import say
-from smalti.core.settings import as_mapping, assignment, flattened, parse
+from smalti.core.settings import as_mapping, assignment, flattened, parse, read_yaml, settings
 from smalti.core.version import __version__
-from smalti.reports.report import Report
+from smalti.reports.report import write_report
+from smalti.training.config import as_yaml
 
 S = TypeVar("S")
 
@@ -76,9 +79,9 @@ class Step:
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Scale:
-    """How large an experiment is run."""
+    """How large an experiment is run: a section of its `scales.yaml`."""
 
     about: str
     """How long it takes, and where."""
@@ -86,8 +89,16 @@ class Scale:
     """The images it is made for, in words."""
     renders_scenes: bool
     """Without `--data` the embedded scenes are rendered; False: it has to be given."""
-    settings: Mapping[str, Any]
+    settings: dict[str, Any]
     """Plain values of the experiment's settings."""
+
+
+def read_scales(path: Path) -> dict[str, Scale]:
+    """A `scales.yaml` -> the scales by name. Raises `SmaltiError` for what is none."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise SmaltiError(f"{path} holds no scales; it maps the name of each to about, data, renders_scenes, settings")
+    return {name: parse(Scale, values, where=f"{path}, scale {name}") for name, values in content.items()}
 
 
 @final
@@ -113,19 +124,30 @@ class ExperimentRequest:
 class Experiment(Generic[S]):
     """An experiment: settings, scales, a plan of steps, and a report page."""
 
+    name: str
+    """As it is called on the command line."""
+
     about: str
     """One line: the question it answers."""
     takes_models: bool
     """Whether models can be given."""
     settings: type[S]
-    scales: Mapping[str, Scale]
+    scales_file: Path
+    """The YAML file of its scales."""
     plan: Callable[[S, ExperimentRequest], Sequence[Step]]
     """Settings -> the steps, each after those it uses. Raises `SmaltiError` for what cannot be done, before any
     work."""
-    page: Callable[[S, ExperimentRequest, Mapping[str, StepResult]], Report]
-    """The finished steps -> the page."""
+    findings: Callable[[S, ExperimentRequest, Mapping[str, StepResult]], Mapping[str, Any]]
+    """The finished steps -> the values of its page, besides those that every page has, see `page_values`."""
+    page: str
+    """The template of its page, which extends `experiments/experiment.html`."""
     brings_images: Callable[[S], bool] = lambda settings: False
     """Whether settings name all the images that they need themselves."""
+
+    @cached_property
+    def scales(self) -> Mapping[str, Scale]:
+        """The scales by name."""
+        return read_scales(self.scales_file)
 
     def resolved(self, request: ExperimentRequest) -> S:
         """The settings of a scale with overrides applied.
@@ -147,9 +169,7 @@ class Experiment(Generic[S]):
         return settings
 
 
-def run_experiment(
-    name: str, experiment: Experiment[S], out: Path, *, request: ExperimentRequest, console: Console
-) -> Path:
+def run_experiment(experiment: Experiment[S], out: Path, *, request: ExperimentRequest, console: Console) -> Path:
     """Do the steps of an experiment that are not done yet, write `out/result.json` and `out/report.html` -> the path of
     the latter.
 
@@ -159,15 +179,31 @@ def run_experiment(
     settings = experiment.resolved(request)
     steps = experiment.plan(settings, request)
     keys = _keys(steps)
-    _claim(out, name)
+    _claim(out, experiment.name)
     done: dict[str, StepResult] = {}
     for number, step in enumerate(steps, 1):
         before = {earlier: done[earlier] for earlier in step.after}
         title = f"step {number} of {len(steps)}, {step.name}"
         done[step.name] = _do(step, keys[step.name], before, root=out / "steps", title=title, console=console)
-    write_json(out / "result.json", _result(name, settings, request, done, out))
-    experiment.page(settings, request, done).write(out / "report.html")
+    write_json(out / "result.json", _result(experiment.name, settings, request, done, out))
+    values = {**page_values(experiment, settings, request, done), **experiment.findings(settings, request, done)}
+    write_report(out / "report.html", experiment.page, values)
     return out / "report.html"
+
+
+def page_values(
+    experiment: Experiment[S], settings: S, request: ExperimentRequest, done: Mapping[str, StepResult]
+) -> dict[str, Any]:
+    """The values that the page of every experiment has."""
+    words = ["smalti", "experiment", experiment.name, *map(str, request.models), "--scale", request.scale]
+    words += ["--data", str(request.data)] if request.data else []
+    words += [word for override in request.overrides for word in ("--set", override)]
+    return {
+        "settings": settings,
+        "settings_listing": as_yaml(as_mapping(settings)),
+        "command": shlex.join([*words, "--out", "OUT"]),
+        "whole_seconds": sum(each.seconds for each in done.values()),
+    }
 
 
 def _keys(steps: Sequence[Step]) -> dict[str, str]:

@@ -15,12 +15,15 @@ from smalti.experiments.reconstruction.experiment import RECONSTRUCTION
 from smalti.experiments.window.experiment import WINDOWS_COMPARED
 
 EXPERIMENTS: dict[str, Experiment[Any]] = {
-    "reconstruction": RECONSTRUCTION,
-    "modern-vs-reference": MODERN_VS_REFERENCE,
-    "quantizers": QUANTIZERS_COMPARED,
-    "f-sweep": F_SWEEP,
-    "transformer-vs-pixelsnail": TRANSFORMER_VS_PIXELSNAIL,
-    "orders": ORDERS_COMPARED,
-    "conditions": CONDITION_FIDELITY,
-    "window": WINDOWS_COMPARED,
+    experiment.name: experiment
+    for experiment in (
+        RECONSTRUCTION,
+        MODERN_VS_REFERENCE,
+        QUANTIZERS_COMPARED,
+        F_SWEEP,
+        TRANSFORMER_VS_PIXELSNAIL,
+        ORDERS_COMPARED,
+        CONDITION_FIDELITY,
+        WINDOWS_COMPARED,
+    )
 }

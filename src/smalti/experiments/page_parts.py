@@ -1,21 +1,20 @@
-"""What the pages of experiments share: images side by side and in details, curves, and how an experiment was made."""
+"""Values that the pages of experiments share: images side by side and in details, curves, remarks of the measuring."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from smalti.core.settings import as_mapping
-from smalti.experiments.base import ExperimentRequest
+from smalti.experiments.base import StepResult
 from smalti.experiments.tokenizer_comparison import HEADS, Compared
 from smalti.reports.charts import Line, LinePlot, Reference
-from smalti.reports.report import Block, Commands, Comparison, EmbeddedImage, Listing, Plots, Section, Table
+from smalti.reports.number_format import minutes
+from smalti.reports.report import Card, Comparison, EmbeddedImage, Table
 from smalti.training.config import as_yaml
 
 Pixels = npt.NDArray[np.uint8]
@@ -26,27 +25,13 @@ LONGEST = 12
 """Letters of a name below an image."""
 
 
-def counted(number: int, noun: str) -> str:
-    """2, "image" -> "2 images"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def minutes(seconds: float) -> str:
-    """90 -> "1.5"."""
-    return f"{seconds / 60:.1f}"
-
-
-def signed(mean: float, error: float | None) -> str:
-    """A difference and its standard error, where there is one -> "+0.012 ± 0.003"."""
-    spread = "" if error is None else f" ± {error:.3f}"
-    return f"{mean:+.3f}{spread}".replace("-", "\u2212")
-
-
-def learning(lines: Mapping[str, Sequence[Mapping[str, float]]], *, entropy: float, over: Mapping[str, str]) -> Plots:
+def learning(
+    lines: Mapping[str, Sequence[Mapping[str, float]]], *, entropy: float, over: Mapping[str, str]
+) -> list[LinePlot]:
     """What priors are called and their curves -> charts of the nats per code, over "codes" or "seconds" as `over` names
     and titles them."""
     units = {"codes": "codes seen", "seconds": "seconds of training"}
-    plots = [
+    return [
         LinePlot(
             title,
             [Line(called, [(point[key], point["nats"]) for point in points]) for called, points in lines.items()],
@@ -56,11 +41,6 @@ def learning(lines: Mapping[str, Sequence[Mapping[str, float]]], *, entropy: flo
         )
         for key, title in over.items()
     ]
-    return Plots(
-        plots,
-        caption="Lines that still fall say that more training would help; lines that rise, that codes are learned "
-        "by heart.",
-    )
 
 
 def hero(one: Compared) -> list[EmbeddedImage]:
@@ -99,15 +79,18 @@ def read_shown(compared: Sequence[Compared]) -> list[Shown]:
     return found
 
 
-def side_by_side(rows: Sequence[tuple[str, Compared]]) -> list[Block]:
+class SideBySide(NamedTuple):
+    """Originals above what each tokenizer gives back."""
+
+    whole: Comparison
+    details: Comparison
+
+
+def side_by_side(rows: Sequence[tuple[str, Compared]]) -> SideBySide:
     """Tokenizers with what their rows are called -> originals above what each gives back, whole and in details."""
     shown = read_shown([one for _, one in rows])
-    whole = [
-        (
-            "original",
-            [EmbeddedImage(each.original, f"{each.name}, original", caption=_short(each.name)) for each in shown],
-        )
-    ]
+    originals = [EmbeddedImage(each.original, f"{each.name}, original", caption=_short(each.name)) for each in shown]
+    whole = [("original", originals)]
     windows = [detail(each.original) for each in shown]
     close = [("original", [_cut(each.original, w, each.name) for each, w in zip(shown, windows, strict=True)])]
     for called, one in rows:
@@ -119,14 +102,7 @@ def side_by_side(rows: Sequence[tuple[str, Compared]]) -> list[Block]:
         whole.append((called, images))
         cuts = [_cut(each.backs[one.name], w, each.name) for each, w in zip(shown, windows, strict=True)]
         close.append((one.name, cuts))
-    return [
-        Comparison(whole, caption="Evenly spread over the images that were measured, not chosen."),
-        Comparison(
-            close,
-            caption="The part of each image in which most happens, a quarter of a side; each pixel is a square.",
-            scaling="pixelated",
-        ),
-    ]
+    return SideBySide(Comparison(whole), Comparison(close))
 
 
 def _short(key: str) -> str:
@@ -150,42 +126,26 @@ def _cut(pixels: Pixels, window: tuple[slice, slice], name: str) -> EmbeddedImag
     return EmbeddedImage(np.ascontiguousarray(pixels[window]), f"a detail of {name}")
 
 
-def remarks(compared: Sequence[Compared]) -> list[Block]:
-    """What the measuring remarked, and on whom; nothing where it remarked nothing."""
+def remarks(compared: Sequence[Compared]) -> Table:
+    """What measuring remarked, and on which tokenizers; no rows where it remarked nothing."""
     found: dict[str, list[str]] = {}
     for one in compared:
         for note in one.outcome["result"]["notes"]:
             found.setdefault(note, []).append(one.name)
-    sentences = [[note, "all" if len(names) == len(compared) else ", ".join(names)] for note, names in found.items()]
-    return [Table(["remark of the measuring", "on"], sentences)] if sentences else []
+    rows = [[note, "all" if len(names) == len(compared) else ", ".join(names)] for note, names in found.items()]
+    return Table(["remark of the measuring", "on"], rows)
 
 
-def not_measured(one: Compared) -> list[str]:
-    """Sentences on the scores whose weights could not be had."""
-    return [f"{HEADS[score]} was not measured: {reason}." for score, reason in one.outcome["missing"].items()]
+def not_measured(one: Compared) -> list[tuple[str, str]]:
+    """The scores whose weights could not be had, each with the reason."""
+    return [(HEADS[score], reason) for score, reason in one.outcome["missing"].items()]
 
 
-def made(
-    experiment: str,
-    settings: Any,
-    request: ExperimentRequest,
-    *,
-    protocol: Mapping[str, Any],
-    others: Sequence[tuple[str, str]] = (),
-) -> Section:
-    """How an experiment was made: the command, its settings, and the protocol of its measuring, if any. `others`:
-    commands beside it."""
-    words = ["smalti", "experiment", experiment, *map(str, request.models), "--scale", request.scale]
-    words += ["--data", str(request.data)] if request.data else []
-    words += [word for override in request.overrides for word in ("--set", override)]
-    again = shlex.join([*words, "--out", "OUT"])
-    known = {name: value for name, value in protocol.items() if value is not None}
-    measured = [Listing(as_yaml(known), caption="The protocol by which each tokenizer was measured.")] if known else []
-    return Section(
-        "How this was made",
-        [
-            Commands([(again, "The same again; in the same folder, what is finished is not done again."), *others]),
-            Listing(as_yaml(as_mapping(settings)), caption="The settings of the experiment."),
-            *measured,
-        ],
-    )
+def protocol(one: Compared) -> str:
+    """The protocol by which a tokenizer was measured, as YAML."""
+    return as_yaml({name: value for name, value in one.outcome["result"]["protocol"].items() if value is not None})
+
+
+def whole_experiment(done: Mapping[str, StepResult]) -> Card:
+    """The key figure that every page of an experiment ends its cards with."""
+    return Card("Whole experiment", minutes(sum(each.seconds for each in done.values())), unit="minutes of work")

@@ -22,6 +22,7 @@ from smalti.core.files import read_json, write_text
 from smalti.hub.hugging_face import pushed
 
 CARD, IMAGES = "README.md", "images"
+TEMPLATE = Path(__file__).with_name("model_card.md")
 SHOWN_LABELS = 24
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -66,17 +67,25 @@ def write_card(folder: Path, name: str, sources: Sources) -> None:
             f"{sources.license!r} is no license as the Hub names them; write one such as mit, apache-2.0, "
             "cc-by-4.0 or other"
         )
+    from huggingface_hub import ModelCard, ModelCardData
+
     models = {kind: read_json(path) for kind, path in _configs(folder).items()}
-    sections = [
-        _head(models, sources.license),
-        f"# {name.partition('/')[2]}\n\n{_sentence(models)}",
-        *_images(folder, sources.runs),
-        f"## Use\n\n```python\n{_use(models, name)}\n```",
-        f"## What it is\n\n{_table(_facts(models))}",
-        "## Scores\n\n" + ("\n\n".join(_scores(sources)) or "None were given."),
-        *_settings(sources.runs),
-    ]
-    write_text(folder / CARD, "\n\n".join(sections) + "\n")
+    condition = models["prior"]["settings"]["condition"] if "prior" in models else {"name": "none"}
+    tags = ["smalti", "vqgan", "image-generation" if "prior" in models else "image-tokenizer"]
+    card = ModelCard.from_template(
+        ModelCardData(license=sources.license, library_name="smalti", tags=tags),
+        template_path=str(TEMPLATE),
+        name=name,
+        title=name.partition("/")[2],
+        prior="prior" in models,
+        label=json.dumps(condition["labels"][0]) if condition["name"] == "labels" else "",
+        images=_copied_images(folder, sources.runs),
+        facts=[_cells(row) for row in _facts(models)],
+        measurements=[_measurement(path) for path in sources.results],
+        validations=[] if sources.results else list(_validations(sources.runs)),
+        settings={kind: _yaml(_without_places(run.config)) for kind, run in sources.runs.items()},
+    )
+    write_text(folder / CARD, str(card).rstrip() + "\n")
 
 
 def _configs(folder: Path) -> dict[str, Path]:
@@ -85,46 +94,6 @@ def _configs(folder: Path) -> dict[str, Path]:
     if alone.is_file():
         return {"tokenizer": alone}
     return {kind: folder / kind / "config.json" for kind in ("tokenizer", "prior")}
-
-
-def _head(models: Mapping[str, Any], license: str) -> str:
-    tags = ["smalti", "vqgan", "image-generation" if "prior" in models else "image-tokenizer"]
-    values = {"license": license, "library_name": "smalti", "tags": tags}
-    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
-
-
-def _sentence(models: Mapping[str, Any]) -> str:
-    if "prior" in models:
-        return (
-            "A tokenizer, which encodes images to codes and decodes them, and a prior, which generates codes. "
-            "Made with smalti."
-        )
-    return "A tokenizer, which turns images into codes and back. Made with smalti."
-
-
-def _use(models: Mapping[str, Any], name: str) -> str:
-    """Five lines or fewer, for this model."""
-    if "prior" not in models:
-        return "\n".join(
-            (
-                "import smalti",
-                "",
-                f'tokenizer = smalti.VQGAN.from_pretrained("{name}")',
-                "codes = tokenizer.encode(images).codes  # images (B, C, H, W) in [-1, 1]",
-                "images = tokenizer.decode_codes(codes)",
-            )
-        )
-    condition = models["prior"]["settings"]["condition"]
-    label = f"label={json.dumps(condition['labels'][0])}, " if condition["name"] == "labels" else ""
-    return "\n".join(
-        (
-            "import smalti",
-            "",
-            f'pipeline = smalti.Pipeline.from_pretrained("{name}")',
-            f"images = pipeline.sample(4, {label}seed=0)  # (4, C, H, W) in [-1, 1]",
-            'smalti.save_png("sample.png", images[0])',
-        )
-    )
 
 
 def _facts(models: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -170,72 +139,60 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _table(rows: Iterable[tuple[str, ...]], *, head: tuple[str, ...] = ("", "")) -> str:
-    """Rows of text -> a table of Markdown, in which no text ends a cell or a line."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(re.sub(r"\s+", " ", cell).replace("|", r"\|") for cell in row) + " |" for row in lines
-    )
+def _cells(row: Iterable[str]) -> list[str]:
+    """Texts -> the cells of a row of Markdown, in which no text ends a cell or a line."""
+    return [re.sub(r"\s+", " ", cell).replace("|", r"\|") for cell in row]
 
 
-def _images(folder: Path, runs: Mapping[str, Run]) -> Iterator[str]:
-    """Copy the last image of each run beside the models, and show it."""
-    what = {
-        "prior": "Samples that the prior drew at the end of its training, not chosen.",
-        "tokenizer": "Held-out images and what the tokenizer keeps of them.",
-    }
-    for kind, words in what.items():
-        last = runs[kind].image if kind in runs else None
-        if last is not None:
+def _copied_images(folder: Path, runs: Mapping[str, Run]) -> dict[str, str]:
+    """Copy the last image of each run beside the models -> their paths within the folder."""
+    copied = {}
+    for kind, run in runs.items():
+        if run.image is not None:
             (folder / IMAGES).mkdir(exist_ok=True)
-            shutil.copyfile(last, folder / IMAGES / f"{kind}.png")
-            yield f"![{words}]({IMAGES}/{kind}.png)\n\n*{words}*"
+            shutil.copyfile(run.image, folder / IMAGES / f"{kind}.png")
+            copied[kind] = f"{IMAGES}/{kind}.png"
+    return copied
 
 
-def _scores(sources: Sources) -> Iterator[str]:
-    """Measurements with their protocols; without any, what the runs say of their held-out images."""
-    for path in sources.results:
-        yield _measured(path)
-    if sources.results:
-        return
-    for kind, run in sources.runs.items():
+class _Validation(NamedTuple):
+    """What a run says of its held-out images."""
+
+    kind: str
+    seen: str
+    rows: Sequence[Sequence[str]]
+
+
+def _validations(runs: Mapping[str, Run]) -> Iterator[_Validation]:
+    for kind, run in runs.items():
         last = next((line for line in reversed(run.metrics) if line.get("part") == "validation"), None)
         if last is not None:
-            rows = ((key, _number(value)) for key, value in last.items() if key not in ("part", "time", "seen"))
-            unit = "codes" if kind == "prior" else "images"
-            yield (
-                f"The {kind}, on the held-out part of its own training data, after {last['seen']:,} {unit}: the "
-                "last validation of "
-                f"the training, no protocol of `smalti evaluate`.\n\n{_table(rows, head=('score', 'value'))}"
-            )
+            rows = [_cells((key, _number(each))) for key, each in last.items() if key not in ("part", "time", "seen")]
+            yield _Validation(kind, f"{last['seen']:,}", rows)
 
 
-def _measured(path: Path) -> str:
-    """A `result.json` -> its scores, what they mean, and all that they depend on."""
+class _Measurement(NamedTuple):
+    """The scores of a `result.json`, what they mean, and all that they depend on."""
+
+    kind: str
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str]
+    protocol: str
+
+
+def _measurement(path: Path) -> _Measurement:
     result = read_json(path)
     if not isinstance(result, dict) or not {"scores", "definitions", "protocol", "data", "made"} <= result.keys():
         raise SmaltiError(f"{path} is no result of `smalti evaluate`; name its result.json")
     scores = result["scores"].items()
-    rows = ((key, _number(value), result["definitions"].get(key, "")) for key, value in scores)
+    rows = [_cells((key, _number(value), result["definitions"].get(key, ""))) for key, value in scores]
     kept = {key: result[key] for key in ("protocol", "networks", "data", "samples") if result.get(key)}
     made = {key: result["made"][key] for key in ("smalti", "torch", "date") if key in result["made"]}
-    notes = "".join(f"\n- {note}" for note in result.get("notes", ()))
-    return (
-        f"`smalti evaluate`, of the {result['kind']}:\n\n{_table(rows, head=('score', 'value', 'meaning'))}\n"
-        f"{notes}\n\n{_folded('Protocol', {**kept, 'made': made})}"
-    )
+    return _Measurement(result["kind"], rows, result.get("notes", ()), _yaml({**kept, "made": made}))
 
 
-def _settings(runs: Mapping[str, Run]) -> Iterator[str]:
-    """The settings of each run, as it resolved them."""
-    folded = [_folded(f"The {kind}'s run", _without_places(run.config)) for kind, run in runs.items()]
-    if folded:
-        yield "## Settings\n\n" + "\n\n".join(folded)
-
-
-def _folded(title: str, values: Mapping[str, Any]) -> str:
-    text = yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
-    return f"<details><summary>{title}</summary>\n\n```yaml\n{text}```\n\n</details>"
+def _yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
 
 
 def _without_places(value: Any) -> Any:

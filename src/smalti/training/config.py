@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -24,8 +23,8 @@ from smalti.core.settings import (
     Rate,
     Share,
     amount,
+    apply_override,
     as_mapping,
-    assignment,
     parse,
     parse_yaml,
     settings,
@@ -325,22 +324,6 @@ def resolve(
     for override in overrides:
         apply_override(values, override)
     return parse(cls, values, where=f"recipe {recipe}" + (" with --set" if overrides else ""))
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Write one `a.b=c` into nested `values`, in place; c is read as YAML."""
-    key, value = assignment(override)
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as text; the person who typed it meant a number.
-        with suppress(ValueError):
-            value = float(value)
-    *path, last = key.split(".")
-    for part in path:
-        inner = values.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise SmaltiError(f"--set {override!r}: {part!r} is a single value, not a section")
-        values = inner
-    values[last] = value
 
 
 def as_yaml(value: Any) -> str:

@@ -13,11 +13,21 @@ from typing import Any, TypeVar
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from smalti.core.errors import SmaltiError
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 Joined = TypeVar("Joined", bound=nn.Module)
 
@@ -53,10 +63,16 @@ def save(fabric: Fabric, path: Path, state: Mapping[str, Any]) -> None:
     if not isinstance(fabric.strategy, ModelParallelStrategy):
         fabric.save(path, dict(state))
         return
-    plain = {name: each.state_dict() if hasattr(each, "state_dict") else each for name, each in state.items()}
-    gathered = _gathered(plain)
+    whole_state: dict[str, Any] = {}
+    for name, each in state.items():
+        if isinstance(each, torch.optim.Optimizer):
+            module, optimizer = _owner(each, state), _unwrapped(each)
+            whole_state[name] = _by_place(get_optimizer_state_dict(module, optimizer, options=_WHOLE))
+        else:
+            is_module = isinstance(each, nn.Module)
+            whole_state[name] = get_model_state_dict(_unwrapped(each), options=_WHOLE) if is_module else each
     if fabric.is_global_zero:
-        torch.save(gathered, path)
+        torch.save(whole_state, path)
     fabric.barrier()
 
 
@@ -68,38 +84,40 @@ def load(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
     read = torch.load(path, map_location="cpu", weights_only=True)
     for name, each in state.items():
         if isinstance(each, torch.optim.Optimizer):
-            each.load_state_dict(_shared_out(read[name], each))
+            module = _owner(each, state)
+            set_optimizer_state_dict(module, _unwrapped(each), _by_name(read[name], module, each), options=_WHOLE)
         elif isinstance(each, nn.Module):
-            own = each.state_dict()
-            each.load_state_dict({key: _like(value, own.get(key)) for key, value in read[name].items()})
+            set_model_state_dict(_unwrapped(each), read[name], options=_WHOLE)
         else:
             state[name] = read[name]
 
 
-def _shared_out(read: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The whole state of an optimizer -> the part of this process: moments lie as the weights do that they belong to."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    state = {
-        place: {
-            name: _like(value, weights[place]) if value.shape == weights[place].shape else value
-            for name, value in moments.items()
-        }
-        for place, moments in read["state"].items()
-    }
-    return {**read, "state": state}
+def _unwrapped(each: Any) -> Any:
+    """A module or an optimizer, perhaps wrapped by Fabric -> itself."""
+    if isinstance(each, _FabricModule):
+        return each.module
+    return each.optimizer if isinstance(each, _FabricOptimizer) else each
 
 
-def _like(value: Tensor, pattern: Tensor | None) -> Tensor:
-    """A whole tensor -> spread over the processes as another of its shape is."""
-    if not isinstance(pattern, DTensor):
-        return value
-    return distribute_tensor(value.to(pattern.device), pattern.device_mesh, pattern.placements)
+def _owner(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> nn.Module:
+    """The module of a state whose weights an optimizer moves."""
+    first = optimizer.param_groups[0]["params"][0]
+    modules: list[nn.Module] = [_unwrapped(each) for each in state.values() if isinstance(each, nn.Module)]
+    return next(module for module in modules if any(weight is first for weight in module.parameters()))
 
 
-def _gathered(value: Any) -> Any:
-    """Nested mappings and lists -> the same with each tensor whole, and on the CPU."""
-    if isinstance(value, Tensor):
-        return whole(value.detach()).cpu()
-    if isinstance(value, Mapping):
-        return {key: _gathered(each) for key, each in value.items()}
-    return [_gathered(each) for each in value] if isinstance(value, list) else value
+def _by_place(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer by the names of weights -> by their places, as `Optimizer.state_dict` has it."""
+    if not state:  # on all processes but the first
+        return {}
+    places = {name: place for place, name in enumerate(n for group in state["param_groups"] for n in group["params"])}
+    groups = [{**group, "params": [places[name] for name in group["params"]]} for group in state["param_groups"]]
+    return {"state": {places[name]: moments for name, moments in state["state"].items()}, "param_groups": groups}
+
+
+def _by_name(state: Mapping[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The inverse of `_by_place`."""
+    named = {id(weight): name for name, weight in module.named_parameters()}
+    names = [named[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
+    groups = [{**group, "params": [names[place] for place in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[place]: moments for place, moments in state["state"].items()}, "param_groups": groups}

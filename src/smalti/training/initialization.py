@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.core.settings import as_mapping, assignment, flattened
+from smalti.core.settings import apply_override, as_mapping, assignment, flattened
 from smalti.model_loading import load_tokenizer
 from smalti.tokenizer.vqgan import VQGANSettings
-from smalti.training.config import TokenizerTraining, apply_override, resolve
+from smalti.training.config import TokenizerTraining, resolve
 
 
 class Start(NamedTuple):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from smalti.core.version import __version__
 from smalti.images.io import read_image
-from smalti.reports.charts import Line, LinePlot, short
-from smalti.reports.report import Card, Cards, EmbeddedImage, Images, Listing, Plots, Report, Section, Text
+from smalti.reports.charts import Line, LinePlot
+from smalti.reports.number_format import short
+from smalti.reports.report import Card, EmbeddedImage, write_report
 from smalti.training.config import as_yaml
 from smalti.training.diagnostics import describe_diagnostics
 from smalti.training.run_folder import read_diagnostics, read_metrics
@@ -29,45 +29,39 @@ def write_page(folder: Path, config: Mapping[str, Any], *, unit: str) -> None:
     """
     metrics = read_metrics(folder)
     validation = [line for line in metrics if line["part"] == "validation"]
-    seen = max((line["seen"] for line in metrics), default=0)
     last = {key: value for key, value in (validation[-1] if validation else {}).items() if key not in _NO_CURVES}
-    images = _images(folder / "images", unit)
-    stage = config["stage"]
-    best = _best_described(validation, unit)
-    diagnostics = describe_diagnostics(read_diagnostics(folder), unit=unit)
-    Report(
-        title=f"Training of a {stage}",
-        lead=f"{folder.resolve().name}, after {seen:,} {unit}. Validation is on held-out data.",
-        blocks=[Cards([Card(name.replace("_", " "), short(value)) for name, value in last.items()])],
-        sections=[
-            *([Section("The model that is kept", [Text(best)])] if best else []),
-            *([Section("Diagnostics", [Text("\n\n".join(diagnostics))])] if diagnostics else []),
-            Section("Curves", [Plots(_plots(metrics, unit))]),
-            Section("On the way", [Text(_ABOUT[stage]), Images(images, width=420)]),
-            Section("Settings", [Listing(as_yaml(config))]),
-        ],
-        colophon=f"Made by smalti {__version__}. The figures stand in metrics.jsonl beside this page.",
-    ).write(folder / PAGE)
+    values = {
+        "stage": config["stage"],
+        "name": folder.resolve().name,
+        "seen": max((line["seen"] for line in metrics), default=0),
+        "unit": unit,
+        "cards": [Card(name.replace("_", " "), short(value)) for name, value in last.items()],
+        "best": _best(validation),
+        "diagnostics": describe_diagnostics(read_diagnostics(folder), unit=unit),
+        "plots": _plots(metrics, unit),
+        "images": _images(folder / "images", unit),
+        "settings": as_yaml(config),
+    }
+    write_report(folder / PAGE, "training/run_page.html", values)
 
 
-def _best_described(validation: Sequence[Mapping[str, Any]], unit: str) -> str:
-    """Validated lines -> which model is kept and what came after it, "" where none was the best."""
+class _Best(NamedTuple):
+    """The model that is kept, where validations choose it."""
+
+    seen: int
+    nats: float
+    later: int
+    """Validations after it."""
+    last_nats: float
+
+
+def _best(validation: Sequence[Mapping[str, Any]]) -> _Best | None:
+    """Validated lines -> which model is kept, None where none is chosen as the best."""
     if not validation or "best_seen" not in validation[-1]:
-        return ""
+        return None
     last = validation[-1]
-    best, now = last["best_seen"], last["seen"]
-    value, then = short(last["best_nats"]), short(last["nats"])
-    sentence = f"It is that of {best:,} {unit}, whose nats per code on held-out data are the lowest: {value}."
-    later = sum(line["seen"] > best for line in validation)
-    return (
-        sentence if now == best else f"{sentence} In {later} validations after it they were higher; at the end, {then}."
-    )
-
-
-_ABOUT = {
-    "tokenizer": "Held-out images above, what their codes keep of them below, from the first to the last.",
-    "prior": "Samples with the same seeds, from the first to the last.",
-}
+    later = sum(line["seen"] > last["best_seen"] for line in validation)
+    return _Best(last["best_seen"], last["best_nats"], later, last["nats"])
 
 
 def _plots(metrics: Sequence[Mapping[str, Any]], unit: str) -> list[LinePlot]:

@@ -15,32 +15,27 @@ occur, in alphabetical order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import normalized, read_json
-from smalti.data.annotations.annotation_checks import (
-    At,
-    Plain,
-    collected,
-    different_names,
-    image_name,
-    items,
-    occurring,
-    other_number,
-    size_of,
-    twice,
-    whole_number,
-)
+from smalti.data.annotations.annotation_checks import At, collected, occurring, other_number, twice
 from smalti.data.annotations.objects import Annotated, ObjectAnnotation
 from smalti.data.annotations.published_sets import is_coco, read_coco, read_coco_folder, read_open_images
+from smalti.data.annotations.records import (
+    GenomeImage,
+    GenomeObject,
+    GenomeSize,
+    OwnFile,
+    OwnObject,
+    SceneFile,
+    parsed,
+)
 from smalti.images.boxes import SHARES, Size, box_within, place_of
 
 _STANDING = ("sun", "moon", "tree", "house")  # those labels of the embedded scenes that objects have
-_FLAGS = ("group", "occluded", "depiction", "inside")
-_OURS = ("class", "box", "keypoints", "distance", *_FLAGS)
 _KNOWN = (
     'objects.json of smalti scenes or by hand ({"images": [{"key": ..., "objects": [...]}]}), COCO (a .json with images, '
     "annotations and categories, or a folder with instances_*.json), Open Images (a folder with *-annotations-bbox.csv), and "
@@ -77,67 +72,39 @@ def _json(path: Path) -> Annotated:
 
 
 def _ours(path: Path, content: Any) -> Annotated:
-    _refuse_unknown(content, ("version", "classes", "keypoints", "images"), str(path))
-    if content.get("version", 1) != 1:
-        raise SmaltiError(f"{path} is of version {content['version']!r}, and 1 is read; get a newer smalti")
-    classes, keypoints = _our_names(path, content)
+    file = parsed(OwnFile, content, path)
+    classes, keypoints = _our_names(path, file)
     known = frozenset(classes)
     images: dict[str, list[ObjectAnnotation]] = {}
-    for entry in items(path, content["images"], "images"):
-        name = image_name(entry.get("key"), path)
-        _refuse_unknown(entry, ("key", "class", "objects"), f"{path}: the image {name}")
-        if name in images:
-            raise twice(path, name)
-        objects = items(path, entry.get("objects"), f"objects of the image {name}")
-        images[name] = listed = []
-        for number, one in enumerate(objects, start=1):
-            at = At(path, name, "object", number)
-            annotation = _our_object(one, keypoints, at)
-            if known and annotation.name not in known:
-                raise at.error(f"there is no class {annotation.name!r}; {suggestion(annotation.name, classes)}")
-            listed.append(annotation)
+    for entry in file.images:
+        if entry.key in images:
+            raise twice(path, entry.key)
+        images[entry.key] = objects = []
+        for number, one in enumerate(entry.objects, start=1):
+            at = At(path, entry.key, "object", number)
+            if known and one.name not in known:
+                raise at.error(f"there is no class {one.name!r}; {suggestion(one.name, classes)}")
+            objects.append(_our_object(one, keypoints, at))
     return collected(path, classes or occurring(images), keypoints, images)
 
 
-def _our_names(path: Path, content: Plain) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _our_names(path: Path, file: OwnFile) -> tuple[Sequence[str], Sequence[str]]:
     """Classes and keypoints: those in the file itself, else those of the scenes it is of."""
-    scenes = path.with_name("scenes.json")
-    described = read_json(scenes) if scenes.is_file() else {}
-    if not isinstance(described, dict):
-        raise SmaltiError(f"{scenes} does not describe scenes; remove it, or write it again by smalti scenes")
-    labels = [label.get("name") for label in items(scenes, described.get("labels", []), "labels")]
-    classes = content.get("classes", [name for name in labels if name in _STANDING])
-    keypoints = content.get("keypoints", described.get("keypoints", []))
-    return different_names(path, classes, "classes"), different_names(path, keypoints, "keypoints")
-
-
-def _refuse_unknown(mapping: Plain, known: tuple[str, ...], where: str) -> None:
-    for key in mapping:
-        if key not in known:
-            raise SmaltiError(f"{where}: unknown key {key!r}; {suggestion(str(key), known)}")
-
-
-def _our_object(one: Plain, names: tuple[str, ...], at: At) -> ObjectAnnotation:
-    for key in one:
-        if key not in _OURS:
-            raise at.error(f"unknown key {key!r}; {suggestion(str(key), _OURS)}")
-    name, flags = one.get("class"), [one.get(flag, False) for flag in _FLAGS]
-    if not isinstance(name, str) or not name:
-        raise at.error(f"its class is {name!r}; give the name of one")
-    for flag, value in zip(_FLAGS, flags, strict=True):
-        if not isinstance(value, bool):
-            raise at.error(f"{flag} is true or false, not {value!r}")
-    places = one.get("keypoints", [])
-    if not isinstance(places, list) or len(places) not in (0, len(names)):
-        raise at.error(other_number(places, names))
-    for place in places:
-        if place is not None and not (isinstance(place, list) and len(place) == 2):
-            raise at.error(f"a keypoint is {place!r}; give [x, y] in shares of the image, or null where it is not seen")
-    seen = tuple(None if place is None else place_of(place[0], place[1], SHARES, at.error) for place in places)
-    group, occluded, depiction, inside = flags
-    return ObjectAnnotation(
-        normalized(name), box_within(one.get("box"), SHARES, at.error), group, occluded, depiction, inside, seen
+    scenes_file = path.with_name("scenes.json")
+    scenes = parsed(SceneFile, read_json(scenes_file), scenes_file) if scenes_file.is_file() else SceneFile()
+    classes = [label.name for label in scenes.labels if label.name in _STANDING]
+    return (
+        classes if file.classes is None else file.classes,
+        scenes.keypoints if file.keypoints is None else file.keypoints,
     )
+
+
+def _our_object(one: OwnObject, names: Sequence[str], at: At) -> ObjectAnnotation:
+    if len(one.keypoints) not in (0, len(names)):
+        raise at.error(other_number(len(one.keypoints), names))
+    seen = tuple(None if place is None else place_of(place[0], place[1], SHARES, at.error) for place in one.keypoints)
+    box = box_within(one.box, SHARES, at.error)
+    return ObjectAnnotation(one.name, box, one.group, one.occluded, one.depiction, one.inside, seen)
 
 
 # --- Visual Genome -------------------------------------------------------------------------------------------------
@@ -151,30 +118,28 @@ def _visual_genome(path: Path, content: Any) -> Annotated:
             f"there is no file {image_data}; the boxes in {path} are in pixels, and the images' sizes stand there"
         )
     sizes: dict[str, Size] = {}
-    for image in items(image_data, read_json(image_data), "the file"):
-        name = image_name(str(whole_number(image.get("image_id"))), image_data)
-        if name in sizes:
-            raise twice(image_data, name)
-        sizes[name] = size_of(image, image_data, name)
+    for image in parsed(list[GenomeSize], read_json(image_data), image_data):
+        if image.image_id in sizes:
+            raise twice(image_data, image.image_id)
+        sizes[image.image_id] = image.width, image.height
     images: dict[str, list[ObjectAnnotation]] = {}
-    for entry in items(path, content, "the file"):
-        name = image_name(str(whole_number(entry.get("image_id"))), path)
+    for entry in parsed(list[GenomeImage], content, path):
+        name = entry.image_id
         if name in images:
             raise twice(path, name)
         if name not in sizes:
             raise SmaltiError(
                 f"{image_data} holds no size of the image {name} in {path}, whose boxes are in pixels; add it"
             )
-        objects = enumerate(items(path, entry.get("objects"), f"objects of the image {name}"), start=1)
-        images[name] = [_genome_object(one, sizes[name], At(path, name, "object", number)) for number, one in objects]
+        images[name] = [
+            _genome_object(one, sizes[name], At(path, name, "object", number))
+            for number, one in enumerate(entry.objects, start=1)
+        ]
     return collected(path, occurring(images), (), images, sizes=sizes)
 
 
-def _genome_object(one: Plain, size: Size, at: At) -> ObjectAnnotation:
-    names = one.get("names", [one.get("name")])
-    if not isinstance(names, list) or not names or not isinstance(names[0], str) or not names[0]:
-        raise at.error(f"its name is {names!r}; give the name of its class")
-    return ObjectAnnotation(normalized(names[0]), box_within([one.get(side) for side in "xywh"], size, at.error))
+def _genome_object(one: GenomeObject, size: Size, at: At) -> ObjectAnnotation:
+    return ObjectAnnotation(normalized(one.class_name), box_within([one.x, one.y, one.w, one.h], size, at.error))
 
 
 # --- the tables of readers -----------------------------------------------------------------------------------------

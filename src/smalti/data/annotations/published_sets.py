@@ -15,22 +15,12 @@ from typing import Any, NamedTuple, TextIO
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import normalized, read_json, read_text
-from smalti.data.annotations.annotation_checks import (
-    At,
-    Plain,
-    collected,
-    different_names,
-    image_name,
-    items,
-    other_number,
-    size_of,
-    twice,
-    whole_number,
-)
+from smalti.data.annotations.annotation_checks import At, collected, other_number, twice
 from smalti.data.annotations.objects import Annotated, ObjectAnnotation, Place
+from smalti.data.annotations.records import CocoAnnotation, CocoCategory, CocoFile, CocoImage, parsed, read_image_name
 from smalti.images.boxes import SHARES, Size, box_within, place_of
 
-_REST = {"supercategory": "other", "id": 183, "name": "other"}  # COCO-Stuff: whatever the things' own file tells of
+_REST = CocoCategory(supercategory="other", id=183, name="other")  # COCO-Stuff: whatever the things' own file tells of
 
 
 # --- COCO ----------------------------------------------------------------------------------------------------------
@@ -77,7 +67,10 @@ def _joined(path: Path, groups: Sequence[Sequence[tuple[Path, _Coco]]]) -> Annot
                     raise SmaltiError(f"{file}: the image {name} has another size here than elsewhere in {path}")
             keypoints = keypoints or one.keypoints
     ordered = [classes[number] for number in sorted(classes)]
-    return collected(path, different_names(path, ordered, "categories"), keypoints, images, sizes=sizes)
+    several = [name for name, count in Counter(ordered).items() if count > 1]
+    if several:
+        raise SmaltiError(f"{path}: categories: {several[0]!r} is there twice; give each a name of its own")
+    return collected(path, ordered, keypoints, images, sizes=sizes)
 
 
 def is_coco(content: Any) -> bool:
@@ -88,90 +81,84 @@ def is_coco(content: Any) -> bool:
 def _coco_file(path: Path, content: Any) -> _Coco:
     if not is_coco(content):
         raise SmaltiError(f"{path} is no COCO file with images, annotations and categories; remove it from its folder")
-    categories = items(path, content["categories"], "categories")
-    left_out = _REST["id"] if _REST in categories else None
-    classes, points = _categories(path, [one for one in categories if one != _REST])
-    keypoints = next((names for names in points.values() if names), ())
-    images = _coco_images(path, items(path, content["images"], "images"))
-    listed_: dict[Any, list[ObjectAnnotation]] = {number: [] for number in images}
-    for one in _segments(path, items(path, content["annotations"], "annotations")):
-        image, category = _hashable(one.get("image_id")), _hashable(one.get("category_id"))
-        if image not in images:
+    file = parsed(CocoFile, content, path)
+    left_out = {one.id for one in file.categories if one == _REST}
+    classes = {one.id: one for one in file.categories if one != _REST}
+    if len(classes) + len(left_out) < len(file.categories):
+        several = [number for number, count in Counter(one.id for one in file.categories).items() if count > 1]
+        raise SmaltiError(f"{path}: several categories have the id {several[0]}; give each its own")
+    keypoints = _coco_keypoints(path, file.categories)
+    images = _coco_images(path, file.images)
+    objects: dict[int | str, list[ObjectAnnotation]] = {number: [] for number in images}
+    for one in _segments(file.annotations):
+        if one.image_id not in images:
             raise SmaltiError(
-                f"{path}: the annotation {one.get('id')} is of an image {image!r} that is not among images"
+                f"{path}: the annotation {one.id} is of an image {one.image_id!r} that is not among images"
             )
-        if category is not None and category == left_out:
+        if one.category_id in left_out:
             continue
-        name, size = images[image]
-        at = At(path, name, "the annotation", str(one.get("id")))
-        if category not in classes:
-            raise at.error(f"there is no class {one.get('category_id')!r} among categories")
-        seen = _coco_points(one.get("keypoints"), points[category], size, at)
-        box = box_within(one.get("bbox"), size, at.error)
-        listed_[image].append(ObjectAnnotation(classes[category], box, group=one.get("iscrowd") == 1, keypoints=seen))
-    listed = {name: listed_[number] for number, (name, _) in images.items()}
-    return _Coco(classes, keypoints, listed, dict(images.values()))
+        image = images[one.image_id]
+        at = At(path, image.file_name, "the annotation", str(one.id))
+        if one.category_id not in classes:
+            raise at.error(f"there is no class {one.category_id!r} among categories")
+        category, size = classes[one.category_id], (image.width, image.height)
+        seen = _coco_points(one.keypoints, category.keypoints, size, at)
+        box = box_within(one.bbox, size, at.error)
+        objects[one.image_id].append(ObjectAnnotation(category.name, box, group=one.iscrowd == 1, keypoints=seen))
+    return _Coco(
+        {number: one.name for number, one in classes.items()},
+        keypoints,
+        {image.file_name: objects[number] for number, image in images.items()},
+        {image.file_name: (image.width, image.height) for image in images.values()},
+    )
 
 
-def _coco_images(path: Path, images: Sequence[Plain]) -> dict[Any, tuple[str, Size]]:
-    """-> names and sizes of images by number."""
-    found: dict[Any, tuple[str, Size]] = {}
+def _coco_keypoints(path: Path, categories: Sequence[CocoCategory]) -> tuple[str, ...]:
+    """The names of the keypoints of those classes that have some."""
+    several = {tuple(one.keypoints) for one in categories if one.keypoints}
+    if len(several) > 1:
+        raise SmaltiError(f"{path}: its classes have different keypoints; write a file for each of these classes")
+    return next(iter(several), ())
+
+
+def _coco_images(path: Path, images: Sequence[CocoImage]) -> dict[int | str, CocoImage]:
+    """-> images by number."""
+    found: dict[int | str, CocoImage] = {}
     for image in images:
-        name, number = image_name(image.get("file_name"), path), _hashable(image.get("id"))
-        if number is None:
-            raise SmaltiError(f"{path}: the image {name} has the id {image.get('id')!r}; give it a number")
-        if number in found:
+        if image.id in found:
             raise SmaltiError(
-                f"{path}: the images {found[number][0]} and {name} have the same id {number}; give each its own"
+                f"{path}: the images {found[image.id].file_name} and {image.file_name} have the same id {image.id}; "
+                "give each its own"
             )
-        found[number] = name, size_of(image, path, name)
-    several = [name for name, count in Counter(name for name, _ in found.values()).items() if count > 1]
+        found[image.id] = image
+    several = [name for name, count in Counter(image.file_name for image in images).items() if count > 1]
     if several:
         raise twice(path, several[0])
     return found
 
 
-def _hashable(number: Any) -> Any:
-    """What an image or class is numbered by; a list or mapping in its place is like none."""
-    number = whole_number(number)
-    return number if isinstance(number, int | str) else None
-
-
-def _categories(path: Path, categories: Sequence[Plain]) -> tuple[dict[int, str], dict[int, tuple[str, ...]]]:
-    """-> names of classes, and of their keypoints, by number."""
-    classes: dict[int, str] = {}
-    points: dict[int, tuple[str, ...]] = {}
-    for one in categories:
-        number, name = whole_number(one.get("id")), one.get("name")
-        if not isinstance(number, int) or not isinstance(name, str) or number in classes:
-            raise SmaltiError(
-                f"{path}: the category {number!r} with the name {name!r} has no number or name of its own"
-            )
-        classes[number] = normalized(name)
-        points[number] = different_names(path, one.get("keypoints", []), f"keypoints of {name}")
-    several = {names for names in points.values() if names}
-    if len(several) > 1:
-        raise SmaltiError(f"{path}: its classes have different keypoints; write a file for each of these classes")
-    return classes, points
-
-
-def _segments(path: Path, annotations: Sequence[Plain]) -> Iterator[Plain]:
+def _segments(annotations: Sequence[CocoAnnotation]) -> Iterator[CocoAnnotation]:
     """Annotations, those of the panoptic task taken apart: there one entry holds all of an image's."""
     for one in annotations:
-        if "segments_info" in one:
-            segments = items(path, one["segments_info"], "segments_info")
-            yield from ({**segment, "image_id": one.get("image_id")} for segment in segments)
-        else:
+        if one.segments_info is None:
             yield one
+        else:
+            for each in one.segments_info:
+                yield CocoAnnotation(
+                    id=each.id,
+                    image_id=one.image_id,
+                    category_id=each.category_id,
+                    bbox=each.bbox,
+                    iscrowd=each.iscrowd,
+                )
 
 
-def _coco_points(triples: Any, names: tuple[str, ...], size: Size, at: At) -> tuple[Place | None, ...]:
+def _coco_points(triples: Sequence[Any] | None, names: Sequence[str], size: Size, at: At) -> tuple[Place | None, ...]:
     """x, y and how visible it is (0: not annotated), one after another -> places."""
     if triples is None or not names:
         return (None,) * len(names)
-    if not isinstance(triples, list) or len(triples) != 3 * len(names):
-        places = triples[::3] if isinstance(triples, list) else triples
-        raise at.error(other_number(places, names))
+    if len(triples) != 3 * len(names):
+        raise at.error(other_number(len(triples[::3]), names))
     each = zip(triples[::3], triples[1::3], triples[2::3], strict=True)
     return tuple(place_of(x, y, size, at.error) if visible else None for x, y, visible in each)
 
@@ -202,7 +189,7 @@ def read_open_images(path: Path) -> Annotated:
     lists = sorted({file for pattern in _LISTS for file in path.glob(pattern)}) if path.is_dir() else []
     for file in lists:
         for _, (key,) in _rows(file, ("image_name",), ("ImageID",)):
-            images.setdefault(image_name(key, file), [])
+            images.setdefault(read_image_name(key, file), [])
     return collected(path, list(names.values()), (), images)
 
 

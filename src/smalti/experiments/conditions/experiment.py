@@ -39,8 +39,7 @@ from smalti.encoding.condition_encoding import ConditionSource
 from smalti.experiments import condition_fidelity, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.condition_fidelity import Measure
-from smalti.experiments.conditions.page import page
-from smalti.experiments.conditions.scales import SCALES
+from smalti.experiments.conditions.findings import findings
 from smalti.experiments.scene_network import KnownScenes, SceneNetwork, train_scene_network
 from smalti.experiments.steps import SCENES, refuse_idle
 from smalti.generation.code_sampler import make_sampler
@@ -398,10 +397,12 @@ def _save(folder: Path, images: condition_fidelity.ComparedImages, previews: Seq
 
 
 CONDITION_FIDELITY = Experiment(
+    name="conditions",
     about="do generated images follow their conditions? Every condition, on scenes with known labels",
     takes_models=False,
     settings=ConditionsSettings,
-    scales=SCALES,
+    scales_file=Path(__file__).with_name("scales.yaml"),
     plan=plan,
-    page=page,
+    findings=findings,
+    page="experiments/conditions/page.html",
 )

@@ -24,13 +24,14 @@ from smalti.data.loader import Batch, Crops, batches, in_order, spread
 from smalti.data.sources import open_source
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.experiments.class_network import Classifier, accuracy, train_classifier
-from smalti.experiments.demo.page import Results, write_page
+from smalti.experiments.demo.findings import Results, findings
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.images.io import grid, save_png
 from smalti.images.masks import kept_part
 from smalti.pipeline import Pipeline
 from smalti.prior import nll
+from smalti.reports.report import write_report
 from smalti.scenes.scene_files import write_scenes
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
 from smalti.training.runs import encode_images, train_prior, train_tokenizer
@@ -91,7 +92,9 @@ def run_demo(out: Path, *, recipe: str, count: int, console: Console) -> None:
         results = measure(out, tokenizer)
     figures = {**results.figures, "seconds": round(sum(timings.seconds.values()), 1)}
     write_json(out / "report.json", figures)
-    write_page(out, results._replace(figures=figures), seconds=timings.seconds, settings=(tokenizer, prior))
+    results = results._replace(figures=figures)
+    values = findings(out, results, seconds=timings.seconds, tokenizer=tokenizer, prior=prior)
+    write_report(out / "report.html", "experiments/demo/page.html", values)
     for name, value in figures.items():
         say(console, f"{name}: {value:.4g}")
     say(console, f"open {out / 'report.html'}")

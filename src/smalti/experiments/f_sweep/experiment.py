@@ -23,8 +23,7 @@ from smalti.data.loader import Crops, in_order
 from smalti.data.sources import open_source, split
 from smalti.experiments import steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
-from smalti.experiments.f_sweep.page import page
-from smalti.experiments.f_sweep.scales import SCALES
+from smalti.experiments.f_sweep.findings import findings
 from smalti.experiments.palette import fitted_palette, load_palette
 from smalti.experiments.sampling import SampleSettings, codes_of_crops, generate_images, train_prior_on_codes, zoom_of
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
@@ -244,11 +243,13 @@ def _samples(
 
 
 F_SWEEP = Experiment(
+    name="f-sweep",
     about="how large should the tile of a code be: reconstruction against composition over f, as in the "
     "paper's section 4.4",
     takes_models=False,
     settings=FSweepSettings,
-    scales=SCALES,
+    scales_file=Path(__file__).with_name("scales.yaml"),
     plan=plan,
-    page=page,
+    findings=findings,
+    page="experiments/f_sweep/page.html",
 )

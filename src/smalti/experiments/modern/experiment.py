@@ -20,8 +20,7 @@ from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext, StepResult
 from smalti.experiments.equal_time import Weights, nominal, pace, reached, refuse_unequal, timed, weights
-from smalti.experiments.modern.page import MODERN, REFERENCE, page
-from smalti.experiments.modern.scales import SCALES
+from smalti.experiments.modern.findings import MODERN, REFERENCE, findings
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_comparison import FEATURES, HEADS, LPIPS, Compared, difference
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
@@ -229,11 +228,13 @@ def _differences(one: Compared, other: Compared) -> dict[str, list[float]]:
 
 
 MODERN_VS_REFERENCE = Experiment(
+    name="modern-vs-reference",
     about="is the modern way of training better than the original's in the same time, and which of its choices pay",
     takes_models=False,
     settings=ModernSettings,
-    scales=SCALES,
+    scales_file=Path(__file__).with_name("scales.yaml"),
     plan=plan,
-    page=page,
+    findings=findings,
+    page="experiments/modern/page.html",
     brings_images=lambda chosen: all(each.data is not None for each in chosen.sets),
 )

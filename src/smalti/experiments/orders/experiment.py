@@ -10,6 +10,7 @@ H W pixels, f = H/h, h w grid of codes, n = h w.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -19,8 +20,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, settings
 from smalti.experiments import prior_steps, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
-from smalti.experiments.orders.page import RASTER, page
-from smalti.experiments.orders.scales import SCALES
+from smalti.experiments.orders.findings import RASTER, findings
 from smalti.experiments.sampling import SampleSettings, generate_images
 from smalti.experiments.steps import Images, refuse_idle
 from smalti.model_loading import load_tokenizer
@@ -141,10 +141,12 @@ def in_turn(values: torch.Tensor, order: Order) -> torch.Tensor:
 
 
 ORDERS_COMPARED = Experiment(
+    name="orders",
     about="in which order should the codes of an image follow one another: the paper's appendix on their ordering",
     takes_models=False,
     settings=OrdersSettings,
-    scales=SCALES,
+    scales_file=Path(__file__).with_name("scales.yaml"),
     plan=plan,
-    page=page,
+    findings=findings,
+    page="experiments/orders/page.html",
 )

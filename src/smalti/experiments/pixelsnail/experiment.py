@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -21,8 +22,7 @@ from smalti.data.code_shards import open_codes
 from smalti.experiments import prior_steps, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.equal_time import of_length, refuse_unequal
-from smalti.experiments.pixelsnail.page import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME, page
-from smalti.experiments.pixelsnail.scales import SCALES
+from smalti.experiments.pixelsnail.findings import CONTENDERS, PIXELSNAIL, SAME_STEPS, SAME_TIME, findings
 from smalti.experiments.steps import Images, refuse_idle
 from smalti.training.config import PriorTraining
 
@@ -137,10 +137,12 @@ def _comparing(sizes: Mapping[str, int]) -> Step:
 
 
 TRANSFORMER_VS_PIXELSNAIL = Experiment(
+    name="transformer-vs-pixelsnail",
     about="which prior finds the same codes likelier at equal steps and in equal time: the paper's table 1",
     takes_models=False,
     settings=PixelSNAILExperimentSettings,
-    scales=SCALES,
+    scales_file=Path(__file__).with_name("scales.yaml"),
     plan=plan,
-    page=page,
+    findings=findings,
+    page="experiments/pixelsnail/page.html",
 )

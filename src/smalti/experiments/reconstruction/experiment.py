@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,8 +19,8 @@ from pydantic import Field
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, settings
 from smalti.experiments import steps
-from smalti.experiments.base import Experiment, ExperimentRequest, Scale, Step
-from smalti.experiments.reconstruction.page import page
+from smalti.experiments.base import Experiment, ExperimentRequest, Step
+from smalti.experiments.reconstruction.findings import findings
 from smalti.experiments.steps import Images, Variation, refuse_idle, refuse_twins
 from smalti.experiments.tokenizer_measurement import TokenizerMeasurement
 from smalti.hub.pretrained import find_model, is_ours
@@ -189,79 +189,13 @@ def _measuring(compared: _Compared, images: Images, how: TokenizerMeasurement) -
     )
 
 
-def _grid(factors: Mapping[int, Sequence[str]], sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Every f, by the changes that make it, with every K -> plain values of variations."""
-    return [
-        {"name": f"f{f}-k{K}", "changes": [*changes, f"model.quantizer.codebook_size={K}"]}
-        for f, changes in factors.items()
-        for K in sizes
-    ]
-
-
-_SMALL = {
-    f: [f"model.autoencoder.channel_multipliers={levels}"] for f, levels in {4: [1], 8: [1, 2], 16: [1, 2, 2]}.items()
-}
-"""f of the recipes whose stem folds 4 x 4 pixels."""
-_FULL = {
-    8: ["model.autoencoder.channel_multipliers=[1, 1, 2, 4]", "model.autoencoder.attention_levels=[3]"],
-    16: ["model.autoencoder.channel_multipliers=[1, 1, 2, 2, 4]", "model.autoencoder.attention_levels=[4]"],
-}
 RECONSTRUCTION = Experiment(
+    name="reconstruction",
     about="what tokenizers keep of images, and at how many bits: given ones, or a grid of f and K trained here",
     takes_models=True,
     settings=ReconstructionSettings,
-    scales={
-        "tiny": Scale(
-            about="four tokenizers (f 4 and 8, K 128 and 512) trained in about four minutes on two CPU cores",
-            data="the embedded scenes at 64 pixels",
-            renders_scenes=True,
-            settings={
-                "recipe": "demo",
-                "training": [
-                    "run.images=1600",
-                    "run.log_every=200",
-                    "run.validate_every=400",
-                    "run.sample_every=1600",
-                    "run.checkpoint_every=400",
-                    "run.tensorboard=false",
-                    "model.autoencoder.base_channels=64",
-                    "objective.adversarial.weight=0",
-                ],
-                "tokenizers": _grid({f: _SMALL[f] for f in (4, 8)}, (128, 512)),
-                "size": [64, 64],
-                "held_out": 0.2,
-                "images": 96,
-                "shown": 6,
-            },
-        ),
-        "small": Scale(
-            about="six tokenizers (f 4, 8 and 16, K 256 and 1,024) by the recipe small-64: hours on a CPU, an hour "
-            "on a GPU",
-            data="a folder of some thousand photographs, seen at 64 pixels",
-            renders_scenes=False,
-            settings={
-                "recipe": "small-64",
-                "tokenizers": _grid(_SMALL, (256, 1024)),
-                "size": [64, 64],
-                "held_out": 0.1,
-                "images": 1000,
-                "shown": 8,
-            },
-        ),
-        "full": Scale(
-            about="f 8 and 16, K 1,024 and 16,384 by the recipe reference-imagenet: weeks on a GPU",
-            data="ImageNet's training images (ILSVRC 2012), seen at 256 pixels",
-            renders_scenes=False,
-            settings={
-                "recipe": "reference-imagenet",
-                "tokenizers": _grid(_FULL, (1024, 16384)),
-                "size": [256, 256],
-                "held_out": 0.02,
-                "images": 25000,
-                "shown": 12,
-            },
-        ),
-    },
+    scales_file=Path(__file__).with_name("scales.yaml"),
     plan=plan,
-    page=page,
+    findings=findings,
+    page="experiments/reconstruction/page.html",
 )

@@ -1,72 +1,122 @@
-"""What the figures of the experiment `reconstruction` say, and what they do not, in sentences."""
+"""What the experiment `reconstruction` found, as the values of its page: side by side, in details, in a table, and as
+bits against distortion."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
-from smalti.experiments.page_parts import not_measured
-from smalti.experiments.tokenizer_comparison import LPIPS, Compared, difference, measured_on, spread
+from smalti.experiments.base import ExperimentRequest, StepResult
+from smalti.experiments.page_parts import hero, not_measured, protocol, remarks, side_by_side, whole_experiment
+from smalti.experiments.tokenizer_comparison import (
+    FEATURES,
+    HEADS,
+    LPIPS,
+    Compared,
+    Difference,
+    difference,
+    measured_on,
+    spread,
+)
+from smalti.experiments.tokenizer_measurement import TIMED
+from smalti.reports.charts import Bars, Line, LinePlot, Plot
+from smalti.reports.report import Card, Table
+from smalti.training.run_folder import read_metrics
+
+F_AND_K = {
+    "model.autoencoder.patch_size",
+    "model.autoencoder.channel_multipliers",
+    "model.autoencoder.attention_levels",
+    "model.quantizer.codebook_size",
+}
+"""Tokenizers that differ in these settings alone differ in f and K alone."""
 
 
-def findings(compared: Sequence[Compared], best: Compared, *, grid: bool) -> str:
-    """What can be said from the figures. `grid`: they differ in f and K alone."""
-    sentences = [
-        f"By PSNR, {best.name} ({best.kind}) keeps most: {best.scores['psnr']:.2f} dB at "
-        f"{best.outcome['bits_per_image']:,.0f} bits per image, {best.outcome['bits_per_pixel']:.3g} a "
-        "pixel where the image "
-        f"itself has {8 * best.outcome['channels']}."
-    ]
-    least = compared[0]
-    share = least.outcome["bits_per_image"] / best.outcome["bits_per_image"]
-    if share < 1:
-        loss = best.scores["psnr"] - least.scores["psnr"]
-        sentences.append(
-            f"{least.name} ({least.kind}) makes do with {least.outcome['bits_per_image']:,.0f} bits, "
-            f"{share:.0%} of that, and "
-            f"gives up {loss:.2f} dB for it."
-        )
+def findings(settings: Any, request: ExperimentRequest, done: Mapping[str, StepResult]) -> dict[str, Any]:
+    """The finished steps of the experiment -> the values of its page."""
+    named = [(step.removeprefix("measure-"), each) for step, each in done.items() if step.startswith("measure-")]
+    compared = sorted(
+        (Compared(name, each.folder, each.outcome) for name, each in named),
+        key=lambda one: one.outcome["bits_per_image"],
+    )
+    best = max(compared, key=lambda one: one.scores["psnr"])
+    trained = not request.models
+    changes = [change.partition("=")[0] for each in settings.tokenizers for change in each.changes]
+    grid = trained and set(changes) <= F_AND_K
+    with_lpips = [one for one in compared if LPIPS in one.scores]
+    return {
+        "compared": compared,
+        "best": best,
+        "least": compared[0],
+        "rival": _rival(compared, best),
+        "lpips": LPIPS,
+        "nearest": min(with_lpips, key=lambda one: one.scores[LPIPS]) if len(with_lpips) > 1 else None,
+        "steps_up": _steps_up(compared) if grid else [],
+        "trained": trained,
+        "grid": grid,
+        "images": measured_on(best),
+        "timed": TIMED,
+        "not_measured": not_measured(best),
+        "cards": _cards(compared, best, done),
+        "hero": hero(best),
+        "side_by_side": side_by_side(
+            [(one.name if trained else f"{one.name}: {one.kind}", one) for one in reversed(compared)]
+        ),
+        "distortion": _distortion(compared, grid=grid),
+        "table": _table(compared),
+        "pairs": _pairs(compared),
+        "remarks": remarks(compared),
+        "training": _training(compared, done) if trained else [],
+        "protocol": protocol(compared[0]),
+    }
+
+
+class _Rival(NamedTuple):
+    """The tokenizer that is next to the best by PSNR."""
+
+    name: str
+    gain: Difference
+    """By how much the best is above it."""
+    spread: str
+    alike: bool
+    """Whether that is within two standard errors."""
+
+
+def _rival(compared: Sequence[Compared], best: Compared) -> _Rival | None:
     rivals = [one for one in compared if one is not best]
-    if rivals:
-        next_best = max(rivals, key=lambda one: one.scores["psnr"])
-        gain = difference(best.columns["psnr"], next_best.columns["psnr"])
-        sentences.append(
-            f"Image by image, {best.name} is {spread(gain)} dB above the next best, {next_best.name}, and "
-            "above it on "
-            f"{gain.above} of {gain.images} images."
-        )
-        if abs(gain.mean) < 2 * gain.error:
-            sentences.append("That is within two standard errors: on these images the two do not differ significantly.")
-    measured = [one for one in compared if LPIPS in one.scores]
-    if len(measured) > 1:
-        nearest = min(measured, key=lambda one: one.scores[LPIPS])
-        agrees = "agrees" if nearest is best else f"prefers {nearest.name}"
-        sentences.append(
-            f"LPIPS, which follows what people see more closely than PSNR, {agrees} ({nearest.scores[LPIPS]:.3f})."
-        )
-    return " ".join(sentences) + (f"\n\n{_steps_up(compared)}" if grid else "")
+    if not rivals:
+        return None
+    next_best = max(rivals, key=lambda one: one.scores["psnr"])
+    gain = difference(best.columns["psnr"], next_best.columns["psnr"])
+    return _Rival(next_best.name, gain, spread(gain), abs(gain.mean) < 2 * gain.error)
 
 
-def _steps_up(compared: Sequence[Compared]) -> str:
-    """What a smaller f and a larger K bring where all else is equal, in sentences."""
+class _StepUp(NamedTuple):
+    """What a smaller f or a larger K brings where all else is equal."""
+
+    change: str
+    gains: str
+    """In dB."""
+    bits: str
+    """Times as many."""
+
+
+def _steps_up(compared: Sequence[Compared]) -> list[_StepUp]:
     by_kind = {(one.outcome["factor"], one.outcome["codes"]): one for one in compared}
     factors, sizes = sorted({f for f, _ in by_kind}), sorted({K for _, K in by_kind})
-    sentences = []
-    for what, pairs in (
-        ("f", [((large, K), (small, K)) for small, large in pairwise(factors) for K in sizes]),
-        ("K", [((f, small), (f, large)) for small, large in pairwise(sizes) for f in factors]),
+    steps = []
+    for change, pairs in (
+        ("the next smaller f", [((large, K), (small, K)) for small, large in pairwise(factors) for K in sizes]),
+        ("the next larger K", [((f, small), (f, large)) for small, large in pairwise(sizes) for f in factors]),
     ):
         found = [(by_kind[a], by_kind[b]) for a, b in pairs if a in by_kind and b in by_kind]
         if found:
             gains = [b.scores["psnr"] - a.scores["psnr"] for a, b in found]
             bits = [b.outcome["bits_per_image"] / a.outcome["bits_per_image"] for a, b in found]
-            change = "the next smaller f" if what == "f" else "the next larger K"
-            sentences.append(f"{change} brings {_range(gains, '.2f')} dB for {_range(bits, '.3g')} times the bits")
-    return (
-        f"Where f alone differs (and the levels of the network with it), or K alone, {'; '.join(sentences)}."
-        if sentences
-        else ""
-    )
+            steps.append(_StepUp(change, _range(gains, ".2f"), _range(bits, ".3g")))
+    return steps
 
 
 def _range(values: Sequence[float], digits: str) -> str:
@@ -74,28 +124,68 @@ def _range(values: Sequence[float], digits: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def limitations(best: Compared, *, trained: bool) -> str:
-    """What must not be concluded."""
-    count = measured_on(best)
-    sentences = [
-        "PSNR and SSIM reward images that are blurred rather than wrong; look at the details below before "
-        "believing them.",
-        "Bits are those of codes written one by one with log2 K each, not what a prior would need for "
-        "them: a tokenizer with "
-        "more codes an image also leaves more to be learned in stage 2, which is not measured here.",
+def _cards(compared: Sequence[Compared], best: Compared, done: Mapping[str, StepResult]) -> list[Card]:
+    least = compared[0]
+    return [
+        Card(f"Most is kept by {best.name}", f"{best.scores['psnr']:.2f}", unit="dB PSNR"),
+        Card(f"The fewest bits: {least.name}", f"{least.outcome['bits_per_image']:,.0f}", unit="bits per image"),
+        Card("What those keep", f"{least.scores['psnr']:.2f}", unit="dB PSNR"),
+        whole_experiment(done),
     ]
-    if trained:
-        sentences.append(
-            "Each tokenizer was trained once, with one seed, for the same number of images, which suits some "
-            "better than "
-            "others: the figures compare these trainings, not what f and K can reach."
+
+
+def _distortion(compared: Sequence[Compared], *, grid: bool) -> list[Plot]:
+    plots: list[Plot] = []
+    # On a grid those that share f differ in K alone, so that a line between them means something.
+    groups: dict[str, list[Compared]] = {}
+    for one in compared:
+        groups.setdefault(f"f{one.outcome['factor']}" if grid else one.name, []).append(one)
+    for score, label in HEADS.items():
+        if score != FEATURES and all(score in one.scores for one in compared):
+            lines = [
+                Line(name, [(one.outcome["bits_per_pixel"], one.scores[score]) for one in group])
+                for name, group in groups.items()
+            ]
+            better = "lower is better" if score == LPIPS else "higher is better"
+            unit = "dB" if score == "psnr" else label
+            plots.append(LinePlot(f"{label}: {better}", lines, x_label="bits per pixel", y_label=unit))
+    use = [(one.name, 100 * one.scores["codes_in_use"]) for one in compared]
+    return [*plots, Bars("Codes in use on these images", use, unit="%")]
+
+
+def _table(compared: Sequence[Compared]) -> Table:
+    scores = [name for name in HEADS if any(name in one.scores for one in compared)]
+    head = ["tokenizer", "f", "K", "bits", "bits per pixel", *(HEADS[name] for name in scores)]
+    rows: list[list[str | int | float]] = []
+    for one in compared:
+        values = [one.scores.get(name, math.nan) for name in scores]
+        rest = [f"{one.scores['codes_in_use']:.1%}", 1000 * one.outcome["seconds_per_image"], one.outcome["parameters"]]
+        bits = [round(one.outcome["bits_per_image"]), one.outcome["bits_per_pixel"]]
+        rows.append([one.name, one.outcome["factor"], one.outcome["codes"], *bits, *values, *rest])
+    return Table([*head, "in use", "ms", "weights"], rows)
+
+
+def _pairs(compared: Sequence[Compared]) -> Table:
+    """From each tokenizer to that with the next more bits."""
+    rows: list[list[str | int | float]] = []
+    for less, more in pairwise(compared):
+        gain = difference(more.columns["psnr"], less.columns["psnr"])
+        bits = more.outcome["bits_per_image"] / less.outcome["bits_per_image"]
+        rows.append(
+            [f"{less.name} to {more.name}", f"{bits:.3g} times", spread(gain), f"{gain.above} of {gain.images}"]
         )
-    else:
-        sentences.append(
-            "The tokenizers were given: what they learned from is not known here, perhaps some of these very "
-            "images, and more "
-            "than f and K may differ between them."
-        )
-    if count < 2048:
-        sentences.append(f"A Frechet distance over {count:,} images is biased and noisy; it ranks, at best.")
-    return " ".join([*sentences, *not_measured(best)])
+    return Table(["more bits", "bits", "PSNR gained, dB", "better on"], rows)
+
+
+def _training(compared: Sequence[Compared], done: Mapping[str, StepResult]) -> list[Plot]:
+    """How the tokenizers that the experiment trained came to be what they are."""
+    lines, minutes = [], []
+    for one in compared:
+        run = done[f"tokenizer-{one.name}"]
+        points = [(line["seen"], line["psnr"]) for line in read_metrics(run.folder) if line["part"] == "validation"]
+        lines.append(Line(one.name, points))
+        minutes.append((one.name, run.seconds / 60))
+    return [
+        LinePlot("On the way, held-out images", lines, x_label="images seen", y_label="PSNR, dB"),
+        Bars("Minutes of training", minutes),
+    ]

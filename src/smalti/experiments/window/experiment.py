@@ -40,9 +40,8 @@ from smalti.experiments.equal_time import refuse_unequal
 from smalti.experiments.sampling import ENCODED, SampleSettings, generate_images, zoom_of
 from smalti.experiments.scene_network import train_scene_network
 from smalti.experiments.steps import SCENES, Images, refuse_idle
+from smalti.experiments.window.findings import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, findings, named
 from smalti.experiments.window.metrics import fitting, images_in, joined, likelihood, nats_of, sequential
-from smalti.experiments.window.page import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, named, page
-from smalti.experiments.window.scales import SCALES
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import unknown_codes
@@ -401,10 +400,12 @@ def _structure(f: int, chosen: WindowSettings) -> Step:
 
 
 WINDOWS_COMPARED = Experiment(
+    name="window",
     about="images larger than the training size: sliding window, neighborhood attention, whole grid",
     takes_models=False,
     settings=WindowSettings,
-    scales=SCALES,
+    scales_file=Path(__file__).with_name("scales.yaml"),
     plan=plan,
-    page=page,
+    findings=findings,
+    page="experiments/window/page.html",
 )

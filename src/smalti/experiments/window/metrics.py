@@ -16,7 +16,7 @@ from smalti.conditions.base import code_crops as under
 from smalti.conditions.base import constant_prefix
 from smalti.experiments.page_parts import pixels
 from smalti.experiments.tokenizer_comparison import difference
-from smalti.experiments.window.page import COORDINATES, TILES
+from smalti.experiments.window.findings import COORDINATES, TILES
 from smalti.generation.generation_loop import decoding_strategy
 from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.images.io import to_tensor
