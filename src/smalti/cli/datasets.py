@@ -54,9 +54,8 @@ def encode(
     condition: Annotated[
         list[str] | None,
         typer.Option(
-            help="Condition to encode: labels, coordinates, layout, keypoints, or a name of your own for one with "
-            "its own "
-            "tokenizer: segmentation, depth, edges ... May be repeated."
+            help="Condition to encode: labels, text, coordinates, layout, keypoints, or a name of your own for one "
+            "with its own tokenizer: segmentation, depth, edges ... May be repeated."
         ),
     ] = None,
     condition_tokenizer: Annotated[
@@ -65,7 +64,8 @@ def encode(
     condition_data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Files of the condition, named like the images, or an annotation file; by default derived from "
+            help="Files of the condition, named like the images, or an annotation file; captions are also found "
+            "among the images; by default derived from "
             "the images: "
             "edges, or smaller copies. NAME=PATH with several conditions."
         ),

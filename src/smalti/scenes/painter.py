@@ -16,7 +16,7 @@ import numpy.typing as npt
 from smalti.core.errors import SmaltiError
 from smalti.scenes import landscape
 from smalti.scenes.canvas import Canvas
-from smalti.scenes.composition import Home, Tree, compose, inhabitants
+from smalti.scenes.composition import Composition, Home, Tree, compose, inhabitants
 from smalti.scenes.palettes import SEASONS, TIMES
 from smalti.scenes.textures import Floats
 
@@ -39,17 +39,23 @@ class SceneObject(NamedTuple):
 
     `box` is (x, y, w, h) of the part that is seen; `distance` is in meters. `keypoints` are (x, y) of `KEYPOINTS` for a house
     (those of a house that is cut by the border lie outside 0 to 1; some may be hidden), and empty for everything else.
+    `share` is that of the image's pixels which show it, `visible` the share of the object that is seen, and `plan` what
+    a tree or a house was painted from.
     """
 
     label: str
     box: tuple[float, float, float, float]
     distance: float
     keypoints: tuple[tuple[float, float], ...]
+    share: float
+    visible: float
+    plan: Tree | Home | None
 
 
 class Scene(NamedTuple):
     """A landscape: `image` (H,W,3) uint8; `segmentation` (H,W) uint8 into `LABELS`; `depth` (H,W) float32 meters, the sky at
-    `FAR`; `edges` (H,W) uint8, 0 or 255; `objects` from far to near; `label` one of `CLASSES`."""
+    `FAR`; `edges` (H,W) uint8, 0 or 255; `objects` from far to near; `label` one of `CLASSES`; `plan` what it was
+    painted from."""
 
     image: npt.NDArray[np.uint8]
     segmentation: npt.NDArray[np.uint8]
@@ -57,6 +63,7 @@ class Scene(NamedTuple):
     edges: npt.NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
     label: str
+    plan: Composition
 
 
 def scene_class(seed: int, index: int) -> str:
@@ -92,7 +99,7 @@ def paint(seed: int, index: int, *, size: tuple[int, int]) -> Scene:
         code = 2 * cell + 1 if cell >= 0 else -2 * cell
         things += inhabitants(plan, _generator(seed, index, code), cell)
     canvas = landscape.paint(plan, things, height * _FINER, width * _FINER)
-    return _developed(canvas, label)
+    return _developed(canvas, plan, label)
 
 
 def check(seed: int, size: tuple[int, int]) -> None:
@@ -106,7 +113,7 @@ def check(seed: int, size: tuple[int, int]) -> None:
             )
 
 
-def _developed(canvas: Canvas, label: str) -> Scene:
+def _developed(canvas: Canvas, plan: Composition, label: str) -> Scene:
     """The canvas at the image's resolution: colors averaged, everything else that of one of the four points."""
     color = canvas.color
     summed = color[:, ::2, ::2] + color[:, 1::2, ::2] + color[:, ::2, 1::2] + color[:, 1::2, 1::2]
@@ -114,7 +121,7 @@ def _developed(canvas: Canvas, label: str) -> Scene:
     identity, depth = _majority(canvas)
     segmentation = np.asarray(canvas.labels, dtype=np.uint8)[identity]
     edges = _edges(identity, image)
-    return Scene(np.ascontiguousarray(image), segmentation, depth, edges, _objects(canvas, identity), label)
+    return Scene(np.ascontiguousarray(image), segmentation, depth, edges, _objects(canvas, identity), label, plan)
 
 
 def _majority(canvas: Canvas) -> tuple[npt.NDArray[np.int16], Floats]:
@@ -157,5 +164,7 @@ def _objects(canvas: Canvas, identity: npt.NDArray[np.int16]) -> tuple[SceneObje
         x, y = float(columns[0] / width), float(rows[0] / height)
         box = (x, y, float((columns[-1] + 1) / width) - x, float((rows[-1] + 1) / height) - y)
         points = tuple((px / canvas.width, py / canvas.height) for px, py in thing.keypoints)
-        found.append(SceneObject(LABELS[thing.label], box, thing.distance, points))
+        share = float(counts[thing.identity] / (canvas.height * canvas.width))
+        visible = float(counts[thing.identity] / thing.whole)
+        found.append(SceneObject(LABELS[thing.label], box, thing.distance, points, share, visible, thing.plan))
     return tuple(found)
