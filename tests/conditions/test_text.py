@@ -7,8 +7,10 @@ import logging
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,6 @@ from smalti.data.crops import CenterCrop, RandomCrop, View
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
 from smalti.encoding.annotators import ANNOTATORS
-from smalti.hub import hugging_face
 from smalti.images.io import read_image
 from smalti.pipeline import Pipeline
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
@@ -83,7 +84,7 @@ def test_unknown_words_fall_back_to_bytes(unknown: str) -> None:
     assert text.decode(codes[0].tolist()) == expected.strip()
 
 
-def test_a_long_text_is_cut_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_text_is_cut_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     text, long = small(), "a lake at dusk, " * 625
     assert len(long) == 10_000
     with caplog.at_level(logging.WARNING):
@@ -135,13 +136,13 @@ def test_a_blank_text_is_none() -> None:
 def test_the_preview_shows_the_text() -> None:
     text = small()
     first, second, none = (text.preview(text.encode([words])[0]) for words in ("a lake at dusk", "two red houses", ""))
-    assert first.shape[2] == 3
+    long = small(length=64).preview(small(length=64).encode(["tall firs " * 20])[0])
+    assert {each.shape for each in (first, second, none, long)} == {(128, 128, 3)}  # they stand in one grid
     assert first.dtype == np.uint8
-    assert first.shape != second.shape or not np.array_equal(first, second)
-    assert none.shape[0] < 30
-    tall = small(length=64).preview(small(length=64).encode(["tall firs " * 20])[0])
-    assert tall.shape[0] > 60  # in several lines, each of which can be read
-    assert tall.shape[1] < 200
+    assert not np.array_equal(first, second)
+    dark = [np.flatnonzero((each < 128).any(axis=(1, 2))) for each in (none, long)]
+    assert dark[0].max() < 30
+    assert dark[1].max() > 60  # in several lines, each of which can be read
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -170,10 +171,6 @@ def test_a_damaged_vocabulary_is_named(damage: str, tmp_path: Path) -> None:
         path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(SmaltiError, match=r"tokenizer\.json.*; copy the whole folder again"):
         build_condition(plain, tmp_path)
-
-
-def test_the_hub_gives_the_vocabulary_too() -> None:
-    assert hugging_face.VOCABULARY == FILE
 
 
 # --- from images to a prior ----------------------------------------------------------------------------------------
@@ -209,10 +206,10 @@ def crops_of(home: Path, *, flip: bool = True) -> Crops:
 def test_one_caption_is_drawn_each_time(home: Path) -> None:
     crops = crops_of(home, flip=False)
     annotator = ANNOTATORS["text"](None, {"length": 20}, crops, (2, 2), 8)
-    told, text = annotator.of(crops), annotator.condition
+    annotate, text = annotator.of(crops), annotator.condition
     assert isinstance(text, Text)
     view = View(0, 0, (SIDE, SIDE), (24, 28), mirrored=False)
-    drawn = [text.decode(told(0, view, draw).tolist()) for draw in range(60)]
+    drawn = [text.decode(annotate(0, view, draw).tolist()) for draw in range(60)]
     assert set(drawn) == {"corner 0 on the left", "halves", "an image"}
     assert all(drawn.count(caption) > 8 for caption in set(drawn))
     again = ANNOTATORS["text"](None, {"length": 20}, crops, (2, 2), 8)
@@ -224,10 +221,10 @@ def test_one_caption_is_drawn_each_time(home: Path) -> None:
 def test_sides_are_exchanged_in_mirrored_images(swap: bool, home: Path) -> None:
     crops = crops_of(home)
     annotator = ANNOTATORS["text"](None, {"swap_sides": swap}, crops, (2, 2), 8)
-    told, text = annotator.of(crops), annotator.condition
+    annotate, text = annotator.of(crops), annotator.condition
     assert isinstance(text, Text)
     views = [View(0, 0, (SIDE, SIDE), (24, 28), mirrored=mirrored) for mirrored in (False, True)]
-    pairs = [tuple(text.decode(told(4, view, draw).tolist()) for view in views) for draw in range(30)]
+    pairs = [tuple(text.decode(annotate(4, view, draw).tolist()) for view in views) for draw in range(30)]
     other = "corner 8 on the right" if swap else "corner 8 on the left"
     assert set(pairs) == {("corner 8 on the left", other), ("halves", "halves"), ("an image", "an image")}
 
@@ -245,7 +242,7 @@ def test_settings_that_cannot_be(options: dict[str, object], message: str, home:
         ANNOTATORS["text"](None, options, crops_of(home), (2, 2), 8)
 
 
-def test_captions_that_are_cut_are_said(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_captions_that_are_cut_are_counted(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         ANNOTATORS["text"](None, {"length": 2}, crops_of(home), (2, 2), 8)
     assert "10 of 30 captions have more than 2 codes, up to " in caplog.text
@@ -270,20 +267,20 @@ def pipeline_of(home: Path, run: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(home: Path) -> Path:
+def text_pipeline(home: Path) -> Path:
     """A pipeline with a prior of texts alone."""
     prior_of(home, "texts", "condition=text", "run.codes=320")
     return pipeline_of(home, "texts")
 
 
-def test_a_prior_is_conditioned_on_texts(home: Path, told: Path) -> None:
+def test_a_prior_is_conditioned_on_texts(home: Path, text_pipeline: Path) -> None:
     shards = open_codes(home / "texts" / "codes")
     text = condition_of(shards, "text")
     assert isinstance(text, Text)
     assert text.length == 64
     captions = {text.decode(shards.training[index, draw].prefix.tolist()) for index in range(6) for draw in range(4)}
     assert captions & {"halves", "an image"}
-    pipe = Pipeline.from_pretrained(told)
+    pipe = Pipeline.from_pretrained(text_pipeline)
     first, second = pipe.sample(2, text="halves", seed=3), pipe.sample(1, text="halves", seed=4)
     assert torch.allclose(first[1], second[0], atol=1e-4)
     unconditional = pipe.sample(1, seed=3)
@@ -294,7 +291,7 @@ def test_a_prior_is_conditioned_on_texts(home: Path, told: Path) -> None:
     assert torch.allclose(last, first[0], atol=1e-4)
 
 
-def test_the_same_command_goes_on(home: Path, told: Path) -> None:
+def test_the_same_command_goes_on(home: Path, text_pipeline: Path) -> None:
     before = (home / "texts" / "model" / "model.safetensors").read_bytes()
     prior_of(home, "texts", "condition=text", "run.codes=320")
     assert (home / "texts" / "model" / "model.safetensors").read_bytes() == before
@@ -305,36 +302,72 @@ def test_the_same_command_goes_on(home: Path, told: Path) -> None:
     (home / "images" / "metadata.jsonl").write_text(rows, "utf-8")
 
 
-def test_it_is_saved_and_converted_with_its_vocabulary(told: Path, tmp_path: Path) -> None:
-    pipe = Pipeline.from_pretrained(told)
+def test_it_is_saved_and_converted_with_its_vocabulary(text_pipeline: Path, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(text_pipeline)
     pipe.save_pretrained(tmp_path / "saved", about={})
-    ran = CliRunner().invoke(app, ["convert", str(told), str(tmp_path / "converted")])
+    ran = CliRunner().invoke(app, ["convert", str(text_pipeline), str(tmp_path / "converted")])
     assert ran.exit_code == 0, ran.output
-    words = ["push", str(told), "me/texts", "--license", "mit", "--card-only", str(tmp_path / "card")]
+    words = ["push", str(text_pipeline), "me/texts", "--license", "mit", "--card-only", str(tmp_path / "card")]
     ran = CliRunner().invoke(app, words)
     assert ran.exit_code == 0, ran.output
     expected = pipe.sample(1, text="halves", seed=1)
     for name in ("saved", "converted", "card"):
-        assert (tmp_path / name / "prior" / FILE).read_bytes() == (told / "prior" / FILE).read_bytes()
+        assert (tmp_path / name / "prior" / FILE).read_bytes() == (text_pipeline / "prior" / FILE).read_bytes()
         assert torch.equal(Pipeline.from_pretrained(tmp_path / name).sample(1, text="halves", seed=1), expected)
 
 
-def test_the_commands(home: Path, told: Path, tmp_path: Path) -> None:
+def test_the_hub_gives_the_vocabulary_too(text_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
+        for path in filter(Path.is_file, text_pipeline.rglob("*")):
+            below = path.relative_to(text_pipeline)
+            if any(fnmatch(below.as_posix(), pattern) for pattern in allow_patterns):
+                (tmp_path / "cache" / below).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, tmp_path / "cache" / below)
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    there, here = Pipeline.from_pretrained("me/texts"), Pipeline.from_pretrained(text_pipeline)
+    assert torch.equal(there.sample(1, text="halves", seed=1), here.sample(1, text="halves", seed=1))
+
+
+def test_the_commands(home: Path, text_pipeline: Path, tmp_path: Path) -> None:
     def run(*words: object) -> str:
         ran = CliRunner().invoke(app, [str(word) for word in words])
         assert ran.exit_code == 0, ran.output
         return " ".join(ran.output.split())
 
-    run("sample", told, "--out", tmp_path, "-n", 1, "--text", "an image, 日本", "--guidance", 2)
+    run("sample", text_pipeline, "--out", tmp_path, "-n", 1, "--text", "an image, 日本", "--guidance", 2)
     assert "text: an image, 日本" in run("info", tmp_path / "sample-000000.png")
-    assert "prior condition.name: text prior condition.length: 64" in run("info", told)
+    assert "prior condition.name: text prior condition.length: 64" in run("info", text_pipeline)
     assert "text, 64 codes with" in run("info", home / "texts" / "codes")
     image = home / "images" / "a" / "00.png"
-    run("complete", told, image, "--out", tmp_path, "-n", 1, "--keep", "top-half", "--text", "halves")
+    run("complete", text_pipeline, image, "--out", tmp_path, "-n", 1, "--keep", "top-half", "--text", "halves")
     assert "halves" in run("info", tmp_path / "00-000000.png")
 
 
-def test_a_model_without_text_says_so(home: Path, tmp_path: Path) -> None:
+def test_likelihood_of_held_out_codes(home: Path, text_pipeline: Path, tmp_path: Path) -> None:
+    words = [
+        "evaluate",
+        "prior",
+        text_pipeline,
+        home / "texts" / "codes",
+        "--out",
+        tmp_path / "scores",
+        "--set",
+        "samples=0",
+    ]
+    ran = CliRunner().invoke(app, [str(word) for word in words])
+    assert ran.exit_code == 0, ran.output
+    other = ["encode", home / "tokenizer", home / "images", "--out", tmp_path / "codes", "--copies", 1, "--size", SIDE]
+    other += ["--validation", 0.2, "--condition", "text", "--condition-set", "text.vocabulary=260"]
+    ran = CliRunner().invoke(app, [str(word) for word in other])
+    assert ran.exit_code == 0, ran.output
+    words[3] = tmp_path / "codes"
+    ran = CliRunner().invoke(app, [str(word) for word in words])
+    assert "have those of another condition" in str(ran.exception)
+
+
+def test_a_model_without_text_refuses_one(home: Path, tmp_path: Path) -> None:
     prior_of(home, "classes", "condition=labels", "run.codes=64", "encode.copies=1")
     plain = pipeline_of(home, "classes")
     ran = CliRunner().invoke(app, ["sample", str(plain), "--out", str(tmp_path), "--text", "a lake"])
@@ -370,7 +403,7 @@ def test_label_text_and_segmentation_together(home: Path, tmp_path: Path) -> Non
     assert shown.shape == (128, 384, 3)
 
 
-def test_what_needs_codes_first_is_told_how(home: Path) -> None:
+def test_conditions_with_codes_of_their_own_are_encoded_first(home: Path) -> None:
     with pytest.raises(
         SmaltiError,
         match=r"first smalti encode .* --condition labels --condition text --condition segmentation "

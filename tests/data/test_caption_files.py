@@ -117,13 +117,13 @@ def test_a_table_about_other_things_is_passed_by(images: Path) -> None:
 
 def write_coco(path: Path) -> Path:
     names = [{"id": number, "file_name": key.rpartition("/")[2]} for number, key in enumerate(EXPECTED)]
-    said = [
+    annotations = [
         {"image_id": float(number), "id": 9, "caption": caption}
         for number, captions in enumerate(EXPECTED.values())
         for caption in captions
     ]
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"images": names, "annotations": said}), "utf-8")
+    path.write_text(json.dumps({"images": names, "annotations": annotations}), "utf-8")
     return path
 
 

@@ -59,17 +59,17 @@ def test_the_number_of_houses_is_that_of_the_image(scenes: list[tuple[Scene, tup
     for scene, caption in pairs(scenes):
         objects = [thing for thing in scene.objects if thing.label == "house"]
         hidden = share(scene, "house") - sum(thing.share for thing in objects)
-        said = number_of_houses(caption)
+        stated = number_of_houses(caption)
         if re.search(r"half-hidden house|part of a house", caption, re.IGNORECASE):
             assert not objects, caption
             assert hidden >= 0.004, caption
-        elif has("more than one house|some houses", caption) or (said is None and has("houses", caption)):
+        elif has("more than one house|some houses", caption) or (stated is None and has("houses", caption)):
             assert objects, caption
             assert hidden >= 0.0009, caption  # besides those that are objects another one is seen
-        elif said is not None:
-            assert said == len(objects), caption
+        elif stated is not None:
+            assert stated == len(objects), caption
             assert hidden < 0.0011, caption
-            counts.add(said)
+            counts.add(stated)
         else:
             assert not re.search(HOUSE, caption, re.IGNORECASE), caption
             assert not objects, caption
@@ -78,9 +78,9 @@ def test_the_number_of_houses_is_that_of_the_image(scenes: list[tuple[Scene, tup
 
 
 def test_water_is_stated_where_it_is_seen(scenes: list[tuple[Scene, tuple[str, ...]]]) -> None:
-    said = [has("lake|water", caption) for _, caption in pairs(scenes)]
-    assert said == [share(scene, "water") >= 0.005 for scene, _ in pairs(scenes)]
-    assert 0.3 < np.mean(said) < 0.9
+    stated = [has("lake|water", caption) for _, caption in pairs(scenes)]
+    assert stated == [share(scene, "water") >= 0.005 for scene, _ in pairs(scenes)]
+    assert 0.3 < np.mean(stated) < 0.9
     for scene, caption in pairs(scenes):
         if has("frozen|icy|ice", caption):
             assert scene.plan.lake[0].frozen > 0.5, caption
@@ -144,7 +144,7 @@ TREES = {
 }
 
 
-def test_trees_stand_where_they_are_said_to(scenes: list[tuple[Scene, tuple[str, ...]]]) -> None:
+def test_trees_stand_where_they_are_stated(scenes: list[tuple[Scene, tuple[str, ...]]]) -> None:
     checked = 0
     for scene, caption in pairs(scenes):
         plans = [(thing, thing.plan) for thing in scene.objects if isinstance(thing.plan, Tree)]
@@ -167,7 +167,7 @@ def test_trees_stand_where_they_are_said_to(scenes: list[tuple[Scene, tuple[str,
     assert checked > 300
 
 
-def test_houses_stand_where_they_are_said_to_and_look_so(scenes: list[tuple[Scene, tuple[str, ...]]]) -> None:
+def test_houses_stand_where_they_are_stated_and_look_so(scenes: list[tuple[Scene, tuple[str, ...]]]) -> None:
     colors, red = set(), []
     for scene, caption in pairs(scenes):
         homes = [(thing, thing.plan) for thing in scene.objects if isinstance(thing.plan, Home)]

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
+import numpy as np
 import torch
 from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -34,8 +35,8 @@ logger = logging.getLogger("smalti")
 FILE = hugging_face.VOCABULARY
 """The vocabulary in a prior's folder, in the format of the library `tokenizers`."""
 _BYTES = 256  # the smallest V: a piece for each byte
-_COLUMNS = 22  # characters in a line of a preview
-_LINES = 9  # lines of a preview
+_SIDE = 128  # pixels of a preview
+_COLUMNS, _LINES = 21, 9  # characters in a line of a preview, and lines
 
 
 @settings
@@ -168,8 +169,12 @@ class Text(Condition):
         return str(self._tokenizer.decode([code for code in codes if code < self.settings.vocabulary])).strip()
 
     def preview(self, codes: Tensor) -> Array:
+        """As many lines of the text as there is room for, on an image of the same size for every text."""
         lines = textwrap.wrap(self.decode(codes.tolist()), _COLUMNS, max_lines=_LINES, placeholder=" ...")
-        return render_text("\n".join(lines) or "no text")
+        words = render_text("\n".join(lines) or "no text")[:_SIDE, :_SIDE]
+        image = np.full((_SIDE, _SIDE, 3), 255, dtype=np.uint8)
+        image[: words.shape[0], : words.shape[1]] = words
+        return image
 
     def save(self, folder: Path) -> dict[str, Any]:
         write_text(folder / FILE, self._vocabulary)

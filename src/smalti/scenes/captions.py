@@ -215,24 +215,24 @@ def _details(facts: Visible, chance: Chance) -> list[str]:
 
 
 def _sky(facts: Visible, chance: Chance) -> list[str]:
-    """What can be said of the sky but for the moon, each by itself."""
-    said = []
+    """What can be stated of the sky but for the moon, each by itself."""
+    phrases = []
     if facts.clouds is not None:
         if facts.clouds == 0:
-            said.append(chance.choice(("a clear sky", "a cloudless sky", "no clouds")))
+            phrases.append(chance.choice(("a clear sky", "a cloudless sky", "no clouds")))
         elif facts.clouds > 0.7:
-            said.append(chance.choice(("heavy clouds", "an overcast sky", "a sky full of clouds")))
+            phrases.append(chance.choice(("heavy clouds", "an overcast sky", "a sky full of clouds")))
         elif facts.clouds > 0.35:
-            said.append(chance.choice(("a cloudy sky", "clouds", "many clouds")))
+            phrases.append(chance.choice(("a cloudy sky", "clouds", "many clouds")))
         elif facts.clouds > 0.03:
-            said.append(chance.choice(("a few clouds", "some clouds", "clouds")))
+            phrases.append(chance.choice(("a few clouds", "some clouds", "clouds")))
     if facts.stars:
-        said.append(chance.choice(("stars", "a starry sky", "stars in the sky")))
+        phrases.append(chance.choice(("stars", "a starry sky", "stars in the sky")))
     if facts.disc == "sun":
         sun = "the setting sun" if facts.time == "dusk" else chance.choice(("the sun", "a bright sun"))
         side = f" on the {facts.disc_side}" if facts.disc_side != "middle" and chance.random() < 0.5 else ""
-        said.append(f"{sun}{side}")
-    return said
+        phrases.append(f"{sun}{side}")
+    return phrases
 
 
 def _trees(facts: Visible, chance: Chance) -> list[str]:
