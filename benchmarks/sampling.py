@@ -37,9 +37,12 @@ import torch
 from torch import Tensor, nn
 
 from pairs import line_of, matrix_rate, middle
+from smalti.conditions.base import constant_prefix
 from smalti.core.allocator import keep_memory
-from smalti.generation.code_sampler import Sampler, decoding_strategy, final_codes, generate, unknown_codes
-from smalti.prior import GPT, GPTSettings, Neighborhood, NeighborhoodSettings, Prior, Window, after_middle
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import decoding_strategy, final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
+from smalti.prior import GPT, GPTSettings, Neighborhood, NeighborhoodSettings, Prior, Window
 
 SIZES = GPTSettings(
     vocab_size=1024, codebook_size=1024, grid=(16, 16), block_size=256, layers=8, embed_dim=512, heads=8, start_code=0
@@ -124,17 +127,13 @@ def weights(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
 
 
+def request_of(prior: Prior, work: Work) -> GenerationRequest:
+    prefix_at, known = constant_prefix(prior.null_prefix(work.batch)), unknown_codes(work.batch, work.grid)
+    return GenerationRequest(prefix_at, known, seeds=torch.arange(work.batch), sampler=SAMPLER)
+
+
 def lay(prior: Prior, work: Work) -> Tensor:
-    prefix = prior.null_prefix(work.batch)
-    return final_codes(
-        generate(
-            prior,
-            lambda window: prefix,
-            sampler=SAMPLER,
-            seeds=torch.arange(work.batch),
-            known=unknown_codes(work.batch, work.grid),
-        )
-    )
+    return final_codes(generate(prior, request_of(prior, work)))
 
 
 def ours(name: str) -> dict[str, Any]:
@@ -169,8 +168,7 @@ def ours(name: str) -> dict[str, Any]:
 
 def steps(prior: Prior, work: Work) -> int:
     """Waves in which the image is generated, one after the other."""
-    prefix, known = prior.null_prefix(work.batch), unknown_codes(work.batch, work.grid)
-    return len(decoding_strategy(prior, lambda window: prefix, prefix[:0], known=known, middle=after_middle).schedule)
+    return len(decoding_strategy(prior, request_of(prior, work)).schedule)
 
 
 @torch.no_grad()

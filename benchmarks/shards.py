@@ -37,7 +37,7 @@ from smalti.core.allocator import keep_memory
 from smalti.core.progress import counting
 from smalti.data.code_shards import CodeBatch, dtype_of, open_codes
 from smalti.data.sources import open_source
-from smalti.encoding.condition_encoding import encoder
+from smalti.encoding.condition_encoding import tokenizer_encoder
 from smalti.model_loading import load_tokenizer
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
@@ -111,7 +111,7 @@ def made_ready(pair: Pair, folder: Path) -> Ready:
     stage = PriorStage(asked, shards, Unconditional(), tokenizer, fabric=launch(asked.run), about={})
     training, _ = crops(open_source(folder / "images"), asked.encode.images, channels=3, seed=0)
     kept, read = stage.batches(0), stream(training, start=0, run=asked.run, fabric=stage.fabric)
-    encode, chance = encoder(tokenizer, training.to_images), torch.Generator()
+    encode, chance = tokenizer_encoder(tokenizer, training.to_images).encode, torch.Generator()
 
     def step(batch: CodeBatch) -> None:
         stage.step(batch, seen=asked.run.codes // 2, count=1, generator=chance)

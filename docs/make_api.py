@@ -16,8 +16,16 @@ PAGES: dict[str, tuple[str, ...]] = {
     "pipeline": ("pipeline", "model_loading", "core/errors"),
     "images": ("io", "masks", "label_maps"),
     "tokenizer": ("vqgan", "encoder", "decoder", "quantizers", "tiled"),
-    "prior": ("base", "transformer", "gpt", "neighborhood", "pixelsnail", "order", "window", "code_likelihood"),
-    "generation": ("code_sampler", "sliding_window", "speculative", "generation_checkpoint"),
+    "prior": ("base", "cache", "transformer", "gpt", "neighborhood", "pixelsnail", "order", "window", "code_likelihood"),
+    "generation": (
+        "request",
+        "generation_loop",
+        "code_sampler",
+        "sliding_window",
+        "speculative",
+        "partial_images",
+        "generation_checkpoint",
+    ),
     "conditions": (
         "base",
         "labels",

@@ -6,11 +6,9 @@ Letters: B batch, C channels, H W pixels, h w code grid, P prefix codes, f = H/h
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -19,21 +17,15 @@ from torch import Tensor
 from smalti.checkpoints.base import check_window
 from smalti.checkpoints.formats import find_foreign
 from smalti.conditions.base import Condition, Grid, check_count, condition_keys, condition_value, constant_prefix
-from smalti.conditions.spatial import SpatialCondition
 from smalti.core.arguments import tiles
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
 from smalti.core.settings import as_mapping
-from smalti.generation.code_sampler import (
-    Sampler,
-    check_generation_memory,
-    final_codes,
-    generate,
-    make_sampler,
-    seed_range,
-    unknown_codes,
-)
-from smalti.generation.generation_checkpoint import GenerationCheckpoint, generation_fingerprint
+from smalti.generation.code_sampler import Sampler, make_sampler
+from smalti.generation.generation_checkpoint import GenerationCheckpoint
+from smalti.generation.generation_loop import GenerationState, final_codes, generate, generation_states
+from smalti.generation.partial_images import PartialImages, PreviewSchedule
+from smalti.generation.request import GenerationRequest, check_generation_memory, seed_range, unknown_codes
 from smalti.hub.bundled_models import SCENES
 from smalti.hub.model_cards import Sources, publish
 from smalti.hub.pretrained import find_model, here
@@ -42,11 +34,14 @@ from smalti.images.masks import whole_tiles
 from smalti.images.png_stream import write_png
 from smalti.prior import Prior, Window
 from smalti.prior.code_likelihood import window_nll
-from smalti.prior_folder import Network, load_prior, save_prior
+from smalti.prior_folder import load_prior, save_prior
 from smalti.tokenizer.batches import Codes, Images, code_batch
 from smalti.tokenizer.tiled.any_size import decode_of_any_size, decode_tiles, encode_of_any_size
 from smalti.tokenizer.tiled.work import Progress, unwatched
 from smalti.tokenizer.vqgan import VQGAN
+
+NO_CONDITIONS: Mapping[str, Any] = MappingProxyType({})
+"""No condition values: unconditional generation."""
 
 
 @final
@@ -100,7 +95,6 @@ class Pipeline:
 
         `about` is stored with the tokenizer's settings, except its key "prior", which is stored with the prior's.
         """
-        assert isinstance(self.prior, Network), "a prior of a kind that is in PRIORS"
         with folder_written_atomically(Path(folder)) as temporary:
             fingerprint = self.tokenizer.fingerprint()
             facts = {key: value for key, value in about.items() if key != "prior"}
@@ -157,19 +151,19 @@ class Pipeline:
         same, with fewer calls of the prior. Raises `SmaltiError` for an unknown key or label (listing the known
         ones), for sizes that are not multiples of f, and for speculation above the trained size.
         """
-        known, values = unknown_codes(count, self.grid(size)), [self.condition_value(conditions)] * count
-        sampler = make_sampler(
+        request = self.request(
+            unknown_codes(count, self.grid(size)),
+            seed=seed,
+            conditions=conditions,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
             guidance=guidance,
             guidance_schedule=guidance_schedule,
+            speculate=speculate,
         )
-        seeds = self.seeds(seed, count)
-        return self.decode(
-            final_codes(self.generate_codes(values, known, sampler=sampler, seeds=seeds, speculate=speculate))
-        )
+        return self.decode(final_codes(generate(self.prior, request)))
 
     def stream(
         self,
@@ -194,68 +188,111 @@ class Pipeline:
         call resumes, and gives the same image. Raises `SmaltiError` as `sample`, and if the file holds another
         generation.
         """
-        known, values, seeds = (
+        request = self.request(
             unknown_codes(1, self.grid(size)),
-            [self.condition_value(conditions)],
-            self.seeds(seed, 1),
-        )
-        sampler = make_sampler(
+            seed=seed,
+            conditions=conditions,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
             guidance=guidance,
             guidance_schedule=guidance_schedule,
+            speculate=speculate,
         )
-        settings = {"seed": seed, "size": size, **as_mapping(sampler), **conditions}
-        writer = (
-            self.generation_checkpoint(Path(checkpoint), values, known, sampler=sampler, seeds=seeds, settings=settings)
-            if checkpoint
-            else None
-        )
-        last_shown = -every
-        with writer or nullcontext():
-            known = writer.codes if writer else known
-            for codes in self.generate_codes(values, known, sampler=sampler, seeds=seeds, speculate=speculate):
-                if writer:
-                    writer.update(codes)
-                if time.monotonic() - last_shown >= every or codes.min() >= 0:
-                    yield self.decode_partial(codes)[0]
-                    last_shown = time.monotonic()
+        if checkpoint is None:
+            states = generation_states(self.prior, request)
+            yield from (partial.images[0] for partial in self.partial_images(states, every=every))
+        else:
+            settings = {"seed": seed, "size": size, **as_mapping(request.sampler), **conditions}
+            with GenerationCheckpoint(Path(checkpoint), self.prior, request, settings=settings) as resumed:
+                yield from (partial.images[0] for partial in self.partial_images(resumed.states(), every=every))
 
     def complete(
         self,
         images: Images,
         known: Tensor,
         *,
-        values: Sequence[Any],
-        sampler: Sampler,
         seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        guidance: float = 1.0,
+        guidance_schedule: str = "constant",
         speculate: int = 0,
+        **conditions: Any,
     ) -> Tensor:
         """Images, as for `encode`, and a mask (H,W) bool, True for pixels to keep -> completed images (B,C,H,W).
 
         A code is kept if its whole tile is. Codes are generated in raster order: each is conditioned on the codes
         above and to its left. Kept codes below and to the right stay, but do not influence the codes before them.
-        `speculate` and errors as in `sample`.
+        All images have the same `conditions`; `request_for` takes one per image. The options and errors are those of
+        `sample`.
         """
-        codes = self.complete_codes(images, known, values=values, sampler=sampler, seed=seed, speculate=speculate)
-        return self.decode(codes)
+        request = self.request(
+            self.known_codes(images, known),
+            seed=seed,
+            conditions=conditions,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            guidance=guidance,
+            guidance_schedule=guidance_schedule,
+            speculate=speculate,
+        )
+        return self.decode(final_codes(generate(self.prior, request)))
 
-    def complete_codes(
+    def request(
         self,
-        images: Images,
         known: Tensor,
         *,
-        values: Sequence[Any],
-        sampler: Sampler,
         seed: int = 0,
+        conditions: Mapping[str, Any] = NO_CONDITIONS,
         speculate: int = 0,
-    ) -> Tensor:
-        """As `complete`, but returns the codes (B,h,w)."""
-        known_codes = self.known_codes(images, known)
-        seeds = self.seeds(seed, len(known_codes))
-        return final_codes(self.generate_codes(values, known_codes, sampler=sampler, seeds=seeds, speculate=speculate))
+        **sampling: float | str,
+    ) -> GenerationRequest:
+        """Codes (B,h,w) with -1 where a code is to be generated, and the options of `sample` by name -> the request.
+
+        The images have the seeds seed, seed + 1, ... and the same `conditions`, values by key. `sampling` are the
+        fields of `Sampler`. Raises `SmaltiError` as `sample`.
+        """
+        values = [self.condition_value(conditions)] * len(known)
+        sampler, seeds = make_sampler(**sampling), self.seeds(seed, len(known))
+        return self.request_for(values, known, seeds=seeds, sampler=sampler, speculate=speculate)
+
+    def request_for(
+        self, values: Sequence[Any], known: Tensor, *, seeds: Tensor, sampler: Sampler, speculate: int = 0
+    ) -> GenerationRequest:
+        """As `request`, with a condition value, None for unconditional, and a seed (B,) for each image.
+
+        Raises `SmaltiError` for unknown condition values, and as `GenerationRequest`.
+        """
+        check_count(values, known)
+        return GenerationRequest(
+            self.window_prefix(values, grid=(known.shape[1], known.shape[2])),
+            known.to(self.device),
+            seeds=seeds,
+            sampler=sampler,
+            middle=self.condition.middle,
+            speculate=speculate,
+        )
+
+    def partial_images(
+        self, states: Iterable[GenerationState], *, every: float = 0.0, max_share: float = 1.0
+    ) -> Iterator[PartialImages]:
+        """States of a generation -> those that are due, with their images.
+
+        Each decodes the whole images, so at most one is yielded per `every` seconds, and decoding takes at most
+        `max_share` of the time. The first and the last state are always due.
+        """
+        schedule = PreviewSchedule(every=every, max_share=max_share)
+        for state in states:
+            if schedule.is_due or state.is_complete:
+                with schedule:
+                    images = self.decode_partial(state.codes)
+                yield PartialImages(state, images)
 
     def known_codes(self, images: Images, known: Tensor) -> Tensor:
         """Images and a mask (H,W) bool, True for pixels to keep -> codes (B,h,w), -1 where a code is to be
@@ -271,39 +308,6 @@ class Pipeline:
         codes = self.encode(images)
         return torch.where(known_tiles.to(codes.device), codes, -1)
 
-    def generate_codes(
-        self, values: Sequence[Any], known: Tensor, *, sampler: Sampler, seeds: Tensor, speculate: int = 0
-    ) -> Iterator[Tensor]:
-        """Condition values, None for unconditional, and codes (B,h,w) with -1 where a code is to be generated ->
-        the codes after each row; the last are complete.
-
-        Raises `SmaltiError` for unknown condition values and invalid codes, and for speculation (`speculate`, as in
-        `sample`) on a grid above the trained one.
-        """
-        check_count(values, known)
-        grid = (known.shape[1], known.shape[2])
-        prefix_at, middle = self.window_prefix(values, grid=grid), self.condition.middle
-        known = known.to(self.device)
-        return generate(
-            self.prior, prefix_at, sampler=sampler, seeds=seeds, known=known, middle=middle, speculate=speculate
-        )
-
-    def generation_checkpoint(
-        self,
-        path: Path,
-        values: Sequence[Any],
-        known: Tensor,
-        *,
-        sampler: Sampler,
-        seeds: Tensor,
-        settings: dict[str, Any],
-    ) -> GenerationCheckpoint:
-        """A file, the arguments of `generate_codes`, and the settings to store -> the checkpoint of that
-        generation. Raises as `GenerationCheckpoint`."""
-        prefixes = partial(self.window_prefix, values, grid=(known.shape[1], known.shape[2]))
-        fingerprint = partial(generation_fingerprint, self.prior, prefixes, known, sampler=sampler, seeds=seeds)
-        return GenerationCheckpoint(path, known, fingerprint=fingerprint, settings=settings)
-
     def fit_condition(
         self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None
     ) -> tuple[Any, tuple[int, int]]:
@@ -315,16 +319,14 @@ class Pipeline:
         multiples of f.
         """
         self.condition_value(texts)  # checks the keys
-        grid, values = None if size is None else self.grid(size), {}
-        for part in self.condition.parts or (self.condition,):
-            if part.key in texts:
-                values[part.key] = part.read(texts[part.key])
-                if isinstance(part, SpatialCondition):
-                    values[part.key], grid = part.fit(values[part.key], grid=grid)
+        values = {part.key: part.read(texts[part.key]) for part in self.condition.members if part.key in texts}
+        value, grid = self.condition_value(values), None if size is None else self.grid(size)
+        if value is not None:
+            value, grid = self.condition.fit(value, grid=grid)
         if grid is None:
-            return self.condition_value(values), self.grid(size)
+            return value, self.grid(size)
         check_generation_memory(1, grid)
-        return self.condition_value(values), grid
+        return value, grid
 
     def condition_value(self, named_values: Mapping[str, Any]) -> Any:
         """Values by key -> the condition's value, None for unconditional. Raises `SmaltiError` for an unknown key."""

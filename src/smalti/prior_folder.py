@@ -18,17 +18,16 @@ from smalti.prior import (
     NeighborhoodSettings,
     PixelSNAIL,
     PixelSNAILSettings,
+    Prior,
     Transformer,
     TransformerSettings,
 )
 
-Network: TypeAlias = Transformer | GPT | Neighborhood | PixelSNAIL
-"""A prior of a kind that can be saved."""
 PriorSettings: TypeAlias = (
     type[TransformerSettings] | type[GPTSettings] | type[NeighborhoodSettings] | type[PixelSNAILSettings]
 )
 
-PRIORS: dict[str, tuple[Callable[[Any], Network], PriorSettings]] = {
+PRIORS: dict[str, tuple[Callable[[Any], Prior], PriorSettings]] = {
     "transformer": (Transformer, TransformerSettings),
     "gpt": (GPT, GPTSettings),
     "neighborhood": (Neighborhood, NeighborhoodSettings),
@@ -36,9 +35,7 @@ PRIORS: dict[str, tuple[Callable[[Any], Network], PriorSettings]] = {
 }
 
 
-def save_prior(
-    prior: Network, condition: Condition, folder: Path, *, fingerprint: str, about: Mapping[str, Any]
-) -> None:
+def save_prior(prior: Prior, condition: Condition, folder: Path, *, fingerprint: str, about: Mapping[str, Any]) -> None:
     """Write a prior's model folder: its network, its condition, and the fingerprint of the tokenizer whose codes it knows."""
     settings = {
         "network": as_mapping(prior.settings),
@@ -48,7 +45,7 @@ def save_prior(
     save_model(folder, kind="prior", settings=settings, about=about, weights=prior.state_dict())
 
 
-def load_prior(saved: Saved) -> tuple[Network, Condition]:
+def load_prior(saved: Saved) -> tuple[Prior, Condition]:
     """A prior's model folder -> its network, in evaluation mode on the CPU, and its condition. Raises `SmaltiError` for damage."""
     for key in ("tokenizer_fingerprint", "network", "condition"):
         if key not in saved.settings:

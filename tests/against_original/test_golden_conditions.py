@@ -26,7 +26,9 @@ from smalti.conditions.location_codes import FULL_IMAGE, Box
 from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings, colorize_labels, one_hot_labels
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.prior.gpt import GPT
 from smalti.prior.window import Window, window_at
 from tests.golden import FOLDER, Golden, fixtures
@@ -230,7 +232,8 @@ def laid_greedily(prior: GPT, golden: Golden, layout: Layout, objects: list[Anno
         before = inside[:, : (row - top) * columns + column - left]
         assert (before >= 0).all()
         sequence = prior.join(at(window), before)
-        codes[:, row, column] = prior.next_logits(sequence, cache=prior.empty_cache(window=(rows, columns))).argmax()
+        logits = prior(sequence, cache=prior.empty_cache(window=(rows, columns)))[0, -1, : prior.size]
+        codes[:, row, column] = logits.argmax()
     return codes
 
 
@@ -255,10 +258,12 @@ def test_sampling_of_a_layout(path: Path) -> None:
     height, width = golden.facts["latent_grid"]
     laying = generate(
         prior,
-        layout.encode_windows([objects], grid=(height, width)),
-        sampler=Sampler(temperature=0),
-        seeds=torch.zeros(1, dtype=torch.int64),
-        known=unknown_codes(1, (height, width)),
-        middle=layout.middle,
+        GenerationRequest(
+            layout.encode_windows([objects], grid=(height, width)),
+            sampler=Sampler(temperature=0),
+            seeds=torch.zeros(1, dtype=torch.int64),
+            known=unknown_codes(1, (height, width)),
+            middle=layout.middle,
+        ),
     )
     golden.check("out.grid", final_codes(laying))

@@ -16,7 +16,9 @@ from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import Annotation, LayoutSettings
 from smalti.conditions.location_codes import Box
 from smalti.conditions.spatial import SpatialCondition
-from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.pipeline import Pipeline
 from smalti.prior import ORDERS as ORDERS_HERE
 from smalti.prior import nll
@@ -100,7 +102,9 @@ def test_cached_greedy_samples(path: Path) -> None:
     pipeline = pipeline_of(golden)
     labels = [str(label) for label in golden.facts["swp_classes"]]
     known, seeds = unknown_codes(len(labels), pipeline.prior.grid), torch.arange(len(labels))
-    laid = final_codes(pipeline.generate_codes(labels, known, sampler=Sampler(temperature=0.0), seeds=seeds))
+    laid = final_codes(
+        generate(pipeline.prior, pipeline.request_for(labels, known, sampler=Sampler(temperature=0.0), seeds=seeds))
+    )
     golden.check("out.swp.tokens", laid.flatten(1))
     golden.check("out.swp.decoded", pipeline.tokenizer.decode_codes(laid))
 
@@ -126,7 +130,10 @@ def test_sliding_windows_with_the_whole_model(path: Path) -> None:
     known = known_codes(golden)
     seeds = torch.zeros(1, dtype=torch.int64)
     laid = final_codes(
-        generate(pipeline.prior, code_crops(codes), sampler=Sampler(temperature=0.0), seeds=seeds, known=known)
+        generate(
+            pipeline.prior,
+            GenerationRequest(code_crops(codes), sampler=Sampler(temperature=0.0), seeds=seeds, known=known),
+        )
     )
     golden.check("out.grid", laid)
     golden.check("out.image", pipeline.tokenizer.decode_codes(laid))
@@ -152,7 +159,12 @@ def test_layouts_larger_than_the_window(path: Path) -> None:
     scene = Pipeline(pipeline.tokenizer, pipeline.prior, Layout(settings))
     known = unknown_codes(1, (facts["latent_grid"][0], facts["latent_grid"][1]))
     laid = final_codes(
-        scene.generate_codes([layout], known, sampler=Sampler(temperature=0.0), seeds=torch.zeros(1, dtype=torch.int64))
+        generate(
+            scene.prior,
+            scene.request_for(
+                [layout], known, sampler=Sampler(temperature=0.0), seeds=torch.zeros(1, dtype=torch.int64)
+            ),
+        )
     )
     golden.check("out.grid", laid)
     golden.check("out.image", scene.tokenizer.decode_codes(laid))

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from smalti.checkpoints.taming_parts import GPTS, MASKS, Part, gpt_names, gpt_settings
 from smalti.checkpoints.taming_parts import ORDERS as ORDERS_THERE
-from smalti.generation.code_sampler import Sampler, filter_logits, final_codes, generate, sample, unknown_codes
-from smalti.prior import GPT, ORDERS, NoCache, Order, Window, nll, parameter_groups
+from smalti.conditions.base import constant_prefix
+from smalti.generation.code_sampler import Sampler, filter_logits
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
+from smalti.prior import GPT, ORDERS, Order, Window, nll, parameter_groups
 from tests.golden import Golden, fixtures, known_codes, number_of
 
 pytestmark = pytest.mark.golden
@@ -91,11 +94,12 @@ def test_vectors_can_stand_before_the_codes(path: Path) -> None:
         return torch.cat((vectors, prior.embedding(golden["in.idx"][:, : count - vectors.shape[1]])), dim=1)
 
     whole = joined(golden["out.prefix.logits"].shape[1])
-    logits = prior.head(prior.forward_embeddings(whole, NoCache(columns=prior.grid[1])))
+    first, cache = joined(golden["out.past_embeddings.logits"].shape[1]), prior.empty_cache()
+    prior.embedding = nn.Identity()  # type: ignore[assignment]
+    logits = prior(whole)
     golden.check("out.prefix.logits", logits)
     golden.check("out.prefix.loss", F.cross_entropy(logits.flatten(0, 1), golden["in.targets"].flatten()))
-    first, cache = joined(golden["out.past_embeddings.logits"].shape[1]), prior.empty_cache()
-    golden.check("out.past_embeddings.logits", prior.head(prior.forward_embeddings(first, cache)))
+    golden.check("out.past_embeddings.logits", prior(first, cache=cache))
     assert cache.length == first.shape[1]
 
 
@@ -181,7 +185,10 @@ def test_greedy_samples_of_classes(path: Path) -> None:
     ):
         seeds = torch.arange(len(labels))
         golden.check(
-            key, final_codes(sample(prior, labels, grid, sampler=sampler, seeds=seeds, known=known)).flatten(1)
+            key,
+            final_codes(
+                generate(prior, GenerationRequest(constant_prefix(labels), sampler=sampler, seeds=seeds, known=known))
+            ).flatten(1),
         )
 
 
@@ -192,7 +199,9 @@ def test_greedy_samples_of_a_segmentation(path: Path) -> None:
     prefix, codes, grid = codes_of(golden)
     prior = conditional(golden, prefix=prefix.shape[1], grid=grid)
     seeds, known = torch.arange(len(codes)), unknown_codes(len(codes), grid)
-    laid = final_codes(sample(prior, prefix, grid, sampler=GREEDY, seeds=seeds, known=known))
+    laid = final_codes(
+        generate(prior, GenerationRequest(constant_prefix(prefix), sampler=GREEDY, seeds=seeds, known=known))
+    )
     golden.check("out.sample_full_greedy", laid.flatten(1))
     # A prior that was told nothing but wrong codes needs one pass: the condition's codes stand for them.
     at_once = prior(prior.join(prefix, prefix[:, :-1]))[:, prior.prefix_length - 1 :].argmax(dim=2, keepdim=True)
@@ -247,7 +256,9 @@ def test_sliding_windows(path: Path) -> None:
         return condition[:, place.top : place.top + place.rows, place.left : place.left + place.columns].flatten(1)
 
     prior = conditional(golden, prefix=window * window, grid=(window, window))
-    laid = final_codes(generate(prior, prefix_at, sampler=GREEDY, seeds=torch.tensor([0]), known=known))
+    laid = final_codes(
+        generate(prior, GenerationRequest(prefix_at, sampler=GREEDY, seeds=torch.tensor([0]), known=known))
+    )
     golden.check("out.grid", laid)
 
 

@@ -12,7 +12,10 @@ import torch
 from smalti.checkpoints.formats import FORMATS, read_foreign
 from smalti.checkpoints.pickles import read_tensors
 from smalti.checkpoints.taming import find
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.conditions.base import constant_prefix
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.losses.patch_discriminator import PatchDiscriminator, PatchSettings
 from smalti.pipeline import Pipeline
 from smalti.prior import nll
@@ -100,8 +103,13 @@ def test_pipelines_on_run_folders(name: str) -> None:
         gradient = prior.get_parameter(place).grad
         assert gradient is not None
         golden.check(f"out.grad.transformer.{key}", gradient)
-    grid, known, seeds = prior.grid, unknown_codes(len(images), prior.grid), torch.arange(len(images))
-    laid = final_codes(sample(prior, prefix, grid, sampler=Sampler(temperature=0.0), seeds=seeds, known=known))
+    known, seeds = unknown_codes(len(images), prior.grid), torch.arange(len(images))
+    laid = final_codes(
+        generate(
+            prior,
+            GenerationRequest(constant_prefix(prefix), sampler=Sampler(temperature=0.0), seeds=seeds, known=known),
+        )
+    )
     golden.check("out.sample_full_greedy", laid.flatten(1))
 
 

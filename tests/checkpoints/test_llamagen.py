@@ -13,8 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from smalti.checkpoints.llamagen import REFERENCE_GPT, SIZES, read, write
+from smalti.conditions.base import constant_prefix
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings
 
@@ -243,7 +246,7 @@ def test_the_priors_numbers_are_those_of_an_independent_forward_pass(net: Net, t
     sequence = prior.join(torch.cat((classes[:2, None], prior.null_prefix(1))), codes)
     torch.testing.assert_close(prior(sequence), wanted, rtol=1e-5, atol=1e-5)
     cache = prior.empty_cache()
-    stepwise = torch.stack([prior.next_logits(sequence[:, [t]], cache=cache) for t in range(sequence.shape[1])], 1)
+    stepwise = torch.cat([prior(sequence[:, [t]], cache=cache) for t in range(sequence.shape[1])], 1)
     torch.testing.assert_close(stepwise, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -261,7 +264,12 @@ def test_guided_codes_are_those_that_their_logits_choose(guidance: float, tmp_pa
         codes = torch.cat((codes, best), 1)
     sampler, grid = Sampler(temperature=0, guidance=guidance), (net.side, net.side)
     laid = final_codes(
-        sample(prior, told[:, None], grid, sampler=sampler, seeds=torch.arange(2), known=unknown_codes(2, grid))
+        generate(
+            prior,
+            GenerationRequest(
+                constant_prefix(told[:, None]), sampler=sampler, seeds=torch.arange(2), known=unknown_codes(2, grid)
+            ),
+        )
     )
     assert torch.equal(laid.flatten(1), codes)
 

@@ -22,7 +22,9 @@ from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSett
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
 from smalti.model_loading import load_tokenizer, read_models, save_models
 from smalti.pipeline import Pipeline
 from smalti.prior.gpt import GPT, GPTSettings
@@ -296,7 +298,9 @@ def test_sampling_a_run_folder_of_theirs(tmp_path: Path) -> None:
     run = written(tmp_path / "run", tokenizer(), gpt(Labels(["0", "1"])), Labels(["0", "1"]))
     pipe = Pipeline.from_pretrained(run)
     codes = final_codes(
-        pipe.generate_codes(["1"] * 4, unknown_codes(4, (4, 4)), sampler=Sampler(), seeds=torch.arange(4))
+        generate(
+            pipe.prior, pipe.request_for(["1"] * 4, unknown_codes(4, (4, 4)), sampler=Sampler(), seeds=torch.arange(4))
+        )
     )
     assert codes.max() < 24
     assert len(set(codes.flatten().tolist())) > 8

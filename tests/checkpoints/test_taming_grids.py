@@ -17,7 +17,9 @@ from smalti.conditions.layout import Layout
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
 from smalti.model_loading import load_tokenizer, read_models, save_models
 from smalti.pipeline import Pipeline
 from smalti.prior import ORDERS
@@ -127,7 +129,9 @@ def test_images_of_such_a_grid(tmp_path: Path, kind: str) -> None:
         assert bool(nats.isfinite().all())
         known = torch.ones(size, dtype=torch.bool)
         known[2:] = False
-        completed = pipeline.complete_codes(images, known, values=[value, value], sampler=Sampler(), seed=2)
+        codes, seeds = pipeline.known_codes(images, known), pipeline.seeds(2, 2)
+        request = pipeline.request_for([value, value], codes, seeds=seeds, sampler=Sampler())
+        completed = final_codes(generate(pipeline.prior, request))
         assert torch.equal(completed[:, 0], pipeline.encode(images)[:, 0])
 
 
@@ -136,7 +140,11 @@ def test_codes_are_chosen_by_what_the_transformer_says_of_them(tmp_path: Path) -
     """Code after code by the whole network over all codes so far, which knows of no grid: the same."""
     pipeline = Pipeline.from_pretrained(theirs(tmp_path / "run", "labels"), grid=GRID)
     greedy = Sampler(temperature=0.0)
-    laid = final_codes(pipeline.generate_codes(["2"], unknown_codes(1, GRID), sampler=greedy, seeds=torch.tensor([0])))
+    laid = final_codes(
+        generate(
+            pipeline.prior, pipeline.request_for(["2"], unknown_codes(1, GRID), sampler=greedy, seeds=torch.tensor([0]))
+        )
+    )
     sequence = torch.tensor([[2]])
     for _ in range(21):
         code = pipeline.prior(sequence)[:, -1, : pipeline.tokenizer.size].argmax(1)

@@ -19,10 +19,12 @@ from torch.nn import functional as F
 
 from smalti.checkpoints.transformers import read, write
 from smalti.cli.main import main
-from smalti.conditions.base import Condition
+from smalti.conditions.base import Condition, constant_prefix
 from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.model_loading import read_models
 from smalti.pipeline import Pipeline
 from smalti.prior import GPT, GPTSettings, PixelSNAIL, PixelSNAILSettings, Transformer, TransformerSettings
@@ -242,7 +244,10 @@ def test_the_numbers_and_the_codes_are_those_of_the_package(changes: dict[str, A
     theirs = model.generate(prefix, do_sample=False)[:, prior.prefix_length :]
     greedy, seeds = Sampler(top_k=1), torch.arange(2)
     ours = final_codes(
-        sample(prior, prefix, prior.grid, sampler=greedy, seeds=seeds, known=unknown_codes(2, prior.grid))
+        generate(
+            prior,
+            GenerationRequest(constant_prefix(prefix), sampler=greedy, seeds=seeds, known=unknown_codes(2, prior.grid)),
+        )
     )
     laid = ours.flatten(1)[:, prior.sequence_order(prior.grid, device=ours.device)]
     assert torch.equal(theirs, laid)

@@ -15,7 +15,6 @@ from PIL import Image
 
 from smalti.cli.main import main
 from smalti.evaluation.rejection_sampling import by_likelihood, rejection_sample
-from smalti.generation.code_sampler import Sampler
 from smalti.images.io import center_crop, read_image, read_settings, resize_to_cover, to_array, to_tensor
 from smalti.pipeline import Pipeline
 from tests.small import LABELS, write_images, write_recipe
@@ -149,10 +148,8 @@ def test_a_canvas_around_a_image(smalti: Runner, models: Path, tmp_path: Path) -
     given = to_tensor(center_crop(resize_to_cover(read_image(image, channels=3, name=""), (16, 16)), (16, 16)))
     known = torch.full((2, 5, 8), -1)
     known[:, :4, 2:6] = pipe.encode(given[None])  # 5 rows of 4, and 8 columns of 4, in the middle
-    score = by_likelihood(pipe, ["dark"] * 2, known=known)
-    chosen = rejection_sample(
-        pipe, ["dark"] * 2, known, sampler=Sampler(), seeds=pipe.seeds(0, 2), num_candidates=2, score=score
-    )
+    request = pipe.request(known, conditions={"label": "dark"})
+    chosen = rejection_sample(pipe, request, num_candidates=2, score=by_likelihood(pipe, request))
     for place, expected in enumerate(pipe.decode(chosen.codes)):
         path = tmp_path / "wide" / f"03-{place:06d}.png"
         assert np.abs(pixels(path).astype(int) - to_array(expected)).max() <= 1

@@ -16,9 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from smalti.cli.generation_output import OVERLAP, OutputFile, PartialPreview
-from smalti.generation.code_sampler import Sampler, unknown_codes
+from smalti.generation import generation_loop
+from smalti.generation.generation_loop import generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.images.io import read_settings, save_png, to_array
 from smalti.pipeline import Pipeline
+from smalti.prior import Prior
 from smalti.tokenizer.tiled import any_size
 from tests.cli.test_cli import Runner, pixels
 from tests.cli.test_cli import smalti as smalti
@@ -39,17 +42,16 @@ def names(folder: Path) -> list[str]:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    """The first laying from now on gets a SIGTERM when it has laid so many rows."""
-    lay = Pipeline.generate_codes
+    """The first generation from now on gets a SIGTERM when it has generated so many rows."""
 
-    def stopped(self: Pipeline, *arguments: Any, **options: Any) -> Iterator[Tensor]:
-        monkeypatch.setattr(Pipeline, "generate_codes", lay)
-        for row, codes in enumerate(lay(self, *arguments, **options)):
+    def stopped(prior: Prior, request: GenerationRequest) -> Iterator[Tensor]:
+        monkeypatch.setattr(generation_loop, "generate", generate)
+        for row, codes in enumerate(generate(prior, request)):
             if row == rows:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield codes
 
-    monkeypatch.setattr(Pipeline, "generate_codes", stopped)
+    monkeypatch.setattr(generation_loop, "generate", stopped)
 
 
 def test_a_stopped_sample_goes_on(smalti: Runner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,14 +93,13 @@ def test_images_that_are_there_stay(
     save_png(other, np.zeros((20, 24, 3), np.uint8), settings={**(read_settings(other) or {}), "temperature": 0.5})
     (tmp_path / "out" / "dusk-000000.generation").write_bytes(b"left behind by a kill after the image was written")
     before = os.stat(kept).st_mtime_ns
-    laid = []
-    lay = Pipeline.generate_codes
+    laid: list[int] = []
 
-    def counted(self: Pipeline, values: Any, known: Tensor, *, seeds: Tensor, **options: Any) -> Iterator[Tensor]:
-        laid.extend(seeds.tolist())
-        return lay(self, values, known, seeds=seeds, **options)
+    def counted(prior: Prior, request: GenerationRequest) -> Iterator[Tensor]:
+        laid.extend(request.seeds.tolist())
+        return generate(prior, request)
 
-    monkeypatch.setattr(Pipeline, "generate_codes", counted)
+    monkeypatch.setattr(generation_loop, "generate", counted)
     assert smalti(*command, "-n", 3, "--resume").status == 0
     assert laid == [1, 2], "one was made with another temperature, and one is not there"
     assert os.stat(kept).st_mtime_ns == before
@@ -190,7 +191,7 @@ def test_info_of_a_image_that_is_never_read_whole(
 def test_a_partial_image_while_it_lays(
     smalti: Runner, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("smalti.cli.generation_output.MIN_WAIT", 0)
+    monkeypatch.setattr("smalti.cli.generation_output.MAX_SHARE", 1)
     command = ("sample", model, "-n", 1, *SIZE, "--out", tmp_path)
     stop_after(monkeypatch, 2)
     assert smalti(*command, "--preview", 1e-9).status == 1
@@ -211,9 +212,9 @@ def test_a_partial_image_decodes_what_is_new(tmp_path: Path, monkeypatch: pytest
         return decode(self, codes)
 
     monkeypatch.setattr(Pipeline, "decode_partial", spy)
-    monkeypatch.setattr("smalti.cli.generation_output.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("smalti.generation.partial_images.time.monotonic", lambda: now[0])
     partial = PartialPreview(pipe, tmp_path / "a.png", grid, every=5)
-    rows = list(pipe.generate_codes([None], unknown_codes(1, grid), sampler=Sampler(), seeds=pipe.seeds(0, 1)))
+    rows = list(generate(pipe.prior, pipe.request(unknown_codes(1, grid))))
     times: list[float] = []
     for codes in rows:
         now[0] += 1

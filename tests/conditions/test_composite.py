@@ -301,7 +301,7 @@ def test_from_files_to_samples(home: Path) -> None:
     for part, run in (("tokenizer", "tokenizer"), ("prior", "told")):
         (home / "whole" / part).symlink_to(home / run)
     pipeline = Pipeline.from_pretrained(home / "whole")
-    assert pipeline.prior.settings.maps == (1, 22)  # type: ignore[union-attr]
+    assert pipeline.prior.settings.maps == (1, 22)
     labels = torch.zeros(SIDE, SIDE, dtype=torch.int64)
     assert pipeline.sample(1, segmentation=labels, label="a").shape == (1, 3, SIDE, SIDE)
     assert pipeline.sample(1, label="b", size=(24, 32)).shape == (1, 3, 24, 32)

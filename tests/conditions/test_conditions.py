@@ -26,7 +26,9 @@ from smalti.conditions.previews import palette
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.conditions.text import text_condition, train_vocabulary
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.images.io import DamagedImage
 from smalti.images.masks import PARTS, kept_by_mask, kept_part
 from smalti.prior import Transformer, TransformerSettings
@@ -136,7 +138,8 @@ def test_a_prior_generates_a_image_that_is_larger_than_its_window(name: str) -> 
     )
     at = condition.encode_windows(values_of(name, (5, 6)), grid=(5, 6))
     generation = generate(
-        Transformer(sizes).eval(), at, sampler=Sampler(), seeds=torch.arange(2), known=unknown_codes(2, (5, 6))
+        Transformer(sizes).eval(),
+        GenerationRequest(at, sampler=Sampler(), seeds=torch.arange(2), known=unknown_codes(2, (5, 6))),
     )
     codes = final_codes(generation)
     assert codes.shape == (2, 5, 6)

@@ -21,7 +21,9 @@ from smalti.data import file_types as data_kinds
 from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source
-from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
 from smalti.images.io import DamagedImage, edges, save_png, to_array, to_tensor
 from smalti.images.label_maps import spread
 from smalti.pipeline import Pipeline
@@ -411,4 +413,7 @@ def test_of_images_beyond_the_trained_grid_some_may_be_told_a_map_and_some_nothi
     assert (mixed[0] == 16).all()  # nothing, at every place
     assert torch.equal(mixed[1:], pipe.window_prefix([told], grid=(4, 6))(window))
     known, seeds = unknown_codes(2, (4, 6)), pipe.seeds(0, 2)
-    assert final_codes(pipe.generate_codes([None, told], known, sampler=Sampler(), seeds=seeds)).min() >= 0
+    assert (
+        final_codes(generate(pipe.prior, pipe.request_for([None, told], known, sampler=Sampler(), seeds=seeds))).min()
+        >= 0
+    )

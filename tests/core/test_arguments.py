@@ -15,7 +15,8 @@ from torch import nn
 from smalti.core.arguments import tiles, whole_number
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import assignment, read_yaml
-from smalti.generation.code_sampler import MAX_GUIDANCE, Sampler, filter_logits, make_sampler, unknown_codes
+from smalti.generation.code_sampler import MAX_GUIDANCE, Sampler, filter_logits, make_sampler
+from smalti.generation.request import unknown_codes
 from smalti.images.io import read_image, to_tensor
 from smalti.pipeline import Pipeline
 from tests.generation.test_pipeline import pipeline
@@ -57,9 +58,8 @@ def test_images_of_pillow_are_read_as_files_are(pipe: Pipeline, tmp_path: Any) -
 def test_completion_takes_the_same_forms(pipe: Pipeline) -> None:
     known = torch.zeros(8, 12, dtype=torch.bool)
     known[:4] = True
-    given: dict[str, Any] = {"values": [None, None], "sampler": SAMPLER}
-    expected = pipe.complete(FLOATS, known, **given)
-    assert torch.equal(pipe.complete([Image.fromarray(each) for each in BYTES], known, **given), expected)
+    expected = pipe.complete(FLOATS, known)
+    assert torch.equal(pipe.complete([Image.fromarray(each) for each in BYTES], known), expected)
 
 
 def test_codes_of_every_type_of_whole_numbers_are_decoded(pipe: Pipeline) -> None:
@@ -78,7 +78,6 @@ def test_one_number_is_the_size_of_both_sides(pipe: Pipeline, size: Any) -> None
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 NAN, KEPT = torch.full((1, 3, 8, 12), torch.nan), torch.ones(8, 12, dtype=torch.bool)
-GIVEN: dict[str, Any] = {"values": [None, None], "sampler": SAMPLER}
 
 WRONG_IMAGES: dict[str, tuple[Any, str]] = {
     "none": (FLOATS[:0], "there is no image in a batch of shape"),
@@ -107,7 +106,7 @@ def test_images_that_are_none_are_told(pipe: Pipeline, name: str) -> None:
         with pytest.raises(SmaltiError, match=said):
             call(wrong)
     with pytest.raises(SmaltiError):
-        pipe.complete(wrong, KEPT, **GIVEN)
+        pipe.complete(wrong, KEPT)
 
 
 WRONG_CODES: dict[str, tuple[Any, str]] = {
@@ -139,7 +138,7 @@ def test_codes_that_are_none_are_told(pipe: Pipeline, name: str) -> None:
 )
 def test_masks_that_are_none_are_told(pipe: Pipeline, mask: Any) -> None:
     with pytest.raises(SmaltiError, match=r"a mask is True where a pixel is kept|the mask has the shape"):
-        pipe.complete(FLOATS, mask, **GIVEN)
+        pipe.complete(FLOATS, mask)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +170,7 @@ def test_guesses_that_are_none_are_told(pipe: Pipeline, speculate: Any) -> None:
 
 def test_values_of_another_number_than_images_are_told(pipe: Pipeline) -> None:
     with pytest.raises(SmaltiError, match=r"3 values of the condition and codes of shape \(2, 2, 3\)"):
-        pipe.generate_codes([None] * 3, unknown_codes(2, (2, 3)), sampler=SAMPLER, seeds=torch.arange(2))
+        pipe.request_for([None] * 3, unknown_codes(2, (2, 3)), sampler=SAMPLER, seeds=torch.arange(2))
 
 
 def test_whole_numbers() -> None:

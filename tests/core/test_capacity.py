@@ -11,7 +11,7 @@ from smalti.cli import main
 from smalti.core import capacity
 from smalti.core.capacity import available_cores, check_memory, machine_memory
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import check_generation_memory, seed_range, unknown_codes
+from smalti.generation.request import check_generation_memory, seed_range, unknown_codes
 from smalti.images.io import covered_middle, resize_to_cover
 
 MIB = 2**20

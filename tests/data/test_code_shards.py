@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -23,7 +24,7 @@ from smalti.data.crops import CenterCrop, RandomCrop
 from smalti.data.loader import Crops, batches, in_order
 from smalti.data.sources import Source, open_source
 from smalti.encoding import code_writer as codes_module
-from smalti.encoding.code_writer import write_codes
+from smalti.encoding.code_writer import ImageEncoder, ImageSets, WritingSettings, write_codes
 
 SIZE = 256
 
@@ -64,7 +65,19 @@ def write(tmp_path: Path, **changed: Any) -> bool:
         "batch": 4,
         "progress": lambda done, total: None,
     }
-    return write_codes(tmp_path / "codes", **{**arguments, **changed})
+    values = {**arguments, **changed}
+    return write_codes(
+        tmp_path / "codes",
+        _chosen(ImageSets, values),
+        encoder=_chosen(ImageEncoder, values),
+        settings=_chosen(WritingSettings, values),
+        progress=values["progress"],
+    )
+
+
+def _chosen(kind: Any, values: dict[str, Any]) -> Any:
+    """The values of a dataclass among others."""
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
 
 
 @pytest.fixture

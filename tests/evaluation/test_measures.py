@@ -20,7 +20,8 @@ from smalti.data.code_shards import open_codes
 from smalti.data.crops import CenterCrop
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source, split
-from smalti.encoding.code_writer import write_codes
+from smalti.encoding.code_writer import ImageSets, WritingSettings, write_codes
+from smalti.encoding.condition_encoding import tokenizer_encoder
 from smalti.evaluation.measures import measure_prior, measure_tokenizer
 from smalti.evaluation.metrics import psnr
 from smalti.evaluation.protocols import PRIOR_PROTOCOLS, TOKENIZER_PROTOCOLS, select_protocol
@@ -273,9 +274,12 @@ def codes(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for some in (source.images[:10], source.images[10:])
     ]
     write_codes(
-        out, training=parts[0], validation=parts[1], encode=lambda images: model.encode(images).codes, batch=8, copies=1,
-        fingerprint=model.fingerprint(), size=16, factor=4, labels=LABELS, seed=0, progress=lambda done, total: None,
-    )  # fmt: skip
+        out,
+        ImageSets(training=parts[0], validation=parts[1], labels=LABELS),
+        encoder=tokenizer_encoder(model, lambda images: images),
+        settings=WritingSettings(batch=8),
+        progress=lambda done, total: None,
+    )
     return out
 
 

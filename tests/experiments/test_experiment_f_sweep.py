@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,23 @@ import pytest
 import torch
 from PIL import Image
 
+from smalti.conditions.base import constant_prefix
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.experiments import sampling
 from smalti.experiments.base import ExperimentRequest, StepContext
 from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.palette import Palette, fitted_palette, load_palette
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.generation import generation_loop
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_checkpoint import read_generation
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import read_image, to_tensor
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
+from smalti.prior import Prior
 from smalti.prior_folder import load_prior
 from smalti.tokenizer.quantizers import VQSettings
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
@@ -119,7 +127,12 @@ def test_whole_images_are_laid_and_depend_on_their_seed_alone(home: Path, name: 
     known = unknown_codes(1, grid)
     with torch.no_grad():
         laid = final_codes(
-            sample(prior, prior.null_prefix(1), grid, sampler=Sampler(), seeds=torch.tensor([1]), known=known)
+            generate(
+                prior,
+                GenerationRequest(
+                    constant_prefix(prior.null_prefix(1)), sampler=Sampler(), seeds=torch.tensor([1]), known=known
+                ),
+            )
         )
         image = tokenizer(home, name).decode_codes(laid)[0].clamp(-1, 1)
     there = to_tensor(read_image(files[1], channels=3, name="there"))
@@ -133,24 +146,27 @@ def test_what_was_laid_before_a_stop_is_not_laid_again(
     prior, condition = load_prior(find_model(home / "out" / found["prior-f2"]["folder"], kind="prior"))
     pipeline = Pipeline(tokenizer(home, "f2"), prior, condition)
     seeds, place = torch.arange(2), StepContext(tmp_path, {}, QUIET)
-    whole, _ = sampling._generate(pipeline, seeds, (8, 8), StepContext(tmp_path / "whole", {}, QUIET))
-    kept = []
-    monkeypatch.setattr(sampling, "CHECKPOINT_SECONDS", 0.0)
-    keep = sampling._keep
+    with ExitStack() as unfinished:
+        whole, _ = sampling._generate(pipeline, seeds, (8, 8), StepContext(tmp_path / "whole", {}, QUIET), unfinished)
+    file, counts = tmp_path / "codes-0000.generation", []
 
-    def stopping(path: Path, codes: torch.Tensor) -> None:
-        keep(path, codes)
-        kept.append(int((codes >= 0).sum()))
-        if len(kept) == 3:
-            raise KeyboardInterrupt
+    def stopped(prior: Prior, request: GenerationRequest) -> Iterator[torch.Tensor]:
+        for codes in generate(prior, request):
+            counts.append(int((codes >= 0).sum()))
+            if len(counts) == 4:
+                raise KeyboardInterrupt
+            yield codes
 
-    monkeypatch.setattr(sampling, "_keep", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        sampling._generate(pipeline, seeds, (8, 8), place)
-    assert kept == [16, 32, 48], "as many codes as a row has, of two images"
-    codes, _ = sampling._generate(pipeline, seeds, (8, 8), place)
-    assert torch.equal(codes, whole)
-    assert min(kept[3:]) >= 48, "it went on from there"
+    monkeypatch.setattr(generation_loop, "generate", stopped)
+    with pytest.raises(KeyboardInterrupt), ExitStack() as unfinished:
+        sampling._generate(pipeline, seeds, (8, 8), place, unfinished)
+    assert counts == [16, 32, 48, 64], "as many codes as a row has, of two images"
+    assert int((read_generation(file).codes >= 0).sum()) == 48
+    with ExitStack() as unfinished:
+        codes, _ = sampling._generate(pipeline, seeds, (8, 8), place, unfinished)
+        assert torch.equal(codes, whole)
+        assert min(counts[4:]) >= 48, "it went on from there"
+    assert not file.exists()
 
 
 def test_the_page_tells_what_was_found(home: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from smalti.conditions.base import constant_prefix
 from smalti.core.errors import SmaltiError
 from smalti.data.code_shards import open_codes
 from smalti.experiments import equal_time, prior_steps
@@ -20,7 +21,9 @@ from smalti.experiments.orders import experiment
 from smalti.experiments.orders.experiment import in_turn
 from smalti.experiments.orders.page import CALLED, RASTER, by_part, compare_to_raster, ranked, shown
 from smalti.experiments.page_parts import pixels, signed
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import to_array
 from smalti.model_loading import load_tokenizer
@@ -120,7 +123,11 @@ def test_samples_are_what_the_program_lays_in_that_order(home: Path, found: dict
     prior, condition = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
     pipeline = Pipeline(tokenizer, prior, condition)
     prefix, known = prior.null_prefix(SEEDS), unknown_codes(SEEDS, prior.grid)
-    codes = final_codes(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=torch.arange(SEEDS), known=known))
+    codes = final_codes(
+        generate(
+            prior, GenerationRequest(constant_prefix(prefix), sampler=Sampler(), seeds=torch.arange(SEEDS), known=known)
+        )
+    )
     files = sorted((folder(home, found, f"samples-{order}") / "samples").glob("*.png"))
     assert len(files) == SEEDS
     wanted = to_array(pipeline.decode(codes))

@@ -27,7 +27,9 @@ from smalti.experiments.page_parts import pixels, signed
 from smalti.experiments.window import experiment
 from smalti.experiments.window.metrics import cut, joined, roughness, seams, sequential
 from smalti.experiments.window.page import CALLED, COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, growing, named
-from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import to_array, to_tensor
 from smalti.model_loading import load_tokenizer
@@ -183,7 +185,9 @@ def test_images_are_what_the_program_lays(home: Path, found: dict[str, Any], way
     if way == TILES:
         columns, number = grid[1] // 2, grid[0] * grid[1] // 4
         known, seeds = unknown_codes(number * SAMPLES, SMALLEST), torch.arange(number * SAMPLES)
-        tiles = final_codes(pipeline.generate_codes([None] * len(known), known, sampler=Sampler(), seeds=seeds))
+        tiles = final_codes(
+            generate(pipeline.prior, pipeline.request_for([None] * len(known), known, sampler=Sampler(), seeds=seeds))
+        )
         codes = torch.zeros(SAMPLES, *grid, dtype=torch.int64)
         for place, tile in enumerate(tiles):
             index, (row, column) = place // number, divmod(place % number, columns)
@@ -191,7 +195,10 @@ def test_images_are_what_the_program_lays(home: Path, found: dict[str, Any], way
     else:
         known = unknown_codes(SAMPLES, grid)
         codes = final_codes(
-            pipeline.generate_codes([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES))
+            generate(
+                pipeline.prior,
+                pipeline.request_for([None] * SAMPLES, known, sampler=Sampler(), seeds=torch.arange(SAMPLES)),
+            )
         )
     files = sorted((folder(home, found, f"samples-{way}-{named(grid)}") / "samples").glob("*.png"))
     assert len(files) == SAMPLES

@@ -12,18 +12,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smalti.conditions.base import constant_prefix
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import (
-    Sampler,
-    apply_guidance,
-    filter_logits,
-    final_codes,
-    generate,
-    gumbel_argmax,
-    sample,
-    unknown_codes,
-)
+from smalti.generation.code_sampler import Sampler, apply_guidance, filter_logits, gumbel_argmax
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.prior import GPT, ORDERS, GPTSettings, Prior, Transformer, TransformerSettings, Window, placement
 from tests import reference
 
@@ -77,10 +71,10 @@ def small_gpt(**changes: Any) -> GPT:
 
 def sample_codes(prior: Prior, known: Tensor, *, sampler: Sampler = SAMPLERS["plain"], first: int = 0) -> Tensor:
     """The finished codes of images with labels 0, 1, 2, 0, ... and seeds from `first` on."""
-    batch, height, width = known.shape
+    batch = len(known)
     prefix = (torch.arange(first, first + batch) % 3)[:, None].expand(-1, prior.prefix_length)
     seeds = torch.arange(first, first + batch)
-    return list(sample(prior, prefix, (height, width), sampler=sampler, seeds=seeds, known=known))[-1]
+    return final_codes(generate(prior, GenerationRequest(constant_prefix(prefix), known, seeds=seeds, sampler=sampler)))
 
 
 # The ladder
@@ -195,7 +189,9 @@ def test_every_order_is_generated_as_the_slow_loop_does(build: Callable[..., Pri
 def test_codes_come_in_the_order_as_they_are_generated(order: str) -> None:
     prior, seeds = small(order=order, grid=(3, 4)), torch.arange(2)
     prefix, known = torch.zeros(2, 1).long(), unknown_codes(2, (3, 4))
-    steps = list(sample(prior, prefix, (3, 4), sampler=Sampler(), seeds=seeds, known=known))
+    steps = list(
+        generate(prior, GenerationRequest(constant_prefix(prefix), sampler=Sampler(), seeds=seeds, known=known))
+    )
     visited = ORDERS[prior.order](3, 4)
     assert len(steps) == 3
     for row, codes in enumerate(steps):
@@ -266,13 +262,14 @@ def test_known_codes_stay_and_are_heeded(number: int, grid: tuple[int, int]) -> 
 def test_rows_come_as_they_are_filled() -> None:
     prior = small()
     steps = list(
-        sample(
+        generate(
             prior,
-            torch.zeros(2, 1).long(),
-            (3, 4),
-            sampler=Sampler(),
-            seeds=torch.arange(2),
-            known=unknown_codes(2, (3, 4)),
+            GenerationRequest(
+                constant_prefix(torch.zeros(2, 1).long()),
+                sampler=Sampler(),
+                seeds=torch.arange(2),
+                known=unknown_codes(2, (3, 4)),
+            ),
         )
     )
     assert len(steps) == 3
@@ -286,13 +283,14 @@ def test_the_condition_is_read_and_guidance_strengthens_it() -> None:
     prior, known = small(), unknown_codes(1, (4, 4))
     sampled = {
         (label, scale): list(
-            sample(
+            generate(
                 prior,
-                torch.tensor([[label]]),
-                (4, 4),
-                sampler=Sampler(guidance=scale),
-                seeds=torch.tensor([5]),
-                known=known,
+                GenerationRequest(
+                    constant_prefix(torch.tensor([[label]])),
+                    sampler=Sampler(guidance=scale),
+                    seeds=torch.tensor([5]),
+                    known=known,
+                ),
             )
         )[-1]
         for label in (0, 1)
@@ -311,7 +309,7 @@ def test_a_prefix_can_follow_the_window() -> None:
         return torch.full((1, 1), (window.left + window.top) % 3)
 
     known, seeds = unknown_codes(1, (3, 3)), torch.tensor([0])
-    codes = list(generate(prior, prefix_at, sampler=Sampler(), seeds=seeds, known=known))[-1]
+    codes = list(generate(prior, GenerationRequest(prefix_at, sampler=Sampler(), seeds=seeds, known=known)))[-1]
     # Rows and columns 0 and 1 stand in the first window, 2 in the second. Each is asked once, for those that come back are kept.
     places = [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert sorted(seen) == [Window(top, left, 2, 2) for top, left in places]
@@ -336,7 +334,7 @@ def test_a_prefix_for_each_window_is_generated_as_the_slow_loop_does(
         return torch.tensor([[place.top % 3, place.left % 3], [place.left % 3, place.top % 3]])
 
     seeds = torch.tensor([number, 7])
-    generation = generate(prior, prefix_at, sampler=SAMPLERS["guided"], seeds=seeds, known=known)
+    generation = generate(prior, GenerationRequest(prefix_at, sampler=SAMPLERS["guided"], seeds=seeds, known=known))
     codes = final_codes(generation)
     for item in range(2):
 
@@ -361,20 +359,19 @@ def test_images_can_be_used_for_training_afterward() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"grid": (0, 4), "known": unknown_codes(2, (0, 4))}, "grid of 0 x 4 codes"),
+        ({"known": unknown_codes(2, (0, 4))}, "grid of 0 x 4 codes"),
         ({"prefix": torch.zeros(2, 3).long()}, r"shape \(2, 3\), and this prior reads \(batch, 1\)"),
         ({"seeds": torch.arange(3)}, r"seeds must have the shape \(2,\)"),
-        ({"known": unknown_codes(2, (4, 5))}, r"they have \(2,\) and \(2, 4, 5\)"),
         ({"seeds": torch.tensor([0, -4])}, "seed -4 is negative"),
         ({"known": unknown_codes(2, (4, 4)) + 10}, "known code 9 is not one of this prior's 9"),
         ({"known": unknown_codes(2, (4, 4)) - 1}, "known code -2"),
     ],
 )
 def test_what_does_not_belong_together_raises_an_error(changes: dict[str, Any], message: str) -> None:
-    right: dict[str, Any] = {"prefix": torch.zeros(2, 1).long(), "grid": (4, 4), "known": unknown_codes(2, (4, 4))}
+    right: dict[str, Any] = {"prefix": torch.zeros(2, 1).long(), "known": unknown_codes(2, (4, 4))}
     values = {**right, "seeds": torch.arange(2), **changes}
     with pytest.raises(SmaltiError, match=message):
-        sample(small(), values.pop("prefix"), values.pop("grid"), sampler=Sampler(), **values)
+        final_codes(generate(small(), GenerationRequest(constant_prefix(values.pop("prefix")), **values)))
 
 
 @pytest.mark.parametrize(
@@ -389,7 +386,10 @@ def test_what_does_not_belong_together_raises_an_error(changes: dict[str, Any], 
 def test_a_prefix_for_each_window_does_not_hide_mistakes(changes: dict[str, Any], message: str) -> None:
     right: dict[str, Any] = {"seeds": torch.arange(2), "known": unknown_codes(2, (4, 4))}
     with pytest.raises(SmaltiError, match=message):
-        generate(small(), lambda window: torch.zeros(2, 1).long(), sampler=Sampler(), **{**right, **changes})
+        generate(
+            small(),
+            GenerationRequest(lambda window: torch.zeros(2, 1).long(), sampler=Sampler(), **{**right, **changes}),
+        )
 
 
 def test_a_prior_in_training_is_refused() -> None:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from smalti.conditions.base import code_crops
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
 from smalti.generation.generation_checkpoint import (
     GenerationCheckpoint,
     SavedGeneration,
@@ -26,6 +25,8 @@ from smalti.generation.generation_checkpoint import (
     read_generation,
     save_generation,
 )
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.pipeline import Pipeline
 from tests.generation.test_pipeline import pipeline
 
@@ -33,10 +34,8 @@ from tests.generation.test_pipeline import pipeline
 def make_checkpoint(
     pipe: Pipeline, path: Path, known: Tensor, *, label: str = "dusk", seed: int = 3, **options: Any
 ) -> GenerationCheckpoint:
-    sampler = Sampler(**options)
-    output = {"label": label, "seed": seed, **options}
-    seeds = pipe.seeds(seed, len(known))
-    return pipe.generation_checkpoint(path, [label] * len(known), known, sampler=sampler, seeds=seeds, settings=output)
+    request = pipe.request(known, conditions={"label": label}, seed=seed, **options)
+    return GenerationCheckpoint(path, pipe.prior, request, settings={"label": label, "seed": seed, **options})
 
 
 def leave(checkpoint: GenerationCheckpoint) -> None:
@@ -46,9 +45,7 @@ def leave(checkpoint: GenerationCheckpoint) -> None:
 
 
 def generation_steps(pipe: Pipeline, known: Tensor, **options: Any) -> Iterator[Tensor]:
-    return pipe.generate_codes(
-        ["dusk"] * len(known), known, sampler=Sampler(**options), seeds=pipe.seeds(3, len(known))
-    )
+    return generate(pipe.prior, pipe.request(known, conditions={"label": "dusk"}, seed=3, **options))
 
 
 @given(
@@ -79,14 +76,12 @@ def test_a_stopped_generation_goes_on_to_the_same_codes(
         with suppress(KeyboardInterrupt), make_checkpoint(pipe, path, known, **options) as checkpoint:
             before = checkpoint.codes
             assert torch.equal(torch.where(before < 0, whole, before), whole)
-            for row, codes in enumerate(generation_steps(pipe, checkpoint.codes, **options)):
+            for row, _ in enumerate(checkpoint.states()):
                 if row == stop:
                     raise KeyboardInterrupt
-                checkpoint.update(codes)
         assert checkpoint.count >= checkpoint.initial_count
     with make_checkpoint(pipe, path, known, **options) as checkpoint:
-        for codes in generation_steps(pipe, checkpoint.codes, **options):
-            checkpoint.update(codes)
+        assert list(checkpoint.states())[-1].is_complete
         assert torch.equal(checkpoint.codes, whole)
     assert not list(path.parent.iterdir())
 
@@ -165,10 +160,7 @@ def test_all_of_a_map_counts() -> None:
         prefix_at = code_crops(codes[:, :35].view(1, *grid))
         made = generation_fingerprint(
             pipe.prior,
-            lambda: prefix_at,  # noqa: B023
-            unknown_codes(1, grid),
-            sampler=Sampler(),
-            seeds=pipe.seeds(0, 1),
+            GenerationRequest(prefix_at, unknown_codes(1, grid), seeds=pipe.seeds(0, 1)),
         )
         prints.add(made)
     assert len(prints) == 36
@@ -238,16 +230,3 @@ def test_a_stream_goes_on_where_it_was_left(tmp_path: Path, stop: int) -> None:
     next(stream())
     with pytest.raises(SmaltiError, match="another generation: label"):
         next(pipe.stream(label="dawn", seed=3, size=(20, 24), checkpoint=str(path)))
-
-
-def test_a_stream_shows_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(1000))
-    monkeypatch.setattr("smalti.pipeline.time.monotonic", lambda: next(now))
-    pipe = pipeline()
-    every = list(pipe.stream(size=(40, 16), seed=1))
-    assert len(every) == 10
-    few = list(pipe.stream(size=(40, 16), seed=1, every=4))
-    assert 3 <= len(few) <= 5
-    assert torch.equal(few[0], every[0])
-    assert torch.equal(few[-1], every[-1])
-    assert len(list(pipe.stream(size=(40, 16), seed=1, every=1e9))) == 2  # the first and the last

@@ -19,7 +19,9 @@ from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_json
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, center_on_canvas, final_codes, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import center_on_canvas, unknown_codes
 from smalti.pipeline import Pipeline
 from smalti.prior import Transformer, TransformerSettings, Window
 from smalti.prior_folder import save_prior
@@ -82,7 +84,7 @@ def generate_final(
 ) -> Tensor:
     """The codes behind `Pipeline.sample`."""
     known, seeds = unknown_codes(len(labels), pipe.grid(size)), pipe.seeds(seed, len(labels))
-    return final_codes(pipe.generate_codes(labels, known, sampler=sampler or Sampler(), seeds=seeds))
+    return final_codes(generate(pipe.prior, pipe.request_for(labels, known, sampler=sampler or Sampler(), seeds=seeds)))
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -217,7 +219,10 @@ def test_completion_keeps_known_codes_and_generates_the_others() -> None:
     known[11, 15] = False  # a tile with one pixel missing is laid anew
     whole = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=torch.bool)
     given = pipe.encode(images)
-    codes = pipe.complete_codes(images, known, values=["dusk", None], sampler=Sampler(), seed=2)
+    request = pipe.request_for(
+        ["dusk", None], pipe.known_codes(images, known), seeds=pipe.seeds(2, 2), sampler=Sampler()
+    )
+    codes = final_codes(generate(pipe.prior, request))
     assert torch.equal(codes[:, whole], given[:, whole])
     for place, prefix in enumerate((1, 3)):
         start = torch.where(whole, given[place], -1)
@@ -225,8 +230,10 @@ def test_completion_keeps_known_codes_and_generates_the_others() -> None:
         assert torch.equal(
             codes[place], reference.sampled(pipe.prior, prefixes, start, sampler=Sampler(), seed=2 + place)
         )
-    completed = pipe.complete(images, known, values=["dusk", None], sampler=Sampler(), seed=2)
-    assert torch.equal(completed, pipe.decode(codes))
+    completed = pipe.complete(images, known, label="dusk", seed=2)
+    torch.testing.assert_close(completed[0], pipe.decode(codes)[0], rtol=1e-4, atol=1e-5)
+    both = pipe.request(pipe.known_codes(images, known), conditions={"label": "dusk"}, seed=2)
+    assert torch.equal(completed, pipe.decode(final_codes(generate(pipe.prior, both))))
 
 
 def test_a_image_amid_a_larger_grid() -> None:
@@ -241,9 +248,9 @@ def test_a_image_amid_a_larger_grid() -> None:
 def test_completion_of_everything_and_of_nothing() -> None:
     pipe, images = pipeline(), noise(1, 3, 12, 16)
     everything = torch.ones(12, 16, dtype=torch.bool)
-    kept = pipe.complete(images, everything, values=[None], sampler=Sampler(), seed=2)
+    kept = pipe.complete(images, everything, seed=2)
     assert torch.equal(kept, pipe.reconstruct(images))
-    laid_anew = pipe.complete(images, ~everything, values=["dawn"], sampler=Sampler(), seed=2)
+    laid_anew = pipe.complete(images, ~everything, label="dawn", seed=2)
     assert torch.equal(laid_anew, pipe.sample(label="dawn", seed=2))
 
 
@@ -252,11 +259,11 @@ def test_masks_and_images_that_do_not_fit_raise_errors() -> None:
     for shape in ((12, 12), (12,), (1, 12, 16)):
         sentence = re.escape(f"the mask has the shape {shape}, the image (height, width) (12, 16); give a mask")
         with pytest.raises(SmaltiError, match=sentence):
-            pipe.complete(noise(1, 3, 12, 16), torch.ones(shape) > 0, values=[None], sampler=Sampler())
+            pipe.complete(noise(1, 3, 12, 16), torch.ones(shape) > 0)
     with pytest.raises(
         SmaltiError, match=r"12 x 14 \(height x width\) cannot be cut into tiles of 4 pixels; crop it to 12 x 12"
     ):
-        pipe.complete(noise(1, 3, 12, 14), torch.ones(12, 14) > 0, values=[None], sampler=Sampler())
+        pipe.complete(noise(1, 3, 12, 14), torch.ones(12, 14) > 0)
     with pytest.raises(SmaltiError, match=r"takes images of shape \(B, 3, H, W\)"):
         pipe.reconstruct(noise(1, 1, 12, 16))
 

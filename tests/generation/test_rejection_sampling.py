@@ -22,7 +22,9 @@ from smalti.evaluation.rejection_sampling import (
     scored_positions,
     zero_score,
 )
-from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
 from smalti.images.io import center_crop, read_image, read_settings, resize_to_cover, to_tensor
 from smalti.losses.logits import LogitDistance
 from smalti.losses.resnet50 import ResNet50
@@ -73,12 +75,15 @@ def test_candidates_are_the_same_for_ever() -> None:
 def test_the_best_is_that_of_the_slow_truth(size: tuple[int, int]) -> None:
     pipe, labels, sampler = pipeline(), ["dusk", None, "dawn"], Sampler(top_k=12)
     known, seeds = unknown_codes(3, pipe.grid(size)), pipe.seeds(4, 3)
-    chosen = rejection_sample(pipe, labels, known, sampler=sampler, seeds=seeds, num_candidates=5, score=mean_code)
+    request = pipe.request_for(labels, known, sampler=sampler, seeds=seeds)
+    chosen = rejection_sample(pipe, request, num_candidates=5, score=mean_code)
     for place, label in enumerate(labels):
         alone = []
         for candidate in range(5):
             seed = candidate_seeds(seeds[place : place + 1], candidate)
-            alone.append(final_codes(pipe.generate_codes([label], known[:1], sampler=sampler, seeds=seed))[0])
+            alone.append(
+                final_codes(generate(pipe.prior, pipe.request_for([label], known[:1], sampler=sampler, seeds=seed)))[0]
+            )
         scores = [float(codes.double().mean()) for codes in alone]
         best = max(range(5), key=lambda k: scores[k])
         assert torch.equal(chosen.codes[place], alone[best])
@@ -90,9 +95,8 @@ def test_the_best_is_that_of_the_slow_truth(size: tuple[int, int]) -> None:
 
 def test_one_try_is_what_is_laid_today() -> None:
     pipe, known = pipeline(), unknown_codes(4, (3, 4))
-    chosen = rejection_sample(
-        pipe, ["night"] * 4, known, sampler=Sampler(), seeds=pipe.seeds(9, 4), num_candidates=1, score=zero_score
-    )
+    request = pipe.request(known, conditions={"label": "night"}, seed=9)
+    chosen = rejection_sample(pipe, request, num_candidates=1, score=zero_score)
     assert torch.equal(pipe.decode(chosen.codes), pipe.sample(4, label="night", seed=9))
     assert chosen.seeds.tolist() == [9, 10, 11, 12]
 
@@ -101,12 +105,8 @@ def test_a_image_hangs_on_its_seed_alone() -> None:
     pipe = pipeline()
 
     def of(first: int, count: int) -> Tensor:
-        known, seeds = unknown_codes(count, (3, 4)), pipe.seeds(first, count)
-        values = ["dusk"] * count
-        score = by_likelihood(pipe, values, known=known)
-        return rejection_sample(
-            pipe, values, known, sampler=Sampler(), seeds=seeds, num_candidates=4, score=score
-        ).codes
+        request = pipe.request(unknown_codes(count, (3, 4)), conditions={"label": "dusk"}, seed=first)
+        return rejection_sample(pipe, request, num_candidates=4, score=by_likelihood(pipe, request)).codes
 
     together = of(20, 5)
     for place in range(5):
@@ -117,10 +117,7 @@ def test_the_first_of_equals_is_kept() -> None:
     pipe, told = pipeline(), []
     chosen = rejection_sample(
         pipe,
-        [None] * 2,
-        unknown_codes(2, (3, 4)),
-        sampler=Sampler(),
-        seeds=pipe.seeds(0, 2),
+        pipe.request(unknown_codes(2, (3, 4))),
         num_candidates=3,
         score=zero_score,
         progress=lambda done, total: told.append((done, total)),
@@ -140,15 +137,7 @@ def test_the_first_of_equals_is_kept() -> None:
 def test_invalid_scores_are_refused(num_candidates: int, score: Callable[[Tensor], Tensor], sentence: str) -> None:
     pipe = pipeline()
     with pytest.raises(SmaltiError, match=sentence):
-        rejection_sample(
-            pipe,
-            [None] * 3,
-            unknown_codes(3, (3, 4)),
-            sampler=Sampler(),
-            seeds=pipe.seeds(0, 3),
-            num_candidates=num_candidates,
-            score=score,
-        )
+        rejection_sample(pipe, pipe.request(unknown_codes(3, (3, 4))), num_candidates=num_candidates, score=score)
 
 
 def test_anything_that_looks_at_images_can_choose() -> None:
@@ -158,10 +147,8 @@ def test_anything_that_looks_at_images_can_choose() -> None:
         seen.append(images)
         return images.mean((1, 2, 3))
 
-    known, seeds = unknown_codes(3, (3, 4)), pipe.seeds(0, 3)
-    chosen = rejection_sample(
-        pipe, [None] * 3, known, sampler=Sampler(), seeds=seeds, num_candidates=6, score=by_images(pipe, brightness)
-    )
+    request = pipe.request(unknown_codes(3, (3, 4)))
+    chosen = rejection_sample(pipe, request, num_candidates=6, score=by_images(pipe, brightness))
     every = torch.stack(seen)  # (N,B,C,H,W)
     assert every.shape == (6, 3, 3, 12, 16)
     brightest = every.mean((2, 3, 4)).max(0).values
@@ -183,10 +170,9 @@ def slow_nats(pipe: Pipeline, codes: Tensor, label: str | None, *, middle: Middl
             right = placement(column, width, shape[1], middle=middle)
             top, left = row - down, column - right
             within = codes[top : top + shape[0], left : left + shape[1]].flatten()[: down * shape[1] + right]
-            logits = pipe.prior.next_logits(
-                pipe.prior.join(prefix, within[None]), cache=pipe.prior.empty_cache(window=shape)
-            )
-            found[row, column] = -logits.log_softmax(1)[0, codes[row, column]]
+            sequence = pipe.prior.join(prefix, within[None])
+            logits = pipe.prior(sequence, cache=pipe.prior.empty_cache(window=shape))[0, -1, : pipe.prior.size]
+            found[row, column] = -logits.log_softmax(0)[codes[row, column]]
     return found
 
 
@@ -234,8 +220,9 @@ def test_the_score_is_the_mean_of_the_judged_codes() -> None:
     known[0, 1, 1:3] = -1
     known[1] = -1
     values = ["dawn", "night"]
-    codes = final_codes(pipe.generate_codes(values, known, sampler=Sampler(guidance=2.0), seeds=pipe.seeds(0, 2)))
-    scores = by_likelihood(pipe, values, known=known)(codes)
+    request = pipe.request_for(values, known, sampler=Sampler(guidance=2.0), seeds=pipe.seeds(0, 2))
+    codes = final_codes(generate(pipe.prior, request))
+    scores = by_likelihood(pipe, request)(codes)
     with torch.no_grad():
         losses = torch.stack([slow_nats(pipe, codes[place], value) for place, value in enumerate(values)])
     hole = torch.ones(4, 5, dtype=torch.bool)
@@ -250,25 +237,18 @@ def test_tries_make_holes_fit() -> None:
     """
     pipe = pipeline(Unconditional())
     whole = final_codes(
-        pipe.generate_codes([None], unknown_codes(1, (1, 4)), sampler=Sampler(), seeds=pipe.seeds(3, 1))
+        generate(
+            pipe.prior, pipe.request_for([None], unknown_codes(1, (1, 4)), sampler=Sampler(), seeds=pipe.seeds(3, 1))
+        )
     )
     known = whole.repeat(40, 1, 1)
     known[:, 0, 2] = -1
-    values = [None] * 40
-    score = by_likelihood(pipe, values, known=known)
+    request = pipe.request(known, seed=100)
+    score = by_likelihood(pipe, request)
     one, many = (
-        rejection_sample(
-            pipe,
-            values,
-            known,
-            sampler=Sampler(),
-            seeds=pipe.seeds(100, 40),
-            num_candidates=num_candidates,
-            score=score,
-        ).codes
-        for num_candidates in (1, 12)
+        rejection_sample(pipe, request, num_candidates=num_candidates, score=score).codes for num_candidates in (1, 12)
     )
-    likely = [float(pipe.nll(codes, values=values)[:, 0, 3].mean()) for codes in (one, many)]
+    likely = [float(pipe.nll(codes, values=[None] * 40)[:, 0, 3].mean()) for codes in (one, many)]
     assert likely[1] < likely[0] - 0.3
 
 

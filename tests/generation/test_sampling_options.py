@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from smalti.cli import sample as commands
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import SCHEDULES, Sampler, Schedule, filter_logits, guidance_scale, unknown_codes
+from smalti.generation.code_sampler import SCHEDULES, Sampler, Schedule, filter_logits, guidance_scale
+from smalti.generation.request import unknown_codes
 from smalti.pipeline import Pipeline
 from tests import reference
 from tests.generation.test_code_sampler import sample_codes, small

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from smalti.cli import sample as commands
 from smalti.core.errors import SmaltiError
-from smalti.generation.code_sampler import Sampler, generate, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.images.io import save_png
 from smalti.pipeline import Pipeline
 from smalti.prior import ORDERS, Prior, Window
@@ -43,7 +45,7 @@ def generate_steps(prior: Prior, known: Tensor, *, speculate: int, first: int = 
     prefix_at = prefix_function(prior, len(known), (known.shape[1], known.shape[2]), 3)
     options = {"sampler": Sampler(), **options}
     seeds = torch.arange(first, first + len(known))
-    return list(generate(prior, prefix_at, seeds=seeds, known=known, speculate=speculate, **options))
+    return list(generate(prior, GenerationRequest(prefix_at, seeds=seeds, known=known, speculate=speculate, **options)))
 
 
 def partly_known(batch: int, grid: tuple[int, int], share: float, number: int) -> Tensor:
@@ -192,12 +194,25 @@ def test_a_neighborhood_transformer_has_no_window_to_guess_under() -> None:
     with pytest.raises(
         SmaltiError, match=r"speculate = 2 needs a window, .* a neighborhood transformer has none; leave it at 0"
     ):
-        generate(prior, lambda window: prefix, sampler=Sampler(), seeds=torch.zeros(1).long(), known=known, speculate=2)
+        generate(
+            prior,
+            GenerationRequest(
+                lambda window: prefix, sampler=Sampler(), seeds=torch.zeros(1).long(), known=known, speculate=2
+            ),
+        )
 
 
 @pytest.mark.parametrize(
     "offered",
-    [Pipeline.sample, Pipeline.stream, Pipeline.complete, Pipeline.generate_codes, commands.sample, commands.complete],
+    [
+        Pipeline.sample,
+        Pipeline.stream,
+        Pipeline.complete,
+        Pipeline.request,
+        Pipeline.request_for,
+        commands.sample,
+        commands.complete,
+    ],
 )
 def test_it_is_offered_and_off(offered: Any) -> None:
     assert inspect.signature(offered).parameters["speculate"].default == 0
@@ -207,11 +222,10 @@ def test_a_pipeline_drafts_in_all_that_generates_images() -> None:
     pipe = pipeline()
     images = pipe.sample(1, label="dusk", seed=3)
     nothing = torch.zeros(images.shape[2:], dtype=torch.bool)
-    requested: dict[str, Any] = {"values": ["dusk"], "sampler": Sampler(), "seed": 3}
     reads = Reads(pipe.prior)
     ways: list[Callable[[], Tensor]] = [
         lambda: pipe.sample(1, label="dusk", seed=3, speculate=4),
-        lambda: pipe.complete(images, nothing, **requested, speculate=4),
+        lambda: pipe.complete(images, nothing, label="dusk", seed=3, speculate=4),
         lambda: list(pipe.stream(label="dusk", seed=3, speculate=4))[-1][None],
     ]
     for way in ways:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from smalti.generation import sliding_window
-from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.generation.wavefront import CodePosition, batch_by_length, batch_wave, row_ends, wavefront_schedule
 from smalti.prior import Middle, Prior, Window, after_middle, before_middle
 from tests import reference
@@ -216,7 +218,7 @@ def test_images_are_those_of_the_plain_loop(
     options: dict[str, Any] = {"sampler": SAMPLERS[sampler], "middle": MIDDLES[name]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sliding_window, "_prefers_few_calls", lambda device: few_calls)
-        codes = final_codes(generate(prior, prefix_at, seeds=seeds, known=known, **options))
+        codes = final_codes(generate(prior, GenerationRequest(prefix_at, seeds=seeds, known=known, **options)))
     for item in range(batch):
 
         def prefix_of(place: Window, item: int = item) -> Tensor:
@@ -258,7 +260,7 @@ class Reads:
 def generate_steps(prior: Prior, known: Tensor, **options: Any) -> list[Tensor]:
     seeds, place = torch.arange(len(known)), (known.shape[1], known.shape[2])
     options = {"sampler": Sampler(), "prefix_at": prefix_function(prior, len(known), place, 3), **options}
-    return list(generate(prior, seeds=seeds, known=known, **options))
+    return list(generate(prior, GenerationRequest(seeds=seeds, known=known, **options)))
 
 
 def test_rows_in_flight_share_their_calls() -> None:

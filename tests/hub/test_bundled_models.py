@@ -18,7 +18,9 @@ from torch import Tensor
 import smalti as package
 from smalti.core.errors import SmaltiError
 from smalti.evaluation.metrics import psnr
-from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
 from smalti.hub.bundled_models import BUNDLED, SCENES, named
 from smalti.images.io import to_tensor
 from smalti.pipeline import Pipeline
@@ -66,7 +68,7 @@ def test_it_lays_what_it_is_told(scenes: Pipeline, told: str) -> None:
     said = {"label": "summer-day", "segmentation": segmentation(ground="water")}
     value = {key: each for key, each in said.items() if told in (key, "both")} or None
     known, seeds = unknown_codes(2, scenes.grid(None)), scenes.seeds(0, 2)
-    codes = final_codes(scenes.generate_codes([value] * 2, known, sampler=Sampler(), seeds=seeds))
+    codes = final_codes(generate(scenes.prior, scenes.request_for([value] * 2, known, sampler=Sampler(), seeds=seeds)))
     assert codes.shape == (2, 16, 16)
     assert codes.min() >= 0
     assert codes.max() < scenes.tokenizer.size

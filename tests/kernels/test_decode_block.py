@@ -14,8 +14,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from smalti.generation import code_sampler
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.conditions.base import constant_prefix
+from smalti.generation import generation_loop
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.kernels.decode_block import MAX_ROWS, DecodeBlock, PackedLinear, attend, attention_is_supported, available
 from smalti.kernels.prepacked import prepacked
 from smalti.prior import GPT, Neighborhood, Prior, Transformer
@@ -118,7 +121,7 @@ def test_blocks_are_the_same_code_by_code(
     with threads(threaded):
         for count in calls:
             codes = torch.randint(9, (batch, count), generator=torch.Generator().manual_seed(count))
-            close_to_exact(copied.features(codes, caches[0]), exact.features(codes, caches[1]), far=2e-5)
+            close_to_exact(copied(codes, cache=caches[0]), exact(codes, cache=caches[1]), far=2e-5)
 
 
 @here
@@ -160,11 +163,13 @@ def test_the_codes_are_those_of_pytorch(
     def laid() -> Tensor:
         prefix, seeds = prior.null_prefix(batch), seed + torch.arange(batch)
         known, sampler = unknown_codes(batch, (height, width)), Sampler(top_k=5, guidance=guidance)
-        return final_codes(sample(prior, prefix, (height, width), sampler=sampler, seeds=seeds, known=known))
+        return final_codes(
+            generate(prior, GenerationRequest(constant_prefix(prefix), sampler=sampler, seeds=seeds, known=known))
+        )
 
     found = laid()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(code_sampler, "prepacked", lambda module: module)
+        patch.setattr(generation_loop, "prepacked", lambda module: module)
         assert torch.equal(found, laid())
 
 
@@ -173,8 +178,8 @@ def test_the_codes_are_those_of_pytorch(
 def test_widths_that_do_not_suit_are_pytorchs(build: Callable[..., Transformer | GPT]) -> None:
     prior = build(embed_dim=24, heads=2)  # heads of 12 numbers
     codes = torch.tensor([[1], [2]])
-    found = prepacked(prior).features(codes, prior.empty_cache())
-    torch.testing.assert_close(found, prior.features(codes, prior.empty_cache()), rtol=1e-5, atol=1e-5)
+    found = prepacked(prior)(codes, cache=prior.empty_cache())
+    torch.testing.assert_close(found, prior(codes, cache=prior.empty_cache()), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()

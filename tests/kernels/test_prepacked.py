@@ -11,8 +11,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from smalti.generation import code_sampler
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.conditions.base import constant_prefix
+from smalti.generation import generation_loop
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.kernels.decode_block import MAX_ROWS
 from smalti.kernels.prepacked import prepacked
 from tests.generation.test_code_sampler import small, small_gpt
@@ -47,11 +50,16 @@ def test_a_prepacked_prior_generates_the_same_codes(name: str, monkeypatch: pyte
     def laid() -> Tensor:
         prefix, seeds = prior.null_prefix(3), torch.arange(3)
         return final_codes(
-            sample(prior, prefix, (6, 7), sampler=Sampler(guidance=1.5), seeds=seeds, known=unknown_codes(3, (6, 7)))
+            generate(
+                prior,
+                GenerationRequest(
+                    constant_prefix(prefix), sampler=Sampler(guidance=1.5), seeds=seeds, known=unknown_codes(3, (6, 7))
+                ),
+            )
         )
 
     found = laid()
-    monkeypatch.setattr(code_sampler, "prepacked", lambda module: module)
+    monkeypatch.setattr(generation_loop, "prepacked", lambda module: module)
     assert torch.equal(found, laid())
 
 

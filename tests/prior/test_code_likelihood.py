@@ -20,7 +20,8 @@ from smalti.core.files import read_json
 from smalti.core.settings import parse
 from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.sources import open_source
-from smalti.encoding.code_writer import Prefix, write_codes
+from smalti.encoding.code_writer import ImageSets, Prefix, WritingSettings, write_codes
+from smalti.encoding.condition_encoding import tokenizer_encoder
 from smalti.evaluation.measures import measure_prior
 from smalti.evaluation.results import as_plain, write_result
 from smalti.pipeline import Pipeline
@@ -100,10 +101,12 @@ def shards(folder: Path, condition: Condition | None) -> tuple[CodeShards, Noise
     parts, model = [Noise(count, beside=beside, seed=count) for count in (3, 5)], tokenizer()
     prefix = None if condition is None else Prefix(condition, "somebody", partial(prefix_codes, condition))
     write_codes(
-        folder, training=parts[0], validation=parts[1], encode=lambda images: model.encode(images).codes, batch=4,
-        copies=1, fingerprint=model.fingerprint(), size=16, factor=4, labels=("a", "b"), seed=0, prefix=prefix,
+        folder,
+        ImageSets(training=parts[0], validation=parts[1], labels=("a", "b"), prefix=prefix),
+        encoder=tokenizer_encoder(model, lambda images: images),
+        settings=WritingSettings(batch=4),
         progress=lambda done, total: None,
-    )  # fmt: skip
+    )
     return open_codes(folder), parts[1]
 
 

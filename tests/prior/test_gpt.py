@@ -9,11 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from smalti.conditions.base import constant_prefix
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.prior import GPT, GPTSettings, NoCache
 from smalti.prior.attention import attend
 
@@ -127,9 +130,10 @@ def test_the_beginning_sees_itself_wholly_only_when_it_comes_at_once() -> None:
 def test_vectors_can_be_read_in_place_of_codes() -> None:
     prior = small()
     codes = some_codes(prior)
-    read = prior.forward_embeddings(prior.embedding(codes), NoCache(columns=4))
-    assert torch.equal(prior.head(read), prior(codes))
-    assert not torch.equal(prior.forward_embeddings(prior.embedding(codes) + 0.1, NoCache(columns=4)), read)
+    embeddings, expected = prior.embedding(codes), prior(codes)
+    prior.embedding = nn.Identity()  # type: ignore[assignment]
+    assert torch.equal(prior(embeddings), expected)
+    assert not torch.equal(prior(embeddings + 0.1), expected)
 
 
 def test_condition_and_image_codes_share_their_numbers() -> None:
@@ -145,9 +149,12 @@ def test_codes_of_the_condition_alone_are_never_generated() -> None:
     logits = prior(prior.join(prefix, prefix[:, :0]))
     assert logits.shape == (1, 3, 14)
     assert logits[0, -1].argmax() >= 11
-    torch.testing.assert_close(prior.next_logits(prefix, cache=NoCache(columns=4)), logits[:, -1, :11])
+    last = prior(prefix, query_index=torch.tensor([[2]]))
+    torch.testing.assert_close(last, logits[:, -1:])
     known, seeds = unknown_codes(1, (3, 4)), torch.tensor([0])
-    generated = final_codes(sample(prior, prefix, (3, 4), sampler=Sampler(), seeds=seeds, known=known))
+    generated = final_codes(
+        generate(prior, GenerationRequest(constant_prefix(prefix), sampler=Sampler(), seeds=seeds, known=known))
+    )
     assert generated.max() < 11
 
 
@@ -161,7 +168,9 @@ def test_a_conditioned_prior_has_no_empty_condition() -> None:
         prior.null_prefix(1)
     values: dict[str, Any] = {"seeds": torch.tensor([0]), "known": unknown_codes(1, (3, 4))}
     with pytest.raises(SmaltiError, match="was not trained unconditionally"):
-        sample(prior, torch.zeros(1, 3).long(), (3, 4), sampler=Sampler(guidance=2), **values)
+        generate(
+            prior, GenerationRequest(constant_prefix(torch.zeros(1, 3).long()), sampler=Sampler(guidance=2), **values)
+        )
 
 
 # As it begins

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, final_codes, generate, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.neighborhood_decoding import RowCacheAttention, neighborhood_waves
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.prior import Neighborhood, NeighborhoodSettings, NoCache, neighborhood, nll, parameter_groups
 from smalti.prior.code_likelihood import window_nll
 from smalti.training.prior_networks import Codes, NeighborhoodNetwork, build_network
@@ -177,7 +179,9 @@ def test_images_are_those_of_the_plain_loop(
     known[torch.rand(known.shape, generator=torch.Generator().manual_seed(number)) < share] = -1
     prefix, seeds = prefix_for(prior, batch, grid, number), torch.arange(batch) + number
     sampler = Sampler(temperature=0.9, guidance=guidance)
-    codes = final_codes(generate(prior, lambda window: prefix, sampler=sampler, seeds=seeds, known=known))
+    codes = final_codes(
+        generate(prior, GenerationRequest(lambda window: prefix, sampler=sampler, seeds=seeds, known=known))
+    )
     empty = torch.full((prefix.shape[1],), 3)
     for item in range(batch):
         truth = reference.sampled_whole(prior, prefix[item], empty, known[item], sampler=sampler, seed=int(seeds[item]))
@@ -190,10 +194,12 @@ def test_each_wave_is_one_call_and_a_row_of_codes_is_more_each_time() -> None:
     steps = list(
         generate(
             prior,
-            lambda window: drawn(2, 1, below=3),
-            sampler=Sampler(),
-            seeds=torch.arange(2),
-            known=unknown_codes(2, (5, 12)),
+            GenerationRequest(
+                lambda window: drawn(2, 1, below=3),
+                sampler=Sampler(),
+                seeds=torch.arange(2),
+                known=unknown_codes(2, (5, 12)),
+            ),
         )
     )
     assert len(calls) == 12 + 4 * 3
@@ -206,12 +212,18 @@ def test_each_wave_is_one_call_and_a_row_of_codes_is_more_each_time() -> None:
 def test_a_image_that_is_told_nothing_may_have_any_size() -> None:
     prior = small(**KINDS["label, map, more"])
     null, known, seeds = prior.null_prefix(1), unknown_codes(1, (3, 7)), torch.arange(1)
-    generated = final_codes(generate(prior, lambda window: null, sampler=Sampler(), seeds=seeds, known=known))
+    generated = final_codes(
+        generate(prior, GenerationRequest(lambda window: null, sampler=Sampler(), seeds=seeds, known=known))
+    )
     whole = torch.full((1, 3 + 21), 3)
-    same = final_codes(generate(prior, lambda window: whole, sampler=Sampler(), seeds=seeds, known=known))
+    same = final_codes(
+        generate(prior, GenerationRequest(lambda window: whole, sampler=Sampler(), seeds=seeds, known=known))
+    )
     assert torch.equal(generated, same)
     with pytest.raises(SmaltiError, match="the prefix has 19 codes, and for 3 x 7 codes this prior reads 24"):
-        final_codes(generate(prior, lambda window: null * 0, sampler=Sampler(), seeds=seeds, known=known))
+        final_codes(
+            generate(prior, GenerationRequest(lambda window: null * 0, sampler=Sampler(), seeds=seeds, known=known))
+        )
 
 
 def test_likelihoods_of_any_size_are_those_of_the_whole_image() -> None:

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping, parse
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
@@ -327,8 +329,8 @@ SAMPLERS = {"plain": Sampler(), "guided": Sampler(guidance=1.7, top_k=7), "uncon
 
 
 def sample_codes(prior: PixelSNAIL, prefix: Tensor, known: Tensor, *, sampler: Sampler) -> Tensor:
-    seeds, grid = torch.arange(len(known)), (known.shape[1], known.shape[2])
-    return final_codes(sample(prior, prefix, grid, sampler=sampler, seeds=seeds, known=known))
+    seeds = torch.arange(len(known))
+    return final_codes(generate(prior, GenerationRequest(lambda _: prefix, known, seeds=seeds, sampler=sampler)))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -342,9 +344,8 @@ def test_images_are_those_of_the_slow_loop(name: str, grid: tuple[int, int], cou
     prefix = torch.randint(C, (2, count), generator=generator)
     codes = sample_codes(prior, prefix, known, sampler=SAMPLERS[name])
     assert torch.equal(codes[known >= 0], known[known >= 0])
-    for item in range(2):
-        truth = reference.sampled(prior, prefix[item], known[item], sampler=SAMPLERS[name], seed=item)
-        assert torch.equal(codes[item], truth)
+    for item, row in enumerate(codes):
+        assert torch.equal(row, reference.sampled(prior, prefix[item], known[item], sampler=SAMPLERS[name], seed=item))
 
 
 def test_guidance_reads_the_empty_prefix() -> None:
@@ -403,9 +404,8 @@ def test_a_pipeline_with_it_is_saved_and_comes_back(home: Path, tmp_path: Path) 
     for size in (None, (24, 20), (8, 12)):
         ours, theirs = (each.sample(2, seed=3, size=size, label="dark", guidance=2.0) for each in (pipeline, again))
         assert torch.equal(ours, theirs)
-    codes = unknown_codes(1, (4, 4))
-    codes[0, :2] = 5
-    kept = final_codes(again.generate_codes(["light"], codes, sampler=Sampler(), seeds=torch.tensor([1])))
+    known = unknown_codes(1, (4, 4)).index_fill(1, torch.arange(2), 5)
+    kept = final_codes(generate(again.prior, again.request(known, conditions={"label": "light"}, seed=1)))
     assert (kept[0, :2] == 5).all()
 
 

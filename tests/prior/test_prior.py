@@ -85,7 +85,30 @@ def test_logits_have_the_promised_shape(kind: str) -> None:
     codes = sequences(prior)
     logits = prior(codes)
     assert logits.shape == (2, 2 + 11, prior.state_dict()["head.weight"].shape[0])
-    torch.testing.assert_close(prior.next_logits(codes, cache=NoCache(columns=4)), logits[:, -1, :11])
+
+
+def test_logits_of_queries_are_those_of_the_whole_sequence(kind: str) -> None:
+    """The last block computes the queries alone, in any order, and another one for each sequence."""
+    prior = some(kind)
+    codes = sequences(prior)
+    query_index = torch.tensor([[12, 1], [5, 7]])
+    expected = torch.stack([each[index] for each, index in zip(prior(codes), query_index, strict=True)])
+    torch.testing.assert_close(prior(codes, query_index=query_index), expected)
+    single = prior(codes, query_index=query_index[:, :1])
+    torch.testing.assert_close(single, expected[:, :1])
+
+
+@torch.no_grad()
+def test_logits_of_queries_after_a_cache(kind: str) -> None:
+    prior = some(kind)
+    codes = sequences(prior)
+    caches = prior.empty_cache(), prior.empty_cache()
+    last = torch.tensor([[0], [0]])
+    for part in (codes[:, :4], codes[:, 4:7], codes[:, 7:8]):
+        expected = prior(part, cache=caches[0])
+        found = prior(part, cache=caches[1], query_index=last + part.shape[1] - 1)
+        torch.testing.assert_close(found, expected[:, -1:])
+        assert caches[0].length == caches[1].length
 
 
 def test_a_code_changes_its_own_and_later_logits_only(kind: str) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from smalti.conditions.base import constant_prefix
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import parse
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.prior import Transformer, TransformerSettings, nll
 
 GRID, SIZE, CONDITION = (3, 4), 11, 7
@@ -85,7 +88,12 @@ def test_larger_and_narrower_grids_are_generated() -> None:
     for grid in ((5, 6), (3, 2)):
         prefix = prior.null_prefix(2)
         generated = final_codes(
-            sample(prior, prefix, grid, sampler=sampler, seeds=torch.arange(2), known=unknown_codes(2, grid))
+            generate(
+                prior,
+                GenerationRequest(
+                    constant_prefix(prefix), sampler=sampler, seeds=torch.arange(2), known=unknown_codes(2, grid)
+                ),
+            )
         )
         assert generated.shape == (2, *grid)
         assert (generated >= 0).all()

@@ -11,7 +11,7 @@ from torch import Tensor
 from smalti.core.settings import parse
 from smalti.tokenizer import code_replacement
 from smalti.tokenizer.code_replacement import draw_chances, neighbor_codes, replace_codes
-from smalti.tokenizer.quantizers import QUANTIZERS, Quantizer, code_count
+from smalti.tokenizer.quantizers import QUANTIZERS, Quantizer
 from smalti.tokenizer.vqgan import VQGANSettings
 from tests import reference
 
@@ -33,7 +33,7 @@ def quantizer(name: str) -> Quantizer:
     settings = parse(VQGANSettings, {"quantizer": {"name": name, **SETTINGS[name]}}, where="test").quantizer
     torch.manual_seed(0)
     made = QUANTIZERS[settings.name](settings)
-    assert made.size == code_count(settings)
+    assert made.size == settings.size
     return made
 
 

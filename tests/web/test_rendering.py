@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from pathlib import Path
 
@@ -14,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smalti.core.errors import SmaltiError
+from smalti.generation.generation_loop import GenerationState
+from smalti.generation.partial_images import PartialImages
 from smalti.images.io import read_image, read_settings, to_tensor
 from smalti.web import rendering
 from smalti.web.code_images import from_text, masked_image, mosaic
 from smalti.web.sessions import Sessions
-from smalti.web.studio import GenerationState
 from tests.images.test_images import png_of_size
 from tests.web.test_studio import LIMITS, painted
 
@@ -69,13 +69,14 @@ def test_too_much_paint_is_told() -> None:
 
 def test_the_stage_shows_rows_and_time() -> None:
     codes = torch.tensor([[[1, 2], [3, -1], [-1, -1]]])
-    now = GenerationState(codes, torch.zeros(1, 3, 12, 8), 0.5, 75.0)
+    state = GenerationState(codes, generated=3, total=6, seconds=75.0)
+    now = PartialImages(state, torch.zeros(1, 3, 12, 8))
     page = rendering.generation(now)
     assert "Row 2 of 3, about 1 min left" in page
     assert "width:50.0%" in page
     assert page.count("<img") == 1
-    assert "left" not in rendering.generation(now._replace(share=0.0, left=math.inf))
-    whole = rendering.generation(now._replace(share=1.0, codes=codes.clamp(min=0)))
+    assert "left" not in rendering.generation(now._replace(state=state._replace(generated=0)))
+    whole = rendering.generation(now._replace(state=state._replace(codes=codes.clamp(min=0), generated=6)))
     assert "Row" not in whole
     assert "track" not in whole
     assert "&lt;script" in rendering.waiting("<script>")

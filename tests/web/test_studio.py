@@ -204,12 +204,12 @@ def test_the_last_state_is_the_pipelines_sample() -> None:
     *before, last = work.generate(request, value, NEVER)
     expected = work.pipeline.sample(2, size=(12, 24), seed=5, guidance=2.0, label="dusk", segmentation=labels)
     assert torch.equal(last.images, expected)
-    assert last.share == 1
+    assert last.state.is_complete
     for now in before:
-        assert 0 < now.share < 1
-        assert now.share == pytest.approx(float((now.codes >= 0).float().mean()))
+        assert 0 < now.state.share < 1
+        assert now.state.share == pytest.approx(float((now.state.codes >= 0).float().mean()))
     other = [*work.generate(request, work.condition_value({"label": "dusk"}, request.size), NEVER)][-1]
-    assert not torch.equal(other.codes, last.codes)
+    assert not torch.equal(other.state.codes, last.state.codes)
 
 
 def test_empty_inputs_are_unconditional() -> None:
@@ -272,7 +272,7 @@ def test_generation_stops() -> None:
         seen.append(now)
         stop.set()
     assert len(seen) == 1
-    assert seen[0].share < 1
+    assert seen[0].state.share < 1
 
 
 def test_a_masked_region_is_generated_and_the_rest_kept(tmp_path: Path) -> None:
@@ -284,13 +284,13 @@ def test_a_masked_region_is_generated_and_the_rest_kept(tmp_path: Path) -> None:
     erased[5, 9] = True  # one pixel: its whole tile
     assert torch.equal(work.erased(painted(erased), (12, 16)), erased)
     last = [*work.complete(request, None, image, erased, (4, 8, 0, 0), NEVER)][-1]
-    assert last.codes.shape == (2, 4, 6)
+    assert last.state.codes.shape == (2, 4, 6)
     kept = torch.zeros(4, 6, dtype=torch.bool)
     kept[1:, :4] = True
     kept[2, 2] = False
     before = work.pipeline.encode(image[None])[0]
-    assert torch.equal(last.codes[:, kept], before.flatten()[kept[1:, :4].flatten()].expand(2, -1))
-    assert not torch.equal(last.codes[0], last.codes[1])
+    assert torch.equal(last.state.codes[:, kept], before.flatten()[kept[1:, :4].flatten()].expand(2, -1))
+    assert not torch.equal(last.state.codes[0], last.state.codes[1])
 
 
 def test_a_mask_may_be_a_file(tmp_path: Path) -> None:

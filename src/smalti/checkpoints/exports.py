@@ -24,7 +24,6 @@ from smalti.conditions.base import Condition
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
 from smalti.prior import Prior
-from smalti.tokenizer.quantizers import Gumbel
 from smalti.tokenizer.vqgan import VQGAN
 
 if TYPE_CHECKING:
@@ -46,11 +45,8 @@ class Encoding(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, images: Tensor) -> Tensor:
-        features, quantizer = self.tokenizer.features(images), self.tokenizer.quantizer
-        if isinstance(quantizer, Gumbel):  # the likeliest code, where `encode` may draw one
-            return quantizer.logits(features).argmax(1)
-        # The codes of `encode` without its loss, which some quantizers compute in pieces: their number would be fixed.
-        return quantizer.bypass(features).codes
+        # Not those of `encode`, whose loss some quantizers compute in pieces: their number would be fixed.
+        return self.tokenizer.quantizer.likeliest_codes(self.tokenizer.features(images))
 
 
 @final

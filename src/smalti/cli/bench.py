@@ -79,7 +79,9 @@ def _tasks(models: Imported, size: tuple[int, int], batch: int, device: torch.de
     import torch
 
     from smalti.core.errors import SmaltiError
-    from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+    from smalti.generation.code_sampler import Sampler
+    from smalti.generation.generation_loop import final_codes, generate
+    from smalti.generation.request import unknown_codes
     from smalti.pipeline import Pipeline
     from smalti.tokenizer.tiled.any_size import decode_of_any_size, encode_of_any_size
 
@@ -99,11 +101,12 @@ def _tasks(models: Imported, size: tuple[int, int], batch: int, device: torch.de
         pipeline = Pipeline(tokenizer, models.prior, models.condition).to(device)
         grid = pipeline.grid(size)
 
-        def generate(count: int) -> object:
+        def generate_count(count: int) -> object:
             known, seeds = unknown_codes(count, grid), pipeline.seeds(0, count)
-            return final_codes(pipeline.generate_codes([None] * count, known, sampler=Sampler(), seeds=seeds)).cpu()
+            request = pipeline.request_for([None] * count, known, seeds=seeds, sampler=Sampler())
+            return final_codes(generate(pipeline.prior, request)).cpu()
 
-        tasks.append(Task("generation", "codes", grid[0] * grid[1], generate))
+        tasks.append(Task("generation", "codes", grid[0] * grid[1], generate_count))
     return tasks
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from smalti.evaluation.rejection_sampling import Score
-    from smalti.generation.code_sampler import Sampler
     from smalti.generation.generation_checkpoint import GenerationCheckpoint
+    from smalti.generation.request import GenerationRequest
     from smalti.pipeline import Pipeline
 
 Resume = Annotated[
@@ -51,8 +50,8 @@ MAX_SIDE = 1024
 """Maximum longer side of a preview in pixels, unless the code grid is larger."""
 OVERLAP = 4
 """Rows of codes that are decoded again as context above the new ones."""
-MIN_WAIT = 9
-"""Minimum wait between previews, as a multiple of the time that the last one took: previews cost at most a tenth."""
+MAX_SHARE = 0.1
+"""The largest share of the time that previews may take."""
 SELECTION_KEYS = ("selected_by", "candidate_seed", "score")
 """PNG settings that only a finished image has: how it was selected among several candidates."""
 
@@ -85,20 +84,20 @@ class PartialPreview:
         """`every`: seconds between previews; 0 writes none."""
         import torch
 
+        from smalti.generation.partial_images import PreviewSchedule
+
         f = pipeline.tokenizer.factor
         self._pixels = max((p for p in range(1, f + 1) if f % p == 0 and p * max(grid) <= MAX_SIDE), default=1)
         channels = pipeline.tokenizer.settings.autoencoder.channels
         self._canvas = torch.zeros(channels, grid[0] * self._pixels, grid[1] * self._pixels)  # (C, h p, w p)
-        self._pipeline, self._path, self._every, self._done = pipeline, path, every, 0
-        self._due = time.monotonic() + every if every else float("inf")
+        self._pipeline, self._path, self._done = pipeline, path, 0
+        self._schedule = PreviewSchedule(every=every, max_share=MAX_SHARE, first=every or float("inf"))
 
     def update(self, codes: Tensor) -> None:
         """Codes (h,w) of the image, -1 where not generated yet -> the preview, if it is due."""
-        began = time.monotonic()
-        if began >= self._due:
-            self._draw(codes)
-            now = time.monotonic()
-            self._due = now + max(self._every, MIN_WAIT * (now - began))
+        if self._schedule.is_due:
+            with self._schedule:
+                self._draw(codes)
 
     def _draw(self, codes: Tensor) -> None:
         from torch.nn import functional as F
@@ -142,36 +141,28 @@ class CandidateSelection(NamedTuple):
     """1: no selection."""
     scorer: str
     """The name of the score for the image's settings: "likelihood", or the classifier."""
-    make_score: Callable[[Sequence[Any], Tensor], Score]
-    """Condition values and known codes of images -> the score of their candidates."""
+    make_score: Callable[[Pipeline, GenerationRequest], Score]
+    """A request -> the score of its candidates."""
 
 
 class GenerationOptions(NamedTuple):
-    """How a command generates its images."""
+    """How a command generates its images, apart from what the request holds."""
 
-    sampler: Sampler
     selection: CandidateSelection
     resume: bool
     preview: float
     """Seconds between previews, 0 for none."""
-    speculate: int
-    """Codes per step of speculative decoding, 0 for none."""
+    inputs: Sequence[Path]
+    """Input files of the command, which are never replaced."""
 
 
 class GenerationJob(NamedTuple):
     """B images that are generated together."""
 
     pipeline: Pipeline
-    values: Sequence[Any]
-    """The condition value of each, as in `Pipeline.lay`."""
-    known: Tensor
-    """(B,h,w): codes, -1 where one is to be generated."""
-    seeds: Tensor
-    """(B,)"""
+    request: GenerationRequest
     files: Sequence[OutputFile]
     options: GenerationOptions
-    inputs: Sequence[Path]
-    """Input files of the command, which are never replaced."""
     title: str = ""
     """Which of all images they are, for the progress line."""
 
@@ -198,7 +189,7 @@ def generate_and_save(job: GenerationJob) -> None:
     from smalti.data.outputs import check_outputs
 
     outputs = [*(file.path for file in job.files), job.partial]
-    check_outputs(outputs, job.files[0].path.parent, inputs=job.inputs)
+    check_outputs(outputs, job.files[0].path.parent, inputs=job.options.inputs)
     if job.options.resume and all(file.finished for file in job.files):
         job.checkpoint.unlink(missing_ok=True)
     elif job.options.selection.num_candidates == 1:
@@ -210,23 +201,14 @@ def generate_and_save(job: GenerationJob) -> None:
 def _generate_candidates(job: GenerationJob) -> None:
     from smalti.evaluation.rejection_sampling import rejection_sample
 
-    pipeline, values, known, seeds, files, options, _, title = job
-    num_candidates, scorer, make_score = options.selection
-    score = make_score(values, known)
-    with counting(f"generating{title}", "codes") as progress:
+    num_candidates, scorer, make_score = job.options.selection
+    score = make_score(job.pipeline, job.request)
+    with counting(f"generating{job.title}", "codes") as progress:
         best = rejection_sample(
-            pipeline,
-            values,
-            known,
-            sampler=options.sampler,
-            seeds=seeds,
-            num_candidates=num_candidates,
-            score=score,
-            speculate=options.speculate,
-            progress=progress,
+            job.pipeline, job.request, num_candidates=num_candidates, score=score, progress=progress
         )
     selected = []
-    for place, (path, settings) in enumerate(files):
+    for place, (path, settings) in enumerate(job.files):
         points = float(best.scores[place, best.candidates[place]])
         how = (scorer, int(best.seeds[place]), round(points, 4))
         selected.append(OutputFile(path, {**settings, **dict(zip(SELECTION_KEYS, how, strict=True))}))
@@ -234,29 +216,25 @@ def _generate_candidates(job: GenerationJob) -> None:
 
 
 def _generate_resumable(job: GenerationJob) -> None:
-    pipeline, values, known, seeds, files, options, _, title = job
-    path, first, total = job.checkpoint, files[0], known.numel()
-    if path.exists() and not options.resume:
+    from smalti.generation.generation_checkpoint import GenerationCheckpoint
+
+    path, request, total = job.checkpoint, job.request, job.request.known.numel()
+    if path.exists() and not job.options.resume:
         raise SmaltiError(
             f"{path} holds the partial result of a stopped command; continue it with --resume, or delete it to "
             "start over"
         )
-    notes = {**first.settings, "images": len(files)}
-    checkpoint = pipeline.generation_checkpoint(
-        path, values, known, sampler=options.sampler, seeds=seeds, settings=notes
-    )
-    partial = PartialPreview(pipeline, job.partial, (known.shape[1], known.shape[2]), every=options.preview)
-    if checkpoint.initial_count > (known >= 0).sum():
+    notes = {**job.files[0].settings, "images": len(job.files)}
+    checkpoint = GenerationCheckpoint(path, job.pipeline.prior, request, settings=notes)
+    partial = PartialPreview(job.pipeline, job.partial, request.grid, every=job.options.preview)
+    if checkpoint.initial_count > total - request.num_missing:
         CONSOLE.print(f"resuming from {checkpoint.initial_count:,} of {total:,} codes", soft_wrap=True)
     try:
         with stopped_by_sigterm(), checkpoint:
-            with counting(f"generating{title}", "codes") as progress:
-                for codes in pipeline.generate_codes(
-                    values, checkpoint.codes, sampler=options.sampler, seeds=seeds, speculate=options.speculate
-                ):
-                    checkpoint.update(codes)
-                    progress(checkpoint.count - checkpoint.initial_count, total - checkpoint.initial_count)
-                    partial.update(codes[0])
+            with counting(f"generating{job.title}", "codes") as progress:
+                for state in checkpoint.states():
+                    progress(state.generated, state.total)
+                    partial.update(state.codes[0])
             _save(job, checkpoint.codes)
             partial.remove()
     except KeyboardInterrupt as error:

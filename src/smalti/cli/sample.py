@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,9 @@ from smalti.core.errors import SmaltiError
 from smalti.hub.bundled_models import SCENES
 
 if TYPE_CHECKING:
+    from smalti.evaluation.rejection_sampling import Score
+    from smalti.generation.request import GenerationRequest
+    from smalti.losses.logits import LogitDistance
     from smalti.pipeline import Pipeline
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
@@ -109,7 +113,8 @@ def sample(
     from smalti.conditions.base import condition_keys
     from smalti.core.devices import pick_device
     from smalti.core.settings import as_mapping
-    from smalti.generation.code_sampler import make_sampler, unknown_codes
+    from smalti.generation.code_sampler import make_sampler
+    from smalti.generation.request import unknown_codes
     from smalti.pipeline import Pipeline
 
     announce_default(model)
@@ -131,8 +136,7 @@ def sample(
         layout=layout,
         any=condition or [],
     )
-    wanted = size_option(size)
-    value, grid = pipeline.fit_condition(conditions, size=wanted)
+    value, grid = pipeline.fit_condition(conditions, size=size_option(size))
     height_width = grid[0] * pipeline.tokenizer.factor, grid[1] * pipeline.tokenizer.factor
     best_of = best_of or (8 if classifier else 1)
     selection = _selection(pipeline, classifier, label=label, best_of=best_of)
@@ -143,8 +147,8 @@ def sample(
         **conditions,
         **_selection_settings(selection),
     }
-    options = GenerationOptions(sampler, selection, resume, preview, speculate)
     inputs = [Path(text) for text in (*conditions.values(), classifier) if text is not None]
+    options = GenerationOptions(selection, resume, preview, inputs)
     all_seeds = pipeline.seeds(seed, count)
     for first in range(0, count, batch):
         seeds = all_seeds[first : first + batch]
@@ -157,37 +161,38 @@ def sample(
         ]
         title = f" {first + 1} to {first + len(seeds)} of {count}" if count > batch else ""
         values, known = [value] * len(seeds), unknown_codes(len(seeds), grid)
-        generate_and_save(GenerationJob(pipeline, values, known, seeds, files, options, inputs, title))
+        request = pipeline.request_for(values, known, seeds=seeds, sampler=sampler, speculate=speculate)
+        generate_and_save(GenerationJob(pipeline, request, files, options, title))
     CONSOLE.print(f"{count} images of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
 
 
 def _selection(pipeline: Pipeline, classifier: str | None, *, label: str | None, best_of: int) -> CandidateSelection:
     """How candidates are compared. Raises `SmaltiError` for an invalid classifier or an unknown class."""
-    from smalti.conditions.labels import Labels
     from smalti.core.files import normalized
-    from smalti.evaluation.imagenet_classifier import by_class, imagenet_classes, read_classifier
-    from smalti.evaluation.rejection_sampling import by_images, by_likelihood
+    from smalti.evaluation.imagenet_classifier import imagenet_classes, read_classifier
+    from smalti.evaluation.rejection_sampling import by_likelihood
 
     if classifier is None:
-        return CandidateSelection(
-            best_of, "likelihood", lambda values, known: by_likelihood(pipeline, values, known=known)
-        )
+        return CandidateSelection(best_of, "likelihood", by_likelihood)
     if best_of == 1:
         raise typer.BadParameter("--classifier needs --best-of 2 or more")
-    conditions = [part for part in pipeline.condition.parts or (pipeline.condition,) if isinstance(part, Labels)]
+    conditions = [part for part in pipeline.condition.members if part.value_type == "label"]
     if not conditions:
         raise SmaltiError("--classifier needs a model conditioned on labels, and this model is not; omit it")
     if label is None:
         raise SmaltiError("--classifier needs a class; give --label")
     conditions[0].encode([label])  # raises for unknown labels
-    number, network = (
-        imagenet_classes(conditions[0].names)[normalized(label)],
-        read_classifier(classifier).to(pipeline.device),
-    )
-    scorer = Path(classifier).name
-    return CandidateSelection(
-        best_of, scorer, lambda values, known: by_images(pipeline, by_class(network, [number] * len(values)))
-    )
+    number = imagenet_classes(conditions[0].names)[normalized(label)]
+    network = read_classifier(classifier).to(pipeline.device)
+    return CandidateSelection(best_of, Path(classifier).name, partial(_score_by_class, network=network, number=number))
+
+
+def _score_by_class(pipeline: Pipeline, request: GenerationRequest, *, network: LogitDistance, number: int) -> Score:
+    """A request for images of one class -> their score by a classifier."""
+    from smalti.evaluation.imagenet_classifier import by_class
+    from smalti.evaluation.rejection_sampling import by_images
+
+    return by_images(pipeline, by_class(network, [number] * request.batch))
 
 
 def _selection_settings(selection: CandidateSelection) -> dict[str, int]:
@@ -248,7 +253,8 @@ def complete(
     from smalti.conditions.base import condition_keys
     from smalti.core.devices import pick_device
     from smalti.core.settings import as_mapping
-    from smalti.generation.code_sampler import center_on_canvas, check_generation_memory, make_sampler
+    from smalti.generation.code_sampler import make_sampler
+    from smalti.generation.request import center_on_canvas, check_generation_memory
     from smalti.images.io import covered_middle, read_image, to_tensor
     from smalti.images.masks import kept_by_mask, kept_part
     from smalti.pipeline import Pipeline
@@ -298,9 +304,10 @@ def complete(
         )
         for own in seeds.tolist()
     ]
-    options = GenerationOptions(sampler, selection, resume, preview, speculate)
     inputs = [image, *([] if mask is None else [mask]), *(Path(text) for text in conditions.values())]
-    generate_and_save(GenerationJob(pipeline, [value] * count, codes, seeds, files, options, inputs))
+    options = GenerationOptions(selection, resume, preview, inputs)
+    request = pipeline.request_for([value] * count, codes, seeds=seeds, sampler=sampler, speculate=speculate)
+    generate_and_save(GenerationJob(pipeline, request, files, options))
     CONSOLE.print(f"{count} completions of {image} in {out}", soft_wrap=True)
 
 

@@ -5,10 +5,11 @@ Letters: B batch, P prefix codes, C number of condition codes, h w grid of codes
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ Grid: TypeAlias = tuple[int, int]
 """(h, w): rows and columns of codes."""
 WindowPrefix: TypeAlias = Callable[[Window], Tensor]
 """A position of the prior's window on a grid of codes -> the prefix (B,P) for that position."""
+ValueType: TypeAlias = Literal["label", "segmentation", "image", "json", "text"]
+"""How a value is written: the name of a label, a map of labels, an image file, a JSON file, or other text."""
 
 
 class Condition(ABC):
@@ -32,6 +35,15 @@ class Condition(ABC):
     """C. A prior may have one more code, C itself, for unconditional generation."""
     length: int
     """P."""
+    value_type: ValueType = "text"
+    names: tuple[str, ...] = ()
+    """The names of the labels in the order of their numbers, if a value is a label or a map of labels."""
+    unlabeled: int | None = None
+    """The number in a map of labels of what has no label, if there is one. It has no name."""
+    smallest_grid: Grid = (1, 1)
+    """The smallest image (h,w) in codes that the condition supports: the prior's window if it has a code per position."""
+    from_labels: bool = False
+    """Whether its code is the number of an image's label. Code shards hold labels of all images, and no such prefix."""
     optional: bool = False
     """Whether None is a valid value, for an image without the condition."""
     blank_is_none: bool = False
@@ -53,6 +65,14 @@ class Condition(ABC):
         """
 
     @abstractmethod
+    def fit(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid | None]:
+        """A value of any size, and the grid (h,w) of the image, None for the value's own -> the value for that
+        grid, and the grid, None if neither is given.
+
+        Raises `SmaltiError` for grids that the condition does not support.
+        """
+
+    @abstractmethod
     def encode(self, values: Sequence[Any]) -> Tensor:
         """B values, each for an image of the prior's window -> (B,P) int64.
 
@@ -63,8 +83,8 @@ class Condition(ABC):
     def encode_windows(self, values: Sequence[Any], *, grid: Grid) -> WindowPrefix:
         """B values, each for an image of `grid` (h,w) codes -> the prefix per window position.
 
-        `generation.code_sampler.generate` takes the result. Raises as `encode`, and for grids smaller than the
-        window if the condition depends on the position.
+        A `GenerationRequest` holds the result. Raises as `encode`, and for grids smaller than the window if the
+        condition depends on the position.
         """
 
     @abstractmethod
@@ -78,15 +98,53 @@ class Condition(ABC):
         `condition_registry.build_condition` is the inverse.
         """
 
+    @final
+    @property
+    def members(self) -> tuple[Condition, ...]:
+        """The parts of a composite condition, or the condition itself."""
+        return self.parts or (self,)
+
+    @final
+    @property
+    def is_stored(self) -> bool:
+        """Whether code shards hold the condition's codes before those of an image."""
+        return self.size > 0 and not self.from_labels
+
+    @final
+    def example_prefix(self, labels: Tensor, prefix: Tensor) -> Tensor:
+        """Labels (B,) and stored prefixes (B,P) of examples in code shards -> their condition codes (B,P)."""
+        return labels.reshape(-1, 1) if self.from_labels else prefix
+
+    @final
+    def drop_parts(self, prefix: Tensor, dropped: Tensor) -> Tensor:
+        """Codes (B,P) and the parts to drop (B,n) bool -> codes with the empty code for these parts.
+
+        The empty code of a part follows its own codes. Nothing changes without parts.
+        """
+        if not self.parts:
+            return prefix
+        ends = itertools.accumulate(part.size + 1 for part in self.parts)
+        empty = [prefix.new_full((part.length,), end - 1) for part, end in zip(self.parts, ends, strict=True)]
+        lengths = torch.tensor([part.length for part in self.parts], device=prefix.device)
+        return torch.where(dropped.repeat_interleave(lengths, dim=1), torch.cat(empty), prefix)
+
+
+class UnsizedCondition(Condition, ABC):
+    """A condition whose values have no size in pixels: they fit images of any size."""
+
+    @final
+    def fit(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid | None]:
+        return value, grid
+
 
 def condition_keys(condition: Condition) -> tuple[str, ...]:
     """The keys of a condition; empty for one without a value."""
-    return tuple(part.key for part in condition.parts or (condition,) if part.key)
+    return tuple(part.key for part in condition.members if part.key)
 
 
 def condition_value(condition: Condition, values: Mapping[str, Any]) -> Any:
     """Values by key, all of them keys of the condition -> its value, None for unconditional."""
-    parts = {part.key: part for part in condition.parts or (condition,)}
+    parts = {part.key: part for part in condition.members}
     given = {key: value for key, value in values.items() if key not in parts or is_given(parts[key], value)}
     if condition.parts:
         return given or None

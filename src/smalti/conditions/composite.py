@@ -55,6 +55,10 @@ class CompositeCondition(Condition):
         self.lengths = tuple(part.length for part in parts)
         self.size, self.length = sum(part.size + 1 for part in parts), sum(self.lengths)
         self.maps = tuple(sum(self.lengths[:index]) + begin for index, part in enumerate(parts) for begin in part.maps)
+        self.smallest_grid = (
+            max(part.smallest_grid[0] for part in self.parts),
+            max(part.smallest_grid[1] for part in self.parts),
+        )
         self.optional = any(part.optional for part in parts)
         self.middle = self.parts[0].middle
         self.networks = tuple(network for part in parts for network in part.networks)
@@ -62,6 +66,14 @@ class CompositeCondition(Condition):
     def read(self, text: str) -> Any:
         keys = ", ".join(part.key for part in self.parts)
         raise SmaltiError(f"this model takes several conditions, {keys}; give {text!r} by the name of one of them")
+
+    def fit(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid | None]:
+        """As in the base class, part after part: the first with a size determines the grid of the others."""
+        fitted = dict(self._as_mapping(value))
+        for part in self.parts:
+            if part.key in fitted:
+                fitted[part.key], grid = part.fit(fitted[part.key], grid=grid)
+        return fitted or None, grid
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         codes = []
@@ -128,13 +140,6 @@ class CompositeCondition(Condition):
         """Codes (...,P) -> those of each part, in its own range; the part's size is its empty code."""
         parts = torch.split(codes, list(self.lengths), dim=-1)
         return tuple(part - start for part, start in zip(parts, self.starts, strict=True))
-
-    def drop_parts(self, prefix: Tensor, dropped: Tensor) -> Tensor:
-        """Codes (B,P) and the parts to drop (B,n) bool -> codes with the empty code for these parts."""
-        ends = [start + part.size for start, part in zip(self.starts, self.parts, strict=True)]
-        empty = torch.cat([prefix.new_full((length,), end) for length, end in zip(self.lengths, ends, strict=True)])
-        lengths = torch.tensor(self.lengths, device=prefix.device)
-        return torch.where(dropped.repeat_interleave(lengths, dim=1), empty, prefix)
 
     def preview(self, codes: Tensor) -> Array:
         """The previews of the parts side by side; black for parts without a value."""

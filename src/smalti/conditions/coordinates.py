@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, WindowPrefix, check_grid, code_crops
+from smalti.conditions.base import Grid, UnsizedCondition, WindowPrefix, check_grid, code_crops
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, as_mapping, settings
 from smalti.images.io import Array, to_array
@@ -56,7 +56,7 @@ def coordinate_image(size: tuple[int, int]) -> Tensor:
 
 
 @final
-class Coordinates(Condition):
+class Coordinates(UnsizedCondition):
     """None or an `ImageCrop` -> (B, h w): for each code the share of the image before it in raster order.
 
     None stands for a whole image.
@@ -72,6 +72,7 @@ class Coordinates(Condition):
                 f"not {settings.codebook_size}"
             )
         self.settings = settings
+        self.smallest_grid = settings.grid
         self.size, self.length, self.maps = settings.codebook_size, settings.grid[0] * settings.grid[1], (0,)
 
     def read(self, text: str) -> ImageCrop:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, WindowPrefix
+from smalti.conditions.base import Grid, UnsizedCondition, WindowPrefix
 from smalti.conditions.location_codes import (
     FULL_IMAGE,
     ROUNDING,
@@ -199,7 +199,7 @@ def decode_keypoints(codes: Sequence[int], settings: KeypointsSettings) -> Decod
 
 
 @final
-class Keypoints(Condition):
+class Keypoints(UnsizedCondition):
     """Lists of figures -> (B,P): the positions of their points, and the visible crop.
 
     A figure is a list with (x, y), in shares of the image, for each of `settings.points`, or None (null in JSON) if
@@ -208,6 +208,7 @@ class Keypoints(Condition):
     """
 
     key = "keypoints"
+    value_type = "json"
     middle = staticmethod(before_middle)
 
     def __init__(self, settings: KeypointsSettings) -> None:

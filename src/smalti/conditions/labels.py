@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, WindowPrefix, as_prefix, constant_prefix
+from smalti.conditions.base import Grid, UnsizedCondition, WindowPrefix, as_prefix, constant_prefix
 from smalti.conditions.previews import render_text
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import normalized
@@ -25,10 +25,12 @@ class LabelsSettings:
 
 
 @final
-class Labels(Condition):
+class Labels(UnsizedCondition):
     """Label names -> (B,1): the index of each name."""
 
     key = "label"
+    value_type = "label"
+    from_labels = True
     length = 1
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -63,7 +65,7 @@ class UnconditionalSettings:
 
 
 @final
-class Unconditional(Condition):
+class Unconditional(UnsizedCondition):
     """No condition: every value becomes the start code 0.
 
     A prior with another start code returns it from `null_prefix`, which sampling uses.

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, WindowPrefix
+from smalti.conditions.base import Grid, UnsizedCondition, WindowPrefix
 from smalti.conditions.layout_codes import (
     Annotation,
     DecodedObject,
@@ -39,7 +39,7 @@ _PROPERTIES = ("group", "occluded", "depiction", "inside")
 
 
 @final
-class Layout(Condition):
+class Layout(UnsizedCondition):
     """Lists of objects -> (B,P): their classes and boxes, and the visible crop.
 
     An object is an `Annotation`, or a mapping as in a JSON file: `{"class": "tree", "box": [left, top, width,
@@ -49,6 +49,7 @@ class Layout(Condition):
     """
 
     key = "layout"
+    value_type = "json"
     middle = staticmethod(before_middle)
 
     def __init__(self, settings: LayoutSettings) -> None:

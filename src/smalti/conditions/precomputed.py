@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, WindowPrefix, constant_prefix
+from smalti.conditions.base import Grid, UnsizedCondition, WindowPrefix, constant_prefix
 from smalti.conditions.previews import render_text
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import Positive, as_mapping, settings
@@ -31,7 +31,7 @@ class PrecomputedCodesSettings:
 
 
 @final
-class PrecomputedCodes(Condition):
+class PrecomputedCodes(UnsizedCondition):
     """Rows of P codes -> (B,P), checked and unchanged. They are the same for every window position."""
 
     def __init__(self, settings: PrecomputedCodesSettings) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, WindowPrefix, check_grid, code_crops
+from smalti.conditions.base import Condition, Grid, ValueType, WindowPrefix, check_grid, code_crops
 from smalti.conditions.map_files import read_depth, read_edges, read_segmentation
 from smalti.conditions.previews import palette
 from smalti.core.errors import SmaltiError
@@ -82,7 +82,11 @@ class SpatialCondition(Condition):
                 f"{f'{labels} labels' if settings.kind == 'segmentation' else 'no labels'}; give as many, or none"
             )
         self.settings, self.tokenizer, self.networks = settings, tokenizer.eval().requires_grad_(False), (tokenizer,)
-        self.key, self.size = settings.key, tokenizer.size
+        self.key, self.size, self.smallest_grid = settings.key, tokenizer.size, settings.grid
+        self.value_type: ValueType = "segmentation" if settings.kind == "segmentation" else "image"
+        if settings.kind == "segmentation":
+            self.names = settings.names or tuple(f"label {number}" for number in range(labels))
+            self.unlabeled = settings.unlabeled
         self.length, self.maps = settings.grid[0] * settings.grid[1], (0,)
 
     @property
@@ -94,7 +98,7 @@ class SpatialCondition(Condition):
         """The path of an image file -> the map in it, at its own size. Raises `DamagedImage`."""
         return _KINDS[self.settings.kind].read(Path(text))
 
-    def fit(self, value: Tensor, *, grid: Grid | None) -> tuple[Tensor, Grid]:
+    def fit(self, value: Any, *, grid: Grid | None) -> tuple[Any, Grid]:
         """A map of any size, and the grid (h,w) to fit, None for its own -> the map at the right size, and the
         grid.
 

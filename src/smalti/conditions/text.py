@@ -22,7 +22,7 @@ from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, WindowPrefix, constant_prefix
+from smalti.conditions.base import Grid, UnsizedCondition, WindowPrefix, constant_prefix
 from smalti.conditions.previews import render_text
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_text, write_text
@@ -105,7 +105,7 @@ def read_vocabulary(folder: Path) -> str:
 
 
 @final
-class Text(Condition):
+class Text(UnsizedCondition):
     """Texts -> (B,P): the pieces of each, in [0,V), and after the last of them the code V.
 
     A text of more than P pieces is cut, with a warning. A blank text is no text: generation is unconditional.

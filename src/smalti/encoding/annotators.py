@@ -7,8 +7,6 @@ Letters: P prefix codes, h w grid of codes, H W pixels.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import random
 from abc import ABC, abstractmethod
@@ -29,6 +27,7 @@ from smalti.conditions.layout_codes import Annotation, LayoutSettings, encode_la
 from smalti.conditions.location_codes import Box
 from smalti.conditions.text import Text, TextOptions, text_condition, train_vocabulary
 from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.fingerprints import values_fingerprint
 from smalti.core.settings import Share, as_mapping, parse, settings
 from smalti.data.annotations.annotation_files import read_annotations
 from smalti.data.annotations.objects import (
@@ -56,11 +55,6 @@ MOST_OBJECTS, MOST_FIGURES = 30, 4
 """What a layout, and an image of figures, have room for at most, by default."""
 PLACES = 1025
 """Codes of a condition with places: 32 x 32 of them, and one for none."""
-
-
-def digest(values: Any) -> str:
-    """Plain values -> a short name for them."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Annotator(ABC):
@@ -95,7 +89,7 @@ class _LabelCodes:
         pass  # a label has no places
 
     def described(self) -> dict[str, Any]:
-        return {"labels": digest(self.codes)}
+        return {"labels": values_fingerprint(self.codes)}
 
 
 @final
@@ -107,7 +101,7 @@ class _Labels(Annotator):
         names = images.source.labels
         if not names:
             raise SmaltiError(f"the images of {images.source.path} have no labels (no sub-folders)")
-        self.condition, self.fingerprint = Labels(names), digest(names)
+        self.condition, self.fingerprint = Labels(names), values_fingerprint(names)
         self._places = {name: place for place, name in enumerate(names)}
 
     def of(self, part: Crops) -> CropAnnotator:
@@ -150,11 +144,11 @@ class _Coordinates(Annotator):
             "grid": grid,
         }
         settings = parse(CoordinatesSettings, values, where="the condition coordinates")
-        self.condition, self.fingerprint = Coordinates(settings), digest(as_mapping(settings))
+        self._coordinates = Coordinates(settings)
+        self.condition, self.fingerprint = self._coordinates, values_fingerprint(as_mapping(settings))
 
     def of(self, part: Crops) -> CropAnnotator:
-        assert isinstance(self.condition, Coordinates)
-        return _CropCoordinates(self.condition)
+        return _CropCoordinates(self._coordinates)
 
 
 @final
@@ -185,7 +179,7 @@ class _ObjectCodes(Generic[T]):
             check_annotated_size(key, full, size, self.path)
 
     def described(self) -> dict[str, Any]:
-        return {"things": digest(repr(self.things)), **as_mapping(self.settings)}
+        return {"things": values_fingerprint(repr(self.things)), **as_mapping(self.settings)}
 
 
 @settings
@@ -220,7 +214,11 @@ class _Objects(Annotator):
         others = {name: value for name, value in options.items() if name not in chosen}
         settings = parse(LayoutSettings, {**sure, **others, "classes": classes}, where="the condition layout")
         _check_drawn("layout", settings.drawn, grid)
-        self.settings, self.condition, self.fingerprint = settings, Layout(settings), digest(as_mapping(settings))
+        self.settings, self.condition, self.fingerprint = (
+            settings,
+            Layout(settings),
+            values_fingerprint(as_mapping(settings)),
+        )
         self._numbers = {name: number for number, name in enumerate(classes)}
 
     def of(self, part: Crops) -> CropAnnotator:
@@ -253,7 +251,11 @@ class _Figures(Annotator):
         }
         settings = parse(KeypointsSettings, values, where="the condition keypoints")
         _check_drawn("keypoints", settings.drawn, grid)
-        self.settings, self.condition, self.fingerprint = settings, Keypoints(settings), digest(as_mapping(settings))
+        self.settings, self.condition, self.fingerprint = (
+            settings,
+            Keypoints(settings),
+            values_fingerprint(as_mapping(settings)),
+        )
 
     def of(self, part: Crops) -> CropAnnotator:
         lists = []
@@ -313,7 +315,11 @@ class _TextCodes:
         pass  # a caption has no places
 
     def described(self) -> dict[str, Any]:
-        return {"captions": digest(self.captions), "swap_sides": self.swap_sides, **as_mapping(self.condition.settings)}
+        return {
+            "captions": values_fingerprint(self.captions),
+            "swap_sides": self.swap_sides,
+            **as_mapping(self.condition.settings),
+        }
 
 
 @final
@@ -331,7 +337,7 @@ class _Captions(Annotator):
         mine = [caption for captions in self._of(images) for caption in captions]
         vocabulary = train_vocabulary(mine, most=self._options.vocabulary)
         self.condition = text_condition(vocabulary, length=self._options.length)
-        self.fingerprint = digest([as_mapping(self.condition.settings), self._options.swap_sides])
+        self.fingerprint = values_fingerprint([as_mapping(self.condition.settings), self._options.swap_sides])
         counts = [len(self.condition.pieces(caption)) for caption in mine]
         cut = sum(count > self._options.length for count in counts)
         if cut:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, final
 
@@ -59,60 +60,92 @@ class Prefix(NamedTuple):
     """The conditions of at most `batch` examples, a tensor for each condition -> codes (B, P) int64."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageSets:
+    """The images of a data set, the names of their labels in order, and the condition of the images, if any."""
+
+    training: Encodable
+    validation: Encodable
+    labels: Sequence[str] = ()
+    prefix: Prefix | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoder:
+    """What turns images into codes."""
+
+    encode: Callable[[Tensor], Tensor]
+    """Images as examples hold them, (B, C, H, W) in [-1, 1] or label maps (B, H, W) -> codes (B, h, w) int64."""
+    fingerprint: str
+    """The fingerprint of the tokenizer."""
+    size: int
+    """Codes are integers in [0, size)."""
+    factor: int
+    """Pixels per code along a side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingSettings:
+    """How images are encoded."""
+
+    copies: int = 1
+    """How many crops of each training image: copy c of image i is draw i * copies + c."""
+    seed: int = 0
+    """The seed of the crops, for the description of the codes."""
+    batch: int = 64
+    """Images per call of the encoder, at most."""
+    workers: int = 0
+    """Processes that read images beside this one."""
+
+
 def write_codes(
     out: Path,
+    images: ImageSets,
     *,
-    training: Encodable,
-    validation: Encodable,
-    encode: Callable[[Tensor], Tensor],
-    fingerprint: str,
-    size: int,
-    factor: int,
-    labels: Sequence[str],
-    copies: int,
-    seed: int,
-    batch: int,
+    encoder: ImageEncoder,
+    settings: WritingSettings,
     progress: Callable[[int, int], object],
-    workers: int = 0,
-    prefix: Prefix | None = None,
 ) -> bool:
     """Two sets of images -> a folder of codes at `out`, written atomically. True if it was written.
 
-    `encode` maps images as examples hold them, (B, C, H, W) in [-1, 1] or maps (B, H, W) of labels, to codes (B, h, w)
-    int64 below `size`, B at most `batch`;
-    `fingerprint` names the tokenizer. With a `prefix` their conditions are encoded too. Each training image is
-    encoded `copies` times: copy c of image i is draw i * copies + c. Damaged images are left out. `progress` is called with
-    the number of images done and their total.
+    Damaged images are left out. `progress` is called with the number of images done and their total.
 
     False if the folder is there already and was made by the same tokenizer from the same images with the same
     settings; otherwise `SmaltiError` names what differs. It is also raised when the size of the images
-    is no multiple of `factor`, when too many images are damaged, and when the disk refuses.
+    is no multiple of the encoder's factor, when too many images are damaged, and when the disk refuses.
     """
+    copies, training, validation, prefix = settings.copies, images.training, images.validation, images.prefix
     if copies < 1:
         raise SmaltiError(f"each image is encoded at least once, not {copies} times")
-    grid = code_grid(training.size, factor)
+    grid = code_grid(training.size, encoder.factor)
+    facts: dict[str, Any] = {
+        "fingerprint": encoder.fingerprint,
+        "size": encoder.size,
+        "factor": encoder.factor,
+        "labels": list(images.labels),
+        "seed": settings.seed,
+    }
     if out.exists():
         parts = {"training": training.described(), "validation": validation.described()}
-        wanted = {"fingerprint": fingerprint, "size": size, "factor": factor, "labels": list(labels), "seed": seed}
         before = {"prefix": {"fingerprint": None if prefix is None else prefix.fingerprint}}
-        _refuse_others(out, {**wanted, **before, "copies": copies, **parts})
+        _refuse_others(out, {**facts, **before, "copies": copies, **parts})
         return False
-    images = len(training) * copies
-
-    def report(done: int) -> None:
-        progress(done, images + len(validation))
-
+    first_images = len(training) * copies
+    total = first_images + len(validation)
     with folder_written_atomically(out) as folder:
-        writer = _ShardWriter(folder, "training", size=size, grid=grid, copies=copies, prefix=prefix)
-        first = writer.write(training, encode=encode, batch=batch, workers=workers, report=report)
-        writer = _ShardWriter(folder, "validation", size=size, grid=grid, copies=1, prefix=prefix)
+        writer = _ShardWriter(folder, encoder, prefix, settings=settings, grid=grid)
+        first = writer.write("training", training, copies=copies, report=lambda done: progress(done, total))
         second = writer.write(
-            validation, encode=encode, batch=batch, workers=workers, report=lambda done: report(images + done)
+            "validation", validation, copies=1, report=lambda done: progress(first_images + done, total)
         )
         meta = CodesSettings(
-            format=FORMAT, fingerprint=fingerprint, size=size, grid=grid, factor=factor, labels=tuple(labels),
-            seed=seed, training=first, validation=second, prefix=_saved(prefix, folder),
-        )  # fmt: skip
+            format=FORMAT,
+            **{**facts, "labels": tuple(images.labels)},
+            grid=grid,
+            training=first,
+            validation=second,
+            prefix=_saved(prefix, folder),
+        )
         write_json(folder / "codes.json", as_mapping(meta))
     return True
 
@@ -162,60 +195,80 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @final
 class _ShardWriter:
-    """Writes the shards of one part of a data set into `folder`."""
+    """Writes the shards of the parts of a data set into `folder`."""
 
     def __init__(
-        self, folder: Path, name: str, *, size: int, grid: tuple[int, int], copies: int, prefix: Prefix | None
+        self,
+        folder: Path,
+        encoder: ImageEncoder,
+        prefix: Prefix | None,
+        *,
+        settings: WritingSettings,
+        grid: tuple[int, int],
     ) -> None:
-        self._folder, self._name, self._size, self._prefix = folder, name, size, prefix
-        self._shape = (copies, *grid)
-        self._rows = max(1, SHARD_BYTES // (math.prod(self._shape) * dtype_of(size).itemsize))
+        self._folder, self._encoder, self._prefix, self._settings, self._grid = folder, encoder, prefix, settings, grid
+
+    def write(self, name: str, dataset: Encodable, *, copies: int, report: Callable[[int], object]) -> PartSettings:
+        """All images that are not damaged -> the shards of the part `name`, with `copies` of each image; `report` is
+        called with the number of images done."""
+        encoder, prefix, batch = self._encoder, self._prefix, self._settings.batch
+        shard_rows = max(1, SHARD_BYTES // (copies * math.prod(self._grid) * dtype_of(encoder.size).itemsize))
+        part = _Part(self._folder, name, rows=shard_rows)
+        at_once = max(1, batch // copies)
+        starts = range(0, len(dataset), at_once)
+        keys = ([(i, 0) for i in range(start, min(start + at_once, len(dataset)))] for start in starts)
+        read = stacks(_Copies(dataset, copies), keys, workers=self._settings.workers)
+        for start, fields in zip(starts, read, strict=True):
+            if fields is not None:
+                images, labels, *beside = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
+                codes = _encoded([images], encoder.encode, shape=self._grid, size=encoder.size, batch=batch)
+                prefixes = None
+                if prefix is not None:
+                    length, size = (prefix.condition.length,), prefix.condition.size
+                    prefixes = _encoded(beside, prefix.encode, shape=length, size=size, batch=batch)
+                part.append(codes, labels.tolist(), prefixes)
+            report(min(start + at_once, len(dataset)) * copies)
+        shards = part.finish()
+        damaged = len(dataset) - sum(shards)
+        return PartSettings(shards=shards, copies=copies, damaged=damaged, data=dataset.described())
+
+
+def _encoded(
+    held: Sequence[Tensor], encode: Callable[..., Tensor], *, shape: tuple[int, ...], size: int, batch: int
+) -> npt.NDArray[Any]:
+    """What examples hold, (N, copies, ...) each -> codes (N, copies, *shape) below `size`."""
+    copies = held[0].shape[1]
+    some = zip(*(torch.split(each.flatten(0, 1), batch) for each in held), strict=True)
+    codes = torch.cat([encode(*each).detach().cpu() for each in some])
+    assert codes.shape[1:] == shape, f"encode gave codes {tuple(codes.shape)}, not (B, {shape})"
+    low, high = int(codes.min()), int(codes.max())
+    assert 0 <= low <= high < size, f"encode gave codes {low}..{high} for a codebook of {size}"
+    return codes.numpy().reshape(-1, copies, *shape).astype(dtype_of(size))
+
+
+@final
+class _Part:
+    """The codes of one part of a data set, written as shards of `rows` images."""
+
+    def __init__(self, folder: Path, name: str, *, rows: int) -> None:
+        self._folder, self._name, self._rows = folder, name, rows
         self._codes: list[npt.NDArray[Any]] = []
         self._prefixes: list[npt.NDArray[Any]] = []
         self._labels: list[int] = []
         self._shards: list[int] = []
 
-    def write(
-        self,
-        dataset: Encodable,
-        *,
-        encode: Callable[[Tensor], Tensor],
-        batch: int,
-        workers: int,
-        report: Callable[[int], object],
-    ) -> PartSettings:
-        """All images that are not damaged -> shards; `report` is called with the number of images done."""
-        copies = self._shape[0]
-        at_once = max(1, batch // copies)  # at once
-        starts = range(0, len(dataset), at_once)
-        keys = ([(i, 0) for i in range(start, min(start + at_once, len(dataset)))] for start in starts)
-        for start, fields in zip(starts, stacks(_Copies(dataset, copies), keys, workers=workers), strict=True):
-            if fields is not None:
-                images, labels, *beside = fields  # (N, copies, C, H, W), (N,), (N, copies, ...) each
-                self._codes.extend(self._encoded([images], encode, shape=self._shape[1:], size=self._size, batch=batch))
-                if self._prefix is not None:
-                    condition, length = self._prefix.condition, (self._prefix.condition.length,)
-                    self._prefixes.extend(
-                        self._encoded(beside, self._prefix.encode, shape=length, size=condition.size, batch=batch)
-                    )
-                self._labels.extend(labels.tolist())
-                while len(self._labels) >= self._rows:
-                    self._flush()
-            report(min(start + at_once, len(dataset)) * copies)
-        self._flush()
-        damaged = len(dataset) - sum(self._shards)
-        return PartSettings(shards=tuple(self._shards), copies=copies, damaged=damaged, data=dataset.described())
+    def append(self, codes: npt.NDArray[Any], labels: Sequence[int], prefixes: npt.NDArray[Any] | None) -> None:
+        """Add codes (N, copies, h, w), labels (N,) and prefixes (N, copies, P); full shards are written."""
+        self._codes.extend(codes)
+        self._labels.extend(labels)
+        self._prefixes.extend(() if prefixes is None else prefixes)
+        while len(self._labels) >= self._rows:
+            self._flush()
 
-    def _encoded(
-        self, held: Sequence[Tensor], encode: Callable[..., Tensor], *, shape: tuple[int, ...], size: int, batch: int
-    ) -> npt.NDArray[Any]:
-        """What examples hold, (N, copies, ...) each -> codes (N, copies, *shape) below `size`."""
-        some = zip(*(torch.split(each.flatten(0, 1), batch) for each in held), strict=True)
-        codes = torch.cat([encode(*each).detach().cpu() for each in some])
-        assert codes.shape[1:] == shape, f"encode gave codes {tuple(codes.shape)}, not (B, {shape})"
-        low, high = int(codes.min()), int(codes.max())
-        assert 0 <= low <= high < size, f"encode gave codes {low}..{high} for a codebook of {size}"
-        return codes.numpy().reshape(-1, self._shape[0], *shape).astype(dtype_of(size))
+    def finish(self) -> tuple[int, ...]:
+        """Write the rest -> the number of images in each shard."""
+        self._flush()
+        return tuple(self._shards)
 
     def _flush(self) -> None:
         rows = min(self._rows, len(self._labels))
@@ -223,7 +276,7 @@ class _ShardWriter:
             stem = f"{self._name}-{len(self._shards):05d}"
             np.save(self._folder / f"{stem}.npy", np.stack(self._codes[:rows]))
             np.save(self._folder / f"{stem}.labels.npy", np.array(self._labels[:rows], dtype=np.int32))
-            if self._prefix is not None:
+            if self._prefixes:
                 np.save(self._folder / f"{stem}.prefix.npy", np.stack(self._prefixes[:rows]))
             self._shards.append(rows)
             del self._codes[:rows], self._labels[:rows], self._prefixes[:rows]

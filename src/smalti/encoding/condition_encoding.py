@@ -7,6 +7,7 @@ Source: arXiv 2012.09841, section 3.2: the condition has a VQGAN of its own, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -18,14 +19,15 @@ from smalti.conditions.base import Condition
 from smalti.conditions.composite import CompositeCondition
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
 from smalti.core.errors import SmaltiError
+from smalti.core.fingerprints import values_fingerprint
 from smalti.core.settings import parse
 from smalti.data.damage import DamageRecord
 from smalti.data.file_types import file_type_of
 from smalti.data.loader import Crops
 from smalti.data.paired import AlignedCrops, AnnotatedCrops, Paired, PairedCrops, beside
 from smalti.data.sources import Source, open_source
-from smalti.encoding.annotators import ANNOTATORS, digest
-from smalti.encoding.code_writer import Prefix, code_grid
+from smalti.encoding.annotators import ANNOTATORS
+from smalti.encoding.code_writer import ImageEncoder, Prefix, code_grid
 from smalti.model_loading import read_tokenizer
 from smalti.scenes.scene_files import scene_labels
 from smalti.tokenizer.vqgan import VQGAN
@@ -71,15 +73,21 @@ class _Part(NamedTuple):
     encode: Callable[[Tensor], Tensor]
 
 
-def encoder(model: VQGAN, images: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A tokenizer, and a function from the values of examples to images -> a function from B values to codes (B,h,w)."""
-    device = next(model.parameters()).device
+def tokenizer_encoder(model: VQGAN, to_images: Callable[[Tensor], Tensor]) -> ImageEncoder:
+    """A tokenizer, and a function from the values of examples to images (B,C,H,W) -> the encoder of such values."""
+    return ImageEncoder(
+        encode=partial(_tokenizer_codes, model, to_images),
+        fingerprint=model.fingerprint(),
+        size=model.size,
+        factor=model.factor,
+    )
 
-    @torch.no_grad()
-    def encode(held: Tensor) -> Tensor:
-        return model.encode(images(held.to(device)).contiguous(memory_format=torch.channels_last)).codes
 
-    return encode
+@torch.no_grad()
+def _tokenizer_codes(model: VQGAN, to_images: Callable[[Tensor], Tensor], held: Tensor) -> Tensor:
+    """B values of examples -> codes (B,h,w)."""
+    images = to_images(held.to(next(model.parameters()).device))  # (B,C,H,W)
+    return model.encode(images.contiguous(memory_format=torch.channels_last)).codes
 
 
 def paired_images(
@@ -97,7 +105,7 @@ def paired_images(
         codes = [part.encode(each).cpu() for part, each in zip(made, held, strict=True)]
         return several.join(codes) if several else codes[0]
 
-    fingerprint = made[0].fingerprint if len(made) == 1 else digest([part.fingerprint for part in made])
+    fingerprint = made[0].fingerprint if len(made) == 1 else values_fingerprint([part.fingerprint for part in made])
     prefix = Prefix(several or made[0].condition, fingerprint, encode)
     training, validation = parts
     return Pairs(
@@ -151,8 +159,8 @@ def _spatial_condition(
         _aligned_crops(part, source, size=size, channels=channels, record=(record, number))
         for number, part in enumerate(parts)
     )
-    encode = encoder(model, training.files.to_images)
-    return _Part(condition, model.fingerprint(), training, validation, lambda held: encode(held).flatten(1))
+    encoder = tokenizer_encoder(model, training.files.to_images)
+    return _Part(condition, encoder.fingerprint, training, validation, lambda held: encoder.encode(held).flatten(1))
 
 
 def _aligned_crops(

@@ -9,7 +9,6 @@ Letters: B batch, C channels (1 or 3), H W pixels, D features, S spatial feature
 from __future__ import annotations
 
 import abc
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, NamedTuple, final
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.core.errors import SmaltiError, suggestion
+from smalti.core.fingerprints import weights_fingerprint
 from smalti.core.published_weights import Progress, load_strictly, load_weights, unwatched
 from smalti.evaluation.inception import CLASSES, SIDE, SPATIAL_CHANNELS, InceptionV3
 from smalti.evaluation.metrics import levels
@@ -79,12 +79,8 @@ class FeatureNetwork(nn.Module, abc.ABC):
         """Color images (B,3,H,W) uint8 of any size -> what is seen in them."""
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of names and values: equal for two files that hold the same weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """As `weights_fingerprint` of its weights: equal for two files that hold the same."""
+        return weights_fingerprint(self.state_dict())
 
 
 @contextmanager

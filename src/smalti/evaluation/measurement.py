@@ -5,7 +5,6 @@ B batch, N images.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias, TypeVar, final
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.core.fingerprints import weights_fingerprint
 from smalti.evaluation.features import FeatureNetwork, feature_network
 from smalti.evaluation.metrics import CodeUse
 from smalti.evaluation.protocols import FeatureProtocol
@@ -100,7 +100,7 @@ def load_networks(
 
 def fingerprints(networks: PretrainedNetworks) -> dict[str, str]:
     """The networks -> the fingerprints of their weights, by their names in a result."""
-    found = {f"lpips_{name}": weights_fingerprint(network) for name, network in networks.lpips.items()}
+    found = {f"lpips_{name}": weights_fingerprint(network.state_dict()) for name, network in networks.lpips.items()}
     if networks.network is not None:
         found[networks.network.weights] = networks.network.fingerprint()
     return found
@@ -122,15 +122,6 @@ def ranked(values: Tensor, *, count: int, lower_is_better: bool) -> list[tuple[s
         for place in places:
             chosen.setdefault(place, rank)
     return [(rank, place) for place, rank in chosen.items()]
-
-
-def weights_fingerprint(module: torch.nn.Module) -> str:
-    """16 hexadecimal digits that stand for a network's weights and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def sparse_codebook_note(use: CodeUse) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from smalti.conditions.base import Condition, condition_keys, condition_value
 from smalti.conditions.condition_registry import build_condition
-from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
+from smalti.core.fingerprints import weights_fingerprint
 from smalti.core.settings import as_mapping
 from smalti.data.code_shards import CodeShards
 from smalti.data.sources import Source
@@ -33,14 +33,14 @@ from smalti.evaluation.measurement import (
     ranked,
     sparse_codebook_note,
     unwatched,
-    weights_fingerprint,
 )
 from smalti.evaluation.metrics import CodeUse
 from smalti.evaluation.prepared_images import PreparedImages
 from smalti.evaluation.protocols import PriorProtocol
 from smalti.evaluation.results import DEFINITIONS, ExampleImage, Measured
 from smalti.evaluation.set_scores import Scores, score_sets
-from smalti.generation.code_sampler import final_codes, unknown_codes
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
 from smalti.images.io import to_array, to_tensor
 from smalti.pipeline import Pipeline
 from smalti.prior import nll
@@ -201,7 +201,10 @@ def measure_prior(
         protocol=as_mapping(protocol),
         networks=fingerprints(who),
         data=given.described(),
-        model={"tokenizer": pipeline.tokenizer.fingerprint(), "prior": weights_fingerprint(pipeline.prior)},
+        model={
+            "tokenizer": pipeline.tokenizer.fingerprint(),
+            "prior": weights_fingerprint(pipeline.prior.state_dict()),
+        },
         notes=(
             *who.notes,
             *(() if given.prepared is None else given.prepared.notes()),
@@ -218,7 +221,7 @@ def measure_prior(
 
 def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtocol) -> None:
     condition = pipeline.condition
-    if not isinstance(data, CodeShards) and _has_prefix(condition) and not condition.optional:
+    if not isinstance(data, CodeShards) and condition.is_stored and not condition.optional:
         conditions = " and a ".join(condition_keys(condition))
         raise SmaltiError(
             f"this prior is conditioned on a {conditions}, which image files do not hold; encode the images with it, "
@@ -235,7 +238,7 @@ def _check(pipeline: Pipeline, data: Source | CodeShards, protocol: PriorProtoco
 @torch.no_grad()
 def _nll(pipeline: Pipeline, coded: _CodeBatch) -> Tensor:
     """Images as codes -> nats of each code (B,h,w)."""
-    if coded.prefix.shape[1] and _has_prefix(pipeline.condition):
+    if coded.prefix.shape[1] and pipeline.condition.is_stored:
         return nll(pipeline.prior, coded.prefix.to(coded.codes.device), coded.codes)
     return pipeline.nll(coded.codes, values=_condition_values(pipeline.condition, coded.labels))
 
@@ -249,16 +252,10 @@ def _condition_values(condition: Condition, labels: Sequence[str | None]) -> lis
     ]
 
 
-def _has_prefix(condition: Condition) -> bool:
-    """Whether folders of codes hold the condition's codes before those of an image: its label stands beside them, not
-    before."""
-    return condition.size > 0 and not isinstance(condition, Labels)
-
-
 def _check_prefix(condition: Condition, shards: CodeShards) -> None:
     """Refuse codes before which the codes of another condition stand, or none though the prior reads some."""
     kept = shards.meta.prefix
-    if not _has_prefix(condition) or (kept is None and condition.optional):
+    if not condition.is_stored or (kept is None and condition.optional):
         return
     conditions = " and a ".join(condition_keys(condition))
     again = f"encode the images with a {conditions}: smalti encode --condition"
@@ -271,7 +268,9 @@ def _check_prefix(condition: Condition, shards: CodeShards) -> None:
         same = condition.save(Path(folder)) == kept.condition
     if same:
         theirs = build_condition(kept.condition, shards.path).networks
-        same = [weights_fingerprint(each) for each in theirs] == [weights_fingerprint(x) for x in condition.networks]
+        same = [weights_fingerprint(each.state_dict()) for each in theirs] == [
+            weights_fingerprint(each.state_dict()) for each in condition.networks
+        ]
     if not same:
         raise SmaltiError(f"the codes in {shards.path} have those of another condition; {again}")
 
@@ -323,7 +322,8 @@ def _sampled(
     for first in range(0, count, batch):
         some = conditions[first : first + batch]
         known, seeds = unknown_codes(len(some), pipeline.prior.grid), pipeline.seeds(protocol.seed + first, len(some))
-        codes = final_codes(pipeline.generate_codes(some, known, sampler=protocol.sampler, seeds=seeds))
+        request = pipeline.request_for(some, known, seeds=seeds, sampler=protocol.sampler)
+        codes = final_codes(generate(pipeline.prior, request))
         pixels = to_array(pipeline.decode(codes), rounding=protocol.rounding)
         places = torch.arange(first, first + len(some))
         accumulator.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(pipeline.device), places)

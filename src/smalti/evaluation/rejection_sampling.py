@@ -9,8 +9,9 @@ Letters: B batch, C channels, H W pixels, h w code grid, N candidates of an imag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,9 +19,11 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.core.rng import philox
 from smalti.evaluation.measurement import Progress, unwatched
-from smalti.generation.code_sampler import Sampler, final_codes
+from smalti.generation.generation_loop import generation_states
+from smalti.generation.request import GenerationRequest
 from smalti.pipeline import Pipeline
 from smalti.prior import Prior
+from smalti.prior.code_likelihood import window_nll
 
 Score: TypeAlias = Callable[[Tensor], Tensor]
 """Codes (B,h,w), one candidate for each of B images -> how good each is (B,), more is better."""
@@ -59,35 +62,30 @@ def candidate_seeds(seeds: Tensor, candidate: int) -> Tensor:
 
 def rejection_sample(
     pipeline: Pipeline,
-    values: Sequence[Any],
-    known: Tensor,
+    request: GenerationRequest,
     *,
-    sampler: Sampler,
-    seeds: Tensor,
     num_candidates: int,
     score: Score,
-    speculate: int = 0,
     progress: Progress = unwatched,
 ) -> BestCandidates:
-    """As `Pipeline.lay`, with `num_candidates` candidates per image -> the candidate of each with the highest score;
-    ties go to the first.
+    """A request, and the number of candidates per image -> the candidate of each with the highest score; ties go to
+    the first.
 
-    One candidate equals `Pipeline.lay`. `speculate` is as there. `progress` receives the number of generated codes and
+    The first candidates are the images of the request itself. `progress` receives the number of generated codes and
     the total.
 
-    Raises `SmaltiError` as `Pipeline.lay`, for fewer candidates than one, and for a score that is not one number for
+    Raises `SmaltiError` as `generate`, for fewer candidates than one, and for a score that is not one number for
     each image.
     """
     if num_candidates < 1:
         raise SmaltiError(f"num_candidates is {num_candidates}; use 1 or more")
-    codes, scores, every = [], [], [candidate_seeds(seeds, candidate) for candidate in range(num_candidates)]
-    missing = int((known < 0).sum())
-    for candidate, some in enumerate(every):
-        generated = pipeline.generate_codes(values, known, sampler=sampler, seeds=some, speculate=speculate)
-        codes.append(
-            final_codes(_counted(generated, progress, until=(candidate + 1) * missing, total=num_candidates * missing))
-        )
-        scores.append(_checked(score(codes[-1]), count=len(seeds)))
+    codes, scores = [], []
+    every = [candidate_seeds(request.seeds, candidate) for candidate in range(num_candidates)]
+    for candidate, seeds in enumerate(every):
+        for state in generation_states(pipeline.prior, replace(request, seeds=seeds)):
+            progress(candidate * state.total + state.generated, num_candidates * state.total)
+        codes.append(state.codes)
+        scores.append(_checked(score(codes[-1]), count=request.batch))
     scored = torch.stack(scores, dim=1)  # (B,N)
     best = scored.argmax(1)
     place = torch.arange(len(best))
@@ -95,12 +93,6 @@ def rejection_sample(
     return BestCandidates(
         candidates[place, best.to(candidates.device)], torch.stack(every, dim=1)[place, best], best, scored
     )
-
-
-def _counted(generated: Iterator[Tensor], progress: Progress, *, until: int, total: int) -> Iterator[Tensor]:
-    for codes in generated:
-        progress(until - int((codes < 0).sum()), total)
-        yield codes
 
 
 def _checked(scores: Tensor, *, count: int) -> Tensor:
@@ -122,15 +114,16 @@ def by_images(pipeline: Pipeline, score: Callable[[Tensor], Tensor]) -> Score:
     return lambda codes: score(pipeline.decode(codes))
 
 
-def by_likelihood(pipeline: Pipeline, values: Sequence[Any], *, known: Tensor) -> Score:
-    """Condition values of B images and their known codes (B,h,w), -1 where generated -> minus the nats per code (B,).
+def by_likelihood(pipeline: Pipeline, request: GenerationRequest) -> Score:
+    """The request of B images -> the score of their codes: minus the nats per code (B,).
 
     The mean is over `scored_positions`. Temperature, top-k, top-p and guidance are not applied.
     """
-    counted = scored_positions(pipeline.prior, known)  # (B,h,w)
+    counted = scored_positions(pipeline.prior, request.known)  # (B,h,w)
 
     def score(codes: Tensor) -> Tensor:
-        nats = pipeline.nll(codes, values=values).cpu()
+        with torch.no_grad():
+            nats = window_nll(pipeline.prior, request.prefix_at, codes, middle=request.middle).cpu()
         return -(nats * counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
 
     return score

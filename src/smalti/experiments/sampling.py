@@ -7,28 +7,28 @@ H W pixels, f = H/h, h w the prior's window, N images.
 
 from __future__ import annotations
 
-import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from smalti.conditions.labels import Unconditional
 from smalti.core.devices import pick_device
-from smalti.core.files import write_atomically
 from smalti.core.progress import counting
 from smalti.data.code_shards import open_codes
 from smalti.data.crops import RandomCrop
 from smalti.data.loader import Crops
 from smalti.data.sources import open_source, split
-from smalti.encoding.code_writer import write_codes
+from smalti.encoding.code_writer import ImageEncoder, ImageSets, WritingSettings, write_codes
 from smalti.evaluation.image_sets import measure_sets
 from smalti.evaluation.protocols import FeatureProtocol, ImageProtocol, SetProtocol
 from smalti.experiments.base import StepContext
-from smalti.generation.code_sampler import Sampler, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_checkpoint import SUFFIX, GenerationCheckpoint
+from smalti.generation.request import unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import save_png
 from smalti.pipeline import Pipeline
@@ -41,8 +41,6 @@ ENCODED = 64
 """Crops that are encoded at once."""
 BATCH = 64
 """Images that are generated at once."""
-CHECKPOINT_SECONDS = 20.0
-"""Seconds after which what has been generated so far is kept."""
 MIN_SAMPLES = 64
 """Samples below which no Frechet distance is computed: it would mostly depend on their number."""
 
@@ -81,17 +79,15 @@ def codes_of_crops(
     with counting(context.console, title="encoding", unit="crops") as progress:
         write_codes(
             context.folder / "codes",
-            training=crops(training, crop=RandomCrop(zoom=(zoom, zoom)), seed=0),
-            # Shards hold one crop of each held-out image, so that an image is named as often as crops are wanted.
-            validation=crops(validation * copies[1], crop=RandomCrop(zoom=(zoom, zoom), flip=False), seed=1),
-            encode=encode,
-            fingerprint=tokenizer.fingerprint(),
-            size=tokenizer.size,
-            factor=f,
-            labels=(),
-            copies=copies[0],
-            seed=0,
-            batch=ENCODED,
+            ImageSets(
+                training=crops(training, crop=RandomCrop(zoom=(zoom, zoom)), seed=0),
+                # Shards hold one crop of each held-out image, so that an image is named as often as crops are wanted.
+                validation=crops(validation * copies[1], crop=RandomCrop(zoom=(zoom, zoom), flip=False), seed=1),
+            ),
+            encoder=ImageEncoder(
+                encode=encode, fingerprint=tokenizer.fingerprint(), size=tokenizer.size, factor=tokenizer.factor
+            ),
+            settings=WritingSettings(copies=copies[0], batch=ENCODED),
             progress=progress,
         )
     return {"training": len(training) * copies[0], "held_out": len(validation) * copies[1]}
@@ -134,12 +130,13 @@ def generate_images(
     pipeline = Pipeline(tokenizer, network, condition).to(pick_device("auto"))
     (H, W), f = wanted.size, tokenizer.factor
     took = []
-    for first in range(0, wanted.number, BATCH):
-        seeds = torch.arange(first, min(first + BATCH, wanted.number))
-        codes, seconds = _generate(pipeline, seeds, (H // f, W // f), context)
-        took.append(seconds)
-        for seed, image in zip(seeds.tolist(), pipeline.decode(codes), strict=True):
-            save_png(context.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
+    with ExitStack() as unfinished:
+        for first in range(0, wanted.number, BATCH):
+            seeds = torch.arange(first, min(first + BATCH, wanted.number))
+            codes, seconds = _generate(pipeline, seeds, (H // f, W // f), context, unfinished)
+            took.append(seconds)
+            for seed, image in zip(seeds.tolist(), pipeline.decode(codes), strict=True):
+                save_png(context.folder / "samples" / f"{seed:04d}.png", image, settings={"seed": seed})
     found: dict[str, Any] = {"codes": (H // f) * (W // f), "seconds_per_image": sum(took) / len(took)}
     if wanted.with_frechet and wanted.number >= MIN_SAMPLES:
         protocol = SetProtocol(
@@ -153,30 +150,19 @@ def generate_images(
     return found
 
 
-def _generate(pipeline: Pipeline, seeds: Tensor, grid: tuple[int, int], context: StepContext) -> tuple[Tensor, float]:
+def _generate(
+    pipeline: Pipeline, seeds: Tensor, grid: tuple[int, int], context: StepContext, unfinished: ExitStack
+) -> tuple[Tensor, float]:
     """Seeds (B,) -> codes (B,h,w) of a `grid` of any size, and seconds per image.
 
-    Partial codes are saved periodically, and a later call resumes from them: an image depends on its seed alone.
+    A later call of an interrupted step resumes: its checkpoint is deleted when `unfinished` ends normally.
     """
-    kept = context.folder / f"codes-{int(seeds[0]):04d}.npy"
-    known = torch.from_numpy(np.load(kept)) if kept.is_file() else unknown_codes(len(seeds), grid)
-    missing = max(int((known < 0).sum()), 1)
-    codes, began = known, time.monotonic()
-    saved = began
+    known = unknown_codes(len(seeds), grid)
+    request = pipeline.request_for([None] * len(seeds), known, seeds=seeds, sampler=Sampler())
+    path, settings = context.folder / f"codes-{int(seeds[0]):04d}{SUFFIX}", {"seed": int(seeds[0])}
+    checkpoint = unfinished.enter_context(GenerationCheckpoint(path, pipeline.prior, request, settings=settings))
     with counting(context.console, title="generating", unit="codes") as progress:
-        for codes in pipeline.generate_codes([None] * len(seeds), known, sampler=Sampler(), seeds=seeds):
-            progress(int((codes >= 0).sum()), codes.numel())
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                _keep(kept, codes)
-                saved = time.monotonic()
-    seconds = (time.monotonic() - began) / missing * grid[0] * grid[1]  # of the codes generated now
-    _keep(kept, codes)
-    return codes, seconds
-
-
-def _keep(path: Path, codes: Tensor) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.save(file, codes.cpu().numpy())
-
-    write_atomically(path, write)
+        for state in checkpoint.states():
+            progress(state.generated, state.total)
+    seconds = state.seconds / max(state.total, 1) * grid[0] * grid[1]  # of the codes generated now
+    return state.codes, seconds

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, final
@@ -25,7 +26,8 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_atomically
 from smalti.core.settings import as_mapping
-from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import GenerationState, generation_states
+from smalti.generation.request import GenerationRequest
 from smalti.prior import Prior, Window
 
 SUFFIX = ".generation"
@@ -45,24 +47,21 @@ class SavedGeneration(NamedTuple):
     """The request, for display."""
 
 
-def generation_fingerprint(
-    prior: Prior, prefixes: Callable[[], Callable[[Window], Tensor]], known: Tensor, *, sampler: Sampler, seeds: Tensor
-) -> str:
+def generation_fingerprint(prior: Prior, request: GenerationRequest) -> str:
     """All inputs that the generated codes depend on -> 16 hexadecimal digits.
 
-    They are the inputs of `generation.code_sampler.generate`: the prior's weights, the prefix (B,P) per window
-    position (at adjacent windows that cover the grid), the known codes (B,h,w), -1 elsewhere, and the seeds (B,).
+    They are the prior's weights, and of the request the prefix (B,P) per window position (at adjacent windows that
+    cover the grid), the known codes (B,h,w), the seeds (B,) and the sampler.
     """
-    digest = hashlib.sha256(json.dumps(as_mapping(sampler), sort_keys=True).encode())
-    height, width = known.shape[1:]
+    digest = hashlib.sha256(json.dumps(as_mapping(request.sampler), sort_keys=True).encode())
+    height, width = request.grid
     rows, columns = min(prior.grid[0], height), min(prior.grid[1], width)
     tops, lefts = ([*range(0, n - m, m), n - m] for n, m in ((height, rows), (width, columns)))
-    prefix_at = prefixes()
-    for name, tensor in [*sorted(prior.state_dict().items()), ("known", known), ("seeds", seeds)]:
+    for name, tensor in [*sorted(prior.state_dict().items()), ("known", request.known), ("seeds", request.seeds)]:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     for window in (Window(top, left, rows, columns) for top in tops for left in lefts):
-        digest.update(prefix_at(window).cpu().contiguous().numpy().tobytes())
+        digest.update(request.prefix_at(window).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -100,26 +99,34 @@ class GenerationCheckpoint:
     is deleted when the block ends normally.
     """
 
-    def __init__(
-        self, path: Path, known: Tensor, *, fingerprint: Callable[[], str], settings: Mapping[str, Any]
-    ) -> None:
-        """`known` (B,h,w): the codes known before generation, -1 elsewhere. `fingerprint` returns the
-        `generation_fingerprint`; it reads all weights, so it is called only when there is something to write or to
-        compare.
+    def __init__(self, path: Path, prior: Prior, request: GenerationRequest, *, settings: Mapping[str, Any]) -> None:
+        """`settings` describe the request in messages and in `smalti info`.
 
         Raises `SmaltiError` if the file at `path` holds another generation, or cannot be read.
         """
         self.path = path
-        self.codes = known
-        """The codes so far, including those from the file."""
-        self._fingerprint, self._settings, self._written = lru_cache(fingerprint), _jsonable(settings), time.monotonic()
+        self.codes = request.known
+        """(B,h,w): the codes so far, including those from the file."""
+        self._prior, self._request = prior, request
+        self._settings, self._written = _jsonable(settings), time.monotonic()
         if path.exists():
             saved = read_generation(path)
-            if saved.fingerprint != self._fingerprint():
+            if saved.fingerprint != self._fingerprint:
                 raise SmaltiError(_mismatch_message(path, saved.settings, self._settings))
-            self.codes = saved.codes.to(known.device)
+            self.codes = saved.codes.to(request.known.device)
         self.initial_count = self.count
         """How many codes were there at the beginning."""
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Computed only when there is something to write or to compare, since it reads all weights."""
+        return generation_fingerprint(self._prior, self._request)
+
+    def states(self) -> Iterator[GenerationState]:
+        """Generate the codes that are missing, and record them: the states of `generation_states`."""
+        for state in generation_states(self._prior, replace(self._request, known=self.codes)):
+            self.update(state.codes)
+            yield state
 
     @property
     def count(self) -> int:
@@ -133,7 +140,7 @@ class GenerationCheckpoint:
             self._write()
 
     def _write(self) -> None:
-        save_generation(self.path, SavedGeneration(self.codes, self._fingerprint(), self._settings))
+        save_generation(self.path, SavedGeneration(self.codes, self._fingerprint, self._settings))
         self._written = time.monotonic()
 
     def __enter__(self) -> GenerationCheckpoint:

@@ -7,7 +7,7 @@ radius, R cached rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
+from smalti.generation.request import GenerationRequest
 from smalti.generation.sliding_window import DecodingStrategy
 from smalti.generation.wavefront import CodePosition
 from smalti.prior.neighborhood import AttentionContext, Neighborhood, PrefixAttention
@@ -92,16 +93,12 @@ class RowCacheAttention(AttentionContext):
 class NeighborhoodDecoding(DecodingStrategy):
     """Decoding with a neighborhood transformer: all codes of a wave in one call, one position each."""
 
-    def __init__(
-        self, prior: Neighborhood, prefix_at: Callable[[Window], Tensor], null_prefix: Tensor, *, missing: Tensor
-    ) -> None:
-        """`null_prefix` (B, P) is the unconditional prefix, or has no rows without guidance; `missing` (h, w) marks
-        the codes to generate."""
-        height, width = missing.shape
-        self.prior, self.schedule = prior, neighborhood_waves(missing, radius=prior.radius)
-        prefix = torch.cat(
-            [self._fit_prefix(part, height, width) for part in (prefix_at(Window(0, 0, height, width)), null_prefix)]
-        )
+    def __init__(self, prior: Neighborhood, request: GenerationRequest, *, null_prefix: Tensor) -> None:
+        """`null_prefix` (B, P) is the unconditional prefix, or has no rows without guidance."""
+        height, width = request.grid
+        self.prior, self.schedule = prior, neighborhood_waves(request.missing_positions, radius=prior.radius)
+        prefixes = (request.prefix_at(Window(0, 0, height, width)), null_prefix)
+        prefix = torch.cat([self._fit_prefix(part, height, width) for part in prefixes])
         free_codes, maps = prior.split_prefix(prefix, height * width)
         self.maps = maps.view(*maps.shape[:2], height, width)  # (B or 2 B, M, h, w)
         with torch.no_grad():

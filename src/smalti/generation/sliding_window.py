@@ -7,20 +7,19 @@ last of them.
 from __future__ import annotations
 
 import abc
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from smalti.generation.cuda_graphs import GraphDecoder
+from smalti.core.errors import SmaltiError
+from smalti.generation.request import GenerationRequest
 from smalti.generation.wavefront import CodePosition, batch_wave, wavefront_schedule
-from smalti.prior.base import NoCache, Prior, StaticCache
-from smalti.prior.gpt import GPT
-from smalti.prior.transformer import Transformer
-from smalti.prior.window import Middle, Window
+from smalti.prior.base import Prior
+from smalti.prior.cache import NoCache, StaticCache
+from smalti.prior.window import Window
 
 MAX_CALL_CODES = 2**14
 """Maximum number of codes in one call of the prior with several positions: enough to keep a device busy. A wave
@@ -64,34 +63,31 @@ class SlidingWindowDecoding(DecodingStrategy):
     above, codes of the next row.
     """
 
-    def __init__(
-        self,
-        prior: Prior,
-        prefix_at: Callable[[Window], Tensor],
-        null_prefix: Tensor,
-        *,
-        missing: Tensor,
-        middle: Middle,
-        device: torch.device,
-    ) -> None:
-        """`null_prefix` (B, P) is the unconditional prefix, or has no rows without guidance; `missing` (h, w) marks
-        the codes to generate."""
-        height, width = missing.shape
-        self.prior, self.prefix_at, self.null_prefix = prior, prefix_at, null_prefix
+    def __init__(self, prior: Prior, request: GenerationRequest, *, null_prefix: Tensor) -> None:
+        """`null_prefix` (B, P) is the unconditional prefix, or has no rows without guidance."""
+        self.prior, self.request, self.null_prefix = prior, request, null_prefix
+        device, (height, width) = request.known.device, request.grid
         self.window = (min(prior.max_grid[0], height), min(prior.max_grid[1], width))
         self.window_order = prior.sequence_order(self.window, device=device)  # the window's own places, in order
-        self.few_calls, is_fixed = _prefers_few_calls(device), self.window == (height, width)
-        self.graphable_prior = (
-            prior if uses_cuda_graphs(device) and is_fixed and isinstance(prior, GPT | Transformer) else None
-        )
-        self.schedule = self._schedule(missing, middle)
+        self.few_calls = _prefers_few_calls(device)
+        self.schedule = self._schedule()
         self.remaining_uses = Counter(position.window for wave in self.schedule for position in wave)
         self.states: dict[Window, _WindowState] = {}
-        self.graph_decoder: GraphDecoder | None = None
 
-    def _schedule(self, missing: Tensor, middle: Middle) -> list[list[CodePosition]]:
+    def prefix(self, window: Window) -> Tensor:
+        """The conditional prefix (B, P) of a window. Raises `SmaltiError` for one of another shape."""
+        prefix = self.request.prefix_at(window)
+        if prefix.shape != (self.request.batch, self.prior.prefix_length):
+            raise SmaltiError(
+                f"the prefix of {self.request.batch} images has the shape {tuple(prefix.shape)}, and this prior reads "
+                f"(batch, {self.prior.prefix_length})"
+            )
+        return prefix
+
+    def _schedule(self) -> list[list[CodePosition]]:
+        missing = self.request.missing_positions
         if self.prior.order == "raster":
-            return wavefront_schedule(missing, window=self.window, middle=middle)
+            return wavefront_schedule(missing, window=self.window, middle=self.request.middle)
         is_missing, whole_window = missing.flatten().tolist(), Window(0, 0, *self.window)
         positions = (
             (*divmod(index, self.window[1]), offset)
@@ -142,7 +138,7 @@ class SlidingWindowDecoding(DecodingStrategy):
         state = self.states.get(window) if len(positions) == 1 else None
         if state is None:
             caches = use_cache and self.remaining_uses[window] > 0
-            prefixes = [self.prefix_at(position.window) for position in positions]
+            prefixes = [self.prefix(position.window) for position in positions]
             cache = prior.empty_cache(window=self.window) if caches else NoCache(columns=self.window[1])
             state = _WindowState(torch.cat((*prefixes, self.null_prefix.repeat(len(positions), 1))), cache)
             if caches:
@@ -151,28 +147,19 @@ class SlidingWindowDecoding(DecodingStrategy):
         previous = [_window_codes(codes, position.window)[:, self.window_order[:longest]] for position in positions]
         inputs = torch.cat(previous).clamp(min=0)  # (m B, T)
         inputs = inputs.repeat(len(state.prefix) // len(inputs), 1)
-        continues = start == prior.prefix_length + longest - 1 >= prior.prefix_length  # by one image code
-        if self.graphable_prior is not None and isinstance(state.cache, StaticCache) and continues:
-            self.graph_decoder = self.graph_decoder or GraphDecoder(self.graphable_prior, state.cache)
-            return self.graph_decoder.logits(inputs[:, -1]).view(-1, len(positions), len(codes), prior.size)
         offsets = torch.tensor([position.offset for position in positions], device=codes.device).repeat_interleave(
             len(codes)
         )
         query_index = (prior.prefix_length - 1 - start + offsets).repeat(len(inputs) // len(offsets))
-        features = prior.features_at(prior.join(state.prefix, inputs)[:, start:], state.cache, query_index)
-        logits: Tensor = prior.head(features)[:, : prior.size].float()
+        sequence = prior.join(state.prefix, inputs)[:, start:]  # (m B or 2 m B, T)
+        scored = prior(sequence, cache=state.cache, query_index=query_index[:, None])  # (m B or 2 m B, 1, V)
+        logits: Tensor = scored[:, 0, : prior.size].float()
         return logits.view(-1, len(positions), len(codes), prior.size)
 
 
 def _prefers_few_calls(device: torch.device) -> bool:
     """Whether a call with a few hundred codes takes about as long as a call with one code: not on a CPU."""
     return device.type != "cpu"
-
-
-def uses_cuda_graphs(device: torch.device) -> bool:
-    """Whether codes under a fixed window are generated by a CUDA graph (`generation.cuda_graphs`): on a GPU, if
-    `SMALTI_GRAPHS` is set."""
-    return device.type == "cuda" and bool(os.environ.get("SMALTI_GRAPHS"))
 
 
 def _cache_bytes(cache: NoCache | StaticCache) -> int:

@@ -17,7 +17,6 @@ from typing import TypeAlias, final
 import torch
 from torch import Tensor
 
-from smalti.core.arguments import whole_number
 from smalti.core.errors import SmaltiError
 from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding
 from smalti.generation.wavefront import CodePosition
@@ -42,7 +41,7 @@ class SpeculativeDecoding(DecodingStrategy):
         self.prior, self.sample, self.count = windows.prior, sample, count
         self.schedule, self.order = windows.schedule, windows.window_order
         self.offsets = [position.offset for (position,) in windows.schedule]
-        self.prefix = torch.cat((windows.prefix_at(Window(0, 0, *windows.window)), windows.null_prefix))
+        self.prefix = torch.cat((windows.prefix(Window(0, 0, *windows.window)), windows.null_prefix))
         self.cache = self.prior.empty_cache(window=windows.window)
         self.inputs = self.prefix[:, :0]  # (B, T), the codes that the last call read
         self.results: tuple[Tensor, ...] = ()  # m x (1 or 2, B, K), its logits
@@ -72,9 +71,9 @@ class SpeculativeDecoding(DecodingStrategy):
         # The cache is valid up to the code before the last generated one, which is read now in place of its draft.
         cache.length = start = prior.prefix_length + self.offsets[wave - 1] if wave else 0
         copies = len(self.prefix) // len(codes_in_order)
-        features = prior.features(prior.join(self.prefix, self.inputs.repeat(copies, 1))[:, start:], cache)
+        sequence = prior.join(self.prefix, self.inputs.repeat(copies, 1))[:, start:]
         query_index = torch.tensor(offsets, device=codes_in_order.device) + (prior.prefix_length - 1 - start)
-        logits: Tensor = prior.head(features[:, query_index])[..., : prior.size].float()  # (B or 2 B, m, K)
+        logits = prior(sequence, cache=cache)[:, query_index, : prior.size].float()  # (B or 2 B, m, K)
         self.results = logits.view(copies, len(codes_in_order), len(offsets), -1).unbind(2)
         self.first_wave = wave
 
@@ -84,10 +83,8 @@ def with_speculation(
 ) -> DecodingStrategy:
     """The strategy for a grid (h, w) -> the same with `count` draft codes per call; 0 returns it unchanged.
 
-    Raises `SmaltiError` for a negative count, and if no window covers the whole grid.
+    Raises `SmaltiError` if no window covers the whole grid.
     """
-    if whole_number(count, "speculate") < 0:
-        raise SmaltiError(f"speculate = {count} is not a number of codes; give 0 for no speculation, or 1 or more")
     if count == 0:
         return strategy
     if not isinstance(strategy, SlidingWindowDecoding):

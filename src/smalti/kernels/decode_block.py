@@ -54,12 +54,6 @@ class PackedLinear(nn.Module):
         return output
 
 
-def as_packed_linear(module: nn.Module) -> PackedLinear:
-    """A linear map of a prepacked block, with its actual type."""
-    assert isinstance(module, PackedLinear), f"{type(module).__name__} is not packed"
-    return module
-
-
 class NormParameters(NamedTuple):
     """The parameters of a LayerNorm, or of an RMSNorm if `shift` is None."""
 
@@ -68,25 +62,35 @@ class NormParameters(NamedTuple):
     epsilon: float
 
 
+class BlockDescription(NamedTuple):
+    """A transformer block around its attention: norms, linear maps and what they mean.
+
+    x -> x + out(attention of project(attention_norm(x))), and x -> x + down(activation of up(mlp_norm(x))). The
+    activation is GELU, or SwiGLU if `up` has twice as many outputs as `down` has inputs.
+    """
+
+    heads: int
+    attention_norm: NormParameters
+    project: Sequence[nn.Module]
+    """One linear map each to queries, keys and values, or one to all three."""
+    query_key_norms: Sequence[NormParameters]
+    """The norms of queries and keys of each head, or none."""
+    out: nn.Module
+    mlp_norm: NormParameters
+    up: nn.Module
+    down: nn.Module
+
+
 @final
 class DecodeBlock:
     """A transformer block except for its attention: one call before the attention, and one after it."""
 
-    def __init__(
-        self,
-        *,
-        heads: int,
-        attention_norm: NormParameters,
-        project: Sequence[PackedLinear],
-        query_key_norms: Sequence[NormParameters],
-        out: PackedLinear,
-        mlp_norm: NormParameters,
-        up: PackedLinear,
-        down: PackedLinear,
-    ) -> None:
-        """`project` is one map each to queries, keys and values, or one to all three. `query_key_norms` are the
-        norms of queries and keys, if any. The activation is GELU, or SwiGLU if `up` has twice as many outputs as
-        `down` has inputs."""
+    def __init__(self, description: BlockDescription) -> None:
+        """All linear maps of the description are `PackedLinear` already."""
+        heads, query_key_norms = description.heads, description.query_key_norms
+        attention_norm, mlp_norm = description.attention_norm, description.mlp_norm
+        project = [_packed(linear) for linear in description.project]
+        out, up, down = _packed(description.out), _packed(description.up), _packed(description.down)
         self.heads, self.width, self.hidden = heads, len(down.weight), down.weight.shape[1]
         self._tensors = (attention_norm, mlp_norm, *query_key_norms, *project, out, up, down)
         query, key = query_key_norms or (NormParameters(torch.empty(0), None, 0.0),) * 2
@@ -175,6 +179,12 @@ class _Block(ctypes.Structure):
 @final
 class _CacheLayout(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("B", "N", "S", "d", "sequence", "head")]
+
+
+def _packed(linear: nn.Module) -> PackedLinear:
+    """A linear map of a prepacked block, with its actual type."""
+    assert isinstance(linear, PackedLinear), f"{type(linear).__name__} is not packed"
+    return linear
 
 
 def _address(tensor: Tensor | None) -> int | None:

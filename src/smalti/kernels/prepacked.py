@@ -1,6 +1,6 @@
 """Prepacked linear maps for few rows: decoding reads all of a prior's weights for each code.
 
-Letters: R rows, D inputs, E outputs.
+Letters: R rows, D inputs or width, E outputs, B sequences, T codes of one call, N heads, d head dimension.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.kernels import decode_block
-from smalti.kernels.decode_block import MAX_ROWS, DecodeBlock, PackedLinear
+from smalti.kernels.decode_block import MAX_ROWS, BlockDescription, DecodeBlock, PackedLinear
 from smalti.kernels.native import is_cpu_float32
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -36,31 +36,36 @@ def prepacked(module: Module) -> Module:
 
 
 class DecodableBlock(nn.Module, abc.ABC):
-    """A transformer block of a prior that the C file computes except for the attention."""
+    """A transformer block of a prior, (B, T, D) and a context -> (B, T, D), that the C file can compute for few codes.
+
+    `forward(x, context, *, rotation, query_index)`: `context` holds what the codes of earlier calls left, such as a
+    cache. `rotation`, cosines and signed sines (T, d), is of blocks that rotate queries and keys. With `query_index`
+    (B, t) the output is (B, t, D), and of the other codes only keys and values are computed.
+    """
 
     @abc.abstractmethod
-    def make_decode_block(self) -> DecodeBlock:
-        """The part for the C file. All linear maps of this block are `PackedLinear` already."""
+    def description(self) -> BlockDescription:
+        """The block's layers around the attention, from which the C file's computation is derived."""
 
     @abc.abstractmethod
-    def decode(self, decode_block: DecodeBlock, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """As `forward` up to rounding, by its `decode_block`, which must support x."""
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, context: Any) -> Tensor:
+        """Queries, keys and values of a call, (B, N, T, d) each -> attention output (B, N, T, d), as in `forward`."""
 
 
 @final
 class _FastBlock(nn.Module):
-    """As the block it is made of, by the C file if few codes are read: (B, T, D) -> (B, T, D)."""
+    """The block that it is made of, by the C file if few codes are read and all of them are queries."""
 
     def __init__(self, block: DecodableBlock) -> None:
         super().__init__()
-        self.block, self.decode_block = block, block.make_decode_block()
+        self.block, self.decode_block = block, DecodeBlock(block.description())
 
-    def forward(self, x: Tensor, *args: Any) -> Tensor:
-        output: Tensor = (
-            self.block.decode(self.decode_block, x, *args)
-            if self.decode_block.is_supported(x)
-            else self.block(x, *args)
-        )
+    def forward(self, x: Tensor, context: Any, **options: Any) -> Tensor:
+        all_are_queries = x.shape[1] == 1 or options.get("query_index") is None
+        if all_are_queries and self.decode_block.is_supported(x):
+            qkv = self.decode_block.project_qkv(x, options.get("rotation"))  # 3 x (B, N, T, d)
+            return self.decode_block.finish(x, self.block.attend(*qkv, context))
+        output: Tensor = self.block(x, context, **options)
         return output
 
 

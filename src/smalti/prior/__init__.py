@@ -1,6 +1,7 @@
 """Stage 2: priors, autoregressive models of image codes."""
 
-from smalti.prior.base import Cache, NoCache, Prior, StaticCache, nll, parameter_groups
+from smalti.prior.base import Prior, nll, parameter_groups
+from smalti.prior.cache import Cache, NoCache, StaticCache
 from smalti.prior.gpt import GPT, GPTSettings
 from smalti.prior.neighborhood import Neighborhood, NeighborhoodSettings
 from smalti.prior.order import ORDERS, Order

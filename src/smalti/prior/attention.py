@@ -1,18 +1,51 @@
 """Causal attention with or without a cache, shared by the priors.
 
-Shapes: B batch, N heads, T codes of one call, S codes so far (cache and call), d head dimension.
+Shapes: B batch, N heads, T codes of one call, t of them that are queries, S codes so far (cache and call), d head
+dimension.
 """
 
 from __future__ import annotations
-
-import abc
-from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.kernels import causal_attention, decode_block
+from smalti.prior.cache import Cache
+
+
+def select(x: Tensor, query_index: Tensor | None) -> Tensor:
+    """(B, T, ...), and the indices of some of the T in each sequence (B, t), or None for all -> (B, t, ...)."""
+    if query_index is None:
+        return x
+    return x[torch.arange(len(x), device=x.device)[:, None], query_index]
+
+
+def attend_with_cache(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    cache: Cache,
+    name: str,
+    query_index: Tensor | None = None,
+    dropout: float = 0.0,
+    unmasked: int = 0,
+) -> Tensor:
+    """Queries (B, N, t, d), keys and values (B, N, T, d) of a call -> attention output over all codes so far (B, N,
+    t, d).
+
+    The cache stores the keys and values under `name`. `query_index` (B, t): which of the T codes the queries are,
+    none before the last of the `unmasked`; None for all. `dropout` and `unmasked` as in `attend`.
+    """
+    count = keys.shape[2]
+    keys = cache.append(f"{name}.keys", keys)  # (B, N, S, d)
+    values = cache.append(f"{name}.values", values)  # (B, N, S, d)
+    if query_index is None or count == 1:  # the only code
+        return attend(queries, keys, values, dropout=dropout, unmasked=unmasked)
+    index = torch.arange(keys.shape[2], device=keys.device)  # (S,)
+    mask = index <= (len(index) - count + query_index)[:, :, None]  # (B, t, S)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None], dropout_p=dropout)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
@@ -37,48 +70,3 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unm
     if is_first_call:
         mask[:unmasked, :unmasked] = True
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
-
-
-class QuerySelection(abc.ABC):
-    """The codes of a call that are queries in the last block; of the others it needs only keys and values."""
-
-    @abc.abstractmethod
-    def select(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> the selected codes (B, t, D)."""
-
-    @abc.abstractmethod
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
-        """As the function, with queries (B, N, t, d) of the selected codes -> (B, N, t, d)."""
-
-
-@final
-class AllQueries(QuerySelection):
-    """All codes of the call."""
-
-    def select(self, x: Tensor) -> Tensor:
-        return x
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
-        return attend(queries, keys, values, dropout=dropout, unmasked=unmasked)
-
-
-ALL_QUERIES = AllQueries()
-
-
-@final
-class SingleQuery(QuerySelection):
-    """One code of each sequence of a call of `new` codes: number `index` (B,) int64, not before the last of the
-    `unmasked`."""
-
-    def __init__(self, index: Tensor, *, new: int) -> None:
-        self.index, self.new = index, new
-
-    def select(self, x: Tensor) -> Tensor:
-        return x[torch.arange(len(x), device=x.device), self.index][:, None]
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, *, dropout: float, unmasked: int = 0) -> Tensor:
-        key_count = keys.shape[2]
-        if self.new == 1:  # the only code
-            return attend(queries, keys, values, dropout=dropout, unmasked=unmasked)
-        mask = torch.arange(key_count, device=keys.device) <= (key_count - self.new + self.index)[:, None]  # (B, S)
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[:, None, None], dropout_p=dropout)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, final
 
@@ -17,69 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.core.errors import SmaltiError
+from smalti.prior.cache import Cache, NoCache, StaticCache
 from smalti.prior.order import ORDERS, Order
-
-
-class Cache(abc.ABC):
-    """A prior's record of the codes before its input.
-
-    `columns` is the width of the grid of image codes, and `length` the number of codes before the input, including
-    the prefix.
-    """
-
-    columns: int
-    length: int
-
-    @abc.abstractmethod
-    def append(self, name: str, new: Tensor) -> Tensor:
-        """Layer `name`'s output for the input (B, ..., T, D) -> its output for all codes so far (B, ..., length +
-        T, D)."""
-
-    @abc.abstractmethod
-    def advance(self, count: int) -> None:
-        """Count `count` codes that have passed all layers. A prior's `features` calls this at its end."""
-
-
-@final
-class NoCache(Cache):
-    """No codes before the input, and nothing is stored: the input is the whole sequence."""
-
-    def __init__(self, *, columns: int) -> None:
-        self.columns, self.length = columns, 0
-
-    def append(self, name: str, new: Tensor) -> Tensor:
-        return new
-
-    def advance(self, count: int) -> None:
-        pass
-
-
-@final
-@dataclass(kw_only=True)
-class StaticCache(Cache):
-    """Stores each layer's output for the codes so far in preallocated buffers for `capacity` codes.
-
-    A layer's buffer is allocated on its first use, when its type (autocast) and device are known. It has no
-    gradients.
-    """
-
-    columns: int
-    capacity: int
-    length: int = 0
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-
-    def append(self, name: str, new: Tensor) -> Tensor:
-        assert not torch.is_grad_enabled(), "a cache carries no gradients: call the prior under torch.no_grad()"
-        end = self.length + new.shape[-2]
-        assert end <= self.capacity, f"{end} codes in a cache for {self.capacity}"
-        if name not in self.buffers:
-            self.buffers[name] = new.new_empty(*new.shape[:-2], self.capacity, new.shape[-1])
-        buffer = self.buffers[name]
-        buffer[..., self.length : end, :] = new
-        return buffer[..., :end, :]
-
-    def advance(self, count: int) -> None:
-        self.length += count
 
 
 class Prior(nn.Module, abc.ABC):
@@ -90,19 +28,36 @@ class Prior(nn.Module, abc.ABC):
     order a grid that is smaller in some direction is a narrower window, and the cache's `columns` gives its width.
     """
 
-    size: int
-    prefix_length: int
-    grid: tuple[int, int]
+    settings: Any
+    """The network's settings, a frozen dataclass; with its weights all that is needed to build the prior again."""
     max_grid: tuple[int, int]
     """The largest grid that is read at once: the window, or any grid for a prior with local attention."""
-    order: Order
     head: nn.Module
+    """The last layer, which scores codes: (..., D) -> (..., V)."""
 
-    @abc.abstractmethod
+    def __init__(
+        self,
+        *,
+        size: int,
+        prefix_length: int,
+        grid: tuple[int, int],
+        order: Order,
+        condition_start: int,
+        null_code: int | None,
+    ) -> None:
+        """`size`: image codes K. `condition_start`: the number of the first condition code in the vocabulary, 0 if
+        image codes have the same numbers. `null_code`: the condition code of the unconditional prefix, None without one.
+        """
+        super().__init__()
+        self.size, self.prefix_length, self.grid, self.order = size, prefix_length, grid, order
+        self.condition_start, self.null_code = condition_start, null_code
+
+    @final
     def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
         """Prefix codes (B, P) and image codes (B, n) -> the sequence (B, P + n) that `forward` reads."""
+        return torch.cat((prefix + self.condition_start, codes), dim=1)
 
-    @abc.abstractmethod
+    @final
     def null_prefix(self, batch: int) -> Tensor:
         """The unconditional prefix (batch, P): the start of an unconditional prior, and the unconditional branch of
         guidance.
@@ -111,37 +66,23 @@ class Prior(nn.Module, abc.ABC):
 
         Raises `SmaltiError` if the prior was not trained with one.
         """
+        if self.null_code is None:
+            raise SmaltiError(
+                "this prior was not trained unconditionally; give every image a condition, and leave guidance at 1"
+            )
+        device = next(self.parameters()).device
+        return torch.full((batch, self.prefix_length), self.null_code, device=device)
 
     @abc.abstractmethod
-    def features(self, codes: Tensor, cache: Cache) -> Tensor:
-        """A sequence (B, T), or its continuation if `cache` holds the beginning -> the input of `head` (B, T, D).
-
-        Advances the cache by T.
-        """
-
-    @abc.abstractmethod
-    def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
-        """As `features`, for one code of each sequence: its `index` (B,) int64 among the T -> (B, D).
-
-        It is the last prefix code or an image code. The last block skips all other queries.
-        """
-
-    def forward(self, codes: Tensor, *, cache: Cache | None = None) -> Tensor:
+    def forward(self, codes: Tensor, *, cache: Cache | None = None, query_index: Tensor | None = None) -> Tensor:
         """A joined sequence (B, T) int64 -> logits (B, T, V): those at index t are of the code at index t + 1.
 
         The first K of the V are of image codes. Without a cache the sequence is whole and its image codes fill rows of
         the prior's own width. With one, `codes` continue what it holds, and it is advanced by T.
-        """
-        context = NoCache(columns=self.grid[1]) if cache is None else cache
-        logits: Tensor = self.head(self.features(codes, context))
-        return logits
 
-    @final
-    def next_logits(self, codes: Tensor, *, cache: Cache) -> Tensor:
-        """As `forward`, for the last code alone, of image codes only: (B, T) -> (B, K). The head reads one position."""
-        last = torch.full((len(codes),), codes.shape[1] - 1, device=codes.device)
-        logits: Tensor = self.head(self.features_at(codes, cache, last))
-        return logits[:, : self.size]
+        With `query_index` (B, t), logits (B, t, V) at these indices among the T alone. Each is that of the last prefix
+        code or of an image code. The last block computes no other queries.
+        """
 
     @final
     def sequence_order(self, grid: tuple[int, int], *, device: torch.device) -> Tensor:

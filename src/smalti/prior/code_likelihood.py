@@ -21,7 +21,7 @@ def window_nll(
     """Image codes (B, h, w) and a prefix (B, P) per window position -> negative log-likelihood of each code in nats
     (B, h, w).
 
-    Each code is conditioned as in `generation.code_sampler.generate`: on the prefix and the codes before it in the
+    Each code is conditioned as in `generation.generation_loop.generate`: on the prefix and the codes before it in the
     window over it. For a grid that fits the window this is `nll`; a larger grid costs a pass per window position.
 
     Raises `SmaltiError` for a grid other than the prior's window if its order is not raster, and for weights that

@@ -1,7 +1,7 @@
 """The prior of the paper: a GPT-2 with learned positions and one vocabulary for condition and image codes.
 
-Shapes: B batch, T codes of one call, S codes so far (cache and call), P prefix codes, h w grid, D width, N heads, d
-= D / N, K image codes, V codes of condition and image.
+Shapes: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
+prefix codes, h w grid, D width, N heads, d = D / N, K image codes, V codes of condition and image.
 
 Esser et al., arXiv 2012.09841, section 3.2, after GPT-2 (Radford et al., 2019) as in minGPT. Unlike GPT-2, it does
 not scale the initial weights at the end of residual branches, and its head has its own weights.
@@ -9,7 +9,6 @@ not scale the initial weights at the end of residual branches, and its head has 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
@@ -17,12 +16,12 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from smalti.core.errors import SmaltiError
 from smalti.core.settings import Chance, Natural, Positive, settings
-from smalti.kernels.decode_block import DecodeBlock, NormParameters, as_packed_linear
+from smalti.kernels.decode_block import BlockDescription, NormParameters
 from smalti.kernels.prepacked import DecodableBlock
-from smalti.prior.attention import ALL_QUERIES, QuerySelection, SingleQuery
-from smalti.prior.base import Cache, Prior
+from smalti.prior.attention import attend_with_cache, select
+from smalti.prior.base import Prior
+from smalti.prior.cache import Cache, NoCache
 from smalti.prior.order import Order
 
 
@@ -88,14 +87,15 @@ class GPT(Prior):
     """
 
     def __init__(self, settings: GPTSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.size, self.prefix_length, self.grid, self.order = (
-            settings.codebook_size,
-            settings.prefix_length,
-            settings.grid,
-            settings.order,
+        super().__init__(
+            size=settings.codebook_size,
+            prefix_length=settings.prefix_length,
+            grid=settings.grid,
+            order=settings.order,
+            condition_start=0,
+            null_code=settings.start_code,
         )
+        self.settings = settings
         self.max_grid = settings.grid
         self.embedding = nn.Embedding(settings.vocab_size, settings.embed_dim)
         self.positions = nn.Embedding(settings.block_size, settings.embed_dim)
@@ -110,55 +110,19 @@ class GPT(Prior):
                 nn.init.zeros_(weight)
         nn.init.zeros_(self.positions.weight)
 
-    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
-        return torch.cat((prefix, codes), dim=1)
-
-    def null_prefix(self, batch: int) -> Tensor:
-        if self.settings.start_code is None:
-            raise SmaltiError(
-                "this prior was not trained unconditionally; give every image a condition, and leave guidance at 1"
-            )
-        device = self.embedding.weight.device
-        return torch.full((batch, self.prefix_length), self.settings.start_code, device=device)
-
-    def features(self, codes: Tensor, cache: Cache) -> Tensor:
-        return self.forward_embeddings(self.embedding(codes), cache)
-
-    def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
-        return self.forward_embeddings(self.embedding(codes), cache, SingleQuery(index, new=codes.shape[1]))[:, 0]
-
-    def forward_embeddings(self, embeddings: Tensor, cache: Cache, selection: QuerySelection = ALL_QUERIES) -> Tensor:
-        """As `features`, with embeddings in place of codes (B, T, D) -> (B, t, D), for inputs that are not codes."""
-        end = cache.length + embeddings.shape[1]
+    def forward(self, codes: Tensor, *, cache: Cache | None = None, query_index: Tensor | None = None) -> Tensor:
+        cache = NoCache(columns=self.grid[1]) if cache is None else cache
+        start, end = cache.length, cache.length + codes.shape[1]
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
         assert end <= self.prefix_length + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
-        x = self.dropout(embeddings + self._positions(cache.length, end, cache.columns))  # (B, T, D)
-        features = self._run_blocks(x, cache, ALL_QUERIES, selection)  # (B, t, D)
-        cache.advance(embeddings.shape[1])
-        return features
-
-    def position_tables(self, count: int, *, columns: int) -> tuple[Tensor, ...]:
-        """The position inputs of the first `count` codes of a sequence: learned positions (count, D)."""
-        return (self._positions(0, count, columns),)
-
-    def decode_step(
-        self, codes: Tensor, position_rows: Sequence[Tensor], cache: Cache, selection: QuerySelection
-    ) -> Tensor:
-        """As `features`, for one image code each (B, 1), with the rows (1, ...) of `position_tables` for its
-        position -> (B, 1, D).
-
-        It runs the same kernels for all tensor values, and does not advance the cache.
-        """
-        return self._run_blocks(self.dropout(self.embedding(codes) + position_rows[0]), cache, selection, selection)
-
-    def _run_blocks(self, x: Tensor, cache: Cache, selection: QuerySelection, last_selection: QuerySelection) -> Tensor:
-        """Embedded codes (B, T, D) -> the input of the head for those that `last_selection` selects (B, t, D)."""
+        embeddings = self.embedding(codes)  # (B, T, D)
+        x = self.dropout(embeddings + self._positions(start, end, cache.columns))  # (B, T, D)
         for block in self.blocks:
-            x = block(
-                x, cache, last_selection if block is self.blocks[-1] else selection
-            )  # (B, T, D), the last (B, t, D)
-        features: Tensor = self.norm(x)  # (B, t, D)
-        return features
+            is_last = block is self.blocks[-1]
+            x = block(x, cache, query_index=query_index if is_last else None)  # (B, T or t, D)
+        cache.advance(codes.shape[1])
+        logits: Tensor = self.head(self.norm(x))  # (B, t, V)
+        return logits
 
     def _positions(self, start: int, end: int, columns: int) -> Tensor:
         """Learned positions of what stands at `start` to `end` of the sequence: (T, D)."""
@@ -174,7 +138,7 @@ class GPT(Prior):
 
 @final
 class _Block(DecodableBlock):
-    """Attention and an MLP with residual connections: (B, T, D) -> (B, t, D), the selected codes."""
+    """Attention and an MLP with residual connections: (B, T, D) -> (B, t, D), the queries."""
 
     def __init__(self, settings: GPTSettings, *, name: str) -> None:
         super().__init__()
@@ -185,39 +149,36 @@ class _Block(DecodableBlock):
         self.down = nn.Linear(4 * settings.embed_dim, settings.embed_dim)
         self.dropout = nn.Dropout(settings.residual_dropout)
 
-    def forward(self, x: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
-        x = selection.select(x) + self.dropout(self.attention(self.attention_norm(x), cache, selection))  # (B, t, D)
+    def forward(self, x: Tensor, cache: Cache, *, query_index: Tensor | None = None) -> Tensor:
+        attended = self.attention(self.attention_norm(x), cache, query_index)  # (B, t, D)
+        x = select(x, query_index) + self.dropout(attended)  # (B, t, D)
         hidden = F.gelu(self.up(self.mlp_norm(x)))  # (B, t, 4 D)
         update: Tensor = self.dropout(self.down(hidden))  # (B, t, D)
-        return x + update
+        return x + update  # (B, t, D)
 
-    def make_decode_block(self) -> DecodeBlock:
+    def description(self) -> BlockDescription:
         attention = self.attention
         attention_norm, mlp_norm = (
             NormParameters(norm.weight, norm.bias, norm.eps) for norm in (self.attention_norm, self.mlp_norm)
         )
-        return DecodeBlock(
+        return BlockDescription(
             heads=attention.heads,
             attention_norm=attention_norm,
-            project=[as_packed_linear(linear) for linear in (attention.query, attention.key, attention.value)],
+            project=(attention.query, attention.key, attention.value),
             query_key_norms=(),
-            out=as_packed_linear(attention.out),
+            out=attention.out,
             mlp_norm=mlp_norm,
-            up=as_packed_linear(self.up),
-            down=as_packed_linear(self.down),
+            up=self.up,
+            down=self.down,
         )
 
-    def decode(self, decode_block: DecodeBlock, x: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
-        if x.shape[1] > 1 and selection is not ALL_QUERIES:
-            output: Tensor = self(x, cache, selection)
-            return output
-        return decode_block.finish(x, self.attention.attend(*decode_block.project_qkv(x), cache, selection))
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache) -> Tensor:
+        return self.attention.attend(queries, keys, values, cache)
 
 
 @final
 class _Attention(nn.Module):
-    """Self-attention over the codes so far: (B, T, D) -> (B, t, D), the selected codes. `name` is its name in the
-    cache."""
+    """Self-attention over the codes so far: (B, T, D) -> (B, t, D), the queries. `name` is its name in the cache."""
 
     def __init__(self, settings: GPTSettings, *, name: str) -> None:
         super().__init__()
@@ -228,17 +189,23 @@ class _Attention(nn.Module):
         self.value = nn.Linear(settings.embed_dim, settings.embed_dim)
         self.out = nn.Linear(settings.embed_dim, settings.embed_dim)
 
-    def forward(self, x: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
-        projected = (self.query(selection.select(x)), self.key(x), self.value(x))  # (B, t, D), 2 x (B, T, D)
-        queries, keys, values = (projection.unflatten(2, (self.heads, -1)).transpose(1, 2) for projection in projected)
-        attended = self.attend(queries, keys, values, cache, selection)  # (B, N, t, d)
+    def forward(self, x: Tensor, cache: Cache, query_index: Tensor | None) -> Tensor:
+        projected = self.query(select(x, query_index)), self.key(x), self.value(x)  # (B, t, D), 2 x (B, T, D)
+        queries, keys, values = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected)
+        attended = self.attend(queries, keys, values, cache, query_index)  # (B, N, t, d)
         output: Tensor = self.out(attended.transpose(1, 2).flatten(2))  # (B, t, D)
         return output
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
-        """Queries (B, N, t, d), keys and values (B, N, T, d) -> attention output over all codes so far (B, N, t,
-        d)."""
-        keys = cache.append(f"{self.name}.keys", keys)  # (B, N, S, d)
-        values = cache.append(f"{self.name}.values", values)  # (B, N, S, d)
-        dropout = self.dropout if self.training else 0.0
-        return selection.attend(queries, keys, values, dropout=dropout, unmasked=self.unmasked)
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, query_index: Tensor | None = None
+    ) -> Tensor:
+        return attend_with_cache(
+            queries,
+            keys,
+            values,
+            cache=cache,
+            name=self.name,
+            query_index=query_index,
+            dropout=self.dropout if self.training else 0.0,
+            unmasked=self.unmasked,
+        )

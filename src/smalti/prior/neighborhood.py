@@ -1,7 +1,7 @@
 """The neighborhood transformer: attention to nearby codes only, for images of any size.
 
-Letters: B batch, T positions of one call, F free prefix codes, M maps, h w grid, D width, N heads, d = D / N, r
-radius, K image codes, C condition codes.
+Letters: B batch, T positions or codes of one call, t of the codes that are scored, F free prefix codes, M maps, h w
+grid, D width, N heads, d = D / N, r radius, K image codes, C condition codes.
 
 Attention is limited to a causal neighborhood, as in Image Transformer (arXiv 1802.05751) and Neighborhood Attention
 (arXiv 2204.07143), and positions are relative (rotary positions along two axes, 2403.13298). So nothing depends on
@@ -21,10 +21,11 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from smalti.core.settings import Chance, Natural, Positive, settings
-from smalti.kernels.decode_block import DecodeBlock, as_packed_linear
+from smalti.kernels.decode_block import BlockDescription
 from smalti.kernels.prepacked import DecodableBlock
-from smalti.prior import flex_attention
-from smalti.prior.base import Cache, Prior
+from smalti.prior.attention import select
+from smalti.prior.base import Prior
+from smalti.prior.cache import Cache, NoCache
 from smalti.prior.transformer import RMSNorm, apply_rotary, check_rotary_heads
 
 TILE_SIZE = 32
@@ -139,21 +140,6 @@ class TiledGridAttention(AttentionContext):
         return self.prefix.add_prefix(name, queries, torch.cat(rows, dim=2).flatten(2, 3))
 
 
-@final
-class FlexGridAttention(AttentionContext):
-    """As `TiledGridAttention`, by FlexAttention: one kernel that skips blocks of positions outside the radius."""
-
-    def __init__(
-        self, grid: tuple[int, int], *, prefix: PrefixAttention, radius: int, rotation: tuple[Tensor, Tensor]
-    ) -> None:
-        self.prefix, self.rotation = prefix, rotation
-        self.mask = flex_attention.block_mask(grid, radius, rotation[0].device)
-
-    def attend(self, name: str, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k = (apply_rotary(tensor, self.rotation).type_as(values) for tensor in (queries, keys))  # 2 x (B, N, T, d)
-        return self.prefix.add_prefix(name, queries, flex_attention.attend(q, k, values, self.mask))
-
-
 def neighborhood_mask(queries: tuple[int, ...], keys: tuple[int, ...], radius: int, device: torch.device) -> Tensor:
     """Two parts of a grid (top, bottom, left, right) -> which positions of the second each of the first attends to,
     (t, s) bool.
@@ -187,14 +173,15 @@ class Neighborhood(Prior):
     """
 
     def __init__(self, settings: NeighborhoodSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.size, self.prefix_length, self.grid, self.order = (
-            settings.codebook_size,
-            settings.prefix_length,
-            settings.grid,
-            "raster",
+        super().__init__(
+            size=settings.codebook_size,
+            prefix_length=settings.prefix_length,
+            grid=settings.grid,
+            order="raster",
+            condition_start=settings.codebook_size,
+            null_code=settings.condition_size,
         )
+        self.settings = settings
         self.max_grid, self.radius = (UNBOUNDED, UNBOUNDED), settings.radius
         self.free_length = settings.prefix_length - len(settings.maps) * settings.grid[0] * settings.grid[1]
         width = settings.embed_dim
@@ -216,49 +203,26 @@ class Neighborhood(Prior):
             for last in (block.out, block.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * settings.layers))
 
-    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
-        return torch.cat((prefix + self.size, codes), dim=1)
-
-    def null_prefix(self, batch: int) -> Tensor:
-        device = self.left.weight.device
-        return torch.full((batch, self.prefix_length), self.settings.condition_size, device=device)
-
-    def features(self, codes: Tensor, cache: Cache) -> Tensor:
+    def forward(self, codes: Tensor, *, cache: Cache | None = None, query_index: Tensor | None = None) -> Tensor:
+        cache = NoCache(columns=self.grid[1]) if cache is None else cache
         assert cache.length == 0, "a neighborhood transformer reads whole images"
         count, remainder = divmod(codes.shape[1] + 1 - self.free_length, 1 + len(self.hints))
         assert remainder == 0, f"{codes.shape[1]} codes are no prefix and grid"
         assert count % cache.columns == 0, f"{count} codes are no rows of {cache.columns}"
         grid = (count // cache.columns, cache.columns)
         prefix, image = codes[:, : codes.shape[1] - count + 1], codes[:, codes.shape[1] - count + 1 :]
-        free_codes, maps = self.split_prefix(prefix - self.size, count)
+        free_codes, maps = self.split_prefix(prefix - self.size, count)  # (B, F), (B, M, h w)
         image = F.pad(image, (0, 1)).view(-1, *grid)  # (B, h, w), the last never looked at
         left = F.pad(image[:, :, :-1], (1, 0), value=self.size).flatten(1)  # (B, h w)
         above = F.pad(image[:, :-1], (0, 0, 1, 0), value=self.size).flatten(1)  # (B, h w)
         positions = torch.arange(count, device=codes.device)
-        rotation = self.rotation(positions // grid[1], positions % grid[1])
-        context = self.grid_attention(codes.device)(
-            grid, prefix=self.encode_prefix(free_codes), radius=self.radius, rotation=rotation
-        )
+        rotation = self.rotation(positions // grid[1], positions % grid[1])  # 2 x (h w, d)
+        context = TiledGridAttention(grid, prefix=self.encode_prefix(free_codes), radius=self.radius, rotation=rotation)
         x = self.dropout(self.embed(left, above, maps))  # (B, h w, D)
         # Prefix codes have no logits: there the head reads zeros.
-        return F.pad(self.run_blocks(x, context), (0, 0, prefix.shape[1] - 1, 0))  # (B, T, D)
-
-    def grid_attention(self, device: torch.device) -> type[TiledGridAttention] | type[FlexGridAttention]:
-        """The attention class for a whole grid: tiles, or FlexAttention if the blocks are compiled for a GPU.
-
-        Only compiled it is one kernel with gradients. (Not run on a GPU.)
-        """
-        compiled = self.blocks[0]._compiled_call_impl is not None  # what `nn.Module.compile` leaves
-        head = self.settings.embed_dim // self.settings.heads
-        return (
-            FlexGridAttention
-            if compiled and device.type == "cuda" and head >= flex_attention.MIN_HEAD_DIM
-            else TiledGridAttention
-        )
-
-    def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
-        features = self.features(codes, cache)
-        return features[torch.arange(len(features), device=features.device), index]
+        x = F.pad(self.run_blocks(x, context), (0, 0, prefix.shape[1] - 1, 0))  # (B, T, D)
+        logits: Tensor = self.head(select(x, query_index))  # (B, t, K)
+        return logits
 
     def split_prefix(self, prefix: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The prefix of a grid of `count` positions (B, P) -> its free codes (B, F), and its maps (B, M, count)."""
@@ -325,23 +289,23 @@ class _Block(DecodableBlock):
         qkv = self.project(self.attention_norm(x)).unflatten(2, (3, self.heads, -1))  # (B, T, 3, N, d)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, N, T, d)
         queries, keys = self.query_norm(queries).type_as(values), self.key_norm(keys).type_as(values)
-        attended = context.attend(self.name, queries, keys, values)  # (B, N, T, d)
+        attended = self.attend(queries, keys, values, context)  # (B, N, T, d)
         x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))  # (B, T, D)
         gate, value = self.up(self.mlp_norm(x)).chunk(2, dim=-1)  # 2 x (B, T, hidden)
         update: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, T, D)
         return x + update
 
-    def make_decode_block(self) -> DecodeBlock:
-        return DecodeBlock(
+    def description(self) -> BlockDescription:
+        return BlockDescription(
             heads=self.heads,
             attention_norm=self.attention_norm.norm_parameters(),
-            project=[as_packed_linear(self.project)],
+            project=(self.project,),
             query_key_norms=(self.query_norm.norm_parameters(), self.key_norm.norm_parameters()),
-            out=as_packed_linear(self.out),
+            out=self.out,
             mlp_norm=self.mlp_norm.norm_parameters(),
-            up=as_packed_linear(self.up),
-            down=as_packed_linear(self.down),
+            up=self.up,
+            down=self.down,
         )
 
-    def decode(self, decode_block: DecodeBlock, x: Tensor, context: AttentionContext) -> Tensor:
-        return decode_block.finish(x, context.attend(self.name, *decode_block.project_qkv(x)))
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, context: AttentionContext) -> Tensor:
+        return context.attend(self.name, queries, keys, values)

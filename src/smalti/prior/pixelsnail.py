@@ -1,7 +1,7 @@
 """PixelSNAIL as a prior: causal convolutions on the grid of codes, between them attention over all codes so far.
 
-Shapes: B batch, P prefix codes, T codes of one call, n places of one call, s places so far (cache and call), h w grid,
-D width, A attended numbers, K image codes, C condition codes.
+Shapes: B batch, P prefix codes, T codes of one call, t of them that are scored, n places of one call, s places so far
+(cache and call), h w grid, D width, A attended numbers, K image codes, C condition codes.
 
 Chen et al. 2017, arXiv 1712.09763, section 2, as VQ-VAE-2 (Razavi et al. 2019, arXiv 1906.00446, section 3.2) puts it on
 codes: they are embedded, and the head scores codes. It is the prior that Esser et al. (arXiv 2012.09841, table 1) compare
@@ -23,7 +23,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from smalti.core.settings import Chance, Natural, Positive, settings
-from smalti.prior.base import Cache, Prior
+from smalti.prior.attention import select
+from smalti.prior.base import Prior
+from smalti.prior.cache import Cache, NoCache
 from smalti.prior.order import Order
 from smalti.prior.pixelsnail_layers import CausalConv, GridPositions, SnailBlock
 
@@ -94,14 +96,15 @@ class PixelSNAIL(Prior):
     """
 
     def __init__(self, settings: PixelSNAILSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.size, self.prefix_length, self.grid, self.order = (
-            settings.codebook_size,
-            settings.prefix_length,
-            settings.grid,
-            settings.order,
+        super().__init__(
+            size=settings.codebook_size,
+            prefix_length=settings.prefix_length,
+            grid=settings.grid,
+            order=settings.order,
+            condition_start=settings.codebook_size,
+            null_code=settings.condition_size,
         )
+        self.settings = settings
         self.max_grid = settings.grid
         width = settings.embed_dim
         self.embedding = nn.Embedding(settings.codebook_size + settings.condition_size + 1, width)
@@ -124,14 +127,8 @@ class PixelSNAIL(Prior):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
-        return torch.cat((prefix + self.size, codes), dim=1)
-
-    def null_prefix(self, batch: int) -> Tensor:
-        device = self.embedding.weight.device
-        return torch.full((batch, self.prefix_length), self.settings.condition_size, device=device)
-
-    def features(self, codes: Tensor, cache: Cache) -> Tensor:
+    def forward(self, codes: Tensor, *, cache: Cache | None = None, query_index: Tensor | None = None) -> Tensor:
+        cache = NoCache(columns=self.grid[1]) if cache is None else cache
         new = codes.shape[1]
         end = cache.length + new
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
@@ -140,15 +137,13 @@ class PixelSNAIL(Prior):
         without_position = min(max(self.prefix_length - 1 - cache.length, 0), new)
         all_codes = cache.append("codes", codes[:, :, None])[:, -end:, 0]  # (B, end)
         cache.advance(without_position)
-        x = self._features(all_codes, new - without_position, cache)  # (B, n, D)
+        x = self._run_blocks(all_codes, new - without_position, cache)  # (B, n, D)
         cache.advance(new - without_position)
-        return F.pad(x, (0, 0, without_position, 0))  # (B, T, D)
+        x = F.pad(x, (0, 0, without_position, 0))  # (B, T, D)
+        logits: Tensor = self.head(select(x, query_index))  # (B, t, K)
+        return logits
 
-    def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
-        features = self.features(codes, cache)
-        return features[torch.arange(len(features), device=features.device), index]
-
-    def _features(self, codes: Tensor, count: int, cache: Cache) -> Tensor:
+    def _run_blocks(self, codes: Tensor, count: int, cache: Cache) -> Tensor:
         """All codes so far -> the input of the head at the last `count` positions: (B, end) -> (B, n, D)."""
         if count == 0:
             return self.embedding.weight.new_empty(len(codes), 0, self.settings.embed_dim)
@@ -157,9 +152,8 @@ class PixelSNAIL(Prior):
         )
         is_first = (positions.indices == 0)[:, None]  # (n, 1): before this place there is the prefix, and no image code
         previous = self.embedding(codes[:, -count:]).masked_fill(is_first, 0)  # (B, n, D)
-        x: Tensor = self.first(previous, positions) + self._condition_bias(
-            codes[:, : self.prefix_length], positions
-        )  # (B, n, D)
+        bias = self._condition_bias(codes[:, : self.prefix_length], positions)  # (B, n or 1, D)
+        x: Tensor = self.first(previous, positions) + bias  # (B, n, D)
         for block in self.blocks:
             x = block(x, previous, positions)  # (B, n, D)
         return F.elu(x)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smalti.prior.attention import attend
-from smalti.prior.base import Cache
+from smalti.prior.cache import Cache
 
 RESIDUAL_INIT_SCALE = 0.1
 """The factor of the initial weights at the end of residual branches, as in the code of Chen et al., so that their

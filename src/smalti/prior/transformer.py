@@ -1,7 +1,7 @@
 """The modern prior: a decoder-only transformer with 2-D rotary positions and condition codes in a range of their own.
 
-Shapes: B batch, T codes of one call, S codes so far (cache and call), P prefix codes, h w grid, D width, N heads,
-d = D / N, K image codes, C condition codes.
+Shapes: B batch, T codes of one call, t of them that are queries in the last block, S codes so far (cache and call), P
+prefix codes, h w grid, D width, N heads, d = D / N, K image codes, C condition codes.
 
 It differs from the GPT of the paper (arXiv 2012.09841, section 3.2, a GPT-2) in what the field has learned since:
 RMSNorm (1910.07467), SwiGLU (2002.05202), rotary positions (2104.09864) along two axes (2403.13298), normalized queries
@@ -11,7 +11,6 @@ and keys (2010.04245), and no biases. With other settings it is the class-condit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Literal, final
 
 import torch
@@ -20,10 +19,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from smalti.core.settings import Chance, Natural, Positive, settings
-from smalti.kernels.decode_block import DecodeBlock, NormParameters, as_packed_linear
+from smalti.kernels.decode_block import BlockDescription, NormParameters
 from smalti.kernels.prepacked import DecodableBlock
-from smalti.prior.attention import ALL_QUERIES, QuerySelection, SingleQuery
-from smalti.prior.base import Cache, Prior
+from smalti.prior.attention import attend_with_cache, select
+from smalti.prior.base import Prior
+from smalti.prior.cache import Cache, NoCache
 from smalti.prior.order import Order
 
 
@@ -99,14 +99,15 @@ class Transformer(Prior):
     """
 
     def __init__(self, settings: TransformerSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.size, self.prefix_length, self.grid, self.order = (
-            settings.codebook_size,
-            settings.prefix_length,
-            settings.grid,
-            settings.order,
+        super().__init__(
+            size=settings.codebook_size,
+            prefix_length=settings.prefix_length,
+            grid=settings.grid,
+            order=settings.order,
+            condition_start=settings.codebook_size,
+            null_code=settings.condition_size,
         )
+        self.settings = settings
         self.max_grid = settings.grid
         self.embedding = nn.Embedding(settings.codebook_size + settings.condition_size + 1, settings.embed_dim)
         self.prefix_positions = nn.Embedding(settings.prefix_length, settings.embed_dim)
@@ -130,20 +131,8 @@ class Transformer(Prior):
             for last in (block.attention.out, block.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * settings.layers))
 
-    def join(self, prefix: Tensor, codes: Tensor) -> Tensor:
-        return torch.cat((prefix + self.size, codes), dim=1)
-
-    def null_prefix(self, batch: int) -> Tensor:
-        device = self.embedding.weight.device
-        return torch.full((batch, self.prefix_length), self.settings.condition_size, device=device)
-
-    def features(self, codes: Tensor, cache: Cache) -> Tensor:
-        return self._read(codes, cache, ALL_QUERIES)
-
-    def features_at(self, codes: Tensor, cache: Cache, index: Tensor) -> Tensor:
-        return self._read(codes, cache, SingleQuery(index, new=codes.shape[1]))[:, 0]
-
-    def _read(self, codes: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
+    def forward(self, codes: Tensor, *, cache: Cache | None = None, query_index: Tensor | None = None) -> Tensor:
+        cache = NoCache(columns=self.grid[1]) if cache is None else cache
         start, end = cache.length, cache.length + codes.shape[1]
         assert cache.columns <= self.grid[1], f"{cache.columns} columns in a window of {self.grid[1]}"
         assert end <= self.prefix_length + self.grid[0] * cache.columns, f"{end} codes do not fit prefix and window"
@@ -157,45 +146,14 @@ class Transformer(Prior):
                 predicts_image_code = torch.arange(start, end, device=codes.device) >= self.prefix_length - 1  # (T,)
                 next_positions = self._next_positions(start, end, cache.columns)  # (T,)
                 x = x + self._map_hints(all_embeddings, next_positions) * predicts_image_code[:, None]  # (B, T, D)
+        x = self.dropout(x)  # (B, T, D)
         rotation = self.rotation(start, end, cache.columns)  # 2 x (T, d)
-        features = self._run_blocks(self.dropout(x), rotation, cache, ALL_QUERIES, selection)  # (B, t, D)
-        cache.advance(codes.shape[1])
-        return features
-
-    def position_tables(self, count: int, *, columns: int) -> tuple[Tensor, ...]:
-        """The position inputs of the first `count` codes of a sequence: cosines and signed sines (count, d), and
-        the next index in the maps (count,)."""
-        return (*self.rotation(0, count, columns), self._next_positions(0, count, columns))
-
-    def decode_step(
-        self, codes: Tensor, position_rows: Sequence[Tensor], cache: Cache, selection: QuerySelection
-    ) -> Tensor:
-        """As `features`, for one image code each (B, 1), with the rows (1, ...) of `position_tables` for its
-        position -> (B, 1, D).
-
-        It runs the same kernels for all tensor values, and does not advance the cache.
-        """
-        cosines, sines, next_positions = position_rows
-        x = embeddings = self.embedding(codes)  # (B, 1, D)
-        if self.settings.maps:
-            x = x + self._map_hints(cache.append("embedded", embeddings), next_positions)
-        return self._run_blocks(self.dropout(x), (cosines, sines), cache, selection, selection)
-
-    def _run_blocks(
-        self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        cache: Cache,
-        selection: QuerySelection,
-        last_selection: QuerySelection,
-    ) -> Tensor:
-        """Embedded codes (B, T, D) -> the input of the head for those that `last_selection` selects (B, t, D)."""
         for block in self.blocks:
-            x = block(
-                x, rotation, cache, last_selection if block is self.blocks[-1] else selection
-            )  # (B, T, D), the last (B, t, D)
-        features: Tensor = self.norm(x)  # (B, t, D)
-        return features
+            is_last = block is self.blocks[-1]
+            x = block(x, cache, rotation=rotation, query_index=query_index if is_last else None)  # (B, T or t, D)
+        cache.advance(codes.shape[1])
+        logits: Tensor = self.head(self.norm(x))  # (B, t, K)
+        return logits
 
     def _map_hints(self, embeddings: Tensor, positions: Tensor) -> Tensor:
         """Embeddings of all codes so far (B, S, D) -> the sum of the maps' hints at positions of the window (T,):
@@ -279,7 +237,7 @@ class RMSNorm(nn.Module):
 
 @final
 class _Block(DecodableBlock):
-    """Attention and a gated MLP with residual connections: (B, T, D) -> (B, t, D), the selected codes."""
+    """Attention and a gated MLP with residual connections: (B, T, D) -> (B, t, D), the queries."""
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
@@ -293,46 +251,37 @@ class _Block(DecodableBlock):
         self.down = nn.Linear(hidden, settings.embed_dim, bias=False)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, selection: QuerySelection) -> Tensor:
-        x = selection.select(x) + self.dropout(
-            self.attention(self.attention_norm(x), rotation, cache, selection)
-        )  # (B, t, D)
+    def forward(
+        self, x: Tensor, cache: Cache, *, rotation: tuple[Tensor, Tensor], query_index: Tensor | None = None
+    ) -> Tensor:
+        attended = self.attention(self.attention_norm(x), cache, rotation, query_index)  # (B, t, D)
+        x = select(x, query_index) + self.dropout(attended)  # (B, t, D)
         gate, value = self.up(self.mlp_norm(x)).chunk(2, dim=-1)  # 2 x (B, t, hidden)
         update: Tensor = self.dropout(self.down(F.silu(gate) * value))  # (B, t, D)
-        return x + update
+        return x + update  # (B, t, D)
 
-    def make_decode_block(self) -> DecodeBlock:
+    def description(self) -> BlockDescription:
         attention = self.attention
         query_key_norms = [norm for norm in (attention.query_norm, attention.key_norm) if isinstance(norm, RMSNorm)]
-        return DecodeBlock(
+        return BlockDescription(
             heads=attention.heads,
             attention_norm=self.attention_norm.norm_parameters(),
-            project=[as_packed_linear(attention.project)],
+            project=(attention.project,),
             query_key_norms=[norm.norm_parameters() for norm in query_key_norms],
-            out=as_packed_linear(attention.out),
+            out=attention.out,
             mlp_norm=self.mlp_norm.norm_parameters(),
-            up=as_packed_linear(self.up),
-            down=as_packed_linear(self.down),
+            up=self.up,
+            down=self.down,
         )
 
-    def decode(
-        self,
-        decode_block: DecodeBlock,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        cache: Cache,
-        selection: QuerySelection,
-    ) -> Tensor:
-        if x.shape[1] > 1 and selection is not ALL_QUERIES:
-            output: Tensor = self(x, rotation, cache, selection)
-            return output
-        return decode_block.finish(x, self.attention.attend(*decode_block.project_qkv(x, rotation), cache, selection))
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache) -> Tensor:
+        return self.attention.attend(queries, keys, values, cache)
 
 
 @final
 class _Attention(nn.Module):
-    """Causal self-attention over the codes so far: (B, T, D) -> (B, t, D), the selected codes. `name` is its name
-    in the cache."""
+    """Causal self-attention over the codes so far: (B, T, D) -> (B, t, D), the queries. `name` is its name in the
+    cache."""
 
     def __init__(self, settings: TransformerSettings, *, name: str) -> None:
         super().__init__()
@@ -345,22 +294,20 @@ class _Attention(nn.Module):
         )
         self.out = nn.Linear(settings.embed_dim, settings.embed_dim, bias=False)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: Cache, selection: QuerySelection) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache, rotation: tuple[Tensor, Tensor], query_index: Tensor | None) -> Tensor:
         qkv = self.project(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, N, d)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, N, T, d)
         queries = apply_rotary(self.query_norm(queries), rotation).type_as(values)  # (B, N, T, d)
         keys = apply_rotary(self.key_norm(keys), rotation).type_as(values)  # (B, N, T, d)
-        queries = selection.select(queries.transpose(1, 2)).transpose(1, 2)  # (B, N, t, d)
-        attended = self.attend(queries, keys, values, cache, selection)  # (B, N, t, d)
+        queries = select(queries.transpose(1, 2), query_index).transpose(1, 2)  # (B, N, t, d)
+        attended = self.attend(queries, keys, values, cache, query_index)  # (B, N, t, d)
         output: Tensor = self.out(attended.transpose(1, 2).flatten(2))  # (B, t, D)
         return output
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, selection: QuerySelection) -> Tensor:
-        """Queries (B, N, t, d), keys and values (B, N, T, d) -> attention output over all codes so far (B, N, t,
-        d)."""
-        keys = cache.append(f"{self.name}.keys", keys)  # (B, N, S, d)
-        values = cache.append(f"{self.name}.values", values)  # (B, N, S, d)
-        return selection.attend(queries, keys, values, dropout=0.0)
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, cache: Cache, query_index: Tensor | None = None
+    ) -> Tensor:
+        return attend_with_cache(queries, keys, values, cache=cache, name=self.name, query_index=query_index)
 
 
 def apply_rotary(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -7,7 +7,6 @@ Source: arXiv 2012.09841, section 3.1 and figure 2.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from smalti.core.arguments import check_finite
 from smalti.core.errors import SmaltiError
+from smalti.core.fingerprints import weights_fingerprint
 from smalti.core.settings import as_mapping, parse, settings
 from smalti.hub.model_cards import Sources, publish
 from smalti.hub.pretrained import find_model, load_weights_into, save_model
@@ -118,12 +118,9 @@ class VQGAN(nn.Module):
 
         It is made of the weights, their names, and the quantizer's `identity`; not of the settings, which may gain fields.
         """
-        digest = hashlib.sha256(self.quantizer.identity.encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            if name != "quantizer.use":  # a statistic of training
-                digest.update(name.encode())
-                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        training_statistics = ("quantizer.use",)
+        weights = {name: value for name, value in self.state_dict().items() if name not in training_statistics}
+        return weights_fingerprint(weights, identity=self.quantizer.identity)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> VQGAN:

@@ -30,10 +30,10 @@ def recompute(blocks: Iterable[nn.Module]) -> None:
         block.forward = partial(_again, block.forward)
 
 
-def _again(forward: Callable[..., Any], *given: Any) -> Any:
+def _again(forward: Callable[..., Any], *given: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
-        return forward(*given)
-    return checkpoint(forward, *given, use_reentrant=False)
+        return forward(*given, **options)
+    return checkpoint(forward, *given, use_reentrant=False, **options)
 
 
 def tokenizer_blocks(tokenizer: VQGAN) -> list[nn.Module]:

@@ -33,7 +33,6 @@ from smalti.core.settings import (
 from smalti.data.config import ImageSettings
 from smalti.losses.objective import ObjectiveSettings
 from smalti.tokenizer.code_replacement import LARGEST_TABLE
-from smalti.tokenizer.quantizers import code_count
 from smalti.tokenizer.vqgan import VQGANSettings
 from smalti.training.prior_networks import NetworkSettings, TransformerNetwork
 
@@ -203,7 +202,7 @@ class TokenizerTraining:
     def _decoder_has_codes(self) -> TokenizerTraining:
         if not self.has_decoder_phase:
             return self
-        phase, codes = self.decoder_phase, code_count(self.model.quantizer)
+        phase, codes = self.decoder_phase, self.model.quantizer.size
         if self.quantize_from and phase.begins(self.run.images) <= self.quantize_from * self.run.images:
             raise ValueError(
                 f"decoder_phase.start = {phase.start:g} is not after quantize_from = {self.quantize_from:g}, when the codes are "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from smalti.data.file_types import FILE_TYPES, FileType, file_type_of
 from smalti.data.loader import first_readable, holding_out
 from smalti.data.sources import held_out_order, open_source
 from smalti.encoding.annotators import ANNOTATORS
-from smalti.encoding.code_writer import write_codes
-from smalti.encoding.condition_encoding import ConditionSource, encoder, paired_images
+from smalti.encoding.code_writer import ImageSets, WritingSettings, write_codes
+from smalti.encoding.condition_encoding import ConditionSource, paired_images, tokenizer_encoder
 from smalti.losses.pixel import LABEL_LOSSES
 from smalti.model_loading import load_tokenizer, read_tokenizer
 from smalti.training.config import CopiesSettings, PriorTraining, RunSettings, TokenizerTraining, as_yaml
@@ -34,9 +35,6 @@ from smalti.training.run_folder import RunFolder
 from smalti.training.run_page import write_page
 from smalti.training.stage1 import TokenizerStage, crops
 from smalti.training.stage2 import PriorStage, blocks
-
-ENCODE_BATCH = 64
-"""Images that are encoded at once."""
 
 OWN = ("auto", "labels", "unconditional")
 """What can be said of a prior's condition without codes of one."""
@@ -255,10 +253,10 @@ def encode_images(
     """
     model, about = read_tokenizer(tokenizer)
     model.to(pick_device(device))
-    channels, images = model.settings.autoencoder.channels, settings.images
-    said = {} if images.file_type == "color" else {"kind": images.file_type, "unlabeled": images.unlabeled}
+    channels, cut = model.settings.autoencoder.channels, settings.images
+    said = {} if cut.file_type == "color" else {"kind": cut.file_type, "unlabeled": cut.unlabeled}
     source = open_source(data, file_type=file_type_of({**said, **about}, channels=channels))
-    parts = crops(source, settings.images, channels=channels, seed=seed)
+    parts = crops(source, cut, channels=channels, seed=seed)
     place = next(model.parameters()).device
     pairs = paired_images(conditions, parts, factor=model.factor, device=place) if conditions else None
     if pairs is not None and len(parts[0]) > 1 and first_readable(pairs.validation) is None:
@@ -266,20 +264,13 @@ def encode_images(
         if other is not None:  # one held-out image whose condition can be read too
             parts = holding_out(parts, other)
             pairs = paired_images(conditions, parts, factor=model.factor, device=place)
-    training, validation = parts if pairs is None else (pairs.training, pairs.validation)
+    images = ImageSets(training=parts[0], validation=parts[1], labels=source.labels)
+    if pairs is not None:
+        images = replace(images, training=pairs.training, validation=pairs.validation, prefix=pairs.prefix)
     return write_codes(
         out,
-        training=training,
-        validation=validation,
-        encode=encoder(model, parts[0].to_images),
-        fingerprint=model.fingerprint(),
-        size=model.size,
-        factor=model.factor,
-        labels=source.labels,
-        copies=settings.copies,
-        seed=seed,
-        batch=ENCODE_BATCH,
+        images,
+        encoder=tokenizer_encoder(model, parts[0].to_images),
+        settings=WritingSettings(copies=settings.copies, seed=seed, workers=workers),
         progress=progress,
-        workers=workers,
-        prefix=None if pairs is None else pairs.prefix,
     )

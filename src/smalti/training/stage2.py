@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from smalti.conditions.base import Condition
-from smalti.conditions.composite import CompositeCondition
-from smalti.conditions.labels import Labels
+from smalti.conditions.base import Condition, constant_prefix
 from smalti.data.code_shards import CodeBatch, CodeShards, entropy
 from smalti.data.loader import in_order, spread
-from smalti.generation.code_sampler import Sampler, final_codes, sample, unknown_codes
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.images.io import grid, to_tensor
 from smalti.prior import Prior, nll, parameter_groups
 from smalti.prior_folder import save_prior
@@ -147,7 +146,7 @@ class PriorStage(Stage):
         chance = self.settings.condition_dropout
         if not chance:
             return prefix
-        if isinstance(self.condition, CompositeCondition):
+        if self.condition.parts:
             parts = torch.rand(len(prefix), len(self.condition.parts), device=prefix.device) < chance
             prefix = self.condition.drop_parts(prefix, parts)
         hidden = torch.rand(len(prefix), 1, device=prefix.device) < chance
@@ -161,8 +160,7 @@ class PriorStage(Stage):
         """The condition's codes as in the shards, or label indices -> prefix codes (B,P)."""
         if self.condition.size == 0:
             return self.prior.null_prefix(len(batch.labels))
-        values = batch.labels.reshape(-1, 1) if isinstance(self.condition, Labels) else batch.prefix
-        prefix: Tensor = self.fabric.to_device(values)
+        prefix: Tensor = self.fabric.to_device(self.condition.example_prefix(batch.labels, batch.prefix))
         return prefix
 
     @torch.no_grad()
@@ -184,9 +182,9 @@ class PriorStage(Stage):
         with self.exported.shown() as prior:
             prefix = self._sample_prefix(prior)
             known, seeds = unknown_codes(len(prefix), prior.grid), torch.arange(len(prefix))
-            codes = final_codes(sample(prior, prefix, prior.grid, sampler=Sampler(), seeds=seeds, known=known))
+            codes = final_codes(generate(prior, GenerationRequest(constant_prefix(prefix), known, seeds=seeds)))
         images = self.tokenizer.decode_codes(codes).cpu().contiguous()  # (B,C,H,W)
-        if self.condition.size and not isinstance(self.condition, Labels):
+        if self.condition.is_stored:
             previews = torch.stack([to_tensor(self.condition.preview(row)) for row in prefix.cpu()])  # (B,3,H',W')
             previews = F.interpolate(previews, size=images.shape[2:], mode="nearest-exact")
             images = torch.stack((previews, images.expand_as(previews)), dim=1).flatten(0, 1)  # (2B,3,H,W)
@@ -194,7 +192,7 @@ class PriorStage(Stage):
 
     def _sample_prefix(self, prior: Prior) -> Tensor:
         """The conditions of the samples, (B,P)."""
-        if isinstance(self.condition, Labels):
+        if self.condition.from_labels:
             return (torch.arange(SHOWN, device=self.fabric.device) % self.condition.size).reshape(-1, 1)
         if self.condition.size:
             prefix: Tensor = self.fabric.to_device(spread(self.shards.validation, SHOWN).prefix)

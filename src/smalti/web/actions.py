@@ -12,10 +12,11 @@ import gradio as gr
 
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping
+from smalti.generation.partial_images import PartialImages
 from smalti.web import rendering
 from smalti.web.requests import SamplingRequest, check_size, parse_request, smallest
 from smalti.web.sessions import GalleryImage, Session, Sessions
-from smalti.web.studio import GenerationState, Reconstruction, Studio
+from smalti.web.studio import Reconstruction, Studio
 
 Given = Mapping[str, str | Path | None]
 SIDES = {
@@ -100,7 +101,7 @@ class Actions:
     def _updates(
         self,
         session: Session,
-        states: Iterator[GenerationState],
+        states: Iterator[PartialImages],
         request: SamplingRequest,
         given: Given,
         *,
@@ -114,9 +115,9 @@ class Actions:
             return
         last = None
         for last in states:
-            if last.share < 1:
+            if not last.state.is_complete:
                 yield PageUpdate(rendering.generation(last), session.gallery)
-        if last is None or last.share < 1:
+        if last is None or not last.state.is_complete:
             yield PageUpdate(rendering.stopped(last), session.gallery)
             return
         names = {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import math
 
+from smalti.generation.generation_loop import GenerationState
+from smalti.generation.partial_images import PartialImages
 from smalti.images.io import Array
 from smalti.web.code_images import as_text, colors, masked_image, mosaic
-from smalti.web.studio import GenerationState, Reconstruction
+from smalti.web.studio import Reconstruction
 
 PREVIEW_SIDE = 640  # maximum longer side of previews in pixels
 FINAL_SIDE = 2048  # ... of final images
@@ -16,29 +18,29 @@ CaptionedImages = list[tuple[Array, str]]
 """Images (H,W,3 or 4) uint8 and their captions."""
 
 
-def generation(now: GenerationState) -> str:
+def generation(now: PartialImages) -> str:
     """A state of generation -> partial images, a progress bar and the time left; complete images alone."""
-    if now.share >= 1:
+    if now.state.is_complete:
         return stage([(colors(image), "") for image in now.images], message="", side=FINAL_SIDE)
     images: CaptionedImages = [
-        (masked_image(image, codes), "") for image, codes in zip(now.images, now.codes, strict=True)
+        (masked_image(image, codes), "") for image, codes in zip(now.images, now.state.codes, strict=True)
     ]
-    return stage(images, message=progress(now), side=PREVIEW_SIDE, share=now.share)
+    return stage(images, message=progress(now.state), side=PREVIEW_SIDE, share=now.state.share)
 
 
-def stopped(last: GenerationState | None) -> str:
+def stopped(last: PartialImages | None) -> str:
     """The last state before cancellation, None for none -> HTML."""
     if last is None:
         return waiting("Cancelled.")
-    shown: CaptionedImages = [(masked_image(*both), "") for both in zip(last.images, last.codes, strict=True)]
-    return stage(shown, message=f"Cancelled at {last.share:.0%}.", side=PREVIEW_SIDE)
+    shown: CaptionedImages = [(masked_image(*both), "") for both in zip(last.images, last.state.codes, strict=True)]
+    return stage(shown, message=f"Cancelled at {last.state.share:.0%}.", side=PREVIEW_SIDE)
 
 
-def progress(now: GenerationState) -> str:
+def progress(state: GenerationState) -> str:
     """The row in progress and the time left."""
-    rows = now.codes.shape[1]
-    whole = int((now.codes >= 0).all(dim=2).all(dim=0).sum())
-    left = "" if math.isinf(now.left) else f", about {time_left(now.left)} left"
+    rows = state.codes.shape[1]
+    whole = int((state.codes >= 0).all(dim=2).all(dim=0).sum())
+    left = "" if math.isinf(state.seconds_left) else f", about {time_left(state.seconds_left)} left"
     return f"Row {min(whole + 1, rows)} of {rows}{left}"
 
 

@@ -13,11 +13,7 @@ from urllib.parse import urlencode
 from pydantic import Field
 
 from smalti.conditions.base import Condition
-from smalti.conditions.keypoints import Keypoints
-from smalti.conditions.labels import Labels
-from smalti.conditions.layout import Layout
 from smalti.conditions.previews import palette
-from smalti.conditions.spatial import SpatialCondition
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import Natural, Positive, Share, as_mapping, parse, settings
 from smalti.generation.code_sampler import MAX_GUIDANCE, Sampler
@@ -90,34 +86,30 @@ def condition_inputs(condition: Condition, *, names: Sequence[str] = ()) -> tupl
 
     Raises `SmaltiError` for another number of names than there are labels.
     """
-    return tuple(_part(one, names) for one in condition.parts or (condition,) if one.key)
+    return tuple(_part(one, names) for one in condition.members if one.key)
 
 
 def _part(one: Condition, names: Sequence[str]) -> ConditionInput:
-    if isinstance(one, Labels):
+    if one.value_type == "label":
         return ConditionInput(one.key, "choice", one.names)
-    if isinstance(one, SpatialCondition) and one.settings.kind == "segmentation":
+    if one.value_type == "segmentation":
         return _painted(one, names)
-    if isinstance(one, SpatialCondition):
-        return ConditionInput(one.key, "image")
-    return ConditionInput(one.key, "json" if isinstance(one, Layout | Keypoints) else "text")
+    return ConditionInput(one.key, one.value_type)
 
 
-def _painted(one: SpatialCondition, names: Sequence[str]) -> ConditionInput:
-    count, open_too = one.channels, one.settings.unlabeled is not None
-    labels = count - open_too
-    known = tuple(names) or one.settings.names or tuple(f"label {number}" for number in range(labels))
+def _painted(one: Condition, names: Sequence[str]) -> ConditionInput:
+    labels, open_too = len(one.names), one.unlabeled is not None
+    known = tuple(names) or one.names
     if len(known) != labels:
         raise SmaltiError(f"the model has {labels} segmentation labels, not {len(known)}; give {labels} names or none")
-    colors = tuple("#{:02x}{:02x}{:02x}".format(*color) for color in palette(count).tolist())
+    colors = tuple("#{:02x}{:02x}{:02x}".format(*color) for color in palette(labels + open_too).tolist())
     return ConditionInput(one.key, "paint", (*known, *(["no label"] if open_too else [])), colors)
 
 
 def smallest(pipeline: Pipeline) -> tuple[int, int]:
     """The smallest image (H,W) in pixels: the prior's window with a spatial condition, else one code."""
-    whole = any(isinstance(one, SpatialCondition) for one in pipeline.condition.parts or (pipeline.condition,))
-    f = pipeline.tokenizer.factor
-    return pipeline.default_size if whole else (f, f)
+    f, (rows, columns) = pipeline.tokenizer.factor, pipeline.condition.smallest_grid
+    return rows * f, columns * f
 
 
 def parse_request(pipeline: Pipeline, values: Mapping[str, Any], limits: Limits) -> SamplingRequest:

@@ -5,9 +5,8 @@ B batch, C channels, H W pixels, h w code grid, f = H/h.
 
 from __future__ import annotations
 
-import math
+import itertools
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -18,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smalti.conditions.base import Condition
-from smalti.conditions.spatial import SpatialCondition
 from smalti.core.errors import SmaltiError
 from smalti.evaluation.metrics import psnr
-from smalti.generation.code_sampler import unknown_codes
+from smalti.generation.generation_loop import generation_states
+from smalti.generation.partial_images import PartialImages
+from smalti.generation.request import unknown_codes
 from smalti.images.io import DamagedImage, covered_middle, read_middle, read_size, to_tensor
 from smalti.images.masks import read_mask
 from smalti.pipeline import Pipeline
@@ -29,18 +29,6 @@ from smalti.web.code_images import as_text, from_text
 from smalti.web.requests import ConditionInput, Limits, SamplingRequest, check_size, condition_inputs
 
 PREVIEW_SHARE = 0.2  # fraction of the time spent on previews
-
-
-class GenerationState(NamedTuple):
-    """A partial result: codes (B,h,w), -1 where not generated; images (B,C,H,W); the generated fraction; seconds left.
-
-    The last one has a `share` of 1, unless generation was stopped.
-    """
-
-    codes: Tensor
-    images: Tensor
-    share: float
-    left: float
 
 
 class Reconstruction(NamedTuple):
@@ -90,23 +78,20 @@ class Studio:
             value = condition.read(text)
         else:  # text never names a file of this machine
             raise SmaltiError(f"the {part.key} takes {'a file' if as_file else 'text'}, not {text!r:.40}")
-        if isinstance(condition, SpatialCondition):
-            return condition.fit(value, grid=self.pipeline.grid(size))[0]
-        return value
+        return condition.fit(value, grid=self.pipeline.grid(size))[0]
 
     def canvas(self, key: str, file: Path, size: tuple[int, int]) -> str:
         """A label map file -> the mask editor's value for an image of a size (H,W), the inverse of `from_text`."""
         labels = self.condition_value({key: file}, size)
         labels = labels[key] if isinstance(labels, Mapping) else labels  # (H,W)
         condition = self._conditions[key]
-        assert isinstance(condition, SpatialCondition), "the key of a painted part"
-        if condition.settings.unlabeled is not None:  # the last label of the editor
-            labels = labels.masked_fill(labels == condition.settings.unlabeled, condition.channels - 1)
+        if condition.unlabeled is not None:  # the last label of the editor
+            labels = labels.masked_fill(labels == condition.unlabeled, len(condition.names))
         numbers = labels.numpy().astype(np.uint8)
         return as_text(np.dstack([numbers, numbers * 0, numbers * 0]), side=max(numbers.shape))
 
-    def generate(self, request: SamplingRequest, value: Any, stop: threading.Event) -> Iterator[GenerationState]:
-        """The states of generating the images of a parsed request; the last is complete, unless `stop` was set."""
+    def generate(self, request: SamplingRequest, value: Any, stop: threading.Event) -> Iterator[PartialImages]:
+        """The partial images of a parsed request; the last are complete, unless `stop` was set."""
         known = unknown_codes(request.count, self.pipeline.grid(request.size))
         yield from self._generate(known, request, value, stop)
 
@@ -118,7 +103,7 @@ class Studio:
         erased: Tensor,
         around: tuple[int, int, int, int],
         stop: threading.Event,
-    ) -> Iterator[GenerationState]:
+    ) -> Iterator[PartialImages]:
         """As `generate`, for an image (C,H,W) and a mask (H,W) bool, True where a pixel is to be generated.
 
         `around`: pixels added above, to the right, below and to the left. Raises `SmaltiError` where there is nothing
@@ -140,24 +125,12 @@ class Studio:
 
     def _generate(
         self, known: Tensor, request: SamplingRequest, value: Any, stop: threading.Event
-    ) -> Iterator[GenerationState]:
-        pipeline, count = self.pipeline, len(known)
-        begun, next_shown = time.monotonic(), 0.0
-        missing = int((known < 0).sum())
-        codes = known.cpu()
-        for codes in pipeline.generate_codes(
-            [value] * count, known, sampler=request.sampler, seeds=pipeline.seeds(request.seed, count)
-        ):
-            now, open_places = time.monotonic(), int((codes < 0).sum())
-            if stop.is_set():
-                return
-            if now < next_shown and open_places:
-                continue
-            share = 1 - open_places / missing
-            images = pipeline.decode_partial(codes) if open_places else pipeline.decode(codes)
-            # Decoding a large image takes longer than generating a row of it.
-            next_shown = time.monotonic() + (time.monotonic() - now) * (1 / PREVIEW_SHARE - 1)
-            yield GenerationState(codes, images, share, (now - begun) * (1 / share - 1) if share else math.inf)
+    ) -> Iterator[PartialImages]:
+        seeds = self.pipeline.seeds(request.seed, len(known))
+        codes_request = self.pipeline.request_for([value] * len(known), known, seeds=seeds, sampler=request.sampler)
+        states = generation_states(self.pipeline.prior, codes_request)
+        running = itertools.takewhile(lambda state: not stop.is_set(), states)
+        yield from self.pipeline.partial_images(running, max_share=PREVIEW_SHARE)
 
     def image(self, file: Path, size: tuple[int, int]) -> Tensor:
         """An uploaded image file -> (C,H,W), scaled to cover the size (H,W) and cropped. Raises `DamagedImage`."""

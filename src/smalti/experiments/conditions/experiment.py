@@ -9,7 +9,7 @@ H W pixels, f = H/h, h w grid of codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from smalti.conditions.base import Condition, constant_prefix
-from smalti.conditions.labels import Labels
 from smalti.core.errors import SmaltiError
 from smalti.core.files import write_atomically
 from smalti.core.progress import counting
@@ -45,12 +44,13 @@ from smalti.experiments.conditions.page import page
 from smalti.experiments.conditions.scales import SCALES
 from smalti.experiments.scene_network import KnownScenes, SceneNetwork, train_scene_network
 from smalti.experiments.steps import SCENES, refuse_idle
-from smalti.generation.code_sampler import Sampler, generate, make_sampler, unknown_codes
+from smalti.generation.code_sampler import make_sampler
+from smalti.generation.generation_loop import generation_states
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import save_png
 from smalti.model_loading import load_tokenizer
 from smalti.pipeline import Pipeline
-from smalti.prior.window import Window
 from smalti.prior_folder import load_prior
 from smalti.scenes.painter import CLASSES, LABELS
 from smalti.training.config import CopiesSettings, PriorTraining, TokenizerTraining
@@ -326,17 +326,13 @@ def _fidelity(name: Name, chosen: ConditionsSettings) -> Step:
         prefix_at = (
             pipeline.window_prefix([None] * len(prefixes), grid=grid) if trial.large else constant_prefix(prefixes)
         )
-        guided = make_sampler(top_p=chosen.top_p, guidance=chosen.guidance)
+        unknown, seeds = unknown_codes(len(prefixes), grid), torch.arange(len(prefixes))
+        guided, plain = make_sampler(top_p=chosen.top_p, guidance=chosen.guidance), make_sampler(top_p=chosen.top_p)
+        conditional = GenerationRequest(prefix_at, unknown, seeds=seeds, sampler=guided)
+        unconditional = GenerationRequest(constant_prefix(nothing), unknown, seeds=seeds, sampler=plain)
         images = condition_fidelity.ComparedImages(
-            conditioned=_generate(pipeline, prefix_at, grid, sampler=guided, count=len(prefixes), context=context),
-            unconditional=_generate(
-                pipeline,
-                constant_prefix(nothing),
-                grid,
-                sampler=make_sampler(top_p=chosen.top_p),
-                count=len(prefixes),
-                context=context,
-            ),
+            conditioned=_generate(pipeline, conditional, context),
+            unconditional=_generate(pipeline, unconditional, context),
             real=pipeline.reconstruct(known.images),
             known=known,
             things=beside(held_out.images, read_annotations(folder)),
@@ -371,27 +367,18 @@ def _requested_conditions(codes: Path, chosen: Crops, cut: ImageSettings, condit
     places = {image.key: place for place, image in enumerate(every.images)}
     shards = open_codes(codes)
     examples = [shards.validation[places[image.key], 0] for image in chosen.images]
-    own = [each.label.reshape(1) if isinstance(condition, Labels) else each.prefix for each in examples]
-    return torch.stack(own)
+    labels, prefixes = (
+        torch.stack(part) for part in zip(*((each.label, each.prefix) for each in examples), strict=True)
+    )
+    return condition.example_prefix(labels, prefixes)
 
 
-def _generate(
-    pipeline: Pipeline,
-    prefix_at: Callable[[Window], Tensor],
-    grid: tuple[int, int],
-    *,
-    sampler: Sampler,
-    count: int,
-    context: StepContext,
-) -> Tensor:
-    """Prefixes (B,P) at each place of the window -> images of a grid (h,w) of codes, with the seeds 0, 1, ..."""
-    seeds, codes = torch.arange(count), unknown_codes(count, grid)
-    generated = generate(pipeline.prior, prefix_at, sampler=sampler, seeds=seeds, known=codes)
-    with counting(context.console, title="generating", unit="rows") as progress:
-        for row in range(1, grid[0] + 1):
-            codes = next(generated)
-            progress(row, grid[0])
-    return pipeline.decode(codes)
+def _generate(pipeline: Pipeline, request: GenerationRequest, context: StepContext) -> Tensor:
+    """A request -> its images (B,C,H,W)."""
+    with counting(context.console, title="generating", unit="codes") as progress:
+        for state in generation_states(pipeline.prior, request):
+            progress(state.generated, state.total)
+    return pipeline.decode(state.codes)
 
 
 def _save(folder: Path, images: condition_fidelity.ComparedImages, previews: Sequence[Any], shown: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import final
@@ -25,7 +25,8 @@ from smalti.data.sources import open_source
 from smalti.evaluation.metrics import CodeUse, psnr
 from smalti.experiments.class_network import Classifier, accuracy, train_classifier
 from smalti.experiments.demo.page import Results, write_page
-from smalti.generation.code_sampler import Sampler, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
 from smalti.images.io import grid, save_png
 from smalti.images.masks import kept_part
 from smalti.pipeline import Pipeline
@@ -140,9 +141,7 @@ def measure(out: Path, settings: TokenizerTraining) -> Results:
         },
         intermediate=_intermediate_images(pipeline, PANORAMAS[1]),
         kept=torch.where(known, shown, 0.0),
-        completions=pipeline.complete(
-            shown, known, values=names, sampler=Sampler(top_p=TOP_P, guidance=GUIDANCE), seed=0
-        ),
+        completions=_completions(pipeline, shown, known, names),
     )
     for label, images in samples.items():
         save_png(out / "images" / f"{label}.png", grid(images, columns=5, gap=2), settings={"label": label})
@@ -165,9 +164,16 @@ def _sample_accuracy(classifier: Classifier, samples: dict[str, Tensor], labels:
     return accuracy(classifier, batches_of)
 
 
+def _completions(pipeline: Pipeline, images: Tensor, known: Tensor, names: Sequence[str]) -> Tensor:
+    """Images (B,C,H,W), a mask (H,W) of what is kept, and the label of each -> completed images (B,C,H,W)."""
+    codes, seeds = pipeline.known_codes(images, known), pipeline.seeds(0, len(names))
+    sampler = Sampler(top_p=TOP_P, guidance=GUIDANCE)
+    return pipeline.decode(
+        final_codes(generate(pipeline.prior, pipeline.request_for(names, codes, seeds=seeds, sampler=sampler)))
+    )
+
+
 def _intermediate_images(pipeline: Pipeline, label: str) -> list[Tensor]:
     """One image after every second row of codes."""
-    codes = unknown_codes(1, pipeline.prior.grid)
-    sampler = Sampler(top_p=TOP_P, guidance=GUIDANCE)
-    generated = pipeline.generate_codes([label], codes, sampler=sampler, seeds=pipeline.seeds(3, 1))
-    return [pipeline.decode_partial(codes)[0] for codes in itertools.islice(generated, 1, None, 2)]
+    images = pipeline.stream(label=label, seed=3, top_p=TOP_P, guidance=GUIDANCE)
+    return list(itertools.islice(images, 1, None, 2))

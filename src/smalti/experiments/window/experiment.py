@@ -31,8 +31,8 @@ from smalti.data.config import ImageSettings
 from smalti.data.crops import RandomCrop
 from smalti.data.loader import Crops, in_order
 from smalti.data.sources import open_source, split
-from smalti.encoding.code_writer import write_codes
-from smalti.encoding.condition_encoding import ConditionSource, encoder, paired_images
+from smalti.encoding.code_writer import ImageSets, WritingSettings, write_codes
+from smalti.encoding.condition_encoding import ConditionSource, paired_images, tokenizer_encoder
 from smalti.experiments import condition_fidelity, prior_steps, steps
 from smalti.experiments.base import Experiment, ExperimentRequest, Step, StepContext
 from smalti.experiments.conditions.experiment import known_of
@@ -43,7 +43,9 @@ from smalti.experiments.steps import SCENES, Images, refuse_idle
 from smalti.experiments.window.metrics import fitting, images_in, joined, likelihood, nats_of, sequential
 from smalti.experiments.window.page import COORDINATES, NEIGHBORHOOD, TILES, WHOLE, WINDOW, named, page
 from smalti.experiments.window.scales import SCALES
-from smalti.generation.code_sampler import Sampler, final_codes, unknown_codes
+from smalti.generation.code_sampler import Sampler
+from smalti.generation.generation_loop import final_codes, generate
+from smalti.generation.request import unknown_codes
 from smalti.hub.pretrained import find_model
 from smalti.images.io import save_png
 from smalti.model_loading import load_tokenizer
@@ -243,18 +245,10 @@ def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Ste
         with counting(context.console, title="encoding", unit="crops") as progress:
             write_codes(
                 context.folder / "codes",
-                training=pairs.training,
-                validation=pairs.validation,
-                encode=encoder(tokenizer, parts[0].to_images),
-                fingerprint=tokenizer.fingerprint(),
-                size=tokenizer.size,
-                factor=f,
-                labels=(),
-                copies=copies,
-                seed=0,
-                batch=ENCODED,
+                ImageSets(training=pairs.training, validation=pairs.validation, prefix=pairs.prefix),
+                encoder=tokenizer_encoder(tokenizer, parts[0].to_images),
+                settings=WritingSettings(copies=copies, batch=ENCODED),
                 progress=progress,
-                prefix=pairs.prefix,
             )
         return {"training": len(training) * copies, "held_out": count}
 
@@ -312,7 +306,8 @@ def _tiles(pipeline: Pipeline, grid: tuple[int, int], count: int, context: StepC
     prior, began = pipeline.prior, time.monotonic()
     number = grid[0] * grid[1] // (prior.grid[0] * prior.grid[1])
     known, seeds = unknown_codes(count * number, prior.grid), torch.arange(count * number)
-    codes_of_tiles = final_codes(pipeline.generate_codes([None] * len(known), known, sampler=Sampler(), seeds=seeds))
+    request = pipeline.request_for([None] * len(known), known, seeds=seeds, sampler=Sampler())
+    codes_of_tiles = final_codes(generate(prior, request))
     seconds = (time.monotonic() - began) / count
     codes = joined(codes_of_tiles.view(count, number, *prior.grid), grid)  # (B,h,w)
     for seed, image in enumerate(pipeline.decode(codes)):

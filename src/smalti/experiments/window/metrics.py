@@ -17,9 +17,10 @@ from smalti.conditions.base import constant_prefix
 from smalti.experiments.page_parts import pixels
 from smalti.experiments.tokenizer_comparison import difference
 from smalti.experiments.window.page import COORDINATES, TILES
-from smalti.generation.code_sampler import decoding_strategy, unknown_codes
+from smalti.generation.generation_loop import decoding_strategy
+from smalti.generation.request import GenerationRequest, unknown_codes
 from smalti.images.io import to_tensor
-from smalti.prior import Prior, after_middle
+from smalti.prior import Prior
 from smalti.prior.code_likelihood import window_nll
 
 BATCH = 8
@@ -54,8 +55,9 @@ def likelihood(values: Sequence[float], others: Sequence[float]) -> dict[str, fl
 
 def sequential(prior: Prior, grid: tuple[int, int]) -> int:
     """Number of sequential steps to generate a grid (h,w)."""
-    nothing, none = constant_prefix(prior.null_prefix(1)), prior.null_prefix(0)
-    return len(decoding_strategy(prior, nothing, none, known=unknown_codes(1, grid), middle=after_middle).schedule)
+    prefix_at, seeds = constant_prefix(prior.null_prefix(1)), torch.zeros(1, dtype=torch.int64)
+    request = GenerationRequest(prefix_at, unknown_codes(1, grid), seeds=seeds)
+    return len(decoding_strategy(prior, request).schedule)
 
 
 def fitting(folder: Path, window: int, f: int) -> dict[str, float | None]:

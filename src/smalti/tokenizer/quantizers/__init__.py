@@ -44,13 +44,6 @@ QUANTIZERS: dict[str, Callable[[Any], Quantizer]] = {
 }
 
 
-def code_count(settings: VQSettings | EMASettings | SimVQSettings | GumbelSettings | FSQSettings | LFQSettings) -> int:
-    """The `size` of the quantizer that these settings make: how many codes it has outside."""
-    if isinstance(settings, VQSettings | GumbelSettings):
-        return settings.remap.outside(settings.codebook_size)
-    return settings.codebook_size
-
-
 __all__ = [
     "EMA",
     "FSQ",
@@ -71,7 +64,6 @@ __all__ = [
     "SimVQSettings",
     "TemperatureSettings",
     "VQSettings",
-    "code_count",
     "kmeans",
     "nearest",
 ]

@@ -54,6 +54,10 @@ class Quantizer(nn.Module, ABC):
         """As `forward`, with latents that are not quantized and no loss: used before the codebook is initialized."""
 
     @abstractmethod
+    def likeliest_codes(self, features: Tensor) -> Tensor:
+        """(B,D,h,w) -> the codes (B,h,w) of `forward`, or the likeliest ones if it draws; without a loss."""
+
+    @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
         """(B,h,w) int64 in [0,size) -> latents (B,D,h,w)."""
 

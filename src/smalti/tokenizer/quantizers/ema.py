@@ -48,6 +48,11 @@ class EMASettings:
     dead_code_threshold: Chance = 0.1
     """A code used less than this share of the mean use is dead and restarts on a feature of the batch; 0 never."""
 
+    @property
+    def size(self) -> int:
+        """How many codes the quantizer has outside."""
+        return self.codebook_size
+
 
 def smoothed(use: Tensor) -> Tensor:
     """Running counts (K,) with the mean 1 -> counts (K,) none of which is zero; their sum stays."""
@@ -99,6 +104,9 @@ class EMA(Quantizer):
         flat = self._flat(features)  # (N,D)
         codes = nearest(flat.detach(), self.vectors())  # (N,)
         return Quantized(grid_of(flat, features), codes.view(B, h, w), flat.new_zeros(()))
+
+    def likeliest_codes(self, features: Tensor) -> Tensor:
+        return self.bypass(features).codes
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)

@@ -52,6 +52,11 @@ class FSQSettings:
         """D."""
         return len(self.levels)
 
+    @property
+    def size(self) -> int:
+        """How many codes the quantizer has outside."""
+        return self.codebook_size
+
 
 @final
 class FSQ(Quantizer):
@@ -88,6 +93,9 @@ class FSQ(Quantizer):
         """As `Quantizer.bypass`: the features bounded, but not rounded."""
         with torch.autocast(features.device.type, enabled=False):
             return self.forward(features)._replace(latents=self._bounded(features) / self._half())
+
+    def likeliest_codes(self, features: Tensor) -> Tensor:
+        return self.bypass(features).codes
 
     def lookup(self, codes: Tensor) -> Tensor:
         digits = codes.unsqueeze(1) // self.places % self.levels.long()  # (B,D,h,w)

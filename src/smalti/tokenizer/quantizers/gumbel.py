@@ -84,6 +84,11 @@ class GumbelSettings:
         check_table_fits(self.remap, self.codebook_size)
         return self
 
+    @property
+    def size(self) -> int:
+        """How many codes the quantizer has outside."""
+        return self.remap.outside(self.codebook_size)
+
 
 @final
 class Gumbel(Quantizer):
@@ -156,6 +161,9 @@ class Gumbel(Quantizer):
             parameter.sum() for parameter in self.parameters()
         )  # so that all have a gradient on all devices
         return Quantized(latents, codes, torch.as_tensor(nothing))
+
+    def likeliest_codes(self, features: Tensor) -> Tensor:
+        return self.logits(features).argmax(1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(self.table.inside(codes), self.codebook).permute(0, 3, 1, 2)

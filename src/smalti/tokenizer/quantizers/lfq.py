@@ -44,6 +44,11 @@ class LFQSettings:
         """K."""
         return int(2**self.codebook_dim)
 
+    @property
+    def size(self) -> int:
+        """How many codes the quantizer has outside."""
+        return self.codebook_size
+
 
 def entropy_of_bits(logits: Tensor) -> Tensor:
     """(N,D), log(p / (1 - p)) of each bit's being 1 -> (): the entropy of a vector's code in nats, the mean over vectors.
@@ -119,6 +124,9 @@ class LFQ(Quantizer):
         """As `Quantizer.bypass`: the features themselves, of length 1 where codes are spherical."""
         flat = self._flat(features)  # (N,D)
         return Quantized(grid_of(flat, features), self._codes(flat, features), flat.new_zeros(()))
+
+    def likeliest_codes(self, features: Tensor) -> Tensor:
+        return self.bypass(features).codes
 
     def lookup(self, codes: Tensor) -> Tensor:
         bits = codes.unsqueeze(1) >> self.places.view(-1, 1, 1) & 1  # (B,D,h,w)

@@ -42,6 +42,11 @@ class SimVQSettings:
     fitted: bool = True
     """The layer starts so that the codes have the first images' features' mean and covariance; False starts it by chance."""
 
+    @property
+    def size(self) -> int:
+        """How many codes the quantizer has outside."""
+        return self.codebook_size
+
 
 @final
 class SimVQ(Quantizer):
@@ -89,6 +94,9 @@ class SimVQ(Quantizer):
             self.linear.weight.sum() + self.linear.bias.sum()
         )  # so that all have a gradient on all devices
         return Quantized(grid_of(flat, features), codes.view(B, h, w), nothing)
+
+    def likeliest_codes(self, features: Tensor) -> Tensor:
+        return self.bypass(features).codes
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.vectors()).permute(0, 3, 1, 2)

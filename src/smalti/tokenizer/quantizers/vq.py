@@ -62,6 +62,11 @@ class VQSettings:
         check_table_fits(self.remap, self.codebook_size)
         return self
 
+    @property
+    def size(self) -> int:
+        """How many codes the quantizer has outside."""
+        return self.remap.outside(self.codebook_size)
+
 
 def kmeans(vectors: Tensor, size: int, *, rounds: int, normalized: bool, generator: torch.Generator) -> Tensor:
     """vectors (N,D), everyone's -> (size,D) centers, by `rounds` of Lloyd's algorithm from random members.
@@ -172,6 +177,9 @@ class VQ(Quantizer):
         codes = self.table.outside(nearest(flat.detach(), self.vectors().detach()))  # (N,)
         nothing = 0.0 * self.codebook.sum()  # in the graph, so that every parameter has a gradient on all devices
         return Quantized(grid_of(flat, features), codes.view(B, h, w), nothing)
+
+    def likeliest_codes(self, features: Tensor) -> Tensor:
+        return self.bypass(features).codes
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(self.table.inside(codes), self.vectors()).permute(0, 3, 1, 2)
