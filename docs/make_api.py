@@ -41,6 +41,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "conditions": (
         "base",
         "labels",
+        "text",
         "coordinates",
         "spatial",
         "layout",
@@ -49,8 +50,8 @@ PAGES: dict[str, tuple[str, ...]] = {
         "composite",
         "condition_registry",
     ),
-    "data": ("config", "sources", "file_types", "crops", "loader", "paired", "annotations", "code_shards"),
-    "scenes": ("painter", "scene_files"),
+    "data": ("config", "sources", "file_types", "crops", "loader", "paired", "annotations", "caption_files", "code_shards"),
+    "scenes": ("painter", "visible", "captions", "scene_files"),
     "losses": ("pixel", "perceptual", "logits", "discriminator", "adversarial", "objective"),
     "evaluation": (
         "metrics",

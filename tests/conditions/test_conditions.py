@@ -24,6 +24,7 @@ from smalti.conditions.location_codes import Box
 from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
 from smalti.conditions.previews import palette
 from smalti.conditions.spatial import SpatialCondition, SpatialConditionSettings
+from smalti.conditions.text import text_condition, train_vocabulary
 from smalti.core.errors import SmaltiError
 from smalti.generation.code_sampler import Sampler
 from smalti.generation.generation_loop import final_codes, generate
@@ -60,6 +61,7 @@ EXAMPLES: dict[str, Condition] = {
     "layout": LAYOUT,
     "precomputed": GIVEN,
     "keypoints": Keypoints(KeypointsSettings(points=("left hand", "right hand"), max_figures=2, codebook_size=65)),
+    "text": text_condition(train_vocabulary(["two firs by a lake", "a lake"], most=300), length=6),
     "composite": CompositeCondition([LABELS, LAYOUT]),
 }
 
@@ -76,6 +78,7 @@ def values_of(name: str, grid: tuple[int, int]) -> list[Any]:
         "layout": [TREES, []],
         "precomputed": [[8, 0, 3, 3], (1, 2, 3, 4)],
         "keypoints": [[[(0.2, 0.4), (0.8, 0.5)]], []],
+        "text": ["two firs", "a lake by night"],
         "composite": [{"label": "dusk", "layout": TREES}, {"label": "dawn"}],
     }
     return values[name]

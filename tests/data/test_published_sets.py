@@ -65,7 +65,7 @@ def test_a_coco_folder_joins_instances_and_stuff(tmp_path: Path) -> None:
     read = read_annotations(tmp_path)
     assert read.classes == ("person", "dog", "grass")
     assert len(read.images["0007"]) == 2
-    assert [thing.name for thing in read.images["0003"]] == ["grass"]
+    assert [annotation.name for annotation in read.images["0003"]] == ["grass"]
     assert read_annotations(tmp_path / "stuff_train.json").classes == ("grass",)
     written(tmp_path / "instances_val.json", COCO)
     with pytest.raises(SmaltiError, match="holds the image 0007 twice"):
@@ -164,7 +164,7 @@ def test_open_images_by_eye(tmp_path: Path) -> None:
     assert read_annotations(table).images == read.images
     written(tmp_path / "train-images-boxable.csv", "image_name,image_url\n0a.jpg,there\n0c.jpg,there\n")
     written(tmp_path / "test-images-with-rotation.csv", "ImageID,Subset\n0d,test\n")
-    assert {name: len(things) for name, things in read_annotations(tmp_path).images.items()} == {
+    assert {name: len(listed) for name, listed in read_annotations(tmp_path).images.items()} == {
         "0a": 2, "0b": 1, "0c": 0, "0d": 0,
     }  # fmt: skip
 

@@ -19,7 +19,7 @@ def scenes(
         int | None, typer.Option(min=1, help="Number of worker processes; all cores by default.")
     ] = None,
 ) -> None:
-    """Render the embedded data set: landscapes with classes, segmentation, depth, edges, boxes and keypoints."""
+    """Render the embedded data set: landscapes with classes, captions, segmentation, depth, edges, boxes and keypoints."""
     from smalti.scenes.scene_classes import write_scenes
 
     height_width = size_option(size)
@@ -54,9 +54,8 @@ def encode(
     condition: Annotated[
         list[str] | None,
         typer.Option(
-            help="Condition to encode: labels, coordinates, layout, keypoints, or a name of your own for one with "
-            "its own "
-            "tokenizer: segmentation, depth, edges ... May be repeated."
+            help="Condition to encode: labels, text, coordinates, layout, keypoints, or a name of your own for one "
+            "with its own tokenizer: segmentation, depth, edges ... May be repeated."
         ),
     ] = None,
     condition_tokenizer: Annotated[
@@ -65,7 +64,8 @@ def encode(
     condition_data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Files of the condition, named like the images, or an annotation file; by default derived from "
+            help="Files of the condition, named like the images, or an annotation file; captions are also found "
+            "among the images; by default derived from "
             "the images: "
             "edges, or smaller copies. NAME=PATH with several conditions."
         ),

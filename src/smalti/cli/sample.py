@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
 Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")]
 Label = Annotated[str | None, typer.Option(help="Class label; without it, generation is unconditional.")]
+Text = Annotated[str | None, typer.Option(help="A text that says what the image shows.")]
 Segmentation = Annotated[str | None, typer.Option(help="A label map: an image file with one label number per pixel.")]
 Depth = Annotated[str | None, typer.Option(help="A depth map: an image file.")]
 Layout = Annotated[str | None, typer.Option(help="Objects and their boxes: a JSON file.")]
@@ -79,6 +80,7 @@ def sample(
     model: Model = SCENES,
     count: Count = 4,
     label: Label = None,
+    text: Text = None,
     segmentation: Segmentation = None,
     depth: Depth = None,
     layout: Layout = None,
@@ -128,6 +130,7 @@ def sample(
     conditions = _condition_texts(
         condition_keys(pipeline.condition),
         label=label,
+        text=text,
         segmentation=segmentation,
         depth=depth,
         layout=layout,
@@ -225,6 +228,7 @@ def complete(
     ] = None,
     count: Count = 4,
     label: Label = None,
+    text: Text = None,
     condition: Conditions = None,
     size: Size = None,
     temperature: Temperature = 1.0,
@@ -277,8 +281,9 @@ def complete(
         guidance_schedule=guidance_schedule,
     )
     settings = {"model": model.resolve().name, "image": image.name, "keep": keep, "canvas": canvas, "label": label}
+    settings |= {} if text is None else {"text": text}
     settings |= as_mapping(sampler)
-    conditions = _condition_texts(condition_keys(pipeline.condition), label=label, any=condition or [])
+    conditions = _condition_texts(condition_keys(pipeline.condition), label=label, text=text, any=condition or [])
     wide = size_option(canvas) or height_width
     value, grid = pipeline.fit_condition(conditions, size=wide)
     check_generation_memory(count, grid)

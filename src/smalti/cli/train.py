@@ -76,6 +76,14 @@ def prior(
     out: Out,
     recipe: Recipe = "small",
     overrides: Overrides = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            "--condition",
+            help="What the prior is conditioned on: text, labels, coordinates, unconditional, or a condition of "
+            "the code shards; several with commas: labels,text. Sets condition.",
+        ),
+    ] = None,
     patience: Patience = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -86,6 +94,7 @@ def prior(
 
     with report_once():
         changes = [*(overrides or []), *([] if patience is None else [f"run.patience={patience}"])]
+        changes += [] if condition is None else [f"condition={condition}"]
         settings = resolve(PriorTraining, stage="prior", recipe=recipe, overrides=changes)
         if is_first():
             show_settings(settings, CONSOLE)

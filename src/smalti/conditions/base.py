@@ -46,6 +46,8 @@ class Condition(ABC):
     """Whether its code is the number of an image's label. Code shards hold labels of all images, and no such prefix."""
     optional: bool = False
     """Whether None is a valid value, for an image without the condition."""
+    blank_is_none: bool = False
+    """Whether a blank string is no value, as None is."""
     maps: tuple[int, ...] = ()
     """Start indices in the prefix of maps with one code per code of the window, row by row."""
     parts: tuple[Condition, ...] = ()
@@ -142,9 +144,16 @@ def condition_keys(condition: Condition) -> tuple[str, ...]:
 
 def condition_value(condition: Condition, values: Mapping[str, Any]) -> Any:
     """Values by key, all of them keys of the condition -> its value, None for unconditional."""
+    parts = {part.key: part for part in condition.members}
+    given = {key: value for key, value in values.items() if key not in parts or is_given(parts[key], value)}
     if condition.parts:
-        return dict(values) or None
-    return values.get(condition.key)
+        return given or None
+    return given.get(condition.key)
+
+
+def is_given(condition: Condition, value: Any) -> bool:
+    """Whether it is a value of the condition, and not one that stands for none."""
+    return value is not None and not (condition.blank_is_none and isinstance(value, str) and not value.strip())
 
 
 def check_count(values: Sequence[Any], known: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smalti.conditions.base import Condition, Grid, WindowPrefix
+from smalti.conditions.base import Condition, Grid, WindowPrefix, is_given
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import as_mapping, settings
 from smalti.images.io import Array, to_array, to_tensor
@@ -110,7 +110,7 @@ class CompositeCondition(Condition):
     def _given_values(self, part: Condition, values: Sequence[Any]) -> list[tuple[int, Any]]:
         """The rows of the batch that have a value for this part, and these values."""
         rows_and_values = [(row, self._as_mapping(value).get(part.key)) for row, value in enumerate(values)]
-        return [(row, value) for row, value in rows_and_values if value is not None or part.optional]
+        return [(row, value) for row, value in rows_and_values if is_given(part, value) or part.optional]
 
     def _as_mapping(self, value: Any) -> Mapping[str, Any]:
         if value is None:

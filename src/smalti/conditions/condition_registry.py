@@ -15,6 +15,7 @@ from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import LayoutSettings
 from smalti.conditions.precomputed import PrecomputedCodes, PrecomputedCodesSettings
 from smalti.conditions.spatial import FOLDER, SpatialCondition, SpatialConditionSettings
+from smalti.conditions.text import Text, TextSettings, read_vocabulary
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.settings import parse
 from smalti.tokenizer.vqgan import VQGAN
@@ -46,6 +47,10 @@ def _keypoints(plain: Mapping[str, Any], folder: Path) -> Condition:
     return Keypoints(parse(KeypointsSettings, plain, where=_where(folder)))
 
 
+def _text(plain: Mapping[str, Any], folder: Path) -> Condition:
+    return Text(parse(TextSettings, plain, where=_where(folder)), read_vocabulary(folder))
+
+
 def _precomputed(plain: Mapping[str, Any], folder: Path) -> Condition:
     return PrecomputedCodes(parse(PrecomputedCodesSettings, plain, where=_where(folder)))
 
@@ -66,6 +71,7 @@ CONDITIONS: dict[str, Callable[[Mapping[str, Any], Path], Condition]] = {
     "spatial": _spatial,
     "layout": _layout,
     "keypoints": _keypoints,
+    "text": _text,
     "precomputed": _precomputed,
     "composite": _composite,
 }

@@ -17,7 +17,7 @@ _GOLDEN_ANGLE = 0.3819660112501051  # of a whole turn; no two multiples come clo
 
 
 def render_text(text: str) -> Pixels:
-    """A line of text -> (H,W,3), black on white."""
+    """Lines of text -> (H,W,3), black on white."""
     left, top, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text)
     image = Image.new("RGB", (int(right - left) + 8, int(bottom - top) + 8), "white")
     ImageDraw.Draw(image).text((4 - left, 4 - top), text, fill="black")

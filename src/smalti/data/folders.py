@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import final
 
 from smalti.core.errors import SmaltiError
-from smalti.core.files import normalized, read_json, read_text
+from smalti.core.files import normalized, open_file, read_json, read_text
+from smalti.data.file_types import FileType
 from smalti.images.png_stream import read_head
 
 logger = logging.getLogger("smalti")
@@ -106,6 +108,36 @@ def warn_of_generated(root: Path, files: Sequence[str]) -> None:
 def _is_generated(path: Path) -> bool:
     head = read_head(path)
     return head is not None and head.settings is not None
+
+
+def file_length(path: Path) -> int:
+    """How many bytes a file has, -1 where it is missing."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def file_content(path: Path) -> bytes | None:
+    """The bytes of a file, None where there is none. Raises `SmaltiError` where it cannot be read."""
+    try:
+        with open_file(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SmaltiError(f"cannot read {path}: {error}") from error
+
+
+def no_images(path: Path, others: Sequence[str], file_type: FileType) -> SmaltiError:
+    """What is wrong with a source that holds `others` and no files of the type, to be raised."""
+    endings = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in others)
+    listed = ", ".join(sorted(endings, key=lambda file_type: (-endings[file_type], file_type))[:5])
+    holds = f"{len(others)} file{'s' * (len(others) != 1)} of the kind{'s' * (len(endings) != 1)} {listed}"
+    return SmaltiError(
+        f"no {file_type.files} in {path}; it holds {holds if others else 'no files'}; "
+        f"{file_type.files} are {', '.join(file_type.suffixes)}"
+    )
 
 
 @final

@@ -14,7 +14,6 @@ import os
 import re
 import zipfile
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -23,7 +22,15 @@ from typing import Any, BinaryIO, NamedTuple, final
 from smalti.core.errors import SmaltiError
 from smalti.core.files import check_file, normalized, read_text
 from smalti.data.file_types import COLOR, FileType
-from smalti.data.folders import PathFinder, files_below, warn_of_generated, written_here
+from smalti.data.folders import (
+    PathFinder,
+    file_content,
+    file_length,
+    files_below,
+    no_images,
+    warn_of_generated,
+    written_here,
+)
 from smalti.data.tar_shards import Extent, Shards, expanded, is_hidden, read_index
 from smalti.data.zip_files import read_members
 from smalti.images.io import Array, Covering, DamagedImage
@@ -73,6 +80,10 @@ class Source(ABC):
     def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
         """The files on disk that some of its images are in."""
 
+    @abstractmethod
+    def file_content(self, name: str) -> bytes | None:
+        """Another file, such as a caption, by its path as keys are written -> its bytes, None where there is none."""
+
     @final
     def read(self, image: ImageEntry, channels: int) -> Array:
         """One image -> (H, W, C), as its kind is read for a tokenizer of so many channels. Raises `DamagedImage`."""
@@ -96,17 +107,20 @@ class FolderSource(Source):
     def __init__(self, path: Path, files: Sequence[str], file_type: FileType) -> None:
         keys = sorted(name for name in files if _is_image(name, file_type))
         if not keys:
-            raise _no_images(path, files, file_type)
+            raise no_images(path, files, file_type)
         super().__init__(path, [ImageEntry(key, _label(key, root=())) for key in keys], file_type)
 
     def stream(self, image: ImageEntry) -> Path:
         return self.path / image.key
 
     def length(self, image: ImageEntry) -> int:
-        return _file_length(self.stream(image))
+        return file_length(self.stream(image))
 
     def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
         return [self.stream(image) for image in images]
+
+    def file_content(self, name: str) -> bytes | None:
+        return file_content(self.path / name)
 
 
 @final
@@ -152,10 +166,13 @@ class ListSource(Source):
         return self.path.parent / image.key
 
     def length(self, image: ImageEntry) -> int:
-        return _file_length(self.stream(image))
+        return file_length(self.stream(image))
 
     def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
         return [self.stream(image) for image in images]
+
+    def file_content(self, name: str) -> bytes | None:
+        return file_content(self.path.parent / name)
 
 
 @final
@@ -166,29 +183,35 @@ class ZipSource(Source):
         members = {name: member for name, member in read_members(path).items() if _is_visible(name)}
         found = {name: member for name, member in members.items() if _is_image(name, file_type)}
         if not found:
-            raise _no_images(path, list(members), file_type)
+            raise no_images(path, list(members), file_type)
         if any(member.flag_bits & 1 for member in found.values()):
             raise SmaltiError(f"{path} is locked with a password; unpack it and give the folder")
         super().__init__(path, _labeled(sorted(found)), file_type)
-        self._members = found
+        self._members = members
         self._archive: zipfile.ZipFile | None = None
         self._process = 0
 
     def stream(self, image: ImageEntry) -> BinaryIO:
+        return BytesIO(self._content(image.key))
+
+    def _content(self, name: str) -> bytes:
         try:
             if self._archive is None or self._process != os.getpid():
                 # Each process opens the file for itself: a forked one would share the reading position with its parent.
                 check_file(self.path)
                 self._archive, self._process = zipfile.ZipFile(self.path), os.getpid()
-            return BytesIO(self._archive.read(self._members[image.key]))
+            return self._archive.read(self._members[name])
         except Exception as error:  # a bad checksum, a cut or unknown compression: zipfile has an exception for each
-            raise DamagedImage(image.key, f"cannot be read from {self.path} ({error})") from error
+            raise DamagedImage(name, f"cannot be read from {self.path} ({error})") from error
 
     def length(self, image: ImageEntry) -> int:
         return self._members[image.key].file_size
 
     def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
         return [self.path]
+
+    def file_content(self, name: str) -> bytes | None:
+        return self._content(name) if name in self._members else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_archive": None}
@@ -204,6 +227,7 @@ class ShardSource(Source):
     def __init__(self, path: Path, shards: Sequence[Path], file_type: FileType) -> None:
         self._shards = Shards(shards)
         self._extents: dict[str, Extent] = {}
+        self._captions: dict[str, Extent] = {}
         keys: list[str] = []
         paths: list[str] = []
         labels: list[str | None] = []
@@ -217,8 +241,10 @@ class ShardSource(Source):
                 paths.append(sample.path)
                 labels.append(sample.label)
                 self._extents[keys[-1]] = sample.extent
+                if sample.caption is not None:
+                    self._captions[PurePosixPath(keys[-1]).with_suffix(".txt").as_posix()] = sample.caption
         if not keys:
-            raise _no_images(path, others, file_type)
+            raise no_images(path, others, file_type)
         found = _labeled(paths)
         images = [
             ImageEntry(key, message if message is not None else by_folder.label)
@@ -227,19 +253,22 @@ class ShardSource(Source):
         super().__init__(path, images, file_type)
 
     def stream(self, image: ImageEntry) -> BinaryIO:
-        extent = self._extents[image.key]
+        return BytesIO(self._content(image.key, self._extents[image.key]))
+
+    def _content(self, name: str, extent: Extent) -> bytes:
         try:
-            return BytesIO(self._shards.read(extent))
+            return self._shards.read(extent)
         except (OSError, EOFError) as error:
-            raise DamagedImage(
-                image.key, f"cannot be read from {self._shards.paths[extent.shard]} ({error})"
-            ) from error
+            raise DamagedImage(name, f"cannot be read from {self._shards.paths[extent.shard]} ({error})") from error
 
     def length(self, image: ImageEntry) -> int:
         return self._extents[image.key].size
 
     def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
         return self._shards.paths
+
+    def file_content(self, name: str) -> bytes | None:
+        return self._content(name, self._captions[name]) if name in self._captions else None
 
 
 def _different(path: Path, shards: Sequence[Path]) -> list[str]:
@@ -367,13 +396,6 @@ def too_many_damaged(damaged: int, *, of: int) -> bool:
     return damaged == of or (damaged >= 3 and damaged > of / 10)
 
 
-def _file_length(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
 def _is_image(name: str, file_type: FileType) -> bool:
     return name.lower().endswith(file_type.suffixes)
 
@@ -421,13 +443,3 @@ def _labeled(keys: Sequence[str]) -> list[ImageEntry]:
 def _label(key: str, root: tuple[str, ...]) -> str | None:
     below = PurePosixPath(key).parent.parts[len(root) :]
     return normalized(below[0]) if below else None
-
-
-def _no_images(path: Path, others: Sequence[str], file_type: FileType) -> SmaltiError:
-    endings = Counter(PurePosixPath(name).suffix.lower() or "without a suffix" for name in others)
-    listed = ", ".join(sorted(endings, key=lambda file_type: (-endings[file_type], file_type))[:5])
-    holds = f"{len(others)} file{'s' * (len(others) != 1)} of the kind{'s' * (len(endings) != 1)} {listed}"
-    return SmaltiError(
-        f"no {file_type.files} in {path}; it holds {holds if others else 'no files'}; "
-        f"{file_type.files} are {', '.join(file_type.suffixes)}"
-    )

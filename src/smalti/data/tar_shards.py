@@ -42,11 +42,12 @@ class Extent(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image in a shard: its path there, its bytes, and the label that stands beside it, if one does."""
+    """An image in a shard: its path there, its bytes, and the label and the text that stand beside it, if they do."""
 
     path: str
     extent: Extent
     label: str | None
+    caption: Extent | None
 
 
 class Index(NamedTuple):
@@ -88,7 +89,8 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
     """A tar file, the `shard`-th of its set -> its samples: those with a file of one of the `suffixes`.
 
     The image of a sample is the file with such a suffix; among several, the only one whose suffix begins at the first dot
-    (`jpg` beside `mask.png`). Its label is what stands in `.cls` or `.cls.txt`, or the `label` of `.json`.
+    (`jpg` beside `mask.png`). Its label is what stands in `.cls` or `.cls.txt`, or the `label` of `.json`; its caption
+    is in `.txt`.
 
     Raises `SmaltiError` for a compressed, truncated or otherwise damaged file, and for samples with several images.
     """
@@ -110,7 +112,8 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
         for stem, files in found.items():
             ending = _image(path, stem, [ending for ending in files if f".{ending}".endswith(suffixes)])
             if ending:
-                samples.append(Sample(f"{stem}.{ending}", files[ending], _label(path, file, stem, files)))
+                label = _label(path, file, stem, files)
+                samples.append(Sample(f"{stem}.{ending}", files[ending], label, files.get("txt")))
             else:
                 others.extend(f"{stem}.{ending}" for ending in files)
         return Index(samples, others)

@@ -1,5 +1,5 @@
-"""What can be said of an image, or of the part of it that is seen, without a tokenizer: its label, where the part lies, which
-objects and figures are in it.
+"""What can be said of an image, or of the part of it that is seen, without a tokenizer: its label, its caption, where
+the part lies, which objects and figures are in it.
 
 Letters: P prefix codes, h w grid of codes, H W pixels.
 """
@@ -7,6 +7,7 @@ Letters: P prefix codes, h w grid of codes, H W pixels.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from smalti.conditions.labels import Labels
 from smalti.conditions.layout import Layout
 from smalti.conditions.layout_codes import Annotation, LayoutSettings, encode_layout, shuffle_objects
 from smalti.conditions.location_codes import Box
+from smalti.conditions.text import Text, TextOptions, text_condition, train_vocabulary
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.fingerprints import values_fingerprint
 from smalti.core.settings import Share, as_mapping, parse, settings
@@ -37,9 +39,12 @@ from smalti.data.annotations.objects import (
     paired_annotations,
     paired_sizes,
 )
+from smalti.data.caption_files import read_captions, swap_sides
 from smalti.data.crops import View, chances
 from smalti.data.loader import Crops
 from smalti.data.paired import CropAnnotator
+
+logger = logging.getLogger("smalti")
 
 Grid: TypeAlias = tuple[int, int]
 T = TypeVar("T")
@@ -291,10 +296,76 @@ def _check_no_options(key: str, data: Path | None, options: Mapping[str, Any]) -
         raise SmaltiError(f"the condition {key} has no settings, {dict(options)} were given; leave them out")
 
 
+@final
+@dataclass(frozen=True)
+class _TextCodes:
+    """The codes of one of each image's captions; which one is drawn for every example."""
+
+    captions: tuple[tuple[str, ...], ...]
+    condition: Text
+    swap_sides: bool
+    seed: int
+
+    def __call__(self, index: int, view: View, draw: int) -> Tensor:
+        captions = self.captions[index] or ("",)
+        caption = captions[random.Random(chances(self.seed, draw)[0]).randrange(len(captions))]
+        if view.mirrored and self.swap_sides:
+            caption = swap_sides(caption)
+        return self.condition.padded(self.condition.pieces(caption))
+
+    def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
+        pass  # a caption has no places
+
+    def described(self) -> dict[str, Any]:
+        return {
+            "captions": values_fingerprint(self.captions),
+            "swap_sides": self.swap_sides,
+            **as_mapping(self.condition.settings),
+        }
+
+
+@final
+class _Captions(Annotator):
+    """The captions of images; settings: `length`, `vocabulary` and `swap_sides`.
+
+    The vocabulary is learned from the captions of the training images.
+    """
+
+    condition: Text
+
+    def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
+        self._options = parse(TextOptions, options, where="the condition text")
+        self._captions = read_captions(images.source, data)
+        mine = [caption for captions in self._of(images) for caption in captions]
+        vocabulary = train_vocabulary(mine, most=self._options.vocabulary)
+        self.condition = text_condition(vocabulary, length=self._options.length)
+        self.fingerprint = values_fingerprint([as_mapping(self.condition.settings), self._options.swap_sides])
+        counts = [len(self.condition.pieces(caption)) for caption in mine]
+        cut = sum(count > self._options.length for count in counts)
+        if cut:
+            logger.warning(
+                "%s of %s captions have more than %s codes, up to %s, and are cut; --condition-set text.length=%s "
+                "keeps all",
+                f"{cut:,}",
+                f"{len(mine):,}",
+                self._options.length,
+                f"{max(counts):,}",
+                max(counts),
+            )
+
+    def of(self, part: Crops) -> CropAnnotator:
+        return _TextCodes(self._of(part), self.condition, self._options.swap_sides, part.seed)
+
+    def _of(self, part: Crops) -> tuple[tuple[str, ...], ...]:
+        """The captions of each image of a part, none where there are none."""
+        return tuple(self._captions.get(image.key, ()) for image in part.images)
+
+
 ANNOTATORS: dict[str, Callable[[Path | None, Mapping[str, Any], Crops, Grid, int], Annotator]] = {
     "labels": _Labels,
     "coordinates": _Coordinates,
     "layout": _Objects,
     "keypoints": _Figures,
+    "text": _Captions,
 }
 """Name -> its condition, from where its data lies, its settings, the images, their grid (h,w) and the pixels a code."""

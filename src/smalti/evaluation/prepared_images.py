@@ -308,6 +308,9 @@ class ArraySource(Source):
     def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
         return [self.path]
 
+    def file_content(self, name: str) -> bytes | None:
+        return None
+
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
     """`arr_0` of an `.npz` file, mapped where it is stored uncompressed."""

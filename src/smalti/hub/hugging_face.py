@@ -13,7 +13,9 @@ from smalti.core.errors import SmaltiError
 from smalti.core.version import __version__
 
 PARTS = ("config.json", "model.safetensors")
-"""The files of a model, at any depth of a repository. Nothing else of it is downloaded."""
+"""The files of a model, at any depth of a repository."""
+VOCABULARY = "tokenizer.json"
+"""That of a prior which is conditioned on texts, beside its parts or below; it is downloaded too."""
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -30,7 +32,8 @@ def fetched(name: str) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and only needed here
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*PARTS, *(f"**/{part}" for part in PARTS)]))
+        files = (*PARTS, VOCABULARY)
+        return Path(snapshot_download(name, allow_patterns=[*files, *(f"**/{file}" for file in files)]))
     except Exception as error:  # the hub's client raises many kinds: offline, unknown, forbidden
         raise SmaltiError(
             f"there is no folder {name}, and the Hub did not give a model of that name ({_first_line(error)})"

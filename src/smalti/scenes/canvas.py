@@ -9,6 +9,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from smalti.scenes.composition import Home, Tree
 from smalti.scenes.textures import Floats, clamp
 
 FAR = 6500.0  # meters; the sky is that far, and nothing is farther
@@ -17,14 +18,15 @@ SKY, SUN, MOON, CLOUD, MOUNTAIN, GROUND, WATER, TREE, HOUSE = range(9)
 
 
 class Standing(NamedTuple):
-    """A thing with a box: its identity on the canvas, how many grid points it covers whole, its distance in meters, and for a
-    house its keypoints in grid points (x, y)."""
+    """A thing with a box: its identity on the canvas, how many grid points it covers whole, its distance in meters, for
+    a house its keypoints in grid points (x, y), and the plan of a tree or a house."""
 
     identity: int
     label: int
     whole: int
     distance: float
     keypoints: tuple[tuple[float, float], ...]
+    plan: Tree | Home | None = None
 
 
 @final

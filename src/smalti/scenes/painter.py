@@ -16,7 +16,7 @@ import numpy.typing as npt
 from smalti.core.errors import SmaltiError
 from smalti.scenes import landscape
 from smalti.scenes.canvas import Canvas
-from smalti.scenes.composition import Home, Tree, compose, inhabitants
+from smalti.scenes.composition import Composition, Home, Tree, compose, inhabitants
 from smalti.scenes.palettes import SEASONS, TIMES
 from smalti.scenes.textures import Floats
 
@@ -39,17 +39,23 @@ class SceneObject(NamedTuple):
 
     `box` is (x, y, w, h) of the part that is seen; `distance` is in meters. `keypoints` are (x, y) of `KEYPOINTS` for a house
     (those of a house that is cut by the border lie outside 0 to 1; some may be hidden), and empty for everything else.
+    `share` is that of the image's pixels which show it, `visible` the share of the object that is seen, and `plan` what
+    a tree or a house was painted from.
     """
 
     label: str
     box: tuple[float, float, float, float]
     distance: float
     keypoints: tuple[tuple[float, float], ...]
+    share: float
+    visible: float
+    plan: Tree | Home | None
 
 
 class Scene(NamedTuple):
     """A landscape: `image` (H,W,3) uint8; `segmentation` (H,W) uint8 into `LABELS`; `depth` (H,W) float32 meters, the sky at
-    `FAR`; `edges` (H,W) uint8, 0 or 255; `objects` from far to near; `label` one of `CLASSES`."""
+    `FAR`; `edges` (H,W) uint8, 0 or 255; `objects` from far to near; `label` one of `CLASSES`; `plan` what it was
+    painted from."""
 
     image: npt.NDArray[np.uint8]
     segmentation: npt.NDArray[np.uint8]
@@ -57,6 +63,7 @@ class Scene(NamedTuple):
     edges: npt.NDArray[np.uint8]
     objects: tuple[SceneObject, ...]
     label: str
+    plan: Composition
 
 
 def scene_class(seed: int, index: int) -> str:
@@ -92,7 +99,7 @@ def paint(seed: int, index: int, *, size: tuple[int, int]) -> Scene:
         code = 2 * cell + 1 if cell >= 0 else -2 * cell
         items += inhabitants(plan, _generator(seed, index, code), cell)
     canvas = landscape.paint(plan, items, height * _FINER, width * _FINER)
-    return _developed(canvas, label)
+    return _developed(canvas, plan, label)
 
 
 def check(seed: int, size: tuple[int, int]) -> None:
@@ -106,7 +113,7 @@ def check(seed: int, size: tuple[int, int]) -> None:
             )
 
 
-def _developed(canvas: Canvas, label: str) -> Scene:
+def _developed(canvas: Canvas, plan: Composition, label: str) -> Scene:
     """The canvas at the image's resolution: colors averaged, everything else that of one of the four points."""
     color = canvas.color
     summed = color[:, ::2, ::2] + color[:, 1::2, ::2] + color[:, ::2, 1::2] + color[:, 1::2, 1::2]
@@ -114,13 +121,13 @@ def _developed(canvas: Canvas, label: str) -> Scene:
     identity, depth = _majority(canvas)
     segmentation = np.asarray(canvas.labels, dtype=np.uint8)[identity]
     edges = _edges(identity, image)
-    return Scene(np.ascontiguousarray(image), segmentation, depth, edges, _objects(canvas, identity), label)
+    return Scene(np.ascontiguousarray(image), segmentation, depth, edges, _objects(canvas, identity), label, plan)
 
 
 def _majority(canvas: Canvas) -> tuple[npt.NDArray[np.int16], Floats]:
     """Canvas -> `identity` (H,W) and `depth` (H,W) of the pixels: those of the second nearest of each pixel's four points.
 
-    That is the thing that three of them show, and the nearer one of two against two.
+    That is the item that three of them show, and the nearer one of two against two.
     """
     four = [(canvas.identity[y::2, x::2], canvas.depth[y::2, x::2]) for y in (0, 1) for x in (0, 1)]
     # Few pixels lie on a border; for all others this is the third of four equal ones.
@@ -134,7 +141,7 @@ def _majority(canvas: Canvas) -> tuple[npt.NDArray[np.int16], Floats]:
 
 
 def _edges(identity: npt.NDArray[np.int16], image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Where a thing borders on another, and where the brightness jumps."""
+    """Where a item borders on another, and where the brightness jumps."""
     edges = np.zeros(identity.shape, dtype=bool)
     edges[:, :-1] |= identity[:, :-1] != identity[:, 1:]
     edges[:-1] |= identity[:-1] != identity[1:]
@@ -157,5 +164,7 @@ def _objects(canvas: Canvas, identity: npt.NDArray[np.int16]) -> tuple[SceneObje
         x, y = float(columns[0] / width), float(rows[0] / height)
         box = (x, y, float((columns[-1] + 1) / width) - x, float((rows[-1] + 1) / height) - y)
         points = tuple((px / canvas.width, py / canvas.height) for px, py in item.keypoints)
-        found.append(SceneObject(LABELS[item.label], box, item.distance, points))
+        share = float(counts[item.identity] / (canvas.height * canvas.width))
+        visible = float(counts[item.identity] / item.whole)
+        found.append(SceneObject(LABELS[item.label], box, item.distance, points, share, visible, item.plan))
     return tuple(found)

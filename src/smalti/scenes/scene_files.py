@@ -26,6 +26,7 @@ from smalti.core.capacity import available_cores, check_memory
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json, refusals_explained, write_json, write_text
 from smalti.scenes.canvas import FAR
+from smalti.scenes.captions import caption_row
 from smalti.scenes.painter import CLASSES, COLORS, KEYPOINTS, LABELS, Scene, check, paint, scene_class
 
 _VERSION = 1
@@ -35,6 +36,8 @@ _CHUNK_PIXELS = _CHUNK * 256**2  # and pixels at most: a few seconds of painting
 _CHUNKS = 64  # but at least that many chunks where there are as many images, so that the processes end together
 _CHUNK_BYTES = 200  # memory that the list of chunks and their jobs takes for each, about
 _PARTS = ".objects"
+CAPTIONS_FILE = "metadata.jsonl"
+"""The captions of all images, in their folder: a table with the columns `file_name` and `text`, a list of captions."""
 _KINDS = ("images", "segmentations", "depths", "edges")
 
 
@@ -50,10 +53,11 @@ def write_scenes(
     """Write images 0 to `count` - 1 of the data set `seed` to the folder `out`, each as PNG under its class.
 
     `images`, `segmentations` (palette, the values of `LABELS`), `depths` (16 bit) and `edges` hold `CLASS/INDEX.png`;
-    `objects.json` has a line per image, `scenes.json` says what all of it means. The same call again finishes what was
-    interrupted and leaves a finished folder as it is. `workers` processes (None: one for each core it may use) share the
-    work and do not change a byte; a script that asks for more than one needs the guard `if __name__ == "__main__":`, as they
-    are started afresh. `progress` is called now and then with how many images are done.
+    `objects.json` has a line per image, `images/metadata.jsonl` its captions, `scenes.json` says what all of it means.
+    The same call again finishes what was interrupted and leaves a finished folder as it is. `workers` processes (None:
+    one for each core it may use) share the work and do not change a byte; a script that asks for more than one needs
+    the guard `if __name__ == "__main__":`, as they are started afresh. `progress` is called now and then with how many images
+    are done.
 
     Raises `SmaltiError` when `out` holds anything else (also scenes of other settings), and for a count, a seed or a size
     that cannot be.
@@ -67,7 +71,8 @@ def write_scenes(
     if processes < 1:
         raise SmaltiError(f"the number of workers is 1 or more, not {workers}")
     _claim(out, _description(count, size, seed))
-    if (out / "objects.json").exists() and all(_whole(out, seed, index) for index in range(count)):
+    notes = (out / "objects.json", out / "images" / CAPTIONS_FILE)
+    if all(file.exists() for file in notes) and all(_whole(out, seed, index) for index in range(count)):
         progress(count)
         return
     chunks = _chunks(count, size)
@@ -142,8 +147,10 @@ def _whole(out: Path, seed: int, index: int) -> bool:
     return True
 
 
-def _part(out: Path, start: int, stop: int) -> Path:
-    return out / _PARTS / f"{start:06d}-{stop:06d}.lines"
+def _parts(out: Path, start: int, stop: int) -> tuple[Path, Path]:
+    """Where a chunk's objects and its captions are until all chunks are done."""
+    stem = f"{start:06d}-{stop:06d}"
+    return out / _PARTS / f"{stem}.lines", out / _PARTS / f"{stem}.captions"
 
 
 def _chunks(count: int, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -160,7 +167,8 @@ def _most_in_chunk(count: int, size: tuple[int, int]) -> int:
 
 
 def _finished(out: Path, seed: int, start: int, stop: int) -> bool:
-    return _part(out, start, stop).exists() and all(_whole(out, seed, index) for index in range(start, stop))
+    noted = all(part.exists() for part in _parts(out, start, stop))
+    return noted and all(_whole(out, seed, index) for index in range(start, stop))
 
 
 class _Job(NamedTuple):
@@ -207,7 +215,7 @@ def _end_with(process: BaseProcess) -> None:
 
 def _write_chunk(job: _Job) -> int:
     out, start, stop, size, seed = job
-    lines = []
+    lines, captioned = [], []
     for index in range(start, stop):
         scene = paint(seed, index, size=size)
         images = {
@@ -220,7 +228,11 @@ def _write_chunk(job: _Job) -> int:
         for kind, image in images.items():
             _save(image, _path(out, kind, seed, index))
         lines.append(_line(scene, index))
-    write_text(_part(out, start, stop), ",\n".join(lines))
+        file_name = _path(out, "images", seed, index).relative_to(out / "images").as_posix()
+        captioned.append(caption_row(scene, seed=seed, index=index, file_name=file_name) + "\n")
+    objects, captions = _parts(out, start, stop)
+    write_text(captions, "".join(captioned))
+    write_text(objects, ",\n".join(lines))
     return stop - start
 
 
@@ -249,8 +261,9 @@ def _line(scene: Scene, index: int) -> str:
 
 
 def _join(out: Path, chunks: list[tuple[int, int]]) -> None:
-    """The chunks' objects -> `objects.json`; the chunks' own files go."""
-    parts = [_part(out, start, stop) for start, stop in chunks]
-    body = ",\n".join(part.read_text(encoding="utf-8") for part in parts)
+    """The chunks' objects and captions -> `objects.json` and `metadata.jsonl`; the chunks' own files go."""
+    objects, captions = zip(*(_parts(out, start, stop) for start, stop in chunks), strict=True)
+    write_text(out / "images" / CAPTIONS_FILE, "".join(part.read_text(encoding="utf-8") for part in captions))
+    body = ",\n".join(part.read_text(encoding="utf-8") for part in objects)
     write_text(out / "objects.json", f'{{"version": {_VERSION}, "images": [\n{body}\n]}}\n')
     shutil.rmtree(out / _PARTS)

@@ -123,7 +123,7 @@ def _tree(canvas: Canvas, plan: Composition, tree: Tree, foot: Foot, air: Air, s
         color = mixed(color, shades.snow.take(tone, axis=1), clamp((crowned - 0.3) * 2, 0, 1) * tree.snow)
     color = air.veiled(color, foot.distance)
     identity = canvas.composite(rows, columns, cover * np.float32(1 / 255), color, foot.distance, TREE)
-    canvas.standing.append(Standing(identity, TREE, int((whole[..., 3] >= 128).sum()), foot.distance, ()))
+    canvas.standing.append(Standing(identity, TREE, int((whole[..., 3] >= 128).sum()), foot.distance, (), tree))
 
 
 def _home(canvas: Canvas, plan: Composition, home: Home, foot: Foot, air: Air) -> None:
@@ -149,7 +149,7 @@ def _home(canvas: Canvas, plan: Composition, home: Home, foot: Foot, air: Air) -
     color = air.veiled(mixed(color, own, glow), foot.distance)
     identity = canvas.composite(rows, columns, cover, color, foot.distance, HOUSE)
     points = tuple((left + (reach_left + px) * high, top + (up + py) * high) for px, py in houses.keypoints(home.house))
-    canvas.standing.append(Standing(identity, HOUSE, int((drawn.cover >= 0.5).sum()), foot.distance, points))
+    canvas.standing.append(Standing(identity, HOUSE, int((drawn.cover >= 0.5).sum()), foot.distance, points, home))
     if home.house.lit:
         _light_around(canvas, foot, high)
     if home.smoke:

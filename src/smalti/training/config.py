@@ -237,7 +237,8 @@ class PriorTraining:
     network: NetworkSettings = TransformerNetwork()
     condition: str = "auto"
     """The condition: "labels", the names of the images' subfolders; "unconditional"; or the name of the condition that was
-    encoded with the images, such as "segmentation". "auto": that condition, else labels, else unconditional."""
+    encoded with the images, such as "segmentation"; several with commas, such as "labels,text". "auto": that condition,
+    else labels, else unconditional."""
     keep_probability: Share = 1.0
     """Probability that an input code of the prior is kept in training; all others are replaced by random codes, while the targets
     stay. The original's `pkeep`, against overfitting."""

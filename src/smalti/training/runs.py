@@ -39,8 +39,8 @@ from smalti.training.stage2 import PriorStage, blocks
 OWN = ("auto", "labels", "unconditional")
 """What can be said of a prior's condition without codes of one."""
 
-ALONE = ("coordinates",)
-"""Conditions whose codes are made of the images, with nothing else given."""
+ALONE = ("labels", "coordinates", "text")
+"""Conditions whose codes are made of the images and what lies beside them, with nothing else given."""
 
 _SLOW = (
     "warning: run.precision = bf16-mixed, which this machine is not known to multiply by itself: a step may take twenty times as "
@@ -181,16 +181,26 @@ def _kept_condition(shards: CodeShards, name: str) -> Condition:
     if kept is None:
         raise SmaltiError(
             f"condition = {name}, and the codes in {shards.path} were made without one; make them with: smalti encode ... "
-            f"--condition {name}, or set condition=auto"
+            f"--condition {' --condition '.join(_names(name))}, or set condition=auto"
         )
     condition = build_condition(kept.condition, shards.path)
     made = condition_keys(condition)
-    if name != "auto" and made != (name,):
+    wanted = {_KEYS.get(each, each) for each in _names(name)}
+    if name != "auto" and set(made) != wanted:
         raise SmaltiError(
             f"condition = {name}, and the codes in {shards.path} were made with {' and '.join(made)}; set "
             f"condition={made[0] if len(made) == 1 else 'auto'}"
         )
     return condition
+
+
+_KEYS = {"labels": "label"}
+"""The names of conditions in settings whose option in generation has another name."""
+
+
+def _names(condition: str) -> tuple[str, ...]:
+    """The setting `condition`, a name or several with commas -> the names."""
+    return tuple(dict.fromkeys(name.strip() for name in condition.split(",")))
 
 
 def codes_of(
@@ -200,14 +210,17 @@ def codes_of(
     several processes that were started together would all encode."""
     if (data / "codes.json").is_file():
         return open_codes(data)
-    if settings.condition not in (*OWN, *ALONE):
+    names = () if settings.condition in OWN else _names(settings.condition)
+    others = [name for name in names if name not in ALONE]
+    if others:
+        options = ["--condition-data" if name in ANNOTATORS else "--condition-tokenizer" for name in others]
+        sources = [f"{name}=..." if len(names) > 1 else "..." for name in others]
+        words = [*(f"--condition {name}" for name in names), *map(" ".join, zip(options, sources, strict=True))]
         raise SmaltiError(
             f"condition = {settings.condition} has codes of its own, which are made together with those of the images: first "
-            f"smalti encode {tokenizer} {data} --condition {settings.condition} "
-            f"{'--condition-data' if settings.condition in ANNOTATORS else '--condition-tokenizer'} ... --out CODES; then train on "
-            "CODES"
+            f"smalti encode {tokenizer} {data} {' '.join(words)} --out CODES; then train on CODES"
         )
-    conditions = [ConditionSource(settings.condition)] if settings.condition in ALONE else []
+    conditions = [ConditionSource(name) for name in names]
     if is_started_with_others() and not (out / "codes.json").is_file():
         raise SmaltiError(
             f"{data} holds images, which one process is to encode for all: first smalti encode {tokenizer} {data} --out {out}, "
