@@ -1,4 +1,4 @@
-"""Several conditions at once, and what is said of images without a tokenizer, from files to samples."""
+"""Several conditions at once, and what is said about images without a tokenizer, from files to samples."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ MAX_SIDE = 1024
 OVERLAP = 4
 """Rows of codes that are decoded again as context above the new ones."""
 MAX_SHARE = 0.1
-"""The largest share of the time that previews may take."""
+"""The largest fraction of the time that previews may take."""
 SELECTION_KEYS = ("selected_by", "candidate_seed", "score")
 """PNG settings that only a finished image has: how it was selected among several candidates."""
 

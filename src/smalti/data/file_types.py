@@ -51,7 +51,7 @@ class FileType(ABC):
 
     @abstractmethod
     def check(self, channels: int) -> None:
-        """Raise `SmaltiError` where a tokenizer of so many channels cannot be given this kind."""
+        """Raise `SmaltiError` where a tokenizer of this many channels cannot be given this kind."""
 
     @abstractmethod
     def width(self, channels: int) -> int:
@@ -78,7 +78,7 @@ class FileType(ABC):
 
     @abstractmethod
     def described(self) -> dict[str, Any]:
-        """What a model folder and a code folder say of it, as plain values; `file_type_of` reads them back."""
+        """What a model folder and a code folder say about it, as plain values; `file_type_of` reads them back."""
 
 
 class Levels(FileType):
@@ -262,7 +262,7 @@ FILE_TYPES: dict[str, Callable[[int | None], FileType]] = {  # of the number tha
 
 
 def file_type_of(described: Mapping[str, Any], *, channels: int) -> FileType:
-    """What a model folder says of its tokenizer -> the kind of files it is for.
+    """What a model folder says about its tokenizer -> the kind of files it is for.
 
     Where it says nothing (it was made elsewhere, or before there were kinds) 1, 3 and 4 channels are for images, others for
     label maps. Raises `SmaltiError` for an unknown kind.

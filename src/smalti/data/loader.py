@@ -226,7 +226,7 @@ class Crops:
         if state == DAMAGED:
             key, reason, path = self.images[index].key, self._reasons[index], self.source.path
             logger.warning("damaged image left out: %s %s (in %s)", key, reason, path)
-        if self._reasons and self._record.hopeless:
+        if self._reasons and self._record.exceeds_limit:
             raise self._too_many_damaged()
 
     def _too_many_damaged(self) -> SmaltiError:
@@ -234,7 +234,7 @@ class Crops:
         count = self._record.damaged
         return SmaltiError(
             f"{count} of the {self._record.looked_at} images looked at in {self.source.path} are damaged: "
-            f"{'; '.join(damaged[:3])}{'; ...' if count > min(len(damaged), 3) else ''}; mend or remove them"
+            f"{'; '.join(damaged[:3])}{'; ...' if count > min(len(damaged), 3) else ''}; fix or remove them"
         )
 
 

@@ -86,7 +86,7 @@ class Source(ABC):
 
     @final
     def read(self, image: ImageEntry, channels: int) -> Array:
-        """One image -> (H, W, C), as its kind is read for a tokenizer of so many channels. Raises `DamagedImage`."""
+        """One image -> (H, W, C), as its kind is read for a tokenizer of this many channels. Raises `DamagedImage`."""
         return self.file_type.read(self.stream(image), channels=channels, name=image.key)
 
     @final

@@ -106,7 +106,7 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
                 continue
             files = found.setdefault(f"{folder}{slash}{stem}", {})
             if ending.lower() in files:
-                raise SmaltiError(f"{path} holds {name} twice, and a name stands for one file; write the shard anew")
+                raise SmaltiError(f"{path} holds {name} twice, and a name stands for one file; write the shard again")
             files[ending.lower()] = extent
         samples = []
         for stem, files in found.items():
@@ -247,14 +247,14 @@ def _label(path: Path, file: BinaryIO, stem: str, files: dict[str, Extent]) -> s
             value = parse_json(decoded(content)) if ending == "json" else decoded(content).strip()
         except ValueError as error:
             raise SmaltiError(
-                f"{stem}.{ending} in {path} cannot be read as a label ({error}); write it anew"
+                f"{stem}.{ending} in {path} cannot be read as a label ({error}); write it again"
             ) from error
         if ending == "json":
             value = value.get("label") if isinstance(value, dict) else None
         label = _as_text(value)
         if label is None:
             raise SmaltiError(
-                f"{stem}.{ending} in {path} has the label {value!r}; a label is a text or a number: write it anew, or leave it out"
+                f"{stem}.{ending} in {path} has the label {value!r}; a label is a text or a number: write it again, or leave it out"
             )
         if label:
             return label

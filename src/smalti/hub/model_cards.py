@@ -156,7 +156,7 @@ def _copied_images(folder: Path, runs: Mapping[str, Run]) -> dict[str, str]:
 
 
 class _Validation(NamedTuple):
-    """What a run says of its held-out images."""
+    """What a run says about its held-out images."""
 
     kind: str
     seen: str

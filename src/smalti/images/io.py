@@ -57,7 +57,7 @@ IMAGE_SUFFIXES = (
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 MOST_COVERING = 2**24
 """Pixels of an image that covers a size, beyond which it is to be no larger than its file's image or 8 times the size."""
-SPARE = 2.0  # what a JPEG decoder gives stays so many times larger than what is asked for
+SPARE = 2.0  # what a JPEG decoder gives stays this many times larger than what is asked for
 SETTINGS_KEY = "smalti"  # the keyword of the PNG text chunk that holds the settings of an image we made
 
 

@@ -119,7 +119,7 @@ def nll(prior: Prior, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = 
 
     In the prior's order each code is conditioned on the prefix and on all codes before it: equation 9 of Esser et
     al., arXiv 2012.09841. With `inputs` (B, h, w) it is conditioned on those codes instead, and the targets stay
-    the same: the original's corruption of a share of the codes in training. The grid may be the prior's window or,
+    the same: the original's corruption of a fraction of the codes in training. The grid may be the prior's window or,
     in raster order, a smaller one. The mean is the training loss. It is float32, or float64 if the prior is.
 
     Raises `SmaltiError` for a grid other than the prior's window if its order is not raster.

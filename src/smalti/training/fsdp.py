@@ -1,6 +1,6 @@
 """A prior whose weights, gradients and moments lie in parts, one in each process (FSDP): for priors that no device holds whole.
 
-Each block is gathered when it computes and let go after. What is written is whole, so that a run may go on with another strategy
+Each block is gathered when it computes and let go after. What is written is whole, so that a run may resume with another strategy
 or number of processes.
 """
 

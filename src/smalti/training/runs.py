@@ -37,7 +37,7 @@ from smalti.training.stage1 import TokenizerStage, crops
 from smalti.training.stage2 import PriorStage, blocks
 
 OWN = ("auto", "labels", "unconditional")
-"""What can be said of a prior's condition without codes of one."""
+"""What can be said about a prior's condition without codes of one."""
 
 ALONE = ("labels", "coordinates", "text")
 """Conditions whose codes are made of the images and what lies beside them, with nothing else given."""
@@ -58,7 +58,7 @@ def train_tokenizer(
 ) -> None:
     """Images -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
 
-    `start`: the tokenizer that training begins with, to which `settings` belong; without one it begins anew.
+    `start`: the tokenizer that training begins with, to which `settings` belong; without one it starts from scratch.
 
     Raises `SmaltiError` for data without images, for an objective that is not for their kind, for a folder that holds
     something else, and when it is asked to stop.

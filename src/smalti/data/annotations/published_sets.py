@@ -1,6 +1,6 @@
 """Files of published data sets with objects: COCO (instances, stuff, keypoints, panoptic) and Open Images.
 
-COCO's boxes and keypoints are in pixels, with the images' sizes in the same file; those of Open Images are in shares.
+COCO's boxes and keypoints are in pixels, with the images' sizes in the same file; those of Open Images are as fractions.
 """
 
 from __future__ import annotations

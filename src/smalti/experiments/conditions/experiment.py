@@ -314,7 +314,7 @@ def _fidelity(name: Name, chosen: ConditionsSettings) -> Step:
 
     def work(context: StepContext) -> dict[str, Any]:
         folder = context.before[scenes].folder
-        _, held_out = crops(open_source(folder / "images"), cut, channels=3, seed=0, most=chosen.samples)
+        _, held_out = crops(open_source(folder / "images"), cut, channels=3, seed=0, max_held_out=chosen.samples)
         known = known_of(held_out, folder)
         tokenizer = load_tokenizer(context.before["tokenizer"].folder)
         pipeline = Pipeline(tokenizer, *load_prior(find_model(context.before[f"prior-{name}"].folder, kind="prior")))

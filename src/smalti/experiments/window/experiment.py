@@ -96,7 +96,7 @@ class WindowSettings:
     """Crops of the window's size of each training scene; of larger ones so many fewer that there are about as many
     codes."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the scenes that trainings do not see."""
+    """Fraction of the scenes that trainings do not see."""
     images: Positive
     """Held-out scenes, evenly spread, of which a crop of each size is measured and kept from trainings, at most."""
     samples: Positive

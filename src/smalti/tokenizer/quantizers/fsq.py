@@ -19,7 +19,7 @@ from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision
 from smalti.tokenizer.quantizers.gradient_estimators import straight_through
 
 MARGIN = 1e-3
-"""How much the bound stays below the outermost levels, as a share, so that nothing rounds beyond them (epsilon in A.1)."""
+"""How much the bound stays below the outermost levels, as a fraction, so that nothing rounds beyond them (epsilon in A.1)."""
 
 LARGEST = 2**30
 """Codes there may be at most."""
@@ -109,7 +109,7 @@ class FSQ(Quantizer):
         """Nothing: the levels stand where they stand."""
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Nothing to mend: a code is only a name for a place that the encoder can always reach. Returns 0."""
+        """Nothing to do: a code is only a name for a place that the encoder can always reach. Returns 0."""
         return 0
 
     def _half(self) -> Tensor:

@@ -37,7 +37,7 @@ class LFQSettings:
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the softmax that makes probabilities of squared distances, in units of the square of a code's numbers."""
     group: Annotated[int, Field(ge=1, le=20)] = 18
-    """G: the batch's entropy is exact for so many bits together; more bits are taken in groups, and their entropies added."""
+    """G: the batch's entropy is exact for this many bits together; more bits are taken in groups, and their entropies added."""
 
     @property
     def codebook_size(self) -> int:
@@ -140,7 +140,7 @@ class LFQ(Quantizer):
         """Nothing: a code is a corner of a cube, and they stand where they stand."""
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Nothing to mend: the entropy term keeps codes in use. Returns 0."""
+        """Nothing to do: the entropy term keeps codes in use. Returns 0."""
         return 0
 
     def _quantized(self, features: Tensor, *, mean: Callable[[Tensor], Tensor]) -> Quantized:

@@ -76,7 +76,7 @@ class MapStorage:
     """Where maps are kept."""
 
     memory_limit: int
-    """A map of at most so many bytes is kept in memory, a larger one in a file."""
+    """A map of at most this many bytes is kept in memory, a larger one in a file."""
     folder: Path
     """For the files; they have no names and vanish with the process."""
 
@@ -177,7 +177,7 @@ class Map:
         return self._storage.read
 
     def overwritten(self, strips: Iterable[Tensor]) -> Map:
-        """A map of the same shape in the place of this one, which is gone. Each strip is computed before its rows are written."""
+        """A map of the same shape in place of this one, which is gone. Each strip is computed before its rows are written."""
         return Map(self._storage, strips, self.height)
 
     def _written(self, strips: Iterable[Tensor]) -> Iterator[Moments]:
