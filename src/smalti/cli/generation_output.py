@@ -208,9 +208,9 @@ def _generate_candidates(job: GenerationJob) -> None:
             job.pipeline, job.request, num_candidates=num_candidates, score=score, progress=progress
         )
     selected = []
-    for place, (path, settings) in enumerate(job.files):
-        points = float(best.scores[place, best.candidates[place]])
-        how = (scorer, int(best.seeds[place]), round(points, 4))
+    for index, (path, settings) in enumerate(job.files):
+        points = float(best.scores[index, best.candidates[index]])
+        how = (scorer, int(best.seeds[index]), round(points, 4))
         selected.append(OutputFile(path, {**settings, **dict(zip(SELECTION_KEYS, how, strict=True))}))
     _save(job._replace(files=selected), best.codes)
 

@@ -57,8 +57,8 @@ class Links(Generic[T]):
         if end in ("", ".", *entered) or path.startswith(f"{end}/"):
             return
         entered.add(end)
-        for place in range(bisect_left(self._names, f"{end}/"), len(self._names)):
-            name = self._names[place]
+        for index in range(bisect_left(self._names, f"{end}/"), len(self._names)):
+            name = self._names[index]
             if not name.startswith(f"{end}/"):
                 return
             rest = name[len(end) :]

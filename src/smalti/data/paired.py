@@ -109,7 +109,7 @@ class PairedExamples:
 
     def described(self) -> dict[str, Any]:
         """What decides the examples, as plain values."""
-        conditions = {str(place): each.described() for place, each in enumerate(self.conditions)}
+        conditions = {str(index): each.described() for index, each in enumerate(self.conditions)}
         return {**self.images.described(), "conditions": conditions}
 
 

@@ -63,9 +63,9 @@ def expanded(pattern: str) -> list[str]:
     Raises `SmaltiError` for braces that are not closed, and for more names than anybody has.
     """
     parts: list[list[str]] = []
-    for place, text in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
-        parts.append(_choices(text) if place % 2 else [text])
-        if not place % 2 and ("{" in text or "}" in text):
+    for index, text in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
+        parts.append(_choices(text) if index % 2 else [text])
+        if not index % 2 and ("{" in text or "}" in text):
             raise SmaltiError(f"the braces of {pattern} do not match; write them as in shards-{{000..009}}.tar")
     return ["".join(names) for names in itertools.islice(itertools.product(*parts), _MOST)]
 

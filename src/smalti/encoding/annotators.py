@@ -102,7 +102,7 @@ class _Labels(Annotator):
         if not names:
             raise SmaltiError(f"the images of {images.source.path} have no labels (no sub-folders)")
         self.condition, self.fingerprint = Labels(names), values_fingerprint(names)
-        self._places = {name: place for place, name in enumerate(names)}
+        self._places = {name: index for index, name in enumerate(names)}
 
     def of(self, part: Crops) -> CropAnnotator:
         missing = [image.key for image in part.images if image.label is None]

@@ -126,8 +126,8 @@ class Actions:
             if text
         }
         title = next((part.key for part in self.studio.parts if part.kind == "choice" and given.get(part.key)), "")
-        for place, image in enumerate(last.images):
-            seed = request.seed + place
+        for index, image in enumerate(last.images):
+            seed = request.seed + index
             name = f"{given[title] if title else 'image'}-{seed}"
             settings = {
                 **as_mapping(request),
