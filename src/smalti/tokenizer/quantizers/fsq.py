@@ -70,7 +70,7 @@ class FSQ(Quantizer):
         self.settings = settings
         self.size = settings.codebook_size
         levels = torch.tensor(settings.levels)
-        # Float, so that latents are of the model's type; whole numbers, so that none is rounded. Not weights: the settings say all.
+        # Float, so that latents have the model's dtype; integers, so that none is rounded. Not weights: they follow from the settings.
         self.register_buffer("levels", levels.float().view(-1, 1, 1), persistent=False)
         self.register_buffer("places", (levels.cumprod(0) // levels).view(-1, 1, 1), persistent=False)
 

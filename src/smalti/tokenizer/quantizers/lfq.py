@@ -104,7 +104,7 @@ class LFQ(Quantizer):
         self.settings = settings
         self.size = settings.codebook_size
         self.unit = settings.codebook_dim**-0.5 if settings.spherical else 1.0
-        # Not weights: the settings say all. Float, so that latents are of the model's type.
+        # Float, so that latents have the model's dtype. Not weights: they follow from the settings.
         self.register_buffer("ends", torch.tensor([-1.0, 1.0]), persistent=False)
         self.register_buffer("places", torch.arange(settings.codebook_dim), persistent=False)
 
