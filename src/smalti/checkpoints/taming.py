@@ -55,7 +55,7 @@ class Found(NamedTuple):
     weights: Path
     """The file."""
     own: bool
-    """Whether the YAML has the name of the checkpoint; else it lies near it, and is nobody else's."""
+    """Whether the YAML has the name of the checkpoint; otherwise it is near it, and belongs to no other checkpoint."""
 
     @property
     def model(self) -> Part:

@@ -41,7 +41,7 @@ TOKENIZER = "vqgan"
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A folder that `write` made -> our models; None where `path` is none. Without `prior` its tokenizer alone.
 
-    The window stands in the file; `grid` says nothing new. Raises `SmaltiError` for damaged files and for weights that
+    The window is in the file; `grid` says nothing new. Raises `SmaltiError` for damaged files and for weights that
     do not fit, with names.
     """
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None

@@ -50,7 +50,7 @@ Point: TypeAlias = tuple[float, float]
 Figure: TypeAlias = tuple[Point | None, ...]
 """One position per point of the settings, None if it is not visible."""
 
-_MAX_COORDINATE = 10.0  # points may lie outside the image, but not that far: larger numbers are pixels
+_MAX_COORDINATE = 10.0  # points may be outside the image, but not that far: larger numbers are pixels
 _SIDE = 256  # height and width of a preview in pixels
 _GRAY = (160, 160, 160)
 

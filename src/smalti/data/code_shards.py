@@ -235,7 +235,7 @@ def read_meta(path: Path) -> CodesSettings:
 
 
 def histogram(codeset: CodeSet, size: int) -> npt.NDArray[np.int64]:
-    """How often each of the `size` codes of the codebook stands in all images and copies: (size,) int64."""
+    """How often each of the `size` codes of the codebook is in all images and copies: (size,) int64."""
     counts = np.zeros(size, dtype=np.int64)
     for codes in codeset.chunks():
         codeset.check(int(codes.max()))

@@ -129,7 +129,7 @@ class Labels(FileType):
     """Maps of the labels 0 to C-1 -> arrays (H,W,1) uint8 or uint16, (H,W) whole numbers, and (C,H,W) float32: 1 in the
     label's channel and 0 in the others.
 
-    `unlabeled`: the number that stands in the files for what has no label (255, say). It is given the last channel, so that
+    `unlabeled`: the number that is in the files for what has no label (255, say). It is given the last channel, so that
     the labels then end at C-2; the original gives it a channel too. None where there is no such number.
     """
 

@@ -42,7 +42,7 @@ class Extent(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image in a shard: its path there, its bytes, and the label and the text that stand beside it, if they do."""
+    """An image in a shard: its path there, its bytes, and its label and its text, if there are any."""
 
     path: str
     extent: Extent
@@ -89,7 +89,7 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
     """A tar file, the `shard`-th of its set -> its samples: those with a file of one of the `suffixes`.
 
     The image of a sample is the file with such a suffix; among several, the only one whose suffix begins at the first dot
-    (`jpg` beside `mask.png`). Its label is what stands in `.cls` or `.cls.txt`, or the `label` of `.json`; its caption
+    (`jpg` beside `mask.png`). Its label is what is in `.cls` or `.cls.txt`, or the `label` of `.json`; its caption
     is in `.txt`.
 
     Raises `SmaltiError` for a compressed, truncated or otherwise damaged file, and for samples with several images.
@@ -160,7 +160,7 @@ def _files(path: Path, file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent
 
 
 def _members(file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent | _Special]]:
-    """All that a tar file holds but folders, to the end of the file, where several tar files may stand in a row.
+    """All that a tar file holds but folders, to the end of the file, where several tar files may be in a row.
 
     What the end is, is looked at, since a cut file may seem a shorter one.
     """
@@ -262,7 +262,7 @@ def _label(path: Path, file: BinaryIO, stem: str, files: dict[str, Extent]) -> s
 
 
 def _as_text(value: Any) -> str | None:
-    """A label as it stands in JSON -> its text, "" where there is none, None for what is no label.
+    """A label as it is in JSON -> its text, "" where there is none, None for what is no label.
 
     1.0 is 1: a table whose column has gaps writes whole numbers so. `true` and `false` say nothing of a class.
     """

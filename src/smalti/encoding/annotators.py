@@ -94,7 +94,7 @@ class _LabelCodes:
 
 @final
 class _Labels(Annotator):
-    """The sub-folder that an image lies in."""
+    """The sub-folder that an image is in."""
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         _check_no_options("labels", data, options)
@@ -108,7 +108,7 @@ class _Labels(Annotator):
         missing = [image.key for image in part.images if image.label is None]
         if missing:
             raise SmaltiError(
-                f"{missing[0]} lies in no sub-folder and has no label, as {len(missing) - 1} more; move them into sub-folders"
+                f"{missing[0]} is in no sub-folder and has no label, as {len(missing) - 1} more; move them into sub-folders"
             )
         return _LabelCodes(tuple(self._places[str(image.label)] for image in part.images))
 
@@ -116,7 +116,7 @@ class _Labels(Annotator):
 @final
 @dataclass(frozen=True)
 class _CropCoordinates:
-    """Where the part that is seen lies in its image. A mirrored part lies in a mirrored image."""
+    """Where the part that is seen is in its image. A mirrored part is in a mirrored image."""
 
     condition: Coordinates
 
@@ -132,7 +132,7 @@ class _CropCoordinates:
 
 @final
 class _Coordinates(Annotator):
-    """Where the part that is seen lies in its image; settings: levels."""
+    """Where the part that is seen is in its image; settings: levels."""
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         _check_no_options("coordinates", data, {})
@@ -285,7 +285,7 @@ def _largest(listed: Sequence[ObjectAnnotation], most: int) -> Sequence[ObjectAn
 
 def _annotations(key: str, data: Path | None) -> Annotated:
     if data is None:
-        raise SmaltiError(f"the condition {key} stands in a file of annotations; give it: --condition-data {key}=FILE")
+        raise SmaltiError(f"the condition {key} is in a file of annotations; give it: --condition-data {key}=FILE")
     return read_annotations(data)
 
 

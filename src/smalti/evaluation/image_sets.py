@@ -190,7 +190,7 @@ def _gather(
 
 
 def _described(statistics: Statistics) -> dict[str, Any]:
-    """A reference that came as statistics, as it stands in a result."""
+    """A reference that came as statistics, as it is in a result."""
     images = statistics.pool.images
     if statistics.made is not None:
         return {"name": statistics.made["name"], "identity": statistics.made["identity"], "images": images}

@@ -165,9 +165,9 @@ class Manifold(NamedTuple):
     neighbors."""
 
     precision: float
-    """Fraction of the samples that lie in the ball of some reference image: how many look real."""
+    """Fraction of the samples that are in the ball of some reference image: how many look real."""
     recall: float
-    """Fraction of the reference that lies in the ball of some sample: how much of the variety is there."""
+    """Fraction of the reference that is in the ball of some sample: how much of the variety is there."""
     density: float
     """In how many reference balls a sample lies, over the number expected: precision that one outlier cannot raise;
     can be above 1."""

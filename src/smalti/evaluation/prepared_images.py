@@ -214,7 +214,7 @@ class PreparedImages:
                 continue
 
     def described(self) -> dict[str, Any]:
-        """The set as it stands in a result: its name, identity, N, sizes, and what was left out."""
+        """The set as it is in a result: its name, identity, N, sizes, and what was left out."""
         sizes = sorted(self.sizes)
         return {
             "name": self.source.path.name,

@@ -144,7 +144,7 @@ class _Data:
         return self._data.validation[self._rows[place], 0].codes[None]
 
     def described(self) -> dict[str, Any]:
-        """As it stands in a result."""
+        """As in a result."""
         if self.prepared is not None:
             return self.prepared.described()
         assert isinstance(self._data, CodeShards)

@@ -37,7 +37,7 @@ class ComparedImages(NamedTuple):
     """(B,3,H,W), the scenes as the tokenizer gives them back"""
     known: KnownScenes
     listed: Sequence[Sequence[ObjectAnnotation]]
-    """What stands in each scene, as fractions of it"""
+    """What is in each scene, as fractions of it"""
     network: SceneNetwork
 
 

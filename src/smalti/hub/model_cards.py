@@ -1,4 +1,4 @@
-"""Model cards: what a model folder, its runs and its measurements say -> the README.md that stands beside the model on
+"""Model cards: what a model folder, its runs and its measurements say -> the README.md that is beside the model on
 the Hub.
 
 Nothing is claimed that is not in a file: scores come with their protocol from `result.json`, else from the run's last

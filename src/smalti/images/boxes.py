@@ -44,7 +44,7 @@ def box_within(numbers: Any, size: Size, refuse: Refuse) -> tuple[float, float, 
             "not in pixels"
         )
     if left > 1 or top > 1 or right < 0 or bottom < 0:
-        raise refuse(f"the box {numbers!r} lies outside the image, of {size[0]:g}x{size[1]:g} pixels (width x height)")
+        raise refuse(f"the box {numbers!r} is outside the image, of {size[0]:g}x{size[1]:g} pixels (width x height)")
     left, top = max(left, 0.0), max(top, 0.0)
     return left, top, min(right, 1.0) - left, min(bottom, 1.0) - top
 

@@ -411,7 +411,7 @@ def read_settings(path: Path) -> dict[str, Any] | None:
     """An image file -> the settings `save_png` wrote into it; None when it carries none. Raises `DamagedImage`."""
     read_image(
         path, channels=3, name=str(path)
-    )  # the text may stand behind the pixels, and damage is told in one place
+    )  # the text may be behind the pixels, and damage is told in one place
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=_formats()) as image:

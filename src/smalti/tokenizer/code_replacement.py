@@ -56,7 +56,7 @@ def _neighbors(vectors: Tensor, first: int, count: int) -> Tensor:
 def _keys(rows: Tensor, columns: Tensor, codes: Tensor) -> Tensor:
     """Vectors (n,D) and (m,D) of `codes` (m,) -> (n,m) int64 whose order is that of distances and then of codes.
 
-    The bits of a float32 that is not negative are ordered as it is; the code stands in the 32 bits below them. So no two keys are
+    The bits of a float32 that is not negative are ordered as it is; the code is in the 32 bits below them. So no two keys are
     equal, and which come first does not depend on how they are searched.
     """
     # Differences, not |a|^2 + |b|^2 - 2ab, which loses the distance of codes that are close together and far from zero.

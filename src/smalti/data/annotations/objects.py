@@ -23,7 +23,7 @@ class ObjectAnnotation(NamedTuple):
 
     `name` is that of its class, `box` its left, top, width and height as fractions of the image, within 0 to 1. `group`: the box
     holds several. `occluded`: something hides a part. `depiction`: it is an image of the thing. `inside`: it is seen from
-    within. `keypoints`: the places of `Annotated.keypoints`, which may lie outside the image, None where one is not seen;
+    within. `keypoints`: the places of `Annotated.keypoints`, which may be outside the image, None where one is not seen;
     empty for a class that has none.
     """
 
@@ -54,7 +54,7 @@ class Annotated:
 
 
 def stem(key: str) -> str:
-    """The key of an image in its source -> its name for what lies beside it: `street/04.jpg` -> `street/04`.
+    """The key of an image in its source -> its name for what is beside it: `street/04.jpg` -> `street/04`.
 
     It is in the form NFC, so that files belong together which macOS and Linux wrote.
     """
@@ -62,7 +62,7 @@ def stem(key: str) -> str:
 
 
 def stems(images: Sequence[ImageEntry], known: Container[str]) -> list[str]:
-    """The names of images for what lies beside them, as `stem` has them: by their keys, or by their paths below the root of
+    """The names of images for what is beside them, as `stem` has them: by their keys, or by their paths below the root of
     their list where these are all `known`."""
     below = [stem(image.portable_name) for image in images]
     return below if all(name in known for name in below) else [stem(image.key) for image in images]

@@ -221,7 +221,7 @@ def _class_names(folder: Path) -> dict[str, str]:
 
 
 def _rows(file: Path, *choices: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """A table with a header -> the number of each line, and what stands in the first choice of columns that it has."""
+    """A table with a header -> the number of each line, and what is in the first choice of columns that it has."""
     with _reading(file) as lines:
         table = csv.reader(lines)
         header = next(table, [])

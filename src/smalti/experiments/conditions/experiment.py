@@ -65,7 +65,7 @@ LARGE = "scenes-large"
 
 
 class Map(NamedTuple):
-    """A condition that has a tokenizer of its own: where its files lie among the scenes ("images": it is made of them),
+    """A condition that has a tokenizer of its own: where its files are among the scenes ("images": it is made of them),
     and what its training changes."""
 
     folder: str

@@ -43,7 +43,7 @@ class PixelSNAILExperimentSettings:
     pixelsnail: tuple[str, ...]
     """Likewise for PixelSNAIL."""
     parameters_within: Annotated[float, Field(ge=0)] = 0.05
-    """How far the numbers of parameters may lie apart, as a fraction of PixelSNAIL's."""
+    """How far the numbers of parameters may differ, as a fraction of PixelSNAIL's."""
     size: tuple[Positive, Positive]
     """(H,W) of all images."""
     copies: Positive

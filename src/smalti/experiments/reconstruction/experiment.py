@@ -162,7 +162,7 @@ def _trained_on(path: Path) -> tuple[int, int]:
 
 
 _SAYS_NOTHING = re.compile(r"model|tokenizer|checkpoints|[0-9a-f]{12}")
-"""Names of folders that many models lie in; the last is a key of an experiment's step."""
+"""Names of folders that many models are in; the last is a key of an experiment's step."""
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -70,7 +70,7 @@ class FSQ(Quantizer):
         self.settings = settings
         self.size = settings.codebook_size
         levels = torch.tensor(settings.levels)
-        # Float, so that latents have the model's dtype; integers, so that none is rounded. Not weights: they follow from the settings.
+        # Float, so that latents have the model's dtype; integers, so that none is rounded. Settings, not weights.
         self.register_buffer("levels", levels.float().view(-1, 1, 1), persistent=False)
         self.register_buffer("places", (levels.cumprod(0) // levels).view(-1, 1, 1), persistent=False)
 
@@ -106,7 +106,7 @@ class FSQ(Quantizer):
         return 0
 
     def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """Nothing: the levels stand where they stand."""
+        """Does nothing: the levels are constant."""
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """Nothing to do: a code is only a name for a place that the encoder can always reach. Returns 0."""

@@ -137,7 +137,7 @@ class LFQ(Quantizer):
         return 0
 
     def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """Nothing: a code is a corner of a cube, and they stand where they stand."""
+        """Does nothing: codes are the corners of a cube, and constant."""
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
         """Nothing to do: the entropy term keeps codes in use. Returns 0."""

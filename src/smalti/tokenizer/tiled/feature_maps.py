@@ -82,7 +82,7 @@ class MapStorage:
 
 
 class Storage(ABC):
-    """The numbers of a map (B,C,H,W). In memory and in a file they lie channels last, so that a strip is one piece."""
+    """The numbers of a map (B,C,H,W). In memory and in a file they are stored channels-last, so that a strip is one piece."""
 
     @abstractmethod
     def write(self, first: int, strip: Tensor) -> None:
