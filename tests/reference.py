@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from smalti.core.rng import gumbel
 from smalti.generation.code_sampler import Sampler
-from smalti.prior import ORDERS, NoCache, Prior, Window
+from smalti.prior import NoCache, Prior, Window
 
 
 def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
@@ -95,8 +95,10 @@ def sampled(
     """
     codes, (height, width) = known.clone(), known.shape
     rows, columns = min(height, prior.grid[0]), min(width, prior.grid[1])
-    order = ORDERS[prior.order](rows, columns).tolist()
-    for step, place in enumerate(ORDERS[prior.order](height, width).tolist()):
+    order, places = (
+        prior.sequence_order(grid, device=known.device).tolist() for grid in ((rows, columns), (height, width))
+    )
+    for step, place in enumerate(places):
         i, j = divmod(place, width)
         done = step / (height * width - 1) if step else 0.0  # 0 at the first code, 1 at the last
         shares = {"constant": 1.0, "linear": done, "cosine": 0.5 - 0.5 * math.cos(math.pi * done)}

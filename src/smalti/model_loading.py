@@ -11,8 +11,8 @@ from smalti.checkpoints.formats import read_foreign
 from smalti.conditions.base import Grid
 from smalti.core.errors import SmaltiError
 from smalti.core.files import folder_written_atomically
-from smalti.hub.pretrained import find_model, here, is_ours
-from smalti.pipeline import Pipeline, is_pipeline
+from smalti.hub.pretrained import find_model, here, is_ours, is_pipeline
+from smalti.pipeline import Pipeline
 from smalti.tokenizer.vqgan import VQGAN
 
 

@@ -28,10 +28,11 @@ from smalti.generation.partial_images import PartialImages, PreviewSchedule
 from smalti.generation.request import GenerationRequest, check_generation_memory, seed_range, unknown_codes
 from smalti.hub.bundled_models import SCENES
 from smalti.hub.model_cards import Sources, publish
-from smalti.hub.pretrained import find_model, here
+from smalti.hub.pretrained import find_model, here, is_pipeline, missing_parts_message
 from smalti.images.io import NO_SETTINGS, to_array
 from smalti.images.masks import whole_tiles
 from smalti.images.png_stream import write_png
+from smalti.images.seams import with_kept_pixels
 from smalti.prior import Prior, Window
 from smalti.prior.code_likelihood import window_nll
 from smalti.prior_folder import load_prior, save_prior
@@ -68,7 +69,7 @@ class Pipeline:
         parts = [part for part in ("tokenizer", "prior") if (root / part).is_dir()]
         imported = None if parts or not root.exists() else find_foreign(root, grid=grid)
         if imported is None:
-            raise SmaltiError(_missing_parts_message(root, parts))
+            raise SmaltiError(missing_parts_message(root, parts))
         if imported.tokenizer is None or imported.prior is None or imported.condition is None:
             present, missing = ("tokenizer", "prior") if imported.prior is None else ("prior", "tokenizer")
             raise SmaltiError(
@@ -141,6 +142,7 @@ class Pipeline:
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
         speculate: int = 0,
+        parallel: int = 0,
         **conditions: Any,
     ) -> Tensor:
         """-> `count` images (B,C,H,W) in [-1,1] of `size` (H,W), with the seeds seed, seed + 1, ...
@@ -148,8 +150,10 @@ class Pipeline:
         An image depends only on its own seed, not on the rest of the batch. `conditions` are condition values by
         key, such as `label="dusk"` or `segmentation=labels`; without any, generation is unconditional. Sizes above
         the trained size use the sliding window. `speculate` is the number of draft codes per call: the image is the
-        same, with fewer calls of the prior. Raises `SmaltiError` for an unknown key or label (listing the known
-        ones), for sizes that are not multiples of f, and for speculation above the trained size.
+        same, with fewer calls of the prior. `parallel` is a number of steps, several codes in each: faster and
+        approximate, for priors that know any order. Raises `SmaltiError` for an unknown key or label (listing the
+        known ones), for sizes that are not multiples of f, and for speculation and parallel steps above the trained
+        size.
         """
         request = self.request(
             unknown_codes(count, self.grid(size)),
@@ -162,6 +166,7 @@ class Pipeline:
             guidance=guidance,
             guidance_schedule=guidance_schedule,
             speculate=speculate,
+            parallel=parallel,
         )
         return self.decode(final_codes(generate(self.prior, request)))
 
@@ -177,6 +182,7 @@ class Pipeline:
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
         speculate: int = 0,
+        parallel: int = 0,
         every: float = 0.0,
         checkpoint: str | Path | None = None,
         **conditions: Any,
@@ -199,6 +205,7 @@ class Pipeline:
             guidance=guidance,
             guidance_schedule=guidance_schedule,
             speculate=speculate,
+            parallel=parallel,
         )
         if checkpoint is None:
             states = generation_states(self.prior, request)
@@ -221,14 +228,17 @@ class Pipeline:
         guidance: float = 1.0,
         guidance_schedule: str = "constant",
         speculate: int = 0,
+        parallel: int = 0,
+        blend: bool = True,
         **conditions: Any,
     ) -> Tensor:
         """Images, as for `encode`, and a mask (H,W) bool, True for pixels to keep -> completed images (B,C,H,W).
 
-        A code is kept if its whole tile is. Codes are generated in raster order: each is conditioned on the codes
-        above and to its left. Kept codes below and to the right stay, but do not influence the codes before them.
-        All images have the same `conditions`; `request_for` takes one per image. The options and errors are those of
-        `sample`.
+        A code is kept if its whole tile is. A prior that knows any order conditions each new code on all kept ones.
+        Others generate in raster order: each is conditioned on the codes above and to its left; kept codes below and
+        to the right stay, but do not influence the codes before them. Kept pixels are the given ones, with a seam
+        that cannot be seen (`images.seams`); with `blend` False all pixels are the decoder's. All images have the
+        same `conditions`; `request_for` takes one per image. The options and errors are those of `sample`.
         """
         request = self.request(
             self.known_codes(images, known),
@@ -241,8 +251,12 @@ class Pipeline:
             guidance=guidance,
             guidance_schedule=guidance_schedule,
             speculate=speculate,
+            parallel=parallel,
         )
-        return self.decode(final_codes(generate(self.prior, request)))
+        completed = self.decode(final_codes(generate(self.prior, request)))
+        if not blend:
+            return completed
+        return with_kept_pixels(completed, self.tokenizer.batch(images).cpu(), known.cpu(), reach=self.tokenizer.factor)
 
     def request(
         self,
@@ -251,6 +265,8 @@ class Pipeline:
         seed: int = 0,
         conditions: Mapping[str, Any] = NO_CONDITIONS,
         speculate: int = 0,
+        parallel: int = 0,
+        order: Tensor | None = None,
         **sampling: float | str,
     ) -> GenerationRequest:
         """Codes (B,h,w) with -1 where a code is to be generated, and the options of `sample` by name -> the request.
@@ -260,10 +276,20 @@ class Pipeline:
         """
         values = [self.condition_value(conditions)] * len(known)
         sampler, seeds = make_sampler(**sampling), self.seeds(seed, len(known))
-        return self.request_for(values, known, seeds=seeds, sampler=sampler, speculate=speculate)
+        return self.request_for(
+            values, known, seeds=seeds, sampler=sampler, speculate=speculate, parallel=parallel, order=order
+        )
 
     def request_for(
-        self, values: Sequence[Any], known: Tensor, *, seeds: Tensor, sampler: Sampler, speculate: int = 0
+        self,
+        values: Sequence[Any],
+        known: Tensor,
+        *,
+        seeds: Tensor,
+        sampler: Sampler,
+        speculate: int = 0,
+        parallel: int = 0,
+        order: Tensor | None = None,
     ) -> GenerationRequest:
         """As `request`, with a condition value, None for unconditional, and a seed (B,) for each image.
 
@@ -277,6 +303,8 @@ class Pipeline:
             sampler=sampler,
             middle=self.condition.middle,
             speculate=speculate,
+            parallel=parallel,
+            order=order,
         )
 
     def partial_images(
@@ -330,10 +358,8 @@ class Pipeline:
 
     def condition_value(self, named_values: Mapping[str, Any]) -> Any:
         """Values by key -> the condition's value, None for unconditional. Raises `SmaltiError` for an unknown key."""
-        values, keys = (
-            {key: value for key, value in named_values.items() if value is not None},
-            condition_keys(self.condition),
-        )
+        values = {key: value for key, value in named_values.items() if value is not None}
+        keys = condition_keys(self.condition)
         for key in values:
             if key not in keys:
                 accepted = f"takes {' and '.join(map(repr, keys))}" if keys else "takes no condition"
@@ -353,9 +379,8 @@ class Pipeline:
 
         def mixed(window: Window) -> Tensor:
             codes = encoded(window).to(null_prefix)
-            prefix = null_prefix[:, :1].repeat(
-                1, codes.shape[1]
-            )  # as long as the image's, where the prior sees all of it
+            # As long as the image's, where the prior sees all of it.
+            prefix = null_prefix[:, :1].repeat(1, codes.shape[1])
             prefix[conditioned] = codes
             return prefix
 
@@ -422,15 +447,3 @@ class Pipeline:
         grid = tiles(self.default_size if size is None else size, factor=self.tokenizer.factor)
         check_generation_memory(1, grid)
         return grid
-
-
-def is_pipeline(root: Path) -> bool:
-    return (root / "tokenizer").is_dir() and (root / "prior").is_dir()
-
-
-def _missing_parts_message(root: Path, parts: Sequence[str]) -> str:
-    if not root.exists():
-        return f"there is no folder {root}; it should hold the folders tokenizer and prior"
-    part = "tokenizer" if "tokenizer" not in parts else "prior"
-    train = f"smalti train {part} ... --out {root / part}"
-    return f"{root} is not a pipeline: it has no folder {part}; train one with: {train}"

@@ -18,7 +18,7 @@ from smalti.core.settings import parse
 from smalti.generation.code_sampler import Sampler, apply_guidance, filter_logits, gumbel_argmax
 from smalti.generation.generation_loop import final_codes, generate
 from smalti.generation.request import GenerationRequest, unknown_codes
-from smalti.prior import GPT, ORDERS, GPTSettings, Prior, Transformer, TransformerSettings, Window, placement
+from smalti.prior import GPT, ORDERS, GPTSettings, Order, Prior, Transformer, TransformerSettings, Window, placement
 from tests import reference
 
 SAMPLERS = {
@@ -186,13 +186,13 @@ def test_every_order_is_generated_as_the_slow_loop_does(build: Callable[..., Pri
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_codes_come_in_the_order_as_they_are_generated(order: str) -> None:
+def test_codes_come_in_the_order_as_they_are_generated(order: Order) -> None:
     prior, seeds = small(order=order, grid=(3, 4)), torch.arange(2)
     prefix, known = torch.zeros(2, 1).long(), unknown_codes(2, (3, 4))
     steps = list(
         generate(prior, GenerationRequest(constant_prefix(prefix), sampler=Sampler(), seeds=seeds, known=known))
     )
-    visited = ORDERS[prior.order](3, 4)
+    visited = ORDERS[order](3, 4)
     assert len(steps) == 3
     for row, codes in enumerate(steps):
         filled = visited[: 4 * row + 4]

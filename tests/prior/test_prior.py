@@ -17,7 +17,6 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping, parse
 from smalti.prior import (
     GPT,
-    ORDERS,
     GPTSettings,
     NoCache,
     Prior,
@@ -186,7 +185,7 @@ def test_codes_of_one_row_or_of_one_column_are_distinguished(columns: int) -> No
 def test_rotary_positions_turn_and_products_depend_on_the_distance_alone() -> None:
     prior = small(grid=(3, 4))
     query, key = torch.randn(2, 16)
-    rotation = prior.rotation(prior.prefix_length, prior.prefix_length + 12, 4)
+    rotation = prior.rotation(prior.prefix_length, prior.prefix_length + 12, NoCache(columns=4))
     queries, keys = (apply_rotary(one.expand(12, 16), rotation).view(3, 4, 16) for one in (query, key))
     torch.testing.assert_close(queries.norm(dim=-1), query.norm().expand(3, 4))
     torch.testing.assert_close(queries[2, 1] @ keys[1, 0], queries[1, 3] @ keys[0, 2])
@@ -255,7 +254,7 @@ def test_nlls_are_those_of_one_code_after_the_other(kind: str, grid: tuple[int, 
     grid = grid if prior.order == "raster" else prior.grid
     codes, prefix = torch.randint(11, (2, *grid)), torch.tensor([[0, 3], [2, 1]])
     given_inputs = torch.randint(11, (2, *grid)) if corrupted else codes
-    order = ORDERS[prior.order](*grid)
+    order = prior.sequence_order(grid, device=codes.device)
     with torch.no_grad():
         losses = nll(prior, prefix, codes, inputs=given_inputs) if corrupted else nll(prior, prefix, codes)
         for turn, place in enumerate(order.tolist()):

@@ -46,6 +46,15 @@ Speculate = Annotated[
     ),
 ]
 
+Parallel = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Generate in this many steps, several codes at once: faster and approximate, for priors that know any "
+        "order; 0 generates one code after the other.",
+    ),
+]
+
 MAX_SIDE = 1024
 """Maximum longer side of a preview in pixels, unless the code grid is larger."""
 OVERLAP = 4
@@ -156,6 +165,15 @@ class GenerationOptions(NamedTuple):
     """Input files of the command, which are never replaced."""
 
 
+class KeptPixels(NamedTuple):
+    """The given image, and which of its pixels are kept."""
+
+    image: Tensor
+    """(1,C,H,W) in [-1,1], of the size of the completed images."""
+    known: Tensor
+    """(H,W) bool, True where a pixel is kept."""
+
+
 class GenerationJob(NamedTuple):
     """B images that are generated together."""
 
@@ -165,6 +183,8 @@ class GenerationJob(NamedTuple):
     options: GenerationOptions
     title: str = ""
     """Which of all images they are, for the progress line."""
+    kept: KeptPixels | None = None
+    """What replaces the decoder's pixels where they are kept; None keeps the decoder's."""
 
     @property
     def checkpoint(self) -> Path:
@@ -257,6 +277,9 @@ def _save(job: GenerationJob, codes: Tensor) -> None:
     from smalti.tokenizer.tiled.tiled_progress import image_progress, no_progress
 
     pipeline, files = job.pipeline, job.files
+    if job.kept is not None:
+        _save_with_kept_pixels(job, job.kept, codes)
+        return
 
     def write(progress: Callable[[int, int], object]) -> None:
         for number, (file, own) in enumerate(zip(files, codes, strict=True)):
@@ -267,3 +290,14 @@ def _save(job: GenerationJob, codes: Tensor) -> None:
             write(progress)
     else:
         write(no_progress)
+
+
+def _save_with_kept_pixels(job: GenerationJob, kept: KeptPixels, codes: Tensor) -> None:
+    """Codes (B,h,w) of completed images -> image files, in which kept pixels are the given ones."""
+    from smalti.images.io import save_png
+    from smalti.images.seams import with_kept_pixels
+
+    for file, own in zip(job.files, codes, strict=True):
+        decoded = job.pipeline.decode(own[None])
+        blended = with_kept_pixels(decoded, kept.image, kept.known, reach=job.pipeline.tokenizer.factor)
+        save_png(file.path, blended[0], settings=file.settings)

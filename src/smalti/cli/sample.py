@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,9 @@ from smalti.cli.generation_output import (
     CandidateSelection,
     GenerationJob,
     GenerationOptions,
+    KeptPixels,
     OutputFile,
+    Parallel,
     Preview,
     Resume,
     Speculate,
@@ -106,6 +108,7 @@ def sample(
     resume: Resume = False,
     preview: Preview = 30.0,
     speculate: Speculate = 0,
+    parallel: Parallel = 0,
     window: Grid = None,
     device: Device = "auto",
 ) -> None:
@@ -145,6 +148,7 @@ def sample(
         "size": list(height_width),
         **as_mapping(sampler),
         **conditions,
+        **({"parallel": parallel} if parallel else {}),
         **_selection_settings(selection),
     }
     # Values that name files are not overwritten; other values name no file.
@@ -162,7 +166,9 @@ def sample(
         ]
         title = f" {first + 1} to {first + len(seeds)} of {count}" if count > batch else ""
         values, known = [value] * len(seeds), unknown_codes(len(seeds), grid)
-        request = pipeline.request_for(values, known, seeds=seeds, sampler=sampler, speculate=speculate)
+        request = pipeline.request_for(
+            values, known, seeds=seeds, sampler=sampler, speculate=speculate, parallel=parallel
+        )
         generate_and_save(GenerationJob(pipeline, request, files, options, title))
     CONSOLE.print(f"{count} images of {height_width[0]}x{height_width[1]} in {out}", soft_wrap=True)
 
@@ -242,9 +248,14 @@ def complete(
     best_of: Annotated[
         int, typer.Option("--best-of", min=1, help="Generate this many candidates per image and keep the most likely.")
     ] = 1,
+    blend: Annotated[
+        bool,
+        typer.Option(help="Keep the given pixels as they are; --no-blend takes all pixels from the decoder."),
+    ] = True,
     resume: Resume = False,
     preview: Preview = 30.0,
     speculate: Speculate = 0,
+    parallel: Parallel = 0,
     window: Grid = None,
     device: Device = "auto",
 ) -> None:
@@ -258,6 +269,7 @@ def complete(
     from smalti.generation.request import center_on_canvas, check_generation_memory
     from smalti.images.io import covered_middle, read_image, to_tensor
     from smalti.images.masks import kept_by_mask, kept_part
+    from smalti.images.seams import on_canvas
     from smalti.pipeline import Pipeline
 
     if (mask is not None and keep is not None) or not any((mask, keep, canvas)):
@@ -281,7 +293,15 @@ def complete(
         guidance=guidance,
         guidance_schedule=guidance_schedule,
     )
-    settings = {"model": model.resolve().name, "image": image.name, "keep": keep, "canvas": canvas, "label": label}
+    settings: dict[str, Any] = {
+        "model": model.resolve().name,
+        "image": image.name,
+        "keep": keep,
+        "canvas": canvas,
+        "label": label,
+    }
+    settings |= {"parallel": parallel} if parallel else {}
+    settings |= {} if blend else {"blend": False}
     settings |= {} if text is None else {"text": text}
     settings |= as_mapping(sampler)
     conditions = _condition_texts(condition_keys(pipeline.condition), label=label, text=text, other=condition or [])
@@ -306,9 +326,13 @@ def complete(
     ]
     inputs = [image, *([] if mask is None else [mask]), *(Path(argument) for argument in conditions.values())]
     options = GenerationOptions(selection, resume, preview, inputs)
-    request = pipeline.request_for([value] * count, codes, seeds=seeds, sampler=sampler, speculate=speculate)
-    generate_and_save(GenerationJob(pipeline, request, files, options))
-    CONSOLE.print(f"{count} completions of {image} in {out}", soft_wrap=True)
+    pixels = KeptPixels(*on_canvas(given, known, grid, factor=pipeline.tokenizer.factor)) if blend else None
+    request = pipeline.request_for(
+        [value] * count, codes, seeds=seeds, sampler=sampler, speculate=speculate, parallel=parallel
+    )
+    generate_and_save(GenerationJob(pipeline, request, files, options, kept=pixels))
+    seen = "all that is kept" if pipeline.prior.knows_any_order else "what is kept above and to its left"
+    CONSOLE.print(f"{count} completions of {image} in {out}; each new code is conditioned on {seen}", soft_wrap=True)
 
 
 def reconstruct(

@@ -21,8 +21,9 @@ from smalti.core.rng import philox
 from smalti.evaluation.measurement import Progress, no_progress
 from smalti.generation.generation_loop import generation_states
 from smalti.generation.request import GenerationRequest
+from smalti.generation.sliding_window import sequence_order
 from smalti.pipeline import Pipeline
-from smalti.prior import Prior
+from smalti.prior import Prior, Window, nll
 from smalti.prior.code_likelihood import window_nll
 
 Score: TypeAlias = Callable[[Tensor], Tensor]
@@ -114,6 +115,14 @@ def by_images(pipeline: Pipeline, score: Callable[[Tensor], Tensor]) -> Score:
     return lambda codes: score(pipeline.decode(codes))
 
 
+def request_nll(prior: Prior, request: GenerationRequest, codes: Tensor) -> Tensor:
+    """A request and codes (B,h,w) that answer it -> the nats of each, in the order in which they were generated."""
+    grid = request.grid
+    if prior.knows_any_order and grid[0] <= prior.grid[0] and grid[1] <= prior.grid[1]:
+        return nll(prior, request.prefix_at(Window(0, 0, *grid)), codes, order=sequence_order(prior, request, grid))
+    return window_nll(prior, request.prefix_at, codes, middle=request.middle)
+
+
 def by_likelihood(pipeline: Pipeline, request: GenerationRequest) -> Score:
     """The request of B images -> the score of their codes: minus the nats per code (B,).
 
@@ -123,7 +132,7 @@ def by_likelihood(pipeline: Pipeline, request: GenerationRequest) -> Score:
 
     def score(codes: Tensor) -> Tensor:
         with torch.no_grad():
-            nats = window_nll(pipeline.prior, request.prefix_at, codes, middle=request.middle).cpu()
+            nats = request_nll(pipeline.prior, request, codes).cpu()
         return -(nats * counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1)
 
     return score
@@ -138,6 +147,8 @@ def scored_positions(prior: Prior, known: Tensor) -> Tensor:
     they are the generated codes themselves.
     """
     known = known.cpu()
+    if prior.knows_any_order:  # every known code comes first
+        return known < 0
     order = prior.sequence_order((known.shape[1], known.shape[2]), device=known.device)
     begun = (known.flatten(1)[:, order] < 0).cumsum(1) > 0  # (B,n), in the prior's order
     later = begun[:, order.argsort()].view_as(known) & (known >= 0)

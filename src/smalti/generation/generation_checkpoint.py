@@ -51,9 +51,13 @@ def generation_fingerprint(prior: Prior, request: GenerationRequest) -> str:
     """All inputs that the generated codes depend on -> 16 hexadecimal digits.
 
     They are the prior's weights, and of the request the prefix (B,P) per window position (at adjacent windows that
-    cover the grid), the known codes (B,h,w), the seeds (B,) and the sampler.
+    cover the grid), the known codes (B,h,w), the seeds (B,), the sampler, and where it is given the order and the
+    number of parallel steps.
     """
     digest = hashlib.sha256(json.dumps(as_mapping(request.sampler), sort_keys=True).encode())
+    if request.order is not None or request.parallel:
+        order = [] if request.order is None else request.order.tolist()
+        digest.update(json.dumps([order, request.parallel]).encode())
     height, width = request.grid
     rows, columns = min(prior.grid[0], height), min(prior.grid[1], width)
     tops, lefts = ([*range(0, n - m, m), n - m] for n, m in ((height, rows), (width, columns)))

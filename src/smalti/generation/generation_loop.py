@@ -21,10 +21,12 @@ from torch import Tensor
 
 from smalti.core.arguments import check_finite
 from smalti.core.errors import SmaltiError
+from smalti.generation.any_order_windows import AnyOrderWindowDecoding
 from smalti.generation.code_sampler import CodeSampler
 from smalti.generation.neighborhood_decoding import NeighborhoodDecoding
+from smalti.generation.parallel_decoding import ParallelDecoding
 from smalti.generation.request import GenerationRequest
-from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding
+from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding, sequence_order
 from smalti.generation.speculative import with_speculation
 from smalti.generation.wavefront import row_ends
 from smalti.kernels.prepacked import prepacked
@@ -81,7 +83,7 @@ def generate(prior: Prior, request: GenerationRequest) -> Iterator[Tensor]:
         sampler=request.sampler,
         seeds=request.seeds,
         known=request.known,
-        order=prior.sequence_order(request.grid, device=request.known.device),
+        order=sequence_order(prior, request, request.grid),
         size=prior.size,
     )
     strategy = with_speculation(strategy, code_sampler.sample, grid=request.grid, count=request.speculate)
@@ -106,6 +108,11 @@ def decoding_strategy(prior: Prior, request: GenerationRequest) -> DecodingStrat
     null_prefix = prior.null_prefix(request.batch) if guided else request.known.new_empty(0, prior.prefix_length)
     if isinstance(prior, Neighborhood):
         return NeighborhoodDecoding(prepacked(prior), request, null_prefix=null_prefix)
+    if request.parallel:
+        return ParallelDecoding(prepacked(prior), request, null_prefix=null_prefix)
+    is_larger = request.grid[0] > prior.grid[0] or request.grid[1] > prior.grid[1]
+    if prior.knows_any_order and is_larger and request.num_missing < request.known.numel():
+        return AnyOrderWindowDecoding(prepacked(prior), request, null_prefix=null_prefix)
     return SlidingWindowDecoding(prepacked(prior), request, null_prefix=null_prefix)
 
 
@@ -139,4 +146,17 @@ def _check(prior: Prior, request: GenerationRequest) -> None:
         raise SmaltiError(
             f"the known code {invalid} is not one of this prior's {prior.size} codes; "
             f"give 0 to {prior.size - 1}, or -1 where a code is to be generated"
+        )
+    if not prior.knows_any_order:
+        if request.order is not None:
+            raise SmaltiError(f"this prior generates in the order {prior.order!r} alone; leave the order out")
+        if request.parallel:
+            raise SmaltiError(
+                f"parallel = {request.parallel} needs a prior that knows any order, and this one generates in the order "
+                f"{prior.order!r} alone; leave it at 0"
+            )
+    elif ((known >= 0) != (known[:1] >= 0)).any():
+        raise SmaltiError(
+            "a prior that knows any order reads the known codes first, so all images of a request must have the same "
+            "known places; make a request for each"
         )

@@ -46,6 +46,12 @@ class GenerationRequest:
     speculate: int = 0
     """The number of draft codes per call of the prior (`generation.speculative`): the generated codes are the same,
     with fewer calls. 0 for none."""
+    order: Tensor | None = None
+    """For priors that know any order: the raster places of the grid in the order of generation, (h w,) int64. Known
+    codes are read first in any case. None for raster order."""
+    parallel: int = 0
+    """The number of steps in which several codes are generated at once (`generation.parallel_decoding`), for priors
+    that know any order. 0 generates one code after the other."""
 
     def __post_init__(self) -> None:
         known, seeds = self.known, self.seeds
@@ -71,6 +77,15 @@ class GenerationRequest:
             raise SmaltiError(
                 f"speculate = {self.speculate} is not a number of codes; give 0 for no speculation, or 1 or more"
             )
+        if whole_number(self.parallel, "parallel") < 0:
+            raise SmaltiError(f"parallel = {self.parallel} is not a number of steps; give 0 for one code at a time")
+        if self.parallel and self.speculate:
+            raise SmaltiError(
+                f"parallel = {self.parallel} and speculate = {self.speculate} do not go together; leave one of them at 0"
+            )
+        places = height * width
+        if self.order is not None and not torch.equal(self.order.sort().values.cpu(), torch.arange(places)):
+            raise SmaltiError(f"an order names each of the {places} places of the grid once, from 0 to {places - 1}")
 
     @property
     def batch(self) -> int:
@@ -94,7 +109,8 @@ class GenerationRequest:
 
     def to(self, device: torch.device) -> GenerationRequest:
         """The request with its tensors on a device. Prefixes are on the device of the prior already."""
-        return replace(self, known=self.known.to(device), seeds=self.seeds.to(device))
+        order = None if self.order is None else self.order.to(device)
+        return replace(self, known=self.known.to(device), seeds=self.seeds.to(device), order=order)
 
 
 def unknown_codes(batch: int, grid: tuple[int, int]) -> Tensor:

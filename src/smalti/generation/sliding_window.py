@@ -19,6 +19,7 @@ from smalti.generation.request import GenerationRequest
 from smalti.generation.wavefront import CodePosition, batch_wave, wavefront_schedule
 from smalti.prior.base import Prior
 from smalti.prior.cache import NoCache, StaticCache
+from smalti.prior.order import known_first
 from smalti.prior.window import Window
 
 MAX_CALL_CODES = 2**14
@@ -68,25 +69,16 @@ class SlidingWindowDecoding(DecodingStrategy):
         self.prior, self.request, self.null_prefix = prior, request, null_prefix
         device, (height, width) = request.known.device, request.grid
         self.window = (min(prior.max_grid[0], height), min(prior.max_grid[1], width))
-        self.window_order = prior.sequence_order(self.window, device=device)  # the window's own places, in order
+        self.window_order = sequence_order(prior, request, self.window)  # the window's own places, in order
+        self.cache_order = self.window_order if prior.knows_any_order else None
         self.few_calls = _prefers_few_calls(device)
         self.schedule = self._schedule()
         self.remaining_uses = Counter(position.window for wave in self.schedule for position in wave)
         self.states: dict[Window, _WindowState] = {}
 
-    def prefix(self, window: Window) -> Tensor:
-        """The conditional prefix (B, P) of a window. Raises `SmaltiError` for one of another shape."""
-        prefix = self.request.prefix_at(window)
-        if prefix.shape != (self.request.batch, self.prior.prefix_length):
-            raise SmaltiError(
-                f"the prefix of {self.request.batch} images has the shape {tuple(prefix.shape)}, and this prior reads "
-                f"(batch, {self.prior.prefix_length})"
-            )
-        return prefix
-
     def _schedule(self) -> list[list[CodePosition]]:
         missing = self.request.missing_positions
-        if self.prior.order == "raster":
+        if self.prior.order == "raster" or self.window != self.request.grid:
             return wavefront_schedule(missing, window=self.window, middle=self.request.middle)
         is_missing, whole_window = missing.flatten().tolist(), Window(0, 0, *self.window)
         positions = (
@@ -138,8 +130,12 @@ class SlidingWindowDecoding(DecodingStrategy):
         state = self.states.get(window) if len(positions) == 1 else None
         if state is None:
             caches = use_cache and self.remaining_uses[window] > 0
-            prefixes = [self.prefix(position.window) for position in positions]
-            cache = prior.empty_cache(window=self.window) if caches else NoCache(columns=self.window[1])
+            prefixes = [prefix_of(prior, self.request, position.window) for position in positions]
+            cache = (
+                prior.empty_cache(window=self.window, order=self.cache_order)
+                if caches
+                else NoCache(columns=self.window[1], order=self.cache_order)
+            )
             state = _WindowState(torch.cat((*prefixes, self.null_prefix.repeat(len(positions), 1))), cache)
             if caches:
                 self.states[window] = state
@@ -155,6 +151,31 @@ class SlidingWindowDecoding(DecodingStrategy):
         scored = prior(sequence, cache=state.cache, query_index=query_index[:, None])  # (m B or 2 m B, 1, V)
         logits: Tensor = scored[:, 0, : prior.size].float()
         return logits.view(-1, len(positions), len(codes), prior.size)
+
+
+def prefix_of(prior: Prior, request: GenerationRequest, window: Window) -> Tensor:
+    """The conditional prefix (B, P) of a window. Raises `SmaltiError` for one of another shape."""
+    prefix = request.prefix_at(window)
+    if prefix.shape != (request.batch, prior.prefix_length):
+        raise SmaltiError(
+            f"the prefix of {request.batch} images has the shape {tuple(prefix.shape)}, and this prior reads "
+            f"(batch, {prior.prefix_length})"
+        )
+    return prefix
+
+
+def sequence_order(prior: Prior, request: GenerationRequest, window: tuple[int, int]) -> Tensor:
+    """A prior, a request and the window (h, w) over its grid -> the raster places of the window in sequence order.
+
+    A prior that knows any order reads the known codes first if the window covers the grid, and then generates the
+    others in the request's order: each is conditioned on all that is known. Raises `SmaltiError` for a prior with an
+    order that it has not learned for this window.
+    """
+    own_order = prior.sequence_order(window, device=request.known.device)
+    if not prior.knows_any_order or window != request.grid:
+        return own_order
+    rank = (own_order if request.order is None else request.order).argsort() / len(own_order)
+    return known_first(~request.missing_positions.flatten().to(rank.device), priority=rank)
 
 
 def _prefers_few_calls(device: torch.device) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from smalti.core.errors import SmaltiError
-from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding
+from smalti.generation.sliding_window import DecodingStrategy, SlidingWindowDecoding, prefix_of
 from smalti.generation.wavefront import CodePosition
 from smalti.prior.window import Window
 
@@ -41,8 +41,10 @@ class SpeculativeDecoding(DecodingStrategy):
         self.prior, self.sample, self.count = windows.prior, sample, count
         self.schedule, self.order = windows.schedule, windows.window_order
         self.offsets = [position.offset for (position,) in windows.schedule]
-        self.prefix = torch.cat((windows.prefix(Window(0, 0, *windows.window)), windows.null_prefix))
-        self.cache = self.prior.empty_cache(window=windows.window)
+        self.prefix = torch.cat(
+            (prefix_of(windows.prior, windows.request, Window(0, 0, *windows.window)), windows.null_prefix)
+        )
+        self.cache = self.prior.empty_cache(window=windows.window, order=windows.cache_order)
         self.inputs = self.prefix[:, :0]  # (B, T), the codes that the last call read
         self.results: tuple[Tensor, ...] = ()  # m x (1 or 2, B, K), its logits
         self.first_wave = 0  # the wave that the first of them belongs to

@@ -7,7 +7,7 @@ is looked for on the Hugging Face Hub.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,3 +151,17 @@ def load_weights_into(module: nn.Module, saved: Saved) -> None:
             f"{path} does not fit its {CONFIG}: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}"
         )
     module.load_state_dict(weights)
+
+
+def is_pipeline(root: Path) -> bool:
+    """Whether a folder holds both stages."""
+    return (root / "tokenizer").is_dir() and (root / "prior").is_dir()
+
+
+def missing_parts_message(root: Path, parts: Sequence[str]) -> str:
+    """What a folder that holds only these `parts` of a pipeline lacks, and how to make it."""
+    if not root.exists():
+        return f"there is no folder {root}; it should hold the folders tokenizer and prior"
+    part = "tokenizer" if "tokenizer" not in parts else "prior"
+    train = f"smalti train {part} ... --out {root / part}"
+    return f"{root} is not a pipeline: it has no folder {part}; train one with: {train}"

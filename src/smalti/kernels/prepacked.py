@@ -62,8 +62,10 @@ class _FastBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Any, **options: Any) -> Tensor:
         all_are_queries = x.shape[1] == 1 or options.get("query_index") is None
-        if all_are_queries and self.decode_block.is_supported(x):
-            qkv = self.decode_block.project_qkv(x, options.get("rotation"))  # 3 x (B, N, T, d)
+        rotation = options.get("rotation")
+        one_rotation = rotation is None or rotation[0].dim() == 2  # of the whole batch
+        if all_are_queries and one_rotation and self.decode_block.is_supported(x):
+            qkv = self.decode_block.project_qkv(x, rotation)  # 3 x (B, N, T, d)
             return self.decode_block.finish(x, self.block.attend(*qkv, context))
         output: Tensor = self.block(x, context, **options)
         return output

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 from smalti.core.errors import SmaltiError
 from smalti.prior.cache import Cache, NoCache, StaticCache
-from smalti.prior.order import ORDERS, Order
+from smalti.prior.order import ORDERS, AnyOrder, Order
 
 
 class Prior(nn.Module, abc.ABC):
     """Prefix codes and image codes -> logits of the next code, each from the codes before it only.
 
     The sequence is the prefix (B, P), which carries the condition or is unconditional, and then the image codes in
-    the prior's `order`, a name in `smalti.prior.order.ORDERS`. `grid` = (h, w) is the prior's window. In raster
-    order a grid that is smaller in some direction is a narrower window, and the cache's `columns` gives its width.
+    the prior's `order`, a name in `smalti.prior.order.ORDERS`; a prior that knows any order takes it from the cache.
+    `grid` = (h, w) is the prior's window. In raster order a grid that is smaller in some direction is a narrower
+    window, and the cache's `columns` gives its width.
     """
 
     settings: Any
@@ -41,7 +42,7 @@ class Prior(nn.Module, abc.ABC):
         size: int,
         prefix_length: int,
         grid: tuple[int, int],
-        order: Order,
+        order: AnyOrder,
         condition_start: int,
         null_code: int | None,
     ) -> None:
@@ -84,27 +85,38 @@ class Prior(nn.Module, abc.ABC):
         code or of an image code. The last block computes no other queries.
         """
 
+    @property
+    @final
+    def knows_any_order(self) -> bool:
+        """Whether the order of the image codes is a value of each call, `Cache.order`."""
+        return self.order == "any"
+
     @final
     def sequence_order(self, grid: tuple[int, int], *, device: torch.device) -> Tensor:
         """A grid (h, w) -> the raster indices of its codes in sequence order: (h w,) int64.
 
+        A prior that knows any order reads raster order unless its cache names another.
+
         Raises `SmaltiError` for a grid other than the prior's window if the order is not raster: the prior has not
         learned such an order for other grids.
         """
-        if self.order == "raster":
+        if self.order in ("raster", "any"):
             return torch.arange(grid[0] * grid[1], device=device)
         if tuple(grid) != tuple(self.grid):
             raise SmaltiError(
                 f"this prior reads codes in the order {self.order!r}, which it learned for grids of {self.grid[0]} x "
                 f"{self.grid[1]} codes only, not for {grid[0]} x {grid[1]}; only a prior in raster order supports other sizes"
             )
-        return torch.tensor(_cached_order(self.order, *self.grid), device=device)
+        return torch.tensor(_cached_order(cast(Order, self.order), *self.grid), device=device)
 
     @final
-    def empty_cache(self, *, window: tuple[int, int] | None = None) -> StaticCache:
-        """A window (h, w), or the prior's own where none is given -> an empty cache for a prefix and its codes."""
+    def empty_cache(self, *, window: tuple[int, int] | None = None, order: Tensor | None = None) -> StaticCache:
+        """A window (h, w), or the prior's own where none is given -> an empty cache for a prefix and its codes.
+
+        `order` as in `Cache`.
+        """
         rows, columns = self.grid if window is None else window
-        return StaticCache(columns=columns, capacity=self.prefix_length + rows * columns)
+        return StaticCache(columns=columns, capacity=self.prefix_length + rows * columns, order=order)
 
 
 @lru_cache(maxsize=16)
@@ -114,24 +126,30 @@ def _cached_order(order: Order, rows: int, columns: int) -> tuple[int, ...]:
     return tuple(ORDERS[order](rows, columns).tolist())
 
 
-def nll(prior: Prior, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+def nll(
+    prior: Prior, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = None, order: Tensor | None = None
+) -> Tensor:
     """Prefix codes (B, P) and image codes (B, h, w) -> negative log-likelihood of each code in nats: (B, h, w).
 
     In the prior's order each code is conditioned on the prefix and on all codes before it: equation 9 of Esser et
     al., arXiv 2012.09841. With `inputs` (B, h, w) it is conditioned on those codes instead, and the targets stay
     the same: the original's corruption of a fraction of the codes in training. The grid may be the prior's window or,
-    in raster order, a smaller one. The mean is the training loss. It is float32, or float64 if the prior is.
+    in raster order, a smaller one. `order` (h w,) or (B, h w) are the raster places of the codes in sequence order,
+    for priors that know any order; None is the prior's own. The mean is the training loss. It is float32, or float64
+    if the prior is.
 
     Raises `SmaltiError` for a grid other than the prior's window if its order is not raster.
     """
-    order = prior.sequence_order((codes.shape[1], codes.shape[2]), device=codes.device)
-    targets = codes.flatten(1)[:, order]
-    input_codes = targets if inputs is None else inputs.flatten(1)[:, order]
+    assert order is None or prior.knows_any_order, f"a prior of the order {prior.order} and another order"
+    own_order = prior.sequence_order((codes.shape[1], codes.shape[2]), device=codes.device)
+    places = (own_order if order is None else order).expand(len(codes), -1)  # (B, h w)
+    targets = codes.flatten(1).gather(1, places)
+    input_codes = targets if inputs is None else inputs.flatten(1).gather(1, places)
     sequence = prior.join(prefix, input_codes[:, :-1])
-    logits = prior(sequence, cache=NoCache(columns=codes.shape[2]))[:, prefix.shape[1] - 1 :]
+    logits = prior(sequence, cache=NoCache(columns=codes.shape[2], order=order))[:, prefix.shape[1] - 1 :]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-    return losses[:, order.argsort()].view_as(codes)
+    return losses.gather(1, places.argsort(dim=1)).view_as(codes)
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:

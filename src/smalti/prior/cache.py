@@ -1,6 +1,6 @@
 """The record of the codes before a prior's input: a value that is handed to `forward`.
 
-Shapes: B batch, T codes of one call, D width.
+Shapes: B batch, T codes of one call, D width, n image codes of the sequence.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ class Cache(abc.ABC):
     """A prior's record of the codes before its input.
 
     `columns` is the width of the grid of image codes, and `length` the number of codes before the input, including
-    the prefix.
+    the prefix. `order` is for priors that know any order: the raster places of the image codes in sequence order,
+    (n,) or (B, n), one more than image codes are read so far at least, unless all are; None for raster order.
     """
 
     columns: int
     length: int
+    order: Tensor | None
 
     @abc.abstractmethod
     def append(self, name: str, new: Tensor) -> Tensor:
@@ -30,15 +32,15 @@ class Cache(abc.ABC):
 
     @abc.abstractmethod
     def advance(self, count: int) -> None:
-        """Count `count` codes that have passed all layers. A prior's `features` calls this at its end."""
+        """Count `count` codes that have passed all layers. A prior's `forward` calls this at its end."""
 
 
 @final
 class NoCache(Cache):
     """No codes before the input, and nothing is stored: the input is the whole sequence."""
 
-    def __init__(self, *, columns: int) -> None:
-        self.columns, self.length = columns, 0
+    def __init__(self, *, columns: int, order: Tensor | None = None) -> None:
+        self.columns, self.length, self.order = columns, 0, order
 
     def append(self, name: str, new: Tensor) -> Tensor:
         return new
@@ -58,6 +60,7 @@ class StaticCache(Cache):
 
     columns: int
     capacity: int
+    order: Tensor | None = None
     length: int = 0
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
@@ -73,3 +76,25 @@ class StaticCache(Cache):
 
     def advance(self, count: int) -> None:
         self.length += count
+
+
+@final
+class BranchCache(Cache):
+    """Continuations of one cached sequence that do not see one another: m per sequence, in a batch of m B.
+
+    It reads the codes of a `StaticCache` (B sequences, those of the first branch first) and stores nothing.
+    """
+
+    def __init__(self, base: StaticCache, branches: int, *, order: Tensor) -> None:
+        """`order` (m B, n): that of each branch."""
+        self.base, self.branches = base, branches
+        self.columns, self.length, self.order = base.columns, base.length, order
+
+    def append(self, name: str, new: Tensor) -> Tensor:
+        if not self.length:
+            return new
+        before = self.base.buffers[name][..., : self.length, :]
+        return torch.cat((before.repeat(self.branches, *(1,) * (before.dim() - 1)), new), dim=-2)
+
+    def advance(self, count: int) -> None:
+        pass

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 Order = Literal["raster", "subsample", "z_curve", "spiral_out", "spiral_in", "random", "alternate"]
+AnyOrder = Literal[Order, "any"]
+"""The order of a prior: one of `ORDERS`, or "any": the order is a value of each call."""
 
 
 def raster(rows: int, columns: int) -> Tensor:
@@ -95,3 +97,15 @@ ORDERS: dict[Order, Callable[[int, int], Tensor]] = {
     "random": random,
     "alternate": alternate,
 }
+
+
+def known_first(known: Tensor, *, priority: Tensor | None = None) -> Tensor:
+    """Which codes are known (..., n) bool, in raster order -> raster places (..., n) int64: the known ones first.
+
+    Known places are in raster order. The others follow in raster order as well, or by rising `priority` (..., n),
+    numbers in [0, 1).
+    """
+    count = known.shape[-1]
+    raster_rank = torch.arange(count, device=known.device) / count
+    rank = raster_rank if priority is None else priority
+    return torch.where(known, raster_rank, 1 + rank).argsort(dim=-1)

@@ -24,7 +24,7 @@ from smalti.kernels.prepacked import DecodableBlock
 from smalti.prior.attention import attend_with_cache, select
 from smalti.prior.base import Prior
 from smalti.prior.cache import Cache, NoCache
-from smalti.prior.order import Order
+from smalti.prior.order import AnyOrder
 
 
 def check_rotary_heads(heads: int, info: ValidationInfo) -> int:
@@ -40,7 +40,8 @@ class TransformerSettings:
     """The sizes of a transformer.
 
     `codebook_size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix_length`: prefix codes
-    P, at least the start code. `grid`: the window (h, w), in codes. `order`: the order of the image codes.
+    P, at least the start code. `grid`: the window (h, w), in codes. `order`: the order of the image codes; with
+    "any" it is a value of each call, and each position is told which place comes next.
     `mlp_dim`: width of the gated MLP, 0 for 8/3 of the width. `dropout`: a probability, of embeddings and residual
     branches.
     """
@@ -57,7 +58,7 @@ class TransformerSettings:
     heads: Positive = 8
     mlp_dim: Natural = 0
     dropout: Chance = 0.0
-    order: Order = "raster"
+    order: AnyOrder = "raster"
     tied: bool = False
     """Whether the head scores codes by their embeddings (arXiv 1608.05859) instead of having weights of its own."""
     query_key_norm: bool = True
@@ -96,6 +97,10 @@ class Transformer(Prior):
     the next image code is added to the input of the current one: so the prior follows a map from the first training
     steps on (docs/log.md). The paper's GPT has to learn by attention which code of the map belongs to which
     position.
+
+    With the order "any" the place of the next image code has an embedding that is added to the current input: the
+    target-aware positions of RAR (arXiv 2411.00776, section 3.2). Without it a code could not know which of the
+    missing places it is to predict.
     """
 
     def __init__(self, settings: TransformerSettings) -> None:
@@ -111,6 +116,8 @@ class Transformer(Prior):
         self.max_grid = settings.grid
         self.embedding = nn.Embedding(settings.codebook_size + settings.condition_size + 1, settings.embed_dim)
         self.prefix_positions = nn.Embedding(settings.prefix_length, settings.embed_dim)
+        if self.knows_any_order:
+            self.target_embedding = nn.Embedding(settings.grid[0] * settings.grid[1], settings.embed_dim)
         self.hints = nn.ModuleList(nn.Linear(settings.embed_dim, settings.embed_dim, bias=False) for _ in settings.maps)
         self.dropout = nn.Dropout(settings.dropout)
         blocks = [_Block(settings, name=str(index)) for index in range(settings.layers)]
@@ -140,14 +147,17 @@ class Transformer(Prior):
         if start < self.prefix_length:
             positions = self.prefix_positions.weight[start:end]  # (p, D)
             x = x + F.pad(positions, (0, 0, 0, x.shape[1] - len(positions)))  # (B, T, D)
+        if end >= self.prefix_length and (self.settings.maps or self.knows_any_order):
+            predicts_image_code = torch.arange(start, end, device=codes.device) >= self.prefix_length - 1  # (T,)
+            next_positions = self._next_positions(start, end, cache)  # (T,) or (B, T)
+            if self.knows_any_order:
+                x = x + self.target_embedding(next_positions) * predicts_image_code[:, None]  # (B, T, D)
         if self.settings.maps:
             all_embeddings = cache.append("embedded", embeddings)  # (B, S, D)
             if end >= self.prefix_length:  # the call predicts an image code
-                predicts_image_code = torch.arange(start, end, device=codes.device) >= self.prefix_length - 1  # (T,)
-                next_positions = self._next_positions(start, end, cache.columns)  # (T,)
                 x = x + self._map_hints(all_embeddings, next_positions) * predicts_image_code[:, None]  # (B, T, D)
         x = self.dropout(x)  # (B, T, D)
-        rotation = self.rotation(start, end, cache.columns)  # 2 x (T, d)
+        rotation = self.rotation(start, end, cache)  # 2 x (T, d) or 2 x (B, 1, T, d)
         for block in self.blocks:
             is_last = block is self.blocks[-1]
             x = block(x, cache, rotation=rotation, query_index=query_index if is_last else None)  # (B, T or t, D)
@@ -156,49 +166,60 @@ class Transformer(Prior):
         return logits
 
     def _map_hints(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        """Embeddings of all codes so far (B, S, D) -> the sum of the maps' hints at positions of the window (T,):
-        (B, T, D)."""
+        """Embeddings of all codes so far (B, S, D) -> the sum of the maps' hints at positions of the window (T,) or
+        (B, T): (B, T, D)."""
         hints = [
-            hint(embeddings[:, begin + positions]) for hint, begin in zip(self.hints, self.settings.maps, strict=True)
+            hint(embeddings[:, begin + positions] if positions.dim() == 1 else select(embeddings, begin + positions))
+            for hint, begin in zip(self.hints, self.settings.maps, strict=True)
         ]
         return torch.stack(hints).sum(0)
 
-    def _next_positions(self, start: int, end: int, columns: int) -> Tensor:
-        """The window position of the image code after each index from `start` to `end` of the sequence: (T,).
+    def _order(self, cache: Cache) -> Tensor:
+        """The raster places of the image codes in sequence order, (n,) or (B, n)."""
+        if cache.order is not None:
+            return cache.order
+        return self.sequence_order((self.grid[0], cache.columns), device=self.embedding.weight.device)
+
+    def _next_positions(self, start: int, end: int, cache: Cache) -> Tensor:
+        """The window position of the image code after each index from `start` to `end` of the sequence: (T,) or
+        (B, T).
 
         The first position if that is a prefix code, and the last position after the last code.
         """
-        device = self.embedding.weight.device
-        order = self.sequence_order((self.grid[0], columns), device=device)
-        index = torch.arange(start, end, device=device) - (self.prefix_length - 1)
-        position = order[index.clamp(0, len(order) - 1)]
+        order, columns = self._order(cache), cache.columns
+        index = torch.arange(start, end, device=order.device) - (self.prefix_length - 1)
+        position = order[..., index.clamp(0, order.shape[-1] - 1)]
         # A window that is narrower than the prior's own has maps that say nothing, the same everywhere.
         return position // columns * self.grid[1] + position % columns
 
-    def rotation(self, start: int, end: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines (T, d) of places `start` to `end` of the sequence, in float32 whatever the weights.
+    def rotation(self, start: int, end: int, cache: Cache) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of places `start` to `end` of the sequence, in float32 whatever the weights: (T, d),
+        or (B, 1, T, d) if each image has an order of its own.
 
         Number i of a head's first half turns with number i of its second half. Half of these pairs are turned by the
         row, the other half by the column.
         """
         axis = self.settings.embed_dim // self.settings.heads // 4  # pairs an axis
-        device = self.embedding.weight.device
-        frequencies = self.settings.rotary_base ** -(torch.arange(axis, device=device, dtype=torch.float32) / axis)
-        index = torch.arange(start - self.prefix_length, end - self.prefix_length, device=device)  # (T,)
+        order, columns = self._order(cache), cache.columns
+        frequencies = self.settings.rotary_base ** -(
+            torch.arange(axis, device=order.device, dtype=torch.float32) / axis
+        )
+        index = torch.arange(start - self.prefix_length, end - self.prefix_length, device=order.device)  # (T,)
         is_image = index[:, None] >= 0  # (T, 1)
-        positions = self.sequence_order((self.grid[0], columns), device=device)[index.clamp(min=0)]  # (T,)
-        coordinates = torch.stack((positions // columns, positions % columns), dim=1).where(is_image, 0)  # (T, 2)
+        positions = order[..., index.clamp(0, order.shape[-1] - 1)]  # (T,) or (B, T)
+        coordinates = torch.stack((positions // columns, positions % columns), dim=-1).where(is_image, 0)  # (.., T, 2)
         for begin in self.settings.maps:
             map_index = index + self.prefix_length - begin  # (T,), the place in the map
             in_map = (map_index >= 0) & (map_index < self.grid[0] * self.grid[1])
             coordinates = torch.where(
                 in_map[:, None], torch.stack((map_index // self.grid[1], map_index % self.grid[1]), dim=1), coordinates
             )
-        angles = (coordinates[:, :, None] * frequencies).flatten(1)  # (T, d / 2)
+        angles = (coordinates[..., None] * frequencies).flatten(-2)  # (.., T, d / 2)
         cosines, sines = angles.cos(), angles.sin()
         if self.settings.prefix_rotation == "erased":
             cosines = cosines.where(is_image, 0)
-        return torch.cat((cosines, cosines), dim=1), torch.cat((-sines, sines), dim=1)
+        tables = torch.cat((cosines, cosines), dim=-1), torch.cat((-sines, sines), dim=-1)
+        return tables if order.dim() == 1 else (tables[0][:, None], tables[1][:, None])
 
 
 @final
@@ -311,6 +332,7 @@ class _Attention(nn.Module):
 
 
 def apply_rotary(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Queries or keys (..., T, d), cosines and signed sines (T, d) -> each rotated by the angles of its position."""
+    """Queries or keys (B, N, T, d), cosines and signed sines (T, d) or (B, 1, T, d) -> each rotated by the angles of
+    its position."""
     cosines, signed_sines = rotation
     return x * cosines + x.roll(x.shape[-1] // 2, dims=-1) * signed_sines  # (B, N, T, d)

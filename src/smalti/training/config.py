@@ -33,6 +33,7 @@ from smalti.data.config import ImageSettings
 from smalti.losses.objective import ObjectiveSettings
 from smalti.tokenizer.code_replacement import LARGEST_TABLE
 from smalti.tokenizer.vqgan import VQGANSettings
+from smalti.training.order_mixture import OrderMixture
 from smalti.training.prior_networks import NetworkSettings, TransformerNetwork
 
 T = TypeVar("T")
@@ -244,6 +245,8 @@ class PriorTraining:
     stay. The original's `pkeep`, against overfitting."""
     condition_dropout: Share = 0.1
     """Fraction of the training images whose condition is dropped, which classifier-free guidance needs."""
+    orders: OrderMixture = OrderMixture()
+    """The orders of the training images, where `network.order` is "any"."""
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
     encode: CopiesSettings = CopiesSettings()
 

@@ -11,6 +11,7 @@ from smalti.core.errors import SmaltiError
 from smalti.core.settings import Chance, Natural, Positive, as_mapping, parse, settings
 from smalti.prior import (
     GPT,
+    AnyOrder,
     GPTSettings,
     Neighborhood,
     NeighborhoodSettings,
@@ -33,8 +34,9 @@ class TransformerNetwork:
     dropout: Chance = 0.1
     tied: bool = False
     """Whether the head scores codes by their embeddings."""
-    order: Order = "raster"
-    """How the codes of an image follow one another."""
+    order: AnyOrder = "raster"
+    """How the codes of an image follow one another. "any": the prior learns every order, as `orders` says, and
+    completes holes of any shape."""
 
 
 @settings

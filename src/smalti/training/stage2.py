@@ -49,7 +49,8 @@ VALIDATION_IMAGES = 2048
 
 @final
 class _Joined(nn.Module):
-    """prefix (B,P), codes (B,h,w), input codes (B,h,w) -> negative log-likelihood in nats of each code (B,h,w).
+    """prefix (B,P), codes (B,h,w), input codes (B,h,w), orders (B,n) -> negative log-likelihood in nats of each code
+    (B,h,w). Orders (B,0) are the prior's own.
 
     In one `forward`, so that data-parallel wrappers see it.
     """
@@ -58,8 +59,8 @@ class _Joined(nn.Module):
         super().__init__()
         self.prior = prior
 
-    def forward(self, prefix: Tensor, codes: Tensor, inputs: Tensor) -> Tensor:
-        return nll(self.prior, prefix, codes, inputs=inputs)
+    def forward(self, prefix: Tensor, codes: Tensor, inputs: Tensor, orders: Tensor) -> Tensor:
+        return nll(self.prior, prefix, codes, inputs=inputs, order=orders if orders.shape[1] else None)
 
 
 def blocks(joined: Any) -> nn.ModuleList:
@@ -122,9 +123,11 @@ class PriorStage(Stage):
         prefix, codes = self._prefix(batch), self.fabric.to_device(batch.codes)  # (B,P), (B,h,w)
         prefix = self._drop_conditions(prefix)
         inputs = corrupt_codes(codes, keep_probability=self.settings.keep_probability, vocabulary=self.vocabulary)
+        orders = self._orders(len(codes))  # (B,n) or (B,0)
         parts = self.settings.run.accumulate
         losses = []
-        for number, part in enumerate(zip(*(each.chunk(parts) for each in (prefix, codes, inputs)), strict=True), 1):
+        examples = (prefix, codes, inputs, orders)
+        for number, part in enumerate(zip(*(each.chunk(parts) for each in examples), strict=True), 1):
             with gradient_sync(self.fabric, (self.likelihood,), enabled=number == parts):
                 losses.append(self.likelihood(*part).mean())
                 self.fabric.backward(losses[-1] / parts)
@@ -151,6 +154,12 @@ class PriorStage(Stage):
             prefix = self.condition.drop_parts(prefix, parts)
         hidden = torch.rand(len(prefix), 1, device=prefix.device) < chance
         return torch.where(hidden, self.prior.null_prefix(len(prefix)), prefix)
+
+    def _orders(self, batch: int) -> Tensor:
+        """The orders of the images of a step (B,n), or (B,0) if the prior has an order of its own."""
+        if not self.prior.knows_any_order:
+            return torch.empty(batch, 0, dtype=torch.int64)
+        return self.settings.orders.draw(batch, self.prior.grid, device=self.fabric.device)
 
     def diagnose(self, means: Mapping[str, float], *, seen: int) -> Diagnoses:
         """A prior has no diagnostics of its own."""
