@@ -50,7 +50,17 @@ PAGES: dict[str, tuple[str, ...]] = {
         "composite",
         "condition_registry",
     ),
-    "data": ("config", "sources", "file_types", "crops", "loader", "paired", "annotations", "caption_files", "code_shards"),
+    "data": (
+        "config",
+        "sources",
+        "file_types",
+        "crops",
+        "loader",
+        "paired",
+        "annotations",
+        "caption_files",
+        "code_shards",
+    ),
     "scenes": ("painter", "visible", "captions", "scene_files"),
     "losses": ("pixel", "perceptual", "logits", "discriminator", "adversarial", "objective"),
     "evaluation": (

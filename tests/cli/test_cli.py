@@ -138,7 +138,7 @@ def test_the_most_likely_candidate_is_kept(smalti: Runner, models: Path, tmp_pat
     assert smalti(*command, "--best-of", 1, "-n", 1, "--out", tmp_path / "one").status == 0
     assert smalti(*command, "-n", 1, "--out", tmp_path / "plain").status == 0
     one, plain = (tmp_path / name / "light-000000.png" for name in ("one", "plain"))
-    assert one.read_bytes() == plain.read_bytes(), "also in what they say of themselves"
+    assert one.read_bytes() == plain.read_bytes(), "also in what they say about themselves"
 
 
 def test_a_canvas_around_an_image(smalti: Runner, models: Path, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_large_images_go_by_strips_in_every_command(
     }
     for name, command in commands.items():
         assert smalti(*command, "--out", tmp_path / "whole" / name).status == 0
-    monkeypatch.setattr(any_size, "LARGE", 40 * 24 - 1)
+    monkeypatch.setattr(any_size, "MAX_UNTILED_PIXELS", 40 * 24 - 1)
     monkeypatch.setattr(any_size, "STRIP", 1)
     for name, command in commands.items():
         done = smalti(*command, "--out", tmp_path / "strips" / name)

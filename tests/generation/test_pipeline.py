@@ -217,7 +217,7 @@ def test_completion_keeps_known_codes_and_generates_the_others() -> None:
     known = torch.zeros(12, 16, dtype=torch.bool)
     known[:6] = True  # one and a half rows of tiles
     known[8:, 8:] = True
-    known[11, 15] = False  # a tile with one pixel missing is laid anew
+    known[11, 15] = False  # a tile with one pixel missing is laid again
     whole = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=torch.bool)
     given = pipe.encode(images)
     request = pipe.request_for(

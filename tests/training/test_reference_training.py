@@ -404,7 +404,7 @@ def test_networks_that_are_too_small_say_so(options: dict[str, int], sentence: s
 
 
 def test_settings_without_a_name_are_those_of_the_transformer() -> None:
-    """Recipes from before there were two kinds go on to mean what they meant."""
+    """Recipes from before there were two kinds still mean what they meant."""
     run = {"codes": 1, "log_every": 1, "validate_every": 1, "sample_every": 1, "checkpoint_every": 1}
     settings = parse(PriorTraining, {"run": run, "network": {"layers": 3}}, where="here")
     assert settings.network == TransformerNetwork(layers=3)

@@ -74,7 +74,7 @@ class ProgressReporter:
         self._began, self._first, self._seen, self._length, self._unit = time.monotonic(), seen, seen, length, unit
         self._task = self._progress.add_task(self._title, total=length, completed=seen, unit=unit, rate="")
         if seen and not self._quiet:
-            say(self._console, f"{self._title}: going on from {seen:,} of {length:,} {unit}")
+            say(self._console, f"{self._title}: resuming from {seen:,} of {length:,} {unit}")
         if self._folder is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
