@@ -163,7 +163,7 @@ def test_the_page_reports_what_was_found(home: Path, found: dict[str, Any]) -> N
     assert "nan" not in text.lower().split()
 
 
-@pytest.mark.parametrize("rows, columns", [(4, 4), (16, 16), (64, 48)])
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (16, 16), (64, 48)])
 def test_holes_leave_something_and_are_the_same_each_time(rows: int, columns: int) -> None:
     for name, hole_of in HOLES.items():
         hole = hole_of(rows, columns)

@@ -104,6 +104,13 @@ def test_known_codes_come_first_in_raster_order() -> None:
 
 
 def test_shares_are_checked() -> None:
-    for wrong in ({"raster": -0.1}, {"random": 1.5}):
-        with pytest.raises(SmaltiError, match="between 0 and 1|less than|greater than|Input"):
+    for wrong, sentence in (
+        ({"raster": -0.1}, "raster = -0.1"),
+        ({"random": 1.5}, "random = 1.5"),
+        (
+            {"raster": 0.7, "random": 0.4},
+            "raster = 0.7 and random = 0.4 are shares of all images; their sum is at most 1",
+        ),
+    ):
+        with pytest.raises(SmaltiError, match=sentence):
             parse(OrderMixture, wrong, where="orders")

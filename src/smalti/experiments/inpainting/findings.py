@@ -134,10 +134,10 @@ def _sampled(samples: Row) -> Table:
     body: list[list[str | int | float]] = [
         [
             called.get(way, f"any order, {way}"),
-            NOT_MEASURED if row.get("seconds") is None else f"{1000 * row['seconds']:.0f} ms",
+            *(f"{1000 * row[time]:.0f} ms" if time in row else NOT_MEASURED for time in ("alone", "in_a_batch")),
             NOT_MEASURED if row["frechet"] is None else row["frechet"],
             NOT_MEASURED if row["class_accuracy"] is None else f"{row['class_accuracy']:.0%}",
         ]
         for way, row in samples["rows"].items()
     ]
-    return Table(["samples", "time per image", "Frechet distance", "class accuracy"], body)
+    return Table(["samples", "one image alone", "per image in a batch", "Frechet distance", "class accuracy"], body)
