@@ -86,8 +86,8 @@ def test_no_blend_takes_all_pixels_from_the_decoder(smalti: Runner, model: Path,
     assert np.array_equal(found["default"], found["blend"])
     pipe = Pipeline.from_pretrained(model)
     image = torch.from_numpy(pixels(tmp_path / "given.png").copy()).permute(2, 0, 1)[None]
-    for name, options in (("blend", {}), ("decoded", {"blend": False}), ("fill", {"fill": True})):
-        expected = to_array(pipe.complete(image, kept(), label="dusk", **options))[0]
+    for name, blend, fill in (("blend", True, False), ("decoded", False, False), ("fill", True, True)):
+        expected = to_array(pipe.complete(image, kept(), label="dusk", blend=blend, fill=fill))[0]
         assert np.array_equal(found[name], expected), name
     assert not np.array_equal(found["decoded"][kept().numpy()], found["blend"][kept().numpy()])
     settings = {name: read_settings(tmp_path / name / "given-000000.png") or {} for name in found}

@@ -205,8 +205,8 @@ class Transformer(Prior):
             torch.arange(start, end, device=own[0].device)[:, None] >= self.prefix_length - 1
         )  # (T, 1)
         target = self.rotation(start + 1, end + 1, cache)
-        queries = (torch.where(predicts_image_code, other, mine) for other, mine in zip(target, own, strict=True))
-        return Rotation(*queries, *own)
+        cosines, sines = (torch.where(predicts_image_code, *both) for both in zip(target, own, strict=True))
+        return Rotation(cosines, sines, *own)
 
     def rotation(self, start: int, end: int, cache: Cache) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of places `start` to `end` of the sequence, in float32 whatever the weights: (T, d),

@@ -125,8 +125,8 @@ def _prior_training(order: str, chosen: InpaintingSettings, request: ExperimentR
 
 
 def _images(chosen: InpaintingSettings) -> ImageSettings:
-    """How images are cropped: whole ones, and their mirror images."""
-    return ImageSettings(size=chosen.size, zoom=(1.0, 1.0), validation=chosen.held_out)
+    """How images are cropped: random crops of training images, whole held-out ones."""
+    return ImageSettings(size=chosen.size, zoom=(1.0, 1.25), validation=chosen.held_out)
 
 
 def _held_out(images: Images, chosen: InpaintingSettings, context: StepContext) -> Crops:
@@ -381,7 +381,7 @@ class _Generated(NamedTuple):
 def _generated(pipeline: Pipeline, labels: Tensor, parallel: int) -> _Generated:
     """Labels (B,) -> images with the seeds 0, 1, ..."""
     found, seconds = [], 0.0
-    for some, seeds in zip(labels.split(BATCH), torch.arange(len(labels)).split(BATCH), strict=True):
+    for some, seeds in zip(torch.split(labels, BATCH), torch.split(torch.arange(len(labels)), BATCH), strict=True):
         prefix, known = _prefix(pipeline, some), unknown_codes(len(some), pipeline.prior.grid)
         request = GenerationRequest(constant_prefix(prefix), known, seeds=seeds, sampler=Sampler(), parallel=parallel)
         began = time.perf_counter()
