@@ -82,19 +82,18 @@ def folder(home: Path, found: dict[str, Any], step: str) -> Path:
     return path
 
 
-def held_out(home: Path, found: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The codes of the held-out images (B,h,w), and their labels as prefixes (B,1)."""
+def held_out(home: Path, found: dict[str, Any]) -> torch.Tensor:
+    """The codes of the held-out images, (B,h,w)."""
     shards = open_codes(folder(home, found, "codes") / "codes")
-    examples = [shards.validation[place, 0] for place in range(len(shards.validation))]
-    return torch.stack([each.codes for each in examples]), torch.stack([each.label for each in examples])[:, None]
+    return torch.stack([shards.validation[place, 0].codes for place in range(len(shards.validation))])
 
 
 def nats(home: Path, found: dict[str, Any], order: str, places: torch.Tensor | None = None) -> torch.Tensor:
     prior, _ = load_prior(find_model(folder(home, found, f"prior-{order}"), kind="prior"))
     assert prior.order == order
-    codes, prefix = held_out(home, found)
+    codes = held_out(home, found)
     with torch.no_grad():
-        return nll(prior, prefix, codes, order=places)
+        return nll(prior, prior.null_prefix(len(codes)), codes, order=places)
 
 
 @pytest.mark.parametrize("name", HOLES)
