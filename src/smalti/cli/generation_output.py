@@ -277,9 +277,6 @@ def _save(job: GenerationJob, codes: Tensor) -> None:
     from smalti.tokenizer.tiled.tiled_progress import image_progress, no_progress
 
     pipeline, files = job.pipeline, job.files
-    if job.kept is not None:
-        _save_with_kept_pixels(job, job.kept, codes)
-        return
 
     def write(progress: Callable[[int, int], object]) -> None:
         for number, (file, own) in enumerate(zip(files, codes, strict=True)):
@@ -288,6 +285,12 @@ def _save(job: GenerationJob, codes: Tensor) -> None:
     if is_large(pipeline.tokenizer, codes):
         with counting(f"decoding{job.title}", "rows") as progress:
             write(progress)
+        if job.kept is not None:
+            CONSOLE.print(
+                "note: an image this large is written while it is decoded, so all its pixels are the decoder's"
+            )
+    elif job.kept is not None:
+        _save_with_kept_pixels(job, job.kept, codes)
     else:
         write(no_progress)
 
