@@ -235,6 +235,8 @@ def test_completion_keeps_known_codes_and_generates_the_others() -> None:
     torch.testing.assert_close(completed[0], pipe.decode(codes)[0], rtol=1e-4, atol=1e-5)
     both = pipe.request(pipe.known_codes(images, known), conditions={"label": "dusk"}, seed=2)
     assert torch.equal(completed, pipe.decode(final_codes(generate(pipe.prior, both))))
+    blended = pipe.complete(images, known, label="dusk", seed=2)
+    assert torch.equal(blended[:, :, known], images[:, :, known])
 
 
 def test_an_image_amid_a_larger_grid() -> None:

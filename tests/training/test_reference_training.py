@@ -336,9 +336,11 @@ def test_the_prior_is_requested_the_true_codes_and_validates_on_them(
 ) -> None:
     requested: list[tuple[bool, bool]] = []
 
-    def noted(prior: Any, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+    def noted(
+        prior: Any, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = None, order: Tensor | None = None
+    ) -> Tensor:
         requested.append((torch.is_grad_enabled(), inputs is None or torch.equal(inputs, codes)))
-        return nll(prior, prefix, codes, inputs=inputs)
+        return nll(prior, prefix, codes, inputs=inputs, order=order)
 
     monkeypatch.setattr("smalti.training.stage2.nll", noted)
     train(folder, "prior-noted", "run.codes=512", "keep_probability=0.5")

@@ -280,26 +280,27 @@ def _save(job: GenerationJob, codes: Tensor) -> None:
 
     def write(progress: Callable[[int, int], object]) -> None:
         for number, (file, own) in enumerate(zip(files, codes, strict=True)):
-            own_progress = image_progress(progress, number, len(files))
-            if job.kept is None:
-                pipeline.save(file.path, own, settings=file.settings, progress=own_progress)
-            else:
-                _save_with_kept_pixels(pipeline, file, own, job.kept, progress=own_progress)
+            pipeline.save(file.path, own, settings=file.settings, progress=image_progress(progress, number, len(files)))
 
     if is_large(pipeline.tokenizer, codes):
         with counting(f"decoding{job.title}", "rows") as progress:
             write(progress)
+        if job.kept is not None:
+            CONSOLE.print(
+                "note: an image this large is written while it is decoded, so all its pixels are the decoder's"
+            )
+    elif job.kept is not None:
+        _save_with_kept_pixels(job, job.kept, codes)
     else:
         write(no_progress)
 
 
-def _save_with_kept_pixels(
-    pipeline: Pipeline, file: OutputFile, codes: Tensor, kept: KeptPixels, *, progress: Callable[[int, int], object]
-) -> None:
-    """Codes (h,w) of a completed image -> its file, in which kept pixels are the given ones."""
+def _save_with_kept_pixels(job: GenerationJob, kept: KeptPixels, codes: Tensor) -> None:
+    """Codes (B,h,w) of completed images -> image files, in which kept pixels are the given ones."""
     from smalti.images.io import save_png
     from smalti.images.seams import with_kept_pixels
 
-    decoded = pipeline.decode(codes[None], progress=progress)
-    blended = with_kept_pixels(decoded, kept.image, kept.known, reach=pipeline.tokenizer.factor)
-    save_png(file.path, blended[0], settings=file.settings)
+    for file, own in zip(job.files, codes, strict=True):
+        decoded = job.pipeline.decode(own[None])
+        blended = with_kept_pixels(decoded, kept.image, kept.known, reach=job.pipeline.tokenizer.factor)
+        save_png(file.path, blended[0], settings=file.settings)
