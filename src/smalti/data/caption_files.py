@@ -58,8 +58,7 @@ def read_captions(source: Source, data: Path | None = None) -> Captions:
     if data is not None and not data.exists():
         raise SmaltiError(f"there is no file or folder {data} with captions")
     if data is None:
-        rows = _tables_among(source) or _text_files(source.images, source.file_content) or _coco_among(source)
-        place = source.path
+        rows, place = _rows_among(source), source.path
     else:
         rows, place = _rows_of(data, source), data
     if not rows:
@@ -74,6 +73,16 @@ def read_captions(source: Source, data: Path | None = None) -> Captions:
             bare[0],
         )
     return captions
+
+
+def captions_among(source: Source) -> Captions:
+    """The captions among a source's images, as `read_captions` finds them; empty where there are none. Raises as it."""
+    rows = _rows_among(source)
+    return _matched(rows, source, source.path) if rows else {}
+
+
+def _rows_among(source: Source) -> list[_Row]:
+    return _tables_among(source) or _text_files(source.images, source.file_content) or _coco_among(source)
 
 
 def _rows_of(data: Path, source: Source) -> list[_Row]:
