@@ -22,7 +22,8 @@ from smalti.core.files import decoded, normalized, parse_json
 from smalti.data.annotations.objects import stem
 from smalti.data.annotations.records import whole_number
 from smalti.data.folders import file_content
-from smalti.data.sources import ImageEntry, Source, too_many_damaged
+from smalti.data.image_entries import ImageEntry
+from smalti.data.sources import Source, too_many_damaged
 
 logger = logging.getLogger("smalti")
 

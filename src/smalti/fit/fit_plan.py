@@ -28,6 +28,8 @@ ENCODING_COST = 0.15
 """The time to encode a crop, as a share of a training step's time for it."""
 MOST_ENCODING = 0.15
 """Share of the time that encoding takes at most; there are fewer crops of each image where it would take more."""
+LARGEST_ENCODING = 0.4
+"""A time of which encoding each image once takes a larger share is too short."""
 FEWEST_STEPS = 20
 """A training of fewer steps teaches nothing."""
 REPORTS, CHECKPOINTS, VALIDATIONS = 50, 20, 8
@@ -156,6 +158,11 @@ def schedule(plan: Plan, paces: Paces, *, images: int, seconds: float | None) ->
             share = TIME_SHARES["tokenizer" if name == "tokenizer" else "map"]
             lengths[name] = _whole_batches(share * seconds / paces.tokenizers[name], training.run.batch)
     codes = per_crop * images * copies
+    if seconds is not None and codes > LARGEST_ENCODING * seconds:
+        raise SmaltiError(
+            f"--time: to encode {images:,} images takes about {codes / 60:.0f} minutes of {seconds / 60:.0f} on this machine; "
+            f"give {math.ceil(codes / LARGEST_ENCODING / 60)} minutes or more, or fewer images"
+        )
     estimates = {name: lengths[name] * pace for name, pace in paces.tokenizers.items()}
     estimates["codes"] = codes
     if seconds is None:

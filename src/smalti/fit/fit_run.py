@@ -53,10 +53,10 @@ from smalti.training.prior_networks import Codes
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import condition_of, encode_images, train_prior, train_tokenizer
 
-PACE_SECONDS = 10.0
-"""The pace of each training is measured for about so long, ..."""
-PACE_SHARE = 0.01
-"""... or for this share of the time, if that is less."""
+PACE_SECONDS = 2.0
+"""The pace of each training is measured for about so long, for an estimate; with a time for all of it ..."""
+PACE_SHARE, MOST_PACE_SECONDS = 0.01, 20.0
+"""... for this share of the time, and at most for so long."""
 
 
 def request_for(
@@ -149,7 +149,7 @@ class _Fit:
     def _decide(self) -> None:
         """Measure the speed of this machine, and set the lengths of the trainings."""
         say(self.console, "measuring the speed of the trainings")
-        seconds = PACE_SECONDS if self.seconds is None else min(PACE_SECONDS, PACE_SHARE * self.seconds)
+        seconds = self._pace_seconds()
         places = {"tokenizer": self.images, **{map_step(each.name): Path(each.path) for each in self.conditions}}
         tokenizers = {
             name: measure_pace(_nominal(each), _source(places[name], each), seconds=seconds)
@@ -162,6 +162,10 @@ class _Fit:
             unit = "codes" if name == "prior" else "images"
             say(self.console, f"{name}: {count:,} {unit}, about {_minutes(found.estimates[name])}")
         say(self.console, f"all steps: about {_minutes(sum(found.estimates.values()))}")
+
+    def _pace_seconds(self) -> float:
+        """How long each pace is measured."""
+        return PACE_SECONDS if self.seconds is None else min(PACE_SHARE * self.seconds, MOST_PACE_SECONDS)
 
     def _train_tokenizer(self, name: str, data: Path, out: Path, settings: TokenizerTraining) -> None:
         if self._is_done(name, out / "model" / "config.json"):
@@ -214,7 +218,7 @@ class _Fit:
         shards = open_codes(self.out / "codes")
         condition = condition_of(shards, training.condition)
         codes = Codes(shards.meta.size, shards.meta.grid, condition.size, condition.length, condition.maps)
-        pace = measure_prior_pace(training, codes, seconds=min(PACE_SECONDS, PACE_SHARE * self.seconds))
+        pace = measure_prior_pace(training, codes, seconds=self._pace_seconds())
         spent = sum(self.state.seconds.values())
         left = max(self.seconds - spent - self.state.estimates["results"], 0.1 * self.seconds)
         length = prior_length(training, left, pace, images_codes(self.plan))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from smalti.core.errors import SmaltiError, suggestion
@@ -19,9 +20,10 @@ from smalti.data.annotations.annotation_files import holds_annotations, read_ann
 from smalti.data.annotations.objects import paired_annotations
 from smalti.data.caption_files import captions_among
 from smalti.data.file_types import Depth, FileType, Labels
+from smalti.data.image_entries import ImageEntry
 from smalti.data.paired import paired_entries
-from smalti.data.sources import ImageEntry, Source, open_source
-from smalti.images.io import Array, DamagedImage, read_size
+from smalti.data.sources import Source, open_source
+from smalti.images.io import DamagedImage, read_size
 from smalti.images.label_maps import read_depth, read_labels
 
 CONDITIONS = ("labels", "text", "layout", "segmentation", "depth")
@@ -211,9 +213,9 @@ def _arrays(
     source: Source,
     files: Source,
     pairs: _Pairs,
-    read: Callable[..., Array],
+    read: Callable[..., npt.NDArray[Any]],
     progress: Callable[[int, int], object],
-) -> Iterator[Array]:
+) -> Iterator[npt.NDArray[Any]]:
     """The arrays of maps. Raises `SmaltiError` where one cannot be read or is not as large as its image."""
     for done, (image, entry) in enumerate(pairs, 1):
         array = read(files.stream(entry), name=str(files.path / entry.key))

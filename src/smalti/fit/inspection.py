@@ -17,7 +17,8 @@ from typing import NamedTuple, TypeAlias
 from smalti.core.errors import SmaltiError
 from smalti.core.files import check_file
 from smalti.core.settings import Natural, Positive, settings
-from smalti.data.sources import ImageEntry, Source, too_many_damaged
+from smalti.data.image_entries import ImageEntry
+from smalti.data.sources import Source, too_many_damaged
 from smalti.images.io import DamagedImage
 
 Size: TypeAlias = tuple[int, int]

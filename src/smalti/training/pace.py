@@ -79,7 +79,7 @@ def measure_prior_pace(training: PriorTraining, codes: Codes, *, seconds: float)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        float(loss)  # reading a number waits for the device
+        float(loss.detach())  # reading a number waits for the device
 
     return _median(step, seconds) / images.numel()
 
