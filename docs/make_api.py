@@ -50,7 +50,19 @@ PAGES: dict[str, tuple[str, ...]] = {
         "composite",
         "condition_registry",
     ),
-    "data": ("config", "sources", "file_types", "crops", "loader", "paired", "annotations", "caption_files", "code_shards"),
+    "data": (
+        "config",
+        "image_entries",
+        "sources",
+        "image_tables",
+        "file_types",
+        "crops",
+        "loader",
+        "paired",
+        "annotations",
+        "caption_files",
+        "code_shards",
+    ),
     "scenes": ("painter", "visible", "captions", "scene_files"),
     "losses": ("pixel", "perceptual", "logits", "discriminator", "adversarial", "objective"),
     "evaluation": (
@@ -63,7 +75,8 @@ PAGES: dict[str, tuple[str, ...]] = {
         "results",
         "rejection_sampling",
     ),
-    "training": ("config", "runs", "run_folder", "initialization", "loop"),
+    "training": ("config", "runs", "run_folder", "initialization", "pace", "loop"),
+    "fit": ("fit_run", "fit_request", "inspection", "found_conditions"),
 }
 """Page, which is a folder of `SOURCE` or the files beside them -> what it tells of: the doors of the room, in this order."""
 

@@ -51,17 +51,17 @@ def test_sizes_crops_damage_and_duplicates_are_counted(tmp_path: Path) -> None:
     assert found.damaged_files[0].startswith("b/broken.png ")
     outside = (31 * 0.5 + (1 - 7 / 40) + 0) / 33
     assert found.outside == pytest.approx(outside, abs=1e-3)
-    said = " ".join(advice(found, (), size=SIZE))
+    advised = " ".join(advice(found, (), size=SIZE))
     for words in (
         "34 images are too few",
         "1 images are too small",
         "50% of an image is cut off",
         "1 files are damaged",
     ):
-        assert words in said or (words == "50% of an image is cut off" and "is cut off on average" in said), words
-    assert "1 files have the same content" in said
-    assert "1 class has fewer than 10 images, such as b" in said
-    assert "89%" not in said, "less than nine tenths"
+        assert words in advised or (words == "50% of an image is cut off" and "is cut off on average" in advised), words
+    assert "1 files have the same content" in advised
+    assert "1 class has fewer than 10 images, such as b" in advised
+    assert "89%" not in advised, "less than nine tenths"
 
 
 def test_a_class_with_nearly_all_images_is_named(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_conditions_that_are_not_of_all_images_are_shown_with_the_reason(tmp_pat
     assert found["labels"].problem == "1 of 21 images lie in no subfolder"
     chosen = chosen_conditions(list(found.values()), without=["depth"])
     assert [each.name for each in chosen] == ["text"]
-    said = advice(inspect(images), list(found.values()), size=SIZE)
-    assert sum("is not used" in sentence for sentence in said) == 4
+    advised = advice(inspect(images), list(found.values()), size=SIZE)
+    assert sum("is not used" in sentence for sentence in advised) == 4
 
 
 def test_parts_of_a_data_set_are_no_classes(tmp_path: Path) -> None:

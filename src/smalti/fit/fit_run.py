@@ -113,6 +113,8 @@ def fit(request: FitRequest, out: Path, *, console: Console) -> Path:
         file.write(state)
     else:
         say(console, f"resuming the fit in {out}; its check and its decisions stand in {file.path}")
+        if contents(open_source(Path(request.images))) != state.contents:
+            say(console, f"the images in {request.images} have changed since it was begun; finished steps stay as they are")
     return _Fit(out, file, state, console).run()
 
 

@@ -85,7 +85,7 @@ def find_conditions(source: Source, *, progress: Callable[[int, int], object]) -
     if source.path.is_dir():
         home = source.path.resolve().parent
         found.append(_boxes(source, (source.path, home, home / "annotations")))
-        maps = (_Maps("segmentation", Labels(), SEGMENTATIONS), _Maps("depth", Depth(), DEPTHS))
+        maps = (_MapFolders("segmentation", Labels(), SEGMENTATIONS), _MapFolders("depth", Depth(), DEPTHS))
         found += [_first_of(source, home, each, progress) for each in maps]
     return tuple(each for each in found if each is not None)
 
@@ -140,7 +140,7 @@ def _boxes(source: Source, folders: Sequence[Path]) -> FoundCondition | None:
     return FoundCondition(name="layout", path=str(folder), about=about)
 
 
-class _Maps(NamedTuple):
+class _MapFolders(NamedTuple):
     """A kind of maps that lie in a folder beside that of the images."""
 
     name: str
@@ -148,7 +148,7 @@ class _Maps(NamedTuple):
     folders: Sequence[str]
 
 
-def _first_of(source: Source, home: Path, maps: _Maps, progress: Callable[[int, int], object]) -> FoundCondition | None:
+def _first_of(source: Source, home: Path, maps: _MapFolders, progress: Callable[[int, int], object]) -> FoundCondition | None:
     """The first folder of maps for all images; without one, the first folder of some maps, with the reason."""
     refused: FoundCondition | None = None
     for name in maps.folders:
