@@ -48,7 +48,7 @@ notebook: $(VENV)/.notebook
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
 
-# Only a changed list of packages makes the environment anew.
+# Only a changed list of packages makes the environment again.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch

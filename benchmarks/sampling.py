@@ -17,7 +17,7 @@ in: the whole window through the network for each code.
 
 The floor of a call is the longer of two times: that in which its weights can be read, at the rate at which this machine sums a
 long row of numbers, and that of its products with weights, at the rate of a 1024 x 1024 product (attention is left out).
-`floor_share` is the sum over all calls as a share of the time taken.
+`floor_share` is the sum over all calls as a fraction of the time taken.
 """
 
 from __future__ import annotations

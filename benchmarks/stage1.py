@@ -62,7 +62,7 @@ RATE = 4.5e-6
 
 
 def counted(run: Callable[[], object]) -> float:
-    """Billions of operations of one run with direct convolutions, of which Winograd's need fewer, so that a share of the floor can
+    """Billions of operations of one run with direct convolutions, of which Winograd's need fewer, so a fraction of the floor can
     be above 1. The run may not ask for gradients in its midst (the counter cannot follow that)."""
     with patch.object(winograd, "is_supported", return_value=False), FlopCounterMode(display=False) as counter:
         run()

@@ -163,7 +163,7 @@ def moving_average(
 ) -> Tensor:
     """Appendix A.1 of VQ-VAE: steps of vectors (N, D) and their codes (N,) -> the codebook (K, D), from running sums and counts.
 
-    The first counts are those of a step in which each code is taken equally often; `smoothing` is a share of them.
+    The first counts are those of a step in which each code is taken equally often; `smoothing` is a fraction of them.
     """
     K = len(codebook)
     start = len(steps[0][1]) / K
@@ -340,11 +340,11 @@ def neighbor_codes(latents: Tensor, count: int) -> list[list[int]]:
     return found
 
 
-def replace_codes(codes: Tensor, neighbors: list[list[int]], chances: Tensor, *, probability: float) -> Tensor:
-    """Codes (B,h,w) and two chances for each (B,h,w,2): whether it is replaced, and by which of its neighbors."""
+def replace_codes(codes: Tensor, neighbors: list[list[int]], random_numbers: Tensor, *, probability: float) -> Tensor:
+    """Codes (B,h,w) and two random numbers for each (B,h,w,2): whether it is replaced, and by which of its neighbors."""
     replaced = codes.clone()
     for place in torch.cartesian_prod(*(torch.arange(side) for side in codes.shape)).tolist():
-        whether, which = chances[tuple(place)].tolist()
+        whether, which = random_numbers[tuple(place)].tolist()
         near = neighbors[int(codes[tuple(place)])]
         if whether < probability:
             replaced[tuple(place)] = near[math.floor(which * len(near))]

@@ -34,7 +34,7 @@ def read_models(name: str | Path, *, grid: Grid | None = None, prior: bool = Tru
 
 
 def read_tokenizer(name: str | Path) -> tuple[VQGAN, Mapping[str, Any]]:
-    """As `read_models`, the tokenizer and what its folder says of it. Raises `SmaltiError` also where there is a prior alone."""
+    """As `read_models`, the tokenizer and what its folder says about it. Raises `SmaltiError` also where there is a prior alone."""
     models = read_models(name, prior=False)
     if models.tokenizer is None:
         raise SmaltiError(f"{name} holds a prior alone; a tokenizer is needed here")

@@ -61,7 +61,7 @@ def sizes(golden: Golden) -> list[str]:
 
 @pytest.fixture(scope="module")
 def taps(golden: Golden, network: InceptionV3) -> dict[str, Taps]:
-    """The size of a batch of images -> what the network says of it."""
+    """The size of a batch of images -> what the network says about it."""
     return {size: network(golden[f"in.images.{size}"]) for size in sizes(golden)}
 
 

@@ -97,7 +97,7 @@ def test_gumbel_codes_with_given_noise(folder: Path) -> None:
     variants = gumbel_variants(golden)
     assert {hard for _, hard in variants.values()} == {True, False}
     for variant, (temperature, hard) in variants.items():
-        quantized = made.choose(features, noise, temperature=temperature, hard=hard)
+        quantized = made.sample(features, noise, temperature=temperature, hard=hard)
         golden.check(f"out.{variant}.quant", quantized.latents)
         golden.check(f"out.{variant}.indices", quantized.codes)
         golden.check(f"out.{variant}.kl" if f"out.{variant}.kl" in golden else "out.kl", quantized.loss)

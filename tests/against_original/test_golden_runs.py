@@ -54,7 +54,7 @@ def test_tokenizer_runs(name: str) -> None:
         golden.check("out.prequant", features)
         golden.check("out.logits", tokenizer.quantizer.logits(features))
         noise = -golden["in.exponential"].float().log()
-        quantized = tokenizer.quantizer.choose(features, noise, temperature=1.0, hard=True)
+        quantized = tokenizer.quantizer.sample(features, noise, temperature=1.0, hard=True)
         golden.check("out.kl", quantized.loss)
         golden.check("out.indices", quantized.codes)
     else:

@@ -106,7 +106,7 @@ def test_gumbel(path: Path) -> None:
         z = tokenizer.features(images)
         z.retain_grad()
         golden.check("out.z", z)
-        quantized = tokenizer.quantizer.choose(z, noise, temperature=temperature, hard=hard)
+        quantized = tokenizer.quantizer.sample(z, noise, temperature=temperature, hard=hard)
         decoded = tokenizer.decode(quantized.latents)
         (quantized.loss + (decoded * golden["in.wdec"].float()).mean()).backward()  # type: ignore[no-untyped-call]
         golden.check("out.kl", quantized.loss)

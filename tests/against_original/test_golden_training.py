@@ -36,7 +36,7 @@ pytestmark = pytest.mark.golden
 
 DTYPES = [torch.float32, torch.float64]
 LENGTH = 2**20
-"""Images of a training of which five batches are seen. A power of 2, so that shares of it are exact."""
+"""Images of a training of which five batches are seen. A power of 2, so that fractions of it are exact."""
 
 GENERATOR = {
     "total_loss": "total",
@@ -56,7 +56,7 @@ def loss_params(golden: Golden, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def objective_settings(params: Mapping[str, Any], *, start: float) -> ObjectiveSettings:
-    """The arguments of the original's loss -> ours. `start`: as a share of the training."""
+    """The arguments of the original's loss -> ours. `start`: as a fraction of the training."""
     values = {
         "perceptual": "vgg16",
         "perceptual_weight": params.get("perceptual_weight", 1.0),

@@ -284,7 +284,7 @@ def test_defaults_stand_in_for_what_a_config_leaves_out(tmp_path: Path) -> None:
     short = {"_class_name": "VQModel"}
     result = read(save(tmp_path / "short", short, random_weights(whole)))
     assert result is not None
-    assert "size" not in result.about  # the default says nothing of the images
+    assert "size" not in result.about  # the default says nothing about the images
     tokenizer = imported(tmp_path / "short")
     assert tokenizer.settings.autoencoder.widths == (64,)
     assert tokenizer.size == 256

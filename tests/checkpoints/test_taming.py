@@ -242,7 +242,7 @@ def test_layouts_are_read_from_the_data_section(tmp_path: Path, target: str, cla
     assert len(layout.save(tmp_path)["classes"]) == classes
 
 
-# --- what stands in real files -------------------------------------------------------------------------------------
+# --- what is in real files -------------------------------------------------------------------------------------
 
 
 def test_what_is_no_part_of_a_model_is_passed_over(tmp_path: Path) -> None:

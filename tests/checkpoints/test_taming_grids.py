@@ -60,7 +60,7 @@ def test_a_grid_is_requested_and_taken(tmp_path: Path, kind: str, spare: int) ->
     condition = conditions()[kind]
     run = theirs(tmp_path / "run", kind, block_size=condition.length + 20 + spare)
     with pytest.raises(
-        SmaltiError, match=r"over 2[12] codes, which make no square, .* --grid HxW, in Python grid=\(h, w\)"
+        SmaltiError, match=r"generates 2[12] codes, which is not a square, .* --grid HxW, in Python grid=\(h, w\)"
     ):
         read_foreign(run)
     models = read_foreign(run, grid=GRID)
@@ -172,7 +172,7 @@ def test_layouts_leave_the_positions_that_their_objects_do_not_take(tmp_path: Pa
     source = {"target": "taming.data.annotated_objects_coco.AnnotatedObjectsCoco", "params": options}
     config["data"] = {"params": {"train": source}}
     changed(run, config)
-    with pytest.raises(SmaltiError, match="is over 22 codes, which make no square"):
+    with pytest.raises(SmaltiError, match="generates 22 codes, which is not a square"):
         read_foreign(run)
     models = read_foreign(run, grid=GRID)
     assert isinstance(models.condition, Layout)

@@ -157,12 +157,23 @@ def test_large_images_go_by_strips_in_every_command(
     save_png(tmp_path / "given.png", noise(3, 40, 24))
     commands = {
         "sample": ("sample", model, "-n", 2, "--size", "40x24"),
-        "complete": ("complete", model, tmp_path / "given.png", "--keep", "top-half", "-n", 1, "--size", "40x24"),
+        "complete": (
+            "complete",
+            model,
+            tmp_path / "given.png",
+            "--keep",
+            "top-half",
+            "-n",
+            1,
+            "--size",
+            "40x24",
+            "--no-blend",
+        ),
         "reconstruct": ("reconstruct", model / "tokenizer", tmp_path / "given.png"),
     }
     for name, command in commands.items():
         assert smalti(*command, "--out", tmp_path / "whole" / name).status == 0
-    monkeypatch.setattr(any_size, "LARGE", 40 * 24 - 1)
+    monkeypatch.setattr(any_size, "MAX_UNTILED_PIXELS", 40 * 24 - 1)
     monkeypatch.setattr(any_size, "STRIP", 1)
     for name, command in commands.items():
         done = smalti(*command, "--out", tmp_path / "strips" / name)

@@ -1,4 +1,4 @@
-"""Several conditions at once, and what is said of images without a tokenizer, from files to samples."""
+"""Several conditions at once, and what is said about images without a tokenizer, from files to samples."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_figures_are_printed_as_they_are_seen(home: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "options", "message"),
     [
-        ("layout", None, {}, "stands in a file of annotations; give it: --condition-data layout=FILE"),
+        ("layout", None, {}, "is in a file of annotations; give it: --condition-data layout=FILE"),
         ("labels", "objects.json", {}, "labels needs no data of its own"),
         ("labels", None, {"levels": 3}, "labels has no settings"),
         ("coordinates", None, {"levles": 3}, "levles"),

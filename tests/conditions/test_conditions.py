@@ -61,7 +61,7 @@ EXAMPLES: dict[str, Condition] = {
     "layout": LAYOUT,
     "precomputed": GIVEN,
     "keypoints": Keypoints(KeypointsSettings(points=("left hand", "right hand"), max_figures=2, codebook_size=65)),
-    "text": text_condition(train_vocabulary(["two firs by a lake", "a lake"], most=300), length=6),
+    "text": text_condition(train_vocabulary(["two firs by a lake", "a lake"], max_size=300), length=6),
     "composite": CompositeCondition([LABELS, LAYOUT]),
 }
 

@@ -115,7 +115,9 @@ def test_what_there_is_no_room_for_is_left_out_with_a_warning() -> None:
 
 
 def test_crops_and_lengths_that_are_invalid_raise_errors() -> None:
-    with pytest.raises(SmaltiError, match="is not a part of an image; give left, top, width, height as shares of it"):
+    with pytest.raises(
+        SmaltiError, match="is not a part of an image; give left, top, width, height as fractions of it"
+    ):
         encode_keypoints([FACE], ALONE, crop=Box(0.5, 0.0, 0.6, 1.0))
     with pytest.raises(SmaltiError, match="keypoints of this kind have 8 codes, and 6 were given"):
         decode_keypoints([0] * 6, WITH_CROP)

@@ -65,7 +65,7 @@ def test_large_maps_are_encoded_in_strips(kind: str, scale: int, monkeypatch: py
     condition, grid = maps(kind), (40, 24)
     given = [value(kind, scale * 160, scale * 96), value(kind, scale * 160, scale * 96)]
     whole = condition.codes(given, grid=grid)
-    monkeypatch.setattr(module, "LARGE", 2**10)
+    monkeypatch.setattr(module, "MAX_UNTILED_PIXELS", 2**10)
     monkeypatch.setattr(module, "tile_rows", lambda tokenizer, width: 16)
     image, most = type(condition)._image, []
 

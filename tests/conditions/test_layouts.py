@@ -162,7 +162,7 @@ def test_shuffling_leaves_the_list_that_was_given_alone() -> None:
     ("values", "sentence"),
     [
         ((-1, FULL_IMAGE), "the class -1 of an object is negative"),
-        ((0, Box(120, 40, 60, 80)), r"\(120, 40, 60, 80\) is not a box: give .* as shares .* not in pixels"),
+        ((0, Box(120, 40, 60, 80)), r"\(120, 40, 60, 80\) is not a box: give .* as fractions .* not in pixels"),
         ((0, Box(float("nan"), 0, 1, 1)), "is not a box"),
         ((0, (0.0, 0.0, 1.0)), "is not a box"),
         ((0, Box(0.5, 0.5, -0.1, 0.2)), "has a negative width or height"),
@@ -183,12 +183,14 @@ def test_an_object_without_area_or_outside_is_not_seen() -> None:
     "crop", [Box(0.5, 0.0, 0.6, 1.0), Box(-0.1, 0.0, 0.6, 1.0), Box(0.0, 0.5, 1.0, 0.6), Box(0, 0, 0, 1)]
 )
 def test_crops_that_are_invalid_raise_errors(crop: Box) -> None:
-    with pytest.raises(SmaltiError, match="is not a part of an image; give left, top, width, height as shares of it"):
+    with pytest.raises(
+        SmaltiError, match="is not a part of an image; give left, top, width, height as fractions of it"
+    ):
         encode_layout([TREE], BOXES, crop=crop)
 
 
 def test_a_crop_may_reach_beyond_its_image_by_a_hair() -> None:
-    hair = 1e-9  # such as shares in decimals have when they are added
+    hair = 1e-9  # such as fractions in decimals have when they are added
     for crop in (Box(0.5, 0.5, 0.5 + hair, 0.5 + hair), Box(-hair, -hair, 1.0, 1.0)):
         whole = tuple(round(number, 3) for number in crop)
         assert encode_layout([TREE, HOUSE], BOXES, crop=crop) == encode_layout([TREE, HOUSE], BOXES, crop=Box(*whole))

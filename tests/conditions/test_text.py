@@ -42,7 +42,7 @@ CAPTIONS = ["Two red houses by a lake", "a lake at dusk, tall firs on the left",
 
 
 def small(length: int = 12, most: int = 320) -> Text:
-    return text_condition(train_vocabulary(CAPTIONS, most=most), length=length)
+    return text_condition(train_vocabulary(CAPTIONS, max_size=most), length=length)
 
 
 # --- codes ---------------------------------------------------------------------------------------------------------
@@ -110,14 +110,14 @@ def test_the_same_captions_give_the_same_vocabulary() -> None:
     """Codes are compared when a run resumes. Sets and mappings have other orders in each process."""
     code = (
         "from smalti.conditions.text import train_vocabulary; import hashlib\n"
-        f"print(hashlib.sha256(train_vocabulary({CAPTIONS[::-1]!r}, most=320).encode()).hexdigest())"
+        f"print(hashlib.sha256(train_vocabulary({CAPTIONS[::-1]!r}, max_size=320).encode()).hexdigest())"
     )
     first, second = (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
     )
     assert first == second
-    assert train_vocabulary(CAPTIONS, most=320) == train_vocabulary(CAPTIONS[::-1], most=320)
+    assert train_vocabulary(CAPTIONS, max_size=320) == train_vocabulary(CAPTIONS[::-1], max_size=320)
 
 
 def test_a_blank_text_is_none() -> None:
@@ -166,7 +166,7 @@ def test_a_damaged_vocabulary_is_named(damage: str, tmp_path: Path) -> None:
     elif damage == "cut":
         path.write_text(path.read_text("utf-8")[:500], "utf-8")
     elif damage == "changed":
-        path.write_text(train_vocabulary(CAPTIONS[:2], most=300), "utf-8")
+        path.write_text(train_vocabulary(CAPTIONS[:2], max_size=300), "utf-8")
     else:
         path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(SmaltiError, match=r"tokenizer\.json.*; copy the whole folder again"):

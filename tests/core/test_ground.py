@@ -227,6 +227,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "CoordinatesSettings": {"levels": 7, "codebook_size": 8, "factor": 4, "grid": (2, 3)},
     "PrecomputedCodesSettings": {"codebook_size": 16, "length": 3},
     "LabelsSettings": {"labels": ("day", "night")},
+    "TextSettings": {"length": 8, "vocabulary": 300, "fingerprint": "0123"},
+    "Scale": {"about": "small", "data": "scenes", "renders_scenes": False, "settings": {"steps": 2}},
     "LayoutSettings": {"classes": ("tree", "house"), "codebook_size": 64},
     "SpatialConditionSettings": {"kind": "depth", "key": "depth", "grid": (2, 3)},
     "TokenizerRun": {"images": 100, **EVERY},

@@ -172,7 +172,7 @@ def test_another_file_than_the_published_one_is_refused(server: type[_Files], fo
 
 def test_a_download_that_breaks_off_leaves_nothing(server: type[_Files], folders: tuple[Path, Path]) -> None:
     server.content = server.content[:1000]
-    with pytest.raises(SmaltiError, match="broke off after 1000"):
+    with pytest.raises(SmaltiError, match="was interrupted after 1000"):
         find_weights("published")
     assert list(folders[1].iterdir()) == []
 

@@ -64,7 +64,7 @@ FILES: dict[str, tuple[str, Callable[[Path, tuple[int, int]], Path]]] = {
 def test_boxes_of_turned_photos_are_those_of_the_photo_as_it_is_seen(
     name: str, orientation: int, tmp_path: Path
 ) -> None:
-    """A file of COCO's that counts in the stored pixels of a turned photo was read as shares of the wrong sides."""
+    """A file of COCO's that counts in the stored pixels of a turned photo was read as fractions of the wrong sides."""
     key, write = FILES[name]
     stored, turned = (32, 48), (48, 32)
     crops = photos(tmp_path / "photos", stored, orientation=orientation)

@@ -182,10 +182,12 @@ def test_names_without_folders_are_those_of_images_in_any() -> None:
     with pytest.raises(SmaltiError, match=r"train/1 and val/1 have the same entry 1 in boxes\.json"):
         paired_annotations(images("train/1.png", "val/1.jpg"), annotated("1", "2"))
     # Folders in the file are kept to.
-    with pytest.raises(SmaltiError, match=r"says nothing of the image val/1\.jpg;"):
+    with pytest.raises(SmaltiError, match=r"says nothing about the image val/1\.jpg;"):
         paired_annotations(images("val/1.jpg"), annotated("1", "train/2"))
 
 
 def test_images_without_an_entry_are_reported() -> None:
-    with pytest.raises(SmaltiError, match=r"boxes\.json says nothing of the image a/3\.jpg, nor of 1 more; .* as a/1:"):
+    with pytest.raises(
+        SmaltiError, match=r"boxes\.json says nothing about the image a/3\.jpg, nor of 1 more; .* as a/1:"
+    ):
         paired_annotations(images("a/1.jpg", "a/3.jpg", "c/1.jpg"), annotated("a/1"))

@@ -40,7 +40,7 @@ def test_results_of_smalti_are_no_images(marker: str, tmp_path: Path, caplog: py
     assert [record.getMessage().split(" of smalti")[0] for record in caplog.records] == [
         f"{tmp_path / 'run'} is left out: it is {written_here(tmp_path / 'run')}"
     ]
-    with pytest.raises(SmaltiError, match=r"run is .* of smalti, and no folder of images; give the folder they lie in"):
+    with pytest.raises(SmaltiError, match=r"run is .* of smalti, and no folder of images; give the folder they are in"):
         open_source(tmp_path / "run")
     assert keys_and_labels(open_source(tmp_path / "run" / "images")) == [("0.png", None)]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.data.config import ImageSettings
-from smalti.data.crops import CenterCrop, Crop, RandomCrop, chances
+from smalti.data.crops import CenterCrop, Crop, RandomCrop, uniform_numbers
 from smalti.data.damage import DamageRecord
 from smalti.data.loader import Batch, Crops, Example, batches, first_readable, holding_out, in_order, spread
 from smalti.data.sources import held_out_order, open_source, split
@@ -111,8 +111,8 @@ def test_labels_are_places_in_the_labels_of_the_source(tmp_path: Path) -> None:
 
 def test_chances_are_uniform_and_fixed() -> None:
     """Streams are resumed across versions: these numbers never change."""
-    assert chances(0, 0) == pytest.approx((0.57499730, 0.42243958, 0.08265593, 0.21453973), abs=1e-8)
-    drawn = np.array([chances(5, draw) for draw in range(4000)])
+    assert uniform_numbers(0, 0) == pytest.approx((0.57499730, 0.42243958, 0.08265593, 0.21453973), abs=1e-8)
+    drawn = np.array([uniform_numbers(5, draw) for draw in range(4000)])
     assert np.abs(drawn.mean(0) - 0.5).max() < 0.02
     assert np.abs(np.corrcoef(drawn.T) - np.eye(4)).max() < 0.06
     assert 0 <= drawn.min() < 0.01
@@ -172,7 +172,7 @@ def test_more_than_a_tenth_damaged_ends_reading(tmp_path: Path) -> None:
     few = made(tmp_path / "few", 27, bad=(0, 1, 2))  # a tenth, not more
     assert sum(len(batch.labels) for batch in in_order(few, batch=8)) == 30
     many = made(tmp_path / "many", 20, bad=(0, 7, 9, 11))
-    with pytest.raises(SmaltiError, match=r"4 of the 24 images looked at .* 009\.png is not .*; \.\.\.; mend or remov"):
+    with pytest.raises(SmaltiError, match=r"4 of the 24 images looked at .* 009\.png is not .*; \.\.\.; fix or remov"):
         list(in_order(many, batch=8))
 
 
@@ -352,7 +352,7 @@ def test_worker_processes_change_nothing(tmp_path: Path) -> None:
 def test_worker_processes_outlive_foreign_signals_but_end_when_the_main_process_asks(tmp_path: Path) -> None:
     """A terminal or Slurm signals all processes at once; a dead worker would break the saving that the main one does.
 
-    A worker that ignored every signal made the program wait for it for ever at its end.
+    A worker that ignored every signal made the program wait for it forever at its end.
     """
     stream = batches(made(tmp_path / "p", 4), batch=2, seed=0, start=0, workers=1)
     next(stream)

@@ -246,7 +246,7 @@ def test_what_is_wrong_in_visual_genome_is_reported(tmp_path: Path) -> None:
             "the entry 2: the object 1: it has no name; give the name of its class",
         ),
         ([{"image_id": 2, "objects": [{"name": "car", "x": 0, "y": 0, "w": 1}]}], "is not four numbers"),
-        ([{"image_id": 2, "objects": [{"name": "car", "x": 201, "y": 0, "w": 1, "h": 1}]}], "lies outside the image"),
+        ([{"image_id": 2, "objects": [{"name": "car", "x": 201, "y": 0, "w": 1, "h": 1}]}], "is outside the image"),
     ]:
         with pytest.raises(SmaltiError, match=sentence):
             read_annotations(written(path, content))

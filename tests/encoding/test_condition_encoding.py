@@ -1,4 +1,4 @@
-"""Conditions with places: images and what lies beside them, from files over code shards to a prior that is told it."""
+"""Conditions with places: images and what is beside them, from files over code shards to a prior that is told it."""
 
 from __future__ import annotations
 

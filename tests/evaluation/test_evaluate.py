@@ -210,7 +210,7 @@ def test_mistakes_are_sentences(evaluate: Runner, models: Path, tmp_path: Path) 
 
 
 def test_a_damaged_run_is_measured_as_a_whole(evaluate: Runner, models: Path, tmp_path: Path) -> None:
-    """The run's settings only help to find what was held out: without them the command goes on."""
+    """The run's settings only help to find what was held out: without them the command continues."""
     shutil.copytree(models / "runs" / "tokenizer", tmp_path / "run")
     (tmp_path / "run" / "config.yaml").write_text("{")
     message = evaluate.works("tokenizer", tmp_path / "run", models / "images", "--set", "lpips=[]")

@@ -143,7 +143,7 @@ def test_held_out_codes_are_those_of_crops_as_large_as_they_are(
     assert isinstance(condition, Coordinates)
     prefixes = condition.encode_windows(places, grid=grid)
     assert torch.equal(torch.stack([example.prefix for example in examples]), prefixes(Window(0, 0, *grid))), (
-        "where each part lies in its scene"
+        "where each part is in its scene"
     )
 
 

@@ -1,4 +1,4 @@
-"""The frame of experiments: what is done stays done, what was stopped goes on, what has changed is done anew; and the
+"""The frame of experiments: what is done stays done, what was stopped continues, what has changed is done again; and the
 table."""
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def test_errors_are_one_sentence(
     assert "holds a single image, a.png" in fails(capfd, monkeypatch, tmp_path / "single", *out, *recipe)
     images = write_images(tmp_path / "images")
     inside = fails(capfd, monkeypatch, images, "--out", images / "run", *recipe)
-    assert "lies in the folder of the images" in inside
+    assert "is in the folder of the images" in inside
     unknown = fails(capfd, monkeypatch, images, *out, *recipe, "--without", "label")
     assert "--without label: this condition is no condition here; did you mean 'labels'?" in unknown
     assert "write it with units" in fails(capfd, monkeypatch, images, *out, *recipe, "--time", "soon")

@@ -127,7 +127,7 @@ def test_conditions_that_are_not_of_all_images_are_shown_with_the_reason(tmp_pat
     assert "there is no dark/03.* in" in found["segmentation"].problem
     assert "is 10x20 pixels (height x width), and its image 20x20" in found["depth"].problem
     assert "says nothing of the image" in found["layout"].problem
-    assert found["labels"].problem == "1 of 21 images lie in no subfolder"
+    assert found["labels"].problem == "1 of 21 images are in no subfolder"
     chosen = chosen_conditions(list(found.values()), without=["depth"])
     assert [each.name for each in chosen] == ["text"]
     advised = advice(inspect(images), list(found.values()), size=SIZE)

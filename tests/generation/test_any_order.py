@@ -247,7 +247,7 @@ def test_without_an_order_likelihood_and_generation_are_in_raster_order() -> Non
     assert torch.equal(generated(prior, known), generated(prior, known, order=raster))
 
 
-def test_each_position_is_told_which_place_comes_next() -> None:
+def test_the_position_of_the_next_code_is_an_input() -> None:
     """Else all missing places would have the same logits after the same known codes."""
     prior, known = small(), torch.tensor([[1, 2, 3]])
     logits = [

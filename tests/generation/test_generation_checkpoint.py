@@ -224,7 +224,7 @@ def test_a_stream_goes_on_where_it_was_left(tmp_path: Path, stop: int) -> None:
             break
     assert int((read_generation(path).codes >= 0).sum()) >= 6 * stop
     again = list(stream())
-    assert len(again) == max(5 - stop, 1), "it did not begin anew"
+    assert len(again) == max(5 - stop, 1), "it did not start from scratch"
     assert torch.equal(again[-1], whole)
     assert not path.exists()
     next(stream())

@@ -216,7 +216,7 @@ def test_completion_keeps_known_codes_and_generates_the_others() -> None:
     known = torch.zeros(12, 16, dtype=torch.bool)
     known[:6] = True  # one and a half rows of tiles
     known[8:, 8:] = True
-    known[11, 15] = False  # a tile with one pixel missing is laid anew
+    known[11, 15] = False  # a tile with one pixel missing is laid again
     whole = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=torch.bool)
     given = pipe.encode(images)
     request = pipe.request_for(
@@ -230,10 +230,12 @@ def test_completion_keeps_known_codes_and_generates_the_others() -> None:
         assert torch.equal(
             codes[place], reference.sampled(pipe.prior, prefixes, start, sampler=Sampler(), seed=2 + place)
         )
-    completed = pipe.complete(images, known, label="dusk", seed=2)
+    completed = pipe.complete(images, known, label="dusk", seed=2, blend=False)
     torch.testing.assert_close(completed[0], pipe.decode(codes)[0], rtol=1e-4, atol=1e-5)
     both = pipe.request(pipe.known_codes(images, known), conditions={"label": "dusk"}, seed=2)
     assert torch.equal(completed, pipe.decode(final_codes(generate(pipe.prior, both))))
+    blended = pipe.complete(images, known, label="dusk", seed=2)
+    assert torch.equal(blended[:, :, known], images[:, :, known])
 
 
 def test_an_image_amid_a_larger_grid() -> None:
@@ -248,8 +250,8 @@ def test_an_image_amid_a_larger_grid() -> None:
 def test_completion_of_everything_and_of_nothing() -> None:
     pipe, images = pipeline(), noise(1, 3, 12, 16)
     everything = torch.ones(12, 16, dtype=torch.bool)
-    kept = pipe.complete(images, everything, seed=2)
-    assert torch.equal(kept, pipe.reconstruct(images))
+    assert torch.equal(pipe.complete(images, everything, seed=2), images)
+    assert torch.equal(pipe.complete(images, everything, seed=2, blend=False), pipe.reconstruct(images))
     regenerated = pipe.complete(images, ~everything, label="dawn", seed=2)
     assert torch.equal(regenerated, pipe.sample(label="dawn", seed=2))
 

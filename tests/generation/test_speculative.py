@@ -49,7 +49,7 @@ def generate_steps(prior: Prior, known: Tensor, *, speculate: int, first: int = 
 
 
 def partly_known(batch: int, grid: tuple[int, int], share: float, number: int) -> Tensor:
-    """Random codes, of which this share is to be laid."""
+    """Random codes, of which this fraction is to be laid."""
     generator = torch.Generator().manual_seed(number)
     codes = torch.randint(9, (batch, *grid), generator=generator)
     return codes.masked_fill(torch.rand(codes.shape, generator=generator) < share, -1)

@@ -47,7 +47,7 @@ def test_logits_likelihood_and_gradient_are_near_those_of_single_precision(kind:
         """Logits (B,T,V), the loss (), and its gradient, flat."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             logits = prior(inputs)
-        seen = logits[:, prior.prefix_length - 1 :].float()  # what is said of the image codes
+        seen = logits[:, prior.prefix_length - 1 :].float()  # what is said about the image codes
         loss = F.cross_entropy(seen.flatten(0, 1), codes.flatten())
         gradients = torch.autograd.grad(loss, list(prior.parameters()), allow_unused=True)
         return logits.detach(), loss.detach(), torch.cat([each.flatten() for each in gradients if each is not None])

@@ -48,7 +48,7 @@ OPAQUE: dict[str, Image.Image] = {
 
 @pytest.mark.parametrize("name", OPAQUE)
 def test_white_is_kept_however_it_is_stored(name: str, tmp_path: Path) -> None:
-    """A mask of the numbers 0 and 1 was black everywhere, and so all of the image was laid anew without a word."""
+    """A mask of the numbers 0 and 1 was black everywhere, and so all of the image was laid again without a word."""
     assert (kept(tmp_path / "mask.png", OPAQUE[name]) == UPPER).all()
 
 
@@ -101,7 +101,7 @@ def test_masks_that_keep_nothing_are_reported(tmp_path: Path) -> None:
 def test_masks_that_keep_pixels_but_no_whole_tile_are_reported() -> None:
     """All of the image was replaced without a word, from Python and from the page."""
     mask = np.zeros((16, 16), dtype=bool)
-    assert not whole_tiles(mask, factor=4, image=(16, 16)).any(), "who keeps nothing has all of it laid anew"
+    assert not whole_tiles(mask, factor=4, image=(16, 16)).any(), "who keeps nothing has all of it laid again"
     mask[1:7, 1:7] = True
     with pytest.raises(SmaltiError, match=r"no tile of 4 x 4 pixels is kept as a whole, .* keep more of the image"):
         whole_tiles(mask, factor=4, image=(16, 16))

@@ -19,7 +19,7 @@ WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
 
 
 def packed(levels: npt.NDArray[Any], bits: int, order: str) -> bytes:
-    """Levels (H,W) -> rows of so many bits each, filled up to whole bytes; of 12 bits two make three bytes."""
+    """Levels (H,W) -> rows of this many bits each, filled up to whole bytes; of 12 bits two make three bytes."""
     if bits in (8, 16):
         return levels.astype(f"{order}u{bits // 8}").tobytes()
     rows = ["".join(f"{level:0{bits}b}" for level in row) for row in levels.tolist()]

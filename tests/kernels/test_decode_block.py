@@ -67,7 +67,7 @@ def test_one_query_sees_what_attention_is(B: int, N: int, S: int, free: int, d: 
         numbers(B, N, S + free, d),
         3 + numbers(B, N, S + free, d),
     )
-    keys, values = keys[:, :, :S], values[:, :, :S]  # as they lie in a cache that is not full
+    keys, values = keys[:, :, :S], values[:, :, :S]  # as they are in a cache that is not full
     assert attention_is_supported(query, keys, values)
     exact = F.scaled_dot_product_attention(query.double(), keys.double(), values.double())
     found = attend(query, keys, values)

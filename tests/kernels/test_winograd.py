@@ -24,7 +24,7 @@ from tests.processes import threads
 here = pytest.mark.skipif(not winograd.available(), reason="no C compiler with OpenMP on this machine")
 
 NEAR = 2e-5
-"""How far a result may be, in shares of the largest one (float32)."""
+"""How far a result may be, as fractions of the largest one (float32)."""
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

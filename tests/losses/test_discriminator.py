@@ -277,7 +277,7 @@ def test_in_evaluation_the_scales_are_used_as_they_are() -> None:
 
 
 def test_what_was_set_is_kept_with_the_weights() -> None:
-    """A discriminator that goes on after a stop must not set its scales again by whatever comes first."""
+    """A discriminator that continues after a stop must not set its scales again by whatever comes first."""
     settings = PatchSettings(base_channels=8, layers=2, norm="act")
     first, second = PatchDiscriminator(settings), PatchDiscriminator(settings)
     first(noise(2, 3, 32, 32))

@@ -34,7 +34,7 @@ SIDE = 16
 
 
 class Example(NamedTuple):
-    """An image, its label, and what lies beside it."""
+    """An image, its label, and what is beside it."""
 
     image: Tensor
     label: Tensor
@@ -75,7 +75,7 @@ def maps(seed: int) -> SpatialCondition:
 
 
 def prefix_codes(condition: Condition, conditions: Tensor) -> Tensor:
-    """What lies beside images -> the codes before theirs: those of images (B,3,H,W), or of noise (B,3) from 0 to 4."""
+    """What is beside images -> the codes before theirs: those of images (B,3,H,W), or of noise (B,3) from 0 to 4."""
     return condition.encode([*conditions]) if conditions.ndim == 4 else ((conditions + 1) * 2.5).long().clamp(max=4)
 
 

@@ -137,7 +137,7 @@ def test_cached_pieces_give_the_logits_of_the_whole(
 
 
 def test_a_narrower_window_stands_at_the_left_of_the_whole() -> None:
-    """Its first row is read as that of the whole one; what lies below stands elsewhere in the sequence."""
+    """Its first row is read as that of the whole one; what is below stands elsewhere in the sequence."""
     prior = small()
     codes = sequences(prior, grid=(2, 2))
     narrow, wide = prior(codes, cache=NoCache(columns=2)), prior(codes, cache=NoCache(columns=4))

@@ -48,7 +48,7 @@ def listed(scene: Scene, label: str) -> int:
 
 
 def number_of_houses(caption: str) -> int | None:
-    """What a caption says of their number; None for "houses" that are not counted."""
+    """What a caption says about their number; None for "houses" that are not counted."""
     number, looks = "|".join(NUMBERS), "(?:(?:lonely|red|white|cream|brown|yellow|gray|blue) )*"
     found = re.findall(rf"\b({number}) {looks}(?:house|cottage)s?\b", caption.lower())
     return sum(NUMBERS[each] for each in found) if found else None

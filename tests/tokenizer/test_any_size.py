@@ -11,7 +11,13 @@ from torch import Tensor
 
 from smalti.core.errors import SmaltiError
 from smalti.tokenizer.tiled import any_size
-from smalti.tokenizer.tiled.any_size import LARGE, decode_of_any_size, decode_tiles, encode_of_any_size, tile_rows
+from smalti.tokenizer.tiled.any_size import (
+    MAX_UNTILED_PIXELS,
+    decode_of_any_size,
+    decode_tiles,
+    encode_of_any_size,
+    tile_rows,
+)
 from smalti.tokenizer.tiled.tiled_layers import decode_tiled, features_tiled
 from smalti.tokenizer.tiled.tiled_progress import Progress, no_progress
 from smalti.tokenizer.vqgan import VQGAN
@@ -39,7 +45,7 @@ class ProgressCalls:
 @pytest.fixture
 def by_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small images are large, and strips have few rows."""
-    monkeypatch.setattr(any_size, "LARGE", 8 * 8 - 1)
+    monkeypatch.setattr(any_size, "MAX_UNTILED_PIXELS", 8 * 8 - 1)
     monkeypatch.setattr(any_size, "STRIP", 1)
 
 
@@ -52,7 +58,7 @@ def test_an_image_of_1024_pixels_is_that_of_the_whole(monkeypatch: pytest.Monkey
     side = 1024 // model.factor
     exact = copy.deepcopy(model).double()
     images = random_images(model, (side, side + 1), batch=1)
-    assert images.shape[2] * images.shape[3] > LARGE
+    assert images.shape[2] * images.shape[3] > MAX_UNTILED_PIXELS
     calls = ProgressCalls()
     quantized = encode_of_any_size(model, images, progress=calls)
     assert calls.ended(1024)

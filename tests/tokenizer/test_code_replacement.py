@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smalti.core.settings import parse
 from smalti.tokenizer import code_replacement
-from smalti.tokenizer.code_replacement import draw_chances, neighbor_codes, replace_codes
+from smalti.tokenizer.code_replacement import draw_random_numbers, neighbor_codes, replace_codes
 from smalti.tokenizer.quantizers import QUANTIZERS, Quantizer
 from smalti.tokenizer.vqgan import VQGANSettings
 from tests import reference
@@ -79,32 +79,34 @@ def test_codes_in_one_place_are_neighbors_of_one_another_and_not_of_themselves()
 def test_codes_are_replaced_as_in_the_slow_loop(probability: float) -> None:
     near = neighbor_codes(quantizer("vq"), 7)
     codes = torch.randint(50, (3, 4, 5), generator=seeded(1))
-    chances = draw_chances((3, 4, 5), generator=seeded(2))
+    random_numbers = draw_random_numbers((3, 4, 5), generator=seeded(2))
     before = codes.clone()
-    replaced = replace_codes(codes, near, chances, probability=probability)
-    assert torch.equal(replaced, reference.replace_codes(codes, near.tolist(), chances, probability=probability))
+    replaced = replace_codes(codes, near, random_numbers, probability=probability)
+    assert torch.equal(replaced, reference.replace_codes(codes, near.tolist(), random_numbers, probability=probability))
     assert torch.equal(codes, before)
-    assert int((replaced != codes).sum()) == {0.0: 0, 1.0: 60}.get(probability, int((chances[..., 0] < 0.3).sum()))
+    assert int((replaced != codes).sum()) == {0.0: 0, 1.0: 60}.get(
+        probability, int((random_numbers[..., 0] < 0.3).sum())
+    )
 
 
 @pytest.mark.parametrize("count", [1, 3, 16, 100, 1000003])
 def test_the_largest_chance_is_still_of_a_neighbor(count: int) -> None:
     last = torch.arange(count).unsqueeze(0)
-    chances = torch.tensor([0.0, 1 - 2**-24]).view(1, 1, 1, 2)
-    replaced = replace_codes(torch.zeros(1, 1, 1, dtype=torch.int64), last, chances, probability=1.0)
+    random_numbers = torch.tensor([0.0, 1 - 2**-24]).view(1, 1, 1, 2)
+    replaced = replace_codes(torch.zeros(1, 1, 1, dtype=torch.int64), last, random_numbers, probability=1.0)
     assert int(replaced) == count - 1
 
 
 def test_all_neighbors_are_as_likely() -> None:
     near = neighbor_codes(quantizer("vq"), 4)
     codes = torch.full((1, 100, 100), 7)
-    replaced = replace_codes(codes, near, draw_chances((1, 100, 100), generator=seeded(0)), probability=0.5)
+    replaced = replace_codes(codes, near, draw_random_numbers((1, 100, 100), generator=seeded(0)), probability=0.5)
     counts = torch.bincount(replaced.flatten(), minlength=50)
     assert int(counts[7]) == pytest.approx(5000, abs=200)
     assert counts[near[7]].tolist() == pytest.approx([1250] * 4, abs=150)
 
 
 def test_parts_of_a_batch_have_the_chances_of_the_whole() -> None:
-    whole, one = draw_chances((6, 3, 5), generator=seeded(4)), seeded(4)
-    parts = [draw_chances((count, 3, 5), generator=one) for count in (1, 3, 2)]
+    whole, one = draw_random_numbers((6, 3, 5), generator=seeded(4)), seeded(4)
+    parts = [draw_random_numbers((count, 3, 5), generator=one) for count in (1, 3, 2)]
     assert torch.equal(torch.cat(parts), whole)

@@ -78,7 +78,7 @@ def test_the_temperature_changes_the_mixture_but_not_the_codes() -> None:
     made, features, given_noise = quantizer(), noise(2, 3, 4, 5), noise(2, 6, 4, 5, seed=1)
 
     def chosen(temperature: float, *, hard: bool) -> Quantized:
-        return made.choose(features, given_noise, temperature=temperature, hard=hard)
+        return made.sample(features, given_noise, temperature=temperature, hard=hard)
 
     hard = chosen(1.0, hard=True)
     farther: list[float] = []
@@ -198,13 +198,13 @@ def test_the_temperature_goes_from_start_over_peak_to_end(
     ],
 )
 def test_training_follows_its_plan(plan: dict[str, float], seen: int, expected: float) -> None:
-    """Times are shares of the training up to 1, and images above."""
+    """Times are fractions of the training up to 1, and images above."""
     made, features = quantizer(straight_through=False, temperature=plan), noise(2, 3, 4, 5)
     torch.manual_seed(5)
     found = made.schedule(seen, length=1000)(features)
     torch.manual_seed(5)
     gumbel_noise = -torch.empty(2, 6, 4, 5).exponential_().log()
-    wanted = made.choose(features, gumbel_noise, temperature=expected, hard=False)
+    wanted = made.sample(features, gumbel_noise, temperature=expected, hard=False)
     torch.testing.assert_close(found.latents, wanted.latents)
     assert torch.equal(found.codes, wanted.codes)
 
@@ -266,10 +266,10 @@ def test_nothing_is_placed_and_nothing_mended() -> None:
 
 def test_choosing_is_done_in_float32_under_autocast() -> None:
     made, features, given_noise = quantizer(), noise(2, 3, 4, 5).bfloat16(), noise(2, 6, 4, 5, seed=1)
-    expected = made.choose(features.float(), given_noise, temperature=0.5, hard=False)
+    expected = made.sample(features.float(), given_noise, temperature=0.5, hard=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert made.projection(features).dtype == torch.bfloat16
-        found = made.choose(features, given_noise, temperature=0.5, hard=False)
+        found = made.sample(features, given_noise, temperature=0.5, hard=False)
         assert made(features).latents.dtype == torch.float32
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype

@@ -40,7 +40,7 @@ def test_a_rotated_gradient_is_turned_as_the_code_to_the_feature(seed: int, dime
 
 
 def test_angles_to_the_code_become_angles_to_the_feature() -> None:
-    """Figure 1 of the paper: a gradient along the code pushes the feature along itself, whatever lies between them."""
+    """Figure 1 of the paper: a gradient along the code pushes the feature along itself, whatever is between them."""
     features, chosen = drawn(20, 4).requires_grad_(), drawn(20, 4, seed=1)
     gradient = drawn(20, 4, seed=2)
     (found,) = torch.autograd.grad((rotated(features, chosen) * gradient).sum(), features)

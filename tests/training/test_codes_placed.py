@@ -1,4 +1,4 @@
-"""When the codes are placed: once, in the first step from `quantize_from` on, also where a run goes on with another length."""
+"""When the codes are placed: once, in the first step from `quantize_from` on, also where a run continues with another length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gone_on(folder: Path, before: TokenizerStage, *overrides: str, old: bool = False) -> TokenizerStage:
-    """A stage with other settings that goes on from the state of `before`. `old`: as smalti 0.1 wrote it."""
+    """A stage with other settings that continues from the state of `before`. `old`: as smalti 0.1 wrote it."""
     stage = stage_of(folder, *overrides)
     stage.tokenizer.load_state_dict(before.tokenizer.state_dict())
     stage.exported.module.load_state_dict(before.exported.module.state_dict())
@@ -39,7 +39,7 @@ def test_a_run_that_goes_on_with_a_shorter_length_places_its_codes(folder: Path,
     for seen in (0, 4):
         step(before, seen)
     noise = before.tokenizer.quantizer.state_dict()["codebook"].abs().max()
-    assert not before.codebook.placed
+    assert not before.codebook.initialized
     stage = gone_on(folder, before, *kmeans, *late)
     assert float(step(stage, 8)["codebook"]) > 0 or late
     for tokenizer in (stage.tokenizer, stage.exported.module) if late else (stage.tokenizer,):
@@ -56,7 +56,7 @@ def test_a_run_that_goes_on_with_a_longer_length_keeps_its_codes(
     before = stage_of(folder, *kmeans)
     for seen in (0, 4, 8):
         step(before, seen)
-    assert before.codebook.placed
+    assert before.codebook.initialized
     stage = gone_on(folder, before, *kmeans, "run.images=24" if old else "run.images=240", old=old)
     monkeypatch.setattr(VQ, "init_codebook", refused)
     for seen in (12, 16 if old else 48):

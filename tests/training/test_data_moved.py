@@ -116,7 +116,7 @@ def test_images_that_changed_before_a_run_goes_on_are_reported(
         assert seen(trained(folder, folder / "images", length=16)) == 16
     (warning,) = [record.getMessage() for record in caplog.records if "changed" in record.getMessage()]
     assert warning.endswith(
-        f"there were {counts[0]}, and there are {counts[1]}; training goes on with those that are there now"
+        f"there were {counts[0]}, and there are {counts[1]}; training continues with those that are there now"
     )
     caplog.clear()
     trained(folder, folder / "images", length=24)

@@ -1,4 +1,4 @@
-"""The last phase of stage 1: nothing that codes depend on moves, the decoder learns, and a stopped run goes on as it was."""
+"""The last phase of stage 1: nothing that codes depend on moves, the decoder learns, and a stopped run continues as it was."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_what_is_best() -> None:
 
 @pytest.mark.slow
 def test_two_processes_stop_where_one_stops(folder: Path) -> None:
-    """Each measures a share of the held-out images, and both must see the same best and stop together."""
+    """Each measures a fraction of the held-out images, and both must see the same best and stop together."""
     # Without the chance that each process draws for itself. Rounding grows; in the two validations that decide, likelihoods are
     # 5 to 10 % above the best.
     same_chance = (*OVERFIT, "condition_dropout=0", "run.patience=2")

@@ -87,13 +87,13 @@ def kill_after(both: list[subprocess.Popen[str]], states: Path, *, seen: int) ->
 
 @pytest.mark.slow
 def test_what_parts_have_written_is_whole(folder: Path) -> None:
-    """Two processes begin in parts, one goes on without, two end in parts; two are killed."""
+    """Two processes begin in parts, one continues without, two end in parts; two are killed."""
     states = folder / "killed" / "state"
     kill_after(started(folder, command("killed", "run.strategy=fsdp")), states, seen=0)
     reached = max(int(state.name) for state in states.glob("0*"))
     kill_after(started(folder, command("killed"), world=1), states, seen=reached)
     outputs = finished(started(folder, command("killed", "run.strategy=fsdp")))
-    assert "going on from" in outputs[0]
+    assert "resuming from" in outputs[0]
     check_same(folder / "one", folder / "killed")
 
 

@@ -115,7 +115,7 @@ def test_another_programs_checkpoint(folder: Path) -> None:
         (["model.quantizer.sizes=3"], r"model.quantizer.sizes is not there"),
         (
             ["quantize_from=0.2"],
-            r"--set quantize_from=0.2: training goes on from .*other, whose codes are placed already",
+            r"--set quantize_from=0.2: training starts from .*other, whose codes are placed already",
         ),
         (["images.size=[15, 16]"], r"images.size = 15 x 16 is not made of tiles of 4"),
         (["optimizer.rte=1"], r"unknown key 'optimizer.rte'"),

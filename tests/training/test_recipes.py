@@ -184,7 +184,7 @@ def test_tokenizers_with_a_game(
         weight,
         layers,
     )
-    assert adversarial.start != 1  # it would be a share of the training
+    assert adversarial.start != 1  # it would be a fraction of the training
     assert settings.run.images > adversarial.start
 
 

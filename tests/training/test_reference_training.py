@@ -336,9 +336,11 @@ def test_the_prior_is_requested_the_true_codes_and_validates_on_them(
 ) -> None:
     requested: list[tuple[bool, bool]] = []
 
-    def noted(prior: Any, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = None) -> Tensor:
+    def noted(
+        prior: Any, prefix: Tensor, codes: Tensor, *, inputs: Tensor | None = None, order: Tensor | None = None
+    ) -> Tensor:
         requested.append((torch.is_grad_enabled(), inputs is None or torch.equal(inputs, codes)))
-        return nll(prior, prefix, codes, inputs=inputs)
+        return nll(prior, prefix, codes, inputs=inputs, order=order)
 
     monkeypatch.setattr("smalti.training.stage2.nll", noted)
     train(folder, "prior-noted", "run.codes=512", "keep_probability=0.5")
@@ -404,7 +406,7 @@ def test_networks_that_are_too_small_say_so(options: dict[str, int], sentence: s
 
 
 def test_settings_without_a_name_are_those_of_the_transformer() -> None:
-    """Recipes from before there were two kinds go on to mean what they meant."""
+    """Recipes from before there were two kinds still mean what they meant."""
     run = {"codes": 1, "log_every": 1, "validate_every": 1, "sample_every": 1, "checkpoint_every": 1}
     settings = parse(PriorTraining, {"run": run, "network": {"layers": 3}}, where="here")
     assert settings.network == TransformerNetwork(layers=3)

@@ -1,4 +1,4 @@
-"""Training: settings, the loop, and that a killed run goes on as if nothing had happened."""
+"""Training: settings, the loop, and that a killed run continues as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_killed_and_resumed_two_are_still_one(folder: Path) -> None:
     for process in both:
         process.communicate()
     outputs = finished(started(folder, "two-killed"))
-    assert "going on from" in outputs[0]
+    assert "resuming from" in outputs[0]
     check_same(one, folder / "two-killed")
 
 

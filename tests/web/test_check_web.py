@@ -105,7 +105,7 @@ def set_number(page: Any, name: str, value: int) -> None:
 
 
 def stroke(page: Any, canvas: str, *places: tuple[float, float]) -> None:
-    """Draw over a canvas, from place to place in shares of its width and height."""
+    """Draw over a canvas, from place to place as fractions of its width and height."""
     page.locator(canvas).scroll_into_view_if_needed()
     box = page.locator(canvas).bounding_box()
     points = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in places]

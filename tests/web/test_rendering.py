@@ -50,21 +50,21 @@ def test_a_mosaic_has_one_color_a_code() -> None:
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_what_is_painted_arrives(height: int, width: int, seed: int) -> None:
     labels = torch.randint(0, 200, (height, width), generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(from_text(painted(labels), most=10**6, name="map"), labels)
+    assert torch.equal(from_text(painted(labels), max_length=10**6, name="map"), labels)
 
 
 @pytest.mark.parametrize("text", ["nothing", "/etc/hostname", "data:image/png;base64,?", "data:image/svg+xml,<svg/>"])
 def test_what_is_not_painted_is_reported(text: str) -> None:
     with pytest.raises(SmaltiError, match="painted for the map"):
-        from_text(text, most=10**6, name="map")
+        from_text(text, max_length=10**6, name="map")
 
 
 def test_too_much_paint_is_reported() -> None:
     with pytest.raises(SmaltiError, match="at most 100 characters"):
-        from_text(painted(torch.zeros(80, 80)), most=100, name="map")
+        from_text(painted(torch.zeros(80, 80)), max_length=100, name="map")
     bomb = "data:image/png;base64," + base64.b64encode(png_of_size(60_000, 60_000)).decode()
     with pytest.raises(SmaltiError, match="more than 89,478,485 pixels"):
-        from_text(bomb, most=10**6, name="map")
+        from_text(bomb, max_length=10**6, name="map")
 
 
 def test_the_stage_shows_rows_and_time() -> None:

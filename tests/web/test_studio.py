@@ -225,7 +225,7 @@ def test_a_painted_map_is_scaled_to_the_image(tmp_path: Path) -> None:
     file = tmp_path / "map.png"
     Image.fromarray(labels.numpy().astype(np.uint8)).save(file)
     assert torch.equal(work.condition_value({"segmentation": file}, (12, 16))["segmentation"], labels)
-    assert torch.equal(from_text(work.canvas("segmentation", file, (12, 16)), most=10**6, name="map"), labels)
+    assert torch.equal(from_text(work.canvas("segmentation", file, (12, 16)), max_length=10**6, name="map"), labels)
 
 
 def test_a_place_without_a_label_is_painted_and_loaded(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_place_without_a_label_is_painted_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(by_paint, by_numbers)
     file = tmp_path / "map.png"
     Image.fromarray(wanted.numpy().astype(np.uint8)).save(file)
-    assert torch.equal(from_text(work.canvas("segmentation", file, (12, 16)), most=10**6, name="map"), labels)
+    assert torch.equal(from_text(work.canvas("segmentation", file, (12, 16)), max_length=10**6, name="map"), labels)
 
 
 def test_files_and_texts_are_not_mistaken(tmp_path: Path) -> None:
@@ -280,10 +280,10 @@ def test_a_masked_region_is_generated_and_the_rest_kept(tmp_path: Path) -> None:
     request = parse_request(work.pipeline, {"count": 2}, LIMITS)
     image = work.image(written(tmp_path / "given.png"), request.size)
     assert image.shape == (3, 12, 16)
-    erased = torch.zeros(12, 16, dtype=torch.bool)
-    erased[5, 9] = True  # one pixel: its whole tile
-    assert torch.equal(work.erased(painted(erased), (12, 16)), erased)
-    last = [*work.complete(request, None, image, erased, (4, 8, 0, 0), NEVER)][-1]
+    masked = torch.zeros(12, 16, dtype=torch.bool)
+    masked[5, 9] = True  # one pixel: its whole tile
+    assert torch.equal(work.mask(painted(masked), (12, 16)), masked)
+    last = [*work.complete(request, None, image, masked, (4, 8, 0, 0), NEVER)][-1]
     assert last.state.codes.shape == (2, 4, 6)
     kept = torch.zeros(4, 6, dtype=torch.bool)
     kept[1:, :4] = True
@@ -297,10 +297,10 @@ def test_a_mask_may_be_a_file(tmp_path: Path) -> None:
     mask = np.zeros((24, 32), dtype=np.uint8)
     mask[10:12] = 200
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    erased = studio().erased(tmp_path / "mask.png", (12, 16))
-    assert erased.sum() == 16
-    assert erased[5].all()
-    assert not studio().erased("", (12, 16)).any()
+    masked = studio().mask(tmp_path / "mask.png", (12, 16))
+    assert masked.sum() == 16
+    assert masked[5].all()
+    assert not studio().mask("", (12, 16)).any()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_thin_images_are_cut_or_refused(full: tuple[int, int], tmp_path: Path) -
     ):
         work.read_photo(file)
     mask = saved(tmp_path / "mask.png", np.full(full, 255, np.uint8))
-    assert work.erased(mask, SIZE).all()
+    assert work.mask(mask, SIZE).all()
 
 
 @pytest.mark.parametrize("full", THIN)
@@ -82,7 +82,7 @@ def masked(rows: slice, white: int = 255) -> np.ndarray[Any, Any]:
 def test_masks_of_all_formats_erase_what_is_white(name: str, white: int, tmp_path: Path) -> None:
     if white == 1 and name in ("m.jpg", "m.webp"):
         pytest.skip("what is damped by a lossy file")
-    erased = studio().erased(saved(tmp_path / name, masked(slice(0, 8), white)), SIZE)
+    erased = studio().mask(saved(tmp_path / name, masked(slice(0, 8), white)), SIZE)
     assert erased[:7].all()
     assert not erased[9:].any()
 
@@ -93,7 +93,7 @@ def test_masks_of_two_colors_and_of_one_bit(tmp_path: Path) -> None:
     mask.convert("P").save(tmp_path / "palette.png")
     mask.convert("RGB").save(tmp_path / "colors.png")
     for name in ("bit.png", "palette.png", "colors.png"):
-        erased = studio().erased(tmp_path / name, SIZE)
+        erased = studio().mask(tmp_path / name, SIZE)
         assert erased[:8].all(), name
         assert not erased[8:].any(), name
 
@@ -107,7 +107,7 @@ def test_masks_of_two_colors_and_of_one_bit(tmp_path: Path) -> None:
 )
 def test_masks_that_are_neither_black_nor_white_are_reported(pixels: Any, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=sentence):
-        studio().erased(saved(tmp_path / "m.png", pixels), SIZE)
+        studio().mask(saved(tmp_path / "m.png", pixels), SIZE)
 
 
 def test_small_files_of_many_pixels_are_refused_before_they_are_read(
@@ -121,7 +121,7 @@ def test_small_files_of_many_pixels_are_refused_before_they_are_read(
     for read in (
         lambda: work.image(file, SIZE),
         lambda: work.read_photo(file),
-        lambda: work.erased(file, SIZE),
+        lambda: work.mask(file, SIZE),
         lambda: work.condition_value({"segmentation": file}, SIZE),
     ):
         with pytest.raises(SmaltiError, match=r"^large\.png has 1001 x 1001 pixels .* the limit is 1 million"):
@@ -134,5 +134,5 @@ def test_a_painted_mask_has_no_more_pixels_than_characters_are_allowed() -> None
     text = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     assert len(text) < 4 * 64**2
     with pytest.raises(SmaltiError, match="the map painted for the mask has 300 x 300 pixels, and the limit is 16,384"):
-        studio().erased(text, SIZE)
-    assert torch.equal(from_text(text, most=10**6, name="mask"), torch.zeros(300, 300, dtype=torch.int64))
+        studio().mask(text, SIZE)
+    assert torch.equal(from_text(text, max_length=10**6, name="mask"), torch.zeros(300, 300, dtype=torch.int64))

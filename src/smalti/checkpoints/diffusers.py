@@ -67,7 +67,7 @@ class Config:
 
 
 def _kept(config: Config) -> dict[str, Any]:
-    """What says nothing of the network, but something to their pipelines: it is kept in `about` and written again."""
+    """What says nothing about the network, but something to their pipelines: it is kept in `about` and written again."""
     return {
         "sample_size": config.sample_size,
         "scaling_factor": config.scaling_factor,
@@ -286,7 +286,7 @@ def _config(ours: VQGANSettings, *, about: Mapping[str, Any]) -> Config:
         "vq_embed_dim": quantizer.codebook_dim,
         "mid_block_add_attention": autoencoder.middle_attention,
     }
-    return parse(Config, values, where="what the model says of itself (about)")
+    return parse(Config, values, where="what the model says about itself (about)")
 
 
 def _name(blocks: Mapping[str, bool], attention: bool) -> str:

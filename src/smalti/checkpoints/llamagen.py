@@ -52,7 +52,7 @@ GRID, FACTOR = 16, 16
 """The defaults of the grid's side, and without a tokenizer of f: those of most of their models."""
 
 IGNORED = r"freqs_cis|causal_mask|quantize\.codebook_used|layers\.\d+\.attention\.kv_cache\.[kv]_cache"
-"""What stands among their weights and is made anew here, or is a statistic of training."""
+"""What stands among their weights and is made again here, or is a statistic of training."""
 
 REFERENCE_GPT: dict[str, Any] = {
     "prefix_length": 1,

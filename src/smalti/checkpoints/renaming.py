@@ -96,10 +96,10 @@ class Renaming(NamedTuple):
 def _prefixed(known: Collection[str], names: Iterable[str]) -> str:
     """What to say where half of the `known` names or more are there behind one and the same prefix; else nothing."""
     found = Counter(
-        name[: place + 1]
+        name[: index + 1]
         for name in names
-        for place, letter in enumerate(name)
-        if letter == "." and name[place + 1 :] in known
+        for index, letter in enumerate(name)
+        if letter == "." and name[index + 1 :] in known
     )
     prefix, count = max(found.items(), key=lambda item: item[1], default=("", 0))
     return (

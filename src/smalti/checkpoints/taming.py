@@ -20,7 +20,7 @@ from torch import Tensor
 from smalti.checkpoints import llamagen
 from smalti.checkpoints.base import Imported, in_text
 from smalti.checkpoints.pickles import read_tensors
-from smalti.checkpoints.taming_conditions import Surroundings, condition_of
+from smalti.checkpoints.taming_conditions import ConditionStage, condition_of
 from smalti.checkpoints.taming_parts import (
     GPTS,
     MASKS,
@@ -55,7 +55,7 @@ class Found(NamedTuple):
     weights: Path
     """The file."""
     own: bool
-    """Whether the YAML has the name of the checkpoint; else it lies near it, and is nobody else's."""
+    """Whether the YAML has the name of the checkpoint; otherwise it is near it, and belongs to no other checkpoint."""
 
     @property
     def model(self) -> Part:
@@ -240,7 +240,7 @@ def read_net2net(
     first = _first_stage(part, where=where)
     tokenizer = read_tokenizer(first, weights, prefix=FIRST, where=where)
     gpt = Part.of(params.get("transformer_config"), where=where, known=GPTS)
-    surroundings = Surroundings(
+    stage = ConditionStage(
         params=params,
         data=data,
         weights=weights,
@@ -251,7 +251,7 @@ def read_net2net(
         side=resolution(first, where=where) // tokenizer.factor,
         where=where,
     )
-    built = condition_of(surroundings)
+    built = condition_of(stage)
     order = _order(params, weights, built.grid, where=where)
     settings = gpt_settings(
         gpt,

@@ -38,169 +38,168 @@ CLASSES: dict[str, int] = {
     "taming.data.annotated_objects_coco.AnnotatedObjectsCoco": 171,
     "taming.data.annotated_objects_open_images.AnnotatedObjectsOpenImages": 340,
 }
-"""Their data sets of scene layouts -> their number of object classes. The names are in their annotation
-files."""
+"""The original's data sets of scene layouts -> their numbers of object classes, whose names only the annotations have."""
 
-PLACES = {"objects_bbox": "boxes", "objects_center_points": "centers"}
+PLACES_BY_KEY = {"objects_bbox": "boxes", "objects_center_points": "centers"}
+"""`conditional_key` of the original -> `LayoutSettings.places`."""
 
 
-class Surroundings(NamedTuple):
-    """What a condition stage is read from."""
+class ConditionStage(NamedTuple):
+    """The condition stage of a transformer of the original, with what it is read from."""
 
     params: Mapping[str, Any]
-    """Of the whole model."""
+    """The `params` of the whole model in the YAML."""
     data: Mapping[str, Any]
     """The `data` section of the YAML."""
     weights: Mapping[str, Tensor]
-    """Of the whole model."""
+    """The weights of the whole model, by their names there."""
     tokenizer: VQGAN
     """The first stage."""
     block: int
-    """Positions of the transformer."""
+    """`block_size`: the number of positions of the transformer."""
     vocabulary: int
-    """Codes that the transformer knows."""
+    """`vocab_size`: the number of codes of the transformer."""
     grid: Grid | None
-    """The window (h,w), where the checkpoint or its user says it."""
+    """The window (h,w), if the checkpoint or the caller gives it."""
     side: int
-    """Codes along a side of the images that the first stage was made for, which the window need not be."""
+    """Codes along a side of the images that the first stage was trained on; the window may differ."""
     where: str
+    """What errors call the checkpoint."""
 
 
-class Built(NamedTuple):
-    """A condition, and what follows from it for the transformer."""
+class ImportedCondition(NamedTuple):
+    """A condition, with the window and the unconditional code that follow from it."""
 
     condition: Condition
     grid: Grid
     """The window (h,w)."""
     start: int | None
-    """The code of its prefix that stands for "nothing"."""
+    """The unconditional prefix code, None without one."""
 
 
-def condition_of(around: Surroundings) -> Built:
-    """A model of theirs -> the condition of its transformer. Raises `SmaltiError` for stages and settings that are not
-    known."""
-    config = around.params.get("cond_stage_config", UNCONDITIONAL)
-    if around.params.get("unconditional") or config == UNCONDITIONAL:
-        return _unconditional(around, int(around.params.get("sos_token", 0)))
+def condition_of(stage: ConditionStage) -> ImportedCondition:
+    """A transformer of the original -> its condition. Raises `SmaltiError` for unknown stages and settings."""
+    config = stage.params.get("cond_stage_config", UNCONDITIONAL)
+    if stage.params.get("unconditional") or config == UNCONDITIONAL:
+        return _unconditional(stage, int(stage.params.get("sos_token", 0)))
     if config == FIRST_STAGE:
-        return _maps(around, around.tokenizer, kind="image", key=_key(around))
-    part = Part.of(config, where=around.where, known={**_STAGES, **TOKENIZERS})
+        return _maps(stage, stage.tokenizer, kind="image", key=_key(stage))
+    part = Part.of(config, where=stage.where, known={**_STAGES, **TOKENIZERS})
     read = _STAGES.get(part.target, _own_tokenizer)
-    return read(around, part)
+    return read(stage, part)
 
 
-def _key(around: Surroundings) -> str:
-    """The name of the option, made of their key for the batch."""
+def _key(stage: ConditionStage) -> str:
+    """The key of our condition, made from `cond_stage_key`: lower case letters, digits and underscores."""
     key = "".join(
-        letter if letter.isalnum() else "_" for letter in str(around.params.get("cond_stage_key", "depth")).lower()
+        letter if letter.isalnum() else "_" for letter in str(stage.params.get("cond_stage_key", "depth")).lower()
     )
     return key if key[:1].isalpha() else f"condition_{key}"
 
 
-def _window(around: Surroundings, *, prefix: int) -> Grid:
-    """The window after `prefix` codes: as it was said, else the square that the remaining positions make."""
-    # The last code is never read, so that it needs no position; some give it one nevertheless.
-    return around.grid or _square(around, around.block + 1 - prefix)
+def _window(stage: ConditionStage, *, prefix: int) -> Grid:
+    """The window after `prefix` codes: the given one, else the square of the remaining positions."""
+    # The last code is never read, so it needs no position; some checkpoints have one for it nevertheless.
+    return stage.grid or _square(stage, stage.block + 1 - prefix)
 
 
-def _window_of_half(around: Surroundings) -> Grid:
-    """As `_window`, where the condition has as many codes as the image."""
-    return around.grid or _square(around, (around.block + 1) // 2)
+def _window_of_half(stage: ConditionStage) -> Grid:
+    """As `_window`, for a condition with as many codes as the image."""
+    return stage.grid or _square(stage, (stage.block + 1) // 2)
 
 
-def _square(around: Surroundings, count: int) -> Grid:
-    """So many codes -> their square. Raises `SmaltiError` where they make none, asking for the grid."""
-    nominal = around.side**2
+def _square(stage: ConditionStage, count: int) -> Grid:
+    """A number of codes -> the square (h,w) that they fill. Raises `SmaltiError` asking for the grid if there is none."""
+    nominal = stage.side**2
     side = math.isqrt(max(count, 0))
     if count == nominal + 1:
-        return around.side, around.side
+        return stage.side, stage.side
     if side and side * side == count:
         return side, side
     shapes = [(rows, count // rows) for rows in range(2, side + 1) if count % rows == 0]
-    fitting = [(around.side, around.side)] if 0 < nominal <= count else []
+    fitting = [(stage.side, stage.side)] if 0 < nominal <= count else []
     tried = ", ".join(in_text(shape) for shape in (*shapes[::-1][:3], *fitting))
     raise SmaltiError(
-        f"{around.where}: its transformer is over {count} codes, which make no square, and nothing in it "
-        "says their shape; "
-        f"give the grid, height x width: --grid HxW, in Python grid=(h, w){f' (such as {tried})' if tried else ''}"
+        f"{stage.where}: its transformer generates {count} codes, which is not a square, and the checkpoint does not "
+        f"contain their shape; give the grid, height x width: --grid HxW, in Python grid=(h, w)"
+        f"{f' (such as {tried})' if tried else ''}"
     )
 
 
-def _unconditional(around: Surroundings, start: int) -> Built:
-    return Built(Unconditional(), _window(around, prefix=1), start)
+def _unconditional(stage: ConditionStage, start: int) -> ImportedCondition:
+    return ImportedCondition(Unconditional(), _window(stage, prefix=1), start)
 
 
-def _sos(around: Surroundings, part: Part) -> Built:
-    return _unconditional(around, int(part.params.get("sos_token", 0)))
+def _sos(stage: ConditionStage, part: Part) -> ImportedCondition:
+    return _unconditional(stage, int(part.params.get("sos_token", 0)))
 
 
-def _labels(around: Surroundings, part: Part) -> Built:
+def _labels(stage: ConditionStage, part: Part) -> ImportedCondition:
     # Their labels have no names here; their classes are numbered in the order of the ImageNet synsets.
     count = int(part.params.get("n_classes", 1000))
-    return Built(Labels([str(number) for number in range(count)]), _window(around, prefix=1), None)
+    return ImportedCondition(Labels([str(number) for number in range(count)]), _window(stage, prefix=1), None)
 
 
-def _coordinates(around: Surroundings, part: Part) -> Built:
-    grid = _window_of_half(around)
-    levels = int(take(part.params, "n_embed", where=around.where))
+def _coordinates(stage: ConditionStage, part: Part) -> ImportedCondition:
+    grid = _window_of_half(stage)
+    levels = int(take(part.params, "n_embed", where=stage.where))
     settings = {
         "levels": levels,
-        # A coordinate of 1 would have the code `levels`; a vocabulary that ends before it never met one.
-        "codebook_size": min(levels + 1, max(around.vocabulary, levels)),
-        "factor": take(part.params, "down_factor", where=around.where),
+        # A coordinate of 1 has the code `levels`; a transformer with a smaller vocabulary was trained without it.
+        "codebook_size": min(levels + 1, max(stage.vocabulary, levels)),
+        "factor": take(part.params, "down_factor", where=stage.where),
         "grid": grid,
     }
-    return Built(Coordinates(parse(CoordinatesSettings, settings, where=around.where)), grid, None)
+    return ImportedCondition(Coordinates(parse(CoordinatesSettings, settings, where=stage.where)), grid, None)
 
 
-def _own_tokenizer(around: Surroundings, part: Part) -> Built:
-    tokenizer = read_tokenizer(part, around.weights, prefix=PREFIX, where=around.where)
+def _own_tokenizer(stage: ConditionStage, part: Part) -> ImportedCondition:
+    tokenizer = read_tokenizer(part, stage.weights, prefix=PREFIX, where=stage.where)
     names = {1: "depth", 3: "image"}
     kind = "segmentation" if part.target == SEGMENTATION else names.get(tokenizer.settings.autoencoder.channels)
     if kind is None:
         raise SmaltiError(
-            f"{around.where}: a condition of {tokenizer.settings.autoencoder.channels} channels is not known"
+            f"{stage.where}: a condition of {tokenizer.settings.autoencoder.channels} channels is not known"
         )
-    return _maps(around, tokenizer, kind=kind, key=_key(around))
+    return _maps(stage, tokenizer, kind=kind, key=_key(stage))
 
 
-def _maps(around: Surroundings, tokenizer: VQGAN, *, kind: str, key: str) -> Built:
-    grid = _window_of_half(around)
-    settings = parse(SpatialConditionSettings, {"kind": kind, "key": key, "grid": grid}, where=around.where)
-    return Built(SpatialCondition(settings, tokenizer), grid, None)
+def _maps(stage: ConditionStage, tokenizer: VQGAN, *, kind: str, key: str) -> ImportedCondition:
+    grid = _window_of_half(stage)
+    settings = parse(SpatialConditionSettings, {"kind": kind, "key": key, "grid": grid}, where=stage.where)
+    return ImportedCondition(SpatialCondition(settings, tokenizer), grid, None)
 
 
-def _codes(around: Surroundings, part: Part) -> Built:
-    """Layouts where the data set is known that they were written for, else codes as they are given."""
-    key = str(part.params.get("conditional_key", around.params.get("cond_stage_key", "codes")))
-    source = (around.data.get("params") or {}).get("train") or {}
-    if key in PLACES and source.get("target") in CLASSES:
+def _codes(stage: ConditionStage, part: Part) -> ImportedCondition:
+    """A layout if the YAML names a known data set of layouts, else precomputed codes."""
+    key = str(part.params.get("conditional_key", stage.params.get("cond_stage_key", "codes")))
+    source = (stage.data.get("params") or {}).get("train") or {}
+    if key in PLACES_BY_KEY and source.get("target") in CLASSES:
         options = source.get("params") or {}
         layout = {
             "classes": tuple(f"class {number}" for number in range(CLASSES[source["target"]])),
             "max_objects": int(options.get("max_objects_per_image", 30)),
-            "codebook_size": int(options.get("no_tokens", around.vocabulary)),
-            "places": PLACES[key],
+            "codebook_size": int(options.get("no_tokens", stage.vocabulary)),
+            "places": PLACES_BY_KEY[key],
             "encode_crop": bool(options.get("encode_crop", True)),
             "group": bool(options.get("use_group_parameter", False)),
             "flags": bool(options.get("use_additional_parameters", False)),
         }
-        condition = Layout(parse(LayoutSettings, layout, where=around.where))
-        return Built(condition, _window(around, prefix=condition.length), None)
-    # How many codes are given stands nowhere: as many as the window leaves positions for.
-    grid = around.grid or (around.side, around.side)
-    length = around.block - grid[0] * grid[1]
+        condition = Layout(parse(LayoutSettings, layout, where=stage.where))
+        return ImportedCondition(condition, _window(stage, prefix=condition.length), None)
+    # The checkpoint does not contain the number of condition codes: the window leaves room for this many.
+    grid = stage.grid or (stage.side, stage.side)
+    length = stage.block - grid[0] * grid[1]
     if length < 1:
         raise SmaltiError(
-            f"{around.where}: {around.block} positions have no room for a condition beside {in_text(grid)} "
-            "codes; give the grid "
-            "that it is of, height x width: --grid HxW, in Python grid=(h, w)"
+            f"{stage.where}: {stage.block} positions leave no room for a condition besides {in_text(grid)} "
+            "codes; give its grid, height x width: --grid HxW, in Python grid=(h, w)"
         )
-    given = {"key": _key(around), "codebook_size": around.vocabulary, "length": length}
-    return Built(PrecomputedCodes(parse(PrecomputedCodesSettings, given, where=around.where)), grid, None)
+    given = {"key": _key(stage), "codebook_size": stage.vocabulary, "length": length}
+    return ImportedCondition(PrecomputedCodes(parse(PrecomputedCodesSettings, given, where=stage.where)), grid, None)
 
 
-_STAGES: dict[str, Callable[[Surroundings, Part], Built]] = {
+_STAGES: dict[str, Callable[[ConditionStage, Part], ImportedCondition]] = {
     SOS: _sos,
     LABELS: _labels,
     COORDINATES: _coordinates,

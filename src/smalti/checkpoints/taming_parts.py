@@ -2,7 +2,7 @@
 stages).
 
 Its YAML names classes by import path. Those strings are looked up in literal tables here and never imported. Keys that
-its programs read and that say nothing of the model (learning rates, monitors) are listed as such; any other unknown key
+its programs read and that say nothing about the model (learning rates, monitors) are listed as such; any other unknown key
 is an error.
 """
 
@@ -287,8 +287,8 @@ def section_weights(tokenizer: VQGAN, section: Mapping[str, Any]) -> dict[str, T
     """A tokenizer and its section -> its weights in the original's names, with what its class keeps beside them."""
     weights = tokenizer_names(tokenizer).written_from(tokenizer)
     if section["target"] == SEGMENTATION:  # the projection that colors label maps, drawn at random there too
-        chance = torch.Generator().manual_seed(0)
-        weights["colorize"] = torch.randn(3, tokenizer.settings.autoencoder.channels, 1, 1, generator=chance)
+        generator = torch.Generator().manual_seed(0)
+        weights["colorize"] = torch.randn(3, tokenizer.settings.autoencoder.channels, 1, 1, generator=generator)
     return weights
 
 

@@ -1,5 +1,5 @@
-"""Our models -> the original's layout: `configs/smalti-project.yaml` and `checkpoints/last.ckpt`, which its own loader
-takes."""
+"""Our models -> the original's layout: `configs/smalti-project.yaml` and `checkpoints/last.ckpt`, which the
+original's own loader reads."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def write(
 ) -> None:
     """A tokenizer, alone or with its prior and condition -> a run folder of the original, which must not exist yet.
 
-    Raises `SmaltiError` for what the original has no place for, naming the setting.
+    Raises `SmaltiError` for what the original cannot express, naming the setting.
     """
     if tokenizer is None:
-        raise SmaltiError("the original keeps a prior together with its tokenizer; convert the pipeline's folder")
+        raise SmaltiError(
+            "a checkpoint of the original holds a prior with its tokenizer; convert the folder of the pipeline"
+        )
     if prior is None or condition is None:
         model = tokenizer_section(tokenizer, about=about)
         weights = section_weights(tokenizer, model)
@@ -41,7 +43,7 @@ def write(
         (temporary / "configs").mkdir()
         (temporary / "checkpoints").mkdir()
         whole: dict[str, Any] = {"model": {"base_learning_rate": 4.5e-06, **model}}
-        if isinstance(prior, GPT):  # what the original takes from its images, and its programs do not read
+        if isinstance(prior, GPT):  # the original infers the grid from its images, and its programs ignore this section
             whole[NOTES] = {"grid": list(prior.settings.grid)}
         text = yaml.safe_dump(whole, sort_keys=False)
         (temporary / "configs" / "smalti-project.yaml").write_text(text, "utf-8")
@@ -52,9 +54,9 @@ def write(
 def _net2net(
     tokenizer: VQGAN, prior: Prior, condition: Condition, *, about: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Both stages -> the section of the YAML, and all weights."""
+    """Both stages -> the `model` section of the YAML, and all weights by the original's names."""
     if not isinstance(prior, GPT):
-        raise SmaltiError("the original's transformer is the prior 'gpt'; this one is of another kind")
+        raise SmaltiError(f"the original's transformer is the prior 'gpt', not {type(prior).__name__}")
     settings = prior.settings
     transformer = {
         "vocab_size": settings.vocab_size,

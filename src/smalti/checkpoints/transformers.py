@@ -41,7 +41,7 @@ TOKENIZER = "vqgan"
 def read(path: Path, *, grid: Grid | None = None, prior: bool = True) -> Imported | None:
     """A folder that `write` made -> our models; None where `path` is none. Without `prior` its tokenizer alone.
 
-    The window stands in the file; `grid` says nothing new. Raises `SmaltiError` for damaged files and for weights that
+    The window is in the file; `grid` says nothing new. Raises `SmaltiError` for damaged files and for weights that
     do not fit, with names.
     """
     config = read_json(path / CONFIG) if (path / CONFIG).is_file() else None
@@ -151,7 +151,7 @@ def _turned(weight: Tensor) -> Tensor:
 
 
 _LINEAR = {"attention.out": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
-_LINEAR |= {f"attention.{part}": f"attn.c_attn.{place}" for place, part in enumerate(("query", "key", "value"))}
+_LINEAR |= {f"attention.{part}": f"attn.c_attn.{index}" for index, part in enumerate(("query", "key", "value"))}
 _NORMS = {"attention_norm": "ln_1", "mlp_norm": "ln_2"}
 _PART = re.compile(r"(.*\.c_attn)\.\d\.(\w+)")
 
@@ -194,5 +194,5 @@ def _apart(weights: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
             continue
         if weight.dim() == 0 or weight.shape[-1] % 3:
             raise SmaltiError(f"the weights of {where} do not fit: {name} has the shape {tuple(weight.shape)}")
-        parts |= {f"{home}.c_attn.{place}.{kind}": part for place, part in enumerate(weight.chunk(3, dim=-1))}
+        parts |= {f"{home}.c_attn.{index}.{kind}": part for index, part in enumerate(weight.chunk(3, dim=-1))}
     return parts

@@ -25,11 +25,11 @@ MIB = 2**20
 
 
 class Task(NamedTuple):
-    """A measured task: `each` units per image; `run` processes a batch of a given size and waits for the device."""
+    """A measured task: `units_per_image` units per image; `run` processes a batch of a given size and waits for the device."""
 
     name: str
     unit: str
-    each: int
+    units_per_image: int
     run: Callable[[int], object]
 
 
@@ -50,19 +50,21 @@ def bench(
     from smalti.model_loading import read_models
 
     announce_default(model)
-    place, models = pick_device(device), read_models(model, grid=grid_option(grid))
+    torch_device, models = pick_device(device), read_models(model, grid=grid_option(grid))
     height_width = size_option(size) or _trained_size(models)
-    tasks = _tasks(models, height_width, batch, place)
+    tasks = _tasks(models, height_width, batch, torch_device)
     table = Table("task", "batch", "per second", "memory", box=None, pad_edge=False)
     for count in sorted({1, batch}):
         for task in tasks:
-            rate = count * task.each / _seconds(task, count)
-            table.add_row(task.name, str(count), f"{rate:,.1f} {task.unit}", f"{_most_memory(place) / MIB:,.0f} MiB")
+            rate = count * task.units_per_image / _seconds(task, count)
+            table.add_row(
+                task.name, str(count), f"{rate:,.1f} {task.unit}", f"{_peak_memory(torch_device) / MIB:,.0f} MiB"
+            )
     size_note = "images of {}x{} (height x width)".format(*height_width)
-    threads = f" with {torch.get_num_threads()} threads" if place.type == "cpu" else ""
-    CONSOLE.print(f"{model.resolve().name}, {size_note}, {place}{threads}", soft_wrap=True)
+    threads = f" with {torch.get_num_threads()} threads" if torch_device.type == "cpu" else ""
+    CONSOLE.print(f"{model.resolve().name}, {size_note}, {torch_device}{threads}", soft_wrap=True)
     CONSOLE.print(table)
-    CONSOLE.print(f"memory: peak of {'PyTorch' if place.type == 'cuda' else 'the process'} up to that task")
+    CONSOLE.print(f"memory: peak of {'PyTorch' if torch_device.type == 'cuda' else 'the process'} up to that task")
 
 
 def _trained_size(models: Imported) -> tuple[int, int]:
@@ -121,7 +123,7 @@ def _seconds(task: Task, count: int) -> float:
     return statistics.median(taken)
 
 
-def _most_memory(device: torch.device) -> int:
+def _peak_memory(device: torch.device) -> int:
     """Peak memory in bytes: of PyTorch on a GPU, else of the process."""
     import resource
 
@@ -129,5 +131,5 @@ def _most_memory(device: torch.device) -> int:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

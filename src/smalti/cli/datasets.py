@@ -44,7 +44,7 @@ def encode(
         float, typer.Option(min=1.0, help="Maximum zoom: images are enlarged by --min-zoom to --zoom before cropping.")
     ] = 1.25,
     min_zoom: Annotated[
-        float, typer.Option(min=1.0, help="Minimum zoom; equal to --zoom, all crops have one scale.")
+        float, typer.Option(min=1.0, help="Minimum zoom; if equal to --zoom, all crops have one scale.")
     ] = 1.0,
     flip: Annotated[bool, typer.Option(help="Flip every second copy horizontally.")] = True,
     validation: Annotated[float, typer.Option(help="Fraction of the images held out for validation.")] = 0.05,
@@ -64,10 +64,9 @@ def encode(
     condition_data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Files of the condition, named like the images, or an annotation file; captions are also found "
-            "among the images; by default derived from "
-            "the images: "
-            "edges, or smaller copies. NAME=PATH with several conditions."
+            help="Files of the condition, named like the images, or an annotation file. By default the condition is "
+            "derived from the images (edges, smaller copies), or from captions among them. NAME=PATH with several "
+            "conditions."
         ),
     ] = None,
     condition_set: Annotated[
@@ -110,7 +109,7 @@ def encode(
     }
     settings = parse(CopiesSettings, {"copies": copies, "images": images}, where="smalti encode")
     with counting("encoding", "images") as progress:
-        made = encode_images(
+        encoded = encode_images(
             tokenizer,
             data,
             out,
@@ -123,7 +122,7 @@ def encode(
         )
     meta = open_codes(out).meta
     images_in = sum(meta.training.shards)
-    note = "" if made else "already encoded: "
+    note = "" if encoded else "already encoded: "
     CONSOLE.print(
         f"{note}{images_in} images x {meta.training.copies} copies and {sum(meta.validation.shards)} held out, "
         f"{meta.grid[0]}x{meta.grid[1]} codes each, in {out}",

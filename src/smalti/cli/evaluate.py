@@ -41,7 +41,7 @@ HeldOut = Annotated[
         min=0.0,
         max=0.99,
         help="Evaluate the fraction of DATA that a training with this validation fraction holds out; 0 evaluates all. "
-        "By default the fraction of the training, where MODEL is a run on DATA.",
+        "By default the fraction of the training, if MODEL is a run on DATA.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for result.json, report.html and images.csv.")]
@@ -76,7 +76,7 @@ def tokenizer(
 
     if out is not None:
         check_folder(out)
-    place, source = pick_device(device), open_images(data)
+    torch_device, source = pick_device(device), open_images(data)
     changes = [*_sized(size, "images"), *_held_out(held_out, model, data, source), *(overrides or [])]
     chosen = select_protocol(TOKENIZER_PROTOCOLS, protocol, overrides=changes)
     models = read_models(model, prior=False)
@@ -92,7 +92,7 @@ def tokenizer(
         chosen = select_protocol(TOKENIZER_PROTOCOLS, protocol, overrides=[f"images.size={list(trained)}", *changes])
     with counting("measuring", "images") as progress:
         measured = measure_tokenizer(
-            models.tokenizer, source, protocol=chosen, device=place, progress=progress, batch=batch
+            models.tokenizer, source, protocol=chosen, device=torch_device, progress=progress, batch=batch
         )
     seen = _seen_in_training(models.about, data, len(source.images), held_out=chosen.images.held_out)
     _finish(measured, out, model={"name": _name(model), "about": models.about}, notes=seen)
@@ -132,15 +132,15 @@ def prior(
     if out is not None:
         check_folder(out)
     given = open_codes(data) if (data / "codes.json").is_file() else open_images(data)
-    share = [] if isinstance(given, CodeShards) else _held_out(held_out, model / "tokenizer", data, given)
-    chosen = select_protocol(PRIOR_PROTOCOLS, protocol, overrides=[*share, *(overrides or [])])
-    place = pick_device(device)
+    fraction = [] if isinstance(given, CodeShards) else _held_out(held_out, model / "tokenizer", data, given)
+    chosen = select_protocol(PRIOR_PROTOCOLS, protocol, overrides=[*fraction, *(overrides or [])])
+    torch_device = pick_device(device)
     models = read_models(model, grid=grid_option(grid))
     if models.tokenizer is None or models.prior is None or models.condition is None:
         raise SmaltiError(f"{model} does not hold both a prior and its tokenizer; the likelihood of images needs both")
     pipeline = Pipeline(models.tokenizer, models.prior, models.condition)
     with counting("measuring", "images") as progress:
-        measured = measure_prior(pipeline, given, protocol=chosen, device=place, progress=progress, batch=batch)
+        measured = measure_prior(pipeline, given, protocol=chosen, device=torch_device, progress=progress, batch=batch)
     count = 0 if isinstance(given, CodeShards) else len(given.images)
     seen = _seen_in_training(models.about, data, count, held_out=chosen.images.held_out)
     _finish(measured, out, model={"name": _name(model), "about": models.about}, notes=seen)
@@ -185,10 +185,10 @@ def folders(
     if known and statistics is not None:
         raise SmaltiError(f"{reference} holds statistics already; omit --statistics")
     given = read_statistics(reference) if known else open_images(reference)
-    place, source = pick_device(device), open_images(samples)
+    torch_device, source = pick_device(device), open_images(samples)
     with counting("measuring", "images") as progress:
         measured = measure_sets(
-            source, given, protocol=chosen, device=place, progress=progress, batch=batch, statistics=statistics
+            source, given, protocol=chosen, device=torch_device, progress=progress, batch=batch, statistics=statistics
         )
     _finish(measured, out, model={}, notes=(note,) if note else ())
 
@@ -198,7 +198,7 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A result.json, or the folder it is in.")],
     second: Annotated[Path, typer.Argument(help="Another.")],
 ) -> None:
-    """Compare two results. An error names the difference where their protocols or data differ."""
+    """Compare two results. If their protocols or data differ, an error names the difference."""
     from smalti.evaluation.results import compare as compared
     from smalti.evaluation.results import format_score, read_result
 
@@ -232,7 +232,7 @@ def _sized(size: str | None, part: str) -> list[str]:
 
 
 def _held_out(given: float | None, model: Path, data: Path, source: Source) -> list[str]:
-    """The fraction to evaluate: as given, or that of the training where `model` is a run on these images."""
+    """The overrides for the held-out fraction: as given, or that of the training if `model` is a run on these images."""
     import yaml
 
     from smalti.core.settings import parse_yaml
@@ -245,23 +245,22 @@ def _held_out(given: float | None, model: Path, data: Path, source: Source) -> l
     )
     try:
         run = parse_yaml(config.read_text("utf-8")) if config else None
-    except (yaml.YAMLError, UnicodeDecodeError):  # perhaps a file of another program
+    except (yaml.YAMLError, UnicodeDecodeError):  # not a run of smalti
         run = None
     if not isinstance(run, dict) or "images" not in run or not is_data_of(run, data, source):
         return []
-    share = run["images"]["validation"]
-    CONSOLE.print(f"{model} was trained on {data}: evaluating the {100 * share:g}% held out there", soft_wrap=True)
-    return [f"images.held_out={share}"]
+    fraction = run["images"]["validation"]
+    CONSOLE.print(f"{model} was trained on {data}: evaluating the {100 * fraction:g}% held out there", soft_wrap=True)
+    return [f"images.held_out={fraction}"]
 
 
 def _seen_in_training(about: dict[str, Any], data: Path, images: int, *, held_out: float) -> tuple[str, ...]:
-    """A note where the images appear to be the training images."""
+    """A note if the images appear to be the training images."""
     if held_out or about.get("data") != data.name or about.get("images") != images:
         return ()
     return (
-        f"the model was trained on a {data.name} of as many images, and all of them were measured: these "
-        "scores are not of "
-        "held-out images; use --held-out with the validation fraction of the training",
+        f"the model was trained on a folder {data.name} with the same number of images, and all of them were measured: "
+        "these scores are not of held-out images; use --held-out with the validation fraction of the training",
     )
 
 

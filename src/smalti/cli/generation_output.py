@@ -60,7 +60,7 @@ MAX_SIDE = 1024
 OVERLAP = 4
 """Rows of codes that are decoded again as context above the new ones."""
 MAX_SHARE = 0.1
-"""The largest share of the time that previews may take."""
+"""The largest fraction of the time that previews may take."""
 SELECTION_KEYS = ("selected_by", "candidate_seed", "score")
 """PNG settings that only a finished image has: how it was selected among several candidates."""
 
@@ -228,9 +228,9 @@ def _generate_candidates(job: GenerationJob) -> None:
             job.pipeline, job.request, num_candidates=num_candidates, score=score, progress=progress
         )
     selected = []
-    for place, (path, settings) in enumerate(job.files):
-        points = float(best.scores[place, best.candidates[place]])
-        how = (scorer, int(best.seeds[place]), round(points, 4))
+    for index, (path, settings) in enumerate(job.files):
+        points = float(best.scores[index, best.candidates[index]])
+        how = (scorer, int(best.seeds[index]), round(points, 4))
         selected.append(OutputFile(path, {**settings, **dict(zip(SELECTION_KEYS, how, strict=True))}))
     _save(job._replace(files=selected), best.codes)
 
@@ -277,9 +277,6 @@ def _save(job: GenerationJob, codes: Tensor) -> None:
     from smalti.tokenizer.tiled.tiled_progress import image_progress, no_progress
 
     pipeline, files = job.pipeline, job.files
-    if job.kept is not None:
-        _save_with_kept_pixels(job, job.kept, codes)
-        return
 
     def write(progress: Callable[[int, int], object]) -> None:
         for number, (file, own) in enumerate(zip(files, codes, strict=True)):
@@ -288,6 +285,12 @@ def _save(job: GenerationJob, codes: Tensor) -> None:
     if is_large(pipeline.tokenizer, codes):
         with counting(f"decoding{job.title}", "rows") as progress:
             write(progress)
+        if job.kept is not None:
+            CONSOLE.print(
+                "note: an image this large is written while it is decoded, so all its pixels are the decoder's"
+            )
+    elif job.kept is not None:
+        _save_with_kept_pixels(job, job.kept, codes)
     else:
         write(no_progress)
 

@@ -55,7 +55,7 @@ def _options(
 
 
 def _is_shortage(error: Exception) -> bool:
-    """Whether an allocation failed, on the machine or on an accelerator."""
+    """Whether an allocation failed, in main memory or on an accelerator."""
     return isinstance(error, MemoryError) or any(
         words in str(error) for words in ("DefaultCPUAllocator", "out of memory")
     )

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option("--out", help="Folder for the images.")]
 Count = Annotated[int, typer.Option("-n", "--count", min=1, help="How many images.")]
 Label = Annotated[str | None, typer.Option(help="Class label; without it, generation is unconditional.")]
-Text = Annotated[str | None, typer.Option(help="A text that says what the image shows.")]
+Text = Annotated[str | None, typer.Option(help="A description of the image, for a model conditioned on captions.")]
 Segmentation = Annotated[str | None, typer.Option(help="A label map: an image file with one label number per pixel.")]
 Depth = Annotated[str | None, typer.Option(help="A depth map: an image file.")]
 Layout = Annotated[str | None, typer.Option(help="Objects and their boxes: a JSON file.")]
 Conditions = Annotated[
     list[str] | None,
     typer.Option(
-        "--condition", help="Any other condition, as NAME=TEXT; `smalti info` lists the names. May be repeated."
+        "--condition", help="Any other condition, as NAME=VALUE; `smalti info` lists the names. May be repeated."
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first image; each further image uses the next seed.")]
@@ -137,7 +137,7 @@ def sample(
         segmentation=segmentation,
         depth=depth,
         layout=layout,
-        any=condition or [],
+        other=condition or [],
     )
     value, grid = pipeline.fit_condition(conditions, size=size_option(size))
     height_width = grid[0] * pipeline.tokenizer.factor, grid[1] * pipeline.tokenizer.factor
@@ -151,17 +151,18 @@ def sample(
         **({"parallel": parallel} if parallel else {}),
         **_selection_settings(selection),
     }
-    inputs = [Path(text) for text in (*conditions.values(), classifier) if text is not None]
+    # Values that name files are not overwritten; other values name no file.
+    inputs = [Path(argument) for argument in (*conditions.values(), classifier) if argument is not None]
     options = GenerationOptions(selection, resume, preview, inputs)
     all_seeds = pipeline.seeds(seed, count)
     for first in range(0, count, batch):
         seeds = all_seeds[first : first + batch]
         files = [
             OutputFile(
-                out / f"{label or 'sample'}-{own:06d}.png".replace("/", "-"),
-                {"command": "sample", "seed": own, **settings},
+                out / f"{label or 'sample'}-{image_seed:06d}.png".replace("/", "-"),
+                {"command": "sample", "seed": image_seed, **settings},
             )
-            for own in seeds.tolist()
+            for image_seed in seeds.tolist()
         ]
         title = f" {first + 1} to {first + len(seeds)} of {count}" if count > batch else ""
         values, known = [value] * len(seeds), unknown_codes(len(seeds), grid)
@@ -173,7 +174,7 @@ def sample(
 
 
 def _selection(pipeline: Pipeline, classifier: str | None, *, label: str | None, best_of: int) -> CandidateSelection:
-    """How candidates are compared. Raises `SmaltiError` for an invalid classifier or an unknown class."""
+    """How the best candidate is selected. Raises `SmaltiError` for an invalid classifier or an unknown class."""
     from smalti.core.files import normalized
     from smalti.evaluation.imagenet_classifier import imagenet_classes, read_classifier
     from smalti.evaluation.rejection_sampling import by_likelihood
@@ -206,14 +207,14 @@ def _selection_settings(selection: CandidateSelection) -> dict[str, int]:
     return {"best_of": selection.num_candidates} if selection.num_candidates > 1 else {}
 
 
-def _condition_texts(known: Sequence[str], *, any: Sequence[str], **options: str | None) -> dict[str, str]:
-    """The condition options as typed -> texts by the model's condition keys. Raises `SmaltiError` for other keys."""
+def _condition_texts(known: Sequence[str], *, other: Sequence[str], **options: str | None) -> dict[str, str]:
+    """The condition options as typed -> their values by the model's condition keys. Raises `SmaltiError` for other keys."""
     given = {name: text for name, text in options.items() if text is not None}
     for name in given:
         if name not in known:
             takes = " and ".join(f"--{key}" if key in options else f"--condition {key}=..." for key in known)
             raise SmaltiError(f"this model takes {takes or 'no condition'}, not --{name}")
-    return {**by_name(any, known, option="--condition"), **given}
+    return {**by_name(other, known, option="--condition"), **given}
 
 
 def complete(
@@ -303,7 +304,7 @@ def complete(
     settings |= {} if blend else {"blend": False}
     settings |= {} if text is None else {"text": text}
     settings |= as_mapping(sampler)
-    conditions = _condition_texts(condition_keys(pipeline.condition), label=label, text=text, any=condition or [])
+    conditions = _condition_texts(condition_keys(pipeline.condition), label=label, text=text, other=condition or [])
     wide = size_option(canvas) or height_width
     value, grid = pipeline.fit_condition(conditions, size=wide)
     check_generation_memory(count, grid)
@@ -311,20 +312,19 @@ def complete(
     codes = center_on_canvas(kept, grid).repeat(count, 1, 1)
     if not (codes < 0).any():
         raise SmaltiError(
-            "the whole image is kept, and there is nothing to generate; paint the pixels to generate black in "
-            "the mask, or give a "
-            "--canvas larger than the image"
+            "the whole image is kept, and there is nothing to generate; paint the pixels to generate black in the mask, "
+            "or give a --canvas larger than the image"
         )
     selection = _selection(pipeline, None, label=label, best_of=best_of)
     seeds = pipeline.seeds(seed, count)
     files = [
         OutputFile(
-            out / f"{image.stem}-{own:06d}.png",
-            {"command": "complete", "seed": own, **settings, **_selection_settings(selection)},
+            out / f"{image.stem}-{image_seed:06d}.png",
+            {"command": "complete", "seed": image_seed, **settings, **_selection_settings(selection)},
         )
-        for own in seeds.tolist()
+        for image_seed in seeds.tolist()
     ]
-    inputs = [image, *([] if mask is None else [mask]), *(Path(text) for text in conditions.values())]
+    inputs = [image, *([] if mask is None else [mask]), *(Path(argument) for argument in conditions.values())]
     options = GenerationOptions(selection, resume, preview, inputs)
     pixels = KeptPixels(*on_canvas(given, known, grid, factor=pipeline.tokenizer.factor)) if blend else None
     request = pipeline.request_for(
@@ -376,8 +376,8 @@ def reconstruct(
     streams = source.files(entries) if source else ()
     check_outputs(paths, out, inputs=(images, *streams))
     labels = kind.name == "labels"
-    name, like = ("correct labels", label_accuracy) if labels else ("PSNR", psnr)
-    use, likenesses = CodeUse(model.size), []
+    name, similarity = ("correct labels", label_accuracy) if labels else ("PSNR", psnr)
+    code_use, similarities = CodeUse(model.size), []
     with counting("reconstructing", "images") as progress:
         for done, (entry, path) in enumerate(zip(entries, paths, strict=True), 1):
             try:
@@ -401,19 +401,19 @@ def reconstruct(
             given = kind.to_images(compact.unsqueeze(0), channels)
             quantized = encode_of_any_size(model, given)
             back = decode_of_any_size(model, quantized.latents)
-            use.add(quantized.codes)
-            likenesses.append(float(like(given, back)))
-            measured = {"right_labels" if labels else "psnr": round(likenesses[-1], 3)}
+            code_use.add(quantized.codes)
+            similarities.append(float(similarity(given, back)))
+            measured = {"right_labels" if labels else "psnr": round(similarities[-1], 3)}
             settings = {"command": "reconstruct", "tokenizer": tokenizer.resolve().name, **measured}
             shown = label_colors(back) if labels else back
             save_png(path, shown[0], settings=settings)
             progress(done, len(entries))
-    if not likenesses:
+    if not similarities:
         raise SmaltiError(f"none of the {len(entries)} images in {images} could be read")
-    left_out = f", {len(entries) - len(likenesses)} skipped" if len(likenesses) < len(entries) else ""
-    mean = sum(likenesses) / len(likenesses)
+    left_out = f", {len(entries) - len(similarities)} skipped" if len(similarities) < len(entries) else ""
+    mean = sum(similarities) / len(similarities)
     CONSOLE.print(
-        f"{len(likenesses)} images{left_out}: {name} {f'{mean:.1%}' if labels else f'{mean:.2f} dB'}, "
-        f"{use.in_use:.1%} of {model.size} codes in use, perplexity {use.perplexity:.0f}; in {out}",
+        f"{len(similarities)} images{left_out}: {name} {f'{mean:.1%}' if labels else f'{mean:.2f} dB'}, "
+        f"{code_use.in_use:.1%} of {model.size} codes in use, perplexity {code_use.perplexity:.0f}; in {out}",
         soft_wrap=True,
     )

@@ -29,11 +29,11 @@ def web(
     names: Annotated[
         str | None, typer.Option(help="Names of the segmentation labels in order, separated by commas.")
     ] = None,
-    most_side: Annotated[int, typer.Option(min=8, help="Maximum image side in pixels.")] = 1024,
-    most_codes: Annotated[int, typer.Option(min=1, help="Maximum codes per request, over all its images.")] = 16384,
-    most_count: Annotated[int, typer.Option(min=1, help="Maximum images per request.")] = 8,
-    most_upload: Annotated[int, typer.Option(min=1, help="Maximum upload size in MiB.")] = 20,
-    most_waiting: Annotated[int, typer.Option(min=1, help="Maximum queued requests.")] = 32,
+    max_side: Annotated[int, typer.Option(min=8, help="Maximum image side in pixels.")] = 1024,
+    max_codes: Annotated[int, typer.Option(min=1, help="Maximum codes per request, over all its images.")] = 16384,
+    max_count: Annotated[int, typer.Option(min=1, help="Maximum images per request.")] = 8,
+    max_upload: Annotated[int, typer.Option(min=1, help="Maximum upload size in MiB.")] = 20,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Maximum queued requests.")] = 32,
     grid: Grid = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
@@ -42,7 +42,7 @@ def web(
     from smalti.web.server import serve
 
     announce_default(model)
-    limits = Limits(side=most_side, codes=most_codes, count=most_count, upload=most_upload, waiting=most_waiting)
+    limits = Limits(side=max_side, codes=max_codes, count=max_count, upload=max_upload, waiting=max_waiting)
     served = serve(
         model,
         host=host,

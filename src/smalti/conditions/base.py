@@ -23,7 +23,7 @@ Grid: TypeAlias = tuple[int, int]
 WindowPrefix: TypeAlias = Callable[[Window], Tensor]
 """A position of the prior's window on a grid of codes -> the prefix (B,P) for that position."""
 ValueType: TypeAlias = Literal["label", "segmentation", "image", "json", "text"]
-"""How a value is written: the name of a label, a map of labels, an image file, a JSON file, or other text."""
+"""How a value is written: the name of a label, a label map, an image file, a JSON file, or other text."""
 
 
 class Condition(ABC):
@@ -37,17 +37,17 @@ class Condition(ABC):
     """P."""
     value_type: ValueType = "text"
     names: tuple[str, ...] = ()
-    """The names of the labels in the order of their numbers, if a value is a label or a map of labels."""
+    """The names of the labels in the order of their numbers, if a value is a label or a label map."""
     unlabeled: int | None = None
-    """The number in a map of labels of what has no label, if there is one. It has no name."""
+    """The number of unlabeled pixels in a label map, None if there is none. It has no name."""
     smallest_grid: Grid = (1, 1)
     """The smallest image (h,w) in codes that the condition supports: the prior's window if it has a code per position."""
     from_labels: bool = False
-    """Whether its code is the number of an image's label. Code shards hold labels of all images, and no such prefix."""
+    """Whether its code is the label number of an image. Code shards store the labels, and no such prefix."""
     optional: bool = False
     """Whether None is a valid value, for an image without the condition."""
     blank_is_none: bool = False
-    """Whether a blank string is no value, as None is."""
+    """Whether a blank string means no value, as None does."""
     maps: tuple[int, ...] = ()
     """Start indices in the prefix of maps with one code per code of the window, row by row."""
     parts: tuple[Condition, ...] = ()
@@ -152,7 +152,7 @@ def condition_value(condition: Condition, values: Mapping[str, Any]) -> Any:
 
 
 def is_given(condition: Condition, value: Any) -> bool:
-    """Whether it is a value of the condition, and not one that stands for none."""
+    """Whether a value is given: not None, and not blank where that means none."""
     return value is not None and not (condition.blank_is_none and isinstance(value, str) and not value.strip())
 
 

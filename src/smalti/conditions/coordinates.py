@@ -48,7 +48,7 @@ class ImageCrop(NamedTuple):
 
 
 def coordinate_image(size: tuple[int, int]) -> Tensor:
-    """A size (H, W) -> the share of the pixels before each pixel in raster order: (1, H, W) float32 in [0, 1)."""
+    """A size (H, W) -> the fraction of the pixels before each pixel in raster order: (1, H, W) float32 in [0, 1)."""
     height, width = size
     # In double precision first, as the original has it: the nearest float32 of the exact share.
     shares = torch.arange(height * width, dtype=torch.float64) / (height * width)
@@ -57,7 +57,7 @@ def coordinate_image(size: tuple[int, int]) -> Tensor:
 
 @final
 class Coordinates(UnsizedCondition):
-    """None or an `ImageCrop` -> (B, h w): for each code the share of the image before it in raster order.
+    """None or an `ImageCrop` -> (B, h w): for each code the fraction of the image before it in raster order.
 
     None stands for a whole image.
     """
@@ -110,7 +110,7 @@ class Coordinates(UnsizedCondition):
             )
         if coordinates.numel() and not (coordinates.min() >= 0 and coordinates.max() <= 1):
             raise SmaltiError(
-                f"coordinates are shares of an image, from 0 to 1, and these are from {float(coordinates.min()):g} to "
+                f"coordinates are fractions of an image, from 0 to 1, and these are from {float(coordinates.min()):g} to "
                 f"{float(coordinates.max()):g}"
             )
         means = F.adaptive_avg_pool2d(coordinates.cpu(), (height // factor, width // factor))  # (B,1,h,w)

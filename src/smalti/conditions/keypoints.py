@@ -1,4 +1,4 @@
-"""Keypoints of figures as a condition: the pose of a person, the corners of a house.
+"""Keypoints of figures as a condition: poses of persons, or corners of houses.
 
 Letters: B batch, P prefix codes, h w grid of codes, n x n points of an image (see `location_codes`). The paper
 (Esser et al., arXiv 2012.09841, section 4.2) generates persons from poses that are drawn as images; here the points
@@ -46,14 +46,12 @@ from smalti.images.io import Array
 from smalti.prior.window import Window, before_middle
 
 Point: TypeAlias = tuple[float, float]
-"""x and y in shares of the image's width and height, from the left top."""
+"""x and y as fractions of the image's width and height, from the left top."""
 Figure: TypeAlias = tuple[Point | None, ...]
 """One position per point of the settings, None if it is not visible."""
 
-_MAX_COORDINATE = (
-    10.0  # a figure may be cut by the border, but no point of it is so far outside: then its numbers are pixels
-)
-_SIDE = 256  # pixels of a preview
+_MAX_COORDINATE = 10.0  # points may be outside the image, but not that far: larger numbers are pixels
+_SIDE = 256  # height and width of a preview in pixels
 _GRAY = (160, 160, 160)
 
 
@@ -103,8 +101,8 @@ class KeypointsSettings:
     @property
     def flip_permutation(self) -> tuple[int, ...]:
         """For each point the index of its counterpart in the mirrored image: left and right are exchanged."""
-        number = {name: place for place, name in enumerate(self.points)}
-        return tuple(number.get(_other_side(name), place) for place, name in enumerate(self.points))
+        index_of = {name: index for index, name in enumerate(self.points)}
+        return tuple(index_of.get(_other_side(name), index) for index, name in enumerate(self.points))
 
 
 def _other_side(name: str) -> str:
@@ -116,7 +114,7 @@ _SIDES = {"left": "right", "right": "left", "Left": "Right", "Right": "Left", "L
 
 
 class DecodedKeypoints(NamedTuple):
-    """The decoded figures of an image. If the crop is not encoded, it is the whole visible part."""
+    """The decoded figures of an image, and the crop: `FULL_IMAGE` if the settings do not encode it."""
 
     figures: tuple[Figure, ...]
     crop: Box
@@ -190,8 +188,8 @@ def decode_keypoints(codes: Sequence[int], settings: KeypointsSettings) -> Decod
     """
     if len(codes) != settings.length:
         raise SmaltiError(f"keypoints of this kind have {settings.length} codes, and {len(codes)} were given")
-    places, step = settings.sections**2, len(settings.points)
-    points = [point_from_code(code, sections=settings.sections) if code < places else None for code in codes]
+    positions, step = settings.sections**2, len(settings.points)
+    points = [point_from_code(code, sections=settings.sections) if code < positions else None for code in codes]
     figures = [tuple(points[start : start + step]) for start in range(0, settings.max_figures * step, step)]
     crop_codes = codes[settings.list_length - 2 : settings.list_length]
     crop = box_from_codes(*crop_codes, sections=settings.sections) if settings.encode_crop else FULL_IMAGE
@@ -202,7 +200,7 @@ def decode_keypoints(codes: Sequence[int], settings: KeypointsSettings) -> Decod
 class Keypoints(UnsizedCondition):
     """Lists of figures -> (B,P): the positions of their points, and the visible crop.
 
-    A figure is a list with (x, y), in shares of the image, for each of `settings.points`, or None (null in JSON) if
+    A figure is a list with (x, y), as fractions of the image, for each of `settings.points`, or None (null in JSON) if
     it is not visible; or a mapping of point names to positions without the invisible points. Points outside the
     image are invisible. The figures keep their order.
     """
@@ -228,7 +226,7 @@ class Keypoints(UnsizedCondition):
         return f'{{"{self.settings.points[0]}": [x, y], ...}}'
 
     def figures(self, value: Any) -> tuple[Figure, ...]:
-        """A list of figures of either kind -> figures. Raises `SmaltiError` for one that is neither."""
+        """Figures as lists or mappings (see the class) -> figures. Raises `SmaltiError` for anything else."""
         if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
             raise SmaltiError(f"keypoints are a list of figures, not {value!r}")
         return tuple(self._figure(item, number) for number, item in enumerate(value, start=1))
@@ -236,23 +234,23 @@ class Keypoints(UnsizedCondition):
     def _figure(self, item: Any, number: int) -> Figure:
         names = self.settings.points
         if isinstance(item, Mapping):
-            named = {normalized(str(name)): place for name, place in item.items()}
+            named = {normalized(str(name)): point for name, point in item.items()}
             points = [normalized(name) for name in names]
             for name in named:
                 if name not in points:
                     known = suggestion(name, names)
                     raise SmaltiError(f"figure {number} of the keypoints: there is no point {name!r}; {known}")
-            places = [named.get(name) for name in points]
+            values = [named.get(name) for name in points]
         elif isinstance(item, Sequence) and not isinstance(item, str):
-            places = list(item)
+            values = list(item)
         else:
             raise SmaltiError(f"figure {number} of the keypoints is {item!r}; write {self._example}")
-        if len(places) != len(names):
+        if len(values) != len(names):
             raise SmaltiError(
-                f"figure {number} of the keypoints has {len(places)} points, and {len(names)} have names "
-                f"({', '.join(names)}); give null for those that are not seen"
+                f"figure {number} of the keypoints has {len(values)} points, and {len(names)} have names "
+                f"({', '.join(names)}); give null for those that are not visible"
             )
-        return tuple(_parse_point(place, name, number) for place, name in zip(places, names, strict=True))
+        return tuple(_parse_point(point, name, number) for point, name in zip(values, names, strict=True))
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         return self._codes([self.figures(value) for value in values], FULL_IMAGE)
@@ -279,9 +277,9 @@ class Keypoints(UnsizedCondition):
             draw.rectangle(outline(decoded.crop, side=_SIDE), outline=_GRAY, width=3)
         colors = palette(len(self.settings.points)).tolist()
         for figure in decoded.figures:
-            pixels = [(place[0] * (_SIDE - 1), place[1] * (_SIDE - 1)) for place in figure if place is not None]
+            pixels = [(point[0] * (_SIDE - 1), point[1] * (_SIDE - 1)) for point in figure if point is not None]
             draw.line(pixels, fill=_GRAY)
-            point_colors = [tuple(color) for color, place in zip(colors, figure, strict=True) if place is not None]
+            point_colors = [tuple(color) for color, point in zip(colors, figure, strict=True) if point is not None]
             for (x, y), color in zip(pixels, point_colors, strict=True):
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
         return np.asarray(image)
@@ -296,7 +294,7 @@ def _parse_point(value: Any, name: str, number: int) -> Point | None:
     is_pair = isinstance(value, Sequence) and len(value) == 2
     if not is_pair or not all(is_number(coordinate) and abs(coordinate) <= _MAX_COORDINATE for coordinate in value):
         raise SmaltiError(
-            f"figure {number} of the keypoints: {name} is at {value!r}; give x and y as shares of the image, from 0 to 1, "
-            "not in pixels, or null where it is not seen"
+            f"figure {number} of the keypoints: {name} is at {value!r}; give x and y as fractions of the image, from 0 to 1, "
+            "not in pixels, or null where it is not visible"
         )
     return float(value[0]), float(value[1])

@@ -43,7 +43,7 @@ class Layout(UnsizedCondition):
     """Lists of objects -> (B,P): their classes and boxes, and the visible crop.
 
     An object is an `Annotation`, or a mapping as in a JSON file: `{"class": "tree", "box": [left, top, width,
-    height], "group": false}`, with the class's name, the box in shares of the image, and the properties `group`,
+    height], "group": false}`, with the class's name, the box as fractions of the image, and the properties `group`,
     `occluded`, `depiction` and `inside`. The objects keep their order, which has no meaning; training shuffles them
     (`layout_codes.shuffle_objects`).
     """

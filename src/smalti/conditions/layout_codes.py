@@ -59,7 +59,7 @@ class Annotation:
             raise SmaltiError(f"the class {self.category} of an object is negative; classes are counted from 0")
         if len(self.box) != 4 or not all(abs(number) <= _MAX_COORDINATE for number in self.box):  # NaN fails too
             raise SmaltiError(
-                f"{tuple(self.box)} is not a box: give left, top, width, height as shares of the image, from 0 to 1, "
+                f"{tuple(self.box)} is not a box: give left, top, width, height as fractions of the image, from 0 to 1, "
                 "not in pixels"
             )
         if self.box[2] < 0 or self.box[3] < 0:

@@ -15,11 +15,11 @@ from smalti.core.errors import SmaltiError
 from smalti.prior.window import Window
 
 ROUNDING = 1e-6
-"""Tolerance of sums of shares."""
+"""Tolerance of sums of fractions."""
 
 
 class Box(NamedTuple):
-    """A part of an image, in shares of its width and height from the left top: 0 to 1, and beyond where it is cut."""
+    """A part of an image, as fractions of its width and height from the left top: 0 to 1, and beyond where it is cut."""
 
     left: float
     top: float
@@ -45,7 +45,7 @@ def check_crop(crop: Box) -> None:
     inside = left >= -ROUNDING and top >= -ROUNDING and left + width <= 1 + ROUNDING and top + height <= 1 + ROUNDING
     if not (inside and width > 0 and height > 0):
         raise SmaltiError(
-            f"the crop {tuple(crop)} is not a part of an image; give left, top, width, height as shares of it, within 0 to 1"
+            f"the crop {tuple(crop)} is not a part of an image; give left, top, width, height as fractions of it, within 0 to 1"
         )
 
 

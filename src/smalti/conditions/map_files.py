@@ -17,7 +17,7 @@ from smalti.images.io import DamagedImage, read_image, to_tensor
 from smalti.images.label_maps import spread
 
 _MIN_DARK_SHARE = 0.7
-"""Minimum share of pixels below half brightness in a drawing of edges: 0.76 or more in 60 photographs of houses."""
+"""Minimum fraction of pixels below half brightness in a drawing of edges: 0.76 or more in 60 photographs of houses."""
 
 
 def read_segmentation(path: Path) -> Tensor:
@@ -64,5 +64,5 @@ def label_colors(scores: Tensor) -> Tensor:
 
 
 def label_accuracy(maps: Tensor, reconstructions: Tensor) -> Tensor:
-    """Label maps (B,n,H,W) and their reconstructions -> the share of pixels (B,) with the same most likely label."""
+    """Label maps (B,n,H,W) and their reconstructions -> the fraction of pixels (B,) with the same most likely label."""
     return (maps.argmax(dim=1) == reconstructions.argmax(dim=1)).float().mean((1, 2))

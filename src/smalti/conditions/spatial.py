@@ -35,7 +35,7 @@ from smalti.images.io import (
     to_tensor,
 )
 from smalti.images.large_planes import strip_of
-from smalti.tokenizer.tiled.any_size import LARGE, tile_rows
+from smalti.tokenizer.tiled.any_size import MAX_UNTILED_PIXELS, tile_rows
 from smalti.tokenizer.tiled.tiled_layers import encode_tiled
 from smalti.tokenizer.vqgan import VQGAN
 
@@ -151,7 +151,7 @@ class SpatialCondition(Condition):
             return torch.empty(0, *grid, dtype=torch.int64)
         fitted = [self._at_grid_size(value, grid) for value in values]
         device = next(self.tokenizer.parameters()).device
-        if grid[0] * grid[1] * self.tokenizer.factor**2 > LARGE:
+        if grid[0] * grid[1] * self.tokenizer.factor**2 > MAX_UNTILED_PIXELS:
             codes = torch.cat([self._codes_tiled(value, device) for value in fitted])
         else:
             maps = torch.stack([self._image(value) for value in fitted])  # (B,C,H,W)

@@ -62,8 +62,8 @@ class TextSettings:
     fingerprint: str
 
 
-def train_vocabulary(captions: Iterable[str], *, most: int) -> str:
-    """Captions -> the BPE vocabulary of at most `most` pieces that is learned from them, as the text of a JSON file.
+def train_vocabulary(captions: Iterable[str], *, max_size: int) -> str:
+    """Captions -> the BPE vocabulary of at most `max_size` pieces that is learned from them, as the text of a JSON file.
 
     Texts are normalized before they are split: Unicode's form NFKC, lower case, single spaces. The same captions give
     the same vocabulary, whatever their order.
@@ -78,7 +78,7 @@ def train_vocabulary(captions: Iterable[str], *, most: int) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=most,
+        vocab_size=max_size,
         min_frequency=2,
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -1,4 +1,4 @@
-"""Keeps memory that is freed and allocated again in every step in the process."""
+"""A glibc setting: keep freed memory in the process, for steps that allocate the same memory again and again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PADDING = 2**26
 
 
 def keep_memory() -> bool:
-    """Let this process keep the memory that tensors on the CPU give back -> whether it will.
+    """Keep the memory of freed CPU tensors in this process instead of returning it to the system. Returns whether it is kept.
 
-    By default glibc hands blocks of some MiB back to the system when they are freed, and the next feature map of a convolution is
-    new memory, whose every page the system fills with zeros first: a fifth and more of the time in which a CPU encodes or decodes a
-    image (docs/log.md). The peak of memory stays as it was; the process keeps it until it ends. Call it once, before much is
-    computed; smalti's commands do. Elsewhere than on Linux with glibc nothing happens.
+    By default glibc returns freed blocks of some MiB to the system, and the next feature map of a convolution is new memory,
+    whose pages the system first fills with zeros. This takes a fifth and more of the time in which a CPU encodes or decodes
+    an image (docs/log.md). The peak of memory does not change; the process keeps it until it ends. Call it once, at the start, as
+    smalti's commands do. Systems other than Linux with glibc are not changed.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""Where tensors live, chosen by name, and how many devices of a kind this machine has."""
+"""Select a device by name, and check how many devices of a kind this machine has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).item()  # "meta" has no numbers
+        torch.empty(1, device=device).item()  # fails for "meta", whose tensors have no data
     except (RuntimeError, AssertionError, ImportError) as error:
         first = str(error).splitlines()[0].split(". ")[0]
         raise SmaltiError(f"device {name!r} cannot be used here ({first}); try --device cpu") from error
@@ -27,14 +27,14 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device is known to multiply bfloat16 by itself.
+    """Whether a device is known to multiply bfloat16 in hardware.
 
-    A CPU that does not takes twenty times as long as in float32 (docs/log.md).
+    A CPU without it takes twenty times as long as in float32 (docs/log.md).
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        has: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions do not say
+        has: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older versions of PyTorch
         return any(has.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return False
 
@@ -42,7 +42,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def check_count(accelerator: str, count: int) -> None:
     """Raise `SmaltiError` when this machine has fewer than `count` devices of the kind that a run is to use.
 
-    `accelerator` as Lightning Fabric names it: "auto", "gpu", "cuda", "mps", "cpu". On CPUs a process wants a core of its own.
+    `accelerator` as Lightning Fabric names it: "auto", "gpu", "cuda", "mps", "cpu". On CPUs each process needs a core.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         found, kind = torch.cuda.device_count(), "GPU"
@@ -51,7 +51,7 @@ def check_count(accelerator: str, count: int) -> None:
     elif accelerator in ("auto", "cpu"):
         found, kind = available_cores(), "CPU core"
     else:
-        return  # a kind that is not here at all is for the one who starts the processes to refuse
+        return  # Lightning Fabric refuses a kind of device that this machine does not have
     if count > found:
         plural = "" if found == 1 else "s"
         raise SmaltiError(

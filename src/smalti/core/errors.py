@@ -1,4 +1,4 @@
-"""The one exception a user ever meets: a sentence that holds the value that was wrong and the way out."""
+"""The exception for everything that a user can cause: one sentence with the wrong value and a remedy."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Iterable, Sequence
 
 
 class SmaltiError(Exception):
-    """Something a user can cause and mend. The command line prints its message, without a traceback, and ends with status 1."""
+    """An error that a user can cause and fix. The command line prints its message without a traceback, and exits with status 1."""
 
 
 LISTED = 40
-"""So many choices are named; of more, the nearest few."""
+"""The maximum number of choices that a message lists."""
 NEAREST = 5
+"""The number of nearest choices in a message about more than `LISTED`."""
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
-    """What to add to "unknown X": the nearest choice and all of them; of very many the nearest few, and how many there are.
+    """The text after "unknown X": the nearest choice and all choices, or of more than `LISTED` the nearest few and their number.
 
     >>> suggestion("smal", ["small", "demo"])
     "did you mean 'small'? There are: demo, small"
@@ -36,9 +37,9 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
 
 
 def _nearest(word: str, known: Sequence[str]) -> list[str]:
-    """The few of `known` that are written most like a word, in capitals or not, or that hold it."""
+    """The few of `known` with the spelling nearest to a word, or that contain it, in upper or lower case."""
     plain = word.lower()
     alike = difflib.get_close_matches(plain, [each.lower() for each in known], n=NEAREST, cutoff=0.6)
-    places = {each.lower(): each for each in reversed(known)}
+    spelled = {each.lower(): each for each in reversed(known)}
     holding = [each for each in known if plain.strip() and plain in each.lower()]
-    return list(dict.fromkeys((*(places[each] for each in alike), *holding)))[:NEAREST]
+    return list(dict.fromkeys((*(spelled[each] for each in alike), *holding)))[:NEAREST]

@@ -1,6 +1,6 @@
 """Files are written so that a killed process, a full disk or a power cut never leaves half a file under the real name.
 
-They are read so that a pipe in the place of a file does not block the program, and that text may come from any system.
+They are read so that a pipe in place of a file does not block the program, and that text may come from any system.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def plain_column(template: str) -> TextColumn:
 @final
 @dataclass(frozen=True, kw_only=True)
 class WorkPlan:
-    """Where one part of a longer work stands in it, so that its progress shows the time left for the whole."""
+    """The place of one part in a longer work, so that its progress shows the time left for the whole."""
 
     step: str = ""
     """Such as "step 2 of 5"; "" for a work of one part."""
@@ -78,7 +78,7 @@ class ProgressReporter:
         self, console: Console, *, title: str, tensorboard: Path | None, quiet: bool, work: WorkPlan = SINGLE
     ) -> None:
         """`tensorboard`: the folder for its event files, None writes none. `quiet`: the processes that are not the first.
-        `work`: where the run stands in a longer work."""
+        `work`: the place of the run in a longer work."""
         self._console = console
         self._title, self._work = title, work
         self._quiet = quiet
@@ -104,7 +104,7 @@ class ProgressReporter:
             self._work.titled(self._title), total=length, completed=seen, unit=unit, rate="", left=""
         )
         if seen and not self._quiet:
-            say(self._console, f"{self._title}: going on from {seen:,} of {length:,} {unit}")
+            say(self._console, f"{self._title}: resuming from {seen:,} of {length:,} {unit}")
         if self._folder is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
@@ -157,7 +157,7 @@ def counting(
 ) -> Iterator[Callable[[int, int], None]]:
     """Yield a function (done, total) that shows how far `title` has come: a bar on a terminal, else plain lines.
 
-    `work`: where it stands in a longer work.
+    `work`: its place in a longer work.
     """
     title = work.titled(title)
     began = last = time.monotonic()

@@ -1,10 +1,10 @@
-"""Published weights of other people's networks: a name -> a file found or downloaded -> tensors.
+"""Published weights of pretrained networks: a name -> a local or downloaded file -> tensors.
 
 A file is looked for in the folder that the environment variable `SMALTI_WEIGHTS` names, then in the cache folder
-(`SMALTI_CACHE`, else `$XDG_CACHE_HOME/smalti`, else `~/.cache/smalti`), and is then downloaded into the cache, where it
-gets its name only after its SHA-256 was checked. With `SMALTI_OFFLINE=1` or `HF_HUB_OFFLINE=1` no download is tried.
-Files that a user put into a folder are not compared with that hash, since other conversions of the same weights serve
-as well; they are held to their keys and shapes when a network loads them.
+(`SMALTI_CACHE`, else `$XDG_CACHE_HOME/smalti`, else `~/.cache/smalti`), and is otherwise downloaded to the cache under a
+temporary name, and renamed after its SHA-256 is checked. `SMALTI_OFFLINE=1` and `HF_HUB_OFFLINE=1` forbid downloads.
+The hash of a file that is already there is not checked, since other conversions of the same weights are valid too; a
+network that loads it checks keys and shapes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Weights(NamedTuple):
 
     - `files`: the names under which it is accepted, `.pth` or `.safetensors`; a download gets the first.
     - `url`: where it is published, https.
-    - `sha256`: of the file at `url`, in hexadecimal. Leading digits alone are compared as far as they go: torchvision
-      publishes the first eight, in the file's name.
+    - `sha256`: of the file at `url`, in hexadecimal. Only the given leading digits are compared: torchvision publishes
+      the first eight, in the file's name.
     - `about`: what it is. `license`: what its publisher states.
     """
 
@@ -124,7 +124,7 @@ Progress: TypeAlias = Callable[[int, int], object]  # (bytes so far, bytes expec
 
 
 def no_progress(done: int, total: int) -> None:
-    """The progress of a download that nobody watches."""
+    """Progress that is not displayed."""
 
 
 def cache_folder() -> Path:
@@ -136,7 +136,7 @@ def cache_folder() -> Path:
 
 
 def find_weights(name: str, *, progress: Progress = no_progress) -> Path:
-    """A name in `WEIGHTS` -> the file, downloaded if it is in neither folder.
+    """A name in `WEIGHTS` -> the path of its file, downloaded if it is in neither folder.
 
     Raises `SmaltiError` for an unknown name, a `SMALTI_WEIGHTS` that is no folder, and when a download is needed but
     forbidden, refused, cut short or not the published file. The message says where to get the file and where to put it.
@@ -144,9 +144,9 @@ def find_weights(name: str, *, progress: Progress = no_progress) -> Path:
     if name not in WEIGHTS:
         raise SmaltiError(f"unknown weights {name!r}; {suggestion(name, WEIGHTS)}")
     entry = WEIGHTS[name]
-    there = found_weights(name)
-    if there is not None:
-        return there
+    found = found_weights(name)
+    if found is not None:
+        return found
     for variable in ("SMALTI_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(variable, "").strip().lower() in ("1", "true", "yes", "on"):
             raise _missing(entry, f"{variable} forbids the download")
@@ -223,7 +223,7 @@ def _missing(entry: Weights, reason: str) -> SmaltiError:
 
 
 def _download(entry: Weights, path: Path, progress: Progress) -> None:
-    """Fetch the file of `entry` to `path`, which exists afterward only if the hash agreed."""
+    """Download the file of `entry` to `path`, which exists afterward only if the hash is right."""
     logger.info("downloading %s from %s to %s", entry.about, entry.url, path)
     try:
         response = urllib.request.urlopen(entry.url, timeout=TIMEOUT)
@@ -235,7 +235,7 @@ def _download(entry: Weights, path: Path, progress: Progress) -> None:
             digest = _copy(response, file, entry, progress)
         if not digest.startswith(entry.sha256):
             raise _missing(
-                entry, f"what was downloaded is not the published file (SHA-256 {digest}, expected {entry.sha256})"
+                entry, f"the downloaded file is not the published file (SHA-256 {digest}, expected {entry.sha256})"
             )
 
     with response, refusals_explained(path):
@@ -243,7 +243,7 @@ def _download(entry: Weights, path: Path, progress: Progress) -> None:
 
 
 def _copy(response: http.client.HTTPResponse, file: IO[bytes], entry: Weights, progress: Progress) -> str:
-    """Copy the response to the file, and give the SHA-256 of what came."""
+    """Copy the response to the file -> the SHA-256 of the copied bytes."""
     total = int(response.headers.get("Content-Length") or 0)
     done = 0
     digest = hashlib.sha256()
@@ -251,7 +251,7 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes], entry: Weights, p
         try:
             chunk = response.read(CHUNK)
         except (OSError, http.client.HTTPException) as error:
-            raise _missing(entry, f"the download broke off after {done} bytes ({_message_of(error)})") from error
+            raise _missing(entry, f"the download was interrupted after {done} bytes ({_message_of(error)})") from error
         if not chunk:
             break
         digest.update(chunk)
@@ -259,7 +259,7 @@ def _copy(response: http.client.HTTPResponse, file: IO[bytes], entry: Weights, p
         done += len(chunk)
         progress(done, total)
     if done < total:
-        raise _missing(entry, f"the download broke off after {done} of {total} bytes")
+        raise _missing(entry, f"the download was interrupted after {done} of {total} bytes")
     return digest.hexdigest()
 
 

@@ -31,7 +31,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Chance = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Amount = Annotated[float, Field(ge=0)]
-"""How much of a training: a number up to 1 is a share of it, a larger one a number of images (or of codes in stage 2)."""
+"""How much of a training: a number up to 1 is a fraction of it, a larger one a number of images (or of codes in stage 2)."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -103,8 +103,8 @@ def _pair(values: Tensor, vectors: Tensor, *, like: Tensor) -> tuple[Tensor, Ten
 
 def _turn(side: int, *, like: Tensor) -> Tensor:
     """Some orthogonal matrix (D,D), always the same."""
-    chance = torch.Generator().manual_seed(0)
-    turned: Tensor = torch.linalg.qr(torch.randn(side, side, dtype=torch.float64, generator=chance))[0]
+    generator = torch.Generator().manual_seed(0)
+    turned: Tensor = torch.linalg.qr(torch.randn(side, side, dtype=torch.float64, generator=generator))[0]
     return turned.to(like)
 
 

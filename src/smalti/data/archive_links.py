@@ -20,7 +20,7 @@ def plain(name: str) -> str:
 
 
 def target_of(name: str, text: str) -> str:
-    """The name of a link and the path that stands in it, relative to its folder -> the path below the root."""
+    """The name of a link and the path that is in it, relative to its folder -> the path below the root."""
     return plain(posixpath.join(posixpath.dirname(name.replace("\\", "/")), text.replace("\\", "/")))
 
 
@@ -44,7 +44,7 @@ class Links(Generic[T]):
 
     def followed(self, path: str) -> Iterator[tuple[str, T]]:
         """A link -> the files it stands for, each with what follows the path of the link: "" for that of a file, "/1.png" for one
-        in a folder. Nothing for a link to nothing, and for one to a folder that it lies in.
+        in a folder. Nothing for a link to nothing, and for one to a folder that it is in.
         """
         yield from self._followed(path, entered=set())
 
@@ -57,8 +57,8 @@ class Links(Generic[T]):
         if end in ("", ".", *entered) or path.startswith(f"{end}/"):
             return
         entered.add(end)
-        for place in range(bisect_left(self._names, f"{end}/"), len(self._names)):
-            name = self._names[place]
+        for index in range(bisect_left(self._names, f"{end}/"), len(self._names)):
+            name = self._names[index]
             if not name.startswith(f"{end}/"):
                 return
             rest = name[len(end) :]

@@ -25,7 +25,7 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.core.files import read_json
 from smalti.core.settings import parse, settings
-from smalti.data.crops import chances
+from smalti.data.crops import uniform_numbers
 
 FORMAT = 1
 
@@ -133,7 +133,7 @@ class CodeSet:
         index, draw = key
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[shard]) + len(self._shards[shard])
-        copy = int(chances(0, draw)[0] * self._copies)
+        copy = int(uniform_numbers(0, draw)[0] * self._copies)
         codes = self._shards[shard][row, copy].astype(np.int64)
         self.check(int(codes.max()))
         prefix = np.zeros(0, dtype=np.int64)
@@ -219,7 +219,7 @@ def open_codes(path: Path) -> CodeShards:
 
 
 def read_meta(path: Path) -> CodesSettings:
-    """What a folder of codes says of itself. Raises `SmaltiError` as `open_codes`."""
+    """What a folder of codes says about itself. Raises `SmaltiError` as `open_codes`."""
     file = path / "codes.json"
     if not file.exists():
         raise SmaltiError(f"there are no codes in {path} (no codes.json); make them with: smalti encode")
@@ -235,7 +235,7 @@ def read_meta(path: Path) -> CodesSettings:
 
 
 def histogram(codeset: CodeSet, size: int) -> npt.NDArray[np.int64]:
-    """How often each of the `size` codes of the codebook stands in all images and copies: (size,) int64."""
+    """How often each of the `size` codes of the codebook is in all images and copies: (size,) int64."""
     counts = np.zeros(size, dtype=np.int64)
     for codes in codeset.chunks():
         codeset.check(int(codes.max()))

@@ -30,7 +30,7 @@ class ImageSettings:
     flip: bool = True
     """Mirror every second of the random crops."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the images that is held out, chosen by a hash of the path."""
+    """Fraction of the images that is held out, chosen by a hash of the path."""
     validation_images: Positive = 256
     """How many of those are looked at each time."""
     cache_mib: Natural = 1024

@@ -1,4 +1,4 @@
-"""Whether data is what a training began with, wherever it lies now: by how many images there are, their names and sizes."""
+"""Whether data is what a training began with, wherever it is now: by how many images there are, their names and sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a window of the asked size is cut out of an image, by chance or in the middle.
+"""How a window of the asked size is cut out of an image, at random or in the middle.
 
 C channels, H W pixels of the window.
 """
@@ -14,8 +14,8 @@ from smalti.core.errors import SmaltiError
 from smalti.images.io import Array, Filter, covering_size, crop, resize
 
 
-def chances(seed: int, draw: int) -> tuple[float, float, float, float]:
-    """(seed, draw) -> four independent numbers, uniform in [0, 1), the same on every machine and for ever."""
+def uniform_numbers(seed: int, draw: int) -> tuple[float, float, float, float]:
+    """(seed, draw) -> four independent numbers, uniform in [0, 1), the same on every machine and forever."""
     digest = hashlib.sha256(f"{seed} {draw}".encode()).digest()
     a, b, c, d = (int.from_bytes(digest[i : i + 8], "big") >> 11 for i in (0, 8, 16, 24))
     return a / 2**53, b / 2**53, c / 2**53, d / 2**53
@@ -48,7 +48,7 @@ class Crop(ABC):
 
     @abstractmethod
     def view(self, whole: tuple[int, int], size: tuple[int, int], *, seed: int, draw: int) -> View:
-        """An image of so many pixels (height, width), which covers margin * size -> the window of `size` in it, once it is
+        """An image of this many pixels (height, width), which covers margin * size -> the window of `size` in it, once it is
         scaled to the view's `whole`."""
 
     @abstractmethod
@@ -112,7 +112,7 @@ class RandomCrop(Crop):
         return self.zoom[1]
 
     def view(self, whole: tuple[int, int], size: tuple[int, int], *, seed: int, draw: int) -> View:
-        nearness, down, right, mirror = chances(seed, draw)
+        nearness, down, right, mirror = uniform_numbers(seed, draw)
         factor = self.zoom[0] * (self.zoom[1] / self.zoom[0]) ** nearness
         if factor < self.margin:
             whole = covering_size(whole, (round(size[0] * factor), round(size[1] * factor)))

@@ -50,7 +50,7 @@ class DamageRecord:
         return int(np.count_nonzero(self._states.numpy() == DAMAGED))
 
     @property
-    def hopeless(self) -> bool:
+    def exceeds_limit(self) -> bool:
         """Whether too many are damaged, once 100 or all were looked at."""
         looked = self.looked_at
         enough = looked >= min(len(self._states), 100)

@@ -51,7 +51,7 @@ class FileType(ABC):
 
     @abstractmethod
     def check(self, channels: int) -> None:
-        """Raise `SmaltiError` where a tokenizer of so many channels cannot be given this kind."""
+        """Raise `SmaltiError` where a tokenizer of this many channels cannot be given this kind."""
 
     @abstractmethod
     def width(self, channels: int) -> int:
@@ -78,7 +78,7 @@ class FileType(ABC):
 
     @abstractmethod
     def described(self) -> dict[str, Any]:
-        """What a model folder and a code folder say of it, as plain values; `file_type_of` reads them back."""
+        """What a model folder and a code folder say about it, as plain values; `file_type_of` reads them back."""
 
 
 class Levels(FileType):
@@ -129,7 +129,7 @@ class Labels(FileType):
     """Maps of the labels 0 to C-1 -> arrays (H,W,1) uint8 or uint16, (H,W) whole numbers, and (C,H,W) float32: 1 in the
     label's channel and 0 in the others.
 
-    `unlabeled`: the number that stands in the files for what has no label (255, say). It is given the last channel, so that
+    `unlabeled`: the number that is in the files for what has no label (255, say). It is given the last channel, so that
     the labels then end at C-2; the original gives it a channel too. None where there is no such number.
     """
 
@@ -262,7 +262,7 @@ FILE_TYPES: dict[str, Callable[[int | None], FileType]] = {  # of the number tha
 
 
 def file_type_of(described: Mapping[str, Any], *, channels: int) -> FileType:
-    """What a model folder says of its tokenizer -> the kind of files it is for.
+    """What a model folder says about its tokenizer -> the kind of files it is for.
 
     Where it says nothing (it was made elsewhere, or before there were kinds) 1, 3 and 4 channels are for images, others for
     label maps. Raises `SmaltiError` for an unknown kind.

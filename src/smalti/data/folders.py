@@ -1,6 +1,6 @@
-"""What lies below a folder of images, and where the paths of a list lead.
+"""What is below a folder of images, and where the paths of a list lead.
 
-Folders that smalti wrote (runs, models, codes, experiments) may lie below a folder of images. What is in them are
+Folders that smalti wrote (runs, models, codes, experiments) may be below a folder of images. What is in them are
 results, and never inputs.
 """
 
@@ -156,7 +156,7 @@ class PathFinder:
         self._names: dict[Path, dict[str, str]] = {}
 
     def find(self, name: str) -> str | None:
-        """A path as it stands in the list -> how it is spelled on this disk, None where there is nothing."""
+        """A path as it is in the list -> how it is spelled on this disk, None where there is nothing."""
         for spelled in dict.fromkeys((name, name.replace("\\", "/"))):
             if os.path.lexists(self._folder / spelled):
                 return spelled

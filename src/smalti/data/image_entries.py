@@ -1,4 +1,4 @@
-"""The names and labels of images in their source: by the folders that they lie in."""
+"""The names and labels of images in their source: by the folders that they are in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ImageEntry(NamedTuple):
 
 
 def key_below(folder: Path, name: str) -> str:
-    """A path as it stands in a list -> the key: relative to the list's folder where that is possible."""
+    """A path as it is in a list -> the key: relative to the list's folder where that is possible."""
     normal = Path(os.path.normpath(name))
     if normal.is_absolute() and normal.is_relative_to(folder.absolute()):
         normal = normal.relative_to(folder.absolute())

@@ -96,7 +96,7 @@ class Crops:
         self.crop = crop
         self.seed = seed
         self._kept_size = (math.ceil(size[0] * crop.margin), math.ceil(size[1] * crop.margin))
-        self._places = {label: place for place, label in enumerate(source.labels)}
+        self._places = {label: index for index, label in enumerate(source.labels)}
         # Until they are read their aspects are unknown; photos are often 4:3.
         expected = len(self.images) * source.file_type.width(channels) * math.prod(self._kept_size) * 4 / 3
         self._allowance = cache_mib * 2**20 if expected <= cache_mib * 2**20 else 0
@@ -227,7 +227,7 @@ class Crops:
         if state == DAMAGED:
             key, reason, path = self.images[index].key, self._reasons[index], self.source.path
             logger.warning("damaged image left out: %s %s (in %s)", key, reason, path)
-        if self._reasons and self._record.hopeless:
+        if self._reasons and self._record.exceeds_limit:
             raise self._too_many_damaged()
 
     def _too_many_damaged(self) -> SmaltiError:
@@ -235,7 +235,7 @@ class Crops:
         count = self._record.damaged
         return SmaltiError(
             f"{count} of the {self._record.looked_at} images looked at in {self.source.path} are damaged: "
-            f"{'; '.join(damaged[:3])}{'; ...' if count > min(len(damaged), 3) else ''}; mend or remove them"
+            f"{'; '.join(damaged[:3])}{'; ...' if count > min(len(damaged), 3) else ''}; fix or remove them"
         )
 
 
@@ -316,7 +316,7 @@ def in_order(dataset: Examples[B_co], *, batch: int, workers: int = 0) -> Iterat
 
 def spread(dataset: Examples[B_co], count: int) -> B_co:
     """A data set of N examples -> one batch of `count` of them (N if there are fewer), evenly spread; draw i goes with i."""
-    places = [place * len(dataset) // count for place in range(count)] if count < len(dataset) else range(len(dataset))
+    places = [index * len(dataset) // count for index in range(count)] if count < len(dataset) else range(len(dataset))
     return dataset.batch_of(*(torch.stack(field) for field in zip(*(dataset[n, n] for n in places), strict=True)))
 
 

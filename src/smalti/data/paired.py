@@ -34,7 +34,7 @@ class PairedCrops(ABC):
 
 @final
 class AlignedCrops(PairedCrops):
-    """Crops of files that are aligned with the images: both are cropped at the same place, in shares of their sizes.
+    """Crops of files that are aligned with the images: both are cropped at the same place, as fractions of their sizes.
 
     Both sets of crops have the same seed. Reading raises `SmaltiError` for a file of another size than its image.
     """
@@ -110,7 +110,7 @@ class PairedExamples:
 
     def described(self) -> dict[str, Any]:
         """What decides the examples, as plain values."""
-        conditions = {str(place): each.described() for place, each in enumerate(self.conditions)}
+        conditions = {str(index): each.described() for index, each in enumerate(self.conditions)}
         return {**self.images.described(), "conditions": conditions}
 
 

@@ -3,8 +3,8 @@
 
 The label of an image is the name of the first folder below the root. The root of a folder is that folder. Lists,
 zip files and shards have no root of their own (most zip files hold one folder that holds all else), so theirs is the
-deepest folder that holds all their images: if all lie in one folder, there are no labels. In shards a label may
-also stand beside the image.
+deepest folder that holds all their images: if all are in one folder, there are no labels. In shards a label may
+also be beside the image.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ARCHIVES = (".txt", ".zip", ".tar")
 COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
 """Endings of shards that must be unpacked first, which is then said."""
 OF_SCENES = {"labels": "segmentations", "depth": "depths"}
-"""Kind -> where its files lie in a folder that `smalti scenes` wrote; those of all others lie in `images`."""
+"""Kind -> where its files are in a folder that `smalti scenes` wrote; those of all others lie in `images`."""
 TAKEN = (
     "a folder, a .txt list of paths, a .zip file, .tar shards (one, a folder of them, or shards-{000..009}.tar), or a data "
     "set of Hugging Face (a folder of .parquet or .arrow files, or hf:NAME)"
@@ -78,7 +78,7 @@ class Source(ABC):
 
     @final
     def read(self, image: ImageEntry, channels: int) -> Array:
-        """One image -> (H, W, C), as its kind is read for a tokenizer of so many channels. Raises `DamagedImage`."""
+        """One image -> (H, W, C), as its kind is read for a tokenizer of this many channels. Raises `DamagedImage`."""
         return self.file_type.read(self.stream(image), channels=channels, name=image.key)
 
     @final
@@ -117,7 +117,7 @@ class FolderSource(Source):
 
 @final
 class ListSource(Source):
-    """The images whose paths stand in a text file, one a line, absolute or relative to the folder of the list.
+    """The images whose paths are in a text file, one a line, absolute or relative to the folder of the list.
 
     Their order is kept; an image that is named twice counts once; blank lines are skipped. Lines that name nothing, up
     to a tenth of all, are left out with a warning. Where a path leads out of the folder of the list, all are known by
@@ -296,13 +296,13 @@ class TableSource(Source):
 def open_source(path: Path, *, file_type: FileType = COLOR) -> Source:
     """A folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> the images, or other files, of a `file_type`.
 
-    All that lies in and below a folder counts, but hidden files and folders, and what smalti wrote; links are followed.
+    All that is in and below a folder counts, but hidden files and folders, and what smalti wrote; links are followed.
     A folder without images, but with `.tar` files, is one of shards. Shards may also be named as
     `shards-{000..009}.tar`. A folder with `.parquet` or `.arrow` files, such as a saved data set of the library
     `datasets`, and `hf:NAME`, a data set on the Hugging Face Hub, need that library.
 
     Raises `SmaltiError` when there is no such path, when it is of another kind, when it holds no images, for the
-    folder of scenes, in which label maps and depths lie beside the images, and for runs, models and codes of smalti.
+    folder of scenes, in which label maps and depths are beside the images, and for runs, models and codes of smalti.
     """
     if path.is_dir():
         if (path / "scenes.json").is_file():
@@ -313,7 +313,7 @@ def open_source(path: Path, *, file_type: FileType = COLOR) -> Source:
         what = written_here(path)
         if what:
             raise SmaltiError(
-                f"{path} is {what} of smalti, and no folder of {file_type.files}; give the folder they lie in"
+                f"{path} is {what} of smalti, and no folder of {file_type.files}; give the folder they are in"
             )
         files = files_below(path, scenes=OF_SCENES.get(file_type.name, "images"))
         tars = sorted(name for name in files if name.lower().endswith(".tar"))
@@ -338,7 +338,7 @@ def open_source(path: Path, *, file_type: FileType = COLOR) -> Source:
     if suffix == ".tar" or path.name.lower().endswith(COMPRESSED):
         return ShardSource(path, [path], file_type)
     raise SmaltiError(
-        f"{path} is neither a folder, a .txt list of paths, a .zip file nor a .tar shard; give the folder it lies in"
+        f"{path} is neither a folder, a .txt list of paths, a .zip file nor a .tar shard; give the folder it is in"
     )
 
 

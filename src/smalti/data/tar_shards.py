@@ -42,7 +42,7 @@ class Extent(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image in a shard: its path there, its bytes, and the label and the text that stand beside it, if they do."""
+    """An image in a shard: its path there, its bytes, and its label and its text, if there are any."""
 
     path: str
     extent: Extent
@@ -63,9 +63,9 @@ def expanded(pattern: str) -> list[str]:
     Raises `SmaltiError` for braces that are not closed, and for more names than anybody has.
     """
     parts: list[list[str]] = []
-    for place, text in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
-        parts.append(_choices(text) if place % 2 else [text])
-        if not place % 2 and ("{" in text or "}" in text):
+    for index, text in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
+        parts.append(_choices(text) if index % 2 else [text])
+        if not index % 2 and ("{" in text or "}" in text):
             raise SmaltiError(f"the braces of {pattern} do not match; write them as in shards-{{000..009}}.tar")
     return ["".join(names) for names in itertools.islice(itertools.product(*parts), _MOST)]
 
@@ -89,7 +89,7 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
     """A tar file, the `shard`-th of its set -> its samples: those with a file of one of the `suffixes`.
 
     The image of a sample is the file with such a suffix; among several, the only one whose suffix begins at the first dot
-    (`jpg` beside `mask.png`). Its label is what stands in `.cls` or `.cls.txt`, or the `label` of `.json`; its caption
+    (`jpg` beside `mask.png`). Its label is what is in `.cls` or `.cls.txt`, or the `label` of `.json`; its caption
     is in `.txt`.
 
     Raises `SmaltiError` for a compressed, truncated or otherwise damaged file, and for samples with several images.
@@ -106,7 +106,7 @@ def read_index(path: Path, shard: int, suffixes: tuple[str, ...]) -> Index:
                 continue
             files = found.setdefault(f"{folder}{slash}{stem}", {})
             if ending.lower() in files:
-                raise SmaltiError(f"{path} holds {name} twice, and a name stands for one file; write the shard anew")
+                raise SmaltiError(f"{path} holds {name} twice, and a name stands for one file; write the shard again")
             files[ending.lower()] = extent
         samples = []
         for stem, files in found.items():
@@ -160,7 +160,7 @@ def _files(path: Path, file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent
 
 
 def _members(file: BinaryIO, shard: int) -> Iterator[tuple[str, Extent | _Special]]:
-    """All that a tar file holds but folders, to the end of the file, where several tar files may stand in a row.
+    """All that a tar file holds but folders, to the end of the file, where several tar files may be in a row.
 
     What the end is, is looked at, since a cut file may seem a shorter one.
     """
@@ -247,14 +247,14 @@ def _label(path: Path, file: BinaryIO, stem: str, files: dict[str, Extent]) -> s
             value = parse_json(decoded(content)) if ending == "json" else decoded(content).strip()
         except ValueError as error:
             raise SmaltiError(
-                f"{stem}.{ending} in {path} cannot be read as a label ({error}); write it anew"
+                f"{stem}.{ending} in {path} cannot be read as a label ({error}); write it again"
             ) from error
         if ending == "json":
             value = value.get("label") if isinstance(value, dict) else None
         label = _as_text(value)
         if label is None:
             raise SmaltiError(
-                f"{stem}.{ending} in {path} has the label {value!r}; a label is a text or a number: write it anew, or leave it out"
+                f"{stem}.{ending} in {path} has the label {value!r}; a label is a text or a number: write it again, or leave it out"
             )
         if label:
             return label
@@ -262,7 +262,7 @@ def _label(path: Path, file: BinaryIO, stem: str, files: dict[str, Extent]) -> s
 
 
 def _as_text(value: Any) -> str | None:
-    """A label as it stands in JSON -> its text, "" where there is none, None for what is no label.
+    """A label as it is in JSON -> its text, "" where there is none, None for what is no label.
 
     1.0 is 1: a table whose column has gaps writes whole numbers so. `true` and `false` say nothing of a class.
     """

@@ -1,4 +1,4 @@
-"""What can be said of an image, or of the part of it that is seen, without a tokenizer: its label, its caption, where
+"""What can be said about an image, or of the part of it that is seen, without a tokenizer: its label, its caption, where
 the part lies, which objects and figures are in it.
 
 Letters: P prefix codes, h w grid of codes, H W pixels.
@@ -40,7 +40,7 @@ from smalti.data.annotations.objects import (
     paired_sizes,
 )
 from smalti.data.caption_files import read_captions, swap_sides
-from smalti.data.crops import View, chances
+from smalti.data.crops import View, uniform_numbers
 from smalti.data.loader import Crops
 from smalti.data.paired import CropAnnotator
 
@@ -58,7 +58,7 @@ PLACES = 1025
 
 
 class Annotator(ABC):
-    """A condition, and how it is said of the images of a set."""
+    """A condition, and how it is said about the images of a set."""
 
     condition: Condition
     fingerprint: str
@@ -66,11 +66,11 @@ class Annotator(ABC):
 
     @abstractmethod
     def of(self, part: Crops) -> CropAnnotator:
-        """The crops of some images -> what is said of them. Raises `SmaltiError` where nothing is known of one."""
+        """The crops of some images -> what is said about them. Raises `SmaltiError` where nothing is known of one."""
 
 
 def view_box(view: View) -> Box:
-    """A view -> the part of the image that it shows, in shares."""
+    """A view -> the part of the image that it shows, as fractions."""
     (height, width), (h, w) = view.whole, view.size
     return Box(view.left / width, view.top / height, w / width, h / height)
 
@@ -94,7 +94,7 @@ class _LabelCodes:
 
 @final
 class _Labels(Annotator):
-    """The sub-folder that an image lies in."""
+    """The sub-folder that an image is in."""
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         _check_no_options("labels", data, options)
@@ -102,13 +102,13 @@ class _Labels(Annotator):
         if not names:
             raise SmaltiError(f"the images of {images.source.path} have no labels (no sub-folders)")
         self.condition, self.fingerprint = Labels(names), values_fingerprint(names)
-        self._places = {name: place for place, name in enumerate(names)}
+        self._places = {name: index for index, name in enumerate(names)}
 
     def of(self, part: Crops) -> CropAnnotator:
         missing = [image.key for image in part.images if image.label is None]
         if missing:
             raise SmaltiError(
-                f"{missing[0]} lies in no sub-folder and has no label, as {len(missing) - 1} more; move them into sub-folders"
+                f"{missing[0]} is in no sub-folder and has no label, as {len(missing) - 1} more; move them into sub-folders"
             )
         return _LabelCodes(tuple(self._places[str(image.label)] for image in part.images))
 
@@ -116,7 +116,7 @@ class _Labels(Annotator):
 @final
 @dataclass(frozen=True)
 class _CropCoordinates:
-    """Where the part that is seen lies in its image. A mirrored part lies in a mirrored image."""
+    """Where the part that is seen is in its image. A mirrored part is in a mirrored image."""
 
     condition: Coordinates
 
@@ -132,7 +132,7 @@ class _CropCoordinates:
 
 @final
 class _Coordinates(Annotator):
-    """Where the part that is seen lies in its image; settings: levels."""
+    """Where the part that is seen is in its image; settings: levels."""
 
     def __init__(self, data: Path | None, options: Mapping[str, Any], images: Crops, grid: Grid, factor: int) -> None:
         _check_no_options("coordinates", data, {})
@@ -170,7 +170,7 @@ class _ObjectCodes(Generic[T]):
     """Where they stand."""
 
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
-        order = shuffle_objects(self.listed[index], random.Random(chances(self.seed, draw)[0]))
+        order = shuffle_objects(self.listed[index], random.Random(uniform_numbers(self.seed, draw)[0]))
         return torch.tensor(self.codes(order, self.settings, crop=view_box(view), flip=view.mirrored))
 
     def check_size(self, index: int, key: str, full: tuple[int, int]) -> None:
@@ -189,7 +189,7 @@ class _ObjectFilter:
     classes: tuple[str, ...] = ()
     """Their names; without any, all that the annotations have."""
     smallest: Share = 0.0
-    """The least share of its image that the box of an object takes, as in the original; smaller ones are left out."""
+    """The least fraction of its image that the box of an object takes, as in the original; smaller ones are left out."""
 
 
 @final
@@ -285,7 +285,7 @@ def _largest(listed: Sequence[ObjectAnnotation], most: int) -> Sequence[ObjectAn
 
 def _annotations(key: str, data: Path | None) -> Annotated:
     if data is None:
-        raise SmaltiError(f"the condition {key} stands in a file of annotations; give it: --condition-data {key}=FILE")
+        raise SmaltiError(f"the condition {key} is in a file of annotations; give it: --condition-data {key}=FILE")
     return read_annotations(data)
 
 
@@ -308,7 +308,7 @@ class _TextCodes:
 
     def __call__(self, index: int, view: View, draw: int) -> Tensor:
         captions = self.captions[index] or ("",)
-        caption = captions[random.Random(chances(self.seed, draw)[0]).randrange(len(captions))]
+        caption = captions[random.Random(uniform_numbers(self.seed, draw)[0]).randrange(len(captions))]
         if view.mirrored and self.swap_sides:
             caption = swap_sides(caption)
         return self.condition.padded(self.condition.pieces(caption))
@@ -337,7 +337,7 @@ class _Captions(Annotator):
         self._options = parse(TextOptions, options, where="the condition text")
         self._captions = read_captions(images.source, data)
         mine = [caption for captions in self._of(images) for caption in captions]
-        vocabulary = train_vocabulary(mine, most=self._options.vocabulary)
+        vocabulary = train_vocabulary(mine, max_size=self._options.vocabulary)
         self.condition = text_condition(vocabulary, length=self._options.length)
         self.fingerprint = values_fingerprint([as_mapping(self.condition.settings), self._options.swap_sides])
         counts = [len(self.condition.pieces(caption)) for caption in mine]

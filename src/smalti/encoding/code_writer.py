@@ -278,7 +278,7 @@ class _Part:
 
 @final
 class _Copies:
-    """Image index -> all its copies (copies, C, H, W), its label, and the copies of what lies beside it (copies, ...): kept or
+    """Image index -> all its copies (copies, C, H, W), its label, and the copies of what is beside it (copies, ...): kept or
     left out together.
     """
 

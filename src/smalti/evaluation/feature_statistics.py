@@ -47,7 +47,7 @@ class Statistics:
     """How they were computed, from `write_statistics`; None for a file of another program."""
     notes: tuple[str, ...] = ()
     images: Source | None = None
-    """Samples that lie in the same file."""
+    """Samples that are in the same file."""
 
 
 @final

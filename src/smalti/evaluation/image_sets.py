@@ -44,7 +44,7 @@ class Available(NamedTuple):
 
     protocol: SetProtocol
     note: str
-    """What was put in the place of what, or ""."""
+    """What was put in place of what, or ""."""
 
 
 def with_available_network(protocol: SetProtocol) -> Available:
@@ -190,7 +190,7 @@ def _gather(
 
 
 def _described(statistics: Statistics) -> dict[str, Any]:
-    """A reference that came as statistics, as it stands in a result."""
+    """A reference that came as statistics, as it is in a result."""
     images = statistics.pool.images
     if statistics.made is not None:
         return {"name": statistics.made["name"], "identity": statistics.made["identity"], "images": images}
@@ -227,7 +227,7 @@ def _unlike_sizes(first: PreparedImages, second: PreparedImages) -> tuple[str, .
 
 
 def _maker(prepared: PreparedImages) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What the samples' files say of the model and the sampler that made them, and a note where they differ."""
+    """What the samples' files say about the model and the sampler that made them, and a note where they differ."""
     file_settings: list[dict[str, Any]] = []
     for place in sorted({number * len(prepared) // SAMPLERS_READ for number in range(SAMPLERS_READ)}):
         where = None if isinstance(prepared.source, ArraySource) else prepared.source.stream(prepared.images[place])

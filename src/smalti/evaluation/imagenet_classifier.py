@@ -81,7 +81,7 @@ def by_class(classifier: LogitDistance, classes: Sequence[int]) -> Callable[[Ten
                 "without a classifier"
             )
         device = classifier.scale.device
-        chances = classifier.logits(images.to(device)).log_softmax(1)  # (B,K)
-        return chances[torch.arange(len(classes_of_images)), classes_of_images.to(device)].cpu()
+        log_probabilities = classifier.logits(images.to(device)).log_softmax(1)  # (B,K)
+        return log_probabilities[torch.arange(len(classes_of_images)), classes_of_images.to(device)].cpu()
 
     return classifier_score

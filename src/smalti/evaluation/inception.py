@@ -25,7 +25,7 @@ EPSILON = 0.001  # of the batch normalization
 
 
 class Taps(NamedTuple):
-    """What the network says of a batch of images; all float32. The number in a name is its width D."""
+    """What the network says about a batch of images; all float32. The number in a name is its width D."""
 
     pool64: Tensor
     """(B, 64), after the first max pooling, averaged over positions, like the next two."""
@@ -60,7 +60,7 @@ def _between(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
 
 
 class _Requested(NamedTuple):
-    """Along one side: the two source pixels of each output pixel, and the share of the second."""
+    """Along one side: the two source pixels of each output pixel, and the fraction of the second."""
 
     low: Tensor
     high: Tensor

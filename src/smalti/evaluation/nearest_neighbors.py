@@ -129,11 +129,11 @@ def kernel_distance(
             f"a subset has 2 to {least}"
         )
     a, b = _double(samples), _double(reference)
-    chance = np.random.RandomState(seed)  # torch-fidelity's generator, whose numbers NumPy keeps for ever
+    generator = np.random.RandomState(seed)  # torch-fidelity's generator, whose numbers NumPy keeps forever
     chosen_a, chosen_b = a.new_zeros(subsets, len(a)), b.new_zeros(subsets, len(b))  # 1 where a subset has the image
     for subset in range(subsets):
         for chosen in (chosen_a, chosen_b):
-            places = torch.from_numpy(chance.choice(chosen.shape[1], size, replace=False))
+            places = torch.from_numpy(generator.choice(chosen.shape[1], size, replace=False))
             chosen[subset, places.to(chosen.device)] = 1
     within = _pairs(a, a, chosen_a, chosen_a) - chosen_a @ _kernel(a.square().sum(1), a.shape[1])
     within += _pairs(b, b, chosen_b, chosen_b) - chosen_b @ _kernel(b.square().sum(1), a.shape[1])
@@ -165,14 +165,14 @@ class Manifold(NamedTuple):
     neighbors."""
 
     precision: float
-    """Share of the samples that lie in the ball of some reference image: how many look real."""
+    """Fraction of the samples that are in the ball of some reference image: how many look real."""
     recall: float
-    """Share of the reference that lies in the ball of some sample: how much of the variety is there."""
+    """Fraction of the reference that is in the ball of some sample: how much of the variety is there."""
     density: float
     """In how many reference balls a sample lies, over the number expected: precision that one outlier cannot raise;
     can be above 1."""
     coverage: float
-    """Share of the reference images whose ball holds a sample."""
+    """Fraction of the reference images whose ball holds a sample."""
 
 
 def manifold(samples: Tensor, reference: Tensor, *, neighbors: int = 3, density_neighbors: int = 5) -> Manifold:

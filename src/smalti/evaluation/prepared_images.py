@@ -117,7 +117,7 @@ class PreparedImages:
                     f"the protocol takes {protocol.count:,} images and {source.path} has {len(chosen):,}; give that "
                     "many, choose another protocol, or set another count (which is another protocol)"
                 )
-            chosen = tuple(chosen[place * len(chosen) // protocol.count] for place in range(protocol.count))
+            chosen = tuple(chosen[index * len(chosen) // protocol.count] for index in range(protocol.count))
         self.source = source
         self.images: tuple[ImageEntry, ...] = chosen
         self.left_out: dict[str, str] = {}
@@ -215,7 +215,7 @@ class PreparedImages:
                 continue
 
     def described(self) -> dict[str, Any]:
-        """The set as it stands in a result: its name, identity, N, sizes, and what was left out."""
+        """The set as it is in a result: its name, identity, N, sizes, and what was left out."""
         sizes = sorted(self.sizes)
         return {
             "name": self.source.path.name,

@@ -88,7 +88,7 @@ class _Data:
         count = total if protocol.images.count is None else protocol.images.count
         if count > total or not total:
             raise SmaltiError(f"the protocol takes {count or 'some'} held-out images and {shards.path} has {total}")
-        self._rows = [place * total // count for place in range(count)]
+        self._rows = [index * total // count for index in range(count)]
 
     def _open_images(self, source: Source, protocol: PriorProtocol) -> None:
         size, wanted = self._pipeline.default_size, protocol.images.size
@@ -144,7 +144,7 @@ class _Data:
         return self._data.validation[self._rows[place], 0].codes[None]
 
     def described(self) -> dict[str, Any]:
-        """As it stands in a result."""
+        """As in a result."""
         if self.prepared is not None:
             return self.prepared.described()
         assert isinstance(self._data, CodeShards)
@@ -211,7 +211,7 @@ def measure_prior(
             *sparse_codebook_note(use),
             *scored.notes,
         ),
-        names=tuple(given.name(place) for place in range(len(given))),
+        names=tuple(given.name(index) for index in range(len(given))),
         values=values.columns,
         counts=use.counts,
         examples=(*examples, *shown),

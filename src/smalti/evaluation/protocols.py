@@ -41,8 +41,8 @@ class ImageProtocol:
     """Which images of a source are selected, and how they are resized and cropped.
 
     - `count`: how many, evenly spread over the source in its order; None takes all.
-    - `held_out`: with a share above 0, only those that `smalti.data.sources.split` holds out at that share: a training
-      on the same folder with the same share has not seen them.
+    - `held_out`: with a fraction above 0, only those that `smalti.data.sources.split` holds out at that fraction: a training
+      on the same folder with the same fraction has not seen them.
     - `size`: (H,W) in pixels. The shorter side is scaled until the image covers it, and the middle is cut out. None
       takes each as it is.
     - `filter`: how they are scaled.

@@ -59,7 +59,7 @@ FEATURE_DEFINITIONS: dict[str, str] = {
     "score": "exp of the mean divergence of an image's classes from all images', mean over parts",
     "precision": "share of samples within the reach of the reference",
     "recall": "share of the reference within the reach of samples",
-    "density": "number of reference neighborhoods a sample lies in, over that expected",
+    "density": "number of reference neighborhoods a sample is in, over that expected",
     "coverage": "share of reference neighborhoods that hold a sample",
 }
 

@@ -79,7 +79,7 @@ def _compare(a: Tensor, b: Tensor) -> _Comparison:
 
 
 def _blurred(maps: Tensor) -> Tensor:
-    """(4,B,C,H,W) -> (4,B,C,H-10,W-10), under the Gaussian window wherever it lies inside."""
+    """(4,B,C,H,W) -> (4,B,C,H-10,W-10), under the Gaussian window wherever it is inside."""
     rows, columns = (_window(length, maps) for length in maps.shape[3:])
     return rows @ maps @ columns.T
 

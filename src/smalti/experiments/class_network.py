@@ -54,7 +54,7 @@ def train_classifier(batches: Iterable[Batch], *, classes: int, seed: int) -> Cl
 
 @torch.no_grad()
 def accuracy(model: Classifier, batches: Iterable[Batch]) -> float:
-    """Share of the images whose label is named right."""
+    """Fraction of the images whose label is named right."""
     right, count = 0, 0
     for batch in batches:
         right += int((model(batch.images).argmax(1) == batch.labels).sum())

@@ -19,7 +19,7 @@ from smalti.images.io import edges, to_array
 STEEP = 48
 """Of 255: where edges are this steep they count as such."""
 FOUND = 0.3
-"""Share of a box that has to show a class for it to be found there."""
+"""Fraction of a box that has to show a class for it to be found there."""
 PLACES = 8
 """Other places that each box is looked for at."""
 SKY, GROUND = (0, 1, 2, 3), (5, 6, 7, 8)
@@ -37,7 +37,7 @@ class ComparedImages(NamedTuple):
     """(B,3,H,W), the scenes as the tokenizer gives them back"""
     known: KnownScenes
     listed: Sequence[Sequence[ObjectAnnotation]]
-    """What stands in each scene, in shares of it"""
+    """What is in each scene, as fractions of it"""
     network: SceneNetwork
 
 
@@ -88,7 +88,7 @@ def edge_maps(compared: ComparedImages) -> Fidelity:
 
 
 def classes(compared: ComparedImages) -> Fidelity:
-    """Share of images whose class the scene network classifies correctly."""
+    """Fraction of images whose class the scene network classifies correctly."""
 
     def of(images: Tensor) -> float:
         return float((predict(compared.network, images).classes.argmax(1) == compared.known.classes).float().mean())
@@ -112,7 +112,7 @@ def smaller(compared: ComparedImages, *, times: int) -> Fidelity:
 def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[ObjectAnnotation], bool]) -> Fidelity:
     """How often the scene network predicts the class of a thing in its box; the score is how many times as often as in
     boxes of the same size at other places of the same images. `names`: of the labels, in order."""
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def of(images: Tensor) -> tuple[float, float]:
         seen = predict(compared.network, images).labels.argmax(1)  # (B,H,W)
@@ -122,7 +122,7 @@ def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[Obj
                 shows = (labeled == names.index(annotation.name)).float()
                 left, top, width, height = annotation.box
                 here.append(_shown(shows, (left, top, width, height)) >= FOUND)
-                for across, down in torch.rand(PLACES, 2, generator=chance).tolist():
+                for across, down in torch.rand(PLACES, 2, generator=generator).tolist():
                     box = (across * (1 - width), down * (1 - height), width, height)
                     elsewhere.append(_shown(shows, box) >= FOUND)
         return _share(here), _share(elsewhere)
@@ -136,7 +136,7 @@ def boxes(compared: ComparedImages, *, names: Sequence[str], only: Callable[[Obj
 
 
 def heights(compared: ComparedImages) -> Fidelity:
-    """Of tall images: the share of the sky's pixels in the upper third, and of the ground's in the lower, of both
+    """Of tall images: the fraction of the sky's pixels in the upper third, and of the ground's in the lower, of both
     thirds."""
 
     def of(images: Tensor) -> float:
@@ -192,7 +192,7 @@ def _wider(found: Tensor) -> Tensor:
 
 
 def _shown(shows: Tensor, box: tuple[float, float, float, float]) -> float:
-    """Where a class is seen (H,W), and a box in shares -> the share of the box that shows it, of one pixel at least."""
+    """Where a class is seen (H,W), and a box as fractions -> the fraction of the box that shows it, of one pixel at least."""
     (H, W), (left, top, width, height) = shows.shape, box
     first_row, first_column = min(max(int(top * H), 0), H - 1), min(max(int(left * W), 0), W - 1)
     last_row = max(round((top + height) * H), first_row + 1)

@@ -2,7 +2,7 @@
 learned.
 
 A schedule has to know where it ends, so a training cannot simply be stopped when its time is over. Its pace is taken
-first, and its length in images follows; how long it really took stands in its outcome. Steps run one after the other,
+first, and its length in images follows; how long it really took is in its outcome. Steps run one after the other,
 never two at once.
 """
 
@@ -59,7 +59,7 @@ def weights(training: TokenizerTraining) -> Weights:
 
 
 def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change: str) -> None:
-    """Raise `SmaltiError` where one has more or fewer parameters than that called `like`, beyond a share of them.
+    """Raise `SmaltiError` where one has more or fewer parameters than that called `like`, beyond a fraction of them.
     `change`: what a person can do about it, besides setting `parameters_within`."""
     wanted = found[like]
     for name, count in found.items():
@@ -72,7 +72,7 @@ def refuse_unequal(found: Mapping[str, int], *, like: str, within: float, change
 
 
 def nominal(training: TokenizerTraining) -> TokenizerTraining:
-    """A training as all of its kind are, whatever their length: what decides its pace, and stands in the keys of
+    """A training as all of its kind are, whatever their length: what decides its pace, and is in the keys of
     steps."""
     return _of_length(training, NOMINAL)
 
@@ -147,7 +147,7 @@ def curve(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 def validations(lines: Sequence[Mapping[str, Any]]) -> Iterator[tuple[float, Mapping[str, Any]]]:
     """Lines of a run's metrics -> those of its validations, each after the seconds of training before it.
 
-    The clock of a run goes on while it looks at held-out data; that time is taken off again. It lies between the line
+    The clock of a run continues while it looks at held-out data; that time is taken off again. It is between the line
     of a report and the validation after it.
     """
     reported, looking = 0.0, 0.0

@@ -106,7 +106,7 @@ def side_by_side(rows: Sequence[tuple[str, Compared]]) -> SideBySide:
 
 
 def _short(key: str) -> str:
-    """The name of an image -> what fits below it; the whole stands in its description."""
+    """The name of an image -> what fits below it; the whole is in its description."""
     stem = PurePosixPath(key).stem
     return stem if len(stem) <= LONGEST else f"{stem[: LONGEST - 1]}…"
 

@@ -86,9 +86,9 @@ def train_scene_network(
     model = SceneNetwork(labels, classes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps + 1)
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for step in range(steps):
-        some = known.at(torch.randint(len(known.images), (BATCH,), generator=chance))
+        some = known.at(torch.randint(len(known.images), (BATCH,), generator=generator))
         verdict = model(some.images)
         loss = (
             F.cross_entropy(verdict.labels, some.labels)

@@ -15,7 +15,7 @@ from smalti.data.sources import identity, open_source
 from smalti.experiments.base import TRAININGS, ExperimentRequest, Step, StepContext
 from smalti.scenes.scene_files import write_scenes
 from smalti.training.config import PriorTraining, TokenizerTraining, resolve
-from smalti.training.run_folder import FREE_TO_CHANGE
+from smalti.training.run_folder import RESUMABLE_CHANGES
 from smalti.training.runs import train_tokenizer
 
 SCENES = "scenes"
@@ -137,12 +137,12 @@ def tokenizer(name: str, *, images: Images, training: TokenizerTraining) -> Step
 
 
 def decisive(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a training without those that change nothing of what it learns: the run goes on with others of
+    """The settings of a training without those that change nothing of what it learns: the run continues with others of
     them."""
     kept: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             kept[key] = decisive(value, f"{prefix}{key}.")
-        elif prefix + key in ("run.images", "run.codes") or prefix + key not in FREE_TO_CHANGE:
+        elif prefix + key in ("run.images", "run.codes") or prefix + key not in RESUMABLE_CHANGES:
             kept[key] = value
     return kept

@@ -112,9 +112,12 @@ def fit(request: FitRequest, out: Path, *, console: Console) -> Path:
         make_plan(request, chosen_conditions(state.found, without=request.without))  # errors come before work
         file.write(state)
     else:
-        say(console, f"resuming the fit in {out}; its check and its decisions stand in {file.path}")
+        say(console, f"resuming the fit in {out}; its check and its decisions are in {file.path}")
         if contents(open_source(Path(request.images))) != state.contents:
-            say(console, f"the images in {request.images} have changed since it was begun; finished steps stay as they are")
+            say(
+                console,
+                f"the images in {request.images} have changed since it was begun; finished steps stay as they are",
+            )
     return _Fit(out, file, state, console).run()
 
 
@@ -249,7 +252,7 @@ class _Fit:
             say(self.console, f"{name}: {value:.4g}")
 
     def _work(self, step: str) -> WorkPlan:
-        """Where a step stands, and how long those after it are expected to take."""
+        """The place of a step among all, and how long those after it are expected to take."""
         number = self.steps.index(step)
         later = sum(self.state.estimates.get(each, 0.0) for each in self.steps[number + 1 :])
         place = f"step {number + 1} of {len(self.steps)}"
@@ -293,7 +296,7 @@ def _print_check(state: FitState, tokenizer: TokenizerTraining, console: Console
 def _refuse_inside(images: Path, out: Path) -> None:
     """Raise `SmaltiError` for an output folder among the images, whose images would then count as theirs."""
     if images.is_dir() and out.resolve().is_relative_to(images.resolve()):
-        raise SmaltiError(f"--out {out} lies in the folder of the images, {images}; choose a folder outside of it")
+        raise SmaltiError(f"--out {out} is in the folder of the images, {images}; choose a folder outside of it")
 
 
 def _nominal(training: TokenizerTraining) -> TokenizerTraining:

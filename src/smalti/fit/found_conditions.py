@@ -1,4 +1,4 @@
-"""The conditions that lie in and beside a folder of images: classes, captions, boxes, label maps, depths.
+"""The conditions in and beside a folder of images: classes, captions, boxes, label maps, depths.
 
 What is found is usable if it is known of every image; otherwise the reason is kept, to be shown.
 H W pixels.
@@ -32,7 +32,7 @@ SEGMENTATIONS = ("segmentations", "segmentation", "masks", "labels", "label_maps
 DEPTHS = ("depths", "depth")
 """Names of folders beside that of the images."""
 IMAGE_FOLDERS = ("images", "JPEGImages")
-"""Names of the folder of the images, where a folder holds it and what lies beside it."""
+"""Names of the folder of the images, where a folder holds it and what belongs to it."""
 SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test"))
 """Names of subfolders that are parts of a data set, and no classes."""
 MOST_LABELS = 256
@@ -65,7 +65,7 @@ class FoundCondition:
 
 
 def images_folder(path: Path) -> Path:
-    """What a user gives -> the path of the images: a folder that holds `images` and other folders stands for the former."""
+    """What a user gives -> the path of the images: a folder that holds `images` and other folders means the former."""
     if path.is_dir():
         for name in IMAGE_FOLDERS:
             if (path / name).is_dir() and _is_data_set(path):
@@ -74,7 +74,7 @@ def images_folder(path: Path) -> Path:
 
 
 def _is_data_set(folder: Path) -> bool:
-    """Whether what lies in a folder besides its images describes them."""
+    """Whether what is in a folder besides its images describes them."""
     others = ("scenes.json", *SEGMENTATIONS, *DEPTHS)
     return any((folder / name).exists() for name in others) or holds_annotations(folder)
 
@@ -108,7 +108,7 @@ def _labels(source: Source) -> FoundCondition | None:
     found = FoundCondition(name="labels", about=f"{count} subfolder{'s' * (count != 1)}: {_listed(source.labels)}")
     missing = sum(image.label is None for image in source.images)
     if missing:
-        return _unusable(found, f"{missing:,} of {len(source.images):,} images lie in no subfolder")
+        return _unusable(found, f"{missing:,} of {len(source.images):,} images are in no subfolder")
     if SPLITS.issuperset(label.lower() for label in source.labels):
         return _unusable(found, "these are names of parts of a data set, not of classes")
     if count == 1:
@@ -141,14 +141,16 @@ def _boxes(source: Source, folders: Sequence[Path]) -> FoundCondition | None:
 
 
 class _MapFolders(NamedTuple):
-    """A kind of maps that lie in a folder beside that of the images."""
+    """A kind of maps in a folder beside that of the images."""
 
     name: str
     file_type: FileType
     folders: Sequence[str]
 
 
-def _first_of(source: Source, home: Path, maps: _MapFolders, progress: Callable[[int, int], object]) -> FoundCondition | None:
+def _first_of(
+    source: Source, home: Path, maps: _MapFolders, progress: Callable[[int, int], object]
+) -> FoundCondition | None:
     """The first folder of maps for all images; without one, the first folder of some maps, with the reason."""
     refused: FoundCondition | None = None
     for name in maps.folders:

@@ -40,7 +40,7 @@ class Inspection:
     classes: dict[str, Positive]
     """Images per subfolder."""
     without_class: Natural
-    """Images that lie in no subfolder."""
+    """Images in no subfolder."""
     smallest: tuple[Positive, Positive]
     """(H, W) of the image with the shortest side ..."""
     median: tuple[Positive, Positive]

@@ -24,7 +24,7 @@ SCHEDULES: dict[Schedule, Callable[[float], float]] = {
     "linear": lambda place: place,  # Muse (Chang et al., arXiv 2301.00704, section 2.7)
     "cosine": lambda place: (1 - math.cos(math.pi * place)) / 2,  # MDT (Gao et al., arXiv 2303.14389), with power 1
 }
-"""Relative position in the sequence, 0 for the first code and 1 for the last -> the share of the guidance to apply
+"""Relative position in the sequence, 0 for the first code and 1 for the last -> the fraction of the guidance to apply
 there. Weak guidance at the beginning gives more diverse images. Strong guidance at the end makes them follow the
 condition."""
 
@@ -49,7 +49,7 @@ class Sampler:
 
     `temperature` divides the logits; 0 (and any value below `GREEDY_TEMPERATURE`) takes the most likely code.
     `top_k` keeps the k most likely codes, 0 keeps all. `top_p` keeps the smallest set of most likely codes whose
-    probabilities sum to more than p, 1 keeps all. `min_p` keeps the codes that are at least this share as likely as
+    probabilities sum to more than p, 1 keeps all. `min_p` keeps the codes that are at least this fraction as likely as
     the most likely one, 0 keeps all. `guidance` is the scale of classifier-free guidance, 1 for none.
     `guidance_schedule` is the name in `SCHEDULES` of its schedule over the sequence.
     """

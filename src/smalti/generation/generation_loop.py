@@ -48,7 +48,7 @@ class GenerationState(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The generated share of the codes to generate, from 0 to 1."""
+        """The generated fraction of the codes to generate, from 0 to 1."""
         return self.generated / self.total if self.total else 1.0
 
     @property

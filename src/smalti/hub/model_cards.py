@@ -1,4 +1,4 @@
-"""Model cards: what a model folder, its runs and its measurements say -> the README.md that stands beside the model on
+"""Model cards: what a model folder, its runs and its measurements say -> the README.md that is beside the model on
 the Hub.
 
 Nothing is claimed that is not in a file: scores come with their protocol from `result.json`, else from the run's last
@@ -156,7 +156,7 @@ def _copied_images(folder: Path, runs: Mapping[str, Run]) -> dict[str, str]:
 
 
 class _Validation(NamedTuple):
-    """What a run says of its held-out images."""
+    """What a run says about its held-out images."""
 
     kind: str
     seen: str

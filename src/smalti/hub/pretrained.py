@@ -67,7 +67,7 @@ def halve(folder: Path) -> None:
 
 def find_model(name: str | Path, *, kind: str) -> Saved:
     """A folder (of a model, a run with a `model` folder inside, or a pipeline with a folder `kind`), or a Hub id ->
-    what the model of that kind says of itself.
+    what the model of that kind says about itself.
 
     Raises `SmaltiError` when there is nothing, when it is another program's folder, or a model of another kind.
     """

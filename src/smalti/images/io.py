@@ -57,7 +57,7 @@ IMAGE_SUFFIXES = (
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 MOST_COVERING = 2**24
 """Pixels of an image that covers a size, beyond which it is to be no larger than its file's image or 8 times the size."""
-SPARE = 2.0  # what a JPEG decoder gives stays so many times larger than what is asked for
+SPARE = 2.0  # what a JPEG decoder gives stays this many times larger than what is asked for
 SETTINGS_KEY = "smalti"  # the keyword of the PNG text chunk that holds the settings of an image we made
 
 
@@ -409,9 +409,7 @@ def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
     """An image file -> the settings `save_png` wrote into it; None when it carries none. Raises `DamagedImage`."""
-    read_image(
-        path, channels=3, name=str(path)
-    )  # the text may stand behind the pixels, and damage is told in one place
+    read_image(path, channels=3, name=str(path))  # the text may be behind the pixels, and damage is told in one place
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=_formats()) as image:

@@ -88,7 +88,7 @@ def filtered(lines: Bytes, above: Bytes, channels: int) -> Bytes:
 
 
 class Head(NamedTuple):
-    """What a PNG file says of itself before its pixels."""
+    """What a PNG file says about itself before its pixels."""
 
     size: tuple[int, int]
     """(height, width)"""

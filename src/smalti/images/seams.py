@@ -28,9 +28,9 @@ def with_kept_pixels(completed: Tensor, given: Tensor, known: Tensor, *, reach: 
             f"{tuple(completed.shape[1:])}; all have one size"
         )
     kept = known.to(completed)[None, None]  # (1,1,H,W)
-    share = _blurred(kept, reach)  # the kept share of the surroundings, 1/2 at a straight seam
-    difference = _blurred((given - completed) * kept, reach) / share.clamp(min=1e-4)
-    corrected = completed + difference * (2 * share).clamp(max=1)
+    kept_fraction = _blurred(kept, reach)  # of the surroundings, 1/2 at a straight seam
+    difference = _blurred((given - completed) * kept, reach) / kept_fraction.clamp(min=1e-4)
+    corrected = completed + difference * (2 * kept_fraction).clamp(max=1)
     return torch.where(known.to(completed.device), given, corrected.clamp(-1, 1))
 
 

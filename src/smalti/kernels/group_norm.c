@@ -1,4 +1,4 @@
-/* GroupNorm of images that lie channels last, with statistics that are right for maps of any size.
+/* GroupNorm of images that are stored channels-last, with statistics that are right for maps of any size.
 
    Wu and He 2018, "Group Normalization", equations 1 to 3. Sums over some hundred pixels are float32, all others double; values are
    taken from that of the channel's first pixel, so that nothing is lost where a mean is large beside its deviation.

@@ -3,7 +3,7 @@
    Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", section 4.3: with their matrices A, B and G, a square
    of 4 x 4 results is A' [(G g G') o (B' d B)] A, where g is a kernel, d the 6 x 6 values under the square and o the product
    number by number, summed over channels. So 36 products stand in place of 144. All squares of one place among the 36 are one
-   product of matrices. Images lie channels last. A few squares go the whole way at once, so that what is between the maps stays
+   product of matrices. Images are stored channels-last. A few squares go the whole way at once, so that what is between the maps stays
    in the cache of a core.
 
    Letters: B images, H W pixels, C channels in, K channels out, both divisible by LANES, T squares taken at once, P channels of a

@@ -20,9 +20,9 @@ from torch import Tensor
 Policy = Literal["color", "translation", "cutout"]
 
 TRANSLATION = 1 / 8
-"""Largest shift, as a share of the side."""
+"""Largest shift, as a fraction of the side."""
 CUTOUT = 1 / 2
-"""Side of the square that is cut out, as a share of the side."""
+"""Side of the square that is cut out, as a fraction of the side."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class AdversarialSettings:
     max_weight: Weight = 1e4
     """Largest adaptive weight."""
     start: Amount = 0.3
-    """When the adversarial term of the generator starts, as a share of the training or in images."""
+    """When the adversarial term of the generator starts, as a fraction of the training or in images."""
     ramp: Amount = 0.2
     """Over how much of the training the term then rises to its full weight, likewise; 0 switches it on at once."""
     discriminator_from_start: bool = True
@@ -96,7 +96,7 @@ class ObjectiveSettings:
     """Dropout in the perceptual term while training. The original's accident is 0.5; 0 makes a steadier loss of the same mean."""
     perceptual_shift: Natural = 0
     """In training, image and reconstruction are shifted by up to this many pixels down and right before the perceptual network,
-    both alike, drawn anew each step. A network that subsamples prefers patterns with the period of its strides; where its grid
+    both alike, drawn again each step. A network that subsamples prefers patterns with the period of its strides; where its grid
     never moves against the decoder's, the decoder learns to paint them."""
     logits: Literal["none", "squeezenet", "resnet50", "resnet50-v2"] = "none"
     """The classifier of ImageNet whose logits are compared, beside the LPIPS term or in its place; weights are found likewise."""

@@ -56,7 +56,7 @@ class ActNorm(nn.Module):
 
 
 class Norm(NamedTuple):
-    """How to make a normalization layer for so many channels, and whether the convolution before it keeps its bias."""
+    """How to make a normalization layer for this many channels, and whether the convolution before it keeps its bias."""
 
     build: Callable[[int], nn.Module]
     bias: bool

@@ -159,7 +159,7 @@ class Perceptual(nn.Module):
 
     `forward` is what a training learns along, in few passes; `distance` compares features that were kept, to the same values.
 
-    `dropout`, in [0, 1), strikes out that share of the squared differences before the linear weights, and scales up the
+    `dropout`, in [0, 1), strikes out that fraction of the squared differences before the linear weights, and scales up the
     rest, while the module is in training mode. The original trains VQGAN with 0.5, by accident of `train()`: its training
     loss is noisy with the same mean. With 0, the default, `train` and `eval` are alike.
 

@@ -133,7 +133,7 @@ def nll(
 
     In the prior's order each code is conditioned on the prefix and on all codes before it: equation 9 of Esser et
     al., arXiv 2012.09841. With `inputs` (B, h, w) it is conditioned on those codes instead, and the targets stay
-    the same: the original's corruption of a share of the codes in training. The grid may be the prior's window or,
+    the same: the original's corruption of a fraction of the codes in training. The grid may be the prior's window or,
     in raster order, a smaller one. `order` (h w,) or (B, h w) are the raster places of the codes in sequence order,
     for priors that know any order; None is the prior's own. The mean is the training loss. It is float32, or float64
     if the prior is.

@@ -34,7 +34,7 @@ class GridPositions(NamedTuple):
     columns: Tensor
     """(n,) int64 each."""
     coordinates: Tensor
-    """(n, 2) rows and columns as shares of the prior's window, from -1/2 on: the "background" of the paper."""
+    """(n, 2) rows and columns as fractions of the prior's window, from -1/2 on: the "background" of the paper."""
     total: int
     """s: the number of these and the positions before them."""
     cache: Cache

@@ -41,7 +41,7 @@ class TransformerSettings:
 
     `codebook_size`: image codes K. `condition_size`: condition codes C, 0 for none. `prefix_length`: prefix codes
     P, at least the start code. `grid`: the window (h, w), in codes. `order`: the order of the image codes; with
-    "any" it is a value of each call, and each position is told which place comes next.
+    "any" it is an argument of each call, and the position of the next code is an input at each position.
     `mlp_dim`: width of the gated MLP, 0 for 8/3 of the width. `dropout`: a probability, of embeddings and residual
     branches.
     """

@@ -254,7 +254,7 @@ def _codes(counts: Tensor) -> _CodeUse:
         )
         for count in dict.fromkeys((1, max(1, size // 100), max(1, size // 10), max(1, size // 2)))
     ]
-    return _CodeUse(len(used), size, total, [by_rank, Bars("Share of all occurrences", shares, unit="%")])
+    return _CodeUse(len(used), size, total, [by_rank, Bars("Fraction of all occurrences", shares, unit="%")])
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

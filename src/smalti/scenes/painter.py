@@ -31,7 +31,7 @@ KEYPOINTS: tuple[str, ...] = ("apex", "left eave", "right eave", "right foot", "
 _FINER = 2  # grid points painted per pixel, across and down
 _SMALLEST, _LARGEST = 16, 4096
 _VISIBLE = 0.15  # an object of which less is seen is not listed
-_AREA = 0.0008  # nor one that covers less than this share of a square of the image's height
+_AREA = 0.0008  # nor one that covers less than this fraction of a square of the image's height
 
 
 class SceneObject(NamedTuple):
@@ -39,7 +39,7 @@ class SceneObject(NamedTuple):
 
     `box` is (x, y, w, h) of the part that is seen; `distance` is in meters. `keypoints` are (x, y) of `KEYPOINTS` for a house
     (those of a house that is cut by the border lie outside 0 to 1; some may be hidden), and empty for everything else.
-    `share` is that of the image's pixels which show it, `visible` the share of the object that is seen, and `plan` what
+    `share` is that of the image's pixels which show it, `visible` the fraction of the object that is seen, and `plan` what
     a tree or a house was painted from.
     """
 

@@ -1,6 +1,6 @@
 """(folder, count, size, seed) -> the embedded data set as files: images by class, and all that is known about them.
 
-It is written in chunks, each noted when its images are there, so that a run which was stopped goes on where it was.
+It is written in chunks, each noted when its images are there, so that a run which was stopped continues where it was.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def write_scenes(
     check_memory(16 * 8 * size[0] * size[1], f"painting a scene of {size[0]:,} x {size[1]:,} pixels (height x width)")
     if count < 1:
         raise SmaltiError(f"the count of scenes is 1 or more, not {count}")
-    check_memory(count // _most_in_chunk(count, size) * _CHUNK_BYTES, f"the list of {count:,} scenes")
+    check_memory(count // _max_in_chunk(count, size) * _CHUNK_BYTES, f"the list of {count:,} scenes")
     processes = available_cores() if workers is None else workers
     if processes < 1:
         raise SmaltiError(f"the number of workers is 1 or more, not {workers}")
@@ -156,13 +156,13 @@ def _parts(out: Path, start: int, stop: int) -> tuple[Path, Path]:
 def _chunks(count: int, size: tuple[int, int]) -> list[tuple[int, int]]:
     """The images that are painted by one process and noted together: (first, last + 1) of each chunk.
 
-    They depend on nothing else, so that a run goes on with any number of processes.
+    They depend on nothing else, so that a run continues with any number of processes.
     """
-    images = _most_in_chunk(count, size)
+    images = _max_in_chunk(count, size)
     return [(start, min(start + images, count)) for start in range(0, count, images)]
 
 
-def _most_in_chunk(count: int, size: tuple[int, int]) -> int:
+def _max_in_chunk(count: int, size: tuple[int, int]) -> int:
     return max(min(_CHUNK, _CHUNK_PIXELS // (size[0] * size[1]), count // _CHUNKS), 1)
 
 
@@ -193,7 +193,7 @@ def _chunks_written(jobs: list[_Job], processes: int) -> Iterator[int]:
             yield from pool.map(_write_chunk, jobs)
     except BrokenProcessPool as error:
         raise SmaltiError(
-            "a process that painted scenes was ended from outside; the same call again goes on"
+            "a process that painted scenes was ended from outside; the same call again continues"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """A painted landscape -> what can be seen in it: the facts that captions state.
 
-An object counts as visible by the share of the image's pixels that show it. Shares are of the whole image, from 0 to 1.
+An object counts as visible by the fraction of the image's pixels that show it. Shares are of the whole image, from 0 to 1.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from smalti.scenes.palettes import ROOFS, SEASON, WALLS
 Side: TypeAlias = Literal["left", "middle", "right"]
 
 WATER, MOUNTAINS, SNOW, STARS, WOODS = 0.005, 0.02, 0.05, 0.1, 0.012
-"""Smallest visible shares; of snow the ground's, of stars the open sky's, of woods that of trees that are no objects."""
+"""Smallest visible fractions; of snow the ground's, of stars the open sky's, of woods that of trees that are no objects."""
 TREES = 0.012
-"""The smallest share of a group of trees."""
+"""The smallest fraction of a group of trees."""
 UNCOUNTED, HALF_HIDDEN = 0.001, 0.005
 """Shares of houses that are too hidden to be objects: from the first on houses are not counted, from the second on one
 is seen even where there is no other."""
 _COLORED, _DETAILED = 0.006, 0.004  # share of a house whose color, and whose windows, can be seen
 _TALL = 0.3  # heights of the image
-_OPEN = 0.6  # the visible share of a house of which windows, roof and color can be seen
+_OPEN = 0.6  # the visible fraction of a house of which windows, roof and color can be seen
 
 _WALLS = dict(zip(WALLS, ("red", "cream", "white", "brown", "yellow", "gray", "blue", ""), strict=True))
 _ROOFS = dict(zip(ROOFS, ("red", "dark", "brown", "gray", "orange"), strict=True))

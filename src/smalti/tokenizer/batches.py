@@ -85,7 +85,7 @@ def _check_range(images: Tensor) -> None:
     low, high = (float(bound) for bound in images.detach().aminmax())
     if not np.isfinite([low, high]).all():
         raise SmaltiError(
-            "the images hold numbers that are NaN or infinite, and pixels are from -1 to 1; mend them first"
+            "the images hold numbers that are NaN or infinite, and pixels are from -1 to 1; fix them first"
         )
     if max(-low, high) > _FAR:
         raise SmaltiError(

@@ -134,7 +134,7 @@ class Upsample(nn.Module):
         return convolve(x, kernel, self.convolution.bias, Geometry(stride=2, padding=1, transposed=True))
 
 
-def start_as_shortcuts(module: nn.Module) -> None:
+def zero_init_residuals(module: nn.Module) -> None:
     """Set the last convolution of every residual and attention block in `module` to zero, in place.
 
     Each block then begins as its shortcut and the network as a shallow one, which learns faster in the first thousands of

@@ -56,7 +56,7 @@ def _neighbors(vectors: Tensor, first: int, count: int) -> Tensor:
 def _keys(rows: Tensor, columns: Tensor, codes: Tensor) -> Tensor:
     """Vectors (n,D) and (m,D) of `codes` (m,) -> (n,m) int64 whose order is that of distances and then of codes.
 
-    The bits of a float32 that is not negative are ordered as it is; the code stands in the 32 bits below them. So no two keys are
+    The bits of a float32 that is not negative are ordered as it is; the code is in the 32 bits below them. So no two keys are
     equal, and which come first does not depend on how they are searched.
     """
     # Differences, not |a|^2 + |b|^2 - 2ab, which loses the distance of codes that are close together and far from zero.
@@ -64,7 +64,7 @@ def _keys(rows: Tensor, columns: Tensor, codes: Tensor) -> Tensor:
     return (distances.view(torch.int32).long() << 32) | codes
 
 
-def draw_chances(codes: tuple[int, int, int], *, generator: torch.Generator) -> Tensor:
+def draw_random_numbers(codes: tuple[int, int, int], *, generator: torch.Generator) -> Tensor:
     """The shape (B,h,w) of codes -> (B,h,w,2), uniform in [0,1), on the CPU: what `replace_codes` decides by.
 
     Examples are drawn one after another: parts of a batch that are drawn in turn have the numbers of the whole batch.
@@ -72,12 +72,13 @@ def draw_chances(codes: tuple[int, int, int], *, generator: torch.Generator) -> 
     return torch.rand(*codes, 2, generator=generator)
 
 
-def replace_codes(codes: Tensor, neighbors: Tensor, chances: Tensor, *, probability: float) -> Tensor:
+def replace_codes(codes: Tensor, neighbors: Tensor, random_numbers: Tensor, *, probability: float) -> Tensor:
     """Codes (B,h,w) -> the same, each replaced with `probability` by one of its near codes, all equally likely.
 
-    `neighbors` (K,k) are those of `neighbor_codes`, `chances` (B,h,w,2) those of `draw_chances`: whether, and by which.
+    `neighbors` (K,k) are those of `neighbor_codes`, `random_numbers` (B,h,w,2) those of `draw_random_numbers`, which decide
+    whether a code is replaced and by which.
     """
     count = neighbors.shape[1]
-    places = (chances[..., 1] * count).long()  # below `count`: the product is rounded to a number below it
-    others = neighbors[codes, places]  # (B,h,w)
-    return torch.where(chances[..., 0] < probability, others, codes)
+    choices = (random_numbers[..., 1] * count).long()  # below `count`: the product is rounded to a number below it
+    others = neighbors[codes, choices]  # (B,h,w)
+    return torch.where(random_numbers[..., 0] < probability, others, codes)

@@ -1,8 +1,8 @@
 """Convolutions that learn, faster on a CPU than PyTorch's own.
 
 Those of 3 x 3 are `smalti.kernels.winograd`'s where it supports them; all others have a faster gradient of their weights. Images
-lie channels last, since most of PyTorch's CPU library is fastest so. Its gradient of a weight is the exception: for 64 channels at
-128 x 128 it takes up to three times as long as in the contiguous layout, copying both images there included.
+are stored channels-last, the fastest layout for most of PyTorch's CPU library. Its gradient of a weight is the exception: for 64
+channels at 128 x 128 it takes up to three times as long as in the contiguous layout, copying both images there included.
 
 Letters: B batch, C channels of the image, K channels of the result, H W pixels of the result, k side of the kernel.
 """

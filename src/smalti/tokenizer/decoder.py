@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle, plus, start_as_shortcuts, swish
+from smalti.tokenizer.blocks import Stage, Upsample, group_norm, middle, plus, swish, zero_init_residuals
 from smalti.tokenizer.convolutions import Convolution
 from smalti.tokenizer.encoder import AutoencoderSettings
 
@@ -83,7 +83,7 @@ class Decoder(nn.Module):
             _start_even(squares, autoencoder.patch_size)
             self.conv_out = squares
         if autoencoder.zero_residuals:
-            start_as_shortcuts(self)
+            zero_init_residuals(self)
 
     @property
     def last_layer(self) -> Tensor:

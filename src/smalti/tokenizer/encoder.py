@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smalti.core.settings import Chance, Natural, Positive, settings
-from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, start_as_shortcuts, swish
+from smalti.tokenizer.blocks import Downsample, Stage, group_norm, middle, swish, zero_init_residuals
 from smalti.tokenizer.convolutions import Convolution
 
 LEAST_WIDTH = 8
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
         self.norm_out = group_norm(widths[-1])
         self.conv_out = Convolution(widths[-1], autoencoder.latent_channels, 3, padding=1)
         if autoencoder.zero_residuals:
-            start_as_shortcuts(self)
+            zero_init_residuals(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.pixel_unshuffle(images, self.stem)  # (B, C s^2, H/s, W/s)

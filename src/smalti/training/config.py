@@ -51,9 +51,9 @@ class OptimizerSettings:
     betas: tuple[Share, Share] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup: Share = 0.02
-    """Share of the training over which the rate rises from 0."""
+    """Fraction of the training over which the rate rises from 0."""
     final_lr: Share = 0.1
-    """Share of the largest rate that the cosine ends at."""
+    """Fraction of the largest rate that the cosine ends at."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
     """Gradients with a larger norm are scaled down to it; 0 does not clip."""
 
@@ -66,7 +66,7 @@ class RunSettings(ABC):
     """Images per step, over all devices."""
     seed: Natural = 0
     ema_half_life: Annotated[float, Field(ge=0)] = 0.05
-    """Half-life of the running average (EMA) of the weights, as a share of what has been seen; the average is exported.
+    """Half-life of the running average (EMA) of the weights, as a fraction of what has been seen; the average is exported.
     0 keeps no average, and exports the weights themselves."""
     log_every: Positive
     validate_every: Positive
@@ -151,7 +151,7 @@ class DecoderPhaseSettings:
     """A last phase that freezes encoder and codebook, and trains the decoder on codes some of which are replaced."""
 
     start: Amount = 1.0
-    """When it begins, as a share of the training or in images; 1.0: no such phase."""
+    """When it begins, as a fraction of the training or in images; 1.0: no such phase."""
     replaced: Share = 0.1
     """Probability that a code is replaced by one of its neighbors."""
     neighbors: Positive = 16
@@ -173,7 +173,7 @@ class TokenizerTraining:
     discriminator_optimizer: OptimizerSettings = OptimizerSettings(betas=(0.5, 0.99))
     images: ImageSettings = ImageSettings()
     quantize_from: Share = 0.05
-    """Share of the training after which the codebook is initialized and used; until then the decoder sees unquantized features."""
+    """Fraction of the training after which the codebook is initialized and used; until then features are not quantized."""
     decoder_phase: DecoderPhaseSettings = DecoderPhaseSettings()
 
     @property
@@ -244,7 +244,7 @@ class PriorTraining:
     """Probability that an input code of the prior is kept in training; all others are replaced by random codes, while the targets
     stay. The original's `pkeep`, against overfitting."""
     condition_dropout: Share = 0.1
-    """Share of the training images whose condition is dropped, which classifier-free guidance needs."""
+    """Fraction of the training images whose condition is dropped, which classifier-free guidance needs."""
     orders: OrderMixture = OrderMixture()
     """The orders of the training images, where `network.order` is "any"."""
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)

@@ -17,27 +17,27 @@ from smalti.losses.objective import AdversarialSettings
 Diagnoses = dict[str, str]
 
 FEW_IN_USE = 0.2
-"""Share of the codes in use, among at least 64 times as many codes as there are. Healthy codebooks use more than nine tenths; the
+"""Fraction of the codes in use, counted over at least 64 times as many codes. Healthy codebooks use more than nine tenths; the
 original's 1024 codes of ImageNet are known to use about half."""
 FEW_LIKELY = 0.05
-"""Perplexity as a share of the codebook. Rarely used codes raise the share above, not this one."""
+"""Perplexity as a fraction of the codebook. Rarely used codes raise the fraction above, not this one."""
 OVERPOWERING_LOSS = 0.1
-"""The discriminator's loss as a share of its loss at logits of 0: below this, hardly any logit is within the margin."""
+"""The discriminator's loss as a fraction of its loss at logits of 0: below this, hardly any logit is within the margin."""
 OVERPOWERING_GAP = 2.0
 """Logits of images less those of reconstructions, from which on the discriminator overpowers: both margins of the hinge loss."""
 NOT_LEARNING_LOSS = 0.99
-"""The discriminator's loss as such a share, from which on it has learned nothing, as is normal early in training."""
+"""The discriminator's loss as such a fraction, from which on it has learned nothing, as is normal early in training."""
 NOT_LEARNING_GAP = 0.02
 """Logits of images less those of reconstructions, below which the discriminator has learned nothing."""
 PATIENCE = 0.05
-"""Share of the training after which a discriminator should have learned something."""
+"""Fraction of the training after which a discriminator should have learned something."""
 AT_CLAMP = 0.5
-"""The mean adaptive weight as a share of its limit. Usual weights are below 100 and the limit is 10000, so a mean of half the
+"""The mean adaptive weight as a fraction of its limit. Usual weights are below 100 and the limit is 10000, so a mean of half the
 limit means that the weight is at the limit in half of the steps."""
 
 
 def diagnose_codebook(means: Mapping[str, float], *, size: int) -> Diagnoses:
-    """`codes_in_use`, a share of the `size` codes, and `perplexity` -> "codebook"."""
+    """`codes_in_use`, a fraction of the `size` codes, and `perplexity` -> "codebook"."""
     if "codes_in_use" not in means or "perplexity" not in means:
         return {}
     used, perplexity = means["codes_in_use"], means["perplexity"]

@@ -1,6 +1,6 @@
 """A prior whose weights, gradients and moments lie in parts, one in each process (FSDP): for priors that no device holds whole.
 
-Each block is gathered when it computes and let go after. What is written is whole, so that a run may go on with another strategy
+Each block is gathered when it computes and let go after. What is written is whole, so that a run may resume with another strategy
 or number of processes.
 """
 
@@ -110,7 +110,7 @@ def _by_place(state: Mapping[str, Any]) -> dict[str, Any]:
     """The state of an optimizer by the names of weights -> by their places, as `Optimizer.state_dict` has it."""
     if not state:  # on all processes but the first
         return {}
-    places = {name: place for place, name in enumerate(n for group in state["param_groups"] for n in group["params"])}
+    places = {name: index for index, name in enumerate(n for group in state["param_groups"] for n in group["params"])}
     groups = [{**group, "params": [places[name] for name in group["params"]]} for group in state["param_groups"]]
     return {"state": {places[name]: moments for name, moments in state["state"].items()}, "param_groups": groups}
 

@@ -280,7 +280,7 @@ def discriminator_step(gan: GAN, images: Tensor, inputs: StepInputs, *, skip: bo
     """The second half of `alternating`, with a new pass through the tokenizer -> metrics, and the new LeCam means.
 
     At factor 0 the discriminator's gradients are zeros and its optimizer steps all the same, as in the original: its weights
-    stay, the count in Adam's bias correction goes on. `skip`: compute everything, but make no step.
+    stay, the count in Adam's bias correction continues. `skip`: compute everything, but make no step.
     """
     settings, augmentation = gan.settings.adversarial, inputs.choices.augmentation
     with torch.no_grad():

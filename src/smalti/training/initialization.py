@@ -52,7 +52,7 @@ def resolve_from(start: Start, *, recipe: str, overrides: Sequence[str]) -> Toke
         key, value = assignment(override)
         if key == "quantize_from" and value:
             raise SmaltiError(
-                f"--set {override}: training goes on from {start.name}, whose codes are placed already; leave it out"
+                f"--set {override}: training starts from {start.name}, whose codes are placed already; leave it out"
             )
     plain = as_mapping(start.settings)
     return resolve(

@@ -33,42 +33,41 @@ from smalti.training.running_metrics import RunningMetrics
 B = TypeVar("B")
 
 SEED_STRIDE = 2**31 - 1
-"""Seeds of two steps are apart by an odd number, so that streams of different runs do not meet soon."""
+"""Distance of the seeds of two runs: an odd number, so that their random streams do not coincide."""
 
 
 class Stage(ABC):
-    """What is trained. The loop calls `step` until enough has been seen."""
+    """A stage of training. The loop calls `step` until the run has its length."""
 
     unit: str
-    """What is counted: "images" or "codes"."""
+    """What `seen` counts: "images" or "codes"."""
     per_example: int
-    """How many of them one image is."""
+    """How many units one training example is."""
     selection_metric: str
-    """The validated metric whose smallest value selects the best model, which is then exported; "" exports the last one."""
+    """The validation metric whose smallest value selects the exported model; "" exports the last model."""
 
     @abstractmethod
     def batches(self, examples: int) -> Iterator[Any]:
-        """The endless stream of batches from the given number of examples seen on."""
+        """The endless stream of batches after the given number of examples."""
 
     @abstractmethod
     def step(self, batch: Any, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """One optimization step on a batch that brings the count from `seen` to `seen + count` -> named numbers (), of all
-        processes.
+        """One optimization step, from `seen` to `seen + count` units -> named metrics (), over all processes.
 
-        Raises `NotFiniteError`, with everything as it was before, where one of them is not finite.
+        Raises `NotFiniteError` if one of them is not finite; model and optimizers are then unchanged.
         """
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Named numbers of the averaged model on held-out data."""
+        """Named metrics of the exported weights on held-out data."""
 
     @abstractmethod
     def diagnose(self, means: Mapping[str, float], *, seen: int) -> Diagnoses:
-        """The means of a report -> the diagnostics that they allow, see the module `diagnostics`."""
+        """The mean metrics of a report -> the diagnostics that can be decided from them (`training.diagnostics`)."""
 
     @abstractmethod
     def image(self) -> Tensor:
-        """A grid (C,H,W) in [-1,1] that shows how well it goes."""
+        """A grid (C,H,W) in [-1,1] of reconstructions or samples, saved during training."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -76,11 +75,11 @@ class Stage(ABC):
 
     @abstractmethod
     def restored(self, state: Mapping[str, Any]) -> None:
-        """Take back the plain values of a state that was read."""
+        """Restore the plain values of a loaded state; modules and optimizers are restored in place."""
 
     @abstractmethod
     def export(self, folder: Path, *, seen: int) -> None:
-        """Write the averaged model into a model folder."""
+        """Write the exported weights to a model folder."""
 
 
 @final
@@ -112,27 +111,27 @@ class StopRequest:
 
 
 def stream(dataset: Examples[B], *, start: int, run: RunSettings, fabric: Fabric) -> Iterator[B]:
-    """The endless batches of a data set that this process takes, from `start` examples on; see `loading.batches`."""
+    """The endless stream of this process's batches of a data set after `start` examples; see `data.loader.batches`."""
     rank, world = fabric.global_rank, fabric.world_size
     return batches(dataset, batch=run.batch, seed=run.seed, start=start, rank=rank, world=world, workers=run.workers)
 
 
 def seed_step(seed: int, seen: int, rank: int) -> torch.Generator:
-    """Make all chance of the next step a function of (seed, seen, rank), so that a resumed run draws the same numbers."""
+    """Seed the next step by (seed, seen, rank), so that a resumed run draws the same numbers -> a generator equal on all ranks."""
     torch.manual_seed((seed * SEED_STRIDE + seen * 8191 + rank) % 2**63)
     return torch.Generator().manual_seed((seed * SEED_STRIDE + seen * 8191) % 2**63)  # the same on all ranks
 
 
 def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, progress: ProgressReporter) -> None:
-    """Train `stage` until `run.total` has been seen, from where `folder` says it stopped.
+    """Train `stage` to `run.total`, from the saved state in `folder` if there is one.
 
-    It ends earlier where `run.patience` says so. The model in `folder` is then the best one, where the stage has a selection
-    metric, else the last one. Raises `SmaltiError` on a signal to stop (everything is saved), after too many skipped steps in a
-    row, and for patience with a stage that has no selection metric.
+    `run.patience` can end the training earlier. Exports the best model if the stage has a selection metric, else the last
+    one. Raises `SmaltiError` on a signal to stop (after saving the state), after too many skipped steps in a row, and for
+    patience with a stage that has no selection metric.
     """
     if run.patience and not stage.selection_metric:
         raise SmaltiError(
-            f"run.patience = {run.patience}: patience waits for better {stage.unit} by one number, which only a prior has (its "
+            f"run.patience = {run.patience}: patience needs a metric that selects the best model, which only a prior has (its "
             "likelihood); set run.patience=0"
         )
     state = stage.state()
@@ -143,7 +142,7 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, pr
         folder.cut_metrics(seen)
     metrics = MetricsWriter(folder, progress, fabric, notes, selection_metric=stage.selection_metric)
     if seen >= run.total or metrics.best.exhausted(run.patience):
-        metrics.export(stage, seen)  # nothing is left to do, but the last export may have been cut short
+        metrics.export(stage, seen)  # training is complete, but the last export may have been interrupted
         metrics.ended(seen, run=run, unit=stage.unit, before=True)
         return
     progress.begin(seen=seen, length=run.total, unit=stage.unit)
@@ -154,21 +153,21 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, pr
             done = seen >= run.total
             if metrics.running.steps and (done or _due(seen, count, run.log_every)):
                 metrics.report(stage, seen)
-            moved = seen > began  # what was due at the state that was read was done before it was written
-            if moved and fabric.is_global_zero and (done or _due(seen, count, run.sample_every)):
+            progressed = seen > began  # what was due at the loaded state was done before it was saved
+            if progressed and fabric.is_global_zero and (done or _due(seen, count, run.sample_every)):
                 save_png(folder.images / f"{seen:010d}.png", stage.image(), settings={"seen": seen})
-            if moved and (done or _due(seen, count, run.validate_every)):
+            if progressed and (done or _due(seen, count, run.validate_every)):
                 metrics.validation(stage, seen)
-            hopeless = metrics.best.exhausted(run.patience)
-            if moved and (done or hopeless or stopping or _due(seen, count, run.checkpoint_every)):
+            out_of_patience = metrics.best.exhausted(run.patience)
+            if progressed and (done or out_of_patience or stopping or _due(seen, count, run.checkpoint_every)):
                 folder.save_state(fabric, stage.state(), seen=seen, notes=metrics.notes())
                 metrics.export(stage, seen)
-            if done or hopeless:
+            if done or out_of_patience:
                 break
             if stopping:
                 raise SmaltiError(
                     f"stopped by {stopping} after {seen:,} of {run.total:,} {stage.unit}; "
-                    "all is saved, and the same command goes on from there"
+                    "the state is saved, and the same command resumes from it"
                 )
             generator = seed_step(run.seed, seen, fabric.global_rank)
             batch = next(batches)
@@ -178,7 +177,7 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, pr
             except NotFiniteError as error:
                 metrics.running.skip(error.names)
                 if metrics.running.consecutive >= run.max_skipped_steps:
-                    raise SmaltiError(_failed(metrics.running)) from error
+                    raise SmaltiError(_failure_message(metrics.running)) from error
             else:
                 metrics.running.add(values)
             seen += count
@@ -188,10 +187,10 @@ def fit(stage: Stage, folder: RunFolder, *, run: RunSettings, fabric: Fabric, pr
 
 
 def agreed_stop(stop: StopRequest, fabric: Fabric) -> Callable[[], str]:
-    """-> a function that says, after the next step, the signal that asked any process to stop, "" for none.
+    """-> a function that returns, after the next step, the signal that requested any process to stop, "" for none.
 
-    A signal reaches the processes at different moments, but all must stop after the same step. What is exchanged here is there
-    when the step, which waits for the device anyway, is over.
+    A signal reaches the processes at different moments, but all must stop after the same step. The exchange starts here and is
+    complete when the step is, which waits for the device anyway.
     """
     if fabric.world_size == 1:
         return lambda: stop.name
@@ -200,21 +199,21 @@ def agreed_stop(stop: StopRequest, fabric: Fabric) -> Callable[[], str]:
 
 
 def _due(seen: int, count: int, every: int) -> bool:
-    """Whether a multiple of `every` was passed by the last step."""
+    """Whether the last step reached or passed a multiple of `every`."""
     return seen // every > (seen - count) // every
 
 
-def _failed(running: RunningMetrics) -> str:
+def _failure_message(running: RunningMetrics) -> str:
     names = ", ".join(running.broken)
     return (
         f"training has failed: {running.consecutive} steps in a row had to be skipped, for {names} is no longer a finite "
-        "number; the last saved state is intact. Try a smaller learning rate (--set optimizer.lr=...), or precision 32-true"
+        "number; the last saved state is intact. Try a lower learning rate (--set optimizer.lr=...), or precision 32-true"
     )
 
 
 @final
 class MetricsWriter:
-    """Writes and prints the metrics of a run, and exports its models: the first process does all of that."""
+    """Writes and prints the metrics of a run, and exports its models. Only the first process writes."""
 
     def __init__(
         self,
@@ -225,7 +224,7 @@ class MetricsWriter:
         *,
         selection_metric: str,
     ) -> None:
-        """`notes`: what `notes()` gave when the state was saved, empty at the beginning. `selection_metric`: see `Stage`."""
+        """`notes`: the result of `notes()` when the state was saved, empty in a new run. `selection_metric`: see `Stage`."""
         self._folder, self._progress, self._first = folder, progress, fabric.is_global_zero
         self.running = RunningMetrics(notes.get("running_metrics", {}))
         self.diagnostics = Diagnostics(notes.get("diagnostics", {}))
@@ -239,7 +238,7 @@ class MetricsWriter:
         self._note({**stage.diagnose(means, seen=seen), **skips}, seen)
 
     def validation(self, stage: Stage, seen: int) -> None:
-        """Validate, write the numbers with the best so far, and keep the model if it is that."""
+        """Validate, write the metrics with the best so far, and keep the model if it is the best."""
         values = stage.validate()
         if self.best.take(values, seen=seen) and self._first:
             stage.export(self._folder.best(seen), seen=seen)
@@ -247,29 +246,29 @@ class MetricsWriter:
         self._note(self.best.diagnose(values), seen)
 
     def export(self, stage: Stage, seen: int) -> None:
-        """Make the best model that of the run, or the present one where no best was selected."""
+        """Export the best model, or the current one if none was selected."""
         if self._first and self.best.seen:
             self._folder.publish(self._folder.best(self.best.seen))
         elif self._first:
             stage.export(self._folder.model, seen=seen)
 
     def ended(self, seen: int, *, run: RunSettings, unit: str, before: bool) -> None:
-        """Say why training is over, where it ends early, and which model was kept, where it is not the last.
+        """Print why training ended early, and which model was kept if it is not the last one.
 
-        `before`: it was over before this command began.
+        `before`: training had ended before this command.
         """
         best = self.best
         kept = f"the model of {best.seen:,} {unit} is kept ({best.name} {best.value:.4g})"
         if seen < run.total:
             self._progress.say(
                 f"{'had ' * before}stopped after {seen:,} of {run.total:,} {unit}: {best.name} have not fallen for {best.since} "
-                f"validations; {kept}. A larger run.patience goes on from there"
+                f"validations; {kept}. With a larger run.patience the same command resumes it"
             )
         elif best.since:
             self._progress.say(f"ended after {seen:,} {unit}, {best.since} validations after the best; {kept}")
 
     def notes(self) -> dict[str, Any]:
-        """All that the next report depends on, as plain values."""
+        """The state of the reports as plain values; the constructor takes it."""
         return {
             "running_metrics": self.running.notes(),
             "diagnostics": self.diagnostics.active,
@@ -277,18 +276,20 @@ class MetricsWriter:
         }
 
     def _write(self, part: str, seen: int, values: Mapping[str, float]) -> None:
-        """Write measured numbers, and show them."""
-        self._line(part, seen, values)
+        """Write and print metrics."""
+        self._append(part, seen, values)
         if self._first:
             self._progress.report(part, seen, values)
 
     def _note(self, found: Diagnoses, seen: int) -> None:
         """Write and print which diagnostics begin and which are resolved."""
         for change in self.diagnostics.changes(found):
-            self._line(DIAGNOSTIC, seen, {"diagnostic": change.name, "state": change.state, "message": change.message})
+            self._append(
+                DIAGNOSTIC, seen, {"diagnostic": change.name, "state": change.state, "message": change.message}
+            )
             self._progress.say(change.described())
 
-    def _line(self, part: str, seen: int, values: Mapping[str, Any]) -> None:
+    def _append(self, part: str, seen: int, values: Mapping[str, Any]) -> None:
         if self._first:
             clock = {"time": round(time.time(), 1), "elapsed": round(self.running.elapsed, 3)}
             self._folder.append_metrics({"seen": seen, "part": part, **clock, **values})

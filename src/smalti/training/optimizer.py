@@ -59,9 +59,9 @@ class Exported(ABC, Generic[M]):
 
 @final
 class Average(Exported[M]):
-    """A running average of a module's weights, whose half-life is a share of what has been seen.
+    """A running average of a module's weights, whose half-life is a fraction of what has been seen.
 
-    Karras et al. 2024 (EDM2, section 3): early weights are forgotten at the pace at which training goes on, so that one setting
+    Karras et al. 2024 (EDM2, section 3): early weights are forgotten at the pace at which training continues, so that one setting
     serves runs of any length.
     """
 

@@ -1,5 +1,5 @@
-"""What the steps of both stages share: accumulated gradients, clipping, optimizer steps, checks for numbers that are not finite,
-and means over the parts of a batch and over processes."""
+"""Functions for the training steps of both stages: gradient accumulation, clipping, optimizer steps, checks for metrics that
+are not finite, and means over the parts of a batch and over processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from smalti.training.optimizer import set_rate
 
 
 class NotFiniteError(Exception):
-    """A step was skipped because metrics of it are not finite; the networks are as they were. `names`: of those metrics."""
+    """A step was skipped because metrics are not finite; the networks are unchanged. `names`: the names of those metrics."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(", ".join(names))
@@ -26,7 +26,7 @@ class NotFiniteError(Exception):
 
 
 def clip_gradients(fabric: Fabric, module: Any, optimizer: Any, max_norm: float) -> Tensor:
-    """Scale the gradients down to the largest norm allowed, 0 for any -> their norm () before. It may be other than finite.
+    """Clip the gradients to a maximum norm, 0 for no limit -> their norm () before, which may not be finite.
 
     `module` and `optimizer` are those that `fabric.setup` returned.
     """
@@ -36,17 +36,17 @@ def clip_gradients(fabric: Fabric, module: Any, optimizer: Any, max_norm: float)
 
 
 def apply_gradients(optimizer: Any, *, lr: float) -> None:
-    """Step along the gradients."""
+    """Make one optimizer step with the learning rate `lr`."""
     set_rate(optimizer, lr)
     optimizer.step()
 
 
 def not_finite(values: Mapping[str, Tensor]) -> list[str]:
-    """Named numbers () -> the names of those that are not finite. Waits for the GPU once where all are."""
-    places: dict[torch.device, list[Tensor]] = {}
+    """Named metrics () -> the names of those that are not finite. Waits for a GPU only once if all are finite."""
+    by_device: dict[torch.device, list[Tensor]] = {}
     for value in values.values():
-        places.setdefault(value.device, []).append(value.isfinite())
-    if all(bool(torch.stack(finite).all()) for finite in places.values()):
+        by_device.setdefault(value.device, []).append(value.isfinite())
+    if all(bool(torch.stack(finite).all()) for finite in by_device.values()):
         return []
     return [name for name, value in values.items() if not bool(value.isfinite())]
 
@@ -65,7 +65,7 @@ def restore_buffers(module: nn.Module, copies: list[Tensor]) -> None:
 
 @contextmanager
 def gradient_sync(fabric: Fabric, modules: Iterable[Any], *, enabled: bool) -> Iterator[None]:
-    """Inside, backward passes average gradients over processes only if enabled, which is for the last part of a batch."""
+    """In this context backward passes average gradients over processes only if `enabled`: for the last part of a batch."""
     with ExitStack() as stack:
         if not enabled and fabric.world_size > 1:
             for module in modules:
@@ -95,7 +95,7 @@ def sum_of_processes(fabric: Fabric, tensor: Tensor) -> Tensor:
 
 
 def quotient_of_processes(fabric: Fabric, total: float, count: float) -> float:
-    """A sum and how many were summed -> the mean over all processes; one process may have summed nothing."""
+    """A sum and its number of terms -> the mean over all processes; a process may have no terms."""
     if fabric.world_size > 1:
         total, count = sum_of_processes(fabric, torch.tensor((total, count), dtype=torch.float64)).tolist()
     return total / count

@@ -1,7 +1,7 @@
-"""A run folder: its settings, its metrics, the model to use, and the state to go on from.
+"""A run folder: settings, metrics, the exported model, and the state to resume from.
 
 config.yaml  metrics.jsonl  tensorboard/  images/  model/ (config.json, model.safetensors)  state/<seen>/state.ckpt
-Where the best model is kept, state/best/<seen>/ is that model, for each of the states.
+state/best/<seen>/ is the best model at each of the states, for stages with a selection metric.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BEST = "best"
 KEPT_STATES = 2
 """The newest state, and the one before it in case the newest is damaged."""
 
-FREE_TO_CHANGE = (
+RESUMABLE_CHANGES = (
     "run.images",
     "run.codes",
     "run.log_every",
@@ -61,25 +61,25 @@ FREE_TO_CHANGE = (
     "run.tensorboard",
     "images.cache_mib",
 )
-"""What may differ when a run goes on: none of it changes what the images seen so far taught."""
+"""Settings that may differ when a run resumes: none of them changes what has been learned so far."""
 
 
 CONTENTS = ("contents.images", "contents.files")
-"""What says whether the data is what it was, wherever it lies: how many images there are, and their `identity`."""
+"""Settings that identify the data wherever it is: the number of images, and their `identity`."""
 
 
 class Restored(NamedTuple):
-    """What a state says besides the values that it fills."""
+    """What `load_state` returns besides the values that it fills."""
 
     seen: int
-    """How much had been seen, 0 without a state."""
+    """Images or codes seen, 0 without a state."""
     notes: dict[str, Any]
     """The loop's own state: metrics since the last report, active diagnostics, seconds. Empty without a state, and for old ones."""
 
 
 @final
 class RunFolder:
-    """The folder of one run. Creating it checks that the same run, or none, is in there; the first process does that for all."""
+    """The folder of one run. Creating it checks that the folder is empty or holds the same run, in the first process for all."""
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         """`config`: the resolved settings as plain values.
@@ -98,7 +98,7 @@ class RunFolder:
         if written.is_file():
             begun = self.metrics.is_file() or self.states()
             self._same_run(written, config, begun=bool(begun))
-        elif path.is_dir() and any(not _is_of_codes(entry) for entry in path.iterdir()):
+        elif path.is_dir() and any(not _is_encoding_output(entry) for entry in path.iterdir()):
             raise SmaltiError(f"{path} is not empty and holds no run of smalti (no config.yaml); choose another --out")
         with refusals_explained(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ class RunFolder:
         old, new = dict(flattened(_with_defaults(before))), dict(flattened(config))
         known = all(key in old and key in new for key in CONTENTS)
         unchanged = known and all(old[key] == new[key] for key in CONTENTS)
-        free = {"smalti", *FREE_TO_CHANGE, *CONTENTS, *(["data"] if unchanged else [])}
+        free = {"smalti", *RESUMABLE_CHANGES, *CONTENTS, *(["data"] if unchanged else [])}
         differ = [
             f"{key} is {old.get(key)!r} there and {new.get(key)!r} here"
             for key in sorted(old.keys() | new.keys())
@@ -126,13 +126,13 @@ class RunFolder:
         if differ and begun:
             raise SmaltiError(
                 f"{self.path} holds a run with other settings ({'; '.join(differ[:4])}); "
-                "repeat its settings to go on with it, or choose another --out"
+                "repeat its settings to resume it, or choose another --out"
             )
         if begun and known and not unchanged:
             count, now = old["contents.images"], new["contents.images"]
             log.warning(
-                "the images in %s have changed since the run was last started: there were %s, and there are %s%s; training goes on "
-                "with those that are there now",
+                "the images in %s have changed since the run was last started: there were %s, and there are %s%s; "
+                "training continues with those that are there now",
                 new["data"],
                 count,
                 now,
@@ -145,9 +145,9 @@ class RunFolder:
             file.write(json.dumps(values) + "\n")
 
     def cut_metrics(self, seen: int) -> None:
-        """Drop what was measured after `seen`: it will be measured again. A half-written last line goes too."""
+        """Remove the lines after `seen`, which will be written again, and an incomplete last line."""
         if self.metrics.is_file():
-            kept = [line for line in _whole_lines(self.metrics) if line["seen"] <= seen]
+            kept = [line for line in _complete_lines(self.metrics) if line["seen"] <= seen]
             write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def save_state(self, fabric: Fabric, state: dict[str, Any], *, seen: int, notes: Mapping[str, Any]) -> None:
@@ -170,25 +170,25 @@ class RunFolder:
             self._drop_models()
 
     def _drop_models(self) -> None:
-        """Remove the models that were the best once and are not for any state there is."""
+        """Remove best models that belong to no saved state."""
         needed = set()
         for entry in self.states():
-            with suppress(SmaltiError):  # a damaged one needs nothing
-                needed.add(self.best(_best_of(_noted(entry))))
+            with suppress(SmaltiError):  # a damaged state has no model to keep
+                needed.add(self.best(_best_of(_read_notes(entry))))
         for kept in set((self._states / BEST).glob("*")) - needed:
             shutil.rmtree(kept)
 
     def best(self, seen: int) -> Path:
-        """Where the model is kept that was the best when so much had been seen."""
+        """The folder of the best model, selected at `seen`."""
         return self._states / BEST / f"{seen:014d}"
 
     def publish(self, kept: Path) -> None:
-        """Copy the files of a kept model over those in `model`; its config, which says that a model is whole, comes last."""
+        """Copy the files of a best model to `model`. The config comes last, since it marks a model as complete."""
         for file in sorted((path for path in kept.rglob("*") if path.is_file()), reverse=True):
             write_atomically(self.model / file.relative_to(kept), partial(shutil.copyfile, file))
 
     def states(self) -> list[Path]:
-        """The states there are, oldest first."""
+        """The saved states, oldest first."""
         return sorted(entry for entry in self._states.glob("*") if entry.name.isdigit())
 
     def load_state(self, fabric: Fabric, state: dict[str, Any]) -> Restored:
@@ -200,14 +200,14 @@ class RunFolder:
         reasons = []
         for entry in reversed(states):
             try:
-                notes = _noted(entry)
+                notes = _read_notes(entry)
                 best = _best_of(notes)
                 if best and not self.best(best).is_dir():
                     raise SmaltiError(f"its best model is not in {self.best(best)}")
                 load(fabric, entry / "state.ckpt", state)
-            except Exception as error:  # a damaged archive shows itself as any of many exceptions
+            except Exception as error:  # a damaged archive can raise any exception
                 reasons.append(f"{entry.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-                log.warning("state %s cannot be read and is passed over (%s)", entry, reasons[-1])
+                log.warning("state %s cannot be read and is skipped (%s)", entry, reasons[-1])
             else:
                 return Restored(int(entry.name), notes)
         if states:
@@ -218,35 +218,35 @@ class RunFolder:
         return Restored(0, {})
 
 
-def _noted(state: Path) -> dict[str, Any]:
-    """What the loop noted beside a state; nothing in those of smalti 0.1."""
+def _read_notes(state: Path) -> dict[str, Any]:
+    """The notes of the training loop beside a state; empty for states of smalti 0.1."""
     notes: dict[str, Any] = read_json(state / NOTES) if (state / NOTES).is_file() else {}
     return notes
 
 
 def _best_of(notes: Mapping[str, Any]) -> int:
-    """What the loop noted -> how much had been seen at the best validation, 0 without one; see `best.Best`."""
+    """Notes of the loop -> `seen` at the best validation, 0 without one; see `early_stopping.Best`."""
     seen: int = notes.get("best", {}).get("seen", 0)
     return seen
 
 
 def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A written config, perhaps of an older smalti -> the same with the defaults of settings that it does not know yet."""
+    """A saved config, perhaps of an older version -> the same with defaults for settings that did not exist then."""
     cls = STAGES.get(config.get("stage", ""))
     names = cls.__dataclass_fields__ if cls else {}
     try:
         known = parse(cls, {name: config[name] for name in names if name in config}, where="") if cls else None
-    except SmaltiError:  # settings that are gone: they differ, and are told as they stand there
+    except SmaltiError:  # settings that no longer exist: they count as different
         return dict(config)
     return {**config, **as_mapping(known)}
 
 
-def _is_of_codes(entry: Path) -> bool:
-    """Whether it is what images were encoded into before their run began, whole or not."""
+def _is_encoding_output(entry: Path) -> bool:
+    """Whether it is a folder of codes that encoding before the training wrote, complete or not."""
     return (entry / "codes.json").is_file() or (entry.name.startswith(".codes") and entry.suffix == ".tmp")
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _complete_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
             value = json.loads(line)
@@ -257,7 +257,7 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """A run folder -> what was measured: the lines of its `metrics.jsonl`, oldest first, without the diagnostics."""
+    """A run folder -> its metrics: the lines of its `metrics.jsonl`, oldest first, without the diagnostics."""
     return [line for line in _lines(path) if line.get("part") != DIAGNOSTIC]
 
 
@@ -268,4 +268,4 @@ def read_diagnostics(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     metrics = path / "metrics.jsonl"
-    return list(_whole_lines(metrics)) if metrics.is_file() else []
+    return list(_complete_lines(metrics)) if metrics.is_file() else []

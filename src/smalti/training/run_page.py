@@ -82,7 +82,7 @@ def _plots(metrics: Sequence[Mapping[str, Any]], unit: str) -> list[LinePlot]:
 def _images(folder: Path, unit: str) -> list[EmbeddedImage]:
     files = sorted(file for file in folder.glob("*.png") if file.stem.isdigit())
     count = min(SHOWN, len(files))
-    chosen = [files[(place + 1) * len(files) // count - 1] for place in range(count)]
+    chosen = [files[(index + 1) * len(files) // count - 1] for index in range(count)]
     shown = []
     for file in chosen:
         seen = f"{int(file.stem):,} {unit}"  # they are named by how much had been seen

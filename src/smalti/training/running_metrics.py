@@ -1,4 +1,4 @@
-"""Metrics since the last report and the duration of training; both survive a stop and a resume."""
+"""Metrics since the last report, and the duration of training. Both are part of the saved state."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-Numbers = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+"""Metrics () by name."""
 
 
 @final
 class RunningMetrics:
-    """Sums of the metrics of the steps since the last report, counts of skipped steps, and the seconds of training so far."""
+    """Sums of the metrics since the last report, counts of skipped steps, and seconds of training."""
 
     def __init__(self, notes: Mapping[str, Any]) -> None:
-        """`notes`: what `notes()` gave when the state was saved; empty at the beginning, and for states of smalti 0.1."""
+        """`notes`: the result of `notes()` when the state was saved; empty in a new run, and for states of smalti 0.1."""
         self._sums: dict[str, float] = dict(notes.get("sums", {}))
         self._counts: dict[str, int] = dict(notes.get("counts", {}))
-        self._gathered: list[Numbers] = []
+        self._pending: list[Metrics] = []
         self.steps: int = notes.get("steps", 0)
         self.skipped: int = notes.get("skipped", 0)
-        """Steps since the last report that were skipped because metrics of them are not finite."""
+        """Number of steps since the last report that were skipped because a metric was not finite."""
         self.consecutive: int = notes.get("consecutive", 0)
-        """Number of the last steps in a row that were skipped."""
+        """Number of skipped steps in a row, up to the last step."""
         self.broken: list[str] = list(notes.get("broken", []))
-        """The names of those metrics."""
+        """The names of the metrics that were not finite since the last report."""
         self._elapsed: float = notes.get("elapsed", 0.0)
         self._began = time.monotonic()
 
-    def add(self, values: Numbers) -> None:
-        """Add the metrics of a step. They stay on their device, so that nothing waits for a GPU."""
-        self._gathered.append(values)
+    def add(self, values: Metrics) -> None:
+        """Add the metrics of a step. They stay on their device, so this does not wait for a GPU."""
+        self._pending.append(values)
         self.steps, self.consecutive = self.steps + 1, 0
 
     def skip(self, names: list[str]) -> None:
@@ -43,10 +44,10 @@ class RunningMetrics:
         self.broken = list(dict.fromkeys([*self.broken, *names]))
 
     def report(self) -> dict[str, float]:
-        """The mean of each metric over the steps that have it, and `skipped`; then reset all of them."""
+        """The mean of each metric over the steps that have it, and `skipped`; then reset them."""
         self._add_up()
         means = {name: self._sums[name] / self._counts[name] for name in self._sums}
-        # Rounded to single precision, in which a sum in two parts is the sum in one.
+        # Rounded to float32, so that a sum interrupted by a resume gives the same mean.
         values = {name: float(torch.tensor(mean, dtype=torch.float32)) for name, mean in means.items()}
         values["skipped"] = float(self.skipped)
         self._sums, self._counts = {}, {}
@@ -59,7 +60,7 @@ class RunningMetrics:
         return self._elapsed + time.monotonic() - self._began
 
     def notes(self) -> dict[str, Any]:
-        """The whole state as plain values."""
+        """The state as plain values; the constructor takes it."""
         self._add_up()
         return {
             "sums": self._sums,
@@ -72,8 +73,8 @@ class RunningMetrics:
         }
 
     def _add_up(self) -> None:
-        for name in dict.fromkeys(name for values in self._gathered for name in values):
-            numbers = torch.stack([values[name] for values in self._gathered if name in values]).double().tolist()
+        for name in dict.fromkeys(name for values in self._pending for name in values):
+            numbers = torch.stack([values[name] for values in self._pending if name in values]).double().tolist()
             self._sums[name] = math.fsum([self._sums.get(name, 0.0), *numbers])
             self._counts[name] = self._counts.get(name, 0) + len(numbers)
-        self._gathered = []
+        self._pending = []

@@ -37,10 +37,10 @@ from smalti.training.stage1 import TokenizerStage, crops
 from smalti.training.stage2 import PriorStage, blocks
 
 OWN = ("auto", "labels", "unconditional")
-"""What can be said of a prior's condition without codes of one."""
+"""What can be said about a prior's condition without codes of one."""
 
 ALONE = ("labels", "coordinates", "text")
-"""Conditions whose codes are made of the images and what lies beside them, with nothing else given."""
+"""Conditions whose codes are made of the images and what is beside them, with nothing else given."""
 
 _SLOW = (
     "warning: run.precision = bf16-mixed, which this machine is not known to multiply by itself: a step may take twenty times as "
@@ -64,8 +64,8 @@ def train_tokenizer(
 ) -> None:
     """Images -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
 
-    `start`: the tokenizer that training begins with, to which `settings` belong; without one it begins anew. `work`:
-    where the run stands in a longer work, for the progress.
+    `start`: the tokenizer that training begins with, to which `settings` belong; without one it starts from scratch. `work`:
+    the place of the run in a longer work, for the progress.
 
     Raises `SmaltiError` for data without images, for an objective that is not for their kind, for a folder that holds
     something else, and when it is asked to stop.
@@ -199,7 +199,7 @@ def condition_of(shards: CodeShards, name: str) -> Condition:
         return Unconditional()
     if (shards.training.labels < 0).any():
         raise SmaltiError(
-            f"some images of {shards.path} lie in sub-folders and some do not, so that some have no label; "
+            f"some images of {shards.path} are in sub-folders and some are not, so that some have no label; "
             "move them, or set condition=unconditional"
         )
     return Labels(labels)

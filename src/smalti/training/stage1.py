@@ -39,8 +39,8 @@ from smalti.training.codebook_training import (
     CodebookTraining,
     FrozenCodebook,
     LearningCodebook,
-    ProcessShare,
-    validation_chances,
+    ProcessSlice,
+    validation_random_numbers,
 )
 from smalti.training.config import TokenizerTraining
 from smalti.training.diagnostics import Diagnoses, diagnose_codebook, diagnose_gan
@@ -58,20 +58,13 @@ from smalti.training.loop import Stage, stream
 from smalti.training.optimizer import build_optimizer, exported, rate_at
 from smalti.training.optimizer_step import NotFiniteError, copied_buffers, restore_buffers, sum_of_processes
 
-SHOWN = 8
+IMAGES_SHOWN = 8
 """Images in the grid that is saved during training."""
-
-
-CROPS: dict[str, Callable[[ImageSettings], Crop]] = {
-    "random": lambda images: RandomCrop(zoom=images.zoom, flip=images.flip),
-    "center": lambda images: CenterCrop(zoom=images.zoom[0]),
-}
-"""How training images are cropped, by the name in the settings."""
 
 
 @final
 class _Joined(nn.Module):
-    """images -> features, codes, reconstructions: one `forward`, so that data-parallel wrappers see the whole pass."""
+    """Images -> features, codes and reconstructions in one `forward`, as data-parallel wrappers need it."""
 
     def __init__(self, tokenizer: VQGAN) -> None:
         super().__init__()
@@ -84,32 +77,35 @@ class _Joined(nn.Module):
 
 
 def crops(
-    source: Source, images: ImageSettings, *, channels: int, seed: int, most: int | None = None
+    source: Source, images: ImageSettings, *, channels: int, seed: int, max_held_out: int | None = None
 ) -> tuple[Crops, Crops]:
     """A source -> its training images (random crops and flips) and its held-out ones (center crops, at the least zoom).
 
-    Their kind is that of the source. `most`: how many of the held-out ones to take, evenly spread; all by default.
-    Where all held-out ones are damaged, a training image is held out too. Raises `SmaltiError` for a single image,
-    for a kind that does not go with the channels, and for too many damaged images.
+    Both have the file type of the source. `max_held_out`: the maximum number of held-out images, evenly spread; all by
+    default. If all held-out images are damaged, a training image is held out too. Raises `SmaltiError` for a single
+    image, for a file type that does not fit the channels, and for too many damaged images.
     """
     training, validation = split(source.images, validation=images.validation)
     if not validation:
         raise SmaltiError(
             f"{source.path} holds a single image; training needs at least two, one of them to validate on"
         )
-    if most is not None and most < len(validation):
-        validation = tuple(validation[place * len(validation) // most] for place in range(most))
-    cut, middle = CROPS[images.crop](images), CROPS["center"](images)
+    if max_held_out is not None and max_held_out < len(validation):
+        validation = tuple(validation[index * len(validation) // max_held_out] for index in range(max_held_out))
+    center = CenterCrop(zoom=images.zoom[0])
+    crop: Crop = RandomCrop(zoom=images.zoom, flip=images.flip) if images.crop == "random" else center
     size, cache = images.size, images.cache_mib
     record = DamageRecord(source, [len(training), len(validation)])
     parts = (
-        Crops(source, training, size=size, channels=channels, crop=cut, seed=seed, cache_mib=cache, record=(record, 0)),
+        Crops(
+            source, training, size=size, channels=channels, crop=crop, seed=seed, cache_mib=cache, record=(record, 0)
+        ),
         Crops(
             source,
             validation,
             size=size,
             channels=channels,
-            crop=middle,
+            crop=center,
             seed=seed,
             cache_mib=cache,
             record=(record, 1),
@@ -117,37 +113,37 @@ def crops(
     )
     if len(training) == 1 or first_readable(parts[1]) is not None:
         return parts
-    place = first_readable(parts[0], held_out_order(training))
-    return parts if place is None else holding_out(parts, place)
+    index = first_readable(parts[0], held_out_order(training))
+    return parts if index is None else holding_out(parts, index)
 
 
 @final
-class Share:
-    """Examples `rank`, `rank + world`, ... of a data set, so that `world` processes share them."""
+class ProcessExamples:
+    """Examples `rank`, `rank + world`, ... of a data set: those of one of `world` processes."""
 
-    def __init__(self, whole: Crops, *, rank: int, world: int) -> None:
-        self._whole, self._places = whole, range(rank, len(whole), world)
+    def __init__(self, dataset: Crops, *, rank: int, world: int) -> None:
+        self._dataset, self._indices = dataset, range(rank, len(dataset), world)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._indices)
 
     def __getitem__(self, key: tuple[int, int], /) -> Example:
-        place = self._places[key[0]]
-        return self._whole[place, place]
+        index = self._indices[key[0]]
+        return self._dataset[index, index]
 
     def batch_of(self, *stacked: Tensor) -> Batch:
         """The fields of examples, stacked -> a batch."""
-        return self._whole.batch_of(*stacked)
+        return self._dataset.batch_of(*stacked)
 
 
-def in_stream_order(mine: Tensor) -> Tensor:
+def in_stream_order(local: Tensor) -> Tensor:
     """(B,..) of this process -> (world B,..) of all, in the order in which one process would have read the examples.
 
     Each process reads every world-th example of the stream (see `data.loader.batches`).
     """
-    gathered = all_gather(mine)
-    processes = len(gathered) // len(mine)
-    return gathered.view(processes, *mine.shape).transpose(0, 1).flatten(0, 1) if processes > 1 else gathered
+    gathered = all_gather(local)
+    processes = len(gathered) // len(local)
+    return gathered.view(processes, *local.shape).transpose(0, 1).flatten(0, 1) if processes > 1 else gathered
 
 
 def adversarial_schedule(seen: int, *, length: int, settings: AdversarialSettings) -> AdversarialSchedule:
@@ -161,7 +157,7 @@ def adversarial_schedule(seen: int, *, length: int, settings: AdversarialSetting
 
 @final
 class TokenizerStage(Stage):
-    """Trains a VQGAN. It validates, shows and exports a running average of the weights, or with `ema_half_life` 0 the weights."""
+    """Trains a VQGAN. Validates and exports the EMA of the weights, or with `ema_half_life` 0 the weights themselves."""
 
     unit = "images"
     selection_metric = ""  # sharper images have more pixel error: no single metric selects the best model
@@ -176,19 +172,19 @@ class TokenizerStage(Stage):
         about: Mapping[str, Any],
         weights: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
-        """`weights`: of the tokenizer that training begins with, whose codes stay where they are; none begins anew."""
+        """`weights`: of the tokenizer to start from, whose codebook is kept; empty to start from scratch."""
         torch.manual_seed(settings.run.seed)
         self.settings, self.fabric, self.about = settings, fabric, dict(about)
         run, adversarial = settings.run, settings.objective.adversarial
         channels = settings.model.autoencoder.channels
         images = settings.images
         self.training, self.held_out = crops(
-            source, images, channels=channels, seed=run.seed, most=images.validation_images
+            source, images, channels=channels, seed=run.seed, max_held_out=images.validation_images
         )
         self.tokenizer = VQGAN(settings.model)
         if weights:
             self.tokenizer.load_state_dict(weights)
-        self.share = ProcessShare(fabric.global_rank, fabric.world_size)
+        self.process_slice = ProcessSlice(fabric.global_rank, fabric.world_size)
         if settings.has_decoder_phase and not settings.decoder_phase.start and not weights:
             raise SmaltiError(
                 "decoder_phase.start = 0 freezes an encoder that has learned nothing; begin with a trained tokenizer (--from), or "
@@ -216,11 +212,13 @@ class TokenizerStage(Stage):
             self.discriminator, self.discriminator_optimizer
         )
         self.used = CodeUse(self.tokenizer.size)
-        self.codebook: CodebookTraining = LearningCodebook(self.tokenizer.quantizer, settings, placed=bool(weights))
-        self._notes_placing = True  # states of smalti 0.1 do not say whether the codes are placed
+        self.codebook: CodebookTraining = LearningCodebook(
+            self.tokenizer.quantizer, settings, initialized=bool(weights)
+        )
+        self._state_has_initialized = True  # states of smalti 0.1 do not contain it
 
     def _gan(self) -> GAN:
-        """Networks, losses and optimizers as a GAN step takes them."""
+        """The networks, losses and optimizers of a GAN step."""
         settings = self.settings
         return GAN(
             fabric=self.fabric,
@@ -241,9 +239,9 @@ class TokenizerStage(Stage):
 
     def step(self, batch: Batch, *, seen: int, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         length = self.settings.run.images
-        just_placed = self._init_codebook_when_due(seen, count, generator)
+        just_initialized = self._init_codebook_when_due(seen, count, generator)
         if seen >= self.settings.decoder_phase.begins(length) and not self.codebook.frozen:
-            if just_placed:  # of a run that goes on with a shorter length: the average knows no codes yet
+            if just_initialized:  # in a run resumed with a shorter length: the EMA has no codebook yet
                 self.exported.module.quantizer.load_state_dict(self.tokenizer.quantizer.state_dict())
             self._freeze_codebook()
         quantize = self.codebook.quantize(seen, generator=generator)
@@ -263,7 +261,7 @@ class TokenizerStage(Stage):
         result = gan_step(self._gan(), images, inputs)
         codebook_values: dict[str, Tensor] = {}
         if result.stepped:
-            if self.codebook.placed:
+            if self.codebook.initialized:
                 codebook_values = self._update_codebook(result.features, result.codes, generator)
             self.exported.update(self.tokenizer, seen=seen, step=count)
         if result.not_finite:
@@ -273,26 +271,26 @@ class TokenizerStage(Stage):
         return {**result.values, **codebook_values}
 
     def _choices(self, batch: int, generator: torch.Generator) -> RandomChoices:
-        """The random choices for the images of this process: its share of what one process would draw for all of them."""
-        choices = draw_choices(self.settings.objective, batch * self.share.world, generator=generator)
-        return choices._replace(augmentation=choices.augmentation.part(self.share.places))
+        """The random choices for the images of this process: its part of what a single process would draw for all images."""
+        choices = draw_choices(self.settings.objective, batch * self.process_slice.world, generator=generator)
+        return choices._replace(augmentation=choices.augmentation.part(self.process_slice.indices))
 
     def _init_codebook_when_due(self, seen: int, count: int, generator: torch.Generator) -> bool:
-        """Initialize the codebook once, in the first step from `quantize_from` on -> whether that was now.
+        """Initialize the codebook in the first step at or after `quantize_from`. Returns whether it was initialized now.
 
-        A run that is resumed with another total may have passed that point without an initialized codebook.
+        A run that is resumed with another length may have passed that point without an initialized codebook.
         """
         first = self.settings.quantize_from * self.settings.run.images
-        if self.codebook.placed or seen < first:
+        if self.codebook.initialized or seen < first:
             return False
-        due = self._notes_placing or seen - count < first
+        due = self._state_has_initialized or seen - count < first
         if due:
             self._init_codebook(seen, generator)
-        self.codebook.placed = True
+        self.codebook.initialized = True
         return due
 
     def _init_codebook(self, seen: int, generator: torch.Generator) -> None:
-        """Initialize the codebook from features of the next images, where the quantizer needs any."""
+        """Initialize the codebook from features of the next images, if the quantizer needs any."""
         wanted = self.tokenizer.quantizer.init_features
         if not wanted:
             return
@@ -307,8 +305,8 @@ class TokenizerStage(Stage):
     def _freeze_codebook(self) -> None:
         """Begin the decoder phase, or continue it after a resume."""
         settings, exported = self.settings.decoder_phase, self.exported.module
-        self.codebook = FrozenCodebook(self.tokenizer, exported, settings=settings, share=self.share)
-        # A data-parallel wrapper waits for the gradients of all that learned when it was made.
+        self.codebook = FrozenCodebook(self.tokenizer, exported, settings=settings, process_slice=self.process_slice)
+        # A data-parallel wrapper waits for the gradients of all parameters that were trainable when it was made.
         self.autoencoder = self.fabric.setup_module(_Joined(self.tokenizer))
 
     def _update_codebook(self, features: Tensor, codes: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -341,53 +339,51 @@ class TokenizerStage(Stage):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """PSNR (of label maps the share of right labels), the reconstruction loss and its terms, and the codes in use over the
-        held-out images, each process a share. With a decoder phase also that PSNR or share where some codes are replaced.
+        """PSNR (for label maps the accuracy), the reconstruction loss and its terms, and the codes in use over the held-out
+        images, which the processes divide among themselves. With a decoder phase also the PSNR with some codes replaced.
         """
         used, scores = CodeUse(self.tokenizer.size), []
-        share = Share(self.held_out, rank=self.fabric.global_rank, world=self.fabric.world_size)
+        own = ProcessExamples(self.held_out, rank=self.fabric.global_rank, world=self.fabric.world_size)
         self.score.eval()
-        likeness, like = ("accuracy", label_accuracy) if self.settings.images.file_type == "labels" else ("psnr", psnr)
-        several = max(self.settings.run.batch // self.fabric.world_size, 1)
+        metric, measure = ("accuracy", label_accuracy) if self.settings.images.file_type == "labels" else ("psnr", psnr)
+        batch_size = max(self.settings.run.batch // self.fabric.world_size, 1)
         with self.exported.shown() as tokenizer:
-            others = self._other_reconstructions(tokenizer, batch=several)
-            for batch in in_order(share, batch=several):
+            phase = self.settings.has_decoder_phase
+            noise = self.codebook.noise(tokenizer) if phase else None
+            random_numbers = self._validation_random_numbers(tokenizer.factor, batch=batch_size) if phase else iter(())
+            for batch in in_order(own, batch=batch_size):
                 images = self._on_device(batch)
                 reconstructions, quantized = tokenizer(images)
                 terms = self.score(images, reconstructions)._asdict()
-                likenesses = [
-                    like(images, reconstructions),
-                    *(like(images, of(quantized.codes)) for of in others.values()),
-                ]
-                means = [*(each.mean() for each in likenesses), *(terms[name] for name in self._terms().values())]
+                measured = [measure(images, reconstructions)]
+                if noise is not None:
+                    latents = noise.latents(quantized.codes, next(random_numbers))
+                    measured.append(measure(images, tokenizer.decode(latents)))
+                means = [*(each.mean() for each in measured), *(terms[name] for name in self._terms().values())]
                 scores.append(torch.stack(means) * len(images))
                 used.add(quantized.codes)
         self.score.train()
         count = len(self.held_out)
-        names = (likeness, *(f"{likeness}_{name}" for name in others), *self._terms())
+        names = (metric, *([f"{metric}_replaced"] if self.settings.has_decoder_phase else []), *self._terms())
         totals = torch.stack(scores).sum(0) if scores else torch.zeros(len(names), device=self.fabric.device)
         used.counts = sum_of_processes(self.fabric, used.counts).cpu()
         means_of_all = dict(zip(names, (sum_of_processes(self.fabric, totals) / count).tolist(), strict=True))
         return {**means_of_all, "codes_in_use": used.in_use, "perplexity": used.perplexity, "images": float(count)}
 
-    def _other_reconstructions(self, tokenizer: VQGAN, *, batch: int) -> dict[str, Callable[[Tensor], Tensor]]:
-        """What else the held-out images are compared with: name -> a function of the codes (B,h,w) of each batch in turn."""
-        if not self.settings.has_decoder_phase:
-            return {}
-        (height, width), f = self.settings.images.size, tokenizer.factor
-        codes, seed = (len(self.held_out), height // f, width // f), self.settings.run.seed
-        chances = validation_chances(codes, seed=seed, share=self.share, batch=batch)
-        noise = self.codebook.noise(tokenizer)
-        return {"replaced": lambda codes: tokenizer.decode(noise.latents(codes, next(chances)))}
+    def _validation_random_numbers(self, factor: int, *, batch: int) -> Iterator[Tensor]:
+        """The random numbers that decide which codes of each held-out batch are replaced, the same at every validation."""
+        (height, width), seed = self.settings.images.size, self.settings.run.seed
+        codes = (len(self.held_out), height // factor, width // factor)
+        return validation_random_numbers(codes, seed=seed, process_slice=self.process_slice, batch=batch)
 
     def _terms(self) -> dict[str, str]:
-        """What is recorded of the reconstruction loss -> its name in `Reconstruction`; only what is computed."""
+        """Name of a recorded metric -> field of `Reconstruction`, for the terms that are computed."""
         return {"reconstruction": "total", "pixel": "pixel", **{name: name for name in self.settings.objective.terms}}
 
     @torch.no_grad()
     def image(self) -> Tensor:
         """Held-out images above, their reconstructions below; label maps in colors."""
-        images = self._on_device(spread(self.held_out, SHOWN))
+        images = self._on_device(spread(self.held_out, IMAGES_SHOWN))
         with self.exported.shown() as tokenizer:
             reconstructions, _ = tokenizer(images)
         both = torch.cat([images, reconstructions]).cpu().contiguous()
@@ -402,16 +398,16 @@ class TokenizerStage(Stage):
             "discriminator_optimizer": self.discriminator_optimizer,
             "average": self.exported.module,
             "lecam": self.lecam_ema._asdict(),
-            "used": {"counts": self.used.counts, "placed": self.codebook.placed},
+            "used": {"counts": self.used.counts, "placed": self.codebook.initialized},
         }
 
     def restored(self, state: Mapping[str, Any]) -> None:
         self.lecam_ema = LeCam(**{name: value.to(self.fabric.device) for name, value in state["lecam"].items()})
         used = state["used"]
-        self._notes_placing = not isinstance(used, Tensor)
-        if self._notes_placing:
-            self.codebook.placed = self.codebook.placed or used["placed"]
-        self.used.counts = (used["counts"] if self._notes_placing else used).cpu()
+        self._state_has_initialized = not isinstance(used, Tensor)
+        if self._state_has_initialized:
+            self.codebook.initialized = self.codebook.initialized or used["placed"]
+        self.used.counts = (used["counts"] if self._state_has_initialized else used).cpu()
 
     def export(self, folder: Path, *, seen: int) -> None:
         about = {**self.about, "images_seen": seen, "fingerprint": self.exported.module.fingerprint()}

@@ -74,7 +74,7 @@ class Actions:
         given: ConditionInputs,
         *,
         image: Path | None,
-        erased: str | Path,
+        mask: str | Path,
         side: str,
         amount: int,
     ) -> Iterator[PageUpdate]:
@@ -87,15 +87,15 @@ class Actions:
                 raise SmaltiError(f"unknown side {side!r}; use one of {', '.join(SIDES)}")
             if not isinstance(amount, int) or amount < 0:
                 raise SmaltiError(f"the amount of pixels is an integer of 0 or more, not {amount!r}")
-            top, right, bottom, left = (amount * share for share in SIDES[side])
+            top, right, bottom, left = (amount * factor for factor in SIDES[side])
             whole = (request.height + top + bottom, request.width + left + right)
             check_size(self.studio.pipeline, whole, self.studio.limits, count=request.count)
             value = self.studio.condition_value(given, whole)
             pixels = self.studio.image(image, request.size)
-            mask = self.studio.erased(erased, request.size)
+            masked = self.studio.mask(mask, request.size)
             session = self.sessions.session(session_id)
-            states = self.studio.complete(request, value, pixels, mask, (top, right, bottom, left), session.stop)
-            more = {"image": image.name, "erased": int(mask.sum()), "extended": f"{side} {amount}"}
+            states = self.studio.complete(request, value, pixels, masked, (top, right, bottom, left), session.stop)
+            more = {"image": image.name, "masked": int(masked.sum()), "extended": f"{side} {amount}"}
             yield from self._updates(session, states, request, given, command="complete", more=more)
 
     def _updates(
@@ -126,8 +126,8 @@ class Actions:
             if text
         }
         title = next((part.key for part in self.studio.parts if part.kind == "choice" and given.get(part.key)), "")
-        for place, image in enumerate(last.images):
-            seed = request.seed + place
+        for index, image in enumerate(last.images):
+            seed = request.seed + index
             name = f"{given[title] if title else 'image'}-{seed}"
             settings = {
                 **as_mapping(request),

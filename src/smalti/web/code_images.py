@@ -68,14 +68,14 @@ def as_text(pixels: Array, *, side: int) -> str:
     return _BEGIN + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def from_text(text: str, *, most: int, name: str) -> Tensor:
+def from_text(text: str, *, max_length: int, name: str) -> Tensor:
     """A `data:` URL of a map painted in the browser, with labels in the first channel -> (H,W) int64.
 
-    Raises `SmaltiError` for other texts, and for more than `most` characters or pixels.
+    Raises `SmaltiError` for other texts, and for more than `max_length` characters or pixels.
     """
-    if not text.startswith(_BEGIN) or len(text) > most:
+    if not text.startswith(_BEGIN) or len(text) > max_length:
         raise SmaltiError(
-            f"the map painted for the {name} is not an image of at most {most:,} characters; paint it again"
+            f"the map painted for the {name} is not an image of at most {max_length:,} characters; paint it again"
         )
     try:
         data = base64.b64decode(text[len(_BEGIN) :], validate=True)
@@ -83,7 +83,7 @@ def from_text(text: str, *, most: int, name: str) -> Tensor:
         raise SmaltiError(f"the map painted for the {name} is incomplete; paint it again") from error
     painted = f"the map painted for the {name}"
     height, width = read_size(io.BytesIO(data), name=painted)
-    if height * width > most:
-        raise SmaltiError(f"{painted} has {height} x {width} pixels, and the limit is {most:,}; paint it again")
+    if height * width > max_length:
+        raise SmaltiError(f"{painted} has {height} x {width} pixels, and the limit is {max_length:,}; paint it again")
     array = read_image(io.BytesIO(data), channels=3, name=painted)
     return torch.from_numpy(array[:, :, 0].astype(np.int64))

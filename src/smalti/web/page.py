@@ -235,7 +235,7 @@ class Page:
             values,
             given,
             image=image,
-            erased=data[self.mask] or "",
+            mask=data[self.mask] or "",
             side=data[self.side],
             amount=int(data[self.amount]),
         )
@@ -324,7 +324,7 @@ class Page:
                 settings,
                 _uploaded(conditions),
                 image=given["image"],
-                erased=given["mask"] or "",
+                mask=given["mask"] or "",
                 side=side,
                 amount=amount,
             )

@@ -73,10 +73,10 @@ class Studio:
             self.check_file(text) if part.kind == "json" else self.check_image(text)
             value = condition.read(str(text))
         elif isinstance(text, str) and part.kind == "paint":
-            value = from_text(text, most=4 * self.limits.side**2, name=part.key)
+            value = from_text(text, max_length=4 * self.limits.side**2, name=part.key)
         elif isinstance(text, str) and not as_file:
             value = condition.read(text)
-        else:  # text never names a file of this machine
+        else:  # a text is never read as a path on this machine
             raise SmaltiError(f"the {part.key} takes {'a file' if as_file else 'text'}, not {text!r:.40}")
         return condition.fit(value, grid=self.pipeline.grid(size))[0]
 
@@ -100,22 +100,22 @@ class Studio:
         request: SamplingRequest,
         value: Any,
         image: Tensor,
-        erased: Tensor,
-        around: tuple[int, int, int, int],
+        masked: Tensor,
+        padding: tuple[int, int, int, int],
         stop: threading.Event,
     ) -> Iterator[PartialImages]:
         """As `generate`, for an image (C,H,W) and a mask (H,W) bool, True where a pixel is to be generated.
 
-        `around`: pixels added above, to the right, below and to the left. Raises `SmaltiError` where there is nothing
-        to generate, and as `check_size`.
+        `padding`: pixels added above, to the right, below and to the left. Raises `SmaltiError` if there is nothing to
+        generate, and as `check_size`.
         """
-        top, right, bottom, left = around
+        top, right, bottom, left = padding
         f = self.pipeline.tokenizer.factor
-        if any(side < 0 or side % f for side in around):
-            raise SmaltiError(f"an image is extended by multiples of {f} pixels, not by {around}")
+        if any(side < 0 or side % f for side in padding):
+            raise SmaltiError(f"an image is extended by multiples of {f} pixels, not by {padding}")
         height, width = image.shape[1:]
         check_size(self.pipeline, (height + top + bottom, width + left + right), self.limits, count=request.count)
-        kept = self.pipeline.known_codes(image.unsqueeze(0), ~erased)
+        kept = self.pipeline.known_codes(image.unsqueeze(0), ~masked)
         known = F.pad(kept, (left // f, right // f, top // f, bottom // f), value=-1)
         if not (known < 0).any():
             raise SmaltiError(
@@ -138,8 +138,7 @@ class Studio:
         return to_tensor(read_middle(file, size, channels=self.channels, name=file.name))
 
     def read_photo(self, file: Path) -> Tensor:
-        """An uploaded image file -> (C,H,W) of its own shape, scaled down to the longest side, cropped to multiples of
-        f."""
+        """An uploaded image file -> (C,H,W), scaled down to half of `limits.side` at most, cropped to multiples of f."""
         f, most = self.pipeline.tokenizer.factor, self.limits.side // 2  # images are compared side by side
         height, width = self.check_image(file)
         scale = min(most / max(height, width), 1)
@@ -157,7 +156,7 @@ class Studio:
         decoded = self.pipeline.decode(codes)
         return Reconstruction(image, decoded[0], codes[0].cpu(), float(psnr(decoded, image.unsqueeze(0))))
 
-    def erased(self, painted: str | Path, size: tuple[int, int]) -> Tensor:
+    def mask(self, painted: str | Path, size: tuple[int, int]) -> Tensor:
         """The mask editor's value, "" for none, or a mask file, white where masked -> (H,W) bool, True where masked."""
         if not painted:
             return torch.zeros(size, dtype=torch.bool)
@@ -166,19 +165,18 @@ class Studio:
             levels = read_mask(painted, name=painted.name)
             mask = levels > np.iinfo(levels.dtype).max // 2
         else:
-            mask = from_text(painted, most=4 * self.limits.side**2, name="mask").numpy().astype(bool)[:, :, None]
+            mask = from_text(painted, max_length=4 * self.limits.side**2, name="mask").numpy().astype(bool)[:, :, None]
         return torch.from_numpy(covered_middle(mask.astype(np.uint8), size, filter="nearest")[:, :, 0].copy()) > 0
 
     def check_image(self, file: Path) -> tuple[int, int]:
         """An image file -> its (height, width) upright. Raises `SmaltiError` as `check_file`, for more than
-        `limits.pixels`, and for other files."""
+        `limits.pixels` million pixels, and for files that are not images."""
         self.check_file(file)
         height, width = read_size(file, name=file.name)
         if height * width > self.limits.pixels * 10**6:
             raise DamagedImage(
                 file.name,
-                f"has {height} x {width} pixels (height x width), and the limit is {self.limits.pixels} million;  "
-                "scale it down",
+                f"has {height} x {width} pixels (height x width), and the limit is {self.limits.pixels} million; scale it down",
             )
         return height, width
 

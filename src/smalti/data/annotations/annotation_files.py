@@ -1,7 +1,7 @@
 """Files with the objects of images -> what they say: smalti's own, COCO, Open Images, Visual Genome.
 
-What a file is, its content says. All numbers become shares of the image, and pixels need its size, which then stands in the
-file. Boxes in pixels may reach beyond their image and are cut; shares may not, since they are then mostly something else.
+What a file is, its content says. All numbers become fractions of the image, and pixels need its size, which then is in the
+file. Boxes in pixels may reach beyond their image and are cut; fractions may not, since they are then mostly something else.
 
 Ours is what `smalti scenes` writes, and what can be written by hand, as `objects.json`:
 
@@ -120,7 +120,7 @@ def _visual_genome(path: Path, content: Any) -> Annotated:
     image_data = path.with_name("image_data.json")
     if not image_data.is_file():
         raise SmaltiError(
-            f"there is no file {image_data}; the boxes in {path} are in pixels, and the images' sizes stand there"
+            f"there is no file {image_data}; the boxes in {path} are in pixels, and the images' sizes are there"
         )
     sizes: dict[str, Size] = {}
     for image in parsed(list[GenomeSize], read_json(image_data), image_data):

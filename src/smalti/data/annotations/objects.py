@@ -15,15 +15,15 @@ from smalti.core.files import normalized
 from smalti.data.image_entries import ImageEntry
 
 Place: TypeAlias = tuple[float, float]
-"""x and y in shares of an image's width and height, from the left top."""
+"""x and y as fractions of an image's width and height, from the left top."""
 
 
 class ObjectAnnotation(NamedTuple):
     """One object of an image.
 
-    `name` is that of its class, `box` its left, top, width and height in shares of the image, within 0 to 1. `group`: the box
+    `name` is that of its class, `box` its left, top, width and height as fractions of the image, within 0 to 1. `group`: the box
     holds several. `occluded`: something hides a part. `depiction`: it is an image of the thing. `inside`: it is seen from
-    within. `keypoints`: the places of `Annotated.keypoints`, which may lie outside the image, None where one is not seen;
+    within. `keypoints`: the places of `Annotated.keypoints`, which may be outside the image, None where one is not seen;
     empty for a class that has none.
     """
 
@@ -39,11 +39,11 @@ class ObjectAnnotation(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Annotated:
-    """All that a file or folder says of images.
+    """All that a file or folder says about images.
 
     `classes`: their names, in the order of their numbers. `keypoints`: the names of the points, none where there are none.
     `images`: the objects of each by its name, the path below the folder of the images without suffix: `street/04`. `sizes`:
-    what the file says of the images' (height, width) in pixels, by name; empty where it counts in shares.
+    what the file says about the images' (height, width) in pixels, by name; empty where it counts as fractions.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Annotated:
 
 
 def stem(key: str) -> str:
-    """The key of an image in its source -> its name for what lies beside it: `street/04.jpg` -> `street/04`.
+    """The key of an image in its source -> its name for what is beside it: `street/04.jpg` -> `street/04`.
 
     It is in the form NFC, so that files belong together which macOS and Linux wrote.
     """
@@ -62,7 +62,7 @@ def stem(key: str) -> str:
 
 
 def stems(images: Sequence[ImageEntry], known: Container[str]) -> list[str]:
-    """The names of images for what lies beside them, as `stem` has them: by their keys, or by their paths below the root of
+    """The names of images for what is beside them, as `stem` has them: by their keys, or by their paths below the root of
     their list where these are all `known`."""
     below = [stem(image.portable_name) for image in images]
     return below if all(name in known for name in below) else [stem(image.key) for image in images]
@@ -81,21 +81,21 @@ def paired_annotations(images: Sequence[ImageEntry], annotated: Annotated) -> tu
         more = f", nor of {len(missing) - 1} more" if len(missing) > 1 else ""
         example = next(iter(annotated.images), "street/04")
         raise SmaltiError(
-            f"{annotated.path} says nothing of the image {missing[0]}{more}; it names images by their paths below the folder "
+            f"{annotated.path} says nothing about the image {missing[0]}{more}; it names images by their paths below the folder "
             f"of all, without suffix, such as {example}: add an entry without objects for an image that has none"
         )
     return tuple(annotated.images[name] for name in names)
 
 
 def paired_sizes(images: Sequence[ImageEntry], annotated: Annotated) -> tuple[tuple[float, float] | None, ...]:
-    """For each image the (height, width) that its annotations are for, None where the file says nothing of it."""
+    """For each image the (height, width) that its annotations are for, None where the file says nothing about it."""
     return tuple(annotated.sizes.get(name) for name in _names(images, annotated))
 
 
 def check_annotated_size(key: str, full: tuple[int, int], annotated: tuple[float, float], path: Path) -> None:
     """An image's (height, width) upright, and the one that its annotations are for -> nothing.
 
-    Raises `SmaltiError` unless one is the other, larger or smaller: boxes are then read as shares of the wrong sides, and lie
+    Raises `SmaltiError` unless one is the other, larger or smaller: boxes are then read as fractions of the wrong sides, and lie
     elsewhere in the image. Sides of a copy may be rounded to whole pixels.
     """
     (height, width), (rows, columns) = full, annotated
@@ -125,7 +125,7 @@ def _names(images: Sequence[ImageEntry], annotated: Annotated) -> list[str]:
 
 
 def only(annotated: Annotated, *, classes: Sequence[str], smallest: float) -> Annotated:
-    """Annotations -> the same of some classes, and of objects whose boxes take at least a share `smallest` of their image.
+    """Annotations -> the same of some classes, and of objects whose boxes take at least a fraction `smallest` of their image.
 
     An image without any of them stays. Raises `SmaltiError` for a class that there is not, and where no object is left.
     """

@@ -1,6 +1,6 @@
 """Files of published data sets with objects: COCO (instances, stuff, keypoints, panoptic) and Open Images.
 
-COCO's boxes and keypoints are in pixels, with the images' sizes in the same file; those of Open Images are in shares.
+COCO's boxes and keypoints are in pixels, with the images' sizes in the same file; those of Open Images are as fractions.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _class_names(folder: Path) -> dict[str, str]:
 
 
 def _rows(file: Path, *choices: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """A table with a header -> the number of each line, and what stands in the first choice of columns that it has."""
+    """A table with a header -> the number of each line, and what is in the first choice of columns that it has."""
     with _reading(file) as lines:
         table = csv.reader(lines)
         header = next(table, [])

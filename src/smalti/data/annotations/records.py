@@ -189,7 +189,7 @@ class GenomeObject(Record):
 
     @property
     def class_name(self) -> Any:
-        """The name of its class, as it stands in the file."""
+        """The name of its class, as it is in the file."""
         return self.name if self.names is None else next(iter(self.names), None)
 
 
@@ -245,7 +245,7 @@ _WAYS_OUT = {
 
 
 def _sentence(problem: Any, content: Any) -> str:
-    """A problem that pydantic found -> where it lies in the content of a file, and what it is."""
+    """A problem that pydantic found -> where it is in the content of a file, and what it is."""
     entries: list[str] = []
     field: list[str] = []
     value, list_name = content, ""

@@ -65,7 +65,7 @@ LARGE = "scenes-large"
 
 
 class Map(NamedTuple):
-    """A condition that has a tokenizer of its own: where its files lie among the scenes ("images": it is made of them),
+    """A condition that has a tokenizer of its own: where its files are among the scenes ("images": it is made of them),
     and what its training changes."""
 
     folder: str
@@ -297,9 +297,9 @@ def known_of(crops: Crops, scenes: Path, *, progress: Any = lambda done, total: 
         files = Crops(source, chosen, size=crops.size, channels=channels, crop=crops.crop, seed=crops.seed)
         condition_crops.append(AlignedCrops(crops, files))
     rows = []
-    for place in range(len(crops)):
-        rows.append((*crops.example(place, place), *(each.example(place, place) for each in condition_crops)))
-        progress(place + 1, len(crops))
+    for index in range(len(crops)):
+        rows.append((*crops.example(index, index), *(each.example(index, index) for each in condition_crops)))
+        progress(index + 1, len(crops))
     images, classes, labels, depths = (torch.stack(each) for each in zip(*rows, strict=True))
     return KnownScenes(images, classes, labels.long(), depths)
 
@@ -314,7 +314,7 @@ def _fidelity(name: Name, chosen: ConditionsSettings) -> Step:
 
     def work(context: StepContext) -> dict[str, Any]:
         folder = context.before[scenes].folder
-        _, held_out = crops(open_source(folder / "images"), cut, channels=3, seed=0, most=chosen.samples)
+        _, held_out = crops(open_source(folder / "images"), cut, channels=3, seed=0, max_held_out=chosen.samples)
         known = known_of(held_out, folder)
         tokenizer = load_tokenizer(context.before["tokenizer"].folder)
         pipeline = Pipeline(tokenizer, *load_prior(find_model(context.before[f"prior-{name}"].folder, kind="prior")))
@@ -364,7 +364,7 @@ def _read_scene_network(folder: Path) -> SceneNetwork:
 def _requested_conditions(codes: Path, chosen: Crops, cut: ImageSettings, condition: Condition) -> Tensor:
     """The condition codes (B,P) of some held-out images, from the shards of all of them."""
     _, every = crops(chosen.source, cut, channels=3, seed=0)
-    places = {image.key: place for place, image in enumerate(every.images)}
+    places = {image.key: index for index, image in enumerate(every.images)}
     shards = open_codes(codes)
     examples = [shards.validation[places[image.key], 0] for image in chosen.images]
     labels, prefixes = (

@@ -91,7 +91,7 @@ def _shown(name: str, count: int, done: Mapping[str, StepResult]) -> Comparison:
     for title in ("condition", "conditioned", "unconditional", "real"):
         paths = [step.folder / "shown" / f"{number:03d}-{title}.png" for number in numbers]
         if paths[0].is_file():
-            images = [EmbeddedImage(pixels(path), f"{name}, {title}, {place}") for place, path in enumerate(paths)]
+            images = [EmbeddedImage(pixels(path), f"{name}, {title}, {index}") for index, path in enumerate(paths)]
             rows.append((title, images))
     return Comparison(rows)
 

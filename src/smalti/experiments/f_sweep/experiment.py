@@ -69,7 +69,7 @@ class FSweepSettings:
     samples: Positive
     """Images generated for each f."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the images that trainings do not see."""
+    """Fraction of the images that trainings do not see."""
     images: Positive
     """How many are measured at most, evenly spread."""
     shown: Positive

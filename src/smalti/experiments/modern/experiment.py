@@ -64,11 +64,11 @@ class ModernSettings:
     pace_seconds: Annotated[float, Field(gt=0)] = 10.0
     """How long the pace of each is taken before."""
     parameters_within: Annotated[float, Field(ge=0)] = 0.1
-    """How far the numbers of parameters may lie apart, as a share of modern's."""
+    """How far the numbers of parameters may differ, as a fraction of modern's."""
     missing_weights: Literal["leave_out", "refuse"] = "refuse"
     """Where the published weights of a perceptual loss cannot be had, all train without one, or none does."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the images that trainings do not see, and on which their tokenizers are measured."""
+    """Fraction of the images that trainings do not see, and on which their tokenizers are measured."""
     images: Positive
     """How many are measured at most, evenly spread."""
     shown: Positive
@@ -185,10 +185,10 @@ class _Trained(NamedTuple):
 
 
 def compared_all(name: str, names: Sequence[str], done: Mapping[str, StepResult]) -> dict[str, Any]:
-    """The steps of a set of images -> what stands in its tables, as plain values.
+    """The steps of a set of images -> what is in its tables, as plain values.
 
     `metric` is the score whose curve is followed: LPIPS, or PSNR where its weights are missing. `reached` is the second
-    at which a training was as good as the reference at its end, `share` that as a share of the reference's time.
+    at which a training was as good as the reference at its end, `share` that as a fraction of the reference's time.
     """
     found = {
         each: _Trained(

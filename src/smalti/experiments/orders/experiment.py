@@ -44,7 +44,7 @@ class OrdersSettings:
     copies: Positive
     """Crops of each training image that the priors are trained on the codes of. Of each held-out image there is one."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the images that trainings do not see."""
+    """Fraction of the images that trainings do not see."""
     samples: Positive = 8
     """Images that each prior generates."""
     scenes: Positive = 480

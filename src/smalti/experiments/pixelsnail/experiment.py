@@ -43,7 +43,7 @@ class PixelSNAILExperimentSettings:
     pixelsnail: tuple[str, ...]
     """Likewise for PixelSNAIL."""
     parameters_within: Annotated[float, Field(ge=0)] = 0.05
-    """How far the numbers of parameters may lie apart, as a share of PixelSNAIL's."""
+    """How far the numbers of parameters may differ, as a fraction of PixelSNAIL's."""
     size: tuple[Positive, Positive]
     """(H,W) of all images."""
     copies: Positive
@@ -51,7 +51,7 @@ class PixelSNAILExperimentSettings:
     held_out_copies: Positive = 1
     """Likewise of each held-out image."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the images that trainings do not see."""
+    """Fraction of the images that trainings do not see."""
     scenes: Positive = 480
     """How many scenes are rendered, where no images are given."""
 

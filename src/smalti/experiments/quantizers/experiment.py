@@ -38,7 +38,7 @@ class QuantizersSettings:
     pace_seconds: Annotated[float, Field(gt=0)] = 5.0
     """How long the pace of each is taken."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the images that trainings do not see, and on which their tokenizers are measured."""
+    """Fraction of the images that trainings do not see, and on which their tokenizers are measured."""
     images: Positive
     """How many are measured at most, evenly spread."""
     shown: Positive

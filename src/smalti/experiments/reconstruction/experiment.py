@@ -46,7 +46,7 @@ class ReconstructionSettings:
     """(H,W) that images are scaled and cropped to, to be measured; None: the largest that a tokenizer was trained
     on."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the images that trainings do not see, and on which their tokenizers are measured. Given tokenizers are
+    """Fraction of the images that trainings do not see, and on which their tokenizers are measured. Given tokenizers are
     measured on all."""
     images: Positive
     """How many are measured at most, evenly spread."""
@@ -162,7 +162,7 @@ def _trained_on(path: Path) -> tuple[int, int]:
 
 
 _SAYS_NOTHING = re.compile(r"model|tokenizer|checkpoints|[0-9a-f]{12}")
-"""Names of folders that many models lie in; the last is a key of an experiment's step."""
+"""Names of folders that many models are in; the last is a key of an experiment's step."""
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

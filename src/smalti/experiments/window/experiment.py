@@ -96,7 +96,7 @@ class WindowSettings:
     """Crops of the window's size of each training scene; of larger ones so many fewer that there are about as many
     codes."""
     held_out: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the scenes that trainings do not see."""
+    """Fraction of the scenes that trainings do not see."""
     images: Positive
     """Held-out scenes, evenly spread, of which a crop of each size is measured and kept from trainings, at most."""
     samples: Positive
@@ -223,7 +223,7 @@ def _tall(chosen: WindowSettings, f: int) -> list[tuple[int, int]]:
 
 
 def _codes(grid: tuple[int, int], scenes: Images, chosen: WindowSettings) -> Step:
-    """The step that encodes crops of a grid (h,w) of codes, with where each lies in its scene."""
+    """The step that encodes crops of a grid (h,w) of codes, with where each is in its scene."""
     copies = max(chosen.copies * chosen.window[0] * chosen.window[1] // (grid[0] * grid[1]), 1)
 
     def work(context: StepContext) -> dict[str, Any]:
@@ -354,7 +354,7 @@ def _comparing(grid: tuple[int, int], f: int, counts: Mapping[str, int], chosen:
 
 
 def _held_out(shards: Path) -> tuple[Tensor, Tensor]:
-    """Codes of held-out crops (B,h,w), and where each of their codes lies in its scene (B,h,w)."""
+    """Codes of held-out crops (B,h,w), and where each of their codes is in its scene (B,h,w)."""
     batches = list(in_order(open_codes(shards).validation, batch=ENCODED))
     codes, annotated = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("codes", "prefix"))
     return codes, annotated.view_as(codes)

@@ -24,7 +24,7 @@ class RemapSettings:
     used: Natural = 0
     """U, the codes in the table; which ones is a weight of the model (`table.used`). 0: no table, all codes are shown."""
     unknown: Literal["random", "extra"] | int = "random"
-    """The outside code of a feature whose code is not in the table: any one by chance, one more code U, or this code."""
+    """The outside code of a feature whose code is not in the table: any one at random, one more code U, or this code."""
 
     @field_validator("unknown", mode="before")
     @classmethod
@@ -54,7 +54,7 @@ class CodeTable(nn.Module, ABC):
     @property
     @abstractmethod
     def identity(self) -> str:
-        """What the table adds to the `identity` of its quantizer, for ever."""
+        """What the table adds to the `identity` of its quantizer, forever."""
 
     @abstractmethod
     def outside(self, codes: Tensor) -> Tensor:
@@ -133,5 +133,5 @@ class UsedCodes(CodeTable):
 
 
 def code_table(settings: RemapSettings, *, codebook_size: int) -> CodeTable:
-    """The table that the settings ask for, of a codebook of so many codes."""
+    """The table that the settings ask for, of a codebook of this many codes."""
     return UsedCodes(settings, codebook_size=codebook_size) if settings.used else AllCodes(codebook_size)

@@ -23,7 +23,7 @@ from smalti.tokenizer.quantizers.search import nearest
 from smalti.tokenizer.quantizers.vq import VECTORS_A_CODE, counted, kmeans, restarted
 
 SMOOTHING = 1e-5
-"""Added to each count before codes are divided by it, as a share of the mean count (Laplace smoothing)."""
+"""Added to each count before codes are divided by it, as a fraction of the mean count (Laplace smoothing)."""
 
 
 @settings
@@ -46,7 +46,7 @@ class EMASettings:
     decay: Chance = 0.99
     """gamma: how much of a code's running count and sum remains after a step."""
     dead_code_threshold: Chance = 0.1
-    """A code used less than this share of the mean use is dead and restarts on a feature of the batch; 0 never."""
+    """A code used less than this fraction of the mean use is dead and restarts on a feature of the batch; 0 never."""
 
     @property
     def size(self) -> int:

@@ -19,7 +19,7 @@ from smalti.tokenizer.quantizers.base import Quantized, Quantizer, precision
 from smalti.tokenizer.quantizers.gradient_estimators import straight_through
 
 MARGIN = 1e-3
-"""How much the bound stays below the outermost levels, as a share, so that nothing rounds beyond them (epsilon in A.1)."""
+"""How much the bound stays below the outermost levels, as a fraction, so that nothing rounds beyond them (epsilon in A.1)."""
 
 LARGEST = 2**30
 """Codes there may be at most."""
@@ -70,7 +70,7 @@ class FSQ(Quantizer):
         self.settings = settings
         self.size = settings.codebook_size
         levels = torch.tensor(settings.levels)
-        # Float, so that latents are of the model's type; whole numbers, so that none is rounded. Not weights: the settings say all.
+        # Float, so that latents have the model's dtype; integers, so that none is rounded. Settings, not weights.
         self.register_buffer("levels", levels.float().view(-1, 1, 1), persistent=False)
         self.register_buffer("places", (levels.cumprod(0) // levels).view(-1, 1, 1), persistent=False)
 
@@ -106,10 +106,10 @@ class FSQ(Quantizer):
         return 0
 
     def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """Nothing: the levels stand where they stand."""
+        """Does nothing: the levels are constant."""
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Nothing to mend: a code is only a name for a place that the encoder can always reach. Returns 0."""
+        """Nothing to do: a code is only a name for a place that the encoder can always reach. Returns 0."""
         return 0
 
     def _half(self) -> Tensor:

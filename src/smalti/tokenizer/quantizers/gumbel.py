@@ -1,4 +1,4 @@
-"""Codes by chance: features -> one logit for each code -> a relaxed draw from the categorical distribution they make.
+"""Codes at random: features -> one logit for each code -> a relaxed draw from the categorical distribution they make.
 
 Letters: B batch, D dimension of a code, h w code grid, K size of the codebook, U codes in the code table (K without one).
 Sources: Jang, Gu, Poole 2017, "Categorical reparameterization with Gumbel-softmax" (arXiv 1611.01144); Ramesh et al. 2021,
@@ -40,7 +40,7 @@ class TemperatureSettings:
     peak: Temperature = 1.0
     end: Temperature = 1 / 16
     warmup: Amount = 0.0
-    """When `peak` is reached, as a share of the training or in images."""
+    """When `peak` is reached, as a fraction of the training or in images."""
     decay: Amount = 0.5
     """When `end` is reached, likewise; counted from the beginning of the training, as `warmup` is."""
 
@@ -67,7 +67,7 @@ class GumbelSettings:
     """D, of the features that the logits are made of, and of the codes' vectors; 256 is the original's."""
     kmeans_iterations: Natural = 10
     """k-means rounds that place the codes on the first images' features, where the nearest code is then the likeliest; 0 starts
-    logits and codes by chance, as the original does, and leaves most codes unused for long."""
+    logits and codes at random, as the original does, and leaves most codes unused for long."""
     kl_weight: Annotated[float, Field(ge=0)] = 5e-4
     """Weight of the distance (in nats a position) of each position's distribution from the uniform one."""
     straight_through: bool = True
@@ -116,7 +116,7 @@ class Gumbel(Quantizer):
             logits = self.projection(features.to(self.projection.weight.dtype))  # (B,K,h,w)
             return self.table.select_used(logits.to(precision(logits)), dim=1)
 
-    def choose(self, features: Tensor, noise: Tensor, *, temperature: float, hard: bool) -> Quantized:
+    def sample(self, features: Tensor, noise: Tensor, *, temperature: float, hard: bool) -> Quantized:
         """Features (B,D,h,w) and Gumbel noise (B,U,h,w), or () for the same everywhere -> `Quantized`.
 
         The weights of the mixture are softmax((logits + noise) / temperature) (Jang et al., Eq. 2), its code the heaviest one,
@@ -138,7 +138,7 @@ class Gumbel(Quantizer):
 
     def forward(self, features: Tensor) -> Quantized:
         noise = self._noise(features) if self.settings.noisy else features.new_zeros(())
-        return self.choose(features, noise, temperature=1.0, hard=True)
+        return self.sample(features, noise, temperature=1.0, hard=True)
 
     def schedule(self, seen: int, *, length: int) -> Callable[[Tensor], Quantized]:
         plan = self.settings.temperature
@@ -195,11 +195,11 @@ class Gumbel(Quantizer):
             broadcast(parameter)
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Nothing to mend: the noise and the term for the uniform distribution keep codes in use. Returns 0."""
+        """Nothing to do: the noise and the term for the uniform distribution keep codes in use. Returns 0."""
         return 0
 
     def _drawn(self, features: Tensor, *, temperature: float) -> Quantized:
-        return self.choose(
+        return self.sample(
             features, self._noise(features), temperature=temperature, hard=self.settings.straight_through
         )
 

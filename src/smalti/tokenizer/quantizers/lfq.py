@@ -37,7 +37,7 @@ class LFQSettings:
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the softmax that makes probabilities of squared distances, in units of the square of a code's numbers."""
     group: Annotated[int, Field(ge=1, le=20)] = 18
-    """G: the batch's entropy is exact for so many bits together; more bits are taken in groups, and their entropies added."""
+    """G: the batch's entropy is exact for this many bits together; more bits are taken in groups, and their entropies added."""
 
     @property
     def codebook_size(self) -> int:
@@ -104,7 +104,7 @@ class LFQ(Quantizer):
         self.settings = settings
         self.size = settings.codebook_size
         self.unit = settings.codebook_dim**-0.5 if settings.spherical else 1.0
-        # Not weights: the settings say all. Float, so that latents are of the model's type.
+        # Float, so that latents have the model's dtype. Not weights: they follow from the settings.
         self.register_buffer("ends", torch.tensor([-1.0, 1.0]), persistent=False)
         self.register_buffer("places", torch.arange(settings.codebook_dim), persistent=False)
 
@@ -137,10 +137,10 @@ class LFQ(Quantizer):
         return 0
 
     def init_codebook(self, features: Tensor, *, generator: torch.Generator) -> None:
-        """Nothing: a code is a corner of a cube, and they stand where they stand."""
+        """Does nothing: codes are the corners of a cube, and constant."""
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Nothing to mend: the entropy term keeps codes in use. Returns 0."""
+        """Nothing to do: the entropy term keeps codes in use. Returns 0."""
         return 0
 
     def _quantized(self, features: Tensor, *, mean: Callable[[Tensor], Tensor]) -> Quantized:

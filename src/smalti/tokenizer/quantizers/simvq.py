@@ -40,7 +40,7 @@ class SimVQSettings:
     gradient: GradientName = "straight-through"
     """How the decoder's gradient reaches the features: "straight-through" as it is; "rotation" turned back from code to feature."""
     fitted: bool = True
-    """The layer starts so that the codes have the first images' features' mean and covariance; False starts it by chance."""
+    """The layer starts so that the codes have the first images' features' mean and covariance; False starts it at random."""
 
     @property
     def size(self) -> int:
@@ -120,7 +120,7 @@ class SimVQ(Quantizer):
             broadcast(parameter)  # a GPU adds in any order: the last bits differ between processes
 
     def update_codebook(self, features: Tensor, codes: Tensor, *, generator: torch.Generator) -> int:
-        """Nothing to mend: a code that nobody takes moves with all others. Returns 0."""
+        """Nothing to do: a code that nobody takes moves with all others. Returns 0."""
         return 0
 
     def _flat(self, features: Tensor) -> Tensor:

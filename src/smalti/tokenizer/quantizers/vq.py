@@ -51,7 +51,7 @@ class VQSettings:
     kmeans_iterations: Natural = 10
     """k-means rounds that place the codes on the first images' features; 0 starts from uniform noise as the paper's code."""
     dead_code_threshold: Chance = 0.1
-    """A code used less than this share of the mean use is dead and restarts on a feature of the batch; 0 never."""
+    """A code used less than this fraction of the mean use is dead and restarts on a feature of the batch; 0 never."""
     usage_decay: Chance = 0.95
     """How much of the running use of a code remains after a step; more, where a step has few features for so many codes."""
     remap: RemapSettings = RemapSettings()

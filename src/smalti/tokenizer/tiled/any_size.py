@@ -17,7 +17,7 @@ from smalti.tokenizer.tiled.tiled_layers import decode_tiled, encode_tiled
 from smalti.tokenizer.tiled.tiled_progress import Progress, image_progress, no_progress
 from smalti.tokenizer.vqgan import VQGAN
 
-LARGE = 2**20
+MAX_UNTILED_PIXELS = 2**20
 """Pixels of an image above which it goes by strips: 1024 x 1024. Whole, that takes 1.6 GiB with a tokenizer of usual width, and
 four times as much for each doubling of both sides; strips take a third of it, and a sixth more of time (docs/log.md)."""
 STRIP = 2**26
@@ -33,18 +33,18 @@ def tile_rows(model: VQGAN, width: int) -> int:
 
 
 def is_large(model: VQGAN, grid: Tensor) -> bool:
-    """Whether codes or latents (.., h, w) are those of images of more than `LARGE` pixels."""
-    return grid.shape[-2] * grid.shape[-1] * model.factor**2 > LARGE
+    """Whether codes or latents (.., h, w) are those of images of more than `MAX_UNTILED_PIXELS` pixels."""
+    return grid.shape[-2] * grid.shape[-1] * model.factor**2 > MAX_UNTILED_PIXELS
 
 
 @torch.no_grad()
 def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = no_progress) -> Quantized:
     """Images, on any device, as `model.encode` takes them -> what it makes of them, without gradients.
 
-    Images of more than `LARGE` pixels are encoded one by one. Errors as in `encode_tiled`, and as in `VQGAN.encode`.
+    Images of more than `MAX_UNTILED_PIXELS` pixels are encoded one by one. Errors as in `encode_tiled`, and as in `VQGAN.encode`.
     """
     images, device = model.batch(images), next(model.parameters()).device
-    if images.shape[2] * images.shape[3] <= LARGE:
+    if images.shape[2] * images.shape[3] <= MAX_UNTILED_PIXELS:
         return model.encode(images)
     (height, width), each = images.shape[2:], []
     for number in range(len(images)):
@@ -61,7 +61,8 @@ def encode_of_any_size(model: VQGAN, images: Images, *, progress: Progress = no_
 def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = no_progress) -> Tensor:
     """Latents (B,D,h,w) -> images (B,C,H,W) on the CPU, as of `model.decode`, without gradients.
 
-    Images of more than `LARGE` pixels are decoded one by one. Raises `SmaltiError` where there is no room for a temporary file.
+    Images of more than `MAX_UNTILED_PIXELS` pixels are decoded one by one.
+    Raises `SmaltiError` where there is no room for a temporary file.
     """
     parts = torch.split(latents, 1 if is_large(model, latents) else max(len(latents), 1))
     images = [
@@ -78,7 +79,8 @@ def decode_of_any_size(model: VQGAN, latents: Tensor, *, progress: Progress = no
 def decode_tiles(model: VQGAN, latents: Tensor, *, progress: Progress = no_progress) -> Iterator[Tensor]:
     """Latents (B,D,h,w) -> their images in strips (B,C,r,W) from top to bottom, on the model's device.
 
-    Images of at most `LARGE` pixels are one strip. Raises `SmaltiError` where there is no room for a temporary file, and where
+    Images of at most `MAX_UNTILED_PIXELS` pixels are one strip.
+    Raises `SmaltiError` where there is no room for a temporary file, and where
     weights are not finite.
     """
     height, width = latents.shape[2] * model.factor, latents.shape[3] * model.factor

@@ -76,13 +76,13 @@ class MapStorage:
     """Where maps are kept."""
 
     memory_limit: int
-    """A map of at most so many bytes is kept in memory, a larger one in a file."""
+    """A map of at most this many bytes is kept in memory, a larger one in a file."""
     folder: Path
     """For the files; they have no names and vanish with the process."""
 
 
 class Storage(ABC):
-    """The numbers of a map (B,C,H,W). In memory and in a file they lie channels last, so that a strip is one piece."""
+    """The numbers of a map (B,C,H,W). In memory and in a file they are stored channels-last, so that a strip is one piece."""
 
     @abstractmethod
     def write(self, first: int, strip: Tensor) -> None:
@@ -177,7 +177,7 @@ class Map:
         return self._storage.read
 
     def overwritten(self, strips: Iterable[Tensor]) -> Map:
-        """A map of the same shape in the place of this one, which is gone. Each strip is computed before its rows are written."""
+        """A map of the same shape in place of this one, which is gone. Each strip is computed before its rows are written."""
         return Map(self._storage, strips, self.height)
 
     def _written(self, strips: Iterable[Tensor]) -> Iterator[Moments]:

@@ -67,7 +67,7 @@ def decode_tiled(
 
     Each strip has `rows` rows (a multiple of the stem: the next smaller, but at least the stem), the last what remains. The first
     comes late: all maps but the last are computed before it, and `progress` reports them. Without gradients. `model` is
-    in evaluation mode: dropout would be drawn anew for each strip. Temporary files lie in `folder`, or in the system's folder for
+    in evaluation mode: dropout would be drawn again for each strip. Temporary files are in `folder`, or in the system's folder for
     them.
 
     Raises `SmaltiError` for fewer than 1 row, and where there is no room for a file.
@@ -208,7 +208,7 @@ def _reach(layer: nn.Module) -> _Reach:
 
 @final
 class _Walk:
-    """Layers of a network over maps in strips of at most `rows` rows, what lies between them in `storage`, counted as `counter`."""
+    """Layers of a network over maps in strips of at most `rows` rows, what is between them in `storage`, counted as `counter`."""
 
     def __init__(self, rows: int, storage: MapStorage, counter: MultiplicationCounter) -> None:
         self._rows = rows
@@ -227,7 +227,7 @@ class _Walk:
         return cls(within, MapStorage(memory_limit=memory_limit, folder=folder), counter)
 
     def finer(self, times: int) -> _Walk:
-        """The same over maps of so many times the rows."""
+        """The same over maps of this many times the rows."""
         return _Walk(self._rows * times, self._storage, self._counter)
 
     def bounds(self, height: int, reach: _Reach) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,7 @@ from smalti.tokenizer.decoder import Decoder
 from smalti.tokenizer.encoder import Encoder
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""Called with (rows done, rows in all): the share of the work that is done, in rows of the image."""
+"""Called with (rows done, rows in all): the fraction of the work that is done, in rows of the image."""
 
 
 def no_progress(done: int, total: int) -> None:
@@ -40,7 +40,7 @@ def multiplications(layers: nn.Module, positions: int, *, keys: int) -> int:
 
 
 def decoder_multiplications(decoder: Decoder, codes: int) -> int:
-    """Multiplications of the decoder for a grid of so many codes."""
+    """Multiplications of the decoder for a grid of this many codes."""
     count, positions = multiplications(nn.ModuleList([decoder.conv_in, decoder.middle]), codes, keys=codes), codes
     for stage, upsample in zip(reversed(decoder.stages), reversed(decoder.upsamples), strict=True):
         count += multiplications(stage, positions, keys=positions)
@@ -52,7 +52,7 @@ def decoder_multiplications(decoder: Decoder, codes: int) -> int:
 
 
 def encoder_multiplications(encoder: Encoder, squares: int) -> int:
-    """Multiplications of the encoder for an image of so many squares of stem x stem pixels."""
+    """Multiplications of the encoder for an image of this many squares of stem x stem pixels."""
     count, positions = multiplications(encoder.conv_in, squares, keys=squares), squares
     for stage, downsample in zip(encoder.stages, encoder.downsamples, strict=True):
         count += multiplications(stage, positions, keys=positions)
