@@ -31,6 +31,7 @@ from smalti.images.io import read_settings
 from smalti.pipeline import Pipeline
 from tests.experiment_helpers import page, quick
 from tests.fit.described_images import write_described
+from tests.reports.html_page import Page
 from tests.small import SIDE, write_images, write_recipe
 
 QUIET = Console(quiet=True)
@@ -101,6 +102,7 @@ def test_the_page_shows_everything(home: Path) -> None:
     hero, examples, compared, sampled, panorama, completed = 16, 8, 2 * 4, 2 * 16, 1, 3 * 4
     assert images == hero + examples + compared + sampled + panorama + completed
     html = (home / "run" / "report.html").read_text()
+    assert len(Page(html).named("section")) == 7, "tags are balanced"
     assert not re.search(r'(src|href)="(?!data:|#)', html), "the page refers to nothing outside itself"
 
 

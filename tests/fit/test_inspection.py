@@ -54,12 +54,12 @@ def test_sizes_crops_damage_and_duplicates_are_counted(tmp_path: Path) -> None:
     advised = " ".join(advice(found, (), size=SIZE))
     for words in (
         "34 images are too few",
-        "1 images are too small",
+        "1 image is too small and left out",
         "50% of an image is cut off",
-        "1 files are damaged",
+        "1 file is damaged",
     ):
         assert words in advised or (words == "50% of an image is cut off" and "is cut off on average" in advised), words
-    assert "1 files have the same content" in advised
+    assert "1 file is a copy of another one" in advised
     assert "1 class has fewer than 10 images, such as b" in advised
     assert "89%" not in advised, "less than nine tenths"
 
@@ -126,7 +126,7 @@ def test_conditions_that_are_not_of_all_images_are_shown_with_the_reason(tmp_pat
     found = find(images)
     assert "there is no dark/03.* in" in found["segmentation"].problem
     assert "is 10x20 pixels (height x width), and its image 20x20" in found["depth"].problem
-    assert "says nothing of the image" in found["layout"].problem
+    assert "says nothing about the image" in found["layout"].problem
     assert found["labels"].problem == "1 of 21 images are in no subfolder"
     chosen = chosen_conditions(list(found.values()), without=["depth"])
     assert [each.name for each in chosen] == ["text"]

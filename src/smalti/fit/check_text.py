@@ -15,6 +15,8 @@ MAJORITY = 0.9
 """Share of the images in one class above which the others are hardly learned."""
 CUT_MUCH = 0.3
 """Share of an image outside of the largest crop above which it is mentioned."""
+SIDE_STEP = 16
+"""Sides that are suggested are multiples of it, as most tokenizers need."""
 CLASSES_LISTED = 12
 
 
@@ -48,7 +50,7 @@ def _about_images(inspection: Inspection, size: Size) -> Iterator[str]:
     count = inspection.images
     if count < FEW:
         yield (
-            f"{count:,} images are too few: the prior will memorize them; add images of the same kind, several hundred "
+            f"{_are(count, 'image')} too few: the prior will memorize them; add images of the same kind, several hundred "
             "at least"
         )
     elif count < SOME:
@@ -59,24 +61,23 @@ def _about_images(inspection: Inspection, size: Size) -> Iterator[str]:
     smaller = f"--set tokenizer.images.size=[{size[0] // 2}, {size[1] // 2}]"
     if inspection.unusable:
         yield (
-            f"{inspection.unusable:,} images are too small and left out: they must be at least {_pixels(_half(size))}; "
+            f"{_are(inspection.unusable, 'image')} too small and left out, since the least is {_pixels(_half(size))}; "
             f"use larger ones, or '{smaller}'"
         )
     if inspection.enlarged > inspection.decoded / 4:
         yield (
-            f"{inspection.enlarged:,} images are smaller than {_pixels(size)} and enlarged, and so will be what is "
+            f"{_are(inspection.enlarged, 'image')} smaller than {_pixels(size)} and enlarged, and so will be what is "
             f"generated; use larger ones, or '{smaller}'"
         )
     if inspection.outside > CUT_MUCH:
-        yield (
-            f"{inspection.outside:.0%} of an image is cut off on average; crop them to what matters, or set a shape that is "
-            "closer to theirs: --set 'tokenizer.images.size=[H, W]'"
-        )
+        shape = _shape_like(inspection.median, size)
+        hint = f", or use their shape: '--set tokenizer.images.size={list(shape)}'" if shape != size else ""
+        yield f"{inspection.outside:.0%} of an image is cut off on average; crop them to what matters{hint}"
     if inspection.damaged:
-        yield f"{inspection.damaged:,} files are damaged and left out; remove them, or copy them again"
+        yield f"{_are(inspection.damaged, 'file')} damaged and left out; remove such files, or copy them again"
     if inspection.duplicates:
         yield (
-            f"{inspection.duplicates:,} files have the same content as another one; remove them, since they are learned "
+            f"{_are(inspection.duplicates, 'file')} a copy of another one; remove copies, since they are learned "
             "twice and may be held out too"
         )
 
@@ -133,6 +134,18 @@ def _listed(count: int, names: Sequence[str]) -> str:
     if not count:
         return "none"
     return f"{count:,}: {'; '.join(names)}{'; ...' if count > len(names) else ''}"
+
+
+def _are(count: int, noun: str) -> str:
+    """`1 image is`, `1,200 images are`."""
+    return f"1 {noun} is" if count == 1 else f"{count:,} {noun}s are"
+
+
+def _shape_like(full: Size, size: Size) -> Size:
+    """The (H, W) of an image and of crops -> a shape as that of the image with the shorter side of the crops."""
+    side = min(size)
+    longer = max(round(side * max(full) / min(full) / SIDE_STEP), side // SIDE_STEP, 1) * SIDE_STEP
+    return (side, longer) if full[1] >= full[0] else (longer, side)
 
 
 def _half(size: Size) -> Size:
