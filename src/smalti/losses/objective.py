@@ -29,6 +29,7 @@ from smalti.losses.feature_distance import FeatureDistance, efficientnet_distanc
 from smalti.losses.logits import LogitDistance, logit_distance
 from smalti.losses.patch_discriminator import PatchSettings
 from smalti.losses.perceptual import Perceptual, perceptual
+from smalti.losses.periodic import periodic_error
 from smalti.losses.pixel import LABEL_LOSSES, PIXEL_LOSSES
 
 Weight = Annotated[float, Field(ge=0)]
@@ -102,6 +103,10 @@ class ObjectiveSettings:
     """The classifier of ImageNet whose logits are compared, beside the LPIPS term or in its place; weights are found likewise."""
     logits_weight: Weight = 0.1
     """With 0 the classifier is not even loaded."""
+    hatch_weight: Weight = 0.0
+    """Factor of the part of the error that repeats with `hatch_period`, see `losses.periodic`; 0 computes none."""
+    hatch_period: Annotated[int, Field(ge=2)] = 4
+    """In pixels: the autoencoder's patch_size."""
     codebook_weight: Weight = 1.0
     adversarial: AdversarialSettings = AdversarialSettings()
 
@@ -112,7 +117,8 @@ class ObjectiveSettings:
             "perceptual": (self.perceptual, self.perceptual_weight),
             "logits": (self.logits, self.logits_weight),
         }
-        return tuple(name for name, (network, weight) in chosen.items() if network != "none" and weight)
+        hatch = ("hatch",) if self.hatch_weight else ()
+        return tuple(name for name, (network, weight) in chosen.items() if network != "none" and weight) + hatch
 
     @model_validator(mode="after")
     def _dropout_is_of_lpips(self) -> ObjectiveSettings:
@@ -125,12 +131,17 @@ class ObjectiveSettings:
 
     @model_validator(mode="after")
     def _labels_are_not_images(self) -> ObjectiveSettings:
-        networks = {"perceptual": self.perceptual, "logits": self.logits, "adversarial.weight": self.adversarial.weight}
+        networks = {
+            "perceptual": self.perceptual,
+            "logits": self.logits,
+            "hatch_weight": self.hatch_weight,
+            "adversarial.weight": self.adversarial.weight,
+        }
         if self.pixel in LABEL_LOSSES and any(value not in ("none", 0.0) for value in networks.values()):
             raise ValueError(
                 f"pixel = {self.pixel!r} compares label maps with logits, which no network made for images can look at "
-                f"(here {', '.join(f'{name} = {value!r}' for name, value in networks.items())}); "
-                f"set perceptual and logits to none and adversarial.weight to 0, or pixel to l1 or l2 for images"
+                f"(here {', '.join(f'{name} = {value!r}' for name, value in networks.items())}); set perceptual and logits "
+                f"to none and hatch_weight and adversarial.weight to 0, or pixel to l1 or l2 for images"
             )
         return self
 
@@ -139,13 +150,16 @@ class Reconstruction(NamedTuple):
     """How far reconstructions are from their images."""
 
     total: Tensor
-    """(): mean over the batch of pixel + weight * perceptual distance (the original's `nll_loss`) + weight * distance of logits."""
+    """(): mean over the batch of pixel + weight * perceptual distance (the original's `nll_loss`) + weight * distance of logits
+    + weight * hatch."""
     pixel: Tensor
     """()."""
     perceptual: Tensor
     """(), unweighted."""
     logits: Tensor
     """(), unweighted."""
+    hatch: Tensor
+    """(), unweighted; 0 where its weight is."""
 
 
 @final
@@ -189,6 +203,7 @@ class ReconstructionLoss(nn.Module):
         self.logits = LOGITS[settings.logits if settings.logits_weight else "none"]()
         self.weight = settings.perceptual_weight
         self.logits_weight = settings.logits_weight
+        self.hatch_weight, self.hatch_period = settings.hatch_weight, settings.hatch_period
 
     def forward(self, images: Tensor, reconstructions: Tensor, shift: tuple[int, int] = (0, 0)) -> Reconstruction:
         """`shift`: pixels (down, right) by which the perceptual network's grid is moved over both, see `perceptual_shift`."""
@@ -197,7 +212,10 @@ class ReconstructionLoss(nn.Module):
         perceptual = self.perceptual(images[..., down:, right:], reconstructions[..., down:, right:]).mean()
         logits = self.logits(images, reconstructions).mean()
         total = pixel + self.weight * perceptual + self.logits_weight * logits
-        return Reconstruction(total, pixel, perceptual, logits)
+        if not self.hatch_weight:
+            return Reconstruction(total, pixel, perceptual, logits, hatch=torch.zeros_like(pixel))
+        hatch = periodic_error(images, reconstructions, period=self.hatch_period).mean()
+        return Reconstruction(total + self.hatch_weight * hatch, pixel, perceptual, logits, hatch)
 
 
 class LossGradients(NamedTuple):
