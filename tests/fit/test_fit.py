@@ -102,7 +102,7 @@ def test_the_page_shows_everything(home: Path) -> None:
     hero, examples, compared, sampled, panorama, completed = 16, 8, 2 * 4, 2 * 16, 1, 3 * 4
     assert images == hero + examples + compared + sampled + panorama + completed
     html = (home / "run" / "report.html").read_text()
-    assert len(Page(html).named("section")) == 7, "tags are balanced"
+    assert len(Page(html).named("section")) == 8, "tags are balanced"
     assert not re.search(r'(src|href)="(?!data:|#)', html), "the page refers to nothing outside itself"
 
 

@@ -58,20 +58,20 @@ def _about_images(inspection: Inspection, size: Size) -> Iterator[str]:
             f"{count:,} images are enough for colors and layout, not for details; with some thousand of the same kind "
             "they become sharper"
         )
-    smaller = f"--set tokenizer.images.size=[{size[0] // 2}, {size[1] // 2}]"
+    smaller = _size_option((size[0] // 2, size[1] // 2))
     if inspection.unusable:
         yield (
             f"{_are(inspection.unusable, 'image')} too small and left out, since the least is {_pixels(_half(size))}; "
-            f"use larger ones, or '{smaller}'"
+            f"use larger ones, or {smaller}"
         )
     if inspection.enlarged > inspection.decoded / 4:
         yield (
             f"{_are(inspection.enlarged, 'image')} smaller than {_pixels(size)} and enlarged, and so will be what is "
-            f"generated; use larger ones, or '{smaller}'"
+            f"generated; use larger ones, or {smaller}"
         )
     if inspection.outside > CUT_MUCH:
         shape = _shape_like(inspection.median, size)
-        hint = f", or use their shape: '--set tokenizer.images.size={list(shape)}'" if shape != size else ""
+        hint = f", or use their shape: {_size_option(shape)}" if shape != size else ""
         yield f"{inspection.outside:.0%} of an image is cut off on average; crop them to what matters{hint}"
     if inspection.damaged:
         yield f"{_are(inspection.damaged, 'file')} damaged and left out; remove such files, or copy them again"
@@ -139,6 +139,11 @@ def _listed(count: int, names: Sequence[str]) -> str:
 def _are(count: int, noun: str) -> str:
     """`1 image is`, `1,200 images are`."""
     return f"1 {noun} is" if count == 1 else f"{count:,} {noun}s are"
+
+
+def _size_option(size: Size) -> str:
+    """An option of the command that sets the (H, W) of crops, quoted for a shell."""
+    return f"--set 'tokenizer.images.size={list(size)}'"
 
 
 def _shape_like(full: Size, size: Size) -> Size:
