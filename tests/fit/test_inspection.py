@@ -12,7 +12,7 @@ import pytest
 from smalti.core.errors import SmaltiError
 from smalti.data.sources import open_source
 from smalti.fit.check_text import advice, check_rows
-from smalti.fit.fit_plan import FEWEST_STEPS, Paces, make_plan, schedule
+from smalti.fit.fit_plan import FEWEST_STEPS, Paces, make_plan, schedule, with_lengths
 from smalti.fit.fit_request import FitRequest, seconds_of
 from smalti.fit.found_conditions import FoundCondition, chosen_conditions, find_conditions, images_folder
 from smalti.fit.inspection import Inspection, inspect_images
@@ -173,6 +173,13 @@ def test_a_schedule_fills_the_time(tmp_path: Path) -> None:
     assert found.lengths["tokenizer-segmentation"] == 7_200
     assert found.lengths["prior"] == pytest.approx(1000 * found.estimates["prior"], rel=0.01)
     assert found.copies == 2, "those of the recipe"
+    timed = with_lengths(plan, found.lengths, copies=found.copies, images=1000)
+    assert timed.tokenizer.run.images == 18_000
+    assert timed.tokenizer.run.validate_every == 18_000 // 8, "at most eight validations"
+    short = with_lengths(plan, {**found.lengths, "tokenizer": 1000}, copies=1, images=1000)
+    assert short.tokenizer.run.validate_every == 500, (
+        "200 held-out images are looked at twice while 1000 are learned from"
+    )
     crowded = schedule(plan, paces, images=30_000, seconds=3600.0)
     assert crowded.copies == 1, "fewer crops of each image where encoding would take too long"
     with pytest.raises(
@@ -181,6 +188,7 @@ def test_a_schedule_fills_the_time(tmp_path: Path) -> None:
         schedule(plan, paces, images=100_000, seconds=3600.0)
     usual = schedule(plan, paces, images=1000, seconds=None)
     assert usual.lengths == {"tokenizer": 48, "tokenizer-segmentation": 24, "prior": 960}
+    assert with_lengths(plan, usual.lengths, copies=usual.copies, images=1000) == plan
     with pytest.raises(SmaltiError, match=r"steps? of the tokenizer, which teach nothing; give \d+ minutes or more"):
         schedule(plan, paces, images=10, seconds=10.0)
     needed = math.ceil(2 * FEWEST_STEPS * 4 * 0.1)

@@ -15,6 +15,7 @@ from smalti.fit.fit_request import FitRequest
 from smalti.fit.found_conditions import FoundCondition
 from smalti.training.config import PriorTraining, TokenizerTraining, read_recipe, resolve
 from smalti.training.prior_networks import Codes
+from smalti.training.stage2 import VALIDATION_IMAGES
 
 T = TypeVar("T", TokenizerTraining, PriorTraining)
 
@@ -32,8 +33,10 @@ LARGEST_ENCODING = 0.4
 """A time of which encoding each image once takes a larger share is too short."""
 FEWEST_STEPS = 20
 """A training of fewer steps teaches nothing."""
-REPORTS, CHECKPOINTS, VALIDATIONS = 50, 20, 8
-"""A training reports, saves its state and looks at held-out images at least so often."""
+REPORTS, CHECKPOINTS = 50, 12
+"""A training whose length the time decides reports and saves its state so often, ..."""
+MOST_VALIDATIONS, VALIDATION_COST = 8, 0.5
+"""... and looks at held-out images at most so often, and at no more of them in all than this share of those it trains on."""
 CONDITION_CODES = 1024
 PREFIX_CODES = {"labels": 1, "text": 64, "layout": 91}
 """Codes of conditions as far as they are known before encoding, for estimates of time."""
@@ -206,22 +209,43 @@ def _refuse_too_short(plan: Plan, lengths: Mapping[str, int], seconds: float) ->
             )
 
 
-def with_lengths(plan: Plan, lengths: Mapping[str, int], copies: int) -> Plan:
-    """The plan with the lengths of its trainings, which report and save often enough for them."""
-    maps = {name: _of_length(each, lengths[map_step(name)]) for name, each in plan.maps.items()}
+def with_lengths(plan: Plan, lengths: Mapping[str, int], *, copies: int, images: int) -> Plan:
+    """The plan with other lengths of its trainings and crops of each of the `images`, 0 for those of the recipe.
+
+    A training with another length than in the recipe reports, validates and saves as often as that length needs.
+    """
+    maps = {name: _tokenizer_of_length(each, lengths[map_step(name)], images) for name, each in plan.maps.items()}
     prior = replace(plan.prior, encode=replace(plan.prior.encode, copies=copies or plan.prior.encode.copies))
-    return Plan(_of_length(plan.tokenizer, lengths["tokenizer"]), maps, _of_length(prior, lengths["prior"]))
+    held_out = min(images * prior.encode.images.validation, VALIDATION_IMAGES)
+    seen = lengths["prior"] / images_codes(plan)
+    return Plan(
+        _tokenizer_of_length(plan.tokenizer, lengths["tokenizer"], images),
+        maps,
+        _of_length(prior, lengths["prior"], validations=_validations(seen, held_out)),
+    )
 
 
-def _of_length(training: T, length: int) -> T:
+def _tokenizer_of_length(training: TokenizerTraining, length: int, images: int) -> TokenizerTraining:
+    held_out = min(images * training.images.validation, training.images.validation_images)
+    return _of_length(training, length, validations=_validations(length, held_out))
+
+
+def _validations(seen: float, held_out: float) -> int:
+    """Images that a training sees, and those it looks at in a validation -> how often it validates."""
+    return max(min(math.floor(VALIDATION_COST * seen / max(held_out, 1)), MOST_VALIDATIONS), 1)
+
+
+def _of_length(training: T, length: int, *, validations: int) -> T:
+    if length == training.run.total:
+        return training
     run: Any = training.run.with_total(length)
     return replace(
         training,
         run=replace(
             run,
-            log_every=min(run.log_every, math.ceil(length / REPORTS)),
-            validate_every=min(run.validate_every, math.ceil(length / VALIDATIONS)),
-            sample_every=min(run.sample_every, math.ceil(length / 4)),
-            checkpoint_every=min(run.checkpoint_every, math.ceil(length / CHECKPOINTS)),
+            log_every=math.ceil(length / REPORTS),
+            validate_every=math.ceil(length / validations),
+            sample_every=math.ceil(length / 2),
+            checkpoint_every=math.ceil(length / CHECKPOINTS),
         ),
     )

@@ -126,7 +126,6 @@ class _Fit:
 
     def __init__(self, out: Path, file: StateFile, state: FitState, console: Console) -> None:
         self.out, self.file, self.state, self.console = out, file, state, console
-        self.request = state.request
         self.images = Path(state.request.images)
         self.conditions = chosen_conditions(state.found, without=state.request.without)
         self.plan = make_plan(state.request, self.conditions)
@@ -137,7 +136,7 @@ class _Fit:
         """Do the steps that are not finished -> the report page."""
         if not self.state.lengths:
             self._decide()
-        plan = with_lengths(self.plan, self.state.lengths, self.state.copies)
+        plan = self._planned()
         self._train_tokenizer("tokenizer", self.images, self.out / "tokenizer", plan.tokenizer)
         for each in self.conditions:
             if each.has_tokenizer:
@@ -148,8 +147,13 @@ class _Fit:
         self._train_prior(plan)
         page = self.out / "report.html"
         if "results" not in self.state.seconds or not page.is_file():
-            self._write_results(with_lengths(self.plan, self.state.lengths, self.state.copies), page)
+            self._write_results(self._planned(), page)
         return page
+
+    def _planned(self) -> Plan:
+        """The plan with the lengths that are decided so far."""
+        images = self.state.inspection.images
+        return with_lengths(self.plan, self.state.lengths, copies=self.state.copies, images=images)
 
     def _decide(self) -> None:
         """Measure the speed of this machine, and set the lengths of the trainings."""
@@ -211,7 +215,7 @@ class _Fit:
             return
         if self.seconds is not None and not (out / "config.yaml").is_file():
             self._decide_prior(plan.prior)
-            plan = with_lengths(self.plan, self.state.lengths, self.state.copies)
+            plan = self._planned()
         train_prior(
             codes, self.out / "tokenizer", out, settings=plan.prior, console=self.console, work=self._work("prior")
         )
