@@ -16,6 +16,7 @@ from smalti.fit.fit_plan import FEWEST_STEPS, Paces, make_plan, schedule, with_l
 from smalti.fit.fit_request import FitRequest, seconds_of
 from smalti.fit.found_conditions import FoundCondition, chosen_conditions, find_conditions, images_folder
 from smalti.fit.inspection import Inspection, inspect_images
+from smalti.training.prior_networks import TransformerNetwork
 from tests.fit.described_images import save, write_described
 from tests.small import write_images, write_recipe
 
@@ -159,6 +160,24 @@ def test_times_are_read(text: str, seconds: float) -> None:
 def test_other_times_are_refused(text: str) -> None:
     with pytest.raises(SmaltiError, match="--time"):
         seconds_of(text)
+
+
+@pytest.mark.parametrize("recipe", ["small", "demo", "small-64", "scenes-128"])
+def test_maps_have_tokenizers_of_their_own_with_the_recipes_that_there_are(recipe: str) -> None:
+    found = (
+        FoundCondition(name="segmentation", about="maps", path="masks", channels=12, unlabeled=255),
+        FoundCondition(name="depth", about="maps", path="depths"),
+    )
+    plan = make_plan(FitRequest(images="images", recipe=recipe, overrides=("tokenizer.images.size=[64, 96]",)), found)
+    assert {name: each.objective.pixel for name, each in plan.maps.items()} == {
+        "segmentation": "cross_entropy",
+        "depth": "l1",
+    }
+    assert {each.images.size for each in (plan.tokenizer, *plan.maps.values(), plan.prior.encode)} == {(64, 96)}
+    assert plan.maps["segmentation"].images.unlabeled == 255
+    assert plan.prior.condition == "segmentation,depth"
+    assert isinstance(plan.prior.network, TransformerNetwork)
+    assert plan.prior.network.order == "any"
 
 
 def test_a_schedule_fills_the_time(tmp_path: Path) -> None:

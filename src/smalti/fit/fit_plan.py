@@ -106,9 +106,9 @@ def _map_training(request: FitRequest, tokenizer: TokenizerTraining, condition: 
         f"images.file_type={'labels' if labels else 'depth'}",
         f"images.unlabeled={unlabeled}",
         f"model.autoencoder.channels={condition.channels if labels else 1}",
-        f"objective.pixel={'cross_entropy' if labels else 'l1'}",
-        "objective.perceptual=none",
-        "objective.adversarial={weight: 0.0, discriminator: {name: patch, base_channels: 8, layers: 1}}",
+        # In place of the recipe's, whose other terms look at images.
+        f"objective={{pixel: {'cross_entropy' if labels else 'l1'}, perceptual: none, adversarial: {{weight: 0.0, "
+        "discriminator: {name: patch, base_channels: 8, layers: 1}}}",
     ]
     return resolve(
         TokenizerTraining,
