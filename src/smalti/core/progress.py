@@ -104,7 +104,7 @@ class ProgressReporter:
             self._work.titled(self._title), total=length, completed=seen, unit=unit, rate="", left=""
         )
         if seen and not self._quiet:
-            say(self._console, f"{self._title}: resuming from {seen:,} of {length:,} {unit}")
+            say(self._console, f"{self._work.titled(self._title)}: resuming from {seen:,} of {length:,} {unit}")
         if self._folder is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
