@@ -52,7 +52,9 @@ PAGES: dict[str, tuple[str, ...]] = {
     ),
     "data": (
         "config",
+        "image_entries",
         "sources",
+        "image_tables",
         "file_types",
         "crops",
         "loader",
@@ -73,7 +75,8 @@ PAGES: dict[str, tuple[str, ...]] = {
         "results",
         "rejection_sampling",
     ),
-    "training": ("config", "runs", "run_folder", "initialization", "loop"),
+    "training": ("config", "runs", "run_folder", "initialization", "pace", "loop"),
+    "fit": ("fit_run", "fit_request", "inspection", "found_conditions"),
 }
 """Page, which is a folder of `SOURCE` or the files beside them -> what it tells of: the doors of the room, in this order."""
 

@@ -10,7 +10,8 @@ import pytest
 from smalti.core.errors import SmaltiError
 from smalti.data.annotations.annotation_files import read_annotations
 from smalti.data.annotations.objects import Annotated, ObjectAnnotation, paired_annotations
-from smalti.data.sources import ImageEntry, open_source
+from smalti.data.image_entries import ImageEntry
+from smalti.data.sources import open_source
 from smalti.scenes.painter import KEYPOINTS, LABELS, paint
 from smalti.scenes.scene_files import write_scenes
 from tests.data.annotation_helpers import written

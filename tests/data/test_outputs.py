@@ -12,8 +12,9 @@ import pytest
 
 from smalti.cli.main import main
 from smalti.core.errors import SmaltiError
+from smalti.data.image_entries import ImageEntry
 from smalti.data.outputs import check_outputs, output_paths, without_results
-from smalti.data.sources import ImageEntry, open_source
+from smalti.data.sources import open_source
 from smalti.evaluation.results import check_folder
 from smalti.images.io import save_png
 from tests.data.test_sources import fill, make_image, zipped

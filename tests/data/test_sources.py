@@ -15,7 +15,8 @@ from PIL import Image
 
 from smalti.core.errors import SmaltiError
 from smalti.data.file_types import FILE_TYPES
-from smalti.data.sources import ImageEntry, Source, holds_many, open_source, split
+from smalti.data.image_entries import ImageEntry
+from smalti.data.sources import Source, holds_many, open_source, split
 from smalti.images.io import DamagedImage
 from smalti.scenes.scene_classes import write_scenes
 

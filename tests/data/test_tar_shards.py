@@ -23,8 +23,9 @@ from smalti.core.errors import SmaltiError
 from smalti.data import tar_shards
 from smalti.data.crops import RandomCrop
 from smalti.data.file_types import Depth, Labels
+from smalti.data.image_entries import ImageEntry
 from smalti.data.loader import Crops, batches
-from smalti.data.sources import ImageEntry, Source, holds_many, is_pattern, open_source
+from smalti.data.sources import Source, holds_many, is_pattern, open_source
 from smalti.data.tar_shards import expanded
 from smalti.images.io import DamagedImage
 from tests.data.test_sources import fill, keys_and_labels, make_image

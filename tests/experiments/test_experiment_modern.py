@@ -15,11 +15,8 @@ from hypothesis import strategies as st
 from smalti.core.errors import SmaltiError
 from smalti.core.settings import as_mapping
 from smalti.data.sources import open_source
-from smalti.experiments import equal_time
 from smalti.experiments.base import ExperimentRequest
 from smalti.experiments.equal_time import (
-    NOMINAL,
-    PLACES,
     POINTS,
     SAVED,
     curve,
@@ -33,7 +30,9 @@ from smalti.experiments.experiment_registry import EXPERIMENTS
 from smalti.experiments.tokenizer_comparison import LPIPS
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.tokenizer.vqgan import VQGAN
+from smalti.training import pace
 from smalti.training.config import TokenizerTraining, resolve
+from smalti.training.pace import NOMINAL, PLACES
 from smalti.training.run_folder import read_metrics
 from tests import reference
 from tests.experiment_helpers import no_weights, page, quick, request, run_and_read
@@ -287,9 +286,9 @@ def test_the_pace_is_the_mean_over_all_phases_of_the_step_that_is_neither_fast_n
         seen_at.append(seen)
         clock[0] += 50.0 if len(seen_at) % 10 == 1 else 3.0 if seen > NOMINAL / 2 else 1.0
 
-    monkeypatch.setattr(equal_time, "_step", step)
-    monkeypatch.setattr(equal_time, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    found = equal_time.measure_pace(nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0)
+    monkeypatch.setattr(pace, "_step", step)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    found = pace.measure_pace(nominal(training(str(home / "small.yaml"))), open_source(home / "a"), seconds=1.0)
     assert found == pytest.approx(2.0 / 4), "a mean step takes 2 seconds and has 4 images"
     assert len(set(seen_at)) == PLACES
     assert POINTS > SAVED

@@ -34,7 +34,7 @@ FLOORS = {
     **dict.fromkeys(("encoding", "evaluation"), 7),
     **dict.fromkeys(("reports", "web"), 8),
     "training": 9,
-    "experiments": 10,
+    **dict.fromkeys(("experiments", "fit"), 10),
     "cli": 11,
     "__main__": 12,
 }

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from smalti.cli import bench, convert, datasets, demo, doctor, evaluate, experiment, info, push, sample, train, web
+from smalti.cli import bench, convert, datasets, demo, doctor, evaluate, experiment, fit, info, push, sample, train, web
 from smalti.cli.console import ERRORS
 from smalti.core.allocator import keep_memory
 from smalti.core.errors import SmaltiError
@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Train discrete image tokenizers and priors on your images, and generate images with them.",
 )
 app.command("demo")(demo.demo)
+app.command("fit")(fit.fit)
 app.command("scenes")(datasets.scenes)
 app.add_typer(train.app, name="train")
 app.command("encode")(datasets.encode)

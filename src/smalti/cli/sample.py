@@ -367,8 +367,9 @@ def reconstruct(
     from smalti.conditions.map_files import label_accuracy, label_colors
     from smalti.core.devices import pick_device
     from smalti.data.file_types import file_type_of
+    from smalti.data.image_entries import ImageEntry
     from smalti.data.outputs import check_outputs, output_paths, without_results
-    from smalti.data.sources import ImageEntry, holds_many, open_source
+    from smalti.data.sources import holds_many, open_source
     from smalti.evaluation.metrics import CodeUse, psnr
     from smalti.images.io import DamagedImage, center_crop, covered_middle, save_png
     from smalti.model_loading import read_tokenizer

@@ -22,7 +22,8 @@ from smalti.core.files import decoded, normalized, parse_json
 from smalti.data.annotations.objects import stem
 from smalti.data.annotations.records import whole_number
 from smalti.data.folders import file_content
-from smalti.data.sources import ImageEntry, Source, too_many_damaged
+from smalti.data.image_entries import ImageEntry
+from smalti.data.sources import Source, too_many_damaged
 
 logger = logging.getLogger("smalti")
 
@@ -58,8 +59,7 @@ def read_captions(source: Source, data: Path | None = None) -> Captions:
     if data is not None and not data.exists():
         raise SmaltiError(f"there is no file or folder {data} with captions")
     if data is None:
-        rows = _tables_among(source) or _text_files(source.images, source.file_content) or _coco_among(source)
-        place = source.path
+        rows, place = _rows_among(source), source.path
     else:
         rows, place = _rows_of(data, source), data
     if not rows:
@@ -74,6 +74,16 @@ def read_captions(source: Source, data: Path | None = None) -> Captions:
             bare[0],
         )
     return captions
+
+
+def captions_among(source: Source) -> Captions:
+    """The captions among a source's images, as `read_captions` finds them; empty where there are none. Raises as it."""
+    rows = _rows_among(source)
+    return _matched(rows, source, source.path) if rows else {}
+
+
+def _rows_among(source: Source) -> list[_Row]:
+    return _tables_among(source) or _text_files(source.images, source.file_content) or _coco_among(source)
 
 
 def _rows_of(data: Path, source: Source) -> list[_Row]:

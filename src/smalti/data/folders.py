@@ -61,6 +61,8 @@ def written_here(folder: Path) -> str:
     """A folder -> which of smalti's results it is, "" for any other folder."""
     if (folder / "codes.json").is_file() and _is_ours(folder / "codes.json", "fingerprint"):
         return "the codes"
+    if (folder / "fit.json").is_file() and _is_ours(folder / "fit.json", "smalti"):
+        return "a generator"
     if (folder / "experiment.json").is_file() and _is_ours(folder / "experiment.json", "smalti"):
         return "an experiment"
     if (folder / "config.yaml").is_file() and _has_version(folder / "config.yaml"):

@@ -32,7 +32,8 @@ from smalti.core.files import normalized
 from smalti.data.crops import Crop, View, cut
 from smalti.data.damage import DAMAGED, GOOD, DamageRecord
 from smalti.data.file_types import COLOR
-from smalti.data.sources import ImageEntry, Source, identity
+from smalti.data.image_entries import ImageEntry
+from smalti.data.sources import Source, identity
 from smalti.images.io import Array, DamagedImage
 
 logger = logging.getLogger("smalti")

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import normalized
-from smalti.data.sources import ImageEntry, Source
+from smalti.data.image_entries import ImageEntry
+from smalti.data.sources import Source
 from smalti.images.png_stream import read_head
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from smalti.core.errors import SmaltiError
 from smalti.data.annotations.objects import stem, stems
 from smalti.data.crops import View
+from smalti.data.image_entries import ImageEntry
 from smalti.data.loader import Crops
-from smalti.data.sources import ImageEntry, Source
+from smalti.data.sources import Source
 
 
 class PairedCrops(ABC):

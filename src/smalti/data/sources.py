@@ -1,4 +1,5 @@
-"""Where images come from: a folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> named, labeled images.
+"""Where images come from: a folder, a `.txt` list of paths, a `.zip` file, `.tar` shards or a table of the library
+`datasets` -> named, labeled images.
 
 The label of an image is the name of the first folder below the root. The root of a folder is that folder. Lists,
 zip files and shards have no root of their own (most zip files hold one folder that holds all else), so theirs is the
@@ -17,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, final
+from typing import Any, BinaryIO, final
 
 from smalti.core.errors import SmaltiError
 from smalti.core.files import check_file, normalized, read_text
@@ -31,6 +32,8 @@ from smalti.data.folders import (
     warn_of_generated,
     written_here,
 )
+from smalti.data.image_entries import ImageEntry, key_below, label_of, labeled_entries, listed_entries
+from smalti.data.image_tables import ImageTable, download_table, holds_tables, is_hub_name, open_table
 from smalti.data.tar_shards import Extent, Shards, expanded, is_hidden, read_index
 from smalti.data.zip_files import read_members
 from smalti.images.io import Array, Covering, DamagedImage
@@ -43,21 +46,10 @@ COMPRESSED = (".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")
 """Endings of shards that must be unpacked first, which is then said."""
 OF_SCENES = {"labels": "segmentations", "depth": "depths"}
 """Kind -> where its files are in a folder that `smalti scenes` wrote; those of all others lie in `images`."""
-TAKEN = "a folder, a .txt list of paths, a .zip file, or .tar shards (one, a folder of them, or shards-{000..009}.tar)"
-
-
-class ImageEntry(NamedTuple):
-    """An image's name within its source (with forward slashes) and its label, if it has one."""
-
-    key: str
-    label: str | None
-    below_root: str = ""
-    """Its path below the root of its source, where the key is another one that changes when all is moved; else ""."""
-
-    @property
-    def portable_name(self) -> str:
-        """What it is called wherever its source lies."""
-        return self.below_root or self.key
+TAKEN = (
+    "a folder, a .txt list of paths, a .zip file, .tar shards (one, a folder of them, or shards-{000..009}.tar), or a data "
+    "set of Hugging Face (a folder of .parquet or .arrow files, or hf:NAME)"
+)
 
 
 class Source(ABC):
@@ -108,7 +100,7 @@ class FolderSource(Source):
         keys = sorted(name for name in files if _is_image(name, file_type))
         if not keys:
             raise no_images(path, files, file_type)
-        super().__init__(path, [ImageEntry(key, _label(key, root=())) for key in keys], file_type)
+        super().__init__(path, [ImageEntry(key, label_of(key, root=())) for key in keys], file_type)
 
     def stream(self, image: ImageEntry) -> Path:
         return self.path / image.key
@@ -148,7 +140,7 @@ class ListSource(Source):
             if found is None:
                 missing.append(f"{name} (line {number})")
             else:
-                keys[_below(path.parent, found)] = None
+                keys[key_below(path.parent, found)] = None
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             message = (
@@ -160,7 +152,7 @@ class ListSource(Source):
             logger.warning("left out: %s", message)
         if not keys:
             raise SmaltiError(f"{path} names no images; it should hold one path a line")
-        super().__init__(path, _listed(path.parent.absolute(), list(keys)), file_type)
+        super().__init__(path, listed_entries(path.parent.absolute(), list(keys)), file_type)
 
     def stream(self, image: ImageEntry) -> Path:
         return self.path.parent / image.key
@@ -186,7 +178,7 @@ class ZipSource(Source):
             raise no_images(path, list(members), file_type)
         if any(member.flag_bits & 1 for member in found.values()):
             raise SmaltiError(f"{path} is locked with a password; unpack it and give the folder")
-        super().__init__(path, _labeled(sorted(found)), file_type)
+        super().__init__(path, labeled_entries(sorted(found)), file_type)
         self._members = members
         self._archive: zipfile.ZipFile | None = None
         self._process = 0
@@ -245,7 +237,7 @@ class ShardSource(Source):
                     self._captions[PurePosixPath(keys[-1]).with_suffix(".txt").as_posix()] = sample.caption
         if not keys:
             raise no_images(path, others, file_type)
-        found = _labeled(paths)
+        found = labeled_entries(paths)
         images = [
             ImageEntry(key, message if message is not None else by_folder.label)
             for key, message, by_folder in zip(keys, labels, found, strict=True)
@@ -277,12 +269,37 @@ def _different(path: Path, shards: Sequence[Path]) -> list[str]:
     return [shard.relative_to(root).with_suffix("").as_posix() for shard in shards]
 
 
+@final
+class TableSource(Source):
+    """The rows of a data set of the library `datasets` that hold an image, in their order."""
+
+    def __init__(self, path: Path, table: ImageTable, file_type: FileType) -> None:
+        self._table = table
+        super().__init__(path, [ImageEntry(key, label) for key, label in table.entries()], file_type)
+
+    def stream(self, image: ImageEntry) -> BinaryIO:
+        try:
+            return BytesIO(self._table.content(image.key))
+        except OSError as error:
+            raise DamagedImage(image.key, f"cannot be read from {self.path} ({error})") from error
+
+    def length(self, image: ImageEntry) -> int:
+        return self._table.length(image.key)
+
+    def files(self, images: Sequence[ImageEntry]) -> Sequence[Path]:
+        return [self.path]
+
+    def file_content(self, name: str) -> bytes | None:
+        return self._table.captions(name)
+
+
 def open_source(path: Path, *, file_type: FileType = COLOR) -> Source:
     """A folder, a `.txt` list of paths, a `.zip` file or `.tar` shards -> the images, or other files, of a `file_type`.
 
     All that is in and below a folder counts, but hidden files and folders, and what smalti wrote; links are followed.
     A folder without images, but with `.tar` files, is one of shards. Shards may also be named as
-    `shards-{000..009}.tar`.
+    `shards-{000..009}.tar`. A folder with `.parquet` or `.arrow` files, such as a saved data set of the library
+    `datasets`, and `hf:NAME`, a data set on the Hugging Face Hub, need that library.
 
     Raises `SmaltiError` when there is no such path, when it is of another kind, when it holds no images, for the
     folder of scenes, in which label maps and depths are beside the images, and for runs, models and codes of smalti.
@@ -302,12 +319,16 @@ def open_source(path: Path, *, file_type: FileType = COLOR) -> Source:
         tars = sorted(name for name in files if name.lower().endswith(".tar"))
         if tars and not any(_is_image(name, file_type) for name in files):
             return ShardSource(path, [path / name for name in tars], file_type)
+        if holds_tables(files) and not any(_is_image(name, file_type) for name in files):
+            return TableSource(path, open_table(path, files), file_type)
         source = FolderSource(path, files, file_type)
         warn_of_generated(path, [image.key for image in source.images])
         return source
     if not path.exists():
         if is_pattern(path):
             return ShardSource(path, _named(path), file_type)
+        if is_hub_name(path):
+            return TableSource(path, download_table(path), file_type)
         raise SmaltiError(f"there is no {path}; images come from {TAKEN}")
     suffix = path.suffix.lower()
     if suffix == ".txt":
@@ -328,7 +349,7 @@ def is_pattern(path: Path) -> bool:
 
 def holds_many(path: Path) -> bool:
     """Whether a path stands for many images, as `open_source` takes them, and not for a single one."""
-    return path.is_dir() or path.name.lower().endswith((*ARCHIVES, *COMPRESSED))
+    return path.is_dir() or path.name.lower().endswith((*ARCHIVES, *COMPRESSED)) or is_hub_name(path)
 
 
 def _named(pattern: Path) -> list[Path]:
@@ -403,43 +424,3 @@ def _is_image(name: str, file_type: FileType) -> bool:
 def _is_visible(name: str) -> bool:
     """Whether a zip member is neither hidden nor the shadow of a file that macOS adds."""
     return not any(is_hidden(part) for part in PurePosixPath(name).parts)
-
-
-def _below(folder: Path, name: str) -> str:
-    """A path as it is in a list -> the key: relative to the list's folder where that is possible."""
-    normal = Path(os.path.normpath(name))
-    if normal.is_absolute() and normal.is_relative_to(folder.absolute()):
-        normal = normal.relative_to(folder.absolute())
-    return normal.as_posix()
-
-
-def _listed(folder: Path, keys: Sequence[str]) -> list[ImageEntry]:
-    """The keys of a list in `folder`, an absolute path -> its images."""
-    paths = [Path(os.path.normpath(folder / key)) for key in keys]
-    names = [path.as_posix() for path in paths]
-    start = len(_root(names))
-    inside = all(path.is_relative_to(folder) for path in paths)
-    return [
-        ImageEntry(key, by_path.label, "" if inside else PurePosixPath(*PurePosixPath(name).parts[start:]).as_posix())
-        for key, name, by_path in zip(keys, names, _labeled(names), strict=True)
-    ]
-
-
-def _root(keys: Sequence[str]) -> tuple[str, ...]:
-    """Keys, one at least -> the parts of the path of the deepest folder that holds them all."""
-    first, *others = (PurePosixPath(key).parent.parts for key in keys)
-    shared = len(first)
-    for parts in others:
-        shared = next((i for i in range(min(shared, len(parts))) if parts[i] != first[i]), min(shared, len(parts)))
-    return first[:shared]
-
-
-def _labeled(keys: Sequence[str]) -> list[ImageEntry]:
-    """Keys -> images, labeled by the first folder below the deepest folder that holds them all."""
-    root = _root(keys)
-    return [ImageEntry(key, _label(key, root=root)) for key in keys]
-
-
-def _label(key: str, root: tuple[str, ...]) -> str | None:
-    below = PurePosixPath(key).parent.parts[len(root) :]
-    return normalized(below[0]) if below else None

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from smalti.core.capacity import available_cores
 from smalti.core.errors import SmaltiError
-from smalti.data.sources import ImageEntry, Source, held_out_order, identity, open_source, split
+from smalti.data.image_entries import ImageEntry
+from smalti.data.sources import Source, held_out_order, identity, open_source, split
 from smalti.evaluation.protocols import Filter, ImageProtocol
 from smalti.images.io import (
     Array,

@@ -9,39 +9,28 @@ never two at once.
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from lightning_fabric import Fabric
 
 from smalti.core.errors import SmaltiError
 from smalti.core.progress import say
 from smalti.core.settings import as_mapping
-from smalti.data.sources import Source, open_source
+from smalti.data.sources import open_source
 from smalti.experiments.base import Step, StepContext
 from smalti.experiments.steps import Images, decisive
 from smalti.experiments.tokenizer_comparison import LPIPS
 from smalti.losses.discriminator import DISCRIMINATORS
 from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import RunSettings, TokenizerTraining
-from smalti.training.launcher import launch
-from smalti.training.loop import seed_step
+from smalti.training.pace import NOMINAL, measure_pace
 from smalti.training.run_folder import read_metrics
 from smalti.training.runs import train_tokenizer
-from smalti.training.stage1 import TokenizerStage
 
 R = TypeVar("R", bound=RunSettings)
 
-NOMINAL = 10**9
-"""Images of the training whose pace is taken: so many that no step of it falls onto the border of two of its phases."""
-PLACES = 6
-"""At so many places of a training, evenly spread, its pace is taken: the discriminator comes in on the way."""
-FEWEST = 3
-"""Timed steps at each place, at least; one more goes before them."""
 POINTS = 12
 """How often a training looks at held-out images ..."""
 VALIDATION_IMAGES = 64
@@ -127,33 +116,6 @@ def pace(name: str, *, images: Images, training: TokenizerTraining, seconds: flo
 
     settings = {**images.described, "training": decisive(as_mapping(training)), "seconds": seconds}
     return Step(name=f"pace-{name}", settings=settings, work=work, after=images.after)
-
-
-def measure_pace(training: TokenizerTraining, source: Source, *, seconds: float) -> float:
-    """A training that is `nominal` -> the seconds that an image takes it on this machine, with its reading.
-
-    The mean over `PLACES` of the medians of the steps there, about `seconds` of them. What they teach is thrown away.
-    """
-    fabric = launch(training.run)
-    stage = TokenizerStage(training, source, fabric=fabric, about={})
-    batches = stage.batches(0)
-    found = []
-    for number in range(PLACES):
-        seen = (2 * number + 1) * NOMINAL // (2 * PLACES)
-        took: list[float] = []
-        while len(took) <= FEWEST or sum(took) < seconds / PLACES:
-            began = time.perf_counter()
-            _step(stage, next(batches), seen, fabric)
-            took.append(time.perf_counter() - began)
-        found.append(statistics.median(took[1:]) / training.run.batch)
-    return statistics.fmean(found)
-
-
-def _step(stage: TokenizerStage, batch: Any, seen: int, fabric: Fabric) -> None:
-    run = stage.settings.run
-    generator = seed_step(run.seed, seen, fabric.global_rank)
-    values = stage.step(batch, seen=seen, count=run.batch, generator=generator)
-    float(values["reconstruction"])  # reading a number waits for the device
 
 
 def timed(name: str, *, images: Images, training: TokenizerTraining, minutes: float) -> Step:

@@ -14,7 +14,7 @@ from smalti.conditions.condition_registry import build_condition
 from smalti.conditions.labels import Labels, Unconditional
 from smalti.core.devices import multiplies_bfloat16, pick_device
 from smalti.core.errors import SmaltiError
-from smalti.core.progress import ProgressReporter, say
+from smalti.core.progress import SINGLE, ProgressReporter, WorkPlan, say
 from smalti.core.settings import as_mapping
 from smalti.core.version import __version__
 from smalti.data.code_shards import CodeShards, open_codes
@@ -54,11 +54,18 @@ def show_settings(settings: TokenizerTraining | PriorTraining, console: Console)
 
 
 def train_tokenizer(
-    data: Path, out: Path, *, settings: TokenizerTraining, console: Console, start: Start | None = None
+    data: Path,
+    out: Path,
+    *,
+    settings: TokenizerTraining,
+    console: Console,
+    start: Start | None = None,
+    work: WorkPlan = SINGLE,
 ) -> None:
     """Images -> a run folder with a tokenizer in `out/model`. Goes on with the run if there is one.
 
-    `start`: the tokenizer that training begins with, to which `settings` belong; without one it starts from scratch.
+    `start`: the tokenizer that training begins with, to which `settings` belong; without one it starts from scratch. `work`:
+    the place of the run in a longer work, for the progress.
 
     Raises `SmaltiError` for data without images, for an objective that is not for their kind, for a folder that holds
     something else, and when it is asked to stop.
@@ -86,7 +93,7 @@ def train_tokenizer(
     }
     weights = {} if start is None else start.weights
     stage = TokenizerStage(settings, source, fabric=fabric, about=about, weights=weights)
-    _run(stage, folder, config, run=settings.run, fabric=fabric, console=console)
+    _run(stage, folder, config, run=settings.run, fabric=fabric, console=console, work=work)
 
 
 def _file_type_of_training(settings: TokenizerTraining) -> FileType:
@@ -110,7 +117,15 @@ def _file_type_of_training(settings: TokenizerTraining) -> FileType:
     return file_type
 
 
-def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: PriorTraining, console: Console) -> None:
+def train_prior(
+    shards: CodeShards,
+    tokenizer: Path,
+    out: Path,
+    *,
+    settings: PriorTraining,
+    console: Console,
+    work: WorkPlan = SINGLE,
+) -> None:
     """Code shards and their tokenizer -> a run folder with a prior in `out/model`. Goes on with the run if there is one.
 
     Raises `SmaltiError` for codes of another tokenizer, for conditions that they do not hold, for a folder that holds something
@@ -125,11 +140,18 @@ def train_prior(shards: CodeShards, tokenizer: Path, out: Path, *, settings: Pri
             "set condition_dropout=0, "
             "or network.name=transformer"
         )
-    train_prior_on(shards, model, condition, out, settings=settings, console=console)
+    train_prior_on(shards, model, condition, out, settings=settings, console=console, work=work)
 
 
 def train_prior_on(
-    shards: CodeShards, tokenizer: Any, condition: Condition, out: Path, *, settings: PriorTraining, console: Console
+    shards: CodeShards,
+    tokenizer: Any,
+    condition: Condition,
+    out: Path,
+    *,
+    settings: PriorTraining,
+    console: Console,
+    work: WorkPlan = SINGLE,
 ) -> None:
     """As `train_prior`, with the codes' tokenizer, or what has its methods, and a condition that they hold."""
     meta = shards.meta
@@ -141,16 +163,23 @@ def train_prior_on(
     folder = first_alone(fabric, lambda: RunFolder(out, config))
     about = {"smalti": __version__, "images": len(shards.training)}
     stage = PriorStage(settings, shards, condition, tokenizer, fabric=fabric, about=about)
-    _run(stage, folder, config, run=settings.run, fabric=fabric, console=console)
+    _run(stage, folder, config, run=settings.run, fabric=fabric, console=console, work=work)
 
 
 def _run(
-    stage: Stage, folder: RunFolder, config: Mapping[str, Any], *, run: RunSettings, fabric: Any, console: Console
+    stage: Stage,
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    *,
+    run: RunSettings,
+    fabric: Any,
+    console: Console,
+    work: WorkPlan,
 ) -> None:
     """Train to the end, and write the run's page."""
     tensorboard = folder.tensorboard if run.tensorboard else None
     progress = ProgressReporter(
-        console, title=config["stage"], tensorboard=tensorboard, quiet=not fabric.is_global_zero
+        console, title=config["stage"], tensorboard=tensorboard, quiet=not fabric.is_global_zero, work=work
     )
     if fabric.is_global_zero and run.precision == "bf16-mixed" and not multiplies_bfloat16(fabric.device):
         say(console, _SLOW)

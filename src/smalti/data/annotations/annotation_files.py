@@ -59,6 +59,11 @@ def read_annotations(path: Path) -> Annotated:
     return (read_open_images if path.suffix == ".csv" else _json)(path)
 
 
+def holds_annotations(folder: Path) -> bool:
+    """Whether a folder holds files with annotations of objects, named as they are published."""
+    return any(any(folder.glob(pattern)) for pattern in _FOLDERS)
+
+
 def _json(path: Path) -> Annotated:
     file = path / "objects.json" if path.is_dir() else path
     content = read_json(file)

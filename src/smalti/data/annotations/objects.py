@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias, final
 
 from smalti.core.errors import SmaltiError, suggestion
 from smalti.core.files import normalized
-from smalti.data.sources import ImageEntry
+from smalti.data.image_entries import ImageEntry
 
 Place: TypeAlias = tuple[float, float]
 """x and y as fractions of an image's width and height, from the left top."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from smalti.images.io import to_array
-from smalti.reports.charts import Bars, Line, LinePlot, Reference
+from smalti.reports.charts import Bars
 from smalti.reports.report import Card, Comparison, EmbeddedImage, Target
+from smalti.reports.stage_parts import compared, embedded, likelihood_plot, tokenizer_plots
 from smalti.scenes.scene_classes import COLORS, LABELS, paint
 from smalti.training.config import PriorTraining, TokenizerTraining, as_yaml
 from smalti.training.run_folder import read_metrics
@@ -45,25 +45,31 @@ def findings(
         "size": tokenizer.images.size,
         "labels": LABELS,
         "cards": _cards(results.figures),
-        "hero": [_image(images[0], f"a new landscape, {label}") for label, images in results.samples.items()],
+        "hero": [embedded(images[0], f"a new landscape, {label}") for label, images in results.samples.items()],
         "scenes": _scenes(tokenizer.images.size),
-        "reconstructions": _compared(
+        "reconstructions": compared(
             ("scene", results.originals, "a held-out scene"),
             ("from codes", results.reconstructions, "the same from its codes"),
         ),
-        "tokenizer_plots": _tokenizer_plots(read_metrics(out / "tokenizer"), results.counts),
-        "prior_plots": [_likelihood(read_metrics(out / "prior"), results.figures["code_entropy_nats"])],
+        "tokenizer_plots": tokenizer_plots(
+            read_metrics(out / "tokenizer"), results.counts, held_out="held-out scenes", psnr_target=20.0
+        ),
+        "prior_plots": [
+            likelihood_plot(
+                read_metrics(out / "prior"), results.figures["code_entropy_nats"], held_out="held-out scenes"
+            )
+        ],
         "samples": Comparison(
             [
-                (label, [_image(image, f"a sample of {label}") for image in images[:8]])
+                (label, [embedded(image, f"a sample of {label}") for image in images[:8]])
                 for label, images in results.samples.items()
             ]
         ),
-        "intermediate": [_image(image, "a partially generated image") for image in results.intermediate],
+        "intermediate": [embedded(image, "a partially generated image") for image in results.intermediate],
         "panoramas": [
-            _image(image, f"a panorama, {label}", caption=label) for label, image in results.panoramas.items()
+            embedded(image, f"a panorama, {label}", caption=label) for label, image in results.panoramas.items()
         ],
-        "completions": _compared(
+        "completions": compared(
             ("kept", results.kept, "the upper half of a held-out scene"),
             ("completed", results.completions, "the half completed"),
             ("the scene", results.originals, "the held-out scene"),
@@ -72,15 +78,6 @@ def findings(
         "tokenizer_settings": as_yaml(tokenizer),
         "prior_settings": as_yaml(prior),
     }
-
-
-def _image(image: Tensor, alt: str, caption: str = "") -> EmbeddedImage:
-    return EmbeddedImage(to_array(image), alt, caption=caption)
-
-
-def _compared(*rows: tuple[str, Tensor, str]) -> Comparison:
-    """Rows of a name, images (B,C,H,W), and what they show."""
-    return Comparison([(name, [_image(image, alt) for image in images]) for name, images, alt in rows])
 
 
 def _cards(figures: Mapping[str, float]) -> list[Card]:
@@ -123,54 +120,3 @@ def _scenes(size: tuple[int, int]) -> Comparison:
     scenes = [EmbeddedImage(scene.image, f"a rendered {scene.label}", caption=scene.label) for scene in shown]
     labels = [EmbeddedImage(colors[scene.segmentation], "its segmentation") for scene in shown]
     return Comparison([("scene", scenes), ("labels", labels)])
-
-
-def _curve(lines: Sequence[Mapping[str, Any]], part: str, name: str) -> list[tuple[float, float]]:
-    return [(line["seen"], line[name]) for line in lines if line["part"] == part and name in line]
-
-
-def _tokenizer_plots(metrics: Sequence[Mapping[str, Any]], counts: Tensor) -> list[LinePlot]:
-    used = sorted(counts.tolist(), reverse=True)
-    return [
-        LinePlot(
-            "Reconstruction error",
-            [Line("training", _curve(metrics, "train", "pixel"))],
-            x_label="images seen",
-            y_label="mean absolute error",
-        ),
-        LinePlot(
-            "Held-out scenes",
-            [Line("PSNR", _curve(metrics, "validation", "psnr"))],
-            x_label="images seen",
-            y_label="dB",
-            references=[Reference(20.0, "target")],
-        ),
-        LinePlot(
-            "Codes in use",
-            [
-                Line("training, last codes", _curve(metrics, "train", "codes_in_use")),
-                Line("held-out scenes", _curve(metrics, "validation", "codes_in_use")),
-            ],
-            x_label="images seen",
-            y_label="share of the codebook",
-        ),
-        LinePlot(
-            "How often each code is used",
-            [Line("codes of the held-out scenes", [(rank, count) for rank, count in enumerate(used, 1)])],
-            x_label="code, most used first",
-            y_label="times",
-        ),
-    ]
-
-
-def _likelihood(metrics: Sequence[Mapping[str, Any]], entropy: float) -> LinePlot:
-    return LinePlot(
-        "Likelihood",
-        [
-            Line("training", _curve(metrics, "train", "nats")),
-            Line("held-out scenes", _curve(metrics, "validation", "nats")),
-        ],
-        x_label="codes seen",
-        y_label="nats per code",
-        references=[Reference(entropy, "entropy of single codes")],
-    )
