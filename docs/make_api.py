@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src" / "smalti"
 PAGES: dict[str, tuple[str, ...]] = {
     "pipeline": ("pipeline", "model_loading", "core/errors"),
-    "images": ("io", "masks", "label_maps"),
+    "images": ("io", "masks", "seams", "hole_filling", "label_maps"),
     "tokenizer": ("vqgan", "encoder", "decoder", "quantizers", "tiled"),
     "prior": (
         "base",

@@ -29,6 +29,7 @@ from smalti.generation.request import GenerationRequest, check_generation_memory
 from smalti.hub.bundled_models import SCENES
 from smalti.hub.model_cards import Sources, publish
 from smalti.hub.pretrained import find_model, here, is_pipeline, missing_parts_message
+from smalti.images.hole_filling import filled_hole
 from smalti.images.io import NO_SETTINGS, to_array
 from smalti.images.masks import whole_tiles
 from smalti.images.png_stream import write_png
@@ -230,6 +231,7 @@ class Pipeline:
         speculate: int = 0,
         parallel: int = 0,
         blend: bool = True,
+        fill: bool = False,
         **conditions: Any,
     ) -> Tensor:
         """Images, as for `encode`, and a mask (H,W) bool, True for pixels to keep -> completed images (B,C,H,W).
@@ -237,11 +239,11 @@ class Pipeline:
         A code is kept if its whole tile is. A prior that knows any order conditions each new code on all kept ones.
         Others generate in raster order: each is conditioned on the codes above and to its left; kept codes below and
         to the right stay, but do not influence the codes before them. Kept pixels are the given ones, with a seam
-        that cannot be seen (`images.seams`); with `blend` False all pixels are the decoder's. All images have the
-        same `conditions`; `request_for` takes one per image. The options and errors are those of `sample`.
+        that cannot be seen (`images.seams`); with `blend` False all are the decoder's. `fill` as in `known_codes`.
+        All images have the same `conditions`; `request_for` takes one per image. Options and errors as `sample`.
         """
         request = self.request(
-            self.known_codes(images, known),
+            self.known_codes(images, known, fill=fill),
             seed=seed,
             conditions=conditions,
             temperature=temperature,
@@ -322,19 +324,18 @@ class Pipeline:
                     images = self.decode_partial(state.codes)
                 yield PartialImages(state, images)
 
-    def known_codes(self, images: Images, known: Tensor) -> Tensor:
+    def known_codes(self, images: Images, known: Tensor, *, fill: bool = False) -> Tensor:
         """Images and a mask (H,W) bool, True for pixels to keep -> codes (B,h,w), -1 where a code is to be
         generated.
 
-        A code is kept if its whole tile is. Raises `SmaltiError` as `encode` and `masks.whole_tiles`.
+        A code is kept if its whole tile is. The whole image is encoded, as in the paper's code: kept codes depend a
+        little on what is erased. With `fill` the hole is filled by its surroundings first (`images.hole_filling`),
+        and they do not. Raises `SmaltiError` as `encode` and `masks.whole_tiles`.
         """
         images = self.tokenizer.batch(images)
-        image = (images.shape[2], images.shape[3])
-        known_tiles = whole_tiles(known, factor=self.tokenizer.factor, image=image)  # (h,w)
-        # The whole image is encoded, as in the paper's code: gray in place of the generated part would shift the
-        # statistics of every GroupNorm, and so the kept codes.
-        codes = self.encode(images)
-        return torch.where(known_tiles.to(codes.device), codes, -1)
+        tiles = whole_tiles(known, factor=self.tokenizer.factor, image=(images.shape[2], images.shape[3]))  # (h,w)
+        codes = self.encode(filled_hole(images, torch.as_tensor(known)) if fill else images)
+        return torch.where(tiles.to(codes.device), codes, -1)
 
     def fit_condition(
         self, texts: Mapping[str, str], *, size: tuple[int, int] | int | None

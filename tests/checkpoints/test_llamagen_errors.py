@@ -122,7 +122,8 @@ def small_prior(**values: Any) -> Transformer:
 
 
 @pytest.mark.parametrize(
-    "values", [{"query_key_norm": True}, {"prefix_length": 2}, {"order": "spiral_in"}, {"grid": (2, 3)}]
+    "values",
+    [{"query_key_norm": True}, {"prefix_length": 2}, {"order": "spiral_in"}, {"order": "any"}, {"grid": (2, 3)}],
 )
 def test_priors_that_theirs_cannot_be_are_refused(values: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SmaltiError, match=f"network.{next(iter(values))}"):

@@ -52,7 +52,7 @@ def tokenizer(seed: int = 0) -> VQGAN:
     return VQGAN(parse(VQGANSettings, plain, where="test"))
 
 
-def prior(condition: Condition) -> Transformer:
+def prior(condition: Condition, *, order: str = "raster") -> Transformer:
     """A small random prior with a window of 3 x 4, and large weights, so that all that it reads shows in its codes."""
     plain = {
         "codebook_size": 16,
@@ -61,6 +61,7 @@ def prior(condition: Condition) -> Transformer:
         "layers": 1,
         "embed_dim": 16,
         "heads": 2,
+        "order": order,
     }
     torch.manual_seed(1)
     made = Transformer(parse(TransformerSettings, plain, where="test"))
@@ -70,8 +71,8 @@ def prior(condition: Condition) -> Transformer:
     return made
 
 
-def pipeline(condition: Condition = LABELS) -> Pipeline:
-    return Pipeline(tokenizer(), prior(condition), condition)
+def pipeline(condition: Condition = LABELS, *, order: str = "raster") -> Pipeline:
+    return Pipeline(tokenizer(), prior(condition, order=order), condition)
 
 
 def generate_final(
@@ -247,13 +248,38 @@ def test_an_image_amid_a_larger_grid() -> None:
         center_on_canvas(codes, (4, 2))
 
 
-def test_completion_of_everything_and_of_nothing() -> None:
-    pipe, images = pipeline(), noise(1, 3, 12, 16)
+@pytest.mark.parametrize("order", ["raster", "any"])
+def test_completion_of_everything_and_of_nothing(order: str) -> None:
+    pipe, images = pipeline(order=order), noise(1, 3, 12, 16)
     everything = torch.ones(12, 16, dtype=torch.bool)
     assert torch.equal(pipe.complete(images, everything, seed=2), images)
     assert torch.equal(pipe.complete(images, everything, seed=2, blend=False), pipe.reconstruct(images))
-    regenerated = pipe.complete(images, ~everything, label="dawn", seed=2)
-    assert torch.equal(regenerated, pipe.sample(label="dawn", seed=2))
+    for blend in (True, False):
+        regenerated = pipe.complete(images, ~everything, label="dawn", seed=2, blend=blend)
+        assert torch.equal(regenerated, pipe.sample(label="dawn", seed=2))
+
+
+def test_kept_pixels_are_the_given_ones() -> None:
+    pipe, images = pipeline(order="any"), noise(2, 3, 12, 16)
+    known = torch.ones(12, 16, dtype=torch.bool)
+    known[4:9, 5:12] = False
+    completed = pipe.complete(images, known, label="dusk", seed=2)
+    assert torch.equal(completed[:, :, known], images[:, :, known])
+    assert completed.abs().max() <= 1
+
+
+def test_with_fill_kept_codes_do_not_depend_on_what_is_erased() -> None:
+    pipe, images = pipeline(), noise(2, 3, 12, 16)
+    known = torch.ones(12, 16, dtype=torch.bool)
+    known[4:8, 4:12] = False
+    other = torch.where(known, images, 1.0)
+    assert not torch.equal(pipe.encode(images), pipe.encode(other)), "the encoder sees the whole image"
+    filled = pipe.known_codes(images, known, fill=True)
+    assert torch.equal(filled, pipe.known_codes(other, known, fill=True))
+    assert torch.equal(filled < 0, pipe.known_codes(images, known) < 0)
+    assert torch.equal(pipe.known_codes(images, known | True, fill=True), pipe.encode(images))
+    completed = [pipe.complete(given, known, label="dusk", seed=2, fill=True) for given in (images, other)]
+    assert torch.equal(*completed)
 
 
 def test_masks_and_images_that_do_not_fit_raise_errors() -> None:

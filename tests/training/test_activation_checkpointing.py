@@ -120,12 +120,13 @@ def prior_run(folder: Path, out: str, *overrides: str) -> dict[str, Tensor]:
     return load_file(folder / out / "model" / "model.safetensors")
 
 
-def test_a_prior_in_parts_and_computed_again(folder: Path) -> None:
+@pytest.mark.parametrize("order", ["raster", "any"])
+def test_a_prior_in_parts_and_computed_again(folder: Path, order: str) -> None:
     """Without dropout, which would draw other numbers for parts."""
-    given = ("network.dropout=0", "condition_dropout=0")
-    whole = prior_run(folder, "whole", *given)
-    parts = prior_run(folder, "parts", *given, "run.accumulate=2")
-    again = prior_run(folder, "again", *given, "run.recompute=true")
+    given = ("network.dropout=0", "condition_dropout=0", f"network.order={order}")
+    whole = prior_run(folder, f"whole-{order}", *given)
+    parts = prior_run(folder, f"parts-{order}", *given, "run.accumulate=2")
+    again = prior_run(folder, f"again-{order}", *given, "run.recompute=true")
     assert whole.keys() == parts.keys() == again.keys()
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-3, atol=1e-4, msg=name)

@@ -61,6 +61,10 @@ def small_tokenizer_with_decoder_phase(folder: Path, out: str) -> Path:
     return small_tokenizer(folder, out, "decoder_phase.start=0.5", "decoder_phase.neighbors=3")
 
 
+def small_prior_in_any_order(folder: Path, out: str) -> Path:
+    return small_prior(folder, out, "network.order=any")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images, a recipe, and an uninterrupted run of both stages."""
@@ -147,6 +151,23 @@ def test_a_run_of_an_older_smalti_goes_on(folder: Path) -> None:
 def test_a_killed_prior_run_ends_with_the_same_weights(folder: Path) -> None:
     killed(folder, "small_prior", "killed-prior", module="smalti.training.optimizer_step", name="set_rate", at=11)
     assert same_weights(small_prior(folder, "killed-prior"), folder / "prior")
+
+
+def test_a_killed_prior_run_in_any_order_ends_with_the_same_weights(folder: Path) -> None:
+    """The orders of a step depend on how much has been seen, not on the process."""
+    killed(
+        folder,
+        "small_prior_in_any_order",
+        "killed-any",
+        module="smalti.training.optimizer_step",
+        name="set_rate",
+        at=11,
+    )
+    whole = small_prior_in_any_order(folder, "any")
+    assert same_weights(small_prior_in_any_order(folder, "killed-any"), whole)
+    assert not same_weights(
+        whole, small_prior(folder, "any-raster", "network.order=any", "orders.raster=1", "orders.random=0")
+    )
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,14 @@ def complete(
         bool,
         typer.Option(help="Keep the given pixels as they are; --no-blend takes all pixels from the decoder."),
     ] = True,
+    fill: Annotated[
+        bool,
+        typer.Option(
+            "--fill",
+            help="Encode the image with the hole filled by its surroundings, so that kept codes do not depend on what "
+            "is erased.",
+        ),
+    ] = False,
     resume: Resume = False,
     preview: Preview = 30.0,
     speculate: Speculate = 0,
@@ -302,13 +310,14 @@ def complete(
     }
     settings |= {"parallel": parallel} if parallel else {}
     settings |= {} if blend else {"blend": False}
+    settings |= {"fill": True} if fill else {}
     settings |= {} if text is None else {"text": text}
     settings |= as_mapping(sampler)
     conditions = _condition_texts(condition_keys(pipeline.condition), label=label, text=text, other=condition or [])
     wide = size_option(canvas) or height_width
     value, grid = pipeline.fit_condition(conditions, size=wide)
     check_generation_memory(count, grid)
-    kept = pipeline.known_codes(given, known)
+    kept = pipeline.known_codes(given, known, fill=fill)
     codes = center_on_canvas(kept, grid).repeat(count, 1, 1)
     if not (codes < 0).any():
         raise SmaltiError(

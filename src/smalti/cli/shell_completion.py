@@ -12,6 +12,7 @@ EXPERIMENTS = (
     "f-sweep",
     "transformer-vs-pixelsnail",
     "orders",
+    "inpainting",
     "conditions",
     "window",
 )

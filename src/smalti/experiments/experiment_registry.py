@@ -7,6 +7,7 @@ from typing import Any
 from smalti.experiments.base import Experiment
 from smalti.experiments.conditions.experiment import CONDITION_FIDELITY
 from smalti.experiments.f_sweep.experiment import F_SWEEP
+from smalti.experiments.inpainting.experiment import INPAINTING
 from smalti.experiments.modern.experiment import MODERN_VS_REFERENCE
 from smalti.experiments.orders.experiment import ORDERS_COMPARED
 from smalti.experiments.pixelsnail.experiment import TRANSFORMER_VS_PIXELSNAIL
@@ -23,6 +24,7 @@ EXPERIMENTS: dict[str, Experiment[Any]] = {
         F_SWEEP,
         TRANSFORMER_VS_PIXELSNAIL,
         ORDERS_COMPARED,
+        INPAINTING,
         CONDITION_FIDELITY,
         WINDOWS_COMPARED,
     )

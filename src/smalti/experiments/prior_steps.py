@@ -7,6 +7,8 @@ B batch, H W pixels, f = H/h, h w grid of codes.
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,8 +18,9 @@ from torch import Tensor
 
 from smalti.conditions.labels import Unconditional
 from smalti.core.devices import pick_device
+from smalti.core.progress import say
 from smalti.core.settings import as_mapping
-from smalti.data.code_shards import open_codes
+from smalti.data.code_shards import CodeShards, open_codes
 from smalti.data.loader import in_order
 from smalti.experiments import steps
 from smalti.experiments.base import ExperimentRequest, Step, StepContext
@@ -29,9 +32,14 @@ from smalti.hub.pretrained import find_model
 from smalti.model_loading import load_tokenizer
 from smalti.prior import nll
 from smalti.prior_folder import load_prior
+from smalti.tokenizer.vqgan import VQGAN
 from smalti.training.config import PriorTraining, TokenizerTraining
+from smalti.training.launcher import launch
+from smalti.training.loop import seed_step
 from smalti.training.prior_networks import Codes, build_network
 from smalti.training.run_folder import read_metrics
+from smalti.training.runs import condition_of
+from smalti.training.stage2 import PriorStage
 
 FIXED = ("condition=unconditional", "condition_dropout=0", "encode={}", "run.patience=0")
 """Of all priors of such an experiment: they are unconditional, and none stops before the others."""
@@ -104,6 +112,45 @@ def codes(
     return Step(
         name="codes", settings={**images.described, **step_settings}, work=work, after=(*images.after, "tokenizer")
     )
+
+
+def pace(trainings: Mapping[str, PriorTraining], *, timed_steps: int) -> Step:
+    """The step that measures how fast priors train, in seconds per code by name. `timed_steps` of each, in turn."""
+
+    def work(context: StepContext) -> dict[str, Any]:
+        say(context.console, f"measuring the training speed of {' and '.join(trainings)}")
+        tokenizer = load_tokenizer(context.before["tokenizer"].folder)
+        shards = open_codes(context.before["codes"].folder / "codes")
+        return measure_pace(trainings, shards, tokenizer, timed_steps=timed_steps)
+
+    settings = {name: steps.decisive(as_mapping(training)) for name, training in trainings.items()}
+    return Step(
+        name="pace", settings={"trainings": settings, "steps": timed_steps}, work=work, after=("tokenizer", "codes")
+    )
+
+
+def measure_pace(
+    trainings: Mapping[str, PriorTraining], shards: CodeShards, tokenizer: VQGAN, *, timed_steps: int
+) -> dict[str, float]:
+    """Trainings by name -> the seconds that a code takes each on this machine.
+
+    The median of `timed_steps` steps, one of each training in turn, after one that is not counted. What they teach is
+    thrown away.
+    """
+    stages, took = {}, {name: list[float]() for name in trainings}
+    for name, training in trainings.items():
+        fabric = launch(training.run)
+        condition = condition_of(shards, training.condition)
+        stage = PriorStage(training, shards, condition, tokenizer, fabric=fabric, about={})
+        stages[name] = stage, stage.batches(0)
+    for _ in range(timed_steps + 1):
+        for name, (stage, batches) in stages.items():
+            run = stage.settings.run
+            began = time.perf_counter()
+            generator = seed_step(run.seed, 0, stage.fabric.global_rank)
+            float(stage.step(next(batches), seen=0, count=run.batch, generator=generator)["nats"])  # waits
+            took[name].append((time.perf_counter() - began) / (run.batch * stage.per_example))
+    return {name: statistics.median(each[1:]) for name, each in took.items()}
 
 
 def prior(name: str, training: PriorTraining) -> Step:

@@ -146,22 +146,24 @@ void linear(const float *x, Map map, long R, long D, int threads, float *y) {
     linear_rows(x, map, 0, R, D, y, map.E);
 }
 
-/* x (R,D) -> queries, keys and values (R,3,N,d). Row r is rotated by row r % T of the cosines and signed sines (T,d), which may be
-   null. `work` (threads,R,D) is scratch: each thread normalizes all rows, which is faster than a barrier. */
-void project(const Block *block, const float *x, const float *cosines, const float *sines, long R, long T, int threads,
-             float *work, float *y) {
+/* x (R,D) -> queries, keys and values (R,3,N,d). Row r is rotated by row r % T of the cosines and signed sines (T,d), those of
+   queries and those of keys, which may all be null. `work` (threads,R,D) is scratch: each thread normalizes all rows, which is
+   faster than a barrier. */
+void project(const Block *block, const float *x, const float *query_cosines, const float *query_sines, const float *key_cosines,
+             const float *key_sines, long R, long T, int threads, float *work, float *y) {
     long D = block->D, N = block->N, d = D / N;
 #pragma omp parallel num_threads(threads)
     {
         float *rows = work + omp_get_thread_num() * R * D;
         for (long r = 0; r < R; r++) normalize(x + r * D, block->attention, D, rows + r * D);
         for (long m = 0; m < 3; m++) linear_rows(rows, block->project[m], 0, R, D, y + m * D, 3 * D);
-        if (block->query.gain || cosines) {
+        if (block->query.gain || query_cosines) {
 #pragma omp barrier
 #pragma omp for
             for (long n = 0; n < 2 * R * N; n++) {
                 long r = n / (2 * N), at = r % T * d, is_key = n / N % 2;
                 Norm norm = is_key ? block->key : block->query;
+                const float *cosines = is_key ? key_cosines : query_cosines, *sines = is_key ? key_sines : query_sines;
                 normalize_and_rotate(y + r * 3 * D + n % (2 * N) * d, norm, cosines ? cosines + at : 0, sines ? sines + at : 0, d);
             }
         }

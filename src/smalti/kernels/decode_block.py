@@ -62,6 +62,16 @@ class NormParameters(NamedTuple):
     epsilon: float
 
 
+class Rotation(NamedTuple):
+    """Cosines and signed sines by which queries and keys are rotated, (T, d) each, or (B, 1, T, d) with orders of their
+    own."""
+
+    query_cosines: Tensor
+    query_sines: Tensor
+    key_cosines: Tensor
+    key_sines: Tensor
+
+
 class BlockDescription(NamedTuple):
     """A transformer block around its attention: norms, linear maps and what they mean.
 
@@ -111,12 +121,12 @@ class DecodeBlock:
         divisible = not (self.width // self.heads % LANES or self.hidden % PANEL)
         return divisible and x.numel() <= MAX_ROWS * self.width and not torch.is_grad_enabled() and is_cpu_float32(x)
 
-    def project_qkv(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B,T,D), and the cosines and sines (T,d) of the rotation -> queries, keys and values (B,N,T,d)."""
+    def project_qkv(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B,T,D), and a rotation of tables (T,d) -> queries, keys and values (B,N,T,d)."""
         x, (B, T, D) = x.contiguous(), x.shape
         threads = torch.get_num_threads()
         work, output = x.new_empty(threads, *x.shape), x.new_empty(B, T, 3, self.heads, D // self.heads)
-        rotation_tables = (None, None) if rotation is None else [table.contiguous() for table in rotation]
+        rotation_tables = (None,) * 4 if rotation is None else [table.contiguous() for table in rotation]
         sizes = B * T, T, threads
         require_library(_library()).project(
             self.block, x.data_ptr(), *map(_address, rotation_tables), *sizes, work.data_ptr(), output.data_ptr()
@@ -198,7 +208,7 @@ def _library() -> ctypes.CDLL | None:
     if library is not None:
         address, block, long, number = ctypes.c_void_p, ctypes.POINTER(_Block), ctypes.c_long, ctypes.c_int
         library.linear.argtypes = [address, _Map, long, long, number, address]
-        library.project.argtypes = [block, *[address] * 3, long, long, number, *[address] * 2]
+        library.project.argtypes = [block, *[address] * 5, long, long, number, *[address] * 2]
         library.attend.argtypes = [*[address] * 3, _CacheLayout, number, *[address] * 2]
         library.finish.argtypes = [block, *[address] * 2, long, number, *[address] * 3]
         for function in (library.linear, library.project, library.attend, library.finish):

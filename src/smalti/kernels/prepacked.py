@@ -39,7 +39,7 @@ class DecodableBlock(nn.Module, abc.ABC):
     """A transformer block of a prior, (B, T, D) and a context -> (B, T, D), that the C file can compute for few codes.
 
     `forward(x, context, *, rotation, query_index)`: `context` holds what the codes of earlier calls left, such as a
-    cache. `rotation`, cosines and signed sines (T, d), is of blocks that rotate queries and keys. With `query_index`
+    cache. `rotation` is of blocks that rotate queries and keys. With `query_index`
     (B, t) the output is (B, t, D), and of the other codes only keys and values are computed.
     """
 
@@ -63,7 +63,7 @@ class _FastBlock(nn.Module):
     def forward(self, x: Tensor, context: Any, **options: Any) -> Tensor:
         all_are_queries = x.shape[1] == 1 or options.get("query_index") is None
         rotation = options.get("rotation")
-        one_rotation = rotation is None or rotation[0].dim() == 2  # of the whole batch
+        one_rotation = rotation is None or rotation.key_cosines.dim() == 2  # of the whole batch
         if all_are_queries and one_rotation and self.decode_block.is_supported(x):
             qkv = self.decode_block.project_qkv(x, rotation)  # 3 x (B, N, T, d)
             return self.decode_block.finish(x, self.block.attend(*qkv, context))

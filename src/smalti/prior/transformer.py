@@ -19,7 +19,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from smalti.core.settings import Chance, Natural, Positive, settings
-from smalti.kernels.decode_block import BlockDescription, NormParameters
+from smalti.kernels.decode_block import BlockDescription, NormParameters, Rotation
 from smalti.kernels.prepacked import DecodableBlock
 from smalti.prior.attention import attend_with_cache, select
 from smalti.prior.base import Prior
@@ -99,8 +99,9 @@ class Transformer(Prior):
     position.
 
     With the order "any" the place of the next image code has an embedding that is added to the current input: the
-    target-aware positions of RAR (arXiv 2411.00776, section 3.2). Without it a code could not know which of the
-    missing places it is to predict.
+    target-aware positions of RAR (arXiv 2411.00776, section 3.2), and its queries are rotated to that place. Without
+    the place a code could not know which of the missing ones it is to predict; with the rotation it finds the codes
+    around that place by their offsets, as in raster order.
     """
 
     def __init__(self, settings: TransformerSettings) -> None:
@@ -157,7 +158,7 @@ class Transformer(Prior):
             if end >= self.prefix_length:  # the call predicts an image code
                 x = x + self._map_hints(all_embeddings, next_positions) * predicts_image_code[:, None]  # (B, T, D)
         x = self.dropout(x)  # (B, T, D)
-        rotation = self.rotation(start, end, cache)  # 2 x (T, d) or 2 x (B, 1, T, d)
+        rotation = self._rotation_tables(start, end, cache)  # 4 x (T, d) or 4 x (B, 1, T, d)
         for block in self.blocks:
             is_last = block is self.blocks[-1]
             x = block(x, cache, rotation=rotation, query_index=query_index if is_last else None)  # (B, T or t, D)
@@ -191,6 +192,21 @@ class Transformer(Prior):
         position = order[..., index.clamp(0, order.shape[-1] - 1)]
         # A window that is narrower than the prior's own has maps that say nothing, the same everywhere.
         return position // columns * self.grid[1] + position % columns
+
+    def _rotation_tables(self, start: int, end: int, cache: Cache) -> Rotation:
+        """The rotation of the queries and keys of places `start` to `end` of the sequence.
+
+        Both by the code's own place; with the order "any" queries that predict an image code by that code's place.
+        """
+        own = self.rotation(start, end, cache)
+        if not self.knows_any_order:
+            return Rotation(*own, *own)
+        predicts_image_code = (
+            torch.arange(start, end, device=own[0].device)[:, None] >= self.prefix_length - 1
+        )  # (T, 1)
+        target = self.rotation(start + 1, end + 1, cache)
+        cosines, sines = (torch.where(predicts_image_code, *both) for both in zip(target, own, strict=True))
+        return Rotation(cosines, sines, *own)
 
     def rotation(self, start: int, end: int, cache: Cache) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of places `start` to `end` of the sequence, in float32 whatever the weights: (T, d),
@@ -272,9 +288,7 @@ class _Block(DecodableBlock):
         self.down = nn.Linear(hidden, settings.embed_dim, bias=False)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(
-        self, x: Tensor, cache: Cache, *, rotation: tuple[Tensor, Tensor], query_index: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache, *, rotation: Rotation, query_index: Tensor | None = None) -> Tensor:
         attended = self.attention(self.attention_norm(x), cache, rotation, query_index)  # (B, t, D)
         x = select(x, query_index) + self.dropout(attended)  # (B, t, D)
         gate, value = self.up(self.mlp_norm(x)).chunk(2, dim=-1)  # 2 x (B, t, hidden)
@@ -315,11 +329,11 @@ class _Attention(nn.Module):
         )
         self.out = nn.Linear(settings.embed_dim, settings.embed_dim, bias=False)
 
-    def forward(self, x: Tensor, cache: Cache, rotation: tuple[Tensor, Tensor], query_index: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache, rotation: Rotation, query_index: Tensor | None) -> Tensor:
         qkv = self.project(x).unflatten(2, (3, self.heads, -1))  # (B, T, 3, N, d)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, N, T, d)
-        queries = apply_rotary(self.query_norm(queries), rotation).type_as(values)  # (B, N, T, d)
-        keys = apply_rotary(self.key_norm(keys), rotation).type_as(values)  # (B, N, T, d)
+        queries = apply_rotary(self.query_norm(queries), rotation[:2]).type_as(values)  # (B, N, T, d)
+        keys = apply_rotary(self.key_norm(keys), rotation[2:]).type_as(values)  # (B, N, T, d)
         queries = select(queries.transpose(1, 2), query_index).transpose(1, 2)  # (B, N, t, d)
         attended = self.attend(queries, keys, values, cache, query_index)  # (B, N, t, d)
         output: Tensor = self.out(attended.transpose(1, 2).flatten(2))  # (B, t, D)

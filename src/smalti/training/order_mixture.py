@@ -6,6 +6,7 @@ Shapes: B batch, h w grid, n = h w.
 from __future__ import annotations
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from smalti.core.settings import Share, settings
@@ -24,6 +25,14 @@ class OrderMixture:
 
     raster: Share = 0.5
     random: Share = 0.25
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> OrderMixture:
+        if self.raster + self.random > 1 + 1e-9:
+            raise ValueError(
+                f"raster = {self.raster:g} and random = {self.random:g} are shares of all images; their sum is at most 1"
+            )
+        return self
 
     def draw(self, batch: int, grid: tuple[int, int], *, device: torch.device) -> Tensor:
         """Raster places in sequence order, for each image: (batch, n) int64.
