@@ -77,7 +77,7 @@ def test_scenes_say_what_can_occur(tmp_path: Path) -> None:
         ),
         (
             by_hand({**TREE, "box": [0.2, 0.2, 0.9, 0.9]}),
-            "reaches beyond the image; give left, top, width, height as sh",
+            "reaches beyond the image; give left, top, width, height as fractions",
         ),
         (by_hand({**TREE, "box": [-0.2, 0.2, 0.4, 0.4]}), "reaches beyond the image"),
         (

@@ -207,7 +207,7 @@ def test_parts_of_one_source_are_scored_together(tmp_path: Path) -> None:
 def test_damage_in_both_parts_adds_up(tmp_path: Path) -> None:
     training, held_out = parts_of(tmp_path / "p", [0, 1], good=8, bad=(0, 1, 5))
     assert first_readable(held_out) is None
-    with pytest.raises(SmaltiError, match=r"3 of the 11 images looked at in .* are damaged: 005\.png .*; \.\.\.; mend"):
+    with pytest.raises(SmaltiError, match=r"3 of the 11 images looked at in .* are damaged: 005\.png .*; \.\.\.; fix"):
         list(in_order(training, batch=4))
 
 
