@@ -132,7 +132,7 @@ def test_what_the_original_cannot_hold_is_refused(tmp_path: Path) -> None:
     refused("model.quantizer.l2_normalize = true", tokenizer(quantizer={"codebook_size": 24, "codebook_dim": 6}))
     modern = Transformer(TransformerSettings(codebook_size=24, grid=(4, 4), layers=1, embed_dim=16, heads=2))
     refused("the prior 'gpt'", tokenizer(), modern, Unconditional())
-    refused("together with its tokenizer", None, gpt(Unconditional(), start_code=0), Unconditional())
+    refused("holds a prior with its tokenizer", None, gpt(Unconditional(), start_code=0), Unconditional())
 
 
 def test_a_folder_in_the_way_is_left_alone(tmp_path: Path) -> None:

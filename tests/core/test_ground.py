@@ -206,6 +206,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         "held_out": 0.1,
     },
     "OrdersSettings": {"recipe": "demo", "size": (64, 64), "copies": 2, "held_out": 0.1},
+    "InpaintingSettings": {"recipe": "demo", "size": (64, 64), "copies": 2, "held_out": 0.1},
     "WindowSettings": {
         "recipe": "demo",
         "neighborhood": ("network={name: neighborhood}",),

@@ -75,7 +75,12 @@ class Map(NamedTuple):
 MAPS: dict[str, Map] = {
     "segmentation": Map(
         "segmentations",
-        ("images.file_type=labels", f"model.autoencoder.channels={len(LABELS)}", "objective.pixel=cross_entropy"),
+        (
+            "images.file_type=labels",
+            f"model.autoencoder.channels={len(LABELS)}",
+            "objective.pixel=cross_entropy",
+            "objective.hatch_weight=0",
+        ),
     ),
     "depth": Map("depths", ("images.file_type=depth", "model.autoencoder.channels=1")),
     "edges": Map("images", ("images.file_type=edges", "model.autoencoder.channels=1")),
