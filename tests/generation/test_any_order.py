@@ -258,6 +258,37 @@ def test_the_position_of_the_next_code_is_an_input() -> None:
     assert torch.allclose(logits[0][0, :-1], logits[1][0, :-1], atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"speculate": 3}, {"parallel": 4}])
+@pytest.mark.parametrize("hole", ["nothing kept", "center", "checkerboard"])
+def test_a_resumed_generation_reads_the_codes_in_the_same_order(hole: str, options: dict[str, int]) -> None:
+    """Codes that were generated before an interruption stay behind the kept ones, and parallel steps stay as long."""
+    prior, request = small(), request_of(small(), masked(HOLES[hole], batch=2), **options)
+    steps = list(generate(prior, request))
+    for codes in steps:
+        assert torch.equal(final_codes(generate(prior, replace(request, resumed=codes))), steps[-1])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_resumed_larger_image_has_the_same_windows(kept: bool) -> None:
+    prior, inner = small(), masked(lambda row, column: True)
+    request = request_of(prior, center_on_canvas(inner, (7, 9)) if kept else unknown_codes(1, (7, 9)))
+    steps = list(generate(prior, request))
+    for codes in steps:
+        assert torch.equal(final_codes(generate(prior, replace(request, resumed=codes))), steps[-1])
+
+
+def test_a_resumed_large_image_goes_on_within_a_standing_window() -> None:
+    prior = small()
+    request = request_of(prior, center_on_canvas(masked(lambda row, column: True), (7, 9)))
+    whole = final_codes(generate(prior, request))
+    missing = request.missing_positions.flatten().nonzero().flatten().tolist()
+    for count in range(len(missing)):
+        codes = whole.clone().flatten(1)
+        codes[:, missing[count:]] = -1
+        resumed = replace(request, resumed=codes.view_as(whole))
+        assert torch.equal(final_codes(generate(prior, resumed)), whole), count
+
+
 def test_what_does_not_go_together_is_refused_in_a_sentence() -> None:
     any_order, raster, known = small(), small(order="raster"), unknown_codes(2, GRID)
     with pytest.raises(SmaltiError, match=r"generates in the order 'raster' alone; leave the order out"):

@@ -23,6 +23,12 @@ def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
     return number
 
 
+def center_offset(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) and those of a canvas, no smaller -> (top, left) of the center; of unequal margins the lower and
+    the right one are larger by one."""
+    return (canvas[0] - size[0]) // 2, (canvas[1] - size[1]) // 2
+
+
 def tiles(size: Any, *, factor: int) -> tuple[int, int]:
     """(height, width) in pixels, or one number for both -> rows and columns of tiles of `factor` pixels.
 

@@ -118,7 +118,7 @@ def by_images(pipeline: Pipeline, score: Callable[[Tensor], Tensor]) -> Score:
 def request_nll(prior: Prior, request: GenerationRequest, codes: Tensor) -> Tensor:
     """A request and codes (B,h,w) that answer it -> the nats of each, in the order in which they were generated."""
     grid = request.grid
-    if prior.knows_any_order and grid[0] <= prior.grid[0] and grid[1] <= prior.grid[1]:
+    if prior.knows_any_order and prior.covers(grid):
         return nll(prior, request.prefix_at(Window(0, 0, *grid)), codes, order=sequence_order(prior, request, grid))
     return window_nll(prior, request.prefix_at, codes, middle=request.middle)
 

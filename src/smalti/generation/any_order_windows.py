@@ -6,6 +6,7 @@ Shapes: B batch, P prefix codes, h w grid, K image codes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import final
 
 import torch
@@ -15,7 +16,6 @@ from smalti.generation.request import GenerationRequest
 from smalti.generation.sliding_window import DecodingStrategy, prefix_of
 from smalti.generation.wavefront import CodePosition
 from smalti.prior.base import Prior
-from smalti.prior.cache import StaticCache
 from smalti.prior.window import window_at
 
 
@@ -33,29 +33,40 @@ class AnyOrderWindowDecoding(DecodingStrategy):
         self.prior, self.request, self.null_prefix = prior, request, null_prefix
         height, width = request.grid
         rows, columns = min(prior.max_grid[0], height), min(prior.max_grid[1], width)
-        self.schedule = []
-        for place in request.missing_positions.flatten().nonzero().flatten().tolist():
-            row, column = divmod(place, width)
-            window = window_at(row, column, grid=request.grid, window=(rows, columns), middle=request.middle)
-            offset = (row - window.top) * columns + column - window.left
-            self.schedule.append([CodePosition(row, column, window, offset)])
-        self.prefix = null_prefix  # (B or 2 B, P), of the window of the last code
-        self.cache: StaticCache | None = None
+        every = [  # of the request, those that are generated already included
+            self._position(*divmod(place, width), window=(rows, columns))
+            for place in (~request.known_positions).flatten().nonzero().flatten().tolist()
+        ]
+        missing = request.missing_positions
+        self.schedule = [[position] for position in every if missing[position.row, position.column]]
+        self.generated_before: dict[CodePosition, list[int]] = {}
+        """The places of the codes before a position that were generated while its window stood still, in order."""
+        for _, group in groupby(every, key=lambda position: position.window):
+            offsets: list[int] = []
+            for position in group:
+                self.generated_before[position] = offsets.copy()
+                offsets.append(position.offset)
+        self.prefix, self.read_first = null_prefix, request.known.new_empty(0)  # (B or 2 B, P), places; of this window
+        self.cache = prior.empty_cache(window=(rows, columns))
+
+    def _position(self, row: int, column: int, *, window: tuple[int, int]) -> CodePosition:
+        place = window_at(row, column, grid=self.request.grid, window=window, middle=self.request.middle)
+        return CodePosition(row, column, place, (row - place.top) * window[1] + column - place.left)
 
     def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
         (position,) = self.schedule[wave]
         window, target = position.window, codes.new_tensor([position.offset])
         inside = codes[:, window.top : window.top + window.rows, window.left : window.left + window.columns].flatten(1)
-        stands_still = wave > 0 and window == self.schedule[wave - 1][0].window
-        if self.cache is None or self.cache.order is None or not stands_still:
-            read_order = (inside[0] >= 0).nonzero().flatten()  # all images know the same places
+        generated = codes.new_tensor(self.generated_before[position])
+        is_new_window = wave == 0 or not len(generated)
+        if is_new_window:
+            first = inside[0] >= 0  # all images know the same places
+            first[generated] = False
+            self.read_first = first.nonzero().flatten()
             self.prefix = torch.cat((prefix_of(self.prior, self.request, window), self.null_prefix))
-            self.cache = self.prior.empty_cache(
-                window=(window.rows, window.columns), order=torch.cat((read_order, target))
-            )
-        else:
-            read_order = self.cache.order  # it ends with the last code, which is generated now
-            self.cache.order = torch.cat((read_order, target))
+            self.cache = self.prior.empty_cache(window=(window.rows, window.columns))
+        read_order = torch.cat((self.read_first, generated))
+        self.cache.order = torch.cat((read_order, target))
         read = inside[:, read_order].repeat(len(self.prefix) // len(codes), 1)
         sequence = self.prior.join(self.prefix, read)[:, self.cache.length :]
         last = torch.full((len(sequence), 1), sequence.shape[1] - 1, device=codes.device)

@@ -128,7 +128,7 @@ class GenerationCheckpoint:
 
     def states(self) -> Iterator[GenerationState]:
         """Generate the codes that are missing, and record them: the states of `generation_states`."""
-        for state in generation_states(self._prior, replace(self._request, known=self.codes)):
+        for state in generation_states(self._prior, replace(self._request, resumed=self.codes)):
             self.update(state.codes)
             yield state
 

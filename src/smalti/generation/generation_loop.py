@@ -82,12 +82,12 @@ def generate(prior: Prior, request: GenerationRequest) -> Iterator[Tensor]:
         strategy.schedule,
         sampler=request.sampler,
         seeds=request.seeds,
-        known=request.known,
+        known=request.codes,
         order=sequence_order(prior, request, request.grid),
         size=prior.size,
     )
     strategy = with_speculation(strategy, code_sampler.sample, grid=request.grid, count=request.speculate)
-    return _generate(strategy, code_sampler, request.known)
+    return _generate(strategy, code_sampler, request.codes)
 
 
 def final_codes(steps: Iterator[Tensor]) -> Tensor:
@@ -110,8 +110,7 @@ def decoding_strategy(prior: Prior, request: GenerationRequest) -> DecodingStrat
         return NeighborhoodDecoding(prepacked(prior), request, null_prefix=null_prefix)
     if request.parallel:
         return ParallelDecoding(prepacked(prior), request, null_prefix=null_prefix)
-    is_larger = request.grid[0] > prior.grid[0] or request.grid[1] > prior.grid[1]
-    if prior.knows_any_order and is_larger and request.num_missing < request.known.numel():
+    if prior.knows_any_order and not prior.covers(request.grid) and request.known_positions.any():
         return AnyOrderWindowDecoding(prepacked(prior), request, null_prefix=null_prefix)
     return SlidingWindowDecoding(prepacked(prior), request, null_prefix=null_prefix)
 
@@ -140,7 +139,7 @@ def _check(prior: Prior, request: GenerationRequest) -> None:
         raise SmaltiError(
             "the prior is in training mode, and its dropout would disturb the sampling; call prior.eval() first"
         )
-    known = request.known
+    known = request.codes
     if known.min() < -1 or known.max() >= prior.size:
         invalid = int(known.max()) if known.max() >= prior.size else int(known.min())
         raise SmaltiError(

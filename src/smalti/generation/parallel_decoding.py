@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import final
 
 import torch
@@ -47,7 +47,7 @@ class ParallelDecoding(DecodingStrategy):
 
     def __init__(self, prior: Prior, request: GenerationRequest, *, null_prefix: Tensor) -> None:
         """`null_prefix` (B, P) is the unconditional prefix, or has no rows without guidance."""
-        if request.grid[0] > prior.grid[0] or request.grid[1] > prior.grid[1]:
+        if not prior.covers(request.grid):
             raise SmaltiError(
                 f"parallel = {request.parallel} needs a window that covers the grid, and a window of {prior.grid[0]} x "
                 f"{prior.grid[1]} codes moves over a grid of {request.grid[0]} x {request.grid[1]}; leave it at 0"
@@ -59,15 +59,14 @@ class ParallelDecoding(DecodingStrategy):
         self.order = sequence_order(prior, request, request.grid)
         self.prefix = torch.cat((prefix_of(prior, request, window), null_prefix))
         self.cache = prior.empty_cache(window=request.grid, order=self.order)
-        missing = int(request.missing_positions.sum())
-        places = self.order[len(self.order) - missing :].tolist()
-        starts = [0]
-        for size in step_sizes(missing, request.parallel):
-            starts.append(starts[-1] + size)
-        columns = request.grid[1]
-        positions = [CodePosition(place // columns, place % columns, window, place) for place in places]
-        self.schedule = [positions[start:end] for start, end in pairwise(starts)]
-        self.lengths = [len(self.order) - missing + start for start in starts]  # image codes before each step
+        columns, num_known = request.grid[1], int(request.known_positions.sum())
+        sizes = step_sizes(len(self.order) - num_known, request.parallel)
+        ends = list(accumulate(sizes, initial=num_known))  # image codes before each step, and after the last
+        positions = [CodePosition(place // columns, place % columns, window, place) for place in self.order.tolist()]
+        num_done = request.grid[0] * columns - int(request.missing_positions.sum())
+        steps = [(start, end) for start, end in pairwise(ends) if end > num_done]  # a resumed one omits whole steps
+        self.schedule = [positions[start:end] for start, end in steps]
+        self.lengths = [start for start, _ in steps]
 
     def logits(self, codes: Tensor, wave: int) -> Iterator[tuple[Sequence[CodePosition], Tensor]]:
         prior, positions, length = self.prior, self.schedule[wave], self.lengths[wave]

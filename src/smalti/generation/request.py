@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smalti.conditions.base import WindowPrefix
-from smalti.core.arguments import whole_number
+from smalti.core.arguments import center_offset, whole_number
 from smalti.core.capacity import check_memory
 from smalti.core.errors import SmaltiError
 from smalti.generation.code_sampler import Sampler
@@ -49,6 +49,9 @@ class GenerationRequest:
     order: Tensor | None = None
     """For priors that know any order: the raster places of the grid in the order of generation, (h w,) int64. Known
     codes are read first in any case. None for raster order."""
+    resumed: Tensor | None = None
+    """The codes so far (B, h, w) of an interrupted generation of this request, which goes on from them: each remaining
+    code is conditioned as it would have been. None starts from the known codes."""
     parallel: int = 0
     """The number of steps in which several codes are generated at once (`generation.parallel_decoding`), for priors
     that know any order. 0 generates one code after the other."""
@@ -98,19 +101,29 @@ class GenerationRequest:
         return self.known.shape[1], self.known.shape[2]
 
     @property
+    def codes(self) -> Tensor:
+        """(B, h, w): the codes to start from, -1 where a code is to be generated."""
+        return self.known if self.resumed is None else self.resumed
+
+    @property
     def num_missing(self) -> int:
         """The number of codes to generate, of all images."""
-        return int((self.known < 0).sum())
+        return int((self.codes < 0).sum())
 
     @property
     def missing_positions(self) -> Tensor:
         """(h, w) bool on the CPU: where a code of any image is to be generated."""
-        return (self.known < 0).any(dim=0).cpu()
+        return (self.codes < 0).any(dim=0).cpu()
+
+    @property
+    def known_positions(self) -> Tensor:
+        """(h, w) bool on the CPU: where the codes of all images are known, apart from those generated so far."""
+        return (self.known >= 0).all(dim=0).cpu()
 
     def to(self, device: torch.device) -> GenerationRequest:
         """The request with its tensors on a device. Prefixes are on the device of the prior already."""
-        order = None if self.order is None else self.order.to(device)
-        return replace(self, known=self.known.to(device), seeds=self.seeds.to(device), order=order)
+        order, resumed = (None if each is None else each.to(device) for each in (self.order, self.resumed))
+        return replace(self, known=self.known.to(device), seeds=self.seeds.to(device), order=order, resumed=resumed)
 
 
 def unknown_codes(batch: int, grid: tuple[int, int]) -> Tensor:
@@ -135,7 +148,7 @@ def center_on_canvas(codes: Tensor, grid: tuple[int, int]) -> Tensor:
             f"an image of {height} x {width} codes (height x width) has no place on a canvas of {grid[0]} x {grid[1]}; "
             "make the canvas larger or the image smaller"
         )
-    top, left = (grid[0] - height) // 2, (grid[1] - width) // 2
+    top, left = center_offset((height, width), grid)
     canvas = codes.new_full((len(codes), *grid), -1)
     canvas[:, top : top + height, left : left + width] = codes
     return canvas

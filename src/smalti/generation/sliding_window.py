@@ -175,7 +175,7 @@ def sequence_order(prior: Prior, request: GenerationRequest, window: tuple[int, 
     if not prior.knows_any_order or window != request.grid:
         return own_order
     rank = (own_order if request.order is None else request.order).argsort() / len(own_order)
-    return known_first(~request.missing_positions.flatten().to(rank.device), priority=rank)
+    return known_first(request.known_positions.flatten().to(rank.device), priority=rank)
 
 
 def _prefers_few_calls(device: torch.device) -> bool:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smalti.core.arguments import center_offset
 from smalti.core.errors import SmaltiError
 
 
@@ -49,7 +50,7 @@ def on_canvas(given: Tensor, known: Tensor, grid: tuple[int, int], *, factor: in
     They lie where `center_on_canvas` puts their codes; around them nothing is kept.
     """
     height, width = known.shape
-    top, left = ((codes - side // factor) // 2 * factor for codes, side in zip(grid, (height, width), strict=True))
+    top, left = (factor * codes for codes in center_offset((height // factor, width // factor), grid))
     image = given.new_zeros(1, given.shape[1], grid[0] * factor, grid[1] * factor)
     mask = known.new_zeros(image.shape[2:])
     image[:, :, top : top + height, left : left + width] = given

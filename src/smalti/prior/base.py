@@ -92,6 +92,11 @@ class Prior(nn.Module, abc.ABC):
         return self.order == "any"
 
     @final
+    def covers(self, grid: tuple[int, int]) -> bool:
+        """Whether a grid (h, w) lies within one window, so that no window has to move over it."""
+        return grid[0] <= self.grid[0] and grid[1] <= self.grid[1]
+
+    @final
     def sequence_order(self, grid: tuple[int, int], *, device: torch.device) -> Tensor:
         """A grid (h, w) -> the raster indices of its codes in sequence order: (h w,) int64.
 
