@@ -198,15 +198,18 @@ class Transformer(Prior):
 
         Both by the code's own place; with the order "any" queries that predict an image code by that code's place.
         """
-        own = self.rotation(start, end, cache)
         if not self.knows_any_order:
+            own = self.rotation(start, end, cache)
             return Rotation(*own, *own)
+        tables = self.rotation(start, end + 1, cache)  # 2 x (.., T + 1, d)
+        cosines, sines = (table[..., :-1, :] for table in tables)
         predicts_image_code = (
-            torch.arange(start, end, device=own[0].device)[:, None] >= self.prefix_length - 1
+            torch.arange(start, end, device=cosines.device)[:, None] >= self.prefix_length - 1
         )  # (T, 1)
-        target = self.rotation(start + 1, end + 1, cache)
-        cosines, sines = (torch.where(predicts_image_code, *both) for both in zip(target, own, strict=True))
-        return Rotation(cosines, sines, *own)
+        query_cosines, query_sines = (
+            table[..., 1:, :].where(predicts_image_code, table[..., :-1, :]) for table in tables
+        )
+        return Rotation(query_cosines, query_sines, cosines, sines)
 
     def rotation(self, start: int, end: int, cache: Cache) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of places `start` to `end` of the sequence, in float32 whatever the weights: (T, d),
