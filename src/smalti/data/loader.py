@@ -1,7 +1,7 @@
 """From images to the batches that training reads.
 
 A batch is a pure function of the data set, the seed and the position in the stream: not of the number of worker
-processes, of ranks, of caching or of how often training was stopped and resumed. Every random choice hangs on a
+processes, of ranks, of caching or of how often training was stopped and resumed. Every random choice depends on a
 counter, `draw`, the number of the example in the stream.
 
 B batch, C channels, H W pixels, N images.
@@ -65,7 +65,7 @@ class Crops:
     `size` is (H, W) in pixels. Images are scaled to cover it, enlarged at most twice: smaller ones, and those
     that are too thin (`images.is_excessive`), count as damaged. A damaged image is named once through the logger
     "smalti", and the next good one takes its place. When at least 3 images and more than a tenth of those looked at
-    are damaged (judged when 100 or all have been looked at), or all are, reading raises `SmaltiError`. Parts of one
+    are damaged (decided when 100 or all have been looked at), or all are, reading raises `SmaltiError`. Parts of one
     source share a record of damage, and are checked together.
 
     Scaled images are kept in memory when all of them together are expected to take at most `cache_mib` MiB (0:

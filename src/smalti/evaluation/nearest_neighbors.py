@@ -161,7 +161,7 @@ def _pairs(a: Tensor, b: Tensor, chosen_a: Tensor, chosen_b: Tensor) -> Tensor:
 
 
 class Manifold(NamedTuple):
-    """How much two sets of images lie where the other does, judged by balls around them that reach to near
+    """How much two sets of images lie where the other does, measured by balls around them that reach to near
     neighbors."""
 
     precision: float

@@ -57,7 +57,7 @@ IMAGE_SUFFIXES = (
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 MOST_COVERING = 2**24
 """Pixels of an image that covers a size, beyond which it is to be no larger than its file's image or 8 times the size."""
-SPARE = 2.0  # what a JPEG decoder gives stays this many times larger than what is asked for
+SPARE = 2.0  # what a JPEG decoder gives stays this many times larger than what is requested
 SETTINGS_KEY = "smalti"  # the keyword of the PNG text chunk that holds the settings of an image we made
 
 
@@ -144,7 +144,7 @@ def read_covering(
     """An image file -> the smallest image of the same aspect that covers `size` (height, width), with up to 16 bits.
 
     As `read_image` and then `resize_to_cover`, but that the decoder of a JPEG file scales it to 1/2, 1/4 or 1/8 first (it
-    leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is asked for. That
+    leaves out the finest waves, and the work they make) where it stays `SPARE` times larger than what is requested. That
     depends on the size of the file's image and on `size` alone. Raises as `read_image`, and as `check_covering`.
     """
     _check_channels(channels)
@@ -409,7 +409,7 @@ def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
     """An image file -> the settings `save_png` wrote into it; None when it carries none. Raises `DamagedImage`."""
-    read_image(path, channels=3, name=str(path))  # the text may be behind the pixels, and damage is told in one place
+    read_image(path, channels=3, name=str(path))  # the text may be behind the pixels, and damage is reported in one place
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=_formats()) as image:

@@ -28,7 +28,7 @@ def l2(images: Tensor, reconstructions: Tensor) -> Tensor:
 def bce(images: Tensor, reconstructions: Tensor) -> Tensor:
     """One-hot label maps (B,C,H,W) in [0, 1] and logits (B,C,H,W) -> (B,): binary cross entropy in nats, mean over C,H,W.
 
-    Each channel is asked for by itself whether the pixel has its label, so labels may also overlap. The original's loss for
+    Each channel predicts by itself whether the pixel has its label, so labels may also overlap. The original's loss for
     segmentations. The logits are unbounded; targets outside [0, 1], such as images in [-1, 1], make it fall without end.
     """
     return F.binary_cross_entropy_with_logits(reconstructions, images, reduction="none").mean((1, 2, 3))

@@ -37,7 +37,7 @@ AS_IT_IS = Geometry(stride=1, padding=1)
 class Convolution(nn.Conv2d):
     """(B,C,.,.) -> (B,K,H,W): PyTorch's, with the faster gradient where it applies; kernel, stride and padding are square.
 
-    Where only the gradient of its image is asked for, as of a discriminator, that of its weight is computed all the same.
+    Where only the gradient of its image is needed, as of a discriminator, that of its weight is computed all the same.
     """
 
     def __init__(self, channels: int, out_channels: int, side: int, *, stride: int = 1, padding: int = 0) -> None:

@@ -189,7 +189,7 @@ def _run(
 
 
 def condition_of(shards: CodeShards, name: str) -> Condition:
-    """The condition that a prior on these codes learns. Raises `SmaltiError` where another is asked for than they hold."""
+    """The condition that a prior on these codes learns. Raises `SmaltiError` if another is requested than they hold."""
     labels, kept = shards.meta.labels, shards.meta.prefix
     if name not in OWN or (name == "auto" and kept is not None):
         return _kept_condition(shards, name)
