@@ -409,7 +409,9 @@ def save_png(path: str | Path, image: Tensor | Array, *, settings: Mapping[str, 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
     """An image file -> the settings `save_png` wrote into it; None when it carries none. Raises `DamagedImage`."""
-    read_image(path, channels=3, name=str(path))  # the text may be behind the pixels, and damage is reported in one place
+    read_image(
+        path, channels=3, name=str(path)
+    )  # the text may be behind the pixels, and damage is reported in one place
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=_formats()) as image:
